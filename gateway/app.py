@@ -225,7 +225,7 @@ def _ports(
     counts: tuple[Tally, Failures, Refusals],
     log: Log,
 ) -> Ports:
-    """Return the ports of the data plane: the other doors, and the tallies."""
+    """Return the `Ports` of the data plane: the doors it uses, and the tallies in `counts`."""
     tally, failures, refusals = counts
     estimator = Estimator(tokenizer=gateway_worker.load_tokenizer(), quantile=settings.hold_quantile)
     door.caches.join("estimates", estimator.known)

@@ -26,7 +26,7 @@ class TollkeeperError(Exception):
 
     @property
     def message(self) -> str:
-        """The sentence a person reads."""
+        """The message for people."""
         return str(self.args[0])
 
 
@@ -39,14 +39,13 @@ class StartError(TollkeeperError, reason="cannot_start"):
 
 
 class Refusal(TollkeeperError):
-    """A request that the gateway answers itself. What it costs: docs/internals/request.md, Refusals.
+    """A request that the gateway answers itself. Its cost: docs/internals/request.md, Refusals.
 
-    `retry_after_s` is None where no time is known; `retry_helps` is the answer to
-    "does waiting under a minute help?" (None: the field is not sent). `param` names the
-    request field that is wrong, where one is. `fields` of the answer tell what is left of the
-    limit that refused, `scope` whose limit that is: the gateway's own where it says nothing else. `policy` is
-    the name that `RateLimit-Policy` has for it, empty for none; `budget` is the `BudgetWindow` that refused.
-    `reply_to` is the id of the message that is refused, where it has one.
+    `retry_after_s` is None if no time is known. `retry_helps` says whether waiting under a minute helps
+    (None: the field is not sent). `param` names the wrong field of the request, if any. `fields` are response
+    fields about what is left of the limit that refused, and `scope` is the owner of that limit, by default
+    the gateway. `policy` is its name in `RateLimit-Policy`, empty for none. `budget` is the `BudgetWindow`
+    that refused. `reply_to` is the id of the refused message, if it has one.
     """
 
     scope: str = "gateway"
@@ -70,12 +69,12 @@ class Refusal(TollkeeperError):
 
     @property
     def told(self) -> str:
-        """What its caller reads."""
+        """The message for the caller."""
         return self.message
 
     @property
     def told_of_field(self) -> str:
-        """The same behind the name of the field, where an API has no place of its own for that."""
+        """The message for the caller after the name of the wrong field, for APIs without a place for it."""
         return f"{self.param}: {self.told}" if self.param else self.told
 
 
@@ -237,7 +236,7 @@ class RateLimited(Refusal, reason="rate_limited", status=429):
 
 
 class UpstreamLimited(RateLimited):
-    """The upstream has enough for now, by a limit of its own."""
+    """The upstream refuses calls for now, by a limit of its own."""
 
     scope = "upstream"
 
@@ -257,7 +256,7 @@ class ConcurrencyLimited(Refusal, reason="concurrency_limited", status=429):
 class UpstreamFailure(Refusal):
     """The upstream failed."""
 
-    # Both for operators alone: one of a few words, and what the machine says.
+    # For operators only: one of `CAUSES`, and the error of the system.
 
     cause: str = "broken"
     detail: str = ""
@@ -286,20 +285,20 @@ class IssuerUnavailable(Refusal, reason="issuer_unavailable", status=503):
 class CountersUnavailable(Refusal, reason="counters_unavailable", status=503):
     """The counters cannot be reached or are not verified yet."""
 
-    # What a server said, and where it is, is for logs: a caller reads the same whatever it was.
+    # The server's error and address are for logs only: callers always get the same message.
 
     @property
     def told(self) -> str:
-        """What its caller reads."""
+        """The message for the caller."""
         return (CountersUnavailable.__doc__ or "").strip()
 
 
 class CountersRefused(CountersUnavailable):
-    """The counters are there and answered this one question with an error."""
+    """The counters are reachable, and answered this one request with an error."""
 
 
 class NewerLayout(CountersRefused):
-    """A newer version has stored what this one was asked about."""
+    """A newer version has stored this data in a layout that this one cannot read."""
 
 
 class Overloaded(Refusal, reason="overloaded", status=503):
@@ -307,7 +306,7 @@ class Overloaded(Refusal, reason="overloaded", status=503):
 
 
 class TrialEnded(Overloaded):
-    """Somebody waits for what is held for this, so it was undone: try again in a while."""
+    """Others wait for the locks of this trial run, so it was undone: try again in a while."""
 
 
 class InternalError(Refusal):

@@ -1,6 +1,6 @@
-"""The installed distribution: its version, its extras, the libraries of each, and the one way to load them.
+"""The installed distribution: its version, its extras with their libraries, and how to load those.
 
-`pyproject.toml` says from where they come. Without an extra the rest runs as usual.
+`pyproject.toml` says where they come from. Without an extra the rest runs as usual.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # The command is `tollkeeper`; a distribution of that name on PyPI is another project's.
 DISTRIBUTION = "tollkeeper-gateway"
-# What an image's build leaves as INSTALLER of the installed distribution: an image has no pip.
+# The INSTALLER that the build of an image records: an image has no pip.
 IMAGE = "image"
 LIBRARIES = {
     "archive": ("pyarrow",),
@@ -41,13 +41,13 @@ _OURS = ("gateway", "persistence")
 
 
 def is_installed(extra: str) -> bool:
-    """Whether all libraries of an extra are there; none is loaded."""
+    """Return whether all libraries of an extra are installed. None is loaded."""
     return all(find_spec(name) is not None for name in LIBRARIES[extra])
 
 
 @contextmanager
 def loading(extra: str) -> Iterator[None]:
-    """Import libraries of an extra within this: `MissingExtra` where one is not there."""
+    """Return a context for importing libraries of an extra: it raises `MissingExtra` if one is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -64,8 +64,8 @@ def version() -> str:
 def install(extra: str) -> str:
     """Return the command that adds an extra to this installation.
 
-    By what the installer recorded (PEP 376's INSTALLER, PEP 610's direct_url.json): a checkout is named by
-    its folder, an image is built with the extra, and anything else comes by its name from an index.
+    It depends on the installer's record (PEP 376's INSTALLER, PEP 610's direct_url.json): a checkout is named
+    by its folder, an image is built with the extra, and anything else is installed by name from an index.
     """
     here = _installed()
     if (here.read_text("INSTALLER") or "").strip() == IMAGE:

@@ -1,9 +1,9 @@
-"""The record of a feature, by which it hands its parts over, and the features of this installation.
+"""The record of a feature, which lists its parts, and the features of this installation.
 
-A feature is a folder of `gateway/features` with a record `FEATURE` in its `feature.py`. A folder that is not
-there is a feature that is left out. The core imports no feature: it asks `features()` for their parts.
-A record is light. Its functions import what they need, and its parts are named by their places, so a process
-loads no part of another.
+A feature is a folder of `gateway/features` with a record `FEATURE` in its `feature.py`. Without the folder
+the feature is left out. The core imports no feature: it asks `features()` for their parts. A record is light.
+Its functions import what they need, and its parts are named as `module:name`, so a process loads no part for
+another one.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 
 def load(place: str) -> Any:
-    """Return the value at a place, `module:name`."""
+    """Return the value named by `module:name`."""
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)
 
 
 def lazy(place: str) -> Callable[..., Any]:
-    """Return a function that returns or calls the value at `module:name`, loaded when it is called."""
+    """Return a function that loads `module:name` when it is called, and returns or calls its value."""
 
     def ask(*given: object) -> Any:
         found = load(place)
@@ -49,7 +49,7 @@ def lazy(place: str) -> Callable[..., Any]:
 
 
 def commands(*places: str) -> Callable[[typer.Typer], None]:
-    """Return a function that adds functions as commands of their own names."""
+    """Return a function that adds the functions at `places` as commands named like them."""
 
     def add(app: typer.Typer) -> None:
         for place in places:
@@ -59,7 +59,7 @@ def commands(*places: str) -> Callable[[typer.Typer], None]:
 
 
 def mounts(**places: str) -> Callable[[AdminParts], Routes]:
-    """Return a maker of routes whose parts stand at these places, whatever is set."""
+    """Return a function that makes `Routes` of the parts at `places`, whatever the settings are."""
     return lambda _: load("gateway.run.keeper_doors:Routes")(
         **{name: load(place) for name, place in places.items()}
     )
@@ -72,16 +72,16 @@ async def _no_findings(_: Settings) -> AsyncIterator[Finding]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
-    """One feature. `tables`, `settings` and `metrics` are the names that are its own."""
+    """One feature. `tables`, `settings` and `metrics` are the names that belong to it."""
 
     name: str
     tables: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
-    # Name, kind, help and labels, as Prometheus has them.
+    # Name, kind, help and labels for Prometheus.
     metrics: tuple[tuple[str, str, str, tuple[str, ...]], ...] = ()
     resources: Callable[[], Sequence[Resource]] = tuple
-    # Actions on resources of the core, by the name of the resource; what they do to rows. Files of rows of a
-    # resource, or of a report: fields of a `DocumentEndpoint` each.
+    # Actions on resources of the core, by resource; their effects on rows (`verbs`); files of a resource's
+    # rows or of a report (`documents`): fields of a `DocumentEndpoint`.
     actions: Callable[[], Mapping[str, Sequence[Action]]] = dict
     documents: Mapping[str, Sequence[tuple[Any, ...]]] = field(default_factory=dict)
     verbs: Callable[[], Mapping[str, Mapping[str, Verb]]] = dict
@@ -89,54 +89,54 @@ class Feature:
     subjects: Callable[[], Mapping[str, Entity]] = dict
     # Fields of a `Screen` of the console.
     screens: tuple[Mapping[str, Any], ...] = ()
-    # Whether settings want it: else its screens are not in the menu.
+    # Whether the settings enable it; otherwise its screens are not in the menu.
     is_on: Callable[[Settings], bool] = lambda _: True
-    # Finds letters of a text that no font of its documents shows, and may take long; None where it sets none.
+    # Finds letters of a text that no font of its documents has, and may take long; None without documents.
     missing_glyphs: Callable[[], Callable[[str], str] | None] = lambda: None
-    # What the console says of an invoice's life besides.
+    # Additional entries in an invoice's history in the console.
     invoice_history: Callable[[], Sequence[InvoiceHistory]] = tuple
-    # Told of calls, and of final documents, in the transaction that stores or changes them.
+    # Listeners to calls and to final documents, in the transaction that stores or changes them.
     listeners: Callable[[], Sequence[LedgerListener]] = tuple
     invoice_listeners: Callable[[], Sequence[InvoiceListener]] = tuple
-    # Adds commands to the program's own, and to those of administration.
+    # Add commands to the program, and to the administration commands.
     commands: Callable[[typer.Typer], None] = lambda _: None
     admin_commands: Callable[[typer.Typer], None] = lambda _: None
-    # Other places from which the command line's lists may be read.
+    # Other sources of the command line's lists.
     list_sources: Callable[[], Sequence[ListSource]] = tuple
-    # What a keeper's process of the loops does for it; None where settings want nothing.
+    # Its work in a keeper's process of loops; None if the settings do not enable it.
     work: Callable[[KeeperParts], Work | None] = lambda _: None
-    # What it answers at the admin port besides its resources; None where settings want nothing.
+    # Its routes at the admin port besides resources; None if the settings do not enable it.
     routes: Callable[[AdminParts], Routes | None] = lambda _: None
-    # What it answers at the gateway's own port: routes, and who answers each.
+    # Its routes at the gateway's port, with their handlers.
     answers: Callable[[Settings, Log], Mapping[CallRoute, Answerer]] = lambda *_: {}
-    # Who answers paths that a gateway routes, by path; who goes on with a client by a WebSocket.
+    # Handlers of routed paths, by path; the function that serves a WebSocket client.
     handlers: Callable[[], Mapping[str, Answerer]] = dict
     open_socket: Answerer | None = None
-    # Handlers of records that a gateway's settlement log kept, by their kind.
+    # Handlers of records in a gateway's settlement log, by kind.
     log_handlers: Callable[[Ports], Mapping[int, Callable[[bytes], Awaitable[None]]]] = lambda _: {}
-    # By event, the link that messages to webhooks have.
+    # The link in messages to webhooks, by event.
     links: Callable[[Settings], Mapping[str, Callable[[Delivery], str]]] = lambda _: {}
-    # What `tollkeeper doctor` says of it.
+    # Its findings in `tollkeeper doctor`.
     findings: Callable[[Settings], AsyncIterator[Finding]] = _no_findings
 
 
 def screens_off(settings: Settings) -> frozenset[str]:
-    """Return the names of screens of features that no setting wants."""
+    """Return the names of console screens of features that are off by the settings."""
     return frozenset(one["name"] for each in features() if not each.is_on(settings) for one in each.screens)
 
 
 def handlers() -> dict[str, Answerer]:
-    """Return the answering function of each path that features serve at a gateway."""
+    """Return the features' handlers of gateway paths, by path."""
     return {path: one for each in features() for path, one in each.handlers().items()}
 
 
 def log_handlers(ports: Ports) -> dict[int, Callable[[bytes], Awaitable[None]]]:
-    """Return the features' handlers of records that the settlement log kept, by the kind of a record."""
+    """Return the features' handlers of records in the settlement log, by kind of record."""
     return {kind: one for each in features() for kind, one in each.log_handlers(ports).items()}
 
 
 def socket_opener() -> Answerer | None:
-    """Return the function that goes on with clients by a WebSocket, if a feature has one."""
+    """Return the function that serves WebSocket clients, if a feature has one."""
     return next((each.open_socket for each in features() if each.open_socket is not None), None)
 
 

@@ -1,6 +1,6 @@
-"""Files that people name: read without waiting for anybody, and only where they are regular ones.
+"""Read files named by people: without blocking, and only if they are regular files.
 
-A pipe would be waited for until somebody writes, in a thread that nothing ends.
+Reading a pipe would block until somebody writes, in a thread that cannot be ended.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from collections.abc import Iterable
 from contextlib import suppress
 from urllib.parse import parse_qsl, urlsplit
 
-# Of a file that holds a secret, such as a URL with a password.
+# Most bytes of a file with a secret, such as a URL with a password.
 SECRET_BYTES_MAX = 64 * 1024
-# What files were like when they were looked at; None is not there.
+# Inode, size and time of files; None for a missing one.
 Seen = tuple[tuple[int, int, int] | None, ...]
 
 
 def read_regular(path: str | os.PathLike[str], bytes_max: int) -> bytes:
-    """Return at most `bytes_max` + 1 bytes of a file; `OSError` where it is no regular file."""
+    """Return at most `bytes_max` + 1 bytes of a file. Raise `OSError` if it is no regular file."""
     with open(path, "rb", opener=_opened) as file:
         _require_regular(os.fstat(file.fileno()), path)
         return file.read(bytes_max + 1)
 
 
 def require_regular(*paths: str | os.PathLike[str] | None) -> None:
-    """Raise `OSError` if a file that others will open is no regular one; empty paths are skipped."""
+    """Raise `OSError` if a file that a library will open is not regular. Empty paths are skipped."""
     for path in paths:
         if path:
             _require_regular(os.stat(path), path)
 
 
 def is_readable(descriptor: int) -> bool:
-    """Return whether the kernel holds something for an idle connection: its end, or bytes out of turn."""
+    """Return whether an idle connection has something to read: its end, or unexpected bytes."""
     if descriptor < 0:
         return True
     poll = select.poll()
@@ -44,11 +44,11 @@ def is_readable(descriptor: int) -> bool:
 
 
 def seen(files: Iterable[str | None]) -> Seen:
-    """Return inode, size and time of each file, to detect another content."""
+    """Return inode, size and modification time of each file, to detect changes; None for a missing file."""
     found: list[tuple[int, int, int] | None] = []
     for file in filter(None, files):
         try:
-            there = os.stat(file)  # before a connection, so as little as there may be
+            there = os.stat(file)  # runs before each connection, so it must be cheap
         except OSError:
             found.append(None)
         else:
@@ -57,9 +57,9 @@ def seen(files: Iterable[str | None]) -> Seen:
 
 
 def https_with(ca_file: str | None) -> ssl.SSLContext:
-    """Return a TLS context for HTTP/1.1, with the authorities of this file; empty for the system's.
+    """Return a TLS context for HTTP/1.1 with the authorities in a file; empty means the system's.
 
-    `OSError` where the file cannot be used.
+    Raise `OSError` if the file cannot be used.
     """
     require_regular(ca_file)
     context = ssl.create_default_context(cafile=ca_file or None)
@@ -69,21 +69,21 @@ def https_with(ca_file: str | None) -> ssl.SSLContext:
 
 
 class UrlFile:
-    """The URL of a server, and the file that says it if one does: read again for each connection.
+    """The URL of a server, and optionally the file that contains it, which is read for each connection.
 
-    Who we are there may change, not where it is: what names another place, or cannot be read, changes
-    nothing. The file's watcher says so.
+    Only user and password may change in the file. A URL of another server, or an unreadable file, has no
+    effect; the file's watcher reports it.
     """
 
     def __init__(self, url: str, path: str = "") -> None:
         self._url, self._path = url, path
 
     def __bool__(self) -> bool:
-        """Return whether a server is configured at all."""
+        """Return whether a server is configured."""
         return bool(self._url)
 
     def url(self) -> str:
-        """Return the URL for a new connection, as its file has it now if this is the same server."""
+        """Return the URL for a new connection: that in the file now, if it is of the same server."""
         with suppress(OSError, ValueError):
             said = read_regular(self._path, SECRET_BYTES_MAX).decode().strip() if self._path else ""
             if is_same_place(said, self._url):
@@ -92,7 +92,7 @@ class UrlFile:
 
 
 def is_same_place(one: str, other: str) -> bool:
-    """Return whether two URLs lead to the same server; `ValueError` where one is none."""
+    """Return whether two URLs lead to the same server. Raise `ValueError` if one is invalid."""
     return _place(one) == _place(other)
 
 

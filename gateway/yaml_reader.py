@@ -1,7 +1,7 @@
-"""YAML as people write it here, read without guessing.
+"""YAML files of people, read without guessing.
 
-PyYAML reads it, with the plain values of JSON in the words of YAML 1.2: no is a text, and so is a date.
-Anchors, aliases, tags and names that stand twice are refused, so the result is never larger than the file.
+PyYAML reads it, with the plain values of JSON in the words of YAML 1.2: `no` is a text, and so is a date.
+Anchors, aliases, tags and duplicate names are refused, so the result is never larger than the file.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from yaml.composer import Composer
 
 DEPTH_MAX = 32
 VALUES_MAX = 1_000_000
-# So deep in a document lines are noted: a kind, its object, a field.
+# The depth to which line numbers are recorded: a kind, its object, a field.
 NOTED_DEPTH = 3
 
-# Numbers have no more digits than any number here: longer ones are texts.
+# Numbers have as many digits as numbers need here: longer ones are texts.
 _WORDS = {
     "null": (re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
     "bool": (re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
@@ -35,7 +35,7 @@ Path = tuple[str | int, ...]
 
 
 class UnreadableYaml(Exception):
-    """The fault, its line, and its document; 0 is none where it is no YAML at all."""
+    """Raised for a fault, with its line and the number of its document; 0 if it is no YAML at all."""
 
     def __init__(self, said: str, line: int, document: int = 0) -> None:
         super().__init__(said)
@@ -44,7 +44,7 @@ class UnreadableYaml(Exception):
 
 @dataclass(frozen=True, slots=True)
 class YamlDocument:
-    """One document of a file, counted from 1: its value, and in which lines its parts stand."""
+    """One document of a file, counted from 1: its value, and the line numbers of its parts."""
 
     file: str
     number: int
@@ -53,12 +53,12 @@ class YamlDocument:
 
 
 def documents(text: str, file: str, *, decimals_as_texts: bool = False) -> Iterator[YamlDocument]:
-    """The documents of a file; `UnreadableYaml` names the line of a fault.
+    """Yield the documents of a file. `UnreadableYaml` has the line of a fault.
 
-    `decimals_as_texts` keeps numbers with a point as they are written, digit for digit.
+    `decimals_as_texts` returns numbers with a point as texts, digit for digit.
     """
     try:
-        # The first piece of a text is looked at when the loader is made.
+        # The constructor already reads the beginning of the text, and may raise.
         loader = _Loader(text)
         loader.decimals_as_texts = decimals_as_texts
         while loader.check_node():
@@ -67,14 +67,14 @@ def documents(text: str, file: str, *, decimals_as_texts: bool = False) -> Itera
             yield YamlDocument(file, loader.number, loader.construct_document(node), dict(_lines(node, ())))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        # What ends too soon is told of the last line, not of one behind it.
+        # An unexpected end is reported in the last line, not in one after it.
         line = min(mark.line + 1, text.count("\n") + 1) if mark else 1
         problem = getattr(error, "problem", None) or "holds characters that YAML does not have"
         raise UnreadableYaml(problem, line) from error
 
 
 class _Loader(Composer, _BASE):  # type: ignore[misc]  # whichever there is
-    """PyYAML's safe loader, but for what is refused and what plain words mean."""
+    """PyYAML's safe loader with fewer features, and with plain words by YAML 1.2."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
@@ -86,7 +86,7 @@ class _Loader(Composer, _BASE):  # type: ignore[misc]  # whichever there is
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
-        self._count += index is not None or parent is None  # a name is no value
+        self._count += index is not None or parent is None  # names do not count
         if self._count > VALUES_MAX:
             raise self._wrong(event, f"more than {VALUES_MAX} values")
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
@@ -103,7 +103,7 @@ class _Loader(Composer, _BASE):  # type: ignore[misc]  # whichever there is
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, object]:
         found: dict[str, object] = {}
         for key, value in node.value:
-            # A name such as 2024 or no is a text all the same.
+            # A name such as 2024 or no is a text too.
             if not isinstance(key, yaml.ScalarNode) or key.value in {"", "<<"}:
                 raise self._wrong(key, "a field must have a plain name")
             if key.value in found:
@@ -127,7 +127,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def _lines(node: Any, path: Path) -> Iterator[tuple[Path, int]]:
-    """In which lines the parts of a document stand."""
+    """Yield (path, line number) for each part of a document, up to `NOTED_DEPTH`."""
     if len(path) == NOTED_DEPTH or not isinstance(node, yaml.CollectionNode):
         return
     named = isinstance(node, yaml.MappingNode)

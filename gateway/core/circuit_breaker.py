@@ -1,10 +1,11 @@
-"""Which upstreams are left alone, and until when: the table of one worker. Pure.
+"""Upstreams that get no calls for a while, because they refused some: the table of one worker. Pure.
 
-An upstream that refused says how long it wants not to be asked. What it limits is an account, which is the
-address and credential that all callers share, and a model. Where it says that a limit is spent, nobody asks
-for that meanwhile. Else the call itself may be the reason: its organization alone waits, and everybody once a
-second organization was refused. Models are callers' words and waits are strangers': entries and times have a
-maximum, and of too many the one that ends first goes.
+An upstream that refuses a call states how long to wait. Its limit applies to an account (the address and
+credential that all callers share) and a model. If it says that a limit is used up, no call is sent for that
+long. Otherwise the call itself may be the reason: only its organization waits, and everybody once a second
+organization was refused. Names of models come from callers and waits from upstreams, so entries and times
+have a maximum; beyond it the entry that ends first is dropped.
+
 Times are seconds of the worker's monotonic clock.
 """
 
@@ -21,7 +22,7 @@ ENTRIES_MAX = 64
 NAME_CHARACTERS_MAX = 256
 FIELDS_BYTES_MAX = 1024
 COOLING_S_MAX = 60.0
-COOLING_S_MIN = 0.1  # what is shorter is over before it is told
+COOLING_S_MIN = 0.1  # a shorter pause is over before others know of it
 TOLD_S_MAX = 366 * 86_400.0
 _LINE = re.compile(rb"[A-Za-z0-9-]+:[\x20-\x7e]*")
 
@@ -30,8 +31,9 @@ EVERYBODY = 0
 
 
 class BackoffEntry(NamedTuple):
-    """Nobody of an organization, or of all, asks before `until`; the upstream itself said `told_until`, and
-    its limits in `fields`.
+    """A pause of calls to an upstream until `until`, for one organization or all.
+
+    The upstream itself asked for a pause until `told_until`, and stated its limits in `fields`.
     """
 
     until: float
@@ -45,7 +47,10 @@ class BackoffEntry(NamedTuple):
 
 
 class CircuitBreaker:
-    """The entries by their names, none where `s_max` is 0. `begun` hears of those that begin here."""
+    """The pauses of upstreams by name. `s_max` is the longest one, 0 for none.
+
+    `begun` is called when a pause begins in this worker.
+    """
 
     __slots__ = ("_begun", "entries", "s_max")
 
@@ -55,7 +60,7 @@ class CircuitBreaker:
         self._begun = begun
 
     def bound(self, s_max: float, now: float) -> None:
-        """Set another maximum, for the stored entries too."""
+        """Set another maximum for pauses, also for those in progress."""
         self.s_max = s_max
         self.entries = {
             name: one._replace(until=min(one.until, now + s_max)) for name, one in self.entries.items()
@@ -65,7 +70,7 @@ class CircuitBreaker:
     def begin(  # which upstream, for how long, and who waits
         self, name: str, wait_s: float, fields: Sequence[bytes], now: float, organization_id: int = EVERYBODY
     ) -> float:
-        """Suspend calls to an upstream; return for how many seconds more than before."""
+        """Pause calls to an upstream. Return by how many seconds its pause was extended."""
         told_until, known = now + min(wait_s, TOLD_S_MAX), self.of(name, now)
         self.take(name, BackoffEntry(told_until, told_until, _within(fields), organization_id), now)
         one = self.of(name, now)
@@ -76,9 +81,10 @@ class CircuitBreaker:
         return one.until - before
 
     def take(self, name: str, one: BackoffEntry, now: float) -> None:
-        """Store an entry, unless an earlier one ends later, or it is of no use.
+        """Store a pause, unless the known one ends later, or the new one is too short.
 
-        An entry of another organization makes it everybody's, until the first of both ends.
+        If another organization already has a pause of this name, it becomes one for all, until the first of
+        both ends.
         """
         until = min(one.until, now + self.s_max)
         known, entries = self.of(name, now), self.entries
@@ -99,7 +105,7 @@ class CircuitBreaker:
         entries[name] = one._replace(until=until)
 
     def of(self, name: str, now: float) -> BackoffEntry | None:
-        """Return the entry of this name, while it lasts."""
+        """Return the current pause of this name, or None."""
         one = self.entries.get(name)
         return one if one is not None and one.until > now else None
 
@@ -109,7 +115,7 @@ class CircuitBreaker:
 
 
 def _within(fields: Sequence[bytes]) -> tuple[bytes, ...]:
-    """Return the fields that are plain text, as many as are kept."""
+    """Return the leading header lines that are printable ASCII, up to `FIELDS_BYTES_MAX`."""
     kept, left = [], FIELDS_BYTES_MAX
     for line in fields:
         left -= len(line)
@@ -118,10 +124,10 @@ def _within(fields: Sequence[bytes]) -> tuple[bytes, ...]:
     return tuple(kept)
 
 
-# How often something is tried again, after how long, and which of its failures are said.
+# How often and when to retry, and which failures to log.
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """At most so many attempts; the first pause, how many times as long the next one is, and the longest."""
+    """When to retry: the most attempts, the first pause, the factor of each next one, and the longest."""
 
     attempts_max: int
     first_s: float
@@ -129,28 +135,28 @@ class RetryPolicy:
     longest_s: float
 
     def after_s(self, attempts: int) -> float | None:
-        """Return seconds until the next attempt after so many, 1 or more; None when it is given up."""
+        """Return the seconds from attempt number `attempts` (from 1) to the next; None to give up."""
         if attempts >= self.attempts_max:
             return None
         return min(self.longest_s, self.first_s * self.factor ** (attempts - 1))
 
 
 def is_worth_a_line(failures: int) -> bool:
-    """Return whether to log this failure: the first, second, fourth … What lasts fills no disk."""
+    """Return whether to log failure number `failures`: the 1st, 2nd, 4th, 8th and so on."""
     return failures & (failures - 1) == 0
 
 
-# For how long another side wants to be left alone, as `Retry-After` says it (RFC 9110, 10.2.3). Pure.
+# Reading `Retry-After`: how long another server asks to wait (RFC 9110, 10.2.3). Pure.
 #
-# Every value is a stranger's: what is negative, no number and no date says nothing.
+# Values are untrusted: negative numbers, and texts that are no number and no date, are ignored.
 
-# A longer value is not read. A number may have as many digits: who waits has a maximum of its own.
+# Longest value that is read. A number may have that many digits: each caller limits its wait.
 VALUE_CHARS_MAX = 64
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
 def retry_after_s(value: str, now_s: float) -> float | None:
-    """Return the stated seconds from `now_s` (Unix time), with fractions; None if unreadable."""
+    """Return the seconds in a `Retry-After` value, counted from `now_s` (Unix time); None if unreadable."""
     if len(value) > VALUE_CHARS_MAX:
         return None
     seconds = number_of(value)
@@ -161,12 +167,12 @@ def retry_after_s(value: str, now_s: float) -> float | None:
 
 
 def number_of(value: str) -> float | None:
-    """Return a number that is not negative, in ASCII digits; None where it is none."""
+    """Return a non-negative decimal number in ASCII digits; None if the text is something else."""
     return float(value) if _NUMBER.fullmatch(value) else None
 
 
 def date_s(value: str) -> float | None:
-    """Return the moment of an HTTP date (RFC 9110, 5.6.7), which is in UTC; None where it is none."""
+    """Return the Unix time of an HTTP date (RFC 9110, 5.6.7), which is in UTC; None if it is no date."""
     try:
         at = parsedate_to_datetime(value)
     except (ValueError, TypeError, OverflowError, IndexError):
@@ -174,28 +180,28 @@ def date_s(value: str) -> float | None:
     return at.replace(tzinfo=at.tzinfo or UTC).timestamp()
 
 
-# How long an upstream that refused a call asks to be left alone, read from the fields of its answer. Pure.
+# How long an upstream that refused a call asks to wait, read from the fields of its answer. Pure.
 #
-# Every value is a stranger's: one that is negative, no number and no time, or said twice in two ways says
-# nothing. Source: what the families' own APIs document of their rate limits (`retry-after-ms`, resets such as
+# Values are untrusted: a negative or unreadable value, or a field with two different values, is ignored.
+# Source: documentation of rate limits by the providers of each family (`retry-after-ms`, resets such as
 # `6m0s` or by RFC 3339, `unified`).
 
-# The rest of a limit counts as nothing below this part of it.
+# A limit counts as used up if less than this part of it remains.
 LEFT_MIN = 0.01
 _MARK = b"ratelimit-"
 _ROLES = frozenset({"limit", "remaining", "reset", "status"})
-_BEYOND = "overage"  # what may be had beyond a subscription: it may be rejected while much of that is left
+_BEYOND = "overage"  # use beyond a subscription: may be rejected while much of the subscription remains
 _SPAN = re.compile(
     r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?(?:([0-9]+(?:\.[0-9]+)?)ms)?"
 )
 _SPAN_UNITS_S = (86_400.0, 3_600.0, 60.0, 1.0, 0.001)
-# A number this large is a time since the epoch, in seconds; or in milliseconds.
+# Numbers from here on are Unix times, in seconds or in milliseconds.
 _EPOCH_S, _EPOCH_MS = 10**9, 10**12
 
 
 @dataclass(slots=True)
 class _Limit:
-    """One limit as the upstream tells of it; None is what it does not say."""
+    """One limit as the upstream reports it. Unknown values are None."""
 
     limit: float | None = None
     remaining: float | None = None
@@ -204,20 +210,20 @@ class _Limit:
 
     @property
     def spent(self) -> bool:
-        """Whether nobody can have anything of it."""
+        """Whether the limit is used up."""
         return self.rejects or (self.remaining is not None and self.remaining <= LEFT_MIN * (self.limit or 0))
 
 
 def wait_hint(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float, bool]:
-    """Return seconds to wait, 0 where the upstream does not say so, and whether a limit is said to be spent.
+    """Return the seconds that an upstream asks to wait (0 if unknown), and whether a limit is used up.
 
-    `lines` are the fields of the answer, `tokens` what the refused call may use by our estimate, `now_s` the
-    time of day. Where no limit is spent, but fewer tokens are left than that, only this call was too large.
-    Else `Retry-After` counts. Without one the latest reset of a spent limit does, or the first of all where
-    no rest is known. Where none is spent, the call itself may be the reason.
+    `lines` are the fields of its refusal, `tokens` the estimated use of the refused call, `now_s` the Unix
+    time. If no limit is used up, but fewer tokens remain than `tokens`, only this call was too large: no
+    wait. Otherwise `Retry-After` counts. Without it, the latest reset of a used up limit counts, or the first
+    of all if no remaining amount is known. If no limit is used up, the call itself may be the reason.
     """
     fields = _said(lines)
-    now_s = date_s(fields.get(b"date", "")) or now_s  # a wait until a time goes by the clock of who says it
+    now_s = date_s(fields.get(b"date", "")) or now_s  # a time to wait for is by the upstream's clock
     limits = _limits(fields, now_s)
     spent = [one for one in limits.values() if one.spent]
     left = [one.remaining for name, one in limits.items() if "token" in name and one.remaining is not None]
@@ -234,7 +240,7 @@ def wait_hint(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float,
 
 
 def stated_limits(lines: Iterable[bytes]) -> tuple[int, int]:
-    """Return the requests and tokens a minute that an answer's fields allow; 0 where not stated."""
+    """Return the requests and tokens per minute that an answer's fields state as limits; 0 if unstated."""
     limits = _limits(_said(lines), 0.0)
 
     def of(*names: str) -> int:
@@ -244,7 +250,7 @@ def stated_limits(lines: Iterable[bytes]) -> tuple[int, int]:
 
 
 def _said(lines: Iterable[bytes]) -> dict[bytes, str]:
-    """Return values by lower-case name; empty for one that is too long, or for two that differ."""
+    """Return values by lower-case name; empty if a value is too long, or two values differ."""
     said: dict[bytes, str] = {}
     for line in lines:
         name, _, value = line.partition(b":")
@@ -256,7 +262,7 @@ def _said(lines: Iterable[bytes]) -> dict[bytes, str]:
 
 
 def _limits(fields: dict[bytes, str], now_s: float) -> dict[str, _Limit]:
-    """Return the limits by what they count: `requests`, `input-tokens`, `unified` and so on."""
+    """Return limits by the unit they count: `requests`, `input-tokens`, `unified` and so on."""
     limits: dict[str, _Limit] = {}
     for field, value in fields.items():
         words = field.partition(_MARK)[2].decode("latin-1").split("-")
@@ -277,7 +283,7 @@ def _limits(fields: dict[bytes, str], now_s: float) -> dict[str, _Limit]:
 
 
 def _retry_s(fields: dict[bytes, str], now_s: float) -> float | None:
-    """Return the seconds that `Retry-After` states; None where it cannot be read."""
+    """Return the seconds of `retry-after-ms` or `Retry-After`; None without a readable one."""
     milliseconds = number_of(fields.get(b"retry-after-ms", ""))
     if milliseconds is not None:
         return milliseconds / 1000
@@ -285,7 +291,7 @@ def _retry_s(fields: dict[bytes, str], now_s: float) -> float | None:
 
 
 def _reset_s(value: str, now_s: float) -> float | None:
-    """Return seconds until a reset that is a span, a number, or a time."""
+    """Return the seconds until a reset, given as a duration, a number or a time; None if unreadable."""
     number = number_of(value)
     if number is not None:
         if number < _EPOCH_S:
@@ -301,26 +307,26 @@ def _reset_s(value: str, now_s: float) -> float | None:
     return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now_s)
 
 
-# Why upstreams fail: causes of a few words, told at a bounded rate.
+# Causes of failures of upstreams, logged at a bounded rate.
 #
 # Causes are labels of a metric and words of a log line; `gateway/outbound/tunnel.py` finds them in errors.
 
 REFUSED, UNRESOLVED, TLS, UNROUTABLE, RESET = "refused", "unresolved", "tls", "unroutable", "reset"
 TIMEOUT, CONNECT_TIMEOUT, BROKEN, OTHER = "timeout", "connect_timeout", "broken", "other"
-UNFINISHED = "unfinished"  # its answer ended without the last word of its API
-CREDENTIALS = "credentials"  # there are none for it now
-PROXY = "proxy"  # on the way to the upstream: it cannot be reached, refuses, or speaks no HTTP
+UNFINISHED = "unfinished"  # its answer ended without the final event of its API
+CREDENTIALS = "credentials"  # the gateway has none for it now
+PROXY = "proxy"  # a proxy before the upstream: unreachable, refuses, or no HTTP
 CAUSES = (
     REFUSED, UNRESOLVED, TLS, UNROUTABLE, RESET, CONNECT_TIMEOUT, TIMEOUT, BROKEN, UNFINISHED, PROXY,
     CREDENTIALS, OTHER,
 )  # fmt: skip
-# One line of each upstream and cause within so many seconds; it says how many there were.
+# Seconds between two log lines about one upstream and cause; a line has the number of failures.
 TELL_EACH_S = 10.0
 KEYS_TELL_EACH_S = 60.0
 
 
 class UnreportedFailures:
-    """How many failures of an upstream and cause are not told yet, and when one was told last."""
+    """Counts of failures by upstream and cause since the last log line about them."""
 
     __slots__ = ("_untold",)
 
@@ -328,7 +334,7 @@ class UnreportedFailures:
         self._untold: dict[tuple[str, str], list[float]] = {}
 
     def note(self, upstream: str, cause: str, now: float, each_s: float = TELL_EACH_S) -> int:
-        """Count a failure; how many there were since the last telling where it is time to tell, else 0."""
+        """Count a failure. Return the number since the last log line if one is due, else 0."""
         known = self._untold.get((upstream, cause))
         if known is None:
             self._untold[upstream, cause] = [now + each_s, 0.0]

@@ -1,6 +1,6 @@
-"""Certificates: the files a TLS connection is made with, and until when one that was met is valid.
+"""Certificates: the files of a TLS connection, and the expiry of a peer's certificate.
 
-The latter is read from the certificate itself: Python's own `ssl` tells it only of those it has verified.
+The expiry is read from the certificate itself, because Python's `ssl` returns it only for verified ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gateway.core.issuers import FAILURES
 from gateway.errors import TollkeeperError
 
 VERSION, UTC_TIME = 0xA0, 0x17
-# What a transport is asked for: the one URI of its client's certificate, empty once that is over.
+# The name of the URI in a client's certificate, as information of a transport; empty once it has expired.
 WORKLOAD = "workload"
 
 
@@ -27,7 +27,10 @@ class UnreadableCertificate(TollkeeperError, reason="unreadable_certificate", st
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files of a TLS connection, by path. Empty: the system's authorities, and no certificate of ours."""
+    """Paths of PEM files for a TLS connection.
+
+    Empty means the system's authorities, and no client certificate.
+    """
 
     authority: str = ""
     certificate: str = ""
@@ -35,16 +38,16 @@ class TlsFiles:
 
 
 class Connection(Protocol):
-    """What a transport is asked here."""
+    """The part of an asyncio transport that is used here."""
 
     def get_extra_info(self, name: str, /) -> Any:
-        """Return the information that a connection has under this name."""
+        """Return information about the connection by its asyncio name."""
 
 
 def end_of(connection: Connection) -> float | None:
-    """Return when, in Unix time, the certificate of the other side expires; None where it showed none.
+    """Return the Unix time at which the peer's certificate expires; None if it showed none.
 
-    None too where that cannot be read: a connection that is good otherwise does not fail for it.
+    Also None for an unreadable certificate: a working connection must not fail for that.
     """
     session = connection.get_extra_info("ssl_object")
     certificate = session.getpeercert(binary_form=True) if session is not None else None
@@ -55,7 +58,7 @@ def end_of(connection: Connection) -> float | None:
 
 
 def not_after(certificate: bytes) -> float:
-    """Return the last second, Unix time, at which a DER certificate is valid (RFC 5280, 4.1.2.5)."""
+    """Return the last second (Unix time) at which a DER certificate is valid (RFC 5280, 4.1.2.5)."""
     try:
         (_, whole), *_ = _parts(certificate)
         (_, signed), *_ = _parts(whole)
@@ -68,7 +71,7 @@ def not_after(certificate: bytes) -> float:
 
 
 def _parts(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield tag and content of each element side by side in some DER."""
+    """Yield tag and content of each element in a DER sequence."""
     at = 0
     while at < len(der):
         kind, length, at = der[at], der[at + 1], at + 2
@@ -88,25 +91,25 @@ def _seconds(kind: int, text: str) -> float:
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
-# Wrong credentials at one port: counted, told at a bounded rate, and answered later with each.
+# Wrong credentials at one port: counted, logged at a bounded rate, and answered later each time.
 #
-# A right one never waits, also beside others from the same address. An address stands for its site: of
-# IPv6, one customer's line.
+# A right credential never waits, even if others from the same address were wrong. Addresses are counted by
+# site: in IPv6 that is the network of one customer.
 
 REASONS = ("missing", "malformed", "unknown", "revoked", *FAILURES)
 FREE_MAX = 5  # failures of a site within the window that are answered at once
 WINDOW_S = 60.0
 DELAY_S_FIRST = 0.1
 DELAY_S_MAX = 1.0
-DELAYED_MAX = 256  # answers that wait at once: memory is worth more than their senders' time
+DELAYED_MAX = 256  # answers that wait at once; further ones are not delayed, to save memory
 SITES_MAX = 10_000
-TOLD_MAX = 10  # sites that are told of by name at a time
+TOLD_MAX = 10  # sites named in one report
 IPV6_SITE_BITS = 64
 
 
 @dataclass(slots=True)
 class FailureReport:
-    """Failures of a site since the last telling; `site` is empty for all those beyond the maximum."""
+    """Failures of a site since the last report. `site` is empty for all sites beyond the maximum."""
 
     site: str
     attempts: int = 0
@@ -114,23 +117,24 @@ class FailureReport:
 
 
 class Failures:
-    """The failures at a port. `clock` is monotonic; `counts` are by reason, `delayed` answers wait now.
+    """Failed authentications at a port. `clock` is monotonic.
 
-    The first `free_max` failures of a site within a window are answered at once.
+    `counts` are by reason, `delayed` is the number of answers that wait now. The first `free_max` failures of
+    a site within a window are answered at once.
     """
 
     def __init__(self, clock: Callable[[], float], free_max: int = FREE_MAX) -> None:
         self.free_max = free_max
-        # From the start, so that a count shows its first failure too.
+        # Counters exist from the start, so that the metric shows the first failure too.
         self.counts = dict.fromkeys(REASONS, 0)
         self.delayed = 0
         self._clock = clock
-        # How many failures of a site its running window holds, and when that began.
+        # By site: the failures in its current window, and the begin of the window.
         self._sites: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._untold: dict[str, FailureReport] = {}
 
     def count(self, address: str, reason: str) -> float:
-        """Count a failure; how many seconds its answer is to wait."""
+        """Count a failure, and return the seconds that its answer must wait."""
         site = site_of(address)
         self.counts[reason] += 1
         self._note(site, reason)
@@ -151,7 +155,7 @@ class Failures:
         return sorted(untold.values(), key=lambda told: (not told.site, -told.attempts))
 
     def rows(self, port: str) -> list[tuple[str, str, int]]:
-        """Return the counts as rows of a metric."""
+        """Return the counts as (port, reason, count) rows of a metric."""
         return [(port, reason, count) for reason, count in self.counts.items()]
 
     def _note(self, site: str, reason: str) -> None:
@@ -173,18 +177,18 @@ def site_of(address: str) -> str:
     return str(parsed)
 
 
-# Peppers: the keys that digest credentials. New digests are of the current one.
+# Peppers: the secret keys that digest credentials. New digests use the current one.
 #
-# Digests of earlier ones are taken as long as those are named: no credential is issued again for another
-# pepper. Each has an id by which rows and people tell it from others, and from which nothing follows.
+# Digests by earlier peppers are accepted as long as the settings name them, so credentials need not be issued
+# again. Each pepper has an id for rows and people, which does not reveal it.
 class PepperSettings(Protocol):
     @property
     def key_pepper(self) -> str:
-        """The current one."""
+        """The current pepper."""
 
     @property
     def earlier_key_peppers(self) -> str:
-        """Those before it."""
+        """Earlier peppers, separated by spaces."""
 
 
 EARLIER_MAX = 3
@@ -194,32 +198,32 @@ _ID_OF = b"the id of this pepper"
 
 @dataclass(frozen=True, slots=True)
 class Peppers:
-    """The current pepper and the earlier ones, the latest first."""
+    """The current pepper and the earlier ones, latest first."""
 
     current: bytes
     earlier: tuple[bytes, ...] = ()
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """What each is called, the current one first."""
+        """Public ids of the peppers, the current one first."""
         return tuple(_digest(one, _ID_OF)[:ID_DIGITS] for one in (self.current, *self.earlier))
 
     def digest(self, credential: str) -> str:
-        """Return the stored form of a new credential: hex HMAC-SHA-256."""
+        """Return the stored form of a new credential: hex HMAC-SHA-256 with the current pepper."""
         return _digest(self.current, credential.encode())
 
     def digests(self, credential: str) -> tuple[str, ...]:
-        """Return the possible stored forms of a credential, by the current pepper first."""
+        """Return the possible stored forms of a credential, that by the current pepper first."""
         return tuple(_digest(one, credential.encode()) for one in (self.current, *self.earlier))
 
 
 def is_among(sent: str, digests: Iterable[str]) -> bool:
-    """Return whether what somebody sent is one of these digests, in a time that says nothing of them."""
+    """Return whether a received value is one of the digests, in constant time for each."""
     return any(hmac.compare_digest(sent, one) for one in digests)
 
 
 def peppers_of(settings: PepperSettings) -> Peppers:
-    """Make peppers of settings, which have the earlier ones with a space between two."""
+    """Return the peppers of the settings."""
     earlier = settings.earlier_key_peppers.split()
     return Peppers(settings.key_pepper.encode(), tuple(one.encode() for one in earlier))
 

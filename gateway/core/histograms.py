@@ -1,4 +1,4 @@
-"""Observations in seconds, counted by bucket: every process has the same buckets, so all can be added up."""
+"""Histograms of seconds. All processes have the same buckets, so that counts can be added."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from math import inf
 from typing import Final
 
-# Upper bounds in seconds, each in its own bucket; one more bucket is everything above.
+# Upper bounds of buckets in seconds, inclusive. One more bucket has all above.
 SECONDS: Final[tuple[float, ...]] = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
     1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
 )  # fmt: skip
-# Models whose costs are counted by name: in one worker, and of all that ended on a host. Others are together.
+# Most models with costs counted by name, in one worker and for ended workers of a host; others are summed.
 COSTS_MAX = 256
 OTHER_MODELS = "other"
 
 
 class Histogram:
-    """Observations in seconds, by bucket: that of the last one is tried first."""
+    """Counts of observations in seconds by bucket. The last used bucket is tried first."""
 
     __slots__ = ("_above", "_place", "_up_to", "counts", "total")
 
@@ -35,19 +35,22 @@ class Histogram:
         self.total += seconds
 
     def _find(self, seconds: float) -> None:
-        """Find the bucket of an observation."""
+        """Find the bucket of an observation, and remember it with its bounds."""
         place = self._place = bisect_left(SECONDS, seconds)
         self._above = SECONDS[place - 1] if place else -inf
         self._up_to = SECONDS[place] if place < len(SECONDS) else inf
 
     def snapshot(self) -> dict[str, object]:
-        """Return counts per bucket (not cumulative, the last is all above) and the sum in seconds."""
+        """Return counts by bucket (not cumulative, the last is unbounded) and the sum in seconds."""
         return {"buckets": list(self.counts), "sum": self.total}
 
 
-# Quantiles of a histogram whose buckets are all that is known of it. Pure.
+# Quantiles of a histogram from its buckets. Pure.
 def quantile_of(counts: Sequence[float], bounds: Sequence[float], share: float) -> float | None:
-    """Return a quantile of a histogram, evenly spread within a bucket; the last bucket is its lower bound."""
+    """Return a quantile (`share`, 0 to 1) of a histogram, interpolated within its bucket; None without data.
+
+    In the last, unbounded bucket it is the lower bound.
+    """
     total = sum(counts)
     if not total or not bounds:
         return None

@@ -1,6 +1,6 @@
-"""Every maximum and every deadline of the data plane, with its unit in its name: a part of the settings.
+"""Maxima and deadlines of the data plane, with units in their names: a part of the settings.
 
-What `_setting` makes is a setting of that name, `TOLLKEEPER_<NAME>`; the other fields are fixed.
+A field made by `_setting` is the setting `TOLLKEEPER_<NAME>`. The other fields are fixed.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 32)]
-# Files of a worker that are neither a client's nor an upstream's: Redis, its log, names that are looked up.
+# Files of a worker besides connections of clients and upstreams: Redis, its log, DNS look-ups.
 FILES_RESERVED = 64
-# What an organization's people may have done in an hour: `HourlyBudget` of `accounts/administration.py`.
+# The most work per hour for an organization's people: `HourlyBudget` of `accounts/administration.py`.
 HOUR_CPU_S, HOUR_ROWS, HOUR_WORK_S = 300.0, 5_000_000, 1800.0
 
 
 def _setting(default: object, valid: object) -> Any:
-    """Return a field that people may set; `valid` is the type that says to what."""
+    """Return a dataclass field that is a setting; `valid` is the annotated type of its values."""
     return field(default=default, metadata={"valid": valid})
 
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """What one worker accepts and how long it waits. Nothing in that door is unlimited.
+    """Limits of one worker: what it accepts, and how long it waits.
 
     Deadlines are checked by one sweep every `tick_s`, so each may be late by that much.
     """
@@ -42,27 +42,27 @@ class HttpLimits:
     upstream_first_byte_s: float = _setting(120.0, Seconds)
     upstream_idle_s: float = _setting(120.0, Seconds)
     upstream_keep_alive_s: float = _setting(30.0, Seconds)
-    # An upstream's name is looked up so often; the last addresses are kept while that fails, for so long; and
-    # connections to an address that the name has left are used for so long after it was seen last.
+    # How often an upstream's name is looked up; how long its last addresses are used while that fails; how
+    # long connections to an address are used after the name has lost it.
     upstream_resolve_s: float = _setting(10.0, Seconds)
     upstream_resolve_stale_s: float = _setting(300.0, Seconds)
     upstream_address_s: float = _setting(20.0, Seconds)
-    upstream_attempt_s: float = 0.25  # then another address is tried beside one that does not answer
-    # For so long at most nobody asks an upstream that said it has enough; 0: it is asked all the same.
+    upstream_attempt_s: float = 0.25  # then a second address is tried in parallel
+    # The longest pause of calls to an upstream that refused some; 0: no pause.
     upstream_cooling_s_max: float = _setting(COOLING_S_MAX, Annotated[float, msgspec.Meta(ge=0, le=3600)])
-    # For so long a call waits at most until its upstream's stated capacity has room for it; so many bytes of
-    # such calls are kept in one worker, and so many calls, half of them of batches; one organization's part.
+    # How long a call waits for its upstream's stated capacity; the most bytes of waiting calls in one worker;
+    # the most calls, half of them of batches; and one organization's share.
     capacity_wait_s: float = _setting(10.0, Seconds)
     capacity_waiting_bytes_max: int = _setting(64 * 1024 * 1024, Bytes)
     capacity_waiting_max: int = 8_000
     capacity_waiting_share: float = _setting(0.25, Share)
     drain_s: float = _setting(120.0, Seconds)
-    # For a small body on its way, before its call is asked about by its head. It has a timer of its own.
+    # Wait for a small body before the call is reserved by its head alone. It has a separate timer.
     body_grace_s: float = 0.01
-    # Until a client is looked after that is not read since its upstream does not read either; and again.
+    # How often to check a client that is not read because its upstream does not read either.
     look_s: float = 1.0
     linger_s: float = 2.0
-    # At the end: who has been idle for so long is not about to send; five times that is waited at most.
+    # At shutdown: a client idle for so long will not send; the wait for all is at most five times that.
     quiet_s: float = 1.0
     client_write_s: float = 120.0
     counters_s: float = 5.0
@@ -72,19 +72,19 @@ class HttpLimits:
     request_line_bytes_max: int = 8 * 1024
     head_bytes_max: int = _setting(64 * 1024, Annotated[int, msgspec.Meta(ge=1024, le=1 << 20)])
     head_fields_max: int = _setting(100, Annotated[int, msgspec.Meta(ge=8, le=10_000)])
-    # Of heads that are not complete: what each connection may keep, and beyond that all of one worker.
+    # Incomplete heads: bytes free for each connection, and beyond those bytes for all of one worker.
     head_free_bytes: int = 4 * 1024
     heads_bytes_max: int = _setting(16 * 1024 * 1024, Bytes)
 
     body_bytes_max: int = _setting(32 * 1024 * 1024, Bytes)
     body_bytes_per_s_min: int = 16 * 1024
-    # Of a form whose one file passes as it comes: never more of it is kept than `collected_bytes_max`.
+    # A form whose one file is passed on as it arrives: at most `collected_bytes_max` of it is in memory.
     form_bytes_max: int = 1 << 31
-    # Of a body that passes unread: so much is here before an upstream hears of the request.
+    # A body that is passed on unread: so much is collected before the request is sent to an upstream.
     collected_bytes_max: int = 256 * 1024
     discarded_bytes_max: int = 256 * 1024
-    # Of a refused body, for clients that read no answer before they have sent everything: so much, so fast,
-    # of so many clients of an organization at once, and of all. Others are not read.
+    # Reading of refused bodies, for clients that read an answer only after sending everything: bytes, pause,
+    # and clients at once, of one organization and of all. Other clients are not read.
     lingered_bytes_max: int = 64 * 1024 * 1024
     lingered_pause_s: float = 0.003  # after each part that was read, of 256 KiB at most
     lingering_each_max: int = 2
@@ -95,47 +95,47 @@ class HttpLimits:
     small_chunks_max: int = 10_000
 
     connections_max: int = _setting(20_000, Count)
-    turned_away_max: int = 256  # above them so many are told that there are too many; more are broken off
+    turned_away_max: int = 256  # beyond that so many get an answer; further ones are closed
     tls_handshakes_max: int = _setting(1_000, Count)
-    # WebSockets of a worker, and one organization's part of them; one that asks for nothing is closed.
+    # WebSockets of a worker, and one organization's share; an idle one is closed.
     sockets_max: int = _setting(2_000, Count)
     sockets_share: float = _setting(0.25, Share)
     socket_idle_s: float = _setting(600.0, Seconds)
-    socket_unasked_s: float = 5.0  # until a turn without a request gives its hold back
-    # Of responses that no upstream stores; one organization's part of that is as large.
+    socket_unasked_s: float = 5.0  # until a hold without a request is released
+    # Bytes of responses that no upstream stores; one organization may use all.
     sockets_kept_bytes_max: int = _setting(64 * 1024 * 1024, Bytes)
     socket_frames_max: int = 10_000  # of one message
     socket_event_bytes_max: int = 32 * 1024 * 1024  # of an answer
     upstream_connections_max: int = _setting(2_000, Count)
-    upstream_connections_share: float = _setting(0.25, Share)  # of those, what one organization may use
+    upstream_connections_share: float = _setting(0.25, Share)  # the share of one organization
     upstream_idle_connections_max: int = _setting(256, Count)
 
     interim_answers_max: int = 16
     answer_head_bytes_max: int = 64 * 1024
     answer_held_bytes_max: int = 256 * 1024
-    answer_uncounted_bytes_max: int = 8 * 1024  # of an answer, kept without asking for a share
-    # Of an answer, ahead of a client that reads slowly: read of the upstream, and written to the client.
+    answer_uncounted_bytes_max: int = 8 * 1024  # of an answer, free of the shared buffer
+    # Bytes of an answer ahead of a slow client: read from the upstream, and written to the client.
     relay_buffer_bytes_max: int = 8 * 1024
     client_buffer_bytes_max: int = 4 * 1024
-    client_unsent_bytes_max: int = 128 * 1024  # that the kernel keeps of them, beyond what is on its way
-    # Of bodies and answers that are kept for a slow end, in one worker; of that, one organization's part.
+    client_unsent_bytes_max: int = 128 * 1024  # kept by the kernel, besides bytes in transit
+    # Bytes of bodies and answers buffered for slow peers in one worker, and one organization's share.
     buffered_bytes_max: int = _setting(64 * 1024 * 1024, Bytes)
     buffered_share: float = _setting(0.25, Share)
-    # Of an answer whose client hung up.
+    # How much of an answer is still read after its client hung up.
     drain_tokens_max: int = _setting(200_000, Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)])
     drain_bytes_max: int = _setting(16 * 1024 * 1024, Bytes)
-    # Not a bound: whether an answer names its upstream.
+    # No limit: whether an answer names its upstream.
     show_upstream: bool = _setting(default=False, valid=bool)
-    # Nor this: what clients call the gateway; empty is as each of them does.
+    # No limit: the gateway's public URL; empty means the host that each client used.
     public_url: str = _setting(
         "", Annotated[str, msgspec.Meta(pattern=r'^(https?://[^\s"?#@]+[^\s"?#@/])?$')]
     )
 
     def within(self, files: int, upstreams: int) -> HttpLimits:
-        """Return the same for a worker that may have so many open files, with so many upstreams.
+        """Return limits for a worker that may have `files` open files, and has `upstreams` upstreams.
 
-        Half are for clients, whose TLS may not have begun yet, and half for upstreams, since each call may
-        need one of both. So no call, no settlement and no connection to Redis ever finds that none is left.
+        Half of the files are for clients, including TLS handshakes, and half for upstreams, since each call
+        may need one of both. So no call, settlement or connection to Redis ever lacks a file.
         """
         half = max(0, files - FILES_RESERVED) // 2
         turned_away = min(self.turned_away_max, half // 8)
@@ -151,5 +151,5 @@ class HttpLimits:
         )
 
 
-# Each setting among them, with the type that says what is valid.
+# The settings among these fields, with the types of their values.
 SETTABLE = {one.name: one.metadata["valid"] for one in fields(HttpLimits) if one.metadata}

@@ -1,4 +1,4 @@
-"""Who may say who calls: an issuer of signed tokens, and by which of their claims."""
+"""Issuers of signed tokens, and the claims by which their tokens identify callers and people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from gateway.core.network import DIRECT, Proxies
 from gateway.errors import InvalidApiKey
 
-# A token may be signed by these alone: a secret that both sides know signs nothing here, and none is none.
+# The accepted algorithms of signatures. Shared secrets (HMAC) and unsigned tokens are not accepted.
 FAMILY_OF: Final = {
     "RS256": "RSA", "RS384": "RSA", "RS512": "RSA", "PS256": "RSA", "PS384": "RSA", "PS512": "RSA",
     "ES256": "P-256", "ES384": "P-384", "ES512": "P-521", "EdDSA": "Ed25519",
@@ -30,11 +30,9 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 @dataclass(frozen=True, slots=True)
 class PersonIdentity:
-    """Whom a provider of identities has named: `identity` is who that is there for good, `name` what people
-    call them.
+    """A person named by an identity provider. `identity` never changes, `name` is for display.
 
-    Two providers may name two people alike, and so may one of them: neither word is anybody without the
-    `issuer`.
+    Both are unique only together with the `issuer`: two providers may use the same, and names may repeat.
     """
 
     issuer: str
@@ -42,18 +40,19 @@ class PersonIdentity:
     name: str
 
     def is_who(self, other: PersonIdentity | None) -> bool:
-        """Return whether it is the same person, whatever they are called meanwhile."""
+        """Return whether both are the same person; the name may have changed."""
         return other is not None and (self.issuer, self.identity) == (other.issuer, other.identity)
 
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """An issuer as the configuration has it. Claims are named by JSON pointers (RFC 6901).
+    """A configured issuer of tokens. Claims are named by JSON pointers (RFC 6901).
 
-    Its keys are in a file, at `jwks_uri`, or where its discovery document says; `token_file` holds what it is
-    asked with. `subject` is the claim that API keys of tokens are found by, `subjects` what its values are
-    called there; without any they are called as they are. `user` is the claim whose value is the user, empty
-    for none. `require` are claims; a token must have one of these values of each. `proxies` are before it.
+    Its keys are in `jwks_file`, at `jwks_uri`, or where its discovery document says; `token_file` holds a
+    bearer token for requests to it. `subject` is the claim by which API keys are found, and `subjects` maps
+    its values to names of keys; if empty, values are the names. `user` is the claim with the user, empty for
+    none. A token must have one of the listed values of each claim in `require`. `proxies` are used to reach
+    it.
     """
 
     issuer: str
@@ -72,12 +71,12 @@ class Issuer:
 
 
 def known_as(issuer: str, subject: str) -> str:
-    """Return the stand-in for a key, for the tokens of a subject: no request can send it as a key."""
+    """Return the name of the API key for a token's subject; no request can send it as a key."""
     return f"\0{issuer}\0{subject}"
 
 
 def may_fetch(url: str) -> bool:
-    """Return whether an address is one that keys may come from: HTTPS, or this machine."""
+    """Return whether keys may be fetched from a URL: by HTTPS, or from this machine."""
     try:
         parts = urlsplit(url)
         well = bool(parts.hostname) and parts.port != 0 and parts.username is None and not parts.fragment
@@ -87,12 +86,12 @@ def may_fetch(url: str) -> bool:
 
 
 def may_lead_to(issuer: str, url: str) -> bool:
-    """Return whether an issuer may refer to a URL: URLs of this machine are for its own issuers."""
+    """Return whether an issuer may refer to a URL. Only issuers on this machine may refer to this machine."""
     return may_fetch(url) and (not _is_here(url) or _is_here(issuer))
 
 
 def _is_here(url: str) -> bool:
-    """Return whether an address is this machine's by its text. Any other name would need its certificate."""
+    """Return whether a URL's host is this machine by its text. Other names would need a certificate."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     try:
         address = ip_address(host)
@@ -102,20 +101,20 @@ def _is_here(url: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-# A signed token (JWS compact serialization, RFC 7515) taken apart, before anything in it is believed.
+# Parsing of a signed token (JWS compact serialization, RFC 7515), before anything in it is trusted.
 #
-# Bytes that could be read in two ways are none: a name twice, numbers that no double holds. Of the header
-# only `alg`, `kid` and `typ` count. What else it offers (`jku`, `jwk`, `x5u`, `x5c`) is never looked at:
-# whose key it is, the configuration says alone.
+# Ambiguous tokens are refused: a name twice, numbers beyond doubles. Of the header only `alg`, `kid` and
+# `typ` count. Keys that it offers (`jku`, `jwk`, `x5u`, `x5c`) are ignored: only the configuration decides
+# which keys are trusted.
 
 TOKEN_BYTES_MAX: Final = 8192
 # The first bytes of every header: `{"`.
 BEGIN: Final = b"eyJ"
 _PARTS = re.compile(rb"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
-# RFC 9068 has a name for access tokens; those of other purposes, such as logout+jwt, are for others.
+# RFC 9068 names access tokens; tokens for other purposes, such as logout+jwt, are refused.
 _TYPES = frozenset({"jwt", "at+jwt", "application/jwt", "application/at+jwt"})
 
-# Why tokens are refused, as metrics count it.
+# Labels of metrics for refused tokens.
 FAILURES: Final = (
     "token_malformed", "token_algorithm", "token_issuer", "token_key", "token_signature", "token_expired",
     "token_audience", "token_claims", "token_subject",
@@ -126,7 +125,7 @@ MALFORMED, ALGORITHM, UNKNOWN_ISSUER, UNKNOWN_KEY, SIGNATURE, EXPIRED, AUDIENCE,
 
 
 def refused(failure: str, message: str) -> InvalidApiKey:
-    """Return why a token is not accepted: in a word for people who watch, in a sentence for its sender."""
+    """Return the error for a refused token: `failure` is a metric's label, `message` is for the sender."""
     wrong = InvalidApiKey(message)
     wrong.failure = failure
     return wrong
@@ -134,7 +133,7 @@ def refused(failure: str, message: str) -> InvalidApiKey:
 
 @dataclass(frozen=True, slots=True)
 class SignedToken:
-    """What a token says: nothing of it is true before its signature was verified."""
+    """A parsed token. Its content is untrusted until its signature is verified."""
 
     algorithm: str
     key_id: str | None
@@ -144,23 +143,23 @@ class SignedToken:
 
     @property
     def issuer(self) -> str:
-        """Who is said to have issued it; empty where nobody is."""
+        """The issuer claimed by the token; empty without one."""
         issuer = self.claims.get("iss")
         return issuer if isinstance(issuer, str) else ""
 
 
 def is_token(credential: bytes) -> bool:
-    """Return whether a credential is meant to be a token: keys of ours have no dot."""
+    """Return whether a credential has the look of a token: our keys contain no dot."""
     return credential.startswith(BEGIN) and b"." in credential
 
 
 def may_be_read(token: bytes) -> bool:
-    """Return whether it has the form of a signed token, of no more bytes than are read."""
+    """Return whether the bytes have the form of a signed token, of at most `TOKEN_BYTES_MAX`."""
     return len(token) <= TOKEN_BYTES_MAX and _PARTS.fullmatch(token) is not None
 
 
 def read_token(token: bytes) -> SignedToken:
-    """Parse a token; `InvalidApiKey` if it is malformed, or of a kind or algorithm that is not accepted."""
+    """Parse a token. Raise `InvalidApiKey` if it is malformed, or its type or algorithm is not accepted."""
     parts = _PARTS.fullmatch(token) if len(token) <= TOKEN_BYTES_MAX else None
     if parts is None:
         raise _malformed()
@@ -183,7 +182,7 @@ def _malformed() -> InvalidApiKey:
 
 
 def _decoded(part: bytes) -> bytes:
-    """Return the written bytes; `ValueError` where other bits stand behind its end, as nobody writes it."""
+    """Decode base64url. Raise `ValueError` unless the text is the canonical encoding."""
     decoded = urlsafe_b64decode(part + b"=" * (-len(part) % 4))
     if urlsafe_b64encode(decoded).rstrip(b"=") != part:
         raise ValueError("bits behind the end")
@@ -220,10 +219,10 @@ def _no_number(name: str) -> Any:
     raise ValueError(name)
 
 
-# Whom the claims of a token stand for, by the rules of its issuer. Its signature was verified before.
+# The subject of a token by the rules of its issuer. Its signature was verified before.
 #
-# Where a rule asks for what a token does not say, or says in another kind, it is refused: nobody is let in
-# by default.
+# A token that lacks a claim that a rule needs, or has it in another type, is refused: there is no default
+# access.
 
 SUBJECTS_MAX: Final = 16
 SUBJECT_CHARACTERS_MAX: Final = 512
@@ -233,7 +232,7 @@ _NEVER: Final = 2.0**53
 
 @dataclass(frozen=True, slots=True)
 class TokenSubject:
-    """Whose key a token stands for: one of `known_as`, the first that there is; whose user, and until when.
+    """The key and user that a token stands for. `known_as` are names of keys: the first that exists counts.
 
     `ends` is in seconds since the epoch.
     """
@@ -244,9 +243,9 @@ class TokenSubject:
 
 
 def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> TokenSubject:
-    """Return the subject of an issuer's token at a moment; `InvalidApiKey` where the token is not valid."""
+    """Return the subject of an issuer's token; `InvalidApiKey` if it is not valid at `now` (Unix time)."""
     if "events" in claims:
-        # RFC 8417, 2.2: it says that something happened, such as that somebody signed out.
+        # RFC 8417, 2.2: the token reports an event, such as a sign-out.
         raise refused(CLAIMS, "The token tells of events, so it is nobody's credential.")
     ends = _end(issuer, claims, now)
     # Refuse a token that was made for none of the issuer's audiences (RFC 7519, 4.1.3)
@@ -261,7 +260,7 @@ def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> TokenS
 
 
 def _end(issuer: Issuer, claims: Mapping[str, Any], now: float) -> float:
-    """Return when the token ends, leeway included (RFC 7519, 4.1.4 to 4.1.6)."""
+    """Return the Unix time at which the token expires, leeway included (RFC 7519, 4.1.4 to 4.1.6)."""
     ends, begins, issued = (moment(claims, name) for name in ("exp", "nbf", "iat"))
     if ends is None:
         raise refused(EXPIRED, "The token does not say when it expires.")
@@ -275,7 +274,7 @@ def _end(issuer: Issuer, claims: Mapping[str, Any], now: float) -> float:
 
 
 def moment(claims: Mapping[str, Any], name: str) -> float | None:
-    """Return a time that a token says, in seconds since the epoch; None where it says none."""
+    """Return the time in a token's claim, in seconds since the epoch; None if it is missing."""
     said = claims.get(name)
     if said is None:
         return None
@@ -285,7 +284,7 @@ def moment(claims: Mapping[str, Any], name: str) -> float | None:
 
 
 def _subjects(issuer: Issuer, claims: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names by which the token's subjects have keys, in the order of trial."""
+    """Return the names of keys for the token's subjects, in the order of trial."""
     said = _texts(claims, issuer.subject)
     names = [name for value, name in issuer.subjects if value in said] if issuer.subjects else said
     names = list(dict.fromkeys(names))
@@ -309,7 +308,7 @@ def _user(issuer: Issuer, claims: Mapping[str, Any]) -> str:
 
 
 def _texts(claims: Mapping[str, Any], pointer: str) -> list[str]:
-    """Return the printable texts at a pointer: one, those of a list, or none; a whole number is one."""
+    """Return the printable texts at a pointer: a text, or those of a list. Whole numbers count as texts."""
     found = _found(claims, pointer)
     said = found if isinstance(found, list) else [found]
     texts = [str(one) if type(one) is int else one for one in said]
@@ -317,7 +316,7 @@ def _texts(claims: Mapping[str, Any], pointer: str) -> list[str]:
 
 
 def _found(claims: Mapping[str, Any], pointer: str) -> Any:
-    """Return the value at a JSON pointer (RFC 6901); None where there is none."""
+    """Return the value at a JSON pointer (RFC 6901), or None."""
     found: Any = claims
     for step in pointer.split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
@@ -325,10 +324,9 @@ def _found(claims: Mapping[str, Any], pointer: str) -> Any:
     return found
 
 
-# Who may say who is at the console: providers of identities (OpenID Connect Core 1.0), and the person whom
-# an ID token of theirs names.
+# Sign-in to the console: identity providers (OpenID Connect Core 1.0), and the person in their ID tokens.
 
-# How long a provider's word of a person counts, and a session in all, however often it says so again.
+# How long a provider's confirmation of a person counts, and how long a session may last in all.
 VOUCHED: Final = timedelta(hours=1)
 LIFE_MAX: Final = timedelta(hours=12)
 IDENTITY_CHARACTERS_MAX: Final = 255  # of a `sub` (OpenID Connect Core 1.0, 2)
@@ -338,11 +336,11 @@ _EMAIL: Final = "/email"
 
 @dataclass(frozen=True, slots=True)
 class IdentityProvider:
-    """A provider by which people sign in: `name` is part of its addresses here, `label` what people read.
+    """A provider for sign-in to the console: `name` is part of its URLs here, `label` is for people.
 
-    `issuer` has the rules of its ID tokens: the client's id is their audience, `subject` is the claim that
-    admin tokens are found by, `user` the one that says who it is. The secret is the client's, or in a file.
-    Who signs out here does so there as well where it is to `end_session`.
+    `issuer` has the rules for its ID tokens: their audience is the client's id, `subject` the claim by which
+    admin tokens are found, `user` the claim that identifies the person. The client's secret is given, or in a
+    file. With `end_session` signing out here also signs out there.
     """
 
     name: str
@@ -357,7 +355,7 @@ class IdentityProvider:
 
 @dataclass(frozen=True, slots=True)
 class SignIn:
-    """How people sign in; `console_url` is where their browsers find the console."""
+    """Settings of sign-in; `console_url` is the public URL of the console."""
 
     console_url: str = ""
     providers: tuple[IdentityProvider, ...] = ()
@@ -365,7 +363,7 @@ class SignIn:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Whom a provider named; an admin token of one of `known_as` stands for them, the first that there is."""
+    """A person named by a provider. The admin token of the first existing name in `known_as` is theirs."""
 
     who: PersonIdentity
     known_as: tuple[str, ...]
@@ -373,10 +371,10 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """Who came, None where it was not said again; and what the provider is asked with whether they still may.
+    """The result of a sign-in or its renewal: the person, None if a renewal did not name one.
 
-    `renewal` is empty where the provider gives nothing for that. `id_token` is what it knows its own session
-    by when they sign out; empty where it is not to be told, or is too long to.
+    `renewal` is the credential for asking the provider later whether the person still has access; empty if it
+    gives none. `id_token` is sent to the provider at sign-out; empty if it is not to be told, or too long.
     """
 
     person: Person | None
@@ -387,9 +385,10 @@ class Arrival:
 def read_person(
     provider: IdentityProvider, claims: Mapping[str, Any], nonce: str | None, now: float
 ) -> Person:
-    """Return the person of a verified ID token; `InvalidApiKey` where it was made for others, or names none.
+    """Return the person of a verified ID token. Raise `InvalidApiKey` if it is for others, or names none.
 
-    Its `nonce` must be that of the sign-in. One that comes later need have none (the same, 12.2).
+    Its `nonce` must be that of the sign-in. A token from a renewal needs none (OpenID Connect Core 1.0,
+    12.2).
     """
     meaning = read_claims(provider.issuer, claims, now)
     audience, party = claims.get("aud"), claims.get("azp")
@@ -413,12 +412,12 @@ def read_person(
 
 
 def _believed(issuer: Issuer) -> set[str]:
-    """Return the claims that say who comes in, and as whom."""
+    """Return the claims that decide who signs in, and as whom."""
     return {issuer.subject, issuer.user, *(pointer for pointer, _ in issuer.require)}
 
 
 def _is_verified(claims: Mapping[str, Any]) -> bool:
-    """Return whether the provider has made sure of the address; else people could choose whose it is."""
+    """Return whether the provider has verified the mail address; otherwise people could choose any."""
     said = claims.get("email_verified")
     return said is True or said == "true"
 
@@ -427,4 +426,4 @@ def _bytes(text: str) -> bytes:
     return text.encode(errors="replace")
 
 
-# What a signed token of an issuer says, and whom it stands for here.
+# Signed tokens of an issuer, and the callers that they stand for.

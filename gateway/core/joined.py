@@ -1,10 +1,9 @@
-"""Concatenate the parts of a message: texts as they are, numbers as doubles or by their digits. Pure.
+"""Concatenate the parts of a message: texts unchanged, numbers as doubles or as decimal digits. Pure.
 
-`packed`, `said` and `numbers` are `pack_parts`, `say_parts` and `unpack_numbers`, in C (`_joined.c`) where
-that is compiled: there no number becomes another object on the way. The functions here are the definition.
-
-TypeError where a part is something else, UnicodeEncodeError where a text is no UTF-8, OverflowError where
-a number is beyond all doubles, and in `said` of C beyond 64 bits.
+`packed`, `said` and `numbers` are `pack_parts`, `say_parts` and `unpack_numbers`, or their version in C
+(`_joined.c`) if it is compiled, which creates no intermediate objects. The functions here are the definition.
+TypeError for a part of another type, UnicodeEncodeError for text that is not UTF-8, OverflowError for a
+number beyond doubles, and for `said` in C beyond 64 bits.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ def pack_parts(*parts: Part) -> bytes:
 
 
 def say_parts(*parts: Part) -> bytes:
-    """Return the parts, each number by its decimal digits; it has 64 bits with its sign at most."""
+    """Join the parts, each number as decimal digits. A number has at most 64 bits with its sign."""
     return b"".join([b"%d" % one if isinstance(one, int) else _text(one) for one in parts])
 
 
 def unpack_numbers(packed: bytes) -> tuple[int, ...]:
-    """Unpack the numbers of a script's answer (i64 of a layout: 8 bytes, little-endian), whole ones alone."""
+    """Unpack the whole numbers of a script's answer (i64 of a layout: 8 bytes, little-endian)."""
     return unpack_from(f"<{len(packed) // 8}q", packed)
 
 

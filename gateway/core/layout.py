@@ -1,11 +1,11 @@
-"""A packed layout: its fields in their order, each with its kind. Pure.
+"""Packed layouts: fields in order, each with a type. Pure.
 
-Whatever reads or writes one goes by the names of its fields: structs of Python are made from it here,
-and what the scripts need in `gateway/counters/layouts/lua.py`. Nobody counts bytes.
+All code that reads or writes a layout uses the names of its fields: Python's structs are made from it here,
+and Lua's constants in `gateway/counters/layouts/lua.py`. Nobody counts bytes.
 
-A stored value begins with the number of its layout. A field says with which number it came, so whatever was
-stored before is read. What a newer version has stored is left where it is, and told. While programs of the
-version before may run, what is written is as they read it: without the fields that came with today's number.
+A stored value begins with the number of its layout. A field states the number with which it came, so all
+older values can be read. Values of a newer version are left unchanged, and reported. While programs of the
+previous version may run, values are written in its form: without the fields of the current number.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import Any, NamedTuple
 
-# The number of today, and the first one. Before there were any, a state began with its flags and a marker
-# with text: none of these bytes is as high as the first number.
+# The current number, and the first one. Before there were numbers, a state began with its flags and a marker
+# with text: those bytes are all below the first number.
 LAYOUT = 132
 FIRST = 129
-# The number of the version before, which is written until every program that runs reads today's. Numbers
-# before 132 are read, and written by nobody.
+# The number of the previous version, which is written until all running programs read the current one.
+# Numbers below 132 are only read.
 EARLIER = max(132, LAYOUT - 1)
 
 
 class UnknownLayout(ValueError):
-    """Another version has stored this, which nobody here can read."""
+    """Raised for a value that another version has stored in an unknown layout."""
 
 
 class FieldType(NamedTuple):
-    """How Python's and Lua's struct call it, and its bytes. A text has only its length's."""
+    """The codes of a type in Python's and Lua's struct, and its bytes; for a text those of its length."""
 
     python: str
     lua: str
@@ -48,8 +48,9 @@ KINDS = {
 
 
 class LayoutField(NamedTuple):
-    """One field. `default` is what stands where nobody fills it in, None where somebody must; `since` is the
-    number of the layout with which it came, 0 before there were any.
+    """One field. `default` is its value if unset, None if it is required.
+
+    `since` is the number of the layout with which it came, 0 for before there were numbers.
     """
 
     name: str
@@ -59,19 +60,19 @@ class LayoutField(NamedTuple):
 
     @property
     def is_text(self) -> bool:
-        """Its length is packed before it."""
+        """Whether it is a text with its length before it."""
         return self.kind.lua.endswith("c0")
 
 
-# What everything stored begins with.
+# The first field of every stored value.
 NUMBER = LayoutField("layout", KINDS["u8"], LAYOUT, FIRST)
 
 
 class Layout:
-    """The fields of one layout; texts come last, and `struct` is of those before them.
+    """The fields of one layout. Texts come last, and `struct` covers the fields before them.
 
-    It begins with so many fields that others begin with too (`shared`). Before a number its fields had
-    another order (`before`: that number, and their names).
+    Its first `shared` fields are the same as in other layouts. `before` is a number and the names of fields
+    in the order that layouts before that number had.
     """
 
     __slots__ = ("before", "fields", "name", "pack", "shared", "size", "struct")
@@ -83,9 +84,9 @@ class Layout:
         shared: int = 0,
         before: tuple[int, str] = (0, ""),
     ) -> None:
-        """Read the fields from groups between commas: `number`, or a kind, then names, some with `=default`.
+        """Parse fields from groups with commas between them: `number`, or a type and names.
 
-        One that came with a number says so behind its default: `=default@number`.
+        A name may have a default, and the number with which its field came: `name=default@number`.
         """
         self.name, self.shared, self.before = name, shared, before
         self.fields = tuple(_read(described)) if isinstance(described, str) else described
@@ -93,7 +94,7 @@ class Layout:
         self.size, self.pack = self.struct.size, self.struct.pack
 
     def today(self, stored: bytes) -> bytes:
-        """Return a stored value, as it is packed today; UnknownLayout where a newer version has stored it."""
+        """Return a stored value in the current layout. Raise UnknownLayout if a newer version stored it."""
         if not stored or stored[0] == LAYOUT:
             return stored
         if stored[0] > LAYOUT:
@@ -101,7 +102,7 @@ class Layout:
         return b"".join(stored[one] if isinstance(one, slice) else one for one in self.by_older(stored[0]))
 
     def by_older(self, number: int) -> list[slice | bytes]:
-        """Return the parts that make today's bytes from an older layout's: slices to copy, bytes between."""
+        """Return the parts that make current bytes from an older layout's: slices to copy, and bytes."""
         since, names = self.before
         ordered = [self.fields[self.index(name)] for name in names.split()] if number < since else self.fields
         there, at = dict[str, slice](), 0
@@ -121,15 +122,15 @@ class Layout:
         return parts
 
     def earlier(self, packed: bytes) -> bytes:
-        """Return a value packed as today, as the version before reads it; anything else as it is."""
+        """Return a value in the layout of the previous version; a value of another layout unchanged."""
         if EARLIER == LAYOUT or packed[0] != LAYOUT:
             return packed
         return b"".join(packed[one] if isinstance(one, slice) else one for one in self.by_today())
 
     def by_today(self) -> list[slice | bytes]:
-        """Return the version before's bytes by today's: which of these are kept, and its number.
+        """Return the parts that make the previous version's bytes from current ones: slices, and new bytes.
 
-        An entry of the outbox has a `version` of its own, which is one less where a field is left out.
+        The separate `version` of an outbox entry becomes one less if a field is left out.
         """
         fewer = any(one.since > EARLIER for one in self.fields)
         parts, at, begin = list[slice | bytes](), 0, 0
@@ -145,27 +146,27 @@ class Layout:
         return [*parts, slice(begin, None)]
 
     def index(self, name: str) -> int:
-        """Return which field this is, from 0; KeyError where there is none of this name."""
+        """Return the position of a field, from 0; KeyError for an unknown name."""
         for at, one in enumerate(self.fields):
             if one.name == name:
                 return at
         raise KeyError(f"{self.name} has no field {name}")
 
     def offset(self, name: str) -> int:
-        """Return the number of bytes before this field."""
+        """Return the number of bytes before a field."""
         return sum(one.kind.size for one in self.fields[: self.index(name)])
 
     def end(self, name: str) -> int:
-        """Return the number of bytes up to the end of this field."""
+        """Return the number of bytes up to the end of a field."""
         return self.offset(name) + self.fields[self.index(name)].kind.size
 
     def part(self, first: str, last: str) -> Struct:
-        """Return the struct of some fields alone, from one to another."""
+        """Return a struct of the fields from `first` to `last`, inclusive."""
         fields = self.fields[self.index(first) : self.index(last) + 1]
         return Struct("<" + "".join(one.kind.python for one in fields))
 
     def read(self, packed: bytes) -> dict[str, Any]:
-        """Return the fields by name: integers, and bytes; `struct.error` where it is not of this size."""
+        """Return the fields by name, as integers or bytes; `struct.error` for a wrong size."""
         values = self.struct.unpack(packed)
         return {
             field.name: value if isinstance(value, bytes) else int(value)

@@ -1,8 +1,7 @@
-"""Values that are looked up by a key; those used longest ago go: bounded by their size.
+"""Caches that evict the values used longest ago; their size is bounded.
 
-To note each use would cost more than to look up: one that is used is put last again at the latest when
-newcomers, and those that grow, took a large part of the room. So made-up keys displace nobody who comes all
-the time.
+To record each use would cost more than a look-up. A used value is moved to the end of the queue only once new
+and growing values have taken a large part of the room. So made-up keys evict no value that is used regularly.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import Any, Final, Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
-# What part of the room newcomers took since a value was put last, which is put last again.
+# A value is moved to the end once newcomers have taken one part in so many of the room.
 RENEWED_AFTER: Final = 4
 
 
 def the_one(kept: dict[K, T], key: K, value: T, most: int) -> T:
-    """Return the cached value of a key, so that all who have it alike have one; this value where nothing was.
+    """Return the stored value of a key, so that equal values are one object; else store and return `value`.
 
-    Where there are `most` already, all of them go first.
+    If there are `most` values already, all are dropped first.
     """
     if key not in kept and len(kept) >= most:
         kept.clear()
@@ -29,7 +28,7 @@ def the_one(kept: dict[K, T], key: K, value: T, most: int) -> T:
 
 
 class LruEntry:
-    """A value that says when it was put last: after how much of newcomers."""
+    """A value of an `LruCache`. `kept_at` is the volume of newcomers when it was last moved to the end."""
 
     __slots__ = ("kept_at",)
 
@@ -37,7 +36,7 @@ class LruEntry:
 
 
 class LruValue(LruEntry, Generic[T]):
-    """Any value: a class that is not compiled cannot be an entry itself."""
+    """A wrapper for any value: a class that is not compiled cannot be an `LruEntry` itself."""
 
     __slots__ = ("value",)
 
@@ -47,13 +46,15 @@ class LruValue(LruEntry, Generic[T]):
 
 V = TypeVar("V", bound=LruEntry)
 
-# Bytes that the caches of one worker hold together.
+# Most bytes of all caches of one worker.
 POOL_BYTES_MAX: Final = 32 * 1024 * 1024
 
 
 class CachePool:
-    """Bytes that the caches of one worker share: each has a share of `most` by its own maximum, and more
-    while others need less. Beyond that the cache furthest above its share evicts, one entry at a time.
+    """Bytes shared by the caches of one worker.
+
+    Each cache has a share of `most` in proportion to its maximum, and more while others need less. Beyond
+    `most` the cache furthest above its share evicts, one entry at a time.
     """
 
     __slots__ = ("_caches", "held", "most")
@@ -64,7 +65,7 @@ class CachePool:
         self._caches: dict[str, LruCache[Any, Any]] = {}
 
     def join(self, name: str, cache: LruCache[Any, Any]) -> None:
-        """Count a cache, in place of an earlier one of this name."""
+        """Add a cache, and remove an earlier one of this name."""
         before = self._caches.get(name)
         if before is not None:
             before.pool = None
@@ -77,7 +78,7 @@ class CachePool:
             one.share = min(one.most, self.most * one.most // whole)
 
     def make_room(self) -> None:
-        """Evict until all fit; the newest entry of a cache stays."""
+        """Evict entries until all fit. The newest entry of a cache stays."""
         while self.held > self.most:
             largest, above = None, 0
             for one in self._caches.values():
@@ -89,15 +90,15 @@ class CachePool:
             largest.evict()
 
     def sizes(self) -> list[tuple[str, int]]:
-        """Return the bytes that each cache holds, by its name."""
+        """Return (name, bytes held) of each cache."""
         return [(name, one.held) for name, one in self._caches.items()]
 
 
 class LruCache(Generic[K, V]):
-    """Values of together `most`, less where its `pool` has no room: of that its `share` is its own.
+    """A cache with values of at most `most` in sum, less if its `pool` is full; `share` is its part of that.
 
-    `known` is for reading; who reads it by itself renews what was kept before `due`. `held` is the size of
-    all.
+    `known` is for direct reading; then the reader must call `renew` for a value with `kept_at` below `due`.
+    `held` is the size of all values.
     """
 
     __slots__ = ("_by_use", "_newcomers", "due", "held", "known", "most", "pool", "share")
@@ -114,14 +115,14 @@ class LruCache(Generic[K, V]):
         return len(self.known)
 
     def find(self, key: K) -> V | None:
-        """Return the value of a key, which is used by that; None for none."""
+        """Return the value of a key and count that as a use; None if it is missing."""
         value = self.known.get(key)
         if value is not None and value.kept_at < self.due:
             self.renew(key, value)
         return value
 
     def put(self, key: K, value: V, size: int = 1) -> None:
-        """Store a value as the one used last; evict those used longest ago where there is no room."""
+        """Store a value as the last used one, and evict those used longest ago if there is no room."""
         known, by_use = self.known, self._by_use
         before, pool = by_use.pop(key, 0), self.pool
         self.held += size - before
@@ -129,7 +130,7 @@ class LruCache(Generic[K, V]):
             pool.held += size - before
         while self.held > self.most and by_use:
             self.evict()
-        if size > before:  # what grows takes room as a newcomer does
+        if size > before:  # growth takes room like a newcomer
             self._newcomers += size - before
             self.due = self._newcomers - self.share // RENEWED_AFTER
         by_use[key], known[key] = size, value
@@ -138,11 +139,11 @@ class LruCache(Generic[K, V]):
             pool.make_room()
 
     def evict(self) -> None:
-        """Drop the value that was used longest ago."""
+        """Drop the value used longest ago."""
         self.drop(next(iter(self._by_use)))
 
     def drop(self, key: K) -> None:
-        """Remove an entry, if there is one."""
+        """Remove an entry, if it exists."""
         if self.known.pop(key, None) is not None:
             size = self._by_use.pop(key)
             self.held -= size
@@ -150,6 +151,6 @@ class LruCache(Generic[K, V]):
                 self.pool.held -= size
 
     def renew(self, key: K, value: V) -> None:
-        """Mark a value as used last, so that it is the last to go."""
+        """Mark a value as the last used one."""
         self._by_use.move_to_end(key)
         value.kept_at = self._newcomers

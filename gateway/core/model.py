@@ -1,7 +1,7 @@
-"""The nouns of admission: who calls, what is held, what was decided, what was used.
+"""Types of admission: callers, holds, decisions and settlements.
 
-Tokens and credits are integers below 2**53 (Lua numbers are doubles); times are integer
-milliseconds since the epoch, UTC, unless a name says otherwise.
+Tokens and credits are integers below 2**53 (Lua numbers are doubles). Times are integer milliseconds since
+the epoch, UTC, unless a name says otherwise.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GENERIC: Final = Family("generic")
 
 
 class Scope(IntEnum):
-    """What a limit is set on; the number is the one scripts answer with."""
+    """The kind of owner that a limit is set on. Scripts answer with the number."""
 
     KEY = 1
     USER = 2
@@ -36,7 +36,7 @@ class Scope(IntEnum):
 
 
 class LimitKind(IntEnum):
-    """Which limit of a scope a script speaks of."""
+    """The kind of a scope's limit. Scripts answer with the number."""
 
     REQUESTS = 1
     TOKENS = 2
@@ -48,7 +48,7 @@ class LimitKind(IntEnum):
 
 
 class Verdict(IntEnum):
-    """First number of a `reserve` answer."""
+    """The first number in an answer of `reserve`."""
 
     ADMITTED = 1
     UNVERIFIED = 0
@@ -69,7 +69,7 @@ class Verdict(IntEnum):
 
 
 class SettleResult(IntEnum):
-    """First number of a `settle` answer; SPOOLED is no script's: the worker's log has it."""
+    """The first number in an answer of `settle`. SPOOLED is from the worker's log, not from a script."""
 
     SPOOLED = 2
     DONE = 1
@@ -80,24 +80,24 @@ class SettleResult(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one scope; None is "no limit"."""
+    """Limits of one scope; None means no limit."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
 
 
-# Names as lists have them: exact, or a pattern in which `*` stands for any characters.
+# Names in lists: exact, or a pattern in which `*` stands for any characters.
 def on_list(name: str, patterns: Iterable[str]) -> bool:
-    """Return whether a list holds this name, letter by letter or by a pattern such as `gpt-4o*`.
+    """Return whether a list contains this name, exactly or by a pattern such as `gpt-4o*`.
 
-    No pattern holds a name with a comma: some upstreams take that for several names.
+    No pattern matches a name with a comma: some upstreams read it as several names.
     """
     return "," not in name and any("*" in pattern and _fits(name, pattern.split("*")) for pattern in patterns)
 
 
 class Patterns:
-    """The patterns of a list, taken apart once for many names."""
+    """The patterns of a list, split once for checking many names."""
 
     __slots__ = ("_parts",)
 
@@ -122,19 +122,19 @@ def _fits(name: str, parts: list[str]) -> bool:
 
 
 USER_ACCEPTED, USER_REQUIRED, USER_IGNORED = ("accept", "require", "ignore")
-# What a hold costs that a caller took by the API and nobody settled: all it held, or nothing.
+# The charge of an unsettled hold that a caller took by the API: all that it held, or nothing.
 UNSETTLED_CHARGED, UNSETTLED_RELEASED = ("charge", "release")
-# Which of two calls goes first where an upstream's capacity is short.
+# Priorities of calls if an upstream's capacity is short.
 INTERACTIVE, BATCH = PRIORITIES = ("interactive", "batch")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whom a credential stands for (`tk:id:{pNN}:<digest>`); all that may change is checked in the script.
+    """The caller that a credential (`tk:id:{pNN}:<digest>`) identifies. Scripts check all that may change.
 
-    `user` is whom all its calls act for; where it is empty, `user_header` is what they may say of it.
-    `unsettled` is what becomes of its holds that nobody settles, `priority` the highest its calls may claim,
-    `runs` its policy of runs, `spent` how it is told that an amount is spent.
+    `user` is the user of all its calls; if empty, `user_header` says whether calls may name one. `unsettled`
+    says what its unsettled holds cost, `priority` is the highest that its calls may claim, `runs` its policy
+    of runs, and `spent` the answer when an amount is used up.
     """
 
     organization_id: int
@@ -150,7 +150,7 @@ class Caller:
     spent: SpentAnswer = UNSAID
 
     def acts_for(self, named: str, in_body: str = "") -> str:
-        """Return the user of a call whose field and body name these users; empty for nobody."""
+        """Return the user of a call that names these users in its header field and body; empty for none."""
         if self.user or self.user_header == USER_IGNORED:
             return self.user
         return named or in_body
@@ -158,10 +158,10 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What a call says of its run: its id, and what it is to be where this call makes it.
+    """The run that a call names, with the properties for creating it.
 
-    `amount` is in nano-units of the organization's currency, or in tokens; -1 is no limit. `calls_max` and
-    `ttl_s` are 0 where it does not say.
+    `amount` is in nano-units of the organization's currency, or in tokens; -1 means no limit. `calls_max` and
+    `ttl_s` are 0 if unstated.
     """
 
     id: str
@@ -174,7 +174,7 @@ class RunRequest:
 
 @dataclass(slots=True)
 class Attribution:
-    """What a request says of itself: the user, and the columns carried into its rows."""
+    """Facts that a request states about itself: its user, and columns for its rows."""
 
     user: str = ""
     content_id: int | None = None
@@ -188,10 +188,10 @@ class Attribution:
 
 @dataclass(slots=True)
 class TokenUsage:
-    """What an upstream reported or the gateway counted for one call.
+    """The usage of one call, as the upstream reported it or the gateway counted it.
 
-    `total` is what is charged in tokens. `reported` is False while nothing was reported:
-    missing usage is not zero usage.
+    `total` is the number of charged tokens. `reported` is False until a report arrives: missing usage is not
+    zero usage.
     """
 
     input: int = 0
@@ -206,7 +206,7 @@ class TokenUsage:
 
 @dataclass(slots=True)
 class Window:
-    """One limit as it stands after a hold: `used` may exceed `limit` (debt), `scope` is a `Scope`."""
+    """The state of one limit after a hold. `used` may exceed `limit` (debt); `scope` is a `Scope`."""
 
     scope: int
     limit: int
@@ -216,8 +216,9 @@ class Window:
 
 @dataclass(slots=True)
 class BudgetAccount:
-    """One account of budgets a call takes from: its name, its windows as they are defined now
-    (`gateway/core/accounts/budgets.py`), and whether one of them refuses who has used it up.
+    """A budget account that a call uses: its name, and its current windows, packed (`accounts/budgets.py`).
+
+    `enforced` means that one of its budgets refuses calls once it is used up.
     """
 
     name: str
@@ -227,11 +228,11 @@ class BudgetAccount:
 
 @dataclass(slots=True)
 class BudgetWindow:
-    """One budget as it stands after a hold, or as it refused one; `reset_ms` 0 is never.
+    """The state of one budget after a hold, or when it refused one. `reset_ms` of 0 is never.
 
-    `used` is what is settled, with what is held after a hold. Of a refusal `held` is what calls in flight
-    hold, and `need` what the call needs. `unit` is one of `UNIT_OF` of budgets. The scripts do not say its
-    name, its interval, and what its money is counted in.
+    `used` is the settled use, after a hold with held amounts. In a refusal, `held` is what calls in flight
+    hold, and `need` what the call needs. `unit` is a key of `UNIT_OF` in `accounts/budgets.py`. The scripts
+    do not return name, interval and currency.
     """
 
     budget_id: int
@@ -252,12 +253,12 @@ class BudgetWindow:
 
 @dataclass(slots=True)
 class Decision:
-    """The answer of `reserve`. `bounded`: the call may not use more tokens than it holds.
+    """The answer of `reserve`. `bounded` means that the call may not use more tokens than it holds.
 
-    `held_tokens`, `tokens_remaining` and a quota's `limit` are tokens as the plan counts them: by `weights`
-    of the call's admission, None where it weighs nothing. `budget` is the tightest one that enforces, or the
-    one that refused; its windows hold `money_held` nano-units and `raw_held` tokens. `leases`: one is wanted.
-    `frame` is what the counters cache for such calls, if they do: the settlement of the call brings it back.
+    `held_tokens`, `tokens_remaining` and a quota's `limit` are quota tokens by the plan's `weights`, None if
+    it has none. `budget` is the tightest one that enforces, or the one that refused; windows of budgets hold
+    `money_held` nano-units and `raw_held` tokens. `leases` asks the worker to get a lease. `frame` is the
+    cache entry for such calls, if there is one: the call's settlement returns it.
     """
 
     verdict: Verdict
@@ -284,12 +285,12 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One metered service of the catalogue, resolved for a call: its price stays what it was then.
+    """One metered service of the catalogue, as it was when the call began; its price does not change later.
 
-    `credits` is what a unit costs, or the whole of a One-Time service. `needs_plan` asks a
-    Subscription service's tenant for a token plan. One of the catalogue with neither `counts_tokens` nor
-    `counts_none` counts them as its business model says. `upstream` and `paths` say where its calls under
-    `/services/` go, empty where the catalogue does not say.
+    `credits` is the price of a unit, or of a One-Time service as a whole. `needs_plan` requires a token plan
+    of the tenant of a Subscription service. A service with neither `counts_tokens` nor `counts_none` counts
+    tokens if its business model does. `upstream` and `paths` are the target of its calls under `/services/`,
+    empty if the catalogue has none.
     """
 
     id: int
@@ -309,27 +310,30 @@ class Service:
         return mine == (other.meter, other.counts_tokens, other.credits, other.one_time, other.pricing)
 
 
-# What a call is admitted by on a route that charges nothing, and while no more than its head is known:
-# one request and one call at once on each scope, no more. Never settled, only released or topped up.
+# The service of calls on a free route, and of calls while only their head is known. It takes one request and
+# one concurrent call of each scope. It is never settled, only released or raised.
 NO_SERVICE = Service(0, "", counts_tokens=False, needs_plan=False)
 
 
 @dataclass(slots=True)
 class HoldRequest:
-    """What `reserve` is asked for.
+    """A request to `reserve`.
 
-    `need` is the estimate in tokens, `ceiling` what the call could use at most. Under a strict plan the
-    ceiling is held, and of `credits` all: cut to what is free, but never below `least` and `credits_least`,
-    where the call states no maximum; both are 0 where it does, or cannot be bound. With `raises` the same
-    request holds something already, taken before its body (all of it 0, best by NO_SERVICE): its request and
-    slots are not taken again, and a refusal leaves that hold as it was. Where that hold is gone, all is taken
-    again. Of what is needed `read_likely` is input, of the most `read`: plans with weights go by that.
-    `budgets` are the accounts of budgets it takes from, `names` theirs if known. Their windows hold `money`
-    in nano-units, `raw_tokens` of all kinds, or one request; under a strict plan `money_most` and `raw_most`,
-    where that is more. Where the call states no maximum (`money_least`, `raw_least` not 0) they hold what is
-    free of that, but no less. Somebody's account that is one too many is replaced by that of all others.
-    With a `ttl_ms` of its own the hold is a caller's, who settles it by the API: no lease admits it. A
-    `whole` one takes all that it needs of the quota, or is refused.
+    `need` is the estimate in tokens, `ceiling` the most that the call could use. A strict plan holds the
+    ceiling and all `credits`, reduced to the free amount, but not below `least` and `credits_least`; both are
+    0 if the call states a maximum, or cannot be bounded. With `raises` the request already has a hold, taken
+    before its body arrived (all 0, usually by NO_SERVICE): its request and slots are not counted again, and a
+    refusal leaves that hold unchanged. If that hold is gone, all is taken again. `read_likely` tokens of the
+    need and `read` of the ceiling are input, for plans with weights.
+
+    `budgets` are the accounts of budgets that it uses, `names` their names if known. Their windows hold
+    `money` in nano-units, `raw_tokens` of all kinds, or one request; under a strict plan they hold
+    `money_most` and `raw_most` if that is more. If the call states no maximum (`money_least`, `raw_least` not
+    0), they hold what is free of that, but no less than those. An account beyond the maximum of accounts of
+    `each` is replaced by the shared account of all others.
+
+    With `ttl_ms` the hold belongs to a caller who settles it by the API: no lease admits it. A `whole` one
+    holds all that it needs of the quota, or is refused.
     """
 
     caller: Caller
@@ -364,15 +368,14 @@ class HoldRequest:
 
 @dataclass(slots=True)
 class Settlement:
-    """What a call really used, replacing its hold. A release carries zeros.
+    """The real use of a call, which replaces its hold. A release has zeros.
 
-    `credits` are whole ones, `over` is by how much they are more than what the call costs, in nano-credits.
-    `weighed` is how many tokens of the quota its `tokens` count; None: as many, where no plan weighs them.
-    `budgets` are the names of the accounts that its hold took from: their windows count `money` in
-    nano-units, `raw_tokens` of all kinds, or one request.
-    `attribution` is `content_id TAB project_id TAB feature_version` or empty, `metadata` a
-    JSON object or empty; both travel unread to the rows. `frame` is that of the hold's `Decision`.
-    `hold_ttl_ms` is how long the hold lives at most that a release ends, where that is longer than a call's.
+    `credits` are whole, and `over` is how much they exceed the cost, in nano-credits. `weighed` is the number
+    of quota tokens that `tokens` count as; None means the same number. `budgets` are the accounts that its
+    hold used: their windows count `money` in nano-units, `raw_tokens` of all kinds, or one request.
+    `attribution` is `content_id TAB project_id TAB feature_version` or empty, `metadata` a JSON object or
+    empty; scripts pass both on unread. `frame` is that of the hold's `Decision`. `hold_ttl_ms` is the longest
+    life of the hold that a release ends, if it is longer than a call's.
     """
 
     caller: Caller
@@ -398,23 +401,21 @@ class Settlement:
         return self.tokens if self.weighed is None else self.weighed
 
 
-# What covers least of a hold.
+# The limit that covers least of a hold: values of `HoldExtension.short`.
 BY_QUOTA, BY_CREDITS, BY_BUDGETS = 0, 1, 2
 
 
 @dataclass(slots=True)
 class HoldExtension:
-    """A live call's hold as `extend` keeps it: renewed while the call lives.
+    """The hold of a running call, which `extend` renews and raises.
 
-    `tokens` is what was seen so far; `held` how many of them the hold covers, by `counts` its
-    tokens and by `rate` its credits, raised by `extend`; `exhausted` is set when an account has
-    nothing left to extend it with, `cut` when the plan then ends the call instead of letting it
-    finish. Under `weights` the quota is apart: of it `weighed` was seen so far and `quota` is held.
-    Of `budgets`, the names of its accounts, `money_rate` says what was used of their money, `hold_rate` what
-    is held of it where that is another, and `counts_raw` that some are of tokens. Nothing is held ahead
-    beyond `most`, all the call can use. Besides, `reserved` tokens and, under weights, `reserved_quota` are
-    asked for once: `answered` is called when the answer is here, and `short` says what covers least of the
-    hold: its tokens, credits or budgets.
+    `tokens` were seen so far, and the hold covers `held` of them: by `counts` their tokens, by `rate` their
+    credits. `exhausted` is set if an account cannot extend it further, `cut` if the plan then ends the call.
+    With `weights` the quota is separate: `weighed` quota tokens were seen, and `quota` are held. For the
+    accounts `budgets`, `money_rate` is the cost of use, `hold_rate` the rate of holding if it differs, and
+    `counts_raw` says that some count tokens. At most `most`, all that the call can use, is held ahead. Once,
+    `reserved` tokens and `reserved_quota` quota tokens may be requested in addition: `answered` is called
+    with the answer, and `short` names the limit that covers least of it: tokens, credits or budgets.
     """
 
     caller: Caller
@@ -439,18 +440,18 @@ class HoldExtension:
     short: int = 0
 
     def ahead(self, margin: int) -> int:
-        """Return the tokens to hold: those seen and reserved, and as many more as the call can still use."""
+        """Return the tokens to hold: seen and reserved ones, and up to `margin` more that a call can use."""
         return max(self.tokens, self.reserved, min(self.tokens + margin, self.most))
 
     def end_request(self) -> None:
-        """End the request for reserved tokens, and report that it was answered."""
+        """End the request for reserved tokens, and call `answered`."""
         answered, self.answered = self.answered, None
         self.reserved = self.reserved_quota = 0
         if answered is not None:
             answered()
 
     def wanted_of_budgets(self, margin: int) -> tuple[int, int, int]:
-        """Return the money seen so far, and the money and tokens to hold in budgets with `margin`."""
+        """Return the cost of tokens seen, and the money and tokens to hold in budgets with `margin`."""
         ahead = self.ahead(margin)
         seen = 0 if self.money_rate is None else self.money_rate.nano(self.tokens)
         rate = self.hold_rate or self.money_rate
@@ -458,7 +459,7 @@ class HoldExtension:
         return min(seen, INTEGER_MAX), min(more, INTEGER_MAX), ahead if self.counts_raw else 0
 
     def wanted(self, margin: int) -> int:
-        """Return tokens of the quota that the seen and so much more output count."""
+        """Return the quota tokens to hold: those seen, and `margin` more output."""
         if self.weights is None:
             return self.ahead(margin)
         more = max(0, min(margin, self.most - self.tokens))

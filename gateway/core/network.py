@@ -1,9 +1,9 @@
-"""Which addresses the product may call on somebody's behalf: public ones, unless private ones are allowed.
+"""Addresses that may be called on a user's behalf: public ones, unless private ones are allowed.
 
-Pure. A name is checked when it is resolved, by the addresses it stands for; what is written as an
-address is checked here and then. Other spellings of an address (`127.1`, `0x7f.1`, `2130706433`) are
-neither: programs differ in what they read there. Sources: IANA's special-purpose address registries;
-RFC 6052 and 3056 for IPv4 addresses carried in IPv6 ones.
+Pure. Names are checked when they are resolved, by their addresses. Literal addresses are checked here and
+then. Other spellings of an address (`127.1`, `0x7f.1`, `2130706433`) are refused, because programs read them
+differently. Sources: IANA's special-purpose address registries; RFC 6052 and 3056 for IPv4 addresses within
+IPv6 ones.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 URL_CHARS_MAX = 2_000
 NAT64 = IPv6Network("64:ff9b::/96")
-UNICAST = IPv6Network("2000::/3")  # all that is given out of IPv6
-# Special too, and not in every Python's table.
+UNICAST = IPv6Network("2000::/3")  # all assigned global addresses of IPv6
+# Special networks that some versions of Python lack.
 SPECIAL = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
 LOCAL_NAMES = (".localhost", ".local", ".internal", ".localdomain")
 
@@ -26,7 +26,7 @@ _NAME = re.compile(rf"(?=.{{1,254}}\Z)({_LABEL}\.)+(?![0-9]){_LABEL}\.?", re.ASC
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Return whether an address is somebody's on the Internet, whichever way it is written."""
+    """Return whether an address, or the IPv4 address within it, is public on the Internet."""
     inner = _carried(address)
     if inner is not None:
         return is_public(inner)
@@ -37,9 +37,9 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def address_refusal(url: str, *, private: bool) -> str | None:
-    """Return why a URL may not be called, as far as its text shows; None if it may.
+    """Return why a URL may not be called, by its text alone; None if it may.
 
-    `private` allows private addresses, and plain HTTP with them.
+    `private` allows private addresses, and plain HTTP.
     """
     try:
         parts = urlsplit(url)
@@ -65,13 +65,13 @@ def address_refusal(url: str, *, private: bool) -> str | None:
 
 
 def is_full_name(host: str, *, private: bool) -> bool:
-    """Return whether a host in lower case is a full name; `private` allows those of a local network."""
+    """Return whether a lower-case host is a full name; `private` allows those of a local network."""
     local = host.rstrip(".").endswith(LOCAL_NAMES)
     return _NAME.fullmatch(host) is not None and (private or not local)
 
 
 def literal(host: str) -> IPv4Address | IPv6Address | None:
-    """Return the address that a host is written as; None for a name, and for a zone of this machine."""
+    """Return the address in a host's text; None for a name, and for an address with a zone."""
     try:
         return None if "%" in host else ip_address(host)
     except ValueError:
@@ -79,7 +79,7 @@ def literal(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _carried(address: IPv4Address | IPv6Address) -> IPv4Address | None:
-    """Return the IPv4 address inside an IPv6 one."""
+    """Return the IPv4 address within an IPv6 one, or None."""
     if isinstance(address, IPv4Address):
         return None
     if address in NAT64:
@@ -89,34 +89,36 @@ def _carried(address: IPv4Address | IPv6Address) -> IPv4Address | None:
     return address.ipv4_mapped or address.sixtofour
 
 
-# How a URL is shown, in an error, a log line or a note: whatever might be a secret is cut out.
+# URLs in errors, log lines and notes: all that may be a secret is hidden.
 #
-# Also of one that is written wrongly. Every message about a configured or typed URL says it by this.
+# This also works for malformed URLs. Every message about a configured or typed URL uses it.
 
-# Parameters whose values are no secrets; one nobody knows may be `password` misspelt.
+# Parameters whose values are no secrets; an unknown one may be a misspelt `password`.
 _SHOWN = (
     "ssl(?:mode|rootcert|cert|key|crl)|application_name|connect_timeout|target_session_attrs|options|user|username"
     "|host|hostaddr|port|dbname|db|region|scheme|endpoint_override|allow_bucket_(?:creation|deletion)"
 )
 
-# Behind a name and a colon, where no host follows: a password whose `@` was forgotten.
+# Text after a name and a colon that is no port: a password with a forgotten `@`.
 _NO_PORT = re.compile(r"(?<=://)([^/@:?#\[\]]*):(?![^@]*@)(?!(?<!//:)[0-9]{1,5}(?:[/?#,]|\Z)).*", re.DOTALL)
 
 
 def without_password(url: str) -> str:
-    """Make a URL fit for a log line: hide everything between the user's name and the last `@`, and every
-    parameter that is not known to be harmless.
+    """Return a URL for a log line.
+
+    All between the user's name and the last `@` is hidden, and the value of every parameter that is not known
+    to be harmless.
     """
     shown = re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", url, flags=re.DOTALL)
     shown = _NO_PORT.sub(r"\1:***", shown)
     return re.sub(rf"(?<=[?&])(?!(?:{_SHOWN})=)([^=&#]+)=[^&#]*", r"\1=***", shown)
 
 
-# Proxies that calls to others go through, and who is reached without one.
+# Proxies for outgoing calls, and hosts that are reached without one.
 #
-# Pure. `exempt` is what NO_PROXY says, as curl and Python's urllib read it: a name stands for itself and all
-# below it, with or without a dot before it; an address, or a network, for hosts that are written as
-# addresses; `host:port` for that port alone; `*` for everybody. No name is looked up for it.
+# Pure. `exempt` is NO_PROXY as curl and Python's urllib read it: a name matches itself and all names below
+# it, with or without a leading dot; an address or network matches hosts written as addresses; `host:port`
+# matches only that port; `*` matches all. No name is resolved for it.
 
 EXEMPT_MAX = 1_000
 PORT_MAX = 65_535
@@ -127,7 +129,7 @@ _WITH_PORT = re.compile(r"(\[[^\]]*\]|[^:\[\]]*):([0-9]{1,5})")
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """One proxy. `secured`: TLS is spoken with it; `authorization` is what it knows us by, empty for none."""
+    """One proxy. `secured` means TLS to it; `authorization` is its Proxy-Authorization, empty for none."""
 
     host: str
     port: int
@@ -136,13 +138,13 @@ class Proxy:
     ca_file: str = ""
 
     def __str__(self) -> str:
-        """Return the proxy's host and port, fit for a log line."""
+        """Return the proxy's host and port, for a log line."""
         return authority(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """Which proxy is for URLs of a scheme, if any is."""
+    """The proxies for URLs by scheme, and the hosts that are reached without one (`exempt`)."""
 
     http: Proxy | None = None
     https: Proxy | None = None
@@ -150,7 +152,7 @@ class Proxies:
     ca_file: str = ""
 
     def to(self, url: str) -> Proxy | None:
-        """Return the proxy on the way to a URL; None where it is reached directly."""
+        """Return the proxy for a URL, or None if it is reached directly."""
         parts = urlsplit(url)
         found = self.https if parts.scheme == "https" else self.http
         if found is None or not parts.hostname:
@@ -161,7 +163,7 @@ class Proxies:
         return replace(found, ca_file=self.ca_file)
 
     def with_authority(self, ca_file: str) -> Proxies:
-        """Return the same, their certificates verified with this file."""
+        """Return the same proxies with their certificates verified by this file."""
         return replace(self, ca_file=ca_file)
 
 
@@ -169,12 +171,12 @@ DIRECT = Proxies()
 
 
 def authority(host: str, port: int) -> str:
-    """Join host and port as URLs have them."""
+    """Join host and port as in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def read_exempt(text: str) -> tuple[str, ...]:
-    """Return the entries of NO_PROXY; ValueError says which one nobody could go by."""
+    """Return the entries of NO_PROXY. Raise ValueError with the first invalid entry."""
     found = tuple(dict.fromkeys(filter(None, re.split(r"[,\s]+", text.lower()))))
     if len(found) > EXEMPT_MAX:
         raise ValueError(f"it has more than {EXEMPT_MAX} entries")
@@ -194,12 +196,12 @@ def _is_readable(entry: str) -> bool:
         return port is None and _network(host) is not None
     if host == "*" or _address(host) is not None:
         return True
-    # What looks like an address and is none would be taken for a name that nobody has.
+    # A malformed address would be read as a name that never matches.
     return _HOST_NAME.fullmatch(host) is not None and not host.rpartition(".")[2].isdigit()
 
 
 def _is_for(entry: str, host: str, port: int) -> bool:
-    """Return whether an entry stands for a host, in lower case as URLs are read, and its port."""
+    """Return whether an entry matches a lower-case host and its port."""
     wanted, only = _split(entry)
     if only is not None and only != port:
         return False
@@ -214,7 +216,7 @@ def _is_for(entry: str, host: str, port: int) -> bool:
 
 
 def _split(entry: str) -> tuple[str, int | None]:
-    """Split an entry into host and port; a bare IPv6 address has colons and no port."""
+    """Split an entry into host and port. A bare IPv6 address has colons and no port."""
     found = _WITH_PORT.fullmatch(entry)
     return (found[1], int(found[2])) if found else (entry, None)
 
@@ -234,9 +236,9 @@ def _network(text: str) -> IPv4Network | IPv6Network | None:
         return None
 
 
-# Asking a proxy to let us through: `CONNECT` and the head of its answer (RFC 9110, 9.3.6).
+# Opening a tunnel through a proxy: `CONNECT` and the head of its answer (RFC 9110, 9.3.6).
 #
-# Pure. Of what it answers the number of its status counts alone: nothing else of it is read, or shown.
+# Pure. Only the number of the answer's status counts: nothing else of it is read or shown.
 
 HEAD_BYTES_MAX = 16 * 1024
 _HEAD_END = b"\r\n\r\n"
@@ -251,20 +253,20 @@ _ANSWERS = {
 
 
 class ProxyFailed(OSError):
-    """A proxy that lets nobody through; the message says which, and why."""
+    """Raised if a proxy gives no tunnel; the message names it and the reason."""
 
 
 def request(proxy: Proxy, host: str, port: int) -> bytes:
-    """Return the whole CONNECT request to a proxy; UnicodeError for a name that ASCII cannot write."""
+    """Return the whole CONNECT request to a proxy. Raise UnicodeError for a name that IDNA cannot encode."""
     to = authority(host if host.isascii() else host.encode("idna").decode(), port)
     fields = f"proxy-authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
     return f"CONNECT {to} HTTP/1.1\r\nhost: {to}\r\n{fields}\r\n".encode("ascii")
 
 
 def is_let_through(proxy: Proxy, answer: bytes) -> bool:
-    """Return whether it lets us through by what it has answered so far: False while more is to come.
+    """Return whether the proxy has opened the tunnel; False while its answer is incomplete.
 
-    ProxyFailed where it does not. Behind the head there is nothing yet: in a tunnel nobody speaks before us.
+    Raise ProxyFailed if it refuses, or sends more than a head: in a tunnel no peer speaks before us.
     """
     at = answer.find(_HEAD_END)
     if at < 0 and len(answer) <= HEAD_BYTES_MAX and answer.count(b"\n") == answer.count(b"\r\n"):
@@ -284,5 +286,5 @@ def is_let_through(proxy: Proxy, answer: bytes) -> bool:
 
 
 def failed(proxy: Proxy, why: str) -> ProxyFailed:
-    """Return a failure of this proxy."""
+    """Return the error for this proxy."""
     return ProxyFailed(f"the proxy {proxy}: {why}")

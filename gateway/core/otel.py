@@ -1,8 +1,8 @@
-"""What the standard `OTEL_*` variables say of traces, read once by the process a person starts.
+"""Settings of traces from the standard `OTEL_*` variables, read once by the process that a person starts.
 
-Source: OpenTelemetry's specification of environment variables and of the OTLP exporter. They
-count only where an endpoint is named; what cannot be honoured then stops the start, as any
-setting of ours does. Headers are credentials and never shown.
+Source: OpenTelemetry's specification of environment variables and of the OTLP exporter. They count only if an
+endpoint is set; then an unsupported value stops the start, like any other wrong setting. Headers are
+credentials and never shown.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ SAMPLERS = {
 
 
 class Tracing(msgspec.Struct, frozen=True, kw_only=True):
-    """Where traces go, whose they are, and which requests have one.
+    """Settings of traces: the collector, the resource they belong to, and the sampled share.
 
-    `ratio` of the traces is recorded; where `follows_parent`, only of those a caller did not
-    begin. Spans wait in a queue of at most `queue_spans_max`; `timeout_s` bounds one batch with
-    its repetitions.
+    `ratio` of the traces is recorded; with `follows_parent` only of those without a caller's trace. Spans
+    wait in a queue of at most `queue_spans_max`. `timeout_s` limits one batch including retries.
     """
 
     endpoint: str
@@ -52,9 +51,9 @@ class Tracing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_tracing(environ: Mapping[str, str]) -> Tracing | None:
-    """Read the settings of traces; None without an endpoint, or where they are turned off.
+    """Return the settings of traces; None without an endpoint, or if they are turned off.
 
-    `SettingError` names the variable that cannot be honoured.
+    Raise `SettingError` with the variable whose value is not supported.
     """
     exporter = environ.get("OTEL_TRACES_EXPORTER") or "otlp"
     endpoint = environ.get(TRACES_ENDPOINT) or environ.get(ENDPOINT)
@@ -83,7 +82,7 @@ def read_tracing(environ: Mapping[str, str]) -> Tracing | None:
 
 
 def _endpoint(environ: Mapping[str, str]) -> str:
-    """Return the full URL: the variable for traces is taken as it is, the general one gets a path."""
+    """Return the full URL: the variable for traces unchanged, or the general one with a path added."""
     name = TRACES_ENDPOINT if environ.get(TRACES_ENDPOINT) else ENDPOINT
     url = environ[name]
     parts = urlsplit(url)
@@ -97,7 +96,7 @@ def _endpoint(environ: Mapping[str, str]) -> str:
 
 
 def _traces_first(environ: Mapping[str, str], setting: str) -> tuple[str, str]:
-    """Return a setting of the exporter and the variable it comes from; the one for traces wins."""
+    """Return the name and value of an exporter's variable; the one for traces takes precedence."""
     for name in (f"OTEL_EXPORTER_OTLP_TRACES_{setting}", f"OTEL_EXPORTER_OTLP_{setting}"):
         if environ.get(name):
             return name, environ[name]
@@ -127,7 +126,7 @@ def _resource(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def _pairs(name: str, text: str, *, fields: bool = False) -> tuple[tuple[str, str], ...]:
-    """Parse `key=value,key=value`, percent-decoded (W3C Baggage)."""
+    """Parse `key=value,key=value`, percent-decoded (W3C Baggage); with `fields` only ASCII is allowed."""
     pairs = []
     for part in filter(None, (each.strip() for each in text.split(","))):
         key, equals, value = part.partition("=")

@@ -1,6 +1,4 @@
-"""The processes that run: what each says of itself, whether one is too old for what is stored, and whether
-all of them read today's layout. Pure.
-"""
+"""Running processes: their descriptions, and whether each is recent enough for the stored data. Pure."""
 
 from __future__ import annotations
 
@@ -11,16 +9,16 @@ from typing import Literal
 
 from gateway.core.layout import LAYOUT
 
-# Versions that metrics tell apart; all others are one more.
+# Most versions with a label of their own in metrics; the rest share one.
 VERSIONS_TOLD_MAX = 16
 OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One gateway worker or keeper, as it says. `schema` is what a keeper knows of PostgreSQL at most.
+    """One gateway worker or keeper, as it describes itself.
 
-    `started_at` are seconds since the epoch, by its own clock.
+    `schema` is the newest PostgreSQL schema that a keeper knows. `started_at` is Unix time by its own clock.
     """
 
     id: str
@@ -34,7 +32,7 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class ProgramReport:
-    """One that said so, and when it did last: seconds since the epoch, by Redis' clock."""
+    """A program and the time of its last report: Unix time by Redis's clock."""
 
     program: Program
     said_at: float
@@ -42,9 +40,9 @@ class ProgramReport:
 
 @dataclass(frozen=True, slots=True)
 class StoredVersions:
-    """What programs have to know: the newest layout in Redis, the schema, since which one programs run on it.
+    """The versions of stored data: the newest layout in Redis, the schema, and the oldest fit program.
 
-    0 and empty where that is not known.
+    0 and empty mean unknown.
     """
 
     layout: int
@@ -52,7 +50,7 @@ class StoredVersions:
     runs_from: str
 
     def refused(self, program: Program) -> str:
-        """Return why a program serves nothing of it, on one line; empty where it may."""
+        """Return why a program is too old for the stored data, on one line; empty if it is not."""
         if program.layout < self.layout:
             known = f"this program knows up to {program.layout}"
             return f"Redis holds layout {self.layout}, {known}: run a newer one"
@@ -65,11 +63,11 @@ class StoredVersions:
 
 
 class TakeUp:
-    """Whether a keeper may have today's layout written: once each program that runs reads it.
+    """Decides whether a keeper may enable writing the current layout: once all running programs can read it.
 
-    One that lives says so within `silent_s`, so the list has to say it for so long. What nobody knows means
-    no: a list that cannot be read, that misses this keeper itself, since Redis takes nothing then, or a
-    gateway that reports, since its user may not write the list; and one so long that not all stand in it.
+    A live program reports within `silent_s`, so the list must be complete for that long. Doubt means no: if
+    the list is unreadable, lacks this keeper (then Redis accepts no writes), or lacks a gateway that reports
+    elsewhere (its Redis user may not write the list), or is full.
     """
 
     def __init__(self, own: Program, silent_s: float, programs_max: int, layout: int = LAYOUT) -> None:
@@ -78,7 +76,10 @@ class TakeUp:
         self.why_not = "nobody has looked yet"
 
     def look(self, now: float, seen: Sequence[ProgramReport] | None, workers: int) -> bool:
-        """Return whether today's layout may be written, by programs and workers seen; `now` is monotonic."""
+        """Return whether the current layout may be written, by the programs and the number of workers seen.
+
+        `now` is monotonic, in seconds.
+        """
         self.why_not = self._trouble(seen, workers)
         if self.why_not:
             self._since = None
@@ -107,7 +108,7 @@ class TakeUp:
 
 
 def counted(seen: Iterable[ProgramReport]) -> list[list[object]]:
-    """Count programs by role and version, for metrics."""
+    """Return (role, version, number of programs) rows for metrics."""
     found = Counter((one.program.role, one.program.version) for one in seen)
     told = {version for (_, version), _ in found.most_common(VERSIONS_TOLD_MAX)}
     by_label = Counter[tuple[str, str]]()
@@ -116,19 +117,19 @@ def counted(seen: Iterable[ProgramReport]) -> list[list[object]]:
     return [[role, version, count] for (role, version), count in sorted(by_label.items())]
 
 
-# What `/readyz` says: whether each dependency is there, and why one is not.
+# The answer of `/readyz`: whether each dependency is available, and why one is not.
 
-# True where it is there, else why not; or False, where its name says it all.
+# By dependency True if it is available, else the reason, or False without a further reason.
 Found = Mapping[str, bool | str]
 
 
 def there(found: Found) -> dict[str, bool]:
-    """Return whether each is there."""
+    """Return whether each dependency is available."""
     return {name: said is True for name, said in found.items()}
 
 
 def report(well: bool, found: Found) -> dict[str, object]:
-    """Return the answer, as JSON has it."""
+    """Return the answer of `/readyz` as a JSON object."""
     reasons = {name: said for name, said in found.items() if said and isinstance(said, str)}
     told = {"status": "ok" if well else "unavailable", "dependencies": there(found)}
     return {**told, **({"reasons": reasons} if reasons else {})}

@@ -1,25 +1,26 @@
-"""A bounded amount that many share: connections, bytes or holds, and the share that one of them may have.
+"""A bounded amount shared by many users: connections, bytes or holds, with a maximum for each.
 
-Nobody is ever stopped in what it has; only more is refused. Pure: no clock, no socket.
+Nobody loses what it has; only more is refused. Pure: no clock, no socket.
 """
 
 from __future__ import annotations
 
 
 def leaves_others(had: int, more: int, left: int) -> bool:
-    """Return whether a user with `had` of a whole may have `more`, so that `left` of it is free then.
+    """Return whether a user with `had` of an amount may have `more`, if `left` of it is free afterwards.
 
-    Nobody takes more than is then left for all others (the dynamic threshold of Choudhury and Hahne, 1998):
-    where a few have much, a newcomer gets some. `lua/run.lua` counts runs by the same rule.
+    A user's amount may not exceed the rest that is left for all others (the dynamic threshold of Choudhury
+    and Hahne, 1998): so a newcomer gets a part even if a few users have much. `lua/run.lua` counts runs by
+    the same rule.
     """
     return left >= 0 and (not had or had + more <= left)
 
 
 class FairShares:
-    """`most` of something; one of its users has `each` at most. Users are numbers.
+    """`most` of some amount, with at most `each` for one user. Users are numbers.
 
-    Nobody takes more than would then be left for all others (`leaves_others`). So `each` is half of the whole
-    at most, but for one user `alone`.
+    A user's amount may not exceed the rest left for others (`leaves_others`). So `each` is at most half of
+    `most`, unless there is only one user (`alone`).
     """
 
     __slots__ = ("_has", "each", "most", "used")
@@ -30,41 +31,41 @@ class FairShares:
         self.bound(most, each, alone=alone)
 
     def bound(self, most: int, each: int, *, alone: bool = False) -> None:
-        """Set both bounds; ValueError where `each` is more than half and no user is `alone`."""
+        """Set both maxima. Raise ValueError if `each` is more than half without `alone`."""
         each = max(1, each)
         if 2 * each > most and not alone:
             raise ValueError(f"{each} of {most} for one user are more than half")
         self.most, self.each = most, each
 
     def bound_by_share(self, most: int, share: float, largest: int = 1) -> None:
-        """Limit one user to this `share`: the `largest` thing at least, and half at most.
+        """Set the maximum of one user to this `share` of `most`: at least `largest`, at most half.
 
-        A share of 1, or a whole of 1, is said to be for one user.
+        A share of 1, or a `most` of 1, means that there is only one user.
         """
         alone = share >= 1 or most < 2
         self.bound(most, most if alone else min(max(largest, int(most * share)), most // 2), alone=alone)
 
     def allows(self, who: int, amount: int) -> bool:
-        """Return whether a user may have so much more."""
+        """Return whether a user may have `amount` more."""
         had, left = self._has.get(who, 0), self.most - self.used - amount
         if self.each >= self.most:
             return left >= 0
         return had + amount <= self.each and leaves_others(had, amount, left)
 
     def acquire(self, who: int, amount: int = 1) -> bool:
-        """Return whether a user may have so much more; then it has it until `release`."""
+        """Add `amount` to a user if allowed, and return whether it was. `release` returns it."""
         if not self.allows(who, amount):
             return False
         self.add(who, amount)
         return True
 
     def add(self, who: int, amount: int) -> None:
-        """Add `amount` to a user's, whether or not the user may have more."""
+        """Add `amount` to a user, whether or not it is allowed."""
         self._has[who] = self._has.get(who, 0) + amount
         self.used += amount
 
     def release(self, who: int, amount: int = 1) -> None:
-        """Subtract `amount` from a user's."""
+        """Subtract `amount` from a user."""
         left = self._has[who] - amount
         if left:
             self._has[who] = left

@@ -1,4 +1,4 @@
-"""Text: what of it nobody sees, as cells of a table, as JSON, and things in portions."""
+"""Text: hidden characters, CSV, JSON, and lists in portions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeVar
 
-# Characters that nobody sees, or that turn the text around them: refused in names, shown escaped elsewhere.
+# Characters that are invisible, or reverse the text around them: refused in names, escaped elsewhere.
 #
-# A name with one reads as another name. What callers once called their users may hold any: it is kept as it
-# is, and escaped where people read it. Sources: Unicode's Default_Ignorable_Code_Point and Bidi_Control;
+# A name with one reads as another name. Names that callers gave to users may contain any: they are stored
+# unchanged, and escaped for display. Sources: Unicode's Default_Ignorable_Code_Point and Bidi_Control;
 # controls but tab and line breaks.
 
 HIDDEN = (
@@ -26,18 +26,18 @@ _HIDDEN = re.compile(rf"[{HIDDEN}]|\r(?!\n)")
 
 
 def hidden_in(text: str) -> str:
-    """Name the first hidden character, such as `U+202E`; empty where there is none."""
+    """Return the first hidden character as `U+202E`; empty if there is none."""
     found = _HIDDEN.search(text)
     return f"U+{ord(found[0]):04X}" if found else ""
 
 
 def visible(text: str) -> str:
-    r"""Escape each hidden character of a text, such as `\u202e`."""
+    """Return the text with hidden characters escaped, such as `\u202e`."""
     return _HIDDEN.sub(_escaped, text)
 
 
 def visible_json(text: str) -> str:
-    """Escape each hidden character of JSON text, which then means the same."""
+    """Return JSON text with hidden characters escaped, which does not change its meaning."""
     return _HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
@@ -46,19 +46,19 @@ def _escaped(found: re.Match[str]) -> str:
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
-# Rows as CSV (RFC 4180) in which no cell is a formula, whatever separators a spreadsheet goes by.
+# Rows as CSV (RFC 4180) without formulas in cells, for any separator of a spreadsheet.
 #
-# Cells hold what callers wrote. Source: OWASP, CSV Injection.
+# Cells contain text of callers. Source: OWASP, CSV Injection.
 
-# A spreadsheet looks behind blanks, and takes full width for half.
+# Spreadsheets skip blanks before a formula, and accept full-width characters.
 _FORMULA = re.compile(rf"[\t\r\n]|[\s{HIDDEN}]*[-=+@\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
-# Any of these may separate cells, by the reader's country.
+# Characters that may separate cells, depending on the reader's locale.
 _SEPARATES = re.compile(r"[\",;|\t\r\n]|^\s|\s$")
 
 
 def csv(columns: tuple[str, ...], rows: Iterable[Mapping[str, object]], *, head: bool = False) -> bytes:
-    """Write these columns of rows, below their names where there is to be a head."""
+    """Return the columns of rows as CSV, with a line of names first if `head` is set."""
     lines = [",".join(columns)] if head else []
     lines += [",".join(_cell(row[name]) for name in columns) for row in rows]
     return "".join(f"{line}\r\n" for line in lines).encode()
@@ -73,9 +73,9 @@ def _cell(value: object) -> str:
     return '"' + text.replace('"', '""') + '"' if _SEPARATES.search(text) else text
 
 
-# JSON that somebody else has written: read whole, or refused by `ValueError` in one line.
+# Untrusted JSON: parsed, or refused by `ValueError` in one line.
 def read_json(text: str | bytes) -> Any:
-    """Parse a JSON document; `ValueError` where it is none, or nests or counts further than is read."""
+    """Parse a JSON document. Raise `ValueError` if it is invalid, too deep, or has too long a number."""
     try:
         return json.loads(text, parse_int=_whole)
     except RecursionError:
@@ -89,7 +89,7 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-# Things in portions: what `itertools.batched` of later versions of Python is, as lists.
+# Portions of items: like `itertools.batched` of later versions of Python, as lists.
 
 T = TypeVar("T")
 

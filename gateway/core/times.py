@@ -1,4 +1,4 @@
-"""Moments as they are counted: in milliseconds since 1970, UTC. Pure."""
+"""Times in milliseconds since 1970, UTC. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 def ms_of(moment: datetime | None) -> int:
-    """Return the millisecond a moment is nearest to; 0 for none, which is never."""
+    """Return a time in milliseconds since the epoch, rounded; 0 for None, which means never."""
     return 0 if moment is None else round(moment.timestamp() * 1000)
 
 
 def rfc3339(moment: datetime, timespec: str = "auto") -> str:
-    """Format a moment by RFC 3339, in UTC: `2026-01-31T10:00:00Z`, as far as `isoformat` is told to."""
+    """Format a time by RFC 3339 in UTC: `2026-01-31T10:00:00Z`; `timespec` as of `isoformat`."""
     return moment.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
@@ -28,33 +28,33 @@ def moment_of(at_ms: int) -> datetime:
     return EPOCH + at_ms * MILLISECOND
 
 
-# When requests began, by their ids: those that gateways give are UUIDs of version 7. Pure.
+# The time in request ids: gateways generate UUIDs of version 7. Pure.
 
 VERSION_AT: Final = 14
 VERSION: Final = "7"
 GIVEN: Final = ("4", VERSION)
-# By so much a gateway's clock may be ahead of Redis': what is more is noted by the day.
+# How much a gateway's clock may be ahead of Redis's; beyond that the day of arrival is used.
 AHEAD_MAX_MS: Final = DAY_MS
 AHEAD_MAX: Final = timedelta(milliseconds=AHEAD_MAX_MS)
 
 
 def is_of_gateway(request_id: str) -> bool:
-    """Return whether a gateway gave it to a request, this version or one before; leases have others."""
+    """Return whether a request id is from a gateway of this or an earlier version; leases have other ids."""
     return request_id[VERSION_AT : VERSION_AT + 1] in GIVEN
 
 
 def says_when(request_id: str) -> bool:
-    """Return whether it is an id that says when its request began."""
+    """Return whether a request id contains the time of its request (UUID version 7)."""
     return request_id[VERSION_AT : VERSION_AT + 1] == VERSION
 
 
 def began_ms(request_id: str) -> int:
-    """Return the millisecond that such an id says, by its gateway's clock."""
+    """Return the Unix ms in a request id that `says_when`, by its gateway's clock."""
     return int(request_id[:8] + request_id[9:13], 16)
 
 
 def began(request_id: str) -> datetime | None:
-    """Return the moment an id says; None where it says none, or one that no calendar has."""
+    """Return the time in a request id; None if it has none, or one beyond the calendar."""
     if not says_when(request_id):
         return None
     try:
@@ -63,25 +63,25 @@ def began(request_id: str) -> datetime | None:
         return None
 
 
-# Time zones: whose days and months are counted. Pure.
+# Time zones, by which days and months are counted. Pure.
 #
-# The scripts know no zones, but by how much clocks are before those of UTC: what they are told of one is
-# exact until its clocks change for the second time.
+# The scripts know no zones, only offsets to UTC: those of a zone are exact until its clocks change for the
+# second time.
 
-# Intervals of budgets and of token plans that begin on an anchor's day.
+# Intervals of budgets and of token plans that begin on an anchor day.
 WEEKS: Final = frozenset({"week", "weekly"})
 MONTHS: Final = frozenset({"month", "quarter", "year", "monthly"})
 DAYS_OF_WEEK: Final = 7
-# How far apart the clocks of a keeper and of Redis may be: for so long what was before a change is told.
+# How far apart the clocks of a keeper and of Redis may be: an offset is kept for so long after its change.
 APART_MS: Final = DAY_MS
-# How far ahead a change is looked for, and in what steps: clocks that change keep that for weeks.
+# How far ahead, and in what steps, a change is searched: clocks keep a changed offset for weeks.
 _AHEAD_MS: Final = 400 * DAY_MS
 _STEP_MS: Final = DAY_MS
 _ZONES_KEPT: Final = 1_024
 
 
 class ZoneOffset(NamedTuple):
-    """How many milliseconds a zone's clocks are before those of UTC, when they change (0 never), to what."""
+    """A zone's offset to UTC in ms, the Unix ms of its next change (0: never), and the offset after it."""
 
     offset: int = 0
     turns_at: int = 0
@@ -92,12 +92,12 @@ CLOCK_OF_UTC: Final = ZoneOffset()
 
 
 def clock_of(time_zone: str, at_ms: int) -> ZoneOffset:
-    """Return the offsets of a zone for the scripts at a moment; ZoneInfoNotFoundError if it is unknown."""
+    """Return the offsets of a zone at a time for the scripts; ZoneInfoNotFoundError if it is unknown."""
     return _clock(time_zone, (at_ms - APART_MS) // HOUR_MS)
 
 
 def offset_at(zone: ZoneInfo, at_ms: int) -> int:
-    """Return the milliseconds by which a zone's clocks are before those of UTC."""
+    """Return the offset of a zone's clocks to UTC at a time, in milliseconds."""
     offset = moment_of(at_ms).astimezone(zone).utcoffset()
     assert offset is not None
     return offset // MILLISECOND
@@ -105,17 +105,17 @@ def offset_at(zone: ZoneInfo, at_ms: int) -> int:
 
 @cache
 def _zones() -> frozenset[str]:
-    # What only names files of a system is no zone that another one knows.
+    # These names are local files of some systems, and no zones for others.
     return frozenset(available_timezones()) - {"localtime", "posixrules", "Factory"}
 
 
 def is_zone(name: str) -> bool:
-    """Return whether a time zone is known by this name."""
+    """Return whether this is the name of a known time zone."""
     return name in _zones()
 
 
 def wrong_calendar(interval: str, time_zone: str, anchor_day: int | None) -> Iterator[tuple[str, str]]:
-    """Yield faults of days that are counted in a zone, from an anchor: field by field."""
+    """Yield field and fault for each wrong anchor day or time zone of an interval."""
     if interval in WEEKS and anchor_day is not None and anchor_day > DAYS_OF_WEEK:
         yield "anchor_day", f"must be 1 (Monday) to {DAYS_OF_WEEK} (Sunday) where the interval is a week"
     if interval not in {*WEEKS, *MONTHS} and anchor_day not in {None, 1}:
@@ -136,7 +136,7 @@ def _clock(time_zone: str, hour: int) -> ZoneOffset:
 
 
 def _turn(zone: ZoneInfo, before: int, after: int) -> int:
-    """Return the moment at which clocks change between two that differ."""
+    """Return the Unix ms of a zone's change of clocks between two times with different offsets."""
     offset = offset_at(zone, before)
     while after - before > 1:
         middle = (before + after) // 2

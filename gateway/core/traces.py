@@ -1,7 +1,7 @@
-"""The nouns of a trace, and the field by which one process tells the next (W3C Trace Context).
+"""Types of a trace, and the header field that passes it on (W3C Trace Context).
 
-Ids are raw bytes: 16 of a trace, 8 of a span. Times are seconds of the worker's monotonic
-clock. Nothing here knows who collects traces, or how they travel there.
+Ids are raw bytes: 16 of a trace, 8 of a span. Times are seconds of the worker's monotonic clock. Nothing here
+knows the collector of traces, or the transport to it.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _MEMBER = re.compile(
     r"[a-z0-9][a-z0-9_*/@-]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
 )
 _NO_TRACE, _NO_SPAN = b"0" * 32, b"0" * 16
-# The beginning of the field as nearly everybody writes it, and the rest: two ids and flags.
+# The usual beginnings of the header line; two ids and flags follow.
 _USUAL_OPENINGS = frozenset(
     {b"traceparent: 00-", b"Traceparent: 00-", b"traceparent:00-", b"Traceparent:00-"}
 )
-_NAME_ENDS = b"raceparent:"  # behind a letter of either case
+_NAME_ENDS = b"raceparent:"  # after a `t` of either case
 _USUAL_REST_BYTES = 32 + 1 + 16 + 1 + 2
 _DIGITS = b"0123456789abcdef"
 _DASH = ord("-")
 
 
-# What an attribute of a span may be.
+# The value of a span's attribute.
 Value = str | int | float | bool
 
 
 class Parent(NamedTuple):
-    """The span of the caller's that a request belongs to; `state` is its `tracestate`, empty for none."""
+    """The caller's span to which a request belongs, and its `tracestate` in `state`, empty for none."""
 
     trace_id: bytes
     span_id: bytes
@@ -49,12 +49,12 @@ class Parent(NamedTuple):
 
     @property
     def is_sampled(self) -> bool:
-        """Whether the caller records its part."""
+        """Whether the caller records its span."""
         return bool(self.flags & SAMPLED)
 
 
 class SpanKind(IntEnum):
-    """What a span is to its trace; the numbers are OpenTelemetry's."""
+    """The role of a span; the numbers are OpenTelemetry's."""
 
     INTERNAL = 1
     SERVER = 2
@@ -63,7 +63,7 @@ class SpanKind(IntEnum):
 
 @dataclass(slots=True)
 class Span:
-    """One step: from `started` to `ended`. `error` says in a word what went wrong, empty for nothing."""
+    """One step of a request, from `started` to `ended`. `error` is the failure in a word, empty for none."""
 
     name: str
     kind: SpanKind
@@ -77,11 +77,10 @@ class Span:
 
 @dataclass(slots=True)
 class Trace:
-    """One request as its trace knows it: the ids of its spans, and what its steps have said so far.
+    """The trace of one request: the ids of its spans, and the results of its steps so far.
 
-    `line` is the header line its upstream gets, `state` the caller's `tracestate`. A trace that is not
-    `recorded` has no spans.
-    `children` are the steps that are over, `facts` what they learned of the request as a whole.
+    `line` is the header line for its upstream, `state` the caller's `tracestate`. A trace that is not
+    `recorded` has no spans. `children` are finished steps, `facts` attributes of the request as a whole.
     """
 
     trace_id: bytes
@@ -98,10 +97,10 @@ class Trace:
 
 
 def read_parent(values: list[bytes], lines: Sequence[bytes] = ()) -> Parent | None:
-    """Return the caller's span from the `traceparent` fields of a request; None unless there is one valid
-    field. `lines` are header lines, in which its `tracestate` is found.
+    """Return the caller's span from the values of `traceparent` fields; None unless exactly one is valid.
 
-    Source: W3C Trace Context, 3.2. A version above 00 may say more behind what is known.
+    `lines` are the header lines of the request, among them its `tracestate`.
+    Source: W3C Trace Context, 3.2. A version above 00 may have additional text at its end.
     """
     match = _match(values)
     if match is None:
@@ -127,13 +126,13 @@ def read_state(values: Sequence[bytes]) -> str:
 
 
 def read_trace_id(values: list[bytes]) -> str:
-    """Read the caller's trace id in hex by the same fields; empty unless there is one valid field."""
+    """Return the caller's trace id in hex from the same field values; empty unless exactly one is valid."""
     match = _match(values)
     return "" if match is None else match[2].decode()
 
 
 def read_usual_line(line: bytes) -> str:
-    """Read the trace id of one field line, if that is a `traceparent` in its usual form; else empty."""
+    """Return the trace id in a header line that is a `traceparent` in the usual form; else empty."""
     at = len(line) - _USUAL_REST_BYTES
     if at < 0 or line[:at] not in _USUAL_OPENINGS:
         return ""
@@ -145,9 +144,9 @@ def read_usual_line(line: bytes) -> str:
 
 
 def cut_usual_line(head: bytes) -> tuple[bytes, bytes, str]:
-    """Return a head without its first line of a trace in the usual form, that line, and the id of the trace.
+    """Return a head without its first usual `traceparent` line, that line, and its trace id.
 
-    Where there is no such line nothing is cut.
+    Without such a line the head is unchanged.
     """
     at = head.find(_NAME_ENDS)
     while at >= 0:
@@ -171,7 +170,7 @@ def _match(values: list[bytes]) -> re.Match[bytes] | None:
 def begin_trace(parent: Parent | None, recorded: bool, ids: bytes) -> Trace:
     """Return the trace of one request; `ids` are `IDS_BYTES` random bytes.
 
-    A request that is not recorded hands its caller's span on as it is: nobody stands in between.
+    A request that is not recorded passes its caller's span on unchanged.
     """
     trace_id, parent_id, passed_id, flags = ids[:16], b"", ids[24:32], 0
     if parent is not None:

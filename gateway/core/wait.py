@@ -1,9 +1,8 @@
 """A one-shot value that a coroutine can await without an event loop.
 
-The data plane runs each request as a coroutine driven straight from socket callbacks: an
-`asyncio.Future` and its `Task` cost several microseconds a step, a `Wait` a fraction of one. The
-value's producer calls `set` or `fail` once; the coroutine's driver registers itself with `then`
-when it is handed the pending `Wait`.
+The data plane runs each request as a coroutine driven straight from socket callbacks: an `asyncio.Future` and
+its `Task` cost several microseconds a step, a `Wait` a fraction of one. The value's producer calls `set` or
+`fail` once. The coroutine's driver registers itself with `then` when it receives the pending `Wait`.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
-LOOKS_MIN: Final = 4  # into how many looks a wait is cut at least
+LOOKS_MIN: Final = 4  # parts into which a timeout is divided
 
 
 class Waiter:
-    """The callback that goes on when the value is there."""
+    """An object that resumes a coroutine when the value of a `Wait` arrives."""
 
     __slots__ = ()
 
     def resume(self, wait: Wait[Any]) -> None:
-        """Resume after `wait`, which is done."""
+        """Resume the coroutine after `wait`, which is done."""
         raise NotImplementedError
 
 
@@ -41,7 +40,7 @@ class Wait(Generic[T]):
         self._waiter: Waiter | None = None
 
     def set(self, value: T) -> None:
-        """Deliver the value; a second delivery is ignored (a timeout may have won) but by who gave it up."""
+        """Deliver the value. A second one (after a timeout, for example) is ignored, or passed to `late`."""
         if self.done:
             late, self._late = self._late, None
             if late is not None:
@@ -55,18 +54,18 @@ class Wait(Generic[T]):
             self._callback()
 
     def fail(self, error: BaseException) -> None:
-        """Deliver a failure; ignored once done, but by who gave it up."""
+        """Deliver a failure. Once done it is ignored, or passed to `late` as None."""
         if not self.done:
             self._error = error
         self.set(None)  # type: ignore[arg-type]  # no value, which the waiter never sees
 
     def give_up(self, late: Callable[[T | None], None]) -> None:
-        """Wait no more: `late` is told the value that comes all the same, or None once none will."""
+        """Stop waiting. `late` is called with a value that still arrives, or with None after a failure."""
         self.done = True
         self._callback, self._waiter, self._late = None, None, late
 
     def then(self, callback: Callable[[], None]) -> None:
-        """Call back once done; at once if it is done already."""
+        """Call `callback` once done; at once if it is done already."""
         if self.done:
             callback()
         else:
@@ -87,12 +86,12 @@ class Wait(Generic[T]):
         return self._value  # type: ignore[return-value]  # done without error means set
 
 
-# Awaited by a coroutine that is over: its driver knows. An error, by which others end, costs 1 % of a call.
+# Awaited by a coroutine as its end, known to its driver: the usual StopIteration costs 1 % of a call.
 OVER: Wait[None] = Wait()
 
 
 async def in_task(awaitable: Awaitable[T]) -> T:
-    """Await what awaits `Wait`s, and nothing else, or is one, in an asyncio task."""
+    """Await, in an asyncio task, an awaitable that itself awaits only `Wait`s."""
     steps = awaitable.__await__()
     while True:
         try:
@@ -107,7 +106,7 @@ async def in_task(awaitable: Awaitable[T]) -> T:
 
 
 def begin(awaitable: Awaitable[T]) -> Wait[T]:
-    """Run what awaits `Wait`s, and nothing else. It goes on where nobody awaits its end."""
+    """Start an awaitable that awaits only `Wait`s. It continues even if nobody awaits the result."""
     over: Wait[T] = Wait()
     steps = awaitable.__await__()
 
@@ -116,7 +115,7 @@ def begin(awaitable: Awaitable[T]) -> Wait[T]:
             wait = steps.send(None)
         except StopIteration as end:
             over.set(end.value)
-        except Exception as error:  # noqa: BLE001  # who awaits the end gets it
+        except Exception as error:  # noqa: BLE001  # raised where the end is awaited
             over.fail(error)
         else:
             wait.then(go_on)
@@ -126,7 +125,7 @@ def begin(awaitable: Awaitable[T]) -> Wait[T]:
 
 
 class AwakeTimeout:
-    """`asyncio.timeout` by time awake: a stall of the loop counts as one part of `LOOKS_MIN` at most."""
+    """A timeout like `asyncio.timeout`. A stalled event loop counts as at most one part of `LOOKS_MIN`."""
 
     __slots__ = ("_left", "_loop", "_part_s", "_timeout", "_timer")
 
@@ -157,10 +156,10 @@ class AwakeTimeout:
 
 
 class Awake:
-    """A clock that advances by at most `gap_s_max` between two looks at the loop.
+    """A clock that advances by at most `gap_s_max` between two calls of `advance`.
 
-    While one thing keeps the loop busy, answers that came are not read: that pause is not blamed on the other
-    side. A long wait is given up after several looks, with received bytes read in between.
+    While other work blocks the event loop, received answers are not read, so that time does not count against
+    the peer. A long wait ends only after several calls, with received bytes read in between.
     """
 
     __slots__ = ("_gap_s_max", "_looked_at", "_now")
@@ -171,11 +170,11 @@ class Awake:
         self._now = now
 
     def at(self, now: float) -> float:
-        """Return the time awake at a moment after the last look."""
+        """Return the time of this clock at a moment after the last `advance`."""
         return self._now + min(now - self._looked_at, self._gap_s_max)
 
     def advance(self, now: float) -> float:
-        """Note that the loop runs at `now`; return the time awake until then."""
+        """Advance the clock to a moment at which the event loop runs, and return its time."""
         self._now = self.at(now)
         self._looked_at = now
         return self._now

@@ -1,9 +1,9 @@
-"""Who calls with a signed token: verified once, then known by its digest until it ends.
+"""Callers with signed tokens: a token is verified once, then recognized by its digest until it expires.
 
-A token stands for an API key of its issuer's subject, which is looked up as any key is: a revoked key or a
-blocked tenant counts as soon as with any other. Every `AGAIN_S` it is asked again which key that is, and
-whether the issuer still has the key that signed it. The cache is bounded in bytes, and has nothing of a
-token that was refused.
+A token stands for an API key of its issuer's subject, which is looked up like any key: a revoked key or a
+blocked tenant takes effect as fast as with other keys. Every `AGAIN_S` the key is looked up again, and it is
+checked that the issuer still has the key that signed the token. The cache is bounded in bytes, and contains
+no refused tokens.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ AGAIN_S: Final = 30.0
 
 
 class DigestLookup(Protocol):
-    """Who a digest stands for."""
+    """Looks up the caller of an API key's digest."""
 
     def cached(self, digest: str) -> Caller | None:
         """Return the caller of a digest, if it is known and fresh."""
 
     def identify(self, digest: str) -> Awaitable[Caller]:
-        """Look a digest up. Fails with `InvalidApiKey`, of one that is over `EndedApiKey`, or
-        `CountersUnavailable`.
+        """Return the caller of a digest.
+
+        Raise `InvalidApiKey`, or `EndedApiKey` for a key that has ended, or `CountersUnavailable`.
         """
 
 
 class _VerifiedCaller:
-    """A verified token and the caller it stands for: `found` by `digest`, acting for the token's user.
+    """A verified token and its caller: `found` by the API key's `digest`, acting for the token's user.
 
     `again` is the time of the next look-up, in seconds since the epoch.
     """
@@ -62,11 +63,11 @@ class _VerifiedCaller:
         self.caller: Caller | None = None
 
     def is_good(self, now: float) -> bool:
-        """Return whether the token still counts at `now` without a new verification."""
+        """Return whether the token is valid at `now` without another verification."""
         return self.meaning.ends > now and self.issuer.has(self.key)
 
     def stands_for(self, found: Caller) -> Caller:
-        """Return the caller: whom its key acts for is said by the key, else by the token."""
+        """Return the caller for an API key's caller: with the key's user, else the token's."""
         user = self.meaning.user
         self.found = found
         self.caller = caller = replace(found, user=user) if user and not found.user else found
@@ -74,7 +75,7 @@ class _VerifiedCaller:
 
 
 class TokenCallers:
-    """The callers behind tokens. `wall` tells seconds since the epoch; `digests_of` is how keys are known."""
+    """The callers of tokens. `wall` returns seconds since the epoch, `digests_of` the digests of a key."""
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class TokenCallers:
         self.known: LruCache[str, LruValue[_VerifiedCaller]] = LruCache(bytes_max)
 
     def renew(self, issuers: Iterable[Issuer]) -> None:
-        """Apply these issuers from now on; every token is verified by their rules again."""
+        """Replace the accepted issuers. Every token is then verified again."""
         named = tuple(issuers)
         self.accepts, self.issuers = bool(named), tuple(one.issuer for one in named)
         self._keys.renew(named)
@@ -102,16 +103,16 @@ class TokenCallers:
             self.known.drop(digest)
 
     async def keep_fresh(self) -> None:
-        """Refresh the keys of issuers, until cancelled."""
+        """Refresh the keys of issuers until cancelled."""
         await self._keys.keep_fresh()
 
     def snapshot(self) -> dict[str, object]:
-        """Return the metrics of issuers."""
+        """Return the metric of issuers whose keys could not be read."""
         unread = self._keys.unread()
         return {"issuers_unread": unread} if unread else {}
 
     def cached(self, digest: str) -> Caller | None:
-        """Return the caller of a token that was verified before, if all that it was found by is fresh."""
+        """Return the caller of a verified token, if its key and look-up are fresh; else None."""
         kept = self.known.find(digest)
         if kept is None or kept.value.again <= self._wall():
             return None
@@ -122,18 +123,18 @@ class TokenCallers:
         return known.stands_for(found)
 
     async def identify(self, digest: str, token: bytes) -> Caller:
-        """Return the caller of a token; InvalidApiKey for nobody's, another refusal if that is unknown."""
+        """Return the caller of a token; InvalidApiKey if it is invalid, else why it cannot be checked."""
         now = self._wall()
         kept = self.known.find(digest)
         known = kept.value if kept is not None and kept.value.is_good(now) else await self._verified(token)
         found, known.digest = await self._first(known.meaning.known_as)
         known.again = min(known.meaning.ends, now + self._again_s)
-        if self._keys.of(known.issuer.issuer.issuer) is known.issuer:  # others may count by now
+        if self._keys.of(known.issuer.issuer.issuer) is known.issuer:  # issuers may have changed
             self.known.put(digest, LruValue(known), known.size)
         return known.stands_for(found)
 
     async def _first(self, subjects: Iterable[str]) -> tuple[Caller, str]:
-        """Return the caller of the first subject that has a key, and the key's digest.
+        """Return the caller and digest of the first subject that has an API key.
 
         If that key has ended, the token is refused: the next subject's key must not be charged for it.
         """
@@ -151,11 +152,11 @@ class TokenCallers:
         raise refused(SUBJECT_CLAIM, "No API key stands for this token's subject.")
 
     async def _verified(self, token: bytes) -> _VerifiedCaller:
-        """Verify the signature of a token; return the caller's issuer, key and subject."""
+        """Verify the signature of a token, and return its issuer, key and subject."""
         said = read_token(token)
         keys = self._keys.of(said.issuer)
         if keys is None:
             raise refused(UNKNOWN_ISSUER, "The token's issuer is not one that is accepted.")
-        # Its signature alone makes it true. What no signature makes good is refused before anybody is asked.
+        # Only the signature makes the claims true. Invalid claims are refused before keys are fetched.
         meaning = read_claims(keys.issuer, said.claims, self._wall())
         return _VerifiedCaller(keys, await keys.verify(said), meaning)

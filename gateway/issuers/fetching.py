@@ -1,7 +1,7 @@
-"""Reading an issuer's keys: from a file, from where they are said to be, or by its discovery document.
+"""Fetching an issuer's keys: from a file, from a configured URL, or by its discovery document.
 
-Over HTTPS, bounded in bytes and seconds; nobody is followed elsewhere (OpenID Connect Discovery 1.0, 4).
-It waits, so a thread runs it.
+Over HTTPS, bounded in bytes and seconds. Redirects are not followed (OpenID Connect Discovery 1.0, 4). Calls
+block, so a thread runs them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from gateway.files import https_with, read_regular
 from gateway.issuers.key_set import FETCH_S_MAX, Endpoints, KeySet, UnreadableKeys, VerifyingKey
 from gateway.outbound.client import ANSWER_BYTES_MAX, TooLarge, ask
 
-# Public keys as issuers write them (JWK Set, RFC 7517), and signatures by them (RFC 7515, RFC 7518).
+# Public keys in an issuer's format (JWK Set, RFC 7517), and their signatures (RFC 7515, RFC 7518).
 #
-# The one module that knows the library; it is loaded where there are issuers.
+# Only this module uses the library. It is loaded only if there are issuers.
 
 KEYS_MAX: Final = 64
 RSA_BITS_MIN: Final = 2048
@@ -39,7 +39,7 @@ _VERIFIERS = get_default_algorithms()
 
 
 def read_key_set(data: bytes) -> KeySet:
-    """Return the usable keys of a document; `UnreadableKeys` where it is none or has none."""
+    """Return the usable keys of a JWK Set. Raise `UnreadableKeys` if it is malformed or has none."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -73,10 +73,10 @@ def _usable(written: list[Any]) -> Iterator[VerifyingKey]:
 
 
 def _public(written: Mapping[str, Any], algorithm: str) -> Any:
-    """Return the public key, None where it is not what it says, or too weak or too large to be one."""
+    """Return the public key; None if it is invalid, or its size is not accepted."""
     named = {name: value for name, value in written.items() if name not in {"alg", "use", "key_ops"}}
     try:
-        with warnings.catch_warnings(action="ignore"):  # of small keys, which are not taken
+        with warnings.catch_warnings(action="ignore"):  # about small keys, which are refused below
             found = jwt.PyJWK.from_dict(named, algorithm).key
     except (jwt.PyJWTError, ValueError, TypeError):
         return None
@@ -89,30 +89,33 @@ def _is_by(token: SignedToken, public: Any) -> bool:
 
 
 DOCUMENT_BYTES_MAX: Final = ANSWER_BYTES_MAX
-# Until there is a connection, its TLS with it; an answer then has until its deadline.
+# Seconds for connecting, TLS included; the deadline applies to the answer.
 CONNECT_S_MAX: Final = 3.0
 _PLAIN: Final = re.compile(r"[!-~]{1,2048}", re.ASCII)
 DISCOVERY: Final = "/.well-known/openid-configuration"
 
 
 def fetch_keys(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
-    """Return the issuer's keys as they are now; `UnreadableKeys` says why they cannot be read."""
+    """Return the current keys of an issuer. Raise `UnreadableKeys` with the reason if that fails."""
     with _told():
         if issuer.jwks_file:
             return read_key_set(read_file(issuer.jwks_file))
         deadline = time.monotonic() + within_s
         place = issuer.jwks_uri or _address(issuer, _discovered(issuer, deadline), "jwks_uri")
-        # What it is asked with goes where the configuration says, and to the issuer itself, nowhere else.
+        # The token is sent only to a configured URL, and to the issuer itself.
         trusted = bool(issuer.jwks_uri) or _origin(place) == _origin(issuer.issuer)
         return read_key_set(_fetched(issuer, place, deadline, with_token=trusted))
 
 
 def read_provider(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
-    """Return the same of one by which people sign in, with where they do."""
+    """Return the current keys and sign-in endpoints of an identity provider.
+
+    Raise `UnreadableKeys` with the reason if that fails.
+    """
     with _told():
         deadline = time.monotonic() + within_s
         said = _discovered(issuer, deadline)
-        # OpenID Connect Discovery 1.0, 3: who names no methods takes the secret as HTTP Basic has it.
+        # OpenID Connect Discovery 1.0, 3: without named methods the secret is sent by HTTP Basic.
         methods = said.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
         endpoints = Endpoints(
             _address(issuer, said, "authorization_endpoint"),
@@ -126,7 +129,7 @@ def read_provider(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
 
 
 def post_form(issuer: Issuer, url: str, form: bytes, fields: Mapping[str, str]) -> tuple[int, bytes]:
-    """Post a form to an address of the issuer; return status and body, or raise `UnreadableKeys`."""
+    """Post a form to a URL of the issuer; return status and body, or raise `UnreadableKeys`."""
     with _told():
         sent = {"content-type": "application/x-www-form-urlencoded", **fields}
         return _asked(issuer, url, time.monotonic() + FETCH_S_MAX, sent, form)
@@ -134,7 +137,7 @@ def post_form(issuer: Issuer, url: str, form: bytes, fields: Mapping[str, str]) 
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Raise errors of a request to an issuer as `UnreadableKeys`, with the reason in words."""
+    """Convert errors of a request to an issuer to `UnreadableKeys` with a readable reason."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -149,7 +152,7 @@ def read_file(path: str) -> bytes:
 
 
 def _discovered(issuer: Issuer, deadline: float) -> dict[str, Any]:
-    """Fetch the discovery document, and check that it is this issuer's."""
+    """Fetch the discovery document, and check that it belongs to this issuer."""
     url = issuer.issuer.rstrip("/") + DISCOVERY
     found = json.loads(_fetched(issuer, url, deadline, with_token=True))
     if not isinstance(found, dict) or found.get("issuer") != issuer.issuer:
@@ -158,7 +161,7 @@ def _discovered(issuer: Issuer, deadline: float) -> dict[str, Any]:
 
 
 def _address(issuer: Issuer, said: Mapping[str, Any], name: str) -> str:
-    """Return the address of `name` in the discovery document, or raise `UnreadableKeys`."""
+    """Return the URL of `name` in the discovery document. Raise `UnreadableKeys` if it is not acceptable."""
     place = said.get(name)
     if not isinstance(place, str) or not may_lead_to(issuer.issuer, place):
         url = without_password(issuer.issuer.rstrip("/") + DISCOVERY)
@@ -167,7 +170,7 @@ def _address(issuer: Issuer, said: Mapping[str, Any], name: str) -> str:
 
 
 def _end_session(issuer: Issuer, said: Mapping[str, Any]) -> str:
-    """Return the address for signing out; a wrong one is empty, since it must not prevent signing in."""
+    """Return the URL for signing out; empty if it is wrong, since that must not prevent signing in."""
     place = said.get("end_session_endpoint")
     well = isinstance(place, str) and _PLAIN.fullmatch(place) and may_lead_to(issuer.issuer, place)
     return str(place) if well else ""
@@ -203,7 +206,7 @@ def _asked(
 
 
 def _untrusted(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
-    """Return the certificate error of the issuer behind `error`; None for a proxy's or any other."""
+    """Return the certificate error of the issuer behind `error`; None for a proxy's or any other error."""
     while error is not None and not isinstance(error, ProxyFailed):
         error = getattr(error, "certificate_error", error)
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -217,9 +220,9 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port
 
 
-# Asking a provider of identities for tokens: the client and its secret, a form, an answer in JSON.
+# Token requests to an identity provider: client and secret, a form, an answer in JSON.
 #
-# It waits, so a thread runs it.
+# They block, so a thread runs them.
 
 _ERROR: Final = re.compile(r"[a-z_]{1,64}", re.ASCII)
 
@@ -229,7 +232,10 @@ class TokensRefused(TollkeeperError, reason="tokens_refused", status=502):
 
 
 def redeem(provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, str]) -> Mapping[str, Any]:
-    """Return the answer to a form: `TokensRefused` for a refusal, `UnreadableKeys` without an answer."""
+    """Return the provider's answer to a token request.
+
+    Raise `TokensRefused` for a refusal, `UnreadableKeys` without a readable answer.
+    """
     sent, fields, secret = dict(form), {}, _secret_of(provider)
     if secret and not endpoints.sends_post:
         pair = f"{quote_plus(provider.client_id)}:{quote_plus(secret)}"  # RFC 6749, 2.3.1
@@ -252,7 +258,7 @@ def redeem(provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, 
 
 
 def _secret_of(provider: IdentityProvider) -> str:
-    """Return the client's secret, read again where it is in a file; empty where it has none."""
+    """Return the client's secret, from its file if it has one; empty without a secret."""
     if not provider.client_secret_file:
         return provider.client_secret
     try:

@@ -1,7 +1,6 @@
-"""The keys of an issuer as far as they may verify a token, whichever library does it.
+"""The keys of an issuer that may verify a token, independent of the library.
 
-A key is for one family of algorithms and says so by what it is: what a token says of itself never makes a
-key of another kind of it.
+The type of a key determines its family of algorithms: the header of a token never changes that.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class UnreadableKeys(TollkeeperError, reason="unreadable_keys", status=502):
 
 @dataclass(frozen=True, slots=True)
 class VerifyingKey:
-    """One public key: its id if it has one, its family, and for which algorithm it is alone, if for one."""
+    """One public key: its id if it has one, its family, and the only algorithm it is for, if it names one."""
 
     key_id: str | None
     family: str
@@ -31,21 +30,21 @@ class VerifyingKey:
     verify: Callable[[SignedToken, object], bool]
 
     def fits(self, algorithm: str) -> bool:
-        """Return whether signatures of this algorithm may be by this key."""
+        """Return whether this key may sign with an algorithm."""
         return FAMILY_OF[algorithm] == self.family and self.algorithm in {None, algorithm}
 
     def verifies(self, token: SignedToken) -> bool:
-        """Return whether the token was signed by this key."""
+        """Return whether the token's signature was made with this key."""
         return self.verify(token, self.public)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where people sign in at an issuer, and where the code is redeemed; what is said of both.
+    """The URLs of an issuer for signing in and for redeeming a code, and how to use them.
 
-    `sends_post`: the client's secret goes into the form, since the issuer does not take it otherwise.
-    `names_itself`: it says in each answer who it is (RFC 9207). `end_session` is where they sign out, empty
-    where it does not say.
+    `sends_post`: the client's secret is sent in the form, because the issuer accepts no other method.
+    `names_itself`: each of its answers names the issuer (RFC 9207). `end_session` is the URL for signing out,
+    empty without one.
     """
 
     authorization: str
@@ -56,13 +55,13 @@ class Endpoints:
 
 
 class KeySet:
-    """The usable keys of one issuer at one time; and where people sign in, where that was asked for."""
+    """The usable keys of one issuer at one time, and its sign-in endpoints if they were fetched."""
 
     def __init__(self, keys: tuple[VerifyingKey, ...], endpoints: Endpoints | None = None) -> None:
         self.keys, self.endpoints = keys, endpoints
 
     def find(self, token: SignedToken) -> VerifyingKey | None:
-        """Return the key a token names; where it names none, the only one that fits."""
+        """Return the key that a token names; for a token without key id the only one that fits, or None."""
         fitting = [one for one in self.keys if one.fits(token.algorithm)]
         if token.key_id is None:
             return fitting[0] if len(fitting) == 1 else None

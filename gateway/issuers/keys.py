@@ -1,8 +1,9 @@
-"""The keys of issuers as this worker has them: read ahead, again when a token names an unknown one, and
-kept while their issuer does not answer.
+"""The cached keys of issuers in this worker.
 
-A flood of tokens with made-up key ids asks an issuer no more often than anybody: once in `AGAIN_S`. Until
-then nobody knows whether a key is made up or new. It is 503: clients ask again, and a new key is good then.
+They are fetched ahead, again when a token names an unknown key, and kept while their issuer does not answer.
+A flood of tokens with made-up key ids causes no more requests than others: one per `AGAIN_S`. Until then it
+is unknown whether such a key is made up or new, so the answer is 503: clients retry, and a new key is known
+then.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from gateway.extras import loading
 from gateway.issuers.key_set import FETCH_S_MAX, KeySet, UnreadableKeys, VerifyingKey
 
 LOOK_S: Final = 0.5
-# How long keys count as what an issuer has now, from a file or over the network, and until it is asked again.
+# How long keys from a file and from the network count as current; the shortest time between two requests.
 FILE_FRESH_S: Final = 10.0
 FRESH_S: Final = 300.0
 AGAIN_S: Final = 10.0
-# Keys of an issuer that does not answer verify for so long.
+# How long keys are used while their issuer does not answer.
 KEPT_S: Final = 86_400.0
 WAITING_MAX: Final = 256
 
@@ -41,15 +42,15 @@ Read = Callable[[Issuer], KeySet]
 
 
 def read_keys(issuer: Issuer) -> KeySet:
-    """Return an issuer's keys as they are now; `UnreadableKeys` says why they cannot be read."""
-    with loading("oidc"):  # some 20 MB, for workers that have issuers alone
+    """Return the current keys of an issuer. Raise `UnreadableKeys` with the reason if that fails."""
+    with loading("oidc"):  # some 20 MB, only for workers with issuers
         from gateway.issuers import fetching  # noqa: PLC0415  # as above
 
     return fetching.fetch_keys(issuer)
 
 
 class IssuerKeys:
-    """One issuer's keys. `clock` is monotonic; `read` waits, and is run in a thread."""
+    """One issuer's keys. `clock` is monotonic; `read` blocks, and runs in a thread."""
 
     def __init__(self, issuer: Issuer, clock: Callable[[], float], log: Log, read: Read) -> None:
         self.issuer = issuer
@@ -62,17 +63,17 @@ class IssuerKeys:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to read them again."""
+        """Whether it is time to read the keys again."""
         fresh_s = FILE_FRESH_S if self.issuer.jwks_file else FRESH_S
         now = self._clock()
         return now - self._read_at >= fresh_s and now - self._asked_at >= AGAIN_S
 
     async def refresh(self) -> None:
-        """Read them; parallel callers wait for the same answer."""
+        """Read the keys. Parallel callers share one request."""
         await asyncio.shield(self._begun())
 
     async def find(self, token: SignedToken) -> VerifyingKey:
-        """Return a token's key; InvalidApiKey if the issuer has none, IssuerUnavailable if not known."""
+        """Return a token's key. Raise InvalidApiKey if the issuer has none, IssuerUnavailable if unknown."""
         known = self._known(token)
         if known is not None:
             return known
@@ -97,7 +98,7 @@ class IssuerKeys:
         raise refused(UNKNOWN_KEY, "The token names no key of its issuer.")
 
     async def verify(self, token: SignedToken) -> VerifyingKey:
-        """Return the key that signed a token, by an algorithm of its issuer; InvalidApiKey where none did."""
+        """Return the key that signed a token. Raise InvalidApiKey if its algorithm or signature is wrong."""
         if token.algorithm not in self.issuer.algorithms:
             raise refused(ALGORITHM, "The token's algorithm is not accepted.")
         key = await self.find(token)
@@ -106,9 +107,9 @@ class IssuerKeys:
         return key
 
     async def at_hand(self) -> KeySet:
-        """Return the keys of the issuer, at once if known, else once they are read.
+        """Return the keys of the issuer, immediately if they are known, else after reading.
 
-        If due, they are refreshed in the background; IssuerUnavailable if none can be read.
+        If a refresh is due, it runs in the background. Raise IssuerUnavailable if no keys can be read.
         """
         reading = self._begun() if self.is_due else self._reading
         if self._kept() is None and reading is not None:
@@ -119,7 +120,7 @@ class IssuerKeys:
         return kept
 
     def has(self, key: VerifyingKey) -> bool:
-        """Return whether a key is the issuer's still."""
+        """Return whether a key still belongs to the issuer."""
         kept = self._kept()
         keys = kept.keys if kept is not None else ()
         return any(one.key_id == key.key_id and one.public == key.public for one in keys)
@@ -129,13 +130,13 @@ class IssuerKeys:
         return kept.find(token) if kept is not None else None
 
     def _kept(self) -> KeySet | None:
-        """Return the read keys, unless that is too long ago."""
+        """Return the keys, unless they were read longer than `KEPT_S` ago."""
         if self.keys is not None and self._clock() - self._read_at >= KEPT_S:
             self.keys = None
         return self.keys
 
     def _begun(self) -> asyncio.Future[None]:
-        """Return the reading that is under way, from now on where none was."""
+        """Return the running read of keys; start one if there is none."""
         if self._reading is None:
             self._asked_at = self._clock()
             self._reading = asyncio.ensure_future(self._take())
@@ -162,9 +163,9 @@ class IssuerKeys:
 
 
 def in_thread(read: Callable[[], T], ended: Callable[[], None] = lambda: None) -> asyncio.Future[T]:
-    """Return the result of a thread that nobody waits for at the end.
+    """Run `read` in a daemon thread, which the end of the process does not wait for, and return its result.
 
-    The loop is told when it has `ended`, though nobody may be left who wants what it found.
+    `ended` is called in the loop afterwards, even if the result is no longer wanted.
     """
     loop = asyncio.get_running_loop()
     found: asyncio.Future[T] = loop.create_future()
@@ -194,7 +195,7 @@ def in_thread(read: Callable[[], T], ended: Callable[[], None] = lambda: None) -
 
 
 class AllKeys:
-    """The keys of every issuer that the configuration names."""
+    """The keys of all configured issuers."""
 
     def __init__(self, clock: Callable[[], float], log: Log, read: Read = read_keys) -> None:
         self._clock, self._log, self._read = clock, log, read
@@ -202,11 +203,11 @@ class AllKeys:
         self._refreshing: set[asyncio.Task[None]] = set()
 
     def of(self, issuer: str) -> IssuerKeys | None:
-        """Return those of an issuer, None where it is not one of ours."""
+        """Return the keys of an issuer; None if it is not configured."""
         return self._by_issuer.get(issuer)
 
     def renew(self, issuers: Iterable[Issuer]) -> None:
-        """Apply these issuers; keys that were read of unchanged issuers stay."""
+        """Replace the issuers. Keys of unchanged issuers are kept."""
         before = self._by_issuer
         self._by_issuer = {
             one.issuer: there
@@ -216,11 +217,11 @@ class AllKeys:
         }
 
     def unread(self) -> list[tuple[str, int]]:
-        """Return for each issuer 1 if its keys are not read yet, or the last read failed; else 0."""
+        """Return (issuer, 1 if its keys are not read yet or the last read failed, else 0) for each issuer."""
         return [(name, int(bool(one.why))) for name, one in self._by_issuer.items()]
 
     async def keep_fresh(self) -> None:
-        """Read keys ahead of the tokens that need them, until cancelled."""
+        """Read keys before tokens need them, until cancelled."""
         while True:
             for one in self._by_issuer.values():
                 if one.is_due:

@@ -1,7 +1,7 @@
-"""People who sign in at a provider of identities: where they are sent, and who came back.
+"""Sign-in of people at an identity provider: the URL they are sent to, and the person who returns.
 
 An authorization code with PKCE is redeemed once, for an ID token that this provider signed for this client
-and this sign-in (OpenID Connect Core 1.0, 3.1). Only published data of a provider is kept.
+and this sign-in (OpenID Connect Core 1.0, 3.1). Only published data of a provider is cached.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 
-# Addresses of a provider of identities that browsers are sent to: to sign in there, and to sign out.
+# URLs of an identity provider for browsers: to sign in there, and to sign out.
 
-# A longer token is not shown when somebody signs out: servers take addresses of some 8 KiB.
+# A longer token is not sent at sign-out: servers accept URLs of about 8 KiB.
 HINT_BYTES_MAX: Final = 4096
 
 
 def to_sign_in(
     provider: IdentityProvider, endpoints: Endpoints, back: str, *, state: str, nonce: str, challenge: str
 ) -> str:
-    """Return the address to sign in (OpenID Connect Core 1.0, 3.1.2.1) that leads `back`; PKCE is by S256."""
+    """Return the URL for signing in (OpenID Connect Core 1.0, 3.1.2.1), which leads `back`; PKCE by S256."""
     query = {
         "response_type": "code",
         "client_id": provider.client_id,
@@ -64,9 +64,9 @@ def to_sign_in(
 def to_sign_out(
     provider: IdentityProvider, endpoints: Endpoints, back: str, *, state: str, id_token: str
 ) -> str:
-    """Return the address to sign out (OpenID Connect RP-Initiated Logout 1.0, 2); empty if there is none.
+    """Return the URL for signing out (OpenID Connect RP-Initiated Logout 1.0, 2); empty without one.
 
-    The `id_token` says whose session it is. Without one most providers ask.
+    The `id_token` identifies the session. Without it most providers ask the person.
     """
     if not endpoints.end_session or not provider.end_session:
         return ""
@@ -78,9 +78,9 @@ def _with(address: str, query: Mapping[str, str]) -> str:
     return f"{address}{'&' if urlsplit(address).query else '?'}{urlencode(query)}"
 
 
-# What a provider gives for a session, kept so that only the session's own cookie opens it.
+# A provider's tokens for a session, stored so that only the session's cookie opens them.
 #
-# The cookie is in the browser and nowhere else: what is stored is of no use to who reads it.
+# Only the browser has the cookie: stored tokens are of no use to anybody who reads them.
 
 NONCE_BYTES: Final = 12
 RENEWAL: Final = b"renewal"
@@ -88,13 +88,13 @@ ID_TOKEN: Final = b"id token"
 
 
 def seal(text: str, cookie: str, use: bytes = RENEWAL) -> str:
-    """Return the text, for who has the cookie and for one use (AES-256-GCM, NIST SP 800-38D)."""
+    """Encrypt a text with a cookie, for one use (AES-256-GCM, NIST SP 800-38D)."""
     nonce = os.urandom(NONCE_BYTES)
     return urlsafe_b64encode(nonce + _cipher(cookie, use).encrypt(nonce, text.encode(), use)).decode()
 
 
 def opened(sealed: str, cookie: str, use: bytes = RENEWAL) -> str:
-    """Return the contents sealed for a cookie and a use; `ValueError` where it was not for this one."""
+    """Return the text sealed with a cookie for a use. Raise `ValueError` for another cookie or use."""
     from cryptography.exceptions import InvalidTag  # noqa: PLC0415  # for keepers that have providers alone
 
     data = urlsafe_b64decode(sealed)
@@ -110,25 +110,25 @@ def _cipher(cookie: str, use: bytes) -> AESGCM:
     return AESGCM(hmac.digest(cookie.encode(), use, "sha256"))
 
 
-# Of one provider, for each grant: who floods it with codes keeps nobody from going on, or from another one.
+# Most requests at once to one provider, by grant: a flood of codes blocks no renewal, and no other provider.
 ASKED_AT_ONCE_MAX: Final = 16
-# Of these, for people of one site: who sends made-up codes from there leaves room for all others.
+# Most of these for one site of clients: made-up codes from there leave room for others.
 ASKED_BY_SITE_MAX: Final = 4
-# Less than what lies between two renewals of a session: what is asked with may be good once.
+# Shorter than the time between two renewals of a session: a refresh token may be valid only once.
 ANSWERED_S_MAX: Final = 20.0
 AGAIN_S: Final = 5
-# Who signs out is out here already: a provider that does not say where goes unasked.
+# The person is already signed out here, so a provider that does not answer is skipped.
 SIGN_OUT_S_MAX: Final = 5.0
 _RENEWAL: Final = re.compile(r"[\x20-\x7e]{1,8192}")  # RFC 6749, A.17
-# Why a provider gives nothing although the person may come in (RFC 6749, 5.2 and 4.1.2.1).
+# Errors of a provider that do not concern the person (RFC 6749, 5.2 and 4.1.2.1).
 _NOT_ABOUT_PEOPLE: Final = frozenset({"invalid_client", "server_error", "temporarily_unavailable"})
 Ask = Callable[[IdentityProvider, Endpoints, Mapping[str, str]], Mapping[str, Any]]
 _AWAY: Final = "The provider of identities does not answer; try again in a moment."
 
 
 def read_provider(issuer: Issuer) -> KeySet:
-    """Return the `KeySet` of a provider; `UnreadableKeys` says why it cannot be read."""
-    with loading("oidc"):  # some 20 MB, for keepers that have providers alone
+    """Return the keys and endpoints of a provider. Raise `UnreadableKeys` with the reason if that fails."""
+    with loading("oidc"):  # some 20 MB, only for keepers with providers
         from gateway.issuers import fetching  # noqa: PLC0415  # as above
 
     return fetching.read_provider(issuer)
@@ -137,14 +137,14 @@ def read_provider(issuer: Issuer) -> KeySet:
 def ask_for_tokens(
     provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, str]
 ) -> Mapping[str, Any]:
-    """Return the answer of a provider to a form for tokens; `UnreadableKeys` where nobody answers."""
+    """Return a provider's answer to a token request. Raise `UnreadableKeys` without an answer."""
     from gateway.issuers import fetching as redeeming  # noqa: PLC0415  # as above
 
     return redeeming.redeem(provider, endpoints, form)
 
 
 class SignIns:
-    """The providers of a configuration. `clock` is monotonic, `wall` tells seconds since the epoch."""
+    """The configured identity providers. `clock` is monotonic, `wall` returns seconds since the epoch."""
 
     def __init__(
         self,
@@ -163,14 +163,14 @@ class SignIns:
         self._keys: dict[str, IssuerKeys] = {}
         self._clock, self._wall, self._log, self._read = clock, wall, log, read
         self._ask, self._answered_s_max = ask, answered_s_max
-        # Threads that ask, by provider and grant.
+        # Numbers of running requests, by provider and grant.
         self._asking: Counter[tuple[str, str]] = Counter()
-        # Those that redeem a code, by provider and by the site that it came from.
+        # Numbers of codes being redeemed, by provider and by site of the client.
         self._redeeming: Counter[tuple[str, str]] = Counter()
         self.renew_providers(sign_in)
 
     def renew_providers(self, sign_in: SignIn) -> None:
-        """Apply these providers from the next question on; keys of unchanged providers stay."""
+        """Replace the providers. Keys of unchanged ones are kept."""
         before, providers = self._providers, {one.name: one for one in sign_in.providers}
         self._keys = {
             name: self._keys[name]
@@ -179,21 +179,21 @@ class SignIns:
             for name, one in providers.items()
         }
         self._providers = providers
-        self.labels.clear()  # it is what pages have
+        self.labels.clear()  # pages hold this dict
         self.labels.update((one.name, one.label) for one in sign_in.providers)
 
     async def address(self, name: str, *, state: str, nonce: str, challenge: str) -> str:
-        """Return the address to sign in at a provider; `challenge` is PKCE's, by S256 (RFC 7636)."""
+        """Return the URL for signing in at a provider; `challenge` is that of PKCE, by S256 (RFC 7636)."""
         provider, endpoints = self._of(name), await self._endpoints(name)
         back = self._comes_back(name)
         return to_sign_in(provider, endpoints, back, state=state, nonce=nonce, challenge=challenge)
 
     def name_of(self, issuer: str) -> str:
-        """Return our name of the provider that is this issuer; empty if none of ours is."""
+        """Return the configured name of the provider with this issuer; empty if there is none."""
         return next((one.name for one in self._providers.values() if one.issuer.issuer == issuer), "")
 
     async def sign_out_address(self, name: str, sealed: str, cookie: str, *, state: str) -> str:
-        """Return the address to sign out at a provider as well; empty if there is none, or it is away.
+        """Return the URL for signing out at a provider too; empty if it has none, or does not answer.
 
         `sealed` is the ID token of the person's session, or empty.
         """
@@ -209,9 +209,9 @@ class SignIns:
     async def redeem(
         self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str, address: str
     ) -> Arrival:
-        """Redeem a code for its `Arrival`; `issuer` is the one that the answer names. Raises `SignInRefused`.
+        """Redeem a code for its `Arrival`; `issuer` is the one named in the answer. Raise `SignInRefused`.
 
-        `address` is where the code came from.
+        `address` is the IP address from which the code came.
         """
         provider = self._of(name)
         async with self._in_time():
@@ -244,7 +244,7 @@ class SignIns:
         return Arrival(person, _renewal(said), id_token if is_told else "")
 
     async def renew(self, issuer: str, sealed: str, cookie: str) -> Arrival:
-        """Check at the provider that a person still may come in; `SignInRefused` otherwise."""
+        """Check at the provider whether a person still has access. Raise `SignInRefused` if not."""
         provider = self._providers.get(self.name_of(issuer))
         if provider is None:
             raise SignInRefused("The provider is none of ours any more.")
@@ -260,15 +260,15 @@ class SignIns:
         return Arrival(person, _renewal(said) or renewal)
 
     def seal(self, renewal: str, cookie: str) -> str:
-        """Return the stored form of a renewal: the session's cookie alone opens it."""
+        """Return a renewal encrypted with the session's cookie, for storage."""
         return seal(renewal, cookie)
 
     def seal_id_token(self, id_token: str, cookie: str) -> str:
-        """Return the same of an ID token."""
+        """Return an ID token encrypted with the session's cookie, for storage."""
         return seal(id_token, cookie, ID_TOKEN)
 
     async def _person(self, provider: IdentityProvider, said: Mapping[str, Any], nonce: str | None) -> Person:
-        """Return the person in the ID token of an answer, once it is verified."""
+        """Return the person in an answer's ID token after verifying it."""
         written = said.get("id_token")
         try:
             token = read_token(written.encode(errors="replace") if isinstance(written, str) else b"")
@@ -313,7 +313,7 @@ class SignIns:
             raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
 
     def _ended(self, place: tuple[str, str], of: tuple[str, str] | None) -> None:
-        """Release the places of a thread; a site that asks no more is forgotten."""
+        """Release the slots of a finished request, for its provider and its site."""
         self._asking[place] -= 1
         if of is not None:
             self._redeeming[of] -= 1
@@ -322,7 +322,7 @@ class SignIns:
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
-        """Bound all that a provider is asked for one answer of ours."""
+        """Limit the time of all requests to a provider for one answer."""
         try:
             async with asyncio.timeout(self._answered_s_max):
                 yield
@@ -341,7 +341,7 @@ class SignIns:
 
     def _keys_of(self, name: str) -> IssuerKeys:
         keys = self._keys.get(name)
-        if keys is None:  # it was one when this was begun
+        if keys is None:  # the provider was removed meanwhile
             raise NotFound
         return keys
 
@@ -352,7 +352,7 @@ class SignIns:
         return provider
 
     def _comes_back(self, name: str) -> str:
-        """Return our address that a provider sends people back to: each has its own (RFC 9700, 4.4)."""
+        """Return the URL that a provider sends people back to: each has its own (RFC 9700, 4.4)."""
         return f"{self.console_url}/sign-in/{name}/back"
 
     def _say(self, provider: IdentityProvider, why: str) -> None:

@@ -1,1 +1,1 @@
-"""Settings and the configuration file: read once, checked, and told plainly where they are wrong."""
+"""Settings and the configuration file: read once, and checked with clear errors."""

@@ -1,9 +1,8 @@
-"""One setting's value, checked by its type; what is wrong with it, and what would be valid, in words.
+"""Checks of settings by their types, with errors that name the fault and what would be valid.
 
-A value is shown in an error unless its name says that it is a secret.
-
-A configuration file is YAML without a key twice, and each error names its place. Values are not shown there,
-since a header of an upstream is a credential; a word that is no choice is.
+A value is shown in an error unless the setting's name says that it is a secret. A configuration file is YAML
+without duplicate keys, and each error names its place. Its values are not shown, since a header of an
+upstream may be a credential; only a word that is no valid choice is.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from gateway.files import read_regular, require_regular
 
 T = TypeVar("T")
 
-# What meters and billable metrics know our events by, where no other code is set.
+# The default code of our events for meters and billable metrics.
 USAGE_FEED_CODE = "tollkeeper_use"
 USAGE_FEED_CODE_CHARS_MAX = 128
 
-# URLs of databases and of a mail server: which can be used, and the fault of one.
+# Usable schemes of URLs of databases, a mail server and other services.
 
 _OF_POSTGRES = ("postgres", "postgresql", "postgresql+psycopg")
 SCHEMES = {
@@ -66,7 +65,7 @@ _SHAPES = {
     "agents_collector_url": "https://host:port",
 }
 PORT_MAX = 65_535
-# The text behind a host that is none of IPv6, or behind the brackets of one.
+# The port: the text after a host that is no IPv6 address, or after the brackets of one.
 _PORT = re.compile(r"(?:^[^:]*|\]):(.*)$")
 _FAULT = re.compile(r"(?P<said>.*?)(?: - at (?P<key>`key` in )?`\$(?P<place>.*)`)?", re.DOTALL)
 _STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
@@ -78,15 +77,15 @@ _NOUNS = {
 
 
 def wanted(name: str) -> str:
-    """Return the allowed beginnings of this setting's URL, in words."""
+    """Return the valid beginnings of a setting's URL, in words."""
     return "a URL beginning with " + " or ".join(f"{each}://" for each in SCHEMES[name])
 
 
 def fault(name: str, url: str) -> str:
-    """Return the remedy where this URL of a setting cannot be used; empty where it can.
+    """Return what would be right if the URL of a setting is wrong; empty if it is usable.
 
-    Of a URL of Redis that names several places, or a socket, only the scheme is looked at: the door to Redis
-    reads the rest.
+    For a URL of Redis with several hosts, or a socket, only the scheme is checked here: the Redis client
+    parses the rest.
     """
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES[name] or "://" not in url:
@@ -120,7 +119,7 @@ def fault(name: str, url: str) -> str:
 
 
 def _with_one_host(url: str) -> str:
-    """Return the URL with one host: of several the first whose port is wrong, else the first."""
+    """Return the URL with one of its hosts: the first with a wrong port, else the first."""
     scheme, _, rest = url.partition("://")
     authority, slash, tail = rest.partition("/")
     user, at, hosts = authority.rpartition("@")
@@ -129,14 +128,14 @@ def _with_one_host(url: str) -> str:
     return f"{scheme}://{user}{at}{next(wrong, hosts.partition(',')[0])}{slash}{tail}"
 
 
-# The settings of TLS of our ports: three files each, named alike.
+# The TLS settings of our ports: three files each, with the same endings.
 
-# What the names of each port's settings begin with.
+# The prefixes of each port's settings.
 PREFIXES = {"gateway": "tls_", "admin": "admin_tls_", "ops": "ops_tls_"}
 
 
 def files_of(port: str, value: Callable[[str], str]) -> TlsFiles | None:
-    """Return the TLS files of a port, each as its setting names it; None without a certificate."""
+    """Return the TLS files of a port from its settings, which `value` reads; None without a certificate."""
     prefix = PREFIXES[port]
     certificate = value(f"{prefix}cert_file")
     if not certificate:
@@ -145,14 +144,14 @@ def files_of(port: str, value: Callable[[str], str]) -> TlsFiles | None:
 
 
 def check_workloads(workloads: AnyCollection[object], values: Mapping[str, Any], begin: str) -> None:
-    """Raise `SettingError` where there are workloads, and nobody would ask them for a certificate."""
+    """Raise `SettingError` if workloads are configured without a CA for client certificates."""
     if workloads and not values.get("tls_client_ca_file"):
         said = f"{begin}TLS_CLIENT_CA_FILE is not set, but there are workloads"
         raise SettingError(f"{said}: expected a PEM file of the authorities that sign their certificates")
 
 
 def check_pairs(values: Mapping[str, Any], begin: str) -> None:
-    """Raise `SettingError` where a port has half of the files of TLS: nobody should take it for encrypted."""
+    """Raise `SettingError` if a port has only some of its TLS files: it would be silently unencrypted."""
     for prefix in PREFIXES.values():
         certificate, key, authority = (f"{prefix}{name}_file" for name in ("cert", "key", "client_ca"))
         there = key if values.get(key) else authority if values.get(authority) else ""
@@ -165,7 +164,7 @@ def check_pairs(values: Mapping[str, Any], begin: str) -> None:
 
 
 def authority_at(ca_file: str | None, otherwise: str) -> ssl.SSLContext:
-    """Return a TLS context for a file of authorities; raise `SettingError(otherwise)` if it is unusable."""
+    """Return a TLS context for a file of authorities. Raise `SettingError(otherwise)` if it is unusable."""
     try:
         require_regular(ca_file)
         return ssl.create_default_context(cafile=ca_file)
@@ -173,17 +172,17 @@ def authority_at(ca_file: str | None, otherwise: str) -> ssl.SSLContext:
         raise SettingError(otherwise) from error
 
 
-# Origins of pages that may call the data plane, as one setting states them.
+# Origins of pages that may call the data plane: the value of one setting.
 
 ORIGINS_MAX = 200
 ORIGINS_WANTED = f"* or at most {ORIGINS_MAX} origins such as https://app.example.com, with commas between"
-# Scheme, host and maybe a port, as browsers write them: RFC 6454, 6.2.
+# Scheme, host and optionally a port, as browsers send them: RFC 6454, 6.2.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?")
 _USUAL = {"http": ":80", "https": ":443"}
 
 
 def origins_of(text: str) -> frozenset[bytes]:
-    """Return those origins; empty for none. `ValueError` names the first one that no browser would send."""
+    """Return the origins in a text; empty for none. `ValueError` names the first that no browser sends."""
     words = [word.strip() for word in text.split(",")] if text.strip() else []
     if words == ["*"]:
         return frozenset({b"*"})
@@ -198,22 +197,22 @@ def origins_of(text: str) -> frozenset[bytes]:
     return frozenset(word.encode() for word in words)
 
 
-# What a whole value has to be read by, and what it should be.
+# Settings with a parser, and the valid values in words.
 _READ_BY: Mapping[str, tuple[Callable[[str], object], str]] = {
     "cors_origins": (origins_of, ORIGINS_WANTED), "price_as": (read_stand_ins, WANTED),
 }  # fmt: skip
 SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
-# Part of the type of a setting that is a secret.
+# The annotation of secret settings.
 IS_SECRET = msgspec.Meta(extra={"secret": True})
 
 
 def is_secret(hint: Any) -> bool:
-    """Return whether the type of a setting says that it is a secret."""
+    """Return whether the type of a setting marks it as a secret."""
     return any((meta.extra or {}).get("secret") for meta in _metas(hint))
 
 
 def checked(said: str, name: str, value: Any, hint: Any) -> Any:
-    """Return the value as its type has it, or `SettingError`; `said` is what the message begins with."""
+    """Return the value converted to its type. Raise `SettingError` with a message that begins with `said`."""
     try:
         found = msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError as error:
@@ -232,7 +231,7 @@ def checked(said: str, name: str, value: Any, hint: Any) -> Any:
 
 
 def wanted_of(name: str, hint: Any) -> str:
-    """Return the valid values, in words, from the type itself."""
+    """Return the valid values of a setting in words, derived from its type."""
     if name in SCHEMES:
         return wanted(name)
     meta = next(iter(_metas(hint)), None)
@@ -250,7 +249,7 @@ def wanted_of(name: str, hint: Any) -> str:
     return f"{noun} {low} to {meta.le}{unit}"
 
 
-# So many names are said of a setting that is like none of them.
+# How many names are suggested for a setting that resembles none.
 NEAREST_MAX = 3
 
 
@@ -268,7 +267,7 @@ def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: s
 
 
 def _of_words(name: str, names: tuple[str, ...]) -> list[str]:
-    """Return the setting that has all words of a name: gateway settings first, then those of few words."""
+    """Return the setting whose name has all words of `name`: a gateway setting first, then the shortest."""
     words = set(name.split("_"))
     found = [each for each in names if words.issubset(each.split("_"))]
     return sorted(found, key=lambda each: (not each.startswith("gateway_"), each.count("_")))[:1]
@@ -282,7 +281,10 @@ def shown(name: str, value: Any) -> str:
 
 
 def is_service_link(variable: str, text: str) -> bool:
-    """Kubernetes puts `<SERVICE>_PORT=tcp://…` and the like into a pod; those are nobody's settings."""
+    """Return whether it is a variable that Kubernetes adds for a service (`<SERVICE>_PORT=tcp://…`).
+
+    Such variables are not settings.
+    """
     return bool(
         re.search(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)", variable)
         or (variable.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", text))
@@ -300,7 +302,7 @@ def _metas(hint: Any) -> list[msgspec.Meta]:
 
 
 def check_together(values: Mapping[str, Any], prefix: str) -> None:
-    """Raise `SettingError` for the first of several settings that do not go together."""
+    """Raise `SettingError` for the first combination of settings that is not valid."""
     if values.get("readonly_token") and values["readonly_token"] == values.get("admin_token"):
         raise SettingError(
             f"{prefix}READONLY_TOKEN=(hidden) is not valid: expected another one than {prefix}ADMIN_TOKEN"
@@ -322,15 +324,15 @@ def check_together(values: Mapping[str, Any], prefix: str) -> None:
 
 
 def name_of(variable: str, prefix: str) -> str:
-    """Return the setting of a variable; what is not written in capitals is none."""
+    """Return the setting's name for a variable. A variable with lower-case letters stays unknown."""
     name = variable.removeprefix(prefix)
     return name.lower() if name == name.upper() else name
 
 
-# What values of settings there are, by more than a number's bounds.
+# Types of settings.
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-# How long something is kept: 0 is for ever.
+# How long to keep data: 0 is for ever.
 Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
 Months = Annotated[int, msgspec.Meta(ge=0, le=1_200)]
 Reclaim = Annotated[str, msgspec.Meta(pattern="^(charge_observed|release|charge_hold)$")]
@@ -338,7 +340,7 @@ Collection = Annotated[str, msgspec.Meta(pattern="^(charge_automatically|send_in
 # A secret may be given by a file instead: `<NAME>_FILE`.
 Secret = Annotated[str, IS_SECRET]
 Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?$"), IS_SECRET]
-# A space between two, which no pepper has in it.
+# Peppers are separated by a space, which none contains.
 _PEPPER = r"[\x21-\x7e]{16,512}"
 EarlierPeppers = Annotated[
     str, msgspec.Meta(pattern=rf"^({_PEPPER}( {_PEPPER}){{0,{EARLIER_MAX - 1}}})?$"), IS_SECRET
@@ -346,7 +348,7 @@ EarlierPeppers = Annotated[
 
 
 def read_file(path: Path, bytes_max: int) -> bytes:
-    """Return a file that somebody wrote; `SettingError` where it cannot be read, or is too long."""
+    """Return the content of a user's file. Raise `SettingError` if it is unreadable, or too long."""
     try:
         text = read_regular(path, bytes_max)
     except OSError as error:
@@ -357,7 +359,10 @@ def read_file(path: Path, bytes_max: int) -> bytes:
 
 
 def converted(document: Any, environ: Mapping[str, str], shape: type[T], place: str) -> T:
-    """Return a document in its shape, each `${NAME}` replaced; `SettingError` names the place of a fault."""
+    """Return a document converted to its type, with each `${NAME}` replaced.
+
+    Raise `SettingError` with the place of a fault.
+    """
     document = substituted(document, environ, place)
     try:
         return msgspec.convert(document, shape)
@@ -366,7 +371,7 @@ def converted(document: Any, environ: Mapping[str, str], shape: type[T], place: 
 
 
 def parsed(text: bytes, place: str) -> Any:
-    """Return the document; SettingError names `place` and the line that is no YAML."""
+    """Return the parsed YAML. Raise SettingError with `place` and the line if it is not valid."""
     from gateway.yaml_reader import UnreadableYaml, documents  # noqa: PLC0415  # no worker reads files
 
     try:
@@ -402,7 +407,7 @@ def substituted(value: Any, environ: Mapping[str, str], place: str) -> Any:
 
 
 def explained(fault: str, document: Any, shape: Any) -> str:
-    """Return msgspec's fault of a document in words: the place as it is written, and what would fit."""
+    """Return msgspec's error about a document in words: its place, and what would be valid."""
     found = _FAULT.fullmatch(fault)
     said, place = (found["said"], found["place"] or "") if found else (fault, "")
     field = re.search(r"unknown field `(.*)`|missing required field `(.*)`", said)
@@ -421,9 +426,9 @@ def explained(fault: str, document: Any, shape: Any) -> str:
 
 
 def _at(place: str, document: Any, shape: Any, unknown: str | None) -> tuple[str, Any]:
-    """Return the place in the file's own names, and the type that is expected there.
+    """Return the place in the file's own names, and the expected type there.
 
-    msgspec does not say which item of a mapping it is; where it can be told by the `unknown` field, it is.
+    msgspec does not name the item of a mapping. If the `unknown` field identifies it, it is named.
     """
     ways: list[tuple[str, Any]] = [("", document)]
     for step in _STEP.finditer(place):
@@ -443,7 +448,7 @@ def _at(place: str, document: Any, shape: Any, unknown: str | None) -> tuple[str
 
 
 def _plain(shape: Any) -> Any:
-    """Return a type without what is said about it, and without None."""
+    """Return a type without annotations, and without None."""
     if get_origin(shape) is Annotated:
         shape = get_args(shape)[0]
     if get_origin(shape) in (Union, UnionType):

@@ -1,9 +1,8 @@
-"""The allow-list and where it leads: routes and upstreams, built in or read from YAML; who says who calls.
+"""The configuration file in YAML, and the built-in table: routes, upstreams and issuers of tokens.
 
-A configuration file says everything the environment is too small for. `${NAME}` and
-`${NAME:-otherwise}` are replaced from the environment inside strings, `$$` is a dollar sign.
-Anything unknown is refused with its place in the file; values are never shown, since a header
-of an upstream is a credential.
+The file contains all that is too large for the environment. `${NAME}` and `${NAME:-otherwise}` are replaced
+from the environment inside strings, `$$` is a dollar sign. Anything unknown is refused with its place in the
+file. Values are never shown, since a header of an upstream may be a credential.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ from gateway.settings.checking import authority_at
 from gateway.settings.proxies import own_proxies
 from gateway.settings.secret_files import Environment, read_secret
 
-# Issuers of signed tokens as a configuration file has them.
+# Issuers of signed tokens in a configuration file.
 
 ISSUERS_MAX = 32
 
@@ -80,7 +79,7 @@ Algorithm: TypeAlias = Literal[
 Text = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}$")]
 Claim = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)+)+$", max_length=256)]
 Value = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
-# Fields of tokens that callers and people share.
+# Types of fields for tokens of callers and of people.
 Algorithms = Annotated[tuple[Algorithm, ...], msgspec.Meta(min_length=1)]
 Leeway = Annotated[float, msgspec.Meta(ge=0, le=300)]
 Subjects = Annotated[dict[Value, Value], msgspec.Meta(max_length=1_000)]
@@ -106,7 +105,7 @@ class IssuerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def issuers_of(written: Iterable[IssuerConfig]) -> tuple[Issuer, ...]:
-    """Return the issuers of a configuration; `SettingError` names the place of a fault."""
+    """Return the issuers of a configuration. Raise `SettingError` with the place of a fault."""
     found: dict[str, Issuer] = {}
     for number, one in enumerate(written):
         place = f"issuers[{number}]"
@@ -131,12 +130,12 @@ def _check(one: IssuerConfig, place: str) -> None:
 
 
 def check_authority(ca_file: str, place: str) -> None:
-    """Raise `SettingError` where there is a file of an authority that cannot be used."""
+    """Raise `SettingError` if `ca_file` is set and cannot be used."""
     if ca_file:
         authority_at(ca_file, f"{place}.ca_file: {ca_file!r} cannot be used")
 
 
-# How people sign in to the console, as a configuration file has it.
+# Sign-in to the console in a configuration file.
 
 PROVIDERS_MAX = 16
 _AT_CONSOLE = "expected https://host, as browsers reach the console"
@@ -171,7 +170,7 @@ class SignInConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def sign_in_of(written: SignInConfig) -> SignIn:
-    """Return the settings of signing in; `SettingError` names the place of a fault."""
+    """Return the sign-in settings of a configuration. Raise `SettingError` with the place of a fault."""
     if written.console_url or written.providers:
         url = written.console_url
         if not url:
@@ -214,16 +213,16 @@ def _check_sign_in(one: ProviderConfig, place: str) -> None:
     check_authority(one.ca_file, place)
 
 
-# The context of a model is in its upstream's own list.
+# The value of `context` if the upstream's own list has the context of its models.
 LISTED = "listed"
 ANY_METHODS = ("ANY",)
-# In a header of an upstream it stands for a key.
+# The placeholder of a key in a header of an upstream.
 KEY = "{key}"
 CONFIG_BYTES_MAX = 1 << 20
 WORKLOADS_MAX = 10_000
 FIELDS_MAX = 100
 UPSTREAM_KEYS_MAX = 16
-TOKENS_MAX = 100_000_000  # of one answer, or of a context
+TOKENS_MAX = 100_000_000  # in one answer or context
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 Method = Literal["ANY", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -246,13 +245,16 @@ Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}$")]
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=TOKENS_MAX)]
 TokensOrNone = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 PerMinute = Annotated[int, msgspec.Meta(ge=1, le=PER_MINUTE_MAX)]
-# How many times the list's prices an upstream bills.
+# A factor on the list's prices by which an upstream bills.
 PriceFactor = Annotated[str, msgspec.Meta(pattern=r"^(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,9})?$")]
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 
 
 class RouteConfig(NamedTuple):
-    """A path that may pass and its upstream; `services` says where calls of services go."""
+    """The routes, the upstreams they lead to, and the other tables of a configuration file.
+
+    `services` says where calls of services go.
+    """
 
     routes: tuple[Route, ...]
     upstreams: tuple[UpstreamTarget, ...]
@@ -263,9 +265,10 @@ class RouteConfig(NamedTuple):
     models: tuple[ModelRule, ...] = ()
 
     def check_services(self, catalogue: Mapping[str, Service]) -> None:
-        """Raise `SettingError` where two services get to the same paths, unless one upstream serves all.
+        """Raise `SettingError` if two services can reach the same paths of an upstream.
 
-        Those that the catalogue knows to cost the same may; what is not known may cost anything.
+        Services with the same price in the catalogue may. An unknown service may have any price. Nothing is
+        checked if one upstream serves all services.
         """
         targets, paths = {target.name: target for target in self.upstreams}, dict(self.services.paths)
         bound = () if self.services.shared else sorted(self.services.upstreams)
@@ -278,7 +281,7 @@ class RouteConfig(NamedTuple):
             )
 
     def redirected(self, base_url: str, proxies: Proxies | None = None) -> RouteConfig:
-        """Return the table with every upstream and the services at one base URL, through these proxies."""
+        """Return the table with every upstream and service at one base URL, through these proxies."""
         upstreams = {
             target.name: replace(target, base_url=base_url, proxies=proxies or target.proxies)
             for target in self.upstreams
@@ -290,7 +293,7 @@ class RouteConfig(NamedTuple):
         )
 
     def through(self, proxies: Proxies) -> RouteConfig:
-        """Return the same table, everybody in it reached through these proxies, unless it has its own."""
+        """Return the table with these proxies for all upstreams, issuers and providers without their own."""
         upstreams = tuple(_through(proxies, target) for target in self.upstreams)
         issuers = tuple(replace(issuer, proxies=proxies) for issuer in self.issuers)
         providers = (
@@ -305,7 +308,7 @@ def _through(proxies: Proxies, target: UpstreamTarget) -> UpstreamTarget:
     return replace(target, via=own.to(target.base_url))
 
 
-# Its upstream is the service's.
+# The upstream of this route is the service's.
 SERVICES_ROUTE = Route(ANY_METHODS, SERVICES_PREFIX + "{service_key}/{path…}", "", meter="generic")
 
 # The first path that matches decides.
@@ -313,7 +316,7 @@ DEFAULT_ROUTES: tuple[Route, ...] = (*(route for one in ALL for route in one.rou
 
 
 def default_table(environ: Mapping[str, str]) -> RouteConfig:
-    """Return the routes of the API families and of services; their credentials from the usual variables."""
+    """Return the built-in routes of API families and services, with credentials from the usual variables."""
     upstreams = tuple(one.target(environ) for one in reversed(ALL) if one.target is not None)
     return RouteConfig(routes=DEFAULT_ROUTES, upstreams=upstreams)
 
@@ -408,7 +411,7 @@ class _Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A configuration file as it is written; `settings` are lower-case names without prefix."""
+    """The content of a configuration file. `settings` have lower-case names without prefix."""
 
     settings: dict[str, Any] = {}
     upstreams: dict[Name, _Upstream] = {}
@@ -422,18 +425,18 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
-    """Read a YAML file and replace `${NAME}`; `SettingError` names the place of a fault."""
+    """Read a YAML file and replace `${NAME}`. Raise `SettingError` with the place of a fault."""
     from gateway.settings.checking import converted, parsed, read_file  # noqa: PLC0415  # spares workers, which never read it, memory
 
     document = parsed(read_file(path, CONFIG_BYTES_MAX), str(path))
     if document is None:
-        # As it is for a moment while an editor writes it again: every built-in route would be open.
+        # A file may be empty while an editor saves it. Then every built-in route would be open.
         raise SettingError(f"{path}: is empty; {{}} stands for a file that says nothing")
     return converted(document, environ, ConfigFile, str(path))
 
 
 def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
-    """Return the table a configuration file describes, over the built-in one."""
+    """Return the table of a configuration file, added to the built-in one."""
     default = default_table(environ)
     upstreams = {target.name: target for target in default.upstreams}
     for name, written in config.upstreams.items():
@@ -474,7 +477,7 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
 
 
 def models_of(written: Iterable[_Model], upstreams: Mapping[str, UpstreamTarget]) -> tuple[ModelRule, ...]:
-    """Return the models of a configuration; `SettingError` names a fault's place, or both of a conflict."""
+    """Return the models of a configuration. Raise `SettingError` with the place of a fault or conflict."""
     found: list[ModelRule] = []
     for number, one in enumerate(written):
         place = f"models[{number}]"
@@ -504,8 +507,10 @@ def models_of(written: Iterable[_Model], upstreams: Mapping[str, UpstreamTarget]
 def _check_own_paths(
     routes: Iterable[Route], services: Iterable[tuple[str, str]], upstreams: Mapping[str, UpstreamTarget]
 ) -> None:
-    """Raise `SettingError` for a call to a templated path that does not follow from it, or one that would be
-    signed with a body that nobody reads.
+    """Raise `SettingError` for a route or service that its upstream's own path or signature excludes.
+
+    An upstream with a path of its own cannot serve the caller's path, and `auth: aws` cannot sign a body that
+    is not read.
     """
     bound = [(f"services.{key}", name, True) for key, name in services]
     for route in routes:
@@ -529,7 +534,7 @@ def _with_services(routes: tuple[Route, ...]) -> tuple[Route, ...]:
 
 
 def base_url_of(url: str, place: str) -> str:
-    """Return a usable upstream base URL without its last slash, or `SettingError`."""
+    """Return the base URL of an upstream without a slash at its end. Raise `SettingError` if it is wrong."""
     parts = urlsplit(url)
     try:
         port = parts.port
@@ -542,7 +547,7 @@ def base_url_of(url: str, place: str) -> str:
     return url.rstrip("/")
 
 
-# What an upstream says that is just so of its target.
+# Fields of an upstream that its target copies.
 _AS_WRITTEN = (
     "ca_file", "limits", "cert_file", "key_file", "region", "project", "first_byte_s", "idle_s", "auth",
     "credentials_file", "prices", "price_factor", "cost",
@@ -581,7 +586,7 @@ def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> Upstre
 
 
 def _facts(written: _Upstream, place: str) -> UpstreamFacts | None:
-    """Return the facts that an upstream states; None where it states none."""
+    """Return the facts that an upstream states; None without any."""
     if written.context == LISTED and written.auth != "header":
         raise SettingError(
             f"{place}.context: no list of models is read by auth: {written.auth}: say a number"
@@ -604,7 +609,7 @@ def _counts(written: int | Mapping[MeterName, int] | None) -> TokenCounts:
 
 
 def _held(written: _Upstream, place: str) -> tuple[str, ...]:
-    """Return the place of each credential of an upstream."""
+    """Return the place in the file of each credential of an upstream, for messages."""
     if written.auth != "header":
         return (f"{place}.credentials_file" if written.credentials_file else f"{place}.auth",)
     if written.keys:
@@ -613,7 +618,7 @@ def _held(written: _Upstream, place: str) -> tuple[str, ...]:
 
 
 def _check_auth(place: str, written: _Upstream) -> None:
-    """Raise `SettingError` where it is not clear what proves to an upstream who calls."""
+    """Raise `SettingError` if the credentials of an upstream are stated in two ways, or incompletely."""
     if written.auth == "header":
         if written.credentials_file:
             clouds = ", ".join(one for one in get_args(UpstreamAuth) if one != written.auth)
@@ -631,7 +636,7 @@ def _check_auth(place: str, written: _Upstream) -> None:
 
 
 def _capacity(written: _UpstreamCapacity, place: str) -> Capacity:
-    """Return the capacity of an upstream; `SettingError` if none is stated."""
+    """Return the capacity of an upstream. Raise `SettingError` if none is stated."""
     said = msgspec.structs.asdict(written)
     if not any(said.values()):
         raise SettingError(f"{place}.capacity: expected one of {', '.join(said)}")
@@ -646,7 +651,7 @@ def _limits(of: _Capacity) -> CapacityLimits:
 
 
 def _own_path(written: _Upstream, place: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """Return the template of an upstream's paths, and the query of each call: the template's own in front."""
+    """Return the template of an upstream's paths, and the query of each call: the template's own first."""
     words = [word for word, value in (("region", written.region), ("project", written.project)) if value]
     if written.path:
         try:
@@ -664,7 +669,7 @@ Fields: TypeAlias = tuple[tuple[str, str], ...]
 def _with_keys(
     written: _Upstream, place: str, environ: Mapping[str, str]
 ) -> tuple[Fields, tuple[Fields, ...]]:
-    """Return the header fields of each call, and those of each key: at {key}, else as its API expects."""
+    """Return the header fields of each call, and those for each key: at {key}, else as the API expects."""
     fields = tuple((name.lower(), said) for name, said in written.headers.items() if not TOLD.search(said))
     placed = tuple(field for field in fields if KEY in field[1])
     if not written.keys:
@@ -687,7 +692,7 @@ def _with_keys(
 
 
 def _key(one: _Key, place: str, environ: Mapping[str, str]) -> str:
-    """Return the value of an upstream's key, which is never shown."""
+    """Return the value of an upstream's key, which no message shows."""
     if bool(one.env) == bool(one.file):
         raise SettingError(f"{place}: expected one of env and file")
     if one.file:
@@ -702,7 +707,7 @@ def _key(one: _Key, place: str, environ: Mapping[str, str]) -> str:
 
 
 def _check_files(place: str, written: _Upstream) -> None:
-    """Raise `SettingError` where what a connection is made with cannot be used."""
+    """Raise `SettingError` if TLS files of an upstream cannot be used."""
     certificate, key = written.cert_file, written.key_file
     if (certificate is None) != (key is None):
         missing = "key_file" if key is None else "cert_file"
@@ -713,7 +718,7 @@ def _check_files(place: str, written: _Upstream) -> None:
     if certificate is not None:
         try:
             require_regular(certificate, key)
-            context.load_cert_chain(certificate, key, password=lambda: b"")  # nobody is asked for one
+            context.load_cert_chain(certificate, key, password=lambda: b"")  # prevents a prompt
         except OSError as error:
             said = f"{place}.cert_file: {certificate!r} with key_file {key!r}"
             raise SettingError(f"{said} cannot be used: not there, not PEM, or not a pair") from error
@@ -750,7 +755,7 @@ def _route(written: _Route) -> Route:
 
 
 def _check_each_once(routes: tuple[Route, ...]) -> None:
-    """Raise `SettingError` for two routes of one method and path: the second one would never serve."""
+    """Raise `SettingError` for two routes of one method and path: the second would never be used."""
     served: dict[tuple[str, str], Route] = {}
     for route in routes:
         path = PARAMETER.sub(lambda parameter: f"{{{parameter[1]}{parameter[3] or ''}}}", route.path)

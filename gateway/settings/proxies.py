@@ -1,7 +1,7 @@
-"""Proxies as the standard variables say them, or an upstream of the configuration file for itself.
+"""Proxies from the standard variables, or from an upstream's entry in the configuration file.
 
-`https_proxy`, `http_proxy` and `no_proxy` count before the same in capitals, as with curl. Errors of a
-proxy are credentials: no message shows them.
+`https_proxy`, `http_proxy` and `no_proxy` take precedence over the same names in capitals, as with curl. The
+URL of a proxy may contain credentials, so no message shows it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gateway.core.network import DIRECT, Proxies, Proxy, read_exempt
 from gateway.errors import SettingError
 from gateway.settings.checking import authority_at
 
-# What an upstream says that is reached directly, whatever the variables say.
+# The value for an upstream that is reached directly, whatever the variables say.
 NONE = "none"
 WANTED = "http://user:password@host:port, or https:// where the proxy itself speaks TLS"
 URL_CHARS_MAX = 2_000
@@ -25,10 +25,10 @@ _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,252}[a-z0-9_])?\.?|[0-9a-f:.]+", re
 
 
 def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Proxies:
-    """Return the proxies of the environment; `SettingError` names the variable that cannot be gone by.
+    """Return the proxies of the environment. Raise `SettingError` with the variable that is wrong.
 
-    NO_PROXY counts where there is a proxy alone. `settings` say the authority of one that speaks TLS: that of
-    an upstream's own proxy as well.
+    NO_PROXY counts only with a proxy. `settings` has the CA file for proxies with TLS, also for those of
+    upstreams.
     """
     ca_file = str(settings.get("proxy_ca_file", ""))
     if ca_file:
@@ -46,7 +46,7 @@ def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Pro
 
 
 def own_proxies(text: str, place: str) -> Proxies | None:
-    """Return those of one upstream: none of its own where it says nothing."""
+    """Return the proxies of one upstream: None if it has no own setting."""
     if text in {"", NONE}:
         return DIRECT if text else None
     found = _read(text, place)
@@ -60,7 +60,7 @@ def _said(environ: Mapping[str, str], variable: str) -> tuple[str, str]:
 
 
 def _read(text: str, place: str) -> Proxy:
-    """Return one proxy by its URL; without a scheme HTTP is spoken with it."""
+    """Return the proxy of a URL. Without a scheme, HTTP is used."""
     text = text.strip()
     url = text if "://" in text else f"http://{text}"
     scheme = url.partition("://")[0].lower()

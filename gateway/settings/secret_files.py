@@ -1,6 +1,6 @@
-"""Secrets that files say: `NAME_FILE` is the path of a file whose content is the value of `NAME`.
+"""Secrets in files: `NAME_FILE` is the path of a file that contains the value of `NAME`.
 
-What such a file holds stands in no message: its path does.
+Messages show the path of such a file, and never its content.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ SUFFIX = "_FILE"
 
 
 class Environment(Mapping[str, str]):
-    """The environment, in which a file may say what a variable would. `files` are those that were read."""
+    """The environment, with files as values of variables `NAME_FILE`. `files` are those that were read."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._variables = variables
         self.files: dict[str, None] = {}
 
     def __getitem__(self, name: str) -> str:
-        """Return the value of a variable, or what the file of its `_FILE` holds; `SettingError` for both."""
+        """Return a variable's value, or the content of its `_FILE`. Raise `SettingError` if both are set."""
         path = self._variables.get(name + SUFFIX)
         if not path:
             return self._variables[name]
@@ -41,18 +41,18 @@ class Environment(Mapping[str, str]):
         return read_secret(place, path)
 
     def named(self, settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-        """Return the files that were read, each with its setting; empty for the file of a variable."""
+        """Return the files that were read, each with its setting; empty if it has a variable's value."""
         names = {path: name for name, path in settings.items()}
         return tuple((names.get(path, ""), path) for path in self.files)
 
 
 def both_set(variable: str, file: str) -> SettingError:
-    """Return the error of a value that is stated twice."""
+    """Return the error for a value that is stated twice."""
     return SettingError(f"{variable} and {file} are both set: expected one of them")
 
 
 def read_secret(place: str, path: str) -> str:
-    """Return the one line of a file, without its end; `SettingError` names `place` and the file."""
+    """Return the one line of a file without its end. Raise `SettingError` with `place` and the path."""
     try:
         data = read_regular(path, SECRET_BYTES_MAX)
     except (OSError, ValueError) as error:  # a path with NUL is a ValueError
@@ -65,7 +65,7 @@ def read_secret(place: str, path: str) -> str:
 
 
 def _fault(data: bytes) -> str:
-    """Return the fault of a file's content, in words that do not show it; empty where it is well."""
+    """Return the fault of a file's content, in words that do not show it; empty if it is valid."""
     if len(data) > SECRET_BYTES_MAX:
         return f"is larger than {SECRET_BYTES_MAX} bytes"
     if not data.strip(b"\r\n"):

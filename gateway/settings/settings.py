@@ -1,8 +1,8 @@
-"""Every setting, validated once: defaults, then the configuration file, then `TOLLKEEPER_*`.
+"""All settings, validated once: defaults, then the configuration file, then `TOLLKEEPER_*`.
 
-The process that is started by a person resolves them; workers receive the result as JSON
-(`to_json`, `from_json`) and never read the environment, so all of them agree. Units are in the
-names. A value is shown in an error unless its name says it is a secret.
+The process that a person starts resolves them. Workers receive the result as JSON (`to_json`, `from_json`)
+and never read the environment, so all of them agree. Units are in the names. A value is shown in an error
+unless its name says that it is a secret.
 """
 
 from __future__ import annotations
@@ -67,17 +67,17 @@ from gateway.settings.config_file import (
 from gateway.settings.proxies import read_proxies
 from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
 
-# What only keepers, and who looks after them, need: credentials that a gateway is not given.
+# Settings for keepers only: credentials that a gateway does not get.
 OF_KEEPERS = (
     "database_url", "database_owner_url", "database_read_url", "admin_token", "readonly_token", "smtp_url",
     "stripe_api_key", "stripe_webhook_secret", "usage_feed_token",
 )  # fmt: skip
-# What a file was when it was looked at: another content has another, unless somebody sets clocks back.
+# The state of a file: it changes with the content, unless clocks are set back.
 Signature = tuple[int, int, int, int] | None
 
 
 class WatchedFiles:
-    """Files that may change while we run, each known by when and how large it was."""
+    """Files that may change at run time, compared by their `signature`."""
 
     def __init__(self) -> None:
         self._seen: dict[str, Signature] = {}
@@ -88,12 +88,12 @@ class WatchedFiles:
         return before != self._seen
 
     def forget(self) -> None:
-        """Count every file as changed the next time, since a change had no effect."""
+        """Mark all files as changed for the next check, because a change had no effect."""
         self._seen = {}
 
 
 def signature(path: str) -> Signature:
-    """Return device, inode, size and time of a file, behind all links; None where there is none."""
+    """Return device, inode, size and time of a file, with links followed; None if it does not exist."""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):
@@ -101,9 +101,9 @@ def signature(path: str) -> Signature:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-# Where Redis and PostgreSQL are, and the files of TLS; each is a setting.
+# Addresses of Redis and PostgreSQL, and TLS files; each is a setting.
 class Servers(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process talks to, and what it shows and believes there."""
+    """The servers that a process talks to, and the TLS files of connections and ports."""
 
     redis_url: Secret = ""
     redis_ca_file: str = ""
@@ -125,12 +125,12 @@ class Servers(msgspec.Struct, frozen=True, kw_only=True):
 
 PREFIX = "TOLLKEEPER_"
 CONFIG_NAME = f"{PREFIX}CONFIG"
-# In the environment besides the settings: where the file is, and where commands find the Admin API.
+# Variables besides the settings: the path of the file, and the address of the Admin API for commands.
 CLIENT_NAMES = frozenset({"admin_url", "admin_ca_file", "admin_cert_file", "admin_key_file", "config"})
 
 
 class Settings(Servers, frozen=True, kw_only=True):
-    """What one Tollkeeper process runs with."""
+    """The settings of one Tollkeeper process."""
 
     admin_token: Token = ""
     readonly_token: Token = ""
@@ -199,9 +199,9 @@ class Settings(Servers, frozen=True, kw_only=True):
     stripe_webhook_secret: Token = ""
     stripe_collection: Collection = "charge_automatically"
     stripe_api_url: str = ""
-    # Stripe may tell a message again for thirty days, and the table lets go of none before 35.
+    # Stripe may repeat a message for thirty days, and the table deletes none before 35.
     stripe_events_keep_days: Annotated[int, msgspec.Meta(ge=35, le=36_500)] = 400
-    # Credits that one purchase comes to, in units of the organization's currency; nobody buys at 0.
+    # The largest purchase of credits, in units of the organization's currency; 0 disables purchases.
     stripe_checkout_max: Annotated[int, msgspec.Meta(ge=0, le=900_000)] = 0
     usage_feed: Annotated[str, msgspec.Meta(pattern="^(off|lago|openmeter|webhook|file)$")] = "off"
     usage_feed_url: str = ""
@@ -233,18 +233,18 @@ class Settings(Servers, frozen=True, kw_only=True):
 
     proxies: Proxies = DIRECT
     tracing: Tracing | None = None
-    # Files that secrets were read from, each with its setting; without one it holds a variable's.
+    # (setting, path) of files with secrets; the setting is empty for a file with a variable's value.
     secret_files: tuple[tuple[str, str], ...] = ()
-    config_path: str = ""  # the file that some of it was read from
-    overruled: tuple[str, ...] = ()  # settings that that file overrules
+    config_path: str = ""  # the configuration file
+    overruled: tuple[str, ...] = ()  # settings in which the environment overrules the file
 
     def require(self, *names: str) -> None:
-        """Raise `SettingError` for the first of these that has no value."""
+        """Raise `SettingError` for the first of these settings that has no value."""
         for name in (one for one in names if not getattr(self, one)):
             raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {wanted_of(name, _TYPES[name])}")
 
     def extras(self, role: str) -> Mapping[str, str]:
-        """Return the extras for a role (`serve`, `keeper`, `all`), each with a setting that wants it."""
+        """Return the extras that a role (`serve`, `keeper`, `all`) needs, each with the setting behind it."""
         asking = (
             ("sign_in", "oidc", "keeper", self.sign_in.providers),
             ("issuers", "oidc", "serve", self.issuers),
@@ -260,14 +260,14 @@ class Settings(Servers, frozen=True, kw_only=True):
         return {extra: name for name, extra, who, value in asking if value and role in {who, "all"}}
 
     def require_extras(self, role: str) -> None:
-        """Raise `SettingError` for the first of these extras that is not installed."""
+        """Raise `SettingError` for the first needed extra that is not installed."""
         for extra, name in self.extras(role).items():
             if not is_installed(extra):
                 raise SettingError(f"{name} is set, and its libraries are not installed: {install(extra)}")
 
     @property
     def owner_url(self) -> str:
-        """Who may change the schema: the owner where there is one as well as the keeper's user."""
+        """The URL of the user who may change the schema: the owner's if set, else the keeper's."""
         return self.database_owner_url or self.database_url
 
     @property
@@ -276,12 +276,12 @@ class Settings(Servers, frozen=True, kw_only=True):
 
     @property
     def settlements_dir(self) -> Path:
-        """Where each worker of this machine keeps its settlement log."""
+        """The directory of the settlement logs of this machine's workers."""
         return Path(self.settlement_log_dir or Path(self.data_dir) / "settlements")
 
     @property
     def metrics_dir(self) -> Path:
-        """Where the workers of this machine leave their tallies."""
+        """The directory where workers of this machine store their metrics."""
         return Path(self.data_dir) / "metrics"
 
     @property
@@ -297,21 +297,21 @@ class Settings(Servers, frozen=True, kw_only=True):
 
     @property
     def links_url(self) -> str:
-        """Where people who are mailed a link reach the console; empty where nobody says it."""
+        """The URL of the console for links in mails; empty if unknown."""
         said = self.console_url or self.sign_in.console_url
         here = self.admin_host in {"localhost", "127.0.0.1", "::1"}
         return said.rstrip("/") or (self.url_of("admin", self.admin_host, self.admin_port) if here else "")
 
     @property
     def calls_url(self) -> str:
-        """Where people send calls; empty where nobody says it."""
+        """The URL to which people send calls; empty if unknown."""
         here = self.gateway_host in {"localhost", "127.0.0.1", "::1"}
         own = self.url_of("gateway", self.gateway_host, self.gateway_port) if here else ""
         return self.http.public_url.rstrip("/") or own
 
     @property
     def of_gateways(self) -> Settings:
-        """The same settings for a gateway: what it does not know, nobody gets from it."""
+        """The settings for a gateway, without secrets that only keepers need."""
         files = tuple(pair for pair in self.secret_files if pair[0] == "redis_url")
         return self.with_values(**dict.fromkeys(OF_KEEPERS, ""), secret_files=files, sign_in=SignIn())
 
@@ -320,12 +320,12 @@ class Settings(Servers, frozen=True, kw_only=True):
         return UrlFile(getattr(self, name), next(paths, ""))
 
     def values(self) -> dict[str, Any]:
-        """Return everything by its name, routes and upstreams too."""
+        """Return all values by name, routes and upstreams included."""
         own = {one: getattr(self, one) for one in self.__struct_fields__ if one not in {"http", "overruled"}}
         return own | {name: getattr(self.http, name) for name in SETTABLE}
 
     def named(self) -> dict[str, Any]:
-        """Return every setting by its name, without routes and upstreams."""
+        """Return all settings by name, without routes and upstreams."""
         return {name: value for name, value in self.values().items() if name in NAMES}
 
     @property
@@ -333,7 +333,7 @@ class Settings(Servers, frozen=True, kw_only=True):
         return RouteConfig(*(getattr(self, name) for name in RouteConfig._fields))
 
     def with_table(self, table: RouteConfig) -> Settings:
-        """Return the same settings with these routes and upstreams, reached through our proxies."""
+        """Return the settings with these routes and upstreams, reached through our proxies."""
         return msgspec.structs.replace(self, **table.through(self.proxies)._asdict())
 
     def with_upstream(self, base_url: str, proxies: Proxies | None = None) -> Settings:
@@ -341,18 +341,18 @@ class Settings(Servers, frozen=True, kw_only=True):
         return self.with_table(self.table.redirected(base_url_of(base_url, "--upstream"), proxies))
 
     def with_values(self, **values: Any) -> Settings:
-        """Return the same settings with these values, by name, unchecked: they come from a parsed option."""
+        """Return the settings with these values by name, unchecked: they come from a parsed option."""
         http = {name: values.pop(name) for name in SETTABLE if name in values}
         return msgspec.structs.replace(self, **values, http=replace(self.http, **http))
 
 
-# What the file's routes and standard variables say has no name of ours.
+# Fields that are no settings: tables of the file, and values of standard variables.
 _ELSEWHERE = {*RouteConfig._fields, "tracing", "proxies", "http", "secret_files", "config_path", "overruled"}
 NAMES = (*(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE), *SETTABLE)
 
 
 def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
-    """Resolve every setting; `SettingError` names the one that is unknown or invalid.
+    """Resolve all settings. Raise `SettingError` for one that is unknown or invalid.
 
     Without `config` the file is the one named by `TOLLKEEPER_CONFIG`, if any.
     """
@@ -382,10 +382,10 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
 def _read(
     said: Iterable[tuple[str, str, Any]], environment: Environment, files: dict[str, str], prefix: str
 ) -> dict[str, Any]:
-    """Return the settings that one source states, checked: name, place and value of each. A secret may be in
-    a file.
+    """Return the settings of one source after checking them; `said` are (name, place, value).
 
-    `files` learns which settings files say; what this source states counts above what is there already.
+    A secret may be in a file: then `files` gets the path by setting. Values of this source replace earlier
+    ones.
     """
     values: dict[str, Any] = {}
     by_file: list[tuple[str, str, str]] = []
@@ -409,13 +409,13 @@ def _read(
 
 
 def reread(name: str, path: str) -> str:
-    """Return the secret of a setting, read again from its file; `SettingError` for an invalid one."""
+    """Return a secret read again from its file. Raise `SettingError` if it is invalid."""
     place = f"{PREFIX}{name.upper()}{SUFFIX}"
     return str(checked(f"what {place}={path!r} holds", name, read_secret(place, path), _TYPES[name]))
 
 
 def to_json(settings: Settings) -> bytes:
-    """Return settings for a worker, secrets included: hand them over privately."""
+    """Return the settings as JSON for a worker, secrets included: pass it privately."""
     return msgspec.json.encode(settings)
 
 

@@ -1,1 +1,1 @@
-"""Facts of a process: logs, metrics and traces."""
+"""Logs, metrics and traces of a process."""

@@ -1,7 +1,7 @@
 """Logs: one JSON object a line on standard error, with the request id, never with a secret.
 
-Facts come as keyword arguments. A fact whose name speaks of a credential, a prompt or a body is
-hidden, and what looks like a credential inside any text is cut out, exceptions included.
+Facts are keyword arguments. A fact named like a credential, a prompt or a body is hidden, and text that looks
+like a credential is removed, in exceptions too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 
 from gateway.core.text import visible_json
 
-OURS = "tollkeeper"  # begins the name of each logger of ours
+OURS = "tollkeeper"  # the prefix of our loggers' names
 HIDDEN = "[hidden]"
 TEXT_CHARACTERS_MAX = 2_000
 TRACE_CHARACTERS_MAX = 8_000
@@ -39,20 +39,20 @@ SECRET_TEXT = (
         ),
         rf"\1{HIDDEN}",
     ),
-    # A page of a library is no advice about this server.
+    # A link to a library's documentation does not help with this server.
     (re.compile(r"\s*(?:\n|\\n)?\(Background on this error at: [^\s)]+\)"), ""),
-    # What PostgreSQL adds to an error quotes rows; also where the error is shown escaped.
+    # Details that PostgreSQL adds to an error quote rows; line ends may be escaped.
     (re.compile(r"(?:\n|\\n)(?:DETAIL|CONTEXT|HINT|QUERY|STATEMENT|WHERE):.*", re.DOTALL), ""),
 )
 
-# Attributes every LogRecord has; the others are the facts given with `extra`.
+# Attributes of every LogRecord; all others are facts given by `extra`.
 STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
 def configure(level: str = "info", stream: TextIO | None = None) -> None:
-    """Send every log record of the process to `stream` (standard error) as JSON lines.
+    """Write all log records of the process to `stream` (standard error) as JSON lines.
 
-    Of libraries these are warnings and worse: what they do inside is shown at `debug` alone.
+    Records of libraries are written from level warning on, and below that only at `debug`.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
@@ -76,17 +76,17 @@ def logger(name: str) -> Callable[..., None]:
 
 
 def redacted(text: str) -> str:
-    """Return the text without what looks like a credential."""
+    """Return the text without parts that look like a credential."""
     for pattern, replacement in SECRET_TEXT:
         text = pattern.sub(replacement, text)
     return text
 
 
 class JsonLines(logging.Formatter):
-    """One record as one line of JSON."""
+    """Formats a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Render time, level, logger, event and facts; never raises for an odd fact."""
+        """Render time, level, logger, event and facts. Unusual facts raise no error."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -101,7 +101,7 @@ class JsonLines(logging.Formatter):
             line.setdefault(name, _clean(name, value))
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
-            while isinstance(error, BaseExceptionGroup):  # where it was gathered says little
+            while isinstance(error, BaseExceptionGroup):  # the first of its errors says more
                 error = error.exceptions[0]
             line["error"] = redacted(f"{type(error).__name__}: {error}")[:TEXT_CHARACTERS_MAX]
             trace = "".join(traceback.format_tb(error.__traceback__))

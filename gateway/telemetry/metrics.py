@@ -1,4 +1,4 @@
-"""Every metric: its name in a snapshot and, behind a prefix, in a scrape; its kind, help and labels."""
+"""All metrics: their names in a snapshot (with a prefix in a scrape), kinds, help texts and labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gateway.feature import features
 
 
 class Fact(NamedTuple):
-    """One metric: a counter, a gauge or a histogram."""
+    """One metric: a counter, gauge or histogram."""
 
     name: str
     kind: str
@@ -29,7 +29,7 @@ class Fact(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
-# By kind: the name with its labels behind it, and the help.
+# By kind: the name followed by its labels, and the help text.
 _FACTS: Mapping[str, Mapping[str, str]] = {
     "counter": {
         "requests route status reason": "Requests answered, refusals included.",
@@ -169,28 +169,28 @@ FACTS = (
     Fact(LAST, "gauge", "When a counter that must wake somebody last grew.", ("event",)),
 )
 PREFIX = "tollkeeper_"
-# Facts about now, not sums since the start: they end with their worker.
+# Metrics of the current state: they end with their worker.
 GAUGES = frozenset(fact.name for fact in FACTS if fact.kind == "gauge") - {LAST}
 
-# Counters that wake somebody as soon as they grow. Prometheus cannot see the growth of a counter whose first
-# sample is above zero, so the alert reads when each last grew.
+# Counters with an alert as soon as they grow. Prometheus does not see the growth of a counter whose first
+# sample is above zero, so the alert uses the time of the last growth.
 WAKING = (
     "worker_restarts", "counters_exchanged", "budgets_shared", "settlements_failed", "settlements_refused",
     "settlements_dropped_early", "settlements_unlogged", "connections_refused",
 )  # fmt: skip
 
 
-# The numbers of all workers on this machine: left in files, merged, never going back.
+# The metrics of all workers on this machine: stored in files, and merged so that they never decrease.
 #
-# Each worker replaces one small file; a scrape adds them up. A worker that has died is folded into
-# `retired.json`, so that its counts stay counted. A worker is known by process id and start time,
-# since ids are used again.
+# Each worker replaces one small file; a scrape adds them up. The counts of an ended worker are added to
+# `retired.json`, so that none is lost. A worker is identified by process id and start time, since ids are
+# reused.
 
 PUBLISH_INTERVAL_S = 1.0
 RETIRED = "retired.json"
 BESIDE = "-beside"
 FILES_MAX = 1_000
-# How rows of several are one where they are not added: the earliest, the latest, the worst.
+# How to combine values that are not added: the earliest, the latest, the worst.
 TOGETHER: dict[str, Callable[[Any, Any], Any]] = {
     "certificate_expiry_timestamp_seconds": min, LAST: max, "open_files": max, "open_files_max": min,
     "clock_offset_seconds": partial(max, key=abs),
@@ -200,7 +200,7 @@ Snapshot = Mapping[str, Any]
 
 
 class LastGrowth:
-    """When each counter of `WAKING` last grew in this process, Unix time."""
+    """The times (Unix time) at which counters of `WAKING` last grew in this process."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -208,7 +208,7 @@ class LastGrowth:
         self._at: dict[str, float] = dict.fromkeys(WAKING, 0.0)
 
     def added(self, snapshot: Snapshot) -> Snapshot:
-        """Return the snapshot, and when its counters last grew; zero for one that never did."""
+        """Return the snapshot with the times when its counters last grew; zero for one that never did."""
         for name in WAKING:
             value = snapshot.get(name, 0)
             total = sum(number for *_, number in value) if isinstance(value, list | tuple) else value
@@ -219,7 +219,7 @@ class LastGrowth:
 
 
 async def publish(directory: Path, snapshot: Callable[[], Snapshot], *, beside: bool = False) -> None:
-    """Publish this process's snapshot every second, and once more when cancelled.
+    """Write this process's snapshot to a file every second, and once more when cancelled.
 
     A process `beside` the workers reports about them, and is no worker.
     """
@@ -237,7 +237,10 @@ async def publish(directory: Path, snapshot: Callable[[], Snapshot], *, beside: 
 
 
 def collect(directory: Path) -> dict[str, Any]:
-    """Return the sum over all workers that ever wrote here; folds the dead ones. Empty if none did."""
+    """Return the sum of the snapshots of all workers that ever wrote here; empty if none did.
+
+    Snapshots of ended workers are added to `retired.json`.
+    """
     try:
         with _locked(directory):
             return _collected(directory)
@@ -246,9 +249,9 @@ def collect(directory: Path) -> dict[str, Any]:
 
 
 def merge(left: Snapshot, right: Snapshot) -> dict[str, Any]:
-    """Add two snapshots: numbers, rows by their labels, histograms bucket by bucket.
+    """Add two snapshots: numbers, rows by their labels, histograms by bucket.
 
-    Histograms whose bounds differ (two versions side by side) cannot be added; the right wins.
+    Histograms with different bounds (two versions at once) cannot be added: then the right one counts.
     """
     if left.get("bounds", right.get("bounds")) != right.get("bounds", left.get("bounds")):
         left = {name: value for name, value in left.items() if not isinstance(value, dict)}
@@ -275,7 +278,7 @@ def _added(name: str, left: Any, right: Any) -> Any:
             rows[tuple(labels)] = number if before is None else together(before, number)
         return [[*labels, number] for labels, number in rows.items()]
     if isinstance(left, list | dict) or isinstance(right, list | dict):
-        return right  # another version counted it by other labels
+        return right  # another version has other labels for it
     return left + right
 
 
@@ -307,15 +310,15 @@ def _collected(directory: Path) -> dict[str, Any]:
         for path in folded:
             path.unlink(missing_ok=True)
     if workers:
-        # A worker whose loop hangs, or whose disk is full, leaves nothing new.
+        # A worker with a hanging loop, or a full disk, writes no new file.
         total |= {"workers": workers, "worker_report_age_seconds": max(0.0, time.time() - oldest)}
     return merge(retired, total)
 
 
 def _bounded(retired: Snapshot) -> dict[str, Any]:
-    """Return the numbers of dead workers with at most `COSTS_MAX` models by name: the sum stays the same.
+    """Return the numbers of ended workers with at most `COSTS_MAX` models by name; the sum is unchanged.
 
-    Models of the least cost are counted as `OTHER_MODELS`, which is beside these.
+    Costs of the cheapest models are added up as `OTHER_MODELS`.
     """
     rows = retired.get("cost")
     if not isinstance(rows, list):
@@ -335,14 +338,14 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file that nobody sees half written; each has one writer at a time."""
+    """Replace a file atomically. Each file has one writer at a time."""
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(content)
     temporary.replace(path)
 
 
 def _started(pid: int) -> str:
-    """Return when a process started, as an opaque text; empty if there is no such process."""
+    """Return the start time of a process as an opaque text; empty if it does not exist."""
     try:
         # Field 22 of /proc/PID/stat; the program's name before it may hold spaces.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]

@@ -1,7 +1,7 @@
-"""The metrics of a scrape: prometheus-client writes a merged snapshot and its own metrics of this process.
+"""The metrics of a scrape: prometheus-client writes a merged snapshot, and its own metrics of this process.
 
-A gateway worker never loads this module. Facts that a snapshot lacks are left out, and so are rows that
-another version counted by other labels.
+Gateway workers never load this module. Metrics that a snapshot lacks are left out, and so are rows with the
+labels of another version.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def content_type_of(accept: str) -> str:
 
 
 def render(accept: str, snapshot: Mapping[str, Any]) -> tuple[bytes, str]:
-    """Return the body of a scrape, OpenMetrics where `accept` has it, and its content type."""
+    """Return the body of a scrape and its content type: OpenMetrics if `accept` names it."""
     write, content_type = _encoder(accept)
     return write(SnapshotCollector(snapshot)), content_type
 
 
 class SnapshotCollector(Collector):
-    """Metrics of one snapshot, as `gateway/telemetry/metrics.py` merges them.
+    """Metrics of one snapshot merged by `gateway/telemetry/metrics.py`.
 
-    A snapshot has numbers, rows `[label…, number]`, and histograms `{"buckets": […], "sum": seconds}` whose
-    counts are not cumulative and whose last bucket is everything above the last of `bounds`.
+    A snapshot has numbers, rows `[label…, number]`, and histograms `{"buckets": […], "sum": seconds}` with
+    counts that are not cumulative; the last bucket is above the last of `bounds`.
     """
 
     def __init__(self, snapshot: Mapping[str, Any]) -> None:
@@ -69,7 +69,7 @@ class SnapshotCollector(Collector):
 
 
 def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
-    # The library gets the name alone: a scraper chooses neither a version nor how names are escaped.
+    # The library gets only the name: a scraper can choose neither version nor escaping of names.
     wanted = {each.partition(";")[0].strip() for each in accept.split(",")}
     return choose_encoder(OPEN_METRICS if OPEN_METRICS in wanted else "")
 

@@ -1,8 +1,8 @@
-"""A thread that sends encoded spans to a collector over OTLP/HTTP; a request never waits for it.
+"""Traces: a thread sends encoded spans to a collector over OTLP/HTTP; a request never waits for it.
 
-The queue is bounded: what does not fit, and what a collector does not take within its time, is
-dropped and counted. Repeated are the answers the protocol names, and connections that fail
-(OTLP specification, "OTLP/HTTP Response" and "OTLP/HTTP Throttling").
+The queue is bounded: spans that do not fit, or that the collector does not accept in time, are dropped and
+counted. Requests are repeated after the statuses that the protocol names, and after failed connections (OTLP
+specification, "OTLP/HTTP Response" and "OTLP/HTTP Throttling").
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from gateway.core.traces import IDS_BYTES, SAMPLED, Parent, Span, Trace, Value, 
 from gateway.errors import StartError
 from gateway.files import require_regular
 
-# Spans as OTLP writes them in Protocol Buffers; nothing is sent here.
+# Encoding of spans for OTLP in Protocol Buffers; nothing is sent here.
 #
-# Source: opentelemetry-proto 1.x, `trace/v1/trace.proto` and what it refers to. Written by hand,
-# since these are four messages and the official library costs more than the request it tells of
+# Source: opentelemetry-proto 1.x, `trace/v1/trace.proto` and its imports. Written by hand, because these
+# are four messages, and the official library costs more time than the traced request
 # (docs/internals/figures.md has the figures).
 
 _STATUS_ERROR = b"\x7a\x02\x18\x02"  # field 15: a Status whose field 3, the code, is ERROR
-_REMOTE_PARENT = 0x300  # of the flags: whether the parent is remote is known, and it is
+_REMOTE_PARENT = 0x300  # flags: it is known that the parent is remote
 _LOCAL_PARENT = 0x100
 # Of the semantic conventions that have all names of attributes here.
 SCHEMA_URL = b"https://opentelemetry.io/schemas/1.44.0"
@@ -63,7 +63,7 @@ def encoded_span(
 
 
 def encoded_resource(attributes: Mapping[str, Value]) -> bytes:
-    """Return the attributes of the spans' source, as a field of `ResourceSpans`."""
+    """Return the resource of the spans, encoded as a field of `ResourceSpans`."""
     return _block(b"\x0a", b"".join(_block(b"\x0a", _pair(key, value)) for key, value in attributes.items()))
 
 
@@ -92,7 +92,7 @@ def _block(tag: bytes, content: bytes) -> bytes:
 
 
 def varint(number: int) -> bytes:
-    """Return a number as Protocol Buffers write it: the lowest seven bits first."""
+    """Return a number encoded as a varint of Protocol Buffers: the lowest seven bits first."""
     if number < 0x80:
         return bytes((number,))
     parts = bytearray()
@@ -115,7 +115,7 @@ ANSWER_BYTES_MAX = 65_536
 
 
 class Exporter:
-    """Takes encoded spans and sends them. `sent` and `dropped` count them."""
+    """Takes encoded spans and sends them in a thread. `sent` and `dropped` count them."""
 
     def __init__(
         self,
@@ -149,11 +149,11 @@ class Exporter:
         self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start the sending thread."""
         self._thread.start()
 
     def offer(self, spans: list[bytes]) -> None:
-        """Queue the spans if there is room for all, else drop and count all. Never waits."""
+        """Queue the spans if there is room for all, else drop and count all. It never blocks."""
         with self._lock:
             waiting = len(self._waiting) + len(spans)
             if waiting > self._tracing.queue_spans_max:
@@ -164,7 +164,7 @@ class Exporter:
             self._wake.set()
 
     def stop(self, within_s: float = STOP_S_MAX) -> None:
-        """Send what waits, once, and end; what is left then is dropped."""
+        """Send the queued spans once and end the thread; drop and count those left after `within_s`."""
         self._stopping.set()
         self._wake.set()
         self._thread.join(within_s)
@@ -199,7 +199,7 @@ class Exporter:
                     self.dropped += len(batch)
 
     def _send(self, body: bytes) -> bool:
-        """Return whether the collector took one request, asked again within its time where that may help."""
+        """Send one request with retries until its timeout; return whether the collector accepted it."""
         deadline = time.monotonic() + self._tracing.timeout_s
         pause = self._first_pause_s
         while True:
@@ -216,7 +216,7 @@ class Exporter:
                 return False
 
     def _post(self, body: bytes, deadline: float) -> tuple[int, float | None, str]:
-        """Return one attempt: the status (0 for none), how long the collector asks to wait, and the error."""
+        """Send one request; return its status (0 for none), the wait asked for in seconds, and the error."""
         fields = {"Content-Type": "application/x-protobuf", "User-Agent": f"{SCOPE}/{self._version}"}
         if self._tracing.gzip:
             fields["Content-Encoding"], body = "gzip", gzip.compress(body, 6)
@@ -236,7 +236,7 @@ class Exporter:
                     return 0, None, type(error).__name__
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
-        """Return the connection that is kept, or a new one."""
+        """Return the open connection, or a new one."""
         if self._connection is None:
             host, port = self._place
             self._renew_context()
@@ -251,7 +251,7 @@ class Exporter:
         return self._connection
 
     def _renew_context(self) -> None:
-        """Reload the files of TLS; an unusable file changes nothing, and is logged once."""
+        """Reload the TLS files. An unusable file changes nothing, and is logged once."""
         if self._context is None:
             return
         why = ""
@@ -292,19 +292,19 @@ def _context(tracing: Tracing) -> ssl.SSLContext:
 
 
 def _seconds(text: str | None) -> float | None:
-    """Return `Retry-After` in seconds; None for a date."""
+    """Return the seconds of a `Retry-After` value; None for a date."""
     return float(text) if text is not None and text.isdigit() and len(text) < 7 else None
 
 
-# Which requests are recorded, and how their spans become bytes; the exporter sends them.
+# Which requests are recorded, and the encoding of their spans; the exporter sends them.
 #
-# Encoding is done where the request ended, a few microseconds at a time: a thread that encodes
-# batches would hold up a worker's every request for milliseconds.
+# Spans are encoded where a request ends, a few microseconds at a time: a thread that encodes batches would
+# delay all requests of a worker by milliseconds.
 class Recorder:
-    """The data plane's tracer.
+    """Decides which requests are traced, and encodes their spans.
 
-    `offer` takes encoded spans, to be sent some time, and never waits. `seconds` is the clock of the spans,
-    `unix_seconds` the time of day, `random` gives n bytes.
+    `offer` takes encoded spans for sending, and never blocks. `seconds` is the clock of spans, `unix_seconds`
+    the time of day, `random` returns n bytes.
     """
 
     def __init__(
@@ -324,7 +324,7 @@ class Recorder:
         self._below = round(tracing.ratio * (1 << 63))
 
     def begin(self, parent: Parent | None) -> Trace:
-        """Return the trace of a request that has come; whether it is recorded is decided now."""
+        """Return the trace of a new request, and decide whether it is recorded."""
         ids = self._random(IDS_BYTES)
         if parent is not None and self._follows_parent:
             return begin_trace(parent, parent.is_sampled, ids)
@@ -333,7 +333,7 @@ class Recorder:
         return begin_trace(parent, low < self._below, ids)
 
     def end(self, trace: Trace, spans: list[Span]) -> None:
-        """Encode and queue the spans of an ended request, with times set by the time of day now."""
+        """Encode and queue the spans of an ended request, with times converted to Unix time."""
         ahead_s = self._unix_seconds() - self._seconds()
         self._offer([
             encoded_span(
@@ -347,4 +347,4 @@ class Recorder:
         ])  # fmt: skip
 
 
-# The door to a collector of traces: spans become OTLP, which a thread of its own sends away.
+# The door to a collector of traces: spans become OTLP, which a separate thread sends.

@@ -168,8 +168,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class ConsoleSession:
-    """A console session of a person. `token_digest` is of the typed token, or of the one for a signed-in
-    `person`.
+    """A console session. `token_digest` is of the typed token, or of the token for the signed-in `person`.
 
     `renewal` (sealed) is the credential for asking the identity provider whether the person still has access;
     `is_due` means that it is time to ask. `id_token` (sealed) is sent to the provider at sign-out.
@@ -294,7 +293,7 @@ def _of_team(roles: Team) -> Mapping[str, frozenset[str] | None]:
 
 
 def refused_read(actor: Actor, name: str, to: Access) -> str | None:
-    """Return the message that refuses a caller to read a resource, or None if it may."""
+    """Return the message for a caller who may not read a resource, or None if it may."""
     if actor.role not in to.read:
         return f"The role of this token, {actor.role}, may not read {name}: that takes {_any_of(to.read)}."
     if actor.organization_id is not None and to.reach is RowScope.WHOLE:
@@ -303,7 +302,7 @@ def refused_read(actor: Actor, name: str, to: Access) -> str | None:
 
 
 def refused_write(actor: Actor, name: str, to: Access, verb: str, sent: Collection[str] = ()) -> str | None:
-    """Return the message that refuses a caller a verb with the fields `sent`, or None if allowed."""
+    """Return the message for a caller who may not do a verb with the fields `sent`, or None if it may."""
     if actor.tenant_id is not None:
         return _refused_team(actor, name, to, verb, sent)
     writers = to.writers(verb)
@@ -329,7 +328,7 @@ def settable(actor: Actor, to: Access, verb: str, names: Collection[str]) -> lis
 
 
 def _refused_team(actor: Actor, name: str, to: Access, verb: str, sent: Collection[str] = ()) -> str | None:
-    """Return the message that refuses a verb to a token of one tenant; None for any other token."""
+    """Return the message for a tenant's token that may not do a verb; None if it may, or for other tokens."""
     if actor.tenant_id is None:
         return None
     roles = to.teams.get(verb, {})

@@ -166,8 +166,7 @@ def is_of(model: str, pattern: str) -> bool:
 
 
 def account_of(organization_id: int, budget: Budget, value: str = "") -> str:
-    """Return the name of a budget's account: a hash of organization and selector, and one of `value` with
-    `each`.
+    """Return the name of a budget's account, hashed from organization, selector, and `value` with `each`.
 
     `value` is a result of `value_of`. It is hashed because it may name a person.
     """
@@ -235,7 +234,7 @@ def defined_until(budgets: Iterable[Budget], at_ms: int) -> int:
 
 
 def flags_of(budget: Budget) -> int:
-    """Return the flags of a budget's window."""
+    """Return the bit flags (`FLAG_…`) of a budget's window: its unit, and what happens once it is used up."""
     return _FLAG_OF[budget.unit] | FLAG_ENFORCE * budget.enforce | FLAG_CUT * budget.cut
 
 

@@ -48,8 +48,7 @@ Said = tuple[int, int, int, str, int | None, tuple[str, ...], str, str, str]
 
 @dataclass(slots=True)
 class CallBudgets(LruEntry):
-    """The accounts that calls with the same attributes use, valid from `since_ms` until `until_ms` (0: for
-    ever).
+    """The accounts that calls with the same attributes use, from `since_ms` until `until_ms` (0: for ever).
 
     `names` are the names of `accounts`. Their windows count `units`, and refuse calls by those in `enforced`.
     `by_id` has all budgets of the organization, and `currency` is that of their money. `of` is the
@@ -246,11 +245,11 @@ class BudgetCache:
         self, budgets: OrganizationBudgets, caller: Caller, service_id: int, said: Attribution,
         call: CallRequest, now_ms: int,
     ) -> CallBudgets:  # fmt: skip
-        """Return the budgets of a call at `now_ms` (Unix time), like `find`, which may raise
-        `TooManyBudgets`.
+        """Return the budgets of a call at `now_ms` (Unix time), like `find`.
 
         If `budgets.by_caller` is true, only caller, service and user decide. Then the budgets of this
-        caller's last call are reused while they are valid, if service and user are the same.
+        caller's last call are reused while they are valid, if service and user are the same. `TooManyBudgets`
+        as in `find`.
         """
         user, place = caller.acts_for(said.user, call.user), caller.key_id % CALLERS_MAX
         if not budgets.by_caller:

@@ -93,7 +93,7 @@ class OrganizationDefinition:
 
 @dataclass(frozen=True, slots=True)
 class TenantDefinition:
-    """A tenant's limits, its users' limits, and the terms of its plan."""
+    """A tenant's own limits, the limits of each of its users, and the terms of its plan."""
 
     tenant_id: int
     organization_id: int

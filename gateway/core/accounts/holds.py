@@ -97,8 +97,7 @@ class ChargedAmounts:
 
 @dataclass(frozen=True, slots=True)
 class ExpiredHold:
-    """A hold whose deadline passed, with `held` tokens and `held_credits`. `release` would end it at no
-    charge.
+    """A hold past its deadline, with `held` tokens and `held_credits`. `release` would end it at no charge.
 
     `observed` tokens were seen of its call, worth `credits` or `units`. If the plan weighs tokens, `held` and
     `weighed` are quota tokens held and observed, and `taken` is the most that a limit per minute reserved.

@@ -261,8 +261,7 @@ def inline_lines(calls: object, endpoint: str, field: str) -> list[BatchLine]:
 
 
 def calls_of(document: object, endpoint: str, field: str, model: str) -> list[BatchLine]:
-    """Return the calls of a batch from the nested `field` of a body (dotted path), checked like
-    `batch_lines`.
+    """Return the calls of a batch from a nested body `field` (dotted path), checked like `batch_lines`.
 
     The model is that of the path. JSON of proto3 allows two spellings of a name, and each field may appear
     once.

@@ -65,7 +65,7 @@ class Term:
 
     @property
     def counts(self) -> bool:
-        """Whether the scripts have it as a number."""
+        """Whether the scripts store this term as a number."""
         return bool(self.choices) or not self.is_text
 
 

@@ -48,8 +48,7 @@ class RefusingLimit(StrEnum):
 
 
 class RefusedCall(msgspec.Struct, array_like=True):
-    """One refused call with its reason. `attribution` as in `OutboxEntry`; `user` is the caller's id for its
-    user.
+    """One refused call with its reason. `user` is the caller's own id; `attribution` as in `OutboxEntry`.
 
     `run` is the caller's id for its run. The limit that refused it has a `refused_kind` (`RefusingLimit`) and
     an id, 0 if the writer has to look it up.
@@ -225,7 +224,7 @@ Counts = Mapping[tuple[int, str], int]
 
 @dataclass(slots=True)
 class Busy:
-    """One tenant's calls within a window."""
+    """Recent calls of one tenant: settled requests, their tokens, and refused calls by reason."""
 
     tenant_id: int
     requests: int = 0

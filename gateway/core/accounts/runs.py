@@ -180,8 +180,7 @@ class Run:
 
 
 def within(asked: RunRequest, policies: CallRunPolicies) -> tuple[RunRequest, str]:
-    """Apply policies to a requested run; return the run to open, and the message of a refusal, empty if
-    allowed.
+    """Apply policies to a requested run. Return the run to open, and a message if it is refused, else "".
 
     Values that the request does not state are set by the strictest policy.
     """

@@ -1,7 +1,7 @@
-"""Webhooks: which events are told, how a message is signed, when it is tried again.
+"""Messages about events: their texts, their form for webhooks, Slack, Teams and mail, and their signature.
 
-Signed as the Standard Webhooks specification has it, so that its libraries verify what arrives:
-HMAC-SHA-256 over `id.timestamp.body` under the key inside `whsec_<base64>`.
+Webhooks are signed by the Standard Webhooks specification, so that its libraries verify them: HMAC-SHA-256
+over `id.timestamp.body` with the key inside `whsec_<base64>`.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from gateway.core.text import visible
 from gateway.core.times import rfc3339
 
 TEST_EVENT = "webhook.test"
-# An address is asked whether mail may come.
+# A mail address is asked for consent to messages.
 CONSENT_EVENT = "webhook.consent"
-# So long it may agree by the link that it is sent.
+# Days that the link for consent is valid.
 LINK_DAYS = 7
-# An hour: mails, and messages that try a webhook; of one webhook of an organization, and of all of them.
+# Most mails and test messages per hour: of one webhook, and of all webhooks of an organization.
 HOURLY_OF_WEBHOOK_MAX, HOURLY_OF_ORGANIZATION_MAX = 60, 200
-SECRET_PREFIX = "whsec_"  # noqa: S105  # how such a secret begins
+SECRET_PREFIX = "whsec_"  # noqa: S105  # the prefix of a secret
 
-# Some sixteen hours in all.
+# About sixteen hours in all.
 RETRIES = RetryPolicy(attempts_max=10, first_s=10.0, factor=3.0, longest_s=6 * 3600.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event on its way to one address; `attempts` counts this one."""
+    """One event to be sent to one address. `attempts` includes the current one."""
 
     id: int
     url: str
@@ -56,7 +56,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryOutcome:
-    """The outcome of one attempt: the status of the answer, of HTTP or SMTP, or why there was none."""
+    """The outcome of one attempt: the HTTP or SMTP status of the answer, or the error without one."""
 
     status: int | None
     error: str | None = None
@@ -68,9 +68,7 @@ class DeliveryOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to a message: its status, or why there is none, the beginning of its body, and for how
-    long the other side wants to be left alone, as it says it.
-    """
+    """The answer to a message: its status, or an error; the start of its body; and its `Retry-After`."""
 
     status: int | None
     error: str | None = None
@@ -79,7 +77,7 @@ class Answer:
 
 
 def headers_of(delivery: Delivery, body: bytes, now: datetime) -> dict[str, str]:
-    """Return the fields of an attempt made now."""
+    """Return the HTTP header fields of an attempt made at `now`, with its signature."""
     identity, timestamp = f"msg_{delivery.id}", str(int(now.timestamp()))
     return {
         "Content-Type": "application/json",
@@ -91,16 +89,16 @@ def headers_of(delivery: Delivery, body: bytes, now: datetime) -> dict[str, str]
 
 
 def signature(secret: str, identity: str, timestamp: str, body: bytes) -> str:
-    """Sign a body: base64 of the HMAC."""
+    """Return the base64 HMAC-SHA-256 of a message by Standard Webhooks."""
     key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
     signed = f"{identity}.{timestamp}.".encode() + body
     return base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
 
 
-# Events as people read them: a title, a sentence, and facts. Pure.
+# Texts of events for people: a title, a sentence, and facts. Pure.
 #
-# Names in them are other people's: a user's is whatever a call said. They are shortened and made visible
-# here, and escaped where a format has signs of its own.
+# Names in them come from others: a user's name is any text of a call. Names are shortened and made visible
+# here, and escaped if a format has control characters.
 
 Data = Mapping[str, object]
 
@@ -110,7 +108,7 @@ FACTS_MAX: Final = 20
 
 
 class AlertText(NamedTuple):
-    """An event in words; facts are pairs of a name and a value."""
+    """An event described for people; facts are (name, value) pairs."""
 
     title: str
     sentence: str
@@ -118,7 +116,10 @@ class AlertText(NamedTuple):
 
 
 def worded(event: str, data: Data) -> AlertText:
-    """Describe an event in words. `data` may lack anything: a message may have waited through an upgrade."""
+    """Describe an event in words.
+
+    Any field of `data` may be missing: a message may have waited since an older version.
+    """
     title, sentence = (said.format_map(_Fields(data)) for said in _SAID.get(event, ("", "")))
     shown = ((name.replace("_", " "), plain(value)) for name, value in sorted(data.items()) if name != "link")
     facts = tuple((name, value) for name, value in shown if value)[:FACTS_MAX]
@@ -126,7 +127,7 @@ def worded(event: str, data: Data) -> AlertText:
 
 
 def plain(value: object) -> str:
-    """Return a value on one line, with whatever hides in it shown; None if it is no single value."""
+    """Return a value as one line of visible text; empty for None, lists and mappings."""
     if value is None or isinstance(value, Mapping | list | tuple):
         return ""
     text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -134,7 +135,7 @@ def plain(value: object) -> str:
 
 
 def spoken(moment: object, time_zone: object = "UTC") -> str:
-    """Return a moment (RFC 3339) by the clocks of a zone; as it is where one of them is none."""
+    """Return a moment (RFC 3339) as text in a time zone; unchanged if moment or zone is invalid."""
     zone = str(time_zone or "UTC")
     try:
         at = datetime.fromisoformat(str(moment)).astimezone(ZoneInfo(zone))
@@ -144,7 +145,7 @@ def spoken(moment: object, time_zone: object = "UTC") -> str:
 
 
 def _link_of(data: Data, said: AlertText) -> str:
-    """Return the link of a message that its sentence does not have; empty where there is none."""
+    """Return the link of a message; empty if it has none, or its sentence contains the link."""
     link = str(data.get("link") or "")
     return "" if link in said.sentence else link
 
@@ -154,7 +155,7 @@ def _cut(text: str, most: int = VALUE_CHARS_MAX) -> str:
 
 
 def _who(data: Data, kind: str) -> str:
-    """Return somebody's name, else the kind and id."""
+    """Return the name in the field `kind`; without one, the kind and its id."""
     return plain(data.get(kind)) or f"{kind} {plain(data.get(f'{kind}_id'))}".strip()
 
 
@@ -177,7 +178,7 @@ def _resets_on(moment: object, time_zone: object = None) -> str:
     return f" It resets on {spoken(moment, time_zone)}." if moment else ""
 
 
-# What fields of the sentences stand for; any other is a value of the event.
+# Values for placeholders in sentences; any other placeholder is a field of the event.
 _WORDS: Final[Mapping[str, Callable[[Data], str]]] = {
     "tenant": lambda data: _who(data, "tenant"),
     "organization": lambda data: _who(data, "organization"),
@@ -305,40 +306,40 @@ _SAID: Final = {
         ),
     ),
 }
-# Those that a webhook may ask for.
+# Events that a webhook may select.
 EVENTS = tuple(event for event in _SAID if event not in {TEST_EVENT, CONSENT_EVENT})
 
 
 # The body of a message, in the form of its receiver.
 #
-# Everybody gets the fields of Standard Webhooks and a `text`. Slack and Teams show what is in fields of their
-# own; what everybody gets stands beside, as `tollkeeper`. Names in a message are somebody's: they are text to
-# both (`plain_text`, `TextRun`), and never mention, link or format anything. Sources: Slack's Block Kit and
+# All receivers get the fields of Standard Webhooks and a `text`. Slack and Teams show their own fields, and
+# the common ones are in `tollkeeper`. Names in a message come from others: they are sent as plain text
+# (`plain_text`, `TextRun`), and never mention, link or format anything. Sources: Slack's Block Kit and
 # its escaping of text; Microsoft's "Create incoming webhooks with Workflows", and the schema of Adaptive
 # Cards 1.4.
 
 SLACK_HOSTS: Final = ("hooks.slack.com", "hooks.slack-gov.com")
-# Of connectors, and of workflows before and after they had addresses of their own.
+# Domains of connectors, and of workflows before and after Microsoft moved them.
 TEAMS_DOMAINS: Final = (".webhook.office.com", ".logic.azure.com", ".powerplatform.com")
-# Slack's own maximum of a section's fields.
+# Slack's maximum of fields in a section.
 FIELDS_MAX: Final = 10
 CARD: Final = "application/vnd.microsoft.card.adaptive"
 
-# What the button of a link says.
+# The label of a link's button.
 LINK_TEXT: Final = "Look and decide"
 
 Content = dict[str, Any]
 
 
 def body_of(delivery: Delivery) -> bytes:
-    """Return the body of an attempt; the same for every attempt."""
+    """Return the JSON body of a delivery, in the form of its receiver; the same for every attempt."""
     said = worded(delivery.event, delivery.data)
     content = _reader_of(delivery.url)(_ours(delivery, said), said)
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _reader_of(url: str) -> Callable[[Content, AlertText], Content]:
-    """Return the maker of the body for a URL, by its host alone."""
+    """Return the function that makes the body for a URL; only the host decides."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     if host in SLACK_HOSTS:
         return _slack
@@ -359,7 +360,7 @@ def _anybody(ours: Content, _: AlertText) -> Content:
 
 
 def _slack(ours: Content, said: AlertText) -> Content:
-    """Format a message for Slack: `text` is what notifications show, the blocks are the message."""
+    """Format a message for Slack: `text` is for notifications, the blocks are the message."""
     blocks: list[Content] = [{"type": "header", "text": _plain_text(said.title)}]
     if said.sentence:
         blocks.append({"type": "section", "text": _plain_text(said.sentence)})
@@ -380,7 +381,7 @@ def _plain_text(text: str) -> Content:
 
 
 def _escaped(text: str) -> str:
-    """Return text in which Slack finds neither mentions nor links."""
+    """Return the text escaped so that Slack finds neither mentions nor links in it."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -409,16 +410,16 @@ def _run(text: str, **style: str) -> Content:
     return {"type": "TextRun", "text": text, **style}
 
 
-# Messages by mail: which addresses a `mailto:` URL may name, and the mail an event is.
+# Messages by mail: the addresses that a `mailto:` URL may name, and the mail about an event.
 #
-# An address is taken as it is usually written and not otherwise: no header fields behind a `?`, no escapes,
-# no routes, nothing quoted. So nothing in one can end a line of a command or of a header, and nothing in a
-# title can. Sources: RFC 6068, RFC 5321 section 4.5.3.1, RFC 3834, RFC 2047.
+# Only the usual form of an address is accepted: no header fields after a `?`, no escapes, no routes, no
+# quotes. So no address can end a line of a command or header, and no title can. Sources: RFC 6068, RFC 5321
+# section 4.5.3.1, RFC 3834, RFC 2047.
 
 SCHEME: Final = "mailto:"
 RECIPIENTS_MAX: Final = 10
 ADDRESS_CHARS_MAX, LOCAL_CHARS_MAX = 254, 64
-# Addresses that people of an organization have asked an hour, and times that a mailbox is asked a day.
+# Most requests for consent: per hour by an organization's people, and per day to one mailbox.
 ASKED_OF_ORGANIZATION_MAX, ASKED_OF_MAILBOX_MAX = 20, 3
 
 _ATOM = r"[A-Za-z0-9_+'=~-]+"
@@ -426,7 +427,7 @@ _LOCAL = re.compile(rf"{_ATOM}(\.{_ATOM})*", re.ASCII)
 
 
 class Mail(NamedTuple):
-    """A mail, and to whom and from whom it goes."""
+    """A mail with its sender and recipients."""
 
     sender: str
     recipients: tuple[str, ...]
@@ -434,28 +435,28 @@ class Mail(NamedTuple):
 
 
 def is_mail(url: str) -> bool:
-    """Return whether messages to this URL go by mail."""
+    """Return whether messages to this URL are sent by mail."""
     return url[: len(SCHEME)].lower() == SCHEME
 
 
 def recipients_of(url: str) -> tuple[str, ...]:
-    """Return the addresses of a `mailto:` URL that `refusal` has nothing against."""
+    """Return the addresses of a `mailto:` URL that `recipient_refusal` accepts."""
     return tuple(url[len(SCHEME) :].split(","))
 
 
 def mailbox_of(address: str) -> str:
-    """Return the mailbox of an address as most servers see it: in lower case, without a tag behind a `+`."""
+    """Return an address as most servers identify its mailbox: in lower case, without a `+tag`."""
     local, _, domain = address.lower().rpartition("@")
     return f"{local.partition('+')[0]}@{domain}"
 
 
 def digest_of(token: str) -> str:
-    """Return the digest of the link that somebody agrees by."""
+    """Return the SHA-256 digest of the token in a consent link."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def recipient_refusal(url: str, *, private: bool) -> str | None:
-    """Return why no mail may go to a URL; None if it may. `private` allows domains of a local network."""
+    """Return why mail to a URL is refused, or None. `private` allows domains of a local network."""
     if len(url) > URL_CHARS_MAX:
         return f"must be at most {URL_CHARS_MAX} characters"
     recipients = recipients_of(url)
@@ -467,7 +468,7 @@ def recipient_refusal(url: str, *, private: bool) -> str | None:
 
 
 def is_address(text: str, *, private: bool) -> bool:
-    """Return whether text is somebody's address, as it is usually written."""
+    """Return whether a text is a plain mail address. `private` allows domains of a local network."""
     local, _, domain = text.rpartition("@")
     fits = len(text) <= ADDRESS_CHARS_MAX and len(local) <= LOCAL_CHARS_MAX
     named = not domain.endswith(".") and is_full_name(domain.lower(), private=private)
@@ -475,18 +476,18 @@ def is_address(text: str, *, private: bool) -> bool:
 
 
 def mail_of(delivery: Delivery, sender: str, now: datetime) -> Mail:
-    """Return the mail of an attempt; it has the same id in every attempt."""
+    """Return the mail of an attempt. All attempts of a delivery have the same Message-ID."""
     said = worded(delivery.event, delivery.data)
     recipients = recipients_of(delivery.url)
     message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
     message["From"] = Address("Tollkeeper", addr_spec=sender)
     message["To"] = [Address(addr_spec=each) for each in recipients]
-    # Nothing reads as an encoded word (RFC 2047), which could end the line: the library decodes it as well.
+    # No encoded word (RFC 2047) may remain: the library decodes it, and it could end the line.
     message["Subject"] = f"[Tollkeeper] {said.title}".replace("=?", "= ?")
     message["Date"] = format_datetime(now)
     domain, happened = sender.rpartition("@")[2], int(delivery.happened.timestamp())
     message["Message-ID"] = f"<msg_{delivery.id}.{happened}@{domain}>"
-    # Nobody's absence note answers it.
+    # This prevents automatic replies (RFC 3834).
     message["Auto-Submitted"] = "auto-generated"
     message["X-Tollkeeper-Event"] = delivery.event
     link = _link_of(delivery.data, said)

@@ -1,11 +1,11 @@
-"""When a budget is told of: what is crossed of its amount, and when it is used up at this pace. Pure.
+"""When to notify about a budget: at thresholds of its amount, and when its pace will use it up. Pure.
 
-The pace is that of the window so far. Where a window is old enough to have a past, it is that of its last
-hours or days instead: of at least `LOOK_BACK` and at most twice that, so that a week has its weekend in it. A
-pace is believed from a hundredth of the window on, and from a tenth of the amount.
+The pace is that of the window so far. In a window that is old enough it is that of the last hours or days: at
+least `LOOK_BACK_MS` and at most twice that, so that a week includes a weekend. A pace counts once a hundredth
+of the window has passed and a tenth of the amount is used.
 
-A crossing is reported once. An amount that is raised is another one: what is crossed of it beyond the
-amounts that were told is told as well.
+A crossing is reported once. After a raise of the amount, thresholds of the new amount above the largest
+reported value are reported again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LOOK_BACK_MS: Final = {
     HOUR: HOUR_MS // 6, DAY: 3 * HOUR_MS, WEEK: DAY_MS, MONTH: 7 * DAY_MS, QUARTER: 7 * DAY_MS,
     YEAR: 7 * DAY_MS, TOTAL: 7 * DAY_MS,
 }  # fmt: skip
-# Of the amount, and of the window's length: before them a pace says nothing.
+# A pace counts once a tenth of the amount is used and a hundredth of the window has passed.
 USED_LEAST: Final = 10
 PASSED_LEAST: Final = 100
 # A window that never resets has no length, and its end is reported this far ahead.
@@ -32,7 +32,7 @@ TOTAL_AHEAD_MS: Final = 7 * DAY_MS
 
 
 class RunningWindow(NamedTuple):
-    """One account of a budget in one window, counted since `began_ms`; `next_ms` is 0 where it never ends."""
+    """One account of a budget in one window, counted since `began_ms`. `next_ms` is 0 if it never ends."""
 
     interval: str
     began_ms: int
@@ -47,29 +47,27 @@ class UsageSample(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Samples of a window: a moment its pace is counted from, and the one that follows it."""
+    """Samples of a window's use: `before` is where the pace is counted from, `seen` is the next one."""
 
     before: UsageSample | None = None
     seen: UsageSample | None = None
 
 
 class AlertState(NamedTuple):
-    """Reported news of a window: the highest part of its limit, the largest amount that was reached, and
-    whether that it is used up.
-    """
+    """Reported facts of a window: highest threshold, largest amount reached, and whether it is exceeded."""
 
     part: Decimal = Decimal()
     level: Decimal = Decimal()
     exceeded: bool = False
 
     def and_of(self, parts: Iterable[Decimal], exceeded: bool, limit: int) -> AlertState:
-        """Return the same after these parts of a limit are told, and that it is used up."""
+        """Return the state after these thresholds of a limit, and maybe its excess, were reported."""
         level = max([self.level, *(part * limit for part in parts), *([Decimal(limit)] if exceeded else ())])
         return AlertState(max([self.part, *parts]), level, self.exceeded or exceeded)
 
 
 def crossed(thresholds: Iterable[Decimal], told: AlertState, used: int, limit: int) -> list[Decimal]:
-    """Return the thresholds (parts of the limit) that are reached and were not told, lowest first."""
+    """Return the thresholds (parts of the limit) that are reached and not reported yet, lowest first."""
     return sorted(
         part
         for part in set(thresholds)
@@ -78,12 +76,12 @@ def crossed(thresholds: Iterable[Decimal], told: AlertState, used: int, limit: i
 
 
 def exceeds(told: AlertState, used: int, limit: int) -> bool:
-    """Return whether a limit is used up that was not told as such."""
+    """Return whether a limit is used up and that was not reported yet."""
     return used >= limit and (not told.exceeded or limit > told.level)
 
 
 def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
-    """Return the samples to keep from now on: another one a look-back, and none of before a reset."""
+    """Return the samples to store: a new one after each `LOOK_BACK_MS`, none from before a reset."""
     now = UsageSample(window.used, now_ms)
     if samples.seen is None or window.used < samples.seen.used:
         return Samples(None, now)
@@ -93,9 +91,9 @@ def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
 
 
 def exhausted_ms(window: RunningWindow, samples: Samples, now_ms: int) -> int | None:
-    """Return the moment at which a window is used up at its pace; None where that is not before it resets.
+    """Return the Unix ms at which a window will be used up at its pace.
 
-    None too where it is used up already, or where its pace says nothing yet.
+    None if that is after its reset, if it is used up already, or if the pace does not count yet.
     """
     if window.used >= window.limit or window.used * USED_LEAST < window.limit:
         return None
@@ -118,10 +116,9 @@ def _passed_least_ms(window: RunningWindow) -> int:
 # Sudden use: an hour that costs many times what is usual at this time of day. Pure.
 #
 # Usual is the most that this hour, the one before or the one after it cost on any of the last seven days:
-# weekly use is usual, and use that comes an hour late as well. Sudden is three times that. Small numbers
-# mean nothing: it is at least one unit of the currency, and a hundredth of the organization's spend on an
-# average day. Nobody is told of who is known for less than three days. The running hour counts as far as it
-# is.
+# so weekly use is usual, and use that comes an hour late too. Sudden is three times that. Small numbers do
+# not count: sudden use costs at least one unit of the currency, and a hundredth of the organization's average
+# spend per day. Callers known for less than three days are not reported. The current hour counts so far.
 
 DAYS: Final = 7
 TIMES: Final = 3
@@ -132,10 +129,10 @@ _HOUR: Final = timedelta(hours=1)
 
 
 class HourlySpend(NamedTuple):
-    """A cost in a running hour, in nano-units, and the history of before.
+    """The cost of the current hour so far, in nano-units, and the history to compare with.
 
-    `usual` is the most that hours at this time of day cost, `average_day` what the organization spends on a
-    day.
+    `usual` is the most that hours at this time of day cost, `average_day` the organization's average spend
+    per day.
     """
 
     cost: int
@@ -145,13 +142,13 @@ class HourlySpend(NamedTuple):
 
 
 def same_hours(hour: datetime) -> list[datetime]:
-    """Return the hours of the last days that are compared with one."""
+    """Return the hours of the last days with which an hour is compared."""
     days = (hour - timedelta(days=day) for day in range(1, DAYS + 1))
     return [same + shift for same in days for shift in (-_HOUR, timedelta(), _HOUR)]
 
 
 def is_sudden(hour: HourlySpend, now: datetime) -> bool:
-    """Return whether it is to be told."""
+    """Return whether the hour's cost is sudden and is to be reported."""
     return (
         now - hour.known_since >= KNOWN_LEAST
         and hour.cost >= COST_LEAST

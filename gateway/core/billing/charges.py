@@ -1,7 +1,7 @@
-"""A charge: money that is owed for something supplied, exact, written when the fact is known.
+"""Charges: exact amounts of money owed for supplies, written once the facts are known.
 
-Charges are only added. A correction is a charge of its own, with the sign turned. Pure: where they are
-kept, and which invoice has one, is not known here.
+Charges are only added. A correction is another charge with the opposite sign. Pure: where charges are stored,
+and which invoice has them, is not known here.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ SUBSCRIPTION, DEBT = "organization_subscription", "credit_debt"
 KINDS = (FEE, DISCOUNT, EARLY_USE, OVERAGE, PURCHASE, POSTPAID, USAGE, COMMITMENT)
 # Charges that count toward a minimum.
 COMMITTED = (FEE, DISCOUNT, EARLY_USE, OVERAGE, USAGE)
-# Why a charge is there: what takes another one back, or owes it again, is none of the facts.
+# Reasons of charges: all but `fact` take another charge back, or owe it again.
 REASONS = ("fact", "returned", "void", "reissued", "credited", "credit_void")
 ONE_DAY = timedelta(days=1)
-# A kind, its source and which row of it, a tenant and a service, from when to when.
+# A kind, its source and the id of its row, a tenant, a service, a start and an end.
 Supply = tuple[str, str, int | None, int | None, int | None, datetime, datetime]
-# A source, and which row of it: None is all of them.
+# A source and the id of its row; None means all rows.
 Wanted = tuple[str, int | None]
 
 
 @dataclass(frozen=True, slots=True)
 class SupplyCharge:
-    """A supply from `start` to `end` (not included), and the amount owed for it.
+    """A supply from `start` to `end` (exclusive), and the amount owed for it.
 
-    `source` and `source_id` name the rows it is for. `place` is where it lies in what it is of: a tenant's
-    cycle, the first unit of its month. `id` is 0 until it is stored.
+    `source` and `source_id` name the rows that it charges for. `place` is its position within them: a
+    tenant's cycle, or the first unit of its month. `id` is 0 until it is stored.
     """
 
     kind: str
@@ -57,18 +57,18 @@ class SupplyCharge:
 
     @property
     def day(self) -> date:
-        """The UTC day it begins on."""
+        """The UTC day on which it begins."""
         return self.start.astimezone(UTC).date()
 
     @property
     def supply(self) -> Supply:
-        """The supply, whichever way it is charged."""
+        """The key of the supply, equal for all charges and corrections of it."""
         of = (self.source, self.source_id, self.tenant_id, self.service_id)
         return (self.kind, *of, self.start, self.end)
 
 
 def day_fee(segment: PlanSegment, day: date) -> Decimal:
-    """Return a day's fee in whole nano-units: a cycle's days add up to its cost, however cut."""
+    """Return a day's fee in whole nano-units. The days of a cycle add up to its cost."""
     if segment.is_free(day):
         return Decimal(0)
     first, following = cycle_of(segment.anchor, segment.interval, day)
@@ -76,12 +76,12 @@ def day_fee(segment: PlanSegment, day: date) -> Decimal:
 
 
 def part_of(cost: Decimal, before: int, days: int, whole: int) -> Decimal:
-    """Return the cost of `days` of a cycle of `whole` days, after the first `before`, in whole nano-units."""
+    """Return the cost of `days` of a cycle of `whole` days, after its first `before`, in whole nano-units."""
     return EXACT.multiply(_part(cost, before + days, whole) - _part(cost, before, whole), ONE_NANO)
 
 
 def day_fees(segment: PlanSegment, since: date, until: date) -> Iterator[SupplyCharge]:
-    """Yield a charge for each day of a segment before `until`, and one for its discount."""
+    """Yield charges for each day of a segment from `since` to `until` (exclusive), and for its discount."""
     day = max(since, segment.start)
     while day < min(until, segment.end):
         fee = day_fee(segment, day)
@@ -93,7 +93,7 @@ def day_fees(segment: PlanSegment, since: date, until: date) -> Iterator[SupplyC
 
 
 def fee_charge(kind: str, segment_id: int, day: date, quantity: Decimal, amount: Decimal) -> SupplyCharge:
-    """Return a day of a segment, or its discount, charged or taken back."""
+    """Return the charge for a day of a segment, or for its discount; a negative amount gives it back."""
     price = abs(amount)
     return SupplyCharge(
         kind, midnight(day), midnight(day + ONE_DAY), quantity, price, amount, SEGMENT, segment_id
@@ -101,7 +101,7 @@ def fee_charge(kind: str, segment_id: int, day: date, quantity: Decimal, amount:
 
 
 def charged_until(segment: PlanSegment, until: date, begun: date) -> date:
-    """Return the day up to which a segment is charged once `until` is reached.
+    """Return the day (exclusive) up to which a segment is charged once `until` is reached.
 
     In advance whole cycles are charged: those that began before that day, or before `begun`.
     """
@@ -111,10 +111,10 @@ def charged_until(segment: PlanSegment, until: date, begun: date) -> date:
 
 
 def due(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> datetime:
-    """Return the earliest end of a period whose invoice takes a charge: a fee may wait for its term.
+    """Return the earliest end of a period whose invoice includes a charge: a fee may wait for its term.
 
-    In advance that is the first day that is not free, in arrears the last one; of all else its own end. A day
-    that its segment lost waits with the segment in its place.
+    Fees in advance are due after the first day that is not free, fees in arrears at the term's end, other
+    charges at their own end. A day that its segment lost is due with the segment that replaces it.
     """
     segment = _segment(charge, segments)
     if segment is not None and charge.day >= segment.end:
@@ -133,12 +133,11 @@ def gathered(
     segments: Mapping[int, PlanSegment],
     only: Wanted | None = None,
 ) -> list[SupplyCharge]:
-    """Return the charges that an invoice up to a day takes of those without an invoice; `only` names one
-    source.
+    """Return the charges without an invoice that one up to `until` includes; `only` names one source.
 
-    The amount due until then; and of later supply what is to be given back, since it was billed ahead. Of
-    days that a segment has lost also what is owed again although its return is billed. A fee in advance that
-    another one replaces is given back together with that one, never before it and never as one segment's.
+    They are the charges due by then, and refunds of later supply that was billed ahead. For days that a
+    segment has lost they include new debts whose refund is billed. A fee in advance is refunded together with
+    the fee that replaces it: never earlier, and never in an invoice for one segment.
     """
     if only is not None:
         charges = [each for each in charges if each.source == only[0] and only[1] in (None, each.source_id)]
@@ -166,7 +165,7 @@ def _segment(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> PlanS
 
 
 def _replacement(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> PlanSegment | None:
-    """Return the segment that has a day which another one lost, where both bill the cycle in advance."""
+    """Return the segment that replaces this one on a lost day, if both bill the cycle in advance."""
     lost = _segment(charge, segments)
     if lost is None or charge.day < lost.end or lost.terms.billing != ADVANCE:
         return None
@@ -178,13 +177,13 @@ def _replacement(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> P
 
 
 def _is_lost(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> bool:
-    """Return whether it is of a day that its segment does not have any more: all of that comes to nothing."""
+    """Return whether the charge's day no longer belongs to its segment: charges of such days cancel out."""
     segment = _segment(charge, segments)
     return segment is not None and charge.day >= segment.end
 
 
 def spread_amount(amount: Decimal, weights: Sequence[Decimal]) -> list[Decimal]:
-    """Cut an amount into parts as large as the weights say, in whole nano-units; they add up to it."""
+    """Split an amount in proportion to the weights, in whole nano-units that add up to it."""
     total = sum(map(abs, weights), Decimal(0))
     if not total:
         return [amount, *[Decimal(0)] * (len(weights) - 1)] if weights else []
@@ -198,7 +197,7 @@ def spread_amount(amount: Decimal, weights: Sequence[Decimal]) -> list[Decimal]:
 
 
 def _part(cost: Decimal, days: int, whole: int) -> Decimal:
-    """Return nano-units of so many days of a cycle, half-up: one division of whole numbers."""
+    """Return the cost of the first `days` of a cycle in nano-units, rounded half-up once."""
     twice = EXACT.multiply(cost, Decimal(2 * NANO * days))
     return EXACT.divide_int(twice + whole, Decimal(2 * whole))
 
@@ -207,18 +206,18 @@ def _nano(amount: Decimal) -> Decimal:
     return amount.quantize(ONE_NANO, context=EXACT)
 
 
-# Which grant of credits paid for which use: priority, then expiry, then promotional before paid, then id.
+# Which grant of credits pays for which use: by priority, expiry, promotional before paid, and id.
 #
-# Movements come in the order of their seq, which is the order of their time. What no grant covers
-# is debt, and the next grant covers it first. Exact: every outflow is allocated to the last
-# credit, no grant gives more than it has, and none gives after its moment of expiry.
+# Movements come in the order of their seq, which is also that of time. Credits that no grant covers are
+# debt, and the next grant pays it first. Exact: every outflow is allocated to the last credit, no grant pays
+# more than it has, and none pays after its expiry.
 
 NEVER = 2**63
 
 
 @dataclass(frozen=True, slots=True)
 class CreditGrant:
-    """Credits that were added. A lower `priority` is used first; `expires_ms` None is never."""
+    """Added credits. A lower `priority` is used first. They never expire if `expires_ms` is None."""
 
     id: int
     amount: int
@@ -228,18 +227,18 @@ class CreditGrant:
 
     @property
     def order(self) -> tuple[int, int, bool, int]:
-        """Its place among the grants that could pay."""
+        """The sort key by which grants pay."""
         return (self.priority, self.until_ms, not self.promotional, self.id)
 
     @property
     def until_ms(self) -> int:
-        """The first millisecond it no longer pays."""
+        """The first millisecond at which it no longer pays."""
         return NEVER if self.expires_ms is None else self.expires_ms
 
 
 @dataclass(frozen=True, slots=True)
 class ExpiredGrant:
-    """A grant whose moment of expiry has passed, and whose it is."""
+    """A grant that has expired, with its organization."""
 
     id: int
     organization_id: int
@@ -247,7 +246,7 @@ class ExpiredGrant:
 
 @dataclass(frozen=True, slots=True)
 class Outflow:
-    """Credits that left at a place of the account. `grant_id` where they are one grant's expiry."""
+    """Credits that left an account with the movement `seq`. `grant_id` is set if a grant expired."""
 
     seq: int
     at_ms: int
@@ -257,9 +256,9 @@ class Outflow:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """Part of an outflow and the grant that covers it; None is debt.
+    """A part of an outflow, and the grant that pays for it; None is debt.
 
-    A negative amount takes debt back that a later grant covers.
+    A negative amount removes debt that a later grant pays.
     """
 
     seq: int
@@ -269,7 +268,7 @@ class Allocation:
 
 @dataclass(slots=True)
 class Allocator:
-    """The grants of one account with what is left of them, and its debts, oldest first."""
+    """The grants of one account with their remaining amounts, and its debts, oldest first."""
 
     rests: dict[int, int] = field(default_factory=dict)
     _queue: list[tuple[tuple[int, int, bool, int], CreditGrant]] = field(default_factory=list)
@@ -277,7 +276,7 @@ class Allocator:
 
     @classmethod
     def resume(cls, grants: Iterable[tuple[CreditGrant, int]], debts: Iterable[tuple[int, int]]) -> Allocator:
-        """Resume an earlier run from grants with the rest of each, and debts as (seq, amount)."""
+        """Resume an earlier run from grants with their remaining amounts, and debts as (seq, amount)."""
         allocator = cls(_debts=sorted(debts))
         for grant, rest in grants:
             allocator.rests[grant.id] = rest
@@ -289,7 +288,7 @@ class Allocator:
         return self.rests.get(grant_id, 0)
 
     def add_grant(self, grant: CreditGrant, first: Collection[int] = ()) -> list[Allocation]:
-        """Add a grant: it covers debts, those `first` of the seqs named; the rest pays from now on."""
+        """Add a grant: it pays debts, those of the seqs in `first` before others, and then later outflows."""
         assert grant.amount > 0
         assert grant.id not in self.rests
         rest, covered = grant.amount, []
@@ -312,7 +311,7 @@ class Allocator:
         return covered
 
     def pay(self, outflow: Outflow) -> list[Allocation]:
-        """Allocate an outflow to the grants that pay at its time; what is left is debt."""
+        """Allocate an outflow to the grants valid at its time; the uncovered part becomes debt."""
         left, found = outflow.amount, list[Allocation]()
 
         def pay_from(grant_id: int) -> None:
@@ -337,7 +336,7 @@ class Allocator:
 
 
 def settled(allocations: Iterable[Allocation]) -> dict[tuple[int, int | None], int]:
-    """Add allocations up by outflow and grant; what came to nothing is left out."""
+    """Return the sum of allocations by (seq, grant id), without zeros."""
     sums: dict[tuple[int, int | None], int] = {}
     for each in allocations:
         place = (each.seq, each.grant_id)
@@ -345,26 +344,26 @@ def settled(allocations: Iterable[Allocation]) -> dict[tuple[int, int | None], i
     return {place: amount for place, amount in sums.items() if amount}
 
 
-# How much money there may be in one place, so that whatever is taken in can be billed. Pure.
+# Maxima of money, so that all accepted amounts can be billed. Pure.
 #
-# A price and a quantity that people say are looked at together: what they come to has a maximum. An
-# invoice has one too: charges beyond it wait for another one. Sums below both are exact, and fit their
+# A price and a quantity that people enter are checked together: their product has a maximum. The total of an
+# invoice has one too: charges beyond it wait for another invoice. Sums below both are exact, and fit their
 # columns.
 
-# What a price and a quantity that somebody says come to at most, in units of their currency.
+# The largest product of an entered price and quantity, in units of their currency.
 PRODUCT_MAX = 10**12
-# What one event, amendment or adjustment has used beyond a plan or a balance comes to at most.
+# The largest cost of one event, amendment or adjustment beyond a plan or balance.
 MOVE_MAX = 10**10
-# What a token beyond a plan costs at most.
+# The largest price of a token beyond a plan.
 TOKEN_PRICE_MAX = 1_000
-# What the charges of one invoice come to at most, those that bill and those that give back each; and how many
-# units they are for. Columns of lines have room for ten times as much: tax comes on top.
+# The largest sums of one invoice, of charges and of refunds separately, and of their units. Columns of lines
+# have room for ten times as much, because tax is added.
 INVOICE_MAX = 10**15
 INVOICE_UNITS_MAX = 10**17
 
 
 def too_many(quantity: int, unit_price: Decimal | None, most: int = PRODUCT_MAX) -> str | None:
-    """Return why a quantity is too large at a price, and what would be right; None where it is not."""
+    """Return the fault of a quantity that is too large at this price, with the right maximum; else None."""
     if unit_price is None or times(abs(quantity), unit_price) <= most:
         return None
     right = EXACT.divide_int(Decimal(most), unit_price)
@@ -372,7 +371,7 @@ def too_many(quantity: int, unit_price: Decimal | None, most: int = PRODUCT_MAX)
 
 
 def too_dear(unit_price: Decimal | None, quantity: int, most: int = PRODUCT_MAX) -> str | None:
-    """Return why a price is too high for a quantity, and what would be right; None where it is not."""
+    """Return the fault of a price that is too high for this quantity, with the right maximum; else None."""
     if unit_price is None or times(abs(quantity), unit_price) <= most:
         return None
     right = EXACT.normalize(EXACT.divide_int(Decimal(most * NANO), Decimal(abs(quantity))).scaleb(-9))
@@ -380,7 +379,7 @@ def too_dear(unit_price: Decimal | None, quantity: int, most: int = PRODUCT_MAX)
 
 
 class ChargeSplit(NamedTuple):
-    """Charges that one invoice has, and those that are left for another one."""
+    """Charges that one invoice includes, and those left for another one."""
 
     taken: Sequence[SupplyCharge]
     left: Sequence[SupplyCharge]
@@ -390,7 +389,7 @@ NOTHING = ChargeSplit((), ())
 
 
 def borne(charges: Sequence[SupplyCharge]) -> ChargeSplit:
-    """Split charges into those that one invoice bears and the rest: in order, each that there is room for."""
+    """Split charges, in order, into those that fit within the maxima of one invoice and the rest."""
     taken, left = [], []
     room = dict.fromkeys((False, True), (Decimal(INVOICE_MAX), Decimal(INVOICE_UNITS_MAX)))
     for charge in charges:
@@ -406,7 +405,7 @@ def borne(charges: Sequence[SupplyCharge]) -> ChargeSplit:
 
 
 def left_out(charges: Sequence[SupplyCharge], currency: str) -> str:
-    """Return the note of an invoice on charges that it left out; empty without any."""
+    """Return an invoice's note about charges that did not fit; empty without any."""
     if not charges:
         return ""
     total = Decimal(0)

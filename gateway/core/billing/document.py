@@ -1,6 +1,6 @@
-"""What an invoice says besides its lines: who sells, who buys, when it is due, which invoices it corrects.
+"""The content of an invoice besides its lines: seller, buyer, due date, and invoices that it corrects.
 
-It is copied when the invoice becomes final. Paper and XML say what was copied, whatever is set later. Pure.
+It is copied when the invoice becomes final. PDF and XML use the copy, even if settings change later. Pure.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from gateway.errors import TollkeeperError, Unprocessable
 
 INVOICE, CREDIT_NOTE = "invoice", "credit_note"
 ADDRESS_LINES_MAX = 10
-# Named on one credit note; what an organization was billed in twenty years of months.
+# Most invoices named on one credit note: twenty years of monthly invoices.
 CORRECTED_MAX = 240
-# Fields with letters that cannot be set, and letters of each, that are told of one document.
+# Most fields with unprintable letters in an error, and most letters named of each.
 ILLEGIBLE_MAX = LETTERS_MAX = 10
-# What the font that comes with the program has: Latin with its accents.
+# The letters of the bundled font: Latin with its accents.
 _USUAL = re.compile(r"[ -~\u00a0-\u017f]*")
 
 
 @cache
 def countries() -> frozenset[str]:
-    """Return which countries there are (ISO 3166), from the table that comes with the time zones."""
+    """Return the codes of all countries (ISO 3166), from the table in the package of time zones."""
     rows = (files("tzdata") / "zoneinfo" / "iso3166.tab").read_text("utf-8").splitlines()
     return frozenset(row[:2] for row in rows if row and not row.startswith("#"))
 
 
-# Two characters at least before and behind one `@`, without a dot beside it (BR-DE-28 of XRechnung).
+# At least two characters before and after one `@`, without a dot next to it (BR-DE-28 of XRechnung).
 _MAIL = r"[^@\s.][^@\s]*[^@\s.]@[^@\s.][^@\s]*[^@\s.]"
 # Where electronic invoices go: a scheme of the Peppol code list (EAS) and an identifier, or a mail address.
 ENDPOINT = rf"(?:[0-9]{{4}}:[!-~]{{1,150}}|{_MAIL})"
@@ -48,7 +48,7 @@ def is_mail_address(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PostalAddress:
-    """An address by its parts."""
+    """A postal address by its parts."""
 
     street: str | None = None
     city: str | None = None
@@ -58,14 +58,14 @@ class PostalAddress:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Return the address as paper has it."""
+        """The address as printed lines."""
         place = " ".join(filter(None, (self.post_code, self.city)))
         return tuple(filter(None, (self.street, place, self.region)))
 
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """Whom to ask about an invoice."""
+    """The contact for questions about an invoice."""
 
     name: str | None = None
     phone: str | None = None
@@ -74,10 +74,10 @@ class Contact:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceParty:
-    """Who sells or buys: a name, lines of address, a country (ISO 3166), a tax number.
+    """A seller or buyer: a name, lines of address, a country (ISO 3166), a tax number.
 
-    `postal` is the address by its parts, where it is known so. Invoices name the buyer's `buyer_reference`;
-    electronic ones go to an `endpoint_id`.
+    `postal` is the address by its parts, if known. Invoices show the buyer's `buyer_reference`; electronic
+    ones are sent to `endpoint_id`.
     """
 
     name: str
@@ -91,7 +91,7 @@ class InvoiceParty:
 
     @property
     def endpoint(self) -> tuple[str, str] | None:
-        """Return the scheme and the identifier of its endpoint."""
+        """The scheme and the identifier of its endpoint; None without one."""
         if self.endpoint_id is None:
             return None
         if is_mail_address(self.endpoint_id):
@@ -101,7 +101,7 @@ class InvoiceParty:
 
 
 def party_of(name: str, fields: Mapping[str, Any]) -> InvoiceParty:
-    """Return a party by the fields of an organization; its address is lines or parts."""
+    """Return a party from an organization's fields; its address may be lines or parts."""
     address, country, contact = fields.get("address"), fields.get("country"), fields.get("contact")
     postal, lines = None, tuple(address or ())
     if isinstance(address, Mapping):
@@ -114,7 +114,7 @@ def party_of(name: str, fields: Mapping[str, Any]) -> InvoiceParty:
 
 
 class UnseenLetters(TollkeeperError, reason="store_unavailable", status=503):
-    """Texts have letters that were not looked for in fonts in time; try again."""
+    """Some texts have letters that were not looked up in fonts in time; try again."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         super().__init__()
@@ -123,11 +123,11 @@ class UnseenLetters(TollkeeperError, reason="store_unavailable", status=503):
 
 @dataclass(frozen=True, slots=True)
 class Letterhead:
-    """Who sends the invoices, notes below their totals, and days to pay; 0 days say nothing.
+    """The sender of invoices, notes below their totals, and the days to pay; 0 means no due date.
 
-    `addresses` are customers' lines by organization id or name, where the organization has none of its own.
-    `missing_glyphs` are those of unusual texts that no font of who sets the documents shows, as far as they
-    are known; None where nobody looks.
+    `addresses` are lines of customers' addresses by organization id or name, for organizations without an own
+    one. `missing_glyphs` are letters without a font by text, as far as texts were checked; None if nobody
+    checks.
     """
 
     seller: InvoiceParty | None = None
@@ -138,12 +138,12 @@ class Letterhead:
     missing_glyphs: Mapping[str, str] | None = None
 
     def buyer(self, organization_id: int, party: InvoiceParty) -> InvoiceParty:
-        """Return a customer with the address that is known of it."""
+        """Return a customer, with the address from `addresses` if it has none."""
         known = self.addresses.get(str(organization_id), self.addresses.get(party.name, ()))
         return replace(party, address=party.address or tuple(known))
 
     def due_date(self, kind: str, finalized: date | None) -> date | None:
-        """Return the last day to pay what was made final on a day; of a credit note there is none."""
+        """Return the last day to pay a document finalized on a day; None for a credit note."""
         if kind != INVOICE or finalized is None or not self.due_days:
             return None
         return due_on(finalized, self.due_days)
@@ -154,7 +154,7 @@ NO_LETTERHEAD = Letterhead()
 
 @dataclass(frozen=True, slots=True)
 class InvoiceReference:
-    """An invoice with something given back by a credit note."""
+    """A reference to an invoice that a credit note corrects."""
 
     number: str
     date: str
@@ -162,14 +162,14 @@ class InvoiceReference:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The copied values."""
+    """The values that are copied when an invoice becomes final."""
 
     seller: InvoiceParty | None
     buyer: InvoiceParty
     notes: tuple[str, ...] = ()
     due_date: str | None = None
     corrects: tuple[InvoiceReference, ...] = ()
-    # Where it is to be paid to.
+    # The bank account for payments.
     iban: str | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -191,10 +191,10 @@ def document_of(kept: Mapping[str, Any]) -> Document:
 def require_complete(
     document: Document, lines: Sequence[str], missing_glyphs: Mapping[str, str] | None
 ) -> None:
-    """Raise `Unprocessable` where a document must not become final: without seller or lines, or with letters
-    that no font shows. Raise `UnseenLetters` where some texts were not examined for that.
+    """Raise `Unprocessable` if a document cannot become final: no seller, no lines, or unprintable letters.
 
-    `lines` are the descriptions of the lines.
+    `lines` are the descriptions of the lines. Raise `UnseenLetters` if some texts were not checked for
+    missing letters.
     """
     errors = []
     if document.seller is None:
@@ -212,7 +212,7 @@ def require_complete(
 def _illegible(
     document: Document, lines: Sequence[str], missing_glyphs: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """Yield fields that would be set without some of their letters, and these letters."""
+    """Yield (field, error) for each text with letters that no font has."""
     unusual = {field_: said for field_, text in _texts(document, lines) if (said := _unusual(text))}
     if unseen := [said for said in unusual.values() if said not in missing_glyphs]:
         raise UnseenLetters(unseen)
@@ -223,12 +223,12 @@ def _illegible(
 
 
 def _unusual(text: str) -> str:
-    """Return the words of a text with letters that need another font."""
+    """Return the words of a text with letters that the bundled font lacks."""
     return " ".join(word for word in text.split() if _USUAL.fullmatch(word) is None)
 
 
 def _texts(document: Document, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the name of each set field of a document, and its text."""
+    """Yield the name of each printed field of a document, and its text."""
     for name, party in (("seller", document.seller), ("buyer", document.buyer)):
         if party is not None:
             yield f"{name}.name", party.name
@@ -240,14 +240,14 @@ def _texts(document: Document, lines: Sequence[str]) -> Iterator[tuple[str, str]
 
 
 def _party(kept: Mapping[str, Any]) -> InvoiceParty:
-    """Return a party as it was copied; older copies have no parts, no contact and no endpoint."""
+    """Return a party from its copy. Older copies have no parts of the address, contact or endpoint."""
     party, postal = party_of(kept["name"], kept), kept.get("postal")
     return party if postal is None else replace(party, postal=PostalAddress(**postal))
 
 
-# Tax by the date of supply: at which rate, and why at none. Pure.
+# Tax by the date of supply: its rate, and the reason if it is zero. Pure.
 #
-# Categories are those of EN 16931 (UNTDID 5305). A rate is in force from a day on until the next one is.
+# Categories are those of EN 16931 (UNTDID 5305). A rate applies from its day on until the next one does.
 
 STANDARD, ZERO, EXEMPT, REVERSE_CHARGE = "standard", "zero", "exempt", "reverse_charge"
 OUTSIDE_SCOPE, EXPORT = "outside_scope", "export"
@@ -255,7 +255,7 @@ CODES = {
     STANDARD: "S", ZERO: "Z", EXEMPT: "E", REVERSE_CHARGE: "AE", OUTSIDE_SCOPE: "O", EXPORT: "G",
 }  # fmt: skip
 CATEGORIES = tuple(CODES)
-# What a document has to say where nothing is taxed, and why is not said.
+# Default reasons on documents without tax.
 REASONS = {
     EXEMPT: "Exempt from tax",
     REVERSE_CHARGE: "Reverse charge",
@@ -266,7 +266,7 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Tax:
-    """A rate as a fraction, what kind of one it is (None where nobody said), and why there is no tax."""
+    """A tax rate as a fraction, its category (None if unknown), and the reason why no tax is due."""
 
     rate: Decimal
     category: str | None = None
@@ -274,12 +274,12 @@ class Tax:
 
     @property
     def percent(self) -> str:
-        """The rate as people write it."""
+        """The rate in percent, without trailing zeros."""
         return f"{(self.rate * 100).normalize():f}"
 
     @property
     def said(self) -> str:
-        """What a document says of it; empty where there is no tax and nothing to say of that."""
+        """The tax as documents state it; empty for a rate of 0 without a reason."""
         if self.rate:
             return f"Tax {self.percent} %"
         why = self.reason or REASONS.get(self.category or "")
@@ -288,16 +288,16 @@ class Tax:
 
 @dataclass(frozen=True, slots=True)
 class EffectiveTax:
-    """A tax, and the first day of supply it is for."""
+    """A tax, and the first day of supply to which it applies."""
 
     effective_from: date
     tax: Tax
 
 
 def in_force(dated: Sequence[EffectiveTax], before: Tax, day: date) -> Tax:
-    """Return the tax of a supply on a day: the latest from then on, `before` where all of them are later.
+    """Return the tax on a supply of a day: the latest in `dated` by then, or `before` if all are later.
 
-    `dated` are in the order of their days; of two from the same day the last said counts.
+    `dated` are in the order of their days; of two from the same day the second counts.
     """
     found = before
     for each in dated:
@@ -308,7 +308,7 @@ def in_force(dated: Sequence[EffectiveTax], before: Tax, day: date) -> Tax:
 
 
 def misfits(tax: Tax) -> tuple[tuple[str, str], ...]:
-    """Return the contradictions in a tax: each field, and the right value."""
+    """Return the contradictions in a tax, as (field, right value)."""
     errors = []
     if tax.rate and tax.category not in (None, STANDARD):
         errors.append(("category", f"is {STANDARD} of a rate above zero, not {tax.category}"))
@@ -323,7 +323,7 @@ def misfits(tax: Tax) -> tuple[tuple[str, str], ...]:
 
 
 def taxes_of(lines: Iterable[tuple[Tax | None, Decimal]]) -> dict[Tax, Decimal]:
-    """Return the sums of lines before tax, by tax, in the order in which taxes are first met."""
+    """Return the sums of line amounts by tax, in the order in which taxes first occur."""
     sums: dict[Tax, Decimal] = {}
     for tax, amount in lines:
         if tax is not None:

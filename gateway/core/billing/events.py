@@ -1,7 +1,7 @@
-"""Use that did not pass the gateway: what one event of it says, and what waits for the counters.
+"""Reported use that did not pass the gateway: the content of an event, and its pending settlement.
 
-An event has the id of a call, made of its source and id: so it is a call once, however often it is sent.
-Pure: who is meant by a subject, and where events are kept, is not known here.
+An event has a call id derived from its source and id, so it is one call, however often it is sent. Pure: who
+a subject is, and where events are stored, is not known here.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from gateway.core.accounts.outbox import CallFacts, read_facts, write_facts
 from gateway.core.billing.price_book import KINDS, NO_COUNTS, PARTS_OF, WHOLES, Counts
 
-# Of one request.
+# Most events of one request.
 EVENTS_MAX = 500
-# How far back an event may lie, and how far ahead a sender's clock may be.
+# Most days since an event, and most seconds that a sender's clock may be ahead.
 AGE_DAYS_MAX = 365
 AHEAD_S_MAX = 60
-# Tokens, units or credits of one event.
+# Most tokens, units or credits of one event.
 AMOUNT_MAX = 10**12
-# What calls of the journal that are events say as their route.
+# The route of events in the journal of calls.
 ROUTE = "events"
 
 
 class Unacceptable(ValueError):
-    """An event that cannot be charged: the field, and what would be right."""
+    """Raised for an event that cannot be charged: the field, and what would be right."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} {reason}")
@@ -35,7 +35,7 @@ class Unacceptable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EventUsage:
-    """What an event tells was used: `counts` are tokens by `KINDS`; `is_counted`: it told tokens at all."""
+    """The use that an event reports. `counts` are tokens by `KINDS`; `is_counted`: it reported tokens."""
 
     at_ms: int
     model: str = ""
@@ -49,16 +49,16 @@ class EventUsage:
 
     @property
     def tokens(self) -> int:
-        """All of them: what is a part of another kind is not counted twice."""
+        """The total of tokens. Kinds that are part of another are not counted twice."""
         return sum(self.counts[:WHOLES])
 
 
 @dataclass(frozen=True, slots=True)
 class EventSettlement:
-    """What an event moves, as it waits for the counters: the amounts of a settlement, and its facts.
+    """The charge of an event while it waits for Redis: the amounts of a settlement, and its facts.
 
-    Its tokens count `weighed` ones of the quota. Unless `counts_tokens` they move none: then their service
-    takes none, or their cycle is over.
+    Its tokens count as `weighed` quota tokens. Without `counts_tokens` no quota is charged, because the
+    service does not count tokens, or their cycle is over.
     """
 
     tenant_id: int
@@ -79,18 +79,18 @@ class EventSettlement:
 
     @property
     def attribution(self) -> str:
-        """Its project, as a settlement carries it."""
+        """Its project in the form of a settlement's attribution."""
         return "" if self.project_id is None else f"\t{self.project_id}\t"
 
 
 def request_of(source: str, event_id: str, teller: int = 0) -> UUID:
-    """Return the id of the call that an event is; `teller` is the organization whose own caller told it."""
+    """Return the call id of an event. `teller` is the organization if its own caller reported the event."""
     named = f"{len(source)}:{source}:{event_id}"
     return uuid5(NAMESPACE_URL, f"{teller} {named}" if teller else named)
 
 
 def counts_of(usage: Mapping[str, Any]) -> Counts:
-    """Return tokens by `KINDS` of an event's usage; `Unacceptable` where a part is more than its whole."""
+    """Return an event's tokens by `KINDS`. Raise `Unacceptable` if parts exceed their whole."""
     counts = tuple(int(usage.get(kind) or 0) for kind in KINDS)
     for whole, parts in PARTS_OF.items():
         said = sum(int(usage.get(part) or 0) for part in parts)
@@ -100,7 +100,7 @@ def counts_of(usage: Mapping[str, Any]) -> Counts:
 
 
 def written(use: EventSettlement) -> dict[str, Any]:
-    """Return a use as a control write carries it."""
+    """Return an event's settlement as the payload of a control write."""
     named = {name: getattr(use, name) for name in _PLAIN}
     return {**named, "tiers": use.tiers.hex(), "facts": write_facts(use.facts).decode()}
 

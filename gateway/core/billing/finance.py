@@ -1,7 +1,7 @@
-"""Questions of finance: days or months, and owners; and how tax lies in months of supply. Pure.
+"""Queries of finance: periods, owners, and how tax is divided among months of supply. Pure.
 
-Months and days are of UTC. What an export said of a month that is over stays: whatever changes later is an
-entry of the month in which it changes.
+Months and days are of UTC. Exports of a past month never change: later changes are entries of the month in
+which they happen.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from gateway.core.billing.charges import KINDS
 from gateway.core.billing.money import EXACT, rounded
 
 DOCUMENT, SUPPLY = "document", "supply"
-# Kinds of revenue besides those of charges: credits that were sold earn with their use, and as they expire.
+# Kinds of revenue besides those of charges: sold credits are earned when they are used or expire.
 DRAWN = ("credits_used", "credits_expired")
-# Accounts of the ledger, each with what it is called where nobody gave it another code.
+# Accounts of the ledger with their descriptions.
 ACCOUNTS: Mapping[str, str] = {
     "receivables": "what customers owe by invoices",
     "unbilled": "what was supplied, or is to be, and no invoice has",
@@ -36,9 +36,9 @@ ACCOUNT_CHARS_MAX = 40
 
 @dataclass(frozen=True, slots=True)
 class ReportPeriod:
-    """Which part of a report: from the first moment of `since` up to the first one of `until`.
+    """The period of a report, from `since` to `until` (exclusive), and its filters.
 
-    A report of one moment has `until` alone: what was so right before it.
+    A report of one moment has only `until`: the state just before it.
     """
 
     until: datetime
@@ -49,7 +49,7 @@ class ReportPeriod:
 
 
 class LegPlace(NamedTuple):
-    """Where a leg is in the ledger: by the moment of its entry, then debits first."""
+    """The sort key of a ledger leg: the time of its entry, then debits first."""
 
     at: datetime
     source: str = ""
@@ -59,7 +59,7 @@ class LegPlace(NamedTuple):
 
 
 def tax_by_month(tax: Decimal, nets: Mapping[date, Decimal], currency: str) -> dict[date, Decimal]:
-    """Cut the tax of a document into months as what it is on lies in them; the parts add up to it."""
+    """Split the tax of a document among months in proportion to `nets`; the parts add up to it."""
     total = sum(nets.values(), Decimal(0))
     months = sorted(nets)
     if not total:

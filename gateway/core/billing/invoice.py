@@ -1,8 +1,8 @@
-"""From charges to lines: what an invoice says of the charges it takes.
+"""Make the lines of an invoice from its charges.
 
-Charges are exact, a line is rounded to the currency's minor unit, totals are sums of rounded lines. What
-rounding took from or gave to a basis goes on with its next line: so parts come to what the whole does,
-however many invoices it is cut into. Pure: where charges come from and where lines go is not known here.
+Charges are exact, a line is rounded to the currency's minor unit, totals are sums of rounded lines. The
+rounding difference of a basis is carried to its next line: so parts add up to the whole, however many
+invoices it is divided into. Pure: where charges come from and where lines go is not known here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gateway.core.billing.money import EXACT, IN_MONEY, ONE_NANO, rounded
 from gateway.core.billing.subscription import PlanSegment, cycle_of
 from gateway.errors import Conflict, CountersUnavailable, StoreTimeout, TollkeeperError, Unprocessable
 
-# A line of an invoice, and what all kinds of lines are made with. Pure.
+# A line of an invoice, and helpers for all kinds of lines. Pure.
 
 QUANTITY_ONE = 1
 
@@ -50,14 +50,12 @@ class Fee:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceFacts:
-    """The charges one invoice takes, up to the day `until` (not included), and what they are called.
+    """The charges of one invoice, up to the day `until` (exclusive), and the names for its lines.
 
-    Names are by id: fees by segment, `remarks` by addition. `carried` is what each basis was billed exactly,
-    less what its lines came to. `units_before` are the units of a service's month that were billed before.
-    `since` is the first day: what was supplied before it was told late.
-
-    `tax_rate` is in force until the first of the dated `taxes`. `taxed_before` is what a supply was billed
-    with: what gives it back gives that tax back.
+    Names are by id: fees by segment, `remarks` by addition. `carried` is by basis the exact sum billed so far
+    less the sum of its lines. `units_before` are the units of a service's month billed earlier. `since` is
+    the first day: supply before it was reported late. `tax_rate` applies until the first of the dated
+    `taxes`. `taxed_before` is the tax that each supply was billed with: a refund returns that tax.
     """
 
     currency: str
@@ -79,16 +77,17 @@ class InvoiceFacts:
         return in_force(self.taxes, Tax(self.tax_rate), day)
 
     def tax_of(self, charge: SupplyCharge) -> Tax:
-        """Return a charge's tax: that of its last day, or the one it was billed with where it gives back."""
+        """Return a charge's tax: that of its last day, or for a refund the tax it was billed with."""
         billed = self.taxed_before.get(charge.supply) if is_back(charge) else None
         return billed or self.tax_on((charge.end - ONE_DAY).astimezone(UTC).date())
 
 
 @dataclass(frozen=True, slots=True)
 class BillLine:
-    """One line; `amount` is rounded, `unit_price` is not. Days, tokens, credits and units are whole.
+    """One line of an invoice. `amount` is rounded, `unit_price` is not. Quantities are whole numbers.
 
-    `exact` is what its charges come to, and `basis` what its rounding goes on with; a tax has neither.
+    `exact` is the sum of its charges, and `basis` the key for carrying the rounding difference; a tax has
+    neither.
     """
 
     kind: str
@@ -100,9 +99,9 @@ class BillLine:
     tenant_id: int | None = None
     basis: str | None = None
     exact: Decimal | None = None
-    # Of a line of older invoices it is not known; a tax has its own.
+    # None on lines of older invoices. A line of tax has its tax here.
     tax: Tax | None = None
-    # When its charges were supplied, half open; a tax has none.
+    # The days of supply, from `start` to `end` (exclusive); None on lines of tax.
     start: date | None = None
     end: date | None = None
 
@@ -112,12 +111,12 @@ Drawn = tuple[BillLine, Sequence[SupplyCharge]]
 
 
 def is_back(charge: SupplyCharge) -> bool:
-    """Return whether a charge gives back what another one owed; a discount is below zero by itself."""
+    """Return whether a charge gives back another one. A discount is negative by nature."""
     return charge.amount > 0 if charge.kind == DISCOUNT else charge.amount < 0
 
 
 def span(start: date, end: date) -> str:
-    """Write a half-open span of days as people do: "1 to 15 April 2026"."""
+    """Format the days from `start` to `end` (exclusive) for people: "1 to 15 April 2026"."""
     last = end - timedelta(days=1)
     if last <= start:
         return written(start)
@@ -138,7 +137,7 @@ def drawn(line: BillLine, charges: Sequence[SupplyCharge], basis: str) -> Drawn:
 def by(
     charges: Iterable[SupplyCharge], place: Callable[[SupplyCharge], tuple[object, ...] | Decimal]
 ) -> list[list[SupplyCharge]]:
-    """Return charges of the same place together, in the order of their places."""
+    """Group charges by the key `place`, in the order of keys."""
     ordered = sorted(charges, key=place)
     return [list(group) for _, group in groupby(ordered, key=place)]
 
@@ -155,9 +154,9 @@ def written(day: date) -> str:
     return f"{day.day} {day:%B %Y}"
 
 
-# An invoice that the schedule wants, and why one was left. Pure.
+# Invoices that are due by schedule, and reasons why one was skipped. Pure.
 
-# Why an invoice was left; each is a label, so there are no others.
+# All reasons why an invoice is skipped; each is a label of a metric.
 NOT_STORED, NOT_IN_LEDGER, NOT_AGREED = "not_stored", "not_in_ledger", "not_agreed"
 COUNTERS, INCOMPLETE, CONFLICT = "counters_away", "incomplete", "conflict"
 TOOK_TOO_LONG, REFUSED = "took_too_long", "refused"
@@ -167,9 +166,9 @@ LEFT_REASONS = (
 
 
 class DueInvoice(NamedTuple):
-    """An invoice to be drafted or, where it is to be final, made so; `source` of a one-off invoice.
+    """An invoice to be drafted or finalized by schedule. `source` is set for a one-off invoice.
 
-    Organizations of one `partition` are one keeper's at a time.
+    One keeper at a time handles the organizations of a `partition`.
     """
 
     organization_id: int
@@ -182,21 +181,21 @@ class DueInvoice(NamedTuple):
 
 
 class SkipReason(NamedTuple):
-    """Why an invoice was left: one of the reasons, and a sentence."""
+    """Why an invoice was skipped: one of `LEFT_REASONS`, and a sentence."""
 
     reason: str
     why: str
 
 
 class ScheduledResult(NamedTuple):
-    """Organizations with all due work done, and why others were left."""
+    """Organizations whose due work is done, and the reasons why others were skipped."""
 
     done: Collection[int]
     left: Mapping[int, SkipReason]
 
 
 def left_by(refusal: TollkeeperError) -> SkipReason:
-    """Return why one is left that was refused so."""
+    """Return the reason for skipping an invoice whose creation raised this error."""
     if isinstance(refusal, Unprocessable) and refusal.errors:
         said = "; ".join(f"{field} {wanted}" for field, wanted in refusal.errors)
         return SkipReason(INCOMPLETE, f"{refusal.message} {said}")
@@ -207,13 +206,13 @@ def left_by(refusal: TollkeeperError) -> SkipReason:
     return SkipReason(CONFLICT if isinstance(refusal, Conflict) else REFUSED, str(refusal))
 
 
-# Lines of a subscription: fees of its days, what is off them, what is missing to its minimum. Pure.
+# Lines of a subscription: fees by day, discounts, and the amount missing to its minimum. Pure.
 
 UNIT_PRICE_DIGITS = 12
 
 
 def fees(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """Yield a line for each run of days within a cycle; none for days that were taken back already."""
+    """Yield a line for each run of days within a cycle; none for days that were given back."""
     runs: list[tuple[tuple[int, ...], list[SupplyCharge]]] = []
     for days in by(charges, lambda charge: charge.supply):
         amount, quantity = sum_of(days), count_of(days)
@@ -248,12 +247,12 @@ def _fee(fee: Fee, charges: Sequence[SupplyCharge], sign: int) -> BillLine:
 
 
 def _back(number: int | Decimal) -> str:
-    """Return the suffix of a line whose number is below zero, else nothing."""
+    """Return the suffix for a line with a negative number, else nothing."""
     return ", given back" if number < 0 else ""
 
 
 def discounts(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """Yield a line for the discount on a segment's days, and one for the discount lost with lost days."""
+    """Yield a line for the discount on a segment's days, and one for discounts taken back with lost days."""
     for of_one in by(charges, lambda each: (each.source_id, each.quantity < 0)):
         fee, exact = facts.fees[of_one[0].source_id or 0], sum_of(of_one)
         if not exact:
@@ -270,7 +269,7 @@ def discounts(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[
 
 
 def commitments(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """Yield a line for the rest to a cycle's minimum, or for what late use reports give back of it."""
+    """Yield a line for the amount missing to a cycle's minimum, or for its refund after late use."""
     for of_cycle in by(charges, lambda each: (each.source_id, each.start)):
         exact, first = sum_of(of_cycle), of_cycle[0]
         if exact:
@@ -284,20 +283,20 @@ def commitments(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterato
 __all__ = ["Bill", "BillLine", "Fee", "InvoiceFacts", "bill", "span"]
 
 INFORMATION = "credits_consumed"
-# What a basis begins with that counts toward a minimum.
+# Prefixes of bases that count toward a minimum.
 _COMMITTED = frozenset({"segment", "discount", "early", "tokens", "usage"})
 
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """The lines in order, and each charge with the position of its line: None where it came to nothing."""
+    """The lines of an invoice, and each charge with its line's position; None if it amounts to nothing."""
 
     lines: tuple[BillLine, ...]
     placed: tuple[tuple[SupplyCharge, int | None], ...]
 
 
 def bill(facts: InvoiceFacts) -> Bill:
-    """Make an invoice's lines: subscription, overage, credits bought and used, units by tier, tax."""
+    """Return an invoice's lines: subscription, overage, credits bought and used, units by tier, tax."""
     lines: list[BillLine] = []
     placed: list[tuple[SupplyCharge, int | None]] = []
     carried = dict(facts.carried)
@@ -318,7 +317,7 @@ def bill(facts: InvoiceFacts) -> Bill:
 
 
 def _by_tax(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> list[tuple[Tax, Sequence[SupplyCharge]]]:
-    """Group charges by tax, the earliest first; without charges, return the tax of the last day."""
+    """Group charges by tax, in the order of time. Without charges, return the tax of the last day."""
     if not charges:
         return [(facts.tax_on(facts.until - ONE_DAY), ())]
     found: dict[Tax, list[SupplyCharge]] = {}
@@ -328,7 +327,7 @@ def _by_tax(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> list[tuple[
 
 
 def _behind(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> InvoiceFacts:
-    """Return the facts for units behind these ones, in the same months."""
+    """Return the facts with the units of these charges added to `units_before`."""
     before = dict(facts.units_before)
     for each in charges:
         if not _in_money(each):
@@ -338,9 +337,10 @@ def _behind(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> InvoiceFact
 
 
 def _rounded(line: BillLine, carried: dict[str, Decimal], currency: str) -> BillLine:
-    """Round what is billed of a basis up to now, less what was billed of it before.
+    """Round the exact sum of a basis so far, less its earlier lines, and update `carried`.
 
-    The rest to a minimum takes the remainder of all that counts toward it: together they come to it.
+    A line up to a minimum takes over the differences of all that counts toward the minimum, so that together
+    they amount to it.
     """
     if line.basis is None or line.exact is None:
         return replace(line, amount=rounded(line.amount, currency))
@@ -355,7 +355,7 @@ def _rounded(line: BillLine, carried: dict[str, Decimal], currency: str) -> Bill
 
 
 def _early_uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """Yield one line for each end of a plan inside a cycle: for tokens used ahead of their days."""
+    """Yield one line for each end of a plan within a cycle, for tokens used ahead of their days."""
     for of_end in by(charges, lambda each: (each.tenant_id, each.start, each.unit_price, each.end)):
         days = span(of_end[0].day, of_end[0].end.astimezone(UTC).date())
         what = "Tokens of the plan used ahead of its days"
@@ -371,7 +371,7 @@ def _overages(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[
 def _tokens(  # noqa: PLR0917  # whose tokens, and how their line is written
     facts: InvoiceFacts, charges: Sequence[SupplyCharge], kind: str, basis: str, what: str, when: str
 ) -> Iterator[Drawn]:
-    """Yield the line of a tenant's tokens, unless amount and tokens are zero."""
+    """Yield the invoice line for a tenant's tokens, unless both amount and tokens are zero."""
     first, exact, tokens = charges[0], sum_of(charges), count_of(charges)
     if exact or tokens:
         tenant = facts.tenants.get(first.tenant_id or 0, f"tenant {first.tenant_id}")
@@ -411,7 +411,7 @@ def _consumed(facts: InvoiceFacts, _: Sequence[SupplyCharge]) -> Iterator[Drawn]
 
 
 def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """Yield one line for each tier of a service's month, in the order reached; use at cost is one tier."""
+    """Yield one line for each tier of a service's month, in the order reached. Use at cost is one tier."""
     for of_month in by(
         charges, lambda each: (each.day.replace(day=1), each.service_id or 0, _in_money(each))
     ):
@@ -433,7 +433,7 @@ def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Draw
         for portion in portions:
             units = count_of(portion)
             said = description + _back(units)
-            # More may have come back than is billed.
+            # More may have been given back than was billed.
             if units >= 0 and at >= 0 and (before or len(portions) > 1):
                 said += f", units {at + 1:,} to {at + units:,}"
             at += units
@@ -444,7 +444,7 @@ def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Draw
 
 
 def _late(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> str:
-    """Return a note on use of a service's month before the period that began in it; empty without any."""
+    """Return a note on late reported use, before the current period but in its first month; else empty."""
     units = count_of(each for each in charges if each.day < facts.since)
     if units <= 0 or charges[0].day.replace(day=1) != facts.since.replace(day=1):
         return ""
@@ -453,7 +453,7 @@ def _late(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> str:
 
 
 def _at_cost(charges: Sequence[SupplyCharge], description: str, late: str) -> BillLine:
-    """Return one line for use charged at cost, with a price exact to the last unit."""
+    """Return one line for use charged at cost, with an exact price."""
     exact = sum_of(charges)
     sign = -QUANTITY_ONE if exact < 0 else QUANTITY_ONE
     said = f"{description}, at cost{_back(exact)}{late}"
@@ -461,7 +461,7 @@ def _at_cost(charges: Sequence[SupplyCharge], description: str, late: str) -> Bi
 
 
 def _taxes(lines: Sequence[BillLine], currency: str) -> list[BillLine]:
-    """Return a line for each tax of the lines; none where nothing is taxed and no note on tax is needed."""
+    """Return a line for each tax; none for tax of zero that needs no note."""
     found = []
     for tax, subtotal in taxes_of((line.tax, line.amount) for line in lines).items():
         exact = EXACT.multiply(subtotal, tax.rate)
@@ -487,10 +487,10 @@ def _in_money(charge: SupplyCharge) -> bool:
     return charge.unit_price == IN_MONEY[0].unit_price
 
 
-# What a credit note gives back of an invoice: whole lines or parts of them, and their share of the tax.
+# Credit notes: they give back whole lines of an invoice or parts of them, and the tax on those.
 #
-# Pure. No line gives back more than is left of it, over all notes of the invoice together; the last
-# note gets the rest of the tax to the last minor unit.
+# Pure. All notes of an invoice together give back no more of a line than was billed. The last note gets
+# the rest of the tax to the last minor unit.
 
 NOTHING = Decimal(0)
 
@@ -500,10 +500,9 @@ Amounts = Mapping[int, Decimal]
 
 
 def whole_note(lines: Lines, given: Amounts) -> dict[int, BillLine]:
-    """Return everything that is left of an invoice, turned round; `given` is what other notes gave back of a
-    line.
+    """Return lines that give back the rest of an invoice. `given` are earlier amounts given back, by line.
 
-    `Conflict` where nothing is left.
+    Raise `Conflict` if nothing is left.
     """
     note = {
         position: _turned(line, line.amount - given.get(position, NOTHING))
@@ -518,10 +517,9 @@ def whole_note(lines: Lines, given: Amounts) -> dict[int, BillLine]:
 def partial_note(
     lines: Lines, given: Amounts, asked: Mapping[int, Decimal | None], currency: str
 ) -> dict[int, BillLine]:
-    """Return some amounts of some lines, turned round, with the tax on them; None asks for what is left of a
-    line.
+    """Return lines that give back the amounts `asked` by line, with their tax; None asks for all of a line.
 
-    `Unprocessable` names the lines that cannot give that much back.
+    Raise `Unprocessable`, with the lines at fault, if a line cannot give back that much.
     """
     errors: list[tuple[str, str]] = []
     note: dict[int, BillLine] = {}
@@ -545,7 +543,7 @@ def partial_note(
 
 
 def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, BillLine]:
-    """Return each tax on the part given back of its lines, less the part given back before."""
+    """Return the tax lines of a note by position: tax on its lines, less what was given back before."""
     found = {}
     for position, line in lines.items():
         if line.kind != "tax":
@@ -566,7 +564,7 @@ def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, 
 
 
 def _turned(line: BillLine, amount: Decimal) -> BillLine:
-    """Return a line that gives back so much; a part of one is one of its amount."""
+    """Return a line that gives back `amount`; a part of a line has quantity -1 and the amount as price."""
     if amount == line.amount:
         return replace(line, quantity=-line.quantity, amount=-amount)
     return replace(line, quantity=-QUANTITY_ONE, unit_price=amount, amount=-amount)

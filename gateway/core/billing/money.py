@@ -1,7 +1,7 @@
-"""What use costs: money rounded as currencies are, graduated tiers, credits by token, and at cost.
+"""Money and prices: rounding by currency, graduated tiers, credits by token, and use at cost.
 
-Pure and exact: money is `Decimal`, tokens and credits are integers. Nothing here knows who
-pays, when, or on which invoice.
+Pure and exact: money is `Decimal`, tokens and credits are integers. Nothing here knows who pays, when, or on
+which invoice.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from decimal import ROUND_CEILING, ROUND_HALF_UP, Context, Decimal, localcontext
 
 from gateway.core.layout import Layout
 
-# Which currencies there are, with the decimals of their minor units: ISO 4217, list one of 2026-01-01.
+# All currencies, with the decimals of their minor units: ISO 4217, list one of 2026-01-01.
 #
-# The library `iso4217` has the same table as it is published; a test compares the two. Codes without minor
-# units, as gold and those for testing, are no currency that anybody pays in.
+# The library `iso4217` has the published table; a test compares the two. Codes without minor units, such as
+# gold and codes for testing, are left out: nobody pays in them.
 
 _OF_DIGITS = {
     0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
@@ -33,7 +33,7 @@ _OF_DIGITS = {
 MINOR_DIGITS: Mapping[str, int] = {
     code: digits for digits, codes in _OF_DIGITS.items() for code in codes.split()
 }
-# Of a code that rows from before have, and that is not of the list.
+# Decimals of a code in older rows that is not in the list.
 MINOR_DIGITS_USUAL = 2
 
 
@@ -44,13 +44,13 @@ ENDLESS = 2**53 - 1
 ONE = Decimal(1)
 ONE_NANO = ONE.scaleb(-9)
 
-# 2**53 units at a price of 12 decimals have 28 digits and more: never round on the way.
+# 2**53 units at a price of 12 decimals have 28 digits and more: intermediate results are never rounded.
 EXACT = Context(prec=100)
 
 
 @dataclass(frozen=True, slots=True)
 class PriceTier:
-    """Units up to and including `up_to` (None: without end) cost `unit_price` each."""
+    """A tier of a graduated price: units up to `up_to` (inclusive; None: no end) cost `unit_price` each."""
 
     up_to: int | None
     unit_price: Decimal
@@ -58,7 +58,7 @@ class PriceTier:
 
 @dataclass(frozen=True, slots=True)
 class Portion:
-    """Units that fell into one tier, counted from 0."""
+    """Units that fell into one tier. `tier` counts from 0."""
 
     tier: int
     quantity: int
@@ -67,7 +67,7 @@ class Portion:
 
 @dataclass(frozen=True, slots=True)
 class CreditRates:
-    """Credits a million tokens of each kind cost; None is what its kind falls back to (`cost.FALLBACK`)."""
+    """Credits per million tokens of each kind. None means the rate of the fallback kind (`cost.FALLBACK`)."""
 
     input: int = 0
     output: int = 0
@@ -83,23 +83,22 @@ class CreditRates:
 
 @dataclass(frozen=True, slots=True)
 class CostMarkup:
-    """What a call costs by the price book, times `markup`: in money, or in credits, so many to a unit."""
+    """Pricing by the cost of a call times `markup`: in money, or in credits per unit of the currency."""
 
     markup: Decimal = ONE
     credits_per_unit: Decimal | None = None
 
     @property
     def factor(self) -> tuple[int, int]:
-        """What a nano-unit of cost is charged, as an exact fraction."""
+        """The charge for each nano-unit of cost, as an exact fraction (numerator, denominator)."""
         return EXACT.multiply(self.markup, self.credits_per_unit or ONE).as_integer_ratio()
 
 
 @dataclass(frozen=True, slots=True)
 class ServicePricing:
-    """The price of a service as it is stored: tiers, credits by model and token kind, at cost, or none.
+    """The stored price of a service: tiers, credits by model and kind of token, at cost, or none.
 
-    `markup` is what credits by token are multiplied by. `currency` is what tiers are in; empty: whatever the
-    organization pays in.
+    `markup` multiplies credits by token. `currency` is that of the tiers; empty means the organization's.
     """
 
     tiers: tuple[PriceTier, ...] = ()
@@ -110,7 +109,7 @@ class ServicePricing:
 
     @property
     def ladder(self) -> tuple[PriceTier, ...]:
-        """What units cost: those of a call at cost are nano-units of its currency."""
+        """The tiers that price its units. Units of a service at cost are nano-units of its currency."""
         return self.tiers if self.at_cost is None else IN_MONEY
 
 
@@ -122,25 +121,25 @@ NO_PRICING = ServicePricing()
 
 
 def rounded(amount: Decimal, currency: str) -> Decimal:
-    """Round half-up (away from zero) to the currency's minor unit: what a person pays."""
+    """Round half-up (away from zero) to the currency's minor unit."""
     return amount.quantize(
         Decimal(1).scaleb(-MINOR_DIGITS.get(currency, MINOR_DIGITS_USUAL)), ROUND_HALF_UP, EXACT
     )
 
 
 def whole_credits(nano: int) -> tuple[int, int]:
-    """Return credits that cover so many nano-credits, and how many of those they are over."""
+    """Return the whole credits that cover `nano` nano-credits, and the nano-credits left over."""
     credits_ = -(-nano // NANO)
     return credits_, credits_ * NANO - nano
 
 
 def times(quantity: int, unit_price: Decimal) -> Decimal:
-    """Multiply without rounding."""
+    """Return the exact product."""
     return EXACT.multiply(Decimal(quantity), unit_price)
 
 
 def read_pricing(document: Mapping[str, object] | None) -> ServicePricing:
-    """Read the `pricing` of a service or of an organization's override; None has no price."""
+    """Return the pricing in the `pricing` field of a service or an override; None means no price."""
     document = document or {}
     tiers, prices, at_cost = document.get("tiers"), document.get("per_million"), document.get("at_cost")
     return ServicePricing(
@@ -157,15 +156,15 @@ def read_pricing(document: Mapping[str, object] | None) -> ServicePricing:
 
 
 def _token_price(price: Mapping[str, int]) -> CreditRates:
-    """Return a price by kind; `cached` is another name of `cache_read`."""
+    """Return rates by kind; `cached` is another name of `cache_read`."""
     return CreditRates(**{"cache_read" if kind == "cached" else kind: each for kind, each in price.items()})
 
 
 def graduated(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Portion]:
-    """Spread `quantity` units over tiers, `already` units of the same month lying below them.
+    """Spread `quantity` units over tiers, after `already` units of the same month.
 
-    Units beyond the last tier's end cost what the last tier costs. Spreading 0 to a and then
-    a to b comes to the same as spreading 0 to b.
+    Units beyond the last tier's end cost as much as that tier. Spreading 0 to a and then a to b gives the
+    same as spreading 0 to b.
     """
     assert already >= 0
     assert quantity >= 0
@@ -181,9 +180,9 @@ def graduated(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[P
 
 
 def spread(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Portion]:
-    """Spread units as `graduated` does; below zero they are given back.
+    """Spread units as `graduated` does; a negative quantity gives units back.
 
-    An amount given back beyond a month's first unit is worth the price of the first units.
+    Units given back beyond a month's first unit are worth the price of the first units.
     """
     if quantity < 0:
         given = spread(tiers, already + quantity, -quantity)
@@ -198,14 +197,14 @@ def spread(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Port
 def spend_micro(tiers: Sequence[PriceTier], already: int, quantity: int) -> int:
     """Return the cost of `quantity` more units, in millionths of the currency.
 
-    The cost of all units so far is rounded up, and the difference taken: however units are cut into requests,
-    the sum is the cost of the whole, at most one millionth above the exact one.
+    It is the difference of the rounded up costs of all units after and before. So however units are divided
+    into requests, their sum is the cost of the whole, at most one millionth above the exact one.
     """
     return _whole_micro(tiers, already + quantity) - _whole_micro(tiers, already)
 
 
 def folded(units: int) -> int:
-    """Return a month's units of money as the counters keep them: they cost the same a `FOLD` further on."""
+    """Return a month's units of money as Redis stores them, less multiples of `FOLD`: prices repeat by it."""
     return units if units < 2 * FOLD else FOLD + units % FOLD
 
 
@@ -217,10 +216,10 @@ def _whole_micro(tiers: Sequence[PriceTier], units: int) -> int:
         return int((cost * MICRO).to_integral_value(ROUND_CEILING))
 
 
-# Graduated prices as the scripts take them: a tier is three doubles that hold integers.
+# Graduated prices as arguments of scripts: a tier is three doubles that hold integers.
 #
-# The end of the tier (-1: none), and what a unit costs: whole millionths of the currency, and
-# millionths of one. So a price may have twelve decimals and nothing is ever rounded but the sum.
+# The end of the tier (-1: none), and the price of a unit: whole millionths of the currency, and millionths
+# of a millionth. So a price may have twelve decimals, and only the sum is rounded.
 
 DECIMALS = 12
 MILLION = 10**6
@@ -229,7 +228,7 @@ TIER_BYTES = TIER.size
 
 
 def pack_tiers(tiers: Sequence[PriceTier]) -> bytes:
-    """Return the tiers as an argument; empty where there are none."""
+    """Return the tiers packed as an argument of the scripts; empty without tiers."""
     packed = []
     for tier in tiers:
         price = EXACT.scaleb(tier.unit_price, DECIMALS).to_integral_value(ROUND_CEILING)
@@ -239,12 +238,12 @@ def pack_tiers(tiers: Sequence[PriceTier]) -> bytes:
 
 
 def are_money(packed: bytes) -> bool:
-    """Return whether units at these tiers are money: billionths of the currency."""
+    """Return whether packed tiers price units that are money, in billionths of the currency."""
     return packed == _MONEY
 
 
 def read_tiers(packed: bytes) -> tuple[PriceTier, ...]:
-    """Return the tiers of an argument."""
+    """Return the tiers of a packed argument."""
     return tuple(
         PriceTier(
             None if up_to < 0 else int(up_to), Decimal(int(whole) * MILLION + int(part)).scaleb(-DECIMALS)

@@ -1,8 +1,8 @@
-"""Spend of today and this month, and where it leads to by the month's end. Pure.
+"""Spend of today and this month, and a forecast of the month's total. Pure.
 
-The forecast is what was spent this month, and for the rest of it the pace of the last seven days: a whole
-week has its weekend in it, and on the first of a month the days before are known already. Who began later
-has the pace since then.
+The forecast is the spend of this month so far, plus the pace of the last seven days for the rest of it: a
+whole week includes a weekend, and on the first of a month earlier days are known already. If spend began
+later, the pace is that since then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DAY: Final = timedelta(days=1)
 
 
 class Outlook(NamedTuple):
-    """Money of one currency."""
+    """Amounts of one currency: spent today, spent this month, and expected for the whole month."""
 
     today: Decimal
     month: Decimal
@@ -28,13 +28,13 @@ class Outlook(NamedTuple):
 
 
 def looked_at_since(now: datetime) -> datetime:
-    """Return the moment since which spend has to be known: for this month, and for the days of the pace."""
+    """Return the time since which spend must be known, for this month and for the pace."""
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     return min(today.replace(day=1), today - PACE_DAYS * _DAY)
 
 
 def outlook(days: Mapping[date, Decimal], now: datetime) -> Outlook:
-    """Add up spend by UTC day, and go on with its pace until the month's end."""
+    """Return the sums of daily spend (by UTC day) and the forecast at the end of the month."""
     today = now.astimezone(UTC).date()
     month = sum((spent for day, spent in days.items() if _same_month(day, today)), Decimal(0))
     lately = {day: spent for day, spent in days.items() if spent and today - PACE_DAYS * _DAY <= day <= today}

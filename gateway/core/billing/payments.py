@@ -1,7 +1,7 @@
-"""What of an invoice is paid: its payment status, and how much may be paid, applied and given back.
+"""Payment of invoices: their payment status, and how much may be paid, applied and given back.
 
-Pure. The status follows from the rest to pay, the day it is due, and whether a person gave it up; so no
-order of payments, notes and days makes another one of it.
+Pure. The status follows from the amount left to pay, the due date, and whether a person gave it up, so the
+order of payments, notes and days does not matter.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from gateway.errors import Unprocessable
 
 OPEN, PAID, OVERDUE, UNCOLLECTIBLE = "open", "paid", "overdue", "uncollectible"
 PAYMENT_STATUSES = (OPEN, PAID, OVERDUE, UNCOLLECTIBLE)
-# Who still waits for money, and may give it up.
+# Statuses in which payment is expected, and may be given up.
 WAITING = frozenset({OPEN, OVERDUE})
-# On which invoice credits are: the next one, or one of their own, at once; prepaid they wait for its payment.
+# The invoice for bought credits: the next one, or a separate one at once. Prepaid ones wait for payment.
 NEXT, NOW, PREPAID = "next", "now", "prepaid"
-# Why credit was applied: to the invoice that its note corrects, to the oldest that was due, to one that a
-# person named; or taken back, since one of both is void.
+# Why credit was applied: to the invoice that its note corrects, to the oldest due one, to one that a person
+# named; or taken back, because invoice or note became void.
 OWN, OLDEST, ASKED, VOID = APPLY_REASONS = ("own", "oldest", "asked", "void")
 DUE_DAYS_MAX = 365
-# Credits of an organization that are bought automatically.
+# Most automatic purchases of credits by an organization in a month.
 TOP_UPS_A_MONTH_MAX = 100
 NOTHING = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenInvoice:
-    """A finalized invoice: what is left to pay of it and until when.
+    """A finalized invoice with the amount left to pay.
 
-    `due_date` is the last day it may be paid on; None has none.
+    `due_date` is the last day to pay; None means no due date.
     """
 
     rest: Decimal
@@ -52,31 +52,31 @@ class OpenInvoice:
 
 
 def due_on(finalized: date, due_days: int) -> date:
-    """Return the last day an invoice may be paid on."""
+    """Return the last day to pay an invoice finalized on this day."""
     return finalized + timedelta(days=due_days)
 
 
 def require_payable(amount: Decimal, rest: Decimal, currency: str) -> None:
-    """Raise `Unprocessable` where an amount cannot be paid of the rest."""
+    """Raise `Unprocessable` if `amount` is not above 0, or more than is left to pay."""
     _require(amount, rest, currency, "is left to pay")
 
 
 def require_returnable(amount: Decimal, rest: Decimal, currency: str) -> None:
-    """Raise `Unprocessable` where so much of a payment cannot be given back."""
+    """Raise `Unprocessable` if `amount` is not above 0, or more than is left of a payment."""
     _require(amount, rest, currency, "is left of the payment")
 
 
 def require_open(amount: Decimal, credit: Decimal, currency: str) -> None:
-    """Raise `Unprocessable` where a note has not so much credit left."""
+    """Raise `Unprocessable` if `amount` is not above 0, or more than is left of a note's credit."""
     _require(amount, credit, currency, "is left of the credit note")
 
 
-# A document and its rest: credit of a note, or the rest to pay of an invoice.
+# The id of a document and its rest: the credit of a note, or the amount left to pay of an invoice.
 Left = tuple[int, Decimal]
 
 
 def spread_credit(notes: Iterable[Left], dues: Iterable[Left]) -> list[tuple[int, int, Decimal]]:
-    """Apply credit to what is due, each in its order: note, invoice, and how much."""
+    """Apply the credit of notes to due invoices in order; return (note id, invoice id, amount) parts."""
     found = list[tuple[int, int, Decimal]]()
     waiting = (note for note in notes if note[1] > NOTHING)
     note_id, credit = next(waiting, (0, NOTHING))
@@ -104,7 +104,7 @@ def _require(amount: Decimal, rest: Decimal, currency: str, left: str) -> None:
 
 
 def purchase_price(owner: Mapping[str, Any]) -> Decimal | None:
-    """Return an organization's price of a credit: of automatic purchases, else of debt; None for none."""
+    """Return an organization's price of a credit: of automatic purchases, else of debt; None if unset."""
     terms = owner["auto_top_up"]
     price = terms["unit_cost"] if terms else owner["credit_unit_cost"]
     return None if price is None else Decimal(str(price))

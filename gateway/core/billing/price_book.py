@@ -1,8 +1,8 @@
-"""Which price a call has: by provider, model, currency and time, of all that were ever set.
+"""The price of a call: by provider, model, currency and time, chosen among all prices ever set.
 
-A price is never changed: one with a later `effective_from` takes its place. What the operator set stands
-above the bundled list, whatever it matches; then an exact name above the longest prefix; then the
-provider; then the newest that is not after the time. Names are compared `folded`. Pure.
+A price is never changed: one with a later `effective_from` replaces it. Prices of the operator come before
+the bundled list. Then an exact name comes before the longest prefix, then the provider decides, then the
+newest price by the time of the call. Names are compared `folded`. Pure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gateway.core.billing.service_tiers import PLACES, at_tier, lacks_tier, plac
 from gateway.core.billing.vector import SAME, ExchangeRate, Factor, ModelPrice, Vector
 from gateway.core.times import ms_of
 
-# A price as whole numbers, for each kind of tokens: as gateways carry it, and costs are counted by it. Pure.
+# A price as whole numbers for each kind of tokens, as gateways use it to compute costs. Pure.
 #
 # Money is counted in nano-units of a currency (a billionth). A price is whole nano-units a million tokens.
 
@@ -43,26 +43,26 @@ PARTS_OF: Final = {
 }
 Counts = tuple[int, ...]
 NO_COUNTS: Final[Counts] = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-# What a kind without a price of its own costs: what this kind costs.
+# The kind whose price applies to a kind without one.
 FALLBACK: Final[Mapping[str, str]] = {
     "cache_read": "input", "cache_write": "input", "cache_write_1h": "cache_write",
     "audio_input": "input", "image_input": "input",
     "reasoning": "output", "audio_output": "output", "image_output": "output",
 }  # fmt: skip
-# Kinds that cost many times what text does: a price that names none of them says nothing of them.
+# Kinds that cost many times as much as text: their price is unknown if it is not named.
 NAMED_ALONE: Final = ("audio_input", "audio_output", "image_output")
-# Of the bundled prices, and of an organization that says none.
+# The currency of bundled prices, and of organizations by default.
 BASE_CURRENCY: Final = "USD"
-# Units beside tokens that have a price each; pictures are `images.<size>/<quality>`.
+# Units other than tokens with a price each; images are `images.<size>/<quality>`.
 UNITS: Final = ("audio_second", "video_second", "character", "page", "search", "container")
 IMAGES: Final = "images."
 AUTO: Final = "auto"
-# Tools whose uses are such units, where a price does not name the tool itself.
+# Tools whose uses are priced as units if a price does not name the tool.
 TOOLS_OF_UNITS: Final[Mapping[str, tuple[str, ...]]] = {
     "search": ("web_search", "web_search_preview", "file_search"),
     "container": ("code_interpreter", "code_execution"),
 }
-# A price of searches is of each query, or of a whole answer that searched at all.
+# Searches are priced per query, or per answer with any number of queries.
 SEARCH: Final = "web_search"
 SEARCH_PROMPT: Final = "web_search_prompt"
 NANO_DIGITS: Final = 9
@@ -72,7 +72,7 @@ _NONE: Final[Mapping[str, Any]] = {}
 
 
 def filled(own: Mapping[str, int | None], last: int = 0) -> tuple[int, ...]:
-    """Return a price, or a weight, for each kind: its own, else that of its fallback, else the `last`."""
+    """Return a price or weight for each kind: its own, else that of its fallback kind, else `last`."""
 
     def one(kind: str) -> int:
         found = own.get(kind)
@@ -89,16 +89,16 @@ _CAPITALS: Final = {ord(capital): ord(capital) + 32 for capital in "ABCDEFGHIJKL
 
 
 def folded(name: str) -> str:
-    """Return a name as names are compared: A to Z as a to z, all else as it is.
+    """Return a name in the form in which names are compared: A to Z in lower case, all else unchanged.
 
-    The database says the same as `lower(name COLLATE "C")`. Beyond ASCII, capitals are matched otherwise by
-    every language and library.
+    It equals `lower(name COLLATE "C")` in PostgreSQL. Beyond ASCII, every language and library folds case
+    differently.
     """
     return name.lower() if name.isascii() else name.translate(_CAPITALS)
 
 
 def read_price(row: Mapping[str, Any]) -> ModelPrice:
-    """Read a row of the table, or of the bundled list; its money is exact decimals, or their strings."""
+    """Return the price in a row of the table or of the bundled list. Money is decimals or their strings."""
     return ModelPrice(
         folded(str(row["model"])),
         row["match"] == PREFIX,
@@ -112,10 +112,10 @@ def read_price(row: Mapping[str, Any]) -> ModelPrice:
 def choose(
     prices: Iterable[ModelPrice], model: str, currency: str, at_ms: int, provider: str = ""
 ) -> ModelPrice | None:
-    """Return the price in force of a model at a time, None where there is none.
+    """Return the price of a model in force at a time (Unix ms), or None.
 
-    Where a provider is named, its own prices and those of any provider count; only where there are none,
-    the model's are found as if nobody were named.
+    If a provider is named, only its prices and those of any provider count. If there are none, the provider
+    is ignored.
     """
     name = folded(model)
     matching = [price for price in prices if price.vector.currency == currency and _matches(price, name)]
@@ -124,9 +124,10 @@ def choose(
 
 
 class PriceBook:
-    """Prices as a gateway looks them up, remembered for up to `models_max` models of a currency.
+    """A gateway's prices, with a cache for up to `models_max` pairs of model and currency.
 
-    A model without a price in a currency has that of another currency, by the exchange rate in force.
+    A model without a price in a currency has its price in another currency, converted by the exchange rate in
+    force.
     """
 
     __slots__ = ("_exact", "_found", "_lengths", "_models_max", "_prefixes", "_rates")
@@ -138,20 +139,20 @@ class PriceBook:
         *,
         models_max: int = MODELS_REMEMBERED_MAX,
     ) -> None:
-        # By name, each with its place among all: the lesser counts.
+        # By name, each with its rank: the lower one counts.
         self._exact: dict[str, list[tuple[int, ModelPrice]]] = {}
         self._prefixes: dict[str, list[tuple[int, ModelPrice]]] = {}
         for place in enumerate(sorted(prices, key=rank)):
             into = self._prefixes if place[1].is_prefix else self._exact
             into.setdefault(place[1].model, []).append(place)
         self._lengths = sorted({len(prefix) for prefix in self._prefixes})
-        # By model, currency and seller, since when and what, the one that counts most first.
+        # By model, currency and seller: (since, price), the preferred first.
         self._found: dict[tuple[str, str, Seller | None], list[tuple[int, Vector]]] = {}
         self._models_max = models_max
         self._rates = sorted(rates, key=_rate_rank)
 
     def vector(self, model: str, currency: str, at_ms: float, seller: Seller | None = None) -> Vector | None:
-        """Return the price in force of a model at a time, by its seller's list first; None without one."""
+        """Return a model's price in force at a time (Unix ms), by its seller's list first; None if unset."""
         found = self._found.get((model, currency, seller))
         if found is None:
             found = self._look(model, currency, seller)
@@ -161,12 +162,12 @@ class PriceBook:
         return None
 
     def base_rate(self, currency: str, at_ms: float) -> str | None:
-        """Return a currency's rate to a unit of the base at a time, as written; None if unknown."""
+        """Return the rate from the base currency at a time (Unix ms), a decimal string; None if unknown."""
         fitting = (one for one in self._rates if (one.currency, one.base) == (currency, BASE_CURRENCY))
         return next((one.rate for one in fitting if one.effective_ms <= at_ms), None)
 
     def _look(self, model: str, currency: str, seller: Seller | None) -> list[tuple[int, Vector]]:
-        """Return every price a model may have in a currency."""
+        """Return (since in Unix ms, price) for all prices of a model in a currency, the preferred first."""
         name = folded(model)
         places = list(self._exact.get(name, ()))
         for length in self._lengths:
@@ -185,7 +186,7 @@ class PriceBook:
             return [_in_place(price, in_place) for price in found]
 
         found = [(price.effective_ms, price.vector) for price in ordered(currency)]
-        # Each once by every rate that it may be converted by: its own is the first in force.
+        # Each price once by every rate that may convert it: the first in force counts.
         for base in dict.fromkeys(one.base for one in self._rates if one.currency == currency):
             dated = [one for one in self._rates if (one.currency, one.base) == (currency, base)]
             for price in ordered(base):
@@ -204,8 +205,8 @@ class PriceBook:
         return found
 
 
-# Prices in another currency, by exchange rates. A charge is what the price says times the rate, exactly, and
-# rounded once; the rate a hold goes by is rounded up, so that it is no less.
+# Prices in another currency, by exchange rates. A charge is the exact price times the rate, rounded once. For
+# holds the converted price is rounded up, so that a hold is not less than the charge.
 
 
 def read_rate(row: Mapping[str, Any]) -> ExchangeRate:
@@ -213,12 +214,12 @@ def read_rate(row: Mapping[str, Any]) -> ExchangeRate:
 
 
 def converted(vector: Vector, rate: ExchangeRate) -> Vector:
-    """Return a price in the currency of a rate of its own."""
+    """Return a price converted to the currency of `rate`."""
     return _multiplied(vector, _fraction(rate.rate), rate.currency, rate.rate)
 
 
 def _in_place(price: ModelPrice, factor: Factor) -> ModelPrice:
-    """Return the price of a model at a host that answers in one place: an operator's is what it says."""
+    """Return a bundled price times the factor of a host that serves one region; an operator's unchanged."""
     if not price.is_bundled:
         return price
     vector = price.vector
@@ -226,7 +227,7 @@ def _in_place(price: ModelPrice, factor: Factor) -> ModelPrice:
 
 
 def _multiplied(vector: Vector, factor: Factor, currency: str, rate: str) -> Vector:
-    """Return a price times a factor: rounded up for holds, and exact for charges."""
+    """Return a price times a factor: rounded up for holds, exact for charges."""
     exact, whole = vector, factor
     if vector.exact is not None:
         exact, (numerator, denominator) = vector.exact
@@ -248,14 +249,14 @@ def _multiplied(vector: Vector, factor: Factor, currency: str, rate: str) -> Vec
 
 
 def vector_in(price: ModelPrice, currency: str, rate: str) -> Vector:
-    """Return a price as a call was charged by it: converted by the rate in the call's row, empty for none."""
+    """Return the price by which a call was charged, converted by the rate in its row; empty means none."""
     if not rate:
         return price.vector
     return converted(price.vector, ExchangeRate(currency, price.vector.currency, rate, 0))
 
 
 class PriceFound(NamedTuple):
-    """The price that a model has at a time, its row, and the rate that it was converted by, if it was."""
+    """The price of a model at a time, its row, and the exchange rate if it was converted."""
 
     price: ModelPrice
     row: Mapping[str, Any]
@@ -266,7 +267,7 @@ def choose_converted(  # noqa: PLR0917  # a price is of all these
     prices: Sequence[ModelPrice], rates: Iterable[ExchangeRate], model: str, currency: str, at_ms: int,
     provider: str = "",
 ) -> tuple[ModelPrice, ExchangeRate | None] | None:  # fmt: skip
-    """Return the price that `choose` finds, or one of another currency, converted, with its rate."""
+    """Return the price that `choose` finds, or one converted from another currency with its rate."""
     found = choose(prices, model, currency, at_ms, provider)
     if found is not None:
         return found, None
@@ -281,7 +282,7 @@ def choose_converted(  # noqa: PLR0917  # a price is of all these
 
 
 def _rate_rank(rate: ExchangeRate) -> tuple[bool, str, int]:
-    """Return the order in which currencies are looked at for a price, and of one the newest first."""
+    """Return the sort key of rates: the base currency first, then by currency, newest first."""
     return rate.base != BASE_CURRENCY, rate.base, -rate.effective_ms
 
 
@@ -294,7 +295,7 @@ def _all_times(prices: Sequence[int], factor: Factor) -> tuple[int, ...]:
 
 
 def without_request(vector: Vector) -> Vector:
-    """Return a price of tokens alone."""
+    """Return the price without its fee per call."""
     if vector.exact is not None:
         vector = vector._replace(exact=(vector.exact[0]._replace(request=0), vector.exact[1]))
     if vector.tiers:
@@ -331,7 +332,7 @@ def _vector(row: Mapping[str, Any]) -> Vector:
 
 
 def lacking(prices: Sequence[int], named: Collection[str]) -> tuple[str, ...]:
-    """Return the kinds of `NAMED_ALONE` that a price does not name, though text is not free by it."""
+    """Return the kinds of `NAMED_ALONE` that a price neither names nor gives away with free text."""
     return tuple([kind for kind in NAMED_ALONE if kind not in named and prices[KINDS.index(FALLBACK[kind])]])
 
 
@@ -342,21 +343,21 @@ def _steps(
 
 
 def _table(usual: Vector, own: Mapping[str, Any], said: Mapping[str, Any]) -> Vector:
-    """Return the price of a service tier that names kinds; any other kind keeps the usual price.
+    """Return the price of a service tier with its own prices of some kinds; other kinds have the usual price.
 
-    Its context tiers are its own.
+    Context tiers are not inherited.
     """
     mine = {**own, **{kind: said[kind] for kind in KINDS if kind in said}}
     return of_tier(usual, _filled(mine), _steps(mine, said.get("context_tiers")))
 
 
 def of_tier(usual: Vector, prices: tuple[int, ...], steps: tuple[tuple[int, tuple[int, ...]], ...]) -> Vector:
-    """Return the price of a service tier with a table of its own."""
+    """Return the price of a service tier that has its own table of prices."""
     return usual._replace(prices=prices, context_tiers=steps, service_tiers=places_of(usual), tiers={})
 
 
 def _units(row: Mapping[str, Any]) -> dict[str, int]:
-    """Return nano-units a thousand by name. A picture of unstated size or quality costs as the dearest."""
+    """Return nano-units per thousand by unit. Images of unknown size or quality cost as the dearest."""
     found = {name: _nano(row[name]) * USES_A_PRICE for name in UNITS if row.get(name) is not None}
     for name, price in (row.get("images") or {}).items():
         nano = _nano(price) * USES_A_PRICE
@@ -383,7 +384,7 @@ def _fraction(factor: Decimal | str) -> tuple[int, int]:
 
 
 def dearest(vectors: Sequence[Vector]) -> Vector:
-    """Return the dearest price of each kind: any of the caller's models may answer."""
+    """Return the highest price of each kind among `vectors`: any of the models may answer."""
     first, *others = vectors
     if not others:
         return first
@@ -394,23 +395,23 @@ def dearest(vectors: Sequence[Vector]) -> Vector:
 #
 # Everything is an exact integer up to the one rounding of a call, half up. Pure.
 
-# Places of kinds in counts and prices.
+# Positions of kinds in counts and prices.
 _WRITES: Final = KINDS.index("output")
 _SEEN: Final = KINDS.index("image_input")
 _DRAWN: Final = KINDS.index("image_output")
 _HEARD: Final = KINDS.index("audio_input")
-# Seconds of sound, and a recording whose seconds nobody knows.
+# Seconds of sound, and a recording of unknown length.
 SOUND: Final = ("audio_second", "audio_file")
-TIER: Final = "service_tier."  # in front of one that has no price
-# Uses that providers count and take nothing for, beside the tokens. The last two are run by clients.
+TIER: Final = "service_tier."  # the prefix of a tier without a price
+# Tools whose uses providers count without a price, besides tokens. Clients run the last two.
 FREE_TOOLS: Final = frozenset({"web_fetch", "tool_search", "mcp", "local_shell", "apply_patch"})
 
 
 class CostLine(NamedTuple):
     """One part of a call's cost, exact: `amount` is `quantity` × `unit_price` / `per`.
 
-    `kind` is one of `KINDS`, `request`, a unit, or `tools.` and a tool's name; the price has its service tier
-    in it.
+    `kind` is one of `KINDS`, `request`, a unit, or `tools.` with a tool's name. The price includes the
+    service tier.
     """
 
     kind: str
@@ -424,7 +425,7 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
     """Return the cost of a call in nano-units, rounded half up once.
 
     `counts` are tokens by `KINDS`, `tools` uses by name, `tier` is the service tier that answered. A tier or
-    a tool that the price does not name costs nothing more.
+    tool that the price does not name adds nothing.
     """
     tier_factor = SAME
     if tier and (vector.tiers or vector.service_tiers):
@@ -457,7 +458,7 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
 def lines(
     vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = _NONE, tier: str = ""
 ) -> list[CostLine]:
-    """Return the parts of a call's cost, a line for each kind used; the rounded sum (half up) is the cost."""
+    """Return the parts of a call's cost, one for each kind used. Their sum, rounded half up, is the cost."""
     vector, (numerator, denominator) = at_tier(vector, tier)
     rate = SAME
     if vector.exact is not None:
@@ -485,14 +486,14 @@ def lines(
 
 
 def uses_price(vector: Vector, name: str, uses: int) -> int:
-    """Return a thousand times the cost of uses of a tool, or of units; 0 where the price has neither."""
+    """Return a thousand times the cost of uses of a tool or unit, in nano-units; 0 if it has no price."""
     name, uses = _billed_uses(vector, name, uses)
     price = vector.tools.get(name)
     return uses * (vector.units.get(name, 0) if price is None else price)
 
 
 def _billed_uses(vector: Vector, name: str, uses: int) -> tuple[str, int]:
-    """Return the name and number by which a price bills uses: all queries of one prompt may count once."""
+    """Return the billed name and number of uses: all searches of one prompt may count as one."""
     if name == SEARCH and SEARCH not in vector.tools and SEARCH_PROMPT in vector.tools:
         return SEARCH_PROMPT, min(uses, 1)
     return name, uses
@@ -501,9 +502,10 @@ def _billed_uses(vector: Vector, name: str, uses: int) -> tuple[str, int]:
 def unpriced(
     vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None = None, tier: str = ""
 ) -> list[str]:
-    """Return the tools, units, kinds of tokens and the service tier that the price does not name.
+    """Return the tools, units, kinds of tokens and service tier that the price does not name.
 
-    Pictures may be paid by their tokens, and so may sound, where any were counted: None is before that.
+    Images and sound may be paid by their tokens instead, if any were counted; `counts` of None means not
+    counted yet.
     """
     found = [] if counts is None else [kind for kind in vector.lacks if counts[KINDS.index(kind)] > 0]
     if lacks_tier(vector, tier):
@@ -512,7 +514,7 @@ def unpriced(
 
 
 def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None) -> list[str]:
-    # A price of pictures names tokens of some, made or read.
+    # A price may charge images by their tokens, of output or of input.
     paid, lacks = vector.prices, vector.lacks
     drawn = paid[_DRAWN] > 0 and (counts is None or counts[_WRITES] > 0 or counts[_DRAWN] > 0)
     drawn = drawn and ("image_output" not in lacks or paid[_SEEN] != paid[_INPUT])
@@ -534,7 +536,7 @@ def pictures_by_tokens(vector: Vector, units: Mapping[str, int]) -> bool:
 
 
 def prices_at(vector: Vector, read: int) -> tuple[int, ...]:
-    """Return the prices of a call that has read so many tokens."""
+    """Return prices by `KINDS` for a call with `read` input tokens, by its context tiers."""
     prices = vector.prices
     for above, dearer in vector.context_tiers:
         if read > above:
@@ -543,12 +545,12 @@ def prices_at(vector: Vector, read: int) -> tuple[int, ...]:
 
 
 def money(nano: int) -> Decimal:
-    """Return nano-units as an amount of the currency."""
+    """Return nano-units as a decimal amount of the currency."""
     return EXACT.scaleb(Decimal(nano), -NANO_DIGITS)
 
 
 def apart(overlapping: Sequence[int]) -> Counts:
-    """Return counts without overlap. What parts have beyond their whole is theirs all the same."""
+    """Return counts without overlap: parts are subtracted from their whole, which is at least 0."""
     counts = tuple(overlapping)
     assert len(counts) == len(KINDS)
     if not (counts[5] or counts[6] or counts[7] or counts[8] or counts[9]):
@@ -570,7 +572,7 @@ def _line(kind: str, quantity: int, nano: int, per: int, factor: Factor) -> Cost
     return CostLine(kind, quantity, unit_price, per, amount)
 
 
-# What a call costs before it is over: by the tokens seen of it, and at most by all it could use. Pure.
+# The cost of a running call: by its tokens so far, and at most by all that it may use. Pure.
 
 _INPUT: Final = KINDS.index("input")
 _OUTPUT: Final = KINDS.index("output")
@@ -585,10 +587,10 @@ PRICES_MAX: Final = 4_096
 
 @dataclass(slots=True)
 class TokenRate:
-    """What a call under way costs by the tokens seen of it: `fixed`, and the first `read` were its input.
+    """The cost of a running call by its tokens so far: `fixed`, and prices of input and output.
 
-    Prices are nano-units a million tokens, `fixed` nano-units. What they come to, times `factor`, are
-    nano-credits; or units of money, where those are charged (`in_money`) and no credits.
+    The first `read` tokens are input. Prices are nano-units per million tokens, `fixed` is nano-units. The
+    result times `factor` is nano-credits; with `in_money` it is units of money, and no credits are charged.
     """
 
     read: int
@@ -599,28 +601,28 @@ class TokenRate:
     in_money: bool = False
 
     def nano(self, tokens: int) -> int:
-        """Return the cost of so many tokens, rounded up: no less than the charge for them."""
+        """Return the cost of the first `tokens` of a call, rounded up: at least their charge."""
         read = min(tokens, self.read)
         return -(-self.cost(read, tokens - read) * self.factor[0] // self.factor[1])
 
     def cost(self, read: int, written: int) -> int:
-        """Return the cost of tokens read and written in nano-units, without the factor, rounded up."""
+        """Return the cost of tokens read and written in nano-units, without `factor`, rounded up."""
         return self.fixed - -(read * self.input + written * self.output) // TOKENS_A_PRICE
 
     def credits(self, tokens: int) -> int:
-        """Return the whole credits of `tokens`, rounded up, never more than are counted exactly."""
+        """Return the whole credits for `tokens`, rounded up, at most `ENDLESS`."""
         return 0 if self.in_money else min(whole_credits(self.nano(tokens))[0], ENDLESS)
 
     def seen(self, tokens: int) -> int:
-        """Return the charge of a call with no more seen: credits, or units."""
+        """Return the charge for `tokens` of a running call: in credits, or in units of money."""
         return min(self.nano(tokens), ENDLESS) if self.in_money else self.credits(tokens)
 
     def covered(self, credits_: int) -> int:
-        """Return the most tokens so many credits pay; more than any call has where they cost nothing."""
+        """Return the most tokens that these credits pay for; `ENDLESS` if tokens cost no credits."""
         return ENDLESS if self.in_money else self.paid(credits_ * NANO * self.factor[1] // self.factor[0])
 
     def paid(self, nano: int) -> int:
-        """Return the most tokens so many nano-units pay, the factor apart."""
+        """Return the most tokens that `nano` nano-units pay for, without `factor`."""
         there = (nano - self.fixed) * TOKENS_A_PRICE
         left = there - self.read * self.input
         if left < 0:
@@ -630,9 +632,10 @@ class TokenRate:
 
 @dataclass(slots=True)
 class PriceQualifiers:
-    """What of a call says which prices it may have: whether it may write to a cache, and to one that lasts
-    an hour, has more than text in it, may be answered with sound; the tiers it may be served at, None for
-    any; uses of tools by name.
+    """Properties of a call that select prices it may have.
+
+    It may write to a cache (`long_caches`: for an hour), contain more than text (`blobs`), be answered with
+    sound, and be served at `tiers` (None: any). `tools` are uses by name.
     """
 
     caches: bool = True
@@ -674,7 +677,7 @@ class HighestRates:
 
 
 def usual_rate(vectors: Sequence[Vector], read: int, factor: Factor = SAME, *, in_money: bool) -> TokenRate:
-    """Return the rate for the tokens of a call that reads `read` tokens, none of them from a cache."""
+    """Return the rate of a call with `read` input tokens, none of them from a cache."""
     prices = [prices_at(one, read) for one in vectors]
     return TokenRate(
         read, max([each[_INPUT] for each in prices]), max([each[_OUTPUT] for each in prices]),
@@ -685,7 +688,7 @@ def usual_rate(vectors: Sequence[Vector], read: int, factor: Factor = SAME, *, i
 def dearest_rate(
     vectors: Sequence[Vector], read: int, asks: PriceQualifiers, factor: Factor = SAME, *, in_money: bool
 ) -> TokenRate:
-    """Return the most a call could cost by its tokens: of all prices it may have, the dearest."""
+    """Return the highest rate that a call could have, over all prices, tiers and kinds that it may use."""
     input_ = output = fixed = 0
     for one in _tables(vectors, asks.tiers):
         dearest = highest_rates(one, read)
@@ -710,7 +713,7 @@ def dearest_rate(
 
 
 def _tables(vectors: Sequence[Vector], tiers: Collection[str] | None) -> Sequence[Vector]:
-    """Return these prices, each with the tables of its tiers that may answer."""
+    """Return these prices, and the tables of their service tiers that may answer."""
     if not any(one.tiers for one in vectors):
         return vectors
     tables = []
@@ -721,9 +724,9 @@ def _tables(vectors: Sequence[Vector], tiers: Collection[str] | None) -> Sequenc
 
 
 def plain_rate(vector: Vector, read: int) -> TokenRate | None:
-    """Return `dearest_rate` in money for a call that asks for no tool and reads up to `read` tokens.
+    """Return `dearest_rate` in money for a call without tools that reads up to `read` tokens.
 
-    None where caches, blobs, sound or service tiers may cost more: then `dearest_rate` has to look.
+    None if caches, blobs, sound or service tiers may cost more: then `dearest_rate` is needed.
     """
     rates = highest_rates(vector, read)
     dear = rates.dear_caches or rates.dear_blobs or rates.dear_sound
@@ -733,7 +736,7 @@ def plain_rate(vector: Vector, read: int) -> TokenRate | None:
 
 
 def highest_rates(vector: Vector, read: int) -> HighestRates:
-    """Return the dearest prices by kind of a call that reads up to so many tokens."""
+    """Return the highest prices by kind for a call that reads up to `read` tokens, from a cache."""
     known = _highest.get(id(vector))
     if known is None:
         if len(_highest) >= PRICES_MAX:
@@ -748,22 +751,22 @@ def highest_rates(vector: Vector, read: int) -> HighestRates:
 
 
 class _VectorRates:
-    """Of a price: the rates by how many of its `context_tiers` a call has passed."""
+    """The highest rates of a price by the number of `context_tiers` that a call has passed."""
 
     __slots__ = ("rates", "vector")
 
     def __init__(self, vector: Vector) -> None:
-        self.vector = vector  # which is kept by that, so no other has its id
+        self.vector = vector  # the reference keeps its id from being reused
         prices = [vector.prices, *[dearer for _, dearer in vector.context_tiers]]
         self.rates = [HighestRates(prices[: passed + 1]) for passed in range(len(prices))]
 
 
-# The last `PRICES_MAX` of them, by their ids.
+# A cache of up to `PRICES_MAX` prices, by the id of the object.
 _highest: Final[dict[int, _VectorRates]] = {}
 
 
 def _dearest_tier(vector: Vector, tiers: Collection[str] | None) -> Factor:
-    """Return the factor of the dearest tier that may answer, times that of the dearest place."""
+    """Return the highest factor of a service tier that may answer, times that of a region."""
     found = at = SAME
     for tier, (numerator, denominator) in vector.service_tiers.items():
         if tiers is not None and tier not in tiers:
@@ -777,11 +780,11 @@ def _dearest_tier(vector: Vector, tiers: Collection[str] | None) -> Factor:
 
 
 def charged(nano: int, factor: Factor) -> int:
-    """Return the charge for a cost, rounded half up."""
+    """Return a cost times a factor, rounded half up."""
     numerator, denominator = factor
     return (2 * nano * numerator + denominator) // (2 * denominator)
 
 
 def _times(nano: int, factor: Factor) -> int:
-    """Multiply and round up: a hold is no less than a charge."""
+    """Return a cost times a factor, rounded up: a hold must not be less than the charge."""
     return -(-nano * factor[0] // factor[1])

@@ -1,7 +1,7 @@
-"""The difference of two price lists, as rows that are added alone. Pure.
+"""The difference of two price lists as rows to add. Pure.
 
-A list says what each name costs at every time from `at` on. Where the other says something else, a row is
-added at that time; a second later where another row is there already, since that one cannot be changed.
+A list has a price for each name at every time from `at` on. If the stored list has another one, a row is
+added for that time; if a row of that time exists, which cannot be changed, the new one is a second later.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SAID = (*KINDS, "request", "tools", "images", *UNITS, "context_tiers", "service_
 
 @dataclass(frozen=True, slots=True)
 class PriceChange:
-    """One difference: a row to add from `at` on, or the one in force that the other list has no more.
+    """One difference: a row to add from `at` on, or (`gone`) a row in force that the new list lacks.
 
-    `before` is what is in force until then; it has no row where there is none.
+    `before` is the row in force until then; None without one.
     """
 
     kind: Literal["new", "changed", "gone"]
@@ -36,7 +36,7 @@ class PriceChange:
 
     @property
     def says(self) -> dict[str, tuple[object, object]]:
-        """The differences: before and after, by field."""
+        """The changed fields, with their values before and after."""
         before, after = self.before or {}, {} if self.kind == "gone" else self.row
         was, becomes = _said(before), _said(after)
         names = [name for name in SAID if was.get(name) != becomes.get(name)]
@@ -44,7 +44,7 @@ class PriceChange:
 
 
 def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterator[PriceChange]:
-    """Yield the rows to add to `kept` so that it matches `listed` from a time on, and rows that are gone."""
+    """Yield rows to add to `kept` so that it matches `listed` from `at` on, and the rows that are gone."""
     wanted, there = _timelines(listed), _timelines(kept)
     for name, timeline in wanted.items():
         yield from _catch_up(timeline, there.get(name, {}), at)
@@ -83,7 +83,7 @@ def _in_force(timeline: Timeline, at: datetime) -> Row | None:
 
 
 def _said(row: Row) -> dict[str, object]:
-    """Return the values of a row in one form, so that equal prices are equal however they are written."""
+    """Return the values of a row in one form, so that equal prices compare equal."""
     return {name: _exact(row[name]) for name in SAID if row.get(name) not in (None, {}, [])}
 
 

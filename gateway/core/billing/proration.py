@@ -1,10 +1,11 @@
-"""Tokens that were used ahead of the days that pay for them, where a plan ends inside a cycle. Pure.
+"""Tokens used ahead of the fees for them, when a plan ends within a cycle of tokens. Pure.
 
-A plan's tokens are given whole and its fee is paid by day. So a cycle of tokens in which a plan ended owes
-its days, or the share of the tokens that were used, whichever is more. Each token is owed once, at the lowest
-price of the plans that had it. What the plan that runs on took over is paid by its days; where it has more
-than one before it left, the tokens came back, and all days of the cycle pay for them. A plan that bills has a
-price for what is beyond it, and its days pay all within it.
+A plan grants the tokens of a cycle at its start, and its fee is charged by day. So a cycle in which a plan
+ended owes the fee of its days, or that of the share of tokens used, whichever is more. Each token is owed
+once, at the lowest price of the plans that included it. Tokens that the next plan takes over are paid by that
+plan's days. If it grants more than the plan before it had left, tokens were granted again, and all days of
+the cycle pay for them. A plan with the policy `bill` has a price for tokens beyond it, and its days pay for
+all tokens within it.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from gateway.core.times import moment_of, ms_of
 UNIT_PRICE_DIGITS = 12
 HALF_NANO = EXACT.divide(ONE_NANO, Decimal(2))
 BILL, CARRY = "bill", "carry"
-# Of debt that the plan behind has whole, or has as its own.
+# All tokens of a debt: the next plan is unlimited, or bills them itself.
 ALL = INTEGER_MAX
-# How cycles of tokens are called where windows of budgets are counted.
+# The budget interval that has the same windows as a cycle of tokens.
 WINDOWS = {"daily": "day", "weekly": "week", "monthly": "month"}
 
 
-# The place of the plan that runs on: of nobody's end.
+# The key of the current plan, which has not ended.
 _RUNS = -1
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTerms:
-    """A cycle's number of tokens (None: without limit), its start, and the policy beyond it."""
+    """A plan's tokens per cycle (None: unlimited), the policy beyond them, and the start of its cycles."""
 
     total: int | None
     policy: str
@@ -49,9 +50,9 @@ class TokenTerms:
 
 @dataclass(frozen=True, slots=True)
 class SegmentEnd:
-    """A segment that ended, with all of its subscription. `at` is the last moment it was in force.
+    """A segment that ended, with all segments of its subscription. `at` is its last moment in force.
 
-    `over`: no other one follows.
+    `over` means that no other segment follows.
     """
 
     subscription_id: int
@@ -62,18 +63,18 @@ class SegmentEnd:
 
     @property
     def last_day(self) -> date:
-        """The last UTC day on which it was in force, for a part of it at least."""
+        """The last UTC day on which it was in force, at least for a part."""
         return self.at.astimezone(UTC).date()
 
 
 @dataclass(frozen=True, slots=True)
 class PlanEnd:
-    """A tenant's plan that ended, in a cycle of tokens that `ends` (None: never) and is paid from a day on.
+    """The end of a tenant's plan within a cycle of tokens, which `ends` (None: never).
 
-    The days of the whole cycle cost `worth` by this plan, those that were had, before `until`, came to
-    `paid`. The next plan has `counted` of the tokens that were used. `begins` is the first day this is owed
-    for. `carries`: the next plan takes on the rest as debt, so it is owed once that is not carried on any
-    more; where the cycle was over before the plan went, nobody took anything on, and it is owed at once.
+    Days from `paid_from` on pay for the cycle. All of its days cost `worth` by this plan; those before
+    `until` cost `paid`. The next plan counts `counted` of the used tokens. `begins` is the first day of the
+    debt's supply. With `carries` the next plan takes over the rest as debt, so it is owed when that debt is
+    no longer carried on. If the cycle ended before the plan, nothing was taken over, and it is owed at once.
     """
 
     total: int
@@ -89,11 +90,11 @@ class PlanEnd:
 
 @dataclass(frozen=True, slots=True)
 class PlanUsage:
-    """What a tenant had used of a plan as that ended; `began` names the row of its ledger that gave tokens.
+    """A tenant's use of a plan until its end. `began` is the id of the ledger row that granted the tokens.
 
-    `regained` are the tokens of a later plan of the cycle that has more than the next one: `ALL` of one that
-    bills, which charges what is beyond it by itself. No more is owed than the `debt` that was left, of tokens
-    beyond those that were regained; None where nothing was carried on.
+    `regained` are the tokens of a later plan of the cycle that grants more than the next one; `ALL` for a
+    plan that bills, which charges tokens beyond it separately. No more is owed than the remaining `debt`, of
+    tokens beyond the regained ones; None if nothing was carried on.
     """
 
     tenant_id: int
@@ -108,18 +109,18 @@ class PlanUsage:
 
     @property
     def price(self) -> Decimal:
-        """What a token of it costs."""
+        """The price of one token of the plan."""
         return EXACT.divide(self.worth, Decimal(self.total))
 
     def worth_of(self, tokens: int) -> Decimal:
-        """Return the worth of `tokens` of this use, in whole nano-units."""
+        """Return the price of `tokens` tokens, in whole nano-units."""
         exact = EXACT.divide(EXACT.multiply(self.worth, Decimal(tokens)), Decimal(self.total))
         return exact.quantize(ONE_NANO, ROUND_HALF_UP, EXACT)
 
 
 @dataclass(frozen=True, slots=True)
 class EarlyUse:
-    """Tokens that the end of a plan owes, their amount and price; one that is paid in part counts."""
+    """Tokens owed at the end of a plan, their amount and price. A partly paid token counts as one."""
 
     tokens: int
     amount: Decimal
@@ -128,9 +129,10 @@ class EarlyUse:
 
 @dataclass(frozen=True, slots=True)
 class DebtEnd:
-    """Debt that no plan carries on from now on, in a cycle of tokens that `ends`: None, it never does.
+    """Debt of tokens that no plan carries on any more, in a cycle that `ends` (None: never).
 
-    The plan behind has `counted` more tokens than the one that carried it; `ALL`: without limit, or it bills.
+    The next plan grants `counted` more tokens than the one that carried the debt; `ALL`: it is unlimited, or
+    bills.
     """
 
     ends: datetime | None
@@ -139,7 +141,7 @@ class DebtEnd:
 
 @dataclass(frozen=True, slots=True)
 class PlanStart:
-    """A row of a tenant's ledger that begins something: a reset, or another plan. `moved` has its sign."""
+    """A row of a tenant's ledger that starts a cycle or a plan. `moved` are its tokens with their sign."""
 
     at: datetime
     is_reset: bool
@@ -148,9 +150,10 @@ class PlanStart:
 
 
 def plan_end(ended: SegmentEnd, had: TokenTerms, then: TokenTerms | None) -> PlanEnd | None:
-    """Return the facts by which an ended plan owes; None in a trial, and where use was owed elsewhere.
+    """Return the facts from which an ended plan's debt is computed.
 
-    `then` is the plan that follows, None where there is none or it counts no tokens.
+    None for a plan without tokens or in trial, and if its use is charged elsewhere. `then` is the next plan;
+    None if there is none, or it counts no tokens.
     """
     trial_end = ended.segment.terms.trial_end
     if not had.total or (trial_end is not None and ended.segment.end <= trial_end):
@@ -161,7 +164,7 @@ def plan_end(ended: SegmentEnd, had: TokenTerms, then: TokenTerms | None) -> Pla
     if ended.over or (ends is not None and ends <= midnight(ended.segment.end)):
         if had.policy == BILL:
             return None
-        # Whose clock was first, the ledger says.
+        # The ledger decides whether the cycle or the plan ended first.
         if not ended.over and then is not None and then.total is not None and then.policy == CARRY:
             counted, carries = then.total, True
     else:
@@ -176,10 +179,9 @@ def plan_end(ended: SegmentEnd, had: TokenTerms, then: TokenTerms | None) -> Pla
 
 
 def debt_end(ended: SegmentEnd | None, had: TokenTerms, then: TokenTerms | None) -> DebtEnd | None:
-    """Return the end of an earlier plan's debt with the plan that carried it; None where the next one carries
-    it on.
+    """Return the end of debt that the ended plan had carried on; None if the next plan carries it on.
 
-    `ended` is None where a person gives the tenant another plan.
+    `ended` is None if a person assigns another plan.
     """
     ends = None if ended is None else token_cycle(had, ended.segment.anchor, ended.at)[1]
     if then is None:
@@ -192,7 +194,7 @@ def debt_end(ended: SegmentEnd | None, had: TokenTerms, then: TokenTerms | None)
 
 
 def stop_of(turns: Sequence[PlanStart], ends: datetime | None) -> int:
-    """Return the index of the turn at which a plan ended, or the cycle of tokens around its end."""
+    """Return the index of the row that ended a plan, or the cycle of tokens in which it ended."""
     last = len(turns) - 1
     if ends is None:
         return last
@@ -200,16 +202,15 @@ def stop_of(turns: Sequence[PlanStart], ends: datetime | None) -> int:
 
 
 def begin_of(turns: Sequence[PlanStart], stop: int) -> int | None:
-    """Return the turn from which on tokens of the cycle were used."""
+    """Return the index of the row that began the cycle of tokens before `stop`; None if unknown."""
     begins = [at for at in range(stop) if turns[at].is_reset or (at > 0 and turns[at - 1].remaining is None)]
     return begins[-1] if begins else None
 
 
 def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, told: int = 0) -> int:
-    """Return tokens of a plan that were used in a cycle; `turns` end with the plan's end, the newest is the
-    last.
+    """Return the plan's tokens used in a cycle; `turns` end with the plan's end.
 
-    Recharged or rolled-over tokens are used before the plan's own. `told` are those that came behind it.
+    Recharged or rolled-over tokens are used first. `told` are uses that arrived after the end.
     """
     stop = stop_of(turns, ends)
     begin = begin_of(turns, stop)
@@ -221,15 +222,15 @@ def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, t
 
 
 def _left(turn: PlanStart) -> int:
-    """Return the tokens that remained just before a turn."""
+    """Return the tokens that remained just before a row."""
     return (turn.remaining or 0) - turn.moved
 
 
 def ahead(ends: Sequence[PlanUsage], fees: Callable[[date | None], Decimal], runs: Decimal) -> list[EarlyUse]:
-    """Return, for each end of a plan in a cycle, the earliest first, the use ahead of the fees paid.
+    """Return the use ahead of the fees paid for each end of a plan in a cycle, in order of time.
 
-    `fees` returns the fees up to a day (None: all of them), `runs` is the price of the cycle by the plan that
-    runs on. Days pay for the earliest use first. Of several tenants the one that used most is paid for.
+    `fees` returns the fees up to a day (None: all), `runs` is the price of the cycle by the current plan.
+    Days pay for the earliest use first. Of several tenants, the one with most use is covered by the fees.
     """
     of_tenants = defaultdict[int, dict[int, PlanUsage]](dict)
     for place, end in enumerate(ends):
@@ -248,7 +249,7 @@ def ahead(ends: Sequence[PlanUsage], fees: Callable[[date | None], Decimal], run
 
 
 class _DebtShare:
-    """Tokens that the end of a plan owes, each by the plan whose price it has; and those left of a debt."""
+    """Tokens owed at the end of a plan, by the plan whose price they have; and those left of a debt."""
 
     def __init__(self, debt: int | None) -> None:
         self.debt = debt
@@ -256,16 +257,16 @@ class _DebtShare:
 
     @property
     def worth(self) -> Decimal:
-        """What all of them come to."""
+        """The price of all these tokens."""
         return sum((end.worth_of(tokens) for end, tokens in self.tokens.items()), Decimal(0))
 
     @property
     def most(self) -> Decimal:
-        """The most that is owed of that."""
+        """The most that is owed of that price."""
         return sum((end.worth_of(tokens) for end, tokens in self.left.items()), Decimal(0))
 
     def add(self, tokens: int, by: PlanUsage, *, is_debt: bool) -> None:
-        """Add tokens at a plan's price; what came last is paid back first."""
+        """Add tokens at a plan's price. The debt covers the tokens added first."""
         self.tokens[by] += tokens
         if is_debt and self.debt is not None:
             tokens = min(tokens, self.debt)
@@ -273,7 +274,7 @@ class _DebtShare:
         self.left[by] += tokens
 
     def ahead(self, amount: Decimal, end: PlanUsage) -> EarlyUse:
-        """Return the number of tokens that the amount is of their price; half a nano-unit is no token."""
+        """Return the number of tokens that an amount pays for; half a nano-unit is no token."""
         prices = {each.price for each in self.tokens} or {end.price}
         price = prices.pop()
         if prices:
@@ -284,10 +285,10 @@ class _DebtShare:
 
 
 def _shares(ends: Mapping[int, PlanUsage], runs: Decimal) -> tuple[dict[int, _DebtShare], date | None]:
-    """Return each end's share of a tenant's tokens, and up to which day days pay for them: None is all days.
+    """Return each end's share of a tenant's tokens, and the day until which days pay for them (None: all).
 
-    A token is the last end's that had it, at the lowest price of the plans that had. Tokens given again
-    within the cycle are others.
+    A token belongs to the last ended plan that included it, at the lowest price of all that did. Tokens
+    granted again within the cycle are other tokens.
     """
     shares, until = {place: _DebtShare(end.debt) for place, end in ends.items()}, None
     given = defaultdict[object, dict[int, PlanUsage]](dict)
@@ -295,7 +296,7 @@ def _shares(ends: Mapping[int, PlanUsage], runs: Decimal) -> tuple[dict[int, _De
         given[end.began][place] = end
     for group in given.values():
         last, most = group[max(group)], max(end.used for end in group.values())
-        # What the plan that runs on has, and what the one before it had: it may have tokens again.
+        # The tokens of the current plan and of the one before it: the current plan may grant tokens again.
         has, before = last.counted, last.total
         if last.regained is not None:
             has, before = last.regained, last.counted
@@ -320,14 +321,15 @@ def _shares(ends: Mapping[int, PlanUsage], runs: Decimal) -> tuple[dict[int, _De
 
 
 def _rounded(price: Decimal) -> Decimal:
-    """Return a price of a token; of an endless decimal so many digits."""
+    """Return the price of a token rounded to `UNIT_PRICE_DIGITS` decimals."""
     return price.quantize(Decimal(1).scaleb(-UNIT_PRICE_DIGITS), context=EXACT)
 
 
 def token_cycle(terms: TokenTerms, anchor: date, at: datetime) -> tuple[date, datetime | None]:
-    """Return the cycle of tokens of a moment: from which day on days pay for it, and when it ends.
+    """Return the first day that pays for the cycle of tokens at `at`, and the end of the cycle.
 
-    Tokens that are given once are paid by all days since the anchor, the first day of the subscription.
+    Tokens granted once are paid by all days since the anchor, the first day of the subscription, and have no
+    end.
     """
     window = WINDOWS.get(terms.interval)
     if window is None:
@@ -337,25 +339,28 @@ def token_cycle(terms: TokenTerms, anchor: date, at: datetime) -> tuple[date, da
 
 
 def days_of(segment: PlanSegment, paid_from: date, ends: datetime | None, day: date) -> tuple[date, date]:
-    """Return the days of a cycle of tokens; those that are given once are worth the fee of a day's cycle."""
+    """Return first and last (exclusive) day of a cycle of tokens.
+
+    Without an end, return those of the fee's cycle that contains `day`.
+    """
     if ends is None:
         return cycle_of(segment.anchor, segment.interval, day)
     return paid_from, ends.astimezone(UTC).date()
 
 
 def fees_of(segments: Iterable[PlanSegment], since: date, until: date) -> Decimal:
-    """Return the fees of the days of segments, less discounts."""
+    """Return the fees less discounts of the days from `since` to `until` (exclusive)."""
     return sum((fee.amount for each in segments for fee in day_fees(each, since, until)), Decimal(0))
 
 
-# What a cycle of tokens was sold with: whatever a plan says later applies from the next one on. Pure.
+# The terms of a cycle of tokens: later changes of its plan apply from the next cycle on. Pure.
 
 _ALWAYS = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class PlanVersion:
-    """What a plan said from a moment on."""
+    """The terms of a plan from a moment on."""
 
     since: datetime
     terms: TokenTerms
@@ -364,12 +369,11 @@ class PlanVersion:
 def sold_with(
     said: Sequence[PlanVersion], given: PlanVersion | None, renewed: datetime | None, at: datetime
 ) -> TokenTerms:
-    """Return the terms of the cycle that ran at a moment; `said` is what the plan says since when, the oldest
-    first.
+    """Return the terms of the token cycle that was current at `at`, from the plan's versions, oldest first.
 
-    They are those of the cycle's beginning: by the calendar, by a reset a person asked for (`renewed`), or as
-    the tenant got the plan (`given`), whichever was last. Terms set within the cycle are left aside, and so
-    is a cycle it would have had: the one that ran is of the terms before.
+    They are the terms at the begin of the cycle: by the calendar, by a reset that a person requested
+    (`renewed`), or by the plan's assignment (`given`), whichever was last. Versions from within the cycle are
+    ignored.
     """
     place = max((place for place, each in enumerate(said) if each.since <= at), default=0)
     while True:
@@ -383,7 +387,7 @@ def sold_with(
 
 
 def _begin_of(terms: TokenTerms, at: datetime) -> datetime:
-    """Return when a cycle began by the calendar; tokens that are given once have one that always was."""
+    """Return the begin of a cycle by the calendar; for tokens granted once, the earliest time."""
     window = WINDOWS.get(terms.interval)
     if window is None:
         return _ALWAYS

@@ -1,6 +1,6 @@
-"""What a provider itself says that a call cost, beside what the price book says. Pure.
+"""The cost of a call by its provider's report, besides that by the price book. Pure.
 
-It is in the report of use: of OpenRouter `cost`, of Perplexity `cost.total_cost`, of xAI `cost_in_usd_ticks`.
+It is in the report of usage: `cost` (OpenRouter), `cost.total_cost` (Perplexity), `cost_in_usd_ticks` (xAI).
 All of them bill in dollars.
 """
 
@@ -16,11 +16,11 @@ from gateway.core.billing.price_book import BASE_CURRENCY, charged
 from gateway.core.billing.vector import Vector
 
 BOOK, REPORTED = COSTS = ("book", "reported")
-# More than this is no cost of one call.
+# A reported cost above this is ignored.
 COST_DOLLARS_MAX: Final = 100_000
-# By more than this share of the larger one, two costs of a call are apart.
+# Two costs of a call differ if it is by more than this share of the larger one.
 SHARE_APART: Final = (1, 10)
-_TICKS: Final = Decimal(10**10)  # of xAI's, a dollar
+_TICKS: Final = Decimal(10**10)  # xAI's ticks in a dollar
 _SMALLEST: Final = Decimal(1).scaleb(-9)
 _NAMED: Final = b'"cost'
 
@@ -35,7 +35,7 @@ class _CostDetails(msgspec.Struct):
 
 
 class _Report(msgspec.Struct):
-    """The documented fields. With a key of one's own (`is_byok`) the rest is billed by another provider."""
+    """The documented fields. With the caller's own key (`is_byok`) another provider bills the rest."""
 
     cost: Decimal | _Total | None = None
     is_byok: bool | None = None
@@ -47,9 +47,9 @@ _read = msgspec.json.Decoder(_Report).decode
 
 
 class ReportedCost(NamedTuple):
-    """What a provider says that a call cost, in nano-dollars; it `decides` where its upstream is billed so.
+    """The cost of a call by its provider, in nano-dollars. With `decides` it replaces the price book's.
 
-    `currency` is that of who pays, and `rate` how much of it a dollar was. Without a rate it is dollars.
+    `rate` is the price of a dollar in `currency`, the organization's. Without a rate the currency is dollars.
     """
 
     nano: int
@@ -58,7 +58,7 @@ class ReportedCost(NamedTuple):
     decides: bool = False
 
     def in_currency_of(self, price: Vector | None) -> int | None:
-        """Return the cost in the currency of a price, its own where there is none; None if no rate says."""
+        """Return the cost in nano-units of a price's currency, else of its own; None without a rate."""
         currency = self.currency if price is None else price.currency
         if currency == BASE_CURRENCY:
             return self.nano
@@ -68,7 +68,7 @@ class ReportedCost(NamedTuple):
 
 
 def read_cost(report: bytes) -> int | None:
-    """Return the cost in a report of use in nano-dollars; None where there is none, or no sane one."""
+    """Return the cost in a usage report in nano-dollars; None if it has none, or an absurd one."""
     if _NAMED not in report:
         return None
     try:
@@ -92,7 +92,7 @@ def read_cost(report: bytes) -> int | None:
 
 
 def are_apart(one: int, other: int) -> bool:
-    """Return whether two costs of a call differ by more than the share."""
+    """Return whether two costs of a call differ by more than `SHARE_APART` of the larger one."""
     numerator, denominator = SHARE_APART
     return abs(one - other) * denominator > max(one, other) * numerator
 

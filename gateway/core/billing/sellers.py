@@ -1,6 +1,6 @@
-"""Who sells a model: the list of prices that an upstream bills by, a factor, and the order of prices. Pure.
+"""Sellers of models: the price list by which an upstream bills, a factor, and the order of prices. Pure.
 
-A name says who made a model, and not who answers: one model has another price at each seller.
+A name tells the maker of a model, and not who answers: a model has another price at each seller.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 
 from gateway.core.billing.vector import SAME, Factor, ModelPrice
 
-# Whose models are known by their names alone, in the order in which a name is looked for.
+# Makers whose models are known by name alone, in the order of preference.
 MAKERS: Final = (
     "anthropic", "cohere", "deepseek", "google", "meta", "minimax", "mistral", "moonshotai", "openai",
     "perplexity", "voyageai", "x-ai", "zai", "zhipuai",
 )  # fmt: skip
 _MAKER_ORDER: Final = {maker: order for order, maker in enumerate(("", *MAKERS))}
-# Sellers by how their hosts end.
+# Sellers by the end of their hosts.
 _HOSTS: Final = {
     "anthropic.com": "anthropic", "openai.com": "openai", "generativelanguage.googleapis.com": "google",
     "aiplatform.googleapis.com": "google-vertex", "aiplatform.us.rep.googleapis.com": "google-vertex",
@@ -33,12 +33,12 @@ _HOSTS: Final = {
     "databricks.com": "databricks", "cloudflare.com": "cloudflare",
 }  # fmt: skip
 _FAMILIES: Final = {"bedrock": "aws"}
-# Hosts that answer in one place, where newer models cost a tenth more.
+# Hosts that serve one region, where newer models cost a tenth more.
 _IN_PLACE: Final = re.compile(
     r"[a-z]{2}\.api\.openai\.com|[a-z0-9-]+-aiplatform\.googleapis\.com|aiplatform\.[a-z]+\.rep\.googleapis\.com"
 )
 _TENTH_MORE: Final = (11, 10)
-# By how names begin, the longest first, since which version; OpenAI says models since 5 March 2026.
+# First version with a surcharge, by prefix of names, longest first; OpenAI: models since 5 March 2026.
 # developers.openai.com/api/docs/guides/data-residency,
 # docs.claude.com/en/docs/build-with-claude/claude-on-vertex-ai,
 # cloud.google.com/gemini-enterprise-agent-platform/generative-ai/pricing
@@ -47,9 +47,9 @@ _VERSION: Final = re.compile(r"(\d)(?:[-.](\d{1,2})(?!\d))?")
 
 
 class Seller(NamedTuple):
-    """Whose list an upstream bills by, empty for nobody's, and how many times what that says.
+    """The seller whose price list an upstream uses (empty: none), and a factor on its prices.
 
-    `in_place`: its host answers in one place, so newer models have a dearer bundled price.
+    `in_place`: its host serves one region, so newer models have a higher bundled price.
     """
 
     name: str
@@ -58,9 +58,9 @@ class Seller(NamedTuple):
 
 
 def seller_of(prices: str, factor: str, family: str, base_url: str) -> Seller | None:
-    """Return the seller that an upstream states, else that of its family or its host; None for nobody.
+    """Return the stated seller of an upstream, else that of its family or host; None if there is none.
 
-    A stated factor is all that a place costs more.
+    A stated factor replaces the surcharge of a region.
     """
     host = (urlsplit(base_url).hostname or "").lower()
     name = prices or _FAMILIES.get(family, "") or _of_host(host)
@@ -70,7 +70,7 @@ def seller_of(prices: str, factor: str, family: str, base_url: str) -> Seller | 
 
 
 def place_factor(seller: Seller, model: str) -> Factor:
-    """Return the factor from a model's bundled price to the price at a seller's host."""
+    """Return the factor from a model's bundled price to that of a seller's host."""
     if seller.in_place:
         for begins, since in _DEARER_SINCE.items():
             if model.startswith(begins):
@@ -89,14 +89,14 @@ def _of_host(host: str) -> str:
 
 
 def is_known_by_name(price: ModelPrice) -> bool:
-    """Return whether a price counts where no provider is asked for."""
+    """Return whether a price counts if no provider is named."""
     return not price.is_bundled or price.provider in _MAKER_ORDER
 
 
 def order_prices(ranked: Sequence[ModelPrice], provider: str) -> list[ModelPrice]:
-    """Return the prices of one model, `ranked` by `rank`, as they count: those of the `provider` first.
+    """Return a model's prices, sorted by `rank`, in the order of preference: those of `provider` first.
 
-    Of two makers in the bundled list that sell under one name, the dearer counts.
+    If two makers in the bundled list use the same name, the higher price comes first.
     """
     first = {"", provider} if provider else set()
     own = [price for price in ranked if price.provider in first]
@@ -111,7 +111,7 @@ def order_prices(ranked: Sequence[ModelPrice], provider: str) -> list[ModelPrice
 
 
 def rank(price: ModelPrice) -> tuple[object, ...]:
-    """Return the place of a price among those of its model: the least counts, of a provider the newest."""
+    """Return the sort key of a price among those of its model: the least is preferred; newer is less."""
     return (
         price.is_bundled,
         price.is_prefix,

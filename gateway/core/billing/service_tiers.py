@@ -1,4 +1,4 @@
-"""Which price a service tier has: a table or a factor, times that of a place of inference. Pure."""
+"""Prices of service tiers: a table or a factor, times the factor of a region of inference. Pure."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from typing import Final
 
 from gateway.core.billing.vector import SAME, Factor, Vector
 
-# Service tiers by which a call costs what its price says; all others have a price, or are unpriced.
+# Service tiers with the usual price; all others need a price of their own, or are unpriced.
 USUAL_TIERS: Final = frozenset({
     "", "auto", "default", "global", "on_demand", "standard", "standard_only",
     "unspecified", "service_tier_unspecified", "traffic_type_unspecified",
 })  # fmt: skip
-# Places of inference among them, which multiply another tier: `fast/us`.
+# Tiers that are regions of inference. Their factor is applied to another tier too: `fast/us`.
 PLACES: Final = frozenset({"us"})
 OF_PLACE: Final = "/"
 
 
 def tier_at(name: str, place: str) -> str:
-    """Return a tier at a place of inference, where either may be empty."""
+    """Return the combined name of a tier and a region of inference; either may be empty."""
     return f"{name}{OF_PLACE}{place}" if name and place else name or place
 
 
 def place_of(tier: str) -> str:
-    """Return the place of inference that a tier names, empty for none."""
+    """Return the region of inference in a tier's name; empty for none."""
     place = tier.rpartition(OF_PLACE)[2]
     return place if place in PLACES else ""
 
 
 def places_of(vector: Vector) -> dict[str, Factor]:
-    """Return the factors of a price's places of inference."""
+    """Return the factors of a price by region of inference."""
     return {name: factor for name, factor in vector.service_tiers.items() if name in PLACES}
 
 
 def at_tier(vector: Vector, tier: str) -> tuple[Vector, Factor]:
-    """Return the price of a service tier, and a factor of tokens and of the call."""
+    """Return the price of a service tier, and a factor on the cost of tokens and of the call."""
     name, _, place = tier.partition(OF_PLACE)
     vector = vector.tiers.get(name, vector)
     numerator, denominator = vector.service_tiers.get(name, SAME)
@@ -44,7 +44,7 @@ def at_tier(vector: Vector, tier: str) -> tuple[Vector, Factor]:
 
 
 def lacks_tier(vector: Vector, tier: str) -> bool:
-    """Return whether a service tier has prices of its own that this price does not name."""
+    """Return whether a service tier has other prices than usual, which this price does not include."""
     if tier in USUAL_TIERS or tier in vector.service_tiers or tier in vector.tiers:
         return False
     name, at, place = tier.partition(OF_PLACE)

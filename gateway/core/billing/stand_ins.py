@@ -1,7 +1,7 @@
-"""Models that have the price of another one, where they have none: as people configure it. Pure.
+"""Stand-ins: configured models whose price applies to models without one. Pure.
 
-Written as `pattern=model, pattern=model`: a pattern is a name, or the beginning of one before a `*`. Names
-are compared without regard to case, as prices are; a whole name counts first, then the longest beginning.
+Written as `pattern=model, pattern=model`: a pattern is a name, or a beginning before `*`. Case is ignored, as
+for prices. A whole name counts first, then the longest beginning.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WANTED: Final = (
 
 
 class StandIns:
-    """The models whose prices others have that have none."""
+    """The stand-ins by name and by prefix."""
 
     __slots__ = ("_exact", "_prefixes")
 
@@ -27,7 +27,7 @@ class StandIns:
         self._prefixes = sorted(prefixes, key=lambda pair: -len(pair[0]))
 
     def of(self, model: str) -> str:
-        """Return the model that stands in for one; empty where none does."""
+        """Return the stand-in for a model; empty if there is none."""
         if not self._exact and not self._prefixes:
             return ""
         name = folded(model)
@@ -41,7 +41,7 @@ NO_STAND_INS: Final = StandIns({})
 
 
 def read_stand_ins(text: str) -> StandIns:
-    """Read what is configured; ValueError says what is wrong with it."""
+    """Return the configured stand-ins. Raise ValueError, with the fault, if the text is wrong."""
     pairs: dict[str, str] = {}
     for part in text.split(",") if text.strip() else ():
         name, equals, other = (each.strip() for each in part.partition("="))

@@ -1,7 +1,7 @@
-"""A subscription through time: cycles from its anchor day, segments of the plan in force and its cost.
+"""A subscription through time: cycles from its anchor day, and segments with the plan in force and its cost.
 
-Days are UTC days and spans are half-open: a subscription that starts on the 1st and ends on the
-16th was in force for 15 days. Pure: today is an argument.
+Days are UTC days and spans are half-open: a subscription that starts on the 1st and ends on the 16th was in
+force for 15 days. Pure: today is an argument.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MONTHS = {"monthly": 1, "quarterly": 3, "annual": 12}
 # The end of a subscription that renews until somebody ends it.
 NO_END = date.max
 ADVANCE, ARREARS = "advance", "arrears"
-# Changes of a running subscription from a day on; and that its plan costs something else.
+# Terms of a running subscription that may change from a day on; and the reason for a new price of its plan.
 TERMS = ("discount", "minimum", "negotiated_cost", "quantity")
 REPRICED = "repriced"
 
@@ -28,9 +28,9 @@ REPRICED = "repriced"
 class SegmentTerms:
     """Terms of a segment besides its plan.
 
-    `billing` says when the fee of a cycle falls due as one; None is each day once it is over. Days before
-    `trial_end` are free, days before `discount_end` cost so much less (None: all days). What a cycle
-    comes to is at least `minimum_commitment`.
+    `billing` says when the fee of a whole cycle is due; None charges each day once it is over. Days before
+    `trial_end` are free, days before `discount_end` (None: all days) have the discount. Each cycle costs at
+    least `minimum_commitment`.
     """
 
     billing: str | None = None
@@ -45,10 +45,10 @@ AGREED_NOTHING = SegmentTerms()
 
 @dataclass(frozen=True, slots=True)
 class PlanSegment:
-    """A plan in force from `start` to `end` (not included); `anchor` is where its cycles count from.
+    """A plan in force from `start` to `end` (exclusive). Its cycles count from `anchor`.
 
-    `cost` is what a whole cycle costs, `quantity` times what one of it does: by the plan's price, or as
-    `negotiated`. `id` is 0 until it is stored.
+    `cost` is the price of a whole cycle: `quantity` times the plan's price, or the price `negotiated`. `id`
+    is 0 until it is stored.
     """
 
     plan_id: int
@@ -64,29 +64,29 @@ class PlanSegment:
 
     @property
     def unit_cost(self) -> Decimal:
-        """What a whole cycle of one costs."""
+        """The price of a whole cycle for a quantity of one."""
         return EXACT.divide(self.cost, Decimal(self.quantity))
 
     def is_free(self, day: date) -> bool:
-        """Return whether the day is one of its trial."""
+        """Return whether the day is in the trial."""
         return self.terms.trial_end is not None and day < self.terms.trial_end
 
     def discount_of(self, day: date) -> Decimal:
-        """Return the fraction of the day's fee that is not to be paid."""
+        """Return the discount on the day's fee as a fraction."""
         ends = self.terms.discount_end
         return (self.terms.discount_rate or Decimal(0)) if ends is None or day < ends else Decimal(0)
 
     def term_of(self, day: date) -> tuple[date, date]:
-        """Return the days of a day's cycle that are its own."""
+        """Return the first and last (exclusive) day of the part of a day's cycle within this segment."""
         first, following = cycle_of(self.anchor, self.interval, day)
         return max(first, self.start), min(following, self.end)
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One organization's subscription: its segments, oldest first, and the change that waits, if any.
+    """One organization's subscription: its segments, oldest first, and the pending change, if any.
 
-    `cancel_at` is the day a cancellation ends it; `end` equals it then.
+    `cancel_at` is the day of a cancellation; then `end` is the same day.
     """
 
     segments: tuple[PlanSegment, ...]
@@ -96,29 +96,29 @@ class Subscription:
 
     @property
     def current(self) -> PlanSegment:
-        """The segment that is or was in force last."""
+        """The latest segment."""
         return self.segments[-1]
 
     @property
     def end(self) -> date:
-        """The first day it is no longer in force."""
+        """The first day on which it is no longer in force."""
         return self.current.end
 
 
 def midnight(day: date) -> datetime:
-    """Return the UTC moment a day begins."""
+    """Return the begin of a day in UTC."""
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 def boundary(anchor: date, interval: str, cycles: int) -> date:
-    """Return the day the cycle after so many cycles begins: the anchor's day, clamped to the month's end."""
+    """Return the first day after `cycles` cycles: the anchor's day, or the last day of a shorter month."""
     months = anchor.year * 12 + anchor.month - 1 + cycles * MONTHS[interval]
     year, month = divmod(months, 12)
     return date(year, month + 1, min(anchor.day, monthrange(year, month + 1)[1]))
 
 
 def cycle_of(anchor: date, interval: str, day: date) -> tuple[date, date]:
-    """Return the cycle a day lies in: its first day, and the next one's."""
+    """Return the first day of the cycle that contains a day, and the first day of the next one."""
     months = (day.year - anchor.year) * 12 + day.month - anchor.month
     cycles = months // MONTHS[interval]
     while boundary(anchor, interval, cycles) > day:
@@ -129,14 +129,14 @@ def cycle_of(anchor: date, interval: str, day: date) -> tuple[date, date]:
 
 
 def begin(plan_id: int, interval: str, cost: Decimal, start: date, end: date) -> Subscription:
-    """Start a subscription; its cycles count from its first day."""
+    """Return a new subscription. Its cycles count from its first day."""
     return Subscription((PlanSegment(plan_id, interval, cost, start, start, end),))
 
 
 def agree(
     subscription: Subscription, terms: SegmentTerms, quantity: int, *, negotiated: bool
 ) -> Subscription:
-    """Return the same by what was agreed besides, so many times its cost."""
+    """Return the subscription with these terms, and `quantity` times its cost."""
     segments = tuple(
         replace(each, terms=terms, cost=each.cost * quantity, quantity=quantity, negotiated=negotiated)
         for each in subscription.segments
@@ -149,8 +149,8 @@ def agree_from(
 ) -> Subscription:
     """Change the terms in `said` from a day on, for the rest of the current plan.
 
-    `cost` is the cost of the plan's cycle by then: a negotiated fee stays, unless it is said. Days of before
-    stay as they were.
+    `cost` is the plan's price of a cycle by then. A negotiated fee stays unless `said` names it. Earlier days
+    keep their terms.
     """
     segments: list[PlanSegment] = []
     for each in subscription.segments:
@@ -159,7 +159,7 @@ def agree_from(
             segments.append(each)
             continue
         ended = replace(each, end=max(day, each.start))
-        # One of no days that nobody has stored is none.
+        # A segment without days that is not stored is dropped.
         segments += [ended] if each.id or ended.end > ended.start else []
         segments.append(replace(behind, start=ended.end, id=0))
     return replace(subscription, segments=tuple(segments))
@@ -175,13 +175,13 @@ def plan_since(subscription: Subscription) -> date:
 
 
 def change_now(subscription: Subscription, plan_id: int, cost: Decimal, today: date) -> Subscription:
-    """Move to another plan today: the days from today on are the new plan's. A waiting change is dropped."""
+    """Change to another plan from today on. A pending change is dropped."""
     _in_force(subscription, today)
     return _split(subscription, plan_id, cost, max(today, subscription.current.start))
 
 
 def change_at_period_end(subscription: Subscription, plan_id: int, today: date) -> Subscription:
-    """Move to another plan when the running cycle ends; `Conflict` where the subscription ends before."""
+    """Change to another plan at the end of the current cycle. `Conflict` if the subscription ends before."""
     at = _period_end(subscription, today)
     if at >= subscription.end:
         raise Conflict(f"The subscription ends on {subscription.end}: there is no later period to change.")
@@ -189,14 +189,14 @@ def change_at_period_end(subscription: Subscription, plan_id: int, today: date) 
 
 
 def cancel(subscription: Subscription, today: date, *, now: bool) -> Subscription:
-    """End it today, or when the running cycle ends. A waiting change is dropped."""
+    """Cancel the subscription today, or at the end of the current cycle. A pending change is dropped."""
     at = min(_period_end(subscription, today), subscription.end)
     at = max(today, subscription.current.start) if now else at
     return Subscription(_ended(subscription, at), cancel_at=at)
 
 
 def extend(subscription: Subscription, end: date, today: date) -> Subscription:
-    """Move the end to another day that is still to come; a cancellation is taken back."""
+    """Move the end to another future day. A cancellation is revoked."""
     if subscription.end <= today:
         raise Conflict(f"The subscription ended on {subscription.end}; make a new one.")
     if end <= max(today, subscription.current.start):
@@ -208,7 +208,7 @@ def extend(subscription: Subscription, end: date, today: date) -> Subscription:
 
 
 def advance(subscription: Subscription, cost: Decimal, today: date) -> Subscription:
-    """Carry out the change that waits, on its day, if that day has come."""
+    """Apply the pending change if its day has come."""
     at, plan_id = subscription.change_at, subscription.next_plan_id
     if at is None or plan_id is None or at > today:
         return subscription
@@ -216,7 +216,7 @@ def advance(subscription: Subscription, cost: Decimal, today: date) -> Subscript
 
 
 def status(start: date, end: date, today: date) -> str:
-    """Return whether a span is `future`, `active` or `over`; a span of no days is over."""
+    """Return whether a span is `future`, `active` or `over`. A span of no days is over."""
     if end <= max(start, today):
         return "over"
     return "future" if today < start else "active"
@@ -242,7 +242,7 @@ def _decimal(said: object) -> Decimal | None:
 
 
 def _split(subscription: Subscription, plan_id: int, cost: Decimal, at: date) -> Subscription:
-    """Return the same with another plan from a day on, and no change that waits."""
+    """Return the subscription with another plan from a day on, and no pending change."""
     now = subscription.current
     following = replace(now, plan_id=plan_id, cost=cost * now.quantity, negotiated=False, start=at, id=0)
     segments = (*_ended(subscription, at), following)
@@ -250,12 +250,12 @@ def _split(subscription: Subscription, plan_id: int, cost: Decimal, at: date) ->
 
 
 def _ended(subscription: Subscription, at: date) -> tuple[PlanSegment, ...]:
-    """Return the segments, the last one ending on this day."""
+    """Return the segments with the last one ending on this day."""
     return (*subscription.segments[:-1], replace(subscription.current, end=at))
 
 
 def _period_end(subscription: Subscription, today: date) -> date:
-    """Return when the running cycle ends; `Conflict` where the subscription is over."""
+    """Return the end of the current cycle; `Conflict` if the subscription is over."""
     _in_force(subscription, today)
     current = subscription.current
     return cycle_of(current.anchor, current.interval, max(today, current.start))[1]

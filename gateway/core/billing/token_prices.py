@@ -1,6 +1,6 @@
-"""What a service's own prices say of a model: credits a million tokens, by kind.
+"""A service's own prices of models: credits per million tokens, by kind.
 
-They are counted with as the price book's are: such a price is a vector in nano-credits. Pure.
+They are used like those of the price book, as a `Vector` in nano-credits. Pure.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ _found: dict[tuple[int, str], tuple[ServicePricing, Vector | None]] = {}
 
 
 def token_price(pricing: ServicePricing, model: str) -> Vector | None:
-    """Return the price of a model's tokens in nano-credits, None where it has none.
+    """Return the price of a model's tokens in nano-credits, or None.
 
-    Its whole name counts first, then the longest beginning of it that stands before a `*`, letter by letter.
+    The exact name counts first, then the longest prefix before a `*`; case matters.
     """
     known = _found.get((id(pricing), model))
     if known is not None:
@@ -24,7 +24,7 @@ def token_price(pricing: ServicePricing, model: str) -> Vector | None:
     vector = None if price is None else _vector_of_tokens(price, pricing)
     if len(_found) >= MODELS_REMEMBERED_MAX:
         _found.clear()
-    _found[id(pricing), model] = pricing, vector  # kept with it: no other one has its id meanwhile
+    _found[id(pricing), model] = pricing, vector  # the reference keeps the id from being reused
     return vector
 
 

@@ -1,7 +1,7 @@
-"""A price as it travels between processes, as JSON.
+"""Prices as they are sent between processes, as JSON.
 
-These stay apart from the price book: they are read by their annotations, and a compiled module keeps none
-of those whole. Pure.
+These types are not in the price book: msgspec reads them by their annotations, which a compiled module does
+not keep. Pure.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ _NONE: Final[Mapping[str, Any]] = {}
 
 
 class Vector(NamedTuple):
-    """One price as a gateway carries it; as JSON an array.
+    """One price as gateways use it; an array in JSON.
 
-    `prices` are nano-units a million tokens by `KINDS`, each filled in by its fallback; `request` nano-units
-    a call, `tools` nano-units a thousand uses by name. The last of `context_tiers` (above, prices), in
-    ascending order, that a call has read more than has its prices. `service_tiers` are exact fractions
-    (numerator, denominator) of the cost of tokens and of the call.
+    `prices` are nano-units per million tokens by `KINDS`, with fallbacks filled in. `request` is nano-units
+    per call, `tools` nano-units per thousand uses by name. `context_tiers` are (above, prices) in ascending
+    order; the last one that a call's input tokens exceed replaces `prices`. `service_tiers` are factors
+    (numerator, denominator) on the cost of tokens and of the call.
 
-    One that was converted has its prices rounded up, as holds need them. `exact` is the price as it was set
-    and the exchange rate, by which a charge is counted, and `rate` that rate as it was written. `units` are
-    nano-units a thousand of the units beside tokens, such as `character` or `images.1024x1024/high`.
-    `tiers` are the service tiers that have a table of their own, each a whole price. `lacks` are kinds that
-    the price does not name, and that no price of text stands for.
+    A converted price has its amounts rounded up, as holds need them. `exact` is the original price and the
+    exchange rate, from which charges are computed, and `rate` is that rate as it was written. `units` are
+    nano-units per thousand of other units, such as `character` or `images.1024x1024/high`. `tiers` are
+    service tiers with their own prices. `lacks` are kinds that the price does not name, and that no price of
+    text covers.
     """
 
     price_id: int
@@ -45,7 +45,7 @@ class Vector(NamedTuple):
 
 
 class ExchangeRate(NamedTuple):
-    """How much of `currency` a unit of `base` is, from `effective_ms` on until a later one of the same."""
+    """The price of a unit of `base` in `currency`, from `effective_ms` on until a later rate of both."""
 
     currency: str
     base: str
@@ -54,9 +54,9 @@ class ExchangeRate(NamedTuple):
 
 
 class ModelPrice(NamedTuple):
-    """One price and what it is for; `model` is a whole name or, where `is_prefix`, its beginning.
+    """One price and the models that have it: `model` is a whole name, or with `is_prefix` its beginning.
 
-    `provider` is empty where it is any. In force from `effective_ms` on, until a later one of the same.
+    An empty `provider` means any. It is in force from `effective_ms` on, until a later one replaces it.
     """
 
     model: str

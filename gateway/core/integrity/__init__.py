@@ -1,1 +1,1 @@
-"""Whether what Redis and PostgreSQL say agrees, and what to do where it does not."""
+"""Comparison of Redis and PostgreSQL, and recovery when they differ."""

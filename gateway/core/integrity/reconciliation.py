@@ -1,7 +1,7 @@
-"""Whether counters and ledger say the same of an account, compared at one seq, with traffic running.
+"""Comparison of accounts in Redis and in the ledger at one seq, while traffic runs.
 
-Pure: what was read, and in which order, is said by the caller. The counters are read before the
-ledger and again after it, so an account that only moved meanwhile is never taken for wrong.
+Pure: the caller reads the data in the right order. Redis is read before the ledger and again after it, so an
+account that only moved meanwhile is never reported.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from gateway.core.accounts.runs import Run, value_of
 from gateway.core.integrity.recovery import AccountHead
 from gateway.core.model import INTEGER_MAX
 
-# What comparing everything may take.
+# The most seconds for comparing all accounts.
 RUN_S_MAX = 600.0
 
 
 class DifferenceKind(StrEnum):
-    """How an account differs. Lag alone is no fault: it is what has not been stored yet.
+    """How an account differs between Redis and PostgreSQL.
 
-    A full window of a budget is none either: both sides agree that it counts no further. A contradiction
-    is what rows say against each other, whatever the counters have. Unasked: there was no time to ask
-    them.
+    LAG is no fault: movements that are not stored yet. FULL is none either: both sides agree that a budget
+    window counts no further. CONTRADICTION means that rows of PostgreSQL contradict each other. UNASKED:
+    there was no time to check rows.
     """
 
     LAG = "lag"
@@ -54,14 +54,14 @@ NO_FAULTS = frozenset({DifferenceKind.LAG, DifferenceKind.FULL, DifferenceKind.U
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """An organization and its tenants: whose accounts are compared together."""
+    """An organization and its tenants, whose accounts are compared together."""
 
     organization_id: int
     tenant_ids: tuple[int, ...]
 
     @property
     def accounts(self) -> list[str]:
-        """Their names."""
+        """The names of their accounts."""
         ids = [f"tenant:{one}" for one in self.tenant_ids]
         return [*ids, f"credits:{self.organization_id}", f"spend:{self.organization_id}"]
 
@@ -70,11 +70,10 @@ class Owner:
 class LedgerAccount:
     """An account as PostgreSQL has it.
 
-    `head` is where it is noted to stand; `at_seq` the balance of the row at the seq the counters
-    had (None in `found` where there is no such row); `rows` how many movements are stored and
-    `listed` how many are known to be missing; `last_row` the balance of its last row and `summed`
-    what all movements come to, known drifts included. Balances are None where unlimited. `stopped`
-    says why its movements wait, empty where they do not.
+    `head` is its stored position. `at_seq` is the balance in the row with the seq that Redis had; `found` is
+    False without that row. `rows` is the number of stored movements, `listed` of those known to be missing.
+    `last_row` is the balance of the last row, and `summed` the sum of all movements including known drifts.
+    Balances are None if unlimited. `stopped` is the reason why its movements wait, empty if they do not.
     """
 
     account: str
@@ -90,7 +89,7 @@ class LedgerAccount:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """An account whose movements after `stored_seq` are gone, up to where `place` says it stood."""
+    """An account that lost its movements from `stored_seq` up to the position `place`."""
 
     place: AccountPosition
     stored_seq: int
@@ -100,10 +99,10 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One account that differs: `difference` is the counters' balance less the ledger's.
+    """One account that differs: `difference` is Redis's balance less the ledger's.
 
-    For a gap it counts the missing movements. `seq` is where the two were compared; `correction` is
-    what the counters have to move by for both to be right.
+    For a gap it is the number of missing movements. `seq` is where both were compared. `correction` is the
+    movement of Redis that makes both right.
     """
 
     account: str
@@ -116,7 +115,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class ReconciliationSummary:
-    """What comparing came to. Drifts are sums of absolute differences; spend and budgets count in neither."""
+    """The result of a comparison. Drifts are sums of absolute differences, without spend and budgets."""
 
     checked: int
     pending: int
@@ -124,17 +123,17 @@ class ReconciliationSummary:
 
     @property
     def drift_tokens(self) -> int:
-        """Tokens the counters and the ledger disagree about."""
+        """The sum of differing tokens."""
         return self._sum("tenant:")
 
     @property
     def drift_credits(self) -> int:
-        """Credits the counters and the ledger disagree about."""
+        """The sum of differing credits."""
         return self._sum("credits:")
 
     @property
     def faults(self) -> tuple[Item, ...]:
-        """Real faults: everything but lag and full windows."""
+        """The differences that are faults: all but lag, full windows, and unchecked rows."""
         return tuple(item for item in self.items if item.kind not in NO_FAULTS)
 
     def joined(self, more: ReconciliationSummary) -> ReconciliationSummary:
@@ -150,7 +149,7 @@ class ReconciliationSummary:
         )
 
 
-# The answer until rows were asked.
+# The result until rows were checked.
 UNASKED = ReconciliationSummary(
     0,
     0,
@@ -167,10 +166,10 @@ UNASKED = ReconciliationSummary(
 
 
 def compare(before: AccountHead | None, ledger: LedgerAccount, after: AccountHead | None) -> Item | None:
-    """Return the difference of an account, None where there is none.
+    """Return the difference of an account, or None.
 
-    `before` and `after` are the heads in the counters from before and after the ledger was read; None is an
-    account that they lack.
+    `before` and `after` are its positions in Redis before and after the ledger was read; None if Redis lacks
+    it.
     """
     head = ledger.head
     if before is None or after is None:
@@ -206,7 +205,7 @@ def compare(before: AccountHead | None, ledger: LedgerAccount, after: AccountHea
             return inner
         detail = f"{before.seq - head.seq} movements are not stored yet"
         return Item(ledger.account, DifferenceKind.LAG, _less(before.balance, head.balance), head.seq, detail)
-    # A change of the counters before a later row was written shows in that row.
+    # A change in Redis before a later row was written shows in that row.
     shown = before.seq < head.seq and ledger.last_row != ledger.summed
     if ledger.found and before.balance != ledger.at_seq and not shown:
         difference = _less(before.balance, ledger.at_seq) + _less(ledger.last_row, ledger.summed)
@@ -216,20 +215,20 @@ def compare(before: AccountHead | None, ledger: LedgerAccount, after: AccountHea
 
 
 def unreadable(ledger: LedgerAccount) -> Item:
-    """Return the difference of an account whose counters cannot be read: its calls are refused."""
+    """Return the difference of an account whose data in Redis is unreadable: its calls are refused."""
     detail = "the counters have what nobody can read, and refuse its calls"
     return Item(ledger.account, DifferenceKind.EXCESS, -(ledger.head.balance or 0), ledger.head.seq, detail)
 
 
 def reconcile(items: Iterable[Item | None]) -> ReconciliationSummary:
-    """Put the comparisons of all accounts together."""
+    """Return the summary of the comparisons of all accounts."""
     every = list(items)
     found = tuple(item for item in every if item is not None)
     return ReconciliationSummary(len(every), sum(item.kind == DifferenceKind.LAG for item in found), found)
 
 
 def _inner_drift(ledger: LedgerAccount) -> Item | None:
-    """Return a contradiction within PostgreSQL: of last row and movements, or of head and last row."""
+    """Return a contradiction within PostgreSQL: last row against movements, or head against last row."""
     if ledger.last_row != ledger.summed:
         detail = f"its movements come to {_say(ledger.summed)}, its last row says {_say(ledger.last_row)}"
         difference = _less(ledger.last_row, ledger.summed)
@@ -254,14 +253,14 @@ def _say(balance: int | None) -> str:
     return "unlimited" if balance is None else str(balance)
 
 
-# Accounts of budgets as they have to be: what is stored of their windows, and what waits to be. Pure.
+# The expected state of budget accounts: stored use of their windows, and use in waiting entries. Pure.
 #
-# An entry that waits moved the counters and not yet PostgreSQL: with it, both say the same. Both count up to
-# `INTEGER_MAX`, since numbers in the scripts are exact up to there: a window that is full stays so.
+# A waiting entry has moved Redis, and not yet PostgreSQL: with it both must agree. Both count up to
+# `INTEGER_MAX`, because numbers in the scripts are exact up to it: a full window remains full.
 
-# How an item names a budget's account.
+# The prefix of a budget account's name in an item.
 BUDGET = "budget:"
-# Of one organization, so many accounts of each that are compared at a time.
+# Most accounts of `each` of one organization that are compared at a time.
 ACCOUNTS_MAX = 1_000
 
 Uses = Mapping[WindowKey, int]
@@ -271,8 +270,10 @@ Live = Mapping[str, Mapping[int, LiveWindow]]
 
 @dataclass(frozen=True, slots=True)
 class StoredBudgets:
-    """What PostgreSQL has of windows: what is `used`, in their budgets' units, up to entry `mark`, and when
-    each `moved` last (ms). `aside` are entries that it keeps and has not counted.
+    """PostgreSQL's use of budget windows up to the entry `mark`, in the units of their budgets.
+
+    `moved` is the time (ms) of each window's last movement. `aside` are stored entries that are not counted
+    yet.
     """
 
     mark: bytes
@@ -283,8 +284,9 @@ class StoredBudgets:
 
 @dataclass(frozen=True, slots=True)
 class BudgetAccountUse:
-    """One account: its windows as they are defined, and the use of each, in their order; when one of them
-    moved last (ms), 0 where that is not stored.
+    """The expected state of one budget account: its packed windows, and the use of each in that order.
+
+    `moved_ms` is the time of the last movement, 0 if unknown.
     """
 
     name: str
@@ -295,14 +297,14 @@ class BudgetAccountUse:
 
 
 def windows_at(budgets: Iterable[Budget], now_ms: int) -> list[WindowKey]:
-    """Return all windows of budgets that run at a moment."""
+    """Return the current windows of budgets at a time (Unix ms)."""
     return [
         WindowKey(one.id, bounds(one.interval, one.time_zone, one.anchor_day, now_ms)[0]) for one in budgets
     ]
 
 
 def waiting_in(packed: Iterable[bytes], budgets: Iterable[Budget]) -> dict[WindowKey, int]:
-    """Sum the use of windows in entries, in each budget's unit; skip unreadable entries."""
+    """Return the use of budget windows in entries, in each budget's unit; unreadable entries are skipped."""
     units = {one.id: one.unit for one in budgets}
     found: dict[WindowKey, int] = {}
     for one in packed:
@@ -327,8 +329,9 @@ def as_they_should_be(  # noqa: PLR0917  # whose, what is known of it, and when
     there: Iterable[str] = (),
     moved: Mapping[WindowKey, int] = MappingProxyType({}),
 ) -> Iterator[BudgetAccountUse]:
-    """Yield the right state of accounts of an organization's budgets: those of all callers with use, and
-    those that are `there`. Waiting entries move now.
+    """Yield the expected state of an organization's budget accounts: all with use, and all in `there`.
+
+    Windows with waiting entries count as moved now.
     """
     known = [*stored, *(one for one in waiting if one not in stored)]
     live = [name.partition(":") for name in there]
@@ -349,7 +352,7 @@ def as_they_should_be(  # noqa: PLR0917  # whose, what is known of it, and when
 
 
 def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountUse:
-    """Return the account of a run; one that has ended has no room for calls."""
+    """Return the expected state of a run's account. After its end it has no room for calls."""
     name, value = run.account.name, value_of(run.id)
     windows = tuple(WindowKey(one.id, run.created_ms, value) for one in run.budgets)
     calls, amount = (min(max(0, stored.get(one, 0) + waiting.get(one, 0)), INTEGER_MAX) for one in windows)
@@ -359,7 +362,7 @@ def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountU
 def differing(
     accounts: Iterable[BudgetAccountUse], live: Live, *, less_only: bool = False
 ) -> list[BudgetAccountUse]:
-    """Return accounts that the counters have otherwise, or only those they have less of."""
+    """Return the accounts that differ in Redis; with `less_only`, those with less use there."""
     return [
         account
         for account in accounts
@@ -370,9 +373,9 @@ def differing(
 def differences(
     accounts: Iterable[BudgetAccountUse], live: Live, may_lack: Collection[int] = ()
 ) -> Iterator[Item]:
-    """Yield windows that are full, and windows that differ in the counters.
+    """Yield windows that are full, and windows that differ in Redis.
 
-    The counters may lack accounts of the budgets `may_lack`.
+    Redis may lack accounts of the budgets `may_lack`.
     """
     for account in accounts:
         for window, has, used in _compared(account, live):
@@ -391,9 +394,10 @@ def differences(
 
 
 def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey, int, int]]:
-    """Yield each window with its use in the counters, and its right use.
+    """Yield each window with its use in Redis and its expected use.
 
-    A window that is missing, or has not rolled on yet, has nothing used; one that is further is left out.
+    A window that is missing or outdated in Redis has no use. One that Redis has already replaced by the next
+    is skipped.
     """
     found = live.get(account.name, {})
     for window, used in zip(account.windows, account.used, strict=True):
@@ -405,5 +409,5 @@ def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey
 
 
 def forgettable(budgets: Iterable[Budget]) -> frozenset[int]:
-    """Return budgets whose accounts the counters forget by themselves once nobody calls."""
+    """Return the ids of budgets whose accounts Redis forgets once they are unused."""
     return frozenset(one.id for one in budgets if is_forgotten_unused(one))

@@ -1,6 +1,6 @@
-"""Who has sent again what Redis may have forgotten: what workers report, and which of them are waited for.
+"""Recovery after a loss in Redis: which workers have resent their settlements, and which are waited for.
 
-Pure. A worker is known by its number, which its successor takes over together with what it left.
+Pure. A worker is known by its slot number, which its successor takes over with its log.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from gateway.core.accounts.definitions import (
 )
 from gateway.core.accounts.outbox import MalformedEvent, control_id, decode, places_before
 
-# A worker reports twice in it at least.
+# A worker reports at least twice within this time.
 SILENT_S_MAX = 15.0
-# How long one that fell silent may still come back with what its disk keeps.
+# How long a silent worker may still come back with the log on its disk.
 RETURN_S_MAX = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """What one worker says: the run of Redis it speaks to, a number that is another one each time, and
-    for each partition the epoch that all earlier settlements have been sent again for.
+    """A worker's report: the run id of its Redis, a `beat` that changes each time, and epochs by partition.
+
+    All settlements before the epoch of a partition have been resent.
     """
 
     run_id: bytes
@@ -37,9 +38,11 @@ class WorkerReport:
 
 @dataclass(frozen=True, slots=True)
 class Markers:
-    """The partitions as their markers stand: (partition, marker, epoch) of those not verified under this
-    run id, and the epochs of those that are; the `closed` ones of these admit nobody yet. `others` are
-    another version's, whose keepers look after them. `before` are the run ids that the unverified ones name.
+    """The partitions by their markers in Redis under one run id.
+
+    `unverified` are (partition, marker, epoch). `verified` are epochs by partition; calls of the `closed`
+    ones are not admitted yet. `others` belong to keepers of another version. `before` are the run ids in
+    markers of unverified partitions.
     """
 
     run_id: bytes
@@ -58,7 +61,7 @@ class _LastReport:
 
 
 class Roster:
-    """The workers one keeper knows to be alive. Moments are seconds of a monotonic clock."""
+    """The workers that one keeper knows to be alive. Times are seconds of a monotonic clock."""
 
     def __init__(self) -> None:
         self._heard: dict[str, _LastReport] = {}
@@ -66,21 +69,21 @@ class Roster:
 
     @property
     def worker_slots(self) -> frozenset[str]:
-        """Who is waited for after a loss."""
+        """The slots of workers that are waited for after a loss."""
         return frozenset(self._heard)
 
     def absent(self, now: float) -> frozenset[str]:
-        """Return slots that fell silent not long ago: nobody waits for them, but they may come back."""
+        """Return slots that fell silent recently: they may come back, but are not waited for."""
         return frozenset(one for one, at in self._silent_at.items() if now - at < RETURN_S_MAX)
 
     def expect(self, worker_slots: Iterable[str], now: float) -> None:
-        """Add slots that existed before; a lack of reports does not mean yet that they left."""
+        """Add slots that existed before. They need not report until `SILENT_S_MAX` has passed."""
         for worker_slot in worker_slots:
             beat = self._heard[worker_slot].beat if worker_slot in self._heard else -1
             self._heard[worker_slot] = _LastReport(beat, now, present=False)
 
     def hear(self, reports: Mapping[str, WorkerReport], now: float) -> list[str]:
-        """Record reports while nothing is lost; return slots that fell silent and did not leave."""
+        """Record reports while nothing is lost. Return slots that fell silent without leaving."""
         for worker_slot, report in reports.items():
             known = self._heard.get(worker_slot)
             if known is None or known.beat != report.beat:
@@ -96,9 +99,9 @@ class Roster:
     def missing(
         self, reports: Mapping[str, WorkerReport], run_id: bytes, partition: int, epoch: int
     ) -> Collection[str]:
-        """Return slots that have not sent again what a partition may have forgotten before an epoch.
+        """Return slots that have not resent the settlements of a partition from before an epoch.
 
-        A slot that reports is waited for too: it may be new, and have found what another one left.
+        Every slot that reports is included: a new worker may have taken over another one's log.
         """
         here = {worker_slot for worker_slot, report in reports.items() if report.run_id == run_id}
         return [
@@ -110,16 +113,16 @@ class Roster:
 
 # Entries of the outbox that do not continue PostgreSQL's rows.
 #
-# Data that is exchanged for older data under a running process is written to until that is noticed: its
-# accounts go on from where they stood once, over movements that were stored since. The same holds for a
-# server that was cut off, or left, while another one went on: its entries may be older than that one's rows.
-# So whatever waits in a stream that never had the newest entry stored is no continuation, or is stored
-# already. But for accounts that are stopped: what came before waits still, and what went on follows that.
+# If Redis is restored from older data while it runs, it is written to until that is noticed: its accounts
+# continue from an old state, past movements that were stored since. The same happens on a server that was
+# cut off while another one took over: its entries may be older than rows of the other. So entries that wait
+# in a stream which never had the newest stored entry are no continuation, or are stored already. Stopped
+# accounts are an exception: their earlier entries still wait, and later ones continue those.
 @dataclass(slots=True)
 class OrphanEntries:
-    """Waiting entries of one partition whose stream never had entry `after`: `entries`, the `ids` by which
-    they
-    are remembered, and whose they are. Those of `stopped` accounts are none.
+    """Waiting entries of one partition whose stream never had the entry `after`, with their owners.
+
+    `ids` are the ids by which Redis remembers them. Entries of `stopped` accounts are not included.
     """
 
     partition: int
@@ -131,7 +134,7 @@ class OrphanEntries:
     organizations: set[int] = field(default_factory=set)
 
     def add(self, entry_id: bytes, packed: bytes) -> None:
-        """Add an entry; an unreadable one belongs to nobody."""
+        """Add an entry, unless all of its accounts are stopped. An unreadable entry has no owner."""
         try:
             event = decode(packed)
         except MalformedEvent:
@@ -147,10 +150,10 @@ class OrphanEntries:
             self.ids.append(known.encode())
 
 
-# What counters and PostgreSQL are compared by: where an account stands, and all that PostgreSQL knows.
+# Types for the comparison of Redis and PostgreSQL: positions of accounts, and the state of PostgreSQL.
 @dataclass(frozen=True, slots=True)
 class AccountHead:
-    """`balance` is None where the account is unlimited."""
+    """The position of an account: its seq and balance. `balance` is None if it is unlimited."""
 
     seq: int
     balance: int | None
@@ -158,9 +161,9 @@ class AccountHead:
 
 @dataclass(frozen=True, slots=True)
 class GlobalDefinitions:
-    """Definitions of no partition, as of one version.
+    """Definitions that belong to no partition, as of one version.
 
-    No change that was under way then has a lower `position`.
+    Changes in progress at that time have a `position` of at least this one.
     """
 
     catalogue: CatalogueDefinition
@@ -171,7 +174,7 @@ class GlobalDefinitions:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonPoint:
-    """As what a partition was compared last: then its data had all that was defined up to a position."""
+    """The state of a partition at its last comparison: it had all definitions up to `position`."""
 
     run_id: bytes
     epoch: int
@@ -180,8 +183,10 @@ class ComparisonPoint:
 
 @dataclass(frozen=True, slots=True)
 class PartitionContents:
-    """What PostgreSQL has of some partitions, by ids alone: their organizations, and the keys of others whose
-    credentials stand there.
+    """The ids that PostgreSQL has of some partitions.
+
+    `organizations` are by partition, `credentials` are keys of other partitions' organizations with
+    credentials in these.
     """
 
     organizations: Mapping[int, Sequence[int]]
@@ -190,8 +195,10 @@ class PartitionContents:
 
 @dataclass(frozen=True, slots=True)
 class LedgerState:
-    """What PostgreSQL knows of one partition, as of a version: its accounts, its definitions besides those of
-    its accounts, and the ids of control writes that the counters had and no row shows yet.
+    """All that PostgreSQL knows of one partition, as of a version.
+
+    It has accounts, definitions of keys and users, and in `applied` the ids of control writes that Redis had
+    applied and no row shows yet.
     """
 
     organizations: list[OrganizationAccount]
@@ -204,7 +211,7 @@ class LedgerState:
 
 @dataclass(frozen=True, slots=True)
 class VerificationResult:
-    """What verifying one partition did."""
+    """The result of verifying one partition: its epoch, and numbers of changed accounts, writes and holds."""
 
     partition: int
     epoch: int
@@ -215,7 +222,7 @@ class VerificationResult:
 
 
 def summary(done: Sequence[VerificationResult]) -> dict[str, int]:
-    """Return the results of verifying some partitions, in numbers for a log line."""
+    """Return the sums of verification results, for a log line."""
     return {
         "partitions": len(done),
         "accounts_rebuilt": sum(each.rebuilt for each in done),
