@@ -1,1 +1,1 @@
-"""What the person on call runs: backup, restore, and a check of everything."""
+"""Tools for the person on call: storage of backups, and `tollkeeper doctor`."""

@@ -1,7 +1,7 @@
-"""`tollkeeper doctor`: is everything Tollkeeper needs there, and set as it must be?
+"""`tollkeeper doctor`: checks whether everything that Tollkeeper needs exists and is configured correctly.
 
-Part of the composition root: it asks each outside system through that system's door and answers
-with one finding a line.
+Part of the composition root: it queries each outside system through that system's package, and prints one
+finding a line.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from gateway.tls.certificates import load
 _NOT_TWICE = "whether a pooler shares sessions could not be asked: two connections at once were not had"
 
 
-# What `tollkeeper doctor` says of a pooler between a keeper, or the owner, and PostgreSQL.
+# Findings about a connection pooler between a keeper, or the owner, and PostgreSQL.
 def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
-    """Yield findings about a pooler: whether sessions are shared, also for a separate owner."""
+    """Yield findings on whether a pooler shares sessions, for the keeper and for a separate owner."""
     from persistence.engine import ASK_OWNER, is_seen_to_share  # noqa: PLC0415  # heavy to load
 
     shared = is_seen_to_share(url)
@@ -63,9 +63,9 @@ def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
         yield Finding(None, "backup and archive", _NOT_TWICE)
 
 
-# What `tollkeeper doctor` says of the replica that reads go to.
+# Findings about the read replica.
 async def replica_findings(url: str, read_url: str, shown: str, answer_s_max: float) -> tuple[bool, str, str]:
-    """Return whether the replica is used, the subject, and a message with its lag."""
+    """Return whether the replica can be used, the subject, and a message with its lag."""
     from persistence.engine import examine  # noqa: PLC0415  # heavy to load
 
     try:
@@ -78,12 +78,12 @@ async def replica_findings(url: str, read_url: str, shown: str, answer_s_max: fl
 
 
 T = TypeVar("T")
-# A gateway worker that takes fewer, since it may open too few files, is no use to a service.
+# A gateway worker that accepts fewer connections, because it may open too few files, is a failed check.
 CONNECTIONS_FEW = 1_000
 
 
 async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Finding]:
-    """Look at what a process of this role (`serve`, `keeper`, or `all`) needs; settings were read already."""
+    """Yield findings on what a process of this role (`serve`, `keeper`, or `all`) needs."""
     for finding in _of_settings(settings, role):
         yield finding
     for finding in _of_this_machine(settings, role):
@@ -110,7 +110,7 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
 
 
 def _of_settings(settings: Settings, role: str) -> Iterator[Finding]:
-    """Yield whether all needed settings are set, and the extras that they need are installed."""
+    """Yield findings on needed settings, and on installed extras."""
     routes = f"{len(settings.routes)} routes, {len(settings.upstreams)} upstreams"
     yield Finding(True, "settings", f"read and valid: {routes}")
     for name in ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper"):
@@ -130,7 +130,7 @@ def _of_this_machine(settings: Settings, role: str) -> Iterator[Finding]:
 
 
 def _called(settings: Settings) -> list[UpstreamTarget]:
-    """Return the upstreams in use; unused ones, such as built-in ones, are skipped."""
+    """Return the upstreams in use; unused ones, such as built-in ones, are omitted."""
     services = settings.services
     called = {services.shared, *(name for _, name in services.upstreams)}
     called |= {route.upstream for route in settings.routes}
@@ -139,7 +139,7 @@ def _called(settings: Settings) -> list[UpstreamTarget]:
 
 
 def _ports(settings: Settings, role: str) -> Iterator[Finding]:
-    """Yield findings about the certificates of our own ports that have one."""
+    """Yield findings on the TLS certificates of our own ports."""
     for port, of in (("gateway", "serve"), ("ops", "serve"), ("admin", "keeper")):
         files = settings.tls_files(port)
         if files is None or role not in {of, "all"}:
@@ -162,7 +162,7 @@ def _ports(settings: Settings, role: str) -> Iterator[Finding]:
 
 
 def _data_directory(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) -> Finding:
-    """Return the finding whether the data directories can be written and their disks have room."""
+    """Return the finding on whether data directories are writable and their disks have room."""
     for place in dict.fromkeys((Path(settings.data_dir), settings.settlements_dir)):
         there = place
         while not there.exists() and there != there.parent:
@@ -179,7 +179,7 @@ def _data_directory(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) ->
 
 
 def _open_files(settings: Settings, files_max: int | None = None) -> Finding:
-    """Return the finding whether a gateway worker can open enough files for its connections."""
+    """Return the finding on whether a gateway worker can open enough files for its connections."""
     if few := few_files(settings, files_max):
         enough = limits_here(settings, files_max).connections_max >= CONNECTIONS_FEW
         return Finding(enough, "open files", few)
@@ -189,7 +189,7 @@ def _open_files(settings: Settings, files_max: int | None = None) -> Finding:
 
 
 def _why_unwritable(place: Path) -> str:
-    """Return why no file can be made there; empty where one can, or where only its disk is full."""
+    """Return why no file can be created in a directory; "" if one can, or if only the disk is full."""
     try:
         with tempfile.TemporaryDirectory(dir=place, prefix=".doctor-"):
             return ""
@@ -204,7 +204,7 @@ async def _of_features(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _issuers(settings: Settings, role: str) -> AsyncIterator[Finding]:
-    """Yield whether the issuers of callers and of console users answer."""
+    """Yield findings on whether the issuers of callers and of console users answer."""
     if not is_installed("oidc"):
         return
     for issuer in settings.issuers if role != "keeper" else ():
@@ -228,7 +228,7 @@ async def _issuer(issuer: Issuer, named: str = "", read: Read = read_keys) -> Fi
 
 
 async def _upstream_in_use(target: UpstreamTarget) -> Finding:
-    """Return an upstream's finding; a built-in one without a credential is skipped, as no call can use it."""
+    """Return the finding on an upstream; a built-in one without a credential is not contacted."""
     if replace(target, via=None, proxies=None) in default_table({}).upstreams:
         said = "built in, and without a credential, so it was not looked at"
         return Finding(True, f"upstream {target.name}", said)
@@ -259,7 +259,7 @@ async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
 
 
 async def _keys_of(target: UpstreamTarget) -> tuple[bool | None, str]:
-    """Return whether an upstream accepts each of its keys, None where unknown, and the message."""
+    """Return whether an upstream accepts each of its keys (None: unknown), and the message."""
     from gateway.core.families.registry import FAMILIES  # noqa: PLC0415  # heavy to load
 
     family = FAMILIES[cast("Family", target.family or GENERIC)]
@@ -284,7 +284,7 @@ def _day(moment: float) -> str:
 
 
 async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
-    """Yield findings about the database as the keeper's user sees it, and about a separate owner."""
+    """Yield findings on the database as the keeper's user sees it, and on a separate owner."""
     from persistence.keeper.sweeps import certificate_end  # noqa: PLC0415  # heavy to load
     from persistence.schema.database import refuse_other  # noqa: PLC0415  # heavy to load
     from persistence.schema.migrate import schema_status  # noqa: PLC0415  # heavy to load
@@ -301,7 +301,7 @@ async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
     except StartError as error:
         yield Finding(False, "postgresql", f"{shown}: {error.message}")
         return
-    except Exception as error:  # noqa: BLE001  # whatever the driver says is the finding
+    except Exception as error:  # noqa: BLE001  # the driver's message is the finding
         first = (str(error).strip().splitlines() or [f"no answer within {ANSWER_MAX_S * 2:g} s"])[0]
         code = error.sqlstate if isinstance(error, SchemaUnavailable) else ""
         yield Finding(False, "postgresql", f"{shown}: {first}; {hints.postgresql_hint(first, code)}")
@@ -311,7 +311,7 @@ async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
     yield Finding(True, "postgresql", f"{shown} has schema version {found.version}{newer}{until}")
     for seen in await asyncio.to_thread(doctor_redis.postgresql_user_findings, url, settings.owner_url):
         yield Finding(*seen)
-    # A lone keeper needs no owner, unless it archives.
+    # A keeper without other processes needs no owner, unless it archives.
     lone = role == "keeper" and not settings.archive_calls_after_months
     owner_url = settings.database_owner_url if lone else settings.owner_url
     for one in await asyncio.to_thread(list, pooler_findings(url, owner_url)):
@@ -327,7 +327,7 @@ async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
 
 
 def _of_maxima(settings: Settings, url: str) -> Iterator[Finding]:
-    """Name upstreams whose largest maximum nobody states, where the gateway puts one in."""
+    """Yield upstreams without a known maximum of output, if the gateway adds one to calls."""
     from persistence.schema.roles import binding_rules  # noqa: PLC0415  # heavy to load
 
     rules: list[str] = []
@@ -345,7 +345,7 @@ def _of_maxima(settings: Settings, url: str) -> Iterator[Finding]:
 
 
 def _takes_any_maximum(target: UpstreamTarget) -> bool:
-    """Return whether an upstream of any models has no stated maximum of output."""
+    """Return whether an upstream for any models has no configured maximum of output."""
     facts = target.facts
     known = facts is not None and (facts.listed or facts.output_max is not None or facts.context is not None)
     built_in = target.base_url in {one.base_url for one in default_table({}).upstreams}

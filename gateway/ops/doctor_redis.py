@@ -1,6 +1,6 @@
-"""Whether Redis is fit for Tollkeeper: one server, or each primary of a cluster; and who may take over.
+"""Checks whether Redis is fit for Tollkeeper: one server, or each primary of a cluster, and their replicas.
 
-Part of the composition root. Of a cluster each primary is a subject of its own, by its place.
+Part of the composition root. Each primary of a cluster is a subject of its own, named by its address.
 """
 
 from __future__ import annotations
@@ -38,23 +38,21 @@ from gateway.errors import CountersRefused, CountersUnavailable, SettingError, T
 from gateway.ops import hints
 from gateway.settings.settings import Settings
 
-# How Redis keeps what it is told: what its own figures say, as findings for doctor.
-#
-# Each is whether that is well, its subject, and the words on it.
+# Findings on how Redis stores its data, from its own figures: well or not, subject, message.
 
-# Where this much of its limit is used, Redis will be full before long.
+# Above this share of its memory limit, Redis will be full before long.
 MEMORY_SHARE_MAX = 0.95
-# By how much two clocks may differ.
+# The largest tolerated difference of two clocks.
 CLOCK_OFF_S_MAX = 10.0
 
-# None in place of whether it is well: nobody could be asked.
+# Whether it is well (None: unknown), the subject, and the message.
 Found = tuple[bool | None, str, str]
 
 
 def kept(info: Mapping[str, str], fsync: object, now: float | None = None) -> Iterator[Found]:
-    """Yield findings from `INFO`, and from the answer to `CONFIG GET appendfsync`, if this user may ask.
+    """Yield findings on `INFO`, and on the answer to `CONFIG GET appendfsync`, if the user may run that.
 
-    `now` is our Unix time when the answer came; None where the clocks are not compared.
+    `now` is our Unix time when the answer came; with None, clocks are not compared.
     """
     yield from _refuses(info)
     yield _policy(info.get("maxmemory_policy", "unknown"))
@@ -65,7 +63,7 @@ def kept(info: Mapping[str, str], fsync: object, now: float | None = None) -> It
 
 
 def replica_durability(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
-    """Yield findings about a replica, judged as the server that it becomes on takeover."""
+    """Yield findings on a replica, judged as the primary that it becomes in a failover."""
     yield _policy(info.get("maxmemory_policy", "unknown"))
     if info.get("aof_enabled") == "1":
         yield _file(on=True, replicas=0)
@@ -77,9 +75,9 @@ def replica_durability(info: Mapping[str, str], fsync: object) -> Iterator[Found
 
 
 def _refuses(info: Mapping[str, str]) -> Iterator[Found]:
-    """Yield whether Redis accepts calls, and can write its files."""
+    """Yield findings on whether Redis accepts calls, and can write its files."""
     code = why_refused(info)
-    if code and code != "OOM":  # of its memory more is said
+    if code and code != "OOM":  # `_memory` reports on memory
         hint = "see *Redis refuses* in the runbook, deploy/README.md"
         yield False, "redis", f"it refuses calls with {code}: {WHY[code]}; {hint}"
     elif files_failing(info):
@@ -88,7 +86,7 @@ def _refuses(info: Mapping[str, str]) -> Iterator[Found]:
 
 
 def _fsync(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
-    """Yield whether the append-only file, if any, is synced soon enough."""
+    """Yield the finding on whether the append-only file, if any, is synced soon enough."""
     if info.get("aof_enabled") != "1":
         return
     values = list(fsync.values()) if isinstance(fsync, Mapping) else fsync
@@ -104,7 +102,7 @@ def _fsync(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
 
 
 def _file(on: bool, replicas: int) -> Found:
-    """Return the finding on durability: data must outlive the process, in a file or on a replica."""
+    """Return the finding on durability: the data must be in a file, or on one of `replicas` replicas."""
     if on:
         return True, "redis", "append-only file is on"
     if replicas:
@@ -115,7 +113,7 @@ def _file(on: bool, replicas: int) -> Found:
 
 
 def _policy(policy: str) -> Found:
-    """Return the finding on eviction: Redis must not drop counters when its memory is full."""
+    """Return the finding on the maxmemory-policy: Redis must not delete counters when its memory is full."""
     if policy == "noeviction":
         return True, "redis", "maxmemory-policy is noeviction"
     if policy == "unknown":
@@ -125,7 +123,7 @@ def _policy(policy: str) -> Found:
 
 
 def _memory(info: Mapping[str, str]) -> Iterator[Found]:
-    """Yield whether memory is left below the limit, if any: at the limit Redis refuses new calls."""
+    """Yield the finding on the memory limit, if any: at the limit Redis refuses new calls."""
     most, used = int(info.get("maxmemory") or 0), int(info.get("used_memory") or 0)
     if not most and not (info.get("maxmemory") and "maxmemory_policy" in info):
         yield None, "redis", "this server does not tell its maxmemory: see that its machine has more"
@@ -139,7 +137,7 @@ def _memory(info: Mapping[str, str]) -> Iterator[Found]:
 
 
 def _clock(info: Mapping[str, str], now: float | None) -> Iterator[Found]:
-    """Yield whether the server's clock agrees with ours: it dates charges, and ours dates refusals."""
+    """Yield the finding on the server's clock, which dates charges, while ours dates refusals."""
     told = info.get("server_time_usec", "")
     if now is None:
         return
@@ -157,31 +155,31 @@ def clock_against(name: str, theirs: float, ours: float) -> Found:
     return False, "clock", f"{said}: see that both follow a time server (timedatectl, chronyc tracking)"
 
 
-# What doctor says of one thing.
+# One finding of doctor.
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; `well` is None where nobody could be asked, which is neither."""
+    """The result of one check; `well` is None if it could not be made."""
 
     well: bool | None
     subject: str
     says: str
 
 
-# How replicas of Redis keep what they are told: each may be who is asked after a fail-over.
+# How replicas of Redis store their data: each may become the primary in a failover.
 #
-# Each is asked on a connection of its own; who cannot be asked is only said,
-# since a service may keep its replicas to itself.
+# Each is queried on a connection of its own. A replica that cannot be reached is only reported, since a
+# service may not expose its replicas.
 
 Place = tuple[str, int]
 
-# So many replicas are asked; CLUSTER SLOTS names no more members than are asked for slots.
+# The most replicas that are queried; CLUSTER SLOTS gives no more members than are asked for slots.
 REPLICAS_MAX = 128
 _ALONE = "no replica follows it, so while it is away nobody takes over: let one follow, configured as it is"
 
 
 @dataclass(frozen=True, slots=True)
 class _ReplicaStatus:
-    """What a replica says of itself, or why it does not."""
+    """A replica's answers about itself, or the error of asking."""
 
     info: Mapping[str, str]
     fsync: object
@@ -189,7 +187,7 @@ class _ReplicaStatus:
 
 
 def named_replica(info: Mapping[str, str]) -> list[Place]:
-    """Return the replicas that a primary's `INFO` names, by the addresses that they announce."""
+    """Return the addresses of the replicas in a primary's `INFO`, as the replicas announce them."""
     found = list[Place]()
     for name, value in info.items():
         if name.startswith("slave") and name[5:].isdigit():
@@ -202,7 +200,7 @@ def named_replica(info: Mapping[str, str]) -> list[Place]:
 async def redis_replica_findings(
     address: Address, places: Sequence[Place], *, configured: bool
 ) -> list[Finding]:
-    """Return findings about the replicas there; `configured` where their user may be asked for `CONFIG`."""
+    """Return findings on these replicas; `configured` is whether the user may run `CONFIG`."""
     asked = places[:REPLICAS_MAX]
     said = await asyncio.gather(*(_replica_findings(address, each, configured=configured) for each in asked))
     return [one for place, each in zip(asked, said, strict=True) for one in _findings(place, each)]
@@ -230,7 +228,7 @@ def _findings(place: Place, said: _ReplicaStatus) -> Iterator[Finding]:
         yield Finding(well, subject, says)
 
 
-# Whether a keeper runs, and whether all that keep or look up credentials do so under the same pepper.
+# Checks whether a keeper runs, and whether all processes use the same pepper for credentials.
 
 _KEEPER, _PEPPER = "keeper", "pepper"
 _UNREADABLE = (
@@ -246,7 +244,7 @@ _UNHEARD = Finding(
 
 
 def of_keeper(settings: Settings, role: str, heard: KeeperInfo | None, ran_before: bool) -> Iterator[Finding]:
-    """Yield findings from the newest keeper's report; `ran_before` if one has verified this Redis."""
+    """Yield findings on the newest keeper's report; `ran_before` is whether one has verified this Redis."""
     if heard is None:
         if not ran_before:
             return
@@ -272,7 +270,7 @@ def of_keeper(settings: Settings, role: str, heard: KeeperInfo | None, ran_befor
 
 
 def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
-    """Yield whether each credential in PostgreSQL uses an accepted pepper."""
+    """Yield findings on the peppers of the credentials in PostgreSQL: each must be accepted."""
     from persistence.schema.roles import in_use  # noqa: PLC0415  # heavy to load
 
     try:
@@ -293,12 +291,12 @@ def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
             yield Finding(True, _PEPPER, f"nothing is of the earlier {unused} any more: it can go")
 
 
-# Whether the users of Redis and PostgreSQL may do what a process does, or more than that.
+# Checks whether the users of Redis and PostgreSQL have the rights that a process needs, or more.
 #
-# A lack is wrong; what is beyond is only said, since one user for
-# everything is well enough where one person runs everything.
+# A missing right is a fault. Further rights are only reported, since one user for everything is good enough
+# if one person runs everything.
 
-# Whether it is well, its subject, and the words on it.
+# Whether it is well, the subject, and the message.
 Seen = tuple[bool, str, str]
 
 _REDIS, _POSTGRESQL, _OWNER = "redis user", "postgresql user", "postgresql owner"
@@ -306,10 +304,10 @@ _GUIDE = "(deploy/README.md, PostgreSQL)"
 
 
 async def redis_user_findings(address: Address, role: str, answer_max_s: float) -> Seen:
-    """Return whether an address's user has the rights of this role, and is not the other role's user."""
+    """Return the finding on an address's user: it has this role's rights, and is not the other role's."""
     user, ours = address.username or "default", "gateway" if role == "serve" else "keeper"
     needed = client.needed_rights(role, clustered=bool(address.members), database=address.database)
-    # Redis notes what it refuses: only who is likely to may do anything is asked for more than is needed.
+    # Redis logs what it refuses, so only a user that may be all-powerful is checked for more than it needs.
     beyond: tuple[str, ...] = (client.NOBODYS,) if user == "default" else ()
     if role == "serve":
         beyond = (client.KEEPERS_ALONE, client.NOBODYS)
@@ -361,7 +359,7 @@ def _hint(error: TollkeeperError) -> str:
 
 
 def postgresql_user_findings(url: str, owner_url: str) -> list[Seen]:
-    """Return whether the keeper's user has its rights, and a separate owner owns the tables."""
+    """Return findings on whether the keeper's user has its rights, and a separate owner owns the tables."""
     from persistence.schema.roles import privileges  # noqa: PLC0415  # heavy to load
 
     seen: list[Seen] = []
@@ -396,7 +394,7 @@ _LISTS = keys.CATALOGUE, keys.PRICES, keys.PRICES_HEAD
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """What one server said. `covers` is its cluster-require-full-coverage; empty where nobody may ask."""
+    """The answers of one server. `covers` is its cluster-require-full-coverage; empty if unknown."""
 
     info: dict[str, str]
     confirmed: bytes
@@ -407,17 +405,17 @@ class _Server:
     certificate_end: float | None
     address: Address
     asked_at: float
-    # Why it would not load its append-only file whole; empty where it does.
+    # Why it would not load its append-only file completely; empty if it would.
     forgets: str
 
 
 def _wire(address: Address, call_s: float = ANSWER_MAX_S) -> RedisConnection:
-    """Return a connection that writes nothing, the scripts neither."""
+    """Return a connection that writes nothing, not even the scripts."""
     return RedisConnection(address, time.monotonic, call_s=call_s, loads=False)
 
 
 async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
-    """Look at what a process of this role needs of Redis."""
+    """Yield findings on what a process of this role needs of Redis."""
     shown = without_password(settings.redis_url)
     wires: RedisConnections | None = None
     try:
@@ -456,7 +454,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
 
 
 async def _read(wires: RedisConnections, name: bytes) -> Reply | CountersRefused:
-    """Return the value there, or why it cannot be read."""
+    """Return the value of a key, or the error of reading it."""
     try:
         return await in_task(wires.of_key(name).send(encode(b"GET", name)))
     except CountersRefused as error:
@@ -464,7 +462,7 @@ async def _read(wires: RedisConnections, name: bytes) -> Reply | CountersRefused
 
 
 def _missing(lists: Mapping[str, Reply | CountersRefused]) -> Iterator[Finding]:
-    """Yield findings about shared lists that are missing or unreadable, though a keeper once wrote them."""
+    """Yield findings on global lists that are missing or unreadable, though a keeper once wrote them."""
     lacking: dict[str, list[str]] = {}
     for name, raw in lists.items():
         if not isinstance(raw, bytes) or version_standing(raw) < 0:
@@ -480,7 +478,7 @@ async def _keeping(wires: RedisConnections) -> tuple[KeeperInfo | None, bool]:
     """Return the newest keeper's report, and whether this user may read it."""
     try:
         return await heard(wires), True
-    except CountersRefused:  # users of an older deploy/users.acl; which right is lacking is said of the user
+    except CountersRefused:  # a user of an older deploy/users.acl: the user's finding names the right
         return None, False
 
 
@@ -507,7 +505,7 @@ async def _asked(wire: RedisConnection, address: Address) -> _Server:
 
 
 # A server loads its append-only file as the user `default`. Before this version of Valkey, and in Redis up to
-# 8.2.3 at least, a transaction is left out where that user may not do what is in it.
+# 8.2.3 at least, a transaction is skipped if that user may not run its commands.
 LOADS_ALL_MIN = (9, 1, 2)
 DEFAULTS_LINE = "user default off ~* &* +@all"
 _LOADED = {
@@ -517,7 +515,7 @@ _LOADED = {
 
 
 async def _forgets(wire: RedisConnection, info: Mapping[str, str]) -> str:
-    """Return why a server would not load its append-only file whole; empty where it does, or has none."""
+    """Return why a server would not load its append-only file completely; "" if it would, or has none."""
     name, _, numbers = _release(info)
     if info.get("aof_enabled") != "1" or (name == "Valkey" and numbers >= LOADS_ALL_MIN):
         return ""
@@ -541,7 +539,7 @@ async def _forgets(wire: RedisConnection, info: Mapping[str, str]) -> str:
 async def _replicas(
     address: Address, wires: RedisConnections, servers: Mapping[str, _Server]
 ) -> list[Finding]:
-    """Return findings about the possible successors, where somebody would have them take over."""
+    """Return findings on the replicas, if sentinels or a cluster may promote them."""
     if not (address.sentinels or address.members):
         return []
     found = [
@@ -558,14 +556,12 @@ async def _replicas(
 
 
 def _asks(address: Address) -> bool:
-    """Return whether a user may send `CONFIG`. Users of `users.acl` may not, and a refusal enters the
-    server's log of attacks.
-    """
+    """Return whether to send `CONFIG`: users of `users.acl` may not, and Redis logs refusals as attacks."""
     return address.username in ("", "default")
 
 
 async def _if_allowed(wire: RedisConnection, name: str) -> Reply:
-    """Return a configuration value of the server; None where its user may not ask."""
+    """Return the reply about a configuration value; None if the user may not read it."""
     with suppress(CountersRefused):
         return await in_task(wire.send(encode(*f"CONFIG GET {name}".encode().split())))
     return None
@@ -617,14 +613,14 @@ def _server(
 
 
 def _release(info: Mapping[str, str]) -> tuple[str, str, tuple[int, ...]]:
-    """Return the name of a server, its version, and the numbers of that."""
+    """Return a server's product name, its version, and the version's numbers."""
     version = info.get("valkey_version") or info.get("redis_version", "0")
     numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
     return "Valkey" if "valkey_version" in info else "Redis", version, numbers
 
 
 def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
-    """Yield findings about services whose calls are refused, for lack of an upstream or two prices."""
+    """Yield findings on services whose calls are refused: without an upstream, or with two prices."""
     services = services_of(catalogue)
     targets = {target.name: target for target in settings.upstreams}
     try:
@@ -642,7 +638,7 @@ def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
 
 
 def verification(subject: str, confirmed: bytes, here: bytes) -> Finding:
-    """Return the finding whether a keeper has compared this data with PostgreSQL since the start."""
+    """Return the finding on whether a keeper has compared this data with PostgreSQL since the start."""
     if not confirmed:
         return Finding(True, subject, "no keeper has verified it yet; the first one that starts will")
     if confirmed == here:

@@ -1,6 +1,6 @@
-"""What to do about what a database or upstream answered: the first row whose words were said.
+"""Advice for errors of databases and upstreams: the first row whose words are in the message.
 
-Pure, and nothing but words: the composition root asks, and puts what is found here behind the answer.
+Pure: only text. The composition root appends the advice to the error.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _TOO_MANY = (
     "close other sessions, or allow more: max_connections of the server (a keeper wants 40), ALTER ROLE …"
     " CONNECTION LIMIT, ALTER DATABASE … CONNECTION LIMIT, or those of the pooler"
 )
-# By SQLSTATE, or its class. Libpq gives none where no connection was made: then the server's words say it.
+# By SQLSTATE, or its class. Libpq gives none if there was no connection: then the message decides.
 _BY_SQLSTATE = {
     "53300": _TOO_MANY,
     "53100": "make room on the disk of PostgreSQL",
@@ -137,11 +137,11 @@ def _found(rows: tuple[tuple[str, str], ...], said: str) -> str:
 
 
 def postgresql_hint(said: str, sqlstate: str = "") -> str:
-    """Return the advice for an error of PostgreSQL, by its code where known."""
+    """Return the advice for an error of PostgreSQL, by its SQLSTATE if known."""
     found = _BY_SQLSTATE.get(sqlstate) or _BY_SQLSTATE.get(sqlstate[:2])
     return found or _found(_NOT_CONNECTED, said)
 
 
 redis_hint = partial(_found, _REDIS_HINTS)
-# Of where an issuer's keys could not be read, too.
+# Also for an issuer whose keys cannot be read.
 upstream_hint, issuer_hint = partial(_found, _UPSTREAM), partial(_found, _ISSUER)

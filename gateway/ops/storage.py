@@ -1,4 +1,4 @@
-"""Where files are kept: a directory, or a bucket of an S3-compatible store. It knows files, not rows."""
+"""Stores files in a directory, or in a bucket of an S3-compatible store."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from gateway.core.text import read_json
 from gateway.errors import PlaceFailed
 from gateway.extras import loading
 
-# Bytes read at once: of a bucket, that is a request.
+# Bytes read at once: in a bucket each is a request.
 CHUNK_BYTES = 8 << 20
 DOCUMENT_BYTES_MAX = 1 << 22
-# The library uploads a file in parts of so many bytes, and a store takes so many parts of one:
+# The library uploads a file in parts of this size, and a store accepts this number of parts:
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 STORED_BYTES_MAX = 10_000 * (10 << 20)
 SCHEMES = ("", "file", "s3")
 LOCAL = "local"
-# What the name of a file in a directory ends in, as long as it is written.
+# The suffix of a file's name in a directory while it is written.
 GROWING = ".part"
-# What an address may say of its store.
+# The parameters that an address may have.
 PARAMETERS = (
     "region", "endpoint_override", "scheme", "tls_ca_file_path", "tls_ca_dir_path", "tls_verify_certificates",
     "force_virtual_addressing", "allow_bucket_creation",
 )  # fmt: skip
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE, instead"
-# What helps against what a store says, by a word of it.
+# Advice for errors of a store, by a word in the message.
 _HELPS = {
     "NO_SUCH_BUCKET": "make the bucket, or name another one",
     "Bucket '": "make the bucket, or name another one",
@@ -46,10 +46,10 @@ _HELPS = {
 
 
 class FileStore:
-    """Files below one address. A file is there as a whole, and durable, before its name is noted.
+    """Files below one address. A file is complete and durable before its name is recorded.
 
-    `PlaceFailed` says what it does not allow. A bucket takes files of up to `stored_bytes_max`, which is then
-    `file_bytes_max`; a directory has none (None) of its own.
+    `PlaceFailed` reports an address or an error. `file_bytes_max` is the largest file of a bucket
+    (`stored_bytes_max`), and None for a directory.
     """
 
     def __init__(self, url: str, *, extra: str = "archive", stored_bytes_max: int = STORED_BYTES_MAX) -> None:
@@ -84,7 +84,7 @@ class FileStore:
             return self._files.open_input_file(self._path(name))
 
     def fragment(self, name: str, format_: Any) -> Any:
-        """Return a file to read by parts, of a format of `pyarrow.dataset`."""
+        """Return a file to read in parts, in a format of `pyarrow.dataset`."""
         with told(self.url):
             return format_.make_fragment(self._path(name), self._files)
 
@@ -102,12 +102,12 @@ class FileStore:
 
     @contextmanager
     def write_whole(self, name: str, still: Callable[[], object]) -> Iterator[Any]:
-        """Open a file for writing, with its name only at the end: `still` is called first, and may raise.
+        """Open a file that gets its name only when complete; `still` is called before that, and may raise.
 
-        A directory has the old file until then. A bucket gets the written bytes, raised or not.
+        A directory has the old file until then. A bucket gets the written bytes even if `still` raises.
         """
         growing = f"{name}.{uuid4().hex}{GROWING}" if self._is_local else name
-        if self._is_local:  # of runs that were killed, and of one that may not go on
+        if self._is_local:  # files of runs that were killed, or stopped by `still`
             folder = name.rpartition("/")[0]
             for each in self.names(folder):
                 if each.endswith(GROWING):
@@ -124,7 +124,7 @@ class FileStore:
             sink.write(content)
 
     def digest(self, name: str) -> tuple[int, str]:
-        """Return how many bytes a file has, and their SHA-256."""
+        """Return the size of a file in bytes, and its SHA-256 in hex."""
         size, digest = 0, hashlib.sha256()
         with told(self.url), self._files.open_input_stream(self._path(name)) as source:
             while piece := source.read(CHUNK_BYTES):
@@ -154,7 +154,7 @@ class FileStore:
         return found
 
     def write_json(self, name: str, value: Any) -> None:
-        """Put a document there: the one before it is there until this one is whole."""
+        """Store a JSON document; in a directory the old one remains until the new one is complete."""
         growing = f"{name}{GROWING}" if self._is_local else name
         self.write_bytes(growing, json.dumps(value, indent=1).encode())
         if growing != name:
@@ -174,7 +174,7 @@ class FileStore:
         return sorted(self.sizes(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Return the files in a folder, and how many bytes each has."""
+        """Return the size in bytes of each file in a folder, by name."""
         return {each.base_name: each.size for each in self._infos(folder) if each.type == self._kinds.File}
 
     def folders(self, folder: str) -> list[str]:
@@ -205,13 +205,13 @@ class FileStore:
 
 
 def shown(url: str) -> str:
-    """Return an address without what it says of its store."""
+    """Return an address without its parameters."""
     return urlunsplit((*urlsplit(url)[:3], "", ""))
 
 
 @contextmanager
 def told(url: str) -> Iterator[None]:
-    """Raise errors of a place as one-line `PlaceFailed`, with advice where known."""
+    """Raise errors of a store as `PlaceFailed`, on one line, with advice if known."""
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
@@ -221,14 +221,15 @@ def told(url: str) -> Iterator[None]:
 
 
 def _refuse(url: str) -> None:
-    """Raise `PlaceFailed` where an address is none, or says what must not be kept. No secret is repeated."""
+    """Raise `PlaceFailed` for an invalid address, or one with credentials; the message repeats no secret."""
     scheme, authority, _, query, _ = urlsplit(url)
     if not url.strip():
         raise PlaceFailed("an empty address is no place for files: a directory, file:///… or s3://bucket/…")
     if scheme not in SCHEMES:
         raise PlaceFailed(f"{scheme}:// is no place for files: a directory, file:///… or s3://bucket/…")
     said = parse_qsl(query, keep_blank_values=True) if scheme else []
-    # A secret may hold a slash, so that only its beginning stands here; no bucket's name has either mark.
+    # A secret may contain a slash, so authority has only its beginning; bucket names have neither @ nor
+    # colon.
     hosts = [value for name, value in said if name == "endpoint_override"]
     if scheme and (not {"@", ":"}.isdisjoint(authority) or any("@" in host for host in hosts)):
         raise PlaceFailed(

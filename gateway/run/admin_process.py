@@ -1,7 +1,7 @@
-"""A keeper's process for people, as the one with its loops has it: started, watched, told, stopped.
+"""Starts, watches, informs and stops a keeper's process for people (Admin API, console), from its loops'
+process.
 
-Part of the composition root. The port is bound here: where that process dies, who asks meanwhile waits for
-the next one, and is not refused.
+Part of the composition root. The port is bound here, so that requests wait while that process is restarted.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from gateway.run.serving import restarts_of
 from gateway.settings.settings import Settings, to_json
 from gateway.telemetry import metrics
 
-# What the loops of a keeper tell its process for people, by lines down that one's standard input.
+# Facts that the keeper's loops send to the process for people, as lines on its standard input.
 #
-# No disk is between the two: one that is full is among what is told.
+# No disk is between the two, because a full disk is one of the facts.
 
 TOLD_EACH_S = 2.0
-# Loops that tell nothing for longer hang, or are stopped: nothing that is known of them holds any more.
+# After this time without facts the loops count as hung or stopped, and earlier facts as unknown.
 SILENT_S_MAX = 10.0
-# The beginning of a line of facts. Lines of settings are JSON.
+# The prefix of a line with facts. Lines with settings are JSON.
 _MARK = b"facts "
 
 
 class LoopFacts(msgspec.Struct, frozen=True):
-    """What metrics say of the loops, and whether what they look after is well, or why not, by name."""
+    """Metrics of the loops, and, by name, whether each thing they look after is well, or why not."""
 
     snapshot: Mapping[str, Any]
     well: Mapping[str, bool | str]
@@ -48,9 +48,10 @@ def written_fact(facts: LoopFacts) -> bytes:
 
 
 class FactsReader:
-    """The end of who is told. The listener's end. Lines are kept as they come, and read on demand.
+    """Receives facts in the process for people; a line is decoded only when it is needed.
 
-    `first` is called with the first ones, and `others` with lines that are no facts, from another thread.
+    `first` is called after the first facts, and `others` with lines that are no facts, both from another
+    thread.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class FactsReader:
         pipe.listen(self._hear)
 
     def last(self) -> LoopFacts:
-        """Return the last ones; `LoopsSilent` where they are too old, or there are none."""
+        """Return the last facts; `LoopsSilent` if there are none, or they are too old."""
         if not self._line or self._clock() - self._heard_at > self._silent_s_max:
             raise LoopsSilent
         return msgspec.json.decode(self._line[len(_MARK) :], type=LoopFacts)
@@ -77,13 +78,13 @@ class FactsReader:
             self._first()
 
 
-# How long the port of a keeper that was killed may still be had by its process for people.
+# How long the process for people of a killed keeper may still hold the port.
 LEFT_S_MAX = 5.0
 LOOK_S = 0.1
 
 
 class AdminProcess:
-    """The process; `facts` are what the loops tell it. It may be `loading` its code on its port already."""
+    """The process for people; `facts` returns what to send to it. It may already be `loading` its code."""
 
     def __init__(
         self, settings: Settings, facts: Callable[[], Awaitable[LoopFacts]], log: Callable[..., None],
@@ -113,7 +114,7 @@ class AdminProcess:
         await self._starting
 
     async def keep_telling(self) -> None:
-        """Send facts of the loops to the process now and then, until cancelled."""
+        """Send facts about the loops to the process at intervals until cancelled."""
         await self._has_begun.wait()
         while self._child is not None:
             await self._child.send(written_fact(await self._facts()))
@@ -124,7 +125,7 @@ class AdminProcess:
             self._renewing = asyncio.create_task(self._child.tell(to_json(settings)))
 
     async def stop(self) -> None:
-        """Stop listening, and wait until what is asked is answered."""
+        """Stop listening, and wait until open requests are answered."""
         if self._port is not None:
             self._port.close()
         if self._child is None:

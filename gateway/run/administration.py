@@ -1,7 +1,7 @@
-"""A keeper's process for people, composed: the Admin API, the console, files, health and metrics.
+"""The keeper's process for people: the Admin API, the console, files, health and metrics.
 
-Part of the composition root. No loop that brings rows runs here: whatever people ask, those go on beside it,
-on another core or before it. What they know is told each second (`admin_process.py`).
+Part of the composition root. No loop that stores rows runs here, so that requests of people never delay them.
+The loops send their facts every two seconds (`admin_process.py`).
 """
 
 from __future__ import annotations
@@ -74,15 +74,15 @@ from persistence.resources import access
 from persistence.resources.integrity import ReconciliationResults
 from persistence.resources.usage import ConsoleQueries
 
-# The admin port of a keeper: what listens there, and its built-in tokens, read again from their files.
+# The admin port of a keeper: its listener, and its built-in tokens, which are read again from their files.
 
 
-# The settings of the built-in tokens, each by the role it is for.
+# The settings of built-in tokens, each with its role.
 TOKENS = {"admin_token": "admin", "readonly_token": "readonly"}
 
 
 class AdminPort:
-    """Listens once told to; `built_in` has the tokens of now, once `run` is kept going."""
+    """The admin port; `built_in` has the present tokens while `run` runs."""
 
     def __init__(self, settings: Settings, log: Callable[..., None], *, look_s: float = LOOK_S) -> None:
         self._log, self._look_s = log, look_s
@@ -94,7 +94,7 @@ class AdminPort:
         self._answers, self.vitals = Answers(), ProcessVitals("admin")
 
     def prepare(self, ports: AdminPorts) -> Callable[[Sequence[socket.socket]], Coroutine[Any, Any, None]]:
-        """Build all that is served; what listens on sockets that are bound already."""
+        """Build the application; return a function that starts to serve it on bound sockets."""
         app = build(replace(ports, answers=self._answers))
 
         async def open_on(sockets: Sequence[socket.socket]) -> None:
@@ -103,7 +103,7 @@ class AdminPort:
         return open_on
 
     async def close(self) -> None:
-        """Listen no more, once what is asked is answered."""
+        """Stop listening, after open requests are answered."""
         if self._listening is not None:
             await self._listening.stop()
 
@@ -111,7 +111,7 @@ class AdminPort:
         return {**self._tls.snapshot(), **self._answers.snapshot(), **self.vitals.snapshot()}
 
     async def run(self) -> None:
-        """Look after the files of the tokens, and the process, until cancelled."""
+        """Watch the tokens' files and this process until cancelled."""
         tokens = watch(self._files.values, self._read_tokens, self._kept, look_s=self._look_s)
         async with asyncio.TaskGroup() as group:
             group.create_task(tokens)
@@ -121,7 +121,7 @@ class AdminPort:
         self._log("tokens are kept as they were", why=why, level="warning")
 
     async def _read_tokens(self) -> str:
-        """Replace both tokens from their files, or return why both stay."""
+        """Replace both tokens from their files; return why both are unchanged, or ""."""
         now = {name: getattr(self.built_in, role) for name, role in TOKENS.items()}
         try:
             for name, path in self._files.items():
@@ -138,11 +138,11 @@ class AdminPort:
         return ""
 
 
-# The providers of identities by which people sign in to the console, as the settings of a keeper have them.
+# The identity providers by which people sign in to the console, from the settings of a keeper.
 
 
 class CurrentSignIns:
-    """Those of the settings: `now` is None where there were none when the keeper was started."""
+    """The sign-in of the settings: `now` is None if the keeper was started without providers."""
 
     def __init__(self, settings: Settings, log: Callable[..., None]) -> None:
         wanted, self._log = settings.sign_in, log
@@ -150,7 +150,7 @@ class CurrentSignIns:
         self.now = SignIns(wanted, time.monotonic, time.time, log) if wanted.providers else None
 
     def renew(self, settings: Settings) -> None:
-        """Apply other providers; the address of the console stays, since browsers know this address."""
+        """Apply changed providers; the console's address stays until a restart, since browsers know it."""
         wanted, now = settings.sign_in, self.now
         if now is not None:
             now.renew_providers(wanted)
@@ -160,19 +160,19 @@ class CurrentSignIns:
 
 
 APPLICATION = "tollkeeper-admin"
-# Who brings rows, and who answers calls, goes first where cores are scarce: a third of their weight.
+# The loops and gateways have priority when cores are scarce: this process gets a third of their weight.
 NICENESS = 5
-# Redis is there as a rule when people are let in. Without it they are all the same.
+# How long to wait for Redis before serving people, which works without it, too.
 CONNECTED_S_MAX = 3.0
 STALE, COMPARED, VERIFIED = "configuration_stale", "reconciliation_timestamp_seconds", "counters_verified"
 
 
-# Requests that are under way have ten seconds.
+# Open requests have ten seconds.
 PEOPLE_END_S_MAX = 12.0
 
 
 async def run_administration(settings: Settings, pipe: ParentPipe) -> None:
-    """Run a keeper's process for people until it is told to stop, which is when its keeper ends."""
+    """Run a keeper's process for people until it gets a stop signal, because its keeper ends."""
     os.nice(NICENESS)
     stop, administration = stop_signal(), Administration(settings, pipe)
     try:
@@ -182,7 +182,7 @@ async def run_administration(settings: Settings, pipe: ParentPipe) -> None:
 
 
 class Administration:
-    """Everything people ask. `pipe` has what the loops tell, and later settings."""
+    """Everything that people use. `pipe` receives facts of the loops, and later settings."""
 
     def __init__(self, settings: Settings, pipe: ParentPipe) -> None:
         address.be_known_as(APPLICATION)
@@ -209,7 +209,8 @@ class Administration:
         self._teller = FailureTeller(
             "admin", self._failures, self._log, partial(access.note_failures, pools.staff)
         )
-        # An acknowledgement here is evidence; it is counted by who knows when everybody is at rest.
+        # A write acknowledged here is evidence too; the loops count its loss, since they know partitions at
+        # rest.
         self._losses = LossCounter(Losses(pools.staff), (doors.counters.moved,), self._log, at_rest=_nowhere)
         self._gauges = Gauges((self._losses.count, *([replica.figures] if replica is not None else [])))
         self._programs = ProgramList(doors.wires, doors.counters, pools.staff)
@@ -225,7 +226,7 @@ class Administration:
         self._stops = False
 
     async def start(self, own: Sequence[socket.socket] = ()) -> None:
-        """Start to serve on `own` sockets, else the supervisor's, once this keeper's loops have begun."""
+        """Serve on `own` sockets, or else the supervisor's, once this keeper's loops have begun."""
         doors, port = self._doors, self._admin_port
         doors.wires.start()
         loops = {
@@ -239,13 +240,13 @@ class Administration:
         )
         listen_on = port.prepare(self._ports())
         await doors.wires.connected_within(CONNECTED_S_MAX)
-        await self._database.answers()  # who asks first waits for no connection
+        await self._database.answers()  # so that the first request waits for no connection
         await self._loops_begun.wait()
         await listen_on(own or sockets.supervisor_port()[0])
         heartbeat.say_ready()
 
     async def stop(self) -> None:
-        """Listen no more, once what is asked is answered."""
+        """Stop listening, after open requests are answered."""
         self._stops = True
         await self._admin_port.close()
         await cancel(self._loops)
@@ -308,7 +309,7 @@ class Administration:
             well, is_last = {}, False
         parts = {"postgresql": database, "redis": redis, VERIFIED: well.get(VERIFIED, False)}
         ours = has_free_files(self._admin_port.vitals.snapshot())
-        # Where Redis refuses calls, people still need this port: that is told, and keeps nobody away.
+        # If Redis refuses calls, people still need this port: it is reported, and the port stays ready.
         return all(parts.values()), {
             **parts,
             "postgresql": database or self._reads_only or False,
@@ -338,11 +339,11 @@ class Administration:
         }  # fmt: skip
         found = metrics.merge(metrics.merge(found, ours), self._gauges.latest)
         compared = self._reconciler.figures()
-        # Who compared last knows best: the loop, or somebody who had it done.
+        # The latest comparison counts: the loop's, or one that a person requested.
         return found | compared if compared.get(COMPARED, 0) > found.get(COMPARED, 0) else found
 
     def _of_machine(self) -> Mapping[str, Any]:
-        """Return metrics of this machine's gateways and disks; reads files, so not for the event loop."""
+        """Return metrics of this machine's gateways and disks; reads files, so it must run in a thread."""
         return metrics.collect(self._settings.metrics_dir) | disks(self._settings)
 
 

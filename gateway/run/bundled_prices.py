@@ -1,6 +1,6 @@
-"""The bundled price list, in US dollars: `deploy/bundled_prices.py` makes its file of `genai-prices`.
+"""The bundled price list, in US dollars; `deploy/bundled_prices.py` makes its file from `genai-prices`.
 
-It is read on demand alone: a gateway has no use for it.
+It is read only on demand: a gateway does not need it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LIST = Path(__file__).with_suffix(".json")
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The library with its version, rows as `POST prices` takes them, and a line for each one left out."""
+    """The library with its version, rows for `POST prices`, and a line for each omitted price."""
 
     library: str
     rows: list[Row]

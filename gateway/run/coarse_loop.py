@@ -1,6 +1,6 @@
-"""The event loop of our processes: a process that wakes up seldom costs little while nothing happens.
+"""The event loop of our processes, which wakes up rarely, so that an idle process costs little.
 
-Timers that are long enough wait for the next tick, so all of them go off together. None goes off early.
+Timers that are long enough wait for the next tick, so that many fire together. None fires early.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import uvloop
 
 Ts = TypeVarTuple("Ts")
 TICK_S, COARSE_S_MIN = 0.1, 0.2
-# Of a tick: a moment that is one but for its last digits is one.
+# The part of a tick by which a time counts as the tick before, because of rounding.
 EARLY = 1e-4
 
 
 def coarse(delay: float, now: float) -> float:
-    """Return a delay that ends at the next tick, where it is a long one."""
+    """Return a delay in seconds; a long one is extended to end at the next tick."""
     if delay < COARSE_S_MIN:
         return delay
     return max(delay, ceil((now + delay) / TICK_S - EARLY) * TICK_S - now)
 
 
 class CoarseLoop(uvloop.Loop):
-    """Timers of `COARSE_S_MIN` and more go off at multiples of `TICK_S`."""
+    """An event loop whose timers of at least `COARSE_S_MIN` fire at multiples of `TICK_S`."""
 
     def call_later(
         self,

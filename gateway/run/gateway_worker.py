@@ -1,4 +1,4 @@
-"""The port of a gateway worker: where it listens, its TLS, and other settings once it is told them.
+"""Composes a gateway worker: its port, TLS and settings, and its access to Redis.
 
 Part of the composition root.
 """
@@ -56,7 +56,7 @@ from gateway.telemetry import logs
 
 
 class GatewayPort:
-    """Where the data plane meets clients. Made inside a running event loop."""
+    """The port where the data plane accepts clients; to be made inside a running event loop."""
 
     def __init__(
         self, settings: Settings, plane: DataPlane, tokens: TokenCallers, log: Callable[..., None],
@@ -69,7 +69,7 @@ class GatewayPort:
         self.sent = SettingsUpdates(self._take, log)
 
     async def open(self, parent_pipe: ParentPipe | None) -> None:
-        """Accept clients, and settings that come later."""
+        """Accept clients, and later settings from the parent process."""
         settings, loop = self._settings, asyncio.get_running_loop()
         own, others = ports.supervisor_port()
         if not own:
@@ -81,13 +81,13 @@ class GatewayPort:
             parent_pipe.listen(lambda line: loop.call_soon_threadsafe(self.sent.hear, line))
 
     async def keep(self) -> None:
-        """Look after the certificate, and the keys of issuers, until cancelled."""
+        """Renew the certificate and the issuers' keys until cancelled."""
         async with asyncio.TaskGroup() as both:
             both.create_task(self._tls.run())
             both.create_task(self._tokens.keep_fresh())
 
     async def keep_looking(self) -> None:
-        """Look how late the loop is, and how many files are open, until cancelled."""
+        """Measure the event loop's delay and open files until cancelled."""
         await self._vitals.keep_looking()
 
     def snapshot(self) -> Mapping[str, Any]:
@@ -99,7 +99,7 @@ class GatewayPort:
 
     def _take(self, settings: Settings) -> None:
         bounds = UsageBounds(usage_tokens_max=settings.usage_tokens_max)
-        # The plane first: it may refuse, and nothing has changed then.
+        # The plane first: it may refuse, and then nothing has changed.
         self._plane.renew(
             settings.routes, settings.upstreams, limits_here(settings), settings.services, bounds=bounds,
             origins=origins_of(settings.cors_origins), workloads=settings.workloads,
@@ -113,12 +113,12 @@ class GatewayPort:
 
 
 def sellers_of(targets: Iterable[UpstreamTarget]) -> dict[str, Seller]:
-    """Return the sellers of upstreams by their names; one that bills by nobody's list has none."""
+    """Return the sellers by the names of their upstreams, without upstreams that have no price list."""
     found = {one.name: seller_of(one.prices, one.price_factor, one.family, one.base_url) for one in targets}
     return {name: seller for name, seller in found.items() if seller is not None}
 
 
-# Who calls with a token of an issuer, introduced to the directory of API keys.
+# Callers with tokens of an issuer, connected to the directory of API keys.
 def token_callers(settings: Settings, directory: DigestLookup, log: Callable[..., None]) -> TokenCallers:
     keys = AllKeys(time.monotonic, log)
     callers = TokenCallers(keys, directory, peppers_of(settings).digests, time.time)
@@ -126,15 +126,15 @@ def token_callers(settings: Settings, directory: DigestLookup, log: Callable[...
     return callers
 
 
-# OpenAI's own tokenizers, where the package that ships their tables is installed.
+# OpenAI's own tokenizers, if the package with their tables is installed.
 #
-# `pip install tollkeeper[tokenizer]` brings it. It takes about 70 MB of each worker, which is why it
-# is not there by itself; the other providers publish no tokenizer. Asked only where an answer says
-# nothing of its use.
+# `pip install tollkeeper[tokenizer]` installs it. It takes about 70 MB of each worker, so it is not a
+# default; the other providers publish no tokenizer. It is used only for answers without a report of their
+# use.
 
 
 def load_tokenizer() -> Tokenizer | None:
-    """Return the tokenizer of each model known; None where the package is not installed."""
+    """Return a function from a model to its tokenizer; None if the package is not installed."""
     try:
         with loading("tokenizer"):
             package: Any = import_module("bpe_openai")
@@ -153,19 +153,20 @@ def load_tokenizer() -> Tokenizer | None:
     return of_model
 
 
-# A worker's slot: an id that outlives the worker, so that its successor has it again.
+# A worker's slot: an id that outlives the worker, so that its successor has the same.
 #
-# What a worker left in Redis under names made from its slot is found and corrected by its successor,
-# instead of staying until it times out.
+# The successor finds and corrects what a worker left in Redis under names made from its slot, instead of
+# waiting until it expires.
 
 SLOTS_MAX = 1024
 SLOT_BYTES = 36
 
 
 def take_worker_slot(directory: Path) -> UUID:
-    """Return the first worker slot in the directory that nobody sits on, kept until this process ends.
+    """Return the first free worker slot in a directory; it is locked until this process ends.
 
-    Where the directory cannot be written, or all are taken: a slot that nobody will find again.
+    If the directory cannot be written, or all slots are taken, return a random slot, which no successor
+    finds.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -187,14 +188,14 @@ def take_worker_slot(directory: Path) -> UUID:
     return uuid4()
 
 
-# What a gateway worker asks Redis through, composed: over one wire, or over those to a cluster's primaries.
+# A gateway worker's access to Redis: over one connection, or over those to a cluster's primaries.
 
 Log = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """The parts that ask Redis, over one wire or those to the primaries of a cluster."""
+    """The parts of a worker that use Redis, over one connection or those to the primaries of a cluster."""
 
     directory: Directory
     counters: Counters | ShardedCounters
@@ -210,7 +211,7 @@ class Door:
     caches: CachePool
 
     async def restore(self, partitions: Collection[int]) -> None:
-        """Store again what this worker remembers of runs and jobs, in partitions whose Redis lost them."""
+        """Store the runs and jobs that this worker remembers in partitions whose Redis lost them."""
         await self.runs.restore(partitions)
         await self.jobs.restore(partitions)
 
@@ -222,7 +223,7 @@ def make_door(
     scripts: Mapping[str, Histogram],
     log: Log,
 ) -> Door:
-    """Return the `Door` of a worker to Redis; `scripts` observe the seconds of each script."""
+    """Return a worker's access to Redis; `scripts` observe the seconds of each script."""
     clock, took = time.monotonic, {verb: histogram.observe for verb, histogram in scripts.items()}
     worker_slot = take_worker_slot(Path(settings.data_dir) / "worker_slots")
     allowances = Allowances(clock, worker_slot)

@@ -1,7 +1,7 @@
-"""What a process says of itself and of the machine below it: its loop, its open files, its disk.
+"""Health of a process and of its machine: event loop, open files, disk, Redis, clock.
 
-It answers probes and metrics. An answer waits a bounded time, so a probe never hangs. A caller that asks
-often costs no more than one that asks each second.
+It answers probes and metrics. An answer waits a bounded time, so that a probe never hangs, and results are
+cached, so that frequent requests cost little.
 """
 
 from __future__ import annotations
@@ -38,41 +38,41 @@ from gateway.local import heartbeat
 from gateway.settings.settings import Settings
 from gateway.telemetry import metrics as tallies
 
-LOOK_S = 0.5  # ticks of `coarse_loop.py`, so that a timer that goes off late is late by nothing but the loop
+LOOK_S = 0.5  # ticks of `coarse_loop.py`, so that only a busy loop makes this timer late
 FILES_LOOK_S = 5.0
-# Of the files that a process may have open, what may be: then there is hardly one left.
+# The share of a process' maximum of open files above which hardly one is left.
 FILES_SHARE_MAX = 0.9
 DISK_LOOK_S = 5.0
-# Below this nothing more can be kept: a settlement log needs room for what it is told while Redis is away.
+# With less free space nothing can be stored: the settlement log needs room while Redis is away.
 FREE_BYTES_MIN = 16 * 1024 * 1024
-# The operations port of a lone `serve`: health and metrics, for probes and scrapes.
+# The operations port of a `serve` without a keeper: health and metrics, for probes and scrapes.
 #
-# A few lines of HTTP/1.1 of its own: GET only, one answer a connection, small bounded requests.
+# It has its own few lines of HTTP/1.1: only GET, one answer a connection, small bounded requests.
 
 
 HEAD_BYTES_MAX = 16_384
 REQUEST_MAX_S = 5.0
-SILENT_MAX = 64  # connections that have not asked yet
-ANSWERS_MAX = 32  # being written at once, /livez apart
+SILENT_MAX = 64  # connections without a complete request
+ANSWERS_MAX = 32  # answers being written at once, apart from /livez
 BACKLOG = 1_024
-# Whether each partition is there and verified: of a cluster the others are served without one.
+# Whether each partition is available and verified: a cluster serves the others without one.
 EVERY_PARTITION = "every_partition"
-# Whether what runs goes by the configuration file as it is now.
+# Whether the running settings are those of the configuration file.
 CONFIGURATION = "configuration"
-# Whether there is room on the disks of its directories.
+# Whether there is room on the disks of our directories.
 DISK = "disk"
 # Whether each process can open more files.
 OPEN_FILES = "open_files"
-# Whether the clock is that of others.
+# Whether the clock agrees with that of Redis.
 CLOCK = "clock"
-# Findings that keep nobody from being served: calls go on without them, and an alert fires.
+# Checks that leave a process ready: calls go on, and an alert fires.
 TOLD_ALONE = frozenset({CLOCK, CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES})
 ProtocolFactory = Callable[[], asyncio.Protocol]
 REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
 
 class ProcessVitals:
-    """How much later than wanted the loop turns, which every call that is under way waits; and open files."""
+    """The delay of a process' event loop, which all its calls wait for, and its open files."""
 
     def __init__(self, process: str) -> None:
         self.process = process
@@ -103,12 +103,12 @@ def has_free_files(snapshot: Mapping[str, Any]) -> bool:
 
 
 def limits_here(settings: Settings, files_max: int | None = None) -> HttpLimits:
-    """Return the limits of a gateway worker as far as this machine lets it open files."""
+    """Return a gateway worker's limits, reduced if this machine lets it open too few files."""
     return settings.http.within(files_max or heartbeat.open_files_limit(), len(settings.upstreams))
 
 
 def few_files(settings: Settings, files_max: int | None = None) -> str:
-    """Return a sentence if open files limit a worker's connections below the setting; else empty."""
+    """Return a sentence if open files limit a worker's connections below the setting; else ""."""
     most = files_max or heartbeat.open_files_limit()
     wanted, here = settings.http.connections_max, limits_here(settings, most).connections_max
     if here == wanted:
@@ -119,9 +119,9 @@ def few_files(settings: Settings, files_max: int | None = None) -> str:
 
 
 class DiskWatch:
-    """Which disks of ours are full, as was seen last: who asks waits for none. Each change is told once.
+    """Watches our directories' disks; `full` has those that were full at the last look. Logs each change.
 
-    `look` is asked, with the bytes that must be free, which directories have hardly any room.
+    `look` returns the directories whose disks have less than a number of free bytes.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class DiskWatch:
 
 
 def disks(settings: Settings) -> dict[str, object]:
-    """Return the size and free bytes of the disks of our directories, as far as known."""
+    """Return metrics of the size and free bytes of our directories' disks, as far as known."""
     free: list[tuple[str, int]] = []
     size: list[tuple[str, int]] = []
     for name, place in _places(settings):
@@ -163,7 +163,7 @@ def disks(settings: Settings) -> dict[str, object]:
 
 
 def full_disks(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) -> tuple[str, ...]:
-    """Return the directories whose disks have hardly any room, one of each disk."""
+    """Return the directories whose disks have hardly any room, one for each disk."""
     found: dict[int, str] = {}
     for _, place in _places(settings):
         with suppress(OSError):
@@ -183,23 +183,25 @@ def _existing(place: Path) -> Path:
     return place
 
 
-# Whether the servers of Redis that are there take calls, and keep them, as they say themselves.
+# Whether the servers of Redis accept and store calls, from their own figures.
 #
-# What they say is looked at every few seconds: who refuses calls may be asked
-# for nothing meanwhile, and must be known to be well again.
+# These are queried every few seconds: a server that refuses calls may get no commands meanwhile, and its
+# recovery must be noticed.
 
 ASK_S = 2.0
-# What a server does not say of itself is known by what calls were answered, for so long.
+# Codes that the figures do not show: they are known from answers to calls, for this time.
 ANSWERED = {"MISCONF", "NOREPLICAS"}
 ANSWERED_S = 10.0
-# By how much two clocks may differ.
+# The largest tolerated difference of two clocks.
 CLOCK_OFF_S_MAX = 10.0
 
 
 class RedisState:
-    """`refusing` says of how many partitions calls are refused, by code; `taking`, of how many none are.
+    """The state of Redis: `refusing` has the partitions whose calls are refused, by code; `taking` the
+    others.
 
-    `clock_off_s` is how far our clock is ahead of theirs, that of who differs most.
+    Both are numbers of partitions. `clock_off_s` is how far our clock is ahead of the server's with the
+    largest difference.
     """
 
     def __init__(
@@ -213,7 +215,7 @@ class RedisState:
         self._wires, self._log, self._wall, self._seconds = wires, log, wall, seconds
 
     async def keep_asking(self, *, ask_s: float = ASK_S) -> None:
-        """Check until cancelled, and log when servers begin to refuse calls, and when none does any more."""
+        """Query the servers until cancelled; log when they begin to refuse calls, and when none does."""
         while True:
             before = self.refusing
             await self.ask()
@@ -239,7 +241,7 @@ class RedisState:
 
     @property
     def why(self) -> str:
-        """Why calls are refused, in words; empty where none are."""
+        """Why calls are refused, as a sentence; empty if none are."""
         return why(self.refusing)
 
     def snapshot(self) -> dict[str, object]:
@@ -250,7 +252,7 @@ class RedisState:
         }
 
     def figures(self) -> dict[str, object]:
-        """Return metrics of the Redis servers, for the keeper alone; of several the worst."""
+        """Return metrics of the Redis servers, for the keeper alone: the worst value of several servers."""
         memory = [[int(one.get(name) or 0) for name in ("used_memory", "maxmemory")] for one in self._facts]
         if not memory:
             return {}
@@ -279,7 +281,7 @@ class RedisState:
         return {}, 0.0
 
     def _answered(self, wire: RedisConnection) -> str:
-        """Return the code of recent refusals of calls, or the reason of a missing connection; else empty."""
+        """Return the code of a recent refusal, or the one in the error of a missing connection; else ""."""
         code, at = wire.refusal
         if wire.available and code in ANSWERED and self._seconds() - at < ANSWERED_S:
             return code
@@ -290,7 +292,7 @@ def why(codes: Mapping[str, float]) -> str:
     return ", ".join(f"{code}: {WHY.get(code, 'Redis refuses calls')}" for code in sorted(codes))
 
 
-# Says when Redis goes and when it is back; of a cluster, how much of it.
+# Logs when Redis goes away and when it is back; for a cluster, the number of partitions.
 
 AWAY_LOOK_S = 0.2
 
@@ -298,7 +300,7 @@ AWAY_LOOK_S = 0.2
 async def tell_of_redis(
     ways: RedisConnections, log: Callable[..., None], *, look_s: float = AWAY_LOOK_S
 ) -> None:
-    """Log when Redis is away and when it is back, until cancelled; no call waits for this."""
+    """Log when Redis goes away and when it is back, until cancelled."""
     said = 0
     while True:
         if (away := ways.away) != said:
@@ -312,10 +314,10 @@ async def tell_of_redis(
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """What the port answers from.
+    """The sources of the port's answers.
 
-    `dependencies` says for each dependency by name whether it is there, or why not; `metrics` takes the
-    `Accept` field and gives body and content type.
+    `dependencies` returns, by name, whether each dependency is well, or why not. `metrics` takes the `Accept`
+    field and returns body and content type.
     """
 
     dependencies: Callable[[], Awaitable[Found]]
@@ -331,9 +333,9 @@ async def listen(
     wrapped: Callable[[ProtocolFactory], ProtocolFactory] | None = None,
     given: socket.socket | None = None,
 ) -> asyncio.Server:
-    """Listen, at the socket that was `given` where there is one, and answer until the server is closed.
+    """Listen at a host and port, or at the socket `given`, and answer until the server is closed.
 
-    `OSError` if the port is taken. `wrapped` puts TLS in front of connections.
+    `OSError` if the port is taken. `wrapped` adds TLS to connections.
     """
     served, loop = OpsConnections(ops, answers_max), asyncio.get_running_loop()
 
@@ -348,10 +350,10 @@ async def listen(
 
 
 class OpsConnections:
-    """The connections of the port. Where too many have not asked yet, the oldest of them gives way.
+    """The connections of the port. Beyond a maximum without a request, the oldest is closed.
 
-    A probe asks as soon as it is connected, so it is answered even if others hold connections open;
-    `/livez` also where others read their answers slowly.
+    A probe sends its request at once, so it is answered even if others hold connections open; `/livez` is
+    answered even if others read their answers slowly.
     """
 
     def __init__(self, ops: Ops, answers_max: int) -> None:
@@ -420,7 +422,7 @@ T = TypeVar("T")
 
 
 class Probe:
-    """Ask one dependency, once at a time: what is still being asked is asked no second time."""
+    """Queries one dependency; concurrent callers share one query."""
 
     def __init__(self, ask: Callable[[], Awaitable[bool]], *, answer_s_max: float = ANSWER_S_MAX) -> None:
         self._ask = ask
@@ -428,7 +430,7 @@ class Probe:
         self._asking: asyncio.Task[bool] | None = None
 
     async def answers(self) -> bool:
-        """Return whether the dependency said yes within the bound; an error is a no."""
+        """Return whether the dependency is well, within the time limit; an error counts as not."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._told())
         done, _ = await asyncio.wait({self._asking}, timeout=self._answer_s_max)
@@ -437,12 +439,12 @@ class Probe:
     async def _told(self) -> bool:
         try:
             return await self._ask()
-        except Exception:  # noqa: BLE001  # whatever it meets, it does not answer
+        except Exception:  # noqa: BLE001  # any error counts as no answer
             return False
 
 
 class CachedLookup(Generic[T]):
-    """A recent look-up: callers within `fresh_s` share it, and one at a time looks."""
+    """The cached result of a look-up, for `fresh_s` seconds; only one look-up runs at a time."""
 
     def __init__(
         self, look: Callable[[], Awaitable[T]], *, fresh_s: float = FRESH_S,
@@ -453,7 +455,7 @@ class CachedLookup(Generic[T]):
         self._found: tuple[float, T] | None = None
 
     async def now(self) -> T:
-        """Return the found value; it raises what the look does, and keeps nothing then."""
+        """Return the result; an error of the look-up is raised and not cached."""
         async with self._turn:
             if self._found is None or self._clock() - self._found[0] >= self._fresh_s:
                 self._found = None
@@ -463,7 +465,7 @@ class CachedLookup(Generic[T]):
 
 
 async def one_answers(wires: Sequence[RedisConnection]) -> bool:
-    """Return whether Redis answers; of a cluster one primary is enough."""
+    """Return whether Redis answers a PING; one primary of a cluster is enough."""
     asked = [asyncio.create_task(_pinged(wire)) for wire in wires]
     try:
         for each in asyncio.as_completed(asked):
@@ -476,7 +478,7 @@ async def one_answers(wires: Sequence[RedisConnection]) -> bool:
 
 
 async def all_answer(wires: Sequence[RedisConnection]) -> bool:
-    """Return whether Redis answers; of a cluster each primary."""
+    """Return whether Redis answers a PING; in a cluster each primary must."""
     return bool(wires) and all(await asyncio.gather(*map(_pinged, wires)))
 
 
@@ -486,17 +488,17 @@ async def _pinged(wire: RedisConnection) -> bool:
     return False
 
 
-# Why a process that was told to stop is not ready, from that moment on.
+# The reason that a stopping process gives for not being ready.
 STOPPING = "it stops: what is under way is finished, and no more should come"
 
 
 async def of_gateway(settings: Settings, serves: Callable[[], bool | str], disk: DiskWatch) -> Found:
-    """Return the readiness checks of a lone gateway; Redis is judged by the findings of its workers.
+    """Return the readiness checks of a gateway without a keeper, from metrics of its workers.
 
-    `serves`: whether a worker accepts calls, or why none should. Its port is held by us, so that nobody there
-    would refuse.
-    Of a cluster one primary that serves is enough: `every_partition` says whether all of them do. A
-    configuration file that is wrong is not used: `configuration` says whether the last one is.
+    `serves` returns whether a worker accepts calls, or why none should. Our process holds the port, so that
+    connections are accepted all the same. In a cluster one primary that serves is enough: `every_partition`
+    is whether all of them do. An invalid configuration file is not applied: `configuration` is whether the
+    present one is.
     """
     found = tallies.collect(settings.metrics_dir)
     every = PARTITIONS * found.get("workers", 0)
@@ -513,7 +515,7 @@ async def of_gateway(settings: Settings, serves: Callable[[], bool | str], disk:
 
 
 def of_process(snapshot: Mapping[str, Any], disk: DiskWatch) -> Found:
-    """Return facts of processes and their machine, by their numbers."""
+    """Return checks of a process and its machine, from its metrics."""
     return {
         DISK: not disk.full or f"the disk of {', '.join(disk.full)} is full",
         OPEN_FILES: has_free_files(snapshot) or "hardly any file is left that a process may open",

@@ -1,7 +1,7 @@
-"""Looks at jobs with the upstream's own credential (polling), and charges what they did.
+"""Polls jobs with the upstream's own credential, and charges their results.
 
-Part of the composition root: it introduces upstreams to the stored jobs. A worker looks when a caller asks
-for a job, and all look now and then at those that nobody asks for.
+Part of the composition root: it connects upstreams with the stored jobs. A worker polls a job when a caller
+asks for it, and all workers share in polling the others at intervals.
 """
 
 from __future__ import annotations
@@ -57,29 +57,29 @@ from gateway.settings.settings import Settings
 
 CONNECT_S: Final = 10.0
 WITHIN_S: Final = 300.0
-# Until the file of a batch is here, whose caller waits for it.
+# The time to fetch the input file of a batch, for which its caller waits.
 FILE_S_MAX: Final = 60.0
-# The most that is read of an answer about batches: a list of 100 has some 100 KiB.
+# The most bytes read of an answer about batches: a list of 100 has some 100 KiB.
 SAID_BYTES_MAX: Final = 4 << 20
-# Jobs of one upstream that are looked at at once, by nobody's wish.
+# Due jobs of one upstream that are polled at once.
 LOOKS_MAX: Final = 4
-# Results that are fetched and charged at once, of all organizations, and of one upstream; the others wait.
+# Results fetched and charged at once, of all upstreams, and of one; the others wait.
 FETCHES_MAX, FETCHES_EACH_MAX = 3, 2
-# Answers that are read for callers at once; the others wait.
+# Answers read for callers at once; the others wait.
 ASKS_MAX: Final = 8
-# How often it is looked whether the lines of a job are charged, so that its hold may end; of how many jobs,
-# and of how many of one organization. A later look does it for the others.
+# The interval, and number of checks, for whether a job's lines are charged, so that its hold may end; and the
+# most jobs followed, of all organizations and of one. The next poll checks the others.
 FOLLOW_S, FOLLOWS_MAX, FOLLOWED_MAX, FOLLOWED_EACH_MAX = 0.5, 120, 200, 50
-# Statuses of things that are gone, or too long to be read.
+# Statuses of results that are gone, or too long to be read.
 TOO_LONG: Final = 413
 _GONE: Final = frozenset({404, 410, TOO_LONG})
-# Answers of an upstream that lists nothing there; others may be another one later.
+# Statuses of an upstream that has no list there; other statuses may be temporary.
 _NO_LIST: Final = frozenset({400, 404, 405, 410, 501})
 StateT = TypeVar("StateT")
 
 
 class Jobs:
-    """The jobs of callers, of one worker. It is told the plane it serves once that is there."""
+    """The jobs of callers, for one worker. It gets its data plane by `serve`."""
 
     def __init__(self, stored: StoredJobs, settings: Settings, log: Callable[..., None]) -> None:
         self._stored, self._settings, self._log = stored, settings, log
@@ -94,7 +94,7 @@ class Jobs:
         self._due: dict[str, Iterator[Job]] = {}
 
     def serve(self, plane: DataPlane, ports: Ports) -> None:
-        """Look by the upstreams of this plane."""
+        """Poll at the upstreams of this data plane."""
         self._plane, self._ports = plane, ports
 
     def keep(self, job: Job) -> Wait[None]:
@@ -120,13 +120,13 @@ class Jobs:
     def ask(
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
     ) -> asyncio.Task[tuple[int, bytes]]:
-        """Return a task for the status and body that an upstream answers at a path."""
+        """Return a task for the status and body of an upstream's answer to a GET."""
         return asyncio.create_task(self._asked(upstream, path, headers))
 
     def look(self, job: Job) -> asyncio.Future[bool]:
-        """Check on a job, and charge it if it is over; return whether the job is charged.
+        """Poll a job, and charge it if it has ended; return whether it is charged.
 
-        Concurrent callers share one check.
+        Concurrent callers share one poll.
         """
         task = self._looking.get(job.hold_id)
         if task is None:
@@ -135,9 +135,9 @@ class Jobs:
         return asyncio.shield(task)
 
     async def keep_looking(self) -> None:
-        """Look at jobs that are due, until cancelled; those of a slow upstream hold up no others.
+        """Poll due jobs until cancelled; a slow upstream delays no jobs of others.
 
-        What a round has not come to is due again, behind those that it came to.
+        Jobs that a round did not reach become due again, after those that it did.
         """
         try:
             while True:
@@ -155,11 +155,11 @@ class Jobs:
                 one.cancel()
 
     def _begin_round(self, upstream: str, within_s: int) -> None:
-        """Look at the jobs of an upstream that are due, several at once."""
+        """Poll the due jobs of an upstream, several at once."""
 
         async def look_at_each() -> None:
             while (listed := next(self._due[upstream], None)) is not None:
-                with suppress(Refusal):  # a look says why it failed
+                with suppress(Refusal):  # a poll logs why it failed
                     job = await self._stored.claim(listed, within_s)
                     if job is not None:
                         await self.look(job)
@@ -191,7 +191,7 @@ class Jobs:
         bytes_max: int = SAID_BYTES_MAX, *, within_s: float = WITHIN_S,
         arrive: Callable[[int], None] | None = None,
     ) -> tuple[int, bytes]:  # fmt: skip
-        """Return a status and its body; 413 in place of one that is longer than is read."""
+        """Return the status and body of an answer; 413 for a body above `bytes_max`."""
         from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy: few workers need it
 
         target = self._target(upstream)
@@ -232,14 +232,14 @@ class Jobs:
             raise UpstreamUnreachable(f"No upstream {upstream} is configured.")
         return target
 
-    # A look at one job.
+    # Polling one job.
 
     async def _look(self, job: Job) -> bool:
-        """Look at a job, whatever comes of that; one that is not over in its time is charged as held."""
+        """Poll a job; return whether it is charged. One that has not ended in time is charged as held."""
         failure: Exception | None = None
         try:
             await self._look_up(job)
-        except Exception as error:  # noqa: BLE001  # whatever is told of one job ends no look at another
+        except Exception as error:  # noqa: BLE001  # an error of one job ends no poll of another
             failure = error
             why = error.reason if isinstance(error, Refusal) else repr(error)
             self._log("job not looked at", job=job.id, why=why[:200], level="warning")
@@ -254,7 +254,7 @@ class Jobs:
         return job.is_charged
 
     async def _age_s(self, job: Job) -> float:
-        """Return how long ago a job was made, by the clock of Redis: gateways' may differ."""
+        """Return the age of a job in seconds, by Redis' clock, since clocks of gateways may differ."""
         return (await self._stored.now_ms(job) - job.created_ms) / 1000
 
     async def _look_up(self, job: Job) -> None:
@@ -293,13 +293,13 @@ class Jobs:
         if ended and not path:
             await self._settle(job, ended, b"", state.answered)
         elif ended:
-            async with self._fetching(job.upstream):  # a result is kept until its lines are charged
+            async with self._fetching(job.upstream):  # a result is kept in memory until its lines are charged
                 content = await self._told(job, path, ended, paths.headers)
                 if content is not None:
                     await self._settle(job, ended, content, state.answered)
 
     async def _look_at_operation(self, job: Job, paths: BatchPaths, path: str) -> None:
-        """Check on a batch whose results are in its operation, or in a file that the operation names."""
+        """Poll a batch whose results are in its operation, or in a file that the operation names."""
         async with self._fetching(job.upstream):
             said = await self._told(job, path, "failed", paths.headers)
             state = BatchState() if said is None else self._read(said, read_operation)
@@ -316,7 +316,7 @@ class Jobs:
         self, job: Job, path: str, gone: str, headers: tuple[tuple[str, str], ...] = (),
         bytes_max: int = RESULT_BYTES_MAX,
     ) -> bytes | None:  # fmt: skip
-        """Return a result; None without one: the job is charged as held in the end, and ends as `gone`."""
+        """Return a result; if it is gone, count that (the job may end as `gone`) and return None."""
         status, said = await self._ask(job.upstream, path, headers, bytes_max)
         if status in _GONE:
             await self._missed(job, gone, is_sure=status == TOO_LONG)
@@ -326,14 +326,14 @@ class Jobs:
         return said
 
     async def _is_another(self, job: Job, id_: str) -> bool:
-        """Return whether an upstream answers with another job's id; count that as a missing job."""
+        """Return whether an upstream's answer has another job's id; then count the job as missing."""
         if not id_ or id_.rpartition("/")[2] == job.id.rpartition("/")[2]:
             return False
         await self._missed(job, "failed")
         return True
 
     async def _missed(self, job: Job, gone: str, is_sure: bool = False) -> None:
-        """Schedule another look for a missing job; charge it as held in the end, or now if `is_sure`."""
+        """Schedule another poll of a missing job; charge it as held after the last, or now if `is_sure`."""
         now_ms = await self._stored.now_ms(job)
         if is_sure or (job.misses >= len(AGAIN_S) and now_ms >= job.next_look_ms):
             await self._charge_as_held(job, gone)
@@ -343,7 +343,7 @@ class Jobs:
             await in_task(self._stored.keep(job))
 
     async def _look_at_call(self, job: Job) -> None:
-        """Check on a call in the background, whose result is its upstream's answer."""
+        """Poll a call in the background, whose result is its upstream's answer."""
         paths = JOBS[job.endpoint]
         if not job.id and not await self._was_made(job, paths.listed):
             return
@@ -366,8 +366,9 @@ class Jobs:
             await self._end(job, ended)
 
     async def _charge(self, job: Job, charge: ChargedUse) -> None:
-        """Put a charge in the place of a hold, and count it. Where that is gone, nobody here knows what it
-        comes to: it was charged and counted before.
+        """Settle a job's hold by a charge, and count that.
+
+        If the hold is gone, it was charged and counted before, and the cost is unknown here.
         """
         assert self._ports is not None
         settled = await in_task(self._ports.counters.settle(charge.settlement))
@@ -386,7 +387,7 @@ class Jobs:
         await self._end(job, "failed")
 
     def _charging(self, job: Job) -> tuple[Ports, Service, Route, UsageBounds]:
-        """Return the terms to charge a job by; `CountersUnavailable` if its service or route is unknown."""
+        """Return what a job is charged by; `CountersUnavailable` if its service or route is unknown."""
         ports, plane = self._ports, self._plane
         assert ports is not None
         assert plane is not None
@@ -396,7 +397,7 @@ class Jobs:
         return ports, service, route, plane.bounds
 
     def _reports_each(self, job: Job) -> bool:
-        """Return whether a report of the job's upstream is about one choice of several."""
+        """Return whether the upstream's report of use covers only one of several choices."""
         target = None if self._plane is None else self._plane.target_of(job.upstream)
         return target is not None and target.facts is not None and target.facts.choices == "each"
 
@@ -412,11 +413,12 @@ class Jobs:
             raise UpstreamUnreachable("The upstream tells of a job in a way nobody can read.") from error
 
     async def _was_made(self, job: Job, listed: JobList | None) -> bool:
-        """Return whether the upstream made a call whose answer nobody has read; the job has its id then.
+        """Return whether the upstream made a call whose answer was lost; then the job gets its id.
 
-        One that bears its mark is taken at once. Once others have had the time to note their own, a job that
-        the list cannot have was never made, and one of a list that `guesses` is the only one that it may be.
-        Else nobody knows: where a list may tell more it stays open, and elsewhere it is charged as held.
+        A listed job with our mark is taken at once. After the time that other jobs need to note their ids, a
+        job that the list cannot contain was never made, and with a list that `guesses` the only possible one
+        is taken. Otherwise it is unknown: the job stays open if the list may tell later, or else is charged
+        as held.
         """
         is_late, guesses = await self._age_s(job) > UNANSWERED_S_MAX, listed is None or listed.guesses
         if guesses and not is_late:
@@ -431,9 +433,9 @@ class Jobs:
         return bool(job.id)
 
     async def _search(self, job: Job, listed: JobList | None) -> list[str] | None:
-        """Return the ids of nobody in an account's list that may be a job's; None where some is unreadable.
+        """Return listed ids without an owner that may be this job's; None if part of the list is unreadable.
 
-        One that is certainly the job's is taken.
+        An id that is certainly the job's is taken.
         """
         may_be, after = list[str](), ""
         for _ in range(PAGES_MAX if job.upstream else 0):
@@ -453,13 +455,13 @@ class Jobs:
                     may_be.append(one.id)
             oldest_s = min((one.made_s for one in page.data), default=0)
             if not page.has_more or oldest_s < job.created_ms / 1000 - EARLY_S_MAX:
-                # Another key may be of another account, whose list nobody reads here.
+                # Another key may belong to another account, whose list is not read.
                 return may_be if len(self._target(job.upstream).keys) < 2 else None
             after = f"&{listed.after}={quote(page.token or page.data[-1].id, safe='')}"
         return None
 
     async def _take(self, job: Job, id_: str) -> bool:
-        """Return whether what an upstream made is this job's from now on."""
+        """Claim an upstream's id for this job; return False if another job has it."""
         if not await in_task(self._stored.own(job, id_)):
             return False
         job.id, job.status = id_, RUNNING
@@ -467,7 +469,7 @@ class Jobs:
         return True
 
     async def _settle(self, job: Job, status: str, content: bytes | Sequence[bytes], answered: int) -> None:
-        """Charge the lines of a result; the hold ends behind them."""
+        """Charge the lines of a result; the hold ends after them."""
         ports, service, route, bounds = self._charging(job)
         if not job.lines_after:
             job.lines_after = await self._stored.place(job.partition)
@@ -481,9 +483,9 @@ class Jobs:
                 continue
             cost += line.cost
             if await in_task(ports.counters.settle(line.settlement)) is SettleResult.SPOOLED:
-                raise CountersUnavailable  # who looks next charges it again, and it counts once
+                raise CountersUnavailable  # the next poll charges it again, and it counts once
             counted.append(line.counted)
-        for one in counted:  # by the worker that has handed over all of them
+        for one in counted:  # by the worker that submitted all of them
             ports.tally.charged(one, job.upstream)
         job.cost, job.ended = cost, "failed" if job.status == OPENING else status
         job.lines_until = await self._stored.place(job.partition)
@@ -494,7 +496,7 @@ class Jobs:
             follows.add_done_callback(self._follows.discard)
 
     async def _follow(self, job: Job) -> None:
-        """End a hold soon after its lines are charged; where this fails, the next look does."""
+        """End a hold soon after its lines are charged; if that fails, the next poll does."""
         try:
             for _ in range(FOLLOWS_MAX):
                 await asyncio.sleep(FOLLOW_S)
@@ -505,7 +507,7 @@ class Jobs:
             self._followed.release(job.organization_id)
 
     async def _release(self, job: Job) -> bool:
-        """End a hold whose lines a keeper has charged; whether it has."""
+        """End a hold if a keeper has charged all its lines; return whether it ended."""
         ports = self._ports
         assert ports is not None
         if job.settled_ms:
@@ -520,7 +522,7 @@ class Jobs:
         return True
 
     async def _charge_as_held(self, job: Job, status: str) -> None:
-        """Charge all that was held; of a job whose lines may be charged, no more than these."""
+        """Charge the held amount; but if lines may be charged already, only those."""
         ports = self._ports
         assert ports is not None
         service = service_of(ports, job)

@@ -1,7 +1,7 @@
-"""A keeper, composed: the flusher and every other loop of the clock. What people ask is another process'.
+"""Composes a keeper: the flusher and all other background loops. Another process serves people.
 
-Part of the composition root, apart from `app.py` so that a gateway worker never loads
-PostgreSQL's libraries. Nothing of the Admin API is loaded here, and nobody's request is served.
+Part of the composition root, apart from `app.py`, so that a gateway worker never loads PostgreSQL's
+libraries. The code of the Admin API is not loaded here.
 """
 
 from __future__ import annotations
@@ -92,11 +92,11 @@ from persistence.schedule import Schedule
 from persistence.schema import database, roles
 
 
-# What a keeper drops of old months, as settings say; what ends behind them; what it tells of an archive.
+# Housekeeping: a keeper creates tables of months ahead and drops old ones, as configured.
 def housekeeping(
     engine: Engine, settings: Settings, log: Callable[..., None], *more: Callable[[], Awaitable[object]]
 ) -> Loop:
-    """Return the loop that creates months ahead, and deletes what is no longer stored."""
+    """Return the loop that creates months ahead, and deletes data that is no longer kept; `more` runs too."""
     return Loop("partitions", 3_600.0, (
         call(lambda: database.ensure_partitions(engine, by=settings.partitions_by)),
         call(lambda: drop_old_months(engine, settings, log)),
@@ -107,9 +107,9 @@ def housekeeping(
 
 
 async def drop_old_months(engine: Engine, settings: Settings, log: Callable[..., None]) -> None:
-    """Drop rows that are not kept any more, of calls, of hours, and their explanations.
+    """Drop rows past their configured time: of calls, of hours, of events, of re-ratings.
 
-    A month of calls that has to stay is told.
+    A month of calls that must stay is logged.
     """
 
     def stays(month: date, why: str) -> None:
@@ -129,24 +129,24 @@ async def drop_old_months(engine: Engine, settings: Settings, log: Callable[...,
         await retention.forget_reratings(engine, days)
 
 
-# How long all else waits for the bundled prices of a new database; they come later all the same.
+# How long the start waits for the bundled prices of a new database; later they are still loaded.
 PRICED_S_MAX = 20.0
-# How long people wait for verified counters, so that the first answer says so, and how often that is checked.
+# How long the start of the admin port waits for verified counters, and how often that is checked.
 VERIFIED_S_MAX, VERIFIED_LOOK_S = 2.0, 0.02
 ACCOUNTS_SAID_MAX = 20
-# Loops that find what they found before where nobody has written to PostgreSQL, but for a few seconds' delay.
+# Loops that need no pass until PostgreSQL was written to, apart from a few seconds' delay.
 OF_WRITES = frozenset({"clock changes", "dunning", "payments", "rating", "reconciler", "watcher"})
 APPLICATION = "tollkeeper-keeper"
 
 
-# Behind its grace a keeper ends, whatever it waits for.
+# The time beyond the grace period after which a keeper ends in any case.
 ENDING_S_MAX = 4.0
 
 
 async def run_keeper(settings: Settings, source: Source = None, people: Loading = None) -> None:
-    """Run the keeper until SIGTERM or SIGINT, then flush what is there; `source` has later settings.
+    """Run the keeper until SIGTERM or SIGINT, then flush remaining entries.
 
-    Its process for people may be loading already.
+    `source` gives later settings; `people` is the process for people, if it is loading already.
     """
     stop, keeper = stop_signal(), Keeper(settings, source, people)
     try:
@@ -159,11 +159,11 @@ async def run_keeper(settings: Settings, source: Source = None, people: Loading 
 
 
 class Keeper:
-    """Everything the clock does."""
+    """A keeper with all its loops."""
 
     def __init__(self, settings: Settings, source: Source = None, people: Loading = None) -> None:
         address.be_known_as(APPLICATION)
-        check_files(settings, "admin")  # that one is no use to the process for people is told here
+        check_files(settings, "admin")  # report here a file that the process for people cannot use
         self._settings, log = settings, logs.logger("tollkeeper.keeper")
         self._log = log
         self._people = AdminProcess(settings, self._facts, log, loading=people)
@@ -222,9 +222,9 @@ class Keeper:
         self._port: int | None = None
 
     async def start(self, stop: asyncio.Event) -> bool:
-        """Wait for both databases, start every loop, then listen; False where it is to stop meanwhile.
+        """Wait for both databases, start all loops, then the admin port; False if `stop` is set meanwhile.
 
-        StartError where a database does not answer in time, or is not fit for this program.
+        StartError if a database does not answer in time, or does not suit this version.
         """
         port = await self._people.begin()
         self._wires.start()
@@ -239,7 +239,7 @@ class Keeper:
         ):
             return False
         await roles.refuse_unfit(self._engine, hints.postgresql_hint)
-        # Before anything is published: a gateway that has a catalogue has its prices as well.
+        # Before the catalogue is published, so that a gateway with a catalogue has its prices as well.
         self._loops = keep_going({"prices": self._price_list.run}, log, isolation)
         with suppress(TimeoutError):
             async with asyncio.timeout(PRICED_S_MAX):
@@ -267,7 +267,7 @@ class Keeper:
         self._loops += keep_going(loops, log, isolation, self._rows())
         with suppress(TimeoutError):
             async with asyncio.timeout(VERIFIED_S_MAX):
-                while not self._servers.verified:  # noqa: ASYNC110  # several servers say it
+                while not self._servers.verified:  # noqa: ASYNC110  # several servers report it
                     await asyncio.sleep(VERIFIED_LOOK_S)
         await self._people.open()
         self._port = port
@@ -277,7 +277,7 @@ class Keeper:
     def _rows(self) -> Sequence[Loop]:
         settings, engine, billing, log = self._settings, self._engine, self._pools.billing, self._log
         now, away, agenda = partial(datetime.now, UTC), (CountersUnavailable,), self._agenda
-        # One server alone gives nothing away.
+        # A single server never moves partitions.
         woken = self._wires.moves if isinstance(self._wires, Shards) else lambda: None
         schedule = Schedule(billing, self._store, settings.invoice_grace_hours)
         rows = (
@@ -297,13 +297,13 @@ class Keeper:
             Loop("servers", 1.0, (call(self._servers.look),), woken=woken()),
             Loop("reconciler", 10.0, (call(self._reconciler.sample),), quiet=away),
             Loop("nightly comparison", 60.0, (call(self._reconciler.look_at_night),)),
-            # Some commands to each server of Redis.
+            # A few commands for each server of Redis.
             Loop("waiting", 2.0, (call(self._count_waiting),)),
         )
         return [replace(row, writes=agenda) if row.name in OF_WRITES else row for row in rows]
 
     async def stop(self) -> None:
-        """Stop people first, then the loops; what waits in the outbox is flushed last."""
+        """Stop the process for people, then the loops; flush the outbox last."""
         await self._people.stop()
         await cancel(self._loops)
         may_write = not self.programs.outgrown

@@ -1,4 +1,4 @@
-"""What both processes of a keeper stand on: Redis behind its fences, a store, and who compares the two.
+"""Shared by both processes of a keeper: access to Redis, the store, changing settings, the list of programs.
 
 Part of the composition root.
 """
@@ -62,13 +62,13 @@ if TYPE_CHECKING:
     from gateway.admin.ports import Checkout, Mount, MountFiles
 
 REDIS_CALL_S = 10.0
-# A keeper that was there before such a migration goes on for so long.
+# The longest time that a keeper runs on after a migration that it does not fit.
 SCHEMA_LOOK_S = 5.0
 LAYOUT_LOOK_S = 1.0
 
 
 class KeeperDoors:
-    """Redis, as one process of a keeper asks it; what another version has stored is `left_alone`."""
+    """A keeper process' access to Redis; `left_alone` counts values of other versions."""
 
     def __init__(self, settings: Settings, log: Callable[..., None], left_alone: UnsupportedVersions) -> None:
         self.fences = HistoryGuards(str(uuid4()), time.monotonic, log)
@@ -95,7 +95,7 @@ def store_over(
     settings: Settings, letterhead: Letterhead, engine: Engine, organizations: Engine | None = None,
     replica: Replica | None = None,
 ) -> Store:  # fmt: skip
-    """Return the store over PostgreSQL for the Admin API and the clock."""
+    """Return the store over PostgreSQL, for the Admin API and background loops."""
     missing = next((find for feature in features() if (find := feature.missing_glyphs()) is not None), None)
     return Store(
         engine, partition_of, private_addresses=settings.webhook_private_addresses,
@@ -105,20 +105,19 @@ def store_over(
     )  # fmt: skip
 
 
-# Settings of a keeper, read again while it runs: its supervisor tells them, or it reads them itself.
+# Settings of a keeper that may change while it runs: its supervisor sends them, or it reads them itself.
 #
-# Both of its processes have them: that of the loops tells that for people.
+# Both of its processes have them: the loops' process sends them to the one for people.
 
 
-# Where later settings come from, if any do.
+# The source of later settings, if any.
 Source = ParentPipe | Callable[[], Settings] | None
 
 
 class KeeperSettings:
-    """What a keeper goes by that may change while it runs: who signs in, through whom it calls others and
-    which secrets, and its logs.
+    """The settings of a keeper that may change while it runs: sign-in, proxies, secrets, log level.
 
-    `renew` goes by other ones first, and changes nothing where it raises.
+    `renew` applies new settings elsewhere first; if it raises, nothing is changed.
     """
 
     def __init__(
@@ -133,18 +132,18 @@ class KeeperSettings:
         self._sent = SettingsUpdates(self._renew, log)
 
     def hear(self, line: bytes) -> None:
-        """Process the settings that the parent process sends."""
+        """Apply the settings in a line from the parent process."""
         self._sent.hear(line)
 
     async def keep(self) -> None:
-        """Apply settings as they come, until cancelled; SIGHUP asks a keeper that reads its own."""
+        """Apply new settings until cancelled; a keeper that reads its own rereads them after SIGHUP."""
         loop, asked = asyncio.get_running_loop(), asyncio.Event()
         if isinstance(self._source, ParentPipe):
             self._source.listen(lambda line: loop.call_soon_threadsafe(self.hear, line))
         if not callable(self._source):
             await asked.wait()
             return
-        if not sys.stdin.isatty():  # else it means that the terminal is gone
+        if not sys.stdin.isatty():  # in a terminal SIGHUP means that it was closed
             loop.add_signal_handler(signal.SIGHUP, asked.set)
         told = SettingsListener(self._taken, self._log, partial(self._log, level="warning"))
         async with asyncio.TaskGroup() as both:
@@ -155,7 +154,7 @@ class KeeperSettings:
         return self._running.proxies
 
     def saying(self, name: str) -> Callable[[], str]:
-        """Return a function that reads the present secret of a setting."""
+        """Return a function that returns the present value of a secret."""
         return lambda: str(getattr(self._running, name))
 
     def snapshot(self) -> Mapping[str, Any]:
@@ -163,7 +162,7 @@ class KeeperSettings:
 
     async def _taken(self) -> None:
         self._sent.take(self._now.running)
-        self._now.running = self._running  # those before, where these were not taken
+        self._now.running = self._running  # the former ones, if the new ones were refused
 
     def _renew(self, settings: Settings) -> None:
         self._renew_others(settings)
@@ -171,7 +170,7 @@ class KeeperSettings:
         logs.configure(settings.log_level)
 
 
-# A keeper's loops, begun together: each runs again after a failure, and its failures are counted.
+# Starts a keeper's loops: each runs again after a failure, and its failures are counted.
 
 
 Run = Callable[[], Awaitable[None]]
@@ -180,7 +179,7 @@ Run = Callable[[], Awaitable[None]]
 def keep_going(
     loops: Mapping[str, Run], log: Callable[..., None], isolation: Isolation, rows: Iterable[Loop] = ()
 ) -> list[asyncio.Task[None]]:
-    """Begin these, by their names."""
+    """Start loops, by name, and the `rows` as loops; return their tasks."""
     loops = {**{row.name: partial(row.run, isolation) for row in rows}, **loops}
     isolation.watch(loops)
     failed = isolation.pass_failed
@@ -189,7 +188,7 @@ def keep_going(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeeperParts:
-    """The doors of a keeper. `later` has the settings that may change while it runs."""
+    """The parts of a keeper that features may use. `later` has the settings that may change."""
 
     settings: Settings
     later: KeeperSettings
@@ -205,11 +204,11 @@ async def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Loops and tasks that run until they are cancelled; gauges are asked at times, for metrics."""
+    """A feature's loops and tasks, which run until cancelled, and its gauges for metrics."""
 
     loops: Sequence[Loop] = ()
     tasks: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
-    # Joins the housekeeping, which is once an hour.
+    # Runs with the housekeeping, once an hour.
     hourly: Sequence[Callable[[], Awaitable[object]]] = ()
     gauges: Sequence[Callable[[], Awaitable[Mapping[str, object]]]] = ()
     aclose: Callable[[], Awaitable[None]] = _nothing
@@ -217,7 +216,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminParts:
-    """The doors of a keeper's process for people, as `KeeperParts` are those of its loops."""
+    """The parts of a keeper's process for people that features may use."""
 
     settings: Settings
     later: KeeperSettings
@@ -225,9 +224,9 @@ class AdminParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routes:
-    """Routes of the admin port, `files` that the console has too, and where customers pay.
+    """A feature's routes of the admin port, its files for the console, and its checkout for customers.
 
-    `aclose` is called at the end.
+    `aclose` is called when the process stops.
     """
 
     mount: Mount | None = None
@@ -236,7 +235,7 @@ class Routes:
     aclose: Callable[[], Awaitable[None]] = _nothing
 
 
-# How often PostgreSQL is asked whether it takes writes.
+# The interval of checks whether PostgreSQL accepts writes.
 READS_ONLY_LOOK_S = 5.0
 
 
@@ -256,7 +255,7 @@ async def tell_of_postgresql(
 
 
 class ProgramList(ProgramRegistry):
-    """All programs; this keeper is one of them."""
+    """The list of running processes, and the checks of a keeper on versions."""
 
     def __init__(self, wires: RedisConnections, counters: Client, engine: Engine) -> None:
         super().__init__(wires, this_program("keeper", NEEDED))
@@ -267,7 +266,7 @@ class ProgramList(ProgramRegistry):
     async def keep_looking(
         self, workers: Callable[[], Awaitable[int]], say: Callable[..., None], look_s: float = LAYOUT_LOOK_S
     ) -> None:
-        """Check again and again that all programs read today's layout; `workers` counts gateway workers."""
+        """Check at intervals whether all processes read today's layout; `workers` counts gateway workers."""
         take_up, said = TakeUp(self.said, SILENT_S_MAX, PROGRAMS_MAX), ""
         while True:
             seen, count = None, 0
@@ -282,7 +281,7 @@ class ProgramList(ProgramRegistry):
     async def keep_to_schema(
         self, stop: asyncio.Event, writes: Agenda, look_s: float = SCHEMA_LOOK_S
     ) -> None:
-        """Set `stop` once the schema no longer serves this keeper; `outgrown` says why."""
+        """Set `stop` once the schema no longer suits this keeper; `outgrown` is the reason."""
         seen = 0
         while not self.outgrown:
             await asyncio.sleep(look_s)
@@ -293,7 +292,7 @@ class ProgramList(ProgramRegistry):
         await asyncio.Event().wait()  # until it is cancelled
 
     async def report(self) -> Row:
-        """Return the answer of `GET /programs`; CountersUnavailable where Redis does not answer."""
+        """Return the answer of `GET /programs`; CountersUnavailable if Redis does not answer."""
         seen, stored = await self.read(), await self._stored()
         return {
             "layout": stored.layout,
@@ -308,7 +307,7 @@ class ProgramList(ProgramRegistry):
         return {"programs": counted(seen), "programs_refused": refused}
 
     async def _stored(self) -> StoredVersions:
-        """Return the needed versions; a newer version's marker says its number where all others do."""
+        """Return the versions of layout and schema in use, the layout by the markers in Redis."""
         markers = await self._counters.ask_all(b"GET", keys.marker)
         numbers = (raw[0] for raw in markers.values() if isinstance(raw, bytes) and raw)
         layout = max((one for one in numbers if one >= FIRST), default=0)

@@ -1,4 +1,4 @@
-"""The issuer's own details for invoices, from settings: read once, wrong ones stop the start.
+"""The issuer's own details for invoices, from settings; an invalid one stops the start.
 
 Part of the composition root.
 """
@@ -28,14 +28,14 @@ from gateway.files import read_regular
 from gateway.settings.settings import PREFIX, Settings
 
 FILE_BYTES_MAX = 4 * 1024 * 1024
-# Letters of an IBAN count on from 10.
+# Letters of an IBAN count from 10 on.
 BASE_OF_IBAN, IBAN_MODULUS = 36, 97
 
 _IBAN = re.compile(r"[A-Z]{2}[0-9]{2}[A-Z0-9]{11,30}", re.ASCII)
 
 
 def letterhead(settings: Settings) -> Letterhead:
-    """Return the sender of invoices and the terms; `SettingError` where a setting cannot be used."""
+    """Return the sender of invoices and the payment terms; `SettingError` for an invalid setting."""
     return Letterhead(
         seller=_seller(settings),
         notes=_lines(settings.invoice_notes),
@@ -58,7 +58,7 @@ def _seller(settings: Settings) -> InvoiceParty | None:
 
 
 def _object(name: str, *members: tuple[str, Any]) -> Any:
-    """Return the type of a JSON object with these members, none of them required."""
+    """Return a type for JSON objects with these optional members."""
     named = [(member, kind | None, None) for member, kind in members]
     return msgspec.defstruct(name, named, forbid_unknown_fields=True, omit_defaults=True)
 
@@ -73,7 +73,7 @@ _Details = _object(
 
 
 def _details(text: str) -> dict[str, Any]:
-    """Read what electronic invoices say of the seller besides: one JSON object."""
+    """Return the details of the seller for electronic invoices, from one JSON object."""
     if not text:
         return {}
     try:
@@ -89,7 +89,7 @@ def _details(text: str) -> dict[str, Any]:
 
 
 def _iban(text: str) -> str | None:
-    """Return an account by ISO 13616: two digits check the rest, modulo 97."""
+    """Return an IBAN without blanks; by ISO 13616 its two check digits are verified modulo 97."""
     number = "".join(text.split()).upper()
     if not number:
         return None
@@ -121,7 +121,7 @@ def _addresses(place: str) -> Mapping[str, Sequence[str]]:
 
 
 def readable(name: str, path: Path) -> bytes:
-    """Read the file that a setting names; `SettingError` where it cannot be read, or is too large."""
+    """Return the content of a setting's file; `SettingError` if it is unreadable or too large."""
     try:
         content = read_regular(path, FILE_BYTES_MAX)
     except OSError as error:
@@ -132,5 +132,5 @@ def readable(name: str, path: Path) -> bytes:
 
 
 def wrong(name: str, value: str, wanted: str) -> SettingError:
-    """Name a setting that cannot be used, and a value that can."""
+    """Return the error for an invalid setting, with what would be valid."""
     return SettingError(f"{PREFIX}{name.upper()}={value!r} is not valid: expected {wanted}")

@@ -1,4 +1,4 @@
-"""How processes wait at their start for what they cannot do without: bounded, and saying so.
+"""How processes start and stop: bounded waits for what they need, and an orderly end.
 
 Part of the composition root.
 """
@@ -35,17 +35,17 @@ from gateway.ops import hints
 from gateway.settings.settings import Settings
 
 ASK_INTERVAL_S = 0.25
-# The first interval; each is twice the one before. A server that starts beside us is there in a moment.
+# The first interval; each is twice the one before. A server that starts with us is available soon.
 ASK_INTERVAL_MIN_S = 0.02
-# The last look has time to say what is wrong, rather than that there was no time.
+# The last attempt gets at least this time, so that its error says more than "no time".
 ASK_S_MIN = 1.0
 ASK_S_MAX = 10.0
 SAY_INTERVAL_S = 5.0
 
 
 def give_back_memory() -> None:
-    """Return memory of loading and starting from the C library to the system: some 2 MiB of a gateway."""
-    gc.unfreeze()  # what `loading_code` froze has garbage, too
+    """Return the memory used by loading and starting to the system: some 2 MiB of a gateway."""
+    gc.unfreeze()  # objects frozen by `loading_code` include garbage
     gc.collect()
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -60,10 +60,10 @@ async def reached(
     log: Callable[..., None],
     hint: Callable[[str], str] = lambda _: "tollkeeper doctor says what to do",
 ) -> bool:
-    """Wait until something answers; False where the process is to stop meanwhile.
+    """Wait until a server answers; return False if the process is to stop meanwhile.
 
-    `trouble` answers why it does not, empty where it does. StartError once `wait_s` seconds are over, with
-    the `hint` that mends it.
+    `trouble` returns why it does not answer, or "". StartError after `wait_s` seconds, with advice from
+    `hint`.
     """
     clock, interval_s = asyncio.get_running_loop().time, ASK_INTERVAL_MIN_S
     began = said = clock()
@@ -87,9 +87,9 @@ async def reached(
 async def redis_reached(
     wires: RedisConnections, wait_s: float, stop: asyncio.Event, log: Callable[..., None]
 ) -> bool:
-    """Wait until there is a connection to Redis, as `reached` does; of a cluster to one primary at least.
+    """Wait for a connection to Redis like `reached`; one primary of a cluster is enough.
 
-    StartError at once where it would delete counters.
+    StartError at once if the server may delete counters.
     """
 
     async def trouble() -> str:
@@ -101,7 +101,7 @@ async def redis_reached(
 
 
 async def catalogue_of(settings: Settings) -> Mapping[str, Service]:
-    """Return the services as Redis has them; empty where it does not say."""
+    """Return the services of the catalogue in Redis by key; {} if it cannot be read."""
     address, name = parse_url(settings.url_file("redis_url"), settings.redis_files), keys.CATALOGUE.encode()
     wires = wires_to(address, lambda where: RedisConnection(where, time.monotonic, call_s=ASK_S_MAX))
     try:
@@ -124,7 +124,7 @@ async def _asked(trouble: Callable[[], Awaitable[str]], within_s: float) -> str:
         return f"no answer within {within_s:g} s"
 
 
-# How processes stop: a signal sets an event, loops are kept going until then, tasks end together.
+# Stopping: a signal sets an event, loops are restarted until then, tasks end together.
 
 RESTART_S = 1.0
 
@@ -139,7 +139,7 @@ def stop_signal() -> asyncio.Event:
 
 @contextmanager
 def exit_on_signal() -> Iterator[None]:
-    """Raise `SystemExit` on SIGTERM or SIGHUP meanwhile, once, so that begun work is tidied up."""
+    """Raise `SystemExit`, once, on SIGTERM or SIGHUP inside the block, so that its cleanup runs."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
         for one in before:
@@ -158,7 +158,7 @@ def exit_on_signal() -> Iterator[None]:
 
 
 async def until_stopped(start: Coroutine[None, None, None], stop: asyncio.Event) -> None:
-    """Start, then wait to be told to stop; a start that is under way by then is ended, and waited for."""
+    """Run `start`, then wait for `stop`; a start that is still running then is cancelled and awaited."""
     starting = asyncio.create_task(start)
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -180,15 +180,15 @@ async def forever(
     restart_s: float = RESTART_S,
     failed: Callable[[str, Exception], None] | None = None,
 ) -> None:
-    """Run a loop again after an error nobody foresaw, until cancelled.
+    """Run a loop again after any unexpected error, until cancelled.
 
-    Who counts and says failures is told each (`failed`); else a loop says its own once a minute.
+    `failed` is called with each error; by default errors are logged, at most once a minute.
     """
     failed = failed or Isolation(log).pass_failed
     while True:
         try:
             await run()
-        except Exception as error:  # noqa: BLE001  # one bad pass must not end a loop the product stands on
+        except Exception as error:  # noqa: BLE001  # one failed pass must not end a loop that the product needs
             failed(name, error)
         await asyncio.sleep(restart_s)
 
@@ -205,7 +205,7 @@ async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
 async def all_within(
     seconds: float, works: Iterable[Coroutine[None, None, None]], log: Callable[..., None]
 ) -> None:
-    """Run several last coroutines at once, each within `seconds`; log each that fails."""
+    """Run final coroutines at once, each within `seconds`; log each that fails."""
     tasks = [asyncio.create_task(work) for work in works]
     done, late = await asyncio.wait(tasks, timeout=seconds)
     for error in filter(None, (task.exception() for task in done)):
@@ -217,10 +217,9 @@ async def all_within(
 async def ended(
     stop: Callable[[], Coroutine[None, None, None]], within_s: float, log: Callable[..., None]
 ) -> None:
-    """Stop within a bound; past it the process ends here, and work under way stays where it is.
+    """Run `stop` within a time limit; after that, exit the process at once.
 
-    A query that waits for a server that is frozen can neither end nor be cancelled, and threads would
-    be joined at the end.
+    A query to a frozen server can neither end nor be cancelled, and a normal exit would wait for its thread.
     """
     stopping = asyncio.create_task(stop())
     done, _ = await asyncio.wait({stopping}, timeout=within_s)
@@ -230,22 +229,22 @@ async def ended(
     stopping.result()
 
 
-# How the C library keeps memory that was given back: large blocks go back to the system at once.
+# Makes the C library return large freed blocks to the system at once.
 #
-# By itself glibc raises its threshold to the largest block it has freed, and then keeps bodies and heads of
-# a burst in its heap, for ever where a small block came to lie above them.
+# By default glibc raises its threshold to the largest block that was freed. Then it keeps the memory of a
+# burst's bodies and heads in its heap, for ever if a small block lies above.
 
 MAPPED_BYTES_MIN = 32 * 1024
-_MMAP_THRESHOLD = -3  # as malloc.h numbers it
+_MMAP_THRESHOLD = -3  # the number in malloc.h
 
 
 def give_back_large_blocks() -> bool:
-    """Map blocks of this size on their own; False where the C library has no such setting."""
+    """Map blocks of this size or more separately; False if the C library has no such setting."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and mallopt(_MMAP_THRESHOLD, MAPPED_BYTES_MIN) == 1
 
 
-# What this very process is, as others see it in the list of programs.
+# This process as an entry in the list of programs.
 def this_program(role: Literal["gateway", "keeper"], schema: str = "") -> Program:
     host = socket.gethostname()[:HOST_CHARS_MAX]
     return Program(str(uuid4()), role, extras.version(), LAYOUT, host, round(time.time(), 3), schema)

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def loading_code() -> Iterator[None]:
-    """Switch the garbage collector off meanwhile: it would take a third of the time.
+    """Disable garbage collection while code is loaded, which would take a third of the time.
 
-    The loaded objects are frozen then: no later collection walks through them, until `give_back_memory` of
-    `lifecycle.py` unfreezes them.
+    The loaded objects are frozen afterwards, so that no later collection visits them until `give_back_memory`
+    of `lifecycle.py` unfreezes them.
     """
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""How much context each model of an upstream has, as its own list of models says: read in the background."""
+"""Reads, in the background, the context length of each model from an upstream's own list of models."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from gateway.http.upstream.pool import Upstream, place_of
 
 MODELS_BYTES_MAX: Final = 16 << 20
 ANSWER_MAX_S: Final = 10.0
-# An upstream is asked again after so long, and where it gave no list.
+# The interval for reading a list again, and for retrying an upstream that gave none.
 AGAIN_S: Final = 600.0
 RETRY_S: Final = 10.0
 LOOK_S: Final = 1.0
 MODELS_MAX: Final = 10_000
 PATH: Final = "/v1/models"
-# The context of a model as vLLM and SGLang tell it.
+# The field with a model's context in the lists of vLLM and SGLang.
 _CONTEXT: Final = "max_model_len"
 
 
 async def ask_models(
     target: UpstreamTarget, path: str, fields: Mapping[str, str], within_s: float = ANSWER_MAX_S
 ) -> tuple[int, bytes]:
-    """Request the models of an upstream; return status and body, or 0 and an empty body without an answer."""
+    """Request the list of models of an upstream; return status and body, or 0 and b"" without an answer."""
     from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy to load
 
     via = target.via
@@ -46,7 +46,7 @@ async def ask_models(
 
 
 def contexts_in(document: bytes) -> dict[str, int]:
-    """Return the context of each model of a list that says it, in tokens."""
+    """Return the context, in tokens, by model id, of the models that state it in a list."""
     try:
         said: Any = msgspec.json.decode(document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -64,7 +64,7 @@ def _is_count(value: object) -> bool:
 
 
 async def keep_listed(upstreams: Callable[[], Iterable[Upstream]], log: Log) -> None:
-    """Read the lists of these upstreams, each again after a while, until cancelled."""
+    """Read the lists of these upstreams, each at intervals, until cancelled."""
     due: dict[Upstream, float] = {}
     while True:
         now = time.monotonic()
@@ -77,7 +77,7 @@ async def keep_listed(upstreams: Callable[[], Iterable[Upstream]], log: Log) -> 
 
 
 async def read_list(upstream: Upstream, log: Log) -> bool:
-    """Note the contexts that an upstream's list of models tells; whether it answered with one."""
+    """Store the contexts in an upstream's list of models; return whether it has any."""
     target = upstream.target
     path = own_path(target, Route(("GET",), PATH, ""), PATH, "") + own_query(target, "")
     status, body = await ask_models(target, path, dict(target.keys[0]) if target.keys else {})

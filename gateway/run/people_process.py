@@ -1,7 +1,7 @@
-"""The process of a keeper's Admin API, as a program. Where a supervisor holds its port, the keeper forks it
-while both load their code.
+"""The program of a keeper's process for people. If a supervisor holds its port, the keeper forks it early.
 
-Apart from `admin_process.py`, which watches it: this runs before settings and logs are loaded.
+Both then load their code at the same time. Apart from `admin_process.py`, which watches it, because this runs
+before settings and logs are loaded.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import os
 from gateway.local.ports import ReservedPort, supervisor_port
 from gateway.local.processes import Child, ProcessSpec, command
 
-# It loads its code, and is told that the loops have begun, before it listens.
+# It loads its code, and waits for the keeper's loops to begin, before it listens.
 READY_S_MAX = 90.0
-# Requests that are under way have ten seconds.
+# Open requests have ten seconds.
 STOP_S_MAX = 13.0
-# The port that a supervisor holds for it, and the child that loads its code; None where nobody holds one.
+# The port that a supervisor holds for it, and the child that loads its code; None without a supervisor.
 Loading = tuple[ReservedPort, Child] | None
 
 
@@ -28,11 +28,10 @@ def program(port: ReservedPort, settings: bytes, silent_s_max: float) -> Process
 
 
 def fork() -> tuple[bool, Loading]:
-    """Fork it off a keeper that has loaded what both need: (True, port and child) in the keeper, (False,
-    None) in the fork.
+    """Fork the process for people; return (True, port and child) in the keeper, (False, None) in the fork.
 
-    Without a fork where no supervisor holds the port, or the system has no `pidfd_open` to say when one ends:
-    then the keeper starts the program later.
+    Without a fork (True, None): no supervisor holds the port, or the system lacks `pidfd_open` to watch a
+    child. Then the keeper starts the program later.
     """
     own, _ = supervisor_port()
     if not own:
@@ -41,7 +40,7 @@ def fork() -> tuple[bool, Loading]:
     child = Child(program(port, b"", READY_S_MAX), _say, lambda: None)
     if not hasattr(os, "pidfd_open") or child.fork():
         return True, (port, child)
-    for one in own:  # found again by its descriptor, as by one that is started
+    for one in own:  # the fork finds it by its descriptor, like a started program
         one.detach()
     return False, None
 

@@ -1,8 +1,8 @@
-"""Settings read again while processes run: what may change does, all of it or nothing.
+"""Reads settings again while processes run, and applies those that may change, all or nothing.
 
-Everything, where the configuration file is another or somebody asks for it. Where a file of a secret changes,
-credentials of upstreams, of providers of sign-in and of proxies, and keys of workloads alone: nobody has said
-that the rest is ready.
+All settings are applied if the configuration file changes, or on request. If only a file of a secret changes,
+only credentials are applied (of upstreams, sign-in providers and proxies, and keys of workloads), because the
+other settings may not be ready.
 """
 
 from __future__ import annotations
@@ -31,37 +31,39 @@ from gateway.settings.settings import (
 )
 
 OF_GATEWAYS = tuple(sorted(SECRETS.difference(OF_KEEPERS)))
-# Of what a keeper has, all but the tokens of its own port, which that takes over by itself.
+# The secrets of a keeper, except the tokens of its own port, which that port reloads by itself.
 KEPT_BY_KEEPERS = tuple(sorted(SECRETS.difference({"admin_token", "readonly_token"})))
-# Of a keeper: by which secrets others know it. Where there was none, what goes by it was not started.
+# The secrets that identify a keeper to others. If one was not set at the start, its use was not started.
 KEEPERS_SECRETS = ("smtp_url", "stripe_api_key", "stripe_webhook_secret", "usage_feed_token")
-# Whose files are read again for each new connection.
+# Settings whose files are read again for each new connection.
 OF_SERVERS = ("redis_url", "database_url", "database_read_url")
-# What credentials stand in.
+# Settings that contain credentials.
 _WITH_CREDENTIALS = ("upstreams", "workloads", "issuers", "proxies", "sign_in", *KEEPERS_SECRETS)
 
-# Routes and upstreams, and what the data plane asks again for each connection or call.
+# Settings that a gateway applies: routes and upstreams, and what the data plane reads for each connection or
+# call.
 RENEWABLE = frozenset({
     "routes", "upstreams", "services", "models", "workloads", "issuers", "log_level", "usage_tokens_max",
     "proxies", "secret_files", "cors_origins", *SETTABLE,
 })  # fmt: skip
-# What a keeper asks again.
+# Settings that a keeper applies.
 KEEPERS_RENEWABLE = frozenset({"sign_in", "proxies", "log_level", "secret_files", *KEEPERS_SECRETS})
 
-# How often files of secrets and certificates are looked at.
+# The interval for checking files of secrets and certificates.
 LOOK_S = 5.0
-# How often the configuration file is looked at. It is read once two looks find the same: not half written.
+# The interval for checking the configuration file. It is read once two checks find the same, not half
+# written.
 CONFIG_LOOK_S = 1.0
-# A fault may be right later without another file: a name of a variable's file, or prices in Redis.
+# A fault may disappear without a change of the file: a missing file that it names, or prices in Redis.
 AGAIN_S = 5.0
 
 
 @dataclass(slots=True, eq=False)
 class Renewal:
-    """What runs, and how it is read again. `read` raises `SettingError` where anything is wrong.
+    """The running settings, and how they are read again. `read` raises `SettingError` if anything is invalid.
 
-    `takes` are the settings that may change. `secrets` are those whose change is told as one
-    that needs a restart, where it does. `wrong` says why what is written is not in force, if it is not.
+    `takes` are the settings that may change. `secrets` are those whose change is reported as needing a
+    restart. `wrong` is why the written settings are not in force; empty if they are.
     """
 
     running: Settings
@@ -69,28 +71,28 @@ class Renewal:
     takes: frozenset[str] = RENEWABLE
     secrets: Collection[str] = OF_GATEWAYS
     wrong: str = field(default="", init=False)
-    # One reads at a time: what was read first is not taken over last.
+    # Only one read at a time, so that an older one is not applied last.
     turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def reread(self) -> Settings:
-        """Return the settings as written now, all valid; may take a while, and raises `TollkeeperError`."""
+        """Return the settings as written now; raise `TollkeeperError` if any is invalid."""
         return await asyncio.to_thread(self.read)
 
     def take(self, written: Settings) -> tuple[Collection[str], str]:
-        """Apply allowed changes; return their names, and a sentence about the effects."""
+        """Apply changed settings that may change; return their names, and a sentence about the effects."""
         before, after = self.running.values(), written.values()
         differ = {name: value for name, value in after.items() if value != before[name]}
         begun = {name for name in KEEPERS_SECRETS if not (before[name] and after[name])}
         taken = {name: value for name, value in differ.items() if name in self.takes - begun}
         self.running = self.running.with_values(**taken)
-        others = {*self.takes, *RENEWABLE, *KEEPERS_RENEWABLE} - begun  # theirs who serve by them
+        others = {*self.takes, *RENEWABLE, *KEEPERS_RENEWABLE} - begun  # settings that other processes apply
         names = [name for name in differ if name not in others and not _asks_again(name, before, after)]
         left = ", ".join(PREFIX + name.upper() for name in names)
         said = f"{', '.join(taken)} changed" if taken else "nothing changed"
         return taken.keys(), said + (f"; a restart is needed for {left}" if left else "")
 
     def take_credentials(self, written: Settings) -> str:
-        """Apply changed credentials for others; return a sentence about the changes, empty without any."""
+        """Apply changed credentials; return a sentence about the changes, or ""."""
         before, after = self.running, with_credentials(self.running, written)
         theirs = {name: getattr(after, name) for name in _WITH_CREDENTIALS if name in self.takes}
         self.running = before.with_values(**theirs)
@@ -105,7 +107,7 @@ class Renewal:
 
 
 def _asks_again(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Return whether only our credential at a server differs, which each new connection reads by itself."""
+    """Return whether only our login at a server differs, which each new connection reads by itself."""
     files = [[path for named, path in each["secret_files"] if named == name] for each in (before, after)]
     is_read = name in OF_SERVERS and files[0] == files[1] != []
     return is_read and is_same_place(before[name], after[name])
@@ -127,8 +129,9 @@ def _said_of(before: Settings, after: Settings) -> list[str]:
 
 
 def with_credentials(settings: Settings, written: Settings) -> Settings:
-    """Return the settings with the written credentials: headers and proxy of each upstream, key of each
-    workload, secret of each provider. An upstream whose address or own proxy differs keeps its present proxy.
+    """Return running settings with the written credentials of upstreams, workloads, providers, proxies.
+
+    An upstream whose address or own proxy differs keeps its present proxy.
     """
     theirs = {target.name: target for target in written.upstreams}
     upstreams = (_with_credentials(each, theirs.get(each.name, each)) for each in settings.upstreams)
@@ -160,7 +163,7 @@ def _with_credentials(running: UpstreamTarget, written: UpstreamTarget) -> Upstr
 
 
 def _own_proxy(target: UpstreamTarget) -> Proxies | None:
-    """Return which proxies it names, whatever they know us by."""
+    """Return the proxies that an upstream names, without credentials."""
     own = target.proxies
     return own and replace(own, http=_without_credentials(own.http), https=_without_credentials(own.https))
 
@@ -171,7 +174,7 @@ def _without_credentials(proxy: Proxy | None) -> Proxy | None:
 
 @dataclass(frozen=True, slots=True)
 class SettingsListener:
-    """Who hears of settings that were read again: `taken` hands `running` on."""
+    """Receives renewed settings: `taken` is called after they are applied; `say` and `warn` report."""
 
     taken: Callable[[], Awaitable[None]]
     say: Callable[[str], None]
@@ -186,9 +189,9 @@ async def keep_renewing(
     look_s: float = CONFIG_LOOK_S,
     again_s: float = AGAIN_S,
 ) -> None:
-    """Apply the written settings once their file changes, or on request, until cancelled."""
+    """Apply the written settings when their file changes, or when `asked` is set, until cancelled."""
     loop, path = asyncio.get_running_loop(), now.running.config_path
-    # What the file was when it was last taken over, when it was last tried, and at the last look.
+    # The file's signature when it was last applied, when it was last tried, and at the last check.
     taken: Signature = None
     tried: Signature = None
     before: Signature = None
@@ -209,7 +212,7 @@ async def keep_renewing(
 
 
 async def _renewed(now: Renewal, told: SettingsListener, *, is_asked: bool) -> bool:
-    """Apply the written settings, all or none; return whether they are valid. Log each fault once."""
+    """Apply the written settings, all or none; return whether they are valid. Report each fault once."""
     was_wrong = now.wrong
     try:
         async with now.turn:
@@ -228,7 +231,7 @@ async def _renewed(now: Renewal, told: SettingsListener, *, is_asked: bool) -> b
 
 
 async def watch_credentials(now: Renewal, told: SettingsListener, *, look_s: float = LOOK_S) -> None:
-    """Reload credentials when their files change, until cancelled."""
+    """Apply credentials when their files change, until cancelled."""
 
     async def read() -> str:
         try:
@@ -250,14 +253,14 @@ async def watch_credentials(now: Renewal, told: SettingsListener, *, look_s: flo
 
 
 class SettingsUpdates:
-    """A receiver of settings; `is_stale` while the last ones are not in force."""
+    """Applies settings from another process; `is_stale` while the last ones are not in force."""
 
     def __init__(self, take: Callable[[Settings], None], log: Callable[..., None]) -> None:
         self.is_stale = False
         self._take, self._log = take, log
 
     def hear(self, line: bytes) -> None:
-        """Apply the settings of a line, which the sending process has checked."""
+        """Apply the settings in a line, which the sending process has checked."""
         self._guarded(lambda: self._take(from_json(line)))
 
     def take(self, settings: Settings) -> None:
@@ -267,8 +270,8 @@ class SettingsUpdates:
         self.is_stale = True
         try:
             take()
-        except Exception as error:  # noqa: BLE001  # else it would end in the event loop, and nobody know
-            # What it says may quote a credential.
+        except Exception as error:  # noqa: BLE001  # otherwise the event loop would swallow it
+            # The message may contain a credential.
             why = type(error).__name__
             self._log("settings cannot be served by, and are kept as they were", error=why, level="error")
         else:
@@ -282,10 +285,10 @@ async def watch(
     *,
     look_s: float = LOOK_S,
 ) -> None:
-    """Call `read` when files change, until cancelled; its result is the reason of a failure, or empty.
+    """Call `read` when files change, until cancelled; `read` returns why it failed, or "".
 
-    A file that could not be read is tried again with each look, since rights may change where a file does
-    not. The reason is reported once.
+    A file that could not be read is tried again at each check, since its rights may change. A reason is
+    passed to `warn` once.
     """
     watched, warned = WatchedFiles(), ""
     while True:

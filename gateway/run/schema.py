@@ -1,4 +1,4 @@
-"""The schema and its users, as `migrate` and `up` bring them up to date: PostgreSQL's libraries come late."""
+"""Brings the schema and its users up to date, for `migrate` and `up`; loads PostgreSQL's libraries late."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from gateway.ops import hints
 def migrate(
     url: str, told: Callable[[str], object] = lambda _: None, *, end_older: bool = False, wait_s: float = 0.0
 ) -> str:
-    """Migrate the schema to the present version, and return this version.
+    """Migrate the schema to this version; return the version.
 
-    Keepers that the schema no longer serves are refused after `wait_s`, or ended by it (`end_older`).
+    If keepers of an older version still run after `wait_s` seconds, it is refused, or ends them
+    (`end_older`).
     """
     from persistence.schema import standing  # noqa: PLC0415  # only two commands need it
 
@@ -31,12 +32,12 @@ def migrate(
 
 def load() -> None:
     """Load the code that checks the schema's version, while PostgreSQL starts."""
-    with suppress(ImportError):  # its first user says so
+    with suppress(ImportError):  # its first use reports that
         from persistence.schema import standing  # noqa: F401, PLC0415  # only two commands need it
 
 
 def admit_writer(url: str, password: str) -> str:
-    """Set a password for the keeper's user of our own PostgreSQL; return the database's URL for this user."""
+    """Set a password for the keeper's user of the embedded PostgreSQL; return the user's database URL."""
     from persistence.schema import standing  # noqa: PLC0415  # one command needs it
 
     return standing.admit_writer(url, password)

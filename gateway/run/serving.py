@@ -1,8 +1,8 @@
-"""`tollkeeper serve`: gateway workers on one port, watched, and their operations port.
+"""`tollkeeper serve`: watched gateway workers on one port, and an operations port.
 
-It stands beside a service all day, so it is started without what only people at a terminal need: those
-libraries would be a third of its memory. SIGHUP has the settings read again, unless a person started it in
-a terminal: then it means that the terminal is gone.
+It runs for long beside a service, so it starts without libraries that only commands for people need, a third
+of its memory. SIGHUP rereads the settings; in a terminal it means that the terminal was closed, and stops the
+process.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from gateway.telemetry import logs, metrics
 HOME = str(Path(__file__).resolve().parents[2])
 NUMBERS = frozenset({"gateway_port", "ops_port", "workers"})
 OPTIONS = NUMBERS | {"config", "redis_url"}
-# A worker loads its code and waits for Redis, its own bound, before it listens.
+# A worker loads its code and waits for Redis, within another bound, before it listens.
 LOADING_S_MAX = 30.0
-# Behind its grace it breaks calls off, settles what came of them, and tells what it alone knows.
+# The time after the grace period to break off calls, settle them, and report what only the worker knows.
 SETTLING_S_MAX = 9.0
 
 
 def plain_options(words: list[str]) -> dict[str, str] | None:
-    """Return the options of a plain `serve` by name; None for words such as help, or a mistake."""
+    """Return the options of a plain `serve` by name; None for others, such as help, or a mistake."""
     found: dict[str, str] = {}
     rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for option, value in zip(rest[::2], rest[1::2], strict=False):
@@ -52,7 +52,7 @@ def plain_options(words: list[str]) -> dict[str, str] | None:
 
 
 def serve(config: Path | None, **options: str | int | None) -> None:
-    """Run the gateway until it is told to end. `SettingError` where a setting is wrong."""
+    """Run the gateway until it is stopped; `SettingError` for an invalid setting."""
     find_home()
     read = partial(_of_a_gateway, config, **options)
     settings = read()
@@ -66,14 +66,14 @@ def serve(config: Path | None, **options: str | int | None) -> None:
 
 
 def _of_a_gateway(config: Path | None, **options: str | int | None) -> Settings:
-    """Return settings that a gateway may serve by; reads Redis only where prices are in question."""
+    """Return a gateway's valid settings; Redis is read only if services and prices must be checked."""
     settings = resolved(config, "serve", **options)
     try:
         settings.table.check_services({})
     except SettingError:
         from gateway.run.lifecycle import catalogue_of  # noqa: PLC0415  # a supervisor needs no Redis as a rule
 
-        with ThreadPoolExecutor(1) as aside:  # a loop may be running here
+        with ThreadPoolExecutor(1) as aside:  # a loop may be running in this thread
             known = aside.submit(lambda: asyncio.run(catalogue_of(settings))).result()
         settings.table.check_services(known)
     return settings
@@ -84,7 +84,7 @@ async def _serve(now: Renewal, voice: Voice) -> None:
     hung_up = stop.set if sys.stdin.isatty() else renew.set
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
     log = logs.logger("tollkeeper.serve")
-    check_files(settings, "gateway")  # that one is no use to its workers is told here
+    check_files(settings, "gateway")  # so that a file that its workers cannot use is reported here
     tls, disk = TlsPort(settings, "ops", log), DiskWatch(settings, log)
     ports.refuse_unknown((settings.gateway_port, settings.ops_port))
     with gateway_port(settings) as held:
@@ -121,7 +121,7 @@ async def _serve(now: Renewal, voice: Voice) -> None:
             for task in renewing:
                 task.cancel()
             voice.say("stopping: calls are finished first")
-            held.close()  # new connections are its workers' as long as they accept, and refused then
+            held.close()  # new connections go to workers while they accept, and are refused later
             await asyncio.gather(*(child.stop() for child in children))
             operations.close()
 
@@ -176,19 +176,19 @@ def restarts_of(children: Iterable[Child]) -> metrics.Snapshot:
 
 
 async def tell_restarts(now: Renewal, children: Callable[[], Iterable[Child]]) -> None:
-    """Publish metrics of the restarts of workers and of the configuration, until cancelled."""
+    """Publish metrics of the workers' restarts and of the configuration, until cancelled."""
     await metrics.publish(
         now.running.metrics_dir, lambda: {**restarts_of(children()), **now.snapshot()}, beside=True
     )
 
 
 def find_home() -> None:
-    """Set PYTHONPATH so that workers start from this very checkout or installation, in any directory."""
+    """Set PYTHONPATH so that workers start from this checkout or installation, in any directory."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (HOME, os.environ.get("PYTHONPATH"))))
 
 
 def resolved(config: Path | None, role: str = "", **options: str | int | None) -> Settings:
-    """Return settings, overridden by the given options; with a role, check that its extras are installed."""
+    """Return settings, overridden by options; with a role, check that its extras are installed."""
     environ = dict(os.environ)
     for name, value in options.items():
         if value is not None:
@@ -200,7 +200,7 @@ def resolved(config: Path | None, role: str = "", **options: str | int | None) -
 
 
 def tell_overruled(settings: Settings, warn: Callable[[str], None]) -> None:
-    """Warn which settings of the file are overridden, by name alone; nothing where none is."""
+    """Warn about settings of the file that the environment or an option overrides, by name."""
     if names := ", ".join(PREFIX + name.upper() for name in settings.overruled):
         warn(f"the environment or an option overrides what {settings.config_path} sets: {names}")
 

@@ -1,7 +1,7 @@
-"""What a keeper does for each server of Redis: the loops that speak over its one wire, for its partitions.
+"""The keeper's loops for each server of Redis, which use its one connection, for its partitions.
 
-One server has them all; of a cluster each primary has its own, so none waits for another. Part of the
-composition root.
+A single server has all partitions. In a cluster each primary has loops of its own, so that none waits for
+another. Part of the composition root.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ from persistence.ledger.writer import LedgerWriter
 from persistence.resources.integrity import Quarantines
 
 
-# How soon a server that became a primary is looked after.
+# The loops of one server, and those of all servers.
 @dataclass(frozen=True, slots=True)
 class LoopContext:
-    """What all of them share. `counters` goes to the owner of an organization, `moved` is evidence of all.
+    """What the loops of all servers share. `counters` reaches all servers; `moved` is the evidence of all.
 
-    `first` is awaited before partitions are looked at: those that were moved to a server are taken up there.
-    The keeper's `share` is flushed here. Partitions are written in today's layout once it `takes_up` that.
+    `first` is awaited before partitions are checked: it adopts those that were moved between servers. The
+    loops flush the partitions of the keeper's `share`. Once `takes_up()` is true, partitions are written in
+    today's layout.
     """
 
     settings: Settings
@@ -136,7 +137,7 @@ class ShardLoops:
         self._loops = keep_going(loops, self._log, self._isolation, rows)
 
     async def stop(self) -> None:
-        """End them; what waits in the outbox is flushed last."""
+        """Stop the loops; flush the outbox last."""
         await cancel(self._loops)
         self._flusher.stop()
         if self._flushing is not None:
@@ -155,24 +156,24 @@ class AllShardLoops:
 
     @property
     def verified(self) -> int:
-        """The partitions of servers with all verified, under the run ids of their connections."""
+        """The number of partitions on servers that are completely verified under their present run ids."""
         there = [self._kept.get(wire) for wire in self._wires.wires]
         return sum(len(one.wire.partitions) for one in there if one is not None and one.verifier.ready)
 
     @property
     def reclaimed(self) -> list[tuple[str, int]]:
-        """Holds taken back since the start, by whose they were."""
+        """The numbers of holds reclaimed since the start, by kind."""
         there = [self._reclaimed_before, *(one.reclaimer.reclaimed for one in self._kept.values())]
         return [(of, sum(one[of] for one in there)) for of in RECLAIMED_OF]
 
     @property
     def quarantined(self) -> int | None:
-        """How many accounts are in quarantine, None before the first look."""
+        """The number of accounts in quarantine; None before the first check."""
         found = (one.rollbacks.quarantined for one in self._kept.values())
         return max((one for one in found if one is not None), default=None)
 
     def start(self) -> None:
-        """Start the loops of this keeper's share, and those of the known servers."""
+        """Start the loops of this keeper's share and of global lists, and those of the known servers."""
         run = partial(self.share.run, self._reached, self._in_hand)
         shared = self._shared
         truths = LedgerReader(shared.engine, partition_of, partition_of_digest)
@@ -197,9 +198,9 @@ class AllShardLoops:
         del self._ending[gone]
 
     async def stop(self, *, flushes: bool = True) -> None:
-        """End with all of them; others flush from then on what was flushed here.
+        """Stop the loops of all servers, then release this keeper's share to other keepers.
 
-        Waiting entries are flushed last, unless nothing may be stored any more.
+        Remaining entries are flushed first, unless `flushes` is False because nothing may be stored any more.
         """
         if not flushes:
             await self._leave()
@@ -214,24 +215,24 @@ class AllShardLoops:
                 await self.share.leave()
 
     def _may_publish(self) -> bool:
-        """Return whether this keeper may publish shared lists: a partition is verified, and none is newer."""
+        """Return whether this keeper may publish global lists: a partition is verified, and none is newer."""
         return self.verified > 0 and not any(one.counters.newer for one in self._kept.values())
 
     def _reached(self) -> list[int]:
-        """Return partitions whose server answers, without those that keepers of a newer version flush."""
+        """Return partitions whose server answers, without those that a newer version's keepers flush."""
         there = [(wire.part.partitions, kept) for wire, kept in self._kept.items() if wire.connected]
         return [one for partitions, kept in there for one in partitions if one not in kept.counters.newer]
 
     def _in_hand(self) -> frozenset[int]:
-        """Return the partitions in work, also of lost servers while data from these is being stored."""
+        """Return partitions with entries in work, also of lost servers while these are being stored."""
         return frozenset[int]().union(*(one.in_hand for one in (*self._kept.values(), *self._ending)))
 
     async def workers(self) -> int:
-        """Return how many gateway workers report; CountersUnavailable where a server does not say."""
+        """Return the number of gateway workers that report; CountersUnavailable without an answer."""
         return max([len(await one.counters.reports()) for one in list(self._kept.values())], default=0)
 
     async def at_rest(self) -> set[int]:
-        """Return partitions without more forgotten entries to come; of servers that answer."""
+        """Return partitions, of servers that answer, whose workers have sent all their logs again."""
         found: set[int] = set()
         for one in list(self._kept.values()):
             with suppress(CountersUnavailable):
@@ -239,11 +240,11 @@ class AllShardLoops:
         return found
 
     async def waiting(self) -> dict[str, object]:
-        """Return the amounts that wait in the outboxes, for a snapshot; of servers that answer."""
+        """Return metrics of the outboxes of servers that answer; {} if none does."""
         entries = waiting = broken = holds = 0
         oldest: list[int] = []
         answered = False
-        for one in list(self._kept.values()):  # servers come and go meanwhile
+        for one in list(self._kept.values()):  # servers may be added and removed meanwhile
             with suppress(CountersUnavailable):
                 count, oldest_ms = await one.outbox.depth()
                 apart = await one.outbox.parked(one.wire.part.partitions)
@@ -262,7 +263,7 @@ class AllShardLoops:
         }
 
 
-# What a keeper looks up of the servers it stands on, for metrics.
+# Metrics of the servers that a keeper uses.
 async def server_certificates(settings: Settings, wires: RedisConnections) -> Mapping[str, object]:
     ends = {
         "redis": min((one.certificate_end for one in wires.wires if one.certificate_end), default=None),

@@ -1,9 +1,9 @@
-"""`tollkeeper up`: everything on one machine, started, watched and stopped in order.
+"""`tollkeeper up`: starts, watches and stops everything on one machine, in order.
 
-Our own processes begin first and load their code. Meanwhile the databases start side by side, then the
-schema is brought up to date. Then the keeper and the gateways are told their settings, and the demo data
-comes through the Admin API. Stopping goes the other way: gateways finish their calls and settle, the keeper
-flushes, the databases close.
+Our own processes start first and load their code. Meanwhile the databases start side by side, and then the
+schema is brought up to date. Then the keeper and the gateways get their settings, and demo data is created
+through the Admin API. Stopping is in reverse: gateways finish and settle their calls, the keeper flushes, the
+databases close.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ from gateway.telemetry import logs
 from gateway.tls.certificates import pinned
 
 READY_S_MAX = 90.0
-# In the data directory's logs: what our own processes say where a person looks at standard error.
+# The log file of our own processes, in the data directory, if a person watches standard error.
 LOG = "tollkeeper.log"
-# What `up.json` says to the commands run beside this data directory.
+# The facts in `up.json`, for commands that are run with this data directory.
 NOTED = (
     "gateway_url", "admin_url", "admin_token", "api_key", "redis_url", "database_url", "upstream_url",
 )  # fmt: skip
@@ -145,13 +145,13 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
     secrets = data.secrets()
     if (log := options.log(data.path)) is not None:
         if log.exists():
-            log.replace(log.with_name(f"{LOG}.1"))  # of the last start alone: nothing else bounds it
+            log.replace(log.with_name(f"{LOG}.1"))  # only the last start, since nothing else bounds it
         voice.step(f"the gateway and the keeper log to {log}")
     programs = _ours(options, settings.with_values(admin_port=admin.number), held, admin)
     for role, program in programs:  # they load their code while the servers start
         await supervisor.load(role, program)
     async with asyncio.TaskGroup() as beside:
-        upstream_url = _upstream(supervisor, options, beside)  # nobody calls it before all is ready
+        upstream_url = _upstream(supervisor, options, beside)  # no call reaches it before everything is ready
         redis_url, near_url, database_url = await start_servers(supervisor, options, secrets)
         voice.step("bringing the schema up to date")
         keeper_url = await _migrate(options, database_url, secrets["writer_password"])
@@ -173,12 +173,12 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
         )
         if not key:
             voice.say("the demo tenant is gone, and with it the demo key")
-    if settings.tls_client_ca_file:  # only who has a certificate could ask
+    if settings.tls_client_ca_file:  # only a client with a certificate could test it
         voice.say(UNASKED)
     else:
-        # Wait until calls are really decided: services known, and who has a key and who has none. A service
-        # that does not exist is asked for: it costs nothing, and only a worker that knows the services can
-        # say so. That a key is unknown is said only once everything is verified.
+        # Wait until calls are really decided: services and keys are known. The test asks for a service that
+        # does not exist: it costs nothing, and only a worker that knows the services can say so. Only a
+        # verified Redis says that a key is unknown.
         status_of = partial(demo.status_of, opener=opener_of(settings, "gateway"))
         await _until_answers(partial(status_of, f"{gateway_url}{NO_SUCH_SERVICE}"), 404, settings.workers)
         headers = {"Authorization": f"Bearer {key or UNKNOWN_KEY}"}
@@ -204,10 +204,10 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
 
 
 def first_call(options: Options, settings: Settings, gateway_url: str, key: str) -> str:
-    """Return a command that gets an answer by this configuration.
+    """Return a curl command that works with this configuration.
 
-    It is a chat where the upstream is the demo's or named, or the file has a model of OpenAI's API, or OpenAI
-    itself with a key; else it asks the gateway what the key has used, which no upstream answers.
+    It sends a chat if the upstream is the demo's or given, if the file has a model of OpenAI's API, or for
+    OpenAI itself with a key. Otherwise it queries the key's own usage, which needs no upstream.
     """
     upstreams = {one.name: one for one in settings.table.upstreams}
     if options.upstream or options.demo_upstream:
@@ -224,7 +224,7 @@ def first_call(options: Options, settings: Settings, gateway_url: str, key: str)
 
 
 def renewal_of(settings: Settings, read: Callable[[], Settings]) -> Renewal:
-    """Return the `Renewal` for gateways and the keeper, with the secrets that stay until a restart."""
+    """Return the `Renewal` for gateways and the keeper, with secrets whose change needs a restart."""
     return Renewal(settings, read, RENEWABLE | KEEPERS_RENEWABLE, KEPT_BY_KEEPERS)
 
 
@@ -239,10 +239,9 @@ def _placed(
     seller: dict[str, str],
     **values: str | int,
 ) -> Settings:
-    """Return settings as they are written, with what is so on this machine; no proxy is before our own
-    upstream.
+    """Return written settings, completed for this machine; no proxy is used for our own upstream.
 
-    Servers that are named are those: other ones show when settings are read again.
+    Servers that the settings name are kept, so that a change of them shows when settings are reread.
     """
     settings = written.with_upstream(upstream_url, proxies) if upstream_url else written
     placed = settings.with_values(
@@ -254,23 +253,23 @@ def _placed(
         admin_token=settings.admin_token or secrets["admin_token"],
         key_pepper=settings.key_pepper or secrets["key_pepper"],
     )
-    # Agents know one origin; a certificate of ours is none that everybody trusts.
+    # Agents know only one origin, and a certificate of ours is not trusted everywhere.
     if placed.agents and not placed.agents_keeper_url and placed.tls_files("admin") is None:
         return placed.with_values(agents_keeper_url=admin_url_of(placed))
     return placed
 
 
 def _read_here(read: Callable[[], Settings], here: Callable[[Settings], Settings]) -> Settings:
-    """Return the same, read again; `SettingError` where they could not be served by."""
+    """Return settings read again, completed for this machine; `SettingError` if they are invalid."""
     settings = here(read())
     settings.table.check_services({})
     return settings
 
 
 async def _watching(supervisor: Supervisor, now: Renewal) -> None:
-    """Apply a changed configuration and changed credentials, and count restarts, until cancelled.
+    """Apply a changed configuration and credentials, and count restarts, until cancelled.
 
-    Tokens are the keeper's affair.
+    The keeper itself reloads tokens.
     """
 
     async def taken() -> None:
@@ -299,7 +298,7 @@ async def _migrate(options: Options, database_url: str, password: str) -> str:
         return theirs or await asyncio.to_thread(options.admit_writer, database_url, password)
     except TollkeeperError as error:
         raise StartError(error.message) from error
-    except Exception as error:  # whatever else the driver raises is told on one line
+    except Exception as error:  # any other error of the driver is reported on one line
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise StartError(f"the schema cannot be brought up to date: {lines[0]}") from error
 
@@ -307,12 +306,12 @@ async def _migrate(options: Options, database_url: str, password: str) -> str:
 def _ours(
     options: Options, settings: Settings, held: ReservedPort, admin: ReservedPort
 ) -> list[tuple[str, ProcessSpec]]:
-    """Return the keeper and the gateways, each with its role; a gateway gets only settings of gateways."""
+    """Return the programs of the keeper and the gateways, with roles; gateways get only their settings."""
     url, opener = f"{admin_url_of(settings)}/readyz", opener_of(settings, "admin")
     host = ports.reachable_host(settings.admin_host)
 
     async def ready(_pid: int) -> bool:
-        listens = await ports.port_answers(host, settings.admin_port, 1.0)  # costs less than to ask
+        listens = await ports.port_answers(host, settings.admin_port, 1.0)  # cheaper than a request
         return listens and await asyncio.to_thread(demo.status_of, url, None, opener) == 200
 
     given, told = admin.given(0, 1)
@@ -327,7 +326,7 @@ def _ours(
 async def _start_ours(
     supervisor: Supervisor, options: Options, settings: Settings, held: ReservedPort, admin: ReservedPort
 ) -> None:
-    """Start the keeper and the gateways with their settings, and wait until all of them are ready."""
+    """Start the keeper and the gateways with their settings, and wait until all are ready."""
     workers = settings.workers
     supervisor.voice.step(f"starting the keeper and {workers} gateway worker{'s' if workers > 1 else ''}")
     async with asyncio.TaskGroup() as group:
@@ -336,7 +335,7 @@ async def _start_ours(
 
 
 async def _until_answers(ask: Callable[[], int | None], wanted: int, workers: int) -> None:
-    """Probe until a run of new connections answers `wanted`, since the kernel gives each to any worker."""
+    """Probe until a run of new connections answers `wanted`: the kernel gives each to any worker."""
     in_a_row, status = 0, None
     for _ in range(SERVING_TRIES_MAX):
         status = await asyncio.to_thread(ask)
@@ -349,9 +348,9 @@ async def _until_answers(ask: Callable[[], int | None], wanted: int, workers: in
     raise StartError(f"the gateway does not serve: it answers {status or 'nothing'}{hint}")
 
 
-# The running children of one data directory: who they are, and the order in which they stop.
+# The running children of one data directory, and the order in which they stop.
 class Supervisor:
-    """The running children of one data directory, in the order they are stopped."""
+    """The running children of one data directory, stopped in `STOP_ORDER`."""
 
     STOP_ORDER = ("gateway", "demo upstream", "keeper", "redis", "postgres")
 
@@ -363,7 +362,7 @@ class Supervisor:
         self._complete = False
 
     async def load(self, role: str, program: ProcessSpec) -> None:
-        """Start a program without its settings: it loads its code until it is `run`."""
+        """Start a program without its settings; it loads its code until `run` is called."""
         child = Child(program, self.voice.say, self._note)
         self._children.append((role, child))
         await child.load()
@@ -385,7 +384,7 @@ class Supervisor:
         await asyncio.gather(*(child.tell(line) for child in self.children(role)))
 
     def pids(self) -> dict[str, Any]:
-        """Return process ids by role; None for a process that does not run here or is just restarting."""
+        """Return process ids by role; None for a process that does not run here, or is restarting."""
 
         def of(role: str) -> list[int]:
             return [child.pid for child in self.children(role) if child.pid is not None]
@@ -399,10 +398,10 @@ class Supervisor:
         return [child for each, child in self._children if each == role]
 
     async def stop(self) -> None:
-        """Stop all children, role by role. The ports are theirs alone from now on."""
+        """Stop all children, role by role, after closing the ports held for them."""
         for port in self.held:
             port.close()
-        async with AsyncExitStack() as stack:  # each is stopped, whatever another one fails by
+        async with AsyncExitStack() as stack:  # each is stopped, whatever error another raises
             for role in reversed(self.STOP_ORDER):
                 for child in self.children(role):
                     stack.push_async_callback(child.stop)
@@ -410,7 +409,7 @@ class Supervisor:
             self.data.forget(name)
 
     def _note(self) -> None:
-        """Note who runs; a data directory that takes no note any more ends no child, and keeps none alive."""
+        """Store the running processes in the data directory; if that fails, warn and go on."""
         try:
             self._write_notes()
         except OSError as error:
@@ -426,21 +425,22 @@ class Supervisor:
         self.data.write("processes.json", {"programs": [note for note in ours if note]})
 
 
-# What `up` is asked to do, and what it runs for that.
+# The options of `up`, and how it starts each part.
 
-# So long a keeper is still listed that was killed; with room.
+# How long a killed keeper is still listed, with a margin.
 LISTED_S = HELD_S + 1.0
 _migrate_own = partial(migrate, wait_s=LISTED_S)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a person asked for. Empty URLs mean "embedded", of the owner "the same"; port 0 is any free one.
+    """The options of `up`. An empty URL means "embedded", an empty owner URL "the same"; port 0 is any free
+    one.
 
-    `demo_upstream` starts one unless `upstream` is given, the base URL of every upstream. `command` makes
-    the command line of a process of ours; `migrate` and `admit_writer` block, and may raise anything.
-    `read` reads the settings again, for secrets that change. With `apart` our own processes log to a file,
-    since a person looks at standard error.
+    `demo_upstream` starts the demo's, unless `upstream` is given, the base URL of every upstream. `command`
+    returns the command line of our own process; `migrate` and `admit_writer` block, and may raise any error.
+    `read` rereads the settings, for changed secrets. With `apart` our own processes log to a file, since a
+    person watches standard error.
     """
 
     settings: Settings
@@ -468,7 +468,7 @@ async def start_servers(
 ) -> tuple[str, str, str]:
     """Start Redis and PostgreSQL side by side; return their URLs.
 
-    Redis has two: the one to show, and the one for the gateway's own processes.
+    Redis has two: one to show, and one (a socket) for our own processes.
     """
     data, settings = supervisor.data, options.settings
     async with asyncio.TaskGroup() as group:
@@ -504,7 +504,7 @@ async def _postgres(supervisor: Supervisor, theirs: str, password: str) -> str:
 
 
 async def start_postgres(supervisor: Supervisor, password: str) -> str:
-    """Return the embedded PostgreSQL of a data directory, made where there is none; its URL."""
+    """Start the embedded PostgreSQL of a data directory, created if missing; return its URL."""
     data = supervisor.data
     supervisor.voice.step(
         "starting PostgreSQL" if data.postgres.exists() else "creating the PostgreSQL cluster"
@@ -517,7 +517,7 @@ async def start_postgres(supervisor: Supervisor, password: str) -> str:
             await supervisor.run("postgres", program)
             break
         except StartError as error:
-            # Sessions of a server that was killed need a moment to notice.
+            # Sessions of a killed server need a moment to end.
             if "shared memory block" not in error.message or not left:
                 raise
             await asyncio.sleep(SHARED_MEMORY_WAIT_S)
@@ -526,7 +526,7 @@ async def start_postgres(supervisor: Supervisor, password: str) -> str:
 
 
 def _upstream(supervisor: Supervisor, options: Options, beside: asyncio.TaskGroup) -> str | None:
-    """Return the URL of the upstream, where it is ours or named; ours is started meanwhile."""
+    """Return the URL of the upstream, the demo's or the given one; the demo's is started meanwhile."""
     if options.upstream or not options.demo_upstream:
         return options.upstream or None
     port = ports.free_port(int(supervisor.data.read("ports.json").get("demo_upstream", 0)))
@@ -542,7 +542,7 @@ def _upstream(supervisor: Supervisor, options: Options, beside: asyncio.TaskGrou
 
 
 async def _reachable(url: str, what: str, option: str) -> None:
-    """Raise StartError where nobody listens there; of several places one is enough."""
+    """Raise StartError if no server listens at a URL; of several addresses one is enough."""
     parts = urlsplit(url)
     if parts.scheme == "unix" or not parts.hostname:
         return
@@ -557,7 +557,7 @@ async def _reachable(url: str, what: str, option: str) -> None:
     raise StartError(f"{what} at {shown} ({option}) does not answer")
 
 
-# The embedded PostgreSQL of a data directory, started for one command and without the rest.
+# The embedded PostgreSQL of a data directory, started alone for one command.
 @asynccontextmanager
 async def postgres_alone(data_dir: Path) -> AsyncIterator[str]:
     with opened(data_dir) as data:
@@ -568,14 +568,14 @@ async def postgres_alone(data_dir: Path) -> AsyncIterator[str]:
             await supervisor.stop()
 
 
-# The ports of `up`, as `up` itself reaches them: their URLs, and the trusted certificate.
+# The ports of `up` for `up` itself: their URLs, and the trusted certificate.
 
-# The variables of the certificate that commands show to the Admin API.
+# The settings of the certificate that commands present to the Admin API.
 SHOWN = (f"{PREFIX}ADMIN_CERT_FILE", f"{PREFIX}ADMIN_KEY_FILE")
 
 
 def check(settings: Settings) -> None:
-    """Raise `SettingError` where a file of TLS cannot be used, or a child could not be reached."""
+    """Raise `SettingError` if a TLS file cannot be used, or `up` could not reach a child."""
     check_files(settings, "gateway", "admin")
     if settings.admin_tls_client_ca_file and not all(os.environ.get(name) for name in SHOWN):
         said = f"{PREFIX}ADMIN_TLS_CLIENT_CA_FILE asks for certificates"
@@ -595,7 +595,7 @@ def admin_url_of(settings: Settings) -> str:
 
 
 def opener_of(settings: Settings, port: str) -> OpenerDirector:
-    """Return an opener for a port, which accepts only the very certificate that settings name."""
+    """Return an opener for a port, which trusts only the certificate that the settings name."""
     files = settings.tls_files(port)
     if files is None:
         return build_opener(ProxyHandler({}))
@@ -606,6 +606,6 @@ def opener_of(settings: Settings, port: str) -> OpenerDirector:
 
 
 def ca_file_of(settings: Settings) -> dict[str, str]:
-    """Return the certificate file for commands beside the data directory, where the Admin API speaks TLS."""
+    """Return the certificate file, for commands that use this data directory; {} without TLS."""
     files = settings.tls_files("admin")
     return {"admin_ca_file": str(Path(files.certificate).absolute())} if files is not None else {}

@@ -1,6 +1,6 @@
-"""The keeper's loops over what is due in PostgreSQL, as rows of one loop.
+"""The keeper's loops over rows that are due in PostgreSQL.
 
-Part of the composition root. Each write of a row is the one that people have, by the keeper.
+Part of the composition root. Each write is a command of the Admin API, made by the keeper.
 """
 
 from __future__ import annotations
@@ -36,29 +36,30 @@ Clock = Callable[[], datetime]
 
 HOUR_S = 3_600.0
 SUBSCRIPTIONS_MAX = 500
-# A charge of one organization and of many costs PostgreSQL nearly the same, so those of a partition are
-# charged together. Their charges are one transaction: the flush of their partition waits for it.
+# Charging many organizations costs PostgreSQL little more than one, so those of a partition are charged
+# together, in one transaction. The flush of their partition waits for it.
 ORGANIZATIONS_A_BATCH = 25
 PRICES_A_PASS = 20
 EXPIRED_MAX = 500
-# Tenants that are defined again in one pass, of each zone.
+# Tenants of each zone that are defined again in one pass.
 TENANTS_OF_A_ZONE = 1_000
-# News that came up while no keeper ran is told this far back.
+# Events that occurred while no keeper ran are reported up to this age.
 LOOK_BACK = timedelta(hours=1)
-# What a month's last minutes left in the outbox is stored by then, most of the time.
+# Entries of a month's last minutes are usually stored by this time after its end.
 STORED_BY = timedelta(hours=1)
 
 
 def billing_loops(
     store: Store, clock: Clock, page: int = 200, agenda: Agenda | None = None
 ) -> dict[str, Loop]:
-    """Return each loop by its name; `page` bounds organizations, additions or invoices read at once."""
+    """Return the billing loops by name; `page` bounds the organizations, additions or invoices in one read.
+    """
 
     def today() -> date:
         return clock().astimezone(UTC).date()
 
     def sql(find: Callable[[Connection, int, int], Sequence[T]]) -> Due[T]:
-        """Return a reader of at most `count` rows behind an id from PostgreSQL."""
+        """Return a function that reads up to `count` rows after an id from PostgreSQL."""
         return lambda after, count: store.run(lambda connection: find(connection, after, count))
 
     def write(resource: str, verb: str) -> Callable[[int], Awaitable[object]]:
@@ -101,7 +102,7 @@ def billing_loops(
                 split=partial(_by_partition, store.partition),
             ),
         )),
-        # Open credit comes first: who owes nothing by it is not overdue.
+        # Open credit first: an organization that owes nothing because of it is not overdue.
         Loop("payments", 5.0, (
             each(
                 sql(lambda connection, *page: payments.open_credit_due(connection, today(), *page)),
@@ -131,7 +132,7 @@ def billing_loops(
 
 
 async def charge(store: Store, today: Callable[[], date], organization_ids: Sequence[int]) -> None:
-    """Charge what is known of some of a partition; those that somebody else charges now behind them."""
+    """Charge organizations of one partition together; then, singly, those that were busy."""
     day, partition = today(), store.partition(organization_ids[0])
     busy = await store.run(
         lambda connection: charges.charge_free(connection, organization_ids, partition, day)
@@ -141,10 +142,10 @@ async def charge(store: Store, today: Callable[[], date], organization_ids: Sequ
 
 
 def month_ends(checkpoints: Checkpoints, clock: Clock, page: int = 100) -> Loop:
-    """Return the loop that adds up the accounts of a month, once the month is over.
+    """Return the loop that stores the sums of all accounts for a month, once it is over.
 
-    So comparing and finalizing read the open month alone, however old an account is. The loop visits all
-    accounts once a month, and once after a start; all again in an hour where one was left.
+    So comparing and finalizing read only the open month, however old an account is. The loop visits all
+    accounts once a month and after a start, and again after an hour if some were skipped.
     """
     closed_before: date | None = None
 
@@ -175,10 +176,10 @@ def expirer(
     ledger: Allocations, counters: KeeperCounters, partition_of: Callable[[int], int],
     agenda: Agenda | None = None,
 ) -> Loop:  # fmt: skip
-    """Return the loop that removes the rest of expired credits, and nothing that was used in time.
+    """Return the loop that removes the unused rest of expired credits.
 
-    Uses are allocated to grants as they are stored. Once everything that happened before a grant's moment of
-    expiry is allocated, its rest is known for ever, and an intent takes it: other grants paid for later use.
+    Uses are allocated to grants as they are stored. Once all uses before a grant expired are allocated, its
+    rest is final, and a control write removes it: later uses were paid by other grants.
     """
 
     async def allocate(organization_id: int) -> None:
@@ -194,7 +195,7 @@ def expirer(
         if (head := heads.get(f"credits:{owner}")) is not None:
             await ledger.expire(grant, partition_of(owner), head.seq)
 
-    # A server that is away keeps its own accounts waiting, and nobody else's.
+    # A server that is away delays only its own accounts.
     away = (CountersUnavailable,)
     return Loop("expirer", 0.5, (
         each(lambda _, count: ledger.behind(count), allocate, count=100, name="organization {}".format),
@@ -205,7 +206,7 @@ def expirer(
 def sweeper(sweeps: Sweeps, counters: KeeperCounters, agenda: Agenda | None = None) -> Loop:
     """Return the loop that resets tenants without calls, so that ledger and invoices have cycles on time.
 
-    A reset that is due runs in every script that touches a tenant as well. The counters decide whether it is.
+    A due reset also runs in every script that touches the tenant. The counters decide whether it is due.
     """
     away = (CountersUnavailable,)
     sweep = each(
@@ -216,7 +217,7 @@ def sweeper(sweeps: Sweeps, counters: KeeperCounters, agenda: Agenda | None = No
 
 
 def clock_changes(told: ClockReports, clock: Clock) -> Loop:
-    """Return the loop that sends clocks to the counters: a zone's is exact until it changes twice."""
+    """Return the loop that sends changes of local time to the counters, two of each zone ahead."""
 
     async def tell(zone: str) -> None:
         await told.tell(zone, clock_of(zone, ms_of(clock())), TENANTS_OF_A_ZONE)
@@ -225,9 +226,9 @@ def clock_changes(told: ClockReports, clock: Clock) -> Loop:
 
 
 def news_loops(notices: Notices, clock: Clock, agenda: Agenda | None = None) -> Sequence[Loop]:
-    """Return the loops for events each second and forecasts each minute, a tenth of the time at most.
+    """Return the loops for events (each second) and forecasts (each minute), for a tenth of the time at most.
 
-    Events that occur while nobody wants them are not reported later.
+    Events that occur while no subscriber wants them are not reported later.
     """
     since = clock() - LOOK_BACK
 

@@ -1,6 +1,6 @@
-"""TLS of one of our ports, where settings name a certificate; read again when its files change.
+"""TLS of one of our ports, if settings name a certificate; its files are read again when they change.
 
-Part of the composition root: doors that listen are handed what wraps their protocols, and know nothing of it.
+Part of the composition root: listeners get a function that wraps their protocols, and know nothing of TLS.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from gateway.tls.certificates import Certificates, load
 from gateway.tls.session import TlsGate
 
 ProtocolFactory = Callable[[], Any]
-# A certificate that has ended, or does so this soon, is said at the start and once an hour.
+# A certificate that has expired, or will so soon, is logged at the start and once an hour.
 SOON_S = 14 * 86_400.0
 SAY_S = 3_600.0
 
 
 class TlsPort:
-    """A port, `gateway`, `admin` or `ops`, with TLS or without. Made inside a running event loop.
+    """TLS of one port (`gateway`, `admin` or `ops`), if configured; to be made inside a running event loop.
 
-    `SettingError` where a file of it cannot be used.
+    `SettingError` if one of its files cannot be used.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TlsPort:
 
     @property
     def wrapped(self) -> Callable[[ProtocolFactory], ProtocolFactory] | None:
-        """What puts TLS in front of a protocol; None where there is none."""
+        """A function that wraps a protocol factory in TLS; None without TLS."""
         return self._gate.wrapped if self._gate is not None else None
 
     def renew(self, settings: Settings) -> None:
@@ -56,7 +56,7 @@ class TlsPort:
         return self._gate.snapshot() if self._gate is not None else {}
 
     async def run(self) -> None:
-        """Reload a new certificate within seconds, until cancelled."""
+        """Reload a changed certificate within seconds, until cancelled."""
         paths = self._gate.certificates.paths if self._gate is not None else ()
         async with asyncio.TaskGroup() as group:
             group.create_task(watch(lambda: paths, self._read, self._kept, look_s=self._look_s))
@@ -68,7 +68,7 @@ class TlsPort:
             await asyncio.sleep(self._say_s)
 
     def _say_ends(self) -> None:
-        """Log which certificate has ended or ends soon, and the setting that names it."""
+        """Log certificates that have expired or will soon, with the setting that names each."""
         gate = self._gate
         for whose, end in gate.ends() if gate is not None else ():
             assert gate is not None
@@ -98,7 +98,7 @@ class TlsPort:
 
 
 def check_files(settings: Settings, *ports: str) -> None:
-    """Raise `SettingError` where a file of TLS of these ports cannot be used."""
+    """Raise `SettingError` if a TLS file of these ports cannot be used."""
     for port in ports:
         files = settings.tls_files(port)
         if files is not None:
@@ -106,5 +106,5 @@ def check_files(settings: Settings, *ports: str) -> None:
 
 
 def _prefix_of(port: str) -> str:
-    """Return the prefix of the names of a port's settings."""
+    """Return the prefix of a port's TLS settings."""
     return PREFIX + PREFIXES[port].upper()

@@ -1,8 +1,9 @@
-"""States and holds: their fields in the order in which they are packed, read and written whole.
+"""States and holds: classes whose fields are in the order in which they are packed; always read and written
+whole.
 
-This is the table of both: `lua.py` makes of these classes what the scripts know of them. A field is put
-where it belongs, with a default; the scripts have it by the same name (`tenant.limit`). One
-that comes with a new number says so: `field(default=0, metadata={"since": 130})`.
+These classes are the only table of the fields: `lua.py` makes from them what the scripts know. A field has a
+default, and the same name in the scripts (`tenant.limit`). A field that a new layout number added names it:
+`field(default=0, metadata={"since": 130})`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from gateway.core.accounts import budgets
 from gateway.core.accounts.budgets import DEFINED_WINDOW
 from gateway.core.layout import KINDS, LAYOUT, NUMBER, Layout, LayoutField
 
-# An account of budgets, packed: a header, its windows as they are defined, then their meters. Pure.
+# An account of budgets, packed: a header, the definitions of its windows, then their meters. Pure.
 
-# Of one for each how many calls in flight take from it: they may use what they do not hold, so it stays.
-# A window that is open is as it is defined, and has what its meter has.
+# The account of one owner counts the calls in flight that take from it, which may exceed their holds: until
+# they end it is kept. An open window is its definition together with its meter.
 BUDGET = Layout("BUDGET", "number, u8 flags, f64 expires calls=0@132")
 METER = Layout("METER", "f64 used held")
 WINDOW = Layout("WINDOW", "f64 budget_id limit start next after, u8 flags, f64 used held")
@@ -28,9 +29,7 @@ WINDOW_LAYOUTS = BUDGET, METER, WINDOW
 
 @dataclass(slots=True)
 class WindowState:
-    """One budget of an account: its definition, and its used and held amounts; see
-    `gateway/core/accounts/budgets.py`.
-    """
+    """One budget of an account: definition, used and held amount (`gateway/core/accounts/budgets.py`)."""
 
     budget_id: int
     limit: int
@@ -43,9 +42,10 @@ class WindowState:
 
 
 def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 0) -> bytes:
-    """An account of budgets as the scripts read it; one for each is forgotten when it `expires` (ms), or as
-    soon as it is unused, by `calls` in flight too. Of one without end that is below 0: its place is given up
-    then, and it is kept.
+    """Return a packed account of budgets.
+
+    The account of one owner is deleted when it `expires` (ms), or once it is unused, also by `calls` in
+    flight. Below 0 it never expires, but loses its place then.
     """
     defined = (DEFINED_WINDOW.pack(*astuple(one)[:-2]) for one in windows)
     meters = (METER.pack(one.used, one.held) for one in windows)
@@ -53,7 +53,7 @@ def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 
 
 
 def unpack_windows(packed: bytes) -> list[WindowState]:
-    """Return the windows of an account of budgets as they are stored."""
+    """Return the stored windows of an account of budgets."""
     whole = BUDGET.today(packed)
     count = (len(whole) - BUDGET.size) // (DEFINED_WINDOW.size + METER.size)
     meters_at = BUDGET.size + count * DEFINED_WINDOW.size
@@ -62,11 +62,11 @@ def unpack_windows(packed: bytes) -> list[WindowState]:
     return [WindowState(*map(int, (*one, *meter))) for one, meter in zip(defined, meters, strict=True)]
 
 
-# What states had otherwise in layouts before: the order of their fields. Pure.
+# The order of fields in earlier layouts. Pure.
 #
-# In place of a tenant's limit stood what remained of it, and in place of used credits the balance.
+# A tenant's limit was stored as the rest of it, and used credits as the balance.
 
-# The layout that put windows first.
+# The layout that moved windows to the beginning.
 REORDERED = 132
 _HEAD = "layout flags version rpm tpm concurrency requests_used tokens_used at inflight"
 ORDERS = {
@@ -81,22 +81,22 @@ ORDERS = {
 MANUAL_BLOCK, HAS_PLAN, FORGIVES = 1, 2, 4
 ACTIVE = 2
 POLICY_BILL = 2
-# How far the clock of who decided on a plan may be ahead of Redis's, to go by it.
+# How far the clock of the process that set a plan may be ahead of Redis' clock.
 PLAN_AHEAD_MS_MAX = 60_000
 HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS = 1, 2, 4, 8, 16, 32
 HOLD_BY_TOKEN = 64
 HOLD_LEASE = 128
-# In place of the tokens that a hold took of a scope: it took nothing there, no slot either.
+# Stands for the tokens that a hold took of a scope, if it took nothing there, not even a slot.
 UNCOUNTED = -1
-# Accounts for each of one kind that have a place at a time; and with them those that are kept without one.
-# Those beyond share one.
+# The most accounts of single owners, by kind of account, that have a place at a time, and that are kept
+# including those without a place. Further owners share one account.
 EACH_ACCOUNTS_MAX, EACH_KEPT_MAX = 100_000, 1_000_000
 EACH_UNUSED_DAYS = budgets.EACH_UNUSED_DAYS
 
 
 @dataclass(slots=True)
 class Account:
-    """What all four accounts begin with. Limits of 0 are none; levels of use are in 1/60,000."""
+    """The fields that all four accounts begin with. Limits of 0 are none; levels of use are in 1/60,000."""
 
     flags: int = 0
     version: int = 0
@@ -111,7 +111,7 @@ class Account:
 
 @dataclass(slots=True)
 class KeyState(Account):
-    """An API key. `flags` 1 is revoked; `expires` 0 is never."""
+    """An API key. `flags` 1 means revoked; `expires` 0 means never."""
 
     expires: int = 0
     key_id: int = 0
@@ -119,18 +119,17 @@ class KeyState(Account):
 
 @dataclass(slots=True)
 class UserState(Account):
-    """A tenant's user. `flags` 1: limits of its own."""
+    """A tenant's user. `flags` 1 means that it has limits of its own."""
 
 
 @dataclass(slots=True)
 class TenantState(Account):
-    """A tenant: limits and token account. `total` -1 is unlimited; times are ms, 0 none.
+    """A tenant: limits and token account. `total` -1 is unlimited; times are in ms, 0 means none.
 
-    `flags` 4: the next reset forgives what it is beyond its plan, also where that carries.
-
-    Its cycles begin on the plan's `anchor_day`; -1 is none, then months begin on `anchor`. Its zone's clocks
-    are `offset` before those of UTC, `offset_after` from `turns_at` on. `limit` is what the cycle may use;
-    without a total what was granted beyond it, for a plan that has one. What only resets need comes last.
+    `flags` 4: the next reset forgives the use beyond the plan, even if the plan carries it over. Cycles begin
+    on the plan's `anchor_day`; with -1 (none), months begin on `anchor`. The local time of its zone is
+    `offset` before UTC, and `offset_after` from `turns_at` on. `limit` is what the cycle may use; without a
+    total it is what was granted beyond that, for a plan with one. Fields that only resets need come last.
     """
 
     used: int = 0
@@ -163,22 +162,23 @@ class TenantState(Account):
 
     @property
     def remaining(self) -> int:
-        """What the ledger goes by."""
+        """The tokens left, as the ledger has them."""
         return self.limit if self.unlimited else self.limit - self.used
 
     @property
     def unlimited(self) -> bool:
-        """No total: use is counted, not limited."""
+        """Whether there is no total: use is counted, not limited."""
         return self.total < 0
 
     @property
     def manual_block(self) -> bool:
-        """Blocked by an administrator."""
+        """Whether an administrator blocked the tenant."""
         return bool(self.flags & MANUAL_BLOCK)
 
     @property
     def is_blocked(self) -> bool:
-        """By hand, or by what is settled: remaining ≤ 0 under a plan that refuses."""
+        """Whether the tenant is blocked: by an administrator, or by a used-up plan that then refuses calls.
+        """
         exceeded = (
             bool(self.flags & HAS_PLAN)
             and not self.unlimited
@@ -190,10 +190,10 @@ class TenantState(Account):
 
 @dataclass(slots=True)
 class OrganizationState(Account):
-    """An organization: limits, and two windows: its credits, and its spend of the month (`cap` -1: none).
+    """An organization: limits, its credits, and its spend of the month (`cap` -1: none).
 
-    Of credits is used what was charged less what was paid in. `ahead` is charged beyond what calls cost, in
-    nano-credits: less than a whole one, unless nothing was charged since more was given back.
+    Used credits are the charged ones less those paid in. `ahead` is the amount charged beyond the calls'
+    cost, in nano-credits: less than one credit, unless a larger amount was given back since the last charge.
     """
 
     credits_used: int = 0
@@ -212,24 +212,20 @@ class OrganizationState(Account):
 
     @property
     def balance(self) -> int:
-        """Money paid in and not charged yet."""
+        """The credits paid in and not charged yet."""
         return -self.credits_used
 
 
 @dataclass(slots=True)
 class HoldState:
-    """One hold: the amounts and their accounts, and the use observed so far: tokens, and `seen` in credits
-    (-1 where tokens do not set the price).
+    """One hold: the amounts held, their accounts, and the use observed so far.
 
-    What it took of each scope is `UNCOUNTED` where that had no limits: of it nothing is given back.
-
-    `tokens` are those of the quota, which its plan may weigh: then `weighed` is what was observed as they
-    count there (-1: as many as `observed`).
-
-    `credits` are 0 where `flags` has `HOLD_USES`: what `units` hold of the cap is kept with their service.
-
-    Windows of budgets hold `money` or `raw_tokens` of it, or one request; what was seen cost `money_seen`.
-    So many bytes at its end say which windows (`budgets`).
+    Observed are tokens, and `seen` credits (-1 if tokens do not set the price). The amount of a scope without
+    limits is `UNCOUNTED`: nothing is returned to it. `tokens` are those of the quota, which the plan may
+    weigh; then `weighed` is the observed use as weighed (-1: equal to `observed`). `credits` are 0 with the
+    flag `HOLD_USES`: the held share of the cap is stored with the service. Windows of budgets hold `money` or
+    `raw_tokens`, or one request; the use seen so far cost `money_seen`. The last `budgets` bytes name the
+    windows.
     """
 
     flags: int = 0
@@ -258,9 +254,9 @@ class HoldState:
 
 @dataclass(slots=True)
 class ActivationState:
-    """An organization's service: One-Time, and Pay-Per-Use units of a month (year × 12 + month).
+    """An organization's service: One-Time payment, and Pay-Per-Use units of a month (year × 12 + month).
 
-    `held` units are in flight; `held_price` is what of the organization's `spend_held` is theirs.
+    `held` units are in flight; `held_price` is their part of the organization's `spend_held`.
     """
 
     flags: int = 0
@@ -293,18 +289,18 @@ def _layout(kind: type[Account | HoldState | ActivationState]) -> Layout:
 ACCOUNT = _layout(Account)
 _KINDS = KeyState, UserState, TenantState, OrganizationState, HoldState, ActivationState
 _LAYOUTS: dict[type[object], Layout] = {kind: _layout(kind) for kind in _KINDS}
-# All numbers of a state, in their order.
+# The numbers of a state, in order.
 _NUMBERS: dict[type[object], Callable[[object], tuple[float, ...]]] = {
     kind: attrgetter(*(one.name for one in fields(kind))) for kind in _KINDS
 }
-# At the end of a hold: an account, and the ids of the budgets that it holds in.
+# The end of a hold: an account, and the ids of its budgets in which the hold has amounts.
 HELD, BUDGET_ID = Layout("HELD", "text8 name ids"), Layout("BUDGET_ID", "f64 budget_id")
 KEY, USER, TENANT, ORGANIZATION, HOLD, ACTIVATION = (_LAYOUTS[kind] for kind in _KINDS)
 LAYOUTS = ACCOUNT, *_LAYOUTS.values(), HELD, BUDGET_ID
 
 
 def unpack(kind: type[S], packed: bytes) -> S:
-    """Return a state as it is packed; an activation of before units were held ends with the quantity."""
+    """Return the state of a packed value; an activation of an early version ends with the quantity."""
     layout = _LAYOUTS[kind]
     whole = layout.today(packed)
     if kind is ActivationState:
@@ -321,7 +317,7 @@ def unpack(kind: type[S], packed: bytes) -> S:
 
 
 def unpack_hold(packed: bytes) -> tuple[HoldState, str, bytes]:
-    """Return a hold, its caller's own user id and the packed tiers it was admitted at."""
+    """Return a hold, its caller's own user id, and the packed price tiers of its admission."""
     whole = HOLD.today(packed)
     hold = unpack(HoldState, whole[: HOLD.size])
     user, _, tiers = whole[HOLD.size : len(whole) - hold.budgets].partition(b"\0")
@@ -329,7 +325,7 @@ def unpack_hold(packed: bytes) -> tuple[HoldState, str, bytes]:
 
 
 def held_budgets(packed: bytes) -> list[tuple[str, tuple[int, ...]]]:
-    """The budget accounts a hold took from, in their order, and the budgets of each that it holds in."""
+    """Return the budget accounts a hold took from, in order, and the ids of their budgets it holds in."""
     whole = HOLD.today(packed)
     at = len(whole) - unpack(HoldState, whole[: HOLD.size]).budgets
     found = []
@@ -343,6 +339,6 @@ def held_budgets(packed: bytes) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def pack(state: State) -> bytes:
-    """Return the state as the scripts read it."""
+    """Return the packed state, as the scripts read it."""
     kind = type(state)
     return _LAYOUTS[kind].pack(LAYOUT, *_NUMBERS[kind](state))

@@ -1,1 +1,1 @@
-"""What a gateway may admit alone while Redis is away."""
+"""Leases: the amounts that a gateway may admit by itself while Redis is away."""

@@ -1,8 +1,8 @@
-"""What a worker may admit by itself while Redis is away: what it leased before, tenant by tenant.
+"""What a worker may admit by itself while Redis is away: the amounts that it leased before, by tenant.
 
-Nothing here asks Redis or waits: `Leaser` brings what is leased, `Counters` takes calls in on it. A
-call counts with its hold while it lives and with its use afterwards, until Redis has charged it; so
-a lease never has used tokens again.
+This module neither calls Redis nor waits: `Leaser` renews the leases, and `Counters` admits calls on them. A
+call counts with its hold while it runs, and with its use afterwards until Redis has charged it. So no token
+of a lease is used twice.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from gateway.counters.layouts.packing import Call
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable, InvalidApiKey
 
-# The amount set aside for one gateway: how `lease` is asked for it, and its answer.
+# The script `lease`: its arguments and its answer. Pure.
 #
-# Pure. `AccountLease` is one account's part, in tokens or credits: `kept` is what the gateway still counts
-# on, `spent` what it used of that and nobody has charged yet, `handed` what of that has come into
-# the late queue.
+# `AccountLease` is one account's part, in tokens or credits. `kept` is the amount that the gateway still
+# counts on, `spent` the used part of it that is not charged yet, and `handed` the part of that which the late
+# queue has.
 
 MILLION = 1_000_000
 GIVE_BACK, IF_OVER = 0, -1
@@ -41,7 +41,7 @@ LEASED, NONE, RENEWED, UNVERIFIED, UNKNOWN = 1, 2, 3, 0, -2
 
 
 class AccountLease(NamedTuple):
-    """One account's part of a lease, as the gateway sees it."""
+    """One account's part of a lease, as the gateway reports it."""
 
     kept: int = 0
     spent: int = 0
@@ -53,10 +53,10 @@ NOTHING = AccountLease()
 
 @dataclass(frozen=True, slots=True)
 class LeaseTerms:
-    """What a gateway may count on. `tokens` is None where nothing limits them.
+    """The terms of a lease in the answer of `lease`. `tokens` is None without a limit.
 
-    `strict` and `cuts` are the plan's; `capped` says that a spend cap limits the organization;
-    `charged` that all it said to have handed in is charged by now; `plan_id` is the plan.
+    `strict` and `cuts` are the plan's, with id `plan_id`; `capped` is whether the organization has a spend
+    cap; `charged` is whether all use that was reported as handed in is charged by now.
     """
 
     tokens: int | None
@@ -86,7 +86,7 @@ def lease(
 
 
 def leased(answer: bytes) -> LeaseTerms | None:
-    """Return the answer of `lease`; None where there is no lease or nobody can know."""
+    """Return the terms in an answer of `lease`; None if there is no lease, or Redis cannot tell."""
     if len(answer) != packing.LEASED.size:
         return None
     found = packing.LEASED.read(answer)
@@ -102,7 +102,7 @@ REVOKED_MAX = 10_000
 
 @dataclass(slots=True)
 class LeaseShare:
-    """One account's part: `kept` may be used, `spent` is, `settled` of that by calls that are over."""
+    """One account's part: `kept` is leased, `spent` is used of it, `settled` is used by ended calls."""
 
     kept: int = 0
     spent: int = 0
@@ -110,15 +110,15 @@ class LeaseShare:
 
     @property
     def left(self) -> int:
-        """The amount that may still be used; below 0 where calls used more than they held."""
+        """The amount that may still be used; below 0 if calls used more than they held."""
         return self.kept - self.spent
 
     def share(self, handed_in: bool) -> AccountLease:
-        """Return what to ask of `lease`."""
+        """Return this part as `lease` takes it; `handed_in` is whether all settlements reached Redis."""
         return AccountLease(max(self.kept, self.spent), self.spent, self.settled if handed_in else 0)
 
     def renew(self, kept: int, charged: int) -> None:
-        """Count on `kept` from now on; so much of the settled use is charged."""
+        """Set the leased amount to `kept`, and subtract `charged` from the spent and the settled amount."""
         self.kept = kept
         self.spent -= charged
         self.settled -= charged
@@ -126,10 +126,10 @@ class LeaseShare:
 
 @dataclass(slots=True)
 class Allowance:
-    """One tenant's lease, in force `until` (monotonic seconds); what follows it is the leaser's. Tokens are
-    those of the quota, by the weights of its plan.
+    """One tenant's lease, valid `until` (monotonic seconds); the fields after it are the leaser's.
 
-    `held` says that Redis may hold something for it, `ends` that it is being given back.
+    Tokens are those of the quota, as its plan weighs them. `held` is whether Redis may hold an amount for
+    this lease, and `ends` whether it is being given back.
     """
 
     caller: Caller
@@ -150,11 +150,11 @@ class Allowance:
 
     @property
     def spent(self) -> bool:
-        """Whether anything was used of it that nobody has charged yet."""
+        """Whether any of it was used and is not charged yet."""
         return self.tokens.spent > 0 or self.credits.spent > 0
 
     def renew(self, found: LeaseTerms, until: float, tokens: AccountLease, credits_: AccountLease) -> None:
-        """Go by a lease that was asked for with these shares."""
+        """Adopt the terms of a renewed lease; `tokens` and `credits_` are the shares sent for it."""
         self.until, self.unlimited, self.held = until, found.tokens is None, True
         self.strict, self.cuts, self.capped = found.strict, found.cuts, found.capped
         self.plan_id = found.plan_id
@@ -162,20 +162,20 @@ class Allowance:
         self.credits.renew(found.credits, credits_.handed if found.charged else 0)
 
     def drop(self) -> None:
-        """Count on nothing any more."""
+        """End the lease: admit nothing more on it."""
         self.until, self.unlimited = 0.0, False
         self.tokens.kept = self.credits.kept = 0
         self.charged()
 
     def charged(self) -> None:
-        """All that is settled is charged, or will be without being held until then."""
+        """Count all settled use as charged: it is, or will be without being held until then."""
         for share in (self.tokens, self.credits):
             share.renew(share.kept, share.settled)
 
 
 @dataclass(slots=True)
 class _LeaseUse:
-    """What one call holds of an allowance; `alone` says that Redis has no hold of it that is known of."""
+    """The amounts one call holds of a lease; `alone` is whether Redis has no known hold of the call."""
 
     allowance: Allowance
     tokens: int
@@ -184,12 +184,12 @@ class _LeaseUse:
 
 
 class Allowances:
-    """Every tenant's lease in one worker, and the calls admitted on them.
+    """All tenants' leases in one worker, and the calls admitted on them.
 
-    `worker_slot` is in the ids of its leases: the next worker there finds them again. `fresh` are tenants
-    nobody has asked a lease for yet, `hurried` those whose lease should be looked at. `calls` are in flight,
-    by request id; `admitted` counts them since the start, `left_out` those of tenants that have none since
-    there are so many already.
+    `worker_slot` is part of the leases' ids, so that the next worker in this slot finds them. `fresh` are
+    tenants whose first lease is to be requested, `hurried` those to be renewed soon. `calls` are in flight,
+    by request id; `admitted` counts them since the start, and `left_out` the calls of tenants beyond the
+    maximum of leases.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class Allowances:
 
     @property
     def in_force(self) -> int:
-        """How many tenants have a lease that is in force."""
+        """The number of tenants with a valid lease."""
         now = self._clock()
         return sum(one.until > now for one in self._tenants.values())
 
@@ -216,17 +216,17 @@ class Allowances:
         }  # fmt: skip
 
     def all(self) -> list[Allowance]:
-        """Return every tenant that was seen lately."""
+        """Return the leases of all tenants seen lately."""
         return list(self._tenants.values())
 
     def seen(self, caller: Caller) -> None:
-        """A caller is there: the lease that its tenant has stays."""
+        """Note that a caller was seen, so that its tenant's lease is kept."""
         one = self._tenants.get(caller.tenant_id)
         if one is not None:
             one.seen = self._clock()
 
     def wanted(self, caller: Caller) -> None:
-        """Redis admitted a call whose plan lets calls go on without it: its tenant should have a lease."""
+        """Request a lease for the tenant of an admitted call, whose plan allows calls without Redis."""
         one = self._tenants.get(caller.tenant_id)
         if one is None:
             if len(self._tenants) >= self._tenants_max:
@@ -238,17 +238,17 @@ class Allowances:
         one.seen = self._clock()
 
     def forget(self, allowance: Allowance) -> None:
-        """Nobody of this tenant was seen for long."""
+        """Drop the lease of a tenant without recent calls."""
         self._tenants.pop(allowance.caller.tenant_id, None)
         self.hurried.pop(allowance.caller.tenant_id, None)
 
     def covers(self, caller: Caller) -> bool:
-        """Return whether this caller may be served without Redis, as far as its allowance goes."""
+        """Return whether this caller's tenant has a valid lease, so that it may be served without Redis."""
         one = self._tenants.get(caller.tenant_id)
         return one is not None and one.until > self._clock()
 
     def refused(self, caller: Caller, verdict: Verdict) -> None:
-        """Redis refused a call: what was leased must not let it through later."""
+        """Note that Redis refused a call, so that the lease does not admit it later."""
         one = self._tenants.get(caller.tenant_id)
         if verdict is Verdict.REVOKED:
             if len(self._revoked) >= REVOKED_MAX:
@@ -260,7 +260,7 @@ class Allowances:
                 one.until = 0.0
 
     def admit(self, request: HoldRequest, by_plan: Mapping[int, Weights] = _NO_WEIGHTS) -> Decision:
-        """Take a call in on what is leased. CountersUnavailable where nothing is, or not enough is left."""
+        """Admit a call on its tenant's lease; CountersUnavailable without one, or if too little is left."""
         caller, service = request.caller, request.service
         one = self._tenants.get(caller.tenant_id)
         if one is None or one.until <= self._clock():
@@ -276,21 +276,21 @@ class Allowances:
         credits_ = _credits_for(one, request)
         one.tokens.spent += tokens
         one.credits.spent += credits_
-        head = self.calls.get(request.request_id)  # a top-up takes over what its head had: nothing of this
+        head = self.calls.get(request.request_id)  # a top-up keeps its head's amounts, which count already
         alone = not request.raises if head is None else head.alone
         self.calls[request.request_id] = _LeaseUse(one, tokens, credits_, alone)
         self.admitted += head is None
         return _decision(one, service, tokens, credits_, weights)
 
     def admitted_there(self, request: HoldRequest, decision: Decision) -> None:
-        """Redis has a hold of a call now, which may have been admitted here by its head."""
+        """Note that Redis has a hold of this call, whose head may have been admitted on the lease."""
         if request.raises and (taken := self.calls.get(request.request_id)) is not None:
             taken.alone = False
         if decision.leases:
             self.wanted(request.caller)
 
     def over(self, settlement: Settlement, settled: SettleResult) -> None:
-        """A call admitted here is over: it counts with its use until that is charged."""
+        """End a call admitted here: its use counts against the lease until it is charged."""
         taken = self.calls.pop(settlement.request_id, None)
         if taken is None:
             return
@@ -300,7 +300,7 @@ class Allowances:
         _correct(taken.allowance.credits, taken.credits, settlement.credits if used else 0)
 
     def outgrown(self, observed: HoldExtension, margin: int) -> bool:
-        """Take more for a live call that was admitted here; False where it was not."""
+        """Hold more for a running call that was admitted here; return False if it was not."""
         taken = self.calls.get(observed.request_id)
         if taken is None:
             return False
@@ -329,7 +329,7 @@ def _correct(share: LeaseShare, held: int, used: int) -> None:
 
 
 def _tokens_for(one: Allowance, request: HoldRequest, weights: Weights | None) -> int:
-    """Return tokens to hold, as `reserve` would: clamped to what is left, or all where the plan is strict."""
+    """Return the tokens to hold, as `reserve` would: limited to the rest, or all if the plan is strict."""
     need, ceiling, least = request.need, request.ceiling, request.least
     if weights is not None:
         need, ceiling, least = request.weighed(weights)
@@ -346,9 +346,9 @@ def _tokens_for(one: Allowance, request: HoldRequest, weights: Weights | None) -
 
 
 def _credits_for(one: Allowance, request: HoldRequest) -> int:
-    """Return credits to hold: all of them, or the rest where that bounds the call."""
+    """Return the credits to hold: all of them, or the rest if that covers the least amount."""
     left = one.credits.left
-    if request.credits <= max(0, left):  # what costs nothing is covered
+    if request.credits <= max(0, left):  # a free call is covered
         return request.credits
     if 0 < request.credits_least <= left:
         return left
@@ -358,7 +358,7 @@ def _credits_for(one: Allowance, request: HoldRequest) -> int:
 def _decision(
     one: Allowance, service: Service, tokens: int, credits_: int, weights: Weights | None
 ) -> Decision:
-    """Return the rest of the allowance, in place of the account's."""
+    """Return an admission whose remaining amounts are those of the lease, instead of the account's."""
     limited = service.counts_tokens and not one.unlimited
     return Decision(
         Verdict.ADMITTED,

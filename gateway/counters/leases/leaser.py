@@ -1,8 +1,8 @@
-"""Keeps a lease for each tenant that was seen lately, so that its calls may go on without Redis.
+"""Renews a lease for each tenant that was seen lately, so that its calls may go on without Redis.
 
-`lease` is asked a few times a minute and tenant, never on a request's way. A lease shrinks here at
-once, and in Redis with the next asking: so tokens counted on here are held there at every moment,
-even if an answer is lost.
+The script `lease` runs a few times a minute for each tenant, never while a request waits. A lease shrinks
+here at once, and in Redis with the next renewal. So tokens that this worker counts on are always held in
+Redis, even if an answer is lost.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from gateway.counters.redis.connection import RedisConnection, encode_script
 from gateway.errors import CountersUnavailable
 
 TICK_S = 0.25
-# Many tenants are asked for bit by bit: what Redis does at once, calls wait for.
+# Tenants are renewed in small batches, because calls wait for whatever Redis does at once.
 BATCH_S = 0.02
 RENEW_S = 5.0
 ACTIVE_S = 60.0
 BATCH_MAX = 50
-# Somebody else's settlement may wait in the same late queue for long: nothing is held that long for it.
+# Other settlements may wait in the same late queue for long: nothing is held that long for them.
 CHARGED_S_MAX = 600.0
 
 _Asked = tuple[Allowance, AccountLease, AccountLease, float, Wait[Reply]]
@@ -47,8 +47,8 @@ _Asked = tuple[Allowance, AccountLease, AccountLease, float, Wait[Reply]]
 class Leaser:
     """The leases of one worker.
 
-    Each is a `fraction` of the free amount and lasts `lease_s` without being renewed. `pending`
-    counts settlements that have not come into Redis yet.
+    Each is a `fraction` of the free amount, and ends after `lease_s` seconds without renewal. `pending`
+    returns the number of settlements that have not reached Redis yet.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class Leaser:
         self._took, self._pending = took, pending
         self._queue: list[tuple[float, int, Allowance]] = []
         self._turn = self._asking = 0
-        # Which run of each server that answers has heard of every lease.
+        # By available server, the run id that has every lease.
         self._heard: dict[RedisConnection, bytes] = {}
 
     @property
     def is_current(self) -> bool:
-        """Whether Redis has heard of every lease that is in force, and of its use."""
+        """Whether Redis has the latest state of every valid lease, and its use."""
         if self._fraction <= 0:
             return True
         is_due = bool(self._queue) and self._queue[0][0] <= self._clock()
@@ -80,13 +80,13 @@ class Leaser:
         return bool(there) and not is_due and not self._asking and there.items() <= self._heard.items()
 
     async def keep(self) -> None:
-        """Renew what is due, until cancelled; without a fraction there is nothing to lease."""
+        """Renew due leases until cancelled; without a fraction there is nothing to lease."""
         while True:
             more = self._fraction > 0 and await self.lease()
             await asyncio.sleep(BATCH_S if more else TICK_S)
 
     async def lease(self) -> bool:
-        """Ask for the leases that are due, after Redis was away for all of them; whether more are due."""
+        """Renew the due leases, or all of them after Redis was away; return whether more are due."""
         now = self._clock()
         allowances = self._allowances
         for one in (*allowances.fresh, *allowances.hurried.values()):
@@ -104,14 +104,14 @@ class Leaser:
             _, turn, one = heapq.heappop(self._queue)
             if turn == one.turn and of(one.caller.partition) in there:
                 asked.append(self._ask(one, now))
-            elif turn == one.turn:  # its server is away, and another may have its partition then
+            elif turn == one.turn:  # its server is away, and another may have its partition later
                 self._schedule(one, now + RENEW_S)
         self._asking = len(asked)
         for one, tokens, credits_, began, wait in asked:
             try:
                 answer = cast("bytes", await in_task(wait))
             except CountersUnavailable:
-                one.held = True  # who knows
+                one.held = True  # it may be
                 self._schedule(one, now)
                 continue
             finally:
@@ -121,12 +121,12 @@ class Leaser:
         return len(asked) == self._batch_max
 
     async def give_back(self) -> None:
-        """Give every lease back, before this worker ends; what is used and not charged yet stays held."""
+        """Return every lease before this worker stops; used amounts stay held until they are charged."""
         held = [one for one in self._allowances.all() if one.held]
         for start in range(0, len(held), self._batch_max):
             waits = [self._end(one) for one in held[start : start + self._batch_max]]
             for wait in waits:
-                with suppress(CountersUnavailable):  # others may be another server's
+                with suppress(CountersUnavailable):  # the others may be on another server
                     await in_task(wait)
 
     def _there(self) -> dict[RedisConnection, bytes]:
@@ -147,7 +147,7 @@ class Leaser:
         return one, tokens, credits_, now, wait
 
     def _end(self, one: Allowance) -> Wait[Reply]:
-        """Give all of it back but the used part: that is held until it should be charged."""
+        """Return a lease except its used part, which stays held until it should be charged."""
         if not one.spent:
             return self._send(one, GIVE_BACK)
         spent, credits_ = (AccountLease(share.spent, share.spent) for share in (one.tokens, one.credits))
@@ -172,7 +172,7 @@ class Leaser:
             found = leased(answer)
             assert found is not None
             one.renew(found, began + self._lease_s, tokens, credits_)
-            # Tokens counted on no longer are freed soon where they are many.
+            # Amounts no longer counted on are freed soon if they are large.
             shrunk = one.credits.kept * 2 < credits_.kept or (
                 not one.unlimited and one.tokens.kept * 2 < tokens.kept
             )
@@ -182,15 +182,15 @@ class Leaser:
             if one.held and not one.ends:
                 one.ends = True
                 self._schedule(one, now)
-            elif one.spent and now - one.seen <= ACTIVE_S:  # a later lease is to know of that
+            elif one.spent and now - one.seen <= ACTIVE_S:  # the next lease must know of the spent amount
                 self._schedule(one, now + RENEW_S)
                 one.held = one.ends = False
-            else:  # a caller admitted under a plan that allows it has another one asked for
+            else:  # the next caller admitted under a plan that allows it requests a new one
                 self._allowances.forget(one)
         else:
             self._schedule(one, now + (RENEW_S if code == UNKNOWN else 0))
 
     def _schedule(self, one: Allowance, due: float) -> None:
-        """Ask for it then, and not when it was due before."""
+        """Schedule the next renewal at `due`; an earlier one is cancelled."""
         one.turn = self._turn = self._turn + 1
         heapq.heappush(self._queue, (due, one.turn, one))

@@ -1,1 +1,1 @@
-"""The connection to Redis: addresses, sentinels, the wire, and the library of scripts."""
+"""The connections to Redis: addresses, sentinels, clusters, keys, and the library of scripts."""

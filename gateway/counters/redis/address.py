@@ -1,4 +1,4 @@
-"""Where Redis is, as its URL says."""
+"""The address of Redis: its URL, TLS, sentinels, and the first commands on a connection."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from gateway.counters.redis.scripts import library
 from gateway.errors import CountersUnavailable, SettingError
 from gateway.files import Seen, UrlFile, require_regular, seen
 
-# TLS to Redis: read again when a file of it changes.
+# TLS to Redis: certificate files are read again when they change.
 #
-# Connections that are open stay as they are; the next new one is made with what the files hold by then. A
-# file that cannot be used changes nothing, and is logged once.
+# Open connections are unchanged; new ones use the present contents. A file that cannot be used changes
+# nothing, and is logged once.
 
 _log = logging.getLogger("tollkeeper.redis")
 
 
 class RedisTls:
-    """What connections to Redis are made with; `SettingError` where a file cannot be used."""
+    """The TLS context of connections to Redis; `SettingError` if a file cannot be used."""
 
     def __init__(self, files: TlsFiles) -> None:
         self._files, self._paths = files, (files.authority, files.certificate, files.key)
@@ -39,7 +39,7 @@ class RedisTls:
         self._why = ""
 
     def context(self) -> ssl.SSLContext:
-        """For a connection that is made now."""
+        """Return the context for a new connection, from the files' present contents."""
         found = seen(self._paths)
         if found != self._seen:
             self._renew(found)
@@ -58,7 +58,7 @@ class RedisTls:
 
 
 def _made(files: TlsFiles) -> ssl.SSLContext:
-    """Certificate and name are always verified; who may sign them can be said."""
+    """Return a context that verifies certificate and host name; the authority can be configured."""
     try:
         require_regular(files.authority)
         context = ssl.create_default_context(cafile=files.authority or None)
@@ -80,19 +80,19 @@ def _why(error: OSError) -> str:
 
 DEFAULT_PORT, SENTINEL_PORT = 6379, 26379
 PLACES_MAX = 16
-# Why there is no connection where it ended before anything was said.
+# The message for a connection that ended before any answer.
 NO_REDIS = "what answers there is no Redis, or closed the connection"
 _PREFIX = "TOLLKEEPER_REDIS_"
-# What the query of a URL may say, by how its scheme ends.
+# The parameters allowed in the query of a URL, by the end of its scheme.
 _QUERIES = {"unix": ("db",), "+sentinel": ("username", "password")}
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where Redis is and who we are there; `parse_url` says how it is written.
+    """The address of Redis and our login; `parse_url` explains the URL.
 
-    With `sentinels` the host is theirs to name: that of the primary called `primary_name`. With `members`, of
-    a cluster, it is one of them.
+    With `sentinels`, these name the host: the primary called `primary_name`. With `members` it is one of the
+    members of a cluster.
     """
 
     host: str
@@ -110,7 +110,7 @@ class Address:
     file: UrlFile | None = field(default=None, repr=False, compare=False)
 
     def now(self) -> Address:
-        """Return the same place, and who we are there by what the URL's file says now."""
+        """Return the same address with the login that the URL's file has now."""
         if self.file is None:
             return self
         user, password, sentinel_user, sentinel_password = _logins(urlsplit(self.file.url()))
@@ -124,12 +124,12 @@ def parse_url(
     url: str | UrlFile,
     files: TlsFiles = TlsFiles(),  # noqa: B008  # it cannot change
 ) -> Address:
-    """Return the address a URL names; SettingError where it names none, or a file cannot be used.
+    """Return the address of a URL; SettingError if the URL is invalid, or a file cannot be used.
 
     `redis://user:password@host:port/database`, `rediss://…` with TLS, `unix:///path?db=0`,
-    `redis+sentinel://user:password@host:port,host:port/primary/database` (`rediss+sentinel://`), where
-    the query may hold the sentinels' own `username` and `password`, or
-    `redis+cluster://user:password@host:port,host:port` (`rediss+cluster://`), some members of a cluster.
+    `redis+sentinel://user:password@host:port,host:port/primary/database` (`rediss+sentinel://`), whose query
+    may have the sentinels' own `username` and `password`, or
+    `redis+cluster://user:password@host:port,host:port` (`rediss+cluster://`) with some members of a cluster.
     """
     if isinstance(url, UrlFile):
         return replace(parse_url(url.url(), files), file=url)
@@ -137,7 +137,7 @@ def parse_url(
         parts = urlsplit(url)
     except ValueError as error:
         raise SettingError(f"{_PREFIX}URL cannot be read: {error}") from error
-    # SettingError for what nobody would read: who writes it means something by it, such as a database
+    # SettingError for parts that would be ignored: the writer means something by them, such as a database
     known = next((names for kind, names in _QUERIES.items() if parts.scheme.endswith(kind)), ())
     said = parse_qsl(parts.query, keep_blank_values=True)
     if parts.fragment or (parts.query and not said) or not {name for name, _ in said} <= {*known}:
@@ -166,7 +166,7 @@ def parse_url(
 
 
 def _logins(parts: SplitResult) -> tuple[str, str, str, str]:
-    """User and password of the servers, and of the sentinels before them."""
+    """Return user and password of the servers, then those of the sentinels."""
     theirs = dict(parse_qsl(parts.query)) if "sentinel" in parts.scheme else {}
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     return user, password, theirs.get("username", ""), theirs.get("password", "")
@@ -180,7 +180,7 @@ def _by_members(parts: SplitResult, tls: RedisTls | None) -> Address:
 
 
 def _places(parts: SplitResult, port: int, wanted: str) -> tuple[tuple[str, int], ...]:
-    """Return each host and port of a URL that names several."""
+    """Return the hosts and ports of a URL that names several."""
     hosts = parts.netloc.rpartition("@")[2]
     try:
         found = [urlsplit(f"//{place}") for place in hosts.split(",")]
@@ -205,7 +205,7 @@ def _by_sentinels(parts: SplitResult, tls: RedisTls | None) -> Address:
 
 
 def why_not(error: Exception) -> str:
-    """Return why there is no connection, in words an operator can act on."""
+    """Return why there is no connection, as a message that an operator can act on."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate cannot be verified: {error.verify_message}"
     if isinstance(error, TimeoutError):
@@ -217,10 +217,10 @@ def why_not(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-# Questions on a connection of their own, apart from all calls: to sentinels, and to members of a cluster.
+# Queries on short connections of their own: to sentinels, and to members of a cluster.
 
 ANSWER_S_MAX = 0.5
-# Who says nothing for so long is waited for together with the next one.
+# After this time without an answer the next one is queried too, and the first answer counts.
 NEXT_S = 0.05
 READ_BYTES = 65_536
 
@@ -230,7 +230,7 @@ T = TypeVar("T")
 async def first_known(
     places: Iterable[Place], ask: Callable[[Place], Coroutine[Any, Any, T | None]]
 ) -> T | None:
-    """Return what the first of these says that knows, asked in their order; None where nobody does."""
+    """Return the first result of `ask` that is not None, trying places in order; None if there is none."""
     left, asked = iter(places), set[asyncio.Task[T | None]]()
     try:
         while True:
@@ -252,9 +252,10 @@ async def first_known(
 async def ask_apart(
     address: Address, place: Place, login: tuple[str, str], *commands: Sequence[str]
 ) -> list[Reply]:
-    """Return the answers of the server there, by the TLS of `address`; `login` is a user's name and password.
+    """Return the answers of the server at `place`; `login` is a user's name and password.
 
-    CountersUnavailable where it does not answer within `ANSWER_S_MAX`, or refuses.
+    TLS is that of `address`. CountersUnavailable if the server refuses, or does not answer within
+    `ANSWER_S_MAX`.
     """
     user, password = login
     asked = [*([("AUTH", *([user] if user else []), password)] if password else []), *commands]
@@ -275,7 +276,7 @@ async def _answers(address: Address, place: Place, asked: Sequence[Sequence[str]
     reader, writer = await asyncio.open_connection(host, port, ssl=tls, server_hostname=name)
     parser, answers = hiredis.Reader(), list[object]()
     try:
-        # Its type is written as that of a single word.
+        # hiredis' types allow only a single word.
         writer.write(b"".join(hiredis.pack_command(cast("tuple[str]", tuple(one))) for one in asked))
         while len(answers) < len(asked):
             data = await reader.read(READ_BYTES)
@@ -289,14 +290,14 @@ async def _answers(address: Address, place: Place, asked: Sequence[Sequence[str]
         writer.close()
 
 
-# Where a connection leads: to the address, or to the primary that its sentinels name, asked each time.
+# Where a connection goes: to its address, or to the primary that sentinels name, queried for each connection.
 
-# Who has not answered for so long may hang: whether it is the primary still is asked, so often.
+# A server without an answer for this long may hang: sentinels are asked at this interval for the primary.
 NAMED_LOOK_S = 0.5
 
 
 class RedisRoute:
-    """To an address. `reach` leads there, `leads_elsewhere` says that it would lead to another by now."""
+    """Connects to an address; with sentinels, notices that they name another primary meanwhile."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -305,7 +306,7 @@ class RedisRoute:
         self._asking: asyncio.Task[None] | None = None
 
     async def reach(self, address: Address, protocol: Callable[[], asyncio.Protocol]) -> None:
-        """Connect a protocol, with TLS or without; OSError or CountersUnavailable where that fails."""
+        """Connect a protocol, with TLS or without; OSError or CountersUnavailable if that fails."""
         self.close()
         self._address = address
         if address.path:
@@ -320,7 +321,7 @@ class RedisRoute:
             raise CountersUnavailable(f"{host[:80]} is no name of a host: {error}") from error
 
     def leads_elsewhere(self, waited_s: float) -> bool:
-        """Return whether sentinels name another, now that the reached server has been waited for so long."""
+        """Return whether sentinels name another primary, while a server has not answered for `waited_s`."""
         if not self._address.sentinels or waited_s < NAMED_LOOK_S:
             self.close()
             return False
@@ -340,10 +341,10 @@ class RedisRoute:
 
 
 async def primary(address: Address) -> Place:
-    """Host and port of the primary of that name, from the first sentinel that knows it.
+    """Return host and port of the primary, from the first sentinel that knows it.
 
-    CountersUnavailable where none of them answers in time or knows the name. Why one does not answer is said
-    where no other has answered.
+    CountersUnavailable if no sentinel answers in time or knows the name; the message has an error of a
+    sentinel if none answered.
     """
     who, faults = address.now(), list[CountersUnavailable]()
     login = who.sentinel_username, who.sentinel_password
@@ -366,16 +367,18 @@ async def primary(address: Address) -> Place:
     raise CountersUnavailable(f"{unknown}: {faults[-1]}") from faults[-1]
 
 
-# The first words on a connection to Redis, and the server's words about itself.
+# The first commands on a connection to Redis, and what the server reports of itself.
 
-# Send one command by its parts, and wait for its answer.
+# Sends one command, given by its parts, and waits for its answer.
 Ask = Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Who answers. `run_id` is the process; `promoted` says when it last began a history of its own behind
-    another server's (empty: never), `eviction` is its policy. `is_one`: keys of any slots may be in one call.
+    """A server's report of itself. `run_id` names the process; `eviction` is its maxmemory-policy.
+
+    `promoted` names the replication history that it left when it was promoted (empty: never). `is_one`: it is
+    no cluster, so one call may have keys of any slots.
     """
 
     run_id: bytes
@@ -385,22 +388,22 @@ class Server:
 
 
 def why_evicts(policy: str) -> str:
-    """Return why a server with this maxmemory-policy is not to be used; empty where it deletes nothing."""
+    """Return why a server with this maxmemory-policy must not be used; "" if it deletes nothing."""
     if policy in ("", "noeviction"):
         return ""
     return f"Redis has maxmemory-policy {policy}, which deletes counters: set it to noeviction"
 
 
 def refuse_evicting(server: Server) -> None:
-    """Raise CountersUnavailable where it would delete counters."""
+    """Raise CountersUnavailable if a server may delete counters."""
     if why := why_evicts(server.eviction):
         raise CountersUnavailable(why)
 
 
 async def greet(address: Address, ask: Ask, *, loads: bool = True) -> Server:
-    """Authenticate, choose the database, bring the library; CountersUnavailable where it cannot be ours.
+    """Authenticate, select the database, load the library; CountersUnavailable if the server is unsuitable.
 
-    Where it does not load, nothing is written.
+    Without `loads`, nothing is written.
     """
     login = address.now()
     if login.password:
@@ -408,7 +411,7 @@ async def greet(address: Address, ask: Ask, *, loads: bool = True) -> Server:
         await ask(b"AUTH", *user, login.password.encode())
     if address.database:
         await ask(b"SELECT", b"%d" % address.database)
-    # All at once: on a busy machine each answer that is waited for takes its time.
+    # All at once: on a busy machine each round trip takes time.
     server, replication, memory, loaded = await asyncio.gather(
         ask(b"INFO", b"server"),
         ask(b"INFO", b"replication"),
@@ -432,20 +435,20 @@ async def greet(address: Address, ask: Ask, *, loads: bool = True) -> Server:
 
 
 def is_primary(replication: object) -> bool:
-    """Whether a server is one by its `INFO replication`; ROLE says the same, and some services refuse it."""
+    """Return whether `INFO replication` is a primary's; some services refuse ROLE, which says the same."""
     return said(replication, b"role") == b"master"
 
 
 def said(info: object, name: bytes) -> bytes:
-    """Return one line of INFO; empty where it is not there."""
+    """Return the value of a field of INFO; b"" if it is missing."""
     if not isinstance(info, bytes):
         return b""
     return info.partition(name + b":")[2].partition(b"\r")[0]
 
 
-# What a server of Redis says of itself by INFO, and whether it takes calls by that.
+# Reads INFO of a Redis server, and whether it accepts calls.
 
-# The codes of a server that refuses commands, and their causes.
+# Error codes of a server that refuses commands, and their causes.
 WHY = {
     "OOM": "its memory is full",
     "MISCONF": "it cannot write its file",
@@ -462,7 +465,7 @@ def facts_of(answer: object) -> dict[str, str]:
 
 
 def why_refused(facts: Mapping[str, str]) -> str:
-    """Return the code by which it refuses calls now; empty where it takes them, or does not say."""
+    """Return the error code with which a server refuses calls now; "" if it accepts them."""
     if facts.get("loading") == "1":
         return "LOADING"
     if facts.get("role") == "slave":
@@ -475,13 +478,13 @@ def why_refused(facts: Mapping[str, str]) -> str:
 
 
 def files_failing(facts: Mapping[str, str]) -> list[str]:
-    """Which of its files it could not write when it last tried; with a failed snapshot it may refuse."""
+    """Return which files the server could not write at its last try; it may refuse writes for that."""
     aof = facts.get("aof_enabled") == "1" and facts.get("aof_last_write_status") == "err"
     return ["append_only"] * aof + ["snapshot"] * (facts.get("rdb_last_bgsave_status") == "err")
 
 
 def replica_lags(facts: Mapping[str, str]) -> list[int]:
-    """For how many seconds each replica that follows it has said nothing."""
+    """Return the seconds since each replica last reported to this primary."""
     found = []
     for name, value in facts.items():
         if name.startswith("slave") and name[5:].isdigit():
@@ -491,5 +494,5 @@ def replica_lags(facts: Mapping[str, str]) -> list[int]:
 
 
 def refusal_in(text: str) -> str:
-    """Return the code in what a server answered; empty where there is none of these."""
+    """Return the code of `WHY` in a server's error message; "" if it has none."""
     return next((word for word in text.split() if word in WHY), "")

@@ -1,8 +1,8 @@
-"""Calls of a function as they go over the wire: those that leave together are one call of it.
+"""Calls of functions, encoded: calls that are sent together are one command.
 
-A server that is no cluster takes those of all partitions together, any other each partition's. The parts
-equal for every call of a caller are made once (`CallTemplate`). How many calls share their keys and are
-answered each for itself is in `lua/lib/calls.lua`. Pure.
+A server without a cluster takes the calls of all partitions in one command, any other those of one partition.
+Parts that are equal for all calls of a caller are encoded once (`CallTemplate`). `lua/lib/calls.lua` shows
+how several calls share keys and get separate answers. Pure.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from gateway.counters.layouts.packing import (
 from gateway.counters.redis.scripts import library
 from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 
-# The bounds of one call: so many calls, bytes of arguments, and accounts, whose places are bytes. Of more
-# accounts each costs Redis more: 64 calls of as many organizations take a tenth less as two calls than as
+# Bounds of one command: calls, bytes of arguments, and accounts, whose indexes are bytes. More accounts make
+# each cost more in Redis: 64 calls of as many organizations take a tenth less time as two commands than as
 # one.
 CALLS_MAX: Final = 64
 ARGUMENT_BYTES_MAX: Final = 262_144
@@ -44,40 +44,41 @@ FIRST_PLACE: Final = 2
 
 
 class AnotherType(CountersRefused):
-    """The value under the key that was asked about is of another type."""
+    """The value of a key has another type than the command needs."""
 
 
-# Scripts' answers about a newer version's values: see lua/lib/state.lua.
+# The errors by which scripts report a newer version's values: see lua/lib/state.lua.
 NEWER_CODE: Final = "NEWERLAYOUT "
 _KINDS: Final = {NEWER_CODE.strip(): NewerLayout, "WRONGTYPE": AnotherType}
 
-# Numbers that are an argument each, as they go over the wire; and how an argument of so many bytes begins.
+# Encoded numeric arguments, and encoded lengths of arguments.
 _NUMBERS: Final = [b"$%d\r\n%d\r\n" % (len(b"%d" % number), number) for number in range(1_024)]
 _HEADS: Final = [b"$%d\r\n" % size for size in range(1_024)]
-# A map is what a server says of itself where it is asked for RESP 3.
+# A map is the answer to HELLO 3 (RESP 3).
 Reply = bytes | int | float | None | list["Reply"] | dict[bytes, "Reply"]
 
 
 def bulk_head(size: int) -> bytes:
-    """Return what an argument of so many bytes begins with on the wire."""
+    """Return the encoded length (RESP) that precedes an argument of `size` bytes."""
     return _HEADS[size] if size < len(_HEADS) else b"$%d\r\n" % size
 
 
 def bulks(*arguments: bytes) -> bytes:
-    """Arguments as they go over the wire."""
+    """Return arguments, encoded (RESP)."""
     return b"".join([b"$%d\r\n%b\r\n" % (len(one), one) for one in arguments])
 
 
 class Group:
-    """One function in one partition. `rank` is the function's: in one write the lower leaves first. An
-    argument of `alone` bytes is that of one call, and no shape of many. `hold` is the last key of a call, but
-    for the id it ends with.
+    """The calls of one function in one partition. In one write, groups of lower `rank` are sent first.
+
+    `hold` is the encoded beginning of a call's last key, up to its id. An argument of `alone` bytes is a
+    single call's, never the shape of several.
     """
 
     __slots__ = ("_openings", "alone", "function", "hold", "marker", "own", "rank", "shared_count")
 
     def __init__(self, verb: str, rank: int, shared: tuple[str, ...], hold: str, alone: int) -> None:
-        """`shared` are the keys of all its calls; the last is the marker. `hold` ends with an id of 36."""
+        """Encode the keys `shared` by all calls, the marker last; an id of 36 characters follows `hold`."""
         self.rank, self.alone = rank, alone
         self.hold = b"$%d\r\n%b" % (len(hold) + 36, hold.encode())
         self._openings: dict[tuple[int, int], bytes] = {}
@@ -87,12 +88,12 @@ class Group:
         self.shared_count = len(shared)
 
     def head(self, keys: int, arguments: int) -> bytes:
-        """Return what a command begins with that has so many keys and arguments."""
+        """Return the beginning of a command with this many keys and arguments."""
         count = _NUMBERS[keys] if keys < len(_NUMBERS) else bulks(b"%d" % keys)
         return said(b"*", 3 + keys + arguments, b"\r\n", self.function, count)
 
     def opening(self, accounts: int, arguments: int) -> bytes:
-        """What a call by itself begins with that has so many accounts and arguments: one text for all."""
+        """Return the beginning of a single call with this many accounts and arguments, cached."""
         counts = accounts, arguments
         if counts not in self._openings:
             head = self.head(self.shared_count + accounts + 1, arguments)
@@ -101,8 +102,10 @@ class Group:
 
 
 class CallTemplate:
-    """What all calls of a caller have of their command. What others have as well is one text for all: what
-    is a caller's own is far from the processor where many call, so that is `keys` and `accounts` alone.
+    """The encoded parts that all calls of a caller share.
+
+    A caller's own bytes are rarely in the processor's cache if many call. So they are `keys` and `accounts`
+    alone; the other parts are shared between callers.
     """
 
     __slots__ = ("account_count", "accounts", "arguments", "count", "group", "keys", "lone", "opening", "row")
@@ -110,7 +113,7 @@ class CallTemplate:
     def __init__(
         self, group: Group, accounts: tuple[str, ...], arguments: int, other: CallTemplate | None = None
     ) -> None:
-        """What the `other` function of the caller has of the same accounts is its as well."""
+        """Encode the keys of `accounts`; with the caller's `other` function, share its equal bytes."""
         self.group, self.count, self.account_count = group, arguments, len(accounts)
         self.accounts = tuple([bulks(one.encode()) for one in accounts])
         self.keys = group.marker + b"".join(self.accounts)
@@ -119,29 +122,30 @@ class CallTemplate:
         self.opening = group.opening(len(accounts), arguments)
         self.arguments = _shape(arguments, len(accounts))
         self.lone = _shape(1, len(accounts), arguments)
-        # What the shape says of each of several calls that are all of this form; none where keys are alike.
+        # The shape of one of several calls with this template; empty if keys repeat.
         self.row = self.arguments + _places(len(accounts)) if len({*accounts}) == len(accounts) else b""
 
 
 @cache
 def _shape(*counts: int) -> bytes:
-    """Return what the shape of a command says of a call, or of a part of one call."""
+    """Return the encoded counts in the shape of a command."""
     return bytes(counts)
 
 
 @cache
 def _places(count: int) -> bytes:
-    """Return the places of the accounts of a form, each its own: a byte each."""
+    """Return the indexes of `count` different accounts, a byte each."""
     return bytes(range(FIRST_PLACE, FIRST_PLACE + count))
 
 
-# A waiting call: its form, the request's id, its arguments as they go over the wire.
+# A waiting call: its waiter, its template, the request id, its encoded arguments.
 Call = tuple[Wait[Reply], CallTemplate, bytes, bytes]
 
 
 class BatchWaiters:
-    """Those who wait for an answer of many: each gets his own, or why his call was refused. `calls` are of so
-    many `parts`, each a partition's.
+    """The waiters of several calls in one command: each gets its own answer or error.
+
+    The command has `parts`, one for each partition.
     """
 
     __slots__ = ("calls", "parts")
@@ -165,10 +169,10 @@ class BatchWaiters:
 
 
 class Hop:
-    """A command that a server of a cluster did not take, and that goes on to another one; `hops` counts them.
+    """A command that a server of a cluster refused, on its way to another one; `hops` counts the servers.
 
-    A call is told that nobody answered, when `timer` says so, and of a later answer all the same: it may
-    have given up, and want to know. `ended` is told once.
+    When `timer` fires, the waiter gets CountersUnavailable. A later answer is still passed on, since a caller
+    that gave up may need it. `ended` is called once.
     """
 
     __slots__ = ("_ended", "_wait", "done", "hops", "timer")
@@ -203,18 +207,19 @@ Waiting = Wait[Reply] | BatchWaiters | Hop
 
 
 def refused(message: str) -> CountersRefused:
-    """Return what a call is told that Redis answered with an error: by its code, the word it begins with."""
+    """Return the exception for an error of Redis, by the code at the start of its message."""
     kind = _KINDS.get(message.partition(" ")[0], CountersRefused)
     return kind(f"Redis refused: {message[:200]}")
 
 
-# Who waits for a command, it, and how many calls it is.
+# A waiter, its encoded command, and the number of calls in it.
 Command = tuple[Waiting, bytes, int]
 
 
 def commands(calls: list[Call], *, spread: bool) -> list[Command]:
-    """What calls are that leave together: by function, then by partition, in the order of the calls. Those of
-    several partitions are one command where they may be `spread`.
+    """Return the commands for calls that are sent together: by function, then by partition, in order.
+
+    With `spread`, calls of several partitions may be one command.
     """
     groups, order = dict[Group, list[Call]](), list[Group]()
     for call in calls:
@@ -223,7 +228,7 @@ def commands(calls: list[Call], *, spread: bool) -> list[Command]:
         if own is not None:
             own.append(call)
             continue
-        # Sorted as they come, behind those of the same rank: there are few groups.
+        # Inserted by rank, after groups of the same rank: there are few groups.
         groups[group], place = [call], len(order)
         while place and order[place - 1].rank > group.rank:
             place -= 1
@@ -245,33 +250,33 @@ def commands(calls: list[Call], *, spread: bool) -> list[Command]:
 
 
 def alone(call: Call) -> Command:
-    """Return what one call is by itself."""
+    """Return the command of a single call."""
     wait, form, request_id, arguments = call
     return wait, b"".join((form.opening, form.keys, form.group.hold, request_id, b"\r\n", arguments)), 1
 
 
 class CallBatch:
-    """Calls of one function on their way into one command, part by part."""
+    """Collects calls of one function, part by part (partition by partition), for one command."""
 
     __slots__ = ("_accounts", "_arguments", "_keys", "_own", "_shape", "_size", "calls")
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        # Of each part: its own keys, its marker and accounts, what the shape says of it.
+        # For each part: its own keys, its marker and accounts, its shape.
         self._own: list[bytes] = []
         self._keys: list[bytes] = []
         self._shape: list[bytes] = []
         self._size = self._accounts = self._arguments = 0
 
     def take(self, calls: list[Call], begin: int) -> int:
-        """Take of a part's calls, from `begin` on, as many as there is room for; the first always has."""
+        """Add calls from index `begin` on while there is room; an empty batch takes one. Return how many."""
         if len(calls) - begin == 1:
             return self._take_one(calls[begin])
         first = calls[begin][1]
         if first.row and _are_alike(calls, begin):
             return self._take_alike(calls, begin)
         places, shape, taken, size, count = dict[bytes, int](), list[bytes](), 0, 0, 0
-        accounts = dict[CallTemplate, bytes]()  # of those that came before
+        accounts = dict[CallTemplate, bytes]()  # of templates seen before
         for _, form, _, arguments in calls[begin : begin + CALLS_MAX - len(self.calls)]:
             if (taken or self.calls) and self._is_full(
                 size + len(arguments), len(places) + len(form.accounts)
@@ -300,7 +305,7 @@ class CallBatch:
         return taken
 
     def _take_alike(self, calls: list[Call], begin: int) -> int:
-        """Take calls of one form, as many as there is room for: their shape is one row, repeated."""
+        """Add calls of one template while there is room; their shape is one row, repeated."""
         form, taken, size = calls[begin][1], 0, 0
         for place in range(begin, min(len(calls), begin + CALLS_MAX - len(self.calls))):
             more = len(calls[place][3])
@@ -359,30 +364,30 @@ class CallBatch:
 
 
 def _are_alike(calls: list[Call], begin: int) -> bool:
-    """Return whether all calls from there on are of one form."""
+    """Return whether all calls from index `begin` on have one template."""
     form, place = calls[begin][1], len(calls) - 1
     while place > begin and calls[place][1] is form:
         place -= 1
     return place == begin
 
 
-# Which calls leave at once, and which are gathered: those that come while writes before them are unanswered.
+# Decides which calls are sent at once, and which are collected while earlier writes are unanswered.
 #
-# Where Redis is busy, more come together that way, and each costs it less; where it is not, nothing waits.
-# The batch leaves with the next answer, or command of another kind, once it is as much as one command takes,
-# and after a short time in any case: a Redis that is far away or stands still delays a call by no more than
-# that. It knows nothing of connections.
+# If Redis is busy, more calls are collected, and each costs it less; otherwise none waits. A batch is sent
+# with the next answer, or before a command of another kind, or once it fills one command. It waits a few
+# milliseconds at most, so that a distant or stalled Redis delays no call by more. This part knows nothing of
+# connections.
 
-# While one write is answered, the next one lies before Redis already: it does not wait for this process.
+# While one write is answered, the next one is already at Redis, which never waits for this process.
 FLIGHTS_MAX = 2
 GATHER_S_MAX = 0.004
 
 
 class CallBatcher:
-    """The calls of one wire that have not left, and which of its writes are not answered.
+    """The collected calls of one connection, and its unanswered writes.
 
-    Commands are known by their number, of all that the wire ever asked. `leave` has the calls leave; none
-    waits longer than `gather_s`.
+    Commands are known by their number on the connection. `leave` sends the collected calls; none waits longer
+    than `gather_s` seconds.
     """
 
     __slots__ = (
@@ -395,9 +400,9 @@ class CallBatcher:
         self.calls: list[Call] = []
         self._loop, self._leave, self._gather_s = loop, leave, gather_s
         self._bytes = 0
-        # Of each write that is not answered: its last command of calls.
+        # The number of the last call command of each unanswered write.
         self._flights: deque[int] = deque()
-        # How often calls were taken, also when somebody looked last whether they wait too long.
+        # How often calls were taken: now, and at the last check whether they wait too long.
         self._turn = self._looked_at = 0
         self._looking: asyncio.TimerHandle | None = None
 
@@ -406,7 +411,7 @@ class CallBatcher:
         self._bytes += len(call[3])
 
     def is_due(self) -> bool:
-        """Return whether the calls leave now; if not, they will within `gather_s`."""
+        """Return whether to send the calls now; if not, `leave` is called within `gather_s`."""
         if (
             len(self._flights) < FLIGHTS_MAX
             or len(self.calls) >= CALLS_MAX
@@ -418,31 +423,31 @@ class CallBatcher:
         return False
 
     def take(self) -> list[Call]:
-        """Return all that were gathered: they leave, or fail."""
+        """Return and remove all collected calls: they are sent, or fail."""
         calls, self.calls = self.calls, []
         self._bytes = 0
         self._turn += 1
         return calls
 
     def left(self, last: int) -> None:
-        """A write has left whose last command of calls is this one; 0 where it had none."""
+        """Note a write by the number of its last call command; 0 if it has none."""
         if last:
             self._flights.append(last)
 
     def answered(self, last: int) -> bool:
-        """Return all commands up to this one are answered. Whether there are calls that leave now."""
+        """Note that commands up to a number are answered; return whether to send the collected calls now."""
         flights = self._flights
         while flights and flights[0] <= last:
             flights.popleft()
         return len(self.calls) > 0 and self.is_due()
 
     def close(self) -> None:
-        """Look no more."""
+        """Cancel the timer."""
         if self._looking is not None:
             self._looking.cancel()
 
     def _look_again(self) -> None:
-        """Twice within the time that calls may wait: those that were there at one look leave at the next."""
+        """Schedule the next check, at half of `gather_s`: calls that two checks find are sent."""
         self._looked_at = self._turn
         self._looking = self._loop.call_later(self._gather_s / 2, self._look)
 
@@ -456,16 +461,16 @@ class CallBatcher:
             self._look_again()
 
 
-# The wire bytes that all calls of one caller share, made once: the hot path fills in what changes.
+# The encoded bytes that all calls of one caller share, cached: a call only adds the parts that change.
 #
-# A key may name any user, and each has bytes of its own: about 1 KB, kept for the callers that came last,
-# so that a key with many users does not push out another's that comes now and then.
+# A key may name any user, and each user has bytes of its own, about 1 KB. The cache keeps the latest callers,
+# so that a key with many users does not displace another key that calls rarely.
 
 TOMBSTONE_MS = 3_600_000
 NO_ID = "0" * 36
-# Returns leave before reservations.
+# Settlements are sent before reservations.
 RANKS = {"settle": 0, "reserve": 1}
-# How the packed argument begins on the wire, and where in a settlement's begins what the log keeps.
+# The encoded length of the packed argument, and the offset in a settlement from which the log stores it.
 RESERVE_HEAD = b"$%d\r\n" % RESERVE.size
 SETTLE_HEAD = b"$%d\r\n" % SETTLEMENT.size
 _NEED_HEAD = b"$%d\r\n" % NEED.size
@@ -473,9 +478,9 @@ KEPT_AT: Final = len(SETTLE_HEAD) + packing.BATCH_BYTES
 NO_BUDGETS: Final[tuple[str, ...]] = ()
 
 
-# Texts that frames share: of each organization in use, and of its budgets. Each has some hundred bytes.
+# Bytes that frames share: of each organization in use, and of its budgets, some hundred bytes each.
 TEXTS_MAX: Final = 4_096
-# A frame takes so many bytes, and more for each account and each character of its user (measured).
+# Measured bytes of a frame: a fixed part, and more for each account and each character of its user.
 FRAMES_BYTES_MAX: Final = 64 * 1024 * 1024
 FRAME_BYTES: Final = 1_792
 ACCOUNT_BYTES: Final = 512
@@ -483,9 +488,9 @@ USER_COPIES: Final = 8
 
 
 class Frames:
-    """The frames of the last callers, by key, user, service and the budget accounts they take from.
+    """The frames of the latest callers, by key, user, service and budget accounts.
 
-    Callers say who they are, so what there may be is bounded by size: there are fewer of larger ones.
+    Callers name their users, so the cache is bounded by bytes: it holds fewer of larger frames.
     """
 
     __slots__ = ("known",)
@@ -499,7 +504,7 @@ class Frames:
     def frame_of(
         self, caller: Caller, user: str, service: Service, budgets: tuple[str, ...] = NO_BUDGETS
     ) -> Frame:
-        """Return the frame of these calls: a service that was resolved again has another one."""
+        """Return the frame of these calls; a service that was resolved again gets a new one."""
         key = caller.key_id, user, service.id, budgets
         frame = self.known.find(key)
         if frame is None or frame.service is not service:
@@ -509,9 +514,9 @@ class Frames:
 
 
 class Frame(LruEntry):
-    """The wire bytes of one caller's calls: their accounts, and the constant bytes around the changing ones.
+    """The encoded bytes of one caller's calls: their accounts, and the constant bytes around changing parts.
 
-    `names` are those of budgets' accounts, behind the counts of their windows.
+    `names` are the names of budget accounts, which follow the amounts that budgets count.
     """
 
     __slots__ = (
@@ -537,24 +542,25 @@ class Frame(LruEntry):
         self.flags = service_flags(request)
         keys, arguments = packing.reserve(b"0" * 40, 0, 0, request)
         self.reserve = _form("reserve", caller.partition, keys, len(arguments))
-        # What budgets need, and their definitions, are the last arguments.
+        # The last arguments are what budgets need, and their definitions.
         end = b"\r\n" + bulks(*arguments[1 : len(arguments) - len(budgets_need(request))])
         self._reserve_end = end if user else _shared(end)
         release = Settlement(caller, NO_ID, user, service, charge=False, budgets=budgets)
         self.who = packing.settle_who(release, TOMBSTONE_MS)
         keys, arguments = packing.settle(b"0" * 40, TOMBSTONE_MS, release, packing.MODE_RELEASE)
         self.settle = _form("settle", caller.partition, keys, len(arguments), self.reserve)
-        # The last definitions of budgets' accounts: in one tuple, and on the wire.
+        # The last definitions of budget accounts: as a tuple, and encoded.
         self._defined_of: tuple[BudgetAccount, ...] = ()
         self._defined = b""
-        # Attribution and metadata stand between the user and the tiers; last is what budgets count.
+        # Attribution and metadata are between the user and the tiers; last come the amounts that budgets
+        # count.
         named = b"\r\n" + bulks(arguments[1])
         self.settle_user = named if user else _shared(named)
         before, _, self.names = bulks(*budgets_paid(release)).partition(PAID.pack(0, 0, 0))
         self.settle_end = _shared(b"\r\n" + bulks(*tiers_of(release)) + before)
 
     def end_of(self, request: HoldRequest) -> bytes:
-        """Return the bytes behind the changing part: last the held amounts and the accounts."""
+        """Return the encoded bytes after the changing part, which end with held amounts and accounts."""
         accounts = request.budgets
         if not accounts:
             return self._reserve_end
@@ -567,9 +573,7 @@ class Frame(LruEntry):
 
 
 def _shared(text: bytes) -> bytes:
-    """The one text of these bytes: callers of one organization have the same definitions, one by one, and
-    all callers without a user the same ends.
-    """
+    """Return one object for equal bytes, because callers of an organization have equal definitions."""
     return the_one(_texts, text, text, TEXTS_MAX)
 
 
@@ -586,5 +590,5 @@ def _form(
 
 @cache
 def _group(verb: str, partition: int, shared: tuple[str, ...], hold: str) -> Group:
-    """Return one of each verb and partition."""
+    """Return the group of a verb and partition, cached."""
     return Group(verb, RANKS[verb], shared, hold, packing.ALONE[verb])

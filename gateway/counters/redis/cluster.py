@@ -1,8 +1,9 @@
-"""The primaries of a cluster, a wire to each, and which of them has a partition.
+"""The primaries of a cluster, a connection to each, and which of them has a partition.
 
-Who has what is asked of the members themselves (CLUSTER SLOTS), in the background, and at once where one of
-them says that a key moved, or is away. A wire keeps its own breaker, queue, library and run id: what becomes
-of one primary is nothing to the partitions of the others. It knows nothing of limits or ledgers.
+The members are asked who has which slots (CLUSTER SLOTS): in the background, and at once if one reports that
+a key moved or that it is away. Each connection keeps its own circuit breaker, queue, library and run id, so
+that a failure of one primary does not affect partitions of the others. This module knows nothing of limits or
+ledgers.
 """
 
 from __future__ import annotations
@@ -35,22 +36,23 @@ from gateway.counters.redis.keys import (
 )
 from gateway.errors import CountersUnavailable
 
-# Who has which slots, as members of a cluster say: primaries over their wires, others apart.
+# Slot maps, as members report them: primaries over their connections, other members over short ones.
 #
-# A member counts that says `cluster_state:ok`: one that is cut off from most of the others does not.
+# Only a member that says `cluster_state:ok` counts: one that is cut off from most of the others does not say
+# it.
 
-# Who hangs is not waited for, however long calls may take: others know better by then.
+# The longest wait for a member's map, even if calls may take longer: other members know better by then.
 VIEW_S_MAX = 1.0
-# Who said nothing, or is cut off, is not asked again for so long: others are, and answer at once.
+# A member that did not answer, or is cut off, is not asked again for this time.
 LEFT_OUT_S = 1.0
-# Another cluster, such as one that was built again, is gone to where nobody of the known one has said
-# anything for so long. Before that, its members may be away for a moment, and another's may be at a place of
-# theirs.
+# The map of another cluster, for instance of a rebuilt one, is adopted only after no member of the known one
+# has answered for this long. Before that, the members may be away for a moment, and another cluster may have
+# one of their addresses.
 ANOTHER_S = 10.0
 
 
 class ClusterViews:
-    """What primaries say, and who of them does not say anything just now. `places` are those of wires."""
+    """Reads slot maps from primaries, and knows which do not answer. `places` are their addresses."""
 
     def __init__(self, places: Mapping[RedisConnection, Place]) -> None:
         self._places, self._loop = places, asyncio.get_running_loop()
@@ -58,8 +60,10 @@ class ClusterViews:
         self._said_at = 0.0
 
     def is_later(self, found: SlotMap, known: SlotMap) -> bool:
-        """Whether to go by a map from now on: none of the known cluster that is older, nor the same, and none
-        of another one while somebody of the known one says anything.
+        """Return whether to adopt the map `found`: it is of the same cluster, and new, and not of an older
+        epoch.
+
+        A map of another cluster is adopted only if no member of the known one has answered lately.
         """
         now, is_of_known = self._loop.time(), found.is_of(known)
         if not is_of_known and now - self._said_at < ANOTHER_S:
@@ -68,13 +72,13 @@ class ClusterViews:
         return not is_of_known or (found.epoch >= known.epoch and found != known)
 
     def heard(self, wires: Collection[RedisConnection]) -> list[RedisConnection]:
-        """Return those of them that there is a word to be had of."""
+        """Return the connections whose servers answer at present."""
         now = self._loop.time()
         self._silent = {one: until for one, until in self._silent.items() if until > now and one in wires}
         return [one for one in wires if one.connected and one not in self._silent]
 
     def are_heard(self, wires: Collection[RedisConnection]) -> bool:
-        """Return whether there are any, and there is a word to be had of all of them."""
+        """Return whether there is any connection, and all of their servers answer."""
         return 0 < len(wires) == len(self.heard(wires))
 
     async def newest(
@@ -82,17 +86,18 @@ class ClusterViews:
         asked: Sequence[RedisConnection],
         there: Callable[[], tuple[SlotMap, Collection[RedisConnection]]],
     ) -> SlotMap | None:
-        """The newest map of those asked, or of all; None where nobody says any. `there` are the map that is
-        known by now, and all its primaries.
+        """Return the newest map of the `asked` primaries, or of all if they disagree; None without an answer.
+
+        `there` returns the map known by then, and all primaries.
         """
         views = await self._of(asked)
         known, everybody = there()
-        if are_doubtful(views, known):  # who is asked alone may hang, or lag behind
+        if are_doubtful(views, known):  # a single answer may be outdated
             views = await self._of(self.heard(everybody))
         return newest(views, there()[0])
 
     async def _of(self, asked: Sequence[RedisConnection]) -> list[SlotMap]:
-        """Return what these say within `VIEW_S_MAX`."""
+        """Return the maps that these primaries send within `VIEW_S_MAX`."""
         said = await asyncio.gather(*(_in_time(one, self._places[one]) for one in asked))
         silent = [one for one, view in zip(asked, said, strict=True) if view is None]
         self._silent |= dict.fromkeys(silent, self._loop.time() + LEFT_OUT_S)
@@ -107,7 +112,7 @@ async def _in_time(wire: RedisConnection, place: Place) -> SlotMap | None:
 
 
 async def view_of(wire: RedisConnection, place: Place) -> SlotMap | None:
-    """Return what a primary says; None where it does not, or is cut off from most of the others."""
+    """Return a primary's map; None if it does not answer, or is cut off from most of the others."""
     with suppress(CountersUnavailable, ValueError):
         info = wire.send(encode(b"CLUSTER", b"INFO"), upkeep=True)
         slots = wire.send(encode(b"CLUSTER", b"SLOTS"), upkeep=True)
@@ -116,7 +121,7 @@ async def view_of(wire: RedisConnection, place: Place) -> SlotMap | None:
 
 
 async def view_apart(address: Address, places: Iterable[Place]) -> SlotMap:
-    """Return what the first of these members says that knows; CountersUnavailable where none does."""
+    """Return the map of the first of these members that has one; CountersUnavailable if none has."""
     who, faults = address.now(), [""]
     login = who.username, who.password
 
@@ -134,30 +139,32 @@ async def view_apart(address: Address, places: Iterable[Place]) -> SlotMap:
 
 
 def _read(info: Reply, slots: Reply, asked: Place) -> SlotMap | None:
-    """Return a map, where who was asked is in touch with the others; ValueError where it says none."""
+    """Return the map in a member's answers; None if it is cut off. ValueError if it is invalid."""
     epoch = said(info, b"cluster_current_epoch")
     if said(info, b"cluster_state") != b"ok" or not epoch.isdigit():
         return None
     return read_slots(int(epoch), slots, asked)
 
 
-# Commands that a server of a cluster did not take, on their way to the one that does, within their time.
+# Commands that a server of a cluster refused, on their way to the right one, within their time limit.
 #
-# None of them was executed, so each may be sent again. A MOVED call waits until its server has said its
-# state: only a primary gives slots away. A server that was replaced says MOVED too, and its successor may
-# lack acknowledged writes. So nothing goes on to it that was meant for another, nor to anybody who was not
-# there before the slot moved.
+# None of them was executed, so each may be sent again. A MOVED call waits until its server has reported its
+# state, since only a primary gives slots away. A server that was replaced says MOVED too, and its successor
+# may lack acknowledged writes. So its calls are not sent on to the successor, nor to a server that was not
+# connected before the slot moved.
 
-# From one server to the next; TRYAGAIN, which time alone bounds, is none.
+# The most servers that a command is sent to; TRYAGAIN, which only the time limits, does not count.
 HOPS_MAX = 8
 PAUSE_S = 0.02
-# Commands on their way at once.
+# The most commands that may be redirected at a time.
 UNDER_WAY_MAX = 20_000
 
 
 class Redirects:
-    """Of one cluster. `place_of` says where a wire leads, `at` is the wire of a place. `gave_away` asks the
-    server of a wire whether it is a primary still. A command has `call_s` seconds in all.
+    """Redirects commands within one cluster, each within `call_s` seconds in all.
+
+    `place_of` returns the address of a connection, `at` the connection to an address. `gave_away` asks the
+    server of a connection whether it is still a primary.
     """
 
     def __init__(
@@ -171,12 +178,12 @@ class Redirects:
         self._call_s, self._place_of, self._at, self._gave_away = call_s, place_of, at, gave_away
         self._loop = asyncio.get_running_loop()
         self._under_way = 0
-        # Calls moved away from a wire's place, and the finder of the reason.
+        # By connection, the redirected calls that wait, and the task that asks its server.
         self._moved: dict[RedisConnection, list[Callable[[bool], None]]] = {}
         self._asking: dict[RedisConnection, asyncio.Task[None]] = {}
 
     def take(self, source: RedisConnection, asked: Asked, message: str) -> bool:
-        """Have a command go on that was answered with an error; False where that is another error."""
+        """Redirect a command that got an error; return False if the error is no redirection."""
         wait, command, calls, waited_s = asked
         to = read_redirection(message, self._place_of(source))
         if to is None or not command or self._under_way >= UNDER_WAY_MAX:
@@ -212,7 +219,7 @@ class Redirects:
         self._under_way -= 1
 
     async def _find_out(self, source: RedisConnection) -> None:
-        """Have everything go on that was moved until its server answers; what comes later asks again."""
+        """Ask a server whether it is a primary, then send or fail the calls redirected until its answer."""
         given = False
         try:
             with suppress(CountersUnavailable):
@@ -223,7 +230,7 @@ class Redirects:
                 go_on(given)
 
     def _send(self, wire: RedisConnection, hop: Hop, command: bytes, calls: int, asking: bool) -> None:
-        """Send it now, or as soon as there is a connection; nobody waits beyond its time."""
+        """Send a command now, or as soon as the server is connected, within its time limit."""
         if hop.done or wire.take_over(hop, command, calls, asking=asking):
             return
         self._loop.call_later(PAUSE_S, self._send, wire, hop, command, calls, asking)
@@ -238,22 +245,23 @@ class Redirects:
 
 
 LOOK_S = 1.0
-# While a primary is away, or a key was found elsewhere.
+# The interval while a primary is away, or after a key was found elsewhere.
 LOOK_SOON_S = 0.1
-# A wire that leads to no primary any more is closed when its callers were answered.
+# How long the connection to a former primary stays open, so that its callers get answers.
 LINGER_S = 5.0
-# Wires to others than primaries with slots, such as those that linger. Each primary has one besides.
+# The most connections to servers that are no primaries with slots; each primary has one besides.
 OTHERS_MAX = PRIMARIES_MAX
-# A keeper sees a move with its next look, and takes the partition up with a look of its own behind that.
+# A keeper notices a move with its next look, and adopts the partition in a look after that.
 HAND_OVER_S_MAX, HAND_OVER_LOOK_S = 3 * LOOK_S, 0.02
 
 
 class Shards:
-    """Of one cluster, which `address.members` lead to. `make` makes a wire to a place, `begun` is told of it
-    before it connects; calls wait `call_s` in all, wherever they are sent.
+    """The primaries of one cluster with the members `address.members`, and the connections to them.
 
-    A primary that gives a partition away is asked for it until `has_current_history` says that it is verified
-    under the history of the other one, or for `hand_over_s_max`: it says MOVED, and the call goes on.
+    `make` makes a connection to an address, and `begun` is called with it before it connects. A call waits
+    `call_s` seconds in all, whichever servers it is sent to. After a move, calls for a partition go to the
+    primary that gave it away, which redirects them (MOVED), until `has_current_history` says that the
+    partition is verified under the new primary's history, or for `hand_over_s_max` seconds.
     """
 
     def __init__(
@@ -272,14 +280,14 @@ class Shards:
         self._loop = asyncio.get_running_loop()
         self._wires: dict[Place, RedisConnection] = {}
         self._places: dict[RedisConnection, Place] = {}
-        # Where nobody has a slot: it never connects, so whatever is asked of it fails at once.
+        # For slots without a primary: it never connects, so every command fails at once.
         self._nobody = make(replace(address, host="nobody.invalid", port=1))
         self._nobody.part = NOTHING
         self._by_partition = [self._nobody] * len(SLOT_OF_PARTITION)
         self._redirects = Redirects(
             call_s, place_of=self._places.__getitem__, at=self._at, gave_away=self._gave_away
         )
-        # By partition: to whom it is given, and until when it is asked for where it was.
+        # By partition that moves: its new connection, and until when its former one is used.
         self._given: dict[int, tuple[RedisConnection, float]] = {}
         self._awaited: dict[int, list[Wait[None]]] = {}
         self._taken_up = has_current_history
@@ -301,11 +309,11 @@ class Shards:
         return self._nobody if place is None else self._wires[place]
 
     def place_of(self, wire: RedisConnection) -> Place:
-        """Return where a wire leads."""
+        """Return the address of a connection's server."""
         return self._places[wire]
 
     def handed_over(self, partition: int) -> Wait[None]:
-        """Wait until a partition is asked for where it is, at most for `hand_over_s_max`."""
+        """Wait until calls of a partition go to its new primary, at most `hand_over_s_max` seconds."""
         wait: Wait[None] = Wait()
         if partition in self._given:
             self._awaited.setdefault(partition, []).append(wait)
@@ -324,17 +332,17 @@ class Shards:
     # --- its life -----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Find the primaries and connect in the background, trying until closed."""
+        """Find the primaries and connect in the background, retrying until closed."""
         if self._looking is None:
             self._looking = self._loop.create_task(self._keep_looking())
 
     async def open(self) -> None:
-        """Find the primaries once, or raise CountersUnavailable; then as `start`."""
+        """Find the primaries once, or raise CountersUnavailable; then continue like `start`."""
         await self.look()
         self.start()
 
     async def connected_within(self, seconds: float) -> bool:
-        """Wait, bounded, for a connection to each primary; whether there is one."""
+        """Wait up to a number of seconds for a connection to each primary; return whether there is one."""
         until = self._loop.time() + seconds
         with suppress(TimeoutError):
             await asyncio.wait_for(self._found.wait(), seconds)
@@ -352,20 +360,20 @@ class Shards:
 
     @property
     def trouble(self) -> str:
-        """Why there is no connection to one of them, or why nobody knows who they are."""
+        """Why there is no connection to one of the primaries, or why no member knows them."""
         return next((one.trouble for one in self.wires if one.trouble), self._fault)
 
     def hear(self, changed: Callable[[bytes], None]) -> None:
-        """Have the name of each key told that changed, whichever wire hears of it."""
+        """Call `changed` with the name of each changed key that any server reports."""
         self._listeners.append(changed)
 
     def moves(self) -> asyncio.Event:
-        """Return an event for one who waits: set whenever another map is taken up."""
+        """Return an event for one waiter, which is set whenever another map is adopted."""
         self._moved.append(asyncio.Event())
         return self._moved[-1]
 
     def refuse_eviction(self) -> None:
-        """Raise StartError where one of them would throw counters away when its memory is full."""
+        """Raise StartError if a primary would delete counters when its memory is full."""
         for wire in self.wires:
             wire.refuse_eviction()
 
@@ -382,7 +390,7 @@ class Shards:
     # --- looking ------------------------------------------------------------------------
 
     async def look(self) -> None:
-        """Learn who has what; CountersUnavailable where no member knows."""
+        """Read the slot map; CountersUnavailable if no member has one."""
         found = await self._views.newest(self._targets_now(), lambda: (self.map, self.wires))
         if found is None:
             places = dict.fromkeys((*self.map.members, *self._address.members))
@@ -396,7 +404,7 @@ class Shards:
                 self._fault = ""
             except CountersUnavailable as error:
                 self._fault = error.message
-            except Exception as error:  # noqa: BLE001  # whatever fails, who moves is looked for again
+            except Exception as error:  # noqa: BLE001  # after any error the next look tries again
                 if self._fault != repr(error):
                     told = {"message": "nobody could look who has which slots", "exception": error}
                     self._loop.call_exception_handler(told)
@@ -406,7 +414,7 @@ class Shards:
                 await asyncio.wait_for(self._soon.wait(), self._look_s if calm else LOOK_SOON_S)
 
     def _targets_now(self) -> list[RedisConnection]:
-        """Return whom to ask: everybody who answers, or one after another while all is well."""
+        """Return the primaries to ask: all that answer, or the next in turn while all are well."""
         heard, soon = self._views.heard(self.wires), self._soon.is_set()
         self._soon.clear()
         if soon or not self._views.are_heard(self.wires):
@@ -414,7 +422,7 @@ class Shards:
         return [heard[next(self._turns) % len(heard)]]
 
     async def _gave_away(self, wire: RedisConnection) -> bool:
-        """Whether the server of a wire is a primary with slots, now that it says that one is another's."""
+        """Return whether a server that answered MOVED is a primary with slots."""
         place = self._places.get(wire)
         if place is None:  # it was closed meanwhile
             return False
@@ -430,21 +438,21 @@ class Shards:
     # --- wires --------------------------------------------------------------------------
 
     def _apply(self, found: SlotMap) -> None:
-        """Go by this map, unless a later one is known."""
+        """Adopt this map, unless a later one is known."""
         if not self._views.is_later(found, self.map):
             return
         before, self.map = {one.place for one in self.map.owned}, found
         self._found.set()
         owners = list(dict.fromkeys(one.place for one in found.owned))
         for place in {*owners} - before:
-            self._leave(place, again=True)  # a server that was no primary says its data's name again
+            self._leave(place, again=True)  # a server that became a primary may have other data
         there = {one for one in self._wires.values() if one.connected}
         for place in owners:
             self._at(place)
         for place, wire in list(self._wires.items()):
             before_here, wire.part = wire.part.partitions, part_of(found.partitions_of(place))
             if not set(before_here) <= set(wire.part.partitions):
-                wire.hearing.again()  # it may have told nothing of moved slots
+                wire.hearing.again()  # it may have reported no changes in moved slots
             if place not in owners:
                 self._loop.call_later(LINGER_S, self._leave, place)
         serving = {self._wires[place] for place in owners} & there
@@ -455,7 +463,7 @@ class Shards:
             moved.set()
 
     def _give(self, partition: int, wire: RedisConnection, serving: Container[RedisConnection]) -> None:
-        """Have a partition asked for where it is; later, where one that serves gave it to another of them."""
+        """Use a partition's new primary: at once, or after a hand-over if both primaries are alive."""
         before = self._by_partition[partition]
         if wire is not before and self._taken_up and before in serving and wire in serving:
             self._given[partition] = wire, self._loop.time() + self._hand_over_s_max
@@ -467,7 +475,7 @@ class Shards:
     async def _hand_over(
         self, has_current_history: Callable[[RedisConnection, int], Awaitable[bool]]
     ) -> None:
-        """Ask the new primaries for partitions that were given to them, as soon as they are taken up."""
+        """Use the new primaries of moved partitions as soon as keepers have adopted these."""
         while self._given:
             for partition, (wire, until) in list(self._given.items()):
                 done = self._loop.time() >= until or not wire.connected
@@ -484,7 +492,7 @@ class Shards:
             wait.set(None)
 
     def _at(self, place: Place) -> RedisConnection:
-        """Return the wire to a place: that of a primary, or of the one a primary names."""
+        """Return the connection to an address: a primary's, or one that a primary redirected to."""
         wire = self._wires.get(place)
         if wire is None:
             owners = {one.place for one in self.map.owned}
@@ -500,71 +508,71 @@ class Shards:
         return wire
 
     def _leave(self, place: Place, *, again: bool = False) -> None:
-        """Close a wire that leads to no primary any more, or to one again."""
+        """Close a connection whose server is no primary any more, or has just become one (`again`)."""
         if place in self._wires and (again or all(one.place != place for one in self.map.owned)):
             wire = self._wires.pop(place)
             closing = self._loop.create_task(wire.close())
             closing.add_done_callback(lambda _: self._places.pop(wire, None))
 
 
-# Whom to ask what is of a partition, or of a key of everybody: one server, or the primary that has it.
+# Chooses the connection for a partition, or a global key: one server, or the primary that has it.
 #
-# Their users know no more of a cluster than that. What there has to be one of for each server, such as its
-# fence, is made for each of `wires`.
+# Other code knows no more of a cluster than this. Objects that exist once for each server, such as its
+# history guard, are made for each of `wires`.
 class RedisConnections(Protocol):
-    """One wire, or the shards of a cluster."""
+    """One connection, or those to the primaries of a cluster."""
 
     @property
     def wires(self) -> list[RedisConnection]:
-        """The wires to all servers that have partitions."""
+        """The connections to all servers that have partitions."""
         ...
 
     @property
     def partitions(self) -> Sequence[int]:
-        """The partitions that they have."""
+        """The partitions of these servers."""
         ...
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection to each of them."""
+        """Whether each of these servers is connected."""
         ...
 
     @property
     def away(self) -> int:
-        """Of how many partitions calls fail at once."""
+        """The number of partitions whose calls fail at once."""
         ...
 
     @property
     def trouble(self) -> str:
-        """Why there is no connection to one of them; empty where there is."""
+        """Why a server is not connected; empty if all are."""
         ...
 
     def of(self, partition: int) -> RedisConnection:
-        """Return the wire to who has a partition."""
+        """Return the connection to the server that has a partition."""
         ...
 
     def of_key(self, name: bytes) -> RedisConnection:
-        """Return the wire to who has a key."""
+        """Return the connection to the server that has a key."""
         ...
 
     def hear(self, changed: Callable[[bytes], None]) -> None:
-        """Have the name of each key told that changed, whichever wire hears of it, beside other listeners."""
+        """Call `changed`, besides other listeners, with the name of each changed key that is reported."""
         ...
 
     def start(self) -> None:
-        """Connect in the background, trying until closed."""
+        """Connect in the background, retrying until closed."""
         ...
 
     async def open(self) -> None:
-        """Connect, or raise CountersUnavailable; later losses are mended in the background."""
+        """Connect, or raise CountersUnavailable; later losses are repaired in the background."""
         ...
 
     async def connected_within(self, seconds: float) -> bool:
-        """Wait, bounded, for a connection to each of them; whether there is one."""
+        """Wait up to a number of seconds for a connection to each server; return whether there is one."""
         ...
 
     def refuse_eviction(self) -> None:
-        """Raise StartError where one of them would throw counters away when its memory is full."""
+        """Raise StartError if a server would delete counters when its memory is full."""
         ...
 
     async def close(self) -> None:
@@ -572,7 +580,7 @@ class RedisConnections(Protocol):
         ...
 
 
-# The wires to where an address leads: one, or those to all primaries of a cluster.
+# The connections for an address: one, or those to all primaries of a cluster.
 def wires_to(
     address: Address,
     make: Callable[[Address], RedisConnection],
@@ -581,7 +589,10 @@ def wires_to(
     has_current_history: Callable[[RedisConnection, int], Awaitable[bool]] | None = None,
     call_s: float = CALL_S,
 ) -> RedisConnections:
-    """Not connected. `make` makes each wire, `begun` hears of it; `has_current_history` is of `Shards`."""
+    """Return the connections for an address, not connected yet.
+
+    `make` makes each connection, and `begun` is called with it; `has_current_history` is for `Shards`.
+    """
     if address.members:
         return Shards(address, make, begun=begun, has_current_history=has_current_history, call_s=call_s)
     wire = make(address)

@@ -1,13 +1,15 @@
 """One pipelined connection to Redis for one gateway worker.
 
-Everything asked for in one tick of the event loop leaves in one write, and answers come back in order.
-Calls of scripts may wait for a moment while others are under way (`calls.py`); those of one function
-are one command then, where nothing else is asked for in between (`calls.py`): those of all partitions,
-where the connection's server says that it is no cluster; else each partition's. A call waits a bounded
-time, by the time its loop is awake: an answer that came while it stood still was not late. Once the oldest
-has waited that long the breaker opens: calls fail at once until answers come again. A connection that
-stalls longer, or whose sentinels name another meanwhile, is closed and opened again; while there is none,
-calls fail at once too. It knows RESP and nothing of limits or ledgers.
+All commands of one step of the event loop are sent in one write, and answers come back in order. Script calls
+may be held back for a moment while others are unanswered (`calls.py`); those of one function are then one
+command, if no other command comes in between: for all partitions if the server says that it is no cluster,
+otherwise for one.
+
+A call waits a bounded time, which counts only while the event loop runs: an answer that came while it stood
+still was not late. Once the oldest call has waited that long, the circuit breaker opens, and calls fail at
+once until answers arrive again. A connection that stalls longer, or whose sentinels name another primary, is
+closed and opened again; calls fail at once meanwhile. This module knows RESP, and nothing of limits or
+ledgers.
 """
 
 from __future__ import annotations
@@ -50,22 +52,22 @@ from gateway.counters.redis.keys import WHOLE
 from gateway.counters.redis.scripts import library
 from gateway.errors import CountersRefused, CountersUnavailable, StartError
 
-# Changes of keys that Redis tells on the connection they were asked for on.
+# Changes of keys, which Redis reports on the connection that requested them.
 #
-# They come as pushes of RESP 3 (https://valkey.io/topics/client-side-caching/, broadcasting mode), in the
-# same read as the answer to what is asked after a change, at the latest.
+# They are pushes of RESP 3 (https://valkey.io/topics/client-side-caching/, broadcasting mode), and arrive at
+# the latest in the same read as the answer to a command that was sent after the change.
 
-# The name that is told where anything may have changed.
+# The name reported if any key may have changed.
 ANYTHING = b""
-# Of all wires of a process: no time of one has the number of another's.
+# Shared by all connections of a process, so that no two periods have the same number.
 _times = count(1)
 
 
 class InvalidationListener:
-    """Of one wire: `listeners` are told the name of each key that changed and begins like one of `prefixes`,
-    and ANYTHING where nobody knows what changed.
+    """The changes reported on one connection: `listeners` are called with each changed key's name.
 
-    `since` numbers the time from which they were told all of them; 0 while they are not.
+    Only keys that begin with one of `prefixes` are reported. ANYTHING is reported if unknown keys changed.
+    `since` is the number of the period in which all changes were reported; 0 while they are not.
     """
 
     __slots__ = ("listeners", "prefixes", "since")
@@ -76,7 +78,7 @@ class InvalidationListener:
         self.since = 0
 
     async def begin(self, ask: Ask) -> None:
-        """Ask for it on a new connection; a proxy may refuse, and a server whose user lacks the right."""
+        """Request reports on a new connection; a proxy may refuse, or a server without the right."""
         if not self.prefixes:
             return
         wanted = [part for prefix in self.prefixes for part in (b"PREFIX", prefix)]
@@ -89,17 +91,17 @@ class InvalidationListener:
         self._tell(ANYTHING)
 
     def again(self) -> None:
-        """Messages heard until now say nothing of the present data."""
+        """Begin another period, because reports until now are not about the present data."""
         if self.since:
             self.since = next(_times)
             self._tell(ANYTHING)
 
     def end(self) -> None:
-        """The connection is lost."""
+        """End the period: the connection is lost."""
         self.since = 0
 
     def told(self, push: list[object]) -> None:
-        """Pass the names on; where there are none, everything changed."""
+        """Report the key names in a push; without names, report ANYTHING."""
         if push[0] != b"invalidate":
             return
         if not isinstance(push[1], list):
@@ -117,53 +119,56 @@ CALL_S = 1.0
 STALL_S = 3.0
 PENDING_MAX = 20_000
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.05, 1.0
-# Where sentinels say whom to connect to: they name another primary long before who was it comes back.
+# The shorter maximum with sentinels: they name another primary long before the former one is back.
 NAMED_BACKOFF_S_MAX = 0.25
-# How often waits are looked at while there are any; a server that is given long is looked at no more often
-# than is enough to see what sentinels say.
+# The interval for checking waiting calls, at least as often as sentinels need it, and that many times within
+# the longest wait of a call.
 SWEEP_S, SWEEP_S_MAX, SWEEPS_A_CALL = 0.05, 0.5, 20
-# Until there is a connection, and then for each answer before it is used: who answers slowly is not given up.
+# The time to connect, and then for each answer of the greeting: a slow server is not given up.
 CONNECT_S_MAX = 2.0
-# Who waits for an answer, the command, how many calls it is, and how long it has waited.
+# The waiter of a command, the command, its number of calls, and how long it has waited.
 Asked = tuple[Waiting, bytes, int, float]
 Redirected = Callable[["RedisConnection", Asked, str], bool]
-# Where the numbers of a wire's writes begin: they stay below 2^53.
+# The range of the first number of a connection's writes: they stay below 2^53.
 BATCH_BITS = 52
 
 
 def encode(*parts: bytes) -> bytes:
-    """Return a RESP command."""
+    """Return an encoded RESP command."""
     chunks = [b"*%d\r\n" % len(parts)]
     chunks += [b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]
     return b"".join(chunks)
 
 
 def encode_script(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...]) -> bytes:
-    """FCALL of a verb's function as a RESP command."""
+    """Return an encoded RESP command that calls a verb's function (FCALL)."""
     return encode(*script_parts(verb, keys, arguments))
 
 
 def script_parts(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """FCALL of a verb's function, by its parts."""
+    """Return the parts of a command that calls a verb's function (FCALL)."""
     names = [key.encode() for key in keys]
     return b"FCALL", library().functions[verb].encode(), b"%d" % len(keys), *names, *arguments
 
 
 class RedisConnection(asyncio.Protocol):
-    """The connection. `run_id` and `certificate_end` are of the last connect, `evicts` says why its server
-    would delete counters, empty where it would not; with `refuses_eviction` it is not used then, and asked
-    again later. `trouble` is why the last attempt failed, empty once it did not. `run_id` is the process, or
-    what `identify`, asked before a connection is used, makes of it: which history of the data this is.
-    `refusal` is by which code of `info.WHY` it refused something last, and when.
+    """The connection to one server.
 
-    `available` is False while calls fail at once: no connection, or its breaker is open.
-    `batch` is the number of the write that the next command leaves in, like that of no other wire's.
-    `asked_at` is when the first command of the last write was asked for, `answered_at` of the last answers;
-    what changed before `heard_at` was told, for a command that was asked for then is answered.
-    `used` counts what was asked for but for `upkeep`, by which nobody is served.
-    `hearing` is told of changes of the keys whose names begin like one of `hears`.
-    `closed`: for good. `part` is what its server has of all partitions: all of them, where it is no cluster.
-    In one, `redirected` is asked whether it takes what was answered with an error, and how long that waited.
+    - `run_id` is the server's run id at the last connect, or what `identify`, called before the connection is
+      used, made of it: the name of the data's history.
+    - `evicts` says why the server may delete counters (empty: it does not). With `refuses_eviction` such a
+      server is not used, and is tried again later.
+    - `trouble` is the error of the last attempt to connect; `refusal` the last code of `WHY` in an error, and
+      its time.
+    - `available` is False while calls fail at once: not connected, or the circuit breaker is open. `closed`
+      is for good.
+    - `batch` is the number of the write with the next command; numbers of other connections differ.
+    - `asked_at` is when the first command of the last write was queued, `answered_at` the time of the last
+      answers. Changes before `heard_at` were reported, because a command queued then is answered.
+    - `used` counts commands except `upkeep`, which serves no caller.
+    - `hearing` reports changes of keys that begin with one of `hears`.
+    - `part` are the partitions of the server: all of them without a cluster. In a cluster, `redirected` is
+      called with each command that got an error, and returns whether it takes it over.
     """
 
     def __init__(
@@ -201,14 +206,14 @@ class RedisConnection(asyncio.Protocol):
         self._way = RedisRoute(self._loop)
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
-        # Who waits for each answer, the command, since when, and for how many calls.
+        # For each awaited answer: its waiter, the command, since when it waits, and its number of calls.
         self._pending: deque[tuple[Waiting, bytes, float, int]] = deque()
         self._waiting = 0
         self._out: list[bytes] = []
         self._gathering = CallBatcher(self._loop, self._schedule, gather_s)
-        # How many commands ever waited; of those that leave next, which is the last one of calls.
+        # The number of commands ever sent; and the number of the last call command in the next write.
         self._asked = self._last_of_calls = 0
-        # The last command of one write whose answers are waited for, and when its first was asked for.
+        # The last command of a write whose answer is awaited, and when the first of that write was queued.
         self._proof, self._proof_from = 0, self.asked_at
         self._begun = self._scheduled = self.closed = self._spreads = False
         self._loading: Wait[Reply] | None = None
@@ -217,7 +222,7 @@ class RedisConnection(asyncio.Protocol):
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
-        """Connect once, or raise CountersUnavailable; later losses are mended in the background."""
+        """Connect once, or raise CountersUnavailable; later losses are repaired in the background."""
         try:
             await self._connect()
         except (OSError, CountersUnavailable) as error:
@@ -225,17 +230,17 @@ class RedisConnection(asyncio.Protocol):
             raise CountersUnavailable(f"Redis does not answer: {why_not(error)}") from error
 
     def start(self) -> None:
-        """Connect in the background, trying until closed."""
+        """Connect in the background, retrying until closed."""
         self._reconnect()
 
     async def connected_within(self, seconds: float) -> bool:
-        """Wait, bounded, for the connection that `start` makes; whether there is one."""
+        """Wait up to a number of seconds for the connection that `start` makes; return if there is one."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._opened.wait(), seconds)
         return self.connected
 
     def refuse_eviction(self) -> None:
-        """Raise StartError where this Redis would throw counters away when its memory is full."""
+        """Raise StartError if this Redis would delete counters when its memory is full."""
         if self.evicts:
             raise StartError(self.evicts)
 
@@ -251,7 +256,10 @@ class RedisConnection(asyncio.Protocol):
             self._transport.close()
 
     def send(self, command: bytes, *, at_once: bool = False, upkeep: bool = False) -> Wait[Reply]:
-        """Queue a command for this tick's write; `at_once`, with the breaker open too. Fails, never hangs."""
+        """Queue a command for the next write; with `at_once` even if the circuit breaker is open.
+
+        The waiter gets CountersUnavailable at once if the command cannot be queued.
+        """
         wait: Wait[Reply] = Wait()
         if not upkeep:
             self.used += 1
@@ -264,7 +272,7 @@ class RedisConnection(asyncio.Protocol):
     def send_call(
         self, form: CallTemplate, request_id: bytes, arguments: bytes, *, at_once: bool = False
     ) -> Wait[Reply]:
-        """The same of a call, which may leave a moment later with others; settlements before reservations."""
+        """Queue a script call, which may wait a moment for others; settlements go before reservations."""
         wait: Wait[Reply] = Wait()
         self.used += 1
         if self._takes(at_once):
@@ -279,7 +287,7 @@ class RedisConnection(asyncio.Protocol):
         return wait
 
     def send_together(self, *commands: bytes) -> list[Wait[Reply]]:
-        """Queue commands for this very server, nothing between them; all of them, or CountersUnavailable."""
+        """Queue commands for this server without others in between: all, or raise CountersUnavailable."""
         if not self.available or self._waiting + len(commands) > PENDING_MAX:
             raise CountersUnavailable
         waits: list[Wait[Reply]] = [Wait() for _ in commands]
@@ -289,7 +297,7 @@ class RedisConnection(asyncio.Protocol):
         return waits
 
     def take_over(self, wait: Waiting, command: bytes, calls: int, *, asking: bool = False) -> bool:
-        """Send what another connection was answered MOVED or ASK; False while it cannot be sent."""
+        """Send a command that another server answered with MOVED or ASK; return False if not possible."""
         if not self._takes(False):
             return False
         if asking:
@@ -313,7 +321,7 @@ class RedisConnection(asyncio.Protocol):
 
     @property
     def is_one(self) -> bool:
-        """Whether its server says that it is no cluster, so that one command may have keys of any slots."""
+        """Whether the server is no cluster, so that one command may have keys of any slots."""
         return self._spreads
 
     @property
@@ -321,20 +329,20 @@ class RedisConnection(asyncio.Protocol):
         return 0 if self.available else len(self.partitions)
 
     def hear(self, changed: Callable[[bytes], None]) -> None:
-        """Have the name of each key told that changed, beside those who hear it already."""
+        """Call `changed` with the name of each changed key, besides other listeners."""
         self.hearing.listeners.append(changed)
 
     # --- asyncio.Protocol ---------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin with an empty reader and nobody waiting."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's derives from nothing
+        """Reset the reader, and fail commands of the former connection."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's has no base class
         self._reader = hiredis.Reader()
         self._spreads = False
         self._fail_pending()
 
     def data_received(self, data: bytes) -> None:
-        """Answer calls in the order they were sent."""
+        """Pass answers to the waiters, in the order of the commands."""
         reader, pending = self._reader, self._pending
         self.answered_at = self._clock()
         reader.feed(data)
@@ -353,7 +361,7 @@ class RedisConnection(asyncio.Protocol):
         except (hiredis.ProtocolError, IndexError):
             self._drop()
         if not self.available and self.connected:
-            # A call that has waited in vain is the probe: once all of it is answered, calls may wait again.
+            # A late call is the probe: once its answer is read, calls may wait again.
             self.available = not pending or self._awake.at(self.answered_at) - pending[0][2] <= self._call_s
         answered = self._asked - len(self._pending)
         if 0 < self._proof <= answered:
@@ -362,7 +370,7 @@ class RedisConnection(asyncio.Protocol):
             self._schedule()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail what waits and connect again."""
+        """Fail all waiting commands and reconnect."""
         self._transport = None
         self.connected = self.available = False
         self.hearing.end()
@@ -379,7 +387,7 @@ class RedisConnection(asyncio.Protocol):
         if not self._begun:
             self._begin()
         self._schedule()
-        if self._gathering.calls:  # what was asked for before is asked for before
+        if self._gathering.calls:  # earlier calls are sent before this command
             self._leave_together()
         self._waiting += calls
         self._leave(wait, command, calls)
@@ -429,14 +437,15 @@ class RedisConnection(asyncio.Protocol):
         if (code := message.partition(" ")[0]) in WHY:
             self.refusal = code, self.answered_at
         if self._loads and command and message.startswith("ERR Function not found"):
-            # Bring the library to a server that lost it, and ask once more; never again without a command
+            # The server lost the library: load it and send the command once more, the second time without a
+            # retry
             if self._loading is None or self._loading.done:
                 self._loading = Wait()
                 self._queue(self._loading, encode(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode()))
             self._queue(wait, command, calls)
             self._pending[-1] = (wait, b"", self._waits_from, calls)
         elif isinstance(wait, BatchWaiters) and wait.parts > 1 and message.startswith("CROSSSLOT"):
-            self._spreads = False  # a cluster, whatever it said: nothing of it was done
+            self._spreads = False  # it is a cluster after all, and has run nothing of the command
             for apart in commands(wait.calls, spread=False):
                 self._queue(*apart)
         elif self.connected and message.startswith(("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN")):
@@ -448,17 +457,17 @@ class RedisConnection(asyncio.Protocol):
                 wait.fail(refused(message))
 
     def _sweep(self) -> None:
-        """Fail what waited too long and open the breaker; close a connection that stalls.
+        """Fail commands that waited too long and open the circuit breaker; close a stalled connection.
 
-        Where nothing waits, the next command starts the sweeps again.
+        If no command waits, the next one restarts the sweeps.
         """
         now = self._awake.advance(self._clock())
         waited = now - self._pending[0][2] if self._pending else 0.0
         if waited > self._stall_s or self._way.leads_elsewhere(waited):
             self._drop()
-        elif waited > self._call_s and self.connected:  # each question of a greeting has its own time
+        elif waited > self._call_s and self.connected:  # each command of a greeting has its own time limit
             self.available = False
-            # A receiver may send again at once: its message is taken out first.
+            # A waiter may send again at once, so the list is built first.
             for wait, *_ in list(takewhile(lambda one: now - one[2] > self._call_s, self._pending)):
                 wait.fail(CountersUnavailable())
         self._sweeper = None
@@ -492,7 +501,7 @@ class RedisConnection(asyncio.Protocol):
             try:
                 await self._connect()
                 return
-            except Exception as error:  # noqa: BLE001  # whatever fails, it is tried again
+            except Exception as error:  # noqa: BLE001  # after any error it tries again
                 self.trouble = why_not(error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, most)

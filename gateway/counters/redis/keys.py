@@ -1,9 +1,9 @@
-"""The name of every Redis key. Nothing else in the project spells one.
+"""The name of every Redis key. No other module spells one.
 
-All keys of a partition share one hash tag, so a script that takes them runs on one hash slot. Identities,
-owners of objects and terms stand in the slots of partitions too, and so does what is said of a server's whole
-data: beside one of the partitions that it has, its anchor. The rest is of everybody, and asked for key by
-key. The catalogue with types, writers and lifetimes is in `lua/README.md`.
+All keys of a partition share one hash tag, so a script that takes them runs in one hash slot. Identities,
+owners of objects, and terms are in the slots of partitions, too. Keys about all data of a server are in the
+slot of one of its partitions, the anchor. The other keys are global, and queried one by one. The list of all
+keys with types, writers and lifetimes is in `lua/README.md`.
 """
 
 from __future__ import annotations
@@ -21,56 +21,56 @@ from typing import Final
 from gateway.core.model import PARTITIONS
 
 CATALOGUE = "tk:catalogue"
-# What the keeper that spoke last is.
+# The last report of a keeper.
 KEEPERS = "tk:keepers"
-# Which gateway workers and keepers run.
+# The running gateway workers and keepers.
 PROGRAMS = "tk:programs"
 COOLING = "tk:cooling"
 LESSONS = "tk:call-lessons"
 PRICES = "tk:prices"
 PRICES_HEAD = "tk:prices:head"
 REFUSED = "tk:refused"
-# What the names of all identities begin with, and those of all terms: their changes are told.
+# The prefixes of all identities, and of all terms: Redis reports changes of these keys.
 IDENTITIES, TERMS = b"tk:id:", b"tk:org:"
-# The same of notes on servers' data: its name, and that all of it was verified.
+# The prefixes of a server's data name, and of the key that says that all of it was verified.
 HISTORIES, VERIFIED = b"tk:history:", b"tk:verified:"
 
 
 def partition_of(organization_id: int) -> int:
-    """Partition of an organization, for ever: CRC16 (XMODEM) of its decimal id."""
+    """Return the partition of an organization, which never changes: CRC16 (XMODEM) of its decimal id."""
     return crc_hqx(str(organization_id).encode(), 0) % PARTITIONS
 
 
 def partition_of_digest(digest: str) -> int:
-    """Partition in whose slot a credential's identity, or an object's owner, stands, for ever.
+    """Return the partition whose slot has a credential's identity or an object's owner; it never changes.
 
-    Whose it is decides of all else.
+    All other keys of the same account are in the partition of its organization.
     """
     return crc_hqx(digest.encode(), 0) % PARTITIONS
 
 
 def identity(digest: str) -> str:
-    """Return whom a credential stands for; the digest is hex HMAC-SHA-256."""
+    """Return the key of a credential's identity; the digest is hex HMAC-SHA-256."""
     return f"{IDENTITIES.decode()}{{p{partition_of_digest(digest):02d}}}:{digest}"
 
 
 def object_owner(digest: str) -> str:
-    """Return whose an object of an upstream is; the digest of its id is hex."""
+    """Return the key of the owner of an upstream's object; the digest of the object's id is hex."""
     return f"tk:{{p{partition_of_digest(digest):02d}}}:obj:{digest}"
 
 
 def organization_terms(organization_id: int) -> str:
-    """Return what services cost an organization and which it may use."""
+    """Return the key of an organization's terms: its services, prices and budgets."""
     return f"{TERMS.decode()}{{p{partition_of(organization_id):02d}}}:{organization_id}"
 
 
 def own_name(name: bytes) -> str:
-    """Return what an identity or terms are called behind their slot: the digest, the organization's id."""
+    """Return the last part of the name of an identity or of terms: the digest, or the organization's id."""
     return name.rpartition(b":")[2].decode(errors="replace")
 
 
 def activity(bucket: int) -> str:
-    """Return what tenants did within a few seconds, for people to look at."""
+    """Return the key of tenants' activity within one bucket of a few seconds, for people to look at."""
     return f"tk:busy:{bucket}"
 
 
@@ -90,38 +90,37 @@ def _of_name(letter: str) -> Callable[[int, str], str]:
     return lambda partition, name: f"tk:{{p{partition:02d}}}:{letter}:{name}"
 
 
-# By the anchor of a server: the name of its data's history, the promotion it is verified behind, the pulses
-# of processes, the history that all of it was verified under, the workers' reports.
+# By the anchor of a server: the name of its data's history, the promotion after which it was verified, the
+# pulses of processes, the history that all of it was verified in, the workers' reports.
 history, promotion, pulses = map(_of_server, ("history", "promotion", "pulses"))
 verified, workers = map(_of_server, ("verified", "workers"))
-# By the partition: its marker, the holds by when they end, the outbox, how many movements wait apart by
+# By the partition: its marker, the holds by deadline, the outbox, the numbers of parked entries by
 # organization, settlements without a hold, and ids of control writes that are not in PostgreSQL.
 marker, deadlines, outbox = _of_partition("m"), _of_partition("d"), _of_partition("x")
 parked, late, control = _of_partition("w"), _of_partition("late"), _of_partition("g")
-# The jobs of its organizations, by when they are looked at next.
+# The jobs of a partition's organizations, by the time of their next look.
 jobs = _of_partition("jobs")
-# By the partition and an API key's id: its state, and what it asked of its own usage lately.
+# By the partition and an API key's id: its state, and the bucket of its queries of its own usage.
 key_state, bucket = _of_account("k"), _of_account("q")
 tenant_state = _of_account("t")
-# By the partition and an organization's id: its state, its movements that wait apart, digests of its objects,
-# and of the ids in answers.
+# By the partition and an organization's id: its state, its parked entries, digests of its objects, and of the
+# ids in answers.
 organization_state, parked_entries, objects = _of_account("o"), _of_account("w"), _of_account("own")
 answers = _of_account("told")
-# By the partition and a tenant's id: its runs that are remembered. By an organization's: its open jobs.
+# By the partition and a tenant's id: its runs. By an organization's id: its open jobs.
 runs, open_jobs = _of_account("runs"), _of_account("open")
-# By the partition and an API key's id: the runs that it opened, and its open holds by the API.
+# By the partition and an API key's id: the runs that it opened, and its open holds of the API.
 opened_runs, key_holds = _of_account("opened"), _of_account("mine")
-# By the partition and an organization's id: its open holds by the API, those that have ended, and requests
-# that have an `Idempotency-Key`.
+# By the partition and an organization's id: its open holds of the API, ended ones, and requests with an
+# `Idempotency-Key`.
 open_holds, ended_holds, idempotents = map(_of_account, ("holds", "ended", "idems"))
-# By the partition and an account's name (`gateway/core/accounts/budgets.py`): the account of budgets; of a
-# run's, the run as it was made, and the runs that draw from it.
+# By the partition and an account's name (`gateway/core/accounts/budgets.py`): the account of budgets; for a
+# run's account, the run as it was opened, and its child runs.
 budget_account, run, children = _of_name("b"), _of_name("run"), _of_name("children")
-# By the partition and an id: the record of a hold that a caller took by the API, and how a caller ended it:
-# the first to say it writes it. A job by the id of its hold; by its upstream's id, the id of its hold; that a
-# worker looks at it now.
+# By the partition and an id: the record of a hold of the API, and its end, written once. A job by the id of
+# its hold; by its upstream's id, the id of its hold; and that a worker looks at it now.
 caller_hold, hold_end, job, job_look = map(_of_name, ("hold", "end", "job", "look"))
-# The answer to a request with an `Idempotency-Key`; the digest is of its API key and of that.
+# The answer to a request with an `Idempotency-Key`; the digest is of the API key and that header.
 idempotent = _of_name("idem")
 
 
@@ -131,12 +130,12 @@ def listed_job(organization_id: int, hold_id: str) -> bytes:
 
 
 def job_of(member: bytes) -> str:
-    """Return the id of the hold of a member; earlier versions wrote that alone."""
+    """Return the hold's id in a member of a list of jobs; earlier versions wrote only that."""
     return member.rpartition(b":")[2].decode()
 
 
 def marked(partition: int) -> str:
-    """Return how often the marker of a partition was written: its name begins like one that is told of."""
+    """Return the key that counts writes of a partition's marker; Redis reports changes of its prefix."""
     return f"{HISTORIES.decode()}{{p{partition:02d}}}:m"
 
 
@@ -144,41 +143,41 @@ _MARKED = {marked(partition).encode(): partition for partition in range(PARTITIO
 
 
 def marked_partition(name: bytes) -> int | None:
-    """Return the partition whose marker was written, where that is what a name tells."""
+    """Return the partition whose `marked` key has this name, or None."""
     return _MARKED.get(name)
 
 
 def each_accounts(partition: int, name: str) -> str:
-    """Those accounts for each that are like this one; the part of its name before the colon names them."""
+    """Return the index key of the single owners' accounts that share this name up to its colon."""
     return f"tk:{{p{partition:02d}}}:each:{name.partition(':')[0]}"
 
 
 def capacity(upstream: str, model: str) -> tuple[int, tuple[str, str]]:
-    """Which partition has an account of an upstream's capacity; its name, and that of its calls at once."""
+    """Return the partition of an upstream's capacity account, and its keys: rates, and calls at once."""
     partition = partition_of_digest(upstream)
     digest = sha256(f"{upstream} {model}".encode()).hexdigest()[:24]
     return partition, (f"tk:{{p{partition:02d}}}:cap:{digest}", f"tk:{{p{partition:02d}}}:caps:{digest}")
 
 
 def user_state(partition: int, tenant_id: int, user: str) -> str:
-    """State of a tenant's user; the caller's own id is hashed, since it is any string."""
+    """Return the key of a tenant's user; the caller's own id is hashed, since it may be any string."""
     return f"tk:{{p{partition:02d}}}:u:{tenant_id}:{sha256(user.encode()).hexdigest()[:24]}"
 
 
 def hold(partition: int, request_id: str) -> str:
-    """Return the hold of one request."""
+    """Return the key of one request's hold."""
     return f"tk:{{p{partition:02d}}}:h:{request_id}"
 
 
 def activation(partition: int, organization_id: int, service_id: int, *, in_money: bool = False) -> str:
-    """Return the stored use of an organization's service; units that are money are counted apart."""
+    """Return the key of an organization's stored use of a service; units that are money have another one."""
     return f"tk:{{p{partition:02d}}}:a:{organization_id}:{service_id}{':money' if in_money else ''}"
 
 
-# Which hash slot a key stands in, and what one server of a cluster has of all partitions. Pure.
+# The hash slot of a key, and the partitions of one server of a cluster. Pure.
 #
-# The rule is that of https://valkey.io/topics/cluster-spec/: CRC16 of the bytes between the first braces,
-# or of the whole name.
+# The rule is that of https://valkey.io/topics/cluster-spec/: CRC16 of the bytes between the first braces, or
+# of the whole name.
 
 SLOTS: Final = 16_384
 MEMBERS_MAX: Final = 256
@@ -187,19 +186,19 @@ PORT_MAX: Final = 65_535
 
 
 def slot_of(name: bytes) -> int:
-    """Return the slot of a key."""
+    """Return the hash slot of a key."""
     start = name.find(b"{") + 1
     end = name.find(b"}", start) if start else -1
     return crc_hqx(name[start:end] if end > start else name, 0) % SLOTS
 
 
-# Of each partition: where all that is its own stands.
+# The slot of each partition.
 SLOT_OF_PARTITION: Final = tuple(slot_of(marker(one).encode()) for one in range(PARTITIONS))
 
 
 @dataclass(frozen=True, slots=True)
 class ServerPartitions:
-    """The partitions that a server has; beside its `anchor` stands what is said of all of them."""
+    """The partitions of a server; keys about all of them are in the slot of its `anchor` partition."""
 
     partitions: tuple[int, ...]
     anchor: int
@@ -210,7 +209,7 @@ NOTHING: Final = ServerPartitions((), -1)
 
 
 def part_of(partitions: tuple[int, ...]) -> ServerPartitions:
-    """Return what a server has now. Its anchor is the lowest: so it is the same one for every process."""
+    """Return a server's partitions with its anchor, the lowest, so that it is the same for every process."""
     return ServerPartitions(partitions, partitions[0]) if partitions else NOTHING
 
 
@@ -221,7 +220,7 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class SlotRange:
-    """Slots from `first` to `last`, and where their primary is."""
+    """The slots from `first` to `last`, and the address of their primary."""
 
     first: int
     last: int
@@ -230,9 +229,9 @@ class SlotRange:
 
 @dataclass(frozen=True, slots=True)
 class SlotMap:
-    """Who has which slots, as one member of the cluster says. A later `epoch` knows of later changes.
+    """The owners of slots, as one member of the cluster reports them. A later `epoch` has later changes.
 
-    `members` are all places that were named, replicas too, and `ids` what the cluster itself calls them.
+    `members` are all addresses in the report, including replicas, and `ids` the members' node ids.
     """
 
     epoch: int = 0
@@ -241,25 +240,25 @@ class SlotMap:
     ids: frozenset[bytes] = frozenset()
 
     def is_of(self, other: SlotMap) -> bool:
-        """Return whether both may be of one cluster. Epochs of two say nothing of each other."""
+        """Return whether both maps may be of one cluster; epochs of different clusters are not comparable."""
         return not self.ids or not other.ids or not self.ids.isdisjoint(other.ids)
 
     def place_of(self, slot: int) -> Place | None:
-        """Return where the primary of a slot is; None where nobody has it."""
+        """Return the address of a slot's primary; None if it has none."""
         at = bisect_right(self.owned, slot, key=lambda one: one.first) - 1
         return self.owned[at].place if at >= 0 and slot <= self.owned[at].last else None
 
     def partitions_of(self, place: Place) -> tuple[int, ...]:
-        """Return the partitions that a primary has."""
+        """Return the partitions of a primary."""
         return tuple(one for one, slot in enumerate(SLOT_OF_PARTITION) if self.place_of(slot) == place)
 
 
 def newest(views: Sequence[SlotMap], known: SlotMap) -> SlotMap | None:
-    """Return the map of the latest epoch, that of most where they differ, and of as many the one that is
-    known.
+    """Return the map of the latest epoch: of several the most frequent, and of equally frequent the known
+    one.
 
-    A slot may move without a new epoch. So who has not heard of it yet says an older map of the same epoch.
-    Maps of another cluster count where there is none of the known one.
+    A slot may move without a new epoch, so a member that has not heard of the move reports an older map of
+    the same epoch. Maps of another cluster count only if there is none of the known one.
     """
     ours = [one for one in views if one.is_of(known)] or views
     epoch = max((one.epoch for one in ours), default=0)
@@ -269,16 +268,15 @@ def newest(views: Sequence[SlotMap], known: SlotMap) -> SlotMap | None:
 
 
 def are_doubtful(views: Sequence[SlotMap], known: SlotMap) -> bool:
-    """Whether others are to be asked too: nobody said anything, or one alone another map of this epoch."""
+    """Return whether to ask more members: none answered, or a single one differs within the known epoch."""
     one = views[0] if views else known
     return not views or (len(views) == 1 and one.epoch == known.epoch and one.owned != known.owned)
 
 
 def read_slots(epoch: int, said: object, asked: Place) -> SlotMap:
-    """Return what CLUSTER SLOTS answers (https://valkey.io/commands/cluster-slots/); ValueError where it is
-    none.
+    """Return the answer of CLUSTER SLOTS (https://valkey.io/commands/cluster-slots/); ValueError if invalid.
 
-    `asked` is whom it was asked: that is who names itself without a host.
+    `asked` is the address of the member that answered: it may give itself no host.
     """
     if not isinstance(said, list) or len(said) > SLOTS:
         raise ValueError("no list of slots")
@@ -302,7 +300,7 @@ def read_slots(epoch: int, said: object, asked: Place) -> SlotMap:
 
 
 def _place(said: object, asked: Place) -> Place:
-    """Host and port of a member; an unknown host is that of who was asked."""
+    """Return host and port of a member; an unknown host is that of the member that answered."""
     match said:
         case [bytes() | None as host, int() as port, *_] if 0 < port <= PORT_MAX:
             name = (host or b"").decode()
@@ -312,14 +310,14 @@ def _place(said: object, asked: Place) -> Place:
 
 @dataclass(frozen=True, slots=True)
 class Redirection:
-    """What a member says of keys that it does not have, or not all: `word` is MOVED, ASK or TRYAGAIN."""
+    """A member's answer about keys that it has not, or not all of: `word` is MOVED, ASK or TRYAGAIN."""
 
     word: str
     place: Place = ("", 0)
 
 
 def read_redirection(message: str, asked: Place) -> Redirection | None:
-    """Return the redirection that an error is; None where it is another error."""
+    """Return the redirection in an error message; None if it is another error."""
     word, _, rest = message.partition(" ")
     if word == "TRYAGAIN":
         return Redirection(word)

@@ -1,9 +1,9 @@
-"""The Lua scripts as Redis gets them: one library of functions, one function a verb.
+"""The Lua scripts as one library of Redis functions, one function for each verb.
 
-A library is made once and kept by Redis; the text of a script would run again on every call and
-make each of its functions again (measured: 5 µs of a call). Names end in the text's digest, so two versions
-of this program share a server. Each script names what it needs (`-- needs: state bucket`) and
-what it may do when memory is full (`-- allows: oom`); nothing else knows how they are put together.
+Redis loads a library once; the text of a script would run on every call and define each of its functions
+again (measured: 5 µs of a call). The functions' names end in the text's digest, so two versions of this
+program can share a server. Each script lists the files it needs (`-- needs: state bucket`) and whether it
+runs when memory is full (`-- allows: oom`). Only this module knows how they are put together.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _LITERAL = r"(?:[\d.]+|'[^',]*')"
 _CONSTANTS = re.compile(
     rf"^local (?P<names>{_NAME}(?:, {_NAME})*) = (?P<values>{_LITERAL}(?:, {_LITERAL})*)$", re.MULTILINE
 )
-# `has(flags, FLAG)` of a plain place, its constant put in: written out it takes a third of the time of a
-# call.
+# `has(flags, FLAG)` of a simple expression and a constant flag, which is written out: that takes a third of
+# the time of a call.
 _HAS = re.compile(r"\bhas\((?P<place>[\w.]+(?:\[\d+\])?), (?P<flag>\d+)\)")
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
 _LOCAL = re.compile(
     r"^local (?P<function>(?:function )?)(?P<names>\w+(?:, \w+)*)(?P<value>(?: =)?)", re.MULTILINE
 )
 _WORD = re.compile(r"[A-Za-z_]\w*")
-# What Lua reads as one: comments, texts, fields of a table and numbers stay as they are; the rest is names.
+# Lua's tokens: comments, strings, fields of a table and numbers are left unchanged; the rest is names.
 _TOKEN = re.compile(
     r"--\[(=*)\[.*?\]\1\]|--[^\n]*|\[(=*)\[.*?\]\2\]"
     r"|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\""
@@ -52,7 +52,7 @@ _FLAGS = {"oom": "'allow-oom'", "nothing": "'no-writes'"}
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """Every verb as one library: its name, its whole text, and the function of each verb."""
+    """All verbs as one library: its name, its text, and the function name of each verb."""
 
     name: str
     text: str
@@ -61,12 +61,12 @@ class Library:
 
 @cache
 def library() -> Library:
-    """Return the scripts of this tree."""
+    """Return the library of this version's scripts, cached."""
     return assemble(read)
 
 
 def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) -> Library:
-    """The library of the files `read` finds by their place below `lua/`, for states as `layouts` has them."""
+    """Return the library of the files that `read` returns by their path below `lua/`, for these layouts."""
     bodies = {verb: read(f"{verb}.lua") for verb in VERBS}
     shared: list[str] = []
     for body in bodies.values():
@@ -93,13 +93,16 @@ def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) ->
 
 
 def _names_of(text: str) -> set[str]:
-    """Return the names that a text declares for all of it; what is in capitals is a constant, or its own."""
+    """Return the names that a file declares at its top level, except constants, which are upper-case."""
     found = [match["names"] for match in _LOCAL.finditer(text) if not match["names"].isupper()]
     return {name for names in found for name in names.split(", ")}
 
 
 def _scoped(text: str, used: set[str]) -> str:
-    """Return a text whose names are its own, but for those that others use: Lua takes 200 in one place."""
+    """Return a file's text whose top-level names are local to it, except those used elsewhere.
+
+    Lua allows 200 local names in one scope.
+    """
     shared: list[str] = []
 
     def share(match: re.Match[str]) -> str:
@@ -122,11 +125,11 @@ def _registration(verb: str, function: str, body: str) -> str:
 
 
 def _fold(text: str, layouts: Sequence[Layout] = LAYOUTS) -> str:
-    """Put constants in place of their names, and what `has` asks in place of its calls.
+    """Replace constants by their values, and calls of `has` by arithmetic.
 
-    Lua has no constants: a local of the shared part is looked up by every function that uses it,
-    and a function may use sixty. A constant is a top-level `local NAME, … =` of upper-case names
-    and literals; ValueError where a name has two values.
+    Lua has no constants: a local at the top level is looked up by every function that uses it, and a function
+    may use only sixty. A constant is a top-level `local NAME, … =` with upper-case names and literals.
+    ValueError for a name with two values.
     """
     values = lua.constants(layouts)
 

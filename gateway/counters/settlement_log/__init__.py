@@ -1,1 +1,1 @@
-"""The log of settlements on a gateway's disk, and how it is sent again."""
+"""The log of settlements on a gateway's disk, and sending its entries again."""

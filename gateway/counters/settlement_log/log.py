@@ -1,10 +1,10 @@
-"""The worker's own memory of its settlements and jobs: one bounded, fsynced log in files on its disk.
+"""The settlement log of a worker: its settlements and jobs, in bounded files that are synced to its disk.
 
-What the counters acknowledged is noted, for the case that they forget their last second. What they did not
-acknowledge is spooled: once that is on the disk it is as good as settled, and it waits there until the
-counters have it. Space is bounded over what this worker wrote; what it adopted was bounded by its writer.
-Acknowledged records make room when space is short, the oldest file first; spooled ones are never dropped:
-full means that a settlement fails. Only the log's own thread writes, a turn at a time.
+Settlements that Redis acknowledged are noted, in case Redis loses its last second. Those that Redis did not
+acknowledge are spooled: once on the disk they count as settled, and wait there until Redis has them. The size
+of the worker's own files is bounded; adopted files were bounded by their writer. When space is short,
+acknowledged records are dropped, the oldest file first, but spooled ones never: in a full log a settlement
+fails. Only the log's own thread writes, one batch at a time.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from gateway.core.wait import Wait
 from gateway.counters.layouts.packing import KEPT
 from gateway.errors import CountersUnavailable, StartError
 
-# One file of the settlement log: how its bytes are laid out, and its life on the disk.
+# One file of the settlement log: its format, and its life on the disk.
 #
-# A file is a header and blocks; a block carries its length and checksum, so what a crash left of the last one
-# is recognised, and damage in the middle costs the damaged block alone. A file is locked while its worker
-# lives: the next owner of its lock owns its contents. Nobody else writes to its attributes.
+# A file has a header and blocks. A block has its length and checksum, so that a torn last block is
+# recognised, and damage in the middle costs only the damaged block. A file is locked while its worker lives;
+# the next process that locks it owns its contents. No other code writes to its attributes.
 
 FORMAT = 1
 ACKNOWLEDGED, SPOOLED, DONE = 1, 2, 3
-# Records beside settlements: jobs that Redis did not take, releases of holds, deletions of callers' holds. A
-# program that knows no such block passes over it.
+# Kinds of records other than settlements: jobs that Redis did not take, releases of holds, deletions of
+# callers' holds. A version that does not know a kind skips such blocks.
 JOB, RELEASE, DELETION = 4, 5, 6
 _WAITING = (SPOOLED, RELEASE, JOB, DELETION)
-# Those that are no arguments of `settle`.
+# Kinds whose records are no arguments of `settle`.
 OTHERS = frozenset({JOB, DELETION})
 NO_KINDS: Final[Mapping[int, int]] = MappingProxyType({})
 
 _HEADER = struct.Struct("<8sHHH2x")  # signature, format, layout of records (1: without a number), bytes
-# No text of a caller's contains these bytes: they are not UTF-8.
+# No text of a caller contains these bytes: they are not UTF-8.
 MAGIC = b"\xffTK\xfe"
 _BLOCK = struct.Struct("<4sBIIq")
 _COVERED = struct.Struct("<BIq")
@@ -58,12 +58,12 @@ HEADER = HEADERS[LAYOUT]
 _KNOWN = tuple(_HEADER.pack(b"TKSETTLE", FORMAT, one, 0)[:-4] for one in (1, *range(FIRST, LAYOUT + 1)))
 HEADER_BYTES, BLOCK_BYTES, RECORD_BYTES = _HEADER.size, _BLOCK.size, _RECORD.size
 SUFFIX = ".settlements"
-# Others have their turn after so much of a file.
+# Reading a file pauses for other tasks after this many bytes.
 PIECE_BYTES = 64 * 1024
 
 
 class Record(NamedTuple):
-    """One settlement: its place, what the counters said (empty: nothing yet), the arguments of `settle`."""
+    """One settlement: its offset, Redis' answer (empty: none yet), the arguments of `settle`."""
 
     offset: int
     answer: bytes
@@ -71,7 +71,7 @@ class Record(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A sound block; `at` is the place of its payload in the file."""
+    """A valid block; `at` is the offset of its payload in the file."""
 
     kind: int
     ms: int
@@ -80,12 +80,12 @@ class Block(NamedTuple):
 
 
 def block(kind: int, ms: int, payload: bytes) -> bytes:
-    """Return a block as it is written."""
+    """Return an encoded block; `ms` is the time of writing."""
     return _BLOCK.pack(MAGIC, kind, len(payload), _checksum(kind, ms, payload), ms) + payload
 
 
 def records(of: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """(answer, arguments) pairs as the payload of a block."""
+    """Return (answer, arguments) pairs encoded as the payload of a block."""
     parts: list[bytes] = []
     for answer, arguments in of:
         parts += (_RECORD.pack(len(answer), len(arguments)), answer, arguments)
@@ -93,7 +93,7 @@ def records(of: Sequence[tuple[bytes, bytes]]) -> bytes:
 
 
 def records_in(of: Block) -> Iterator[Record]:
-    """The records of a block, in order."""
+    """Yield the records of a block, in order."""
     data, at = of.payload, 0
     while at < len(data):
         answer, length = _RECORD.unpack_from(data, at)
@@ -103,7 +103,7 @@ def records_in(of: Block) -> Iterator[Record]:
 
 
 def offsets(of: Sequence[int]) -> bytes:
-    """Offsets of records that are done as the payload of a block."""
+    """Return the offsets of finished records, encoded as the payload of a block."""
     return b"".join(map(_OFFSET.pack, of))
 
 
@@ -112,9 +112,10 @@ def _checksum(kind: int, ms: int, payload: bytes) -> int:
 
 
 class SegmentReader:
-    """The sound blocks of the first `size` bytes of a file, front to back; it may be dropped meanwhile.
+    """Reads the valid blocks in the first `size` bytes of a file, in order; the file may be removed
+    meanwhile.
 
-    Damage is counted in blocks, a torn end in bytes. All of it from a thread that may block.
+    Damage is counted in blocks, a torn end in bytes. To be used in a thread that may block.
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
@@ -126,11 +127,11 @@ class SegmentReader:
         self._blocks = self._sound()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._descriptor)
 
     def piece(self, bytes_max: int = PIECE_BYTES) -> list[Block]:
-        """Return the next blocks, so many bytes of them or a little more; none at the end."""
+        """Return the next blocks, of about `bytes_max` bytes; [] at the end."""
         taken: list[Block] = []
         size = 0
         while size < bytes_max and (one := next(self._blocks, None)) is not None:
@@ -139,7 +140,10 @@ class SegmentReader:
         return taken
 
     def waiting(self) -> dict[int, int]:
-        """Read it all: the records without an answer and their bytes; `kinds` has those of no settlements."""
+        """Read the whole file; return bytes by offset of records without an answer.
+
+        `kinds` has the kinds of those that are no settlements.
+        """
         found: dict[int, int] = {}
         for one in self._blocks:
             if one.kind == DONE:
@@ -153,7 +157,7 @@ class SegmentReader:
         return found
 
     def _sound(self) -> Iterator[Block]:
-        # A file that was never begun holds nothing; one of a format or layout not known what we cannot read.
+        # An empty file has no records; a file of an unknown format or layout cannot be read.
         head = os.pread(self._descriptor, HEADER_BYTES, 0)
         self.understood = HEADER.startswith(head) or head.startswith(_KNOWN)
         at = HEADER_BYTES
@@ -170,7 +174,7 @@ class SegmentReader:
                 self.torn_bytes = self._size - lost
 
     def _block(self, at: int) -> Block | None:
-        """Return the block that begins here; None where none does."""
+        """Return the block at an offset; None if there is no valid one."""
         start = at + BLOCK_BYTES
         if start > self._size:
             return None
@@ -181,7 +185,7 @@ class SegmentReader:
         return Block(kind, ms, start, payload) if checksum == _checksum(kind, ms, payload) else None
 
     def _magic(self, at: int) -> int:
-        """Return where what says that it is a block comes next; the end where nothing does."""
+        """Return the offset of the next block signature, or of the end."""
         while at < self._size:
             piece = os.pread(self._descriptor, min(PIECE_BYTES, self._size - at), at)
             found = piece.find(MAGIC)
@@ -193,12 +197,11 @@ class SegmentReader:
 
 @dataclass(slots=True, eq=False)
 class LogSegment:
-    """An open file of the log. `waiting` maps records without an answer to their bytes. `kinds` has those of
-    them that are no settlements.
+    """An open file of the log. `waiting` has the bytes of records without an answer, by offset.
 
-    `began` and `newest` are when it was first and last written to (the worker's monotonic clock), `adopted`
-    says that another worker began it, `named` that its name is on the disk, `notes` how many acknowledged
-    records were written to it.
+    `kinds` are the kinds of those that are no settlements. `began` and `newest` are the times of the first
+    and the last write (the worker's monotonic clock). `adopted` is whether another worker began the file,
+    `named` whether its name is synced, and `notes` the number of acknowledged records.
     """
 
     path: Path
@@ -219,11 +222,11 @@ class LogSegment:
 
     @property
     def spare(self) -> bool:
-        """Whether its own worker may drop it: it has nothing but acknowledged entries."""
+        """Whether its own worker may drop the file: it has only acknowledged records."""
         return not (self.adopted or self.waiting or self.empty)
 
     def place(self, size: int, now: float, notes: int = 0) -> int:
-        """Where so many bytes go, which are written next; `notes` of their records were acknowledged."""
+        """Reserve `size` bytes, with `notes` acknowledged records, for the next write; return the offset."""
         at = self.size
         if self.empty:
             self.began = now
@@ -231,13 +234,13 @@ class LogSegment:
         return at
 
     def write(self, at: int, data: bytes) -> None:
-        """Write all of `data`; from a thread that may block."""
+        """Write all of `data` at an offset; from a thread that may block."""
         while data:
             written = os.pwrite(self.descriptor, data, at)
             at, data = at + written, data[written:]
 
     def sync(self) -> None:
-        """Have the disk keep what was written; from a thread that may block."""
+        """Sync the file, and once its directory, to the disk; from a thread that may block."""
         getattr(os, "fdatasync", os.fsync)(self.descriptor)
         if not self.named:
             directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -248,12 +251,12 @@ class LogSegment:
             self.named = True
 
     def keep(self, spooled: Mapping[int, int], kinds: Mapping[int, int] = NO_KINDS) -> None:
-        """These records, which are on the disk for certain, wait for the counters."""
+        """Add records that are on the disk and wait for Redis."""
         self.waiting.update(spooled)
         self.kinds.update(kinds)
 
     def done(self, offset: int) -> None:
-        """The counters have this record."""
+        """Remove a waiting record, because Redis has it."""
         del self.waiting[offset]
         self.kinds.pop(offset, None)
 
@@ -262,17 +265,20 @@ class LogSegment:
         return next(records_in(Block(SPOOLED, 0, offset, data)))
 
     def reading(self) -> SegmentReader:
-        """Return the reader of the file as far as it is written now."""
+        """Return a reader of the file up to its present size."""
         return SegmentReader(self.descriptor, self.size)
 
     def sent_again(self, epochs: Sequence[int], failed: Collection[int]) -> None:
-        """Earlier epochs were sent again, but for partitions where that failed."""
+        """Note that all earlier epochs were sent again, except of partitions where that failed."""
         for partition, epoch in enumerate(epochs):
             if partition not in failed:
                 self._sent_again[partition] = max(epoch, self._sent_again[partition])
 
     def may_be_forgotten(self, partition: int, epoch: int, present: int) -> bool:
-        """Whether what was answered under this epoch is of before the present one, and not sent again."""
+        """Return whether Redis may have lost an answer of this epoch, because a later one is `present`.
+
+        Not if it was sent again since.
+        """
         return self._sent_again[partition] <= epoch < present
 
     def remove(self) -> None:
@@ -285,7 +291,7 @@ class LogSegment:
 
 
 def create(directory: Path, now: float, layout: int = LAYOUT) -> LogSegment:
-    """Return a new file for records of a layout, locked before anybody can see it under its name."""
+    """Return a new file for records of a layout; it is locked before it gets its visible name."""
     name = f"{os.getpid()}-{uuid.uuid4().hex}"
     hidden = directory / f".{name}.new"
     descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -302,17 +308,17 @@ def create(directory: Path, now: float, layout: int = LAYOUT) -> LogSegment:
 
 
 def adopt(path: Path, now: float) -> tuple[LogSegment, SegmentReader] | None:
-    """Take over a file whose worker is gone, and read it, where that may block; None where one has it."""
+    """Lock and read a file whose worker is gone, which may block; None if another process has it."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:  # another was faster
+    except OSError:  # another process was faster
         return None
     adopted = None
     try:
         with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             about = os.fstat(descriptor)
-            if about.st_nlink > 0:  # else another was faster, and is done with it
+            if about.st_nlink > 0:  # otherwise another process was faster, and has removed it
                 with closing(SegmentReader(descriptor, about.st_size)) as reading:
                     waiting = reading.waiting()
                 found = LogSegment(
@@ -326,24 +332,24 @@ def adopt(path: Path, now: float) -> tuple[LogSegment, SegmentReader] | None:
     return adopted
 
 
-# What bounds a settlement log and the sending of it again: seconds (`_s`), bytes and counts.
+# Bounds of a settlement log and of sending it again: seconds (`_s`), bytes and numbers.
 @dataclass(frozen=True, slots=True)
 class LogLimits:
-    """Each with the value that a worker has."""
+    """The bounds, with the default values of a worker."""
 
     write_s: float = 0.05
     spool_s_max: float = 2.0
-    # Behind the data plane's grace and its last calls: a worker is gone within 25 seconds.
+    # After the data plane's grace period and its last calls: a worker ends within 25 seconds.
     close_s_max: float = 1.0
-    # A Redis that syncs its append-only file once a second has what is older than this.
+    # A Redis that syncs its append-only file each second keeps records older than this.
     at_risk_s: float = 2.0
     notes_max: int = 50_000
     spools_max: int = 50_000
     retry_s: float = 0.2
-    # A call in flight may have lost its hold: until it has settled, others could be let in on what it uses.
-    # One that goes on for longer is not waited for.
+    # A running call may have lost its hold: until it settles, others could be admitted on what it uses. A
+    # call that runs longer is not waited for.
     calls_s_max: float = 2.0
-    # The keeper verifies partition after partition: those behind the first are gathered for so long.
+    # The keeper verifies partitions one after another: those after the first are collected for this time.
     together_s_max: float = 1.0
     batch_s: float = 0.02
     piece_bytes: int = PIECE_BYTES
@@ -353,7 +359,7 @@ BOUNDS = LogLimits()
 
 
 SYNC_S = 1.0
-# A log is this many files when it is full: what is dropped goes in such pieces.
+# The number of files of a full log: records are dropped by the file.
 FILES_MIN = 16
 
 
@@ -361,8 +367,9 @@ FILES_MIN = 16
 class LogCounts:
     """Counts since the log was opened.
 
-    `refused` settlements could be kept nowhere; `unlogged` ones were acknowledged, and nothing is here should
-    the counters forget them; `dropped_early` were not kept as long as they should: `bytes_max` is too little.
+    `refused`: settlements stored nowhere. `unlogged`: settlements that were acknowledged, but are not in the
+    log in case Redis loses them. `dropped_early`: records not kept for the whole time, because `bytes_max` is
+    too small.
     """
 
     spooled: int = 0
@@ -373,7 +380,7 @@ class LogCounts:
 
 @dataclass(slots=True)
 class LogWrite:
-    """What one write takes along: bytes by file and place, what is `kept` after it, who waits for that."""
+    """One write: the bytes by file and offset, the records `kept` by it, and their waiters."""
 
     writes: list[tuple[LogSegment, int, bytes]] = field(default_factory=list)
     synced: list[LogSegment] = field(default_factory=list)
@@ -385,11 +392,11 @@ class LogWrite:
 
 
 class SettlementLog:
-    """The log of one worker: `segments` are its files, oldest first. StartError where it can keep nothing.
+    """The log of one worker: `segments` are its files, oldest first. StartError if it cannot write.
 
-    Acknowledged entries are kept for `keep_s`. `clock` is monotonic, `wall` tells seconds since the epoch.
-    `left_behind` says, once it is closed, whether any file stays for the next worker. Entries are of the
-    `layout` that the counters are written in: a program that was taken back may have to send them.
+    Acknowledged records are kept for `keep_s` seconds. `clock` is monotonic; `wall` returns seconds since the
+    epoch. Once closed, `left_behind` is whether any file is left for the next worker. Records have the
+    `layout` of the counters, because a downgraded version may have to send them.
     """
 
     def __init__(
@@ -434,16 +441,16 @@ class SettlementLog:
 
     @property
     def waiting(self) -> int:
-        """Settlements and jobs that Redis has not acknowledged."""
+        """The number of settlements and jobs that Redis has not acknowledged."""
         return len(self._spools) + sum(len(one.waiting) for one in self.segments)
 
     @property
     def size(self) -> int:
-        """Bytes in all files."""
+        """The number of bytes in all files."""
         return sum(one.size for one in self.segments)
 
     def note(self, arguments: bytes, answer: bytes) -> None:
-        """Keep what the counters have acknowledged: written within `write_s`, synced within `SYNC_S`."""
+        """Keep an acknowledged settlement: written within `write_s`, synced within `SYNC_S`."""
         if len(self._notes) >= self._bounds.notes_max:
             self.counts.unlogged += 1
             return
@@ -451,9 +458,9 @@ class SettlementLog:
         self._soon()
 
     def spool(self, arguments: bytes, kind: int = SPOOLED) -> Wait[None]:
-        """Keep a settlement, or another kind of record, for Redis; set once it is on the disk for certain.
+        """Keep a record for Redis; the waiter is set once it is synced to the disk.
 
-        Fails with CountersUnavailable where there is no room, or not within `spool_s_max`.
+        It fails with CountersUnavailable if there is no room, or after `spool_s_max` seconds.
         """
         wait: Wait[None] = Wait()
         if len(self._spools) >= self._bounds.spools_max:
@@ -468,7 +475,7 @@ class SettlementLog:
         return wait
 
     def done(self, segment: LogSegment, offset: int) -> None:
-        """The counters have this spooled record now."""
+        """Note that Redis has a spooled record now."""
         segment.done(offset)
         self._done.setdefault(segment, []).append(offset)
         if not self.waiting:
@@ -476,22 +483,23 @@ class SettlementLog:
         self._soon()
 
     def take_up(self, layout: int) -> None:
-        """Keep what comes from now on in this layout."""
+        """Write new records in this layout."""
         if layout != self.layout:
             self.layout = layout
-            if self._current is not None and self._current.empty:  # it names its layout
+            if self._current is not None and self._current.empty:  # its header names its layout
                 self._drop(self._current)
             self.rotate()
 
     def rotate(self) -> None:
-        """Have the next record begin a new file, if there is any in this one."""
+        """Begin a new file with the next record, unless the present one is empty."""
         if self._current is not None and not self._current.empty:
             self._current = None
 
     def expire(self, sure_s: float) -> None:
-        """Drop entries that are old enough: by a caller that has just seen that the counters forgot nothing.
+        """Remove files that are old enough, called after a check that Redis lost nothing.
 
-        They may still forget what is younger than `sure_s`. While something is written, the next one does it.
+        Redis may still lose records younger than `sure_s`. During a write this does nothing; the next call
+        does it.
         """
         now = self._clock()
         for one in list(self.segments) if self._writing is None else ():
@@ -500,12 +508,12 @@ class SettlementLog:
                 self._drop(one)
 
     def others(self) -> list[Path]:
-        """Return the files of other workers, whether these are gone or not."""
+        """Return the files of other workers, alive or gone."""
         ours = {one.path for one in self.segments}
         return sorted(set(self._directory.glob(f"*{SUFFIX}")) - ours - self._left_alone)
 
     async def adopt(self) -> list[LogSegment]:
-        """Take over the files of workers that are gone."""
+        """Adopt the files of workers that are gone; return them."""
         found = []
         for path in self.others():
             try:
@@ -530,14 +538,14 @@ class SettlementLog:
         return found
 
     async def written(self) -> None:
-        """Wait until what was noted before is in its file."""
-        for _ in range(2):  # one that is under way, and the one that takes the rest
+        """Wait until all records noted so far are written."""
+        for _ in range(2):  # one write in progress, and one for the rest
             if self._notes or self._writing is not None:
                 self._turned.clear()
                 await self._turned.wait()
 
     async def sent(self, until: float) -> None:
-        """Wait until the counters have all that was spooled, no longer than until a moment (of `clock`)."""
+        """Wait until Redis has all spooled records, at most until a time of `clock`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, until - self._clock())):
                 while self.waiting:
@@ -545,9 +553,9 @@ class SettlementLog:
                     await self._emptied.wait()
 
     async def close(self) -> bool:
-        """Write what there is; leave files that may still be needed, remove the others.
+        """Write all records; close files that may still be needed, and remove the others.
 
-        False where the disk takes longer than `close_s_max`: its thread has the files still, and they stay.
+        False if the disk takes longer than `close_s_max`: its thread still has the files, and they remain.
         """
         if self._closed:
             return True
@@ -571,7 +579,7 @@ class SettlementLog:
         return True
 
     def _let_go(self) -> None:
-        """Entries that wait, were adopted or may be forgotten stay for the next worker."""
+        """Close files with records that wait, were adopted, or may be lost by Redis; remove the others."""
         needed = self._clock() - self._noted_at < self._bounds.at_risk_s
         for one in self.segments:
             if one.waiting or one.adopted or (needed and not one.empty):
@@ -588,7 +596,7 @@ class SettlementLog:
             self._timer = self._loop.call_later(self._bounds.write_s, self._turn)
 
     def _turn(self) -> None:
-        """Begin to write, unless a write is under way: its end begins the next."""
+        """Start a write, unless one is in progress, whose end starts the next."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -605,7 +613,7 @@ class SettlementLog:
         self._writing.add_done_callback(lambda written: self._written(turn, written, bound))
 
     def _gathered(self) -> LogWrite:
-        """Take everything that waits to be written and give it its place."""
+        """Collect all pending records into one write, each with its file and offset."""
         turn, now, ms = LogWrite(), self._clock(), int(self._wall() * 1000)
         notes, self._notes = self._notes, []
         spools, self._spools = self._spools, []
@@ -638,7 +646,7 @@ class SettlementLog:
             self._place(turn, segment, block(ACKNOWLEDGED, ms, noted), len(notes))
             self._noted_at, turn.notes = now, len(notes)
         for marked, places in done.items():
-            if marked in self.segments:  # making room may have dropped it
+            if marked in self.segments:  # making room may have removed it
                 self._place(turn, marked, block(DONE, ms, offsets(places)))
         if self._unsynced and (turn.waits or now - self._synced_at >= SYNC_S):
             turn.synced, self._synced_at = list(self._unsynced), now
@@ -646,7 +654,7 @@ class SettlementLog:
         return turn
 
     def _place(self, turn: LogWrite, segment: LogSegment, data: bytes, notes: int = 0) -> int:
-        """Return where in the file this block goes."""
+        """Add a block to a write; return its offset in the file."""
         at = segment.place(len(data), self._clock(), notes)
         turn.writes.append((segment, at, data))
         self._unsynced.add(segment)
@@ -661,7 +669,7 @@ class SettlementLog:
             bound.cancel()
         error = written.exception()
         if error is not None:
-            # Whatever stands at the end of these files is taken for torn; the next record begins another.
+            # The end of these files counts as torn; the next record begins a new one.
             self.rotate()
             self.counts.unlogged += turn.notes
             self._failed(error)
@@ -681,12 +689,12 @@ class SettlementLog:
             self._soon()
 
     def _give_up_behind(self, writing: asyncio.Future[None]) -> None:
-        """The disk hangs: nobody waits longer for its turn, even if the write ends later."""
+        """Fail all waiters if the disk hangs, even if the write ends later."""
         if self._writing is writing:
             give_up([wait for *_, wait in self._spools])
             self._loop.call_later(
                 self._bounds.spool_s_max, self._give_up_behind, writing
-            )  # for who comes now
+            )  # for later waiters
 
     def _refuse(self, waits: list[Wait[None]]) -> None:
         self.counts.refused += len(waits)
@@ -703,7 +711,7 @@ class SettlementLog:
     # --- the files ------------------------------------------------------------------------
 
     def _room(self, size: int) -> LogSegment | None:
-        """The file that takes so many bytes and two more blocks; None where nothing more may be dropped."""
+        """Return a file with room for `size` bytes and two more blocks; None if no more may be dropped."""
         needed, now = size + 2 * BLOCK_BYTES, self._clock()
         while sum(one.size for one in self.segments if not one.adopted) + needed > self._bytes_max:
             oldest = next((one for one in self.segments if one.spare), None)
@@ -729,7 +737,7 @@ class SettlementLog:
         return segment
 
     def _drop_early(self, segment: LogSegment, now: float) -> None:
-        """Make room; say the first time that the log reaches back less far than it should."""
+        """Drop a file to make room; the first time, log that records are kept for too short a time."""
         age_s = now - segment.newest
         if age_s < self._keep_s and segment.notes:
             if not self.counts.dropped_early:
@@ -747,7 +755,7 @@ class SettlementLog:
 
 
 def write(turn: LogWrite) -> None:
-    """In the log's thread: write, then sync what is to be certain."""
+    """Write the blocks of a batch, then sync its files; runs in the log's thread."""
     for segment, at, data in turn.writes:
         segment.write(at, data)
     for segment in turn.synced:
@@ -755,6 +763,6 @@ def write(turn: LogWrite) -> None:
 
 
 def give_up(waits: Iterable[Wait[None]]) -> None:
-    """Tell who waits that it was not kept, whatever the disk still does."""
+    """Fail waiters, because their records are not safely stored in time."""
     for wait in waits:
         wait.fail(CountersUnavailable())

@@ -1,11 +1,10 @@
-"""Brings the settlement log and the counters together again after either was away.
+"""Sends records of the settlement log to Redis again, after Redis lost data or either was away.
 
-Spooled settlements are settled as soon as a verified Redis is there. Whenever a partition is found
-under a later epoch than records were acknowledged under, that Redis may have forgotten them: they
-are sent once more, and the keeper, who knows the ledger, posts those that are in nobody's books.
-Files of workers that died are adopted and treated the same. Traffic goes on meanwhile: what is sent
-again is sent in bounded batches at a bounded rate. How far that is gets reported: the keeper admits
-nobody to such a partition before.
+Spooled settlements are settled as soon as a verified Redis is available. If a partition is verified under a
+later epoch than that of acknowledged records, Redis may have lost these: they are sent once more, and the
+keeper posts those that are not in the ledger. Files of dead workers are adopted and treated the same. Calls
+go on meanwhile, because records are sent in bounded batches at a bounded rate. The progress is reported: the
+keeper does not open such a partition to admission before.
 """
 
 from __future__ import annotations
@@ -45,21 +44,20 @@ from gateway.counters.settlement_log.settlement_record import (
 )
 from gateway.errors import CountersUnavailable, NewerLayout
 
-# Which epoch each partition is verified under, by the markers as one worker sees them.
+# The epoch that each partition is verified under, from the markers that one worker reads.
 #
-# A marker that was read holds while its server tells what changes and told of none; it is read again now and
-# then all the same. Where nothing is told, and where a partition is not verified, it is read each time.
+# A marker that was read is valid while its server reports changes and none of it; it is read again at
+# intervals all the same. Without reports, and while a partition is unverified, it is read each time.
 
 AGAIN_S: Final = 120.0
-# Who told of changes when a marker was asked for: the connection, the history, since when; and when that was.
+# The source of a marker: the connection, the history, the number of its reports, and the time of the read.
 _Held = tuple[RedisConnection, bytes, int, float]
 
 
 class VerifiedEpochs:
-    """Read again and again. `newer` are partitions that a newer version has, as of the last look; `layout`
-    is what all others are written in.
+    """Reads the epochs of partitions. `newer` are the partitions that a newer version owned at the last look.
 
-    `clock` is monotonic.
+    `layout` is the layout that the others are written in. `clock` is monotonic.
     """
 
     def __init__(self, wires: RedisConnections, clock: Callable[[], float], say: Callable[..., None]) -> None:
@@ -68,16 +66,16 @@ class VerifiedEpochs:
         self._epochs = [0] * PARTITIONS
         self._layouts: dict[int, int] = {}
         self._held: list[_Held | None] = [None] * PARTITIONS
-        # Of those that a newer version has, why this one cannot read them.
+        # By partition of a newer version, why this one cannot read it.
         self._why: dict[int, str] = {}
 
     @property
     def layout(self) -> int:
-        """The oldest, where they differ; that of the version before where none is known."""
+        """The oldest layout of all partitions; the previous version's if none is known."""
         return min(self._layouts.values(), default=EARLIER)
 
     def told(self, name: bytes) -> bool:
-        """Return whether a change is one of markers, or of values they are compared with."""
+        """Note a changed key; return whether it is a marker, or a value that markers are compared with."""
         partition = keys.marked_partition(name)
         if partition is not None:
             self._held[partition] = None
@@ -88,10 +86,9 @@ class VerifiedEpochs:
         return True
 
     async def read(self, *, upkeep: bool) -> list[int]:
-        """Return the epoch of each partition; 0 where it is not verified on this connection or a newer
-        version's.
+        """Return the epoch of each partition; 0 for one that is unverified or belongs to a newer version.
 
-        CountersUnavailable where there is none.
+        CountersUnavailable if all are 0.
         """
         by_wire: dict[RedisConnection, list[int]] = {}
         for partition in range(PARTITIONS):
@@ -99,7 +96,7 @@ class VerifiedEpochs:
                 by_wire.setdefault(self._wires.of(partition), []).append(partition)
         asked = [
             (wire, part, self._ask(wire, part, upkeep))
-            for wire, partitions in by_wire.items()  # one question, where one may have keys of all slots
+            for wire, partitions in by_wire.items()  # one command, if one server has keys of all slots
             for part in ([partitions] if wire.is_one else [[one] for one in partitions])
         ]
         for wire, part, wait in asked:
@@ -126,7 +123,7 @@ class VerifiedEpochs:
         )
 
     def _ask(self, wire: RedisConnection, partitions: list[int], upkeep: bool) -> Wait[Reply]:
-        """Ask for markers; what is told from now on counts against the answer."""
+        """Query markers; a change reported from now on makes their answer invalid."""
         since = wire.hearing.since
         held = (wire, wire.run_id, since, self._clock()) if since else None
         for partition in partitions:
@@ -139,7 +136,7 @@ class VerifiedEpochs:
         self._why.pop(partition, None)
         try:
             run_id, epoch, _ = packing.read_marker(marker)
-        except NewerLayout as error:  # which keeps no other from it
+        except NewerLayout as error:  # the other partitions are read all the same
             self._why[partition] = error.message
             return
         self._epochs[partition] = epoch if run_id == wire.run_id else 0
@@ -147,7 +144,7 @@ class VerifiedEpochs:
             self._layouts[partition] = packing.layout_of(marker)
 
     def _note(self) -> None:
-        """Keep which partitions are a newer version's; of the first and the last it is said."""
+        """Store which partitions belong to a newer version; log when there are some, and when none is."""
         newer = frozenset(self._why)
         if newer and not self.newer:
             why, count = next(iter(self._why.values())), len(newer)
@@ -158,10 +155,10 @@ class VerifiedEpochs:
 
 
 LOOK_S = 1.6
-# While only calls in flight are waited for, and behind the first marker that Redis tells of: others follow.
+# The pause while only running calls are waited for, and after the first changed marker: others follow.
 SOON_S = 0.05
 ADOPT_S = 10.0
-# A partition whose stream is broken has all of its records fail: not every second.
+# If a partition's stream is broken, all its records fail: they are not tried every second.
 RECOVER_AGAIN_S = 10.0
 AHEAD = "a settlement log knows more"
 BATCH_MAX = 64
@@ -169,18 +166,18 @@ TURN_MAX = 500
 
 _FINAL = frozenset({int(SettleResult.DONE), int(SettleResult.RECLAIMED), int(SettleResult.UNKNOWN)})
 
-# Where nothing but settlements waits.
+# For a log with settlements only.
 NOTHING_ELSE: Final[Mapping[int, Callable[[bytes], Awaitable[None]]]] = MappingProxyType({})
 
 
 class Resubmitter:
-    """Sends again what the log has and the counters may not. `resubmitted` and `recovered` count.
+    """Sends records that Redis may lack again; `resubmitted` and `recovered` count them.
 
-    `report` takes, of each partition, the epoch that everything before was sent again for; `in_flight`
-    says whether a call that began before a moment (of `clock`) has not settled, or a lease is not renewed.
-    `announce` is told of the wire whose data has not moved as far as adopted logs say. `restore` has again
-    in these partitions what only this worker remembers, before anything is sent that counts in it. `others`
-    store the records that are no settlements, by their kind.
+    `report` gets, for each partition, the epoch that all earlier records were sent again for. `in_flight`
+    returns whether a call that began before a time (of `clock`) has not settled, or a lease is not renewed.
+    `announce` is called with a connection whose data is older than adopted logs show. `restore` restores what
+    only this worker remembers of these partitions, before records are sent that count in it. `others` store
+    records that are no settlements, by kind.
     """
 
     def __init__(
@@ -208,7 +205,7 @@ class Resubmitter:
         self._epochs: list[int] = []
         self._seen: list[int] = []
         self._looked_through_at = float("-inf")
-        # Of each partition, since when it is seen under its epoch.
+        # By partition, since when it has its present epoch.
         self._seen_at = [clock()] * PARTITIONS
         self._sent_again = [0] * PARTITIONS
         self._reported = [0] * PARTITIONS
@@ -219,13 +216,14 @@ class Resubmitter:
 
     @property
     def newer(self) -> frozenset[int]:
-        """The partitions that a newer version has, as of the last look: nobody is served of them here."""
+        """The partitions that a newer version owned at the last look: this worker does not serve them."""
         return self._verified.newer
 
     async def run(self) -> None:
-        """Look until cancelled: every other second, at once when something was spooled or Redis tells of
-        other markers or data, and five times a second while not all is verified, sent again and reported;
-        sooner where calls in flight are all that this waits for.
+        """Look until cancelled: every other second, and at once after a spooled record or a changed marker.
+
+        Five times a second while not everything is verified, sent again and reported; more often while it
+        only waits for running calls.
         """
         while True:
             self._log.woken.clear()
@@ -243,7 +241,7 @@ class Resubmitter:
 
     @property
     def is_calm(self) -> bool:
-        """Whether all is verified, sent again and reported."""
+        """Whether everything is verified, sent again and reported."""
         return bool(self._seen) and all(self._seen) and self._seen == self._reported
 
     def _told(self, name: bytes) -> None:
@@ -252,10 +250,10 @@ class Resubmitter:
             self._log.woken.set()
 
     async def resubmit(self) -> None:
-        """Adopt, send entries that wait and those that may be forgotten, report; drop what nobody needs any
+        """Adopt files, send records that wait or may be lost, report, and drop files that are not needed any
         more.
 
-        CountersUnavailable where Redis is away or nothing is verified.
+        CountersUnavailable if Redis is away or nothing is verified.
         """
         if self._clock() - self._adopted_at >= ADOPT_S:
             await self._adopt()
@@ -269,14 +267,14 @@ class Resubmitter:
                 for at, epoch, before in zip(self._seen_at, epochs, seen, strict=True)
             ]
             self._seen = epochs
-            self._recover_at = 0.0  # what failed under others may not fail now
-        # In this order: what calls in flight spool before they end is found below.
+            self._recover_at = 0.0  # records that failed under other epochs may succeed now
+        # In this order: records that running calls spool before they end are sent below.
         going_on = self._going_on(epochs)
         self._held_up = not all(going_on.values())
         waiting = set[int]()
         for segment in list(self._log.segments):
             waiting |= await self._send_spooled(segment, epochs)
-        # For the first that are verified at once; for others together, and at once where these are the last.
+        # At once for the first verified partitions, and for the last ones; in between several are collected.
         is_time = all(epochs) or self._clock() - self._looked_through_at >= self._bounds.together_s_max
         if epochs != self._epochs and self._clock() >= self._recover_at and is_time:
             await self._recover_all(epochs)
@@ -294,15 +292,15 @@ class Resubmitter:
             self._log.expire(self._bounds.at_risk_s)
 
     def _going_on(self, epochs: list[int]) -> dict[float, bool]:
-        """Moments that running calls began before, by whether they are waited for no more."""
+        """Return the times before which running calls began, and whether each is no longer waited for."""
         now, far = self._clock(), zip(self._seen_at, epochs, self._sent_again, self._reported, strict=True)
         seen = {at for at, epoch, sent, reported in far if not epoch == sent == reported}
         return {at: now - at >= self._bounds.calls_s_max for at in seen if self._in_flight(at)}
 
     async def _adopt(self) -> None:
-        """Take over what dead workers left; meanwhile nobody may go by what was reported before.
+        """Adopt the files of dead workers; first withdraw the reports, which do not cover these files.
 
-        Their successors may look too, and report that there is nothing left of them.
+        Other workers may look too, and report that nothing is left of the dead ones.
         """
         if not self._log.others():
             self._adopted_at = self._clock()
@@ -313,15 +311,15 @@ class Resubmitter:
         if adopted := await self._log.adopt():
             self._uncompared += adopted
             self._compared_under = []
-            self._epochs = []  # nobody has looked at the epochs that acknowledged them
+            self._epochs = []  # unknown: no worker has compared the epochs of its records
             self._sent_again = [0] * PARTITIONS
         self._adopted_at = self._clock()
 
     async def _compare(self, epochs: list[int]) -> None:
-        """See that the data is as far as adopted logs say: their workers are gone.
+        """Check that Redis' data is not older than adopted logs show, since their workers are gone.
 
-        Where another one has said so meanwhile, these epochs are of before. What a server is away for is
-        compared again once it is back.
+        If another process has announced that already, these epochs are outdated. Servers that are away are
+        compared once they are back.
         """
         there = {wire: wire.run_id for wire in self._wires.wires if wire.connected}
         whole = self._wires.connected
@@ -345,7 +343,7 @@ class Resubmitter:
                 self._uncompared.remove(segment)
 
     async def _send_spooled(self, segment: LogSegment, epochs: list[int]) -> set[int]:
-        """Settle what waits in one file; what fails waits on. The partitions where something does."""
+        """Settle the waiting records of one file; return the partitions with records that still wait."""
         waiting = set[int]()
         await self._send_others(segment)
         offsets = [one for one in segment.waiting if segment.kinds.get(one) not in OTHERS]
@@ -368,7 +366,7 @@ class Resubmitter:
         return waiting
 
     async def _send_others(self, segment: LogSegment) -> None:
-        """Store the other records that wait in one file; one that fails waits, and delays no settlement."""
+        """Store one file's records of other kinds; one that fails waits, and delays no settlement."""
         for offset, kind in list(segment.kinds.items()):
             store = self._others.get(kind)
             if store is not None:
@@ -377,9 +375,9 @@ class Resubmitter:
                     self._log.done(segment, offset)
 
     async def _recover_all(self, epochs: list[int]) -> None:
-        """Send again what was acknowledged under an earlier epoch, in every file there is now.
+        """Send records acknowledged under an earlier epoch again, from every file there is now.
 
-        The newest first: that is what was forgotten, if anything was.
+        The newest file first, because Redis loses the latest records.
         """
         if self._restore is not None:
             known = self._epochs or [0] * PARTITIONS
@@ -389,7 +387,7 @@ class Resubmitter:
         self._log.rotate()
         before, failed = self.recovered, set[int]()
         for segment in sorted(self._log.segments, key=lambda one: one.newest, reverse=True):
-            if segment in self._log.segments:  # else it made room for what is spooled, meanwhile
+            if segment in self._log.segments:  # otherwise it was removed meanwhile, to make room
                 failed |= await self._recover(segment, epochs)
         if sent := self.recovered - before:
             self._say("settlements sent again", count=sent, level="warning")
@@ -399,7 +397,7 @@ class Resubmitter:
         self._recover_at = self._clock() + RECOVER_AGAIN_S if failed else 0.0
 
     async def _recover(self, segment: LogSegment, epochs: list[int]) -> set[int]:
-        """Send again what one file has of earlier epochs; the partitions where that failed."""
+        """Send one file's records of earlier epochs again; return the partitions where that failed."""
         failed, batch = set[int](), list[Record]()
         async with aclosing(_acknowledged_in(segment, self._bounds.piece_bytes)) as answered:
             async for record in answered:
@@ -433,7 +431,7 @@ class Resubmitter:
         return wire.send(encode_script("settle", names, arguments))
 
     async def _acknowledged(self, record: Record, wait: Wait[Reply], *, notes: bool = True) -> bool:
-        """Return whether the counters have a record now; then that is noted in its turn, but of a release."""
+        """Return whether Redis has a record now; if `notes`, note its answer in the log."""
         try:
             answer = cast("bytes", await in_task(wait))
         except CountersUnavailable:
@@ -448,7 +446,7 @@ class Resubmitter:
 
 
 async def _acknowledged_in(segment: LogSegment, piece_bytes: int) -> AsyncGenerator[Record]:
-    """What the counters have answered of one file; others have their turn now and then."""
+    """Yield a file's records with answers; let other tasks run now and then."""
     seen = 0
     with closing(segment.reading()) as reading:
         while blocks := await asyncio.to_thread(reading.piece, piece_bytes):

@@ -1,7 +1,7 @@
-"""A settlement as the log keeps it: the arguments of `settle`, byte for byte as they went over the wire.
+"""A settlement in the log: the arguments of `settle`, byte for byte as they were sent.
 
-Keys are not kept: they follow from the arguments. So a record can be settled again, by another
-process and on another connection.
+Keys are not stored, because they follow from the arguments. So another process can settle a record again,
+over another connection.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WHERE, _WHERE_AT = KEPT.part("organization_id", "organization_id"), KEPT.offset
 
 
 def partition_of(arguments: bytes) -> int:
-    """Return where a record's accounts are."""
+    """Return the partition of a record's accounts."""
     return keys.partition_of(int(_WHERE.unpack_from(KEPT.today(arguments), _WHERE_AT)[0]))
 
 
@@ -37,7 +37,7 @@ def unpack(arguments: bytes) -> Settlement:
 
 
 def record_of(late: Mapping[bytes, bytes]) -> bytes:
-    """Return the record of the use in an entry of the late queue."""
+    """Return the use in an entry of the late queue, as a record."""
     packed = KEPT.today(late[b"a"])
     names = (b"u", b"c", b"m", b"t", b"b") if packed[_FLAGS_AT] & FLAG_USES else (b"u", b"c", b"m", b"b")
     texts = [late.get(name, b"") for name in names]
@@ -47,7 +47,7 @@ def record_of(late: Mapping[bytes, bytes]) -> bytes:
 def settlement_of(
     packed: bytes, user: bytes, attribution: bytes, metadata: bytes, tiers: bytes, *, paid: bytes = b""
 ) -> Settlement:
-    """Return the use in the arguments of `settle`, with its user and service."""
+    """Return the settlement in the arguments of `settle`, with its user and service."""
     kept = KEPT.read(KEPT.today(packed))
     organization_id = kept["organization_id"]
     budgets, money, raw_tokens = read_paid(paid)
@@ -71,7 +71,7 @@ def settlement_of(
 
 
 def release_of(request_id: str, packed: bytes) -> Settlement:
-    """Return what ends a hold without a charge."""
+    """Return the settlement that ends a packed hold without a charge."""
     hold, user, tiers = unpack_hold(packed)
     budgets = tuple(name for name, _ in held_budgets(packed)) if hold.budgets else ()
     partition = keys.partition_of(hold.organization_id)
@@ -83,9 +83,9 @@ def release_of(request_id: str, packed: bytes) -> Settlement:
 
 
 def service_of(service_id: int, flags: int, tiers: bytes) -> Service:
-    """Return the service as far as settling needs it: which accounts it moves, and at which tiers.
+    """Return a service with what settling needs: the accounts that it moves, and its price tiers.
 
-    The flags are those of the call, or of its hold: they are the same bits.
+    `flags` are those of the call or of its hold, which have the same bits.
     """
     if flags & FLAG_USES:
         meter = "pay_per_use"
@@ -104,7 +104,7 @@ def service_of(service_id: int, flags: int, tiers: bytes) -> Service:
 
 
 def _texts(encoded: bytes) -> list[bytes]:
-    """Return the arguments after the packed one: each after its length, as RESP has it."""
+    """Return the arguments after the packed one; each follows its length, as in RESP."""
     found, at = [], 2
     while at < len(encoded):
         begins = encoded.index(b"\r\n", at) + 2
@@ -114,47 +114,48 @@ def _texts(encoded: bytes) -> list[bytes]:
     return found
 
 
-# The parts of `settle` and `grant` answers that acknowledge: the epoch, and the moved seqs by account.
+# Acknowledgements in the answers of `settle` and `grant`: the epoch, and the moved seqs by account.
 #
-# A settlement that is sent again is answered again, and may be forgotten again before a keeper has seen what
-# it says of the first answer. So the log notes what earlier answers acknowledged behind the latest one.
+# A settlement that is sent again gets another answer, and may be lost again before a keeper has seen its note
+# of the first one. So the log notes the acknowledgements of earlier answers after the latest one.
 
-# How many earlier answers of one settlement are kept: so often it is sent again, and forgotten again.
+# Earlier answers that are kept of one settlement: one for each time that it was sent again and lost again.
 EARLIER_MAX = 4
 _SEQS = tuple(one.name for one in ACKNOWLEDGED.fields)
-# Of another size an answer acknowledges nothing; no two of these have the same one.
+# The layouts of answers that acknowledge, by size; no two have the same one.
 _MOVING = {one.size: one for one in (SETTLED, GRANTED)}
-# What the log notes is one of these, and so many of ACKNOWLEDGED: its size says which.
+# A note is one of these and some of ACKNOWLEDGED: its size tells which.
 _NOTED = {one.size % ACKNOWLEDGED.size: one for one in (SETTLED, GONE)}
 
 
 def epoch_of(noted: bytes) -> int:
-    """Return the epoch a settlement was answered under last, by what the log noted."""
+    """Return the epoch of the latest answer in a note."""
     layout = _NOTED[len(noted) % ACKNOWLEDGED.size]
     epoch: int = layout.read(noted[: layout.size])["epoch"]
     return epoch
 
 
 def noted(answer: bytes, before: bytes) -> bytes:
-    """Return an answer as the log notes it; `before` is what it had noted of the settlement, if anything."""
+    """Return an answer as the log notes it; `before` is the earlier note of the settlement, or b""."""
     return answer + _moves(before)[: EARLIER_MAX * ACKNOWLEDGED.size] if before else answer
 
 
 def argument(noted: bytes) -> bytes:
-    """What `settle` acknowledged, as `settle` takes it to recover it: of each answer, the latest first, its
-    epoch, seq, moved, the other seqs.
+    """Return the acknowledgements in a note as an argument of `settle`: the latest first.
+
+    Each has the epoch, seq, moved amount, and the other seqs.
     """
     return _moves(noted) or ACKNOWLEDGED.pack(epoch_of(noted), 0, 0, 0, 0)
 
 
 def acknowledged(caller: Caller, answer: bytes) -> tuple[MovementRange, ...]:
-    """Return the movements of an answer; none where nothing moved."""
+    """Return the movements in an answer; () if nothing moved."""
     layout = _MOVING.get(len(answer))
     return _movements(caller, layout.read(answer)) if layout else ()
 
 
 def recovered(caller: Caller, argument: bytes) -> tuple[MovementRange, ...]:
-    """Return the movements of the argument made of the notes; none of one that nobody can read."""
+    """Return the movements in an `argument`; () if it is unreadable."""
     size = ACKNOWLEDGED.size
     if len(argument) % size:
         return ()
@@ -163,7 +164,7 @@ def recovered(caller: Caller, argument: bytes) -> tuple[MovementRange, ...]:
 
 
 def _moves(noted: bytes) -> bytes:
-    """Of each answer what it moved, the latest first; nothing of one that moved nothing."""
+    """Return the packed movements of each answer in a note, the latest first."""
     layout = _NOTED[len(noted) % ACKNOWLEDGED.size]
     if layout is GONE:
         return noted[GONE.size :]
@@ -177,15 +178,15 @@ def _movements(caller: Caller, found: dict[str, int]) -> tuple[MovementRange, ..
     return movements(caller.partition, caller.tenant_id, caller.organization_id, **moved)
 
 
-# How far accounts have moved by a log of acknowledged settlements: data that is not as far is older data.
+# The position of accounts by a log of acknowledged settlements: data that is behind it is older.
 
 READ_BATCH_MAX = 500
 
 
 class Positions:
-    """The newest movement of each account, of those acknowledged under the present `epochs` of partitions.
+    """The newest seq of each account, by movements acknowledged under the present `epochs` of partitions.
 
-    Entries acknowledged before have another epoch than their partition, and are sent again for that.
+    Records acknowledged under an earlier epoch do not count, because they are sent again.
     """
 
     def __init__(self, epochs: Sequence[int]) -> None:
@@ -194,7 +195,7 @@ class Positions:
         self._later: set[int] = set()
 
     def add(self, partition: int, epoch: int, moved: Iterable[MovementRange]) -> None:
-        """Take up one acknowledged settlement; what earlier answers moved is of earlier epochs."""
+        """Add the movements of one acknowledged settlement."""
         present = self._epochs[partition]
         if 0 < present < epoch:
             self._later.add(partition)
@@ -204,9 +205,7 @@ class Positions:
                 newest[one.account] = max(newest.get(one.account, 0), one.last_seq)
 
     async def are_ahead(self, wire: RedisConnection) -> bool:
-        """Whether an account has moved less far in the data of a wire's server, or an epoch is to come there
-        that has been.
-        """
+        """Return whether a connection's server has older data: a lower seq of an account, or lower epoch."""
         mine = set(wire.part.partitions)
         for partition in self._newest.keys() & mine:
             newest = self._newest[partition]
@@ -228,7 +227,7 @@ def _state(partition: int, account: str) -> str:
 
 
 def _seq(account: str, packed: object) -> int:
-    """Return how far an account has moved by its state; 0 where there is none."""
+    """Return the seq of an account in its packed state; 0 if it is missing."""
     if not isinstance(packed, bytes):
         return 0
     kind = account.partition(":")[0]
