@@ -85,7 +85,6 @@ class Isolation:
             self._failed[loop, ITEM] += 0
 
     def pass_failed(self, loop: str, error: Exception) -> None:
-        """Count and log a failed pass."""
         self._failed[loop, PASS] += 1
         self.say("loop failed", loop, error)
 

@@ -73,7 +73,7 @@ def _is_whole(raw: bytes) -> bool:
 
 # The names of data: their history, and the number of exchanges before.
 def history(run_id: bytes, name: bytes) -> bytes:
-    """Return the run id that markers must have: the server's, or a hash with the name after an exchange."""
+    """Return the name of a history in markers: the run id, or after an exchange a hash of it and `name`."""
     if generation(name) == 0:
         return run_id
     return sha1(run_id + name, usedforsecurity=False).hexdigest().encode()
@@ -170,7 +170,7 @@ class HistoryGuard:
             await self._ask(b"SET", keys.promotion(self._anchor).encode(), self._server.promoted)
 
     async def _follow_anchor(self) -> None:
-        """Store the data's name at the connection's present anchor partition, after slots were moved."""
+        """Copy the data's name to the slot of the server's new anchor partition, after slots were moved."""
         anchor = self._wire.part.anchor
         if anchor < 0:
             raise CountersUnavailable("this server of a cluster has no partition")
@@ -250,7 +250,7 @@ class HistoryGuard:
         return history(server.run_id, self._name)
 
     async def _arrive(self, server: Server, name: bytes, ask: Ask) -> bytes:
-        """Adopt another server's history; a server that returns lacks what others were served since."""
+        """Adopt the history of another server; the data of a server that returns is outdated."""
         if self._server.run_id:
             _keep(self._left, self._server.run_id, self._name)
         self._known, returns = 0, server.run_id in self._left
@@ -277,7 +277,7 @@ class HistoryGuard:
         return kept != server.promoted
 
     async def _another(self, ask: Ask, name: bytes) -> None:
-        """Adopt the later history that another process began, or begin one."""
+        """Change to another history: a later one that another process has begun, or a new one."""
         for _ in range(TRIES_MAX):
             if generation(name) > generation(self._name):
                 break
@@ -376,7 +376,7 @@ class HistoryGuards:
         return self._noticed_before + sum(one.noticed for one in self._fences.values())
 
     def guard(self, wire: RedisConnection) -> None:
-        """Make the guard of a connection, before that connects; forget those of closed connections."""
+        """Make the guard of a new connection before it connects; drop guards of closed connections."""
         for closed in [one for one in self._fences if one.closed]:
             self._noticed_before += self._fences.pop(closed).noticed
         self._fences[wire] = HistoryGuard(wire, self._pulse, self._clock, self._say, self._promoted)

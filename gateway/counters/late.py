@@ -143,11 +143,11 @@ ORGANIZATIONS_MAX = 10_000
 
 @dataclass(slots=True)
 class _PartitionState:
-    """The results of earlier looks at one partition's queue and outbox.
+    """The results of earlier passes over one partition's queue and outbox.
 
     `marks`: queue entries up to the first id were added after outbox entries up to the second, at most.
     `clear`: by organization, an outbox id that all of its entries follow. `left`: by organization, its oldest
-    queue entry at the last look.
+    queue entry at the last pass.
     """
 
     under: tuple[bytes, bytes, int] | None = None
@@ -247,8 +247,8 @@ class LateLane:
     ) -> tuple[list[LateEntry], StreamPlace | None, bool]:
         """Return entries of a queue from an id on, the last one's id, and whether there may be more.
 
-        The outbox is read after them, so that entries it lacks then are not older. CountersRefused if that is
-        unknown: a stream is unreadable, or Redis was rebuilt.
+        The outbox is read after the queue, so that an outbox entry added later is not older. CountersRefused
+        if the order is unknown: a stream is unreadable, or Redis was rebuilt.
         """
         page, newest, marker = await self._client.ask_each(
             (
@@ -307,7 +307,7 @@ class LateLane:
         return [one for one, *ids in pairs if not any(ids)]
 
     async def _parked(self, partition: int, organizations: Collection[int]) -> set[int]:
-        """Return those organizations, of some without outbox entries, that have parked entries."""
+        """Return the organizations with parked entries, of some that have no entries in the outbox."""
         asked = sorted(organizations)
         if not asked:
             return set()
@@ -469,9 +469,9 @@ class ReclaimClient:
         return found
 
     def _is_whole(self, partition: int, behind: bytes) -> bool:
-        """Return whether a look read all expired holds; store where the next look begins if there are more.
+        """Return whether a pass read all expired holds; if not, store where the next pass begins.
 
-        Two looks in a row read the same holds, because a hold is reclaimed only after two looks found it.
+        Two passes in a row read the same holds, because a hold is reclaimed only after two passes found it.
         """
         since, again = self._begun.pop(partition, (_FIRST, False))
         if since == behind == _FIRST:

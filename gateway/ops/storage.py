@@ -142,7 +142,7 @@ class FileStore:
             return bool(self._files.get_file_info(self._path(name)).type != self._kinds.NotFound)
 
     def read_json(self, name: str) -> Any:
-        """Return a JSON document; None where it does not exist."""
+        """Return a decoded JSON document; None if it does not exist."""
         if not self.has(name):
             return None
         try:

@@ -119,7 +119,7 @@ def few_files(settings: Settings, files_max: int | None = None) -> str:
 
 
 class DiskWatch:
-    """Watches our directories' disks; `full` has those that were full at the last look. Logs each change.
+    """Watches the disks of our directories; `full` are the full ones. Logs each change.
 
     `look` returns the directories whose disks have less than a number of free bytes.
     """
@@ -430,7 +430,7 @@ class Probe:
         self._asking: asyncio.Task[bool] | None = None
 
     async def answers(self) -> bool:
-        """Return whether the dependency is well, within the time limit; an error counts as not."""
+        """Return whether the dependency confirms in time that it is well; False after an error."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._told())
         done, _ = await asyncio.wait({self._asking}, timeout=self._answer_s_max)

@@ -307,7 +307,7 @@ class ProgramList(ProgramRegistry):
         return {"programs": counted(seen), "programs_refused": refused}
 
     async def _stored(self) -> StoredVersions:
-        """Return the versions of layout and schema in use, the layout by the markers in Redis."""
+        """Return the versions of the data: the layout that markers in Redis have, and the schema."""
         markers = await self._counters.ask_all(b"GET", keys.marker)
         numbers = (raw[0] for raw in markers.values() if isinstance(raw, bytes) and raw)
         layout = max((one for one in numbers if one >= FIRST), default=0)

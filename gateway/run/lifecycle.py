@@ -217,7 +217,7 @@ async def all_within(
 async def ended(
     stop: Callable[[], Coroutine[None, None, None]], within_s: float, log: Callable[..., None]
 ) -> None:
-    """Run `stop` within a time limit; after that, exit the process at once.
+    """Await `stop()` for up to `within_s` seconds; after that, exit the process at once.
 
     A query to a frozen server can neither end nor be cancelled, and a normal exit would wait for its thread.
     """

@@ -77,7 +77,7 @@ async def keep_listed(upstreams: Callable[[], Iterable[Upstream]], log: Log) -> 
 
 
 async def read_list(upstream: Upstream, log: Log) -> bool:
-    """Store the contexts in an upstream's list of models; return whether it has any."""
+    """Store the models' context lengths from an upstream's list of models; return whether it has any."""
     target = upstream.target
     path = own_path(target, Route(("GET",), PATH, ""), PATH, "") + own_query(target, "")
     status, body = await ask_models(target, path, dict(target.keys[0]) if target.keys else {})

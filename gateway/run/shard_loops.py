@@ -224,7 +224,7 @@ class AllShardLoops:
         return [one for partitions, kept in there for one in partitions if one not in kept.counters.newer]
 
     def _in_hand(self) -> frozenset[int]:
-        """Return partitions with entries in work, also of lost servers while these are being stored."""
+        """Return partitions whose entries are being read or stored, including those of lost servers."""
         return frozenset[int]().union(*(one.in_hand for one in (*self._kept.values(), *self._ending)))
 
     async def workers(self) -> int:

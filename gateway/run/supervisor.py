@@ -239,9 +239,9 @@ def _placed(
     seller: dict[str, str],
     **values: str | int,
 ) -> Settings:
-    """Return written settings, completed for this machine; no proxy is used for our own upstream.
+    """Return the written settings, completed for this machine; our own upstream is used without proxies.
 
-    Servers that the settings name are kept, so that a change of them shows when settings are reread.
+    Servers that the settings name are kept, so that a later change of them is noticed.
     """
     settings = written.with_upstream(upstream_url, proxies) if upstream_url else written
     placed = settings.with_values(

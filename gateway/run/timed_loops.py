@@ -52,8 +52,7 @@ STORED_BY = timedelta(hours=1)
 def billing_loops(
     store: Store, clock: Clock, page: int = 200, agenda: Agenda | None = None
 ) -> dict[str, Loop]:
-    """Return the billing loops by name; `page` bounds the organizations, additions or invoices in one read.
-    """
+    """Return the billing loops by name; `page` bounds organizations, additions or invoices of one read."""
 
     def today() -> date:
         return clock().astimezone(UTC).date()

@@ -431,11 +431,9 @@ class KeeperShare:
         self._begun = False
 
     def partitions(self) -> frozenset[int]:
-        """Return the partitions to flush now; `LedgerUnavailable` if they may belong to another keeper by
-        now.
+        """Return the partitions to flush now; `LedgerUnavailable` if another keeper may own them by now.
 
-        An error, because a PostgreSQL that was away may be an older one: the flusher has to check before it
-        stores.
+        An error, so that the flusher checks before it stores: a PostgreSQL that was away may be an older one.
         """
         if self._begun and self._clock() >= self._until:
             raise LedgerUnavailable("PostgreSQL does not say which partitions are flushed here")
@@ -451,7 +449,7 @@ class KeeperShare:
         return bool(self._assigned.leaving or self._assigned.lacking)
 
     async def renew(self, reached: Collection[int], in_hand: Callable[[], Collection[int]]) -> None:
-        """Report to PostgreSQL that this keeper is alive and `reached` the counters of these partitions.
+        """Report to PostgreSQL that this keeper is alive, and which partitions' counters it has `reached`.
 
         Partitions to be given up are released once none of their entries is `in_hand`, that is read and not
         stored.

@@ -100,10 +100,10 @@ class AdmissionGate:
     ) -> None:
         """Open closed partitions that are `defined`, until all are open or Redis has another run id.
 
-        `reports` are those read before verification began. A keeper that did not watch uses the workers
-        stored in PostgreSQL and in `reports`. If both may be lost (`strangers`), it also waits a moment for
-        unknown workers. Each partition is opened by itself, since no worker reports before it is verified.
-        CountersUnavailable is raised only once all are defined; before that the query is retried.
+        `reports` were read before verification began. A keeper that has not watched waits for the workers
+        stored in PostgreSQL and those in `reports`, and with `strangers` also a moment for unknown workers,
+        since both may be lost. Each partition is opened by itself. CountersUnavailable is raised only once
+        all are defined; before that the query is retried.
         """
         if self._kept is None:
             self._roster.expect([*await self._source.workers(), *reports], self._clock())
@@ -170,8 +170,7 @@ class AdmissionGate:
         return True
 
     async def at_rest(self) -> frozenset[int]:
-        """Return the partitions whose workers have all sent their logs again, with nothing of them in the
-        late queue.
+        """Return partitions whose workers have all sent their logs again, and whose late queue is empty.
 
         A movement that Redis lost there is lost for good. Empty before this keeper has watched, and while a
         known worker is absent that may return.

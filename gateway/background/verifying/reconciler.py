@@ -122,7 +122,10 @@ class BudgetRebuild:
     async def _wrong(
         self, partition: int, accounts: Sequence[BudgetAccountUse], *, less_only: bool
     ) -> list[BudgetAccountUse]:
-        """Return the accounts that differ in the counters, except those written by another version."""
+        """Return the accounts that differ in the counters; with `less_only`, those with too little there.
+
+        Accounts that another version wrote are omitted.
+        """
         live, others = await self._target.live_budgets(partition, [one.name for one in accounts])
         return differing([one for one in accounts if one.name not in others], live, less_only=less_only)
 
@@ -137,7 +140,7 @@ class BudgetComparison:
     look_again_s: float = LOOK_AGAIN_S
 
     async def compare(self, organizations: Sequence[int]) -> ReconciliationSummary:
-        """Return the differences found in every look; a budget that moved during each counts as pending."""
+        """Return differences found by several comparisons; a budget that moved in each one is pending."""
         found: list[Item] = []
         checked = pending = 0
         defined = await self.source.budgets(organizations)
@@ -149,7 +152,7 @@ class BudgetComparison:
         return ReconciliationSummary(checked, pending, tuple(found))
 
     async def _differing(self, organization_id: int, budgets: Sequence[Budget]) -> list[Item] | None:
-        """Return the differences found in every look; None if something moved during each look."""
+        """Return differences found by several comparisons; None if something moved during each of them."""
         items: list[Item] | None = None
         for look in range(LOOKS_MAX):
             if look:
@@ -262,7 +265,7 @@ class Reconciler:
         return {**drift, **when}
 
     async def check(self, owners: Sequence[Owner], *, deep: bool) -> ReconciliationSummary:
-        """Compare the accounts of these organizations; a difference counts if repeated looks find it."""
+        """Compare accounts of these organizations; only differences that repeated comparisons find count."""
         found = await self._compare(owners, deep=deep)
         for _ in range(LOOKS_MAX - 1):
             if not found.items:

@@ -147,7 +147,7 @@ OVERTAKEN_S: Final = 20.0
 
 
 class SupersededPartitions:
-    """Since when each partition is verified elsewhere, in seconds of a monotonic clock."""
+    """The times (monotonic seconds) since when PostgreSQL knows partitions as verified on another server."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -156,14 +156,14 @@ class SupersededPartitions:
         self._since: dict[int, float] = {}
 
     def due(self, run_id: bytes) -> frozenset[int]:
-        """Return the partitions to verify again, if this is the run id that they were noted under."""
+        """Return the partitions to verify again under `run_id`; none if `look` has seen another one."""
         until = self._clock() - OVERTAKEN_S
         return frozenset(
             one for one, since in self._since.items() if since <= until and run_id == self._run_id
         )
 
     def look(self, markers: Markers, noted: Mapping[int, tuple[bytes, int]]) -> None:
-        """Note which verified partitions differ from `noted`, the run id and epoch of each in PostgreSQL."""
+        """Note verified partitions that PostgreSQL has otherwise; `noted` are its run ids and epochs."""
         now = self._clock()
         if markers.run_id != self._run_id:
             self._run_id, self._since = markers.run_id, {}
@@ -347,10 +347,10 @@ class Verifier:
 
     @property
     def pause_s(self) -> float:
-        """The seconds until the next look.
+        """The seconds until the next `verify`.
 
-        With all partitions verified, except those of another version, it is the regular interval, because the
-        admission gate relies on it. A new run id is looked at sooner.
+        If all partitions are verified, except those of another version, it is the regular interval, because
+        the admission gate relies on regular calls. After a new run id it is shorter.
         """
         if (run_id := self._target.run_id) and run_id in (self._vouched, self._watched):
             return self._watch_s
@@ -424,7 +424,7 @@ class Verifier:
         return done
 
     async def run(self) -> None:
-        """Look at intervals, until cancelled, for a new run id and for partitions that lost their markers."""
+        """Verify at intervals, until cancelled, so that new run ids and lost markers are noticed."""
         await self._target.wire.connected_within(self._watch_s)
         while True:
             try:

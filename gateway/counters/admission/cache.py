@@ -91,9 +91,10 @@ class Changes:
         return under_way.told_at < turn
 
     def hold_until(self, since: int, within_s: float) -> float:
-        """Return the monotonic time until which values read under `since` are valid; 0 if they are not.
+        """Return the monotonic time until which cached values are valid; 0 if they are invalid already.
 
-        That is `within_s` seconds after the last answer of Redis, which brought all changes up to then.
+        `since` numbers the time from which Redis reported all changes to these values. The result is
+        `within_s` seconds after Redis' last answer, which came with all changes up to then.
         """
         wire = self._heard.get(since)
         if wire is None or not since or since != wire.hearing.since or not wire.available:
@@ -190,7 +191,8 @@ class CachedValue(LruEntry):
     """A value read as `raw`, empty if the key did not exist, by a query sent at `read_at` (monotonic
     seconds).
 
-    `since` is the number it is valid since, see `Changes`; `size` is its size in the cache, in bytes.
+    `since` numbers the time from which Redis reported all changes of it, see `InvalidationListener`. `size`
+    is its size in the cache, in bytes.
     """
 
     __slots__ = ("raw", "read_at", "since", "size")
@@ -224,7 +226,7 @@ def known_bytes(raw: bytes) -> int:
 
 
 class LookupTicket:
-    """One request to look up a credential. `granted` is set once it may run; `wait` ends then."""
+    """One request to look up a credential: it waits for `wait`, and `granted` is set once it may run."""
 
     __slots__ = ("granted", "wait")
 

@@ -102,9 +102,9 @@ class CallerHolds:
         return int(self._today() * 1000)
 
     async def begin(self, caller: Caller, key: str, body: bytes, id_: str) -> tuple[str, bytes]:
-        """Return the hold's id of a request with this key, and the stored answer to it, or b"".
+        """Return the id of the hold for a request with this idempotency `key`, and its stored answer, or b"".
 
-        A request whose worker has died is taken over with its id, so that it makes one hold.
+        A repeated request whose worker has died keeps its first id, so that it makes only one hold.
         """
         name, now_ms = _idempotent(caller, key), self.now_ms()
         mine = _Request(_digest(body), id_, now_ms)

@@ -252,12 +252,11 @@ class CallerCache(Catalogue):
                 terms.since = NEVER
 
     async def _look_up(self, digest: str, known: Caller | None) -> Caller | None:
-        """Return the caller of a digest from Redis; None if Redis cannot decide, InvalidApiKey if there is
-        none.
+        """Return the caller of a digest from Redis; None if Redis cannot decide.
 
-        EndedApiKey for a key that ended and whose record is kept, because its stand-in must not pass to
-        anybody else. An answer is as old as its query. An answer with a change reported meanwhile is not
-        cached.
+        InvalidApiKey for an unknown digest, and EndedApiKey for a key that ended and is still stored, so that
+        its tokens do not pass to another subject. An answer is as old as its query, and is not cached if a
+        change was reported meanwhile.
         """
         # A known caller is queried together with its terms: one round trip. The first time takes two.
         name, asked_at = keys.identity(digest).encode(), self._clock()
@@ -500,7 +499,7 @@ class Directory(CallerCache):
         return caller.spent.else_of(of_organization).else_of(self.spent)
 
     def sell(self, sellers: Mapping[str, Seller]) -> None:
-        """Use these sellers, by upstream, for the choice of prices."""
+        """Set the sellers of upstreams, whose price lists apply to their calls."""
         self._sellers = sellers
         self.prices.read_for(frozenset({one.name for one in sellers.values()}))
 

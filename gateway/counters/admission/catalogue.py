@@ -73,7 +73,7 @@ class PriceCache:
 
     @property
     def unread(self) -> bool:
-        """Whether the stored price list could not be read at the last look."""
+        """Whether the price list in Redis could not be read at the last refresh."""
         return self._told != ""
 
     def read_for(self, sellers: frozenset[str]) -> None:
@@ -202,10 +202,10 @@ class CachedTerms(CachedValue):
 
 
 class _ResolvedService:
-    """A service at one organization's terms; `included` is its form while a subscription pays for it.
+    """A service at one organization's terms; `included` is the service while a subscription pays for it.
 
-    That is from `since_ms` until before `until_ms`. `given` is whether the organization may use the service,
-    apart from subscriptions; otherwise `why` is the message.
+    That time is from `since_ms` until before `until_ms`. `given` is whether the organization may use the
+    service, apart from subscriptions; `why` is the message if not.
     """
 
     __slots__ = ("base", "given", "included", "service", "since_ms", "until_ms", "why")

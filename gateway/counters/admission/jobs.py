@@ -209,9 +209,9 @@ class StoredJobs:
         return read_job(raw) if isinstance(raw, bytes) else None
 
     async def due(self, within_s: int) -> list[Job]:
-        """Return the jobs that are due, taken in turn from organizations; from an asyncio task.
+        """Return the jobs that are due, in turn by organization; from an asyncio task.
 
-        Each becomes due again `within_s` seconds later, whatever this look does.
+        Each becomes due again `within_s` seconds later, whether or not it is polled now.
         """
         found: list[Job] = []
         for partition in range(PARTITIONS):
@@ -219,7 +219,7 @@ class StoredJobs:
         return found
 
     async def claim(self, job: Job, within_s: int) -> Job | None:
-        """Claim a job for one look, for half of `within_s`; None if it is settled, or was claimed."""
+        """Claim the only poll of a job for half of `within_s`; None if it is settled, or already claimed."""
         name, half_ms = keys.job_look(job.partition, job.hold_id).encode(), b"%d" % (500 * within_s)
         asked = self._wires.of(job.partition).send(encode(b"SET", name, b"1", b"NX", b"PX", half_ms))
         if await in_task(asked) is None:

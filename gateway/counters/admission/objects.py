@@ -70,10 +70,10 @@ class ObjectOwners:
         return is_mine and (not nobodys or await self._claim_listed(caller, nobodys))
 
     def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Wait[None]:
-        """Store the caller's organization as owner of ids, except of those owned by another organization.
+        """Store the caller's organization as owner of ids, except of ids that another organization owns.
 
-        `kept` names the list: objects created to be kept, ids in a model's answer, or brief ones. Beyond the
-        maximum the oldest are deleted.
+        `kept` selects the list: created objects, ids in a model's answer, or ids kept briefly. Beyond a
+        list's maximum the oldest ids are deleted.
         """
         return begin(self._keep(caller, [_digest(one) for one in ids], kept))
 

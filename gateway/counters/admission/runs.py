@@ -97,7 +97,7 @@ class Runs:
     async def find(self, caller: Caller, asked: RunRequest, policies: CallRunPolicies = ()) -> Run:
         """Return the run of a call; open it, within these policies, if it does not exist.
 
-        `RunConflict` if the call names other amounts than the run has, `RunEnded` after its end,
+        `RunConflict` if the run has other limits than the call names, `RunEnded` after its end,
         `InvalidRequest` for a parent that is not open or for more than a policy allows. Also `TooManyRuns`
         and `CountersUnavailable`.
         """
@@ -216,9 +216,10 @@ class Runs:
         return cast("list[bytes | None]", found)
 
     async def restore(self, partitions: Collection[int]) -> None:
-        """Restore cached runs that these partitions have lost, with the same windows, in Redis.
+        """Restore in Redis the cached runs that these partitions have lost, with the same windows.
 
-        So settlements that are sent again count in them. `CountersUnavailable` if one may not be restored.
+        So settlements that are sent again count in the runs. `CountersUnavailable` if a run was perhaps not
+        restored.
         """
         now_ms, lost = self._today() * 1000, list[Run]()
         for key, run in self._known.items():

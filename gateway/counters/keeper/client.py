@@ -42,7 +42,7 @@ UNREADABLE = (ValueError, struct.error, OverflowError, IndexError, RecursionErro
 
 
 class UnsupportedVersions:
-    """Counts, by kind, the values that the last look could not read. `say` logs the first of a kind."""
+    """Counts the values that this version cannot read, by kind. `say` logs the first of a kind."""
 
     def __init__(self, say: Callable[..., None] = lambda *_, **__: None) -> None:
         self._say = say
@@ -67,12 +67,12 @@ class UnsupportedVersions:
             names.add(name)
 
     def forget(self, kind: Kind, names: Iterable[str]) -> None:
-        """Stop counting these names: they are readable, or gone."""
+        """Remove these names from the count, because their values are readable or gone."""
         if self._found[kind]:
             self._found[kind].difference_update(names)
 
     def keep(self, kind: Kind, names: Iterable[str], of: str = "") -> None:
-        """Of the names that begin with `of`, count only these: the others are readable, or gone."""
+        """Remove names that begin with `of` from the count, except `names`: the rest is readable or gone."""
         kept = set(names)
         self._found[kind] -= {one for one in self._found[kind] if one.startswith(of) and one not in kept}
 
@@ -173,7 +173,7 @@ class Client:
         return await in_task(self.send(*parts))
 
     async def members(self, name: str) -> list[str]:
-        """Return the members of a sorted set by score, except names that no version of ours wrote."""
+        """Return the members of a sorted set by score, except non-ASCII ones, which no version wrote."""
         found = await self.ask(b"ZRANGE", name.encode(), b"0", b"-1")
         there = found if isinstance(found, list) else []
         return [one.decode() for one in there if isinstance(one, bytes) and one.isascii()]
@@ -373,7 +373,7 @@ async def markers_of(client: Client, partitions: Iterable[int]) -> dict[int, Rep
 
 
 async def entries_of(client: Client, after: Mapping[str, bytes], count: int) -> list[Read]:
-    """Return up to `count` entries of each stream after an id (b"": the start), in the order given."""
+    """Return up to `count` entries of each stream after an id (b"": the start), in the order of `after`."""
     if (whole := client.whole) is not None and after:
         behind = (one or b"0" for one in after.values())
         with suppress(CountersRefused):
@@ -394,7 +394,7 @@ async def are_any_there(client: Client, names: Sequence[str]) -> bool:
 
 
 async def with_late(client: Client) -> list[tuple[int, Read]]:
-    """Return partitions whose late queue is not empty, with its first entry or the error of reading it."""
+    """Return partitions with a late queue that is not empty; with its first entry, or the read error."""
     asked = list(client.partitions)
     found = await entries_of(client, {keys.late(one): b"" for one in asked}, 1)
     return [pair for pair in zip(asked, found, strict=True) if pair[1] != []]

@@ -219,9 +219,9 @@ class ControlClient(Client):
         return b"SET", name, raw, *until
 
     async def of_subjects(self, definitions: Iterable[KeyDefinition]) -> None:
-        """Store the identities of tokens' subjects, of the newest key for each; an older one is ignored.
+        """Store the identities of tokens' subjects; of several keys for a subject, the newest counts.
 
-        If a write displaces a newer identity, written meanwhile, that one is written again, as in `newest`.
+        If a write displaces a newer identity, written meanwhile, the newer one is written again.
         """
         in_turn = sorted(definitions, key=lambda one: one.key_id)
         newest = {keys.identity(one.digest).encode(): one for one in in_turn}
@@ -274,7 +274,7 @@ class ControlClient(Client):
             raw, version = displaced, newer
 
     async def _catalogue(self, definition: CatalogueDefinition, version: int) -> None:
-        """Publish a catalogue, and raise the version in all markers; raise if a server is away."""
+        """Publish a catalogue and set its version in all markers; CountersUnavailable if a server is away."""
         await self.publish(definition, version)
         fault: CountersUnavailable | None = None
         for partition in range(PARTITIONS):
@@ -624,7 +624,7 @@ class BudgetAccounts(ControlClient):
         return self._live(partition, names, await self.states(keys_of))
 
     async def somebodys_budgets(self, partition: int, name: str) -> list[str]:
-        """Return the names of the single owners' accounts of the same budgets as the account `name`."""
+        """Return the names of all accounts that have the same budgets as `name`, one for each owner."""
         prefix = name.partition(":")[0]
         return [f"{prefix}:{one}" for one in await self.members(keys.each_accounts(partition, name))]
 

@@ -33,9 +33,9 @@ class SlotMoves:
         self._looking = asyncio.Lock()
 
     async def take_up(self) -> list[int]:
-        """Rewrite the markers of partitions moved since the last look; return those partitions.
+        """Rewrite the markers of partitions whose slots moved since the last call; return those partitions.
 
-        A concurrent call waits until it is done.
+        Concurrent calls run one after the other.
         """
         async with self._looking:
             return await self._take_up()
@@ -57,7 +57,7 @@ class SlotMoves:
         return [partition for one in taken for partition in one]
 
     def _lives(self, wire: RedisConnection, known: Mapping[RedisConnection, bytes]) -> bool:
-        """Return whether a connection is still to the same primary, and was all the time."""
+        """Return whether a connection leads to the same live primary as at the last call."""
         return wire.connected and wire.run_id == known.get(wire) == self._seen.get(wire)
 
 

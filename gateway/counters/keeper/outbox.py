@@ -185,11 +185,11 @@ _Stream = tuple[int, str]
 
 
 class Outbox:
-    """The streams of all partitions, read and deleted on one connection.
+    """The outbox streams of all partitions, read and deleted on one connection.
 
-    `broken` has the error of each partition whose stream cannot be read: it waits, and the others go on. The
-    same holds for partitions of a newer version, and from a newer version's entry on. `check_history`
-    verifies that the entries read so far belong to the history of the connection.
+    A partition whose stream cannot be read waits, with its error in `broken`, and the others go on. A
+    partition of a newer version waits, too, and so do entries from the first that a newer version wrote.
+    `check_history` verifies that the entries read so far belong to the connection's history.
     """
 
     def __init__(
@@ -310,7 +310,10 @@ class Outbox:
         self.broken[partition] = read.message
 
     def _begin_read(self) -> None:
-        """Store the history to read under; if it changed, raise once, to end the pass over older entries."""
+        """Note the history of the entries to read; if it has changed, raise CountersUnavailable once.
+
+        That ends the pass over entries of the former history.
+        """
         if self._client.wire.run_id != self.read_under and self.read_under and not self._replaced:
             self._replaced = True
             raise CountersUnavailable("Redis was restarted in the middle of a pass")
@@ -381,9 +384,9 @@ class Outbox:
         return await self._deleted.newest(self._client.partitions, anew=anew)
 
     async def waiting(self, partition: int) -> dict[str, AccountPosition] | None:
-        """Return, by account, its position before its first entry that is in the outbox or parked.
+        """Return each account's position before its first waiting entry, in the outbox or parked.
 
-        None if there are more entries than are read: then it is unknown which accounts have one.
+        None if there are more entries than are read, so that some accounts may be missing.
         """
         # In this order: an entry parked meanwhile is seen in one place or both, and is older where it is
         # parked.
@@ -441,10 +444,10 @@ class OrphanReader:
         self._deleted = deleted or DeletedEntries(client)
 
     async def behind(self, marks: Mapping[int, bytes], *, anew: bool = True) -> list[int]:
-        """Return the partitions whose stream never had the entry `marks` names: their data is older than the
+        """Return the partitions whose stream never had the entry in `marks`: Redis' data is older than the
         rows.
 
-        Unless `anew`, a stream that had it before, under this history, is not checked again.
+        Unless `anew`, a stream that had the entry before, under this history, is not checked again.
         """
         newest = await self._deleted.newest(list(marks), anew=anew)
         had = {one for one, entry_id in newest.items() if stream_place(entry_id) >= stream_place(marks[one])}
@@ -476,7 +479,7 @@ class OrphanReader:
                 return found
 
     async def drop(self, strays: OrphanEntries) -> bytes:
-        """Delete entries of older data, their ids first; return the last id before the stream continues.
+        """Delete the entries of older data; return the id after which new entries of the stream follow.
 
         CountersUnavailable if the data was exchanged meanwhile, or new entries came.
         """

@@ -380,7 +380,7 @@ class WorkerReports:
         await _answered(left)
 
     def _has_heard(self, wire: RedisConnection, epochs: Sequence[int], now: float) -> bool:
-        """Return whether a server has this same report, under the same history, as of a moment ago."""
+        """Return whether a server has this report already, under its present history, since a moment ago."""
         if wire not in self._said or not wire.hearing.since:
             return False
         *said, at = self._said[wire]

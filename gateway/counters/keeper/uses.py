@@ -65,7 +65,10 @@ async def charge_late(client: Client, write: ControlWrite) -> bool:
 
 
 async def amend(client: Client, write: ControlWrite) -> bool:
-    """Amend a call's charge by a control write's amounts (below zero: a charge), under the write's id."""
+    """Change the charge of a call by the amounts of a control write, where negative amounts are charged.
+
+    The movement gets the write's id. False if an account does not exist yet.
+    """
     amended: dict[str, Any] = dict(write.payload)
     organization_id = write.organization_id
     caller = Caller(organization_id, amended["tenant_id"], 0, keys.partition_of(organization_id))
@@ -112,7 +115,7 @@ def _settlement(
 
 
 async def _budgets(client: Client, organization_id: int, use: EventSettlement) -> tuple[BudgetAccount, ...]:
-    """Return the present accounts of budgets that count this use; none if there are too many for a call."""
+    """Return the accounts of present budgets that count this use; () if there are too many for a call."""
     raw = await client.ask(b"GET", keys.organization_terms(organization_id).encode())
     budgets = decode_terms(raw).budgets if isinstance(raw, bytes) else ()
     if not budgets:

@@ -177,8 +177,7 @@ class TenantState(Account):
 
     @property
     def is_blocked(self) -> bool:
-        """Whether the tenant is blocked: by an administrator, or by a used-up plan that then refuses calls.
-        """
+        """Whether the tenant is blocked: by an administrator, or by a used-up plan that refuses calls."""
         exceeded = (
             bool(self.flags & HAS_PLAN)
             and not self.unlimited

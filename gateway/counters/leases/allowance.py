@@ -329,7 +329,7 @@ def _correct(share: LeaseShare, held: int, used: int) -> None:
 
 
 def _tokens_for(one: Allowance, request: HoldRequest, weights: Weights | None) -> int:
-    """Return the tokens to hold, as `reserve` would: limited to the rest, or all if the plan is strict."""
+    """Return the tokens to hold, as `reserve` does; CountersUnavailable if too few are left."""
     need, ceiling, least = request.need, request.ceiling, request.least
     if weights is not None:
         need, ceiling, least = request.weighed(weights)

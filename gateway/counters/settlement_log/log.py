@@ -286,7 +286,7 @@ class LogSegment:
         os.close(self.descriptor)
 
     def leave(self) -> None:
-        """Let go of the file for the next worker."""
+        """Close the file, and leave it to the next worker."""
         os.close(self.descriptor)
 
 
@@ -596,7 +596,7 @@ class SettlementLog:
             self._timer = self._loop.call_later(self._bounds.write_s, self._turn)
 
     def _turn(self) -> None:
-        """Start a write, unless one is in progress, whose end starts the next."""
+        """Start a write of all pending records; if one is in progress, its end starts the next."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -55,7 +55,8 @@ _Held = tuple[RedisConnection, bytes, int, float]
 
 
 class VerifiedEpochs:
-    """Reads the epochs of partitions. `newer` are the partitions that a newer version owned at the last look.
+    """Reads the epochs of partitions from their markers; `newer` are those of a newer version at the last
+    read.
 
     `layout` is the layout that the others are written in. `clock` is monotonic.
     """
@@ -216,11 +217,12 @@ class Resubmitter:
 
     @property
     def newer(self) -> frozenset[int]:
-        """The partitions that a newer version owned at the last look: this worker does not serve them."""
+        """The partitions that a newer version owns, as of the last read: this worker does not serve them."""
         return self._verified.newer
 
     async def run(self) -> None:
-        """Look until cancelled: every other second, and at once after a spooled record or a changed marker.
+        """Call `resubmit` until cancelled: every other second, and at once after a spooled record or a
+        changed marker.
 
         Five times a second while not everything is verified, sent again and reported; more often while it
         only waits for running calls.

@@ -149,7 +149,7 @@ def argument(noted: bytes) -> bytes:
 
 
 def acknowledged(caller: Caller, answer: bytes) -> tuple[MovementRange, ...]:
-    """Return the movements in an answer; () if nothing moved."""
+    """Return the movements in an answer of `settle` or `grant`; () if nothing moved."""
     layout = _MOVING.get(len(answer))
     return _movements(caller, layout.read(answer)) if layout else ()
 
