@@ -1,17 +1,17 @@
--- extend: keep many live calls of one partition: renew deadlines, note what was observed,
--- and take more where a stream used up its hold.
+-- extend: keep many running calls of one partition: renew their deadlines, store the use observed so far, and hold more for streams
+-- that have used up their holds.
 -- needs: state window batch entry event calendar cycle definition windows account budgeted held cover paid kept append extend
 -- allows: oom
--- KEYS[1] m  KEYS[2] d  KEYS[3] x  then per call: h hold, t tenant, o organization, b each account of budgets
---   (all but h may come again)
--- ARGV[1] run id  ARGV[2] ttl ms  then per call packed: tokens observed, how many of the quota they count where its plan
---   weighs kinds (else -1), tokens of the quota wanted,
---   credits observed (-1) and credits wanted (0) where tokens do not set the price, of budgets the money observed, money and
+-- KEYS[1] m  KEYS[2] d  KEYS[3] x  then for each call: h hold, t tenant, o organization, b each budget account
+--   (all except h may repeat)
+-- ARGV[1] run id  ARGV[2] ttl ms  then packed for each call: tokens observed, the same as weighed by the plan (-1: the plan does
+--   not weigh), quota tokens wanted,
+--   credits observed (-1) and credits wanted (0) if tokens do not set the price, for budgets the money observed, money and
 --   tokens wanted and the number of accounts, request id (36)
--- A hold is topped up until it covers what is wanted, as far as the accounts have it free.
--- Returns one packed string: now, then per call its hold in tokens (-1: gone), in credits, exhausted
---   (0 no, 1 yes: the call may finish, 2 yes: its plan or a budget cuts it), of budgets in money and in tokens;
---   only 0 where the partition is unverified
+-- A hold is raised to the wanted amount, as far as the accounts have it free.
+-- Returns one packed string: now, then for each call its hold in tokens (-1: gone), in credits, exhausted
+--   (0 no, 1 yes: the call may finish, 2 yes: its plan or a budget stops it), for budgets in money and in tokens;
+--   only 0 if the partition is unverified
 -- Example: hold 100, observed 90, wanted 140, free 30 -> hold 130, exhausted 1
 if #KEYS < 6 or #ARGV < 3 or keys_of_calls(ARGV) ~= #KEYS - 3 then
   return redis.error_reply('ERR extend takes 3 keys and 3 a call and its budgets, 2 arguments and 1 a call')

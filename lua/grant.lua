@@ -1,12 +1,13 @@
--- grant: one control write on an account, once by its id.
+-- grant: apply one control write to an account, once by its id.
 -- needs: state window batch entry event calendar cycle definition windows account budgeted held paid kept append grant reset
 -- allows: oom
 -- KEYS[1] m  KEYS[2] g ids of control writes not yet in PostgreSQL (HASH)  KEYS[3] x outbox
--- KEYS[4] t tenant  KEYS[5] o organization  KEYS[6 on] up to 256 b accounts of a budget, for verb 9; behind one for each the index of these (ZSET)
--- ARGV[1] packed: run id (40), verb, amount (adjust and credits: signed; plan: since when it is in force, ms, by the clock of who
---   decided that: a cycle that was over by then ends first, where that clock is a minute ahead at most), id (36)
---   verbs: 1 recharge, 2 reset, 3 adjust, 4 block, 5 unblock, 6 plan, 7 credits, 8 sweep (a due reset only),
---   9 budget: its window resets (amount: its id), of more accounts than these where the id is empty
+-- KEYS[4] t tenant  KEYS[5] o organization  KEYS[6 on] up to 256 b accounts of a budget, for verb 9; each account of one owner
+--   is followed by its index (ZSET)
+-- ARGV[1] packed: run id (40), verb, amount (adjust and credits: signed; plan: the time in ms since which it is in force, by the
+--   clock of the process that set it: a cycle that was over by then ends first, if that clock is at most a minute ahead), id (36)
+--   verbs: 1 recharge, 2 reset, 3 adjust, 4 block, 5 unblock, 6 plan, 7 credits, 8 sweep (only a due reset),
+--   9 budget: reset its window (amount: its id); with an empty id more accounts follow in other calls
 -- ARGV[2] metadata (JSON object or empty)
 -- ARGV[3] the plan's terms, for verb 6, packed: plan id (0 none), the tenant's anchor, and each term of the plan
 -- Returns packed: 1 applied or 2 applied before, now, seq, remaining (-1 unlimited), balance, epoch,

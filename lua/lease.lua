@@ -1,13 +1,13 @@
--- lease: set a share of the free amount aside for one gateway, for while it cannot reach Redis.
+-- lease: set a share of the free amount aside for one gateway, to use while it cannot reach Redis.
 -- needs: state window batch bucket entry event calendar cycle take admit append lease
 -- allows: oom
 -- KEYS[1] d  KEYS[2] x outbox (due reset)  KEYS[3] late queue  KEYS[4] m
 -- KEYS[5] h the lease, a hold without slots  KEYS[6] t  KEYS[7] o
--- ARGV[1] packed: run id (40), ttl ms (0: give it back, -1: the same, if its deadline passed),
+-- ARGV[1] packed: run id (40), ttl ms (0: give it back, -1: give it back if its deadline has passed),
 --         share in millionths, tokens kept, spent, handed, credits kept, spent, handed, lease id (36)
---         kept: what the gateway still counts on; spent: what it used of that and is not charged yet;
---         handed: the part of it that has come into the late queue, and is charged once the queue is empty
--- The hold is never less than kept: it shrinks only once the gateway counts on less.
+--         kept: what the gateway still counts on; spent: the used part of it that is not charged yet;
+--         handed: the part of that in the late queue, which is charged once the queue is empty
+-- The hold is never less than kept: it shrinks only after the gateway counts on less.
 -- Returns packed: 1 leased, now, tokens (-1 unlimited), credits, strict, cuts, has a cap, 1 if the handed part is charged,
 --     the tenant's plan
 --   2 no lease: given back, or there is none (plan denies, blocked by hand)  3 renewed meanwhile

@@ -1,16 +1,16 @@
--- load: definitions and rebuilt states, compare-and-set on version or marker.
+-- load: write definitions and rebuilt states, if the version or the marker is unchanged.
 -- needs: state window batch bucket entry event calendar cycle load
 -- allows: oom
--- KEYS[1] m  KEYS[2] the state (or m itself for verb 3)  KEYS[3] x outbox (due reset of a tenant); for verb 3 what tells that m changed
---   then, of a rebuild, more states
+-- KEYS[1] m  KEYS[2] the state (or m itself for verb 3)  KEYS[3] x outbox (due reset of a tenant); for verb 3 the counter of m's writes
+--   then, for a rebuild, more states
 -- ARGV[1] packed: run id (40), verb (1 define, 2 rebuild, 3 verify), kind (1 k, 2 u, 3 t, 4 o), version, create (0 or 1)
 -- ARGV[2] define: packed limits rpm, tpm, conc, then by kind
 --           k: revoked, expires, key id
 --           t: user rpm, tpm, conc, tenant, organization, then the plan as in grant
 --           o: credit limit, cap, organization
---         rebuild: the whole packed state, of an account of budgets until when it says; verify: the new marker
--- ARGV[3] rebuild and verify: the marker as the keeper read it (empty: none); then a packed state for each key behind the third
--- Returns packed: 1 done, 2 already at this version or later, 0 unverified, -2 unknown account, -4 marker moved on
+--         rebuild: the whole packed state, expiring if it is a budget account that says so; verify: the new marker
+-- ARGV[3] rebuild and verify: the marker as the keeper read it (empty: none); then a packed state for each key after the third
+-- Returns packed: 1 done, 2 already at this version or later, 0 unverified, -2 unknown account, -4 marker changed
 -- Example: define limits of tenant 7 at version 3 over version 2 -> levels, use and holds stay, limits change
 if #KEYS < 3 or #ARGV ~= #KEYS then return redis.error_reply('ERR load takes 3 keys and 3 arguments, and 1 and 1 a further state') end
 local run_id, verb, kind, version, create = LOAD.read(ARGV[1])

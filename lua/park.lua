@@ -1,11 +1,11 @@
--- park: move entries that wait behind an account in quarantine out of the outbox, into the stream of their organization.
+-- park: move entries that wait, because an account is in quarantine, from the outbox into a stream of their organization.
 -- needs: state batch
 -- allows: oom (what is written was there before)
--- KEYS[1] m  KEYS[2] x outbox  KEYS[3] w how much waits, by organization (hash)  KEYS[4] w:<organization> (stream)
---   written here alone: the last two
+-- KEYS[1] m  KEYS[2] x outbox  KEYS[3] w how many entries wait, by organization (hash)  KEYS[4] w:<organization> (stream)
+--   only this script writes the last two
 -- ARGV[1] packed: run id (40), organization
--- ARGV[2] ids of entries that wait no more, deleted from KEYS[4]: each 16 bytes, milliseconds and number
--- ARGV[3] ids of entries to move, in their order, likewise. Entries not in the outbox any more are skipped
+-- ARGV[2] ids of entries to delete from KEYS[4], which wait no more: each 16 bytes, milliseconds and number
+-- ARGV[3] ids of entries to move, in order, in the same form. Entries that are no longer in the outbox are skipped
 -- Returns packed: 1, how many wait now | 0 unverified
 -- Example: outbox 1-0 2-0 3-0, move 1-0 and 3-0 -> outbox 2-0, the organization's 1-0 3-0, {1, 2}
 if #KEYS ~= 4 or #ARGV ~= 3 then return redis.error_reply('ERR park takes 4 keys and 3 arguments') end
@@ -25,7 +25,7 @@ for at = 1, #ARGV[3], STREAM_ID_BYTES do
   local id = format('%.0f-%.0f', ms, number)
   local found = call('XRANGE', KEYS[2], id, id)[1]
   if found then
-    -- where a stream was replaced its ids may be lower than those that wait: such an entry stays where it is
+    -- after a stream was replaced, its ids may be lower than the waiting ones: such an entry stays
     if kind_of(try('XADD', KEYS[4], id, values(found[2]))) == 'table' then break end
     call('XDEL', KEYS[2], id)
   end

@@ -1,10 +1,10 @@
--- peek: states as they stand now, a due reset included; changes nothing.
+-- peek: states as of now, with due resets applied; changes nothing.
 -- needs: state window batch bucket entry event calendar cycle load
 -- allows: nothing (read only)
--- KEYS[1] m  then states of any kind, all of the kind named
+-- KEYS[1] m  then states, all of one kind
 -- ARGV[1] run id  ARGV[2] kind (1 k, 2 u, 3 t, 4 o)
--- Returns the packed states in order, false where there is none; {0} where the partition is unverified
--- Example: a tenant whose reset was due a minute ago shows its new cycle, and the ledger no row yet
+-- Returns the packed states in order, false for a missing one; {0} if the partition is unverified
+-- Example: a tenant whose reset was due a minute ago shows its new cycle, while the ledger has no row yet
 if #KEYS < 2 or #ARGV ~= 2 then return redis.error_reply('ERR peek takes 2 or more keys and 2 arguments') end
 local raw = stored(KEYS, 1)
 if not verified(raw[1], ARGV[1]) then return {0} end

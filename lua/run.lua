@@ -1,16 +1,16 @@
--- run: a budget that callers make and that travels with their calls: opened for its first call, kept once a call of it was
--- admitted, looked up by others, ended once; restored by those that remember it, where Redis does not.
+-- run: a budget that callers open and that their calls name: opened by its first call, kept once a call of it was admitted, looked up
+-- by others, ended once; restored by workers that remember it, if Redis lost it.
 -- needs: state window batch entry event calendar cycle definition windows account budgeted held paid kept append
--- KEYS[1] m  KEYS[2] x outbox  KEYS[3] the run  KEYS[4] the runs of its tenant, by when they are forgotten (ZSET)
--- KEYS[5] b its account  KEYS[6] the index of such accounts (ZSET)  KEYS[7] the run it draws from, or KEYS[3] where it is a root
--- KEYS[8] the children of that one, by when they are forgotten (ZSET); of none where it is a root
--- KEYS[9] the runs that its API key opened, by when they are forgotten (ZSET)
--- ARGV[1] packed: run id (40), verb (1 look, 2 open, 3 end, 4 restore, 5 keep), organization, tenant, ttl ms, the budget id that a new one gets
--- ARGV[2] open: the run as it is wanted, packed; end: the definition of its account; restore, keep: the run as it was stored
--- ARGV[3] what its entry says of it (JSON); open: nothing  ARGV[4] its id
--- Returns packed: 1 there, 3 there and not kept yet, or 2 opened, ended, restored or kept now, and the time; then the run, packed
---   as it is stored. One that is not kept is forgotten in a minute: no entry tells of it
---   | 0 unverified | -1 no such run | -2 the run it draws from is not open | -3 its tenant has as many as may be
+-- KEYS[1] m  KEYS[2] x outbox  KEYS[3] the run  KEYS[4] the runs of its tenant, by expiry (ZSET)
+-- KEYS[5] b its account  KEYS[6] the index of such accounts (ZSET)  KEYS[7] its parent, or KEYS[3] without one
+-- KEYS[8] the children of its parent, by expiry (ZSET); of none without a parent
+-- KEYS[9] the runs that its API key opened, by expiry (ZSET)
+-- ARGV[1] packed: run id (40), verb (1 look, 2 open, 3 end, 4 restore, 5 keep), organization, tenant, ttl ms, the budget id of a new one
+-- ARGV[2] open: the wanted run, packed; end: the definition of its account; restore, keep: the run as it was stored
+-- ARGV[3] its description in the entry (JSON); open: empty  ARGV[4] its id
+-- Returns packed: 1 exists, 3 exists and is provisional, or 2 opened, ended, restored or kept now, and the time; then the stored run,
+--   packed. A provisional run expires in a minute, and has no entry
+--   | 0 unverified | -1 no such run | -2 its parent is not open | -3 its tenant has the most runs allowed
 --   | -4 its API key would have more than it leaves to the tenant's others
 -- Example: open with ttl 60000 below a run that expires in 10 s -> it expires in 10 s
 if #KEYS ~= 9 or #ARGV ~= 4 then return redis.error_reply('ERR run takes 9 keys and 4 arguments') end

@@ -1,12 +1,12 @@
--- share: let calls have what an upstream can take, each within its share, and give back what calls that ended left of it.
+-- share: let calls in within an upstream's capacity and their shares, and give back what ended calls left.
 -- needs: state batch capacity turns
 -- allows: oom (one short string an account, gone within two minutes; of calls at once an id each)
--- KEYS[1] the account (cmsgpack), written here alone  KEYS[2] its calls at once, by when they are given up (ZSET)
+-- KEYS[1] the account (cmsgpack), written only here  KEYS[2] its calls in flight, by when they are given up (ZSET)
 -- ARGV[1] limits as JSON: requests and tokens a minute, concurrency; 0 is none
--- ARGV[2] calls that ask, as JSON: id, share, weight, what is guaranteed a minute (requests, tokens), batch 0 or 1, need of tokens,
---   more: whether others of its share wait behind it
--- ARGV[3] what ended, as JSON: share, how it was let in, weight, requests and tokens to give back (less than 0: used beyond)
--- ARGV[4] ids of calls at once that are over, as JSON  ARGV[5] those that go on
+-- ARGV[2] calls to let in, as JSON: id, share, weight, guaranteed amounts a minute (requests, tokens), batch 0 or 1, need of tokens,
+--   more: whether others of its share wait after it
+-- ARGV[3] ended calls, as JSON: share, how they were let in, weight, requests and tokens to give back (below 0: used beyond)
+-- ARGV[4] ids of calls that ended, as JSON  ARGV[5] those that go on
 -- Returns ms until the next one may have room, then for each call 0 it waits, 1 let in, 2 let in by what is guaranteed
 -- Example: 60 requests a minute, one let in a moment ago, another asks -> {1000, 0}
 if #KEYS ~= 2 or #ARGV ~= 5 then return redis.error_reply('ERR share takes 2 keys and 5 arguments') end

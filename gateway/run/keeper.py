@@ -139,7 +139,7 @@ OF_WRITES = frozenset({"clock changes", "dunning", "payments", "rating", "reconc
 APPLICATION = "tollkeeper-keeper"
 
 
-# The time beyond the grace period after which a keeper ends in any case.
+# A keeper ends in any case this long after its grace period.
 ENDING_S_MAX = 4.0
 
 

@@ -1,11 +1,11 @@
--- account: an account of budgets is a list of windows; whose it is is nothing to it. Needs state, accounts, definition, windows.
--- Its state is a header, the definition it has now, then the used and held amount of each window.
--- In a key: where the account's name begins, and the colon in it where it is one for each.
+-- account: a budget account as a list of windows, for any owner. Needs state, accounts, definition, windows.
+-- Its state is a header, its present definition, then the used and held amount of each window.
+-- In a key: the colon before an owner, its index, and the index at which the account's name begins.
 local COLON, COLON_AT, NAME_AT = 58, 28, 12
--- Places of an account: its key, definition (false: it is not there), what is used and held by turns, when it is forgotten, whether
--- it is one for each, the key of the index of these, whether there was none (MADE: a call of these has made it), its place among
--- the keys; packed, once they were asked for, how a hold and an entry name it, and its state but for what is used and held; and of
--- one for each how many calls in flight take from it. Last comes what it was packed as (PACKED).
+-- Fields of an account: its key, definition (false: it does not exist), used and held amounts in turn, its expiry, whether it is one
+-- owner's, the key of these accounts' index, whether it was missing (MADE: a call of this batch has made it), its place among the
+-- keys; packed, once needed: its name in a hold, its windows in an entry, and its state without used and held amounts; for one
+-- owner's account the number of calls in flight that take from it. The last field is its packed state (PACKED).
 local KEY_NAME, DEFINITION, METERS, EXPIRES, IS_EACH, INDEX, IS_NEW, PLACE, HELD_AS, TOLD_AS, HEAD, CALLS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
 local MADE = 1
 
@@ -21,8 +21,8 @@ local function account_of_state(key, raw)
   return {key, definition_of(sub(raw, BUDGET_BYTES + 1, last)), meters, expires, is_each, false, false, 0, false, false, sub(raw, FIRST_BYTE, last), calls, false}
 end
 
--- an account as it is now, by its own definition or the one that a call brings; without either it is not there. Another one
--- where that changes it: a call that is refused changes nothing
+-- An account as of now, by its own definition or the one that a call brings; without either it does not exist. A changed account is a
+-- new table, since a call that is refused must change nothing.
 local function as_of(account, defined, now)
   local definition, meters = account[DEFINITION], account[METERS]
   if defined and not (definition and defined == definition[LIVE]) then
@@ -35,14 +35,14 @@ end
 
 local function account_at(key, raw, now) return as_of(account_of_state(key, raw), nil, now) end
 
--- whose an account for each is, as an entry has it; nil of one that is nobody's
+-- The owner of a single owner's account, as an entry has it; nil for another account.
 local function value_of(account)
   if not account[IS_EACH] then return nil end
   local value = sub(account[KEY_NAME], COLON_AT + 1)
   return value .. string.rep('\0', #NOBODY - #value)
 end
 
--- an account as it is stored
+-- The packed state of an account.
 local function packed_budget(account)
   local definition, head, meters = account[DEFINITION], account[HEAD], account[METERS]
   if not head then

@@ -1,7 +1,7 @@
--- account_bytes: packs what calls moved of an account between what they did not. Needs state, accounts.
+-- account_bytes: packs the fields of an account that calls moved, between those they did not. Needs state, accounts.
 
--- packs what moved of an account that was packed as `raw`, between what does not: that is cut out once, and stands behind what the
--- account is packed as. Of a key or a user, and of an organization nothing else is taken from
+-- Packs the moved fields of an account that was packed as `raw`, between unchanged bytes, which are cut out once and stored after the
+-- account's packed value. For a key or a user, and for an organization if only its buckets moved.
 local function packed_head(raw, account, place)
   local tail = account[place + 2]
   if not tail then

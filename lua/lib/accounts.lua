@@ -1,29 +1,28 @@
--- accounts: what the calls of one call of a function move: each account is looked up, opened and written once, however
--- many of the calls take from it. Needs state, bucket, cycle, append.
--- These tables are made once. By place: what is stored, the opened accounts, which of them moved, the scope of each, due
--- resets; and what there is to write besides: the outbox' events and the deadlines' members of a part, states by name, and
--- the names of those that go.
+-- accounts: the accounts that the calls of one function call move: each is looked up, opened and written once, however many of the
+-- calls take from it. Needs state, bucket, cycle, append.
+-- These tables are made once. By place: the stored value, the opened account, whether it moved, its scope, its due reset. Then what
+-- is to be written: the outbox events and the deadlines' members of a part, states by name, and names to delete.
 local raw_of, account_of, moved_of, scope_of, reset_of = {}, {}, {}, {}, {}
 local event_of, member_of, write_of, gone_of = {}, {}, {}, {}
 local event_count, member_count, write_count, gone_count = 0, 0, 0, 0
 local shared_now
--- How many states were left to be written when a part began.
+-- The number of states to write when a part began.
 local write_before = 0
--- And accounts of budgets for each, which go by themselves, each with the layout that its part is written in.
+-- Budget accounts of single owners are written one by one, each in the layout of its part.
 local left_of, layout_of, left_count = {}, {}, 0
--- How many new ones of these the calls made, by index.
+-- The number of new ones that the calls have made, by index.
 local made_of, makes = {}, false
--- The accounts of budgets of the call before, in the same part.
+-- The budget accounts of the previous call in the same part.
 local last_accounts
--- How many keys come before the first marker; how many before those that are the part's own, and how many places.
+-- The number of keys before the first marker; before the part's own keys; and of places before it.
 local keys_before, own_before, places_before = 0, 0, 0
--- Accounts that were written or read here, opened, by name; behind its fields each has what it is packed as. It holds stored values
--- that need not be opened again; who else writes it packs something else. A call that fails halfway leaves accounts that are not
--- what they are packed as, so nothing is kept then (`forget`).
--- There are 512 at most: Redis has Lua collect every 50 calls, and each time all that are kept are walked through. When there are
--- 256 of them, they become those of before, whom nobody keeps but who asks for them.
--- That place is PACKED of a budget account, else `packed_at` by scope. An account of a scope has two more behind it: its bytes before
--- all fields that move, and its bytes behind those. They are false, or absent, where they were not cut out yet
+-- Opened accounts that were written or read here, by name; after its fields each has its packed value. One is valid only while the
+-- stored value equals that, so a write by another script makes it invalid. A call that fails halfway leaves accounts that differ from
+-- their packed values, so all are dropped then (`forget`).
+-- There are at most 512: Redis runs Lua's collector every 50 calls, which visits all that are kept. At 256 they become the former
+-- ones, which are kept only if they are used again.
+-- The index of the packed value is PACKED for a budget account, else `packed_at` by scope. An account of a scope has two more fields
+-- after it: its bytes before all fields that move, and its bytes after those; false or absent until they are cut out.
 local OPENED_MAX, PACKED = 256, 13
 local opened_of, opened_count, opened_before = {}, 0, {}
 local packed_at = {KEY_SIZE + 1, USER_SIZE + 1, TENANT_SIZE + 1, ORGANIZATION_SIZE + 1}
@@ -39,7 +38,7 @@ local function remember(name, account, packed, place)
   opened_of[name] = account
 end
 
--- an account, opened, that is stored as it is known here
+-- An opened account whose stored value is still the known one.
 local function remembered(name, raw, place)
   local account = opened_of[name]
   if account and account[place] == raw then return account end
@@ -50,7 +49,7 @@ local function remembered(name, raw, place)
   end
 end
 
--- looks up what KEYS have behind so many, to the last: markers and accounts, of settlements holds too
+-- Reads the values of KEYS from `before` + 1 to `last`: markers and accounts, and for settlements holds.
 local function look_up(keys, before, last)
   write_count, gone_count, left_count, shared_now = 0, 0, 0, nil
   if makes then made_of, makes = {}, false end
@@ -58,12 +57,12 @@ local function look_up(keys, before, last)
   raw_of = call('MGET', values(keys, before + 1, last))
 end
 
--- begins a part behind so many keys and places; its accounts are opened as they come. Of the part before none is left, unless it
--- failed. `tenant_moves` says how far its tenants move at least, without a reset. A part whose only call has moved nothing but a tenant, an
--- organization, a key and a user is PART_ALONE
+-- Begins a part after this many keys and places; its accounts are opened when they are needed. Nothing of the previous part is left,
+-- unless it failed. `tenant_moves` says how far its tenants move at least, without a reset. PART_ALONE: its only call has moved
+-- nothing except a tenant, an organization, a key and a user.
 local PART_CLOSED, PART_OPEN, PART_ALONE = 0, 1, 2
 local part_is = 0
--- How far the account of a tenant, and that of an organization, moved: as far as the farthest does. Key and user move their heads.
+-- How far the fields of a tenant's and an organization's account moved, at most. A key and a user move only their heads.
 local FAR_HEAD, FAR_HELD, FAR_LEDGER, ACTIVATED, BUDGETED = 1, 2, 3, 5, 6
 local tenant_far, organization_far = FAR_HELD, FAR_HEAD
 local function enter_part(own, before, tenant_moves)
@@ -77,7 +76,7 @@ end
 
 local FORM_OF = {KEY_FORM, USER_FORM, TENANT_FORM, ORGANIZATION_FORM}
 
--- an account by its place, opened; false where nothing is stored there
+-- The opened account at a place; false if nothing is stored.
 local function opened_at(at, scope, name)
   local raw, place = raw_of[at], packed_at[scope]
   if not raw then return false end
@@ -93,10 +92,10 @@ local function opened_at(at, scope, name)
   return account
 end
 
--- What an account is packed as that is not what it was any more.
+-- Stands for the packed value of an account that has changed since.
 local UNKNOWN = 0
 
--- a tenant, opened; its due reset is done
+-- An opened tenant, after its due reset.
 local function open_tenant(at, name, now, epoch)
   local tenant = opened_of[name]
   if not tenant or tenant[TENANT_SIZE + 1] ~= raw_of[at] then
@@ -119,8 +118,8 @@ local function open_user(at, name)
   return user
 end
 
--- a key or an organization, opened. False where nothing limits it and nothing else of it is asked for (`whole`), or where
--- there is none: calls take nothing of it then, write nothing, and their holds say so
+-- An opened key or organization. False if it is missing, or if it has no limits and no other field is needed (`whole`): then calls
+-- take nothing of it and write nothing, and their holds say so.
 local NO_LIMITS = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 local function limited_account(at, scope, name, whole)
   local raw, account = raw_of[at], opened_of[name]
@@ -136,8 +135,8 @@ local function limited_account(at, scope, name, whole)
   return account
 end
 
--- a user under the limits in force; false where there are none: then nothing is kept of it. Absent means not seen lately:
--- the tenant's user limits, nothing used
+-- A user with its limits in force; false without any: then nothing is stored. A missing user has the tenant's user limits, and
+-- nothing used.
 local function limited_user(at, name, tenant, now)
   local user, rpm, tpm, concurrency = open_user(at, name), tenant.user_rpm, tenant.user_tpm, tenant.user_concurrency
   if user and (has(user.flags, OVERRIDE) or user.rpm == rpm and user.tpm == tpm and user.concurrency == concurrency and rpm + tpm + concurrency > 0) then
@@ -164,5 +163,5 @@ local function open_activation(at, name)
   return activation
 end
 
--- the accounts of a call by scope; made once
+-- The accounts of a call by scope; made once.
 local scopes = {false, false, false, false}

@@ -1,9 +1,9 @@
--- admit: what reserve decides, limit by limit. Needs state, take.
+-- admit: the decisions of reserve, limit by limit. Needs state, take.
 local PENDING = 1
 
--- tokens to hold, or nil and the refusal: -8 quota exceeded, -9 all that remains is held; true last where the hold is
--- the call's limit: under a strict plan it is all the call could use, cut to what is free, to no less than `least`, where
--- the call states no maximum (`least` 0: it does; -1: all it needs, or nothing)
+-- The tokens to hold, or nil and the refusal: -8 quota exceeded, -9 the rest is held by other calls; last, true if the hold is the
+-- call's limit. Under a strict plan that is all the call could use. If the call states no maximum, it is cut to the free amount, but
+-- to no less than `least` (0: it states one; -1: all it needs, or nothing).
 local function quota_hold(tenant, now, counts, need, ceiling, least)
   if not counts or ceiling == 0 then return 0 end -- what needs nothing is covered, whatever is left
   if not is_limited(tenant) then return need end
@@ -15,8 +15,8 @@ local function quota_hold(tenant, now, counts, need, ceiling, least)
   return nil, refused(verdict, now, SCOPE_TENANT, KIND_QUOTA, tenant.used, tenant.total, tenant.next_reset)
 end
 
--- credits to hold, or nil and the refusal: -10 too few, -9 enough but held by calls in flight. All of them, or where
--- tokens set the price and the call states no maximum (`least` is not 0) what is free: to that it is bound
+-- The credits to hold, or nil and the refusal: -10 too few, -9 enough but held by calls in flight. All of them; or the free amount,
+-- as the call's limit, if tokens set the price and the call states no maximum (`least` is not 0).
 local function credit_hold(organization, now, credits, least)
   local left = organization.credit_limit - organization.credits_used
   local free = left - organization.credits_held
@@ -25,14 +25,14 @@ local function credit_hold(organization, now, credits, least)
   return bound, bound == nil and refused(verdict, now, SCOPE_ORGANIZATION, KIND_CREDITS, organization.credits_held, left, 0)
 end
 
--- what is kept of an organization's service; before units were held it ended with the month's quantity
+-- The stored use of an organization's service; an early layout ends with the month's quantity.
 local function activation_of(raw)
   if not raw then return ACTIVATION.fresh() end
   return ACTIVATION.opened(#raw < ACTIVATION_BYTES and raw .. ZERO .. ZERO or raw)
 end
 
--- One-Time: the first call in holds the price, the others are not charged while it is pending. Answers the price to hold, and
--- the flags of the hold: ONE_TIME says that the call waits there. A call without a price yet waits for nothing
+-- One-Time: the first call holds the price, and others are not charged while it is pending. Returns the price to hold, and the flags
+-- of the hold: ONE_TIME means that the call waits for the first. A call whose price is still unknown waits for nothing.
 local function join(activation, price, flags, raised_hold)
   if raised_hold and has(raised_hold.flags, HOLD_ONE_TIME) then return 0, flags end
   if price == 0 then return 0, flags - HOLD_ONE_TIME end
@@ -43,7 +43,7 @@ local function join(activation, price, flags, raised_hold)
   return price, flags
 end
 
--- credits that are free of an organization as it is packed, where no call opened it; what was asked last is kept
+-- The free credits of a packed organization that no call has opened; the last result is cached.
 local asked_organization, credits_asked
 local function credits_free_of(raw)
   if raw ~= asked_organization then
@@ -53,7 +53,7 @@ local function credits_free_of(raw)
   return credits_asked
 end
 
--- quotients are rounded up without a call: (a + -a % b) / b
+-- Quotients are rounded up without a function call: (a + -a % b) / b
 local NO_BUCKETS = ADMITTED.span('requests_scope', '', {
   requests_scope = 0, requests_limit = 0, requests_used = 0, requests_reset = 0, tokens_scope = 0, tokens_limit = 0, tokens_used = 0, tokens_reset = 0})
 local function admitted(now, tokens, tenant, credits_free, credits, bounds,

@@ -1,6 +1,6 @@
--- append: entries to streams, and what else may fail: all of it or nothing. Needs state, batch.
+-- append: adds entries to streams, and other writes that may fail, all or none. Needs state, batch.
 
--- on a failure takes back what it appended and answers the error; the entries become their ids
+-- After a failure, deletes what it added and returns the error; otherwise the entries are replaced by their ids.
 local function append(stream, entries, count)
   for i = 1, count or #entries do
     if written_as ~= TODAY then entries[i] = ENTRY.earlier(entries[i]) end
@@ -14,10 +14,10 @@ local function append(stream, entries, count)
   return nil
 end
 
--- whether a call of a function is past what may fail
+-- Whether the writes that may fail are done.
 local is_writing = false
 
--- the same, then a command with many members, which may fail too: what comes after these may not
+-- Like `append`, then a command with many members, which may fail too; no later command may.
 local function append_and(stream, entries, count, verb, name, members, member_count)
   local err = count > 0 and append(stream, entries, count)
   if err then return err end

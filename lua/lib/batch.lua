@@ -1,8 +1,7 @@
--- batch: the values that calls in one batch share: the time, and their partition's marker: the layout that all is written in
--- there, too. Needs state.
+-- batch: values shared by the calls of a batch: the time, and their partition's marker, with the layout to write. Needs state.
 
--- ms since the epoch. What one client sent in one write (`batch`: its number, like no other's)
--- and runs without another in between shares its time: TIME is a twentieth of the cost of reserve and settle
+-- The time in ms since the epoch. Calls that one client sent in one write (`batch`: its unique number), and that run without others
+-- in between, share it: TIME is a twentieth of the cost of reserve and settle.
 local NO_BATCH = 0
 local asked_by, answered = NO_BATCH, 0
 local function clock(batch)
@@ -13,8 +12,8 @@ local function clock(batch)
   return answered
 end
 
--- the marker's epoch and catalogue version, or nil where it was not verified under the run id asked for; what the last one
--- says is kept, since it is the same for all calls of a partition
+-- The marker's epoch and catalogue version; nil if the marker has another run id than `asked_for`. The last result is cached, since
+-- it is the same for all calls of a partition.
 local last_marker, marked_by, marked_epoch, marked_version
 local written_as = TODAY
 local function verified(marker, asked_for)
@@ -33,7 +32,7 @@ local function verified(marker, asked_for)
   return marked_epoch, marked_version
 end
 
--- a state as it is written, by the marker that was looked at last; and many, by turns name and state, from one place to another
+-- A state in the layout of the last marker; and a list of names and states in turn, from one index to another.
 local function as_written(name, state) return written_as == TODAY and state or earlier(state, name) end
 
 local function all_as_written(list, first, last)

@@ -1,6 +1,7 @@
--- budget_accounts: what becomes of the accounts of budgets that a call took from, and how its hold names them. Needs state, accounts, account.
+-- budget_accounts: the budget accounts that a call took from: what is kept of them, and their names in its hold. Needs state,
+-- accounts, account.
 
--- what a call made of its accounts is what the next one finds; the same ones are new no more by the second call
+-- Keeps a call's changed accounts for the next call; for the same accounts, the second call clears `is_new`.
 local kept_accounts, is_kept_again
 local function keep_accounts(accounts)
   if accounts ~= kept_accounts then kept_accounts, is_kept_again = accounts, false
@@ -20,7 +21,7 @@ local function keep_accounts(accounts)
 end
 
 local name_parts = {}
--- how a hold names accounts, each with all its windows; of the last ones it is kept
+-- The names of accounts in a hold, each with all its windows; the last result is cached.
 local named_accounts, named_last
 local function held_as(accounts)
   if accounts == named_accounts then return named_last end

@@ -1,7 +1,7 @@
--- budgeted: from which accounts of budgets a call takes. Needs state, accounts, definition, account.
+-- budgeted: finds the budget accounts that a call takes from. Needs state, accounts, definition, account.
 local ACCOUNTS_MAX = 16
 
--- what is stored of budgets at a place, opened
+-- The opened budget account at a place.
 local function open_budget(at, key)
   local raw = raw_of[at]
   local account = raw and remembered(key, raw, PACKED) or account_of_state(key, raw)
@@ -10,7 +10,7 @@ local function open_budget(at, key)
 end
 
 local last_group, last_defined_at
--- the last call's accounts, where this one is right behind it, names the same and brings the same definitions; else nil
+-- The previous call's accounts, if this call names the same ones and brings the same definitions; else nil.
 local function accounts_again(group, argv, defined_at)
   if group ~= last_group or not last_accounts or not defined_at ~= not last_defined_at then return nil end
   if defined_at then
@@ -21,9 +21,9 @@ local function accounts_again(group, argv, defined_at)
   return last_accounts
 end
 
--- the accounts of a call, whose places are in its `shape`, from `at` to `last`, or these themselves; of accounts for each that of
--- their index is behind it. Definitions come from argument `defined_at` on, or not at all. They are apart from what is
--- kept where something is given back before the last check. Calls of one `group` name the same accounts
+-- The accounts of a call, whose places are in its `shape` from `at` to `last`, or are these numbers; each account of one owner is
+-- followed by its index. Definitions are arguments from `defined_at` on, or absent. `apart` makes copies, for a call that gives
+-- amounts back before the last check. Calls of one `group` name the same accounts.
 local function accounts_at(keys, shape, group, at, last, argv, defined_at, now, apart)
   local accounts, count = group and not apart and accounts_again(group, argv, defined_at), 0
   if accounts then return accounts end

@@ -1,6 +1,6 @@
--- calendar: boundaries of cycles by the clocks of a plan's zone. Needs state.
--- Intervals: 0 none, 1 daily (00:00), 2 weekly (Monday, or the plan's day), 3 monthly (anchor day, clamped). The clock of a zone
--- is exact until it changes for the second time; the keeper tells it again before.
+-- calendar: the ends of cycles, by the local time of a plan's zone. Needs state.
+-- Intervals: 0 none, 1 daily (00:00), 2 weekly (Monday, or the plan's day), 3 monthly (anchor day, clamped). The local time of a zone
+-- is exact until its clocks change for the second time; the keeper sends the next change before that.
 local DAY_MS = 86400000
 
 local function civil(days)
@@ -28,7 +28,7 @@ local function anchored(year, month, anchor)
   return start + min(anchor, month_start(year, month + 1) - start) - 1
 end
 
--- the first day after this one on which a cycle begins; days count from 1970
+-- The first day after `day` on which a cycle begins; days count from 1970.
 local function day_after(interval, anchor, day)
   if interval == 1 then return day + 1 end
   if interval == 2 then return day + 7 - (day + 4 - min(anchor, 7)) % 7 end
@@ -37,29 +37,29 @@ local function day_after(interval, anchor, day)
   return first > day and first or anchored(year, month + 1, anchor)
 end
 
--- the first boundary after now where days are those of UTC
+-- The first end of a cycle after now, for days in UTC.
 local function boundary(interval, anchor, now) return day_after(interval, anchor, floor(now / DAY_MS)) * DAY_MS end
 
--- the day a tenant's clocks show
+-- The day in a tenant's local time.
 local function day_of(tenant, at)
   return floor((at + ((tenant.turns_at > 0 and at >= tenant.turns_at) and tenant.offset_after or tenant.offset)) / DAY_MS)
 end
 
--- The first moment of a day. Clocks that are set back over midnight show it twice: it is the first time. Where they skip
--- midnight, it is that at which they do
+-- The first moment of a day. If clocks are set back over midnight, a day begins twice: the first time counts. If they skip midnight,
+-- the day begins when they do.
 local function begins(tenant, day)
   local at, after = day * DAY_MS - tenant.offset, day * DAY_MS - tenant.offset_after
   local turned = tenant.turns_at > 0 and at >= tenant.turns_at and after >= tenant.turns_at
   return turned and after or at
 end
 
--- the plan's day, else Monday, or the tenant's own of a month
+-- The plan's anchor day; otherwise Monday, or the tenant's own day of the month.
 local function anchor_of(tenant)
   if tenant.anchor_day > 0 then return tenant.anchor_day end
   return tenant.reset_interval == 2 and 1 or tenant.anchor
 end
 
--- the first boundary after now
+-- The first end of a cycle after now.
 local function next_reset_of(tenant, now)
   if tenant.reset_interval == 0 then return 0 end
   local anchor = anchor_of(tenant)
@@ -69,7 +69,7 @@ local function next_reset_of(tenant, now)
   return begins(tenant, day_after(tenant.reset_interval, anchor, day))
 end
 
--- cycles from one boundary to another; a day has 24 hours, an hour more or less
+-- The number of cycles between two ends; a day has 24 hours, give or take one.
 local function cycles_between(tenant, from, to)
   local days = floor((to - from) / DAY_MS + 0.5)
   if tenant.reset_interval == 1 then return days end

@@ -1,9 +1,9 @@
--- calls: many calls in one call of a function, each answered for itself. Needs state, append, accounts, shape, write.
+-- calls: many calls in one function call, with an answer for each. Needs state, append, accounts, shape, write.
 
--- what a call is answered that raised this
+-- The error answer of a call that raised `why`.
 local function error_of(why) return kind_of(why) == 'table' and why or {err = 'ERR ' .. why} end
 
--- runs each call of a part, those after `done`, with its own keys and arguments, as where it came alone
+-- Runs each call of a part, those after `done`, with its own keys and arguments, as if it came alone.
 local function run_alone(alone, shared, keys, argv, part, first, done, answers)
   local shape = argv[1]
   local own, calls, places = (part - 1) * (shared - 1), calls_of[part], byte(shape) * (shared - 1) + first
@@ -17,9 +17,9 @@ local function run_alone(alone, shared, keys, argv, part, first, done, answers)
   end
 end
 
--- Runs each part's calls together: all of it fails before it has written anything, or not at all. What it leaves to be written
--- is written for all parts at once. The calls of a part that fails run alone then, in turn, so that who fails is told, and nobody
--- else. Answers a list
+-- Runs each part's calls together: the part fails before it has written anything, or succeeds as a whole. The remaining writes of all
+-- parts are made at once. The calls of a failed part then run one by one, so that only a call that fails gets an error. Returns a
+-- list of answers.
 local function answer_each(alone, run_part, shared, finds_holds, keys, argv)
   local parts, answers, failed, done, first = byte(argv[1]), {}, {}, 0, 0
   local works = protected(look_up, keys, parts * (shared - 1), finds_holds and #keys or #keys - call_count)

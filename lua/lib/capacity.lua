@@ -1,22 +1,22 @@
--- capacity: what an upstream can take, as an account that shares draw from. Two levels, of requests and of tokens, are refilled
--- evenly, and hold a second of that; below zero they are debt. Needs nothing.
--- A share's own levels are its guaranteed part, and hold five seconds of that. All it has beyond is its use: of those
--- that wait the one with the least use by its weight is next. An account's `use` is that of who was next last: others begin there.
--- A minute is paced so that what flows in and what a level held before are together no more than the limit.
+-- capacity: the capacity of an upstream, as an account that shares draw from. Two levels, of requests and of tokens, are refilled
+-- evenly, and hold one second's worth; below zero they are debt. Needs nothing.
+-- A share has levels of its own for its guaranteed part, which hold five seconds' worth. What it takes beyond that is its use: the
+-- waiting share with the least use for its weight is next. An account's `use` is that of the last one let in: new shares begin there.
+-- A minute is paced so that the inflow and the former levels together are at most the limit.
 local PACE, BURST_MS, GUARANTEED_MS, DEBT_MS, MINUTE_MS = 0.983, 1000, 5000, 10000, 60000
--- who was refused is waited for so long, and who is silent for so long is forgotten
+-- How long a refused share is waited for, and after how long a silent one is forgotten.
 local WAITED_FOR_MS, SILENT_MS, CAPACITY_SHARES_MAX = 500, 10000, 256
 local OTHER_SHARES = '*'
--- Lua takes 200 names in one place: these are one
+-- Lua allows 200 local names in one scope: this table is one.
 local capacity = {}
 
--- a level that flows in at `a_minute` and holds as much as in so many ms, or one; a limit of 0 is none
+-- A level refilled at `a_minute`, which holds as much as flows in within `holds` ms, or 1; a limit of 0 is none.
 function capacity.filled(level, a_minute, holds, passed)
   local most = max(1, a_minute * holds / MINUTE_MS)
   return level and min(most, level + passed * a_minute / MINUTE_MS) or most
 end
 
--- the account as it is now; a clock that was set back lets nothing flow in
+-- The account as of now; while the clock is behind the stored time, nothing flows in.
 function capacity.at_time(packed, limits, now)
   local one = packed and cmsgpack.unpack(packed) or {at = now, use = 0, shares = {}}
   local passed = min(max(0, now - one.at), MINUTE_MS)
@@ -29,7 +29,7 @@ function capacity.at_time(packed, limits, now)
   return one
 end
 
--- the share that a call is of; of too many the last ones are one together
+-- The share of a call; beyond the maximum of shares, further ones share one.
 function capacity.share_of(one, asked, now)
   local name = asked.share
   if not one.shares[name] and one.count >= CAPACITY_SHARES_MAX then name = OTHER_SHARES end
@@ -45,14 +45,14 @@ function capacity.share_of(one, asked, now)
   return share
 end
 
--- what requests and tokens are of a minute: the larger part
+-- The larger of the parts that requests and tokens are of a minute's limit.
 function capacity.part_of(limits, requests, tokens)
   if tokens < 0 then return limits.tokens > 0 and tokens / limits.tokens or 0 end
   local part = limits.requests > 0 and requests / limits.requests or 0
   return max(part, limits.tokens > 0 and tokens / limits.tokens or 0, limits.requests + limits.tokens == 0 and 0.001 * requests or 0)
 end
 
--- calls that ended give back all they did not use, or take more
+-- Gives back what ended calls did not use, or takes what they used beyond.
 function capacity.return_unused(one, limits, gone)
   for _, left in ipairs(gone) do
     one.requests, one.tokens = one.requests + left.requests, one.tokens + left.tokens
@@ -64,7 +64,7 @@ function capacity.return_unused(one, limits, gone)
   one.tokens = capacity.filled(one.tokens, limits.tokens * PACE, BURST_MS, 0)
 end
 
--- ms until an account has room for a call that draws from what is left, 0 now; one that is larger than a level needs a full one
+-- The ms until the account has room for a call beyond guarantees, 0 for now; a call larger than a level needs a full one.
 function capacity.room_in(one, limits, need)
   local wait = 0
   if limits.requests > 0 then wait = (1 - one.requests) * MINUTE_MS / limits.requests / PACE end

@@ -1,9 +1,9 @@
--- charge: the accounts a settled call moves, and its outbox entry. Needs state, event, spend, settlement.
+-- charge: moves the accounts of a settled call, and makes its outbox entry. Needs state, event, spend, settlement.
 
 local NANO = 1000000000
 
--- of credits that are `over` what a call costs, in nano-credits, those that are left to charge: whole ones paid ahead go back.
--- A charge is never below nothing: what it has no room for waits for the next one
+-- The credits to charge, if they are `over` the call's cost by some nano-credits: whole credits paid ahead are deducted. A charge is
+-- never below 0: what cannot be deducted now waits for the next one.
 local function carry(organization, credits, over)
   local ahead = organization.ahead + over
   local back = ahead < NANO and 0 or min(credits, floor(ahead / NANO))
@@ -11,8 +11,8 @@ local function carry(organization, credits, over)
   return credits - back
 end
 
--- the entry of a call that was given back for nothing: it moves no account, and tells the journal of the call. Its arguments are from
--- `a` on
+-- The entry of a call that ended without a charge: it moves no account, and records the call in the journal. The call's arguments
+-- begin at `a`.
 local function unmoved(mode, key_id, service_id, request_id, argv, a, tenant, now, epoch)
   return event(tenant, tenant.organization_id, {
     kind = EVENT_CONSUME, flags = 0, note = mode == MODE_RECLAIM and NOTE_RECLAIMED or 0, at = now, epoch = epoch,
@@ -20,10 +20,10 @@ local function unmoved(mode, key_id, service_id, request_id, argv, a, tenant, no
   })
 end
 
--- Facts of a call that moves tokens alone, as most do: none. `settle` charges it itself.
+-- Facts of a call that moves only tokens, as most do: none. `settle` charges it itself.
 local no_facts = {}
 
--- moves the accounts any other call touches; answers its one outbox entry and the facts in it that `settle` answers
+-- Moves the accounts of any other call; returns its one outbox entry, and the facts in it that `settle` answers with.
 local function charge(mode, flags, weighed, credits, units, over, key_id, service_id, argv, a, source, tenant, organization, activation, now, epoch,
   activates, money, raw_tokens, requests, budgets)
   local counts, one_time, uses, pays = has(flags, FLAG_COUNTS), has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES), has(flags, FLAG_PAYS)
@@ -53,7 +53,7 @@ local function charge(mode, flags, weighed, credits, units, over, key_id, servic
   return event(tenant, organization.organization_id, facts), facts
 end
 
--- how the answer to a call ends; that to one that moves tokens alone is the same for all of an epoch
+-- The end of a call's answer; for calls that move only tokens it is the same in an epoch, and cached.
 local epoch_settled, settled_end
 local function answer_ends(epoch, moved, facts)
   if facts ~= no_facts or moved ~= 1 or epoch ~= epoch_settled then

@@ -1,6 +1,6 @@
--- cover: more holds in budgets' windows for a call under way. Needs state, definition, account, held.
+-- cover: raises the amounts that a running call holds in budgets' windows. Needs state, definition, account, held.
 
--- what windows that enforce have free of a unit, and whether the first that has too little cuts its calls
+-- The free amount of a unit in windows that enforce, and whether the first one with too little stops its calls.
 local function free_in(accounts, held, unit, more)
   local free, cuts = more, false
   for i in ipairs(held) do
@@ -18,8 +18,8 @@ local function free_in(accounts, held, unit, more)
   return free, cuts
 end
 
--- tops up what the windows of a hold hold of it until that covers what is wanted, as far as they have it free; answers exhausted:
--- 0 no, 1 yes, 2 yes and a window that has too little cuts its calls
+-- Raises a hold's amounts in its windows to the wanted amounts, as far as these are free; returns exhausted: 0 no, 1 yes, 2 yes and a
+-- window with too little stops its calls.
 local function cover_windows(hold, packed_hold, accounts, money_wanted, raw_wanted)
   local size, exhausted = HOLD.field(packed_hold, 'budgets'), 0
   local held = size == 0 and no_windows or held_in(accounts, packed_hold, size)

@@ -1,9 +1,9 @@
--- cycle: the plan a tenant follows, and the reset that is due. Needs state, event, calendar.
--- 0 while unlimited
+-- cycle: the plan of a tenant, and its due reset. Needs state, event, calendar.
+-- The ledger's balance; 0 while unlimited.
 local function balance_of(tenant) return tenant.total < 0 and 0 or remaining_of(tenant) end
 
--- Has a tenant follow a plan. A running cycle ends on the day it was to end, by the plan's clocks; where another one begins
--- on other days, with the next of these
+-- Gives a tenant a plan. The running cycle still ends on its day, in the plan's local time; if the plan's cycles begin on other days,
+-- it ends with the next of these.
 local function follow(tenant, packed, now)
   local interval, anchor, day = tenant.reset_interval, anchor_of(tenant), day_of(tenant, tenant.next_reset)
   PLAN.into(tenant, packed)
@@ -12,12 +12,13 @@ local function follow(tenant, packed, now)
   else tenant.next_reset = begins(tenant, day) end
 end
 
--- Use beyond the plan was owed for otherwise than by tokens to come: the next reset forgives it, also under a plan that carries
+-- Has the next reset forgive use beyond the plan, also under a plan that carries it over: it was owed otherwise than in future
+-- tokens.
 local function forgive_next(tenant)
   if not has(tenant.flags, FORGIVES) then tenant.flags = tenant.flags + FORGIVES end
 end
 
--- starts a new cycle under the plan in force; answers the event, which says what debt it forgives
+-- Starts a new cycle under the present plan; returns the event, which states the forgiven debt.
 local function renew(tenant, now, epoch, passed, next_reset, facts)
   local before, left = balance_of(tenant), remaining_of(tenant)
   local carried = 0
@@ -36,7 +37,7 @@ local function renew(tenant, now, epoch, passed, next_reset, facts)
   return packed
 end
 
--- the reset event that is due now, or nil; several missed cycles are one event
+-- The reset event that is due now, or nil; several missed cycles are one event.
 local function due(tenant, now, epoch)
   local at = tenant.next_reset
   if at <= 0 or now < at then return nil end

@@ -1,20 +1,19 @@
--- definition: what a packed definition of budgets says. It comes with every call, and is the same for many calls and
--- accounts: so it is read once. Needs state.
+-- definition: decodes a packed definition of budgets. Every call brings one, often the same, so the last ones are cached.
+-- Needs state.
 local DEFINITIONS_MAX, WINDOWS_KEPT_MAX, FIRST_BYTE, HUGE = 256, 32, 1, 9007199254740992
--- Places of a definition's parts: its windows that are not gone packed, how many, and their ids packed; the fields of all (each
--- at
--- WINDOW_..._AT behind those before it), how many, and all packed; when the first of them ends and the last (HUGE: one never does);
--- what an entry says of those not gone; the unit of each, and its limit where it enforces; whether one without end is forgotten
--- once nobody uses it: one of a session, or one that is gone.
+-- Fields of a definition: its windows that are not gone, packed; their number; their ids, packed; the fields of all windows (each at
+-- WINDOW_..._AT after the previous windows), their number, and all packed; when the first and the last of them end (HUGE: never); the
+-- windows that are not gone, for an entry; the unit of each window, and its limit if it enforces; whether a window without end
+-- expires when it is unused: one of a session, or one that is gone.
 local LIVE, LIVE_COUNT, IDS, FIELDS, COUNT, ALL, FIRST_END, LAST_END, TOLD, UNITS, LIMITS, UNUSED_ENDS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
--- Units, as flags of windows have them; the others are requests.
+-- Units, as in the flags of windows; the third is requests.
 local MONEY, TOKENS, REQUESTS = 1, 2, 4
 local NOBODY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 local definitions, definitions_count, meter_forms = {}, 0, {}
 
 local function repeated(form, count) return '<' .. string.rep((string.gsub(form, '<', '')), count) end
 
--- the form of the used and held amounts of so many windows
+-- The format of the used and held amounts of this many windows.
 local function meter_form(count)
   local form = meter_forms[count]
   if not form then
@@ -24,7 +23,7 @@ local function meter_form(count)
   return form
 end
 
--- how an entry names windows, from one place to another
+-- The windows from one index to another, for an entry.
 local function told_of(fields, first, last, value)
   local parts = {}
   for place = first, last do
@@ -34,7 +33,7 @@ local function told_of(fields, first, last, value)
   return table.concat(parts)
 end
 
--- windows that are gone come last
+-- Decodes a definition; its windows that are gone come last.
 local function definition_of(packed)
   local found = definitions[packed]
   if found then return found end

@@ -1,6 +1,6 @@
--- entry: packs an outbox entry that moves tokens alone, as most do, and the lengths of texts. Needs state, window.
+-- entry: packs outbox entries that move only tokens, as most do, and the lengths of texts. Needs state, window.
 
--- How the length of a text is packed before it; those of short texts are kept.
+-- The packed length that precedes a text; short ones are cached.
 local LENGTHS_MAX = 1024
 local lengths_8, lengths_16 = {}, {}
 local function packed_length(known, form, length)
@@ -16,7 +16,7 @@ local function status_flag(tenant)
   return tenant.limit <= tenant.used and has(tenant_flags, HAS_PLAN) and is_limited(tenant) and ENTRY_BLOCKED or 0
 end
 
--- how an entry begins: whose it is, and when; that of the last one is kept
+-- The beginning of an entry, with its account and time; the last one is cached.
 local kind_begun, flags_begun, note_begun, at_begun, epoch_begun, tenant_begun, key_begun, service_begun, beginning
 local function entry_begins(kind, flags, note, at, epoch, tenant, key_id, service_id)
   if at ~= at_begun or key_id ~= key_begun or tenant ~= tenant_begun or service_id ~= service_begun or flags ~= flags_begun or kind ~= kind_begun
@@ -28,7 +28,7 @@ local function entry_begins(kind, flags, note, at, epoch, tenant, key_id, servic
   return beginning
 end
 
--- a movement of tokens alone, and by how much it moves which windows of budgets
+-- The entry of a movement of only tokens, with the windows of budgets that it moves, and the amounts.
 local NO_SPEND, UNBUDGETED = ENTRY.span('credit_seq', 'money', {}), ENTRY.span('money', '', {})
 local function tokens_event(tenant, kind, flags, note, at, epoch, key_id, service_id, amount, source, user, attribution, metadata,
   money, raw_tokens, requests, budgets)

@@ -1,10 +1,10 @@
 -- event: packs any outbox entry. Layout: gateway/core/accounts/outbox.py. Needs state, entry.
 local ZERO = '\0\0\0\0\0\0\0\0'
 
--- `organization_id` is what a tenant knows too
--- facts: kind, flags, note, at, epoch, key, service, amount, credit_seq, credits, balance, spend_seq, units,
--- spend, spent, source, user, attribution, metadata, priced (how the units were, packed), carried (of credits, packed);
--- money, raw_tokens, requests, budgets (which windows, packed)
+-- Packs an entry; `organization_id` is known from a tenant, too.
+-- Facts: kind, flags, note, at, epoch, key, service, amount, credit_seq, credits, balance, spend_seq, units, spend, spent, source,
+-- user, attribution, metadata, priced (how the units were, packed), carried (of credits, packed); money, raw_tokens, requests,
+-- budgets (the windows, packed).
 local function event(tenant, organization_id, facts)
   local source, user, attribution, metadata = facts.source or '', facts.user or '', facts.attribution or '', facts.metadata or ''
   local flags, note, key_id, service_id, amount = facts.flags, facts.note or 0, facts.key or 0, facts.service or 0, facts.amount or 0
@@ -24,13 +24,13 @@ local function event(tenant, organization_id, facts)
   } .. (facts.priced or facts.carried or '')
 end
 
--- the next seq, and a time that never runs backwards
+-- Advances the seq, and the time, which never goes back.
 local function stamp(tenant, now)
   tenant.seq = tenant.seq + 1
   if now > tenant.ledger_at then tenant.ledger_at = now end
 end
 
--- stamps and packs a token movement
+-- Stamps and packs a movement of tokens.
 local function movement(tenant, now, epoch, kind, amount, facts)
   stamp(tenant, now)
   facts.kind, facts.at, facts.epoch, facts.amount = kind, tenant.ledger_at, epoch, abs(amount)
@@ -38,7 +38,7 @@ local function movement(tenant, now, epoch, kind, amount, facts)
   return event(tenant, tenant.organization_id, facts)
 end
 
--- stamps a movement of credits, and adds it to the facts; `carried` is how it moved what is paid ahead
+-- Stamps a movement of credits and adds it to the facts; `carried` is the change of the amount paid ahead.
 local function move_credits(organization, now, amount, facts, carried)
   organization.credits_used, organization.credit_seq = organization.credits_used - amount, organization.credit_seq + 1
   organization.credit_at = max(now, organization.credit_at)

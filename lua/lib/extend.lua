@@ -1,7 +1,7 @@
--- extend: what renewing one call does to its hold and accounts. Needs state, account.
+-- extend: the changes to a hold and its accounts by extending one call. Needs state, account.
 
--- tops up a hold until it covers what is wanted, as far as tokens and credits are free; answers exhausted:
--- 0 no, 1 yes and the plan lets the call finish, 2 yes and the plan cuts it
+-- Raises a hold to the wanted amounts, as far as tokens and credits are free; returns exhausted: 0 no, 1 yes and the plan lets the
+-- call finish, 2 yes and the plan stops it.
 local function cover(hold, tenant, organization, tokens, credits)
   local short, more, lacks = false, tokens - hold.tokens, false
   if more > 0 and has(hold.flags, HOLD_COUNTS) then
@@ -16,7 +16,7 @@ local function cover(hold, tenant, organization, tokens, credits)
   return (short or lacks) and 1 + tenant.on_exhausted or 0
 end
 
--- one reader of states: each name once
+-- Returns a function that opens states, each name once, and the list of opened names.
 local function account_opener(form)
   local opened, order = {}, {}
   return function(name, raw)
@@ -30,7 +30,7 @@ local function account_opener(form)
   end, order
 end
 
--- how many keys the calls have, the accounts of their budgets included; nil where one is not packed as it should be
+-- The number of keys that the calls have, including their budget accounts; nil for an argument of the wrong size.
 local function keys_of_calls(argv)
   local found = 0
   for at = 3, #argv do
@@ -40,7 +40,7 @@ local function keys_of_calls(argv)
   return found
 end
 
--- the same of budget accounts, as they are now
+-- Like `account_opener`, for budget accounts as of now.
 local function budget_opener(now)
   local opened, order = {}, {}
   return function(name, raw)

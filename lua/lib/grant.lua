@@ -1,4 +1,4 @@
--- grant: what each control verb does to an account. Needs state, event, cycle.
+-- grant: the effects of each control verb on an account. Needs state, event, cycle.
 
 local function credit(organization, now, epoch, amount, facts)
   facts.kind, facts.flags, facts.epoch = EVENT_CREDIT, amount >= 0 and ENTRY_IN or 0, epoch
@@ -16,8 +16,8 @@ local function mark(tenant, now, epoch, kind, facts)
   return event(tenant, tenant.organization_id, facts)
 end
 
--- moves a tenant to another plan now: the difference is an adjust; a first plan is a reset. What it is beyond one that does not
--- carry ends with that
+-- Moves a tenant to another plan now, as an adjust of the difference; a first plan is a reset. Under a plan that does not carry, use
+-- beyond the former plan is forgiven at the next reset.
 local function change_plan(tenant, now, epoch, packed, facts)
   local had = has(tenant.flags, HAS_PLAN)
   if tenant.total >= 0 and tenant.overage_policy ~= POLICY_CARRY and remaining_of(tenant) < 0 then forgive_next(tenant) end
@@ -41,7 +41,7 @@ local function tenant_grant(tenant, now, epoch, verb, amount, plan, facts)
   return movement(tenant, now, epoch, verb == VERB_RECHARGE and EVENT_RECHARGE or EVENT_ADJUST, amount, facts)
 end
 
--- numbers past 2^53 - 1 would no longer be exact
+-- Whether a number would exceed 2^53 - 1 and no longer be exact.
 local function out_of_range(tenant, before, organization)
   local largest = abs(organization.credits_used)
   if tenant then largest = max(largest, abs(tenant.limit), abs(remaining_of(tenant)), abs(remaining_of(tenant) - before)) end

@@ -1,10 +1,10 @@
--- held: what the windows of budgets hold of one call, as its hold says: which of each account, and how much.
+-- held: the amounts that one call holds in the windows of budgets, by its hold: the windows of each account, and the amounts.
 -- Needs state, definition, account, budgeted.
--- Those of a name and of ids.
+-- The bytes of the lengths of a name and of ids.
 local LENGTHS_BYTES = 2
 local no_windows = {}
 
--- the windows of each account that a hold holds in, their ids packed; nil where it took from other accounts
+-- The packed ids of a hold's windows in each account; nil if it took from other accounts.
 local function held_in(accounts, packed_hold, size)
   local found, at = {}, #packed_hold - size + 1
   for i, account in ipairs(accounts) do
@@ -23,7 +23,7 @@ local function is_among(ids, id)
   end
 end
 
--- moves what is held in the windows of a hold
+-- Changes the held amounts in the windows of a hold.
 local function move_held(accounts, held, amounts)
   for i, ids in ipairs(held) do
     local meters, definition = accounts[i][METERS], accounts[i][DEFINITION]
@@ -36,9 +36,9 @@ local function move_held(accounts, held, amounts)
   end
 end
 
--- Amounts that a hold gives back, by unit: one request in any case.
+-- The amounts that a hold gives back, by unit: always one request.
 local backs = {0, 0, 0, 1}
--- gives back what a hold holds; answers in which windows it did, nothing where in all that are not gone, unless that is asked `exactly`
+-- Gives back the amounts of a hold; returns the windows, or none if these were all that are not gone, unless `exactly`.
 local function give_back(accounts, packed_hold, exactly)
   if not packed_hold then return no_windows end
   local money, raw_tokens, budgets = HOLD.read(packed_hold)

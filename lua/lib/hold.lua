@@ -1,10 +1,10 @@
--- hold: takes what a call needs in all windows of its budgets, or in none. Amounts go by unit, as flags of windows have it.
+-- hold: takes a call's amounts in all windows of its budgets, or in none. Amounts are by unit, as in the flags of windows.
 -- Needs state, take, definition, account, short, held.
 
--- What the call at hand needs, and to what that may be cut; one request in any case.
+-- The needs of the present call, and the least amounts they may be cut to; always one request.
 local needs, leasts = {0, 0, 0, 1}, {0, 0, 0, 0}
 
--- the hold a call may have, in place of the one before; or nil and the refusal. Under a strict plan it is all the call could use
+-- The amounts to hold for a call, in place of a former hold's; or nil and the refusal. Under a strict plan that is all it could use.
 local function budget_needs(accounts, now, packed, raised_packed, strict)
   local money, money_most, money_least, raw_tokens, raw_most, raw_least = NEED.read(packed)
   if strict then money, raw_tokens = max(money, money_most), max(raw_tokens, raw_most) end
@@ -17,8 +17,8 @@ local function budget_needs(accounts, now, packed, raised_packed, strict)
   return needs
 end
 
--- Holds so much in every window; answers what the hold says of them, money and tokens, and packed the tightest one that enforces,
--- as it is then
+-- Holds `needs` in every window; returns the part of the hold about them, money and tokens, and the tightest window that enforces,
+-- packed, as it is then.
 local function hold_windows(accounts)
   local least_left, tightest, tight_place, tight_used = HUGE, nil, 0, 0
   for i = 1, #accounts do

@@ -1,7 +1,7 @@
--- hold_parts: the part of a hold that names its call's accounts and times, and the id of an API key and when it expires. Both are kept of the
+-- hold_parts: the part of a hold with its call's accounts and times, and the id and expiry of an API key. Both are cached for the
 -- last call. Needs state.
 
--- what a hold says of whose call it is, and when; that of the last call is kept
+-- The part of a hold with a call's accounts and times; the last one is cached.
 local service_held_for, now_held_for, ttl_held_for, tenant_held_for, key_held_for, units_held_for, said_of_call
 local function hold_of_call(service_id, now, ttl, tenant, key_id, units)
   if now ~= now_held_for or key_id ~= key_held_for or tenant ~= tenant_held_for or service_id ~= service_held_for or ttl ~= ttl_held_for or units ~= units_held_for then
@@ -12,8 +12,8 @@ local function hold_of_call(service_id, now, ttl, tenant, key_id, units)
   return said_of_call
 end
 
--- an API key's id, and when it expires (0: never; a revoked one long ago), packed; what was asked last is kept: of calls that come together
--- it is mostly the same
+-- An API key's id and expiry (0: never; a revoked key expired long ago), from its packed state; the last result is cached, since
+-- calls that come together mostly have the same key.
 local LONG_AGO = 1
 local asked_key, id_asked, expires_asked
 local function key_of_state(raw)

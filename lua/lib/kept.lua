@@ -1,9 +1,9 @@
--- kept: how accounts of budgets are written, and when somebody's is forgotten. Needs state, batch, accounts, account.
--- How long an account for each is kept after the last window that it is in; how many forgotten ones leave the index at a time.
+-- kept: writes accounts of budgets, and decides when a single owner's expires. Needs state, batch, accounts, account.
+-- How long such an account is stored after its last window; how many expired ones one write removes from the index.
 local EACH_AFTER_MS, STALE_MOST = 86400000, 2
 
--- notes until when an account for each is kept, in its index too; some forgotten ones leave. One that has an amount without end
--- is kept (below 0): the index says until when it has a place
+-- Sets the expiry of a single owner's account, in its index too, and removes some expired ones there. An account with an endless
+-- window never expires (below 0): the index has the time until which it has a place.
 local function keep_each(account, now)
   local index, definition = account[INDEX], account[DEFINITION]
   local last, unused = definition[LAST_END], (floor(now / DAY_MS) + EACH_UNUSED_DAYS + 1) * DAY_MS
@@ -15,8 +15,8 @@ local function keep_each(account, now)
   if #stale > 0 then call('ZREM', index, values(stale)) end
 end
 
--- whether nothing is used of an account for each, and no call is in flight that may: then it takes nobody's place. A new one is
--- about to be used
+-- Whether a single owner's account is unused, with no call in flight that may use it: then it takes no place. A new account is about
+-- to be used.
 local function is_unused(account)
   if not account[INDEX] or account[IS_NEW] or account[CALLS] > 0 then return false end
   for _, amount in ipairs(account[METERS]) do
@@ -25,7 +25,7 @@ local function is_unused(account)
   return true
 end
 
--- writes an account with its stored length, or says that it is forgotten; nothing can keep it from that any more
+-- Writes an account in place if its length is unchanged, or deletes it; nothing here can fail.
 local function write_budget(account, raw, now)
   local key, definition, ends = account[KEY_NAME], account[DEFINITION], account[EXPIRES]
   if definition and is_unused(account) then

@@ -1,10 +1,10 @@
--- load: how a definition enters a state. Needs state, bucket, cycle.
+-- load: writes a definition into a state. Needs state, bucket, cycle.
 
--- of states by their kind
+-- By the kind of state.
 local forms = {KEY_FORM, USER_FORM, TENANT_FORM, ORGANIZATION_FORM}
 local sizes = {KEY_SIZE, USER_SIZE, TENANT_SIZE, ORGANIZATION_SIZE}
 
--- a new account: no limits, nothing used; a tenant starts unlimited, without a plan, at seq 0
+-- A new account: no limits, nothing used; a tenant starts unlimited, without a plan, at seq 0.
 local function blank(kind)
   if kind == KIND_KEY then return KEY.fresh() end
   if kind == KIND_USER then return USER.fresh() end
@@ -12,8 +12,8 @@ local function blank(kind)
   return ORGANIZATION.fresh()
 end
 
--- the plan's terms follow the plan a tenant has; a first plan and a change of plan are grants. One that comes to carry does so
--- from the next cycle on: who is beyond it has owed for that
+-- Updates the terms of the plan that a tenant has; a first plan and a change of plan are grants. If the terms begin to carry use
+-- over, they do so from the next cycle on, since use beyond the plan was owed otherwise until then.
 local function define_tenant(tenant, packed, now)
   local user_rpm, user_tpm, user_concurrency, tenant_id, organization_id, plan_id = DEFINE_TENANT.read(packed)
   tenant.user_rpm, tenant.user_tpm, tenant.user_concurrency = user_rpm, user_tpm, user_concurrency

@@ -1,13 +1,13 @@
--- paid: what the windows of budgets count of a call, and what its entry says of them.
+-- paid: counts a call in the windows of its budgets, for the entry too.
 -- Needs state, cycle, definition, account, held.
 
--- what is charged to budgets
+-- The amounts that budgets count.
 local function paid_of(packed)
   local money, raw_tokens, requests = PAID.read(packed)
   return money, raw_tokens, requests
 end
 
--- what an entry says of the windows of an account that are not gone
+-- The windows of an account that are not gone, for an entry.
 local function told_as(account, definition)
   local told, value = account[TOLD_AS], value_of(account)
   if not told then
@@ -17,10 +17,10 @@ local function told_as(account, definition)
   return told
 end
 
--- counts what was used in every window, and in those that are gone where the call held; answers which, as an entry has it.
--- Of a use that was before, only windows that had begun by then count it
+-- Counts a use in every window, and in windows that are gone if the call held there; returns the windows, for an entry. Of a past use
+-- (`since`), only windows that had begun by then count.
 local told_parts, amounts_paid = {}, {0, 0, 0, 0}
--- What an entry said of the last accounts that have no window that is gone.
+-- The windows in the last entry, if none of the accounts' windows is gone.
 local told_accounts, told_last
 local function pay_windows(accounts, held, money, raw_tokens, requests, since)
   local told, is_told, all_live = 0, not since and accounts == told_accounts, not since

@@ -1,10 +1,9 @@
--- reserve: what is decided of each call, and what all of them write. Needs state, accounts, take, admit, spend, hold,
--- paid, append.
+-- reserve: the decision about each call, and the writes of all. Needs state, accounts, take, admit, spend, hold, paid, append.
 local RESERVE_SHARED = 3
 local had_nothing, held_now = {}, {}
 
--- the hold that is topped up, opened, the tokens it took by scope, whether it is another service's, and packed; nil and
--- nothing where it is gone, or none is to be topped up: then all is taken again
+-- The hold to raise, opened; the tokens it took by scope; whether it is of another service; and packed. nil and nothing if it is
+-- gone, or none is to be raised: then everything is taken.
 local function raised(name, service_id, many)
   local packed = many and held_now[name] or call('GET', name)
   packed = packed and today(packed, name)
@@ -18,8 +17,8 @@ local function copied(account) return {values(account)} end
 
 local NO_BUDGETS = HOLD.span('weighed', '', {weighed = -1})
 
--- Takes a hold for one call, whose arguments begin at `a`; answers it. Where many share its part the places of its accounts begin
--- at `first` of the shape
+-- Takes a hold for one call, whose arguments begin at `a`; returns the answer. If many calls share its part, the places of its
+-- accounts begin at `first` in the shape.
 local function reserve_one(keys, hold_key, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first, group)
   local batch, run_id, catalogue, need, weighed, ceiling, least, credits_least, credits, units, ttl, service_id, plan_id, flags, request_id =
     RESERVE.read(argv[a])
@@ -52,7 +51,7 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   local user = with_user and account_of[at_user]
   if user == nil then user = limited_user(at_user, keys[at_user + keys_before], tenant, now) end
   local activation, reset = at_activation and open_activation(at_activation, keys[at_activation + keys_before]), reset_of[at_tenant]
-  -- what is given back or counted before the last check is so on copies
+  -- amounts that change before the last check are changed on copies
   if activation or raises then tenant, organization, activation = copied(tenant), organization and copied(organization), activation and copied(activation) end
   scopes[SCOPE_KEY], scopes[SCOPE_USER], scopes[SCOPE_TENANT], scopes[SCOPE_ORGANIZATION] = api_key, user, tenant, organization
 
@@ -85,7 +84,7 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   elseif raised_hold and raised_hold.budgets > 0 then return roll_back(redis.error_reply('ERR a hold is raised with its budget accounts')) end
   if one_time then credits, flags = join(activation, credits, flags, raised_hold) end
   if credits > 0 then credits, short = credit_hold(organization, now, credits, credits_least) end
-  -- what units hold is kept with their service
+  -- the amount held by units is stored with their service
   if uses and not short then credits, short = 0, spend_hold(organization, activation, raised_hold, tiers, units, now) end
   if short then return roll_back(short) end
 
@@ -93,7 +92,7 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   if accounts then tail, money, raw_tokens, told = hold_windows(accounts) end
   tenant.held = tenant.held + tokens
   if credits > 0 then organization.credits_held = organization.credits_held + credits end
-  -- the same bits, but for the one that says reclaimed, and that of a user nothing is kept of
+  -- The flags of the call, without the one that means reclaimed in a hold, and without the user's if nothing of it is stored.
   local kept = flags % FLAG_RAISES - (has(flags, FLAG_SUBSCRIPTION) and FLAG_SUBSCRIPTION or 0) - (with_user and not user and 1 or 0)
   local hold = HOLD.span('', 'observed', {flags = kept, tokens = tokens, key_tpm = takes[1], user_tpm = takes[2], tenant_tpm = takes[3],
     organization_tpm = takes[4], credits = credits}) .. hold_of_call(service_id, now, ttl, tenant, key_id, units)
@@ -122,14 +121,14 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
     requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used) .. told
 end
 
--- what can fail of a part, all of it or nothing; then what it leaves to be written
+-- The writes of a part that may fail, all or none; then the rest.
 local function end_reserves(keys, places)
   local err = member_count > 0 and append_and(keys[own_before + 2], event_of, event_count, 'ZADD', keys[own_before + 1], member_of, member_count)
   if err then error(err) end
   leave_part(keys, places)
 end
 
--- takes a hold for one call. KEYS[1] d  KEYS[2] x  KEYS[3] m
+-- Takes a hold for one call. KEYS[1] d  KEYS[2] x  KEYS[3] m
 local function reserve_alone(keys, argv)
   local places = #keys - RESERVE_SHARED
   look_up(keys, RESERVE_SHARED - 1, #keys - 1)
@@ -140,7 +139,7 @@ local function reserve_alone(keys, argv)
   return answer
 end
 
--- takes holds for the calls of a part, those after `done`, whose places come after `before`
+-- Takes holds for the calls of a part, those after `done`, whose places come after `before`.
 local function reserve_part(keys, argv, part, before, done, answers)
   local many, places, holds = calls_of[part] > 1, places_of[part], #keys - call_count
   enter_part((part - 1) * (RESERVE_SHARED - 1), before, FAR_HELD)

@@ -1,8 +1,8 @@
--- reset: begins the use of a budget's window at nothing again, in each account. Needs state, event, definition, windows, account.
+-- reset: sets the use in a budget's window to 0, in each account. Needs state, event, definition, windows, account.
 local RESET_ACCOUNTS_MAX, NO_ID = 256, '000000000000000000000000000000000000'
 
--- the accounts it changed, each with an entry that says what it took from the window; always one, which is the control
--- write's
+-- Returns the changed accounts; each has an entry with the amount taken from the window. There is always an entry, which records the
+-- control write.
 local function reset_windows(events, keys, raw, first, before, budget_id, now, epoch, organization_id, source, metadata)
   local accounts, known = {}, #events
   if #keys - first >= 2 * RESET_ACCOUNTS_MAX then error({err = 'ERR a reset is of up to 256 accounts'}) end

@@ -1,11 +1,10 @@
--- settle: what is decided of each call, and what all of them write. Needs state, accounts, admit, spend, paid, append,
--- settlement, charge.
+-- settle: the settlement of each call, and the writes of all. Needs state, accounts, admit, spend, paid, append, settlement, charge.
 local SETTLE_SHARED = 5
 local late_told, ended_keys, tombstone_of, life_of, ended_of, post_of, entry_of, posted = {}, {}, {}, {}, {}, {}, {}, {}
 local told_count, post_count = 0, 0
 
--- Settles one call, whose arguments begin at `a`; answers it. Where many share its part the places of its accounts begin at
--- `first` of the shape
+-- Settles one call, whose arguments begin at `a`; returns the answer. If many calls share its part, the places of its accounts begin
+-- at `first` in the shape.
 local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first, group)
   local batch, run_id, mode, tokens, weighed, credits, units, over, service_id, key_id, flags, tombstone, request_id = SETTLEMENT.read(argv[a])
   local with_user, one_time, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES)
@@ -63,7 +62,7 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   local user = counted and account_of[at_user]
   if user == nil then user = open_user(at_user, keys[at_user + keys_before]) end
   local tenant = account_of[at_tenant] or open_tenant(at_tenant, keys[at_tenant + keys_before], now, epoch)
-  -- then nothing of an organization is looked at but its limits
+  -- then only the limits of the organization matter
   local tokens_alone = has(flags, FLAG_COUNTS) and not (one_time or uses or has(flags, FLAG_PAYS) or mode == MODE_CORRECT)
   local organization = account_of[at_organization]
   if not organization then
@@ -86,7 +85,7 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
     if paid_given > 1 and paid_given ~= 1 + #accounts then error({err = 'ERR settle takes a definition for each budget account'}) end
     held, money, raw_tokens, requests = give_back(accounts, slots == 1 and packed_hold, since), paid_of(paid)
   elseif slots == 1 and HOLD.field(packed_hold, 'budgets') > 0 then error({err = 'ERR a hold ends with its budget accounts'}) end
-  -- a call that is given back for nothing moves no account
+  -- a call that ends without a charge moves no account
   local free = mode == MODE_RELEASE or (mode == MODE_RECLAIM and tokens == 0 and weighed == 0 and credits == 0 and units == 0
     and money == 0 and raw_tokens == 0 and requests == 0)
   local activates = false
@@ -123,7 +122,7 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
     if shape then posted[source], posted[entry_id] = true, true end
   end
 
-  -- how far the organization's account is written: its windows, or none
+  -- how far the organization's account is written: with its windows, or only its head
   if organization_far < FAR_LEDGER and (hold_credits > 0 or not tokens_alone and (uses or one_time or has(flags, FLAG_PAYS))) then organization_far = FAR_LEDGER end
   if api_key then give(api_key, now, slots, key_tpm, tokens) end
   if user then give(user, now, slots, user_tpm, tokens) end
@@ -139,7 +138,7 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
     remaining = tenant.total < 0 and -1 or tenant.limit - tenant.used}) .. answer_ends(epoch, tenant.seq - seq, facts)
 end
 
--- holds of a part that ended: of those that a reclaim ended a tombstone stays, the others go with those of all parts
+-- Ends the holds of a part: reclaimed ones become tombstones, and the others are deleted with those of all parts.
 local function end_holds()
   for i = 1, member_count do
     local name, tombstone = ended_keys[i], tombstone_of[i]
@@ -157,7 +156,7 @@ local function begin_settlements(own, before, many)
   if many then posted, ended_of = {}, {} end
 end
 
--- what can fail of a part, all of it or nothing; then what it leaves to be written
+-- The writes of a part that may fail, all or none; then the rest.
 local function end_settlements(keys, places)
   local late_queue = keys[own_before + 3]
   local err = told_count > 0 and tell(late_queue, late_told, told_count)
@@ -174,7 +173,7 @@ local function end_settlements(keys, places)
   leave_part(keys, places)
 end
 
--- settles one call. KEYS[1] d  KEYS[2] x  KEYS[3] late queue  KEYS[4] g  KEYS[5] m
+-- Settles one call. KEYS[1] d  KEYS[2] x  KEYS[3] late queue  KEYS[4] g  KEYS[5] m
 local function settle_alone(keys, argv)
   local places = #keys - SETTLE_SHARED
   look_up(keys, SETTLE_SHARED - 1, #keys)
@@ -185,7 +184,7 @@ local function settle_alone(keys, argv)
   return answer
 end
 
--- settles the calls of a part, those after `done`, whose places come after `before`
+-- Settles the calls of a part, those after `done`, whose places come after `before`.
 local function settle_part(keys, argv, part, before, done, answers)
   local many, places, holds = calls_of[part] > 1, places_of[part], #keys - call_count
   begin_settlements((part - 1) * (SETTLE_SHARED - 1), before, many)

@@ -1,21 +1,21 @@
--- settlement: what becomes of a call that is to be settled without a charge. Needs state, batch, admit.
--- A call's arguments are `argv` from `a` on.
+-- settlement: calls that are settled without a charge here. Needs state, batch, admit.
+-- A call's arguments are in `argv`, from `a` on.
 
--- the id of a request's one correction: its own with the version nibble set to 8
+-- The id of a request's only correction: its own, with the version digit 8.
 local VERSION_AT = 15
 local function correction_of(request)
   return sub(request, 1, VERSION_AT - 1) .. '8' .. sub(request, VERSION_AT + 1)
 end
 
--- when a use was that a control write tells; nil of an entry of the late queue, whose id is no number
+-- The time of a use that a control write charges; nil for an entry of the late queue, whose id is no number.
 local function moment_of_use(entry) return entry and tonumber(entry) end
 
--- whether somebody took an entry of the late queue, or its request is on its way to PostgreSQL
+-- Whether an entry of the late queue was settled, or its request is on its way to PostgreSQL.
 local function dealt_with(lane, entry, control, id)
   return call('HEXISTS', control, id) == 1 or not (moment_of_use(entry) or #call('XRANGE', lane, entry, entry) > 0)
 end
 
--- why there is nothing to settle here, or nil
+-- Why there is nothing to settle here, or nil.
 local function why_gone(entry_id, packed_hold, reclaimed, accounts, service_id)
   if not entry_id and not packed_hold then return SETTLED_UNKNOWN end
   if not entry_id and reclaimed then return SETTLED_RECLAIMED end
@@ -23,7 +23,7 @@ local function why_gone(entry_id, packed_hold, reclaimed, accounts, service_id)
   if packed_hold and service_id == 0 and HOLD.field(packed_hold, 'service_id') ~= 0 then return SETTLED_UNKNOWN end
 end
 
--- what leaves a call to the keeper, who knows the ledger, with what a reclaim charged of it; the batch means nothing any more
+-- The late queue's entry of a call that the keeper decides by the ledger, with a reclaim's charge of it; the batch number is omitted.
 local function late_entry(argv, a, count, mode, flags, paid, reclaimed_hold)
   local kept = SETTLEMENT.since(argv[a], 'layout')
   return {'a', written_as == TODAY and kept or KEPT.earlier(kept), 'u', argv[a + 1], 'c', argv[a + 2], 'm', argv[a + 3],
@@ -32,7 +32,7 @@ local function late_entry(argv, a, count, mode, flags, paid, reclaimed_hold)
     'acknowledged', mode == MODE_RECOVER and argv[a + count - 1] or ''}
 end
 
--- leaves such entries in the late queue, all or none; the error, where that fails
+-- Adds such entries to the late queue, all or none; returns the error if that fails.
 local function tell(lane, entries, count)
   for i = 1, count do
     local id = try('XADD', lane, '*', values(entries[i]))
@@ -44,8 +44,8 @@ local function tell(lane, entries, count)
   end
 end
 
--- One-Time: the first success charges and activates, the last failure (`free`) releases. Answers whether it activates, and the credits
--- it charges
+-- One-Time: the first successful call charges and activates the service, the last failed one (`free`) releases the price. Returns
+-- whether it activates, and the credits to charge.
 local function leave(activation, organization, credits, free, slots)
   activation.waiting = max(0, activation.waiting - slots)
   if activation.flags == ACTIVE or (free and activation.waiting > 0) then return false, credits end

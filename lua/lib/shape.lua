@@ -1,19 +1,18 @@
--- shape: whose is what of the keys and arguments of many calls that are one call of a function. Needs state, accounts, shape_cache.
--- All that is of one partition is a part. First come the keys that all calls of a part share but for its marker, part by part;
--- then
--- of each part the marker and the accounts; then each call's hold. A call that is alone in its part names its accounts in their
--- order; of many, each account is there once. The first argument, the `shape`, says whose is what: how many parts there are, then
--- of each how many calls and accounts it has, and of each call how many arguments, and where there are many of them how many
--- accounts and the place of each. In its part the marker has place 1, the first account 2.
--- Where a key names its kind: `tk:{p07}:h:`.
+-- shape: assigns the keys and arguments of a function call to its many calls. Needs state, accounts, shape_cache.
+-- All calls of one partition are a part. First come the keys that all calls of a part share, except its marker, part by part; then
+-- the marker and the accounts of each part; then each call's hold. A call that is alone in its part names its accounts in order; for
+-- many calls, each account is named once. The first argument, the `shape`, has these bytes: the number of parts, then for each part
+-- its numbers of calls and accounts, and for each call its number of arguments, and in a part of many calls its number of accounts
+-- and the place of each. In its part the marker has place 1, the first account 2.
+-- The index at which a key names its kind: `tk:{p07}:h:`.
 local KIND_AT, HOLD_KIND = 10, 104
--- What the shape says: of each part its calls and places; of each call its first argument and how many, how many accounts, where
--- in the shape their places are; then by scope each call's place among all places, and the first of the calls right before it that have
--- the same accounts, in a part of many. And how many calls there are.
+-- The decoded shape: for each part its calls and places; for each call its first argument and their number, its number of accounts,
+-- and where their places are in the shape; by scope each call's place among all places; and the first of the calls directly before it
+-- that have the same accounts, in a part of many. And the number of calls.
 local calls_of, places_of, argument_of, count_of, own_of, first_of, scope_places, group_of
 local call_count = 0
 
--- reads a shape; whether keys and arguments are those of it, and no part and of many calls no account is there twice
+-- Reads a shape; returns whether it fits keys and arguments, with no part twice, and in a part of many calls no account twice.
 local function fits(shape, keys, argv, shared)
   local read = parsed_shape(shape)
   if not read then return false end

@@ -1,9 +1,9 @@
--- shape_cache: what shapes say (lib/shape.lua). The same one comes again and again, so of the last ones it is kept. Needs state.
+-- shape_cache: decoded shapes (lib/shape.lua); shapes repeat, so the last ones are cached. Needs state.
 local FIRST_PLACE, CALLS_MAX = 2, 64
 local SHAPES_MAX = 32
 local shapes, shape_count = {}, 0
 
--- where behind `at` the places of so many accounts end; nil where one is none of their part's
+-- The index after the places of `count` accounts that begin at `at`; nil if a place is none of their part.
 local function past_places(shape, at, count, most)
   for i = at, at + count - 1 do
     local place = byte(shape, i) or 0
@@ -12,8 +12,8 @@ local function past_places(shape, at, count, most)
   return at + count
 end
 
--- What a shape says, then how many keys its parts have behind those they share, how many calls there are, and arguments; nil where
--- it says nothing. Of a call with three accounts the place of a user is another's, or 0
+-- Decodes a shape: its calls, then the number of keys after the shared ones, of calls, and of arguments; nil if it is invalid. A call
+-- with three accounts has another account's place for its user, or 0.
 local function read_shape(shape)
   local parts, at, argument, calls_before, before = byte(shape) or 0, 2, 2, 0, 0
   local calls_in, places_in, arguments, counts, owns, firsts = {}, {}, {}, {}, {}, {}

@@ -1,9 +1,9 @@
--- short: whether the budgets of a call have enough free for it. Amounts go by unit, as flags of windows have it.
+-- short: whether a call's budgets have enough free for it. Amounts are by unit, as in the flags of windows.
 -- Needs state, take, definition, windows, account.
 local OTHERS = 'other'
 
--- Which accounts are one too many for each, a bit an account: they are not there yet, and as many have a place as may, or are kept
--- as may be. Where somebody's is, others' go on
+-- The accounts of single owners that cannot be made, a bit for each: they do not exist, and the most that may have a place, or may be
+-- stored, exist already. The calls then use the shared account instead.
 local function too_many(accounts, now)
   local found = 0
   for place, account in ipairs(accounts) do
@@ -18,7 +18,7 @@ local function too_many(accounts, now)
   return found
 end
 
--- the refusal of a window, if it is stronger than the one before: used up until the latest moment, then held by calls in flight
+-- The refusal by a window, if it is stronger than a former one: the latest end of a used-up window, then amounts held by calls.
 local function stronger(short, now, verdict, fields, at, used, held, need)
   local ends = fields[at + WINDOW_NEXT_AT]
   local till = verdict == VERDICT_QUOTA_HELD and -1 or ends == 0 and HUGE or ends
@@ -29,8 +29,8 @@ local function stronger(short, now, verdict, fields, at, used, held, need)
   }}
 end
 
--- Cuts what a call needs to what every window that enforces has free, where it states no maximum (`leasts` not 0) and not
--- below that; or answers the refusal: -13 used up, -9 held
+-- Cuts the needs of a call to the free amount of every window that enforces, if it states no maximum (`leasts` not 0), and not below
+-- `leasts`; or returns the refusal: -13 used up, -9 held.
 local function budgets_short(accounts, now, needs, leasts)
   local short
   for i = 1, #accounts do

@@ -1,15 +1,16 @@
--- spend: what Pay-Per-Use costs, in millionths of the currency, by the tiers of a calendar month. Needs state, calendar, take, tiers.
--- year × 12 + month
+-- spend: the cost of Pay-Per-Use, in millionths of the currency, by the tiers of a calendar month. Needs state, calendar, take,
+-- tiers.
+-- The number of a month: year × 12 + month.
 local function month_of(now)
   local year, month = civil(floor(now / DAY_MS))
   return year * 12 + month
 end
 
--- the units of the month it is
+-- The units used in the given month.
 local function settled_of(activation, month) return month > activation.month and 0 or activation.quantity end
 
--- The hold on the cap for a service is the cost of all its units in flight if they settled now, all together: so it is the same
--- in any order. An organization's is the sum over its services.
+-- Updates the hold on the cap for a service: the cost of all its units in flight if they settled together now, so that their order
+-- does not matter. An organization's hold is the sum over its services.
 local function spend_keep(organization, activation, tiers, now)
   local capped = organization.cap >= 0 and activation.held > 0
   local price = capped and price_of(tiers, settled_of(activation, month_of(now)), activation.held) or 0
@@ -17,13 +18,12 @@ local function spend_keep(organization, activation, tiers, now)
   activation.held_price = price
 end
 
--- begins with what is in flight: gives back the units of a hold of a service of units. One made before units were counted has a price of
--- its own, and none to give back
+-- Gives back the units of a hold. A hold from before units were counted has a price of its own, and no units.
 local function units_back(activation, units) activation.held = max(0, activation.held - units) end
 
--- holds units, and of the cap what they add to the price of those held; or answers the refusal: -11 the cap does not
--- cover this, -9 calls in flight hold what would, or more units than are counted; it says what is spent this month and
--- when the next one begins. Without a cap nothing is refused: of units in flight are then as many held as are counted
+-- Holds units, and of the cap what they add to the cost of those held; or returns the refusal: -11 the cap does not cover this, -9
+-- calls in flight hold the rest, or there would be more units than can be counted. It has the spend of this month and the start of
+-- the next. Without a cap nothing is refused, and the held units end at the largest number.
 local function spend_hold(organization, activation, raised_hold, tiers, units, now)
   if raised_hold and has(raised_hold.flags, HOLD_USES) and raised_hold.credits == 0 then units_back(activation, raised_hold.units) end
   local before = activation.held
@@ -42,8 +42,8 @@ local function spend_hold(organization, activation, raised_hold, tiers, units, n
   return refused(verdict, now, SCOPE_ORGANIZATION, KIND_SPEND, spent, organization.cap, boundary(3, 1, now))
 end
 
--- moves the month's quantity and the spend account; answers what the units cost, and packed what by:
--- the month's units before them, and the tiers
+-- Moves the month's quantity and the spend account; returns the cost of the units, and packed its basis: the month's units before
+-- them, and the tiers.
 local function spend_pay(organization, activation, tiers, units, now)
   local month = month_of(now)
   local price = price_of(tiers, settled_of(activation, month), units)

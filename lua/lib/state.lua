@@ -1,20 +1,20 @@
--- state: packed states and holds. Where their fields are is said in gateway/counters/layouts/; the fields of opened ones
--- (`hold.tokens`), forms, sizes and questions to a layout (`HOLD.field(raw, 'created')`) are written out when the library is
--- assembled (gateway/counters/layouts/lua.py). Shared by every script.
+-- state: packed states and holds, for every script. The fields are defined in gateway/counters/layouts/; fields of opened states
+-- (`hold.tokens`), formats, sizes and layout operations (`HOLD.field(raw, 'created')`) are written out when the library is assembled
+-- (gateway/counters/layouts/lua.py).
 -- A state is one string: the number of its layout, a flags byte, then doubles holding integers below 2^53.
 -- Limits of 0 are "none"; a total of -1 is unlimited; bucket levels count UNITs of debt.
 local REVOKED, OVERRIDE = 1, 1
 local INTEGER_MAX, GARBAGE_PERCENT = 9007199254740991, 1000
 
--- What Lua and Redis lend. A global of a library is looked up in two tables every time it is named; these are found
--- once, on the first call: while the library is loaded there are none.
+-- Functions of Lua and Redis. A global of a library is looked up in two tables each time; these are looked up once, on the first
+-- call, because they do not exist while the library is loaded.
 local call, try, pack, parse, values, format, sub, byte, abs, floor, ceil, max, min, kind_of, protected
 
 local function bind()
   try, pack, parse, values, format, sub = redis.pcall, struct.pack, struct.unpack, unpack, string.format, string.sub
   abs, floor, ceil, max, min = math.abs, math.floor, math.ceil, math.max, math.min
   byte, call, kind_of, protected = string.byte, redis.call, type, pcall
-  -- all there is of the library is marked again after ten times as much, not twice; where Redis lets nobody say so, never mind
+  -- the collector runs after ten times the memory in use, not twice; servers that forbid this setting go without
   pcall(function() collectgarbage('setpause', GARBAGE_PERCENT) end)
 end
 
@@ -24,7 +24,7 @@ local function open(form, packed)
   return fields
 end
 
--- Before layout 132 there was what remained in place of a limit, and of credits the balance
+-- Layouts before 132 had the rest in place of a limit, and the balance in place of used credits.
 local function limited_today(raw, number)
   if number >= REORDERED or #raw ~= TENANT_BYTES then return raw end
   local used, limit, total = TENANT.read(raw)
@@ -36,8 +36,8 @@ local function credited_today(raw, number)
   return ORGANIZATION.replaced(raw, {credits_used = 0 - ORGANIZATION.field(raw, 'credits_used')})
 end
 
--- A stored state, as it is packed today: an older version's is brought up to that. A newer version's stays where it is, and the
--- caller hears of it
+-- A stored state in today's layout: an older version's is converted. A newer version's is left unchanged, and the caller gets an
+-- error.
 local function today(raw, name)
   local number = byte(raw)
   if number == TODAY then return raw end
@@ -54,7 +54,7 @@ local function today(raw, name)
   return HOLD.today(raw, number)
 end
 
--- what is packed as today, as the version before reads it
+-- A state of today's layout, in the previous version's.
 local function earlier(raw, name)
   local kind = string.match(name, ':(%a):')
   if kind == 'k' then return KEY.earlier(raw) end
@@ -66,7 +66,7 @@ local function earlier(raw, name)
   return HOLD.earlier(raw)
 end
 
--- the partition's marker, and states and holds after it, as they are packed today
+-- The partition's marker, and then states and holds in today's layout.
 local function stored(keys, first)
   local raw = call('MGET', values(keys, first))
   for i = 2, #raw do

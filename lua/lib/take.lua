@@ -1,4 +1,4 @@
--- take: one request of the buckets and concurrency slots of a list of accounts, or the missing one. Needs state, bucket.
+-- take: takes one request from the buckets and concurrency slots of several accounts, or refuses. Needs state, bucket.
 local HUGE = 9007199254740992
 
 local function refused(verdict, now, scope, kind, used, most, till)
@@ -7,13 +7,13 @@ local function refused(verdict, now, scope, kind, used, most, till)
   }
 end
 
--- By scope, of the last call that took: the tokens taken, and the levels before with their times, which `roll_back` puts back.
+-- By scope, for the last call: the tokens taken, and the former levels with their times, which `roll_back` restores.
 local takes = {0, 0, 0, 0}
 local requests_before, tokens_before, times_before = {0, 0, 0, 0}, {0, 0, 0, 0}, {0, 0, 0, 0}
--- Its accounts, what a hold that it tops up has of them, and the last scope that was taken from.
+-- Its accounts, the amounts of the hold that it raises, and the last scope taken from.
 local taken_of, taken_had, taken_to
 
--- puts back all that `required` took of opened accounts for a call, and answers its refusal; nothing was written yet
+-- Restores everything that `required` took for a call, and returns its refusal; nothing was written yet.
 local function roll_back(answer)
   for scope = SCOPE_KEY, taken_to do
     local account = taken_of[scope]
@@ -25,11 +25,11 @@ local function roll_back(answer)
   return answer
 end
 
--- Takes one request, one slot and up to `need` tokens of the opened accounts, in the order of their scopes; a scope without an
--- account gives nothing. `had` has by scope the tokens that the hold has which is topped up: there request and slot are taken already,
--- and the tokens come in place of those. Answers a refusal, and then nothing was taken. Else nil, then the refusal where only tokens
--- lack, since any other comes before it; then scope (0: none), limit and level of the tightest bucket of requests, and the same of
--- tokens. If the call is refused after that, `roll_back` puts all back
+-- Takes one request, one slot and up to `need` tokens from the opened accounts, in the order of their scopes; a scope without an
+-- account takes nothing. `had` has, by scope, the tokens of the hold that is raised: its request and slot are taken already, and the
+-- tokens replace those. Returns a refusal, with nothing taken. Otherwise nil, then the refusal if only tokens are missing, since any
+-- other comes first; then scope (0: none), limit and level of the tightest bucket of requests, and the same of tokens. If the call is
+-- refused later, `roll_back` restores everything.
 local function required(accounts, now, need, had)
   local short
   local wanted = need * UNIT

@@ -1,9 +1,9 @@
--- tiers: what units of a calendar month cost, in millionths of the currency. Needs state.
+-- tiers: the cost of a calendar month's units, in millionths of the currency. Needs state.
 local MILLION = 1000000
 
--- what a month's first units cost, rounded up once. Packed a tier: up to (-1: no end), whole millionths
--- a unit, and millionths of one: a price of twelve decimals, in integers throughout. Units given back
--- beyond a month's first are worth what the first ones cost
+-- The cost of a month's first units, rounded up once. Each packed tier has its last unit (-1: no end), and the price of a unit in
+-- whole millionths and in millionths of one: twelve decimals, in integers throughout. Units given back beyond a month's first are
+-- worth as much as the first ones.
 local function cost_of(tiers, units)
   if units < 0 then return -cost_of(tiers, -units) end
   local cost, parts, below = 0, 0, 0
@@ -21,8 +21,8 @@ local function cost_of(tiers, units)
   return cost + ceil(parts / MILLION)
 end
 
--- a month's units as they are kept: all FOLDs beyond the second are left out, since a FOLD further on in the last tier costs the
--- same to the millionth. So units that are money have no end
+-- A month's units as stored: whole FOLDs beyond the second are omitted, since in the last tier a further FOLD costs the same to the
+-- millionth. So units that are money have no upper bound.
 local FOLD = 1000000000000000
 local function folded(tiers, units)
   if units < 2 * FOLD then return units end
@@ -33,5 +33,5 @@ local function folded(tiers, units)
   return FOLD + units % FOLD
 end
 
--- what `more` units cost after `before` others
+-- The cost of `more` units after `before` others.
 local function price_of(tiers, before, more) return cost_of(tiers, before + more) - cost_of(tiers, before) end

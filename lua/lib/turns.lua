@@ -1,5 +1,5 @@
--- turns: whose turn it is in an account of an upstream's capacity. Needs capacity.
--- whether what is guaranteed to its share covers a call; its account may be in debt for that, for ten seconds of its flow
+-- turns: the order in which calls draw from an account of an upstream's capacity. Needs capacity.
+-- Whether the guaranteed part of its share covers a call; for that the account may be in debt, by ten seconds of its flow.
 function capacity.is_guaranteed(one, limits, share, asked)
   if asked.requests == 0 and asked.tokens == 0 then return false end
   if asked.requests > 0 and share.requests < 1 or asked.tokens > 0 and share.tokens <= 0 then return false end
@@ -8,13 +8,13 @@ function capacity.is_guaranteed(one, limits, share, asked)
     and (limits.tokens == 0 or one.tokens > 0 - debt * limits.tokens)
 end
 
--- who of two is next: interactive calls go before those of batches, then the least use counts
+-- Whether a call goes before another: interactive calls before batches, then the share with the least use.
 function capacity.goes_before(batch, use, other_batch, other_use)
   if batch ~= other_batch then return batch < other_batch end
   return use < other_use
 end
 
--- the place of the next call of those that are not answered; nil where all are
+-- The index of the next call without an answer; nil if all have one.
 function capacity.next_of(asks, answer)
   local found
   for at, asked in ipairs(asks) do
@@ -24,7 +24,7 @@ function capacity.next_of(asks, answer)
   return found
 end
 
--- whether a share that waits at another gateway goes before a call
+-- Whether a share that waits at another gateway goes before a call.
 function capacity.waits_before(one, asked, now)
   for _, share in pairs(one.shares) do
     local waits = share ~= asked.own and share.waits > now and share.waits <= now + WAITED_FOR_MS
@@ -33,8 +33,8 @@ function capacity.waits_before(one, asked, now)
   return false
 end
 
--- let calls in: first those that their shares' guaranteed parts cover, then by turns, as long as there is room and a place is free.
--- The answer to each is put in; returns ms until the next one may have room, and the ids of those that were let in
+-- Lets calls in: first those that their shares' guaranteed parts cover, then by turns, while there is room and a free slot.
+-- Stores the answer to each; returns the ms until the next one may have room, and the ids of those let in.
 local BUSY_MS = 50
 function capacity.take_turns(one, limits, asks, answer, free, now)
   local letting = {}

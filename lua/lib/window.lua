@@ -1,6 +1,6 @@
--- window: a limit, and its used and held amounts. Wherever a window is, what is used is at `at` of its meters, and behind it
--- what calls in flight hold. Those of budgets have meters of their own (account.lua); a tenant's quota, and an organization's
--- credits and spend are in the account, opened, at QUOTA_AT, CREDITS_AT and SPEND_AT. Needs state.
+-- window: a limit, and its used and held amounts. The used amount of a window is at `at` of its meters, and the amount held by calls
+-- in flight after it. Windows of budgets have meters of their own (account.lua); a tenant's quota, and an organization's credits and
+-- spend, are in the opened account, at QUOTA_AT, CREDITS_AT and SPEND_AT. Needs state.
 local POLICY_CARRY, STRICT = 1, 1
 
 local function free_of(meters, at, limit) return limit - meters[at] - meters[at + 1] end
@@ -10,27 +10,27 @@ local function hold_more(meters, at, amount)
   meters[at + 1] = held < 0 and 0 or held > INTEGER_MAX and INTEGER_MAX or held
 end
 
--- holds more of a window, as far as it is free; answers how much, and whether that is too little
+-- Holds more of a window, as far as it is free; returns the amount, and whether that is too little.
 local function top_up(meters, at, limit, more)
   local given = min(more, max(0, free_of(meters, at, limit)))
   hold_more(meters, at, given)
   return given, given < more
 end
 
--- what a window gives that has less free than is needed: all that is, where this is no less than `least`; or nil and the
--- refusal: `exceeded`, where it would be even if nothing were in flight
+-- The free amount of a window that has less than needed, if it is at least `least`; or nil and the refusal: `exceeded`, if it would
+-- be refused even with no call in flight.
 local function cut(left, free, least, exceeded)
   if least <= free then return free end
   return nil, least > left and exceeded or VERDICT_QUOTA_HELD
 end
 
--- a tenant's tokens are limited, not only counted
+-- Whether a tenant's tokens are limited, not only counted.
 local function is_limited(tenant) return tenant.total >= 0 and tenant.overage_policy ~= POLICY_BILL end
 
--- What the ledger goes by. The ledger goes by it.
+-- The remaining tokens, as the ledger has them.
 local function remaining_of(tenant) return tenant.total < 0 and tenant.limit or tenant.limit - tenant.used end
 
--- gives back what a hold took of them
+-- Gives back the amounts of a hold to the tenant and the organization.
 local function put_back(tenant, organization, flags, tokens, credits)
   if tokens ~= 0 then hold_more(tenant, QUOTA_AT, -tokens) end
   if credits > 0 and not has(flags, HOLD_ONE_TIME) then hold_more(organization, has(flags, HOLD_USES) and SPEND_AT or CREDITS_AT, -credits) end

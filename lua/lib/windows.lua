@@ -1,6 +1,6 @@
--- windows: what time and a definition make of the windows of a budget account, each with what may be used of it until it
--- ends, what is, and what calls in flight hold. Needs state, definition.
--- windows as they are defined, with what is used and held of each
+-- windows: the windows of a budget account as time and a definition change them: each with its limit, end, used and held amount.
+-- Needs state, definition.
+-- The windows of a definition, with their used and held amounts.
 local function listed(definition, meters)
   local windows = {}
   for place = 1, definition and definition[COUNT] or 0 do
@@ -11,8 +11,8 @@ local function listed(definition, meters)
   return windows
 end
 
--- windows rolled on to now, as an account has them: what was used goes with its time, what is held stays. One that is gone
--- goes with its time and the last call in it
+-- The windows rolled forward to now: the used amount ends with its interval, the held one stays. A window that is gone is removed
+-- after its interval and its last call.
 local function rolled(windows, now)
   local parts, meters = {}, {}
   for _, window in ipairs(windows) do
@@ -32,9 +32,9 @@ local function rolled(windows, now)
   return #parts > 0 and definition_of(table.concat(parts)) or nil, meters
 end
 
--- windows as a definition has them: they keep what they used and hold, a new one begins with nothing. Time only goes on: an
--- older definition says no other time, and one of a time to come when the present one ends. A window it does not have is gone,
--- and comes back with the next caller that has it
+-- The windows of a new definition: known ones keep their used and held amounts, a new one starts at 0. Time only moves forward: an
+-- older definition changes no interval, and one of a later interval begins when the present one ends. A window that the definition
+-- lacks is gone, and returns with the next call that has it.
 local function redefined(windows, wanted, now)
   local before, found = {}, {}
   for _, window in ipairs(windows) do before[window.budget_id] = window end

@@ -1,7 +1,7 @@
--- write: what the calls of one call of a function moved, all at once. Needs state, batch, accounts, account_bytes, account, kept.
+-- write: writes what the calls of a function call moved, all at once. Needs state, batch, accounts, account_bytes, account, kept.
 
--- As `leave_part`, of a part whose only call has moved nothing but these (PART_ALONE): they stand in the order tenant, organization,
--- key, user, and each is written out here instead of found by a loop
+-- Like `leave_part`, for a part whose only call has moved nothing but these (PART_ALONE), in the order tenant, organization, key,
+-- user, without a loop.
 local function leave_call(keys)
   local accounts, raws, writes, count, at = account_of, raw_of, write_of, write_count, places_before + 2
   local place, tenant, organization, api_key, user = at + keys_before, accounts[at], accounts[at + 1], accounts[at + 2], accounts[at + 3]
@@ -27,7 +27,7 @@ local function leave_call(keys)
   write_count, part_is = count, PART_CLOSED
 end
 
--- notes what a part, which has so many places, moved: nothing here fails. An account asked in vain stays opened as it was
+-- Collects the writes of a part with this many places; nothing here fails. An unmoved account stays in the cache.
 local function leave_part(keys, places)
   if part_is == PART_ALONE then return leave_call(keys) end
   local count = write_count
@@ -61,7 +61,7 @@ local function leave_part(keys, places)
   write_count = count
 end
 
--- writes what all parts left: nothing here fails
+-- Writes the collected states of all parts; nothing here fails.
 local function write_all()
   if gone_count > 0 then call('DEL', values(gone_of, 1, gone_count)) end
   if write_count > 0 then call('MSET', values(write_of, 1, write_count)) end

@@ -479,7 +479,7 @@ class OrphanReader:
                 return found
 
     async def drop(self, strays: OrphanEntries) -> bytes:
-        """Delete the entries of older data; return the id after which new entries of the stream follow.
+        """Delete the entries of older data; return an id that all new entries of the stream will follow.
 
         CountersUnavailable if the data was exchanged meanwhile, or new entries came.
         """

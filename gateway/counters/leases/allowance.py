@@ -32,8 +32,8 @@ from gateway.errors import CountersUnavailable, InvalidApiKey
 # The script `lease`: its arguments and its answer. Pure.
 #
 # `AccountLease` is one account's part, in tokens or credits. `kept` is the amount that the gateway still
-# counts on, `spent` the used part of it that is not charged yet, and `handed` the part of that which the late
-# queue has.
+# counts on, `spent` the used part of it that is not charged yet, and `handed` the part of `spent`
+# that the late queue has.
 
 MILLION = 1_000_000
 GIVE_BACK, IF_OVER = 0, -1

@@ -90,7 +90,7 @@ def _of_name(letter: str) -> Callable[[int, str], str]:
     return lambda partition, name: f"tk:{{p{partition:02d}}}:{letter}:{name}"
 
 
-# By the anchor of a server: the name of its data's history, the promotion after which it was verified, the
+# By the anchor of a server: the name of its data's history, the last promotion before it was verified, the
 # pulses of processes, the history that all of it was verified in, the workers' reports.
 history, promotion, pulses = map(_of_server, ("history", "promotion", "pulses"))
 verified, workers = map(_of_server, ("verified", "workers"))

@@ -294,7 +294,7 @@ class Resubmitter:
             self._log.expire(self._bounds.at_risk_s)
 
     def _going_on(self, epochs: list[int]) -> dict[float, bool]:
-        """Return the times before which running calls began, and whether each is no longer waited for."""
+        """Return new epochs' times that running calls precede, and whether to stop waiting for these."""
         now, far = self._clock(), zip(self._seen_at, epochs, self._sent_again, self._reported, strict=True)
         seen = {at for at, epoch, sent, reported in far if not epoch == sent == reported}
         return {at: now - at >= self._bounds.calls_s_max for at in seen if self._in_flight(at)}
