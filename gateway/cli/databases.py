@@ -1,4 +1,4 @@
-"""Which database a command is about: options, a configuration file, or a running `up`."""
+"""Finds the database for a command: by options, a configuration file, or a running `up`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def settings_of(config: Path | None, database_url: str | None, data_dir: Path | 
 
 
 def owner_url(config: Path | None, database_url: str | None, data_dir: Path | None) -> str:
-    """Return the address of the database for who owns it, as it was said, or of a running `up`."""
+    """Return the database address of its owner, from the settings or a running `up`."""
     from gateway.local.data_directory import known_values  # noqa: PLC0415  # each command loads what it needs
     from gateway.settings.settings import PREFIX  # noqa: PLC0415  # loaded where it is needed
 

@@ -1,7 +1,7 @@
-"""`tollkeeper init`: five answers make a stack that runs, with a team, its budget and its key.
+"""`tollkeeper init`: five answers create a running stack with a team, its budget and its key.
 
-It owns the files it writes into the data directory, each once: a second run there changes nothing. The
-provider's key and the team's are in files that only their owner can read, and in no log.
+It writes each file in the data directory once: a second run changes nothing. The provider's key and the
+team's key are in files that only their owner can read, and in no log.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HELLO = "Hello!"
 
 @dataclass(frozen=True, slots=True)
 class SetupProvider:
-    """A provider: the variable that has its key, and a first call of it."""
+    """A provider for the first call: the variable with its key, and the call's path, header and body."""
 
     variable: str
     path: str
@@ -71,7 +71,7 @@ PROVIDERS: Mapping[str, SetupProvider | None] = {
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Answers that options give; None is asked for, or has its default where nobody can answer."""
+    """Answers given by options; for None the user is asked, or the default is used without a terminal."""
 
     provider: str | None
     key_file: Path | None
@@ -91,7 +91,7 @@ class SetupAnswers:
 
 
 def init(given: Given, *, start: bool, environ: Mapping[str, str] = os.environ) -> None:
-    """Set up a data directory as it was answered, start it, and print a first call."""
+    """Set up a data directory by the answers, start the stack, and print a first call."""
     ask: Callable[..., str] = _asked if sys.stdin.isatty() else lambda _question, default, **_: default
     if given.provider is not None and given.provider not in PROVIDERS:
         raise CommandFailed(f"--provider must be one of {', '.join(PROVIDERS)}.")
@@ -130,7 +130,7 @@ def _asked(question: str, default: str, *, hidden: bool = False) -> str:
 
 
 def _answers(given: Given, ask: Callable[..., str], environ: Mapping[str, str]) -> SetupAnswers:
-    """Return the checked answers, before any write; `CommandFailed` names the wrong option."""
+    """Return the checked answers before anything is written; `CommandFailed` names a wrong option."""
     named = [name for name, each in PROVIDERS.items() if each is not None and environ.get(each.variable)]
     choices = ", ".join(PROVIDERS)
     provider = given.provider or ask(f"Provider ({choices})?", named[0] if named else DEMO)
@@ -169,7 +169,7 @@ def _provider_key(provider: str, given: Given, ask: Callable[..., str], environ:
 
 
 def _write_files(place: Path, answers: SetupAnswers, given: Given) -> None:
-    """Write the files, the configuration last: a directory with a configuration is complete."""
+    """Write the files, the configuration last, so that a directory with a configuration is complete."""
     try:
         if not place.exists():
             place.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True)
@@ -190,12 +190,12 @@ def _write_files(place: Path, answers: SetupAnswers, given: Given) -> None:
 
 
 def _objects(answers: SetupAnswers) -> Json:
-    """Return the team as files for `tollkeeper apply` have it."""
+    """Return the team's objects in the format of `tollkeeper apply`."""
     owner = {"organization": ORGANIZATION}
     limit = {"unit": MONEY, "amount": answers.budget, "interval": "month"}
     return {
         "organizations": [{"name": ORGANIZATION}],
-        "token-plans": [{"name": PLAN}],  # no limit of its own: the budget is the limit
+        "token-plans": [{"name": PLAN}],  # unlimited: the budget is the limit
         "tenants": [{"name": answers.team, **owner, "plan": PLAN}],
         "api-keys": [{"name": KEY, "tenant": {**owner, "name": answers.team}}],
         "budgets": [{"name": f"{answers.team}, a month", **owner, "tenant": answers.team, **limit}],
@@ -203,7 +203,7 @@ def _objects(answers: SetupAnswers) -> Json:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
+    """Write a file that only its owner can read, atomically."""
     coming = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(
         os.open(coming, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8"
@@ -224,7 +224,7 @@ def _shown(words: list[str]) -> str:
 
 
 def _running(place: Path) -> Json | None:
-    """Return the addresses of the stack that runs here; None where none does."""
+    """Return the addresses of the stack that runs in this directory, or None."""
     try:
         noted: Json = json.loads((place / "up.json").read_bytes())
         found = find({"TOLLKEEPER_DATA_DIR": str(place)})
@@ -234,7 +234,7 @@ def _running(place: Path) -> Json | None:
 
 
 def _started(place: Path) -> Json:
-    """Start `up` behind this command, and wait until it serves."""
+    """Start `up` in the background, and wait until it serves; return the addresses."""
     log_path = place / LOG
     with waiting("Starting: databases, schema, keeper, gateway"):
         descriptor = os.open(log_path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
@@ -254,15 +254,15 @@ def _started(place: Path) -> Json:
 
 
 def _line_of(stream: IO[str]) -> str:
-    """Return its first line; empty where it ends, or says nothing in time."""
-    import select  # noqa: PLC0415  # only where something is started
+    """Return the first line of a stream; empty if it ends, or sends nothing in time."""
+    import select  # noqa: PLC0415  # needed only for a start
 
     ready, _, _ = select.select([stream], [], [], START_S_MAX)
     return stream.readline() if ready else ""
 
 
 def _make_team(place: Path, api: AdminClient) -> None:
-    """Apply the team's file; the key is kept in a file before anybody is told of it."""
+    """Apply the team's file, and store its new key in a file before anything is printed."""
     from gateway.cli.admin.configuration import body_of, read_sources  # noqa: PLC0415  # loaded where needed
 
     asked = {**body_of(read_sources([str(place / OBJECTS)])), "name": APPLIED_AS}
@@ -279,7 +279,7 @@ def _make_team(place: Path, api: AdminClient) -> None:
 
 
 def _until_known(gateway_url: str, key: str) -> None:
-    """Wait until the gateway takes the key."""
+    """Wait until the gateway accepts the key."""
     headers = {"Authorization": f"Bearer {key}"}
     until = time.monotonic() + KNOWN_S_MAX
     while status_of(f"{gateway_url}{USAGE_PATH}", headers) != 200:

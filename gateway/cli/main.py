@@ -1,7 +1,6 @@
-"""What a person types: the servers' commands here, administration in `admin/`.
+"""The command line: commands of the servers here, administration in `admin/`.
 
-Options become plain values. Each command loads what it runs when it runs: `--help` waits for
-no server's libraries.
+Options become plain values. Each command imports its code when it runs, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ app = typer.Typer(
 )
 
 
-# Of a number without a bound.
+# The maximum of a number without another one.
 MOST = 2**63
 
 
 class Role(StrEnum):
-    """Whose needs are looked at."""
+    """The role of this machine, which decides what `doctor` checks."""
 
     SERVE = "serve"
     KEEPER = "keeper"
@@ -88,19 +87,19 @@ def doctor(
 
 
 def _known(settings: Settings) -> Settings:
-    """Return the same settings with what a running `up` left in its data directory."""
+    """Return the settings, completed by the files of a running `up` in its data directory."""
     from gateway.cli.admin.client import is_local  # noqa: PLC0415  # loaded where it is needed
     from gateway.core.network import DIRECT  # noqa: PLC0415  # loaded where it is needed
     from gateway.local.data_directory import known_values  # noqa: PLC0415  # loaded where it is needed
 
     known = known_values(Path(settings.data_dir), settings.named())
     if upstream := known.pop("upstream_url", ""):
-        ours = is_local(urlsplit(upstream).hostname or "")  # that of its demo, which is before no proxy
+        ours = is_local(urlsplit(upstream).hostname or "")  # the demo's upstream is reached directly
         settings = settings.with_upstream(upstream, DIRECT if ours else None)
     return settings.with_values(**known)
 
 
-def _version(wanted: bool) -> None:  # typer's way of an eager option
+def _version(wanted: bool) -> None:  # the callback of an eager option
     if wanted:
         typer.echo(f"tollkeeper {version()}")
         raise typer.Exit
@@ -119,7 +118,7 @@ DatabaseOption = Annotated[str | None, typer.Option(help="Use this PostgreSQL in
 @app.callback()
 def program(
     *,
-    version: Annotated[  # its callback answers
+    version: Annotated[  # handled by its callback
         bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
@@ -128,36 +127,36 @@ def program(
 
 @cache
 def mount_features() -> None:
-    """Add the commands that features have beside the program's own."""
+    """Add the commands of features to the program."""
     for feature in features():
         feature.commands(app)
 
 
 def run(arguments: list[str]) -> int:
-    """Parse and run; the exit status. Raises what the command raises."""
+    """Parse the arguments and run the command; return the exit status. Raises the command's exceptions."""
     completing = "_TOLLKEEPER_COMPLETE" in os.environ
     asked = "" if completing or not arguments else arguments[0]
     if not _has(app, asked):
-        from gateway.cli.admin import commands  # noqa: PLC0415  # servers are spared it
+        from gateway.cli.admin import commands  # noqa: PLC0415  # not needed by servers
 
         if completing or not commands.mount_section(app, asked):
             mount_features()
     if not _has(app, asked):
-        from gateway.cli.admin import program  # noqa: PLC0415  # what is written by hand is heavy
+        from gateway.cli.admin import program  # noqa: PLC0415  # the hand-written commands are slow to import
 
         program.mount(app, None if completing else arguments[:1])
     read_plainly()
     everything = typer.main.get_command(_narrowed(app, asked) if _has(app, asked) else app)
-    gc.enable()  # it is off while commands are loaded
+    gc.enable()  # garbage collection is off while commands are loaded
     result = everything.main(args=arguments, prog_name="tollkeeper", standalone_mode=True)
     return int(result or 0)
 
 
 @cache
 def read_plainly() -> None:
-    """Read plain values of all parameters without typer's models: these load pydantic, for 0.1 s of CPU.
+    """Read plain parameter values without typer's models, which load pydantic (0.1 s of CPU).
 
-    A typer that reads parameters in another way goes on as it does.
+    A version of typer that reads parameters differently is left unchanged.
     """
 
     class PlainValue:
@@ -201,7 +200,7 @@ def _has(program: typer.Typer, name: str) -> bool:
 
 
 def _narrowed(program: typer.Typer, name: str) -> typer.Typer:
-    """Return the program with one command or section alone: parsers of the others are not made."""
+    """Return a program with only this command or section, to save the other parsers."""
     one = copy(program)
     one.registered_commands = [each for each in program.registered_commands if _called(each) == name]
     one.registered_groups = [each for each in program.registered_groups if each.name == name]

@@ -1,1 +1,1 @@
-"""The data plane's door: sockets of clients and upstreams."""
+"""The HTTP side of a gateway worker: connections of clients and of upstreams."""

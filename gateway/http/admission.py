@@ -1,7 +1,7 @@
-"""A call before its upstream hears of it: its caller, its request, its hold.
+"""Everything before a call is forwarded: identify its caller, read its request, reserve its hold.
 
-Whatever refuses a call by its body waits until its head was admitted: who is blocked or over a
-limit of requests is told of that first, and a refused request is one of its sender's all the same.
+A refusal because of the body comes after the admission by the head: a blocked or rate-limited caller gets
+that refusal first, and a refused request still counts as one of its sender's requests.
 """
 
 from __future__ import annotations
@@ -73,18 +73,18 @@ from gateway.http.routing.routes import upload_named
 from gateway.http.server.buffers import full
 from gateway.http.server.exchange import Exchange, Worker
 
-# The known part of a call before its body.
+# The request of a call whose body was not read yet.
 _UNREAD: Final = CallRequest("none", GENERIC, b"")
-# Kinds of tokens of media that a model makes.
+# Kinds of tokens for media that a model generates.
 _MADE: Final = frozenset({"audio_output", "image_output"})
-# A model that nobody has and no price is of.
+# A name of a model that cannot exist, and has no price.
 _UNHEARD_OF: Final = "\0"
 
 
 def known(exchange: Exchange) -> Caller | None:
-    """Return the caller of this call from the caches; None if only `identify` can find one.
+    """Return the caller of this call from the caches; None if only `identify` can find the caller.
 
-    Raises 404 or 405 for a route that is not configured, 401 for a credential that cannot be read.
+    Raise 404 or 405 for a route that is not configured, 401 for an unreadable credential.
     """
     _check_route(exchange)
     head, worker = exchange.head, exchange.worker
@@ -100,7 +100,7 @@ def known(exchange: Exchange) -> Caller | None:
 
 
 def _check_route(exchange: Exchange) -> None:
-    """Raise the refusal of a route: 404 or 405, or the error of a service that does not exist."""
+    """Raise 404 or 405 if the route is not configured, or an error if its service does not exist."""
     routed = exchange.routed
     if routed.refusal is not None:
         raise routed.refusal
@@ -109,7 +109,7 @@ def _check_route(exchange: Exchange) -> None:
 
 
 def judge_as_asked(exchange: Exchange) -> None:
-    """Judge this exchange from now on as the call that another gateway asks about."""
+    """Replace the head and route of this exchange by those of the call that another gateway asks about."""
     asked = exchange.routed.asked
     assert asked is not None
     exchange.head, exchange.routed = _routed_as(exchange.head, asked, exchange.head.proof), asked
@@ -117,7 +117,7 @@ def judge_as_asked(exchange: Exchange) -> None:
 
 
 async def identify(exchange: Exchange) -> Caller:
-    """Look up the caller by the credential of this head; raise 401 if nobody has this credential."""
+    """Look up the caller by the credential in the head; raise 401 if the credential is unknown."""
     head, ports = exchange.head, exchange.worker.ports
     proof, directory = head.proof, ports.directory
     if proof.token:
@@ -133,7 +133,7 @@ async def identify(exchange: Exchange) -> Caller:
 
 
 async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
-    """Read a call, find its price, and hold on every limit what it may use; raises the `Refusal` it earns."""
+    """Read a call, find its prices, and reserve a hold on every limit; raise a `Refusal` otherwise."""
     worker, routed, connection = exchange.worker, exchange.routed, exchange.connection
     if worker.buffers.pressed:
         worker.buffers.check_new(caller)
@@ -182,7 +182,7 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
 
 
 class OpeningRun(NamedTuple):
-    """A run that a call names and this worker does not know: the caller, the request, the policies."""
+    """A run that a call names and this worker has not cached, with its caller, request and policies."""
 
     caller: Caller
     asked: RunRequest
@@ -192,7 +192,7 @@ class OpeningRun(NamedTuple):
 def run_to_judge(
     ports: Ports, caller: Caller, asked: RunRequest, policies: CallRunPolicies
 ) -> tuple[Run, OpeningRun | None]:
-    """Return the run that a call is judged in, and its opening where this worker does not know it."""
+    """Return the run for the checks of a call, and an `OpeningRun` if this worker has not cached the run."""
     cached = ports.runs.cached(caller, asked)
     if cached is not None:
         return cached, None
@@ -202,9 +202,9 @@ def run_to_judge(
 async def open_run(
     ports: Ports, opening: OpeningRun, service: Service, said: Attribution, call: CallRequest
 ) -> tuple[Run, CallPrices, CallBudgets | None]:
-    """Open the run of a judged call, or find the open one; return it with the call's prices and budgets.
+    """Open or find the run of a checked call; return the run, and the call's prices and budgets.
 
-    It comes last: only the run and the reservation may refuse the call later, and then the run is not kept.
+    This is the last check but for the reservation: a call that is refused later does not keep its run.
     """
     caller = opening.caller
     run = await ports.runs.find(caller, opening.asked, opening.policies)
@@ -221,7 +221,10 @@ def keep_run(ports: Ports, caller: Caller, run: Run | None) -> None:
 def run_policies(
     exchange: Exchange, caller: Caller, asked: RunRequest | None, field: str = FIELD
 ) -> CallRunPolicies:
-    """Return the policies of a call's run; `RunRequired` if one requires a run that `field` does not name."""
+    """Return the run policies of a caller; raise `RunRequired` if one needs a run and `asked` is None.
+
+    `field` is the name of the header field in the message.
+    """
     policies = exchange.worker.ports.directory.run_policies(caller)
     if asked is None:
         for whose, policy in policies:
@@ -231,14 +234,14 @@ def run_policies(
 
 
 async def by_head(exchange: Exchange, caller: Caller) -> AdmittedCall:
-    """Hold one request and one concurrency slot of every scope, and nothing else."""
+    """Reserve one request and one concurrency slot in every scope, before the body is known."""
     held = AdmittedCall(exchange, caller, NO_SERVICE, _UNREAD)
     await held.reserve()
     return held
 
 
 async def _form_begun(exchange: Exchange) -> None:
-    """Read the beginning of a long form, up to its file; the rest is read as it passes."""
+    """Read the beginning of a long multipart form, up to its file; the rest is forwarded as it arrives."""
     routed, body, limits = exchange.routed, exchange.connection.body, exchange.worker.limits
     assert routed.route is not None
     kind = SHAPES[routed.route.meter].form
@@ -255,7 +258,7 @@ async def _form_begun(exchange: Exchange) -> None:
 
 
 async def _comes_soon(exchange: Exchange, caller: Caller) -> bool:
-    """Wait a moment for a body that follows its head; return whether the body is complete."""
+    """Wait a moment for the rest of the request's body; return whether the body is complete."""
     soon = exchange.connection.body_soon(caller)
     if soon is not None:
         await soon
@@ -263,7 +266,7 @@ async def _comes_soon(exchange: Exchange, caller: Caller) -> bool:
 
 
 def read(exchange: Exchange, body: bytes, look: BodyLook | None = None) -> CallRequest:
-    """Return the request; 413 or 400 where that cannot be known."""
+    """Read the request of a call from its body; raise 413 or 400 for a body that cannot be read."""
     routed = exchange.routed
     refusal = exchange.body_failure or exchange.head.refusal
     if refusal is not None:
@@ -299,25 +302,23 @@ def read(exchange: Exchange, body: bytes, look: BodyLook | None = None) -> CallR
 async def _read_in_turn(
     exchange: Exchange, caller: Caller, body: bytes, look: BodyLook | None
 ) -> CallRequest:
-    """Return the same of a large body, in its organization's turn. All that waits counts in its caller's
-    share.
+    """Read the request from a large body when it is the organization's turn in the queue.
 
-    Who is refused by its head takes no turn.
+    Raise `Overloaded` if the waiting bodies of this caller exceed its share of memory.
     """
     if not exchange.connection.body.claim(caller, len(body)):
         raise full()
     return await exchange.worker.bodies.read(caller.organization_id, partial(read, exchange, body, look))
 
 
-# What a call may ask for, and at which prices: those of all models it names, as they are now.
+# The checks of a call's models, and the current prices of all models that it names.
 def priced(
     exchange: Exchange, caller: Caller, call: CallRequest, run: Run | None
 ) -> tuple[Service, CallPrices, CallBudgets | None]:
-    """Return the service of a call, its prices, and the budgets it takes from; nothing changes them for it
-    any more.
+    """Return the service, prices and budgets of a call, which are fixed from now on.
 
-    403 where its key may not ask for every model that may answer, or nobody says a price that decides. A
-    charge needs a user, where the key says so: 400 without.
+    Raise 403 if the key may not use every model that may answer, or if a required price is missing; raise 400
+    if the key requires a user and the call names none.
     """
     head, routed, worker = exchange.head, exchange.routed, exchange.worker
     ports, attribution = worker.ports, head.attribution
@@ -352,11 +353,13 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
     exchange: Exchange, caller: Caller, call: CallRequest, user: str, without_model: str = "",
     user_field: str = "",
 ) -> ModelRule | None:  # fmt: skip
-    """Refuse what a caller may not ask for, by whichever door; how the call's model is configured, if it is.
+    """Check the models, user and priority that a call asks for; return the rule of its configured model or
+    None.
 
-    `UserRequired` where a charge needs a user, and its `user_field` says none. `ModelNotAllowed` where a
-    model that may answer is not on every list that the call is held to, or is configured for others alone.
-    A call that names no model is refused by the words `without_model`, and passes where they are empty.
+    Raise `UserRequired` if the key requires a user and the field `user_field` names none. Raise
+    `ModelNotAllowed` if a model that may answer is not on every list that applies to the call, or is
+    configured for other organizations only. A call without a model is refused with the message
+    `without_model`, or passes if that is empty.
     """
     if user_field and caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param=user_field)
@@ -375,7 +378,7 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
     table = exchange.worker.models.table()
     if not table.rules or not call.model or call.tool:
         return None
-    for beside in call.models_beside:  # its upstream may use them instead
+    for beside in call.models_beside:  # the upstream may use one of these instead
         table.find(beside, caller.organization_id)
     return table.find(call.model, caller.organization_id)
 
@@ -388,9 +391,9 @@ async def check_objects(exchange: Exchange, caller: Caller, call: CallRequest) -
 
 
 def made_models(exchange: Exchange, caller: Caller, call: CallRequest) -> tuple[str, ...]:
-    """Return models that a call names and that some call made: they are owned as ids are.
+    """Return the models of a call that an earlier call created: they are owned like other objects.
 
-    A name that the configuration writes is the operator's to give.
+    Names from the operator's configuration are not included.
     """
     rules, owned = FAMILIES[call.family].objects, exchange.routed.owned
     if rules is None or not rules.models or owned is None or not owned.apart:
@@ -408,7 +411,7 @@ def made_models(exchange: Exchange, caller: Caller, call: CallRequest) -> tuple[
 
 
 def check_batch_models(exchange: Exchange, caller: Caller, call: CallRequest, number: int = 1) -> None:
-    """Judge a call of a batch, in its line of this number."""
+    """Check the models of one call of a batch; `number` is its line for the message."""
     try:
         judge(exchange, caller, call, caller.acts_for(exchange.head.attribution.user, call.user))
     except ModelNotAllowed as error:
@@ -416,7 +419,7 @@ def check_batch_models(exchange: Exchange, caller: Caller, call: CallRequest, nu
 
 
 def _lists(exchange: Exchange, caller: Caller, user: str) -> list[tuple[str, Collection[str]]]:
-    """Return the lists of models that limit a call, each with its owner: a model must be on all of them."""
+    """Return every model allow-list of a call with its owner; a model must be on all of them."""
     found: list[tuple[str, Collection[str]]] = []
     if caller.models is not None:
         found.append(("API key", caller.models))
@@ -427,9 +430,9 @@ def _lists(exchange: Exchange, caller: Caller, user: str) -> list[tuple[str, Col
 
 
 def _aim(exchange: Exchange, call: CallRequest, rule: ModelRule) -> None:
-    """Note which upstreams may answer a call of a configured model.
+    """Set the targets of a call whose model is configured, and the first one's upstream and model.
 
-    `InvalidRequest` where no target speaks the call's API.
+    Raise `InvalidRequest` if no target speaks the API of the call.
     """
     worker = exchange.worker
     names = {target.upstream for target in rule.targets}
@@ -443,7 +446,7 @@ def _aim(exchange: Exchange, call: CallRequest, rule: ModelRule) -> None:
 
 
 def know_upstreams(worker: Worker, call: CallRequest, rule: ModelRule | None, name: str) -> None:
-    """Set the facts of a call's targets, or of the upstream `name` for a call without targets."""
+    """Set the facts about a call's upstreams: of each target, or of the upstream `name` without targets."""
     upstreams = worker.upstreams
     if not call.targets:
         upstream = upstreams.get(name)
@@ -460,9 +463,10 @@ def know_upstreams(worker: Worker, call: CallRequest, rule: ModelRule | None, na
 def prices_of(
     ports: Ports, caller: Caller, service: Service, call: CallRequest, budgets: CallBudgets | None
 ) -> CallPrices:
-    """Return the prices of a call that takes from these budgets; `ModelNotPriced` where one is missing.
+    """Return the prices of a call that takes from these budgets; raise `ModelNotPriced` if one is missing.
 
-    Where money of the organization decides, no price is in another currency than its own.
+    If the call is charged in money, or a budget in money applies, every price must be in the organization's
+    currency.
     """
     directory, pricing = ports.directory, service.pricing
     asking = budgets if budgets is not None and MONEY in budgets.enforced else None
@@ -484,7 +488,7 @@ def check_parts(  # a call, who pays for it and how, and its models' prices
     ports: Ports, service: Service, call: CallRequest, budgets: CallBudgets | None,
     named: tuple[PriceMatch, ...],
 ) -> None:  # fmt: skip
-    """Raise `ModelNotPriced` for a tool, a tier or a medium that has no price, where it must have one."""
+    """Raise `ModelNotPriced` if a tool, service tier or medium of a call needs a price and has none."""
     asking = budgets if budgets is not None and MONEY in budgets.enforced else None
     by_cost = service.pricing.at_cost is not None
     if not (ports.refuse_unpriced or by_cost or asking is not None):
@@ -495,7 +499,7 @@ def check_parts(  # a call, who pays for it and how, and its models' prices
     if part is not None:
         of = " or ".join([one.model for one in named]) or "any model"
         raise ModelNotPriced(_unpriced(f"{part[0]} of {of}", asking, by_cost), param=part[1])
-    # Media that are paid by their tokens cost what was held where their answer does not say how many.
+    # Media paid by tokens cost the amount held if the answer reports no number of tokens.
     if call.measured and not call.reports:
         call.reports = any(pictures_by_tokens(one, call.measured) for one in vectors)
     elif not call.reports and not all(set(one.lacks) >= _MADE for one in vectors):
@@ -505,7 +509,7 @@ def check_parts(  # a call, who pays for it and how, and its models' prices
 def named_prices(
     directory: DirectoryPort, caller: Caller, call: CallRequest, own: bool, ago_s: float = 0.0
 ) -> tuple[PriceMatch, ...]:
-    """Return the prices of all models that a call names, or of its targets, as of `ago_s` seconds ago."""
+    """Return the prices of all models or targets that a call names, as of `ago_s` seconds ago."""
     if not call.targets and not call.models_beside:
         return (book_price(directory, caller, call.model, own, ago_s, call.upstream),)
     models = [*dict.fromkeys((call.model, *call.models_beside))]
@@ -520,7 +524,7 @@ def named_prices(
 
 
 def charging_prices(service: Service, call: CallRequest, named: tuple[PriceMatch, ...]) -> Vectors:
-    """Return the prices by which credits or money are charged, of a call whose models have these."""
+    """Return the prices that the service charges for this call; `named` are the prices of its models."""
     pricing = service.pricing
     if pricing.at_cost is None and pricing.per_million is None and not pricing.tiers:
         return UNPRICED
@@ -533,7 +537,7 @@ def charging_prices(service: Service, call: CallRequest, named: tuple[PriceMatch
 def _check_currency(
     directory: DirectoryPort, caller: Caller, prices: CallPrices, budgets: CallBudgets | None, by_cost: bool
 ) -> None:
-    """Raise `ModelNotPriced` if a model is priced in another currency only, with no exchange rate."""
+    """Raise `ModelNotPriced` if a model has a price only in another currency, without an exchange rate."""
     for one in prices.named:
         if one.vector is None:
             other = directory.price(caller, one.model, 0.0, False) or directory.price_as(
@@ -550,10 +554,9 @@ def _check_currency(
 
 
 def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | None = None) -> None:
-    """Raise `ModelNotPriced` where a model that may answer has no price; it says which of `budgets` asks for
-    one.
+    """Raise `ModelNotPriced` if a model that may answer has no price; the message names the requiring budget.
 
-    Under a budget of money a call of a model must say which: what its upstream would choose nobody can price.
+    Under a budget in money a call must name its model: the upstream's own choice has no price.
     """
     if budgets is not None and not call.model and call.meter in SHAPES:
         name = budgets.refusing(MONEY)
@@ -564,7 +567,7 @@ def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | No
 
 
 def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> str:
-    """Return the message that refuses an unpriced call: by cost of its service, by a budget, or always."""
+    """Return the message for a call without a price, required by its service, a budget or a setting."""
     if by_cost:
         return f"No price for {what}, and its service is charged what it costs."
     if budgets is None:
@@ -576,7 +579,7 @@ def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> 
 def book_price(  # noqa: PLR0917  # as `named_prices`
     directory: DirectoryPort, caller: Caller, model: str, own: bool, ago_s: float, upstream: str = ""
 ) -> PriceMatch:  # fmt: skip
-    """Return a model's price `ago_s` seconds ago, else the price of the model configured to stand in."""
+    """Return a model's price of `ago_s` seconds ago, else that of its configured substitute."""
     found = directory.price(caller, model, ago_s, own, upstream)
     if found is not None:
         return PriceMatch(model, found)
@@ -587,7 +590,7 @@ def book_price(  # noqa: PLR0917  # as `named_prices`
 def _target_price(  # noqa: PLR0917  # as `named_prices`
     directory: DirectoryPort, caller: Caller, call: CallRequest, target: ModelTarget, own: bool, ago_s: float
 ) -> PriceMatch:
-    """Return the price of the upstream's name of a target's model, else of the model that was asked for."""
+    """Return the price of a target under its upstream's name, else under the requested name."""
     for stands_in in (False, True):
         look_up = directory.price_as if stands_in else directory.price
         for name in dict.fromkeys((target.model, call.model)):
@@ -598,7 +601,7 @@ def _target_price(  # noqa: PLR0917  # as `named_prices`
 
 
 def _name_priced(pricing: ServicePricing, call: CallRequest, model: str) -> str:
-    """Return the name whose price per token counts: the asked-for name if only this one is priced."""
+    """Return the name of a target's model for prices: the requested name if only this one has a price."""
     of_own = pricing.per_million or {}
     return call.model if call.model in of_own and model not in of_own else model
 
@@ -606,7 +609,7 @@ def _name_priced(pricing: ServicePricing, call: CallRequest, model: str) -> str:
 def _check_overlapping(
     directory: DirectoryPort, caller: Caller, service: Service, overlapping: tuple[str, ...]
 ) -> None:
-    """Raise `UnknownRoute` where the caller could have the same paths at another price."""
+    """Raise `UnknownRoute` if the caller may use the same paths through a service with another price."""
     for key in overlapping:
         try:
             other = directory.resolve(caller, key)
@@ -620,7 +623,7 @@ def _check_overlapping(
 
 
 def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
-    """Return whether a name is not configured for others alone."""
+    """Return whether the organization may use this name: it is not configured for others only."""
     try:
         configured.find(name, caller.organization_id)
     except ModelNotAllowed:
@@ -628,9 +631,9 @@ def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
     return True
 
 
-# Which models a caller is told of: those it could call, by its key, its services and their prices.
+# Lists of models show only models that the caller may call, by its key, its services and their prices.
 def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: Listing) -> None:
-    """Limit a list of models to those that its caller may call; refuse another named model with 403."""
+    """Filter a list of models to those that the caller may call; raise 403 if it names another model."""
     services, model = _services(exchange, caller), exchange.routed.listed
     user = caller.acts_for(exchange.head.attribution.user, call.user)
     lists = [(whose, listed, Patterns(listed)) for whose, listed in _lists(exchange, caller, user)]
@@ -664,13 +667,13 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
         call.narrow = lambda document: (
             narrowed(document, listing, shows, checks)
             if decides or any(one.encode() in document.lower() for one in begins)
-            else iter((document,))  # nobody's model is in it
+            else iter((document,))  # the document names no model
         )
-        call.strip_usage = True  # a list that is read must not be compressed, and is as long as it gets
+        call.strip_usage = True  # ask for a list without compression; its length is unknown
 
 
 def _configured(exchange: Exchange, caller: Caller, models: ModelTable) -> list[str]:
-    """Return the names that are configured for a caller's organization and answer in the API of this list."""
+    """Return the configured models of a caller's organization that answer in the API of this list."""
     worker, family = exchange.worker, exchange.routed.family
     found: list[str] = []
     for name in models.names(caller.organization_id):
@@ -683,12 +686,12 @@ def _configured(exchange: Exchange, caller: Caller, models: ModelTable) -> list[
 
 
 def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
-    """Return the services of this upstream that the caller may use; None if each allows any model."""
+    """Return the services of this upstream that the caller may use; None if each of them allows any model."""
     worker = exchange.worker
     ports = worker.ports
     keys = worker.heads.bindings.services_at(exchange.routed.upstream)
     catalogue = ports.directory.catalogue()
-    there = [key for key in keys if key in catalogue]  # by what nobody made, nobody calls a model
+    there = [key for key in keys if key in catalogue]  # services that do not exist yet are left out
     found: list[Service] = []
     for key in there:
         try:
@@ -697,7 +700,7 @@ def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
             continue
         if service is not None:
             found.append(service)
-    # Each may call any model there is where one without a price could be called as well.
+    # A service allows any model if even a model without a price may be called.
     is_any = len(found) == len(there) and all(_may_call(exchange, caller, one, _UNHEARD_OF) for one in found)
     if is_any and (there or not keys):
         return None
@@ -705,7 +708,7 @@ def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
 
 
 def _may_call(exchange: Exchange, caller: Caller, service: Service, model: str) -> bool:
-    """Return whether a call of a model would be admitted as far as its price decides."""
+    """Return whether the model has every price, budget and permission that a call of it needs."""
     ports, said = exchange.worker.ports, exchange.head.attribution
     call = CallRequest("none", exchange.routed.family, b"", model=model)
     try:
@@ -722,7 +725,7 @@ def _may_call(exchange: Exchange, caller: Caller, service: Service, model: str) 
 
 
 async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) -> Caller:
-    """Return the caller by whichever digest is known; the next call of this proof begins with that one."""
+    """Return the caller of the first known digest, and move this digest to the front of `proof`."""
     digests = (proof.digest, *proof.others)
     wrong = InvalidApiKey()
     for digest in digests:
@@ -736,12 +739,13 @@ async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) ->
     raise wrong
 
 
-# Workloads known by the certificate of their connection, such as one with a SPIFFE id: whose key they use.
+# Workloads that identify by the certificate of their connection, such as a SPIFFE id, and use a configured
+# key.
 #
 # Sources: SPIFFE's X.509-SVID (the one URI of a certificate is the id); RFC 5280, 4.2.1.6. The certificate
 # was verified in the handshake, by the authorities that settings name.
 def _by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
-    """Return the head of a keyless call, with the key of its workload or upload; else raise `refusal`."""
+    """Return the head with the key of a client certificate or of an upload; otherwise raise `refusal`."""
     head, keys = exchange.head, exchange.worker.workloads
     missing = isinstance(refusal, InvalidApiKey) and refusal.failure == "missing"
     if missing and head.routed.route is not None:
@@ -758,7 +762,7 @@ def _by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
 
 
 def _routed_as(head: CallHead, routed: RoutedHead, proof: HeaderCredential) -> CallHead:
-    """Return a head with these parts of another one."""
+    """Return a copy of a head with another route and credential."""
     call = CallHead(routed, proof, head.said)
     call.attribution, call.parent = head.attribution, head.parent
     call.passed, call.cors = head.passed, head.cors

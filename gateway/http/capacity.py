@@ -1,10 +1,10 @@
-"""Calls that wait until what their upstream can take has room for them: the queues of one worker.
+"""Queues of one worker for calls that wait for their upstream's capacity.
 
-An account in Redis decides who is next, among the calls of all workers (`share.lua`). A worker asks for the
-first calls of each share together, one question of an account at a time, and asks again when the answer says
-so. A call that is asked for for the first time is let in at once where there is room.
+An account in Redis decides which calls are next among all workers (`share.lua`). A worker sends the first
+calls of each share in one request, has one request under way for each account, and repeats it after the time
+in the answer. A new call is admitted at once if there is room.
 
-While Redis is away nobody waits: the upstream's own limits still hold.
+While Redis is unavailable no call waits: the upstream's own limits still apply.
 """
 
 from __future__ import annotations
@@ -38,25 +38,27 @@ from gateway.http.protocol.answer import LIMITED, AnswerHead
 from gateway.http.server.exchange import Exchange
 from gateway.http.upstream.pool import Upstream
 
-# So many calls are asked for together, so many of them of batches; of one share at most so many.
+# Maxima of one request to an account: calls, of those calls of batches, and calls of one share.
 ASKS_MAX: Final = 40
 BATCH_ASKS: Final = 8
 SHARE_ASKS_MAX: Final = 16
-# Until an account is asked again: the least, the most, and where nobody waits and something ended.
+# Time to the next request to an account: least, most, and if no call waits but an ended call is to be
+# reported.
 AGAIN_S_MIN, AGAIN_S_MAX, TOLD_S = 0.005, 0.2, 0.25
-# How often those at once are told that go on, which a dead worker's do not.
+# Interval at which running calls are confirmed; those of a dead worker are not, and expire.
 GOING_S: Final = 10.0
-# Calls over, and parts unused, that wait to be told: the oldest make room. So many of each are told together.
+# Maximum of ended calls and of unused amounts that wait to be reported (the oldest are dropped), and of each
+# in one request.
 UNTOLD_MAX: Final = 10_000
 TOLD_MAX: Final = 1_000
-# So long a worker that ends waits until its last calls are told as over.
+# Maximum time that a stopping worker waits until its last ended calls are reported.
 LAST_TOLD_S_MAX: Final = 2.0
-# How a call was let in where the account could not be asked.
+# The mark of a call that was admitted because the account was unavailable.
 UNASKED: Final = 3
 
 
 class WaitingCall:
-    """One call: its share, what it needs, until when it waits, and how it is let in once it is."""
+    """One call in a queue: its share, the tokens it needs, its deadline, and the `Wait` for admission."""
 
     __slots__ = ("asked", "batch", "id", "let_in", "need", "organization_id", "share", "size", "until")
 
@@ -70,11 +72,11 @@ class WaitingCall:
 
 
 class CapacityQueues:
-    """The queues of a worker, by upstream and model."""
+    """All capacity queues of a worker, one for each upstream and model."""
 
     def __init__(self, ports: Ports, loop: asyncio.AbstractEventLoop, limits: HttpLimits) -> None:
         self.ports, self.loop = ports, loop
-        # How many wait, of interactive calls and of those of batches, and the bytes of their bodies.
+        # Numbers of waiting calls (interactive, of batches), and the bytes of their bodies.
         self.places, self.bytes = (FairShares(), FairShares()), FairShares()
         self._accounts: dict[tuple[str, str], CapacityQueue] = {}
         self._learned: dict[str, LearnedLimits] = {}
@@ -91,7 +93,7 @@ class CapacityQueues:
         self.bytes.bound_by_share(max(limits.capacity_waiting_bytes_max, 2 * largest), share, largest)
 
     def _enter(self, call: WaitingCall) -> bool:
-        """Acquire a place and bytes for a call, until `_leave`; return whether there was room."""
+        """Acquire a place in the queue and memory for the body; return False if either is full."""
         if not self.places[call.batch].acquire(call.organization_id):
             return False
         if self.bytes.acquire(call.organization_id, call.size):
@@ -104,33 +106,33 @@ class CapacityQueues:
         self.bytes.release(call.organization_id, call.size)
 
     async def finish(self, within_s: float = LAST_TOLD_S_MAX) -> None:
-        """Report ended calls before this worker ends; Redis frees the others by their time."""
+        """Report the ended calls before this worker stops; Redis lets the remaining ones expire."""
         until = self.loop.time() + within_s
         while self._untold() and self.loop.time() < until:  # noqa: ASYNC110  # a round begins the next one
             await asyncio.sleep(AGAIN_S_MIN)
 
     def _untold(self) -> bool:
-        """Report the ended calls of each account at once; return whether a report is still open."""
+        """Start the reports of all accounts' ended calls; return whether a report is still under way."""
         return bool([one for one in self._accounts.values() if one.finish()])
 
     def waiting(self) -> list[tuple[str, int]]:
-        """Return how many calls wait for each upstream."""
+        """Return pairs of upstream and number of waiting calls."""
         found: dict[str, int] = {}
         for (upstream, _), one in self._accounts.items():
             found[upstream] = found.get(upstream, 0) + one.length
         return list(found.items())
 
     def learn(self, upstream: Upstream, model: str, key: int, answer: AnswerHead) -> None:
-        """Note what an answer says of its upstream's limits."""
+        """Store the limits that the head of an answer states for its upstream, model and key."""
         if answer.limits and (answer.status == 200 or answer.status in LIMITED):
             requests, tokens = stated_limits(answer.limits)
             if requests or tokens:
                 self._learned.setdefault(upstream.name, LearnedLimits()).note(model, key, requests, tokens)
 
     async def take(self, exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, waits: bool) -> None:
-        """Acquire the upstream's capacity that a call needs, or wait for room.
+        """Acquire the capacity of an upstream that a call needs, or wait for room.
 
-        `UpstreamFull` if the wait is too long, or if `waits` is False and there is no room.
+        Raise `UpstreamFull` if the wait is too long, or if `waits` is False and there is no room.
         """
         capacity, ports, call = upstream.capacity, self.ports, admitted.call
         assert capacity is not None
@@ -174,7 +176,7 @@ class CapacityQueues:
 
 
 class CapacityQueue:
-    """Those who wait for one account: interactive calls and those of batches, each by their shares."""
+    """The queue of one account: rows of interactive calls and of calls of batches, each by share."""
 
     def __init__(self, queues: CapacityQueues, upstream: str, model: str) -> None:
         self.limits = CapacityLimits()
@@ -191,27 +193,27 @@ class CapacityQueue:
 
     @property
     def length(self) -> int:
-        """How many wait."""
+        """The number of waiting calls."""
         return sum(len(each) for calls in self._waiting for each in calls.values())
 
     def enter(self, one: WaitingCall) -> None:
-        """Wait from now on; ask at once where nobody of the same share waits before."""
+        """Add a call to the queue; send a request at once if no call of the same share waits before it."""
         calls = self._waiting[one.batch].setdefault(one.share.name, deque())
         calls.append(one)
         if len(calls) > 1:
-            one.asked = 1  # in vain, as those before it
+            one.asked = 1  # counts as a request without success, like those of the calls before it
         elif self._asking:
             self._asks_anew = True
         else:
             self._ask()
 
     def leave(self, one: WaitingCall) -> None:
-        """Wait no more; what it is let in with meanwhile is given back."""
+        """Remove a call whose client left; if it is admitted later, its capacity is released."""
         self._remove(one)
         one.until = 0.0
 
     def end(self, one: WaitingCall, by: int, tokens: int, forwarded: bool) -> None:
-        """End a call that was let in, and return what it did not use."""
+        """Note the end of an admitted call, and the capacity that it did not use."""
         if self._going.pop(one.id, _NOT_THERE) is None:
             self._over.append(one.id)
         requests, left = int(not forwarded), one.need - tokens
@@ -227,7 +229,7 @@ class CapacityQueue:
         return self._asking
 
     def _put_back(self, ended: list[CapacityEnd], over: list[str]) -> None:
-        """Queue these ends and ids again, ahead of the later ones."""
+        """Queue reports that failed once more, ahead of the later ones."""
         self._ended = (ended + self._ended)[-UNTOLD_MAX:]
         self._over = (over + self._over)[-UNTOLD_MAX:]
 
@@ -253,7 +255,7 @@ class CapacityQueue:
             retry_helps=wait_s <= RETRY_HELPS_S,
         )
 
-    # one question after the other
+    # one request after the other
 
     def _ask(self) -> None:
         if not self._asking:
@@ -264,7 +266,7 @@ class CapacityQueue:
             begin(self._round())
 
     def _again(self, seconds: float) -> None:
-        """Schedule the next request in so many seconds, unless an earlier one is scheduled."""
+        """Schedule the next request to the account in `seconds`, unless an earlier one is scheduled."""
         loop = self._queues.loop
         at = loop.time() + seconds
         if self._asking:
@@ -276,7 +278,7 @@ class CapacityQueue:
         self._asks_at, self._timer = at, loop.call_later(seconds, self._look)
 
     def _look(self) -> None:
-        """Refuse those who waited for too long, and ask for the others."""
+        """Refuse the calls whose deadline has passed, and send a request for the others."""
         self._timer = None
         now = self._queues.ports.seconds()
         late = [one for calls in self._waiting for row in calls.values() for one in row if one.until <= now]
@@ -301,9 +303,10 @@ class CapacityQueue:
                 (self._upstream, self._model), self.limits, self._asks(calls), ended, over, going
             )
         except CountersUnavailable as error:
-            # A call may be over twice. What it left is given back once: not again where nobody knows.
+            # The end of a call may be reported twice. Its unused capacity must not: if the outcome is
+            # unknown, it is not reported again.
             self._put_back(ended if isinstance(error, CountersRefused) else [], over)
-            self._told_at = -GOING_S  # all that go on are told once it answers
+            self._told_at = -GOING_S  # confirm all running calls as soon as the account answers
             answer = [0] + [UNASKED] * len(calls)
         else:
             self._told_at = now if going else self._told_at
@@ -312,12 +315,12 @@ class CapacityQueue:
         self._take(calls, answer[1:], 0.0 if all(answer[1:]) else answer[0] / 1000)
 
     def _take(self, calls: list[WaitingCall], answers: list[int], again_s: float) -> None:
-        """Admit the calls that the account lets in, refuse the late ones, and ask again for the others."""
+        """Process an account's answer: admit calls, refuse late ones, schedule the next request."""
         let_in = [(one, by) for one, by in zip(calls, answers, strict=True) if by]
         for one, by in let_in:
-            if self.limits.concurrency:  # one that was not asked for may be counted all the same, later
+            if self.limits.concurrency:  # an unconfirmed call may still be counted, later
                 self._going[one.id] = None
-            if one.until == 0.0:  # its client left meanwhile
+            if one.until == 0.0:  # the client has left
                 self.end(one, by, 0, False)
             else:
                 self._remove(one)
@@ -340,7 +343,7 @@ class CapacityQueue:
             one.let_in.fail(refusal)
 
     def _next(self) -> list[WaitingCall]:
-        """Return the first calls of each share, by turns; those of batches have some places of their own."""
+        """Return the first calls of each share in rotation; some places are reserved for batches."""
         interactive, batch = self._waiting
         found = list(islice(_by_turns(interactive), ASKS_MAX - BATCH_ASKS))
         found += islice(_by_turns(batch), ASKS_MAX - len(found))
@@ -373,7 +376,7 @@ _NOT_THERE: Final = object()
 
 
 def _by_turns(calls: dict[str, deque[WaitingCall]]) -> Iterator[WaitingCall]:
-    """Yield the first call of each share, then the second of each; above `ASKS_MAX` the shares rotate."""
+    """Yield the first call of each share, then the second; above `ASKS_MAX` shares, rotate the shares."""
     rows = [islice(row, SHARE_ASKS_MAX) for row in islice(calls.values(), ASKS_MAX)]
     if len(calls) > ASKS_MAX:
         for name in list(islice(calls, ASKS_MAX)):

@@ -1,7 +1,7 @@
-"""One admitted call, and what becomes of its hold: charged once, or released.
+"""One admitted call, and the end of its hold: charged once, or released.
 
-What it used is told to `gateway/calls/charge.py`. The holder of an `AdmittedCall` ends it with
-exactly one `settle`; neither that nor `reserve` is ever interrupted, both are bounded in time.
+`gateway/calls/charge.py` computes the charge. The holder of an `AdmittedCall` ends it with exactly one
+`settle`; `settle` and `reserve` are never interrupted, and both are bounded in time.
 """
 
 from __future__ import annotations
@@ -80,23 +80,23 @@ _SHORT: Final = {
     BY_BUDGETS: Verdict.BUDGET_EXCEEDED,
 }
 _UNVERIFIED = SettleResult.UNVERIFIED
-# Uses that run on when their call is over, and are no jobs here.
+# Uses that continue after their call, and are not followed as jobs.
 _MADE_ALONE: Final = frozenset({"fine_tuning_job", "eval_run"})
-# The status a client is told, 0 for its upstream's, and why.
+# The status that the client gets (0: the upstream's own), and the reason.
 Failed = tuple[int, str]
-# Told, where its upstream's capacity is stated, how many tokens a call used, and whether it was forwarded.
+# Releases an upstream's capacity: gets the tokens that a call used, and whether the call was forwarded.
 Room = Callable[[int, bool], None]
 _NOT: Failed = (0, "")
 
 
 class AdmittedCall:
-    """One call with all that its admission decided: made once, handed down, ended by one `settle`.
+    """A call with all results of its admission; `settle` ends it exactly once.
 
-    Its route is that of its exchange, `call` what it asks, `service` and `prices` are as they were when it
-    was admitted, `budgets` what it takes from. `claim` and `decision` are set by `reserve`, `meter` once an
-    answer is metered; it is `due` between `reserve` and `settle`. `upstream_id` is the upstream's own name of
-    the call, `first_token` when a stream first produced something, in seconds of the exchange's clock, 0
-    before. One that `raises` another takes over what that holds, by the call's head, once it is admitted.
+    `call` is its request. `service`, `prices` and `budgets` are those of the moment of admission. `reserve`
+    sets `claim` and `decision`; `meter` exists once an answer is metered. `due` is True between `reserve` and
+    `settle`. `upstream_id` is the upstream's own id of the call. `first_token` is the time in seconds at
+    which a stream produced its first output, 0 before. A call that `raises` another one replaces its hold,
+    which was taken by the head alone.
     """
 
     __slots__ = (
@@ -124,7 +124,8 @@ class AdmittedCall:
         self.user = ""
         self._raises = raises
         self._accounts: tuple[str, ...] = ()
-        # The seen part once it is watched; what its hold covers, and it costs while it runs, once asked.
+        # The watched extension of the hold. Then, once computed: the tokens that the hold covers (-1 before),
+        # and the costs of a token, in credits and in money.
         self._observed: HoldExtension | None = None
         self._covered = -1
         self._rate: TokenRate | None = None
@@ -136,7 +137,7 @@ class AdmittedCall:
         self.due = False
 
     async def reserve(self) -> None:
-        """Reserve a hold on every limit, or raise the `Refusal` of the limit that is short."""
+        """Reserve a hold on every limit; raise the `Refusal` of a limit with too little left."""
         exchange, worker, service = self._exchange, self._worker, self.service
         call, caller = self.call, self.caller
         ports, routed, budgets, vectors = worker.ports, exchange.routed, self.budgets, self.prices.vectors
@@ -173,7 +174,7 @@ class AdmittedCall:
         await reserve_hold(self._exchange, request, self.budgets)
 
     def answered_by(self, number: int) -> None:
-        """Set the price of the answering target, of this number, as the only price of the call."""
+        """Reduce the prices to those of the target that answered; `number` is its index in the targets."""
         prices, targets = self.prices, len(self.call.targets)
         if targets < 2:
             return
@@ -188,28 +189,28 @@ class AdmittedCall:
 
     @property
     def charges(self) -> bool:
-        """Whether it may cost anything: not on a free route, nor by a head alone."""
+        """Whether the call can have a charge: not on a free route, nor with only its head admitted."""
         return self.service.id != 0
 
     @property
     def limits_shown(self) -> Decision | None:
-        """The limits an answer tells of."""
+        """The decision whose limits the answer's header fields show; None on a free route."""
         return self.decision if self.service.id else None
 
     @property
     def settles_after_reply(self) -> bool:
-        """Whether the route lets a client have its whole answer before it is charged."""
+        """Whether the route sends the whole answer before the call is charged."""
         route = self._exchange.routed.route
         return route is not None and route.settle == "after_reply"
 
-    # while it runs: whether its hold covers what was seen of it; what does not is extended meanwhile
+    # While the call runs: a hold that does not cover the use so far is extended.
 
     def keep_alive(self) -> None:
         if self.due and self._observed is None and not self.call.background:
             self._watch()
 
     def covers(self, tokens: int) -> bool:
-        """Return whether a stream of `tokens` may go on; meanwhile extend a hold that is used up."""
+        """Return whether a stream that used `tokens` may continue; start to extend a hold that is used up."""
         if tokens and not self.first_token:
             self.first_token = self._worker.produced(self._exchange.started)
         decision, observed, meter = self.decision, self._observed, self.meter
@@ -231,11 +232,11 @@ class AdmittedCall:
         return True
 
     def reserves(self, tokens: int, step: int, answered: Callable[[], object] | None) -> bool:
-        """Return whether the hold has so many tokens of input beside the need that it was taken for.
+        """Return whether the hold covers `tokens` more input tokens than the call's estimated need.
 
-        What a strict plan or credits hold beyond that, up to all that is left, is there for them too.
-        Where it has not, these and a `step` more are asked for, and `answered` is called once that is known;
-        None asks nobody.
+        A strict plan or credits may hold more than the need: that part counts too. If the hold is too small,
+        `tokens` and a `step` more are requested, and `answered` is called with the result; with None nothing
+        is requested.
         """
         observed, weights = self._observed or self._watch(), self.decision.weights
         need, covered_, held_quota = (
@@ -264,7 +265,7 @@ class AdmittedCall:
         return False
 
     def short_of(self) -> Refusal:
-        """Return the refusal that names the limit which `reserves` found short."""
+        """Return the refusal for the limit that was too small for `reserves`."""
         observed = self._observed
         short = BY_QUOTA if observed is None else observed.short
         budget = self.decision.budget
@@ -280,13 +281,13 @@ class AdmittedCall:
         return refusal
 
     def owe(self, before: AdmittedCall) -> None:
-        """Mark this call as due without a hold of its own: the use begun under that of `before` is paid."""
+        """Make this call due under the hold of `before`, which paid for the use that has begun."""
         self.user, self.claim, self._accounts = before.user, before.claim, before._accounts
         self.decision, self.due = Decision(_ADMITTED), True
         self._exchange.charge = self
 
     def _watch(self) -> HoldExtension:
-        """Start to renew the hold, and return its `HoldExtension`."""
+        """Start to renew the hold of this call, and return its `HoldExtension`."""
         decision, budgets = self.decision, self.budgets
         held = self._tokens_covered()
         observed = self._observed = HoldExtension(
@@ -301,7 +302,7 @@ class AdmittedCall:
         return observed
 
     def _tokens_covered(self) -> int:
-        """Return tokens the hold covers as it was taken; what a plan weighs is apart."""
+        """Return the number of tokens that the original hold covers, without a plan's weighted tokens."""
         if self._covered >= 0:
             return self._covered
         decision, budgets, read = self.decision, self.budgets, self.call.input_estimate
@@ -317,19 +318,18 @@ class AdmittedCall:
         self._covered = most
         return most
 
-    # its end
+    # the end of the call
 
     async def settle(
         self, status: int, complete: bool, abandoned: bool = False, failed: Failed = _NOT
     ) -> bool:
-        """Replace the hold by what the meter saw; whether that is acknowledged.
+        """Replace the hold by the metered use; return whether Redis acknowledged this.
 
-        The unused part is released, and the answer need not wait for that. What a client `abandoned` once
-        an upstream had heard of it costs its units and its input, whatever came of it. The same holds for
-        a call that its upstream gave up where the call states a timeout of its own. What an upstream may
-        have made without saying so costs its unit, where nobody looks for it later. What it may have written
-        since it said something last is charged by that time, where the gateway waits no longer. `failed` says
-        what the client is told of a failure, where that is not its upstream's.
+        The unused part is released. A call that its client `abandoned` after the upstream received it costs
+        at least its units and input, and so does a call that the upstream gave up by the call's own timeout.
+        A result that an upstream may have made without a report costs one unit, unless a later look finds it.
+        Output since the last report is charged by the time that passed, if the gateway stopped waiting.
+        `failed` holds the status and reason that the client gets, if they are not the upstream's.
         """
         assert self.due, "a charge ends once"
         exchange, worker = self._exchange, self._worker
@@ -361,7 +361,7 @@ class AdmittedCall:
             return not used
         finally:
             exchange.shielded, exchange.deadline = False, NEVER
-            if self.room is not None:  # whatever fails there, the call is charged
+            if self.room is not None:  # even if this fails, the call is charged
                 self.leave_room(usage.total)
         if settled is _UNVERIFIED:
             ports.tally.settlements_failed += 1
@@ -379,13 +379,13 @@ class AdmittedCall:
         return True
 
     def leave_room(self, tokens: int) -> None:
-        """Release the upstream's capacity that this call reserved beyond `tokens`."""
+        """Release the upstream's capacity that this call reserved beyond the `tokens` used."""
         room, self.room = self.room, None
         if room is not None:
             room(tokens, self._exchange.forwarded)
 
     def let_go(self) -> None:
-        """Stop watching the hold, which was released or handed over."""
+        """Stop watching the hold, which was released or handed over to another call."""
         self.due = False
         if self._observed is not None:
             self._worker.ports.counters.unwatch(self._observed)
@@ -400,7 +400,7 @@ class AdmittedCall:
         )  # fmt: skip
 
     def _charged(self, usage: TokenUsage, status: int, reason: str, used: bool) -> ChargedUse:
-        """Return the charge for what the call used, with how it ended."""
+        """Return the charge for the usage of this call, with its status and the reason of its end."""
         exchange, call, meter = self._exchange, self.call, self.meter
         ports = exchange.worker.ports
         now_s = ports.seconds()
@@ -413,7 +413,7 @@ class AdmittedCall:
         if first_token:
             first_token -= exchange.started
         elif call.streamed and meter is not None and meter.produced:
-            first_token = took  # all of it came at once
+            first_token = took  # the whole output came at once
         terms = self._terms()
         if used:
             terms.weights = self.decision.weights
@@ -433,7 +433,7 @@ class AdmittedCall:
         return charged
 
     def _reported(self, nano: int, now_s: float) -> ReportedCost:
-        """Return the cost that the provider reports, with the exchange rate of a dollar at admission."""
+        """Return the provider's cost in nano-dollars with the exchange rate at admission."""
         directory, upstream = self._worker.ports.directory, self._exchange.upstream
         currency, rate = directory.pays_in(self.caller), ""
         if currency != BASE_CURRENCY:
@@ -443,7 +443,7 @@ class AdmittedCall:
         return ReportedCost(nano, currency, rate, decides)
 
     def _unseen(self, usage: TokenUsage, silent_s: float) -> TokenUsage:
-        """Add the output that a call may have had in so many seconds, at the speed of its model."""
+        """Add the output that the model may have produced in `silent_s` seconds, at its usual speed."""
         call, meter = self.call, self.meter
         each = call.output_ceiling if call.output_max is None else call.output_max
         if not (call.has_input and each) or (meter is not None and meter.is_whole):
@@ -457,7 +457,7 @@ class AdmittedCall:
         )
 
     def _learn(self, usage: TokenUsage, counted: Counted) -> None:
-        """Teach the estimator what this call used, for the next calls."""
+        """Pass the usage of this call to the estimator, for better estimates of the next calls."""
         exchange = self._exchange
         took = exchange.ended_upstream - exchange.began_upstream
         self._worker.ports.estimator.learn(
@@ -466,9 +466,7 @@ class AdmittedCall:
         )  # fmt: skip
 
     def _input_share(self, usage: TokenUsage, counted: Counted) -> float | None:
-        """Return the cost of the call's input, divided by the cost of its size at the asked price; None where
-        nobody knows.
-        """
+        """Return the cost of the input, divided by its cost at the full price; None if unknown."""
         budget, budgets, cost = self.claim.budget, self.budgets, counted.cost
         if budget is None or budgets is None or cost is None or counted.currency != budgets.currency:
             return None
@@ -477,13 +475,16 @@ class AdmittedCall:
             return None
         asked = rate.input / self.claim.estimate.input_share
         paid = (cost - rate.cost(0, usage.output)) * TOKENS_A_PRICE
-        # Without a cache a small input says nothing of the next one: its size is held at its price.
+        # Without a cache, a small input does not predict the next one, whose size is held at the full price.
         read = rate.read if usage.cached else usage.input
         return max(0.0, paid / (asked * read)) if read else None
 
 
 def _counts_of(detail: Detail, usage: TokenUsage, call: CallRequest) -> Counts:
-    """Return the tokens of a use by kind; those that nobody reported by the media that the call holds."""
+    """Return the tokens of a usage by kind.
+
+    If the upstream reported none, tokens of sound and images are taken from the media in the request.
+    """
     counts = detail.counts(usage)
     if usage.reported or not call.blob_tokens or counts[_HEARD] or counts[_SEEN]:
         return counts
@@ -499,7 +500,7 @@ _SEEN: Final = KINDS.index("image_input")
 
 
 def _reading_more(rate: TokenRate | None, tokens: int) -> TokenRate | None:
-    """Return a rate by which so many tokens more are input."""
+    """Return a copy of the rate with `tokens` more input tokens."""
     if rate is None:
         return None
     read = rate.read + tokens
@@ -507,7 +508,7 @@ def _reading_more(rate: TokenRate | None, tokens: int) -> TokenRate | None:
 
 
 def _metadata_of(exchange: Exchange) -> msgspec.Raw:
-    """Return a call's own metadata, with the upstreams that failed before the one that answered."""
+    """Return the call's metadata as JSON, with the upstreams that failed before the one that answered."""
     said = exchange.head.attribution.metadata
     if not exchange.passed_over:
         return msgspec.Raw(said) if said else NONE
@@ -517,9 +518,9 @@ def _metadata_of(exchange: Exchange) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(document))
 
 
-# The request of a hold, and its answer; of calls, and of holds that callers take by the API.
+# The request for a hold, and its answer: for calls, and for holds through the API.
 def fields_allowed(worker: Worker, call: CallRequest, upstream: str) -> frozenset[str]:
-    """Return numbers in its body that every upstream that may answer it knows."""
+    """Return the names of numeric body fields that every upstream which may answer accepts."""
     names = [one.upstream for one in call.targets] or [upstream]
     found = [worker.upstreams[name].target.fields for name in names if name in worker.upstreams]
     return found[0].intersection(*found[1:]) if found else _NO_FIELDS
@@ -531,7 +532,7 @@ def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
 ) -> tuple[CallClaim, HoldRequest]:  # fmt: skip
     """Return the claim of a call, and the request for its hold.
 
-    `InvalidRequest` for a background call whose hold would end before its result exists.
+    Raise `InvalidRequest` if a background call's hold would end before its result exists.
     """
     if call.background and ttl_ms < 1000 * JOB_S_MAX:
         raise InvalidRequest("background: only a call by itself is made so.", param="background")
@@ -570,11 +571,11 @@ async def reserve_hold(exchange: Exchange, request: HoldRequest, budgets: CallBu
 
 
 def check_admitted(decision: Decision, budgets: CallBudgets | None, ports: Ports, caller: Caller) -> None:
-    """Raise the `Refusal` of a decision that admits nothing; its budget is named either way."""
+    """Raise the `Refusal` of a decision that does not admit; set the budget's name in the decision."""
     window = decision.budget
     if budgets is not None and window is not None:
         if decision.verdict is _ADMITTED and window.limit == ENDLESS_CALLS:
-            decision.budget = None  # of a run that nothing limits
+            decision.budget = None  # this run has no limit
         else:
             budgets.name_in(window)
     if decision.verdict is not _ADMITTED:
@@ -585,11 +586,11 @@ def check_admitted(decision: Decision, budgets: CallBudgets | None, ports: Ports
         raise refusal
 
 
-# Whether a call that came to nothing may have cost its upstream something.
+# Whether a call without a reported use may have cost its upstream something.
 
 
 def _gave_up(call: CallRequest, usage: TokenUsage, status: int) -> bool:
-    """Return whether an answer may have come to nothing by the timeout that its call states."""
+    """Return whether a call without usage may have ended by the timeout that the call itself states."""
     if not (call.gives_up and call.has_input and _says_nothing(usage)):
         return False
     return status in TIMED_OUT or 200 <= status < 300

@@ -1,7 +1,7 @@
-"""A call on its way to its upstream: what that is sent, and what it says of its own limits.
+"""Forwards a call to its upstream, and applies the upstream's own limits.
 
-Those limits are of the account that all callers share: where one of them is told that a limit is spent, all
-wait.
+These limits belong to the account that all callers share: if an answer to one of them says that a limit is
+used up, all calls wait.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from gateway.http.server.buffers import bare
 from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.upstream.pool import Link, Upstream
 
-# A longer body is not copied behind its head.
+# A longer body is sent separately, instead of being copied next to the head.
 JOINED_BYTES_MAX: Final = 16 * 1024
-# A query may ask for another form of an answer than JSON by this.
+# The query parameter that selects another format of answer than JSON.
 _FORM: Final = b"alt"
-# For so long a key is left alone that is refused without a word of how long, where there are others.
+# How long a key is not used after a refusal that states no time, if there are other keys.
 KEY_LEFT_ALONE_S: Final = 5.0
 _ACCEPT: Final = b"accept:"
 UPGRADE: Final = (
@@ -54,7 +54,7 @@ UPGRADE: Final = (
 
 
 def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]:
-    """Forward a call, and return the head of its answer; after a failure its hold is still due."""
+    """Forward a call and return the head of its answer; after a failure its hold still has to be settled."""
     call = admitted.call
     if call.targets:
         return _ask_in_order(exchange, admitted)
@@ -64,7 +64,7 @@ def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]
 
 
 async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) -> AnswerHead:
-    """Forward a call to one upstream; unless this is the `last` one, its body stays for the next."""
+    """Forward a call to its current upstream; keep the body for the next target unless it is the `last`."""
     worker, routed, connection, call = exchange.worker, exchange.routed, exchange.connection, admitted.call
     upstream = worker.upstreams.get(exchange.upstream_name)
     if upstream is None:
@@ -86,7 +86,7 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
     if not exchange.began_upstream:
         exchange.began_upstream = worker.ports.seconds()
     link = exchange.link = upstream.idle() or await upstream.connect()
-    if exchange.gone:  # while connecting: nothing was asked for yet
+    if exchange.gone:  # the client left while we connected: nothing was sent yet
         raise ClientGone
     _send(exchange, call, link, opening, last)
     exchange.forwarded = link.failure is None
@@ -96,13 +96,16 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
     if answer is None:
         raise link.failure or UpstreamUnreachable()
     if last:
-        connection.body.let_go()  # the answer shows that the request was read
+        connection.body.let_go()  # the answer proves that the upstream read the request
     _take_head(exchange, admitted, upstream, answer)
     return answer
 
 
 async def late_answer(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
-    """Return the head of an answer that comes behind its deadline, or came before a later one."""
+    """Return the head of an answer that arrives after the deadline of its call.
+
+    Raise the connection's failure if no answer arrives.
+    """
     link, upstream = exchange.link, exchange.upstream
     assert link is not None
     assert upstream is not None
@@ -121,7 +124,7 @@ async def late_answer(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
 
 
 def note_failure(exchange: Exchange, failure: UpstreamFailure) -> None:
-    """Count a failure of an upstream, and tell of some: all of them are in the journal of calls."""
+    """Count a failure of an upstream, and log it at intervals; the journal of calls has every failure."""
     ports, name = exchange.worker.ports, exchange.upstream_name
     ports.tally.upstream_failed(name, failure.cause)
     count = ports.failing.note(name, failure.cause, ports.seconds())
@@ -138,7 +141,7 @@ def note_failure(exchange: Exchange, failure: UpstreamFailure) -> None:
 
 
 def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, last: bool) -> None:
-    """Send what of a request is here; what is still arriving follows by itself."""
+    """Send the received part of a request; the rest follows as it arrives."""
     routed, connection, side = exchange.routed, exchange.connection, link.side
     signer = None if exchange.upstream is None else exchange.upstream.signer
     if routed.accept:
@@ -162,7 +165,7 @@ def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, las
         if signer is not None:
             opening += signer.sign(opening, body)
         link.begin_request(side.ask(opening, body if framed else None, routed.method == b"HEAD"))
-    else:  # what is still arriving follows by itself
+    else:  # the rest follows as it arrives
         if signer is not None:
             opening += signer.sign(opening, None)
         taken = connection.body.take_parts()
@@ -178,12 +181,12 @@ def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, las
 
 
 def socket_key(exchange: Exchange) -> bytes:
-    """Return the Sec-WebSocket-Key of an exchange, made of its request id (RFC 6455, 4.1)."""
+    """Return the Sec-WebSocket-Key of an exchange, derived from its request id (RFC 6455, 4.1)."""
     return b64encode(UUID(exchange.request_id).bytes)
 
 
 def _renamed(exchange: Exchange, call: CallRequest, begun: bytes) -> bytes:
-    """Return the beginning of a long form with the upstream's model name; other bodies unchanged."""
+    """Return the beginning of a long form with the upstream's model name; return other bodies unchanged."""
     if not call.targets or call.model_at is None:
         return begun
     call.body = begun
@@ -193,7 +196,7 @@ def _renamed(exchange: Exchange, call: CallRequest, begun: bytes) -> bytes:
 
 
 def _take_head(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, answer: AnswerHead) -> None:
-    """Note what the head of an answer says of its upstream's limits, and how the answer is metered."""
+    """Process the head of an answer: apply the upstream's limits, and create the call's meter."""
     worker, call = exchange.worker, admitted.call
     exchange.status = answer.status
     worker.ports.tally.answered(upstream.name, answer.status)
@@ -201,7 +204,7 @@ def _take_head(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, a
         _tell_of_key(exchange, upstream, answer.status)
     if upstream.capacity is not None and upstream.capacity.learned:
         worker.capacity.learn(upstream, exchange.model_sent or call.model, exchange.key, answer)
-    if answer.status in LIMITED:  # it is left alone for as long as the head of its answer says
+    if answer.status in LIMITED:  # pause the upstream for the time in the answer's head
         tokens = call.input_estimate + (call.output_max or 0) * call.choices
         wait_s, spent = wait_hint(answer.lines[1:], tokens, worker.ports.refusals.now_ms() / 1000)
         if not wait_s and len(upstream.accounts) > 1:
@@ -219,7 +222,7 @@ def _take_head(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, a
 
 
 def _tell_of_key(exchange: Exchange, upstream: Upstream, status: int) -> None:
-    """Log that an upstream refuses our credential, and the place of this credential, once a minute."""
+    """Log that an upstream refuses our credential, and where the credential is configured, once a minute."""
     ports, place = exchange.worker.ports, upstream.target.place_of_key(exchange.key)
     count = ports.failing.note(upstream.name, place, ports.seconds(), KEYS_TELL_EACH_S)
     if count:
@@ -229,14 +232,17 @@ def _tell_of_key(exchange: Exchange, upstream: Upstream, status: int) -> None:
         )  # fmt: skip
 
 
-# By these statuses an upstream says that it does not take a body as it is.
+# Statuses by which an upstream refuses a body for its content.
 REFUSING: Final = frozenset({400, 422})
 
 
 def hear_refusal(
     exchange: Exchange, call: CallRequest, answer: AnswerHead, body: bytes, retry_s: float
 ) -> None:
-    """Process an upstream's refusal about limits or our own fields; `body` is the end of its answer."""
+    """Process an upstream's refusal because of a limit or of a field that the gateway added.
+
+    `body` is the end of the answer, `retry_s` the time to wait in seconds.
+    """
     if answer.status in LIMITED:
         leave_alone(exchange, call, answer, retry_s)
     elif answer.status in REFUSING:
@@ -244,9 +250,10 @@ def hear_refusal(
 
 
 def _tell_of_fields(exchange: Exchange, call: CallRequest, status: int, answer: bytes) -> None:
-    """Log the gateway's own field for which an upstream refuses a call, once a minute.
+    """Log the field added by the gateway for which an upstream refuses a call, once a minute.
 
-    For a maximum, the upstream's list of models is read from then on: it may state a maximum.
+    If the field is a maximum, the upstream's list of models is read from then on, because it may state that
+    maximum.
     """
     names = [*call.put_in, call.renamed, "stream_options" if call.strip_usage else ""]
     name = next((one for one in names if one and one.encode() in answer), "")
@@ -264,14 +271,14 @@ def _tell_of_fields(exchange: Exchange, call: CallRequest, status: int, answer: 
         )  # fmt: skip
 
 
-# A call whose model has several targets: the next one is asked where one fails before its answer begins.
+# A call whose model has several targets: if one fails before its answer begins, the call goes to the next.
 #
-# Each is asked once. Once the head of an answer was taken no other one is, and one that may have worked on a
-# request is the last one where the request must not be sent twice.
+# Each target gets the call once. After the head of an answer there is no other attempt. A request that must
+# not be sent twice ends at the first target that may have worked on it.
 
 
 async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
-    """Forward a call to its model's targets in their order, until one answers."""
+    """Forward a call to the targets of its model in order, until one answers."""
     worker, call, targets = exchange.worker, admitted.call, admitted.call.targets
     for number, target in enumerate(targets):
         last = number + 1 == len(targets)
@@ -288,7 +295,7 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
                 answer = await _ask(exchange, admitted, last)
             except (UpstreamFailure, UpstreamFull) as error:
                 failure = bare(error)
-            except Overloaded as error:  # it has no connection to spare; any other one is of this gateway
+            except Overloaded as error:  # no free connection; other overloads are this gateway's
                 if exchange.upstream is not None:
                     raise
                 failure = bare(error)
@@ -308,16 +315,16 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
 
 
 def _cause_of(answer: AnswerHead | None) -> str:
-    """Return the cause to try another target; empty if this answer counts."""
+    """Return the reason to try the next target; empty if this answer is final."""
     if answer is None:
         return UNREACHABLE
-    if answer.status in LIMITED:  # it took nothing
+    if answer.status in LIMITED:  # the upstream did not process the call
         return FALLBACK_LIMITED
     return FAILED if 500 <= answer.status <= 599 else ""
 
 
 def _pass_over(exchange: Exchange, admitted: AdmittedCall, cause: str, failure: Refusal | None) -> None:
-    """Skip an upstream that failed, as if never asked, and count the failure."""
+    """Count and log the failure of an upstream before the next target is tried."""
     ports, name, link = exchange.worker.ports, exchange.upstream_name, exchange.link
     ports.tally.passed_over(name, cause)
     exchange.passed_over += ((name, cause),)
@@ -342,7 +349,7 @@ def _pass_over(exchange: Exchange, admitted: AdmittedCall, cause: str, failure: 
 
 
 def _begin(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> None:
-    """Choose the key of a call, and how its request begins where its upstream depends on its model."""
+    """Choose the key of a call, and its request line if that depends on the model."""
     call, worker = admitted.call, exchange.worker
     if len(upstream.accounts) > 1:
         _cooling(exchange, admitted.caller, call)
@@ -357,7 +364,7 @@ def _begin(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> No
 
 
 def _opening(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> bytes:
-    """Return the head of the upstream's request, but for its framing."""
+    """Return the head of the request to the upstream, without the fields that frame its body."""
     routed, begins, passed, call = exchange.routed, exchange.begins, exchange.head.passed, admitted.call
     if begins is None:
         beginning, closing = routed.opening, routed.closing_plain if call.strip_usage else routed.closing
@@ -377,7 +384,7 @@ def _opening(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> 
 
 
 def _told(fields: tuple[tuple[str, str], ...], exchange: Exchange, caller: Caller) -> bytes:
-    """Return the configured header lines of a call, with its organization, tenant and priority filled in."""
+    """Return the configured header lines of an upstream, with a call's organization, tenant and priority."""
     words = {
         "organization": str(caller.organization_id),
         "tenant": str(caller.tenant_id),
@@ -388,7 +395,7 @@ def _told(fields: tuple[tuple[str, str], ...], exchange: Exchange, caller: Calle
 
 
 def _json_opening(opening: bytes, passed: bytes) -> tuple[bytes, bytes]:
-    """Return the opening and passed lines of a request, changed to demand JSON that can be looked through."""
+    """Return the opening and forwarded fields of a request, changed to ask for JSON only."""
     line, end, rest = opening.partition(b"\r\n")
     method, target, minor = line.split(b" ")
     path, _, query = target.partition(b"?")
@@ -403,9 +410,9 @@ def _is_form(pair: bytes) -> bool:
     return unquote_to_bytes(name).strip().lower() == _FORM
 
 
-# An upstream's own limits: which calls are refused for what it said of them.
+# An upstream's own limits: calls that exceed them are refused here.
 def check_circuit(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
-    """Raise `UpstreamLimited` where a call may not be sent now: to none of its targets, where it has any."""
+    """Raise `UpstreamLimited` if the upstream, or every target of a call with targets, is paused."""
     refusal = _cooling(exchange, caller, call)
     if refusal is None:
         return
@@ -421,7 +428,7 @@ def check_circuit(exchange: Exchange, caller: Caller, call: CallRequest) -> None
 
 
 def _cooling(exchange: Exchange, caller: Caller, call: CallRequest) -> UpstreamLimited | None:
-    """Return the refusal of a call to a limited upstream; else set `key` to the first usable one."""
+    """Return the refusal of a call if all keys of its upstream are paused; else choose a usable key."""
     worker = exchange.worker
     ports, upstream = worker.ports, worker.upstreams.get(exchange.upstream_name)
     if upstream is None:
@@ -451,9 +458,9 @@ def _cooling(exchange: Exchange, caller: Caller, call: CallRequest) -> UpstreamL
 def leave_alone(
     exchange: Exchange, call: CallRequest, answer: AnswerHead, wait_s: float, spent: bool = False
 ) -> None:
-    """Pause the upstream of a call that it refused for `wait_s`, within the maximum.
+    """Pause the upstream of a refused call for `wait_s` seconds, within the maximum.
 
-    For all callers if a limit is `spent`, else for the caller's organization.
+    The pause concerns all callers if a limit is `spent`, else only the caller's organization.
     """
     upstream, caller, ports = exchange.upstream, exchange.caller, exchange.worker.ports
     if upstream is None or caller is None or upstream.target.limits != "account":
@@ -478,7 +485,7 @@ def _entry(upstream: Upstream, key: int, kind: str, name: str) -> str:
 
 
 def _asked(exchange: Exchange, call: CallRequest) -> tuple[str, str]:
-    """Return the account's request: a model, else a service, else a free route."""
+    """Return the kind and name by which calls are paused: the model, else the service, else a free route."""
     routed = exchange.routed
     if not routed.metered:
         return "path", routed.label

@@ -1,6 +1,6 @@
-"""The credential of a request, found in its head and turned into the digest it is known by.
+"""Reads the credential and the attribution of a request from its head.
 
-A key goes no further than its HMAC-SHA-256 under the pepper; a signed token is verified once besides.
+A key is used only as its HMAC-SHA-256 digest under the pepper; a signed token is also verified once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gateway.http.protocol.request import (
     Values,
 )
 
-# Without `$`, case, hyphens and underscores: APIs take their credential under many spellings of these.
+# Names without `$`, case, hyphens and underscores, since APIs accept many spellings.
 _QUERY_NAMES = frozenset(b"key accesstoken oauthtoken bearertoken idtoken jwt".split()) | {
     name.replace(b"-", b"") for name in CREDENTIAL_FIELDS
 }
@@ -35,7 +35,7 @@ _CREDENTIAL = re.compile(rb"[\x21-\x7e]{1,512}")
 
 
 def check_query_names(query: bytes) -> None:
-    """Raise `InvalidRequest` where a credential is in the query."""
+    """Raise `InvalidRequest` if a query parameter has the name of a credential."""
     for pair in _SEPARATOR.split(query[1:]) if query else ():
         name = pair.partition(b"=")[0]
         if _plain(name) in _QUERY_NAMES:
@@ -45,9 +45,9 @@ def check_query_names(query: bytes) -> None:
 
 
 def credential_of(said: Values, tokens: bool = False) -> tuple[bytes, bool]:
-    """Return the request's credential, and whether it is a signed token, where `tokens` are accepted.
+    """Return the request's credential and whether it is a signed token (only if `tokens` are accepted).
 
-    `InvalidApiKey` where there is none or it is malformed; `InvalidRequest` where there are two that differ.
+    Raise `InvalidApiKey` if it is missing or malformed, `InvalidRequest` if there are two different ones.
     """
     found = {
         key
@@ -67,35 +67,35 @@ def credential_of(said: Values, tokens: bool = False) -> tuple[bytes, bool]:
 
 
 def key_digest(credential: bytes, pepper: bytes) -> str:
-    """Return the hex digest that a credential is known by."""
+    """Return the HMAC-SHA-256 of a credential under the pepper, in hex."""
     return hmac.digest(pepper, credential, "sha256").hex()
 
 
 def key_digests(credential: bytes, peppers: tuple[bytes, ...]) -> tuple[str, ...]:
-    """Return the same under each pepper."""
+    """Return the digest of a credential under each pepper."""
     return tuple([key_digest(credential, pepper) for pepper in peppers])
 
 
 def upload_pass(upload: str, digest: str, pepper: bytes) -> str:
-    """Return the pass in an upload's address, which replaces the key of this digest."""
+    """Return the token for an upload's URL that stands for the key with this digest."""
     return f"{digest}.{key_digest(f'{upload} {digest}'.encode(), pepper)}"
 
 
 def passed_digest(said: str, upload: str, pepper: bytes) -> str:
-    """Return the digest of the key that an upload was begun with; empty where nobody here has said so."""
+    """Return the key's digest from an upload's token; empty if the token was not made by `upload_pass`."""
     digest = said.partition(".")[0]
     known = upload_pass(upload, digest, pepper)
     return digest if hmac.compare_digest(said.encode(), known.encode()) else ""
 
 
 def _plain(name: bytes) -> bytes:
-    """Return the name of a parameter as an API that is not strict with it may take it."""
+    """Return a parameter's name as lenient APIs compare it: decoded, lower case, without `$`, `_` and `-`."""
     plain = unquote_to_bytes(name.replace(b"+", b" ")).strip().lower().lstrip(b"$")
     return plain.replace(b"_", b"").replace(b"-", b"")
 
 
 def _key_in(name: bytes, value: bytes) -> bytes:
-    """Return the key in a field's value, empty where it has none."""
+    """Return the key in a header field's value, or empty bytes."""
     if name == PROTOCOLS_FIELD:
         named = [one.strip(b" \t") for one in value.split(b",")]
         return b" ".join(
@@ -105,15 +105,15 @@ def _key_in(name: bytes, value: bytes) -> bytes:
 
 
 def _bearer(value: bytes) -> bytes:
-    """Return the token of `Bearer <token>`; anything else is no credential of ours and stays malformed."""
+    """Return the token of `Bearer <token>`; for another scheme return b" ", a malformed key."""
     scheme, _, token = value.partition(b" ")
     return token.strip(b" ") if scheme.lower() == b"bearer" else b" "
 
 
-# What a request says of itself in `x-tollkeeper-*` fields: checked, and never forwarded.
+# Attribution: the `x-tollkeeper-*` fields of a request, which are checked and never forwarded.
 #
-# Its session it may also say in a field of another's: that passes, and a value that cannot be one is no
-# session.
+# The session may also be in a field of other tools, which is forwarded; an invalid value there counts as
+# none.
 
 USER_CHARACTERS_MAX = 128
 FEATURE_VERSION_CHARACTERS_MAX = 64
@@ -128,7 +128,7 @@ _NOTHING = Attribution()
 
 
 def read_attribution(said: Values, family: Family) -> tuple[Attribution, str]:
-    """Return the attribution, and its columns as stored with rows; `InvalidRequest` names a bad field."""
+    """Return a call's attribution, and its columns as stored in rows; `InvalidRequest` names a bad field."""
     if BAGGAGE_FIELD not in said and not any(name.startswith(OURS_PREFIX) for name in said):
         session = _their_session(said, family)
         return Attribution(session=session) if session else _NOTHING, ""
@@ -163,7 +163,7 @@ def _run(said: Values) -> RunRequest | None:
 
 
 def run_in_baggage(line: bytes) -> bytes:
-    """Return the run in a line of baggage as a line of its own; empty if this line names none."""
+    """Return a baggage line reduced to its run; empty if the line names no run."""
     said = _runs_in(line.partition(b":")[2])
     return b"%b: %b" % (BAGGAGE_FIELD, b",".join(said)) if said else b""
 
@@ -176,7 +176,7 @@ def _runs_in(baggage: bytes) -> list[bytes]:
 
 
 def _run_of_baggage(said: list[bytes]) -> RunRequest | None:
-    """Return the run that baggage names by its id alone; a field of ours is heard before it."""
+    """Return the run whose id the baggage names, or None; used only without an `x-tollkeeper-run` field."""
     members = [one for value in said for one in _runs_in(value)]
     if not members:
         return None
@@ -191,7 +191,7 @@ def _run_of_baggage(said: list[bytes]) -> RunRequest | None:
 
 
 def read_units(read: Values, route: Route) -> int:
-    """Return units the client claims; only where the operator trusts it to set its own bill."""
+    """Return the units that the client claims, 1 by default; raise if the route does not trust clients."""
     name, value = _one(read, "units")
     if value is None:
         return 1
@@ -203,7 +203,7 @@ def read_units(read: Values, route: Route) -> int:
 
 
 def _one(read: Values, suffix: str) -> tuple[str, bytes | None]:
-    """Return the whole name of a field, and its value if it is there."""
+    """Return the full name of a field and its value, or None; raise `InvalidRequest` if it appears twice."""
     name = f"x-tollkeeper-{suffix}"
     values = read.get(name.encode(), ())
     if len(values) > 1:
@@ -226,7 +226,7 @@ def _text(said: Values, suffix: str, characters_max: int) -> str:
 
 
 def _their_session(said: Values, family: Family) -> str:
-    """Return the session by the first field of clients of this API that says one, empty where none does."""
+    """Return the session from the first valid session field of clients of this API, or an empty text."""
     for name in SESSION_FIELDS[family]:
         values = said.get(name, ())
         if len(values) == 1 and len(values[0]) <= SESSION_CHARACTERS_MAX:
@@ -268,7 +268,7 @@ def _metadata(said: Values) -> bytes:
 
 
 def _within(value: object, depth: int) -> bool:
-    """Return whether a value nests at most `depth` levels: later readers have a bounded stack."""
+    """Return whether a value nests at most `depth` levels, as later readers have a bounded stack."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return parts is None or (depth > 0 and all(_within(part, depth - 1) for part in parts))
 

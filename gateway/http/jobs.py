@@ -1,7 +1,8 @@
-"""Jobs of callers: a batch is held for before its upstream hears of it, and its result is charged by lines.
+"""Jobs of callers, such as batches: a hold is reserved before the job is forwarded, and its result is
+charged.
 
-A look at a result charges it. Its lines have ids of their own, so that each is charged once, however many
-look. The hold is given back behind the last line.
+A look at a job's result charges it. Each line has an id of its own, so several looks charge it once. The hold
+is released after the last line.
 """
 
 from __future__ import annotations
@@ -91,31 +92,31 @@ from gateway.http.relay import own_answer, relay
 from gateway.http.server.exchange import Exchange
 
 _JSON: Final = [(b"content-type", b"application/json")]
-# Bytes of lines that are read in one turn of their organization.
+# Bytes of lines that are read at a time, before other organizations' work.
 _AT_ONCE: Final = 32 << 10
 # The life of the first, smallest hold of a batch, and how often it is renewed while lines are read.
 _READ_MS: Final = 60_000
 _RENEWED_S: Final = 15.0
-# Members of a response that are told before it is charged, and the statuses of one that made something.
+# Members of a response that are shown before it is charged, and the statuses of a response with output.
 _OF_RUNNING: Final = ("id", "object", "status", "created_at", "model", "background")
 _MADE: Final = frozenset({"completed", "incomplete", "failed"})
-# What a line counts for beside its body.
+# Bytes that a line counts for in addition to its body.
 _LINE_BYTES: Final = 512
-# Failures that a proxy tells of the upstream behind it.
+# Statuses by which a proxy reports a failure of the upstream behind it.
 _BETWEEN: Final = frozenset({502, 504})
-# What a hold takes of each account, and so what the lines of a batch sum up to.
+# Fields of a hold request that are summed over the lines of a batch.
 _SUMMED: Final = (
     "need", "ceiling", "read", "read_likely", "credits", "units", "money", "money_most",
     "raw_tokens", "raw_most",
 )  # fmt: skip
-# A line that is not there.
+# The result of a line that is missing.
 _MISSING: Final = BatchResult("", 0, "", b"", False)
-# How a line meets objects: by those that its body names.
+# A line accesses the objects that its body names.
 _NAMES: Final = ObjectAccess((), None)
 
 
 async def create_batch(exchange: Exchange) -> None:
-    """Hold what the lines of a batch are likely to use, then have its upstream make it."""
+    """Reserve a hold for the likely use of a batch's lines, then have the upstream create the batch."""
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     jobs = _jobs(exchange)
@@ -123,7 +124,7 @@ async def create_batch(exchange: Exchange) -> None:
     fetches = paths is not None and not paths.inline
     if fetches:
         _check_metadata(admitted.call)
-    if fetches:  # the lines of a file are kept until they are held for
+    if fetches:  # a file's lines stay in memory until their hold is reserved
         with exchange.worker.buffers.files.reading(caller) as arrive:
             job = await _taken(exchange, caller, admitted.call, jobs, arrive)
     else:
@@ -135,9 +136,9 @@ async def create_batch(exchange: Exchange) -> None:
 
 
 async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
-    """Start a call whose result comes later at its upstream: its hold lasts until the result is charged.
+    """Start a call whose result comes later; its hold lasts until the result is charged.
 
-    An answer that names no id, or has its result already, is charged like any other.
+    An answer that names no id, or already contains the result, is charged like any other answer.
     """
     paths, jobs = JOBS.get(exchange.routed.label), _jobs(exchange)
     upstreams = exchange.worker.upstreams
@@ -160,9 +161,9 @@ async def _made(
     exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort,
     never: Callable[[], Awaitable[object]],
 ) -> None:  # fmt: skip
-    """Forward a request for a job and relay its answer; call `never` if this fails before it was sent.
+    """Forward a job's request and relay the answer; call `never` if the request fails before it was sent.
 
-    After that the job keeps its hold, and later looks find out what the upstream made.
+    Otherwise the job keeps its hold, and later looks find out what the upstream made.
     """
     try:
         answer = await forward(exchange, admitted)
@@ -178,7 +179,7 @@ async def _made(
 
 
 def _leave_unknown(exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort) -> None:
-    """Store a job of unknown result for later looks, with its upstream; hand over the call's hold."""
+    """Store a job of unknown result for later looks, and hand the call's hold over to it."""
     if not job.upstream and not 200 <= exchange.status < 300:
         job.upstream, job.sent = exchange.upstream_name, exchange.model_sent
         begin(jobs.keep(job))
@@ -186,14 +187,14 @@ def _leave_unknown(exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: J
 
 
 def _hand_over(admitted: AdmittedCall) -> None:
-    """Hand the hold of a call over to its job: the call itself is charged nothing."""
+    """Hand the hold of a call over to its job: the call itself has no charge."""
     if admitted.charges and admitted.due:
         admitted.let_go()
         admitted.leave_room(admitted.claim.estimate.need)
 
 
 async def remake(exchange: Exchange) -> None:
-    """Run one more job made of an earlier one, with the earlier job's model and length."""
+    """Create a job that is derived from an earlier one, with the earlier job's model and length."""
     caller = known(exchange) or await identify(exchange)
     job = await _jobs(exchange).find(caller, exchange.routed.params["id"])
     if job is not None and job.kind == VIDEO:
@@ -213,7 +214,7 @@ def _job_of(exchange: Exchange, admitted: AdmittedCall, paths: JobPaths) -> Job:
     job.units, job.accounts = claim.units, () if budgets is None else budgets.names
     job.held = _likely(prices, claim.estimate, admitted.call, budgets)
     targets = admitted.call.targets
-    if targets:  # of several nobody knows yet which one it will be
+    if targets:  # with several targets, the upstream is not known yet
         job.upstream, job.sent = (targets[0].upstream, targets[0].model) if len(targets) == 1 else ("", "")
     return job
 
@@ -221,10 +222,11 @@ def _job_of(exchange: Exchange, admitted: AdmittedCall, paths: JobPaths) -> Job:
 async def _begun(
     exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort, told: list[str]
 ) -> None:
-    """Store the id of a call that its upstream began, before the client reads this id.
+    """Store the id of a started job before the client reads this id.
 
-    An answer outside 2xx leaves the job as it is, unless it says that nothing was made. Without a list, a
-    failure of the upstream itself says so as well; a failure of a proxy in front does not.
+    `told` are the ids in the answer. Without 2xx the job stays stored, unless the answer says that nothing
+    was made. If the upstream has no list of jobs, its own failure says that too, but a proxy's failure does
+    not.
     """
     meter, status, paths = admitted.meter, exchange.status, JOBS[job.endpoint]
     is_over = not told or meter is None or meter.usage().reported
@@ -233,14 +235,11 @@ async def _begun(
     elif 200 <= status < 300 and not is_over and await _noted(exchange, job, jobs, told):
         _hand_over(admitted)
     else:
-        begin(jobs.drop(job))  # nothing may come between this and the charge of the call
+        begin(jobs.drop(job))  # no await between this and the charge of the call
 
 
 async def _noted(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str]) -> bool:
-    """Note the id of a job; False where it was there before, and is held for and charged as another's.
-
-    Nothing interrupts this: the upstream has made it.
-    """
+    """Store a job's id without interruption; False if the id belongs to another job, which has the hold."""
     made = msgspec.structs.replace(
         job, id=told[0], status=RUNNING, upstream=exchange.upstream_name, sent=exchange.model_sent
     )
@@ -257,7 +256,7 @@ async def _noted(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str]) 
 
 
 async def tell_job(exchange: Exchange) -> None:
-    """Pass on what a job is, or cancel it; nobody is told of a result that is not charged."""
+    """Relay the state of a job, or cancel it; a result is shown only after it is charged."""
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     jobs, paths = exchange.worker.ports.jobs, BATCH_AT.get(exchange.routed.label)
@@ -283,7 +282,7 @@ async def tell_job(exchange: Exchange) -> None:
 
 
 async def _is_over(exchange: Exchange, jobs: JobsPort, job: Job) -> bool:
-    """Return whether a response is charged, so that all of it may be shown; none is streamed before."""
+    """Return whether a response is charged and may be shown whole; raise if it is to be streamed earlier."""
     if job.is_charged or (exchange.routed.method == b"GET" and await jobs.look(job)):
         return True
     if "stream=true" in exchange.routed.query:
@@ -292,7 +291,7 @@ async def _is_over(exchange: Exchange, jobs: JobsPort, job: Job) -> bool:
 
 
 def _progress(document: bytes) -> Iterator[bytes]:
-    """Yield the state of a response that is not charged, without its output or a sign that it is there."""
+    """Yield the state of a response that is not charged yet, without output and without its final status."""
     said = loose_document(document)
     told: dict[str, object] = {name: said[name] for name in _OF_RUNNING if name in said}
     if told.get("status") in _MADE:
@@ -301,7 +300,7 @@ def _progress(document: bytes) -> Iterator[bytes]:
 
 
 async def _told(exchange: Exchange, admitted: AdmittedCall, jobs: JobsPort, paths: BatchPaths) -> None:
-    """Answer with a batch's state, its results at an address of this gateway, where they were charged."""
+    """Answer with the state of a batch; the link to its results points to this gateway."""
     status, said = await jobs.ask(exchange.routed.upstream, exchange.routed.sent, paths.headers)
     await _looked(jobs, admitted.caller, admitted.call.named[0], [])
     document = loose_document(said)
@@ -320,14 +319,14 @@ def _jobs(exchange: Exchange) -> JobsPort:
 
 
 def _check_metadata(call: CallRequest) -> None:
-    """Raise `InvalidRequest` unless the metadata of a batch has room for our mark."""
+    """Raise `InvalidRequest` if the metadata of a batch has no room for the gateway's mark."""
     found = (call.document or {}).get("metadata")
     if found is not None and (not isinstance(found, dict) or len(found) > METADATA_MAX):
         raise InvalidRequest(f"metadata may have {METADATA_MAX} names.", param="metadata")
 
 
 def _mark(call: CallRequest, job: Job) -> None:
-    """Mark the metadata of a batch with its hold's id, in case the batch's own id never arrives."""
+    """Add the hold's id to the metadata of a batch, to find the batch if its own id never arrives."""
     document = call.document or {}
     said = document.get("metadata")
     document["metadata"] = {**(said if isinstance(said, dict) else {}), MARK: job.hold_id}
@@ -335,9 +334,9 @@ def _mark(call: CallRequest, job: Job) -> None:
 
 
 async def _opened(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str]) -> None:
-    """Store the id of an opened batch before the client reads this id, or release its hold.
+    """Store the id of a created batch before the client reads this id, or release its hold.
 
-    After a failure of the upstream the batch may exist all the same: a look finds out.
+    After a failure of the upstream the batch may exist: the hold stays until a look finds out.
     """
     if 200 <= exchange.status < 300 and told:
         if await _noted(exchange, job, jobs, told):
@@ -348,7 +347,7 @@ async def _opened(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str])
 
 
 async def _looked(jobs: JobsPort, caller: Caller, id_: str, told: list[str]) -> bool:
-    """Look at a job; whether it is charged. Ids of results are nobody's before that: they are not `told`."""
+    """Look at a job and return whether it is charged; if not, clear the ids of results in `told`."""
     job = await jobs.find(caller, id_)
     if job is None or job.is_charged or await jobs.look(job):
         return True
@@ -361,16 +360,19 @@ async def _given_back(ports: Ports, job: Job, jobs: JobsPort) -> None:
     try:
         if service is not None:
             await ports.counters.settle(release_of(job, service))
-    finally:  # one that stays is looked at, and was never made
+    finally:  # a job that cannot be deleted is looked at later, and found missing
         await jobs.drop(job)
 
 
-# What a batch holds: its lines at the batch price, each as a call of its own is held.
+# The hold of a batch: the sum of its lines' holds at batch prices.
 async def _lines(
     exchange: Exchange, caller: Caller, document: Mapping[str, object], jobs: JobsPort,
     arrive: Callable[[int], None],
 ) -> tuple[str, Route, list[BatchLine]]:  # fmt: skip
-    """Return the input of a batch, the route its calls would take, and these, where they stand."""
+    """Return the input file's id of a batch, the route of its calls, and its lines.
+
+    `arrive` counts the file's bytes as they are read.
+    """
     paths, upstream = BATCH_AT.get(exchange.routed.label), exchange.routed.upstream
     model = exchange.routed.params.get("model", "")
     if paths is None:
@@ -417,7 +419,7 @@ async def _taken(
     if caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param="x-tollkeeper-user")
     check_batch_models(exchange, caller, first, 1)
-    if asked is not None:  # behind what its first line is judged by: a refused batch opens no run
+    if asked is not None:  # after the checks of the first line: a refused batch opens no run
         run = await ports.runs.find(caller, asked, policies)
     budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
     prices = prices_of(ports, caller, service, first, budgets)
@@ -426,7 +428,7 @@ async def _taken(
     if budgets is not None:
         request.budgets, request.names = budgets.accounts, budgets.names
     least = replace(request)
-    if service.counts_tokens:  # each line reads a token at least
+    if service.counts_tokens:  # each line has at least one input token
         least.need = least.ceiling = least.read = least.read_likely = len(lines)
     await reserve_hold(exchange, least, budgets)
     request.budgets, request.names = least.budgets, least.names
@@ -458,10 +460,10 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
     exchange: Exchange, request: HoldRequest, renewed: HoldRequest, route: Route, lines: list[BatchLine],
     prices: CallPrices, budgets: CallBudgets | None,
 ) -> tuple[int, CallPrices]:  # fmt: skip
-    """Extend a hold by each line of a batch, in pieces that take turns within its organization.
+    """Add each line of a batch to a hold request, in pieces that alternate with other organizations' work.
 
-    Meanwhile `renewed` keeps the smallest hold alive. Return the likely cost of the lines in nano-units, and
-    the prices of the last one.
+    Meanwhile `renewed` renews the first, smallest hold. Return the likely cost of all lines in nano-units,
+    and the prices of the last line.
     """
     worker, caller, service = exchange.worker, request.caller, request.service
     ports, attribution, params = worker.ports, exchange.head.attribution, exchange.routed.params
@@ -495,7 +497,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
 
 
 def _pieces(lines: list[BatchLine]) -> Iterator[list[BatchLine]]:
-    """Yield the lines in pieces, each as large as is read in one turn."""
+    """Yield the lines in pieces that are small enough to be read at a time."""
     piece, size = list[BatchLine](), 0
     for line in lines:
         piece.append(line)
@@ -521,7 +523,7 @@ def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
     exchange: Exchange, caller: Caller, hold_id: str, user: str, service: Service, decision: Decision,
     prices: CallPrices,
 ) -> Job:  # fmt: skip
-    """Return a job that holds what a decision gave it, at the time of the Redis that decided."""
+    """Return a job with the amounts that a decision held, created at the time on Redis' clock."""
     created_ms = decision.now_ms
     vector, attribution = prices.named[0].vector if prices.named else None, exchange.head.attribution
     return Job(
@@ -550,7 +552,7 @@ def _call_of(
 def _add(
     ports: Ports, request: HoldRequest, call: CallRequest, prices: CallPrices, budgets: CallBudgets | None
 ) -> int:
-    """Extend a hold by one more call; return the call's likely cost in nano-units."""
+    """Add one more call to a hold request; return the call's likely cost in nano-units."""
     caller, service = request.caller, request.service
     estimate = ports.estimator.hold(call, caller.organization_id, service.key)
     _, one = hold_request(
@@ -569,7 +571,7 @@ def _likely(prices: CallPrices, estimate: Estimate, call: CallRequest, budgets: 
 
 
 def at_batch_prices(prices: CallPrices) -> CallPrices:
-    """Return the prices of a batch's calls."""
+    """Return these prices with the discount for batches."""
     named = tuple([
         one if one.vector is None else replace(one, vector=at_batch_price(one.vector)) for one in prices.named
     ])  # fmt: skip
@@ -577,7 +579,7 @@ def at_batch_prices(prices: CallPrices) -> CallPrices:
 
 
 def at_batch_price(vector: Vector) -> Vector:
-    """Return the price of a batch's calls as a plain price; the same amounts if it has no batch tier."""
+    """Return a model's price for batches without tiers; the same amounts if it has no batch tier."""
     if SERVICE_TIER in vector.tiers:
         return vector.tiers[SERVICE_TIER]
     factor = vector.service_tiers.get(SERVICE_TIER)
@@ -598,9 +600,9 @@ def _packed(weights: Weights | None) -> tuple[tuple[int, ...], int, int] | None:
     return None if weights is None else (weights.by_kind, weights.read, weights.written)
 
 
-# What a job is charged, once its result is there.
+# The charge of a job, once its result exists.
 def service_of(ports: Ports, job: Job) -> Service | None:
-    """Return the service of a job at its organization's price, also where that has it no more."""
+    """Return the service of a job at its organization's price, even if the organization lost the service."""
     try:
         found = ports.directory.resolve(job.caller, job.service)
     except ServiceNotIncluded:
@@ -617,11 +619,11 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
     ports: Ports, job: Job, service: Service, route: Route, found: Iterable[BatchResult], answered: int,
     bounds: UsageBounds, ago_s: float, each: bool = False,
 ) -> Iterator[ChargedUse | None]:  # fmt: skip
-    """Yield the charge of each line of a result; None for a line that used nothing.
+    """Yield the charge of each line of a batch's result; None for a line that used nothing.
 
-    The job was made `ago_s` ago; its upstream reports `each` choice by itself or all. A line whose use nobody
-    can read costs its share of the hold, and so does each that is missing of those that were `answered`. A
-    line that comes again costs nothing more.
+    The job was created `ago_s` seconds ago. `each`: its upstream reports each choice by itself. A line with
+    unreadable usage costs its share of the hold, and so does each missing line of those `answered`. A
+    repeated line costs nothing more.
     """
     now_s = ports.seconds()
     prices, there = _prices_then(ports, job, service, now_s, ago_s), set[str]()
@@ -629,7 +631,7 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
         of = job.hold_id if line.custom_id else f"{job.hold_id} unnamed"
         id_ = id_of(line.custom_id or str(number), job.created_ms, of=of)
         charged = None
-        if id_ not in there:  # a line that comes again is the same one
+        if id_ not in there:  # a repeated line is charged once
             charged = _charged(ports, job, service, route, line, id_, prices, now_s, bounds, each)
             if charged is None and not line.free:
                 charged = _share(job, id_, service, line, ago_s)
@@ -645,9 +647,9 @@ def call_charge(  # noqa: PLR0917  # whose job it is, and its result
     ports: Ports, job: Job, service: Service, route: Route, body: bytes, free: bool, bounds: UsageBounds,
     ago_s: float, each: bool = False,
 ) -> ChargedUse | None:  # fmt: skip
-    """Return the charge of a job of one call, made `ago_s` ago, by its result.
+    """Return the charge of a job of one call, created `ago_s` seconds ago, from its result.
 
-    One that reports no use costs what was held; where it is `free` it costs nothing: None.
+    A result without usage costs the hold, or nothing (None) if it is `free`.
     """
     now_s = ports.seconds()
     line = BatchResult("", 200, "", body, free)
@@ -660,7 +662,7 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
     ports: Ports, job: Job, service: Service, route: Route, line: BatchResult, id_: str, prices: CallPrices,
     now_s: float, bounds: UsageBounds, each: bool,
 ) -> ChargedUse | None:  # fmt: skip
-    """Return the charge of a result by the use that it reports; None where it reports none."""
+    """Return the charge of a result from its reported usage; None if no usage is reported."""
     call = CallRequest(route.meter, route.family, b"", model=job.model)
     call.reports, call.reports_each, call.output_max = True, each, job.output_max or None
     if each:
@@ -681,7 +683,7 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
 
 
 def _share(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float) -> ChargedUse:
-    """Return the charge of a line whose use nobody can read: its share of the hold."""
+    """Return the charge of a line with unreadable usage: its share of the hold."""
 
     def share(whole: int) -> int:
         return -(-whole // job.lines)
@@ -694,7 +696,7 @@ def _share(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float
 
 
 def unread_charge(job: Job, service: Service, ago_s: float) -> ChargedUse:
-    """Return the charge of a job whose result nobody can read: all that it held, marked estimated."""
+    """Return the charge of a job with an unreadable result: its whole hold, marked estimated."""
     return _as_held(job, job.hold_id, service, _MISSING, ago_s)
 
 
@@ -708,7 +710,7 @@ def _as_held(job: Job, id_: str, service: Service, line: BatchResult, ago_s: flo
 
 
 def _use(job: Job, family: str, line: BatchResult, ago_s: float, detail: Detail) -> MeteredUse:
-    """Return the use of a job that was made `ago_s` ago, or of a line of one, without its numbers."""
+    """Return the `MeteredUse` of a job or of one of its lines, without amounts yet."""
     return MeteredUse(
         True, NO_COUNTS, 0, 0, False, detail, job.model, job.endpoint, family, line.status,
         duration_ms=max(0, int(1000 * ago_s)), session=job.session, upstream_id=line.request_id,
@@ -725,7 +727,7 @@ def _terms(job: Job, id_: str, service: Service, prices: CallPrices) -> UseTerms
 
 
 def _prices_then(ports: Ports, job: Job, service: Service, now_s: float, ago_s: float) -> CallPrices:
-    """Return the prices of when a job was made."""
+    """Return the prices at the creation of a job, `ago_s` seconds ago."""
     ago_s = max(0.0, ago_s)
     call = CallRequest("none", GENERIC, b"", model=job.model)
     call.upstream = job.upstream

@@ -1,7 +1,7 @@
-"""Lists of stored objects: all organizations share an account, and each is shown its own objects.
+"""Lists of stored objects: organizations share an upstream's account, and each sees its own objects.
 
-Pages of the account are read until one for the caller is full, up to a bound: older objects are told by their
-ids alone. No id of another organization is told, also not as the place where a page ends.
+Pages of the account are read until a page for the caller is full, up to a maximum; older objects are listed
+by id only. No id of another organization is shown, not even as the cursor of a page.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from gateway.http.admission import admit, identify, known
 from gateway.http.relay import own_answer
 from gateway.http.server.exchange import Exchange
 
-# Pages of an account that are read for one answer, and objects on each.
+# Maximum of an account's pages read for one answer, and objects on each page.
 PAGES_MAX: Final = 10
 PAGE_OBJECTS: Final = 100
 # Objects of an answer: by default, and at most.
 LIMIT, LIMIT_MAX = 20, 100
-# What else a list may be asked by, and passes.
+# Other query parameters of a list, which are forwarded.
 _PASSED: Final = ("purpose", "order", "order_by", "source")
-# By which pages go on that have no ids to go on behind: what tells it, and what asks for it.
+# Page tokens of lists without ids as cursors: the field of the answer, and the query parameter.
 _GOES_ON: Final = {"next_page": "page", "nextPageToken": "pageToken"}
 _JSON: Final = [(b"content-type", b"application/json")]
 
 
 async def list_objects(exchange: Exchange) -> None:
-    """Answer with the objects of a collection that are the caller's organization's."""
+    """Answer with the objects of a collection that belong to the caller's organization."""
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     ports, objects = exchange.worker.ports, FAMILIES[exchange.routed.family].objects
@@ -49,7 +49,7 @@ async def list_objects(exchange: Exchange) -> None:
     tells = at is not None and at[1] in objects.results
     kind = lists.fields.get(path) or (path.rpartition("/")[2] if lists.size != "limit" else "data")
     place = {lists.after: after} if after and kind == "data" else {}
-    behind = not after or kind == "data"  # else it is looked for from the first page on
+    behind = not after or kind == "data"  # else the object is searched from the first page on
     for _ in range(PAGES_MAX):
         query = urlencode(asked | {lists.size: str(PAGE_OBJECTS)} | place) + lists.asks.get(path, "")
         status, said = await ports.jobs.ask(exchange.routed.upstream, f"{path}?{query}", lists.headers)
@@ -69,7 +69,7 @@ async def list_objects(exchange: Exchange) -> None:
                 if more:
                     break
                 found.append(_shown(one, lists))
-                if tells:  # what was made of it since is told here as well
+                if tells:  # the list also shows results made since then
                     await ports.objects.keep(caller, told(exchange.routed.family, one))
         token = next((name for name in _GOES_ON if isinstance(document.get(name), str)), "")
         if more or not page or not (token or document.get("has_more")):
@@ -88,7 +88,7 @@ async def list_objects(exchange: Exchange) -> None:
 
 
 def _read(query: str, lists: ObjectLists) -> tuple[int, str, dict[str, str]]:
-    """Return the number of objects that are asked for, the one they follow, and the parameters that pass."""
+    """Return the page size, the id of the object before the page, and the parameters to forward."""
     asked = dict(parse_qsl(query[1:], keep_blank_values=True))
     limit = asked.pop(lists.size, str(LIMIT))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= LIMIT_MAX):
@@ -104,7 +104,7 @@ def _read(query: str, lists: ObjectLists) -> tuple[int, str, dict[str, str]]:
 
 
 def _shown(one: dict[str, Any], lists: ObjectLists) -> dict[str, Any]:
-    """Return an object as it is listed, without its calls and results."""
+    """Remove the parts of an object that lists do not show: its calls and results."""
     for place, names in lists.apart.items():
         inside = one.get(place) if place else one
         if isinstance(inside, dict):

@@ -1,4 +1,4 @@
-"""What the data plane needs from others. `gateway/app.py` hands it over; no door is imported here."""
+"""Interfaces that the HTTP side needs from other packages; `gateway/app.py` provides the implementations."""
 
 from __future__ import annotations
 
@@ -38,35 +38,35 @@ from gateway.core.traces import Parent, Span, Trace
 from gateway.http.tally import Tally
 from gateway.http.upstream.dialing import LookUp, by_system
 
-# Writes one line of an event and its facts. Never given a credential, a body or a caller's metadata.
+# Logs an event and its facts as one line. Gets no credential, body or metadata of a caller.
 Log = Callable[..., None]
 # Answers one request of an `Exchange` itself.
 Answerer = Callable[[Any], Coroutine[Any, Any, None]]
 
 
 class DirectoryPort(Protocol):
-    """Callers and callable services. Bounded caches; never more than a second old."""
+    """Callers, services and prices from bounded caches that are at most a second old."""
 
     def cached(self, digest: str) -> Caller | None:
-        """Return the caller of a credential's digest, if it is known and fresh."""
+        """Return the caller of a credential's digest from the cache; None if unknown or too old."""
 
     def identify(self, digest: str) -> Awaitable[Caller]:
-        """Look a digest up. Fails with `InvalidApiKey` or `CountersUnavailable`."""
+        """Look up the caller of a digest. Fails with `InvalidApiKey` or `CountersUnavailable`."""
 
     def know(self, organization_id: int) -> Awaitable[None]:
-        """Load an organization's terms, even if no caller was looked up; fails as `identify` does."""
+        """Load an organization's terms, even without a caller; fails like `identify`."""
 
     def service(self, key: str) -> Service | None:
-        """Return the service of this key, if the catalogue has it."""
+        """Return the service with this key, or None if the catalogue lacks it."""
 
     def catalogue(self) -> Mapping[str, Service]:
         """Return every service by key, as a new object after a change. Fails with `CountersUnavailable`."""
 
     def models(self) -> tuple[ModelRule, ...]:
-        """Return the models that people configured; another object once they are others."""
+        """Return the configured models, as a new tuple after a change."""
 
     def shares(self) -> tuple[Share, ...]:
-        """Return the shares of upstreams' capacity; another object once they are others."""
+        """Return the configured shares of upstreams' capacity, as a new tuple after a change."""
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """Return the service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""
@@ -80,20 +80,20 @@ class DirectoryPort(Protocol):
         remember: bool = True,
         run: Run | None = None,
     ) -> CallBudgets | None:
-        """Return the budgets a call takes from, if any, and those of its `run`. Fails with
-        `CountersUnavailable`.
+        """Return the budgets that a call takes from, with those of its `run`, or None.
 
-        Do not `remember` what a call would take from that nobody makes.
+        With `remember` False the result is not cached, for a call that is only considered. Fails with
+        `CountersUnavailable`.
         """
 
     def model_lists(self, caller: Caller) -> ModelLists | None:
         """Return the model lists of the caller's organization, if any. Fails with `CountersUnavailable`."""
 
     def run_policies(self, caller: Caller) -> CallRunPolicies:
-        """Return the run policies of a caller, mostly none. Fails with `CountersUnavailable`."""
+        """Return the run policies of a caller, often none. Fails with `CountersUnavailable`."""
 
     def spent_answer(self, caller: Caller) -> SpentAnswer:
-        """Return the form of this caller's refusals for a spent amount."""
+        """Return the form of refusals that this caller gets for a used-up amount."""
 
     def pays_in(self, caller: Caller) -> str:
         """Return the currency that a caller's organization pays in."""
@@ -103,92 +103,98 @@ class DirectoryPort(Protocol):
     ) -> Vector | None:
         """Return a model's price for the caller's organization `ago_s` seconds ago; None if unknown.
 
-        With `own` only prices in its own currency count. The list of `upstream` counts first.
+        With `own` only prices in the organization's currency count. Prices of the `upstream` come first.
         """
 
     def base_rate(self, caller: Caller, ago_s: float) -> str | None:
-        """Return the organization's currency per base unit `ago_s` seconds ago; None if unknown."""
+        """Return the organization's currency per base unit `ago_s` seconds ago, or None if unknown."""
 
     def price_as(
         self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
     ) -> Vector | None:
-        """Return the same of the model that stands in for one without a price, if one does."""
+        """Return the price of the model configured as a substitute for `model`, or None."""
 
 
 class Tokens(Protocol):
-    """Who calls with a signed token of one of `issuers`; `accepts` says whether there is any."""
+    """Callers with a signed token of one of `issuers`; `accepts` is False without issuers."""
 
     accepts: bool
     issuers: tuple[str, ...]
 
     def cached(self, digest: str) -> Caller | None:
-        """Return the caller of a verified token's digest while all facts behind it are fresh, else None."""
+        """Return the caller of a verified token's digest while all facts about it are fresh, else None."""
 
     def identify(self, digest: str, token: bytes) -> Awaitable[Caller]:
-        """Verify a token. Fails with `InvalidApiKey`, `IssuerUnavailable` or `CountersUnavailable`."""
+        """Verify a token and return its caller.
+
+        Fails with `InvalidApiKey`, `IssuerUnavailable` or `CountersUnavailable`.
+        """
 
 
 class ObjectOwnersPort(Protocol):
-    """Whose the objects are that upstreams keep."""
+    """The owners of objects that upstreams store."""
 
     def owned(self, caller: Caller, ids: Sequence[str]) -> Awaitable[bool]:
-        """Return whether all are the caller's organization's. Fails with `CountersUnavailable`."""
+        """Return whether the caller's organization owns all ids. Fails with `CountersUnavailable`."""
 
     def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Awaitable[object]:
-        """Note that they are, and for how long; asked at once, whether it is awaited or not."""
+        """Store the caller's organization as the owner; `kept` says for how long.
+
+        The request is sent at once, whether or not the result is awaited.
+        """
 
 
 class RunsPort(Protocol):
-    """Budgets that callers make, which travel with their calls."""
+    """Runs: budgets that callers create, and that their calls name."""
 
     def cached(self, caller: Caller, asked: RunRequest) -> Run | None:
-        """Return the run of a call, where it is known here. Fails with `RunEnded` or `RunConflict`."""
+        """Return the cached run that a call names, or None. Fails with `RunEnded` or `RunConflict`."""
 
     def find(self, caller: Caller, asked: RunRequest, policies: CallRunPolicies) -> Awaitable[Run]:
-        """Return the run of a call, opened where there is none yet; fails likewise, or as it cannot be
-        opened.
+        """Return the run that a call names, and open it if it does not exist yet.
 
-        One that was opened is soon forgotten unless a call of it is `admitted`.
+        A new run is soon forgotten unless a call of it is `admitted`. Fails like `cached`, or if the run
+        cannot be opened.
         """
 
     def admitted(self, caller: Caller, run: Run) -> None:
-        """Store the run of an admitted call, and all that it draws from."""
+        """Store the run of an admitted call, with every budget that the run takes from."""
 
     def tell(self, caller: Caller, id_: str) -> Awaitable[bytes]:
         """Return a run as JSON. Fails with `RunNotFound`, `RateLimited` or `CountersUnavailable`."""
 
     def end(self, caller: Caller, id_: str) -> Awaitable[None]:
-        """End a run; fails likewise."""
+        """End a run; fails like `tell`."""
 
 
 class HoldsPort(Protocol):
-    """Holds that callers take and settle themselves, as they are stored: any worker finds them."""
+    """Holds that callers create and settle through the API, stored so that any worker finds them."""
 
     def now_ms(self) -> int:
-        """Return the time of day."""
+        """Return the wall-clock time in milliseconds."""
 
     def begin(self, caller: Caller, key: str, body: bytes, id_: str) -> Awaitable[tuple[str, bytes]]:
-        """Return the id of the hold of a request with this `Idempotency-Key`, and the answer it had before,
-        if any.
+        """Return the hold's id for an `Idempotency-Key`, and the earlier answer to that key, if any.
 
         Fails with `IdempotencyConflict` or `CountersUnavailable`.
         """
 
     def forget(self, caller: Caller, key: str) -> Awaitable[None]:
-        """Forget a refused request: the next one with its key is a new one."""
+        """Delete the key of a refused request, so that the next request with it is a new one."""
 
     def enter(self, caller: Caller, id_: str) -> Awaitable[None]:
-        """Acquire a place for a hold until it is stored. Fails with `TooManyHolds` where no more of this
-        caller's may be open, or with `CountersUnavailable`.
+        """Count a hold as open until it is stored.
+
+        Fails with `TooManyHolds` if the caller has too many open, or with `CountersUnavailable`.
         """
 
     def leave(self, caller: Caller, id_: str) -> None:
-        """Release the place of a refused hold; do nothing if none was acquired, or the hold is stored."""
+        """Stop counting a refused hold as open; do nothing if it was not counted, or is stored."""
 
     def keep(
         self, hold: CallerHold, key: str = "", body: bytes = b"", answer: bytes = b""
     ) -> Awaitable[None]:
-        """Store a hold, and what its request came to."""
+        """Store a hold, and the answer to the request that created it."""
 
     def find(self, caller: Caller, id_: str) -> Awaitable[CallerHold]:
         """Return a hold of the caller's tenant. Fails with `HoldNotFound` or `CountersUnavailable`."""
@@ -197,67 +203,67 @@ class HoldsPort(Protocol):
         """Return the stored end of a hold; None if no caller has ended the hold."""
 
     def decide(self, hold: CallerHold, end: HoldEnd) -> Awaitable[HoldEnd]:
-        """Store this end of a hold unless another one is stored; return the stored end."""
+        """Store this end of a hold unless another end is stored; return the stored end."""
 
     def ended(self, hold: CallerHold, end: HoldEnd) -> Awaitable[None]:
-        """Store the hold and its end for a while, as applied."""
+        """Store a hold and its applied end for a while."""
 
     def undecide(self, hold: CallerHold) -> Awaitable[None]:
-        """Undo the decision to end a hold that had ended by its deadline before."""
+        """Delete the stored end of a hold that had already ended by its deadline."""
 
     def delete_later(self, caller: Caller, id_: str, route: str) -> Awaitable[None]:
-        """Schedule the release of a hold until Redis answers; return once this is certainly on disk.
+        """Schedule the release of a hold for when Redis answers; return once the schedule is on disk.
 
         Fails with `CountersUnavailable`.
         """
 
     def extend(self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts) -> Awaitable[HeldAmounts]:
-        """Extend a hold to `ttl_ms` from now, and add what is free of `wanted`; return the amounts then held.
+        """Extend a hold to `ttl_ms` from now, add the free part of `wanted`, and return the held amounts.
 
         Fails with `HoldEnded` or `CountersUnavailable`.
         """
 
 
 class JobsPort(Protocol):
-    """Jobs of callers, which upstreams work off later."""
+    """Jobs of callers that an upstream runs later, such as batches."""
 
     def fetch(
         self, upstream: str, path: str, bytes_max: int, arrive: Callable[[int], None]
     ) -> Awaitable[bytes]:
-        """Return the file of an upstream; `arrive` counts bytes as they come, and may raise a `Refusal`.
+        """Return a file of an upstream; `arrive` counts the bytes as they come, and may raise a `Refusal`.
 
-        Fails with the `Refusal` that says why.
+        Fails with a `Refusal` that states the reason.
         """
 
     def ask(
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
     ) -> Awaitable[tuple[int, bytes]]:
-        """Return a status and a body, as an upstream answers there. Fails with `UpstreamUnreachable`."""
+        """Send a GET request to an upstream; return the status and body. Fails with `UpstreamUnreachable`."""
 
     def open(self, job: Job) -> Awaitable[None]:
-        """Store a job before its upstream hears of it. Fails with `TooManyJobs` and `CountersUnavailable`."""
+        """Store a job before its request is forwarded. Fails with `TooManyJobs` and `CountersUnavailable`."""
 
     def keep(self, job: Job) -> Awaitable[None]:
-        """Store a job as it is now. Fails with `CountersUnavailable`."""
+        """Store the present state of a job. Fails with `CountersUnavailable`."""
 
     def drop(self, job: Job) -> Awaitable[object]:
-        """Forget a job that was never made."""
+        """Delete a job that the upstream did not create."""
 
     def begun(self, job: Job) -> Awaitable[bool]:
-        """Store a job with the id that its upstream gave it. False where that is another job's id.
+        """Store a job with its upstream's id; return False if another job has this id.
 
-        Fails with `CountersUnavailable` where it is stored nowhere.
+        Fails with `CountersUnavailable` if the job could not be stored.
         """
 
     def find(self, caller: Caller, id_: str) -> Awaitable[Job | None]:
-        """Return the organization's job of this upstream's id."""
+        """Return the job of the caller's organization with this upstream's id, or None."""
 
     def look(self, job: Job) -> Awaitable[bool]:
-        """Check on a job, and charge it if over; return whether it is over. Fails with a `Refusal`."""
+        """Check a job at its upstream; charge and return True if it is over. Fails with a `Refusal`."""
 
 
 class CapacityPort(Protocol):
-    """The accounts of upstreams' capacity."""
+    """Accounts of upstreams' capacity in Redis."""
 
     def ask(  # noqa: PLR0917  # whose account, who asks, and what changed since it was asked last
         self,
@@ -268,22 +274,23 @@ class CapacityPort(Protocol):
         over: Sequence[str],
         going: Sequence[str],
     ) -> Awaitable[list[int]]:
-        """Return milliseconds until the next call may have room, then for each ask 0 (waits), 1 (let in) or 2
-        (let in by its share's guarantee). An account is an upstream's name and a model.
+        """Request capacity for calls from an account, which is an upstream's name and a model.
 
-        Of concurrent calls, report those that are `over`, and now and then those that are `going` on. Fails
-        with `CountersUnavailable`, by `CountersRefused` where for certain nothing was done.
+        Return the milliseconds until the next call may have room, then for each of `asks` 0 (wait), 1
+        (admitted) or 2 (admitted by its share's guarantee). `ended` are unused amounts, `over` ids of ended
+        calls, `going` ids of calls that still run. Fails with `CountersUnavailable`, or `CountersRefused` if
+        certainly nothing was done.
         """
 
 
 class CountersPort(Protocol):
-    """The limits and the ledger."""
+    """The limits and the ledger in Redis."""
 
     def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
         """Reserve a hold on every limit or on none. Fails with `CountersUnavailable`."""
 
     def settle(self, settlement: Settlement) -> Awaitable[SettleResult]:
-        """Replace a hold by the actual use; SPOOLED is as certain. Fails with `CountersUnavailable`."""
+        """Replace a hold by the actual use; SPOOLED is also certain. Fails with `CountersUnavailable`."""
 
     def watch(self, observed: HoldExtension) -> None:
         """Renew the hold of a long call until `unwatch`."""
@@ -292,14 +299,14 @@ class CountersPort(Protocol):
         """Stop renewing a hold: its call is about to settle."""
 
     def outgrown(self, observed: HoldExtension) -> None:
-        """Extend the hold of a watched call that has used it up, soon."""
+        """Schedule the extension of a watched call's hold that is used up."""
 
 
 class Tracer(Protocol):
-    """Traces of requests, on their way to a collector. Never waits, never fails."""
+    """Records traces of requests for a collector. Never waits, never fails."""
 
     def begin(self, parent: Parent | None) -> Trace:
-        """Return the trace of a request that has come; whether it is recorded is decided now."""
+        """Start the trace of a request; decide now whether the trace is recorded."""
 
     def end(self, trace: Trace, spans: list[Span]) -> None:
         """Record the spans of an ended request's trace."""
@@ -307,15 +314,14 @@ class Tracer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Everything the handling of a request talks to, apart from its two sockets.
+    """Everything that the handling of a request uses, apart from the client's and the upstream's connection.
 
-    `usage` answers `GET /.tollkeeper/usage` for a caller and what it says of itself with a JSON body.
-    `failing` bounds how often failures of upstreams are told. `seconds` is a monotonic clock. `access_log`
-    turns on one line a request. `tracer` is there where requests are traced (`TracedPlane`). With
-    `refuse_unpriced` a model without a price is not called. `look_up` says the addresses of an
-    upstream's name. Keys are taken that were digested under `earlier_peppers`. `answers` are routes that
-    features answer here, `handlers` answer paths that are routed already, and
-    `open_socket` goes on with a client by a WebSocket.
+    `usage` answers `GET /.tollkeeper/usage` with a JSON body. `failing` limits how often upstream failures
+    are logged. `seconds` is a monotonic clock. `access_log` turns on one line a request. `tracer` is None
+    unless requests are traced (`TracedPlane`). With `refuse_unpriced` a model without a price is refused.
+    `look_up` resolves an upstream's host name. Keys digested under `earlier_peppers` are accepted. `answers`
+    are routes of features, `handlers` answer paths that already have a route, and `open_socket` continues a
+    call as a WebSocket.
     """
 
     directory: DirectoryPort

@@ -1,7 +1,7 @@
 """THE HOT PATH: one request from its first line to its last byte, as one coroutine.
 
-Its steps are awaited in order; each raises what ends the call there, and `given_up` follows. The coroutine is
-driven straight from socket callbacks (`server/buffers.py`), so what needs no waiting is a plain function.
+The steps are awaited in order; a step that ends the call raises, and `given_up` follows. Socket callbacks
+drive the coroutine directly (`server/buffers.py`), so steps that never wait are plain functions.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")
 
 
 async def proxy(exchange: Exchange) -> None:
-    """Admit one call, forward it, charge what it used."""
+    """Admit one call, forward it, relay the answer, and charge the use."""
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
-    if admitted.call.listing:  # models that are configured here: no upstream is asked
+    if admitted.call.listing:  # a list of configured models needs no upstream
         await admitted.settle(200, True)
         own_answer(exchange, 200, _JSON, admitted.call.listing)
         return
@@ -37,14 +37,14 @@ async def proxy(exchange: Exchange) -> None:
 
 
 async def usage(exchange: Exchange) -> None:
-    """Answer a caller with the rest of its limits; that costs nothing."""
+    """Answer with the remaining limits of the caller, without a charge."""
     caller = known(exchange) or await identify(exchange)
     left = await exchange.worker.ports.usage(caller, exchange.head.attribution)
     own_answer(exchange, 200, _JSON, left)
 
 
 async def resource(exchange: Exchange) -> None:
-    """Answer with the issuers of tokens (RFC 9728), of the gateway or of a server of tools behind it."""
+    """Answer with the token issuers (RFC 9728) of the gateway, or of an MCP server behind it."""
     worker = exchange.worker
     issuers, path = worker.ports.tokens.issuers, exchange.routed.params.get("resource", "")
     route = worker.heads.router.route_of("POST", f"/{path}") if path else None
@@ -59,7 +59,7 @@ async def resource(exchange: Exchange) -> None:
 
 
 async def run(exchange: Exchange) -> None:
-    """Answer a caller with a run of its tenant, or end the run; that costs nothing."""
+    """Answer with a run of the caller's tenant, or end the run, without a charge."""
     caller = known(exchange) or await identify(exchange)
     runs, id_ = exchange.worker.ports.runs, exchange.routed.params["id"]
     if exchange.routed.method == b"DELETE":

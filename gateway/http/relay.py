@@ -1,8 +1,8 @@
-"""The answer on its way to the client: through the meter, at the client's speed, its end held back.
+"""Relays an answer to the client: through the meter, at the client's speed, with its end held back.
 
-Nobody has a complete answer before it is charged: what shows its end waits in the meter, with all
-that comes behind it, for the settlement. A whole JSON document is held back up to a bound, so that an
-upstream that breaks off is a clean 502; a stream passes event by event.
+No client gets a complete answer before it is charged: the last event of an answer, and all bytes after it,
+wait in the meter for the settlement. A whole JSON document is held back up to a maximum, so that an upstream
+that breaks off becomes a clean 502; a stream is relayed event by event.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from gateway.http.upstream.pool import Link
 CLIENT_GONE: Final = "client_gone"
 ANSWER_CUT: Final = "answer_cut"
 CORS_PREFIX: Final = b"access-control-"
-# What the journal says of an answer that was read to its end, where its client is gone and where it is not.
+# Status and reason in the journal for an answer that was read whole: client gone, client present; or cut.
 _LEFT, _TOLD, _CUT = (0, CLIENT_GONE), (0, ""), (0, ANSWER_CUT)
 _STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus
@@ -47,13 +47,13 @@ _STATUS_LINES: Final = {
 
 
 async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) -> None:
-    """Relay an answer to the client through its meter, and charge it before its end."""
+    """Relay an answer to the client through its meter, and charge the call before the answer's end."""
     call, meter, link, status = admitted.call, admitted.meter, exchange.link, answer.status
     assert meter is not None
     assert link is not None
     route = exchange.routed.route
     if answer.session and route is not None and FAMILIES[route.family].session_field:
-        # Whose it is is noted before its id is known.
+        # The owner of the session is stored before the client gets its id.
         session = session_of(route.upstream, answer.session)
         await exchange.worker.ports.objects.keep(admitted.caller, [session])
     if answer.address and route is not None:
@@ -74,14 +74,14 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
     if exchange.before_end is not None:
         await exchange.before_end(told)
     if told:
-        # Whose the objects are is noted before their ids are known.
+        # The owner of the objects is stored before the client gets their ids.
         waits = _keep(exchange, admitted, told)
-        for kept in waits if not admitted.charges else ():  # what was charged is delivered all the same
+        for kept in waits if not admitted.charges else ():  # a charged answer is delivered even if this fails
             await kept
     early = admitted.settles_after_reply
     if early:
         outlet.end(tail)
-    # A job has its hold until its result is there.
+    # A job keeps its hold until its result exists.
     complete, came_to = _outcome(exchange, meter, status)
     charged = not admitted.due or await admitted.settle(status, complete, False, came_to)
     if not early:
@@ -92,7 +92,7 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
 
 
 def _outcome(exchange: Exchange, meter: Meter, status: int) -> tuple[bool, Failed]:
-    """Return whether an answer that ended in good order is whole, and what the journal says of it."""
+    """Return whether an answer that ended well is complete, and its status and reason for the journal."""
     if not meter.ended or meter.is_whole or not 200 <= status < 300:
         return True, exchange.outlasted or (_LEFT if exchange.gone else _TOLD)
     failure = UpstreamUnreachable("The upstream's answer ended without its API's last word.")
@@ -103,7 +103,7 @@ def _outcome(exchange: Exchange, meter: Meter, status: int) -> tuple[bool, Faile
 
 
 async def _lead_here(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead, route: Route) -> None:
-    """Rewrite the upload address of an answer to this gateway's; the upload becomes its caller's."""
+    """Replace the upload URL in an answer by this gateway's, and store the caller as the upload's owner."""
     uploads, asked = uploads_of(route), dict(parse_qsl(urlsplit(answer.address.decode("latin-1")).query))
     if uploads is not None and asked.get(uploads.id):
         session = session_of(route.upstream, asked[uploads.id].encode())
@@ -116,7 +116,7 @@ async def _lead_here(exchange: Exchange, admitted: AdmittedCall, answer: AnswerH
 
 
 def origin_of(exchange: Exchange) -> str:
-    """Return the gateway's URL for its clients: from settings, else as this client addressed it."""
+    """Return the gateway's base URL: the configured one, else the one that this client used."""
     public = exchange.worker.limits.public_url
     if public:
         return public
@@ -127,15 +127,15 @@ def origin_of(exchange: Exchange) -> str:
 async def _relay_body(
     exchange: Exchange, admitted: AdmittedCall, link: Link, meter: Meter, outlet: Outlet
 ) -> bytes:
-    """Pass the body on as it comes; give back what is left of it at its end. Raises what broke it off.
+    """Relay the body as it arrives; return the part that is held back for its end.
 
-    A stream that has used up its hold has it extended; where nothing is left and the plan says
-    so, the stream is ended here, well-formed where it can be, and the rest of the upstream's is not read.
+    Raises the failure that cut the body. A stream that used up its hold gets an extension. If nothing is left
+    and the plan requires it, the stream is ended here, in valid form if possible.
     """
     worker, call = exchange.worker, admitted.call
     limits = worker.limits
     is_read = call.narrow is not None or call.units_pointer or call.meter not in UNREAD_METERS
-    # The refusal of a stream is a document.
+    # An upstream refuses a stream with a document.
     passes = (call.streamed and exchange.status not in REFUSING) or not is_read
     held_max = 0 if passes else limits.answer_held_bytes_max
     counted_from = limits.answer_uncounted_bytes_max
@@ -149,7 +149,7 @@ async def _relay_body(
         if complete:
             passed += meter.finish()
             return held + passed + (await _catch_up(exchange, admitted, link, meter) if meter.behind else b"")
-        if link.failure is not None and meter.is_whole and meter.final:  # nothing of it is missing
+        if link.failure is not None and meter.is_whole and meter.final:  # the answer is complete
             return held + passed + meter.finish()
         _check_unbroken(link, meter)
         passed = held + passed
@@ -163,7 +163,7 @@ async def _relay_body(
             if not end:
                 raise QuotaExceeded("What covered this answer is used up.")
             return end
-        size, data, passed = len(data), b"", b""  # while it waits it has this only once: as it is written
+        size, data, passed = len(data), b"", b""  # during a wait only the written copy is in memory
         kept = meter.kept + len(held)
         if kept > counted_from or exchange.connection.blocked:
             counted_from = -1  # from now on
@@ -181,7 +181,7 @@ async def _relay_body(
 
 
 class _ReadOn:
-    """How much of an answer was read on for nobody."""
+    """The amount of an answer that was read after its client had left."""
 
     __slots__ = ("_read", "_tokens", "_tokens_max")
 
@@ -189,7 +189,7 @@ class _ReadOn:
         self._read, self._tokens, self._tokens_max = 0, -1, 0
 
     def check(self, exchange: Exchange, meter: Meter, size: int, streamed: bool) -> None:
-        """Count so many bytes more; `ClientGone` where reading on is in vain, or was enough."""
+        """Count `size` more bytes; raise `ClientGone` if reading on is useless, or at its maximum."""
         limits, before = exchange.worker.limits, self._tokens
         tokens = self._tokens = meter.observed() if streamed else 0
         if before < 0:
@@ -205,12 +205,12 @@ def _check_unbroken(link: Link, meter: Meter) -> None:
     if link.failure is not None:
         raise link.failure
     if meter.surplus:
-        meter.finish()  # it is complete, and so is its report
+        meter.finish()  # the answer and its report of usage are complete
         raise UpstreamUnreachable("The upstream's answer continues after its end.")
 
 
 async def _catch_up(exchange: Exchange, admitted: AdmittedCall, link: Link, meter: Meter) -> bytes:
-    """Return a little that came may be much to read: others have their turns meanwhile."""
+    """Run a slow meter in steps between which other calls proceed; return its output."""
     passed: list[bytes] = []
     while meter.behind:
         await link.next_turn()
@@ -222,7 +222,7 @@ async def _catch_up(exchange: Exchange, admitted: AdmittedCall, link: Link, mete
 
 
 async def _check_names(exchange: Exchange, admitted: AdmittedCall, checks: NameCheck) -> None:
-    """Find out which of the names that a list asks for are the caller's."""
+    """Find out which names in the queue of a list's check belong to the caller."""
     names, own = dict.fromkeys(checks.asked), set[str]()
     checks.asked = []
     for name in names:
@@ -232,7 +232,7 @@ async def _check_names(exchange: Exchange, admitted: AdmittedCall, checks: NameC
 
 
 def _metered(exchange: Exchange, admitted: AdmittedCall, meter: Meter, data: bytes) -> bytes:
-    """Return the data that may pass; objects that it names become the caller's, now or at the end."""
+    """Pass data through the meter and return its output; objects named in it become the caller's."""
     passed = meter.feed(data) if data or meter.behind else b""
     if meter.told and exchange.before_end is None and (told := _take_ids(meter, admitted.call)):
         _keep(exchange, admitted, told)
@@ -240,13 +240,13 @@ def _metered(exchange: Exchange, admitted: AdmittedCall, meter: Meter, data: byt
 
 
 def _keep(exchange: Exchange, admitted: AdmittedCall, told: list[str]) -> list[Awaitable[object]]:
-    """Note that objects are the caller's, each for as long as its kind is kept."""
+    """Store the caller as the owner of objects, each for the lifetime of its kind."""
     objects = exchange.worker.ports.objects
     return [objects.keep(admitted.caller, ids, how) for how, ids in kept_apart(admitted.call, told)]
 
 
 def _take_ids(meter: Meter, call: CallRequest) -> list[str]:
-    """Return the ids of objects that an answer names for the first time, but for what its request brought."""
+    """Return the ids of objects that an answer names for the first time, without those of the request."""
     told = [one for one in dict.fromkeys(meter.told) if one not in call.brought]
     meter.told.clear()
     if told and len(call.brought) < TOLD_MAX:  # many events name the same
@@ -254,9 +254,9 @@ def _take_ids(meter: Meter, call: CallRequest) -> list[str]:
     return told
 
 
-# The written bytes: an answer's head and body, framed as upstream and client allow.
+# The bytes for the client: an answer's head and body, framed as upstream and client allow.
 class Outlet:
-    """Write one answer: head and first bytes in one write, framed as upstream and client allow."""
+    """Writes one answer to the client, with the head and the first bytes of the body in one write."""
 
     __slots__ = ("_bare", "_chunked", "_exchange", "_head", "_meter")
 
@@ -289,17 +289,17 @@ class Outlet:
         self._head = _answer_head(exchange, answer, decision, framing, keep_alive)
 
     def write(self, data: bytes) -> None:
-        """Send bytes of the body, the head in front of the first ones."""
+        """Send bytes of the body; the first call sends the head, too."""
         self._send(chunk(data) if data and self._chunked else data)
 
     def end(self, data: bytes) -> None:
-        """Send the last bytes of the body and say that they were the last."""
+        """Send the last bytes of the body, and mark the end of the body."""
         if self._chunked:
             data = chunk(data) + LAST_CHUNK if data else LAST_CHUNK
         self._send(data)
 
     def fail(self, refusal: Refusal) -> bool:
-        """End an answer that is begun by saying why in its own shape; False where that cannot be said."""
+        """End a begun answer with an error in its own format; return False if there is none."""
         exchange = self._exchange
         if exchange.gone or self._bare or not (self._chunked or exchange.until_close):
             return False
@@ -322,10 +322,10 @@ class Outlet:
 def _answer_head(
     exchange: Exchange, answer: AnswerHead, decision: Decision | None, framing: bytes, keep_alive: bool
 ) -> bytes:
-    """Return the head for our client: passed fields, then ours. `framing` is a field or empty."""
+    """Return the head for the client: forwarded fields, then the gateway's. `framing` is a field or empty."""
     text, status, family = answer.text, answer.status, FAMILIES[exchange.routed.family]
     date = ids = shown = told = budget = b""
-    if exchange.head.cors:  # which pages may call is said here alone
+    if exchange.head.cors:  # only the gateway decides which web pages may call
         text = b"\r\n".join(
             [line for line in answer.lines if line[: len(CORS_PREFIX)].lower() != CORS_PREFIX]
         )
@@ -342,7 +342,7 @@ def _answer_head(
         shown = b"\r\nx-tollkeeper-upstream: %b" % exchange.upstream_name.encode()
     if status in HELD_OFF:
         shown = b"%b\r\nx-tollkeeper-refused-by: upstream" % shown
-    if decision is not None and status not in LIMITED:  # beside its own limits ours would mislead
+    if decision is not None and status not in LIMITED:  # next to the upstream's, our limits would mislead
         told = limit_lines(decision)
         if told:
             told = b"\r\n%b" % told
@@ -354,7 +354,7 @@ def _answer_head(
 
 
 def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
-    """Send a whole answer of the gateway itself."""
+    """Send a whole answer that the gateway made."""
     exchange.status = status
     lines = [
         _STATUS_LINES.get(status) or b"HTTP/1.1 %d Refused" % status,
@@ -368,7 +368,7 @@ def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]
 
 
 def _ending(exchange: Exchange, keep_alive: bool) -> bytes:
-    """Return the fields that end the head of every answer."""
+    """Return the last fields of every answer's head, and the blank line."""
     routed, head = exchange.routed, exchange.head
     request_id = exchange.request_id.encode()
     named = cors = waited = last = b""

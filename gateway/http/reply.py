@@ -1,4 +1,4 @@
-"""What a client is told of a call that did not come to its whole answer, and what becomes of its hold."""
+"""Ends calls without a complete answer: what the client gets, and what happens to the hold."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from gateway.http.server.exchange import ClientGone, Exchange
 async def given_up(exchange: Exchange, error: BaseException) -> None:
     """End a failed call: release its hold, and report the failure to its client."""
     expected = isinstance(error, Refusal | ClientGone) or not isinstance(error, Exception)
-    failure = bare(error if expected else UnexpectedError(error))  # of any other only its type and place
+    failure = bare(error if expected else UnexpectedError(error))  # of others only type and place
     if isinstance(failure, UpstreamTimeout) and _goes_on(exchange):
         await _outlast(exchange, failure)
         return
@@ -54,18 +54,18 @@ async def given_up(exchange: Exchange, error: BaseException) -> None:
         _tell(exchange, failure)
 
 
-# What an upstream works on behind a deadline is its caller's all the same: nobody else may pay for it.
+# After a deadline the upstream may go on working on the call: its caller still pays for that.
 
 
 def _goes_on(exchange: Exchange) -> bool:
-    """Return whether an answer that is late may still come, and say what it used."""
+    """Return whether an answer that missed its deadline may still arrive and report usage."""
     link = exchange.link
     alone = exchange.connection.messages is None and exchange.before_end is None
     return alone and link is not None and link.is_late and exchange.is_worked_on
 
 
 async def _outlast(exchange: Exchange, late: UpstreamTimeout) -> None:
-    """Answer the client that its upstream is late, and read on for the usage, as for a client that left."""
+    """Answer the client with a timeout, and read on for the usage, as for a client that left."""
     charge, link, status = exchange.charge, exchange.link, exchange.status
     assert isinstance(charge, AdmittedCall)
     assert link is not None
@@ -83,7 +83,7 @@ async def _outlast(exchange: Exchange, late: UpstreamTimeout) -> None:
     try:
         answer = await late_answer(exchange, charge)
         await relay(exchange, charge, answer)
-    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # it is charged, whatever came of it
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the call is charged in any case
         failure = bare(error)
     if failure is not None:
         exchange.leave_upstream()
@@ -96,7 +96,7 @@ async def _outlast(exchange: Exchange, late: UpstreamTimeout) -> None:
 
 
 async def _settle(exchange: Exchange, failure: BaseException) -> None:
-    """Charge a call that was given up, or give its hold back."""
+    """Charge a failed call, or release its hold."""
     charge = exchange.charge
     assert charge is not None
     abandoned, told = _is_abandoned(exchange, failure), _came_to(exchange, failure)
@@ -107,7 +107,7 @@ async def _settle(exchange: Exchange, failure: BaseException) -> None:
 
 
 def _came_to(exchange: Exchange, failure: BaseException) -> tuple[int, str]:
-    """Return the status that the client of a failed call reads, and the reason."""
+    """Return the status that the client of a failed call gets, and the reason."""
     if exchange.outlasted is not None:
         return exchange.outlasted
     if isinstance(failure, ClientGone):
@@ -119,18 +119,18 @@ def _came_to(exchange: Exchange, failure: BaseException) -> tuple[int, str]:
 
 
 def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
-    """Return whether it is the client's doing that an answer an upstream had begun on came to nothing.
+    """Return whether the caller is responsible that an answer which the upstream had begun failed.
 
-    The same holds for a call with tokens that is not answered in time: its caller chose the request, and it
-    was read.
+    This includes a call with tokens that was not answered in time: its caller chose the request, and the
+    upstream read it.
     """
     whole, call = exchange.connection.body_complete, exchange.call
     if exchange.outlasted is not None:
         return True
-    if exchange.read and call is not None and call.has_input:  # by a target that was passed over
+    if exchange.read and call is not None and call.has_input:  # by an earlier target that failed
         return True
     if exchange.long and not whole:
-        return False  # of a form without its end nobody can read anything
+        return False  # no upstream can read an incomplete form
     if isinstance(failure, UpstreamUnreachable):
         return exchange.gone and 200 <= exchange.status < 300 and call is not None and call.has_input
     if whole and isinstance(failure, UpstreamTimeout):
@@ -139,7 +139,7 @@ def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
 
 
 def _is_unseen(exchange: Exchange, failure: BaseException) -> bool:
-    """Return whether an upstream may work on what nobody sees: the gateway itself waits for it no longer."""
+    """Return whether the upstream may still work on a call that the gateway no longer waits for."""
     if exchange.outlasted is not None or (exchange.drains and isinstance(failure, ClientGone)):
         return True
     late = isinstance(failure, UpstreamTimeout) and exchange.forwarded and exchange.before_end is None
@@ -147,14 +147,14 @@ def _is_unseen(exchange: Exchange, failure: BaseException) -> bool:
 
 
 async def _counted(exchange: Exchange, caller: Caller, fault: UnexpectedError) -> BaseException:
-    """Return a call that failed before it was admitted is one of its sender's as a refused one is."""
+    """Count a call that failed before admission as a request of its caller; return the failure to report."""
     failure: BaseException = fault
     held: AdmittedCall | None = None
     try:
         held = await by_head(exchange, caller)
     except Refusal as refusal:
         failure = bare(refusal)
-    except Exception as error:  # noqa: BLE001  # the first one is told
+    except Exception as error:  # noqa: BLE001  # the first error is reported
         bare(error)
     if held is not None:
         await held.settle(0, False)
@@ -162,9 +162,9 @@ async def _counted(exchange: Exchange, caller: Caller, fault: UnexpectedError) -
 
 
 def _tell(exchange: Exchange, failure: BaseException) -> None:
-    """Answer a call that failed; raise an unexpected error again.
+    """Answer a call that failed, and raise an unexpected error again.
 
-    The client of a begun answer only learns that it is cut.
+    If the answer has begun, it ends with an error or is cut.
     """
     ports, caller = exchange.worker.ports, exchange.caller
     if isinstance(failure, UpstreamFailure):
@@ -172,11 +172,12 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
     elif isinstance(failure, CountersRefused):
         _tell_of_counters(exchange, failure)
     if isinstance(failure, Refusal) and not exchange.opened:
-        if failure.reason:  # else it is an answer to a browser's question
+        if failure.reason:  # else it is the answer to a preflight
             ports.tally.refused(caller.tenant_id if caller is not None else 0, failure.reason)
         refuse(exchange, failure)
     elif isinstance(failure, Refusal):
-        # That we stop is told in the answer. What its upstream broke off, or was not charged, is broken off.
+        # An overload is reported in the answer. An answer that its upstream cut, or that was not charged, is
+        # cut.
         fail = exchange.fail if isinstance(failure, Overloaded) else None
         exchange.reason, exchange.broken = ANSWER_CUT, fail is None or not fail(failure)
         ports.log(
@@ -192,7 +193,7 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
 
 
 def _tell_of_counters(exchange: Exchange, failure: CountersRefused) -> None:
-    """Log the refusal of the counters now and then: the caller only reads that they are unavailable."""
+    """Log at intervals why Redis refused a call; the client only reads that counters are unavailable."""
     ports = exchange.worker.ports
     count = ports.failing.note("", failure.reason, ports.seconds())
     if count:
@@ -201,7 +202,7 @@ def _tell_of_counters(exchange: Exchange, failure: CountersRefused) -> None:
 
 
 def refuse(exchange: Exchange, refusal: Refusal) -> None:
-    """Send a whole answer that refuses, in the shape of the request's family; or one to a preflight."""
+    """Send a refusal as a whole answer in the format of the request's API, or the answer to a preflight."""
     if isinstance(refusal, Preflight):
         own_answer(exchange, refusal.status, list(refusal.fields), b"")
         return
@@ -217,7 +218,7 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
 
 
 def _challenge(exchange: Exchange) -> list[tuple[bytes, bytes]]:
-    """Return the field that names the metadata of issuers (RFC 9728, 5.1); none if no issuer is known."""
+    """Return the field with the address of the issuers' metadata (RFC 9728, 5.1); none without issuers."""
     if not exchange.worker.ports.tokens.issuers:
         return []
     label = exchange.routed.label
@@ -226,7 +227,7 @@ def _challenge(exchange: Exchange) -> list[tuple[bytes, bytes]]:
 
 
 async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
-    """Refuse a wrong credential, later where its sender has sent many."""
+    """Refuse an invalid credential; delay the answer if its sender has sent many."""
     failures = exchange.worker.ports.failures
     peer = exchange.connection.transport.get_extra_info("peername")
     delay_s = failures.count(str(peer[0]) if isinstance(peer, tuple) else "", wrong.failure)
@@ -234,7 +235,7 @@ async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
         refuse(exchange, wrong)
         return
     failures.delayed += 1
-    # Nothing else of its head and body is kept while it waits, and its connection ends with the answer.
+    # While the answer waits, the rest of head and body is freed; the connection closes after the answer.
     routed = exchange.routed
     exchange.connection.body.take_parts()
     routed = RoutedHead(
@@ -257,10 +258,9 @@ async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
         refuse(exchange, wrong)
 
 
-# Errors of our own: their type and place, never their words, which may quote a body.
+# Internal errors: type and place are logged, never the message, which may quote a body.
 #
-# A caller that finds a way to one may have it as often as it likes, so lines are few and say how many are
-# missing.
+# A caller may be able to repeat an error at will, so the number of lines is limited.
 
 LINES_MAX = 10  # of `request_failed` in PERIOD_S
 PERIOD_S = 60.0
@@ -268,7 +268,7 @@ _OURS = "gateway."
 
 
 class UnexpectedError(Exception):
-    """An error nobody expects. Keeps nothing of it but its type and the last line of ours it came through."""
+    """An error that is not a refusal: only its type, and the line of the gateway that raised it."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(type(error).__name__)
@@ -276,7 +276,7 @@ class UnexpectedError(Exception):
 
 
 class FaultLog:
-    """Log faults, so many in a period; the next line after it counts those left out."""
+    """A log of internal errors, limited to `LINES_MAX` lines a period; the next line counts omitted ones."""
 
     __slots__ = ("_began", "_left_out", "_lines", "_log", "_seconds")
 
@@ -287,7 +287,7 @@ class FaultLog:
         self._lines = self._left_out = 0
 
     def note(self, request_id: str, error: BaseException) -> None:
-        """Write a line, or count one that is left out."""
+        """Log an error, or count it as omitted."""
         now = self._seconds()
         if now - self._began >= PERIOD_S:
             self._began, self._lines = now, 0
@@ -308,7 +308,7 @@ class FaultLog:
 
 
 def _place(error: BaseException) -> str:
-    """Return module and line of our innermost frame, else of the innermost; empty if there is none."""
+    """Return module and line of the innermost gateway frame, else of the innermost frame, else empty."""
     place = ""
     trace = error.__traceback__
     while trace is not None:
@@ -319,11 +319,11 @@ def _place(error: BaseException) -> str:
     return place
 
 
-# What the journal is told of a call that was refused: facts on their way, which nothing waits for.
+# Refused calls in the journal, sent without waiting.
 def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> None:
-    """Count a call of somebody known that was never admitted, and tell of it.
+    """Report a call of a known caller that was refused before its admission to the journal.
 
-    One that was admitted tells of itself by its settlement.
+    The settlement reports an admitted call.
     """
     charge, head, routed, call = exchange.charge, exchange.head, exchange.routed, exchange.call
     if (charge is not None and charge.charges) or routed.label in OWN_PATHS:

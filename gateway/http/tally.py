@@ -1,6 +1,6 @@
-"""The worker's numbers: plain integers that the hot path adds to and a scrape reads.
+"""The numbers of a worker: plain integers that the hot path increments and a scrape reads.
 
-Names and labels are given to them in `gateway/telemetry/metrics.py`; nothing here knows Prometheus.
+`gateway/telemetry/metrics.py` gives them names and labels; this module knows no Prometheus.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from gateway.core.wait import Awake
 
 SERIES_MAX = 4096
 TENANTS_MAX = 4096
-# The statuses that tell something of their own; others are told by their class.
+# Statuses with a label of their own; others are counted by class.
 OWN_STATUSES = frozenset({400, 401, 403, 404, 408, 429, 529})
 ANSWERS = ("2xx", "3xx", *map(str, sorted(OWN_STATUSES)), "4xx", "5xx")
-# Whose answers report their use in a form that is known here.
+# Families whose answers report usage in a known format.
 _REPORTING = tuple(one.name for one in ALL if not all(kind.of_tools for kind in one.shapes.values()))
 
 
 class RequestCount:
-    """Answered requests of one route, with one status and one reason."""
+    """The number of answered requests of one route, status and reason."""
 
     __slots__ = ("count", "reason", "route", "status")
 
@@ -35,7 +35,7 @@ class RequestCount:
 
 
 class ChargedTokens:
-    """Tokens that calls were charged for."""
+    """Numbers of tokens that calls were charged for."""
 
     __slots__ = ("read", "total", "written")
 
@@ -44,7 +44,7 @@ class ChargedTokens:
 
 
 class TenantUse:
-    """Calls of a tenant that were settled, and their tokens."""
+    """Numbers of a tenant's settled calls and their tokens."""
 
     __slots__ = ("calls", "tokens")
 
@@ -53,7 +53,7 @@ class TenantUse:
 
 
 class ChargedCost:
-    """What calls cost, in nano-units: an object, so that a call looks its series up once, and adds to it."""
+    """The cost of calls in nano-units: an object, so that a call looks up its series once."""
 
     __slots__ = ("nano",)
 
@@ -65,13 +65,13 @@ class ChargedCost:
 class Tally:
     """All numbers of one worker. `requests` is keyed by (route, status, reason).
 
-    `busy` (calls and tokens by tenant id) and `refusals` (by tenant id and reason) start over whenever
-    they are taken. `unknown_usage` begins with 0 for each family, so that its first is a rise.
+    `busy` (calls and tokens by tenant id) and `refusals` (by tenant id and reason) are reset when they are
+    read. `unknown_usage` starts at 0 for each family, so that the first occurrence is an increase.
     """
 
     tenants_max: int = TENANTS_MAX
     requests: dict[tuple[str, int, str], RequestCount] = field(default_factory=dict)
-    # The series that the last request was of: most are of the same.
+    # The series of the last request: the next one is mostly in the same.
     last: RequestCount = field(default_factory=lambda: RequestCount("", -1, ""))
     busy: dict[int, TenantUse] = field(default_factory=dict)
     refusals: dict[tuple[int, str], int] = field(default_factory=dict)
@@ -100,17 +100,17 @@ class Tally:
     upstream_lookup_failures: int = 0
     client_disconnects: int = 0
     connections_refused: int = 0
-    # By the upstream's name: seconds for which it is left alone, model by model, and calls refused meanwhile.
+    # By upstream: seconds for which it is paused, summed over models, and calls refused in that time.
     cooling_seconds: dict[str, float] = field(default_factory=dict)
     cooled_calls: dict[str, int] = field(default_factory=dict)
-    # By the upstream's name: how long calls waited for its capacity, and those that waited in vain.
+    # By upstream: seconds that calls waited for its capacity, and number of calls that waited in vain.
     capacity_wait_seconds: dict[str, Histogram] = field(default_factory=dict)
     capacity_refused_calls: dict[str, int] = field(default_factory=dict)
-    # By the upstream's name and the cause: calls that another one was asked for.
+    # By upstream and cause: calls that went to another target.
     fallbacks: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def begin_with(self, upstreams: Iterable[str]) -> None:
-        """Begin with 0 for each upstream, so that its first is a rise."""
+        """Start the counts of these upstreams at 0, so that the first failure is an increase."""
         for name in upstreams:
             for cause in CAUSES:
                 self.upstream_failures.setdefault((name, cause), 0)
@@ -134,7 +134,7 @@ class Tally:
         last.count += 1
 
     def took(self, request_s: float, upstream_s: float, upstream: str) -> None:
-        """Observe how long a request took and how much of that was its upstream's (0: never asked)."""
+        """Observe the seconds that a request took, and its upstream's part (0 without upstream)."""
         self.request_seconds.observe(request_s)
         if upstream_s > 0.0:
             seconds = self.upstream_seconds.get(upstream)
@@ -154,19 +154,19 @@ class Tally:
         answers[status] = answers.get(status, 0) + 1
 
     def capacity_waited(self, upstream: str, seconds: float) -> None:
-        """Observe how long a call waited for its upstream's capacity."""
+        """Observe the seconds that a call waited for its upstream's capacity."""
         waits = self.capacity_wait_seconds.get(upstream)
         if waits is None:
             waits = self.capacity_wait_seconds[upstream] = Histogram()
         waits.observe(seconds)
 
     def passed_over(self, upstream: str, cause: str) -> None:
-        """Count a call that another upstream was asked for."""
+        """Count a call that went to the next target after this upstream failed."""
         series = upstream, cause
         self.fallbacks[series] = self.fallbacks.get(series, 0) + 1
 
     def cost(self, service: str, model: str, currency: str, nano: int) -> None:
-        """Count what a settled call cost, in nano-units; models beyond the maximum are counted together."""
+        """Count the cost of a settled call in nano-units; models above the maximum are counted together."""
         costs, series = self.costs, (service, model, currency)
         known = costs.get(series)
         if known is None and len(costs) >= COSTS_MAX:
@@ -177,7 +177,7 @@ class Tally:
         known.nano += nano
 
     def charged(self, counted: Counted, upstream: str = "") -> None:
-        """Count one settled use, whatever it came as; `upstream` is the one that answered."""
+        """Count one charged use, of a call or a job; `upstream` is the one that answered."""
         service, total = counted.service, counted.total if counted.counts_tokens else 0
         self.units[service] = self.units.get(service, 0) + counted.units
         if counted.credits:
@@ -204,7 +204,7 @@ class Tally:
             self.costs_apart[upstream] = self.costs_apart.get(upstream, 0) + 1
 
     def served(self, tenant_id: int, tokens: int) -> None:
-        """Count a settled call of a tenant, whom nothing tells apart beyond the maximum."""
+        """Count a settled call of a tenant; tenants above the maximum are counted together as tenant 0."""
         busy = self.busy.get(tenant_id)
         if busy is None:
             busy = self.busy.setdefault(tenant_id if len(self.busy) < self.tenants_max else 0, TenantUse())
@@ -212,18 +212,18 @@ class Tally:
         busy.tokens += tokens
 
     def refused(self, tenant_id: int, reason: str) -> None:
-        """Count a refusal to a tenant, or to tenant 0 where nobody is known."""
+        """Count a refusal to a tenant, or to tenant 0 if the caller is unknown."""
         refusals = self.refusals
         key = (tenant_id if len(refusals) < self.tenants_max else 0, reason)
         refusals[key] = refusals.get(key, 0) + 1
 
     def budget_refused(self, reason: str, unit: str, interval: str) -> None:
-        """Count a refusal by a budget: used up, or held by calls in flight."""
+        """Count a refusal because a budget is used up, or held by calls in flight."""
         series = reason, unit, interval
         self.budget_refusals[series] = self.budget_refusals.get(series, 0) + 1
 
     def take_busy(self) -> dict[tuple[int, str], int]:
-        """Return the counts of tenants since the last call, by tenant id and kind."""
+        """Return the counts of tenants by tenant id and kind, and reset them."""
         busy, self.busy = self.busy, {}
         taken, self.refusals = self.refusals, {}
         for tenant_id, served in busy.items():
@@ -233,7 +233,7 @@ class Tally:
         return taken
 
     def snapshot(self) -> dict[str, object]:
-        """Return everything counted so far; JSON-able."""
+        """Return all counts so far as values for JSON."""
         tokens = [
             (service, kind, count)
             for service, used in self.tokens.items()
@@ -279,7 +279,7 @@ class Tally:
 
 
 def by_class(answers: Mapping[int, int]) -> dict[str, int]:
-    """Return counts by status as counts by what metrics tell: each of `ANSWERS` is there."""
+    """Convert counts by status to counts by the labels in `ANSWERS`, with 0 for missing ones."""
     found = dict.fromkeys(ANSWERS, 0)
     for status, count in answers.items():
         name = str(status) if status in OWN_STATUSES else f"{status // 100}xx"
@@ -287,18 +287,21 @@ def by_class(answers: Mapping[int, int]) -> dict[str, int]:
     return found
 
 
-# One coarse clock a worker: every deadline of the data plane is an attribute it looks at.
+# The coarse clock of a worker: every deadline of the data plane is an attribute that it checks.
 #
-# A timer for each request would cost more than the request, so all deadlines are checked every
-# `tick_s`. Time in which the loop stood still does not pass: what others sent meanwhile is read first.
+# A timer for each request would cost more than the request, so all deadlines are checked every `tick_s`. Time
+# in which the event loop was blocked does not count: data that arrived meanwhile is read first.
 
 NEVER = float("inf")
-# What passes between two ticks at most: longer than a pooled connection is taken for open unlooked at.
+# Maximum of time that counts between two ticks; longer than `FRESH_S` of pooled connections.
 GAP_S_MAX = 0.3
 
 
 class TickClock:
-    """The time of the last tick, in seconds awake; it begins as the monotonic clock's. `check` is told it."""
+    """The time of the last tick, in seconds without pauses of the process.
+
+    It starts at the monotonic clock's time; `check` is called with the time of each tick.
+    """
 
     __slots__ = ("_awake", "_check", "_loop", "_seconds", "_tick_s", "_timer", "now")
 

@@ -1,9 +1,9 @@
-"""Turns of one worker: a caller with much work waits until others had some, so that nobody has the loop.
+"""Fair sharing of a worker's time: a caller with much work waits until others had some.
 
-The kernel hands over as much of a fast connection as it has, thirty reads in a row. New work goes first (a
-head, the beginning of an answer); more of the same is done at once while there is little of it, and else in
-order, for a moment of every turn of the loop. Large bodies are read one at a time, by turns of organizations,
-in a share of the worker's time: reading one takes milliseconds, and nothing else of the process runs then.
+The kernel may deliver thirty reads of a fast connection in a row. New work (a head, the beginning of an
+answer) goes first. More data of the same answer is processed at once if it is little, else in order, for a
+moment of each iteration of the event loop. Large bodies are parsed one at a time, in rotation of
+organizations, in a share of the worker's time: parsing one takes milliseconds that block the process.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Of a worker's time, what reading large bodies may take while others have calls too.
+# The share of a worker's time for large bodies.
 TIME_SHARE = 0.25
-REST_S_MAX = 0.5  # after one body
+REST_S_MAX = 0.5  # maximum pause after one body
 
 _READER = ThreadPoolExecutor(1, "bodies")
-# Done at once between two turns, bytes of answers: a millisecond where they are many small events.
+# Bytes of answers processed at once in one loop iteration: a millisecond if these are many small events.
 AT_ONCE_BYTES_MAX = 32 * 1024
 TURN_S_MAX = 0.001
 
 
 class FairQueue:
-    """Ask with `take_now`; where that says no, `wait_for` one."""
+    """A queue for work on answers: try `take_now`; if it returns False, queue with `wait_for`."""
 
     __slots__ = ("_left", "_loop", "_scheduled", "_seconds", "_waiting")
 
@@ -40,7 +40,7 @@ class FairQueue:
         self._scheduled = False
 
     def take_now(self, size: int) -> bool:
-        """Return whether so many bytes may be dealt with at once."""
+        """Return whether `size` bytes may be processed at once."""
         left = self._left - size
         if left < 0 or self._waiting:
             return False
@@ -48,14 +48,14 @@ class FairQueue:
         return True
 
     def wait_for(self, go_on: Callable[[], None]) -> None:
-        """Schedule `go_on` for its turn; by then it may be in vain."""
+        """Queue the function `go_on`; its work may be obsolete by the time that it runs."""
         self._waiting.append(go_on)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        """Run the functions that wait now, one after the other, for a moment."""
+        """Run the queued functions in order, for at most `TURN_S_MAX`."""
         waiting, until = self._waiting, self._seconds() + TURN_S_MAX
         for _ in range(len(waiting)):
             waiting.popleft()()
@@ -69,7 +69,7 @@ class FairQueue:
 
 
 class _FairWaiter:
-    """One who waits for a turn; nobody does any more where `read` is None."""
+    """A body in the queue of its organization; `read` is None once its client has left."""
 
     __slots__ = ("read", "result")
 
@@ -79,7 +79,7 @@ class _FairWaiter:
 
 
 class LargeBodies:
-    """Ask with `read`: it is read in a thread when it is its organization's turn. `turns` counts these."""
+    """A queue of large bodies, parsed in one thread in rotation of organizations; `turns` counts them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: Callable[[], float]) -> None:
         self._loop = loop
@@ -89,7 +89,7 @@ class LargeBodies:
         self.turns = 0
 
     async def read(self, organization_id: int, read: Callable[[], T]) -> T:
-        """Return the result of `read`, run in the turn of its organization."""
+        """Run `read` in the thread when it is the organization's turn, and return its result."""
         one = _FairWaiter(read, self._loop.create_future())
         self._waiting.setdefault(organization_id, deque()).append(one)
         if not self._taken:
@@ -98,16 +98,16 @@ class LargeBodies:
             result: T = await one.result
             return result
         finally:
-            one.read = None  # a client that left has no turn, and its body is let go
+            one.read = None  # a client that left loses its turn, and its body is freed
 
     def rest(self, took_s: float) -> asyncio.Future[None]:
-        """Return a future that ends after a pause, which work that took the loop so long makes for others."""
+        """Return a future that ends after a pause for others, in proportion to work of `took_s` seconds."""
         pause: asyncio.Future[None] = self._loop.create_future()
         self._loop.call_later(_rest_s(took_s), pause.set_result, None)
         return pause
 
     def _next(self) -> None:
-        """Begin with the first of the organization whose turn it is; it is the last one to have another."""
+        """Start the first body of the next organization, and move this organization to the end."""
         self._taken = False
         while self._waiting and not self._taken:
             organization_id = next(iter(self._waiting))
@@ -122,7 +122,7 @@ class LargeBodies:
                 doing.add_done_callback(partial(self._done, one, self._seconds()))
 
     def _done(self, one: _FairWaiter, began: float, doing: asyncio.Future[Any]) -> None:
-        """Set the result of a waiter, and rest, so that reading takes no more than its share of time."""
+        """Set the result of a body, and schedule the next one after a pause."""
         self._loop.call_later(_rest_s(self._seconds() - began), self._next)
         error = doing.exception()
         if one.read is None:

@@ -1,1 +1,1 @@
-"""Everything on one machine: embedded servers, supervisor, demo data."""
+"""A whole installation on one machine: embedded servers, processes, demo data."""

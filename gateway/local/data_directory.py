@@ -1,10 +1,10 @@
-"""The data directory of one `up`: its lock, its secrets, and what it tells other programs.
+"""The data directory of one `tollkeeper up`: its lock, its secrets, and files for other programs.
 
-lock            held by the running `up`
+lock            locked by the running `up`
 secrets.json    generated once, 0600: admin token, pepper, database passwords, demo key
-up.json         0600: where the Admin API is, for the commands run beside it
+up.json         0600: the address of the Admin API, for commands on this machine
 pids.json       the current process ids, rewritten at each restart
-processes.json  the same with start times, so that left-over processes are known for certain
+processes.json  process ids with start times, to identify left-over processes for certain
 redis/ postgres/ metrics/ logs/ state/
 """
 
@@ -33,7 +33,7 @@ class DataDirectory:
 
     @property
     def redis(self) -> Path:
-        """Where Valkey keeps its append-only file."""
+        """The directory of Valkey's append-only file."""
         return self.path / "redis"
 
     @property
@@ -45,7 +45,7 @@ class DataDirectory:
         return self.path / "logs"
 
     def secrets(self) -> dict[str, str]:
-        """Return the secrets of this directory, generated at the first call and then kept."""
+        """Return the secrets of this directory; missing ones are generated and stored."""
         kept = self.read("secrets.json")
         missing = [name for name in GENERATED if not kept.get(name)]
         if missing:
@@ -57,7 +57,7 @@ class DataDirectory:
         self.write("secrets.json", self.read("secrets.json") | values)
 
     def read(self, name: str) -> dict[str, Any]:
-        """Return a JSON object kept here; empty if there is none."""
+        """Return the JSON object in a file of this directory; empty if there is none."""
         try:
             found = json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
@@ -69,7 +69,7 @@ class DataDirectory:
         return found
 
     def write(self, name: str, content: dict[str, Any]) -> None:
-        """Replace a JSON object kept here, atomically, readable by us alone."""
+        """Replace the JSON object in a file of this directory, atomically, readable by its owner only."""
         descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=self.path)
         try:
             with os.fdopen(descriptor, "w") as file:
@@ -88,9 +88,9 @@ class DataDirectory:
 
 @contextmanager
 def opened(path: Path) -> Iterator[DataDirectory]:
-    """Create and lock a data directory; `StartError` if another `up` has it."""
+    """Create and lock a data directory; raise `StartError` if another `up` uses it."""
     path = path.absolute()
-    # A borrowed user has to reach the cluster inside; what is secret in here is 0600 itself.
+    # The unprivileged user of PostgreSQL needs to reach its cluster; secret files have mode 0600.
     mode = 0o711 if os.geteuid() == 0 else 0o700
     try:
         if not path.exists():
@@ -120,9 +120,9 @@ def _holder(lock: int) -> str:
 
 
 def known_values(path: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings of this directory's `up`, except those in `given`.
+    """Return settings of the last `up` with this data directory, except those in `given`.
 
-    The database URL is the keeper user's, with the owner's URL beside.
+    `database_url` is the keeper's user, and `database_owner_url` the database's owner.
     """
     data = DataDirectory(path.absolute())
     if not (data.path / "up.json").exists():

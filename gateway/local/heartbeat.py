@@ -1,7 +1,7 @@
-"""A worker's sign of life: a byte a second down a pipe, from inside its loop; and who listens for it.
+"""The heartbeat of a worker: a byte a second through a pipe, sent by its event loop; and its listener.
 
-It says on the same pipe when it is ready. A loop that does not turn sends none. Time in which the listener
-itself stood still does not count: neither a machine that slept, nor one on which nobody came to run.
+The same pipe reports when the worker is ready. A blocked event loop sends nothing. Time in which the listener
+itself was suspended does not count, such as sleep of the machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gateway.core.wait import Awake
 
-# Which descriptor the pipe is, for the process that beats.
+# The environment variable with the pipe's descriptor, for the sending process.
 HEARTBEAT_VARIABLE = "HEARTBEAT_DESCRIPTOR"
 BEAT_S = 1.0
 LOOK_S = 0.5
@@ -26,14 +26,14 @@ BEATS_READ_MAX = 4_096
 
 
 async def keep_beating(beat_s: float = BEAT_S) -> None:
-    """Beat until cancelled; nothing where nobody listens."""
+    """Send heartbeats every `beat_s` seconds until cancelled; return at once without a listener."""
     while os.environ.get(HEARTBEAT_VARIABLE, ""):
         _say(BEAT)
         await asyncio.sleep(beat_s)
 
 
 def say_ready() -> None:
-    """Report, once, that this process is ready."""
+    """Report once that this process is ready."""
     if os.environ.get(HEARTBEAT_VARIABLE, ""):
         _say(READY)
 
@@ -41,12 +41,12 @@ def say_ready() -> None:
 def _say(sign: bytes) -> None:
     pipe = int(os.environ[HEARTBEAT_VARIABLE])
     os.set_blocking(pipe, False)
-    with contextlib.suppress(OSError):  # nobody reads now, or ever again
+    with contextlib.suppress(OSError):  # the listener is slow or gone
         os.write(pipe, sign)
 
 
 class Heartbeat:
-    """The listening end. The other one, `theirs`, is for the process that is started with it."""
+    """The listening end of the pipe; `theirs` is the sending end, for the started process."""
 
     def __init__(self) -> None:
         self._ours, self.theirs = os.pipe()
@@ -64,7 +64,10 @@ class Heartbeat:
         look_s: float = LOOK_S,
         seconds: Callable[[], float] = time.monotonic,
     ) -> float:
-        """Return the seconds of silence, once too long: before the first beat, or after the last."""
+        """Wait until the silence is too long, and return its seconds.
+
+        The maximum is `first_s_max` before the first heartbeat, and `silent_s_max` afterwards.
+        """
         heard = seconds()
         awake, bound = Awake(heard, 2 * look_s), first_s_max
         while True:
@@ -90,27 +93,27 @@ class Heartbeat:
             self._ready |= READY in said
 
 
-# How many files, which sockets are too, a process has open, and how many it may have.
+# The number of open files (and sockets) of a process, and its maximum.
 
 OPEN_FILES_MAX = 1_000_000
 OURS = Path("/proc/self/fd")
 
 
 def open_files_limit() -> int:
-    """Return how many a process that we start may have open, once it asks for all it may have."""
+    """Return the maximum of open files that a started process can get."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
 
 
 def allow_many_files() -> None:
-    """Raise our own limit as far as we may: every stream is two sockets."""
+    """Raise this process's limit of open files to the maximum, as every stream needs two sockets."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < open_files_limit():
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files_limit(), hard))
 
 
 def count_open_files() -> int:
-    """Return how many this process has open; 0 where the system does not say."""
+    """Return the number of open files of this process; 0 if the system does not report it."""
     with suppress(OSError):
-        return OURS.stat().st_size or len(os.listdir(OURS))  # its size is their number, since Linux 6.2
+        return OURS.stat().st_size or len(os.listdir(OURS))  # the size is the number since Linux 6.2
     return 0

@@ -1,7 +1,7 @@
-"""Processes that a killed `up` left behind: found for certain, then stopped.
+"""Finds and stops processes that a killed `up` left behind.
 
-A process id alone proves nothing, it may belong to somebody else by now. A process is ours
-when its start time is the one we noted, or when it was started on our own data directory.
+A process id alone proves nothing, as it may have been reused. A process is ours if its start time equals the
+stored one, or if it was started on our data directory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SAME_START_S = 1.5
 
 
 def noted_child(pid: int | None) -> dict[str, float] | None:
-    """Return a process's identity for later: its id and start time."""
+    """Return the id and start time of a process, to recognize it later; None if it does not exist."""
     if pid is None:
         return None
     with contextlib.suppress(psutil.Error):
@@ -30,7 +30,7 @@ def noted_child(pid: int | None) -> dict[str, float] | None:
 
 
 def stop_leftovers(data: DataDirectory, say: Callable[[str], None]) -> None:
-    """Stop what is still running of an earlier `up`, gateways and keeper before the databases."""
+    """Stop the remaining processes of an earlier `up`: gateways and keeper first, then the databases."""
     processes = data.read("processes.json")
     ours = [found for note in processes.get("programs", []) if (found := _same(note))]
     _stop(ours, say)
@@ -42,7 +42,7 @@ def stop_leftovers(data: DataDirectory, say: Callable[[str], None]) -> None:
     if postmaster is not None and _works_on(postmaster, "postgres", data.postgres):
         _stop([postmaster], say, SIGINT)
     elif postmaster is not None and _works_on(postmaster, "", data.postgres) is False:
-        # Somebody else has the process id by now, and PostgreSQL would take him for one of its own.
+        # Another process has reused the id, and PostgreSQL would mistake it for its own.
         with contextlib.suppress(OSError):
             lock.unlink()
 
@@ -65,10 +65,9 @@ def _named(pid_file: Path) -> psutil.Process | None:
 
 
 def _works_on(process: psutil.Process, name: str, directory: Path) -> bool | None:
-    """Return whether a process is that program on that directory; None where that cannot be seen.
+    """Return whether a process is the program `name` on `directory`; None if that is not visible.
 
-    The command line is read, not the working directory: in a container even root may not see
-    the latter of a process of another user.
+    The command line is read, because in a container even root may not see another user's working directory.
     """
     try:
         words = process.cmdline()

@@ -1,6 +1,6 @@
-"""The standard input of a process of ours: its supervisor tells it lines, and is gone when it closes.
+"""The standard input of a child process: lines from its supervisor; it closes when the supervisor ends.
 
-This module imports little, so that a process that needs no more starts fast.
+This module imports little, so that small processes start fast.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-# The longest a process may take to stop once its supervisor is gone.
+# Maximum time that a process takes to stop after its supervisor ended.
 LOST_MAX_S = 45.0
-# Lines that came before anybody listened. They are kept in their order; of more, the last ones.
+# Maximum of stored lines that arrived before `listen`; the oldest are dropped.
 WAITING_LINES_MAX = 64
 
 
 class ParentPipe:
-    """Lines of the supervisor, read from a descriptor of our own."""
+    """Lines from the supervisor, read from a duplicate of the descriptor."""
 
     def __init__(self, descriptor: int) -> None:
-        # Not `sys.stdin` itself: a thread that still reads it would stop the interpreter's end.
+        # Not `sys.stdin`: a thread that still reads it would block the interpreter's exit.
         self._lines = os.fdopen(os.dup(descriptor), "rb")
         self._lock = threading.Lock()
         self._told: Callable[[bytes], object] | None = None
         self._waiting: deque[bytes] = deque(maxlen=WAITING_LINES_MAX)
 
     def first(self) -> bytes:
-        """Return the first line, its newline included; without one the supervisor went away before."""
+        """Return the first line with its newline; empty if the supervisor ended before."""
         return self._lines.readline()
 
     def hold(self, grace_s: float) -> None:
-        """Stop this process in order when the other end closes, from now on."""
+        """Stop this process in order once the supervisor's end closes; kill it after `grace_s` seconds."""
         threading.Thread(target=self._watch, args=(grace_s,), name="parent pipe", daemon=True).start()
 
     def listen(self, told: Callable[[bytes], object]) -> None:
-        """Call `told`, from another thread, with each later line; at once with those that came already."""
+        """Call `told` with each later line, from another thread, and at once with the stored lines."""
         with self._lock:
             self._told = told
             while self._waiting:

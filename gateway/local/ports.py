@@ -1,7 +1,8 @@
-"""TCP ports on this machine: finding and holding them, and asking whether somebody listens.
+"""TCP ports of this machine: finding and reserving them, and checking for a listener.
 
-A supervisor holds the port of its workers, so that clients who connect while one is dead wait a moment and
-are not refused. Each worker has its own socket of the port (SO_REUSEPORT): the kernel divides clients evenly.
+A supervisor holds the ports of its workers, so that clients who connect while a worker is dead wait a moment
+instead of being refused. Each worker has a socket of its own at the port (SO_REUSEPORT): the kernel divides
+clients evenly.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from typing import Any, Self
 
 from gateway.errors import StartError
 
-# Where a worker finds the descriptors of its own sockets, and behind a slash those of the other workers.
+# The environment variable with the descriptors of a worker's sockets, and after a slash those of the others.
 VARIABLE = "LISTENING_DESCRIPTORS"
-# The first that a service manager hands over: sd_listen_fds(3).
+# The first descriptor from a service manager: sd_listen_fds(3).
 FIRST_HANDED_OVER = 3
-# An address of a name that this machine does not have.
+# Errors of an address that this machine does not have.
 ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
 class ReservedPort:
-    """A port that this process holds and never accepts at: its workers do.
+    """A port whose sockets this process holds, but at which only its workers accept.
 
-    It is listened on from the moment the first of them does, until it is closed.
+    It listens from the first worker's start until `close`.
     """
 
     def __init__(self, sockets: Sequence[socket.socket]) -> None:
@@ -39,9 +40,10 @@ class ReservedPort:
         self.number: int = sockets[0].getsockname()[1]
 
     def given(self, worker: int, workers: int) -> tuple[tuple[int, ...], dict[str, str]]:
-        """Return the descriptors that one of so many workers is started with, and what tells it so.
+        """Return the descriptors to start worker number `worker` of `workers` with, and its environment
+        variable.
 
-        Each socket is somebody's own. Where there are fewer than workers, several share one.
+        Each worker has a socket of its own; if there are fewer sockets, workers share them.
         """
         every = [one.fileno() for one in self.sockets]
         own = [one for at, one in enumerate(every) if at % workers == worker] or [every[worker % len(every)]]
@@ -49,7 +51,7 @@ class ReservedPort:
         return tuple(every), {VARIABLE: "/".join(",".join(map(str, part)) for part in parts)}
 
     def close(self) -> None:
-        """Hold it no more; what workers have is theirs."""
+        """Close this process's sockets; those of the workers stay open."""
         for one in self.sockets:
             one.close()
 
@@ -61,9 +63,11 @@ class ReservedPort:
 
 
 def held_port(host: str, port: int, what: str, workers: int = 1) -> ReservedPort:
-    """Hold a port with a socket for each worker; 0 finds a free one. `StartError` if it is taken.
+    """Reserve a port with a socket for each worker; port 0 finds a free one. Raise `StartError` if it is
+    taken.
 
-    What a service manager listens with on that port is taken where there is something.
+    Sockets that a service manager passed for this port are used if there are any. `what` names the port in
+    the message.
     """
     if port and (sockets := handed_over(port)):
         return ReservedPort(sockets)
@@ -97,19 +101,19 @@ def held_port(host: str, port: int, what: str, workers: int = 1) -> ReservedPort
 
 
 def supervisor_port() -> tuple[list[socket.socket], list[socket.socket]]:
-    """Return the sockets that our supervisor holds for us, and those of other workers; none without one."""
+    """Return the sockets that the supervisor passed to this worker, and those of other workers."""
     own, _, others = os.environ.pop(VARIABLE, "").partition("/")
     found = [[socket.socket(fileno=int(one)) for one in part.split(",") if one] for part in (own, others)]
     return found[0], found[1]
 
 
 def handed_over(port: int) -> list[socket.socket]:
-    """Return the sockets of a port that a service manager handed over: systemd's `.socket` units."""
+    """Return the sockets of a port that a service manager passed, as systemd's `.socket` units do."""
     return [socket.socket(fileno=os.dup(at)) for at, number in _handed_over() if number == port]
 
 
 def refuse_unknown(ports: Collection[int]) -> None:
-    """Raise `StartError` where a service manager listens for us on a port that is none of these."""
+    """Raise `StartError` if a service manager passed a socket of a port that is not in `ports`."""
     for _, number in _handed_over():
         if number not in ports:
             ours = " and ".join(map(str, sorted(ports)))
@@ -118,7 +122,7 @@ def refuse_unknown(ports: Collection[int]) -> None:
 
 
 def _handed_over() -> list[tuple[int, int]]:
-    """Return each descriptor and its port; 0 where it is none of TCP."""
+    """Return each passed descriptor with its port, 0 if it is not a TCP socket."""
     count = os.environ.get("LISTEN_FDS", "")
     if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
         return []
@@ -132,7 +136,7 @@ def _handed_over() -> list[tuple[int, int]]:
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
-    """Return the addresses to listen at; all of the machine without a host."""
+    """Return the addresses of a host to listen at; all of the machine's without a host."""
     found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return list(dict.fromkeys((family, str(place[0])) for family, *_, place in found))
 
@@ -140,7 +144,7 @@ def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
 def _bound(family: socket.AddressFamily, place: str, port: int, *, ends_there: bool) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if ends_there:  # connections of who listened there before; on a free port there are none
+        if ends_there:  # earlier connections of this port may still be closing; a free port has none
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         made.setblocking(False)
@@ -171,7 +175,7 @@ def free_port(wish: int, host: str = "127.0.0.1") -> int:
 
 
 async def port_answers(host: str, port: int, within_s: float) -> bool:
-    """Return whether a server accepts connections there; a host with a slash is a Unix socket."""
+    """Return whether a server accepts connections at a port; a host with a slash is a Unix socket."""
     try:
         async with asyncio.timeout(within_s):
             if "/" in host:
@@ -185,27 +189,27 @@ async def port_answers(host: str, port: int, within_s: float) -> bool:
 
 
 def reachable_host(host: str) -> str:
-    """Return the address by which this machine reaches a server listening on `host`."""
+    """Return the address at which this machine reaches a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104  # compared only
 
 
-# What `up` says: progress and news on standard error, the result on standard output.
+# The output of `up`: progress and news on standard error, the result on standard output.
 #
-# With JSON asked for, standard output is exactly one line; the news are JSON lines as the logs of
-# the other processes are. Without it a person reads, so both are sentences.
+# With JSON, standard output is exactly one line, and news are JSON lines like the other processes' logs.
+# Without, both are sentences for a person.
 
-# Where the commands look by themselves.
+# The default data directory of the commands.
 DATA_DIR = ".tollkeeper"
 
 
 class Voice:
-    """Sentences for a person; steps carry the seconds since the start."""
+    """Output as sentences for a person; steps show the seconds since the start."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
 
     def step(self, sentence: str) -> None:
-        """Print a step of the start."""
+        """Print a step of the start with the elapsed seconds."""
         _news(f"tollkeeper [{time.monotonic() - self._began:4.1f} s] {sentence}")
 
     def say(self, sentence: str) -> None:
@@ -215,7 +219,7 @@ class Voice:
         self.say(sentence)
 
     def ready(self, facts: dict[str, Any], first_call: str) -> None:
-        """Print what runs where; a person is shown a `first_call` to paste, where there is a key for it."""
+        """Print the addresses of everything; for a person also a `first_call` to paste, if there is a key."""
         self.step("ready")
         print(self._result(facts, first_call), flush=True)  # noqa: T201  # standard output is the result
 
@@ -224,7 +228,7 @@ class Voice:
 
 
 class JsonVoice(Voice):
-    """Lines of JSON for a program; the news go to `log`."""
+    """Output as JSON lines for a program; news go to `log`."""
 
     def __init__(self, log: Callable[..., None]) -> None:
         super().__init__()
@@ -264,7 +268,7 @@ def _for_a_person(facts: dict[str, Any], first_call: str) -> str:
 
 
 def usage_line(data_dir: Path, program: Path, here: Path) -> str:
-    """Return a command that shows what was used, as it must be typed in this directory."""
+    """Return the command that shows usage, as typed in the directory `here`."""
     shown = program.relative_to(here) if program.is_relative_to(here) else program
     words = f"{shlex.quote(str(shown))} usage" if program.exists() else "tollkeeper usage"
     return (
@@ -273,7 +277,7 @@ def usage_line(data_dir: Path, program: Path, here: Path) -> str:
 
 
 def curl_line(gateway_url: str, key: str, model: str = "gpt-4o-mini") -> str:
-    """Return a command that works when pasted into a shell: a chat with a model."""
+    """Return a shell command that sends a chat to a model."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
     return (
         f"curl -s {gateway_url}/v1/chat/completions -H 'Authorization: Bearer {key}'"

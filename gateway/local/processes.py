@@ -1,8 +1,8 @@
-"""One child process: started, watched, started again when it dies or hangs, stopped in order.
+"""One child process: started, watched, restarted when it dies or hangs, and stopped in order.
 
-A child of ours gets its settings as the first line on its standard input and keeps that pipe
-open as long as the parent lives: when we are gone, however we went, the pipe ends and the child stops itself.
-What a child prints goes to our standard error or to its log, never to our standard output.
+A child gets its settings as the first line of its standard input, and keeps that pipe open: when the parent
+ends for any reason, the pipe closes and the child stops itself. The output of a child goes to standard error
+or to its log, never to standard output.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ RESTART_DELAY_MAX_S = 5.0
 SETTLED_AFTER_S = 30.0
 POLL_S = 0.02
 LOG_TAIL_BYTES = 16_384
-# For a process that hangs to say where, before it is killed.
+# Time for a hanging process to log where it hangs, before it is killed.
 LAST_WORDS_S = 1.0
 DIED, HUNG = "died", "hung"
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """What to run. `ready` says whether it answers; `reason` reads a log for why it did not.
+    """A program to run. `ready` checks whether it answers; `reason` finds the cause of a failure in its log.
 
-    One with `silent_s_max` beats (`heartbeat.py`), and is killed where that stops for so long. It says itself
-    when it is ready, where nobody is to ask. It is started with the descriptors `given`.
+    A program with `silent_s_max` sends heartbeats (`heartbeat.py`), and is killed after a silence of that
+    length; without `ready` it reports itself when it is ready. It inherits the descriptors `given`.
     """
 
     name: str
@@ -61,14 +61,14 @@ class ProcessSpec:
 
 
 def command(*words: str) -> tuple[str, ...]:
-    """Return the command line of this very program in a process of its own."""
+    """Return the command line that runs this program with other arguments."""
     return (sys.executable, "-P", "-m", "gateway", *words)
 
 
 class Child:
-    """A program kept running. `changed` is called whenever its process id changes.
+    """A program that is kept running. `changed` is called when its process id changes.
 
-    `restarts` counts how often it had to be started again, since it died or since it hung.
+    `restarts` counts restarts after a death and after a hang.
     """
 
     def __init__(self, program: ProcessSpec, say: Callable[[str], None], changed: Callable[[], None]) -> None:
@@ -87,16 +87,17 @@ class Child:
         return self.pid is not None and self._heartbeat is not None and self._heartbeat.is_ready()
 
     async def load(self) -> None:
-        """Start it without its settings: it loads its code meanwhile. `start` tells them."""
+        """Start the process without its settings, so that it imports its code; `start` sends them."""
         program, self.program = self.program, replace(self.program, stdin=b"")
         self._loading = await self._spawn()
         self.program = program
 
     def fork(self) -> bool:
-        """Start the program like `load`, but by a fork of this process without event loop or thread.
+        """Start the program like `load`, but by a fork of this process, which must have no event loop or
+        thread.
 
-        True here, False in the fork, which leads its own session, reads settings from standard input
-        and beats as a started one does. `OSError` where the system has no room for it.
+        Return True here and False in the fork, which leads a session of its own, reads settings from standard
+        input and sends heartbeats. Raise `OSError` if the system has no resources for it.
         """
         beats = self._listening()
         ours, theirs = socket.socketpair()
@@ -118,7 +119,7 @@ class Child:
         return True
 
     async def start(self) -> None:
-        """Start it and wait until it answers; `StartError`, on one line, if it does not."""
+        """Start the process and wait until it is ready; raise `StartError` with one line if it fails."""
         log = self.program.log
         log_from = log.stat().st_size if log is not None and log.exists() else 0
         process, self._loading = self._loading, None
@@ -134,18 +135,18 @@ class Child:
         self._keeper = asyncio.create_task(self._keep(process))
 
     async def tell(self, line: bytes) -> None:
-        """Send a new line to its standard input, and to every later process in its place."""
+        """Send new settings to the process, which later restarts get as well."""
         self.program = replace(self.program, stdin=line)
         if self._process is not None and self._process.returncode is None:
             await self._say_settings(self._process)
 
     async def send(self, line: bytes) -> None:
-        """Send a line to the current process alone: later ones in its place do not get it."""
+        """Send a line to the current process only; restarts do not get it."""
         if self._process is not None and self._process.returncode is None:
             await _written(self._process, line)
 
     async def stop(self) -> None:
-        """Stop the process in order within its time, then kill it."""
+        """Stop the process in order within its maximum time, then kill it."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
@@ -170,7 +171,7 @@ class Child:
             self._say(f"{self.program.name} started again (process {process.pid})")
 
     async def _spawned_again(self, delay_s: float) -> tuple[Process, float]:
-        """Return another process in place of an ended one, as soon as one starts; and the next delay."""
+        """Start a process in place of an ended one, with retries; return it and the next delay in s."""
         while True:
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, RESTART_DELAY_MAX_S)
@@ -180,7 +181,7 @@ class Child:
                 self._say(f"{error}; trying again in {delay_s:g} s")
 
     async def _until_over(self, process: Process) -> float:
-        """Wait for its end, and bring that about where it hangs: for how many seconds it had, else 0."""
+        """Wait for the end of a process, and kill it if it hangs; return the seconds of silence, else 0."""
         beats, program = self._heartbeat, self.program
         if beats is None or program.silent_s_max is None:
             await process.wait()
@@ -218,7 +219,7 @@ class Child:
                 cwd=program.cwd,
                 env=os.environ | program.environment | beats,
                 pass_fds=[*program.given, *map(int, beats.values())],
-                start_new_session=True,  # Ctrl-C is ours to pass on, in order
+                start_new_session=True,  # we pass on Ctrl-C ourselves, in order
             )
         except OSError as error:
             raise StartError(
@@ -235,7 +236,7 @@ class Child:
         return process
 
     def _listening(self) -> dict[str, str]:
-        """Listen to the next child; what tells it where it is heard."""
+        """Create a heartbeat pipe for the next process; return its environment variable, empty if none."""
         if self.program.silent_s_max is None:
             return {}
         self._deafen()
@@ -248,7 +249,7 @@ class Child:
             beats.close()
 
     async def _say_settings(self, process: Process) -> None:
-        line = self.program.stdin  # the latest: it may be told another one while it is being started
+        line = self.program.stdin  # the latest settings, which may change during the start
         if line:
             await _written(process, line)
 
@@ -270,7 +271,7 @@ class Child:
         raise StartError(self._why(process.returncode, log_from))
 
     def _why(self, code: int | None, log_from: int) -> str:
-        """Return one line on why the program ended before it answered."""
+        """Return one line with the reason why the program ended before it was ready."""
         said = self._log_since(log_from)
         if library := missing_library(said):
             return f"{self.program.name} cannot start: {library}"
@@ -310,9 +311,9 @@ class Child:
 
 
 class ForkedProcess:
-    """A fork of this process with the methods of `asyncio.subprocess.Process` that `Child` uses.
+    """A fork of this process, with the methods of `asyncio.subprocess.Process` that `Child` uses.
 
-    `line` is our end of its standard input. A pidfd says when it ends (Linux).
+    `line` is our end of its standard input. A pidfd signals its end (Linux).
     """
 
     def __init__(self, pid: int, line: socket.socket) -> None:
@@ -322,7 +323,7 @@ class ForkedProcess:
         self._ending: asyncio.Task[None] | None = None
 
     async def open_stdin(self) -> None:
-        """Open `stdin` in the running event loop: there was none when it was forked."""
+        """Open `stdin` in the running event loop, which did not exist at the time of the fork."""
         if self.stdin is None:
             _, self.stdin = await asyncio.open_connection(sock=self._line)
 
@@ -346,7 +347,7 @@ class ForkedProcess:
         finally:
             loop.remove_reader(pidfd)
             os.close(pidfd)
-        _, status = os.waitpid(self.pid, 0)  # noqa: ASYNC222  # it is over
+        _, status = os.waitpid(self.pid, 0)  # noqa: ASYNC222  # the process has ended
         self.returncode = os.waitstatus_to_exitcode(status)
         if self.stdin is not None:
             self.stdin.close()
@@ -365,7 +366,7 @@ async def _written(process: Process, line: bytes) -> None:
 
 
 def missing_library(said: str) -> str:
-    """Return the sentence on a missing shared library from a program's output; empty without one."""
+    """Return a sentence on the missing shared library in a program's output, or an empty text."""
     found = re.search(r"(?:error while loading shared libraries|Library not loaded): ([^:\s]+)", said)
     return f"the shared library {found[1]} is missing on this machine" if found else ""
 
@@ -380,9 +381,9 @@ def _ended(code: int | None) -> str:
     return f"exited with status {code}"
 
 
-# How our own processes end: all that one does is over, or it is forced to.
+# The end of our own processes: after their work, or forced.
 
-# How long threads may take to end once all else has.
+# Maximum time for threads to end after everything else.
 THREADS_S_MAX = 10.0
 
 
@@ -390,9 +391,9 @@ def run_to_end(
     run: Callable[[Coroutine[Any, Any, None]], None], main: Coroutine[Any, Any, None],
     threads_s_max: float = THREADS_S_MAX,
 ) -> None:  # fmt: skip
-    """Run all that a process does. A thread that does not end then, such as a read, ends with it.
+    """Run the whole work of a process; then exit, even if a thread does not end, such as in a read.
 
-    What failed before is told with that: nobody else hears of it.
+    A forced exit logs an earlier failure of `main`, which would be lost otherwise.
     """
     status = 1
     failure: Exception | None = None

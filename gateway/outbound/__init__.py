@@ -1,1 +1,1 @@
-"""The way out for all but the data plane: one HTTP client; and `CONNECT` through proxies, for both."""
+"""Outgoing HTTP of all parts but the data plane, and `CONNECT` through proxies for both."""

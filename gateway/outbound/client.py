@@ -1,11 +1,11 @@
-"""The HTTP client for all but the data plane: bounded in bytes and seconds, directly or through a proxy.
+"""The HTTP client of all parts but the data plane: bounded in bytes and seconds, direct or through a proxy.
 
-Redirects are not followed, no cookie is kept, and no variable is read. The time is that of the whole
-exchange, so a server that sends a byte now and then is left at its end.
+It follows no redirects, stores no cookies, and reads no environment variables. The timeout covers the whole
+exchange, so a server that sends a byte now and then cannot extend it.
 
-Where private addresses are forbidden, a name is resolved here and the connection made to the very address
-that was checked: a name which changes its mind between the two reaches nothing private. A proxy looks names
-up by itself, so it is asked for that address as well. Certificate and name are verified all the same.
+If private addresses are forbidden, the name is resolved here and the connection goes to exactly the checked
+address, so a name that changes in between reaches nothing private. A proxy is asked for that address, too.
+Certificate and name are verified as usual.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from gateway.core.network import Proxies, is_public, literal
 from gateway.outbound.tunnel import tunnelled
 
 CONNECTIONS_MAX = 32
-# Of what is answered, where somebody reads it.
+# Default maximum of an answer's body.
 ANSWER_BYTES_MAX = 256 * 1024
-# A socket, TLS with a proxy, TLS with a server: each closes in a turn of the loop of its own.
+# A socket, TLS with a proxy, TLS with a server: each needs an iteration of the event loop to close.
 LAYERS = 3
 
-# The proxies of now: each connection asks for them, so that another file of theirs needs no restart.
+# Returns the present proxies for each connection, so that a changed file needs no restart.
 ProxiesNow = Callable[[], Proxies]
 
 
 class Unanswered(OSError):
-    """There is no connection, or no answer that is HTTP."""
+    """No connection, or no valid HTTP answer."""
 
 
 class TooLarge(ValueError):
-    """An answer has more bytes than are read."""
+    """The answer has more bytes than the maximum."""
 
 
 async def ask(
@@ -64,10 +64,10 @@ async def ask(
     bytes_max: int = ANSWER_BYTES_MAX,
     arrive: Callable[[int], None] | None = None,
 ) -> tuple[int, Mapping[str, str], bytes]:
-    """Send one request; return status, fields whatever the case of their names, and the whole body.
+    """Send one request; return the status, the case-insensitive header fields, and the whole body.
 
-    `arrive` receives the byte count of each part as it comes. `OSError`, `TimeoutError` or `TooLarge` where
-    there is no answer.
+    `arrive` is called with the number of bytes of each received part. Raises `OSError`, `TimeoutError` or
+    `TooLarge` if there is no answer.
     """
     connector = Connector(proxies, None, context, is_for_one=True)
     timeout = ClientTimeout(total=within_s, connect=connect_s)
@@ -87,9 +87,9 @@ async def ask(
 
 
 class Connector(TCPConnector):
-    """Connects directly, or through one of `proxies`. Where there are `checks`, they look names up.
+    """Connects directly, or through one of `proxies`; with `checks`, that resolver looks up and checks names.
 
-    `context` is what TLS with a server is spoken by, the system's authorities where there is none.
+    `context` is for TLS with a server; None trusts the system's authorities.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class Connector(TCPConnector):
             limit=CONNECTIONS_MAX, use_dns_cache=False, force_close=True, resolver=checks, ssl=context or True
         )
         self._proxies, self._checks, self._tls = proxies, checks, context
-        # Of one exchange alone: its loop may end right behind it.
+        # For a single exchange: its event loop may end right after it.
         self._is_for_one, self._made = is_for_one, list[asyncio.Transport]()
 
     async def abort(self) -> None:
-        """Close every connection by now: the loop may end behind this."""
+        """Close every connection before this returns, as the event loop may end afterwards."""
         for one in self._made:
             one.abort()
         for _ in range(LAYERS):
@@ -118,9 +118,9 @@ class Connector(TCPConnector):
         self,
         req: ClientRequest,
         traces: list[Any],
-        timeout: ClientTimeout,  # noqa: ASYNC109  # its name there
+        timeout: ClientTimeout,  # noqa: ASYNC109  # the parameter's name in aiohttp
     ) -> ResponseHandler:
-        """Create a connection as aiohttp's connectors do; note its transport for `abort`."""
+        """Create a connection as aiohttp's connectors do; store its transport for `abort`."""
         made = await self._connected(req, traces, timeout)
         if self._is_for_one and made.transport is not None:
             self._made.append(made.transport)
@@ -141,7 +141,7 @@ class Connector(TCPConnector):
         return await tunnelled(proxy, (to, port), self._factory(), self._tls, host.rstrip("."))
 
     async def _checked(self, host: str, port: int) -> str:
-        """Return the address to ask the proxy for; IPv4 first, which more proxies have."""
+        """Return the checked address to request from the proxy; prefer IPv4, which more proxies support."""
         if literal(host) is not None:
             return host
         assert self._checks is not None
@@ -150,7 +150,7 @@ class Connector(TCPConnector):
 
 
 class PublicResolver(AbstractResolver):
-    """Resolves names to public addresses; a name with any other is refused whole."""
+    """Resolves names to public addresses; a name with any private address is refused."""
 
     def __init__(self) -> None:
         self._resolver = ThreadedResolver()
@@ -158,18 +158,18 @@ class PublicResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Return the addresses of a name; `OSError` where one of them is private."""
+        """Return the addresses of a name; raise `OSError` if one of them is private."""
         found = await self._resolver.resolve(host, port, family)
         if not all(is_public(ip_address(one["host"].partition("%")[0])) for one in found):
             raise OSError(None, f"{host} stands for a private address")
         return found
 
     async def close(self) -> None:
-        """Close nothing."""
+        """Close nothing: the resolver holds no resources."""
 
 
 def first_of(addresses: Sequence[str]) -> str:
-    """Return the address that is most likely to be reached from anywhere."""
+    """Return the address that is reachable from most networks: an IPv4 address if there is one."""
     if not addresses:
         raise OSError(None, "the name has no address")
     return min(addresses, key=lambda one: ":" in one)
@@ -185,7 +185,7 @@ def open_session(connector: Connector, timeout: ClientTimeout) -> ClientSession:
 async def read_most(
     response: ClientResponse, most: int, arrive: Callable[[int], None] | None = None
 ) -> bytes:
-    """Return the beginning of an answer's body."""
+    """Return up to `most` bytes of an answer's body; call `arrive` with the number of bytes of each part."""
     parts, left = list[bytes](), most
     while left and (part := await response.content.read(left)):
         if arrive is not None:

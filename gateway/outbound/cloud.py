@@ -1,7 +1,7 @@
-"""Credentials of upstreams in clouds: made and renewed ahead of calls, and how a request is signed by them.
+"""Cloud credentials of upstreams: renewed ahead of their end, and used to sign requests.
 
-A library of the cloud's own finds them: in a file, in the environment, or from the machine. That may wait, so
-`renew` runs in a thread of its own, and no call waits for it. To sign a request nothing is asked of anybody.
+The cloud's own library finds them: in a file, in the environment, or from the machine. That may block, so
+`renew` runs in a separate thread, and no call waits for it. Signing a request does no I/O.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from gateway.core.calls.routes import AWS_FIELDS, UpstreamTarget
 from gateway.errors import MissingExtra, UpstreamSignedOut, UpstreamUnreachable
 from gateway.extras import loading
 
-# How often a worker looks whether anything is due, and how long before its end a credential is renewed.
+# Interval of checks for due renewals, and the time before its end at which a credential is renewed.
 LOOK_S: Final = 1.0
 AHEAD_S: Final = 600.0
-# After a failure it is tried again; a credential without an end is read again, since its file may be another.
+# Interval after a failure, and after reading a credential without an end, whose file may change.
 AGAIN_S: Final = 10.0
 FRESH_S: Final = 60.0
-# A credential is not used in its last seconds, which a request may be on its way for.
+# A credential is not used in its last seconds, as a request takes time to arrive.
 LAST_S: Final = 10.0
 ANSWER_S_MAX: Final = 10.0
 CHARS_SHOWN: Final = 200
 _SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
-# The service that a signature is for.
+# The AWS service in signatures.
 _SERVICE: Final = "bedrock"
 
 Log = Callable[..., None]
 
 
 class CloudSigner(ABC):
-    """One upstream's credentials. `why` says in a few words why there are no
-    new ones, and is empty once there are; `told` is what was logged of that.
+    """The cloud credentials of one upstream, which sign its requests. Times are Unix time.
 
-    Times are Unix time. `renew` and what it calls wait; all else does not.
+    `why` is the reason for a failed renewal, empty after a successful one; `told` is the reason logged last.
+    Only `renew`, and what it calls, may block.
     """
 
     def __init__(self, target: UpstreamTarget) -> None:
@@ -53,26 +53,26 @@ class CloudSigner(ABC):
         self._renewing = threading.Lock()
 
     def is_due(self, now: float) -> bool:
-        """Return whether the credentials are due for a renewal, and none is under way."""
+        """Return whether the credentials need a renewal, and none is running."""
         return now >= self._due_at and not self._renewing.locked()
 
     @property
     def was_tried(self) -> bool:
-        """Whether they were read once, or could not be."""
+        """Whether reading the credentials was tried at least once."""
         return self._due_at > 0.0
 
     def is_ready(self, now: float) -> bool:
-        """Return whether a request can be signed."""
+        """Return whether a request can be signed at the time `now`."""
         return now < self._ends - LAST_S
 
     def check(self) -> None:
-        """Raise `UpstreamSignedOut` where no request can be signed now."""
+        """Raise `UpstreamSignedOut` if no request can be signed now."""
         if not self.is_ready(time.time()):
             why = f"The gateway has no valid credentials for the upstream {self._target.name} now."
             raise UpstreamSignedOut(why, retry_after_s=ceil(AGAIN_S))
 
     def fields(self, url: str) -> dict[str, str]:
-        """Return the fields that sign a GET of this URL; `UpstreamSignedOut` where it cannot be signed."""
+        """Return the header fields that sign a GET of this URL; may raise `UpstreamSignedOut`."""
         self.check()
         parts = urlsplit(url)
         asked = f"{parts.path}?{parts.query}" if parts.query else parts.path
@@ -80,13 +80,13 @@ class CloudSigner(ABC):
         return dict(line.split(": ", 1) for line in said.splitlines())
 
     def renew(self, now: float) -> None:
-        """Renew the credentials; where that fails, the old ones count until their end."""
+        """Renew the credentials; after a failure the old ones are used until their end."""
         with self._renewing:
             try:
                 ends = self._read(now)
             except MissingExtra as error:
                 self.why = error.message
-            except Exception as error:  # noqa: BLE001  # libraries of clouds raise whatever they meet
+            except Exception as error:  # noqa: BLE001  # clouds' libraries raise many types
                 said = " ".join(str(error).split())[:CHARS_SHOWN]
                 self.why = f"{type(error).__name__}: {said}" if said else type(error).__name__
             else:
@@ -100,18 +100,18 @@ class CloudSigner(ABC):
 
     @abstractmethod
     def sign(self, opening: bytes, body: bytes | None) -> bytes:
-        """Return the lines that end the head of a request, given its head so far and its body.
+        """Return the signature as the last header lines of a request, given the head so far and the body.
 
-        The body is None where it passes unread.
+        `body` is None if it is forwarded unread.
         """
 
     @abstractmethod
     def _read(self, now: float) -> float | None:
-        """Read the credentials; when they end, None where they do not."""
+        """Read the credentials; return their end as Unix time, or None if they do not expire."""
 
 
 class GoogleSigner(CloudSigner):
-    """An access token by google-auth, of a file or of where the machine has credentials."""
+    """Signs with an access token from google-auth, by a file or the machine's own credentials."""
 
     def __init__(self, target: UpstreamTarget) -> None:
         super().__init__(target)
@@ -119,16 +119,16 @@ class GoogleSigner(CloudSigner):
         self._credentials: Any = None
 
     def sign(self, opening: bytes, body: bytes | None) -> bytes:
-        """Return the token, whatever the request is."""
+        """Return the token's header line, which is the same for all requests."""
         return self._line
 
     def _read(self, now: float) -> float | None:
         with loading("google"):
-            import google.auth  # noqa: PLC0415  # for upstreams of Google's alone
+            import google.auth  # noqa: PLC0415  # needed for Google's upstreams only
             from google.auth.transport.requests import Request  # noqa: PLC0415  # as above
 
         ask = partial(Request(), timeout=ANSWER_S_MAX)
-        # Read again each time: the file may be another by now.
+        # Read again each time, as the file may have changed.
         if self._target.credentials_file:
             load: Any = google.auth.load_credentials_from_file
             found, _ = load(self._target.credentials_file, scopes=_SCOPES)
@@ -146,7 +146,7 @@ class GoogleSigner(CloudSigner):
 
 
 class AwsSigner(CloudSigner):
-    """Signature Version 4 by botocore, with the credentials of a file, of a role, or of the environment."""
+    """Signs with Signature Version 4 by botocore, with credentials of a file, a role, or the environment."""
 
     def __init__(self, target: UpstreamTarget) -> None:
         super().__init__(target)
@@ -157,7 +157,7 @@ class AwsSigner(CloudSigner):
         self._request: Any = None
 
     def sign(self, opening: bytes, body: bytes | None) -> bytes:
-        """Return the signature of the request as it is sent, with its time and the session's token."""
+        """Return the signature of the request, with its time and the session's token; needs the body."""
         if body is None:
             raise UpstreamUnreachable("A body that passes unread cannot be signed.")
         line, *rest = opening.decode("latin-1").split("\r\n")
@@ -176,7 +176,7 @@ class AwsSigner(CloudSigner):
 
     def _read(self, now: float) -> float | None:
         with loading("aws"):
-            from botocore.auth import SigV4Auth  # noqa: PLC0415  # for upstreams of Amazon's alone
+            from botocore.auth import SigV4Auth  # noqa: PLC0415  # needed for Amazon's upstreams only
             from botocore.awsrequest import AWSRequest  # noqa: PLC0415  # as above
             from botocore.session import Session  # noqa: PLC0415  # as above
 
@@ -185,9 +185,9 @@ class AwsSigner(CloudSigner):
             session = Session()
             if file:
                 session.set_config_variable("credentials_file", file)
-                session.set_config_variable("profile", "default")  # else variables go before a file
+                session.set_config_variable("profile", "default")  # else variables override the file
             self._credentials = session.get_credentials()
-        # Botocore renews them by itself where they end within a quarter of an hour.
+        # Botocore renews credentials that end within a quarter of an hour.
         frozen = None if self._credentials is None else self._credentials.get_frozen_credentials()
         if frozen is None or not frozen.access_key or not frozen.secret_key:
             raise ValueError("no credentials were found")
@@ -201,7 +201,7 @@ SIGNERS: Final = {"google": GoogleSigner, "aws": AwsSigner}
 
 
 def signer_of(target: UpstreamTarget) -> CloudSigner | None:
-    """Return the signer of requests to an upstream; None where its headers carry its credential."""
+    """Return the signer of an upstream's requests; None if its headers contain the credential."""
     kind = SIGNERS.get(target.auth)
     return None if kind is None else kind(target)
 
@@ -210,11 +210,11 @@ Signers = Callable[[], Iterable[tuple[str, CloudSigner]]]
 
 
 async def keep_renewed(signers: Signers, log: Log) -> None:
-    """Renew the credentials of upstreams, by their names, ahead of calls, until cancelled."""
+    """Renew the credentials of upstreams, by name, ahead of their end, until cancelled."""
     while True:
         now = time.time()
         for name, one in signers():
-            if one.is_due(now):  # nobody waits for the thread at the end
+            if one.is_due(now):  # shutdown does not wait for the thread
                 threading.Thread(target=one.renew, args=(now,), name="credentials", daemon=True).start()
             if one.why != one.told and one.was_tried:
                 one.told = one.why
@@ -224,7 +224,7 @@ async def keep_renewed(signers: Signers, log: Log) -> None:
 
 
 async def first_tried(signers: Signers, within_s: float) -> None:
-    """Wait until all credentials were asked for once, for so long at most."""
+    """Wait until reading all credentials was tried once, for at most `within_s` seconds."""
     with suppress(TimeoutError):
         async with asyncio.timeout(within_s):
             while not all(one.was_tried for _, one in signers()):  # noqa: ASYNC110  # threads set it

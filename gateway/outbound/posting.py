@@ -1,4 +1,4 @@
-"""Posts to other people's servers, by the client of all but the data plane: loaded with the first of them."""
+"""Posts messages to other people's servers; the HTTP client is loaded with the first message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession
 
 TIMEOUT_S = 10.0
-# As `client.ANSWER_BYTES_MAX`, whose module loads aiohttp; a test compares.
+# Equal to `client.ANSWER_BYTES_MAX`, whose module loads aiohttp; a test compares them.
 READ_BYTES_MAX = 256 * 1024
 ERROR_CHARS_MAX = 200
 
@@ -25,14 +25,14 @@ class Outgoing:
         self._opened: ClientSession | None = None
 
     async def send(self, url: str, headers: dict[str, str], body: bytes) -> DeliveryOutcome:
-        """Post once; whatever the other side does is told, not raised."""
+        """Post once and return the outcome; a failure is part of it, not raised."""
         answer = await self.ask(url, headers, body, read_bytes=0)
         return DeliveryOutcome(answer.status, answer.error)
 
     async def ask(
         self, url: str, headers: dict[str, str], body: bytes, *, read_bytes: int = READ_BYTES_MAX
     ) -> Answer:
-        """Post once, and read so much of the answer; told, not raised, as well."""
+        """Post once, and return the answer with up to `read_bytes` of its body; failures are not raised."""
         refused = address_refusal(url, private=self._private)
         if refused is not None:
             return Answer(None, f"the URL {refused}")
@@ -53,7 +53,7 @@ class Outgoing:
             return Answer(None, (str(error) or type(error).__name__)[:ERROR_CHARS_MAX])
 
     async def aclose(self) -> None:
-        """Close what is open."""
+        """Close the open connections."""
         if self._opened is not None:
             await self._opened.close()
             self._opened = None

@@ -1,8 +1,8 @@
-"""A way to an upstream through a proxy: `CONNECT`, its answer, and then TLS with the upstream inside.
+"""Connections to an upstream through a proxy: `CONNECT`, its answer, then TLS with the upstream inside.
 
-The proxy learns the upstream's host and port, and looks its name up; the upstream's certificate and name are
-verified as without it. Once the proxy has let us through it is nobody: what it sends is the upstream's. Until
-then all that fails is its failure.
+The proxy learns the upstream's host and port, and resolves its name; the upstream's certificate and name are
+verified as usual. After the proxy's positive answer all bytes are the upstream's. A failure before that is
+the proxy's.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from gateway.core.circuit_breaker import (
 from gateway.core.network import Proxy, ProxyFailed, failed, is_let_through, request
 from gateway.files import https_with
 
-# What an error of the machine's says of why a connection was not made.
+# Causes of failed connections, by the number of the system's error.
 
 _NUMBERS = {
     ECONNREFUSED: REFUSED, ECONNRESET: RESET, EHOSTUNREACH: UNROUTABLE, ENETUNREACH: UNROUTABLE,
     ETIMEDOUT: CONNECT_TIMEOUT,
 }  # fmt: skip
-# An error of several addresses has the numbers in its text alone.
+# An error about several addresses has the numbers only in its text.
 _SAID = re.compile(r"\[Errno (\d+)\]")
 
 
 def cause_of(error: Exception) -> tuple[str, str]:
-    """Return the cause of a failed connection, and the machine's words for it."""
+    """Return the cause of a failed connection, and the system's message."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return TLS, error.verify_message or "certificate not trusted"
     if isinstance(error, ssl.SSLError):
@@ -59,9 +59,9 @@ P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 
 class Tunnel(asyncio.Protocol):
-    """One connection to a proxy, which becomes that of its upstream. `context` is for TLS with the proxy.
+    """One connection to a proxy that becomes a connection to the upstream.
 
-    `is_open` is whether the proxy has let us through.
+    `context` is for TLS with the proxy; `is_open` is True after the proxy's positive answer.
     """
 
     def __init__(self, proxy: Proxy, context: ssl.SSLContext | None, host: str, port: int) -> None:
@@ -74,10 +74,10 @@ class Tunnel(asyncio.Protocol):
     async def through(
         self, protocol: P, context: ssl.SSLContext | None, name: str | None, **where: Any
     ) -> tuple[asyncio.Transport, P]:
-        """Connect a protocol with the upstream, over TLS with its name where there is a context.
+        """Connect a protocol to the upstream; with `context` over TLS, which verifies `name`.
 
-        `where` is a socket that is connected to the proxy, or its host and port, as asyncio takes them.
-        OSError where it cannot.
+        `where` is a socket connected to the proxy, or the proxy's host and port, as arguments for asyncio.
+        Raises OSError.
         """
         loop = asyncio.get_running_loop()
         if self._context is not None:
@@ -91,7 +91,7 @@ class Tunnel(asyncio.Protocol):
             raise
 
     async def _asked(self, loop: asyncio.AbstractEventLoop, where: dict[str, Any]) -> None:
-        """Wait until the proxy lets us through; ProxyFailed where it does not."""
+        """Wait for the proxy's answer; raise `ProxyFailed` if it refuses."""
         self._answered = loop.create_future()
         await loop.create_connection(lambda: self, **where)
         failure = await self._answered
@@ -102,7 +102,7 @@ class Tunnel(asyncio.Protocol):
     async def _handed_over(
         self, loop: asyncio.AbstractEventLoop, protocol: Any, context: ssl.SSLContext | None, name: str | None
     ) -> asyncio.Transport:
-        """Hand the socket to its protocol, without a read in between."""
+        """Connect the socket to the upstream's protocol, so that no byte is read by the tunnel."""
         plain: asyncio.Transport = self._transport
         if context is None:
             plain.set_protocol(protocol)
@@ -116,14 +116,14 @@ class Tunnel(asyncio.Protocol):
         return secured
 
     def blamed(self, error: Exception) -> Exception:
-        """Return the error, as one of the proxy's where it is."""
+        """Return the error as `ProxyFailed` if the proxy caused it, otherwise unchanged."""
         if self.is_open or isinstance(error, ProxyFailed):
             return error
         return failed(self._proxy, cause_of(error)[1])
 
     @property
     def late(self) -> str:
-        """The words on a proxy that has not let us through in time; empty of one that has."""
+        """The message about a proxy that did not answer in time; empty if it did."""
         return "" if self.is_open else f"the proxy {self._proxy} did not let us through in time"
 
     # asyncio.Protocol, until the proxy has answered
@@ -133,7 +133,7 @@ class Tunnel(asyncio.Protocol):
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """Read the answer; nothing more is read once it is known."""
+        """Read the proxy's answer; stop reading after it."""
         self._read += data
         failure: ProxyFailed | None = None
         try:
@@ -145,7 +145,7 @@ class Tunnel(asyncio.Protocol):
         self._end(failure)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Fail the tunnel: the proxy closed the connection."""
+        """Fail the tunnel, as the proxy closed the connection."""
         self._end(failed(self._proxy, "it closed the connection without an answer"))
 
     def _end(self, failure: ProxyFailed | None) -> None:
@@ -156,9 +156,10 @@ class Tunnel(asyncio.Protocol):
 async def tunnelled(
     proxy: Proxy, place: tuple[str, int], protocol: P, context: ssl.SSLContext | None, name: str | None
 ) -> P:
-    """Connect a protocol with a place through a proxy, over TLS with this name where there is a context.
+    """Connect a protocol to `place` (host and port) through a proxy; with `context` over TLS, which verifies
+    `name`.
 
-    OSError where it cannot: one of the proxy's says so.
+    Raises OSError, or `ProxyFailed` if the proxy caused the failure.
     """
     tunnel = Tunnel(proxy, tls_with(proxy), *place)
     try:

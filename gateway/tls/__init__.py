@@ -1,1 +1,1 @@
-"""The door to TLS on our own ports: certificates from files, sessions over sockets."""
+"""TLS for the gateway's own ports: certificates from files, and sessions over sockets."""

@@ -1,7 +1,7 @@
-"""The certificate of one port: read from its files, and read again when they change.
+"""The certificate of one port, read from its files, and again after they change.
 
-A new context is made and never changed: connections keep the one they began with. Where new files are no
-pair, the old context stays.
+Each time a new context is made: existing connections keep theirs. If the new files are invalid, the old
+context stays in use.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from gateway.files import read_regular, require_regular
 
 PEM_BYTES_MAX = 1 << 20
 ALPN = "http/1.1"
-# Of TLS 1.2; those of 1.3 are all well. Each has forward secrecy and authenticates what it encrypts.
+# Ciphers of TLS 1.2, with forward secrecy and authenticated encryption, as all of TLS 1.3 are.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _FIRST = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedCertificate:
-    """One set of files, read: the context, the certificate, and its end, Unix time.
+    """One set of certificate files, as read: the TLS context, the certificate, and its end as Unix time.
 
-    `clients_end` is the end of the first authority of clients to end, None where there is none.
+    `clients_end` is the earliest end of the clients' authorities, None without authorities.
     """
 
     context: ssl.SSLContext
@@ -35,9 +35,9 @@ class LoadedCertificate:
 
 
 def load(files: TlsFiles, prefix: str) -> LoadedCertificate:
-    """Read certificate, key and, where named, the authorities of clients; `SettingError` names the setting.
+    """Read certificate, key and the optional authorities of clients; `SettingError` names the setting.
 
-    `prefix` is what the names of the settings begin with, such as `TOLLKEEPER_ADMIN_TLS_`.
+    `prefix` is the prefix of the settings' names, such as `TOLLKEEPER_ADMIN_TLS_`.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -47,7 +47,7 @@ def load(files: TlsFiles, prefix: str) -> LoadedCertificate:
     pair = f"{prefix}CERT_FILE={files.certificate!r} and {prefix}KEY_FILE={files.key!r}"
     try:
         require_regular(files.certificate, files.key)
-        context.load_cert_chain(files.certificate, files.key, password=lambda: b"")  # nobody is asked for one
+        context.load_cert_chain(files.certificate, files.key, password=lambda: b"")  # no password prompt
         found = _FIRST.search(_read(files.certificate))
         content = found[0] if found else b""
     except (OSError, ValueError) as error:
@@ -61,13 +61,13 @@ def load(files: TlsFiles, prefix: str) -> LoadedCertificate:
             why = "no PEM file of certificates" if isinstance(error, ssl.SSLError) else _strerror(error)
             raise SettingError(f"{place} cannot be used: {why}") from error
         context.verify_mode = ssl.CERT_REQUIRED
-        # A client that resumes a session is not verified again: each connection shows its certificate again.
+        # A resumed session would not verify the client again: each connection must show its certificate.
         context.num_tickets = 0
         context.options |= ssl.OP_NO_TICKET
     ends: float | None
     try:
         ends = not_after(ssl.PEM_cert_to_DER_cert(content.decode("latin-1")))
-    except (ValueError, UnreadableCertificate):  # it serves all the same
+    except (ValueError, UnreadableCertificate):  # the certificate is used without a known end
         ends = None
     authorities = context.get_ca_certs() if files.authority else []
     clients_end = min((ssl.cert_time_to_seconds(str(one["notAfter"])) for one in authorities), default=None)
@@ -75,9 +75,10 @@ def load(files: TlsFiles, prefix: str) -> LoadedCertificate:
 
 
 class Certificates:
-    """The context of a port, the one that its files made when they were read last and could be.
+    """The TLS context of a port, from the last valid reading of its files.
 
-    `stale` says why they can be used no longer, empty while they can: then the files before go on.
+    `stale` is the reason why the present files cannot be used, empty if they can; the earlier files then stay
+    in use.
     """
 
     def __init__(self, files: TlsFiles, prefix: str) -> None:
@@ -87,22 +88,22 @@ class Certificates:
 
     @property
     def context(self) -> ssl.SSLContext:
-        """What new connections are made with."""
+        """The TLS context for new connections."""
         return self._loaded.context
 
     @property
     def content(self) -> bytes:
-        """The certificate in use, in PEM."""
+        """The certificate in use, as PEM."""
         return self._loaded.content
 
     @property
     def ends(self) -> float | None:
-        """Until when the certificate in use is valid, Unix time."""
+        """The end of the certificate in use as Unix time, None if unknown."""
         return self._loaded.ends
 
     @property
     def clients_end(self) -> float | None:
-        """Until when the authorities of clients are valid, Unix time."""
+        """The earliest end of the clients' authorities as Unix time, None without authorities."""
         return self._loaded.clients_end
 
     @property
@@ -111,7 +112,7 @@ class Certificates:
         return tuple(path for path in (files.certificate, files.key, files.authority) if path)
 
     def renew(self) -> None:
-        """Read the files again, for connections that begin from now on."""
+        """Read the files again, for new connections."""
         try:
             self._loaded = load(self._files, self._prefix)
         except SettingError as error:
@@ -136,14 +137,14 @@ def _strerror(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or "no path"
 
 
-# What our own commands connect with to ports of ours that speak TLS.
+# TLS contexts with which the program's commands connect to its own ports.
 def trusting(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
-    """Return a context that trusts the authority of these files, else the system's, and shows their
+    """Return a client context that trusts these files' authority, or the system's, and shows their
     certificate.
 
-    A port's own certificate may stand in the authority's place: then that very one is trusted. `SettingError`
-    names the setting, whose name begins with `prefix`, of a file that cannot be used; `trusted` is that of
-    the authority where it has another name.
+    The port's own certificate may take the authority's place; then exactly that certificate is trusted.
+    `SettingError` names the setting of an unusable file: `prefix` begins its name, and `trusted` is the
+    authority's full name if it differs.
     """
     try:
         require_regular(files.authority)
@@ -163,7 +164,7 @@ def trusting(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
 
 
 def pinned(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
-    """Return a context for a port of this machine whose certificate is known, whatever names that has."""
+    """Return a context for a port of this machine with a known certificate, without a check of its names."""
     context = trusting(files, prefix, trusted)
     context.check_hostname = False
     return context

@@ -1,11 +1,11 @@
-"""One TLS connection of a client: a socket on one side, a protocol that knows nothing of TLS on the other.
+"""One TLS connection of a client, between its socket and a protocol that knows no TLS.
 
-It keeps nothing. Received bytes are decrypted and handed on in one piece, as a socket's read is. Written
-bytes are encrypted into the buffer of the socket. So what a protocol asks of its transport (how much
-waits to be sent, no more reading, an end of sending) is answered by the socket, and means what it means
-without TLS.
+It buffers nothing. Received bytes are decrypted and passed on in one piece, like a socket's read. Written
+bytes are encrypted into the socket's buffer. So the socket answers the protocol's requests to its transport
+(buffer sizes, pauses, end of sending), as without TLS.
 
-A client's certificate has an end. A handshake after it is closed, and a connection takes no request after it.
+A client's certificate expires: a handshake after that is refused, and an open connection accepts no more
+requests.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any, Protocol, cast
 from gateway.core.credentials import WORKLOAD
 from gateway.tls.certificates import Certificates
 
-# What a protocol over TLS asks of its transport: bytes are encrypted, all else is asked of the socket.
+# The transport of a protocol over TLS: encrypts bytes, and passes all other calls to the socket.
 
-# A record of TLS is never larger, so the buffers of one connection are not either for long.
+# Maximum of a TLS record, and so of a connection's buffers.
 RECORD_BYTES_MAX = 16 * 1024
 NEVER = float("inf")
 
 
 class TlsTransport:
-    """The side of a connection that the protocol `inner` sees. It is open once hands are shaken."""
+    """The transport that the protocol `inner` sees; it is open after the handshake."""
 
     __slots__ = ("_ends", "_half", "_inner", "_open", "_outgoing", "_tls", "_transport", "_uri", "_wall")
 
@@ -43,11 +43,11 @@ class TlsTransport:
         self._inner, self._tls, self._outgoing = inner, tls, outgoing
         self._transport: Any = None
         self._open = self._half = False
-        # Whose connection it is: the one URI of the client's certificate, and the end of that, Unix time.
+        # The single URI of the client's certificate, and the certificate's end as Unix time.
         self._uri, self._ends, self._wall = "", NEVER, wall
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Encrypt and send."""
+        """Encrypt and send bytes."""
         if not self._open or self._half:
             return
         tls, outgoing, left = self._tls, self._outgoing, len(data)
@@ -65,22 +65,22 @@ class TlsTransport:
         self._transport.write(outgoing.read())
 
     def writelines(self, lines: list[bytes]) -> None:
-        """Encrypt and send all of these."""
+        """Encrypt and send several pieces of bytes."""
         self.write(b"".join(lines))
 
     def can_write_eof(self) -> bool:
-        """Return True: sending may end before receiving does."""
+        """Return True: sending can end before receiving."""
         return True
 
     def write_eof(self) -> None:
-        """End the sending side. Later bytes are handed on as they came, to be counted."""
+        """End the sending side. Bytes received later are passed on encrypted, only to be counted."""
         if self._open and not self._half:
             self._say_goodbye()
             self._half = True
             self._transport.write_eof()
 
     def close(self) -> None:
-        """Send the end of TLS and the waiting bytes, and close the socket."""
+        """Send the waiting bytes and TLS' close notification, and close the socket."""
         if self._open:
             if not self._half and not self._transport.is_closing():
                 self._say_goodbye()
@@ -96,7 +96,6 @@ class TlsTransport:
         return bool(self._transport.is_closing())
 
     def pause_reading(self) -> None:
-        """Read no further."""
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
@@ -107,28 +106,28 @@ class TlsTransport:
         return bool(self._transport.is_reading())
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Set how many waiting bytes pause and resume the protocol's writing."""
+        """Set the numbers of waiting bytes that pause and resume the protocol's writing."""
         self._transport.set_write_buffer_limits(high, low)
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
-        """Return when the protocol is told to write on, and to write no more."""
+        """Return the numbers of waiting bytes that resume and pause the protocol's writing."""
         low, high = self._transport.get_write_buffer_limits()
         return low, high
 
     def get_write_buffer_size(self) -> int:
-        """Return how many bytes wait to be sent."""
+        """Return the number of bytes that wait to be sent."""
         return int(self._transport.get_write_buffer_size())
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """Return the receiver of the bytes."""
+        """Return the protocol that receives the bytes."""
         return self._inner
 
     def set_protocol(self, protocol: asyncio.Protocol) -> None:
-        """Set another receiver of the bytes from now on."""
+        """Set another protocol as the receiver of the bytes."""
         self._inner = protocol
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return facts of the session, else of the socket."""
+        """Return a fact about the TLS session, or else about the socket."""
         if name == "ssl_object":
             return self._tls
         if name == "sslcontext":
@@ -140,18 +139,18 @@ class TlsTransport:
         return self._transport.get_extra_info(name, default)
 
     def _note_client(self) -> None:
-        """Read once whose certificate was shown, in this handshake or in the one that it resumes."""
+        """Store the URI and end of the client's certificate, of this or of the resumed handshake."""
         certificate: Mapping[str, Any] = self._tls.getpeercert() or {}
         uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
         self._uri = uris[0] if len(uris) == 1 else ""
         self._ends = ssl.cert_time_to_seconds(certificate["notAfter"]) if certificate else NEVER
 
     def _is_over(self) -> bool:
-        """Return whether the client's certificate has ended: nobody is known by it any more."""
+        """Return whether the client's certificate has expired, and identifies nobody any more."""
         return self._ends <= self._wall()
 
     def _say_goodbye(self) -> None:
-        with suppress(ssl.SSLError):  # the client has not said it yet, or what it sends is not read any more
+        with suppress(ssl.SSLError):  # the client's close notification is missing, or is not read any more
             self._tls.unwrap()
         self._flush()
 
@@ -160,7 +159,7 @@ class TlsTransport:
             self._transport.write(self._outgoing.read())
 
 
-# Answers to a client's messages of TLS itself that it does not take.
+# Maximum of TLS' own answers (such as key updates) that a client leaves unread.
 OWN_BYTES_MAX = 64 * 1024
 HANDSHAKE_RECORD = 0x16
 PLAINTEXT = b"This port speaks TLS: begin the URL with https://\n"
@@ -169,34 +168,34 @@ _TOLD = (
     % len(PLAINTEXT)
 )
 SHAKING, OPEN, CLOSED = range(3)
-# A client that left before the first byte.
+# The failure of a client that left before its first byte.
 SILENT = "silent"
 BAD_CERTIFICATE = "bad_certificate"
-# A clock may be set: it is looked at least so often whether a certificate is over.
+# Maximum interval between checks of a certificate's end, as the clock may be set.
 LOOK_S_MAX = 3_600.0
 
 
 class Gate(Protocol):
-    """What a session asks of the port it belongs to."""
+    """The parts of a port's `TlsGate` that a session uses."""
 
     def context(self) -> ssl.SSLContext:
         """Return the TLS context for a new connection."""
 
     def wall(self) -> float:
-        """Return the time, as Unix time."""
+        """Return the current Unix time in seconds."""
 
     def opened(self, session: TlsSession) -> None:
-        """Register a new connection, whose handshake has a deadline from now on."""
+        """Register a new connection, and start the deadline of its handshake."""
 
     def is_due(self, session: TlsSession) -> bool:
-        """Return whether it is this handshake's turn; else `go_on` is called once it is."""
+        """Return whether this handshake may continue now; otherwise `go_on` is called in its turn."""
 
     def settled(self, session: TlsSession, failure: str) -> None:
-        """Register the end of a handshake; `failure` says why it failed, empty where it did not."""
+        """Register the end of a handshake; `failure` is the reason if it failed, else empty."""
 
 
 class TlsSession(TlsTransport, asyncio.Protocol):
-    """The protocol of an accepted socket; the transport of the protocol `inner`, once hands are shaken."""
+    """The protocol of an accepted socket, and after the handshake the transport of the protocol `inner`."""
 
     __slots__ = ("_ended", "_gate", "_incoming", "_state", "_timer", "_waiting", "failure")
 
@@ -209,10 +208,10 @@ class TlsSession(TlsTransport, asyncio.Protocol):
         self._ended = False
         self._waiting: list[bytes] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        # Why the handshake has failed, where it is known before the connection is gone.
+        # The reason if the handshake fails, before the connection is closed.
         self.failure = SILENT
 
-    # what the socket tells
+    # callbacks of the socket
 
     def connection_made(self, transport: Any) -> None:
         """Register the session of an accepted socket."""
@@ -220,7 +219,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
         self._gate.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        """Decrypt what came and hand it on; before that, shake hands."""
+        """Decrypt received bytes and pass them on; continue the handshake before."""
         if self._state == OPEN:
             if self._ends < NEVER and self._is_over():
                 self._shut()
@@ -252,7 +251,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Report the close of the socket to the gate or to the inner protocol."""
+        """Report the closed socket to the gate during the handshake, else to the inner protocol."""
         state, self._state, self._open = self._state, CLOSED, False
         if self._timer is not None:
             self._timer.cancel()
@@ -262,19 +261,19 @@ class TlsSession(TlsTransport, asyncio.Protocol):
             self._inner.connection_lost(error)
 
     def pause_writing(self) -> None:
-        """Pause the inner protocol: the client reads slowly."""
+        """Pause the inner protocol's writing, as the client reads slowly."""
         if self._state == OPEN:
             self._inner.pause_writing()
 
     def resume_writing(self) -> None:
-        """Resume the inner protocol: the client has caught up."""
+        """Resume the inner protocol's writing."""
         if self._state == OPEN:
             self._inner.resume_writing()
 
     # the handshake
 
     def go_on(self) -> None:
-        """Run the next step of the handshake, in its turn."""
+        """Continue the handshake when it is its turn."""
         waiting, self._waiting = self._waiting, None
         if self._state == SHAKING and waiting is not None:
             self._transport.resume_reading()
@@ -289,25 +288,25 @@ class TlsSession(TlsTransport, asyncio.Protocol):
             return
         except ssl.SSLError as error:
             self.failure = _named(error)
-            self._flush()  # what it is told of it
+            self._flush()  # the alert for the client
             self._transport.close()
             return
         self._note_client()
-        if self._is_over():  # it was verified when it was shown, which may be long ago
+        if self._is_over():  # it was verified in the first handshake, perhaps long ago
             self.failure = BAD_CERTIFICATE
-            self._transport.abort()  # without a goodbye, so that OpenSSL forgets the session
+            self._transport.abort()  # without a close notification, so that OpenSSL drops the session
             return
         self._flush()
         self._state, self._open = OPEN, True
         self._gate.settled(self, "")
-        self._inner.connection_made(cast("asyncio.Transport", self))  # it does what one does
+        self._inner.connection_made(cast("asyncio.Transport", self))  # it has the methods of one
         if self._ends < NEVER:
             self._look()
         if self._incoming.pending and not self.is_closing():
             self._take(b"")
 
     def expire(self, failure: str) -> None:
-        """Shake hands no longer."""
+        """Close the connection of an unfinished handshake, with the reason `failure`."""
         if self._state == SHAKING:
             self.failure = failure
             self._transport.abort()
@@ -323,14 +322,14 @@ class TlsSession(TlsTransport, asyncio.Protocol):
             self._timer = loop.call_later(min(left_s, LOOK_S_MAX), self._look)
 
     def _shut(self) -> None:
-        """Accept no further request; the inner protocol finishes what is under way, if it can."""
+        """Accept no further request; the inner protocol finishes the present one, if it can."""
         getattr(self._inner, "shut", self.close)()
 
     # bytes of an open connection
 
     def _take(self, data: bytes) -> None:
         if self._half:
-            self._inner.data_received(data)  # it is counted, not read
+            self._inner.data_received(data)  # to be counted, not read
             return
         if self._ended:
             return
@@ -356,7 +355,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
             self._end()
 
     def _decrypt(self, parts: list[bytes]) -> bool:
-        """Add what the records hold that are here whole; whether the last of them was a goodbye."""
+        """Add the payload of all complete records to `parts`; return whether the client ended TLS."""
         tls, incoming = self._tls, self._incoming
         while True:
             try:
@@ -370,14 +369,14 @@ class TlsSession(TlsTransport, asyncio.Protocol):
                 return False
 
     def _end(self) -> None:
-        """Report the client's end of sending to the inner protocol; close unless writing goes on."""
+        """Report the client's end to the inner protocol; close unless that still writes."""
         self._ended = True
         if not self._inner.eof_received():
             self.close()
 
 
 def _named(error: ssl.SSLError) -> str:
-    """Return the reason of a failed handshake, by its name in the metrics."""
+    """Return the label of a failed handshake's reason in the metrics."""
     reason = error.reason or ""
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return "no_certificate"
@@ -386,18 +385,18 @@ def _named(error: ssl.SSLError) -> str:
     return "refused_by_client" if "ALERT" in reason else "protocol"
 
 
-# One port that speaks TLS: who connects shakes hands here, in time, in turn, and not too many at once.
+# One port with TLS: handshakes have a deadline, a maximum number, and take turns.
 
-# A handshake takes a millisecond of a processor: so many are done before others have their turn.
+# A handshake takes a millisecond of CPU: maximum in one iteration of the event loop.
 STEPS_A_TURN = 4
 HANDSHAKE_S = 10.0
 HANDSHAKES_MAX = 1_000
 
 
 class TlsGate:
-    """What the sessions of one port share. `failures` counts handshakes that failed, by why.
+    """The shared state of the sessions at one port. `failures` counts failed handshakes by reason.
 
-    Where too many shake hands at once, the one that has been at it longest gives way.
+    Above the maximum of handshakes in progress, the oldest one is aborted.
     """
 
     def __init__(
@@ -419,11 +418,11 @@ class TlsGate:
         self._scheduled = False
 
     def bound(self, handshake_s: float, handshakes_max: int) -> None:
-        """Apply these bounds from the next connection on."""
+        """Apply these limits from the next connection on."""
         self._handshake_s, self._handshakes_max = handshake_s, handshakes_max
 
     def wrapped(self, inner: Callable[[], Any]) -> Callable[[], TlsSession]:
-        """Return a factory of protocols, each with TLS between its socket and the `inner` one."""
+        """Return a factory of protocols with TLS between the socket and a protocol of `inner`."""
         return lambda: TlsSession(self, inner())
 
     def snapshot(self) -> dict[str, Any]:
@@ -437,19 +436,19 @@ class TlsGate:
         }
 
     def ends(self) -> list[tuple[str, float]]:
-        """Return the ends of the certificate and of the authorities of clients, where known, as Unix time."""
+        """Return the known ends of the certificate and the clients' authorities, as names with Unix times."""
         certificates, name = self.certificates, f"{self.port} port"
         both = ((name, certificates.ends), (f"{name} clients", certificates.clients_end))
         return [(whose, end) for whose, end in both if end is not None]
 
-    # what sessions ask
+    # the interface for sessions
 
     def context(self) -> ssl.SSLContext:
-        """Return the certificate of now."""
+        """Return the TLS context of the certificate in use."""
         return self.certificates.context
 
     def opened(self, session: TlsSession) -> None:
-        """Start the deadline of a handshake; above the maximum, end the oldest one."""
+        """Start the deadline of a handshake; above the maximum, abort the oldest one."""
         if len(self._shaking) >= self._handshakes_max:
             oldest = next(iter(self._shaking))
             self._shaking.pop(oldest).cancel()
@@ -457,7 +456,7 @@ class TlsGate:
         self._shaking[session] = self._loop.call_later(self._handshake_s, session.expire, "timeout")
 
     def is_due(self, session: TlsSession) -> bool:
-        """Return whether a handshake may go on now; else it follows those before."""
+        """Return whether a handshake may continue now; otherwise queue it after the earlier ones."""
         self._schedule()
         if self._left > 0 and not self._due:
             self._left -= 1
@@ -470,7 +469,7 @@ class TlsGate:
         deadline = self._shaking.pop(session, None)
         if deadline is not None:
             deadline.cancel()
-        if failure not in {"", SILENT}:  # who said nothing only looked whether somebody listens
+        if failure not in {"", SILENT}:  # a silent client only checked whether the port is open
             self.failures[failure] += 1
 
     def _schedule(self) -> None:

@@ -1,1 +1,1 @@
-"""Months on their way to an archive: which are closed, what is in them, what stands for them here."""
+"""Archiving of months: which are closed, their contents, and the rows that replace them."""

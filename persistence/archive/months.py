@@ -1,9 +1,8 @@
-"""Which ledgers have months that can be archived, and what a month of a ledger is in PostgreSQL.
+"""Months of ledgers for archiving: which are closed, and a month's contents in PostgreSQL.
 
-A month leaves its ledger in one transaction. The partition becomes a table by itself, and another takes its
-place with the rows that stay: the last row of each account, of tokens rows that are no use of a call and the
-row before each, and reports of a plan that has ended. `archived_run` stands for the rest, and sums its
-allocations.
+A month leaves its ledger in one transaction. Its partition is detached, and replaced by one with the rows
+that stay: each account's last row, token rows that are no use of a call with the row before each, and reports
+of an ended plan. `archived_run` replaces the others and sums their allocations.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from persistence.tables import audit_log, call, credit_transaction, feature_usag
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-# So many days after its end a month is archived at the earliest: what settles late has settled by then.
+# The earliest archiving of a month in days after its end, when late settlements have arrived.
 GRACE_DAYS = 31
 # Advisory lock class 7810: archiving, one at a time.
 LOCK = "SELECT pg_try_advisory_lock(7810, 1)"
@@ -37,14 +36,14 @@ _UNLOCK = "SELECT pg_advisory_unlock(7810, 1)"
 _HELD = """
 SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND (classid, objid) = (7810, 1) AND granted
    AND pid = pg_backend_pid()"""
-# What a month of a ledger holds: its rows as text, and figures of each column to hold a copy against.
+# The contents of a month: its rows as text, and figures of each column to verify a copy.
 
 
-# Of a column: how many of its cells are not null, and what they come to.
+# Figures of a column: the number of cells that are not null, and their sum.
 Figure = tuple[int, int]
 INTEGER, MOMENT, FLAG, TEXT = "integer", "moment", "flag", "text"
 _NAMES = {BigInteger: INTEGER, DateTime: MOMENT, Boolean: FLAG}
-# A moment is in microseconds since 1970. Texts come to the first 60 bits of their digests, added up.
+# Times are in microseconds since 1970. Texts are summed by the first 60 bits of their digests.
 _ADDED = {
     INTEGER: '"{name}"',
     MOMENT: '(extract(epoch FROM "{name}") * 1000000)::bigint',
@@ -56,13 +55,16 @@ _WRITTEN = {MOMENT: f'{_ADDED[MOMENT]} AS "{{name}}"'}
 
 @dataclass(frozen=True, slots=True)
 class MonthlyLedger:
-    """A table by month: whose its rows are and when they were. `kind` is of the accounts it moves, if any."""
+    """A table with monthly partitions: the columns of a row's owner and time.
+
+    `kind` is the kind of accounts that its rows move, or empty.
+    """
 
     table: Table
     owner: str
     at: str
     kind: str = ""
-    # By what a file is sorted.
+    # The columns by which a file is sorted.
     order: str = ""
 
     @property
@@ -79,13 +81,13 @@ CREDITS = MonthlyLedger(
 )
 SPENDS = MonthlyLedger(feature_usage, "organization_id", '"timestamp"', "spend", "organization_id, seq")
 CALLS = MonthlyLedger(call, "organization_id", "created_at", order="created_at, id")
-# What a month of these has is billed. Each goes by itself, as long as it is kept.
+# Ledgers for billing; each is archived separately, after its own retention.
 LEDGERS = (TOKENS, CREDITS, SPENDS, CALLS)
-# By this nothing is owed.
+# Not for billing.
 AUDIT = MonthlyLedger(audit_log, "organization_id", "created_at", order="id")
 BY_NAME = {ledger.name: ledger for ledger in (*LEDGERS, AUDIT)}
 
-# Months of a ledger that have a partition and are in no archive.
+# Months of a ledger with a partition that are not archived.
 _OPEN = r"""
 SELECT make_date(left(right(c.relname, 7), 4)::integer, right(c.relname, 2)::integer, 1) AS month
   FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
@@ -96,7 +98,7 @@ EXCEPT SELECT month FROM archived_month WHERE ledger = %(ledger)s
 
 @contextmanager
 def connected(url: str) -> Iterator[Connection]:
-    """Connect as the owner and lock the archive; `ArchiveFailed` if the lock or the owner is missing."""
+    """Connect as the database's owner and lock the archive; raise `ArchiveFailed` if either is impossible."""
     try:
         if shares_sessions(url):
             raise ArchiveFailed(ASK_OWNER)
@@ -109,14 +111,14 @@ def connected(url: str) -> Iterator[Connection]:
             if not one(connection, owner)[0]:
                 raise ArchiveFailed("the owner of the database archives: set TOLLKEEPER_DATABASE_OWNER_URL")
             yield connection
-            with suppress(psycopg.Error):  # its session may be over; if not, it ends a moment after this
+            with suppress(psycopg.Error):  # the session may have ended; otherwise it ends right after this
                 connection.execute(_UNLOCK)
     except psycopg.Error as error:
         raise ArchiveFailed(f"PostgreSQL: {complaint(error)}") from error
 
 
 def refuse_unlocked(connection: Connection) -> None:
-    """Raise `ArchiveFailed` if this session lost the archive's lock: another archive may write since."""
+    """Raise `ArchiveFailed` if this session lost the archive's lock, as another one may write since."""
     try:
         held = bool(one(connection, _HELD)[0])
     except psycopg.OperationalError:
@@ -135,18 +137,18 @@ def one(connection: Connection, statement: str, values: Any = None) -> tuple[Any
 
 
 def months_before(connection: Connection, before: date, ledger: MonthlyLedger) -> list[date]:
-    """Return the first days of months of a ledger that ended by a day and are in no archive, oldest first."""
+    """Return the first days of unarchived months of a ledger that ended by `before`, oldest first."""
     found = connection.execute(_OPEN.encode(), {"ledger": ledger.name})
     return [month for (month,) in found if end_of(month) <= before]
 
 
 def latest(today: date) -> date:
-    """Return the first day that is too late to archive."""
+    """Return the first day of the first month that is too recent to archive."""
     return (today - timedelta(days=GRACE_DAYS)).replace(day=1)
 
 
 def identity(connection: Connection) -> UUID:
-    """Return whose archive it is: the same for a database's life, and in what is restored from a backup."""
+    """Return the id of this database's archive, which is the same after a restore from a backup."""
     connection.execute("INSERT INTO archive_identity DEFAULT VALUES ON CONFLICT DO NOTHING")
     return UUID(str(one(connection, "SELECT id FROM archive_identity")[0]))
 
@@ -161,9 +163,9 @@ def _refuse_schema(connection: Connection) -> None:
         )
 
 
-# Whether a month of a ledger is closed: nothing of it is still to be stored, billed or explained.
+# A month of a ledger is closed if nothing in it is still to be stored, billed or explained.
 
-# Each answers whose it is and what it is, of a month that ends at {end}. What began later cannot be of it.
+# Each query returns owner and reason for a month that ends at {end}; later objects cannot belong to it.
 _UNSETTLED = {
     "is in quarantine": """
 SELECT account, reason FROM quarantine WHERE released_at IS NULL AND created_at < %(late)s""",
@@ -201,7 +203,7 @@ SELECT '{kind}:' || id, 'movement ' || seq
  WHERE previous = seq - 1 AND NOT (before IS NULL AND balance IS NULL)
    AND coalesce(balance, 0) <> coalesce(before, 0) + delta + coalesce(
        (SELECT difference FROM known_drift AS d WHERE d.account = '{kind}:' || id AND d.seq = previous), 0)"""
-# What a movement moves its account by, and where the account stands after it.
+# The SQL expressions of a movement's amount, and of the balance after it.
 MOVES = {
     "tenant": ("CASE direction WHEN 'IN' THEN amount ELSE -amount END", "total_remaining"),
     "credits": ("-credits_used", "balance_after"),
@@ -216,7 +218,7 @@ def why_open(connection: Connection, ledger: MonthlyLedger, month: date) -> list
 
 
 def what_waits(connection: Connection, ledger: MonthlyLedger, month: date) -> list[str]:
-    """Return reasons from objects beside the ledger's rows; none for the audit log."""
+    """Return the reasons against archiving from other tables than the ledger; none for the audit log."""
     if ledger is AUDIT:
         return []
     values = {"end": end_of(month), "late": end_of(month) + timedelta(days=GRACE_DAYS)}
@@ -246,14 +248,14 @@ def _said(
     return named(what, connection.execute(first_of(statement).encode(), values).fetchall())
 
 
-# For how long months should be archived, where any are: so one hears of an archive that nobody writes.
+# The delay of overdue months, to detect an archive that is no longer written.
 
 _OUTSIDE = " UNION ALL ".join(
     f"SELECT '{ledger.name}', date_trunc('month', min({ledger.at}), 'UTC') FROM {ledger.name}_default"  # noqa: S608  # our own words
     for ledger in BY_NAME.values()
 )
-# Of each ledger the oldest month that is in no archive, where this database was ever archived; months
-# without a partition too, whose rows are in the default one.
+# The oldest unarchived month of each ledger, if this database was ever archived; also months without a
+# partition, whose rows are in the default one.
 _OLDEST = text(rf"""
 SELECT ledger, min(month) AS month
   FROM (SELECT p.relname::text AS ledger,
@@ -268,12 +270,12 @@ SELECT ledger, min(month) AS month
         EXCEPT SELECT ledger, month FROM archived_month) AS open
  WHERE EXISTS (SELECT FROM archive_identity) GROUP BY 1""")  # noqa: S608  # our own words
 
-# From when on a month of a ledger, by its name, is not kept any more.
+# Returns the day on which a month of a ledger is due for archiving, or None.
 Due = Callable[[str, date], date | None]
 
 
 async def behind(engine: Engine, due: Due, now: datetime | None = None) -> dict[str, object]:
-    """Return by how many seconds the oldest month of each ledger is overdue for archiving, or 0."""
+    """Return the seconds for which the oldest month of each ledger is overdue for archiving, or 0."""
     async with engine.connect() as connection:
         rows = (await connection.execute(_OLDEST, {"ledgers": list(BY_NAME)})).all()
     at, waits = now or datetime.now(UTC), []
@@ -303,7 +305,7 @@ def as_csv(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterat
 
 
 def about(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
-    """Return how many rows a month has, as the database last estimated it; 0 where it did not yet."""
+    """Return PostgreSQL's estimate of the number of rows in a month; 0 before the first estimate."""
     statement = (
         "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint"  # noqa: S608  # our own words
         f" FROM pg_partition_tree('{ledger.partition(month)}') AS t"
@@ -314,7 +316,7 @@ def about(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
 
 
 def figures(connection: Connection, ledger: MonthlyLedger, month: date) -> tuple[int, Mapping[str, Figure]]:
-    """Return how many rows a month has, and the figures of each column."""
+    """Return the number of rows in a month, and the figures of each column."""
     columns = columns_of(ledger)
     sums = ", ".join(
         f'count("{name}"), coalesce(sum({_ADDED[kind].format(name=name)}), 0)'
@@ -330,12 +332,12 @@ def _kind(column: Column[object]) -> str:
 
 
 ARCHIVED = "_archived"
-# A lock is waited for so long, less than PostgreSQL's second before it looks for a deadlock; then again.
+# Maximum wait for a lock before the next try; below PostgreSQL's second for deadlock detection.
 LOCK_TIMEOUT_MS = 900
 TRIES_MAX = 20
 
-# The last one in a row without a gap stays, as does a later row's predecessor. Changes reported of a plan
-# that has ended do too: whether one was in time is asked by its row.
+# The last row before a gap stays, and the row before another kind of row. Reported changes of an ended plan
+# stay, too: their row shows whether they were in time.
 _STAYS = {
     "tenant": """
  OR transaction_type <> 'consume' OR direction <> 'OUT' OR lead(transaction_type) OVER w <> 'consume'
@@ -378,7 +380,8 @@ _CELLS = {
     "credits": {"cycle": "NULL::bigint", "carried": "p.carried", "taken": "p.credits_used"},
     "spend": {"cycle": "NULL::bigint", "carried": "0", "taken": "0"},
 }
-# Which additions a run's uses took is one row each: debt stays use by use, for what covers it finds it so.
+# Allocations of a run's uses are summed by credit addition; debt keeps one row a use, as later additions look
+# for these.
 _ALLOCATIONS = """
 WITH taken AS (
     DELETE FROM credit_allocation AS a USING archived_run AS r
@@ -411,7 +414,7 @@ _DROPPED = "UPDATE archived_month SET dropped_at = now() WHERE ledger = %s AND m
 
 @dataclass(frozen=True, slots=True)
 class ArchivedMonth:
-    """A file of an archive that has a whole month of a ledger: where, and what it holds."""
+    """An archive's file with a whole month of a ledger: its place, size and checksum."""
 
     ledger: str
     month: date
@@ -424,16 +427,16 @@ class ArchivedMonth:
 
 
 def cut_month(connection: Connection, stored: ArchivedMonth) -> bool:
-    """Cut an archived month out of its ledger; return False if the ledger has other rows now than stored.
+    """Cut an archived month out of its ledger; return False if the ledger's rows differ from the stored ones.
 
-    `ArchiveFailed` if the month is not closed any more, has fewer rows than stored (a ledger only grows, so
-    this database is older than the archive), or a lock is not acquired in time.
+    Raise `ArchiveFailed` if the month is no longer closed, has fewer rows than stored (a ledger only grows,
+    so this database is older than the archive), or a lock is not acquired in time.
     """
     ledger, month = BY_NAME[stored.ledger], stored.month
     with connection.transaction():
         have_partitions(connection)
         have(connection, "SELECT pg_advisory_xact_lock(7807, 1)", "checkpoints are made")
-        # Nothing of the month changes from here on; readers, and writers of other months, go on.
+        # From here on the month does not change; readers, and writers of other months, continue.
         lock(connection, ledger.partition(month), "SHARE ROW EXCLUSIVE")
         has, sums = figures(connection, ledger, month)
         if has < stored.rows:
@@ -446,7 +449,7 @@ def cut_month(connection: Connection, stored: ArchivedMonth) -> bool:
         if said := what_waits(connection, ledger, month):
             raise ArchiveFailed(f"{month:%Y-%m} is not closed: {said[0]}")
         kept = _stand_for(connection, ledger, month) if ledger.kind else 0
-        # Slow work is done first: the ledger is had for a moment.
+        # Slow work is done first, so that the ledger is locked only for a moment.
         lock(connection, ledger.name, "ACCESS EXCLUSIVE")
         _replace(connection, ledger, month)
         each = (stored.url, stored.file, stored.rows, kept, stored.bytes, stored.sha256)
@@ -458,7 +461,7 @@ def cut_month(connection: Connection, stored: ArchivedMonth) -> bool:
 
 
 def droppable(connection: Connection, days: int) -> list[ArchivedMonth]:
-    """Return months archived at least `days` ago whose detached tables still exist, each with its file."""
+    """Return the months archived at least `days` ago whose detached tables still exist."""
     found = connection.execute(_DROPPABLE, (days,))
     return [
         ArchivedMonth(ledger, month, url, file, rows, size, sha256, {})
@@ -474,7 +477,7 @@ def drop_month(connection: Connection, name: str, month: date) -> None:
 
 
 def _stand_for(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
-    """Store the rows needed later, and runs that sum up the rest; return the number of rows stored."""
+    """Store the rows that stay, and runs that sum up the others; return the number of rows that stay."""
     names = names_of(ledger, month)
     delta, balance = MOVES[ledger.kind]
     placed = _PLACED.format(stays=_STAYS[ledger.kind], **names)
@@ -507,13 +510,14 @@ def lock(connection: Connection, table: str, mode: str) -> None:
 
 
 def have_partitions(connection: Connection) -> None:
-    """Lock out sessions that make and drop partitions, until the transaction ends."""
+    """Lock out other sessions that create and drop partitions, until the transaction ends."""
     have(connection, "SELECT pg_advisory_xact_lock(7801, 2)", "the schema is changed")
 
 
 def have(connection: Connection, statement: str, taken: str) -> None:
-    """Acquire a lock by `statement`, or raise `ArchiveFailed` after `TRIES_MAX` tries; between tries a
-    deadlocked session may go on.
+    """Acquire a lock by `statement`; raise `ArchiveFailed` after `TRIES_MAX` tries.
+
+    A deadlocked session may continue between tries. `taken` says in the message why the lock is not free.
     """
     connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}".encode())
     for left in reversed(range(TRIES_MAX)):
@@ -535,7 +539,7 @@ def _replace(connection: Connection, ledger: MonthlyLedger, month: date) -> None
 
 
 def make(connection: Connection, names: Mapping[str, str]) -> None:
-    """Make the table that is to be a month of a ledger, by itself."""
+    """Create the detached table for a month of a ledger."""
     connection.execute(_MAKE.format(**names).encode())
 
 
@@ -545,17 +549,17 @@ def put_in(connection: Connection, ledger: MonthlyLedger, month: date) -> None:
 
 
 def bounds_of(month: date) -> tuple[str, str]:
-    """Return a month's first moment, and the one behind its last."""
+    """Return the first moment of a month, and of the next month."""
     return f"{month} 00:00:00+00", f"{end_of(month)} 00:00:00+00"
 
 
 def names_of(ledger: MonthlyLedger, month: date) -> dict[str, str]:
-    """Return the ledger, a month of it, and its coming name; and the column of whose its rows are."""
+    """Return names for SQL: the ledger, its partition, the replacement's table, the owner's column."""
     partition = ledger.partition(month)
     return {"ledger": ledger.name, "partition": partition, "kept": f"{partition}_kept", "owner": ledger.owner}
 
 
-# Stand-ins in PostgreSQL for months that were archived: rows that stayed, and runs for the others.
+# Replacements in PostgreSQL for archived months: rows that stayed, and runs for the others.
 
 FETCHED_AT_ONCE = 10_000
 
@@ -572,7 +576,7 @@ SELECT owner, first_seq, last_seq, epoch, amount, balance FROM (
 
 @dataclass(frozen=True, slots=True)
 class MovementRun:
-    """Movements of an account that follow each other, as PostgreSQL has them: one row, or a run."""
+    """Consecutive movements of an account in PostgreSQL: one row, or an archived run."""
 
     owner: int
     first_seq: int
@@ -591,7 +595,7 @@ def archived(connection: Connection) -> list[ArchivedMonth]:
 
 
 def kept(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterator[MovementRun]:
-    """Yield the stand-in runs for a month of a ledger by account and number, inside a transaction."""
+    """Yield the rows and runs that replace an archived month, by account and seq; needs a transaction."""
     delta, balance = MOVES[ledger.kind]
     statement = _KEPT.format(
         owner=ledger.owner, partition=ledger.partition(month), delta=delta, balance=balance
@@ -604,7 +608,7 @@ def kept(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterator
 
 
 def contradictions(connection: Connection) -> list[str]:
-    """Return the invariants that rows and runs break, at most `VIOLATIONS_MAX` and a note of more."""
+    """Return violations of invariants in rows and runs: at most `VIOLATIONS_MAX`, then a note of more."""
     views = " UNION ALL ".join(
         f"SELECT '{name}', account, seq, detail FROM invariant_{name}"  # noqa: S608  # our own words
         for name in INVARIANTS
@@ -614,16 +618,16 @@ def contradictions(connection: Connection) -> list[str]:
     return [*told[:VIOLATIONS_MAX], MORE.detail] if len(told) > VIOLATIONS_MAX else told
 
 
-# Rows of months that nobody made: the default partition took them, and here they get months of their own.
+# Rows of months without a partition are stored in the default partition; here they get monthly partitions.
 #
-# They are there after a clock that was wrong, or a time without keepers. A month with a partition
-# once, and none any more, was archived: late rows of it stay where they are.
+# They exist after a wrong clock, or a time without keepers. A month that had a partition before was archived:
+# its late rows stay where they are.
 
-# So many rows are moved at once at most: readers and writers of the ledger wait meanwhile.
+# Maximum of rows moved at a time: readers and writers of the ledger wait in that time.
 ROWS_MAX = 1_000_000
-# Of the oldest so many months; the next time others.
+# Maximum of months in one run, the oldest first.
 MONTHS_MAX = 120
-# A mere question gets so many rows of a ledger.
+# Maximum of rows counted for a report.
 ROWS_TOLD_MAX = 10_000
 
 _ROWS = """
@@ -645,12 +649,15 @@ class PartitionedMonth:
 
 
 def bring_in_rows(connection: Connection, rows_max: int = ROWS_MAX) -> list[PartitionedMonth]:
-    """Make partitions for months whose rows have none, each ledger in one transaction."""
+    """Create partitions for months whose rows have none, and move the rows, one transaction a ledger."""
     return [moved for ledger in BY_NAME.values() for moved in _bring_in(connection, ledger, rows_max)]
 
 
 def told(url: str, rows_max: int = ROWS_TOLD_MAX) -> list[tuple[str, date, date, int]]:
-    """Return each ledger that has such rows: the months, and how many; nothing where nobody answers."""
+    """Return the ledgers with rows outside monthly partitions: name, first and last month, rows.
+
+    Empty if PostgreSQL does not answer.
+    """
     found = []
     try:
         with psycopg.connect(plain_url(url), autocommit=True, **CONNECT) as connection:
@@ -672,7 +679,7 @@ def _bring_in(connection: Connection, ledger: MonthlyLedger, room: int) -> list[
         have_partitions(connection)
         lock(connection, ledger.name, "ACCESS EXCLUSIVE")
         months = _asked(connection, ledger)
-        # By itself it may be deleted from.
+        # Rows can be deleted only from a detached table.
         connection.execute(f"ALTER TABLE {ledger.name} DETACH PARTITION {ledger.name}_default".encode())
         for month, rows in months:
             if rows <= room:

@@ -1,1 +1,1 @@
-"""What the keeper's loops read and write in addition to the ledger."""
+"""Reads and writes of the keeper's loops in addition to the ledger."""

@@ -1,6 +1,6 @@
-"""Which loops of a keeper would find something to do, asked in one statement, where there may be news.
+"""Finds out in one statement which loops of a keeper have work, if anything was written since the last time.
 
-What a loop reads first is asked of it here: whether there is any such row. It knows no loop.
+Each loop's first query is repeated here as a check whether any row exists. Knows no loops.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from persistence.keeper.definitions import PENDING
 from persistence.keeper.news import DELIVERIES_DUE, LISTENING
 from persistence.keeper.sweeps import RESETS_DUE
 
-# By the name of a loop, what it would read: any row means that it has something to do.
+# Queries by the name of a loop: any row means that the loop has work.
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "pusher": (PENDING,),
     "sweeper": (RESETS_DUE.text,),
@@ -32,7 +32,7 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-# A look ahead that finds nothing is good for so long, while nothing is written.
+# How far a check looks ahead; if it finds nothing, no work exists for that long, unless something is written.
 AHEAD_S = 60.0
 
 
@@ -45,13 +45,13 @@ _LOOK = text("""
 SELECT pg_snapshot_xmin(s)::text::bigint AS done, pg_snapshot_xmax(s)::text::bigint AS next,
        ARRAY(SELECT xmin::text::bigint FROM keeper) AS renewals
   FROM pg_current_snapshot() AS s""")
-_XID_MASK = 0xFFFFFFFF  # a row knows the lower half of its transaction's number
+_XID_MASK = 0xFFFFFFFF  # a row stores the lower half of its transaction's number
 
 
 class Writes(NamedTuple):
-    """What a look saw: every transaction that writes has the next number, and those before `done` are over.
+    """PostgreSQL's transaction numbers at one check: the `next` one, and all below `done` are over.
 
-    `renewals` are the last ones in which keepers said that they are there, which concerns nobody else.
+    `renewals` are the last transactions in which keepers renewed their presence, which do not count as news.
     """
 
     done: int
@@ -59,7 +59,7 @@ class Writes(NamedTuple):
     renewals: Sequence[int]
 
     def has_more(self, before: Writes) -> bool:
-        """Return whether anything may be seen now that was not seen before, but that keepers are there."""
+        """Return whether a transaction besides keepers' renewals may have become visible since `before`."""
         if before.done != before.next or self.done != self.next:
             return True
         count = self.next - before.next
@@ -70,10 +70,10 @@ class Writes(NamedTuple):
 
 
 class AgendaReader:
-    """`resets_since` says from when on a reset is asked for, if not from the first on.
+    """Reads which loops of a keeper have work. `resets_since` returns the time from which resets are due.
 
-    Nothing is asked where nothing was written since, and nothing was due by then. That needs no session, as
-    notifications do: a pooler may stand between.
+    Nothing is queried if nothing was written since the last time, and nothing has become due. This needs no
+    session, as notifications would, so that a pooler may be used.
     """
 
     def __init__(
@@ -84,18 +84,18 @@ class AgendaReader:
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine, self._resets_since, self._clock, self._seconds = engine, resets_since, clock, seconds
-        # How often there was anything new, and each `AHEAD_S` there may be.
+        # The number of checks that found something written, or that looked ahead.
         self.written = 0
         self._seen: Writes | None = None
-        # When it was looked ahead, by both clocks, and whether that found nothing.
+        # The time of the last look ahead, by both clocks, and whether it found nothing.
         self._ahead: tuple[datetime, float, bool] | None = None
 
     async def read(self) -> Collection[str]:
-        """Return the names of the loops that have something to do."""
+        """Return the names of the loops that have work."""
         async with looking(self._engine) as connection:
             seen = Writes(*(await connection.execute(_LOOK)).one())
             if self._seen is None or seen.has_more(self._seen):
-                self._seen, self._ahead = None, None  # until that is asked
+                self._seen, self._ahead = None, None  # until the query has succeeded
                 found = await self._ask(connection)
                 self._seen, self.written = seen, self.written + 1
                 return found
@@ -107,11 +107,11 @@ class AgendaReader:
             return frozenset() if self._ahead[2] else await self._ask(connection)
 
     def _is_good(self, at: datetime, seconds: float, _: bool) -> bool:
-        """Return whether a look ahead still says what is so now, by whichever clock."""
+        """Return whether the last look ahead is still valid by both clocks."""
         return self._seconds() - seconds < AHEAD_S and 0 <= (self._clock() - at).total_seconds() < AHEAD_S
 
     async def _ask(self, connection: AsyncConnection, ahead_s: float = 0.0) -> frozenset[str]:
-        """Return the names of loops with anything due, or due within so long."""
+        """Return the names of loops with anything due within `ahead_s` seconds."""
         now = self._clock() + timedelta(seconds=ahead_s)
         given = {
             "now": now, "until": now, "today": now.date(), "since": self._resets_since(ahead_s > 0),

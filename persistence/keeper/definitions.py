@@ -1,7 +1,7 @@
-"""Definitions of accounts, read from the tables in the words of the core.
+"""Reads the definitions of accounts from the tables, as objects of the core.
 
-One query a kind, for one account or for all of a partition's organizations (a rebuild). What many accounts
-share is made once: limits, plans, terms without prices or budgets of their own.
+One query a kind, for one account or for all of a partition's organizations (a rebuild). Objects that many
+accounts share are created once: limits, plans, terms without own prices or budgets.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ from persistence.resources.access import GIVEN_UP
 from persistence.resources.catalogue import KEPT, in_force, rates_in_force
 
 MICRO = Decimal(1_000_000)
-# How many limits are remembered, as they are written.
+# Maximum of cached limits, by their JSON.
 LIMITS_KEPT = 4_096
-# The columns that say which plan a tenant follows.
+# The columns of a tenant's plan.
 _STATED = ("plan_id", "anchor", *(one.name for one in TERMS))
 
 _ORGANIZATIONS = """
@@ -135,7 +135,7 @@ SELECT t.id AS tenant_id, t.organization_id, u.external_id,
        CASE WHEN u.deleted_at IS NULL THEN CAST(u.limits AS text) ELSE '{{}}' END AS limits
   FROM app_user AS u JOIN tenant AS t ON t.organization_id = u.organization_id
  WHERE {where} ORDER BY u.id, t.id"""
-# What definitions have as rows do.
+# Fields with the same name in rows and definitions.
 _OF_KEY = (
     "tenant_id", "organization_id", "digest", "user_header", "unsettled", "priority", "of_tokens",
 )  # fmt: skip
@@ -249,7 +249,7 @@ async def users(connection: AsyncConnection, where: str, values: Mapping[str, An
 
 
 async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
-    """Read every service of the catalogue with its business model's meter, and the weights of plans."""
+    """Read all services with the meter of their business model, the weights of plans, models and shares."""
     rows = (await connection.execute(text(_SERVICES))).mappings().all()
     weighing = (await connection.execute(text(_WEIGHTS))).mappings().all()
     return CatalogueDefinition(
@@ -298,7 +298,7 @@ def _model(row: RowMapping) -> ModelRule:
 
 
 async def prices(connection: AsyncConnection) -> PricesDefinition:
-    """Read named models' prices in force now, a day ago or in future, and exchange rates."""
+    """Read named models' prices that are in force now, were so a day ago, or will be, and exchange rates."""
     now = datetime.now(UTC)
     rows = (await connection.execute(in_force(now))).mappings().all()
     rates = await connection.run_sync(lambda session: rates_in_force(session, now - KEPT))
@@ -387,11 +387,11 @@ def _run_policy(said: Mapping[str, Any] | None) -> RunPolicy | None:
 
 
 def now_ms() -> int:
-    """Return the time at which a zone's clocks are told."""
+    """Return the Unix time in milliseconds."""
     return ms_of(datetime.now(UTC))
 
 
-# What the accounts that control writes name are defined as: a few queries a kind, however many are named.
+# Definitions of the accounts that control writes name: a few queries a kind, for any number of names.
 
 Named = Sequence[tuple[str, Definition]]
 
@@ -399,7 +399,7 @@ Named = Sequence[tuple[str, Definition]]
 async def of_accounts(
     connection: AsyncConnection, accounts: Collection[str]
 ) -> Mapping[str, tuple[Definition, ...]]:
-    """Return the definitions that account names stand for; none where there is none any more."""
+    """Return the definitions of account names; names that no longer exist are left out."""
     named: dict[str, list[str]] = defaultdict(list)
     for account in accounts:
         kind, _, name = account.partition(":")
@@ -416,7 +416,7 @@ async def of_accounts(
 
 
 async def _named(connection: AsyncConnection, kind: str, names: Sequence[str]) -> Named:
-    """Read the objects of a kind by name; a user's name is the tenant's id and the caller's user name."""
+    """Read the accounts of a kind by name; a user's name is `TENANT_ID:USER`."""
     if kind == "user":
         parts = [name.partition(":") for name in names]
         values = {"tenants": [int(one) for one, _, _ in parts], "externals": [user for _, _, user in parts]}
@@ -434,22 +434,22 @@ async def _named(connection: AsyncConnection, kind: str, names: Sequence[str]) -
     return [(str(each.organization_id), each) for each in whole]
 
 
-# Control writes as the pusher takes them: in order, many accounts at a time, with what they define.
+# Control writes for the pusher: in order, many accounts at a time, with their definitions.
 #
-# An account's writes are handed out under a transaction-level advisory lock, so two keepers never push one
-# account at once. A write that waits for one has no connection meanwhile, and so many at most are held by
-# pushes: the counters they wait for may hang. A definition is read here, at the moment it is pushed: the
-# tables are the truth, and an older definition that waited is never brought over a newer one.
+# An account's writes are read under a transaction-level advisory lock, so that two keepers never push the
+# same account. Waiting for an account holds no connection, and pushes hold a limited number, as Redis may
+# hang. A definition is read here at the moment of its push: the tables are the truth, and an older definition
+# never replaces a newer one.
 
-# Writes that are taken at once, divided among the accounts that are pushed together.
+# Maximum of writes read at a time, divided among the accounts that are pushed together.
 WRITES_MAX = 1_000
-# Accounts are pushed some together, so many times at once, each time with a connection.
+# Maximum of concurrent pushes of some accounts, with one connection each.
 PUSHES_AT_ONCE_MAX = 4
-# How soon an account is asked for again that another keeper pushes.
+# Interval of attempts while another keeper pushes the account.
 BUSY_S = 0.05
 
 PENDING = "SELECT FROM control_write WHERE state = 'pending'"
-# The catalogue and the prices are of no partition: the first keeper writes them.
+# The catalogue and the prices have no partition: the first keeper pushes them.
 _WAITING = text("""
 SELECT account FROM control_write
  WHERE state = 'pending' AND (cast(:partitions AS smallint[]) IS NULL OR partition IS NULL
@@ -479,9 +479,9 @@ _OWNERS = text("SELECT id, organization_id FROM tenant WHERE id = ANY(:ids)")
 
 @dataclass(slots=True, eq=False)
 class PendingWrites:
-    """The writes that accounts wait for, each one's oldest first; an account that waits for none has none.
+    """The pending writes of accounts, the oldest first; empty for an account without any.
 
-    Of those that are `cut` more waits than was taken.
+    Accounts in `cut` have more pending writes than were read.
     """
 
     connection: AsyncConnection
@@ -491,7 +491,7 @@ class PendingWrites:
     async def note(
         self, applied: Collection[ControlWrite], refused: Collection[tuple[ControlWrite, str]]
     ) -> None:
-        """Note what the counters have, and what they never take, and why. A definition is done with that."""
+        """Store which writes Redis has applied, and which it refuses, with the reason."""
         if applied:
             await self.connection.execute(_APPLIED, {"ids": [write.id for write in applied]})
         if refused:
@@ -503,12 +503,15 @@ class Pushes:
     def __init__(self, engine: AsyncEngine, *, at_once_max: int = PUSHES_AT_ONCE_MAX) -> None:
         self._engine = engine
         self._free = asyncio.Semaphore(at_once_max)
-        # Accounts that somebody here pushes; others look again when some are let go.
+        # Accounts that this process is pushing; `_let_go` signals the end of a push.
         self._taken: set[str] = set()
         self._let_go = asyncio.Event()
 
     async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
-        """Return accounts with waiting writes, the oldest first; of all or of `partitions` and of none."""
+        """Return up to `count` accounts with pending writes, the oldest first.
+
+        `partitions` limits them to these, and to accounts without a partition.
+        """
         of = None if partitions is None else list(partitions)
         async with looking(self._engine) as connection:
             rows = await connection.execute(_WAITING, {"n": count, "partitions": of})
@@ -516,7 +519,7 @@ class Pushes:
 
     @asynccontextmanager
     async def waiting(self, accounts: Sequence[str]) -> AsyncIterator[PendingWrites]:
-        """Yield waiting writes of those accounts that nobody else pushes, at least one, locked meanwhile."""
+        """Yield pending writes of accounts that no other task pushes, locked; wait for at least one."""
         while True:
             mine = await self._take(accounts)
             try:
@@ -540,7 +543,7 @@ class Pushes:
 
 
 async def _waiting(connection: AsyncConnection, accounts: Sequence[str]) -> PendingWrites:
-    """Read the oldest writes of each account, with definitions; a busy account leaves room for others."""
+    """Read the oldest pending writes of each account, with definitions, up to an equal share each."""
     each = max(1, WRITES_MAX // len(accounts))
     found = (await connection.execute(_TAKE, {"accounts": accounts, "n": each + 1})).mappings().all()
     rows = [row for row in found if row["turn"] <= each]
@@ -594,7 +597,7 @@ def _number(row: RowMapping) -> int:
 
 
 def _gone(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
-    """Return the last word on a key that was deleted: its subject is nobody's again."""
+    """Return the last definition of a deleted key, which releases its token subject."""
     kind, _, name = account.partition(":")
     if kind != "key" or "digest" not in payload:
         return ()
@@ -602,11 +605,10 @@ def _gone(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
     return (KeyDefinition(int(name), 0, owner, digest, Limits(), revoked=True, of_tokens=True, gone=True),)
 
 
-# Which tenants are to be told of a zone's clocks, some at a time: each once for what is told.
+# Tenants whose definition is to be written again after a change of their time zone's clock, in batches.
 #
-# The told zones, and up to which tenant, are kept, so that nobody looks at tenants while clocks do not
-# change, and a keeper that ends goes on where it was. Of a zone never told all are: its plans may be older
-# than its clocks are now.
+# The zone's clock and the last tenant are stored, so that nothing is read while clocks do not change, and a
+# restarted keeper continues. In a new zone all tenants are written, as its plans may be older than its clock.
 
 # Clocks of UTC never change.
 _ZONES = text("""
@@ -614,7 +616,7 @@ SELECT DISTINCT time_zone FROM token_plan WHERE deleted_at IS NULL AND time_zone
 _TOLD = text("""
 SELECT FROM zone_clock WHERE time_zone = :zone AND tenant_id IS NULL
    AND ("offset", turns_at, offset_after) = (:offset, :turns_at, :offset_after)""")
-# Another keeper that is at it is waited for. New zones begin at the first tenant.
+# Waits for another keeper that does the same. New zones begin at the first tenant.
 _BEGIN = text("""
 INSERT INTO zone_clock AS z (time_zone, "offset", turns_at, offset_after, tenant_id)
 VALUES (:zone, :offset, :turns_at, :offset_after, 0)
@@ -635,7 +637,7 @@ _UP_TO = text("UPDATE zone_clock SET tenant_id = :tenant WHERE time_zone = :zone
 
 
 class ClockReports:
-    """What the counters were told of clocks."""
+    """The offsets of time zones' clocks that definitions in Redis were written with."""
 
     def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
         self._engine = engine
@@ -646,7 +648,7 @@ class ClockReports:
             return (await connection.scalars(_ZONES)).all()
 
     async def tell(self, time_zone: str, clock: ZoneOffset, count: int) -> int:
-        """Redefine at most `count` tenants of a zone without this clock; return how many were."""
+        """Write up to `count` tenants' definitions with this clock, if they lack it; return the number."""
         values = {"zone": time_zone, **clock._asdict()}
         async with looking(self._engine) as connection:
             if (await connection.execute(_TOLD, values)).first() is not None:

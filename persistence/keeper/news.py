@@ -1,7 +1,7 @@
-"""News: written down for every webhook that wants to know, once an occasion.
+"""News: messages for every webhook that wants an event, once for each occasion.
 
-An occasion is a name that never repeats (a tenant's cycle and threshold, an invoice): looking twice tells
-once.
+An occasion is a name that never repeats (a tenant's cycle and threshold, an invoice), so that repeated checks
+create one message.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ from gateway.core.alerts.thresholds import (
 )
 from gateway.core.times import EPOCH, MILLISECOND, moment_of, ms_of, rfc3339
 
-# A webhook that so many messages wait for hears nothing new until some are gone, or given up.
+# A webhook with this many pending messages gets no new ones until some are delivered or given up.
 WAITING_MAX = 10_000
 
-# Everybody who wants to know of `news` (event, occasion, data).
+# Messages for all webhooks that want the events of `news` (event, occasion, data).
 _TELL = f""", listening AS MATERIALIZED (
     SELECT id, events, organization_id FROM webhook AS w WHERE enabled AND deleted_at IS NULL
        AND (SELECT count(*) FROM (SELECT FROM webhook_delivery WHERE webhook_id = w.id AND state = 'pending'
@@ -71,7 +71,7 @@ ON CONFLICT (webhook_id, occasion) DO NOTHING"""  # noqa: S608  # a number of ou
 
 
 class News(NamedTuple):
-    """Something that happened; `data` names its organization."""
+    """An event; `data` contains its organization's id, `occasion` identifies it."""
 
     event: str
     occasion: str
@@ -79,7 +79,7 @@ class News(NamedTuple):
 
 
 def told(news: str) -> TextClause:
-    """Return a statement that tells what `news`, the WITH clause of it, finds."""
+    """Return a statement that creates messages for the events found by `news`, its WITH clause."""
     return text(f"{news}{_TELL}")
 
 
@@ -95,26 +95,26 @@ async def tell(connection: AsyncConnection, news: Sequence[News]) -> None:
 
 
 def wanted(events: Sequence[str], organization: str) -> str:
-    """Return a condition: somebody wants to know one of these events of the organization whose id is said."""
+    """Return an SQL condition: a webhook of an `organization` (SQL of its id) wants one of these events."""
     names = ", ".join(f"'{event}'" for event in events)
     return f"""EXISTS (SELECT FROM webhook AS h WHERE h.enabled AND h.deleted_at IS NULL
        AND (h.organization_id IS NULL OR h.organization_id = {organization})
        AND (h.events = '[]'::jsonb OR h.events ?| array[{names}]))"""  # our own words
 
 
-# News of budgets: what is reached of an amount, each second, and when it will be used up, each minute.
+# News of budgets: reached thresholds, each second, and forecasts of their end, each minute.
 #
-# Use is as the flush has stored it, within a second or two of the calls: looking at it costs neither calls
-# nor Redis anything. News is stored beside it, so that a window is reported once, by any keeper and after any
-# restart. Only budgets that somebody wants to hear of are looked at.
+# The use is read as the flusher stored it, a second or two after the calls, without cost for calls or Redis.
+# Reported news is stored next to it, so that a window is reported once, by any keeper and after any restart.
+# Only budgets with a webhook that wants these events are read.
 
 EVENTS: Final = ("budget.threshold", "budget.exceeded", "budget.forecast")
-# Accounts that are looked at in one transaction, and ways to divide time there may be.
+# Maximum of accounts read in one transaction, and of different calendars.
 ACCOUNTS_MAX: Final = 5_000
 CALENDARS_MAX: Final = 10_000
-# A threshold reached in a window that is over is reported this long behind its end.
+# How long after a window's end its thresholds are still reported.
 OVER: Final = timedelta(hours=1)
-# Floats are compared with so much to spare; what is exact decides afterwards.
+# A margin for comparisons of floats; exact numbers decide afterwards.
 ROUNDED: Final = 1 - 1e-12
 _AHEAD: Final = TOTAL_AHEAD_MS * MILLISECOND
 
@@ -122,7 +122,7 @@ _WANTED = wanted(EVENTS, "b.organization_id")
 _CALENDARS = text(f"""
 SELECT DISTINCT b."interval", b.time_zone, b.anchor_day FROM budget AS b
  WHERE b.deleted_at IS NULL AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # noqa: S608  # our own words
-# Every budget that is wanted, in its windows. Where it is raised, the limit is what it is raised to.
+# All wanted budgets in their windows; the limit of a raised budget is the raised amount.
 _LIVE = f"""
 WITH calendar AS (
     SELECT * FROM unnest(cast(:intervals AS text[]), cast(:zones AS text[]), cast(:anchors AS integer[]),
@@ -142,7 +142,7 @@ WITH calendar AS (
                            FROM jsonb_array_elements_text(b.thresholds) AS x) AS p
      WHERE b.deleted_at IS NULL AND b.id >= :id AND {_WANTED}
 )"""  # noqa: S608  # our own words, here and below
-# Their accounts that have used so much, with what was told of each.
+# Their accounts with at least `least` used, and the news reported of each.
 _ACCOUNTS = """
 SELECT b.*, u.value, u.name AS account, u.used, coalesce(t.part, 0) AS part, coalesce(t.level, 0) AS level,
        coalesce(t.exceeded, false) AS exceeded, t.before_used, t.before_at, t.seen_used, t.seen_at
@@ -158,7 +158,7 @@ _REACHED = text(f"""{_LIVE}
         OR u.used >= b."limit" * (SELECT min(x) FROM unnest(b.parts) AS x
                                    WHERE x > coalesce(t.part, 0) OR x * b."limit" > t.level))
 {_IN_ORDER}""")  # noqa: S608
-# Those that may be told of at their pace, or whose next sample is due: which they are is decided by the rule.
+# Accounts whose pace may give a forecast, or whose next sample is due; the rule in the core decides.
 _RUNNING = text(f"""{_LIVE}
 {_ACCOUNTS.format(least='b."limit" / 10')}
    AND u.used < b."limit" AND NOT coalesce(t.foreseen, false)
@@ -196,7 +196,7 @@ Found = Row[Any]
 
 
 async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
-    """Report reached thresholds and used-up budgets."""
+    """Report reached thresholds and used-up budgets to webhooks."""
 
     async def tell_of(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
         news: list[News] = []
@@ -219,7 +219,7 @@ async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
 
 
 async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
-    """Report budgets that will be used up before their reset; store the samples that paces start from."""
+    """Report budgets that will be used up before their reset, and store samples for the pace of use."""
     now_ms = ms_of(now)
 
     async def tell_of(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
@@ -231,7 +231,7 @@ async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
             samples = remembered(known, window, now_ms)
             end_ms = exhausted_ms(window, samples, now_ms)
             if end_ms is not None:
-                # The moment is told as such, and by the clocks of the budget's zone.
+                # The time in UTC, and in the budget's time zone.
                 local = moment_of(end_ms).astimezone(ZoneInfo(found.time_zone)).isoformat(timespec="seconds")
                 at = _said(end_ms)
                 news.append(_news(found, "budget.forecast", exhausted_at=at, exhausted_local=local))
@@ -258,7 +258,7 @@ async def _each_page(
     *,
     over: timedelta = timedelta(),
 ) -> None:
-    """Call `tell_of` with each page of accounts found in the windows of now and of `over` ago."""
+    """Call `tell_of` with each page of accounts, in the windows of `now` and of `over` before."""
     after: dict[str, object] = {"id": 0, "start": EPOCH, "value": ""}
     while True:
         async with engine.begin() as connection:
@@ -275,11 +275,11 @@ async def _each_page(
 
 
 async def _calendars(connection: AsyncConnection, *moments: datetime) -> dict[str, object]:
-    """Return the windows at these moments, for each way in which budgets that are wanted divide time."""
+    """Return the windows at these moments, for each calendar of wanted budgets."""
     windows = {}
     for interval, zone, anchor in (await connection.execute(_CALENDARS)).all():
         for moment in moments:
-            # A zone that is known no more stops nobody else.
+            # A time zone that no longer exists must not stop the others.
             with suppress(KeyError, ValueError):
                 start_ms, next_ms, _ = bounds(interval, zone, anchor, ms_of(moment))
                 windows[interval, zone, anchor, start_ms] = next_ms
@@ -315,7 +315,7 @@ def _stored(sample: UsageSample | None) -> tuple[object, object]:
 
 
 def _news(found: Found, event: str, part: Decimal | None = None, **more: object) -> News:
-    """Return an event of an account; `part` is the threshold it is about, if it is about one."""
+    """Return an event about a budget's account; `part` is the threshold, if the event is about one."""
     named = "" if part is None else f":{part.normalize():f}"
     occasion = f"{event}:{found.id}:{ms_of(found.start)}:{found.value}{named}:{found.limit}"
     shown = [shown_amount(found.unit, amount) for amount in _amounts(found)]
@@ -338,7 +338,7 @@ def _amounts(found: Found) -> tuple[int, int, int]:
 
 
 def _account(found: Found) -> str | None:
-    """Return whose account it is, where everybody has one; those beyond the maximum share one."""
+    """Return the name of a budget's account if it has several; accounts above the maximum share one."""
     if found.each is None:
         return None
     return found.account or (ALL_OTHERS if found.value == OTHERS else "nobody")
@@ -352,19 +352,18 @@ def _said(at_ms: int) -> str:
     return rfc3339(moment_of(at_ms), "seconds")
 
 
-# News of sudden use: organizations, tenants and keys whose running hour costs many times what is usual.
+# News of sudden use: organizations, tenants and keys whose present hour costs many times the usual.
 #
-# Roll-ups by hour are read, for those alone that somebody wants to hear of and whose hour costs enough to be
-# told.
+# Reads hourly roll-ups, only for wanted organizations and hours above a minimal cost.
 
 EVENT: Final = "usage.sudden"
-# Who is looked at in a minute, those whose hour costs most.
+# Maximum of subjects checked in a minute, those with the highest cost.
 SUBJECTS_MAX: Final = 1_000
 
 _SUBJECTS = """GROUPING SETS (
     (organization_id, currency{by}), (organization_id, tenant_id, currency{by}),
     (organization_id, tenant_id, api_key_id, currency{by}))"""
-# Whose hour costs enough; then what their organizations cost before, read once for all of them.
+# The subjects with enough cost in this hour, and the earlier costs of their organizations, read once.
 _HOURS = text(f"""
 WITH running AS MATERIALIZED (
     SELECT organization_id, tenant_id, api_key_id, currency, sum(cost) AS cost FROM usage_rollup AS u
@@ -399,7 +398,7 @@ SELECT r.*, o.name AS organization, t.name AS tenant, k.name AS api_key,
 
 
 async def look_for_sudden_use(engine: AsyncEngine, now: datetime) -> None:
-    """Report sudden use in the current hour."""
+    """Report subjects with sudden use in the current hour to webhooks."""
     hour = now.replace(minute=0, second=0, microsecond=0)
     today = hour.replace(hour=0)
     sought = {
@@ -434,14 +433,14 @@ def _news_of_sudden_use(found: Found, hour: datetime) -> News:
     )  # fmt: skip
 
 
-# What webhooks are told: found in the tables where it is, each second; what is only coming, each minute.
+# News for webhooks: present states are read from the tables each second, forecasts each minute.
 
 THRESHOLDS = (50, 80, 100)
 # Credits are low at a tenth of the last addition.
 CREDITS_LOW_DIVISOR = 10
 ENDING_DAYS = 7
 KEPT_DAYS = 30
-# Longer states are remembered for longer, or they would be reported again.
+# Longer states are stored for longer, or they would be reported again.
 KEPT_LONG_DAYS = 400
 # A row may become visible this long after the time written in it.
 OVERLAP = timedelta(minutes=2)
@@ -500,7 +499,7 @@ WITH news AS (
                'total_amount', trim_scale(i.total_amount)::text) AS data
       FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id WHERE i.id = ANY(:ids)
 )""")
-# What an invoice's payment status became; one that is open again is no news.
+# The new payment status of invoices; an invoice that is open again is no news.
 _PAYMENT_STATUS = told("""
 WITH news AS (
     SELECT 'invoice.' || i.payment_status AS event,
@@ -528,7 +527,7 @@ def tell_invoices(connection: Connection, invoice_ids: Sequence[int]) -> None:
 
 
 def tell_payment_status(connection: Connection, invoice_ids: Sequence[int]) -> None:
-    """Write the news of invoices that are paid, overdue or given up, with what made them so."""
+    """Create the news of invoices that became paid, overdue or given up, in the same transaction."""
     connection.execute(_PAYMENT_STATUS, {"ids": list(invoice_ids)})
 
 
@@ -537,7 +536,7 @@ class Notices:
         self._engine = engine
 
     async def notice(self, since: datetime, now: datetime) -> None:
-        """Write down events since, and news that is due now."""
+        """Create the messages for events since `since`, and for news that is due."""
         async with self._engine.begin() as connection:
             if (await connection.execute(_NOBODY)).scalar_one():
                 return
@@ -548,7 +547,7 @@ class Notices:
         await reached_budgets(self._engine, now)
 
     async def forget(self) -> None:
-        """Delete old messages, of webhooks that are gone too, and consents that nobody gave."""
+        """Delete old messages, also of deleted webhooks, and consents that were never given."""
         async with self._engine.begin() as connection:
             await connection.execute(_PRUNE, {"days": KEPT_DAYS, "long": KEPT_LONG_DAYS})
             await connection.execute(_UNANSWERED, {"days": KEPT_DAYS})
@@ -558,10 +557,10 @@ class Notices:
         await look_for_sudden_use(self._engine, now)
 
 
-# Messages to webhooks that wait: their delivery, and the outcome.
+# Pending messages to webhooks: their delivery, and the outcome.
 #
-# An attempt is counted before it is made: a sender that dies meanwhile is as good as no answer. Mail of an
-# organization is bounded an hour, and goes to addresses that agreed or that staff wrote.
+# An attempt is counted before it is made: a sender that dies counts as no answer. An organization's mail is
+# limited per hour, and goes only to addresses that agreed or that staff entered.
 
 LEASE_S = 60
 
@@ -569,8 +568,8 @@ DELIVERIES_DUE = """
 SELECT FROM webhook AS w CROSS JOIN LATERAL (
     SELECT FROM webhook_delivery WHERE webhook_id = w.id AND state = 'pending'
         AND next_attempt_at <= now() + make_interval(secs => :ahead_s) LIMIT 1) AS d"""
-# Of each webhook some, and of webhooks any: none that is slow, or has much to hear, is always first.
-# Materialized: else PostgreSQL may look for due ones again for each row it joins, and find more each time.
+# Some of each webhook, in random order: no slow or busy webhook is always first. Materialized: otherwise
+# PostgreSQL may search due ones again for each joined row, and find more each time.
 _TAKE = text("""
 WITH busy AS (
     SELECT organization_id FROM webhook WHERE hour = date_trunc('hour', now())
@@ -615,9 +614,9 @@ NOBODY_AGREED = "none of its addresses has agreed to get mail"
 
 
 class Deliveries:
-    """Messages that wait in PostgreSQL; `link` is the address that a link's token is put behind.
+    """Pending messages in PostgreSQL.
 
-    `links` are, by event, the links that messages have.
+    `link` returns the URL for a consent token; `links` are functions, by event, that return a message's link.
     """
 
     def __init__(
@@ -627,9 +626,9 @@ class Deliveries:
         self._engine, self._link, self._links = engine, link, links or {}
 
     async def claim_due(self, count: int, each: int, busy: Collection[int] = ()) -> Sequence[Delivery]:
-        """Claim due deliveries, each for one sender, counting an attempt of each.
+        """Claim up to `count` due messages for this sender, and count an attempt of each.
 
-        Deliveries of `busy` webhooks are skipped; of other webhooks at most `each` are claimed.
+        Messages of `busy` webhooks are skipped; of each other webhook at most `each` are claimed.
         """
         sought = {
             "n": count, "each": each, "busy": list(busy), "lease": LEASE_S,
@@ -659,7 +658,7 @@ class Deliveries:
     async def _taken(
         self, connection: AsyncConnection, row: Row[Any], agreed: set[tuple[int, str]]
     ) -> Delivery | str:
-        """Return a message as it goes out; why it does not where nobody is to get it."""
+        """Return a message ready for sending, or the reason why it must not be sent."""
         url, data = row.url, row.payload
         message = Delivery(
             row.id, url, row.secret, row.event, data, row.created_at, row.attempts, row.webhook_id
@@ -687,12 +686,12 @@ class Deliveries:
 
 
 def _asks(row: Row[Any]) -> bool:
-    """Return whether a message goes to those of its addresses alone that have agreed."""
+    """Return whether a message goes only to addresses that have agreed."""
     return is_mail(row.url) and not row.ours and row.organization_id is not None
 
 
 def _counts(row: Row[Any]) -> bool:
-    """Return whether a message counts in its hour now; one that somebody asked for did when that was."""
+    """Return whether a message counts in the hourly maximum; a requested one counted at its request."""
     asked_for = row.event in {TEST_EVENT, CONSENT_EVENT}
     return is_mail(row.url) and row.organization_id is not None and not (asked_for and row.attempts == 1)
 

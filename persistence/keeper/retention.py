@@ -1,8 +1,8 @@
-"""Where rows of requests can be: from a day before their ids say they began, or since when a clock was wrong.
+"""The earliest time at which a request can have rows: a day before the time in its id, or earlier if a clock
+was wrong.
 
-Of use that did not pass the gateway its event says when that was.
-
-A row with its place before the first month that is still here may be in the archive: nobody here can tell.
+For use that did not pass the gateway, its event has the time. Rows before the first month in PostgreSQL may
+be in the archive, which is not read here.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.core.times import AHEAD_MAX, AHEAD_MAX_MS, began, is_of_gateway, ms_of
 from persistence.tables import clock_ahead, use_event
 
-# Requests of so many months, the newest, are looked for month by month; those of all others together.
+# Requests of this many newest months are searched month by month; older ones together.
 MONTHS_ALONE_MAX = 3
 
-# Which days' ids were given by a clock that was ahead by more, and since when rows of them are.
+# Days whose ids came from a clock that was further ahead, and the time of their earliest rows.
 _AHEAD = text("SELECT day, since FROM clock_ahead WHERE day = ANY(cast(:days AS date[]))")
 _KEPT = text("""
 SELECT max(since) FILTER (WHERE ledger <> 'call') AS movements, max(since) AS calls FROM kept_since
  WHERE ledger IN ('token_ledger', 'credit_transaction', 'feature_usage', 'call')""")
-# A condition on a moment: that it is not before `:since`, where there is such.
+# The parameter `:since` as a time; minus infinity if it is NULL.
 SINCE = "coalesce(cast(:since AS timestamptz), timestamptz '-infinity')"
 
-# The same moment, for a statement that psycopg runs; it is sent what `times_of` says.
+# The same time for statements of psycopg; `times_of` returns the parameters.
 SINCE_BEGAN = """
        (SELECT CASE WHEN count(*) < cardinality(%(timeless)s::uuid[]) THEN timestamptz '-infinity'
                ELSE coalesce(
@@ -49,7 +49,7 @@ SINCE_BEGAN = """
           FROM use_event AS e LEFT JOIN clock_ahead AS c ON c.day = (e.used_at AT TIME ZONE 'UTC')::date
          WHERE e.request_id = ANY(%(timeless)s::uuid[]))"""
 
-# The moment with no row of a request before it; None where it may have them anywhere.
+# The time before which a request has no rows; None if it may have rows at any time.
 Since = datetime | None
 
 
@@ -70,9 +70,9 @@ def earliest(found: Mapping[str, Since]) -> Since:
 
 
 def by_month(found: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
-    """Group requests to search together, each group with its earliest time: older months are one group.
+    """Group requests for searches, each group with its earliest time: one a month, older months together.
 
-    Requests of unknown time are the last group, so that no other is searched in all months.
+    Requests of unknown time are the last group, so that the others are not searched in all months.
     """
     months: dict[tuple[int, int], dict[str, Since]] = {}
     anywhere: list[str] = []
@@ -95,7 +95,7 @@ def by_month(found: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
 
 
 def not_before(at: ColumnElement[datetime], request_id: str) -> ColumnElement[bool]:
-    """Return SQL that limits rows to times when a request can have any, so older months are skipped."""
+    """Return an SQL condition that `at` is not before a request's first possible row."""
     moment = began(request_id)
     if moment is None:
         used_on = cast(func.timezone("UTC", use_event.c.used_at), Date)
@@ -110,7 +110,7 @@ def not_before(at: ColumnElement[datetime], request_id: str) -> ColumnElement[bo
 
 
 def times_of(request_ids: Sequence[str]) -> dict[str, object]:
-    """Return parameters of `SINCE_BEGAN`: the earliest of the requests, their days, those without time."""
+    """Return the parameters of `SINCE_BEGAN`: earliest time, days, and the requests without a time."""
     moments = {one: began(one) for one in request_ids}
     known = [moment for moment in moments.values() if moment is not None]
     return {
@@ -121,10 +121,10 @@ def times_of(request_ids: Sequence[str]) -> dict[str, object]:
 
 
 async def maybe_gone(connection: AsyncConnection, found: Mapping[str, Since]) -> list[str]:
-    """Return the requests that may have rows in months that are archived, or dropped.
+    """Return the requests that may have rows in months that were archived or dropped.
 
-    To be asked after the rows: a month may go in between. Of an id that says no moment, given by a gateway of
-    before ids did, only movements are in doubt: a call that the journal alone knows is not.
+    Call this after reading rows, as a month may go in between. For an id without a time, from an old gateway,
+    only ledger rows are in doubt, not calls in the journal.
     """
     movements, calls = (await connection.execute(_KEPT)).one()
     return [
@@ -136,20 +136,20 @@ async def maybe_gone(connection: AsyncConnection, found: Mapping[str, Since]) ->
 
 
 async def ended_before(connection: AsyncConnection, deadlines: Mapping[str, int]) -> list[str]:
-    """Return the holds whose `deadlines`, in ms of Redis' clock, lie before the months that are kept."""
+    """Return the holds whose `deadlines`, in ms of Redis' clock, are before the months in PostgreSQL."""
     _, kept = (await connection.execute(_KEPT)).one()
     until = 0 if kept is None else ms_of(kept) + AHEAD_MAX_MS
     return [one for one, at_ms in deadlines.items() if at_ms < until and is_of_gateway(one)]
 
 
-# Rows that are needed no more: deleted a piece a transaction, so that nobody waits for long.
+# Deletion of old rows, in small transactions, so that no other one waits for long.
 
-# Deleted in one transaction.
+# Rows deleted in one transaction.
 DELETED_ROWS_AT_ONCE = 10_000
 
 
 async def delete(engine: AsyncEngine, statement: TextClause, of: Mapping[str, object], at_once: int) -> int:
-    """Delete until a piece has fewer than `at_once`, which the statement knows as `n`; answers how many."""
+    """Delete rows in pieces of `at_once` (the statement's `n`) until none is left; return the number."""
     deleted = 0
     while True:
         async with engine.begin() as connection:
@@ -159,10 +159,10 @@ async def delete(engine: AsyncEngine, statement: TextClause, of: Mapping[str, ob
             return deleted
 
 
-# What explains calls ends some time after they did: events of use, and calls that were rated again.
+# Deletion of records that explain calls, some time after the calls: events of use, and reratings.
 #
-# A call is gone once every ledger and the journal have its month in an archive, or dropped. PostgreSQL
-# refuses to delete sooner. That an event was taken is still known then: by its control write.
+# A call is gone once its month is archived or dropped in every ledger and the journal. PostgreSQL refuses to
+# delete earlier. The control write of an event still shows that the event was accepted.
 
 ROWS_AT_ONCE = 1_000
 
@@ -190,7 +190,7 @@ DELETE FROM rerating WHERE id = ANY(ARRAY(
 
 
 async def forget_events(engine: AsyncEngine, days: int, at_once: int = ROWS_AT_ONCE) -> int:
-    """Delete events that were taken so many days ago, of calls that are gone; answers how many."""
+    """Delete events that were stored `days` days ago, of calls that are gone; return the number."""
     return await delete(engine, _EVENTS, {"days": days}, at_once)
 
 

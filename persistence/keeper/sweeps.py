@@ -1,4 +1,4 @@
-"""Small questions the keeper's clock asks: whose reset is due, what is charged; and what it gives back."""
+"""Small queries of the keeper's loops: due resets, charges of late settlements, losses, refunds."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from persistence.keeper.retention import SINCE
 from persistence.ledger import listeners, rollup, statements
 from persistence.schema.standing import NEEDED
 
-# Which keepers are there, and which of them flushes a partition, in PostgreSQL.
+# The present keepers, and which of them flushes a partition, in PostgreSQL.
 #
-# Each says by itself what it has, in one statement: no lock, no session, and nobody who decides for others. A
-# partition is due to one of those who are there and reach its counters, by the order of their places, so all
-# come to the same, and who begins in the place of another has its part. Where two look at different moments,
-# it stays whose it is.
+# Each keeper registers itself in one statement: no lock, no session, no leader. A partition is due to one of
+# the present keepers that reach its Redis, by the order of their places (host and port), so all get the same
+# result, and a keeper that replaces another at a place gets its partitions. While two see different states, a
+# partition keeps its owner.
 
-# What others say of themselves, in few characters.
+# A digest of the other keepers' registrations.
 _OTHERS = "coalesce(md5(string_agg(concat_ws(' ', id, place, reached), ',' ORDER BY id)), '')"
 _KEEP = text(f"""
 WITH here AS (
@@ -84,7 +84,7 @@ SELECT partition, m.partition IS NOT NULL AS is_mine, d.keeper_id IS NULL OR d.k
        (SELECT {_OTHERS} FROM other) AS others
   FROM mine AS m FULL JOIN due AS d USING (partition)
  WHERE m.partition IS NOT NULL OR d.keeper_id = :id""")  # noqa: S608  # our own words
-# The same where all is as it was told last: every keeper is there, and has what it is to have.
+# A renewal if nothing has changed since the last registration of all keepers.
 _RENEW = text(f"""
 UPDATE keeper SET until = clock_timestamp() + make_interval(secs => :held_s)
  WHERE id = :id AND NOT EXISTS (SELECT FROM keeper WHERE until <= clock_timestamp())
@@ -97,23 +97,24 @@ DELETE FROM keeper_partition WHERE keeper_id = :id""")
 
 
 class KeeperShares:
-    """What keepers say, over a connection that waits for nobody.
+    """Registers this keeper, and its partitions, over a connection that waits for no lock.
 
-    A host has one keeper at a `port`; at port 0, which is any, each is in a place of its own.
+    A host has one keeper at a `port`; keepers with port 0 (any) have a place each.
     """
 
     def __init__(self, engine: AsyncEngine, port: int) -> None:
         self._engine, self.id, self._first = engine, uuid4(), True
         self._place = f"{socket.gethostname()}:{port}" if port else str(self.id)
-        # While nothing is on its way between keepers: the partitions reached, others' words, the answer.
+        # While no partition moves: the partitions reached, the digest of others, and the assignment.
         self._settled: tuple[frozenset[int], str, PartitionAssignment] | None = None
 
     async def keep(
         self, reached: Collection[int], left: Collection[int], held_s: float
     ) -> PartitionAssignment:
-        """Register as the flusher of `reached` for `held_s`, release `left`, and return the assignment.
+        """Register as the flusher of `reached` for `held_s` seconds, release `left`, and return the
+        assignment.
 
-        An earlier keeper in this place is registered no more.
+        The registration of an earlier keeper in this place is deleted.
         """
         if self._settled is not None and not left and frozenset(reached) == self._settled[0]:
             _, others, told = self._settled
@@ -144,7 +145,7 @@ class KeeperShares:
             raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
 
     async def _run(self, statement: TextClause, values: dict[str, object]) -> CursorResult[Any]:
-        """Run one statement in autocommit, so that a stalled keeper keeps no other waiting."""
+        """Run one statement in autocommit, so that a stalled keeper blocks no other."""
         try:
             async with looking(self._engine) as connection:
                 return await connection.execute(statement, values)
@@ -152,20 +153,19 @@ class KeeperShares:
             raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
 
 
-# What an operator should be told of and only PostgreSQL knows: entries put aside, ends of credentials,
-# and until when its own certificate is valid.
+# Metrics that only PostgreSQL has: dead letters, ends of credentials, and the end of its own certificate.
 
 SSL_REQUEST = (8).to_bytes(4) + (80_877_103).to_bytes(4)
 SSL_ANSWER_S_MAX = 5.0
 
 _DEAD = text("SELECT count(*) FROM dead_letter WHERE resolved_at IS NULL")
-# Messages for a webhook that is gone, or off, are not late: they are given up when their time comes.
+# Messages for a deleted or disabled webhook are not late: they are given up when they are due.
 _WAITING = text("""
 SELECT count(*) AS waiting,
        coalesce(extract(epoch FROM now() - min(d.created_at)
                                            FILTER (WHERE w.enabled AND w.deleted_at IS NULL)), 0) AS oldest
   FROM webhook_delivery AS d JOIN webhook AS w ON w.id = d.webhook_id WHERE d.state = 'pending'""")
-# A job expires within two days: what is long past that is for the loops of jobs, and is not looked through.
+# A job expires within two days; older ones are left to the loops of jobs.
 _JOBS = text("""
 SELECT count(*) AS open, coalesce(extract(epoch FROM now() - min(created_at)), 0) AS oldest
   FROM job WHERE settled_at IS NULL AND expires_at > now() - interval '1 day'""")
@@ -175,7 +175,7 @@ SELECT invoicing_left_reason AS reason, count(*) AS count FROM organization
  WHERE invoicing_left IS NOT NULL AND deleted_at IS NULL GROUP BY 1""")
 _CLOCK = text("SELECT extract(epoch FROM clock_timestamp())")
 _LOST = text("SELECT extract(epoch FROM max(updated_at)) FROM redis_loss WHERE lost > 0")
-# Movements without evidence before the last one with evidence, of losses that are not counted yet.
+# Movements without evidence before the last one with evidence, in losses that are not counted yet.
 _PENDING = text("""
 WITH open AS MATERIALIZED (
     SELECT account, epoch, stored_seq(account, epoch) AS stored
@@ -186,7 +186,7 @@ WITH open AS MATERIALIZED (
      GROUP BY account, epoch, o.stored
 )
 SELECT coalesce(sum(missing), 0) FROM gap""")
-# Of the last comparison of everybody that is kept; what rows say, of the last one that had asked them.
+# Differences in the last stored comparison; contradictions of rows from the last one that compared rows.
 _DIFFERS = text("""
 WITH last AS (SELECT items FROM reconciliation ORDER BY id DESC LIMIT 1),
      asked AS (SELECT items FROM reconciliation WHERE NOT items @> '[{"kind": "unasked"}]'
@@ -209,11 +209,11 @@ SELECT 'admin_token', extract(epoch FROM min(expires_at)) FROM admin_token
 async def watch_gauges(
     engine: AsyncEngine, schedule: str = "off", wall: Callable[[], float] = time.time
 ) -> dict[str, Any]:
-    """Return all that is counted in tables for metrics, by the metric's name.
+    """Return all metrics that are counted in tables, by name.
 
-    Of each kind of credential that ends, when the next one does, in Unix time. What the last comparison found
-    is there by kind; contradictions stay until rows are asked again. Our clock is ahead of PostgreSQL's by so
-    many seconds, as far as that can be told.
+    For each kind of credential, the next expiry in Unix time. Differences of the last comparison are counted
+    by kind; contradictions remain until rows are compared again. The lead of our clock over PostgreSQL's is
+    in seconds, as far as measurable.
     """
     async with looking(engine) as connection:
         began = wall()
@@ -244,10 +244,10 @@ async def watch_gauges(
 
 
 def certificate_end(url: str) -> float | None:
-    """Return when the server's certificate ends, in Unix time; None if the server speaks no TLS.
+    """Return the end of the server's certificate in Unix time; None if the server speaks no TLS.
 
-    The query uses a separate connection, since libpq does not show the certificate that was verified.
-    Blocks; raises OSError if the server does not answer.
+    Uses a separate connection, since libpq does not show the verified certificate. Blocks; raises OSError if
+    the server does not answer.
     """
     address = conninfo_to_dict(plain_url(url))
     host = str(address.get("host") or "localhost").partition(",")[0]
@@ -258,7 +258,7 @@ def certificate_end(url: str) -> float | None:
         plain.sendall(SSL_REQUEST)
         if plain.recv(1) != b"S":
             return None
-        # Nothing is verified, and nothing said: an expired certificate must be seen too.
+        # No verification, and no data sent: an expired certificate must be seen, too.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with context.wrap_socket(plain, server_hostname=host) as session:
@@ -266,16 +266,16 @@ def certificate_end(url: str) -> float | None:
     return not_after(certificate) if certificate else None
 
 
-# What Redis forgot and nobody brought back: counted from what was acknowledged, seq by seq.
+# Movements that Redis lost and nothing restored, counted from the acknowledged seqs.
 #
-# An epoch's movements that are in the ledger end at its highest stored seq. Later acknowledged movements
-# come as evidence, once they were sent again. Movements between the ledger's end and the last one anybody
-# knows of, without evidence, are lost. It is not counted while somebody may bring more.
+# An epoch's stored movements end at its highest stored seq. Later acknowledged movements are stored as
+# evidence, once they were sent again. Movements between the stored end and the last known one, without
+# evidence, are lost. They are not counted while more evidence may come.
 
-# How long evidence has to be quiet before a loss is counted: each keeper counts every 15 s, and has brought
-# what it did itself.
+# How long no new evidence may have come before a loss is counted: each keeper counts every 15 s, and adds its
+# own evidence then.
 QUIET_S = 20
-# So long it is waited for who may bring more: a queue that is stuck, a disk that is gone.
+# Maximum wait for more evidence, such as from a stuck queue or a lost disk.
 AWAITED_S_MAX = 600
 KEPT_DAYS = 7
 MOVEMENTS_MAX = 5_000
@@ -323,14 +323,14 @@ SELECT f.*, f.lost - coalesce(b.lost, 0) FROM found AS f LEFT JOIN redis_loss AS
 
 _FORGET = text("""
 DELETE FROM recovered_event WHERE counted_at < now() - make_interval(days => :days)""")
-# Of several keepers one counts at a time: each loss is said, and added up, by the one that found it.
+# One keeper counts at a time, so that each loss is reported and added by the keeper that found it.
 _TURN = text("SELECT pg_advisory_xact_lock(7804, 1)")
 
 
 async def remember_losses(connection: AsyncConnection, movements: Sequence[MovementRange]) -> None:
-    """Store as evidence which of these acknowledged movements their epoch's ledger lacks.
+    """Store as evidence the acknowledged movements that are missing in the ledger of their epoch.
 
-    Everything their organizations had in the outbox of that epoch must be stored by now.
+    All entries of their organizations in that epoch's outbox must be stored before.
     """
     seqs = [(one, seq) for one in movements for seq in range(one.first_seq, one.last_seq + 1)]
     for start in range(0, len(seqs), MOVEMENTS_MAX):
@@ -350,13 +350,14 @@ class Losses:
         self._quiet_s = quiet_s
 
     async def any_open(self) -> bool:
-        """Return whether there is evidence of a loss that is not counted."""
+        """Return whether there is evidence of a loss that is not counted yet."""
         async with self._engine.connect() as connection:
             return (await connection.execute(_OPEN)).first() is not None
 
     async def count(self, known: Sequence[MovementRange], at_rest: Collection[int]) -> list[Loss]:
-        """Count losses at rest, in partitions that nobody brings anything more of; `known` is what this
-        keeper did itself, evidence too where it is asked.
+        """Count losses in partitions `at_rest`, for which no more evidence comes; return the losses.
+
+        `known` are movements of this keeper, stored as evidence if their account has a loss.
         """
         async with self._engine.begin() as connection:
             open_ = {(row.account, row.epoch) for row in await connection.execute(_OPEN)}
@@ -371,8 +372,8 @@ class Losses:
             return losses
 
 
-# Tenants that were deleted keep the reset that they had come to. So one look in this many goes through all of
-# them; the others begin where the last found nobody but them.
+# Deleted tenants keep their due reset. So only one check in this many reads from the beginning; the others
+# start after the time at which the last check found only deleted tenants.
 LOOKS_A_ROUND = 60
 RESETS_DUE = text("""
 SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
@@ -408,7 +409,7 @@ SELECT request, sum(tokens)::bigint AS weighed, sum(credits)::bigint AS credits,
      WHERE request_id = ANY(cast(:ids AS uuid[])) AND NOT refused AND created_at >= {SINCE}
        AND (reason IS DISTINCT FROM 'reclaimed' OR tokens <> 0 OR cost > 0)
   ) AS rows GROUP BY request""")  # noqa: S608  # our own words
-# The intent and the addition it belongs to, both once.
+# The control write and its credit addition, both once.
 _REFUND = text("""
 WITH intent AS (
     INSERT INTO control_write (id, partition, account, verb, payload)
@@ -416,7 +417,7 @@ WITH intent AS (
     ON CONFLICT (id) DO NOTHING RETURNING id)
 INSERT INTO credit_addition (organization_id, credits_added, category, remark, control_write_id)
 SELECT :organization, :amount, 'refund', :remark, intent.id FROM intent RETURNING id""")
-# An entry of the late queue as a dead letter.
+# Stores an entry of the late queue as a dead letter.
 _SET_ASIDE = text("""
 INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id, tenant_id)
 VALUES (:partition, :entry, :raw, :reason, :organization, :tenant)
@@ -428,14 +429,14 @@ _GONE = (
 
 
 class Sweeps:
-    """What the sweeper and the poster need of PostgreSQL."""
+    """The sweeper's and the poster's access to PostgreSQL."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._looks, self._since, self._asks = 0, _FIRST, 0
 
     def since(self, whole: bool = False) -> datetime:
-        """Return the time from which due resets are read, for this read and the next look."""
+        """Return the time from which due resets are read; the first time if `whole`, or now and then."""
         self._asks += 1
         if self._asks % LOOKS_A_ROUND and not whole:
             return self._since
@@ -443,9 +444,9 @@ class Sweeps:
         return _FIRST
 
     async def due(self, count: int) -> Sequence[tuple[int, int]]:
-        """Return (tenant, organization) of tenants whose next reset has come, by the last flushed row.
+        """Return (tenant id, organization id) of tenants whose reset is due by the stored rows.
 
-        A reset stored late, as of a moment already read, is found within `LOOKS_A_ROUND` looks.
+        A reset stored late, for a time already read, is found within `LOOKS_A_ROUND` checks.
         """
         since = self._since if self._looks % LOOKS_A_ROUND else _FIRST
         async with self._engine.connect() as connection:
@@ -457,7 +458,7 @@ class Sweeps:
         return found
 
     async def charged(self, late: Sequence[LateSettlement]) -> dict[str, ChargedAmounts]:
-        """Return the charge for each of these request ids, corrections included; absent: nothing."""
+        """Return the charged amounts by request id, with corrections; ids without a charge are left out."""
         ids = list({one.settlement.request_id for one in late})
         found: dict[str, ChargedAmounts] = {}
         async with self._engine.connect() as connection:
@@ -468,18 +469,18 @@ class Sweeps:
         return found
 
     async def maybe_gone(self, late: Sequence[LateSettlement]) -> set[str]:
-        """Return the request ids of these that may have been charged in months that are not here any more."""
+        """Return the request ids whose charge may be in months that are no longer in PostgreSQL."""
         ids = list({one.settlement.request_id for one in late})
         async with self._engine.connect() as connection:
             return set(await retention.maybe_gone(connection, await retention.places(connection, ids)))
 
     async def set_aside(self, late: Sequence[LateSettlement]) -> None:
-        """Make dead letters of them, once by their entries: a person finds out whether they were charged."""
+        """Store late settlements as dead letters, once by entry; a person then checks their charge."""
         async with self._engine.begin() as connection:
             await connection.execute(_SET_ASIDE, [_letter(one) for one in late])
 
     async def refund(self, late: LateSettlement, amount: int) -> None:
-        """Refund credits of a request, once by its id: an addition, its intent, and the call's row."""
+        """Refund credits of a request, once by its id: write the addition, and correct the call's row."""
         caller, request_id = late.settlement.caller, late.settlement.request_id
         organization_id = caller.organization_id
         values = {
@@ -495,13 +496,13 @@ class Sweeps:
                 await _told(connection, request_id, amount)
 
     async def remember(self, acknowledged: Sequence[MovementRange]) -> None:
-        """Store as evidence what the counters acknowledged and the ledger of that epoch lacks."""
+        """Store as evidence the acknowledged movements that are missing in the ledger of their epoch."""
         async with self._engine.begin() as connection:
             await remember_losses(connection, acknowledged)
 
 
 async def _told(connection: AsyncConnection, request_id: str, amount: int) -> None:
-    """Subtract a refund from the call's row and from the call's roll-ups."""
+    """Subtract a refund from the row of its call, and from the roll-ups with that call."""
     values = {"request_id": request_id, "amount": amount, **retention.times_of([request_id])}
     before = (await connection.exec_driver_sql(statements.CALL_SUMS, values)).fetchone()
     if before is None:
@@ -523,7 +524,7 @@ def _letter(late: LateSettlement) -> dict[str, object]:
 
 
 def _charged(row: Row[Any]) -> ChargedAmounts:
-    """Return what the ledgers say; how many tokens there were says the journal, where it has the call."""
+    """Return the amounts charged in the ledgers; the journal has the number of tokens if it has the call."""
     tokens = row.weighed if row.tokens is None else row.tokens
     weighed = None if tokens == row.weighed else row.weighed
     return ChargedAmounts(

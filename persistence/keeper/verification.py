@@ -1,6 +1,6 @@
-"""What PostgreSQL knows of the counters' partitions: the truth a rebuild starts from.
+"""Reads from PostgreSQL the true state of partitions, from which Redis is rebuilt.
 
-It is read some partitions at a time: whose organizations those are follows from their ids alone.
+Some partitions are read at a time: the partition of an organization follows from its id.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from persistence.keeper.retention import SINCE
 from persistence.ledger.checkpoints import closed, disproved, sums, violations
 from persistence.ledger.rows import is_uuid
 
-# Stored use of budgets: the counters are rebuilt from it and compared with it, as of one moment.
+# Stored use of budgets: Redis is rebuilt from it and compared with it, in one snapshot.
 
-# Dead letters of one organization that are looked at.
+# Maximum of dead letters that are read.
 ASIDE_MAX = 1_000
-# A window is kept longer than a year is, the whole use of a session as long as the counters keep it.
+# A window is kept for more than a year; the total of a session as long as in Redis.
 KEPT_DAYS = 400
-# As long as the counters remember a run that is over.
+# How long Redis keeps a run that is over.
 RUNS_KEPT_S = 86_400
 
-# Of budgets whose accounts are forgotten unused, those the counters have; they count days of UTC.
+# Accounts of sessions that Redis has dropped as unused; it counts days in UTC.
 _FORGOTTEN = """b."interval" = 'total' AND b.each = 'session'
            AND u.moved_at < date_trunc('day', now(), 'UTC') - make_interval(days => :unused_days)"""
 _USED = text(f"""
@@ -60,7 +60,7 @@ DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
     SELECT u.ctid FROM budget_use AS u JOIN budget AS b ON b.id = u.budget_id
      WHERE u.start > 'epoch' AND u.start < now() - make_interval(days => :days)
        AND u.moved_at < now() - make_interval(days => :days) LIMIT :n))""")
-# Windows that never end are kept, but for those of sessions, and of budgets that were deleted long ago.
+# Windows without end are kept, except those of sessions, and of budgets that were deleted long ago.
 _FORGET_ENDLESS = text(f"""
 DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
     SELECT u.ctid FROM budget AS b
@@ -68,7 +68,7 @@ DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
                           WHERE budget_id = b.id AND start = 'epoch' OFFSET 0) AS u
      WHERE (b.each = 'session' OR b.deleted_at < now() - make_interval(days => :days))
        AND ({_FORGOTTEN} OR b.deleted_at < now() - make_interval(days => :days)) LIMIT :n))""")  # noqa: S608  # our own words
-# Runs that the counters remember.
+# Runs that Redis keeps.
 _RUNS = text("""
 SELECT r.*, coalesce(u.used, 0) AS calls FROM run AS r
   LEFT JOIN budget_use AS u ON u.budget_id = r.id AND u.start = r.created_at
@@ -93,7 +93,7 @@ SELECT raw FROM dead_letter WHERE resolved_at IS NULL AND organization_id = ANY(
 
 
 class BudgetUses:
-    """Where the verifier and the reconciler read what is used."""
+    """Reads stored budgets, runs and use for the verifier and the reconciler."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -103,7 +103,7 @@ class BudgetUses:
             return await budgets_of(connection, organizations)
 
     async def runs(self, organizations: Sequence[int]) -> list[Run]:
-        """Return the runs that calls may name, and those that expired a day ago at most; the oldest first."""
+        """Return the runs that calls may name, and those that expired in the last day; the oldest first."""
         values = {"ids": list(organizations), "kept_s": RUNS_KEPT_S}
         async with translating(self._engine.connect()) as connection:
             rows = (await connection.execute(_RUNS, values)).mappings().all()
@@ -124,7 +124,7 @@ class BudgetUses:
 async def _used(
     connection: AsyncConnection, windows: Sequence[WindowKey]
 ) -> tuple[dict[WindowKey, int], dict[WindowKey, int]]:
-    """Return the use of windows, and when each moved."""
+    """Return the stored use of windows, and the time in ms at which each was last changed."""
     used, moved = dict[WindowKey, int](), dict[WindowKey, int]()
     if windows:
         values = {
@@ -138,9 +138,7 @@ async def _used(
 
 
 async def forget_budget_uses(engine: AsyncEngine, *, at_once: int = retention.DELETED_ROWS_AT_ONCE) -> int:
-    """Delete what was used of windows that ended long ago, runs and jobs, a piece a transaction; answers how
-    many rows.
-    """
+    """Delete the use of windows that ended long ago, and old runs and jobs; return the number of rows."""
     forgotten, values = 0, {"days": KEPT_DAYS, "unused_days": EACH_UNUSED_DAYS}
     for statement in (_FORGET_WINDOWS, _FORGET_ENDLESS, _FORGET_RUNS, _FORGET_JOBS):
         named = {name: value for name, value in values.items() if f":{name}" in statement.text}
@@ -148,9 +146,9 @@ async def forget_budget_uses(engine: AsyncEngine, *, at_once: int = retention.DE
     return forgotten
 
 
-# Credentials that are read at once where all of them are looked through.
+# Credentials read at a time, if all of them are needed.
 CREDENTIALS_MAX = 5_000
-# Definitions behind a position that are looked at: where more were written, everybody is.
+# Maximum of later definitions that are checked one by one; if there are more, all accounts are.
 CHANGES_MAX = 20_000
 
 _APPLIED = text(
@@ -178,8 +176,8 @@ _CREDENTIALS = text(
     "SELECT k.id AS key_id, k.digest, t.organization_id"
     " FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id"
 )
-# Who has an account that was defined behind a position, and which keys were. What moves an account is an
-# entry of its partition too: data that goes on has it, or it is stored nowhere, and then pushed again.
+# Organizations and keys defined after a position. Other writes to an account are entries of its partition,
+# too: data that continues contains them, or they are stored nowhere, and are pushed again.
 _DEFINED = "FROM control_write WHERE verb = 'define' AND position > :position"
 _CHANGES = text(f"SELECT count(*) FROM (SELECT {_DEFINED} LIMIT :n) AS w")  # noqa: S608  # our own words
 _CHANGED = text(f"""
@@ -193,7 +191,7 @@ UNION ALL SELECT t.organization_id, k.id, k.digest
            WHERE kind = 'key'""")  # noqa: S608  # our own words
 _LIMITED = "u.organization_id = ANY(:ids) AND u.deleted_at IS NULL AND u.limits <> '{}'"
 _VERSION = text("SELECT coalesce(max(position), 1) FROM control_write")
-# A transaction that was under way while another one wrote may have a lower position: none is for so long.
+# A concurrent transaction may have a lower position; none takes as long as this.
 _POSITION = text("""
 SELECT coalesce((SELECT position FROM control_write WHERE created_at < now() - interval '10 minutes'
                   ORDER BY position DESC LIMIT 1), 0)""")
@@ -205,7 +203,7 @@ UPDATE partition_state AS s
    SET compared_run_id = :run_id, compared_epoch = n.epoch, compared_position = :position, updated_at = now()
   FROM unnest(cast(:partitions AS smallint[]), cast(:epochs AS bigint[])) AS n (partition, epoch)
  WHERE s.partition = n.partition AND s.run_id = :run_id AND s.epoch = n.epoch""")
-# The flusher's locks: their holder knows that every flush begun before has ended.
+# The flusher's locks: their holder knows that every earlier flush has ended.
 _BARRIER = text("""
 SELECT pg_advisory_xact_lock(7800, p) FROM unnest(cast(:partitions AS integer[])) AS p ORDER BY p""")
 _NOTE = text("""
@@ -241,9 +239,9 @@ class LedgerReader(BudgetUses):
         return GlobalDefinitions(catalogue, prices, version, position)
 
     async def places(self, partitions: Collection[int], known: Mapping[int, int]) -> PartitionContents:
-        """Return who is to be looked at in these partitions: of those `known` up to a position, who changed.
+        """Return the organizations and credentials to check in these partitions.
 
-        Where more was changed than is looked at, all.
+        For partitions `known` up to a position, only those that changed since; all of them if too many did.
         """
         found, credentials = dict[int, set[int]](), set[int]()
         async with self._engine.connect() as connection:
@@ -274,7 +272,7 @@ class LedgerReader(BudgetUses):
     def _standing(
         self, keys: Sequence[Row[Any]], there: Container[int], *, but_of: Container[int]
     ) -> set[int]:
-        """Return keys whose credentials are in `there`, except those of organizations in `but_of`."""
+        """Return the keys whose digests are in the partitions `there`, without organizations in `but_of`."""
         if self._partition_of_digest is None:
             return set()
         return {
@@ -285,7 +283,7 @@ class LedgerReader(BudgetUses):
         }
 
     async def compared(self) -> dict[int, ComparisonPoint]:
-        """Return what partitions were compared as last, but for those that rows were lost of."""
+        """Return the last point of comparison of each partition, without those that lost rows."""
         async with looking(self._engine) as connection:
             rows = await connection.execute(_COMPARED)
             return {
@@ -296,7 +294,7 @@ class LedgerReader(BudgetUses):
             }
 
     async def note_compared(self, run_id: bytes, epochs: Mapping[int, int], position: int) -> None:
-        """Store that these verified partitions' data contains all definitions up to a position."""
+        """Store that these verified partitions contain all definitions up to a position."""
         values = {
             "run_id": run_id.decode(), "partitions": list(epochs), "epochs": list(epochs.values()),
             "position": position,
@@ -305,7 +303,7 @@ class LedgerReader(BudgetUses):
             await connection.execute(_NOTE_COMPARED, values)
 
     async def truth(self, organizations: Mapping[int, Sequence[int]]) -> dict[int, LedgerState]:
-        """Return all there is of some partitions, whose organizations these are; as of one moment."""
+        """Return the stored state of partitions in one snapshot; `organizations` are ids by partition."""
         ids = {"ids": [one for its in organizations.values() for one in its]}
         async with self._at_one_moment() as (connection, version):
             applied = await connection.execute(_APPLIED, {"partitions": list(organizations)})
@@ -333,17 +331,16 @@ class LedgerReader(BudgetUses):
 
     @asynccontextmanager
     async def _at_one_moment(self) -> AsyncIterator[tuple[AsyncConnection, int]]:
-        """Yield a connection that sees no later changes, and the version that the connection sees."""
+        """Yield a connection with one snapshot, and the version in this snapshot."""
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection, int((await connection.execute(_VERSION)).scalar_one())
 
     async def settled(self, held: Mapping[str, int]) -> list[str]:
-        """Return which of these requests have a row, by the deadlines of their holds in ms; or may have had
-        one.
+        """Return the requests in `held` (deadline in ms by id) that have a ledger row, or may have had one.
 
-        What ended in a month that is not here any more is no call that runs. Was it never charged, then its
-        settlement comes late.
+        A hold that ended in a month which is no longer in PostgreSQL is no running call; if it was never
+        charged, its settlement comes late.
         """
         ids = [one for one in held if is_uuid(one)]
         if not ids:
@@ -355,18 +352,18 @@ class LedgerReader(BudgetUses):
             return sorted({*here, *await retention.ended_before(connection, held)})
 
     async def push_again(self, ids: Sequence[str]) -> None:
-        """Queue these applied control writes again."""
+        """Mark these applied control writes as pending, so that they are pushed again."""
         async with self._engine.begin() as connection:
             await connection.execute(_AGAIN, {"ids": list(ids)})
 
     async def noted(self) -> dict[int, tuple[bytes, int]]:
-        """Return the last run id and epoch of each partition; absent: never verified."""
+        """Return the last run id and epoch by partition; partitions never verified are left out."""
         async with looking(self._engine) as connection:
             rows = await connection.execute(_NOTED)
             return {row.partition: (row.run_id.encode(), row.epoch) for row in rows}
 
     async def workers(self) -> list[str]:
-        """Return the numbers of all workers any keeper knew last."""
+        """Return the slots of all known gateway workers."""
         async with looking(self._engine) as connection:
             return list(await connection.scalars(_WORKERS))
 
@@ -376,10 +373,10 @@ class LedgerReader(BudgetUses):
             await connection.execute(_GONE, {"worker_slots": sorted(gone)})
 
     async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> frozenset[int]:
-        """Keep what partitions are verified as: no later epoch is ever one of these. Answers which are.
+        """Store the epochs of verified partitions; return the partitions for which this was stored.
 
-        An epoch is one history's: where another one has it, or a later one, that stays. Flushes that are
-        under way have ended then: what is read next is not older than they are.
+        A partition keeps a later epoch, or the same epoch of another Redis run. Flushes under way have ended
+        when this returns, so later reads are not older than these.
         """
         values = {"run_id": run_id.decode(), "partitions": list(epochs), "epochs": list(epochs.values())}
         async with self._engine.begin() as connection:
@@ -387,13 +384,13 @@ class LedgerReader(BudgetUses):
             return frozenset(await connection.scalars(_NOTE, values))
 
 
-# Accounts as PostgreSQL has them, for comparison with the counters; and what comparing found.
+# Accounts in PostgreSQL, for comparison with Redis, and the differences found.
 #
-# Everything is read in one snapshot. `deep` also counts and adds up every movement, of months that are over
-# by their checkpoints; without it an account's last row is taken at its word.
+# Everything is read in one snapshot. `deep` also counts and sums all movements, with checkpoints for past
+# months; without it the balance of an account's last row is trusted.
 
 _WITHIN = text("SELECT set_config('statement_timeout', :ms, true)")
-# What no checkpoint has yet.
+# The part of a ledger after the last checkpoint.
 _OPEN = {"since": "c.last_seq", "until": str(INTEGER_MAX), "month": "o.spend_month"}
 
 _OWNERS = """
@@ -414,8 +411,8 @@ SELECT 'tenant:' || k.id AS account, q.last_seq, q.tokens_remaining AS head, fou
   LEFT JOIN LATERAL (SELECT total_remaining FROM token_ledger WHERE tenant_id = k.id AND seq <= q.last_seq
                       ORDER BY seq DESC LIMIT 1) AS last ON true
   LEFT JOIN known_drift AS d ON d.account = 'tenant:' || k.id AND d.seq = k.seq""")
-# An unlimited account has no balance: what counts are the movements since it became limited. A drift on
-# file shows in the row after it; until there is one, only the counters show it.
+# An unlimited account has no balance: the movements since it became limited count. A known drift is contained
+# in the next row; until there is one, only Redis contains it.
 _TENANT_SUMS = text(f"""
 SELECT 'tenant:' || k.id AS account, c.movements + s.movements AS rows,
        u.last IS NOT DISTINCT FROM u.unlimited AS unlimited,
@@ -466,7 +463,7 @@ SELECT 'spend:' || k.id AS account, o.spend_last_seq AS last_seq, o.spent AS hea
   LEFT JOIN LATERAL (SELECT spent_after FROM feature_usage WHERE organization_id = k.id
                         AND seq <= o.spend_last_seq ORDER BY seq DESC LIMIT 1) AS last ON true
   LEFT JOIN known_drift AS d ON d.account = 'spend:' || k.id AND d.seq = k.seq""")
-# Spend begins at zero with every month, whatever drift is on file behind the last movement before.
+# Spend starts at zero each month, whatever drift is known after the last movement before.
 _SPEND_SUMS = text(f"""
 SELECT 'spend:' || k.id AS account, c.movements + s.movements AS rows, false AS unlimited,
        (c.amount + s.amount)::bigint AS summed,
@@ -491,7 +488,7 @@ _DUE = text("""
 SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
  WHERE t.organization_id = ANY(cast(:ids AS bigint[])) AND q.next_reset_at <= now() ORDER BY 1""")
 
-# Query of heads, query of sums, whose ids.
+# By kind of account: the queries of heads and of sums.
 _READS = {
     "tenant": (_TENANTS, _TENANT_SUMS),
     "credits": (_CREDITS, _CREDIT_SUMS),
@@ -502,17 +499,17 @@ _READS = {
 class Accounts(BudgetUses):
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
-        # Behind whom the next sample begins; None before the first.
+        # The organization after which the next sample begins; None before the first.
         self._after: int | None = None
 
     async def owners(self, after: int, count: int) -> list[Owner]:
-        """Return organizations by id, with their tenants."""
+        """Return up to `count` organizations with ids above `after`, with their tenants."""
         return await self._owners(_EVERY, {"after": after, "n": count})
 
     async def some_owners(self, count: int) -> list[Owner]:
-        """Return the organizations whose turn it is, with their tenants: all come before one comes again.
+        """Return the next `count` organizations in rotation, with their tenants.
 
-        The first is picked at random, so that a client that starts over often looks at others too.
+        The first is picked at random, so that a client that restarts often does not always read the same.
         """
         if self._after is None:
             async with translating(self._engine.connect()) as connection:
@@ -531,7 +528,7 @@ class Accounts(BudgetUses):
         return [*found, *(Owner(each, ()) for each in organization_ids if each not in there)]
 
     async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> dict[str, LedgerAccount]:
-        """Return the accounts named, each with its balance at the seq given for it."""
+        """Return accounts by name, each with its balance at the given seq."""
         found: dict[str, LedgerAccount] = {}
         async with translating(self._engine.connect()) as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
@@ -541,7 +538,7 @@ class Accounts(BudgetUses):
                 mine = {name: seq for name, seq in seqs.items() if name.startswith(f"{kind}:")}
                 for one in await _read(connection, kind, mine, deep=deep):
                     missing = listed.get(one.account, 0)
-                    # Missing rows cannot be added up: the last row is taken at its word then.
+                    # Missing rows cannot be summed: then the last row's balance is trusted.
                     summed = one.last_row if missing else one.summed
                     found[one.account] = replace(
                         one, listed=missing, summed=summed, stopped=stopped.get(one.account, "")
@@ -549,15 +546,15 @@ class Accounts(BudgetUses):
         return found
 
     async def disproved(self, owners: Sequence[Owner], count: int) -> Sequence[Item]:
-        """Return, of `count` random checkpoints of these owners' accounts, those that are false."""
+        """Return the false ones among `count` random checkpoints of these owners' accounts."""
         async with translating(self._engine.connect()) as connection:
             accounts = [account for owner in owners for account in owner.accounts]
             return await disproved(connection, accounts, count)
 
     async def contradictions(self, *, within_s: float) -> Sequence[Item] | None:
-        """Return what rows say against each other; None where that takes longer.
+        """Return contradictions between rows; None if the search takes longer than `within_s` seconds.
 
-        It may take minutes, so loops keep all their connections.
+        It may take minutes, so it uses a connection apart from the loops' pool.
         """
         async with translating(apart(self._engine)) as connection:
             try:
@@ -574,7 +571,7 @@ class Accounts(BudgetUses):
         ]
 
     async def unresolved(self, organization_ids: Sequence[int]) -> Mapping[int, Sequence[str]]:
-        """Return why ledgers of an organization lack something, of those where they do."""
+        """Return the reasons of unresolved dead letters, whose rows are missing, by organization id."""
         found = defaultdict[int, list[str]](list)
         async with translating(self._engine.connect()) as connection:
             for row in await connection.execute(_UNRESOLVED, {"ids": list(organization_ids)}):

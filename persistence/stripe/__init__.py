@@ -1,1 +1,1 @@
-"""What Stripe is to collect: written with the documents, done by a keeper; and its outcomes."""
+"""Documents for collection by Stripe: queued with each document, sent by a keeper; and the outcomes."""

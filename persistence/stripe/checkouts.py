@@ -1,7 +1,7 @@
-"""Credits that customers buy: our record of each purchase, and the addition of one that is paid.
+"""Purchases of credits through Stripe Checkout: our record of each, and its credits once paid.
 
-A paid purchase is an addition with an invoice of its own, which is paid at once, all in one transaction. What
-a purchase comes to is what that invoice would come to: it is made, looked at, and undone.
+A paid purchase becomes a credit addition with its own invoice, which is paid at once, in one transaction. The
+amount of a purchase is that of this invoice, which is created, read, and rolled back.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from persistence.stripe.collection import uuid_of
 from persistence.stripe.outbox import REFERENCE
 from persistence.tables import checkout, organization
 
-# Purchases of one organization that are begun within a day and not paid.
+# Maximum of an organization's unpaid purchases of the last day.
 OPEN_MAX = 20
 REMARK = "Bought by Stripe Checkout"
-# Stripe has this money already.
+# Cancels the hand-over: Stripe has already collected this money.
 _LEAVE = text("""
 UPDATE handover SET state = 'canceled', done_at = :now WHERE invoice_id = :id AND state = 'waiting'""")
 
 
 def create(change: EntityWrite) -> Row:
-    """Store a purchase before its payment, `least` to `most` before tax."""
+    """Store a purchase before its payment; its amount before tax must be from `least` to `most`."""
     values = change.command.values
     owner_id, count = id_in(values, "organization_id"), int(str(values["credits"]))
     least, most = values["least"], values["most"]
@@ -65,7 +65,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def take(change: EntityWrite) -> Row:
-    """Add the credits of a paid purchase, once; `NotFound` if the purchase is not ours."""
+    """Add the credits of a paid purchase, once; raise `NotFound` if the purchase is unknown."""
     told = change.command.values["told"]
     assert isinstance(told, CheckoutPayment)
     here = checkout.c
@@ -88,7 +88,7 @@ def take(change: EntityWrite) -> Row:
 
 
 def _billed(change: EntityWrite, row: Row) -> tuple[int, Row]:
-    """Add the credits, in force once they are paid, and their final invoice."""
+    """Create the credit addition, which is in force once paid, and its final invoice."""
     of = {"organization_id": row["organization_id"]}
     given = {
         **of, "credits_added": row["credits"], "unit_cost": row["unit_cost"], "invoicing": PREPAID,
@@ -103,14 +103,14 @@ def _billed(change: EntityWrite, row: Row) -> tuple[int, Row]:
 
 
 def _paid(change: EntityWrite, invoice_id: int, told: CheckoutPayment) -> str | None:
-    """Record the money, and put the credits in force; answers what of it was more than is left to pay."""
+    """Record the payment, and put the credits in force; return a message if more was paid than was due."""
     change.connection.execute(_LEAVE, {"id": invoice_id, "now": change.now})
     amount = min(told.amount, rest_of(change.connection, invoice_id))
     if amount > 0:
         values = {"amount": amount, "reference": f"{REFERENCE}{told.session}"}
         asked = replace(change.command, resource="invoices", id=invoice_id, values=values)
         payments.record(replace(change, subject=INVOICE_HEADS, command=asked, before=None))
-    # Whatever another tax or another note made of the invoice meanwhile: what was asked is paid.
+    # Even if a tax or credit note has changed the invoice since: the requested amount is paid.
     top_ups.release(change, invoice_id)
     beyond = told.amount - max(Decimal(0), amount)
     return f"{told.currency} {beyond.normalize():f} more came in than was left to pay." if beyond else None

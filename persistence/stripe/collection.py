@@ -1,8 +1,8 @@
-"""Outcomes of hand-overs, and messages about them.
+"""Outcomes of hand-overs to Stripe, and Stripe's messages about them.
 
-Messages may come twice, late and in any order. Each gives the settled amount there by now, so the record here
-is the difference to the one before, and never more than the rest to pay, or the paid amount. What went back
-to the customer leaves the payments, so it is to be paid again.
+Messages may be repeated, late and in any order. Each states the amount settled so far, so the difference to
+the recorded amount is recorded, within the rest to pay or the paid amount. Money that went back to the
+customer is subtracted from the payments, and is due again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from persistence.entity import Entity, EntityWrite, id_in, lock
 from persistence.stripe.outbox import REFERENCE, tell_final
 from persistence.tables import handover, handover_event, payment
 
-# Of what went back there by itself; what a credit note gave back has the note's.
+# The reference of money that Stripe gave back without a credit note of ours.
 RETURNED = f"{REFERENCE}returned:"
 
 _FOUND = text("""
@@ -35,7 +35,7 @@ SELECT coalesce(sum(amount), 0) FROM payment
  WHERE invoice_id = :id AND amount > 0 AND (
        starts_with(reference, :prefix)
        OR EXISTS (SELECT FROM handover WHERE invoice_id = :id AND kind = 'paid'))""")
-# Money that left after it came in there; and by what went back there by itself.
+# Money that was subtracted after Stripe had collected it; and the part that Stripe gave back by itself.
 _GIVEN_BACK = text("""
 SELECT coalesce(-sum(b.amount), 0) AS given,
        coalesce(-sum(b.amount) FILTER (WHERE starts_with(b.reference, :own)), 0) AS own
@@ -48,7 +48,7 @@ _LEFT = select(payment.c.id, payment.c.amount).order_by(payment.c.id.desc())
 
 
 def ask_collection(change: EntityWrite) -> Row:
-    """Hand the command's invoice over: one that was final before its organization had a customer there."""
+    """Hand over the command's invoice, which became final before its organization was a Stripe customer."""
     row = payments.held(change)
     if row["kind"] == "credit_note" and row["corrects_id"] is None and row["status"] == "finalized":
         _require_whole(change, change.row_id)
@@ -68,7 +68,7 @@ def ask_collection(change: EntityWrite) -> Row:
 
 
 def retry(change: EntityWrite) -> Row:
-    """Start it over, for the customer the organization has by now where nothing was made of it yet."""
+    """Retry a hand-over; if nothing was created yet, with the organization's present Stripe customer."""
     row = lock(change)
     if row["state"] not in {FAILED, CANCELED}:
         raise Conflict(f"The hand-over is {row['state']}; only a failed or canceled one is tried again.")
@@ -88,7 +88,7 @@ UPDATE handover AS h
 
 
 def cancel(change: EntityWrite) -> Row:
-    """Cancel a hand-over, and those that wait behind an invoice's own."""
+    """Cancel a hand-over; for an invoice, also the hand-overs that wait for it."""
     row = lock(change)
     if row["state"] != FAILED and (row["state"] != WAITING or row["attempts"]):
         raise Conflict(f"The hand-over is {row['state']}; only a failed one, or one not begun, is canceled.")
@@ -102,7 +102,7 @@ def cancel(change: EntityWrite) -> Row:
 def ended(change: EntityWrite) -> Row:
     """Store the outcome of the command's attempt; `Conflict` if another attempt has begun since."""
     values = change.command.values
-    # A writer of money holds the organization first, and then its rows.
+    # Writers of money lock the organization first, then its rows.
     charges.hold(change.connection, id_in(change.fetch(), "organization_id"))
     row = lock(change)
     if row["state"] != WAITING or row["attempts"] != values["attempt"]:
@@ -114,7 +114,8 @@ def ended(change: EntityWrite) -> Row:
         if about_id == note_id:
             _to_balance(change, row, f"{REFERENCE}{remote}")
         elif credited > 0:
-            # What a note gave to the customer's balance was paid: it leaves the payments of its invoice.
+            # Credit for a paid part went to the customer's balance: it is subtracted from the invoice's
+            # payments.
             _take_out(
                 change, about_id, min(credited, -rest_of(change.connection, note_id)), f"{REFERENCE}{remote}"
             )
@@ -144,7 +145,7 @@ def take(change: EntityWrite) -> Row:
 
 
 def _collected(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> tuple[Decimal, str | None]:
-    """Apply here what was done in Stripe; return the money recorded, and what could not be done."""
+    """Apply a message from Stripe; return the money recorded, and a message for a person or None."""
     nothing = Decimal(0)
     stands = change.connection.execute(_STANDS, {"id": invoice_id}).one()
     if told.void:
@@ -165,7 +166,7 @@ def _collected(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> 
 def _come_in(
     change: EntityWrite, told: CollectionStatus, invoice_id: int, stands: Any
 ) -> tuple[Decimal, str | None]:
-    """Record what was settled there and is not recorded here yet."""
+    """Record money that Stripe collected and that is not recorded yet; also return a message of a surplus."""
     nothing = Decimal(0)
     before = change.connection.execute(_RECORDED, {"id": invoice_id, "prefix": REFERENCE}).scalar_one()
     new = (told.settled or nothing) - before
@@ -182,7 +183,7 @@ def _come_in(
 
 
 def _gone_back(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> tuple[Decimal, str | None]:
-    """Subtract from the payments the money that Stripe gave back and that was not subtracted before."""
+    """Subtract money that Stripe gave back, once; return the amount, and a message for a person or None."""
     nothing = Decimal(0)
     if told.given_back is None:
         return nothing, None
@@ -194,7 +195,7 @@ def _gone_back(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> 
 
 
 def _remains_of(told: CollectionStatus, own: Decimal, beyond: Decimal) -> str | None:
-    """Return what of money that went back a person should know: it was given twice, or not at all."""
+    """Return a message for a person if money went back twice or not at all, else None."""
     assert told.given_back is not None
 
     def said(amount: Decimal) -> str:
@@ -222,7 +223,7 @@ def _done(change: EntityWrite, verb: Any, invoice_id: int, values: Row) -> str |
 
 
 def _to_balance(change: EntityWrite, row: Row, reference: str) -> None:
-    """Book a note without an invoice as credit on the customer's balance at Stripe, not usable here."""
+    """Record a note without an invoice as credit on the customer's balance at Stripe, not usable here."""
     note_id = id_in(row, "invoice_id")
     stands = change.connection.execute(_STANDS, {"id": note_id}).one()
     rest = rest_of(change.connection, note_id)

@@ -1,6 +1,6 @@
-"""Documents to be handed over: written in the transaction that makes them so.
+"""Documents to hand over to Stripe, queued in the transaction that makes them final.
 
-Whether it is at all is said by the organization's customer there, and by what was handed over before.
+A document is handed over if its organization has a Stripe customer, or if its invoice was handed over.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gateway.core.billing.payments import PAID, UNCOLLECTIBLE
 from gateway.features.stripe.handover import COLLECTOR, Kind
 from persistence.entity import EntityWrite
 
-# How references of payments begin that Stripe's money is recorded by.
+# The prefix of payments' references that record Stripe's money.
 REFERENCE = "stripe:"
 
 _OF_INVOICE = text("""
@@ -24,7 +24,7 @@ SELECT i.organization_id, i.id, i.id, i.kind, o.stripe_customer
  WHERE i.id = ANY(cast(:ids AS bigint[])) AND i.status = 'finalized' AND i.corrects_id IS NULL
    AND o.stripe_customer IS NOT NULL
 ON CONFLICT (invoice_id, kind) DO NOTHING RETURNING id""")
-# A follower of an invoice, or of a note that stands by itself, goes where it went.
+# A change of an invoice, or of a note without an invoice, goes to the same customer.
 _BEHIND = text("""
 INSERT INTO handover (organization_id, invoice_id, about_id, kind, customer)
 SELECT i.organization_id, i.id, h.about_id, cast(:kind AS text), h.customer
@@ -33,21 +33,21 @@ SELECT i.organization_id, i.id, h.about_id, cast(:kind AS text), h.customer
    AND h.kind IN ('invoice', 'credit_note') AND h.state <> 'canceled'
  WHERE i.id = ANY(cast(:ids AS bigint[]))
 ON CONFLICT (invoice_id, kind) DO NOTHING RETURNING id""")
-# A void one needs not be there; whether it is has to be looked up again.
+# A void document need not exist at Stripe; the retried hand-over finds out.
 _AGAIN = text("""
 UPDATE handover SET state = 'waiting', attempts = 0, version = version + 1, next_attempt_at = now()
  WHERE invoice_id = :id AND kind IN ('invoice', 'credit_note') AND state = 'failed'""")
 
 
 def tell_final(connection: Connection, invoice_ids: Sequence[int]) -> int:
-    """Queue final documents for their organizations' billing service; return how many were queued."""
+    """Queue final documents for Stripe; return the number queued."""
     here = {"ids": list(invoice_ids)}
     alone = connection.execute(_OF_INVOICE, here).all()
     return len(alone) + len(connection.execute(_BEHIND, here | {"kind": "credit_note"}).all())
 
 
 class HandoverListener:
-    """Has Stripe told, where a document's organization has a customer there."""
+    """Queues changes of documents for Stripe, if their organization is a Stripe customer."""
 
     elsewhere = """EXISTS (SELECT FROM handover AS h
                          WHERE h.invoice_id = i.id AND h.kind = i.kind AND h.state <> 'canceled')"""
@@ -55,11 +55,11 @@ class HandoverListener:
     refusal = "Stripe has this note's credit: cancel its hand-over first, or use it there."
 
     def final(self, connection: Connection, invoice_ids: Sequence[int]) -> None:
-        """Queue final documents for their organizations' billing service."""
+        """Queue final documents for Stripe."""
         tell_final(connection, invoice_ids)
 
     def settled(self, change: EntityWrite, invoice_id: int, status: str, paid: Decimal) -> None:
-        """Report a payment received elsewhere, or a write-off, to Stripe, unless Stripe reported it."""
+        """Queue a payment received elsewhere, or a write-off, for Stripe, unless Stripe reported it."""
         if change.command.actor == COLLECTOR:
             return
         if status == PAID and paid > 0:
@@ -68,7 +68,7 @@ class HandoverListener:
             _tell(change.connection, invoice_id, "uncollectible")
 
     def void(self, connection: Connection, invoice_id: int) -> None:
-        """Queue the void of a document, and retry a hand-over that failed."""
+        """Queue the void of a document, and retry a failed hand-over."""
         connection.execute(_AGAIN, {"id": invoice_id})
         _tell(connection, invoice_id, "void")
 

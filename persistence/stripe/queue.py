@@ -1,6 +1,6 @@
-"""Hand-overs that are due: one after the other of each invoice.
+"""Due hand-overs to Stripe: one after the other for each invoice.
 
-An attempt is counted before it is made. The maker of one has a lease on it, longer than any attempt.
+An attempt is counted before it is made. The sender has a lease that is longer than any attempt.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting,
 
 
 class HandoverQueue:
-    """Hand-overs that wait in PostgreSQL."""
+    """The queue of hand-overs in PostgreSQL."""
 
     def __init__(self, engine: AsyncEngine, store: Store) -> None:
         self._engine = engine
         self._store = store
 
     async def claim(self, count: int) -> Sequence[HandoverStep]:
-        """Claim due hand-overs for one sender each, counting an attempt of each."""
+        """Claim due hand-overs for this sender, and count an attempt of each."""
         async with self._engine.begin() as connection:
             rows = (await connection.execute(_CLAIM, {"n": count, "lease": LEASE_S})).all()
             lines = {
@@ -86,13 +86,13 @@ class HandoverQueue:
         return [_handover(row, lines.get(row.id, ())) for row in rows]
 
     async def note(self, handover: HandoverStep, remote_id: str) -> None:
-        """Store the remote id made by this attempt, before the next step is sent."""
+        """Store the id that Stripe gave in this attempt, before the next step is sent."""
         here = {"id": handover.id, "attempt": handover.attempt, "remote": remote_id}
         async with self._engine.begin() as connection:
             await connection.execute(_NOTE, here)
 
     async def ended(self, handover: HandoverStep, outcome: HandoverOutcome) -> None:
-        """Store the outcome of an attempt; ignore an attempt that another has overtaken."""
+        """Store the outcome of an attempt, unless another attempt has begun since."""
         retry_s = RETRIES.after_s(handover.attempt) if outcome.state == WAITING else None
         if retry_s is not None:
             here = {"id": handover.id, "attempt": handover.attempt, "error": outcome.error}
@@ -110,19 +110,17 @@ class HandoverQueue:
             await self._store.write(
                 Command(
                     "handovers", "ended", KEEPER, str(uuid4()), lambda row: {}, handover.id, values
-                )  # nobody is answered
+                )  # the result is not used
             )
 
 
 async def forget(engine: AsyncEngine, days: int, at_once: int = DELETED_ROWS_AT_ONCE) -> int:
-    """Delete what was told so many days ago; answers how many messages."""
+    """Delete Stripe's messages that are `days` days old; return the number."""
     return await delete(engine, _FORGET, {"days": days}, at_once)
 
 
 async def handed_over(engine: AsyncEngine) -> dict[str, object]:
-    """Return the waiting and failed hand-overs, the age of the oldest, and the number of last day's
-    messages with a rest for a person.
-    """
+    """Return metrics of hand-overs: waiting, failed, oldest age, and last day's messages for a person."""
     async with engine.connect() as connection:
         row = (await connection.execute(_HANDOVERS)).one()
     return {

@@ -1,1 +1,1 @@
-"""What a billing service is to be told: written with the calls, sent by a keeper, looked after by people."""
+"""Usage events for a billing service: stored with the calls, sent by a keeper, managed by people."""

@@ -1,6 +1,6 @@
-"""Usage feeds as people see them: how each does, its failures, and their treatment.
+"""Usage feeds in the Admin API: their state and failures, and actions on them.
 
-A feed that has ended goes on until its events are through: what was used in its time may become known later.
+An ended feed goes on until its events are sent: use in its time may become known later.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LEFT = text("SELECT count(*) FROM usage_outbox WHERE feed_id = :id AND state IN
 
 
 def begin(change: EntityWrite) -> Row:
-    """Open a feed with the service and bound of an ended one, telling use from now on."""
+    """Open a feed with the service and maximum of an ended one, for use from now on."""
     hold_flushes(change.connection)
     row = lock(change)
     if change.connection.execute(select(_feed.id).where(_feed.ended_at.is_(None))).first() is not None:
@@ -38,21 +38,21 @@ def begin(change: EntityWrite) -> Row:
 
 
 def resume(change: EntityWrite) -> Row:
-    """Send again at once, whatever pause there is."""
+    """Resume sending at once, and clear the pause."""
     _kept(change)
     alter(change, {"paused_until": None, "attempts": 0, "error": None})
     return change.fetch()
 
 
 def retry_all(change: EntityWrite) -> Row:
-    """Queue all refused entries of a feed again, behind the waiting ones."""
+    """Queue all refused events of a feed again, after the waiting ones."""
     _kept(change)
     change.connection.execute(_RETRY, {"states": [FAILED], "id": None, "feed_id": change.row_id})
     return change.fetch()
 
 
 def end(change: EntityWrite) -> Row:
-    """Report no use from now on; of earlier use, also when it becomes known later."""
+    """End a feed: use from now on is not reported, earlier use still is, even if it becomes known later."""
     hold_flushes(change.connection)
     if lock(change)["ended_at"] is not None:
         raise Conflict("The feed has ended.")
@@ -61,7 +61,7 @@ def end(change: EntityWrite) -> Row:
 
 
 def drop(change: EntityWrite) -> Row:
-    """Drop the untold entries of an ended feed, and tell nothing more of the feed's time."""
+    """Drop the unsent events of an ended feed, and report no further use in the feed's time."""
     hold_flushes(change.connection)
     _kept(change)
     if change.fetch()["ended_at"] is None:
@@ -72,7 +72,7 @@ def drop(change: EntityWrite) -> Row:
 
 
 def retry(change: EntityWrite) -> Row:
-    """Queue one refused or canceled entry again, behind the waiting ones."""
+    """Queue a refused or canceled event again, after the waiting ones."""
     row = lock(change)
     if row["state"] == WAITING:
         raise Conflict("It waits to be sent already.")
@@ -100,7 +100,7 @@ def _kept(change: EntityWrite) -> None:
 
 
 def _count(state: str) -> ColumnElement[Any]:
-    """Return how many events of a feed are in a state, as far as they are counted."""
+    """Return an SQL expression for the number of a feed's events in a state, up to `COUNTED_MAX`."""
     return literal_column(
         "(SELECT count(*) FROM (SELECT FROM usage_outbox AS o WHERE o.feed_id = usage_feed.id"  # noqa: S608  # our own words
         f" AND o.state = '{state}' LIMIT {COUNTED_MAX}) AS counted)"

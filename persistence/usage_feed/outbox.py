@@ -1,8 +1,8 @@
-"""What a billing service is to be told of calls: written in the transaction that stores or changes them.
+"""Usage events of calls for a billing service, written in the transaction that stores or changes the calls.
 
-One event a call, and one for each difference later, so reports add up to the journal of a feed's time.
-When a call was used says whether it is of a feed, not when it becomes known. Where too many wait, those
-of an hour are added up instead.
+One event a call, and one for each later difference, so that the events sum up to the journal in a feed's
+time. The time of use decides whether a call belongs to a feed. If too many events wait, those of an hour are
+summed up.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from persistence.ledger.listeners import Change, Reason, used_in
 from persistence.ledger.rows import facts_of, used_at
 from persistence.ledger.statements import SUM_MAX, added, columns_of
 
-# Whether any feed may have what was used between two moments. A flush asks under the locks of its partitions,
-# so none begins or ends until it is stored.
+# Whether any feed may contain use between two times. A flush checks this under the locks of its partitions,
+# so no feed begins or ends before the flush is stored.
 _MAY_HAVE = """
 SELECT EXISTS (SELECT FROM usage_feed WHERE dropped_at IS NULL AND begun_at <= to_timestamp(%s / 1000.0)
                   AND (ended_at IS NULL OR ended_at > to_timestamp(%s / 1000.0)))"""
-# Where a feed begins or ends, once no flush is under way: behind every call that is stored, also by a clock
-# that is a little ahead, and not within another feed. So rows stored before count as used before.
+# The time at which a feed begins or ends, without a flush under way: after every stored call, even by a clock
+# that is a little ahead, and outside other feeds. So rows stored before count as used before.
 BORDER = """greatest(clock_timestamp(), (SELECT max(ended_at) FROM usage_feed),
     (SELECT max(created_at) + interval '1 millisecond' FROM call
       WHERE created_at >= statement_timestamp()
         AND created_at < statement_timestamp() + interval '1 minute'))"""
 
-# So long all flushes are waited for: those whose partition is held already cannot be made meanwhile.
+# Maximum wait for all flushes, as flushes of locked partitions wait in that time.
 HOLD_MS_MAX = 2_000
 
-# An event as `TELL` takes it: `_COLUMNS`.
+# An event with the columns `_COLUMNS`, as `TELL` reads it.
 Told = tuple[object, ...]
 
 _ARRAYS = {
@@ -48,14 +48,14 @@ _ARRAYS = {
 }  # fmt: skip
 _OWN = tuple(each for each in DIMENSIONS if each != "start")
 _COLUMNS = ("name", "kind", "request_id", "used_ms", *_OWN, *AMOUNTS)
-# Where a row of `statements.CALL_SUMS` says its currency; its request, and then its time.
+# Positions in a row of `statements.CALL_SUMS`: the currency; the request, and after it the time.
 _CURRENCY, _AS_TOLD = DIMENSIONS.index("currency"), len(DIMENSIONS) + len(SUMS)
 _AMOUNTS_AT = tuple(SUMS.index(each) for each in AMOUNTS)
-# The number of them says nothing of its use.
+# The amounts that show use; the number of requests does not.
 _USED_AT = tuple(at for each, at in zip(AMOUNTS, _AMOUNTS_AT, strict=True) if each != "requests")
 _SHOWN = {"currency": "coalesce(nullif(n.currency, ''), o.currency)"}
 _FOLD = ("feed_id", "organization_id", "at", "tenant_id", "service_id", "model", "currency")
-# Of an hour users, keys and projects are not groups then; models neither, with twice as many waiting.
+# Hourly sums have no users, keys and projects; with twice as many waiting, no models either.
 _FOLDED = {
     "name": "gen_random_uuid()::text", "kind": f"'{FOLDED}'", "at": "date_trunc('hour', at, 'UTC')",
     "request_id": "NULL::uuid", "used_at": "NULL::timestamptz", "api_key_id": "0", "user_id": "0",
@@ -63,11 +63,10 @@ _FOLDED = {
 }  # fmt: skip
 _WRITTEN = ("feed_id", "name", "kind", "at", "request_id", "used_at", *_OWN, *AMOUNTS)
 _GROUPS = ", ".join(str(1 + _WRITTEN.index(each)) for each in _FOLD)
-# Places are given behind the last one that waits, so the first and the last say how many there are, about: a
-# sequence would run on where rows are only added to. Use outside any feed's time is not reported, and later
-# changes of it are not either; what was used at one's time is told whenever it becomes known, until that feed
-# is dropped. A use counts when it was, a difference when it becomes known: what was billed of its time stays
-# as it is.
+# Positions follow the last waiting one, so that first and last show about how many wait: a sequence would
+# advance even if rows are only added to. Use outside any feed's time is never reported, nor are its later
+# changes. Use in a feed's time is reported whenever it becomes known, until the feed is dropped. A use has
+# its own time, a difference the time at which it becomes known, so that billed periods do not change.
 TELL = f"""
 WITH feed AS MATERIALIZED (
 SELECT f.id AS feed_id, f.begun_at, coalesce(f.ended_at, 'infinity') AS ended_at, f.waiting_max,
@@ -103,11 +102,11 @@ ON CONFLICT ({", ".join(_FOLD)}) WHERE folding DO UPDATE SET
 
 
 def hold_flushes(connection: Connection) -> None:
-    """Wait for flushes under way, which see the feeds as they were; later ones see the feeds as changed.
+    """Wait for flushes under way, which see the feeds unchanged; later flushes see the change.
 
-    `Conflict` if a partition is locked too long, as by invoicing: nothing was done then.
+    Raise `Conflict`, with nothing done, if a partition is locked for too long, such as by invoicing.
     """
-    # All locks are one statement: each of them may be waited for, together not longer.
+    # All locks are acquired in one statement, whose timeout limits the whole wait.
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {HOLD_MS_MAX}")
     try:
         connection.exec_driver_sql(statements.HOLD_FLUSHES)
@@ -119,12 +118,12 @@ def hold_flushes(connection: Connection) -> None:
 
 
 def may_have(times: Sequence[int]) -> tuple[str, tuple[int, int]]:
-    """Return what asks whether any feed may have uses of these times, in ms."""
+    """Return a query, with its values, whether any feed may contain uses at these times in ms."""
     return _MAY_HAVE, (max(times), min(times))
 
 
 def of_call(event: OutboxEntry, facts: CallFacts, user_id: int | None) -> list[Told]:
-    """Return the report of a call: nothing where it used nothing."""
+    """Return the events of a call; empty if it used nothing."""
     hours: rollup.Rollup = {}
     rollup.add_call(hours, event, facts, user_id)
     request_id = event.source.lower()
@@ -136,9 +135,9 @@ def of_call(event: OutboxEntry, facts: CallFacts, user_id: int | None) -> list[T
 
 
 def of_change(kind: Kind, before: Sequence[Any], after: Sequence[Any]) -> list[Told]:
-    """Return the report of a call whose row changed: the difference; both as `statements.CALL_SUMS`."""
+    """Return events with the difference of a changed call; both rows are of `statements.CALL_SUMS`."""
     hours: rollup.Rollup = {}
-    # Use without a price yet costs nothing, in any currency.
+    # Use without a price so far has the cost 0 in any currency.
     rollup.moved_usage(
         [*before[:_CURRENCY], before[_CURRENCY] or after[_CURRENCY], *before[_CURRENCY + 1 :]], after, hours
     )
@@ -158,7 +157,7 @@ class FeedListener:
         user: Callable[[OutboxEntry], int | None],
         changes: Sequence[Change],
     ) -> None:
-        """Queue calls and corrected calls for the feeds whose time they fall into."""
+        """Queue events of stored and corrected calls for the feeds that contain their times of use."""
         times = [used_at(event, facts_of(event)) for event in calls]
         times += [used_in(after) for _, after in changes]
         if not times or connection.execute(*may_have(times)).fetchone() != (True,):
@@ -169,7 +168,7 @@ class FeedListener:
             connection.execute(TELL, columns_of(told))
 
     def changed(self, connection: Connection, reason: Reason, changes: Iterable[Change]) -> None:
-        """Queue the differences of these changes for the feeds whose time the changes fall into."""
+        """Queue the differences of changed calls for the feeds that contain their times of use."""
         moved = list(changes)
         if connection.exec_driver_sql(*may_have([used_in(after) for _, after in moved])).scalar():
             told = [one for before, after in moved for one in of_change(reason, before, after)]

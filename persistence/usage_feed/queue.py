@@ -1,8 +1,8 @@
-"""Usage events that wait for a billing service: given to one keeper at a time, the oldest first.
+"""Waiting usage events for a billing service: claimed by one keeper at a time, the oldest first.
 
-A keeper that sends to the service of a feed sends its events, also when the feed has ended. It has a lease,
-longer than it may take to send what it was given. What it was given may be sent again by another, and is what
-it was: nothing is added to an event that was taken to be sent.
+A keeper sends the events of all feeds with its service, also of ended ones. Its lease is longer than sending
+a batch may take. Another keeper may send a claimed event again, unchanged: nothing is added to a claimed
+event.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from persistence.usage_feed.outbox import BORDER, hold_flushes
 
 _GO_ON = text("""
 UPDATE usage_feed SET service = :service, waiting_max = :waiting_max WHERE ended_at IS NULL RETURNING id""")
-# A person ended one: a keeper that starts again does not undo that.
+# A person ended the feed: a keeper's restart must not undo that.
 _ENDED = text("SELECT EXISTS (SELECT FROM usage_feed WHERE service = :service)")
 _BEGIN = text(f"""
 INSERT INTO usage_feed (service, waiting_max, begun_at) VALUES (:service, :waiting_max, {BORDER})
@@ -53,7 +53,7 @@ UPDATE usage_feed SET leased_by = :me, leased_until = now() + make_interval(secs
                                       LIMIT :failed_max) AS failed) < :failed_max
         ORDER BY f.id LIMIT 1 FOR UPDATE OF f SKIP LOCKED)
 RETURNING id""")
-# Rows being added at this moment are left for the next time.
+# Rows that are being added to are skipped until the next time.
 _TAKE = text("""
 SELECT id FROM usage_outbox WHERE feed_id = :feed AND state = 'waiting'
  ORDER BY place, id LIMIT :n FOR UPDATE SKIP LOCKED""")
@@ -72,7 +72,7 @@ _REFUSED = text("""
 UPDATE usage_outbox AS u SET state = 'failed', error = n.error
   FROM unnest(cast(:ids AS bigint[]), cast(:errors AS text[])) AS n (id, error)
  WHERE u.id = n.id AND u.state = 'waiting'""")
-# One that nobody else has been given since.
+# The feed, if no other keeper has its lease.
 _ATTEMPTS = text("SELECT attempts FROM usage_feed WHERE leased_by = :me ORDER BY id FOR UPDATE")
 _PAUSE = text("""
 UPDATE usage_feed SET attempts = attempts + 1, error = :error,
@@ -84,7 +84,7 @@ DELETE FROM usage_outbox WHERE id IN (
        SELECT u.id FROM usage_feed AS f JOIN usage_outbox AS u ON u.feed_id = f.id
         WHERE f.dropped_at IS NOT NULL LIMIT :n)""")
 
-# Of each feed that is not dropped. Beyond so many they are counted by their places, and not one by one.
+# Metrics of feeds that are not dropped. Above `most`, events are counted by their positions.
 _USAGE_FEEDS = text("""
 SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
                          ELSE greatest(w.count, p.last - p.first + 1) END), 0) AS waiting,
@@ -106,7 +106,7 @@ SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
 
 @dataclass(slots=True, eq=False)
 class FeedQueue:
-    """Events that wait in PostgreSQL."""
+    """The queue of usage events in PostgreSQL."""
 
     engine: AsyncEngine
     _: KW_ONLY
@@ -115,9 +115,9 @@ class FeedQueue:
     _me: UUID = field(default_factory=uuid4, init=False)
 
     async def begin(self, terms: Terms) -> bool:
-        """Open or resume a service's feed; return False if a person ended that service's feed.
+        """Open a service's feed, or update the open one; return False if a person ended the service's feed.
 
-        `Conflict` if flushes cannot be held now.
+        Raise `Conflict` if flushes are under way for too long.
         """
         here = {"service": terms.service, "waiting_max": terms.waiting_max}
         async with self.engine.begin() as connection:
@@ -130,9 +130,9 @@ class FeedQueue:
             return True
 
     async def claim(self, service: Service, count: int) -> Sequence[FeedEvent]:
-        """Return the oldest events that wait for a service, of one feed.
+        """Return up to `count` of the oldest waiting events for a service, all of one feed.
 
-        None while all its feeds pause, or other keepers send.
+        Empty while all its feeds are paused, or claimed by other keepers.
         """
         lease = {
             "me": self._me, "lease": self.lease_s, "failed_max": self.failed_max, "service": service,
@@ -147,7 +147,7 @@ class FeedQueue:
         return [_event(row) for row in rows]
 
     async def keep(self, taken: Collection[int], refused: Mapping[int, str]) -> None:
-        """Forget those that were taken, set aside those that were refused."""
+        """Delete the accepted events, and mark the refused ones as failed with their error."""
         async with self.engine.begin() as connection:
             if taken:
                 await connection.execute(_TAKEN, {"ids": list(taken)})
@@ -156,7 +156,7 @@ class FeedQueue:
                 await connection.execute(_REFUSED, here)
 
     async def pause(self, pause: Pause) -> None:
-        """Send nothing for a while, the longer the more often it was in vain."""
+        """Pause the claimed feed after a failure; the pause grows with the number of failures."""
         async with self.engine.begin() as connection:
             made = (await connection.execute(_ATTEMPTS, {"me": self._me})).scalars().all()
             seconds = pause_s(max(made, default=0) + 1, pause.seconds)
@@ -172,12 +172,12 @@ class FeedQueue:
 
 
 async def forget(engine: AsyncEngine, at_once: int = DELETED_ROWS_AT_ONCE) -> int:
-    """Delete the events of feeds that were dropped; answers how many."""
+    """Delete the events of dropped feeds; return the number."""
     return await delete(engine, _FORGET, {}, at_once)
 
 
 async def usage_feeds(engine: AsyncEngine, *, counted_max: int = COUNTED_MAX) -> dict[str, object]:
-    """Return how many usage events a billing service was not told yet, or refused, and how many it took."""
+    """Return metrics of usage events: waiting, refused, age of the oldest, and number sent."""
     async with engine.connect() as connection:
         row = (await connection.execute(_USAGE_FEEDS, {"most": counted_max})).one()
     return {

@@ -1,1 +1,1 @@
-"""Everyday administration from a terminal, over the Admin API: tables for people, `--json` for programs."""
+"""Administration from a terminal, through the Admin API: tables for people, `--json` for programs."""

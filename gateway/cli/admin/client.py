@@ -1,4 +1,4 @@
-"""The Admin API as the command line calls it: where it is, one call, every failure as one sentence."""
+"""The Admin API's client for the command line: its address, its calls, and failures as one sentence."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ from gateway.core.text import read_json
 from gateway.errors import NotFound, TollkeeperError
 from gateway.tls.certificates import pinned, trusting
 
-# What people type for each resource of the Admin API, where it is not simply the resource's own word.
+# Words of the command line for resources of the Admin API that differ from the resource's name.
 #
-# Everything else of a command is made of the resource itself (`commands.py`): its fields, filters and
-# actions.
+# The other parts of a command come from the resource (`commands.py`): its fields, filters and actions.
 
-# The field a row is named by, besides its id, where it is not that of the resource.
+# The field that identifies a row besides its id, if it differs from the resource's own.
 NAMED_BY: Mapping[str, str] = {"services": "key", "organization-subscriptions": "organization_id"}
-# Rows whose id is another resource's.
+# Resources whose rows have the id of another resource's row.
 ID_OF: Mapping[str, str] = {"tenant-quotas": "tenants"}
-# Shorter words for options; the field's own name is taken as well.
+# Shorter names of options; the field's own name works, too.
 SHORT: Mapping[str, str] = {
     "organization": "org",
     "requests-per-minute": "rpm",
@@ -57,15 +56,18 @@ SHORT: Mapping[str, str] = {
     "changes": "change",
     "lines": "line",
 }
-# Lists that show what is open; `--all` shows the rest as well.
+# Lists that show only open rows without `--all`.
 OPEN: Mapping[str, str] = {"dead-letters": "resolved", "quarantine": "released"}
-# Shown with a row: another resource under the same id.
+# Resources shown together with a row of the same id.
 BESIDE: Mapping[str, tuple[str, str]] = {"tenants": ("quota", "tenant-quotas")}
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A second place of a command: `section verb`, with filters or fields that need no option's name."""
+    """A second name of a command: `section verb`.
+
+    Fields or filters in `positional` can be given in order, without an option's name.
+    """
 
     section: str
     verb: str
@@ -86,12 +88,12 @@ ALIASES = (
 
 
 def named_by(resource: str) -> str:
-    """Return the field a row is named by, besides its id."""
+    """Return the field that identifies a row besides its id."""
     return NAMED_BY.get(resource) or described.resource(resource).named_by
 
 
 def defaults(resource: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the default fields of `create` for the fields in `given`."""
+    """Return the fields that `create` sets by default, next to the fields in `given`."""
     if resource in {"prices", "exchange-rates"}:
         return {"effective_from": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
     if resource != "services":
@@ -103,7 +105,7 @@ def defaults(resource: str, given: dict[str, Any]) -> dict[str, Any]:
 TIMEOUT_S = 40.0
 PAGE_ROWS_MAX = 1_000
 NAMES_READ_MAX = 5_000
-# Rows of one name that are told by their ids.
+# Maximum of rows with the same name that a message lists.
 NAMESAKES_MAX = 6
 DATA_DIR = ".tollkeeper"
 # Ids are below 2^63.
@@ -113,14 +115,14 @@ Json = dict[str, Any]  # JSON as the API answers it
 
 
 class CommandFailed(TollkeeperError, reason="command_failed"):
-    """The command came to nothing; the message says why."""
+    """The command failed; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdminClient:
-    """A caller of the Admin API at `url`, such as http://127.0.0.1:8081.
+    """A client of the Admin API at `url`, such as http://127.0.0.1:8081.
 
-    `called` says how the command at hand calls fields of a body, for what is wrong with them.
+    `called` maps fields of a body to the command's options, for messages about invalid values.
     """
 
     url: str
@@ -130,11 +132,11 @@ class AdminClient:
     tls: SSLContext | None = field(default=None, repr=False)
 
     def get(self, path: str, **query: object) -> Json:
-        """Read; a query value of None is left out."""
+        """Read a resource; a query value of None is left out."""
         return self._call("GET", _asked(path, query), None)
 
     def items(self, path: str, limit: int, **query: object) -> list[Json]:
-        """Read up to `limit` rows of a list, over as many pages as that takes."""
+        """Read up to `limit` rows of a list, page by page."""
         return list(self._each(path, limit, **query))
 
     def _each(self, path: str, limit: int, **query: object) -> Iterator[Json]:
@@ -157,7 +159,7 @@ class AdminClient:
         self._call("DELETE", path, None)
 
     def id_of(self, resource: str, text: str) -> int:
-        """Find the id of a row given as an id or as its name."""
+        """Return the id of a row from a text that is its id or its name."""
         resource = ID_OF.get(resource, resource)
         if text.isascii() and text.isdigit() and len(text) <= ID_DIGITS_MAX:
             return int(text)
@@ -179,13 +181,13 @@ class AdminClient:
         return int(found[0]["id"])
 
     def _known(self, resource: str, by: str) -> list[str]:
-        """Return names among the first rows, for a name that is mistyped."""
+        """Return the names of the first rows, to suggest one for a mistyped name."""
         with suppress(CommandFailed):
             return [str(row.get(by)) for row in self._each(resource, NAMES_READ_MAX)]
         return []
 
     def names(self, resource: str, ids: Collection[int], rows_max: int = NAMES_READ_MAX) -> dict[int, str]:
-        """Return the names of rows by id, as far as they are among the first rows and can be read."""
+        """Return the names of rows by id; ids beyond the first `rows_max` rows are left out."""
         found: dict[int, str] = {}
         rows: Iterable[Json] = self._each(resource, rows_max if ids else 0)
         with suppress(CommandFailed):
@@ -203,11 +205,11 @@ class AdminClient:
         return without_password(self.url)
 
     def metrics(self) -> str:
-        """Read the metrics beside the API, as Prometheus does."""
+        """Read the Prometheus metrics from the Admin API's port."""
         return self.download("/metrics").decode()
 
     def download(self, path: str, **query: object) -> bytes:
-        """Read a document as it is; a path from the root is not the API's."""
+        """Read a document without parsing; a path that begins with / is not below the API's root."""
         status, raw = self._send("GET", _asked(path, query), None, "*/*")
         assert status == 200
         return raw
@@ -254,8 +256,8 @@ class AdminClient:
 
 
 def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
-    """Find the Admin API: `TOLLKEEPER_ADMIN_URL` and `_TOKEN`, else what `up` left in the data directory."""
-    from gateway.settings.secret_files import Environment  # noqa: PLC0415  # help is shown without settings
+    """Return a client by `TOLLKEEPER_ADMIN_URL` and `_TOKEN`, else by `up`'s files in the data directory."""
+    from gateway.settings.secret_files import Environment  # noqa: PLC0415  # `--help` needs no settings
 
     environ = Environment(environ)
     url, token = environ.get("TOLLKEEPER_ADMIN_URL"), environ.get("TOLLKEEPER_ADMIN_TOKEN")
@@ -277,7 +279,7 @@ def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
 
 
 def _tls(url: str, environ: Mapping[str, str]) -> SSLContext | None:
-    """Trust and certificate for an `https` URL: by the variables, else as `up` left them."""
+    """Return the TLS context for an `https` URL, from the variables or the files of `up`; None for `http`."""
     if urlsplit(url).scheme != "https":
         return None
     named = [environ.get(f"TOLLKEEPER_ADMIN_{name}_FILE", "") for name in ("CA", "CERT", "KEY")]
@@ -308,7 +310,7 @@ def _noted(path: Path) -> dict[str, str]:
     return {name: str(value) for name, value in noted.items()} if isinstance(noted, dict) else {}
 
 
-# What helps against an answer, where the answer itself does not say.
+# Advice for statuses whose answers contain none.
 _HELP = {
     401: "Set TOLLKEEPER_ADMIN_TOKEN to a valid one; `up` has its own in its data directory (secrets.json).",
     403: "Set TOLLKEEPER_ADMIN_TOKEN to a token that may; `tollkeeper admin-token create` makes one.",
@@ -318,7 +320,7 @@ _HELP = {
 
 
 def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
-    """Return the API's refusal as text, field by field, with advice."""
+    """Return the API's refusal as text, with one line a field, and advice."""
     try:
         problem = read_json(error.read())
         fields = [
@@ -339,7 +341,7 @@ def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
 
 
 def _called(name: str, called: Mapping[str, str]) -> str:
-    """Return the option of a field, or of the list around it."""
+    """Return the option of a field, or of the list that contains it; else the field's name."""
     outer, _, place = name.partition(".")
     return called.get(name) or (called.get(outer, name) if place.isdecimal() else name)
 

@@ -1,8 +1,7 @@
-"""The administration commands, made of the Admin API's resources: each of their fields, filters and actions.
+"""The administration commands, generated from the Admin API's resources: their fields, filters and actions.
 
-A command is a function whose signature is written here, so that the shell, the help and the reference
-know it as they know those written by hand. Fields that must be given may be given without their
-option, in order.
+A command is a function whose signature is generated, so that shell completion, help and reference treat it
+like a hand-written one. Required fields can be given in order, without their option's name.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from gateway.feature import features
 
 # Fields of resources as the command line's options and arguments.
 
-# Sections that have commands written by hand as well.
+# Sections that also have hand-written commands.
 BY_HAND = frozenset({"invoice", "ledger", "letters", "reconciliation"})
 COMPLETION_ROWS_MAX = 50
 COMPLETION_S_MAX = 2.0
@@ -48,7 +47,7 @@ def row_argument(resource: CliResource, word: str) -> Any:
 
 
 def words_argument(fields: Sequence[FormField]) -> Any:
-    """Return fields that are given in order, without their option's name."""
+    """Return the argument for fields that are given in order, without their option's name."""
     shown = " ".join(f"[{spelled(each.name).upper()}]" for each in fields)
     return typer.Argument(metavar=shown, help="Or by option.", autocompletion=completion(fields[0].refers))
 
@@ -65,7 +64,7 @@ def option_of(field: FormField) -> Any:
         *(["/".join((names[0], names[0].replace("--", "--no-", 1)))] if field.kind == "flag" else names),
         help=" ".join(filter(None, says)),
         autocompletion=completion(field.refers),
-        # A value that may be none is read as text; what else it may be is said all the same.
+        # A value that may be `none` is read as text; the help still lists the choices.
         metavar=f"<{'|'.join(field.choices)}>" if field.kind == "choice" and field.nullable else None,
     )
     kind: Any = str | None
@@ -81,7 +80,7 @@ def option_of(field: FormField) -> Any:
 
 
 def names_of(name: str) -> list[str]:
-    """Return the options of a field: a short one if there is one, and its own."""
+    """Return the options of a field: a short one if it exists, and the field's own."""
     long = spelled(name)
     outer, _, inner = name.partition(".")
     if inner:
@@ -91,14 +90,14 @@ def names_of(name: str) -> list[str]:
 
 
 def typed_as(name: str) -> str:
-    """Return the option of a field that was typed, else the first."""
+    """Return the option that was typed for a field, else its first option."""
     names = names_of(name)
     words = {word.partition("=")[0] for word in sys.argv}
     return next((each for each in names if each in words), names[0])
 
 
 def usual(field: FormField) -> Any:
-    """Return the option that takes back what a flag says, which may say nothing."""
+    """Return the option that resets a flag to unset."""
     long = spelled(field.name)
     return Annotated[bool, typer.Option(f"--usual-{long}", help=f"Neither --{long} nor --no-{long}.")]
 
@@ -108,7 +107,7 @@ def _choice(field: FormField) -> Any:
 
 
 def completion(resource: str) -> Callable[[str], list[str]] | None:
-    """Return names of a resource's rows for the shell; None where it has none."""
+    """Return the shell completion for names of a resource's rows; None if its rows have no names."""
     if not resource:
         return None
     resource = client.ID_OF.get(resource, resource)
@@ -117,7 +116,7 @@ def completion(resource: str) -> Callable[[str], list[str]] | None:
         return None
 
     def complete(incomplete: str) -> list[str]:
-        with suppress(CommandFailed):  # no names where the Admin API does not answer
+        with suppress(CommandFailed):  # no completion without the Admin API
             rows = replace(find(), timeout_s=COMPLETION_S_MAX).items(resource, COMPLETION_ROWS_MAX)
             return [row[by] for row in rows if str(row[by] or "").startswith(incomplete)]
         return []
@@ -125,8 +124,8 @@ def completion(resource: str) -> Callable[[str], list[str]] | None:
     return complete
 
 
-Typed = dict[str, Any]  # what typer read, by parameter
-# What the parameter begins with that takes back what a flag says.
+Typed = dict[str, Any]  # values that typer read, by parameter
+# The prefix of parameters that reset a flag.
 _USUAL = "usual_"
 
 
@@ -149,7 +148,7 @@ def _list_sources() -> Sequence[ListSource]:
 
 @dataclass(frozen=True, slots=True)
 class CliCommand:
-    """One command: what it does to which resource, its fields, and those that need no option's name."""
+    """One command: its action `does` on a resource, its fields, and those without an option's name."""
 
     resource: CliResource
     does: str
@@ -261,7 +260,7 @@ class CliCommand:
         return client.OPEN.get(self.resource.name, "")
 
     def _body(self, api: AdminClient, typed: Typed) -> Json:
-        """Return the given fields; `CommandFailed` where something is missing or too much."""
+        """Return the given fields as a body; raise `CommandFailed` if one is missing or unexpected."""
         given = {
             field.name: typed[field.control]
             for field in self.fields
@@ -301,9 +300,9 @@ class CliCommand:
 
 
 def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, typer.Typer]:
-    """Add a section for each resource, and for second places; the sections by name.
+    """Add a section of commands for each resource, report and alias; return the sections by name.
 
-    Commands are made for the sections that are `asked` alone, where it is said: making all takes 0.2 s.
+    With `asked`, only these sections get their commands: creating all takes 0.2 s.
     """
     made: dict[str, typer.Typer] = {}
     for resource in described.resources():
@@ -325,7 +324,7 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
 
 
 def mount_section(app: typer.Typer, name: str) -> bool:
-    """Add one section alone; False where there is none of this name, or others write commands of it."""
+    """Add the section with this name; return False if it does not exist, or has hand-written commands."""
     found = [one for one in described.resources() if section_of(one) == name]
     if not found or name in BY_HAND:
         return False
@@ -337,7 +336,7 @@ def mount_section(app: typer.Typer, name: str) -> bool:
 
 
 def _section(app: typer.Typer, resource: CliResource) -> typer.Typer:
-    """Return the section of a resource, with all its commands."""
+    """Create the section of a resource with all its commands."""
     section = typer.Typer(no_args_is_help=True, help=resource.description)
     app.add_typer(section, name=section_of(resource.name))
     if resource.batch is not None:
@@ -355,10 +354,10 @@ def _add_alias(section: typer.Typer, alias: client.Alias) -> None:
 
 
 class WordsCommand(TyperCommand):
-    """A command whose words may be numbers below 0: -5 is no option, so the API says whether it may be."""
+    """A command whose words may be negative numbers: -5 is a word here, not an option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse words with a blank before each number that no option stands before."""
+        """Parse the words, with a blank before each negative number that follows no option."""
         before = ["", *args]
         words = [
             f" {word}" if _BELOW_0.fullmatch(word) and not earlier.startswith("-") else word
@@ -383,7 +382,7 @@ def _shows(report: CliReport) -> Callable[..., None]:
 def _with_signature(
     command: Callable[..., None], summary: str, takes: Mapping[str, tuple[Any, Any]]
 ) -> Callable[..., None]:
-    """Return the command with what typer reads: each parameter's kind and its default."""
+    """Set the signature that typer reads: each parameter's type and default; return the command."""
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it
         [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
@@ -407,7 +406,7 @@ def number(text: str) -> int:
 
 
 def value(api: AdminClient, field: FormField, said: str | bool | Sequence[str]) -> object:
-    """Return the value that a field is sent as; `CommandFailed` names the option."""
+    """Return the value that a field is sent with; raise `CommandFailed` with the option's name."""
     try:
         if isinstance(said, bool):
             return said
@@ -421,12 +420,12 @@ def value(api: AdminClient, field: FormField, said: str | bool | Sequence[str]) 
 
 
 def spelled(name: str) -> str:
-    """Return an option's long name: that of its field, an id by what it is of."""
+    """Return the long option of a field, such as `tenant` for `tenant_id`."""
     return name.removesuffix("_id").replace(".", "-").replace("_", "-")
 
 
 def in_query(body: Json) -> Json:
-    """Return a body as a query: what is in a document by its name and the inner one."""
+    """Return a body as query parameters; nested fields are named `outer.inner`."""
     inner = {
         f"{name}.{key}": each
         for name, value in body.items()
@@ -437,7 +436,7 @@ def in_query(body: Json) -> Json:
 
 
 def with_limits(body: Json, known: Callable[[], Json]) -> Json:
-    """Return a body whose limits are put over those of the row as it is; 0 takes one away."""
+    """Return a body whose limits are merged into the row's present limits; 0 removes one."""
     given = [name for name in body if name.endswith("limits")]
     row = known() if given else {}
     merged = {name: {**row.get(name, {}), **body[name]} for name in given}
@@ -455,7 +454,7 @@ def with_amounts(fields: Sequence[FormField], body: Json, known: Callable[[], Js
 def with_names(
     api: AdminClient, resource: CliResource, rows: Sequence[Json], columns: Sequence[str]
 ) -> list[Json]:
-    """Return rows for people: beside an id stands the name behind it."""
+    """Return rows for people, with the name of the referenced row after each id."""
     named = {
         column: api.names(target, {row[column] for row in rows} - {None})
         for column in columns
@@ -480,7 +479,7 @@ def _item(said: str) -> object:
 
 
 def _document(said: Sequence[str], field: FormField) -> object:
-    """Return one JSON document, or NAME=VALUE as often as there are facts."""
+    """Return the value of a JSON option: one JSON document, or several texts NAME=VALUE."""
     if len(said) == 1 and said[0].lstrip().startswith(("{", "[")):
         try:
             return read_json(said[0])
@@ -500,7 +499,7 @@ def _fact(text: str) -> object:
 
 @dataclass(frozen=True, slots=True)
 class ListSource:
-    """Another place that has rows of some lists: an option names it, `rows` reads what the others ask for."""
+    """Another source of some lists' rows: an option selects it, `rows` reads from it."""
 
     name: str
     option: Any
@@ -509,14 +508,14 @@ class ListSource:
 
 
 def read_option(name: str, said: Any, reader: Callable[[str], Any]) -> Any:
-    """Return the option's value, read by `reader`; its `ValueError` becomes an error of the option."""
+    """Return an option's value, parsed by `reader`; a `ValueError` becomes an error of the option."""
     try:
         return reader(said)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=f"--{spelled(name)}") from error
 
 
-# `tollkeeper event send FILE`, and its like: a file of many; some may be refused.
+# `tollkeeper event send FILE` and similar commands: a file of many objects, of which some may be refused.
 
 File = Annotated[
     str,
@@ -525,7 +524,7 @@ File = Annotated[
 
 
 def sends(resource: str, summary: str) -> Callable[..., None]:
-    """Return the command that sends a file of many; its status is 1 where some are refused."""
+    """Return the command that sends a file of many objects; its exit status is 1 if some are refused."""
 
     def send(file: File, as_json: AsJson = False) -> None:
         with output.admin() as api:

@@ -1,4 +1,4 @@
-"""`tollkeeper apply`, `diff` and `export`: what files say is planned on the server, shown, and done."""
+"""`tollkeeper apply`, `diff`, `export`: configuration in files, planned by the server, shown and applied."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from gateway.cli.admin.output import AsJson, admin, console, escape, print_json,
 from gateway.core.accounts.administration import DEFAULT_NAME
 from gateway.yaml_reader import UnreadableYaml, YamlDocument
 
-# YAML of configuration that is applied: read as all YAML is here, and written so that it reads the same.
+# YAML of configuration: read like all YAML of this program, and written so that it reads the same.
 
 _DUMPER: Any = yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper
 
 
 def documents(text: str, file: str) -> Iterator[YamlDocument]:
-    """Yield the documents of a file; `CommandFailed` names the line of the fault."""
+    """Yield the documents of a YAML file; raise `CommandFailed` with the line of a fault."""
     try:
         yield from yaml_reader.documents(text, file)
     except UnreadableYaml as error:
@@ -43,22 +43,22 @@ def documents(text: str, file: str) -> Iterator[YamlDocument]:
 
 
 def written(value: Json) -> str:
-    """Return a document as text, in its own order."""
+    """Return a document as YAML, with its fields in the given order."""
     made: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return made
 
 
-class _Dumper(_DUMPER):  # type: ignore[misc]  # whichever there is
+class _Dumper(_DUMPER):  # type: ignore[misc]  # the C dumper if it is installed
     def ignore_aliases(self, _: object) -> bool:
         return True
 
 
-# Where credentials go that are shown once: a file each that only its owner can read, never the screen.
+# Credentials that are shown once go to a file each, readable by its owner only, never to the screen.
 #
-# Files are there, empty, before anything is made: what cannot be kept is not made.
+# The files are created, empty, before the objects: an object whose secret cannot be stored is not created.
 
 NAME_CHARS_MAX = 48
-# Files that are written at once: most of the time of each is the disk's.
+# Files that are written at a time: most of the time is the disk's.
 WRITTEN_AT_ONCE = 32
 
 
@@ -69,7 +69,7 @@ class SecretFormat(StrEnum):
 
 @contextmanager
 def keep_secrets(directory: Path | None, form: SecretFormat, coming: Sequence[Json]) -> Iterator[SecretFiles]:
-    """Prepare a place for the secret of each object to be made; unused places are removed afterwards."""
+    """Create an empty file for the secret of each object in `coming`; remove unused files at the end."""
     if coming and directory is None:
         names = ", ".join(f"{each['resource']} {each['name']}" for each in coming[:5])
         raise CommandFailed(f"Secrets would be made (of {names}): say with --secrets-dir where they go.")
@@ -112,7 +112,7 @@ class SecretFiles:
             )
 
     def _make(self, path: Path) -> Path:
-        """Return an empty file that only its owner can read, to be renamed to `path`."""
+        """Return an empty file that only its owner can read; it is renamed to `path` once written."""
         waiting = path.with_name(f".{path.name}.{os.getpid()}")
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(waiting, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -154,20 +154,20 @@ class SecretFiles:
 
 
 def _name(each: Json) -> str:
-    """Return a name that is a file's and a Secret's, and no other object's."""
+    """Return a unique name for a secret that is valid for a file and a Kubernetes Secret."""
     said = f"{each['resource']} {each['name']}"
     plain = re.sub(r"[^a-z0-9]+", "-", said.lower()).strip("-")[:NAME_CHARS_MAX].strip("-")
     return f"{plain}-{sha256(said.encode()).hexdigest()[:8]}"
 
 
-# Files of configuration: which there are, the objects in them, and where each of them stands.
+# Files of configuration: the objects in them, and the position of each.
 
 FILES_MAX = 1_000
 BYTES_MAX = 12 * 1024 * 1024
 SUFFIXES = (".yaml", ".yml", ".json")
 STANDARD_INPUT = "-"
 
-# An object as the Admin API names it, and a field of it.
+# An object in messages of the Admin API, and its field.
 _AT = re.compile(r"\b(?P<kind>[a-z][a-z-]*)\.(?P<index>\d+)(?:\.(?P<field>[a-z_]+)(?P<rest>[\w.]*))?")
 _KIND = re.compile(r"^  (?P<kind>[\w-]+): ", re.MULTILINE)
 
@@ -180,14 +180,14 @@ class ObjectPosition:
 
 @dataclass(slots=True)
 class Sources:
-    """All objects by kind, in the order of the files, the place of each, and the first of each kind."""
+    """All objects by kind in the order of the files, their positions, and the first document of each kind."""
 
     objects: dict[str, list[object]] = field(default_factory=dict)
     places: dict[str, list[ObjectPosition]] = field(default_factory=dict)
     kinds: dict[str, YamlDocument] = field(default_factory=dict)
 
     def take(self, document: YamlDocument) -> None:
-        """Add a document's objects."""
+        """Add the objects of a document."""
         value, place = document.value, f"{document.file}, document {document.number}"
         if value is None:
             return
@@ -205,7 +205,7 @@ class Sources:
             self.kinds.setdefault(kind, document)
 
     def located(self, message: str) -> str:
-        """Return a message of the Admin API that says where in the files things stand."""
+        """Return a message of the Admin API with positions in files for its objects."""
         return _KIND.sub(self._of_kind, _AT.sub(self._of_object, message))
 
     def _of_object(self, found: re.Match[str]) -> str:
@@ -228,7 +228,7 @@ class Sources:
 
 
 def read_sources(names: Sequence[str]) -> Sources:
-    """Read files and directories; `CommandFailed` names what of them is wrong."""
+    """Read files and directories; raise `CommandFailed` with the file and line of a fault."""
     sources, count, size = Sources(), 0, 0
     for name in names:
         for file, text in _texts(name):
@@ -249,7 +249,7 @@ def body_of(sources: Sources) -> Json:
 
 
 def _texts(name: str) -> Iterator[tuple[str, bytes]]:
-    """Yield the files of a name with their bytes; hidden files such as those of git are skipped."""
+    """Yield the names and bytes of a file, or of the files in a directory; hidden ones are skipped."""
     path = Path(name)
     try:
         if name == STANDARD_INPUT:
@@ -278,7 +278,7 @@ def _decoded(file: str, text: bytes) -> str:
         raise CommandFailed(f"{file}: is not UTF-8 text (at byte {error.start}).") from error
 
 
-# How plans are shown: a line a row and a line a field for people, JSON for programs.
+# Plans on the screen: one line a row and one a field for people, JSON for programs.
 
 SHOWN_MAX = 1_000
 MARKS = {"create": ("green", "+"), "delete": ("red", "-")}
@@ -286,7 +286,7 @@ CHANGED = ("yellow", "~")
 
 
 def print_plan(found: Json, wanted: Sources, *, as_json: bool) -> None:
-    """Show what would be done; Show the changes to be done; rows that are as they should be are left out."""
+    """Print the changes of a plan; unchanged rows are left out."""
     if as_json:
         for each in found["changes"]:
             each["at"] = wanted.located(each["at"])
@@ -310,7 +310,7 @@ def print_plan(found: Json, wanted: Sources, *, as_json: bool) -> None:
 
 
 def print_done(found: Json, *, as_json: bool) -> None:
-    """Show what was done, behind its plan."""
+    """Print the result after an applied plan: files with secrets, and pending changes."""
     if as_json:
         print_json(found)
         return
@@ -470,7 +470,7 @@ def _write(to: Path, objects: Mapping[str, object]) -> None:
 
 @contextmanager
 def _files(names: list[str], *, failed: int) -> Iterator[tuple[AdminClient, Sources]]:
-    """Open the Admin API and read the files; errors name the place in a file."""
+    """Open the Admin API and read the files; failures name the position in a file."""
     with admin(failed=failed) as api:
         wanted = read_sources(names)
         try:

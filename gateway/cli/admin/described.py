@@ -1,7 +1,7 @@
-"""What the command line knows of the Admin API's resources, without loading their models.
+"""The command line's description of the Admin API's resources, loaded without their models.
 
-`commands.json` is written from the resources by `make docs`. Where other features are installed than those it
-was written with, the resources are asked themselves.
+`make docs` writes `commands.json` from the resources. If other features are installed than at that time, the
+description is created from the resources instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def installed() -> list[str]:
 
 @cache
 def document() -> dict[str, Any]:
-    """Return all that is known, as it is written."""
+    """Return the whole description as JSON."""
     found: dict[str, Any] = json.loads(FILE.read_bytes())
     if found["features"] != installed():
         from gateway.cli.admin.describing import describe  # noqa: PLC0415  # heavy
@@ -37,7 +37,7 @@ def document() -> dict[str, Any]:
 
 @cache
 def resource(name: str) -> CliResource:
-    """Return a resource by its name; KeyError where there is none."""
+    """Return the description of a resource; raise KeyError if there is none."""
     said = document()["resources"][name]
     commands = {verb: _parts(one) for verb, one in said["commands"].items()}
     secret = None if said["secret"] is None else Secret(**_tuples(said["secret"]))

@@ -1,4 +1,4 @@
-"""The description of the Admin API that the command line is made of, from the resources themselves."""
+"""Creates the description of the Admin API for the command line from the resources."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gateway.admin.resources.values import Out
 from gateway.cli.admin.sections import CliReport, CliResource, CommandParts, section_of
 from gateway.feature import features
 
-# What `create` takes without the option's name, where it is not each field that must be given.
+# Fields of `create` without an option's name, if these are not all required fields.
 POSITIONAL: Mapping[str, tuple[str, ...]] = {"api-keys": ("tenant_id", "name"), "services": ("key",)}
-# What a table shows, where the console shows no list of it.
+# Columns of tables without a list in the console.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "tenants": ("id", "name", "organization_id", "plan_id", "limits", "user_limits"),
     "api-keys": (
@@ -45,7 +45,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 
 def describe() -> dict[str, Any]:
-    """Return all that the command line knows, as `commands.json` has it."""
+    """Return the whole description, as in `commands.json`."""
     archived = {name for feature in features() for one in feature.list_sources() for name in one.resources}
     reports = [
         CliReport(one.name, one.description, one.summary, one.numbers)
@@ -101,7 +101,7 @@ def _commands(resource: Resource) -> dict[str, CommandParts]:
 
 
 def _columns(resource: Resource) -> Sequence[str]:
-    """Return a table's columns: the id, then those of the console that are fields."""
+    """Return the columns of a table: the id, then the console's columns that are fields."""
     if resource.name in COLUMNS:
         return COLUMNS[resource.name]
     shown = SCREENS[resource.name].columns if resource.name in SCREENS else tuple(resource.out.model_fields)
@@ -130,7 +130,7 @@ def _required(fields: Sequence[FormField]) -> tuple[str, ...]:
 
 
 def _numbers() -> set[str]:
-    """Return columns of numbers: those of resources' answers."""
+    """Return the names of numeric columns in all answers."""
     answers: list[type[Out]] = [UsageItem, *(resource.out for resource in RESOURCES.values())]
     return {
         name

@@ -1,4 +1,4 @@
-"""`tollkeeper explain`: why a call was refused, or cost what it cost, as the Admin API tells it."""
+"""`tollkeeper explain`: the Admin API's explanation of a call's refusal or cost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def explain(
 
 
 def _steps(api: AdminClient, request_id: str) -> list[Json]:
-    """Return the steps of a call by the names that the command gives to their fields."""
+    """Return the steps of a call's explanation, with the field names of the command's JSON."""
     return [
         {
             "step": step["step"],

@@ -1,7 +1,8 @@
-"""`tollkeeper import litellm`: a configuration of LiteLLM as files of ours, and all that is left out.
+"""`tollkeeper import litellm`: translates a configuration of LiteLLM into files of ours, with a list of
+omissions.
 
-Each part of the source is taken out of it as it is translated, so the rest is the list of omissions. Pure but
-for the command itself. Credentials are referred to, or written to files of their own.
+Each translated part is removed from the source, so the remaining parts are the omissions. Pure except for the
+command itself. Credentials are referenced, or written to separate files.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from gateway.core.times import rfc3339
 
 CONFIG, OBJECTS, KEYS = "tollkeeper.yaml", "objects.yaml", "keys"
 BYTES_MAX = 4 * 2**20
-# Models of one list, at most.
+# Maximum of models in one list.
 LIST_MAX = 100
 PLAN, EVERYBODY = "Tokens without a limit", "Everybody"
 ENVIRON = "os.environ/"
@@ -38,13 +39,13 @@ ENVIRON = "os.environ/"
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """How a provider of theirs is reached; `path` is a template of an upstream."""
+    """The address and API of a LiteLLM provider; `path` is an upstream's path template."""
 
     family: str
     base_url: str
     variable: str
     path: str = ""
-    # How it signs in without a key; its region and project: our name, theirs, and the variable.
+    # Authentication without a key; region and project: our name, LiteLLM's, and the variable.
     auth: str = ""
     places: tuple[tuple[str, str, str], ...] = ()
 
@@ -97,23 +98,23 @@ PROVIDERS: Mapping[str, Provider] = {
     "ollama": Provider("openai", "http://localhost:11434", ""),
     "ollama_chat": Provider("openai", "http://localhost:11434", ""),
 }
-# Names without a provider in front.
+# Prefixes of model names without a provider.
 _PLAIN = {
     "claude": "anthropic", "gemini": "gemini", "gpt-": "openai", "o1": "openai", "o3": "openai",
     "o4": "openai", "chatgpt-": "openai", "text-embedding-": "openai", "anthropic.": "bedrock",
 }  # fmt: skip
-# Words that LiteLLM reads in front of a provider's own name of a model.
+# Prefixes that LiteLLM reads before a provider's name of a model.
 _HINTS = {
     "openai": r"responses/",
     "azure": r"(?:responses|o_series|gpt5_series)/",
     "xai": r"responses/",
     "bedrock": r"(?:converse|invoke|[a-z]{2}(?:-[a-z]+)+-\d)/",
 }
-# The upstreams of default routes, each at the address and with the variable that make it this one.
+# The upstreams of default routes, with their addresses and variables.
 _BUILT_IN = {target.name: target for one in ALL if one.target is not None for target in [one.target({})]}
-# Names in lists of models that say which models, rather than name one.
+# Names in lists of models that stand for several models.
 _ALL_MODELS, _MODELS_OF_TEAM = "all-proxy-models", "all-team-models"
-# Routes of a key that may ask for answers of models.
+# The routes of a key that may call models.
 _ANSWERS = "llm_api_routes"
 _NAME = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,256}")
 _INTERVALS = {
@@ -125,7 +126,7 @@ _INTERVALS = {
     "30d": "month",
     "1mo": "month",
 }
-# Why parts are left, by how their place begins or ends; what no row is about has no counterpart.
+# Reasons for omissions, by a pattern of the part's path; other parts have no counterpart.
 _WHY = (
     (r"guardrails.*|.*\.guardrails", "Tollkeeper filters no content"),
     (r"model_list\[\d+\]\.model_name", "its model is not taken over"),
@@ -154,7 +155,7 @@ _WHY = (
 
 @dataclass(slots=True)
 class Translated:
-    """The result: a configuration file, objects to apply, secrets by file, and omissions."""
+    """The result: a configuration file, objects to apply, secrets by file name, and omissions."""
 
     config: Json = field(default_factory=dict)
     objects: Json = field(default_factory=dict)
@@ -166,9 +167,9 @@ class Translated:
 def translate(
     source: Json, organization: str, directory: Path, now: datetime, *, teams: Any = None, keys: Any = None
 ) -> Translated:
-    """Translate a configuration, and lists of teams and keys as LiteLLM's API answers them.
+    """Translate a configuration, and the lists of teams and keys from LiteLLM's API.
 
-    Keys that are blocked, or expired by `now`, are left out.
+    Keys that are blocked, or expired at `now`, are left out.
     """
     work = _Translation(deepcopy(source), organization, directory, now)
     work.models()
@@ -183,7 +184,7 @@ class _Translation:
         self._made = Translated()
         self._credentials: dict[str, Json] = {}
         self._credentials_used: set[str] = set()
-        # Names of models by LiteLLM's access group; whether names that no row has pass as well.
+        # Names of models by LiteLLM's access group; whether unlisted names are allowed, too.
         self._groups: dict[str, list[str]] = {}
         self._any_model = False
         self._upstreams: dict[str, Json] = {}
@@ -231,7 +232,7 @@ class _Translation:
             )
 
     def _fault_of_name(self, name: str, params: Json, info: Json) -> str:
-        """Return why no model can have this name; empty where one can."""
+        """Return the reason why a model cannot have this name, empty if it can."""
         asked = str(params.get("model") or "")
         if not _NAME.fullmatch(name):
             return "a name has 1 to 256 visible characters, and no comma"
@@ -246,7 +247,7 @@ class _Translation:
         return ""
 
     def _pass_any(self, place: str, target: Json) -> None:
-        """Allow unlisted names if the catch-all row goes to its family's own upstream."""
+        """Allow unlisted names if the catch-all row uses its family's default upstream."""
         upstream = self._upstreams[target["upstream"]]
         if target == {"upstream": upstream["family"], "model": "*"}:
             self._any_model = True
@@ -259,7 +260,7 @@ class _Translation:
         self._leave(f"{place}.model_name", f"{said} at {target['upstream']}")
 
     def _target(self, place: str, params: Json) -> Json | None:
-        """Return the upstream and model of a deployment; None where nothing here reaches it."""
+        """Return the upstream and model of a deployment, or None if it cannot be reached from here."""
         asked, named = str(params.get("model") or ""), params.pop("litellm_credential_name", None)
         params |= {**self._credentials.get(str(named), {}), **params}
         self._credentials_used.add(str(named))
@@ -295,7 +296,7 @@ class _Translation:
         return {"upstream": self._upstream(provider, upstream), "model": model}
 
     def _as_azure(self, upstream: Json, params: Json) -> None:
-        """Set an Azure upstream: by deployment, or by model name where the address is of version 1."""
+        """Complete an Azure upstream: paths by deployment, or by model name for the v1 API."""
         version = params.pop("api_version", None)
         upstream["headers"] = {"api-key": "{key}"}
         if upstream["base_url"].endswith("/openai/v1"):
@@ -305,10 +306,9 @@ class _Translation:
         upstream["query"] = {"api-version": shown}
 
     def _upstream(self, provider: str, wanted: Json) -> str:
-        """Return the name of this upstream, which may be there already; one with another key is another
-        account.
+        """Return the name of this upstream, and add it if it is new; another key means another upstream.
 
-        The name of a built-in upstream is for this one alone: default routes lead there.
+        The name of a built-in upstream is used only for that upstream, because default routes lead to it.
         """
         for number in range(1, len(self._upstreams) + 3):
             name = provider.replace("_", "-") + (f"-{number}" if number > 1 else "")
@@ -319,7 +319,7 @@ class _Translation:
         raise AssertionError(provider)
 
     def _key(self, provider: str, known: Provider, said: object) -> Json:
-        """Return the place of a key: its variable, or a new file if the source has plain text; else {}."""
+        """Return the source of a key: its variable, or a new file if LiteLLM has plain text; else {}."""
         text = str(said or "")
         if text.startswith(ENVIRON):
             return {"env": text.removeprefix(ENVIRON)}
@@ -332,7 +332,7 @@ class _Translation:
         return {"file": str(self._directory / KEYS / file)}
 
     def _fallbacks(self, place: str) -> None:
-        """Append the targets of fallback names to those of each name."""
+        """Append the targets of a model's fallbacks to its own."""
         settings = self._source.get(place)
         for each in _rows(settings.pop("fallbacks", None)) if isinstance(settings, dict) else ():
             for name, others in each.items():
@@ -378,7 +378,7 @@ class _Translation:
         self, source: Json, name: str, place: str,
         names: tuple[str, str] = ("max_budget", "budget_duration"), **of: object,
     ) -> None:  # fmt: skip
-        """Add the budget that two fields of a part state, if any."""
+        """Add the budget in two fields of a part (amount and duration), if they exist."""
         said, duration = (source.get(one) for one in names)
         if said is None:
             return
@@ -401,7 +401,7 @@ class _Translation:
         self._budgets.append({**row, "interval": interval, **of})
 
     def teams(self, teams: Any, keys: Any) -> None:
-        """Add tenants for teams, and their keys; by default one tenant, and one key for each tenant."""
+        """Add a tenant for each team, and the keys; without lists one tenant, and one key a tenant."""
         by_id: dict[str, str] = {}
         tenants: list[Json] = []
         for number, each in enumerate(_rows(teams.get("teams") if isinstance(teams, dict) else teams)):
@@ -440,7 +440,7 @@ class _Translation:
         }
 
     def _listed(self) -> Json:
-        """Return the organization's list of models: unlisted names are refused, as LiteLLM refuses them."""
+        """Return the organization's list of models, which refuses unlisted names like LiteLLM."""
         names = list(self._targets)
         if self._any_model or not names:
             return {}
@@ -455,7 +455,7 @@ class _Translation:
     def _api_key(
         self, row: Json, number: int, by_id: Mapping[str, str], tenants: list[Json], made: list[Json]
     ) -> None:
-        """Add a key in place of this one, unless the source's key is no longer usable."""
+        """Add an API key for a LiteLLM key, unless that is no longer usable."""
         place, team_id = f"keys[{number}]", str(row.pop("team_id", None) or "")
         name = str(row.pop("key_alias", None) or row.pop("key_name", None) or f"key {number + 1}")
         if fault := self._fault_of_key(row, team_id, by_id):
@@ -478,7 +478,7 @@ class _Translation:
         self._rest(row, place)
 
     def _fault_of_key(self, row: Json, team_id: str, by_id: Mapping[str, str]) -> str:
-        """Return why a key may ask for no answer of a model; empty where it may."""
+        """Return the reason why a key may not call models, empty if it may."""
         if row.get("blocked"):
             return "is blocked"
         if team_id and team_id not in by_id:
@@ -494,7 +494,7 @@ class _Translation:
         return f"has expired ({row['expires']})" if ended else ""
 
     def _models_of(self, row: Json, place: str) -> Json:
-        """Return the list of models of a team or key, which never becomes a wider one; none is any."""
+        """Return the model list of a team or key, never wider than LiteLLM's; none allows any model."""
         said = [str(each) for each in row.pop("models", None) or ()]
         if _ALL_MODELS in said or _MODELS_OF_TEAM in said:
             return {}
@@ -533,7 +533,7 @@ class _Translation:
         return made
 
     def _note_families(self, name: str, targets: list[Json]) -> None:
-        """Note the API for calls of a name, and the targets that those calls skip."""
+        """Note which API calls of a name must use, and which targets other calls skip."""
         families = dict.fromkeys(self._upstreams[each["upstream"]]["family"] for each in targets)
         if list(families) == ["openai"]:
             return
@@ -552,7 +552,7 @@ class _Translation:
         self._made.left.append((place, why))
 
     def _rest(self, rest: object, place: str) -> None:
-        """Name all that is left of a part of the source."""
+        """List everything that is left of a part of the source as omissions."""
         for each in _leaves(rest, place):
             known = {left for left, _ in self._made.left}
             if each not in known:
@@ -567,7 +567,7 @@ class _Translation:
 
 
 def _called(asked: str, named: str) -> tuple[str, str]:
-    """Return the provider and the model of a deployment's `model`; an empty provider where none is stated."""
+    """Return the provider and model of a deployment's `model`; an empty provider if it states none."""
     provider, _, model = asked.partition("/")
     if named or provider not in PROVIDERS:
         provider = named or next((known for start, known in _PLAIN.items() if asked.startswith(start)), "")
@@ -581,7 +581,7 @@ def _called(asked: str, named: str) -> tuple[str, str]:
 
 
 def _fault_of_target(known: Provider | None, provider: str, model: str, base: str) -> str:
-    """Return why nothing here reaches a deployment; empty where something does."""
+    """Return the reason why a deployment cannot be reached from here, empty if it can."""
     if known is None or not model:
         return "its provider's API is not known here"
     if provider == "bedrock" and "/" in model and not model.startswith("arn:"):
@@ -590,13 +590,13 @@ def _fault_of_target(known: Provider | None, provider: str, model: str, base: st
 
 
 def _is_built_in(name: str, upstream: Json) -> bool:
-    """Return whether an upstream equals the built-in one of this name."""
+    """Return whether an upstream equals the built-in upstream of this name."""
     there, [variable] = _BUILT_IN[name], _BUILT_IN[name].held
     return upstream == {"base_url": there.base_url, "family": there.family, "keys": [{"env": variable}]}
 
 
 def _cut_version(upstream: Json) -> None:
-    """Remove the version from an address, since paths have one; else set paths without a version."""
+    """Remove the API version from an upstream's address, or else set paths without a version."""
     if upstream["base_url"].endswith("/v1"):
         upstream["base_url"] = upstream["base_url"].removesuffix("/v1")
     else:
@@ -604,13 +604,13 @@ def _cut_version(upstream: Json) -> None:
 
 
 def _moment(said: object) -> datetime:
-    """Return a time, of UTC where it names no zone; `ValueError` where it is none."""
+    """Return a time, in UTC if it has no zone; raise `ValueError` if it is none."""
     found = datetime.fromisoformat(str(said))
     return found.astimezone(UTC) if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def _sign_in(upstream: Json, known: Provider, params: Json) -> None:
-    """Set an upstream's sign-in without a key, and its address, from a deployment's settings."""
+    """Set an upstream's authentication without a key, and its address, from a deployment's settings."""
     for ours, theirs, variable in known.places:
         upstream[ours] = _text(params.pop(theirs, None)) or f"${{{variable}}}"
         upstream["base_url"] = upstream["base_url"].replace(f"${{{ours}}}", upstream[ours])
@@ -630,7 +630,7 @@ def _leaves(rest: object, place: str) -> Iterator[str]:
 
 
 def _free(name: str, rows: list[Json]) -> str:
-    """Return a name that none of these rows has: this one, or with a number behind it."""
+    """Return the name, with a number appended if one of the rows has it."""
     taken = {each["name"] for each in rows}
     numbered = (name if number == 1 else f"{name} {number}" for number in range(1, len(taken) + 2))
     return next(one for one in numbered if one not in taken)
@@ -647,7 +647,7 @@ def _limits(source: Json) -> Json:
 
 
 def _text(said: object) -> str:
-    """Return a text, or the variable that has it."""
+    """Return a text for our configuration: a reference to a variable, or the text with `$` escaped."""
     text = str(said or "")
     return f"${{{text.removeprefix(ENVIRON)}}}" if text.startswith(ENVIRON) else text.replace("$", "$$")
 
@@ -666,7 +666,7 @@ Source = Annotated[Path, typer.Argument(metavar="CONFIG", help="LiteLLM's config
 
 
 def import_section() -> typer.Typer:
-    """Return the commands that translate others' configurations."""
+    """Return the commands that translate configurations of other gateways."""
     made = typer.Typer(no_args_is_help=True, help="Take over another gateway's configuration.")
 
     @made.callback()
@@ -737,7 +737,7 @@ def _lists(path: Path | None) -> Any:
 
 
 def _write(directory: Path, made: Translated) -> None:
-    """Write all files; those with secrets are readable by their owner alone."""
+    """Write all files; those with secrets are readable by their owner only."""
     try:
         directory.mkdir(mode=0o700, parents=True)
         for name, secret in made.secrets.items():

@@ -1,4 +1,4 @@
-"""How the commands print: tables for people, JSON for programs, one sentence and exit 1 for a failure."""
+"""Output of the commands: tables for people, JSON for programs, one sentence and exit 1 for a failure."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-# Rich is loaded by what prints: the network is asked before that.
+# Rich is loaded when something is printed: the request to the Admin API is sent before.
 PIPE_COLUMNS = 240
 READABLE_COLUMNS = 12
 NUMBERS_ELSEWHERE = frozenset({"checked", "pending", "difference", "position", "quantity", "unit_price"})
-# What null means where it is not just "none".
+# The meaning of null in these fields; "none" in others.
 NULLS = {
     "tokens_remaining": "unlimited",
     "total_amount": "unlimited",
@@ -39,7 +39,7 @@ NULLS = {
 
 @contextmanager
 def admin(*, failed: int = 1) -> Iterator[AdminClient]:
-    """Lend the Admin API; a failure is said on standard error and ends the command with code `failed`."""
+    """Yield a client of the Admin API; print a failure to standard error, and exit with the code `failed`."""
     try:
         yield find()
     except (CommandFailed, SettingError) as failure:
@@ -48,7 +48,7 @@ def admin(*, failed: int = 1) -> Iterator[AdminClient]:
 
 
 def rows(items: Sequence[Json], columns: Sequence[str], *, as_json: bool, title: str | None = None) -> None:
-    """Print a list: a table, or where the terminal is too narrow for one, row below row."""
+    """Print rows as a table, or one below the other if the terminal is too narrow for a table."""
     if as_json:
         print_json({"items": list(items)})
         return
@@ -75,9 +75,9 @@ def rows(items: Sequence[Json], columns: Sequence[str], *, as_json: bool, title:
 
 @contextmanager
 def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
-    """Show the progress of long work on standard error: a bar on a terminal, else a line per step.
+    """Show the progress of long work on standard error: a bar on a terminal, else one line a step.
 
-    Call the yielded function once a step, with its result.
+    Call the yielded function after each step, with its result.
     """
     out = console(error=True)
     if not out.is_terminal:
@@ -107,16 +107,16 @@ def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def waiting(title: str) -> Iterator[None]:
-    """Show on a terminal that something is going on."""
+    """Show on a terminal that work is in progress."""
     if not sys.stderr.isatty() and not os.environ.get("FORCE_COLOR"):
-        yield  # the network is asked before rich is loaded
+        yield  # the request is sent before rich is loaded
         return
     with console(error=True).status(title):
         yield
 
 
 def row(item: Json, *, as_json: bool, note: str | None = None) -> None:
-    """Print one row, a field a line; `note` is for people only."""
+    """Print one row, one field a line; `note` is printed for people only."""
     later = bool(item.pop("_later", False))
     if as_json:
         print_json(item)
@@ -138,7 +138,7 @@ def row(item: Json, *, as_json: bool, note: str | None = None) -> None:
 def report(
     found: Json, title: str, columns: Sequence[str] = (), *, inner: str = "items", as_json: bool
 ) -> None:
-    """Print an answer with rows in it: those as a table, then everything else."""
+    """Print an answer that contains rows: the rows as a table, then the other fields."""
     if not as_json:
         lines = found[inner]
         found = {name: value for name, value in found.items() if name != inner}
@@ -154,12 +154,12 @@ def deleted(row_id: int, *, as_json: bool) -> None:
 
 
 def say(text: str) -> None:
-    """Print a message that is no result to standard error."""
+    """Print a message, which is not a result, to standard error."""
     console(error=True).print(text, highlight=False)
 
 
 def escape(text: str) -> str:
-    """Return text as Rich shows it: nothing in it is markup, or moves what stands around it on a terminal."""
+    """Return a text without control characters, and with Rich's markup escaped."""
     from rich import markup  # noqa: PLC0415  # loaded where it is needed
 
     return markup.escape(visible(text))
@@ -181,12 +181,12 @@ def cell(column: str, value: object) -> str:
 
 @cache
 def numbers() -> frozenset[str]:
-    """Return columns of numbers: resources' numbers and amounts, and those of other tables."""
+    """Return the names of columns that are shown as numbers."""
     return NUMBERS_ELSEWHERE | frozenset(described.document()["numbers"])
 
 
 def _fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:
-    """Return whether each column fits at a readable width: its name, and some of its contents."""
+    """Return whether all columns fit at a readable width: the name, and part of the contents."""
     from rich.cells import cell_len  # noqa: PLC0415  # loaded where it is needed
 
     widest = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
@@ -206,16 +206,16 @@ def _record(columns: Sequence[str], line: Sequence[str]) -> Table:
 
 
 def print_json(value: Json) -> None:
-    """Print a value for programs, on one line, whatever can be written here."""
+    """Print a value as one line of JSON; escape characters that the output's encoding lacks."""
     text = json.dumps(value, ensure_ascii=not _writes_all(sys.stdout))
     sys.stdout.write(visible_json(text) + "\n")
     sys.stdout.flush()
 
 
 def console(*, error: bool = False) -> Console:
-    """Open standard output or error; a pipe is wide enough for every table, unless COLUMNS says its width.
+    """Open standard output or error; a pipe is wide enough for every table, unless COLUMNS sets a width.
 
-    A character that cannot be written there is shown as ?.
+    Characters that the encoding lacks are shown as ?.
     """
     stream = sys.stderr if error else sys.stdout
     if isinstance(stream, TextIOWrapper) and not _writes_all(stream):

@@ -1,4 +1,4 @@
-"""All administration commands: those that are made of the resources, and those written by hand."""
+"""All administration commands: those generated from resources, and hand-written ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gateway.feature import features
 if TYPE_CHECKING:
     from gateway.core.billing.price_changes import PriceChange
 
-# `tollkeeper invoice create, show, run`: a month's draft, its documents, and all of a month.
+# `tollkeeper invoice create, show, run`: a draft for a month, its documents, and a month's invoices of all.
 
 COLUMNS = (
     "id", "number", "kind", "status", "payment_status", "due_date", "organization_id", "customer",
@@ -124,9 +124,9 @@ def run(
 
 
 def _one_of_run(api: AdminClient, owner: int, period: tuple[str, str], *, draft: bool) -> Json | None:
-    """Return the organization's invoice of the period: found as an earlier run left it, else made.
+    """Return the organization's invoice of the period, from an earlier run or created now.
 
-    None where there is nothing to bill: such a draft is not kept and takes no number.
+    None if there is nothing to bill: the empty draft is deleted, and uses no number.
     """
     known = [
         invoice
@@ -152,7 +152,7 @@ def _create(api: AdminClient, owner: int, period: tuple[str, str]) -> Json:
 
 
 def _month(text: str | None) -> tuple[str, str]:
-    """Return the first day of a month and of the next one."""
+    """Return the first day of a month and of the next one, in ISO format; the default is the last month."""
     today = datetime.now(UTC).date()
     year, month = (today.year, today.month - 1) if today.month > 1 else (today.year - 1, 12)
     if text is not None:
@@ -163,9 +163,9 @@ def _month(text: str | None) -> tuple[str, str]:
     return date(year, month, 1).isoformat(), following.isoformat()
 
 
-# `tollkeeper letters redrive` and `release`: the same decision for all that a filter finds.
+# `tollkeeper letters redrive` and `release`: one decision for all entries that a filter finds.
 
-# A letter may fit only once another one is stored: so often all are gone through again.
+# Maximum of passes: one letter may depend on another that is stored in the same pass.
 PASSES_MAX = 5
 
 Reason = Annotated[str, typer.Option("--reason", help="The reason, stored with each.")]
@@ -214,8 +214,8 @@ def _decide(sent: dict[str, Any], org: str | None, tenant: str | None, *, as_jso
 
 
 def decided(api: AdminClient, sent: Json) -> tuple[int, list[Json]]:
-    """Decide in passes until no more succeed; return the number decided, and the refused ones."""
-    # A call of this goes on for so long, and as long as any other behind that.
+    """Decide all letters in passes until none succeeds; return the number decided, and the refused ones."""
+    # Each call may take `LETTERS_S_MAX` longer than others.
     api = replace(api, timeout_s=LETTERS_S_MAX + api.timeout_s)
     done = 0
     refused: list[Json] = []
@@ -228,7 +228,7 @@ def decided(api: AdminClient, sent: Json) -> tuple[int, list[Json]]:
 
 
 def _pass(api: AdminClient, sent: Json) -> tuple[list[int], list[Json]]:
-    """Decide all letters once, some per call."""
+    """Send all letters once for a decision; return the ids decided, and the refused letters."""
     done: list[int] = []
     refused: list[Json] = []
     after = 0
@@ -241,9 +241,9 @@ def _pass(api: AdminClient, sent: Json) -> tuple[list[int], list[Json]]:
         after = found["next_after_id"]
 
 
-# `tollkeeper reconcile`: whether the counters and the ledger say the same.
+# `tollkeeper reconcile`: compares the counters with the ledger.
 
-# Rows not stored yet, a budget's window that counts no further, rows that there was no time to ask.
+# No faults: rows not stored yet, a budget's window that is full, rows not compared for lack of time.
 _NO_FAULTS = frozenset({"lag", "full", "unasked"})
 
 
@@ -260,13 +260,13 @@ def reconcile(
         with waiting("Comparing every account"):
             found = api.post("reconciliation", {"repair": repair, "whole": whole})
         report(found, "Accounts that differ", as_json=as_json)
-        # A request for the whole is not told that all is well where it was not.
+        # With `--whole`, rows that were not compared count as a fault.
         fine = _NO_FAULTS - {"unasked"} if whole else _NO_FAULTS
         if any(item["kind"] not in fine for item in found["items"]):
             raise typer.Exit(1)
 
 
-# `tollkeeper prices diff`: what the bundled list of this program says that the database does not.
+# `tollkeeper prices diff`: compares the bundled price list with the database.
 
 PRICE_COLUMNS = ("change", "provider", "model", "match", "effective_from", "says")
 PRICES_READ_MAX = 1_000_000
@@ -275,7 +275,7 @@ APPLIED_AS = "bundled-price-list"
 
 
 def prices_section() -> typer.Typer:
-    """Return the commands about the list as a whole."""
+    """Return the commands for the price list as a whole."""
     made = typer.Typer(no_args_is_help=True, help="The bundled price list.")
 
     @made.callback()
@@ -327,7 +327,7 @@ def diff(
 
 
 def _take_over(api: AdminClient, found: Sequence[PriceChange]) -> None:
-    """Make all prices in one transaction, so that gateways read the book once."""
+    """Create all prices in one transaction, so that gateways read the price book once."""
     from gateway.cli.admin.configuration import TIMEOUT_S, WHERE  # noqa: PLC0415  # only asked here
     from gateway.core.billing.price_book import BUNDLED  # noqa: PLC0415  # as above
     from gateway.core.billing.price_changes import SAID  # noqa: PLC0415  # as above
@@ -389,20 +389,20 @@ def _moment(since: str | None) -> datetime:
     return at.astimezone(UTC)
 
 
-# Commands of modules of their own: the module, and its function or what makes its section.
+# Commands in other modules: the module, and its function or the function that returns the section.
 _ELSEWHERE = {
     "apply": ("configuration", "apply"), "diff": ("configuration", "diff"),
     "export": ("configuration", "export"), "usage": ("usage", "usage"), "top": ("usage", "top"),
     "explain": ("explain", "explain"), "import": ("litellm", "import_section"),
 }  # fmt: skip
-# Sections that are added to.
+# Hand-written commands for generated sections.
 _HERE = {"invoice": (create, show, run), "letters": (redrive, release)}
 
 
 def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
-    """Add the administration commands to the program's: all, or those that `asked` may name.
+    """Add the administration commands to the program: all, or those that `asked` may name.
 
-    A word of this program loads its own module alone; any other may be a feature's, or a mistake.
+    A known word loads only its own module; any other word may be a feature's, or a mistake.
     """
     made = commands.mount(app, asked)
     for section, functions in _HERE.items():

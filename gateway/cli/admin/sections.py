@@ -1,4 +1,4 @@
-"""Sections of the command line: a resource of the Admin API each, as far as its commands need to know it."""
+"""Sections of the command line: the description of one resource of the Admin API each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gateway.admin.resources.form_fields import REFERS, FormField, IntegerParameter, Secret
 
-# A section is its resource in the singular, but for these.
+# Names of sections that are not the resource's name in the singular.
 SECTIONS: Mapping[str, str] = {
     "organizations": "org",
     "api-keys": "key",
@@ -24,13 +24,13 @@ SECTIONS: Mapping[str, str] = {
 
 
 def section_of(resource: str) -> str:
-    """Return the word people type for a resource."""
+    """Return the name of a resource's section, as typed on the command line."""
     return SECTIONS.get(resource) or resource.removesuffix("s")
 
 
 @dataclass(frozen=True, slots=True)
 class CommandParts:
-    """One command of a resource: what it `does` to rows, its fields, and those that need no option's name."""
+    """One command of a resource: its action `does`, its fields, and those given without an option's name."""
 
     does: str
     summary: str
@@ -40,11 +40,11 @@ class CommandParts:
 
 @dataclass(frozen=True, slots=True)
 class CliResource:
-    """A resource of the Admin API.
+    """A resource of the Admin API, as its commands need it.
 
-    `filters` are those of its list, `columns` what a table shows of it. `parts` are lists within a row with
-    their columns, `asks` its questions, `mints` the actions that make a secret, `batch` the name and summary
-    of the command that sends a file of many. Rows of an `archived` one may be read elsewhere.
+    `filters` are those of its list, `columns` the columns of its table. `parts` are lists within a row with
+    their columns, `asks` its queries, `mints` the actions that create a secret, `batch` name and summary of
+    the command that sends a file of many. Rows of an `archived` resource may also be read from archives.
     """
 
     name: str
@@ -62,13 +62,13 @@ class CliResource:
     archived: bool = False
 
     def target(self, name: str) -> str:
-        """Return the resource whose id a field of this one holds; empty if it holds none."""
+        """Return the resource whose id is in a field of this one, or an empty text."""
         return self.refers.get(name) or REFERS.get(name, "")
 
 
 @dataclass(frozen=True, slots=True)
 class CliReport:
-    """A report of the Admin API that has a command."""
+    """A report of the Admin API with a command."""
 
     name: str
     description: str

@@ -1,4 +1,4 @@
-"""`tollkeeper usage`: what was used and what it cost; without options the quotas and the latest movements."""
+"""`tollkeeper usage`: usage and cost; without options quotas and the latest ledger rows."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ COLUMNS = (
 RECENT = (
     "tenant", "seq", "created_at", "transaction_type", "direction", "amount", "total_remaining", "request_id",
 )  # fmt: skip
-# Columns of a table of sums; JSON and CSV have all of it.
+# Columns of a table of sums; JSON and CSV have all columns.
 ADDED = ("requests", "input", "cache_read", "output", "tokens", "cost", "currency")
-# What the options of a report are called in its query.
+# The options of a report's query parameters, for messages.
 CALLED = {
     "from": "--from", "to": "--to", "group_by": "--by", "interval": "--interval", "tenant_id": "--tenant",
 }  # fmt: skip
@@ -100,7 +100,7 @@ def usage(
 
 
 def _added(api: AdminClient, asked: Json, as_csv: bool, as_json: bool) -> None:
-    """Print the sums of calls; a table has names in place of ids."""
+    """Print the sums of calls; a table shows names instead of ids."""
     if as_csv:
         typer.echo(api.download("usage.csv", **asked), nl=False)
         return
@@ -111,7 +111,7 @@ def _added(api: AdminClient, asked: Json, as_csv: bool, as_json: bool) -> None:
 
 
 def _latest(api: AdminClient, quotas: list[Json], recent: int) -> dict[int, list[Json]]:
-    """Read each shown tenant's latest rows, newest first."""
+    """Return the latest ledger rows of each shown tenant, newest first."""
     if recent == 0:
         return {}
     return {
@@ -120,20 +120,20 @@ def _latest(api: AdminClient, quotas: list[Json], recent: int) -> dict[int, list
     }
 
 
-# What a scrape of `/metrics` says, as far as a person watching wants to know it. Pure.
+# The part of a scrape of `/metrics` that `top` shows. Pure.
 
 _SAMPLE = re.compile(r'^tollkeeper_(\w+?)(?:\{le="([^"]+)"\})? (\S+)$', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """Gauges and counters without labels by name, and histograms: how many took at most so many seconds."""
+    """Metrics without labels by name, and histograms: the count of values up to each bound in seconds."""
 
     values: Mapping[str, float] = field(default_factory=dict)
     histograms: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
 
     def quantile(self, histogram: str, share: float, since: Scrape | None = None) -> float | None:
-        """Return a quantile of call seconds since an earlier scrape; None without calls."""
+        """Return a quantile of a histogram's seconds since an earlier scrape; None without calls."""
         earlier = since.histograms.get(histogram, {}) if since is not None else {}
         known = sorted(self.histograms.get(histogram, {}).items())
         sums = [count - earlier.get(bound, 0.0) for bound, count in known]
@@ -142,7 +142,7 @@ class Scrape:
 
 
 def read_scrape(text: str) -> Scrape:
-    """Read Prometheus' text format: what has no labels, and histograms whose one label is their bound."""
+    """Read Prometheus' text format: metrics without labels, and histograms with only a bound."""
     values: dict[str, float] = {}
     histograms: dict[str, dict[float, float]] = {}
     for name, bound, number in _SAMPLE.findall(text):
@@ -153,7 +153,7 @@ def read_scrape(text: str) -> Scrape:
     return Scrape(values, histograms)
 
 
-# `tollkeeper top`: who is busy now, what is refused, how long calls take, how far rows lag.
+# `tollkeeper top`: busy tenants, refusals, latencies, and the lag of rows.
 
 WINDOW_S = 10
 NARROW_COLUMNS = 80
@@ -189,8 +189,8 @@ def _watch(
     again: Callable[[Scrape | None], tuple[Json, Scrape]],
     first: tuple[Json, Scrape],
 ) -> None:
-    """Show one look after the other until a key says stop; a look that fails is said and tried again."""
-    from rich.live import Live  # noqa: PLC0415  # the network is asked before it is loaded
+    """Show measurements until a key quits; a failed measurement is shown and repeated."""
+    from rich.live import Live  # noqa: PLC0415  # the request is sent before it is loaded
 
     look, scrape = first
     failed = ""
@@ -207,7 +207,7 @@ def _watch(
 
 
 def _measured(api: AdminClient, window: int, limit: int, earlier: Scrape | None) -> tuple[Json, Scrape]:
-    """Return the state now; latencies are of the calls since an earlier scrape, or since the start."""
+    """Return the present activity, with latencies since an earlier scrape or the start; and the scrape."""
     activity = api.get("activity", window=window, limit=limit)
     scrape = read_scrape(api.metrics())
     seconds = max(activity["window_s"], 0.001)
@@ -241,7 +241,7 @@ def _rates(counts: Json, seconds: float) -> Json:
 
 
 def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool = False) -> Group:
-    """Return the look as people read it, within so many columns."""
+    """Return a measurement for the screen, `columns` wide."""
     from rich.console import Group  # noqa: PLC0415  # as above
     from rich.table import Table  # noqa: PLC0415  # as above
     from rich.text import Text  # noqa: PLC0415  # as above
@@ -281,7 +281,7 @@ def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool =
 
 
 def _told(facts: list[tuple[str, str]], columns: int) -> list[Text]:
-    """Return facts in lines that break between them alone."""
+    """Return facts as lines that break only between facts."""
     from rich.text import Text  # noqa: PLC0415  # as above
 
     lines = [Text()]
@@ -294,7 +294,7 @@ def _told(facts: list[tuple[str, str]], columns: int) -> list[Text]:
 
 
 def _reasons(refused: Json) -> str:
-    """Return why calls were refused, what happened most first."""
+    """Return the reasons of refusals with their counts, the most frequent first."""
     ranked = sorted(refused.items(), key=lambda pair: -pair[1])
     return ", ".join(f"{reason} {count:,}" for reason, count in ranked)
 
@@ -318,7 +318,7 @@ def _slept(seconds: float) -> str:
 
 @contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
-    """Yield a function that waits some seconds for a key, and returns it; empty if none was pressed."""
+    """Yield a function that waits up to some seconds for a key; it returns the key, or an empty text."""
     if not sys.stdin.isatty():
         yield _slept
         return

@@ -1,8 +1,8 @@
-"""One answer's head as its upstream sent it: checked, framed, and stripped of fields that end here.
+"""Reads the head of an upstream's answer: checks and frames it, and removes fields that are not forwarded.
 
-A hostile upstream is expected: what cannot be read in one way only is `Malformed`, and its
-connection is dropped. An upstream's own limits and ids never pass to a client as if they were ours.
-Names that `Connection` nominates end here. Pure functions on bytes.
+Upstreams may be hostile: a head that has two possible readings is `Malformed`, and its connection is closed.
+An upstream's own limits and ids never reach a client as the gateway's. Fields that `Connection` names are
+removed. Pure functions on bytes.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ STATUS_LINES_BYTES_MAX = 64 * 1024
 READ_LINES_BYTES_MAX = 2 * 1024 * 1024
 LINE_BYTES_MAX = 256
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
-# What an upstream answers where it takes nothing: its own limits refuse (429), or it is overloaded (529).
+# Statuses of an upstream that did not process the call: its own limits (429), or overload (529).
 LIMITED = frozenset({429, 529})
 
 
 def refuses(status: int) -> bool:
-    """Return whether an answer says that its upstream made nothing."""
+    """Return whether the status says that the upstream did not do the work."""
     return 400 <= status < 500 or status in LIMITED
 
 
@@ -61,14 +61,14 @@ _statuses: ParseCache[bytes, tuple[int, int, bytes]] = ParseCache(
     STATUS_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 384
 )
 _status_lines: Final = _statuses.known
-# What field lines seen before are: their kind and their value, checked by llhttp.
+# Kind and value of field lines seen before, checked by llhttp.
 _lines: ParseCache[bytes, tuple[int, bytes]] = ParseCache(READ_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 320)
 _read: Final = _lines.known
 
 _NOT_RETURNED = HOP_BY_HOP | frozenset({b"ratelimit", b"ratelimit-policy", b"x-upstream-request-id"})
 _LIMITS_PREFIXES = tuple({one.limits_prefix for one in ALL})
 
-# What an answer's field is to a gateway. Plain numbers: an enumeration costs a lookup a line.
+# Kinds of answer fields. Plain numbers: an enumeration costs a lookup a line.
 PASS: Final = 0
 DROP: Final = 1
 CONNECTION: Final = 2
@@ -101,7 +101,7 @@ _KINDS = {
 }
 _FIELDS = {**dict.fromkeys(_NOT_RETURNED, DROP), **_KINDS}
 _PREFIXES = {OURS_PREFIX: DROP, **dict.fromkeys(_LIMITS_PREFIXES, LIMITS)}
-# What a page may read of an answer's fields, beside those that any may.
+# Answer fields exposed to web pages (CORS), in addition to the safelisted ones.
 EXPOSED = (
     b"date", b"request-id", b"retry-after", b"x-request-id", b"x-upstream-request-id", b"x-should-retry",
     b"x-tollkeeper-reason", b"x-tollkeeper-refused-by", b"x-tollkeeper-upstream", b"x-tollkeeper-budget",
@@ -113,12 +113,11 @@ EXPOSED = (
 
 
 class AnswerHead:
-    """One final or interim answer head.
+    """The head of one final or interim answer.
 
-    `text` begins with our status line, for HTTP/1.1, then the fields that pass. `length` is
-    None where none is stated; with neither `length` nor `chunked` the body ends with the
-    connection. `of_limits` are those of its lines that tell of its upstream's own limits. An `address` where
-    a file is to be sent does not pass as it is.
+    `text` is the status line for HTTP/1.1 and the forwarded fields. `length` is None if not stated; without
+    `length` and `chunked` the body ends with the connection. `of_limits` are the lines about the upstream's
+    own limits. `address` is the URL for an upload, which is rewritten before it is forwarded.
     """
 
     __slots__ = (
@@ -139,18 +138,18 @@ class AnswerHead:
 
     @property
     def lines(self) -> list[bytes]:
-        """The status line and the fields that pass."""
+        """The status line and the forwarded fields."""
         return self.text.split(b"\r\n")
 
     @property
     def limits(self) -> tuple[bytes, ...]:
-        """The lines that tell of its upstream's own limits."""
+        """The field lines about the upstream's own limits."""
         return tuple(self.of_limits.split(b"\r\n")) if self.of_limits else ()
 
 
-# What most answers' heads say, by one pass in C, where that is compiled: where the head ends, its status,
-# what of it passes, its length or -1, whether it is chunked and dated, its content type and coding, both ids,
-# and the lines of its upstream's limits. It leaves what is unusual to the code without it, the definition.
+# The result of the optional C code for usual heads: end of the head, status, forwarded text, length or -1,
+# chunked, dated, content type, content encoding, both ids, and the lines of the upstream's limits. The C code
+# returns None for unusual heads; the Python code handles these, and is the definition.
 _Answer = tuple[int, int, bytes, int, bool, bool, bytes, bytes, bytes, bytes, bytes]
 _answer: Callable[[bytes, int], _Answer | None] | None
 try:
@@ -174,7 +173,7 @@ def _answer_of(found: _Answer) -> AnswerHead:
 
 
 def read_answer_head(head: bytes) -> AnswerHead:
-    """Read a head that ends in its blank line; `Malformed` says what is wrong with it."""
+    """Read the head of an answer up to its blank line; raise `Malformed` with the fault."""
     lines = head[:-4].split(b"\r\n")
     first = lines.pop(0)
     minor, status, status_line = _status_lines.get(first) or _status(first)
@@ -215,22 +214,22 @@ def read_answer_head(head: bytes) -> AnswerHead:
 
 
 def _judge(head: bytes) -> None:
-    """Check the syntax of a head with llhttp; each of its fields needs no further check.
+    """Check the syntax of a head with llhttp, so that its fields need no further check.
 
-    Rules over several fields at once (a length stated twice, or together with a coding) are applied, and
-    refused, by `read_answer_head`.
+    Rules across fields, such as a repeated length or a length with a transfer coding, are checked by
+    `read_answer_head`.
     """
     parser: Any = httptools.HttpResponseParser(object())
     try:
         parser.feed_data(head)
     except httptools.HttpParserUpgrade:
-        pass  # whether anybody asked for one is known elsewhere
+        pass  # other code knows whether an upgrade was requested
     except httptools.HttpParserError as error:
         raise Malformed(str(error)) from error
 
 
 def _read_line(line: bytes) -> tuple[int, bytes]:
-    """Return the kind and value of a line of a checked head; lines are remembered, within bounds."""
+    """Return the kind and value of a field line of a checked head, and cache the result."""
     name, _, value = line.partition(b":")
     read = (_kind(name.lower()), value.strip(b" \t"))
     _lines.keep(line, read)
@@ -238,7 +237,7 @@ def _read_line(line: bytes) -> tuple[int, bytes]:
 
 
 def _kind(name: bytes) -> int:
-    """Return the kind of a field of this name, which is in lower case."""
+    """Return the kind of the field with this lower-case name."""
     kind = _FIELDS.get(name, PASS)
     if kind != PASS:
         return kind
@@ -246,7 +245,7 @@ def _kind(name: bytes) -> int:
 
 
 def _status(line: bytes) -> tuple[int, int, bytes]:
-    """Return minor version, status and our status line; lines seen are remembered, within bounds."""
+    """Return the minor version, the status, and the status line for the client; cache the result."""
     match = _STATUS_LINE.fullmatch(line)
     if match is None:
         raise Malformed("the status line is not one of HTTP/1.1")
@@ -266,7 +265,7 @@ def _note(  # noqa: PLR0917  # a field, and all that reads it
     answer: AnswerHead, kind: int, line: bytes, value: bytes, minor: int, limits: list[bytes]
 ) -> bool:
     """Store a meaningful field in the answer's head; return whether the field passes to the client."""
-    if kind == LIMITS:  # an upstream's limits are not ours, but where it is the one that refuses
+    if kind == LIMITS:  # the upstream's limits pass only if the upstream refuses the call
         limits.append(line)
         return answer.status in LIMITED
     if kind == REQUEST_ID:
@@ -289,7 +288,7 @@ def _note(  # noqa: PLR0917  # a field, and all that reads it
 
 
 def _connection(answer: AnswerHead, value: bytes, minor: int) -> set[bytes]:
-    """Honour `close` and `keep-alive`; the names that end here."""
+    """Apply `close` and `keep-alive` of a `Connection` field; return the other names in it."""
     if value == b"keep-alive" and minor == 1:
         return set()
     tokens = {token.strip(b" \t").lower() for token in value.split(b",")}
@@ -300,11 +299,10 @@ def _connection(answer: AnswerHead, value: bytes, minor: int) -> set[bytes]:
     return tokens - {b"", b"close", b"keep-alive"}
 
 
-# An upstream's side of a connection, framing alone: what it was promised, what it got, what it answers.
+# The framing of a connection to an upstream: the promised and sent bytes of the request, and the answer.
 #
-# The connection serves another exchange only when the request went out to its last byte, the answer
-# is complete by its own framing, nothing came behind it or could come late, and nobody said close.
-# The driver may know more, but never decides it. There is no socket and no clock.
+# The connection is reused only if the whole request was sent, the answer is complete by its own framing, no
+# bytes follow or may follow the answer, and neither side sent `close`. This code has no socket and no clock.
 
 NO_BODY = frozenset({204, 304})
 _UNCOUNTED = (
@@ -313,10 +311,10 @@ _UNCOUNTED = (
 
 
 class UpstreamSide:
-    """The exchanges of one connection, one after the other.
+    """The successive exchanges of one connection to an upstream.
 
-    `request` is a state of `OUTGOING`, `answering` one of `ANSWER`; `answer` is the final head once
-    it is here. One that `upgrades` may be answered by 101: what follows is another protocol's.
+    `request` is a state of the table `OUTGOING`, `answering` one of `ANSWER`; `answer` is the final head once
+    it has arrived. If the request `upgrades`, a 101 answer switches to another protocol.
     """
 
     __slots__ = (
@@ -338,7 +336,7 @@ class UpstreamSide:
 
     @property
     def reusable(self) -> bool:
-        """Whether nothing of the present exchange is left over on the connection."""
+        """Whether the connection has no remains of the present exchange, and may serve another."""
         answer = self.answer
         return (
             self.request == SENT
@@ -352,26 +350,26 @@ class UpstreamSide:
     # the request
 
     def ask(self, opening: bytes, body: bytes | None, answers_head: bool) -> bytes:
-        """Send a whole request: its bytes. `opening` is its head but for the framing; None is no body."""
+        """Return the bytes of a whole request; `opening` is its head without framing. None: no body."""
         self._begin(BARE, answers_head)
         if body is None:
             return opening + b"\r\n"
         return b"%bcontent-length: %d\r\n\r\n%b" % (opening, len(body), body)
 
     def ask_before(self, opening: bytes, length: int) -> bytes:
-        """Send a whole request: the bytes in front of its body of so many, which goes out with them."""
+        """Return the head of a whole request; the body of `length` bytes is sent directly after it."""
         self._begin(BARE, False)
         return b"%bcontent-length: %d\r\n\r\n" % (opening, length)
 
     def ask_in_parts(self, opening: bytes, length: int | None, part: bytes, answers_head: bool) -> bytes:
-        """Begin a request whose body goes on, framed by its length or, without one, in chunks."""
+        """Return the first bytes of a request whose body follows, in chunks if `length` is None."""
         self._begin(BEGUN, answers_head)
         self._promised = length
         framing = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
         return b"%b%b\r\n\r\n%b" % (opening, framing, self.more(part))
 
     def more(self, part: bytes) -> bytes:
-        """Send more of the body: its bytes on the wire."""
+        """Return the bytes that send one more part of the request's body."""
         if self.request != OWED:
             raise IllegalEvent(f"more of a body that is {self.request}")
         promised = self._promised
@@ -398,7 +396,7 @@ class UpstreamSide:
     # the answer
 
     def receive(self, data: bytes) -> bytes:
-        """Process bytes of the answer, and return their payload. Raises `Malformed`."""
+        """Process received bytes of the answer and return their payload; raise `Malformed` for a fault."""
         if self.answering == BODY:
             return self._body(data)
         if self.answering == AWAITED:
@@ -415,12 +413,12 @@ class UpstreamSide:
         return False
 
     def give_up(self) -> None:
-        """Mark request and answer as faulty, so that nothing may follow."""
+        """Mark request and answer as faulty, so that the connection is not used again."""
         self.request = OUTGOING[self.request][FAULT]
         self.answering = ANSWER[self.answering][FAULT]
 
     def be_ready(self) -> bool:
-        """Prepare for another exchange; return False if something of this one is left over."""
+        """Prepare for the next exchange; return False if the connection cannot be reused."""
         if not self.reusable:
             return False
         self.request = OUTGOING[self.request][NEXT]
@@ -460,14 +458,14 @@ class UpstreamSide:
         return self._begun(answer, data, at)
 
     def _begun(self, answer: AnswerHead, data: bytes, at: int) -> bytes:
-        """Process a final head that ends at `at`, and return the payload of the bytes behind it."""
+        """Process a final head that ends at position `at`; return the payload of the bytes after it."""
         limits, status = self._limits, answer.status
         self._interim = 0
         self.answer = answer
         self.answering = ANSWER[self.answering][HEAD]
         if self._answers_head or status in NO_BODY:
             self._left = 0
-            # Some upstreams send a body all the same, and it may come late: nobody may be next after it.
+            # Some upstreams send a body here, perhaps late: the connection must not be reused.
             self._says_close = self._says_close or self._answers_head or answer.chunked or bool(answer.length)
         elif answer.chunked:
             self._chunked = ChunkedBody(limits, _UNCOUNTED)

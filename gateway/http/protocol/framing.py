@@ -1,8 +1,7 @@
-"""Where a message ends: the blank line after a head, the bytes of a length, the last chunk.
+"""Finds the end of a message: the blank line after a head, the bytes of a length, the last chunk.
 
-llhttp checks the syntax of every head; the extent of bodies is decided here, because llhttp
-gives no position of a message's end and stops at the head of an `Upgrade` request. Nothing
-here knows routes, callers or meters.
+llhttp checks the syntax of heads. The extent of bodies is decided here, because llhttp does not report where
+a message ends, and stops at the head of an `Upgrade` request. This module knows no routes, callers or meters.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 SMALL_CHUNK_BYTES = 64
 LENGTH_DIGITS_MAX = 15
-SIZE_DIGITS_MAX = 7  # of a chunk that is looked at as a whole
+SIZE_DIGITS_MAX = 7  # of a chunk that is processed as a whole
 _ZERO = ord("0")
 _AT_SIZE, _AT_CHUNK_END, _AT_TRAILER = 0, -1, -2
 
 
 class Malformed(Exception):
-    """The bytes are not a message of HTTP/1.1."""
+    """The received bytes are not a valid HTTP/1.1 message."""
 
 
 def decimal(digits: bytes) -> int:
@@ -39,16 +38,16 @@ def decimal(digits: bytes) -> int:
 
 
 def has_bare_newline(data: bytes) -> bool:
-    """Return whether a line ends in LF alone: the blank line that ends a head would never come."""
+    """Return whether a line ends in LF without CR: the blank line at the end of a head would never come."""
     return data.count(b"\n") != data.count(b"\r\n")
 
 
 class ChunkedBody:
-    """Decode one chunked body (RFC 9112, 7.1), strictly and within bounds.
+    """Decoder of one chunked body (RFC 9112, 7.1), strict and bounded.
 
-    After the last chunk `done` is set and `rest` holds the bytes behind the body. Chunk
-    extensions and trailers are checked, counted and dropped. Each chunk costs time, whatever is in
-    it, so only `small_max` more may come than there are `SMALL_CHUNK_BYTES` of payload.
+    After the last chunk `done` is True and `rest` holds the bytes after the body. Chunk extensions and
+    trailers are checked, counted and dropped. Each chunk costs time, so the number of chunks is limited to
+    `small_max`, plus one for each `SMALL_CHUNK_BYTES` of payload.
     """
 
     __slots__ = ("_extension_max", "_left", "_line_max", "_pending", "_small", "_trailer_max", "done", "rest")
@@ -64,7 +63,7 @@ class ChunkedBody:
         self.rest = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Decode the next bytes and return their payload; `Malformed` if they are not chunks."""
+        """Decode the next bytes and return their payload; raise `Malformed` if they are not chunks."""
         if self._pending:
             data = self._pending + data
             self._pending = b""
@@ -89,7 +88,7 @@ class ChunkedBody:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _whole(self, data: bytes) -> int:
-        """Return the start of the payload if the data is exactly one chunk, as for most events; else 0."""
+        """Return the payload's start if `data` is exactly one chunk, as it usually is; else 0."""
         chunk_size, at, last = 0, 0, len(data) - 4
         while at <= SIZE_DIGITS_MAX and at < last:  # compiled, this makes no objects
             digit = data[at]
@@ -109,7 +108,7 @@ class ChunkedBody:
         return at + 2
 
     def _line(self, data: bytes, at: int) -> int:
-        """Read what stands between payloads; the position after it."""
+        """Read a line between payloads, such as a chunk's size; return the position after the line."""
         end = data.find(b"\n", at) - 1
         if end < -1:
             self._pending = self._part(data[at:])
@@ -132,7 +131,7 @@ class ChunkedBody:
         return end + 2
 
     def _part(self, line: bytes) -> bytes:
-        """Return the beginning of a line, unless its end can no longer be right."""
+        """Return the beginning of an incomplete line; raise `Malformed` if no valid line begins so."""
         if (
             len(line) > self._line_max
             or b"\r" in line[:-1]
@@ -158,18 +157,18 @@ class ChunkedBody:
 
 
 def chunk(payload: bytes) -> bytes:
-    """Frame a payload as one chunk; it must not be empty."""
+    """Return a payload framed as one chunk; it must not be empty."""
     return b"%x\r\n%b\r\n" % (len(payload), payload)
 
 
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-# How far a message has come, as tables: state, event, next state. An event that is not in a table is an
+# The progress of a message as tables: state, event, next state. An event that is not in the table is an
 # error.
 #
-# A request that comes in has one table, for its bytes alone: whether its client is still there is no
-# state of its framing. A message to an upstream has two, since an answer may overtake its request.
+# A client's request has one table, for its bytes: whether the client is still connected is not a state of the
+# framing. An exchange with an upstream has two, since an answer may end before its request.
 
 # States.
 IDLE = "idle"
@@ -198,11 +197,11 @@ NEXT = "another exchange"
 
 
 class IllegalEvent(Exception):
-    """An event that cannot happen in the state it met."""
+    """An event that is not allowed in the current state."""
 
 
 class Row(dict[str, str]):
-    """The events of one state; anything else raises."""
+    """The allowed events of one state with the next states; any other event raises `IllegalEvent`."""
 
     def __missing__(self, event: str) -> str:
         raise IllegalEvent(f"{event}: none of {', '.join(self) or 'nothing'}")

@@ -1,7 +1,7 @@
-"""One request head, checked on its bytes alone: what it asks for and how its body is framed.
+"""Reads the head of a request: its method, target and fields, and how its body is framed.
 
-llhttp checks the syntax; what llhttp lets pass and RFC 9110 or 9112 does not is refused here.
-Ambiguous means refused, never repaired. Pure functions: no route, no caller, no socket.
+llhttp checks the syntax; what llhttp accepts against RFC 9110 or 9112 is refused here. An ambiguous head is
+refused, never repaired. Pure functions: no route, no caller, no socket.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ from gateway.http.protocol.framing import (
     has_bare_newline,
 )
 
-# Parsed values that are looked up again: bounded in bytes, the oldest goes first.
+# Caches of parsed values, bounded in bytes.
 #
-# Cached values here are often a stranger's choice. So an entry has a size, a newcomer makes only
-# the room it takes, and an entry that is renewed makes nobody go. The least recently used goes
-# first: strangers cannot make those go who come all the time.
+# Unauthenticated clients choose many of the cached values. So an entry has a size, a new entry evicts only as
+# much as it needs, and an updated entry evicts nothing. In the LRU cache, strangers cannot evict the entries
+# of regular clients.
 
 K = TypeVar("K", bound="bytes | str")
 V = TypeVar("V")
@@ -68,10 +68,11 @@ U = TypeVar("U", bound=LruEntry)
 
 
 class ParseCache(Generic[K, V]):
-    """Values by the text they were read from; `known` is for reading, `keep` alone writes to it.
+    """A cache of values by the text that they were parsed from; the oldest entry is evicted first.
 
-    A key longer than `key_bytes_max` is not kept. An entry counts `copies` times its key, for the
-    value has parts of it, and `entry_bytes` for what each has around it.
+    `known` is for reading; only `keep` writes to it. A key longer than `key_bytes_max` is not cached. An
+    entry counts `copies` times its key, because the value contains parts of it, plus `entry_bytes` of
+    overhead.
     """
 
     __slots__ = ("_bytes_max", "_copies", "_entry_bytes", "_key_bytes_max", "_order", "held_bytes", "known")
@@ -86,7 +87,7 @@ class ParseCache(Generic[K, V]):
         self._entry_bytes = entry_bytes
 
     def keep(self, key: K, value: V) -> None:
-        """Remember a value, in place of the oldest ones where there is no room."""
+        """Store a value, and evict the oldest entries if there is no room."""
         size = self._size(key)
         if len(key) > self._key_bytes_max or size > self._bytes_max:
             return
@@ -105,7 +106,7 @@ class ParseCache(Generic[K, V]):
 
 
 class LruParseCache(LruCache[K, U]):
-    """The same, in which the oldest is the one that was used longest ago."""
+    """A `ParseCache` that evicts the least recently used entry first."""
 
     __slots__ = ("_copies", "_entry_bytes", "_key_bytes_max")
 
@@ -116,19 +117,18 @@ class LruParseCache(LruCache[K, U]):
         self._entry_bytes = entry_bytes
 
     def keep(self, key: K, value: U) -> None:
-        """Remember a value, in place of those used longest ago where there is no room."""
+        """Store a value, and evict the least recently used entries if there is no room."""
         size = len(key) * self._copies + self._entry_bytes
         if len(key) <= self._key_bytes_max and size <= self.most:
             self.put(key, value, size)
 
 
-# What a request's field is to a gateway, by its name: whether it passes, and what it is read for.
+# Kinds of request fields by name: whether the field is forwarded, and what the gateway reads it for.
 #
-# RFC 9110, 7.6.1: hop-by-hop fields end here. Credentials, forwarded fields and everything of ours
-# end here too. Each spelling of a short name is looked at once and remembered, within bounds: who
-# sends it is not known yet.
+# Hop-by-hop fields (RFC 9110, 7.6.1), credentials, forwarding fields and `x-tollkeeper-*` are not forwarded.
+# The kind of each spelling of a short name is cached, within bounds, as the sender is not authenticated yet.
 
-# Browsers can send a key by the protocols of a WebSocket alone: behind one of these.
+# Browsers can send a key only in the protocols of a WebSocket, after one of these prefixes.
 PROTOCOLS_FIELD: Final = b"sec-websocket-protocol"
 KEY_PROTOCOLS: Final = tuple(one.key_protocol for one in ALL if one.key_protocol)
 CREDENTIAL_FIELDS = frozenset(name for one in ALL for name in one.credentials) | {PROTOCOLS_FIELD}
@@ -137,9 +137,9 @@ HOP_BY_HOP = frozenset(
     b"transfer-encoding upgrade http2-settings".split()
 )
 OURS_PREFIX = b"x-tollkeeper-"
-# By which clients name the session a call is of, and which their upstreams get too.
+# Fields by which clients name the session of a call; they are forwarded.
 _ANY_CALL = tuple(one.names_session for one in ALL if one.names_session)
-# Of no API by itself: opencode sends it to each that has models. In others it may be a secret.
+# Belongs to no API: opencode sends it to every API with models. Other clients may use it for a secret.
 _CALL_OF_MODEL = b"x-session-id"
 SESSION_FIELDS = {
     one.name: tuple(filter(None, (one.own_session, *_ANY_CALL, _CALL_OF_MODEL if one.models_at else b"")))
@@ -149,7 +149,7 @@ _SESSIONS = frozenset(name for names in SESSION_FIELDS.values() for name in name
 NAMES_BYTES_MAX = 256 * 1024
 NAME_BYTES_MAX = 64
 
-# Of W3C: what clients' tools pass on with each call they make, among it perhaps a run.
+# W3C baggage: members that clients' tools attach to each call, perhaps a run.
 BAGGAGE_FIELD = b"baggage"
 
 _READ_AND_PASSED = frozenset(
@@ -177,30 +177,29 @@ UNITS_FIELD = OURS_PREFIX + b"units"
 OVERRIDES = frozenset(
     {b"x-http-method", b"x-http-method-override", b"x-method-override", b"http-method-override"}
 )
-# What a body is, and its digests: not what it was once it is written again.
+# Type and digests of a body: no longer true once the gateway has rewritten the body.
 OF_BODIES = frozenset(b"content-type content-encoding content-md5 digest content-digest repr-digest".split())
-# Parts of an answer instead of it, or another form of it.
+# Fields that ask for a part of an answer, or another form.
 _OF_ANSWERS = frozenset(
     b"range if-range if-match if-none-match if-modified-since if-unmodified-since prefer a-im want-digest "
     b"want-content-digest".split()
 )
 WITHHELD = OVERRIDES | OF_BODIES | _OF_ANSWERS
-# System parameters may be fields as well, and which account of the operator's pays; what a library says of
-# itself is none of them.
+# Prefixes of fields that set system parameters, or choose which of the operator's accounts pays.
 _WITHHELD_PREFIXES = (
     *(prefix for one in ALL for prefix in one.withheld_prefixes),
-    # By which gateways in front of a provider choose another model, cache or credential.
+    # Gateways in front of a provider choose another model, cache or credential by these.
     b"x-litellm-", b"x-portkey-", b"cf-aig-", b"helicone-", b"ocp-apim-",
-    # By which a gateway of inference lets calls go before others, and knows whose they are.
+    # Inference gateways read priority and owner of a call from these.
     b"x-gateway-inference-", b"x-llm-d-inference-",
-    # By which a router of inference bills another account.
+    # An inference router bills another account by this.
     b"x-hf-bill-to",
 )  # fmt: skip
-# By which whatever is behind the gateway gives up early: it has read the input by then, and is not paid.
+# Timeouts for the services behind the gateway: they would have read the input, and not be paid.
 _GIVES_UP = re.compile(rb"(?!x-stainless-).*(?:timeout|deadline|stream-duration)")
 _PASSED = frozenset(one.spoken_by for one in ALL)
 _WITHHELD_SOMEWHERE = WITHHELD.union(*(one.withheld for one in ALL))
-# Set by tracers, retriers and forwarders of a request: nearly each one has another value.
+# Fields of tracers, retries and proxies: the value differs in nearly every request.
 _VARYING = frozenset(
     b"traceparent tracestate baggage b3 x-b3-traceid x-b3-spanid x-b3-parentspanid sentry-trace "
     b"uber-trace-id x-amzn-trace-id x-cloud-trace-context x-datadog-trace-id x-datadog-parent-id "
@@ -209,17 +208,18 @@ _VARYING = frozenset(
     b"fly-request-id content-length date".split()
 )
 
-# What the lines of a field do, by its name. PASSES: they go on, where nothing withholds them. DECIDES: how
-# the request is routed depends on them. PROVES: they carry its credential. SAYS: they say something of it.
-# TRACES: they say which trace it is of. VARIES: not worth remembering. AMBIGUOUS: they refuse the request.
+# Roles of a field line, by its name. PASSES: forwarded unless withheld. DECIDES: routing depends on the line.
+# PROVES: contains the credential. SAYS: attribution. TRACES: the trace context. VARIES: not worth caching.
+# AMBIGUOUS: the request is refused.
 PASSES, DECIDES, PROVES, SAYS, TRACES, VARIES, AMBIGUOUS = 1, 2, 4, 8, 16, 32, 64
 
 
 class FieldKind(NamedTuple):
-    """`lower` is the name as it is compared, `plain` the one that an upstream may take it for.
+    """The kind of a request field, by its name.
 
-    It `passes` to the upstream, is `read` here, or `shadows` one of ours. `role` is what its lines do, of the
-    constants above.
+    `lower` is the name in lower case, `plain` also has hyphens for underscores, as an upstream may read it.
+    `passes`: forwarded to the upstream; `read`: read here; `shadows`: a second spelling of a name that is
+    read here. `role` combines the constants above.
     """
 
     lower: bytes
@@ -235,7 +235,7 @@ known_fields = _names.known
 
 
 def field_kind(name: bytes) -> FieldKind:
-    """Return the kind of a field of this name, and remember it."""
+    """Return the kind of the field with this name, and cache the result."""
     lower = name.lower()
     plain = lower.replace(b"_", b"-")
     ours = lower.startswith(OURS_PREFIX)
@@ -253,14 +253,14 @@ def field_kind(name: bytes) -> FieldKind:
 
 
 def is_withheld(plain: bytes, names: frozenset[bytes]) -> bool:
-    """Return whether a field is one of `names` withheld on a route, or has a name that is never passed."""
+    """Return whether a field is one of the `names` withheld on a route, or is never forwarded."""
     return plain not in _PASSED and (
         plain in names or plain.startswith(_WITHHELD_PREFIXES) or _GIVES_UP.match(plain) is not None
     )
 
 
 def _purpose(lower: bytes) -> int:
-    """Return the purpose of the lines of a field that is read here."""
+    """Return the role of a field that the gateway reads: TRACES, PROVES, SAYS or DECIDES."""
     if lower == TRACE_FIELD:
         return TRACES
     if lower in CREDENTIAL_FIELDS:
@@ -296,12 +296,12 @@ _CONNECTION_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"upgrade"})
 
 @dataclass(slots=True)
 class RequestHead:
-    """One accepted head.
+    """The head of one accepted request.
 
-    `fields` are all fields, each with what it is and its line as it came; `read` holds the
-    values of those that are read here, by their names in lower case. `length` is None where
-    none is stated (or where it was cut off before: `cut_length`). `nominated` are the names
-    that `Connection` makes hop-by-hop. `upgrades` says that it asks for a WebSocket.
+    `fields` are all fields, each with its kind and its original line; `read` holds the values of the fields
+    that are read here, by lower-case name. `length` is None if not stated, or if `cut_length` removed it
+    before. `nominated` are the names that `Connection` makes hop-by-hop. `upgrades`: the request asks for a
+    WebSocket.
     """
 
     method: bytes
@@ -318,15 +318,15 @@ class RequestHead:
     upgrades: bool = False
 
     def all(self, name: bytes) -> list[bytes]:
-        """Return every value of a name that is read here, in order."""
+        """Return all values of a field that is read here, in order."""
         return self.read.get(name, [])
 
 
 def cut_length(head: bytes) -> tuple[bytes, int]:
-    """Cut a plainly spelled content-length out of a head; return the rest, and the length or -1.
+    """Remove a content-length in the usual spelling from a head; return the rest, and the length or -1.
 
-    The rest is equal for equal clients with bodies of any size, so it can be read once and
-    remembered. A second length in what is left shows up as `RequestHead.length`.
+    The rest is the same for clients of one kind whatever the body's size, so it is parsed once and cached. A
+    second length in the rest becomes `RequestHead.length`.
     """
     for spelling in _LENGTH_SPELLINGS:
         before, found, rest = head.partition(spelling)
@@ -338,14 +338,13 @@ def cut_length(head: bytes) -> tuple[bytes, int]:
     return head, -1
 
 
-# A head without its length, what is left of it without the lines that differ between clients of one kind, its
-# length or -1; its lines that prove who calls, and those that say something of the call, each as one text;
-# the line of its trace in the usual form and that trace's id; and where the head ends in its bytes.
+# A head without its length; the same without the lines that differ between clients of one kind; the length or
+# -1; the lines with credentials, and those with attribution, each as one text; the trace line in the usual
+# form, and the trace's id; and the end of the head.
 HeadCut = tuple[bytes, bytes, int, bytes, bytes, bytes, str, int]
-CUT_LINES_MAX: Final = 16  # of one head; from one with more nothing but its length is cut
+CUT_LINES_MAX: Final = 16  # of one head; if there are more, only the length is cut
 
-# The same in C, where that is compiled; it leaves what is unusual to the code without it, which is the
-# definition.
+# `cut_head` in C, if compiled; it returns None for unusual heads. The Python code is the definition.
 _cut: Callable[[bytes, int], HeadCut | None] | None
 try:
     _heads = import_module("gateway.http.protocol._heads")
@@ -356,9 +355,9 @@ except ImportError:
 
 
 def cut_head(head: bytes) -> HeadCut:
-    """Cut out of a head that ends in its blank line what differs between clients of one kind.
+    """Split a head into the part shared by clients of one kind, and the lines that differ between them.
 
-    They differ by length, credential, attribution and trace alone.
+    These are the length, credential, attribution and trace.
     """
     end = len(head)
     head, length = cut_length(head)
@@ -382,7 +381,7 @@ def cut_head(head: bytes) -> HeadCut:
 
 
 def read_request_head(head: bytes, limits: HttpLimits) -> RequestHead:
-    """Read a head that ends in its blank line; `MalformedRequest` says what is wrong with it."""
+    """Read the head of a request up to its blank line; raise `MalformedRequest` with the fault."""
     line, *fields = head[:-4].split(b"\r\n")
     if len(line) > limits.request_line_bytes_max:
         raise TargetTooLong
@@ -435,7 +434,7 @@ def _judge(head: bytes) -> None:
 
 
 def _target(target: bytes) -> tuple[bytes, bytes]:
-    """Return path and query of an origin-form target; the authority of an absolute one is ignored."""
+    """Return path and query of a request target; the authority of an absolute target is ignored."""
     if target[:1] != b"/":
         match = _ABSOLUTE.fullmatch(target)
         if match is None:
@@ -452,9 +451,9 @@ def _target(target: bytes) -> tuple[bytes, bytes]:
 
 
 def role_of(line: bytes) -> int:
-    """Return the effects of one field line on its request, of the constants above (PASSES … AMBIGUOUS).
+    """Return the roles of one field line, as a sum of the constants PASSES … AMBIGUOUS.
 
-    A line that is invalid by itself is AMBIGUOUS: the refusal is about the whole head.
+    A line that is invalid by itself is AMBIGUOUS, so that the whole head is refused.
     """
     if _FIELD_LINE.fullmatch(line) is None:
         return AMBIGUOUS
@@ -464,7 +463,7 @@ def role_of(line: bytes) -> int:
 
 
 def read_fields(lines: list[bytes]) -> tuple[list[tuple[FieldKind, bytes]], dict[bytes, list[bytes]]]:
-    """Return every field with its kind, and the values of those read here; or raise `MalformedRequest`."""
+    """Return all fields with their kinds, and the values of those read here; raise `MalformedRequest`."""
     fields: list[tuple[FieldKind, bytes]] = []
     read: dict[bytes, list[bytes]] = {}
     for line in lines:
@@ -510,7 +509,7 @@ def _read_connection(head: RequestHead) -> None:
 
 
 def accept_of(head: RequestHead) -> bytes:
-    """Return the Sec-WebSocket-Accept for a client's request (RFC 6455, 4.2), or raise its refusal."""
+    """Return the Sec-WebSocket-Accept for a request (RFC 6455, 4.2), or raise its refusal."""
     keys = head.all(b"sec-websocket-key")
     if not head.upgrades or head.all(b"sec-websocket-version") != [b"13"]:
         refusal = UpgradeRefused("This is a WebSocket, whose Sec-WebSocket-Version must be 13.")
@@ -526,27 +525,26 @@ def accept_of(head: RequestHead) -> bytes:
 
 
 def accepted(key: bytes) -> bytes:
-    """Return the Sec-WebSocket-Accept for this key (RFC 6455, 4.2.2)."""
+    """Return the Sec-WebSocket-Accept for a Sec-WebSocket-Key (RFC 6455, 4.2.2)."""
     return b64encode(sha1(key + _SOCKET_ACCEPTS).digest())  # noqa: S324  # as RFC 6455 says: no secret
 
 
-# Request ids: UUIDs of version 7 as text (RFC 9562), made a batch at a time, so that they order by time.
+# Request ids: UUIDs of version 7 as text (RFC 9562), ordered by time, and made in batches.
 #
-# The ids of a batch share the millisecond it was made in and their first 26 random bits. They differ in the
-# last 48, which are drawn for each: one costs a fraction of a microsecond, and none tells how many there
-# were.
+# The ids of a batch share a millisecond and their first 26 random bits; the last 48 bits are random for each.
+# So an id costs a fraction of a microsecond, and does not reveal the number of requests.
 
-# Ids of a batch: twice as many as before where those were used up within `BATCH_S_MAX`, else half as many.
+# Ids of a batch: twice the previous number if that was used up within `BATCH_S_MAX`, else half of it.
 BATCH_MIN: Final = 4
 BATCH_MAX: Final = 64
 # Random bytes of each id.
 TAIL_BYTES: Final = 6
-# A batch is thrown away after so long: an id says when its request began, to the second.
+# A batch is discarded after this time, so that the time in an id is right to the second.
 BATCH_S_MAX: Final = 1.0
 
 
 class RequestIds:
-    """Give request ids; `random` is `os.urandom`, or what returns as many bytes; `clock` tells Unix time."""
+    """A generator of request ids; `random` works like `os.urandom`, `clock` returns Unix time in seconds."""
 
     __slots__ = ("_clock", "_count", "_drawn_at", "_prefix", "_random", "_tails")
 
@@ -559,7 +557,7 @@ class RequestIds:
         self._drawn_at = 0.0
 
     def next_id(self, now: float) -> str:
-        """Return a new id of 36 characters; `now` in seconds of any clock that goes on."""
+        """Return a new id of 36 characters; `now` is the time in seconds of any monotonic clock."""
         if not self._tails or now - self._drawn_at > BATCH_S_MAX:
             self._count = max(BATCH_MIN, self._count // 2) if self._tails else min(BATCH_MAX, self._count * 2)
             drawn = self._random(4 + self._count * TAIL_BYTES)
@@ -572,20 +570,20 @@ class RequestIds:
         return self._prefix + self._tails.pop()
 
 
-# A client's side of a connection, framing alone: bytes go in, heads and payloads come out.
+# The framing of a client's connection: bytes go in, heads and payloads come out.
 #
-# Where a request ends is decided here and nowhere else. Whether its client is still there, what the
-# request means and what becomes of its answer is not known here; there is no socket and no clock.
+# Only this code decides where a request ends. It does not know whether the client is still connected, the
+# meaning of the request, or its answer; it has no socket and no clock.
 
 _UNREAD = (IDLE, WHOLE)
 _READ_ON = (BODY, DISCARDING)
 
 
 class ClientSide:
-    """The requests of one connection, one after the other. `state` is one of `INCOMING`.
+    """The successive requests of one client connection. `state` is a state of the table `INCOMING`.
 
-    `waiting` are bytes that are not read yet: of a head, or of anything behind the present request.
-    `fresh` says that the part of a head that is here has only just begun.
+    `waiting` are received bytes that are not processed yet. `fresh` is True if a head has just begun to
+    arrive.
     """
 
     __slots__ = ("_chunked", "_left", "_limits", "_scanned", "fresh", "state", "waiting")
@@ -601,13 +599,13 @@ class ClientSide:
 
     @property
     def droppable(self) -> bool:
-        """Whether what is left of the present request can be read and dropped, within bounds."""
+        """Whether the rest of the present request is small enough to be read and dropped."""
         if self.state == BODY:
             return self._chunked is None and self._left <= self._limits.discarded_bytes_max
         return self.state == WHOLE
 
     def receive(self, data: bytes) -> bytes:
-        """Process bytes and return their payload, if a body is due. Raises `MalformedRequest`."""
+        """Process received bytes; return the payload if a body is due. Raises `MalformedRequest`."""
         state = self.state
         if state in _UNREAD:
             self.waiting = self.waiting + data if self.waiting else data
@@ -616,10 +614,10 @@ class ClientSide:
         return b""
 
     def head(self) -> HeadCut | None:
-        """Return the next request's head with its blank line, cut; None while more is needed.
+        """Return the next request's head, split by `cut_head`; None while it is incomplete.
 
-        Raises the `Refusal` of bytes that will never be one, and of an event that is out of turn
-        `IllegalEvent`. A head is followed by `request`.
+        Raises a `Refusal` if the bytes cannot become a head, and `IllegalEvent` while another request is
+        read. The caller continues with `request`.
         """
         if self.state != IDLE:
             raise IllegalEvent(f"a head while a request is {self.state}")
@@ -628,7 +626,7 @@ class ClientSide:
         if cut is not None:
             self.waiting = data[cut[7] :]
             return cut
-        if data[:2] == b"\r\n" and not self._scanned:  # one empty line in front is ignored: RFC 9112, 2.2
+        if data[:2] == b"\r\n" and not self._scanned:  # one empty line is ignored before: RFC 9112, 2.2
             data = data[2:]
         end = data.find(HEAD_END, self._scanned)
         if end < 0 or end > self._limits.head_bytes_max:
@@ -639,12 +637,12 @@ class ClientSide:
         return cut_head(data[: end + 4])
 
     def request(self, length: int, chunked: bool) -> bytes:
-        """Begin a request framed like this; the payload that is here already, or `MalformedRequest`."""
+        """Begin a request with this framing; return the arrived payload, or raise `MalformedRequest`."""
         data = self.waiting
         if not chunked:
             if len(data) >= length:
                 self.state = INCOMING[self.state][BARE]
-                if len(data) == length:  # compiled, a slice is a copy, even of all of it
+                if len(data) == length:  # compiled, a slice is always a copy, even of the whole
                     self.waiting = b""
                     return data
                 self.waiting = data[length:]
@@ -657,7 +655,7 @@ class ClientSide:
         return self._payload(data)
 
     def refuse(self) -> None:
-        """Mark the present request as never complete: nothing after this can be read."""
+        """Mark the present request as never complete: the bytes after it cannot be read."""
         self.state = INCOMING[self.state][FAULT]
         self._forget()
 
@@ -666,12 +664,12 @@ class ClientSide:
         self.state = INCOMING[self.state][ANSWERED]
 
     def close(self) -> None:
-        """Close this side: no request follows, and the rest of this one is not read."""
+        """Close this side: no request follows, and the rest of the present one is not read."""
         self.state = INCOMING[self.state][CLOSED]
         self._forget()
 
     def _check_part(self, data: bytes) -> None:
-        """Store the beginning of a head, or raise if it can be refused already."""
+        """Store the beginning of a head, or raise if the head cannot become valid."""
         limits = self._limits
         self.fresh = self._scanned == 0
         self._scanned = max(1, len(data) - 3)

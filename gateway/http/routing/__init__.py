@@ -1,1 +1,1 @@
-"""From a head to a plan: which route, whose call, what goes on to the upstream."""
+"""From the head of a request to its route, credential, and the lines for the upstream."""

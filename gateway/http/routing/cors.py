@@ -1,6 +1,6 @@
-"""Pages of other origins that may call (CORS), as far as settings name them.
+"""Answers for web pages of other origins (CORS), if the settings allow the origin.
 
-A browser is never asked for credentials of its own: a page sends its API key itself. Sources: the Fetch
+Browsers are never asked for their own credentials: a page sends its API key itself. Sources: the Fetch
 standard, RFC 6454.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 from gateway.errors import Refusal
 from gateway.http.protocol.answer import EXPOSED
 
-PREFLIGHT_S = 7200  # for so long a browser need not ask again; some ask earlier
+PREFLIGHT_S = 7200  # seconds for which a browser may cache the answer; some repeat it earlier
 ANY_ORIGIN = b"*"
-# Of what a preflight asks for: longer is no header that a browser sends.
+# Maximum of a field in a preflight; browsers send no longer one.
 ASKED_BYTES_MAX = 8 * 1024
 _EXPOSED = b"access-control-expose-headers: " + b", ".join(EXPOSED)
 _VARIES = b"vary: Origin"
@@ -19,25 +19,25 @@ _FIELDS = frozenset({b"origin", b"access-control-request-method", b"access-contr
 
 
 class Preflight(Refusal):
-    """A browser's question whether a page may call: answered here, by nobody else, and no refusal."""
+    """The answer to a browser's preflight request (CORS); raised like a refusal, but it is none."""
 
     reason = ""
     status = 204
 
 
 class Cors:
-    """The origins that may call: exact ones, or any."""
+    """The origins whose pages may call: a set, or all."""
 
     def __init__(self, origins: frozenset[bytes]) -> None:
         self._origins = origins
         self._any = ANY_ORIGIN in origins
 
     def lines(self, head: bytes) -> bytes:
-        """Return the CORS lines of every answer to this head, joined by CRLF."""
+        """Return the CORS fields for the answer to this head, joined by CRLF."""
         return self._lines(_asked(head).get(b"origin", b""))
 
     def preflight(self, head: bytes) -> Preflight | None:
-        """Return the answer to a preflight; None if the head is none, or its origin is not allowed."""
+        """Return the answer to a preflight; None for another head, or an origin that is not allowed."""
         if not head.startswith(b"OPTIONS "):
             return None
         asked = _asked(head)
@@ -68,7 +68,7 @@ class Cors:
 
 
 def _asked(head: bytes) -> dict[bytes, bytes]:
-    """Return the fields of CORS in a head, by their names; one that stands twice says nothing."""
+    """Return the CORS fields in a head by name; the value of a repeated field is empty."""
     found: dict[bytes, bytes] = {}
     for line in head.split(b"\r\n")[1:]:
         name, _, value = line.partition(b":")

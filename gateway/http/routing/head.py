@@ -1,11 +1,10 @@
-"""A call's head, read by its lines, and a cache of lines, bounded in bytes.
+"""Reads the head of a call line by line, with a cache of lines that is bounded in bytes.
 
-A head is seldom the same twice, its lines mostly are: another trace, another user, all else as before. So
-each line is judged by itself, and judgments are kept: what the deciding lines mean (`RoutedHead`), whose
-credential a line carries (`HeaderCredential`), what others say of the call (`HeaderAttribution`), which ones
-only pass; and the rest of heads that equal clients send, but for these and the trace. The cache changes
-nothing: a head is read the same with it and without. Nothing is cached before the credential was found good,
-nothing of a refused head, and nothing that is new each time.
+Heads are seldom repeated, but most of their lines are: only the trace or the user differs. So each line is
+judged by itself, and these results are cached: the meaning of the lines that decide the route (`RoutedHead`),
+the credential (`HeaderCredential`), the attribution (`HeaderAttribution`), and which lines are only
+forwarded; also the shared rest of heads of equal clients. The cache never changes a result. Nothing is cached
+before the credential is verified, of a refused head, or of lines that differ each time.
 """
 
 from __future__ import annotations
@@ -81,31 +80,29 @@ from gateway.http.routing.routes import (
 )
 from gateway.http.server.buffers import bare
 
-# A request head by the lines that decide what it asks for: its route, that route's rules, where it goes.
-# Clients of one kind have these in common. Who sends it and which lines only pass is decided further below.
+# The deciding lines of a request head: they select the route, its rules and the upstream, and are the same
+# for clients of one kind. Credentials and forwarded lines are handled further below.
 
-# One worker remembers so many, each with a key of so many bytes. It works the others out each time.
+# Maximum of cached openings of a worker, and the bytes of a key; others are computed each time.
 OPENINGS_MAX = 1_000
 OPENING_BYTES_MAX = 2_048
 
 
 @dataclass(slots=True)
 class RoutedHead(LruEntry):
-    """The deciding lines of a head, understood.
+    """The meaning of the deciding lines of a head.
 
-    `refusal` is what they earn at once (404, 405, or bytes that are not HTTP, and then `fatal`).
-    `query_refusal` waits for its turn, `object_refusal` for the one after it, and `field_refusal` for that
-    of the request's own fields. `opening` begins the head of the upstream's request, before the lines that
-    pass: `withdrawn` are those deciding ones that do not, `dropped` names of any. `closing` ends it, but for
-    what differs from one request to the next; `closing_plain` where no coding of the answer can be had. A
-    `metered` route charges something, and a `buffered` one reads its body before anything is decided. One of
-    `any_model` leads to where models are, and does not read which one is asked. A `bound` head goes where
-    its service is bound: it was read under `binding`, which may be another one by now. One with a `listing`
-    shows models: the one `listed`, else all that there are. `sent` is its path as it goes on, and `query` its
-    query; one that `varies` goes where its model says, or with one of several keys. `form` is the type of a
-    form that is read, as a call or for calls of a batch, `asked` this head as that of the call that another
-    gateway asks for, `host` what the client calls this gateway. One with `accept` opens a WebSocket. `key` is
-    a field with the key that its address has.
+    `refusal` applies at once (404, 405, or an invalid head, which is `fatal`), then `query_refusal`,
+    `object_refusal`, and `field_refusal` with the refusals of the request's fields. `opening` begins the
+    upstream's request, before the forwarded lines: these are without the deciding lines `withdrawn`, and
+    without names in `dropped`. `closing` ends the head; `closing_plain` does so if the answer must not be
+    compressed. A `metered` route charges; a `buffered` one reads the body first. `any_model`: the route leads
+    to models, but does not read which one is named. `bound`: the service selects the upstream; `binding` was
+    the current one at reading. `listing` shows models: only `listed`, or all if that is empty. `sent` and
+    `query` are the upstream's path and query. `varies`: the upstream's address or key depends on the call.
+    `form` is the content type of a form that is read. `asked` is the head of the call that another gateway
+    asks about. `host` is the client's name for this gateway. `accept` opens a WebSocket. `key` is a field
+    with the key from the address.
     """
 
     family: Family
@@ -151,7 +148,7 @@ class RoutedHead(LruEntry):
 
 
 class HeadRouter:
-    """Understand deciding lines, by one configuration."""
+    """Reads the deciding lines of heads under one configuration."""
 
     def __init__(
         self,
@@ -172,12 +169,12 @@ class HeadRouter:
         }
 
     def route_of(self, method: str, path: str) -> Route | None:
-        """Return the route of a path, where there is one."""
+        """Return the route of a path, or None."""
         match = self._table.match(method, path)
         return None if match is None else match.route
 
     def route(self, head: bytes) -> RoutedHead:
-        """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
+        """Read a head up to its blank line; a `Refusal` is stored in the result instead of raised."""
         try:
             read = read_request_head(head, self._limits)
         except Refusal as refusal:
@@ -185,7 +182,7 @@ class HeadRouter:
         return self._routed(read)
 
     def is_current(self, routed: RoutedHead) -> bool:
-        """Return whether this head would be routed the same now."""
+        """Return whether the head would still get the same route."""
         if routed.asked is not None:
             return self.is_current(routed.asked)
         if not routed.bound or routed.route is None:
@@ -302,11 +299,11 @@ class HeadRouter:
         return self.bindings.leads_to_models(place)
 
     def _bind(self, routed: RoutedHead, route: Route, path: bytes) -> str:
-        """Return the upstream that the service of a bound route goes to; empty where this path does not."""
+        """Return the upstream that the service of a bound route uses; empty if this path is not bound."""
         routed.bound = True
         try:
             routed.binding = binding = self.bindings.binding_of(routed.service_key, route)
-        except CountersUnavailable as unknown:  # nobody knows the services yet
+        except CountersUnavailable as unknown:  # the services are not loaded yet
             routed.refusal = bare(unknown)
             return ""
         why = binding.refusal_of(path.decode("ascii")) if binding is not None else "There is no such service."
@@ -317,7 +314,7 @@ class HeadRouter:
     def _prepare(
         self, routed: RoutedHead, head: RequestHead, target: UpstreamTarget, path: bytes, route: Route
     ) -> None:
-        """Work out what of a head goes on to the upstream, and in which words it begins and ends."""
+        """Compute which lines of a head are forwarded, and how the upstream's head begins and ends."""
         routed.sent = path.decode("ascii")
         routed.query = listing_query(head.query, route).decode("ascii")
         routed.varies = target.by_model or len(target.keys) > 1
@@ -332,13 +329,14 @@ class HeadRouter:
             name for name in head.nominated.union(first.dropped) if field_kind(name).role & PASSES
         )
         taken = withheld(head, route, form=form)
-        # An answer that must be read comes as it is: what a caller makes of its coding changes no charge.
+        # An answer that is metered must not be compressed: the caller's accepted coding must not change the
+        # charge.
         if is_read:
             taken |= {b"accept-encoding"}
         routed.withdrawn = tuple(line for kind, line in head.fields if kind.passes and kind.lower in taken)
 
     def opening(self, routed: RoutedHead, target: UpstreamTarget, model: str) -> UpstreamOpening:
-        """Return how a head goes on to an upstream for a model; worked out once."""
+        """Return the beginning and end of the upstream's request for a model, from a cache if possible."""
         route, sent = routed.route, routed.sent
         assert route is not None
         form = bool(routed.form)
@@ -358,15 +356,15 @@ class HeadRouter:
         return known
 
 
-# One call's head as the data plane uses it, put together from what its lines mean.
+# The head of one call, combined from the meanings of its lines.
 
 _NO_ATTRIBUTION = Attribution()
 
 
 class HeaderCredential(LruEntry):
-    """The digest of the credential that some lines carry, or why there is none; with a signed `token`, it.
+    """The digest of the credential in a head's lines, or the refusal of these lines.
 
-    `others` are what it would be under other peppers that are taken.
+    `token` is the signed token itself, if it is one; `others` are the digests under earlier peppers.
     """
 
     __slots__ = ("digest", "others", "refusal", "token")
@@ -385,7 +383,7 @@ class HeaderCredential(LruEntry):
 
 
 class HeaderAttribution(LruEntry):
-    """What some lines say of their call, and its `columns` as they travel to the rows; or a refusal."""
+    """The attribution in a head's lines, with its `columns` as stored in rows; or its refusal."""
 
     __slots__ = ("attribution", "columns", "refusal")
 
@@ -401,12 +399,11 @@ UNPROVEN, NOTHING = HeaderCredential(), HeaderAttribution()
 
 
 class CallHead(LruEntry):
-    """One call's head, understood.
+    """The head of one call with the meaning of its lines.
 
-    `attribution` is what it says of itself, `parent` the caller's span where calls are traced. `passed`
-    are the lines that go on to the upstream, beside what `routed` has. `news` is what is worth remembering of
-    it, until it is. One that is kept by its rest has room for so many `free` lines more.
-    `cors` are the lines that a page of another origin needs in the answer; empty where none may call.
+    `parent` is the caller's span if calls are traced. `passed` are the forwarded lines, in addition to those
+    of `routed`. `news` are new parts for the cache, until they are stored. `free` is the number of lines that
+    a cached head may still add. `cors` are the CORS lines for the answer, empty if no other origin may call.
     """
 
     __slots__ = ("attribution", "cors", "free", "news", "parent", "passed", "proof", "routed", "said")
@@ -425,17 +422,17 @@ class CallHead(LruEntry):
 
     @property
     def identity_refusal(self) -> Refusal | None:
-        """Why nobody can be asked who sent it: told once its route is known."""
+        """The refusal because of a missing or invalid credential, used once the route is known."""
         return self.routed.query_refusal or self.proof.refusal
 
     @property
     def refusal(self) -> Refusal | None:
-        """What its fields earn: told once its caller is known."""
+        """The refusal because of other fields, used once the caller is known."""
         return self.routed.object_refusal or self.said.refusal or self.routed.field_refusal
 
 
 class HeaderLine(LruEntry):
-    """A line that was judged: its role."""
+    """The role of one field line, as cached."""
 
     __slots__ = ("role",)
 
@@ -444,12 +441,12 @@ class HeaderLine(LruEntry):
 
 
 class ParsedHead:
-    """A head that is read by its lines, sorted by their effects, and its new parts.
+    """A head whose lines are sorted by role, with its new parts for the cache.
 
-    Those of `proving` and of `saying` are one text each. `trace_id` is what its line of a `trace` says in the
-    usual form. `rest` is what is left without all these, where every line of it was known, `new` are lines
-    that were not; `routed`, `proof` and `said` are there where they had to be worked out. `said_as` is what
-    that is kept under.
+    `proving` and `saying` are lines joined to one text. `trace_id` is the id of a `trace` line in the usual
+    form. `rest` is the head without all of these, if every other line was known, and `new` are lines that
+    were not. `routed`, `proof` and `said` are set if they were not cached. `said_as` is the cache's key of
+    `said`.
     """
 
     __slots__ = (
@@ -471,30 +468,30 @@ class ParsedHead:
 
     @property
     def is_news(self) -> bool:
-        """Whether there is anything to remember."""
+        """Whether the head has new parts for the cache."""
         if self.rest or self.new:
             return True
         return self.routed is not None or self.proof is not None or self.said is not None
 
 
 def unreadable(head: bytes, refusal: Refusal) -> CallHead:
-    """Return the head of a call that is refused for bytes that are no request."""
+    """Return the head of a call whose bytes are not a valid request, with its refusal."""
     return CallHead(RoutedHead(family_of_head(head), refusal=refusal, fatal=True))
 
 
-# Room for the credentials of 15,000 callers; where more of them call in turn, none is found again.
+# Enough for the credentials of 15,000 callers; if more call in rotation, the cache never hits.
 BYTES_MAX = 24 * 1024 * 1024
 HEAD_BYTES_MAX = 4096
-# The lines of a credential, where that is the longest token that is read.
+# Maximum of the lines of a credential: the longest accepted token.
 PROOF_BYTES_MAX = TOKEN_BYTES_MAX + 256
 OTHER_DIGEST_BYTES = 128
-NEW_LINES_MAX = 32  # of one head; the others when it comes again
+NEW_LINES_MAX = 32  # of one head; the others are cached with its next request
 
 
 class HeadReader:
-    """Read heads by one configuration, and remember `bytes_max` of them: `known` are kept by their rest.
+    """Reads heads under one configuration, with a cache of `bytes_max` bytes; `known` are cached heads.
 
-    With `tokens` a credential may be a signed token of an issuer. `earlier` are peppers before this one.
+    With `tokens` a credential may be a signed token of an issuer. `earlier` are the previous peppers.
     """
 
     def __init__(
@@ -537,11 +534,11 @@ class HeadReader:
         self.known = self._heads.known
 
     def read(self, head: bytes) -> CallHead:
-        """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
+        """Read a head up to its blank line; a `Refusal` is stored in the result instead of raised."""
         return self.read_cut(cut_head(head))
 
     def read_cut(self, cut: HeadCut) -> CallHead:
-        """Return the same of one that is cut."""
+        """Read a head that `cut_head` has split; a `Refusal` is stored in the result instead of raised."""
         head, rest, _, proving, saying, trace, trace_id, _ = cut
         known = self._heads.find(rest)
         if known is not None:
@@ -559,7 +556,7 @@ class HeadReader:
                 reading.rest = b""
             call = self._understand(head, reading)
         if self._cors is not None:
-            # Note what the browser of a page is told, be it asking for a page or for leave to ask
+            # CORS: lines for the answer, or the answer to a preflight
             call.cors = self._cors.lines(head)
             answer = None if call.routed.fatal else self._cors.preflight(head)
             if answer is not None:
@@ -572,7 +569,7 @@ class HeadReader:
         return call
 
     def remember(self, call: CallHead) -> None:
-        """Remember the new parts of this head, whose credential is good, for later calls."""
+        """Store the new parts of a head in the cache; its credential was found valid."""
         news, call.news = call.news, None
         if news is None:
             return
@@ -593,7 +590,7 @@ class HeadReader:
             self._heads.keep(news.rest, known)
 
     def _known(self, known: CallHead, cut: HeadCut) -> CallHead | None:
-        """Return a head whose parts are all known, but for its trace; None where one is not."""
+        """Return the call's head from cached parts; None if a part other than its trace is not cached."""
         _, _, _, proving, saying, trace, trace_id, _ = cut
         routed, said = known.routed, NOTHING
         if known.free < CUT_LINES_MAX and _count(proving) + _count(saying) + bool(trace) > known.free:
@@ -615,7 +612,7 @@ class HeadReader:
         return call
 
     def _sort(self, lines: list[bytes], reading: ParsedHead) -> bool:
-        """Sort lines by what they do; False where one of them cannot be read for itself."""
+        """Sort lines by role; return False if one of them is invalid by itself."""
         known_lines, due = self._lines.known, self._lines.due
         passing = reading.passing
         for line in lines[1:-2]:
@@ -665,7 +662,7 @@ class HeadReader:
         if routed is not None and self._router.is_current(routed):
             return routed
         reading.routed = routed = self._router.route(deciding + b"\r\n\r\n")
-        # Where nothing is served, a key's field tells who speaks as well.
+        # On an unknown path, the field of the key also shows which API's client this is.
         if routed.route is None and reading.proving:
             routed = self._router.route(b"%b\r\n%b\r\n\r\n" % (deciding, reading.proving))
         return routed
@@ -686,7 +683,7 @@ class HeadReader:
         return proof
 
     def _say(self, reading: ParsedHead, family: Family) -> HeaderAttribution:
-        # The same lines may say another thing in another API.
+        # The meaning of these lines depends on the API.
         said_as = _said_as(family, reading.saying)
         said = self._said.find(said_as)
         if said is not None:
@@ -700,23 +697,23 @@ class HeadReader:
         return said
 
     def _trace(self, call: CallHead, said: HeaderAttribution, reading: ParsedHead) -> None:
-        """Note which trace a call is part of. Where calls are traced here, another span goes on than came."""
+        """Set the session of a call by its trace id; if the gateway traces, it forwards another span."""
         traces, trace_id = reading.traces, reading.trace_id
         if len(traces) == 1 and trace_id and not self._traced:
-            reading.passing.remove(traces[0])  # last, as in heads that are known
+            reading.passing.remove(traces[0])  # last, as in cached heads
             reading.passing.append(traces[0])
         else:
             trace_id = self._take_spans(call, reading)
         call.attribution = _of_trace(said, trace_id)
 
     def _take_spans(self, call: CallHead, reading: ParsedHead) -> str:
-        """Return the same of an unusual line, or one that is not passed on as it came."""
+        """Return the trace id of unusual lines; if the gateway traces, store the parent span, too."""
         if reading.traces:
             reading.rest = b""
         values = [line.partition(b":")[2] for line in reading.traces]
         if self._traced:
             call.parent = read_parent(values, reading.passing)
-            # Without a valid span its state means nothing.
+            # Without a valid span, its state is meaningless.
             taken = (FIELD,) if call.parent is not None else (FIELD, STATE_FIELD)
             reading.passing = [
                 line for line in reading.passing if line.partition(b":")[0].lower() not in taken
@@ -724,7 +721,7 @@ class HeadReader:
         return read_trace_id(values)
 
     def _refused(self, head: bytes) -> CallHead:
-        """Return the fault of a head that no single line shows."""
+        """Return a refused head, with the fault found by reading the head as a whole."""
         refusal: Refusal = MalformedRequest()
         try:
             read_request_head(head, self._limits)
@@ -749,7 +746,7 @@ def _said_as(family: Family, saying: bytes) -> bytes:
 
 
 def _count(text: bytes) -> int:
-    """Return the lines of a text."""
+    """Return the number of lines in a text."""
     return text.count(b"\r\n") + 1 if text else 0
 
 
@@ -758,7 +755,7 @@ def _joined(lines: list[bytes]) -> bytes:
 
 
 def _with(text: bytes, line: bytes) -> bytes:
-    """Return a text of lines with one more."""
+    """Return a text of lines with one line added."""
     return b"%b\r\n%b" % (text, line) if text else line
 
 
@@ -768,7 +765,7 @@ def _values(text: bytes) -> Values:
 
 
 def _judge(line: bytes, reading: ParsedHead) -> int:
-    """Return the role of a line that is not known."""
+    """Return the role of a line that is not cached, and add the line to the new parts of `reading`."""
     if line == reading.trace:
         return TRACES | PASSES | VARIES
     role = role_of(line)
@@ -776,7 +773,7 @@ def _judge(line: bytes, reading: ParsedHead) -> int:
         reading.rest = b""
     if role & VARIES:
         said = run_in_baggage(line) if role & SAYS else b""
-        if said:  # which is the same with each call of a run
+        if said:  # the run is the same in each of its calls
             reading.saying = _with(reading.saying, said)
         return role & ~SAYS
     if len(reading.new) < NEW_LINES_MAX:
@@ -785,7 +782,7 @@ def _judge(line: bytes, reading: ParsedHead) -> int:
 
 
 def _passed(routed: RoutedHead, lines: list[bytes]) -> bytes:
-    """Return the lines that pass to the upstream, each with its end."""
+    """Return the lines for the upstream, each with CRLF."""
     for line in routed.withdrawn:
         lines.remove(line)
     dropped = routed.dropped

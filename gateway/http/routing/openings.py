@@ -1,4 +1,4 @@
-"""How a request begins and ends at an upstream: its path and query there, its Host line, our own fields."""
+"""Beginning and end of the upstream's request head: its path, query, Host line, and the gateway's fields."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from gateway.core.calls.routes import AWS_FIELDS, PARAMETER, Route, UpstreamTarg
 from gateway.http.protocol.request import PASSES, field_kind
 from gateway.http.routing.routes import JSON_TYPE, is_live, is_rewritten, without_pass
 
-# What names the model of a WebSocket in its query: that, or its deployment at Azure.
+# Query parameters with the model of a WebSocket, or with its deployment at Azure.
 MODEL_QUERIES = ("model", "deployment")
 _AWS_FIELDS = (*(name.encode() for name in AWS_FIELDS), b"x-amz-content-sha256")
 
 
 class UpstreamOpening:
-    """How the request of one head begins at one upstream, for one model, and how its head ends.
+    """The beginning and end of a request head for one upstream and model.
 
-    There is a `closing` for each key of the upstream, and a `plain` one where no coding of the answer can be
-    had. `dropped` are names of lines that do not pass.
+    `closings` has one end for each key of the upstream, `plain` the same for answers without compression.
+    `dropped` are names of fields that are not forwarded.
     """
 
     __slots__ = ("closings", "dropped", "opening", "plain")
@@ -34,13 +34,13 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
     route: Route, target: UpstreamTarget, method: bytes, path: str, query: str, model: str, *, is_read: bool,
     form: bool = False,
 ) -> UpstreamOpening:  # fmt: skip
-    """Return how a request for a path goes on to an upstream; an answer that `is_read` comes as it is.
+    """Return the beginning and end of a request to an upstream; an answer that `is_read` is not compressed.
 
-    A `form` has the type that it came with.
+    A `form` keeps its content type.
     """
     prefix, host = _place(target.base_url)
     query = own_query(target, _named_query(route, without_pass(query, route), model))
-    if not (target.by_model and is_live(route)):  # such a template is one of requests
+    if not (target.by_model and is_live(route)):  # such a template is for requests only
         path = own_path(target, route, path, model)
     written = (path + query).encode("ascii")
     begun = b"%b %b%b HTTP/1.1\r\n%b\r\n" % (method, prefix, written, host)
@@ -50,9 +50,9 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
     for key in target.keys or ((),):
         ours = {name.lower().encode(): value.encode("latin-1") for name, value in (*target.headers, *key)}
         names.update(ours)
-        if target.auth == "aws":  # it would not be signed as the caller says
+        if target.auth == "aws":  # the caller's fields would not match the signature
             names.update(_AWS_FIELDS)
-        lines = [b"%b: %b" % field for field in ours.items()]  # last, so that nothing can shadow them
+        lines = [b"%b: %b" % field for field in ours.items()]  # last, so that none can override them
         if is_rewritten(route) and not form:
             lines.append(JSON_TYPE)
         plain.append(_with_coding(lines, b"identity"))
@@ -62,7 +62,7 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
 
 
 def named_path(route: Route, params: Mapping[str, str], path: str, model: str) -> str:
-    """Return the path of a call with its upstream's name of the model, if the path names a model."""
+    """Return the path of a call with the upstream's name of the model, if the path contains a model."""
     if not model or "model}" not in route.path or "…" in route.path:
         return path
     words = {**params, "model": model}
@@ -73,7 +73,7 @@ def named_path(route: Route, params: Mapping[str, str], path: str, model: str) -
 
 
 def _named_query(route: Route, query: str, model: str) -> str:
-    """Return the query of a WebSocket, with the name that its upstream has for the model."""
+    """Return the query of a WebSocket with the upstream's name of the model."""
     if not model or not query or not is_live(route):
         return query
     pairs = [pair.partition("=") for pair in query[1:].split("&")]
@@ -84,18 +84,18 @@ def _named_query(route: Route, query: str, model: str) -> str:
 
 
 def _with_coding(lines: list[bytes], coding: bytes) -> bytes:
-    """Return these lines, asking for an answer in this content coding alone."""
+    """Return these lines with `coding` as the only accepted content coding."""
     others = [line for line in lines if not line.lower().startswith(b"accept-encoding:")]
     return _ended([*others, b"accept-encoding: " + coding])
 
 
 def _ended(lines: list[bytes]) -> bytes:
-    """Return these lines, each with its end."""
+    """Return these lines as one text, each with CRLF."""
     return b"".join([line + b"\r\n" for line in lines])
 
 
 @lru_cache(1_000)
 def _place(base_url: str) -> tuple[bytes, bytes]:
-    """Return the path in front of every path at this base URL, and its Host line."""
+    """Return the path prefix of a base URL, and its Host line."""
     parts = urlsplit(base_url)
     return parts.path.rstrip("/").encode(), b"host: " + parts.netloc.rpartition("@")[2].encode()

@@ -1,4 +1,4 @@
-"""The allow-list: which route a method and a path are, and whose errors an unknown path gets."""
+"""The allow-list of routes: finds the route of a method and path, and the API family of an unknown path."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from gateway.http.protocol.request import (
 
 OWN_PREFIX = "/.tollkeeper/"
 USAGE_PATH = OWN_PREFIX + "usage"
-# One run of the caller's tenant, by its id, which may have any visible characters.
+# A run of the caller's tenant; its id may have any visible characters.
 RUN_PATH = "/.tollkeeper/runs/{+id}"
-# Holds that callers take, and settle themselves.
+# Holds that callers create and settle through the API.
 HOLDS_PATH = "/.tollkeeper/holds"
 HOLD_PATH = HOLDS_PATH + "/{id}"
 HOLD_EXTEND_PATH, HOLD_SETTLE_PATH = HOLD_PATH + "/extend", HOLD_PATH + "/settle"
 HOLD_ANSWER_PATH = HOLD_PATH + "/answers/{status}"
-# Another gateway asks whether a call with the path behind it may pass.
+# Another gateway asks whether a call with this path is allowed.
 AUTHORIZE_PATH = "/.tollkeeper/authorize/{ttl_s}/{+path}"
-# Whom callers get a token from (RFC 9728): of the whole gateway, and of one resource of it.
+# Metadata of token issuers (RFC 9728): for the whole gateway, and for one resource.
 METADATA_PATH = "/.well-known/oauth-protected-resource"
 RESOURCE_PATH = METADATA_PATH + "/{+resource}"
-# What the gateway answers itself; of some it reads a body.
+# Routes that the gateway answers itself; some with a body.
 READ_ROUTES = tuple(
     Route(("POST",), path, "") for path in (HOLDS_PATH, HOLD_EXTEND_PATH, HOLD_SETTLE_PATH, HOLD_ANSWER_PATH)
 )
@@ -53,26 +53,27 @@ OWN_ROUTES = (
     Route(("DELETE",), HOLD_PATH, ""), Route(("ANY",), AUTHORIZE_PATH, ""),
     Route(("GET",), METADATA_PATH, ""), Route(("GET",), RESOURCE_PATH, ""),
 )  # fmt: skip
-# Calls there are in no journal, but for holds that are refused.
+# Calls of these paths are not in the journal, except refused holds.
 OWN_PATHS = frozenset({one.path for one in OWN_ROUTES}) - {HOLDS_PATH, AUTHORIZE_PATH}
-# Several families have these paths and those below them: the fields of a request tell whose it is.
+# Paths of several families: the fields of a request show which family it is for.
 _SHARED = tuple({path for one in ALL for path in one.also})
 _ANY = frozenset({"ANY", "*"})
 _ENCODED_SLASH = re.compile("%2[fF]")
 _SLASHES = re.compile("/{2,}")
-# More than what all paths of one family begin with.
+# Longer than the common prefix of one family's paths.
 ALIKE_CHARS_MIN = len("/v1beta/")
-# Tokens and calls by which a client talks to its provider itself: by WebRTC, by SIP, or from a browser.
+# Paths that let a client talk to the provider directly: by WebRTC, SIP, or from a browser.
 _PAST = re.compile(r"/realtime/(?:client_secrets|calls|sessions|transcription_sessions)\b|/auth_?[tT]okens\b")
-# Of a path nobody serves, in what is said of it.
+# Maximum of an unknown path in its error message.
 PATH_CHARS_SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A path on the allow-list. `route` is None where the path is known and the method is not.
+    """A path's entry in the allow-list. `route` is None if the path is known, but not with this method.
 
-    `template` is the path as the allow-list has it, `asked` the call that another gateway asks for.
+    `template` is the path in the allow-list; `asked` is the match of the call that another gateway asks
+    about.
     """
 
     route: Route | None
@@ -84,7 +85,7 @@ class Match:
 
 
 class RouteTable:
-    """A path without parameters decides first, then the others in the order of the configuration."""
+    """All routes by path. A path without parameters has priority; the others keep the configured order."""
 
     def __init__(self, routes: tuple[Route, ...]) -> None:
         self._entries: list[tuple[re.Pattern[str], list[Route]]] = []
@@ -99,23 +100,23 @@ class RouteTable:
                 else:
                     self._exact[route.path] = by_pattern[pattern]
             by_pattern[pattern].append(route)
-        # Each path of the list in small letters, by which one that is near is found.
+        # Each path of the list in lower case, to find a similar path.
         self._lower = {
             path.lower(): path
             for path in (*self._exact, *(one[0].path for _, one in self._entries))
             if path != AUTHORIZE_PATH
         }
-        # Where each family's calls go: the first of its routes says.
+        # The upstream of each family: that of its first route.
         self.upstreams = {route.family: route.upstream for route in reversed(routes)}
-        # A service another route meters by its answers must not be had by the request instead.
+        # A service metered by its answers on another route must not be called with a charge by the request.
         self._reserved = frozenset(
             route.service for route in routes if route.service and route.meter not in UNREAD_METERS
         )
 
     def nearest(self, path: str) -> str:
-        """Return the template that a path was probably meant to be; empty where none is near.
+        """Return the template that an unknown path was probably meant to be, or an empty text.
 
-        A beginning that is missing, or is there twice, is the usual mistake.
+        A missing or doubled prefix is the usual mistake.
         """
         asked = _SLASHES.sub("/", path).rstrip("/").lower()
         for lower, template in self._lower.items():
@@ -125,7 +126,7 @@ class RouteTable:
         return self._lower[alike] if _alike(alike, asked) > ALIKE_CHARS_MIN else ""
 
     def match_of(self, head: RequestHead) -> Match | None:
-        """Find the route of a head. One that asks for a WebSocket has that of the calls of its messages."""
+        """Find the route of a head. A WebSocket has the route of the calls in its messages."""
         path = head.path.decode("ascii")
         if not head.upgrades:
             return self.match(head.method.decode("ascii"), path)
@@ -133,9 +134,9 @@ class RouteTable:
         return self.match("GET", path) if found is None or found.route is None else found
 
     def match_as_spoken(self, head: RequestHead) -> tuple[RequestHead, Match | None]:
-        """Find the route of a head, and the head as it is read: its client may say an older version's path.
+        """Find the route of a head; return it with the head, whose older version of a path is replaced.
 
-        Lists of models stay where they are: their upstream is known by their fields.
+        Paths of model lists are not replaced: their upstream is known by their fields.
         """
         match = self.match_of(head)
         route = None if match is None else match.route
@@ -153,9 +154,9 @@ class RouteTable:
         return head, match
 
     def match(self, method: str, path: str) -> Match | None:
-        """Find the route of a request; None for a path that is not on the list.
+        """Find the route of a request; return None for a path that is not on the list.
 
-        With an encoded slash it is on the list where a decoder finds the same call.
+        A path with an encoded slash matches only if its decoded form is the same call.
         """
         exact = self._exact.get(path)
         if exact is not None:
@@ -172,7 +173,7 @@ class RouteTable:
             if found is None:
                 continue
             if own is not None and routes[0].family != own:
-                continue  # `models/{+id}` of another family
+                continue  # the path `models/{+id}` of another family
             groups = found.groupdict()
             rest = groups.pop(REST, None)
             params = {name: unquote(value) for name, value in groups.items()}
@@ -194,17 +195,17 @@ class RouteTable:
 
 
 def asked_path(path: str) -> str:
-    """Return the path of the call that another gateway asks for, as its client sent it."""
+    """Return the path of the call that another gateway asks about, as its client sent it."""
     return "/" + path.split("/", 4)[4]
 
 
 def asking(head: RequestHead) -> RequestHead:
-    """Return the head of the call that another gateway asks for."""
+    """Return the head of the call that another gateway asks about."""
     return _at(head, asked_path(head.path.decode("ascii")))
 
 
 def _at(head: RequestHead, path: str) -> RequestHead:
-    """Return the same head with another path."""
+    """Return a copy of the head with another path."""
     return RequestHead(
         head.method, path.encode(), head.query, head.minor, head.fields, head.read, head.length, head.chunked,
         head.keep_alive, head.expects, head.nominated,
@@ -212,12 +213,12 @@ def _at(head: RequestHead, path: str) -> RequestHead:
 
 
 def slashes_decoded(path: str) -> str:
-    """Return a path as one reads it for whom an encoded slash is a slash."""
+    """Return a path with encoded slashes decoded."""
     return _ENCODED_SLASH.sub("/", path)
 
 
 def _same(written: Match | None, decoded: Match | None) -> Match | None:
-    """Return the match if both readings of a path mean the same call and names, else None."""
+    """Return the match if the written and the decoded path mean the same call and parameters, else None."""
     if written is None or decoded is None or decoded.rest is not None or written.params != decoded.params:
         return None
     if written.route is None or decoded.route is None:
@@ -226,7 +227,7 @@ def _same(written: Match | None, decoded: Match | None) -> Match | None:
 
 
 def unknown_path(path: str, nearest: str) -> Refusal:
-    """Return the refusal of an unknown path, with the path probably meant, or of one with two meanings."""
+    """Return the refusal of a path that is unknown, with the probable one, or that is ambiguous."""
     if slashes_decoded(path) != path:
         return InvalidRequest("The path holds an encoded slash that could be read in two ways.")
     shown = path if len(path) <= PATH_CHARS_SHOWN else f"{path[:PATH_CHARS_SHOWN]}…"
@@ -240,18 +241,18 @@ def unknown_path(path: str, nearest: str) -> Refusal:
 
 
 def _alike(one: str, other: str) -> int:
-    """Return how many characters two texts begin alike with."""
+    """Return the length of the common prefix of two texts."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def spoken_in(head: RequestHead, *, by_key: bool) -> Family | None:
-    """Return the family whose clients send these fields, or None; `by_key` includes the fields of keys."""
+    """Return the family whose clients send fields of this head; `by_key` includes the fields of keys."""
     sent = head.read.keys() if by_key else head.read.keys() - CREDENTIAL_FIELDS
     return next((family for name, family in SPEAKERS.items() if name in sent), None)
 
 
 def meant_for(head: RequestHead, route: Route) -> Family | None:
-    """Return the other family that a free call is meant for: what it brings is for no other provider."""
+    """Return the other family whose clients send the fields of an unmetered call, or None."""
     if route.meter != "none" or not FAMILIES[route.family].shares_paths:
         return None
     spoken = spoken_in(head, by_key=False)
@@ -259,17 +260,17 @@ def meant_for(head: RequestHead, route: Route) -> Family | None:
 
 
 def is_shared(path: str, among: tuple[str, ...] = _SHARED) -> bool:
-    """Return whether a path is one of these or below it. Each ends in a slash here."""
+    """Return whether a path equals or is below one of the paths `among`, which end in a slash."""
     return f"{path}/".startswith(among)
 
 
 def misplaced(route: Route, meant: Family) -> Refusal:
-    """Return the refusal of a call that another family's clients meant for their own API."""
+    """Return the refusal of a call that was meant for the API of another family."""
     return UnknownRoute(f"Only the API of {route.family} is served at {route.path}, and this is {meant}'s.")
 
 
 def family_of(path: str, spoken: Family | None) -> Family:
-    """Return the family whose shape an answer to an unknown path takes; `spoken` came with its fields."""
+    """Return the family whose error format an unknown path gets; `spoken` is the family of its fields."""
     own = spoken or _owner(path)
     if own is not None:
         return own
@@ -277,13 +278,13 @@ def family_of(path: str, spoken: Family | None) -> Family:
 
 
 def family_of_head(head: bytes) -> Family:
-    """Return the family of a head that could not be read, as far as its request line tells."""
+    """Return the family of an unreadable head, as far as its request line shows one."""
     parts = head.split(b"\r\n", 1)[0].split(b" ")
     return family_of(parts[1].decode("latin-1"), None) if len(parts) > 1 else GENERIC
 
 
 def _owner(path: str) -> Family | None:
-    """Return the family that alone has such a path."""
+    """Return the only family that has this path, or None."""
     return next((one.name for one in ALL if one.own_paths is not None and one.own_paths.match(path)), None)
 
 
@@ -307,18 +308,18 @@ def _allow(routes: list[Route]) -> tuple[str, ...]:
     return tuple(methods)
 
 
-# Where calls under `/services/` go now: the configuration's word over the catalogue as it is.
+# The upstreams of calls under `/services/`: the configuration has priority over the current catalogue.
 #
-# A binding stays the same object while the catalogue does, so a plan made under it need not be made again.
+# A binding is the same object while the catalogue is, so results that depend on it remain valid.
 
 TOLD_MAX = 1000
 
 
 class WorkerBindings:
-    """The bindings of one worker's configuration. Faults of them are logged once.
+    """The bindings of services to upstreams in one worker's configuration; faults are logged once.
 
-    `upstreams` are the names that the configuration binds services to, `unread` those of services that keys
-    with a list of models may call. `models` are those that are configured.
+    `upstreams` are the configured upstreams of services. `unread` are services that keys with a list of
+    models may call though the model is not read. `models` are the configured models.
     """
 
     def __init__(  # noqa: PLR0917  # a configuration, and who tells of it
@@ -348,7 +349,7 @@ class WorkerBindings:
                 self._services[goes] = (*known, route.service)
 
     def binding_of(self, key: str, route: Route) -> Binding | None:
-        """Return a service's binding on a route, or None; CountersUnavailable before a catalogue."""
+        """Return a service's binding on a route, or None; `CountersUnavailable` without a catalogue."""
         catalogue = self._directory.catalogue()
         if catalogue is not self._catalogue:
             self._catalogue, self._known = catalogue, {}
@@ -366,11 +367,11 @@ class WorkerBindings:
         return self._bindings.leads_to_models(host)
 
     def read_by(self, key: str) -> Route | None:
-        """Return the first route that reads calls of a service; None where none does."""
+        """Return the first route that reads the calls of a service, or None."""
         return next((one for one in self._reading if one.service == key), None)
 
     def services_at(self, upstream: str) -> tuple[str, ...]:
-        """Return the services whose own routes go to an upstream."""
+        """Return the keys of services whose own routes use an upstream."""
         return self._services.get(upstream, ())
 
     def _tell(self, bound: Binding, catalogue: Mapping[str, Service]) -> None:
@@ -388,11 +389,11 @@ class WorkerBindings:
             self._log(event, service=service, level="error", **other)
 
 
-# Parts that may come with the body of a call to an API family: its content type, its query, its fields.
+# Parts of a call besides its body: the content type, the query, the fields.
 #
-# What an API's own infrastructure reads there can leave the use out of an answer, shape it so that
-# no meter reads it, or make another call of it. So what a query may have is on a list, and fields known to
-# do such things never pass.
+# An API may read parts there that omit the usage from an answer, change its format so that no meter reads it,
+# or select another call. So query parameters are on an allow-list, and fields known for this are not
+# forwarded.
 
 JSON_TYPE = b"content-type: application/json"
 _JSON = re.compile(
@@ -402,8 +403,8 @@ _JSON = re.compile(
 )
 _PLAIN = re.compile(rb"[A-Za-z0-9._~-]{0,64}")
 
-# What the families' references have on routes that cost nothing: pages and filters of lists, parts of an
-# object. Clients of several families ask for one path, so all of them are on all.
+# Parameters of free routes in the families' references: pages and filters of lists, parts of an object.
+# Several families share a path, so all parameters are allowed on all of these routes.
 _OF_LISTS = frozenset(
     b"limit after before after_id before_id order pageSize pageToken page_size page_token page filter include"
     b" include[] include%5B%5D include%5b%5d purpose type starting_after include_obfuscation stream model"
@@ -417,7 +418,7 @@ _NONE: frozenset[bytes] = frozenset()
 
 
 def check_content_type(head: RequestHead) -> None:
-    """Raise `InvalidRequest` unless a metered body is plain JSON in UTF-8, which its upstream reads alike."""
+    """Raise `InvalidRequest` unless a metered body is uncompressed JSON in UTF-8."""
     types = head.all(b"content-type")
     if len(types) > 1 or (types and _JSON.fullmatch(types[0]) is None):
         raise InvalidRequest(
@@ -429,9 +430,10 @@ def check_content_type(head: RequestHead) -> None:
 
 
 def take_type(params: dict[str, str], head: RequestHead, route: Route, *, reads: bool) -> bytes:
-    """Refuse a body that is not read as what it is; the answer to a call elsewhere may be of any type.
+    """Check the content type of a body that is read; return it for a form, else empty bytes.
 
-    The type of a form that is read, empty for any other body.
+    The type of an answer from elsewhere, on the route of holds, is stored in `params` instead, and may be
+    any.
     """
     if route.path == HOLD_ANSWER_PATH:
         for name in ("content-type", "content-encoding"):
@@ -448,9 +450,9 @@ def take_type(params: dict[str, str], head: RequestHead, route: Route, *, reads:
 
 
 def listing_query(query: bytes, route: Route) -> bytes:
-    """Return the query of a call as it goes on: of a list of models what no API reads there is left out.
+    """Return the query to forward; for a list of models without parameters that no API reads there.
 
-    Clients say more of themselves in it, as Codex does its version.
+    Some clients add parameters about themselves, such as Codex its version.
     """
     if not query or route.meter != "none" or route.family == GENERIC or not is_list(route):
         return query
@@ -459,7 +461,7 @@ def listing_query(query: bytes, route: Route) -> bytes:
 
 
 def check_query(query: bytes, route: Route) -> None:
-    """Refuse a parameter that its family does not document on such a route, nor the route names."""
+    """Raise `InvalidRequest` for a query parameter that neither its family documents nor the route allows."""
     family = _family(route)
     if family.name == GENERIC:
         return
@@ -488,13 +490,13 @@ def check_query(query: bytes, route: Route) -> None:
 
 
 def is_long_form(route: Route | None, form: bytes) -> bool:
-    """Return whether a body may exceed every buffer: a form with one file, which passes as it comes."""
+    """Return whether a body may be larger than every buffer: a form with a file, forwarded as it arrives."""
     shape = SHAPES.get(route.meter) if route is not None and form else None
     return shape is not None and shape.form is not None and shape.form.alone
 
 
 def withheld(head: RequestHead, route: Route, *, form: bool = False) -> frozenset[bytes]:
-    """Return names of this request's fields that do not pass on this route; the type of a `form` does."""
+    """Return the names of a request's fields that this route does not forward; a `form` keeps its type."""
     family = _family(route)
     if family.name == GENERIC:
         return _NONE
@@ -508,18 +510,18 @@ def withheld(head: RequestHead, route: Route, *, form: bool = False) -> frozense
     return frozenset(one for one in found if uploads is None or not one.startswith(uploads.fields))
 
 
-# By this parameter of an address here a file is sent without a key: clients take such an address for one.
+# The query parameter of an upload URL that replaces the key: clients send files there without a key.
 UPLOAD_PASS = "upload_pass"  # noqa: S105  # a name
 
 
 def uploads_of(route: Route) -> UploadRules | None:
-    """Return how files are sent on a route; None where it takes none that an address is handed out for."""
+    """Return the upload rules of a route; None if its API gives out no upload URLs."""
     uploads = FAMILIES[route.family].uploads
     return uploads if uploads is not None and route.path.startswith(uploads.path) else None
 
 
 def upload_named(query: str, route: Route) -> tuple[str, str]:
-    """Return the upload that a query names, and the pass of its address; empty if the query names none."""
+    """Return the upload's id in a query, and the token of its URL; empty if the query has none."""
     uploads = uploads_of(route)
     if uploads is None:
         return "", ""
@@ -528,7 +530,7 @@ def upload_named(query: str, route: Route) -> tuple[str, str]:
 
 
 def without_pass(query: str, route: Route) -> str:
-    """Return a query as its upstream gets it: what an address here has more is nothing to it."""
+    """Return a query without the token of an upload URL, as the upstream gets it."""
     if uploads_of(route) is None:
         return query
     kept = [pair for pair in query[1:].split("&") if not pair.startswith(f"{UPLOAD_PASS}=")]
@@ -536,19 +538,19 @@ def without_pass(query: str, route: Route) -> str:
 
 
 def said_twice(head: RequestHead, route: Route) -> dict[str, str]:
-    """Return the fields of a head that repeat values of its body; two of one name are joined by a comma."""
+    """Return the fields of a head that repeat values of its body; repeated fields are joined by a comma."""
     names = FAMILIES[route.family].said_twice
     return {
         name.decode(): b", ".join(values).decode("latin-1") for name in names if (values := head.all(name))
     }
 
 
-# The time that Envoy gives its question, and no field of its client's.
+# Envoy's timeout for its authorization request, which is not a field of its client.
 _OF_QUESTIONS = frozenset({b"x-envoy-expected-rq-timeout-ms"})
 
 
 def take_key(head: RequestHead, route: Route) -> bytes:
-    """Cut the key out of a WebSocket's query and return it as a field: browsers send no such field."""
+    """Remove the key from a WebSocket's query and return it as a field, which browsers cannot send."""
     family = FAMILIES[route.family]
     name, kept = family.key_query + b"=", list[bytes]()
     if not head.query or not head.upgrades or not family.key_query or not is_live(route):
@@ -564,9 +566,9 @@ def take_key(head: RequestHead, route: Route) -> bytes:
 
 
 def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
-    """Return why another gateway's call cannot be authorized that could pass here; None where it can.
+    """Return why a call cannot be authorized for another gateway; None if it can.
 
-    Nobody here can take a field away from it, nor see in its answers whose a session is.
+    This gateway can neither remove a field from such a call, nor see the session's id in its answer.
     """
     if FAMILIES[route.family].session_field:
         return UnknownRoute(
@@ -581,19 +583,19 @@ def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
 
 
 def check_upgrade(route: Route | None) -> None:
-    """Refuse a WebSocket for a route whose calls no message asks for."""
+    """Raise `UpgradeRefused` if the route does not accept calls by WebSocket."""
     shape = SHAPES.get(route.meter) if route else None
     if shape is None or not (shape.messages or shape.live) or not is_installed("websockets"):
         raise UpgradeRefused
 
 
 def is_live(route: Route | None) -> bool:
-    """Return whether a route is a WebSocket that passes to its upstream, and nothing else."""
+    """Return whether a route only serves WebSockets that are relayed to its upstream."""
     return route is not None and route.meter in SHAPES and SHAPES[route.meter].live is not None
 
 
 def is_rewritten(route: Route) -> bool:
-    """Return whether a call's body is rewritten: then its type and digests are not its caller's."""
+    """Return whether a call's body is rewritten, so that the caller's digests no longer fit."""
     return route.meter not in UNREAD_METERS
 
 
@@ -602,20 +604,19 @@ def _family(route: Route) -> ApiFamily:
     return OF_METER.get(route.meter) or FAMILIES[route.family]
 
 
-# Stored objects as one request meets them: what its path is about.
+# Stored objects that a request accesses by its path.
 #
-# A list of all objects of a kind would show every organization's, so it is 404 for everybody, but for those
-# that `lists.py` narrows. Bodies of free routes are read as those of metered ones are, but for forms where
-# files are taken.
+# A list of all objects would show those of every organization, so it is 404, except lists that `lists.py`
+# filters. Bodies of free routes are read like those of metered ones, except forms with files.
 
-# Collections whose API takes files as forms, in which it takes no ids.
+# Collections whose API accepts files as forms; these contain no ids.
 _WITH_FORMS = frozenset({"files", "uploads", "skills"})
 _PARAMETER = re.compile(r"\{[^}]*\}")
 _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
 def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
-    """Return how a request meets objects, None where they are not kept apart. Raises `Refusal`s."""
+    """Return a request's access to stored objects; None if these have no owners. May raise a `Refusal`."""
     if route.family == GENERIC:
         return None
     if route.objects == "shared":
@@ -627,14 +628,14 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
     rules = FAMILIES[route.family].objects
     at = "" if rules is None else _kept_at(rules, route.path)
     if at.endswith("/{}") and not any(place.id for place in places):
-        raise ObjectNotFound  # an action, and a route of one object
+        raise ObjectNotFound  # an action without an id on a route of one object
     takes = None if rules is None else rules.takes.get(at)
     if route.meter != "none":
         shape = SHAPES.get(route.meter)
         keeps, stores = (None, False) if shape is None else (shape.keeps, shape.stores)
         return ObjectAccess(ids, keeps, closed=stores, takes=takes if stores else None)
     upload, _ = upload_named(head.query.decode("ascii"), route)
-    if upload:  # what is sent is a file, and the answer to the last of it tells of that
+    if upload:  # the request sends a file, and the answer to its last part names the file
         return ObjectAccess((session_of(route.upstream, upload.encode()),), _always)
     has_body = head.method in _WITH_BODY
     is_list = not all(place.id for place in places)
@@ -665,7 +666,7 @@ def _counts(route: Route) -> bool:
 
 
 def _kept_at(rules: ObjectRules, path: str) -> str:
-    """Return the template of a path behind its version, with plain places for ids."""
+    """Return the template of a path without its version, with `{}` for each parameter."""
     found = rules.path.search(path)
     return "" if found is None else _PARAMETER.sub("{}", found[0][1:])
 
@@ -675,10 +676,10 @@ def _always(_: Document) -> bool:
 
 
 def _is_json(head: RequestHead, *, forms: bool) -> bool:
-    """Return whether a body is JSON and not a form, where `forms` are allowed; refuse any other type."""
+    """Return whether a body is JSON; False for a form if `forms` are allowed. Raise for other types."""
     types = head.all(b"content-type")
     if not types:
-        return True  # if there is a body at all
+        return True  # or there is no body
     media = types[0].partition(b";")[0].strip().lower() if len(types) == 1 else b""
     if media == b"application/json" or media.endswith(b"+json"):
         return True

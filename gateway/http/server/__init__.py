@@ -1,1 +1,1 @@
-"""The client's side: the listening server and its connections."""
+"""The listening server and its connections to clients."""

@@ -1,7 +1,7 @@
-"""Bytes a worker holds for ends that are slow: bodies not all here, answers not all taken.
+"""Counts the bytes that a worker buffers for slow connections: incomplete bodies, and unread answers.
 
-Bytes that may be refused are asked for (`acquire`), others are only counted (`add`); while a worker, an
-organization or a key has used its share up, new calls are refused and begun ones go on.
+Bytes that may be refused are acquired (`acquire`), others are only counted (`add`). While a worker, an
+organization or a key has used up its share, new calls are refused, and begun calls go on.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from gateway.core.shares import FairShares
 from gateway.core.wait import OVER, Wait, Waiter
 from gateway.errors import Overloaded, Refusal
 
-# Files of batches that one worker reads at once, and one organization there. Their bytes are bounded apart.
+# Maximum of batch files that a worker reads at a time, in total and for an organization.
 FILES_MAX, FILES_EACH_MAX = 64, 16
 
 
 class BatchFiles:
-    """The files of batches that a worker reads, by organization: how many, and their bytes as they arrive.
+    """The batch files that a worker reads: their number and arrived bytes, by organization.
 
-    They have a place of their own: no call is refused for a file.
+    They are counted apart from other buffers, so that no other call is refused because of a file.
     """
 
     __slots__ = ("_bytes", "_count")
@@ -33,14 +33,14 @@ class BatchFiles:
         self._bytes, self._count = FairShares(), FairShares(FILES_MAX, FILES_EACH_MAX)
 
     def renew(self, largest: int) -> None:
-        """Bound the bytes of all files to twice the `largest`, and those of an organization to one."""
+        """Limit the bytes of all files to twice the `largest`, those of an organization to one file."""
         self._bytes.bound(2 * largest, largest)
 
     @contextmanager
     def reading(self, caller: Caller) -> Iterator[Callable[[int], None]]:
-        """Reserve a place for a file until its batch is held; yield a function that counts arriving bytes.
+        """Reserve room for a file until its batch has a hold; yield a function that counts arriving bytes.
 
-        `Overloaded` where there is no room.
+        Raise `Overloaded` if there is no room.
         """
         organization_id, sizes = caller.organization_id, list[int]()
 
@@ -60,10 +60,10 @@ class BatchFiles:
 
 
 class Buffers:
-    """The bytes of one worker: all of them, an organization's share, a key's share of that.
+    """Counts of buffered bytes: of a worker, of each organization, and of each key.
 
-    `pressed` is set while anybody may have to be refused, so that the usual call asks no further.
-    `shed` counts what was refused. `heads` are bytes of heads that are not complete: nobody is known yet.
+    `pressed` is True while a call may have to be refused, so that usual calls check only that. `shed` counts
+    refusals. `heads` are bytes of incomplete heads, whose caller is not known yet.
     """
 
     __slots__ = ("_head_free", "_heads_max", "_keys", "_organizations", "files", "heads", "pressed", "shed")
@@ -88,11 +88,11 @@ class Buffers:
 
     @property
     def used(self) -> int:
-        """Bytes held now, heads apart."""
+        """Buffered bytes in total, without heads."""
         return self._organizations.used
 
     def acquire(self, caller: Caller, size: int) -> bool:
-        """Return whether so many bytes more may be kept for a caller; then they are, until `release`."""
+        """Count `size` more bytes for a caller until `release`; return False if the share has no room."""
         organizations, keys = self._organizations, self._keys
         if organizations.allows(caller.organization_id, size) and keys.allows(caller.key_id, size):
             self.add(caller, size)
@@ -113,7 +113,7 @@ class Buffers:
         self._press()
 
     def check_new(self, caller: Caller) -> None:
-        """Raise `Overloaded` where so much is kept for this caller's slow ends that no new call may begin."""
+        """Raise `Overloaded` if this caller's slow connections use up its share of the buffers."""
         if not self.has_room(caller):
             self.shed += 1
             raise Overloaded(
@@ -121,13 +121,15 @@ class Buffers:
             )
 
     def has_room(self, caller: Caller) -> bool:
-        """Return whether this caller may have more."""
+        """Return whether this caller's share has room."""
         return self._organizations.allows(caller.organization_id, 1) and self._keys.allows(caller.key_id, 1)
 
     def keep_head(self, size: int, before: int) -> int | None:
-        """Count a buffered head of `size` bytes in place of the counted `before`; return the new count.
+        """Replace the counted bytes `before` of an incomplete head by its present `size`; return the new
+        count.
 
-        None if that is too much. Each connection's free bytes do not count: nobody can use these up.
+        None if there is no room. Each connection has some bytes that are not counted, so every client can
+        send a head.
         """
         counted = max(0, size - self._head_free)
         self.heads -= before
@@ -142,10 +144,10 @@ class Buffers:
 
 
 class ConnectionBuffers:
-    """Bytes kept for one connection in addition to the body in progress.
+    """Bytes buffered for one connection in addition to the body in progress.
 
-    `unread` bytes of requests, as far as they count, are nobody's yet: heads. `untaken` bytes of answers
-    count for their caller: they are there already, so they are never refused, only counted.
+    `unread` are counted bytes of heads, whose caller is not known yet. `untaken` are bytes of answers,
+    counted for their caller: they exist already, so they are never refused.
     """
 
     __slots__ = ("_buffers", "_caller", "unread", "untaken")
@@ -156,7 +158,7 @@ class ConnectionBuffers:
         self.unread = self.untaken = 0
 
     def keep_unread(self, size: int) -> bool:
-        """Return whether so many bytes of requests may wait, in place of those before."""
+        """Replace the counted bytes of unread requests by `size`; return whether there is room."""
         counted = self._buffers.keep_head(size, self.unread)
         self.unread = counted or 0
         return counted is not None
@@ -174,26 +176,26 @@ class ConnectionBuffers:
 
 
 def full() -> Refusal:
-    """Return the refusal for senders of more."""
+    """Return the refusal of a request whose bytes find no room."""
     return Overloaded("The gateway keeps as much of unfinished requests as it may.", retry_after_s=1)
 
 
-# The driver of one request's coroutine: it resumes it when what it waits for arrives.
+# The driver of one request's coroutine: resumes the coroutine when the awaited value arrives.
 #
-# One that ends by an error is followed by another, told of that error: nothing is awaited while an
-# error is on its way, which compiled coroutines cannot do.
+# After an error a second coroutine handles that error, because compiled coroutines cannot await while an
+# exception propagates.
 #
-# There is no task and no event loop involved in a step: the setter of a `Wait` runs the handler on,
-# up to its next `Wait`. A rare path may await an asyncio future too.
+# A step needs no task and no event loop: the code that sets a `Wait` runs the handler up to its next `Wait`.
+# Rare paths may also await an asyncio future.
 
 _E = TypeVar("_E", bound=BaseException)
 _Handling = Coroutine[Any, None, None]
 
 
 def bare(error: _E) -> _E:
-    """Return the error without the frames it came through, and those it came from without theirs.
+    """Return the error without tracebacks, its causes included.
 
-    A frame that keeps its error is kept by it, with all that was read, until the collector comes.
+    A frame that stores its error would be kept alive by it, with all data read, until garbage collection.
     """
     each: BaseException | None = error
     while each is not None:
@@ -203,10 +205,10 @@ def bare(error: _E) -> _E:
 
 
 class RequestDriver(Waiter):
-    """Run a coroutine that awaits `Wait`s; `ended` is called once, with the last error or None.
+    """Runs a coroutine that awaits `Wait`s; `ended` is called once, with the last error or None.
 
-    `interrupt` throws into the coroutine where it waits, unless it is `shielded`: what is
-    being charged is never interrupted, it only waits for a bounded time (`expire_wait`).
+    `interrupt` raises in the coroutine at its wait, unless it is `shielded`: a charge is never interrupted,
+    it only waits for a bounded time (`expire_wait`).
     """
 
     __slots__ = ("_coroutine", "_future", "_given_up", "_pending", "_running", "_wait", "over", "shielded")
@@ -223,12 +225,12 @@ class RequestDriver(Waiter):
     def tell(
         self, coroutine: _Handling, given_up: Callable[[Any, BaseException], _Handling] | None = None
     ) -> None:
-        """Begin, and run up to the first wait; `given_up` handles what an error of the first one leaves."""
+        """Start a coroutine, and run it to its first wait; after an error continue with `given_up`."""
         self._coroutine, self._given_up = coroutine, given_up
         self._step(None)
 
     def interrupt(self, error: BaseException) -> None:
-        """End the present wait with an error; remembered until there is one, lost when shielded."""
+        """Raise an error in the present or next wait; drop the error if the coroutine is shielded."""
         if self.over or self.shielded:
             return
         if self._running:
@@ -237,7 +239,7 @@ class RequestDriver(Waiter):
             self._step(error)
 
     def expire_wait(self, error: BaseException) -> None:
-        """End the present wait, shielded or not: its own bound has passed."""
+        """Raise an error in the present wait, even if shielded: the wait's own maximum has passed."""
         if not self.over and not self._running:
             self._step(error)
 
@@ -263,7 +265,7 @@ class RequestDriver(Waiter):
             awaited = coroutine.send(None) if error is None else coroutine.throw(error)
         except StopIteration:
             self._end(None)
-        except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # its client is told of any
+        except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # any is reported to the client
             self._end(failure)
         else:
             self._wait_for(awaited)
@@ -293,5 +295,5 @@ class RequestDriver(Waiter):
             return
         self._running = False
         self.over = True
-        self._coroutine = None  # which knows this driver, where it still awaits that it is over
+        self._coroutine = None  # breaks a reference cycle with a coroutine that awaits `OVER`
         self.ended(error)

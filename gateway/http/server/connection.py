@@ -1,8 +1,8 @@
-"""One client's socket: heads and bodies come in, answers go out, in order, one at a time.
+"""One client connection: receives heads and bodies, and sends answers, in order, one at a time.
 
-A request behind one in progress waits unread. Whatever is wrong with it is said after the
-answer in front of it. Framing is `ClientSide`'s, what a request means is the handler's affair: here
-are flow, deadlines, and the end of a connection.
+The next request waits unread while one is in progress; an error in it is answered after the present answer.
+`ClientSide` does the framing, and the handler knows the meaning of a request: here are flow control,
+deadlines, and the end of a connection.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from gateway.http.tally import NEVER, TickClock
 from gateway.http.turns import FairQueue
 from gateway.http.upstream.pool import Link
 
-# Whether a client's socket is read, why not, and whether the client is still there meanwhile.
+# Whether a client's socket is read, the reasons if not, and whether the client is still connected.
 #
-# A client that is not read is asked after at its kernel's: a reset shows at once, an end once all that was
-# sent before it is in our buffers. Bytes that wait in the client's own buffers hide its end; how long, the
-# deadlines of the other side decide.
+# While a socket is not read, the kernel shows its state: a reset at once, the client's end once all bytes
+# before it are in our buffers. Bytes in the client's own buffers hide its end, up to the upstream's
+# deadlines.
 
 SUCCESSOR, UNWANTED, SLOW_UPSTREAM, SLOW_CLIENT, TURN = 1, 2, 4, 8, 16
-ANYTHING = SUCCESSOR | UNWANTED | SLOW_UPSTREAM | SLOW_CLIENT  # but a turn, which comes by itself
-_ENDED = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere an end is seen by reading alone
+ANYTHING = SUCCESSOR | UNWANTED | SLOW_UPSTREAM | SLOW_CLIENT  # without TURN, which ends by itself
+_ENDED = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere only reading shows the end
 _BROKEN = select.POLLERR | select.POLLHUP | select.POLLNVAL
 _NUMBER = struct.Struct("i")
 _RESET = struct.pack("ii", 1, 0)
 
 
 class ReadPause:
-    """Reasons not to read one socket; it is read while there is none. Nothing happens once it is closed."""
+    """The reasons not to read a socket; it is read while there is no reason. Does nothing after `close`."""
 
     __slots__ = ("_transport", "paused")
 
@@ -55,24 +55,24 @@ class ReadPause:
         self.paused = 0
 
     def pause(self, reason: int) -> None:
-        """Read no further until this reason is gone."""
+        """Stop reading until `resume` is called for this reason."""
         if not self.paused and self._transport is not None:
             self._transport.pause_reading()
         self.paused |= reason
 
     def resume(self, reasons: int) -> None:
-        """Read on, if these were all reasons there are."""
+        """Remove these reasons; read on if no other reason is left."""
         if self.paused:
             self.paused &= ~reasons
             if not self.paused and self._transport is not None:
                 self._transport.resume_reading()
 
     def close(self) -> None:
-        """Forget the transport, whose socket is closed."""
+        """Drop the transport, whose socket is closed."""
         self._transport = None
 
     def break_off(self) -> None:
-        """Reset the connection, so that nobody takes what came on it for a complete answer."""
+        """Reset the connection, so that its client cannot take a partial answer for a complete one."""
         self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()
 
@@ -81,7 +81,7 @@ class ReadPause:
         return bool(self._events() & _BROKEN)
 
     def is_ended(self) -> bool:
-        """Return whether the client sends nothing after what is here unread."""
+        """Return whether the client sends nothing after the unread bytes that have arrived."""
         return bool(self._events() & _ENDED)
 
     def unread(self) -> int:
@@ -98,16 +98,16 @@ class ReadPause:
         return int(self._transport.get_extra_info("socket").fileno())
 
 
-# What one client may have done in one go: after so many bytes of one read, others come first.
+# Bytes of one read after which other clients come first.
 TURN_BYTES_MAX = 64 * 1024
-# A request right after another one takes as much of a turn as so many bytes of an answer.
+# The cost of a pipelined request in such a turn, in bytes of an answer.
 _SUCCESSOR_COSTS = 4096
 _NOBODY = -1
-_RUNS = -1.0  # a body's deadline, which is not stopped
+_RUNS = -1.0  # the deadline of a body is not stopped
 
 
 class _Host(Protocol):
-    """What a connection asks of its worker's data plane, which says what each of these is."""
+    """The parts of a worker's `DataPlane` that a connection uses."""
 
     heads: HeadReader
     limits: HttpLimits
@@ -151,14 +151,14 @@ class ClientConnection(asyncio.Protocol):
         self._lingers = _NOBODY
         self._sink: Link | None = None
         self._write_wait: Wait[None] | None = None
-        # The head that asks for a WebSocket, and what makes calls of its messages.
+        # The head that opened a WebSocket, and the reader that makes calls of its messages.
         self.opened_by = b""
         self.messages: SocketMessages | None = None
 
     # asyncio.Protocol
 
     def connection_made(self, transport: Any) -> None:
-        """Accept, unless there are too many."""
+        """Accept the connection, unless the worker has too many."""
         self.transport = transport
         self._reading = ReadPause(transport)
         transport.set_write_buffer_limits(self._limits.client_buffer_bytes_max)
@@ -194,12 +194,12 @@ class ClientConnection(asyncio.Protocol):
                 self._reading.pause(TURN)
                 asyncio.get_running_loop().call_later(self._limits.lingered_pause_s, self._take_turn)
         else:
-            self._reading.pause(SUCCESSOR)  # nothing after this is read
+            self._reading.pause(SUCCESSOR)  # the bytes after this request wait unread
 
     def eof_received(self) -> bool:
-        """Note that the client sends nothing more; it may still read, unless its route calls that leaving.
+        """Return whether to keep the connection after the client's last byte: it may still read.
 
-        Who waits for an upstream's capacity leaves by that.
+        It is closed if the route treats that as leaving, or while the call waits for an upstream's capacity.
         """
         exchange = self.exchange
         if exchange is None or self._side.state == BODY:
@@ -210,7 +210,10 @@ class ClientConnection(asyncio.Protocol):
         return exchange.routed.route is None or exchange.routed.route.on_disconnect != "abort"
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Release what a gone client used, and report to its exchange. Its received request stays."""
+        """Release all resources of a client that is gone, and notify its exchange.
+
+        The body that has arrived is kept.
+        """
         self.gone = True
         self._reading.close()
         self.deadline = NEVER
@@ -224,11 +227,11 @@ class ClientConnection(asyncio.Protocol):
             self.exchange.client_gone()
         write_wait, self._write_wait = self._write_wait, None
         if write_wait is not None:
-            write_wait.set(None)  # nobody reads slowly any more: an answer that is drained goes on
+            write_wait.set(None)  # no slow client is left: draining of the answer continues
         self.body.fail(ClientGone())
 
     def pause_writing(self) -> None:
-        """Start the deadline of writing: the client reads slowly."""
+        """Start the deadline for writing, as the client reads slowly."""
         self.blocked = True
         self.deadline = self._host.clock.now + self._limits.client_write_s
 
@@ -248,10 +251,10 @@ class ClientConnection(asyncio.Protocol):
         if wait is not None:
             wait.set(None)
 
-    # what the exchange asks of its connection
+    # the interface for the exchange
 
     def splice(self, transport: Any, limits: HttpLimits) -> bytes:
-        """Switch to another transport within other limits; return the bytes that came too early."""
+        """Continue on another transport with other limits; return the bytes that arrived before."""
         self.transport, self._limits = transport, limits
         reading = ReadPause(transport)
         reading.paused, self._reading = self._reading.paused, reading
@@ -260,7 +263,7 @@ class ClientConnection(asyncio.Protocol):
         return early
 
     def writable(self) -> Wait[None]:
-        """Wait until the client has caught up or is gone."""
+        """Wait until the client has read enough, or is gone."""
         wait: Wait[None] = Wait()
         if self.gone or not self.blocked:
             wait.set(None)
@@ -269,14 +272,14 @@ class ClientConnection(asyncio.Protocol):
         return wait
 
     def keep_untaken(self, size: int) -> bool:
-        """Count `size` answer bytes besides the written ones; return whether there is room for more."""
+        """Count `size` waiting answer bytes in addition to the written ones; return False if full."""
         exchange = self.exchange
         if self.blocked and not self.gone:
             size += self.transport.get_write_buffer_size()
         return self._kept.keep_untaken(exchange.caller if exchange is not None else None, size)
 
     def body_arrival(self, bytes_max: int) -> Wait[None]:
-        """Wait for the rest of the body, or for more of it than `bytes_max`; a `Refusal` or `ClientGone`."""
+        """Wait for the whole body, or more than `bytes_max`; may fail with `Refusal` or `ClientGone`."""
         assert self.exchange is not None
         body = self.body
         wait = body.arrival(self.exchange.caller, bytes_max)
@@ -288,7 +291,7 @@ class ClientConnection(asyncio.Protocol):
         return wait
 
     def body_soon(self, caller: Caller) -> Wait[None] | None:
-        """Wait a moment for a body that is on its way; None where it is large, or is not sent unasked."""
+        """Wait a moment for a small body; None if it is large, or its client awaits `100 Continue`."""
         exchange = self.exchange
         if self.gone or exchange is None or exchange.routed.expects or exchange.body_length is None:
             return None
@@ -303,13 +306,13 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another request may follow, once what is left of this one's body is dropped."""
+        """Whether another request may follow after the rest of the present body is dropped."""
         if self._closing or self._host.draining:
             return False
         return self._side.state == WHOLE or self._side.droppable
 
     def stream_body(self, link: Link) -> None:
-        """Send what comes of the body from now on into a link, at the link's speed."""
+        """Forward the rest of the body through a link as it arrives, at the link's speed."""
         self._sink = link
         link.source = self
         self._reading.resume(UNWANTED)
@@ -352,7 +355,7 @@ class ClientConnection(asyncio.Protocol):
             self._next()
 
     def cut(self, reset: bool) -> None:
-        """Break the connection so that the client cannot take what it has for a complete answer."""
+        """Close the connection so that the client cannot take a partial answer for a complete one."""
         self.body.forget()
         self._kept.keep_untaken(None, 0)
         self.exchange = None
@@ -366,7 +369,7 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
 
     def part(self, exchange: Exchange) -> None:
-        """End the connection behind what is written; its exchange goes on by itself."""
+        """Close the connection after the written bytes; the exchange goes on without its client."""
         self._host.parted(exchange)
         if exchange.broken:
             self.cut(exchange.until_close)
@@ -376,7 +379,7 @@ class ClientConnection(asyncio.Protocol):
     # deadlines
 
     def expire(self) -> None:
-        """Process a passed deadline: refuse the request, check unread answers, or close the connection."""
+        """Process a passed deadline: refuse the request, check an unread client, or close the connection."""
         self.deadline = NEVER
         side = self._side
         if self.blocked:
@@ -394,7 +397,7 @@ class ClientConnection(asyncio.Protocol):
             self.transport.abort()
 
     def _look_after_unread(self) -> None:
-        """See whether a client is still there that is not read; one that has ended is read to its end."""
+        """Check whether an unread client is still connected; after its end, read its last bytes."""
         exchange, reading = self.exchange, self._reading
         assert exchange is not None
         assert exchange.caller is not None
@@ -423,18 +426,18 @@ class ClientConnection(asyncio.Protocol):
         while side.state == IDLE and side.waiting and not self.blocked and self._read_head():
             if side.waiting and side.state == IDLE and not self._host.turns.take_now(_SUCCESSOR_COSTS):
                 self._queued = True
-                self.deadline = NEVER  # who waits for a turn is not late
+                self.deadline = NEVER  # a client that waits for its turn is not late
                 self._wait_for_turn()
                 break
         self._advancing = False
         if side.waiting and (self._queued or side.state == WHOLE):
             self._reading.pause(SUCCESSOR)
             self._keep_unread()
-        elif side.state in (IDLE, BODY):  # one that has begun is read to its end
+        elif side.state in (IDLE, BODY):  # a begun request is read to its end
             self._reading.resume(SUCCESSOR)
 
     def _wait_for_turn(self) -> None:
-        """Read nothing more of this client until others had their turn."""
+        """Stop reading this client until other clients had their turn."""
         if not self._reading.paused & TURN:
             self._reading.pause(TURN)
             self._host.turns.wait_for(self._take_turn)
@@ -446,7 +449,7 @@ class ClientConnection(asyncio.Protocol):
             self._next()
 
     def _keep_unread(self) -> None:
-        """Buffer received bytes; if these are too many, serve nothing after the present request."""
+        """Count the received bytes as unread; if there is no room, drop them, and serve no other request."""
         side = self._side
         if not self._kept.keep_unread(len(side.waiting)):
             side.waiting = b""
@@ -480,7 +483,7 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def turn_away(self, refusal: Refusal, head: bytes = b"") -> None:
-        """Answer bytes that are not a request, and close."""
+        """Answer bytes that are not a valid request with a refusal, and close."""
         self._kept.keep_unread(0)
         self._begin(unreadable(head, refusal), None)
 
@@ -523,7 +526,7 @@ class ClientConnection(asyncio.Protocol):
             self.body.add(payload)
 
     def _take_body(self, payload: bytes) -> None:
-        """Deal with what came of a body, and with its end. Each way on is the last step."""
+        """Process a received part of a body, and the body's end."""
         state = self._side.state
         if self.exchange is None:
             self._drop(len(payload))
@@ -539,14 +542,14 @@ class ClientConnection(asyncio.Protocol):
             self.body.wake()
 
     def _keep(self, payload: bytes) -> Refusal | None:
-        """Pass a part of a body on, or keep it; or why that is too much."""
+        """Forward or buffer a part of a body; return a refusal if the body is too large."""
         body = self.body
         body.size += len(payload)
         if body.form is not None:
             refusal = body.refusal_of(payload, self._side.state == WHOLE)
             if refusal is not None:
                 return refusal
-        if not self._buffered:  # what passes unread has no limit of size, but it has to keep coming
+        if not self._buffered:  # a forwarded body has no maximum size, only a minimum speed
             self.deadline += len(payload) / self._limits.body_bytes_per_s_min
         elif body.size > self._limits.body_bytes_max:
             return RequestTooLarge()
@@ -561,7 +564,7 @@ class ClientConnection(asyncio.Protocol):
         return None
 
     def _fail_body(self, refusal: Refusal) -> None:
-        """Fail the present body: the handler ends where it waits, and the connection after it."""
+        """End the present body with a refusal: its handler fails, and the connection closes afterwards."""
         self._closing = True
         if self._side.state == BODY:
             self._side.refuse()
@@ -575,7 +578,7 @@ class ClientConnection(asyncio.Protocol):
             self._linger()
 
     def _drop(self, size: int) -> None:
-        """Discard received body bytes of an answered request; linger above the limit."""
+        """Discard a received part of an answered request's body; above the maximum, close."""
         self._discarded += size
         if self._discarded > self._limits.discarded_bytes_max:
             self._linger()
@@ -589,7 +592,7 @@ class ClientConnection(asyncio.Protocol):
             self._linger()
             return
         self.idle_since = self._host.clock.now
-        if self.blocked:  # who takes no answers is asked for no more requests
+        if self.blocked:  # a client that does not read its answers gets no more requests served
             self._reading.pause(SLOW_CLIENT)
             self._keep_unread()
             return
@@ -600,9 +603,9 @@ class ClientConnection(asyncio.Protocol):
             self._reading.resume(ANYTHING)
 
     def _linger(self, organization_id: int = 0) -> None:
-        """Close the sending side and read on for a while: closing at once could destroy the answer.
+        """Close the sending side and read on for a while, as closing at once could destroy the answer.
 
-        The rest of a refused body is read of few clients at once; of others nothing is read any more.
+        The rest of a refused body is read only for a limited number of clients.
         """
         self._kept.keep_unread(0)
         unread = self._side.state in (BODY, DISCARDING, BROKEN) and not self._ended
@@ -620,6 +623,6 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
 
     def _set_deadline(self, within_s: float) -> None:
-        """Wait so long for what comes next; who does not take an answer has had its time set by that."""
+        """Set the next deadline in `within_s` seconds, unless that of a slow reader is running."""
         if not self.blocked:
             self.deadline = self._host.clock.now + within_s

@@ -1,6 +1,6 @@
-"""One request and its answer: what the handler knows about its client.
+"""One request and its answer, as the handler sees them.
 
-An exchange outlives its client where the route says that a begun answer is drained and charged.
+An exchange outlives its client if the route says that a begun answer is drained and charged.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from gateway.http.turns import LargeBodies
 from gateway.http.upstream.pool import Link, Upstream
 
 
-# The received part of the request's body, and the waiter for more of it.
+# The received part of a request's body, and the wait for more.
 #
-# Bytes that are waited for count in their caller's share, from the first wait until `let_go`. Bodies
-# never waited for are bounded by one read: the socket is not read on then, which is its owner's
-# affair.
+# Awaited bytes count in their caller's share, from the first wait until `let_go`. A body that is not awaited
+# has at most the bytes of one read: the connection then stops reading its socket.
 class RequestBody:
-    """The body of one request at a time. `size` is what came of it, `kept` what counts in a share.
+    """The body of the present request.
 
-    A `form` reads what comes of it.
+    `size` are the bytes that have arrived, `kept` the bytes counted in a share. A `form` reads them as they
+    arrive.
     """
 
     __slots__ = ("_buffers", "_caller", "_enough", "_grace", "_parts", "_wait", "form", "kept", "size")
@@ -54,12 +54,12 @@ class RequestBody:
 
     @property
     def awaited(self) -> bool:
-        """Whether somebody waits for more."""
+        """Whether the handler waits for more of the body."""
         return self._wait is not None
 
     @property
     def enough(self) -> bool:
-        """Whether there is more than was asked for."""
+        """Whether more bytes have arrived than the handler waits for."""
         return self.size > self._enough
 
     def add(self, part: bytes) -> None:
@@ -67,7 +67,7 @@ class RequestBody:
         self._parts.append(part)
 
     def refusal_of(self, part: bytes, last: bool) -> Refusal | None:
-        """Feed a part to the form, and end the form with the last one; return the refusal, if any."""
+        """Pass a part to the form's reader, and end the form after the `last`; return a refusal or None."""
         form = self.form
         if form is not None:
             try:
@@ -79,21 +79,22 @@ class RequestBody:
         return None
 
     def take_parts(self) -> bytes:
-        """Return the bytes that have arrived; they are given away."""
+        """Return the bytes that have arrived, and remove them from the buffer."""
         parts, self._parts = self._parts, []
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def arrival(self, caller: Caller | None, enough: int) -> Wait[None]:
-        """Wait for the end, or for more than so many bytes, which a caller's share has."""
+        """Wait for the body's end, or for more than `enough` bytes, counted in the caller's share."""
         self._caller, self._enough = caller, enough
         wait: Wait[None] = Wait()
         self._wait = wait
         return wait
 
     def soon(self, caller: Caller, length: int, limits: HttpLimits) -> Wait[None] | None:
-        """Wait for the end of a small body, but a moment only.
+        """Wait for a small body, at most for `body_grace_s`.
 
-        None where it is not small, and while much is kept: nobody is refused for bytes nobody admitted.
+        None if the body is large, or if buffers are nearly full: bytes before admission must cause no
+        refusal.
         """
         if length > limits.collected_bytes_max or self._buffers.pressed:
             return None
@@ -103,13 +104,13 @@ class RequestBody:
         return wait
 
     def count(self, caller: Caller, more: int) -> None:
-        """Count `more` buffered bytes for a caller whose share has room."""
+        """Count `more` bytes for a caller, without a check for room."""
         self._caller = caller
         self._buffers.add(caller, more)
         self.kept += more
 
     def afford(self) -> bool:
-        """Return whether all that is here may be kept; a caller that is not known yet has no share."""
+        """Count all arrived bytes in the caller's share; return False without room, or without a caller."""
         more, caller = self.size - self.kept, self._caller
         if more > 0:
             if caller is None or not self._buffers.acquire(caller, more):
@@ -118,25 +119,25 @@ class RequestBody:
         return True
 
     def claim(self, caller: Caller, size: int) -> bool:
-        """Return whether so many bytes that were given away may be kept on for a caller."""
+        """Count `size` bytes taken from the buffer in the caller's share; return False without room."""
         self._caller, self.size = caller, max(size, self.kept)
         return self.afford()
 
     def wake(self) -> None:
-        """Wake the waiter."""
+        """End the wait of the handler."""
         wait = self._ended()
         if wait is not None:
             wait.set(None)
 
     def fail(self, error: BaseException) -> bool:
-        """Fail the waiter with `error`; return False if there is none."""
+        """Fail the wait of the handler with `error`; return False if it does not wait."""
         wait = self._ended()
         if wait is not None:
             wait.fail(error)
         return wait is not None
 
     def let_go(self) -> None:
-        """Release the count of the buffered bytes."""
+        """Release the counted bytes."""
         kept, self.kept = self.kept, 0
         if kept and self._caller is not None:
             self._buffers.release(self._caller, kept)
@@ -157,22 +158,21 @@ class RequestBody:
 
 
 class _CapacityTurns(Protocol):
-    """What a call asks of the queues for what its upstream can take; `admitted` is its `AdmittedCall`."""
+    """The parts of `CapacityQueues` that a call uses; `admitted` is its `AdmittedCall`."""
 
     async def take(self, exchange: Exchange, admitted: Any, upstream: Upstream, waits: bool) -> None: ...
     def learn(self, upstream: Upstream, model: str, key: int, answer: AnswerHead) -> None: ...
 
 
-# What all requests of one worker share.
+# The state that all requests of one worker share.
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """The ports, the limits, the clock, and the upstreams by name. `bounds` is what meters believe.
+    """The state that all requests of one worker share.
 
-    `heads` understands heads and remembers what repeats of those of callers that are known; `buffers` counts
-    what is kept for slow ends, `bodies` gives large ones their turns. `workloads` has the digests of a
-    workload's key by the URI of its certificate, `models` are those that somebody configured,
-    `capacity` has those who wait for what upstreams can take, `sockets` who has how many WebSockets,
-    `sockets_keep` how many bytes these remember.
+    `bounds` are the maxima that meters believe. `heads` reads heads with its cache. `buffers` counts bytes
+    for slow connections, `bodies` queues large bodies. `workloads` has digests of keys by the URI of a client
+    certificate. `models` are the configured models, `capacity` the queues for upstreams' capacity. `sockets`
+    counts WebSockets, and `sockets_keep` the bytes that they store.
     """
 
     ports: Ports
@@ -190,7 +190,7 @@ class Worker:
     sockets_keep: FairShares
 
     def produced(self, started: float) -> float:
-        """Note when a stream that was asked for at a second first produced something; the second of that."""
+        """Record the time to the first output of a stream requested at `started`; return the present time."""
         now = self.ports.seconds()
         self.ports.tally.first_token_seconds.observe(now - started)
         return now
@@ -200,11 +200,11 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class ClientGone(Exception):
-    """The client closed its connection before it had its answer."""
+    """The client closed its connection before it had the whole answer."""
 
 
 class _Client(Protocol):
-    """What an exchange asks of the connection its request came on, which says what each of these is."""
+    """The parts of a client's connection that an exchange uses."""
 
     transport: Any
     blocked: bool
@@ -234,7 +234,7 @@ class _Client(Protocol):
 
 
 class _Hold(Protocol):
-    """What an exchange asks of its `AdmittedCall`."""
+    """The parts of an `AdmittedCall` that an exchange uses."""
 
     @property
     def due(self) -> bool: ...
@@ -249,22 +249,21 @@ class _Hold(Protocol):
 class Exchange(RequestDriver):
     """The state of one request. Times are seconds of the worker's monotonic clock.
 
-    `head` is what its client sent first, `routed` how that is served, `call` what its body asks for, once
-    that was read. `began_upstream` and `ended_upstream` bound the time that is not the gateway's own.
-    `worker` is its worker as it was at the beginning. `caller` is set once it is known, `charge` by
-    admission, `upstream` and `link` while a connection is its own. `fail` ends a begun answer by saying why,
-    once there is one. `forwarded` says that an upstream heard of the request, `opened` that a head was sent,
-    `broken` that the begun answer cannot be completed. `before_end` is done before a client has the end of an
-    answer: it is told the ids in it. `trace` is there where requests are traced. `upstream_name` is where it
-    goes, `model_sent` the model that is asked for there, empty where that is the call's own; `key` numbers
-    the credential, and `begins` is how the request begins where its head alone does not say that.
-    A form that is `long` passes as it comes, behind its texts. `passed_over` are the upstreams that failed it
-    before, each with the cause; `read` says that one of them took the whole request, and did not answer in
-    time. What an upstream does for a client that is told already, or has left, is read on where it `drains`:
-    `outlasted` is the status and the reason of a client that was told, `silent_since` when the answer said
-    something last, and `silent_s` how long it had said nothing when it was given up. It `waits` for its
-    upstream's capacity, or has done so for `waited_ms`. The job that its path names `says` more parameters
-    of its path.
+    `head` is the request's head, `routed` its route, `call` the request read from its body. `began_upstream`
+    and `ended_upstream` bound the time spent at upstreams. `worker` is the worker's state at the beginning.
+    `caller` is set once known, `charge` by admission, `upstream` and `link` while a connection is in use.
+    `fail` ends a begun answer with an error. `forwarded`: an upstream has received the request; `opened`: a
+    head was sent to the client; `broken`: the begun answer cannot be completed. `before_end` is called with
+    the ids in an answer, before the client has its end. `trace` is None unless requests are traced.
+    `upstream_name` is the upstream to use, `model_sent` its name of the model (empty: the call's), `key` the
+    index of its credential, and `begins` the request's opening if the head alone does not decide that.
+
+    A `long` form is forwarded as it arrives. `passed_over` are the upstreams that failed before, each with
+    the cause; `read`: one of them received the whole request, and did not answer in time. The answer for a
+    client that was answered or has left is read on if `drains` is set: `outlasted` is the status and reason
+    sent to the client, `silent_since` the time of the last output, and `silent_s` the seconds without output
+    at the end. `waits` is set during a wait for capacity, `waited_ms` is its length. `says` are path
+    parameters from the job that the path names.
     """
 
     __slots__ = (
@@ -321,10 +320,10 @@ class Exchange(RequestDriver):
     def ended(self, error: BaseException | None) -> None:
         """Report the end to the worker, then release the connection."""
         self._on_end(self, error)
-        # These know this exchange: none waits for the collector.
+        # These refer to this exchange: the cycle is broken without the garbage collector.
         self.charge = self.fail = self.before_end = None
         if self.outlasted is not None:
-            return  # its client was told long ago
+            return  # the client was answered before
         if self.broken:
             self.connection.cut(self.until_close)
         else:
@@ -333,9 +332,9 @@ class Exchange(RequestDriver):
     # the request
 
     async def late_body(self, bytes_max: int) -> None:
-        """Wait for the rest of a body, or for more of it than so many bytes.
+        """Wait for the rest of the body, or for more than `bytes_max` bytes.
 
-        Raises the `Refusal` it earns, or `ClientGone`.
+        Raises the body's `Refusal`, or `ClientGone`.
         """
         if self.gone:
             raise ClientGone
@@ -345,7 +344,7 @@ class Exchange(RequestDriver):
             raise self.body_failure
 
     async def whole_body(self, caller: Caller, bytes_max: int) -> bytes:
-        """Return the whole body, kept in a caller's share until it is here."""
+        """Return the body, of at most `bytes_max` bytes; count it in the caller's share meanwhile."""
         buffers, connection = self.worker.buffers, self.connection
         if buffers.pressed:
             buffers.check_new(caller)
@@ -363,7 +362,7 @@ class Exchange(RequestDriver):
         return body
 
     async def small_body(self, bytes_max: int) -> None:
-        """Wait for a body that may have so many bytes: its sender cannot leave half a request then."""
+        """Wait for the whole body if it has at most `bytes_max` bytes; forward none of it before."""
         length = self.body_length
         if not self.connection.body_complete and (length is None or length <= bytes_max):
             await self.late_body(bytes_max)
@@ -377,7 +376,7 @@ class Exchange(RequestDriver):
     # the upstream
 
     def leave_upstream(self) -> None:
-        """Release the upstream's connection: its part is over."""
+        """Release the connection to the upstream."""
         upstream, link, caller = self.upstream, self.link, self.caller
         self.upstream = self.link = None
         if upstream is not None and caller is not None:
@@ -386,15 +385,15 @@ class Exchange(RequestDriver):
     # the answer
 
     def decide_keep_alive(self) -> bool:
-        """Return whether the connection serves another request after this one; said in the answer's head."""
+        """Decide whether the connection serves another request, as stated in the answer's head."""
         routed, connection = self.routed, self.connection
         self.keep_alive = routed.keep_alive and connection.reusable and self.outlasted is None
         if routed.expects and not connection.body_complete:
-            self.keep_alive = False  # whether its body follows is the client's choice
+            self.keep_alive = False  # the client may or may not send its body
         return self.keep_alive
 
     def write(self, data: bytes) -> None:
-        """Send a part of the answer; nothing once the client is gone."""
+        """Send a part of the answer; do nothing once the client is gone."""
         self.opened = True
         if not self.gone:
             self.connection.transport.write(data)
@@ -402,15 +401,15 @@ class Exchange(RequestDriver):
     # interruptions
 
     def body_failed(self, refusal: Refusal) -> None:
-        """Store the failure of the rest of the body; interrupt at once a handler that awaits its upstream."""
+        """Store the failure of the body, and interrupt a handler that waits for its upstream."""
         self.body_failure = refusal
         if self.began_upstream:
             self.interrupt(refusal)
 
     def client_gone(self) -> None:
-        """Drain a charged answer after the client is gone, and end everything else.
+        """Process the client's departure: drain an answer that is charged, and interrupt any other call.
 
-        A request that was cut in its middle may come to nothing; a route may say abort.
+        A call is also interrupted if its request is incomplete, or its route says abort.
         """
         self.gone = True
         if self.shielded:
@@ -422,14 +421,14 @@ class Exchange(RequestDriver):
 
     @property
     def is_worked_on(self) -> bool:
-        """Whether an upstream works on a whole call that is charged, and its route reads on to the end."""
+        """Whether an upstream works on a complete call with a charge, whose route drains the answer."""
         route, charge = self.routed.route, self.charge
         due = (charge is not None and charge.due and charge.charges) or self.before_end is not None
         drains = due and self.forwarded and route is not None and self._drains(route.on_disconnect)
         return drains and self.connection.body_complete
 
     def part(self) -> None:
-        """Part from a client that has its whole answer: read on as for one that left."""
+        """Release a client that has its whole answer; read on as for a client that has left."""
         self.gone = True
         self._begin_drain()
         self.connection.part(self)
@@ -438,12 +437,12 @@ class Exchange(RequestDriver):
         self.drains, self.deadline = True, self.worker.clock.now + self.worker.limits.drain_s
 
     def _drains(self, on_disconnect: str) -> bool:
-        """Return whether an answer is read to its end without its client, as one that goes on anyway is."""
+        """Return whether the answer is drained without a client: by the route, or as the upstream goes on."""
         facts = None if self.upstream is None else self.upstream.target.facts
         return on_disconnect != "abort" or (facts is not None and facts.on_cut == "goes_on")
 
     def check(self, now: float, watched_before: float) -> None:
-        """Check the deadline of a wait, and keep alive a hold that is due for renewal."""
+        """End a wait past its deadline, or renew the hold of a call that began before `watched_before`."""
         if self.deadline < now:
             self.deadline = NEVER
             if self.shielded:

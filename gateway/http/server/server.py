@@ -1,4 +1,4 @@
-"""One worker's data plane: it listens, begins the handling of each request, and ends in order."""
+"""The data plane of one worker: listens, starts the handling of requests, and shuts down in order."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ from gateway.http.turns import FairQueue, LargeBodies
 from gateway.http.upstream.pool import Upstream
 from gateway.outbound.cloud import CloudSigner
 
-# Where a worker accepts clients: at its own sockets, and at those of workers that let clients wait.
+# A worker accepts clients at its own sockets, and at those of workers that let clients wait.
 #
-# A worker that is dead, hangs or is busy accepts nobody. The supervisor holds its socket, so clients wait
-# there; the other workers take them after a moment.
+# A worker that is dead, hangs or is busy accepts no clients. The supervisor holds its socket, so clients
+# wait; the other workers accept them after a moment.
 
 BACKLOG = 4_096
-# A client that its own worker has not accepted by then is another's.
+# After this time other workers accept a waiting client.
 WAITS_S_MAX = 0.05
-# So many are taken at once, then the loop turns.
+# Maximum of clients accepted in one iteration of the event loop.
 TAKEN_MAX = 64
 
 Made = Callable[[], Any]
 
 
 class Listener:
-    """The sockets of a worker, until it closes them."""
+    """The listening sockets of a worker, until they are closed."""
 
     def __init__(self, servers: Sequence[asyncio.Server], others: Sequence[AcceptSharing]) -> None:
         self._servers, self._others = servers, others
@@ -68,7 +68,7 @@ class Listener:
         return [one for server in self._servers for one in server.sockets]
 
     def close(self) -> None:
-        """Accept no more."""
+        """Stop accepting clients."""
         for server in self._servers:
             server.close()
         for other in self._others:
@@ -76,14 +76,14 @@ class Listener:
 
 
 async def listen(made: Made, own: Sequence[socket.socket], others: Sequence[socket.socket] = ()) -> Listener:
-    """Accept clients by `made`: at its `own` sockets alone, at `others` where their worker does not."""
+    """Accept clients with the factory `made`: at `own` sockets, and at `others` whose workers do not."""
     loop = asyncio.get_running_loop()
     servers = [await loop.create_server(made, sock=one, backlog=BACKLOG) for one in own]
     return Listener(servers, [AcceptSharing(one, made, loop) for one in others])
 
 
 class AcceptSharing:
-    """Takes clients who wait at the socket of another worker. Their own one is faster where it is well."""
+    """Accepts clients that wait at another worker's socket, if that worker does not in a moment."""
 
     def __init__(
         self, there: socket.socket, made: Made, loop: asyncio.AbstractEventLoop,
@@ -106,7 +106,7 @@ class AcceptSharing:
 
     def _take(self) -> None:
         self._later = None
-        with suppress(OSError):  # nobody waits any more, or no file can be opened
+        with suppress(OSError):  # no client waits any more, or no file descriptor is free
             for _ in range(TAKEN_MAX):
                 client, _ = self._there.accept()
                 client.setblocking(False)
@@ -118,24 +118,23 @@ class AcceptSharing:
     async def _begin(self, client: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(self._made, client)
-        except OSError:  # gone meanwhile
+        except OSError:  # the client is gone
             client.close()
 
 
-# How a data plane ends: clients are told to leave, calls have their grace, what is left is broken off.
+# Shutdown: clients are asked to leave, calls have a grace period, the remaining ones are broken off.
 #
-# In order, and within a time that no client can stretch: a client that is not served any more and does not
-# read is left behind.
+# No client can delay this: after its call, a client that does not read is disconnected.
 
 QUIET_TIMES_MAX = 5
 STOPPING = "This gateway is stopping, and its time for calls in progress is over. Send the request again."
 
 
 class Shutdown:
-    """The end of a worker's service: `connections`, and `orphans`, calls whose clients are gone.
+    """The end of a worker's service: `connections`, and `orphans`, which are calls whose clients are gone.
 
-    Both are the data plane's, which calls `changed` when one of them is gone. Once it is `closing`, a new
-    connection is refused.
+    The data plane owns both sets, and calls `changed` when an element is removed. While `closing`, new
+    connections are refused.
     """
 
     def __init__(
@@ -156,17 +155,17 @@ class Shutdown:
             self._empty.set()
 
     async def run(self, grace_s: float, limits: HttpLimits, shut: Callable[[], None]) -> bool:
-        """Wait for calls within the grace, then break off the rest; return whether all calls are settled.
+        """Wait for calls within the grace period, then break off the rest; return whether all calls are
+        settled.
 
-        First every answer says that its connection ends with it, until the remaining ones have been idle
-        for a while: a request that is on its way to a connection that is being closed would be lost.
-        `shut` is called then, to accept no more; who was accepted last has that while as well. It is over
-        `counters_s` after the grace.
+        At first every answer closes its connection, until the remaining connections have been idle for a
+        while: a request on its way to a closed connection would be lost. `shut` is then called to stop
+        accepting; clients accepted last have the same time. All ends `counters_s` after the grace period.
         """
         began = self._seconds()
         await self._quiet(min(QUIET_TIMES_MAX * limits.quiet_s, grace_s / 2), limits)
         shut()
-        await asyncio.sleep(min(limits.tick_s, grace_s / 4))  # those that the loop accepted are made by then
+        await asyncio.sleep(min(limits.tick_s, grace_s / 4))  # until accepted connections are set up
         await self._quiet(min(limits.quiet_s, grace_s / 4), limits)
         self.closing = True
         for connection in list(self._connections):
@@ -178,17 +177,17 @@ class Shutdown:
     async def _quiet(self, within_s: float, limits: HttpLimits) -> None:
         seconds, quiet_s = self._seconds, limits.quiet_s
         end = seconds() + within_s
-        while seconds() < end:  # it is quiet when nothing happens, so nobody tells
+        while seconds() < end:  # polled, as no event reports that nothing happens
             now = self._clock.now
             if not any(one.exchange is None and now - one.idle_since < quiet_s for one in self._connections):
                 return
             await asyncio.sleep(limits.tick_s)
 
     async def _broken_off(self, limits: HttpLimits) -> bool:
-        """End every call here and now: its client is told in the API's own shape, where it can be.
+        """End every call now: its client gets an error in its API's format if possible.
 
-        Who has been told has `linger_s` to take it. A call that is being admitted or charged is not
-        interrupted: what is left of it is, a tick later.
+        A client has `linger_s` to read it. A call during admission or settlement is interrupted only
+        afterwards, a tick later.
         """
         now = self._seconds()
         end, told = now + limits.counters_s, set[Exchange]()
@@ -216,7 +215,7 @@ class Shutdown:
         return False
 
     async def _emptied(self, within_s: float) -> bool:
-        """Return whether every connection and every call without a client is over in time."""
+        """Return whether all connections and calls without clients end within `within_s` seconds."""
         if self._connections or self._orphans:
             self._empty.clear()
             try:
@@ -226,12 +225,11 @@ class Shutdown:
         return True
 
 
-# What the log says of a request where it says something of each: who called what, and how it went.
+# The access log: one line a request.
 #
-# Never what was asked or answered, nor a credential. A caller is known by the ids of its tenant and
-# organization.
+# Never contents or credentials. The ids of tenant and organization identify a caller.
 def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, object]:
-    """Return the facts of one line, in milliseconds; those of a caller or an upstream where there is one."""
+    """Return the facts of one line of the access log, with times in milliseconds."""
     caller, call, routed = exchange.caller, exchange.call, exchange.routed
     facts: dict[str, object] = {
         "request_id": exchange.request_id,
@@ -252,7 +250,7 @@ def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, 
 
 
 def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
-    """List what there is, or make one more; by a route of the file that costs units of a service."""
+    """List the objects of a collection, or create one, which may be metered."""
     routed = exchange.routed
     if routed.owned is not None and routed.owned.lists:
         return list_objects(exchange)
@@ -264,11 +262,11 @@ def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
 
 
 async def refuse_route(_: Exchange) -> None:
-    """Refuse a path of a feature that is not there."""
+    """Refuse the path of a feature that is not installed."""
     raise UnknownRoute
 
 
-# Who answers which path, where that is not an upstream; features answer others.
+# Handlers of paths that the gateway answers; features add others.
 HANDLERS = {
     **{route.path: refuse_route for route in OWN_ROUTES},
     USAGE_PATH: usage, RUN_PATH: run, METADATA_PATH: resource, RESOURCE_PATH: resource,
@@ -281,16 +279,16 @@ HANDLERS = {
 
 
 async def refuse_upgrade(_: Exchange) -> None:
-    """Refuse a WebSocket where no feature goes on with it."""
+    """Refuse a WebSocket if no feature serves it."""
     raise UpgradeRefused
 
 
 class DataPlane:
-    """Serve routes to clients. Made and used inside a running event loop.
+    """Serves routes to clients. Created and used inside a running event loop.
 
-    `services` says where calls of services go. `pepper` is the key of every credential's digest,
-    `bounds` what meters believe at most, `origins` are those whose pages may call,
-    `workloads` the API keys of clients by the URI of their certificate, `models` those that are configured.
+    `services` are the upstreams of services. `pepper` is the key of all credential digests, `bounds` are the
+    maxima that meters believe, `origins` the web origins whose pages may call, `workloads` API keys by the
+    URI of a client certificate, `models` the configured models.
     """
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
@@ -332,7 +330,7 @@ class DataPlane:
         self._stopping = Shutdown(self._connections, self._orphans, self.clock, ports.seconds)
 
     def observed(self, ports: Ports) -> Ports:
-        """Return the ports as calls use them."""
+        """Return the ports that calls use; a subclass may wrap them."""
         return ports
 
     def renew(  # noqa: PLR0917  # as it is made
@@ -347,14 +345,14 @@ class DataPlane:
         accepts_tokens: bool | None = None,
         models: Sequence[ModelRule] = (),
     ) -> None:
-        """Serve by these from the next request on; those in progress end as they began.
+        """Apply a new configuration from the next request on; requests in progress keep the old one.
 
-        Connections keep the limits they were accepted under. Nothing has changed where it raises. Whether
-        signed tokens are accepted is asked of their port where it is not said.
+        Connections keep the limits from their beginning. If this raises, nothing has changed.
+        `accepts_tokens` None: the `tokens` port decides.
         """
         by_name = {target.name: target for target in targets}
         missing = {route.upstream for route in routes} | {name for _, name in services.upstreams}
-        missing -= {""}  # a route of services: each has its own
+        missing -= {""}  # on a route of services, each service has its own upstream
         configured = ConfiguredModels(models, self._ports.directory.models)
         missing |= {target.upstream for model in models for target in model.targets}
         if missing - by_name.keys():
@@ -412,7 +410,7 @@ class DataPlane:
 
     @property
     def bounds(self) -> UsageBounds:
-        """What meters believe at most."""
+        """The maxima that meters believe."""
         return self._worker.bounds
 
     def target_of(self, upstream: str) -> UpstreamTarget | None:
@@ -421,12 +419,12 @@ class DataPlane:
         return None if found is None else found.target
 
     def route_of(self, method: str, path: str) -> Route | None:
-        """Return the route of a path, where there is one."""
+        """Return the route of a path, or None."""
         return self.heads.router.route_of(method, path)
 
     @property
     def certificate_ends(self) -> list[tuple[str, float]]:
-        """Until when, Unix time, the certificates of upstreams met so far are valid."""
+        """Names of upstreams, and the Unix times at which their certificates expire."""
         upstreams = self._upstreams.items()
         return [(name, end) for name, one in upstreams if (end := one.certificate_end) is not None]
 
@@ -459,7 +457,7 @@ class DataPlane:
         return serving + len(self._orphans)
 
     def serves_since(self, moment: float) -> bool:
-        """Return whether a request that began before a moment is still in progress."""
+        """Return whether a request that began at `moment` or earlier is still in progress."""
         exchanges = [*(connection.exchange for connection in self._connections), *self._orphans]
         return any(one is not None and one.started <= moment for one in exchanges)
 
@@ -469,22 +467,22 @@ class DataPlane:
         others: Sequence[socket.socket] = (),
         wrapped: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None,
     ) -> None:
-        """Begin to accept at our own sockets, and at those of others the clients that wait there.
+        """Start accepting at `own` sockets, and clients that wait at `others`.
 
-        `wrapped` puts TLS before connections.
+        `wrapped` adds TLS to the protocol factory.
         """
 
         def plain() -> ClientConnection:
             return ClientConnection(self)
 
         for one in (*own, *others):
-            # How much the kernel may keep for who does not read; those that are accepted inherit it.
+            # Maximum of unsent bytes in the kernel for a slow client; accepted sockets inherit it.
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self.limits.client_unsent_bytes_max)
         self._listening = await listen(plain if wrapped is None else wrapped(plain), own, others)
         self.clock.start()
 
     async def drain(self, grace_s: float) -> None:
-        """Stop accepting, let requests in progress end within the grace, then close everything."""
+        """Stop accepting, let calls end within `grace_s` seconds, then close everything."""
         self.draining = True
         if not await self._stopping.run(grace_s, self.limits, self._shut_port):
             self._ports.log("drain_incomplete", calls=self.calls, level="warning")
@@ -497,10 +495,10 @@ class DataPlane:
         if self._listening is not None:
             self._listening.close()
 
-    # what connections ask of their worker
+    # the interface for connections
 
     def opened(self, connection: ClientConnection) -> bool:
-        """Count a connection; refuse it where there are too many."""
+        """Count a new connection; return False and refuse it if there are too many."""
         self._connections.add(connection)
         limits, there = self.limits, len(self._connections)
         if there <= limits.connections_max and not self._stopping.closing:
@@ -513,7 +511,7 @@ class DataPlane:
         return False
 
     def closed(self, connection: ClientConnection) -> None:
-        """Forget a closed connection; its request may still be drained and charged."""
+        """Remove a closed connection; its call may still be drained and charged."""
         self._connections.discard(connection)
         if connection.exchange is not None:
             self._orphans.add(connection.exchange)
@@ -521,11 +519,11 @@ class DataPlane:
             self._stopping.changed()
 
     def parted(self, exchange: Exchange) -> None:
-        """Add an exchange to the orphans: its client is answered, and its upstream's answer is read on."""
+        """Add an exchange to the orphans: its client has an answer, and the upstream's is read on."""
         self._orphans.add(exchange)
 
     def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange:
-        """Make the exchange of a request; it is handled once its body is set up."""
+        """Create the exchange of a request, before its handler starts."""
         now = self._ports.seconds()
         return Exchange(connection, head, self._ids.next_id(now), now, self._worker, self._ended)
 
@@ -536,7 +534,7 @@ class DataPlane:
         exchange.tell(handle(exchange), given_up)
 
     def _ended(self, exchange: Exchange, error: BaseException | None) -> None:
-        """Count a handler that ended, and refuse or break off its exchange after an error."""
+        """Record an ended request in the metrics and logs; answer or break off after an unexpected error."""
         ports = self._ports
         if error is not None:
             self._faults.note(exchange.request_id, error)
@@ -558,7 +556,7 @@ class DataPlane:
             ports.log("request", **accessed(exchange, took, upstream))
 
     def _check(self, now: float) -> None:
-        """Check every connection once: deadlines, idle ones, and long calls whose hold must be renewed."""
+        """Check deadlines, idle connections, and holds of long calls; runs each tick."""
         watched = now - self.limits.watch_after_s
         for connection in list(self._connections):
             if connection.deadline < now:
@@ -569,5 +567,5 @@ class DataPlane:
             exchange.check(now, watched)
         for upstream in [*self._upstreams.values(), *self._left]:
             upstream.check(now)
-        if self._left:  # these go with their last call
+        if self._left:  # a removed upstream is dropped after its last call
             self._left = [upstream for upstream in self._left if upstream.connections]

@@ -1,8 +1,8 @@
-"""The data plane where requests are traced; without tracing nothing of this is imported.
+"""The data plane with tracing; imported only if requests are traced.
 
-A request's span has three children: `reserve`, `upstream` and `settle`. Attributes follow
-OpenTelemetry's conventions for HTTP and for generative models where there are any. No credential,
-body, query, user or metadata is among them; a model's name is, once an upstream knew it.
+A request's span has three children: `reserve`, `upstream` and `settle`. Attributes follow OpenTelemetry's
+conventions for HTTP and generative models. They contain no credential, body, query, user or metadata; a
+model's name only after an upstream accepted it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 class TracedPlane(DataPlane):
-    """A `DataPlane` whose requests have spans. `ports.tracer` takes them."""
+    """A `DataPlane` that sends a span of each request to `ports.tracer`."""
 
     def observed(self, ports: Ports) -> Ports:
         assert ports.tracer is not None
@@ -51,7 +51,7 @@ class TracedPlane(DataPlane):
 
 
 class TimedCounters:
-    """The counters, noting when each call on behalf of a traced request was made and answered."""
+    """A `CountersPort` that records the times of reservations and settlements of traced requests."""
 
     def __init__(self, counters: CountersPort, seconds: Callable[[], float]) -> None:
         self._counters = counters
@@ -72,7 +72,7 @@ class TimedCounters:
         return self._settle(settlement, trace)
 
     async def _reserve(self, request: HoldRequest, trace: Trace) -> Decision:
-        # A call whose body came late is admitted by its head first: one span for both.
+        # A call with a late body is first admitted by its head: one span for both.
         span = next((child for child in trace.children if child.name == "reserve"), None)
         if span is None:
             span = Span("reserve", SpanKind.CLIENT, trace.reserve_id, trace.span_id, self.seconds(), 0.0)
@@ -115,7 +115,7 @@ class TimedCounters:
 
 
 def _use(metadata: bytes) -> dict[str, Value]:
-    """Return models and tokens of a call's facts, by the names of OpenTelemetry's conventions."""
+    """Return models and tokens of a call's facts under the names of OpenTelemetry's conventions."""
     told = read_facts(metadata)
     if told is None:
         return {}
@@ -132,7 +132,8 @@ def _use(metadata: bytes) -> dict[str, Value]:
     facts |= {name: count for name, count in parts.items() if count}
     if told.streamed and told.first_token_ms is not None:
         facts["gen_ai.response.time_to_first_chunk"] = told.first_token_ms / 1000
-    # Of a call that failed its model is told where the price book knows that name: else a caller wrote it.
+    # The model of a failed call is shown only if the price book has it: otherwise the caller invented the
+    # name.
     if told.model and (200 <= told.status < 300 or told.price_id):
         facts["gen_ai.request.model"] = told.model[:MODEL_CHARACTERS_MAX]
         if told.response_model:
@@ -141,7 +142,7 @@ def _use(metadata: bytes) -> dict[str, Value]:
 
 
 def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
-    """Return the request's span and its children, in the order they began."""
+    """Return the span of a request and its children, in the order of their start."""
     routed, status, reason = exchange.routed, exchange.status, exchange.reason
     method = routed.method.decode("ascii", "replace") or "HTTP"
     attributes: dict[str, Value] = {
@@ -163,7 +164,7 @@ def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
         now,
         attributes,
     )
-    # A server's span is an error where the server failed, not where it refused (HTTP conventions).
+    # A server's span is an error if the server failed, not if it refused (HTTP conventions).
     if status >= 500 or exchange.broken:
         request.error = reason or str(status)
     spans = [request, *trace.children]
@@ -174,7 +175,7 @@ def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
 
 
 def _kind_of(exchange: Exchange) -> dict[str, Value]:
-    """Return the operation and API provider of a call to a model; nothing for any other call."""
+    """Return the operation and API provider of a call to a model; empty for other calls."""
     meter = "" if exchange.routed.route is None else exchange.routed.route.meter
     if meter not in SHAPES or not OF_METER[meter].provider:
         return {}

@@ -1,1 +1,1 @@
-"""The upstream's side: pools of connections."""
+"""Connections to upstreams, and their pools."""

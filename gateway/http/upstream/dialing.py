@@ -1,7 +1,7 @@
-"""One connection to the first of several addresses that answers: happy eyeballs (RFC 8305, 5).
+"""Connects to the first of several addresses that answers: happy eyeballs (RFC 8305, 5).
 
-A next address is tried as soon as one fails, or when it has not answered after a while; whichever is there
-first is taken, and the others are dropped.
+The next address is tried as soon as one fails, or has not answered after a while. The first connection is
+used, the others are closed.
 """
 
 from __future__ import annotations
@@ -20,32 +20,33 @@ from gateway.core.circuit_breaker import is_worth_a_line
 from gateway.core.http_limits import HttpLimits
 from gateway.http.tally import TickClock
 
-# The addresses behind an upstream's name: looked up again while it is used, kept a while when that fails.
+# The addresses of an upstream's host name: looked up again while in use, kept for a while after failures.
 #
-# The system's own look-up is asked, so that /etc/hosts and search domains count. It may hang for half a
-# minute, so it has a thread of its own, one a name at a time; nothing else ever waits for it.
+# The system's resolver is used, so that /etc/hosts and search domains count. It may hang for half a minute,
+# so it runs in a separate thread, one at a time for each name.
 
-# Of one answer; and of those that were seen, which connections may still go to.
+# Maximum of addresses in one answer, and of earlier addresses whose connections are still used.
 ADDRESSES_MAX = 16
 SEEN_MAX = 256
-# A call with an address from before waits no longer for the next one; behind a failure it is asked so often.
+# Maximum wait for a look-up while earlier addresses exist, and the interval of look-ups after a failure.
 PATIENCE_S_MAX = 1.0
 RETRY_S = 1.0
 
 
-# Blocks, and says the addresses of a host as text, the preferred one first; OSError where it cannot.
+# Returns the addresses of a host as text, the preferred one first; blocks; raises OSError.
 LookUp = Callable[[str], Sequence[str]]
 
 
 def by_system(host: str) -> Sequence[str]:
-    """Return the addresses of this machine's resolver, in its own order (RFC 6724)."""
+    """Return the addresses of a host from the system's resolver, in its order (RFC 6724)."""
     return [str(place[0]) for *_, place in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
 
 
 class UpstreamAddresses:
-    """The addresses of one upstream. `told` hears of changes and failures, `failed` of each failure.
+    """The addresses of one upstream's host.
 
-    An address that the name no longer leads to `stands` for `upstream_address_s` after it was seen last.
+    `told` logs changes and failures, `failed` counts each failure. Connections to an address that the name no
+    longer has are used for `upstream_address_s` after it was last seen.
     """
 
     __slots__ = (
@@ -60,7 +61,7 @@ class UpstreamAddresses:
         self._host, self._clock, self._limits = host, clock, limits
         self._look_up, self._told, self._failed = look_up, told, failed
         self._known: tuple[str, ...] = _literal(host)
-        self._found_at = math.inf if self._known else -math.inf  # what is no name is never looked up
+        self._found_at = math.inf if self._known else -math.inf  # an address is never looked up
         self._asked_at = -math.inf
         self._failing = False
         self._failures = self._next = 0
@@ -68,7 +69,7 @@ class UpstreamAddresses:
         self.seen: dict[str, float] = dict.fromkeys(self._known, math.inf)
 
     async def addresses(self) -> list[str]:
-        """Return addresses, families in turns (RFC 8305, 4), another first each time; OSError if unknown."""
+        """Return the addresses, families alternating (RFC 8305, 4), rotated each time; may raise OSError."""
         now = self._clock.now
         if not self._known or now - self._found_at > self._limits.upstream_resolve_s:
             await self._renewed()
@@ -78,7 +79,7 @@ class UpstreamAddresses:
         return in_turns(self._known, self._next)
 
     def check(self, now: float, in_use: bool) -> None:
-        """Look up again in time what is in use; forget addresses that the name left long ago."""
+        """Renew the look-up of a host in use when it is due, and drop addresses that it lost long ago."""
         if in_use and now - self._found_at >= self._limits.upstream_resolve_s:
             self._ask(now)
         if self._failing and now - self._found_at > self._limits.upstream_resolve_stale_s:
@@ -90,7 +91,7 @@ class UpstreamAddresses:
                     del self.seen[address]
 
     async def _renewed(self) -> None:
-        """Wait for a look-up: with addresses from before for a moment, behind a failure not at all."""
+        """Wait for a look-up: only a moment if addresses are known, not at all after a failure."""
         asking = self._ask(self._clock.now)
         if asking is None or (self._known and self._failing):
             return
@@ -101,7 +102,7 @@ class UpstreamAddresses:
     def _ask(self, now: float) -> asyncio.Future[None] | None:
         if self._asking is not None:
             return self._asking
-        if self._failing and now - self._asked_at < RETRY_S:  # was answered, and by a failure
+        if self._failing and now - self._asked_at < RETRY_S:  # the last look-up failed a moment ago
             return None
         self._asked_at = now
         loop = asyncio.get_running_loop()
@@ -111,9 +112,9 @@ class UpstreamAddresses:
             found: Sequence[str] | Exception
             try:
                 found = self._look_up(self._host)
-            except Exception as error:  # noqa: BLE001  # told as what it is, in the loop
+            except Exception as error:  # noqa: BLE001  # passed to the event loop, which reports it
                 found = error
-            with suppress(RuntimeError):  # the loop is gone, and its caller with it
+            with suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(self._answered, asking, found)
 
         threading.Thread(target=ask, name="look-up", daemon=True).start()
@@ -148,8 +149,8 @@ class UpstreamAddresses:
 
 
 def in_turns(addresses: Sequence[str], turn: int) -> list[str]:
-    """Return the preferred family first, then alternate; within a family the first address rotates."""
-    families: dict[bool, list[str]] = {}  # the one whose address stands first begins
+    """Return the addresses with families alternating, the preferred one first; rotate each by `turn`."""
+    families: dict[bool, list[str]] = {}  # the family of the first address begins
     for address in addresses:
         families.setdefault(":" in address, []).append(address)
     turned = [each[turn % len(each) :] + each[: turn % len(each)] for each in families.values()]
@@ -164,7 +165,7 @@ def _literal(host: str) -> tuple[str, ...]:
 
 
 def place_of(address: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
-    """Return family and socket address; a link-local one has its interface behind a `%`."""
+    """Return family and socket address of an IP address; a link-local one has its interface after a `%`."""
     plain, _, scope = address.partition("%")
     if ":" not in plain:
         return socket.AF_INET, (plain, port)
@@ -178,7 +179,10 @@ def _interface(scope: str) -> int:
 
 
 async def dial(addresses: Sequence[str], port: int, delay_s: float) -> tuple[socket.socket, str]:
-    """Return a connected socket and its address; the last attempt's OSError where none can be reached."""
+    """Return the first connected socket and its address; raise the last OSError if none connects.
+
+    The next address is tried after `delay_s` seconds without an answer.
+    """
     waiting = list(addresses)
     running: dict[asyncio.Task[socket.socket], str] = {}
     last = OSError("it has no address")
@@ -217,6 +221,6 @@ async def _connected(address: str, port: int) -> socket.socket:
 
 
 def _drop(task: asyncio.Task[socket.socket]) -> None:
-    """Close what was connected too late."""
+    """Close a socket that was connected after another one was chosen."""
     if not task.cancelled() and task.exception() is None:
         task.result().close()

@@ -1,9 +1,8 @@
-"""The pools of upstream connections, one a target, and how a connection is opened.
+"""Pools of connections to upstreams, and how connections are opened.
 
-Each organization has its share of a pool, so that nobody takes all of it. A pooled connection that
-its upstream has closed is never written to. Once a byte of a request was written it is not sent
-again elsewhere: a second POST would be a second charge upstream. A connection to an address that its
-name has left is used no more.
+Each organization has a share of a pool, so that none can use up all of it. A pooled connection that its
+upstream closed is never written to. Once a byte of a request was sent, it is not sent again: a second POST
+would be a second charge upstream. Connections to addresses that a host name has lost are not used again.
 """
 
 from __future__ import annotations
@@ -37,19 +36,19 @@ from gateway.http.upstream.dialing import LookUp, UpstreamAddresses, by_system, 
 from gateway.outbound.cloud import CloudSigner, signer_of
 from gateway.outbound.tunnel import Tunnel, cause_of, tls_with
 
-# Where connections to a target go, through which proxy, and with which TLS: read again when a file changes.
+# Address, proxy and TLS context of a target's connections; certificate files are read again after a change.
 #
-# Connections that are open stay as they are; the next new one is made with what the files have by then. A
-# file that cannot be used changes nothing, and is logged once.
+# Open connections are not affected; new ones use the new files. An unusable file changes nothing, and is
+# logged once.
 
-# How often files are looked at, at most.
+# Minimum interval between checks of the files.
 LOOK_S = 5.0
 
 
 class DialAddress:
-    """One target's place; `host` and `port` are dialled, its proxy's where it has one.
+    """The address of one target; `host` and `port` are its proxy's if it has one.
 
-    `told` takes an event and its facts.
+    `told` logs an event and its facts.
     """
 
     def __init__(self, target: UpstreamTarget, told: Callable[..., None]) -> None:
@@ -66,7 +65,7 @@ class DialAddress:
         self.secured = self._made["ssl"] is not None
 
     def at(self, now: float) -> dict[str, Any]:
-        """Return how to connect now, a second of any clock, as asyncio takes it."""
+        """Return the arguments of a connection for asyncio; `now` is the time in seconds of any clock."""
         if self._files and now >= self._look_at:
             self._look_at = now + LOOK_S
             found = seen(self._files)
@@ -75,14 +74,14 @@ class DialAddress:
         return self._made
 
     def tunnel(self) -> Tunnel | None:
-        """Return a tunnel for one connection; None if connections go straight to the upstream."""
+        """Return a tunnel for one connection; None if there is no proxy."""
         via, made = self._target.via, self._made
         return None if via is None else Tunnel(via, self._of_proxy, made["host"], made["port"])
 
     def _renew(self, found: Seen) -> None:
         try:
             self._made, self._of_proxy = place_of(self._target), tls_with(self._target.via)
-        except OSError as error:  # `ssl.SSLError` is one: a file that is no PEM, or no pair
+        except OSError as error:  # `ssl.SSLError` is an OSError: not PEM, or not a pair
             why = "not PEM, or not a pair" if isinstance(error, ssl.SSLError) else str(error.strerror)
             if why != self._why:
                 self._told("upstream_certificate_kept", why=why, level="error")
@@ -93,7 +92,7 @@ class DialAddress:
 
 
 def place_of(target: UpstreamTarget) -> dict[str, Any]:
-    """Return a connection's arguments for asyncio. Certificate and name are verified under any authority."""
+    """Return a connection's arguments for asyncio; TLS verifies certificate and name with any authority."""
     parts = urlsplit(target.base_url)
     host = parts.hostname or ""
     if parts.scheme != "https":
@@ -111,12 +110,14 @@ Fields = tuple[tuple[str, str], ...]
 
 
 class Upstream:
-    """All connections to one target. `certificate_end` is that of the last one, Unix time, if it had one.
-    `accounts` name whose limits are used there, one a key: targets with one address and credential have the
-    same. Requests are signed by a `signer`, where the target has one. `contexts` are those of models that its
-    own list tells, which is read while it is `listed`.
+    """All connections to one target, and the upstream's facts.
 
-    A call that is `admit`ted may take one connection, idle or new; its organization `release`s it behind it.
+    `certificate_end` is the end of the last seen certificate as Unix time. `accounts` identify the owner of
+    the upstream's limits, one for each key: targets with the same address and credential share one. `signer`
+    signs requests if the target needs that. `contexts` are context lengths of models from the upstream's own
+    list, which is read while `listed`.
+
+    A call that was admitted by `admit` may use one connection, idle or new; `release` ends that.
     """
 
     __slots__ = (
@@ -157,7 +158,7 @@ class Upstream:
         self._connecting: set[asyncio.Task[None]] = set()
 
     def facts_of(self, model: str, rule: ModelRule | None) -> UpstreamFacts | None:
-        """Return the upstream's facts for a model, by its name there and its configuration, if any."""
+        """Return the facts for a model, by the upstream's name of it and its configured `rule`, or None."""
         facts = self.target.facts
         if facts is None and rule is None and not self.contexts:
             return None
@@ -169,13 +170,13 @@ class Upstream:
 
     @property
     def connections(self) -> int:
-        """Connections open or being opened."""
+        """The number of connections that are open or being opened."""
         return len(self._links) + len(self._connecting)
 
     def admit(self, organization_id: int) -> None:
-        """Reserve one more connection for an organization; `Overloaded` if its share is used up.
+        """Reserve one more connection for an organization; raise `Overloaded` if its share is used up.
 
-        `UpstreamSignedOut` if no signer can sign its requests.
+        Raise `UpstreamSignedOut` if requests need a signature and the signer has no credentials.
         """
         if self.signer is not None:
             self.signer.check()
@@ -185,7 +186,7 @@ class Upstream:
             raise Overloaded(f"The upstream {self.name} has no connection {whose}.", retry_after_s=1)
 
     def idle(self) -> Link | None:
-        """Return a pooled connection that is still open, the one used last first."""
+        """Return the most recently used idle connection that is still open, or None."""
         while self._idle:
             link = self._idle.pop()
             if self._clock.now - link.idle_since < FRESH_S or not is_readable(_descriptor(link)):
@@ -204,13 +205,13 @@ class Upstream:
         try:
             return await wait
         except BaseException as error:
-            wait.fail(error)  # the caller is gone; what is opened goes to the pool
+            wait.fail(error)  # the call is gone; the new connection goes to the pool
             raise
 
     async def _open(self, wait: Wait[Link]) -> None:
         link, tunnel = Link(self._clock, self._turns, self._limits, self._gone), None
         try:
-            place = self._place.at(self._clock.now)  # first: a tunnel has what its files have by then
+            place = self._place.at(self._clock.now)  # first, so that the tunnel uses the present files
             tunnel = self._place.tunnel()
             async with AwakeTimeout(self._limits.upstream_connect_s):
                 await self._dialed(link, place, tunnel)
@@ -231,7 +232,7 @@ class Upstream:
         wait.set(link)
 
     async def _dialed(self, link: Link, place: dict[str, Any], tunnel: Tunnel | None) -> None:
-        """Connect to the first of its addresses that answers; TLS asks for the name, whatever the address."""
+        """Connect to the first address that answers; TLS verifies the host's name."""
         addresses = await self._names.addresses()
         made, link.address = await dial(addresses, self._place.port, self._limits.upstream_attempt_s)
         if tunnel is not None:
@@ -244,7 +245,7 @@ class Upstream:
         self._tally.upstream_lookup_failures += 1
 
     def release(self, organization_id: int, link: Link | None) -> None:
-        """Release an admitted call's share; store a connection if nothing of its exchange is left over."""
+        """Release the organization's share; keep the connection if nothing of its exchange is left over."""
         self._shares.release(organization_id)
         if link is None:
             return
@@ -256,7 +257,7 @@ class Upstream:
             link.abandon()
 
     def check(self, now: float) -> None:
-        """End connections over their deadline and those idle for too long."""
+        """Close connections past their deadline, and those idle for too long."""
         self._names.check(now, in_use=bool(self._links))
         if not self._links:
             return
@@ -268,14 +269,14 @@ class Upstream:
             link.abandon()
 
     def leave(self) -> None:
-        """Abandon idle connections, and each other one after its call: no further call comes."""
+        """Close idle connections now, and the others after their call, as the target was removed."""
         self._left = True
         for link in self._idle[:]:
             link.abandon()
         self._idle.clear()
 
     def close(self) -> None:
-        """Drop every connection."""
+        """Close every connection."""
         for task in self._connecting:
             task.cancel()
         for link in list(self._links):
@@ -289,9 +290,9 @@ class Upstream:
 
 
 async def reach(target: UpstreamTarget, within_s: float) -> float | None:
-    """Connect as a call would, and say until when its certificate is valid, Unix time; None without TLS.
+    """Connect like a call would; return the end of the certificate as Unix time, or None without TLS.
 
-    Raises OSError or TimeoutError where a call would fail; a certificate that is not trusted is an OSError.
+    Raises OSError or TimeoutError if a call would fail; an untrusted certificate is an OSError.
     """
     place = DialAddress(target, _untold)
     how, made = place.at(0.0), asyncio.Protocol()
@@ -315,7 +316,7 @@ async def reach(target: UpstreamTarget, within_s: float) -> float | None:
 
 
 def _untold(event: str, **facts: object) -> None:
-    """Ignore an event, since no log is set."""
+    """Ignore an event: no log is set."""
 
 
 def _account(target: UpstreamTarget, key: Fields, pepper: bytes) -> str:
@@ -351,26 +352,25 @@ def _told(name: str, error: Exception) -> str:
     return f"The upstream {name} cannot be reached."
 
 
-# One connection to an upstream: a request goes out, one answer comes in, nothing is left over.
+# One connection to an upstream: one request, one answer, and nothing left over.
 #
-# The handling of a request waits here twice: for the final head, then for body bytes. Bytes behind
-# a complete answer destroy the connection; they never reach the next client. Never knows
-# callers, meters or limits.
+# The handler waits here twice: for the final head, then for body bytes. Bytes after a complete answer close
+# the connection; they never reach the next client. Knows no callers, meters or limits.
 class _BodySource(Protocol):
-    """Who streams a request body into a link: told to wait while the link cannot take more."""
+    """The client's connection that streams a body into a link, paused while the link is full."""
 
     def pause_body(self) -> None: ...
     def resume_body(self) -> None: ...
 
 
 def _unnoticed(link: Link) -> None:
-    """Ignore a link that is in no pool."""
+    """Ignore the close of a link that is in no pool."""
 
 
-# One read of any connection goes through this buffer, which bounds what comes ahead of a slow client.
+# All connections read through this buffer, whose size limits the bytes of one read.
 _BYTES = bytearray(16 * 1024)
 _BUFFER = memoryview(_BYTES)
-# Its first bytes are copied once where C does it, and twice here.
+# Copying its first bytes: once in C, twice in Python.
 _take: Callable[[bytearray, int], bytes]
 try:
     _take = import_module("gateway.http.protocol._heads").first_of
@@ -381,11 +381,12 @@ except ImportError:
 
 
 class Link(asyncio.BufferedProtocol):
-    """A pooled connection, used for one exchange at a time. It feeds its `UpstreamSide`, which frames.
+    """A pooled connection to an upstream, used for one exchange at a time; its `UpstreamSide` does the
+    framing.
 
-    `answer` is the final head once it has arrived. `failure` is set when the answer cannot be
-    completed: before the head it is what the client is refused with, after it the answer is cut. Where that
-    is a deadline, `silent_s` is how long nothing came before it, and the exchange may go past it.
+    `answer` is the final head once it has arrived. `failure` is set if the answer cannot be completed: before
+    the head the client is refused with it, afterwards the answer is cut. If the failure is a passed deadline,
+    `silent_s` is the length of the silence, and the exchange may continue to wait.
     """
 
     __slots__ = (
@@ -416,12 +417,12 @@ class Link(asyncio.BufferedProtocol):
         self.source: _BodySource | None = None
 
     def beside(self) -> Link:
-        """Return a second link, without a transport yet, for another protocol over this connection."""
+        """Return a second link without a transport, for another protocol over this connection."""
         return Link(self._clock, self._turns, self._limits, _unnoticed)
 
     @property
     def open(self) -> bool:
-        """Whether the connection stands, as far as is known."""
+        """Whether the connection is open, as far as known."""
         return not self._gone
 
     @property
@@ -429,10 +430,10 @@ class Link(asyncio.BufferedProtocol):
         """Whether the whole answer has arrived (its last bytes may still be unread here)."""
         return self.side.answering == COMPLETE
 
-    # what the handler asks of its link
+    # the interface for the handler
 
     def begin_request(self, request: bytes, body: bytes = b"") -> None:
-        """Send what `side` made of a request, or of the beginning of one; or a head, and a body as it is."""
+        """Send the first bytes of a request; with `body`, a head and a body without a copy."""
         self.answer, self._patient = None, False
         self.deadline = self._clock.now + self._limits.upstream_first_byte_s
         if self._gone:
@@ -443,7 +444,7 @@ class Link(asyncio.BufferedProtocol):
             self.transport.write(request)
 
     def send_part(self, part: bytes) -> None:
-        """Send more of a body; nothing once nobody waits for it."""
+        """Send more of the request's body, unless the upstream no longer expects it."""
         side = self.side
         if not self._gone and side.request == OWED:
             self.deadline = self._clock.now + self._limits.upstream_first_byte_s
@@ -458,7 +459,7 @@ class Link(asyncio.BufferedProtocol):
                 self.transport.write(last)
 
     def arrival(self) -> Wait[None]:
-        """Wait until the head is there, or then for body bytes, the answer's end, or its failure."""
+        """Wait for the head; after it for body bytes, the answer's end, or its failure."""
         wait: Wait[None] = Wait()
         self._wait = wait
         if self.failure is not None or self._payload or self.side.answering == COMPLETE:
@@ -466,13 +467,13 @@ class Link(asyncio.BufferedProtocol):
         return wait
 
     def next_turn(self) -> Wait[None]:
-        """Wait for a turn to do more with what was taken."""
+        """Wait for a turn in the worker's queue, to process more received data."""
         wait: Wait[None] = Wait()
         self._turns.wait_for(lambda: wait.set(None))
         return wait
 
     def take_payload(self) -> bytes:
-        """Return the body bytes that have arrived since the last take, maybe none."""
+        """Return the body bytes that have arrived since the last call, perhaps none."""
         payload = self._payload
         if not payload:
             return b""
@@ -483,9 +484,7 @@ class Link(asyncio.BufferedProtocol):
         return payload[0] if len(payload) == 1 else b"".join(payload)
 
     def hold(self) -> None:
-        """Read no more until `go_on`: the receiver of the answer is slow, which is no fault of its
-        upstream.
-        """
+        """Stop reading until `go_on`, without a deadline: the client reads slowly."""
         if not self._paused and not self._gone:
             self._paused = True
             self.transport.pause_reading()
@@ -499,7 +498,7 @@ class Link(asyncio.BufferedProtocol):
                 self.deadline = self._clock.now + self._limits.upstream_idle_s
 
     def release(self, now: float) -> bool:
-        """Reset for another exchange; return False if something of this one is left over."""
+        """Prepare for another exchange; return False if something of this one is left over."""
         if self._gone or self._payload or not self.side.be_ready():
             return False
         self.deadline = NEVER
@@ -508,7 +507,7 @@ class Link(asyncio.BufferedProtocol):
         return True
 
     def abandon(self) -> None:
-        """Drop the connection, whatever it is doing."""
+        """Close the connection, whatever its state."""
         self._wait = self.source = None
         self.side.give_up()
         self.deadline = NEVER
@@ -528,17 +527,17 @@ class Link(asyncio.BufferedProtocol):
 
     @property
     def is_late(self) -> bool:
-        """Whether nothing is wrong with it but a deadline."""
+        """Whether the only failure is a passed deadline."""
         return not self._gone and isinstance(self.failure, UpstreamTimeout)
 
     def go_past(self) -> None:
-        """Wait for the rest of the answer without any deadline here."""
+        """Clear the failure, and wait for the rest of the answer without a deadline."""
         self.failure, self._patient, self.deadline = None, True, NEVER
 
     # asyncio.BufferedProtocol
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return the buffer for the next bytes, which are copied at once."""
+        """Return the shared buffer for the next bytes, which are copied at once."""
         return _BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -549,7 +548,7 @@ class Link(asyncio.BufferedProtocol):
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Process bytes of the answer: its beginning at once, later bytes in turn."""
+        """Process bytes of the answer; wake the handler at once for its beginning, later in turn."""
         side = self.side
         begun = side.answering == BODY
         try:
@@ -581,12 +580,12 @@ class Link(asyncio.BufferedProtocol):
             self.hold()
 
     def eof_received(self) -> bool:
-        """Note that the upstream sends nothing more."""
+        """Note that the upstream closed its sending side in order."""
         self._clean_end = True
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Decide what the end means: complete, cut, or nothing at all (RFC 9112, 8)."""
+        """Complete an answer without a length, or fail the one in progress (RFC 9112, 8)."""
         self._gone = True
         self.source = None
         side = self.side
@@ -618,7 +617,7 @@ class Link(asyncio.BufferedProtocol):
         self._wake()
 
     def _take_turn(self) -> None:
-        """Wake the waiter for received bytes, unless these were read meanwhile."""
+        """Wake the handler for received bytes, unless it has read them."""
         self._queued = False
         if self._payload or self.side.answering == COMPLETE:
             self._wake()

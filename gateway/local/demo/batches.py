@@ -1,8 +1,8 @@
-"""Files, batches, videos and background responses of the demo upstream, kept in memory, for tests.
+"""Files, batches, videos and background responses of the demo upstream, stored in memory, for tests.
 
-A batch's `metadata`, of Anthropic's the `metadata` of its first call, may dictate what becomes of it:
-`demo_status` (`completed`, `failed`, `expired`) at its end, `demo_after_s` seconds until then, `demo_lines`
-that are worked off (of a cancelled one half). The first two may stand in a video's prompt, as `NAME=VALUE`.
+The `metadata` of a batch (with Anthropic, of its first call) may set its outcome: `demo_status` is the final
+status (`completed`, `failed`, `expired`), `demo_after_s` the seconds until then, `demo_lines` the number of
+lines with results (of a cancelled batch: half). A video's prompt may contain the first two as `NAME=VALUE`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
-# Kept of each kind; the oldest go.
+# Maximum of each kind; the oldest are deleted.
 KEPT_MAX: Final = 1_000
 _PATH = re.compile(
     r"/v1/(files|batches|messages/batches|responses|videos)(?:/([^/]+))?(?:/(content|cancel|results|remix))?"
@@ -31,15 +31,15 @@ _WISH = re.compile(r"(demo_\w+)=(\S+)")
 
 _MESSAGES = "https://api.anthropic.com/v1/messages/batches"
 
-# Answers one call of a batch: its path and body; the status and the answer.
+# Answers one call of a batch: takes path and body, returns status and answer.
 Work = Callable[[str, bytes], tuple[int, Any]]
-# The status of an answer, and what it says: JSON, or the bytes of a file.
+# The status and content of an answer: JSON, or the bytes of a file.
 Told = tuple[int, Any]
 
 
 @dataclass(slots=True)
 class _DemoBatch:
-    """One batch, its calls, and when it ends by itself."""
+    """A batch or video: its object as shown, its calls, and the time and status of its end."""
 
     said: dict[str, Any]
     lines: list[dict[str, Any]]
@@ -49,7 +49,7 @@ class _DemoBatch:
 
 @dataclass(slots=True)
 class Batches:
-    """All that one demo upstream keeps."""
+    """The stored objects of one demo upstream."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, _DemoBatch] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Batches:
     def answer(  # a request, and who answers its calls
         self, method: str, path: str, query: dict[str, list[str]], content: bytes, work: Work
     ) -> Told | None:
-        """Return the answer of such a path; None of any other."""
+        """Return the answer to a request for one of these objects, or None for another path."""
         long_running = _LONG_RUNNING.fullmatch(path)
         if long_running is not None:
             return self._operation(long_running[1], long_running[2], content)
@@ -121,7 +121,7 @@ class Batches:
         return 200, "\n".join(told).encode()
 
     def _response(self, method: str, id_: str, more: str | None, content: bytes, work: Work) -> Told | None:
-        """Return a response in the background is a batch of one; None of any other."""
+        """Return the answer for a background response, stored as a batch of one call, or None."""
         if method == "POST" and not id_:
             try:
                 asked = json.loads(content)
@@ -144,7 +144,7 @@ class Batches:
     def _video(
         self, method: str, id_: str, more: str | None, query: dict[str, list[str]], content: bytes
     ) -> Told:
-        """Return a video, whose content is its prompt."""
+        """Return the answer to a request about videos; the content of a video is its prompt."""
         video = self.videos.get(id_)
         if id_ and video is None:
             return _missing()
@@ -168,7 +168,7 @@ class Batches:
         self, method: str, model: str | None, id_: str | None, more: str | None,
         query: dict[str, list[str]], content: bytes, work: Work,
     ) -> Told:  # fmt: skip
-        """Answer the batch calls of Gemini's API; wishes are in `displayName`."""
+        """Return the answer to a batch call of Gemini's API; `displayName` may set its outcome."""
         if model is not None:
             batch = json.loads(content)["batch"]
             calls = batch["inputConfig"]["requests"]["requests"]
@@ -191,7 +191,7 @@ class Batches:
         return 200, said
 
     def _as_operation(self, said: dict[str, Any]) -> dict[str, Any]:
-        """Return a batch in the form of Gemini's API."""
+        """Return a batch in the format of Gemini's API."""
         total, done, over = *map(said["request_counts"].get, ("total", "completed")), said["status"]
         state = {"in_progress": "RUNNING", "completed": "SUCCEEDED"}.get(over, over.upper())
         stats = {"requestCount": str(total), "successfulRequestCount": str(done)}
@@ -206,7 +206,7 @@ class Batches:
         return told | {"done": True, "response": {"inlinedResponses": {"inlinedResponses": inlined}}}
 
     def _operation(self, model: str, id_: str | None, content: bytes) -> Told:
-        """Return videos of Gemini's API."""
+        """Return the answer to a request about videos of Gemini's API."""
         if id_ is None:
             asked = json.loads(content)
             said = {"prompt": asked["instances"][0]["prompt"], "seconds": 8, "model": model}
@@ -301,7 +301,7 @@ class Batches:
 
 
 def _fields(form: bytes) -> dict[bytes, bytes]:
-    """Return the values of a form."""
+    """Return the values of a multipart form by field name."""
     fields: dict[bytes, bytes] = {}
     for part in form.split(form.partition(b"\r\n")[0])[1:-1]:
         head, _, body = part.partition(b"\r\n\r\n")
@@ -312,7 +312,7 @@ def _fields(form: bytes) -> dict[bytes, bytes]:
 
 
 def _page(there: list[dict[str, Any]], query: dict[str, list[str]], after: str) -> dict[str, Any]:
-    """Return a page of a list, the newest first."""
+    """Return one page of a list, the newest object first; `after` is the cursor's query parameter."""
     newest, limit = there[::-1], int(query.get("limit", ["20"])[0])
     begins = next((at + 1 for at, one in enumerate(newest) if [one["id"]] == query.get(after)), 0)
     data = newest[begins : begins + limit]
@@ -325,7 +325,7 @@ def _as_response(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_messages(said: dict[str, Any]) -> dict[str, Any]:
-    """Return a batch in the form of Anthropic's API."""
+    """Return a batch in the format of Anthropic's API."""
     total, done, over = *map(said["request_counts"].get, ("total", "completed")), said["status"]
     counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
     counts["succeeded"] = done

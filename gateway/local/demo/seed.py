@@ -1,7 +1,7 @@
-"""The demo organization, made through the Admin API as anybody would make it.
+"""Creates the demo organization through the Admin API, like any other client.
 
-Each step carries an `Idempotency-Key` of this data directory, so a start that was interrupted
-half-way makes nothing twice. The key is kept with the secrets and printed again at every start.
+Each step has an `Idempotency-Key` of this data directory, so an interrupted start creates nothing twice. The
+API key is stored with the secrets, and printed at every start.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from gateway.local.data_directory import DataDirectory
 
 CALL_MAX_S = 10.0
 DEMO_TOKENS = 1_000_000
-# In nobody's way, but with it each field that tells of limits is in the answers.
+# High enough never to refuse, so that answers show the header fields for limits.
 DEMO_LIMITS = {"requests_per_minute": 1_000_000}
-# Sells beside the demo organization where nobody else is said to: so its invoices become final.
+# The seller on demo invoices if none is configured, so that these can become final.
 DEMO_SELLER = {
     "invoice_issuer": "Tollkeeper Demo\n1 Demo Street",
     "invoice_country": "DE",
     "invoice_tax_number": "DE123456789",
 }
-# Proxies named in the environment are for the world outside, not for this machine.
+# Proxies of the environment are not for connections on this machine.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 SERVICES = {
@@ -58,12 +58,11 @@ def seed(
     database: str,
     opener: urllib.request.OpenerDirector = _DIRECT,
 ) -> str:
-    """Return the demo API key, made with its organization, plan, tenant and services at the first start.
+    """Return the demo API key; create it with its organization, plan, tenant and services at the first start.
 
-    `database` names the database they are in: another one gets a demo organization of its own, and so does
-    one that has rows of these names already, from another data directory or by somebody. A key
-    that was revoked, expired or deleted since is followed by another; where the tenant is gone too,
-    there is none, and the answer is empty.
+    Another `database` gets a demo organization of its own, and so does one that already has objects with
+    these names. A key that was revoked, expired or deleted is replaced by a new one; if its tenant was
+    deleted, the result is empty.
     """
     kept = data.secrets()
     place = hashlib.sha256(database.encode()).hexdigest()
@@ -91,7 +90,7 @@ def seed(
     _make_services(admin)
     made = admin.make("api-keys", {"tenant_id": tenant["id"], "name": "Demo"})
     if not made.get("key"):
-        # An interrupted start made it, and a key is shown only once: make another.
+        # An interrupted start created the key, which is shown only once: create another.
         made = admin.make("api-keys", {"tenant_id": tenant["id"], "name": "Demo"}, again=True)
     return _keep(data, made)
 
@@ -122,7 +121,7 @@ def _keep(data: DataDirectory, made: dict[str, Any]) -> str:
 
 
 def _make_services(admin: _Admin) -> None:
-    """Create the services of the default routes, unless the schema brought them."""
+    """Create the services of the default routes, unless the schema created them."""
     present = {service["key"] for service in admin.all("services")}
     models = {model["name"]: model["id"] for model in admin.all("business-models")}
     for key, description in SERVICES.items():
@@ -146,7 +145,7 @@ def status_of(
     headers: Mapping[str, str] | None = None,
     opener: urllib.request.OpenerDirector = _DIRECT,
 ) -> int | None:
-    """Return the status of a GET, None without an answer."""
+    """Return the status of a GET request, or None without an answer."""
     request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310  # our own http URL
     try:
         with opener.open(request, timeout=CALL_MAX_S) as answer:
@@ -158,7 +157,7 @@ def status_of(
 
 
 class _Admin:
-    """The few calls of the Admin API the demo needs."""
+    """The calls of the Admin API that the demo needs."""
 
     def __init__(self, opener: urllib.request.OpenerDirector, url: str, token: str, run: str) -> None:
         self._opener = opener
@@ -169,12 +168,12 @@ class _Admin:
     def make(
         self, resource: str, body: dict[str, Any], *, step: str = "", again: bool = False
     ) -> dict[str, Any]:
-        """Create one; the answer. 202 (Redis is away) answers with the resource as well."""
+        """Create an object and return it; also after 202 (stored, but Redis is unavailable)."""
         key = str(uuid4()) if again else f"demo-{self._run}-{resource}-{step}"
         return self._call("POST", resource, json.dumps(body).encode(), key)
 
     def make_named(self, resource: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Create one of this name, or with the run behind it where another has the name."""
+        """Create an object with this name; if the name is taken, append the run's id."""
         try:
             return self.make(resource, body)
         except StartError as error:

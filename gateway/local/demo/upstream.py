@@ -1,7 +1,7 @@
-"""An upstream to try the gateway with: the shapes of three providers, and an echo for any other API.
+"""A demo upstream: answers in the formats of three providers, and an echo for any other path.
 
-A small HTTP/1.1 server of its own on asyncio streams, for demonstrations and tests only. A
-request may dictate what happens, in header fields:
+A small HTTP/1.1 server on asyncio streams, for demonstrations and tests only. Header fields of a
+request may set the answer:
 
     x-demo-usage       input,output[,cached[,reasoning[,cache creation]]] tokens, or `none`: report no use
     x-demo-words       this many pieces of output
@@ -15,7 +15,7 @@ request may dictate what happens, in header fields:
     x-demo-cut-bytes   close after this many bytes of the body
     x-demo-encoding    `gzip`            x-demo-units   sent back as `x-usage-amount`
 
-`GET /demo/calls[?model=…]` tells what each of the last calls cost by this upstream's own count.
+`GET /demo/calls[?model=…]` returns the usage of each of the last calls by this upstream's own count.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from urllib.parse import parse_qs, unquote
 from gateway.errors import StartError
 from gateway.local.demo.batches import Batches
 
-# One request to the demo upstream, read from a socket: enough HTTP/1.1 for a demonstration.
+# Reads one request to the demo upstream from a socket: enough HTTP/1.1 for a demonstration.
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
 DELAY_MAX_S = 300.0
@@ -61,7 +61,7 @@ class DemoRequest:
         return parse_qs(self.target.partition("?")[2])
 
     def json(self) -> dict[str, Any]:
-        """Return the body as an object; empty for anything else."""
+        """Return the body as a JSON object; empty for any other body."""
         try:
             found = json.loads(self.content)
         except ValueError:
@@ -69,7 +69,7 @@ class DemoRequest:
         return found if isinstance(found, dict) else {}
 
     def number(self, name: str) -> int | None:
-        """Return a whole number a request asks for, None where it asks for none."""
+        """Return the whole number in a header field, or None if it has none."""
         value = self.headers.get(name, "")
         return int(value) if value.isdecimal() else None
 
@@ -81,7 +81,7 @@ class DemoRequest:
 
 
 async def read(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> DemoRequest | None:
-    """Return the request that begins with this head; None for what cannot be one."""
+    """Return the request that begins with this head, or None if it is invalid."""
     first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
     words = first.split(" ")
     if len(words) != 3:
@@ -114,21 +114,21 @@ async def _chunked(reader: asyncio.StreamReader) -> bytes:
     return b"".join(parts)
 
 
-# One call to the demo upstream as every API needs it: what is answered and what it cost. Pure.
+# One call to the demo upstream, for every API: the answer and its usage. Pure.
 #
-# Token counts are deterministic: words and punctuation marks of request and answer, unless the
-# request dictates them.
+# Token counts are deterministic: words and punctuation marks of request and answer, unless the request sets
+# them.
 
 WORD = re.compile(r"\w+|[^\w\s]")
 OUTPUT_TOKENS_MAX = 16
-OPENING_PIECES = 2  # said before a stream's first sign of life in between
+OPENING_PIECES = 2  # sent before the first keep-alive event of a stream
 WORDS_MAX = 100_000
 THOUGHT = "The user said something."
 UNREPORTED = "none"
 PROMPTS = ("messages", "input", "prompt", "contents", "requests", "content")
 # Marks of a tool's result: a type in most APIs, a role in chats, a name in Gemini's.
 RESULTS = frozenset({"tool_result", "function_call_output", "custom_tool_call_output", "tool"})
-UNHEARD = frozenset({"system", "developer"})  # who says how to answer, and not what
+UNHEARD = frozenset({"system", "developer"})  # roles that instruct the model
 SAYING = ("content", "text", "parts", "output")
 ARGUMENTS_FIRST = 9  # characters of a tool's arguments in the first piece of them
 COUNTS = ("input", "output", "cached", "reasoning", "created")
@@ -137,10 +137,10 @@ STATUSES = {"incomplete": "incomplete", "failed": "failed"}
 
 @dataclass(slots=True)
 class DemoExchange:
-    """One call and its answer: `values` and `lists` are what the holes of a recorded answer name.
+    """One call and its answer: `values` and `lists` fill the holes of a recorded answer.
 
-    `spoken` counts the output tokens sent so far, `announced` those reported before any was sent. It is
-    `over` once nothing more is sent, `complete` if that was everything.
+    `spoken` counts the output tokens sent so far, `announced` those reported before any was sent. `over`:
+    nothing more is sent; `complete`: everything was sent.
     """
 
     asked: DemoRequest
@@ -156,7 +156,7 @@ class DemoExchange:
         self.values["status"] = STATUSES.get(self.values["end"], "completed")
 
     def told(self) -> dict[str, Any]:
-        """Return the call as JSON. A broken one cost its input and the sent part of its output."""
+        """Return the call as JSON. A broken call used its input and the sent part of its output."""
         values = self.values
         cached = values["cached"] + values["created"] if self.asked.path == "/v1/messages" else 0
         sent = max(self.spoken, self.announced)
@@ -178,7 +178,7 @@ class DemoExchange:
 
 
 def tokens_in(value: Any) -> int:
-    """Return the words and punctuation marks of all texts inside a JSON value; a number counts as one."""
+    """Return the number of words and punctuation marks in a JSON value's texts; a number counts as one."""
     if isinstance(value, str):
         return len(WORD.findall(value))
     if isinstance(value, int) and not isinstance(value, bool):
@@ -195,7 +195,7 @@ def prompt_of(body: dict[str, Any]) -> Any:
 
 
 def read_turn(asked: DemoRequest, model: str, *, speaks: bool) -> DemoExchange:
-    """Read a call of any API and what it dictates; embeddings do not speak."""
+    """Read a call of any API and the wishes in its header fields; without `speaks` it has no output."""
     body, prompt, dictates = asked.json(), prompt_of(asked.json()), asked.headers.get
     said = ["You", " said", ":", *re.findall(r"\s*\S+", " " + (_last_text(_of_people(prompt)) or "nothing"))]
     words = min(asked.number("x-demo-words") or 0, WORDS_MAX)
@@ -226,7 +226,7 @@ def read_turn(asked: DemoRequest, model: str, *, speaks: bool) -> DemoExchange:
         "arguments": arguments,
         "arguments_begun": arguments[:ARGUMENTS_FIRST],
         "arguments_rest": arguments[ARGUMENTS_FIRST:],
-        "at": int(thinks),  # where the answer stands after its thoughts, and what follows it
+        "at": int(thinks),  # index of the answer after the thoughts, and of the part after it
         "after": int(thinks) + 1,
         "end": end,
         "broken": bool(end),
@@ -254,7 +254,7 @@ def read_turn(asked: DemoRequest, model: str, *, speaks: bool) -> DemoExchange:
 
 
 def _called(asked: str) -> tuple[str, str]:
-    """Return the tool to call, and its arguments as JSON: `NAME {…}`, or `look_up` where none is named."""
+    """Return the name of the tool to call, and its arguments as JSON, from `NAME {…}`; default `look_up`."""
     if asked in {"", "1"}:
         return "look_up", '{"place":"here"}'
     name, _, arguments = asked.partition(" ")
@@ -262,7 +262,7 @@ def _called(asked: str) -> tuple[str, str]:
 
 
 def _has_result(value: Any) -> bool:
-    """Return whether a request contains a tool's result: then no tool is called again."""
+    """Return whether a request contains a tool's result; then the model calls no further tool."""
     if isinstance(value, list):
         return any(map(_has_result, value))
     if not isinstance(value, dict):
@@ -280,7 +280,7 @@ def _output_max(body: dict[str, Any]) -> int | None:
 
 
 def _of_people(prompt: Any) -> Any:
-    """Return the words of anybody but the program that asks, where there are such."""
+    """Return the messages without those of system and developer, if any are left."""
     if not isinstance(prompt, list):
         return prompt
     return [one for one in prompt if not isinstance(one, dict) or one.get("role") not in UNHEARD] or prompt
@@ -296,14 +296,14 @@ def _last_text(value: Any) -> str:
     return ""
 
 
-# The recorded answers of `answers/` and how they are filled for one call. Pure.
+# The recorded answers in `answers/`, and how they are filled for one call. Pure.
 #
-# A file is what a provider once wrote, with holes:
+# A file is an answer of a provider, with holes:
 #
-#     "$name"                     the value of that name as it is; as text inside other text
-#     {"$name": {"case": …}}      what stands at its value or at `*`; left out where nothing does
-#     {"$each": "name", …}        in a list: one for each of them
-#     "$whole"                    in a stream: the answer of the same name that is no stream
+#     "$name"                     the value of that name; as text inside other text
+#     {"$name": {"case": …}}      the case of its value, or of `*`; left out without a case
+#     {"$each": "name", …}        in a list: one for each element of the list `name`
+#     "$whole"                    in a stream: the answer of the same name without a stream
 #
 # In a stream, a comment before an event says when it is sent: `each piece`, `if tool`, `unless tool`;
 # `counted` if it is output, `announced` if it reports a token before any is sent, `last` if nothing follows.
@@ -349,7 +349,7 @@ def whole_answer(name: str, turn: DemoExchange) -> bytes:
 
 
 def stream_answer(name: str, turn: DemoExchange) -> Iterator[tuple[str, str]]:
-    """Yield the name and data of each event when due; `turn` counts the output so far."""
+    """Yield the name and data of each event of a stream; `turn` counts the output so far."""
     values, number = turn.values, 0
     for event in STREAMS[name]:
         wanted = all(values[name] for name in event.named("if"))
@@ -371,12 +371,12 @@ def stream_answer(name: str, turn: DemoExchange) -> Iterator[tuple[str, str]]:
 
 
 def written_answer(content: Any) -> str:
-    """Return text as it is, and other content as compact JSON."""
+    """Return a text unchanged, and other content as compact JSON."""
     return content if isinstance(content, str) else json.dumps(content, separators=(",", ":"))
 
 
 def fill_answer(template: Any, values: dict[str, Any], lists: dict[str, Any]) -> Any:
-    """Return the template with its holes filled, `GONE` for a choice that has no such case."""
+    """Return the template with its holes filled; `GONE` for a choice without a matching case."""
     if isinstance(template, str):
         hole = HOLE.fullmatch(template)
         return values[hole[1]] if hole else HOLE.sub(lambda found: str(values[found[1]]), template)
@@ -398,10 +398,10 @@ def _each(item: Any, values: dict[str, Any], lists: dict[str, Any]) -> list[tupl
     return [(item, {**values, item["$each"]: one}) for one in lists[item["$each"]]]
 
 
-# How an answer of the demo upstream leaves: whole, in pieces, compressed, or broken off as asked.
+# Sending an answer: whole, in pieces, compressed, or broken off, as the request says.
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer: a whole body, or pieces of a stream. `turn` is the call it answers, if it is one."""
+    """One answer: a whole body, or the pieces of a stream. `turn` is the answered call, or None."""
 
     body: bytes | Iterable[bytes]
     status: int = 200
@@ -411,7 +411,7 @@ class Reply:
 
 
 async def send(asked: DemoRequest, body: bytes | Iterable[bytes], writer: asyncio.StreamWriter) -> bool:
-    """Send the body, or as much of it as is asked for; whether that was all."""
+    """Send the body, or the part that the request's header fields ask for; return whether all was sent."""
     cut_at = asked.number("x-demo-cut")
     bytes_left = asked.number("x-demo-cut-bytes")
     pause_s = asked.seconds("x-demo-pause-s")
@@ -441,7 +441,7 @@ async def send(asked: DemoRequest, body: bytes | Iterable[bytes], writer: asynci
 
 
 def zipped(body: bytes | Iterable[bytes]) -> bytes | Iterator[bytes]:
-    """Return the body compressed, a stream piece by piece."""
+    """Return the body compressed with gzip; a stream piece by piece."""
     packer = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
     if isinstance(body, bytes):
         return packer.compress(body) + packer.flush()
@@ -477,7 +477,7 @@ COUNTED = {"/v1/messages/count_tokens": "input_tokens", ":countTokens": "totalTo
 
 
 async def serve(host: str, port: int) -> asyncio.Server:
-    """Listen and answer; port 0 is any free one, the server knows which."""
+    """Listen and answer requests; return the server, which knows its port if `port` is 0."""
     calls: deque[DemoExchange] = deque(maxlen=CALLS_MAX)
     batches = Batches()
 
@@ -516,7 +516,7 @@ async def _connection(
 async def _answer(
     calls: deque[DemoExchange], batches: Batches, asked: DemoRequest, writer: asyncio.StreamWriter
 ) -> bool:
-    """Write the answer; whether the connection may carry another."""
+    """Send the answer to a request; return whether the connection can be used again."""
     await asyncio.sleep(asked.seconds("x-demo-delay-s"))
     if asked.method == "GET" and asked.path == "/demo/calls":
         model = asked.query.get("model", [""])[0]
@@ -548,7 +548,7 @@ async def _answer(
 
 
 def _of_batches(calls: deque[DemoExchange], batches: Batches, asked: DemoRequest) -> Reply | None:
-    """Return the answer about a file or a batch; the calls of a batch count like any other."""
+    """Return the answer to a request about files or batches, or None; calls of a batch are counted."""
 
     def work(path: str, body: bytes) -> tuple[int, Any]:
         reply = _reply(replace(asked, method="POST", target=path, headers={}, content=body))
@@ -579,7 +579,7 @@ def _reply(asked: DemoRequest) -> Reply:
 
 
 def _fields(asked: DemoRequest) -> tuple[tuple[str, str], ...]:
-    """Return the fields a request dictates, those that are plain text on one line."""
+    """Return the header fields that a request asks for, if they are printable."""
     try:
         found = json.loads(asked.headers.get("x-demo-fields", "{}"))
     except ValueError:
@@ -639,7 +639,7 @@ def _models(asked: DemoRequest, *, gemini: bool, name: str | None) -> Reply:
 
 
 def _echo(asked: DemoRequest) -> Reply:
-    """Return the received request for any other path, so that callers see what the gateway forwards."""
+    """Return the received request as JSON, to show what the gateway forwards."""
     units = asked.headers.get("x-demo-units", "")
     content = {
         "method": asked.method,

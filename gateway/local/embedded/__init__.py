@@ -1,1 +1,1 @@
-"""PostgreSQL and Valkey from wheels."""
+"""Embedded PostgreSQL and Valkey, from Python wheels."""

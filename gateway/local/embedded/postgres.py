@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: durable, on loopback behind a password, never run as root."""
+"""The embedded PostgreSQL: durable, on loopback, with a password, never run as root."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OPTIONS = {
     "lc_messages": "C",
     "logging_collector": "off",
     "log_line_prefix": "%m [%p] %e ",
-    # The code of an error and no row: DETAIL and CONTEXT quote one, the statement has what was to be one.
+    # Errors without data of rows: DETAIL, CONTEXT and the statement would quote them.
     "log_error_verbosity": "terse",
     "log_min_error_statement": "panic",
     "log_parameter_max_length": "0",
@@ -63,11 +63,10 @@ def url(port: int, password: str) -> str:
 
 
 def initialise(cluster: Path, password: str, *, superuser: str = SUPERUSER) -> None:
-    """Create the cluster and its database if there is none; complete or not there at all.
+    """Create the cluster and its database if there is none; after a failure nothing is left.
 
-    The database's owner is no superuser, and the superuser's password nobody knows; in clusters of
-    earlier programs both are one. `StartError` where something is there that is not a cluster of this
-    version.
+    The database's owner is no superuser, and the superuser's password is not stored; in clusters of earlier
+    versions both users are one. Raise `StartError` if the directory is not a cluster of this version.
     """
     if cluster.exists() and any(cluster.iterdir()):
         _inspect(cluster)
@@ -177,7 +176,7 @@ def _run(user: UnprivilegedUser | None, command: list[str], stdin: str = "") -> 
 
 
 def _is_ready(cluster: Path, pid: int) -> bool:
-    """Return whether this very process has written "ready" into its pid file (line 8)."""
+    """Return whether the process `pid` has written "ready" into its pid file (line 8)."""
     try:
         lines = (cluster / "postmaster.pid").read_text().splitlines()
     except OSError:

@@ -1,11 +1,11 @@
-"""Running a program as an existing user without privileges, when we are root ourselves.
+"""Runs a program as an existing unprivileged user, if the current user is root.
 
-PostgreSQL refuses to run as root. No user is created: `postgres` or `nobody` is borrowed. Where
-a directory above the binaries or the data is closed to that user (a checkout under `/root`), the
-program keeps exactly one capability, passing closed directories, through its ambient set.
+PostgreSQL refuses to run as root. No user is created: `postgres` or `nobody` is used. If a directory above
+the binaries or the data is closed to this user (a checkout under `/root`), the program keeps exactly one
+capability in its ambient set, for passing closed directories.
 
-Run as a script, this file is the launcher that gives up root and becomes the program, so that
-the program keeps the process id: `unprivileged.py UID GID CAPABILITY|- PROGRAM ARGUMENT…`.
+Run as a script, this file drops root and replaces itself by the program, with the same process id:
+`unprivileged.py UID GID CAPABILITY|- PROGRAM ARGUMENT…`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CAPABILITY_VERSION_3 = 0x20080522
 
 @dataclass(frozen=True, slots=True)
 class UnprivilegedUser:
-    """The user a program runs as, and the capability that opens closed directories to it."""
+    """The user to run a program as, and the capability for passing closed directories, if needed."""
 
     name: str
     uid: int
@@ -39,17 +39,17 @@ class UnprivilegedUser:
     capability: int | None = None
 
     def command(self, argv: list[str]) -> list[str]:
-        """Return the command line that runs `argv` as this user, in the same process."""
+        """Return the command line that runs `argv` as this user, with the same process id."""
         capability = "-" if self.capability is None else str(self.capability)
         launcher = [sys.executable, "-I", "-S", __file__, str(self.uid), str(self.gid), capability]
         return [*launcher, *argv]
 
 
 def borrow(owner_uid: int | None, reaches: list[Path]) -> UnprivilegedUser | None:
-    """Return the user to run as, able to reach these directories; None when we are not root.
+    """Return a user to run as that can reach these directories; None if the current user is not root.
 
-    `owner_uid` is the owner of data that exists already: it stays the owner. Raises
-    `PermissionError` when no user can be made to reach them.
+    `owner_uid` is the owner of existing data, which is then that user. Raise `PermissionError` if no user can
+    reach them.
     """
     if os.geteuid() != 0:
         return None
@@ -121,10 +121,10 @@ class _Sets(ctypes.Structure):
 
 
 def become(uid: int, gid: int, capability: int | None) -> None:
-    """Drop root for good, with one capability retained across `exec` if given."""
+    """Drop root for good; keep the `capability` across `exec` if given."""
     libc = ctypes.CDLL(None, use_errno=True)
     if capability is not None:
-        # Without this bit access(2), by which PostgreSQL looks for its own programs, ignores capabilities.
+        # Without this bit access(2), with which PostgreSQL checks for its programs, ignores capabilities.
         _demand(libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0))
     os.setgroups([])
     os.setresgid(gid, gid, gid)
@@ -149,4 +149,4 @@ def _demand(result: int) -> None:
 if __name__ == "__main__":
     _uid, _gid, _capability, *_argv = sys.argv[1:]
     become(int(_uid), int(_gid), None if _capability == "-" else int(_capability))
-    os.execv(_argv[0], _argv)  # noqa: S606  # becoming the program is the point
+    os.execv(_argv[0], _argv)  # noqa: S606  # this process becomes the program

