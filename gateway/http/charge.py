@@ -169,7 +169,7 @@ class AdmittedCall:
                 lower_task(call, claim.budget, decision)
 
     async def outlast(self) -> None:
-        """Extend the life of the hold to that of a job; raise the `Refusal` of a limit that changed since."""
+        """Extend the hold to the life of a job's hold; raise the `Refusal` of a limit that changed since."""
         request = replace(self._request, raises=True, ttl_ms=1000 * HOLD_S_MAX)
         await reserve_hold(self._exchange, request, self.budgets)
 
@@ -559,7 +559,7 @@ def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
 
 
 async def reserve_hold(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Decision:
-    """Reserve all of a hold, or raise the `Refusal`; nothing interrupts this."""
+    """Reserve a hold without interruption; raise the `Refusal` of a limit that is too small."""
     worker = exchange.worker
     exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
     try:

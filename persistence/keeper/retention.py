@@ -49,7 +49,7 @@ SINCE_BEGAN = """
           FROM use_event AS e LEFT JOIN clock_ahead AS c ON c.day = (e.used_at AT TIME ZONE 'UTC')::date
          WHERE e.request_id = ANY(%(timeless)s::uuid[]))"""
 
-# The time before which a request has no rows; None if it may have rows at any time.
+# The earliest time of a request's rows; None if it may have rows at any time.
 Since = datetime | None
 
 

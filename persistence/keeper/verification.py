@@ -499,7 +499,7 @@ _READS = {
 class Accounts(BudgetUses):
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
-        # The organization after which the next sample begins; None before the first.
+        # The last organization of the previous sample; None before the first.
         self._after: int | None = None
 
     async def owners(self, after: int, count: int) -> list[Owner]:

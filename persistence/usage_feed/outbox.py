@@ -64,7 +64,7 @@ _FOLDED = {
 _WRITTEN = ("feed_id", "name", "kind", "at", "request_id", "used_at", *_OWN, *AMOUNTS)
 _GROUPS = ", ".join(str(1 + _WRITTEN.index(each)) for each in _FOLD)
 # Positions follow the last waiting one, so that first and last show about how many wait: a sequence would
-# advance even if rows are only added to. Use outside any feed's time is never reported, nor are its later
+# advance even if rows are only added to. Use outside any feed's time is never reported, also not its later
 # changes. Use in a feed's time is reported whenever it becomes known, until the feed is dropped. A use has
 # its own time, a difference the time at which it becomes known, so that billed periods do not change.
 TELL = f"""

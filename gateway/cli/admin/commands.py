@@ -515,7 +515,7 @@ def read_option(name: str, said: Any, reader: Callable[[str], Any]) -> Any:
         raise typer.BadParameter(str(error), param_hint=f"--{spelled(name)}") from error
 
 
-# `tollkeeper event send FILE` and similar commands: a file of many objects, of which some may be refused.
+# `tollkeeper event send FILE` and similar commands: a file of many objects. Some may be refused.
 
 File = Annotated[
     str,

@@ -98,7 +98,7 @@ class ReadPause:
         return int(self._transport.get_extra_info("socket").fileno())
 
 
-# Bytes of one read after which other clients come first.
+# Maximum of bytes of one read: then other clients come first.
 TURN_BYTES_MAX = 64 * 1024
 # The cost of a pipelined request in such a turn, in bytes of an answer.
 _SUCCESSOR_COSTS = 4096
