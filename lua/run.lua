@@ -30,7 +30,7 @@ if ends then
   account = as_of(account_of_state(KEYS[5], raw[3]), ARGV[2], now)
   local meters = account[METERS]
   packed = RUN.replaced(packed, {ended = now, calls = meters[CALLS_AT]}) .. RUN.behind(packed)
-  meters[CALLS_AT], account[HEAD], account[INDEX] = INTEGER_MAX, false, KEYS[6] -- no call has room in it
+  meters[CALLS_AT], account[HEAD], account[INDEX] = ENDED_CALLS + meters[CALLS_AT], false, KEYS[6] -- no call has room in it
 elseif not opens then
   packed = packed or ARGV[2]
 else

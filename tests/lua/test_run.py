@@ -83,7 +83,7 @@ def test_it_ends_once_with_the_calls_it_had(world: World) -> None:
     assert (code, ended.calls) == (2, 0)
     assert ended.ended_ms >= run.created_ms
     calls, amount = world.windows(run.account.name)
-    assert (calls.used, amount.used) == (packing.INTEGER_MAX, 0)
+    assert (calls.used, amount.used) == (packing.ENDED_CALLS, 0)
     assert asked(world, packing.RUN_END, packed=run.defined, entry=end_of(run)) == (1, packed)
     assert [one.kind for one in world.events()].count(EventKind.RUN) == 2
 

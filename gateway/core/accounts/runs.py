@@ -42,8 +42,9 @@ RUN = Layout("RUN", "u8 version=1 flags, f64 budget_id created expires amount ca
 # Ids of a run's windows: an even one that counts calls, the next for its amount. Ids of budgets are lower.
 BUDGET_ID_MIN: Final = 2**52
 BUDGET_IDS: Final = 2**51
-# The limit of a run without one; an ended run has used one more.
-ENDLESS_CALLS: Final = INTEGER_MAX - 1
+# An ended run counts its calls from this number on: above every limit, and that of a run without one.
+ENDED_CALLS: Final = 2**52
+ENDLESS_CALLS: Final = ENDED_CALLS - 1
 LEVELS_MAX: Final = 8
 # Most stored runs of one tenant; below the maximum of accounts of `each` (`lua/lib/short.lua`).
 RUNS_MAX: Final = 50_000

@@ -23,7 +23,7 @@ from gateway.core.accounts.budgets import (
     is_forgotten_unused,
 )
 from gateway.core.accounts.outbox import AccountPosition, MalformedEvent, WindowKey, decode, sign_of
-from gateway.core.accounts.runs import Run, value_of
+from gateway.core.accounts.runs import ENDED_CALLS, Run, value_of
 from gateway.core.integrity.recovery import AccountHead
 from gateway.core.model import INTEGER_MAX
 
@@ -356,7 +356,9 @@ def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountU
     name, value = run.account.name, value_of(run.id)
     windows = tuple(WindowKey(one.id, run.created_ms, value) for one in run.budgets)
     calls, amount = (min(max(0, stored.get(one, 0) + waiting.get(one, 0)), INTEGER_MAX) for one in windows)
-    return BudgetAccountUse(name, run.defined, windows, (INTEGER_MAX if run.ended_ms else calls, amount))
+    return BudgetAccountUse(
+        name, run.defined, windows, (calls + ENDED_CALLS if run.ended_ms else calls, amount)
+    )
 
 
 def differing(
@@ -380,8 +382,8 @@ def differences(
     for account in accounts:
         for window, has, used in _compared(account, live):
             name = f"{BUDGET}{window.budget_id}" + (f":{window.value}" if window.value else "")
-            if has == used:
-                if used == INTEGER_MAX:
+            if has == used or (has == INTEGER_MAX and used >= ENDED_CALLS):  # ended by an earlier version
+                if has == INTEGER_MAX:
                     yield Item(name, DifferenceKind.FULL, 0, 0, f"it counts to {INTEGER_MAX}, and no further")
             elif account.name in live or window.budget_id not in may_lack:
                 yield Item(

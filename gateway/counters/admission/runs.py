@@ -18,6 +18,7 @@ import msgspec
 from gateway.core.accounts.budgets import LiveWindow, told_amount
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import (
+    ENDED_CALLS,
     FIELD,
     LEVELS_MAX,
     RUNS_MAX,
@@ -34,7 +35,7 @@ from gateway.core.accounts.runs import (
     wanted_run,
     within,
 )
-from gateway.core.model import Caller, RunRequest
+from gateway.core.model import INTEGER_MAX, Caller, RunRequest
 from gateway.core.times import moment_of, rfc3339
 from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.admission.refusals import Throttle
@@ -321,7 +322,9 @@ def _told(run: Run, live: dict[int, LiveWindow], now_ms: int) -> dict[str, objec
     """Return a run as JSON values for its callers."""
     calls, amount = live.get(run.budget_id), live.get(run.budget_id + 1)
     used, held = (amount.used, amount.held) if amount is not None else (0, 0)
-    counted = run.calls if run.ended_ms else calls.used if calls is not None else 0
+    counted = run.calls if calls is None else calls.used
+    if counted >= ENDED_CALLS:  # those in flight at its end count on; an earlier version stopped there
+        counted = counted - ENDED_CALLS if counted < INTEGER_MAX else run.calls
     told, limited = partial(told_amount, run.unit), run.amount >= 0
     return {
         "id": run.id,

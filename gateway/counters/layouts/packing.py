@@ -126,6 +126,7 @@ RUN_THERE, RUN_OPENED, RUN_WAITS = 1, 2, 3
 RUN_UNKNOWN, RUN_PARENT_OVER, RUN_TOO_MANY, RUN_KEY_FULL = -1, -2, -3, -4
 # How long a run is stored after its end, and without an admitted call; and the most runs of a tenant.
 RUN_KEPT_MS, RUN_WAITS_MS, RUNS_MAX = DAY_MS, 60_000, runs.RUNS_MAX
+ENDED_CALLS = runs.ENDED_CALLS
 
 PARK = Layout("PARK", "s40 run_id, f64 organization_id")
 PARKED = Layout("PARKED", "f64 code waiting")

@@ -250,6 +250,8 @@ async def _settle_by(
                 await ports.objects.keep(hold.caller, made, KEPT_ANSWERS)
             end = await ports.holds.decide(hold, end)
         if end.released:
+            if not end.applied and holds_charged(hold, ports.holds.now_ms()):
+                raise CountersUnavailable(retry_after_s=1)  # whether it was charged before is not known yet
             raise HoldEnded("The hold was released: nothing can be charged for it any more.")
         if not end.applied:
             await _settle(ports, hold, end)
@@ -272,16 +274,25 @@ async def release_hold(exchange: Exchange) -> None:
 
 
 async def release(ports: Ports, caller: Caller, id_: str, route: str) -> None:
-    """Release a caller's hold; `HoldEnded` if it was settled, or charged when it expired."""
+    """Release a caller's hold; `HoldEnded` if it was settled, or charged when it expired.
+
+    Of a hold whose time is over the counters are asked first: one that they charged is never marked as
+    released, so a late settlement of it counts.
+    """
     hold = await ports.holds.find(caller, id_)
-    end = await ports.holds.decide(hold, end_released(hold, route, ports.holds.now_ms()))
+    end, is_given_back = end_released(hold, route, ports.holds.now_ms()), False
+    if holds_charged(hold, ports.holds.now_ms()) and await ports.holds.end_of(hold) is None:
+        _check_given_back(await ports.counters.settle(end.settlement(hold)))
+        is_given_back = True
+    end = await ports.holds.decide(hold, end)
     if not end.released:
         raise HoldEnded("The hold was settled: what it was charged stays.")
     if not end.applied:
         settled = await _settle(ports, hold, end)
-        if settled is not SettleResult.DONE and holds_charged(hold, ports.holds.now_ms()):
-            await ports.holds.undecide(hold)
-            raise HoldEnded("The time of the hold is over, and it was charged as held: settle it instead.")
+        if not is_given_back and holds_charged(hold, ports.holds.now_ms()):
+            if settled is not SettleResult.DONE:
+                await ports.holds.undecide(hold)
+            _check_given_back(settled)
 
 
 async def delete_again(ports: Ports, raw: bytes) -> None:
@@ -296,6 +307,14 @@ async def _delete_again(ports: Ports, raw: bytes) -> None:
     wish = read_deletion(raw)
     with suppress(HoldNotFound, HoldEnded):
         await release(ports, wish.caller, wish.id, wish.route)
+
+
+def _check_given_back(settled: SettleResult) -> None:
+    """Raise the error of a release that came after the time of its hold, unless it was done."""
+    if settled is SettleResult.UNVERIFIED:
+        raise CountersUnavailable(retry_after_s=1)
+    if settled is not SettleResult.DONE:
+        raise HoldEnded("The time of the hold is over, and it was charged as held: settle it instead.")
 
 
 def holds_charged(hold: CallerHold, now_ms: int) -> bool:

@@ -377,6 +377,7 @@ async def test_no_call_is_admitted_once_it_was_ended_wherever_it_is_known(
     assert running.settle(money=4) is SettleResult.DONE  # what was in flight counts
     told = await elsewhere.told("job")
     assert (told["status"], told["used"], told["held"]) == ("ended", "0.000000004", "0")
+    assert told["calls"] == 1
     await elsewhere.end("job")  # again: nothing changes
     assert [one.kind for one in world.events()].count(
         EventKind.RUN
