@@ -302,7 +302,7 @@ def _find_second(provider: str, name: str) -> Row:
     return rows[max(ends)] if ends else {}
 
 
-_OF_GOOGLE = ("gemini", "gemma")  # what else it sells reads no sound
+_OF_GOOGLE = ("gemini", "gemma")  # its other models read no sound
 
 
 def _complete_google(name: str, row: dict[str, Any]) -> Row:

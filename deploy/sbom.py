@@ -25,7 +25,7 @@ def component(package: Distribution) -> dict[str, object]:
 
 
 def document() -> dict[str, object]:
-    """Return the whole document, packages sorted by name, with the program itself as the main component."""
+    """Return the complete document, packages sorted by name, with the program itself as main component."""
     packages = sorted((component(each) for each in distributions()), key=lambda each: str(each["name"]))
     version = platform.python_version()
     purl = f"pkg:generic/python@{version}"

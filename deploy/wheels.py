@@ -23,7 +23,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import compile as hot_path  # deploy/compile.py, which stands beside this
+import compile as hot_path  # deploy/compile.py, in the same folder
 
 ROOT = Path(__file__).resolve().parent.parent
 # Files that a wheel is built from besides the packages.

@@ -79,7 +79,7 @@ class UrlFile:
         self._url, self._path = url, path
 
     def __bool__(self) -> bool:
-        """Return whether a server is configured."""
+        """Return whether the URL of a server is configured."""
         return bool(self._url)
 
     def url(self) -> str:

@@ -215,7 +215,7 @@ class _Limit:
 
 
 def wait_hint(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float, bool]:
-    """Return the seconds that an upstream asks to wait (0 if unknown), and whether a limit is used up.
+    """Return the seconds to wait by an upstream's answer (0 if unknown), and whether a limit is used up.
 
     `lines` are the fields of its refusal, `tokens` the estimated use of the refused call, `now_s` the Unix
     time. If no limit is used up, but fewer tokens remain than `tokens`, only this call was too large: no

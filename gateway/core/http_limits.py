@@ -102,7 +102,7 @@ class HttpLimits:
     sockets_share: float = _setting(0.25, Share)
     socket_idle_s: float = _setting(600.0, Seconds)
     socket_unasked_s: float = 5.0  # until a hold without a request is released
-    # Bytes of responses that no upstream stores; one organization may use all.
+    # Bytes of responses that no upstream stores; one organization's part is `sockets_share` of them.
     sockets_kept_bytes_max: int = _setting(64 * 1024 * 1024, Bytes)
     socket_frames_max: int = 10_000  # of one message
     socket_event_bytes_max: int = 32 * 1024 * 1024  # of an answer

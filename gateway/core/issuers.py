@@ -48,7 +48,7 @@ class PersonIdentity:
 class Issuer:
     """A configured issuer of tokens. Claims are named by JSON pointers (RFC 6901).
 
-    Its keys are in `jwks_file`, at `jwks_uri`, or where its discovery document says; `token_file` holds a
+    Its keys are in `jwks_file`, at `jwks_uri`, or at the URL in its discovery document; `token_file` holds a
     bearer token for requests to it. `subject` is the claim by which API keys are found, and `subjects` maps
     its values to names of keys; if empty, values are the names. `user` is the claim with the user, empty for
     none. A token must have one of the listed values of each claim in `require`. `proxies` are used to reach
@@ -197,7 +197,7 @@ def _object(part: bytes) -> dict[str, Any]:
         parse_constant=_no_number,
     )
     if not isinstance(found, dict):
-        raise ValueError("no object")  # noqa: TRY004  # told as any other text that is no token
+        raise ValueError("no object")  # noqa: TRY004  # reported like any malformed token
     return found
 
 
@@ -363,7 +363,7 @@ class SignIn:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """A person named by a provider. The admin token of the first existing name in `known_as` is theirs."""
+    """A person named by a provider. Their admin token is that of the first existing name in `known_as`."""
 
     who: PersonIdentity
     known_as: tuple[str, ...]
@@ -374,7 +374,7 @@ class Arrival:
     """The result of a sign-in or its renewal: the person, None if a renewal did not name one.
 
     `renewal` is the credential for asking the provider later whether the person still has access; empty if it
-    gives none. `id_token` is sent to the provider at sign-out; empty if it is not to be told, or too long.
+    gives none. `id_token` is sent to the provider at sign-out; empty if it is not needed, or too long.
     """
 
     person: Person | None

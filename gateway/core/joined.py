@@ -27,7 +27,7 @@ def say_parts(*parts: Part) -> bytes:
 
 
 def unpack_numbers(packed: bytes) -> tuple[int, ...]:
-    """Unpack the whole numbers of a script's answer (i64 of a layout: 8 bytes, little-endian)."""
+    """Unpack the integers of a script's answer (i64 of a layout: 8 bytes, little-endian)."""
     return unpack_from(f"<{len(packed) // 8}q", packed)
 
 

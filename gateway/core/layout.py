@@ -102,7 +102,8 @@ class Layout:
         return b"".join(stored[one] if isinstance(one, slice) else one for one in self.by_older(stored[0]))
 
     def by_older(self, number: int) -> list[slice | bytes]:
-        """Return the parts that make current bytes from an older layout's: slices to copy, and bytes."""
+        """Return the parts that make current bytes from an older layout: slices of it, and bytes to insert.
+        """
         since, names = self.before
         ordered = [self.fields[self.index(name)] for name in names.split()] if number < since else self.fields
         there, at = dict[str, slice](), 0
@@ -128,7 +129,8 @@ class Layout:
         return b"".join(packed[one] if isinstance(one, slice) else one for one in self.by_today())
 
     def by_today(self) -> list[slice | bytes]:
-        """Return the parts that make the previous version's bytes from current ones: slices, and new bytes.
+        """Return the parts that make the previous version's bytes: slices of current ones, and bytes to
+        insert.
 
         The separate `version` of an outbox entry becomes one less if a field is left out.
         """

@@ -32,7 +32,7 @@ def hidden_in(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Return the text with hidden characters escaped, such as `\u202e`."""
+    r"""Return the text with hidden characters escaped, such as `\u202e`."""
     return _HIDDEN.sub(_escaped, text)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 FIELD = b"traceparent"
 STATE_FIELD = b"tracestate"
 IDS_BYTES = 16 + 4 * 8
-# Of what the members of a `tracestate` may say, and how many there may be: W3C Trace Context, 3.3.1.
+# Most characters of all members of a `tracestate`, and most members: W3C Trace Context, 3.3.1.
 STATE_CHARACTERS_MAX, STATE_MEMBERS_MAX = 512, 32
 SAMPLED, RANDOM = 1, 2
 
@@ -112,9 +112,9 @@ def read_parent(values: list[bytes], lines: Sequence[bytes] = ()) -> Parent | No
 
 
 def read_state(values: Sequence[bytes]) -> str:
-    """Return the members of all `tracestate` fields as one; empty where one of them is malformed.
+    """Return the members of all `tracestate` fields as one; empty if one of them is malformed.
 
-    Of more than `STATE_CHARACTERS_MAX` whole members are left out at the end (W3C Trace Context, 3.3.1.5).
+    Beyond `STATE_CHARACTERS_MAX` the last members are dropped (W3C Trace Context, 3.3.1.5).
     """
     members = [one.strip(" \t") for one in b",".join(values).decode("latin-1").split(",")]
     members = [one for one in members if one]

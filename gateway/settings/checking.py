@@ -182,7 +182,7 @@ _USUAL = {"http": ":80", "https": ":443"}
 
 
 def origins_of(text: str) -> frozenset[bytes]:
-    """Return the origins in a text; empty for none. `ValueError` names the first that no browser sends."""
+    """Return the origins in a list with commas; empty for none. `ValueError` names the first invalid one."""
     words = [word.strip() for word in text.split(",")] if text.strip() else []
     if words == ["*"]:
         return frozenset({b"*"})
@@ -267,7 +267,10 @@ def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: s
 
 
 def _of_words(name: str, names: tuple[str, ...]) -> list[str]:
-    """Return the setting whose name has all words of `name`: a gateway setting first, then the shortest."""
+    """Return the one setting whose name contains all words of `name`, or [].
+
+    Gateway settings are preferred, then short names.
+    """
     words = set(name.split("_"))
     found = [each for each in names if words.issubset(each.split("_"))]
     return sorted(found, key=lambda each: (not each.startswith("gateway_"), each.count("_")))[:1]
@@ -361,7 +364,7 @@ def read_file(path: Path, bytes_max: int) -> bytes:
 def converted(document: Any, environ: Mapping[str, str], shape: type[T], place: str) -> T:
     """Return a document converted to its type, with each `${NAME}` replaced.
 
-    Raise `SettingError` with the place of a fault.
+    Raise `SettingError` with the path of the wrong field.
     """
     document = substituted(document, environ, place)
     try:
@@ -407,7 +410,7 @@ def substituted(value: Any, environ: Mapping[str, str], place: str) -> Any:
 
 
 def explained(fault: str, document: Any, shape: Any) -> str:
-    """Return msgspec's error about a document in words: its place, and what would be valid."""
+    """Return msgspec's error about a document in words: the path of the wrong field, and valid values."""
     found = _FAULT.fullmatch(fault)
     said, place = (found["said"], found["place"] or "") if found else (fault, "")
     field = re.search(r"unknown field `(.*)`|missing required field `(.*)`", said)
@@ -426,7 +429,7 @@ def explained(fault: str, document: Any, shape: Any) -> str:
 
 
 def _at(place: str, document: Any, shape: Any, unknown: str | None) -> tuple[str, Any]:
-    """Return the place in the file's own names, and the expected type there.
+    """Return the path of a field in the file's own names, and the expected type there.
 
     msgspec does not name the item of a mapping. If the `unknown` field identifies it, it is named.
     """

@@ -105,7 +105,7 @@ class IssuerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def issuers_of(written: Iterable[IssuerConfig]) -> tuple[Issuer, ...]:
-    """Return the issuers of a configuration. Raise `SettingError` with the place of a fault."""
+    """Return the issuers of a configuration. Raise `SettingError` with the path of a wrong field."""
     found: dict[str, Issuer] = {}
     for number, one in enumerate(written):
         place = f"issuers[{number}]"
@@ -170,7 +170,7 @@ class SignInConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def sign_in_of(written: SignInConfig) -> SignIn:
-    """Return the sign-in settings of a configuration. Raise `SettingError` with the place of a fault."""
+    """Return the sign-in settings of a configuration. Raise `SettingError` with the path of a wrong field."""
     if written.console_url or written.providers:
         url = written.console_url
         if not url:
@@ -253,7 +253,7 @@ Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 class RouteConfig(NamedTuple):
     """The routes, the upstreams they lead to, and the other tables of a configuration file.
 
-    `services` says where calls of services go.
+    `services` are the upstreams of calls to services.
     """
 
     routes: tuple[Route, ...]
@@ -425,7 +425,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
-    """Read a YAML file and replace `${NAME}`. Raise `SettingError` with the place of a fault."""
+    """Read a YAML file and replace `${NAME}`. Raise `SettingError` with the path of a wrong field."""
     from gateway.settings.checking import converted, parsed, read_file  # noqa: PLC0415  # spares workers, which never read it, memory
 
     document = parsed(read_file(path, CONFIG_BYTES_MAX), str(path))
@@ -477,7 +477,7 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
 
 
 def models_of(written: Iterable[_Model], upstreams: Mapping[str, UpstreamTarget]) -> tuple[ModelRule, ...]:
-    """Return the models of a configuration. Raise `SettingError` with the place of a fault or conflict."""
+    """Return the models of a configuration. Raise `SettingError` with the path of a wrong or double entry."""
     found: list[ModelRule] = []
     for number, one in enumerate(written):
         place = f"models[{number}]"
@@ -609,7 +609,7 @@ def _counts(written: int | Mapping[MeterName, int] | None) -> TokenCounts:
 
 
 def _held(written: _Upstream, place: str) -> tuple[str, ...]:
-    """Return the place in the file of each credential of an upstream, for messages."""
+    """Return the path in the file of each credential of an upstream, for messages."""
     if written.auth != "header":
         return (f"{place}.credentials_file" if written.credentials_file else f"{place}.auth",)
     if written.keys:

@@ -244,7 +244,7 @@ class Settings(Servers, frozen=True, kw_only=True):
             raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {wanted_of(name, _TYPES[name])}")
 
     def extras(self, role: str) -> Mapping[str, str]:
-        """Return the extras that a role (`serve`, `keeper`, `all`) needs, each with the setting behind it."""
+        """Return the extras that a role (`serve`, `keeper`, `all`) needs, with a setting's name for each."""
         asking = (
             ("sign_in", "oidc", "keeper", self.sign_in.providers),
             ("issuers", "oidc", "serve", self.issuers),

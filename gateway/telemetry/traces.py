@@ -39,9 +39,9 @@ SCHEMA_URL = b"https://opentelemetry.io/schemas/1.44.0"
 def encoded_span(
     trace_id: bytes, span: Span, ahead_s: float, *, remote_parent: bool = False, state: str = ""
 ) -> bytes:
-    """Return one span as a field of `ScopeSpans`. `ahead_s` is Unix time less the clock of its times.
+    """Return one span as a field of `ScopeSpans`.
 
-    `state` is the `tracestate` of its trace.
+    `ahead_s` is Unix time less the clock of its times. `state` is the `tracestate` of its trace.
     """
     attributes = dict(span.attributes)
     if span.error:
@@ -216,7 +216,7 @@ class Exporter:
                 return False
 
     def _post(self, body: bytes, deadline: float) -> tuple[int, float | None, str]:
-        """Send one request; return its status (0 for none), the wait asked for in seconds, and the error."""
+        """Send one request; return its status (0 for none), the requested wait in seconds, and the error."""
         fields = {"Content-Type": "application/x-protobuf", "User-Agent": f"{SCOPE}/{self._version}"}
         if self._tracing.gzip:
             fields["Content-Encoding"], body = "gzip", gzip.compress(body, 6)

@@ -63,11 +63,11 @@ class Budget:
 
     The selector is `tenant_id`, `user`, `api_key_id`, `project_id`, `model` (exact, or `prefix*`),
     `service_id`, `tool` and the tool's `server`: 0, empty text or None match any call. With `each`, every
-    user, key, project or session has an amount for itself. `amount` and `raised_to` are nano-units of the
+    user, key, project or session has a separate amount. `amount` and `raised_to` are nano-units of the
     organization's currency if the unit is money. `raised_to` replaces the amount until `raised_until_ms` (0:
-    not raised). Without `enforce` the use is counted and reported, and nobody is refused. With `cut` the
-    budget ends the stream that uses it up. `hold` says how much is held for a call; empty means as the
-    tenant's plan says.
+    not raised). Without `enforce` the use is only counted and reported. With `cut` the budget ends the stream
+    that uses it up. `hold` is how much of a call is held, `likely` or `maximum`; empty means that the
+    tenant's plan decides.
     """
 
     id: int
@@ -334,7 +334,10 @@ _FOLDED: Final = ("model", "tool", "server")  # compared without case
 
 
 class Selector(NamedTuple):
-    """The fields by which a budget selects calls; None matches any call. `each` splits accounts further."""
+    """The fields by which a budget selects calls; None matches any call.
+
+    Budgets with another `each` have separate accounts.
+    """
 
     tenant_id: int | None
     user: str | None

@@ -241,7 +241,7 @@ class BudgetCache:
         self.known: LruCache[tuple[int, Said, int], CallBudgets] = LruCache(bytes_max)
         self._last: list[_CallerEntry | None] = [None] * CALLERS_MAX
 
-    def find_by_caller(  # noqa: PLR0917  # whose call it is, what it says, and when
+    def find_by_caller(  # noqa: PLR0917  # a call, its caller, and the time
         self, budgets: OrganizationBudgets, caller: Caller, service_id: int, said: Attribution,
         call: CallRequest, now_ms: int,
     ) -> CallBudgets:  # fmt: skip
@@ -265,7 +265,7 @@ class BudgetCache:
         self._last[place] = _CallerEntry(caller, service_id, user, found)
         return found
 
-    def find(  # what a call says, and when
+    def find(  # a call's attributes, and the time
         self,
         budgets: OrganizationBudgets,
         asked: Said,

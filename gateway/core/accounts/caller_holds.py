@@ -138,7 +138,10 @@ class HeldCall(msgspec.Struct, array_like=True):
 
 
 def held_call(route: Route, call: CallRequest) -> HeldCall:
-    """Return the parts of a call that its meter needs. Streams cannot be changed to report usage here."""
+    """Return the parts of a call that its meter needs.
+
+    A call whose stream would have to be changed to report usage counts as not reporting.
+    """
     named, brought = call.named, tuple(call.brought)
     keeps = call.keeps > 0 and route.objects == "told"
     if not keeps or sum([len(one) for one in named + brought]) > IDS_CHARACTERS_MAX:

@@ -107,8 +107,8 @@ class TenantDefinition:
 class KeyDefinition:
     """An API key and the caller that it identifies. `digest` is its HMAC, by which it is looked up.
 
-    With `of_tokens` it has no secret: it stands for signed tokens of a subject, also after it has expired.
-    `gone` means that it was deleted, and its subject is unassigned.
+    With `of_tokens` it has no secret: it is the key of all signed tokens of a subject, also after it has
+    expired. `gone` means that it was deleted, and its subject is unassigned.
     """
 
     key_id: int

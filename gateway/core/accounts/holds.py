@@ -148,7 +148,7 @@ class ExpiredHold:
 
 @dataclass(frozen=True, slots=True)
 class LateSettlement:
-    """A settlement whose hold no longer exists, by its entry of the late queue.
+    """A settlement that arrived after its hold had ended, read from the late queue.
 
     `charged` is not 0 if a reclaim has charged the call already. `acknowledged` are its movements if a Redis
     that may have lost them acknowledged it. `raw` are its bytes as a record of a settlement log.

@@ -234,7 +234,7 @@ VERSION = 3
 
 
 class EventKind(IntEnum):
-    """The reason why an account moved."""
+    """The reason for a movement of an account."""
 
     CONSUME = 1
     RESET = 2

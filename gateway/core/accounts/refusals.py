@@ -111,7 +111,7 @@ def read_batch(packed: bytes) -> RefusedBatch | None:
 
 
 def others(project_id: int, model: str) -> tuple[int, str]:
-    """Return the project and model that stand for those beyond the limits of names."""
+    """Return the project and model under whose names calls beyond the maximum of names are counted."""
     return NO_PROJECT if project_id == NO_PROJECT else OTHER_PROJECTS, OTHER if model else ""
 
 

@@ -339,7 +339,7 @@ def body_of(delivery: Delivery) -> bytes:
 
 
 def _reader_of(url: str) -> Callable[[Content, AlertText], Content]:
-    """Return the function that makes the body for a URL; only the host decides."""
+    """Return the function that makes the body for the receiver of a URL, selected by its host."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     if host in SLACK_HOSTS:
         return _slack

@@ -47,7 +47,7 @@ class UsageSample(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Samples of a window's use: `before` is where the pace is counted from, `seen` is the next one."""
+    """Samples of a window's use: the pace is counted from `before`; `seen` is the latest stored sample."""
 
     before: UsageSample | None = None
     seen: UsageSample | None = None
@@ -61,7 +61,7 @@ class AlertState(NamedTuple):
     exceeded: bool = False
 
     def and_of(self, parts: Iterable[Decimal], exceeded: bool, limit: int) -> AlertState:
-        """Return the state after these thresholds of a limit, and maybe its excess, were reported."""
+        """Return the state after reporting `parts` of a limit, and if `exceeded` that it is used up."""
         level = max([self.level, *(part * limit for part in parts), *([Decimal(limit)] if exceeded else ())])
         return AlertState(max([self.part, *parts]), level, self.exceeded or exceeded)
 

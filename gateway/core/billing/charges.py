@@ -227,7 +227,7 @@ class CreditGrant:
 
     @property
     def order(self) -> tuple[int, int, bool, int]:
-        """The sort key by which grants pay."""
+        """The sort key of grants: the lowest pays first."""
         return (self.priority, self.until_ms, not self.promotional, self.id)
 
     @property

@@ -339,8 +339,8 @@ def _behind(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> InvoiceFact
 def _rounded(line: BillLine, carried: dict[str, Decimal], currency: str) -> BillLine:
     """Round the exact sum of a basis so far, less its earlier lines, and update `carried`.
 
-    A line up to a minimum takes over the differences of all that counts toward the minimum, so that together
-    they amount to it.
+    A line up to a minimum also includes the rounding differences of all lines that count toward the minimum,
+    so that the lines add up to it exactly.
     """
     if line.basis is None or line.exact is None:
         return replace(line, amount=rounded(line.amount, currency))

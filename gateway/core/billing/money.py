@@ -197,14 +197,14 @@ def spread(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Port
 def spend_micro(tiers: Sequence[PriceTier], already: int, quantity: int) -> int:
     """Return the cost of `quantity` more units, in millionths of the currency.
 
-    It is the difference of the rounded up costs of all units after and before. So however units are divided
-    into requests, their sum is the cost of the whole, at most one millionth above the exact one.
+    It is the difference of the rounded up costs of all units after and before. So the sum of many requests is
+    the cost of all their units together, at most one millionth above the exact one.
     """
     return _whole_micro(tiers, already + quantity) - _whole_micro(tiers, already)
 
 
 def folded(units: int) -> int:
-    """Return a month's units of money as Redis stores them, less multiples of `FOLD`: prices repeat by it."""
+    """Return a month's units of money as Redis stores them: below 2 × `FOLD`, with the same prices."""
     return units if units < 2 * FOLD else FOLD + units % FOLD
 
 

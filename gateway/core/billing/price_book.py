@@ -550,7 +550,7 @@ def money(nano: int) -> Decimal:
 
 
 def apart(overlapping: Sequence[int]) -> Counts:
-    """Return counts without overlap: parts are subtracted from their whole, which is at least 0."""
+    """Return counts without overlap: parts are subtracted from the kind that includes them, down to 0."""
     counts = tuple(overlapping)
     assert len(counts) == len(KINDS)
     if not (counts[5] or counts[6] or counts[7] or counts[8] or counts[9]):
@@ -622,7 +622,7 @@ class TokenRate:
         return ENDLESS if self.in_money else self.paid(credits_ * NANO * self.factor[1] // self.factor[0])
 
     def paid(self, nano: int) -> int:
-        """Return the most tokens that `nano` nano-units pay for, without `factor`."""
+        """Return the most tokens that `nano` nano-units pay for; `factor` is not applied."""
         there = (nano - self.fixed) * TOKENS_A_PRICE
         left = there - self.read * self.input
         if left < 0:

@@ -73,8 +73,9 @@ class PlanEnd:
 
     Days from `paid_from` on pay for the cycle. All of its days cost `worth` by this plan; those before
     `until` cost `paid`. The next plan counts `counted` of the used tokens. `begins` is the first day of the
-    debt's supply. With `carries` the next plan takes over the rest as debt, so it is owed when that debt is
-    no longer carried on. If the cycle ended before the plan, nothing was taken over, and it is owed at once.
+    debt's supply. With `carries` the next plan has the unpaid tokens as debt, and they are owed once no plan
+    carries that debt on. If the cycle ended before the plan, no debt was passed on, and they are owed at
+    once.
     """
 
     total: int
@@ -249,7 +250,10 @@ def ahead(ends: Sequence[PlanUsage], fees: Callable[[date | None], Decimal], run
 
 
 class _DebtShare:
-    """Tokens owed at the end of a plan, by the plan whose price they have; and those left of a debt."""
+    """Tokens owed at the end of a plan, counted by the plan that prices them.
+
+    `left` are the tokens within the remaining `debt`, which limits the amount owed.
+    """
 
     def __init__(self, debt: int | None) -> None:
         self.debt = debt
@@ -262,7 +266,7 @@ class _DebtShare:
 
     @property
     def most(self) -> Decimal:
-        """The most that is owed of that price."""
+        """The most that is owed: the price of the tokens in `left`."""
         return sum((end.worth_of(tokens) for end, tokens in self.left.items()), Decimal(0))
 
     def add(self, tokens: int, by: PlanUsage, *, is_debt: bool) -> None:

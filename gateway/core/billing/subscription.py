@@ -96,7 +96,7 @@ class Subscription:
 
     @property
     def current(self) -> PlanSegment:
-        """The latest segment."""
+        """The latest segment: the plan in force, or the last one that was."""
         return self.segments[-1]
 
     @property
@@ -250,7 +250,7 @@ def _split(subscription: Subscription, plan_id: int, cost: Decimal, at: date) ->
 
 
 def _ended(subscription: Subscription, at: date) -> tuple[PlanSegment, ...]:
-    """Return the segments with the last one ending on this day."""
+    """Return the segments, with the end of the last one moved to this day."""
     return (*subscription.segments[:-1], replace(subscription.current, end=at))
 
 

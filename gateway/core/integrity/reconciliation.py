@@ -320,7 +320,7 @@ def waiting_in(packed: Iterable[bytes], budgets: Iterable[Budget]) -> dict[Windo
     return found
 
 
-def as_they_should_be(  # noqa: PLR0917  # whose, what is known of it, and when
+def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and the time
     organization_id: int,
     budgets: Sequence[Budget],
     stored: Uses,

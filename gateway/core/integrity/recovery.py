@@ -183,10 +183,10 @@ class ComparisonPoint:
 
 @dataclass(frozen=True, slots=True)
 class PartitionContents:
-    """The ids that PostgreSQL has of some partitions.
+    """The ids of organizations and API keys that PostgreSQL has for some partitions.
 
-    `organizations` are by partition, `credentials` are keys of other partitions' organizations with
-    credentials in these.
+    `organizations` are by partition. `credentials` are keys whose credential is looked up in these
+    partitions, while their organization is in another.
     """
 
     organizations: Mapping[int, Sequence[int]]
