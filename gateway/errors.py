@@ -164,7 +164,7 @@ class RequestTimeout(MalformedRequest, status=408):
 
 
 class TooManyBudgets(InvalidRequest):
-    """Budgets of more models are about this call than it may take from: ask for fewer models at once."""
+    """This call would use more budgets than one call may: ask for fewer models at once."""
 
 
 class UserRequired(Refusal, reason="user_required", status=400):
@@ -430,7 +430,7 @@ class BackupFailed(TollkeeperError, reason="backup_failed"):
 
 
 class PlaceFailed(TollkeeperError, reason="place_failed"):
-    """A directory or a bucket does not do what is asked of it; the message says why, on one line."""
+    """An operation on a directory or bucket failed; the message says why, on one line."""
 
 
 class ArchiveFailed(TollkeeperError, reason="archive_failed"):

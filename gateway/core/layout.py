@@ -102,7 +102,7 @@ class Layout:
         return b"".join(stored[one] if isinstance(one, slice) else one for one in self.by_older(stored[0]))
 
     def by_older(self, number: int) -> list[slice | bytes]:
-        """Return the parts that make current bytes from an older layout: slices of it, and bytes to insert.
+        """Return the parts that make current bytes from an older layout: slices of its bytes, and new bytes.
         """
         since, names = self.before
         ordered = [self.fields[self.index(name)] for name in names.split()] if number < since else self.fields
@@ -129,8 +129,7 @@ class Layout:
         return b"".join(packed[one] if isinstance(one, slice) else one for one in self.by_today())
 
     def by_today(self) -> list[slice | bytes]:
-        """Return the parts that make the previous version's bytes: slices of current ones, and bytes to
-        insert.
+        """Return the parts that make the previous version's bytes: slices of current ones, and new bytes.
 
         The separate `version` of an outbox entry becomes one less if a field is left out.
         """

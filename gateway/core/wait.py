@@ -65,14 +65,14 @@ class Wait(Generic[T]):
         self._callback, self._waiter, self._late = None, None, late
 
     def then(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once done; at once if it is done already."""
+        """Call `callback` once the value has arrived; at once if it has already."""
         if self.done:
             callback()
         else:
             self._callback = callback
 
     def resumes(self, waiter: Waiter) -> None:
-        """Resume `waiter` once done; at once if it is done already."""
+        """Resume `waiter` once the value has arrived; at once if it has already."""
         if self.done:
             waiter.resume(self)
         else:

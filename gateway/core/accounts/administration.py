@@ -302,7 +302,7 @@ def refused_read(actor: Actor, name: str, to: Access) -> str | None:
 
 
 def refused_write(actor: Actor, name: str, to: Access, verb: str, sent: Collection[str] = ()) -> str | None:
-    """Return the message for a caller who may not do a verb with the fields `sent`, or None if it may."""
+    """Return the message for a caller who may not do `verb` with the fields `sent`, or None if it may."""
     if actor.tenant_id is not None:
         return _refused_team(actor, name, to, verb, sent)
     writers = to.writers(verb)

@@ -332,7 +332,7 @@ Content = dict[str, Any]
 
 
 def body_of(delivery: Delivery) -> bytes:
-    """Return the JSON body of a delivery, in the form of its receiver; the same for every attempt."""
+    """Return the JSON body of a delivery in the form of its receiver. It is the same for every attempt."""
     said = worded(delivery.event, delivery.data)
     content = _reader_of(delivery.url)(_ours(delivery, said), said)
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
