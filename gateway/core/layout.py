@@ -102,8 +102,7 @@ class Layout:
         return b"".join(stored[one] if isinstance(one, slice) else one for one in self.by_older(stored[0]))
 
     def by_older(self, number: int) -> list[slice | bytes]:
-        """Return the parts that make current bytes from an older layout: slices of its bytes, and new bytes.
-        """
+        """Return the parts that make current bytes from an older layout: slices of these, and new bytes."""
         since, names = self.before
         ordered = [self.fields[self.index(name)] for name in names.split()] if number < since else self.fields
         there, at = dict[str, slice](), 0
