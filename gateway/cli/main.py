@@ -200,7 +200,7 @@ def _has(program: typer.Typer, name: str) -> bool:
 
 
 def _narrowed(program: typer.Typer, name: str) -> typer.Typer:
-    """Return a program with only this command or section, to save the other parsers."""
+    """Return a program with one command or section only, so that no parsers are built for the others."""
     one = copy(program)
     one.registered_commands = [each for each in program.registered_commands if _called(each) == name]
     one.registered_groups = [each for each in program.registered_groups if each.name == name]

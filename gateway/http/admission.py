@@ -109,7 +109,7 @@ def _check_route(exchange: Exchange) -> None:
 
 
 def judge_as_asked(exchange: Exchange) -> None:
-    """Replace the head and route of this exchange by those of the call that another gateway asks about."""
+    """Replace the head and route of an authorization request by those of the call to be authorized."""
     asked = exchange.routed.asked
     assert asked is not None
     exchange.head, exchange.routed = _routed_as(exchange.head, asked, exchange.head.proof), asked
@@ -221,9 +221,9 @@ def keep_run(ports: Ports, caller: Caller, run: Run | None) -> None:
 def run_policies(
     exchange: Exchange, caller: Caller, asked: RunRequest | None, field: str = FIELD
 ) -> CallRunPolicies:
-    """Return the run policies of a caller; raise `RunRequired` if one needs a run and `asked` is None.
+    """Return the run policies of a caller; one may require that each call names a run.
 
-    `field` is the name of the header field in the message.
+    Raise `RunRequired` if a run is required and `asked` is None; the message names the header field `field`.
     """
     policies = exchange.worker.ports.directory.run_policies(caller)
     if asked is None:
@@ -353,8 +353,7 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
     exchange: Exchange, caller: Caller, call: CallRequest, user: str, without_model: str = "",
     user_field: str = "",
 ) -> ModelRule | None:  # fmt: skip
-    """Check the models, user and priority that a call asks for; return the rule of its configured model or
-    None.
+    """Check the models, user and priority of a call; return the rule of its configured model or None.
 
     Raise `UserRequired` if the key requires a user and the field `user_field` names none. Raise
     `ModelNotAllowed` if a model that may answer is not on every list that applies to the call, or is
@@ -419,7 +418,7 @@ def check_batch_models(exchange: Exchange, caller: Caller, call: CallRequest, nu
 
 
 def _lists(exchange: Exchange, caller: Caller, user: str) -> list[tuple[str, Collection[str]]]:
-    """Return every model allow-list of a call with its owner; a model must be on all of them."""
+    """Return the model allow-lists of a call, each with its owner; the model must be on every list."""
     found: list[tuple[str, Collection[str]]] = []
     if caller.models is not None:
         found.append(("API key", caller.models))
@@ -579,7 +578,7 @@ def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> 
 def book_price(  # noqa: PLR0917  # as `named_prices`
     directory: DirectoryPort, caller: Caller, model: str, own: bool, ago_s: float, upstream: str = ""
 ) -> PriceMatch:  # fmt: skip
-    """Return a model's price of `ago_s` seconds ago, else that of its configured substitute."""
+    """Return a model's price `ago_s` seconds ago; without one, the price of its configured substitute."""
     found = directory.price(caller, model, ago_s, own, upstream)
     if found is not None:
         return PriceMatch(model, found)
@@ -609,7 +608,7 @@ def _name_priced(pricing: ServicePricing, call: CallRequest, model: str) -> str:
 def _check_overlapping(
     directory: DirectoryPort, caller: Caller, service: Service, overlapping: tuple[str, ...]
 ) -> None:
-    """Raise `UnknownRoute` if the caller may use the same paths through a service with another price."""
+    """Raise `UnknownRoute` if another service offers the caller the same paths at another price."""
     for key in overlapping:
         try:
             other = directory.resolve(caller, key)
@@ -623,7 +622,7 @@ def _check_overlapping(
 
 
 def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
-    """Return whether the organization may use this name: it is not configured for others only."""
+    """Return whether the caller's organization may use a model name, which may be reserved for others."""
     try:
         configured.find(name, caller.organization_id)
     except ModelNotAllowed:
@@ -633,7 +632,7 @@ def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
 
 # Lists of models show only models that the caller may call, by its key, its services and their prices.
 def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: Listing) -> None:
-    """Filter a list of models to those that the caller may call; raise 403 if it names another model."""
+    """Filter a list of models to those that the caller may call; raise 403 if the path names another one."""
     services, model = _services(exchange, caller), exchange.routed.listed
     user = caller.acts_for(exchange.head.attribution.user, call.user)
     lists = [(whose, listed, Patterns(listed)) for whose, listed in _lists(exchange, caller, user)]
@@ -686,7 +685,10 @@ def _configured(exchange: Exchange, caller: Caller, models: ModelTable) -> list[
 
 
 def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
-    """Return the services of this upstream that the caller may use; None if each of them allows any model."""
+    """Return the services of this upstream that the caller may use.
+
+    None if each of them allows any model, so that no list needs a filter.
+    """
     worker = exchange.worker
     ports = worker.ports
     keys = worker.heads.bindings.services_at(exchange.routed.upstream)

@@ -197,7 +197,7 @@ class CapacityQueue:
         return sum(len(each) for calls in self._waiting for each in calls.values())
 
     def enter(self, one: WaitingCall) -> None:
-        """Add a call to the queue; send a request at once if no call of the same share waits before it."""
+        """Add a call to the queue; request capacity at once if it is the first call of its share."""
         calls = self._waiting[one.batch].setdefault(one.share.name, deque())
         calls.append(one)
         if len(calls) > 1:
@@ -208,7 +208,7 @@ class CapacityQueue:
             self._ask()
 
     def leave(self, one: WaitingCall) -> None:
-        """Remove a call whose client left; if it is admitted later, its capacity is released."""
+        """Remove a call whose client left; capacity that it still gets is released."""
         self._remove(one)
         one.until = 0.0
 
@@ -343,7 +343,10 @@ class CapacityQueue:
             one.let_in.fail(refusal)
 
     def _next(self) -> list[WaitingCall]:
-        """Return the first calls of each share in rotation; some places are reserved for batches."""
+        """Return the next calls to request capacity for, from all shares in rotation.
+
+        Some places are reserved for calls of batches.
+        """
         interactive, batch = self._waiting
         found = list(islice(_by_turns(interactive), ASKS_MAX - BATCH_ASKS))
         found += islice(_by_turns(batch), ASKS_MAX - len(found))
@@ -376,7 +379,10 @@ _NOT_THERE: Final = object()
 
 
 def _by_turns(calls: dict[str, deque[WaitingCall]]) -> Iterator[WaitingCall]:
-    """Yield the first call of each share, then the second; above `ASKS_MAX` shares, rotate the shares."""
+    """Yield the first waiting call of each share, then the second, and so on.
+
+    Above `ASKS_MAX` shares, a different one comes first each time.
+    """
     rows = [islice(row, SHARE_ASKS_MAX) for row in islice(calls.values(), ASKS_MAX)]
     if len(calls) > ASKS_MAX:
         for name in list(islice(calls, ASKS_MAX)):

@@ -174,7 +174,7 @@ class AdmittedCall:
         await reserve_hold(self._exchange, request, self.budgets)
 
     def answered_by(self, number: int) -> None:
-        """Reduce the prices to those of the target that answered; `number` is its index in the targets."""
+        """Drop the prices of all targets but the one that answered, whose index is `number`."""
         prices, targets = self.prices, len(self.call.targets)
         if targets < 2:
             return

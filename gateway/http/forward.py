@@ -141,7 +141,7 @@ def note_failure(exchange: Exchange, failure: UpstreamFailure) -> None:
 
 
 def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, last: bool) -> None:
-    """Send the received part of a request; the rest follows as it arrives."""
+    """Send the part of the request that has arrived; the connection forwards later parts by itself."""
     routed, connection, side = exchange.routed, exchange.connection, link.side
     signer = None if exchange.upstream is None else exchange.upstream.signer
     if routed.accept:
@@ -186,7 +186,7 @@ def socket_key(exchange: Exchange) -> bytes:
 
 
 def _renamed(exchange: Exchange, call: CallRequest, begun: bytes) -> bytes:
-    """Return the beginning of a long form with the upstream's model name; return other bodies unchanged."""
+    """Return the beginning of a form with the model's name at the upstream; other bodies are unchanged."""
     if not call.targets or call.model_at is None:
         return begun
     call.body = begun
@@ -428,7 +428,10 @@ def check_circuit(exchange: Exchange, caller: Caller, call: CallRequest) -> None
 
 
 def _cooling(exchange: Exchange, caller: Caller, call: CallRequest) -> UpstreamLimited | None:
-    """Return the refusal of a call if all keys of its upstream are paused; else choose a usable key."""
+    """Return the refusal of a call if all keys of its upstream are paused.
+
+    Otherwise set the call's key to the first usable one, and return None.
+    """
     worker = exchange.worker
     ports, upstream = worker.ports, worker.upstreams.get(exchange.upstream_name)
     if upstream is None:
@@ -485,7 +488,7 @@ def _entry(upstream: Upstream, key: int, kind: str, name: str) -> str:
 
 
 def _asked(exchange: Exchange, call: CallRequest) -> tuple[str, str]:
-    """Return the kind and name by which calls are paused: the model, else the service, else a free route."""
+    """Return what a pause applies to, as kind and name: the model, the service, or a free route's path."""
     routed = exchange.routed
     if not routed.metered:
         return "path", routed.label

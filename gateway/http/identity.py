@@ -67,7 +67,7 @@ def credential_of(said: Values, tokens: bool = False) -> tuple[bytes, bool]:
 
 
 def key_digest(credential: bytes, pepper: bytes) -> str:
-    """Return the HMAC-SHA-256 of a credential under the pepper, in hex."""
+    """Return the hex HMAC-SHA-256 of a credential, with the pepper as its key."""
     return hmac.digest(pepper, credential, "sha256").hex()
 
 
@@ -163,7 +163,7 @@ def _run(said: Values) -> RunRequest | None:
 
 
 def run_in_baggage(line: bytes) -> bytes:
-    """Return a baggage line reduced to its run; empty if the line names no run."""
+    """Return a W3C baggage line with only its run; empty if the line names no run."""
     said = _runs_in(line.partition(b":")[2])
     return b"%b: %b" % (BAGGAGE_FIELD, b",".join(said)) if said else b""
 

@@ -224,9 +224,9 @@ async def _begun(
 ) -> None:
     """Store the id of a started job before the client reads this id.
 
-    `told` are the ids in the answer. Without 2xx the job stays stored, unless the answer says that nothing
-    was made. If the upstream has no list of jobs, its own failure says that too, but a proxy's failure does
-    not.
+    `told` are the ids in the answer. After an error status the job stays stored, unless the answer proves
+    that nothing was created: by a 4xx status, or by any failure of an upstream without a list of jobs (but
+    not of a proxy).
     """
     meter, status, paths = admitted.meter, exchange.status, JOBS[job.endpoint]
     is_over = not told or meter is None or meter.usage().reported
@@ -239,7 +239,7 @@ async def _begun(
 
 
 async def _noted(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str]) -> bool:
-    """Store a job's id without interruption; False if the id belongs to another job, which has the hold."""
+    """Store a new job's id without interruption; return False if another job has this id and its hold."""
     made = msgspec.structs.replace(
         job, id=told[0], status=RUNNING, upstream=exchange.upstream_name, sent=exchange.model_sent
     )
@@ -282,7 +282,7 @@ async def tell_job(exchange: Exchange) -> None:
 
 
 async def _is_over(exchange: Exchange, jobs: JobsPort, job: Job) -> bool:
-    """Return whether a response is charged and may be shown whole; raise if it is to be streamed earlier."""
+    """Return whether a response is charged, so that all of it may be shown; raise if it is streamed early."""
     if job.is_charged or (exchange.routed.method == b"GET" and await jobs.look(job)):
         return True
     if "stream=true" in exchange.routed.query:
@@ -579,7 +579,7 @@ def at_batch_prices(prices: CallPrices) -> CallPrices:
 
 
 def at_batch_price(vector: Vector) -> Vector:
-    """Return a model's price for batches without tiers; the same amounts if it has no batch tier."""
+    """Return a model's batch price as a plain price; without a batch tier, the usual amounts."""
     if SERVICE_TIER in vector.tiers:
         return vector.tiers[SERVICE_TIER]
     factor = vector.service_tiers.get(SERVICE_TIER)

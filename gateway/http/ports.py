@@ -60,13 +60,22 @@ class DirectoryPort(Protocol):
         """Return the service with this key, or None if the catalogue lacks it."""
 
     def catalogue(self) -> Mapping[str, Service]:
-        """Return every service by key, as a new object after a change. Fails with `CountersUnavailable`."""
+        """Return every service by key. Fails with `CountersUnavailable`.
+
+        The mapping is a new object after each change, so that callers can compare it by identity.
+        """
 
     def models(self) -> tuple[ModelRule, ...]:
-        """Return the configured models, as a new tuple after a change."""
+        """Return the configured models.
+
+        The tuple is a new object after each change, so that callers can compare it by identity.
+        """
 
     def shares(self) -> tuple[Share, ...]:
-        """Return the configured shares of upstreams' capacity, as a new tuple after a change."""
+        """Return the configured shares of upstreams' capacity.
+
+        The tuple is a new object after each change, so that callers can compare it by identity.
+        """
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """Return the service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""
@@ -93,7 +102,7 @@ class DirectoryPort(Protocol):
         """Return the run policies of a caller, often none. Fails with `CountersUnavailable`."""
 
     def spent_answer(self, caller: Caller) -> SpentAnswer:
-        """Return the form of refusals that this caller gets for a used-up amount."""
+        """Return how refusals for a used-up amount look for this caller: status and maximum wait."""
 
     def pays_in(self, caller: Caller) -> str:
         """Return the currency that a caller's organization pays in."""
@@ -138,7 +147,7 @@ class ObjectOwnersPort(Protocol):
         """Return whether the caller's organization owns all ids. Fails with `CountersUnavailable`."""
 
     def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Awaitable[object]:
-        """Store the caller's organization as the owner; `kept` says for how long.
+        """Store the caller's organization as the owner of these objects, for the lifetime class `kept`.
 
         The request is sent at once, whether or not the result is awaited.
         """
@@ -189,7 +198,10 @@ class HoldsPort(Protocol):
         """
 
     def leave(self, caller: Caller, id_: str) -> None:
-        """Stop counting a refused hold as open; do nothing if it was not counted, or is stored."""
+        """Stop counting a refused hold as open.
+
+        Does nothing if the hold was not counted, or is stored.
+        """
 
     def keep(
         self, hold: CallerHold, key: str = "", body: bytes = b"", answer: bytes = b""
@@ -259,7 +271,10 @@ class JobsPort(Protocol):
         """Return the job of the caller's organization with this upstream's id, or None."""
 
     def look(self, job: Job) -> Awaitable[bool]:
-        """Check a job at its upstream; charge and return True if it is over. Fails with a `Refusal`."""
+        """Check a job at its upstream, and charge it if it has ended.
+
+        Return whether it has ended. Fails with a `Refusal`.
+        """
 
 
 class CapacityPort(Protocol):

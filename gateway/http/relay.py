@@ -210,7 +210,7 @@ def _check_unbroken(link: Link, meter: Meter) -> None:
 
 
 async def _catch_up(exchange: Exchange, admitted: AdmittedCall, link: Link, meter: Meter) -> bytes:
-    """Run a slow meter in steps between which other calls proceed; return its output."""
+    """Run the meter over a large part of an answer in steps, letting other calls run; return its output."""
     passed: list[bytes] = []
     while meter.behind:
         await link.next_turn()
@@ -222,7 +222,7 @@ async def _catch_up(exchange: Exchange, admitted: AdmittedCall, link: Link, mete
 
 
 async def _check_names(exchange: Exchange, admitted: AdmittedCall, checks: NameCheck) -> None:
-    """Find out which names in the queue of a list's check belong to the caller."""
+    """Find out which model names that a filtered list waits for belong to the caller's organization."""
     names, own = dict.fromkeys(checks.asked), set[str]()
     checks.asked = []
     for name in names:
@@ -246,7 +246,7 @@ def _keep(exchange: Exchange, admitted: AdmittedCall, told: list[str]) -> list[A
 
 
 def _take_ids(meter: Meter, call: CallRequest) -> list[str]:
-    """Return the ids of objects that an answer names for the first time, without those of the request."""
+    """Return the ids of objects that an answer names for the first time, except ids from its request."""
     told = [one for one in dict.fromkeys(meter.told) if one not in call.brought]
     meter.told.clear()
     if told and len(call.brought) < TOLD_MAX:  # many events name the same
@@ -299,7 +299,7 @@ class Outlet:
         self._send(data)
 
     def fail(self, refusal: Refusal) -> bool:
-        """End a begun answer with an error in its own format; return False if there is none."""
+        """End a begun answer with an error event; return False if its format has no such event."""
         exchange = self._exchange
         if exchange.gone or self._bare or not (self._chunked or exchange.until_close):
             return False

@@ -308,7 +308,7 @@ class FaultLog:
 
 
 def _place(error: BaseException) -> str:
-    """Return module and line of the innermost gateway frame, else of the innermost frame, else empty."""
+    """Return module and line where an error was raised: the gateway's innermost frame, or else any."""
     place = ""
     trace = error.__traceback__
     while trace is not None:

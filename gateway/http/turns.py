@@ -101,7 +101,7 @@ class LargeBodies:
             one.read = None  # a client that left loses its turn, and its body is freed
 
     def rest(self, took_s: float) -> asyncio.Future[None]:
-        """Return a future that ends after a pause for others, in proportion to work of `took_s` seconds."""
+        """Return a future that ends after a pause for other work; the pause grows with `took_s`."""
         pause: asyncio.Future[None] = self._loop.create_future()
         self._loop.call_later(_rest_s(took_s), pause.set_result, None)
         return pause

@@ -46,7 +46,7 @@ def _say(sign: bytes) -> None:
 
 
 class Heartbeat:
-    """The listening end of the pipe; `theirs` is the sending end, for the started process."""
+    """A pipe for the heartbeats of a child process: this is the reading end, `theirs` the sending end."""
 
     def __init__(self) -> None:
         self._ours, self.theirs = os.pipe()
@@ -64,9 +64,9 @@ class Heartbeat:
         look_s: float = LOOK_S,
         seconds: Callable[[], float] = time.monotonic,
     ) -> float:
-        """Wait until the silence is too long, and return its seconds.
+        """Wait until no heartbeat has come for too long; return the seconds of silence.
 
-        The maximum is `first_s_max` before the first heartbeat, and `silent_s_max` afterwards.
+        Too long is `first_s_max` before the first heartbeat, and `silent_s_max` after it.
         """
         heard = seconds()
         awake, bound = Awake(heard, 2 * look_s), first_s_max

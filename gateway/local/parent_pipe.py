@@ -37,7 +37,7 @@ class ParentPipe:
         threading.Thread(target=self._watch, args=(grace_s,), name="parent pipe", daemon=True).start()
 
     def listen(self, told: Callable[[bytes], object]) -> None:
-        """Call `told` with each later line, from another thread, and at once with the stored lines."""
+        """Call `told` with each line of the supervisor, from another thread; stored lines come first."""
         with self._lock:
             self._told = told
             while self._waiting:

@@ -40,8 +40,7 @@ class ReservedPort:
         self.number: int = sockets[0].getsockname()[1]
 
     def given(self, worker: int, workers: int) -> tuple[tuple[int, ...], dict[str, str]]:
-        """Return the descriptors to start worker number `worker` of `workers` with, and its environment
-        variable.
+        """Return the descriptors for one of `workers`, and the environment variable that lists them.
 
         Each worker has a socket of its own; if there are fewer sockets, workers share them.
         """
@@ -63,11 +62,10 @@ class ReservedPort:
 
 
 def held_port(host: str, port: int, what: str, workers: int = 1) -> ReservedPort:
-    """Reserve a port with a socket for each worker; port 0 finds a free one. Raise `StartError` if it is
-    taken.
+    """Reserve a port with a socket for each worker; port 0 finds a free one.
 
-    Sockets that a service manager passed for this port are used if there are any. `what` names the port in
-    the message.
+    Raise `StartError` if the port is taken; `what` names it in the message. Sockets that a service manager
+    passed for this port are used if there are any.
     """
     if port and (sockets := handed_over(port)):
         return ReservedPort(sockets)

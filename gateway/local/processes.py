@@ -61,7 +61,7 @@ class ProcessSpec:
 
 
 def command(*words: str) -> tuple[str, ...]:
-    """Return the command line that runs this program with other arguments."""
+    """Return the command line that runs this program with the arguments `words`."""
     return (sys.executable, "-P", "-m", "gateway", *words)
 
 
@@ -93,7 +93,7 @@ class Child:
         self.program = program
 
     def fork(self) -> bool:
-        """Start the program like `load`, but by a fork of this process, which must have no event loop or
+        """Start the program like `load`, but by forking this process, which must have no event loop or
         thread.
 
         Return True here and False in the fork, which leads a session of its own, reads settings from standard

@@ -156,10 +156,10 @@ class Tunnel(asyncio.Protocol):
 async def tunnelled(
     proxy: Proxy, place: tuple[str, int], protocol: P, context: ssl.SSLContext | None, name: str | None
 ) -> P:
-    """Connect a protocol to `place` (host and port) through a proxy; with `context` over TLS, which verifies
-    `name`.
+    """Connect a protocol to `place` (host and port) through a proxy.
 
-    Raises OSError, or `ProxyFailed` if the proxy caused the failure.
+    With a `context` the connection uses TLS, which verifies `name`. Raises OSError, or `ProxyFailed` if the
+    proxy caused the failure.
     """
     tunnel = Tunnel(proxy, tls_with(proxy), *place)
     try:

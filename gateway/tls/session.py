@@ -219,7 +219,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
         self._gate.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        """Decrypt received bytes and pass them on; continue the handshake before."""
+        """Decrypt received bytes and pass them on; during the handshake, continue it."""
         if self._state == OPEN:
             if self._ends < NEVER and self._is_over():
                 self._shut()

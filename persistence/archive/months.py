@@ -143,7 +143,7 @@ def months_before(connection: Connection, before: date, ledger: MonthlyLedger) -
 
 
 def latest(today: date) -> date:
-    """Return the first day of the first month that is too recent to archive."""
+    """Return the day by which a month must have ended to be archived today."""
     return (today - timedelta(days=GRACE_DAYS)).replace(day=1)
 
 
@@ -477,7 +477,7 @@ def drop_month(connection: Connection, name: str, month: date) -> None:
 
 
 def _stand_for(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
-    """Store the rows that stay, and runs that sum up the others; return the number of rows that stay."""
+    """Store the rows of a month that must stay, and runs that sum up the others; return the rows kept."""
     names = names_of(ledger, month)
     delta, balance = MOVES[ledger.kind]
     placed = _PLACED.format(stays=_STAYS[ledger.kind], **names)
@@ -608,7 +608,7 @@ def kept(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterator
 
 
 def contradictions(connection: Connection) -> list[str]:
-    """Return violations of invariants in rows and runs: at most `VIOLATIONS_MAX`, then a note of more."""
+    """Return violated invariants of rows and runs, at most `VIOLATIONS_MAX`, and a note of more."""
     views = " UNION ALL ".join(
         f"SELECT '{name}', account, seq, detail FROM invariant_{name}"  # noqa: S608  # our own words
         for name in INVARIANTS

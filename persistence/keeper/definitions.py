@@ -648,7 +648,7 @@ class ClockReports:
             return (await connection.scalars(_ZONES)).all()
 
     async def tell(self, time_zone: str, clock: ZoneOffset, count: int) -> int:
-        """Write up to `count` tenants' definitions with this clock, if they lack it; return the number."""
+        """Queue definitions of up to `count` tenants in a zone whose clock changed; return the number."""
         values = {"zone": time_zone, **clock._asdict()}
         async with looking(self._engine) as connection:
             if (await connection.execute(_TOLD, values)).first() is not None:

@@ -338,7 +338,10 @@ def _amounts(found: Found) -> tuple[int, int, int]:
 
 
 def _account(found: Found) -> str | None:
-    """Return the name of a budget's account if it has several; accounts above the maximum share one."""
+    """Return the name of one account of a budget with several; None if the budget has only one.
+
+    Accounts above the maximum share one.
+    """
     if found.each is None:
         return None
     return found.account or (ALL_OTHERS if found.value == OTHERS else "nobody")
@@ -398,7 +401,7 @@ SELECT r.*, o.name AS organization, t.name AS tenant, k.name AS api_key,
 
 
 async def look_for_sudden_use(engine: AsyncEngine, now: datetime) -> None:
-    """Report subjects with sudden use in the current hour to webhooks."""
+    """Report organizations, tenants and keys whose cost in the current hour is suddenly high."""
     hour = now.replace(minute=0, second=0, microsecond=0)
     today = hour.replace(hour=0)
     sought = {
@@ -527,7 +530,7 @@ def tell_invoices(connection: Connection, invoice_ids: Sequence[int]) -> None:
 
 
 def tell_payment_status(connection: Connection, invoice_ids: Sequence[int]) -> None:
-    """Create the news of invoices that became paid, overdue or given up, in the same transaction."""
+    """Create messages about invoices that became paid, overdue or given up, in the same transaction."""
     connection.execute(_PAYMENT_STATUS, {"ids": list(invoice_ids)})
 
 

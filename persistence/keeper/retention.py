@@ -70,9 +70,9 @@ def earliest(found: Mapping[str, Since]) -> Since:
 
 
 def by_month(found: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
-    """Group requests for searches, each group with its earliest time: one a month, older months together.
+    """Yield groups of requests to search together, each with its earliest time.
 
-    Requests of unknown time are the last group, so that the others are not searched in all months.
+    Each of the newest months is a group, older ones are one group, and requests of unknown time the last.
     """
     months: dict[tuple[int, int], dict[str, Since]] = {}
     anywhere: list[str] = []

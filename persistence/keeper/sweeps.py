@@ -111,8 +111,7 @@ class KeeperShares:
     async def keep(
         self, reached: Collection[int], left: Collection[int], held_s: float
     ) -> PartitionAssignment:
-        """Register as the flusher of `reached` for `held_s` seconds, release `left`, and return the
-        assignment.
+        """Register as the flusher of `reached` for `held_s` seconds, release `left`; return the assignment.
 
         The registration of an earlier keeper in this place is deleted.
         """
@@ -436,7 +435,10 @@ class Sweeps:
         self._looks, self._since, self._asks = 0, _FIRST, 0
 
     def since(self, whole: bool = False) -> datetime:
-        """Return the time from which due resets are read; the first time if `whole`, or now and then."""
+        """Return the lower limit of times in the next query of due resets.
+
+        It is the minimum if `whole` is set, and at every `LOOKS_A_ROUND`th call, to include all tenants.
+        """
         self._asks += 1
         if self._asks % LOOKS_A_ROUND and not whole:
             return self._since
@@ -524,7 +526,7 @@ def _letter(late: LateSettlement) -> dict[str, object]:
 
 
 def _charged(row: Row[Any]) -> ChargedAmounts:
-    """Return the amounts charged in the ledgers; the journal has the number of tokens if it has the call."""
+    """Return the amounts that the ledgers charged; the journal has the tokens if it has the call."""
     tokens = row.weighed if row.tokens is None else row.tokens
     weighed = None if tokens == row.weighed else row.weighed
     return ChargedAmounts(

@@ -227,7 +227,7 @@ class LedgerReader(BudgetUses):
         credentials_max: int = CREDENTIALS_MAX,
         changes_max: int = CHANGES_MAX,
     ) -> None:
-        """Place credentials by `partition_of_digest`; without it, beside their organizations."""
+        """Assign keys to partitions by `partition_of_digest`; without it, with their organization."""
         super().__init__(engine)
         self._partition_of, self._partition_of_digest = partition_of, partition_of_digest
         self._credentials_max, self._changes_max = credentials_max, changes_max
@@ -239,9 +239,10 @@ class LedgerReader(BudgetUses):
         return GlobalDefinitions(catalogue, prices, version, position)
 
     async def places(self, partitions: Collection[int], known: Mapping[int, int]) -> PartitionContents:
-        """Return the organizations and credentials to check in these partitions.
+        """Return the organizations and keys to verify in these partitions.
 
-        For partitions `known` up to a position, only those that changed since; all of them if too many did.
+        `known` are positions up to which partitions were verified: only later changes count there, unless
+        there are too many.
         """
         found, credentials = dict[int, set[int]](), set[int]()
         async with self._engine.connect() as connection:
@@ -337,7 +338,7 @@ class LedgerReader(BudgetUses):
             yield connection, int((await connection.execute(_VERSION)).scalar_one())
 
     async def settled(self, held: Mapping[str, int]) -> list[str]:
-        """Return the requests in `held` (deadline in ms by id) that have a ledger row, or may have had one.
+        """Return the requests in `held` (deadlines in ms by id) that have, or may have had, a ledger row.
 
         A hold that ended in a month which is no longer in PostgreSQL is no running call; if it was never
         charged, its settlement comes late.
@@ -373,10 +374,10 @@ class LedgerReader(BudgetUses):
             await connection.execute(_GONE, {"worker_slots": sorted(gone)})
 
     async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> frozenset[int]:
-        """Store the epochs of verified partitions; return the partitions for which this was stored.
+        """Store the run id and epochs of verified partitions; return the partitions that were accepted.
 
-        A partition keeps a later epoch, or the same epoch of another Redis run. Flushes under way have ended
-        when this returns, so later reads are not older than these.
+        A partition is not accepted if a later epoch is stored, or the same epoch of another Redis run.
+        Flushes under way have ended when this returns, so later reads are not older than these.
         """
         values = {"run_id": run_id.decode(), "partitions": list(epochs), "epochs": list(epochs.values())}
         async with self._engine.begin() as connection:

@@ -120,7 +120,7 @@ async def forget(engine: AsyncEngine, days: int, at_once: int = DELETED_ROWS_AT_
 
 
 async def handed_over(engine: AsyncEngine) -> dict[str, object]:
-    """Return metrics of hand-overs: waiting, failed, oldest age, and last day's messages for a person."""
+    """Return metrics of hand-overs to Stripe: waiting, failed, age of the oldest, messages for a person."""
     async with engine.connect() as connection:
         row = (await connection.execute(_HANDOVERS)).one()
     return {

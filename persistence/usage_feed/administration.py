@@ -52,7 +52,10 @@ def retry_all(change: EntityWrite) -> Row:
 
 
 def end(change: EntityWrite) -> Row:
-    """End a feed: use from now on is not reported, earlier use still is, even if it becomes known later."""
+    """End a feed.
+
+    Later use is not reported. Earlier use is, even if it becomes known only after the end.
+    """
     hold_flushes(change.connection)
     if lock(change)["ended_at"] is not None:
         raise Conflict("The feed has ended.")

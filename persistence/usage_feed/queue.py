@@ -147,7 +147,7 @@ class FeedQueue:
         return [_event(row) for row in rows]
 
     async def keep(self, taken: Collection[int], refused: Mapping[int, str]) -> None:
-        """Delete the accepted events, and mark the refused ones as failed with their error."""
+        """Delete the events in `taken`, which the service accepted, and mark those in `refused` as failed."""
         async with self.engine.begin() as connection:
             if taken:
                 await connection.execute(_TAKEN, {"ids": list(taken)})

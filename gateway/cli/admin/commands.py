@@ -148,7 +148,7 @@ def _list_sources() -> Sequence[ListSource]:
 
 @dataclass(frozen=True, slots=True)
 class CliCommand:
-    """One command: its action `does` on a resource, its fields, and those without an option's name."""
+    """One command: the action `does` on a resource, its fields, and which of them need no option's name."""
 
     resource: CliResource
     does: str

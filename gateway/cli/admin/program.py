@@ -228,7 +228,7 @@ def decided(api: AdminClient, sent: Json) -> tuple[int, list[Json]]:
 
 
 def _pass(api: AdminClient, sent: Json) -> tuple[list[int], list[Json]]:
-    """Send all letters once for a decision; return the ids decided, and the refused letters."""
+    """Send all letters once for a decision; return the decided ids, and the refused letters."""
     done: list[int] = []
     refused: list[Json] = []
     after = 0

@@ -264,7 +264,7 @@ def _length(answer: AnswerHead, value: bytes) -> int:
 def _note(  # noqa: PLR0917  # a field, and all that reads it
     answer: AnswerHead, kind: int, line: bytes, value: bytes, minor: int, limits: list[bytes]
 ) -> bool:
-    """Store a meaningful field in the answer's head; return whether the field passes to the client."""
+    """Store a field that the gateway uses in the answer's head; return whether the field is forwarded."""
     if kind == LIMITS:  # the upstream's limits pass only if the upstream refuses the call
         limits.append(line)
         return answer.status in LIMITED
@@ -405,7 +405,7 @@ class UpstreamSide:
         return b""
 
     def close(self, clean: bool) -> bool:
-        """Process the upstream's close; return whether this completes an answer without a length."""
+        """Process the upstream's close; return whether it completes an answer that has no stated length."""
         self._says_close = True
         if clean and self.answering == BODY and self._left is None and self._chunked is None:
             self._complete()

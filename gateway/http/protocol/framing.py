@@ -88,7 +88,7 @@ class ChunkedBody:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _whole(self, data: bytes) -> int:
-        """Return the payload's start if `data` is exactly one chunk, as it usually is; else 0."""
+        """Return where the payload starts if `data` is exactly one chunk, the usual case; otherwise 0."""
         chunk_size, at, last = 0, 0, len(data) - 4
         while at <= SIZE_DIGITS_MAX and at < last:  # compiled, this makes no objects
             digit = data[at]

@@ -323,10 +323,10 @@ class RequestHead:
 
 
 def cut_length(head: bytes) -> tuple[bytes, int]:
-    """Remove a content-length in the usual spelling from a head; return the rest, and the length or -1.
+    """Remove a usually spelled content-length from a head; return the remaining head, and the length or -1.
 
-    The rest is the same for clients of one kind whatever the body's size, so it is parsed once and cached. A
-    second length in the rest becomes `RequestHead.length`.
+    The remaining head is the same for bodies of any size, so it is parsed once and cached. A second
+    content-length in it is found by its parser.
     """
     for spelling in _LENGTH_SPELLINGS:
         before, found, rest = head.partition(spelling)
@@ -660,11 +660,11 @@ class ClientSide:
         self._forget()
 
     def answered(self) -> None:
-        """Mark the present request as answered."""
+        """Mark the present request as answered: the rest of its body will be dropped."""
         self.state = INCOMING[self.state][ANSWERED]
 
     def close(self) -> None:
-        """Close this side: no request follows, and the rest of the present one is not read."""
+        """Stop reading: the rest of the present request is dropped, and no other request follows."""
         self.state = INCOMING[self.state][CLOSED]
         self._forget()
 

@@ -182,7 +182,7 @@ class HeadRouter:
         return self._routed(read)
 
     def is_current(self, routed: RoutedHead) -> bool:
-        """Return whether the head would still get the same route."""
+        """Return whether the present configuration of services would route this head to the same upstream."""
         if routed.asked is not None:
             return self.is_current(routed.asked)
         if not routed.bound or routed.route is None:
@@ -427,7 +427,7 @@ class CallHead(LruEntry):
 
     @property
     def refusal(self) -> Refusal | None:
-        """The refusal because of other fields, used once the caller is known."""
+        """The refusal because of a field in the head, which applies once the caller is identified."""
         return self.routed.object_refusal or self.said.refusal or self.routed.field_refusal
 
 
@@ -590,7 +590,7 @@ class HeadReader:
             self._heads.keep(news.rest, known)
 
     def _known(self, known: CallHead, cut: HeadCut) -> CallHead | None:
-        """Return the call's head from cached parts; None if a part other than its trace is not cached."""
+        """Return a call's head from cached parts; None if a part (other than the trace) is not cached."""
         _, _, _, proving, saying, trace, trace_id, _ = cut
         routed, said = known.routed, NOTHING
         if known.free < CUT_LINES_MAX and _count(proving) + _count(saying) + bool(trace) > known.free:
@@ -612,7 +612,7 @@ class HeadReader:
         return call
 
     def _sort(self, lines: list[bytes], reading: ParsedHead) -> bool:
-        """Sort lines by role; return False if one of them is invalid by itself."""
+        """Sort lines into `reading` by role; return False if one of them is not a valid field line."""
         known_lines, due = self._lines.known, self._lines.due
         passing = reading.passing
         for line in lines[1:-2]:
@@ -731,7 +731,7 @@ class HeadReader:
 
 
 def _of_trace(said: HeaderAttribution, trace_id: str) -> Attribution:
-    """Return the attribution of a call; without a session of its own, its trace is the session."""
+    """Return the attribution of a call; its session is the trace id if the call names no session."""
     known = said.attribution
     if not trace_id or known.session or said.refusal is not None:
         return known

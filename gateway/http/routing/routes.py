@@ -134,9 +134,10 @@ class RouteTable:
         return self.match("GET", path) if found is None or found.route is None else found
 
     def match_as_spoken(self, head: RequestHead) -> tuple[RequestHead, Match | None]:
-        """Find the route of a head; return it with the head, whose older version of a path is replaced.
+        """Find the route of a head that may use an older version of a path.
 
-        Paths of model lists are not replaced: their upstream is known by their fields.
+        Return the head with the path as routed, and the match. Paths of model lists are never replaced: the
+        header fields select their upstream.
         """
         match = self.match_of(head)
         route = None if match is None else match.route
@@ -218,7 +219,7 @@ def slashes_decoded(path: str) -> str:
 
 
 def _same(written: Match | None, decoded: Match | None) -> Match | None:
-    """Return the match if the written and the decoded path mean the same call and parameters, else None."""
+    """Return `decoded` if both readings of a path mean the same call and parameters, otherwise None."""
     if written is None or decoded is None or decoded.rest is not None or written.params != decoded.params:
         return None
     if written.route is None or decoded.route is None:
@@ -252,7 +253,7 @@ def spoken_in(head: RequestHead, *, by_key: bool) -> Family | None:
 
 
 def meant_for(head: RequestHead, route: Route) -> Family | None:
-    """Return the other family whose clients send the fields of an unmetered call, or None."""
+    """Return the other family whose clients send the fields of this unmetered call, otherwise None."""
     if route.meter != "none" or not FAMILIES[route.family].shares_paths:
         return None
     spoken = spoken_in(head, by_key=False)
@@ -550,7 +551,7 @@ _OF_QUESTIONS = frozenset({b"x-envoy-expected-rq-timeout-ms"})
 
 
 def take_key(head: RequestHead, route: Route) -> bytes:
-    """Remove the key from a WebSocket's query and return it as a field, which browsers cannot send."""
+    """Remove the key from a WebSocket's query, where browsers send it, and return it as a header field."""
     family = FAMILIES[route.family]
     name, kept = family.key_query + b"=", list[bytes]()
     if not head.query or not head.upgrades or not family.key_query or not is_live(route):
@@ -566,7 +567,7 @@ def take_key(head: RequestHead, route: Route) -> bytes:
 
 
 def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
-    """Return why a call cannot be authorized for another gateway; None if it can.
+    """Return the refusal if another gateway's call cannot be authorized from here; None if it can.
 
     This gateway can neither remove a field from such a call, nor see the session's id in its answer.
     """
@@ -676,7 +677,10 @@ def _always(_: Document) -> bool:
 
 
 def _is_json(head: RequestHead, *, forms: bool) -> bool:
-    """Return whether a body is JSON; False for a form if `forms` are allowed. Raise for other types."""
+    """Return whether a body's content type is JSON.
+
+    Return False for a form if `forms` are allowed; raise `InvalidRequest` for any other type.
+    """
     types = head.all(b"content-type")
     if not types:
         return True  # or there is no body

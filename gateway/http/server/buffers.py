@@ -125,8 +125,7 @@ class Buffers:
         return self._organizations.allows(caller.organization_id, 1) and self._keys.allows(caller.key_id, 1)
 
     def keep_head(self, size: int, before: int) -> int | None:
-        """Replace the counted bytes `before` of an incomplete head by its present `size`; return the new
-        count.
+        """Replace the counted bytes `before` of an incomplete head by `size`; return the new count.
 
         None if there is no room. Each connection has some bytes that are not counted, so every client can
         send a head.
@@ -158,13 +157,13 @@ class ConnectionBuffers:
         self.unread = self.untaken = 0
 
     def keep_unread(self, size: int) -> bool:
-        """Replace the counted bytes of unread requests by `size`; return whether there is room."""
+        """Set the counted bytes of unread requests to `size`; return False if there is no room."""
         counted = self._buffers.keep_head(size, self.unread)
         self.unread = counted or 0
         return counted is not None
 
     def keep_untaken(self, caller: Caller | None, size: int) -> bool:
-        """Count `size` waiting answer bytes in place of those before; return whether the share has room."""
+        """Set the counted bytes of unread answers to `size`; return whether the caller's share has room."""
         buffers, before = self._buffers, self.untaken
         if before and self._caller is not None:
             buffers.release(self._caller, before)

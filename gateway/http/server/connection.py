@@ -254,7 +254,7 @@ class ClientConnection(asyncio.Protocol):
     # the interface for the exchange
 
     def splice(self, transport: Any, limits: HttpLimits) -> bytes:
-        """Continue on another transport with other limits; return the bytes that arrived before."""
+        """Switch to another transport and other limits; return the bytes that have arrived already."""
         self.transport, self._limits = transport, limits
         reading = ReadPause(transport)
         reading.paused, self._reading = self._reading.paused, reading
@@ -437,7 +437,7 @@ class ClientConnection(asyncio.Protocol):
             self._reading.resume(SUCCESSOR)
 
     def _wait_for_turn(self) -> None:
-        """Stop reading this client until other clients had their turn."""
+        """Stop reading this client until the other clients of the worker had a turn."""
         if not self._reading.paused & TURN:
             self._reading.pause(TURN)
             self._host.turns.wait_for(self._take_turn)
@@ -623,6 +623,6 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
 
     def _set_deadline(self, within_s: float) -> None:
-        """Set the next deadline in `within_s` seconds, unless that of a slow reader is running."""
+        """Set a deadline in `within_s` seconds, unless that of a slowly reading client is running."""
         if not self.blocked:
             self.deadline = self._host.clock.now + within_s

@@ -110,7 +110,10 @@ class RequestBody:
         self.kept += more
 
     def afford(self) -> bool:
-        """Count all arrived bytes in the caller's share; return False without room, or without a caller."""
+        """Count all arrived bytes in the caller's share.
+
+        Return False if the share has no room, or if the caller is unknown.
+        """
         more, caller = self.size - self.kept, self._caller
         if more > 0:
             if caller is None or not self._buffers.acquire(caller, more):
@@ -119,7 +122,7 @@ class RequestBody:
         return True
 
     def claim(self, caller: Caller, size: int) -> bool:
-        """Count `size` bytes taken from the buffer in the caller's share; return False without room."""
+        """Count `size` bytes taken from the buffer in the caller's share; return False if it is full."""
         self._caller, self.size = caller, max(size, self.kept)
         return self.afford()
 
@@ -344,7 +347,10 @@ class Exchange(RequestDriver):
             raise self.body_failure
 
     async def whole_body(self, caller: Caller, bytes_max: int) -> bytes:
-        """Return the body, of at most `bytes_max` bytes; count it in the caller's share meanwhile."""
+        """Return the whole body of at most `bytes_max` bytes.
+
+        Arriving bytes count in the caller's share of the buffers.
+        """
         buffers, connection = self.worker.buffers, self.connection
         if buffers.pressed:
             buffers.check_new(caller)
@@ -362,7 +368,7 @@ class Exchange(RequestDriver):
         return body
 
     async def small_body(self, bytes_max: int) -> None:
-        """Wait for the whole body if it has at most `bytes_max` bytes; forward none of it before."""
+        """Wait for the end of a body of at most `bytes_max` bytes, so that it is never forwarded in part."""
         length = self.body_length
         if not self.connection.body_complete and (length is None or length <= bytes_max):
             await self.late_body(bytes_max)

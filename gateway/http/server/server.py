@@ -155,8 +155,7 @@ class Shutdown:
             self._empty.set()
 
     async def run(self, grace_s: float, limits: HttpLimits, shut: Callable[[], None]) -> bool:
-        """Wait for calls within the grace period, then break off the rest; return whether all calls are
-        settled.
+        """Wait for calls within `grace_s`, then break off the others; return whether all calls are settled.
 
         At first every answer closes its connection, until the remaining connections have been idle for a
         while: a request on its way to a closed connection would be lost. `shut` is then called to stop
@@ -467,7 +466,7 @@ class DataPlane:
         others: Sequence[socket.socket] = (),
         wrapped: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None,
     ) -> None:
-        """Start accepting at `own` sockets, and clients that wait at `others`.
+        """Start accepting clients at `own` sockets, and at `others` the clients that wait there.
 
         `wrapped` adds TLS to the protocol factory.
         """

@@ -269,7 +269,7 @@ class Upstream:
             link.abandon()
 
     def leave(self) -> None:
-        """Close idle connections now, and the others after their call, as the target was removed."""
+        """Close the idle connections of a removed target now, and the others after their call."""
         self._left = True
         for link in self._idle[:]:
             link.abandon()
@@ -381,8 +381,7 @@ except ImportError:
 
 
 class Link(asyncio.BufferedProtocol):
-    """A pooled connection to an upstream, used for one exchange at a time; its `UpstreamSide` does the
-    framing.
+    """A pooled connection to an upstream for one exchange at a time; its `UpstreamSide` does the framing.
 
     `answer` is the final head once it has arrived. `failure` is set if the answer cannot be completed: before
     the head the client is refused with it, afterwards the answer is cut. If the failure is a passed deadline,
@@ -433,7 +432,7 @@ class Link(asyncio.BufferedProtocol):
     # the interface for the handler
 
     def begin_request(self, request: bytes, body: bytes = b"") -> None:
-        """Send the first bytes of a request; with `body`, a head and a body without a copy."""
+        """Send the first bytes of a request; a large `body` is sent after the head without copying."""
         self.answer, self._patient = None, False
         self.deadline = self._clock.now + self._limits.upstream_first_byte_s
         if self._gone:
@@ -548,7 +547,10 @@ class Link(asyncio.BufferedProtocol):
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Process bytes of the answer; wake the handler at once for its beginning, later in turn."""
+        """Process bytes of the answer.
+
+        The handler is woken at once for the beginning of an answer, and for later bytes when it is its turn.
+        """
         side = self.side
         begun = side.answering == BODY
         try:
@@ -580,7 +582,7 @@ class Link(asyncio.BufferedProtocol):
             self.hold()
 
     def eof_received(self) -> bool:
-        """Note that the upstream closed its sending side in order."""
+        """Note that the upstream ended its sending side without an error."""
         self._clean_end = True
         return False
 
