@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -391,10 +392,8 @@ async def test_files_that_are_read_slowly_cost_nobody_a_call(stage: Stage) -> No
     assert (files._bytes.used, files._count.used) == (0, 0)
 
 
-async def test_the_first_hold_of_a_batch_is_renewed_while_lines_are_read(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.http.jobs._RENEWED_S", 0.0)
+async def test_the_first_hold_of_a_batch_is_renewed_while_lines_are_read(stage: Stage) -> None:
+    stage.seconds = partial(next, iter(range(0, 10**6, 10)))
     has_lines(stage, 300)
     said = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions"}
     await asked(stage, b"/v1/batches", said, {"id": "batch_1", "status": "validating"})
