@@ -478,9 +478,9 @@ def lines(
         if uses and name in vector.tools
     ]
     made += [
-        _line(name, uses, vector.units[name] // USES_A_PRICE, 1, rate)
-        for name, uses in tools.items()
-        if uses and name in vector.units and name not in vector.tools
+        _line(name, uses, price // USES_A_PRICE, 1, rate)
+        for name, uses, price in [(name, uses, _unit_price(vector, name)) for name, uses in tools.items()]
+        if uses and price is not None and name not in vector.tools
     ]
     return made
 
@@ -489,7 +489,24 @@ def uses_price(vector: Vector, name: str, uses: int) -> int:
     """Return a thousand times the cost of uses of a tool or unit, in nano-units; 0 if it has no price."""
     name, uses = _billed_uses(vector, name, uses)
     price = vector.tools.get(name)
-    return uses * (vector.units.get(name, 0) if price is None else price)
+    if price is None:
+        price = _unit_price(vector, name)
+    return 0 if price is None else uses * price
+
+
+def _unit_price(vector: Vector, name: str) -> int | None:
+    """Return the price of a thousand units in nano-units, None if there is none.
+
+    A picture of an unlisted size and quality costs as the dearest of its size, or of its quality, whichever
+    is more, else as the dearest of all.
+    """
+    units = vector.units
+    price = units.get(name)
+    if price is not None or not name.startswith(IMAGES):
+        return price
+    size, _, quality = name.removeprefix(IMAGES).partition("/")
+    alike = [units.get(f"{IMAGES}{one}") for one in (f"{size}/{AUTO}", f"{AUTO}/{quality}")]
+    return max([one for one in alike if one is not None], default=units.get(f"{IMAGES}{AUTO}/{AUTO}"))
 
 
 def _billed_uses(vector: Vector, name: str, uses: int) -> tuple[str, int]:

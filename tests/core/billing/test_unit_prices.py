@@ -51,6 +51,13 @@ BY_HAND: list[tuple[dict[str, int], str]] = [
 ]
 
 
+# Pictures that no price names are unpriced, and cost as the dearest that is like them.
+UNLISTED: list[tuple[str, str]] = [
+    ("images.512x512/low", "11/1000"), ("images.1024x1024/medium", "167/1000"),
+    ("images.512x512/medium", "1/4"), ("images.512x512", "1/4"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(("used", "cost"), BY_HAND)
 def test_units_cost_what_a_hand_makes_of_them(used: dict[str, int], cost: str) -> None:
     vector = price().vector
@@ -63,6 +70,15 @@ def test_units_cost_what_a_hand_makes_of_them(used: dict[str, int], cost: str) -
     assert cost_nano(krone, NO_COUNTS, used) == half_up.numerator // half_up.denominator
     held = dearest_rate([krone], 0, PriceQualifiers(tools=used), in_money=True)
     assert held.cost(0, 0) >= cost_nano(krone, NO_COUNTS, used), "a hold is no less"
+
+
+@pytest.mark.parametrize(("name", "cost"), UNLISTED)
+def test_a_picture_of_an_unlisted_size_costs_as_the_dearest_that_is_like_it(name: str, cost: str) -> None:
+    vector, used = price().vector, {name: 2}
+    assert cost_nano(vector, NO_COUNTS, used) == 2 * Fraction(cost) * 10**9
+    assert sum(Fraction(line.amount) for line in lines(vector, NO_COUNTS, used)) == 2 * Fraction(cost)
+    assert unpriced(vector, used) == [name]
+    assert cost_nano(read_price(price_row(input="1")).vector, NO_COUNTS, used) == 0
 
 
 def test_a_line_says_a_unit_by_its_own_name() -> None:
