@@ -93,11 +93,11 @@ class Child:
         self.program = program
 
     def fork(self) -> bool:
-        """Start the program like `load`, but by forking this process, which must have no event loop or
-        thread.
+        """Start the program like `load`, but by forking this process.
 
-        Return True here and False in the fork, which leads a session of its own, reads settings from standard
-        input and sends heartbeats. Raise `OSError` if the system has no resources for it.
+        This process must have no event loop and no other thread. Return True here and False in the fork,
+        which leads a session of its own, reads settings from standard input and sends heartbeats. Raise
+        `OSError` if the system has no resources for it.
         """
         beats = self._listening()
         ours, theirs = socket.socketpair()

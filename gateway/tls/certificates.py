@@ -139,8 +139,7 @@ def _strerror(error: Exception) -> str:
 
 # TLS contexts with which the program's commands connect to its own ports.
 def trusting(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
-    """Return a client context that trusts these files' authority or the system's, and shows their
-    certificate.
+    """Return a TLS context that trusts these files' authority or the system's, and shows their certificate.
 
     The port's own certificate may take the authority's place; then exactly that certificate is trusted.
     `SettingError` names the setting of an unusable file: `prefix` begins its name, and `trusted` is the

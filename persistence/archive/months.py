@@ -608,7 +608,7 @@ def kept(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterator
 
 
 def contradictions(connection: Connection) -> list[str]:
-    """Return violated invariants of rows and runs, at most `VIOLATIONS_MAX`, and a note of more."""
+    """Return violated invariants of rows and runs: at most `VIOLATIONS_MAX`, then a note if more exist."""
     views = " UNION ALL ".join(
         f"SELECT '{name}', account, seq, detail FROM invariant_{name}"  # noqa: S608  # our own words
         for name in INVARIANTS

@@ -298,7 +298,7 @@ def _model(row: RowMapping) -> ModelRule:
 
 
 async def prices(connection: AsyncConnection) -> PricesDefinition:
-    """Read named models' prices that are in force now, were so a day ago, or will be, and exchange rates."""
+    """Read prices of named models, and exchange rates: present and future ones, and those of the last day."""
     now = datetime.now(UTC)
     rows = (await connection.execute(in_force(now))).mappings().all()
     rates = await connection.run_sync(lambda session: rates_in_force(session, now - KEPT))

@@ -401,7 +401,7 @@ class _Translation:
         self._budgets.append({**row, "interval": interval, **of})
 
     def teams(self, teams: Any, keys: Any) -> None:
-        """Add a tenant for each team, and the keys; without lists one tenant, and one key a tenant."""
+        """Add a tenant for each team, and API keys; without the lists, one tenant, and one key a tenant."""
         by_id: dict[str, str] = {}
         tenants: list[Json] = []
         for number, each in enumerate(_rows(teams.get("teams") if isinstance(teams, dict) else teams)):

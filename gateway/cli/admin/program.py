@@ -49,7 +49,7 @@ def create(
     source_id: Annotated[int | None, typer.Option(help="Of one of them only.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a draft for a month, for days of your own, or of one source: then it needs no period."""
+    """Make a draft invoice for a month, for days of your own, or for one source, which needs no period."""
     with admin() as api:
         if source is not None:
             if start or month:
@@ -97,7 +97,7 @@ def run(
     draft: Annotated[bool, typer.Option("--draft", help="Leave drafts, to be looked at first.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Invoice a month for all organizations; started again, it goes on where it was."""
+    """Invoice a month for all organizations; a second run continues where the first one stopped."""
     with admin() as api:
         period = _month(month)
         organizations = api.items("organizations", ORGANIZATIONS_MAX)
@@ -194,7 +194,7 @@ def release(
     accept: Annotated[bool, typer.Option("--accept", help="List what is missing as lost.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let all accounts in quarantine go on; exit 1 if any is left."""
+    """Release all accounts in quarantine; exit 1 if any is left."""
     sent = {"what": "quarantine", "reason": reason, "kind": kind, "accept": accept or None}
     _decide(sent, org, tenant, as_json=as_json)
 
@@ -298,7 +298,7 @@ def diff(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show how the bundled price list and the database differ; what is gone stays in force."""
+    """Show how the bundled price list and the database differ; prices missing in the list stay in force."""
     from gateway.core.billing.price_book import BUNDLED, folded  # noqa: PLC0415  # only asked here
     from gateway.core.billing.price_changes import changes  # noqa: PLC0415  # as above
     from gateway.run.bundled_prices import read_bundle  # noqa: PLC0415  # as above

@@ -409,7 +409,7 @@ class DataPlane:
 
     @property
     def bounds(self) -> UsageBounds:
-        """The maxima that meters believe."""
+        """The maxima of usage that meters accept from an answer."""
         return self._worker.bounds
 
     def target_of(self, upstream: str) -> UpstreamTarget | None:

@@ -69,7 +69,10 @@ class UpstreamAddresses:
         self.seen: dict[str, float] = dict.fromkeys(self._known, math.inf)
 
     async def addresses(self) -> list[str]:
-        """Return the addresses, families alternating (RFC 8305, 4), rotated each time; may raise OSError."""
+        """Return the addresses, IPv4 and IPv6 alternating (RFC 8305, 4), rotated each time.
+
+        Raises OSError if the host has no known address.
+        """
         now = self._clock.now
         if not self._known or now - self._found_at > self._limits.upstream_resolve_s:
             await self._renewed()
@@ -149,7 +152,10 @@ class UpstreamAddresses:
 
 
 def in_turns(addresses: Sequence[str], turn: int) -> list[str]:
-    """Return the addresses with families alternating, the preferred one first; rotate each by `turn`."""
+    """Return the addresses with IPv4 and IPv6 alternating, the preferred family first.
+
+    Within a family the addresses are rotated by `turn`.
+    """
     families: dict[bool, list[str]] = {}  # the family of the first address begins
     for address in addresses:
         families.setdefault(":" in address, []).append(address)
