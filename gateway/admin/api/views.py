@@ -75,7 +75,6 @@ from gateway.core.accounts.refusals import busiest
 from gateway.core.billing.events import EVENTS_MAX
 from gateway.core.billing.price_book import (
     BASE_CURRENCY,
-    IMAGES,
     KINDS,
     UNITS,
     PriceFound,
@@ -83,6 +82,7 @@ from gateway.core.billing.price_book import (
     money,
     unpriced,
 )
+from gateway.core.billing.vector import IMAGES
 from gateway.core.integrity.reconciliation import RUN_S_MAX as COMPARISON_S_MAX
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import (

@@ -50,13 +50,13 @@ from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.finance import ReportPeriod
 from gateway.core.billing.payments import PAID, WAITING
 from gateway.core.billing.price_book import (
-    IMAGES,
     KINDS,
     PARTS,
     TOKENS_A_PRICE,
     UNITS,
     USES_A_PRICE,
 )
+from gateway.core.billing.vector import IMAGES
 from gateway.errors import Conflict, Forbidden, NotFound, Unprocessable
 
 # Titles of change forms with more than texts.

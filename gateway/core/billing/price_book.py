@@ -21,7 +21,16 @@ from gateway.core.billing.money import (
 )
 from gateway.core.billing.sellers import Seller, order_prices, place_factor, rank
 from gateway.core.billing.service_tiers import PLACES, at_tier, lacks_tier, places_of
-from gateway.core.billing.vector import SAME, ExchangeRate, Factor, ModelPrice, Vector
+from gateway.core.billing.vector import (
+    AUTO,
+    IMAGES,
+    SAME,
+    ExchangeRate,
+    Factor,
+    ModelPrice,
+    Vector,
+    unit_price,
+)
 from gateway.core.times import ms_of
 
 # A price as whole numbers for each kind of tokens, as gateways use it to compute costs. Pure.
@@ -53,10 +62,8 @@ FALLBACK: Final[Mapping[str, str]] = {
 NAMED_ALONE: Final = ("audio_input", "audio_output", "image_output")
 # The currency of bundled prices, and of organizations by default.
 BASE_CURRENCY: Final = "USD"
-# Units other than tokens with a price each; images are `images.<size>/<quality>`.
+# Units other than tokens with a price each, besides images.
 UNITS: Final = ("audio_second", "video_second", "character", "page", "search", "container")
-IMAGES: Final = "images."
-AUTO: Final = "auto"
 # Tools whose uses are priced as units if a price does not name the tool.
 TOOLS_OF_UNITS: Final[Mapping[str, tuple[str, ...]]] = {
     "search": ("web_search", "web_search_preview", "file_search"),
@@ -479,7 +486,7 @@ def lines(
     ]
     made += [
         _line(name, uses, price // USES_A_PRICE, 1, rate)
-        for name, uses, price in [(name, uses, _unit_price(vector, name)) for name, uses in tools.items()]
+        for name, uses, price in [(name, uses, unit_price(vector, name)) for name, uses in tools.items()]
         if uses and price is not None and name not in vector.tools
     ]
     return made
@@ -490,23 +497,8 @@ def uses_price(vector: Vector, name: str, uses: int) -> int:
     name, uses = _billed_uses(vector, name, uses)
     price = vector.tools.get(name)
     if price is None:
-        price = _unit_price(vector, name)
+        price = unit_price(vector, name)
     return 0 if price is None else uses * price
-
-
-def _unit_price(vector: Vector, name: str) -> int | None:
-    """Return the price of a thousand units in nano-units, None if there is none.
-
-    A picture of an unlisted size and quality costs as the dearest of its size, or of its quality, whichever
-    is more, else as the dearest of all.
-    """
-    units = vector.units
-    price = units.get(name)
-    if price is not None or not name.startswith(IMAGES):
-        return price
-    size, _, quality = name.removeprefix(IMAGES).partition("/")
-    alike = [units.get(f"{IMAGES}{one}") for one in (f"{size}/{AUTO}", f"{AUTO}/{quality}")]
-    return max([one for one in alike if one is not None], default=units.get(f"{IMAGES}{AUTO}/{AUTO}"))
 
 
 def _billed_uses(vector: Vector, name: str, uses: int) -> tuple[str, int]:

@@ -13,6 +13,9 @@ from typing import Any, Final, NamedTuple
 Factor = tuple[int, int]
 SAME: Final[Factor] = (1, 1)
 _NONE: Final[Mapping[str, Any]] = {}
+# Images as units are `images.<size>/<quality>`.
+IMAGES: Final = "images."
+AUTO: Final = "auto"
 
 
 class Vector(NamedTuple):
@@ -65,3 +68,18 @@ class ModelPrice(NamedTuple):
     is_bundled: bool
     effective_ms: int
     vector: Vector
+
+
+def unit_price(vector: Vector, name: str) -> int | None:
+    """Return the price of a thousand units in nano-units, None if there is none.
+
+    A picture of an unlisted size and quality costs as the dearest of its size, or of its quality, whichever
+    is more, else as the dearest of all.
+    """
+    units = vector.units
+    price = units.get(name)
+    if price is not None or not name.startswith(IMAGES):
+        return price
+    size, _, quality = name.removeprefix(IMAGES).partition("/")
+    alike = [units.get(f"{IMAGES}{one}") for one in (f"{size}/{AUTO}", f"{AUTO}/{quality}")]
+    return max([one for one in alike if one is not None], default=units.get(f"{IMAGES}{AUTO}/{AUTO}"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from gateway.core.billing.price_book import IMAGES
+from gateway.core.billing.vector import IMAGES
 from gateway.core.calls.call import CallRequest, MediaPart, MediaPlaces, UsageBounds
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import (

@@ -9,7 +9,7 @@ from unicodedata import normalize
 from urllib.parse import unquote
 
 from gateway.core.accounts.jobs import OPERATIONS
-from gateway.core.billing.price_book import AUTO, IMAGES
+from gateway.core.billing.vector import AUTO, IMAGES
 from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.core.billing.price_book import AUTO, IMAGES
+from gateway.core.billing.vector import AUTO, IMAGES
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.calls.forms import SOUND_TOKENS_PER_SECOND, FormKind, seconds_of
 from gateway.core.families.controlled import (
