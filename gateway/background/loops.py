@@ -168,7 +168,7 @@ class Isolation:
         return True
 
     def is_everybodys(self, error: Exception) -> bool:
-        """Return whether an error is a server's, and not caused by one item."""
+        """Return whether an error concerns a whole server (Redis, PostgreSQL) instead of one item."""
         return _unavailable(error) or self._is_away(error)
 
     def figures(self) -> dict[str, object]:

@@ -42,7 +42,8 @@ NOBODY = b"." * 40
 
 
 async def close(ask: Ask, run_id: bytes, partitions: Sequence[int]) -> None:
-    """Invalidate the markers of other histories, so that processes unaware of `run_id` serve nothing."""
+    """Replace markers of other histories by invalid ones; processes unaware of `run_id` then serve nothing.
+    """
     closing = []
     for partition, raw in (await _markers(ask, partitions)).items():
         named, epoch, catalogue = packing.read_marker(raw)
@@ -73,7 +74,7 @@ def _is_whole(raw: bytes) -> bool:
 
 # The names of data: their history, and the number of exchanges before.
 def history(run_id: bytes, name: bytes) -> bytes:
-    """Return the name of a history in markers: the run id, or after an exchange a hash of it and `name`."""
+    """Return the history id in markers: the run id, or after an exchange a hash of it and `name`."""
     if generation(name) == 0:
         return run_id
     return sha1(run_id + name, usedforsecurity=False).hexdigest().encode()
@@ -98,7 +99,7 @@ OLDER, FOLLOWED = "it is older than what this process left in it", "its server w
 
 
 class HistoryGuard:
-    """Guards one connection: its `run_id` is the history's from the first moment of each reconnect.
+    """Guards one connection against exchanged data; sets its `run_id` to the history's id at each connect.
 
     `pulse` is the unique name of this process; `clock` is monotonic. `noticed` counts the exchanges that this
     process was the first to announce. `promoted` has the last promotion of each server by run id, and
@@ -185,10 +186,9 @@ class HistoryGuard:
             raise CountersUnavailable("the data in Redis was replaced once more")
 
     async def _looked(self, commands: Sequence[bytes]) -> tuple[bytes, str, CountersUnavailable | None]:
-        """Return the data's name, what is wrong with it (empty: nothing), and the error of the commands, if
-        any.
+        """Return the data's name, what is wrong with the data ("": nothing), and the error of the commands.
 
-        A new pulse is written only if the data was not exchanged since the last look.
+        A new pulse is written only if the data was not exchanged since the last call.
         """
         beat = self._beat = max(self._beat + 1, self._now_ms())
         # Commands belong to a partition, whose slot may differ from that of the pulses: no pulse is written.

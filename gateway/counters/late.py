@@ -307,7 +307,7 @@ class LateLane:
         return [one for one, *ids in pairs if not any(ids)]
 
     async def _parked(self, partition: int, organizations: Collection[int]) -> set[int]:
-        """Return the organizations with parked entries, of some that have no entries in the outbox."""
+        """Return those of these organizations that have parked entries."""
         asked = sorted(organizations)
         if not asked:
             return set()

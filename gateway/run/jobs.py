@@ -191,7 +191,7 @@ class Jobs:
         bytes_max: int = SAID_BYTES_MAX, *, within_s: float = WITHIN_S,
         arrive: Callable[[int], None] | None = None,
     ) -> tuple[int, bytes]:  # fmt: skip
-        """Return the status and body of an answer; 413 for a body above `bytes_max`."""
+        """Return the status and body of an upstream's answer to GET; 413 for a body above `bytes_max`."""
         from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy: few workers need it
 
         target = self._target(upstream)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def loading_code() -> Iterator[None]:
-    """Disable garbage collection while code is loaded, which would take a third of the time.
+    """Switch garbage collection off while code is loaded, because it would take a third of the time.
 
     The loaded objects are frozen afterwards, so that no later collection visits them until `give_back_memory`
     of `lifecycle.py` unfreezes them.

@@ -204,10 +204,10 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
 
 
 def first_call(options: Options, settings: Settings, gateway_url: str, key: str) -> str:
-    """Return a curl command that works with this configuration.
+    """Return a curl command that gets an answer with this configuration.
 
-    It sends a chat if the upstream is the demo's or given, if the file has a model of OpenAI's API, or for
-    OpenAI itself with a key. Otherwise it queries the key's own usage, which needs no upstream.
+    A chat, if the upstream is the demo's or given, if a model of OpenAI's API is configured, or if OpenAI has
+    a key. Otherwise a query of the key's own usage, which needs no upstream.
     """
     upstreams = {one.name: one for one in settings.table.upstreams}
     if options.upstream or options.demo_upstream:

@@ -275,7 +275,7 @@ class Flusher:
         await self._drain()
 
     def stop(self) -> None:
-        """Ask `run` to finish the current batch, drain, and return."""
+        """Stop `run` after the current batch and a drain of the outbox."""
         self._stopping.set()
 
     async def flush(self) -> int:
@@ -433,7 +433,8 @@ class KeeperShare:
     def partitions(self) -> frozenset[int]:
         """Return the partitions to flush now; `LedgerUnavailable` if another keeper may own them by now.
 
-        An error, so that the flusher checks before it stores: a PostgreSQL that was away may be an older one.
+        After this error the flusher checks PostgreSQL before it stores again, which may be an older one by
+        then.
         """
         if self._begun and self._clock() >= self._until:
             raise LedgerUnavailable("PostgreSQL does not say which partitions are flushed here")

@@ -468,7 +468,7 @@ class Verifier:
         return {one: epoch for one, (_, epoch) in noted.items()}
 
     async def _compared(self, markers: Markers, strays: Collection[int]) -> dict[int, int]:
-        """Return, by partition, the position up to which its definitions are complete.
+        """Return, by partition, the database position up to which Redis has all definitions.
 
         Only for partitions whose data continues from the last comparison, which confirmed all of it.
         """

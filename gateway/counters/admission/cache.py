@@ -147,7 +147,10 @@ class KeyLookup:
         self.told = self._ended = False
 
     async def answer(self) -> tuple[Reply, int]:
-        """Return the key's value and the number it is valid since; CountersUnavailable without an answer."""
+        """Return the key's value, and `since`, the number of the change reports that keep it valid.
+
+        NEVER if a change was reported meanwhile; CountersUnavailable if Redis does not answer.
+        """
         try:
             reply = await self._wait
         finally:

@@ -132,9 +132,9 @@ class CallerHolds:
         await self._pipeline(caller.partition, (b"DEL", name), (b"ZREM", _requests(caller), name))
 
     async def enter(self, caller: Caller, id_: str) -> None:
-        """Take a place for a hold; raise `TooManyHolds` if the organization or the API key has too many.
+        """Reserve a place for a hold; raise `TooManyHolds` if the organization or the API key has too many.
 
-        The place is taken before they are counted: of all concurrent requests the last one counts every
+        The place is taken before holds are counted: of all concurrent requests the last one counts every
         other.
         """
         now_ms, names = self.now_ms(), _open_indexes(caller)

@@ -196,7 +196,7 @@ class CallerCache(Catalogue):
         return caller
 
     async def know(self, organization_id: int) -> None:
-        """Cache the terms of an organization, for work that no call of it has started here."""
+        """Load the terms of an organization into the cache, for work that no call of it has started here."""
         if self._holds(organization_id):
             return
         asked_at, terms = self._clock(), self._ask_terms(organization_id)
@@ -239,7 +239,7 @@ class CallerCache(Catalogue):
             self._turns.give_back(turn)
 
     def _changed(self, name: bytes) -> None:
-        """Invalidate the cache entry of a changed identity or terms, so that the next call reads it."""
+        """Expire the cache entry of a changed identity or terms, so that the next call reads it."""
         if name.startswith(keys.IDENTITIES):
             digest = keys.own_name(name)
             self._unknown.pop(digest, None)
@@ -370,7 +370,10 @@ class CallerCache(Catalogue):
         return self._changes.read(keys.organization_terms(organization_id).encode())
 
     def _learn(self, organization_id: int, reply: Reply, since: int, read_at: float) -> None:
-        """Cache an organization's terms; unchanged ones keep their object. No reply means default terms."""
+        """Store an organization's terms in the cache; unchanged ones keep their object.
+
+        Without a reply the organization has the default terms.
+        """
         raw = reply if isinstance(reply, bytes) else b""
         terms = self._terms.find(organization_id)
         if terms is None or terms.raw != raw:

@@ -45,7 +45,7 @@ _decode: Callable[[bytes], list[Lesson]] = msgspec.json.Decoder(
 
 
 class SharedLessons:
-    """Exchanges the lessons of one worker's estimator with the key that all workers share."""
+    """Exchanges what one worker's estimator learned about calls with the key that all workers share."""
 
     def __init__(self, wires: RedisConnections, estimator: Estimator) -> None:
         self._wires, self._estimator = wires, estimator
@@ -55,7 +55,7 @@ class SharedLessons:
         wires.hear(self._hear)
 
     async def keep_sharing(self, pause_s: float = PAUSE_S) -> None:
-        """Exchange lessons until cancelled: on news, and at intervals."""
+        """Share lessons with other workers until cancelled: on news, and at intervals."""
         while True:
             self._news.clear()
             with suppress(CountersUnavailable):
@@ -71,7 +71,7 @@ class SharedLessons:
             self._news.set()
 
     async def share(self) -> None:
-        """Adopt lessons of other workers and store those of this one; CountersUnavailable without Redis."""
+        """Import lessons of other workers and store those of this one; CountersUnavailable without Redis."""
         wire = self._wires.of_key(NAME)
         raw = await in_task(wire.send(encode(b"GET", NAME)))
         stored = _read(raw)

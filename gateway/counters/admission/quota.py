@@ -415,7 +415,7 @@ class Counters(LiveHolds):
     # --- one method a script ------------------------------------------------------------
 
     def _learn(self, request: HoldRequest, decision: Decision) -> None:
-        """Adapt to the answer: learn the tenant's plan, or use the accounts that exist instead."""
+        """Change a refused request: note the tenant's plan, or replace budget accounts by existing ones."""
         if decision.verdict is Verdict.OTHER_PLAN:
             self._directory.weighing.learn(request.caller.tenant_id, decision.limit)
         else:
@@ -442,7 +442,7 @@ class Counters(LiveHolds):
         self.releases.owe(_release_of(request), at_once=known)
 
     def _keep_release(self, release: Settlement) -> None:
-        """Store the release of a long hold in the log, to outlive this worker; short ones expire soon."""
+        """Store the release of a long hold in the log, to outlive this worker; short holds expire soon."""
         if release.hold_ttl_ms > self._ttl_ms and not self.releases.owes(release):
             frame = self._frames.frame_of(release.caller, release.user, release.service, release.budgets)
             self._log.spool(self._settle_arguments(frame, release)[KEPT_AT:], RELEASE)
@@ -453,7 +453,7 @@ class Counters(LiveHolds):
         return None if other is self else other
 
     async def _unserved(self, request: HoldRequest, by_plan: Mapping[int, Weights]) -> Decision:
-        """Decide a request that Redis may not decide yet: by the partition's new primary, or by the lease."""
+        """Decide a request of an unverified partition: by the partition's new primary, or by the lease."""
         partition = request.caller.partition
         if self.handed_over is not None:
             await self.handed_over(partition)

@@ -72,7 +72,7 @@ class SharedCircuitBreaker:
         wires.hear(self._told)
 
     async def keep_sharing(self, pause_s: float = PAUSE_S, news_s: float = NEWS_S) -> None:
-        """Exchange entries until cancelled: on news, and at intervals."""
+        """Share entries with other workers until cancelled: on news, and at intervals."""
         while True:
             self._news.clear()
             shared = False

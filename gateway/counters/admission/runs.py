@@ -251,7 +251,7 @@ class Runs:
         return tuple(self._known.get((one.tenant_id, one.id), one) for one in run.parents)
 
     async def _look(self, caller: Caller, id_: str) -> Run | None:
-        """Return an existing run; None if there is none."""
+        """Return a stored run by its id; None if there is none."""
         code, packed = await self._ask(packing.RUN_LOOK, caller, id_)
         if code == packing.RUN_UNKNOWN:
             return None

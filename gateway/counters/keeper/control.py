@@ -241,9 +241,10 @@ class ControlClient(Client):
             ]
 
     async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
-        """Store the catalogue, or the prices.
+        """Store the catalogue, or the prices, for all gateways.
 
-        Gateways read the catalogue when a partition's marker has a newer version; for prices they look often.
+        Gateways read a new catalogue when a partition's marker has its version; they check the prices at
+        intervals.
         """
         if isinstance(everybodys, PricesDefinition):
             raw = encode_prices(version, everybodys.prices, everybodys.rates)

@@ -63,7 +63,7 @@ class AccountHeads(Client):
         return found
 
     async def account_heads(self, owners: Sequence[Owner]) -> dict[str, AccountHead | None]:
-        """Return seq and balance of stored accounts by name, without applying due resets.
+        """Return the seq and balance of stored accounts by name, without applying due resets.
 
         None for a missing account; one of another version is omitted. CountersUnavailable if a partition is
         not verified, since a missing account may be loaded later.

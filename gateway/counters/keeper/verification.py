@@ -64,8 +64,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         return found
 
     async def close_again(self, run_id: bytes, partitions: Collection[int]) -> None:
-        """Invalidate the markers of partitions verified under this run id, so that they are neither served
-        nor read.
+        """Replace markers with this run id by invalid ones, so that these partitions are not served or read.
 
         Markers with another run id are left unchanged.
         """

@@ -44,8 +44,8 @@ class WindowState:
 def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 0) -> bytes:
     """Return a packed account of budgets.
 
-    The account of one owner is deleted when it `expires` (ms), or once it is unused, also by `calls` in
-    flight. Below 0 it never expires, but loses its place then.
+    The account of one owner is deleted when it `expires` (ms), or once it has no use, no hold and no `calls`
+    in flight. With a time below 0 it is never deleted, but loses its place then.
     """
     defined = (DEFINED_WINDOW.pack(*astuple(one)[:-2]) for one in windows)
     meters = (METER.pack(one.used, one.held) for one in windows)

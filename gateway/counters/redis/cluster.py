@@ -183,7 +183,7 @@ class Redirects:
         self._asking: dict[RedisConnection, asyncio.Task[None]] = {}
 
     def take(self, source: RedisConnection, asked: Asked, message: str) -> bool:
-        """Redirect a command that got an error; return False if the error is no redirection."""
+        """Forward a command that got an error to the right server; return False if it is no redirection."""
         wait, command, calls, waited_s = asked
         to = read_redirection(message, self._place_of(source))
         if to is None or not command or self._under_way >= UNDER_WAY_MAX:
@@ -219,7 +219,7 @@ class Redirects:
         self._under_way -= 1
 
     async def _find_out(self, source: RedisConnection) -> None:
-        """Ask a server whether it is a primary, then send or fail the calls redirected until its answer."""
+        """Query whether a server is still a primary, then send or fail the calls it has redirected."""
         given = False
         try:
             with suppress(CountersUnavailable):

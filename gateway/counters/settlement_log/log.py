@@ -450,7 +450,7 @@ class SettlementLog:
         return sum(one.size for one in self.segments)
 
     def note(self, arguments: bytes, answer: bytes) -> None:
-        """Keep an acknowledged settlement: written within `write_s`, synced within `SYNC_S`."""
+        """Store an acknowledged settlement: written within `write_s`, synced within `SYNC_S`."""
         if len(self._notes) >= self._bounds.notes_max:
             self.counts.unlogged += 1
             return
@@ -458,7 +458,7 @@ class SettlementLog:
         self._soon()
 
     def spool(self, arguments: bytes, kind: int = SPOOLED) -> Wait[None]:
-        """Keep a record for Redis; the waiter is set once it is synced to the disk.
+        """Store a record for Redis; the waiter is set once the record is synced to the disk.
 
         It fails with CountersUnavailable if there is no room, or after `spool_s_max` seconds.
         """
