@@ -42,8 +42,7 @@ NOBODY = b"." * 40
 
 
 async def close(ask: Ask, run_id: bytes, partitions: Sequence[int]) -> None:
-    """Replace markers of other histories by invalid ones; processes unaware of `run_id` then serve nothing.
-    """
+    """Replace markers of other histories by invalid ones, for processes that do not know `run_id` yet."""
     closing = []
     for partition, raw in (await _markers(ask, partitions)).items():
         named, epoch, catalogue = packing.read_marker(raw)
