@@ -40,8 +40,11 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
             f"    tokens: int = 0\n    spare: int = field(default=0, {_SINCE})\n    key_tpm: int = 0\n",
         ),
         ("    waiting: int = 0\n", f"    spare: int = field(default=0, {_SINCE})\n    waiting: int = 0\n"),
-        ("calls=0@132", f"calls=0@132 spare=0@{NEWER}"),
-        ("BUDGET.pack(LAYOUT, 0, expires, calls)", "BUDGET.pack(LAYOUT, 0, expires, calls, 0)"),
+        ("wide_count=0@133", f"wide_count=0@133 spare=0@{NEWER}"),
+        ("expires, calls, len(rests))", "expires, calls, len(rests), 0)"),
+        ("expires, calls, 0)", "expires, calls, 0, 0)"),
+        ("*_, expires, calls, wide =", "*_, expires, calls, wide, _ ="),
+        ("unpack_from(whole)[-1])", "unpack_from(whole)[-2])"),
     ],
     "gateway/counters/layouts/packing.py": [
         ("over=0@130", f"over=0@130 spare=0@{NEWER}"),

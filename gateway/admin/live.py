@@ -120,7 +120,7 @@ def _figures(
 ) -> dict[str, object]:
     """Return the fields of one account of a budget; `stored` are its window's start and use."""
     budget, (start, used) = read_budget(row), stored
-    known = None if start is None else (ms_of(start), used)
+    known = None if start is None else (ms_of(start), int(used))
     now = figures(budget, at_ms, known, live.get(name))
     return {
         "used": amount_of(budget.unit, now.used),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 # The current number, and the first one. Before there were numbers, a state began with its flags and a marker
 # with text: those bytes are all below the first number.
-LAYOUT = 132
+LAYOUT = 133
 FIRST = 129
 # The number of the previous version, which is written until all running programs read the current one.
 # Numbers below 132 are only read.

@@ -1,5 +1,6 @@
 -- account: a budget account as a list of windows, for any owner. Needs state, accounts, definition, windows.
--- Its state is a header, its present definition, then the used and held amount of each window.
+-- Its state is a header, its present definition, then the used and held amount of each window, and of each wide one
+-- the parts below a whole unit.
 -- In a key: the colon before an owner, its index, and the index at which the account's name begins.
 local COLON, COLON_AT, NAME_AT = 58, 28, 12
 -- Fields of an account: its key, definition (false: it does not exist), used and held amounts in turn, its expiry, whether it is one
@@ -13,11 +14,12 @@ local function account_of_state(key, raw)
   local is_each = byte(key, COLON_AT) == COLON
   if not raw then return {key, false, {}, 0, is_each, false, true, 0, false, false, false, 0, false} end
   if byte(raw) ~= TODAY then raw = today(raw, key) end
-  local count = (#raw - BUDGET_BYTES) / (DEFINED_WINDOW_BYTES + METER_BYTES)
+  local expires, calls, wide_count = BUDGET.read(raw)
+  local count = (#raw - BUDGET_BYTES - wide_count * METER_BYTES) / (DEFINED_WINDOW_BYTES + METER_BYTES)
   local last = BUDGET_BYTES + count * DEFINED_WINDOW_BYTES
+  count = count + wide_count
   local meters = {parse(meter_form(count), raw, last + 1)}
   meters[count * 2 + 1] = nil
-  local expires, calls = BUDGET.read(raw)
   return {key, definition_of(sub(raw, BUDGET_BYTES + 1, last)), meters, expires, is_each, false, false, 0, false, false, sub(raw, FIRST_BYTE, last), calls, false}
 end
 
@@ -46,8 +48,8 @@ end
 local function packed_budget(account)
   local definition, head, meters = account[DEFINITION], account[HEAD], account[METERS]
   if not head then
-    head = BUDGET.pack{flags = 0, expires = account[EXPIRES], calls = account[CALLS]} .. definition[ALL]
+    head = BUDGET.pack{flags = 0, expires = account[EXPIRES], calls = account[CALLS], wide_count = definition[WIDE_COUNT]} .. definition[ALL]
     account[HEAD] = head
   end
-  return head .. pack(meter_form(definition[COUNT]), values(meters))
+  return head .. pack(definition[FORM], values(meters))
 end

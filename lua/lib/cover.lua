@@ -1,4 +1,4 @@
--- cover: raises the amounts that a running call holds in budgets' windows. Needs state, definition, account, held.
+-- cover: raises the amounts that a running call holds in budgets' windows. Needs state, wide, definition, account, held.
 
 -- The free amount of a unit in windows that enforce, and whether the first one with too little stops its calls.
 local function free_in(accounts, held, unit, more)
@@ -10,6 +10,14 @@ local function free_in(accounts, held, unit, more)
       local flags = fields[at + WINDOW_FLAGS_AT]
       if flags % WINDOW_ENFORCES == unit and has(flags, WINDOW_ENFORCES) then
         local left = max(0, free_of(meters, place * 2 - 1, fields[at + WINDOW_LIMIT_AT]))
+        if left < more and has(flags, WINDOW_CUTS) then cuts = true end
+        free = min(free, left)
+      end
+    end
+    for _, window in ipairs(unit == MONEY and definition and definition[WIDES] or wide.none) do
+      local flags, _, left = window[WIDE_FLAGS], wide.left(meters, window)
+      if window[WIDE_PLACE] <= definition[LIVE_COUNT] and has(flags, WINDOW_ENFORCES) then
+        left = max(0, left)
         if left < more and has(flags, WINDOW_CUTS) then cuts = true end
         free = min(free, left)
       end

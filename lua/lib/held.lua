@@ -1,5 +1,5 @@
 -- held: the amounts that one call holds in the windows of budgets, by its hold: the windows of each account, and the amounts.
--- Needs state, definition, account, budgeted.
+-- Needs state, wide, definition, account, budgeted.
 -- The bytes of the lengths of a name and of ids.
 local LENGTHS_BYTES = 2
 local no_windows = {}
@@ -33,6 +33,7 @@ local function move_held(accounts, held, amounts)
         hold_more(meters, place * 2 - 1, amounts[units[place]])
       end
     end
+    if definition and definition[WIDES] then wide.hold_some(definition, meters, amounts[MONEY], not all and ids, is_among) end
   end
 end
 
@@ -50,14 +51,14 @@ local function give_back(accounts, packed_hold, exactly)
   if not exactly and sub(packed_hold, #packed_hold - budgets + 1) == held_as(accounts) then
     backs[MONEY], backs[TOKENS] = money, raw_tokens
     for i = 1, #accounts do
-      local account = accounts[i]
-      local meters, definition = account[METERS], account[DEFINITION]
+      local meters, definition = accounts[i][METERS], accounts[i][DEFINITION]
       if definition then
         local units = definition[UNITS]
         for place = 1, definition[LIVE_COUNT] do
           local held = meters[place * 2] - backs[units[place]]
           meters[place * 2] = held < 0 and 0 or held
         end
+        if definition[WIDES] then wide.hold_some(definition, meters, -money) end
       end
     end
     return no_windows

@@ -1,5 +1,5 @@
 -- hold: takes a call's amounts in all windows of its budgets, or in none. Amounts are by unit, as in the flags of windows.
--- Needs state, take, definition, account, short, held.
+-- Needs state, take, wide_holds, definition, account, short, held.
 
 -- The needs of the present call, and the least amounts they may be cut to; always one request.
 local needs, leasts = {0, 0, 0, 1}, {0, 0, 0, 0}
@@ -21,6 +21,7 @@ end
 -- packed, as it is then.
 local function hold_windows(accounts)
   local least_left, tightest, tight_place, tight_used = HUGE, nil, 0, 0
+  local wide_left, tight_wide, wide_account = HUGE, nil, nil
   for i = 1, #accounts do
     local account = accounts[i]
     local meters, definition = account[METERS], account[DEFINITION]
@@ -36,12 +37,20 @@ local function hold_windows(accounts)
         if left < least_left then least_left, tightest, tight_place, tight_used = left, definition, place, used end
       end
     end
+    if definition[WIDES] then
+      local found
+      least_left, found = wide.hold_all(definition, meters, needs, least_left)
+      if found then wide_left, tight_wide, wide_account = least_left, found, account end
+    end
   end
   local money, raw_tokens = needs[MONEY], needs[TOKENS]
-  if not tightest then return held_as(accounts), money, raw_tokens, BUDGETS.pack{money = money, raw_tokens = raw_tokens} end
+  if tight_wide and wide_left == least_left then
+    return held_as(accounts), money, raw_tokens, wide.told(wide_account[DEFINITION], wide_account[METERS], needs, tight_wide)
+  end
+  if not tightest then return held_as(accounts), money, raw_tokens, BUDGETS.span('', 'limit_rest', {money = money, raw_tokens = raw_tokens}) end
   local fields, at = tightest[FIELDS], (tight_place - 1) * DEFINED_WINDOW_SIZE
-  return held_as(accounts), money, raw_tokens, BUDGETS.pack{
+  return held_as(accounts), money, raw_tokens, BUDGETS.span('', 'limit_rest', {
     money = money, raw_tokens = raw_tokens, budget = fields[at + WINDOW_BUDGET_ID_AT], limit = fields[at + WINDOW_LIMIT_AT],
     used = tight_used, reset = fields[at + WINDOW_NEXT_AT], unit = tightest[UNITS][tight_place],
-  }
+  })
 end

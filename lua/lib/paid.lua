@@ -1,5 +1,5 @@
 -- paid: counts a call in the windows of its budgets, for the entry too.
--- Needs state, cycle, definition, account, held.
+-- Needs state, cycle, wide, definition, account, held.
 
 -- The amounts that budgets count.
 local function paid_of(packed)
@@ -29,7 +29,7 @@ local function pay_windows(accounts, held, money, raw_tokens, requests, since)
     local account = accounts[i]
     local meters, definition = account[METERS], account[DEFINITION]
     if definition then
-      local units, live, count = definition[UNITS], definition[LIVE_COUNT], definition[COUNT]
+      local units, live, count, passed = definition[UNITS], definition[LIVE_COUNT], definition[COUNT], nil
       if not since then
         if not is_told then
           told = told + 1
@@ -37,8 +37,10 @@ local function pay_windows(accounts, held, money, raw_tokens, requests, since)
         end
         for place = 1, live do
           local used = meters[place * 2 - 1] + amounts_paid[units[place]]
-          meters[place * 2 - 1] = used > INTEGER_MAX and INTEGER_MAX or used
+          if used > INTEGER_MAX then used, passed = wide.passing(meters, units, place, passed) end
+          meters[place * 2 - 1] = used
         end
+        if definition[WIDES] then wide.use_some(definition, meters, money, 1, live) end
       end
       if since or count > live then
         local fields = definition[FIELDS]
@@ -48,12 +50,15 @@ local function pay_windows(accounts, held, money, raw_tokens, requests, since)
           local counts = place <= live and fields[at + WINDOW_START_AT] <= since
           if counts or (held[i] and is_among(held[i], fields[at + WINDOW_BUDGET_ID_AT])) then
             local used = meters[place * 2 - 1] + amounts_paid[units[place]]
-            meters[place * 2 - 1] = used > INTEGER_MAX and INTEGER_MAX or used
+            if used > INTEGER_MAX then used, passed = wide.passing(meters, units, place, passed) end
+            meters[place * 2 - 1] = used
+            if definition[WIDES] then wide.use_some(definition, meters, money, place, place) end
             told = told + 1
             told_parts[told] = told_of(fields, place, place, value_of(account) or NOBODY)
           end
         end
       end
+      if passed then wide.widen(account, listed(definition, meters), passed, money) end
     end
   end
   if is_told then return told_last end

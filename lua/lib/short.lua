@@ -1,5 +1,5 @@
 -- short: whether a call's budgets have enough free for it. Amounts are by unit, as in the flags of windows.
--- Needs state, take, definition, windows, account.
+-- Needs state, take, wide_holds, definition, windows, account.
 local OTHERS = 'other'
 
 -- The accounts of single owners that cannot be made, a bit for each: they do not exist, and the most that may have a place, or may be
@@ -19,13 +19,14 @@ local function too_many(accounts, now)
 end
 
 -- The refusal by a window, if it is stronger than a former one: the latest end of a used-up window, then amounts held by calls.
-local function stronger(short, now, verdict, fields, at, used, held, need)
+local function stronger(short, now, verdict, fields, at, limit, used, held, need, unit, limit_rest, used_rest, held_rest)
   local ends = fields[at + WINDOW_NEXT_AT]
   local till = verdict == VERDICT_QUOTA_HELD and -1 or ends == 0 and HUGE or ends
   if short and till <= short[1] then return short end
   return {till, REFUSED.pack{
-    verdict = verdict, now = now, scope = SCOPE_BUDGET, kind = KIND_BUDGET, used = used, limit = fields[at + WINDOW_LIMIT_AT], till = ends,
-    budget = fields[at + WINDOW_BUDGET_ID_AT], unit = fields[at + WINDOW_FLAGS_AT] % WINDOW_ENFORCES, held = held, need = need,
+    verdict = verdict, now = now, scope = SCOPE_BUDGET, kind = KIND_BUDGET, used = used, limit = limit, till = ends,
+    budget = fields[at + WINDOW_BUDGET_ID_AT], unit = unit, held = held, need = need,
+    limit_rest = limit_rest or 0, used_rest = used_rest or 0, held_rest = held_rest or 0,
   }}
 end
 
@@ -45,10 +46,11 @@ local function budgets_short(accounts, now, needs, leasts)
         local free = left - meters[place * 2]
         if need > free then
           local bound, verdict = cut(left, free, leasts[unit] > 0 and min(leasts[unit], need) or need, VERDICT_BUDGET_EXCEEDED)
-          if bound then needs[unit] = bound else short = stronger(short, now, verdict, definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE, used, left - free, need) end
+          if bound then needs[unit] = bound else short = stronger(short, now, verdict, definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE, limit, used, left - free, need, unit) end
         end
       end
     end
+    if definition[WIDES] then short = wide.short(stronger, short, meters, definition, now, needs, leasts) end
   end
   return short and short[2]
 end

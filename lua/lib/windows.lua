@@ -1,12 +1,20 @@
 -- windows: the windows of a budget account as time and a definition change them: each with its limit, end, used and held amount.
--- Needs state, definition.
+-- Needs state, wide_windows, definition.
 -- The windows of a definition, with their used and held amounts.
 local function listed(definition, meters)
   local windows = {}
   for place = 1, definition and definition[COUNT] or 0 do
     local window = {values(definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE + 1, place * DEFINED_WINDOW_SIZE)}
-    window.used, window.held = meters[place * 2 - 1] or 0, meters[place * 2] or 0
+    window.used, window.held, window.used_rest, window.held_rest = meters[place * 2 - 1] or 0, meters[place * 2] or 0, 0, 0
+    if definition[UNITS][place] == MONEY then
+      window.used, window.used_rest = wide.split(window.used)
+      window.held, window.held_rest = wide.split(window.held)
+    end
     windows[place] = window
+  end
+  for _, of_wide in ipairs(definition and definition[WIDES] or {}) do
+    local window, below = windows[of_wide[WIDE_PLACE]], of_wide[WIDE_BELOW]
+    window.used_rest, window.held_rest = meters[below] or 0, meters[below + 1] or 0
   end
   return windows
 end
@@ -14,22 +22,15 @@ end
 -- The windows rolled forward to now: the used amount ends with its interval, the held one stays. A window that is gone is removed
 -- after its interval and its last call.
 local function rolled(windows, now)
-  local parts, meters = {}, {}
+  local kept = {}
   for _, window in ipairs(windows) do
     local over = window.next > 0 and now >= window.next
     while window.next > 0 and now >= window.next do
-      window.start, window.next, window.after, window.used = window.next, window.after, 0, 0
+      window.start, window.next, window.after, window.used, window.used_rest = window.next, window.after, 0, 0, 0
     end
-    if not (over and window.held == 0 and window.flags >= WINDOW_GONE) then
-      parts[#parts + 1] = DEFINED_WINDOW.pack{
-        budget_id = window.budget_id, limit = window.limit, start = window.start, next = window.next, after = window.after,
-        flags = window.flags,
-      }
-      meters[#meters + 1] = window.used
-      meters[#meters + 1] = window.held
-    end
+    if not (over and window.held + window.held_rest == 0 and window.flags >= WINDOW_GONE) then kept[#kept + 1] = window end
   end
-  return #parts > 0 and definition_of(table.concat(parts)) or nil, meters
+  return wide.gathered(kept)
 end
 
 -- The windows of a new definition: known ones keep their used and held amounts, a new one starts at 0. Time only moves forward: an
@@ -48,7 +49,8 @@ local function redefined(windows, wanted, now)
       elseif window.start < had_window.start or (begun and window.next > 0 and window.next <= now) then
         window.start, window.next, window.after = had_window.start, had_window.next, had_window.after
       end
-      window.used, window.held = (begun or window.start == had_window.start) and had_window.used or 0, had_window.held
+      window.held, window.held_rest = had_window.held, had_window.held_rest
+      if begun or window.start == had_window.start then window.used, window.used_rest = had_window.used, had_window.used_rest end
     end
     found[#found + 1] = window
   end

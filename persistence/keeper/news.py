@@ -136,8 +136,8 @@ WITH calendar AS (
       FROM calendar AS c
       JOIN budget AS b USING ("interval", time_zone, anchor_day)
       JOIN organization AS o ON o.id = b.organization_id
-     CROSS JOIN LATERAL (SELECT (CASE WHEN b.raised_until > :now THEN b.raised_to ELSE b.amount END
-                               * CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END)::bigint AS "limit") AS l
+     CROSS JOIN LATERAL (SELECT trunc(CASE WHEN b.raised_until > :now THEN b.raised_to ELSE b.amount END
+                               * CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END) AS "limit") AS l
      CROSS JOIN LATERAL (SELECT array_agg(x::float8 * {ROUNDED}) AS parts
                            FROM jsonb_array_elements_text(b.thresholds) AS x) AS p
      WHERE b.deleted_at IS NULL AND b.id >= :id AND {_WANTED}
@@ -178,8 +178,8 @@ ON CONFLICT (budget_id, start, value) DO UPDATE
 _FORESEEN = text("""
 INSERT INTO budget_told AS t (budget_id, start, value, foreseen, before_used, before_at, seen_used, seen_at)
 SELECT * FROM unnest(cast(:ids AS bigint[]), cast(:starts AS timestamptz[]), cast(:values AS text[]),
-                     cast(:foreseen AS boolean[]), cast(:before_used AS bigint[]),
-                     cast(:before_at AS timestamptz[]), cast(:seen_used AS bigint[]),
+                     cast(:foreseen AS boolean[]), cast(:before_used AS numeric[]),
+                     cast(:before_at AS timestamptz[]), cast(:seen_used AS numeric[]),
                      cast(:seen_at AS timestamptz[]))
 ON CONFLICT (budget_id, start, value) DO UPDATE
    SET foreseen = t.foreseen OR excluded.foreseen, before_used = excluded.before_used,
@@ -204,12 +204,13 @@ async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
         for found in accounts:
             told = AlertState(found.part, found.level, found.exceeded)
             thresholds = [Decimal(str(part)) for part in found.thresholds]
-            parts = crossed(thresholds, told, found.used, found.limit)
-            exceeded = exceeds(told, found.used, found.limit)
+            used, limit, _ = _amounts(found)
+            parts = crossed(thresholds, told, used, limit)
+            exceeded = exceeds(told, used, limit)
             news += (_news(found, "budget.threshold", part) for part in parts)
             if exceeded:
                 news.append(_news(found, "budget.exceeded"))
-            now_told = told.and_of(parts, exceeded, found.limit)
+            now_told = told.and_of(parts, exceeded, limit)
             rows.append((found.id, found.start, found.value, *now_told))
         names = ("ids", "starts", "values", "parts", "levels", "exceeded")
         await connection.execute(_TOLD, _columns(names, rows))
@@ -302,12 +303,13 @@ def _columns(names: Sequence[str], rows: Sequence[tuple[object, ...]]) -> dict[s
 
 
 def _window(found: Found) -> RunningWindow:
-    return RunningWindow(found.interval, ms_of(found.began), ms_of(found.next), found.limit, found.used)
+    used, limit, _ = _amounts(found)
+    return RunningWindow(found.interval, ms_of(found.began), ms_of(found.next), limit, used)
 
 
 def _sample(found: Found, name: str) -> UsageSample | None:
     used, at = getattr(found, f"{name}_used"), getattr(found, f"{name}_at")
-    return None if at is None else UsageSample(used, ms_of(at))
+    return None if at is None else UsageSample(int(used), ms_of(at))
 
 
 def _stored(sample: UsageSample | None) -> tuple[object, object]:
@@ -317,7 +319,8 @@ def _stored(sample: UsageSample | None) -> tuple[object, object]:
 def _news(found: Found, event: str, part: Decimal | None = None, **more: object) -> News:
     """Return an event about a budget's account; `part` is the threshold, if the event is about one."""
     named = "" if part is None else f":{part.normalize():f}"
-    occasion = f"{event}:{found.id}:{ms_of(found.start)}:{found.value}{named}:{found.limit}"
+    used_now, limit, _ = _amounts(found)
+    occasion = f"{event}:{found.id}:{ms_of(found.start)}:{found.value}{named}:{limit}"
     shown = [shown_amount(found.unit, amount) for amount in _amounts(found)]
     used, amount, remaining = shown if found.unit == MONEY else _amounts(found)
     data: dict[str, object] = {
@@ -325,7 +328,7 @@ def _news(found: Found, event: str, part: Decimal | None = None, **more: object)
         "organization": found.organization, "each": found.each, "account": _account(found),
         "unit": found.unit, "currency": found.currency if found.unit == MONEY else None, "mode": found.mode,
         "used": used, "amount": amount, "remaining": remaining,
-        "percent": _number(found.used * 100 // max(1, found.limit) if part is None else part * 100),
+        "percent": _number(used_now * 100 // max(1, limit) if part is None else part * 100),
         "threshold": None if part is None else _number(part), "interval": found.interval,
         "time_zone": found.time_zone, "window_start": _said(ms_of(found.start)) if found.next else None,
         "resets_at": _said(ms_of(found.next)) if found.next else None,
@@ -334,7 +337,8 @@ def _news(found: Found, event: str, part: Decimal | None = None, **more: object)
 
 
 def _amounts(found: Found) -> tuple[int, int, int]:
-    return found.used, found.limit, max(0, found.limit - found.used)
+    used, limit = int(found.used), int(found.limit)
+    return used, limit, max(0, limit - used)
 
 
 def _account(found: Found) -> str | None:

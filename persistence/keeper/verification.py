@@ -70,7 +70,7 @@ DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
        AND ({_FORGOTTEN} OR b.deleted_at < now() - make_interval(days => :days)) LIMIT :n))""")  # noqa: S608  # our own words
 # Runs that Redis keeps.
 _RUNS = text("""
-SELECT r.*, coalesce(u.used, 0) AS calls FROM run AS r
+SELECT r.*, coalesce(u.used, 0)::bigint AS calls FROM run AS r
   LEFT JOIN budget_use AS u ON u.budget_id = r.id AND u.start = r.created_at
  WHERE r.organization_id = ANY(:ids) AND r.expires_at > now() - make_interval(secs => :kept_s)
  ORDER BY r.created_at, r.id""")
@@ -133,7 +133,7 @@ async def _used(
         }  # fmt: skip
         for budget_id, start_ms, value, amount, moved_ms in await connection.execute(_USED, values):
             window = WindowKey(budget_id, start_ms, value)
-            used[window], moved[window] = amount, moved_ms
+            used[window], moved[window] = int(amount), moved_ms
     return used, moved
 
 

@@ -26,6 +26,7 @@ from gateway.core.accounts.outbox import (
     OutboxEntry,
     WindowKey,
     attributed,
+    money_moved,
     sign_of,
     stream_place,
 )
@@ -271,7 +272,7 @@ def _rows_of(moves: Iterable[Move]) -> list[tuple[Any, ...]]:
             if sums is None:
                 sums = alike[budgets] = [0, 0, 0, event]
             sign = sign_of(event)
-            sums[0] += sign * event.money
+            sums[0] += sign * money_moved(event)
             sums[1] += sign * event.raw_tokens
             sums[2] += sign * event.requests
     windows: dict[WindowKey, list[Any]] = {}
@@ -292,7 +293,7 @@ def _row(window: WindowKey, money: int, tokens: int, requests: int, event: Outbo
     _, project, _ = attributed(event.attribution)
     return (
         window.budget_id, window.start_ms, stored_text(window.value), event.organization_id,
-        *(bounded(sum_, INTEGER_MAX) for sum_ in (money, tokens, requests)),
+        money, *(bounded(sum_, INTEGER_MAX) for sum_ in (tokens, requests)),
         stored_text(event.user), str(event.key_id or ""), project, stored_text(facts_of(event).session),
     )  # fmt: skip
 

@@ -207,7 +207,7 @@ SELECT budget_id, start, value, name, used{taken} FROM (
                 WHEN b.each = 'key' THEN n.key_id WHEN b.each = 'project' THEN n.project
                 WHEN b.each = 'session' THEN n.session ELSE '' END AS name,
            CASE b.unit WHEN 'money' THEN n.money WHEN 'tokens' THEN n.tokens ELSE n.requests END AS used
-      FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[],
+      FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::numeric[], %s::bigint[],
                   %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[])
         AS n (budget_id, start, value, organization_id, money, tokens, requests,
               user_name, key_id, project, session)
@@ -215,8 +215,11 @@ SELECT budget_id, start, value, name, used{taken} FROM (
  ORDER BY budget_id, start, value
 ON CONFLICT (budget_id, start, value) DO UPDATE SET
     name = CASE WHEN u.name = '' THEN excluded.name ELSE u.name END, moved_at = now(), used = {used}{more}"""
-# Neither operand exceeds INTEGER_MAX, so the sum does not overflow a bigint.
-_MOVED = {"others": OTHERS, "used": f"least(u.used + excluded.used, {INTEGER_MAX})"}
+# Tokens and requests count as far as the counters do, money without end. The unit is asked for beyond that
+# alone.
+_USED = f"""CASE WHEN u.used + excluded.used <= {INTEGER_MAX} OR (SELECT unit FROM {{}}) = 'money'
+    THEN u.used + excluded.used ELSE {INTEGER_MAX} END"""  # noqa: S608  # our own number
+_MOVED = {"others": OTHERS, "used": _USED.format("budget AS b WHERE b.id = u.budget_id")}
 MOVE_BUDGETS = _MOVE_BUDGETS.format(reset="", taken="", more="", **_MOVED)
 # A reset subtracts its amount from the use, and is summed separately.
 RESET_BUDGETS = _MOVE_BUDGETS.format(
@@ -236,12 +239,12 @@ MOVE_RUNS = f"""
 INSERT INTO budget_use AS u (budget_id, start, value, used)
 SELECT n.budget_id, to_timestamp(n.start / 1000.0), n.value,
        CASE WHEN n.budget_id = r.id THEN n.requests WHEN r.unit = 'money' THEN n.money ELSE n.tokens END
-  FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
+  FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::numeric[], %s::bigint[], %s::bigint[])
     AS n (budget_id, start, value, organization_id, money, tokens, requests)
   JOIN run AS r ON r.id = n.budget_id - n.budget_id %% 2 AND r.organization_id = n.organization_id
  ORDER BY 1, 2, 3
 ON CONFLICT (budget_id, start, value) DO UPDATE SET
-    used = least(u.used + excluded.used, {INTEGER_MAX}), moved_at = now()"""  # noqa: S608  # our own number
+    used = {_USED.format("run AS r WHERE r.id = u.budget_id - 1")}, moved_at = now()"""  # noqa: S608  # our own words
 ACTIVATE = """
 INSERT INTO service_activation (organization_id, service_id, request_id, activated_at)
 SELECT o, s, r::uuid, to_timestamp(at_ms / 1000.0)

@@ -10,12 +10,14 @@ from itertools import chain
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Table,
     and_,
     bindparam,
     case,
+    cast,
     exists,
     func,
     literal,
@@ -406,7 +408,7 @@ FEATURE_USAGE = Entity(
 )
 
 _of_calls, _of_amount = budget_use.alias(), budget_use.alias()
-_calls, _used = func.coalesce(_of_calls.c.used, 0), func.coalesce(_of_amount.c.used, 0)
+_calls, _used = cast(func.coalesce(_of_calls.c.used, 0), BigInteger), func.coalesce(_of_amount.c.used, 0)
 _status = case(
     (or_(run.c.ended_at.is_not(None), run.c.expires_at <= func.now()), ENDED),
     (or_(_used >= run.c.amount, _calls >= run.c.calls_max), EXHAUSTED),
@@ -457,7 +459,9 @@ _REFUSER = case(
             select(named.c.name).where(named.c.id == call.c.refused_by).scalar_subquery(),
         )
         for kind, named in (
-            (RefusingLimit.BUDGET, budget), (RefusingLimit.RUN, run), (RefusingLimit.PLAN, token_plan)
+            (RefusingLimit.BUDGET, budget),
+            (RefusingLimit.RUN, run),
+            (RefusingLimit.PLAN, token_plan),
         )
     )
 )

@@ -1170,10 +1170,9 @@ CREATE TABLE budget (
     service_id bigint REFERENCES service(id),
     each text CHECK (each IN ('user', 'key', 'project', 'session')),
     unit text NOT NULL CHECK (unit IN ('money', 'tokens', 'requests')),
-    -- Money in the organization's currency, with nine decimals at most; all of it is within 2^53 - 1 of its
-    -- smallest unit.
+    -- Money in the organization's currency, with nine decimals at most; up to 10^15 of it.
     amount numeric NOT NULL CONSTRAINT budget_amount_check CHECK (
-        amount BETWEEN 0 AND CASE unit WHEN 'money' THEN 9007199.254740991 ELSE 9007199254740991 END
+        amount BETWEEN 0 AND CASE unit WHEN 'money' THEN 1000000000000000 ELSE 9007199254740991 END
         AND amount = trunc(amount, CASE unit WHEN 'money' THEN 9 ELSE 0 END)),
     "interval" text NOT NULL
         CHECK ("interval" IN ('hour', 'day', 'week', 'month', 'quarter', 'year', 'total')),
@@ -1185,7 +1184,7 @@ CREATE TABLE budget (
     thresholds jsonb DEFAULT '[0.5, 0.8, 1]' NOT NULL CHECK (jsonb_typeof(thresholds) = 'array'),
     -- What the amount is until a moment, and why.
     raised_to numeric CONSTRAINT budget_raised_to_check CHECK (
-        raised_to BETWEEN 0 AND CASE unit WHEN 'money' THEN 9007199.254740991 ELSE 9007199254740991 END
+        raised_to BETWEEN 0 AND CASE unit WHEN 'money' THEN 1000000000000000 ELSE 9007199254740991 END
         AND raised_to = trunc(raised_to, CASE unit WHEN 'money' THEN 9 ELSE 0 END)),
     raised_until timestamptz,
     raise_reason text,
@@ -1282,8 +1281,8 @@ CREATE TABLE budget_use (
     start timestamptz NOT NULL,
     value text DEFAULT '' NOT NULL,
     name text DEFAULT '' NOT NULL,
-    used bigint NOT NULL,
-    reset bigint DEFAULT 0 NOT NULL,
+    used numeric NOT NULL,
+    reset numeric DEFAULT 0 NOT NULL,
     moved_at timestamptz DEFAULT now() NOT NULL,
     PRIMARY KEY (budget_id, start, value)
 );
@@ -1300,9 +1299,9 @@ CREATE TABLE budget_told (
     part numeric DEFAULT 0 NOT NULL,
     exceeded boolean DEFAULT false NOT NULL,
     foreseen boolean DEFAULT false NOT NULL,
-    before_used bigint,
+    before_used numeric,
     before_at timestamptz,
-    seen_used bigint,
+    seen_used numeric,
     seen_at timestamptz,
     -- The largest amount that was told as reached. What a budget is raised to is another amount: it is told
     -- as well.

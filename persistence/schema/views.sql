@@ -203,7 +203,7 @@ CREATE VIEW invariant_budgets AS
               WHERE budget_id = b.id AND start > greatest(
                     b.updated_at + interval '1 minute',
                     (SELECT since FROM kept_since WHERE ledger = 'call'))) AS s
-     CROSS JOIN LATERAL (SELECT sum(used::numeric + reset) AS used,
+     CROSS JOIN LATERAL (SELECT sum(used + reset) AS used,
                                 max(greatest(abs(used), abs(reset))) AS largest
                FROM budget_use WHERE budget_id = b.id AND start >= s.start) AS u
      CROSS JOIN LATERAL (
@@ -221,7 +221,8 @@ CREATE VIEW invariant_budgets AS
                   AND (b.service_id IS NULL OR service_id = b.service_id)) AS c
      WHERE b.unit IN ('money', 'tokens') AND b.mode = 'enforce' AND b."user" IS NULL AND b.model IS NULL
        AND b.tool IS NULL AND b.server IS NULL AND b.deleted_at IS NULL
-       AND u.used NOT BETWEEN c.used AND c.with_events AND u.largest < 9007199254740991;
+       AND u.used NOT BETWEEN c.used AND c.with_events
+       AND (b.unit = 'money' OR u.largest < 9007199254740991);
 
 -- Of days whose rows are archived the roll-up stands for itself, ledger by ledger: one may be kept longer
 -- than another. How many requests there were is known while all three have their rows.

@@ -9,6 +9,7 @@ from gateway.core.accounts.budgets import (
     FLAG_MONEY,
     FLAG_REQUESTS,
     FLAG_TOKENS,
+    packed_limit,
 )
 from gateway.core.model import BudgetAccount
 from gateway.counters.layouts.states import EACH_ACCOUNTS_MAX
@@ -31,8 +32,8 @@ def window(
     at: tuple[int, int, int] = EVER, enforce: bool = True, cut: bool = False,
 ) -> bytes:  # fmt: skip
     """One window; `at` is when it begins and ends, and when the one after it does."""
-    flags = UNITS[unit] | FLAG_ENFORCE * enforce | FLAG_CUT * cut
-    return DEFINED_WINDOW.pack(budget_id, limit, *at, flags)
+    said, flags = packed_limit(limit, UNITS[unit] | FLAG_ENFORCE * enforce | FLAG_CUT * cut)
+    return DEFINED_WINDOW.pack(budget_id, said, *at, flags)
 
 
 def account(*windows: bytes, name: str = NAME, value: str = "") -> BudgetAccount:

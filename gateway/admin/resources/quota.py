@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -28,7 +29,6 @@ from gateway.admin.resources.resource import (
 )
 from gateway.admin.resources.values import (
     AS_STORED,
-    DECIMAL,
     Amount,
     AnchorDay,
     Currency,
@@ -46,7 +46,6 @@ from gateway.admin.resources.values import (
     TokenUnitPrice,
     must,
     optional,
-    read_decimal,
     show_decimal,
 )
 from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, RowScope, access
@@ -248,11 +247,15 @@ OnExhausted: Any = Literal[ON_EXHAUSTED]
 Holds: Any = Literal[HOLDS]
 
 
+# Up to 10^15 of a currency, which is more than other decimals have.
+AMOUNT = re.compile(r"[0-9]{1,16}(\.[0-9]{1,9})?", re.ASCII)
+
+
 def _amount(value: object) -> object:
     if type(value) is int or isinstance(value, Decimal):
         return value
-    if isinstance(value, str):
-        return read_decimal(value)
+    if isinstance(value, str) and AMOUNT.fullmatch(value) is not None:
+        return Decimal(value)
     raise ValueError('must be a decimal in a string, such as "12.50", of money, else a whole number')
 
 
@@ -268,7 +271,7 @@ BudgetAmount = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "string", "pattern": f"^{DECIMAL.pattern}$", "examples": ["12.50"]},
+                {"type": "string", "pattern": f"^{AMOUNT.pattern}$", "examples": ["12.50"]},
                 {"type": "integer", "minimum": 1, "maximum": INTEGER_MAX},
             ]
         },

@@ -53,6 +53,17 @@ DEFINED_WINDOW = Layout("DEFINED_WINDOW", "f64 budget_id limit start next after,
 FLAG_MONEY, FLAG_TOKENS, FLAG_REQUESTS, FLAG_ENFORCE, FLAG_CUT = 1, 2, 4, 8, 16
 UNIT_OF: Final = {FLAG_MONEY: MONEY, FLAG_TOKENS: TOKENS, FLAG_REQUESTS: REQUESTS}
 _FLAG_OF: Final = {unit: flag for flag, unit in UNIT_OF.items()}
+# A limit of money above 2^53 - 1 nano-units is packed in steps of so many of them, with other flags in place
+# of the unit's. With all three flags it is in nano-units, and the used or held amount is above 2^53 - 1.
+# Windows with such flags are wide: they count in two numbers (lua/lib/wide.lua).
+_UNIT_FLAGS: Final = FLAG_MONEY | FLAG_TOKENS | FLAG_REQUESTS
+FLAGS_UNHELD: Final = _UNIT_FLAGS
+_STEPS: Final = {
+    FLAG_MONEY: 1,
+    FLAG_MONEY | FLAG_TOKENS: 10**6,
+    FLAG_MONEY | FLAG_REQUESTS: 10**7,
+    FLAG_TOKENS | FLAG_REQUESTS: 10**9,
+}
 
 _MONTHS: Final = {MONTH: 1, QUARTER: 3, YEAR: 12}
 
@@ -192,19 +203,37 @@ def bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[
 
 def defined(budgets: Iterable[Budget], at_ms: int) -> bytes:
     """Return the windows of one account at a time, packed as the Lua scripts read them."""
-    return b"".join(
-        DEFINED_WINDOW.pack(
-            one.id,
-            one.limit_at(at_ms),
-            *(
-                (0, 0, EACH_UNUSED_DAYS * DAY_MS)
-                if is_forgotten_unused(one)
-                else bounds(one.interval, one.time_zone, one.anchor_day, at_ms)
-            ),
-            flags_of(one),
+    packed = list[bytes]()
+    for one in sorted(budgets, key=lambda one: one.id):
+        limit, flags = packed_limit(one.limit_at(at_ms), flags_of(one))
+        times = (
+            (0, 0, EACH_UNUSED_DAYS * DAY_MS)
+            if is_forgotten_unused(one)
+            else bounds(one.interval, one.time_zone, one.anchor_day, at_ms)
         )
-        for one in sorted(budgets, key=lambda one: one.id)
-    )
+        packed.append(DEFINED_WINDOW.pack(one.id, limit, *times, flags))
+    return b"".join(packed)
+
+
+def packed_limit(limit: int, flags: int) -> tuple[int, int]:
+    """Return a limit and the flags of its window as the scripts take them: a large one of money in steps.
+
+    What no step divides is rounded down: `wrong_amount` knows none.
+    """
+    if not flags & FLAG_MONEY or limit <= INTEGER_MAX:
+        return limit, flags
+    whole = FLAG_TOKENS | FLAG_REQUESTS
+    found = (one for one, step in _STEPS.items() if limit % step == 0 and limit // step <= INTEGER_MAX)
+    unit = next(found, whole)
+    return min(limit // _STEPS[unit], INTEGER_MAX), flags - FLAG_MONEY + unit
+
+
+def read_limit(limit: int, flags: int) -> tuple[int, int]:
+    """Return a limit and flags as `packed_limit` was given them: nano-units of money."""
+    unit = flags & _UNIT_FLAGS
+    if unit in {FLAG_MONEY, FLAG_TOKENS, FLAG_REQUESTS}:
+        return limit, flags
+    return limit * _STEPS.get(unit, 1), flags - unit + FLAG_MONEY
 
 
 @lru_cache(4096)
@@ -445,9 +474,10 @@ def _takes(name: str, wanted: Any, value: Any) -> bool:
 
 # Budgets as administrators define them: faults of one, and conversion for calls. Pure.
 
-# In units of the currency: 2^53 billionths, whole millions.
-MONEY_MAX: Final = 9_000_000
-MONEY_DIGITS_MAX: Final = 9
+# In units of the currency, up to so many decimals: beyond 2^53 billionths, in whole millions, those that
+# currencies have.
+MONEY_MAX: Final = 10**15
+MONEY_DIGITS_MAX: Final = {9: 9_000_000, 3: 10**12, 2: 10**13, 0: MONEY_MAX}
 THRESHOLDS_MAX: Final = 10
 THRESHOLDS: Final = (0.5, 0.8, 1.0)
 # Selector fields that exclude a value of `each`: one user cannot be split by user.
@@ -472,8 +502,16 @@ def wrong_amount(unit: str, amount: object, field: str) -> Wrong:
             yield field, f"must be a whole number from 1 to {INTEGER_MAX} where the unit is {unit}"
     elif not isinstance(amount, Decimal):
         yield field, 'must be a decimal in a string, such as "12.50", where the unit is money'
-    elif not 0 < amount <= MONEY_MAX or amount != round(amount, MONEY_DIGITS_MAX):
-        yield field, f"must be above 0 and at most {MONEY_MAX}, with at most {MONEY_DIGITS_MAX} decimals"
+    elif not (
+        amount > 0
+        and any(
+            amount <= most and amount == round(amount, digits) for digits, most in MONEY_DIGITS_MAX.items()
+        )
+    ):
+        most = ", ".join(
+            f"{digits} decimals up to {most}" for digits, most in MONEY_DIGITS_MAX.items() if digits
+        )
+        yield field, f"must be above 0 and at most {MONEY_MAX}, with at most {most}"
 
 
 def wrong_raise(budget: Budget, amount: object, until: datetime, now: datetime) -> Wrong:

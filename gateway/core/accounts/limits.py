@@ -2,8 +2,8 @@
 
 `RateLimit-Policy` and `RateLimit` follow draft-ietf-httpapi-ratelimit-headers-10 (structured fields, RFC
 9651); the `x-ratelimit-*` fields are written as OpenAI writes them. Values are those after this call's hold.
-Of all budgets only the tightest is reported, money in millionths: a structured field cannot have larger
-numbers.
+Of all budgets only the tightest is reported, money in millionths, or in larger parts where the limit has too
+many of these: a structured field cannot have larger numbers.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from typing import Final
 from urllib.parse import quote
 
 from gateway.core.accounts.budgets import FLAG_MONEY, UNIT_OF, shown_amount
+from gateway.core.billing.money import NANO
 from gateway.core.joined import Part, said
 from gateway.core.model import BudgetWindow, Decision, LimitKind, Verdict, Window
 
 WINDOW_S = 60
 # Slots of a direct-mapped cache. A prime, because limits are round numbers and would collide otherwise.
 CACHED_MAX = 4093
-NANO_A_MICRO = 1_000
+# The parts of a currency in which money is reported, in nano-units, with their prefixes. The first that fits
+# a limit is used.
+MONEY_PARTS: Final = ((1_000, "micro-"), (NANO, ""), (1_000 * NANO, "kilo-"))
 FIELD_INTEGER_MAX = 10**15 - 1  # most in a structured field: RFC 9651, 3.3.1
 
 _EMPTY: Final[Part] = b""
@@ -154,17 +157,25 @@ def _name(name: str) -> bytes:
     return quote(name, safe=_VISIBLE).encode()
 
 
+def _part(limit: int) -> tuple[int, str]:
+    """Return the part of a currency in which a limit is reported: its nano-units and its prefix."""
+    for part in MONEY_PARTS:
+        if limit // part[0] <= FIELD_INTEGER_MAX:
+            return part
+    return MONEY_PARTS[-1]
+
+
 def _budget_policy(window: BudgetWindow) -> str:
     if window.unit == FLAG_MONEY:
-        quota = min(window.limit // NANO_A_MICRO, FIELD_INTEGER_MAX)
-        return f'"budget";q={quota};qu="micro-{window.currency}"'
+        nano, part = _part(window.limit)
+        return f'"budget";q={window.limit // nano};qu="{part}{window.currency}"'
     return f'"budget";q={min(window.limit, FIELD_INTEGER_MAX)};qu="{UNIT_OF[window.unit]}"'
 
 
 def _budget_item(comma: bytes, window: BudgetWindow, now_ms: int) -> bytes:
     left = _left(window.limit, window.used)
     if window.unit == FLAG_MONEY:
-        left //= NANO_A_MICRO
+        left //= _part(window.limit)[0]
     ms = window.reset_ms - now_ms if window.reset_ms else 0
     item = said(comma, b'"budget";r=', min(left, FIELD_INTEGER_MAX))
     return said(item, b";t=", _seconds(ms)) if ms > 0 else item

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import asdict, replace
 
-from gateway.core.billing.money import TIER_BYTES, are_money
+from gateway.core.billing.money import NANO, TIER_BYTES, are_money
 from gateway.core.billing.price_book import KINDS, NO_COUNTS
 from gateway.core.layout import Layout
 from gateway.core.model import INTEGER_MAX
@@ -349,6 +349,11 @@ class OutboxEntry:
 def sign_of(event: OutboxEntry) -> int:
     """Return the direction in which an entry moves budget windows: -1 for a reset of a budget, else 1."""
     return -1 if event.kind == EventKind.BUDGET else 1
+
+
+def money_moved(event: OutboxEntry) -> int:
+    """Return the nano-units by which an entry moves windows of money; a reset's amount is whole units."""
+    return event.money + (event.amount * NANO if event.kind == EventKind.BUDGET else 0)
 
 
 def in_money(event: OutboxEntry) -> bool:

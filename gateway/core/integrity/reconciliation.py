@@ -22,7 +22,14 @@ from gateway.core.accounts.budgets import (
     defined,
     is_forgotten_unused,
 )
-from gateway.core.accounts.outbox import AccountPosition, MalformedEvent, WindowKey, decode, sign_of
+from gateway.core.accounts.outbox import (
+    AccountPosition,
+    MalformedEvent,
+    WindowKey,
+    decode,
+    money_moved,
+    sign_of,
+)
 from gateway.core.accounts.runs import ENDED_CALLS, Run, value_of
 from gateway.core.integrity.recovery import AccountHead
 from gateway.core.model import INTEGER_MAX
@@ -255,8 +262,9 @@ def _say(balance: int | None) -> str:
 
 # The expected state of budget accounts: stored use of their windows, and use in waiting entries. Pure.
 #
-# A waiting entry has moved Redis, and not yet PostgreSQL: with it both must agree. Both count up to
-# `INTEGER_MAX`, because numbers in the scripts are exact up to it: a full window remains full.
+# A waiting entry has moved Redis, and not yet PostgreSQL: with it both must agree. Tokens and requests count
+# up to `INTEGER_MAX` in both, because numbers in the scripts are exact up to it: a full window remains full.
+# Money has no such end, unless a program without wide windows counted it.
 
 # The prefix of a budget account's name in an item.
 BUDGET = "budget:"
@@ -315,7 +323,7 @@ def waiting_in(packed: Iterable[bytes], budgets: Iterable[Budget]) -> dict[Windo
         for window in event.budgets:
             unit = units.get(window.budget_id)
             if unit is not None:
-                by = {MONEY: event.money, TOKENS: event.raw_tokens}.get(unit, event.requests)
+                by = {MONEY: money_moved(event), TOKENS: event.raw_tokens}.get(unit, event.requests)
                 found[window] = found.get(window, 0) + sign_of(event) * by
     return found
 
@@ -346,7 +354,10 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
             values += [value for like, _, value in live if like == prefix]
         for value in dict.fromkeys(values):
             own = tuple(WindowKey(one.budget_id, one.start_ms, value) for one in windows)
-            used = tuple(min(max(0, stored.get(one, 0) + waiting.get(one, 0)), INTEGER_MAX) for one in own)
+            used = tuple(
+                _counted(budget.unit, stored.get(one, 0) + waiting.get(one, 0))
+                for budget, one in zip(alike, own, strict=True)
+            )
             moved_ms = max(now_ms if one in waiting else moved.get(one, 0) for one in own)
             yield BudgetAccountUse(f"{prefix}:{value}" if somebody else name, packed, own, used, moved_ms)
 
@@ -355,7 +366,10 @@ def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountU
     """Return the expected state of a run's account. After its end it has no room for calls."""
     name, value = run.account.name, value_of(run.id)
     windows = tuple(WindowKey(one.id, run.created_ms, value) for one in run.budgets)
-    calls, amount = (min(max(0, stored.get(one, 0) + waiting.get(one, 0)), INTEGER_MAX) for one in windows)
+    calls, amount = (
+        _counted(budget.unit, stored.get(one, 0) + waiting.get(one, 0))
+        for budget, one in zip(run.budgets, windows, strict=True)
+    )
     return BudgetAccountUse(
         name, run.defined, windows, (calls + ENDED_CALLS if run.ended_ms else calls, amount)
     )
@@ -407,7 +421,12 @@ def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey
         if there is None or there.start_ms < window.start_ms:
             yield window, 0, used
         elif there.start_ms == window.start_ms:
-            yield window, there.used, used
+            yield window, there.used, INTEGER_MAX if there.used == INTEGER_MAX < used else used
+
+
+def _counted(unit: str, amount: int) -> int:
+    """Return the use of a window as it counts: never below 0, and money of any size."""
+    return max(0, amount if unit == MONEY else min(amount, INTEGER_MAX))
 
 
 def forgettable(budgets: Iterable[Budget]) -> frozenset[int]:

@@ -10,7 +10,7 @@ from operator import attrgetter
 
 import msgspec
 
-from gateway.core.accounts.budgets import DEFINED_WINDOW, FLAG_MONEY, FLAG_TOKENS, ends_of
+from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_TOKENS, ends_of
 from gateway.core.accounts.definitions import (
     AccountDefinition,
     CatalogueDefinition,
@@ -768,22 +768,20 @@ class BudgetAccounts(ControlClient):
         return found, calls
 
 
-def _held(held: Held, name: str, fields: Sequence[float]) -> int:
+def _held(held: Held, name: str, window: states.WindowState) -> int:
     """Return the amount held on a window by calls in flight, in the window's unit."""
-    money, tokens, requests = held.get((name, int(fields[0])), (0, 0, 0))
-    flags = int(fields[-1])
-    amount = money if flags & FLAG_MONEY else tokens if flags & FLAG_TOKENS else requests
-    return min(amount, INTEGER_MAX)
+    money, tokens, requests = held.get((name, window.budget_id), (0, 0, 0))
+    if window.flags & FLAG_MONEY:
+        return money
+    return min(tokens if window.flags & FLAG_TOKENS else requests, INTEGER_MAX)
 
 
 def _packed(account: BudgetAccountUse, held: Held, expires: int, calls: int) -> bytes:
     """Return the account's packed state."""
-    amounts = (0,) * len(account.used)
-    if held:
-        defined = DEFINED_WINDOW.struct.iter_unpack(account.defined)
-        amounts = tuple(_held(held, account.name, fields) for fields in defined)
-    meters = (states.METER.pack(*one) for one in zip(account.used, amounts, strict=True))
-    return b"".join((states.BUDGET.pack(LAYOUT, 0, expires, calls), account.defined, *meters))
+    windows = states.defined_windows(account.defined)
+    for window, used in zip(windows, account.used, strict=True):
+        window.used, window.held = used, _held(held, account.name, window) if held else 0
+    return states.pack_windows(windows, expires, calls)
 
 
 def _expiry(defined: bytes, moved_ms: int) -> int:

@@ -50,7 +50,7 @@ _FIELD = re.compile(r"(?<![.\w])(?P<record>(?:[a-z]+_)*(?P<layout>[a-z]+))\.(?P<
 # Tables with fields that are no opened layouts: libraries, and the JSON values of `share`.
 _TABLES = frozenset({
     "facts", "math", "redis", "string", "struct", "table", "cjson", "cmsgpack", "capacity", "one", "limits",
-    "share", "asked", "other", "left",
+    "share", "asked", "other", "left", "wide",
 })  # fmt: skip
 _CLOSED_BY = {"(": ")", "{": "}", "[": "]"}
 # The fields of an account before this one are its definition.

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from gateway.core.accounts import runs
-from gateway.core.accounts.budgets import DEFINED_WINDOW, OTHERS, LiveWindow
+from gateway.core.accounts.budgets import DEFINED_WINDOW, FLAG_MONEY, FLAG_TOKENS, OTHERS, LiveWindow
 from gateway.core.accounts.definitions import (
     AccountDefinition,
     CatalogueDefinition,
@@ -24,7 +24,7 @@ from gateway.core.accounts.definitions import (
 )
 from gateway.core.accounts.outbox import BUDGETED, CARRIED, ENTRY, PRICED
 from gateway.core.accounts.plans import TERMS, PlanTerms, Term
-from gateway.core.billing.money import TIER
+from gateway.core.billing.money import NANO, TIER
 from gateway.core.joined import numbers
 from gateway.core.layout import EARLIER, KINDS, LAYOUT, Layout, UnknownLayout
 from gateway.core.model import (
@@ -69,11 +69,18 @@ ADMITTED = Layout(
     " requests_scope requests_limit requests_used requests_reset"
     " tokens_scope tokens_limit tokens_used tokens_reset",
 )
-REFUSED = Layout("REFUSED", "i64 verdict now scope kind used limit till budget=0 unit=0 held=0 need=0")
+REFUSED = Layout(
+    "REFUSED",
+    "i64 verdict now scope kind used limit till budget=0 unit=0 held=0 need=0"
+    " limit_rest=0 used_rest=0 held_rest=0",
+)
 # The amounts that a call wants held on its budgets; after ADMITTED the held ones, and the tightest enforced
 # one.
 NEED = Layout("NEED", "f64 money money_most money_least raw_tokens raw_most raw_least")
-BUDGETS = Layout("BUDGETS", "i64 money raw_tokens budget=0 limit=0 used=0 reset=0 unit=0")
+# Of a wide window limit, used and held are whole units of the currency, what is below these comes last.
+BUDGETS = Layout(
+    "BUDGETS", "i64 money raw_tokens budget=0 limit=0 used=0 reset=0 unit=0 limit_rest=0 used_rest=0"
+)
 
 # The log and the late queue store a settlement without the batch.
 _KEPT = (
@@ -152,6 +159,8 @@ LAYOUTS = (
 # An account of one owner is followed by its index wherever the account may be created or deleted.
 
 _ADMITTED_SIZE = ADMITTED.size
+# The unit of a wide window in an answer.
+_WIDE = FLAG_MONEY | FLAG_TOKENS
 
 
 def account_keys(partition: int, names: Sequence[str], *, indexed: bool) -> Iterator[str]:
@@ -298,7 +307,7 @@ def pack_run_id(run_id: bytes) -> bytes:
 def decision(answer: bytes, service: Service) -> Decision:
     """Return the decision in an answer of `reserve`, without values that the service does not move."""
     if len(answer) >= _ADMITTED_SIZE:
-        # By index: 0 to 15 are the fields of ADMITTED, 16 to 22 those of BUDGETS after them.
+        # By index: 0 to 15 are the fields of ADMITTED, 16 to 24 those of BUDGETS after them.
         field = numbers(answer)
         verdict, total, free = field[0], field[3], field[4]
         counts, pays = service.counts_tokens, service.meter == "consumption"
@@ -317,9 +326,19 @@ def decision(answer: bytes, service: Service) -> Decision:
             decision.money_held, decision.raw_held = field[16], field[17]
             if field[18]:
                 decision.budget = BudgetWindow(field[18], field[19], field[20], field[21], field[22])
+                if field[22] == _WIDE:
+                    limit, used = field[19] * NANO + field[23], field[20] * NANO + field[24]
+                    decision.budget = BudgetWindow(field[18], limit, used, field[21], FLAG_MONEY)
         return decision
     if len(answer) == _REFUSED.size:
-        code, now, scope, kind, used, limit, until, budget_id, unit, held, need = _REFUSED.unpack(answer)
+        code, now, scope, kind, used, limit, until, budget_id, unit, held, need, *rests = _REFUSED.unpack(
+            answer
+        )
+        if unit == _WIDE:
+            limit, used, held = (
+                one * NANO + rest for one, rest in zip((limit, used, held), rests, strict=True)
+            )
+            unit = FLAG_MONEY
         refused = Decision(Verdict(code), scope, kind, used, limit, until, now)
         if budget_id:
             refused.budget = BudgetWindow(budget_id, limit, used, until, unit, held=held, need=need)
@@ -477,13 +496,16 @@ def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: by
 
 _BY_KIND = {
     "k": states.KEY, "u": states.USER, "t": states.TENANT, "o": states.ORGANIZATION,
-    "a": states.ACTIVATION, "h": states.HOLD, "b": states.BUDGET,
+    "a": states.ACTIVATION, "h": states.HOLD,
 }  # fmt: skip
 
 
 def as_written(state: str, packed: bytes, marker: bytes) -> bytes:
     """Return a state in the layout that its partition's marker names; its key tells its kind."""
-    return packed if layout_of(marker) == LAYOUT else _BY_KIND[state.split(":")[2]].earlier(packed)
+    kind = state.split(":")[2]
+    if layout_of(marker) == LAYOUT:
+        return packed
+    return states.earlier_windows(packed) if kind == "b" else _BY_KIND[kind].earlier(packed)
 
 
 def layout_of(marker: bytes) -> int:
@@ -535,9 +557,9 @@ _PLAN_FIELDS = frozenset(one.name for one in PLAN.fields)
 def is_as_defined(kind: type[AccountDefinition], packed: bytes, stored: bytes | None) -> bool:
     """Return whether a stored state already has a packed definition, so that only its version would change.
 
-    False for an older layout, to rewrite it in today's. `load` reports a value that cannot be read.
+    False for a layout older than EARLIER, to rewrite it. `load` reports a value that cannot be read.
     """
-    if not stored or stored[0] != LAYOUT:
+    if not stored or stored[0] not in {EARLIER, LAYOUT}:
         return False
     of, layout = _KINDS[kind]
     try:

@@ -9,27 +9,35 @@ default, and the same name in the scripts (`tenant.limit`). A field that a new l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields, replace
 from operator import attrgetter
 from typing import TypeVar, cast
 
 from gateway.core.accounts import budgets
-from gateway.core.accounts.budgets import DEFINED_WINDOW
+from gateway.core.accounts.budgets import DEFINED_WINDOW, FLAG_MONEY, FLAGS_UNHELD, packed_limit, read_limit
+from gateway.core.billing.money import NANO
 from gateway.core.layout import KINDS, LAYOUT, NUMBER, Layout, LayoutField
+from gateway.core.model import INTEGER_MAX
 
 # An account of budgets, packed: a header, the definitions of its windows, then their meters. Pure.
 
 # The account of one owner counts the calls in flight that take from it, which may exceed their holds: until
-# they end it is kept. An open window is its definition together with its meter.
-BUDGET = Layout("BUDGET", "number, u8 flags, f64 expires calls=0@132")
+# they end it is kept. An open window is its definition together with its meter. After the meters of all
+# windows come those of the wide ones, for amounts below a whole unit of the currency.
+BUDGET = Layout("BUDGET", "number, u8 flags, f64 expires calls=0@132 wide_count=0@133")
 METER = Layout("METER", "f64 used held")
-WINDOW = Layout("WINDOW", "f64 budget_id limit start next after, u8 flags, f64 used held")
+WINDOW = Layout("WINDOW", "f64 budget_id limit start next after, u8 flags, f64 used held used_rest held_rest")
 WINDOW_LAYOUTS = BUDGET, METER, WINDOW
+# From so many nano-units on, amounts of a window count in two numbers: `measure` of lua/lib/wide_windows.lua.
+_UNHELD = INTEGER_MAX // NANO * NANO
 
 
 @dataclass(slots=True)
 class WindowState:
-    """One budget of an account: definition, used and held amount (`gateway/core/accounts/budgets.py`)."""
+    """One budget of an account: definition, used and held amount (`gateway/core/accounts/budgets.py`).
+
+    Money is in nano-units, of any size.
+    """
 
     budget_id: int
     limit: int
@@ -47,19 +55,61 @@ def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 
     The account of one owner is deleted when it `expires` (ms), or once it has no use, no hold and no `calls`
     in flight. With a time below 0 it is never deleted, but loses its place then.
     """
-    defined = (DEFINED_WINDOW.pack(*astuple(one)[:-2]) for one in windows)
-    meters = (METER.pack(one.used, one.held) for one in windows)
-    return b"".join((BUDGET.pack(LAYOUT, 0, expires, calls), *defined, *meters))
+    defined, meters, rests = list[bytes](), list[bytes](), list[bytes]()
+    for one in windows:
+        limit, flags = packed_limit(one.limit, one.flags)
+        used, held = one.used, one.held
+        if flags & FLAG_MONEY and flags == one.flags and max(abs(used), held) >= _UNHELD:
+            flags += FLAGS_UNHELD - FLAG_MONEY
+        if flags != one.flags:
+            (used, below), (held, held_below) = divmod(used, NANO), divmod(held, NANO)
+            rests.append(METER.pack(below, held_below))
+        defined.append(DEFINED_WINDOW.pack(one.budget_id, limit, one.start, one.next, one.after, flags))
+        meters.append(METER.pack(used, held))
+    return b"".join((BUDGET.pack(LAYOUT, 0, expires, calls, len(rests)), *defined, *meters, *rests))
 
 
 def unpack_windows(packed: bytes) -> list[WindowState]:
     """Return the stored windows of an account of budgets."""
     whole = BUDGET.today(packed)
-    count = (len(whole) - BUDGET.size) // (DEFINED_WINDOW.size + METER.size)
+    wide = int(BUDGET.struct.unpack_from(whole)[-1])
+    count = (len(whole) - BUDGET.size - wide * METER.size) // (DEFINED_WINDOW.size + METER.size)
     meters_at = BUDGET.size + count * DEFINED_WINDOW.size
-    defined = DEFINED_WINDOW.struct.iter_unpack(whole[BUDGET.size : meters_at])
-    meters = METER.struct.iter_unpack(whole[meters_at:])
-    return [WindowState(*map(int, (*one, *meter))) for one, meter in zip(defined, meters, strict=True)]
+    defined, windows = whole[BUDGET.size : meters_at], defined_windows(whole[BUDGET.size : meters_at])
+    meters = list(METER.struct.iter_unpack(whole[meters_at:]))
+    rests = iter(meters[count:])
+    for window, (*_, flags), (used, held) in zip(
+        windows, DEFINED_WINDOW.struct.iter_unpack(defined), meters[:count], strict=True
+    ):
+        window.used, window.held = int(used), int(held)
+        if flags != window.flags:
+            below = next(rests)
+            window.used = window.used * NANO + int(below[0])
+            window.held = window.held * NANO + int(below[1])
+    return windows
+
+
+def defined_windows(defined: bytes) -> list[WindowState]:
+    """Return the windows of a definition, with nothing used or held."""
+    return [
+        WindowState(int(id_), limit, int(start), int(next_), int(after), flags)
+        for id_, said, start, next_, after, packed in DEFINED_WINDOW.struct.iter_unpack(defined)
+        for limit, flags in (read_limit(int(said), packed),)
+    ]
+
+
+def earlier_windows(packed: bytes) -> bytes:
+    """Return an account as programs read it that know no wide windows: money up to what these count to."""
+    *_, expires, calls, wide = BUDGET.struct.unpack_from(BUDGET.today(packed))
+    if wide:
+        windows = [
+            replace(one, **{name: min(getattr(one, name), INTEGER_MAX) for name in ("limit", "used", "held")})
+            for one in unpack_windows(packed)
+        ]
+        defined = (DEFINED_WINDOW.pack(*astuple(one)[:-2]) for one in windows)
+        meters = (METER.pack(one.used, one.held) for one in windows)
+        packed = b"".join((BUDGET.pack(LAYOUT, 0, expires, calls, 0), *defined, *meters))
+    return BUDGET.earlier(packed)
 
 
 # The order of fields in earlier layouts. Pure.

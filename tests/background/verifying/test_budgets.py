@@ -453,17 +453,32 @@ async def test_what_comes_late_after_a_loss_counts_once(kept: BudgetWorld) -> No
 
 
 async def test_what_is_full_is_told_as_full(kept: BudgetWorld) -> None:
-    """Numbers in the counters are exact up to 2^53: a window counts no further, and nothing wraps."""
+    """Numbers in the counters are exact up to 2^53: tokens count no further, and nothing wraps."""
     for call in [kept.reserve(1) for _ in range(3)]:
-        call.settle(money=INTEGER_MAX // 2, raw_tokens=1)
+        call.settle(money=1, raw_tokens=INTEGER_MAX // 2)
     await kept.backend.flush()
-    assert kept.used_by_ada()[0] == INTEGER_MAX
-    assert await compared(kept) == [(f"budget:{kept.budgets[0].id}", "full", 0)]
+    assert kept.used_by_ada()[1] == INTEGER_MAX
+    assert await compared(kept) == [(f"budget:{kept.budgets[1].id}", "full", 0)]
     assert await kept.verify_again() == 0
-    kept.put(kept.budgets[0], 5)
-    assert await compared(kept) == [(f"budget:{kept.budgets[0].id}", "drift", 5 - INTEGER_MAX)]
+    kept.put(kept.budgets[1], 5)
+    assert await compared(kept) == [(f"budget:{kept.budgets[1].id}", "drift", 5 - INTEGER_MAX)]
     assert await kept.verify_again() == 1
-    assert kept.used_by_ada()[0] == INTEGER_MAX
+    assert kept.used_by_ada()[1] == INTEGER_MAX
+
+
+async def test_money_beyond_2_to_53_is_counted_compared_and_rebuilt_exactly(kept: BudgetWorld) -> None:
+    marker = keys.marker(kept.world.p)
+    kept.world.client.set(marker, packing.marker(*packing.read_marker(kept.world.get(marker))))  # taken up
+    for call in [kept.reserve(1) for _ in range(3)]:
+        call.settle(money=INTEGER_MAX - 1, raw_tokens=1)
+    await kept.backend.flush()
+    used = 3 * (INTEGER_MAX - 1)
+    assert kept.used_by_ada()[0] == used
+    assert await compared(kept) == []
+    kept.put(kept.budgets[0], 5)
+    assert await compared(kept) == [(f"budget:{kept.budgets[0].id}", "drift", 5 - used)]
+    assert await kept.verify_again() == 1
+    assert (kept.used_by_ada()[0], await compared(kept)) == (used, [])
 
 
 async def test_drift_is_told_with_its_budget(kept: BudgetWorld) -> None:

@@ -300,6 +300,7 @@ def wrong(**over: Any) -> list[str]:
     ("unit", "amount"),
     [
         ("money", Decimal("0.000000001")), ("money", Decimal(MONEY_MAX)), ("money", Decimal("1.500000000")),
+        ("money", Decimal("9999999999999.99")), ("money", Decimal("999999999999.999")),
         ("tokens", 1), ("tokens", INTEGER_MAX), ("requests", 3),
     ],
 )  # fmt: skip
@@ -311,6 +312,8 @@ def test_amounts_that_are_counted_exactly_are_right(unit: str, amount: object) -
     ("unit", "amount"),
     [
         ("money", Decimal(0)), ("money", Decimal("0.0000000001")), ("money", Decimal("9000000.000000001")),
+        ("money", Decimal("10000000000000.01")), ("money", Decimal(MONEY_MAX + 1)),
+        ("money", Decimal("9000000.0001")),
         ("money", 5), ("tokens", 0), ("tokens", INTEGER_MAX + 1), ("tokens", Decimal(5)), ("requests", 0),
     ],
 )  # fmt: skip

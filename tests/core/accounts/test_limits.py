@@ -56,6 +56,19 @@ def test_all_limits() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (10**18 - 1, b'q=999999999999999;qu="micro-VND"'), (10**18, b'q=1000000000;qu="VND"'),
+        (10**24 - 1, b'q=999999999999999;qu="VND"'), (10**24, b'q=1000000000000;qu="kilo-VND"'),
+    ],
+)  # fmt: skip
+def test_a_large_limit_is_told_in_parts_that_a_field_has_digits_for(limit: int, told: bytes) -> None:
+    one = decision()
+    one.budget = BudgetWindow(1, limit, 0, 0, FLAG_MONEY, "a", "VND")
+    assert told in limit_lines(one)
+
+
 def test_limits_that_share_a_place_have_their_own_texts() -> None:
     budget = BudgetWindow(1, 10**9, 0, 0, FLAG_MONEY, "a", "USD")
     several = [

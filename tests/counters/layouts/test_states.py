@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from gateway.core.billing.money import PriceTier, ServicePricing
-from gateway.core.layout import FIRST, LAYOUT, UnknownLayout
+from gateway.core.layout import EARLIER, FIRST, LAYOUT, UnknownLayout
 from gateway.core.model import PARTITIONS, HoldRequest, Service, SettleResult, Verdict
 from gateway.counters.keeper.client import KINDS
 from gateway.counters.keeper.verification import KeeperCounters
@@ -207,7 +207,7 @@ async def test_a_keeper_takes_it_over_as_it_is(before: World, connect: Connect) 
     keeper = KeeperCounters(await connect(before.url))
     found = await keeper.markers()
     assert (found.verified[before.p], found.closed) == (1, {})
-    assert before.get(keys.marker(before.p)) == packing.marker(before.run_id, 1, 1)
+    assert before.get(keys.marker(before.p)) == packing.marker(before.run_id, 1, 1, EARLIER)
     assert before.reserve(need=1).verdict is Verdict.ADMITTED
 
 

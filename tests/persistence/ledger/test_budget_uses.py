@@ -207,55 +207,65 @@ async def test_a_sum_beyond_its_column_stops_no_flush(migrated: str, writer: Led
     assert report.rows["call"] == 4
     account.consume(7, **moves(budget))
     await writer.write(batch_of(account))
-    assert used(migrated) == [INTEGER_MAX]
+    assert used(migrated) == [3 * 2**62 + 5 + 5]
 
 
 async def test_a_window_counts_as_far_as_the_counters_do(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
-    budget = budget_of(migrated, account)
+    budget = budget_of(migrated, account, "tokens")
     with psycopg.connect(migrated, autocommit=True) as connection:
         connection.execute("UPDATE budget SET updated_at = to_timestamp(%s)", (START / 1000 - 61,))
-    for money in (INTEGER_MAX - 3, 5):
-        account.consume(7, **moves(budget, money=money))
+    for tokens in (INTEGER_MAX - 3, 7):
+        account.consume(7, **moves(budget) | {"raw_tokens": tokens})
         await writer.write(batch_of(account))
     assert used(migrated) == [INTEGER_MAX]
     assert await broken(migrated) == []  # it says nothing more of its calls
-    reset = {"tenant_id": 0, "source": str(uuid.uuid4()), **moves(budget, money=INTEGER_MAX)}
+    reset = {"tenant_id": 0, "source": str(uuid.uuid4()), **moves(budget) | {"raw_tokens": INTEGER_MAX}}
     account.emit(EventKind.BUDGET, EventFlag(0), **reset)
     await writer.write(batch_of(account))
     account.consume(7, **moves(budget))
     await writer.write(batch_of(account))
-    assert used(migrated) == [5]
+    assert used(migrated) == [7]
     assert await broken(migrated) == []
 
 
 class Window:
-    """A window as the counters have it: it counts as far as a double does, and a reset takes what it has."""
+    """A window as the counters have it: of tokens it counts as far as a double does, and a reset takes all.
 
-    def __init__(self, account: Account, budget: int) -> None:
-        self.account, self.budget = account, budget
+    Much money is said in whole units and billionths.
+    """
+
+    def __init__(self, account: Account, budget: int, unit: str = "tokens") -> None:
+        self.account, self.budget, self.unit = account, budget, unit
         self.used = self.taken = 0
 
-    def call(self, money: int, *, moves_account: bool = True) -> None:
-        self.used = min(self.used + money, INTEGER_MAX)
-        self.account.consume(7 if moves_account else None, **moves(self.budget, money=money))
+    def call(self, amount: int, *, moves_account: bool = True) -> None:
+        self.used += amount
+        if self.unit == "tokens":
+            self.used = min(self.used, INTEGER_MAX)
+        self.account.consume(7 if moves_account else None, **self._moves(amount))
 
     def reset(self) -> None:
-        told = {"tenant_id": 0, "source": str(uuid.uuid4()), **moves(self.budget, money=self.used)}
-        self.account.emit(EventKind.BUDGET, EventFlag(0), **told)
+        whole, rest = divmod(self.used, 10**9) if self.used > INTEGER_MAX else (0, self.used)
+        told = {"tenant_id": 0, "source": str(uuid.uuid4()), **self._moves(rest)}
+        self.account.emit(EventKind.BUDGET, EventFlag(0), amount=whole, **told)
         self.used, self.taken = 0, self.taken + self.used
+
+    def _moves(self, amount: int) -> dict[str, Any]:
+        return moves(self.budget) | {"money" if self.unit == "money" else "raw_tokens": amount}
 
 
 async def test_what_is_behind_a_reset_counts_in_one_flush_too(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
-    window, beside = Window(account, budget_of(migrated, account)), budget_of(migrated, account)
+    window = Window(account, budget_of(migrated, account, "tokens"))
+    beside = budget_of(migrated, account, "tokens")
     window.call(INTEGER_MAX - 3)
-    account.consume(7, **moves(window.budget, beside, money=5))  # fills the one window, and not the other
+    account.consume(7, **moves(window.budget, beside))  # fills the one window, and not the other
     window.used = INTEGER_MAX
     window.reset()
-    account.consume(7, **moves(window.budget, beside, money=4500))
+    account.consume(7, **moves(window.budget, beside) | {"raw_tokens": 4500})
     await writer.write(batch_of(account))
-    assert used(migrated, window.budget, beside) == [4500, 4505]
+    assert used(migrated, window.budget, beside) == [4500, 4507]
 
 
 @pytest.mark.parametrize("seed", range(histories(1)))
@@ -264,7 +274,8 @@ async def test_windows_go_with_the_counters_in_whatever_pieces_they_are_stored(
 ) -> None:
     chance = random.Random(seed)
     account = opened(migrated)
-    windows = [Window(account, budget_of(migrated, account)) for _ in range(3)]
+    units = ("tokens", "money", "money")
+    windows = [Window(account, budget_of(migrated, account, unit), unit) for unit in units]
     for _ in range(60):
         window = chance.choice(windows)
         if chance.random() < 0.3:

@@ -20,7 +20,7 @@ def add(connection: psycopg.Connection[tuple[object, ...]], **over: object) -> i
     "over",
     [
         {"amount": "0.0000000001"},
-        {"amount": "9007199.254740992"},
+        {"amount": "1000000000000000.01"},
         {"amount": "-1"},
         {"amount": "NaN"},
         {"amount": "1.5", "unit": "tokens"},
@@ -60,9 +60,9 @@ def test_what_is_of_nothing_is_refused(migrated: str) -> None:
 def test_an_amount_of_money_is_kept_to_the_last_nano_unit(migrated: str) -> None:
     settle_in(migrated, 10)
     with psycopg.connect(migrated, autocommit=True) as connection:
-        add(connection, organization_id=_organization(connection), amount="9007199.254740991")
+        add(connection, organization_id=_organization(connection), amount="999999999999999.999999999")
         told = connection.execute("SELECT amount::text, thresholds FROM budget").fetchone()
-    assert told == ("9007199.254740991", [0.5, 0.8, 1])
+    assert told == ("999999999999999.999999999", [0.5, 0.8, 1])
 
 
 def test_a_name_is_one_budgets_until_it_is_deleted(migrated: str) -> None:

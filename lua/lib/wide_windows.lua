@@ -1,0 +1,73 @@
+-- wide_windows: which windows of money are wide, and what calls hold and use of those. Needs state, batch, wide, definition.
+
+-- how the amounts of a window of money are counted: what is defined in billionths is wide as long as these do not hold what is used
+-- or held, what is defined in larger steps always. Nothing is while programs run that know no wide ones: such an amount is refused
+-- beyond what they count to
+function wide.measure(window)
+  local unit, steps = window.flags % WINDOW_ENFORCES, wide.steps[window.flags % WINDOW_ENFORCES]
+  if written_as ~= TODAY then
+    window.limit, window.flags = steps and min(window.limit * steps, INTEGER_MAX) or window.limit, window.flags - unit + MONEY
+  elseif unit == MONEY or unit == UNHELD then
+    local is_held = abs(window.used) < WHOLE_MAX and window.held < WHOLE_MAX
+    window.flags = window.flags - unit + (is_held and MONEY or UNHELD)
+  end
+  if window.flags % WINDOW_ENFORCES ~= MONEY then return true end
+  window.used, window.held = wide.joined(window.used, window.used_rest), wide.joined(window.held, window.held_rest)
+end
+
+-- windows as an account has them: their definition, nil where there is none, and their meters
+function wide.gathered(windows)
+  local parts, meters, rests = {}, {}, {}
+  for _, window in ipairs(windows) do
+    local unit = window.flags % WINDOW_ENFORCES
+    if unit ~= TOKENS and unit ~= REQUESTS and wide.measure(window) then
+      rests[#rests + 1] = window.used_rest
+      rests[#rests + 1] = window.held_rest
+    end
+    parts[#parts + 1] = DEFINED_WINDOW.pack{
+      budget_id = window.budget_id, limit = window.limit, start = window.start, next = window.next, after = window.after,
+      flags = window.flags,
+    }
+    meters[#meters + 1] = window.used
+    meters[#meters + 1] = window.held
+  end
+  for _, rest in ipairs(rests) do meters[#meters + 1] = rest end
+  return #parts > 0 and definition_of(table.concat(parts)) or nil, meters
+end
+
+-- makes those windows of money of an account wide that pass what one number counts, and counts what was used in them
+function wide.widen(account, windows, places, money)
+  for _, place in ipairs(places) do
+    local whole, rest = wide.split(money)
+    local window = windows[place]
+    window.used, window.used_rest = window.used + whole, window.used_rest + rest
+    if window.used_rest >= BILLION then window.used, window.used_rest = window.used + 1, window.used_rest - BILLION end
+  end
+  account[DEFINITION], account[METERS] = wide.gathered(windows)
+  account[HEAD] = false
+end
+
+-- what a window has used that passes what one number counts: of money it waits to be counted in two, while all programs know these
+function wide.passing(meters, units, place, passed)
+  if units[place] ~= MONEY or written_as ~= TODAY then return INTEGER_MAX, passed end
+  passed = passed or {}
+  passed[#passed + 1] = place
+  return meters[place * 2 - 1], passed
+end
+
+-- holds an amount more in those wide windows of an account that are not gone, or in those of some ids (`is_in`)
+function wide.hold_some(definition, meters, amount, ids, is_in)
+  for _, window in ipairs(definition[WIDES] or wide.none) do
+    local place = window[WIDE_PLACE]
+    if ids and is_in(ids, definition[FIELDS][(place - 1) * DEFINED_WINDOW_SIZE + WINDOW_BUDGET_ID_AT]) or not ids and place <= definition[LIVE_COUNT] then
+      wide.hold(meters, window, amount)
+    end
+  end
+end
+
+-- counts a use in the wide windows of an account from one place to another
+function wide.use_some(definition, meters, amount, first, last)
+  for _, window in ipairs(definition[WIDES]) do
+    if window[WIDE_PLACE] >= first and window[WIDE_PLACE] <= last then wide.use(meters, window, amount) end
+  end
+end
