@@ -55,6 +55,7 @@ from gateway.core.model import INTEGER_MAX
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.error_mapping import QUERY_CANCELED
 from persistence.tables import (
+    accounting_rate,
     api_key,
     budget,
     business_model,
@@ -79,7 +80,9 @@ from persistence.tables import (
 # For rows without an organization: the column that names a row that has one.
 THROUGH = {"tenant_id": tenant, "webhook_id": webhook, "budget_id": budget, "invoice_id": invoice}
 # Tables whose rows all organizations use.
-EVERYBODYS = frozenset({token_plan, subscription_plan, service, business_model, price, exchange_rate})
+EVERYBODYS = frozenset(
+    {token_plan, subscription_plan, service, business_model, price, exchange_rate, accounting_rate}
+)
 
 
 def owned(table: Table, realm: Realm) -> ColumnElement[bool]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from gateway.feature import features
 from persistence import jobs
 from persistence.billing import (
+    accounting_rates,
     amendments,
     charges,
     events,
@@ -54,6 +55,7 @@ SUBJECTS: dict[str, Entity] = {
     "payments": payments.SUBJECT,
     "note-applications": payments.APPLICATIONS,
     "tax-rates": invoice_lines.TAX_RATE_SUBJECT,
+    "accounting-rates": accounting_rates.SUBJECT,
     "webhooks": webhooks.WEBHOOKS,
     "webhook-deliveries": webhooks.WEBHOOK_DELIVERIES,
     "quarantine": integrity.QUARANTINE_SUBJECT,

@@ -16,6 +16,7 @@ import msgspec
 
 from gateway.core.billing.document import (
     ENDPOINT,
+    TAX_CURRENCIES,
     Contact,
     InvoiceParty,
     Letterhead,
@@ -23,6 +24,7 @@ from gateway.core.billing.document import (
     countries,
     party_of,
 )
+from gateway.core.billing.money import MINOR_DIGITS
 from gateway.errors import SettingError
 from gateway.files import read_regular
 from gateway.settings.settings import PREFIX, Settings
@@ -36,12 +38,17 @@ _IBAN = re.compile(r"[A-Z]{2}[0-9]{2}[A-Z0-9]{11,30}", re.ASCII)
 
 def letterhead(settings: Settings) -> Letterhead:
     """Return the sender of invoices and the payment terms; `SettingError` for an invalid setting."""
+    seller, wanted = _seller(settings), settings.invoice_tax_currency
+    if wanted and wanted not in MINOR_DIGITS:
+        raise wrong("invoice_tax_currency", wanted, "the three letters of a currency (ISO 4217)")
     return Letterhead(
-        seller=_seller(settings),
+        seller=seller,
         notes=_lines(settings.invoice_notes),
         addresses=_addresses(settings.invoice_addresses),
         due_days=settings.invoice_due_days,
         iban=_iban(settings.invoice_iban),
+        accounting_currency=wanted or (TAX_CURRENCIES.get(seller.country or "") if seller else None),
+        requires_rate=bool(wanted),
     )
 
 

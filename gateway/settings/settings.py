@@ -184,6 +184,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     invoice_issuer: str = ""
     invoice_country: Annotated[str, msgspec.Meta(pattern="^([A-Z]{2})?$")] = ""
     invoice_tax_number: str = ""
+    invoice_tax_currency: Annotated[str, msgspec.Meta(pattern="^([A-Z]{3})?$")] = ""
     invoice_seller: str = ""
     invoice_iban: str = ""
     invoice_logo: str = ""

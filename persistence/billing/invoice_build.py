@@ -60,6 +60,7 @@ from gateway.core.billing.payments import OpenInvoice, due_on
 from gateway.core.billing.subscription import midnight
 from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 from persistence.billing import charges, credit_balances, invoice_lines
+from persistence.billing.accounting_rates import convert_tax, tax_of_note
 from persistence.billing.invoice_lines import (
     InvoiceCharges,
     InvoiceInputs,
@@ -153,7 +154,7 @@ _is_final = invoice.c.status == "finalized"
 
 _HEAD = select(
     *(column for column in invoice.c if column.name not in {"total_amount", "document", "used_up"}),
-    *(invoice.c.document[name].label(name) for name in ("seller", "buyer")),
+    *(invoice.c.document[name].label(name) for name in ("seller", "buyer", "accounting_tax")),
     *(
         func.coalesce(invoice.c.document[name], literal_column("'[]'::jsonb")).label(name)
         for name in ("notes", "corrects")
@@ -224,12 +225,19 @@ def document_of(
 
 
 def copy_document(change: EntityWrite, row: Row) -> Document:
-    """Copy the current data of issuer and customer into a credit note; the due date is a column."""
+    """Copy the current data of issuer and customer into a credit note; the due date is a column.
+
+    Its tax is converted by the rate of its invoice.
+    """
     of = organization.c
     parts = (of.address, of.country, of.tax_number, of.contact, of.buyer_reference, of.endpoint_id)
     found = select(of.id, of.name, *parts)
     known = change.connection.execute(found.where(of.id == row["organization_id"])).one()
-    copied = document_of(change.letterhead, known, corrected_by(change.connection, row))
+    corrected = corrected_by(change.connection, row)
+    copied = replace(
+        document_of(change.letterhead, known, corrected),
+        accounting_tax=tax_of_note(change.connection, corrected, Decimal(str(row["tax"]))),
+    )
     change.connection.execute(
         update(invoice)
         .where(invoice.c.id == row["id"])
@@ -332,15 +340,22 @@ def take_charges(
     return _keep(connection, letterhead, drafts, taken)
 
 
-def require_final(letterhead: Letterhead, drawn: DraftWithLines) -> None:
-    """Raise `Unprocessable` if a draft must not become final as drawn.
+def require_final(
+    connection: Connection, letterhead: Letterhead, today: date, drawn: DraftWithLines
+) -> DraftWithLines:
+    """Return a draft with its tax in the accounting currency.
 
-    Raise `UnseenLetters` if it is unknown whether the fonts have all its letters.
+    Raise `Unprocessable` if it must not become final as drawn, `UnseenLetters` if it is unknown whether the
+    fonts have all its letters.
     """
     if drawn.left and not drawn.bill.lines:
         raise Unprocessable("This cannot become final.", (("lines", f"has none. {drawn.left}"),))
     said = [line.description for line in drawn.bill.lines]
-    require_complete(drawn.document, said, letterhead.missing_glyphs)
+    currency, tax = drawn.known.facts.currency, _tax_of(drawn)
+    accounting_tax = convert_tax(connection, letterhead, today, currency, tax)
+    document = replace(drawn.document, accounting_tax=accounting_tax)
+    require_complete(document, said, letterhead.missing_glyphs)
+    return drawn._replace(document=document)
 
 
 def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[Final]:
@@ -361,13 +376,14 @@ def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[
         since = {each.draft.organization_id: each.known.since for each in monthly}
         covers = invoice_lines.covers_of(connection, since)
     for each in drawn:
+        document, id_ = each.document, each.draft.invoice_id
         if each.kind == CREDIT_NOTE:
             # A credit note names the invoices that it corrects, known once its charges are assigned.
-            row = {"id": each.draft.invoice_id, "corrects_id": None}
-            named = replace(each.document, corrects=tuple(corrected_by(connection, row)))
-            connection.execute(
-                _DOCUMENT, {"id": each.draft.invoice_id, "document": json.dumps(named.as_json())}
-            )
+            corrected = tuple(corrected_by(connection, {"id": id_, "corrects_id": None}))
+            converted = tax_of_note(connection, corrected, _tax_of(each)) or document.accounting_tax
+            document = replace(document, corrects=corrected, accounting_tax=converted)
+        if each.kind == CREDIT_NOTE or document.accounting_tax is not None:
+            connection.execute(_DOCUMENT, {"id": id_, "document": json.dumps(document.as_json())})
     return [
         Final(
             each.draft.invoice_id, each.kind, each.total, each.known.organization.due_days,
@@ -403,6 +419,10 @@ def finish_final(
     for listener in invoice_listeners():
         listener.final(connection, ids)
     return statuses
+
+
+def _tax_of(drawn: DraftWithLines) -> Decimal:
+    return sum((line.amount for line in drawn.bill.lines if line.kind == "tax"), Decimal(0))
 
 
 def owes_credits(drawn: DraftWithLines) -> bool:

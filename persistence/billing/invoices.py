@@ -138,8 +138,8 @@ def finalize(change: EntityWrite) -> Row:
     if _gathers(row):
         change.hold_flushes(change.partition_of(id_in(row, "organization_id")))
         drawn = invoice_build.take_charges(connection, letterhead, change.today, [_draft_of(row)])
-        invoice_build.require_final(letterhead, drawn[0])
-        finals = invoice_build.have_draft(connection, drawn)
+        complete = invoice_build.require_final(connection, letterhead, change.today, drawn[0])
+        finals = invoice_build.have_draft(connection, [complete])
     else:
         finals = [_take_note(change, row)]
     invoice_build.finish_final(connection, letterhead, change.now, finals)

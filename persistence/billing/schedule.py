@@ -305,13 +305,13 @@ def _complete(
     found, known = [], {row.draft_id for row in rows}
     for each in _with_lines(batch, drawn, known):
         try:
-            invoice_build.require_final(batch.letterhead, each)
+            complete = invoice_build.require_final(batch.connection, batch.letterhead, _today(batch), each)
         except Unprocessable as refusal:
             batch.left[each.draft.organization_id] = left_by(refusal)
         except UnseenLetters as more:
             batch.unseen += more.texts
         else:
-            found.append(each)
+            found.append(complete)
     _note(batch, "create", [each for each in found if each.draft.invoice_id not in known])
     return found
 

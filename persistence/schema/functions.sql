@@ -333,12 +333,12 @@ BEGIN
         EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON %I FOR EACH ROW EXECUTE FUNCTION refuse_change()', name);
     END LOOP;
     FOREACH name IN ARRAY ARRAY[
-        'amendment', 'credit_price', 'dunning_step', 'invoice_basis', 'invoice_document', 'tax_rate'
+        'accounting_rate', 'amendment', 'credit_price', 'dunning_step', 'invoice_basis', 'invoice_document', 'tax_rate'
     ] LOOP
         EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON %I EXECUTE FUNCTION refuse_change()', name);
     END LOOP;
     FOREACH name IN ARRAY ARRAY[
-        'account_checkpoint', 'amendment', 'archived_run', 'audit_log', 'audit_log_default',
+        'account_checkpoint', 'accounting_rate', 'amendment', 'archived_run', 'audit_log', 'audit_log_default',
         'call_default', 'charge', 'credit_posting', 'credit_posting_default', 'credit_price',
         'credit_transaction', 'credit_transaction_default', 'dunning_step', 'exchange_rate', 'feature_usage',
         'feature_usage_default', 'handover_event', 'invoice', 'invoice_basis', 'invoice_document',

@@ -10,7 +10,7 @@ GRANT EXECUTE ON FUNCTION
 GRANT INSERT ON
     token_ledger, credit_posting, credit_transaction, feature_usage, audit_log, lost_event,
     invoice_basis, reconciliation, exchange_rate, price, amendment, invoice_document, payment, tax_rate, credit_price,
-    account_checkpoint, dunning_step, ledger_head, ledger_segment, note_application
+    account_checkpoint, accounting_rate, dunning_step, ledger_head, ledger_segment, note_application
     TO :writer;
 -- Only added to, and deleted once it is old.
 GRANT INSERT, DELETE ON
@@ -33,7 +33,7 @@ GRANT INSERT, UPDATE, DELETE ON
 
 -- All of these are read; of default partitions those whose rows are looked for, lest nobody archives them.
 GRANT SELECT ON
-    account_checkpoint, admin_token, alembic_version, amendment, api_key, app_user, applied_row,
+    account_checkpoint, accounting_rate, admin_token, alembic_version, amendment, api_key, app_user, applied_row,
     archive_identity, archived_month, archived_run, audit_log, audit_log_default, backup_run, budget,
     budget_told, budget_use, business_model, call, call_default, charge, checkout, clock_ahead, control_write,
     credit_addition, credit_allocation, credit_debt, credit_drawdown, credit_posting, credit_price,

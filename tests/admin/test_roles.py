@@ -37,7 +37,7 @@ WRITERS = {
     "organization-subscriptions": "b",
     "credit-additions": "b", "prices": "b", "exchange-rates": "b", "budgets": "b", "invoices": "b",
     "payments": "b",
-    "tax-rates": "b", "handovers": "b", "handover-events": "", "usage-feeds": "b",
+    "tax-rates": "b", "accounting-rates": "b", "handovers": "b", "handover-events": "", "usage-feeds": "b",
     "usage-events": "b", "raise-requests": "b", "dunning-steps": "", "charges": "", "note-applications": "",
     "configuration": "bor",
     "events": "b", "amendments": "b", "reratings": "", "credit-transactions": "", "feature-usage": "",

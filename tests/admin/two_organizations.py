@@ -113,11 +113,16 @@ async def _shared(api: Api) -> dict[str, int]:
     rate = await api.make(
         "exchange-rates", currency="EUR", rate="0.9", effective_from=datetime.now(UTC).isoformat()
     )
+    accounting = await api.make(
+        "accounting-rates", currency="EUR", accounting_currency="PLN", rate="4.25", source="NBP",
+        published_on="2026-04-30", effective_from="2026-05-01",
+    )  # fmt: skip
     [(feed,)] = api.rows("insert into usage_feed (service, waiting_max) values ('lago', 1000) returning id")
     return {
         "usage-feeds": int(str(feed)), "services": service["id"], "token-plans": tokens["id"],
         "subscription-plans": plan["id"],
         "prices": price["id"], "exchange-rates": rate["id"], "business-models": 1,
+        "accounting-rates": accounting["id"],
     }  # fmt: skip
 
 

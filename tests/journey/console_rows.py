@@ -50,6 +50,10 @@ def furnish(stack: Stack) -> dict[str, Any]:
     stack.make("models", name="fast", targets=[{"upstream": "openai", "model": "gpt-4o-mini"}])
     stack.make("shares", upstream="openai", organization_id=acme, weight=1)
     stack.make("exchange-rates", currency="EUR", base="USD", rate="0.92", effective_from=since)
+    stack.make(
+        "accounting-rates", currency="USD", accounting_currency="EUR", rate="0.92", source="ECB",
+        published_on=str(before), effective_from=str(before),
+    )  # fmt: skip
     stack.make("webhooks", url="https://hooks.example/x")
     stack.make("admin-tokens", name="lead", role="operator", tenant_id=search)
     period = {"period_start": str(before), "period_end": str(last)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -298,6 +299,61 @@ async def test_who_is_left_holds_up_nobody_and_is_said_by_reason(april: April) -
     await april.do("invoices", "finalize", made["id"])
     await turn(april)
     assert left(april) == {}
+
+
+ABROAD = replace(LETTERHEAD, accounting_currency="GBP", requires_rate=True)
+SAID = "SELECT document->'accounting_tax' FROM invoice WHERE status = 'finalized' ORDER BY id"
+
+
+async def rate(april: April, rate: str, day: date) -> None:
+    await april.do(
+        "accounting-rates", "create", currency="USD", accounting_currency="GBP", rate=Decimal(rate),
+        published_on=day, source="HMRC", effective_from=day, effective_to=day.replace(day=28),
+    )  # fmt: skip
+
+
+async def taxed(april: April, ids: dict[str, int]) -> None:
+    await april.do(
+        "tax-rates", "create", organization_id=ids["organization"], rate=Decimal("0.2"),
+        effective_from=date(2026, 4, 1),
+    )  # fmt: skip
+
+
+async def test_a_month_in_another_currency_is_left_until_its_rate_is_stated(april: April) -> None:
+    ids = await subscribed(april)
+    await taxed(april, ids)
+    await april.on(at(5, 2, 1))
+    await april.charge(ids["organization"])
+    await turn(april, letterhead=ABROAD)
+    assert left(april) == {ids["organization"]: INCOMPLETE}
+    await rate(april, "0.745", date(2026, 5, 1))
+    await turn(april, letterhead=ABROAD)
+    assert left(april) == {}
+    # A fifth of 29.00.
+    said = {"currency": "GBP", "rate": "0.745", "published_on": "2026-05-01", "source": "HMRC"}
+    assert rows_of(april.url, SAID) == [(said | {"amount": "4.32"},)]
+
+
+async def test_a_month_that_gives_back_has_the_rate_of_its_invoice(april: April) -> None:
+    ids = await subscribed(april)
+    await taxed(april, ids)
+    await rate(april, "0.5", date(2026, 5, 1))
+    await april.on(at(5, 1, 6))
+    async with keeper(april, letterhead=ABROAD) as (_, pool):
+        april.store = Store(pool, lambda _: 7, lambda: april.now, letterhead=ABROAD)
+        await invoiced(april, ids, date(2026, 4, 1), date(2026, 6, 1))
+        await april.on(at(5, 12))
+        await act(april, ids, "cancel", when="now")
+    await rate(april, "0.9", date(2026, 7, 1))
+    await april.on(at(7, 2, 1))
+    await turn(april, letterhead=ABROAD)
+    back = "SELECT kind, -(total_amount - total_amount / 1.2) * 0.5 FROM invoice ORDER BY id DESC LIMIT 1"
+    [(kind, half)] = rows_of(april.url, back)
+    first, second = (each for (each,) in rows_of(april.url, SAID))
+    assert kind == "credit_note"
+    assert (first["rate"], second["rate"]) == ("0.5", "0.5")  # type: ignore[index]  # JSON
+    tax = Decimal(second["amount"])  # type: ignore[index]  # JSON
+    assert abs(tax + Decimal(str(half))) < Decimal("0.011")
 
 
 async def test_without_a_seller_all_are_drafts_that_say_so(april: April) -> None:

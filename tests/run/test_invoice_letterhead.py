@@ -77,3 +77,19 @@ def test_details_of_the_seller_that_cannot_be_used_stop_the_start(said: str) -> 
 def test_a_country_is_one_of_iso_3166(country: str) -> None:
     with pytest.raises(SettingError, match="INVOICE_COUNTRY"):
         letterhead(Settings(invoice_country=country))
+
+
+@pytest.mark.parametrize(
+    ("country", "wanted", "currency", "is_required"),
+    [("PL", "", "PLN", False), ("BG", "", "EUR", False), ("US", "", None, False), ("PL", "CZK", "CZK", True)],
+)
+def test_taxes_are_said_in_the_currency_of_the_country_or_of_the_setting(
+    country: str, wanted: str, currency: str | None, is_required: bool
+) -> None:
+    made = letterhead(Settings(invoice_issuer="Ltd", invoice_country=country, invoice_tax_currency=wanted))
+    assert (made.accounting_currency, made.requires_rate) == (currency, is_required)
+
+
+def test_an_unknown_tax_currency_stops_the_start() -> None:
+    with pytest.raises(SettingError, match="INVOICE_TAX_CURRENCY"):
+        letterhead(Settings(invoice_tax_currency="XXX"))

@@ -174,6 +174,15 @@ BODIES: Mapping[str, Json] = {
         "rate": "0.92",
         "effective_from": "2026-01-01T00:00:00Z",
     },
+    "AccountingRateCreate": {
+        "currency": "EUR",
+        "accounting_currency": "PLN",
+        "rate": "4.2567",
+        "published_on": "2026-04-30",
+        "source": "NBP 83/A/NBP/2026",
+        "effective_from": "2026-05-01",
+        "effective_to": "2026-05-04",
+    },
     "BudgetCreate": {
         "organization_id": 1,
         "name": "experiments",

@@ -231,6 +231,13 @@ SCREENS = {
             is_more=True,
         ),
         Screen(
+            "Billing", "accounting-rates", "Accounting rates", "accounting rate",
+            ("currency", "accounting_currency", "rate", "published_on", "source", "effective_from",
+             "effective_to"),
+            empty="No accounting rate yet. Invoices in the seller's own currency need none.",
+            is_more=True, is_staffs=True,
+        ),
+        Screen(
             "Billing", "note-applications", "Applied credit", "application",
             ("created_at", "organization_id", "note_id", "invoice_id", "amount", "currency", "reason"),
             empty="No credit of a note was applied to an invoice yet.",

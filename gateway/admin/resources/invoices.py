@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainSerializer, model_validator
 
-from gateway.admin.resources.resource import Action, DocumentEndpoint, Resource, filters
+from gateway.admin.resources.resource import Action, DocumentEndpoint, Resource, answer_of, filters
 from gateway.admin.resources.values import (
+    Currency,
     Day,
+    Exactly,
     Fraction,
     Id,
     In,
@@ -16,11 +18,12 @@ from gateway.admin.resources.values import (
     Money,
     Out,
     Paid,
+    Rate,
     Text,
     optional,
     show_decimal,
 )
-from gateway.core.accounts.administration import BILLING, access
+from gateway.core.accounts.administration import BILLING, RowScope, access
 from gateway.core.billing.document import CATEGORIES, Contact, PostalAddress
 from gateway.core.billing.payments import APPLY_REASONS, PAYMENT_STATUSES
 from gateway.core.model import INTEGER_MAX
@@ -183,6 +186,16 @@ class InvoiceCorrection(Out):
     date: Day
 
 
+class AccountingTax(Out):
+    """The tax of an invoice in the seller's accounting currency, and the rate of the conversion."""
+
+    currency: str
+    amount: Paid
+    rate: Exactly = Field(description="How much of `currency` a unit of the invoice's currency is.")
+    published_on: Day
+    source: str
+
+
 class Invoice(Out):
     """The amount that an organization owes for a period, or (a credit note) gets back."""
 
@@ -226,12 +239,41 @@ class Invoice(Out):
     buyer: Party | None = Field(description="As copied; a draft has what would be.")
     notes: list[str] = Field(description="Below the total.")
     iban: str | None = Field(description="Where it is to be paid to.")
+    accounting_tax: AccountingTax | None = Field(
+        description="Its tax in the seller's accounting currency; null where none is wanted."
+    )
     corrects: list[InvoiceCorrection] = Field(
         description="The invoices that a credit note gives something back on."
     )
 
 
+class AccountingRateCreate(In):
+    """A rate to the seller's accounting currency. It never changes: a later row replaces it."""
+
+    currency: Currency = Field(description="What invoices are in.")
+    accounting_currency: Currency = Field(description="What the seller keeps its accounts of tax in.")
+    rate: Rate = Field(description="How much of `accounting_currency` a unit of `currency` is.")
+    published_on: Day = Field(description="The day of the rate at its source, as invoices say it.")
+    source: Text = Field(description="Who published it, and where, as invoices say it.")
+    effective_from: Day = Field(description="The first UTC day it is for, by when invoices become final.")
+    effective_to: Day | None = optional("The last such day, of 31 at most; left out, the first.")
+
+
+AccountingRate = answer_of(
+    AccountingRateCreate, "What taxes are converted by where invoices become final on these days."
+)
+
 RESOURCES = (
+    Resource(
+        name="accounting-rates",
+        access=access(BILLING, reach=RowScope.SHARED),
+        named_by="currency",
+        description="Rates to the seller's accounting currency, in which invoices say their tax too. A rate "
+        "is never changed: a later row takes its place.",
+        out=AccountingRate,
+        create=AccountingRateCreate,
+        filters=filters("currency:text accounting_currency:text"),
+    ),
     Resource(
         name="invoices",
         access=access(

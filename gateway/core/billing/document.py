@@ -15,6 +15,7 @@ from importlib.resources import files
 from itertools import islice
 from typing import Any
 
+from gateway.core.billing.money import EXACT, rounded
 from gateway.core.billing.payments import due_on
 from gateway.errors import TollkeeperError, Unprocessable
 
@@ -44,6 +45,34 @@ MAIL_SCHEME = "EM"
 
 def is_mail_address(text: str) -> bool:
     return re.fullmatch(_MAIL, text) is not None
+
+
+# The currency in which the law of a seller's country wants the tax of invoices that are in another one: of
+# members of the union by Council Directive 2006/112/EC, article 230, with their currencies of 2026; of the
+# United Kingdom by the VAT Regulations 1995, 14(1).
+_EURO = "AT BE BG CY DE EE ES FI FR GR HR IE IT LT LU LV MT NL PT SI SK"
+TAX_CURRENCIES: Mapping[str, str] = dict.fromkeys(_EURO.split(), "EUR") | {
+    "CZ": "CZK", "DK": "DKK", "GB": "GBP", "HU": "HUF", "PL": "PLN", "RO": "RON", "SE": "SEK",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class AccountingTax:
+    """The tax of a document in the accounting currency of its seller, and the rate it was converted by.
+
+    `rate` is how much of `currency` a unit of the document's currency is, as `source` published it on a day.
+    """
+
+    currency: str
+    rate: str
+    published_on: str
+    source: str
+    amount: str = "0"
+
+    def of(self, tax: Decimal) -> AccountingTax:
+        """Return the same with the amount of a tax by its rate, rounded half up."""
+        amount = rounded(EXACT.multiply(tax, Decimal(self.rate)), self.currency)
+        return replace(self, amount=f"{amount:f}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +157,7 @@ class Letterhead:
     `addresses` are lines of customers' addresses by organization id or name, for organizations without an own
     one. `missing_glyphs` are letters without a font by text, as far as texts were checked; None if nobody
     checks.
+    Taxes are also said in the `accounting_currency`; with `requires_rate` none becomes final without a rate.
     """
 
     seller: InvoiceParty | None = None
@@ -136,6 +166,8 @@ class Letterhead:
     due_days: int = 0
     iban: str | None = None
     missing_glyphs: Mapping[str, str] | None = None
+    accounting_currency: str | None = None
+    requires_rate: bool = False
 
     def buyer(self, organization_id: int, party: InvoiceParty) -> InvoiceParty:
         """Return a customer, with the address from `addresses` if it has none."""
@@ -171,13 +203,14 @@ class Document:
     corrects: tuple[InvoiceReference, ...] = ()
     # The bank account for payments.
     iban: str | None = None
+    accounting_tax: AccountingTax | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def document_of(kept: Mapping[str, Any]) -> Document:
-    seller = kept["seller"]
+    seller, accounting_tax = kept["seller"], kept.get("accounting_tax")
     return Document(
         None if seller is None else _party(seller),
         _party(kept["buyer"]),
@@ -185,6 +218,7 @@ def document_of(kept: Mapping[str, Any]) -> Document:
         kept["due_date"],
         tuple(InvoiceReference(**each) for each in kept["corrects"]),
         kept["iban"],
+        AccountingTax(**accounting_tax) if accounting_tax else None,
     )
 
 
@@ -235,6 +269,8 @@ def _texts(document: Document, lines: Sequence[str]) -> Iterator[tuple[str, str]
             yield f"{name}.address", " ".join(party.address)
             yield f"{name}.tax_number", party.tax_number or ""
     yield "notes", " ".join(document.notes)
+    if document.accounting_tax is not None:
+        yield "accounting_tax.source", document.accounting_tax.source
     for position, description in enumerate(lines, 1):
         yield f"lines.{position}.description", description
 

@@ -106,6 +106,7 @@ def terms_of(invoice: Mapping[str, Any], profile: Profile = EN_16931) -> Terms:
     return (
         _head(invoice, document, profile)
         | _totals(invoice, taxes, profile)
+        | _accounting(invoice, document)
         | {
             "BG-25": [_line(invoice, line, taxes[line["position"]], profile) for line in _billed(invoice)],
         }
@@ -171,11 +172,13 @@ def _missing(invoice: Mapping[str, Any], document: Document, taxes: set[Tax]) ->
     if outside and len({tax.category for tax in taxes}) > len(outside):
         yield "lines.tax_category", "outside_scope does not go with others on one document (BR-O-11)"
     amounts = [invoice["subtotal"], invoice["tax"], *(line["amount"] for line in invoice["lines"])]
-    if any(_decimals(amount) > AMOUNT_DIGITS_MAX for amount in amounts):
-        yield (
-            "currency",
-            f"{invoice['currency']} has amounts of more than {AMOUNT_DIGITS_MAX} decimals (BR-DEC)",
-        )
+    said = document.accounting_tax
+    for field, currency, some in (
+        ("currency", invoice["currency"], amounts),
+        ("accounting_tax.currency", said and said.currency, [said.amount] if said else []),
+    ):
+        if any(_decimals(amount) > AMOUNT_DIGITS_MAX for amount in some):
+            yield field, f"{currency} has amounts of more than {AMOUNT_DIGITS_MAX} decimals (BR-DEC)"
 
 
 def _missing_in_profile(
@@ -297,6 +300,12 @@ def _totals(invoice: Mapping[str, Any], taxes: Mapping[int, Tax], profile: Profi
         "BT-115": _amount(invoice, due_of(invoice)),
         "BG-23": _breakdown(invoice, taxes, profile),
     }  # fmt: skip
+
+
+def _accounting(invoice: Mapping[str, Any], document: Document) -> Terms:
+    """Return the terms of the tax in the seller's accounting currency (BR-53), none where it is not said."""
+    said = document.accounting_tax
+    return {} if said is None else {"BT-6": said.currency, "BT-111": _amount(invoice, said.amount)}
 
 
 def _breakdown(invoice: Mapping[str, Any], taxes: Mapping[int, Tax], profile: Profile) -> list[Terms]:

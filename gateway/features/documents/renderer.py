@@ -153,7 +153,7 @@ class InvoiceRenderer:
             "subtotal": _grouped(invoice["subtotal"]),
             "total": _grouped(f"{due_of(invoice):f}"),
             "total_label": "Total" if note or not document.due_date else "Amount due",
-            "notes": [*document.notes, *([ADOPTED] if adopted else ())],
+            "notes": [*_accounting(invoice, document), *document.notes, *([ADOPTED] if adopted else ())],
         }
 
     def _document(self, invoice: Any) -> tuple[Document, bool]:
@@ -186,6 +186,15 @@ def _taxes(invoice: Any) -> list[dict[str, str]]:
         }
         for name in bases | amounts
     ]
+
+
+def _accounting(invoice: Any, document: Document) -> list[str]:
+    """Return the note on the tax in the seller's accounting currency, with its rate, source and day."""
+    if (said := document.accounting_tax) is None:
+        return []
+    day, rate = _day(date.fromisoformat(said.published_on)), f"{said.rate} {said.currency}"
+    converted = f"at {rate} for 1 {invoice['currency']} ({said.source}, {day})"
+    return [f"Tax in {said.currency}: {_grouped(said.amount)}, {converted}"]
 
 
 def _name_tax(line: Any) -> str:

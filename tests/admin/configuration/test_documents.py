@@ -140,6 +140,7 @@ OTHERS = {
     "admin-tokens": "credentials of people and programs that administer",
     "credit-additions": "money that moves",
     "invoices": "documents",
+    "accounting-rates": "figures of the day",
     "raise-requests": "questions that somebody decides",
     "amendments": "corrections of what was used",
 }

@@ -150,6 +150,16 @@ WRONG: dict[str, tuple[Over, list[tuple[Any, ...]]]] = {
     "exchange-rates": (Over(currency="NOK", rate="0.92", effective_from=AT), [
         ("rate", "0", "-1", "0.0000000001", 0.92), ("currency", "EURO"), ("base", "ZZZ"), ("note", "x"),
     ]),
+    "accounting-rates": (
+        Over(
+            currency="EUR", accounting_currency="PLN", rate="4.25", source="NBP", published_on="2026-04-30",
+            effective_from="2026-05-01", effective_to="2026-05-31",
+        ),
+        [
+            ("rate", "0", 4.25, "0.0000000001"), ("accounting_currency", "ZLO"), ("source", ""),
+            ("published_on", "soon"), ("effective_to", "2026-13-01"),
+        ],
+    ),
     "budgets": (Over(organization_id=1, name="b", unit="money", amount="12.50", interval="month"), [
         ("amount", "-1", 12.5, "1.0000000001", True, None, "1e3"), ("unit", "credits"),
         ("interval", "fortnight"), ("each", "tenant"), ("anchor_day", 0, 32, "1"),
@@ -230,6 +240,7 @@ STORED: dict[str, list[tuple[Any, ...]]] = {
     ],
     "prices": [("input", Over(input=None, output=None), Over(input=None, output=None, tools={}))],
     "exchange-rates": [("currency", "USD", Over(base="NOK"))],
+    "accounting-rates": [("accounting_currency", "EUR"), ("effective_to", "2026-04-30", "2026-06-01")],
     "budgets": [
         ("amount", "0", 12, "9000000.000000001", Over(unit="tokens"), Over(unit="requests", amount=0)),
         ("each", Over(user="ada", each="user"), Over(project_id=3, each="project")), ("time_zone",
