@@ -25,7 +25,7 @@ _rates = accounting_rate.c
 def convert_tax(
     connection: Connection, letterhead: Letterhead, day: date, currency: str, tax: Decimal
 ) -> AccountingTax | None:
-    """Return the tax of what becomes final on a day in the accounting currency; None where it needs none.
+    """Return the tax of a document, final on a day, in the accounting currency; None where it needs none.
 
     Raise `Unprocessable` where a rate is required and none is stated.
     """

@@ -92,4 +92,4 @@ def test_taxes_are_said_in_the_currency_of_the_country_or_of_the_setting(
 
 def test_an_unknown_tax_currency_stops_the_start() -> None:
     with pytest.raises(SettingError, match="INVOICE_TAX_CURRENCY"):
-        letterhead(Settings(invoice_tax_currency="XXX"))
+        letterhead(Settings(invoice_tax_currency="ZLO"))

@@ -186,7 +186,7 @@ class InvoiceCorrection(Out):
     date: Day
 
 
-class AccountingTax(Out):
+class TaxConversion(Out):
     """The tax of an invoice in the seller's accounting currency, and the rate of the conversion."""
 
     currency: str
@@ -239,7 +239,7 @@ class Invoice(Out):
     buyer: Party | None = Field(description="As copied; a draft has what would be.")
     notes: list[str] = Field(description="Below the total.")
     iban: str | None = Field(description="Where it is to be paid to.")
-    accounting_tax: AccountingTax | None = Field(
+    accounting_tax: TaxConversion | None = Field(
         description="Its tax in the seller's accounting currency; null where none is wanted."
     )
     corrects: list[InvoiceCorrection] = Field(
