@@ -55,8 +55,8 @@ def tax_of_note(
     found = select(kept).where(
         invoice.c.number.in_([each.number for each in corrects]), func.jsonb_typeof(kept) == "object"
     )
-    said = connection.execute(found.order_by(invoice.c.finalized_at.desc()).limit(1)).scalar()
-    return None if said is None else AccountingTax(**said).of(tax)
+    copied = connection.execute(found.order_by(invoice.c.finalized_at.desc()).limit(1)).scalar()
+    return None if copied is None else AccountingTax(**copied).of(tax)
 
 
 def _check(change: EntityWrite) -> None:

@@ -172,10 +172,10 @@ def _missing(invoice: Mapping[str, Any], document: Document, taxes: set[Tax]) ->
     if outside and len({tax.category for tax in taxes}) > len(outside):
         yield "lines.tax_category", "outside_scope does not go with others on one document (BR-O-11)"
     amounts = [invoice["subtotal"], invoice["tax"], *(line["amount"] for line in invoice["lines"])]
-    said = document.accounting_tax
+    second = document.accounting_tax
     for field, currency, some in (
         ("currency", invoice["currency"], amounts),
-        ("accounting_tax.currency", said and said.currency, [said.amount] if said else []),
+        ("accounting_tax.currency", second and second.currency, [second.amount] if second else []),
     ):
         if any(_decimals(amount) > AMOUNT_DIGITS_MAX for amount in some):
             yield field, f"{currency} has amounts of more than {AMOUNT_DIGITS_MAX} decimals (BR-DEC)"
@@ -304,8 +304,8 @@ def _totals(invoice: Mapping[str, Any], taxes: Mapping[int, Tax], profile: Profi
 
 def _accounting(invoice: Mapping[str, Any], document: Document) -> Terms:
     """Return the terms of the tax in the seller's accounting currency (BR-53), none where it is not said."""
-    said = document.accounting_tax
-    return {} if said is None else {"BT-6": said.currency, "BT-111": _amount(invoice, said.amount)}
+    tax = document.accounting_tax
+    return {} if tax is None else {"BT-6": tax.currency, "BT-111": _amount(invoice, tax.amount)}
 
 
 def _breakdown(invoice: Mapping[str, Any], taxes: Mapping[int, Tax], profile: Profile) -> list[Terms]:

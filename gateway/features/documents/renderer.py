@@ -190,11 +190,11 @@ def _taxes(invoice: Any) -> list[dict[str, str]]:
 
 def _accounting(invoice: Any, document: Document) -> list[str]:
     """Return the note on the tax in the seller's accounting currency, with its rate, source and day."""
-    if (said := document.accounting_tax) is None:
+    if (tax := document.accounting_tax) is None:
         return []
-    day, rate = _day(date.fromisoformat(said.published_on)), f"{said.rate} {said.currency}"
-    converted = f"at {rate} for 1 {invoice['currency']} ({said.source}, {day})"
-    return [f"Tax in {said.currency}: {_grouped(said.amount)}, {converted}"]
+    day, rate = _day(date.fromisoformat(tax.published_on)), f"{tax.rate} {tax.currency}"
+    converted = f"at {rate} for 1 {invoice['currency']} ({tax.source}, {day})"
+    return [f"Tax in {tax.currency}: {_grouped(tax.amount)}, {converted}"]
 
 
 def _name_tax(line: Any) -> str:
