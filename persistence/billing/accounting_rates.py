@@ -35,8 +35,8 @@ def convert_tax(
     here = (_rates.currency == currency) & (_rates.accounting_currency == wanted)
     last = func.coalesce(_rates.effective_to, _rates.effective_from)
     of_day = (_rates.effective_from <= day) & (last >= day)
-    found = select(_rates.rate, _rates.published_on, _rates.source).where(here, of_day)
-    row = connection.execute(found.order_by(_rates.id.desc()).limit(1)).first()
+    query = select(_rates.rate, _rates.published_on, _rates.source).where(here, of_day)
+    row = connection.execute(query.order_by(_rates.id.desc()).limit(1)).first()
     if row is not None:
         return AccountingTax(wanted, f"{row.rate:f}", row.published_on.isoformat(), row.source).of(tax)
     if not letterhead.requires_rate:
@@ -52,10 +52,10 @@ def tax_of_note(
     if not tax or not corrects:
         return None
     kept = invoice.c.document["accounting_tax"]
-    found = select(kept).where(
+    query = select(kept).where(
         invoice.c.number.in_([each.number for each in corrects]), func.jsonb_typeof(kept) == "object"
     )
-    copied = connection.execute(found.order_by(invoice.c.finalized_at.desc()).limit(1)).scalar()
+    copied = connection.execute(query.order_by(invoice.c.finalized_at.desc()).limit(1)).scalar()
     return None if copied is None else AccountingTax(**copied).of(tax)
 
 
