@@ -42,7 +42,7 @@ class BackoffEntry(NamedTuple):
     organization_id: int = EVERYBODY
 
     def concerns(self, organization_id: int) -> bool:
-        """Return whether calls of this organization wait."""
+        """Return whether this pause stops calls of an organization."""
         return self.organization_id in {EVERYBODY, organization_id}
 
 
@@ -60,7 +60,7 @@ class CircuitBreaker:
         self._begun = begun
 
     def bound(self, s_max: float, now: float) -> None:
-        """Set another maximum for pauses, also for those in progress."""
+        """Set the longest pause to `s_max` seconds, also for the pauses in progress."""
         self.s_max = s_max
         self.entries = {
             name: one._replace(until=min(one.until, now + s_max)) for name, one in self.entries.items()
@@ -70,7 +70,11 @@ class CircuitBreaker:
     def begin(  # which upstream, for how long, and who waits
         self, name: str, wait_s: float, fields: Sequence[bytes], now: float, organization_id: int = EVERYBODY
     ) -> float:
-        """Pause calls to an upstream. Return by how many seconds its pause was extended."""
+        """Pause calls to the upstream `name` for `wait_s` seconds; return the seconds added to its pause.
+
+        `fields` are header lines of its refusal, to repeat to callers. `organization_id` limits the
+        pause.
+        """
         told_until, known = now + min(wait_s, TOLD_S_MAX), self.of(name, now)
         self.take(name, BackoffEntry(told_until, told_until, _within(fields), organization_id), now)
         one = self.of(name, now)
@@ -81,10 +85,10 @@ class CircuitBreaker:
         return one.until - before
 
     def take(self, name: str, one: BackoffEntry, now: float) -> None:
-        """Store a pause, unless the known one ends later, or the new one is too short.
+        """Store the pause `one` of the upstream `name`, if long enough and if no stored one ends later.
 
-        If another organization already has a pause of this name, it becomes one for all, until the first of
-        both ends.
+        If a pause of another organization is stored, one for all organizations replaces both, and
+        ends when the first of them does.
         """
         until = min(one.until, now + self.s_max)
         known, entries = self.of(name, now), self.entries
@@ -105,7 +109,7 @@ class CircuitBreaker:
         entries[name] = one._replace(until=until)
 
     def of(self, name: str, now: float) -> BackoffEntry | None:
-        """Return the current pause of this name, or None."""
+        """Return the pause of the upstream `name` at the time `now`, or None if its calls are not paused."""
         one = self.entries.get(name)
         return one if one is not None and one.until > now else None
 
@@ -210,17 +214,18 @@ class _Limit:
 
     @property
     def spent(self) -> bool:
-        """Whether the limit is used up."""
+        """Whether the limit is used up, so far as the upstream says."""
         return self.rejects or (self.remaining is not None and self.remaining <= LEFT_MIN * (self.limit or 0))
 
 
 def wait_hint(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float, bool]:
-    """Return the seconds to wait by an upstream's answer (0 if unknown), and whether a limit is used up.
+    """Return the seconds to wait before calling an upstream again, and whether a limit is used up.
 
-    `lines` are the fields of its refusal, `tokens` the estimated use of the refused call, `now_s` the Unix
-    time. If no limit is used up, but fewer tokens remain than `tokens`, only this call was too large: no
-    wait. Otherwise `Retry-After` counts. Without it, the latest reset of a used up limit counts, or the first
-    of all if no remaining amount is known. If no limit is used up, the call itself may be the reason.
+    The seconds are 0 if unknown. `lines` are the header fields of its refusal, `tokens` the estimated use
+    of the refused call, `now_s` the Unix time. If no limit is used up, but fewer tokens remain than
+    `tokens`, only this call was too large: no wait. Otherwise `Retry-After` counts. Without it, the
+    latest reset of a used up limit counts, or the first of all if no remaining amount is known. If no
+    limit is used up, the call itself may be the reason.
     """
     fields = _said(lines)
     now_s = date_s(fields.get(b"date", "")) or now_s  # a time to wait for is by the upstream's clock
@@ -262,7 +267,7 @@ def _said(lines: Iterable[bytes]) -> dict[bytes, str]:
 
 
 def _limits(fields: dict[bytes, str], now_s: float) -> dict[str, _Limit]:
-    """Return limits by the unit they count: `requests`, `input-tokens`, `unified` and so on."""
+    """Return the limits that header fields state, by their unit: `requests`, `input-tokens` and so on."""
     limits: dict[str, _Limit] = {}
     for field, value in fields.items():
         words = field.partition(_MARK)[2].decode("latin-1").split("-")
@@ -334,7 +339,10 @@ class UnreportedFailures:
         self._untold: dict[tuple[str, str], list[float]] = {}
 
     def note(self, upstream: str, cause: str, now: float, each_s: float = TELL_EACH_S) -> int:
-        """Count a failure. Return the number since the last log line if one is due, else 0."""
+        """Count a failure of an upstream. Return the failures since the last log line, or 0.
+
+        It is 0 unless a line is due: at the first failure, and then every `each_s` seconds.
+        """
         known = self._untold.get((upstream, cause))
         if known is None:
             self._untold[upstream, cause] = [now + each_s, 0.0]

@@ -134,7 +134,7 @@ class Failures:
         self._untold: dict[str, FailureReport] = {}
 
     def count(self, address: str, reason: str) -> float:
-        """Count a failure, and return the seconds that its answer must wait."""
+        """Count a failed authentication, and return the seconds by which to delay its answer."""
         site = site_of(address)
         self.counts[reason] += 1
         self._note(site, reason)
@@ -150,12 +150,12 @@ class Failures:
         return min(DELAY_S_MAX, DELAY_S_FIRST * 2.0 ** min(failed - self.free_max, 16))
 
     def take_reports(self) -> list[FailureReport]:
-        """Return the reports since the last call of this method, the busiest sites first."""
+        """Return the reports of failures since the last call of this method, those of most attempts first."""
         untold, self._untold = self._untold, {}
         return sorted(untold.values(), key=lambda told: (not told.site, -told.attempts))
 
     def rows(self, port: str) -> list[tuple[str, str, int]]:
-        """Return the counts as (port, reason, count) rows of a metric."""
+        """Return the counts of failed authentications as (port, reason, count), for a metric."""
         return [(port, reason, count) for reason, count in self.counts.items()]
 
     def _note(self, site: str, reason: str) -> None:
@@ -184,11 +184,11 @@ def site_of(address: str) -> str:
 class PepperSettings(Protocol):
     @property
     def key_pepper(self) -> str:
-        """The current pepper."""
+        """The current pepper: a secret that is mixed into the digests of API keys."""
 
     @property
     def earlier_key_peppers(self) -> str:
-        """Earlier peppers, separated by spaces."""
+        """Earlier peppers, separated by spaces: keys that were digested with them stay valid."""
 
 
 EARLIER_MAX = 3
@@ -218,7 +218,7 @@ class Peppers:
 
 
 def is_among(sent: str, digests: Iterable[str]) -> bool:
-    """Return whether a received value is one of the digests, in constant time for each."""
+    """Return whether a received digest is one of `digests`, compared in constant time."""
     return any(hmac.compare_digest(sent, one) for one in digests)
 
 

@@ -28,20 +28,20 @@ class Histogram:
         self._place, self._above, self._up_to = 0, -inf, SECONDS[0]
 
     def observe(self, seconds: float) -> None:
-        """Count one observation."""
+        """Count one observation, of `seconds`."""
         if not self._above < seconds <= self._up_to:
             self._find(seconds)
         self.counts[self._place] += 1
         self.total += seconds
 
     def _find(self, seconds: float) -> None:
-        """Find the bucket of an observation, and remember it with its bounds."""
+        """Find the bucket of an observation, and store its position and bounds, to try it first next time."""
         place = self._place = bisect_left(SECONDS, seconds)
         self._above = SECONDS[place - 1] if place else -inf
         self._up_to = SECONDS[place] if place < len(SECONDS) else inf
 
     def snapshot(self) -> dict[str, object]:
-        """Return counts by bucket (not cumulative, the last is unbounded) and the sum in seconds."""
+        """Return the count of each bucket (the last one has no upper bound) and the sum in seconds."""
         return {"buckets": list(self.counts), "sum": self.total}
 
 

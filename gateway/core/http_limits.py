@@ -132,10 +132,11 @@ class HttpLimits:
     )
 
     def within(self, files: int, upstreams: int) -> HttpLimits:
-        """Return limits for a worker that may have `files` open files, and has `upstreams` upstreams.
+        """Return limits for a worker that may have `files` open files, and calls that many `upstreams`.
 
-        Half of the files are for clients, including TLS handshakes, and half for upstreams, since each call
-        may need one of both. So no call, settlement or connection to Redis ever lacks a file.
+        Half of the files are for clients, including TLS handshakes, and half for upstreams, since
+        each call may need one of both. So no call, settlement or connection to Redis ever lacks a
+        file.
         """
         half = max(0, files - FILES_RESERVED) // 2
         turned_away = min(self.turned_away_max, half // 8)

@@ -40,7 +40,7 @@ class PersonIdentity:
     name: str
 
     def is_who(self, other: PersonIdentity | None) -> bool:
-        """Return whether both are the same person; the name may have changed."""
+        """Return whether `other` is the same person. The displayed name may have changed."""
         return other is not None and (self.issuer, self.identity) == (other.issuer, other.identity)
 
 
@@ -76,7 +76,7 @@ def known_as(issuer: str, subject: str) -> str:
 
 
 def may_fetch(url: str) -> bool:
-    """Return whether keys may be fetched from a URL: by HTTPS, or from this machine."""
+    """Return whether signing keys may be fetched from a URL: it must use HTTPS, or be on this machine."""
     try:
         parts = urlsplit(url)
         well = bool(parts.hostname) and parts.port != 0 and parts.username is None and not parts.fragment
@@ -86,12 +86,15 @@ def may_fetch(url: str) -> bool:
 
 
 def may_lead_to(issuer: str, url: str) -> bool:
-    """Return whether an issuer may refer to a URL. Only issuers on this machine may refer to this machine."""
+    """Return whether an issuer of tokens may refer to a URL, such as that of its keys.
+
+    Only an issuer on this machine may refer to this machine.
+    """
     return may_fetch(url) and (not _is_here(url) or _is_here(issuer))
 
 
 def _is_here(url: str) -> bool:
-    """Return whether a URL's host is this machine by its text. Other names would need a certificate."""
+    """Return whether a URL's host is a name or address of this machine, such as `localhost`."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     try:
         address = ip_address(host)
@@ -149,7 +152,7 @@ class SignedToken:
 
 
 def is_token(credential: bytes) -> bool:
-    """Return whether a credential has the look of a token: our keys contain no dot."""
+    """Return whether a credential looks like a signed token: it has a dot, which API keys never have."""
     return credential.startswith(BEGIN) and b"." in credential
 
 
@@ -159,7 +162,10 @@ def may_be_read(token: bytes) -> bool:
 
 
 def read_token(token: bytes) -> SignedToken:
-    """Parse a token. Raise `InvalidApiKey` if it is malformed, or its type or algorithm is not accepted."""
+    """Return a parsed token, whose signature is not checked yet.
+
+    Raise `InvalidApiKey` if it is malformed, or its type or algorithm is not accepted.
+    """
     parts = _PARTS.fullmatch(token) if len(token) <= TOKEN_BYTES_MAX else None
     if parts is None:
         raise _malformed()
@@ -243,7 +249,7 @@ class TokenSubject:
 
 
 def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> TokenSubject:
-    """Return the subject of an issuer's token; `InvalidApiKey` if it is not valid at `now` (Unix time)."""
+    """Return the subject of a token with these claims; `InvalidApiKey` if invalid at `now` (Unix time)."""
     if "events" in claims:
         # RFC 8417, 2.2: the token reports an event, such as a sign-out.
         raise refused(CLAIMS, "The token tells of events, so it is nobody's credential.")
@@ -284,7 +290,10 @@ def moment(claims: Mapping[str, Any], name: str) -> float | None:
 
 
 def _subjects(issuer: Issuer, claims: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of keys for the token's subjects, in the order of trial."""
+    """Return the names of API keys for a token's subject, to be tried in this order.
+
+    Raise `InvalidApiKey` if the token names no subject, or too many.
+    """
     said = _texts(claims, issuer.subject)
     names = [name for value, name in issuer.subjects if value in said] if issuer.subjects else said
     names = list(dict.fromkeys(names))
@@ -308,7 +317,7 @@ def _user(issuer: Issuer, claims: Mapping[str, Any]) -> str:
 
 
 def _texts(claims: Mapping[str, Any], pointer: str) -> list[str]:
-    """Return the printable texts at a pointer: a text, or those of a list. Whole numbers count as texts."""
+    """Return the printable texts at a JSON pointer: one text, or those of a list. Whole numbers count too."""
     found = _found(claims, pointer)
     said = found if isinstance(found, list) else [found]
     texts = [str(one) if type(one) is int else one for one in said]
@@ -385,10 +394,10 @@ class Arrival:
 def read_person(
     provider: IdentityProvider, claims: Mapping[str, Any], nonce: str | None, now: float
 ) -> Person:
-    """Return the person of a verified ID token. Raise `InvalidApiKey` if it is for others, or names none.
+    """Return the person that a verified ID token names.
 
-    Its `nonce` must be that of the sign-in. A token from a renewal needs none (OpenID Connect Core 1.0,
-    12.2).
+    Raise `InvalidApiKey` if it is meant for others, or names nobody. Its `nonce` must be that of the
+    sign-in. A token from a renewal needs none (OpenID Connect Core 1.0, 12.2).
     """
     meaning = read_claims(provider.issuer, claims, now)
     audience, party = claims.get("aud"), claims.get("azp")
@@ -412,7 +421,7 @@ def read_person(
 
 
 def _believed(issuer: Issuer) -> set[str]:
-    """Return the claims that decide who signs in, and as whom."""
+    """Return the JSON pointers of all claims that decide whether a person may sign in, and as whom."""
     return {issuer.subject, issuer.user, *(pointer for pointer, _ in issuer.require)}
 
 

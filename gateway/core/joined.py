@@ -17,17 +17,17 @@ _double = Struct("<d").pack
 
 
 def pack_parts(*parts: Part) -> bytes:
-    """Join the parts, each number as 8 bytes for scripts (f64 of a layout: little-endian double)."""
+    """Join texts and numbers to one value for Lua scripts; a number becomes a little-endian double."""
     return b"".join([_double(one) if isinstance(one, int) else _text(one) for one in parts])
 
 
 def say_parts(*parts: Part) -> bytes:
-    """Join the parts, each number as decimal digits. A number has at most 64 bits with its sign."""
+    """Join texts and numbers to one text; a number (64 bits at most) becomes decimal digits."""
     return b"".join([b"%d" % one if isinstance(one, int) else _text(one) for one in parts])
 
 
 def unpack_numbers(packed: bytes) -> tuple[int, ...]:
-    """Unpack the integers of a script's answer (i64 of a layout: 8 bytes, little-endian)."""
+    """Unpack the integers of a script's answer: 8 bytes each, little-endian."""
     return unpack_from(f"<{len(packed) // 8}q", packed)
 
 

@@ -60,7 +60,7 @@ class LayoutField(NamedTuple):
 
     @property
     def is_text(self) -> bool:
-        """Whether it is a text with its length before it."""
+        """Whether the field is a text, stored with its length before it."""
         return self.kind.lua.endswith("c0")
 
 
@@ -94,7 +94,7 @@ class Layout:
         self.size, self.pack = self.struct.size, self.struct.pack
 
     def today(self, stored: bytes) -> bytes:
-        """Return a stored value in the current layout. Raise UnknownLayout if a newer version stored it."""
+        """Return a stored value in the current layout; `UnknownLayout` if a newer version wrote it."""
         if not stored or stored[0] == LAYOUT:
             return stored
         if stored[0] > LAYOUT:
@@ -102,7 +102,10 @@ class Layout:
         return b"".join(stored[one] if isinstance(one, slice) else one for one in self.by_older(stored[0]))
 
     def by_older(self, number: int) -> list[slice | bytes]:
-        """Return the parts that make current bytes from an older layout: slices of these, and new bytes."""
+        """Return the parts that make a current value from one in the older layout `number`.
+
+        They are slices of the older value, and new bytes.
+        """
         since, names = self.before
         ordered = [self.fields[self.index(name)] for name in names.split()] if number < since else self.fields
         there, at = dict[str, slice](), 0
@@ -122,15 +125,16 @@ class Layout:
         return parts
 
     def earlier(self, packed: bytes) -> bytes:
-        """Return a value in the layout of the previous version; a value of another layout unchanged."""
+        """Return a current value converted to the layout of the previous version, any other unchanged."""
         if EARLIER == LAYOUT or packed[0] != LAYOUT:
             return packed
         return b"".join(packed[one] if isinstance(one, slice) else one for one in self.by_today())
 
     def by_today(self) -> list[slice | bytes]:
-        """Return the parts that make the previous version's bytes: slices of current ones, and new bytes.
+        """Return the parts that make a value of the previous layout from a current one.
 
-        The separate `version` of an outbox entry becomes one less if a field is left out.
+        They are slices of the current value, and new bytes. The separate `version` of an outbox entry
+        becomes one less if a field is left out.
         """
         fewer = any(one.since > EARLIER for one in self.fields)
         parts, at, begin = list[slice | bytes](), 0, 0
@@ -161,7 +165,7 @@ class Layout:
         return self.offset(name) + self.fields[self.index(name)].kind.size
 
     def part(self, first: str, last: str) -> Struct:
-        """Return a struct of the fields from `first` to `last`, inclusive."""
+        """Return a struct (for packing) of the fields from `first` to `last`, inclusive."""
         fields = self.fields[self.index(first) : self.index(last) + 1]
         return Struct("<" + "".join(one.kind.python for one in fields))
 

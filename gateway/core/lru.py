@@ -18,9 +18,9 @@ RENEWED_AFTER: Final = 4
 
 
 def the_one(kept: dict[K, T], key: K, value: T, most: int) -> T:
-    """Return the stored value of a key, so that equal values are one object; else store and return `value`.
+    """Return the value stored under a key; if there is none, store `value` and return it.
 
-    If there are `most` values already, all are dropped first.
+    Equal values are thus one object in memory. If `most` values are stored, all are dropped first.
     """
     if key not in kept and len(kept) >= most:
         kept.clear()
@@ -65,7 +65,7 @@ class CachePool:
         self._caches: dict[str, LruCache[Any, Any]] = {}
 
     def join(self, name: str, cache: LruCache[Any, Any]) -> None:
-        """Add a cache, and remove an earlier one of this name."""
+        """Add a cache to the pool under a name. A cache that had this name before leaves the pool."""
         before = self._caches.get(name)
         if before is not None:
             before.pool = None
@@ -78,7 +78,10 @@ class CachePool:
             one.share = min(one.most, self.most * one.most // whole)
 
     def make_room(self) -> None:
-        """Evict entries until all fit. The newest entry of a cache stays."""
+        """Evict entries of the caches that exceed their share most, until all fit into the pool.
+
+        The newest entry of each cache stays.
+        """
         while self.held > self.most:
             largest, above = None, 0
             for one in self._caches.values():
@@ -151,6 +154,6 @@ class LruCache(Generic[K, V]):
                 self.pool.held -= size
 
     def renew(self, key: K, value: V) -> None:
-        """Mark a value as the last used one."""
+        """Mark the stored `value` of a key as used just now, so that it is evicted last."""
         self._by_use.move_to_end(key)
         value.kept_at = self._newcomers

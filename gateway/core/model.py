@@ -89,7 +89,7 @@ class Limits:
 
 # Names in lists: exact, or a pattern in which `*` stands for any characters.
 def on_list(name: str, patterns: Iterable[str]) -> bool:
-    """Return whether a list contains this name, exactly or by a pattern such as `gpt-4o*`.
+    """Return whether a list has this name of a model, or a pattern that fits, such as `gpt-4o*`.
 
     No pattern matches a name with a comma: some upstreams read it as several names.
     """
@@ -150,7 +150,11 @@ class Caller:
     spent: SpentAnswer = UNSAID
 
     def acts_for(self, named: str, in_body: str = "") -> str:
-        """Return the user of a call that names these users in its header field and body; empty for none."""
+        """Return the user for whom a call is made; empty for none.
+
+        It is the user of the API key, else the user `named` in a header field, else that in the body,
+        unless the key ignores these.
+        """
         if self.user or self.user_header == USER_IGNORED:
             return self.user
         return named or in_body
@@ -440,18 +444,25 @@ class HoldExtension:
     short: int = 0
 
     def ahead(self, margin: int) -> int:
-        """Return the tokens to hold: seen and reserved ones, and up to `margin` more that a call can use."""
+        """Return the tokens to hold for a running call.
+
+        These are the tokens seen so far with `margin` more, at most all that the call can use, or the
+        reserved ones if these are more.
+        """
         return max(self.tokens, self.reserved, min(self.tokens + margin, self.most))
 
     def end_request(self) -> None:
-        """End the request for reserved tokens, and call `answered`."""
+        """End the request for additional tokens, and call the callback `answered`."""
         answered, self.answered = self.answered, None
         self.reserved = self.reserved_quota = 0
         if answered is not None:
             answered()
 
     def wanted_of_budgets(self, margin: int) -> tuple[int, int, int]:
-        """Return the cost of tokens seen, and the money and tokens to hold in budgets with `margin`."""
+        """Return the cost of the tokens seen so far, and the money and tokens to hold in budgets.
+
+        `margin` is the number of tokens to hold beyond those seen. Costs are in nano-units.
+        """
         ahead = self.ahead(margin)
         seen = 0 if self.money_rate is None else self.money_rate.nano(self.tokens)
         rate = self.hold_rate or self.money_rate
@@ -459,7 +470,7 @@ class HoldExtension:
         return min(seen, INTEGER_MAX), min(more, INTEGER_MAX), ahead if self.counts_raw else 0
 
     def wanted(self, margin: int) -> int:
-        """Return the quota tokens to hold: those seen, and `margin` more output."""
+        """Return the quota tokens to hold: for the tokens seen so far, and for `margin` more output."""
         if self.weights is None:
             return self.ahead(margin)
         more = max(0, min(margin, self.most - self.tokens))

@@ -26,7 +26,7 @@ _NAME = re.compile(rf"(?=.{{1,254}}\Z)({_LABEL}\.)+(?![0-9]){_LABEL}\.?", re.ASC
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Return whether an address, or the IPv4 address within it, is public on the Internet."""
+    """Return whether an address is public on the Internet; for IPv4 within IPv6, the inner one counts."""
     inner = _carried(address)
     if inner is not None:
         return is_public(inner)
@@ -65,13 +65,16 @@ def address_refusal(url: str, *, private: bool) -> str | None:
 
 
 def is_full_name(host: str, *, private: bool) -> bool:
-    """Return whether a lower-case host is a full name; `private` allows those of a local network."""
+    """Return whether a lower-case host is a full domain name, such as `api.example.com`.
+
+    `private` allows names of a local network.
+    """
     local = host.rstrip(".").endswith(LOCAL_NAMES)
     return _NAME.fullmatch(host) is not None and (private or not local)
 
 
 def literal(host: str) -> IPv4Address | IPv6Address | None:
-    """Return the address in a host's text; None for a name, and for an address with a zone."""
+    """Return the IP address that the text `host` is; None for a name, and for an address with a zone."""
     try:
         return None if "%" in host else ip_address(host)
     except ValueError:
@@ -79,7 +82,7 @@ def literal(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _carried(address: IPv4Address | IPv6Address) -> IPv4Address | None:
-    """Return the IPv4 address within an IPv6 one, or None."""
+    """Return the IPv4 address that is embedded in an IPv6 address, or None."""
     if isinstance(address, IPv4Address):
         return None
     if address in NAT64:
@@ -104,10 +107,10 @@ _NO_PORT = re.compile(r"(?<=://)([^/@:?#\[\]]*):(?![^@]*@)(?!(?<!//:)[0-9]{1,5}(
 
 
 def without_password(url: str) -> str:
-    """Return a URL for a log line.
+    """Return a URL for a log line, without secrets.
 
-    All between the user's name and the last `@` is hidden, and the value of every parameter that is not known
-    to be harmless.
+    All between the user's name and the last `@` is hidden, and the value of every parameter that is not
+    known to be harmless.
     """
     shown = re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", url, flags=re.DOTALL)
     shown = _NO_PORT.sub(r"\1:***", shown)
@@ -163,7 +166,7 @@ class Proxies:
         return replace(found, ca_file=self.ca_file)
 
     def with_authority(self, ca_file: str) -> Proxies:
-        """Return the same proxies with their certificates verified by this file."""
+        """Return proxies like these, whose TLS certificates are verified by the authorities in `ca_file`."""
         return replace(self, ca_file=ca_file)
 
 
@@ -201,7 +204,7 @@ def _is_readable(entry: str) -> bool:
 
 
 def _is_for(entry: str, host: str, port: int) -> bool:
-    """Return whether an entry matches a lower-case host and its port."""
+    """Return whether an entry of NO_PROXY matches a lower-case host and a port."""
     wanted, only = _split(entry)
     if only is not None and only != port:
         return False
@@ -266,7 +269,7 @@ def request(proxy: Proxy, host: str, port: int) -> bytes:
 def is_let_through(proxy: Proxy, answer: bytes) -> bool:
     """Return whether the proxy has opened the tunnel; False while its answer is incomplete.
 
-    Raise ProxyFailed if it refuses, or sends more than a head: in a tunnel no peer speaks before us.
+    Raise ProxyFailed if it refuses, or sends more than a head: in a tunnel the gateway speaks first.
     """
     at = answer.find(_HEAD_END)
     if at < 0 and len(answer) <= HEAD_BYTES_MAX and answer.count(b"\n") == answer.count(b"\r\n"):

@@ -82,7 +82,10 @@ def read_tracing(environ: Mapping[str, str]) -> Tracing | None:
 
 
 def _endpoint(environ: Mapping[str, str]) -> str:
-    """Return the full URL: the variable for traces unchanged, or the general one with a path added."""
+    """Return the full URL to which traces are sent, from the variable for traces, used unchanged.
+
+    Without it, the path for traces is added to the URL in the general variable.
+    """
     name = TRACES_ENDPOINT if environ.get(TRACES_ENDPOINT) else ENDPOINT
     url = environ[name]
     parts = urlsplit(url)

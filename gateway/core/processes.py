@@ -76,9 +76,10 @@ class TakeUp:
         self.why_not = "nobody has looked yet"
 
     def look(self, now: float, seen: Sequence[ProgramReport] | None, workers: int) -> bool:
-        """Return whether the current layout may be written, by the programs and the number of workers seen.
+        """Return whether the current layout of stored data may be written, because all programs can read it.
 
-        `now` is monotonic, in seconds.
+        `seen` are the reports of running programs, None if unknown; `workers` is the number of
+        workers that report to the keeper: all must be in the list. `now` is monotonic, in seconds.
         """
         self.why_not = self._trouble(seen, workers)
         if self.why_not:
@@ -108,7 +109,7 @@ class TakeUp:
 
 
 def counted(seen: Iterable[ProgramReport]) -> list[list[object]]:
-    """Return (role, version, number of programs) rows for metrics."""
+    """Return (role, version, number of running programs) for metrics; rare versions are put together."""
     found = Counter((one.program.role, one.program.version) for one in seen)
     told = {version for (_, version), _ in found.most_common(VERSIONS_TOLD_MAX)}
     by_label = Counter[tuple[str, str]]()
@@ -124,12 +125,12 @@ Found = Mapping[str, bool | str]
 
 
 def there(found: Found) -> dict[str, bool]:
-    """Return whether each dependency is available."""
+    """Return for each dependency, such as Redis, whether it is available."""
     return {name: said is True for name, said in found.items()}
 
 
 def report(well: bool, found: Found) -> dict[str, object]:
-    """Return the answer of `/readyz` as a JSON object."""
+    """Return the answer of `/readyz` as a dict: status, dependencies, and reasons of failures."""
     reasons = {name: said for name, said in found.items() if said and isinstance(said, str)}
     told = {"status": "ok" if well else "unavailable", "dependencies": there(found)}
     return {**told, **({"reasons": reasons} if reasons else {})}

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 
 def leaves_others(had: int, more: int, left: int) -> bool:
-    """Return whether a user with `had` of an amount may have `more`, if `left` of it is free afterwards.
+    """Return whether a user with `had` of a shared amount may take `more`; `left` would then be free.
 
-    A user's amount may not exceed the rest that is left for all others (the dynamic threshold of Choudhury
-    and Hahne, 1998): so a newcomer gets a part even if a few users have much. `lua/run.lua` counts runs by
-    the same rule.
+    A user may not have more than is left for all others (the dynamic threshold of Choudhury and Hahne,
+    1998), so a newcomer gets a part even if a few users have much. A user without any may always take
+    some. `lua/run.lua` counts runs by the same rule.
     """
     return left >= 0 and (not had or had + more <= left)
 
@@ -31,7 +31,11 @@ class FairShares:
         self.bound(most, each, alone=alone)
 
     def bound(self, most: int, each: int, *, alone: bool = False) -> None:
-        """Set both maxima. Raise ValueError if `each` is more than half without `alone`."""
+        """Set the maximum `most` of all users together, and `each` of one user.
+
+        Raise ValueError if `each` is more than half of `most`, unless there is one user only
+        (`alone`).
+        """
         each = max(1, each)
         if 2 * each > most and not alone:
             raise ValueError(f"{each} of {most} for one user are more than half")
@@ -46,14 +50,14 @@ class FairShares:
         self.bound(most, most if alone else min(max(largest, int(most * share)), most // 2), alone=alone)
 
     def allows(self, who: int, amount: int) -> bool:
-        """Return whether a user may have `amount` more."""
+        """Return whether a user may have `amount` more, within all maxima."""
         had, left = self._has.get(who, 0), self.most - self.used - amount
         if self.each >= self.most:
             return left >= 0
         return had + amount <= self.each and leaves_others(had, amount, left)
 
     def acquire(self, who: int, amount: int = 1) -> bool:
-        """Add `amount` to a user if allowed, and return whether it was. `release` returns it."""
+        """Add `amount` to a user if that is allowed; return whether it was added. `release` undoes it."""
         if not self.allows(who, amount):
             return False
         self.add(who, amount)

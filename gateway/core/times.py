@@ -39,7 +39,7 @@ AHEAD_MAX: Final = timedelta(milliseconds=AHEAD_MAX_MS)
 
 
 def is_of_gateway(request_id: str) -> bool:
-    """Return whether a request id is from a gateway of this or an earlier version; leases have other ids."""
+    """Return whether a gateway of this or an earlier version made a request id; leases have other ids."""
     return request_id[VERSION_AT : VERSION_AT + 1] in GIVEN
 
 
@@ -92,7 +92,10 @@ CLOCK_OF_UTC: Final = ZoneOffset()
 
 
 def clock_of(time_zone: str, at_ms: int) -> ZoneOffset:
-    """Return the offsets of a zone at a time for the scripts; ZoneInfoNotFoundError if it is unknown."""
+    """Return the offsets of a time zone around `at_ms` (Unix ms), as Lua scripts use them.
+
+    Raise ZoneInfoNotFoundError if the zone is unknown.
+    """
     return _clock(time_zone, (at_ms - APART_MS) // HOUR_MS)
 
 
@@ -115,7 +118,7 @@ def is_zone(name: str) -> bool:
 
 
 def wrong_calendar(interval: str, time_zone: str, anchor_day: int | None) -> Iterator[tuple[str, str]]:
-    """Yield field and fault for each wrong anchor day or time zone of an interval."""
+    """Yield (field, fault) if the anchor day or the time zone does not fit an interval."""
     if interval in WEEKS and anchor_day is not None and anchor_day > DAYS_OF_WEEK:
         yield "anchor_day", f"must be 1 (Monday) to {DAYS_OF_WEEK} (Sunday) where the interval is a week"
     if interval not in {*WEEKS, *MONTHS} and anchor_day not in {None, 1}:
@@ -136,7 +139,7 @@ def _clock(time_zone: str, hour: int) -> ZoneOffset:
 
 
 def _turn(zone: ZoneInfo, before: int, after: int) -> int:
-    """Return the Unix ms of a zone's change of clocks between two times with different offsets."""
+    """Return the Unix ms at which a zone changes its clocks, between two times with different offsets."""
     offset = offset_at(zone, before)
     while after - before > 1:
         middle = (before + after) // 2

@@ -126,13 +126,16 @@ def read_state(values: Sequence[bytes]) -> str:
 
 
 def read_trace_id(values: list[bytes]) -> str:
-    """Return the caller's trace id in hex from the same field values; empty unless exactly one is valid."""
+    """Return the caller's trace id in hex from the values of `traceparent` fields.
+
+    Return an empty text unless exactly one value is valid.
+    """
     match = _match(values)
     return "" if match is None else match[2].decode()
 
 
 def read_usual_line(line: bytes) -> str:
-    """Return the trace id in a header line that is a `traceparent` in the usual form; else empty."""
+    """Return the trace id of a header line that is a `traceparent` in the usual form; else an empty text."""
     at = len(line) - _USUAL_REST_BYTES
     if at < 0 or line[:at] not in _USUAL_OPENINGS:
         return ""
@@ -144,9 +147,10 @@ def read_usual_line(line: bytes) -> str:
 
 
 def cut_usual_line(head: bytes) -> tuple[bytes, bytes, str]:
-    """Return a head without its first usual `traceparent` line, that line, and its trace id.
+    """Cut the first `traceparent` line in the usual form out of a request's header lines.
 
-    Without such a line the head is unchanged.
+    Return the remaining head, the line, and its trace id. Without such a line the head is unchanged, and
+    the others are empty.
     """
     at = head.find(_NAME_ENDS)
     while at >= 0:

@@ -22,7 +22,7 @@ class Waiter:
     __slots__ = ()
 
     def resume(self, wait: Wait[Any]) -> None:
-        """Resume the coroutine after `wait`, which is done."""
+        """Resume the coroutine that waits for `wait`, whose value has arrived."""
         raise NotImplementedError
 
 
@@ -40,7 +40,7 @@ class Wait(Generic[T]):
         self._waiter: Waiter | None = None
 
     def set(self, value: T) -> None:
-        """Deliver the value. A second one (after a timeout, for example) is ignored, or passed to `late`."""
+        """Deliver the value. A second one is ignored; after `give_up`, it is passed to `late`."""
         if self.done:
             late, self._late = self._late, None
             if late is not None:
@@ -54,7 +54,7 @@ class Wait(Generic[T]):
             self._callback()
 
     def fail(self, error: BaseException) -> None:
-        """Deliver a failure. Once done it is ignored, or passed to `late` as None."""
+        """Deliver a failure, which the waiter raises. After `give_up`, `late` is called with None instead."""
         if not self.done:
             self._error = error
         self.set(None)  # type: ignore[arg-type]  # no value, which the waiter never sees
@@ -91,7 +91,7 @@ OVER: Wait[None] = Wait()
 
 
 async def in_task(awaitable: Awaitable[T]) -> T:
-    """Await, in an asyncio task, an awaitable that itself awaits only `Wait`s."""
+    """Return the result of an awaitable that itself awaits only `Wait`s. Must run in an asyncio task."""
     steps = awaitable.__await__()
     while True:
         try:
@@ -106,7 +106,10 @@ async def in_task(awaitable: Awaitable[T]) -> T:
 
 
 def begin(awaitable: Awaitable[T]) -> Wait[T]:
-    """Start an awaitable that awaits only `Wait`s. It continues even if nobody awaits the result."""
+    """Start an awaitable that awaits only `Wait`s; return a `Wait` for its result.
+
+    It continues even if nobody awaits the result.
+    """
     over: Wait[T] = Wait()
     steps = awaitable.__await__()
 
@@ -170,11 +173,11 @@ class Awake:
         self._now = now
 
     def at(self, now: float) -> float:
-        """Return the time of this clock at a moment after the last `advance`."""
+        """Return the time of this clock at `now`, a moment since the last `advance`, without advancing it."""
         return self._now + min(now - self._looked_at, self._gap_s_max)
 
     def advance(self, now: float) -> float:
-        """Advance the clock to a moment at which the event loop runs, and return its time."""
+        """Advance the clock to `now`, a time at which the event loop runs, and return the clock's time."""
         self._now = self.at(now)
         self._looked_at = now
         return self._now

@@ -77,7 +77,7 @@ class Actor:
 
     @property
     def claims_as(self) -> str:
-        """The owner of an `Idempotency-Key`: the token, or the person if several people share the token."""
+        """The owner of an `Idempotency-Key` that this caller sends: the token, with the person if known."""
         if self.person is None:
             return self.scope
         return f"{self.scope}\t{self.person.issuer}\t{self.person.identity}"  # both without tabs
@@ -252,7 +252,10 @@ class Access:
     teams: Mapping[str, Mapping[str, frozenset[str] | None]] = field(default_factory=dict)
 
     def whose(self, verb: str) -> WriteAuthority:
-        """Return the authority that decides on `verb`: staff (`OURS`) if the verb has no class."""
+        """Return who decides on `verb`: people of the organization, staff for it, or staff for all of them.
+
+        If the rules do not say, it is staff for the organization (`OURS`).
+        """
         if self.reach is not RowScope.OWNED or verb in self.of_all:
             return WriteAuthority.OF_ALL
         return WriteAuthority.THEIRS if verb in self.theirs else WriteAuthority.OURS
@@ -273,7 +276,10 @@ def access(
     of_all: Collection[str] = (),
     teams: Mapping[str, Team] | None = None,
 ) -> Access:
-    """Build an `Access`. Admins may always read and write; by default all roles may read."""
+    """Build the rules of access to a resource from names of roles; the parameters are fields of `Access`.
+
+    ADMIN is added to the roles in `write`, `read` and `verbs`. By default all roles may read.
+    """
     return Access(
         frozenset({ADMIN, *read}),
         frozenset({ADMIN, *write}),
@@ -328,7 +334,10 @@ def settable(actor: Actor, to: Access, verb: str, names: Collection[str]) -> lis
 
 
 def _refused_team(actor: Actor, name: str, to: Access, verb: str, sent: Collection[str] = ()) -> str | None:
-    """Return the message for a tenant's token that may not do a verb; None if it may, or for other tokens."""
+    """Return why a token of one tenant may not do `verb` with the fields `sent`; None if it may.
+
+    The result is also None for a token that is not limited to one tenant.
+    """
     if actor.tenant_id is None:
         return None
     roles = to.teams.get(verb, {})
@@ -437,9 +446,10 @@ class Hours:
         self._known: dict[int, HourlyUse] = {}
 
     def of(self, organization_id: int) -> HourlyUse:
-        """Return an organization's use of this hour.
+        """Return an organization's counters of use in its current hour.
 
-        Raise `HourSpent`, with the exhausted limit and the end of the hour, if one is used up.
+        Raise `HourSpent` if a limit of the hour is used up; its message names the limit and the end
+        of the hour.
         """
         now, hour = self._clock(), self._known.get(organization_id)
         if hour is None or not 0 <= now - hour.began < HOUR_S:
@@ -467,7 +477,7 @@ class Hours:
 
 
 def count_rows(number: int) -> None:
-    """Count rows read for the current request."""
+    """Add `number` to the rows that the current request's organization has read in this hour."""
     if (meter := METER.get()) is not None and meter.hour is not None and number > 0:
         meter.hour.rows += number
 

@@ -106,10 +106,10 @@ class Budget:
 
     @property
     def selector(self) -> tuple[object, ...]:
-        """The fields that select calls, and `each`. Budgets with equal selectors share their accounts.
+        """The fields that select calls, and the kind of users with an account each, as a key for comparison.
 
-        Names of accounts are hashes of this tuple, so the rarely used tool and server are appended only if
-        set.
+        Budgets with equal keys share their accounts. Names of accounts are hashes of this tuple, so
+        the rarely used tool and server are appended only if set.
         """
         of_tools = (self.tool.lower(), self.server.lower()) if self.tool or self.server else ()
         return (
@@ -122,7 +122,7 @@ class Budget:
         return self.raised_to if at_ms < self.raised_until_ms else self.amount
 
     def matches(self, asked: CallAttributes) -> bool:
-        """Return whether this budget applies to a call. A missing attribute matches no set value."""
+        """Return whether this budget applies to a call: each field that it sets must match the call's."""
         return (
             self.tenant_id in {0, asked.tenant_id}
             and self.api_key_id in {0, asked.api_key_id}
@@ -135,7 +135,10 @@ class Budget:
         )
 
     def value_of(self, asked: CallAttributes) -> str:
-        """Return the user, key, project or session whose account a call uses; empty if shared or unnamed."""
+        """Return the user, key, project or session that has its own account in this budget, of a call.
+
+        Empty if all calls share one account, or if the call does not name one.
+        """
         if self.each == USER:
             return asked.user
         if self.each == KEY:
@@ -168,18 +171,19 @@ class CallAttributes(NamedTuple):
 
 
 def is_of(model: str, pattern: str) -> bool:
-    """Return whether a model matches a budget's pattern: the whole name, or a beginning if it ends in `*`.
+    """Return whether a model matches a budget's pattern: the whole name, or a prefix if it ends in `*`.
 
-    Case is ignored, because many upstreams ignore it.
+    Upper and lower case are the same, because many upstreams ignore case.
     """
     model, pattern = model.lower(), pattern.lower()
     return model.startswith(pattern[:-1]) if pattern.endswith("*") else model == pattern
 
 
 def account_of(organization_id: int, budget: Budget, value: str = "") -> str:
-    """Return the name of a budget's account, hashed from organization, selector, and `value` with `each`.
+    """Return the name of a budget's account: a hash of the organization and of the budget's selector.
 
-    `value` is a result of `value_of`. It is hashed because it may name a person.
+    If `budget.each` is set (an account for each user, for example), a hash of `value` follows, which is a
+    result of `value_of`. It is hashed because it may name a person.
     """
     named = json.dumps([organization_id, *budget.selector], ensure_ascii=False)
     name = _digest(named)[:16]
@@ -202,7 +206,7 @@ def bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[
 
 
 def defined(budgets: Iterable[Budget], at_ms: int) -> bytes:
-    """Return the windows of one account at a time, packed as the Lua scripts read them."""
+    """Return the current windows of one account's budgets at `at_ms` (Unix ms), packed for Lua scripts."""
     packed = list[bytes]()
     for one in sorted(budgets, key=lambda one: one.id):
         limit, flags = packed_limit(one.limit_at(at_ms), flags_of(one))
@@ -238,10 +242,10 @@ def read_limit(limit: int, flags: int) -> tuple[int, int]:
 
 @lru_cache(4096)
 def ends_of(windows: bytes) -> tuple[bool, int, bool]:
-    """Return three facts about an account's windows.
+    """Return three facts about an account's packed windows.
 
-    Whether one is endless, the latest end of the others (ms), and whether an endless one is forgotten when
-    unused.
+    The facts are: whether a window never ends, the latest end of the windows that end (Unix ms), and
+    whether an endless window is forgotten once it is unused.
     """
     fields = DEFINED_WINDOW.struct.iter_unpack(windows)
     ends = [(int(next_), after > 0) for _, _, _, next_, after, _ in fields]
@@ -250,12 +254,15 @@ def ends_of(windows: bytes) -> tuple[bool, int, bool]:
 
 
 def is_forgotten_unused(budget: Budget) -> bool:
-    """Return whether an endless amount is forgotten once it is unused: that of a session."""
+    """Return whether Redis forgets the amount of a budget once unused: a total amount for each session."""
     return budget.each == SESSION and budget.interval == TOTAL
 
 
 def defined_until(budgets: Iterable[Budget], at_ms: int) -> int:
-    """Return when the result of `defined` next changes: when a window or raise ends (Unix ms; 0 is never)."""
+    """Return the Unix ms at which the result of `defined` next changes; 0 is never.
+
+    It changes when a window ends, or when a limit that was raised for a time falls back.
+    """
     ends = [0]
     for one in budgets:
         ends += [bounds(one.interval, one.time_zone, one.anchor_day, at_ms)[1], one.raised_until_ms]
@@ -263,12 +270,12 @@ def defined_until(budgets: Iterable[Budget], at_ms: int) -> int:
 
 
 def flags_of(budget: Budget) -> int:
-    """Return the bit flags (`FLAG_…`) of a budget's window: its unit, and what happens once it is used up."""
+    """Return the bit flags (`FLAG_…`) of a budget: its unit, whether it is enforced, and cuts calls."""
     return _FLAG_OF[budget.unit] | FLAG_ENFORCE * budget.enforce | FLAG_CUT * budget.cut
 
 
 def accounts_of(budgets: Sequence[Budget]) -> list[list[Budget]]:
-    """Return the budgets that share their accounts, in the order of their ids."""
+    """Return the budgets in groups that share an account, because their selectors are equal; ids ascend."""
     groups: dict[object, list[Budget]] = {}
     for one in sorted(budgets, key=lambda one: one.id):
         groups.setdefault(one.selector, []).append(one)
@@ -316,7 +323,7 @@ def _hour(zone: ZoneInfo, at_ms: int) -> int:
 
 
 def _days(interval: str, anchor_day: int, today: date) -> tuple[date, date]:
-    """Return the first day of the window that contains a day, and the first day of the next window."""
+    """Return the first day of the window that contains `today`, and the first day of the next window."""
     if interval == DAY:
         return today, today + timedelta(days=1)
     if interval == WEEK:
@@ -331,7 +338,7 @@ def _days(interval: str, anchor_day: int, today: date) -> tuple[date, date]:
 
 
 def _day(month: int, anchor_day: int) -> date:
-    """Return the anchor day of a month. `month` counts from January of the year 0."""
+    """Return the anchor day of a month, at most its last day. `month` counts from January of year 0."""
     year, month = month // 12, month % 12 + 1
     return date(year, month, min(anchor_day, calendar.monthrange(year, month)[1]))
 
@@ -385,7 +392,10 @@ def selector_of(values: Mapping[str, Any]) -> Selector:
 
 
 def too_many(others: Mapping[str, Selector], new: Selector) -> Iterator[tuple[str, str]]:
-    """Yield field and reason if an organization with the budgets `others` cannot have one more like `new`."""
+    """Yield (field, reason) if an organization may not have a budget with the selector `new` too.
+
+    `others` are the selectors of the organization's existing budgets by name.
+    """
     if len(others) >= BUDGETS_MAX:
         yield "organization_id", f"it has {BUDGETS_MAX} budgets: there cannot be more"
     elif sum(one == new for one in others.values()) >= WINDOWS_MAX:
@@ -402,18 +412,20 @@ def too_many(others: Mapping[str, Selector], new: Selector) -> Iterator[tuple[st
 def may_meet_more(
     others: Collection[Selector], new: Selector, most: int = BUDGET_ACCOUNTS_MAX, looks_max: int = LOOKS_MAX
 ) -> frozenset[Selector]:
-    """Return `new` and other selectors if one call may match more than `most` accounts of them; else none.
+    """Return the selectors that one call could match at once if they need more than `most` accounts.
 
-    A call has one tenant, one user and so on, and is assumed to name one model.
+    They include `new`; the result is empty if no call can match so many. A call has one tenant, one user
+    and so on, and is assumed to name one model. `looks_max` bounds the comparisons.
     """
     met = {new, *(one for one in others if _meet(one, new))}
     return frozenset(_exceeding(list(met), 0, most, [looks_max]) if len(_shapes(met, 0)) > most else ())
 
 
 def _exceeding(selectors: Sequence[Selector], at: int, most: int, left: list[int]) -> Sequence[Selector]:
-    """Return selectors of more than `most` accounts that one call may match; fields before `at` are decided.
+    """Return selectors that one call may match and that need more than `most` accounts; empty if none do.
 
-    `left` counts the remaining comparisons. Once it is used up, all `selectors` are returned.
+    The fields of `SELECTING` before position `at` are decided already. `left` holds the number of
+    remaining comparisons: once it is used up, all `selectors` are returned.
     """
     if at == len(SELECTING):
         return selectors if len(selectors) > most else ()
@@ -439,8 +451,8 @@ def _exceeding(selectors: Sequence[Selector], at: int, most: int, left: list[int
 def _shapes(selectors: Iterable[Selector], at: int) -> set[object]:
     """Return the distinct shapes of selectors; a call matches at most one selector of each shape.
 
-    A shape is the value of fields before `at`, and which later fields are set. For a model with `*` it
-    includes the length of the prefix: a call matches at most one prefix of each length.
+    A shape has the values of the fields before position `at`, and tells which later fields are set. For a
+    model with `*` it includes the length of the prefix: a call matches at most one prefix of each length.
     """
     return {
         (
@@ -466,7 +478,10 @@ def _meet(one: Selector, other: Selector) -> bool:
 
 
 def _takes(name: str, wanted: Any, value: Any) -> bool:
-    """Return whether the part `wanted` of a selector covers `value`. A model may be a prefix with `*`."""
+    """Return whether the selector's value `wanted` of the field `name` covers `value`; None covers all.
+
+    A model may be a prefix with `*`.
+    """
     if wanted is None or wanted == value:
         return True
     return name == "model" and is_of(value.removesuffix("*"), wanted)
@@ -487,7 +502,7 @@ Wrong = Iterator[tuple[str, str]]
 
 
 def wrong_window(values: Mapping[str, Any]) -> Wrong:
-    """Yield field and fault for each fault of a new budget's unit, amount and interval."""
+    """Yield (field, fault) for each error in the fields of a new budget, such as its amount and interval."""
     yield from wrong_amount(values["unit"], values["amount"], "amount")
     each = values.get("each")
     if each in _FIXES and values.get(_FIXES[each]) is not None:
@@ -515,7 +530,7 @@ def wrong_amount(unit: str, amount: object, field: str) -> Wrong:
 
 
 def wrong_raise(budget: Budget, amount: object, until: datetime, now: datetime) -> Wrong:
-    """Yield field and fault for a raise to less than the amount, or until a time in the past."""
+    """Yield (field, fault) for each error in a raise of a budget's limit to `amount`, `until` a time."""
     found = list(wrong_amount(budget.unit, amount, "amount"))
     yield from found
     if not found and counted(budget.unit, amount) < budget.amount:
@@ -587,10 +602,11 @@ def figures(
     stored: tuple[int, int] | None,
     live: Mapping[int, LiveWindow] | None = None,
 ) -> BudgetBalance:
-    """Return the balance of one account of a budget.
+    """Return the limit, use and held amount of one account of a budget at `at_ms` (Unix ms).
 
-    `stored` is PostgreSQL's last window: its start and its use. `live` are the account's windows by budget
-    id, or None if Redis lacks the account or is unreachable. Values of earlier windows count as zero.
+    `stored` is the start and the use of the last window in PostgreSQL. `live` are the account's windows
+    in Redis by budget id, or None if Redis lacks the account or is unreachable. Use in an earlier window
+    counts as 0.
     """
     start, following = window_of(budget, at_ms)
     limit = budget.limit_at(at_ms)

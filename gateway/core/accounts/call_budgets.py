@@ -68,11 +68,14 @@ class CallBudgets(LruEntry):
     hold: str = ""
 
     def holds_at(self, now_ms: int) -> bool:
-        """Return whether these accounts are valid at a time (Unix ms). Clocks may have been set back."""
+        """Return whether these accounts are valid at `now_ms` (Unix ms).
+
+        They are not before `since_ms` either, because a clock may have been set back.
+        """
         return _holds_at(now_ms, self.since_ms, self.until_ms)
 
     def refusing(self, unit: str) -> str:
-        """Return the name of a budget that refuses calls by this unit; empty if there is none."""
+        """Return the name of an enforced budget in `unit`, which can refuse calls; empty if there is none."""
         for account in self.accounts:
             for window in DEFINED_WINDOW.struct.iter_unpack(account.defined):
                 budget = self.by_id.get(int(window[0]))
@@ -119,7 +122,11 @@ class OrganizationBudgets:
         self.by_caller = not any(self._says[4:])
 
     def asked(self, caller: Caller, service_id: int, said: Attribution, call: CallRequest) -> Said:
-        """Return the attributes by which a call selects its budgets: from key, header fields and body."""
+        """Return the attributes by which a call selects its budgets, empty where no budget depends on them.
+
+        They come from the API key of `caller`, from header fields (`said`) and from the body
+        (`call`).
+        """
         tenant, key, service, user, project, models, session, tool, server = self._says
         return (
             caller.tenant_id if tenant else 0,
@@ -134,10 +141,10 @@ class OrganizationBudgets:
         )
 
     def find(self, asked: CallAttributes, now_ms: int) -> CallBudgets:
-        """Return the budgets of a call.
+        """Return the budgets that apply to a call with the attributes `asked` at `now_ms` (Unix ms).
 
-        Raise `TooManyBudgets` if their accounts are more than a call may use. The checks in `budgets.py`
-        prevent that for calls with one model.
+        Raise `TooManyBudgets` if their accounts are more than a call may use. The checks in
+        `budgets.py` prevent that for calls with one model.
         """
         accounts: list[BudgetAccount] = []
         units, enforced, holds = set[str](), set[str](), set[str]()
@@ -177,7 +184,7 @@ class OrganizationBudgets:
         return self._some.setdefault(units, units)
 
     def of_caller(self, asked: CallAttributes) -> list[tuple[str, Budget]]:
-        """Return accounts and budgets that calls of a caller may use, for any model, service or tool."""
+        """Return (account name, budget) for all that a caller's calls may use, whatever they ask for."""
         found = []
         for group in self._groups:
             first = group[0]
@@ -245,11 +252,12 @@ class BudgetCache:
         self, budgets: OrganizationBudgets, caller: Caller, service_id: int, said: Attribution,
         call: CallRequest, now_ms: int,
     ) -> CallBudgets:  # fmt: skip
-        """Return the budgets of a call at `now_ms` (Unix time), like `find`.
+        """Return the budgets of a call at `now_ms` (Unix ms), reusing the caller's last ones if valid.
 
-        If `budgets.by_caller` is true, only caller, service and user decide. Then the budgets of this
-        caller's last call are reused while they are valid, if service and user are the same. `TooManyBudgets`
-        as in `find`.
+        If `budgets.by_caller` is true, only caller, service and user select budgets: then the result
+        for the caller's last call is reused while it is valid, if service and user are the same.
+        `said` are the attributes in header fields. Raise `TooManyBudgets` if the accounts are more
+        than a call may use.
         """
         user, place = caller.acts_for(said.user, call.user), caller.key_id % CALLERS_MAX
         if not budgets.by_caller:
@@ -273,9 +281,10 @@ class BudgetCache:
         remember: bool = True,
         run: Run | None = None,
     ) -> CallBudgets:
-        """Return the budgets of a call, from the cache while its entry is valid at `now_ms` (Unix time).
+        """Return the budgets of a call, from the cache while its entry is valid at `now_ms` (Unix ms).
 
-        Without `remember` the result is not stored, so no entry is evicted for it.
+        `asked` are the call's attributes. The accounts of `run` are added. Without `remember` the
+        result is not stored, so no entry is evicted for it.
         """
         key = budgets.organization_id, asked, 0 if run is None else run.budget_id
         found = self.known.find(key)
@@ -292,7 +301,7 @@ class BudgetCache:
 
 
 def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
-    """Return for each field of `CallAttributes`, in order, whether any budget depends on it."""
+    """Return for each field of `CallAttributes`, in order, whether one of `budgets` depends on it."""
     kinds = {one.each for one in budgets}
     return (
         any(one.tenant_id for one in budgets),

@@ -281,7 +281,10 @@ def read_body(kind: type[_B], body: bytes) -> _B:
 
 
 def whole_in(said: str, least: int, most: int, param: str) -> int:
-    """Return a whole number from a path. `InvalidRequest` if it is not from `least` to `most`."""
+    """Return the whole number in `said`, a part of a path; `InvalidRequest` names `param` if it is wrong.
+
+    The number must be from `least` to `most`.
+    """
     if not (said.isascii() and said.isdigit()) or len(said) > 9 or not least <= int(said) <= most:
         raise InvalidRequest(f"{param} must be a whole number from {least} to {most}.", param=param)
     return int(said)
@@ -318,9 +321,10 @@ def idempotency_key(lines: bytes) -> str:
 def answered(  # noqa: PLR0917  # an answer, and how it is read
     hold: CallerHold, status: int, content_type: bytes, coding: bytes, answer: bytes, bounds: UsageBounds
 ) -> SaidUse:
-    """Read the use from the upstream's answer that a caller passes to settle a hold, like a proxied answer.
+    """Return the use in an upstream's answer that a caller sends to settle a hold (reserved amount).
 
-    An answer with a content coding is not decoded: it is metered by size.
+    The answer is metered like one that the gateway forwards; with a content `coding` such as gzip it is
+    metered by size, without decoding. Raise `InvalidRequest` if the hold was taken without a call.
     """
     if hold.call is None:
         raise InvalidRequest("This hold was taken for no request: settle it by usage, cost or units.")

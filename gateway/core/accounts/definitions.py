@@ -46,7 +46,7 @@ class ModelLists:
     users: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def of(self, tenant_id: int, user: str) -> list[tuple[str, tuple[str, ...]]]:
-        """Return (owner, models) for each list that must contain the model of a call."""
+        """Return (owner, models) for each list of allowed models that applies to a tenant and user."""
         found = [("organization", self.own), ("tenant", self.tenants.get(tenant_id))]
         if user:
             found.append(("user", self.users.get(user)))

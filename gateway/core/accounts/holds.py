@@ -51,7 +51,11 @@ def movements(
     credit_seq: int = 0,
     spend_seq: int = 0,
 ) -> tuple[MovementRange, ...]:
-    """Return the movements that a script's answer acknowledges. `moved` is the tenant's advance in seq."""
+    """Return the ranges of ledger movements, by account, that the answer of a Redis script confirms.
+
+    `seq`, `credit_seq` and `spend_seq` are the numbers of the last movements of tokens, credits and
+    spend; 0 for none. `moved` is how many numbers the tenant's account advanced.
+    """
     found = []
     if moved:
         found.append(MovementRange(f"tenant:{tenant_id}", partition, epoch, seq - moved + 1, seq))
@@ -91,7 +95,7 @@ class ChargedAmounts:
 
     @property
     def of_quota(self) -> int:
-        """The tokens that the quota is charged."""
+        """The tokens charged to the quota: weighed ones if the plan weighs kinds of tokens."""
         return self.tokens if self.weighed is None else self.weighed
 
 
@@ -124,7 +128,7 @@ class ExpiredHold:
     unsettled: str = ""
 
     def charge(self, policy: ReclaimPolicy) -> ChargedAmounts:
-        """Return the amounts to charge for the call when its hold is reclaimed."""
+        """Return the amounts to charge for a call that was not settled before its hold expired."""
         if self.lease or not self.release.service.id:
             return ChargedAmounts()
         if self.unsettled:
@@ -201,5 +205,5 @@ def correction_id(request_id: str) -> str:
 
 
 def refund_id(request_id: str) -> str:
-    """Return the id of the one intent that refunds a request's credits: version nibble 9."""
+    """Return the id of the only refund of a request's credits: the request id with version nibble 9."""
     return f"{request_id[:14]}9{request_id[15:]}"

@@ -127,7 +127,7 @@ class Job(msgspec.Struct):
 
     @property
     def is_charged(self) -> bool:
-        """Whether the use of its lines is charged, or will be without further action."""
+        """Whether the use of the job's calls is charged, or will be charged without further action."""
         return bool(self.lines_until or self.settled_ms)
 
     @property
@@ -136,7 +136,7 @@ class Job(msgspec.Struct):
 
     @property
     def weighing(self) -> Weights | None:
-        """The weight of each kind of token in its plan at the time of the job; None without weights."""
+        """The weight of each kind of token in the tenant's plan when the job began; None without weights."""
         return None if self.weights is None else Weights(*self.weights)
 
 
@@ -168,7 +168,10 @@ def read_job(raw: bytes) -> Job | None:
 
 
 def id_of(name: str, created_ms: int, *, of: str) -> str:
-    """Return a request id for a part `name` of request `of`: a UUID version 7 (RFC 9562), always the same."""
+    """Return an id for the part `name` of request `of`: a UUID version 7 (RFC 9562) at `created_ms`.
+
+    The same arguments always give the same id.
+    """
     tail = sha256(f"{of}\n{name}".encode()).hexdigest()
     at = f"{created_ms & 0xFFFFFFFFFFFF:012x}"
     variant = f"{0x80 | int(tail[3:5], 16) & 0x3F:02x}"
@@ -261,10 +264,10 @@ def inline_lines(calls: object, endpoint: str, field: str) -> list[BatchLine]:
 
 
 def calls_of(document: object, endpoint: str, field: str, model: str) -> list[BatchLine]:
-    """Return the calls of a batch from a nested body `field` (dotted path), checked like `batch_lines`.
+    """Return the calls of a batch in a nested body `field` (dotted path); `InvalidRequest` if one is wrong.
 
-    The model is that of the path. JSON of proto3 allows two spellings of a name, and each field may appear
-    once.
+    They are checked like lines of a batch file. Each uses `model`, the model in the request's path, and
+    may name no other. Names may have both spellings of proto3 JSON, camelCase and snake_case.
     """
 
     def read(call: tuple[int, object]) -> BatchLine:
@@ -288,7 +291,10 @@ def calls_of(document: object, endpoint: str, field: str, model: str) -> list[Ba
 
 
 def _member(place: object, name: str) -> object:
-    """Return a field of an object by either spelling (proto3 JSON); None if it is missing."""
+    """Return the value of a field under either spelling (camelCase or snake_case); None if it is missing.
+
+    Raise `InvalidRequest` if both are present.
+    """
     there = place if isinstance(place, dict) else {}
     found = [each for each in there if str(each).replace("_", "").lower() == name.lower()]
     if len(found) > 1:
@@ -372,16 +378,16 @@ class BatchState(msgspec.Struct):
 
     @property
     def made_s(self) -> float:
-        """The time at which its upstream created it, in Unix seconds."""
+        """The time at which the upstream created this batch or video, in Unix seconds."""
         return self.created_at if isinstance(self.created_at, int) else self.created_at.timestamp()
 
     def is_marked(self, job: Job) -> bool:
-        """Return whether its metadata names the hold of this job."""
+        """Return whether the metadata of this batch names the hold of `job`, as the gateway sends it."""
         return (self.metadata or {}).get(MARK) == job.hold_id
 
     @property
     def ended_as(self) -> str:
-        """The final status for its job; empty while it is running."""
+        """The final status to store for a batch or video; empty while it is running."""
         if not self.processing_status:
             return self.status if self.status in ENDED else ""
         counts = self.request_counts or {}
@@ -397,7 +403,11 @@ class BatchState(msgspec.Struct):
         return counts.get("completed", 0) + counts.get("succeeded", 0)
 
     def may_be_of(self, job: Job) -> bool:
-        """Return whether this may belong to a job that was never confirmed, by time, model and size."""
+        """Return whether this batch or video may belong to `job`, whose upstream never confirmed it.
+
+        Compared are the time of creation, and the model and length of a video, or the file or number
+        of calls of a batch.
+        """
         if not -EARLY_S_MAX <= self.made_s - job.created_ms / 1000 <= UNANSWERED_S_MAX:
             return False
         if job.kind == VIDEO:
@@ -449,7 +459,7 @@ OPERATIONS: Final = "fields=nextPageToken,operations(name,done,error,metadata)"
 
 
 def read_operation(said: bytes) -> BatchState:
-    """Return the state of a batch from a long-running operation, with its result lines or their file."""
+    """Return the state of a batch from Google's JSON of a long-running operation, with results if any."""
     return _batch_of(_operation(said))
 
 
@@ -485,7 +495,7 @@ class CallState(msgspec.Struct):
 
     @property
     def ended_as(self) -> str:
-        """The final status for its job; empty while it is running."""
+        """The final status to store for a background call; empty while it is running."""
         if self.done:
             return "completed" if bytes(self.error) == b"null" else "failed"
         return "completed" if self.status == "incomplete" else self.status if self.status in ENDED else ""

@@ -34,7 +34,7 @@ Header = tuple[bytes, bytes]
 
 
 def limit_headers(decision: Decision) -> list[Header]:
-    """Return the limit fields for an admitted call; none if nothing limits it."""
+    """Return the header fields that state an admitted call's limits, such as requests left; maybe none."""
     fields = [line.partition(b": ") for line in limit_lines(decision).split(b"\r\n") if line]
     return [(name, value) for name, _, value in fields]
 
@@ -125,9 +125,9 @@ def limit_lines(decision: Decision) -> bytes:
 
 
 def duration(ms: int) -> tuple[int, bytes]:
-    """Format milliseconds as OpenAI does (`120ms`, `1.5s`, `6m0s`, `1h0m0s`).
+    """Format milliseconds as OpenAI does (`120ms`, `1.5s`, `6m0s`, `1h0m0s`), in two parts.
 
-    Return the leading number and the rest of the text, for `said` to join.
+    Return the leading number and the text after it. The function `said` joins both.
     """
     if ms <= 0:
         return 0, b"s"
@@ -217,7 +217,7 @@ class _LimitTexts:
         self._requests, self._tokens, self._quota = requests, tokens, quota
 
     def are_of(self, requests: int, tokens: int, quota: int, budget: BudgetWindow | None) -> bool:
-        """Return whether these texts were made for the given limits."""
+        """Return whether these cached texts were made for the given limits."""
         if self._requests != requests or self._tokens != tokens or self._quota != quota:
             return False
         if budget is None:
@@ -229,7 +229,10 @@ class _LimitTexts:
 
 
 def _texts(requests: int, tokens: int, quota: int, budget: BudgetWindow | None) -> _LimitTexts:
-    """Return the texts of these limits, from the cache if possible. Limits in the same slot evict others."""
+    """Return the header texts for these four limits, from the cache if they are in it.
+
+    Each set of limits has one slot of the cache, and replaces another set in that slot.
+    """
     place = (requests + tokens + quota + (0 if budget is None else budget.limit)) % CACHED_MAX
     found = _known[place]
     if found is None or not found.are_of(requests, tokens, quota, budget):

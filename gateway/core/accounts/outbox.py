@@ -92,7 +92,7 @@ class CallFacts(msgspec.Struct, array_like=True):
 
 
 def named_unpriced(names: Iterable[str]) -> str:
-    """Return names of tools joined for `CallFacts.unpriced`."""
+    """Join the names of tools without a price as text for `CallFacts.unpriced`, cut to its maximum length."""
     return SEPARATOR.join(names)[:TEXT_CHARACTERS_MAX]
 
 
@@ -111,7 +111,7 @@ def write_facts(facts: CallFacts | tuple[Any, ...]) -> bytes:
 
 
 def briefly(facts: CallFacts | tuple[Any, ...]) -> CallFacts:
-    """Return the facts without tools, metadata and unknown fields, with texts cut to their stored length."""
+    """Return the facts of a call without tools, metadata and unknown fields, and with texts shortened."""
     whole = facts if isinstance(facts, CallFacts) else CallFacts(*facts)
     said = asdict(whole).items()
     texts = {name: value[:TEXT_CHARACTERS_MAX] for name, value in said if isinstance(value, str)}
@@ -119,7 +119,7 @@ def briefly(facts: CallFacts | tuple[Any, ...]) -> CallFacts:
 
 
 def read_facts(metadata: bytes) -> CallFacts | None:
-    """Return the facts of a call from an entry's metadata; None if it is something else."""
+    """Return the facts of a call from the metadata of an outbox entry; None if it has no such facts."""
     if metadata[:1] != b"[":
         return None
     try:
@@ -132,7 +132,7 @@ def read_facts(metadata: bytes) -> CallFacts | None:
 
 
 def facts_in(metadata: bytes) -> CallFacts:
-    """Return facts from metadata that is an object, as versions before `CallFacts` wrote it."""
+    """Return a call's facts from a JSON object of metadata, as versions before `CallFacts` wrote it."""
     said = _said(metadata)
     read, cached = _whole(said.get("input")), _whole(said.get("cached"))
     counts = [0] * len(KINDS)
@@ -152,9 +152,10 @@ def facts_in(metadata: bytes) -> CallFacts:
 
 
 def reclaimed_in(metadata: bytes) -> tuple[int | None, int]:
-    """Return tokens and units of a reclaimed call. Tokens are None if the plan does not weigh them.
+    """Return the tokens and the units that a reclaimed call is charged, from the metadata of its entry.
 
-    An older keeper's metadata states no units: then it is one.
+    Tokens are None if the plan does not weigh them. Units are 1 if an older version wrote the entry
+    without units.
     """
     said = _said(metadata)
     tokens, units = said.get("tokens"), said.get("units")
@@ -172,7 +173,7 @@ def corrected(metadata: bytes, request_id: str, reason: str) -> bytes:
 
 
 def told_of(facts: CallFacts) -> bytes:
-    """Return the metadata of a ledger's row: the caller's metadata with the call's public facts."""
+    """Return the metadata for a ledger row as JSON: that of the caller, with the call's public facts."""
     counts = facts.counts
     read = counts[INPUT] + counts[CACHE_READ] + counts[CACHE_WRITE] + counts[CACHE_WRITE_1H]
     of_call = (
@@ -357,7 +358,7 @@ def money_moved(event: OutboxEntry) -> int:
 
 
 def in_money(event: OutboxEntry) -> bool:
-    """Return whether the units of a use are money, in billionths of its currency."""
+    """Return whether the units that an entry counts are billionths of a currency, and not uses."""
     return are_money(event.priced[PRICED.size :])
 
 
@@ -379,9 +380,9 @@ class MalformedEvent(ValueError):
 
 
 def is_newer(packed: bytes) -> bool:
-    """Return whether a newer version of this program wrote an entry.
+    """Return whether a newer version of this program wrote the outbox entry `packed`.
 
-    False for bytes without the beginning that all versions share.
+    False for bytes that do not begin as all versions begin an entry.
     """
     if len(packed) < _OWNER_AT + _OWNER.size or packed[0] <= VERSION:
         return False
@@ -447,7 +448,7 @@ class AccountMovement:
 
     @property
     def place(self) -> tuple[int, int]:
-        """The sort key of its row among rows of the same account type: owner and seq."""
+        """The sort key of this movement's row among rows of the same account type: (owner id, seq)."""
         return self.owner_id, self.seq
 
 
@@ -471,10 +472,10 @@ def moved(event: OutboxEntry) -> dict[int, AccountMovement]:
 
 
 def places_before(event: OutboxEntry) -> list[AccountPosition]:
-    """Return the state of each account just before an entry moved it, as far as the entry determines it.
+    """Return the position (number and balance) of each account just before an entry moved it.
 
-    If a month or plan begins with the entry, its earlier balance is unknown. The result is then the entry's
-    balance minus its movement.
+    If a month or plan begins with the entry, the earlier balance is unknown: the result is then the
+    entry's balance minus its movement.
     """
     cycle = max(0, event.cycle - (event.kind == EventKind.RESET))
     return [
@@ -580,12 +581,12 @@ class FlushReport:
     locked: frozenset[int] = frozenset()
 
     def entries(self) -> int:
-        """Return the number of entries that may be deleted."""
+        """Return the number of stream entries that PostgreSQL has stored, and Redis may delete."""
         return sum(map(len, self.acknowledged.values()))
 
 
 def fan_out(streams: Mapping[int, Sequence[tuple[bytes, bytes]]]) -> Batch:
-    """Decode entries by partition, in the order of their streams."""
+    """Return the decoded entries of each partition's stream, in their order, with ids and packed bytes."""
     return {
         partition: [(entry_id, packed, _event(packed)) for entry_id, packed in entries]
         for partition, entries in streams.items()
@@ -600,7 +601,7 @@ def stream_place(entry_id: bytes) -> StreamPlace:
 
 
 def control_id(event: OutboxEntry) -> str:
-    """Return the id by which Redis remembers this movement until it is stored; empty for a normal use."""
+    """Return the id by which Redis remembers an entry until PostgreSQL has it; empty for a normal use."""
     if event.kind == EventKind.CONSUME and event.note != EventNote.LATE:
         return ""
     return event.source

@@ -19,7 +19,10 @@ from gateway.core.times import CLOCK_OF_UTC, ZoneOffset, clock_of
 
 
 def _term(default: object, description: str = "", *, of_new: object = None) -> Any:
-    """Make a dataclass field with its description in the Admin API, and `of_new` as default of new plans."""
+    """Make a dataclass field for a term of a plan.
+
+    `description` is its text in the Admin API; `of_new` is the default in new plans, if not `default`.
+    """
     of_new = default if of_new is None else of_new
     return field(default=default, metadata={"default": of_new, "description": description})
 
@@ -65,7 +68,7 @@ class Term:
 
     @property
     def counts(self) -> bool:
-        """Whether the scripts store this term as a number."""
+        """Whether the Lua scripts store this field of a plan as a number."""
         return bool(self.choices) or not self.is_text
 
 
@@ -90,18 +93,20 @@ _STATED = ("plan_id", "anchor", *(one.name for one in TERMS))
 
 
 def read_terms(row: Mapping[str, Any], at_ms: int) -> PlanTerms:
-    """Read the terms from a row or control write with these field names; without a plan, the defaults.
+    """Return the terms of a plan from a database row or control write with these field names.
 
-    A field is missing if an older version committed the row. The clock is the time zone's at `at_ms`.
+    Fields that are missing (no plan, or written by an older version) get the defaults. `at_ms` (Unix ms)
+    decides the offset of the plan's time zone.
     """
     terms = _stated(row)
     return replace(terms, clock=clock_of(terms.time_zone, at_ms))
 
 
 def plan_payload(plan: Mapping[str, object] | None, *, anchor: int, since_ms: int) -> dict[str, object]:
-    """Return the payload of a `plan` control write for a row of a token plan; None means no plan.
+    """Return the payload of the control write that assigns a token plan (a row), or None for no plan.
 
-    `since_ms` is the time of the change: cycles that ended before it are closed by the old plan.
+    `anchor` is the day from which cycles count. `since_ms` (Unix ms) is the time of the change: cycles
+    that ended before are closed by the old plan.
     """
     terms = _stated({**(plan or {}), "plan_id": plan and plan["id"], "anchor": anchor})
     stated = {name: getattr(terms, name) for name in _STATED}
@@ -140,7 +145,7 @@ class Weights:
 
     @classmethod
     def of(cls, millionths: Mapping[str, int]) -> Self:
-        """Make weights from millionths by kind. An unnamed kind weighs as much as its fallback kind, or 1."""
+        """Make weights from millionths by kind. A missing kind weighs as much as its fallback kind, or 1."""
         by_kind = dict(zip(KINDS, filled(millionths, ONE), strict=True))
         read = max(weight for kind, weight in by_kind.items() if kind not in _WRITTEN)
         return cls(tuple(by_kind.values()), read, max(by_kind[kind] for kind in _WRITTEN))
@@ -165,7 +170,7 @@ class Weights:
         return min(-(-(read * self.read + (tokens - read) * self.written) // ONE), ENDLESS)
 
     def covered(self, counted: int, read: int) -> int:
-        """Return the most tokens that count as at most `counted` quota tokens, with `read` of them input."""
+        """Return the most tokens of a call, `read` of them input, that count as `counted` quota tokens."""
         left = counted * ONE - read * self.read
         if left < 0:
             return counted * ONE // self.read

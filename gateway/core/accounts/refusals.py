@@ -111,7 +111,7 @@ def read_batch(packed: bytes) -> RefusedBatch | None:
 
 
 def others(project_id: int, model: str) -> tuple[int, str]:
-    """Return the project and model under whose names calls beyond the maximum of names are counted."""
+    """Return the project and model for counting a refused call when there are too many names."""
     return NO_PROJECT if project_id == NO_PROJECT else OTHER_PROJECTS, OTHER if model else ""
 
 
@@ -146,11 +146,11 @@ class Refusals:
         return int(self._unix_seconds() * 1000)
 
     def snapshot(self) -> dict[str, object]:
-        """Return the numbers of calls without row and without count, by the names of metrics."""
+        """Return by metric name how many refused calls have no row, and how many were not counted."""
         return {"refused_calls_untold": self.untold, "refused_calls_uncounted": self.uncounted}
 
     def note(self, call: RefusedCall) -> None:
-        """Count a refused call, and store its row if there is room."""
+        """Count a refused call, and store its details for the log of refusals if there is room."""
         call.model, call.user = _clean(call.model), _clean(call.user)
         if self._count(call):
             self._keep(call)
@@ -246,7 +246,7 @@ class Busy:
 
 
 def busiest(counts: Iterable[tuple[tuple[int, str], int]], most: int) -> tuple[Busy, list[Busy]]:
-    """Return the sums of all tenants, and the `most` tenants with most calls, in descending order."""
+    """Return the sums over all tenants, and those of the `most` tenants with most calls, busiest first."""
     everybody, tenants = Busy(NOBODY), dict[int, Busy]()
     for (tenant_id, kind), count in counts:
         everybody.add(kind, count)
@@ -256,7 +256,7 @@ def busiest(counts: Iterable[tuple[tuple[int, str], int]], most: int) -> tuple[B
 
 
 def bounded(counts: Counts, most: int) -> dict[tuple[int, str], int]:
-    """Return counts of at most `most` tenants. Counts of those with fewest calls are added to `NOBODY`."""
+    """Return `counts` of the `most` tenants with most calls; those of all others are added to `NOBODY`."""
     calls: dict[int, int] = {}
     for (tenant_id, kind), count in counts.items():
         calls[tenant_id] = calls.get(tenant_id, 0) + (count if kind != TOKENS else 0)

@@ -30,7 +30,7 @@ class RunPolicies:
     tenants: dict[int, RunPolicy] = field(default_factory=dict)
 
     def of(self, tenant_id: int) -> CallRunPolicies:
-        """Return the policies for runs of a tenant: those of the tenant, then of the organization."""
+        """Return the policies that apply to runs of a tenant: first its own, then the organization's."""
         found = (("tenant", self.tenants.get(tenant_id)), ("organization", self.own))
         return tuple([(whose, policy) for whose, policy in found if policy is not None])
 

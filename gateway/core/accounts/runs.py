@@ -153,7 +153,7 @@ class Run:
 
     @property
     def defined(self) -> bytes:
-        """The windows of its account, packed for `lua/run.lua`: the one that counts calls is first."""
+        """The windows of this run's account, packed for `lua/run.lua`; the one that counts calls is first."""
         begins, ends = self.created_ms, self.expires_ms + CLOCKS_DIFFER_MS
         return b"".join(
             DEFINED_WINDOW.pack(one.id, one.amount, begins, ends, 0, flags_of(one)) for one in self.budgets
@@ -172,7 +172,7 @@ class Run:
         return self.ended_ms > 0 or self.expires_ms <= now_ms
 
     def differs(self, asked: RunRequest) -> str:
-        """Return the parameter in which a request differs from this run; empty if none does."""
+        """Return the name of a parameter whose value in a request differs from this run's; empty if none."""
         if asked.parent_id and asked.parent_id != self.parent_id:
             return "parent"
         if asked.amount >= 0 and (asked.unit, asked.amount) != (self.unit, self.amount):
@@ -181,9 +181,10 @@ class Run:
 
 
 def within(asked: RunRequest, policies: CallRunPolicies) -> tuple[RunRequest, str]:
-    """Apply policies to a requested run. Return the run to open, and a message if it is refused, else "".
+    """Apply the policies of a tenant to a requested run (a group of calls with a common limit).
 
-    Values that the request does not state are set by the strictest policy.
+    Return the run to open, and a message if the request exceeds a policy, else "". Limits that the
+    request does not state become those of the strictest policy.
     """
     opened = list[int]()
     stated = ("max", asked.amount), ("max_calls", asked.calls_max), ("ttl", asked.ttl_s)
@@ -201,9 +202,9 @@ def within(asked: RunRequest, policies: CallRunPolicies) -> tuple[RunRequest, st
 
 
 def make_provisional(caller: Caller, asked: RunRequest, policies: CallRunPolicies) -> Run:
-    """Return the run that a call would open, to judge the call before anything is opened.
+    """Return the run that a call would open, so that budgets can judge the call before Redis has the run.
 
-    Its budget id is negative, unlike that of real runs, so a cache entry for it serves no other call.
+    Its budget id is negative, unlike that of real runs, so that no other call uses a cache entry for it.
     """
     wanted, _ = within(asked, policies)
     return Run(
@@ -228,19 +229,19 @@ _decode = msgspec.json.Decoder(RunNews).decode
 
 
 def end_of(run: Run) -> bytes:
-    """Return the encoded news that a run has ended."""
+    """Return the encoded message to other processes that a run has ended."""
     return told_again(run, ended=True)
 
 
 def told_again(run: Run, *, ended: bool) -> bytes:
-    """Return the encoded news of a run that still exists, or has `ended`."""
+    """Return the encoded message that tells other processes of an existing run, or that it has `ended`."""
     created_ms = run.created_ms
     news = RunNews(run.id, run.unit, run.parent_id, run.amount, run.calls_max, ended, created_ms)
     return _encode(news)
 
 
 def read_news(told: bytes) -> RunNews | None:
-    """Return the decoded news of a run, or None if the bytes are no news."""
+    """Return the decoded message about a run, or None if the bytes `told` are no such message."""
     try:
         return _decode(told)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -248,12 +249,12 @@ def read_news(told: bytes) -> RunNews | None:
 
 
 def is_run(budget_id: int) -> bool:
-    """Return whether this is the id of a run's window, and not of a budget."""
+    """Return whether `budget_id` is that of a run (a group of calls with a limit), and not of a budget."""
     return BUDGET_ID_MIN <= budget_id < BUDGET_ID_MIN + BUDGET_IDS
 
 
 def run_of(budget_id: int) -> int:
-    """Return the id of the run to which a window belongs: the id of its window that counts calls."""
+    """Return the id of the run that a window belongs to: the budget id with its last bit cleared."""
     return budget_id & ~1
 
 
@@ -318,7 +319,7 @@ def parent_of(packed: bytes) -> str:
 
 
 def wanted_run(asked: RunRequest) -> bytes:
-    """Return a requested run, packed; Redis decides the missing fields when it creates the run."""
+    """Return a requested run in packed form for Redis, which sets the missing fields when it creates it."""
     nothing = Run(0, 0, asked.id, asked.parent_id, 0, asked.unit, asked.amount, asked.calls_max, 0, 0)
     return packed_run(nothing)
 

@@ -27,7 +27,7 @@ class SpentAnswer:
     retry_after_max_s: int = 0
 
     def else_of(self, other: SpentAnswer) -> SpentAnswer:
-        """Return this answer, with the values that it lacks from `other`."""
+        """Return this answer; values that it does not set are taken from `other`."""
         if self.status and self.retry_after_max_s:
             return self
         return SpentAnswer(self.status or other.status, self.retry_after_max_s or other.retry_after_max_s)

@@ -85,7 +85,7 @@ class UsageQuery:
 
     @property
     def apart(self) -> frozenset[str]:
-        """The columns by which rows are grouped or filtered."""
+        """The columns that must be stored separately, because rows are grouped or filtered by them."""
         return frozenset({*self.filters, *(GROUPS[group] for group in self.groups)})
 
     @property
@@ -95,7 +95,10 @@ class UsageQuery:
 
 
 def following(asked: UsageQuery, told: Sequence[Mapping[str, object]]) -> UsageQuery:
-    """Return the query for rows after the page `told`: from its last interval on, without its rows of it."""
+    """Return the query for the rows after a page of results, `told`.
+
+    It starts at the interval of the page's last row, and skips the rows of that interval on the page.
+    """
     last = told[-1]["start"]
     assert isinstance(last, datetime)
     since = max(asked.since, last)
@@ -112,7 +115,7 @@ class ReportPiece(NamedTuple):
 
 
 def pieces(asked: UsageQuery) -> list[ReportPiece]:
-    """Return the roll-ups that cover the queried time, each hour once."""
+    """Return the roll-ups (pre-summed tables) to read for the queried time; no hour is in two of them."""
     if asked.interval == "hour":
         return [ReportPiece(span_of(asked, "hour"), asked.since, asked.until)]
     found: list[ReportPiece] = []
@@ -126,7 +129,7 @@ def pieces(asked: UsageQuery) -> list[ReportPiece]:
 
 
 def span_of(asked: UsageQuery, unit: str) -> str:
-    """Return the roll-up of a unit with the fewest rows that still has all columns of the query."""
+    """Return the name of the smallest roll-up for a `unit` of time that has all columns of the query."""
     return next(span for span in _OF_UNIT.get(unit, (unit,)) if asked.apart.isdisjoint(SPANS[span].whole))
 
 
@@ -144,7 +147,10 @@ def end_of(unit: str, now: datetime) -> datetime:
 
 
 def hourly_parts(asked: UsageQuery) -> dict[str, datetime]:
-    """Return the query's parameters that require hourly roll-ups, each with a time of the first such day."""
+    """Return the parameters of a query that only hourly roll-ups can answer, each with a time.
+
+    They are an interval of hours, and a start or end within a day.
+    """
     if asked.interval == "hour":
         return {"interval": asked.since}
     ends = {"from": asked.since, "to": asked.until}
@@ -152,10 +158,10 @@ def hourly_parts(asked: UsageQuery) -> dict[str, datetime]:
 
 
 def in_parts(asked: UsageQuery) -> Generator[UsageQuery, int, None]:
-    """Yield the query in parts of its time, so that a page is filled without reading many more rows.
+    """Yield the query for successive parts of its time, until the caller has enough rows for a page.
 
-    The caller sends the number of rows that a part had. The next part has as many intervals as will probably
-    fill the page, but at most twice as many as before.
+    The caller sends the number of rows that a part had. The next part has as many intervals as will
+    probably fill the page, but at most twice as many as the last.
     """
     # A page is seldom filled by few groups: then one statement costs less than several.
     if asked.interval == "none" or asked.only or (not asked.groups and asked.rows_max >= ROWS_OF_ONE):
@@ -173,9 +179,10 @@ def in_parts(asked: UsageQuery) -> Generator[UsageQuery, int, None]:
 def _units(
     since: datetime, until: datetime, interval: str, *, weeks: bool
 ) -> Iterator[tuple[str, datetime, datetime]]:
-    """Yield a span of time as the fewest whole units in order; none is longer than the interval.
+    """Split a span of time into the fewest whole units; yield (unit, start, end) in order.
 
-    Weeks and half weeks do not cross the border of a month that is read whole, or is a group.
+    No unit is longer than `interval`. `weeks` allows months, weeks and half weeks. No week crosses the
+    border of a month that is read whole, or that is a group of the result.
     """
     units = ("month", "week", "half_week", "day", "hour") if weeks and interval != "day" else ("day", "hour")
     at = since

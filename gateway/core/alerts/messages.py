@@ -77,7 +77,7 @@ class Answer:
 
 
 def headers_of(delivery: Delivery, body: bytes, now: datetime) -> dict[str, str]:
-    """Return the HTTP header fields of an attempt made at `now`, with its signature."""
+    """Return the HTTP header fields, with a signature, of an attempt to deliver `body` at `now`."""
     identity, timestamp = f"msg_{delivery.id}", str(int(now.timestamp()))
     return {
         "Content-Type": "application/json",
@@ -116,9 +116,9 @@ class AlertText(NamedTuple):
 
 
 def worded(event: str, data: Data) -> AlertText:
-    """Describe an event in words.
+    """Describe an event in a title, a sentence and facts.
 
-    Any field of `data` may be missing: a message may have waited since an older version.
+    Any field of `data` may be missing, because an older version may have stored the message.
     """
     title, sentence = (said.format_map(_Fields(data)) for said in _SAID.get(event, ("", "")))
     shown = ((name.replace("_", " "), plain(value)) for name, value in sorted(data.items()) if name != "link")
@@ -145,7 +145,7 @@ def spoken(moment: object, time_zone: object = "UTC") -> str:
 
 
 def _link_of(data: Data, said: AlertText) -> str:
-    """Return the link of a message; empty if it has none, or its sentence contains the link."""
+    """Return the link to add to a message; empty without one, or if the sentence `said` contains it."""
     link = str(data.get("link") or "")
     return "" if link in said.sentence else link
 
@@ -155,7 +155,7 @@ def _cut(text: str, most: int = VALUE_CHARS_MAX) -> str:
 
 
 def _who(data: Data, kind: str) -> str:
-    """Return the name in the field `kind`; without one, the kind and its id."""
+    """Return the name of a tenant, for example (`kind`), from the event's data; without one, kind and id."""
     return plain(data.get(kind)) or f"{kind} {plain(data.get(f'{kind}_id'))}".strip()
 
 

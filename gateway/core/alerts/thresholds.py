@@ -61,13 +61,13 @@ class AlertState(NamedTuple):
     exceeded: bool = False
 
     def and_of(self, parts: Iterable[Decimal], exceeded: bool, limit: int) -> AlertState:
-        """Return the state after reporting `parts` of a limit, and if `exceeded` that it is used up."""
+        """Return the state after a report that `parts` of `limit` were reached, or all of it (`exceeded`)."""
         level = max([self.level, *(part * limit for part in parts), *([Decimal(limit)] if exceeded else ())])
         return AlertState(max([self.part, *parts]), level, self.exceeded or exceeded)
 
 
 def crossed(thresholds: Iterable[Decimal], told: AlertState, used: int, limit: int) -> list[Decimal]:
-    """Return the thresholds (parts of the limit) that are reached and not reported yet, lowest first."""
+    """Return the thresholds (parts of `limit`) that `used` reaches, lowest first, but for those in `told`."""
     return sorted(
         part
         for part in set(thresholds)
@@ -76,12 +76,15 @@ def crossed(thresholds: Iterable[Decimal], told: AlertState, used: int, limit: i
 
 
 def exceeds(told: AlertState, used: int, limit: int) -> bool:
-    """Return whether a limit is used up and that was not reported yet."""
+    """Return whether `used` reaches `limit` and `told` (what was reported before) does not say so yet."""
     return used >= limit and (not told.exceeded or limit > told.level)
 
 
 def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
-    """Return the samples to store: a new one after each `LOOK_BACK_MS`, none from before a reset."""
+    """Return the samples of a window's use to store: the latest is replaced after each `LOOK_BACK_MS`.
+
+    If less is used than in the latest sample, the window was reset, and earlier samples are dropped.
+    """
     now = UsageSample(window.used, now_ms)
     if samples.seen is None or window.used < samples.seen.used:
         return Samples(None, now)
@@ -91,9 +94,10 @@ def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
 
 
 def exhausted_ms(window: RunningWindow, samples: Samples, now_ms: int) -> int | None:
-    """Return the Unix ms at which a window will be used up at its pace.
+    """Return the Unix ms at which a window will be used up, if use goes on as since an earlier sample.
 
-    None if that is after its reset, if it is used up already, or if the pace does not count yet.
+    None if that is after the window's reset, if it is used up already, or if too little use or time is
+    known.
     """
     if window.used >= window.limit or window.used * USED_LEAST < window.limit:
         return None
@@ -142,13 +146,16 @@ class HourlySpend(NamedTuple):
 
 
 def same_hours(hour: datetime) -> list[datetime]:
-    """Return the hours of the last days with which an hour is compared."""
+    """Return the hours to compare `hour` with: three on each of the last `DAYS` days.
+
+    These are the same hour of the day, the one before and the one after.
+    """
     days = (hour - timedelta(days=day) for day in range(1, DAYS + 1))
     return [same + shift for same in days for shift in (-_HOUR, timedelta(), _HOUR)]
 
 
 def is_sudden(hour: HourlySpend, now: datetime) -> bool:
-    """Return whether the hour's cost is sudden and is to be reported."""
+    """Return whether the cost of an hour is so far above the usual cost that it is to be reported."""
     return (
         now - hour.known_since >= KNOWN_LEAST
         and hour.cost >= COST_LEAST

@@ -57,18 +57,21 @@ class SupplyCharge:
 
     @property
     def day(self) -> date:
-        """The UTC day on which it begins."""
+        """The UTC day on which the supply begins."""
         return self.start.astimezone(UTC).date()
 
     @property
     def supply(self) -> Supply:
-        """The key of the supply, equal for all charges and corrections of it."""
+        """The key of the charged supply; a charge and its corrections have the same key."""
         of = (self.source, self.source_id, self.tenant_id, self.service_id)
         return (self.kind, *of, self.start, self.end)
 
 
 def day_fee(segment: PlanSegment, day: date) -> Decimal:
-    """Return a day's fee in whole nano-units. The days of a cycle add up to its cost."""
+    """Return the fee for a day of a plan segment, in whole nano-units; 0 for a free day of the trial.
+
+    The fees of all days of a cycle add up to the cost of the cycle.
+    """
     if segment.is_free(day):
         return Decimal(0)
     first, following = cycle_of(segment.anchor, segment.interval, day)
@@ -76,12 +79,19 @@ def day_fee(segment: PlanSegment, day: date) -> Decimal:
 
 
 def part_of(cost: Decimal, before: int, days: int, whole: int) -> Decimal:
-    """Return the cost of `days` of a cycle of `whole` days, after its first `before`, in whole nano-units."""
+    """Return the cost of `days` days of a billing cycle, in whole nano-units.
+
+    `cost` is the cost of the cycle, `whole` its number of days, and `before` the number of its days
+    before these.
+    """
     return EXACT.multiply(_part(cost, before + days, whole) - _part(cost, before, whole), ONE_NANO)
 
 
 def day_fees(segment: PlanSegment, since: date, until: date) -> Iterator[SupplyCharge]:
-    """Yield charges for each day of a segment from `since` to `until` (exclusive), and for its discount."""
+    """Yield a charge for the fee of each day from `since` to `until` (exclusive) within a plan segment.
+
+    If the day has a discount, yield another charge for that, with a negative amount.
+    """
     day = max(since, segment.start)
     while day < min(until, segment.end):
         fee = day_fee(segment, day)
@@ -93,7 +103,7 @@ def day_fees(segment: PlanSegment, since: date, until: date) -> Iterator[SupplyC
 
 
 def fee_charge(kind: str, segment_id: int, day: date, quantity: Decimal, amount: Decimal) -> SupplyCharge:
-    """Return the charge for a day of a segment, or for its discount; a negative amount gives it back."""
+    """Return the charge of a plan segment's fee or discount (`kind`) for a day; negative to give it back."""
     price = abs(amount)
     return SupplyCharge(
         kind, midnight(day), midnight(day + ONE_DAY), quantity, price, amount, SEGMENT, segment_id
@@ -101,9 +111,9 @@ def fee_charge(kind: str, segment_id: int, day: date, quantity: Decimal, amount:
 
 
 def charged_until(segment: PlanSegment, until: date, begun: date) -> date:
-    """Return the day (exclusive) up to which a segment is charged once `until` is reached.
+    """Return the day (exclusive) up to which the fee of a segment is charged when `until` is reached.
 
-    In advance whole cycles are charged: those that began before that day, or before `begun`.
+    If fees are due in advance, all cycles are charged whole that began before `until` or before `begun`.
     """
     if segment.terms.billing == ADVANCE and segment.start < max(until, begun):
         return segment.term_of(min(max(until, begun), segment.end) - ONE_DAY)[1]
@@ -111,10 +121,11 @@ def charged_until(segment: PlanSegment, until: date, begun: date) -> date:
 
 
 def due(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> datetime:
-    """Return the earliest end of a period whose invoice includes a charge: a fee may wait for its term.
+    """Return the earliest end of a period whose invoice includes a charge.
 
-    Fees in advance are due after the first day that is not free, fees in arrears at the term's end, other
-    charges at their own end. A day that its segment lost is due with the segment that replaces it.
+    A fee in advance is due after the first day that is not free, a fee in arrears at the end of its
+    cycle, any other charge at its own end. A day that was taken from its segment (because the plan
+    changed) is due with the segment that replaces it.
     """
     segment = _segment(charge, segments)
     if segment is not None and charge.day >= segment.end:
@@ -133,11 +144,12 @@ def gathered(
     segments: Mapping[int, PlanSegment],
     only: Wanted | None = None,
 ) -> list[SupplyCharge]:
-    """Return the charges without an invoice that one up to `until` includes; `only` names one source.
+    """Return the charges that an invoice up to `until` includes, from those without an invoice yet.
 
-    They are the charges due by then, and refunds of later supply that was billed ahead. For days that a
-    segment has lost they include new debts whose refund is billed. A fee in advance is refunded together with
-    the fee that replaces it: never earlier, and never in an invoice for one segment.
+    They are the charges due by then, and refunds of later supply that was billed ahead. For days that
+    were taken from a segment they include new debts whose refund is billed. A fee in advance is refunded
+    together with the fee that replaces it: never earlier, and never in an invoice for one segment. `only`
+    selects the charges of one source, or of one row of it.
     """
     if only is not None:
         charges = [each for each in charges if each.source == only[0] and only[1] in (None, each.source_id)]
@@ -165,7 +177,10 @@ def _segment(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> PlanS
 
 
 def _replacement(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> PlanSegment | None:
-    """Return the segment that replaces this one on a lost day, if both bill the cycle in advance."""
+    """Return the segment that replaces the charge's own on a day taken from it; None if there is none.
+
+    Both segments must bill in advance, by the same interval.
+    """
     lost = _segment(charge, segments)
     if lost is None or charge.day < lost.end or lost.terms.billing != ADVANCE:
         return None
@@ -177,7 +192,7 @@ def _replacement(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> P
 
 
 def _is_lost(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> bool:
-    """Return whether the charge's day no longer belongs to its segment: charges of such days cancel out."""
+    """Return whether the day of a charge was taken from its plan segment by a change of plan."""
     segment = _segment(charge, segments)
     return segment is not None and charge.day >= segment.end
 
@@ -227,12 +242,12 @@ class CreditGrant:
 
     @property
     def order(self) -> tuple[int, int, bool, int]:
-        """The sort key of grants: the lowest pays first."""
+        """The sort key of grants: among several, the grant with the lowest key pays first."""
         return (self.priority, self.until_ms, not self.promotional, self.id)
 
     @property
     def until_ms(self) -> int:
-        """The first millisecond at which it no longer pays."""
+        """The first Unix ms at which the grant no longer pays; `NEVER` if it does not expire."""
         return NEVER if self.expires_ms is None else self.expires_ms
 
 
@@ -276,7 +291,7 @@ class Allocator:
 
     @classmethod
     def resume(cls, grants: Iterable[tuple[CreditGrant, int]], debts: Iterable[tuple[int, int]]) -> Allocator:
-        """Resume an earlier run from grants with their remaining amounts, and debts as (seq, amount)."""
+        """Restore an allocator: the grants with their remaining amounts, and the debts as (seq, amount)."""
         allocator = cls(_debts=sorted(debts))
         for grant, rest in grants:
             allocator.rests[grant.id] = rest
@@ -288,7 +303,10 @@ class Allocator:
         return self.rests.get(grant_id, 0)
 
     def add_grant(self, grant: CreditGrant, first: Collection[int] = ()) -> list[Allocation]:
-        """Add a grant: it pays debts, those of the seqs in `first` before others, and then later outflows."""
+        """Add a grant of credits, which pays debts and then later outflows; return the payments of debts.
+
+        Debts whose seq is in `first` are paid before others.
+        """
         assert grant.amount > 0
         assert grant.id not in self.rests
         rest, covered = grant.amount, []
@@ -311,7 +329,7 @@ class Allocator:
         return covered
 
     def pay(self, outflow: Outflow) -> list[Allocation]:
-        """Allocate an outflow to the grants valid at its time; the uncovered part becomes debt."""
+        """Pay an outflow from the grants valid at its time; the rest becomes debt. Return these parts."""
         left, found = outflow.amount, list[Allocation]()
 
         def pay_from(grant_id: int) -> None:
@@ -336,7 +354,7 @@ class Allocator:
 
 
 def settled(allocations: Iterable[Allocation]) -> dict[tuple[int, int | None], int]:
-    """Return the sum of allocations by (seq, grant id), without zeros."""
+    """Return the sum of the allocations of each (seq, grant id); pairs whose sum is zero are missing."""
     sums: dict[tuple[int, int | None], int] = {}
     for each in allocations:
         place = (each.seq, each.grant_id)
@@ -405,7 +423,7 @@ def borne(charges: Sequence[SupplyCharge]) -> ChargeSplit:
 
 
 def left_out(charges: Sequence[SupplyCharge], currency: str) -> str:
-    """Return an invoice's note about charges that did not fit; empty without any."""
+    """Return an invoice's note about charges beyond its maximum, which are left out; empty without any."""
     if not charges:
         return ""
     total = Decimal(0)

@@ -31,7 +31,7 @@ _USUAL = re.compile(r"[ -~\u00a0-\u017f]*")
 
 @cache
 def countries() -> frozenset[str]:
-    """Return the codes of all countries (ISO 3166), from the table in the package of time zones."""
+    """Return the two-letter codes of all countries (ISO 3166), from the package `tzdata`."""
     rows = (files("tzdata") / "zoneinfo" / "iso3166.tab").read_text("utf-8").splitlines()
     return frozenset(row[:2] for row in rows if row and not row.startswith("#"))
 
@@ -120,7 +120,7 @@ class InvoiceParty:
 
     @property
     def endpoint(self) -> tuple[str, str] | None:
-        """The scheme and the identifier of its endpoint; None without one."""
+        """The scheme and the identifier of the party's address for electronic invoices; None without one."""
         if self.endpoint_id is None:
             return None
         if is_mail_address(self.endpoint_id):
@@ -170,12 +170,16 @@ class Letterhead:
     requires_rate: bool = False
 
     def buyer(self, organization_id: int, party: InvoiceParty) -> InvoiceParty:
-        """Return a customer, with the address from `addresses` if it has none."""
+        """Return `party` as the buyer; if it has no address, with the one configured for its id or name."""
         known = self.addresses.get(str(organization_id), self.addresses.get(party.name, ()))
         return replace(party, address=party.address or tuple(known))
 
     def due_date(self, kind: str, finalized: date | None) -> date | None:
-        """Return the last day to pay a document finalized on a day; None for a credit note."""
+        """Return the last day to pay an invoice that became final on a day.
+
+        None for another `kind` of document, for a draft (`finalized` is None), and if no term is
+        configured.
+        """
         if kind != INVOICE or finalized is None or not self.due_days:
             return None
         return due_on(finalized, self.due_days)
@@ -257,7 +261,7 @@ def _illegible(
 
 
 def _unusual(text: str) -> str:
-    """Return the words of a text with letters that the bundled font lacks."""
+    """Return those words of a text that have letters which the bundled font lacks."""
     return " ".join(word for word in text.split() if _USUAL.fullmatch(word) is None)
 
 
@@ -276,7 +280,7 @@ def _texts(document: Document, lines: Sequence[str]) -> Iterator[tuple[str, str]
 
 
 def _party(kept: Mapping[str, Any]) -> InvoiceParty:
-    """Return a party from its copy. Older copies have no parts of the address, contact or endpoint."""
+    """Return the party in a stored invoice. Older invoices have no separate address fields."""
     party, postal = party_of(kept["name"], kept), kept.get("postal")
     return party if postal is None else replace(party, postal=PostalAddress(**postal))
 
@@ -315,7 +319,7 @@ class Tax:
 
     @property
     def said(self) -> str:
-        """The tax as documents state it; empty for a rate of 0 without a reason."""
+        """The text for the tax in documents; empty for a rate of 0 without a reason."""
         if self.rate:
             return f"Tax {self.percent} %"
         why = self.reason or REASONS.get(self.category or "")
@@ -331,9 +335,9 @@ class EffectiveTax:
 
 
 def in_force(dated: Sequence[EffectiveTax], before: Tax, day: date) -> Tax:
-    """Return the tax on a supply of a day: the latest in `dated` by then, or `before` if all are later.
+    """Return the tax in force on a day: the last in `dated` that began by then, else `before`.
 
-    `dated` are in the order of their days; of two from the same day the second counts.
+    `dated` are in the order of their days; of two with the same day the later entry counts.
     """
     found = before
     for each in dated:
@@ -344,7 +348,7 @@ def in_force(dated: Sequence[EffectiveTax], before: Tax, day: date) -> Tax:
 
 
 def misfits(tax: Tax) -> tuple[tuple[str, str], ...]:
-    """Return the contradictions in a tax, as (field, right value)."""
+    """Return (field, error) for each contradiction between the rate, category and reason of a tax."""
     errors = []
     if tax.rate and tax.category not in (None, STANDARD):
         errors.append(("category", f"is {STANDARD} of a rate above zero, not {tax.category}"))

@@ -49,7 +49,7 @@ class EventUsage:
 
     @property
     def tokens(self) -> int:
-        """The total of tokens. Kinds that are part of another are not counted twice."""
+        """The total of tokens. A kind that is part of another (cached of input, for example) adds nothing."""
         return sum(self.counts[:WHOLES])
 
 
@@ -79,12 +79,15 @@ class EventSettlement:
 
     @property
     def attribution(self) -> str:
-        """Its project in the form of a settlement's attribution."""
+        """The event's project, in the form of a settlement's attribution; empty without a project."""
         return "" if self.project_id is None else f"\t{self.project_id}\t"
 
 
 def request_of(source: str, event_id: str, teller: int = 0) -> UUID:
-    """Return the call id of an event. `teller` is the organization if its own caller reported the event."""
+    """Return the id of the call that an event stands for; the same event always has the same id.
+
+    `teller` is the id of the organization if its own caller reported the event.
+    """
     named = f"{len(source)}:{source}:{event_id}"
     return uuid5(NAMESPACE_URL, f"{teller} {named}" if teller else named)
 
@@ -100,7 +103,7 @@ def counts_of(usage: Mapping[str, Any]) -> Counts:
 
 
 def written(use: EventSettlement) -> dict[str, Any]:
-    """Return an event's settlement as the payload of a control write."""
+    """Return the settlement of a usage event as the payload of a control write (a command in Redis)."""
     named = {name: getattr(use, name) for name in _PLAIN}
     return {**named, "tiers": use.tiers.hex(), "facts": write_facts(use.facts).decode()}
 

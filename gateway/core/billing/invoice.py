@@ -111,7 +111,7 @@ Drawn = tuple[BillLine, Sequence[SupplyCharge]]
 
 
 def is_back(charge: SupplyCharge) -> bool:
-    """Return whether a charge gives back another one. A discount is negative by nature."""
+    """Return whether a charge takes back an earlier one. The amount of a normal discount is negative."""
     return charge.amount > 0 if charge.kind == DISCOUNT else charge.amount < 0
 
 
@@ -128,7 +128,10 @@ def span(start: date, end: date) -> str:
 
 
 def drawn(line: BillLine, charges: Sequence[SupplyCharge], basis: str) -> Drawn:
-    """Complete a line with its charges' exact sum and days of supply, and the basis of its rounding."""
+    """Return an invoice line with exact sum and days of its `charges`, and these charges.
+
+    `basis` is the key for carrying the rounding difference to later lines.
+    """
     start = min(each.day for each in charges)
     end = max(each.end for each in charges).astimezone(UTC).date()
     return replace(line, basis=basis, exact=sum_of(charges), start=start, end=end), charges
@@ -195,7 +198,7 @@ class ScheduledResult(NamedTuple):
 
 
 def left_by(refusal: TollkeeperError) -> SkipReason:
-    """Return the reason for skipping an invoice whose creation raised this error."""
+    """Return the reason to report for an invoice that was not created because of the error `refusal`."""
     if isinstance(refusal, Unprocessable) and refusal.errors:
         said = "; ".join(f"{field} {wanted}" for field, wanted in refusal.errors)
         return SkipReason(INCOMPLETE, f"{refusal.message} {said}")
@@ -212,7 +215,7 @@ UNIT_PRICE_DIGITS = 12
 
 
 def fees(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """Yield a line for each run of days within a cycle; none for days that were given back."""
+    """Yield a line for each row of charged days within one fee cycle; days that were refunded have none."""
     runs: list[tuple[tuple[int, ...], list[SupplyCharge]]] = []
     for days in by(charges, lambda charge: charge.supply):
         amount, quantity = sum_of(days), count_of(days)
@@ -247,12 +250,15 @@ def _fee(fee: Fee, charges: Sequence[SupplyCharge], sign: int) -> BillLine:
 
 
 def _back(number: int | Decimal) -> str:
-    """Return the suffix for a line with a negative number, else nothing."""
+    """Return the suffix ", given back" for a line with a negative number, else an empty text."""
     return ", given back" if number < 0 else ""
 
 
 def discounts(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """Yield a line for the discount on a segment's days, and one for discounts taken back with lost days."""
+    """Yield a line for the discount on each plan segment, and one for discounts on refunded days.
+
+    The second line has the amount of the discounts that are taken back.
+    """
     for of_one in by(charges, lambda each: (each.source_id, each.quantity < 0)):
         fee, exact = facts.fees[of_one[0].source_id or 0], sum_of(of_one)
         if not exact:
@@ -269,7 +275,10 @@ def discounts(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[
 
 
 def commitments(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """Yield a line for the amount missing to a cycle's minimum, or for its refund after late use."""
+    """Yield a line for the amount by which a cycle stays below its minimum commitment.
+
+    If use that is reported later reduces that amount, yield a line for the refund.
+    """
     for of_cycle in by(charges, lambda each: (each.source_id, each.start)):
         exact, first = sum_of(of_cycle), of_cycle[0]
         if exact:
@@ -317,7 +326,7 @@ def bill(facts: InvoiceFacts) -> Bill:
 
 
 def _by_tax(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> list[tuple[Tax, Sequence[SupplyCharge]]]:
-    """Group charges by tax, in the order of time. Without charges, return the tax of the last day."""
+    """Group charges by tax, ordered by time. Without charges, return only the tax of the last day."""
     if not charges:
         return [(facts.tax_on(facts.until - ONE_DAY), ())]
     found: dict[Tax, list[SupplyCharge]] = {}
@@ -327,7 +336,7 @@ def _by_tax(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> list[tuple[
 
 
 def _behind(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> InvoiceFacts:
-    """Return the facts with the units of these charges added to `units_before`."""
+    """Return the facts for lines after these charges: `units_before` includes the units of the charges."""
     before = dict(facts.units_before)
     for each in charges:
         if not _in_money(each):
@@ -337,10 +346,11 @@ def _behind(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> InvoiceFact
 
 
 def _rounded(line: BillLine, carried: dict[str, Decimal], currency: str) -> BillLine:
-    """Round the exact sum of a basis so far, less its earlier lines, and update `carried`.
+    """Return a line with its amount rounded so that all lines of one basis add up to the rounded exact sum.
 
-    A line up to a minimum also includes the rounding differences of all lines that count toward the minimum,
-    so that the lines add up to it exactly.
+    `carried` has the rounding difference of each basis so far, and is updated. A line up to a minimum
+    also includes the differences of all lines that count toward the minimum, so that they add up to it
+    exactly.
     """
     if line.basis is None or line.exact is None:
         return replace(line, amount=rounded(line.amount, currency))
@@ -355,7 +365,7 @@ def _rounded(line: BillLine, carried: dict[str, Decimal], currency: str) -> Bill
 
 
 def _early_uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """Yield one line for each end of a plan within a cycle, for tokens used ahead of their days."""
+    """Yield one line for each plan that ended within a token cycle, for tokens used beyond the paid days."""
     for of_end in by(charges, lambda each: (each.tenant_id, each.start, each.unit_price, each.end)):
         days = span(of_end[0].day, of_end[0].end.astimezone(UTC).date())
         what = "Tokens of the plan used ahead of its days"
@@ -371,7 +381,11 @@ def _overages(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[
 def _tokens(  # noqa: PLR0917  # whose tokens, and how their line is written
     facts: InvoiceFacts, charges: Sequence[SupplyCharge], kind: str, basis: str, what: str, when: str
 ) -> Iterator[Drawn]:
-    """Yield the invoice line for a tenant's tokens, unless both amount and tokens are zero."""
+    """Yield the invoice line for a tenant's tokens, unless both amount and tokens are zero.
+
+    `basis` is the prefix of the key for carried rounding; `what` and `when` are the beginning and the end
+    of the line's text.
+    """
     first, exact, tokens = charges[0], sum_of(charges), count_of(charges)
     if exact or tokens:
         tenant = facts.tenants.get(first.tenant_id or 0, f"tenant {first.tenant_id}")
@@ -394,7 +408,7 @@ def _purchases(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator
 
 
 def _postpaid(_: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """Yield one line for each price of credits used beyond the balance."""
+    """Yield one line for each price at which credits were used beyond the balance."""
     for of_price in by(charges, lambda each: (each.unit_price,)):
         first, quantity, exact = of_price[0], count_of(of_price), sum_of(of_price)
         if not exact and not quantity:
@@ -411,7 +425,10 @@ def _consumed(facts: InvoiceFacts, _: Sequence[SupplyCharge]) -> Iterator[Drawn]
 
 
 def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """Yield one line for each tier of a service's month, in the order reached. Use at cost is one tier."""
+    """Yield one line for each price tier of each service and month, in the order in which they were reached.
+
+    Use that is charged at cost is one tier.
+    """
     for of_month in by(
         charges, lambda each: (each.day.replace(day=1), each.service_id or 0, _in_money(each))
     ):
@@ -444,7 +461,7 @@ def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Draw
 
 
 def _late(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> str:
-    """Return a note on late reported use, before the current period but in its first month; else empty."""
+    """Return a note on use in the period's first month that was reported after its invoice; else empty."""
     units = count_of(each for each in charges if each.day < facts.since)
     if units <= 0 or charges[0].day.replace(day=1) != facts.since.replace(day=1):
         return ""
@@ -453,7 +470,7 @@ def _late(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> str:
 
 
 def _at_cost(charges: Sequence[SupplyCharge], description: str, late: str) -> BillLine:
-    """Return one line for use charged at cost, with an exact price."""
+    """Return the invoice line for use that is charged at its cost; `late` is a note to append."""
     exact = sum_of(charges)
     sign = -QUANTITY_ONE if exact < 0 else QUANTITY_ONE
     said = f"{description}, at cost{_back(exact)}{late}"
@@ -461,7 +478,7 @@ def _at_cost(charges: Sequence[SupplyCharge], description: str, late: str) -> Bi
 
 
 def _taxes(lines: Sequence[BillLine], currency: str) -> list[BillLine]:
-    """Return a line for each tax; none for tax of zero that needs no note."""
+    """Return a line for each tax on the lines; none for a tax of zero without a reason to print."""
     found = []
     for tax, subtotal in taxes_of((line.tax, line.amount) for line in lines).items():
         exact = EXACT.multiply(subtotal, tax.rate)
@@ -543,7 +560,11 @@ def partial_note(
 
 
 def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, BillLine]:
-    """Return the tax lines of a note by position: tax on its lines, less what was given back before."""
+    """Return the tax lines of a credit note, by position in the invoice.
+
+    A line has the share of the invoice's tax for what `note` and earlier notes (`given`) give back, less
+    what `given` gave back of that tax.
+    """
     found = {}
     for position, line in lines.items():
         if line.kind != "tax":
@@ -564,7 +585,10 @@ def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, 
 
 
 def _turned(line: BillLine, amount: Decimal) -> BillLine:
-    """Return a line that gives back `amount`; a part of a line has quantity -1 and the amount as price."""
+    """Return a line of a credit note that gives back `amount` of an invoice line.
+
+    For a part of the line, the quantity is -1 and the price is the amount.
+    """
     if amount == line.amount:
         return replace(line, quantity=-line.quantity, amount=-amount)
     return replace(line, quantity=-QUANTITY_ONE, unit_price=amount, amount=-amount)

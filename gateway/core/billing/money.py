@@ -90,7 +90,7 @@ class CostMarkup:
 
     @property
     def factor(self) -> tuple[int, int]:
-        """The charge for each nano-unit of cost, as an exact fraction (numerator, denominator)."""
+        """The factor from a nano-unit of cost to nano-units of the charge, as (numerator, denominator)."""
         return EXACT.multiply(self.markup, self.credits_per_unit or ONE).as_integer_ratio()
 
 
@@ -109,7 +109,7 @@ class ServicePricing:
 
     @property
     def ladder(self) -> tuple[PriceTier, ...]:
-        """The tiers that price its units. Units of a service at cost are nano-units of its currency."""
+        """The price tiers for a service's units. If use is charged at cost, units are nano-units of money."""
         return self.tiers if self.at_cost is None else IN_MONEY
 
 
@@ -156,12 +156,12 @@ def read_pricing(document: Mapping[str, object] | None) -> ServicePricing:
 
 
 def _token_price(price: Mapping[str, int]) -> CreditRates:
-    """Return rates by kind; `cached` is another name of `cache_read`."""
+    """Return the rates in credits by kind of token. The key `cached` is another name of `cache_read`."""
     return CreditRates(**{"cache_read" if kind == "cached" else kind: each for kind, each in price.items()})
 
 
 def graduated(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Portion]:
-    """Spread `quantity` units over tiers, after `already` units of the same month.
+    """Split `quantity` units into portions by price tier, after `already` units of the same month.
 
     Units beyond the last tier's end cost as much as that tier. Spreading 0 to a and then a to b gives the
     same as spreading 0 to b.
@@ -180,9 +180,9 @@ def graduated(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[P
 
 
 def spread(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Portion]:
-    """Spread units as `graduated` does; a negative quantity gives units back.
+    """Split units into portions by price tier, after `already` units; a negative `quantity` gives units back.
 
-    Units given back beyond a month's first unit are worth the price of the first units.
+    If more is given back than the month had, units below 0 are worth the price of the first units.
     """
     if quantity < 0:
         given = spread(tiers, already + quantity, -quantity)
@@ -195,16 +195,16 @@ def spread(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Port
 
 
 def spend_micro(tiers: Sequence[PriceTier], already: int, quantity: int) -> int:
-    """Return the cost of `quantity` more units, in millionths of the currency.
+    """Return the cost of `quantity` units after `already` others of the month, in currency millionths.
 
-    It is the difference of the rounded up costs of all units after and before. So the sum of many requests is
-    the cost of all their units together, at most one millionth above the exact one.
+    It is the difference of two costs that are rounded up: of all units, and of those before. So the sum
+    over many requests is the cost of all their units together, at most one millionth above the exact one.
     """
     return _whole_micro(tiers, already + quantity) - _whole_micro(tiers, already)
 
 
 def folded(units: int) -> int:
-    """Return a month's units of money as Redis stores them: below 2 × `FOLD`, with the same prices."""
+    """Return a month's units of money as Redis stores them: reduced to a number below 2 × `FOLD`."""
     return units if units < 2 * FOLD else FOLD + units % FOLD
 
 
@@ -228,7 +228,7 @@ TIER_BYTES = TIER.size
 
 
 def pack_tiers(tiers: Sequence[PriceTier]) -> bytes:
-    """Return the tiers packed as an argument of the scripts; empty without tiers."""
+    """Return the price tiers packed as an argument for the Lua scripts; empty without tiers."""
     packed = []
     for tier in tiers:
         price = EXACT.scaleb(tier.unit_price, DECIMALS).to_integral_value(ROUND_CEILING)

@@ -28,7 +28,10 @@ class Outlook(NamedTuple):
 
 
 def looked_at_since(now: datetime) -> datetime:
-    """Return the time since which spend must be known, for this month and for the pace."""
+    """Return the time from which spend must be known for an outlook.
+
+    It is the begin of the month or of the last `PACE_DAYS` days, whichever is earlier.
+    """
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     return min(today.replace(day=1), today - PACE_DAYS * _DAY)
 

@@ -104,7 +104,11 @@ def _require(amount: Decimal, rest: Decimal, currency: str, left: str) -> None:
 
 
 def purchase_price(owner: Mapping[str, Any]) -> Decimal | None:
-    """Return an organization's price of a credit: of automatic purchases, else of debt; None if unset."""
+    """Return an organization's price for a credit; None if unset.
+
+    It is the price of automatic purchases if these are on, else the price for credits used beyond the
+    balance.
+    """
     terms = owner["auto_top_up"]
     price = terms["unit_cost"] if terms else owner["credit_unit_cost"]
     return None if price is None else Decimal(str(price))

@@ -105,7 +105,7 @@ def folded(name: str) -> str:
 
 
 def read_price(row: Mapping[str, Any]) -> ModelPrice:
-    """Return the price in a row of the table or of the bundled list. Money is decimals or their strings."""
+    """Return the price in a database row, or in a row of the bundled list, where amounts may be strings."""
     return ModelPrice(
         folded(str(row["model"])),
         row["match"] == PREFIX,
@@ -159,7 +159,7 @@ class PriceBook:
         self._rates = sorted(rates, key=_rate_rank)
 
     def vector(self, model: str, currency: str, at_ms: float, seller: Seller | None = None) -> Vector | None:
-        """Return a model's price in force at a time (Unix ms), by its seller's list first; None if unset."""
+        """Return a model's price in force at `at_ms` (Unix ms), or None; its seller's list comes first."""
         found = self._found.get((model, currency, seller))
         if found is None:
             found = self._look(model, currency, seller)
@@ -169,12 +169,12 @@ class PriceBook:
         return None
 
     def base_rate(self, currency: str, at_ms: float) -> str | None:
-        """Return the rate from the base currency at a time (Unix ms), a decimal string; None if unknown."""
+        """Return the rate from the base currency at a time (Unix ms), as decimal text; None if unknown."""
         fitting = (one for one in self._rates if (one.currency, one.base) == (currency, BASE_CURRENCY))
         return next((one.rate for one in fitting if one.effective_ms <= at_ms), None)
 
     def _look(self, model: str, currency: str, seller: Seller | None) -> list[tuple[int, Vector]]:
-        """Return (since in Unix ms, price) for all prices of a model in a currency, the preferred first."""
+        """Return (first Unix ms, price) of all prices of a model in a currency, the preferred one first."""
         name = folded(model)
         places = list(self._exact.get(name, ()))
         for length in self._lengths:
@@ -226,7 +226,7 @@ def converted(vector: Vector, rate: ExchangeRate) -> Vector:
 
 
 def _in_place(price: ModelPrice, factor: Factor) -> ModelPrice:
-    """Return a bundled price times the factor of a host that serves one region; an operator's unchanged."""
+    """Return a bundled price times the `factor` of a regional host; an operator's own price unchanged."""
     if not price.is_bundled:
         return price
     vector = price.vector
@@ -234,7 +234,7 @@ def _in_place(price: ModelPrice, factor: Factor) -> ModelPrice:
 
 
 def _multiplied(vector: Vector, factor: Factor, currency: str, rate: str) -> Vector:
-    """Return a price times a factor: rounded up for holds, exact for charges."""
+    """Return a price times a factor, rounded up for holds, exact for charges, in `currency` (by `rate`)."""
     exact, whole = vector, factor
     if vector.exact is not None:
         exact, (numerator, denominator) = vector.exact
@@ -256,7 +256,7 @@ def _multiplied(vector: Vector, factor: Factor, currency: str, rate: str) -> Vec
 
 
 def vector_in(price: ModelPrice, currency: str, rate: str) -> Vector:
-    """Return the price by which a call was charged, converted by the rate in its row; empty means none."""
+    """Return the price by which a call was charged, converted to `currency` by `rate` if one is given."""
     if not rate:
         return price.vector
     return converted(price.vector, ExchangeRate(currency, price.vector.currency, rate, 0))
@@ -274,7 +274,7 @@ def choose_converted(  # noqa: PLR0917  # a price is of all these
     prices: Sequence[ModelPrice], rates: Iterable[ExchangeRate], model: str, currency: str, at_ms: int,
     provider: str = "",
 ) -> tuple[ModelPrice, ExchangeRate | None] | None:  # fmt: skip
-    """Return the price that `choose` finds, or one converted from another currency with its rate."""
+    """Return a model's price in `currency`, chosen as by `choose`, else a converted one with its rate."""
     found = choose(prices, model, currency, at_ms, provider)
     if found is not None:
         return found, None
@@ -289,7 +289,7 @@ def choose_converted(  # noqa: PLR0917  # a price is of all these
 
 
 def _rate_rank(rate: ExchangeRate) -> tuple[bool, str, int]:
-    """Return the sort key of rates: the base currency first, then by currency, newest first."""
+    """Return the sort key of exchange rates: those from the base currency first, then newer ones first."""
     return rate.base != BASE_CURRENCY, rate.base, -rate.effective_ms
 
 
@@ -339,7 +339,7 @@ def _vector(row: Mapping[str, Any]) -> Vector:
 
 
 def lacking(prices: Sequence[int], named: Collection[str]) -> tuple[str, ...]:
-    """Return the kinds of `NAMED_ALONE` that a price neither names nor gives away with free text."""
+    """Return the kinds of tokens in `NAMED_ALONE` that a price does not name, though it charges for text."""
     return tuple([kind for kind in NAMED_ALONE if kind not in named and prices[KINDS.index(FALLBACK[kind])]])
 
 
@@ -350,7 +350,7 @@ def _steps(
 
 
 def _table(usual: Vector, own: Mapping[str, Any], said: Mapping[str, Any]) -> Vector:
-    """Return the price of a service tier with its own prices of some kinds; other kinds have the usual price.
+    """Return the price of a service tier: by kind its own price in `said`, else the usual one in `own`.
 
     Context tiers are not inherited.
     """
@@ -359,12 +359,12 @@ def _table(usual: Vector, own: Mapping[str, Any], said: Mapping[str, Any]) -> Ve
 
 
 def of_tier(usual: Vector, prices: tuple[int, ...], steps: tuple[tuple[int, tuple[int, ...]], ...]) -> Vector:
-    """Return the price of a service tier that has its own table of prices."""
+    """Return the price of a service tier from its own `prices` by kind and its context tiers `steps`."""
     return usual._replace(prices=prices, context_tiers=steps, service_tiers=places_of(usual), tiers={})
 
 
 def _units(row: Mapping[str, Any]) -> dict[str, int]:
-    """Return nano-units per thousand by unit. Images of unknown size or quality cost as the dearest."""
+    """Return the price of 1000 of each unit in nano-units; images of unknown size cost as the dearest."""
     found = {name: _nano(row[name]) * USES_A_PRICE for name in UNITS if row.get(name) is not None}
     for name, price in (row.get("images") or {}).items():
         nano = _nano(price) * USES_A_PRICE
@@ -391,7 +391,7 @@ def _fraction(factor: Decimal | str) -> tuple[int, int]:
 
 
 def dearest(vectors: Sequence[Vector]) -> Vector:
-    """Return the highest price of each kind among `vectors`: any of the models may answer."""
+    """Return the first price with the highest price of each kind of token: any of the models may answer."""
     first, *others = vectors
     if not others:
         return first
@@ -465,7 +465,7 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
 def lines(
     vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = _NONE, tier: str = ""
 ) -> list[CostLine]:
-    """Return the parts of a call's cost, one for each kind used. Their sum, rounded half up, is the cost."""
+    """Return parts of a call's cost, one for each kind of token or tool. Their rounded sum is the cost."""
     vector, (numerator, denominator) = at_tier(vector, tier)
     rate = SAME
     if vector.exact is not None:
@@ -502,7 +502,7 @@ def uses_price(vector: Vector, name: str, uses: int) -> int:
 
 
 def _billed_uses(vector: Vector, name: str, uses: int) -> tuple[str, int]:
-    """Return the billed name and number of uses: all searches of one prompt may count as one."""
+    """Return the name and number by which uses of a tool are billed: all searches may count as one."""
     if name == SEARCH and SEARCH not in vector.tools and SEARCH_PROMPT in vector.tools:
         return SEARCH_PROMPT, min(uses, 1)
     return name, uses
@@ -511,10 +511,10 @@ def _billed_uses(vector: Vector, name: str, uses: int) -> tuple[str, int]:
 def unpriced(
     vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None = None, tier: str = ""
 ) -> list[str]:
-    """Return the tools, units, kinds of tokens and service tier that the price does not name.
+    """Return the names of used tools, units, kinds of tokens and the tier that a price does not cover.
 
-    Images and sound may be paid by their tokens instead, if any were counted; `counts` of None means not
-    counted yet.
+    Images and sound without a price may be paid by their tokens instead, if any were counted. `counts` is
+    None as long as nothing was counted.
     """
     found = [] if counts is None else [kind for kind in vector.lacks if counts[KINDS.index(kind)] > 0]
     if lacks_tier(vector, tier):
@@ -545,7 +545,7 @@ def pictures_by_tokens(vector: Vector, units: Mapping[str, int]) -> bool:
 
 
 def prices_at(vector: Vector, read: int) -> tuple[int, ...]:
-    """Return prices by `KINDS` for a call with `read` input tokens, by its context tiers."""
+    """Return prices by `KINDS` for a call with `read` input tokens: long inputs may have higher ones."""
     prices = vector.prices
     for above, dearer in vector.context_tiers:
         if read > above:
@@ -559,7 +559,7 @@ def money(nano: int) -> Decimal:
 
 
 def apart(overlapping: Sequence[int]) -> Counts:
-    """Return counts without overlap: parts are subtracted from the kind that includes them, down to 0."""
+    """Return counts without overlap: image tokens, for example, are subtracted from the input, down to 0."""
     counts = tuple(overlapping)
     assert len(counts) == len(KINDS)
     if not (counts[5] or counts[6] or counts[7] or counts[8] or counts[9]):
@@ -610,28 +610,28 @@ class TokenRate:
     in_money: bool = False
 
     def nano(self, tokens: int) -> int:
-        """Return the cost of the first `tokens` of a call, rounded up: at least their charge."""
+        """Return the cost of the first `tokens` of a call times `factor`, rounded up to nano-units."""
         read = min(tokens, self.read)
         return -(-self.cost(read, tokens - read) * self.factor[0] // self.factor[1])
 
     def cost(self, read: int, written: int) -> int:
-        """Return the cost of tokens read and written in nano-units, without `factor`, rounded up."""
+        """Return the cost of input and output tokens in nano-units, rounded up, without applying `factor`."""
         return self.fixed - -(read * self.input + written * self.output) // TOKENS_A_PRICE
 
     def credits(self, tokens: int) -> int:
-        """Return the whole credits for `tokens`, rounded up, at most `ENDLESS`."""
+        """Return the credits for the first `tokens` of a call, rounded up; 0 if it is charged in money."""
         return 0 if self.in_money else min(whole_credits(self.nano(tokens))[0], ENDLESS)
 
     def seen(self, tokens: int) -> int:
-        """Return the charge for `tokens` of a running call: in credits, or in units of money."""
+        """Return the charge for the first `tokens` of a running call: in credits, or in units of money."""
         return min(self.nano(tokens), ENDLESS) if self.in_money else self.credits(tokens)
 
     def covered(self, credits_: int) -> int:
-        """Return the most tokens that these credits pay for; `ENDLESS` if tokens cost no credits."""
+        """Return the most tokens that `credits_` pay for; `ENDLESS` if the call is charged in money."""
         return ENDLESS if self.in_money else self.paid(credits_ * NANO * self.factor[1] // self.factor[0])
 
     def paid(self, nano: int) -> int:
-        """Return the most tokens that `nano` nano-units pay for; `factor` is not applied."""
+        """Return the most tokens whose cost is within `nano` nano-units, without applying `factor`."""
         there = (nano - self.fixed) * TOKENS_A_PRICE
         left = there - self.read * self.input
         if left < 0:
@@ -686,7 +686,7 @@ class HighestRates:
 
 
 def usual_rate(vectors: Sequence[Vector], read: int, factor: Factor = SAME, *, in_money: bool) -> TokenRate:
-    """Return the rate of a call with `read` input tokens, none of them from a cache."""
+    """Return the rate of a call with `read` uncached input tokens; `factor` leads from cost to charge."""
     prices = [prices_at(one, read) for one in vectors]
     return TokenRate(
         read, max([each[_INPUT] for each in prices]), max([each[_OUTPUT] for each in prices]),
@@ -697,7 +697,7 @@ def usual_rate(vectors: Sequence[Vector], read: int, factor: Factor = SAME, *, i
 def dearest_rate(
     vectors: Sequence[Vector], read: int, asks: PriceQualifiers, factor: Factor = SAME, *, in_money: bool
 ) -> TokenRate:
-    """Return the highest rate that a call could have, over all prices, tiers and kinds that it may use."""
+    """Return the highest rate that a call of `read` input tokens and the priced extras `asks` can have."""
     input_ = output = fixed = 0
     for one in _tables(vectors, asks.tiers):
         dearest = highest_rates(one, read)
@@ -722,7 +722,7 @@ def dearest_rate(
 
 
 def _tables(vectors: Sequence[Vector], tiers: Collection[str] | None) -> Sequence[Vector]:
-    """Return these prices, and the tables of their service tiers that may answer."""
+    """Return these prices, and those of the service tiers that may answer (`tiers`; None means all)."""
     if not any(one.tiers for one in vectors):
         return vectors
     tables = []
@@ -733,9 +733,9 @@ def _tables(vectors: Sequence[Vector], tiers: Collection[str] | None) -> Sequenc
 
 
 def plain_rate(vector: Vector, read: int) -> TokenRate | None:
-    """Return `dearest_rate` in money for a call without tools that reads up to `read` tokens.
+    """Return the highest rate in money of a call without tools that reads up to `read` tokens.
 
-    None if caches, blobs, sound or service tiers may cost more: then `dearest_rate` is needed.
+    None if caches, files, sound or service tiers may cost more than text: then use `dearest_rate`.
     """
     rates = highest_rates(vector, read)
     dear = rates.dear_caches or rates.dear_blobs or rates.dear_sound
@@ -745,7 +745,7 @@ def plain_rate(vector: Vector, read: int) -> TokenRate | None:
 
 
 def highest_rates(vector: Vector, read: int) -> HighestRates:
-    """Return the highest prices by kind for a call that reads up to `read` tokens, from a cache."""
+    """Return the highest prices by kind for a call that reads up to `read` tokens, which may be cached."""
     known = _highest.get(id(vector))
     if known is None:
         if len(_highest) >= PRICES_MAX:
@@ -775,7 +775,7 @@ _highest: Final[dict[int, _VectorRates]] = {}
 
 
 def _dearest_tier(vector: Vector, tiers: Collection[str] | None) -> Factor:
-    """Return the highest factor of a service tier that may answer, times that of a region."""
+    """Return the highest factor by service tier, times that by region, within `tiers` (None means all)."""
     found = at = SAME
     for tier, (numerator, denominator) in vector.service_tiers.items():
         if tiers is not None and tier not in tiers:
@@ -789,11 +789,11 @@ def _dearest_tier(vector: Vector, tiers: Collection[str] | None) -> Factor:
 
 
 def charged(nano: int, factor: Factor) -> int:
-    """Return a cost times a factor, rounded half up."""
+    """Return a cost times a factor in nano-units, rounded half up."""
     numerator, denominator = factor
     return (2 * nano * numerator + denominator) // (2 * denominator)
 
 
 def _times(nano: int, factor: Factor) -> int:
-    """Return a cost times a factor, rounded up: a hold must not be less than the charge."""
+    """Return a cost times a factor, rounded up, because a hold must not be less than the later charge."""
     return -(-nano * factor[0] // factor[1])

@@ -44,7 +44,10 @@ class PriceChange:
 
 
 def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterator[PriceChange]:
-    """Yield rows to add to `kept` so that it matches `listed` from `at` on, and the rows that are gone."""
+    """Yield the changes that make the stored prices `kept` equal to the list `listed` from `at` on.
+
+    A price that is no longer listed is yielded as gone, and stays stored.
+    """
     wanted, there = _timelines(listed), _timelines(kept)
     for name, timeline in wanted.items():
         yield from _catch_up(timeline, there.get(name, {}), at)
@@ -83,7 +86,7 @@ def _in_force(timeline: Timeline, at: datetime) -> Row | None:
 
 
 def _said(row: Row) -> dict[str, object]:
-    """Return the values of a row in one form, so that equal prices compare equal."""
+    """Return the set fields of a price row in a normal form, in which equal prices compare equal."""
     return {name: _exact(row[name]) for name in SAID if row.get(name) not in (None, {}, [])}
 
 

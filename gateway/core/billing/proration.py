@@ -63,7 +63,7 @@ class SegmentEnd:
 
     @property
     def last_day(self) -> date:
-        """The last UTC day on which it was in force, at least for a part."""
+        """The last UTC day on which the segment was in force, at least for a part of the day."""
         return self.at.astimezone(UTC).date()
 
 
@@ -151,10 +151,10 @@ class PlanStart:
 
 
 def plan_end(ended: SegmentEnd, had: TokenTerms, then: TokenTerms | None) -> PlanEnd | None:
-    """Return the facts from which an ended plan's debt is computed.
+    """Return the facts from which the unpaid tokens of an ended plan are computed.
 
-    None for a plan without tokens or in trial, and if its use is charged elsewhere. `then` is the next plan;
-    None if there is none, or it counts no tokens.
+    None for a plan without tokens or in trial, and if other rows charge its use. `had` are the terms of
+    the ended plan, `then` those of the next one: None without a next plan, or if it counts no tokens.
     """
     trial_end = ended.segment.terms.trial_end
     if not had.total or (trial_end is not None and ended.segment.end <= trial_end):
@@ -180,9 +180,10 @@ def plan_end(ended: SegmentEnd, had: TokenTerms, then: TokenTerms | None) -> Pla
 
 
 def debt_end(ended: SegmentEnd | None, had: TokenTerms, then: TokenTerms | None) -> DebtEnd | None:
-    """Return the end of debt that the ended plan had carried on; None if the next plan carries it on.
+    """Return the end of a debt of tokens that an ended plan had taken over from an earlier one.
 
-    `ended` is None if a person assigns another plan.
+    None if the next plan takes it over in turn. `had` and `then` are the terms of the ended and the next
+    plan. `ended` is None if a person assigns the next plan.
     """
     ends = None if ended is None else token_cycle(had, ended.segment.anchor, ended.at)[1]
     if then is None:
@@ -195,7 +196,10 @@ def debt_end(ended: SegmentEnd | None, had: TokenTerms, then: TokenTerms | None)
 
 
 def stop_of(turns: Sequence[PlanStart], ends: datetime | None) -> int:
-    """Return the index of the row that ended a plan, or the cycle of tokens in which it ended."""
+    """Return the index in `turns` of the row that ended a plan.
+
+    If its token cycle ended before, at `ends`, it is the row that ended the cycle.
+    """
     last = len(turns) - 1
     if ends is None:
         return last
@@ -203,15 +207,16 @@ def stop_of(turns: Sequence[PlanStart], ends: datetime | None) -> int:
 
 
 def begin_of(turns: Sequence[PlanStart], stop: int) -> int | None:
-    """Return the index of the row that began the cycle of tokens before `stop`; None if unknown."""
+    """Return the index in `turns` of the row that began the token cycle before `stop`; None if unknown."""
     begins = [at for at in range(stop) if turns[at].is_reset or (at > 0 and turns[at - 1].remaining is None)]
     return begins[-1] if begins else None
 
 
 def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, told: int = 0) -> int:
-    """Return the plan's tokens used in a cycle; `turns` end with the plan's end.
+    """Return how many of a plan's tokens were used in a cycle; the last row of `turns` ends the plan.
 
-    Recharged or rolled-over tokens are used first. `told` are uses that arrived after the end.
+    `total` are the tokens that the plan grants. Tokens from a recharge or an earlier cycle are used
+    first. `told` are uses that were reported after the end.
     """
     stop = stop_of(turns, ends)
     begin = begin_of(turns, stop)
@@ -223,14 +228,14 @@ def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, t
 
 
 def _left(turn: PlanStart) -> int:
-    """Return the tokens that remained just before a row."""
+    """Return the tokens that remained just before the movement of a ledger row."""
     return (turn.remaining or 0) - turn.moved
 
 
 def ahead(ends: Sequence[PlanUsage], fees: Callable[[date | None], Decimal], runs: Decimal) -> list[EarlyUse]:
-    """Return the use ahead of the fees paid for each end of a plan in a cycle, in order of time.
+    """Return, for each end of a plan in a cycle in order of time, the used tokens that fees did not pay.
 
-    `fees` returns the fees up to a day (None: all), `runs` is the price of the cycle by the current plan.
+    `fees` returns the fees paid up to a day (None: all), `runs` is the cycle's price by the current plan.
     Days pay for the earliest use first. Of several tenants, the one with most use is covered by the fees.
     """
     of_tenants = defaultdict[int, dict[int, PlanUsage]](dict)
@@ -261,16 +266,20 @@ class _DebtShare:
 
     @property
     def worth(self) -> Decimal:
-        """The price of all these tokens."""
+        """The price of all `tokens` of this share."""
         return sum((end.worth_of(tokens) for end, tokens in self.tokens.items()), Decimal(0))
 
     @property
     def most(self) -> Decimal:
-        """The most that is owed: the price of the tokens in `left`."""
+        """The most that is owed for this share: the price of the tokens in `left`."""
         return sum((end.worth_of(tokens) for end, tokens in self.left.items()), Decimal(0))
 
     def add(self, tokens: int, by: PlanUsage, *, is_debt: bool) -> None:
-        """Add tokens at a plan's price. The debt covers the tokens added first."""
+        """Add tokens to the share at the price of the plan `by`.
+
+        If `is_debt`, only tokens within the remaining `debt` are owed; tokens added first use it up
+        first.
+        """
         self.tokens[by] += tokens
         if is_debt and self.debt is not None:
             tokens = min(tokens, self.debt)
@@ -278,7 +287,10 @@ class _DebtShare:
         self.left[by] += tokens
 
     def ahead(self, amount: Decimal, end: PlanUsage) -> EarlyUse:
-        """Return the number of tokens that an amount pays for; half a nano-unit is no token."""
+        """Return the tokens of this share that `amount` pays for, with their price; half a nano-unit is none.
+
+        If the share has no tokens, the price is that of the plan `end`.
+        """
         prices = {each.price for each in self.tokens} or {end.price}
         price = prices.pop()
         if prices:
@@ -289,10 +301,11 @@ class _DebtShare:
 
 
 def _shares(ends: Mapping[int, PlanUsage], runs: Decimal) -> tuple[dict[int, _DebtShare], date | None]:
-    """Return each end's share of a tenant's tokens, and the day until which days pay for them (None: all).
+    """Return for each ended plan, by key of `ends`, its share of the tokens that one tenant used.
 
-    A token belongs to the last ended plan that included it, at the lowest price of all that did. Tokens
-    granted again within the cycle are other tokens.
+    Return also the day until which days pay for them (None: all). `runs` is the cycle's price by the
+    current plan. A token belongs to the last ended plan that included it, at the lowest price of all that
+    did. Tokens granted again within the cycle are other tokens.
     """
     shares, until = {place: _DebtShare(end.debt) for place, end in ends.items()}, None
     given = defaultdict[object, dict[int, PlanUsage]](dict)
@@ -330,10 +343,10 @@ def _rounded(price: Decimal) -> Decimal:
 
 
 def token_cycle(terms: TokenTerms, anchor: date, at: datetime) -> tuple[date, datetime | None]:
-    """Return the first day that pays for the cycle of tokens at `at`, and the end of the cycle.
+    """Return the first day that pays for the token cycle at the time `at`, and the end of the cycle.
 
-    Tokens granted once are paid by all days since the anchor, the first day of the subscription, and have no
-    end.
+    Tokens that are granted once, and not in each cycle, are paid by all days since `anchor`, the first
+    day of the subscription; the end is then None.
     """
     window = WINDOWS.get(terms.interval)
     if window is None:
@@ -343,9 +356,9 @@ def token_cycle(terms: TokenTerms, anchor: date, at: datetime) -> tuple[date, da
 
 
 def days_of(segment: PlanSegment, paid_from: date, ends: datetime | None, day: date) -> tuple[date, date]:
-    """Return first and last (exclusive) day of a cycle of tokens.
+    """Return the first and the last (exclusive) day of a token cycle from `paid_from` to `ends`.
 
-    Without an end, return those of the fee's cycle that contains `day`.
+    If `ends` is None, return those of the fee cycle that contains `day`.
     """
     if ends is None:
         return cycle_of(segment.anchor, segment.interval, day)
@@ -353,7 +366,7 @@ def days_of(segment: PlanSegment, paid_from: date, ends: datetime | None, day: d
 
 
 def fees_of(segments: Iterable[PlanSegment], since: date, until: date) -> Decimal:
-    """Return the fees less discounts of the days from `since` to `until` (exclusive)."""
+    """Return the fees, less discounts, for the days from `since` to `until` (exclusive)."""
     return sum((fee.amount for each in segments for fee in day_fees(each, since, until)), Decimal(0))
 
 
@@ -373,11 +386,11 @@ class PlanVersion:
 def sold_with(
     said: Sequence[PlanVersion], given: PlanVersion | None, renewed: datetime | None, at: datetime
 ) -> TokenTerms:
-    """Return the terms of the token cycle that was current at `at`, from the plan's versions, oldest first.
+    """Return the terms with which the token cycle at the time `at` began.
 
-    They are the terms at the begin of the cycle: by the calendar, by a reset that a person requested
-    (`renewed`), or by the plan's assignment (`given`), whichever was last. Versions from within the cycle are
-    ignored.
+    `said` are the versions of the plan, oldest first. A cycle begins by the calendar, by a reset that a
+    person requested (`renewed`), or by the plan's assignment (`given`), whichever was last. Versions from
+    within the cycle are ignored.
     """
     place = max((place for place, each in enumerate(said) if each.since <= at), default=0)
     while True:
@@ -391,7 +404,10 @@ def sold_with(
 
 
 def _begin_of(terms: TokenTerms, at: datetime) -> datetime:
-    """Return the begin of a cycle by the calendar; for tokens granted once, the earliest time."""
+    """Return the begin, by the calendar, of the token cycle at the time `at`.
+
+    For tokens that are granted once it is the earliest possible time.
+    """
     window = WINDOWS.get(terms.interval)
     if window is None:
         return _ALWAYS

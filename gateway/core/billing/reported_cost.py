@@ -58,7 +58,10 @@ class ReportedCost(NamedTuple):
     decides: bool = False
 
     def in_currency_of(self, price: Vector | None) -> int | None:
-        """Return the cost in nano-units of a price's currency, else of its own; None without a rate."""
+        """Return the reported cost in nano-units of the currency of `price`; None without an exchange rate.
+
+        Without `price`, the currency is that of the report.
+        """
         currency = self.currency if price is None else price.currency
         if currency == BASE_CURRENCY:
             return self.nano
@@ -68,7 +71,7 @@ class ReportedCost(NamedTuple):
 
 
 def read_cost(report: bytes) -> int | None:
-    """Return the cost in a usage report in nano-dollars; None if it has none, or an absurd one."""
+    """Return the cost in a usage report in nano-dollars; None if missing, invalid or implausibly high."""
     if _NAMED not in report:
         return None
     try:

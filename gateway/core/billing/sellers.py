@@ -58,9 +58,9 @@ class Seller(NamedTuple):
 
 
 def seller_of(prices: str, factor: str, family: str, base_url: str) -> Seller | None:
-    """Return the stated seller of an upstream, else that of its family or host; None if there is none.
+    """Return who sells the models of an upstream: `prices` if stated, else by API family or host, or None.
 
-    A stated factor replaces the surcharge of a region.
+    The seller selects the price list. A stated `factor` replaces the surcharge of a regional host.
     """
     host = (urlsplit(base_url).hostname or "").lower()
     name = prices or _FAMILIES.get(family, "") or _of_host(host)
@@ -70,7 +70,7 @@ def seller_of(prices: str, factor: str, family: str, base_url: str) -> Seller | 
 
 
 def place_factor(seller: Seller, model: str) -> Factor:
-    """Return the factor from a model's bundled price to that of a seller's host."""
+    """Return the factor on a model's bundled price at a seller's host: more than 1 for a regional host."""
     if seller.in_place:
         for begins, since in _DEARER_SINCE.items():
             if model.startswith(begins):
@@ -89,14 +89,18 @@ def _of_host(host: str) -> str:
 
 
 def is_known_by_name(price: ModelPrice) -> bool:
-    """Return whether a price counts if no provider is named."""
+    """Return whether a price may be used for a call whose provider is not known.
+
+    A bundled price may only if its provider makes the models.
+    """
     return not price.is_bundled or price.provider in _MAKER_ORDER
 
 
 def order_prices(ranked: Sequence[ModelPrice], provider: str) -> list[ModelPrice]:
-    """Return a model's prices, sorted by `rank`, in the order of preference: those of `provider` first.
+    """Return a model's prices, which are sorted by `rank`, with those of `provider` before all others.
 
-    If two makers in the bundled list use the same name, the higher price comes first.
+    Without a price of the provider, two makers in the bundled list may use the same name: the higher
+    price then comes first.
     """
     first = {"", provider} if provider else set()
     own = [price for price in ranked if price.provider in first]
@@ -111,7 +115,11 @@ def order_prices(ranked: Sequence[ModelPrice], provider: str) -> list[ModelPrice
 
 
 def rank(price: ModelPrice) -> tuple[object, ...]:
-    """Return the sort key of a price among those of its model: the least is preferred; newer is less."""
+    """Return the sort key for the prices that match one model: the price with the lowest key is preferred.
+
+    An operator's price comes before a bundled one, an exact name before a prefix, a newer one before an
+    older.
+    """
     return (
         price.is_bundled,
         price.is_prefix,

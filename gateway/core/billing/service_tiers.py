@@ -22,7 +22,7 @@ def tier_at(name: str, place: str) -> str:
 
 
 def place_of(tier: str) -> str:
-    """Return the region of inference in a tier's name; empty for none."""
+    """Return the region of inference in a tier's name, such as `us`; empty if the name has none."""
     place = tier.rpartition(OF_PLACE)[2]
     return place if place in PLACES else ""
 
@@ -33,7 +33,10 @@ def places_of(vector: Vector) -> dict[str, Factor]:
 
 
 def at_tier(vector: Vector, tier: str) -> tuple[Vector, Factor]:
-    """Return the price of a service tier, and a factor on the cost of tokens and of the call."""
+    """Return the price table for a service tier, and the factor by which to multiply costs.
+
+    The factor includes that of the region in the tier's name.
+    """
     name, _, place = tier.partition(OF_PLACE)
     vector = vector.tiers.get(name, vector)
     numerator, denominator = vector.service_tiers.get(name, SAME)
@@ -44,7 +47,7 @@ def at_tier(vector: Vector, tier: str) -> tuple[Vector, Factor]:
 
 
 def lacks_tier(vector: Vector, tier: str) -> bool:
-    """Return whether a service tier has other prices than usual, which this price does not include."""
+    """Return whether a service tier needs a price of its own, and `vector` has none for it."""
     if tier in USUAL_TIERS or tier in vector.service_tiers or tier in vector.tiers:
         return False
     name, at, place = tier.partition(OF_PLACE)

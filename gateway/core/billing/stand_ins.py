@@ -27,7 +27,7 @@ class StandIns:
         self._prefixes = sorted(prefixes, key=lambda pair: -len(pair[0]))
 
     def of(self, model: str) -> str:
-        """Return the stand-in for a model; empty if there is none."""
+        """Return the model whose price stands in for that of `model`; empty if none is configured."""
         if not self._exact and not self._prefixes:
             return ""
         name = folded(model)
@@ -41,7 +41,10 @@ NO_STAND_INS: Final = StandIns({})
 
 
 def read_stand_ins(text: str) -> StandIns:
-    """Return the configured stand-ins. Raise ValueError, with the fault, if the text is wrong."""
+    """Return the models whose prices stand in for others, from `<model or prefix*>=<model>` pairs.
+
+    Raise ValueError, with the fault, if the text is wrong.
+    """
     pairs: dict[str, str] = {}
     for part in text.split(",") if text.strip() else ():
         name, equals, other = (each.strip() for each in part.partition("="))

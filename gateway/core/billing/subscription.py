@@ -77,7 +77,7 @@ class PlanSegment:
         return (self.terms.discount_rate or Decimal(0)) if ends is None or day < ends else Decimal(0)
 
     def term_of(self, day: date) -> tuple[date, date]:
-        """Return the first and last (exclusive) day of the part of a day's cycle within this segment."""
+        """Return the first and last (exclusive) day of the billing cycle of `day`, cut to this segment."""
         first, following = cycle_of(self.anchor, self.interval, day)
         return max(first, self.start), min(following, self.end)
 
@@ -96,12 +96,12 @@ class Subscription:
 
     @property
     def current(self) -> PlanSegment:
-        """The latest segment: the plan in force, or the last one that was."""
+        """The last segment: the plan that is in force, or that was the last one."""
         return self.segments[-1]
 
     @property
     def end(self) -> date:
-        """The first day on which it is no longer in force."""
+        """The first day on which the subscription is no longer in force."""
         return self.current.end
 
 
@@ -111,7 +111,10 @@ def midnight(day: date) -> datetime:
 
 
 def boundary(anchor: date, interval: str, cycles: int) -> date:
-    """Return the first day after `cycles` cycles: the anchor's day, or the last day of a shorter month."""
+    """Return the day on which `cycles` billing cycles since `anchor` end, and the next one begins.
+
+    It has the anchor's day of the month, or the last day of a shorter month.
+    """
     months = anchor.year * 12 + anchor.month - 1 + cycles * MONTHS[interval]
     year, month = divmod(months, 12)
     return date(year, month + 1, min(anchor.day, monthrange(year, month + 1)[1]))
@@ -129,14 +132,17 @@ def cycle_of(anchor: date, interval: str, day: date) -> tuple[date, date]:
 
 
 def begin(plan_id: int, interval: str, cost: Decimal, start: date, end: date) -> Subscription:
-    """Return a new subscription. Its cycles count from its first day."""
+    """Return a new subscription to a plan at `cost` a cycle. Its cycles count from the day `start`."""
     return Subscription((PlanSegment(plan_id, interval, cost, start, start, end),))
 
 
 def agree(
     subscription: Subscription, terms: SegmentTerms, quantity: int, *, negotiated: bool
 ) -> Subscription:
-    """Return the subscription with these terms, and `quantity` times its cost."""
+    """Return a new subscription with the agreed `terms`, and with its cost times `quantity`.
+
+    `negotiated` marks a cost that differs from the plan's price.
+    """
     segments = tuple(
         replace(each, terms=terms, cost=each.cost * quantity, quantity=quantity, negotiated=negotiated)
         for each in subscription.segments
@@ -147,10 +153,10 @@ def agree(
 def agree_from(
     subscription: Subscription, said: Mapping[str, object], day: date, cost: Decimal
 ) -> Subscription:
-    """Change the terms in `said` from a day on, for the rest of the current plan.
+    """Return the subscription with the terms in `said` changed from a day on, for the current plan.
 
-    `cost` is the plan's price of a cycle by then. A negotiated fee stays unless `said` names it. Earlier days
-    keep their terms.
+    `cost` is the plan's price of a cycle on that day. A negotiated fee stays unless `said` names it. Days
+    before keep their terms.
     """
     segments: list[PlanSegment] = []
     for each in subscription.segments:
@@ -175,13 +181,16 @@ def plan_since(subscription: Subscription) -> date:
 
 
 def change_now(subscription: Subscription, plan_id: int, cost: Decimal, today: date) -> Subscription:
-    """Change to another plan from today on. A pending change is dropped."""
+    """Return the subscription with another plan from today on, and without a pending change of plan."""
     _in_force(subscription, today)
     return _split(subscription, plan_id, cost, max(today, subscription.current.start))
 
 
 def change_at_period_end(subscription: Subscription, plan_id: int, today: date) -> Subscription:
-    """Change to another plan at the end of the current cycle. `Conflict` if the subscription ends before."""
+    """Return the subscription with a change of plan pending at the end of the current cycle.
+
+    Raise `Conflict` if the subscription ends by then.
+    """
     at = _period_end(subscription, today)
     if at >= subscription.end:
         raise Conflict(f"The subscription ends on {subscription.end}: there is no later period to change.")
@@ -216,7 +225,10 @@ def advance(subscription: Subscription, cost: Decimal, today: date) -> Subscript
 
 
 def status(start: date, end: date, today: date) -> str:
-    """Return whether a span is `future`, `active` or `over`. A span of no days is over."""
+    """Return `over`, `active` or `future`: the state on `today` of a span whose `end` is exclusive.
+
+    A span of no days is over.
+    """
     if end <= max(start, today):
         return "over"
     return "future" if today < start else "active"
@@ -242,7 +254,7 @@ def _decimal(said: object) -> Decimal | None:
 
 
 def _split(subscription: Subscription, plan_id: int, cost: Decimal, at: date) -> Subscription:
-    """Return the subscription with another plan from a day on, and no pending change."""
+    """Return the subscription with another plan from the day `at` on, and no pending change."""
     now = subscription.current
     following = replace(now, plan_id=plan_id, cost=cost * now.quantity, negotiated=False, start=at, id=0)
     segments = (*_ended(subscription, at), following)
@@ -250,7 +262,7 @@ def _split(subscription: Subscription, plan_id: int, cost: Decimal, at: date) ->
 
 
 def _ended(subscription: Subscription, at: date) -> tuple[PlanSegment, ...]:
-    """Return the segments, with the end of the last one moved to this day."""
+    """Return the segments of a subscription, with the end of the last one moved to the day `at`."""
     return (*subscription.segments[:-1], replace(subscription.current, end=at))
 
 

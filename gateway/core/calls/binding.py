@@ -78,7 +78,7 @@ class ServicePaths:
     groups: tuple[tuple[Pattern, ...], ...]
 
     def meets(self, other: ServicePaths) -> bool:
-        """Return whether calls of both services could reach the same path of the same host."""
+        """Return whether calls of this service and of `other` could reach the same path of the same host."""
         return self.host == other.host and all(
             any(one.meets(another) for one in mine for another in theirs)
             for mine in self.groups
@@ -186,7 +186,7 @@ class Bindings:
                 yield other.service
 
     def _all(self) -> tuple[ServicePaths, ...]:
-        """Return the paths that each service reaches, by its binding and by its own routes."""
+        """Return the paths that each service reaches, through its configured upstream and its own routes."""
         if self._reaches is None:
             bound = (self._reach(service) for service in self._catalogue.values())
             found = [each for each in bound if each is not None and each.upstream in self._targets]
@@ -209,10 +209,10 @@ class Bindings:
         return reach_of(service.key, self._targets.get(name), name, paths.get(service.key, ()), service.paths)
 
     def _served(self, host: str, root: Plain | None) -> Iterator[re.Pattern[str]]:
-        """Yield patterns of paths at a host that no service may serve: metered API calls, and stored objects.
+        """Yield patterns of the paths at a host that no service may serve: metered calls and stored objects.
 
-        Below `root`, the base path of the service, they match without a version too. `root` is None if the
-        service states its own paths.
+        `root` is the base path of a service: below it the patterns match without an API version too.
+        It is None if the service states its own paths.
         """
         metered = kept = host in self._places_of_models
         for route in self._routes:
@@ -240,7 +240,11 @@ class Bindings:
 
 
 def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[str, ...]) -> ServicePaths:
-    """Return the paths that a service's calls may reach, by groups of patterns; an empty group is all."""
+    """Return the paths that the calls of a service with the key `key` may reach at its upstream.
+
+    `name` is the upstream's name, `target` its configuration. A path must match a pattern of each of the
+    `groups`; an empty group allows all paths.
+    """
     host, prefix = place_of(target.base_url) if target is not None else ("", ())
     read = tuple(tuple(_patterns(group, prefix)) for group in groups if group)
     return ServicePaths(key, name, host, read or ((EVERY_PATH.below(prefix),),))
@@ -249,7 +253,10 @@ def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[
 def conflicting(
     reaches: Sequence[ServicePaths], catalogue: Mapping[str, Service], *, unknown: bool
 ) -> Iterator[tuple[ServicePaths, ServicePaths]]:
-    """Yield pairs that reach the same paths at different prices; unknown services differ if `unknown`."""
+    """Yield pairs of `reaches` with paths in common, whose services have different prices in `catalogue`.
+
+    A service that the catalogue lacks counts as different if `unknown` is true.
+    """
     for one, other in combinations(reaches, 2):
         mine, theirs = catalogue.get(one.service), catalogue.get(other.service)
         differ = unknown if mine is None or theirs is None else not mine.costs_as(theirs)
@@ -258,7 +265,7 @@ def conflicting(
 
 
 def makes_batches(route: Route) -> bool:
-    """Return whether a POST on a route may create a batch, by its path and the paths of its family."""
+    """Return whether a POST on a route may create a batch: some path that it matches is one for batches."""
     if not {"POST", "PUT", "ANY", "*"} & set(route.methods):
         return False
     may_be: tuple[str, ...] = ("x",)
@@ -269,13 +276,16 @@ def makes_batches(route: Route) -> bool:
 
 
 def is_bound(route: Route) -> bool:
-    """Return whether calls of a route go to the upstream that its service is bound to."""
+    """Return whether calls of a route go to the upstream that is configured for their service."""
     under = route.path.startswith(SERVICES_PREFIX) or "{service_key}" in route.path
     return under and route.meter in UNREAD_METERS
 
 
 def _patterns(group: tuple[str, ...], prefix: Plain) -> Iterator[Pattern]:
-    """Yield the readable patterns of a group. A pattern that only a newer keeper can read matches nothing."""
+    """Yield the patterns of `group`, each below `prefix`.
+
+    One that only a newer version can read is skipped, and so matches nothing.
+    """
     for text in group:
         with suppress(ValueError):
             yield read_pattern(text).below(prefix)

@@ -93,13 +93,13 @@ class CutParts:
         self._body, self.rest, self._places, self._ids, self.marks = body, rest, places, ids, marks
 
     def put_back(self, written: bytes) -> bytes:
-        """Return the whole body from its `rest` in encoded form, with each cut part at its position."""
+        """Return the whole body from the encoded `rest`, with each part that was cut out at its position."""
         left, cut = written.replace(_CUT_OBJECT, _CUT).split(_CUT), self._at(self._places)
         return b"".join([each for pair in zip(left, [*cut, b""], strict=True) for each in pair])
 
     @property
     def ids(self) -> list[str]:
-        """The ids that belong to objects in cut messages, and refer to no stored object."""
+        """The ids of objects such as function calls in the cut parts; they name nothing that is stored."""
         return [_decode(b'"%b"' % one) for one in self._at(self._ids)]
 
     def _at(self, places: bytes) -> list[bytes]:
@@ -131,9 +131,10 @@ class BodyLook:
 
 
 def look_out_of_turn(body: bytes, skips_texts: bool = False) -> BodyLook | None:
-    """Return the facts about a body, or None if it is too long to be light.
+    """Return facts about a body, found without decoding it; None if it is too long to be light.
 
-    With `skips_texts`, the body without its cut parts decides whether it is light.
+    A light body has so little structure that decoding cannot block the event loop. With `skips_texts`
+    only the part without long texts counts for that.
     """
     if len(body) > LIGHT_BYTES_MAX:
         return None
@@ -147,9 +148,10 @@ def look_out_of_turn(body: bytes, skips_texts: bool = False) -> BodyLook | None:
 
 
 def read_document(body: bytes, look: BodyLook | None = None) -> dict[str, object]:
-    """Decode one JSON object; raise `InvalidRequest` or `RequestTooLarge` with the reason.
+    """Decode the JSON object in a body; raise `InvalidRequest` or `RequestTooLarge` with the reason.
 
-    The size check is skipped if `look` says that the body is light or plain.
+    `look` are facts about the body: if it is light or plain (it has little structure), fewer checks of
+    its size are needed.
     """
     known, light = (False, False) if look is None else (look.plain, look.light)
     if not known and len(body) > UNCOUNTED_BYTES_MAX and _may_hold_too_much(body, light):
@@ -176,7 +178,7 @@ def write_document(document: dict[str, object]) -> bytes:
 
 
 def written_of(document: dict[str, object], body: bytes, look: BodyLook) -> bytes:
-    """Return an unchanged document in encoded form; raise `InvalidRequest` for duplicate names."""
+    """Return a decoded body as JSON; raise `InvalidRequest` if a name occurs twice in an object of `body`."""
     if look.plain:
         return body
     written = write_document(document)
@@ -187,8 +189,9 @@ def written_of(document: dict[str, object], body: bytes, look: BodyLook) -> byte
 def check_names(body: bytes, written: bytes, added: int) -> None:
     """Raise `InvalidRequest` if a name occurs twice in one object of the body, in any spelling.
 
-    `written` is the encoded document with `added` more members. A document keeps one of two equal names, so
-    it then has fewer colons than the body. Colons inside strings are the same in both.
+    `written` is the decoded document, encoded again with `added` more fields. Decoding keeps only one of
+    two equal names, so `written` then has fewer colons than the body. Colons inside strings are equal in
+    both.
     """
     if written.startswith(body[:-1]):
         return  # it came as it is written, except for members added at its end
@@ -202,7 +205,10 @@ def check_names(body: bytes, written: bytes, added: int) -> None:
 
 
 def _may_hold_too_much(body: bytes, light: bool) -> bool:
-    """Return whether a body may exceed a bound, so that its parts have to be counted exactly."""
+    """Return whether a body may have too many parts to decode, so that they must be counted exactly.
+
+    `light` says that it is known to have few structural characters.
+    """
     if len(body) > OUTSIDE_BYTES_MAX or b"0" * 8 in body[::_STRIDE].translate(_ALIKE):
         return True
     if light:
@@ -365,7 +371,7 @@ class Media:
 
 
 def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
-    """Return the size of the media in a document, at the places where its API accepts them."""
+    """Return the sizes and token estimates of the media in a document, where its API accepts media."""
     size = tokens = unsure = count = named = heard = dense = 0
     for kind, data, by_name in _found(document.get(places.root), places, DEPTH_MAX):
         length = len(data)
@@ -381,7 +387,10 @@ def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
 
 
 def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, str, bool]]:
-    """Yield type and data of each medium in a value, and whether its field could have an address instead."""
+    """Yield (type, data, whether an address could stand in its place) for each medium in a value.
+
+    At most `depth` levels of it are searched.
+    """
     if depth == 0:
         return
     if isinstance(value, list):
@@ -405,7 +414,10 @@ def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str
 
 
 def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, str, bool] | None:
-    """Return the medium in a part as `_found` yields it, or None if it is not certainly one."""
+    """Return (type, data, whether the field could have an address instead) of the medium in a part.
+
+    None unless type and first characters both show that the part is a medium.
+    """
     value: object = holder
     for name in part.path:
         if not isinstance(value, dict):
@@ -457,7 +469,10 @@ NO_NAMES: Final = FieldNames()
 
 
 def names_in(document: Document) -> FieldNames:
-    """Return the facts that the names in a document show; `InvalidRequest` if it is nested too deeply."""
+    """Return the facts that the field names in a document show, such as whether it may contain media.
+
+    Raise `InvalidRequest` if the document is nested too deeply.
+    """
     names = FieldNames()
     try:
         _look(document, names)
@@ -495,9 +510,10 @@ def _look_at_each(values: list[object], names: FieldNames) -> None:
 
 
 def _kind(name: str) -> int:
-    """Classify a name by its ending, and cache the result for up to `NAMES_REMEMBERED_MAX` names.
+    """Return bit flags for what a field name suggests: an id, a file, a cache, a long lifetime.
 
-    Raise `InvalidRequest` for a name with NUL: some parsers end the name there.
+    Up to `NAMES_REMEMBERED_MAX` results are cached. Raise `InvalidRequest` for a name with NUL: some
+    parsers end the name there.
     """
     if "\0" in name:
         param = name.partition("\0")[0]
@@ -634,12 +650,12 @@ class CallRequest:
 
     @property
     def has_input(self) -> bool:
-        """Whether the call is paid by tokens: its body has text or media."""
+        """Whether tokens are charged for the call's input: its body has text or media."""
         return self.input_bytes > 0 or self.blob_tokens > 0
 
     @property
     def input_estimate(self) -> int:
-        """The likely input tokens, by the learned mean of tokens a byte."""
+        """The likely input tokens: by size, with the mean tokens a byte that were learned, and by media."""
         return _whole(self.input_bytes * self.input_tokens_per_byte) + self.blob_tokens
 
     @property
@@ -649,7 +665,7 @@ class CallRequest:
         return self.input_ceiling + output * self.choices if self.input_ceiling else 0
 
     def take_body(self) -> bytes:
-        """Return the body to send for the last time, and release the document."""
+        """Return the body for the last time that it is sent, and release the decoded document."""
         body = self.body
         if self.document is not None and self.changed and self.model_at is None:
             body = self.written(self.document)
@@ -657,7 +673,7 @@ class CallRequest:
         return body
 
     def write_for(self, model: str) -> bytes:
-        """Return the body to send to an upstream that calls the model `model`. The document is kept."""
+        """Return the body to send to an upstream that calls the model `model`; it may be sent again later."""
         if self.model_at is not None:
             start, end = self.model_at
             return b"".join((self.body[:start], (model or self.model).encode(), self.body[end:]))
@@ -675,12 +691,12 @@ class CallRequest:
         return self.written(document) if self.changed else self.body
 
     def written(self, document: Document) -> bytes:
-        """Return the document in encoded form, with its cut texts."""
+        """Return the document as JSON, with the long texts that were cut out before it was decoded."""
         written = write_document(document)
         return written if self.cut is None else self.cut.put_back(written)
 
     def let_go(self, body: bytes) -> None:
-        """Release the document after `body` was sent for the last time."""
+        """Release the document and other decoded parts, after `body` was sent for the last time."""
         if self.document is not None:
             # A prompt may have to be counted at the end of the answer.
             self.body = body if self.tokens_of is not None and len(body) <= PROMPT_BYTES_MAX else b""

@@ -40,9 +40,10 @@ class Capacity:
     def of(
         self, model: str, learned: LearnedLimits | None = None, keys: int = 1
     ) -> tuple[str, CapacityLimits]:
-        """Return the model whose account a call uses, empty for the upstream's own account, and its limits.
+        """Return the limits that apply to calls of a model, and the model whose account counts these calls.
 
-        `keys` is the number of the upstream's credentials.
+        The model is empty if the upstream's common account counts them. `learned` are limits that the
+        upstream's answers stated, `keys` is the number of its credentials.
         """
         for name, limits in self.models:
             if name == model:
@@ -61,7 +62,10 @@ class LearnedLimits:
         self._said: dict[str, dict[int, CapacityLimits]] = {}
 
     def note(self, model: str, key: int, requests: int, tokens: int) -> None:
-        """Store the requests and tokens a minute that an answer states for a key of a model; 0 for none."""
+        """Store the requests and tokens a minute that an answer states as limits; 0 means not stated.
+
+        `key` is the position of the credential that the call used.
+        """
         said = self._said.get(model)
         if said is None:
             if len(self._said) >= MODELS_MAX:
@@ -70,7 +74,10 @@ class LearnedLimits:
         said[key] = CapacityLimits(min(requests, PER_MINUTE_MAX), min(tokens, PER_MINUTE_MAX))
 
     def of(self, model: str, keys: int) -> CapacityLimits:
-        """Return the summed limits of all `keys`. A key without stated limits counts as the average."""
+        """Return the limits of all credentials together; `keys` is their number.
+
+        A credential whose limits are unknown counts as the average of the others.
+        """
         said = self._said.get(model)
         if not said:
             return CapacityLimits()
@@ -100,11 +107,11 @@ class Share:
 
     @property
     def name(self) -> str:
-        """The key of this share in its account, such as `o7` for an organization or `t7` for a tenant."""
+        """The name of this share in the counters of capacity: `o7` for an organization, `t7` for a tenant."""
         return f"t{self.tenant_id}" if self.tenant_id else f"o{self.organization_id}"
 
     def is_batch(self, caller: Caller, claimed: str) -> bool:
-        """Return whether a call has batch priority: by its own claim, by its key, or by its share."""
+        """Return whether a call has batch (low) priority, by `claimed` in its header, its key or share."""
         return BATCH in {claimed or caller.priority, self.priority}
 
 
@@ -121,7 +128,7 @@ class ShareTable:
         self._shares = {(one.upstream, one.model, one.organization_id, one.tenant_id): one for one in shares}
 
     def of(self, upstream: str, model: str, caller: Caller) -> Share:
-        """Return the share that a call counts to."""
+        """Return the share (part of an upstream's capacity) that a caller's calls of a model count to."""
         for tenant_id in (caller.tenant_id, 0):
             for of_model in (model, ""):
                 found = self._shares.get((upstream, of_model, caller.organization_id, tenant_id))

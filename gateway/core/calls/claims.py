@@ -88,7 +88,7 @@ def priced_tools(vectors: Vectors) -> Collection[str]:
 
 
 def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> dict[str, int]:
-    """Return how often a call may use each priced tool, by name."""
+    """Return how often a call may use each tool in `priced`, by name, without those that it cannot use."""
     found: dict[str, int] = {}
     shape = SHAPES.get(call.meter)
     if not priced or shape is None:
@@ -117,7 +117,7 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
 
 
 def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
-    """Return the provider's tools that a call may use, and that lack a price for a model that may answer."""
+    """Return the provider's tools that a call may use, and that a model which may answer has no price for."""
     document, family = call.document, OF_METER.get(call.meter)
     if call.measured and not vectors:
         return list(call.measured)
@@ -141,7 +141,7 @@ def _has_price(kind: str, vector: Vector) -> bool:
 
 
 def _kinds(tools: Sequence[Document], *, inside: bool = False) -> Iterator[str]:
-    """Yield the kinds of a call's tools: each tool's type, else the names of its fields."""
+    """Yield the kind of each tool: its type, else its field names. `inside`: the tools are within a group."""
     for tool in tools:
         kind = tool.get("type")
         if kind == _GROUP and not inside:
@@ -160,7 +160,7 @@ def _plugins(plugins: Sequence[Document]) -> Iterator[str]:
 
 
 def limit_uses(call: CallRequest, vectors: Vectors) -> None:
-    """Set the maximum of tool uses in a call of priced tools that states none, if its API has one."""
+    """Set a maximum of uses in a call of priced tools that states none, if its API has such a field."""
     document, shape = call.document, SHAPES.get(call.meter)
     if document is None or shape is None or not (shape.uses or shape.tool_uses):
         return
@@ -186,13 +186,13 @@ def limit_uses(call: CallRequest, vectors: Vectors) -> None:
 
 
 def _asks_for_none(call: CallRequest, document: Document) -> bool:
-    """Return whether a call certainly uses no tool and no search, by its field names and models."""
+    """Return whether a call certainly uses no tool and no search, judged by its field names and models."""
     asks = top_names(document).asks if call.asks is None else call.asks
     return not asks and not _models_search(call)
 
 
 def _searches(call: CallRequest, document: Document, *, by_plugin: bool = True) -> int:
-    """Return how many searches a call may make without a tool, 0 for none."""
+    """Return how many searches a call may make without a tool; `by_plugin` includes those of plugins."""
     options = document.get(SEARCH_PARAMETERS)
     stated = options.get("max_search_results") if isinstance(options, dict) else None
     if options is not None and not (isinstance(options, dict) and options.get("mode") == "off"):
@@ -224,16 +224,16 @@ _searching: Final[dict[str, bool]] = {}
 
 
 def _said(tool: Document) -> str:
-    """Return the words that identify a tool: type, field names, and its name unless the client chose it."""
+    """Return the words that identify a provider's tool: type, field names, and a name that it fixes."""
     kind = tool.get("type", "")
     named = "" if kind in _OF_CLIENT or "input_schema" in tool else tool.get("name", "")
     return _plain(f"{kind} {named} {' '.join(tool)}")
 
 
 def _plain(said: str) -> str:
-    """Return the name of a tool in one common spelling: `web_search_20250305` and `googleSearch` are alike.
+    """Return the name of a tool in one common spelling, without case, underscores and `google`.
 
-    A search that is priced by the prompt counts as the same tool.
+    A search that is priced for each prompt has the same name as other searches.
     """
     plainly = said.lower().replace("_", "").replace("google", "web")
     return "websearch" if plainly == _BY_PROMPT else plainly
@@ -268,9 +268,10 @@ def claim_of(  # noqa: PLR0917  # a call, what it costs, and how much of it ther
     of_budgets: Vectors | None,
     hold: str = "",
 ) -> CallClaim:
-    """Return the claim of a call. `of_budgets` are the prices for its budgets, None if it has none.
+    """Return the claim of a call: the amounts to hold (reserve) for it before it is sent.
 
-    `hold` is the rule of its budgets for holds, empty if the plan decides.
+    `vectors` are the prices of models that may answer, `of_budgets` those for its budgets (None if it has
+    none). `hold` is its budgets' rule for the size of holds, empty if the plan decides.
     """
     dearest = dearest_of(service, vectors, estimate, call)
     budget = None if of_budgets is None else budget_claim(of_budgets, estimate, call, hold)
@@ -279,7 +280,7 @@ def claim_of(  # noqa: PLR0917  # a call, what it costs, and how much of it ther
 
 
 def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: CallRequest) -> TokenRate | None:
-    """Return the highest rate that a call may have by its tokens, or None if tokens do not set its price."""
+    """Return the highest rate by which a call may be charged; None if tokens do not set its price."""
     if not vectors:
         return None
     asks = asks_of(call, vectors, estimate.read)
@@ -287,7 +288,7 @@ def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: Cal
 
 
 def claimed(service: Service, rate: TokenRate | None, estimate: Estimate, units: int) -> tuple[int, int, int]:
-    """Return the credits to hold, the least that they may be cut to (0: not at all), and the units."""
+    """Return the credits to hold, the least that the hold may be cut to (0: it may not be), and the units."""
     if rate is None:
         credits_, _, units = charge_of(service, (), NO_COUNTS, None, units)
         return credits_, 0, units
@@ -300,7 +301,7 @@ def claimed(service: Service, rate: TokenRate | None, estimate: Estimate, units:
 def output_bound(
     rate: TokenRate | None, call: CallRequest, estimate: Estimate, decision: Decision
 ) -> int | None:
-    """Return the most output tokens of one choice that the hold covers, or None if there is no bound."""
+    """Return the most output tokens of one choice that the call's hold covers; None if unbounded."""
     most = ENDLESS
     if decision.bounded:
         held, weights = decision.held_tokens, decision.weights
@@ -311,7 +312,7 @@ def output_bound(
 
 
 def likely_asks(call: CallRequest, may: PriceQualifiers) -> PriceQualifiers:
-    """Return the priced extras in `may` (cache writes, media, tiers, tools) that a call itself requests."""
+    """Return those of the priced extras in `may` that the call asks for (cache writes, media, tools…)."""
     document, names, family = call.document, call.names, OF_METER.get(call.meter)
     if document is None or family is None:
         return may
@@ -325,11 +326,10 @@ def likely_asks(call: CallRequest, may: PriceQualifiers) -> PriceQualifiers:
 
 
 def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQualifiers:
-    """Return the priced extras (cache writes, media, tiers, tools) that a call of `read` input tokens may
-    use.
+    """Return the priced extras that a call of `read` input tokens may use: cache writes, media, tiers, tools.
 
-    Its family excludes some; all may apply if the request cannot be read. Extras that change no price of
-    these vectors are not checked.
+    Its API excludes some; all may apply if the request cannot be read. Extras that change no price of
+    `vectors` are not checked.
     """
     document, names, family = call.document, call.names, OF_METER.get(call.meter)
     if document is None or family is None:
@@ -415,10 +415,10 @@ def budget_claim(
 def budget_bound(
     claim: BudgetClaim, call: CallRequest, estimate: Estimate, decision: Decision, enforced: Collection[str]
 ) -> int | None:
-    """Return the most output tokens of one choice that its budgets allow, or None if there is no bound.
+    """Return the most output tokens of one choice that the call's budgets allow; None if unbounded.
 
-    A window in one of the units `enforced` is a bound if its hold was cut to the free amount, or is the most
-    that the call could use.
+    Only budgets in the units `enforced` count, and only if their hold was cut to what was free, or is the
+    most that the call could use.
     """
     most, strict = ENDLESS, claim.holds_most
     if MONEY in enforced and claim.dearest is not None and (strict or decision.money_held != claim.money):
@@ -431,7 +431,7 @@ def budget_bound(
 def answer_bound(
     call: CallRequest, claim: CallClaim, decision: Decision, enforced: Collection[str]
 ) -> int | None:
-    """Return the most output tokens of one choice by its hold and the `enforced` budgets, None if unbound."""
+    """Return the most output tokens of one choice by the hold and budgets in `enforced` units, or None."""
     bound = None
     if decision.bounded or claim.dearest is not None:
         bound = output_bound(claim.dearest, call, claim.estimate, decision)
@@ -443,7 +443,7 @@ def answer_bound(
 
 
 def bind_uses(call: CallRequest, claim: CallClaim, vectors: Vectors, enforced: Collection[str]) -> None:
-    """Limit the uses of priced tools to the held number, if a price or a budget depends on them."""
+    """Limit uses of priced tools to the held number, if the price or an `enforced` budget depends on them."""
     if claim.dearest is not None:
         limit_uses(call, vectors)
     if claim.budget is not None and MONEY in enforced:
@@ -451,9 +451,10 @@ def bind_uses(call: CallRequest, claim: CallClaim, vectors: Vectors, enforced: C
 
 
 def bind_output(call: CallRequest, bound: int, allowed: frozenset[str]) -> None:
-    """Limit the answer to `bound` output tokens; `InvalidRequest` for numbers that could overrule that.
+    """Limit an answer to `bound` output tokens.
 
-    `allowed` are names of numbers that are known to be harmless.
+    Raise `InvalidRequest` if the body has a number that could make the upstream ignore the limit. Numbers
+    with a name in `allowed` are known to be harmless.
     """
     check_numbers(call, allowed)
     limit_output(call, bound)
@@ -465,7 +466,7 @@ TASK_STEPS: Final = 16
 
 
 def lower_task(call: CallRequest, claim: BudgetClaim, decision: Decision) -> None:
-    """Lower the task budget that a call states to the tokens left in its tightest budget.
+    """Lower the task budget in a call's body to the tokens left in its tightest budget.
 
     The model then ends its work before it is cut off: for its API this field is advice.
     """
@@ -557,7 +558,7 @@ def read_call(
 
 
 def ask_for_usage(call: CallRequest, document: Document) -> int:
-    """Request a usage frame from the stream unless the client does; return the number of added members."""
+    """Request a report of usage in the stream, unless the client does; return the number of added fields."""
     options = inner(document, "stream_options", controlled.STREAM_OPTIONS)
     if options is None:
         added = 1 if "stream_options" in document else 2
@@ -574,7 +575,7 @@ def ask_for_usage(call: CallRequest, document: Document) -> int:
 def read_form(
     route: Route, path_params: Mapping[str, str], body: bytes, form: FormReader, bounds: UsageBounds
 ) -> CallRequest:
-    """Return a call from a form. Its texts are the document, and its body is sent unchanged."""
+    """Return a call from a form: its text fields are the document, and its body is sent unchanged."""
     shape, document = SHAPES[route.meter], form.fields
     call = CallRequest(route.meter, route.family, body, document=document, files=form.files)
     _understand(call, route, shape, document, path_params, bounds)
@@ -587,7 +588,7 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
     call: CallRequest, route: Route, shape: CallKind, document: Document, path_params: Mapping[str, str],
     bounds: UsageBounds,
 ) -> None:  # fmt: skip
-    """Read the document of a call into its fields, whatever body it came in."""
+    """Set the fields of a call from its decoded body, as the reader `shape` of its API defines them."""
     call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
     shape.read(call, document, path_params, bounds)
     call.output_default = shape.output_default
@@ -604,7 +605,7 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
 def _asked_by(
     messages: SocketMessages, document: Document, body: bytes, look: BodyLook
 ) -> tuple[bytes, BodyLook]:
-    """Turn a WebSocket message into the document of a call; return the encoded body and facts about it."""
+    """Turn a WebSocket message into the `document` of a call; return its JSON, and facts about that."""
     written_of(document, body, look)
     messages.read(document)
     written = write_document(document)
@@ -615,7 +616,7 @@ def _asked_by(
 
 
 def _write(call: CallRequest, document: Document, body: bytes, look: BodyLook, added: int) -> None:
-    """Set a call's body from its document, with `added` more members, and update its size and names."""
+    """Set a call's body, size and names from its document, to which the gateway added `added` fields."""
     if look.plain:
         call.names, call.rare_bytes, written = look.names, look.rare_bytes, body
         if call.strip_usage:
@@ -630,9 +631,9 @@ def _write(call: CallRequest, document: Document, body: bytes, look: BodyLook, a
 
 
 def limit_output(call: CallRequest, tokens: int) -> None:
-    """Set the maximum of output tokens in a call that states none.
+    """Set the maximum of output tokens to `tokens` in the body of a call that states none.
 
-    A stated maximum of 0 becomes 1, because it counts as 1.
+    A stated maximum of 0 becomes 1, because the gateway counts it so.
     """
     shape = SHAPES.get(call.meter)
     document = call.document
@@ -729,9 +730,10 @@ _NUMBER_DIGITS: Final = re.compile(r"[\s_+\-.eE]*\d[\s_+\-.eE\d]*")
 
 
 def check_numbers(call: CallRequest, allowed: frozenset[str]) -> None:
-    """Raise `InvalidRequest` for unknown numbers that could overrule the maximum, or several chats in one.
+    """Raise `InvalidRequest` for unknown numbers in a body, which could overrule its output maximum.
 
-    `allowed` are names that the upstream's configuration permits.
+    Raise it also for several chats in one call. `allowed` are names that the upstream's configuration
+    permits.
     """
     shape, document = SHAPES.get(call.meter), call.document
     if shape is None or document is None or not shape.maximum:
@@ -760,7 +762,7 @@ def _check_number(name: str, param: str, value: object, known: Collection[str]) 
 def _check_inside(
     value: object, path: str, known: Collection[str], inner: Collection[str], depth: int
 ) -> None:
-    """Raise `InvalidRequest` for an unknown number at any depth. `inner` are names known here alone."""
+    """Raise `InvalidRequest` for a number, at any depth, under a name that is not in `known` or `inner`."""
     if depth == 0:
         raise InvalidRequest(f"{path} is nested more than {_OBJECTS_DEPTH_MAX} deep.", param=path)
     if isinstance(value, list):

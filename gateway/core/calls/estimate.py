@@ -76,7 +76,7 @@ class _Quantile(LruEntry):
         self._at = 0
 
     def add(self, sample: float, quantile: float) -> None:
-        """Add a sample, and drop the oldest."""
+        """Add a sample, and drop the oldest. `quantile` (0 to 1) is the quantile that `level` estimates."""
         samples, level = self._samples, self.level
         if len(samples) < RECENT:
             samples.append(sample)
@@ -95,7 +95,7 @@ class _Quantile(LruEntry):
         self.level = sorted(samples)[math.ceil(quantile * RECENT) - 1]
 
     def has_moved(self) -> bool:
-        """Return whether the level differs much from the one last sent to workers; if so, note it as sent."""
+        """Return whether the estimate differs much from that last sent to workers; if so, note it as sent."""
         if abs(self.level - self._told) <= TOLD_BEYOND * self._told:
             return False
         self._told = self.level
@@ -134,7 +134,7 @@ class _LearnedUsage(LruEntry):
 
     @property
     def size(self) -> int:
-        """The most bytes that these statistics take."""
+        """The size in bytes by which these statistics count in a cache."""
         return LEARNED_BYTES * len(self.models) + KEY_BYTES * len(self.keys)
 
 
@@ -151,7 +151,7 @@ class Estimate:
     input_share: float = 1.0  # likely cost of the input, divided by its cost by size at the requested price
 
     def bound(self, most: int, call: CallRequest) -> int:
-        """Return the most output tokens of one answer within a hold of `most` tokens."""
+        """Return the most output tokens of one answer if the call may use `most` tokens in all."""
         return max(1, (most - self.read - self.beside) // (self.answers or call.choices))
 
 
@@ -183,9 +183,10 @@ class Estimator:
         self.learned: Callable[[], None] | None = None
 
     def hold(self, call: CallRequest, organization_id: int, service_key: str, key_id: int = 0) -> Estimate:
-        """Return the tokens to hold for a call and the most that it could use; none if it has no tokens.
+        """Return the tokens to hold (reserve) for a call, and the most that it could use.
 
-        The most follows from its size: statistics of other prompts never lower it.
+        The most follows from the call's size: statistics of other prompts never lower it. A call
+        without text and media has no tokens.
         """
         if not call.input_bytes and not call.blob_tokens:
             return NO_ESTIMATE
@@ -237,10 +238,11 @@ class Estimator:
         self, call: CallRequest, organization_id: int, service_key: str, usage: TokenUsage,
         input_share: float | None = None, *, key_id: int = 0, seconds: float = 0.0,
     ) -> None:  # fmt: skip
-        """Update the statistics from a complete answer that reported its usage; counted usage is ignored.
+        """Update the statistics from a complete answer whose upstream reported its usage.
 
-        `input_share` is the cost of the input, divided by its cost by size at the requested price, or None.
-        `seconds` is the duration at the upstream.
+        Usage that the gateway counted itself is ignored. `input_share` is the cost of the input,
+        divided by what its size would cost at the requested price; None if unknown. `seconds` is the
+        time that the upstream took.
         """
         if not usage.reported or usage.estimated or not call.input_bytes:
             return
@@ -279,12 +281,12 @@ class Estimator:
             self._learn_share(learned, organization_id, name, _bounded(input_share))
 
     def speed(self, call: CallRequest) -> float:
-        """Return the likely output tokens a second of one answer, at least `OUTPUT_PER_SECOND_FIRST`."""
+        """Return the likely speed of one answer, in output tokens a second."""
         learned = call.learned
         return learned.speed if isinstance(learned, _Learned) else OUTPUT_PER_SECOND_FIRST
 
     def take_lessons(self) -> list[Lesson]:
-        """Return the values learned since the last time, for workers without statistics of such calls."""
+        """Return the estimates that changed since the last call, for workers that have no statistics yet."""
         lessons: list[Lesson] = []
         for organization_id, name in self._moved:
             share = self.known.known.get(organization_id)
@@ -298,9 +300,9 @@ class Estimator:
         return lessons
 
     def take_over(self, lesson: Lesson) -> None:
-        """Start with the learned values of another worker, unless there are statistics of such calls already.
+        """Store the estimates of another worker, unless this one has statistics of calls of that kind.
 
-        Levels are bounded as samples are.
+        The values are limited like samples.
         """
         organization_id, key_id, service, model, streamed, output, ratio, input_share, own = lesson
         share, name = self.known.find(organization_id), (service, model, streamed)
@@ -315,7 +317,10 @@ class Estimator:
             self._keep_of_key(organization_id, share, (key_id, *name), _Quantile(_bounded(own)))
 
     def _learn_share(self, learned: _Learned, organization_id: int, name: KeyName, sample: float) -> None:
-        """Add a sample to the input share of a key, which starts with that of its organization."""
+        """Add a sample to the statistics of how dear the input of an API key's calls is.
+
+        They begin with the value of the key's organization. Note what to send to other workers.
+        """
         share = self.known.known.get(organization_id)
         if share is None:
             return
@@ -358,9 +363,10 @@ def _bounded(input_share: float) -> float:
 
 
 def _within(call: CallRequest, ceiling: int) -> int:
-    """Return the most output tokens of one answer at the upstreams of a call. `ceiling` is the model's own.
+    """Return the most output tokens of one answer, at whichever upstream of the call allows most.
 
-    A context bounds the output to its rest after the prompt: some servers refuse a higher maximum.
+    `ceiling` is the maximum of the model. Where the size of an upstream's context is known, the output
+    has only the rest after the prompt.
     """
     if not call.facts:
         return ceiling
@@ -372,7 +378,10 @@ def _within(call: CallRequest, ceiling: int) -> int:
 
 
 def _beyond_words(call: CallRequest) -> int:
-    """Return the bytes to add for digits and capitals beyond those of words, which make more tokens."""
+    """Return the bytes to add to a call's size, because digits and capitals make more tokens than words.
+
+    Those that occur in usual words are not counted.
+    """
     dense = min(dense_bytes(call.body) - call.dense_media, call.input_bytes)
     return max(0, dense - call.input_bytes // WORDS_PER_DENSE) * 5 // 4
 
@@ -390,7 +399,10 @@ class InnerAnswers:
 
 
 def answers_within(call: CallRequest) -> InnerAnswers | None:
-    """Return the answers within a call besides its own, or None if only the requested model answers."""
+    """Return the answers of other models within a call, such as advisors, and its compactions of input.
+
+    None if only the requested model answers.
+    """
     document = call.document
     if document is None or not (call.models_beside or _MANAGEMENT in document):
         return None
@@ -427,7 +439,7 @@ def _is_advisor(tool: Document) -> bool:
 
 
 def _compactions(document: Document) -> int:
-    """Return how often a model may compact a call's input, by the fields of both APIs with compaction."""
+    """Return how often a model may compact (summarize) a call's input, by the fields that ask for it."""
     managed = document.get(_MANAGEMENT)
     if isinstance(managed, dict):
         edits = elements(managed, "edits", f"{_MANAGEMENT}.")
@@ -438,27 +450,27 @@ def _compactions(document: Document) -> int:
 
 
 def stated_uses(most: object) -> int | None:
-    """Return the maximum of uses that a tool states, or None."""
+    """Return the maximum of uses that a tool states in the value `most`, or None if that is no valid one."""
     if isinstance(most, int) and not isinstance(most, bool) and most > 0:
         return min(most, TOOL_USES_MAX)
     return None
 
 
 def _tokenizer_of_all(call: CallRequest) -> str:
-    """Return the tokenizer of all models that may answer, or an empty text if they differ."""
+    """Return the name of the tokenizer of all models that may answer; empty if they differ."""
     models = {one.model for one in call.targets} or {call.model}
     names = {tokenizer_of(model) for model in models.union(call.models_beside)}
     return names.pop() if len(names) == 1 else ""
 
 
 def tokenizer_of(model: str) -> str:
-    """Return a model's tokenizer by the longest prefix of its name, or an empty text if none is public."""
+    """Return the name of a model's tokenizer, by the longest known prefix; empty if none is public."""
     name = model.removeprefix(FINE_TUNED)
     fitting = [prefix for prefix in _TOKENIZERS if name.startswith(prefix)]
     return _TOKENIZERS[max(fitting, key=len)] if fitting else ""
 
 
 def _dearer(model: str) -> int:
-    """Return how many times more tokens an image may cost with this model than usual."""
+    """Return the factor by which an image may use more tokens with this model than usual."""
     fitting = [most for prefix, most in _PICTURES.items() if model.startswith(prefix)]
     return -(-max(fitting) // BLOB_TOKENS) if fitting else 1

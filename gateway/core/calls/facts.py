@@ -30,7 +30,8 @@ def known_facts(
 ) -> UpstreamFacts | None:
     """Return the facts of an upstream for one model, or None if nothing is configured.
 
-    The context comes from the model's own configuration, from the upstream's, or from its list of models.
+    The context size comes from the model's configuration (`rule`), else from that of the upstream
+    (`stated`), else from the upstream's list of models (`listed`).
     """
     facts = stated
     if listed is not None and (facts is None or facts.context is None):
@@ -46,7 +47,7 @@ def known_facts(
 
 
 def take_facts(call: CallRequest, facts: tuple[UpstreamFacts, ...]) -> None:
-    """Set the bounds of a call to the widest bounds of all upstreams with these facts."""
+    """Set a call's bounds of output to the widest of all upstreams that it may go to; `facts` are theirs."""
     shape = SHAPES.get(call.meter)
     if shape is None or call.document is None:
         return
@@ -69,13 +70,13 @@ def take_facts(call: CallRequest, facts: tuple[UpstreamFacts, ...]) -> None:
 
 
 def bounded(facts: UpstreamFacts, meter: str, tokens: int) -> int:
-    """Return the closest maximum to `tokens` that an upstream accepts."""
+    """Return the maximum of output tokens to send: the nearest to `tokens` that an upstream accepts."""
     raised = max(tokens, facts.output_min.of(meter) or 0)
     return min(raised, facts.most(raised))
 
 
 def fit_body(call: CallRequest, facts: UpstreamFacts) -> None:
-    """Rewrite the document of a call for the upstream with these facts, possibly after another upstream."""
+    """Rewrite the body of a call as the upstream with these facts accepts it."""
     shape, document = SHAPES.get(call.meter), call.document
     if shape is None or document is None or call.model_at is not None:
         return
@@ -100,7 +101,7 @@ def fit_body(call: CallRequest, facts: UpstreamFacts) -> None:
 
 
 def _renamed(call: CallRequest, facts: UpstreamFacts, stated: dict[str, int]) -> dict[str, int]:
-    """Return the stated maximum of a chat under the field name that its upstream knows."""
+    """Return a call's stated maximum of tokens under the field name that its upstream knows."""
     name = facts.maximum
     if not name and MAX_COMPLETION_TOKENS in call.put_in and MAX_COMPLETION_TOKENS not in facts.adds:
         name = MAX_TOKENS
@@ -112,7 +113,10 @@ def _renamed(call: CallRequest, facts: UpstreamFacts, stated: dict[str, int]) ->
 
 
 def _ask_for_usage(call: CallRequest, document: Document, *, wanted: bool) -> None:
-    """Request a usage frame if `wanted` and the client does not; else undo an earlier request."""
+    """Request a report of usage in the stream if `wanted` and the client does not request it.
+
+    Otherwise remove such a request that the gateway added for another upstream.
+    """
     asked = call.strip_usage
     if wanted:
         ask_for_usage(call, document)

@@ -126,10 +126,10 @@ class FormReader:
         self._passed += at
 
     def close(self, length: int, beginning: int) -> None:
-        """Accept no part after the current one, which must be the file of a form of `length` bytes.
+        """Accept no more parts: the current one must be the file, and reach to the end of the form.
 
-        The file's size is the rest of the form without its last line. `beginning` is the maximum of bytes
-        before the file.
+        Its size follows from `length`, the size of the form in bytes. Raise `InvalidRequest` if no
+        file has begun; the message names `beginning`, the bytes within which it must.
         """
         if self._file is not None and not self.over and not self.files:
             self.closed = True
@@ -141,7 +141,7 @@ class FormReader:
             )
 
     def end(self) -> None:
-        """Check that the form is complete, after all bytes came."""
+        """Raise `InvalidRequest` unless the bytes so far are a complete form."""
         if not self.over:
             raise InvalidRequest("The form does not end by its boundary.")
 
@@ -181,7 +181,7 @@ class FormReader:
         return self._go_on(rest, found + len(mark))
 
     def _go_on(self, rest: bytes, at: int) -> int:
-        """Read the bytes behind a boundary: a part begins, or the form ends. Return the next position."""
+        """Read the two bytes behind a boundary: a part begins, or the form ends; return the next position."""
         behind = rest[at : at + 2]
         if behind == b"\r\n":
             self._state = _HEAD
@@ -199,7 +199,7 @@ class FormReader:
         return at + 2
 
     def _begin(self, head: bytes) -> None:
-        """Read the headers of a part, and begin the part."""
+        """Read the header lines of a part, and begin the part; `InvalidRequest` for unknown lines."""
         lines: dict[bytes, bytes] = {}
         for line in head.split(b"\r\n"):
             found = _LINE.fullmatch(line)
@@ -244,7 +244,7 @@ class FormReader:
         self._state = _CONTENT
 
     def _take(self, rest: bytes, at: int, end: int) -> None:
-        """Add bytes to the current part."""
+        """Add the bytes of `rest` from `at` to `end` to the current part."""
         size, file = end - at, self._file
         self._size += size
         if file is not None:
@@ -260,7 +260,7 @@ class FormReader:
             self._text.append(rest[at:end])
 
     def _end(self, at: int) -> None:
-        """End the current part at byte `at` of the form."""
+        """End the current part, at byte `at` of the form, and store its file or text."""
         name, file = self._name, self._file
         if self._stated not in {-1, self._size}:
             raise InvalidRequest(f"The Content-Length of {name} is not its length.", param=name)
@@ -325,7 +325,10 @@ def seconds_of(file: FormFile) -> tuple[int, bool]:
 
 
 def _wav(begins: bytes) -> tuple[int, int]:
-    """Return the bytes a second of a WAV file and the offset of its sound; 0 unless it is plain PCM."""
+    """Return the bytes a second of a WAV file, and the offset of its sound; zeros unless it is plain PCM.
+
+    `begins` are the first bytes of the file.
+    """
     if begins[:4] != b"RIFF" or begins[8:12] != b"WAVE":
         return 0, 0
     at, per_second = 12, 0

@@ -43,10 +43,10 @@ class ModelTable:
         self._prefixes = sorted(prefixes.items(), key=lambda one: -len(one[0]))
 
     def find(self, model: str, organization_id: int) -> ModelRule | None:
-        """Return the rule of a model for an organization, or None if no rule has that name.
+        """Return the configured rule for a model name and an organization, or None if no rule has that name.
 
-        Raise `ModelNotAllowed` if the closest rule is for other organizations alone, even if a shorter prefix
-        fits.
+        Raise `ModelNotAllowed` if the closest rule is for other organizations alone, even if a
+        shorter prefix fits.
         """
         owners = self._claim(folded(model))
         if owners is None:
@@ -57,7 +57,7 @@ class ModelTable:
         return own
 
     def names_itself(self, model: str, organization_id: int, begins: tuple[str, ...]) -> bool:
-        """Return whether the name or prefix of this model's rule starts with one of `begins`."""
+        """Return whether the configured name or prefix that matches a model starts with one of `begins`."""
         rule = self.find(model, organization_id)
         return rule is not None and folded(rule.name).startswith(begins)
 
@@ -90,7 +90,7 @@ class ConfiguredModels:
         self._table = ModelTable(self._written)
 
     def table(self) -> ModelTable:
-        """Return the current table of all models. For the same name, the file's rule counts."""
+        """Return the current table of all models. If a name is configured twice, the file's rule counts."""
         told = self._told()
         if told is not self._known:
             self._known, self._table = told, ModelTable((*self._written, *told))
@@ -106,9 +106,9 @@ NO_MODELS: Final = ConfiguredModels()
 def fitting(
     rule: ModelRule, asked: str, family: str, upstreams: Mapping[str, UpstreamTarget]
 ) -> tuple[ModelTarget, ...]:
-    """Return the targets of a model whose upstream has the API of a call, each with its name of the model.
+    """Return the upstreams of a model that have the API `family` of a call, each with its model name.
 
-    Raise `InvalidRequest` if there is none.
+    `asked` is the name in the call. Raise `InvalidRequest` if there is none.
     """
     found: list[ModelTarget] = []
     spoken: list[str] = []
@@ -163,7 +163,7 @@ _ACTING: Final = ("mcp_servers", "plugins", "conversation", "previous_response_i
 
 
 def is_repeatable(call: CallRequest) -> bool:
-    """Return whether sending a call twice has no other effect than a second answer."""
+    """Return whether a call may be sent a second time with no other effect than a second answer."""
     document = call.document
     if document is None or call.named or any(document.get(name) is not None for name in _ACTING):
         return False

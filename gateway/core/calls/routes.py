@@ -65,7 +65,7 @@ class TokenCounts:
     by_meter: tuple[tuple[str, int], ...] = ()
 
     def of(self, meter: str) -> int | None:
-        """Return the number for calls with this meter, or None if none is configured."""
+        """Return the tokens configured for calls of an API (`meter`), or None if none are."""
         return dict(self.by_meter).get(meter, self.every)
 
 
@@ -85,7 +85,7 @@ class UpstreamFacts:
     on_cut: str = ""  # after a lost connection it `stops` or `goes_on`; empty if unknown
 
     def most(self, unknown: int) -> int:
-        """Return the most tokens that a call may state for one answer, or `unknown`."""
+        """Return the most tokens that a call may state for one answer, or `unknown` if none is configured."""
         known = [one for one in (self.output_max, self.context) if one is not None]
         return min(known) if known else unknown
 
@@ -175,7 +175,7 @@ class ModelRule:
 
     @property
     def claim(self) -> tuple[str, bool, int]:
-        """The key that is unique among all rules."""
+        """The rule's name, kind and organization: no two rules may have the same."""
         return self.name.casefold(), self.prefix, self.organization_id
 
 
@@ -218,7 +218,7 @@ class Pattern:
     rest: bool
 
     def takes(self, path: str, plainly: Plain) -> bool:
-        """Return whether a path matches in both forms: as it was sent, and `plainly`."""
+        """Return whether a path matches, both as it was sent and in its decoded form `plainly`."""
         more = len(plainly) - len(self.segments)
         if re.fullmatch(self.written, path) is None or more < 0 or (more and not self.rest):
             return False
@@ -259,7 +259,7 @@ def read_pattern(text: str) -> Pattern:
 
 
 def refuse_never_sent(path: str) -> None:
-    """Raise ValueError if a path, or a pattern of paths, has parts that are refused before any routing."""
+    """Raise ValueError if a path has parts with which the gateway refuses any request, such as `//`."""
     if _NEVER_SENT.search(path) is not None:
         raise ValueError("must not hold //, dots as a segment, or an encoded slash, backslash or dot")
 
@@ -274,11 +274,11 @@ def of_template(template: str) -> Pattern:
 
 
 def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
-    """Return an expression for the plain paths of a route behind a prefix, and for all paths below these.
+    """Return an expression for the plain paths of a route behind a prefix, and all paths below them.
 
-    A template with more than one segment after its version (`chat/completions`, `models/{model}:…`) matches
-    behind any prefix, because compatible APIs and deployments have other prefixes. Paths are in the form of
-    `shown`.
+    A template with more than one segment after its version (`chat/completions`, `models/{model}:…`)
+    matches behind any prefix, because compatible APIs and deployments have other prefixes. Paths are in
+    the form of `shown`.
     """
     names = [each for each in template.replace("...", "…").split("/") if each]
     parts: list[str] = []
@@ -293,7 +293,7 @@ def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
 
 
 def shown(path: Plain) -> str:
-    """Return a plain path in one line."""
+    """Return the segments of a plain path joined by `/`, such as `/v1/models`."""
     return "/" + "/".join(path)
 
 
@@ -345,7 +345,7 @@ def place_of(base_url: str) -> tuple[str, Plain]:
 
 
 def _plain_part(segment: str) -> Plain:
-    """Return a segment of a pattern in plain form; no segment if it is empty."""
+    """Return a segment of a pattern as decoded lower-case segments; empty if `segment` is empty."""
     return (segment,) if segment == ANY else plain(segment) or ()
 
 
@@ -360,8 +360,8 @@ REST = "rest_of_path"
 def expression_of(template: str, segment: str) -> str:
     """Return a regular expression for a path template; ValueError says what a valid one looks like.
 
-    `{name}` matches what `segment` matches, `{+name}` slashes too, and `{name…}` at the end the rest, as
-    `REST`.
+    `{name}` matches one segment, by the expression `segment`; `{+name}` matches several; `{name…}` at the
+    end matches the rest of the path, in a group called `REST`.
     """
     parts: list[str] = []
     literals: list[str] = []
@@ -407,7 +407,10 @@ _VERSIONED = re.compile(
 
 
 def check_own_path(template: str, words: Collection[str]) -> None:
-    """Raise ValueError if a template is not valid. `words` are parameters that the upstream has."""
+    """Raise ValueError if an upstream's path template is not valid.
+
+    `words` are the parameters, such as `region`, that the upstream's configuration defines.
+    """
     path, _, query = template.partition("?")
     named = _OWN.findall(path)
     unknown = [name for name in named if name not in OWN_PARAMETERS]
@@ -430,8 +433,8 @@ def check_own_path(template: str, words: Collection[str]) -> None:
 def own_path(target: UpstreamTarget, route: Route, path: str, model: str) -> str:
     """Return a call's path at its upstream, without the path of the base URL.
 
-    Without a template it is the caller's path. `{operation}` comes from the route, whatever the path
-    contains.
+    Without a configured template it is the caller's path. In a template `{operation}` is the part of the
+    path after the version, or the action of the route.
     """
     if not target.path:
         return path
@@ -447,7 +450,10 @@ def own_path(target: UpstreamTarget, route: Route, path: str, model: str) -> str
 
 
 def own_query(target: UpstreamTarget, query: str) -> str:
-    """Return a call's query at its upstream, with ? if not empty. Fixed values replace the caller's."""
+    """Return a call's query at its upstream, with `?` if not empty.
+
+    Values that the upstream's configuration fixes replace those of the caller.
+    """
     if not target.query:
         return query
     fixed = {name for name, _ in target.query}

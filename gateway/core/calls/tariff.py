@@ -100,11 +100,12 @@ def misfit(meter: str, one_time: bool, pricing: ServicePricing) -> tuple[str, st
 def vectors_of(
     service: Service, models: Sequence[str], book: Callable[[str], Vector | None], apart: int = 0
 ) -> tuple[Vector, ...]:
-    """Return the prices that a call is charged by, for the models that may answer; none without token prices.
+    """Return the prices by which to charge a call, for the models that may answer.
 
-    One of the first `apart` models, a target, will answer; of all others the highest price counts. `book`
-    returns a model's price in the currency of the payer. Raise `ModelNotPriced` if a required price is
-    missing, or does not fit the business model.
+    Empty if the service has no prices by token. Each of the first `apart` models (the targets of a
+    model's name) keeps its own price; for all others the highest one counts. `book` returns a model's
+    price in the currency of the payer. Raise `ModelNotPriced` if a required price is missing, or does not
+    fit the business model.
     """
     pricing, meter = service.pricing, service.meter
     by_token = pricing.per_million is not None or pricing.at_cost is not None
@@ -130,7 +131,10 @@ def vectors_of(
 
 
 def unpriced_part(call: CallRequest, vectors: Vectors) -> tuple[str, str] | None:
-    """Return a tier or medium of a call that has no price, in words, and its field; None if there is none."""
+    """Return a service tier or medium of a call that has no price, in words, and the field that asks for it.
+
+    None if all have a price.
+    """
     document, family = call.document, OF_METER.get(call.meter)
     if document is None or family is None:
         return None
@@ -151,9 +155,10 @@ def unpriced_part(call: CallRequest, vectors: Vectors) -> tuple[str, str] | None
 
 
 def makes(call: CallRequest) -> list[str]:
-    """Return the kinds of media that the answer to a call may contain, besides measured units.
+    """Return the kinds of tokens for sound and images that the answer to a call may have.
 
-    A model for pictures, by its name, may make some unasked.
+    None for calls that are measured in other units. A model whose name is one for pictures may make some
+    unasked.
     """
     document, family = call.document, OF_METER.get(call.meter)
     if document is None or family is None or call.measured or call.output_max == 0:
@@ -183,7 +188,10 @@ def is_in_money(service: Service) -> bool:
 
 
 def factor_of(service: Service) -> Factor:
-    """Return the factor from a nano-unit of a call's cost to nano-credits, or to units of money."""
+    """Return the factor from a nano-unit of a call's cost to nano-credits, or to units of money.
+
+    It is 1 if the service is not charged at cost.
+    """
     at_cost = service.pricing.at_cost
     return SAME if at_cost is None else at_cost.factor
 
@@ -196,7 +204,10 @@ def rate_of(service: Service, vectors: Vectors, read: int) -> TokenRate | None:
 
 
 def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) -> int:
-    """Return the tokens of a call that a hold of `tokens` and `credits_` covers."""
+    """Return how many tokens of a call are covered by a hold (reservation) of `tokens` and `credits_`.
+
+    `counts` says whether the call's quota counts tokens, `rate` is its price in credits.
+    """
     most = tokens if counts else ENDLESS
     return most if rate is None else min(most, rate.covered(credits_))
 
@@ -204,7 +215,10 @@ def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) ->
 def extended(
     observed: HoldExtension, tokens: int, credits_: int, money: int = ENDLESS, raw_tokens: int = ENDLESS
 ) -> None:
-    """Update what the hold of a running call covers, after it grew to these amounts."""
+    """Update how many tokens of a running call its hold covers, after the hold grew to these amounts.
+
+    `money` and `raw_tokens` are held in budgets. `observed` is changed.
+    """
     counts = observed.counts
     if observed.weights is not None:
         observed.quota, counts = tokens, False
@@ -223,8 +237,8 @@ def charge_of(
 ) -> tuple[int, int, int]:
     """Return the charge of one call: credits, the nano-credits by which they exceed the cost, and units.
 
-    `counts` are its tokens by `KINDS`, `cost` is its cost by the price book. Amounts are capped at
-    `INTEGER_MAX`, and 0 if the service has no such charge.
+    `counts` are its tokens by `KINDS`, `cost` is its cost by the price book. An amount is capped at
+    `INTEGER_MAX`, and 0 if the service does not charge in it.
     """
     if is_in_money(service):
         return 0, 0, min(charged(cost or 0, factor_of(service)), INTEGER_MAX)
@@ -260,7 +274,7 @@ class PriceMatch:
 
 
 def is_model(answered: str, named: str) -> bool:
-    """Return whether a model called `named` may answer under the name `answered`, in any case of letters."""
+    """Return whether `answered` is the model `named`, or a version of it; letter case is ignored."""
     size = len(named)
     if answered[:size].lower() != named.lower():
         return False
@@ -271,11 +285,12 @@ def answering(  # noqa: PLR0917  # what it names, what answered, what was used a
     named: Sequence[PriceMatch], answered: str, counts: Sequence[int], tools: Mapping[str, int], tier: str,
     sent: str = "",
 ) -> PriceMatch:  # fmt: skip
-    """Return the price of the model that answered, among all that a call names. The longest name goes first.
+    """Return the price of the model that answered, of the models `named` by a call.
 
-    `sent` is the name that the requested model has at the upstream. If the answer is ambiguous, the requested
-    model counts if it is the only one, else the one with the highest cost, so that neither an upstream nor a
-    caller can lower the price.
+    `answered` is the name in the answer: the longest matching name counts. `sent` is the name that the
+    requested model has at the upstream. If the answer is ambiguous, the requested model counts if it is
+    the only one, else the one with the highest cost, so that neither an upstream nor a caller can lower
+    the price.
     """
     asked, *others = named
     if not others:

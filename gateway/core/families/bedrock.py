@@ -153,7 +153,7 @@ def _add_files(name: str, inside: object, holder: Document, place: str, found: B
 
 
 def _is_free(name: str, holder: Document) -> bool:
-    """Return whether the field holds input or output of a caller's function, which names no stored object."""
+    """Return whether a field holds input or output of a caller's function, and thus no id of an object."""
     return name == "json" or (name == "input" and "toolUseId" in holder)
 
 
@@ -176,7 +176,7 @@ def _no_tier(document: Document, tier: str) -> bool:
 
 
 def _tiers(said: Document) -> tuple[object, object]:
-    """Return the service tier and the latency of a request or an answer."""
+    """Return the service tier and the latency, raw, in a request or an answer."""
     return object_in(said, "serviceTier").get("type"), object_in(said, "performanceConfig").get("latency")
 
 
@@ -231,7 +231,7 @@ def _see(meter: Meter, piece: Document) -> None:
 
 
 def _take(meter: Meter, said: Document) -> None:
-    """Report the usage of a whole answer, or of the last event of a stream."""
+    """Report the usage in a whole answer, or in the last event of a stream."""
     tier, latency = _tiers(said)
     meter.detail.served_as(latency if latency == "optimized" else tier)
     report = said.get("usage")

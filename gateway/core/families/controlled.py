@@ -100,9 +100,9 @@ class ControlledNames:
         self.folded = {name.casefold(): name for name in names}
 
     def check(self, document: Document, path: str = "") -> None:
-        """Raise `InvalidRequest` for a known name in another case or with NUL behind it.
+        """Raise `InvalidRequest` for a known name in another case, or with NUL after it.
 
-        Some parsers of upstreams would take it for the known name.
+        Some upstreams would read such a field as the known one, but the gateway would not.
         """
         exact, folded = self.exact, self.folded
         for name in document:
@@ -162,7 +162,7 @@ class TopNames:
 
 
 def top_names(document: Document) -> TopNames:
-    """Return the facts that follow from the names at the top of a body, cached by these names."""
+    """Return facts about the field names at the top of a body, from the cache if they are in it."""
     names = tuple(document)
     found = _tops.get(names)
     if found is None:
@@ -179,16 +179,20 @@ _models: Final[dict[str, None]] = {}  # cache of valid names of models
 
 
 def maximum(document: Document, name: str, most: int, path: str = "") -> int | None:
-    """Return a stated maximum of tokens, or None if there is none.
+    """Return the maximum of tokens in the field `name`, or None if it is absent or null.
 
-    0 counts as 1, because some servers take 0 for no limit.
+    0 counts as 1, because some servers take 0 for no limit. `InvalidRequest` if it is no whole number up
+    to `most`.
     """
     stated = _integer(document, name, 0, most, path)
     return None if stated is None else max(stated, 1)
 
 
 def choices(document: Document, name: str, most: int, path: str = "") -> int:
-    """Return how many answers the call asks for, 1 by default."""
+    """Return how many answers a call asks for in the field `name`; 1 if it is absent.
+
+    `InvalidRequest` if it is no whole number up to `most`.
+    """
     stated = _integer(document, name, 1, most, path)
     return 1 if stated is None else stated
 
@@ -202,7 +206,11 @@ def flag(document: Document, name: str, path: str = "") -> bool:
 
 
 def inner(document: Document, name: str, names: ControlledNames) -> Document | None:
-    """Return the object in a field with its controlled names checked, or None if it is absent or null."""
+    """Return the object in the field `name`, or None if it is absent or null.
+
+    Raise `InvalidRequest` if it is no object, or has one of the field names in `names` in another
+    spelling.
+    """
     value = document.get(name)
     if value is None:
         return None
@@ -254,7 +262,10 @@ def id_in(value: object, param: str) -> object:
 
 
 def ids_in(value: object, param: str) -> list[object]:
-    """Return the values by which a field names stored objects: one text, or a list of texts."""
+    """Return the texts in a field that names stored objects: one text, or a list of texts.
+
+    `InvalidRequest` for an object, or a list within a list.
+    """
     if isinstance(value, dict):
         raise _mistyped(param, "a list of texts")
     return [id_in(one, param) for one in (value if isinstance(value, list) else (value,))]
@@ -305,9 +316,10 @@ def model_in_path(document: Document, named: str | None) -> str:
 
 
 def models_counted(document: Document, named: str | None) -> tuple[str, tuple[str, ...]]:
-    """Return the model that a free call is about, empty if it names none, and other models in its body.
+    """Return the model of a call that is free (it counts tokens, for example), and other models in its body.
 
-    `named` is the model of the path. A body of Gemini's may contain a whole call.
+    The first is empty if the path names the model (`named`) or the body none. A body for Gemini may
+    contain a whole call.
     """
     _COUNTED.check(document)
     parts = [document, *[one for name in INNER_CALLS if isinstance(one := document.get(name), dict)]]
@@ -320,7 +332,7 @@ def models_counted(document: Document, named: str | None) -> tuple[str, tuple[st
 
 
 def models_beside(document: Document, names: TopNames | None = None) -> tuple[str, ...]:
-    """Return every model that a body names besides the requested one. Each of them may answer the call."""
+    """Return all models that a body names besides the requested one; each may answer the call."""
     found: list[str] = []
     names = names or top_names(document)
     if names.elsewhere:
@@ -335,9 +347,9 @@ def models_beside(document: Document, names: TopNames | None = None) -> tuple[st
 
 
 def refuse_inside(value: object, names: Collection[str], path: str, depth: int = _DEPTH_MAX) -> None:
-    """Raise `InvalidRequest` if one of `names` occurs at any depth of a value.
+    """Raise `InvalidRequest` if a field in `names` occurs in a value, at any depth.
 
-    Case and underscores are ignored. Values nested deeper than `depth` are refused too: no API has such
+    Case and underscores are ignored. A value nested deeper than `depth` is refused too: no API has such
     messages.
     """
     if depth == 0:
@@ -356,14 +368,17 @@ def refuse_inside(value: object, names: Collection[str], path: str, depth: int =
 
 
 def models_of(tool: Document, path: str) -> list[str]:
-    """Return the models that a tool or plugin names."""
+    """Return the models that a tool or plugin names. `path` is its place in the body, for errors."""
     found: list[str] = []
     _add_nested(tool, path, found, _DEPTH_MAX, strict=True)
     return found
 
 
 def _add_lists(document: Document, found: list[str]) -> None:
-    """Add the models in lists at the top of a body; refuse fields that send the call to another server."""
+    """Add to `found` the models in lists at the top of a body, such as fallbacks.
+
+    Raise `InvalidRequest` for a field that would send the call to another server.
+    """
     for name in document.keys() & ELSEWHERE:
         raise InvalidRequest(f"The field {name} is not accepted: leave it out.", param=name)
     for name in MODEL_LISTS:
@@ -371,9 +386,10 @@ def _add_lists(document: Document, found: list[str]) -> None:
 
 
 def _add_nested(value: object, path: str, found: list[str], depth: int, *, strict: bool) -> None:
-    """Add the models that fields such as `model`, `models` or `modelName` name, at any depth.
+    """Add to `found` the models in fields such as `model`, `models` or `modelName`, at any depth.
 
-    With `strict` (tools and plugins) such a field must name models. Otherwise other values pass.
+    With `strict` (tools and plugins) another value in such a field raises `InvalidRequest`; else it is
+    ignored.
     """
     if depth == 0:
         if strict:
@@ -412,16 +428,17 @@ def _add_models(value: object, param: str, found: list[str]) -> None:
 
 
 def stated_user(value: object) -> str:
-    """Return the user that a body names, or an empty text if the value cannot be stored as a user."""
+    """Return the user that a body names; empty if it is no text, or one that cannot be stored."""
     if isinstance(value, str) and 0 < len(value) <= USER_CHARACTERS_MAX and value.isprintable():
         return value
     return ""
 
 
 def _named(value: object, param: str) -> Iterator[object]:
-    """Yield the models in a name, a list of names, `{"model": name}` or `{name: [names]}`; refuse others.
+    """Yield the models in a name, a list of names, `{"model": name}` or `{name: [names]}`.
 
-    An entry may have no other field: an upstream would use it instead of the call's own field.
+    Raise `InvalidRequest` for other values. An entry may have no other field: an upstream would use it
+    instead of the call's own field.
     """
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list):
@@ -444,7 +461,10 @@ def _named(value: object, param: str) -> Iterator[object]:
 
 
 def _integer(document: Document, name: str, least: int, most: int, path: str) -> int | None:
-    """Return a whole number from `least` to `most`, or None if it is absent or null."""
+    """Return the number in the field `name`, or None if it is absent or null.
+
+    Raise `InvalidRequest` unless it is a whole number from `least` to `most`.
+    """
     value = document.get(name)
     if value is None:
         return None
@@ -492,7 +512,10 @@ def prompt_tokens(body: bytes, tokens_of: CountTokens) -> int | None:
 
 
 def _gather(value: object, texts: list[str], *, spoken: bool) -> int:
-    """Collect the texts that the model reads, and return the number of tokens that are given as integers."""
+    """Add to `texts` all that the model reads; return the number of tokens that are given as integers.
+
+    `spoken` says that `value` is from a field with text for the model.
+    """
     if isinstance(value, str):
         if spoken:
             texts.append(value)

@@ -42,12 +42,12 @@ Rule = Callable[[Document, FieldNames], bool]
 
 
 def never(document: Document, names: FieldNames) -> bool:
-    """Return False: no field of a call rules the price out."""
+    """Return False: no call of this API is safe from the higher price, whatever its fields."""
     return False
 
 
 def always(document: Document, names: FieldNames) -> bool:
-    """Return True: no call of this API can have the price."""
+    """Return True: the higher price never applies to a call of this API."""
     return True
 
 
@@ -121,7 +121,7 @@ def only_text(said: object) -> bool:
 
 
 def only_own_tools(document: Document) -> bool:
-    """Return whether the client itself runs all tools of a call. Tools of a provider may read images."""
+    """Return whether the client itself runs all tools of a call: a provider's own may read images."""
     tools = document.get("tools")
     return tools is None or (
         isinstance(tools, list)
@@ -195,7 +195,7 @@ _TURN = ControlledNames("model", "input_tokens", *OF_EVERY_FAMILY)
 
 
 def read_turn(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read one turn of a `LiveSession`: its model, and the input tokens known so far."""
+    """Read one turn of a `LiveSession` (a WebSocket): its model, and the input tokens known so far."""
     _TURN.check(document)
     call.model, call.streamed = model_name(document.get("model")), True
     call.blob_tokens = maximum(document, "input_tokens", bounds.usage_tokens_max) or 0
@@ -296,7 +296,10 @@ class ObjectRules:
 
     @property
     def path(self) -> re.Pattern[str]:
-        """A pattern for paths of objects: the collection in any case, the id if there is one, the rest."""
+        """A pattern for paths of stored objects, with groups for the collection, the id and the rest.
+
+        The id and the rest may be missing. Case is ignored.
+        """
         return re.compile(rf"/({'|'.join(self.collections)})(?:/([^/]+))?(/.*)?\Z", re.IGNORECASE | re.DOTALL)
 
 
@@ -384,7 +387,7 @@ class BatchPaths:
     download: str = ""  # path of a file's content, by default below the file
 
     def content(self, file_id: str) -> str:
-        """Return the path of the content of a file."""
+        """Return the path at which to download the content of a file."""
         template = self.download or f"{self.files}/{{id}}/content"
         return template.replace("{id}", quote(file_id, safe=""))
 
@@ -400,7 +403,7 @@ class BatchPaths:
 
     @property
     def listed(self) -> JobList:
-        """The upstream's list of batches. An entry has calls and a time, but no id of the gateway."""
+        """The path, with its query, of the upstream's list of batches, and how to read that list."""
         asks = f"pageSize=100&{OPERATIONS}" if self.makers else "limit=100"
         return JobList(f"{self.batches}?{asks}", self.after, self.headers, bool(self.makers))
 
@@ -431,7 +434,7 @@ class JobPaths:
         return self.shown or f"{self.path}/{{id}}"
 
     def of(self, model: str, id_: str) -> str:
-        """Return the path of one job. Its id may be a path itself: then the last segment counts."""
+        """Return the path of one job. If its id is itself a path, only the last segment of it is used."""
         named = self.one.replace("{model}", quote(model, safe=""))
         return named.replace("{id}", quote(id_.rpartition("/")[2], safe=""))
 
@@ -517,7 +520,10 @@ class ApiFamily:
 def target(
     name: str, base_url: str, variable: str, header: str, scheme: str = ""
 ) -> Callable[[Mapping[str, str]], UpstreamTarget]:
-    """Return a function that makes an upstream's target with the credential from an environment variable."""
+    """Return a function that makes the configuration of an upstream from environment variables.
+
+    `variable` has the credential, to send in the header field `header` after the prefix `scheme`.
+    """
 
     def of(environ: Mapping[str, str]) -> UpstreamTarget:
         credential = environ.get(variable, "")
@@ -528,9 +534,9 @@ def target(
 
 
 def ids_of(value: object) -> tuple[str, ...]:
-    """Return the id in a value as a tuple, empty for anything but a text.
+    """Return a tuple with the id in a value; empty if the value is no text.
 
-    An id above the maximum is cut to one character more than that.
+    A longer id than the maximum is cut to one character more, so that it cannot equal a valid one.
     """
     return (value[: ID_CHARACTERS_MAX + 1],) if isinstance(value, str) and value else ()
 
@@ -538,9 +544,9 @@ def ids_of(value: object) -> tuple[str, ...]:
 def told_of(
     objects: ObjectRules, document: object, named: Collection[str] = (), keeps: int = KEPT_OBJECTS
 ) -> tuple[str, ...]:
-    """Return the ids of stored objects in an answer or event, its own id first.
+    """Return the ids of stored objects in an answer or event (`document`), the object's own id first.
 
-    `named` are the ids of its request, `keeps` a `KEPT_…` constant.
+    `named` are the ids in its request. `keeps` is the `KEPT_…` constant for how long ids stay valid.
     """
     if not isinstance(document, dict):
         return ()
@@ -550,13 +556,13 @@ def told_of(
 
 
 def object_in(value: Document, name: str) -> Document:
-    """Return the object under a name, or an empty one if there is none."""
+    """Return the object in the field `name`, or an empty one if there is none."""
     inside = value.get(name)
     return inside if isinstance(inside, dict) else {}
 
 
 def objects_in(value: Document, name: str) -> list[Document]:
-    """Return the objects in the list under a name."""
+    """Return the objects of the list in the field `name`; empty if there is none."""
     inside = value.get(name)
     return [each for each in inside if isinstance(each, dict)] if isinstance(inside, list) else []
 
@@ -575,7 +581,7 @@ def is_list(route: Route) -> bool:
 
 
 def one_of(route: Route, params: Mapping[str, str]) -> str:
-    """Return the model in the path of a free route, or an empty text if the path has none."""
+    """Return the model in the path of a route for model metadata; empty if the path has none."""
     found = _ONE.fullmatch(route.path)
     return params.get(found[1], "") if found is not None else ""
 
@@ -583,11 +589,11 @@ def one_of(route: Route, params: Mapping[str, str]) -> str:
 def narrowed(
     document: bytes, listing: Listing, shows: Callable[[str], bool], checks: NameCheck | None = None
 ) -> Iterator[bytes]:
-    """Filter a list of models to entries that `shows` accepts; yield empty bytes between steps, then the
-    list.
+    """Filter a list of models to the entries that `shows` accepts.
 
-    After the first step the caller looks up the owners of the names in `checks`. Nested values besides the
-    models are left out. Raise `UpstreamUnreachable` if the document is no list of models.
+    Yield empty bytes after each step, so that other tasks can run, and the new list at the end. After the
+    first step the caller looks up the owners of the names in `checks`. Nested values besides the models
+    are left out. Raise `UpstreamUnreachable` if the document is no list of models.
     """
     try:
         said = decoded(msgspec.json.decode, document)

@@ -111,7 +111,7 @@ _URL: Final = re.compile(r"\s*data:([^;,]*)", re.IGNORECASE)
 
 
 def may_hear(document: Document) -> bool:
-    """Return whether a call may give its model sound to read. A part of unknown kind counts as sound."""
+    """Return whether a call may contain sound for its model. A part of unknown kind counts as sound."""
     if any(_in_parts(document.get(name), _DEPTH_MAX) for name in _MESSAGES):
         return True
     if any(_in_parts(document.get(name), _PART_DEPTH) for name in _PARTS):
@@ -125,7 +125,7 @@ def may_hear(document: Document) -> bool:
 
 
 def _in_settings(settings: Document) -> bool:
-    """Return whether one call of a list, or the variables of a stored prompt, may contain sound."""
+    """Return whether one call of a list, or a stored prompt with variables, may contain sound."""
     variables = settings.get("variables")
     if isinstance(variables, dict) and _in_parts(list(variables.values()), _PART_DEPTH):
         return True
@@ -133,7 +133,10 @@ def _in_settings(settings: Document) -> bool:
 
 
 def _in_parts(parts: object, depth: int) -> bool:
-    """Return whether messages, items or parts may contain sound. Those nested more than `depth` deep may."""
+    """Return whether messages, items or parts may contain sound.
+
+    A value nested more than `depth` deep is not searched, and counts as sound.
+    """
     if isinstance(parts, list):
         for entry in parts:
             if isinstance(entry, dict) and len(entry) == 2 and _is_plain(entry):
@@ -150,12 +153,15 @@ def _in_parts(parts: object, depth: int) -> bool:
 
 
 def _is_inside_heard(held: object, depth: int) -> bool:
-    """Return whether the parts in a list, a message or a part may be sound. A text is not."""
+    """Return whether a value is a list or an object that may contain sound, at most `depth` levels deep.
+
+    A deeper value is not searched, and counts as sound.
+    """
     return isinstance(held, dict | list) and (depth == 0 or _in_parts(held, depth - 1))
 
 
 def _is_plain(part: Document) -> bool:
-    """Return whether a message is only a role and a text, as nearly all are, or a part a type and a text."""
+    """Return whether an object of two fields is a message with a text (role and content) or a text part."""
     content = part.get("content")
     if content is None:
         return part.get("type") in _PLAIN and isinstance(part.get("text"), str)
@@ -163,7 +169,10 @@ def _is_plain(part: Document) -> bool:
 
 
 def _is_typed_heard(kind: str, part: Document, depth: int) -> bool:
-    """Return whether a part or an item may be sound by its type, or by its members if no table has that."""
+    """Return whether a part or an item of the type `kind` may be sound.
+
+    If no table has the type, the fields of the part decide. `depth` is the number of levels to search.
+    """
     if kind in _TEXTS:
         return False
     if kind in _HEARD:
@@ -186,7 +195,10 @@ def _is_typed_heard(kind: str, part: Document, depth: int) -> bool:
 
 
 def _is_member_heard(part: Document, depth: int) -> bool:
-    """Return whether a part may be sound to a server that reads members by name, whatever the type."""
+    """Return whether a part may be sound to a server that reads its fields by name and ignores its type.
+
+    `depth` is the number of levels to search.
+    """
     for name, held in part.items():
         if not isinstance(held, dict | list):
             continue
@@ -200,9 +212,9 @@ def _is_member_heard(part: Document, depth: int) -> bool:
 
 
 def _is_untyped_heard(part: Document, depth: int) -> bool:
-    """Return whether a message, or a part without a type, may contain sound, by the names of its members.
+    """Return whether a message, or a part without a type, may contain sound, by the names of its fields.
 
-    No API reads other members of a message than these.
+    `depth` is the number of levels to search.
     """
     is_message = depth >= _MESSAGE_DEPTH and isinstance(part.get("role"), str)
     for name, held in part.items():
@@ -220,12 +232,12 @@ def _is_untyped_heard(part: Document, depth: int) -> bool:
 
 
 def _holds(held: object) -> bool:
-    """Return whether a value may be data or an address: numbers and flags are settings."""
+    """Return whether a value may be data or an address: a text, list or object that is not empty."""
     return isinstance(held, str | dict | list) and len(held) > 0
 
 
 def _is_heard(kind: str, held: object) -> bool:
-    """Return whether a part is sound, by its `kind` (its type or name) or by its stated media type."""
+    """Return whether a part is sound, by its type or field name (`kind`), or by its stated media type."""
     if kind in _HEARD:
         return True
     stated = list(_stated(held, _DEPTH_MAX))
@@ -233,7 +245,10 @@ def _is_heard(kind: str, held: object) -> bool:
 
 
 def _stated(held: object, depth: int) -> Iterator[str]:
-    """Yield the media types that a part states, in a field or at the beginning of a `data:` URL."""
+    """Yield the media types that a value states, in a field or at the beginning of a `data:` URL.
+
+    At most `depth` levels are searched.
+    """
     if isinstance(held, str):
         url = _URL.match(held)
         if url is not None:

@@ -121,7 +121,7 @@ def _check_head(method: str, subject: object, params: Document, said: Mapping[st
 
 
 def _decoded(value: str) -> str:
-    """Return the value of a header, decoded if it is in base64; NUL if it cannot be decoded."""
+    """Return the value of a header, decoded if it is in base64; a NUL character if it cannot be decoded."""
     found = _ENCODED.fullmatch(value)
     if found is None:
         return value
@@ -169,7 +169,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
-    """Return a JSON-RPC error. `render` sets the id of its request later."""
+    """Return a refusal as a JSON-RPC error. The function `render` sets the id of its request later."""
     param = refusal.param or ""
     code = _INVALID if refusal.status == 400 else _REFUSED
     code = _NO_METHOD if param == "method" else _MISMATCH if param in {METHOD, NAMED, VERSION} else code

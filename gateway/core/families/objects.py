@@ -87,15 +87,15 @@ class ObjectPath:
 
 
 def session_of(upstream: str, session: bytes) -> str:
-    """Return the name of an upstream's session in the store of object owners."""
+    """Return the key of an upstream's session in the store that knows the owners of objects."""
     return f"session {upstream} {session.decode('latin-1')}"
 
 
 def places_of(family: Family, path: str) -> tuple[ObjectPath, ...]:
-    """Return the objects that a path without query names, one for each way in which upstreams may decode it.
+    """Return the stored objects that a path without query names: one for each way to decode the path.
 
-    An upstream may decode a path once or repeatedly, and may ignore case outside ids. Raise `InvalidRequest`
-    if the path is encoded too many times.
+    An upstream may decode a path once or repeatedly, and may ignore case outside ids. Raise
+    `InvalidRequest` if the path is encoded too many times.
     """
     objects = FAMILIES[family].objects
     if objects is None:
@@ -140,10 +140,10 @@ class ObjectAccess:
 
 
 def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
-    """Set the ids of all stored objects that a call names, and how long the ids in its answer are stored.
+    """Set in `call` the ids of all stored objects that it names, and how long ids in its answer are valid.
 
-    Raise `InvalidRequest` for too many ids, and for a name that the upstream must choose. A field that ends
-    like an id counts unless a table excludes it.
+    Raise `InvalidRequest` for too many ids, and for a name that the upstream must choose. A field that
+    ends like an id counts unless a table excludes it.
     """
     document, objects = call.document, FAMILIES[call.family].objects
     if not owned.apart:
@@ -179,9 +179,10 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
 
 
 def _ids_in(objects: ObjectRules, asked: Document, closed: bool, found: BodyIds) -> tuple[str, ...]:
-    """Return the ids of stored objects in `asked`, and collect their details in `found`.
+    """Return the ids of stored objects that the body `asked` names, and collect details in `found`.
 
-    `closed` marks the body of a stored object, where unknown id fields raise `InvalidRequest`.
+    Raise `InvalidRequest` for too many ids. If the body is that of a stored object (`closed`), unknown
+    fields with ids raise it too.
     """
     try:
         _look(objects, asked, "", found)
@@ -199,7 +200,7 @@ def _ids_in(objects: ObjectRules, asked: Document, closed: bool, found: BodyIds)
 
 
 def _close(path: str, holder: Document, takes: Collection[str]) -> None:
-    """Raise `InvalidRequest` for a field of `holder` that is not in `takes`."""
+    """Raise `InvalidRequest` if the object `holder`, at `path` in the body, has a field not in `takes`."""
     for name in holder:
         if name not in takes:
             right = ", ".join(sorted(takes))
@@ -209,7 +210,7 @@ def _close(path: str, holder: Document, takes: Collection[str]) -> None:
 
 
 def _check_kinds(objects: ObjectRules, value: object) -> None:
-    """Raise `InvalidRequest` for an object that may select stored objects otherwise than by id.
+    """Raise `InvalidRequest` for an object that may select stored objects by something else than an id.
 
     `objects.kinds` lists the types, and the fields of each, that are allowed.
     """
@@ -232,7 +233,7 @@ def _check_kinds(objects: ObjectRules, value: object) -> None:
 
 
 def _look(objects: ObjectRules, value: list[object] | Document, place: str, found: BodyIds) -> None:
-    """Add every id in a part of a body to `found`. `place` is the name of the surrounding list, if any."""
+    """Add every id in a value of the body to `found`. `place` is the field of the list around it, if any."""
     if isinstance(value, list):
         for each in value:
             if isinstance(each, dict):
@@ -258,7 +259,10 @@ def _look(objects: ObjectRules, value: list[object] | Document, place: str, foun
 #
 # Only fields in which the API itself puts an id count, and no text of a model or a tool.
 def may_tell(family: Family, answer: bytes, keeps: int = KEPT_OBJECTS) -> bool:
-    """Return whether a metered answer, or a part of one, can contain ids of stored objects."""
+    """Return whether an answer to a call, or a part of one, can contain ids of stored objects.
+
+    `keeps` is the `KEPT_…` constant for how long ids of the answer stay valid.
+    """
     objects = FAMILIES[family].objects
     if objects is None:
         return False
@@ -268,13 +272,19 @@ def may_tell(family: Family, answer: bytes, keeps: int = KEPT_OBJECTS) -> bool:
 def told(
     family: Family, document: object, named: Collection[str] = (), keeps: int = KEPT_OBJECTS
 ) -> tuple[str, ...]:
-    """Return the ids of stored objects in an answer, its own id first. `named` are ids in its request."""
+    """Return the ids of stored objects in an answer (`document`), the answer's own id first.
+
+    `named` are the ids in its request. `keeps` is the `KEPT_…` constant for how long ids stay valid.
+    """
     objects = FAMILIES[family].objects
     return () if objects is None else told_of(objects, document, named, keeps)
 
 
 def kept_apart(call: CallRequest, ids: list[str]) -> list[tuple[int, list[str]]]:
-    """Return the ids of an answer, grouped by how long they are stored. Some outlive the answer itself."""
+    """Return the ids of an answer in groups, each with the `KEPT_…` constant for how long they are valid.
+
+    Ids of some kinds stay valid longer than that of the answer itself.
+    """
     objects = FAMILIES[call.family].objects
     if objects is None or call.keeps == KEPT_OBJECTS:
         return [(KEPT_OBJECTS, ids)]

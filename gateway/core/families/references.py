@@ -17,7 +17,7 @@ from gateway.core.families.family import BodyIds
 
 
 def names(written: str) -> frozenset[str]:
-    """Return the names in a text, which blanks separate."""
+    """Return the names in a text, where they are separated by blanks."""
     return frozenset(written.split())
 
 
@@ -61,7 +61,7 @@ _MAY_BE_EMPTY: Final = frozenset({"arguments", "output", "input", "queries", "to
 
 
 def may_name_ids(body: bytes, names: FieldNames) -> bool:
-    """Return whether a name in a body ends like that of an id."""
+    """Return whether a field name in the body ends like that of an id, such as `file_id`."""
     return names.ids
 
 
@@ -77,7 +77,10 @@ class IdFields:
     vendors: Callable[[Document, object], bool]
 
     def add(self, name: str, inside: object, holder: Document, place: str, found: BodyIds) -> None:
-        """Add to `found` the ids in a field of a body. The case of its name does not matter."""
+        """Add to `found` the ids in the field `name` with the value `inside` of the object `holder`.
+
+        `place` is the list around that object. The case of the name does not matter.
+        """
         folded = name.lower()
         if folded == "id":
             id_in(inside, name)
@@ -95,9 +98,9 @@ class IdFields:
 
 
 def _is_whole(holder: Document, place: str) -> bool:
-    """Return whether an object with an id is complete, and not a reference to a stored object.
+    """Return whether an object with an id is itself complete, and not a reference to a stored object.
 
-    The surrounding list `place`, the type and a member of that type decide.
+    The surrounding list `place`, its type, and a field of that type decide.
     """
     kind = holder.get("type")
     if kind is None:

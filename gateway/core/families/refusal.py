@@ -40,9 +40,9 @@ _HELD = {int(LimitKind.CREDITS): "organization's credits", int(LimitKind.SPEND):
 
 
 def from_decision(decision: Decision, spent: Callable[[], SpentAnswer] = lambda: UNSAID) -> Refusal:
-    """Return the refusal for a decision of admission: the limit, its use, and the time of its reset.
+    """Return the refusal for a call that admission did not admit: with the limit, its use and its reset.
 
-    `spent` returns the status and the longest wait that are configured for a spent amount.
+    `spent` returns the configured status and longest `Retry-After` for a used up amount.
     """
     refusal = _MAKERS[decision.verdict](decision)
     if refusal.reason in SPENT:
@@ -58,7 +58,7 @@ def from_decision(decision: Decision, spent: Callable[[], SpentAnswer] = lambda:
 
 
 def _tell_as(refusal: Refusal, answer: SpentAnswer) -> None:
-    """Set the status and the longest `retry_after_s` of a refusal, as `answer` configures them."""
+    """Set the status and the longest `retry_after_s` of a refusal to those configured in `answer`."""
     if refusal.retry_after_s is not None and answer.retry_after_max_s:
         refusal.retry_after_s = min(refusal.retry_after_s, answer.retry_after_max_s)
     if answer.status == HTTPStatus.PAYMENT_REQUIRED:
@@ -67,7 +67,7 @@ def _tell_as(refusal: Refusal, answer: SpentAnswer) -> None:
 
 
 def _without_amounts(refusal: Refusal, decision: Decision) -> str:
-    """Return the message of a refusal without amounts, because agents take some numbers for HTTP statuses."""
+    """Return the message of a refusal without amounts, because agents mistake some for HTTP statuses."""
     said = (type(refusal).__doc__ or "").strip()
     window = decision.budget
     if window is not None and not is_read_as_status(refusal.status, window.name):
@@ -76,7 +76,7 @@ def _without_amounts(refusal: Refusal, decision: Decision) -> str:
 
 
 def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return the headers and the body of a refusal in the shape of `family`."""
+    """Return the headers and the body of a refusal, in the form in which the API `family` states errors."""
     shape = FAMILIES[family]
     headers = [(b"content-type", shape.content_type), (b"x-tollkeeper-reason", refusal.reason.encode())]
     if refusal.retry_after_s is not None:
@@ -100,7 +100,7 @@ def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tupl
 
 
 def is_final(refusal: Refusal) -> bool:
-    """Return whether the same request will be refused again later, because the client must change it.
+    """Return whether the same request will be refused again, whenever it is sent, unless it is changed.
 
     408 and 425 depend on the time, so they are not final. A 409 is, though SDKs would retry it as a lock
     timeout.
@@ -110,9 +110,9 @@ def is_final(refusal: Refusal) -> bool:
 
 
 def refused_by(refusal: Refusal) -> tuple[str, int]:
-    """Return the kind and the id of the budget, run or plan that refused, or an empty kind.
+    """Return the kind and the id of the budget, run or plan that refused a call; an empty kind if none did.
 
-    The id is 0 if only the ledger knows it.
+    The id is 0 if the refusal does not contain it.
     """
     window = refusal.budget
     if isinstance(window, BudgetWindow):
@@ -139,7 +139,7 @@ def _until(decision: Decision) -> str:
 
 
 def _resets(decision: Decision) -> str:
-    """Return a sentence about the reset of a spent amount, in words by which agents stop retrying."""
+    """Return a sentence about the reset of a used up limit, in words that make agents stop retrying."""
     if decision.until_ms <= 0:
         return "Quota exceeded; no interval will reset it."
     return f"Quota exceeded; it will reset at{_until(decision).removeprefix(' until')}."
@@ -151,7 +151,7 @@ def _scope(decision: Decision) -> str:
 
 
 def _amount(decision: Decision, count: int) -> str:
-    """Return a count as a text. A spend cap counts millionths of its currency."""
+    """Return a number of the limit's unit as text; a spend cap counts millionths of a currency."""
     return f"{Decimal(count).scaleb(-6).normalize():f}" if decision.kind == LimitKind.SPEND else str(count)
 
 
@@ -196,7 +196,7 @@ def _budget_exceeded(decision: Decision) -> Refusal:
 
 
 def _of_budget(decision: Decision) -> str:
-    """Return a budget's rest and a request's need, such as `Budget "research": $0.0043 of $0.01 left; …`."""
+    """Return what is left of a budget and what a request needs: `Budget "x": $0.0043 of $0.01 left; …`."""
     window = decision.budget
     if window is None:
         return f"Budget: {max(0, decision.limit - decision.used)} of {decision.limit} left"
@@ -214,7 +214,7 @@ def _named_budget(window: BudgetWindow) -> str:
 
 
 def _shown(unit: str, amount: int, currency: str) -> str:
-    """Return an amount for people: `$12.50`, `12.50 SEK`, `3000 tokens`."""
+    """Return an amount of a budget as text for people: `$12.50`, `12.50 SEK`, `3000 tokens`."""
     if unit != MONEY:
         return shown(unit, amount, currency)
     whole, _, part = shown_amount(unit, amount).partition(".")

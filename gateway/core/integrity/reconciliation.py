@@ -68,7 +68,7 @@ class Owner:
 
     @property
     def accounts(self) -> list[str]:
-        """The names of their accounts."""
+        """The names of the accounts of the organization and its tenants."""
         ids = [f"tenant:{one}" for one in self.tenant_ids]
         return [*ids, f"credits:{self.organization_id}", f"spend:{self.organization_id}"]
 
@@ -130,21 +130,21 @@ class ReconciliationSummary:
 
     @property
     def drift_tokens(self) -> int:
-        """The sum of differing tokens."""
+        """The sum of the differences in tokens, over all tenants' accounts."""
         return self._sum("tenant:")
 
     @property
     def drift_credits(self) -> int:
-        """The sum of differing credits."""
+        """The sum of the differences in credits, over the accounts of all organizations."""
         return self._sum("credits:")
 
     @property
     def faults(self) -> tuple[Item, ...]:
-        """The differences that are faults: all but lag, full windows, and unchecked rows."""
+        """The differences that are faults: all but delays, full windows and rows not checked."""
         return tuple(item for item in self.items if item.kind not in NO_FAULTS)
 
     def joined(self, more: ReconciliationSummary) -> ReconciliationSummary:
-        """Return the sum of both summaries."""
+        """Return the sum of this summary and of `more`."""
         checked, pending = self.checked + more.checked, self.pending + more.pending
         return ReconciliationSummary(checked, pending, self.items + more.items)
 
@@ -173,10 +173,10 @@ UNASKED = ReconciliationSummary(
 
 
 def compare(before: AccountHead | None, ledger: LedgerAccount, after: AccountHead | None) -> Item | None:
-    """Return the difference of an account, or None.
+    """Return how an account differs between Redis and the ledger, or None if both agree.
 
-    `before` and `after` are its positions in Redis before and after the ledger was read; None if Redis lacks
-    it.
+    `before` and `after` are its positions in Redis before and after the ledger was read; None if Redis
+    lacks it.
     """
     head = ledger.head
     if before is None or after is None:
@@ -222,20 +222,23 @@ def compare(before: AccountHead | None, ledger: LedgerAccount, after: AccountHea
 
 
 def unreadable(ledger: LedgerAccount) -> Item:
-    """Return the difference of an account whose data in Redis is unreadable: its calls are refused."""
+    """Return the difference to report for an account unreadable in Redis, whose calls are refused."""
     detail = "the counters have what nobody can read, and refuse its calls"
     return Item(ledger.account, DifferenceKind.EXCESS, -(ledger.head.balance or 0), ledger.head.seq, detail)
 
 
 def reconcile(items: Iterable[Item | None]) -> ReconciliationSummary:
-    """Return the summary of the comparisons of all accounts."""
+    """Return the summary of a comparison: `items` has the difference of each account, or None."""
     every = list(items)
     found = tuple(item for item in every if item is not None)
     return ReconciliationSummary(len(every), sum(item.kind == DifferenceKind.LAG for item in found), found)
 
 
 def _inner_drift(ledger: LedgerAccount) -> Item | None:
-    """Return a contradiction within PostgreSQL: last row against movements, or head against last row."""
+    """Return how an account contradicts itself in PostgreSQL, or None.
+
+    The balance in its last row must equal the sum of its movements, and the balance of the account.
+    """
     if ledger.last_row != ledger.summed:
         detail = f"its movements come to {_say(ledger.summed)}, its last row says {_say(ledger.last_row)}"
         difference = _less(ledger.last_row, ledger.summed)
@@ -312,7 +315,7 @@ def windows_at(budgets: Iterable[Budget], now_ms: int) -> list[WindowKey]:
 
 
 def waiting_in(packed: Iterable[bytes], budgets: Iterable[Budget]) -> dict[WindowKey, int]:
-    """Return the use of budget windows in entries, in each budget's unit; unreadable entries are skipped."""
+    """Return the use of budget windows in packed entries, in the budgets' units; skip unreadable entries."""
     units = {one.id: one.unit for one in budgets}
     found: dict[WindowKey, int] = {}
     for one in packed:
@@ -337,9 +340,11 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
     there: Iterable[str] = (),
     moved: Mapping[WindowKey, int] = MappingProxyType({}),
 ) -> Iterator[BudgetAccountUse]:
-    """Yield the expected state of an organization's budget accounts: all with use, and all in `there`.
+    """Yield the expected state of an organization's budget accounts: of all with use, and all in `there`.
 
-    Windows with waiting entries count as moved now.
+    `stored` is the use in PostgreSQL and `waiting` that in entries not stored yet, by window. `there` are
+    the names of accounts in Redis. `moved` is the Unix ms of each window's last use; for a window with
+    waiting entries that is `now_ms`.
     """
     known = [*stored, *(one for one in waiting if one not in stored)]
     live = [name.partition(":") for name in there]
@@ -363,7 +368,10 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
 
 
 def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountUse:
-    """Return the expected state of a run's account. After its end it has no room for calls."""
+    """Return the expected state of a run's account in Redis; after the run's end it admits no calls.
+
+    `stored` is the use in PostgreSQL, `waiting` that in entries not stored yet, by window.
+    """
     name, value = run.account.name, value_of(run.id)
     windows = tuple(WindowKey(one.id, run.created_ms, value) for one in run.budgets)
     calls, amount = (
@@ -378,7 +386,10 @@ def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountU
 def differing(
     accounts: Iterable[BudgetAccountUse], live: Live, *, less_only: bool = False
 ) -> list[BudgetAccountUse]:
-    """Return the accounts that differ in Redis; with `less_only`, those with less use there."""
+    """Return the accounts whose use in Redis (`live`) is not the expected one.
+
+    With `less_only`, return only those with less use in Redis.
+    """
     return [
         account
         for account in accounts
@@ -389,9 +400,9 @@ def differing(
 def differences(
     accounts: Iterable[BudgetAccountUse], live: Live, may_lack: Collection[int] = ()
 ) -> Iterator[Item]:
-    """Yield windows that are full, and windows that differ in Redis.
+    """Yield budget windows whose use in Redis (`live`) differs from the expected one, and full windows.
 
-    Redis may lack accounts of the budgets `may_lack`.
+    Accounts of the budgets `may_lack` may be missing in Redis.
     """
     for account in accounts:
         for window, has, used in _compared(account, live):
@@ -410,10 +421,10 @@ def differences(
 
 
 def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey, int, int]]:
-    """Yield each window with its use in Redis and its expected use.
+    """Yield each window of an account with its use in Redis and its expected use.
 
-    A window that is missing or outdated in Redis has no use. One that Redis has already replaced by the next
-    is skipped.
+    The use is 0 for a window that Redis lacks or has only an earlier one of. A window is skipped if Redis
+    has the next one already.
     """
     found = live.get(account.name, {})
     for window, used in zip(account.windows, account.used, strict=True):
@@ -430,5 +441,5 @@ def _counted(unit: str, amount: int) -> int:
 
 
 def forgettable(budgets: Iterable[Budget]) -> frozenset[int]:
-    """Return the ids of budgets whose accounts Redis forgets once they are unused."""
+    """Return the ids of those budgets whose accounts Redis deletes once they are unused."""
     return frozenset(one.id for one in budgets if is_forgotten_unused(one))

@@ -69,21 +69,30 @@ class Roster:
 
     @property
     def worker_slots(self) -> frozenset[str]:
-        """The slots of workers that are waited for after a loss."""
+        """The slots of workers that are believed alive: after a loss in Redis the keeper waits for these."""
         return frozenset(self._heard)
 
     def absent(self, now: float) -> frozenset[str]:
-        """Return slots that fell silent recently: they may come back, but are not waited for."""
+        """Return the slots whose workers stopped reporting recently.
+
+        Such workers may return, but the keeper does not wait for them.
+        """
         return frozenset(one for one, at in self._silent_at.items() if now - at < RETURN_S_MAX)
 
     def expect(self, worker_slots: Iterable[str], now: float) -> None:
-        """Add slots that existed before. They need not report until `SILENT_S_MAX` has passed."""
+        """Add slots of workers that ran before this keeper started.
+
+        They count as alive at first, and have until `SILENT_S_MAX` seconds from `now` to report.
+        """
         for worker_slot in worker_slots:
             beat = self._heard[worker_slot].beat if worker_slot in self._heard else -1
             self._heard[worker_slot] = _LastReport(beat, now, present=False)
 
     def hear(self, reports: Mapping[str, WorkerReport], now: float) -> list[str]:
-        """Record reports while nothing is lost. Return slots that fell silent without leaving."""
+        """Record the reports of workers, while no data of Redis is lost.
+
+        Return the slots whose workers stopped reporting though they did not sign off.
+        """
         for worker_slot, report in reports.items():
             known = self._heard.get(worker_slot)
             if known is None or known.beat != report.beat:
@@ -99,9 +108,10 @@ class Roster:
     def missing(
         self, reports: Mapping[str, WorkerReport], run_id: bytes, partition: int, epoch: int
     ) -> Collection[str]:
-        """Return slots that have not resent the settlements of a partition from before an epoch.
+        """Return the slots of workers that have yet to resend their settlements of a partition.
 
-        Every slot that reports is included: a new worker may have taken over another one's log.
+        A worker has done so if its report is for the Redis process `run_id` and `epoch`. Every slot
+        that reports is included, because a new worker may have taken over the log of another.
         """
         here = {worker_slot for worker_slot, report in reports.items() if report.run_id == run_id}
         return [
@@ -134,7 +144,10 @@ class OrphanEntries:
     organizations: set[int] = field(default_factory=set)
 
     def add(self, entry_id: bytes, packed: bytes) -> None:
-        """Add an entry, unless all of its accounts are stopped. An unreadable entry has no owner."""
+        """Add an entry of the stream, unless the keeper has stopped all of its accounts because of a fault.
+
+        An unreadable entry is added without owner.
+        """
         try:
             event = decode(packed)
         except MalformedEvent:
@@ -222,7 +235,7 @@ class VerificationResult:
 
 
 def summary(done: Sequence[VerificationResult]) -> dict[str, int]:
-    """Return the sums of verification results, for a log line."""
+    """Return the sums over verified partitions, such as rebuilt accounts, for a log line."""
     return {
         "partitions": len(done),
         "accounts_rebuilt": sum(each.rebuilt for each in done),

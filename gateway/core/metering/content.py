@@ -56,7 +56,10 @@ def generated(answer: dict[str, object]) -> list[object]:
 
 
 def is_generated(name: str, *, is_object: bool, is_text: bool) -> bool:
-    """Return whether a member at the top of an answer holds text of its model. Settings and errors do not."""
+    """Return whether a top field of an answer holds text that its model wrote, no setting and no error.
+
+    `is_object` and `is_text` are the type of the field's value.
+    """
     if name not in GENERATED:
         return False
     return not (is_object and name == "text") and not (is_text and name == "message")
@@ -91,7 +94,7 @@ def is_data(name: str, size: int) -> bool:
 
 
 def data_bytes(size: int) -> int:
-    """Return the bytes of text that `size` bytes of base64 data count as."""
+    """Return the size at which base64 data of `size` bytes is counted, as bytes of text."""
     return -(-size // DATA_BYTES_EACH)
 
 
@@ -104,7 +107,10 @@ _MARK = re.compile(rb'"((?:[^"\\]++|\\.)*+)"?([ \t\r\n]*+:)?|[\[\]{}]', re.DOTAL
 
 
 def _may_be_name(document: bytes, mark: re.Match[bytes]) -> bool:
-    """Return whether a document breaks off within a text that may be a field name, or right behind one."""
+    """Return whether a document ends within or right after a text that may be a field name.
+
+    `mark` is the match of that text.
+    """
     return mark.end() == len(document) and document[: mark.start()].rstrip()[-1:] in {b"{", b",", b""}
 
 
@@ -151,13 +157,20 @@ class LooseContent:
             self._add("", document[begins:])
 
     def _begin(self, name: str, names: list[str], first: int, place: int) -> int:
-        """Return where a value begins that counts with all its names; -1 if it is left out, 0 for others."""
+        """Return the position from which a value counts with all its names: `place`, for arguments of tools.
+
+        Return -1 if the value does not count, 0 if only its texts do. `names` are the names around
+        it, `first` is its first byte.
+        """
         if self._is_left_out(name, names, first):
             return -1
         return place if first == _OPENING[0] and name in _ARGUMENTS else 0
 
     def _is_left_out(self, name: str, names: list[str], first: int) -> bool:
-        """Return whether a value does not count, by its name, its first byte and the names around it."""
+        """Return whether a value is left out of the count.
+
+        Its name, its first byte (`first`) and the names of the objects around it (`names`) decide.
+        """
         depth = len(names)
         if (depth == 1 and self._whole) or (depth == 2 and names[1] in _ENVELOPES):
             return not is_generated(name, is_object=first == _OPENING[0], is_text=first == _QUOTE)

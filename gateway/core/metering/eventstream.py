@@ -115,7 +115,7 @@ class EventStreamMeter(StreamMeter):
         return frame_of(headers, body)
 
     def slim(self) -> None:
-        """Stop storing texts. Frames themselves stay whole."""
+        """Stop storing texts, because memory is short. Frames are still stored whole."""
         self.texts = None
 
     def _read(self, event: bytes) -> bool:
@@ -179,7 +179,7 @@ class LinesMeter(StreamMeter):
 
 
 def _take(meter: StreamMeter, dialect: Dialect, said: bytes) -> None:
-    """Read one event, and set the meter's phase by it."""
+    """Read one event, and note in the meter whether the answer has content, or is finished."""
     finished, content = meter.finished, meter.content_events
     dialect.read_event(meter, said)
     if meter.phase != CLOSED:
@@ -190,7 +190,7 @@ def _take(meter: StreamMeter, dialect: Dialect, said: bytes) -> None:
 
 
 def _said(frame: bytes, headers: dict[bytes, bytes]) -> bytes | None:
-    """Return the JSON content of a frame, or None if it cannot be read."""
+    """Return the JSON in a frame of Amazon's event stream, or None if it cannot be read."""
     begins = _PRELUDE_BYTES + int.from_bytes(frame[4:8], "big")
     payload, name = frame[begins:-_CHECKSUM_BYTES], headers.get(b":event-type", b"")
     if headers.get(b":message-type") != b"event":

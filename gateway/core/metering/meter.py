@@ -54,7 +54,7 @@ class Detail:
         self._believed: tuple[int, int, int, int, int, int, list[tuple[str, Counts]]] | None = None
 
     def answered_by(self, model: object) -> None:
-        """Note the model that an answer names as its own, the first time only."""
+        """Note the model that an answer says it is from. Only the first one that it names counts."""
         if not self.model:
             self.model = _name(model)
 
@@ -64,9 +64,10 @@ class Detail:
             self.service_tier = _name(tier).lower()
 
     def used_tool(self, name: str, times: int) -> bool:
-        """Set how often a provider's tool was used, by the last report.
+        """Set how often a provider's tool was used; a later report replaces the number.
 
-        Return False if the name is invalid or `TOOLS_MAX` is reached. Names are in lower case, as in prices.
+        Return False if the name is invalid or `TOOLS_MAX` is reached. Names are in lower case, as in
+        prices.
         """
         if times <= 0:
             return True
@@ -78,7 +79,7 @@ class Detail:
         return True
 
     def searched(self, queries: Iterable[object]) -> None:
-        """Count the distinct, non-empty search queries of the whole answer."""
+        """Count the search queries of the whole answer: each distinct one counts once, an empty one not."""
         known = self._queries
         if known is None:
             known = self._queries = set()
@@ -88,9 +89,9 @@ class Detail:
         self.used_tool("web_search", len(known))
 
     def believe(self, of_input: bool, of_output: bool) -> None:
-        """Merge the last report into the believed counts: each kind of tokens keeps its maximum.
+        """Merge the details of the last report into those believed so far: each number keeps its maximum.
 
-        The input or output side of the last report is ignored unless `of_input` or `of_output` is true.
+        Details of the input count only if `of_input`, those of the output only if `of_output`.
         """
         before = self._believed or (0, 0, 0, 0, 0, 0, [])
         written = self.cache_write + self.cache_write_1h
@@ -118,23 +119,26 @@ class Detail:
         )  # fmt: skip
 
     def answered_within(self, model: object, counts: Counts) -> None:
-        """Add the tokens of another model that answered within the call. Its name may be unknown."""
+        """Add the tokens of another model that answered within the call; `model` may be no valid name."""
         self.beside.append((_name(model), counts))
 
     def note_cost(self, report: bytes) -> None:
-        """Note the cost that a usage report states. The highest of several reports counts."""
+        """Note the cost that a usage report states, unless an earlier report stated a higher one."""
         cost = read_cost(report)
         if cost is not None and (self.cost is None or cost > self.cost):
             self.cost = cost
 
     def keep(self, report: bytes) -> None:
-        """Store a usage report with unknown fields in raw form. Its known fields are counted all the same."""
+        """Store a usage report with unknown fields as it came; its known fields are counted in any case."""
         self.says_more = True
         if len(report) <= UNKNOWN_BYTES_MAX and _is_text(report):
             self.unknown = report
 
     def counts(self, usage: TokenUsage) -> Counts:
-        """Return the tokens by kind. No kind exceeds the charged total, whatever the answer reports."""
+        """Return the tokens of `usage` by `KINDS`, with the kinds that the answer reported.
+
+        No kind exceeds the charged input or output, whatever the answer reports.
+        """
         left, output = usage.input, usage.output
         cache_read = usage.cached and _within(usage.cached, left)
         left -= cache_read
@@ -159,7 +163,7 @@ def _within(count: int, most: int) -> int:
 
 
 def _name(value: object) -> str:
-    """Return a name if it can be stored and shown, else an empty text."""
+    """Return a name if it is a text that can be stored and shown; else an empty text."""
     if isinstance(value, str) and len(value) <= NAME_CHARACTERS_MAX and value.isprintable():
         return "" if _HALF_READ in value else value
     return ""
@@ -266,8 +270,8 @@ class Meter:
     def finish(self) -> bytes:
         """Read the end of a complete answer, and return the rest to pass on.
 
-        If `behind` is set then, further calls of `feed` with no bytes return more. A broken answer is not
-        finished.
+        If the meter then has `behind` set, `feed` with no bytes returns more. Do not call this for an
+        answer that broke off.
         """
         self.ended = True
         return b""
@@ -290,7 +294,7 @@ class Meter:
 
     @property
     def kept(self) -> int:
-        """The bytes of the answer in memory."""
+        """The bytes of the answer that are in memory."""
         return self.withheld + (self.text_bytes if self.texts is not None else 0)
 
     def slim(self) -> None:
@@ -299,26 +303,29 @@ class Meter:
 
     @property
     def produced(self) -> bool:
-        """Whether any content or report of usage has come."""
+        """Whether the answer has had any content or usage report so far."""
         return self.reported or self.content_events > 0 or self.seen_bytes > 0
 
     @property
     def seen_bytes(self) -> int:
-        """The bytes of text seen, in pieces or as a whole."""
+        """The bytes of text so far: counted in pieces, or in an event with the whole text if that is more."""
         return max(self.text_bytes, self.whole_bytes)
 
     @property
     def known(self) -> bool:
-        """Whether the charge is final already, whatever may still come."""
+        """Whether the charge is certain already, whatever else the answer contains."""
         return False
 
     @property
     def is_whole(self) -> bool:
-        """Whether the answer came to its last word. Otherwise it broke off, however its connection ended."""
+        """Whether the answer is complete. Otherwise it broke off, however its connection ended."""
         return self.ended
 
     def note_choice(self, index: object, place: int, *, finished: bool) -> None:
-        """Note that a choice begins, continues, or is finished. `place` stands in for a missing index."""
+        """Note that a choice of the answer has begun or, with `finished`, is complete.
+
+        `place` is used as its number if `index` is no integer.
+        """
         begun, number = self.begun, index if type(index) is int else place
         if number not in begun and len(begun) >= BEGUN_MAX:
             number = -1
@@ -328,23 +335,26 @@ class Meter:
             begun.setdefault(number, False)
 
     def close(self) -> None:
-        """Mark the current event as the last word of the answer."""
+        """Note that the current event ends the answer properly."""
         self.phase, self.last_word = CLOSED, True
 
     def ends_by(self, ending: Ending) -> bool:
-        """Return whether the stream came to this ending. An unreadable answer need only end unbroken."""
+        """Return whether the answer is complete, by the way in which its API marks the end.
+
+        For an answer that cannot be read, it is enough that the connection ended without an error.
+        """
         if self.last_word or (ending.choices and self.begun and False not in self.begun.values()):
             return True
         return self.ended and not self.broke and (self.unread or ending is BY_CONNECTION)
 
     def observed(self) -> int:
-        """Return the tokens used so far, 0 before the first content."""
+        """Return the tokens that a running answer has used so far; 0 before its first content."""
         if not self.produced:
             return 0
         return max(self.total, self._bounded((self.input or self.call.input_estimate) + self.counted()))
 
     def so_far(self) -> TokenUsage:
-        """Return the usage so far, for answers that are still running."""
+        """Return the usage of a running answer so far, from reports and counted text."""
         if not self.produced:
             return TokenUsage(units=0)
         output = max(self.output, self.counted())
@@ -368,12 +378,12 @@ class Meter:
         return TokenUsage(spent, output, 0, 0, self._bounded(spent + output), 1, False, True)
 
     def counted(self) -> int:
-        """Return the output tokens by the text that passed, at least one for each event with content."""
+        """Return the output tokens by the size of the text, at least one for each event with content."""
         size = int(-(-self.seen_bytes // self.call.output_bytes_per_token))
         return min(max(self.content_events, size), self.output_most)
 
     def see_rest(self, part: bytes) -> None:
-        """Count the text in the incomplete event or element at the end of the answer."""
+        """Count the text in `part`, the incomplete event or element with which the answer broke off."""
         if part:
             self.whole_bytes = max(self.whole_bytes, self.text_bytes + LooseContent(part).size)
 
@@ -440,10 +450,10 @@ class Meter:
         self.report(0, 0, 0, 0, 0, final=True)
 
     def _reported_usage(self, is_whole: bool) -> TokenUsage:
-        """Return the reported usage, raised to the counted tokens if the answer shows more.
+        """Return the usage that the answer reported, raised to what the gateway counted if that is more.
 
-        A prompt or a text never costs zero tokens, and an answer that broke off may have used more than its
-        last report.
+        A prompt or a text never costs zero tokens. An answer that broke off may have used more than
+        its last report states. `is_whole` says that it is complete.
         """
         read, output, total, marked = self.input, self.output, self.total, self.marked or not is_whole
         counted = self.counted()
@@ -466,7 +476,7 @@ class Meter:
         return TokenUsage(read, output, self.cached, self.reasoning, total, 1, told, marked)
 
     def _ceiling(self) -> TokenUsage:
-        """Return the maximum that the call could use, for an answer that lacks a required report."""
+        """Return the most that the call could use, to charge an answer whose required report is missing."""
         call = self.call
         read = max(self.input, call.input_ceiling)
         most = call.output_ceiling if call.output_max is None else call.output_max
@@ -485,7 +495,7 @@ class Meter:
 
 
 def slim(bounds: UsageBounds) -> UsageBounds:
-    """Return lower bounds for an answer while memory is short."""
+    """Return bounds for an answer that limit stored bytes further, because memory is short."""
     return replace(
         bounds,
         kept_bytes_max=min(bounds.kept_bytes_max, SLIM_BYTES_MAX),

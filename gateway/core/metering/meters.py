@@ -57,7 +57,7 @@ class NarrowedMeter(Meter):
         self._turns: Iterator[bytes] | None = None
 
     def feed(self, chunk: bytes) -> bytes:
-        """Store a chunk and pass nothing. Once the list is whole, filter the next part."""
+        """Store a chunk and return nothing; once the whole list has come, return filtered parts."""
         if self._turns is not None:
             return self._go_on(self._turns)
         self._kept_bytes += len(chunk)
@@ -185,12 +185,12 @@ class GenericMeter(Meter):
 
     @property
     def produced(self) -> bool:
-        """Whether part of a successful answer passed, or the upstream stated an amount."""
+        """Whether any of a successful answer was passed on, or the upstream stated an amount."""
         return self.reported or (200 <= self.status < 300 and (self._passed or self.ended))
 
     @property
     def known(self) -> bool:
-        """Whether the charge is final: something passed, and no JSON pointer is configured."""
+        """Whether the charge is certain: some of the answer passed, and no units are read from it."""
         return self.produced and not self._pointer
 
     def usage(self) -> TokenUsage:
@@ -198,7 +198,7 @@ class GenericMeter(Meter):
         return TokenUsage(units=units, reported=self.reported, estimated=self.marked)
 
     def _take(self, stated: bytes) -> None:
-        """Set the units from a header. A huge number is clamped; anything but a number counts as one."""
+        """Set the units from the header value `stated`: at most `UNITS_MAX`, and 1 if it is no number."""
         text = stated.strip()
         if not text.isdigit():
             self.marked = True
@@ -354,7 +354,7 @@ class WholeMeter(Meter):
         return self.call.input_estimate + min(produced, self.output_most)
 
     def _judge(self, document: bytes) -> None:
-        """Mark an empty answer as failed. Count an answer that is no JSON object by its size."""
+        """Mark the answer as failed if `document` is empty; if it is no JSON object, count it by its size."""
         if document and not is_object(document):
             self._open = document.startswith(b"{") and is_open(document)
             self.unreadable(max(len(document) - self.text_bytes, 1))
@@ -366,7 +366,7 @@ class WholeMeter(Meter):
         return self._kept[0] if len(self._kept) == 1 else b"".join(self._kept)
 
     def _examine(self) -> None:
-        """Count the text that came, if the answer broke off or has no full report of usage."""
+        """Count the text of the stored document, if it is incomplete or has no full report of usage."""
         told = self.reported and self.final and not self.uncounted and (self.output > 0 or self.by_units)
         if told or self._examined == self._kept_bytes or self.call.server or self.call.output_max == 0:
             return
@@ -514,7 +514,7 @@ class EncodedMeter(Meter):
             self._waiting.append((self._chunk, self._decoded_bytes))
 
     def _decode(self) -> None:
-        """Decode until a step is full or nothing is left."""
+        """Decode stored bytes, until `STEP_BYTES` are decoded or nothing is left."""
         data, left = self._undecoded, STEP_BYTES
         while (decoder := self._decoder) is not None:
             decoded = decoder.decompress(data, left)
@@ -541,7 +541,7 @@ class EncodedMeter(Meter):
                 return
 
     def _retry_raw(self, chunk: bytes) -> None:
-        """Try `deflate` without its header, as some servers send it; else count the bytes unread."""
+        """Decode `deflate` data without header, as some servers send it; else count bytes undecoded."""
         if self._members:  # padding behind the last member belongs to no answer
             self._decoder = zlib.decompressobj(_GZIP)
             return
@@ -557,7 +557,7 @@ class EncodedMeter(Meter):
             self._unread(chunk)
 
     def _unread(self, chunk: bytes) -> None:
-        """Count undecodable bytes, and from now on hold back a fixed number of bytes at the end."""
+        """Count a chunk that cannot be decoded by its size, and hold back the last bytes from now on."""
         if self._members and not self._gzip:
             return  # bytes after a deflate stream do not belong to it
         self._decoder = None
@@ -609,7 +609,7 @@ def make_meter(
 
 
 def _tail(content_type: bytes, content_encoding: bytes) -> Tail | None:
-    """Return the `Tail` that holds back the end of an unread document, or None if it is not JSON."""
+    """Return the `Tail` that holds back the last bytes of a document; None if it is not JSON."""
     media = content_type.partition(b";")[0].strip().lower()
     if media != b"application/json" and not media.endswith(b"+json"):
         return None

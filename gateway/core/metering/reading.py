@@ -49,7 +49,10 @@ _BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+([\[\]{}])', re.
 
 
 def decoded(decode: Callable[[bytes], ReadableT], document: bytes) -> ReadableT:
-    """Return the value that `decode` makes of a document, repaired if needed; raise one of `UNREADABLE`."""
+    """Return the value that `decode` makes of a document; if that fails, decode a repaired document.
+
+    Raise one of the errors in `UNREADABLE` if that fails too.
+    """
     try:
         return decode(document)
     except msgspec.ValidationError:
@@ -64,7 +67,7 @@ def decoded(decode: Callable[[bytes], ReadableT], document: bytes) -> ReadableT:
 
 
 def readable(document: bytes) -> bytes:
-    """Return the document with each place repaired that no decoder accepts."""
+    """Return a JSON document whose invalid characters, escapes and numbers are replaced."""
     if not document.isascii():
         document = document.decode("utf-8", "replace").encode()
     document = document.translate(_CONTROLS)
@@ -110,7 +113,7 @@ _CLOSE = re.compile(
 
 
 def loose_document(document: bytes) -> dict[str, object]:
-    """Return a document as an object, empty if it is not a readable JSON object."""
+    """Return a document as a dict, after repairs if needed; empty if it is not a readable JSON object."""
     try:
         read = decoded(msgspec.json.decode, document)
     except UNREADABLE:
@@ -140,7 +143,10 @@ def integer(value: object) -> int | None:
 
 
 def as_it_reads(raw: bytes) -> str:
-    """Return a raw JSON text, complete or broken off, with its escapes decoded."""
+    """Return the text of a raw JSON string without quotes, which may be incomplete, with escapes decoded.
+
+    If they cannot be decoded, return the bytes as UTF-8.
+    """
     try:
         return msgspec.json.decode(b'"' + raw + b'"', type=str)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -161,7 +167,7 @@ def count_text(meter: Meter, data: bytes) -> None:
 
 
 def loose_event(meter: Meter, data: bytes) -> dict[str, object]:
-    """Return an event as an object. If it is none, count its text and return an empty one."""
+    """Return an event as a dict. If it is no JSON object, count its text and return an empty dict."""
     event = loose_document(data)
     if not event:
         count_text(meter, data)
@@ -181,10 +187,10 @@ class Reports(Generic[T]):
         self._decode = msgspec.json.Decoder(shape).decode
 
     def read(self, meter: Meter, raw: bytes) -> T | None:
-        """Return a decoded report, or None if `raw` has none.
+        """Return the decoded usage report in `raw`, or None if it is no JSON object.
 
-        A value of an undocumented type marks the usage as estimated, and an unknown field stores the raw
-        report.
+        A value of an undocumented type marks the usage as estimated; a report with an unknown field
+        is stored raw.
         """
         try:
             return self._decode(raw)
@@ -217,7 +223,7 @@ class _Fit:
         self.unknown = self.wrong = False
 
     def struct(self, shape: type[Any], said: dict[str, msgspec.Raw]) -> Any:
-        """Return a structure with the fields that can be read."""
+        """Return a structure of type `shape` from raw fields by name; unreadable fields are None."""
         places = _places(shape)  # type: ignore[arg-type]  # a class can be a key
         self.unknown = self.unknown or any(
             bytes(said[name]) not in _SAYS_NOTHING for name in said.keys() - places.keys()
@@ -255,14 +261,14 @@ class _Fit:
 
 
 def summed(*counts: int | None) -> int:
-    """Return the sum of the present counts, or `NO_COUNT` if one of them is invalid."""
+    """Return the sum of the counts that are not None, or `NO_COUNT` if one of them is negative."""
     there = [count for count in counts if count is not None]
     return NO_COUNT if there and min(there) < 0 else sum(there)
 
 
 @cache
 def _places(shape: type[Any]) -> dict[str, tuple[str, Any]]:
-    """Return the fields of a shape by their JSON names: each with its Python name and its type."""
+    """Return (Python name, type) of each field of a structure, by its name in JSON."""
     types = get_type_hints(shape)
     return {
         field.encode_name: (

@@ -22,17 +22,17 @@ ENVELOPE_BYTES: Final = 512
 
 
 def may_hold_more(data: bytes, seen: int) -> bool:
-    """Return whether an event is so long that it may contain more text than the `seen` bytes."""
+    """Return whether an event may contain more text than the `seen` bytes counted of it, by its size."""
     return may_be_more(len(data), seen)
 
 
 def may_be_more(size: int, seen: int) -> bool:
-    """Return whether an event of `size` bytes may contain more text than the `seen` bytes."""
+    """Return whether an event of `size` bytes may contain more text than the `seen` bytes counted of it."""
     return not seen or size > ENVELOPE_BYTES + 4 * seen
 
 
 def see_content(meter: Meter, holder: object, seen: int) -> None:
-    """Count the text in a part of an event. `seen` bytes of it are counted already."""
+    """Count the text in a part of an event, except for `seen` bytes that are counted already."""
     size = content_bytes(holder)
     if size > seen:
         meter.text_bytes += size - seen
@@ -42,14 +42,20 @@ def see_content(meter: Meter, holder: object, seen: int) -> None:
 
 
 def see_whole(meter: Meter, event: dict[str, object], left_out: frozenset[str] = UNCOUNTED) -> None:
-    """Note the text of an event that repeats the answer so far, whose pieces may have come before."""
+    """Note the size of an event that repeats the whole text; its pieces may have been counted before.
+
+    The larger number is charged. Fields in `left_out` do not count.
+    """
     if meter.final and meter.output:
         return
     meter.whole_bytes = max(meter.whole_bytes, content_bytes(generated(event), left_out))
 
 
 def bounded_output(meter: Meter, told: int, inferred: int) -> int:
-    """Return the larger of `told` and `inferred` output tokens, at most what the call or its model allows."""
+    """Return the output tokens: the larger of those reported (`told`) and those counted (`inferred`).
+
+    Counted tokens are cut to the most that the call or its model allows.
+    """
     most = max(told, meter.output_most)
     meter.marked = meter.marked or inferred > most
     return min(max(told, inferred), most)

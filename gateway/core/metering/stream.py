@@ -84,18 +84,18 @@ def says_end(event: bytes) -> bool:
 
 
 def _name_of_end(event: bytes) -> str:
-    """Return the name by which an event ends the stream, empty if it does not."""
+    """Return the event name with which an event ends a stream; empty if it does not."""
     found = _NAME.search(event) if b"event" in event else None
     return "" if found is None else found[1].decode()
 
 
 def has_mark(event: bytes) -> bool:
-    """Return whether an event has the mark [DONE]. Clients stop reading there."""
+    """Return whether an event has the mark [DONE], at which clients stop reading."""
     return b"[DONE]" in event and _MARK.search(event) is not None
 
 
 def _breaks_off(event: bytes) -> bool:
-    """Return whether the stream ended within this event."""
+    """Return whether an event is incomplete: it has begun data that is no whole document."""
     return _BEGUN.match(event) is not None and not (has_mark(event) or is_object(data_of(event)))
 
 
@@ -158,7 +158,7 @@ class Brackets:
 
 
 def is_open(document: bytes) -> bool:
-    """Return whether a document in brackets broke off in the middle."""
+    """Return whether a JSON document broke off before its last bracket was closed."""
     brackets = Brackets()
     brackets.feed(document)
     return not brackets.closed
@@ -293,12 +293,15 @@ class TextShortener:
 
     @property
     def document(self) -> bytes:
-        """The shortened document, or empty bytes if that was too long as well."""
+        """The document without its long texts; empty bytes if even that is too long."""
         self._kept = [b"".join(self._kept)]
         return self._kept[0]
 
     def read_ends(self, meter: Meter, dialect: Dialect) -> None:
-        """Find a usage report near the end of the document, else near its start, and read it by itself."""
+        """Read the usage report near the end of a long document, or else near its start.
+
+        The report is read as a document of its own, with the model and service tier.
+        """
         head, tail = self._head, self._tail
         model = _MODEL.search(head) or _MODEL.search(tail)
         tiers = list(_TIER.finditer(tail)) or list(_TIER.finditer(head))
@@ -312,7 +315,10 @@ class TextShortener:
                     return
 
     def _go_on(self, part: bytes, at: int, kept: list[bytes]) -> int:
-        """Continue reading a text at `at`; return the position behind it."""
+        """Continue reading a long text of the document at position `at`; return the position after it.
+
+        The part of it to store is appended to `kept`.
+        """
         match = _INSIDE.match(part, at)
         assert match is not None
         end, before = match.end(), self._within
@@ -382,10 +388,10 @@ _Known = tuple[int, str, int]
 
 
 def known_at(chunk: bytes, at: int, first: bytes, differs: list[tuple[str, bytes]]) -> _Known | None:
-    """Return the event at `at` if it differs from a known event in its variable parts alone, else None.
+    """Return the event at position `at` of a chunk if only its variable parts differ from a known one.
 
-    `first` are the known bytes before the first variable part. `differs` has the kind of each part and the
-    known bytes behind it.
+    Else return None. `first` are the known bytes before the first variable part; `differs` has the kind
+    of each variable part, and the known bytes after it.
     """
     if not chunk.startswith(first, at):
         return None
@@ -498,7 +504,7 @@ class StreamMeter(Meter):
         return passed[0] if len(passed) == 1 else b"".join(passed)
 
     def finish(self) -> bytes:
-        """Read the event in which the stream ended, and return all waiting bytes."""
+        """Read the last event of the stream, which may be incomplete, and return all bytes held back."""
         self.ended = True
         if self._oversized is not None:
             self._held.append(self._oversized.take())
@@ -524,14 +530,14 @@ class StreamMeter(Meter):
         return self.ends_by(self._dialect.ending)
 
     def cut(self) -> bytes:
-        """Return events that end the stream in the shape of its API, empty if part of an event has passed."""
+        """Return events that end the stream in the form of its API; empty if part of an event was sent."""
         if self._oversized is not None:
             return b""
         self._splitter.take()
         return self._dialect.closing(self)
 
     def fail(self, body: bytes) -> bytes:
-        """Return an error event in the shape of its API, empty if part of an event has passed."""
+        """Return an error event in the form of its API; empty if part of an event was already sent."""
         if self._oversized is not None:
             return b""
         self._splitter.take()
@@ -549,7 +555,7 @@ class StreamMeter(Meter):
         self.bounds = slim(self.bounds)
 
     def _take(self, event: bytes, passed: list[bytes]) -> None:
-        """Read a complete event, then append it to `passed`, remove it, or hold it back."""
+        """Read a complete event; append it to `passed` (bytes for the client), drop it or hold it back."""
         if self._oversized is not None:
             # The end of an event whose beginning has passed: it may close the stream
             assert self._oversized is not None
@@ -571,10 +577,10 @@ class StreamMeter(Meter):
             passed.append(self._beside(event) if left_out else event)
 
     def _beside(self, frame: bytes) -> bytes:
-        """Return an event with the members of a removed usage frame that are new to the client, or nothing.
+        """Return an event with fields of the removed usage `frame` that the client has not seen, or nothing.
 
-        The usage itself is left out. If an earlier event still waits, the members are added to that event
-        instead.
+        The usage itself is left out. If an earlier event is held back, the fields are added to that
+        event instead.
         """
         said, first = _members_of(data_of(frame)), _members_of(self.opening or b"")
         before = _members_of(data_of(self._held[-1])) if self._held else {}
@@ -592,7 +598,7 @@ class StreamMeter(Meter):
         return _event_of(said)
 
     def _read(self, event: bytes) -> bool:
-        """Read one event; return whether it is a usage frame to remove."""
+        """Read one event; return whether it only reports usage, and the client did not ask for that."""
         if self._first and self._see_known(event):
             return False
         if self.phase == CLOSED and self.final:  # behind the end no client reads on, and no report changes
@@ -622,9 +628,10 @@ class StreamMeter(Meter):
         return left_out and self._strip
 
     def _end_by(self, event: bytes) -> None:
-        """Close the stream by an event that ends it in any API; note the last word if it is this API's.
+        """Close the stream, because `event` ends a stream in some API.
 
-        At the end of a stream, an event whose name came without a complete document is not the last word.
+        The answer counts as complete only if the event is the end in this API. If the stream broke
+        off after the event's name, its document must be whole for that.
         """
         self.phase, ending = CLOSED, self._dialect.ending
         if _name_of_end(event) in ending.events:
@@ -633,7 +640,10 @@ class StreamMeter(Meter):
             self.last_word = True
 
     def _see_known(self, chunk: bytes) -> int:
-        """Count the events at the start of a chunk that are like a known one; return their end position."""
+        """Count the text of the events at the start of a chunk that have the known fixed parts.
+
+        Return the position of the first event with other parts.
+        """
         at, size, first, differs, said_at = 0, len(chunk), self._first, self._differs, self._said_at
         while self.phase == OPEN and at < size:
             found = None if _event_at is None else _event_at(chunk, at, first, differs)
@@ -652,7 +662,10 @@ class StreamMeter(Meter):
         return at
 
     def _try(self, event: bytes) -> None:
-        """Store an event's fixed parts as known, if its dialect reads other values in a trial rightly."""
+        """Store the fixed parts of an event, so that similar events are read fast.
+
+        They are stored only if the dialect reads a trial event with other values as expected.
+        """
         self._first, texts = b"", self._dialect.texts
         if texts is None or not event.endswith(_EVENT_ENDS):
             return
@@ -675,7 +688,10 @@ class StreamMeter(Meter):
             self._first, self._differs = first, differs
 
     def _is_read(self, event: bytes, numbered: bool) -> bool:
-        """Return whether the dialect reads from a trial event the trial's values, and nothing else."""
+        """Return whether the dialect reads the values of a trial event, and finds nothing else in it.
+
+        `numbered` says that the event has a sequence number.
+        """
         tried = Meter(self.call, self.status, self.bounds)
         texts = None if tried.texts is None else [_TRIED]
         tried.told, tried.position = list(self.told), self.position
@@ -714,7 +730,7 @@ class StreamMeter(Meter):
                 self.phase = OPEN
 
     def _release(self, passed: list[bytes]) -> None:
-        """Pass on the held bytes, because they were not the end."""
+        """Pass on the bytes held back, because the stream goes on after them."""
         passed += self._held
         self._held = []
         self._held_bytes = self._behind = 0
@@ -740,7 +756,7 @@ class StreamMeter(Meter):
         self.text_bytes += shortened.text_bytes - before
 
     def _read_shortened(self) -> None:
-        """Read the shortened copy of an event that was too long to store."""
+        """Read the copy without long texts of an event that was too long to store."""
         shortened = self._shortened
         event = shortened.document
         if event:

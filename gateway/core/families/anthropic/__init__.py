@@ -48,16 +48,20 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
 
 
 def _is_spent(refusal: Refusal) -> bool:
-    """Return whether a budget of money is used up. Then waiting for calls in flight does not help."""
+    """Return whether a refusal says that a budget of money is used up.
+
+    Use counts, and not amounts held for running calls: waiting for these does not help.
+    """
     budget = refusal.budget
     money = isinstance(budget, BudgetWindow) and budget.unit == FLAG_MONEY
     return money and isinstance(refusal, BudgetExceeded)
 
 
 def _budget_fields(window: BudgetWindow, refusal: Refusal | None) -> list[tuple[bytes, bytes]]:
-    """Return response headers with the used part of a money budget, from 0 to 1, and its state.
+    """Return header fields by which Anthropic's clients show how much of a money budget is used.
 
-    Headers of an admitted call state 0.99 at most.
+    The part is from 0 to 1, at most 0.99 for an admitted call (`refusal` is None). Empty for a budget in
+    other units, and for another refusal.
     """
     if window.unit != FLAG_MONEY or (refusal is not None and not _is_spent(refusal)):
         return []

@@ -94,7 +94,7 @@ _TELL = (b'"container"', b'"file_id"')  # most answers contain neither
 
 
 def may_tell(data: bytes) -> bool:
-    """Return whether the raw event can contain ids of files or containers."""
+    """Return whether the raw event `data` can contain ids of files or containers."""
     return any(mark in data for mark in _TELL)
 
 
@@ -127,7 +127,7 @@ def _told(document: Document) -> Iterator[str]:
 
 
 def _ids_in_block(block: Document) -> Iterator[str]:
-    """Yield the ids of files that the provider's code execution tool wrote."""
+    """Yield the ids of files that the provider's code execution tool wrote, from a content block."""
     kind = block.get("type")
     if isinstance(kind, str) and kind.endswith("code_execution_tool_result"):
         for output in objects_in(object_in(block, "content"), "content"):
@@ -135,7 +135,7 @@ def _ids_in_block(block: Document) -> Iterator[str]:
 
 
 def _is_free(name: str, holder: Document) -> bool:
-    """Return whether `holder` is a tool call and `name` its input, which the model wrote freely."""
+    """Return whether the field `name` of `holder` is the input of a tool call, free text of the model."""
     kind = holder.get("type")
     return name == "input" and isinstance(kind, str) and kind in _CALLS
 

@@ -152,7 +152,10 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def _see_end(meter: Meter, read: _MessageEvent, data: bytes) -> None:
-    """Process an event that begins or ends a message: note content, a failure, or the end of the stream."""
+    """Process an event that begins or ends a message or a block of it.
+
+    Note content that no other event has, a failure, or the end of the stream.
+    """
     says_more = read.message.content if read.message is not None else len(data) > _BARE_BYTES
     if says_more and read.type in _NO_CONTENT and not (meter.final and meter.output):
         see_whole(meter, loose_document(data))
@@ -178,7 +181,7 @@ def _see(meter: Meter, read: _MessageEvent, data: bytes) -> None:
 
 
 def _report(meter: Meter, raw: bytes, final: bool) -> None:
-    """Merge a usage report into `meter`. A number that is absent keeps its earlier value."""
+    """Merge a usage report into `meter`. A missing number keeps its value; `final` marks the last report."""
     usage = _read(meter, raw)
     if usage is None:
         return
@@ -218,7 +221,7 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
 
 
 def _read(meter: Meter, raw: bytes) -> _MessageUsage | None:
-    """Return the decoded usage report, or None if it has no number of input or output tokens."""
+    """Return the decoded usage report in `raw`, or None if it has no number of tokens."""
     usage = _REPORTS.read(meter, raw)
     if usage is None:
         return None
@@ -230,10 +233,10 @@ def _read(meter: Meter, raw: bytes) -> _MessageUsage | None:
 
 
 def _tier(usage: _MessageUsage, asked: tuple[str, ...]) -> str | None:
-    """Return the service tier by which a call is priced, combined with the region of inference.
+    """Return the service tier by which to price a call, with the region if that changes the price.
 
-    A speed of `fast` replaces the tier. `asked` are tiers that the request named: these count where the
-    report has no such field.
+    A speed of `fast` replaces the tier. `asked` are tiers in the request, which count if the report does
+    not state speed or region.
     """
     speed = usage.speed or (FAST if FAST in asked else None)
     tier = FAST if speed == FAST else usage.service_tier
@@ -244,7 +247,7 @@ def _tier(usage: _MessageUsage, asked: tuple[str, ...]) -> str | None:
 
 
 def _add_iterations(meter: Meter, usage: _MessageUsage, raw: bytes) -> bool:
-    """Add tokens of `usage.iterations` that the report's totals leave out.
+    """Add the tokens of inner steps (`usage.iterations`) that the report's totals do not include.
 
     Return True if another model's tokens came in a report without `input_tokens`.
     """
@@ -264,7 +267,7 @@ def _add_iterations(meter: Meter, usage: _MessageUsage, raw: bytes) -> bool:
 
 
 def _counts(each: _Iteration) -> Counts:
-    """Return the tokens of an iteration by kind."""
+    """Return the tokens of an inner step of the model by `KINDS`."""
     kept = each.cache_creation
     hour = 0 if kept is None else kept.ephemeral_1h_input_tokens or 0
     written = (each.cache_creation_input_tokens or 0) - hour
@@ -274,10 +277,10 @@ def _counts(each: _Iteration) -> Counts:
 
 
 def _add(usage: _MessageUsage, more: _Iteration, for_an_hour: int) -> None:
-    """Add the tokens of an iteration to a report.
+    """Add the tokens of an inner step of the model (`more`) to the usage report.
 
-    `for_an_hour` are tokens of one-hour cache writes in an earlier report of the stream, which the last one
-    omits.
+    `for_an_hour` are tokens of one-hour cache writes in an earlier report of the stream, which the last
+    one omits.
     """
     usage.input_tokens = summed(usage.input_tokens, more.input_tokens)
     usage.output_tokens = summed(usage.output_tokens, more.output_tokens)
@@ -292,7 +295,7 @@ def _add(usage: _MessageUsage, more: _Iteration, for_an_hour: int) -> None:
 
 
 def _report_loose(meter: Meter, document: dict[str, object], final: bool) -> None:
-    """Report the usage in an event or message that does not have the documented types."""
+    """Report the usage in an event with other types than documented; `final` marks the last report."""
     message = document.get("message")
     holder = message if isinstance(message, dict) else document
     meter.detail.answered_by(holder.get("model"))
@@ -303,7 +306,7 @@ def _report_loose(meter: Meter, document: dict[str, object], final: bool) -> Non
 
 
 def _closing(meter: Meter) -> bytes:
-    """Close the open content block, and end the message with `stop_reason: max_tokens`."""
+    """Return events that close the open content block, and end the message with `stop_reason: max_tokens`."""
     events: list[dict[str, object]] = []
     if meter.position >= 0:
         events.append({"type": "content_block_stop", "index": meter.position})

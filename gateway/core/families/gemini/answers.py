@@ -49,7 +49,7 @@ _refusals = msgspec.json.Decoder(_ErrorAnswer | list[_ErrorAnswer]).decode  # st
 
 
 def retry_delay(document: bytes) -> float:
-    """Return the seconds until the next try that the body of a 429 states, 0 if it states none."""
+    """Return the seconds to wait before the next try by the body of a 429 answer; 0 if not stated."""
     try:
         read = _refusals(document)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -194,7 +194,7 @@ def _see_more(meter: Meter, document: bytes, seen: int) -> None:
 
 
 def report(meter: Meter, raw: bytes, final: bool) -> None:
-    """Report the usage in a `usageMetadata` object. `final` marks the last one."""
+    """Report the usage in the `usageMetadata` object `raw`. `final` marks the last one of the answer."""
     usage = _REPORTS.read(meter, raw)
     if usage is None:
         return
@@ -232,7 +232,7 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
 
 
 def _note(detail: Detail, usage: _GeminiUsage) -> None:
-    """Note the service tier of a report, and its tokens by modality."""
+    """Note the service tier in a usage report, and its tokens of sound and images."""
     tier = usage.service_tier or usage.traffic_type
     detail.served_as(tier and tier.lower().removeprefix(_ON_DEMAND))
     read, tools, cached, written = (
@@ -251,7 +251,7 @@ def _of(details: list[_Modality] | None, modalities: frozenset[str]) -> int:
 
 
 def _report_loose(meter: Meter, document: bytes) -> None:
-    """Report the usage in an answer that does not have the documented types."""
+    """Report the usage in an answer whose fields have other types than documented."""
     answer = loose_document(document)
     for place, said in enumerate(objects_in(answer, "candidates")):
         meter.note_choice(said.get("index"), place, finished=_ends(said.get("finishReason")))
@@ -315,7 +315,7 @@ CACHED = Dialect(_read_cached)
 
 
 def _read_predicted(meter: Meter, document: bytes) -> None:
-    """Report the number of pictures made, or the tokens of embedded texts."""
+    """Report the number of pictures in a `predict` answer, or the tokens of the texts that it embeds."""
     said = loose_document(document)
     meter.failed = said.get("error") is not None
     made = objects_in(said, "predictions")

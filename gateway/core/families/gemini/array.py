@@ -38,7 +38,7 @@ class ArrayMeter(Meter):
         self._waiting: list[bytes] = []
 
     def feed(self, chunk: bytes) -> bytes:
-        """Read the elements that this chunk completes, and return the bytes that may pass now."""
+        """Read the elements of the array that this chunk completes; return the bytes that may pass now."""
         at, start, size, before = 0, 0, len(chunk), self._fed
         while at < size:
             if self._escaped:
@@ -95,13 +95,13 @@ class ArrayMeter(Meter):
         return self.withheld + kept
 
     def cut(self) -> bytes:
-        """Return bytes that end the array with `MAX_TOKENS`, empty if part of an element has passed."""
+        """Return bytes that end the array with `MAX_TOKENS`; empty if a part of an element was sent."""
         if self._kept_bytes > self.bounds.event_bytes_max:
             return b""
         return (b",\r\n" if 0 < self._first_end <= self._safe else b"[") + end_of(self) + b"]"
 
     def fail(self, body: bytes) -> bytes:
-        """Return bytes that end the array with the error `body`, empty if part of an element has passed."""
+        """Return bytes that end the array with the error `body`; empty if part of an element was sent."""
         if self._kept_bytes > self.bounds.event_bytes_max:
             return b""
         return (b",\r\n" if 0 < self._first_end <= self._safe else b"[") + body + b"]"
@@ -118,7 +118,11 @@ class ArrayMeter(Meter):
             self.phase = CLOSED
 
     def _complete(self, last: bytes, end: int) -> None:
-        """Read a complete element. If it finishes the answer, it waits for the end or for more content."""
+        """Read a complete element of the array, which ends at position `end` with the bytes `last`.
+
+        An element that finishes the answer is held back until the array ends, or another element has
+        content.
+        """
         shortened = self._shortened
         if shortened is None:
             element = b"".join((*self._element, last))
@@ -157,7 +161,10 @@ class ArrayMeter(Meter):
         self.text_bytes += shortened.text_bytes - before
 
     def _pass(self, chunk: bytes, before: int) -> bytes:
-        """Return the bytes before the position `_safe`. The others wait."""
+        """Return the bytes of the answer that may pass to the client now: those before position `_safe`.
+
+        `before` is the position of `chunk`. All other bytes are held back.
+        """
         if not before:
             self._is_array = chunk.lstrip()[:1] == b"["
         if self._safe <= before:
@@ -174,7 +181,7 @@ class ArrayMeter(Meter):
         return passed
 
     def _waiting_up_to(self, size: int) -> bytes:
-        """Remove and return the first `size` waiting bytes."""
+        """Remove and return the first `size` bytes of those that are held back from the client."""
         if size <= 0:
             return b""
         waiting = b"".join(self._waiting)

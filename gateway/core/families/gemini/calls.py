@@ -189,7 +189,7 @@ def _no_media(document: Document, names: FieldNames) -> bool:
 
 
 def _is_text(said: object) -> bool:
-    """Return whether a content, or a list of contents, certainly has parts of text alone."""
+    """Return whether a Gemini content, or each of a list of contents, certainly has text parts alone."""
     if isinstance(said, list):
         return all(map(_is_text, said))
     if not isinstance(said, dict):
@@ -215,7 +215,7 @@ def _listed(value: list[object] | Document) -> list[object]:
 
 
 def _no_sound(document: Document, names: FieldNames) -> bool:
-    """Return whether a call asks for no sound. An answer is text unless the call names other modalities."""
+    """Return whether a call certainly asks for no sound; an answer is text unless the call says more."""
     configs = _configs(document)
     spoken = "input" in document and any("speech_config" in config for config in configs)
     return not spoken and _SPOKEN.isdisjoint(document) and _answers_by(configs, {"TEXT", "IMAGE"})
@@ -231,7 +231,7 @@ def _configs(document: Document) -> list[Document]:
 
 
 def _answers_by(configs: list[Document], modalities: set[str]) -> bool:
-    """Return whether the stated response modalities are all among `modalities`. A call may state none."""
+    """Return whether `modalities` contains all response modalities that a call states, if any."""
     for config in configs:
         for field in ("responseModalities", "response_modalities"):
             asked = config.get(field)
@@ -314,9 +314,10 @@ def _add(name: str, inside: object, holder: Document, place: str, found: BodyIds
 
 
 def _normal(value: object) -> object:
-    """Return an object's name as it is stored, or None for a URL of another site.
+    """Return the name of a stored object without the URL around it; None for a URL of another site.
 
-    A file may be named by its URL at Google. An ambiguous name is returned unchanged.
+    A file may be named by its URL at Google. An ambiguous name, and a value that is no text, is returned
+    unchanged.
     """
     if not isinstance(value, str):
         return value
@@ -330,7 +331,7 @@ def _normal(value: object) -> object:
 
 
 def _chosen(document: Document) -> str | None:
-    """Return the field by which a body chooses the name of its new object, if any.
+    """Return the field with which a body itself names the object to create; None if it has none.
 
     Such a name could already belong to another organization.
     """

@@ -57,7 +57,7 @@ _COMPLETED: Final = "interaction.completed"
 
 
 def read_interaction(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read one turn of a model, which may continue an earlier turn."""
+    """Read a call of the Interactions API, one turn of a model, which may continue an earlier one."""
     _INTERACTION.check_spelling(document)
     for name in _ELSEWHERE:
         if document.get(name) not in _NOTHING:
@@ -122,7 +122,7 @@ def _report(meter: Meter, usage: Document, *, final: bool) -> None:
 
 
 def _parts(value: object) -> object:
-    """Return tokens by modality in the form of `usageMetadata`. Any other value is returned unchanged."""
+    """Return a list of tokens by modality in the form of `usageMetadata`; any other value unchanged."""
     if not isinstance(value, list):
         return value
     return [

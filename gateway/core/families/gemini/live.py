@@ -76,7 +76,7 @@ class GeminiLiveSession:
 
     @property
     def pending(self) -> bool:
-        """Whether the model still owes an answer."""
+        """Whether the client asked for an answer that the model has not finished."""
         return self._asked > 0
 
     @property
@@ -97,7 +97,11 @@ class GeminiLiveSession:
         }  # fmt: skip
 
     def ask(self, message: Document, size: int) -> bool:
-        """Check a message and count its tokens; `InvalidRequest` unless the first alone is a setup."""
+        """Check a client's message of `size` bytes, and count its tokens.
+
+        Return False, which means that the message is unchanged. Raise `InvalidRequest` for an unknown
+        message, and unless the first message is the only setup.
+        """
         name = next(iter(message), "")
         kind, said = _KINDS.get(name, ""), object_in(message, name)
         if len(message) != 1 or not kind or name not in message or not isinstance(message[name], dict):
@@ -137,13 +141,14 @@ class GeminiLiveSession:
         self._tools = self._tools[: len(self._tools) - tools]
 
     def forget(self) -> None:
-        """Note that all answers under way are charged."""
+        """Note that all answers that the client asked for are charged, and none is awaited."""
         self._asked = 0
 
     def hear(self, event: bytes) -> tuple[bytes, bool, bool]:
         """Process a message of the upstream.
 
-        Return it with two flags: it may pass between turns; it ends a turn.
+        Return (message, whether it may pass to the client when no answer is under way, whether it
+        ends one).
         """
         said = loose_document(event)
         content, usage = object_in(said, "serverContent"), object_in(said, "usageMetadata")

@@ -143,7 +143,10 @@ STORED: Final = Dialect(_count_once)
 
 
 def unit(read: Reader, *, any_model: bool = False) -> CallKind:
-    """Return the kind of a call that makes or stores an object, and costs one unit of its service."""
+    """Return the kind of call that makes or stores an object, and costs one unit of its service.
+
+    `read` is the function that reads it; `any_model` allows it to name any model.
+    """
     return CallKind(
         read, STORED, keeps=lambda document: True, operation="generate_content", any_model=any_model,
         stores=True,
@@ -191,7 +194,7 @@ def _no_media(document: Document, names: FieldNames) -> bool:
 
 
 def _no_sound(document: Document, names: FieldNames) -> bool:
-    """Return whether a call asks for no sound. An answer is text unless the call names other modalities."""
+    """Return whether a call certainly asks for no sound; an answer is text unless the call says more."""
     asked = document.get("modalities")
     if asked is None:
         return "audio" not in document
@@ -204,7 +207,7 @@ def _no_tier(document: Document, tier: str) -> bool:
 
 
 def _no_pictures(document: Document, names: FieldNames) -> bool:
-    """Return whether a call's modalities exclude pictures. Tools that make pictures are checked elsewhere."""
+    """Return whether a call's modalities exclude pictures; tools that make pictures do not matter here."""
     asked = document.get("modalities")
     return asked is None or (isinstance(asked, list) and all(one in ("text", "audio") for one in asked))
 
@@ -217,10 +220,10 @@ EXCLUSIONS = Exclusions(
 
 # Objects that OpenAI's upstreams keep: responses, conversations, files, batches, stores, containers.
 def _told(document: Document) -> Iterator[str]:
-    """Yield the ids in fields where the API puts what it has made.
+    """Yield the ids of objects that the API has created, from the fields of an answer meant for them.
 
-    Texts of a model or a tool, and lists, may contain a caller's text, so they do not count. Earlier objects,
-    such as the conversation of a response, do not count either.
+    Texts of a model or a tool, and lists, may contain a caller's text, so they do not count. Earlier
+    objects, such as the conversation of a response, do not count either.
     """
     for name in ("id", "output_file_id", "error_file_id", "conversation_id", "fine_tuned_model"):
         yield from ids_of(document.get(name))
@@ -250,9 +253,9 @@ def ids_in_item(item: Document) -> Iterator[str]:
 
 
 def keeps_chat(chat: Document) -> int:
-    """Return the `KEPT_…` constant for a chat: an answer with `store`, briefly with sound, else nothing.
+    """Return the `KEPT_…` constant for how long the ids in a chat's answer are valid.
 
-    An answer that is not stored has an id too, which names nothing.
+    Without `store` the answer's id names nothing; only sound can be referred to for a short time.
     """
     if chat.get("store"):
         return KEPT_ANSWERS
@@ -260,7 +263,7 @@ def keeps_chat(chat: Document) -> int:
 
 
 def keeps_response(response: Document) -> int:
-    """Return how long a response's ids are valid. Without `store`, its items are valid briefly."""
+    """Return the `KEPT_…` constant for a response: with `store: false` its ids are valid only briefly."""
     return KEPT_BRIEFLY if response.get("store") is False else KEPT_ANSWERS
 
 

@@ -73,7 +73,7 @@ def _report_whole(meter: Meter, document: bytes, raw: bytes) -> None:
 
 
 def _report_inside(meter: Meter, choices: list[dict[str, object]]) -> None:
-    """Report the usage in each choice of a whole answer. The text of choices without a report is counted."""
+    """Report the usage in each choice of a whole answer; text of choices without a report is counted."""
     reports, untold = ChoiceReports(max(1, meter.call.choices // meter.call.prompts)), []
     for place in range(len(choices)):
         reports.see(place, True)
@@ -122,7 +122,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def _read_odd_event(meter: Meter, data: bytes) -> bool:
-    """Read an event that does not have the documented types; return whether it is a usage frame alone."""
+    """Read an event with other types than documented; return whether it has usage and no choices."""
     count_text(meter, data)
     event = loose_document(data)
     for place, said in enumerate(objects_in(event, "choices")):
@@ -131,13 +131,13 @@ def _read_odd_event(meter: Meter, data: bytes) -> bool:
 
 
 def _see_own_shape(meter: Meter, event: dict[str, object]) -> None:
-    """Count the content of an event in a server's own shape. An error in such a shape is no content."""
+    """Count the text of an event in a form that only this server has, unless the event is an error."""
     if event.get("object") != "error":
         see_content(meter, {name: value for name, value in event.items() if name not in _ENVELOPE}, 0)
 
 
 def _usage_inside(read: CompletionChunk) -> bytes:
-    """Return the raw report of usage in a choice or in `x_groq`, empty if there is none."""
+    """Return the raw usage report in a choice, or in Groq's field `x_groq`; empty if there is none."""
     places = [choice.usage for choice in read.choices or ()]
     if read.x_groq is not None:
         places.append(read.x_groq.usage)
@@ -177,7 +177,7 @@ def _index(meter: Meter, choice: Choice) -> int:
 
 
 def _reports_of(meter: Meter) -> ChoiceReports:
-    """Return the reports of a stream of several choices, created at first use."""
+    """Return the usage reports by choice of this stream, created at first use."""
     if meter.by_choice is None:
         meter.by_choice = ChoiceReports(max(1, meter.call.choices // meter.call.prompts))
     reports = meter.by_choice
@@ -202,7 +202,7 @@ def _searches(model: str) -> bool:
 
 
 def _searches_under_another_name(meter: Meter) -> bool:
-    """Return whether the model that answered searches by itself, or all targets of its name do."""
+    """Return whether a model searches by itself: the one that answered, or all to which the call may go."""
     targets = meter.call.targets
     return _searches(meter.detail.model) or all(_searches(target.model) for target in targets)
 
@@ -224,7 +224,7 @@ def _report(meter: Meter, raw: bytes, choice: int = -1, content: int = 0) -> boo
 
 
 def _report_loose(meter: Meter, read: dict[str, object]) -> bool:
-    """Report the usage in a document of an unknown type; return whether it has a report."""
+    """Report the usage in a document with other types than documented; return whether there was any."""
     usage = read.get("usage")
     _name(meter, read.get("model"), read.get("service_tier"))
     if not isinstance(usage, dict) or not _report(meter, msgspec.json.encode(usage)):

@@ -121,7 +121,7 @@ def read_speech(call: CallRequest, document: Document, params: PathParams, bound
 
 
 def read_video(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a call for a video, which is made later. A video made from another has its model and length."""
+    """Read a call for a video, made later. A video made from another one has that one's model and length."""
     _VIDEO.check(document)
     stated, own = document.get("seconds"), params.get("seconds")
     if "id" in params and own is None:
@@ -160,7 +160,7 @@ def _read_whole_video(meter: Meter, document: bytes) -> None:
 
 
 def read_ocr(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a call for OCR at Mistral, and hold the named pages, else the most that a document may have."""
+    """Read a call for OCR at Mistral. Pages are reserved for it: those named, else the most possible."""
     _OCR.check(document)
     call.model, call.output_max = model_name(document.get("model")), 0
     for name in _ANNOTATIONS:

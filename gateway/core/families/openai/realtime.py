@@ -156,7 +156,7 @@ class RealtimeSession:
         return bool(self._responses) or any(one.kind == _CREATE for one in self._asked.values())
 
     def waits(self, message: Document) -> bool:
-        """Return whether a message asks for a response while another one runs: a hold covers one."""
+        """Return whether a message asks for a response while another one runs, so that it must wait."""
         return message.get("type") == _CREATE and self._busy
 
     def document(self) -> Document:
@@ -166,9 +166,9 @@ class RealtimeSession:
         return {"model": self.model, "input_tokens": self.needs, "audio": {}, "input": said, **beside}
 
     def ask(self, message: Document, size: int) -> bool:
-        """Check a message of the client; `InvalidRequest` for unknown events and other models.
+        """Check a message of the client, of `size` bytes, and count it; return whether `message` was changed.
 
-        Return whether `message` was changed.
+        Raise `InvalidRequest` for unknown events and other models.
         """
         _NAMES.check(message)
         kind = message.get("type")
@@ -206,7 +206,10 @@ class RealtimeSession:
         return True
 
     def _take(self, message: Document, kind: str, size: int, writes: bool) -> None:
-        """Count the tokens of a message, and record its request under a unique name."""
+        """Count the tokens of a message of type `kind`, and store its request under a unique name.
+
+        `size` is its size in bytes. `writes` says that it turns transcripts on.
+        """
         tokens, sound, name = 0, message.get("audio"), ""
         if kind == _APPEND and isinstance(sound, str):
             tokens, self._rest = divmod(self._rest + len(sound), self._sound_characters)
@@ -252,7 +255,8 @@ class RealtimeSession:
     def hear(self, event: bytes) -> tuple[bytes, bool, bool]:
         """Process an event of the upstream.
 
-        Return it with two flags: it may pass between turns; it ends a turn.
+        Return (event, whether it may pass to the client when no answer is under way, whether it ends
+        one).
         """
         try:
             read = decoded(_event, event)
@@ -298,16 +302,16 @@ class RealtimeSession:
         return msgspec.json.encode(document)
 
     def _hear_session(self, kind: str, session: Document) -> None:
-        """Note whether the session transcribes sound from now on."""
+        """Note whether the session transcribes sound, as an event of type `kind` about it says."""
         named = bool(_transcribers(session))
         if kind == _UPDATED:
             self._answered(_UPDATE)
         self._configured = named or (self._configured and kind != _UPDATED)
 
     def _hear_response(self, response: Document) -> None:
-        """Set the size of the conversation from a response's usage.
+        """Set the size of the conversation, in tokens, from the usage of a response that ended.
 
-        Only a completed response that read all of it may lower the number.
+        Only a completed response that read the whole conversation may lower the number.
         """
         said = self._responses.pop(str(response.get("id")), None)
         total = integer(object_in(response, "usage").get("total_tokens"))
@@ -322,7 +326,7 @@ class RealtimeSession:
         return message
 
     def _update(self, session: Document) -> tuple[str, ...]:
-        """Check an update of the session, and return the models of transcripts that it names."""
+        """Check the settings in an update of the session; return the models for transcripts that it names."""
         _SESSION.check(session, "session.")
         if session.get("type") not in {None, "realtime"}:
             raise InvalidRequest('session.type must be "realtime" on this connection.', param="session.type")
@@ -337,14 +341,14 @@ class RealtimeSession:
 
 
 def _transcribers(session: Document) -> tuple[str, ...]:
-    """Return the models that a session names for transcripts."""
+    """Return the models that a session names for transcribing the client's sound."""
     heard = object_in(object_in(session, "audio"), "input")
     places = object_in(heard, "transcription"), object_in(session, "input_audio_transcription")
     return tuple([model_name(place["model"]) for place in places if place.get("model") is not None])
 
 
 def _check_inside(holder: Document, path: str) -> None:
-    """Raise `InvalidRequest` for stored prompts, other conversations, and tools that are not metered."""
+    """Raise `InvalidRequest` for stored prompts, other conversations, and tools that cannot be charged."""
     if isinstance(holder.get("prompt"), dict):
         raise InvalidRequest(f"{path}prompt is not accepted here: send its text.", param=f"{path}prompt")
     if holder.get("conversation") not in _CONVERSATIONS:

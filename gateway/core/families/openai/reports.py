@@ -31,7 +31,7 @@ _TIMINGS: Final = "timings"  # of llama.cpp, whose report is about the first cho
 
 
 def _told(holder: object, names: tuple[str, ...]) -> int | None:
-    """Return the largest number under these names, or None if there is none."""
+    """Return the largest number in the fields `names` of a report, or None if all are missing."""
     most: int | None = None
     for name in names:
         count: int | None = getattr(holder, name)
@@ -85,7 +85,11 @@ def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:
 
 
 def _note(detail: Detail, usage: ReportedUsage) -> tuple[int, int, int]:
-    """Note a report's kinds of tokens; return cached ones, reasoning, and all of cache reads and writes."""
+    """Note cached, sound and image tokens of a usage report.
+
+    Return three counts: cached tokens, reasoning tokens, and all that were read from or written to a
+    cache.
+    """
     read: InputDetails | None = usage.prompt_tokens_details or usage.input_tokens_details
     made: OutputDetails | None = usage.completion_tokens_details or usage.output_tokens_details
     cached, written, reasoning = _told(usage, _CACHED) or 0, usage.cache_creation_input_tokens or 0, 0
@@ -114,7 +118,10 @@ class _Sum:
         self.read = self.written = self.cached = self.reasoning = 0
 
     def put(self, index: int, prompt: int, numbers: Numbers) -> None:
-        """Record the counts of a choice. They never lower an earlier report of the same choice."""
+        """Record the tokens of choice `index`, whose prompt has the number `prompt`.
+
+        Numbers that are lower than in an earlier report of the same choice are ignored.
+        """
         read, written, cached, reasoning = numbers
         written_before, reasoning_before = self._choices.get(index, (0, 0))
         written, reasoning = max(written, written_before), max(reasoning, reasoning_before)
@@ -155,14 +162,17 @@ class ChoiceReports:
         self._covered = 0
 
     def see(self, index: int, ends: bool) -> None:
-        """Note a piece of a choice, and whether it is the last piece."""
+        """Note that an event has text of choice `index`; `ends` says that the choice is complete."""
         self._seen.add(index)
         if ends:
             self._ended.add(index)
             self._last = index
 
     def report(self, meter: Meter, index: int, numbers: Numbers, content: int) -> None:
-        """Add a report of one choice, or of all (`index` -1). `content` is the size of the event's text."""
+        """Add the usage report `numbers` of choice `index`, or of all choices if `index` is -1.
+
+        `content` is the size of the text in the same event.
+        """
         own, alone = self._own, self._alone
         if index < 0:
             alone.put(self._last, self._last // self._each, numbers)
@@ -195,10 +205,10 @@ class ChoiceReports:
 
 
 def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> Numbers:
-    """Return the counts of all choices of a whole answer, whose report may be about the first choice alone.
+    """Return the token counts of an answer with several choices, if its report may count only the first.
 
-    llama.cpp reports so, and upstreams with that fact configured. For other servers, texts that are too long
-    for the reported tokens show it.
+    The report of llama.cpp and of upstreams configured so counts one choice. For others, texts that are
+    too long for the reported tokens show it. `numbers` are the counts of the report.
     """
     choices, call = objects_in(document, "choices"), meter.call
     prompt, completion, cached, reasoning = numbers
@@ -220,10 +230,10 @@ def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> N
 
 
 def _count_tokens(texts: list[int], known: dict[int, int], stated: int) -> int:
-    """Return the tokens of texts of these sizes. `known` are the tokens of some of them, by index.
+    """Return the tokens of several texts. `texts` are their sizes, `known` the tokens of some, by index.
 
-    Others count at the highest known density, plus one token for their end, plus the square root of their
-    tokens, because their words may be shorter. `stated` is the maximum of each.
+    Each other text has as many tokens for its size as the densest known one, plus one for its end, plus
+    the square root of the number, because its words may be shorter; at most `stated`, if that is not 0.
     """
     tokens, size = known[0], texts[0]
     for place, one in known.items():

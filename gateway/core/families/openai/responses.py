@@ -113,7 +113,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def _see(meter: Meter, read: _ResponseEvent, data: bytes) -> None:
-    """Count the content of an event that no earlier event had."""
+    """Count the content of an event, except for content that was counted with an earlier event."""
     kind, before = read.type or "", meter.text_bytes
     if read.delta:
         meter.saw(read.delta)
@@ -134,9 +134,9 @@ def _see(meter: Meter, read: _ResponseEvent, data: bytes) -> None:
 
 
 def _see_whole(meter: Meter, event: _ResponseEvent, data: bytes) -> None:
-    """Count the content of a whole item or part that exceeds the pieces seen of the same item.
+    """Count the content of an event that repeats a whole item, as far as its pieces had less.
 
-    Each kind of event repeats an item once, with all its parts.
+    Each kind of such events repeats an item once, with all its parts.
     """
     said, before, place = meter.said, _place(meter, event, ""), _place(meter, event, event.type or "")
     told = said[place] = said.get(place, 0) + content_bytes(loose_document(data), _BROUGHT)
@@ -149,7 +149,10 @@ def _see_whole(meter: Meter, event: _ResponseEvent, data: bytes) -> None:
 
 
 def _place(meter: Meter, event: _ResponseEvent, kind: str) -> tuple[int, str]:
-    """Return the key for a sum of content sizes: the item's index and the kind of event."""
+    """Return the key for summing sizes of content: (index of the output item, `kind`).
+
+    If there are too many keys, events share one.
+    """
     index = event.output_index
     place = index if isinstance(index, int) else -1, kind
     return place if place in meter.said or len(meter.said) < _PLACES_MAX else (-1, "")
@@ -167,21 +170,24 @@ def _take(meter: Meter, response: _Response) -> None:
 
 
 def _note_items(detail: Detail, output: Iterable[msgspec.Raw]) -> None:
-    """Note the uses of tools in an output. Unreadable items are skipped."""
+    """Note how often each of the provider's tools was used in an output; unreadable items are skipped."""
     tools = Counter(kind for raw in output if (kind := _tool_of(bytes(raw))))
     for kind, times in tools.items():
         detail.used_tool(kind, times)
 
 
 def _note_item(meter: Meter, raw: bytes) -> None:
-    """Note one completed use of a tool. A stream may end before its last event lists all uses."""
+    """Note one use of a tool from a completed output item (`raw`).
+
+    This matters if the stream breaks off before its last event lists all uses.
+    """
     kind = _tool_of(raw)
     if kind and meter.detail.used_tool(kind, meter.detail.tools.get(kind, 0) + 1):
         meter.content_events += 1
 
 
 def _tool_of(raw: bytes) -> str:
-    """Return the provider's tool that an output item is a use of, or an empty text."""
+    """Return the provider's tool that was used, if an output item is such a use; else an empty text."""
     try:
         item = _item(raw)
     except UNREADABLE:
@@ -208,7 +214,7 @@ def report(meter: Meter, raw: bytes) -> bool:
 
 
 def _report_loose(meter: Meter, response: dict[str, object]) -> None:
-    """Report the usage in a response that does not have the documented types."""
+    """Report the usage in a response whose fields have other types than documented."""
     usage = response.get("usage")
     meter.detail.answered_by(response.get("model"))
     meter.detail.served_as(response.get("service_tier"))

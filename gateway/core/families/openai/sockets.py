@@ -56,7 +56,7 @@ class ResponseMessages:
 
     @property
     def size(self) -> int:
-        """The bytes stored for the next message."""
+        """The bytes stored so that the next message can continue the conversation."""
         return len(self._said) + (REMEMBERED_BYTES_MAX - self._left if self._asked else 0)
 
     def forget(self) -> None:
@@ -65,7 +65,7 @@ class ResponseMessages:
         self.end()
 
     def end(self) -> None:
-        """End the current answer. If it is not complete, no message can continue it."""
+        """End the current answer. Unless it was complete, no later message can continue it."""
         self._asked, self._items = b"", []
 
     def read(self, document: Document) -> None:
@@ -93,7 +93,7 @@ class ResponseMessages:
             self._asked = asked if self._left >= 0 else b""
 
     def hear(self, event: str) -> None:
-        """Record an event of the current answer, for a later message to continue."""
+        """Record an event of the current answer, so that a later message can continue the answer."""
         if not self._asked or not any(one in event[:_TYPE_CHARACTERS] for one in (_ITEM, *_ENDS)):
             return
         self._left -= len(event)
@@ -123,9 +123,9 @@ def _items(said: object) -> list[object]:
 
 
 def _again(item: Document) -> Document | None:
-    """Return an item of an answer as input of the next request, without its id, which no upstream has stored.
+    """Return an item of an answer as input of the next request, without its id, because it is not stored.
 
-    None for reasoning without encrypted content.
+    None for reasoning without encrypted content, which cannot be sent again.
     """
     if item.get("type") == "reasoning" and not item.get("encrypted_content"):
         return None
