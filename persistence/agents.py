@@ -69,7 +69,10 @@ def asking(connection: Connection, user_codes: Sequence[str]) -> RowMapping | No
 
 
 def decide(connection: Connection, row_id: int, state: str, **values: object) -> bool:
-    """Store the decision on a pending sign-in; return False if it was decided before, or has expired."""
+    """Store the decision on a pending sign-in: its new `state` and other columns (`values`).
+
+    Return False if the sign-in was decided before, or has expired.
+    """
     said = update(agent_sign_in).where(_here.id == row_id, _asking).values(state=state, **values)
     return connection.execute(said.returning(_here.id)).first() is not None
 
@@ -89,7 +92,7 @@ def find(connection: Connection, row_id: int) -> RowMapping | None:
 
 
 def of_key(connection: Connection, api_key_id: int) -> RowMapping | None:
-    """Return the sign-in whose current API key is this one; None if there is none."""
+    """Return the sign-in whose current API key has the id `api_key_id`; None if there is none."""
     return connection.execute(select(agent_sign_in).where(_here.api_key_id == api_key_id)).mappings().first()
 
 
@@ -114,7 +117,7 @@ def renew(connection: Connection, row_id: int, generation: int, api_key_id: int)
 
 
 def over(connection: Connection) -> Sequence[RowMapping]:
-    """Return some sign-ins whose API keys must be revoked: they or their person's admin token have ended."""
+    """Return some sign-ins with keys to revoke: they, or the admin token of their person, have ended."""
     has_ended = or_(
         _token.id.is_(None), _token.revoked_at.is_not(None), _token.expires_at <= func.now(),
         _token.digest.startswith("forgotten:"),
@@ -130,9 +133,9 @@ def over(connection: Connection) -> Sequence[RowMapping]:
 
 
 def due(connection: Connection, each_s: float) -> Sequence[RowMapping]:
-    """Return some sign-ins whose person the identity provider must confirm again after `each_s` seconds.
+    """Return some sign-ins that the identity provider last confirmed more than `each_s` seconds ago.
 
-    Each has the digest of its person's admin token, and is marked as checked now.
+    Each has the digest of its person's admin token, and is marked as being confirmed now.
     """
     before = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, each_s)
     late = (
@@ -152,7 +155,10 @@ def keep_renewal(connection: Connection, row_id: int, renewal: str) -> None:
 
 
 def take_renewal(connection: Connection, session_id: int, renewal: str) -> bool:
-    """Remove a refresh token that may work once from a console session; return whether it was stored."""
+    """Clear the refresh token of a console session if it is still `renewal`; return whether it was.
+
+    The provider accepts a refresh token once, so only one caller may use it.
+    """
     sessions = console_session.c
     mine = update(console_session).where(sessions.id == session_id, sessions.renewal == renewal)
     return connection.execute(mine.values(renewal=None).returning(sessions.id)).first() is not None

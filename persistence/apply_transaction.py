@@ -82,21 +82,25 @@ Touched = tuple[str, int | None, Row]
 
 
 def of(organization_id: int | None) -> int:
-    """Return the number of an organization's lock (None: staff's); two organizations may share one."""
+    """Return the number of the lock for an organization, or for staff if `organization_id` is None.
+
+    Two organizations may share a number.
+    """
     return STAFF if organization_id is None else 1 + (organization_id - 1) % _KEYS_MAX
 
 
 async def take(connection: AsyncConnection, whose: Sequence[int], wait_s: int) -> None:
-    """Lock these organizations until the transaction ends; raise `Overloaded` after `wait_s` seconds."""
+    """Lock the numbers in `whose` until the transaction ends; raise `Overloaded` after `wait_s` seconds."""
     taken = "Somebody else is applying, and takes long"
     await connection.run_sync(lock_within, _TAKE, {"whose": whose}, wait_s, taken)
 
 
 async def take_touched(connection: AsyncConnection, touched: Sequence[Touched], wait_s: int) -> bool:
-    """Lock the organizations that these writes touch until the transaction ends.
+    """Lock the organizations that the writes in `touched` change, until the transaction ends.
 
-    Return whether one of them was locked by somebody else. Only staff lock several organizations, and only
-    one at a time does, so no deadlock can form. Beyond `ORGANIZATIONS_MAX` none is locked.
+    Return whether another transaction held one of these locks. If the writes touch more than
+    `ORGANIZATIONS_MAX` organizations, none is locked. Deadlocks cannot form, because only staff lock several
+    organizations, and one staff transaction at a time.
     """
     whose = sorted(map(of, await _owners(connection, touched)))
     if not whose or len(whose) > ORGANIZATIONS_MAX:
@@ -150,7 +154,7 @@ MOST: Mapping[str, int] = {
 
 
 def refuse_more(change: EntityWrite) -> None:
-    """Raise `Conflict` if an organization's caller would create more rows of a kind than `MOST` allows."""
+    """Raise `Conflict` if an organization already has `MOST` rows of a kind; staff may create more."""
     most = MOST.get(change.command.resource)
     if change.within is None or most is None or change.command.verb != CREATE:
         return
@@ -196,7 +200,10 @@ def confined(change: EntityWrite) -> Row:
 
 
 def enter(change: EntityWrite) -> None:
-    """Restrict a write to the caller's realm: rows of others are `NotFound`, new rows are the caller's."""
+    """Restrict a write to the organization or tenant that the caller may write in.
+
+    Raise `NotFound` for a row of somebody else; a new row gets the caller's organization or tenant.
+    """
     if (realm := change.realm) is None:
         return
     if change.command.id is not None:
@@ -208,7 +215,7 @@ def enter(change: EntityWrite) -> None:
 
 
 def leave(change: EntityWrite, row: Row) -> None:
-    """Raise `NotFound`, so that the write is rolled back, if the written row belongs to another realm."""
+    """Raise `NotFound`, if the written `row` belongs to another organization or tenant than the caller's."""
     if (realm := change.realm) is None:
         return
     for name, within in ((OWNER, realm.organization_id), (TENANT, realm.tenant_id)):
@@ -258,9 +265,9 @@ class ApplyTransaction:
         )
 
     async def hold_touched(self, touched: Sequence[Touched], wait_s: int = LOCK_WAIT_S) -> bool:
-        """Lock out applies by the organizations that staff's writes touch; return whether one was busy.
+        """Lock the organizations that the writes of staff in `touched` change.
 
-        Raise `Overloaded` after `wait_s` seconds.
+        Return whether another transaction held one of these locks; raise `Overloaded` after `wait_s` seconds.
         """
         return self._within is None and await take_touched(self._connection, touched, wait_s)
 
@@ -288,7 +295,10 @@ class ApplyTransaction:
         return await self._read(self._subject(resource), true(), rows_max)
 
     async def marks(self, owner: int, name: str, rows_max: int) -> Sequence[Mark]:
-        """Read the marks stored under a name of an owner, at most `rows_max` + 1."""
+        """Read the marks of an apply, which say which rows it wrote: those of an owner under a name.
+
+        At most `rows_max` + 1 are returned.
+        """
         noted = select(_here.resource, _here.row_id, _here.fields, _here.made, _here.said)
         mine = noted.where(_here.owner == owner, _here.name == name)
         rows = await self._connection.execute(mine.limit(rows_max + 1))
@@ -358,7 +368,10 @@ class ApplyTransaction:
         return ran
 
     def _one(self, connection: Connection, step: Step, batch: WriteBatch) -> Done | str:
-        """Run one step; return the message if it fails and may be skipped, else raise `StepRefused`."""
+        """Run one step of an apply; raise `StepRefused` if the step is refused.
+
+        If the step may stay undone, a `Conflict` is returned as its message instead.
+        """
         try:
             return self._step(connection, step, batch)
         except Conflict as refused:
@@ -408,7 +421,7 @@ def _one_of(column: ColumnElement[Any], values: Collection[object], *, folded: b
 
 
 def _once(writes: Sequence[Row]) -> list[Row]:
-    """Drop repeated bare definitions of an account: the first one already defines the whole account."""
+    """Drop repeated bare definitions: the first write without values defines the whole account already."""
     defined: set[tuple[object, object]] = set()
     kept = []
     for write in writes:

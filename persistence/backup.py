@@ -107,7 +107,11 @@ def compare(url: str, rows: Mapping[str, int]) -> None:
 
 
 def move_ids_ahead(url: str, ahead: int) -> None:
-    """Advance id sequences by `ahead`: counters and credentials may know ids given after the backup."""
+    """Advance the id sequences of tables by `ahead`, after a restore.
+
+    Ids that were assigned after the backup are then not used twice: counters and credentials may still refer
+    to them.
+    """
     with _connected(url) as connection:
         for table in NUMBERED if ahead else ():
             connection.execute(_AHEAD, {"table": table, "ahead": ahead})
@@ -139,7 +143,7 @@ def _one(connection: psycopg.Connection[tuple[object, ...]], statement: str) -> 
 
 
 def _refuse_pooler(url: str) -> None:
-    """Raise `BackupFailed` if a pooler shares sessions: pg_dump and pg_restore need their own."""
+    """Raise `BackupFailed` if a pooler at `url` shares sessions: pg_dump and pg_restore need their own."""
     try:
         shared = shares_sessions(url)
     except psycopg.Error as error:
@@ -189,7 +193,7 @@ class BackupRow:
 
 
 def note_backup(url: str, taken: BackupRow) -> int:
-    """Store a backup and return its id; return 0 if the schema has no table for it yet."""
+    """Store a backup, `taken`, and return its id; return 0 if the schema has no table for it yet."""
     with _connected(url) as connection:
         if not _notes(connection):
             return 0
@@ -204,7 +208,7 @@ def note_proof(url: str, number: int) -> None:
 
 
 def last_proven(url: str, files: list[str]) -> str:
-    """Return the name of the latest of these backups that was proven, or "" if none was."""
+    """Return the latest of the backups in `files` that was proven by a restore; "" if none was."""
     with _connected(url) as connection:
         if not _notes(connection):
             return ""
@@ -213,9 +217,9 @@ def last_proven(url: str, files: list[str]) -> str:
 
 
 def refuse_unless_provable(url: str) -> None:
-    """Raise `BackupFailed` if a backup of this database could not be proven by a restore.
+    """Raise `BackupFailed` if a backup of this database could not be proven by a test restore.
 
-    It is called before a backup is written.
+    This is checked before a backup is written.
     """
     with _connected(url) as connection:
         if connection.execute("SELECT to_regclass('alembic_version')").fetchone() != (None,):
@@ -230,10 +234,10 @@ def refuse_unless_provable(url: str) -> None:
 
 @contextmanager
 def database_beside(url: str) -> Iterator[str]:
-    """Create an empty database on the same server and yield its URL; drop the database at the end.
+    """Create an empty database on the server of `url` and yield its URL; drop the database at the end.
 
-    One at a time per database: databases left over by killed processes are dropped first. Raise
-    `BackupFailed` if another backup is being proven.
+    Databases that killed processes left are dropped first. Raise `BackupFailed` if another process has such a
+    database at the moment.
     """
     with _connected(url, autocommit=True) as connection:
         if connection.execute(_LOCK).fetchone() != (True,):
@@ -282,9 +286,9 @@ SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved
 
 
 async def backed_up(engine: Engine) -> dict[str, object]:
-    """Return the Unix times of the last backup and of the last proof, if there are any.
+    """Return metrics: the Unix times of the last backup and of the last proven one, if they exist.
 
-    `backup_missing_seconds` is the age of the oldest organization while no backup exists, else 0.
+    `backup_missing_seconds` is the age of the oldest organization if no backup exists, else 0.
     """
     async with engine.connect() as connection:
         row = (await connection.execute(_BACKED_UP)).one()

@@ -101,17 +101,18 @@ class DunningSchedule:
         return cls(tuple(sorted(days)), block_days or None)
 
     def reminder(self, days_over: int, told: Sequence[int]) -> int | None:
-        """Return the day of the due reminder, the latest if several are due; None if none is.
+        """Return the number of days of the reminder to send `days_over` days after the due date, or None.
 
-        Reminders up to the last one already sent (`told`) are not repeated.
+        Of several due reminders it is the latest. Reminders up to the last sent one (`told`) are not
+        repeated.
         """
         due = [days for days in self.reminder_days if days <= days_over and days > max(told, default=-1)]
         return due[-1] if due else None
 
     def blocks(self, days_over: int, told: Sequence[int], days_since_told: int) -> bool:
-        """Return whether to refuse calls `days_over` days after the due date.
+        """Return whether to refuse calls `days_over` days after an invoice's due date.
 
-        It is true only if the last reminder before that day was sent at least a day ago.
+        It is true only if the last reminder before was sent (`told`), at least a day ago (`days_since_told`).
         """
         if self.block_days is None or days_over < self.block_days:
             return False
@@ -134,7 +135,7 @@ async def blocked_tenants(engine: AsyncEngine) -> dict[str, object]:
 
 
 def advance(change: EntityWrite) -> Row:
-    """Run the due dunning steps of an organization; raise `Conflict` if none is due."""
+    """Run an organization's due dunning steps (reminders, blocks, unblocks); `Conflict` if none is due."""
     values = change.command.values
     organization_id, schedule = id_in(values, "organization_id"), values["schedule"]
     assert isinstance(schedule, DunningSchedule)
@@ -166,9 +167,9 @@ def advance(change: EntityWrite) -> Row:
 def _block(
     change: EntityWrite, here: dict[str, int], invoice_id: int, schedule: DunningSchedule
 ) -> list[int]:
-    """Block the tenants that dunning has not blocked; a block by a person remains that person's.
+    """Block the organization's tenants because `invoice_id` is not paid.
 
-    Return the ids of the new steps.
+    Return the ids of the new dunning steps. A tenant that a person has blocked stays blocked by that person.
     """
     steps = []
     found = change.connection.execute(_UNTOUCHED_NOW, here | {"count": TENANTS_A_STEP_MAX}).scalars().all()
@@ -186,7 +187,10 @@ def _block(
 
 
 def _pass_on(change: EntityWrite, here: dict[str, int], invoice_id: int) -> list[int]:
-    """Move the blocks of invoices that no longer block to another unpaid invoice; return the steps' ids."""
+    """Move the blocks of tenants to the unpaid invoice `invoice_id`, if their own invoice blocks no more.
+
+    Return the ids of the new dunning steps.
+    """
     steps = []
     for block in change.connection.execute(_OPEN_NOW, here | {"count": TENANTS_A_STEP_MAX}).all():
         end = {"invoice_id": block.invoice_id, "action": UNBLOCK, "corrects_id": block.id}
@@ -199,9 +203,9 @@ def _pass_on(change: EntityWrite, here: dict[str, int], invoice_id: int) -> list
 
 
 def _let_go(change: EntityWrite, here: dict[str, int]) -> list[int]:
-    """End the open blocks; skip tenants that a person has blocked or unblocked since.
+    """End dunning's blocks of tenants; return the ids of the new dunning steps.
 
-    Return the ids of the new steps.
+    A tenant that somebody else has blocked or unblocked since stays as it is.
     """
     steps = []
     for block in change.connection.execute(_OPEN_NOW, here | {"count": TENANTS_A_STEP_MAX}).all():

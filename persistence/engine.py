@@ -476,7 +476,10 @@ class Replica:
         return await otherwise()
 
     async def lag(self) -> float | None:
-        """Return the seconds this replica is behind the primary; None if unknown, which stops reads here."""
+        """Return the seconds by which this replica is behind the primary server.
+
+        None if it is unknown: then the replica is not read.
+        """
         found = None
         try:
             primary = await self._primary_state()

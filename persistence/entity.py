@@ -86,7 +86,10 @@ EVERYBODYS = frozenset(
 
 
 def owned(table: Table, realm: Realm) -> ColumnElement[bool]:
-    """Return the condition for rows that a realm may see; false if the table belongs to no organization."""
+    """Return the SQL condition for rows that a realm may see; false for a table without owners.
+
+    A realm is an organization, or one of its tenants or API keys.
+    """
     if realm.tenant_id is not None:
         if table is tenant:
             return (tenant.c.id == realm.tenant_id) & (tenant.c[OWNER] == realm.organization_id)
@@ -107,7 +110,7 @@ def owned(table: Table, realm: Realm) -> ColumnElement[bool]:
 
 
 def _of_key(table: Table, key_id: int) -> ColumnElement[bool]:
-    """Return the condition for rows of an API key; in the table of keys, for the key and its replacement."""
+    """Return the SQL condition for rows of an API key; among keys, also for the key that replaces it."""
     if table is api_key:
         successor = api_key.alias()
         place = select(successor.c.replaced_by_id).where(successor.c.id == key_id).scalar_subquery()
@@ -123,7 +126,7 @@ def _led(table: Table, realm: Realm) -> ColumnElement[bool]:
 
 
 def owners(table: Table, which: ColumnElement[bool]) -> Select[tuple[int | None]] | None:
-    """Return a query for the organizations of these rows; None if the table leads to no organization."""
+    """Return a query for the organizations that own the rows in `which`; None if the table has no owners."""
     if table is organization or OWNER in table.c:
         return select(organization.c.id if table is organization else table.c[OWNER]).where(which)
     for name, owner in THROUGH.items():
@@ -189,12 +192,12 @@ class EntityWrite:
 
     @property
     def within(self) -> int | None:
-        """The organization that the write must stay in; None for all of them."""
+        """The id of the organization that the caller may write in; None for staff, who may write in all."""
         return self.command.actor.organization_id
 
     @property
     def realm(self) -> Realm | None:
-        """The organization, or the tenant of it, that the write must stay in; None for all of them."""
+        """The organization, or the tenant of it, that the caller may write in; None (staff) for all."""
         return self.command.actor.realm
 
     @property
@@ -210,9 +213,9 @@ class EntityWrite:
     def intend(
         self, accounts: Sequence[str], verb: str, payload: Row, *, organization_id: int | None
     ) -> list[UUID]:
-        """Store a control write for each account and return their ids.
+        """Store a control write (a change of the counters in Redis) for each account; return their ids.
 
-        Without an organization, a control write concerns every partition.
+        It applies in the organization's partition, or in every partition if `organization_id` is None.
         """
         partition = self.partition_of(organization_id) if organization_id is not None else None
         rows = [write_of(partition, account, verb, payload) for account in accounts]
@@ -220,7 +223,11 @@ class EntityWrite:
         return [UUID(str(row["id"])) for row in rows]
 
     def intend_all(self, rows: Sequence[Row]) -> None:
-        """Store control writes in this order; report the first one of each account before the others."""
+        """Store control writes (changes of the counters in Redis) in this order.
+
+        They are also noted in `intents`, for the caller to wait for: the first one of each account comes
+        before the others.
+        """
         if self.batch is not None:
             self.batch.writes += rows
             return
@@ -233,9 +240,9 @@ class EntityWrite:
         self.intents += [Intent(str(row["id"]), str(row["account"])) for row in told]
 
     def count(self, what: object, read: Callable[[], int]) -> int:
-        """Return the number of rows before one more is created; `what` identifies the rows counted.
+        """Return how many rows of the kind `what` exist before one more is created.
 
-        A batch calls `read` once for each `what`, and then counts its own rows.
+        `read` counts them; in a batch it is called once for each kind, and the batch adds its own rows.
         """
         if self.batch is None:
             return read()
@@ -258,14 +265,14 @@ THIS: BindParameter[int] = bindparam("this")
 
 
 def keeper_command(resource: str, verb: str, row_id: int | None = None, **values: object) -> Command:
-    """Return a command with the keeper as actor, with the same effect as a person's."""
+    """Return a command whose actor is the keeper; it has the effect of the same command by a person."""
     return Command(resource, verb, KEEPER, str(uuid4()), lambda row: row, row_id, values)
 
 
 def write_of(
     partition: int | None, account: str, verb: str, payload: Row, write_id: object = None
 ) -> dict[str, object]:
-    """Return the row of a control write; an id is generated if `write_id` is None."""
+    """Return the row of a control write (a change of the counters in Redis); None creates a `write_id`."""
     return {
         "id": write_id or uuid4(), "partition": partition, "account": account, "verb": verb,
         "payload": dict(payload),
@@ -279,7 +286,7 @@ def insert_writes(connection: Connection, rows: Sequence[Row]) -> None:
 
 
 def hold_flushes(connection: Connection, partition: object) -> None:
-    """Block flushes of a partition until the end of the transaction."""
+    """Wait for flushes of the ledger into a partition, and block further ones until the transaction ends."""
     connection.execute(_LOCK_FLUSH, {"partition": partition})
 
 
@@ -325,7 +332,7 @@ class Entity:
         return live(self.table, self.table) if self.source is None else self.source
 
     def within(self, realm: Realm | None) -> Entity:
-        """Return this entity restricted to the rows that a realm may see; None restricts nothing."""
+        """Return this entity with only the rows that a realm (organization, tenant) may see; None is all."""
         if realm is None:
             return self
         own = realm.organization_id
@@ -370,7 +377,7 @@ def fetch(connection: Connection, subject: Entity, row_id: int) -> Row:
 
 
 def lock(change: EntityWrite) -> Row:
-    """Lock the command's row until the end of the transaction; store it as `before` and return it."""
+    """Lock the command's row until the transaction ends; keep it as `change.before` and return it."""
     # The bare row first: a source with outer joins cannot be locked.
     here = change.subject.table.c.id
     change.connection.execute(select(here).where(here == change.row_id).with_for_update())
@@ -407,7 +414,7 @@ def refuse_while_referenced(change: EntityWrite) -> None:
 
 
 def add(change: EntityWrite, **more: object) -> int:
-    """Insert the command's values and return the new row's id."""
+    """Insert a row with the command's values and those in `more`; return the new row's id."""
     table = change.subject.table
     values = fitted(table, {**change.command.values, **more})
     row_id = change.connection.execute(insert(table).values(values).returning(table.c.id)).scalar_one()
@@ -428,7 +435,7 @@ def alter(change: EntityWrite, values: Row) -> None:
 
 
 def fitted(table: Table, values: Row) -> dict[str, Any]:
-    """Convert values to columns: null in a column that is never null becomes its empty value."""
+    """Convert values of the API to values of columns: limits without the null ones, others by column name."""
     fitted: dict[str, Any] = {}
     for name, value in values.items():
         if name in {"limits", "user_limits"}:
@@ -512,7 +519,7 @@ _BETWEEN_WORDS = re.compile(r"[\s!-/:-@\[-`{-~]+")
 
 
 def named(table: Table) -> Condition:
-    """Return a filter by the first letters of words of a name; a number also finds the row with that id."""
+    """Return a filter that finds names by the first letters of their words, and a row by its id."""
 
     def condition(value: Any) -> ColumnElement[bool]:
         found: ColumnElement[bool] = func.name_words(table.c.name).op("@@")(func.name_query(_words(value)))
@@ -558,7 +565,7 @@ def change_row(change: EntityWrite) -> Row:
 
 
 def forget(change: EntityWrite) -> Row:
-    """Delete an unreferenced row, or mark it as deleted if its table keeps rows for the ledgers."""
+    """Delete an unreferenced row, or only mark it as deleted in tables whose rows the ledgers refer to."""
     row, table = lock(change), change.subject.table
     refuse_while_referenced(change)
     if "deleted_at" in table.c:

@@ -174,7 +174,7 @@ async def translating(
 
 
 def of_writes(connection: Connection, intents: Sequence[str]) -> str | None:
-    """Return a message on a refused control write among these; None if the counters refused none."""
+    """Return a message if the counters have refused one of the control writes with these ids; else None."""
     row = connection.execute(
         select(control_write.c.verb, control_write.c.result)
         .where(control_write.c.id.in_([UUID(text) for text in intents]), control_write.c.state == "refused")

@@ -139,9 +139,9 @@ class LedgerSigner:
         self._head_s, self._places_at_once = head_s, places_at_once
 
     async def sign_if_due(self) -> LedgerHead | None:
-        """Sign a head if the last one is older than `head_s` seconds.
+        """Sign the ledger's new rows as a head, if the last head is older than `head_s` seconds.
 
-        Return None if no head is due, or if another keeper is signing.
+        Return the head, or None if none is due or another keeper is signing.
         """
         async with self._engine.connect() as connection:
             age = await connection.scalar(_AGE)
@@ -156,9 +156,9 @@ class LedgerSigner:
         return await self._sign()
 
     async def _cut(self, kind: str, after: int) -> int | None:
-        """Store segments for up to `ACCOUNTS_AT_ONCE` accounts beyond the id `after`.
+        """Store segments, ranges of rows to sign, for up to `ACCOUNTS_AT_ONCE` accounts above the id `after`.
 
-        Return the id of the last one, or None after the last account.
+        Return the id of the last account, or None if it was the last of all.
         """
         async with self._engine.begin() as connection:
             if not await connection.scalar(_LOCK):
@@ -180,7 +180,7 @@ class LedgerSigner:
     async def _late(self, kind: str) -> int | None:
         """Store a segment for one sequence number that was signed as empty and has a row now.
 
-        Return None if there is none.
+        Return None if there is no such number.
         """
         async with self._engine.begin() as connection:
             if not await connection.scalar(_LOCK):
@@ -235,7 +235,7 @@ class LedgerSigner:
 
 
 def _before(kind: str, row: Any) -> LedgerSegment:
-    """Return the last segment of an account, with number 0 if the account has none."""
+    """Return the last signed segment (range of rows) of an account, with number 0 if it has none."""
     if row.number is None:
         return LedgerSegment(kind, row.id, 0, 0, 0, 0, row.up_to, NONE, NONE)
     return LedgerSegment(
@@ -259,7 +259,7 @@ def _row(one: LedgerSegment) -> dict[str, Any]:
 
 
 async def age_of_head(engine: AsyncEngine) -> dict[str, object]:
-    """Return the seconds since the last signed head as a metric; no metric before the first head."""
+    """Return, as a metric, the seconds since the ledger was last signed; no metric before the first time."""
     async with engine.connect() as connection:
         age = await connection.scalar(_AGE)
     return {} if age is None else {"ledger_head_age_seconds": age}
@@ -302,7 +302,7 @@ def heads(connection: Connection) -> list[LedgerHead]:
 
 
 def segments_by_head(connection: Connection) -> Iterator[LedgerSegment]:
-    """Return all segments without their marks, in the order of the heads' trees."""
+    """Return all signed segments (ranges of rows) without their marks, in the order of the signed trees."""
     statement = f"SELECT {', '.join(_SEGMENT)} FROM ledger_segment ORDER BY head, {_IN_ORDER}"  # noqa: S608  # as above
     return _segments(connection, statement)
 
@@ -312,13 +312,13 @@ def segments_of_head(connection: Connection, number: int) -> list[LedgerSegment]
 
 
 def segments_by_place(connection: Connection, kind: str) -> Iterator[LedgerSegment]:
-    """Return the segments of a kind of account, by account and first sequence number, then by number."""
+    """Return the signed segments (ranges of rows) of a kind of account, in the order of accounts and rows."""
     statement = f"SELECT {', '.join(_SEGMENT)}, marks FROM ledger_segment WHERE kind = %s"  # noqa: S608  # as above
     return _segments(connection, f"{statement} ORDER BY owner_id, first_seq, number", (kind,))
 
 
 def segment_at(connection: Connection, kind: str, owner_id: int, seq: int) -> LedgerSegment | None:
-    """Return the latest segment that covers a sequence number of an account; None if none does."""
+    """Return the latest signed segment (range of rows) with a sequence number of an account, or None."""
     statement = f"SELECT {', '.join(_SEGMENT)}, marks FROM ledger_segment WHERE (kind, owner_id) = (%s, %s)"  # noqa: S608  # as above
     statement += " AND %s BETWEEN first_seq AND last_seq ORDER BY number DESC LIMIT 1"
     found = list(_segments(connection, statement, (kind, owner_id, seq)))
@@ -334,9 +334,9 @@ def _segments(
 
 
 def leaves(connection: Connection, kind: str) -> Iterator[tuple[int, int, bytes, bool]]:
-    """Yield all rows of a kind of account: owner, sequence number, hash, whether the account lacks it.
+    """Yield all rows of a kind of account: owner, sequence number, hash, whether it should not exist.
 
-    An account lacks rows beyond its stored last sequence number.
+    A row should not exist if its number is beyond the account's stored last one.
     """
     statement = _STREAM.format(rows=_rows(kind, "true"))
     statement += f" LEFT JOIN ({_STANDS[kind]}) AS s ON s.id = r.owner_id ORDER BY 1, 2"

@@ -76,7 +76,7 @@ class Schedule:
         return ScheduledResult([each for each in organization_ids if each not in left], left)
 
     async def leave_invoices(self, left: Mapping[int, SkipReason | None]) -> None:
-        """Store why the invoices of organizations were skipped; None clears the reason."""
+        """Store the reasons in `left` why organizations' invoices were skipped; None clears a reason."""
         if left:
             async with self.engine.begin() as connection:
                 await connection.run_sync(schedule.leave, left)

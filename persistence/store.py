@@ -59,7 +59,10 @@ class Trials:
         self._looking: asyncio.Task[None] | None = None
 
     async def run(self, connection: AsyncConnection, work: Callable[[], Awaitable[T]]) -> T:
-        """Run the work over a connection; raise `TrialEnded` once another session waits for its locks."""
+        """Run the work over a connection.
+
+        Raise `TrialEnded`, and cancel the work, once another session waits for locks of this one.
+        """
         session = int(await connection.scalar(_SESSION))
         waited_for = self._under_way[session] = asyncio.get_running_loop().create_future()
         if self._looking is None:
@@ -175,7 +178,7 @@ class Store:
         self.replica = replica
 
     def within(self, realm: Realm | None) -> Store:
-        """Return a store restricted to the rows that a realm may see; None restricts nothing."""
+        """Return a store with only the rows that a realm (organization or tenant) may see; None means all."""
         if realm is None:
             return self
         return Store(
@@ -326,7 +329,10 @@ class Store:
         )  # fmt: skip
 
     def _owner(self, named: object) -> Any:
-        """Return the organization whose figures may be read: `named` if it is the caller's, else nobody's."""
+        """Return the id of the organization whose figures may be read: `named`, or the caller's own if None.
+
+        For another organization than the caller's, it is an id that nobody has.
+        """
         if self._within is None:
             return named
         # What an organization owes is no tenant's.

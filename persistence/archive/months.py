@@ -118,7 +118,7 @@ def connected(url: str) -> Iterator[Connection]:
 
 
 def refuse_unlocked(connection: Connection) -> None:
-    """Raise `ArchiveFailed` if this session lost the archive's lock, as another one may write since."""
+    """Raise `ArchiveFailed` if this session has lost the archive's lock: another run may be writing now."""
     try:
         held = bool(one(connection, _HELD)[0])
     except psycopg.OperationalError:
@@ -218,7 +218,7 @@ def why_open(connection: Connection, ledger: MonthlyLedger, month: date) -> list
 
 
 def what_waits(connection: Connection, ledger: MonthlyLedger, month: date) -> list[str]:
-    """Return the reasons against archiving from other tables than the ledger; none for the audit log."""
+    """Return the reasons why a month cannot be archived yet, such as unbilled use; none for the audit log."""
     if ledger is AUDIT:
         return []
     values = {"end": end_of(month), "late": end_of(month) + timedelta(days=GRACE_DAYS)}
@@ -275,7 +275,11 @@ Due = Callable[[str, date], date | None]
 
 
 async def behind(engine: Engine, due: Due, now: datetime | None = None) -> dict[str, object]:
-    """Return the seconds for which the oldest month of each ledger is overdue for archiving, or 0."""
+    """Return, as a metric, by how many seconds the oldest month of each ledger is late for archiving.
+
+    A ledger that is not late has 0. `due` returns the day on which a month must be archived, or None if it is
+    kept.
+    """
     async with engine.connect() as connection:
         rows = (await connection.execute(_OLDEST, {"ledgers": list(BY_NAME)})).all()
     at, waits = now or datetime.now(UTC), []
@@ -316,7 +320,7 @@ def about(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
 
 
 def figures(connection: Connection, ledger: MonthlyLedger, month: date) -> tuple[int, Mapping[str, Figure]]:
-    """Return the number of rows in a month, and the figures of each column."""
+    """Return the number of rows in a month, and the number and sum of each column's non-null values."""
     columns = columns_of(ledger)
     sums = ", ".join(
         f'count("{name}"), coalesce(sum({_ADDED[kind].format(name=name)}), 0)'
@@ -427,10 +431,11 @@ class ArchivedMonth:
 
 
 def cut_month(connection: Connection, stored: ArchivedMonth) -> bool:
-    """Cut an archived month out of its ledger; return False if the ledger's rows differ from the stored ones.
+    """Remove an archived month from its ledger.
 
-    Raise `ArchiveFailed` if the month is no longer closed, has fewer rows than stored (a ledger only grows,
-    so this database is older than the archive), or a lock is not acquired in time.
+    Return False if the ledger's rows differ from the archived ones. Raise `ArchiveFailed` if the month is no
+    longer closed, if a lock is not acquired in time, or if the ledger has fewer rows than the archive: a
+    ledger only grows, so the database is then the older one.
     """
     ledger, month = BY_NAME[stored.ledger], stored.month
     with connection.transaction():
@@ -461,7 +466,10 @@ def cut_month(connection: Connection, stored: ArchivedMonth) -> bool:
 
 
 def droppable(connection: Connection, days: int) -> list[ArchivedMonth]:
-    """Return the months archived at least `days` ago whose detached tables still exist."""
+    """Return the months archived at least `days` days ago whose detached tables still exist.
+
+    A detached table is no longer part of its ledger.
+    """
     found = connection.execute(_DROPPABLE, (days,))
     return [
         ArchivedMonth(ledger, month, url, file, rows, size, sha256, {})
@@ -477,7 +485,7 @@ def drop_month(connection: Connection, name: str, month: date) -> None:
 
 
 def _stand_for(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
-    """Store the rows of a month that must stay, and runs that sum up the others; return the rows kept."""
+    """Store the rows of a month that must stay, and sums (runs) of the others; return the number stored."""
     names = names_of(ledger, month)
     delta, balance = MOVES[ledger.kind]
     placed = _PLACED.format(stays=_STAYS[ledger.kind], **names)
@@ -539,7 +547,7 @@ def _replace(connection: Connection, ledger: MonthlyLedger, month: date) -> None
 
 
 def make(connection: Connection, names: Mapping[str, str]) -> None:
-    """Create the detached table for a month of a ledger."""
+    """Create the table for the rows that stay of an archived month; `names` are those of `names_of`."""
     connection.execute(_MAKE.format(**names).encode())
 
 
@@ -554,7 +562,7 @@ def bounds_of(month: date) -> tuple[str, str]:
 
 
 def names_of(ledger: MonthlyLedger, month: date) -> dict[str, str]:
-    """Return names for SQL: the ledger, its partition, the replacement's table, the owner's column."""
+    """Return names for SQL: the ledger, its partition, the table for rows that stay, the owner's column."""
     partition = ledger.partition(month)
     return {"ledger": ledger.name, "partition": partition, "kept": f"{partition}_kept", "owner": ledger.owner}
 
@@ -595,7 +603,7 @@ def archived(connection: Connection) -> list[ArchivedMonth]:
 
 
 def kept(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterator[MovementRun]:
-    """Yield the rows and runs that replace an archived month, by account and seq; needs a transaction."""
+    """Yield the rows that stay of an archived month, and sums (runs) of the others; within a transaction."""
     delta, balance = MOVES[ledger.kind]
     statement = _KEPT.format(
         owner=ledger.owner, partition=ledger.partition(month), delta=delta, balance=balance
@@ -649,14 +657,17 @@ class PartitionedMonth:
 
 
 def bring_in_rows(connection: Connection, rows_max: int = ROWS_MAX) -> list[PartitionedMonth]:
-    """Create partitions for months whose rows have none, and move the rows, one transaction a ledger."""
+    """Create the missing monthly partitions of each ledger, and move the rows of these months into them.
+
+    Each ledger has a transaction of its own, and at most `rows_max` rows are moved.
+    """
     return [moved for ledger in BY_NAME.values() for moved in _bring_in(connection, ledger, rows_max)]
 
 
 def told(url: str, rows_max: int = ROWS_TOLD_MAX) -> list[tuple[str, date, date, int]]:
-    """Return the ledgers with rows outside monthly partitions: name, first and last month, rows.
+    """Return the ledgers with rows outside of monthly partitions: name, first month, last month, rows.
 
-    Empty if PostgreSQL does not answer.
+    At most `rows_max` rows of a ledger are counted. Return an empty list if PostgreSQL does not answer.
     """
     found = []
     try:

@@ -139,7 +139,7 @@ KINDS = ("tokens", "credits", "units")
 
 
 def create(change: EntityWrite) -> Row:
-    """Store an amendment and the control writes that move the counters.
+    """Store an amendment of a call's charge, and the control writes that change the counters in Redis.
 
     Raise `Conflict` if the call was amended before, `Unprocessable` if it cannot be amended by these amounts.
     """
@@ -175,7 +175,10 @@ def create(change: EntityWrite) -> Row:
 
 
 def _checked(values: Row, amended: CallEffects) -> dict[str, int]:
-    """Return the amounts to move; raise `Unprocessable` if they exceed the charge or are of other kinds."""
+    """Return the tokens, credits and units by which a call is to be amended.
+
+    Raise `Unprocessable` if a refund exceeds the call's charge, or if the call has no charge of this kind.
+    """
     nano = Decimal(str(values.get("amount") or 0)) * NANO
     asked = {name: int(str(values.get(name) or 0)) for name in KINDS}
     if nano != int(nano):
@@ -206,7 +209,10 @@ def _too_much(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tu
 
 
 def _foreign(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tuple[str, str]]:
-    """Return an error for each amount to add that the call's service does not charge or is too large."""
+    """Return the errors of amounts to add to a call, as (field, message).
+
+    An amount is wrong if it is too large, or if the call's service does not charge its kind.
+    """
     call, service, units = amended.call, amended.service, amended.units
     meter = "" if service is None else service.meter
     counts = amended.tokens.moved > 0 or amended.tokens.late > 0 or (service and service.counts_tokens)
@@ -225,7 +231,10 @@ def _foreign(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tup
 
 
 def _of_quota(change: EntityWrite, amended: CallEffects, moved: int) -> tuple[int, int]:
-    """Return the tokens by which the debt of an ended cycle changes, and those by which the quota moves."""
+    """Return by how many tokens an amendment changes the debt of an ended cycle, and today's quota.
+
+    `moved` is the number of amended tokens.
+    """
     call, tokens = amended.call, amended.tokens
     if not moved:
         return 0, 0
@@ -254,7 +263,7 @@ def _of_quota(change: EntityWrite, amended: CallEffects, moved: int) -> tuple[in
 def _parts(
     connection: Connection, amended: CallEffects, units: int
 ) -> list[tuple[int, tuple[PriceTier, ...]]]:
-    """Return the moved units with their price tiers; a refund takes the last units of the call first."""
+    """Return the amended units of a call with their prices; a refund begins with the units used last."""
     if not units or amended.in_money:
         return [(units, IN_MONEY if units else ())]
     if not amended.units.units:  # the price of now
@@ -300,10 +309,10 @@ def _settle(change: EntityWrite, amended: CallEffects, moved: dict[str, int]) ->
 
 
 def correcting_write(change: EntityWrite, call: Any, moves: Row) -> dict[str, object]:
-    """Return a control write that moves the counters by a correction of a call's charge.
+    """Return a control write that changes the counters in Redis by `moves`, a correction of a call's charge.
 
-    The day of supply is the call's. `moves` may contain `told_on`, the day on which the ledger counted the
-    call.
+    The correction belongs to the day of the call. `moves` may contain `told_on`, the day on which the ledger
+    counted the call.
     """
     content, project = ("" if one is None else one for one in (call.content_id, call.project_id))
     payload = {
@@ -329,7 +338,7 @@ def _give(change: EntityWrite, organization_id: int, amount: int) -> None:
 
 
 def _tell(connection: Connection, request_id: str, back: dict[str, int], amended: CallEffects) -> None:
-    """Subtract a refund from the call's row and its roll-ups, and report the change to features."""
+    """Subtract a refund, `back`, from a call's row and its roll-ups, and notify other features."""
     values = {
         **back, "units": 0 if amended.in_money else back["units"], "request_id": request_id,
         **times_of([request_id]),
@@ -458,7 +467,10 @@ def open_reratings(connection: Connection, count: int) -> Sequence[int]:
 
 
 def _rate(change: EntityWrite, row: Row, after: int, actor: str) -> int | None:
-    """Rate the next batch of calls beyond the id `after`; return the last id, or None if none are left."""
+    """Rate, by the price in `row`, the next batch of calls with ids above `after`.
+
+    Return the last id of the batch, or None if no calls are left.
+    """
     span = (_effective(row), str(row["currency"]))
     calls = _open(change.connection, span, after=after, piece=PIECE_CALLS_MAX)
     rated = list(_rated(change.connection, row, calls)) if calls else []
@@ -468,7 +480,10 @@ def _rate(change: EntityWrite, row: Row, after: int, actor: str) -> int | None:
 
 
 def _open(connection: Connection, span: tuple[datetime, str], *, after: int, piece: int) -> Sequence[Any]:
-    """Return calls at cost, since a time and in a currency, that may be rated again."""
+    """Return up to `piece` calls with ids above `after` that may be rated again.
+
+    `span` is the time from which calls are wanted, and their currency.
+    """
     since, currency = span
     sought = {"since": since, "currency": currency, "after": after, "piece": piece}
     return connection.execute(_OPEN, sought).all()
@@ -481,7 +496,7 @@ def _effective(row: Row) -> datetime:
 
 
 def _rated(connection: Connection, row: Row, calls: Iterable[Any]) -> Iterator[_RepricedCall]:
-    """Yield the calls that this price applies to, each with its new rating."""
+    """Yield those of the calls that the price in `row` applies to, each with its new cost."""
     every = [read_price(dict(each)) for each in connection.execute(select(price)).mappings()]
     prices = PricesThen(every, str(row["currency"]))
     factors: dict[tuple[int, str], Factor] = {}
@@ -507,14 +522,20 @@ def _use_of(call: Any) -> JournalUse:
 
 
 def _units(call: Any, cost: int, factor: Factor) -> int:
-    """Return the money units to charge for a call of this cost, at the markup of its first charge."""
+    """Return the billionths of the currency to charge for a call that costs `cost`.
+
+    The markup is the one by which the call was charged first.
+    """
     if call.cost and charged(call.cost, factor) != call.units:
         factor = Fraction(call.units, call.cost).as_integer_ratio()
     return min(charged(cost, factor), INTEGER_MAX)
 
 
 def _write(change: EntityWrite, row: Row, rated: Sequence[_RepricedCall], actor: str) -> None:
-    """Store a re-rating row for each call; an excluded call keeps its cost, and its row states the reason."""
+    """Store a row of the re-rating for each call in `rated`.
+
+    A call excluded from the new price keeps its cost, and the row gives the reason.
+    """
     connection = change.connection
     reason = f"price {row['id']} of {row['model']} from {rfc3339(_effective(row))}"
     connection.execute(

@@ -75,9 +75,10 @@ def void_note_charges(connection: Connection, note_id: int) -> None:
 def credit_charges(
     connection: Connection, note_id: int, line: int, corrected: tuple[int, int], amount: Decimal | None
 ) -> Decimal | None:
-    """Refund the rest of a line's charges (`amount` None), or an amount of them; return the refunded amount.
+    """Refund `amount` of the charges on an invoice line, or their rest if None; return the refunded amount.
 
-    None if no charge is stored for the line, as for invoices older than charges.
+    `corrected` is the invoice and the line's position, `note_id` and `line` are the credit note and its line.
+    Return None for old invoices, which have no stored charges.
     """
     invoice_id, position = corrected
     behind = connection.execute(_BEHIND, {"invoice": invoice_id, "line": position}).all()
@@ -95,9 +96,10 @@ def credit_charges(
 
 
 def _credits_of(behind: Sequence[Any], amount: Decimal) -> list[Decimal]:
-    """Return the postpaid credits that a refund of `amount` takes back from each charge; 0 for other charges.
+    """Return how many postpaid credits each charge in `behind` loses if `amount` is refunded.
 
-    The payer keeps the credits that the rest of the price pays for, rounded up.
+    Charges of other kinds lose 0. The payer keeps the credits that the rest of the price pays for, rounded
+    up.
     """
     back = [Decimal(0)] * len(behind)
     if behind[0].source != DEBT:
@@ -222,7 +224,7 @@ def insert_of(select: str) -> str:
 
 
 def driver_level(statement: str, which: str) -> str:
-    """Return the SQL for use without SQLAlchemy, restricted by the condition `which`."""
+    """Return a statement in psycopg's syntax; `which` is the SQL condition that it inserts."""
     return statement.replace("%", "%%").format(which=which)
 
 
@@ -301,12 +303,12 @@ def accrue(
     today: date,
     running: datetime = NOTHING_THAT_RUNS,
 ) -> None:
-    """Charge everything billable: fees of days before `until`, and use.
+    """Charge everything billable to these organizations: fees of days before `until`, and use.
 
-    Under billing in advance, cycles that have begun `today` are charged whole. Tokens of a running cycle are
-    charged if the last use was before `running`, and the shortfall to a minimum once its cycle is over. The
-    caller has locked the organizations, then the flushes of their partitions. Each later statement of the
-    transaction has a time limit: `StoreTimeout`.
+    Cycles billed in advance that have begun `today` are charged whole. Tokens of a cycle that still runs are
+    charged if the last use was before `running`; what is missing to an agreed minimum is charged after the
+    cycle. The caller must have locked the organizations, then the flushes of their partitions. Raise
+    `StoreTimeout` if a statement takes too long.
     """
     statements_within(connection, STATEMENT_OF_MANY_S_MAX if len(organization_ids) > 1 else STATEMENT_S_MAX)
     here = _here(connection, organization_ids, running)
@@ -331,9 +333,10 @@ def segments(connection: Connection, organization_ids: Sequence[int]) -> dict[in
 
 
 def accrue_early_use(connection: Connection, told: Mapping[int, proration.EarlyUseReport]) -> None:
-    """Charge reported use of ended plans, by organization and tenant: excess tokens, and tokens used ahead.
+    """Charge tokens of ended token plans that were reported late.
 
-    The caller holds the same locks as for `accrue`.
+    These are tokens beyond the plan, and tokens used in advance. `told` has the reports by organization. The
+    caller must hold the locks that `accrue` requires.
     """
     connection.execute(_WRITE[0], _here(connection, list(told), NOTHING_THAT_RUNS))
     for organization_id in sorted(told):
@@ -342,20 +345,20 @@ def accrue_early_use(connection: Connection, told: Mapping[int, proration.EarlyU
 
 
 def accrue_fees(connection: Connection, organization_id: int, today: date) -> None:
-    """Charge the fees of an organization's days up to `today`, and refund those of lost days."""
+    """Charge an organization's fees of all days up to `today`, and refund fees of days no longer covered."""
     hold(connection, organization_id)
     _write_fees(connection, proration.fee_rows_of(connection, [organization_id]), today, today)
     give_back(connection, [organization_id])
 
 
 def accrue_moved(connection: Connection, organization_id: int, since: date) -> None:
-    """Charge, or refund, the use of ended plans whose days or plan changed since a day."""
+    """Charge or refund use of ended token plans whose days or terms were changed from the day `since` on."""
     hold(connection, organization_id)
     _settle_ends(connection, organization_id, proration.moved_early_use(connection, organization_id, since))
 
 
 def give_back(connection: Connection, organization_ids: Sequence[int]) -> None:
-    """Refund the fees of days that subscription segments lost."""
+    """Refund the fees of days on which a subscription no longer applies, as it was changed later."""
     proration.add_fees(connection, proration.lost_fees(connection, organization_ids), "returned")
 
 
@@ -426,7 +429,10 @@ def _not_over(segments: Iterable[Any]) -> list[Any]:
 def _missing(
     connection: Connection, segments: Iterable[Any], until: date, more: Mapping[int, Sequence[SupplyCharge]]
 ) -> list[NamedCharge]:
-    """Return charges for organizations below their agreed minimum; `more` are charges not yet stored."""
+    """Return charges that fill organizations up to their agreed minimum, for cycles ended by `until`.
+
+    `more` are charges that count towards the minimum but are not stored yet, by organization.
+    """
     agreed = {row.organization_id for row in segments if row.minimum_commitment is not None}
     return [
         NamedCharge(organization_id, fact, charge)

@@ -104,14 +104,17 @@ class CreditPrices:
     costs: Sequence[Decimal | None]
 
     def lot_of(self, used_at: datetime) -> Lot | None:
-        """Return the day and price of debt for a use at this time; None if the debt is free."""
+        """Return the day and price of credits used beyond the balance at a time; None if they are free."""
         place = bisect_right(self.since, used_at)
         cost = self.costs[place - 1] if place else None
         return None if cost is None else (used_at.astimezone(UTC).date(), cost)
 
 
 def keep_debt_price(change: EntityWrite, row: Row) -> None:
-    """Store the price of credits beyond the balance from now on, if the organization's row changes it."""
+    """Store the organization's new price of postpaid credits, if its row changes the price.
+
+    Postpaid credits are those used beyond the balance.
+    """
     before = None if change.before is None else change.before["credit_unit_cost"]
     cost = row["credit_unit_cost"]
     if cost != before:
@@ -124,7 +127,10 @@ def bill_debt(connection: Connection, invoice_ids: Sequence[int]) -> None:
 
 
 def unbill_debt(connection: Connection, invoice_ids: Sequence[int]) -> None:
-    """Reverse the billing of debt by voided invoices; debt covered by additions meanwhile stays settled."""
+    """Mark postpaid credits (use beyond the balance) on voided invoices as unbilled again.
+
+    Credits bought since that cover such use stay settled.
+    """
     connection.execute(_UNBILL, {"invoices": list(invoice_ids)})
 
 
@@ -147,7 +153,7 @@ def give_credits(change: EntityWrite, invoice: Row) -> None:
 
 
 def require_unused_invoice(change: EntityWrite) -> None:
-    """Raise `Conflict` if the payment of the command's invoice already added its credits."""
+    """Raise `Conflict` if the command's invoice was paid, so that the credits it sells were added."""
     if change.connection.execute(_GIVEN, {"invoice": change.row_id}).scalar_one():
         raise Conflict("The credits it billed were given with its payment; write a credit note.")
 
@@ -236,28 +242,31 @@ class Allocations:
         self._movements_a_page = movements_a_page
 
     async def behind(self, count: int) -> Sequence[int]:
-        """Return up to `count` ids of organizations with movements that are not allocated yet."""
+        """Return up to `count` ids of organizations with uses of credits not assigned to additions yet."""
         async with self._engine.connect() as connection:
             return list((await connection.execute(BEHIND, {"n": count})).scalars())
 
     async def allocate(self, organization_id: int) -> bool:
-        """Allocate one page of an account's movements; return False if more are left."""
+        """Assign a page of an account's uses of credits to the credit additions that pay for them.
+
+        Return False if more uses are left.
+        """
         async with self._engine.begin() as connection:
             await connection.execute(_LOCK, {"organization": organization_id})
             return await connection.run_sync(_allocate, organization_id, self._movements_a_page)
 
     async def expired(self, now_ms: int, count: int) -> Sequence[ExpiredGrant]:
-        """Return up to `count` additions whose expiry has passed and is not yet booked."""
+        """Return up to `count` credit additions that have expired and whose rest has not been removed yet."""
         now = moment_of(now_ms)
         async with self._engine.connect() as connection:
             rows = await connection.execute(EXPIRED, {"now": now, "n": count})
             return [ExpiredGrant(row.id, row.organization_id) for row in rows]
 
     async def expire(self, expired: ExpiredGrant, partition: int, seq: int) -> bool:
-        """Store, once, the control write that removes the rest of an expired addition.
+        """Remove the rest of an expired credit addition from the balance, once, by a control write.
 
-        `seq` is the account's last movement before the expiry. Return False while that movement is not
-        allocated.
+        `seq` is the account's last movement before the expiry. Return False if that movement has not been
+        assigned to an addition yet: then try again later.
         """
         async with self._engine.begin() as connection:
             await connection.execute(_LOCK, {"organization": expired.organization_id})
@@ -276,9 +285,10 @@ class Allocations:
 
 
 def catch_up_allocations(connection: Connection, organization_ids: Sequence[int]) -> None:
-    """Allocate all stored movements of organizations whose debt has a price.
+    """Assign all uses of credits to the credit additions that pay for them.
 
-    Other transactions cannot allocate them until the commit.
+    This concerns organizations that pay for use beyond their balance. Other transactions wait until this one
+    ends.
     """
     for organization_id in list(
         connection.execute(_PRICED, {"organizations": list(organization_ids)}).scalars()
@@ -289,9 +299,9 @@ def catch_up_allocations(connection: Connection, organization_ids: Sequence[int]
 
 
 def allocate_late(connection: Connection, organization_id: int, seq: int) -> None:
-    """Allocate a movement that was stored after later ones were allocated.
+    """Assign one movement of credits, stored late, to the addition that pays for it.
 
-    A movement that allocation has not reached yet is left for its page.
+    Nothing is done if the regular pages of allocation have not reached the movement yet.
     """
     connection.execute(_LOCK, {"organization": organization_id})
     here: dict[str, Any] = {"organization": organization_id}
@@ -310,7 +320,10 @@ def _allocate(connection: Connection, organization_id: int, count: int) -> bool:
 
 
 def _bring_together(connection: Connection, page: dict[str, Any], given: dict[str, Any]) -> None:
-    """Allocate the movements of a page to the credit additions made up to a sequence number."""
+    """Assign the movements in `page`, a range of sequence numbers, to credit additions.
+
+    `given` limits the additions to those made up to a sequence number.
+    """
     movements = connection.execute(_MOVEMENTS, page).all()
     own = {row.addition for row in movements if row.amount > 0}
     grants = [
@@ -342,7 +355,10 @@ def _bring_together(connection: Connection, page: dict[str, Any], given: dict[st
 def _keep(
     connection: Connection, here: dict[str, Any], found: Sequence[Allocation], lots: Mapping[int, Lot]
 ) -> None:
-    """Store which addition or debt pays for each movement; `lots` are the days and prices of new debt."""
+    """Store which credit addition, or which debt, pays for each movement.
+
+    `lots` are the day and the price of new debt, by sequence number.
+    """
     sums, free = settled(found), (None, None)
     kept = [
         (seq, grant or 0, amount, *(free if grant else lots.get(seq, free)))

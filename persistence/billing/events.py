@@ -162,7 +162,7 @@ def take(change: EntityWrite) -> Row:
 
 
 def _begin(change: EntityWrite, events_: Sequence[Mapping[str, Any]]) -> tuple[_Batch, list[_SentEvent]]:
-    """Return the batch with the data that its events need, and the events."""
+    """Return the events of a batch with their ids, and the batch with the data needed to check them."""
     connection, now = change.connection, change.now
     tenants = _look_up(connection, {event["subject"] for event in events_}, change.within)
     begun = [_SentEvent(event, event.get("time") or now, _ids(change, event, tenants)) for event in events_]
@@ -177,7 +177,10 @@ def _begin(change: EntityWrite, events_: Sequence[Mapping[str, Any]]) -> tuple[_
 
 
 def _read_cycles(batch: _Batch, begun: Sequence[_SentEvent]) -> None:
-    """Read for all uses whether their cycle is running; for others, whether debt or a plan applies."""
+    """Read which uses lie in the running quota cycle of their tenant.
+
+    For the others, read whether their debt is carried on, and whether a plan was in force.
+    """
     uses: dict[Use, _Tenant] = {}
     for one in begun:
         tenant = batch.tenants[one.said["subject"]]
@@ -209,7 +212,7 @@ def refused(place: int, event: Mapping[str, Any], name: str, reason: str) -> Row
 
 
 def _accept(batch: _Batch, one: _SentEvent) -> _AcceptedEvent | None:
-    """Validate an event and return its row and control write; None if the event was stored before."""
+    """Validate the event `one`; return its row and control write, or None if it was stored before."""
     # The id includes the reporting organization, so that no organization can use up another one's ids.
     event, at, request_id = one.said, one.at, one.ids[0]
     teller = batch.change.within or EVERYBODYS
@@ -302,7 +305,10 @@ def _meant(subject: str) -> tuple[tuple[str, ...], int | str]:
 def _one_of(
     ways: Sequence[tuple[str, int | str, Sequence[Any]]], beyond: Mapping[int, OveragePrices]
 ) -> _Tenant | Unacceptable:
-    """Return the tenant of the first lookup that finds one, or why there is none."""
+    """Return the tenant that an event's subject means: the result of the first lookup in `ways` with a row.
+
+    Return an error if no lookup has a row, or one has several. `beyond` are overage prices by tenant.
+    """
     for kind, name, found in ways:
         if len(found) > 1:
             return Unacceptable("subject", f"is more than one tenant; say tenant:ID of one of {kind} {name}")
@@ -356,7 +362,7 @@ def _told(data: Mapping[str, Any], at: datetime) -> EventUsage:
 
 
 def _charge_late(batch: _Batch, taken: Sequence[_AcceptedEvent]) -> None:
-    """Charge the reported use of ended cycles; lock organizations, then partitions, in order."""
+    """Charge the use in `taken`, reported after its cycle; lock organizations, then partitions, in order."""
     change = batch.change
     since: dict[int, dict[int, datetime]] = {}  # by organization and tenant
     for one in taken:

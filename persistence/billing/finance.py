@@ -86,11 +86,11 @@ def _day_of(moment: str) -> str:
 
 
 def moves_of(additions: str) -> str:
-    """Return SQL for the movements of credit additions `a` until a moment.
+    """Return SQL for the money movements of credit additions up to a moment.
 
-    It includes the changes of the deferred, unpaid and earned parts of each addition's price. Prepaid credits
-    need not be paid before they are in force: until then the paid part of their price is deferred, and the
-    rest is unpaid. The deferred part shrinks in proportion to the remaining credits.
+    `additions` is a condition on the rows `a` of additions. Each movement changes the deferred, unpaid and
+    earned parts of an addition's price. Prepaid credits that are not in force yet are deferred as far as they
+    are paid, and unpaid otherwise. The deferred part shrinks in proportion to the remaining credits.
     """
     return f"""
     WITH event AS (
@@ -349,7 +349,7 @@ def read_report(
 
 
 def ledger(connection: Connection, asked: ReportPeriod, after: LegPlace, rows_max: int) -> Sequence[Row]:
-    """Return up to `rows_max` legs of the journal, in order, beyond a position."""
+    """Return up to `rows_max` legs (debits and credits) of journal entries, from the position `after` on."""
     here = _values(asked) | after._asdict() | {"since": after.at, "rows": rows_max}
     return [dict(row) for row in connection.execute(text(ENTRIES_AFTER), here).mappings()]
 

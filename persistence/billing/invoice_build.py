@@ -225,9 +225,9 @@ def document_of(
 
 
 def copy_document(change: EntityWrite, row: Row) -> Document:
-    """Copy the current data of issuer and customer into a credit note; the due date is a column.
+    """Copy today's data of the seller and the customer into a credit note; return the copy.
 
-    Its tax is converted by the rate of its invoice.
+    The note's tax is converted by the rate of the invoice that it corrects. Its due date is not copied.
     """
     of = organization.c
     parts = (of.address, of.country, of.tax_number, of.contact, of.buyer_reference, of.endpoint_id)
@@ -305,7 +305,10 @@ class Final(NamedTuple):
 def of_source(
     connection: Connection, organization_ids: Sequence[int], until: date, today: date, only: Wanted
 ) -> dict[int, ChargeSplit]:
-    """Return the unbilled charges of one source, by organization; those without any are left out."""
+    """Return the unbilled charges of the source `only`, such as one top-up, by organization.
+
+    Organizations without such charges are left out.
+    """
     ids = list(organization_ids)
     credit_balances.catch_up_allocations(connection, ids)
     taken = _taken(connection, known(connection, ids, until, today), until, only)
@@ -330,9 +333,9 @@ def draw_draft(
 def take_charges(
     connection: Connection, letterhead: Letterhead, today: date, drafts: Sequence[Draft]
 ) -> list[DraftWithLines]:
-    """Store all billable charges, and replace the drafts' lines by lines of these charges.
+    """Store all billable charges, and replace the lines of the drafts by lines for these charges.
 
-    Only `have_draft` assigns the charges to the drafts.
+    The charges are assigned to the drafts later, by `have_draft`.
     """
     ids, until, only = _alike(drafts)
     charges.accrue(connection, ids, until, today=today, running=midnight(until))
@@ -359,7 +362,7 @@ def require_final(
 
 
 def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[Final]:
-    """Assign to the drafts the charges that they collected, so that only `finish_final` is left."""
+    """Assign the charges on the drafts' lines to the drafts; then only `finish_final` is left to do."""
     of = [each.draft.invoice_id for each in drawn]
     charges.bill(
         connection,
@@ -444,7 +447,10 @@ def _taken(
 def _keep(
     connection: Connection, letterhead: Letterhead, drafts: Sequence[Draft], taken: Mapping[int, ChargeSplit]
 ) -> list[DraftWithLines]:
-    """Store the drafts' lines of charges, and a text on the charges that are left for another invoice."""
+    """Store lines for the charges in `taken`, by organization, on the drafts.
+
+    Also store a text on the charges that are left to another invoice.
+    """
     wanted = [
         InvoiceCharges(of.organization_id, of.start, of.until, taken.get(of.organization_id, NOTHING).taken)
         for of in drafts
@@ -494,10 +500,10 @@ DOCUMENT_BYTES_MAX = 32 * 1024 * 1024
 def read_document(
     connection: Connection, invoice_id: int, kind: str, status: str, made: bytes = b""
 ) -> bytes | None:
-    """Return the stored document of an invoice in a format and status; None if none is stored.
+    """Return the stored document of an invoice, in the format `kind`, for a status; None if none is stored.
 
-    A document in `made` is stored first, unless one exists. Raise `StoreUnavailable` if the checksum does not
-    match.
+    If `made` is given and none is stored, `made` is stored first. Raise `StoreUnavailable` if the stored
+    checksum does not match.
     """
     if made:
         which = {"invoice_id": invoice_id, "format": kind, "status": status}
@@ -548,7 +554,10 @@ Part = tuple[int, int, int]
 
 
 def boxes(covers: Sequence[Cover], wanted: Cover) -> list[Box]:
-    """Return the boxes of movements that an invoice bills, given `covers` of earlier final invoices."""
+    """Return the boxes (days and sequence numbers) of the movements that the invoice `wanted` bills.
+
+    Movements that an earlier invoice in `covers` bills are excluded.
+    """
     bounds = {wanted.since, wanted.until}
     for each in covers:
         bounds |= {day for day in (each.since, each.until) if wanted.since < day < wanted.until}
@@ -565,7 +574,10 @@ def boxes(covers: Sequence[Cover], wanted: Cover) -> list[Box]:
 
 
 def _parts(covers: Sequence[Cover], wanted: Cover) -> list[tuple[int, int]]:
-    """Return the ranges of seqs that the wanted invoice bills in one span of days."""
+    """Return the ranges of sequence numbers that the invoice `wanted` bills in one span of days.
+
+    `covers` are the earlier invoices with movements of these days.
+    """
     if all(each.voided_at is None for each in covers):
         after = max((each.upto for each in covers), default=0)
         return [(after, wanted.upto)] if after < wanted.upto else []
@@ -583,7 +595,7 @@ def _parts(covers: Sequence[Cover], wanted: Cover) -> list[tuple[int, int]]:
 
 
 def _free(taken: Sequence[Part], upto: int) -> list[tuple[int, int]]:
-    """Return the ranges of seqs up to `upto` that no part takes; parts are in order and do not overlap."""
+    """Return the ranges of sequence numbers up to `upto` outside of `taken`, whose parts are in order."""
     found, at = [], 0
     for after, end, _ in taken:
         if after > at:

@@ -74,9 +74,10 @@ SELECT o.id, jsonb_build_object('since', cast(n.since AS text), 'credits', o.cre
 
 
 def tell_credits(connection: Connection, told: Iterable[tuple[int, int, date]]) -> None:
-    """Mark the credits used up to a day, and mentioned on no invoice yet, as mentioned on these invoices.
+    """Mark used credits that no invoice has mentioned yet as mentioned.
 
-    Each item of `told` is the id of an invoice, the id of its organization, and that day.
+    Each item of `told` is the id of the invoice that mentions them, the id of its organization, and the day
+    up to which they were used.
     """
     invoices, organizations, ends = (list(column) for column in zip(*told, strict=True))
     connection.execute(_TELL, {"invoices": invoices, "organizations": organizations, "ends": ends})
@@ -88,7 +89,10 @@ def forget_credits(connection: Connection, invoice_id: int) -> None:
 
 
 def covers_of(connection: Connection, since: Mapping[int, date]) -> dict[int, Row]:
-    """Return, by organization, the movements since a day that an invoice finalized now would cover."""
+    """Return, by organization, the movements that an invoice finalized now would cover.
+
+    `since` has, by organization, the first day of these movements.
+    """
     here = {"organizations": list(since), "since": list(since.values())}
     return {row.id: row.covers for row in connection.execute(_COVERS, here)}
 
@@ -99,7 +103,10 @@ NOTHING_OWED = "Nothing of this source is owed that no invoice has."
 
 
 def one_off_misfits(values: Row) -> tuple[tuple[str, str], ...]:
-    """Return the errors of fields that fit neither an invoice of a period nor one of a source."""
+    """Return (field, message) pairs for fields that do not fit the kind of invoice.
+
+    An invoice is for a period, or for one source of charges, such as a top-up.
+    """
     if values.get("source") is None:
         wanted = "is required, but for a one-off invoice of a source"
         found = [(name, wanted) for name in ("period_start", "period_end") if values.get(name) is None]
@@ -123,7 +130,7 @@ def refuse_second_draft(change: EntityWrite, organization_id: int) -> None:
 
 
 def only_of(row: Row) -> Wanted | None:
-    """Return the single source of a one-off invoice; None for an invoice of a period."""
+    """Return the source of charges, such as a top-up, of a one-off invoice; None for a period's invoice."""
     source, source_id = row.get("source"), row.get("source_id")
     return None if source is None else (str(source), None if source_id is None else int(str(source_id)))
 
@@ -277,9 +284,9 @@ def line_of(row: Any) -> BillLine:
 def keep_lines(
     connection: Connection, of: Mapping[int, Sequence[BillLine]], corrects: Sequence[int | None] = ()
 ) -> dict[int, Decimal]:
-    """Store the lines of invoices and return the total of each invoice.
+    """Store the lines in `of`, by invoice id, and return the total of each invoice.
 
-    `corrects` are, for a credit note, the positions of the lines that it refunds.
+    For a credit note, `corrects` are the positions of the invoice lines that its lines refund.
     """
     rows: list[dict[str, Any]] = [
         {
@@ -398,7 +405,10 @@ def _spans(wanted: Iterable[InvoiceCharges]) -> dict[str, Any]:
 
 
 def _carried(connection: Connection, organization_ids: Sequence[int]) -> Mapping[int, Mapping[str, Decimal]]:
-    """Return the rounding rest of each basis: the exact amounts billed, less the rounded ones."""
+    """Return, by organization and basis (a kind of charge), the amount lost by rounding so far.
+
+    It is the sum of exact amounts billed, less the sum of rounded ones.
+    """
     found = defaultdict[int, dict[str, Decimal]](dict)
     for row in connection.execute(_CARRIED, {"organizations": organization_ids}):
         found[row.organization_id][row.basis] = row.rest
@@ -474,7 +484,7 @@ def known(
 
 
 def placed(connection: Connection, invoice: Any, today: date) -> NumberedLines:
-    """Return the lines and charges of an invoice's row, for a draft as of today."""
+    """Return the numbered lines and the charges of an invoice; a draft's are computed as of `today`."""
     if invoice.status == "draft" and invoice.corrects_id is None:
         return _drawn(connection, invoice, today)
     here = {"invoice": invoice.id}

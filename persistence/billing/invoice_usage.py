@@ -224,13 +224,16 @@ _LEDGERS = {
 
 
 def rows_of(account: str) -> str:
-    """Return SQL for the CSV rows of an account's slice; `account` is tokens, credits or units."""
+    """Return SQL for the CSV rows of a slice of movements; `account` is tokens, credits or units."""
     source = _LEDGERS[account][0]
     return COPY.format(select=f"{_SELECT} FROM ({source}) AS l {_CALL} {_NAMES} ORDER BY l.seq, l.place")
 
 
 def slice_of(account: str) -> str:
-    """Return SQL for the last sequence number of a box's next rows, and their first and last time of use."""
+    """Return SQL for the next slice of an account's movements: its last seq, first and last time of use.
+
+    `account` is tokens, credits or units.
+    """
     _, ledger, owner, at, of_box = _LEDGERS[account]
     return f"""
 SELECT max(l.seq), least(min(l.at), min(e.used_at)), greatest(max(l.at), max(e.used_at))
@@ -283,7 +286,7 @@ SELECT w.kind, a.created_at, w.quantity, a.tenant_id, a.service_id, NULL, a.requ
 
 
 def usage_charge_rows(connection: Connection, invoice: Any, placed: NumberedLines) -> list[Row]:
-    """Return CSV rows for charges other than units, and for tax, rounding and late tokens."""
+    """Return the CSV rows of an invoice's tax, rounding and late tokens, and of charges other than units."""
     here = {"organization": invoice.organization_id}
     tenants = {row.id: row.name for row in connection.execute(_CHARGED_TENANTS, here)}
     ids = sorted({charge.service_id for charge, _ in placed.charges if charge.service_id})
@@ -313,9 +316,9 @@ def usage_charge_rows(connection: Connection, invoice: Any, placed: NumberedLine
 def remaining_usage_charges(
     invoice: Any, placed: NumberedLines, summed: Mapping[int, Decimal]
 ) -> Iterator[Row]:
-    """Yield CSV rows for the part of unit lines that no use explains: older ledger rows have no price.
+    """Yield a CSV row for each part of a line that no row of use explains, as old ledger rows have no price.
 
-    `summed` are the amounts of the usage rows by line.
+    `summed` are the amounts of the rows of use, by line.
     """
     due: dict[int, Decimal] = defaultdict(Decimal)
     for charge, position in placed.charges:
@@ -398,9 +401,10 @@ class InvoiceUsage:
         self._rows_a_slice = rows_a_slice
 
     async def csv(self, invoice_id: int, today: date) -> AsyncIterator[bytes]:
-        """Yield the whole file as of one moment; raise `NotFound` if the invoice does not exist.
+        """Yield the usage of an invoice as CSV, all of one moment.
 
-        The file is read over a separate connection, since its reader may be slow.
+        Raise `NotFound` if the invoice does not exist. It is read over a separate connection, because its
+        reader may be slow.
         """
         async with engines.apart(self._engine) as connection:
             await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
@@ -432,7 +436,10 @@ class InvoiceUsage:
     async def _rows(
         self, driver: psycopg.AsyncConnection[Any], kind: str, here: Values, summed: dict[int, Decimal]
     ) -> AsyncIterator[bytes]:
-        """Yield the CSV rows of a box slice by slice; add the amounts of unit rows to `summed` by line."""
+        """Yield the CSV rows of the movements selected by `here`, slice by slice.
+
+        `kind` is tokens, credits or units; the amounts of units are added to `summed` by line.
+        """
         while True:
             wanted = here | {"rows": self._rows_a_slice}
             found = await (await driver.execute(slice_of(kind), wanted)).fetchone()
@@ -484,7 +491,10 @@ def _cover(invoice: Any, kind: str, owner: int) -> Cover:
 
 
 def _values(invoice: Any, found: NumberedLines) -> Values:
-    """Return the SQL parameters that map uses to lines: of services' days at a price, and of credits."""
+    """Return SQL parameters that assign uses to the lines of an invoice.
+
+    They are the line of each service, price and span of days, and the line for credits.
+    """
     spans = _spans(found)
     services, prices, first, last, lines = ([span[at] for span in spans] for at in range(SPAN_PARTS))
     credits_line = [line.position for line in found.lines if line.kind == INFORMATION]
@@ -495,7 +505,7 @@ def _values(invoice: Any, found: NumberedLines) -> Values:
 
 
 def _spans(found: NumberedLines) -> list[Span]:
-    """Return spans of days whose units, of one service at one price, are on one invoice line.
+    """Return the spans of days whose units of one service, at one price, are on one line of an invoice.
 
     A month has several lines if the tax rate changed within it.
     """

@@ -81,9 +81,9 @@ def overlapping(
 
 
 def _create_one_off(change: EntityWrite) -> Row:
-    """Create a draft for the current charges of one source.
+    """Create a draft invoice for the current charges of one source, such as a top-up.
 
-    Its period is that of its charges, and may overlap other invoices.
+    Its period is that of the charges, and may overlap other invoices.
     """
     values = change.command.values
     organization_id = id_in(values, "organization_id")
@@ -105,7 +105,7 @@ def _create_one_off(change: EntityWrite) -> Row:
 
 
 def _require_near(change: EntityWrite, until: date) -> None:
-    """Raise `Unprocessable` if a period ends in the far future: each day is a charge of its own."""
+    """Raise `Unprocessable` if a period's end, `until`, is far in the future: each day is a charge."""
     if (until - change.today).days > PERIOD_DAYS_MAX:
         raise Unprocessable(errors=(("period_end", f"must be within {PERIOD_DAYS_MAX} days from today"),))
 

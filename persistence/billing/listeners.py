@@ -30,13 +30,13 @@ class InvoiceListener(Protocol):
     refusal: str
 
     def final(self, connection: Connection, invoice_ids: Sequence[int]) -> None:
-        """Handle documents that became final."""
+        """Handle invoices and credit notes that have just become final."""
 
     def settled(self, change: EntityWrite, invoice_id: int, status: str, paid: Decimal) -> None:
         """Handle an invoice's new payment status; `paid` is the amount received for the invoice."""
 
     def void(self, connection: Connection, invoice_id: int) -> None:
-        """Handle a document that became void."""
+        """Handle an invoice or credit note that has just become void."""
 
 
 @cache

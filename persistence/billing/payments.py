@@ -115,7 +115,7 @@ def open_credit_owners(connection: Connection, organization_ids: Sequence[int]) 
 
 
 def give_own(change: EntityWrite, invoice_id: int) -> bool:
-    """Apply the open credit of an invoice's own notes to the invoice; return whether any was applied."""
+    """Apply the unused credit of the notes that correct an invoice to it; return whether there was any."""
     notes = change.connection.execute(_OWN, {"invoice": invoice_id}).all()
     if not notes:
         return False
@@ -128,10 +128,10 @@ def give_own(change: EntityWrite, invoice_id: int) -> bool:
 def apply_oldest(
     change: EntityWrite, organization_id: int, *, past_due: bool, also: Collection[int] = ()
 ) -> set[int]:
-    """Apply open credit to amounts due, both the oldest first; return the ids of the invoices that got some.
+    """Apply an organization's unused credit to its unpaid invoices, oldest credit and oldest invoice first.
 
-    With `past_due`, only overdue invoices get some. Invoices in `also` are included whatever their payment
-    status.
+    Return the ids of the invoices that received credit. With `past_due`, only overdue invoices receive some;
+    invoices in `also` are included in any case.
     """
     here = {"organizations": [organization_id]}
     notes = change.connection.execute(_OPEN, here).all()
@@ -157,7 +157,7 @@ def apply_oldest(
 
 
 def take_back_credit(change: EntityWrite, document_id: int) -> set[int]:
-    """Reverse the applications of credit by or to a voided document; return the ids of the invoices."""
+    """Undo the use of credit by or for a voided document; return the ids of the invoices concerned."""
     found = [tuple(row) for row in change.connection.execute(_APPLIED, {"document": document_id})]
     add_open_credit(change, VOID, found)
     reopen_credit(change, [note_id for note_id, _, _ in found if note_id != document_id])
@@ -220,7 +220,7 @@ def held(change: EntityWrite) -> Row:
 
 
 def record(change: EntityWrite) -> Row:
-    """Record a payment of the command's invoice; a repeated message is recorded once."""
+    """Record a payment of the command's invoice, unless its reference is recorded; return the row."""
     row = held(change)
     amount, reference = Decimal(str(change.command.values["amount"])), str(change.command.values["reference"])
     if _is_known(change.connection, change.row_id, reference, amount, None):
@@ -234,7 +234,10 @@ def record(change: EntityWrite) -> Row:
 
 
 def refund(change: EntityWrite) -> Row:
-    """Record that open credit of the command's note was paid out; a repeated message is recorded once."""
+    """Record that unused credit of the command's note was paid out; return the row.
+
+    A payout whose reference was recorded already is ignored.
+    """
     row = held(change)
     amount, reference = Decimal(str(change.command.values["amount"])), str(change.command.values["reference"])
     if not _is_known(change.connection, change.row_id, reference, -amount, None):
@@ -293,9 +296,9 @@ def reverse(change: EntityWrite) -> Row:
 
 
 def take_from_balance(change: EntityWrite, prefix: str) -> None:
-    """Reverse the credit that the command's voided note had paid into a balance in another system.
+    """Undo the transfers of the command's voided note to a customer's balance at another system.
 
-    References of such payments begin with `prefix`.
+    The references of these transfers begin with `prefix`.
     """
     given = select(payment.c.id).where(
         payment.c.invoice_id == change.row_id, payment.c.amount < 0, payment.c.reference.startswith(prefix)
@@ -392,7 +395,7 @@ def _add(
 
 
 def _require_open(change: EntityWrite, row: Row, amount: Decimal) -> None:
-    """Raise `Conflict` if the note has no credit usable here, `Unprocessable` if less than `amount`."""
+    """Raise `Conflict` unless a document has credit to use here, `Unprocessable` if less than `amount`."""
     if row["status"] != "finalized" or row["kind"] != "credit_note":
         raise Conflict(f"The {_said(row)} has no credit; only a finalized credit note has.")
     if not bool(change.connection.execute(_IS_HERE, {"document": change.row_id}).scalar_one()):
@@ -469,7 +472,11 @@ def draft_credit_note(change: EntityWrite, row: Row) -> int:
 
 
 def give_back(change: EntityWrite, invoice_id: int) -> None:
-    """Refund the charges of a note's lines; a line that is refunded in full gets all that is left."""
+    """Refund the charges of the invoice lines that the command's credit note refunds.
+
+    If all of a line is refunded now, the rest of its exact charges is refunded, without a rounding
+    difference.
+    """
     here = {"id": invoice_id, "note": change.row_id}
     given = {row.position: row.amount for row in change.connection.execute(_GIVEN_BY, here)}
     billed = {row.position: row for row in lines_of(change, invoice_id)}

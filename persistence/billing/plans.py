@@ -40,7 +40,7 @@ plan_in_force = func.coalesce(tenant.c.plan_id, tenant.c.inherited_plan_id)
 
 
 def define(change: EntityWrite, row: Row) -> None:
-    """Reload the plan for its tenants, and changed weights for every gateway."""
+    """Push the changed plan to the counters of its tenants, and changed token weights to every gateway."""
     if row["weights"] or (change.command.verb == "change" and WEIGHTS in change.command.values):
         change.intend([CATALOGUE_ACCOUNT], "define", {}, organization_id=None)
     tenants = change.connection.execute(
@@ -221,7 +221,10 @@ class Lots:
         self._known: dict[tuple[int, UUID | None], list[_Lot]] = {}
 
     def upto(self, row: Any) -> list[_Lot]:
-        """Return the lots carried until the same plan ended as for `row`, up to that row, in order."""
+        """Return the debts that ended together with the one of `row`, in order, up to the one of `row`.
+
+        `row` is the end of a plan.
+        """
         key = (row.tenant_id, row.debt_write_id)
         if key not in self._known:
             found = self._connection.execute(_LOTS, dict(zip(("tenant", "write"), key, strict=True))).all()
@@ -240,7 +243,10 @@ def read_plan_turns(connection: Connection, row: Any, carried: Lots) -> PlanTurn
 
 
 def _debt_of(connection: Connection, row: Any, lots: Sequence[_Lot]) -> int:
-    """Return the ended plan's part of the remaining debt: the latest use is repaid first."""
+    """Return the part of the debt still unpaid that the ended plan `row` caused.
+
+    The latest use is repaid first. `lots` are the debts carried together, the plan's own last.
+    """
     if not lots or lots[-1].id != row.id:
         return 0
     together = [lot for lot in lots if lot.end == lots[-1].end]
@@ -250,7 +256,7 @@ def _debt_of(connection: Connection, row: Any, lots: Sequence[_Lot]) -> int:
 
 
 def _lot(connection: Connection, row: Any) -> _Lot | None:
-    """Return the debt that an ended plan passed on; None if it was not carried on."""
+    """Return the debt that the ended plan `row` passed on to later plans; None if none carried it."""
     turns, seqs = _turns(connection, row, row.control_write_id)
     window = _window(turns, row)
     if window is None or stop_of(turns, row.cycle_ends_at) < len(turns) - 1:
@@ -264,9 +270,9 @@ def _lot(connection: Connection, row: Any) -> _Lot | None:
 
 
 def _end_of(connection: Connection, row: Any) -> tuple[int | None, int | None, bool]:
-    """Return the seq at which the carrying plan ended, that of its closing row, and a flag.
+    """Return the seq at which the plan that carried a debt ended, and the seq of the row that closed it.
 
-    The flag is true if the next plan includes all of the debt.
+    The third value says whether the next plan includes all of the debt.
     """
     if row.debt_counted is None:
         return None, None, False
@@ -278,7 +284,7 @@ def _end_of(connection: Connection, row: Any) -> tuple[int | None, int | None, b
 
 
 def _left_of(connection: Connection, tenant_id: int, lot: _Lot, since: datetime) -> int:
-    """Return the unpaid debt of a lot and of uses since a time; 0 if the next plan includes the debt."""
+    """Return the unpaid tokens of a debt `lot` and of uses since a time; 0 if the next plan includes them."""
     here = {"tenant": tenant_id, "first": lot.first, "end": lot.end, "last": lot.last, "since": since}
     left = connection.execute(_DEBT, {**here, "until": lot.until}).scalar()
     return 0 if lot.is_had else max(0, int(left or 0))
@@ -294,7 +300,7 @@ def _window(turns: Sequence[PlanStart], row: Any) -> tuple[datetime, datetime] |
 
 
 def _told(connection: Connection, row: Any, window: tuple[datetime, datetime], seq: int) -> int:
-    """Return the tokens used in a period and counted after a sequence number, less refunded ones."""
+    """Return the tokens used in `window` but counted after the sequence number `seq`, without refunds."""
     here = {"tenant": row.tenant_id, "since": window[0], "until": window[1], "seq": seq}
     return int(connection.execute(_BEHIND, here).scalar_one())
 
@@ -378,12 +384,15 @@ def in_cycle(connection: Connection, now: datetime, uses: Collection[Use]) -> se
 
 
 def carried(connection: Connection, uses: Collection[Use]) -> set[Use]:
-    """Return the uses whose debt has been carried on until now; others are owed by the plan of their time."""
+    """Return those uses whose debt has been carried from plan to plan until now.
+
+    The debt of the others belongs to the plan in force at their time.
+    """
     return _select_uses(connection, _CARRIED, uses, carry=CARRY)
 
 
 def is_borne(connection: Connection, uses: Collection[Use]) -> set[Use]:
-    """Return the uses that happened while a plan was in force: today's quota does not bear them."""
+    """Return the uses at whose time a plan was in force; they do not count against today's quota."""
     return _select_uses(connection, _BORNE, uses)
 
 
@@ -422,10 +431,10 @@ TokenPlan = Mapping[str, Any]
 def sold_plan_of(
     connection: Connection, tenant_id: int, plan: TokenPlan, at: datetime, anchor: int
 ) -> TokenPlan:
-    """Return a tenant's plan with the terms at the start of the cycle that contains `at`.
+    """Return a tenant's plan with the terms in force when the cycle that contains `at` began.
 
-    It is called before another plan is stored. `anchor` is the day of the month on which the tenant's months
-    begin.
+    It must be called before another plan is stored. `anchor` is the day of the month on which the tenant's
+    months begin.
     """
     rows = connection.execute(_SAID, {"plan": plan["id"], "count": SAID_MAX}).mappings().all()[::-1]
     account = f"tenant:{tenant_id}"

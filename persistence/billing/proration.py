@@ -122,10 +122,10 @@ def fee_rows_of(connection: Connection, organization_ids: Sequence[int]) -> Sequ
 def subscription_fees(
     connection: Connection, segments: Iterable[Any], until: date, *, today: date
 ) -> tuple[list[SegmentDue], list[NamedCharge]]:
-    """Return the day up to which each segment is charged, and charges for the days before it.
+    """Return up to which day each subscription segment is charged, and charges for the days before `until`.
 
-    Under billing in advance, cycles that have begun `today` are charged whole. Days that were charged and
-    lost are charged again if another segment has them.
+    Cycles billed in advance that have begun `today` are charged whole. A day that one segment lost after it
+    was charged is charged again to the segment that has it now.
     """
     rows, begun = list(segments), defaultdict[int, date](lambda: today + ONE_DAY)
     for row in rows:
@@ -152,7 +152,10 @@ def subscription_fees(
 def _not_yet(
     fee: SupplyCharge, segment: PlanSegment, seen: dict[tuple[int, str, date], Any]
 ) -> tuple[SupplyCharge | None, int]:
-    """Return the uncharged part of a day's fee (None if it is charged), and the number of its charges."""
+    """Return the part of a day's fee that is not charged yet, or None, and its number of charges so far.
+
+    `seen` are the stored charges by segment, kind and day.
+    """
     known = seen.get((segment.id, fee.kind, fee.day))
     if known is None:
         return fee, 0
@@ -171,7 +174,7 @@ def _seen(connection: Connection, since: Sequence[tuple[int, date]]) -> dict[tup
 
 
 def lost_fees(connection: Connection, organization_ids: Sequence[int]) -> list[NamedCharge]:
-    """Return the charges that cancel the fees of days that segments lost."""
+    """Return charges that cancel the fees of days on which a subscription segment no longer applies."""
     found = []
     for row in connection.execute(_LOST, {"organizations": list(organization_ids)}):
         charge = fee_charge(row.kind, row.source_id, row.day, -row.quantity, -row.amount)
@@ -186,7 +189,7 @@ def move_fees(connection: Connection, moved: Sequence[SegmentDue]) -> None:
 
 
 def add_fees(connection: Connection, named: Sequence[NamedCharge], reason: str) -> None:
-    """Store charges, each fact once."""
+    """Store charges, each only once by the name of its fact; `reason` says why they are stored."""
     if not named:
         return
     charges = [each.charge for each in named]
@@ -289,7 +292,10 @@ class SettledEarlyUse(NamedTuple):
 def note_early_use(
     connection: Connection, taken: PlanRemoval, ended: SegmentEnd, had: TokenPlan, then: TokenPlan | None
 ) -> None:
-    """Store the end of a tenant's token plan, if something may be owed for it."""
+    """Store that the token plan `had` of a tenant ended, if its use may still have to be paid.
+
+    `then` is the next plan, None if there is none.
+    """
     found = plan_end(
         ended, terms_of(had, taken.anchor), None if then is None else terms_of(then, taken.anchor)
     )
@@ -314,7 +320,10 @@ def end_debt(
     had: TokenPlan,
     then: TokenPlan | None,
 ) -> None:
-    """End the debt that an ending plan carried from earlier plans, unless the next plan carries it on."""
+    """End the debt that the ending plan `had` carried from earlier plans, unless `then` carries it on.
+
+    `then` is the next plan, None if there is none.
+    """
     found = debt_end(
         ended, terms_of(had, taken.anchor), None if then is None else terms_of(then, taken.anchor)
     )
@@ -326,9 +335,9 @@ def end_debt(
 def regain_early_use(
     connection: Connection, taken: PlanRemoval, then: TokenPlan, anchor: date, at: datetime
 ) -> None:
-    """Store, for plans that ended in this cycle, how many of their tokens the tenant's new plan includes.
+    """Store how many tokens used under plans that ended in this cycle the tenant's new plan `then` includes.
 
-    `anchor` is the first day of the subscription.
+    `anchor` is the first day of the subscription, `at` a moment in the cycle.
     """
     terms = terms_of(then, taken.anchor)
     day, ends = token_cycle(terms, anchor, at)
@@ -345,9 +354,9 @@ def waiting_early_uses(connection: Connection, organization_ids: Sequence[int]) 
 def owed_early_use(
     connection: Connection, organization_id: int, told: EarlyUseReport | None = None
 ) -> list[SettledEarlyUse]:
-    """Return the unsettled ended plans of an organization with their results.
+    """Return the ended token plans of an organization that are not charged yet, each with its result.
 
-    With `told`, those of tenants with late reports of use are settled again instead.
+    With `told`, the late reports of use by tenant, return instead the plans that these reports change.
     """
     here: dict[str, Any] = {"organization": organization_id}
     if told is None:
@@ -359,7 +368,7 @@ def owed_early_use(
 
 
 def moved_early_use(connection: Connection, organization_id: int, since: date) -> list[SettledEarlyUse]:
-    """Return settled ended plans whose result changes because days or plans since a day changed."""
+    """Return charged ended plans whose result differs now, because days or plans since a day were changed."""
     here = {"organization": organization_id, "since": midnight(since)}
     return _owed(connection, organization_id, connection.execute(_MOVED, here).all(), set())
 
@@ -377,7 +386,10 @@ def settle_early_use(connection: Connection, ends: Sequence[SettledEarlyUse]) ->
 def _owed(
     connection: Connection, organization_id: int, cycles: Sequence[Any], unread: set[int]
 ) -> list[SettledEarlyUse]:
-    """Return the results of all ended plans of these cycles; only `unread` ones are read from the ledger."""
+    """Return the results of all ended plans that lie in these cycles.
+
+    The use of plans in `unread` is read from the ledger; the others have it stored.
+    """
     if not cycles:
         return []
     wanted = {"days": [row.paid_from for row in cycles], "ends": [row.cycle_ends_at for row in cycles]}
@@ -437,7 +449,7 @@ def _used(row: Any, read: plans.PlanTurns, segments: Sequence[PlanSegment]) -> P
 
 
 def _fact(row: Any) -> str:
-    """Return the name of a charge for an ended plan; corrections are numbered."""
+    """Return the unique name of the charge for an ended plan; later corrections get a number."""
     return f"early:{row.control_write_id}" + (f":{row.charges}" if row.charges else "")
 
 
@@ -474,9 +486,10 @@ SELECT (period_start AT TIME ZONE 'UTC')::date AS day, kind, sum(amount) AS amou
 def missing_to_commitments(
     connection: Connection, organization_id: int, until: date, more: Iterable[SupplyCharge]
 ) -> list[tuple[str, SupplyCharge]]:
-    """Return charges for the shortfall to the minimum of cycles that ended up to a day, less earlier ones.
+    """Return charges for what is missing to the agreed minimum of cycles ended by `until`.
 
-    `more` are charges that are not stored yet. Each charge comes with the name of its fact.
+    Earlier such charges are subtracted. `more` are charges that count but are not stored yet. Each charge
+    comes with its unique name (fact).
     """
     here = {"organization": organization_id}
     segments = [segment_of(row) for row in connection.execute(_COMMITTED_SEGMENTS, here)]
@@ -507,7 +520,7 @@ def missing_to_commitments(
 
 
 def _cycles(segments: Sequence[PlanSegment], until: date) -> list[tuple[date, date, Decimal]]:
-    """Return the ended cycles, as far as the subscription was in force, each with its minimum price."""
+    """Return the cycles ended by `until`, cut to the subscription's time, as first day, end and minimum."""
     found = []
     for anchor in sorted({segment.anchor for segment in segments}):
         term = [segment for segment in segments if segment.anchor == anchor]

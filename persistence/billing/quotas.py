@@ -81,9 +81,10 @@ def _move(
     *,
     began: date | None = None,
 ) -> None:
-    """Store new plan ids of a tenant, and the `adjust` of its quota if another plan comes into force.
+    """Store the plan ids in `values` for a tenant.
 
-    `began` is the first day of the subscription whose plan it is.
+    If another plan comes into force by this, also store the control write that adjusts the tenant's quota.
+    `ended` is the segment of the previous plan, `began` the first day of the new plan's subscription.
     """
     here = tenant.c.id == tenant_id
     before = change.connection.execute(select(plan_in_force).where(here).with_for_update()).scalar_one()

@@ -89,7 +89,7 @@ DUE_OF_ONE_MAX = 2
 def due(
     connection: Connection, now: datetime, after: int, count: int, grace_hours: int, *, finalize: bool
 ) -> Sequence[Any]:
-    """Return up to `count` due rows beyond the organization `after`: months and fees to invoice.
+    """Return up to `count` due invoices, of months or of fees in advance, beyond the organization `after`.
 
     With `finalize`, drafts whose grace period is over are included.
     """
@@ -120,7 +120,7 @@ def claim(connection: Connection, partition: int) -> bool:
 
 
 def leave(connection: Connection, left: Mapping[int, SkipReason | None]) -> None:
-    """Store why the invoices of organizations were skipped; None clears the reason."""
+    """Store the reasons in `left` why organizations' invoices were skipped; None clears a stored reason."""
     ids = sorted(left)
     said = [(None, None) if (why := left[each]) is None else (why.reason, why.why) for each in ids]
     reasons = [reason for reason, _ in said]
@@ -185,9 +185,10 @@ class InvoiceBatch:
 
 
 def make_scheduled(batch: InvoiceBatch, organization_ids: Sequence[int], *, wait: bool = False) -> None:
-    """Make the due invoices of organizations; with `wait`, wait for locks of other transactions.
+    """Make the due invoices of these organizations, without those that another transaction has locked.
 
-    Raise `UnseenLetters` with the texts of all of them, so that they are checked at once.
+    With `wait`, wait for their locks. Raise `UnseenLetters`, with the texts of all invoices, if it is not
+    known yet whether the fonts have their letters.
     """
     if wait:
         for each in sorted(organization_ids):
@@ -210,7 +211,7 @@ def make_scheduled(batch: InvoiceBatch, organization_ids: Sequence[int], *, wait
 
 
 def _months(batch: InvoiceBatch, due: Sequence[Any]) -> list[DraftWithLines]:
-    """Draft the invoices of months; return those that become final."""
+    """Make drafts of the monthly invoices that are due; return those that may become final."""
     months = defaultdict[Month, list[Any]](list)
     for row in due:
         months[row.period_start, row.period_end, bool(row.ripe and batch.finalize)].append(row)
@@ -258,7 +259,7 @@ def _new_fees(batch: InvoiceBatch, organization_ids: Sequence[int]) -> list[Draf
 def _drawn(
     batch: InvoiceBatch, drafts: Sequence[Draft], rows: Sequence[Any], *, final: bool
 ) -> list[DraftWithLines]:
-    """Store the lines of drafts; return the drafts that become final."""
+    """Store the lines of these drafts; return the drafts that may become final (none unless `final`)."""
     if not drafts:
         return []
     here = (batch.connection, batch.letterhead, _today(batch), drafts)
@@ -273,7 +274,10 @@ def _today(batch: InvoiceBatch) -> date:
 
 
 def _drafts(batch: InvoiceBatch, start: date, until: date, rows: Sequence[Any]) -> list[Draft]:
-    """Return the drafts of a month: existing ones, and new ones for organizations without an obstacle."""
+    """Return the drafts for a month: existing ones, and new ones for organizations that have none.
+
+    An organization with another draft for these days is marked as skipped.
+    """
     drafts = [Draft(row.draft_id, row.organization_id, start, until) for row in rows if row.draft_id]
     new = [row.organization_id for row in rows if row.draft_id is None]
     if new:
@@ -288,7 +292,7 @@ def _drafts(batch: InvoiceBatch, start: date, until: date, rows: Sequence[Any]) 
 def _with_lines(
     batch: InvoiceBatch, drawn: Sequence[DraftWithLines], known: Collection[int]
 ) -> list[DraftWithLines]:
-    """Return the drafts with lines; delete the others, with an audit row for each in `known`."""
+    """Return the drafts that have lines; delete the others, with an audit entry for each id in `known`."""
     empty = [each for each in drawn if not each.bill.lines]
     # Charges that no invoice can take are reported as the skip reason.
     batch.left |= {each.draft.organization_id: SkipReason(REFUSED, each.left) for each in empty if each.left}
@@ -317,7 +321,10 @@ def _complete(
 
 
 def _finish(batch: InvoiceBatch, finals: Sequence[DraftWithLines], made: Sequence[Final]) -> None:
-    """Assign numbers last; afterwards only credits are added, for invoices with nothing to pay."""
+    """Assign numbers to the final invoices, as the last step, since it blocks other transactions.
+
+    Then give the credits of invoices with nothing to pay, and apply unused credit.
+    """
     _note(batch, "finalize", finals)
     statuses = invoice_build.finish_final(batch.connection, batch.letterhead, batch.now, made)
     for each, status in zip(finals, statuses, strict=True):

@@ -223,7 +223,7 @@ def cancel(change: EntityWrite) -> Row:
 
 
 def extend(change: EntityWrite) -> Row:
-    """Change the end date, the only field that can be set directly."""
+    """Change the end date of a subscription, its only field that can be set directly."""
     row = _held(change)
     end = _end_in({**row, **change.command.values})
     if end == _end_in(row) and row["cancel_at"] is None:
@@ -245,7 +245,7 @@ def advance(change: EntityWrite) -> Row:
 
 
 def tell(change: EntityWrite, plan: Row) -> None:
-    """Reload all subscribers of a plan: their tenants' token plans, and the features in the gateways."""
+    """Push a changed plan to all its subscribers: the token plans of their tenants, and their features."""
     here = organization_subscription
     subscribed = select(here.c.organization_id).where(here.c.plan_id == plan["id"], here.c.status != "over")
     for organization_id in change.connection.execute(subscribed.order_by(here.c.id)).scalars().all():
@@ -260,7 +260,7 @@ def due(connection: Connection, today: date, count: int) -> Sequence[int]:
 def _hold_organization(change: EntityWrite, organization_id: int) -> None:
     """Lock an organization against new subscriptions and tenants.
 
-    It precedes all other locks of the transaction.
+    This must be the transaction's first lock.
     """
     here = select(organization.c.id).where(organization.c.id == organization_id)
     change.connection.execute(here.with_for_update(key_share=True))
@@ -299,7 +299,10 @@ def _kept(change: EntityWrite, row: Row, subscription: Subscription, *, now: boo
 def _keep(
     change: EntityWrite, row_id: int, organization_id: int, subscription: Subscription, *, now: bool = False
 ) -> Row:
-    """Store a subscription and its segments, and put them into force; `now` ends a plan before midnight."""
+    """Store a subscription with its segments, and put its plan into force; return the row.
+
+    With `now`, the previous plan ends at this moment, else at midnight.
+    """
     current, plan = subscription.current, subscription_plan
     start = min(segment.start for segment in subscription.segments)
     values = {
@@ -366,7 +369,7 @@ def _keep_segment(change: EntityWrite, organization_id: int, segment: PlanSegmen
 
 
 def _subscription(change: EntityWrite, row: Mapping[str, Any]) -> Subscription:
-    """Return the subscription in the form of the billing rules, with the segments of its current term."""
+    """Return the stored subscription `row` as an object of the billing rules, with its current segments."""
     here = subscription_segment
     rows = change.connection.execute(
         select(here)
@@ -387,7 +390,10 @@ def _subscription(change: EntityWrite, row: Mapping[str, Any]) -> Subscription:
 
 
 def _by_terms(change: EntityWrite, subscription: Subscription, until: date | None = None) -> Subscription:
-    """Return the subscription with all terms applied whose day has come; later ones override fields."""
+    """Return the subscription with all terms applied whose day has come by `until` (default: today).
+
+    Later terms override fields of earlier ones.
+    """
     current, here = subscription.current, subscription_term.c
     mine = (here.subscription_id == change.row_id, here.anchor_date == current.anchor)
     come = (*mine, here.starts_on <= (until or change.today), here.starts_on < subscription.end)

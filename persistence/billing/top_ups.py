@@ -43,7 +43,7 @@ class TopUp(NamedTuple):
 
 
 def due(connection: Connection, after: int, count: int) -> Sequence[TopUp]:
-    """Return up to `count` additions, by id, beyond `after`, that still need an invoice of their own."""
+    """Return up to `count` credit additions with ids above `after` that still need their own invoice."""
     return [TopUp(*row) for row in connection.execute(ADDITIONS_DUE, {"after": after, "count": count})]
 
 
@@ -71,7 +71,10 @@ def release(change: EntityWrite, invoice_id: int) -> None:
 
 
 def refuse_while_waiting(change: EntityWrite) -> None:
-    """Raise `Conflict` if prepaid credits wait for the command's invoice: voided, it never gives them."""
+    """Raise `Conflict` if prepaid credits wait for the payment of the command's invoice.
+
+    Once the invoice is void, the credits would never be given.
+    """
     if change.connection.execute(_WAITS, {"invoice": change.row_id}).scalar_one():
         raise Conflict("Credits wait for this invoice; write a credit note, and they are not given.")
 

@@ -59,7 +59,7 @@ class Writes(NamedTuple):
     renewals: Sequence[int]
 
     def has_more(self, before: Writes) -> bool:
-        """Return whether a transaction besides keepers' renewals may have become visible since `before`."""
+        """Return whether other transactions than keepers' renewals may have been committed since `before`."""
         if before.done != before.next or self.done != self.next:
             return True
         count = self.next - before.next
@@ -91,7 +91,7 @@ class AgendaReader:
         self._ahead: tuple[datetime, float, bool] | None = None
 
     async def read(self) -> Collection[str]:
-        """Return the names of the loops that have work."""
+        """Return the names of the keeper's loops that have work to do."""
         async with looking(self._engine) as connection:
             seen = Writes(*(await connection.execute(_LOOK)).one())
             if self._seen is None or seen.has_more(self._seen):
@@ -107,11 +107,14 @@ class AgendaReader:
             return frozenset() if self._ahead[2] else await self._ask(connection)
 
     def _is_good(self, at: datetime, seconds: float, _: bool) -> bool:
-        """Return whether the last look ahead is still valid by both clocks."""
+        """Return whether the last look at future work is still valid: less than `AHEAD_S` have passed since.
+
+        It is checked by the time `at` and by `seconds` of the monotonic clock.
+        """
         return self._seconds() - seconds < AHEAD_S and 0 <= (self._clock() - at).total_seconds() < AHEAD_S
 
     async def _ask(self, connection: AsyncConnection, ahead_s: float = 0.0) -> frozenset[str]:
-        """Return the names of loops with anything due within `ahead_s` seconds."""
+        """Return the names of the keeper's loops with work that is due within `ahead_s` seconds."""
         now = self._clock() + timedelta(seconds=ahead_s)
         given = {
             "now": now, "until": now, "today": now.date(), "since": self._resets_since(ahead_s > 0),

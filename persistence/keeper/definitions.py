@@ -249,7 +249,10 @@ async def users(connection: AsyncConnection, where: str, values: Mapping[str, An
 
 
 async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
-    """Read all services with the meter of their business model, the weights of plans, models and shares."""
+    """Read the catalogue for the gateways: services with their meters, and weights of tokens.
+
+    Weights belong to plans and models: how much a kind of token counts.
+    """
     rows = (await connection.execute(text(_SERVICES))).mappings().all()
     weighing = (await connection.execute(text(_WEIGHTS))).mappings().all()
     return CatalogueDefinition(
@@ -399,7 +402,10 @@ Named = Sequence[tuple[str, Definition]]
 async def of_accounts(
     connection: AsyncConnection, accounts: Collection[str]
 ) -> Mapping[str, tuple[Definition, ...]]:
-    """Return the definitions of account names; names that no longer exist are left out."""
+    """Return the definitions (settings for the counters) of accounts by name, such as `tenant:7`.
+
+    Names that no longer exist are left out.
+    """
     named: dict[str, list[str]] = defaultdict(list)
     for account in accounts:
         kind, _, name = account.partition(":")
@@ -416,7 +422,7 @@ async def of_accounts(
 
 
 async def _named(connection: AsyncConnection, kind: str, names: Sequence[str]) -> Named:
-    """Read the accounts of a kind by name; a user's name is `TENANT_ID:USER`."""
+    """Read the accounts of a kind; `names` are their ids as text, that of a user is `TENANT_ID:USER`."""
     if kind == "user":
         parts = [name.partition(":") for name in names]
         values = {"tenants": [int(one) for one, _, _ in parts], "externals": [user for _, _, user in parts]}
@@ -491,7 +497,7 @@ class PendingWrites:
     async def note(
         self, applied: Collection[ControlWrite], refused: Collection[tuple[ControlWrite, str]]
     ) -> None:
-        """Store which writes Redis has applied, and which it refuses, with the reason."""
+        """Store which control writes Redis has applied, and which ones it refuses, each with the reason."""
         if applied:
             await self.connection.execute(_APPLIED, {"ids": [write.id for write in applied]})
         if refused:
@@ -508,9 +514,9 @@ class Pushes:
         self._let_go = asyncio.Event()
 
     async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
-        """Return up to `count` accounts with pending writes, the oldest first.
+        """Return up to `count` accounts with pending control writes, the oldest writes first.
 
-        `partitions` limits them to these, and to accounts without a partition.
+        With `partitions`, only accounts in these partitions, and accounts that belong to none.
         """
         of = None if partitions is None else list(partitions)
         async with looking(self._engine) as connection:
@@ -519,7 +525,10 @@ class Pushes:
 
     @asynccontextmanager
     async def waiting(self, accounts: Sequence[str]) -> AsyncIterator[PendingWrites]:
-        """Yield pending writes of accounts that no other task pushes, locked; wait for at least one."""
+        """Yield the pending control writes of accounts, locked, while no other task pushes these accounts.
+
+        Wait until at least one account is free.
+        """
         while True:
             mine = await self._take(accounts)
             try:
@@ -543,7 +552,10 @@ class Pushes:
 
 
 async def _waiting(connection: AsyncConnection, accounts: Sequence[str]) -> PendingWrites:
-    """Read the oldest pending writes of each account, with definitions, up to an equal share each."""
+    """Read the oldest pending control writes of each account, with the accounts' definitions.
+
+    Each account gets an equal share of `WRITES_MAX`.
+    """
     each = max(1, WRITES_MAX // len(accounts))
     found = (await connection.execute(_TAKE, {"accounts": accounts, "n": each + 1})).mappings().all()
     rows = [row for row in found if row["turn"] <= each]
@@ -597,7 +609,10 @@ def _number(row: RowMapping) -> int:
 
 
 def _gone(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
-    """Return the last definition of a deleted key, which releases its token subject."""
+    """Return the last definition of a deleted key, which frees the subject of its signed tokens.
+
+    Return an empty tuple for other accounts.
+    """
     kind, _, name = account.partition(":")
     if kind != "key" or "digest" not in payload:
         return ()

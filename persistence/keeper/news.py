@@ -79,7 +79,7 @@ class News(NamedTuple):
 
 
 def told(news: str) -> TextClause:
-    """Return a statement that creates messages for the events found by `news`, its WITH clause."""
+    """Return a statement that creates webhook messages for the events found by the WITH clause `news`."""
     return text(f"{news}{_TELL}")
 
 
@@ -259,7 +259,10 @@ async def _each_page(
     *,
     over: timedelta = timedelta(),
 ) -> None:
-    """Call `tell_of` with each page of accounts, in the windows of `now` and of `over` before."""
+    """Call `tell_of` with each page of a budget query's accounts, in the windows that contain `now`.
+
+    With `over`, also in the windows that contained the moment `over` before.
+    """
     after: dict[str, object] = {"id": 0, "start": EPOCH, "value": ""}
     while True:
         async with engine.begin() as connection:
@@ -276,7 +279,10 @@ async def _each_page(
 
 
 async def _calendars(connection: AsyncConnection, *moments: datetime) -> dict[str, object]:
-    """Return the windows at these moments, for each calendar of wanted budgets."""
+    """Return, as SQL parameters, the windows of budgets that contain these moments.
+
+    There is one for each calendar (interval, zone and first day) of the budgets that a webhook wants.
+    """
     windows = {}
     for interval, zone, anchor in (await connection.execute(_CALENDARS)).all():
         for moment in moments:
@@ -317,7 +323,7 @@ def _stored(sample: UsageSample | None) -> tuple[object, object]:
 
 
 def _news(found: Found, event: str, part: Decimal | None = None, **more: object) -> News:
-    """Return an event about a budget's account; `part` is the threshold, if the event is about one."""
+    """Return an event about an account of a budget; `part` is the threshold that was reached, if any."""
     named = "" if part is None else f":{part.normalize():f}"
     used_now, limit, _ = _amounts(found)
     occasion = f"{event}:{found.id}:{ms_of(found.start)}:{found.value}{named}:{limit}"
@@ -342,9 +348,9 @@ def _amounts(found: Found) -> tuple[int, int, int]:
 
 
 def _account(found: Found) -> str | None:
-    """Return the name of one account of a budget with several; None if the budget has only one.
+    """Return the name of an account of a budget that has one for each user, key or other object.
 
-    Accounts above the maximum share one.
+    None if the budget has only one account. Accounts beyond the maximum share one name.
     """
     if found.each is None:
         return None
@@ -543,7 +549,10 @@ class Notices:
         self._engine = engine
 
     async def notice(self, since: datetime, now: datetime) -> None:
-        """Create the messages for events since `since`, and for news that is due."""
+        """Create the webhook messages for events since `since`, and for conditions that hold at `now`.
+
+        A condition is, for example, that a plan ends soon.
+        """
         async with self._engine.begin() as connection:
             if (await connection.execute(_NOBODY)).scalar_one():
                 return
@@ -693,12 +702,15 @@ class Deliveries:
 
 
 def _asks(row: Row[Any]) -> bool:
-    """Return whether a message goes only to addresses that have agreed."""
+    """Return whether a message may be mailed only to addresses that consented; staff's mails need none."""
     return is_mail(row.url) and not row.ours and row.organization_id is not None
 
 
 def _counts(row: Row[Any]) -> bool:
-    """Return whether a message counts in the hourly maximum; a requested one counted at its request."""
+    """Return whether sending a message counts towards the hourly maximum of mails.
+
+    The first attempt of a message that a person requested was counted at the request.
+    """
     asked_for = row.event in {TEST_EVENT, CONSENT_EVENT}
     return is_mail(row.url) and row.organization_id is not None and not (asked_for and row.attempts == 1)
 

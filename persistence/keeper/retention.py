@@ -70,9 +70,9 @@ def earliest(found: Mapping[str, Since]) -> Since:
 
 
 def by_month(found: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
-    """Yield groups of requests to search together, each with its earliest time.
+    """Yield groups of request ids to search together, each with its earliest time.
 
-    Each of the newest months is a group, older ones are one group, and requests of unknown time the last.
+    Each of the newest months is a group, all older months are one. Requests of unknown time come last.
     """
     months: dict[tuple[int, int], dict[str, Since]] = {}
     anywhere: list[str] = []
@@ -110,7 +110,7 @@ def not_before(at: ColumnElement[datetime], request_id: str) -> ColumnElement[bo
 
 
 def times_of(request_ids: Sequence[str]) -> dict[str, object]:
-    """Return the parameters of `SINCE_BEGAN`: earliest time, days, and the requests without a time."""
+    """Return the SQL parameters of `SINCE_BEGAN`: earliest time, days, and the request ids without a time."""
     moments = {one: began(one) for one in request_ids}
     known = [moment for moment in moments.values() if moment is not None]
     return {
@@ -121,10 +121,10 @@ def times_of(request_ids: Sequence[str]) -> dict[str, object]:
 
 
 async def maybe_gone(connection: AsyncConnection, found: Mapping[str, Since]) -> list[str]:
-    """Return the requests that may have rows in months that were archived or dropped.
+    """Return the requests whose rows may be in months that were archived or dropped.
 
-    Call this after reading rows, as a month may go in between. For an id without a time, from an old gateway,
-    only ledger rows are in doubt, not calls in the journal.
+    Call this after reading rows, since a month may be removed meanwhile. An id without a time is from an old
+    gateway: its rows may be missing in a ledger, but not in the journal of calls.
     """
     movements, calls = (await connection.execute(_KEPT)).one()
     return [
@@ -136,7 +136,7 @@ async def maybe_gone(connection: AsyncConnection, found: Mapping[str, Since]) ->
 
 
 async def ended_before(connection: AsyncConnection, deadlines: Mapping[str, int]) -> list[str]:
-    """Return the holds whose `deadlines`, in ms of Redis' clock, are before the months in PostgreSQL."""
+    """Return the ids of holds whose deadline (ms) is before the first month that is still in PostgreSQL."""
     _, kept = (await connection.execute(_KEPT)).one()
     until = 0 if kept is None else ms_of(kept) + AHEAD_MAX_MS
     return [one for one, at_ms in deadlines.items() if at_ms < until and is_of_gateway(one)]
@@ -149,7 +149,10 @@ DELETED_ROWS_AT_ONCE = 10_000
 
 
 async def delete(engine: AsyncEngine, statement: TextClause, of: Mapping[str, object], at_once: int) -> int:
-    """Delete rows in pieces of `at_once` (the statement's `n`) until none is left; return the number."""
+    """Delete rows by `statement`, at most `at_once` in each transaction, until none is left.
+
+    `of` are the statement's parameters besides the number `n`; return the number of deleted rows.
+    """
     deleted = 0
     while True:
         async with engine.begin() as connection:
@@ -190,7 +193,7 @@ DELETE FROM rerating WHERE id = ANY(ARRAY(
 
 
 async def forget_events(engine: AsyncEngine, days: int, at_once: int = ROWS_AT_ONCE) -> int:
-    """Delete events that were stored `days` days ago, of calls that are gone; return the number."""
+    """Delete events stored at least `days` days ago whose call's row is deleted; return their number."""
     return await delete(engine, _EVENTS, {"days": days}, at_once)
 
 

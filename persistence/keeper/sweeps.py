@@ -111,9 +111,10 @@ class KeeperShares:
     async def keep(
         self, reached: Collection[int], left: Collection[int], held_s: float
     ) -> PartitionAssignment:
-        """Register as the flusher of `reached` for `held_s` seconds, release `left`; return the assignment.
+        """Register this keeper as the flusher of the partitions in `reached` for `held_s` seconds.
 
-        The registration of an earlier keeper in this place is deleted.
+        The partitions in `left` are released, and a registration of an earlier keeper in this place is
+        deleted. Return the partitions assigned to this keeper and to others.
         """
         if self._settled is not None and not left and frozenset(reached) == self._settled[0]:
             _, others, told = self._settled
@@ -208,11 +209,11 @@ SELECT 'admin_token', extract(epoch FROM min(expires_at)) FROM admin_token
 async def watch_gauges(
     engine: AsyncEngine, schedule: str = "off", wall: Callable[[], float] = time.time
 ) -> dict[str, Any]:
-    """Return all metrics that are counted in tables, by name.
+    """Return the metrics that are counted in tables, by name.
 
-    For each kind of credential, the next expiry in Unix time. Differences of the last comparison are counted
-    by kind; contradictions remain until rows are compared again. The lead of our clock over PostgreSQL's is
-    in seconds, as far as measurable.
+    For each kind of credential this is the Unix time of the next expiry. Differences from the ledger are
+    those of the last comparison, by kind; contradictions remain until rows are compared again. The lead of
+    our clock over PostgreSQL's is in seconds, as far as measurable.
     """
     async with looking(engine) as connection:
         began = wall()
@@ -327,9 +328,9 @@ _TURN = text("SELECT pg_advisory_xact_lock(7804, 1)")
 
 
 async def remember_losses(connection: AsyncConnection, movements: Sequence[MovementRange]) -> None:
-    """Store as evidence the acknowledged movements that are missing in the ledger of their epoch.
+    """Store, as evidence of a loss, those movements that Redis acknowledged and the ledger does not have.
 
-    All entries of their organizations in that epoch's outbox must be stored before.
+    All entries that the organizations have in the outbox of that epoch must have been stored before.
     """
     seqs = [(one, seq) for one in movements for seq in range(one.first_seq, one.last_seq + 1)]
     for start in range(0, len(seqs), MOVEMENTS_MAX):
@@ -349,14 +350,15 @@ class Losses:
         self._quiet_s = quiet_s
 
     async def any_open(self) -> bool:
-        """Return whether there is evidence of a loss that is not counted yet."""
+        """Return whether evidence of lost movements exists that is not counted yet."""
         async with self._engine.connect() as connection:
             return (await connection.execute(_OPEN)).first() is not None
 
     async def count(self, known: Sequence[MovementRange], at_rest: Collection[int]) -> list[Loss]:
-        """Count losses in partitions `at_rest`, for which no more evidence comes; return the losses.
+        """Count the lost movements in partitions `at_rest`, for which no more evidence comes.
 
-        `known` are movements of this keeper, stored as evidence if their account has a loss.
+        Return the losses. The movements in `known` are this keeper's own, stored as evidence if their account
+        has a loss.
         """
         async with self._engine.begin() as connection:
             open_ = {(row.account, row.epoch) for row in await connection.execute(_OPEN)}
@@ -435,9 +437,10 @@ class Sweeps:
         self._looks, self._since, self._asks = 0, _FIRST, 0
 
     def since(self, whole: bool = False) -> datetime:
-        """Return the lower limit of times in the next query of due resets.
+        """Return the time from which the next query looks for due resets of quotas.
 
-        It is the minimum if `whole` is set, and at every `LOOKS_A_ROUND`th call, to include all tenants.
+        It is the earliest time if `whole` is set, and at every `LOOKS_A_ROUND`th call, so that late rows are
+        found.
         """
         self._asks += 1
         if self._asks % LOOKS_A_ROUND and not whole:
@@ -446,9 +449,9 @@ class Sweeps:
         return _FIRST
 
     async def due(self, count: int) -> Sequence[tuple[int, int]]:
-        """Return (tenant id, organization id) of tenants whose reset is due by the stored rows.
+        """Return (tenant id, organization id) of tenants whose quota must be reset now.
 
-        A reset stored late, for a time already read, is found within `LOOKS_A_ROUND` checks.
+        A reset that was stored late, for a time already searched, is found within `LOOKS_A_ROUND` calls.
         """
         since = self._since if self._looks % LOOKS_A_ROUND else _FIRST
         async with self._engine.connect() as connection:
@@ -460,7 +463,10 @@ class Sweeps:
         return found
 
     async def charged(self, late: Sequence[LateSettlement]) -> dict[str, ChargedAmounts]:
-        """Return the charged amounts by request id, with corrections; ids without a charge are left out."""
+        """Return the amounts charged for requests that were settled late, by request id, refunds included.
+
+        Requests without a charge are left out.
+        """
         ids = list({one.settlement.request_id for one in late})
         found: dict[str, ChargedAmounts] = {}
         async with self._engine.connect() as connection:
@@ -477,7 +483,7 @@ class Sweeps:
             return set(await retention.maybe_gone(connection, await retention.places(connection, ids)))
 
     async def set_aside(self, late: Sequence[LateSettlement]) -> None:
-        """Store late settlements as dead letters, once by entry; a person then checks their charge."""
+        """Store late settlements as dead letters, once each, for a person to check their charge."""
         async with self._engine.begin() as connection:
             await connection.execute(_SET_ASIDE, [_letter(one) for one in late])
 
@@ -498,7 +504,7 @@ class Sweeps:
                 await _told(connection, request_id, amount)
 
     async def remember(self, acknowledged: Sequence[MovementRange]) -> None:
-        """Store as evidence the acknowledged movements that are missing in the ledger of their epoch."""
+        """Store, as evidence of a loss, movements that Redis acknowledged and the ledger does not have."""
         async with self._engine.begin() as connection:
             await remember_losses(connection, acknowledged)
 
@@ -526,7 +532,7 @@ def _letter(late: LateSettlement) -> dict[str, object]:
 
 
 def _charged(row: Row[Any]) -> ChargedAmounts:
-    """Return the amounts that the ledgers charged; the journal has the tokens if it has the call."""
+    """Return the amounts that the ledgers charged for a call; tokens are the journal's, if it has them."""
     tokens = row.weighed if row.tokens is None else row.tokens
     weighed = None if tokens == row.weighed else row.weighed
     return ChargedAmounts(

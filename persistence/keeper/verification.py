@@ -103,7 +103,10 @@ class BudgetUses:
             return await budgets_of(connection, organizations)
 
     async def runs(self, organizations: Sequence[int]) -> list[Run]:
-        """Return the runs that calls may name, and those that expired in the last day; the oldest first."""
+        """Return the runs that calls may name, and those that expired in the last day, the oldest first.
+
+        A run is a task with a budget of its own.
+        """
         values = {"ids": list(organizations), "kept_s": RUNS_KEPT_S}
         async with translating(self._engine.connect()) as connection:
             rows = (await connection.execute(_RUNS, values)).mappings().all()
@@ -124,7 +127,7 @@ class BudgetUses:
 async def _used(
     connection: AsyncConnection, windows: Sequence[WindowKey]
 ) -> tuple[dict[WindowKey, int], dict[WindowKey, int]]:
-    """Return the stored use of windows, and the time in ms at which each was last changed."""
+    """Return the use of budgets' windows as PostgreSQL has it, and the time in ms when each last changed."""
     used, moved = dict[WindowKey, int](), dict[WindowKey, int]()
     if windows:
         values = {
@@ -138,7 +141,7 @@ async def _used(
 
 
 async def forget_budget_uses(engine: AsyncEngine, *, at_once: int = retention.DELETED_ROWS_AT_ONCE) -> int:
-    """Delete the use of windows that ended long ago, and old runs and jobs; return the number of rows."""
+    """Delete the use of budgets' windows that ended long ago, and old runs and jobs; return the row count."""
     forgotten, values = 0, {"days": KEPT_DAYS, "unused_days": EACH_UNUSED_DAYS}
     for statement in (_FORGET_WINDOWS, _FORGET_ENDLESS, _FORGET_RUNS, _FORGET_JOBS):
         named = {name: value for name, value in values.items() if f":{name}" in statement.text}
@@ -227,7 +230,10 @@ class LedgerReader(BudgetUses):
         credentials_max: int = CREDENTIALS_MAX,
         changes_max: int = CHANGES_MAX,
     ) -> None:
-        """Assign keys to partitions by `partition_of_digest`; without it, with their organization."""
+        """Find the partition of an organization by `partition_of`, of a key by `partition_of_digest`.
+
+        Without the latter, keys are in the partition of their organization.
+        """
         super().__init__(engine)
         self._partition_of, self._partition_of_digest = partition_of, partition_of_digest
         self._credentials_max, self._changes_max = credentials_max, changes_max
@@ -241,8 +247,8 @@ class LedgerReader(BudgetUses):
     async def places(self, partitions: Collection[int], known: Mapping[int, int]) -> PartitionContents:
         """Return the organizations and keys to verify in these partitions.
 
-        `known` are positions up to which partitions were verified: only later changes count there, unless
-        there are too many.
+        `known` are the positions up to which partitions were verified before. Of these partitions only later
+        changes are returned, unless there are too many.
         """
         found, credentials = dict[int, set[int]](), set[int]()
         async with self._engine.connect() as connection:
@@ -273,7 +279,7 @@ class LedgerReader(BudgetUses):
     def _standing(
         self, keys: Sequence[Row[Any]], there: Container[int], *, but_of: Container[int]
     ) -> set[int]:
-        """Return the keys whose digests are in the partitions `there`, without organizations in `but_of`."""
+        """Return keys whose digest's partition is in `there`, and their organization's is not in `but_of`."""
         if self._partition_of_digest is None:
             return set()
         return {
@@ -284,7 +290,7 @@ class LedgerReader(BudgetUses):
         }
 
     async def compared(self) -> dict[int, ComparisonPoint]:
-        """Return the last point of comparison of each partition, without those that lost rows."""
+        """Return, by partition, the point to which its counters were last compared; none if it lost rows."""
         async with looking(self._engine) as connection:
             rows = await connection.execute(_COMPARED)
             return {
@@ -295,7 +301,7 @@ class LedgerReader(BudgetUses):
             }
 
     async def note_compared(self, run_id: bytes, epochs: Mapping[int, int], position: int) -> None:
-        """Store that these verified partitions contain all definitions up to a position."""
+        """Store that the counters of these verified partitions have all definitions up to `position`."""
         values = {
             "run_id": run_id.decode(), "partitions": list(epochs), "epochs": list(epochs.values()),
             "position": position,
@@ -304,7 +310,10 @@ class LedgerReader(BudgetUses):
             await connection.execute(_NOTE_COMPARED, values)
 
     async def truth(self, organizations: Mapping[int, Sequence[int]]) -> dict[int, LedgerState]:
-        """Return the stored state of partitions in one snapshot; `organizations` are ids by partition."""
+        """Return what the counters of each partition should be, read from PostgreSQL at one moment.
+
+        `organizations` are their ids by partition.
+        """
         ids = {"ids": [one for its in organizations.values() for one in its]}
         async with self._at_one_moment() as (connection, version):
             applied = await connection.execute(_APPLIED, {"partitions": list(organizations)})
@@ -332,16 +341,16 @@ class LedgerReader(BudgetUses):
 
     @asynccontextmanager
     async def _at_one_moment(self) -> AsyncIterator[tuple[AsyncConnection, int]]:
-        """Yield a connection with one snapshot, and the version in this snapshot."""
+        """Yield a connection that sees one moment of the database, and the version of the data then."""
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection, int((await connection.execute(_VERSION)).scalar_one())
 
     async def settled(self, held: Mapping[str, int]) -> list[str]:
-        """Return the requests in `held` (deadlines in ms by id) that have, or may have had, a ledger row.
+        """Return the holds that are no running calls: their request has, or may have had, a ledger row.
 
-        A hold that ended in a month which is no longer in PostgreSQL is no running call; if it was never
-        charged, its settlement comes late.
+        `held` are the deadlines in ms by request id. A hold that ended in a month which is no longer in
+        PostgreSQL is returned too; if it was never charged, its settlement comes late.
         """
         ids = [one for one in held if is_uuid(one)]
         if not ids:
@@ -358,13 +367,13 @@ class LedgerReader(BudgetUses):
             await connection.execute(_AGAIN, {"ids": list(ids)})
 
     async def noted(self) -> dict[int, tuple[bytes, int]]:
-        """Return the last run id and epoch by partition; partitions never verified are left out."""
+        """Return, by partition, the Redis run id and epoch of its last verification, if there was one."""
         async with looking(self._engine) as connection:
             rows = await connection.execute(_NOTED)
             return {row.partition: (row.run_id.encode(), row.epoch) for row in rows}
 
     async def workers(self) -> list[str]:
-        """Return the slots of all known gateway workers."""
+        """Return the slots (ids in Redis) of all gateway workers that are known."""
         async with looking(self._engine) as connection:
             return list(await connection.scalars(_WORKERS))
 
@@ -374,10 +383,11 @@ class LedgerReader(BudgetUses):
             await connection.execute(_GONE, {"worker_slots": sorted(gone)})
 
     async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> frozenset[int]:
-        """Store the run id and epochs of verified partitions; return the partitions that were accepted.
+        """Store the Redis run id and the epochs of partitions just verified.
 
-        A partition is not accepted if a later epoch is stored, or the same epoch of another Redis run.
-        Flushes under way have ended when this returns, so later reads are not older than these.
+        Return the partitions that were accepted. A partition is not accepted if a later epoch is stored, or
+        the same epoch of another Redis run. All flushes that had begun are over when this returns, so that
+        later reads see their rows.
         """
         values = {"run_id": run_id.decode(), "partitions": list(epochs), "epochs": list(epochs.values())}
         async with self._engine.begin() as connection:
@@ -510,7 +520,8 @@ class Accounts(BudgetUses):
     async def some_owners(self, count: int) -> list[Owner]:
         """Return the next `count` organizations in rotation, with their tenants.
 
-        The first is picked at random, so that a client that restarts often does not always read the same.
+        The rotation begins at random, so that a program that restarts often does not always check the same
+        ones.
         """
         if self._after is None:
             async with translating(self._engine.connect()) as connection:
@@ -529,7 +540,11 @@ class Accounts(BudgetUses):
         return [*found, *(Owner(each, ()) for each in organization_ids if each not in there)]
 
     async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> dict[str, LedgerAccount]:
-        """Return accounts by name, each with its balance at the given seq."""
+        """Return the stored accounts by name, each with its balance at the sequence number in `seqs`.
+
+        With `deep`, the balance is the sum of all movements (of past months, of checkpoints); without, that
+        of the last row.
+        """
         found: dict[str, LedgerAccount] = {}
         async with translating(self._engine.connect()) as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
@@ -547,15 +562,15 @@ class Accounts(BudgetUses):
         return found
 
     async def disproved(self, owners: Sequence[Owner], count: int) -> Sequence[Item]:
-        """Return the false ones among `count` random checkpoints of these owners' accounts."""
+        """Compute up to `count` random stored sums of these owners' accounts; return those that are wrong."""
         async with translating(self._engine.connect()) as connection:
             accounts = [account for owner in owners for account in owner.accounts]
             return await disproved(connection, accounts, count)
 
     async def contradictions(self, *, within_s: float) -> Sequence[Item] | None:
-        """Return contradictions between rows; None if the search takes longer than `within_s` seconds.
+        """Return contradictions between stored rows; None if the search takes longer than `within_s` seconds.
 
-        It may take minutes, so it uses a connection apart from the loops' pool.
+        It may take minutes, so it uses a connection of its own.
         """
         async with translating(apart(self._engine)) as connection:
             try:
@@ -572,7 +587,10 @@ class Accounts(BudgetUses):
         ]
 
     async def unresolved(self, organization_ids: Sequence[int]) -> Mapping[int, Sequence[str]]:
-        """Return the reasons of unresolved dead letters, whose rows are missing, by organization id."""
+        """Return, by organization, the reasons of dead letters that nobody has resolved yet.
+
+        A dead letter is an entry that could not be stored.
+        """
         found = defaultdict[int, list[str]](list)
         async with translating(self._engine.connect()) as connection:
             for row in await connection.execute(_UNRESOLVED, {"ids": list(organization_ids)}):

@@ -57,7 +57,7 @@ Stored = dict[tuple[int, int], Content]
 
 
 def stand(connection: Connection[Any], batch: Batch) -> Heads:
-    """Return the last stored movement of every account of the batch; unusable accounts are marked stopped."""
+    """Return the last stored movement of every account of a batch; unusable accounts are marked stopped."""
     tenants, organizations = set(), set()
     for entries in batch.values():
         for _, _, event in entries:
@@ -82,9 +82,9 @@ def stand(connection: Connection[Any], batch: Batch) -> Heads:
 def contradictions(
     connection: Connection[Any], repeats: Sequence[Placed], fresh: Sequence[Placed]
 ) -> list[QuarantineReason]:
-    """Return the entries in `repeats` whose place is stored with other content.
+    """Return a fault for each entry in `repeats` that differs from the stored entry with its sequence number.
 
-    `fresh` entries, which are about to be stored, count as stored.
+    Entries in `fresh`, which are about to be stored, count as stored.
     """
     faults = []
     for part in _STORED:
@@ -117,7 +117,10 @@ def count_stored(connection: Connection[Any], placed: Placed) -> int:
 def neighbours(
     connection: Connection[Any], account: str, seq: int
 ) -> tuple[dict[int, Movement], dict[int, int]]:
-    """Return the movements stored at a seq and the seqs next to it, and the stored drifts there, by seq."""
+    """Return the stored movements at a sequence number and next to it, and the drifts there.
+
+    A drift is a change of the balance without a movement. Both are by sequence number.
+    """
     kind, _, number = account.partition(":")
     here = {"id": int(number), "from": seq - 1, "to": seq + 1, "account": account}
     rows = {
@@ -136,7 +139,7 @@ def month_of(seconds: float) -> int:
 
 
 def move(connection: Connection[Any], moves: RollupDelta) -> None:
-    """Update accounts and roll-ups to their state after the fresh entries."""
+    """Update accounts and roll-ups by the entries that are stored for the first time."""
     quotas = [_quota(id_, event, moves.resets.get(id_)) for id_, event in sorted(moves.quotas.items())]
     paid = [(id_, e.balance, e.ahead, e.epoch, e.credit_seq) for id_, e in sorted(moves.credits.items())]
     spends = [(id_, e.spent, e.epoch, e.spend_seq, e.at_ms) for id_, e in sorted(moves.spends.items())]
@@ -155,7 +158,7 @@ def move(connection: Connection[Any], moves: RollupDelta) -> None:
 
 
 def charge(connection: Connection[Any], moves: RollupDelta) -> None:
-    """Charge the tokens beyond ended plans, and the sold credits, that the stored movements establish."""
+    """Charge what the stored movements make billable: tokens used beyond ended plans, and sold credits."""
     if moves.beyond:
         connection.execute(statements.CHARGE_TOKENS, (sorted(moves.beyond),))
     if moves.granted:
@@ -171,7 +174,10 @@ def top_up(connection: Connection[Any], moves: RollupDelta) -> None:
 
 
 def set_status(connection: Connection[Any], status_changes: Iterable[Placed], moves: RollupDelta) -> None:
-    """Store the blocked states of tenants after manual blocks and unblocks, unless a later movement has."""
+    """Store whether tenants are blocked, after entries that block or unblock them by hand.
+
+    A tenant with a later movement is left out.
+    """
     last = {}
     for _, (_, _, event) in status_changes:
         assert event is not None
@@ -186,7 +192,10 @@ def set_status(connection: Connection[Any], status_changes: Iterable[Placed], mo
 
 
 def finish(connection: Connection[Any], control_ids: Sequence[str], renewed: Iterable[int]) -> None:
-    """Mark control writes with a stored movement as done, and put changed plans and totals into force."""
+    """Mark the control writes in `control_ids` as done, as their movements are stored.
+
+    Tenants whose plan changed, or in `renewed`, get the total of their plan.
+    """
     changed: set[int] = set(renewed)
     if control_ids:
         ids = sorted(control_ids)
@@ -197,9 +206,9 @@ def finish(connection: Connection[Any], control_ids: Sequence[str], renewed: Ite
 
 
 def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]], aside: Collection[Place]) -> None:
-    """Store dead entries as raw bytes, and let their accounts continue after them.
+    """Store entries that cannot become rows as dead letters, in raw bytes, and let their accounts continue.
 
-    Entries in `aside` claimed a place that another entry has, so they leave no gap.
+    An entry in `aside` claimed the sequence number of another entry, so it leaves no gap.
     """
     skipped: dict[int, dict[int, tuple[int, int]]] = {part: {} for part in _SKIP}
     for (partition, (entry_id, packed, event)), reason in dead:
@@ -222,7 +231,10 @@ def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]], aside:
 def set_aside(
     connection: Connection[Any], fresh: Iterable[Placed], unreadable: Mapping[tuple[int, bytes], str]
 ) -> int:
-    """Store the raw bytes of fresh entries whose metadata was replaced as unreadable; return their number."""
+    """Store the raw bytes of entries whose unreadable metadata was replaced; return their number.
+
+    `unreadable` are the reasons by entry.
+    """
     kept = 0
     for partition, (entry_id, packed, _) in fresh if unreadable else ():
         reason = unreadable.get((partition, entry_id))
@@ -295,7 +307,10 @@ def accepted_accounts(connection: Connection[Any], partitions: Sequence[int]) ->
 
 
 def set_aside_account(faults: Iterable[QuarantineReason], accepted: Accepted) -> dict[Place, str]:
-    """Return the entries among these faults that a person accepted as contradictions, with the reason."""
+    """Return the entries of those faults that a person has accepted, each with the reason.
+
+    They are set aside instead of stopping their account.
+    """
     aside = {}
     for fault in faults:
         until_ms, why = accepted.get(fault.account, (0.0, ""))
@@ -305,7 +320,10 @@ def set_aside_account(faults: Iterable[QuarantineReason], accepted: Accepted) ->
 
 
 def file_breaks(connection: Connection[Any], fresh: Sequence[Placed], accepted: Accepted) -> None:
-    """Store a drift if an account continues from another balance after an entry that was set aside."""
+    """Store a drift for each account that continues from another balance than the stored rows give.
+
+    This happens after an entry of the account was set aside, as accepted by a person.
+    """
     done: set[str] = set()
     for placed in fresh if accepted else ():
         event = event_of(placed)
@@ -335,7 +353,7 @@ def quarantine(connection: Connection[Any], faults: Iterable[QuarantineReason]) 
 
 
 def mark_stopped(connection: Connection[Any], report: FlushReport) -> None:
-    """Store the newest entry of each partition that leaves the outbox once this transaction is committed."""
+    """Store, for each partition, the newest entry that is deleted from the outbox after this transaction."""
     leaving = {partition: list(ids) for partition, ids in report.acknowledged.items()}
     for (partition, _), ids in report.parked.items():
         leaving.setdefault(partition, []).extend(ids)
@@ -346,7 +364,7 @@ def mark_stopped(connection: Connection[Any], report: FlushReport) -> None:
 
 
 def _stood(fault: QuarantineReason) -> str | None:
-    """Return an account's state before the entry that stopped it, as JSON; None if unknown."""
+    """Return the state of a fault's account before the entry that stopped it, as JSON; None if unknown."""
     for place in places_before(fault.event):
         if place.account == fault.account and abs(place.balance or 0) <= INTEGER_MAX:
             return json.dumps(

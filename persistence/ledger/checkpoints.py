@@ -138,12 +138,18 @@ SELECT account, last_seq FROM account_checkpoint
 
 
 def sums(kind: str, since: str, until: str, month: str) -> str:
-    """Return SQL for the sum of the account `k.id`'s movements after the seq `since` up to `until`."""
+    """Return SQL for the sum of an account's movements after the sequence number `since` and up to `until`.
+
+    The SQL refers to the account as `k.id`. `month` is SQL for the month whose spend is summed.
+    """
     return _SUMS[kind].format(since=since, until=until, month=month)
 
 
 def closed(kind: str, month: str) -> str:
-    """Return SQL for the sum of all checkpoints of the account `k.id`."""
+    """Return SQL for the sum of all checkpoints (stored sums) of the account `k.id`.
+
+    `month` is SQL for the month whose spend is summed.
+    """
     since, counts = (part.format(month=month) for part in _COUNTS[kind])
     return _CLOSED.format(kind=kind, since=since, counts=counts)
 
@@ -191,14 +197,17 @@ class Checkpoints:
         return made
 
     async def _close(self, kind: str, here: dict[str, Any]) -> int:
-        """Store the next checkpoint of each account in a transaction of its own; return their number."""
+        """Store the next checkpoint (monthly sum) of each account of this kind; return their number."""
         async with self._engine.begin() as connection:
             await connection.execute(_LOCK)
             return (await connection.execute(_CLOSES[kind], here)).rowcount
 
 
 def count_again(connection: Connection, places: Iterable[tuple[str, int]]) -> None:
-    """Compute the checkpoints again that contain these redriven movements, given as account and seq."""
+    """Compute the checkpoints (monthly sums) again that contain these movements, which were stored late.
+
+    `places` are their accounts and sequence numbers.
+    """
     connection.execute(_LOCK)
     for account, seq in places:
         connection.execute(_AGAINS[account.partition(":")[0]], _here(account, seq))

@@ -130,7 +130,10 @@ ON CONFLICT (day) DO UPDATE SET since = excluded.since WHERE c.since > excluded.
 
 
 def note_clock_ahead(connection: Connection[Any], events: Iterable[OutboxEntry]) -> None:
-    """Store the days of request ids that have rows earlier than the time in the id."""
+    """Store the days of requests whose rows are earlier than the time in their id, as a clock was ahead.
+
+    Later searches for these requests then begin earlier.
+    """
     some, told = list[OutboxEntry](), list[OutboxEntry]()
     for event in events:
         (some if says_when(event.source) else told).append(event)
@@ -199,7 +202,10 @@ class Copies:
         }
 
     def write(self, connection: Connection[Any], users: dict[Name, int]) -> dict[str, int]:
-        """Copy every row; return the number of rows by ledger. Raise `Unstorable` if packing a row fails."""
+        """Write the rows of all ledgers; return the number of rows by ledger. `users` are user ids by name.
+
+        Raise `Unstorable` if an entry cannot be converted to a row.
+        """
 
         def user(event: OutboxEntry) -> int | None:
             return users.get((event.organization_id, event.user)) if event.user else None
@@ -262,13 +268,16 @@ class Copies:
         user: Callable[[OutboxEntry], int | None],
         changes: Sequence[tuple[Row, Row]],
     ) -> None:
-        """Report stored calls, and corrected calls before and after, to every feature."""
+        """Notify every feature of stored calls, and of corrected calls by their rows before and after.
+
+        `user` returns the user id of an entry.
+        """
         calls = [event_of(placed) for placed in self._by_table["call"]]
         for listener in listeners():
             listener.stored(connection, calls, user, changes)
 
     def _price_reclaimed(self, connection: Connection[Any]) -> None:
-        """Set the cost of reclaimed, unsettled calls to the amount charged to their budgets."""
+        """Set the cost of reclaimed calls (expired without a settlement) to the money charged for them."""
         events = [
             event
             for _, (_, _, event) in self._by_table["call"]
@@ -281,7 +290,7 @@ class Copies:
                 event.facts = reclaimed_facts(event, currencies.get(event.organization_id, ""))
 
     def refused(self, error: psycopg.Error) -> tuple[Placed, int] | None:
-        """Return the entry that a PostgreSQL error refers to, and the part it moves; None if unknown."""
+        """Return the entry that a PostgreSQL error is about, and the kind of its account; None if unnamed."""
         at = _LINE.search(error.diag.context or "")
         if at is None:
             return None

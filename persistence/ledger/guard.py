@@ -92,9 +92,10 @@ def sort_out(
     poison: Mapping[tuple[int, bytes], str],
     aside: Collection[tuple[int, bytes]] = frozenset(),
 ) -> SortedBatch:
-    """Sort the entries of a batch, and advance `heads`; `poison` entries cannot be stored as rows.
+    """Sort the entries of a batch by how they are stored, and advance the accounts in `heads`.
 
-    Poison entries in `aside` occupy no seq of their accounts and leave no gap.
+    Entries in `poison` cannot be stored as rows. Those that are in `aside` too take no sequence number of
+    their accounts, and leave no gap.
     """
     out = SortedBatch()
     tenants, fresh = heads.tenants, out.fresh
@@ -148,7 +149,7 @@ def _place(out: SortedBatch, heads: Heads, placed: Placed, event: OutboxEntry, *
 
 
 def _hold(out: SortedBatch, placed: Placed, event: OutboxEntry, parts: list[tuple[Head, int]]) -> None:
-    """Park an entry, and with it later entries of every account that it moves."""
+    """Park an entry, which is not stored now; later entries of all accounts that it moves wait too."""
     partition, (entry_id, packed, _) = placed
     if not storable(event):
         out.dead.append((partition, (entry_id, packed, None)))
@@ -189,7 +190,7 @@ def _place_unnumbered(
 
 
 def movements(event: OutboxEntry, heads: Heads) -> list[tuple[Head, int]]:
-    """Return the accounts that an entry moves, each with the entry's seq."""
+    """Return the accounts that an entry moves, each with the sequence number of its movement."""
     parts = []
     if event.flags & TOKENS:
         parts.append((heads.tenants[event.tenant_id], event.seq))
@@ -265,10 +266,11 @@ class Movement:
 def misfit(
     movement: Movement, head_seq: int, rows: dict[int, Movement], drifts: dict[int, int], *, listed: bool
 ) -> str | None:
-    """Return why a movement cannot be stored at its seq; None if it fits.
+    """Return why a movement cannot be stored at its sequence number; None if it can.
 
-    `rows` are the movements stored at and next to the seq. `drifts` are balance changes stored after a seq.
-    `listed` states that this entry is the reason for the gap.
+    `head_seq` is the account's last stored movement, `rows` are those next to this one. `drifts` are changes
+    of the balance without a movement, by sequence number. `listed` says that the movement is known to be
+    missing.
     """
     account, seq = movement.account, movement.seq
     if seq in rows:
@@ -284,7 +286,7 @@ def misfit(
 
 
 def _break(one: Movement | None, following: Movement | None, drifts: dict[int, int]) -> str | None:
-    """Return why two neighbouring movements do not chain; None if they do, or if one is missing."""
+    """Return why a movement does not continue the balance or epoch of the one before; None if it does."""
     if one is None or following is None:
         return None
     if one.epoch > following.epoch:

@@ -39,7 +39,7 @@ class LedgerListener(Protocol):
         """Handle calls stored by a flush, and stored calls corrected by the flush."""
 
     def changed(self, connection: Connection, reason: Reason, changes: Iterable[Change]) -> None:
-        """Handle changed rows of calls."""
+        """Handle changes of stored calls, given as rows before and after; `reason` says what changed them."""
 
 
 @cache

@@ -128,7 +128,7 @@ class RefusedJournal:
         return sum(count.refused for count in counts)
 
     def _bucket(self, count: RefusedCount, users: dict[Name, int]) -> rollup.UsageBucket:
-        """Return the roll-up bucket of a count; names over the daily limit share one bucket."""
+        """Return the hour, owner and names to count refused calls by; too many names a day share one."""
         owner, hour_ms = count.organization_id, count.hour_ms
         user, project, model = users.get((owner, count.user), 0), count.project_id, stored_text(count.model)
         if not self._named.known(owner, hour_ms // DAY_MS, (user, project, model)):
@@ -144,7 +144,10 @@ class RefusalNames:
         self._known: dict[tuple[int, int], set[tuple[int, int, str]]] = {}
 
     def known(self, organization_id: int, day: int, name: tuple[int, int, str]) -> bool:
-        """Return whether this user, project and model are counted by name; new ones are, up to a limit."""
+        """Return whether calls of this user, project and model are counted by these names.
+
+        New names are accepted up to a maximum a day; later ones are counted together.
+        """
         if len(self._known) > ORGANIZATIONS_MAX:
             self._known.clear()
         names = self._known.setdefault((organization_id, day), set())
@@ -170,7 +173,7 @@ async def _known(connection: AsyncConnection, names: Iterable[Name]) -> dict[Nam
 
 
 async def _runs(connection: AsyncConnection, told: Iterable[RefusedCall]) -> dict[tuple[int, str], int]:
-    """Return the ids of the runs that calls name, by tenant and name; runs that are not stored have none."""
+    """Return the ids of the runs that refused calls name, by tenant and name, if the runs are stored."""
     named = {(one.tenant_id, run) for one in told if (run := stored_text(one.run))}
     if not named:
         return {}
@@ -180,7 +183,7 @@ async def _runs(connection: AsyncConnection, told: Iterable[RefusedCall]) -> dic
 
 
 async def _plans(connection: AsyncConnection, told: Iterable[RefusedCall]) -> dict[int, int]:
-    """Return the token plans that refused these calls, by tenant."""
+    """Return the token plans that refused the calls in `told`, by tenant."""
     tenants = list({one.tenant_id for one in told if one.refused_kind == RefusingLimit.PLAN})
     if not tenants:
         return {}
@@ -227,7 +230,10 @@ Params = Sequence[Any] | Mapping[str, Any]
 
 
 def blocking(connection: Connection) -> psycopg.Connection[Any]:
-    """Return the transaction with psycopg's interface; call it only in a function that the store runs."""
+    """Return the transaction with the interface of a psycopg connection.
+
+    It may be used only in a function that the store runs, because it blocks.
+    """
     return cast("psycopg.Connection[Any]", _SyncConnection(connection))
 
 
@@ -277,10 +283,10 @@ SEQS = {"tenant": "token_seq", "credits": "credit_seq", "spend": "spend_seq"}
 
 
 def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callable[[int], int]) -> None:
-    """Store a dead letter with its corrections, unless it was stored already.
+    """Store a dead letter (an entry that could not be stored) with the corrections in `sent`, once.
 
-    Raise `Conflict` if it no longer fits its accounts, `Unprocessable` if it still cannot be a row. The
-    caller holds the flusher's lock of the partition.
+    Raise `Conflict` if it no longer fits its accounts, `Unprocessable` if it still cannot become a row. The
+    caller must hold the flusher's lock of the partition.
     """
     event = corrected(letter, sent)
     plain = blocking(connection)
@@ -351,7 +357,7 @@ def corrected(letter: Row, sent: Row) -> OutboxEntry:
 
 
 def finish_control_write(connection: Connection, letter: Row) -> None:
-    """Finish the control write of a dead letter: it is in force, and must not be applied again."""
+    """Mark the control write that a dead letter carries as done, so that it is not applied again."""
     raw = letter["raw"]
     assert isinstance(raw, bytes)
     try:
@@ -363,7 +369,7 @@ def finish_control_write(connection: Connection, letter: Row) -> None:
 
 
 def _movements(event: OutboxEntry) -> list[Movement]:
-    """Return the movements of an entry, in the order of `guard.movements`."""
+    """Return the movements of an entry, one for each account, in the order of `guard.movements`."""
     month = accounts.month_of(event.at_ms // 1000)
     return [
         Movement(one.account, one.seq, event.epoch, one.delta, one.balance, month if part == USAGE else 0)
@@ -402,7 +408,10 @@ def _store(connection: psycopg.Connection[Any], placed: Placed, seqs: Mapping[st
 
 
 def _heads(moves: RollupDelta, event: OutboxEntry, seqs: Mapping[str, int]) -> RollupDelta:
-    """Remove from `moves` the new states of accounts that have moved on meanwhile; return `moves`."""
+    """Remove from `moves` the accounts that have later movements than `event`, and return `moves`.
+
+    `seqs` are the last stored sequence numbers by account.
+    """
     if event.seq < seqs.get(f"tenant:{event.tenant_id}", 0):
         moves.quotas.clear()
         moves.resets.clear()

@@ -86,7 +86,10 @@ def usage_rows_of(hours: Rollup) -> list[tuple[object, ...]]:
 
 
 def moved_usage(before: Sequence[Any], after: Sequence[Any], hours: Rollup) -> None:
-    """Subtract a call's row `before` from its hour and add `after`; both as `statements.CALL_SUMS`."""
+    """Subtract the row `before` of a call from its hour in `hours`, and add the row `after`.
+
+    Both have the columns of `statements.CALL_SUMS`.
+    """
     for row, sign in ((before, -1), (after, 1)):
         bucket, counts = tuple(row[: len(DIMENSIONS)]), row[len(DIMENSIONS) : len(DIMENSIONS) + len(SUMS)]
         sums = hours.setdefault(bucket, [0] * len(SUMS))
@@ -95,7 +98,7 @@ def moved_usage(before: Sequence[Any], after: Sequence[Any], hours: Rollup) -> N
 
 
 def moved_columns(calls: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> tuple[list[Any], ...]:
-    """Return the parameters of `ROLL_UP_CALLS` for changed calls, given as rows before and after."""
+    """Return the SQL parameters that move changed calls in the roll-ups, given as rows before and after."""
     hours: Rollup = {}
     for before, after in calls:
         moved_usage(before, after, hours)
@@ -119,12 +122,12 @@ _OF_SPAN = "SELECT '{span}', {dimensions}, {sums} FROM hours GROUP BY {groups}"
 
 
 def start_of(unit: str) -> str:
-    """Return SQL for the start, in UTC, of the unit that contains `start`."""
+    """Return SQL for the start, in UTC, of the unit (such as week) that contains the column `start`."""
     return _STARTS.get(unit, f"date_trunc('{unit}', start, 'UTC')")
 
 
 def _of_span(span: str) -> str:
-    """Return SQL for the sums of a batch's hours in a span."""
+    """Return SQL for the sums of a batch's hours by a longer span, such as days."""
     unit, whole = SPANS[span]
     kept = [each for each in DIMENSIONS if each not in whole]
     none = {each: f"{NO_PROJECT if each == 'project_id' else 0} AS {each}" for each in whole}
@@ -217,7 +220,7 @@ def store_runs(connection: Connection[Any], noted: Sequence[Placed]) -> None:
 
 
 def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted: Sequence[Placed]) -> None:
-    """Add the use of entries that are stored for the first time to budgets; `noted` ones move no account."""
+    """Add the use of new entries to budgets; `noted` ones move no account and may be stored already."""
     told = _newer(connection, [placed for placed in noted if event_of(placed).budgets])
     for sets_back, moves in _turns([*fresh, *told]):
         rows, of_runs = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
@@ -234,10 +237,10 @@ def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted
 
 
 def _turns(placed: Sequence[Placed]) -> Iterator[tuple[bool, list[Move]]]:
-    """Yield movements of budget windows in an order that counts all: use, then a reset, then later use.
+    """Yield movements of budgets' windows in an order that counts all of them: use, a reset, later use.
 
-    Calls add up, also in a full window. A later call must follow the reset, or the full window could not
-    count it.
+    The flag says whether a group consists of resets. Calls of a group add up, even beyond the maximum of a
+    sum; calls after a reset must follow it, or a full sum could not count them.
     """
     resets = {window for each in placed if _sets_back(event := event_of(each)) for window in event.budgets}
     turns: dict[int, list[Move]] = {}
@@ -264,7 +267,7 @@ def _place(placed: Placed) -> tuple[int, Any]:
 
 
 def _rows_of(moves: Iterable[Move]) -> list[tuple[Any, ...]]:
-    """Return the use of each window in money, tokens and requests, with the possible owner."""
+    """Return the rows of use by window: money, tokens and requests, and the owner if it is known."""
     alike: dict[tuple[WindowKey, ...], list[Any]] = {}
     for budgets, event in moves:
         if budgets:
@@ -299,7 +302,7 @@ def _row(window: WindowKey, money: int, tokens: int, requests: int, event: Outbo
 
 
 def _newer(connection: Connection[Any], noted: Sequence[Placed]) -> list[Placed]:
-    """Return the entries that move no account and were not stored before."""
+    """Return those of the entries that were not stored before; `noted` entries have no sequence numbers."""
     if not noted:
         return []
     partitions = sorted({partition for partition, _ in noted})
@@ -337,7 +340,7 @@ DO UPDATE SET quantity = {added("quantity")}"""  # noqa: S608  # our own words
 
 
 def supplied_day(event: OutboxEntry) -> int:
-    """Return the UTC day of a use, in days since 1970: a late report has its own day, never a future one."""
+    """Return the UTC day of a use, in days since 1970; a late report counts on its own day, never ahead."""
     day = event.at_ms // DAY_MS
     if event.facts is not None:
         return min(day, event.facts.used_ms // DAY_MS) if event.facts.used_ms else day
@@ -351,7 +354,7 @@ def report_day(event: OutboxEntry) -> int:
 
 
 def _day_in(event: OutboxEntry, name: str, day: int) -> int:
-    """Return the day in a correction's metadata under this name, at most `day`, which is the default."""
+    """Return the day that a correction's metadata has under `name`, at most `day`; without one, `day`."""
     if event.kind != _CORRECTS or f'"{name}"'.encode() not in event.metadata:
         return day
     try:

@@ -377,12 +377,12 @@ def call_row(event: OutboxEntry, user_id: int | None) -> bytes:
 
 
 def _run(event: OutboxEntry) -> int | None:
-    """Return the id of the run that a call belongs to, the first run among its budgets; None without one."""
+    """Return the id of the run (a task's own budget) that a call belongs to, or None."""
     return next((run_of(one.budget_id) for one in event.budgets if is_run(one.budget_id)), None)
 
 
 def facts_of(event: OutboxEntry) -> CallFacts:
-    """Return the facts of an entry's call; older entries have them in their metadata."""
+    """Return an entry's facts about its call, such as model and cost; older ones have them in metadata."""
     return event.facts or facts_in(event.metadata)
 
 
@@ -392,7 +392,7 @@ def used_at(event: OutboxEntry, facts: CallFacts) -> int:
 
 
 def reclaimed_facts(event: OutboxEntry, currency: str) -> CallFacts:
-    """Return the facts of a reclaimed call that has a cost; its entry contains none."""
+    """Return the facts of a reclaimed call (expired unsettled), whose entry has only tokens and money."""
     facts = facts_in(event.metadata)
     facts.total = amounts_of(event, facts)[0] or event.raw_tokens
     facts.cost, facts.currency = event.money, currency
@@ -409,7 +409,7 @@ def stored_text(value: str) -> str:
 
 
 def amounts_of(event: OutboxEntry, facts: CallFacts) -> tuple[int, int, int]:
-    """Return the tokens that a call used, and the credits and units charged (at cost: one unit)."""
+    """Return the tokens that a call used, and the credits and units charged; a call at cost is one unit."""
     flags = event.flags
     tokens, units = facts.total, facts.units
     if event.facts is None:
@@ -437,7 +437,7 @@ _TEXTS = (
 
 
 def correction(event: OutboxEntry) -> dict[str, object]:
-    """Return the parameters of `statements.CORRECT_CALL`: the real use of a call stored by estimates."""
+    """Return the parameters of `statements.CORRECT_CALL`, which stores a call's real use over estimates."""
     facts, flags = facts_of(event), event.flags
     settled = event.kind == EventKind.CONSUME
     content, project, version = attributed(event.attribution)
@@ -489,7 +489,10 @@ _JOURNAL_CONSUMED, _ADJUSTED, _LATE = int(EventKind.CONSUME), int(EventKind.ADJU
 def journal_of(
     connection: Connection[Any], fresh: Sequence[Placed], noted: Sequence[Placed]
 ) -> tuple[list[Placed], list[OutboxEntry]]:
-    """Return the entries that become rows of calls, and those that change a row; `noted` move no account."""
+    """Return the entries that become new rows of calls, and those that change a stored row.
+
+    Entries in `noted` move no account; those stored before are skipped.
+    """
     made, changing = [], []
     for placed in fresh:
         event = placed[1][2]

@@ -70,7 +70,10 @@ class BatchFailures:
     stops: dict[str, QuarantineReason] = field(default_factory=dict)
 
     def learn(self, error: psycopg.Error, batch: Batch, copies: Copies) -> bool:
-        """Add an error of PostgreSQL to the known failures; return False if no entry caused it."""
+        """Note the entry that caused an error of PostgreSQL; the next try treats it differently.
+
+        Return False if the error names no entry.
+        """
         before = self._size()
         reason = complaint(error)
         named = copies.refused(error)
@@ -87,7 +90,10 @@ class BatchFailures:
         return self._size() > before
 
     def _set_aside(self, batch: Batch, named: Placed, reason: str) -> None:
-        """Replace the unreadable metadata of the named entry, and of all others in the batch."""
+        """Replace the metadata of the entry `named`, which PostgreSQL cannot read.
+
+        Do the same for other entries of the batch with unreadable metadata.
+        """
         place = _place(named)
         for partition, entries in batch.items():
             for entry_id, _, event in entries:
@@ -146,14 +152,13 @@ class LedgerWriter:
     async def write(self, batch: Batch, history: History | None = None) -> FlushReport:
         """Store a batch in one transaction; raise `LedgerUnavailable` if PostgreSQL does not answer.
 
-        Cancelling the caller does not stop the transaction: its rows are recognized when the entries are
-        delivered again. Partitions with another history than the batch's are reported as `outdated`; without
-        a history none are.
+        A canceled caller does not stop the transaction: its rows are recognized when the same entries come
+        again. Partitions that were verified since `history` are not stored, and reported as `outdated`.
         """
         return await asyncio.to_thread(self.write_now, batch, history)
 
     async def epochs(self) -> dict[int, int]:
-        """Return the current epoch of each partition that was ever verified."""
+        """Return the epoch of each partition ever verified; an epoch ends when Redis loses data."""
         every = (list(range(PARTITIONS)),)
         found = await asyncio.to_thread(
             self._ask, lambda connection: connection.execute(statements.HISTORIES, every).fetchall()
@@ -161,7 +166,7 @@ class LedgerWriter:
         return {partition: epoch for partition, _, epoch in found}
 
     async def judged(self, partitions: Iterable[int]) -> dict[int, Judged]:
-        """Return the state by which entries of these partitions would be checked now."""
+        """Return, by partition, the stored state by which its entries would be checked now."""
         return await asyncio.to_thread(self._ask, lambda connection: _judged(connection, partitions))
 
     async def locked(self, partitions: Iterable[int]) -> frozenset[int]:
@@ -233,10 +238,10 @@ class LedgerWriter:
     def _sort(
         self, connection: Connection[Any], batch: Batch, refused: BatchFailures
     ) -> tuple[SortedBatch, list[QuarantineReason]]:
-        """Sort the batch, repeatedly, excluding entries that turn out to contradict stored rows.
+        """Sort the entries of a batch, again and again, until none contradicts a stored row.
 
-        The account of such an entry is quarantined; if a person accepted the contradiction, the entry is set
-        aside.
+        An entry that does stops its account (quarantine), or is set aside if a person has accepted the
+        contradiction.
         """
         faults = dict(refused.stops)
         quarantined = accounts.stopped_accounts(connection, sorted(batch))
@@ -268,7 +273,7 @@ class LedgerWriter:
         users: dict[Name, int],
         refused: BatchFailures,
     ) -> FlushReport:
-        """Store rows, then sums, then finished control writes; return the report."""
+        """Store the rows of a sorted batch, then sums, then finished control writes; return the report."""
         report = _report(sorted_, faults)
         report.rows = self._copies.write(connection, users)
         moves = add_up(sorted_.fresh)
@@ -292,7 +297,7 @@ class LedgerWriter:
 
 
 def _report(sorted_: SortedBatch, faults: list[QuarantineReason]) -> FlushReport:
-    """Return the entries to delete, and the control writes to forget in the counters, after the commit."""
+    """Return, by partition, the entries to delete and the control writes to forget after the commit."""
     report = FlushReport(
         dead_letters=len(sorted_.dead), repeated=len(sorted_.repeats), held=sorted_.held,
         waiting=sorted_.waiting, parked=sorted_.parked, quarantined=[fault.account for fault in faults],
@@ -310,7 +315,10 @@ def _report(sorted_: SortedBatch, faults: list[QuarantineReason]) -> FlushReport
 
 
 def _outdated(connection: Connection[Any], locked: list[int], history: History | None) -> frozenset[int]:
-    """Return the locked partitions that were verified since the batch was read: run or epoch differ."""
+    """Return the locked partitions that were verified again after the batch was read.
+
+    Their Redis run or epoch then differs from the one in `history`.
+    """
     if history is None:
         return frozenset()
     here, epochs = history.run_id.decode(), history.epochs
@@ -319,7 +327,10 @@ def _outdated(connection: Connection[Any], locked: list[int], history: History |
 
 
 def _to_judge_again(connection: Connection[Any], locked: set[int], history: History | None) -> frozenset[int]:
-    """Return the partitions whose waiting entries must be checked before this batch."""
+    """Return the partitions whose waiting entries must be checked before this batch is stored.
+
+    Something by which entries are checked has changed since `history`.
+    """
     behind = {p: judged for p, judged in history.judged.items() if p in locked} if history else {}
     now = _judged(connection, behind) if behind else {}
     return frozenset(p for p, judged in behind.items() if now.get(p) != judged)

@@ -104,7 +104,7 @@ def find_session(connection: Connection, digest: str) -> ConsoleSession | None:
 
 
 def ask_session(connection: Connection, session_id: int) -> bool:
-    """Mark a session as being confirmed by its provider now; return False if it is not due."""
+    """Mark a console session as being confirmed by its identity provider now; return False if not due."""
     asked = (
         update(console_session).where(_sessions_here.id == session_id, _IS_DUE).values(asked_at=func.now())
     )
@@ -143,7 +143,7 @@ def create_session(change: EntityWrite) -> Row:
 
 
 def _make_room(connection: Connection) -> None:
-    """End sessions beyond `SESSIONS_MAX`: the oldest of the organization with the most."""
+    """End console sessions beyond `SESSIONS_MAX`: the oldest of the organization that has the most."""
     of_organization, many = _sessions_here.organization_id, func.count()
     there = select(many).where(of_organization.is_not(None))
     beyond = connection.execute(there).scalar_one() - SESSIONS_MAX
@@ -174,7 +174,10 @@ def use_sign_in(connection: Connection, state: str) -> bool:
 
 
 def _of_same(row: Row) -> ColumnElement[bool]:
-    """Return the condition for sessions of the same person; without an identity, of the same token."""
+    """Return the SQL condition for console sessions of the same person as `row`.
+
+    If no person is known, it is for sessions of the same token.
+    """
     if row["identity"] is None:
         return _sessions_here.identity.is_(None) & (_sessions_here.token_digest == row["token_digest"])
     return (_sessions_here.issuer == row["issuer"]) & (_sessions_here.identity == row["identity"])
@@ -248,7 +251,7 @@ def _by(actor: Actor) -> dict[str, object]:
 
 
 def person_of(actor: Actor) -> dict[str, object]:
-    """Return the audit columns of the actor's person: the identity always with its issuer."""
+    """Return the audit columns for an actor's person: issuer, identity and name; all None without one."""
     who = actor.person
     return {
         "issuer": who.issuer if who is not None else None,
@@ -289,7 +292,10 @@ def _json(value: object) -> object:
 
 
 def told(row: Row, within: int) -> Row:
-    """Return an audit entry for an organization's own callers: actors outside of it are shown as staff."""
+    """Return an audit entry as callers of the organization `within` may see it.
+
+    Actors outside of the organization are shown as staff.
+    """
     if row["token_organization_id"] == within:
         return row
     return {**row, "actor": STAFF, **dict.fromkeys((*BY_PEOPLE, "admin_token_id", "token"))}
@@ -369,7 +375,10 @@ def refuse_other(connection: Connection, wanted: Claim) -> None:
 
 
 def keep_first_answer(connection: Connection, wanted: Claim, body: Row, status: int | None = None) -> None:
-    """Store the answer for an idempotency key; without a `status`, the one to repeat after a crash."""
+    """Store the answer `body` for an idempotency key.
+
+    Without a `status`, it is the answer to give if the process crashes before the write is complete.
+    """
     connection.execute(
         update(idempotency_key)
         .where(_keys.actor == wanted.scope, _keys.key == wanted.key)
@@ -411,11 +420,11 @@ GIVEN_UP = "0" * 40
 def claim_subject(
     change: EntityWrite, table: Table, noun: str, in_use: ColumnElement[bool] | None = None
 ) -> None:
-    """Claim the subject of signed tokens for a new credential that is used by such tokens.
+    """Claim the subject of signed tokens, such as JWTs, for a new credential.
 
-    Raise `Forbidden` for a caller of one organization, `Conflict` if another credential has the subject. A
-    revoked credential releases the subject, an expired one does not, since its end may be moved. Rows that
-    are not `in_use` do not count.
+    Nothing is done for a credential with a secret of its own. Raise `Forbidden` for a caller of one
+    organization, `Conflict` if another credential has the subject. A revoked credential releases its subject;
+    an expired one does not, since its end may be moved. Rows outside of `in_use` do not count.
     """
     values = change.command.values
     if values.get("issuer") is None:
@@ -524,7 +533,10 @@ def _refuse_rotation(change: EntityWrite, old: Row) -> None:
 
 
 def _refuse_multiplying(change: EntityWrite, old: Row) -> None:
-    """Raise `Conflict` if the holder of a key would gain its limits once more by rotating it."""
+    """Raise `Conflict` if rotating a key would give its holder more than the key's limits.
+
+    This is so while an earlier rotated key still works, or if a budget counts each key by itself.
+    """
     before = live(api_key).where(api_key.c.replaced_by_id == old["id"], api_key.c.revoked_at.is_(None))
     ends = change.connection.execute(before.with_only_columns(func.max(api_key.c.expires_at))).scalar()
     if ends is not None and ends > change.now:
@@ -570,7 +582,10 @@ def define(change: EntityWrite, row: Row) -> None:
 
 
 def find_key_holder(connection: Connection, digest: str) -> Actor | None:
-    """Return the actor for a valid API key's digest; None for others, and for subjects of signed tokens."""
+    """Return the actor for the digest of a valid API key, else None.
+
+    Keys used by signed tokens have no secret, so they give None too.
+    """
     here = api_key.c
     row = connection.execute(
         select(here.id, here.tenant_id, tenant.c.organization_id)
@@ -725,9 +740,10 @@ def delete_admin_token(change: EntityWrite) -> Row:
 
 
 def _by_equals(verb: Verb) -> Verb:
-    """Restrict a verb on tokens marked `ours`, for callers of an organization.
+    """Return the verb with a check for tokens that staff marked as `ours`, such as a change of their name.
 
-    They cannot change the end of such a token, and the rest only with an `ours` token themselves.
+    Callers of an organization cannot change the end of such a token, and other fields only with an `ours`
+    token themselves.
     """
 
     def do(change: EntityWrite) -> Row:

@@ -14,7 +14,10 @@ BUILT_IN = "built-in"
 
 
 def acting(actor: Actor) -> int | ScalarSelect[int] | None:
-    """Return the id of the user that an actor is: the token's, or the built-in one for settings' tokens."""
+    """Return the id of the user that an actor acts as; None if the actor has no user.
+
+    For a token in the settings it is the built-in user.
+    """
     if actor.token_id is not None or actor.user_id is not None:
         return actor.user_id
     return (
@@ -31,9 +34,9 @@ _LISTS = {"models": (tenant, app_user), "runs": (tenant,)}
 
 
 def define_lists(change: EntityWrite, organization_id: int) -> None:
-    """Reload the organization if the command writes a list of models or a policy of runs.
+    """Push the organization to the gateways if the command writes a list of models or a policy of runs.
 
-    Raise `Conflict` if too many of its rows have one.
+    Raise `Conflict` if too many tenants and users of the organization have one.
     """
     values = change.command.values
     for name in values.keys() & _LISTS.keys():
@@ -51,7 +54,7 @@ def define_lists(change: EntityWrite, organization_id: int) -> None:
 
 
 def define(change: EntityWrite, row: Row) -> None:
-    """Reload the user's limits in every tenant of the organization."""
+    """Push the user's limits to the counters of every tenant of the organization."""
     if row["organization_id"] is None:
         return
     owner = id_in(row, "organization_id")
@@ -93,7 +96,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def delete(change: EntityWrite) -> Row:
-    """Delete a user; raise `Conflict` for the built-in staff user of the settings' tokens."""
+    """Delete a user. Raise `Conflict` for the built-in user that stands for tokens in the settings."""
     row = change.fetch()
     if row["organization_id"] is None and row["external_id"] == BUILT_IN:
         raise Conflict("The built-in staff user is always there.")

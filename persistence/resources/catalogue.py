@@ -122,7 +122,7 @@ def _refuse_negotiated(change: EntityWrite, which: ColumnElement[bool]) -> None:
 
 
 def _services(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple[str, str]]:
-    """Yield the field and the error for each service that cannot use its price."""
+    """Yield the (field, message) of the error for each service in `which` whose price does not fit."""
     if not _DECIDING & change.command.values.keys():
         return
     query = (
@@ -137,7 +137,7 @@ def _services(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple
 
 
 def _negotiated(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple[int, tuple[str, str]]]:
-    """Yield the id of each unusable negotiated price, with the field and the error."""
+    """Yield, for each unusable negotiated price in `which`, its id and the (field, message) of the error."""
     if not _DECIDING & change.command.values.keys():
         return
     query = (
@@ -164,7 +164,10 @@ def _negotiated(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tup
 
 
 def _misspent(meter: str, pricing: Any, inherited: Any, pays: str) -> tuple[str, str] | None:
-    """Return the field and error of a unit price in another currency than the organization's, if it is."""
+    """Return the (field, message) of the error if a unit price has another currency than `pays`, else None.
+
+    `pays` is the currency of the organization.
+    """
     costs = read_pricing(pricing or inherited).currency
     if meter != PAY_PER_USE or costs in {"", pays}:
         return None
@@ -190,7 +193,7 @@ def define(change: EntityWrite, _: Row) -> None:
 
 
 def define_model(change: EntityWrite, row: Row) -> None:
-    """Reload the catalogue, and each organization that negotiated this business model for a service."""
+    """Push the catalogue to the gateways, and the organizations that negotiated this business model."""
     define(change, row)
     here = organization_service.c
     told = select(here.organization_id).where(here.business_model_id == row["id"]).distinct()
@@ -285,7 +288,7 @@ def refuse_many(count: int) -> None:
 
 
 def check_targets(change: EntityWrite, row: Row) -> None:
-    """Raise `Unprocessable` for a repeated target, or a target with a * of a model that is no prefix."""
+    """Raise `Unprocessable` for a repeated target of a model, or one with a * if the model has no prefix."""
     targets = row["targets"]
     assert isinstance(targets, list)
     said = [(one["upstream"], one.get("model")) for one in targets]
@@ -354,7 +357,10 @@ def check_features(change: EntityWrite) -> None:
 
 
 def check_currency(change: EntityWrite, row: Row) -> None:
-    """Raise `Unprocessable` if the token plan's overage price is in another currency than this plan."""
+    """Raise `Unprocessable` if the price of the row's token plan is in another currency than the row.
+
+    The row is a subscription plan.
+    """
     costs = priced_in(change, row["token_plan_id"])
     if costs is not None and costs != row["currency"]:
         wrong = f"has a price in {costs}, and this plan is in {row['currency']}"
@@ -448,7 +454,7 @@ def in_force_count(connection: Connection, now: datetime) -> int:
 
 
 def refuse_too_many(there: int, most: int = IN_FORCE_MAX) -> None:
-    """Raise `Conflict` if `there`, the number of loaded prices, has reached the maximum."""
+    """Raise `Conflict` if `there`, the number of loaded prices, has reached the maximum `most`."""
     if there >= most:
         raise Conflict(f"{most} prices are in force, were a day ago or will be: there cannot be more.")
 
@@ -485,7 +491,7 @@ def in_force(now: datetime) -> Select[Any]:
 
 
 def rates_in_force(connection: Connection, at: datetime) -> tuple[ExchangeRate, ...]:
-    """Return the exchange rates in force at a time or later."""
+    """Return the exchange rates in force at the time `at` or later."""
     following = func.lead(_rates_here.effective_from).over(
         partition_by=(_rates_here.currency, _rates_here.base), order_by=_rates_here.effective_from
     )
@@ -497,7 +503,10 @@ def rates_in_force(connection: Connection, at: datetime) -> tuple[ExchangeRate, 
 def find_price(
     connection: Connection, model: str, currency: str, at: datetime, provider: str = ""
 ) -> PriceFound | None:
-    """Return the price of a model in a currency, converted from another one if necessary; None if none."""
+    """Return the price of a model at the time `at`, in a currency, converted from another if necessary.
+
+    Return None if no price applies.
+    """
     rates = [one for one in rates_in_force(connection, at) if one.currency == currency]
     rows = _prices_since(connection, [model], at, [currency, *(one.base for one in rates)])
     prices = list(map(read_price, rows.values()))
@@ -532,7 +541,7 @@ def _prices_since(
 
 
 def _superseded_later_than(at: datetime) -> tuple[Any, Select[Any]]:
-    """Return the columns of prices, and a query for those not yet replaced at a time."""
+    """Return the columns of prices, and a query for the prices that are not yet replaced at the time `at`."""
     following = func.lead(_prices_here.effective_from).over(
         partition_by=_same, order_by=_prices_here.effective_from
     )

@@ -74,13 +74,19 @@ def decided(actor: Actor, word: str) -> dict[str, object]:
 
 
 def source(table: Table, word: str) -> Select[Any]:
-    """Return a query for a table's rows with the organization of the deciding token; null for staff."""
+    """Return a query for a table's rows with the organization of the token that decided them; null for staff.
+
+    The columns of the decision begin with `word`, such as `released`.
+    """
     by = literal("token:", Text) + cast(_token.id, Text) == table.c[f"{word}_by"]
     return select(table, _token.organization_id.label("decider_organization_id")).outerjoin(admin_token, by)
 
 
 def told(word: str) -> Callable[[Row, int], Row]:
-    """Return a function that shows a row to an organization's callers, with other deciders shown as staff."""
+    """Return a function that shows a row to an organization: deciders of others are shown as staff.
+
+    The columns of the decision begin with `word`, such as `released`.
+    """
 
     def told_of(row: Row, within: int) -> Row:
         if row[f"{word}_by"] is None or row["decider_organization_id"] == within:
@@ -128,7 +134,7 @@ class Quarantines:
         self._engine = engine
 
     async def marks(self) -> dict[int, tuple[bytes, int, bool]]:
-        """Return, by partition, the newest stored entry, the epoch, and whether stored rows were lost."""
+        """Return, by partition, the newest stored entry's id, the epoch, and whether PostgreSQL lost rows."""
         state = partition_state.c
         async with looking(self._engine) as connection:
             rows = await connection.execute(
@@ -156,7 +162,7 @@ class Quarantines:
             )
 
     async def stop(self, rollbacks: Sequence[Rollback]) -> list[str]:
-        """Quarantine accounts; return those that were not quarantined before."""
+        """Stop the accounts in `rollbacks` (quarantine); return those that were not stopped before."""
         rows = [_stop(one) for one in rollbacks]
         if not rows:
             return []
@@ -165,7 +171,7 @@ class Quarantines:
             return sorted(await connection.scalars(made))
 
     async def refuse(self, tenants: Mapping[int, Sequence[int]]) -> list[str]:
-        """Block tenants, given by partition, that are not blocked; return the blocked accounts."""
+        """Block those of the tenants that are not blocked yet, given by partition; return their accounts."""
         blocked: list[str] = []
         async with self._engine.begin() as connection:
             for partition, ids in sorted(tenants.items()):
@@ -184,9 +190,9 @@ class Quarantines:
 
 
 def release(change: EntityWrite) -> Row:
-    """Release a quarantined account and those waiting for it (`/release`).
+    """Release a stopped account (`/release`), and the accounts that wait for it.
 
-    With `accept`, a gap is stored as lost movements, and a contradiction sets the entries aside.
+    With `accept`, missing movements are stored as lost, and contradicting entries are set aside.
     """
     row = lock(change)
     if row["released_at"] is not None:
@@ -228,7 +234,10 @@ def _stop(rollback: Rollback) -> dict[str, Any]:
 
 
 def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: Row) -> None:
-    """Store the missing movements as lost, and their total change in place of the last one."""
+    """Store that movements are missing in an account: one row for the last of them has the change of all.
+
+    `row` is the quarantine of the account.
+    """
     kind, _, number = str(row["account"]).partition(":")
     owner, last = int(number), row["found_seq"] - 1
     owner_id, *head = _HEADS[kind]
@@ -278,7 +287,7 @@ def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: Ro
 
 
 def _spend_row(connection: Connection, owner: int, at: datetime, here: dict[str, Any]) -> Insert:
-    """Return the insert of a spend movement without units, which bills nothing; its day is stored first."""
+    """Return the INSERT of a movement of spend that bills nothing, after storing its day."""
     of = select(func.min(tenant.c.id)).where(tenant.c.organization_id == owner)
     tenant_id = connection.execute(of).scalar_one()
     day = {"tenant_id": tenant_id, "day": at.date(), "service_id": 0, "organization_id": owner}
@@ -306,7 +315,7 @@ _OWNER = text("SELECT id FROM organization WHERE id = :organization AND deleted_
 
 
 def drive_again(change: EntityWrite) -> Row:
-    """Store the dead letter as a row (`/redrive`), with the corrections sent."""
+    """Store a dead letter (an entry that could not be stored) with the corrections sent (`/redrive`)."""
     letter = _open(change)
     if late := _late(letter):
         _charge_late(change, letter, *late)
@@ -333,7 +342,7 @@ def _late(letter: Row) -> tuple[str, bytes] | None:
 
 
 def _charge_late(change: EntityWrite, letter: Row, request_id: str, record: bytes) -> None:
-    """Store the control write that charges a late settlement; the request's id makes it unique."""
+    """Store the control write that charges a late settlement, once, as the request id is its id."""
     given = [name for name in ("changes", "raw") if change.command.values.get(name) is not None]
     if given:
         raise Unprocessable(errors=tuple((one, "must be left out: it is a settlement") for one in given))
@@ -380,7 +389,7 @@ DEAD_LETTER_SUBJECT = Entity(
 
 
 def _asked(_: EntityWrite) -> Row:
-    """Return the row for the audit entry of a batch of decisions; each decision has its own entry too."""
+    """Return the row for the audit entry of a whole batch of decisions; each also has its own entry."""
     return {"id": "many"}
 
 
@@ -472,7 +481,7 @@ class ReconciliationResults:
             return await connection.scalar(newest)
 
     async def repair(self, item: Item) -> None:
-        """Store a drift and the control write that corrects it.
+        """Store a drift (a difference from the ledger) and the control write that corrects it.
 
         The ledger is right: the counters are moved to the sum of its movements, by an `adjust` (tokens) or a
         correction (credits), a row like any other. If only PostgreSQL's own balance is wrong, the row has the
@@ -504,7 +513,10 @@ class ReconciliationResults:
 
 
 async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) -> None:
-    """Store the drift where rows show a break of the balance, and the rest after the last row."""
+    """Store drifts (changes of a balance without a movement) for the difference in `item`.
+
+    They are where the rows break, and for the rest after the last row.
+    """
     breaks = [
         (row.seq, row.difference) for row in await connection.execute(_BREAKS, {"account": item.account})
     ]

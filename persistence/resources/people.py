@@ -137,7 +137,10 @@ def check_row(change: EntityWrite, row: Row) -> None:
 
 
 def _check_debt(change: EntityWrite, row: Row) -> None:
-    """Raise `Unprocessable` for a credit limit or price whose whole debt exceeds one invoice."""
+    """Raise `Unprocessable` for a credit limit whose whole debt costs more than one invoice may.
+
+    The field that the command changes, limit or price, is named.
+    """
     if not {"credit_limit", "credit_unit_cost"} & change.command.values.keys():
         return
     limit, cost = int(str(row["credit_limit"])), row["credit_unit_cost"]
@@ -267,7 +270,7 @@ def define_tenant(change: EntityWrite, row: Row) -> None:
 
 
 def action(verb: str) -> Verb:
-    """Return a verb that moves the tenant's quota; its values are the control write's payload."""
+    """Return a verb of the API that changes a tenant's quota by a control write with the command's values."""
 
     def act(change: EntityWrite) -> Row:
         organization_id = id_in(lock(change), "organization_id")

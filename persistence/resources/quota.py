@@ -123,7 +123,10 @@ def change_budget(change: EntityWrite) -> Row:
 
 
 def _changed(row: Row, said: Row) -> Row:
-    """Return the new values of a budget; raise `Unprocessable` for an amount that does not fit its unit."""
+    """Return the values to store for a budget; `said` are the changes.
+
+    Raise `Unprocessable` if the amount does not fit the unit. A raise below the new amount is removed.
+    """
     if "amount" not in said:
         return said
     errors = tuple(wrong_amount(str(row["unit"]), said["amount"], "amount"))
@@ -293,7 +296,10 @@ def create_ordered(change: EntityWrite) -> Row:
 
 
 def _check_own_invoice(change: EntityWrite, organization_id: int, amount: int) -> None:
-    """Raise `Unprocessable` if an addition's own invoice would be empty, or a prepaid one expires."""
+    """Raise `Unprocessable` if a credit addition cannot have an invoice of its own.
+
+    The invoice would be empty, or prepaid credits would expire before they are paid.
+    """
     values = change.command.values
     invoicing, unit_cost = values.get("invoicing"), values.get("unit_cost")
     if invoicing in {None, NEXT}:
@@ -353,10 +359,11 @@ ADDITION_SUBJECT = Entity(
 
 # The ledgers of use, read-only: an account's rows in the order of their seq; and the journal of all calls.
 def _where(column: ColumnElement[str], among_turns: frozenset[str]) -> Condition:
-    """Return a filter by a column; the values in `among_turns` never occur in rows of use, and have an index.
+    """Return a filter by the values of a column.
 
-    PostgreSQL would take such rows for very rare, read all of a tenant's rows and sort them. For a bare
-    function it assumes that a third of rows match, and reads them in order until the page is full.
+    The values in `among_turns` occur only in rows other than use, which have an index. PostgreSQL would take
+    such rows for very rare, read all of a tenant's rows and sort them. For a bare function it assumes that a
+    third of rows match, and reads them in order until the page is full.
     """
 
     def condition(value: str) -> ColumnElement[bool]:
@@ -368,7 +375,7 @@ def _where(column: ColumnElement[str], among_turns: frozenset[str]) -> Condition
 
 
 def _of_request(table: Table, at: str) -> Condition:
-    """Return a filter by request id that skips months before the id's time."""
+    """Return a filter by request id; `at` is the column of time by which earlier months are skipped."""
     return lambda value: and_(table.c.request_id == value, not_before(table.c[at], str(value).lower()))
 
 

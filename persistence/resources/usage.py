@@ -135,7 +135,10 @@ def _used(connection: Connection, asked: UsageQuery, total: str) -> Sequence[Row
 
 
 def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
-    """Return a query that sums, then sorts, then reads the names of the returned rows only."""
+    """Return the query of a usage report: it sums, sorts, and reads names only for the rows it returns.
+
+    `total` is the SQL function that sums.
+    """
     columns = [GROUPS[group] for group in asked.groups]
     apart = ["currency", *columns] if asked.interval == "none" else ["began", "currency", *columns]
     here = _rows(asked, apart).c
@@ -175,7 +178,7 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
 
 
 def _id(column: ColumnElement[Any]) -> Label[Any]:
-    """Return the column of an id in the report; null without an owner, and for projects summed together."""
+    """Return the report's column for an id; null for 0 (no owner), and for projects summed together."""
     if column.name == "project_id":
         return case((column >= 0, column)).label(column.name)
     return func.nullif(column, "" if column.name == "model" else 0).label(column.name)
@@ -189,9 +192,10 @@ def _name(group: str, id_: ColumnElement[int]) -> Label[str]:
 
 
 def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
-    """Return the roll-ups that cover the requested time, each hour once, from their spans' partitions.
+    """Return the roll-ups that cover the requested time, each hour exactly once.
 
-    An "or" between the pieces, a join, or an unused column makes PostgreSQL take half as long again.
+    Longer spans, such as months, are read where they fit. An "or" between the pieces, a join, or an unused
+    column makes PostgreSQL take half as long again.
     """
     found = []
     groups = tuple_(*(_here[GROUPS[group]] for group in asked.groups))
@@ -209,9 +213,9 @@ def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
 
 
 def _began(interval: str, piece: ReportPiece) -> ColumnElement[datetime]:
-    """Return the SQL for the start of a row's interval.
+    """Return SQL for the start of the report's interval that a row belongs to.
 
-    A constant or a column where possible: a function for each row costs as much as summing it.
+    It is a constant or a column where possible, because a function for each row costs as much as summing it.
     """
     if SPANS[piece.span].unit == interval:
         return _here.start
@@ -286,7 +290,7 @@ class ConsoleQueries:
         self._within = within
 
     def within(self, realm: Realm | None) -> ConsoleQueries:
-        """Return queries restricted to the rows that a realm may see; None restricts nothing."""
+        """Return queries with only the rows that a realm (organization or tenant) may see; None means all."""
         engine = self._engine if realm is None else self._organizations
         return ConsoleQueries(engine, self._partition_of, within=realm, organizations=self._organizations)
 
@@ -301,7 +305,7 @@ class ConsoleQueries:
         return {id_in(row, "id"): str(row["name"]) for row in rows}
 
     async def find(self, resource: str, said: str, rows_max: int) -> Sequence[tuple[int, str]]:
-        """Return ids and names of rows whose name contains a text, among the newest rows."""
+        """Return ids and names of rows whose name contains the text `said`, among the newest rows."""
         table = SUBJECTS[resource].table
         name = next(table.c[each] for each in FOUND_BY if each in table.c)
         there = (table.c.deleted_at.is_(None),) if "deleted_at" in table.c else ()
@@ -346,7 +350,7 @@ class ConsoleQueries:
     async def outcomes(
         self, since: datetime, filters: Mapping[str, object], calls_max: int
     ) -> Sequence[Row] | None:
-        """Count the newest calls by status and reason; return None if the query takes too long."""
+        """Count the newest calls since a time by status and reason; return None if that takes too long."""
         own = [*self._own(call), *(call.c[name] == value for name, value in filters.items())]
         if "tenant_id" in filters:
             owner = select(tenant.c.organization_id).where(tenant.c.id == filters["tenant_id"])

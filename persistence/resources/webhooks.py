@@ -167,7 +167,7 @@ def consent_by(connection: Connection, digest: str) -> Row | None:
 
 
 def consent(connection: Connection, digest: str, *, given: bool) -> bool:
-    """Store or withdraw consent to mail for the address of a link; return False if the link is invalid."""
+    """Store (`given`) or withdraw consent to mail for the address of a link; False if the link is invalid."""
     said = func.coalesce(_consent.given_at, func.now()) if given else None
     agreed = update(mail_consent).where(_consent.digest == digest, _IS_GOOD).values(given_at=said)
     return connection.execute(agreed.returning(_consent.address)).first() is not None

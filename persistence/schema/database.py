@@ -82,7 +82,7 @@ def end_of(month: date) -> date:
 
 
 async def why_unbilled(connection: AsyncConnection, end: date) -> str:
-    """Return a message on use before a day that no invoice has, or "" if all is billed."""
+    """Return a message if use before the day `end` is on no invoice yet, or "" if all is billed."""
     for what, statement in UNBILLED.items():
         found = await connection.exec_driver_sql(first_of(statement), {"end": end})
         if said := named(what, [tuple(row) for row in found]):
@@ -91,7 +91,7 @@ async def why_unbilled(connection: AsyncConnection, end: date) -> str:
 
 
 def first_of(statement: str) -> str:
-    """Return SQL for the first rows of a statement, and their total number."""
+    """Return SQL for the first `NAMED_MAX` rows of a statement, and for the number of all its rows."""
     return _FIRST.format(statement=statement, most=NAMED_MAX)
 
 
@@ -137,10 +137,10 @@ async def drop_calls(
     are_archived: bool = False,
     stays: Callable[[date, str], object] = lambda *_: None,
 ) -> list[str]:
-    """Drop the months of the journal that ended `days` ago; return the names of the partitions.
+    """Drop the partitions of calls whose month ended `days` days ago; return the names of the partitions.
 
-    An unbilled month and all later ones are kept. With `are_archived`, so is a month that is in no archive.
-    `stays` is called with the first kept month and the reason.
+    A month with unbilled use is kept, and all later ones. With `are_archived`, so is a month that is in no
+    archive. `stays` is called with the first kept month and the reason.
     """
     async with engine.connect() as connection:
         stayed = await _first_that_stays(connection, days, are_archived=are_archived)
@@ -189,9 +189,9 @@ async def status(engine: AsyncEngine) -> SchemaStatus:
 
 
 async def outgrown(engine: AsyncEngine) -> str:
-    """Return why this running program must stop: a newer schema does not support it; "" if it may continue.
+    """Return why this running program must stop after a migration to a newer schema, or "" if it need not.
 
-    "" as well if PostgreSQL does not answer.
+    "" is also returned if PostgreSQL does not answer.
     """
     try:
         at = await status(engine)
@@ -206,7 +206,10 @@ async def outgrown(engine: AsyncEngine) -> str:
 
 
 def refuse_other(at: SchemaStatus, known: Sequence[str] = KNOWN) -> None:
-    """Raise `StartError` if this program, with the schema versions in `known`, cannot run on a database."""
+    """Raise `StartError` if this program cannot run on a database with the schema status `at`.
+
+    `known` are the schema versions that the program knows.
+    """
     if at.unusable:
         raise StartError(f"PostgreSQL: {at.unusable}")
     found, needed = at.version, known[-1]

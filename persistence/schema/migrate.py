@@ -175,7 +175,7 @@ def schema_status(url: str) -> SchemaStatus:
 def runs_from(scripts: ScriptDirectory) -> str:
     """Return the lowest schema version that a program must know to run on the newest schema.
 
-    It is the latest `runs_from` of all migrations; for one without it, its own version.
+    Each migration states it as `runs_from`, or requires its own version; the latest of them counts.
     """
     return max(getattr(one.module, "runs_from", one.revision) for one in scripts.walk_revisions())
 
@@ -285,7 +285,10 @@ def _connected(url: str) -> Iterator[Connection]:
 
 
 def _ended(said: str, url: str) -> str:
-    """Return " (it ended on …)" for an expired certificate, which libpq does not report; else ""."""
+    """Return " (it ended on …)" if a connection failed because the server's certificate has expired, else "".
+
+    `said` is the error, in which libpq does not give the date.
+    """
     if "certificate verify failed" in said:
         with suppress(OSError, UnreadableCertificate):
             end = certificate_end(url)

@@ -80,7 +80,7 @@ def apply_grants(connection: Connection, wanted: frozenset[RoleGrant] = WANTED) 
 
 
 def _admit_members(connection: Connection, database: str, names: dict[str, str], schema: str) -> str:
-    """Grant today's roles to members of the roles of the database's earlier name, and revoke the old rights.
+    """Grant the roles of a renamed database to the members of its earlier roles, and revoke the old rights.
 
     Return the statements for an administrator if this user may not grant, else "".
     """
@@ -285,7 +285,7 @@ UNION ALL SELECT 'services with credits by token' WHERE EXISTS (
 
 
 def binding_rules(url: str) -> list[str]:
-    """Return the kinds of rules that limit calls to their holds; raise `SchemaUnavailable`."""
+    """Return the kinds of rules that limit a call to its held amount; raise `SchemaUnavailable`."""
     try:
         with psycopg.connect(plain_url(url), **CONNECT) as connection:
             return [str(row[0]) for row in connection.execute(_BINDING).fetchall()]

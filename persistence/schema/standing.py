@@ -115,7 +115,10 @@ SELECT coalesce(r.rolname, ''), a.privilege_type, o.kind, o.name FROM (
 
 
 def why_unusable(database: str, encoding: str, follows: bool, reads_only: bool, user: str) -> str:
-    """Return why a server cannot hold a schema, with the remedy, from the row of `SERVER`; "" if it can."""
+    """Return why a server cannot have our schema, with the remedy; "" if it can.
+
+    The arguments are the columns of the query `SERVER`.
+    """
     if encoding != ENCODING:
         made = f"CREATE DATABASE {database} ENCODING '{ENCODING}' TEMPLATE template0"
         return f"database {database} has encoding {encoding}, {ENCODING} is needed: make it again by {made}"
@@ -153,9 +156,9 @@ def writes(wanted: Iterable[RoleGrant] = WANTED) -> dict[str, frozenset[str]]:
 def found_grants(
     rows: Iterable[Iterable[str]], database: str, wanted: frozenset[RoleGrant] = WANTED
 ) -> set[RoleGrant]:
-    """Return the present rights of the roles from the rows of `FOUND`.
+    """Return the rights that the roles of a database have, from the rows of the query `FOUND`.
 
-    Rights of everybody are included only for functions that run as their owner.
+    Rights of all roles together are included only for functions that run as their owner.
     """
     roles = {name: role for role, name in roles_of(database).items()}
     ours = {(grant.kind, grant.name) for grant in wanted}
@@ -180,7 +183,10 @@ def versions_between(schema: str) -> list[str]:
 
 
 def runs_from() -> str:
-    """Return the same version as `runs_from` of `migrate.py`, read from the migrations' texts alone."""
+    """Return the lowest schema version that a program must know to run on the newest schema.
+
+    It is read from the text of the migrations, without importing them.
+    """
     said = {one: _RUNS_FROM.search(path.read_text(encoding="utf-8")) for one, path in MIGRATIONS.items()}
     return max(found[1] if found else one for one, found in said.items())
 

@@ -35,7 +35,10 @@ UPDATE handover SET state = 'canceled', done_at = :now WHERE invoice_id = :id AN
 
 
 def create(change: EntityWrite) -> Row:
-    """Store a purchase before its payment; its amount before tax must be from `least` to `most`."""
+    """Store a purchase of credits before its payment; return its row.
+
+    Raise `Unprocessable` unless its price before tax is from `least` to `most`, values of the command.
+    """
     values = change.command.values
     owner_id, count = id_in(values, "organization_id"), int(str(values["credits"]))
     least, most = values["least"], values["most"]
@@ -103,7 +106,7 @@ def _billed(change: EntityWrite, row: Row) -> tuple[int, Row]:
 
 
 def _paid(change: EntityWrite, invoice_id: int, told: CheckoutPayment) -> str | None:
-    """Record the payment, and put the credits in force; return a message if more was paid than was due."""
+    """Record the payment in `told`, put the credits in force; return a message if more was paid than due."""
     change.connection.execute(_LEAVE, {"id": invoice_id, "now": change.now})
     amount = min(told.amount, rest_of(change.connection, invoice_id))
     if amount > 0:

@@ -48,7 +48,11 @@ _LEFT = select(payment.c.id, payment.c.amount).order_by(payment.c.id.desc())
 
 
 def ask_collection(change: EntityWrite) -> Row:
-    """Hand over the command's invoice, which became final before its organization was a Stripe customer."""
+    """Queue the command's invoice or note for Stripe.
+
+    It became final before its organization was a Stripe customer. Raise `Conflict` if it cannot be handed
+    over.
+    """
     row = payments.held(change)
     if row["kind"] == "credit_note" and row["corrects_id"] is None and row["status"] == "finalized":
         _require_whole(change, change.row_id)
@@ -68,7 +72,10 @@ def ask_collection(change: EntityWrite) -> Row:
 
 
 def retry(change: EntityWrite) -> Row:
-    """Retry a hand-over; if nothing was created yet, with the organization's present Stripe customer."""
+    """Try a failed or canceled hand-over of a document to Stripe again.
+
+    If it has created nothing yet, it uses the organization's current Stripe customer.
+    """
     row = lock(change)
     if row["state"] not in {FAILED, CANCELED}:
         raise Conflict(f"The hand-over is {row['state']}; only a failed or canceled one is tried again.")
@@ -88,7 +95,10 @@ UPDATE handover AS h
 
 
 def cancel(change: EntityWrite) -> Row:
-    """Cancel a hand-over; for an invoice, also the hand-overs that wait for it."""
+    """Cancel a hand-over of a document to Stripe that has failed or not begun.
+
+    With an invoice, the hand-overs that wait for it are canceled too.
+    """
     row = lock(change)
     if row["state"] != FAILED and (row["state"] != WAITING or row["attempts"]):
         raise Conflict(f"The hand-over is {row['state']}; only a failed one, or one not begun, is canceled.")
@@ -145,7 +155,7 @@ def take(change: EntityWrite) -> Row:
 
 
 def _collected(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> tuple[Decimal, str | None]:
-    """Apply a message from Stripe; return the money recorded, and a message for a person or None."""
+    """Apply Stripe's message `told`; return the money recorded, and a message for a person or None."""
     nothing = Decimal(0)
     stands = change.connection.execute(_STANDS, {"id": invoice_id}).one()
     if told.void:
@@ -166,7 +176,10 @@ def _collected(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> 
 def _come_in(
     change: EntityWrite, told: CollectionStatus, invoice_id: int, stands: Any
 ) -> tuple[Decimal, str | None]:
-    """Record money that Stripe collected and that is not recorded yet; also return a message of a surplus."""
+    """Record money that Stripe collected for an invoice and that is not recorded yet; return the amount.
+
+    Also return a message for a person if more came in than was due, or if it was refused.
+    """
     nothing = Decimal(0)
     before = change.connection.execute(_RECORDED, {"id": invoice_id, "prefix": REFERENCE}).scalar_one()
     new = (told.settled or nothing) - before
@@ -183,7 +196,7 @@ def _come_in(
 
 
 def _gone_back(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> tuple[Decimal, str | None]:
-    """Subtract money that Stripe gave back, once; return the amount, and a message for a person or None."""
+    """Subtract what Stripe gave back by `told`, once; return the sum, and a message for a person or None."""
     nothing = Decimal(0)
     if told.given_back is None:
         return nothing, None
@@ -195,7 +208,10 @@ def _gone_back(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> 
 
 
 def _remains_of(told: CollectionStatus, own: Decimal, beyond: Decimal) -> str | None:
-    """Return a message for a person if money went back twice or not at all, else None."""
+    """Return a message for a person if the money that Stripe gave back differs from the reversed payments.
+
+    Else return None. `own` is the sum that was reversed, `beyond` the part that no payment covers.
+    """
     assert told.given_back is not None
 
     def said(amount: Decimal) -> str:
@@ -223,7 +239,7 @@ def _done(change: EntityWrite, verb: Any, invoice_id: int, values: Row) -> str |
 
 
 def _to_balance(change: EntityWrite, row: Row, reference: str) -> None:
-    """Record a note without an invoice as credit on the customer's balance at Stripe, not usable here."""
+    """Record that a note without an invoice went to the customer's balance at Stripe: it is used up here."""
     note_id = id_in(row, "invoice_id")
     stands = change.connection.execute(_STANDS, {"id": note_id}).one()
     rest = rest_of(change.connection, note_id)

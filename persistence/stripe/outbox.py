@@ -59,7 +59,7 @@ class HandoverListener:
         tell_final(connection, invoice_ids)
 
     def settled(self, change: EntityWrite, invoice_id: int, status: str, paid: Decimal) -> None:
-        """Queue a payment received elsewhere, or a write-off, for Stripe, unless Stripe reported it."""
+        """Queue for Stripe that an invoice was paid elsewhere or written off, unless Stripe reported that."""
         if change.command.actor == COLLECTOR:
             return
         if status == PAID and paid > 0:

@@ -27,7 +27,10 @@ _LEFT = text("SELECT count(*) FROM usage_outbox WHERE feed_id = :id AND state IN
 
 
 def begin(change: EntityWrite) -> Row:
-    """Open a feed with the service and maximum of an ended one, for use from now on."""
+    """Open a feed of usage events with the service and the maximum of the command's ended feed.
+
+    Use is reported from now on. Raise `Conflict` if another feed is open.
+    """
     hold_flushes(change.connection)
     row = lock(change)
     if change.connection.execute(select(_feed.id).where(_feed.ended_at.is_(None))).first() is not None:
@@ -38,7 +41,7 @@ def begin(change: EntityWrite) -> Row:
 
 
 def resume(change: EntityWrite) -> Row:
-    """Resume sending at once, and clear the pause."""
+    """Resume a paused feed, so that its events are sent at once; return its row."""
     _kept(change)
     alter(change, {"paused_until": None, "attempts": 0, "error": None})
     return change.fetch()
@@ -64,7 +67,7 @@ def end(change: EntityWrite) -> Row:
 
 
 def drop(change: EntityWrite) -> Row:
-    """Drop the unsent events of an ended feed, and report no further use in the feed's time."""
+    """Delete the unsent events of an ended feed, and report no more use from the feed's time."""
     hold_flushes(change.connection)
     _kept(change)
     if change.fetch()["ended_at"] is None:

@@ -102,9 +102,10 @@ ON CONFLICT ({", ".join(_FOLD)}) WHERE folding DO UPDATE SET
 
 
 def hold_flushes(connection: Connection) -> None:
-    """Wait for flushes under way, which see the feeds unchanged; later flushes see the change.
+    """Wait until no flush into the ledger is in progress, and block flushes until the transaction ends.
 
-    Raise `Conflict`, with nothing done, if a partition is locked for too long, such as by invoicing.
+    Later flushes then see the changed feeds. Raise `Conflict` if a partition stays locked for too long, such
+    as by invoicing.
     """
     # All locks are acquired in one statement, whose timeout limits the whole wait.
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {HOLD_MS_MAX}")
@@ -118,12 +119,12 @@ def hold_flushes(connection: Connection) -> None:
 
 
 def may_have(times: Sequence[int]) -> tuple[str, tuple[int, int]]:
-    """Return a query, with its values, whether any feed may contain uses at these times in ms."""
+    """Return a query, and its values, that tells whether a feed may contain uses at these times in ms."""
     return _MAY_HAVE, (max(times), min(times))
 
 
 def of_call(event: OutboxEntry, facts: CallFacts, user_id: int | None) -> list[Told]:
-    """Return the events of a call; empty if it used nothing."""
+    """Return the usage events of a call; empty if it used nothing."""
     hours: rollup.Rollup = {}
     rollup.add_call(hours, event, facts, user_id)
     request_id = event.source.lower()
@@ -135,7 +136,10 @@ def of_call(event: OutboxEntry, facts: CallFacts, user_id: int | None) -> list[T
 
 
 def of_change(kind: Kind, before: Sequence[Any], after: Sequence[Any]) -> list[Told]:
-    """Return events with the difference of a changed call; both rows are of `statements.CALL_SUMS`."""
+    """Return usage events with the difference between the rows `before` and `after` of a call.
+
+    Both rows have the columns of `statements.CALL_SUMS`.
+    """
     hours: rollup.Rollup = {}
     # Use without a price so far has the cost 0 in any currency.
     rollup.moved_usage(

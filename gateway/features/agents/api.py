@@ -140,9 +140,10 @@ def mount_agents(
     policy: str = "",
     limits: AgentLimits = LIMITS,
 ) -> None:
-    """Serve the protocol. `calls` is the URL that agents send calls to, `console` the URL of the console.
+    """Serve the sign-in of agents by the OAuth device grant, and their settings.
 
-    `policy` is the path of the file with settings for agents, empty without such settings.
+    `calls` is the URL that agents send calls to, `console` the URL of the console. `policy` is the path of
+    the file with settings for agents, empty without such settings.
     """
     agents = Agents(ports, calls, console, limits)
     router, heard = app.router, partial(_heard, ports)
@@ -161,7 +162,7 @@ def mount_agents(
 
 
 def _heard(ports: AdminPorts, handler: Any) -> Any:
-    """Wrap `handler` so that a request has the client's address that a gateway passed on."""
+    """Wrap a handler: the request gets the client's address that a gateway states in a signed header."""
 
     async def answered(request: web.Request) -> web.Response:
         field = request.headers.get(SENDER_FIELD, "")
@@ -292,7 +293,10 @@ class Agents:
         return self._tokens(row, generation + 1, TOKEN_S)
 
     async def _next_key(self, request: web.Request, actor: Actor, row: Row) -> int:
-        """Rotate the key of a sign-in and return the new id, or the id of a key that another request made."""
+        """Rotate the API key of a sign-in; return the id of the new key.
+
+        If another request has rotated it to the same key, its id is returned.
+        """
         values = {**self._kept(row, int(str(row["generation"])) + 1), "overlap_s": OVERLAP_S}
         key_id = int(str(row["api_key_id"]))
         try:
@@ -326,7 +330,7 @@ class Agents:
         return None
 
     async def _holder(self, request: web.Request, token: str) -> tuple[Any, int]:
-        """Return the sign-in and the generation of a refresh token; (None, 0) for an unknown token."""
+        """Return a refresh token's sign-in and number of rotations; (None, 0) for an unknown token."""
         found = _REFRESH.fullmatch(token)
         row = await self._row(int(found[1])) if found else None
         generation = int(found[2]) if found else 0
@@ -418,9 +422,10 @@ class Agents:
         return see(f"{PAGE}?done=approved")
 
     async def _handed_over(self, desk: ConsoleShell, request: web.Request, row: Row) -> str | None:
-        """Move the renewal secret from the person's console session to this sign-in; return it sealed.
+        """Move the provider's refresh token from the person's console session to the sign-in of a device.
 
-        The session continues without renewal: the provider accepts a renewal secret from one holder only.
+        Return it encrypted, or None if the session has none. The session continues without it, since a
+        provider accepts a refresh token from one holder only.
         """
         session, cookie = await desk.sessions.of_cookie(request)
         sealed = session.renewal if session is not None else None
@@ -454,15 +459,18 @@ class Agents:
         return self._ports.peppers.digests(f"\0agents code {code}")
 
     def _made(self, use: str, row: Any, generation: int = 0) -> tuple[str, ...]:
-        """Return a sign-in's secret for `use`, under each pepper. No request has the NUL in its text."""
+        """Return the secret of a sign-in for `use`, such as "key", as a digest under each pepper.
+
+        Requests cannot contain the NUL in its text, so nobody can have another secret digested to it.
+        """
         return self._ports.peppers.digests(f"\0agents {use} {row['id']} {generation} {row['seed']}")
 
     def _key(self, row: Any, generation: int) -> str:
-        """Return the API key of a generation, in the form of all API keys."""
+        """Return the API key of a sign-in; each rotation increases `generation` by one."""
         return API_KEY + spelled(int(self._made("key", row, generation)[0], 16))
 
     def _kept(self, row: Any, generation: int) -> dict[str, object]:
-        """Return the stored values of the API key of a generation."""
+        """Return the columns of a sign-in's API key; each rotation increases `generation` by one."""
         key, peppers = self._key(row, generation), self._ports.peppers
         ends = datetime.now(UTC) + timedelta(seconds=TOKEN_S + LASTS_ON_S)
         if row["state"] == stored.GIVEN:
@@ -572,9 +580,10 @@ def _opens(sealed: str, key: str) -> bool:
 
 
 def _read_policy(path: str) -> Row:
-    """Return the settings in a file with their checksum; `StoreUnavailable` unless it is a JSON object.
+    """Return the settings of agents in a file, with their checksum.
 
-    An agent computes the checksum in the same way, and asks whether it still holds.
+    Raise `StoreUnavailable` if the file is no JSON object. An agent computes the checksum in the same way, to
+    ask whether it is still current.
     """
     try:
         body = read_regular(path, SETTINGS_BYTES_MAX)

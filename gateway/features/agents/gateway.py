@@ -73,7 +73,7 @@ LEFT_ALONE_S: Final = 30.0
 
 
 def answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
-    """Return the routes of agents with their handlers, none without the URL of a keeper."""
+    """Return the routes for agents with their handlers; empty if the settings name no keeper's URL."""
     if not settings.agents_keeper_url:
         return {}
     origin = OneOrigin(settings.agents_keeper_url, peppers_of(settings), log)
@@ -97,7 +97,7 @@ async def tell_usage(exchange: Exchange) -> None:
 
 
 def usage_of(left: Mapping[str, Any], currency: str) -> dict[str, object]:
-    """Return the budgets of `GET /.tollkeeper/usage` in the form of Claude Code's own gateway protocol.
+    """Return the budgets in `left`, an answer of our `/usage` path, in the form of Claude Code's protocol.
 
     Percents are whole numbers, amounts are hundredths of the currency. Amounts are those of one money budget:
     the fullest, or the last to reset among the used-up ones.
@@ -261,7 +261,10 @@ class OneOrigin:
     def _asked(
         self, method: str, path: str, fields: dict[str, str], body: bytes, sender: int
     ) -> asyncio.Task[_Answer]:
-        """Start a request within the bounds. A client that disconnects does not cancel the keeper's work."""
+        """Start a request to the keeper; raise `Overloaded` if too many are in progress.
+
+        A client that disconnects does not cancel it.
+        """
         if not self._asks.acquire(sender):
             raise Overloaded("Too many agents are signed in at once.", retry_after_s=1)
         task = asyncio.create_task(self._ask(method, path, fields, body))
@@ -285,7 +288,7 @@ class OneOrigin:
 
 
 def _fields(exchange: Exchange, names: Collection[bytes]) -> dict[str, str]:
-    """Return the headers of a request with these names, without overlong ones."""
+    """Return those headers of a request whose names are in `names`, without overlong ones."""
     lines = (line.partition(b":") for line in exchange.head.passed.split(b"\r\n"))
     return {
         name.lower().decode("ascii"): value.strip(b" \t").decode("latin-1")

@@ -24,13 +24,19 @@ APART_S_MAX: Final = 300.0
 
 
 def told_sender(peppers: Peppers, path: str, address: str, now: float) -> str:
-    """Return the header by which a gateway states a client's address: the time, the address and a digest."""
+    """Return the value of the header by which a gateway states a client's address to a keeper.
+
+    It has the time, the address and a digest of both.
+    """
     second = int(now)
     return f"{second} {address} {peppers.digest(_said(path, address, second))}"
 
 
 def sender_of(peppers: Peppers, path: str, field: str, now: float) -> str:
-    """Return the client's address in that header, or an empty text if the digest is wrong or old."""
+    """Return the client's address that a gateway stated in the header `field`.
+
+    Return an empty text if the digest is wrong or too old.
+    """
     second, _, rest = field.partition(" ")
     address, _, digest = rest.partition(" ")
     if not (second.isascii() and second.isdigit() and len(second) <= 12 and digest.isascii()):
@@ -40,5 +46,8 @@ def sender_of(peppers: Peppers, path: str, field: str, now: float) -> str:
 
 
 def _said(path: str, address: str, second: int) -> str:
-    """Return the text to digest for a client's address. Its NULs occur in no credential."""
+    """Return the text whose digest proves a client's address.
+
+    It contains a NUL, as no credential does, so a digest of one cannot be used for the other.
+    """
     return f"\0agents sender {second} {path} {address}"

@@ -67,7 +67,7 @@ def file_of(ledger: str, month: date) -> str:
 
 
 def write_manifest(place: FileStore, manifest: ArchiveManifest) -> None:
-    """Write the manifest of a month's file."""
+    """Write the manifest of a month's file to an archive."""
     place.write_json(
         name_of(manifest.month, manifest.file.ledger),
         {
@@ -95,7 +95,7 @@ def read_manifest(place: FileStore, month: date, ledger: str) -> ArchiveManifest
 
 
 def divide_months(place: FileStore, month: date) -> None:
-    """Replace the manifest of a month of all ledgers, an older form, by one manifest for each ledger."""
+    """Replace the manifest of a month of all ledgers, as in older archives, by one for each ledger."""
     found = _read(place, _of_all(month), month)
     for each in found:
         if not place.has(name_of(month, each.file.ledger)):
@@ -105,7 +105,10 @@ def divide_months(place: FileStore, month: date) -> None:
 
 
 def months_in(place: FileStore, ledger: str) -> list[date]:
-    """Return the months that may contain a ledger, in order. An older manifest of all ledgers may lack it."""
+    """Return the months in the archive that may contain a ledger, in order.
+
+    Older manifests are for all ledgers, so a month may still lack this one.
+    """
     return sorted({*_months(place, f"{FOLDER}/{ledger}"), *_months(place, FOLDER)})
 
 
@@ -176,7 +179,7 @@ def _file(stored: ArchivedMonth) -> dict[str, Any]:
 
 
 def _stored(place: FileStore, name: str, month: date, found: Any) -> ArchivedMonth:
-    """Return the month that a manifest describes; `ArchiveFailed` if its ledger or file is wrong."""
+    """Return the month that the manifest `found` describes; `ArchiveFailed` if ledger or file is wrong."""
     ledger, file = str(found["ledger"]), str(found["file"])
     if ledger not in BY_NAME:
         raise ArchiveFailed(
@@ -206,7 +209,7 @@ def write_parquet(
     sink: Any,
     grown: Callable[[int, int], object] = lambda _rows, _bytes: None,
 ) -> None:
-    """Write rows, given as CSV, into a Parquet file.
+    """Write rows, given as CSV, into a Parquet file; `columns` are their names and types.
 
     After each group of rows `grown` is called with the rows and bytes written so far.
     """
@@ -240,7 +243,7 @@ def schema_of(columns: Mapping[str, str]) -> Any:
 
 
 def unlike_parquet(found: Any, columns: Mapping[str, str], needed: Collection[str]) -> str:
-    """Return the first difference between a file's columns and `columns`, or an empty text.
+    """Return the first difference between the columns of the file `found` and `columns`, or an empty text.
 
     Columns that are not in `needed` may be missing.
     """
@@ -391,7 +394,10 @@ def archive(
 
 
 def _due(connection: Connection, until: dict[MonthlyLedger, date | None]) -> list[tuple[date, MonthlyLedger]]:
-    """Return the months to archive, the oldest of all ledgers first."""
+    """Return the months to archive, of all ledgers in `until`, the oldest first.
+
+    `until` is the day by which a month must have ended; None archives nothing of a ledger.
+    """
     found = [
         (month, ledger)
         for ledger, before in until.items()
@@ -402,7 +408,7 @@ def _due(connection: Connection, until: dict[MonthlyLedger, date | None]) -> lis
 
 
 def _together(stopped: dict[str, OpenMonth]) -> list[OpenMonth]:
-    """Return the open months, the oldest first, with ledgers of the same month and reasons as one."""
+    """Return the open months, the oldest first. Ledgers with the same month and reasons become one item."""
     alike: dict[tuple[date, tuple[str, ...]], list[str]] = {}
     for ledger, one in stopped.items():
         alike.setdefault((one.month, one.reasons), []).append(ledger)
@@ -443,7 +449,7 @@ def _month(
 
 
 def _store(connection: Connection, place: FileStore, ledger: MonthlyLedger, month: date) -> ArchivedMonth:
-    """Write a month of a ledger, and read it back.
+    """Write a month of a ledger to an archive, and read it back.
 
     The lock is checked before each change, because another run may have archived the month meanwhile.
     """
@@ -474,9 +480,9 @@ def _store(connection: Connection, place: FileStore, ledger: MonthlyLedger, mont
 
 
 def outgrown(written: int, size: int, expected: int, most: int) -> int:
-    """Return the expected bytes of a file of `expected` rows if that exceeds `most`, else 0.
+    """Return the expected size in bytes of a file of `expected` rows if it exceeds `most`, else 0.
 
-    An estimate counts only if it exceeds `most` by the factor `SPARE`.
+    `written` rows have `size` bytes. An estimate counts only if it exceeds `most` by the factor `SPARE`.
     """
     whole = size * max(written, expected) // written
     if size > most or (size >= most // SURE_OF and whole > most * SPARE):
@@ -485,12 +491,15 @@ def outgrown(written: int, size: int, expected: int, most: int) -> int:
 
 
 def _holds(place: FileStore, file: ArchivedMonth) -> bool:
-    """Return whether a stored file has the size and digest in its manifest."""
+    """Return whether a file in an archive has the size and digest in its manifest."""
     return place.has(file.file) and place.digest(file.file) == (file.bytes, file.sha256)
 
 
 def _drop(connection: Connection, place: FileStore, days: int) -> list[str]:
-    """Drop the tables of months archived here at least `days` days ago, if their files are unchanged."""
+    """Drop the tables of months that were archived to this place at least `days` days ago.
+
+    Raise `ArchiveFailed`, with nothing dropped, if a file has changed since.
+    """
     here = [each for each in months.droppable(connection, days) if each.url == place.url]
     for one in here:
         if place.digest(one.file) != (one.bytes, one.sha256):

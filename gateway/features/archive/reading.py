@@ -121,7 +121,7 @@ def _file(place: FileStore, ledger: MonthlyLedger, month: date) -> ArchivedMonth
 
 @contextmanager
 def _of_a_ledger(place: FileStore, file: ArchivedMonth) -> Iterator[None]:
-    """Raise errors of malformed rows as one-line `ArchiveFailed`."""
+    """Turn errors of reading an archived file, within this context, into a one-line `ArchiveFailed`."""
     try:
         yield
     except (ArithmeticError, KeyError, NotImplementedError, TypeError, ValueError) as error:
@@ -173,7 +173,7 @@ def _condition(dataset: Any, ledger: MonthlyLedger, asked: RowFilter) -> Any:
 
 
 def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
-    """Return a row of a file in the form of a ledger's list, with decoded documents and converted amounts."""
+    """Return a row of an archived file in the form that the ledger's list in the Admin API has."""
     for name in ("metadata", "tools", "before", "after"):
         if row.get(name) is not None:
             row[name] = read_json(row[name])
@@ -254,7 +254,7 @@ def prove(url: str, place: FileStore) -> ArchiveProof:
 
 
 def _differs(place: FileStore, one: ArchivedMonth, database: UUID) -> str:
-    """Return how a file, its manifest and the database differ, or an empty text."""
+    """Return how an archived file, its manifest and the database `database` differ, or an empty text."""
     found = archiving.read_manifest(place, one.month, one.ledger)
     if found is None:
         return "has no manifest"
@@ -276,7 +276,7 @@ def _differs(place: FileStore, one: ArchivedMonth, database: UUID) -> str:
 def _movements(
     connection: Connection, place: FileStore, ledger: MonthlyLedger, one: ArchivedMonth, proof: ArchiveProof
 ) -> None:
-    """Compare each movement of a file with its row or run in PostgreSQL, up to `NAMED_MAX` contradictions."""
+    """Compare each movement in a file with PostgreSQL; note up to `NAMED_MAX` contradictions in `proof`."""
     with connection.transaction(), place.open(one.file) as source:
         rows = _counted(_read(source, ledger), proof)
         for reason in compare(rows, kept(connection, ledger, one.month)):
@@ -303,7 +303,7 @@ def _counted(rows: Iterable[MovementRun], proof: ArchiveProof) -> Iterator[Movem
 
 
 def compare(rows: Iterator[MovementRun], stands: Iterable[MovementRun]) -> Iterator[str]:
-    """Yield mismatches between archived movements and the runs in PostgreSQL.
+    """Yield contradictions between the archived movements `rows` and their sums (runs) in PostgreSQL.
 
     Each row must belong to one run, and each run must have all its rows.
     """

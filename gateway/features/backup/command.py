@@ -65,7 +65,7 @@ def backup(
 def _taken(
     url: str, there: Backups, prove: bool, keep: int | None
 ) -> tuple[Backup, BackupManifest, list[str]]:
-    """Write a backup, prove it if wanted, delete old ones; return it, its manifest and deleted addresses."""
+    """Write a backup, prove it if `prove`, delete old ones; return it, its manifest and deleted addresses."""
     from gateway.features.backup import taking as proving  # noqa: PLC0415  # each command loads what it needs
     from gateway.features.backup.taking import back_up  # noqa: PLC0415  # loaded where it is needed
 
@@ -152,7 +152,7 @@ def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str,
 
 
 def _tell_all(there: Backups, *, as_json: bool) -> None:
-    """Print the backups of a folder or bucket, the newest first, and which are proven if that is recorded."""
+    """Print the backups in `there`, the newest first, and which are proven if that is recorded there."""
     names, proven = there.names()[::-1], there.proven()
     if as_json:
         said = [{} if proven is None else {"proven": name in proven} for name in names]

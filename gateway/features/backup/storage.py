@@ -57,7 +57,10 @@ class BackupManifest:
 
 
 def as_document(manifest: BackupManifest) -> dict[str, Any]:
-    """Return a manifest as JSON values. Without pieces, every version of the program can read it."""
+    """Return the manifest of a backup as JSON values.
+
+    `pieces` is left out if there are none, so that older versions of the program can read it.
+    """
     document = asdict(manifest)
     if not manifest.pieces:
         del document["pieces"]
@@ -65,7 +68,7 @@ def as_document(manifest: BackupManifest) -> dict[str, Any]:
 
 
 def read_manifest(found: Any, source: str) -> BackupManifest:
-    """Return a stored manifest; `BackupFailed` if it is malformed or of an unknown version."""
+    """Parse the JSON of a manifest; raise `BackupFailed` if it is malformed or of an unknown version."""
     try:
         pieces = tuple(
             BackupPiece(int(each["bytes"]), str(each["sha256"])) for each in found.get("pieces", ())
@@ -189,10 +192,10 @@ class Folder:
         (self._to / name).unlink()
 
     def note_proof(self, name: str) -> None:
-        """Ignore the proof: for folders the database records proofs."""
+        """Ignore the proof: proofs of backups in a folder are recorded in the database."""
 
     def proven(self) -> None:
-        """Return None: for folders the database records proofs."""
+        """Return None: proofs of backups in a folder are recorded in the database."""
 
 
 class _TarWriter:
@@ -204,7 +207,7 @@ class _TarWriter:
         file.write(bytes(tarfile.BLOCKSIZE))
 
     def write(self, chunk: bytes) -> None:
-        """Append to the dump."""
+        """Append a chunk of the database dump to the backup."""
         self._size += self._file.write(chunk)
 
     def finish(self, manifest: BackupManifest) -> TarBackup:
@@ -359,7 +362,10 @@ class Bucket:
 
 
 def named(url: str) -> PiecesBackup:
-    """Return the backup at an address; `BackupFailed` lists existing backups if the address names none."""
+    """Return the backup at an address in a bucket.
+
+    If the address names no backup, raise `BackupFailed` with a list of the existing ones.
+    """
     folder, name = FileStore.parted(url)
     name = name.removesuffix(_DOCUMENT)
     if not _NAME.fullmatch(name):
@@ -385,7 +391,7 @@ class _PiecesWriter:
             del self._waiting[: self._piece_bytes]
 
     def finish(self, manifest: BackupManifest) -> PiecesBackup:
-        """Upload the rest, then the manifest."""
+        """Upload the rest of the dump, then the manifest; return the complete backup."""
         if self._waiting:
             self._send(bytes(self._waiting))
         whole = replace(manifest, pieces=tuple(self._pieces))
@@ -421,7 +427,7 @@ def _ours(names: Sequence[str], ending: str) -> list[str]:
 
 
 def _instead(place: FileStore) -> str:
-    """Return a part of a message with the existing backups, the newest first, and which are proven."""
+    """Return the end of an error message: the existing backups, the newest first, and which are proven."""
     there = place.names("")
     proven = set(_ours(there, _PROVEN))
     newest = _ours(there, _DOCUMENT)[::-1]

@@ -179,13 +179,16 @@ def refuse_unless_provable(url: str) -> None:
 
 
 def last_proven(url: str, there: Backups) -> tuple[str, ...]:
-    """Return the latest proven backups, as the database and the folder or bucket record them."""
+    """Return the latest proven backups, as the database and the folder or bucket `there` record them."""
     noted = backups.last_proven(url, there.names())
     return tuple(filter(None, (noted, *(there.proven() or ())[-1:])))
 
 
 def prove(url: str, there: Backups, backup: Backup, number: int) -> None:
-    """Restore a backup into a temporary database, check it and record that; `BackupFailed` if it is wrong."""
+    """Restore a backup into a temporary database, check it, and record the proof.
+
+    Raise `BackupFailed` if the backup is wrong. `number` is the backup's id in the database.
+    """
     with backups.database_beside(url) as beside:
         _, wrong = restore(beside, backup, ids_ahead=0)
     if wrong:

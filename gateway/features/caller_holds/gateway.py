@@ -111,7 +111,10 @@ _REPLAYED: Final = (b"idempotent-replayed", b"true")
 
 
 async def take_hold(exchange: Exchange) -> None:
-    """Create a hold on all its limits or on none: 201, or the refusal that a call would get."""
+    """Create a hold (a reservation of an amount) for a caller: answer 201, or refuse as for a call.
+
+    All limits of the caller reserve the amount, or none does.
+    """
     caller = known(exchange) or await identify(exchange)
     holds = exchange.worker.ports.holds
     id_, key = exchange.request_id, ""
@@ -141,10 +144,10 @@ async def take_hold(exchange: Exchange) -> None:
 
 
 async def authorize(exchange: Exchange) -> None:
-    """Create a hold for a call that another gateway describes: 200 with its id, or the refusal.
+    """Create a hold (a reservation) for a call that another gateway describes: answer 200 with its id.
 
-    The other gateway writes the path and the body, which alone decide the hold: headers of its client have no
-    effect. The call is checked as if it came here.
+    Answer a refusal if the call would be refused. The other gateway writes the path and the body, which alone
+    decide the hold: headers of its client have no effect.
     """
     caller = known(exchange) or await identify(exchange)
     ttl_s = exchange.routed.params["ttl_s"]
@@ -274,10 +277,10 @@ async def release_hold(exchange: Exchange) -> None:
 
 
 async def release(ports: Ports, caller: Caller, id_: str, route: str) -> None:
-    """Release a caller's hold; `HoldEnded` if it was settled, or charged when it expired.
+    """Release a caller's hold; raise `HoldEnded` if it was settled, or charged when it expired.
 
-    Of a hold whose time is over the counters are asked first: one that they charged is never marked as
-    released, so a late settlement of it counts.
+    If the hold has expired, Redis is asked first: a hold that was charged is never marked as released, so
+    that a late settlement counts.
     """
     hold = await ports.holds.find(caller, id_)
     end, is_given_back = end_released(hold, route, ports.holds.now_ms()), False
@@ -296,7 +299,7 @@ async def release(ports: Ports, caller: Caller, id_: str, route: str) -> None:
 
 
 async def delete_again(ports: Ports, raw: bytes) -> None:
-    """Release a hold whose caller got 503, unless it has ended; from an asyncio task.
+    """Release a hold whose caller got 503, unless it has ended. Must run in an asyncio task.
 
     Raise `CountersUnavailable` if Redis is still unavailable.
     """
@@ -310,7 +313,10 @@ async def _delete_again(ports: Ports, raw: bytes) -> None:
 
 
 def _check_given_back(settled: SettleResult) -> None:
-    """Raise the error of a release that came after the time of its hold, unless it was done."""
+    """Raise the error of a release after the hold's expiry, unless Redis still released it.
+
+    It is `CountersUnavailable` if Redis cannot tell, `HoldEnded` if the hold was charged.
+    """
     if settled is SettleResult.UNVERIFIED:
         raise CountersUnavailable(retry_after_s=1)
     if settled is not SettleResult.DONE:
@@ -318,13 +324,13 @@ def _check_given_back(settled: SettleResult) -> None:
 
 
 def holds_charged(hold: CallerHold, now_ms: int) -> bool:
-    """Return whether a missing hold was charged when it expired."""
+    """Return whether a hold has expired and is charged at its expiry, instead of being released."""
     return hold.unsettled == UNSETTLED_CHARGED and now_ms > hold.expires_ms
 
 
 @contextmanager
 def _uninterrupted(exchange: Exchange) -> Iterator[None]:
-    """Shield the exchange from a client that disconnects. Requests to Redis have their own timeouts."""
+    """Continue the exchange, within this context, even if the client disconnects."""
     _shield(exchange)
     try:
         yield
@@ -338,7 +344,11 @@ def _shield(exchange: Exchange) -> None:
 
 
 async def _keep(exchange: Exchange, hold: CallerHold, key: str, body: bytes, told: bytes) -> None:
-    """Store a new hold, and release it again if its caller cannot learn its id."""
+    """Store a new hold; release it again if its caller cannot learn its id.
+
+    The caller cannot if storing fails, or if it has disconnected and sent no idempotency `key`. `told` is the
+    answer.
+    """
     try:
         await exchange.worker.ports.holds.keep(hold, key, body, told)
     except CountersUnavailable:
@@ -349,7 +359,10 @@ async def _keep(exchange: Exchange, hold: CallerHold, key: str, body: bytes, tol
 
 
 async def _body(exchange: Exchange, caller: Caller, bytes_max: int = BODY_BYTES_MAX) -> bytes:
-    """Return the whole body. Until then, a client that disconnects ends the exchange."""
+    """Return the whole body of a request, at most `bytes_max` bytes.
+
+    While it is read, a client that disconnects ends the exchange; afterwards no more.
+    """
     exchange.shielded, exchange.deadline = False, NEVER
     body = await exchange.whole_body(caller, bytes_max)
     _shield(exchange)
@@ -365,10 +378,10 @@ async def _taken(
     exchange: Exchange, caller: Caller, said: HoldBody, id_: str, *, again: bool = False,
     authorized: CallRequest | None = None,
 ) -> tuple[CallerHold, Decision, int | None]:  # fmt: skip
-    """Acquire a hold; return its stored record, the decision, and the remaining amount in its unit.
+    """Acquire a hold; return its record, the decision, and the amount that remains, in the hold's unit.
 
-    A hold of an `authorized` call covers its highest possible use, because no maximum can be written into its
-    body.
+    `said` is the request; `again` is set if it was sent before. A hold of an `authorized` call covers its
+    highest possible use, because no maximum can be written into its body.
     """
     ports = exchange.worker.ports
     try:
@@ -446,7 +459,10 @@ def _overruling(  # noqa: PLR0917  # a call, and the decision on it
     exchange: Exchange, call: CallRequest, claim: CallClaim, decision: Decision,
     budgets: CallBudgets | None, route: Route | None,
 ) -> InvalidRequest | None:  # fmt: skip
-    """Return the refusal of a bound call with a number that may overrule its maximum, or None."""
+    """Return the refusal of a call with a number in its body that may overrule the maximum of its answer.
+
+    None if there is none, or if the call needs no maximum.
+    """
     enforced = NO_UNITS if budgets is None else budgets.enforced
     if route is None or answer_bound(call, claim, decision, enforced) is None:
         return None
@@ -460,7 +476,7 @@ def _overruling(  # noqa: PLR0917  # a call, and the decision on it
 def _asked_call(
     exchange: Exchange, caller: Caller, said: HoldBody, call: CallRequest
 ) -> tuple[Route | None, CallRequest, Attribution, str]:
-    """Return route, call, attribution and unit, like `_call`, of a call that another gateway describes."""
+    """Return the route, call, attribution and unit of a hold for a call that another gateway describes."""
     attribution, unit = exchange.head.attribution, TOKENS if call.has_input else unit_of(said)
     attribution = replace(attribution, user=caller.acts_for(attribution.user, call.user))
     return exchange.routed.route, call, attribution, unit
@@ -469,7 +485,7 @@ def _asked_call(
 def _call(
     exchange: Exchange, caller: Caller, said: HoldBody
 ) -> tuple[Route | None, CallRequest, Attribution, str]:
-    """Return the route (if any), the call, the attribution and the unit of a requested hold."""
+    """Return the route (if any), the call, the attribution and the unit of the hold that `said` requests."""
     ports = exchange.worker.ports
     if sum(one is not None for one in (said.max_tokens, said.amount, said.request)) > 1:
         raise InvalidRequest("A hold states one of max_tokens, amount and request.", param="max_tokens")
@@ -514,7 +530,7 @@ def _service(exchange: Exchange, caller: Caller, key: str) -> Service:
 def _estimate(
     exchange: Exchange, caller: Caller, service: Service, said: HoldBody, call: CallRequest
 ) -> Estimate:
-    """Return a hold's estimate in tokens: a stated maximum counts as output, a request as in a call."""
+    """Return the tokens of a hold: a stated maximum counts as output, a request is estimated as a call."""
     if call.has_input:
         return exchange.worker.ports.estimator.hold(call, caller.organization_id, service.key)
     if said.max_tokens is not None:
@@ -531,7 +547,10 @@ def _asked(  # noqa: PLR0917  # whose hold it is, and what it takes
     caller: Caller, id_: str, user: str, service: Service, call: CallRequest, estimate: Estimate,
     prices: CallPrices, budgets: CallBudgets | None, amount: int | str | None, raises: bool,
 ) -> tuple[CallClaim, HoldRequest, int]:  # fmt: skip
-    """Return a hold's claim, its request to Redis, and the requested amount in its unit."""
+    """Return the hold's claim on limits, its request to Redis, and the requested amount in the hold's unit.
+
+    With `raises`, Redis looks for an earlier hold of the same id, and raises its amount.
+    """
     units = amount if isinstance(amount, int) else 1
     claim, request = hold_request(caller, id_, user, service, call, estimate, prices, budgets, units, raises)
     if not isinstance(amount, str):
@@ -554,7 +573,10 @@ def _asked(  # noqa: PLR0917  # whose hold it is, and what it takes
 
 
 def _remaining(decision: Decision, service: Service, unit: str) -> int | None:
-    """Return the amount that the caller may still hold in `unit`, by the tightest limit; None without one."""
+    """Return the amount in `unit` that the caller may still hold, by the limit that leaves the least.
+
+    None if no limit has this unit.
+    """
     found, window = list[int](), decision.budget
     if unit == TOKENS and decision.tokens_remaining is not None:
         found.append(decision.tokens_remaining)
@@ -595,7 +617,7 @@ async def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[
 
 
 def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
-    """Return the refusal by the account that had too little for an extension, or None."""
+    """Return the refusal by the account in `found` that had too little for an extension, or None."""
     kept = "The hold has what was free, and its time."
     if found.tokens < wanted.tokens:
         return QuotaExceeded(f"The quota has too little for this. {kept}")
@@ -618,7 +640,10 @@ def _prices_then(ports: Ports, hold: CallerHold, now_s: float) -> CallPrices:
 
 
 async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> SettleResult:
-    """Settle a hold as decided. If Redis lacks the hold, it was settled before, or the keeper restores it."""
+    """Settle a hold in Redis as `end` has decided; return the result.
+
+    If Redis does not know the hold, it was settled before, or the keeper restores it.
+    """
     settlement = end.settlement(hold)
     settled = await ports.counters.settle(settlement)
     if settled is SettleResult.UNVERIFIED:

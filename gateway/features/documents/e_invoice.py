@@ -253,7 +253,7 @@ def _head(invoice: Mapping[str, Any], document: Document, profile: Profile) -> T
 
 
 def _notes(document: Document, profile: Profile) -> list[str]:
-    """Return the notes of a document, joined to one if a network allows only one (PEPPOL-EN16931-R002)."""
+    """Return the notes of a document, joined for networks that allow only one (PEPPOL-EN16931-R002)."""
     notes = [legible(each) for each in document.notes]
     return notes if profile.process is None or not notes else ["\n".join(notes)]
 
@@ -361,9 +361,9 @@ def _price(line: Mapping[str, Any], profile: Profile) -> Terms:
 
 
 def _supplied(invoice: Mapping[str, Any], line: Mapping[str, Any], profile: Profile) -> Terms:
-    """Return the first and the last day of the period of a line, if they are stored.
+    """Return the first and the last day of a line's period as terms, if they are stored.
 
-    In a network's document they are left out unless they lie within the invoice's period
+    For a network such as Peppol, they are left out unless they lie within the invoice's period
     (PEPPOL-EN16931-R110, -R111).
     """
     start, end = line["period_start"], line["period_end"]
@@ -381,7 +381,7 @@ def _amount(invoice: Mapping[str, Any], amount: str | Decimal) -> str:
 
 
 def _turned(invoice: Mapping[str, Any], figure: Decimal) -> Decimal:
-    """Return an amount with the sign for its type of document: amounts of credit notes become positive."""
+    """Return an amount with the sign that its document needs: that of a credit note becomes positive."""
     return EXACT.add(EXACT.minus(figure) if invoice["kind"] == CREDIT_NOTE else figure, _ZERO)
 
 

@@ -150,7 +150,10 @@ class DocumentMaker:
     async def _awaited(
         self, mine: DocumentRequester, which: Which, make: Callable[[], Coroutine[Any, Any, bytes]]
     ) -> bytes:
-        """Return the document that a shared task makes; `Overloaded` if it is not ready in time."""
+        """Return the document `which`; `make` makes it in a task, unless a task is already doing so.
+
+        Raise `Overloaded` if it is not ready in time.
+        """
         task = self._under_way.get(which)
         if task is None:
             task = self._under_way[which] = asyncio.create_task(self._placed(mine, make))

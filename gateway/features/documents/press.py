@@ -28,14 +28,20 @@ APART_S_MAX = 120.0
 
 
 def set_pages(content: dict[str, Any], logo: Path | None, lines: int) -> bytes:
-    """Return the PDF of an invoice with so many `lines`. `content` are the values of the template."""
+    """Return the PDF of an invoice with this number of `lines`; raise `Conflict` if there are too many.
+
+    `content` are the values of the template.
+    """
     if lines > LINES_MAX:
         raise Conflict(f"It has {lines} lines; a PDF has {LINES_MAX} at most. Its XML and its CSV have all.")
     return _pages(content, logo) if lines <= LINES_HERE_MAX else _pages_apart(content, logo)
 
 
 def archive(content: dict[str, Any], logo: Path | None, lines: int) -> bytes | None:
-    """Return the pages as PDF/A-3, or None for too many lines or for a character that no font has."""
+    """Return the PDF of an invoice as PDF/A-3, a format for archives.
+
+    None if it has too many lines, or a character that no font has. `content` are the values of the template.
+    """
     if lines > LINES_HERE_MAX:
         return None
     try:

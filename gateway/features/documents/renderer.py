@@ -58,9 +58,10 @@ _RELATION = "alternative"
 
 
 def electronic_invoice(invoice: Row, syntax: str, profile: Profile = EN_16931) -> bytes:
-    """Write an invoice as CII or UBL, checked against the XML schema; refuses as `terms_of` does.
+    """Return an invoice as XML in the format CII or UBL, checked against the format's schema.
 
-    The library knows the norm's profile alone, so the identifier of another profile is inserted afterwards.
+    Raise `Conflict` if it is not final, `Unprocessable` if it lacks values that the profile requires. The
+    library knows the norm's profile alone, so the identifier of another profile is inserted afterwards.
     """
     with loading(EXTRA):
         from facturx import generate_xml  # noqa: PLC0415  # 35 MB that few keepers need
@@ -157,7 +158,11 @@ class InvoiceRenderer:
         }
 
     def _document(self, invoice: Any) -> tuple[Document, bool]:
-        """Return an invoice's document, and whether the invoice was issued without copied values."""
+        """Return the data of an invoice's parties.
+
+        The flag is set if today's data is used for a final invoice. Old invoices have no copy of the data as
+        of their day.
+        """
         if invoice["seller"] is not None or invoice["buyer"] is not None:
             return document_of(invoice), False
         head, issued = self.letterhead, invoice["finalized_at"]
@@ -168,7 +173,7 @@ class InvoiceRenderer:
 
 
 def _taxes(invoice: Any) -> list[dict[str, str]]:
-    """Return a row for each tax: the rate or the reason without one, the taxed amount, and the tax.
+    """Return the rows of an invoice's taxes: rate, or the reason for no tax, with taxed amount and tax.
 
     A rate of zero has no line in the invoice. Old lines have no stored tax.
     """
@@ -210,7 +215,7 @@ def _rate(line: Any) -> str:
 
 
 def _prepaid(invoice: Any) -> list[dict[str, str]]:
-    """Return the rows between the taxes and the amount due, if credit was applied."""
+    """Return the rows between taxes and amount due (total and applied credit); empty without credit."""
     prepaid = prepaid_of(invoice)
     if not prepaid:
         return []
@@ -265,7 +270,7 @@ def _grouped(amount: str) -> str:
 
 
 def _short(price: str) -> str:
-    """Return a price with four decimals if it has too many, as a price for each day does."""
+    """Return a price, cut to four decimals if it has very many, as a month's price divided by days has."""
     decimals = len(price.partition(".")[2])
     return price if decimals <= ENDLESS else f"{Decimal(price):.4f}"
 

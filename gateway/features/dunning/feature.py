@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def dunning_loop(
     store: Store, clock: Callable[[], datetime], schedule: DunningSchedule, page: int = 200
 ) -> Loop:
-    """Return the loop that takes due dunning steps of each organization; `page` of them are read at once."""
+    """Return the loop that runs due dunning steps, such as reminders, for `page` organizations at once."""
     from gateway.background.loops import Loop, each  # noqa: PLC0415  # of keepers alone
     from gateway.errors import Conflict  # noqa: PLC0415  # as above
     from persistence.dunning import due  # noqa: PLC0415  # as above

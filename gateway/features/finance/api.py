@@ -28,7 +28,7 @@ from gateway.features.finance.focus import (
 
 
 def mount_focus(app: web.Application, ports: AdminPorts, root: str, admitted: Admit) -> None:
-    """Serve the FOCUS files. `admitted` authenticates a request."""
+    """Serve usage reports in FOCUS, a standard for cloud costs; `admitted` authenticates a request."""
 
     def asked_of(query: MultiMapping[str]) -> tuple[UsageQuery, tuple[str, ...], Callable[[Row], Row]]:
         if fixed := tuple((name, "is given by FOCUS") for name in ("interval", "group_by") if name in query):
@@ -74,5 +74,5 @@ class _Charges:
         self._file, self._charge = file, charge
 
     def some(self, rows: Sequence[Row]) -> bytes:
-        """Return the Parquet bytes of more rows."""
+        """Return the next bytes of the Parquet file, after adding these rows of usage."""
         return self._file.some([with_types(dict(self._charge(row))) for row in rows if row["requests"]])

@@ -30,7 +30,7 @@ _OF_A_DAY = {
 
 
 def add_reports(program: typer.Typer) -> None:
-    """Add the section of reports."""
+    """Add the section `report`, with the reports for finance, to the program."""
     app = typer.Typer(help="What finance asks: what is owed, deferred, earned, taxed; and entries.")
     program.add_typer(app, name="report")
     for name, said in _OF_A_DAY.items():

@@ -84,7 +84,11 @@ def verify(
 def verified(
     here: stored.Connection, keys: Collection[bytes], kept: Mapping[int, str], archive: str | None = None
 ) -> LedgerVerification:
-    """Compare all rows with what was signed. Archived months are read at their own URL, or at `archive`."""
+    """Compare all rows of the ledgers with the signed heads; return the result.
+
+    `kept` are hashes of heads stored elsewhere, by number. Archived months are read at their own URL, or at
+    `archive`.
+    """
     from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
 
     found, files = LedgerVerification(), stored.archived_files(here)
@@ -206,7 +210,7 @@ def _texts(
 
 
 def _gone(here: stored.Connection, kind: str, archive: str | None, **wanted: object) -> Iterator[_Named]:
-    """Yield the rows of archived months that have the `wanted` values."""
+    """Yield the rows with the `wanted` values from archived months, at their own URL or at `archive`."""
     from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
     from persistence.schema.database import end_of  # noqa: PLC0415  # as above
 
@@ -250,7 +254,7 @@ def proven(here: stored.Connection, request_id: str, archive: str | None = None)
 
 
 def _leaves(here: stored.Connection, segment: LedgerSegment, archive: str | None) -> list[bytes]:
-    """Return the leaves of a segment; `LedgerProofFailed` if they differ from what was signed."""
+    """Return the hashes of a segment's rows; `LedgerProofFailed` if they differ from what was signed."""
     from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
 
     places = range(segment.first_seq, segment.last_seq + 1)

@@ -163,7 +163,11 @@ class LedgerKey:
 
 
 def text_of_head(number: int, at: str, segments: int, top: bytes, previous: bytes) -> str:
-    """Return a head's text: its number of new segments, the root of their tree, the previous head's hash."""
+    """Return the text of a head that is signed.
+
+    It has the number of new `segments`, the root hash `top` of their tree, and the hash of the `previous`
+    head.
+    """
     return _text(
         format=FORMAT, number=number, at=at, segments=segments, root=top.hex(), previous=previous.hex()
     )
@@ -176,7 +180,10 @@ def _text(**said: object) -> str:
 def cut(
     before: LedgerSegment, head: int, first_seq: int, last_seq: int, found: Mapping[int, bytes]
 ) -> Iterator[LedgerSegment]:
-    """Yield the segments after an account's last one, `before`; `found` has the leaves by seq."""
+    """Yield the segments for an account's rows `first_seq` to `last_seq`, after its last segment `before`.
+
+    `found` are the hashes of the rows by sequence number.
+    """
     for first in range(first_seq, last_seq + 1, SEGMENT_PLACES_MAX):
         last = min(first + SEGMENT_PLACES_MAX - 1, last_seq)
         leaves = [found.get(seq, NONE) for seq in range(first, last + 1)]

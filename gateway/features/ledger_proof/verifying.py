@@ -73,8 +73,8 @@ def check_heads(
 ) -> None:  # fmt: skip
     """Check that each head is signed by one of `keys`, follows the one before it, and has its segments.
 
-    `kept` are hashes of heads that were stored elsewhere. Segments must be sorted by head and position in its
-    tree.
+    `kept` are hashes of heads that were stored elsewhere. Segments must be sorted by head, and then in the
+    order of the head's tree. Faults are added to `found`.
     """
     trees = _trees(segments, found)
     expected, previous = 1, NONE
@@ -101,7 +101,10 @@ def check_heads(
 
 
 def _trees(segments: Iterable[LedgerSegment], found: LedgerVerification) -> dict[int, tuple[int, bytes]]:
-    """Return leaf count and root of each head's tree; report segments that do not follow their account's."""
+    """Return, by head, the number of its segments and the root hash of their tree.
+
+    Segments that do not follow the account's previous one are added to `found`.
+    """
     trees, last = dict[int, tuple[int, bytes]](), dict[tuple[str, int], tuple[int, bytes]]()
     for number, of in groupby(segments, key=attrgetter("head")):
         leaves = list[bytes]()
@@ -129,14 +132,20 @@ def check_rows(
     kind: str, segments: Iterable[LedgerSegment], streams: Sequence[Iterable[ProvenRow]],
     found: LedgerVerification,
 ) -> None:  # fmt: skip
-    """Check every row of a kind of accounts. Segments and rows must be sorted by account and seq."""
+    """Check every row of a kind of accounts against the signed segments; add faults to `found`.
+
+    Segments and rows must be sorted by account and seq.
+    """
     items: Iterable[LedgerSegment | ProvenRow] = heapq.merge(segments, *streams, key=_in_order)
     for owner_id, of in groupby(items, key=attrgetter("owner_id")):
         _check_account(f"{kind}:{owner_id}", of, found)
 
 
 def _in_order(one: LedgerSegment | ProvenRow) -> tuple[int, int, int, int]:
-    """Return a sort key: a segment before its rows, and later segments of the same seqs behind it."""
+    """Return a sort key by which a segment comes before its rows.
+
+    Of two segments for the same rows, the later one comes second.
+    """
     if isinstance(one, LedgerSegment):
         return one.owner_id, one.first_seq, 0, one.number
     return one.owner_id, one.seq, 1, 0
@@ -187,7 +196,10 @@ def _check_account(
 
 
 def _check_segment(account: str, now: _Open, found: LedgerVerification) -> None:
-    """Compare the rows of a segment with its root; if they differ, name the rows by the stored marks."""
+    """Compare the hash of a segment's rows with the signed one.
+
+    If they differ, find the wrong rows by the marks, which are the first bytes of each row's hash.
+    """
     segment, late, rows = now.segment, now.late, now.rows
     places = range(segment.first_seq, segment.last_seq + 1)
     leaves = [rows[seq][0].leaf if seq in rows and seq not in late else NONE for seq in places]

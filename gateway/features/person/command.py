@@ -18,7 +18,7 @@ Of = Annotated[str | None, typer.Option("--org", help="Its organization: id or n
 
 
 def add_person(app: typer.Typer) -> None:
-    """Add the commands to the program."""
+    """Add the section `person`, with its commands, to the program."""
     person = typer.Typer(help="All data of one user.", no_args_is_help=True)
     person.command()(export)
     person.command()(delete)

@@ -82,7 +82,10 @@ def _result(raw: bytes) -> ReportLine:
 
 
 def _cost(said: _Cost) -> ReportLine:
-    """Return the line of a cost. Without a model, as for uses of a tool, the description is its name."""
+    """Return a report's line for a cost in Anthropic's answer.
+
+    Costs of tools have no model: then the description is the line's name.
+    """
     name = said.model or said.description
     if name is None:
         raise ValueError("model and description must not both be null: ask with group_by[]=description")

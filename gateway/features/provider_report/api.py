@@ -154,7 +154,7 @@ def spans(since: date, until: date) -> Iterator[tuple[date, date]]:
 
 
 def _key(of: Format, environ: Mapping[str, str]) -> str:
-    """Return the key, from its variable or from the file that another variable names."""
+    """Return the provider's API key, from its environment variable or the file that another one names."""
     from gateway.settings.secret_files import Environment  # noqa: PLC0415  # help is shown without settings
 
     name = of.key_variable
@@ -175,7 +175,10 @@ def _opener(url: str) -> OpenerDirector:
 
 
 def _pause_s(said: str | None, number: int) -> float:
-    """Return the seconds to wait: the provider's `Retry-After`, else twice as long each time."""
+    """Return the seconds to wait after try `number`: the provider's `Retry-After`, else doubled each time.
+
+    `said` is the header's text.
+    """
     wanted = retry_after_s(said, time.time()) if said else None
     return min(float(2 ** (number - 1)) if wanted is None else wanted, PAUSE_S_MAX)
 
@@ -198,7 +201,7 @@ class Comparison:
 
     @property
     def is_matched(self) -> bool:
-        """Whether all rows match."""
+        """Whether our usage and the provider's agree in every row."""
         return all(row.verdict is ComparisonResult.MATCHED for row in self.rows)
 
 
@@ -227,7 +230,7 @@ def print_csv(found: Comparison) -> None:
 
 
 def print_table(found: Comparison) -> None:
-    """Print the comparison as a table, with one number if both sides agree."""
+    """Print the comparison as a table. A cell has one number if our usage and the provider's agree."""
     fields = found.fields
     shown = [_shown(row, fields) for row in [*found.rows, total(found.rows, fields)]]
     last = found.until - timedelta(days=1)
@@ -318,7 +321,7 @@ class ProviderOptions:
 
 
 def compared(api: AdminClient, asked: ProviderOptions) -> Comparison:
-    """Return the comparison of both sides; `CommandFailed` has the reason if it is impossible."""
+    """Return the comparison of our usage and a provider's report; `CommandFailed` if it is impossible."""
     form = FORMATS[asked.provider]
     allowed = _tolerance(asked.tolerance)
     since, until = _day("--from", asked.since), _day("--to", asked.until)
@@ -342,7 +345,10 @@ def compared(api: AdminClient, asked: ProviderOptions) -> Comparison:
 
 # --- theirs ---------------------------------------------------------------------------------------------
 def _places(asked: ProviderOptions) -> tuple[Sequence[str], str | None]:
-    """Return the files, or the URL of the API, which may be given instead of a file."""
+    """Return the report files to read, or the URL of the provider's API.
+
+    `CommandFailed` if both are given.
+    """
     urls = [name for name in asked.files if name.startswith(("http://", "https://"))]
     if (asked.files and asked.url) or (urls and len(asked.files) > 1):
         raise CommandFailed("Name files or one API, not both.")
@@ -378,7 +384,7 @@ def _asked(form: Format, url: str | None, since: date | None, until: date | None
 
 # --- ours -----------------------------------------------------------------------------------------------
 def _services(api: AdminClient, form: Format, named: Sequence[str]) -> dict[str, int]:
-    """Return the ids of the compared services by key."""
+    """Return, by key, the ids of the services to compare: those in `named`, else those of built-in routes."""
     if named:
         return {str(row["key"]): int(row["id"]) for row in (_service(api, name) for name in named)}
     keys = {route.service for route in FAMILIES[Family(form.name)].routes if route.service}
@@ -420,7 +426,7 @@ def _line(item: Json, *, costs: bool) -> ReportLine:
 def _answered(
     api: AdminClient, names: Collection[str], services: Collection[int], since: date, until: date
 ) -> dict[str, set[str]]:
-    """Return, for each requested model, the models that answered its newest journaled calls."""
+    """Return, for each model in `names`, the models that answered its newest calls in the journal."""
     found: dict[str, set[str]] = {}
     for name in sorted(names)[:LOOK_UPS_MAX]:
         for service_id in services:

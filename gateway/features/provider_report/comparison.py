@@ -303,7 +303,10 @@ def _beside(
     there: Mapping[str, Amounts],
     answered: Mapping[str, Collection[str]],
 ) -> DayComparison:
-    """Return both sides' amounts of a day under `names`; the verdict is DIFFERS until compared."""
+    """Return our amounts (`here`) and the provider's (`there`) of a day, as sums over `names` of one model.
+
+    The verdict is DIFFERS until the amounts are compared.
+    """
     mine, its = sorted(names & here.keys()), sorted(names & there.keys())
     verdict, by = ComparisonResult.DIFFERS, NameMatch.NAME
     if not its:

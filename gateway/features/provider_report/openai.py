@@ -108,7 +108,7 @@ def _usage(
 
 
 def _cost(line_item: str, value: Decimal, currency: str) -> ReportLine:
-    """Return the line of a cost. Without a model, as for a tool's calls, its own text is the name."""
+    """Return a report's line for a cost; without a model, as for tools, `line_item` is its name."""
     named = _LINE_ITEM.fullmatch(line_item)
     return ReportLine(named["model"] if named else line_item, {"cost": value}, currency.upper())
 

@@ -18,5 +18,5 @@ def link_of(digest: Callable[[str], str], console: str, message: Delivery) -> st
 
 
 def signed(said: str, url: str) -> str:
-    """Return the text to sign: the link without its signature, and the URL of its webhook."""
+    """Return the text to sign for a decision link: `said`, the unsigned link, and the URL of its webhook."""
     return f"raise-request {said} {url}"

@@ -65,7 +65,7 @@ class HoldsReply:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The JSON object of the answer, empty if it is something else, as from a proxy."""
+        """The gateway's answer as a JSON object; empty if it is something else, as from a proxy between."""
         try:
             return msgspec.json.decode(self.body, type=dict[str, Any])
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -118,7 +118,7 @@ class _Place:
 
 
 def refused(reason: str, detail: str = "") -> DescriptorVerdict:
-    """Return a refusal by this service itself."""
+    """Return a refusal that comes from this service, not from the gateway, such as for an invalid request."""
     headers = [("x-tollkeeper-reason", reason)]
     if reason == _UNAVAILABLE:
         headers.append(("retry-after", "1"))
@@ -235,10 +235,10 @@ class RateLimitJudge:
         self, asked: RateLimitQuestion, ask: Callable[[_Place, Descriptor, int], Awaitable[_DescriptorHold]],
         *, apart: bool = False, calls: bool = False,
     ) -> tuple[list[_DescriptorHold], bool]:  # fmt: skip
-        """Run `ask` for each descriptor, then settle or release holds that have no later request.
+        """Run `ask` for each descriptor; return the holds, and whether the request is over its limit.
 
-        Return the holds, and whether the request is over its limit. Then all holds are released, unless
-        `apart`. Rules with `call` apply to `calls` alone.
+        Afterwards holds with a charge are settled; over the limit, all are released instead, unless `apart`.
+        Rules with `call` are used only if `calls` is set.
         """
         if not 0 < len(asked.descriptors) <= DESCRIPTORS_MAX:
             said = f"A question has 1 to {DESCRIPTORS_MAX} descriptors."
@@ -284,7 +284,10 @@ class RateLimitJudge:
     async def _held(
         self, place: _Place, amount: int, once: str, ttl_s: int
     ) -> tuple[_DescriptorHold, HoldsReply | None]:
-        """Acquire a hold that stays open, without an id if refused; return the gateway's answer too."""
+        """Acquire a hold that stays open for `ttl_s` seconds; return it with the gateway's answer.
+
+        A refused hold has no id. `once` is the idempotency key.
+        """
         reply = await self._take(place.rule, place.entries, place.key, amount, once, ttl_s)
         if reply is None:
             return _DescriptorHold(self.unavailable), None
@@ -294,7 +297,7 @@ class RateLimitJudge:
         return _DescriptorHold(verdict, reply.document["id"], place.key), reply
 
     async def _reported(self, place: _Place, used: int, once: str) -> _DescriptorHold:
-        """Return a new hold for a use that had none. The whole use is charged to it."""
+        """Return a new hold to which a use without a hold is charged; `once` is its idempotency key."""
         found, _ = await self._held(place, 1, once, SETTLED_TTL_S)
         found.charge, found.looks = (_use(place.rule, used), False) if used else (None, True)
         return found
@@ -313,7 +316,10 @@ class RateLimitJudge:
         return found
 
     async def _end(self, domain: str, place: _Place, asked: Descriptor) -> _DescriptorHold:
-        """Return the hold of a call that ends, with its usage to charge, even beyond the held amount."""
+        """Return the hold of a call that ends now, with the use to charge, which may exceed the held amount.
+
+        It is a refusal if the call has not begun.
+        """
         rule = place.rule
         found, reply = await self._held(place, rule.hold, _call_id(domain, rule, place.entries), rule.ttl_s)
         if reply is None:
@@ -345,7 +351,7 @@ class RateLimitJudge:
         return reply if taken else None
 
     async def _ended(self, hold: _DescriptorHold, over: bool) -> None:
-        """Settle or release a hold. One without a charge stays open until it expires."""
+        """Settle a hold by its charge, or release it. A hold without a charge stays open until it expires."""
         path = f"{HOLDS}/{hold.id}"
         if hold.looks or (over and not hold.is_end):
             reply = await self._ask("DELETE", path, hold.key)
@@ -360,7 +366,10 @@ class RateLimitJudge:
         self, method: str, path: str, key: str, said: Mapping[str, Any] | None = None,
         more: Mapping[str, str] | None = None,
     ) -> HoldsReply | None:  # fmt: skip
-        """Send a request, and retry while no answer or a 5xx comes; None if that persists."""
+        """Send a request with the JSON `said` and the headers `more`.
+
+        It is repeated if no answer or a 5xx comes; None if that persists.
+        """
         body = b"" if said is None else msgspec.json.encode(said)
         headers = {"authorization": f"Bearer {key}", "content-type": "application/json", **(more or {})}
         for tries in range(1, TRIES_MAX + 1):
@@ -373,14 +382,17 @@ class RateLimitJudge:
 
 
 def _is_over(holds: list[_DescriptorHold]) -> bool:
-    """Return whether any descriptor is over its limit; those in quota mode count if all are over."""
+    """Return whether a request is over its limits: any descriptor is, or all descriptors in quota mode are.
+
+    A descriptor is what Envoy sends to name a limit.
+    """
     quotas = [one.verdict.over for one in holds if one.rule is not None and one.rule.quota_mode]
     rest = [one.verdict.over for one in holds if one.rule is None or not one.rule.quota_mode]
     return any(rest) or (bool(quotas) and all(quotas))
 
 
 def _answered(holds: list[_DescriptorHold], over: bool) -> bytes:
-    """Return the answer to Envoy, by the first refusal, else by the descriptor with the least left."""
+    """Return the answer to Envoy by the first refusal, else by the descriptor with the least left."""
     verdicts = [one.verdict for one in holds]
     nearest = min(
         (one for one in verdicts if over or not one.over),
@@ -413,7 +425,11 @@ def _fault(domain: str, asked: Descriptor, entries: Mapping[str, str]) -> str:
 
 
 def _call_id(domain: str, rule: RateLimitRule, entries: Mapping[str, str]) -> str:
-    """Return the id of a call's hold, which both requests of the call compute, in whichever process."""
+    """Return the id of the hold of a call.
+
+    It is computed from the domain and the entries, so that the request at the call's end finds the hold, also
+    in another process.
+    """
     named = sorted((name, value) for name, value in entries.items() if name != rule.end)
     return "rls-" + sha256(msgspec.json.encode([domain, *named])).hexdigest()
 

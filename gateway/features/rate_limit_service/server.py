@@ -125,7 +125,10 @@ class _Questions:
         judge: Callable[[RateLimitQuestion], Awaitable[bytes]],
         busy: Callable[[RateLimitQuestion], bytes],
     ) -> grpc.RpcMethodHandler:
-        """Return the handler of one kind of requests. `busy` makes the answer if there are too many."""
+        """Return the gRPC handler of a kind of request: `read` parses it, and `judge` makes the answer.
+
+        If too many are in progress, `busy` makes the answer instead.
+        """
 
         async def answer(raw: bytes, context: Any) -> bytes:
             try:

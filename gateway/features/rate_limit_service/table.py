@@ -60,7 +60,7 @@ class RateLimitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     def said(self, value: str, entries: Mapping[str, str]) -> str:
-        """Return a value of the rule, or the descriptor's entry that it refers to."""
+        """Return a value of the rule; a value `{name}` stands for the descriptor's entry of that name."""
         name = _entry_of(value)
         return entries[name] if name else value
 

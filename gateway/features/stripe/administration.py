@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 async def handed_over(desk: ConsoleShell, invoice_id: int) -> list[TimelineEntry]:
-    """Return the history of an invoice at Stripe; at most one hand-over of each kind."""
+    """Return what happened with an invoice at Stripe, for the invoice's history in the console."""
     found = []
     handed, _ = await desk.operations["handovers"].list(query(len(KINDS), invoice_id=invoice_id))
     for each in handed:
@@ -83,7 +83,7 @@ def mount_events(
 
 
 async def collected(store: Store, told: CollectionStatus | CheckoutPayment) -> bool:
-    """Store a report about a purchase or a handed-over invoice; return False for any other."""
+    """Store Stripe's report about a purchase or an invoice; return False if it is about none of ours."""
     resource = "checkouts" if isinstance(told, CheckoutPayment) else "handover-events"
     taken = Command(resource, "take", COLLECTOR, str(uuid4()), lambda _: {}, None, {"told": told})
     with suppress(NotFound):
@@ -93,7 +93,7 @@ async def collected(store: Store, told: CollectionStatus | CheckoutPayment) -> b
 
 
 def routes(parts: AdminParts) -> Routes:
-    """Return the routes for Stripe's events; the secret enables events, the API key look-ups."""
+    """Return the routes for Stripe's events. The webhook secret enables events, the API key look-ups."""
     settings, read, look_up, aclose, checkout = parts.settings, None, None, None, None
     if is_used(settings):
         from gateway.features.stripe.service import (  # noqa: PLC0415  # large

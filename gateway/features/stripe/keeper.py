@@ -110,7 +110,7 @@ def api_of(settings: Settings, later: KeeperSettings) -> StripeApi:
 
 
 def work(parts: KeeperParts) -> Work:
-    """Return the work of Stripe; hand-overs run only with an API key."""
+    """Return the keeper's work for Stripe; documents are handed over only if there is an API key."""
     settings, engine = parts.settings, parts.engine
     does = Work(
         gauges=(partial(handed_over, engine),),

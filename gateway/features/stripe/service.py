@@ -117,12 +117,15 @@ def once(handover: HandoverStep, step: str) -> Params:
 
 
 def marks(handover: HandoverStep) -> dict[str, str]:
-    """Return the metadata on each object that a hand-over creates."""
+    """Return the metadata by which the objects that a hand-over creates at Stripe are found again."""
     return {MARK: handover.key, "tollkeeper_number": handover.paper.number}
 
 
 async def made(handover: HandoverStep, page: Callable[[Params], Awaitable[Any]]) -> Object | None:
-    """Return the object in a Stripe list that this hand-over created before."""
+    """Return the object at Stripe that this hand-over created in an earlier try, or None.
+
+    `page` reads a page of the list of such objects.
+    """
     async for one in every(page):
         if (one.get("metadata") or {}).get(MARK) == handover.key:
             return one
@@ -324,12 +327,12 @@ class StripeInvoices:
         return {"due_date": int(end.timestamp())} if end > self._now() else {"days_until_due": 0}
 
     async def _positions(self, there: Object) -> set[str]:
-        """Return the positions of the lines that a draft has already."""
+        """Return the positions of the lines that the draft `there` at Stripe has already."""
         lines = partial(self._api.v1.invoices.line_items.list_async, there["id"])
         return {(one.get("metadata") or {}).get(POSITION, "") async for one in every(lines)}
 
     async def _filled(self, handover: HandoverStep, there: Object, has: set[str]) -> Object:
-        """Add the lines that a draft lacks, and return the draft."""
+        """Add the lines that the draft `there` at Stripe lacks (`has` are present), and return the draft."""
         currency = handover.paper.currency
         lines = [line for line in folded(handover.paper.lines) if str(line.position) not in has]
         for at in range(0, len(lines), self._lines_at_once):
@@ -359,7 +362,10 @@ class StripeInvoices:
         return HandoverOutcome(DONE, remote_id=there["id"], url=there.get("pdf"), credited=credited)
 
     async def _to_balance(self, handover: HandoverStep, amount: int) -> HandoverOutcome:
-        """Credit the customer's next invoice: a refund for several invoices cannot be a note of one."""
+        """Credit an amount to the customer's balance at Stripe, which the next invoice uses.
+
+        A refund that concerns several invoices cannot be a credit note of one.
+        """
         if handover.paper.status == "void" and handover.kind == "credit_note":
             return HandoverOutcome(CANCELED, "made void before it was handed over")
         moves = self._api.v1.customers.balance_transactions
@@ -400,7 +406,7 @@ class StripeInvoices:
 
 
 def _compare(handover: HandoverStep, there: Object) -> None:
-    """Raise `Unfinished` if Stripe would collect another amount than the document's."""
+    """Raise `Unfinished` if the invoice `there` at Stripe is of another amount than the document."""
     paper = handover.paper
     total = from_stripe(int(there["total"]), paper.currency)
     if there["currency"].upper() != paper.currency or total != paper.total:

@@ -41,7 +41,7 @@ class UsageEventQueue(Protocol):
         """Return the oldest waiting events of a service; none in a pause, or while another keeper sends."""
 
     async def keep(self, taken: Collection[int], refused: Mapping[int, str]) -> None:
-        """Delete accepted events, and mark refused ones as failed."""
+        """Delete the events in `taken`, which were accepted, and mark those in `refused` as failed."""
 
     async def pause(self, pause: Pause) -> None:
         """Store a pause, in which no events are claimed."""

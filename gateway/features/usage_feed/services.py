@@ -49,7 +49,7 @@ class FeedApi(ABC):
         """Return the request body of a batch."""
 
     def verdicts(self, events: Sequence[FeedEvent], answer: Answer) -> Verdicts | None:
-        """Return a refusal's verdicts on single events, or None if the answer has none."""
+        """Return which single events a refusal accepts or refuses; None if the answer does not tell."""
         return None
 
 
@@ -101,7 +101,11 @@ class UsageEvents:
     def _refused(
         self, piece: Sequence[FeedEvent], answer: Answer, sent: FeedResult
     ) -> list[Sequence[FeedEvent]]:
-        """Return the parts of a refused batch to send again, in stack order: the first part is last."""
+        """Note in `sent` which events of a refused batch were accepted or refused.
+
+        Return parts to send again. If the answer does not name events, the parts are the batch's halves, the
+        first half last.
+        """
         verdicts = self._shape.verdicts(piece, answer)
         if verdicts is not None:
             sent.taken.update(verdicts.known)

@@ -35,7 +35,10 @@ _PAGE = re.compile(r"page_(\d{1,12})", re.ASCII)
 
 
 def mount_vendors(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve each report at its vendor's path; `root` is the Admin API's own."""
+    """Serve the usage reports and spend limits of OpenAI and Anthropic at the vendors' own paths.
+
+    `root`, the path of the Admin API, is not used.
+    """
     for report in (*anthropic.REPORTS, *openai.REPORTS):
         app.router.add_get(report.path, _handler(ports, report))
     mount_limits(app, ports)
@@ -44,7 +47,7 @@ def mount_vendors(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 async def _refuse_other(mine: AdminPorts, request: web.Request) -> dict[str, Any]:
-    """Raise `NotFound` for a part of a vendor's API that is not served."""
+    """Raise `NotFound` for a request to a part of a vendor's API that we do not serve."""
     raise NotFound(f"{request.method} {request.path} is not served here: the Admin API has it, at /admin/v1.")
 
 
@@ -149,7 +152,7 @@ def _ceiling(at: datetime, width: timedelta) -> datetime:
 def _buckets(
     report: VendorReport, asked: VendorQuery, end: datetime, rows: Iterable[Row]
 ) -> list[dict[str, Any]]:
-    """Return all buckets of a page, empty ones too."""
+    """Return the buckets (spans of time) of a page up to `end`, also empty ones, with the usage in `rows`."""
     by_start: dict[datetime, list[Row]] = {}
     for row in rows:
         if _passes(report, asked, row):

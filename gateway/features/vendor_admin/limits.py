@@ -127,7 +127,7 @@ def _cents(row: Row) -> str:
 
 
 def _money(field: str, said: object) -> str:
-    """Return an amount of money from a number of cents, which may be a text."""
+    """Return an amount of money from `said`, a number of cents, which may be a text."""
     text = str(said) if isinstance(said, str | int) and not isinstance(said, bool) else ""
     if not (text.isascii() and text.isdigit() and len(text) <= AMOUNT_DIGITS_MAX and int(text) > 0):
         raise _wrong(field, 'must be a whole number of cents above 0, such as 50000 for "500.00"')

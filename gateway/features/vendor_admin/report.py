@@ -63,7 +63,7 @@ class VendorReport:
 
 
 def shown_id(row: Row, group: str) -> str | None:
-    """Return the value of a group in a row as vendors write it, or None without one."""
+    """Return a row's value in the column of a report's `group`, as vendors write it, or None."""
     if group in {"model", "user"}:
         value = row[group]
         return None if value is None else str(value)
@@ -75,7 +75,7 @@ Sums = dict[str, Decimal]
 
 
 def summed(rows: Sequence[Row], apart: Sequence[str]) -> dict[tuple[str | None, ...], Sums]:
-    """Return the sums of rows, by the values of the columns in `apart` and by currency."""
+    """Return the sums of rows that have the same values in the columns `apart` and the same currency."""
     found: dict[tuple[str | None, ...], Sums] = {}
     for row in rows:
         sums = found.setdefault((*(shown_id(row, group) for group in apart), str(row["currency"])), {})

@@ -69,7 +69,10 @@ _LINES: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
 async def open_live(exchange: Exchange) -> None:
-    """Open a live socket by its first turn, or continue with the next turn of an open one."""
+    """Open a live WebSocket by a request's first turn, or run the next turn of an open one.
+
+    A turn is one charged call of the socket.
+    """
     there = exchange.connection.transport
     if isinstance(there, LiveSocket):
         await there.turn(exchange)
@@ -124,7 +127,7 @@ class LiveSocket(WebSocket):
     # one turn
 
     async def turn(self, exchange: Exchange) -> None:
-        """Admit the call of a turn, forward its messages and events, and charge the usage that ends it."""
+        """Run a turn, which is one charged call: admit it, forward messages and events, charge the use."""
         self._turning, self._covered = True, self._session.needs
         try:
             admitted = await self._admit(exchange)
@@ -156,7 +159,11 @@ class LiveSocket(WebSocket):
             self._link = None
 
     async def _admit(self, exchange: Exchange) -> AdmittedCall:
-        """Admit the call of a turn. Output that the upstream makes already is charged whatever the limits."""
+        """Admit the call of a turn.
+
+        If a limit refuses it, but the upstream is already making output, the call is admitted to charge the
+        output.
+        """
         before, session = self._admitted, self._session
         try:
             caller = self._caller = known(exchange) or await identify(exchange)
@@ -175,7 +182,7 @@ class LiveSocket(WebSocket):
         return owed
 
     def _charge_rest(self, exchange: Exchange) -> None:
-        """Charge all pending usage to this call by estimate: no later event of the upstream is read."""
+        """Charge all uncharged usage to this call by estimate: no later event of the upstream is read."""
         if exchange.call is not None:
             exchange.call.blob_tokens = self._session.needs
         exchange.read = True
@@ -219,7 +226,10 @@ class LiveSocket(WebSocket):
             await exchange.worker.capacity.take(exchange, admitted, upstream, True)
 
     def _begin_turn(self, exchange: Exchange, admitted: AdmittedCall) -> Link:
-        """Create the link of a turn, with a meter: events from now on belong to its call."""
+        """Create the link (connection to the upstream) of a turn, with a meter.
+
+        Events from now on are counted for the turn's call.
+        """
         upstream, worker = self._upstream, exchange.worker
         assert upstream is not None
         link = exchange.link = self._link = upstream.turn()
@@ -230,18 +240,18 @@ class LiveSocket(WebSocket):
 
     @property
     def _is_due(self) -> bool:
-        """Whether a turn is only for output that the upstream already makes, and for no new message."""
+        """Whether this turn only charges output that the upstream already makes, and sends no new message."""
         return self._is_owed and not self._asked
 
     def _ask_for_turn(self) -> None:
-        """Replay the opening request: the connection reads it once the previous turn is over."""
+        """Begin another turn: the connection gets the request that opened the socket once more."""
         if not (self._turning or self._over) and (self._is_owed or not self.is_closing()):
             self._turning = True
             self._answer = SocketAnswer(self)
             self._connection.data_received(self._connection.opened_by)
 
     def _end_turn(self, code: int, why: str = "") -> None:
-        """End the socket with a close code. A turn without a request of the client costs nothing."""
+        """End the socket with a close code and reason; a turn in which the client asked nothing is free."""
         self._ends = self._ends or (code, why)
         self._take_back()
         exchange, link = self._connection.exchange, self._link
@@ -270,13 +280,16 @@ class LiveSocket(WebSocket):
     # the client's side
 
     def begin(self, early: bytes) -> None:
-        """Adopt the transport of the connection."""
+        """Start to read from the client, and to look for idleness; `early` are bytes already received."""
         super().begin(early)
         self._reading.resume(INNER)  # the connection answers the opening during the whole first turn
         self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_after)
 
     def _hang_up(self, error: Exception | None) -> None:
-        """End the client's side: open requests are drained and charged, as far as the route allows."""
+        """End the client's side after a disconnect.
+
+        Output that the upstream is making is read and charged, as far as the route allows.
+        """
         self.keep(-self._owed)
         self._owed, self._gone, self._kept = 0, True, b""
         self._take_back()
@@ -292,7 +305,7 @@ class LiveSocket(WebSocket):
         self._look_after()
 
     def _leave_connection(self, error: Exception | None) -> None:
-        """Report the lost client to the connection: no turn follows."""
+        """Notify the HTTP connection that the client is gone, so that no turn follows."""
         exchange = self._connection.exchange
         if exchange is not None:
             exchange.forwarded = exchange.forwarded and (self._session.pending or exchange.read)
@@ -343,7 +356,7 @@ class LiveSocket(WebSocket):
         self._close(*(self._ends or (usual, "")))
 
     def hold(self, reason: int) -> None:
-        """Pause reading messages, for `reason`."""
+        """Stop reading messages of the client. `reason` is a flag; reading resumes once no flag is left."""
         self._reading.pause(reason)
 
     def go_on(self, reason: int) -> None:
@@ -390,7 +403,7 @@ class LiveSocket(WebSocket):
             self._pass()
 
     def _pass(self) -> None:
-        """Send the waiting message once the hold of the turn covers it too."""
+        """Send the waiting message to the upstream, once the turn's hold (reserved amount) covers it too."""
         charge, more = self._admitted, self._session.needs - self._covered
         held = partial(asyncio.get_running_loop().call_soon, self._pass_held, self._link)
         if self._asked and charge is not None and more > 0 and not charge.reserves(more, HELD_AHEAD, held):
@@ -399,7 +412,10 @@ class LiveSocket(WebSocket):
             self._send()
 
     def _pass_held(self, link: Link | None) -> None:
-        """Send the message that waited for its hold, or refuse it because too little is left."""
+        """Send the message that waited for a larger hold, or refuse it because too little is left.
+
+        Nothing is done if the turn of `link` is over.
+        """
         charge = self._admitted
         if link is None or link is not self._link or charge is None or not self._asked:
             return
@@ -412,7 +428,7 @@ class LiveSocket(WebSocket):
         self.go_on(WAITING)
 
     def _take_back(self) -> None:
-        """Drop the waiting message, which is not sent."""
+        """Drop the message that waits to be sent to the upstream."""
         if self._asked:
             self._asked = []
             self._session.take_back()
@@ -423,7 +439,10 @@ class LiveSocket(WebSocket):
         self._owed += size
 
     def _judge(self) -> None:
-        """Check the additional models of a message in an admitted turn; `Refusal` if one is not allowed."""
+        """Check the further models that a message names, while its turn is already admitted.
+
+        Raise `Refusal` if one is not allowed.
+        """
         exchange = self._connection.exchange
         call = None if exchange is None else exchange.call
         charge = None if exchange is None else exchange.charge
@@ -454,7 +473,7 @@ class LiveSocket(WebSocket):
             self.go_on(WAITING)
 
     def _ask_kept(self) -> None:
-        """Process the buffered message after all events for the client were sent."""
+        """Process the client's buffered message once the client has got all events before it."""
         ending = self._ends is not None or (self._link is None and self._turning)
         if not self._kept or ending or self._heard or self.is_closing():
             return
@@ -476,7 +495,10 @@ class LiveSocket(WebSocket):
         return [refused] if self._session.refuses_by_event else []
 
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
-        """Close the socket after a refused turn, unless its message may be sent again later."""
+        """Note that events were sent to the client; `answer.over` means that the turn is over.
+
+        A refused turn closes the socket, unless the client may send its message again later.
+        """
         if answer.over:
             self._turning = False
             if not answer.is_stream and self._may_go_on(answer):
@@ -506,9 +528,9 @@ class LiveSocket(WebSocket):
         super()._close(code, said or None)
 
     def _look_after(self) -> None:
-        """End a socket that is idle, or whose gateway stops, unless an answer is pending.
+        """End the socket if it is idle or the gateway stops, unless an answer is still expected.
 
-        After the client is gone, the upstream's socket ends with the last call.
+        If the client is gone, the upstream's socket ends with its last call. Runs again after a while.
         """
         loop, connection = asyncio.get_running_loop(), self._connection
         if self._look is not None:
@@ -536,7 +558,7 @@ class LiveSocket(WebSocket):
     # the upstream's side
 
     def hear(self, event: bytes) -> None:
-        """Process an event of the upstream. If the client is gone, stop reading at the drain limits."""
+        """Process an event of the upstream; without a client, stop reading at the limits for draining."""
         self._seen_at = asyncio.get_running_loop().time()
         self._heard.append(self._session.hear(event))
         if self._gone and not self._spent:
@@ -556,11 +578,14 @@ class LiveSocket(WebSocket):
 
     @property
     def _is_owed(self) -> bool:
-        """Whether usage is pending that another turn must charge."""
+        """Whether the upstream makes or has sent output that no turn has charged yet."""
         return not self._over and (self._session.pending or any(ends for _, _, ends in self._heard))
 
     def _flow(self) -> None:
-        """Forward events as far as a turn covers them or they are free; then continue or end the socket."""
+        """Forward events to the client as far as a turn pays for them, or they are free.
+
+        Then continue with the next message or turn, or end the socket.
+        """
         upstream = self._upstream
         self._pass_heard()
         if upstream is None:
@@ -614,7 +639,7 @@ class UpstreamSocket(asyncio.Protocol):
         self.reading = ReadPause(self._transport)
 
     def begin(self) -> None:
-        """Adopt the transport of the link that opened the socket."""
+        """Adopt the connection to the upstream from the link that opened it, and start to read."""
         early, self._opened.deadline = self._opened.take_payload(), NEVER
         self._transport.set_protocol(self)
         if not self._transport.is_reading():
@@ -623,7 +648,7 @@ class UpstreamSocket(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self.data_received, early)
 
     def turn(self) -> Link:
-        """Return the link of one turn, whose answer has begun and whose body follows."""
+        """Return a new link for a turn; its answer counts as begun, so that only events follow."""
         link = self._opened.beside()
         link.connection_made(self)
         link.begin_request(link.side.ask(b"", None, False))
@@ -670,10 +695,10 @@ class UpstreamSocket(asyncio.Protocol):
     # the transport of a turn's link, whose request is messages
 
     def write(self, data: bytes) -> None:
-        """Drop the head of a turn's request, which has no receiver."""
+        """Ignore `data`, the head of a turn's HTTP request: the upstream's WebSocket needs none."""
 
     def abort(self) -> None:
-        """Ignore the abort of a turn: others may follow."""
+        """Ignore a turn that ends early: the socket stays open for other turns."""
 
     def pause_reading(self) -> None:
         """Stop reading from the upstream."""

@@ -62,7 +62,10 @@ async def open_socket(exchange: Exchange) -> None:
 
 
 def take_place(exchange: Exchange, caller: Caller) -> None:
-    """Count one more socket of the caller; raise the `Refusal` that applies to its opening."""
+    """Count one more socket of the caller's organization.
+
+    Raise a `Refusal` if the request has a body, the gateway stops, or there are too many sockets.
+    """
     if exchange.head.refusal is not None:
         raise exchange.head.refusal
     if exchange.body_length:
@@ -132,7 +135,10 @@ class WebSocket(asyncio.Protocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Release the client's resources. Open calls are drained or end, by the rule of their route."""
+        """Release what the socket uses after a disconnect.
+
+        Calls in progress are read to their end or canceled, as their route says.
+        """
         self._closed = True
         self._reading.close()
         if self._end is not None:
@@ -150,14 +156,14 @@ class WebSocket(asyncio.Protocol):
         self._connection.pause_writing()
 
     def resume_writing(self) -> None:
-        """Resume after the client has caught up. Frames that were received before come first."""
+        """Resume after a slow client has caught up. Frames that were received before are processed first."""
         self._connection.resume_writing()
         self._reading.resume(_BLOCKED)
         if self._reading.paused & _TURN:
             asyncio.get_running_loop().call_soon(self._go_on)
 
     def shut(self) -> None:
-        """Close as soon as no response is being made."""
+        """Close the socket because the gateway stops, after the current response."""
         self._connection.shut()
 
     # the transport of the connection
@@ -276,7 +282,7 @@ class WebSocket(asyncio.Protocol):
                     self._ask(body)
 
     def _hang_up(self, error: Exception | None) -> None:
-        """Report the lost client to the connection."""
+        """Notify the HTTP connection, which answers the messages, that the client is gone."""
         self._connection.connection_lost(error)
 
     def _ask(self, body: bytes) -> None:
@@ -288,7 +294,7 @@ class WebSocket(asyncio.Protocol):
         return [refused]
 
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
-        """Process the events of an answer that were just sent. If `answer.over`, they are the last ones."""
+        """Handle that `events` of an answer were sent; they are the last ones if `answer.over`."""
 
     def _let_go(self) -> None:
         """Release the buffered message."""
@@ -297,7 +303,7 @@ class WebSocket(asyncio.Protocol):
             self._message = bytearray()
 
     def _refuse(self, refusal: Refusal, code: int = 0) -> None:
-        """Send an error for a message that is no call; `code` closes the socket, else it stays open."""
+        """Send an error for a message that is no call; `code` closes the socket, 0 keeps it open."""
         fields, body = render(refusal, self.family, "")
         told = refusal_event(refusal.status, fields, body)
         self._transport.write(self._frames.send(TextMessage(data=told)))
@@ -353,7 +359,7 @@ class ResponseSocket(WebSocket):
         self._remember()
 
     def _remember(self) -> None:
-        """Count the bytes of remembered responses, and forget these if there is no room."""
+        """Count the bytes of responses kept for later messages, or forget these if there is no room."""
         if self._messages.size == self._remembered:
             return
         shares, organization_id = self._worker.sockets_keep, self._caller.organization_id
@@ -366,7 +372,10 @@ class ResponseSocket(WebSocket):
 
 
 def turn_head(head: bytes) -> bytes:
-    """Return the head of an HTTP request for a message, up to the value of its `content-length`."""
+    """Return the head of an HTTP request that carries a WebSocket message as its body.
+
+    It is made from the `head` that opened the socket, and ends before the value of `content-length`.
+    """
     line, *fields = head[:-4].split(b"\r\n")
     _, target, version = line.split(b" ")
     kept = [one for one in fields if not one.lower().startswith(_OF_OPENING)]

@@ -19,5 +19,5 @@ CREATE INDEX tenant_runs_idx ON tenant (organization_id) WHERE runs IS NOT NULL;
 
 
 def upgrade() -> None:
-    """Add the columns; without a policy, runs have no restrictions."""
+    """Add the columns for policies of runs; without a policy, runs have no restrictions."""
     op.execute(_STATEMENTS)

@@ -12,5 +12,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the columns; older programs ask no provider."""
+    """Add the columns for renewals of agents' sign-ins; older programs ask no provider."""
     op.execute("ALTER TABLE agent_sign_in ADD COLUMN renewal text, ADD COLUMN asked_at timestamptz")

@@ -12,5 +12,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the index for the hourly sweep; a start never changes, so updates of use do not touch the index."""
+    """Add the index by which an hourly task finds old use of budgets.
+
+    The index is on the start of a window, which never changes, so updates of use do not touch it.
+    """
     op.execute("CREATE INDEX budget_use_start_idx ON budget_use (start) WHERE start > 'epoch'")

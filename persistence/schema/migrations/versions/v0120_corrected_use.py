@@ -46,5 +46,5 @@ CREATE OR REPLACE VIEW invariant_quota AS
 
 
 def upgrade() -> None:
-    """Replace the invariant: use may be counted with or without refunds, as older rows are in between."""
+    """Replace the invariant of quotas: refunds may be subtracted from use or not, as in older rows."""
     op.execute(QUOTA)

@@ -12,7 +12,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add two columns to both tables; older programs leave them empty."""
+    """Add the status of refused calls and the longest `Retry-After` to API keys and organizations.
+
+    Older programs leave both columns empty.
+    """
     for table in alters:
         op.execute(
             f"ALTER TABLE {table} ADD spent_status smallint CHECK (spent_status IN (402, 429)),"

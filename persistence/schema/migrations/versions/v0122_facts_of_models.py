@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add both columns; older programs leave them empty."""
+    """Add a model's maximum of output tokens and its context size; older programs leave them empty."""
     op.execute(
         "ALTER TABLE model ADD output_max bigint CHECK (output_max BETWEEN 1 AND 100000000),"
         " ADD context bigint CHECK (context BETWEEN 1 AND 100000000)"

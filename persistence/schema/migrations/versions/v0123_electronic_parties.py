@@ -12,7 +12,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the columns, which older programs leave empty, and allow more formats of documents."""
+    """Add contact, buyer reference and endpoint to organizations, and allow more formats of documents.
+
+    Older programs leave the columns empty.
+    """
     op.execute(
         "ALTER TABLE organization ADD contact jsonb CHECK (jsonb_typeof(contact) = 'object'),"
         " ADD buyer_reference text, ADD endpoint_id text"
