@@ -104,7 +104,7 @@ def main() -> None:
 
 @cache
 def made(*, alone: bool = False) -> Bundle:
-    """Build the price list. With `alone`, use `genai-prices` without the second table."""
+    """Build the price list from `genai-prices` and the second table; with `alone`, without that table."""
     bundle = Bundle(f"genai-prices {version('genai-prices')}", [], [])
     for provider in providers:
         taken: set[tuple[str, str]] = set()
@@ -120,7 +120,7 @@ _WHOSE = ("provider", "model", "match", "currency", "effective_from", "source")
 
 
 def _unknown_names(known: Sequence[Row]) -> Iterator[Row]:
-    """Yield rows for names in the second table that the seller's own list lacks or prices incompletely."""
+    """Yield price rows for names in the second table that `known` lacks or prices incompletely."""
     tables = read_table()[1]
     empty = {"request": None, "tools": None, "context_tiers": None, "service_tiers": None}
     prices = [read_price({**empty, **row, "id": number}) for number, row in enumerate(known)]
@@ -147,10 +147,11 @@ def _unknown_names(known: Sequence[Row]) -> Iterator[Row]:
 
 
 def _has_prices(row: Row, more: Row) -> bool:
-    """Return whether `row`, of the model's maker, has all prices that the second table states in `more`.
+    """Return whether `row`, prices of a model's maker, has all prices that the second table has in `more`.
 
-    A tier of the seller's may cost less than the maker's, or as much but for rounding. Its prices of long
-    calls are not compared: Azure answers those by the usual tier (learn.microsoft.com, priority processing).
+    A tier of the seller's may cost less than the maker's, or as much but for rounding. The seller's prices of
+    long calls are not compared: Azure answers those by the usual tier (learn.microsoft.com, priority
+    processing).
     """
     tiers, theirs = row.get("service_tiers", {}), more.get("service_tiers", {})
     same = all(row.get(kind) == price for kind, price in _rename_kinds(more).items() if kind in KINDS)
@@ -158,7 +159,10 @@ def _has_prices(row: Row, more: Row) -> bool:
 
 
 def _covers(row: Row, tier: str | Row, of: Row) -> bool:
-    """Return whether a tier of a row, a factor or a table, costs no less than the table `of` another list."""
+    """Return whether `tier`, a factor or table for the prices of `row`, costs no less than the table `of`.
+
+    That table is of another source. Differences of rounding do not count.
+    """
     usual = {kind: Decimal(row[kind]) for kind in KINDS if kind in row}
     if isinstance(tier, str):
         ours = {kind: price * Decimal(tier) for kind, price in usual.items()}
@@ -186,7 +190,11 @@ def _add(
     *,
     alone: bool,
 ) -> None:
-    """Add a model's rows to `bundle`, one for each name by which the library finds it, and each period."""
+    """Add a model's rows to `bundle`, one for each name by which the library finds it, and each period.
+
+    Names in `taken` are skipped, and the new ones added. With `alone`, rows are not completed from the second
+    table.
+    """
 
     def told(what: str) -> None:
         bundle.left_out.append(f"{provider.id} {model.id}: {what}")
@@ -216,7 +224,10 @@ def _add(
 
 
 def _complete(provider: str, name: str, prices: Row, is_undated: bool) -> Row:
-    """Return a row of prices, completed from the second table for a model of this name."""
+    """Return a row of prices, completed from the second table for a model of this name.
+
+    If the model has a single period (`is_undated`), higher prices of that table may count.
+    """
     row: dict[str, Any] = deepcopy(dict(prices))
     tiers = dict(row.get("service_tiers", {}))
     more = _find_second(provider, name)
@@ -283,7 +294,10 @@ def _shared_tiers(more: Row) -> dict[str, str | Row]:
 
 
 def _rename_kinds(said: Row) -> dict[str, Any]:
-    """Return prices under our names of kinds. The longer of two cache lifetimes becomes one hour."""
+    """Return the prices of a row under our names of token kinds.
+
+    A cache that is kept for twelve hours counts as one of one hour.
+    """
     row = {kind: price for kind, price in said.items() if kind not in {"cache_write_12h", "service_tiers"}}
     if "cache_write_12h" in said:
         row["cache_write_1h"] = said["cache_write_12h"]
@@ -293,7 +307,10 @@ def _rename_kinds(said: Row) -> dict[str, Any]:
 
 
 def _find_second(provider: str, name: str) -> Row:
-    """Return the second table's row for a name; for a name without date or version, the newest one's."""
+    """Return the second table's row for a name; {} if it has none.
+
+    For a name without date or version, return the row of the newest.
+    """
     rows = read_table()[1].get(provider, {})
     if name in rows:
         return rows[name]
@@ -306,7 +323,7 @@ _OF_GOOGLE = ("gemini", "gemma")  # its other models read no sound
 
 
 def _complete_google(name: str, row: dict[str, Any]) -> Row:
-    """Add Google's rules to a row: audio costs as much as text unless priced; how searches count."""
+    """Add Google's rules to a price row: audio costs as text unless priced, and how searches count."""
     tables = [one for one in row.get("service_tiers", {}).values() if isinstance(one, dict)]
     if "audio_input" not in row and any(own in name for own in _OF_GOOGLE):
         for one in (row, *tables):
@@ -335,7 +352,10 @@ def _version_of(name: str) -> tuple[int, int]:
 
 
 def _names(provider: str, model: types.ModelInfo, told: Any) -> Iterator[tuple[str, str]]:
-    """Yield the names of a model as (match, name), in lower case."""
+    """Yield (match, name) for each name of a model, in lower case; match is exact or by prefix.
+
+    `told` is called with a text for names that cannot be expressed.
+    """
     for clause in _clauses(model.match):
         kind, wanted = next(iter(vars(clause).items()))
         if kind == "equals":
@@ -359,7 +379,10 @@ def _names(provider: str, model: types.ModelInfo, told: Any) -> Iterator[tuple[s
 
 
 def _of_bedrock(model: str, word: str) -> Iterator[str]:
-    """Yield `word` as Bedrock names models: with the maker in front, and with each region before that."""
+    """Yield the names that Bedrock gives a model with `word` in its name.
+
+    The maker stands in front, and a region before that.
+    """
     maker = model.lower().removeprefix("regional.").removeprefix("global.").partition(".")[0] + "."
     if word.startswith(PLACES):
         return
@@ -397,7 +420,10 @@ def _plain(escaped: str) -> str:
 
 
 def _periods(model: types.ModelInfo, told: Any) -> Iterator[tuple[datetime, Row]]:
-    """Yield a model's prices with the time since which they are in force. Equal neighbours are merged."""
+    """Yield a model's prices with the time since which they are in force. Equal neighbours are merged.
+
+    `told` is called with a text for prices that cannot be expressed.
+    """
     before: Row | None = None
     for since, prices, variants in _moments(model, told):
         row = _fields(prices, variants, told)
@@ -409,7 +435,10 @@ def _periods(model: types.ModelInfo, told: Any) -> Iterator[tuple[datetime, Row]
 
 
 def _moments(model: types.ModelInfo, told: Any) -> Iterator[Moment]:
-    """Yield each day on which a price changes, with the library's prices of that day."""
+    """Yield each day on which a price changes, with the library's prices of that day.
+
+    `told` is called with a text for prices that cannot be expressed.
+    """
     dated = model.prices if isinstance(model.prices, list) else []
     lasting = _dearest_of_day(dated)
     if len(lasting) < len(dated):
@@ -450,7 +479,10 @@ def _dearest_of_day(dated: list[Any]) -> list[Any]:
 
 
 def _fields(prices: types.ModelPrice, variants: Mapping[str, types.ModelPrice], told: Any) -> Row:
-    """Return the fields of a price row with decimals as strings. Empty if no price can be expressed."""
+    """Return the fields of a price row with decimals as strings; empty if no price can be expressed.
+
+    `variants` are the prices by service tier. `told` is called with a text for each price left out.
+    """
     row: dict[str, Any] = {}
     tools: dict[str, str] = {}
     steps: dict[int, dict[str, Any]] = {}
@@ -484,7 +516,11 @@ def _fields(prices: types.ModelPrice, variants: Mapping[str, types.ModelPrice], 
 
 
 def _tier(known: Row, variant: Row, tier: str, told: Any) -> str | Row | None:
-    """Return a service tier's factor, or a table of its prices; None if it costs the usual price."""
+    """Return a service tier's factor, or a table of its prices; None if it costs the usual price.
+
+    `known` has the usual prices, `variant` those of the tier. `told` is called with a text if they cannot be
+    expressed.
+    """
     found = {
         Fraction(dear) / Fraction(usual) if usual else None
         for key in known.keys() & {*KIND_OF, A_CALL}

@@ -178,7 +178,10 @@ def _assigned(node: ast.Assign) -> list[tuple[str, str]]:
 
 
 def _is_row_of_floats(value: ast.expr) -> bool:
-    """Return whether it is a tuple with a float, stored by mypyc in a C struct without unset state."""
+    """Return whether an expression is a tuple with a float.
+
+    mypyc stores such a tuple in a C struct, which cannot express that it is not set.
+    """
     parts = value.elts if isinstance(value, ast.Tuple) else []
     return any(isinstance(one, ast.Constant) and isinstance(one.value, float) for one in parts)
 

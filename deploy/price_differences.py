@@ -113,7 +113,10 @@ class Difference(NamedTuple):
 
 
 def written(bundle: Bundle, alone: Bundle) -> str:
-    """Return the text of the file: reasons, and one line for each price on which the sources differ."""
+    """Return the text of the file of differences: the reasons, and a line for each price that differs.
+
+    `alone` is the price list without the second source.
+    """
     library, _ = read_table()
     found = list(differences(bundle, alone))
     named = {one.reason for one in found}
@@ -164,7 +167,10 @@ def _table(titles: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> Iterato
 
 
 def shared_prices(bundle: Bundle, alone: Bundle) -> Iterator[tuple[str, str, Row, Row, Row]]:
-    """Yield names that both sources know, with the rows of the list and of both sources."""
+    """Yield (provider, name, row of the list, row of each source) for names that both sources know.
+
+    `alone` is the price list without the second source.
+    """
     ours, first = _in_force(bundle), _in_force(alone)
     for provider, names in sorted(read_table()[1].items()):
         for name, more in sorted(names.items()):
@@ -208,7 +214,7 @@ def _in_force(bundle: Bundle) -> Mapping[tuple[str, str, str], Row]:
 
 
 def _row_of(rows: Mapping[tuple[str, str, str], Row], provider: str, name: str) -> Row:
-    """Return the row of a provider's name: the exact row, else that of the longest prefix, else {}."""
+    """Return the row of a provider's name: the exact one, else that of the longest prefix, else {}."""
     found = rows.get((EXACT_NAME, provider, name))
     for end in range(len(name), 0, -1):
         found = found or rows.get((PREFIX, provider, name[:end]))

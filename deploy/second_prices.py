@@ -127,7 +127,10 @@ def read_row(said: Mapping[str, Any]) -> Row:
 
 
 def _units(said: Mapping[str, Any]) -> Row:
-    """Return the highest unit price for the entry's kind of call, and the price of a thousand searches."""
+    """Return the highest unit price in an entry `said` of litellm's table, and that of a thousand searches.
+
+    The unit is that of the entry's kind of call, such as an image or a second.
+    """
     found: Row = {}
     unit, keys = UNITS.get(said.get("mode") or "", ("", ()))
     # The field of a price for one resolution ends in its name.

@@ -107,7 +107,10 @@ def compiled(wheel: Path, tree: Path, target: Path) -> Path:
 
 
 def _record(files: dict[str, bytes], own: str) -> bytes:
-    """Return the RECORD file of a wheel: SHA-256 digest and size of each file, for installers to check."""
+    """Return the RECORD file of a wheel: SHA-256 digest and size of each file, for installers to check.
+
+    `own` is the name of this file, which has no digest.
+    """
     said = io.StringIO()
     rows = csv.writer(said, lineterminator="\n")
     for name, content in files.items():

@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _worker(role: str) -> int:
-    """Run one process for a supervisor: a gateway worker, a keeper, or a keeper's process for people."""
+    """Run one process for a supervisor: a gateway worker, a keeper, or a keeper's Admin API; return 0."""
     import faulthandler  # noqa: PLC0415  # loaded where it is needed
     import signal  # noqa: PLC0415  # loaded where it is needed
 
@@ -86,10 +86,10 @@ def _worker(role: str) -> int:
 
 
 def _load_code(role: str) -> Callable[[Settings, ParentPipe], Coroutine[None, None, None]]:
-    """Load the code of a process and return the function that runs it.
+    """Load the code of a process with this role and return the function that runs it.
 
     Each role loads only its own code: a keeper nothing of the data plane, a gateway nothing of PostgreSQL.
-    Code that a keeper and its process for people share is loaded once, then the keeper forks. So this
+    Code that a keeper and its Admin API's process share is loaded once, then the keeper forks. So this
     function returns twice: in the keeper and in the fork.
     """
     from functools import partial  # noqa: PLC0415  # loaded where it is needed

@@ -166,7 +166,10 @@ async def serve_calls(
 
 
 def _wires(settings: Settings, fences: HistoryGuards) -> RedisConnections:
-    """Return unconnected connections to Redis or to each primary of a cluster, fenced by its history."""
+    """Return connections, not opened yet, to Redis or to each primary of a cluster.
+
+    With `fences`, a connection to a server with another history of data is refused.
+    """
     address, call_s = parse_url(settings.url_file("redis_url"), settings.redis_files), settings.redis_wait_s
     return wires_to(
         address, lambda where: RedisConnection(where, time.monotonic, call_s=call_s, hears=HEARD,
@@ -225,7 +228,7 @@ def _ports(
     counts: tuple[Tally, Failures, Refusals],
     log: Log,
 ) -> Ports:
-    """Return the `Ports` of the data plane: the doors it uses, and the tallies in `counts`."""
+    """Return the ports (interfaces) of the data plane, made of `door` and the tallies in `counts`."""
     tally, failures, refusals = counts
     estimator = Estimator(tokenizer=gateway_worker.load_tokenizer(), quantile=settings.hold_quantile)
     door.caches.join("estimates", estimator.known)

@@ -26,7 +26,7 @@ class TollkeeperError(Exception):
 
     @property
     def message(self) -> str:
-        """The message for people."""
+        """The text of this error."""
         return str(self.args[0])
 
 
@@ -69,12 +69,12 @@ class Refusal(TollkeeperError):
 
     @property
     def told(self) -> str:
-        """The message for the caller."""
+        """The text of this refusal for the caller."""
         return self.message
 
     @property
     def told_of_field(self) -> str:
-        """The message for the caller after the name of the wrong field, for APIs without a place for it."""
+        """The text for the caller after the wrong field's name, for APIs whose errors have no such field."""
         return f"{self.param}: {self.told}" if self.param else self.told
 
 
@@ -289,7 +289,7 @@ class CountersUnavailable(Refusal, reason="counters_unavailable", status=503):
 
     @property
     def told(self) -> str:
-        """The message for the caller."""
+        """The text for the caller, without details of this installation."""
         return (CountersUnavailable.__doc__ or "").strip()
 
 

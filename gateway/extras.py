@@ -41,7 +41,7 @@ _OURS = ("gateway", "persistence")
 
 
 def is_installed(extra: str) -> bool:
-    """Return whether all libraries of an extra are installed. None is loaded."""
+    """Return whether all libraries of an extra (optional dependency) are installed, without loading them."""
     return all(find_spec(name) is not None for name in LIBRARIES[extra])
 
 

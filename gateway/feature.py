@@ -33,13 +33,16 @@ if TYPE_CHECKING:
 
 
 def load(place: str) -> Any:
-    """Return the value named by `module:name`."""
+    """Return the object at `place`, written as `module:name`."""
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)
 
 
 def lazy(place: str) -> Callable[..., Any]:
-    """Return a function that loads `module:name` when it is called, and returns or calls its value."""
+    """Return a function that, when called, loads the object at `place`, written as `module:name`.
+
+    If the object is a function, it is called with the arguments, and the result returned.
+    """
 
     def ask(*given: object) -> Any:
         found = load(place)
@@ -49,7 +52,10 @@ def lazy(place: str) -> Callable[..., Any]:
 
 
 def commands(*places: str) -> Callable[[typer.Typer], None]:
-    """Return a function that adds the functions at `places` as commands named like them."""
+    """Return a function that adds commands to an application, named like the functions at `places`.
+
+    Each place is written as `module:name`.
+    """
 
     def add(app: typer.Typer) -> None:
         for place in places:
@@ -59,7 +65,10 @@ def commands(*places: str) -> Callable[[typer.Typer], None]:
 
 
 def mounts(**places: str) -> Callable[[AdminParts], Routes]:
-    """Return a function that makes `Routes` of the parts at `places`, whatever the settings are."""
+    """Return a function that makes `Routes` of the objects at `places`, each written as `module:name`.
+
+    The settings make no difference to these routes.
+    """
     return lambda _: load("gateway.run.keeper_doors:Routes")(
         **{name: load(place) for name, place in places.items()}
     )

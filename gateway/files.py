@@ -21,7 +21,10 @@ Seen = tuple[tuple[int, int, int] | None, ...]
 
 
 def read_regular(path: str | os.PathLike[str], bytes_max: int) -> bytes:
-    """Return at most `bytes_max` + 1 bytes of a file. Raise `OSError` if it is no regular file."""
+    """Return a file's content, cut off after `bytes_max` + 1 bytes; that many mean that it is too long.
+
+    Raise `OSError` if it is no regular file.
+    """
     with open(path, "rb", opener=_opened) as file:
         _require_regular(os.fstat(file.fileno()), path)
         return file.read(bytes_max + 1)
@@ -83,7 +86,10 @@ class UrlFile:
         return bool(self._url)
 
     def url(self) -> str:
-        """Return the URL for a new connection: that in the file now, if it is of the same server."""
+        """Return the URL for a new connection: read from its file, or the last valid one.
+
+        A URL of another server in the file has no effect.
+        """
         with suppress(OSError, ValueError):
             said = read_regular(self._path, SECRET_BYTES_MAX).decode().strip() if self._path else ""
             if is_same_place(said, self._url):

@@ -53,9 +53,9 @@ class YamlDocument:
 
 
 def documents(text: str, file: str, *, decimals_as_texts: bool = False) -> Iterator[YamlDocument]:
-    """Yield the documents of a file. `UnreadableYaml` has the line of a fault.
+    """Yield the documents of a YAML file. Raise `UnreadableYaml` with the line of a fault.
 
-    `decimals_as_texts` returns numbers with a point as texts, digit for digit.
+    With `decimals_as_texts`, numbers with a point become texts, digit for digit.
     """
     try:
         # The constructor already reads the beginning of the text, and may raise.

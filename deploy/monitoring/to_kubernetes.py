@@ -19,7 +19,7 @@ TARGETS = {
 
 
 def groups(target: str) -> str:
-    """Return the rule groups of a target's source files, indented for the Helm template around them."""
+    """Return the alert rules of the files for `target`, indented for the Helm template around them."""
     lines: list[str] = []
     for name in TARGETS[target]:
         written = (HERE / "rules" / name).read_text().partition("groups:\n")[2]

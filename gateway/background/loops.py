@@ -58,7 +58,10 @@ _URLS = {REDIS: "TOLLKEEPER_REDIS_URL", POSTGRESQL: "TOLLKEEPER_DATABASE_URL"}
 
 
 def is_store_away(error: Exception) -> bool:
-    """Return whether PostgreSQL is unreachable. The timeout of one statement counts as the item's fault."""
+    """Return whether an error says that PostgreSQL is unreachable.
+
+    A timeout of one statement does not, since the item may have caused it.
+    """
     return isinstance(error, StoreUnavailable) and not isinstance(error, StoreTimeout)
 
 
@@ -89,7 +92,10 @@ class Isolation:
         self.say("loop failed", loop, error)
 
     def say(self, event: str, loop: str, error: Exception) -> None:
-        """Log a failure, at most once a minute a fault; a server that is away is one fault of all loops."""
+        """Log a failure, at most once a minute for the same fault.
+
+        A server that is away is one fault of all loops.
+        """
         server = self._server_away(error)
         cause = "" if server else f"{loop} {type(error).__name__}"
         count = self._untold.note(server or event, cause, self._seconds(), FAULT_EACH_S)
@@ -136,9 +142,9 @@ class Isolation:
         *,
         name: Callable[[T], str],
     ) -> int:
-        """Run `act` on all items at once, else on each alone; return how many succeeded.
+        """Run `act` on all items together, or on each alone if that fails; return how many succeeded.
 
-        An item that succeeds alone does not count as failed.
+        An item that succeeds alone does not count as failed. An error of a server is raised.
         """
         if len(items) > 1:
             try:
@@ -220,7 +226,7 @@ class Agenda:
             found = await self._next()
 
     async def until_written(self, seen: int) -> None:
-        """Wait until `written()` exceeds `seen`, its value when the last pass began."""
+        """Wait until `written()`, a number of writes, exceeds `seen`, its value when the last pass began."""
         while self.written() <= seen:
             await self._next()
 
@@ -266,7 +272,7 @@ class Loop:
     woken: asyncio.Event | None = None
 
     async def turn(self, isolation: Isolation | None = None) -> int:
-        """Make one pass; return the number of items processed."""
+        """Run all steps once; return the number of items processed. `isolation` counts failures."""
         isolation = isolation or Isolation()
         return sum([await step(isolation, self.name) for step in self.steps])
 
@@ -307,8 +313,8 @@ def each(
 ) -> Step:
     """Return a step that runs `act` on each due item; `act` returns False if it had nothing to do.
 
-    `place` returns an item's position for the next page; `name` its name in the log. An error of the types
-    `leaves` means that an item has to wait, and is no failure.
+    A page has `count` items. `place` returns an item's position, where the next page continues; `name` its
+    name in the log. An error of the types `leaves` means that an item has to wait, and is no failure.
     """
 
     async def step(isolation: Isolation, loop: str) -> int:
@@ -335,7 +341,11 @@ def batches(
     split: Callable[[Sequence[T]], Iterable[Sequence[T]]] = lambda page: [page],
     name: Callable[[T], str] = str,
 ) -> Step:
-    """Return a step that runs `act` on batches of due items, and on each item of a batch that failed."""
+    """Return a step that runs `act` on batches of due items, and on each item of a batch that failed.
+
+    `split` divides a page of `count` items into batches. `place` returns an item's position, where the
+    next page continues; `name` its name in the log.
+    """
 
     async def step(isolation: Isolation, loop: str) -> int:
         done = 0

@@ -37,10 +37,10 @@ class DigestLookup(Protocol):
     """Looks up the caller of an API key's digest."""
 
     def cached(self, digest: str) -> Caller | None:
-        """Return the caller of a digest, if it is known and fresh."""
+        """Return the caller of an API key's digest, if it is known and was read recently; else None."""
 
     def identify(self, digest: str) -> Awaitable[Caller]:
-        """Return the caller of a digest.
+        """Return the caller of an API key by the key's digest.
 
         Raise `InvalidApiKey`, or `EndedApiKey` for a key that has ended, or `CountersUnavailable`.
         """
@@ -67,7 +67,10 @@ class _VerifiedCaller:
         return self.meaning.ends > now and self.issuer.has(self.key)
 
     def stands_for(self, found: Caller) -> Caller:
-        """Return the caller for an API key's caller: with the key's user, else the token's."""
+        """Return the caller for this token from the caller of its API key.
+
+        The user is that of the key, or of the token if the key has none.
+        """
         user = self.meaning.user
         self.found = found
         self.caller = caller = replace(found, user=user) if user and not found.user else found
@@ -107,12 +110,12 @@ class TokenCallers:
         await self._keys.keep_fresh()
 
     def snapshot(self) -> dict[str, object]:
-        """Return the metric of issuers whose keys could not be read."""
+        """Return the metric of token issuers whose keys could not be read; {} if none is configured."""
         unread = self._keys.unread()
         return {"issuers_unread": unread} if unread else {}
 
     def cached(self, digest: str) -> Caller | None:
-        """Return the caller of a verified token, if its key and look-up are fresh; else None."""
+        """Return the caller of a token's digest, if the token was verified recently; else None."""
         kept = self.known.find(digest)
         if kept is None or kept.value.again <= self._wall():
             return None
@@ -123,7 +126,10 @@ class TokenCallers:
         return known.stands_for(found)
 
     async def identify(self, digest: str, token: bytes) -> Caller:
-        """Return the caller of a token; InvalidApiKey if it is invalid, else why it cannot be checked."""
+        """Return the caller of a token, by its `digest`; verify the token if that was not done recently.
+
+        Raise InvalidApiKey if the token is invalid, or the error that prevents the verification.
+        """
         now = self._wall()
         kept = self.known.find(digest)
         known = kept.value if kept is not None and kept.value.is_good(now) else await self._verified(token)
@@ -134,9 +140,10 @@ class TokenCallers:
         return known.stands_for(found)
 
     async def _first(self, subjects: Iterable[str]) -> tuple[Caller, str]:
-        """Return the caller and digest of the first subject that has an API key.
+        """Return the caller, and the key's digest, of the first of a token's subjects that has an API key.
 
-        If that key has ended, the token is refused: the next subject's key must not be charged for it.
+        Raise InvalidApiKey if none has. If the first such key has ended, the token is refused as well: the
+        key of the next subject must not be charged for it.
         """
         for subject in subjects:
             has_ended = False

@@ -73,7 +73,7 @@ def _usable(written: list[Any]) -> Iterator[VerifyingKey]:
 
 
 def _public(written: Mapping[str, Any], algorithm: str) -> Any:
-    """Return the public key; None if it is invalid, or its size is not accepted."""
+    """Return the public key of a JSON Web Key; None if it is invalid, or has a size that is not accepted."""
     named = {name: value for name, value in written.items() if name not in {"alg", "use", "key_ops"}}
     try:
         with warnings.catch_warnings(action="ignore"):  # about small keys, which are refused below
@@ -147,7 +147,7 @@ def _told() -> Iterator[None]:
 
 
 def read_file(path: str) -> bytes:
-    """Return the content of a small file."""
+    """Return the content of a file; of a large one, only the first `DOCUMENT_BYTES_MAX` + 1 bytes."""
     return read_regular(path, DOCUMENT_BYTES_MAX)
 
 

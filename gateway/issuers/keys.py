@@ -73,7 +73,10 @@ class IssuerKeys:
         await asyncio.shield(self._begun())
 
     async def find(self, token: SignedToken) -> VerifyingKey:
-        """Return a token's key. Raise InvalidApiKey if the issuer has none, IssuerUnavailable if unknown."""
+        """Return the key that a token names; read the issuer's keys again if it is not among them.
+
+        Raise InvalidApiKey if the issuer has no such key, IssuerUnavailable if the keys cannot be read.
+        """
         known = self._known(token)
         if known is not None:
             return known
@@ -130,7 +133,7 @@ class IssuerKeys:
         return kept.find(token) if kept is not None else None
 
     def _kept(self) -> KeySet | None:
-        """Return the keys, unless they were read longer than `KEPT_S` ago."""
+        """Return the keys; None, after discarding them, if they were read over `KEPT_S` seconds ago."""
         if self.keys is not None and self._clock() - self._read_at >= KEPT_S:
             self.keys = None
         return self.keys

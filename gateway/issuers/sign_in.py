@@ -88,13 +88,13 @@ ID_TOKEN: Final = b"id token"
 
 
 def seal(text: str, cookie: str, use: bytes = RENEWAL) -> str:
-    """Encrypt a text with a cookie, for one use (AES-256-GCM, NIST SP 800-38D)."""
+    """Encrypt a text with a key made of a session's cookie and `use` (AES-256-GCM, NIST SP 800-38D)."""
     nonce = os.urandom(NONCE_BYTES)
     return urlsafe_b64encode(nonce + _cipher(cookie, use).encrypt(nonce, text.encode(), use)).decode()
 
 
 def opened(sealed: str, cookie: str, use: bytes = RENEWAL) -> str:
-    """Return the text sealed with a cookie for a use. Raise `ValueError` for another cookie or use."""
+    """Decrypt a text that `seal` encrypted. Raise `ValueError` for another cookie or `use`."""
     from cryptography.exceptions import InvalidTag  # noqa: PLC0415  # for keepers that have providers alone
 
     data = urlsafe_b64decode(sealed)
@@ -193,9 +193,9 @@ class SignIns:
         return next((one.name for one in self._providers.values() if one.issuer.issuer == issuer), "")
 
     async def sign_out_address(self, name: str, sealed: str, cookie: str, *, state: str) -> str:
-        """Return the URL for signing out at a provider too; empty if it has none, or does not answer.
+        """Return the URL for signing out at the provider `name` too; empty if it has none, or is away.
 
-        `sealed` is the ID token of the person's session, or empty.
+        `sealed` is the ID token of the person's session, encrypted with the cookie, or empty.
         """
         try:
             id_token = opened(sealed, cookie, ID_TOKEN) if sealed else ""
@@ -209,9 +209,10 @@ class SignIns:
     async def redeem(
         self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str, address: str
     ) -> Arrival:
-        """Redeem a code for its `Arrival`; `issuer` is the one named in the answer. Raise `SignInRefused`.
+        """Redeem a sign-in code at the provider `name`; return who signed in. Raise `SignInRefused`.
 
-        `address` is the IP address from which the code came.
+        `issuer` is the one in the provider's redirect, or None. `verifier` is that of PKCE, and `address` the
+        IP address from which the code came.
         """
         provider = self._of(name)
         async with self._in_time():
@@ -244,7 +245,10 @@ class SignIns:
         return Arrival(person, _renewal(said), id_token if is_told else "")
 
     async def renew(self, issuer: str, sealed: str, cookie: str) -> Arrival:
-        """Check at the provider whether a person still has access. Raise `SignInRefused` if not."""
+        """Check at the provider whether a person still has access. Raise `SignInRefused` if not.
+
+        `sealed` is the session's refresh token, encrypted with its cookie.
+        """
         provider = self._providers.get(self.name_of(issuer))
         if provider is None:
             raise SignInRefused("The provider is none of ours any more.")
@@ -260,7 +264,7 @@ class SignIns:
         return Arrival(person, _renewal(said) or renewal)
 
     def seal(self, renewal: str, cookie: str) -> str:
-        """Return a renewal encrypted with the session's cookie, for storage."""
+        """Return the refresh token `renewal`, encrypted with the session's cookie, for storage."""
         return seal(renewal, cookie)
 
     def seal_id_token(self, id_token: str, cookie: str) -> str:
@@ -268,7 +272,10 @@ class SignIns:
         return seal(id_token, cookie, ID_TOKEN)
 
     async def _person(self, provider: IdentityProvider, said: Mapping[str, Any], nonce: str | None) -> Person:
-        """Return the person in an answer's ID token after verifying it."""
+        """Verify the ID token in a provider's answer, and return the person that it names.
+
+        Raise `SignInRefused` if it is not valid. `nonce` is that of the sign-in, None for a renewal.
+        """
         written = said.get("id_token")
         try:
             token = read_token(written.encode(errors="replace") if isinstance(written, str) else b"")
@@ -313,7 +320,11 @@ class SignIns:
             raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
 
     def _ended(self, place: tuple[str, str], of: tuple[str, str] | None) -> None:
-        """Release the slots of a finished request, for its provider and its site."""
+        """Decrement the numbers of running requests after one has finished.
+
+        `place` is the provider with the kind of request, `of` the provider with the person's network, if
+        counted.
+        """
         self._asking[place] -= 1
         if of is not None:
             self._redeeming[of] -= 1
@@ -322,7 +333,7 @@ class SignIns:
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
-        """Limit the time of all requests to a provider for one answer."""
+        """Raise `IssuerUnavailable` if the requests to a provider inside the block take too long."""
         try:
             async with asyncio.timeout(self._answered_s_max):
                 yield

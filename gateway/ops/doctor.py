@@ -46,7 +46,10 @@ _NOT_TWICE = "whether a pooler shares sessions could not be asked: two connectio
 
 # Findings about a connection pooler between a keeper, or the owner, and PostgreSQL.
 def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
-    """Yield findings on whether a pooler shares sessions, for the keeper and for a separate owner."""
+    """Yield findings on whether a connection pooler before PostgreSQL shares sessions between clients.
+
+    The keeper's URL may have such a pooler; a separate owner's may not.
+    """
     from persistence.engine import ASK_OWNER, is_seen_to_share  # noqa: PLC0415  # heavy to load
 
     shared = is_seen_to_share(url)
@@ -65,7 +68,10 @@ def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
 
 # Findings about the read replica.
 async def replica_findings(url: str, read_url: str, shown: str, answer_s_max: float) -> tuple[bool, str, str]:
-    """Return whether the replica can be used, the subject, and a message with its lag."""
+    """Return whether the read replica can be used, the finding's subject, and a message with its lag.
+
+    `shown` is the replica's address in the message. A replica that does not answer in time cannot be used.
+    """
     from persistence.engine import examine  # noqa: PLC0415  # heavy to load
 
     try:
@@ -204,7 +210,7 @@ async def _of_features(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _issuers(settings: Settings, role: str) -> AsyncIterator[Finding]:
-    """Yield findings on whether the issuers of callers and of console users answer."""
+    """Yield findings on whether the identity providers of callers and of console users answer."""
     if not is_installed("oidc"):
         return
     for issuer in settings.issuers if role != "keeper" else ():
@@ -345,7 +351,7 @@ def _of_maxima(settings: Settings, url: str) -> Iterator[Finding]:
 
 
 def _takes_any_maximum(target: UpstreamTarget) -> bool:
-    """Return whether an upstream for any models has no configured maximum of output."""
+    """Return whether we know no maximum of output tokens for an upstream that may serve any models."""
     facts = target.facts
     known = facts is not None and (facts.listed or facts.output_max is not None or facts.context is not None)
     built_in = target.base_url in {one.base_url for one in default_table({}).upstreams}

@@ -102,7 +102,7 @@ def _fsync(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
 
 
 def _file(on: bool, replicas: int) -> Found:
-    """Return the finding on durability: the data must be in a file, or on one of `replicas` replicas."""
+    """Return the finding on durability: an append-only file is `on`, or there are `replicas` of the data."""
     if on:
         return True, "redis", "append-only file is on"
     if replicas:
@@ -200,7 +200,10 @@ def named_replica(info: Mapping[str, str]) -> list[Place]:
 async def redis_replica_findings(
     address: Address, places: Sequence[Place], *, configured: bool
 ) -> list[Finding]:
-    """Return findings on these replicas; `configured` is whether the user may run `CONFIG`."""
+    """Return findings on the Redis replicas at `places`, at most `REPLICAS_MAX` of them.
+
+    `configured` is whether the user may run `CONFIG`.
+    """
     asked = places[:REPLICAS_MAX]
     said = await asyncio.gather(*(_replica_findings(address, each, configured=configured) for each in asked))
     return [one for place, each in zip(asked, said, strict=True) for one in _findings(place, each)]
@@ -244,7 +247,10 @@ _UNHEARD = Finding(
 
 
 def of_keeper(settings: Settings, role: str, heard: KeeperInfo | None, ran_before: bool) -> Iterator[Finding]:
-    """Yield findings on the newest keeper's report; `ran_before` is whether one has verified this Redis."""
+    """Yield findings on the newest keeper's report `heard`; None if no keeper is running.
+
+    `ran_before` is whether a keeper has ever verified this Redis.
+    """
     if heard is None:
         if not ran_before:
             return
@@ -270,7 +276,10 @@ def of_keeper(settings: Settings, role: str, heard: KeeperInfo | None, ran_befor
 
 
 def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
-    """Yield findings on the peppers of the credentials in PostgreSQL: each must be accepted."""
+    """Yield findings on the peppers (secrets for hashing) that credentials in PostgreSQL need.
+
+    Each of them must be among the configured `peppers`.
+    """
     from persistence.schema.roles import in_use  # noqa: PLC0415  # heavy to load
 
     try:
@@ -304,7 +313,10 @@ _GUIDE = "(deploy/README.md, PostgreSQL)"
 
 
 async def redis_user_findings(address: Address, role: str, answer_max_s: float) -> Seen:
-    """Return the finding on an address's user: it has this role's rights, and is not the other role's."""
+    """Return the finding on the Redis user of an address.
+
+    The user must have all rights that this role needs, and none that only the other role needs.
+    """
     user, ours = address.username or "default", "gateway" if role == "serve" else "keeper"
     needed = client.needed_rights(role, clustered=bool(address.members), database=address.database)
     # Redis logs what it refuses, so only a user that may be all-powerful is checked for more than it needs.
@@ -462,7 +474,7 @@ async def _read(wires: RedisConnections, name: bytes) -> Reply | CountersRefused
 
 
 def _missing(lists: Mapping[str, Reply | CountersRefused]) -> Iterator[Finding]:
-    """Yield findings on global lists that are missing or unreadable, though a keeper once wrote them."""
+    """Yield findings on global lists in Redis that are missing or unreadable, from the replies by name."""
     lacking: dict[str, list[str]] = {}
     for name, raw in lists.items():
         if not isinstance(raw, bytes) or version_standing(raw) < 0:
@@ -539,7 +551,7 @@ async def _forgets(wire: RedisConnection, info: Mapping[str, str]) -> str:
 async def _replicas(
     address: Address, wires: RedisConnections, servers: Mapping[str, _Server]
 ) -> list[Finding]:
-    """Return findings on the replicas, if sentinels or a cluster may promote them."""
+    """Return findings on the replicas of these servers, if sentinels or a cluster may promote a replica."""
     if not (address.sentinels or address.members):
         return []
     found = [
@@ -556,7 +568,10 @@ async def _replicas(
 
 
 def _asks(address: Address) -> bool:
-    """Return whether to send `CONFIG`: users of `users.acl` may not, and Redis logs refusals as attacks."""
+    """Return whether the doctor may send `CONFIG` to Redis: only as the default user.
+
+    Users of `users.acl` have no right to it, and Redis logs refusals as attacks.
+    """
     return address.username in ("", "default")
 
 
@@ -638,7 +653,10 @@ def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
 
 
 def verification(subject: str, confirmed: bytes, here: bytes) -> Finding:
-    """Return the finding on whether a keeper has compared this data with PostgreSQL since the start."""
+    """Return the finding on whether a keeper has compared the counters with PostgreSQL since Redis started.
+
+    `confirmed` is the id that the keeper has stored, and `here` that of the server now.
+    """
     if not confirmed:
         return Finding(True, subject, "no keeper has verified it yet; the first one that starts will")
     if confirmed == here:

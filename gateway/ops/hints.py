@@ -137,7 +137,7 @@ def _found(rows: tuple[tuple[str, str], ...], said: str) -> str:
 
 
 def postgresql_hint(said: str, sqlstate: str = "") -> str:
-    """Return the advice for an error of PostgreSQL, by its SQLSTATE if known."""
+    """Return the advice for an error of PostgreSQL: by its SQLSTATE if known, else by its message `said`."""
     found = _BY_SQLSTATE.get(sqlstate) or _BY_SQLSTATE.get(sqlstate[:2])
     return found or _found(_NOT_CONNECTED, said)
 

@@ -84,7 +84,7 @@ class FileStore:
             return self._files.open_input_file(self._path(name))
 
     def fragment(self, name: str, format_: Any) -> Any:
-        """Return a file to read in parts, in a format of `pyarrow.dataset`."""
+        """Return the file `name` as a fragment to read in parts, in a format of `pyarrow.dataset`."""
         with told(self.url):
             return format_.make_fragment(self._path(name), self._files)
 
@@ -102,9 +102,10 @@ class FileStore:
 
     @contextmanager
     def write_whole(self, name: str, still: Callable[[], object]) -> Iterator[Any]:
-        """Open a file that gets its name only when complete; `still` is called before that, and may raise.
+        """Open a file for writing, which gets its name only when it is complete.
 
-        A directory has the old file until then. A bucket gets the written bytes even if `still` raises.
+        `still` is called before that, and raises an error if the file must not be written any more. Then a
+        directory still has the old file, but a bucket gets the new bytes.
         """
         growing = f"{name}.{uuid4().hex}{GROWING}" if self._is_local else name
         if self._is_local:  # files of runs that were killed, or stopped by `still`
@@ -205,13 +206,13 @@ class FileStore:
 
 
 def shown(url: str) -> str:
-    """Return an address without its parameters."""
+    """Return a URL without its query and fragment, for messages."""
     return urlunsplit((*urlsplit(url)[:3], "", ""))
 
 
 @contextmanager
 def told(url: str) -> Iterator[None]:
-    """Raise errors of a store as `PlaceFailed`, on one line, with advice if known."""
+    """Raise errors at the store `url` inside the block as `PlaceFailed`, in one line with known advice."""
     try:
         yield
     except (OSError, ValueError, ImportError) as error:

@@ -63,7 +63,7 @@ class FactsReader:
         pipe.listen(self._hear)
 
     def last(self) -> LoopFacts:
-        """Return the last facts; `LoopsSilent` if there are none, or they are too old."""
+        """Return the newest facts; raise `LoopsSilent` if none were received, or they are too old."""
         if not self._line or self._clock() - self._heard_at > self._silent_s_max:
             raise LoopsSilent
         return msgspec.json.decode(self._line[len(_MARK) :], type=LoopFacts)
@@ -98,7 +98,10 @@ class AdminProcess:
         self._has_begun = asyncio.Event()
 
     async def begin(self) -> int:
-        """Acquire the port and start the process; `StartError` names a port that is taken."""
+        """Acquire the admin port and start the process; return the port's number.
+
+        `StartError` names a port that is taken.
+        """
         if self._port is None:
             self._port = await self._held()
         settings = self._settings
@@ -114,7 +117,7 @@ class AdminProcess:
         await self._starting
 
     async def keep_telling(self) -> None:
-        """Send facts about the loops to the process at intervals until cancelled."""
+        """Send facts about the keeper's loops to the process for people, at intervals, until cancelled."""
         await self._has_begun.wait()
         while self._child is not None:
             await self._child.send(written_fact(await self._facts()))

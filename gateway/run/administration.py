@@ -111,7 +111,7 @@ class AdminPort:
         return {**self._tls.snapshot(), **self._answers.snapshot(), **self.vitals.snapshot()}
 
     async def run(self) -> None:
-        """Watch the tokens' files and this process until cancelled."""
+        """Reload changed token files, and measure the event loop's delay, until cancelled."""
         tokens = watch(self._files.values, self._read_tokens, self._kept, look_s=self._look_s)
         async with asyncio.TaskGroup() as group:
             group.create_task(tokens)
@@ -121,7 +121,7 @@ class AdminPort:
         self._log("tokens are kept as they were", why=why, level="warning")
 
     async def _read_tokens(self) -> str:
-        """Replace both tokens from their files; return why both are unchanged, or ""."""
+        """Read the admin tokens again from their files; if one fails, keep all and return why, else ""."""
         now = {name: getattr(self.built_in, role) for name, role in TOKENS.items()}
         try:
             for name, path in self._files.items():
@@ -150,7 +150,7 @@ class CurrentSignIns:
         self.now = SignIns(wanted, time.monotonic, time.time, log) if wanted.providers else None
 
     def renew(self, settings: Settings) -> None:
-        """Apply changed providers; the console's address stays until a restart, since browsers know it."""
+        """Apply changed identity providers of the settings; a changed console URL needs a restart."""
         wanted, now = settings.sign_in, self.now
         if now is not None:
             now.renew_providers(wanted)
@@ -172,7 +172,7 @@ PEOPLE_END_S_MAX = 12.0
 
 
 async def run_administration(settings: Settings, pipe: ParentPipe) -> None:
-    """Run a keeper's process for people until it gets a stop signal, because its keeper ends."""
+    """Run the process for people (Admin API and console) until its keeper stops it by a signal."""
     os.nice(NICENESS)
     stop, administration = stop_signal(), Administration(settings, pipe)
     try:
@@ -226,7 +226,7 @@ class Administration:
         self._stops = False
 
     async def start(self, own: Sequence[socket.socket] = ()) -> None:
-        """Serve on `own` sockets, or else the supervisor's, once this keeper's loops have begun."""
+        """Start the loops, then serve on the sockets `own`, or without any on those of the supervisor."""
         doors, port = self._doors, self._admin_port
         doors.wires.start()
         loops = {
@@ -321,7 +321,10 @@ class Administration:
         }
 
     async def _metrics(self, accept: str) -> tuple[bytes, str]:
-        """Return the metrics of a snapshot, rendered once in each requested format, and the content type."""
+        """Return the metrics in the format that an `Accept` field asks for, and their content type.
+
+        Each format of one snapshot is rendered once.
+        """
         snapshot, kind = await self._snapshot.now(), scrape.content_type_of(accept)
         if snapshot is not self._written_of:
             self._written_of, self._written = snapshot, {}

@@ -20,7 +20,7 @@ EARLY = 1e-4
 
 
 def coarse(delay: float, now: float) -> float:
-    """Return a delay in seconds; a long one is extended to end at the next tick."""
+    """Return `delay` in seconds; a long one is extended to end on a tick. `now` is the loop's time."""
     if delay < COARSE_S_MIN:
         return delay
     return max(delay, ceil((now + delay) / TICK_S - EARLY) * TICK_S - now)

@@ -69,7 +69,7 @@ class GatewayPort:
         self.sent = SettingsUpdates(self._take, log)
 
     async def open(self, parent_pipe: ParentPipe | None) -> None:
-        """Accept clients, and later settings from the parent process."""
+        """Start to accept clients, and to receive new settings if there is a parent process."""
         settings, loop = self._settings, asyncio.get_running_loop()
         own, others = ports.supervisor_port()
         if not own:
@@ -113,7 +113,7 @@ class GatewayPort:
 
 
 def sellers_of(targets: Iterable[UpstreamTarget]) -> dict[str, Seller]:
-    """Return the sellers by the names of their upstreams, without upstreams that have no price list."""
+    """Return the seller (whose price list counts) by upstream name, without upstreams that have none."""
     found = {one.name: seller_of(one.prices, one.price_factor, one.family, one.base_url) for one in targets}
     return {name: seller for name, seller in found.items() if seller is not None}
 
@@ -134,7 +134,7 @@ def token_callers(settings: Settings, directory: DigestLookup, log: Callable[...
 
 
 def load_tokenizer() -> Tokenizer | None:
-    """Return a function from a model to its tokenizer; None if the package is not installed."""
+    """Return a function from a model's name to its tokenizer; None if the package is not installed."""
     try:
         with loading("tokenizer"):
             package: Any = import_module("bpe_openai")
@@ -163,10 +163,10 @@ SLOT_BYTES = 36
 
 
 def take_worker_slot(directory: Path) -> UUID:
-    """Return the first free worker slot in a directory; it is locked until this process ends.
+    """Return the id of the first free worker slot in a directory, and lock the slot until this process ends.
 
-    If the directory cannot be written, or all slots are taken, return a random slot, which no successor
-    finds.
+    The next worker in a slot continues what the last one held in Redis. If the directory cannot be written,
+    or all slots are taken, return a random id, which no later worker finds.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ class Door:
     caches: CachePool
 
     async def restore(self, partitions: Collection[int]) -> None:
-        """Store the runs and jobs that this worker remembers in partitions whose Redis lost them."""
+        """Store this worker's runs and background jobs again in partitions whose data Redis has lost."""
         await self.runs.restore(partitions)
         await self.jobs.restore(partitions)
 
@@ -223,7 +223,7 @@ def make_door(
     scripts: Mapping[str, Histogram],
     log: Log,
 ) -> Door:
-    """Return a worker's access to Redis; `scripts` observe the seconds of each script."""
+    """Return the parts of a worker that use Redis; `scripts` gets the seconds of each Lua script, by name."""
     clock, took = time.monotonic, {verb: histogram.observe for verb, histogram in scripts.items()}
     worker_slot = take_worker_slot(Path(settings.data_dir) / "worker_slots")
     allowances = Allowances(clock, worker_slot)

@@ -103,12 +103,15 @@ def has_free_files(snapshot: Mapping[str, Any]) -> bool:
 
 
 def limits_here(settings: Settings, files_max: int | None = None) -> HttpLimits:
-    """Return a gateway worker's limits, reduced if this machine lets it open too few files."""
+    """Return the HTTP limits of a gateway worker, reduced if it may open too few files.
+
+    `files_max` is the number of files it may open, by default the system's limit.
+    """
     return settings.http.within(files_max or heartbeat.open_files_limit(), len(settings.upstreams))
 
 
 def few_files(settings: Settings, files_max: int | None = None) -> str:
-    """Return a sentence if open files limit a worker's connections below the setting; else ""."""
+    """Return a warning if too few open files (`files_max`) reduce a worker's connections, else ""."""
     most = files_max or heartbeat.open_files_limit()
     wanted, here = settings.http.connections_max, limits_here(settings, most).connections_max
     if here == wanted:
@@ -151,7 +154,7 @@ class DiskWatch:
 
 
 def disks(settings: Settings) -> dict[str, object]:
-    """Return metrics of the size and free bytes of our directories' disks, as far as known."""
+    """Return metrics of the size and free bytes of the disks with our directories; skip unreadable ones."""
     free: list[tuple[str, int]] = []
     size: list[tuple[str, int]] = []
     for name, place in _places(settings):
@@ -163,7 +166,7 @@ def disks(settings: Settings) -> dict[str, object]:
 
 
 def full_disks(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) -> tuple[str, ...]:
-    """Return the directories whose disks have hardly any room, one for each disk."""
+    """Return the directories whose disks have less than `free_bytes_min` bytes free, one for each disk."""
     found: dict[int, str] = {}
     for _, place in _places(settings):
         with suppress(OSError):
@@ -215,7 +218,10 @@ class RedisState:
         self._wires, self._log, self._wall, self._seconds = wires, log, wall, seconds
 
     async def keep_asking(self, *, ask_s: float = ASK_S) -> None:
-        """Query the servers until cancelled; log when they begin to refuse calls, and when none does."""
+        """Query the Redis servers until cancelled.
+
+        Log when they begin to refuse calls, and when they stop.
+        """
         while True:
             before = self.refusing
             await self.ask()
@@ -241,7 +247,7 @@ class RedisState:
 
     @property
     def why(self) -> str:
-        """Why calls are refused, as a sentence; empty if none are."""
+        """The reason why Redis refuses calls, as a sentence; empty if it refuses none."""
         return why(self.refusing)
 
     def snapshot(self) -> dict[str, object]:
@@ -252,7 +258,7 @@ class RedisState:
         }
 
     def figures(self) -> dict[str, object]:
-        """Return metrics of the Redis servers, for the keeper alone: the worst value of several servers."""
+        """Return metrics of the Redis servers for a keeper: of each metric the worst value of all servers."""
         memory = [[int(one.get(name) or 0) for name in ("used_memory", "maxmemory")] for one in self._facts]
         if not memory:
             return {}
@@ -281,7 +287,7 @@ class RedisState:
         return {}, 0.0
 
     def _answered(self, wire: RedisConnection) -> str:
-        """Return the code of a recent refusal, or the one in the error of a missing connection; else ""."""
+        """Return the error code by which Redis refused a recent command, or the connection; "" for none."""
         code, at = wire.refusal
         if wire.available and code in ANSWERED and self._seconds() - at < ANSWERED_S:
             return code
@@ -300,7 +306,7 @@ AWAY_LOOK_S = 0.2
 async def tell_of_redis(
     ways: RedisConnections, log: Callable[..., None], *, look_s: float = AWAY_LOOK_S
 ) -> None:
-    """Log when Redis goes away and when it is back, until cancelled."""
+    """Log when partitions become unreachable in Redis, and when all are back; runs until cancelled."""
     said = 0
     while True:
         if (away := ways.away) != said:
@@ -333,9 +339,9 @@ async def listen(
     wrapped: Callable[[ProtocolFactory], ProtocolFactory] | None = None,
     given: socket.socket | None = None,
 ) -> asyncio.Server:
-    """Listen at a host and port, or at the socket `given`, and answer until the server is closed.
+    """Listen at a host and port, or at the socket `given`, and answer up to `answers_max` requests at once.
 
-    `OSError` if the port is taken. `wrapped` adds TLS to connections.
+    Return the server. `OSError` if the port is taken. `wrapped` adds TLS to connections.
     """
     served, loop = OpsConnections(ops, answers_max), asyncio.get_running_loop()
 
@@ -430,7 +436,7 @@ class Probe:
         self._asking: asyncio.Task[bool] | None = None
 
     async def answers(self) -> bool:
-        """Return whether the dependency confirms in time that it is well; False after an error."""
+        """Return whether the dependency reports that it is well; False after an error or a time-out."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._told())
         done, _ = await asyncio.wait({self._asking}, timeout=self._answer_s_max)
@@ -455,7 +461,7 @@ class CachedLookup(Generic[T]):
         self._found: tuple[float, T] | None = None
 
     async def now(self) -> T:
-        """Return the result; an error of the look-up is raised and not cached."""
+        """Return the cached result, or that of a new look-up; raise its error, which is not cached."""
         async with self._turn:
             if self._found is None or self._clock() - self._found[0] >= self._fresh_s:
                 self._found = None
@@ -493,12 +499,11 @@ STOPPING = "it stops: what is under way is finished, and no more should come"
 
 
 async def of_gateway(settings: Settings, serves: Callable[[], bool | str], disk: DiskWatch) -> Found:
-    """Return the readiness checks of a gateway without a keeper, from metrics of its workers.
+    """Return the readiness checks of a gateway that runs no keeper, from the metrics of its workers.
 
-    `serves` returns whether a worker accepts calls, or why none should. Our process holds the port, so that
-    connections are accepted all the same. In a cluster one primary that serves is enough: `every_partition`
-    is whether all of them do. An invalid configuration file is not applied: `configuration` is whether the
-    present one is.
+    `serves` returns True if a worker accepts calls, or else the reason why none does. One reachable primary
+    of a Redis cluster is enough for `redis`; the check `every_partition` requires all of them. The check
+    `configuration` fails if the file on disk is invalid, and so not applied.
     """
     found = tallies.collect(settings.metrics_dir)
     every = PARTITIONS * found.get("workers", 0)
@@ -515,7 +520,7 @@ async def of_gateway(settings: Settings, serves: Callable[[], bool | str], disk:
 
 
 def of_process(snapshot: Mapping[str, Any], disk: DiskWatch) -> Found:
-    """Return checks of a process and its machine, from its metrics."""
+    """Return the checks of disks, open files and the clock, from the metrics of a process."""
     return {
         DISK: not disk.full or f"the disk of {', '.join(disk.full)} is full",
         OPEN_FILES: has_free_files(snapshot) or "hardly any file is left that a process may open",

@@ -94,7 +94,7 @@ class Jobs:
         self._due: dict[str, Iterator[Job]] = {}
 
     def serve(self, plane: DataPlane, ports: Ports) -> None:
-        """Poll at the upstreams of this data plane."""
+        """Use this data plane and its ports to poll upstreams for the jobs."""
         self._plane, self._ports = plane, ports
 
     def keep(self, job: Job) -> Wait[None]:
@@ -135,9 +135,9 @@ class Jobs:
         return asyncio.shield(task)
 
     async def keep_looking(self) -> None:
-        """Poll due jobs until cancelled; a slow upstream delays no jobs of others.
+        """Poll due jobs until cancelled; a slow upstream does not delay the jobs of other upstreams.
 
-        Jobs that a round did not reach become due again, after those that it did.
+        Jobs that were not polled in their turn become due again, after the jobs that were.
         """
         try:
             while True:
@@ -155,7 +155,7 @@ class Jobs:
                 one.cancel()
 
     def _begin_round(self, upstream: str, within_s: int) -> None:
-        """Poll the due jobs of an upstream, several at once."""
+        """Start to poll due jobs of an upstream, several at once; each is claimed for `within_s` seconds."""
 
         async def look_at_each() -> None:
             while (listed := next(self._due[upstream], None)) is not None:
@@ -191,7 +191,11 @@ class Jobs:
         bytes_max: int = SAID_BYTES_MAX, *, within_s: float = WITHIN_S,
         arrive: Callable[[int], None] | None = None,
     ) -> tuple[int, bytes]:  # fmt: skip
-        """Return the status and body of an upstream's answer to GET; 413 for a body above `bytes_max`."""
+        """Send a GET for `path`, with the header fields `more`; return the status and body of the answer.
+
+        A body above `bytes_max` gives status 413. `within_s` is the time-out; `arrive` is called with the
+        number of bytes that arrived.
+        """
         from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy: few workers need it
 
         target = self._target(upstream)
@@ -235,7 +239,10 @@ class Jobs:
     # Polling one job.
 
     async def _look(self, job: Job) -> bool:
-        """Poll a job; return whether it is charged. One that has not ended in time is charged as held."""
+        """Poll a job; return whether it is charged.
+
+        A job that has not ended within the maximum time is charged the amount that was held.
+        """
         failure: Exception | None = None
         try:
             await self._look_up(job)
@@ -299,7 +306,7 @@ class Jobs:
                     await self._settle(job, ended, content, state.answered)
 
     async def _look_at_operation(self, job: Job, paths: BatchPaths, path: str) -> None:
-        """Poll a batch whose results are in its operation, or in a file that the operation names."""
+        """Poll a batch job at `path`, an operation which has the results, or names the file with them."""
         async with self._fetching(job.upstream):
             said = await self._told(job, path, "failed", paths.headers)
             state = BatchState() if said is None else self._read(said, read_operation)
@@ -316,7 +323,10 @@ class Jobs:
         self, job: Job, path: str, gone: str, headers: tuple[tuple[str, str], ...] = (),
         bytes_max: int = RESULT_BYTES_MAX,
     ) -> bytes | None:  # fmt: skip
-        """Return a result; if it is gone, count that (the job may end as `gone`) and return None."""
+        """Return the body of a result at `path`; None if it does not exist, which counts as a miss.
+
+        After too many misses, the job ends with the status `gone`.
+        """
         status, said = await self._ask(job.upstream, path, headers, bytes_max)
         if status in _GONE:
             await self._missed(job, gone, is_sure=status == TOO_LONG)
@@ -326,14 +336,18 @@ class Jobs:
         return said
 
     async def _is_another(self, job: Job, id_: str) -> bool:
-        """Return whether an upstream's answer has another job's id; then count the job as missing."""
+        """Return whether `id_`, in the upstream's answer, is another job's; if so, count a miss of `job`."""
         if not id_ or id_.rpartition("/")[2] == job.id.rpartition("/")[2]:
             return False
         await self._missed(job, "failed")
         return True
 
     async def _missed(self, job: Job, gone: str, is_sure: bool = False) -> None:
-        """Schedule another poll of a missing job; charge it as held after the last, or now if `is_sure`."""
+        """Schedule another poll of a job that was not found.
+
+        After the last poll, or now if `is_sure`, charge the held amount and end the job with the status
+        `gone`.
+        """
         now_ms = await self._stored.now_ms(job)
         if is_sure or (job.misses >= len(AGAIN_S) and now_ms >= job.next_look_ms):
             await self._charge_as_held(job, gone)
@@ -343,7 +357,7 @@ class Jobs:
             await in_task(self._stored.keep(job))
 
     async def _look_at_call(self, job: Job) -> None:
-        """Poll a call in the background, whose result is its upstream's answer."""
+        """Poll a background call; the upstream's answer has its state, and at the end its result."""
         paths = JOBS[job.endpoint]
         if not job.id and not await self._was_made(job, paths.listed):
             return
@@ -387,7 +401,10 @@ class Jobs:
         await self._end(job, "failed")
 
     def _charging(self, job: Job) -> tuple[Ports, Service, Route, UsageBounds]:
-        """Return what a job is charged by; `CountersUnavailable` if its service or route is unknown."""
+        """Return the ports, service, route and bounds of usage by which a job is charged.
+
+        Raise `CountersUnavailable` if its service or route is unknown.
+        """
         ports, plane = self._ports, self._plane
         assert ports is not None
         assert plane is not None
@@ -397,7 +414,7 @@ class Jobs:
         return ports, service, route, plane.bounds
 
     def _reports_each(self, job: Job) -> bool:
-        """Return whether the upstream's report of use covers only one of several choices."""
+        """Return whether the upstream of a job reports the usage of each choice of an answer separately."""
         target = None if self._plane is None else self._plane.target_of(job.upstream)
         return target is not None and target.facts is not None and target.facts.choices == "each"
 
@@ -413,12 +430,11 @@ class Jobs:
             raise UpstreamUnreachable("The upstream tells of a job in a way nobody can read.") from error
 
     async def _was_made(self, job: Job, listed: JobList | None) -> bool:
-        """Return whether the upstream made a call whose answer was lost; then the job gets its id.
+        """Search the upstream's list for a call whose answer was lost; return whether its id is known now.
 
-        A listed job with our mark is taken at once. After the time that other jobs need to note their ids, a
-        job that the list cannot contain was never made, and with a list that `guesses` the only possible one
-        is taken. Otherwise it is unknown: the job stays open if the list may tell later, or else is charged
-        as held.
+        A listed job with our mark is taken at once. After the time that other jobs need to store their ids, a
+        job that the list cannot contain was never made; if the list can only be used for guesses, its single
+        candidate is taken. In other cases the job stays open, or is charged the held amount.
         """
         is_late, guesses = await self._age_s(job) > UNANSWERED_S_MAX, listed is None or listed.guesses
         if guesses and not is_late:
@@ -433,9 +449,9 @@ class Jobs:
         return bool(job.id)
 
     async def _search(self, job: Job, listed: JobList | None) -> list[str] | None:
-        """Return listed ids without an owner that may be this job's; None if part of the list is unreadable.
+        """Return the ids in the upstream's list that may be this job's and have no owner yet.
 
-        An id that is certainly the job's is taken.
+        An id that is certainly the job's is claimed at once. None if a part of the list is unreadable.
         """
         may_be, after = list[str](), ""
         for _ in range(PAGES_MAX if job.upstream else 0):
@@ -469,7 +485,10 @@ class Jobs:
         return True
 
     async def _settle(self, job: Job, status: str, content: bytes | Sequence[bytes], answered: int) -> None:
-        """Charge the lines of a result; the hold ends after them."""
+        """Charge each line of a batch's result, with HTTP status `answered`, and end the job with `status`.
+
+        The hold is released after the lines are stored.
+        """
         ports, service, route, bounds = self._charging(job)
         if not job.lines_after:
             job.lines_after = await self._stored.place(job.partition)
@@ -496,7 +515,7 @@ class Jobs:
             follows.add_done_callback(self._follows.discard)
 
     async def _follow(self, job: Job) -> None:
-        """End a hold soon after its lines are charged; if that fails, the next poll does."""
+        """Try a few times to release the hold of a job whose lines are charged. Later polls retry too."""
         try:
             for _ in range(FOLLOWS_MAX):
                 await asyncio.sleep(FOLLOW_S)
@@ -507,7 +526,7 @@ class Jobs:
             self._followed.release(job.organization_id)
 
     async def _release(self, job: Job) -> bool:
-        """End a hold if a keeper has charged all its lines; return whether it ended."""
+        """Release a job's hold if all lines of its result are charged; return whether it is released."""
         ports = self._ports
         assert ports is not None
         if job.settled_ms:
@@ -522,7 +541,10 @@ class Jobs:
         return True
 
     async def _charge_as_held(self, job: Job, status: str) -> None:
-        """Charge the held amount; but if lines may be charged already, only those."""
+        """Charge the held amount and end the job with `status`.
+
+        If lines of its result may already be charged, charge only these and release the rest.
+        """
         ports = self._ports
         assert ports is not None
         service = service_of(ports, job)

@@ -96,7 +96,10 @@ from persistence.schema import database, roles
 def housekeeping(
     engine: Engine, settings: Settings, log: Callable[..., None], *more: Callable[[], Awaitable[object]]
 ) -> Loop:
-    """Return the loop that creates months ahead, and deletes data that is no longer kept; `more` runs too."""
+    """Return the keeper's loop that creates table partitions of coming months and deletes old data.
+
+    It also runs the functions `more`.
+    """
     return Loop("partitions", 3_600.0, (
         call(lambda: database.ensure_partitions(engine, by=settings.partitions_by)),
         call(lambda: drop_old_months(engine, settings, log)),
@@ -107,9 +110,9 @@ def housekeeping(
 
 
 async def drop_old_months(engine: Engine, settings: Settings, log: Callable[..., None]) -> None:
-    """Drop rows past their configured time: of calls, of hours, of events, of re-ratings.
+    """Drop months of calls, hours, events and re-ratings that are older than the settings keep.
 
-    A month of calls that must stay is logged.
+    A month of calls that must stay, for example because it is not archived yet, is logged.
     """
 
     def stays(month: date, why: str) -> None:
@@ -146,7 +149,8 @@ ENDING_S_MAX = 4.0
 async def run_keeper(settings: Settings, source: Source = None, people: Loading = None) -> None:
     """Run the keeper until SIGTERM or SIGINT, then flush remaining entries.
 
-    `source` gives later settings; `people` is the process for people, if it is loading already.
+    `source` gives later settings; `people` is the process for Admin API and console, if it is loading
+    already.
     """
     stop, keeper = stop_signal(), Keeper(settings, source, people)
     try:
@@ -303,7 +307,7 @@ class Keeper:
         return [replace(row, writes=agenda) if row.name in OF_WRITES else row for row in rows]
 
     async def stop(self) -> None:
-        """Stop the process for people, then the loops; flush the outbox last."""
+        """Stop the Admin API's process, then all loops; flush the outbox to PostgreSQL last."""
         await self._people.stop()
         await cancel(self._loops)
         may_write = not self.programs.outgrown

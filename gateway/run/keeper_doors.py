@@ -95,7 +95,11 @@ def store_over(
     settings: Settings, letterhead: Letterhead, engine: Engine, organizations: Engine | None = None,
     replica: Replica | None = None,
 ) -> Store:  # fmt: skip
-    """Return the store over PostgreSQL, for the Admin API and background loops."""
+    """Return the store of the Admin API and background loops over PostgreSQL.
+
+    `letterhead` is the sender on invoices, `organizations` an engine for reads within one organization, and
+    `replica` the read replica, if any.
+    """
     missing = next((find for feature in features() if (find := feature.missing_glyphs()) is not None), None)
     return Store(
         engine, partition_of, private_addresses=settings.webhook_private_addresses,
@@ -136,7 +140,10 @@ class KeeperSettings:
         self._sent.hear(line)
 
     async def keep(self) -> None:
-        """Apply new settings until cancelled; a keeper that reads its own rereads them after SIGHUP."""
+        """Apply new settings until cancelled: from the parent process, or without one from a changed file.
+
+        SIGHUP makes a keeper without a parent read the file at once.
+        """
         loop, asked = asyncio.get_running_loop(), asyncio.Event()
         if isinstance(self._source, ParentPipe):
             self._source.listen(lambda line: loop.call_soon_threadsafe(self.hear, line))
@@ -154,7 +161,7 @@ class KeeperSettings:
         return self._running.proxies
 
     def saying(self, name: str) -> Callable[[], str]:
-        """Return a function that returns the present value of a secret."""
+        """Return a function that returns the present value of the secret setting `name`."""
         return lambda: str(getattr(self._running, name))
 
     def snapshot(self) -> Mapping[str, Any]:
@@ -179,7 +186,7 @@ Run = Callable[[], Awaitable[None]]
 def keep_going(
     loops: Mapping[str, Run], log: Callable[..., None], isolation: Isolation, rows: Iterable[Loop] = ()
 ) -> list[asyncio.Task[None]]:
-    """Start loops, by name, and the `rows` as loops; return their tasks."""
+    """Start `loops` and `rows` as tasks, whose failures `isolation` counts; return the tasks."""
     loops = {**{row.name: partial(row.run, isolation) for row in rows}, **loops}
     isolation.watch(loops)
     failed = isolation.pass_failed
@@ -266,7 +273,10 @@ class ProgramList(ProgramRegistry):
     async def keep_looking(
         self, workers: Callable[[], Awaitable[int]], say: Callable[..., None], look_s: float = LAYOUT_LOOK_S
     ) -> None:
-        """Check at intervals whether all processes read today's layout; `workers` counts gateway workers."""
+        """Check at intervals whether all processes can read the newest Redis layout; log with `say`.
+
+        `workers` returns the number of gateway workers.
+        """
         take_up, said = TakeUp(self.said, SILENT_S_MAX, PROGRAMS_MAX), ""
         while True:
             seen, count = None, 0
@@ -281,7 +291,10 @@ class ProgramList(ProgramRegistry):
     async def keep_to_schema(
         self, stop: asyncio.Event, writes: Agenda, look_s: float = SCHEMA_LOOK_S
     ) -> None:
-        """Set `stop` once the schema no longer suits this keeper; `outgrown` is the reason."""
+        """Set `stop` when the schema becomes too new for this keeper, and store the reason in `outgrown`.
+
+        `writes` tells when PostgreSQL was written; the check follows a write, at most each `look_s` seconds.
+        """
         seen = 0
         while not self.outgrown:
             await asyncio.sleep(look_s)
@@ -307,7 +320,7 @@ class ProgramList(ProgramRegistry):
         return {"programs": counted(seen), "programs_refused": refused}
 
     async def _stored(self) -> StoredVersions:
-        """Return the versions of the data: the layout that markers in Redis have, and the schema."""
+        """Return the layout version of the data in Redis, and the schema version in PostgreSQL."""
         markers = await self._counters.ask_all(b"GET", keys.marker)
         numbers = (raw[0] for raw in markers.values() if isinstance(raw, bytes) and raw)
         layout = max((one for one in numbers if one >= FIRST), default=0)

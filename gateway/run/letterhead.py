@@ -96,7 +96,10 @@ def _details(text: str) -> dict[str, Any]:
 
 
 def _iban(text: str) -> str | None:
-    """Return an IBAN without blanks; by ISO 13616 its two check digits are verified modulo 97."""
+    """Return an IBAN without blanks, None for an empty text; by ISO 13616 its digits are verified modulo 97.
+
+    `SettingError` for an invalid one.
+    """
     number = "".join(text.split()).upper()
     if not number:
         return None

@@ -44,7 +44,7 @@ SAY_INTERVAL_S = 5.0
 
 
 def give_back_memory() -> None:
-    """Return the memory used by loading and starting to the system: some 2 MiB of a gateway."""
+    """Release memory that is no longer needed after the start to the system: 2 MiB of a gateway."""
     gc.unfreeze()  # objects frozen by `loading_code` include garbage
     gc.collect()
     with suppress(AttributeError, OSError):
@@ -60,10 +60,10 @@ async def reached(
     log: Callable[..., None],
     hint: Callable[[str], str] = lambda _: "tollkeeper doctor says what to do",
 ) -> bool:
-    """Wait until a server answers; return False if the process is to stop meanwhile.
+    """Wait until the server `name` answers; return False if `stop` is set meanwhile.
 
-    `trouble` returns why it does not answer, or "". StartError after `wait_s` seconds, with advice from
-    `hint`.
+    `trouble` returns why it does not answer, or "". After `wait_s` seconds raise StartError, with the advice
+    that `hint` returns for that reason.
     """
     clock, interval_s = asyncio.get_running_loop().time, ASK_INTERVAL_MIN_S
     began = said = clock()
@@ -87,9 +87,10 @@ async def reached(
 async def redis_reached(
     wires: RedisConnections, wait_s: float, stop: asyncio.Event, log: Callable[..., None]
 ) -> bool:
-    """Wait for a connection to Redis like `reached`; one primary of a cluster is enough.
+    """Wait for a connection to Redis; return False if `stop` is set meanwhile.
 
-    StartError at once if the server may delete counters.
+    One primary of a cluster is enough. StartError after `wait_s` seconds, or at once if the server may delete
+    counters.
     """
 
     async def trouble() -> str:
@@ -180,9 +181,9 @@ async def forever(
     restart_s: float = RESTART_S,
     failed: Callable[[str, Exception], None] | None = None,
 ) -> None:
-    """Run a loop again after any unexpected error, until cancelled.
+    """Run a loop, and run it again after any unexpected error, until cancelled.
 
-    `failed` is called with each error; by default errors are logged, at most once a minute.
+    `failed` is called with each error; by default errors are logged with `name`, at most once a minute.
     """
     failed = failed or Isolation(log).pass_failed
     while True:
@@ -205,7 +206,7 @@ async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
 async def all_within(
     seconds: float, works: Iterable[Coroutine[None, None, None]], log: Callable[..., None]
 ) -> None:
-    """Run final coroutines at once, each within `seconds`; log each that fails."""
+    """Run all coroutines concurrently before the process ends, for up to `seconds`; log those that fail."""
     tasks = [asyncio.create_task(work) for work in works]
     done, late = await asyncio.wait(tasks, timeout=seconds)
     for error in filter(None, (task.exception() for task in done)):
@@ -239,7 +240,7 @@ _MMAP_THRESHOLD = -3  # the number in malloc.h
 
 
 def give_back_large_blocks() -> bool:
-    """Map blocks of this size or more separately; False if the C library has no such setting."""
+    """Make the C library return freed large blocks to the system at once; return False if it cannot."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and mallopt(_MMAP_THRESHOLD, MAPPED_BYTES_MIN) == 1
 

@@ -46,7 +46,7 @@ async def ask_models(
 
 
 def contexts_in(document: bytes) -> dict[str, int]:
-    """Return the context, in tokens, by model id, of the models that state it in a list."""
+    """Return each model's context length in tokens by its id, from a list of models; skip models without."""
     try:
         said: Any = msgspec.json.decode(document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -64,7 +64,7 @@ def _is_count(value: object) -> bool:
 
 
 async def keep_listed(upstreams: Callable[[], Iterable[Upstream]], log: Log) -> None:
-    """Read the lists of these upstreams, each at intervals, until cancelled."""
+    """Read the model lists of these upstreams, each at intervals, until cancelled."""
     due: dict[Upstream, float] = {}
     while True:
         now = time.monotonic()

@@ -28,10 +28,10 @@ def program(port: ReservedPort, settings: bytes, silent_s_max: float) -> Process
 
 
 def fork() -> tuple[bool, Loading]:
-    """Fork the process for people; return (True, port and child) in the keeper, (False, None) in the fork.
+    """Fork the process for the Admin API; return (True, its port and child) or, in the fork, (False, None).
 
-    Without a fork (True, None): no supervisor holds the port, or the system lacks `pidfd_open` to watch a
-    child. Then the keeper starts the program later.
+    Return (True, None) without a fork: no supervisor opened the port, or the system lacks `pidfd_open` to
+    watch a child. Then the keeper starts that process later.
     """
     own, _ = supervisor_port()
     if not own:

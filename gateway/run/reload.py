@@ -79,7 +79,10 @@ class Renewal:
         return await asyncio.to_thread(self.read)
 
     def take(self, written: Settings) -> tuple[Collection[str], str]:
-        """Apply changed settings that may change; return their names, and a sentence about the effects."""
+        """Apply those of the changed settings that may change at run time.
+
+        Return their names, and a sentence about what changed and what needs a restart.
+        """
         before, after = self.running.values(), written.values()
         differ = {name: value for name, value in after.items() if value != before[name]}
         begun = {name for name in KEEPERS_SECRETS if not (before[name] and after[name])}
@@ -107,7 +110,10 @@ class Renewal:
 
 
 def _asks_again(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Return whether only our login at a server differs, which each new connection reads by itself."""
+    """Return whether only the login changed in the URL of a server: the setting `name`, read from a file.
+
+    Such a change needs no restart, since each new connection reads the file.
+    """
     files = [[path for named, path in each["secret_files"] if named == name] for each in (before, after)]
     is_read = name in OF_SERVERS and files[0] == files[1] != []
     return is_read and is_same_place(before[name], after[name])
@@ -129,9 +135,10 @@ def _said_of(before: Settings, after: Settings) -> list[str]:
 
 
 def with_credentials(settings: Settings, written: Settings) -> Settings:
-    """Return running settings with the written credentials of upstreams, workloads, providers, proxies.
+    """Return `settings` with the credentials of `written`, the settings as they are in the files now.
 
-    An upstream whose address or own proxy differs keeps its present proxy.
+    Only upstreams, workloads, providers and proxies are concerned. An upstream whose address or own proxy
+    differs keeps its present proxy.
     """
     theirs = {target.name: target for target in written.upstreams}
     upstreams = (_with_credentials(each, theirs.get(each.name, each)) for each in settings.upstreams)
@@ -150,7 +157,10 @@ def with_credentials(settings: Settings, written: Settings) -> Settings:
 
 
 def _with_secret(running: IdentityProvider, written: IdentityProvider) -> IdentityProvider:
-    """Return a provider with the written secret, or unchanged if its issuer or client id differs."""
+    """Return the `running` provider with the client secret of `written`, the same provider read again.
+
+    If the issuer or client id differs, return it unchanged.
+    """
     is_same = (running.issuer.issuer, running.client_id) == (written.issuer.issuer, written.client_id)
     return replace(running, client_secret=written.client_secret) if is_same else running
 
@@ -189,7 +199,10 @@ async def keep_renewing(
     look_s: float = CONFIG_LOOK_S,
     again_s: float = AGAIN_S,
 ) -> None:
-    """Apply the written settings when their file changes, or when `asked` is set, until cancelled."""
+    """Apply the settings again when their file changes, or when `asked` is set, until cancelled.
+
+    `told` is notified of changes and faults; an invalid file is tried again after `again_s` seconds.
+    """
     loop, path = asyncio.get_running_loop(), now.running.config_path
     # The file's signature when it was last applied, when it was last tried, and at the last check.
     taken: Signature = None
@@ -212,7 +225,10 @@ async def keep_renewing(
 
 
 async def _renewed(now: Renewal, told: SettingsListener, *, is_asked: bool) -> bool:
-    """Apply the written settings, all or none; return whether they are valid. Report each fault once."""
+    """Apply the settings as they are in the file now, all or none; return whether they are valid.
+
+    `told` is notified of changes, and once of each fault, or each time if the user asked (`is_asked`).
+    """
     was_wrong = now.wrong
     try:
         async with now.turn:
@@ -231,7 +247,7 @@ async def _renewed(now: Renewal, told: SettingsListener, *, is_asked: bool) -> b
 
 
 async def watch_credentials(now: Renewal, told: SettingsListener, *, look_s: float = LOOK_S) -> None:
-    """Apply credentials when their files change, until cancelled."""
+    """Apply credentials when their files change, until cancelled; report changes and faults to `told`."""
 
     async def read() -> str:
         try:

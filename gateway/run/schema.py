@@ -12,10 +12,10 @@ from gateway.ops import hints
 def migrate(
     url: str, told: Callable[[str], object] = lambda _: None, *, end_older: bool = False, wait_s: float = 0.0
 ) -> str:
-    """Migrate the schema to this version; return the version.
+    """Migrate the schema to this version; return the version. `told` gets messages about the progress.
 
-    If keepers of an older version still run after `wait_s` seconds, it is refused, or ends them
-    (`end_older`).
+    If keepers of an older version still run after `wait_s` seconds, raise StartError. With `end_older`
+    migrate at once: such keepers then stop by themselves.
     """
     from persistence.schema import standing  # noqa: PLC0415  # only two commands need it
 

@@ -38,7 +38,7 @@ SETTLING_S_MAX = 9.0
 
 
 def plain_options(words: list[str]) -> dict[str, str] | None:
-    """Return the options of a plain `serve` by name; None for others, such as help, or a mistake."""
+    """Return the options of a `serve` command by name; None if `words` has others, such as `--help`."""
     found: dict[str, str] = {}
     rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for option, value in zip(rest[::2], rest[1::2], strict=False):
@@ -66,7 +66,7 @@ def serve(config: Path | None, **options: str | int | None) -> None:
 
 
 def _of_a_gateway(config: Path | None, **options: str | int | None) -> Settings:
-    """Return a gateway's valid settings; Redis is read only if services and prices must be checked."""
+    """Return a gateway's valid settings; read services from Redis only if needed to check their prices."""
     settings = resolved(config, "serve", **options)
     try:
         settings.table.check_services({})
@@ -176,14 +176,14 @@ def restarts_of(children: Iterable[Child]) -> metrics.Snapshot:
 
 
 async def tell_restarts(now: Renewal, children: Callable[[], Iterable[Child]]) -> None:
-    """Publish metrics of the workers' restarts and of the configuration, until cancelled."""
+    """Publish metrics of the restarts of `children`, and of the configuration `now`, until cancelled."""
     await metrics.publish(
         now.running.metrics_dir, lambda: {**restarts_of(children()), **now.snapshot()}, beside=True
     )
 
 
 def find_home() -> None:
-    """Set PYTHONPATH so that workers start from this checkout or installation, in any directory."""
+    """Set PYTHONPATH, so that child processes find this program's code in any directory."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (HOME, os.environ.get("PYTHONPATH"))))
 
 

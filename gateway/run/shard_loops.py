@@ -156,7 +156,7 @@ class AllShardLoops:
 
     @property
     def verified(self) -> int:
-        """The number of partitions on servers that are completely verified under their present run ids."""
+        """The number of partitions on servers whose partitions are all verified since Redis last started."""
         there = [self._kept.get(wire) for wire in self._wires.wires]
         return sum(len(one.wire.partitions) for one in there if one is not None and one.verifier.ready)
 
@@ -173,7 +173,7 @@ class AllShardLoops:
         return max((one for one in found if one is not None), default=None)
 
     def start(self) -> None:
-        """Start the loops of this keeper's share and of global lists, and those of the known servers."""
+        """Start the loops of this keeper: for its share of partitions, global lists, and each server."""
         run = partial(self.share.run, self._reached, self._in_hand)
         shared = self._shared
         truths = LedgerReader(shared.engine, partition_of, partition_of_digest)
@@ -198,7 +198,7 @@ class AllShardLoops:
         del self._ending[gone]
 
     async def stop(self, *, flushes: bool = True) -> None:
-        """Stop the loops of all servers, then release this keeper's share to other keepers.
+        """Stop the loops of all servers, then release this keeper's partitions to other keepers.
 
         Remaining entries are flushed first, unless `flushes` is False because nothing may be stored any more.
         """
@@ -215,7 +215,10 @@ class AllShardLoops:
                 await self.share.leave()
 
     def _may_publish(self) -> bool:
-        """Return whether this keeper may publish global lists: a partition is verified, and none is newer."""
+        """Return whether this keeper may publish global lists (services, prices) in Redis.
+
+        A partition must be verified, and none may be kept by a newer version.
+        """
         return self.verified > 0 and not any(one.counters.newer for one in self._kept.values())
 
     def _reached(self) -> list[int]:
@@ -228,11 +231,11 @@ class AllShardLoops:
         return frozenset[int]().union(*(one.in_hand for one in (*self._kept.values(), *self._ending)))
 
     async def workers(self) -> int:
-        """Return the number of gateway workers that report; CountersUnavailable without an answer."""
+        """Return the number of gateway workers that report; CountersUnavailable if Redis is away."""
         return max([len(await one.counters.reports()) for one in list(self._kept.values())], default=0)
 
     async def at_rest(self) -> set[int]:
-        """Return partitions, of servers that answer, whose workers have sent all their logs again."""
+        """Return partitions whose workers have all sent their logs again, of servers that answer."""
         found: set[int] = set()
         for one in list(self._kept.values()):
             with suppress(CountersUnavailable):
@@ -240,7 +243,7 @@ class AllShardLoops:
         return found
 
     async def waiting(self) -> dict[str, object]:
-        """Return metrics of the outboxes of servers that answer; {} if none does."""
+        """Return metrics of the entries that wait in servers' outboxes; {} if no server answers."""
         entries = waiting = broken = holds = 0
         oldest: list[int] = []
         answered = False

@@ -78,7 +78,10 @@ UNKNOWN_KEY = f"tk_{'0' * 32}"
 def up(
     config: Path | None, *, upstream: str, demo: bool, json: bool, **settings_given: str | int | None
 ) -> None:
-    """Run everything on this machine until it is stopped."""
+    """Run Redis, PostgreSQL, a keeper and gateways on this machine until stopped.
+
+    `upstream` replaces all upstreams; `demo` starts a demo upstream; `json` logs in JSON.
+    """
     find_home()
     read = partial(resolved, config, "all", **settings_given)
     settings = read()
@@ -97,7 +100,7 @@ def up(
 
 
 def run_up(options: Options, voice: Voice) -> None:
-    """Run everything until SIGINT or SIGTERM; `StartError`, on one line, if it cannot start."""
+    """Run all processes until SIGINT or SIGTERM; `StartError` if one fails. `voice` prints messages."""
     try:
         run_to_end(asyncio.run, _up(options, voice))
     except BaseExceptionGroup as group:
@@ -204,10 +207,10 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
 
 
 def first_call(options: Options, settings: Settings, gateway_url: str, key: str) -> str:
-    """Return a curl command that gets an answer with this configuration.
+    """Return a curl command that works with this configuration, for the user to try first.
 
-    A chat, if the upstream is the demo's or given, if a model of OpenAI's API is configured, or if OpenAI has
-    a key. Otherwise a query of the key's own usage, which needs no upstream.
+    It sends a chat if the upstream is given or the demo's, if the configuration has a model of OpenAI's API,
+    or if a key for OpenAI is set. Otherwise it queries the usage of `key`, which needs no upstream.
     """
     upstreams = {one.name: one for one in settings.table.upstreams}
     if options.upstream or options.demo_upstream:
@@ -224,7 +227,7 @@ def first_call(options: Options, settings: Settings, gateway_url: str, key: str)
 
 
 def renewal_of(settings: Settings, read: Callable[[], Settings]) -> Renewal:
-    """Return the `Renewal` for gateways and the keeper, with secrets whose change needs a restart."""
+    """Return the `Renewal` (reload of settings) of a supervisor for its gateways and keeper."""
     return Renewal(settings, read, RENEWABLE | KEEPERS_RENEWABLE, KEPT_BY_KEEPERS)
 
 
@@ -239,9 +242,10 @@ def _placed(
     seller: dict[str, str],
     **values: str | int,
 ) -> Settings:
-    """Return the written settings, completed for this machine; our own upstream is used without proxies.
+    """Return the `written` settings, completed with the servers and secrets of this machine.
 
-    Servers that the settings name are kept, so that a later change of them is noticed.
+    A given `upstream_url` replaces all upstreams, through these proxies. Values that the settings have
+    already are kept, so that a later change of them is noticed.
     """
     settings = written.with_upstream(upstream_url, proxies) if upstream_url else written
     placed = settings.with_values(
@@ -260,7 +264,7 @@ def _placed(
 
 
 def _read_here(read: Callable[[], Settings], here: Callable[[Settings], Settings]) -> Settings:
-    """Return settings read again, completed for this machine; `SettingError` if they are invalid."""
+    """Return settings read again and completed by `here`; `SettingError` if they are invalid."""
     settings = here(read())
     settings.table.check_services({})
     return settings
@@ -306,7 +310,10 @@ async def _migrate(options: Options, database_url: str, password: str) -> str:
 def _ours(
     options: Options, settings: Settings, held: ReservedPort, admin: ReservedPort
 ) -> list[tuple[str, ProcessSpec]]:
-    """Return the programs of the keeper and the gateways, with roles; gateways get only their settings."""
+    """Return (role, program) of the keeper and of each gateway.
+
+    `held` and `admin` are the open ports of the gateways and of the keeper. Gateways get only their settings.
+    """
     url, opener = f"{admin_url_of(settings)}/readyz", opener_of(settings, "admin")
     host = ports.reachable_host(settings.admin_host)
 
@@ -326,7 +333,10 @@ def _ours(
 async def _start_ours(
     supervisor: Supervisor, options: Options, settings: Settings, held: ReservedPort, admin: ReservedPort
 ) -> None:
-    """Start the keeper and the gateways with their settings, and wait until all are ready."""
+    """Start the keeper and the gateways on their open ports, and wait until all are ready.
+
+    `held` is the port of the gateways, `admin` that of the keeper.
+    """
     workers = settings.workers
     supervisor.voice.step(f"starting the keeper and {workers} gateway worker{'s' if workers > 1 else ''}")
     async with asyncio.TaskGroup() as group:
@@ -335,7 +345,10 @@ async def _start_ours(
 
 
 async def _until_answers(ask: Callable[[], int | None], wanted: int, workers: int) -> None:
-    """Probe until a run of new connections answers `wanted`: the kernel gives each to any worker."""
+    """Send requests with `ask` until a row of them get the status `wanted`, enough to reach all `workers`.
+
+    StartError after too many tries. The kernel gives each new connection to any worker.
+    """
     in_a_row, status = 0, None
     for _ in range(SERVING_TRIES_MAX):
         status = await asyncio.to_thread(ask)
@@ -526,7 +539,10 @@ async def start_postgres(supervisor: Supervisor, password: str) -> str:
 
 
 def _upstream(supervisor: Supervisor, options: Options, beside: asyncio.TaskGroup) -> str | None:
-    """Return the URL of the upstream, the demo's or the given one; the demo's is started meanwhile."""
+    """Return the URL of the given upstream, or of the demo upstream, which starts as a task of `beside`.
+
+    None if the options name neither.
+    """
     if options.upstream or not options.demo_upstream:
         return options.upstream or None
     port = ports.free_port(int(supervisor.data.read("ports.json").get("demo_upstream", 0)))
@@ -542,7 +558,10 @@ def _upstream(supervisor: Supervisor, options: Options, beside: asyncio.TaskGrou
 
 
 async def _reachable(url: str, what: str, option: str) -> None:
-    """Raise StartError if no server listens at a URL; of several addresses one is enough."""
+    """Raise StartError if no server listens at a URL; of several hosts one is enough.
+
+    The message names the server `what` and the `option` that has the URL.
+    """
     parts = urlsplit(url)
     if parts.scheme == "unix" or not parts.hostname:
         return
@@ -575,7 +594,7 @@ SHOWN = (f"{PREFIX}ADMIN_CERT_FILE", f"{PREFIX}ADMIN_KEY_FILE")
 
 
 def check(settings: Settings) -> None:
-    """Raise `SettingError` if a TLS file cannot be used, or `up` could not reach a child."""
+    """Raise `SettingError` if a TLS file is unusable, or `up` has no client certificate for the Admin API."""
     check_files(settings, "gateway", "admin")
     if settings.admin_tls_client_ca_file and not all(os.environ.get(name) for name in SHOWN):
         said = f"{PREFIX}ADMIN_TLS_CLIENT_CA_FILE asks for certificates"
@@ -595,7 +614,7 @@ def admin_url_of(settings: Settings) -> str:
 
 
 def opener_of(settings: Settings, port: str) -> OpenerDirector:
-    """Return an opener for a port, which trusts only the certificate that the settings name."""
+    """Return a URL opener for a port of ours, which trusts only the certificate that the settings name."""
     files = settings.tls_files(port)
     if files is None:
         return build_opener(ProxyHandler({}))
@@ -606,6 +625,6 @@ def opener_of(settings: Settings, port: str) -> OpenerDirector:
 
 
 def ca_file_of(settings: Settings) -> dict[str, str]:
-    """Return the certificate file, for commands that use this data directory; {} without TLS."""
+    """Return {"admin_ca_file": path}, for commands that use this data directory; {} without TLS."""
     files = settings.tls_files("admin")
     return {"admin_ca_file": str(Path(files.certificate).absolute())} if files is not None else {}

@@ -52,13 +52,16 @@ STORED_BY = timedelta(hours=1)
 def billing_loops(
     store: Store, clock: Clock, page: int = 200, agenda: Agenda | None = None
 ) -> dict[str, Loop]:
-    """Return the billing loops by name; `page` bounds organizations, additions or invoices of one read."""
+    """Return the billing loops by name; a read returns up to `page` organizations, additions or invoices.
+
+    A loop with an `agenda` waits until the agenda has work for it.
+    """
 
     def today() -> date:
         return clock().astimezone(UTC).date()
 
     def sql(find: Callable[[Connection, int, int], Sequence[T]]) -> Due[T]:
-        """Return a function that reads up to `count` rows after an id from PostgreSQL."""
+        """Return a function that reads up to a number of rows, with ids above a given one, by `find`."""
         return lambda after, count: store.run(lambda connection: find(connection, after, count))
 
     def write(resource: str, verb: str) -> Callable[[int], Awaitable[object]]:
@@ -131,7 +134,10 @@ def billing_loops(
 
 
 async def charge(store: Store, today: Callable[[], date], organization_ids: Sequence[int]) -> None:
-    """Charge organizations of one partition together; then, singly, those that were busy."""
+    """Charge the due amounts of organizations of one partition together.
+
+    Organizations that another transaction has locked are charged one by one after that.
+    """
     day, partition = today(), store.partition(organization_ids[0])
     busy = await store.run(
         lambda connection: charges.charge_free(connection, organization_ids, partition, day)
@@ -141,10 +147,10 @@ async def charge(store: Store, today: Callable[[], date], organization_ids: Sequ
 
 
 def month_ends(checkpoints: Checkpoints, clock: Clock, page: int = 100) -> Loop:
-    """Return the loop that stores the sums of all accounts for a month, once it is over.
+    """Return the loop that stores the sums of all accounts for a month, once the month is over.
 
-    So comparing and finalizing read only the open month, however old an account is. The loop visits all
-    accounts once a month and after a start, and again after an hour if some were skipped.
+    With these sums, comparisons and final invoices read only the open month, however old an account is. The
+    loop visits all accounts once a month and after a start, and again after an hour if some were skipped.
     """
     closed_before: date | None = None
 
@@ -203,9 +209,10 @@ def expirer(
 
 
 def sweeper(sweeps: Sweeps, counters: KeeperCounters, agenda: Agenda | None = None) -> Loop:
-    """Return the loop that resets tenants without calls, so that ledger and invoices have cycles on time.
+    """Return the loop that starts the due cycles of tenants without calls, for invoices on time.
 
-    A due reset also runs in every script that touches the tenant. The counters decide whether it is due.
+    A due reset also runs in every Lua script that touches the tenant. The counters in Redis decide whether it
+    is due.
     """
     away = (CountersUnavailable,)
     sweep = each(
@@ -216,7 +223,7 @@ def sweeper(sweeps: Sweeps, counters: KeeperCounters, agenda: Agenda | None = No
 
 
 def clock_changes(told: ClockReports, clock: Clock) -> Loop:
-    """Return the loop that sends changes of local time to the counters, two of each zone ahead."""
+    """Return the loop that sends time zones' changes of local time to Redis, two of each zone in advance."""
 
     async def tell(zone: str) -> None:
         await told.tell(zone, clock_of(zone, ms_of(clock())), TENANTS_OF_A_ZONE)
@@ -225,9 +232,10 @@ def clock_changes(told: ClockReports, clock: Clock) -> Loop:
 
 
 def news_loops(notices: Notices, clock: Clock, agenda: Agenda | None = None) -> Sequence[Loop]:
-    """Return the loops for events (each second) and forecasts (each minute), for a tenth of the time at most.
+    """Return the loops for events, each second, and forecasts of use, each minute.
 
-    Events that occur while no subscriber wants them are not reported later.
+    A loop takes at most a tenth of the time. Events that occur while no subscriber wants them are not
+    reported later.
     """
     since = clock() - LOOK_BACK
 

@@ -119,7 +119,7 @@ def fault(name: str, url: str) -> str:
 
 
 def _with_one_host(url: str) -> str:
-    """Return the URL with one of its hosts: the first with a wrong port, else the first."""
+    """Return a URL of several hosts with a single one: the first that has a wrong port, else the first."""
     scheme, _, rest = url.partition("://")
     authority, slash, tail = rest.partition("/")
     user, at, hosts = authority.rpartition("@")
@@ -144,14 +144,20 @@ def files_of(port: str, value: Callable[[str], str]) -> TlsFiles | None:
 
 
 def check_workloads(workloads: AnyCollection[object], values: Mapping[str, Any], begin: str) -> None:
-    """Raise `SettingError` if workloads are configured without a CA for client certificates."""
+    """Raise `SettingError` if workloads are configured without a CA for client certificates.
+
+    `begin` is the prefix of variables in the message.
+    """
     if workloads and not values.get("tls_client_ca_file"):
         said = f"{begin}TLS_CLIENT_CA_FILE is not set, but there are workloads"
         raise SettingError(f"{said}: expected a PEM file of the authorities that sign their certificates")
 
 
 def check_pairs(values: Mapping[str, Any], begin: str) -> None:
-    """Raise `SettingError` if a port has only some of its TLS files: it would be silently unencrypted."""
+    """Raise `SettingError` if a port has only some of its TLS files, since it would silently be unencrypted.
+
+    `begin` is the prefix of variables in the message.
+    """
     for prefix in PREFIXES.values():
         certificate, key, authority = (f"{prefix}{name}_file" for name in ("cert", "key", "client_ca"))
         there = key if values.get(key) else authority if values.get(authority) else ""
@@ -182,7 +188,7 @@ _USUAL = {"http": ":80", "https": ":443"}
 
 
 def origins_of(text: str) -> frozenset[bytes]:
-    """Return the origins in a list with commas; empty for none. `ValueError` names the first invalid one."""
+    """Return the origins in a comma-separated list. Raise `ValueError`, which names the first invalid one."""
     words = [word.strip() for word in text.split(",")] if text.strip() else []
     if words == ["*"]:
         return frozenset({b"*"})
@@ -267,7 +273,7 @@ def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: s
 
 
 def _of_words(name: str, names: tuple[str, ...]) -> list[str]:
-    """Return the one setting whose name contains all words of `name`, or [].
+    """Return a list of the best setting in `names` that contains all words of `name`; [] if none does.
 
     Gateway settings are preferred, then short names.
     """
@@ -284,9 +290,9 @@ def shown(name: str, value: Any) -> str:
 
 
 def is_service_link(variable: str, text: str) -> bool:
-    """Return whether it is a variable that Kubernetes adds for a service (`<SERVICE>_PORT=tcp://…`).
+    """Return whether `variable`, with the value `text`, is set by Kubernetes for a service.
 
-    Such variables are not settings.
+    An example is `<SERVICE>_PORT=tcp://…`. Such variables are not settings.
     """
     return bool(
         re.search(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)", variable)
@@ -327,7 +333,10 @@ def check_together(values: Mapping[str, Any], prefix: str) -> None:
 
 
 def name_of(variable: str, prefix: str) -> str:
-    """Return the setting's name for a variable. A variable with lower-case letters stays unknown."""
+    """Return a setting's name for an environment variable: without `prefix`, and in lower case.
+
+    A variable with lower-case letters is not converted, so that it is refused as unknown.
+    """
     name = variable.removeprefix(prefix)
     return name.lower() if name == name.upper() else name
 
@@ -374,7 +383,7 @@ def converted(document: Any, environ: Mapping[str, str], shape: type[T], place: 
 
 
 def parsed(text: bytes, place: str) -> Any:
-    """Return the parsed YAML. Raise SettingError with `place` and the line if it is not valid."""
+    """Return the parsed YAML. Raise SettingError with the name `place` and the line if it is not valid."""
     from gateway.yaml_reader import UnreadableYaml, documents  # noqa: PLC0415  # no worker reads files
 
     try:
@@ -429,9 +438,10 @@ def explained(fault: str, document: Any, shape: Any) -> str:
 
 
 def _at(place: str, document: Any, shape: Any, unknown: str | None) -> tuple[str, Any]:
-    """Return the path of a field in the file's own names, and the expected type there.
+    """Convert msgspec's path `place` to the names in the file; return it and the type expected there.
 
-    msgspec does not name the item of a mapping. If the `unknown` field identifies it, it is named.
+    msgspec does not name the item of a mapping. It is found by the field `unknown`, if only one item has
+    that.
     """
     ways: list[tuple[str, Any]] = [("", document)]
     for step in _STEP.finditer(place):

@@ -265,9 +265,9 @@ class RouteConfig(NamedTuple):
     models: tuple[ModelRule, ...] = ()
 
     def check_services(self, catalogue: Mapping[str, Service]) -> None:
-        """Raise `SettingError` if two services can reach the same paths of an upstream.
+        """Raise `SettingError` if two services with different prices can reach the same paths of an upstream.
 
-        Services with the same price in the catalogue may. An unknown service may have any price. Nothing is
+        Prices are those of the `catalogue`; a service that is not in it may have any price. Nothing is
         checked if one upstream serves all services.
         """
         targets, paths = {target.name: target for target in self.upstreams}, dict(self.services.paths)
@@ -436,7 +436,7 @@ def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
 
 
 def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
-    """Return the table of a configuration file, added to the built-in one."""
+    """Return the routes and upstreams of a configuration file, added to the built-in ones."""
     default = default_table(environ)
     upstreams = {target.name: target for target in default.upstreams}
     for name, written in config.upstreams.items():
@@ -586,7 +586,10 @@ def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> Upstre
 
 
 def _facts(written: _Upstream, place: str) -> UpstreamFacts | None:
-    """Return the facts that an upstream states; None without any."""
+    """Return the limits and abilities that an upstream in the file states; None without any.
+
+    Raise `SettingError` with the path, which begins with `place`, if they contradict each other.
+    """
     if written.context == LISTED and written.auth != "header":
         raise SettingError(
             f"{place}.context: no list of models is read by auth: {written.auth}: say a number"
@@ -609,7 +612,7 @@ def _counts(written: int | Mapping[MeterName, int] | None) -> TokenCounts:
 
 
 def _held(written: _Upstream, place: str) -> tuple[str, ...]:
-    """Return the path in the file of each credential of an upstream, for messages."""
+    """Return the path of each credential of an upstream in the configuration file, for messages."""
     if written.auth != "header":
         return (f"{place}.credentials_file" if written.credentials_file else f"{place}.auth",)
     if written.keys:
@@ -651,7 +654,10 @@ def _limits(of: _Capacity) -> CapacityLimits:
 
 
 def _own_path(written: _Upstream, place: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """Return the template of an upstream's paths, and the query of each call: the template's own first."""
+    """Return the template of an upstream's own path, and the query parameters of each call.
+
+    Parameters in the template come first. Raise `SettingError` if the template is wrong.
+    """
     words = [word for word, value in (("region", written.region), ("project", written.project)) if value]
     if written.path:
         try:
@@ -669,7 +675,10 @@ Fields: TypeAlias = tuple[tuple[str, str], ...]
 def _with_keys(
     written: _Upstream, place: str, environ: Mapping[str, str]
 ) -> tuple[Fields, tuple[Fields, ...]]:
-    """Return the header fields of each call, and those for each key: at {key}, else as the API expects."""
+    """Return the header fields that all calls to an upstream have, and for each key the fields with that key.
+
+    The key replaces `{key}` in a field; if no field has it, the key is sent as the upstream's API expects.
+    """
     fields = tuple((name.lower(), said) for name, said in written.headers.items() if not TOLD.search(said))
     placed = tuple(field for field in fields if KEY in field[1])
     if not written.keys:

@@ -25,10 +25,10 @@ _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,252}[a-z0-9_])?\.?|[0-9a-f:.]+", re
 
 
 def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Proxies:
-    """Return the proxies of the environment. Raise `SettingError` with the variable that is wrong.
+    """Return the proxies that the environment names. Raise `SettingError` with the variable that is wrong.
 
-    NO_PROXY counts only with a proxy. `settings` has the CA file for proxies with TLS, also for those of
-    upstreams.
+    NO_PROXY only has an effect with a proxy. The CA file for proxies with TLS, also those of single
+    upstreams, is in `settings`.
     """
     ca_file = str(settings.get("proxy_ca_file", ""))
     if ca_file:

@@ -41,18 +41,24 @@ class Environment(Mapping[str, str]):
         return read_secret(place, path)
 
     def named(self, settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-        """Return the files that were read, each with its setting; empty if it has a variable's value."""
+        """Return (setting, path) of each secret file that was read; `settings` has the path by setting.
+
+        The setting is empty if the file contains the value of another variable.
+        """
         names = {path: name for name, path in settings.items()}
         return tuple((names.get(path, ""), path) for path in self.files)
 
 
 def both_set(variable: str, file: str) -> SettingError:
-    """Return the error for a value that is stated twice."""
+    """Return the error for a secret that is given twice: in `variable`, and in the file that `file` names."""
     return SettingError(f"{variable} and {file} are both set: expected one of them")
 
 
 def read_secret(place: str, path: str) -> str:
-    """Return the one line of a file without its end. Raise `SettingError` with `place` and the path."""
+    """Return the only line of a secret's file, without its line end.
+
+    Raise `SettingError`, which names the setting `place` and the path, if the content is not valid.
+    """
     try:
         data = read_regular(path, SECRET_BYTES_MAX)
     except (OSError, ValueError) as error:  # a path with NUL is a ValueError

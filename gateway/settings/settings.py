@@ -88,7 +88,10 @@ class WatchedFiles:
         return before != self._seen
 
     def forget(self) -> None:
-        """Mark all files as changed for the next check, because a change had no effect."""
+        """Forget the state of all files, so that each counts as changed at the next check.
+
+        The caller does so when it could not apply a change.
+        """
         self._seen = {}
 
 
@@ -245,7 +248,10 @@ class Settings(Servers, frozen=True, kw_only=True):
             raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {wanted_of(name, _TYPES[name])}")
 
     def extras(self, role: str) -> Mapping[str, str]:
-        """Return the extras that a role (`serve`, `keeper`, `all`) needs, with a setting's name for each."""
+        """Return the extras (optional dependencies) that a role needs, each with a setting that needs it.
+
+        The role is `serve`, `keeper` or `all`.
+        """
         asking = (
             ("sign_in", "oidc", "keeper", self.sign_in.providers),
             ("issuers", "oidc", "serve", self.issuers),
@@ -342,7 +348,10 @@ class Settings(Servers, frozen=True, kw_only=True):
         return self.with_table(self.table.redirected(base_url_of(base_url, "--upstream"), proxies))
 
     def with_values(self, **values: Any) -> Settings:
-        """Return the settings with these values by name, unchecked: they come from a parsed option."""
+        """Return the settings with these values by name.
+
+        They are not checked, because they come from an option that is already parsed.
+        """
         http = {name: values.pop(name) for name in SETTABLE if name in values}
         return msgspec.structs.replace(self, **values, http=replace(self.http, **http))
 
@@ -383,10 +392,10 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
 def _read(
     said: Iterable[tuple[str, str, Any]], environment: Environment, files: dict[str, str], prefix: str
 ) -> dict[str, Any]:
-    """Return the settings of one source after checking them; `said` are (name, place, value).
+    """Return the settings of one source, such as the file or the environment, checked and converted.
 
-    A secret may be in a file: then `files` gets the path by setting. Values of this source replace earlier
-    ones.
+    `said` has (name, place, value) of each; `place` and `prefix` are for messages. A secret may be in a file:
+    then `files` gets the path by setting. Values of this source replace those of an earlier one.
     """
     values: dict[str, Any] = {}
     by_file: list[tuple[str, str, str]] = []

@@ -86,7 +86,7 @@ class JsonLines(logging.Formatter):
     """Formats a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Render time, level, logger, event and facts. Unusual facts raise no error."""
+        """Render time, level, logger, event and facts of a record; facts that are no JSON become texts."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

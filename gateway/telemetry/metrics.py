@@ -208,7 +208,10 @@ class LastGrowth:
         self._at: dict[str, float] = dict.fromkeys(WAKING, 0.0)
 
     def added(self, snapshot: Snapshot) -> Snapshot:
-        """Return the snapshot with the times when its counters last grew; zero for one that never did."""
+        """Return the snapshot with the Unix time at which each counter of `WAKING` last grew.
+
+        A counter that never grew has the time 0.
+        """
         for name in WAKING:
             value = snapshot.get(name, 0)
             total = sum(number for *_, number in value) if isinstance(value, list | tuple) else value
@@ -219,9 +222,9 @@ class LastGrowth:
 
 
 async def publish(directory: Path, snapshot: Callable[[], Snapshot], *, beside: bool = False) -> None:
-    """Write this process's snapshot to a file every second, and once more when cancelled.
+    """Write this process's snapshot to a file in `directory` every second, and once more when cancelled.
 
-    A process `beside` the workers reports about them, and is no worker.
+    With `beside`, the process is not counted as a gateway worker.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / f"{os.getpid()}-{_started(os.getpid())}{BESIDE if beside else ''}.json"
@@ -237,7 +240,7 @@ async def publish(directory: Path, snapshot: Callable[[], Snapshot], *, beside: 
 
 
 def collect(directory: Path) -> dict[str, Any]:
-    """Return the sum of the snapshots of all workers that ever wrote here; empty if none did.
+    """Return the sum of the snapshots of all workers that ever wrote to a directory; empty if none did.
 
     Snapshots of ended workers are added to `retired.json`.
     """
@@ -251,7 +254,8 @@ def collect(directory: Path) -> dict[str, Any]:
 def merge(left: Snapshot, right: Snapshot) -> dict[str, Any]:
     """Add two snapshots: numbers, rows by their labels, histograms by bucket.
 
-    Histograms with different bounds (two versions at once) cannot be added: then the right one counts.
+    Histograms with different bounds (two versions at once) cannot be added: then only those of `right` are
+    returned.
     """
     if left.get("bounds", right.get("bounds")) != right.get("bounds", left.get("bounds")):
         left = {name: value for name, value in left.items() if not isinstance(value, dict)}
@@ -316,9 +320,9 @@ def _collected(directory: Path) -> dict[str, Any]:
 
 
 def _bounded(retired: Snapshot) -> dict[str, Any]:
-    """Return the numbers of ended workers with at most `COSTS_MAX` models by name; the sum is unchanged.
+    """Return the sums of ended workers, with the costs of at most `COSTS_MAX` models by name.
 
-    Costs of the cheapest models are added up as `OTHER_MODELS`.
+    The costs of the cheapest models are added up as `OTHER_MODELS`.
     """
     rows = retired.get("cost")
     if not isinstance(rows, list):

@@ -39,9 +39,10 @@ SCHEMA_URL = b"https://opentelemetry.io/schemas/1.44.0"
 def encoded_span(
     trace_id: bytes, span: Span, ahead_s: float, *, remote_parent: bool = False, state: str = ""
 ) -> bytes:
-    """Return one span as a field of `ScopeSpans`.
+    """Return a span encoded as a field of OpenTelemetry's `ScopeSpans`.
 
-    `ahead_s` is Unix time less the clock of its times. `state` is the `tracestate` of its trace.
+    `ahead_s` is Unix time less the clock of the span's times. `state` is the `tracestate` of the trace. With
+    `remote_parent`, the parent span is another program's.
     """
     attributes = dict(span.attributes)
     if span.error:

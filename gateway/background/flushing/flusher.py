@@ -105,7 +105,11 @@ class WaitingEntries:
         self._found: dict[int, _WaitingRange] = {}
 
     def note_waiting(self, there: Collection[Owner], now: Mapping[int, Judged]) -> None:
-        """Store the owners with waiting entries; restart checks whose result would differ now."""
+        """Store which owners (partition and organization id) have waiting entries now.
+
+        `now` is each partition's state, on which it depends whether an entry must wait. If it has changed
+        since entries were checked, they are checked again.
+        """
         for partition in self._found.keys() - {partition for partition, _ in there}:
             del self._found[partition]
         for partition, organization_id in there:
@@ -115,7 +119,10 @@ class WaitingEntries:
             one.after.setdefault(organization_id, b"")
 
     def unread(self) -> dict[Owner, bytes]:
-        """Return the owners whose waiting entries must be checked first, and the last entry checked."""
+        """Return the owners with waiting entries to be checked, and the id of the last entry checked of each.
+
+        The id is empty if none was checked. An owner is a pair of partition and organization id.
+        """
         return {
             (partition, organization_id): after
             for partition, one in self._found.items()
@@ -135,7 +142,10 @@ class WaitingEntries:
         return {partition: one.judged for partition, one in self._found.items()}
 
     def note_checked(self, behind: Mapping[Owner, bytes | None], report: FlushReport) -> None:
-        """Store the id of the last waiting entry that was checked, by owner; None means that all were."""
+        """Store the id of the last waiting entry checked of each owner in `behind`; None means that all were.
+
+        Partitions with entries that the `report` leaves over are skipped.
+        """
         for (partition, organization_id), after in behind.items():
             if partition not in report.left_over:
                 one = self._found[partition]
@@ -143,14 +153,14 @@ class WaitingEntries:
                 one.judged = report.judged.get(partition, one.judged)
 
     def add(self, report: FlushReport) -> None:
-        """Note owners whose entries this flush moved to the waiting list, as checked."""
+        """Mark the owners whose entries this flush moved to the waiting list as checked."""
         for partition, organization_id in report.parked:
             judged = report.judged[partition]
             one = self._found.setdefault(partition, _WaitingRange(judged))
             one.judged, one.after[organization_id] = judged, None
 
     def forget(self) -> None:
-        """Discard all results, so that every waiting entry is checked again."""
+        """Discard the results of all checks, so that every waiting entry is checked again."""
         self._found.clear()
 
 
@@ -200,7 +210,10 @@ class FailedBatch:
 
 
 def back_off_s(failures: int, error: Exception) -> float:
-    """Return the seconds to wait after this many failures in a row: doubled each time, up to a maximum."""
+    """Return the seconds to wait after `failures` in a row: doubled each time, up to a maximum.
+
+    The maximum is another one if the last `error` means that Redis is unreachable.
+    """
     are_away = isinstance(error, CountersUnavailable) and not isinstance(error, CountersRefused)
     most_s = AWAY_BACK_OFF_MAX_S if are_away else BACK_OFF_MAX_S
     return min(most_s, BACK_OFF_MIN_S * 2.0 ** min(failures - 1, 16))
@@ -290,9 +303,10 @@ class Flusher:
         return stored
 
     async def _pass(self) -> int:
-        """Pass once over the outbox; return the number of entries stored.
+        """Pass once over the outbox (entries in Redis for PostgreSQL); return how many were stored.
 
-        A partition's waiting entries are checked first; its outbox is read only when all of them were.
+        Of each partition, entries on the waiting list are checked first; its outbox is read only when all
+        were.
         """
         if self._epochs is None:
             self._epochs = await self._writer.epochs()
@@ -318,7 +332,10 @@ class Flusher:
         return partitions - self._locked
 
     async def _judge_again(self, epochs: Mapping[int, int]) -> int:
-        """Store a batch of waiting entries whose accounts may continue; return how many were stored."""
+        """Check one batch of the waiting entries, and store those that need not wait any more.
+
+        Return how many were stored. `epochs` are the partitions' epochs in PostgreSQL.
+        """
         unread = self._waiting.unread()
         if not unread:
             return 0
@@ -359,7 +376,7 @@ class Flusher:
         return stored
 
     async def _gather(self, current: Pass) -> Batch:
-        """Read and decode up to one batch, shared fairly between partitions; return {} at the end."""
+        """Read and decode up to one batch, shared fairly between partitions; {} at the end of the pass."""
         gathered: dict[int, list[tuple[bytes, bytes]]] = {}
         room = BATCH_ENTRIES_MAX if current.batches < PASS_BATCHES_MAX else 0
         current.batches += 1
@@ -381,9 +398,9 @@ class Flusher:
         return await asyncio.to_thread(fan_out, gathered) if gathered else {}
 
     async def _store(self, batch: Batch, epochs: Mapping[int, int]) -> FlushReport:
-        """Write a batch, delete its stored entries, and move entries that must wait to the waiting list.
+        """Write a batch to PostgreSQL, delete stored entries in Redis, and keep others on the waiting list.
 
-        Then have calls refused of tenants whose organization has too many waiting entries.
+        If an organization has too many waiting entries, calls of its tenants are refused from then on.
         """
         report = await self._write(batch, epochs)
         await self._outbox.acknowledge(report.acknowledged, report.control_ids)
@@ -431,10 +448,10 @@ class KeeperShare:
         self._begun = False
 
     def partitions(self) -> frozenset[int]:
-        """Return the partitions to flush now; `LedgerUnavailable` if another keeper may own them by now.
+        """Return the partitions that this keeper flushes now.
 
-        After this error the flusher checks PostgreSQL before it stores again, which may be an older one by
-        then.
+        Raise `LedgerUnavailable` if its share has run out, because another keeper may own them. After this
+        error the flusher checks PostgreSQL before it stores again, which may be an older one by then.
         """
         if self._begun and self._clock() >= self._until:
             raise LedgerUnavailable("PostgreSQL does not say which partitions are flushed here")
@@ -464,10 +481,11 @@ class KeeperShare:
     async def run(
         self, reached: Callable[[], Collection[int]], in_hand: Callable[[], Collection[int]]
     ) -> None:
-        """Renew the share until cancelled: at intervals, and at once if the set of reached partitions
-        changes.
+        """Renew this keeper's share of partitions until cancelled.
 
-        Callers of a recovered server wait for the flush. If PostgreSQL is away, `partitions` raises.
+        It is renewed at intervals, and at once if the result of `reached` (partitions whose Redis answers)
+        changes, since callers of a recovered server wait for the flush. `in_hand` returns the partitions with
+        entries read and not stored. If PostgreSQL is away, `partitions` raises.
         """
         while True:
             said = frozenset(reached())

@@ -77,7 +77,7 @@ class LateSettlements:
         return sum(await self._lane.end(left))
 
     async def _unsure(self, endings: Sequence[LateResolution]) -> set[LateResolution]:
-        """Store as dead letters, and return, endings whose call may be charged in an archived month."""
+        """Store as dead letters those endings whose call may be charged in an archived month; return them."""
         if not endings:
             return set()
         gone = await self._ledger.maybe_gone([one.late for one in endings])
@@ -87,7 +87,7 @@ class LateSettlements:
         return set(unsure)
 
     async def run(self) -> None:
-        """Drain twice a second until cancelled; at once after `hurry` or a pass that did something."""
+        """Process late settlements twice a second until cancelled; at once after `hurry`, or if some were."""
         while True:
             drained = 0
             self._wanted.clear()
@@ -98,11 +98,11 @@ class LateSettlements:
 
 
 def ended(late: LateSettlement, charged: ChargedAmounts | None) -> tuple[LateResolution, int]:
-    """Return whether a late settlement is posted, dropped or corrected, and the credits to give back.
+    """Return how a late settlement (after its hold was reclaimed) ends, and the credits to give back.
 
-    `charged` is the ledger's charge of the call, or None. A call charged by its settlement is left unchanged.
-    A call charged by a reclaim is corrected by the difference, even if that is zero: only the settlement
-    describes the call.
+    `charged` is the ledger's charge of the call; with None the settlement is posted. A call charged by a
+    settlement is left unchanged, and the late one is dropped. A call charged by a reclaim is corrected by the
+    difference, even if that is zero: only the settlement describes the call.
     """
     if charged is None:
         used = late.settlement
@@ -119,7 +119,10 @@ def ended(late: LateSettlement, charged: ChargedAmounts | None) -> tuple[LateRes
 
 
 def difference(used: Settlement, charged: ChargedAmounts) -> ChargedAmounts:
-    """Return the use of a call minus its charged amounts. A One-Time price is paid by the first user."""
+    """Return the use that a settlement states, less the amounts that the call was charged.
+
+    Credits of a service with a One-Time price never differ, since its first user pays that price.
+    """
     service = used.service
     weighed = used.of_quota - charged.of_quota if service.counts_tokens else 0
     tokens = weighed  # of the ledger's tokens, unless the service's amounts are weighed
@@ -158,7 +161,7 @@ class RefusedDrain:
         self._stream, self._journal, self._isolation = stream, journal, isolation or Isolation()
 
     async def drain(self) -> int:
-        """Store and delete the oldest batches; return how many."""
+        """Move the oldest batches of refused calls from Redis to PostgreSQL; return how many."""
         found = await self._stream.read(BATCHES_MAX)
         if found:
             batches = [batch for _, batch in found if batch is not None]
@@ -167,14 +170,14 @@ class RefusedDrain:
         return len(found)
 
     def loop(self) -> Loop:
-        """Return the loop that drains twice a second, and again at once after a pass that found batches.
+        """Return the loop that stores batches of refused calls twice a second, or at once after a find.
 
         An error of PostgreSQL ends a pass and counts as a failure; an unavailable Redis does not.
         """
         return Loop("refused", INTERVAL_S, (call(self.drain),), again=True, quiet=(CountersUnavailable,))
 
     async def finish(self) -> None:
-        """Store all remaining batches before this keeper stops."""
+        """Store all remaining batches of refused calls before this keeper stops, unless a server is away."""
         with suppress(CountersUnavailable, LedgerUnavailable):
             while await self.drain():
                 pass
@@ -199,7 +202,7 @@ class JobsDrain:
         self._stored: dict[str, Job] = {}
 
     async def drain(self) -> int:
-        """Store the jobs that changed; return how many."""
+        """Store the jobs that changed in Redis since the last pass in PostgreSQL; return how many."""
         found = await self._listed.read()
         news = [one for one in found if one.status != OPENING and self._stored.get(one.hold_id) != one]
         if news:
@@ -211,7 +214,7 @@ class JobsDrain:
         return len(news)
 
     def loop(self) -> Loop:
-        """Return the loop that drains once a second."""
+        """Return the loop that stores changed jobs once a second."""
         return Loop("jobs", JOBS_S, (call(self.drain),), quiet=(CountersUnavailable,))
 
 
@@ -231,7 +234,7 @@ QUIET_LOOK_S = 5.0
 
 class OlderDataCheck(Protocol):
     async def __call__(self, *, anew: bool) -> None:
-        """Check whether Redis has older data than before; with `anew`, trust no recent check."""
+        """Check whether Redis fell back to older data; with `anew`, do not rely on a recent check."""
 
 
 class Rollbacks:
@@ -271,7 +274,10 @@ class Rollbacks:
         self.quarantined: int | None = None
 
     async def look(self) -> list[str]:
-        """Check after removals here or writes of others since the last check; return stopped accounts."""
+        """Check whether PostgreSQL was restored from a backup; return names of quarantined accounts.
+
+        The check is skipped unless entries were removed from the outbox, or rows written, since the last one.
+        """
         removals, written, now = self._outbox.removals, self._written(), self._clock()
         before, seen, at = self._looked
         if removals == before and (written == seen or now - at < QUIET_LOOK_S):
@@ -281,9 +287,10 @@ class Rollbacks:
         return stopped
 
     async def stop_accounts(self, *, anew: bool = True) -> list[str]:
-        """Compare the partitions for which PostgreSQL is older; return the names of accounts it quarantined.
+        """Quarantine the accounts that lost movements, in partitions that are older in PostgreSQL.
 
-        Without `anew`, rows that other keepers stored in the last seconds may be missed.
+        Return the names of these accounts. Without `anew`, rows that other keepers stored in the last seconds
+        may be missed.
         """
         if self._first is not None:
             await self._first(anew=anew)
@@ -309,7 +316,10 @@ class Rollbacks:
         return stopped
 
     async def _owners(self, partitions: Collection[int]) -> Mapping[int, Sequence[Owner]]:
-        """Return the owners of these partitions, by partition, from one pass over all owners in batches."""
+        """Return the owners (organizations with their tenants) in these partitions, by partition.
+
+        All owners are read once, in batches.
+        """
         found: dict[int, list[Owner]] = {}
         after = 0
         while partitions and (owners := await self._ledger.owners(after, self._owners_a_batch)):
@@ -320,10 +330,9 @@ class Rollbacks:
         return found
 
     async def _compare(self, partition: int, epoch: int, owners: Sequence[Owner]) -> list[Rollback] | None:
-        """Return the accounts of a partition whose movements are lost; None if too much waits in its outbox.
+        """Return the accounts of a partition that lost movements; None if its outbox is too long to check.
 
-        The order matters: entries deleted before the outbox is read are in the ledger when the ledger is
-        read.
+        The outbox is read before the ledger: entries that are already deleted from it are in the ledger then.
         """
         if not owners:
             return []

@@ -111,7 +111,10 @@ class Invoicing:
         return made, left
 
     async def _make(self, organization_ids: Sequence[int], final: Collection[int]) -> ScheduledResult:
-        """Make the invoices of a batch of organizations; store and log those that were skipped."""
+        """Make the invoices of a batch of organizations, after closing the accounts of those in `final`.
+
+        Store and log the organizations that were skipped.
+        """
         left = dict(await self._close(sorted(final))) if final else {}
         found = await self._tried([each for each in organization_ids if each not in left])
         left |= found.left
@@ -127,7 +130,10 @@ class Invoicing:
         return ScheduledResult(found.done, left)
 
     async def _close(self, organization_ids: Sequence[int]) -> Mapping[int, SkipReason]:
-        """Close the accounts of organizations together, or singly if that fails; return the skipped ones."""
+        """Close the accounts of organizations (all movements stored), together or singly if that fails.
+
+        Return the reason for each organization that is skipped.
+        """
         try:
             return await self.closing.close_all(organization_ids)
         except TollkeeperError as refusal:
@@ -175,7 +181,10 @@ class AccountCloser:
         self._check = check
 
     async def close(self, organization_id: int) -> None:
-        """Wait until an organization's movements are stored and agree; `Conflict` names the obstacle."""
+        """Wait until an organization's movements are in the ledger, and agree with the counters.
+
+        Raise `Conflict` with the obstacle.
+        """
         for open_ in (await self.close_all([organization_id])).values():
             raise Conflict(open_.why)
 
@@ -199,7 +208,10 @@ class AccountCloser:
         return found
 
     async def _drain(self, owners: Sequence[Owner]) -> dict[int, SkipReason]:
-        """Wait until the owners' movements up to now are stored; return the reasons of those that are not."""
+        """Wait until the owners' movements up to now are in PostgreSQL.
+
+        Return the reason for each organization that still lacks some.
+        """
         account_heads = await self._counters.account_heads(owners)
         others = SkipReason(
             COUNTERS, "A newer version of Tollkeeper keeps its counters: only that can close it."
@@ -240,7 +252,7 @@ class PriceList:
         self.there = asyncio.Event()
 
     async def run(self) -> None:
-        """Store the list if the database has none, then wait until cancelled."""
+        """Store the bundled price list if the database has none, then wait until cancelled."""
         if not await self._table.has_bundled():
             rows = await asyncio.to_thread(self._read)
             added = await self._table.put_in_bundled(rows)

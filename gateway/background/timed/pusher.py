@@ -45,7 +45,10 @@ class Pusher:
         self._target = target
 
     async def push(self, accounts: Sequence[str]) -> Sequence[str]:
-        """Apply the pending writes of accounts, each account's in order; return accounts with some left."""
+        """Push the pending control writes (changes of limits and terms) of accounts to Redis, each in order.
+
+        Return the accounts that still have pending writes.
+        """
         left: list[str] = []
         queue = list(dict.fromkeys(accounts))
         while queue:
@@ -68,7 +71,10 @@ class Pusher:
         return left
 
     async def _push_some(self, accounts: Sequence[str]) -> tuple[Collection[str], Sequence[str]]:
-        """Push writes of these accounts; return those finished for now, and of them those with some left."""
+        """Push pending control writes of these accounts.
+
+        Return the accounts that are finished for now, and the accounts whose writes could not all be pushed.
+        """
         async with self._source.waiting(accounts) as waiting:
             turn = _PushResults(waiting.by_account)
             pushes = (self._push_each(turn, some) for some in turn.by_owner.values())
@@ -102,7 +108,7 @@ class Pusher:
                 turn.applied.append(write)
 
     async def push_more(self) -> bool:
-        """Push writes that the Admin API could not; return whether more may be pushable at once."""
+        """Push control writes that the Admin API could not push; return whether more may be left."""
         partitions = self._partitions() if self._partitions is not None else None
         accounts = await self._source.accounts(ACCOUNTS_MAX, partitions)
         left = await self.push(accounts)
@@ -125,7 +131,7 @@ class _PushResults:
 
 
 def _name(account: str) -> str:
-    """Return the account's kind and number, without a name that callers chose."""
+    """Return the kind and number in an account's name, without a part that callers chose."""
     return ":".join(account.split(":")[:2])
 
 

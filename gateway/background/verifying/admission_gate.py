@@ -74,7 +74,10 @@ class AdmissionGate:
         self._named: frozenset[str] = frozenset()
 
     async def watch(self, reports: Mapping[str, WorkerReport]) -> None:
-        """Update the set of live workers from reports read before everything was seen to be verified."""
+        """Update the set of live gateway workers, and dismiss those that are silent for too long.
+
+        The `reports` must be read before all partitions are seen to be verified.
+        """
         if self._kept is None:
             self._kept = frozenset(await self._source.workers())
             self._roster.expect(self._kept - self._roster.worker_slots, self._clock())
@@ -98,12 +101,13 @@ class AdmissionGate:
         *,
         strangers: bool,
     ) -> None:
-        """Open closed partitions that are `defined`, until all are open or Redis has another run id.
+        """Open closed partitions to calls, until all are open or Redis has another run id.
 
-        `reports` were read before verification began. A keeper that has not watched waits for the workers
-        stored in PostgreSQL and those in `reports`, and with `strangers` also a moment for unknown workers,
-        since both may be lost. Each partition is opened by itself. CountersUnavailable is raised only once
-        all are defined; before that the query is retried.
+        A partition must be in `defined`, and is opened by itself. `reports` were read before verification
+        began. A keeper that has not watched waits for the workers stored in PostgreSQL and those in
+        `reports`, and with `strangers` also a moment for unknown workers, since both may be lost. Markers get
+        the version of the list of services, `catalogue`. CountersUnavailable is raised only once all are
+        defined; before that the query is retried.
         """
         if self._kept is None:
             self._roster.expect([*await self._source.workers(), *reports], self._clock())
@@ -129,9 +133,9 @@ class AdmissionGate:
         *,
         strangers: bool,
     ) -> bool:
-        """Open the partitions that may be opened now; return False if none is left to open.
+        """Open the closed partitions that may be opened now; return False if none is left to open.
 
-        `since` stores, by partition, when it was first seen closed.
+        Parameters are those of `open`. `since` stores, by partition, when it was first seen closed.
         """
         markers = await self._target.markers()
         if markers.run_id != run_id:
@@ -172,8 +176,8 @@ class AdmissionGate:
     async def at_rest(self) -> frozenset[int]:
         """Return partitions whose workers have all sent their logs again, and whose late queue is empty.
 
-        A movement that Redis lost there is lost for good. Empty before this keeper has watched, and while a
-        known worker is absent that may return.
+        Movements of such a partition that Redis still lacks are lost for good. Empty before this keeper has
+        watched the workers, and while a known worker is absent that may return.
         """
         if self._kept is None:
             return frozenset()
@@ -229,7 +233,7 @@ class Rewinds:
         self._said: dict[int, bytes] = {}
 
     async def notice(self, *, anew: bool = True) -> None:
-        """Check whether Redis was set back to older data; if so, announce another history to all processes.
+        """Check whether Redis was set back to older data; if so, announce that to all processes.
 
         Without `anew`, a check of this history up to `LOOKED_S_MAX` seconds ago is enough.
         """
@@ -249,7 +253,10 @@ class Rewinds:
         self._looked_under, self._looked_at = run_id, now
 
     async def strays(self, partitions: Sequence[int]) -> dict[int, OrphanEntries]:
-        """Return waiting entries of partitions whose stream lacks the newest entry stored in PostgreSQL."""
+        """Return by partition the entries that a Redis with older data has added.
+
+        They are in a stream that lacks the newest entry stored in PostgreSQL.
+        """
         marks, stopped = await self._stored(), await self._marks.stopped_accounts()
         found = {
             one: await self._streams.read_strays(one, marks[one], stopped)
@@ -259,13 +266,17 @@ class Rewinds:
         return {one: strays for one, strays in found.items() if strays is not None}
 
     async def keep_promotion(self, run_id: bytes) -> None:
-        """Store the promotion of a replica, so that a process that learns of it later does not take the data
-        verified under this run id for older data.
+        """Store that the server of this run id is a promoted replica.
+
+        Otherwise a process that learns of it later takes the data verified under this run id for older data.
         """
         await self._fence.keep_promotion(run_id)
 
     async def drop(self, partition: int, strays: OrphanEntries) -> None:
-        """Delete the entries added by older data; the accounts must already be restored from PostgreSQL."""
+        """Delete the entries `strays` of a partition, which a Redis with older data added.
+
+        The accounts must already be restored from PostgreSQL.
+        """
         await self._marks.catch_up(partition, await self._streams.drop(strays))
 
     async def _stored(self) -> dict[int, bytes]:
@@ -315,7 +326,7 @@ class PublishedLists:
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> list[str]:
-        """Write all lists again if one is missing or outdated; return the names of those."""
+        """Write all global lists to Redis again if one is missing or outdated; return the names of such."""
         stand = await self.target.published(whole=self._looks % WHOLE_EACH == 0)
         self._looks += 1
         lacking = sorted(name for name, version in stand.items() if version < self._seen.get(name, 1))

@@ -71,11 +71,11 @@ class BudgetRebuild:
     async def rebuild(
         self, partition: int, marker: bytes, organizations: Iterable[OrganizationAccount], *, went_on: bool
     ) -> int | None:
-        """Return how many accounts of budgets and runs were rewritten; None if the marker changed meanwhile.
+        """Rewrite wrong budget counters of organizations and runs in a partition; return how many.
 
-        Counters above the stored use are lowered only if older data in Redis `went_on` beside PostgreSQL.
-        Otherwise, or if too many entries wait, they are left unchanged, since PostgreSQL may be the older
-        one.
+        None if the partition's `marker` changed meanwhile. Counters above the use in PostgreSQL are lowered
+        only with `went_on`, that is if Redis continued with older data. Otherwise, or if too many entries
+        wait, they are left unchanged, since PostgreSQL may be the older one.
         """
         here = [one.definition for one in organizations]
         defined = [one for one in here if one.terms.budgets]
@@ -122,7 +122,7 @@ class BudgetRebuild:
     async def _wrong(
         self, partition: int, accounts: Sequence[BudgetAccountUse], *, less_only: bool
     ) -> list[BudgetAccountUse]:
-        """Return the accounts that differ in the counters; with `less_only`, those with too little there.
+        """Return the accounts whose counters in Redis differ; with `less_only`, those with too low ones.
 
         Accounts that another version wrote are omitted.
         """
@@ -140,7 +140,10 @@ class BudgetComparison:
     look_again_s: float = LOOK_AGAIN_S
 
     async def compare(self, organizations: Sequence[int]) -> ReconciliationSummary:
-        """Return differences found by several comparisons; a budget that moved in each one is pending."""
+        """Return differences that several comparisons found.
+
+        A budget that changed in each counts as pending.
+        """
         found: list[Item] = []
         checked = pending = 0
         defined = await self.source.budgets(organizations)
@@ -243,7 +246,7 @@ class Reconciler:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Acquire the only run of all keepers; raise `Overloaded` while another one runs.
+        """Reserve the comparison of accounts for a block; `Overloaded` if one runs in any keeper.
 
         Two repairs at once would both correct the same drift.
         """
@@ -265,7 +268,10 @@ class Reconciler:
         return {**drift, **when}
 
     async def check(self, owners: Sequence[Owner], *, deep: bool) -> ReconciliationSummary:
-        """Compare accounts of these organizations; only differences that repeated comparisons find count."""
+        """Compare accounts of these organizations with the ledger; `deep` also adds up the ledger's rows.
+
+        Only differences that repeated comparisons find count.
+        """
         found = await self._compare(owners, deep=deep)
         for _ in range(LOOKS_MAX - 1):
             if not found.items:
@@ -340,7 +346,7 @@ class Reconciler:
                 self._compared = night
 
     async def _look(self, owners: Sequence[Owner]) -> ReconciliationSummary:
-        """Return differences that are only reported, as no row corrects them: of budgets and past months."""
+        """Return differences that are reported but never repaired: of budgets and of past months."""
         disproved = await self._ledger.disproved(owners, PROOFS_A_BATCH)
         budgets = await self._budgets.compare([one.organization_id for one in owners])
         return budgets.joined(ReconciliationSummary(0, 0, tuple(disproved)))
@@ -391,7 +397,10 @@ class LossCounter:
         self.lost = 0
 
     async def count(self) -> Mapping[str, object]:
-        """Count new losses. Late evidence lowers a loss in its row, but not the number counted here."""
+        """Count and log movements that Redis acknowledged and then lost; return {}.
+
+        Late evidence lowers a loss in its row, but not the number counted here.
+        """
         if not await self._losses.any_open():
             return {}
         # Asked first: workers of partitions at rest have by now brought all their evidence.

@@ -83,10 +83,10 @@ FIRST_ORGANIZATIONS_MAX, HEAD_START_S = 200, 0.5
 def together(
     wanted: Iterable[int], organizations: Mapping[int, Sequence[int]], most: int = ORGANIZATIONS_MAX
 ) -> Iterator[list[int]]:
-    """Yield groups of partitions to read at once, each with up to `most` organizations, or a single
-    partition.
+    """Yield groups of the `wanted` partitions to read at once, with up to `most` organizations each.
 
-    The first group is smaller. `organizations` has the organization ids by partition.
+    `organizations` has the organization ids by partition. A partition with more is a group by itself, and the
+    first group is smaller.
     """
     some, count, bound = list[int](), 0, min(FIRST_ORGANIZATIONS_MAX, most)
     for partition in wanted:
@@ -156,14 +156,20 @@ class SupersededPartitions:
         self._since: dict[int, float] = {}
 
     def due(self, run_id: bytes) -> frozenset[int]:
-        """Return the partitions to verify again under `run_id`; none if `look` has seen another one."""
+        """Return the partitions to verify again, because another server has verified them for some time.
+
+        Empty if `look` has last seen another `run_id`.
+        """
         until = self._clock() - OVERTAKEN_S
         return frozenset(
             one for one, since in self._since.items() if since <= until and run_id == self._run_id
         )
 
     def look(self, markers: Markers, noted: Mapping[int, tuple[bytes, int]]) -> None:
-        """Note verified partitions that PostgreSQL has otherwise; `noted` are its run ids and epochs."""
+        """Update since when partitions of this server are verified on another one.
+
+        `markers` are the partitions' markers in Redis, and `noted` the run ids and epochs in PostgreSQL.
+        """
         now = self._clock()
         if markers.run_id != self._run_id:
             self._run_id, self._since = markers.run_id, {}
@@ -207,7 +213,10 @@ class Partitions:
     async def verify(
         self, run_id: bytes, found: UnverifiedPartition, truth: LedgerState, catalogue: int
     ) -> VerificationResult | None:
-        """Compare and rebuild a partition, mark it verified, and define it; None if another keeper did."""
+        """Compare and rebuild a partition by PostgreSQL's state `truth`, then mark it verified and define it.
+
+        Return None if another keeper did so meanwhile. `catalogue` is the version of the list of services.
+        """
         partition, marker, strays = found.partition, found.marker, found.strays
         lost = await self._lost(partition, truth, strays)
         rebuilt = len(lost.organizations) + len(lost.tenants)
@@ -236,7 +245,11 @@ class Partitions:
         )
 
     async def _lost(self, partition: int, truth: LedgerState, strays: OrphanEntries | None) -> LedgerState:
-        """Return the part of `truth` to write whole: states missing, behind, or continued in older data."""
+        """Return the part of PostgreSQL's state `truth` that must be written to Redis completely.
+
+        It has the accounts and keys that Redis lacks, that are older there, or that `strays` (entries added
+        by older data) changed.
+        """
         organizations, tenants = await self._target.behind(partition, truth.organizations, truth.tenants)
         if strays is not None:
             wrong = {one.definition.organization_id for one in organizations} | strays.organizations
@@ -247,10 +260,10 @@ class Partitions:
         return replace(truth, organizations=organizations, tenants=tenants, keys=keys)
 
     async def _define(self, truth: LedgerState, written: LedgerState) -> int:
-        """Write a partition's definitions, except into states just `written`; return how many were refused.
+        """Write a partition's definitions (terms, accounts, keys, users) to Redis.
 
-        A refused definition does not stop the others. Terms are written before the accounts that use them,
-        and credentials last.
+        Return how many were refused. States that were just `written` whole are skipped. A refused definition
+        does not stop the others. Terms are written before the accounts that use them, and credentials last.
         """
         version = truth.version
         await self._target.write_terms([one.definition for one in truth.organizations], version)
@@ -342,7 +355,7 @@ class Verifier:
 
     @property
     def ready(self) -> bool:
-        """Whether everything is verified under the run id of the current connection."""
+        """Whether all partitions are verified under the run id of the present connection to Redis."""
         return bool(self._vouched) and self._vouched == self._target.run_id
 
     @property
@@ -350,7 +363,7 @@ class Verifier:
         """The seconds until the next `verify`.
 
         If all partitions are verified, except those of another version, it is the regular interval, because
-        the admission gate relies on regular calls. After a new run id it is shorter.
+        the admission gate relies on regular calls. After Redis gets a new run id it is shorter.
         """
         if (run_id := self._target.run_id) and run_id in (self._vouched, self._watched):
             return self._watch_s
@@ -442,21 +455,25 @@ class Verifier:
             self._say(f"recovery: {what}", **facts, seconds=round(self._clock() - self._begun_at, 2))
 
     async def _notice_rewind(self, *, anew: bool) -> None:
-        """Check whether Redis was set back to older data, by its history and PostgreSQL's entries."""
+        """Check whether Redis was set back to older data; with `anew`, do not rely on a recent check."""
         if self._rewinds:
             await self._rewinds.notice(anew=anew)
 
     async def _close_overtaken(self) -> None:
-        """Close partitions to be verified again, so that no entry of them is read as of the next epoch."""
+        """Close partitions that were verified on another server meanwhile, so that they are verified again.
+
+        Else their entries would be read as entries of the next epoch.
+        """
         run_id = self._target.run_id
         if due := self._overtaken.due(run_id):
             await self._target.close_again(run_id, due)
 
     async def _catch_up(self, markers: Markers) -> dict[int, int]:
-        """Store the current epoch where PostgreSQL has an earlier one or none; return PostgreSQL's epochs.
+        """Store the epochs of verified partitions where PostgreSQL has an earlier one or none.
 
-        Otherwise a PostgreSQL that was restored would store nothing from then on. A later epoch, or another
-        history with the same epoch, is left unchanged.
+        Without that, a PostgreSQL that was restored would store nothing from then on. A later epoch, or
+        another history with the same epoch, is left unchanged. Return PostgreSQL's epochs by partition, as
+        they were before.
         """
         noted = await self._source.noted()
         wrong = {
@@ -470,7 +487,8 @@ class Verifier:
     async def _compared(self, markers: Markers, strays: Collection[int]) -> dict[int, int]:
         """Return, by partition, the database position up to which Redis has all definitions.
 
-        Only for partitions whose data continues from the last comparison, which confirmed all of it.
+        It contains only partitions whose data continues from the last comparison, which confirmed all of it;
+        none of those in `strays`, whose data is older.
         """
         if self._rewinds is None:
             return {}
@@ -483,7 +501,11 @@ class Verifier:
         }  # fmt: skip
 
     def _may_be_strange(self, markers: Markers, known: Mapping[int, int]) -> bool:
-        """Return whether unknown workers may exist: this keeper has not watched, and Redis lost data."""
+        """Return whether gateway workers may exist that no report names.
+
+        They may if this keeper has not watched the workers, and Redis lost data or has closed partitions.
+        `known` are PostgreSQL's epochs.
+        """
         assert self._admission_gate is not None
         emptied = any(not marker and known.get(one, 0) for one, marker, _ in markers.unverified)
         return not self._admission_gate.watched and (emptied or bool(markers.closed))
@@ -516,9 +538,11 @@ class Verifier:
         catalogue: int,
         defined: DefinedPartitions,
     ) -> list[VerificationResult]:
-        """Verify the unverified partitions in `found`, and define all `wanted`; return the results.
+        """Verify the unverified partitions in `found`, and write the definitions of all `wanted`.
 
-        Partitions that another keeper verified are omitted, and so are those that failed, which are logged.
+        Return the results, without partitions that another keeper verified, and without those that failed,
+        which are logged. `defined` gets the partitions that are finished, and `catalogue` is the version of
+        the list of services.
         """
         if not wanted:
             return []
