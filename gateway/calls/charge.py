@@ -193,7 +193,10 @@ def _with_measured(use: MeteredUse) -> Detail:
 
 
 def _at_asked_tier(use: MeteredUse, price: Vector, detail: Detail) -> Detail:
-    """Return the detail of an answer, with the requested service tier if the answer reports none."""
+    """Return the detail of an answer; if it reports no service tier, add the tier that the request named.
+
+    The tier is added only if that does not lower the price.
+    """
     if use.used and not detail.service_tier:
         tier = served_tier(price, use.tiers, use.counts, detail.tools)
         if tier:
@@ -205,10 +208,11 @@ def _at_asked_tier(use: MeteredUse, price: Vector, detail: Detail) -> Detail:
 def _by_report(
     said: ReportedCost, use: MeteredUse, price: Vector | None, book: int | None
 ) -> tuple[tuple[int, str, str] | None, tuple[int, int] | None]:
-    """Return the reported cost with currency and rate if it sets the charge, and both costs if far apart.
+    """Return the charge by the provider's reported cost, and the costs that differ.
 
-    `book` is the cost by the price book. If the gateway itself counted tokens, the reported cost is raised to
-    `book`.
+    The charge is the cost with its currency and exchange rate; it is None unless the reported cost decides.
+    The second is `book`, the cost by the price book, with the reported one; it is None unless they are far
+    apart. If the gateway itself counted tokens, the reported cost is raised to `book`.
     """
     cost = said.in_currency_of(price)
     if cost is None:
@@ -223,7 +227,7 @@ def _by_report(
 
 
 def charge_as_held(use: MeteredUse, terms: UseTerms, held: Held) -> ChargedUse:
-    """Return the charge of a use that cannot be read: the whole hold."""
+    """Return the charge of a use that cannot be read, which is the whole amount `held`."""
     cost = held.cost if terms.currency else None
     facts = _facts_of(use, use.detail, cost, terms.currency, 0, "", "", NO_PARTS)
     settlement = release(terms)
@@ -261,7 +265,10 @@ def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
 
 
 def _take(settlement: Settlement, use: MeteredUse, terms: UseTerms, cost: int | None) -> None:
-    """Set the amounts of a settlement for a use. A cost stated by the caller replaces the cost of tokens."""
+    """Set the amounts that a settlement takes from the limits, such as tokens, credits and units.
+
+    `cost` is the cost of the use. A cost that the caller stated replaces the cost of tokens.
+    """
     service, weights, counts = terms.service, terms.weights, use.counts
     if use.cost is not None and service.meter == CONSUMPTION and service.pricing.at_cost is not None:
         settlement.credits, settlement.over = whole_credits(charged(use.cost, factor_of(service)))

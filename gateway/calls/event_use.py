@@ -18,10 +18,10 @@ def use_of(
     told: EventUsage, tenant_id: int, service: Service, price: Vector | None, weights: Weights | None, *,
     in_cycle: bool,
 ) -> EventSettlement:  # fmt: skip
-    """Return the amounts that an event of usage charges; `Unacceptable` if it lacks a value or a price.
+    """Return the amounts to charge for a usage event, which a customer's own system reported.
 
-    `price` is the model's price at the time of the event. Its tokens count toward a quota if their cycle
-    still runs (`in_cycle`).
+    Raise `Unacceptable` if the event lacks a value or a price. `price` is the model's price at the time of
+    the event. Tokens count toward a quota only if the quota's cycle of that time still runs (`in_cycle`).
     """
     vectors = _vectors(told, service, price)
     if service.meter not in {CONSUMPTION, PAY_PER_USE} and not told.is_counted:
@@ -48,7 +48,10 @@ def use_of(
 
 
 def _vectors(told: EventUsage, service: Service, price: Vector | None) -> tuple[Vector, ...]:
-    """Return the prices of tokens if they set a service's price; `Unacceptable` if one is missing."""
+    """Return the token prices for an event; none if the service does not charge by them.
+
+    Raise `Unacceptable` if the event lacks the model or tokens that a price needs, or the price is missing.
+    """
     pricing = service.pricing
     by_token = pricing.per_million is not None or pricing.at_cost is not None
     if not by_token or service.meter not in {CONSUMPTION, PAY_PER_USE}:

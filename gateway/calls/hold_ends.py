@@ -38,8 +38,8 @@ def end_settled(  # noqa: PLR0917  # a hold, what its caller says, and the price
 ) -> HoldEnd:  # fmt: skip
     """Return the end of a hold by the usage that its caller states; `InvalidRequest` if a value is missing.
 
-    `prices` are those at its creation, and `detail` is the rest of an answer. The use is `estimated` unless a
-    provider reported it.
+    `prices` are those at the hold's creation. `detail` is read from a provider's answer, None without one.
+    The use is `estimated` unless a provider reported it.
     """
     service, nothing = hold.service, said.usage is None and said.cost is None and said.units is None
     counts, tools, tier = usage_of(said.usage or {})
@@ -77,7 +77,7 @@ def end_settled(  # noqa: PLR0917  # a hold, what its caller says, and the price
 
 
 def counted_of(hold: CallerHold, end: HoldEnd) -> Counted | None:
-    """Return a worker's counts for an ended hold, or None if it cost nothing."""
+    """Return the use of an ended hold for the metrics of this worker, or None if nothing was charged."""
     facts = read_facts(end.facts.encode()) if end.charge else None
     if facts is None:
         return None
@@ -90,7 +90,7 @@ def counted_of(hold: CallerHold, end: HoldEnd) -> Counted | None:
 
 
 def _use(hold: CallerHold, route: str, now_ms: int, status: int, detail: Detail) -> MeteredUse:
-    """Return the use of a hold before any usage is set."""
+    """Return the use of a hold without amounts, which are set later."""
     call = hold.call
     return MeteredUse(
         False, NO_COUNTS, 0, 0, False, detail, hold.model, route, GENERIC if call is None else call.family,

@@ -67,10 +67,10 @@ class PricesThen:
         self._named: dict[str, list[ModelPrice]] = {}
 
     def rate_again(self, use: JournalUse, ours: int) -> Rating | None:
-        """Return the new cost of a use after the price with id `ours` was added, or None if unrelated.
+        """Return the new cost of a use after the price with the id `ours` was added.
 
-        The price concerns tokens that were charged by a price of its model, by any name of the call. A use
-        keeps its cost if its known prices do not add up to that.
+        Return None unless tokens of the use were charged by an earlier price of the new price's model, under
+        any name of the call. A use whose stored prices do not give its stored cost keeps this cost.
         """
         about = self._by_id[ours]
         charged: list[tuple[int, tuple[str, ...]]] = [(use.price_id, (use.model, use.response_model))]
@@ -97,9 +97,10 @@ class PricesThen:
     def _in_force(
         self, was: ModelPrice | None, names: tuple[str, ...], at_ms: int, about: ModelPrice
     ) -> tuple[ModelPrice | None, ModelPrice | None]:
-        """Return the price in force at `at_ms` for the model of the price `was`, with and without `about`.
+        """Return the price in force at `at_ms`, with and without the price `about`.
 
-        Both are None if the model is unknown. `names` are the names of the model in the call.
+        It is for the model of `was`, the price that was charged, or both are None if the model is unknown.
+        `names` are the names of the model in the call.
         """
         if was is None:
             return None, None
@@ -122,7 +123,11 @@ class PricesThen:
         return choose(of_name, name, self._currency, at_ms, provider) or was, without or was
 
     def _cost(self, use: JournalUse, prices: Sequence[ModelPrice | None]) -> int | None:
-        """Return the cost of a use by these prices, its own model's first; None if one is unknown."""
+        """Return the cost of a use in nano-units by these prices; None if one is unknown.
+
+        The first price is that of the use's model, and the others are those of the further models in the
+        call.
+        """
         vectors = list[Vector]()
         for one in prices:
             own = one is not None and one.vector.currency == use.currency
@@ -144,7 +149,11 @@ class Itemized(NamedTuple):
 
 
 def itemize(call: Mapping[str, Any], price: Mapping[str, Any]) -> Itemized:
-    """Return the lines of the cost of a call in the journal, by the row of its price."""
+    """Return the lines that make up a call's cost, such as input and output tokens.
+
+    `call` is the call in the journal, `price` the row of its price. The result says if the lines add up to
+    the cost.
+    """
     usage = call["usage"]
     vector = vector_in(read_price(price), str(call["currency"]), str(call["exchange_rate"] or ""))
     counts = [usage.get(kind, 0) for kind in KINDS]

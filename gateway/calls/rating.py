@@ -36,9 +36,10 @@ def price_of(  # noqa: PLR0917  # the caller, the prices at admission, and the o
     look_up: PriceOf, caller: Caller, prices: CallPrices, detail: Detail, counts: Counts, now_s: float,
     sent: str = "",
 ) -> PriceMatch:  # fmt: skip
-    """Return the price of a use, among those of its admission, now that its answer is known.
+    """Return the price of a use after its answer, which may name another model than the request.
 
-    `sent` is the model's name at its upstream.
+    It is one of the prices at admission if the model was known then. `sent` is the model's name at its
+    upstream.
     """
     named, answered = prices.named, detail.model
     if not named:
@@ -56,9 +57,9 @@ def price_of(  # noqa: PLR0917  # the caller, the prices at admission, and the o
 
 
 def served_tier(vector: Vector, asked: Sequence[str], counts: Sequence[int], tools: Mapping[str, int]) -> str:
-    """Return the requested tier of a use whose answer reports none, if that tier costs more or has no price.
+    """Return the requested service tier of a use whose answer reports none, if it costs more or is unpriced.
 
-    Otherwise return an empty text, so that a request alone lowers no price.
+    Otherwise return an empty text, so that a request alone cannot lower the price.
     """
     found, most = "", cost_nano(vector, counts, tools)
     places = [tier for tier in asked if tier in PLACES]
@@ -75,7 +76,7 @@ def parts_of(  # noqa: PLR0917  # as `price_of`, whose answer's price is `vector
     look_up: PriceOf, caller: Caller, prices: CallPrices, vector: Vector, detail: Detail, counts: Counts,
     now_s: float,
 ) -> tuple[ModelPart, ...]:  # fmt: skip
-    """Return the parts of other models in a use, each at its model's price.
+    """Return the parts of a use that models other than the main one produced, each at its model's price.
 
     A part has at most the tokens that earlier parts leave. An unknown model has the highest price that the
     use may have.
@@ -102,7 +103,10 @@ def cost_of(
     vector: Vector, counts: Counts, tools: Mapping[str, int] = _NO_TOOLS, tier: str = "",
     parts: Sequence[ModelPart] = NO_PARTS,
 ) -> int:  # fmt: skip
-    """Return the cost of a use in nano-units: its `parts` by their own prices, the rest by `vector`."""
+    """Return the cost of a use in nano-units. Its `parts` of other models cost their own prices.
+
+    The other tokens and the tools cost the price `vector` at the service `tier`.
+    """
     if not parts:
         return cost_nano(vector, counts, tools, tier)
     whole = sum([cost_of_part(part.vector, part.counts, tier) for part in parts])

@@ -63,9 +63,10 @@ class _Connections:
     def ask(
         self, method: str, path: str, body: object = None, tries: int = TRIES_MAX, **headers: str
     ) -> dict[str, Any]:
-        """Send a request, and retry it if the answer is lost or 503; `HoldRefused` for others than 2xx.
+        """Send a request, up to `tries` times if the answer is lost or 503; return the answer's JSON object.
 
-        With `tries` 1 it goes over a new connection, because an idle one may be closed already.
+        Raise `HoldRefused` for a status other than 2xx. With `tries` 1 a new connection is used, because an
+        idle one may be closed already.
         """
         fields = {"authorization": f"Bearer {self._key}", "content-type": "application/json"} | headers
         sent = None if body is None else json.dumps(body).encode()
@@ -85,7 +86,7 @@ class _Connections:
         raise AssertionError("the last try returns or raises")
 
     def settle(self, id_: str, **said: Any) -> dict[str, Any]:
-        """Settle a hold by its id."""
+        """Settle the hold with this id; `said` are the fields of the request, such as `usage` and `cost`."""
         return self.ask("POST", f"/{id_}/settle", _said(said))
 
     def _once(
@@ -175,9 +176,9 @@ class Holds:
         self._connections = _Connections(url, key, timeout_s, pause)
 
     def take(self, service: str, **said: Any) -> Hold:
-        """Create a hold; `said` has the fields of its request, such as `model`, `max_tokens` and `ttl_s`.
+        """Create a hold on the limits of a service; `said` has other fields of the request, such as `model`.
 
-        `idempotency_key` is generated unless it is given. `HoldRefused` if a limit refuses the hold.
+        `idempotency_key` is generated unless it is given. Raise `HoldRefused` if a limit refuses the hold.
         """
         key = said.pop("idempotency_key", None) or str(uuid4())
         body = _said({"service": service} | said)
@@ -185,7 +186,10 @@ class Holds:
         return Hold(self._connections, self._connections.ask("POST", "", body, TRIES_MAX, **fields))
 
     def settle(self, id_: str, usage: Mapping[str, Any] | None = None, **said: Any) -> dict[str, Any]:
-        """Settle a hold of another program, by its id; `said` has the arguments of `Hold.settle`."""
+        """Charge the usage to a hold that another program created, by its id; return the charged amounts.
+
+        `said` has the other arguments of `Hold.settle`, such as `cost`.
+        """
         return self._connections.settle(id_, usage=usage, **said)
 
     def close(self) -> None:
@@ -206,27 +210,27 @@ class AsyncHold:
 
     @property
     def held(self) -> int | str:
-        """The amount of the hold."""
+        """The amount that the hold reserves: a number of tokens or units, or money as a decimal text."""
         held: int | str = self._hold.held
         return held
 
     @property
     def remaining(self) -> int | str | None:
-        """The rest of its limit when it was created or extended, None without a limit."""
+        """The rest of the limit after the hold was created or extended; None without a limit."""
         left: int | str | None = self._hold.remaining
         return left
 
     async def extend(self, ttl_s: int = 60, more: int | str | None = None) -> Self:
-        """Extend the hold, as `Hold.extend`."""
+        """Extend the hold to `ttl_s` seconds from now, and add `more` to its amount, as `Hold.extend`."""
         await asyncio.to_thread(self._hold.extend, ttl_s, more)
         return self
 
     async def settle(self, usage: Mapping[str, Any] | None = None, **said: Any) -> dict[str, Any]:
-        """Settle the hold, as `Hold.settle`."""
+        """Charge the usage, and return the charged amounts, as `Hold.settle`."""
         return await asyncio.to_thread(self._hold.settle, usage, **said)
 
     async def release(self) -> None:
-        """Release the hold, as `Hold.release`."""
+        """Release the whole amount without a charge, as `Hold.release`."""
         await asyncio.to_thread(self._hold.release)
 
     async def __aenter__(self) -> Self:
@@ -248,11 +252,11 @@ class AsyncHolds:
         self._holds = Holds(url, key, timeout_s)
 
     async def take(self, service: str, **said: Any) -> AsyncHold:
-        """Create a hold, as `Holds.take`."""
+        """Create a hold on the limits of a service without blocking the event loop, as `Holds.take`."""
         return AsyncHold(await asyncio.to_thread(self._holds.take, service, **said))
 
     async def settle(self, id_: str, usage: Mapping[str, Any] | None = None, **said: Any) -> dict[str, Any]:
-        """Settle a hold by its id, as `Holds.settle`."""
+        """Charge the usage to a hold that another program created, by its id, as `Holds.settle`."""
         return await asyncio.to_thread(self._holds.settle, id_, usage, **said)
 
     def close(self) -> None:

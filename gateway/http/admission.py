@@ -109,7 +109,7 @@ def _check_route(exchange: Exchange) -> None:
 
 
 def judge_as_asked(exchange: Exchange) -> None:
-    """Replace the head and route of an authorization request by those of the call to be authorized."""
+    """Replace the exchange's head and route by those of the call that another proxy asks us to authorize."""
     asked = exchange.routed.asked
     assert asked is not None
     exchange.head, exchange.routed = _routed_as(exchange.head, asked, exchange.head.proof), asked
@@ -192,7 +192,10 @@ class OpeningRun(NamedTuple):
 def run_to_judge(
     ports: Ports, caller: Caller, asked: RunRequest, policies: CallRunPolicies
 ) -> tuple[Run, OpeningRun | None]:
-    """Return the run for the checks of a call, and an `OpeningRun` if this worker has not cached the run."""
+    """Return the run that a call belongs to, for the checks of the call.
+
+    If this worker has not cached the run, return a provisional run and an `OpeningRun` for `open_run`.
+    """
     cached = ports.runs.cached(caller, asked)
     if cached is not None:
         return cached, None
@@ -204,7 +207,7 @@ async def open_run(
 ) -> tuple[Run, CallPrices, CallBudgets | None]:
     """Open or find the run of a checked call; return the run, and the call's prices and budgets.
 
-    This is the last check but for the reservation: a call that is refused later does not keep its run.
+    `said` is the attribution of the call. If reserving the hold fails afterwards, the run soon expires.
     """
     caller = opening.caller
     run = await ports.runs.find(caller, opening.asked, opening.policies)
@@ -266,7 +269,10 @@ async def _comes_soon(exchange: Exchange, caller: Caller) -> bool:
 
 
 def read(exchange: Exchange, body: bytes, look: BodyLook | None = None) -> CallRequest:
-    """Read the request of a call from its body; raise 413 or 400 for a body that cannot be read."""
+    """Read the request of a call from its `body`; raise 413 or 400 for a body that cannot be read.
+
+    `look` has facts about the body, if it was looked at before.
+    """
     routed = exchange.routed
     refusal = exchange.body_failure or exchange.head.refusal
     if refusal is not None:
@@ -304,7 +310,8 @@ async def _read_in_turn(
 ) -> CallRequest:
     """Read the request from a large body when it is the organization's turn in the queue.
 
-    Raise `Overloaded` if the waiting bodies of this caller exceed its share of memory.
+    `look` has facts about the body, if known. Raise `Overloaded` if the waiting bodies of this caller exceed
+    its share of memory.
     """
     if not exchange.connection.body.claim(caller, len(body)):
         raise full()
@@ -390,9 +397,10 @@ async def check_objects(exchange: Exchange, caller: Caller, call: CallRequest) -
 
 
 def made_models(exchange: Exchange, caller: Caller, call: CallRequest) -> tuple[str, ...]:
-    """Return the models of a call that an earlier call created: they are owned like other objects.
+    """Return the models named in a call that were created through the API, such as fine-tuned ones.
 
-    Names from the operator's configuration are not included.
+    Such a model has an owner, like other stored objects. Names from the operator's configuration are not
+    included.
     """
     rules, owned = FAMILIES[call.family].objects, exchange.routed.owned
     if rules is None or not rules.models or owned is None or not owned.apart:
@@ -418,7 +426,10 @@ def check_batch_models(exchange: Exchange, caller: Caller, call: CallRequest, nu
 
 
 def _lists(exchange: Exchange, caller: Caller, user: str) -> list[tuple[str, Collection[str]]]:
-    """Return the model allow-lists of a call, each with its owner; the model must be on every list."""
+    """Return the model allow-lists for a call of this `user`, each with a name for messages, such as API key.
+
+    The model of the call must be on every list.
+    """
     found: list[tuple[str, Collection[str]]] = []
     if caller.models is not None:
         found.append(("API key", caller.models))
@@ -429,7 +440,7 @@ def _lists(exchange: Exchange, caller: Caller, user: str) -> list[tuple[str, Col
 
 
 def _aim(exchange: Exchange, call: CallRequest, rule: ModelRule) -> None:
-    """Set the targets of a call whose model is configured, and the first one's upstream and model.
+    """Set a call's targets by the `rule` of its configured model; send the call to the first target.
 
     Raise `InvalidRequest` if no target speaks the API of the call.
     """
@@ -445,7 +456,10 @@ def _aim(exchange: Exchange, call: CallRequest, rule: ModelRule) -> None:
 
 
 def know_upstreams(worker: Worker, call: CallRequest, rule: ModelRule | None, name: str) -> None:
-    """Set the facts about a call's upstreams: of each target, or of the upstream `name` without targets."""
+    """Set in `call` the known facts about the models of its targets, such as their maxima.
+
+    For a call without targets, use the facts of the upstream with this `name`.
+    """
     upstreams = worker.upstreams
     if not call.targets:
         upstream = upstreams.get(name)
@@ -487,7 +501,10 @@ def check_parts(  # a call, who pays for it and how, and its models' prices
     ports: Ports, service: Service, call: CallRequest, budgets: CallBudgets | None,
     named: tuple[PriceMatch, ...],
 ) -> None:  # fmt: skip
-    """Raise `ModelNotPriced` if a tool, service tier or medium of a call needs a price and has none."""
+    """Raise `ModelNotPriced` if a tool, service tier or medium of a call needs a price and has none.
+
+    `named` are the prices of the models that the call names.
+    """
     asking = budgets if budgets is not None and MONEY in budgets.enforced else None
     by_cost = service.pricing.at_cost is not None
     if not (ports.refuse_unpriced or by_cost or asking is not None):
@@ -508,7 +525,10 @@ def check_parts(  # a call, who pays for it and how, and its models' prices
 def named_prices(
     directory: DirectoryPort, caller: Caller, call: CallRequest, own: bool, ago_s: float = 0.0
 ) -> tuple[PriceMatch, ...]:
-    """Return the prices of all models or targets that a call names, as of `ago_s` seconds ago."""
+    """Return the prices of all models or targets that a call names, as of `ago_s` seconds ago.
+
+    With `own`, only prices in the organization's currency are found.
+    """
     if not call.targets and not call.models_beside:
         return (book_price(directory, caller, call.model, own, ago_s, call.upstream),)
     models = [*dict.fromkeys((call.model, *call.models_beside))]
@@ -536,7 +556,10 @@ def charging_prices(service: Service, call: CallRequest, named: tuple[PriceMatch
 def _check_currency(
     directory: DirectoryPort, caller: Caller, prices: CallPrices, budgets: CallBudgets | None, by_cost: bool
 ) -> None:
-    """Raise `ModelNotPriced` if a model has a price only in another currency, without an exchange rate."""
+    """Raise `ModelNotPriced` if a model's only price is in a foreign currency, without an exchange rate.
+
+    `by_cost`: the service charges the cost of its calls; otherwise a budget in money requires the price.
+    """
     for one in prices.named:
         if one.vector is None:
             other = directory.price(caller, one.model, 0.0, False) or directory.price_as(
@@ -553,9 +576,9 @@ def _check_currency(
 
 
 def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | None = None) -> None:
-    """Raise `ModelNotPriced` if a model that may answer has no price; the message names the requiring budget.
+    """Raise `ModelNotPriced` if a model that may answer has no price; the message names the budget in money.
 
-    Under a budget in money a call must name its model: the upstream's own choice has no price.
+    Under a budget in money a call must name its model: the upstream's default model has no known price.
     """
     if budgets is not None and not call.model and call.meter in SHAPES:
         name = budgets.refusing(MONEY)
@@ -566,7 +589,11 @@ def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | No
 
 
 def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> str:
-    """Return the message for a call without a price, required by its service, a budget or a setting."""
+    """Return the message for a call with `what` (a model, tool or medium) that has no price.
+
+    It says why a price is required: the service charges `by_cost`, a budget limits money, or a setting says
+    so.
+    """
     if by_cost:
         return f"No price for {what}, and its service is charged what it costs."
     if budgets is None:
@@ -578,7 +605,10 @@ def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> 
 def book_price(  # noqa: PLR0917  # as `named_prices`
     directory: DirectoryPort, caller: Caller, model: str, own: bool, ago_s: float, upstream: str = ""
 ) -> PriceMatch:  # fmt: skip
-    """Return a model's price `ago_s` seconds ago; without one, the price of its configured substitute."""
+    """Return a model's price `ago_s` seconds ago; without one, the price of its configured substitute.
+
+    With `own`, only prices in the organization's currency are found.
+    """
     found = directory.price(caller, model, ago_s, own, upstream)
     if found is not None:
         return PriceMatch(model, found)
@@ -589,7 +619,10 @@ def book_price(  # noqa: PLR0917  # as `named_prices`
 def _target_price(  # noqa: PLR0917  # as `named_prices`
     directory: DirectoryPort, caller: Caller, call: CallRequest, target: ModelTarget, own: bool, ago_s: float
 ) -> PriceMatch:
-    """Return the price of a target under its upstream's name, else under the requested name."""
+    """Return the price of a fallback target by its model's name at the upstream, else by the requested name.
+
+    With `own`, only prices in the organization's currency are found.
+    """
     for stands_in in (False, True):
         look_up = directory.price_as if stands_in else directory.price
         for name in dict.fromkeys((target.model, call.model)):
@@ -600,7 +633,10 @@ def _target_price(  # noqa: PLR0917  # as `named_prices`
 
 
 def _name_priced(pricing: ServicePricing, call: CallRequest, model: str) -> str:
-    """Return the name of a target's model for prices: the requested name if only this one has a price."""
+    """Return the name by which a service prices the `model` of a target.
+
+    It is the name that the client requested, if the service has a price for that name alone.
+    """
     of_own = pricing.per_million or {}
     return call.model if call.model in of_own and model not in of_own else model
 
@@ -608,7 +644,10 @@ def _name_priced(pricing: ServicePricing, call: CallRequest, model: str) -> str:
 def _check_overlapping(
     directory: DirectoryPort, caller: Caller, service: Service, overlapping: tuple[str, ...]
 ) -> None:
-    """Raise `UnknownRoute` if another service offers the caller the same paths at another price."""
+    """Raise `UnknownRoute` if one of the services `overlapping` has the same paths at another price.
+
+    Only services that the caller may use are compared.
+    """
     for key in overlapping:
         try:
             other = directory.resolve(caller, key)
@@ -622,7 +661,7 @@ def _check_overlapping(
 
 
 def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
-    """Return whether the caller's organization may use a model name, which may be reserved for others."""
+    """Return whether the caller's organization may use a model `name`; the operator can reserve names."""
     try:
         configured.find(name, caller.organization_id)
     except ModelNotAllowed:
@@ -632,7 +671,10 @@ def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
 
 # Lists of models show only models that the caller may call, by its key, its services and their prices.
 def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: Listing) -> None:
-    """Filter a list of models to those that the caller may call; raise 403 if the path names another one."""
+    """Remove models that the caller may not call from an upstream's answer to a list of models.
+
+    Raise 403 if the request's path names a model that the caller may not call.
+    """
     services, model = _services(exchange, caller), exchange.routed.listed
     user = caller.acts_for(exchange.head.attribution.user, call.user)
     lists = [(whose, listed, Patterns(listed)) for whose, listed in _lists(exchange, caller, user)]
@@ -685,9 +727,9 @@ def _configured(exchange: Exchange, caller: Caller, models: ModelTable) -> list[
 
 
 def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
-    """Return the services of this upstream that the caller may use.
+    """Return the services that the caller may use at the exchange's upstream.
 
-    None if each of them allows any model, so that no list needs a filter.
+    Return None if these services allow any model, so that a list of models needs no filter.
     """
     worker = exchange.worker
     ports = worker.ports
@@ -727,7 +769,10 @@ def _may_call(exchange: Exchange, caller: Caller, service: Service, model: str) 
 
 
 async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) -> Caller:
-    """Return the caller of the first known digest, and move this digest to the front of `proof`."""
+    """Return the caller of the first known digest in `proof`, and move this digest to the front.
+
+    Raise `InvalidApiKey` if no digest is known.
+    """
     digests = (proof.digest, *proof.others)
     wrong = InvalidApiKey()
     for digest in digests:
@@ -747,7 +792,10 @@ async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) ->
 # Sources: SPIFFE's X.509-SVID (the one URI of a certificate is the id); RFC 5280, 4.2.1.6. The certificate
 # was verified in the handshake, by the authorities that settings name.
 def _by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
-    """Return the head with the key of a client certificate or of an upload; otherwise raise `refusal`."""
+    """Return the request's head with a key that belongs to the client certificate or the upload's URL.
+
+    Raise `refusal` if the request has neither, or has a credential of its own.
+    """
     head, keys = exchange.head, exchange.worker.workloads
     missing = isinstance(refusal, InvalidApiKey) and refusal.failure == "missing"
     if missing and head.routed.route is not None:
@@ -764,7 +812,7 @@ def _by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
 
 
 def _routed_as(head: CallHead, routed: RoutedHead, proof: HeaderCredential) -> CallHead:
-    """Return a copy of a head with another route and credential."""
+    """Return a copy of a head with the route `routed` and the credential `proof`."""
     call = CallHead(routed, proof, head.said)
     call.attribution, call.parent = head.attribution, head.parent
     call.passed, call.cors = head.passed, head.cors

@@ -132,7 +132,7 @@ class CapacityQueues:
     async def take(self, exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, waits: bool) -> None:
         """Acquire the capacity of an upstream that a call needs, or wait for room.
 
-        Raise `UpstreamFull` if the wait is too long, or if `waits` is False and there is no room.
+        Raise `UpstreamFull` if the wait is too long, or at once if there is no room and `waits` is False.
         """
         capacity, ports, call = upstream.capacity, self.ports, admitted.call
         assert capacity is not None
@@ -208,12 +208,16 @@ class CapacityQueue:
             self._ask()
 
     def leave(self, one: WaitingCall) -> None:
-        """Remove a call whose client left; capacity that it still gets is released."""
+        """Remove a call whose client left; capacity that Redis still grants to it is released."""
         self._remove(one)
         one.until = 0.0
 
     def end(self, one: WaitingCall, by: int, tokens: int, forwarded: bool) -> None:
-        """Note the end of an admitted call, and the capacity that it did not use."""
+        """Note the end of an admitted call, to give back the capacity that it did not use.
+
+        `by` says how Redis admitted the call, `tokens` were used; a call not `forwarded` used no request
+        either.
+        """
         if self._going.pop(one.id, _NOT_THERE) is None:
             self._over.append(one.id)
         requests, left = int(not forwarded), one.need - tokens
@@ -223,13 +227,13 @@ class CapacityQueue:
             self._again(AGAIN_S_MIN if self.length else TOLD_S)
 
     def finish(self) -> bool:
-        """Report ended calls at once; return whether a report is still under way."""
+        """Report the ended calls to Redis at once; return whether a report is still under way."""
         if self._over or self._ended:
             self._ask()
         return self._asking
 
     def _put_back(self, ended: list[CapacityEnd], over: list[str]) -> None:
-        """Queue reports that failed once more, ahead of the later ones."""
+        """Queue the failed reports `ended` and `over` again, ahead of those that were added later."""
         self._ended = (ended + self._ended)[-UNTOLD_MAX:]
         self._over = (over + self._over)[-UNTOLD_MAX:]
 
@@ -266,7 +270,7 @@ class CapacityQueue:
             begin(self._round())
 
     def _again(self, seconds: float) -> None:
-        """Schedule the next request to the account in `seconds`, unless an earlier one is scheduled."""
+        """Schedule the next request for capacity in `seconds`, unless it is scheduled earlier already."""
         loop = self._queues.loop
         at = loop.time() + seconds
         if self._asking:
@@ -315,7 +319,10 @@ class CapacityQueue:
         self._take(calls, answer[1:], 0.0 if all(answer[1:]) else answer[0] / 1000)
 
     def _take(self, calls: list[WaitingCall], answers: list[int], again_s: float) -> None:
-        """Process an account's answer: admit calls, refuse late ones, schedule the next request."""
+        """Process the answers to a capacity request: admit or refuse calls, and schedule the next request.
+
+        `answers` are the answers to `calls`, in order. The next call may have room in `again_s` seconds.
+        """
         let_in = [(one, by) for one, by in zip(calls, answers, strict=True) if by]
         for one, by in let_in:
             if self.limits.concurrency:  # an unconfirmed call may still be counted, later
@@ -381,7 +388,8 @@ _NOT_THERE: Final = object()
 def _by_turns(calls: dict[str, deque[WaitingCall]]) -> Iterator[WaitingCall]:
     """Yield the first waiting call of each share, then the second, and so on.
 
-    Above `ASKS_MAX` shares, a different one comes first each time.
+    A share is an organization's part of the capacity. Of more than `ASKS_MAX` shares, some are left out, and
+    come first the next time.
     """
     rows = [islice(row, SHARE_ASKS_MAX) for row in islice(calls.values(), ASKS_MAX)]
     if len(calls) > ASKS_MAX:

@@ -169,7 +169,7 @@ class AdmittedCall:
                 lower_task(call, claim.budget, decision)
 
     async def outlast(self) -> None:
-        """Extend the hold to the life of a job's hold; raise the `Refusal` of a limit that changed since."""
+        """Extend the hold to last as long as a background job; raise a `Refusal` if a limit refuses."""
         request = replace(self._request, raises=True, ttl_ms=1000 * HOLD_S_MAX)
         await reserve_hold(self._exchange, request, self.budgets)
 
@@ -189,7 +189,7 @@ class AdmittedCall:
 
     @property
     def charges(self) -> bool:
-        """Whether the call can have a charge: not on a free route, nor with only its head admitted."""
+        """Whether the call can have a charge. It has none on a free route, or with only its head admitted."""
         return self.service.id != 0
 
     @property
@@ -199,7 +199,7 @@ class AdmittedCall:
 
     @property
     def settles_after_reply(self) -> bool:
-        """Whether the route sends the whole answer before the call is charged."""
+        """Whether the call is charged after its whole answer is sent, as the route allows, and not before."""
         route = self._exchange.routed.route
         return route is not None and route.settle == "after_reply"
 
@@ -235,8 +235,8 @@ class AdmittedCall:
         """Return whether the hold covers `tokens` more input tokens than the call's estimated need.
 
         A strict plan or credits may hold more than the need: that part counts too. If the hold is too small,
-        `tokens` and a `step` more are requested, and `answered` is called with the result; with None nothing
-        is requested.
+        `tokens` and a `step` more are requested from Redis, and `answered` is called with the result. If
+        `answered` is None, nothing is requested.
         """
         observed, weights = self._observed or self._watch(), self.decision.weights
         need, covered_, held_quota = (
@@ -265,7 +265,7 @@ class AdmittedCall:
         return False
 
     def short_of(self) -> Refusal:
-        """Return the refusal for the limit that was too small for `reserves`."""
+        """Return the refusal for the limit that had too little left when `reserves` asked for more."""
         observed = self._observed
         short = BY_QUOTA if observed is None else observed.short
         budget = self.decision.budget
@@ -281,7 +281,7 @@ class AdmittedCall:
         return refusal
 
     def owe(self, before: AdmittedCall) -> None:
-        """Make this call due under the hold of `before`, which paid for the use that has begun."""
+        """Charge this call to the hold of `before`, an earlier call on the same WebSocket."""
         self.user, self.claim, self._accounts = before.user, before.claim, before._accounts
         self.decision, self.due = Decision(_ADMITTED), True
         self._exchange.charge = self
@@ -327,9 +327,9 @@ class AdmittedCall:
 
         The unused part is released. A call that its client `abandoned` after the upstream received it costs
         at least its units and input, and so does a call that the upstream gave up by the call's own timeout.
-        A result that an upstream may have made without a report costs one unit, unless a later look finds it.
-        Output since the last report is charged by the time that passed, if the gateway stopped waiting.
-        `failed` holds the status and reason that the client gets, if they are not the upstream's.
+        If an upstream may have made a result without reporting it, the call costs one unit until a report is
+        found. If the gateway stopped waiting, output since the last report is charged by the time that
+        passed. `failed` holds the status and reason that the client gets, if they differ from the upstream's.
         """
         assert self.due, "a charge ends once"
         exchange, worker = self._exchange, self._worker
@@ -433,7 +433,10 @@ class AdmittedCall:
         return charged
 
     def _reported(self, nano: int, now_s: float) -> ReportedCost:
-        """Return the provider's cost in nano-dollars with the exchange rate at admission."""
+        """Return the provider's reported cost (`nano`, in nano-dollars) with the exchange rate at admission.
+
+        `now_s` is the present time on the same clock as the admission's.
+        """
         directory, upstream = self._worker.ports.directory, self._exchange.upstream
         currency, rate = directory.pays_in(self.caller), ""
         if currency != BASE_CURRENCY:
@@ -530,9 +533,10 @@ def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
     caller: Caller, request_id: str, user: str, service: Service, call: CallRequest, estimate: Estimate,
     prices: CallPrices, budgets: CallBudgets | None, units: int, raises: bool, ttl_ms: int = 0,
 ) -> tuple[CallClaim, HoldRequest]:  # fmt: skip
-    """Return the claim of a call, and the request for its hold.
+    """Return what a call claims of each limit, and the request that reserves it as a hold.
 
-    Raise `InvalidRequest` if a background call's hold would end before its result exists.
+    `units` are those that the client states. With `raises`, the request enlarges an existing hold. Raise
+    `InvalidRequest` if a background call's hold would end before its result exists.
     """
     if call.background and ttl_ms < 1000 * JOB_S_MAX:
         raise InvalidRequest("background: only a call by itself is made so.", param="background")
@@ -559,7 +563,7 @@ def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
 
 
 async def reserve_hold(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Decision:
-    """Reserve a hold without interruption; raise the `Refusal` of a limit that is too small."""
+    """Reserve a hold without interruption; raise the `Refusal` of a limit that has too little left."""
     worker = exchange.worker
     exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
     try:
@@ -571,7 +575,7 @@ async def reserve_hold(exchange: Exchange, request: HoldRequest, budgets: CallBu
 
 
 def check_admitted(decision: Decision, budgets: CallBudgets | None, ports: Ports, caller: Caller) -> None:
-    """Raise the `Refusal` of a decision that does not admit; set the budget's name in the decision."""
+    """Raise the `Refusal` of a decision that refuses a call; otherwise add its budget's name to it."""
     window = decision.budget
     if budgets is not None and window is not None:
         if decision.verdict is _ADMITTED and window.limit == ENDLESS_CALLS:

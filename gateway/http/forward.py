@@ -54,7 +54,7 @@ UPGRADE: Final = (
 
 
 def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]:
-    """Forward a call and return the head of its answer; after a failure its hold still has to be settled."""
+    """Forward a call and return the head of its answer. If this fails, the caller must settle the hold."""
     call = admitted.call
     if call.targets:
         return _ask_in_order(exchange, admitted)
@@ -64,7 +64,7 @@ def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]
 
 
 async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) -> AnswerHead:
-    """Forward a call to its current upstream; keep the body for the next target unless it is the `last`."""
+    """Forward a call to its current upstream; keep the body for another target unless this is the `last`."""
     worker, routed, connection, call = exchange.worker, exchange.routed, exchange.connection, admitted.call
     upstream = worker.upstreams.get(exchange.upstream_name)
     if upstream is None:
@@ -222,7 +222,10 @@ def _take_head(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, a
 
 
 def _tell_of_key(exchange: Exchange, upstream: Upstream, status: int) -> None:
-    """Log that an upstream refuses our credential, and where the credential is configured, once a minute."""
+    """Log that an upstream refuses the gateway's credential, and in which setting or file the credential is.
+
+    The same failure is logged once a minute at most.
+    """
     ports, place = exchange.worker.ports, upstream.target.place_of_key(exchange.key)
     count = ports.failing.note(upstream.name, place, ports.seconds(), KEYS_TELL_EACH_S)
     if count:
@@ -241,7 +244,7 @@ def hear_refusal(
 ) -> None:
     """Process an upstream's refusal because of a limit or of a field that the gateway added.
 
-    `body` is the end of the answer, `retry_s` the time to wait in seconds.
+    `body` is the end of the answer. `retry_s` is the time in seconds until calls to the upstream resume.
     """
     if answer.status in LIMITED:
         leave_alone(exchange, call, answer, retry_s)
@@ -349,7 +352,7 @@ def _pass_over(exchange: Exchange, admitted: AdmittedCall, cause: str, failure: 
 
 
 def _begin(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> None:
-    """Choose the key of a call, and its request line if that depends on the model."""
+    """Choose the upstream's key for a call, and prepare the request line if it depends on the model."""
     call, worker = admitted.call, exchange.worker
     if len(upstream.accounts) > 1:
         _cooling(exchange, admitted.caller, call)
@@ -384,7 +387,10 @@ def _opening(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> 
 
 
 def _told(fields: tuple[tuple[str, str], ...], exchange: Exchange, caller: Caller) -> bytes:
-    """Return the configured header lines of an upstream, with a call's organization, tenant and priority."""
+    """Return the configured header lines of an upstream; their placeholders get values of the call.
+
+    The values are the organization, tenant and priority.
+    """
     words = {
         "organization": str(caller.organization_id),
         "tenant": str(caller.tenant_id),
@@ -395,7 +401,7 @@ def _told(fields: tuple[tuple[str, str], ...], exchange: Exchange, caller: Calle
 
 
 def _json_opening(opening: bytes, passed: bytes) -> tuple[bytes, bytes]:
-    """Return the opening and forwarded fields of a request, changed to ask for JSON only."""
+    """Return the beginning and the forwarded fields (`passed`) of a request, changed to accept only JSON."""
     line, end, rest = opening.partition(b"\r\n")
     method, target, minor = line.split(b" ")
     path, _, query = target.partition(b"?")
@@ -461,9 +467,9 @@ def _cooling(exchange: Exchange, caller: Caller, call: CallRequest) -> UpstreamL
 def leave_alone(
     exchange: Exchange, call: CallRequest, answer: AnswerHead, wait_s: float, spent: bool = False
 ) -> None:
-    """Pause the upstream of a refused call for `wait_s` seconds, within the maximum.
+    """Stop sending calls like a refused one to its upstream for `wait_s` seconds, within the maximum.
 
-    The pause concerns all callers if a limit is `spent`, else only the caller's organization.
+    The pause concerns all callers if a limit of the account is `spent`, else only the caller's organization.
     """
     upstream, caller, ports = exchange.upstream, exchange.caller, exchange.worker.ports
     if upstream is None or caller is None or upstream.target.limits != "account":
@@ -488,7 +494,7 @@ def _entry(upstream: Upstream, key: int, kind: str, name: str) -> str:
 
 
 def _asked(exchange: Exchange, call: CallRequest) -> tuple[str, str]:
-    """Return what a pause applies to, as kind and name: the model, the service, or a free route's path."""
+    """Return the scope of a pause, as kind and name: the model, the service, or a free route's path."""
     routed = exchange.routed
     if not routed.metered:
         return "path", routed.label

@@ -82,7 +82,7 @@ def upload_pass(upload: str, digest: str, pepper: bytes) -> str:
 
 
 def passed_digest(said: str, upload: str, pepper: bytes) -> str:
-    """Return the key's digest from an upload's token; empty if the token was not made by `upload_pass`."""
+    """Return the key's digest from an upload's token `said`; empty if `upload_pass` did not make it."""
     digest = said.partition(".")[0]
     known = upload_pass(upload, digest, pepper)
     return digest if hmac.compare_digest(said.encode(), known.encode()) else ""
@@ -95,7 +95,7 @@ def _plain(name: bytes) -> bytes:
 
 
 def _key_in(name: bytes, value: bytes) -> bytes:
-    """Return the key in a header field's value, or empty bytes."""
+    """Return the API key in the value of a header field; empty if the value has none."""
     if name == PROTOCOLS_FIELD:
         named = [one.strip(b" \t") for one in value.split(b",")]
         return b" ".join(
@@ -128,7 +128,10 @@ _NOTHING = Attribution()
 
 
 def read_attribution(said: Values, family: Family) -> tuple[Attribution, str]:
-    """Return a call's attribution, and its columns as stored in rows; `InvalidRequest` names a bad field."""
+    """Return a call's attribution from the header fields `said`, and its columns joined by tabs.
+
+    Raise `InvalidRequest` that names a bad field.
+    """
     if BAGGAGE_FIELD not in said and not any(name.startswith(OURS_PREFIX) for name in said):
         session = _their_session(said, family)
         return Attribution(session=session) if session else _NOTHING, ""
@@ -163,7 +166,7 @@ def _run(said: Values) -> RunRequest | None:
 
 
 def run_in_baggage(line: bytes) -> bytes:
-    """Return a W3C baggage line with only its run; empty if the line names no run."""
+    """Return a W3C baggage line reduced to the member that names a run; empty if no member does."""
     said = _runs_in(line.partition(b":")[2])
     return b"%b: %b" % (BAGGAGE_FIELD, b",".join(said)) if said else b""
 
@@ -226,7 +229,7 @@ def _text(said: Values, suffix: str, characters_max: int) -> str:
 
 
 def _their_session(said: Values, family: Family) -> str:
-    """Return the session from the first valid session field of clients of this API, or an empty text."""
+    """Return the session id from the first valid field in which clients of this API send one; else ""."""
     for name in SESSION_FIELDS[family]:
         values = said.get(name, ())
         if len(values) == 1 and len(values[0]) <= SESSION_CHARACTERS_MAX:
@@ -268,7 +271,7 @@ def _metadata(said: Values) -> bytes:
 
 
 def _within(value: object, depth: int) -> bool:
-    """Return whether a value nests at most `depth` levels, as later readers have a bounded stack."""
+    """Return whether a value nests at most `depth` levels; readers of the value have a bounded stack."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return parts is None or (depth > 0 and all(_within(part, depth - 1) for part in parts))
 

@@ -161,9 +161,10 @@ async def _made(
     exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort,
     never: Callable[[], Awaitable[object]],
 ) -> None:  # fmt: skip
-    """Forward a job's request and relay the answer; call `never` if the request fails before it was sent.
+    """Forward a job's request and relay the answer.
 
-    Otherwise the job keeps its hold, and later looks find out what the upstream made.
+    Call `never` if the upstream cannot have created the job. If it may have, the job keeps its hold, and
+    later checks find out.
     """
     try:
         answer = await forward(exchange, admitted)
@@ -194,7 +195,7 @@ def _hand_over(admitted: AdmittedCall) -> None:
 
 
 async def remake(exchange: Exchange) -> None:
-    """Create a job that is derived from an earlier one, with the earlier job's model and length."""
+    """Create a job that is derived from an existing one, with the existing job's model and length."""
     caller = known(exchange) or await identify(exchange)
     job = await _jobs(exchange).find(caller, exchange.routed.params["id"])
     if job is not None and job.kind == VIDEO:
@@ -224,9 +225,9 @@ async def _begun(
 ) -> None:
     """Store the id of a started job before the client reads this id.
 
-    `told` are the ids in the answer. After an error status the job stays stored, unless the answer proves
-    that nothing was created: by a 4xx status, or by any failure of an upstream without a list of jobs (but
-    not of a proxy).
+    `told` are the ids of objects in the answer. After an error status the job is deleted if the error proves
+    that nothing was created. A 4xx status proves it, and so does any error of an upstream without a list of
+    jobs, unless a proxy made the error.
     """
     meter, status, paths = admitted.meter, exchange.status, JOBS[job.endpoint]
     is_over = not told or meter is None or meter.usage().reported
@@ -239,7 +240,10 @@ async def _begun(
 
 
 async def _noted(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str]) -> bool:
-    """Store a new job's id without interruption; return False if another job has this id and its hold."""
+    """Store a new job's id without interruption; return False if another job already has this id.
+
+    `told` are the ids in the answer whose owner is still to be stored: a stored id is removed from it.
+    """
     made = msgspec.structs.replace(
         job, id=told[0], status=RUNNING, upstream=exchange.upstream_name, sent=exchange.model_sent
     )
@@ -282,7 +286,10 @@ async def tell_job(exchange: Exchange) -> None:
 
 
 async def _is_over(exchange: Exchange, jobs: JobsPort, job: Job) -> bool:
-    """Return whether a response is charged, so that all of it may be shown; raise if it is streamed early."""
+    """Return whether a response is charged, so that all of it may be shown.
+
+    Raise `InvalidRequest` if the client asks for a stream before the response is complete.
+    """
     if job.is_charged or (exchange.routed.method == b"GET" and await jobs.look(job)):
         return True
     if "stream=true" in exchange.routed.query:
@@ -291,7 +298,7 @@ async def _is_over(exchange: Exchange, jobs: JobsPort, job: Job) -> bool:
 
 
 def _progress(document: bytes) -> Iterator[bytes]:
-    """Yield the state of a response that is not charged yet, without output and without its final status."""
+    """Yield a response that is not charged yet, without its output; a final status becomes `in_progress`."""
     said = loose_document(document)
     told: dict[str, object] = {name: said[name] for name in _OF_RUNNING if name in said}
     if told.get("status") in _MADE:
@@ -334,9 +341,10 @@ def _mark(call: CallRequest, job: Job) -> None:
 
 
 async def _opened(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str]) -> None:
-    """Store the id of a created batch before the client reads this id, or release its hold.
+    """Store the id of a created batch before the client reads this id, or release the batch's hold.
 
-    After a failure of the upstream the batch may exist: the hold stays until a look finds out.
+    `told` are the ids in the answer. After a 5xx status the batch may exist: then its hold stays until a
+    check finds out.
     """
     if 200 <= exchange.status < 300 and told:
         if await _noted(exchange, job, jobs, told):
@@ -347,7 +355,10 @@ async def _opened(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str])
 
 
 async def _looked(jobs: JobsPort, caller: Caller, id_: str, told: list[str]) -> bool:
-    """Look at a job and return whether it is charged; if not, clear the ids of results in `told`."""
+    """Check a job at its upstream; return whether the job is charged, or unknown.
+
+    Otherwise clear `told`, the ids of results in the answer, so that nobody can read the results yet.
+    """
     job = await jobs.find(caller, id_)
     if job is None or job.is_charged or await jobs.look(job):
         return True
@@ -371,7 +382,7 @@ async def _lines(
 ) -> tuple[str, Route, list[BatchLine]]:  # fmt: skip
     """Return the input file's id of a batch, the route of its calls, and its lines.
 
-    `arrive` counts the file's bytes as they are read.
+    `arrive` is called with the size of each part of the file, in bytes, as it is read.
     """
     paths, upstream = BATCH_AT.get(exchange.routed.label), exchange.routed.upstream
     model = exchange.routed.params.get("model", "")
@@ -405,7 +416,10 @@ async def _taken(
     exchange: Exchange, caller: Caller, call: CallRequest, jobs: JobsPort,
     arrive: Callable[[int], None] = lambda _: None,
 ) -> Job:  # fmt: skip
-    """Reserve the hold of all lines of a batch and return its job; `arrive` counts the bytes of its file."""
+    """Reserve one hold for all lines of a batch and return the batch as a job.
+
+    `arrive` is called with the size of each part of the input file, in bytes.
+    """
     worker, attribution = exchange.worker, exchange.head.attribution
     ports, upstream = worker.ports, exchange.routed.upstream
     input_id, route, lines = await _lines(exchange, caller, call.document or {}, jobs, arrive)
@@ -462,8 +476,8 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
 ) -> tuple[int, CallPrices]:  # fmt: skip
     """Add each line of a batch to a hold request, in pieces that alternate with other organizations' work.
 
-    Meanwhile `renewed` renews the first, smallest hold. Return the likely cost of all lines in nano-units,
-    and the prices of the last line.
+    Meanwhile `renewed` keeps the small hold that was reserved first. Return the likely cost of all lines in
+    nano-units, and the prices of the last line.
     """
     worker, caller, service = exchange.worker, request.caller, request.service
     ports, attribution, params = worker.ports, exchange.head.attribution, exchange.routed.params
@@ -523,7 +537,7 @@ def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
     exchange: Exchange, caller: Caller, hold_id: str, user: str, service: Service, decision: Decision,
     prices: CallPrices,
 ) -> Job:  # fmt: skip
-    """Return a job with the amounts that a decision held, created at the time on Redis' clock."""
+    """Return a new job with the amounts that a decision held; its creation time is that of Redis' clock."""
     created_ms = decision.now_ms
     vector, attribution = prices.named[0].vector if prices.named else None, exchange.head.attribution
     return Job(
@@ -621,9 +635,9 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
 ) -> Iterator[ChargedUse | None]:  # fmt: skip
     """Yield the charge of each line of a batch's result; None for a line that used nothing.
 
-    The job was created `ago_s` seconds ago. `each`: its upstream reports each choice by itself. A line with
-    unreadable usage costs its share of the hold, and so does each missing line of those `answered`. A
-    repeated line costs nothing more.
+    `ago_s` is the job's age in seconds, and `answered` the number of lines that have an answer. `each`: the
+    upstream reports every choice of an answer by itself. A line that is missing or has unreadable usage costs
+    its share of the hold. A repeated line costs nothing more.
     """
     now_s = ports.seconds()
     prices, there = _prices_then(ports, job, service, now_s, ago_s), set[str]()
@@ -662,7 +676,10 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
     ports: Ports, job: Job, service: Service, route: Route, line: BatchResult, id_: str, prices: CallPrices,
     now_s: float, bounds: UsageBounds, each: bool,
 ) -> ChargedUse | None:  # fmt: skip
-    """Return the charge of a result from its reported usage; None if no usage is reported."""
+    """Return the charge of a result from its reported usage; None if no usage is reported.
+
+    `id_` becomes the id of the charge. `each`: the upstream reports every choice by itself.
+    """
     call = CallRequest(route.meter, route.family, b"", model=job.model)
     call.reports, call.reports_each, call.output_max = True, each, job.output_max or None
     if each:
@@ -683,7 +700,7 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
 
 
 def _share(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float) -> ChargedUse:
-    """Return the charge of a line with unreadable usage: its share of the hold."""
+    """Return the charge of a line with unreadable usage: the hold divided by the job's number of lines."""
 
     def share(whole: int) -> int:
         return -(-whole // job.lines)

@@ -54,7 +54,7 @@ class DirectoryPort(Protocol):
         """Look up the caller of a digest. Fails with `InvalidApiKey` or `CountersUnavailable`."""
 
     def know(self, organization_id: int) -> Awaitable[None]:
-        """Load an organization's terms, even without a caller; fails like `identify`."""
+        """Load an organization's terms for a request that has no caller; fails like `identify`."""
 
     def service(self, key: str) -> Service | None:
         """Return the service with this key, or None if the catalogue lacks it."""
@@ -89,20 +89,20 @@ class DirectoryPort(Protocol):
         remember: bool = True,
         run: Run | None = None,
     ) -> CallBudgets | None:
-        """Return the budgets that a call takes from, with those of its `run`, or None.
+        """Return the budgets that a call takes from, including those of its `run`; None if there are none.
 
-        With `remember` False the result is not cached, for a call that is only considered. Fails with
-        `CountersUnavailable`.
+        `said` is the attribution of the call. If a call is only considered, not made, `remember` is False,
+        and the result is not cached. Fails with `CountersUnavailable`.
         """
 
     def model_lists(self, caller: Caller) -> ModelLists | None:
-        """Return the model lists of the caller's organization, if any. Fails with `CountersUnavailable`."""
+        """Return the model lists of the caller's organization, or None. Fails with `CountersUnavailable`."""
 
     def run_policies(self, caller: Caller) -> CallRunPolicies:
         """Return the run policies of a caller, often none. Fails with `CountersUnavailable`."""
 
     def spent_answer(self, caller: Caller) -> SpentAnswer:
-        """Return how refusals for a used-up amount look for this caller: status and maximum wait."""
+        """Return the status and maximum wait of refusals that this caller gets for a used-up amount."""
 
     def pays_in(self, caller: Caller) -> str:
         """Return the currency that a caller's organization pays in."""
@@ -112,7 +112,8 @@ class DirectoryPort(Protocol):
     ) -> Vector | None:
         """Return a model's price for the caller's organization `ago_s` seconds ago; None if unknown.
 
-        With `own` only prices in the organization's currency count. Prices of the `upstream` come first.
+        With `own`, only prices in the organization's currency count. A price for calls to this `upstream` has
+        precedence over a general one.
         """
 
     def base_rate(self, caller: Caller, ago_s: float) -> str | None:
@@ -121,7 +122,10 @@ class DirectoryPort(Protocol):
     def price_as(
         self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
     ) -> Vector | None:
-        """Return the price of the model configured as a substitute for `model`, or None."""
+        """Return the price of the model that is configured as a substitute for `model`, or None.
+
+        The other parameters are those of `price`.
+        """
 
 
 class Tokens(Protocol):
@@ -167,10 +171,10 @@ class RunsPort(Protocol):
         """
 
     def admitted(self, caller: Caller, run: Run) -> None:
-        """Store the run of an admitted call, with every budget that the run takes from."""
+        """Make the run of an admitted call permanent, together with the runs that contain it."""
 
     def tell(self, caller: Caller, id_: str) -> Awaitable[bytes]:
-        """Return a run as JSON. Fails with `RunNotFound`, `RateLimited` or `CountersUnavailable`."""
+        """Return this run as JSON. Fails with `RunNotFound`, `RateLimited` or `CountersUnavailable`."""
 
     def end(self, caller: Caller, id_: str) -> Awaitable[None]:
         """End a run; fails like `tell`."""
@@ -183,22 +187,22 @@ class HoldsPort(Protocol):
         """Return the wall-clock time in milliseconds."""
 
     def begin(self, caller: Caller, key: str, body: bytes, id_: str) -> Awaitable[tuple[str, bytes]]:
-        """Return the hold's id for an `Idempotency-Key`, and the earlier answer to that key, if any.
+        """Return the id of the hold that belongs to an `Idempotency-Key`, and the stored answer or b"".
 
-        Fails with `IdempotencyConflict` or `CountersUnavailable`.
+        `id_` is the id to use if the key is new. Fails with `IdempotencyConflict` or `CountersUnavailable`.
         """
 
     def forget(self, caller: Caller, key: str) -> Awaitable[None]:
         """Delete the key of a refused request, so that the next request with it is a new one."""
 
     def enter(self, caller: Caller, id_: str) -> Awaitable[None]:
-        """Count a hold as open until it is stored.
+        """Count a hold that is about to be created among the caller's open holds.
 
         Fails with `TooManyHolds` if the caller has too many open, or with `CountersUnavailable`.
         """
 
     def leave(self, caller: Caller, id_: str) -> None:
-        """Stop counting a refused hold as open.
+        """Stop counting a hold as open, because its creation was refused.
 
         Does nothing if the hold was not counted, or is stored.
         """
@@ -218,21 +222,21 @@ class HoldsPort(Protocol):
         """Store this end of a hold unless another end is stored; return the stored end."""
 
     def ended(self, hold: CallerHold, end: HoldEnd) -> Awaitable[None]:
-        """Store a hold and its applied end for a while."""
+        """Store a hold with its end, which Redis has applied, for a limited time."""
 
     def undecide(self, hold: CallerHold) -> Awaitable[None]:
-        """Delete the stored end of a hold that had already ended by its deadline."""
+        """Delete the stored end of a hold, because the hold's deadline passed before the end was applied."""
 
     def delete_later(self, caller: Caller, id_: str, route: str) -> Awaitable[None]:
-        """Schedule the release of a hold for when Redis answers; return once the schedule is on disk.
+        """Schedule the release of a hold for when Redis answers; finish once the schedule is on disk.
 
         Fails with `CountersUnavailable`.
         """
 
     def extend(self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts) -> Awaitable[HeldAmounts]:
-        """Extend a hold to `ttl_ms` from now, add the free part of `wanted`, and return the held amounts.
+        """Extend a hold to `ttl_ms` milliseconds from now, and enlarge it by up to `wanted`, as limits allow.
 
-        Fails with `HoldEnded` or `CountersUnavailable`.
+        Return the amounts that are held now. Fails with `HoldEnded` or `CountersUnavailable`.
         """
 
 
@@ -262,7 +266,7 @@ class JobsPort(Protocol):
         """Delete a job that the upstream did not create."""
 
     def begun(self, job: Job) -> Awaitable[bool]:
-        """Store a job with its upstream's id; return False if another job has this id.
+        """Store a job with the id that its upstream gave it; return False if another job has this id.
 
         Fails with `CountersUnavailable` if the job could not be stored.
         """
@@ -292,9 +296,9 @@ class CapacityPort(Protocol):
         """Request capacity for calls from an account, which is an upstream's name and a model.
 
         Return the milliseconds until the next call may have room, then for each of `asks` 0 (wait), 1
-        (admitted) or 2 (admitted by its share's guarantee). `ended` are unused amounts, `over` ids of ended
-        calls, `going` ids of calls that still run. Fails with `CountersUnavailable`, or `CountersRefused` if
-        certainly nothing was done.
+        (admitted) or 2 (admitted by its share's guarantee). `ended` are amounts that ended calls did not use.
+        `over` are the ids of ended calls, and `going` those of running calls. Fails with
+        `CountersUnavailable`, or with `CountersRefused` if certainly nothing was done.
         """
 
 
@@ -305,7 +309,10 @@ class CountersPort(Protocol):
         """Reserve a hold on every limit or on none. Fails with `CountersUnavailable`."""
 
     def settle(self, settlement: Settlement) -> Awaitable[SettleResult]:
-        """Replace a hold by the actual use; SPOOLED is also certain. Fails with `CountersUnavailable`."""
+        """Replace a hold by the actual use, and return the result. Fails with `CountersUnavailable`.
+
+        The result SPOOLED means that this worker's log on disk has the settlement, which is not lost.
+        """
 
     def watch(self, observed: HoldExtension) -> None:
         """Renew the hold of a long call until `unwatch`."""
@@ -314,7 +321,7 @@ class CountersPort(Protocol):
         """Stop renewing a hold: its call is about to settle."""
 
     def outgrown(self, observed: HoldExtension) -> None:
-        """Schedule the extension of a watched call's hold that is used up."""
+        """Schedule an extension of the watched hold `observed`, which is used up."""
 
 
 class Tracer(Protocol):

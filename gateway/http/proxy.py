@@ -44,7 +44,10 @@ async def usage(exchange: Exchange) -> None:
 
 
 async def resource(exchange: Exchange) -> None:
-    """Answer with the token issuers (RFC 9728) of the gateway, or of an MCP server behind it."""
+    """Answer with the metadata of a protected resource (RFC 9728), which name the issuers of tokens.
+
+    The resource is the gateway, or an MCP server to which the gateway forwards.
+    """
     worker = exchange.worker
     issuers, path = worker.ports.tokens.issuers, exchange.routed.params.get("resource", "")
     route = worker.heads.router.route_of("POST", f"/{path}") if path else None

@@ -92,7 +92,10 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
 
 
 def _outcome(exchange: Exchange, meter: Meter, status: int) -> tuple[bool, Failed]:
-    """Return whether an answer that ended well is complete, and its status and reason for the journal."""
+    """Judge an answer whose bytes arrived without an error: return whether its content is complete.
+
+    Return as well the status and reason for the journal of calls.
+    """
     if not meter.ended or meter.is_whole or not 200 <= status < 300:
         return True, exchange.outlasted or (_LEFT if exchange.gone else _TOLD)
     failure = UpstreamUnreachable("The upstream's answer ended without its API's last word.")
@@ -127,10 +130,10 @@ def origin_of(exchange: Exchange) -> str:
 async def _relay_body(
     exchange: Exchange, admitted: AdmittedCall, link: Link, meter: Meter, outlet: Outlet
 ) -> bytes:
-    """Relay the body as it arrives; return the part that is held back for its end.
+    """Relay the body as it arrives; return its last part, which the caller has to send.
 
-    Raises the failure that cut the body. A stream that used up its hold gets an extension. If nothing is left
-    and the plan requires it, the stream is ended here, in valid form if possible.
+    Raises the failure that cut the body. A stream that used up its hold gets an extension. If the limit has
+    nothing left and the plan requires it, the stream is ended here, in valid form if possible.
     """
     worker, call = exchange.worker, admitted.call
     limits = worker.limits
@@ -189,7 +192,10 @@ class _ReadOn:
         self._read, self._tokens, self._tokens_max = 0, -1, 0
 
     def check(self, exchange: Exchange, meter: Meter, size: int, streamed: bool) -> None:
-        """Count `size` more bytes; raise `ClientGone` if reading on is useless, or at its maximum."""
+        """Count `size` more bytes of an answer whose client has left.
+
+        Raise `ClientGone` once the usage is known, or if the maximum of bytes or tokens is exceeded.
+        """
         limits, before = exchange.worker.limits, self._tokens
         tokens = self._tokens = meter.observed() if streamed else 0
         if before < 0:
@@ -222,7 +228,10 @@ async def _catch_up(exchange: Exchange, admitted: AdmittedCall, link: Link, mete
 
 
 async def _check_names(exchange: Exchange, admitted: AdmittedCall, checks: NameCheck) -> None:
-    """Find out which model names that a filtered list waits for belong to the caller's organization."""
+    """Find out which of the model names that a list contains belong to the caller's organization.
+
+    `checks` has the names to check, and gets the result.
+    """
     names, own = dict.fromkeys(checks.asked), set[str]()
     checks.asked = []
     for name in names:
@@ -246,7 +255,7 @@ def _keep(exchange: Exchange, admitted: AdmittedCall, told: list[str]) -> list[A
 
 
 def _take_ids(meter: Meter, call: CallRequest) -> list[str]:
-    """Return the ids of objects that an answer names for the first time, except ids from its request."""
+    """Return the ids of objects that an answer names for the first time, without those in its request."""
     told = [one for one in dict.fromkeys(meter.told) if one not in call.brought]
     meter.told.clear()
     if told and len(call.brought) < TOLD_MAX:  # many events name the same
@@ -299,7 +308,7 @@ class Outlet:
         self._send(data)
 
     def fail(self, refusal: Refusal) -> bool:
-        """End a begun answer with an error event; return False if its format has no such event."""
+        """End a begun answer with an error event; return False if the answer's format has no such event."""
         exchange = self._exchange
         if exchange.gone or self._bare or not (self._chunked or exchange.until_close):
             return False

@@ -65,7 +65,7 @@ def _goes_on(exchange: Exchange) -> bool:
 
 
 async def _outlast(exchange: Exchange, late: UpstreamTimeout) -> None:
-    """Answer the client with a timeout, and read on for the usage, as for a client that left."""
+    """Answer the client with a timeout, and read the upstream's answer on for its usage."""
     charge, link, status = exchange.charge, exchange.link, exchange.status
     assert isinstance(charge, AdmittedCall)
     assert link is not None
@@ -119,10 +119,10 @@ def _came_to(exchange: Exchange, failure: BaseException) -> tuple[int, str]:
 
 
 def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
-    """Return whether the caller is responsible that an answer which the upstream had begun failed.
+    """Return whether a failed answer is the caller's fault, so that the begun work is charged.
 
-    This includes a call with tokens that was not answered in time: its caller chose the request, and the
-    upstream read it.
+    It is if the client left or sent no complete request. It is also if a call with tokens was not answered in
+    time: the caller chose the request, and the upstream read it.
     """
     whole, call = exchange.connection.body_complete, exchange.call
     if exchange.outlasted is not None:
@@ -147,7 +147,10 @@ def _is_unseen(exchange: Exchange, failure: BaseException) -> bool:
 
 
 async def _counted(exchange: Exchange, caller: Caller, fault: UnexpectedError) -> BaseException:
-    """Count a call that failed before admission as a request of its caller; return the failure to report."""
+    """Count a call that failed before admission as one request against its caller's limits.
+
+    Return the error to report: `fault`, or the refusal of a limit.
+    """
     failure: BaseException = fault
     held: AdmittedCall | None = None
     try:
@@ -202,7 +205,10 @@ def _tell_of_counters(exchange: Exchange, failure: CountersRefused) -> None:
 
 
 def refuse(exchange: Exchange, refusal: Refusal) -> None:
-    """Send a refusal as a whole answer in the format of the request's API, or the answer to a preflight."""
+    """Send a refusal as a whole answer in the error format of the request's API.
+
+    A `Preflight` is also a refusal: it is the answer to a browser's CORS request.
+    """
     if isinstance(refusal, Preflight):
         own_answer(exchange, refusal.status, list(refusal.fields), b"")
         return
@@ -218,7 +224,10 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
 
 
 def _challenge(exchange: Exchange) -> list[tuple[bytes, bytes]]:
-    """Return the field with the address of the issuers' metadata (RFC 9728, 5.1); none without issuers."""
+    """Return the `www-authenticate` field with the address of the issuers' metadata (RFC 9728, 5.1).
+
+    Return no field if the gateway accepts no signed tokens.
+    """
     if not exchange.worker.ports.tokens.issuers:
         return []
     label = exchange.routed.label
@@ -321,9 +330,9 @@ def _place(error: BaseException) -> str:
 
 # Refused calls in the journal, sent without waiting.
 def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> None:
-    """Report a call of a known caller that was refused before its admission to the journal.
+    """Add a call of a known caller that was refused before its admission to the journal of calls.
 
-    The settlement reports an admitted call.
+    Calls that were admitted are added by their settlement, so they are ignored here.
     """
     charge, head, routed, call = exchange.charge, exchange.head, exchange.routed, exchange.call
     if (charge is not None and charge.charges) or routed.label in OWN_PATHS:

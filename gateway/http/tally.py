@@ -134,7 +134,7 @@ class Tally:
         last.count += 1
 
     def took(self, request_s: float, upstream_s: float, upstream: str) -> None:
-        """Observe the seconds that a request took, and its upstream's part (0 without upstream)."""
+        """Observe the seconds that a request took, and those that its upstream took (0 without upstream)."""
         self.request_seconds.observe(request_s)
         if upstream_s > 0.0:
             seconds = self.upstream_seconds.get(upstream)
@@ -166,7 +166,10 @@ class Tally:
         self.fallbacks[series] = self.fallbacks.get(series, 0) + 1
 
     def cost(self, service: str, model: str, currency: str, nano: int) -> None:
-        """Count the cost of a settled call in nano-units; models above the maximum are counted together."""
+        """Count the cost of a settled call in nano-units.
+
+        If there are too many series, further models are counted together under one label.
+        """
         costs, series = self.costs, (service, model, currency)
         known = costs.get(series)
         if known is None and len(costs) >= COSTS_MAX:
@@ -212,13 +215,13 @@ class Tally:
         busy.tokens += tokens
 
     def refused(self, tenant_id: int, reason: str) -> None:
-        """Count a refusal to a tenant, or to tenant 0 if the caller is unknown."""
+        """Count a refusal to a tenant; refusals to unknown callers or too many tenants count for tenant 0."""
         refusals = self.refusals
         key = (tenant_id if len(refusals) < self.tenants_max else 0, reason)
         refusals[key] = refusals.get(key, 0) + 1
 
     def budget_refused(self, reason: str, unit: str, interval: str) -> None:
-        """Count a refusal because a budget is used up, or held by calls in flight."""
+        """Count a refusal because a budget is used up, or reserved by calls in flight."""
         series = reason, unit, interval
         self.budget_refusals[series] = self.budget_refusals.get(series, 0) + 1
 

@@ -40,7 +40,7 @@ class FairQueue:
         self._scheduled = False
 
     def take_now(self, size: int) -> bool:
-        """Return whether `size` bytes may be processed at once."""
+        """Return whether `size` bytes may be processed now, without waiting for a turn, and count them."""
         left = self._left - size
         if left < 0 or self._waiting:
             return False
@@ -48,7 +48,7 @@ class FairQueue:
         return True
 
     def wait_for(self, go_on: Callable[[], None]) -> None:
-        """Queue the function `go_on`; its work may be obsolete by the time that it runs."""
+        """Queue the function `go_on` for its turn; it must check whether its work is still needed."""
         self._waiting.append(go_on)
         if not self._scheduled:
             self._scheduled = True
@@ -107,7 +107,7 @@ class LargeBodies:
         return pause
 
     def _next(self) -> None:
-        """Start the first body of the next organization, and move this organization to the end."""
+        """Start to parse the first waiting body of the next organization, which then becomes the last."""
         self._taken = False
         while self._waiting and not self._taken:
             organization_id = next(iter(self._waiting))
@@ -122,7 +122,7 @@ class LargeBodies:
                 doing.add_done_callback(partial(self._done, one, self._seconds()))
 
     def _done(self, one: _FairWaiter, began: float, doing: asyncio.Future[Any]) -> None:
-        """Set the result of a body, and schedule the next one after a pause."""
+        """Set the result of parsing a body, and schedule the next body after a pause."""
         self._loop.call_later(_rest_s(self._seconds() - began), self._next)
         error = doing.exception()
         if one.read is None:

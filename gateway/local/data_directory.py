@@ -120,9 +120,9 @@ def _holder(lock: int) -> str:
 
 
 def known_values(path: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """Return settings of the last `up` with this data directory, except those in `given`.
+    """Return the settings that the last `up` stored in the data directory `path`, except those in `given`.
 
-    `database_url` is the keeper's user, and `database_owner_url` the database's owner.
+    `database_url` has the keeper's database user, `database_owner_url` the owner of the database.
     """
     data = DataDirectory(path.absolute())
     if not (data.path / "up.json").exists():

@@ -30,7 +30,10 @@ def noted_child(pid: int | None) -> dict[str, float] | None:
 
 
 def stop_leftovers(data: DataDirectory, say: Callable[[str], None]) -> None:
-    """Stop the remaining processes of an earlier `up`: gateways and keeper first, then the databases."""
+    """Stop the processes that an earlier `up` left running: gateways and keeper first, then the databases.
+
+    `say` prints which process is stopped.
+    """
     processes = data.read("processes.json")
     ours = [found for note in processes.get("programs", []) if (found := _same(note))]
     _stop(ours, say)

@@ -40,9 +40,10 @@ class ReservedPort:
         self.number: int = sockets[0].getsockname()[1]
 
     def given(self, worker: int, workers: int) -> tuple[tuple[int, ...], dict[str, str]]:
-        """Return the descriptors for one of `workers`, and the environment variable that lists them.
+        """Return the descriptors to pass to the worker of index `worker`, and an environment variable.
 
-        Each worker has a socket of its own; if there are fewer sockets, workers share them.
+        The variable says which descriptors are the worker's own. If there are fewer sockets than `workers`,
+        they share sockets.
         """
         every = [one.fileno() for one in self.sockets]
         own = [one for at, one in enumerate(every) if at % workers == worker] or [every[worker % len(every)]]
@@ -99,7 +100,7 @@ def held_port(host: str, port: int, what: str, workers: int = 1) -> ReservedPort
 
 
 def supervisor_port() -> tuple[list[socket.socket], list[socket.socket]]:
-    """Return the sockets that the supervisor passed to this worker, and those of other workers."""
+    """Return this worker's own sockets of the port, and those of other workers, passed by the supervisor."""
     own, _, others = os.environ.pop(VARIABLE, "").partition("/")
     found = [[socket.socket(fileno=int(one)) for one in part.split(",") if one] for part in (own, others)]
     return found[0], found[1]
@@ -217,7 +218,7 @@ class Voice:
         self.say(sentence)
 
     def ready(self, facts: dict[str, Any], first_call: str) -> None:
-        """Print the addresses of everything; for a person also a `first_call` to paste, if there is a key."""
+        """Print the addresses in `facts`, as JSON or as text with the command `first_call`."""
         self.step("ready")
         print(self._result(facts, first_call), flush=True)  # noqa: T201  # standard output is the result
 

@@ -95,9 +95,9 @@ class Child:
     def fork(self) -> bool:
         """Start the program like `load`, but by forking this process.
 
-        This process must have no event loop and no other thread. Return True here and False in the fork,
-        which leads a session of its own, reads settings from standard input and sends heartbeats. Raise
-        `OSError` if the system has no resources for it.
+        This process must have no event loop and no other thread. Return True in this process and False in the
+        fork, which leads a new session, reads settings from standard input and sends heartbeats. Raise
+        `OSError` if the system has no resources for the fork.
         """
         beats = self._listening()
         ours, theirs = socket.socketpair()
@@ -171,7 +171,10 @@ class Child:
             self._say(f"{self.program.name} started again (process {process.pid})")
 
     async def _spawned_again(self, delay_s: float) -> tuple[Process, float]:
-        """Start a process in place of an ended one, with retries; return it and the next delay in s."""
+        """Start a process in place of an ended one after `delay_s` seconds, with retries.
+
+        Return the process, and the delay in seconds before the next restart.
+        """
         while True:
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, RESTART_DELAY_MAX_S)
@@ -181,7 +184,10 @@ class Child:
                 self._say(f"{error}; trying again in {delay_s:g} s")
 
     async def _until_over(self, process: Process) -> float:
-        """Wait for the end of a process, and kill it if it hangs; return the seconds of silence, else 0."""
+        """Wait until a process ends, or kill it if it hangs.
+
+        Return the seconds without a heartbeat before it was killed, or 0 if it ended by itself.
+        """
         beats, program = self._heartbeat, self.program
         if beats is None or program.silent_s_max is None:
             await process.wait()

@@ -66,8 +66,8 @@ async def ask(
 ) -> tuple[int, Mapping[str, str], bytes]:
     """Send one request; return the status, the case-insensitive header fields, and the whole body.
 
-    `arrive` is called with the number of bytes of each received part. Raises `OSError`, `TimeoutError` or
-    `TooLarge` if there is no answer.
+    `arrive` is called with the number of bytes of each received part. Raises `OSError` or `TimeoutError` if
+    there is no answer, and `TooLarge` if its body exceeds `bytes_max`.
     """
     connector = Connector(proxies, None, context, is_for_one=True)
     timeout = ClientTimeout(total=within_s, connect=connect_s)

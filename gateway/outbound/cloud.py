@@ -62,7 +62,7 @@ class CloudSigner(ABC):
         return self._due_at > 0.0
 
     def is_ready(self, now: float) -> bool:
-        """Return whether a request can be signed at the time `now`."""
+        """Return whether the credentials are valid at Unix time `now`, so that a request can be signed."""
         return now < self._ends - LAST_S
 
     def check(self) -> None:
@@ -157,7 +157,10 @@ class AwsSigner(CloudSigner):
         self._request: Any = None
 
     def sign(self, opening: bytes, body: bytes | None) -> bytes:
-        """Return the signature of the request, with its time and the session's token; needs the body."""
+        """Return the header lines that sign a request, with the time and the session's token.
+
+        Raise `UpstreamUnreachable` if `body` is None, because the signature includes the body.
+        """
         if body is None:
             raise UpstreamUnreachable("A body that passes unread cannot be signed.")
         line, *rest = opening.decode("latin-1").split("\r\n")

@@ -74,10 +74,10 @@ class Tunnel(asyncio.Protocol):
     async def through(
         self, protocol: P, context: ssl.SSLContext | None, name: str | None, **where: Any
     ) -> tuple[asyncio.Transport, P]:
-        """Connect a protocol to the upstream; with `context` over TLS, which verifies `name`.
+        """Connect a protocol to the upstream through the proxy; return its transport and the protocol.
 
-        `where` is a socket connected to the proxy, or the proxy's host and port, as arguments for asyncio.
-        Raises OSError.
+        With a `context` the connection uses TLS, which verifies the host's `name`. `where` are arguments for
+        asyncio: a socket connected to the proxy, or the proxy's host and port. Raises OSError.
         """
         loop = asyncio.get_running_loop()
         if self._context is not None:
@@ -102,7 +102,10 @@ class Tunnel(asyncio.Protocol):
     async def _handed_over(
         self, loop: asyncio.AbstractEventLoop, protocol: Any, context: ssl.SSLContext | None, name: str | None
     ) -> asyncio.Transport:
-        """Connect the socket to the upstream's protocol, so that no byte is read by the tunnel."""
+        """Connect the upstream's protocol to the open tunnel, with TLS if there is a `context`.
+
+        Return the new transport. The tunnel itself has read no byte of the upstream.
+        """
         plain: asyncio.Transport = self._transport
         if context is None:
             plain.set_protocol(protocol)
@@ -123,7 +126,7 @@ class Tunnel(asyncio.Protocol):
 
     @property
     def late(self) -> str:
-        """The message about a proxy that did not answer in time; empty if it did."""
+        """The message of a timeout that the proxy caused, because it did not answer; empty if it did."""
         return "" if self.is_open else f"the proxy {self._proxy} did not let us through in time"
 
     # asyncio.Protocol, until the proxy has answered
@@ -156,10 +159,10 @@ class Tunnel(asyncio.Protocol):
 async def tunnelled(
     proxy: Proxy, place: tuple[str, int], protocol: P, context: ssl.SSLContext | None, name: str | None
 ) -> P:
-    """Connect a protocol to `place` (host and port) through a proxy.
+    """Connect a protocol through a proxy to the host and port `place`, and return the protocol.
 
-    With a `context` the connection uses TLS, which verifies `name`. Raises OSError, or `ProxyFailed` if the
-    proxy caused the failure.
+    With a `context` the connection uses TLS, which verifies the host's `name`. Raises OSError, or
+    `ProxyFailed` if the proxy caused the failure.
     """
     tunnel = Tunnel(proxy, tls_with(proxy), *place)
     try:

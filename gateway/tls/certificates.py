@@ -103,7 +103,7 @@ class Certificates:
 
     @property
     def clients_end(self) -> float | None:
-        """The earliest end of the clients' authorities as Unix time, None without authorities."""
+        """The earliest expiry of the authorities for client certificates in Unix time; None without them."""
         return self._loaded.clients_end
 
     @property
@@ -139,11 +139,11 @@ def _strerror(error: Exception) -> str:
 
 # TLS contexts with which the program's commands connect to its own ports.
 def trusting(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
-    """Return a TLS context that trusts these files' authority or the system's, and shows their certificate.
+    """Return a client's TLS context, with the trusted authority and the client's certificate in `files`.
 
-    The port's own certificate may take the authority's place; then exactly that certificate is trusted.
-    `SettingError` names the setting of an unusable file: `prefix` begins its name, and `trusted` is the
-    authority's full name if it differs.
+    Without an authority, those of the system are trusted. If the server's own certificate is in its place,
+    exactly that certificate is trusted. `SettingError` names the setting of an unusable file: `prefix` begins
+    its name, and `trusted` is the full name of the authority's setting if that differs.
     """
     try:
         require_regular(files.authority)
@@ -163,7 +163,7 @@ def trusting(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
 
 
 def pinned(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
-    """Return a context for a port of this machine with a known certificate, without a check of its names."""
+    """Return a client's TLS context for a port of this machine; the host's name is not checked."""
     context = trusting(files, prefix, trusted)
     context.check_hostname = False
     return context

@@ -188,7 +188,7 @@ class Gate(Protocol):
         """Register a new connection, and start the deadline of its handshake."""
 
     def is_due(self, session: TlsSession) -> bool:
-        """Return whether this handshake may continue now; otherwise `go_on` is called in its turn."""
+        """Return whether this handshake may continue now; otherwise call its `go_on` later."""
 
     def settled(self, session: TlsSession, failure: str) -> None:
         """Register the end of a handshake; `failure` is the reason if it failed, else empty."""
@@ -369,7 +369,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
                 return False
 
     def _end(self) -> None:
-        """Report the client's end to the inner protocol; close unless that still writes."""
+        """Notify the inner protocol that the client sends nothing more; close unless it still writes."""
         self._ended = True
         if not self._inner.eof_received():
             self.close()

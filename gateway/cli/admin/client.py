@@ -279,7 +279,10 @@ def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
 
 
 def _tls(url: str, environ: Mapping[str, str]) -> SSLContext | None:
-    """Return the TLS context for an `https` URL, from the variables or the files of `up`; None for `http`."""
+    """Return the TLS context for an `https` URL of the Admin API; None for `http`.
+
+    The files for it are those that variables name, or else those of a running `up`.
+    """
     if urlsplit(url).scheme != "https":
         return None
     named = [environ.get(f"TOLLKEEPER_ADMIN_{name}_FILE", "") for name in ("CA", "CERT", "KEY")]
@@ -341,7 +344,10 @@ def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
 
 
 def _called(name: str, called: Mapping[str, str]) -> str:
-    """Return the option of a field, or of the list that contains it; else the field's name."""
+    """Return the command's option for a field `name`, or for the list that contains the field.
+
+    Return the field's name if it has no option in `called`.
+    """
     outer, _, place = name.partition(".")
     return called.get(name) or (called.get(outer, name) if place.isdecimal() else name)
 

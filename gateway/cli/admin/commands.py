@@ -80,7 +80,7 @@ def option_of(field: FormField) -> Any:
 
 
 def names_of(name: str) -> list[str]:
-    """Return the options of a field: a short one if it exists, and the field's own."""
+    """Return the command line options for a field: a short name if it exists, then the full one."""
     long = spelled(name)
     outer, _, inner = name.partition(".")
     if inner:
@@ -97,7 +97,7 @@ def typed_as(name: str) -> str:
 
 
 def usual(field: FormField) -> Any:
-    """Return the option that resets a flag to unset."""
+    """Return an option `--usual-…` that resets a flag to unset, so that its default holds."""
     long = spelled(field.name)
     return Annotated[bool, typer.Option(f"--usual-{long}", help=f"Neither --{long} nor --no-{long}.")]
 
@@ -436,7 +436,10 @@ def in_query(body: Json) -> Json:
 
 
 def with_limits(body: Json, known: Callable[[], Json]) -> Json:
-    """Return a body whose limits are merged into the row's present limits; 0 removes one."""
+    """Return a body in which the given limits are merged into those of the existing row; 0 removes a limit.
+
+    `known` reads the row, and is called only if the body has limits.
+    """
     given = [name for name in body if name.endswith("limits")]
     row = known() if given else {}
     merged = {name: {**row.get(name, {}), **body[name]} for name in given}
@@ -454,7 +457,7 @@ def with_amounts(fields: Sequence[FormField], body: Json, known: Callable[[], Js
 def with_names(
     api: AdminClient, resource: CliResource, rows: Sequence[Json], columns: Sequence[str]
 ) -> list[Json]:
-    """Return rows for people, with the name of the referenced row after each id."""
+    """Return the rows with a name after each id of another object, such as a tenant, for people to read."""
     named = {
         column: api.names(target, {row[column] for row in rows} - {None})
         for column in columns
@@ -524,7 +527,10 @@ File = Annotated[
 
 
 def sends(resource: str, summary: str) -> Callable[..., None]:
-    """Return the command that sends a file of many objects; its exit status is 1 if some are refused."""
+    """Return the command that sends a file of many objects to create them.
+
+    The command's exit status is 1 if some objects are rejected.
+    """
 
     def send(file: File, as_json: AsJson = False) -> None:
         with output.admin() as api:

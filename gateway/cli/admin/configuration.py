@@ -69,7 +69,10 @@ class SecretFormat(StrEnum):
 
 @contextmanager
 def keep_secrets(directory: Path | None, form: SecretFormat, coming: Sequence[Json]) -> Iterator[SecretFiles]:
-    """Create an empty file for the secret of each object in `coming`; remove unused files at the end."""
+    """Create an empty file for the secret of each object in `coming`; at the end remove unused ones.
+
+    Raise `CommandFailed` if there are secrets to come and no `directory`.
+    """
     if coming and directory is None:
         names = ", ".join(f"{each['resource']} {each['name']}" for each in coming[:5])
         raise CommandFailed(f"Secrets would be made (of {names}): say with --secrets-dir where they go.")
@@ -310,7 +313,7 @@ def print_plan(found: Json, wanted: Sources, *, as_json: bool) -> None:
 
 
 def print_done(found: Json, *, as_json: bool) -> None:
-    """Print the result after an applied plan: files with secrets, and pending changes."""
+    """Print the result of an applied plan: the files with new secrets, and whether Redis lags behind."""
     if as_json:
         print_json(found)
         return

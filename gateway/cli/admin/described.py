@@ -26,7 +26,7 @@ def installed() -> list[str]:
 
 @cache
 def document() -> dict[str, Any]:
-    """Return the whole description as JSON."""
+    """Return the description of all resources and commands as JSON, for the features that are installed."""
     found: dict[str, Any] = json.loads(FILE.read_bytes())
     if found["features"] != installed():
         from gateway.cli.admin.describing import describe  # noqa: PLC0415  # heavy

@@ -45,7 +45,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 
 def describe() -> dict[str, Any]:
-    """Return the whole description, as in `commands.json`."""
+    """Return the description of all resources, reports and aliases, as it is stored in `commands.json`."""
     archived = {name for feature in features() for one in feature.list_sources() for name in one.resources}
     reports = [
         CliReport(one.name, one.description, one.summary, one.numbers)

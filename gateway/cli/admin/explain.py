@@ -34,7 +34,7 @@ def explain(
 
 
 def _steps(api: AdminClient, request_id: str) -> list[Json]:
-    """Return the steps of a call's explanation, with the field names of the command's JSON."""
+    """Return the steps of a call's explanation from the Admin API, with the names that the command prints."""
     return [
         {
             "step": step["step"],

@@ -247,7 +247,11 @@ class _Translation:
         return ""
 
     def _pass_any(self, place: str, target: Json) -> None:
-        """Allow unlisted names if the catch-all row uses its family's default upstream."""
+        """Allow model names that are not listed, if the source has a catch-all row for a built-in upstream.
+
+        Otherwise note the row as left out. `place` is the row's position in the source, and `target` its
+        target.
+        """
         upstream = self._upstreams[target["upstream"]]
         if target == {"upstream": upstream["family"], "model": "*"}:
             self._any_model = True
@@ -296,7 +300,7 @@ class _Translation:
         return {"upstream": self._upstream(provider, upstream), "model": model}
 
     def _as_azure(self, upstream: Json, params: Json) -> None:
-        """Complete an Azure upstream: paths by deployment, or by model name for the v1 API."""
+        """Complete an Azure upstream: the API's version in the query, or only a path for the v1 API."""
         version = params.pop("api_version", None)
         upstream["headers"] = {"api-key": "{key}"}
         if upstream["base_url"].endswith("/openai/v1"):
@@ -306,9 +310,10 @@ class _Translation:
         upstream["query"] = {"api-version": shown}
 
     def _upstream(self, provider: str, wanted: Json) -> str:
-        """Return the name of this upstream, and add it if it is new; another key means another upstream.
+        """Return the name of the upstream `wanted`, and add it if it is new.
 
-        The name of a built-in upstream is used only for that upstream, because default routes lead to it.
+        Upstreams with different keys are different. The name of a built-in upstream is only used for an equal
+        one, because default routes lead to it.
         """
         for number in range(1, len(self._upstreams) + 3):
             name = provider.replace("_", "-") + (f"-{number}" if number > 1 else "")
@@ -319,7 +324,10 @@ class _Translation:
         raise AssertionError(provider)
 
     def _key(self, provider: str, known: Provider, said: object) -> Json:
-        """Return the source of a key: its variable, or a new file if LiteLLM has plain text; else {}."""
+        """Return where our configuration finds a key: in an environment variable or in a new file.
+
+        `said` is the key's setting in LiteLLM: a plain text is written into the file. Return {} for no key.
+        """
         text = str(said or "")
         if text.startswith(ENVIRON):
             return {"env": text.removeprefix(ENVIRON)}
@@ -332,7 +340,10 @@ class _Translation:
         return {"file": str(self._directory / KEYS / file)}
 
     def _fallbacks(self, place: str) -> None:
-        """Append the targets of a model's fallbacks to its own."""
+        """Append the targets of each model's fallbacks to the targets of the model.
+
+        `place` is the part of the source that lists fallbacks.
+        """
         settings = self._source.get(place)
         for each in _rows(settings.pop("fallbacks", None)) if isinstance(settings, dict) else ():
             for name, others in each.items():
@@ -378,7 +389,10 @@ class _Translation:
         self, source: Json, name: str, place: str,
         names: tuple[str, str] = ("max_budget", "budget_duration"), **of: object,
     ) -> None:  # fmt: skip
-        """Add the budget in two fields of a part (amount and duration), if they exist."""
+        """Add a budget from a part of the source, whose fields `names` hold the amount and duration, if any.
+
+        `name` is the budget's name, and `of` selects the calls that it limits.
+        """
         said, duration = (source.get(one) for one in names)
         if said is None:
             return
@@ -401,7 +415,10 @@ class _Translation:
         self._budgets.append({**row, "interval": interval, **of})
 
     def teams(self, teams: Any, keys: Any) -> None:
-        """Add a tenant for each team, and API keys; without the lists, one tenant, and one key a tenant."""
+        """Add a tenant for each team of the list `teams`, and an API key for each key of the list `keys`.
+
+        Without the lists, add one tenant, and one key a tenant.
+        """
         by_id: dict[str, str] = {}
         tenants: list[Json] = []
         for number, each in enumerate(_rows(teams.get("teams") if isinstance(teams, dict) else teams)):
@@ -533,7 +550,7 @@ class _Translation:
         return made
 
     def _note_families(self, name: str, targets: list[Json]) -> None:
-        """Note which API calls of a name must use, and which targets other calls skip."""
+        """Note which provider's API calls of a model name must use, and which targets others skip."""
         families = dict.fromkeys(self._upstreams[each["upstream"]]["family"] for each in targets)
         if list(families) == ["openai"]:
             return
@@ -552,7 +569,7 @@ class _Translation:
         self._made.left.append((place, why))
 
     def _rest(self, rest: object, place: str) -> None:
-        """List everything that is left of a part of the source as omissions."""
+        """List every setting in `rest`, which is left of a part of the source, as not translated."""
         for each in _leaves(rest, place):
             known = {left for left, _ in self._made.left}
             if each not in known:
@@ -567,7 +584,10 @@ class _Translation:
 
 
 def _called(asked: str, named: str) -> tuple[str, str]:
-    """Return the provider and model of a deployment's `model`; an empty provider if it states none."""
+    """Return the provider and model of a deployment's `model` setting `asked`, such as `openai/gpt-4o`.
+
+    `named` is the provider by another setting, and has precedence. The provider is empty if none is known.
+    """
     provider, _, model = asked.partition("/")
     if named or provider not in PROVIDERS:
         provider = named or next((known for start, known in _PLAIN.items() if asked.startswith(start)), "")
@@ -581,7 +601,7 @@ def _called(asked: str, named: str) -> tuple[str, str]:
 
 
 def _fault_of_target(known: Provider | None, provider: str, model: str, base: str) -> str:
-    """Return the reason why a deployment cannot be reached from here, empty if it can."""
+    """Return the reason why the gateway cannot call a deployment's model, empty if it can."""
     if known is None or not model:
         return "its provider's API is not known here"
     if provider == "bedrock" and "/" in model and not model.startswith("arn:"):
@@ -610,7 +630,7 @@ def _moment(said: object) -> datetime:
 
 
 def _sign_in(upstream: Json, known: Provider, params: Json) -> None:
-    """Set an upstream's authentication without a key, and its address, from a deployment's settings."""
+    """Set the authentication and address of an upstream that has no API key, from a deployment's `params`."""
     for ours, theirs, variable in known.places:
         upstream[ours] = _text(params.pop(theirs, None)) or f"${{{variable}}}"
         upstream["base_url"] = upstream["base_url"].replace(f"${{{ours}}}", upstream[ours])

@@ -116,7 +116,7 @@ def waiting(title: str) -> Iterator[None]:
 
 
 def row(item: Json, *, as_json: bool, note: str | None = None) -> None:
-    """Print one row, one field a line; `note` is printed for people only."""
+    """Print one row, one field a line, or as JSON; `note` is a sentence that JSON output lacks."""
     later = bool(item.pop("_later", False))
     if as_json:
         print_json(item)

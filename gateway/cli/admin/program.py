@@ -124,9 +124,10 @@ def run(
 
 
 def _one_of_run(api: AdminClient, owner: int, period: tuple[str, str], *, draft: bool) -> Json | None:
-    """Return the organization's invoice of the period, from an earlier run or created now.
+    """Return the organization's invoice of the period: an existing one, or a new one.
 
-    None if there is nothing to bill: the empty draft is deleted, and uses no number.
+    Unless `draft`, the invoice is finalized. Return None if there is nothing to bill: the empty draft is
+    deleted, and uses no number.
     """
     known = [
         invoice
@@ -214,7 +215,10 @@ def _decide(sent: dict[str, Any], org: str | None, tenant: str | None, *, as_jso
 
 
 def decided(api: AdminClient, sent: Json) -> tuple[int, list[Json]]:
-    """Decide all letters in passes until none succeeds; return the number decided, and the refused ones."""
+    """Send the decision `sent` on all dead letters repeatedly until no further one succeeds.
+
+    Return the number of letters decided, and the refused ones.
+    """
     # Each call may take `LETTERS_S_MAX` longer than others.
     api = replace(api, timeout_s=LETTERS_S_MAX + api.timeout_s)
     done = 0
@@ -228,7 +232,7 @@ def decided(api: AdminClient, sent: Json) -> tuple[int, list[Json]]:
 
 
 def _pass(api: AdminClient, sent: Json) -> tuple[list[int], list[Json]]:
-    """Send all letters once for a decision; return the decided ids, and the refused letters."""
+    """Send the decision `sent` on all dead letters once; return the decided ids and the refused letters."""
     done: list[int] = []
     refused: list[Json] = []
     after = 0

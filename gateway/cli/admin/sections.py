@@ -24,7 +24,7 @@ SECTIONS: Mapping[str, str] = {
 
 
 def section_of(resource: str) -> str:
-    """Return the name of a resource's section, as typed on the command line."""
+    """Return the name of the group of commands for a resource, as typed on the command line."""
     return SECTIONS.get(resource) or resource.removesuffix("s")
 
 
@@ -62,7 +62,7 @@ class CliResource:
     archived: bool = False
 
     def target(self, name: str) -> str:
-        """Return the resource whose id is in a field of this one, or an empty text."""
+        """Return the resource to which the id in the field `name` refers, or an empty text."""
         return self.refers.get(name) or REFERS.get(name, "")
 
 

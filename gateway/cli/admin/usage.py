@@ -100,7 +100,10 @@ def usage(
 
 
 def _added(api: AdminClient, asked: Json, as_csv: bool, as_json: bool) -> None:
-    """Print the sums of calls; a table shows names instead of ids."""
+    """Print the sums of calls by group, with the query parameters `asked`.
+
+    A table shows names instead of ids.
+    """
     if as_csv:
         typer.echo(api.download("usage.csv", **asked), nl=False)
         return
@@ -111,7 +114,7 @@ def _added(api: AdminClient, asked: Json, as_csv: bool, as_json: bool) -> None:
 
 
 def _latest(api: AdminClient, quotas: list[Json], recent: int) -> dict[int, list[Json]]:
-    """Return the latest ledger rows of each shown tenant, newest first."""
+    """Return the `recent` latest ledger rows of each tenant in `quotas` by tenant id, newest first."""
     if recent == 0:
         return {}
     return {
@@ -142,7 +145,10 @@ class Scrape:
 
 
 def read_scrape(text: str) -> Scrape:
-    """Read Prometheus' text format: metrics without labels, and histograms with only a bound."""
+    """Return the numbers in Prometheus' text format: metrics without labels, and histograms by upper bound.
+
+    Metrics with other labels are left out.
+    """
     values: dict[str, float] = {}
     histograms: dict[str, dict[float, float]] = {}
     for name, bound, number in _SAMPLE.findall(text):
@@ -189,7 +195,10 @@ def _watch(
     again: Callable[[Scrape | None], tuple[Json, Scrape]],
     first: tuple[Json, Scrape],
 ) -> None:
-    """Show measurements until a key quits; a failed measurement is shown and repeated."""
+    """Show measurements every `interval_s` seconds until a key quits, starting with `first`.
+
+    `again` measures once more. A failed measurement is reported on the screen, and repeated.
+    """
     from rich.live import Live  # noqa: PLC0415  # the request is sent before it is loaded
 
     look, scrape = first
@@ -207,7 +216,10 @@ def _watch(
 
 
 def _measured(api: AdminClient, window: int, limit: int, earlier: Scrape | None) -> tuple[Json, Scrape]:
-    """Return the present activity, with latencies since an earlier scrape or the start; and the scrape."""
+    """Measure the present activity; return it for display, and the scrape of the metrics.
+
+    Latencies are those since the scrape `earlier`, or since the gateway's start if that is None.
+    """
     activity = api.get("activity", window=window, limit=limit)
     scrape = read_scrape(api.metrics())
     seconds = max(activity["window_s"], 0.001)
@@ -241,7 +253,10 @@ def _rates(counts: Json, seconds: float) -> Json:
 
 
 def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool = False) -> Group:
-    """Return a measurement for the screen, `columns` wide."""
+    """Return a measurement for a screen of `columns` characters; `failed` is the last error, if any.
+
+    With `keys`, the text names the key that quits.
+    """
     from rich.console import Group  # noqa: PLC0415  # as above
     from rich.table import Table  # noqa: PLC0415  # as above
     from rich.text import Text  # noqa: PLC0415  # as above

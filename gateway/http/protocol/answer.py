@@ -53,7 +53,7 @@ LIMITED = frozenset({429, 529})
 
 
 def refuses(status: int) -> bool:
-    """Return whether the status says that the upstream did not do the work."""
+    """Return whether a status (4xx, or that of a limit) says that the upstream did not do the work."""
     return 400 <= status < 500 or status in LIMITED
 
 
@@ -264,7 +264,10 @@ def _length(answer: AnswerHead, value: bytes) -> int:
 def _note(  # noqa: PLR0917  # a field, and all that reads it
     answer: AnswerHead, kind: int, line: bytes, value: bytes, minor: int, limits: list[bytes]
 ) -> bool:
-    """Store a field that the gateway uses in the answer's head; return whether the field is forwarded."""
+    """Store in `answer` the value of a field that the gateway uses, by its `kind`.
+
+    Return whether the field is forwarded to the client. Lines about limits are added to `limits`.
+    """
     if kind == LIMITS:  # the upstream's limits pass only if the upstream refuses the call
         limits.append(line)
         return answer.status in LIMITED
@@ -288,7 +291,7 @@ def _note(  # noqa: PLR0917  # a field, and all that reads it
 
 
 def _connection(answer: AnswerHead, value: bytes, minor: int) -> set[bytes]:
-    """Apply `close` and `keep-alive` of a `Connection` field; return the other names in it."""
+    """Apply `close` and `keep-alive` in a `Connection` field to `answer`; return the field's other words."""
     if value == b"keep-alive" and minor == 1:
         return set()
     tokens = {token.strip(b" \t").lower() for token in value.split(b",")}
@@ -336,7 +339,7 @@ class UpstreamSide:
 
     @property
     def reusable(self) -> bool:
-        """Whether the connection has no remains of the present exchange, and may serve another."""
+        """Whether the connection may serve another request: nothing of the present one is left."""
         answer = self.answer
         return (
             self.request == SENT
@@ -350,14 +353,21 @@ class UpstreamSide:
     # the request
 
     def ask(self, opening: bytes, body: bytes | None, answers_head: bool) -> bytes:
-        """Return the bytes of a whole request; `opening` is its head without framing. None: no body."""
+        """Return the bytes of a whole request; `opening` is its head without the fields that frame the body.
+
+        `body` is None for a request without one. `answers_head`: the answer has no body, as for a HEAD
+        request.
+        """
         self._begin(BARE, answers_head)
         if body is None:
             return opening + b"\r\n"
         return b"%bcontent-length: %d\r\n\r\n%b" % (opening, len(body), body)
 
     def ask_before(self, opening: bytes, length: int) -> bytes:
-        """Return the head of a whole request; the body of `length` bytes is sent directly after it."""
+        """Return the head of a request whose body is sent directly after it, as one part of `length` bytes.
+
+        `opening` is the head without the fields that frame the body.
+        """
         self._begin(BARE, False)
         return b"%bcontent-length: %d\r\n\r\n" % (opening, length)
 
@@ -381,7 +391,7 @@ class UpstreamSide:
         return part
 
     def end(self) -> bytes:
-        """End the body; return the bytes that mark its end."""
+        """End the request's body; return the bytes that mark it. Raise `IllegalEvent` if some are missing."""
         if self._promised:
             raise IllegalEvent(f"the end of a body with {self._promised} bytes missing")
         self.request = OUTGOING[self.request][ENDED]
@@ -458,7 +468,10 @@ class UpstreamSide:
         return self._begun(answer, data, at)
 
     def _begun(self, answer: AnswerHead, data: bytes, at: int) -> bytes:
-        """Process a final head that ends at position `at`; return the payload of the bytes after it."""
+        """Process the head of a final (not 1xx) answer, which ends in `data` at position `at`.
+
+        Return the payload of the bytes after the head.
+        """
         limits, status = self._limits, answer.status
         self._interim = 0
         self.answer = answer

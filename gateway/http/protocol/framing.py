@@ -108,7 +108,7 @@ class ChunkedBody:
         return at + 2
 
     def _line(self, data: bytes, at: int) -> int:
-        """Read a line between payloads, such as a chunk's size; return the position after the line."""
+        """Read a line of the framing at `at`, such as a chunk's size; return the position after the line."""
         end = data.find(b"\n", at) - 1
         if end < -1:
             self._pending = self._part(data[at:])
@@ -131,7 +131,7 @@ class ChunkedBody:
         return end + 2
 
     def _part(self, line: bytes) -> bytes:
-        """Return the beginning of an incomplete line; raise `Malformed` if no valid line begins so."""
+        """Return an incomplete line, to be continued later; raise `Malformed` if it cannot become valid."""
         if (
             len(line) > self._line_max
             or b"\r" in line[:-1]

@@ -253,14 +253,20 @@ def field_kind(name: bytes) -> FieldKind:
 
 
 def is_withheld(plain: bytes, names: frozenset[bytes]) -> bool:
-    """Return whether a field is one of the `names` withheld on a route, or is never forwarded."""
+    """Return whether a header field is not forwarded, on any route or on a route that withholds `names`.
+
+    `plain` is the field's name in lower case.
+    """
     return plain not in _PASSED and (
         plain in names or plain.startswith(_WITHHELD_PREFIXES) or _GIVES_UP.match(plain) is not None
     )
 
 
 def _purpose(lower: bytes) -> int:
-    """Return the role of a field that the gateway reads: TRACES, PROVES, SAYS or DECIDES."""
+    """Return what the gateway reads from a field with this lower-case name, as a constant.
+
+    It is TRACES (trace), PROVES (credential), SAYS (attribution) or DECIDES (all other fields).
+    """
     if lower == TRACE_FIELD:
         return TRACES
     if lower in CREDENTIAL_FIELDS:
@@ -323,10 +329,10 @@ class RequestHead:
 
 
 def cut_length(head: bytes) -> tuple[bytes, int]:
-    """Remove a usually spelled content-length from a head; return the remaining head, and the length or -1.
+    """Remove the content-length field from a head; return the remaining head, and the length.
 
-    The remaining head is the same for bodies of any size, so it is parsed once and cached. A second
-    content-length in it is found by its parser.
+    The length is -1 if the field is missing or spelled unusually. The remaining head is the same for bodies
+    of any size, so it is parsed once and cached. Its parser finds a second content-length.
     """
     for spelling in _LENGTH_SPELLINGS:
         before, found, rest = head.partition(spelling)
@@ -355,9 +361,9 @@ except ImportError:
 
 
 def cut_head(head: bytes) -> HeadCut:
-    """Split a head into the part shared by clients of one kind, and the lines that differ between them.
+    """Split a head into the part that all requests of one client program share, and the lines that differ.
 
-    These are the length, credential, attribution and trace.
+    These lines are the length, credential, attribution and trace.
     """
     end = len(head)
     head, length = cut_length(head)
@@ -463,7 +469,10 @@ def role_of(line: bytes) -> int:
 
 
 def read_fields(lines: list[bytes]) -> tuple[list[tuple[FieldKind, bytes]], dict[bytes, list[bytes]]]:
-    """Return all fields with their kinds, and the values of those read here; raise `MalformedRequest`."""
+    """Return all fields with their kinds, and by name the values of those that the gateway reads.
+
+    Raise `MalformedRequest` if a name has `_` in place of `-`.
+    """
     fields: list[tuple[FieldKind, bytes]] = []
     read: dict[bytes, list[bytes]] = {}
     for line in lines:
@@ -605,7 +614,10 @@ class ClientSide:
         return self.state == WHOLE
 
     def receive(self, data: bytes) -> bytes:
-        """Process received bytes; return the payload if a body is due. Raises `MalformedRequest`."""
+        """Process received bytes; return the decoded bytes of the body, b"" if no body is being read.
+
+        Raise `MalformedRequest` if the body's framing is invalid.
+        """
         state = self.state
         if state in _UNREAD:
             self.waiting = self.waiting + data if self.waiting else data

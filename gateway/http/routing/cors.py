@@ -37,7 +37,10 @@ class Cors:
         return self._lines(_asked(head).get(b"origin", b""))
 
     def preflight(self, head: bytes) -> Preflight | None:
-        """Return the answer to a preflight; None for another head, or an origin that is not allowed."""
+        """Return the answer to a preflight (a browser's CORS request).
+
+        Return None if the head is no preflight, or its origin is not allowed.
+        """
         if not head.startswith(b"OPTIONS "):
             return None
         asked = _asked(head)

@@ -288,7 +288,7 @@ class HeadRouter:
             self._prepare(routed, head, self._targets[upstream], path, route)
 
     def _is_of_any_model(self, routed: RoutedHead, route: Route) -> bool:
-        """Return whether a route charges calls to models without reading which model is asked for."""
+        """Return whether a metered route charges calls to models without reading the model's name."""
         if not routed.metered or route.meter not in UNREAD_METERS or route.models:
             return route.meter in SHAPES and SHAPES[route.meter].any_model
         if routed.service_key in self.bindings.unread or routed.upstream not in self._targets:
@@ -299,7 +299,10 @@ class HeadRouter:
         return self.bindings.leads_to_models(place)
 
     def _bind(self, routed: RoutedHead, route: Route, path: bytes) -> str:
-        """Return the upstream that the service of a bound route uses; empty if this path is not bound."""
+        """Find the service that is bound to a route; return its upstream, or "" if this path has none.
+
+        The reason is then stored in `routed` as a refusal.
+        """
         routed.bound = True
         try:
             routed.binding = binding = self.bindings.binding_of(routed.service_key, route)
@@ -468,7 +471,7 @@ class ParsedHead:
 
     @property
     def is_news(self) -> bool:
-        """Whether the head has new parts for the cache."""
+        """Whether the head has parts that are not in the cache yet."""
         if self.rest or self.new:
             return True
         return self.routed is not None or self.proof is not None or self.said is not None
@@ -569,7 +572,7 @@ class HeadReader:
         return call
 
     def remember(self, call: CallHead) -> None:
-        """Store the new parts of a head in the cache; its credential was found valid."""
+        """Store those parts of a head in the cache that are new, after the credential was found valid."""
         news, call.news = call.news, None
         if news is None:
             return
@@ -697,7 +700,11 @@ class HeadReader:
         return said
 
     def _trace(self, call: CallHead, said: HeaderAttribution, reading: ParsedHead) -> None:
-        """Set the session of a call by its trace id; if the gateway traces, it forwards another span."""
+        """Set the session of a call to its trace id, unless it names a session.
+
+        If the gateway records traces, prepare the trace field for the upstream: it names a span of the
+        gateway.
+        """
         traces, trace_id = reading.traces, reading.trace_id
         if len(traces) == 1 and trace_id and not self._traced:
             reading.passing.remove(traces[0])  # last, as in cached heads
@@ -707,7 +714,10 @@ class HeadReader:
         call.attribution = _of_trace(said, trace_id)
 
     def _take_spans(self, call: CallHead, reading: ParsedHead) -> str:
-        """Return the trace id of unusual lines; if the gateway traces, store the parent span, too."""
+        """Return the trace id of trace lines that are not in the usual form.
+
+        If the gateway records traces, store the client's span, and do not forward these lines.
+        """
         if reading.traces:
             reading.rest = b""
         values = [line.partition(b":")[2] for line in reading.traces]
@@ -721,7 +731,7 @@ class HeadReader:
         return read_trace_id(values)
 
     def _refused(self, head: bytes) -> CallHead:
-        """Return a refused head, with the fault found by reading the head as a whole."""
+        """Return a head with the refusal of the request; reading the head as a whole finds the fault."""
         refusal: Refusal = MalformedRequest()
         try:
             read_request_head(head, self._limits)
@@ -731,7 +741,7 @@ class HeadReader:
 
 
 def _of_trace(said: HeaderAttribution, trace_id: str) -> Attribution:
-    """Return the attribution of a call; its session is the trace id if the call names no session."""
+    """Return the attribution that header fields state; the trace id replaces a missing session id."""
     known = said.attribution
     if not trace_id or known.session or said.refusal is not None:
         return known
@@ -765,7 +775,7 @@ def _values(text: bytes) -> Values:
 
 
 def _judge(line: bytes, reading: ParsedHead) -> int:
-    """Return the role of a line that is not cached, and add the line to the new parts of `reading`."""
+    """Return the role of a header line that is not cached, and note the line in `reading` to be cached."""
     if line == reading.trace:
         return TRACES | PASSES | VARIES
     role = role_of(line)

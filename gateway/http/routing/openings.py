@@ -34,9 +34,10 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
     route: Route, target: UpstreamTarget, method: bytes, path: str, query: str, model: str, *, is_read: bool,
     form: bool = False,
 ) -> UpstreamOpening:  # fmt: skip
-    """Return the beginning and end of a request to an upstream; an answer that `is_read` is not compressed.
+    """Return the beginning and the end of a request's head for an upstream.
 
-    A `form` keeps its content type.
+    If the gateway reads the answer (`is_read`), it asks for an uncompressed one. A `form` keeps its content
+    type.
     """
     prefix, host = _place(target.base_url)
     query = own_query(target, _named_query(route, without_pass(query, route), model))

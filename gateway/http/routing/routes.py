@@ -134,7 +134,7 @@ class RouteTable:
         return self.match("GET", path) if found is None or found.route is None else found
 
     def match_as_spoken(self, head: RequestHead) -> tuple[RequestHead, Match | None]:
-        """Find the route of a head that may use an older version of a path.
+        """Find the route of a head whose path may have another version than the API of its header fields.
 
         Return the head with the path as routed, and the match. Paths of model lists are never replaced: the
         header fields select their upstream.
@@ -196,12 +196,12 @@ class RouteTable:
 
 
 def asked_path(path: str) -> str:
-    """Return the path of the call that another gateway asks about, as its client sent it."""
+    """Return the path of the call to authorize, from the `path` at which another proxy asks about it."""
     return "/" + path.split("/", 4)[4]
 
 
 def asking(head: RequestHead) -> RequestHead:
-    """Return the head of the call that another gateway asks about."""
+    """Return the head of the call to authorize, from the `head` with which another proxy asks about it."""
     return _at(head, asked_path(head.path.decode("ascii")))
 
 
@@ -219,7 +219,10 @@ def slashes_decoded(path: str) -> str:
 
 
 def _same(written: Match | None, decoded: Match | None) -> Match | None:
-    """Return `decoded` if both readings of a path mean the same call and parameters, otherwise None."""
+    """Return the match `decoded` if it is the same call, with the same parameters, as `written`; else None.
+
+    They are the matches of one path, with its slashes decoded and as the client wrote it.
+    """
     if written is None or decoded is None or decoded.rest is not None or written.params != decoded.params:
         return None
     if written.route is None or decoded.route is None:
@@ -228,7 +231,10 @@ def _same(written: Match | None, decoded: Match | None) -> Match | None:
 
 
 def unknown_path(path: str, nearest: str) -> Refusal:
-    """Return the refusal of a path that is unknown, with the probable one, or that is ambiguous."""
+    """Return the refusal of a path that no route has; it suggests the path `nearest`, if there is one.
+
+    A path with an ambiguous encoded slash is refused for this reason instead.
+    """
     if slashes_decoded(path) != path:
         return InvalidRequest("The path holds an encoded slash that could be read in two ways.")
     shown = path if len(path) <= PATH_CHARS_SHOWN else f"{path[:PATH_CHARS_SHOWN]}…"
@@ -247,13 +253,19 @@ def _alike(one: str, other: str) -> int:
 
 
 def spoken_in(head: RequestHead, *, by_key: bool) -> Family | None:
-    """Return the family whose clients send fields of this head; `by_key` includes the fields of keys."""
+    """Return the API family whose clients send header fields of this head, or None.
+
+    With `by_key`, the fields of API keys count, too.
+    """
     sent = head.read.keys() if by_key else head.read.keys() - CREDENTIAL_FIELDS
     return next((family for name, family in SPEAKERS.items() if name in sent), None)
 
 
 def meant_for(head: RequestHead, route: Route) -> Family | None:
-    """Return the other family whose clients send the fields of this unmetered call, otherwise None."""
+    """Return another API family than the route's, whose clients send the header fields of this free call.
+
+    Return None if the fields fit the route's family, or decide nothing.
+    """
     if route.meter != "none" or not FAMILIES[route.family].shares_paths:
         return None
     spoken = spoken_in(head, by_key=False)
@@ -266,12 +278,15 @@ def is_shared(path: str, among: tuple[str, ...] = _SHARED) -> bool:
 
 
 def misplaced(route: Route, meant: Family) -> Refusal:
-    """Return the refusal of a call that was meant for the API of another family."""
+    """Return the refusal of a call to a route of one API family that was meant for the family `meant`."""
     return UnknownRoute(f"Only the API of {route.family} is served at {route.path}, and this is {meant}'s.")
 
 
 def family_of(path: str, spoken: Family | None) -> Family:
-    """Return the family whose error format an unknown path gets; `spoken` is the family of its fields."""
+    """Return the API family in whose error format an unknown path is refused.
+
+    `spoken` is the family to which the request's header fields belong, if any.
+    """
     own = spoken or _owner(path)
     if own is not None:
         return own
@@ -433,8 +448,7 @@ def check_content_type(head: RequestHead) -> None:
 def take_type(params: dict[str, str], head: RequestHead, route: Route, *, reads: bool) -> bytes:
     """Check the content type of a body that is read; return it for a form, else empty bytes.
 
-    The type of an answer from elsewhere, on the route of holds, is stored in `params` instead, and may be
-    any.
+    A route that receives a provider's answer for a hold accepts any type, and stores it in `params` instead.
     """
     if route.path == HOLD_ANSWER_PATH:
         for name in ("content-type", "content-encoding"):
@@ -451,7 +465,7 @@ def take_type(params: dict[str, str], head: RequestHead, route: Route, *, reads:
 
 
 def listing_query(query: bytes, route: Route) -> bytes:
-    """Return the query to forward; for a list of models without parameters that no API reads there.
+    """Return the query to forward. Parameters that the API does not define are removed from lists of models.
 
     Some clients add parameters about themselves, such as Codex its version.
     """
@@ -491,7 +505,10 @@ def check_query(query: bytes, route: Route) -> None:
 
 
 def is_long_form(route: Route | None, form: bytes) -> bool:
-    """Return whether a body may be larger than every buffer: a form with a file, forwarded as it arrives."""
+    """Return whether a body is a form with a file, forwarded as it arrives, so it may exceed all buffers.
+
+    `form` is the form's content type, empty for other bodies.
+    """
     shape = SHAPES.get(route.meter) if route is not None and form else None
     return shape is not None and shape.form is not None and shape.form.alone
 
@@ -539,7 +556,7 @@ def without_pass(query: str, route: Route) -> str:
 
 
 def said_twice(head: RequestHead, route: Route) -> dict[str, str]:
-    """Return the fields of a head that repeat values of its body; repeated fields are joined by a comma."""
+    """Return the header fields whose values the body must have, too; repeated ones are joined by a comma."""
     names = FAMILIES[route.family].said_twice
     return {
         name.decode(): b", ".join(values).decode("latin-1") for name in names if (values := head.all(name))
@@ -567,9 +584,9 @@ def take_key(head: RequestHead, route: Route) -> bytes:
 
 
 def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
-    """Return the refusal if another gateway's call cannot be authorized from here; None if it can.
+    """Return the refusal of a call that another proxy forwards, if its authorization alone is not enough.
 
-    This gateway can neither remove a field from such a call, nor see the session's id in its answer.
+    Return None if it is. For such a call the gateway can neither remove a field nor read the answer.
     """
     if FAMILIES[route.family].session_field:
         return UnknownRoute(
@@ -596,7 +613,7 @@ def is_live(route: Route | None) -> bool:
 
 
 def is_rewritten(route: Route) -> bool:
-    """Return whether a call's body is rewritten, so that the caller's digests no longer fit."""
+    """Return whether the gateway rewrites a call's body, so that the client's digests of it become wrong."""
     return route.meter not in UNREAD_METERS
 
 
@@ -617,7 +634,10 @@ _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
 def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
-    """Return a request's access to stored objects; None if these have no owners. May raise a `Refusal`."""
+    """Return how a request accesses stored objects, with their ids; None if the objects have no owners.
+
+    Raise a `Refusal` if the request names its objects wrongly.
+    """
     if route.family == GENERIC:
         return None
     if route.objects == "shared":
@@ -658,7 +678,7 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
 
 
 def _counts(route: Route) -> bool:
-    """Return whether a free route concerns a model, such as counting tokens, and no stored object."""
+    """Return whether a free route, such as counting tokens, names a model and concerns no stored object."""
     rules = FAMILIES[route.family].objects
     if route.meter != "none" or uploads_of(route) is not None:
         return False
@@ -667,7 +687,10 @@ def _counts(route: Route) -> bool:
 
 
 def _kept_at(rules: ObjectRules, path: str) -> str:
-    """Return the template of a path without its version, with `{}` for each parameter."""
+    """Return the template of a path without the API's version, with `{}` for each parameter.
+
+    Return "" if the path is not one of stored objects.
+    """
     found = rules.path.search(path)
     return "" if found is None else _PARAMETER.sub("{}", found[0][1:])
 

@@ -38,9 +38,10 @@ class BatchFiles:
 
     @contextmanager
     def reading(self, caller: Caller) -> Iterator[Callable[[int], None]]:
-        """Reserve room for a file until its batch has a hold; yield a function that counts arriving bytes.
+        """Reserve memory for a batch's input file in this context; raise `Overloaded` if there is no room.
 
-        Raise `Overloaded` if there is no room.
+        Yield a function to call with the size in bytes of each part that arrives. It may raise `Overloaded`,
+        too.
         """
         organization_id, sizes = caller.organization_id, list[int]()
 
@@ -113,7 +114,7 @@ class Buffers:
         self._press()
 
     def check_new(self, caller: Caller) -> None:
-        """Raise `Overloaded` if this caller's slow connections use up its share of the buffers."""
+        """Raise `Overloaded` if data buffered for this caller's slow connections fill the caller's share."""
         if not self.has_room(caller):
             self.shed += 1
             raise Overloaded(
@@ -121,14 +122,14 @@ class Buffers:
             )
 
     def has_room(self, caller: Caller) -> bool:
-        """Return whether this caller's share has room."""
+        """Return whether this caller's share of the buffers has room."""
         return self._organizations.allows(caller.organization_id, 1) and self._keys.allows(caller.key_id, 1)
 
     def keep_head(self, size: int, before: int) -> int | None:
-        """Replace the counted bytes `before` of an incomplete head by `size`; return the new count.
+        """Count the bytes of an incomplete head: `size` now, of them `before` counted already.
 
-        None if there is no room. Each connection has some bytes that are not counted, so every client can
-        send a head.
+        Return the new count, or None if there is no room. Some bytes of each connection are not counted, so
+        that every client can send a head.
         """
         counted = max(0, size - self._head_free)
         self.heads -= before
@@ -163,7 +164,10 @@ class ConnectionBuffers:
         return counted is not None
 
     def keep_untaken(self, caller: Caller | None, size: int) -> bool:
-        """Set the counted bytes of unread answers to `size`; return whether the caller's share has room."""
+        """Set the counted bytes of answers that the client has not read to `size`.
+
+        Return whether the caller's share has room for these bytes.
+        """
         buffers, before = self._buffers, self.untaken
         if before and self._caller is not None:
             buffers.release(self._caller, before)
@@ -192,9 +196,9 @@ _Handling = Coroutine[Any, None, None]
 
 
 def bare(error: _E) -> _E:
-    """Return the error without tracebacks, its causes included.
+    """Return the error after removing the tracebacks from it and its causes.
 
-    A frame that stores its error would be kept alive by it, with all data read, until garbage collection.
+    Otherwise a frame that stores the error would be kept alive, with all its data, until garbage collection.
     """
     each: BaseException | None = error
     while each is not None:
@@ -224,7 +228,7 @@ class RequestDriver(Waiter):
     def tell(
         self, coroutine: _Handling, given_up: Callable[[Any, BaseException], _Handling] | None = None
     ) -> None:
-        """Start a coroutine, and run it to its first wait; after an error continue with `given_up`."""
+        """Start a coroutine, and run it to its first wait. If it fails, pass the error to `given_up`."""
         self._coroutine, self._given_up = coroutine, given_up
         self._step(None)
 
@@ -238,7 +242,7 @@ class RequestDriver(Waiter):
             self._step(error)
 
     def expire_wait(self, error: BaseException) -> None:
-        """Raise an error in the present wait, even if shielded: the wait's own maximum has passed."""
+        """Raise an error in the present wait, even a shielded one: its maximum time has passed."""
         if not self.over and not self._running:
             self._step(error)
 
@@ -247,7 +251,7 @@ class RequestDriver(Waiter):
         raise NotImplementedError
 
     def resume(self, wait: Wait[Any]) -> None:
-        """Resume the coroutine if `wait` is the present one, not an earlier one that was given up."""
+        """Resume the coroutine if `wait` is the one that it waits for now, not one that was given up."""
         if self._wait is wait:
             self._step(None)
 

@@ -158,7 +158,7 @@ class ClientConnection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: Any) -> None:
-        """Accept the connection, unless the worker has too many."""
+        """Accept the connection; the server closes it if this worker has too many."""
         self.transport = transport
         self._reading = ReadPause(transport)
         transport.set_write_buffer_limits(self._limits.client_buffer_bytes_max)
@@ -197,9 +197,10 @@ class ClientConnection(asyncio.Protocol):
             self._reading.pause(SUCCESSOR)  # the bytes after this request wait unread
 
     def eof_received(self) -> bool:
-        """Return whether to keep the connection after the client's last byte: it may still read.
+        """Return whether to keep the connection after the client's last byte, so that it can still read.
 
-        It is closed if the route treats that as leaving, or while the call waits for an upstream's capacity.
+        The connection is closed if no complete request is in progress, if the call waits for an upstream's
+        capacity, or if the route treats the last byte as leaving.
         """
         exchange = self.exchange
         if exchange is None or self._side.state == BODY:
@@ -272,7 +273,10 @@ class ClientConnection(asyncio.Protocol):
         return wait
 
     def keep_untaken(self, size: int) -> bool:
-        """Count `size` waiting answer bytes in addition to the written ones; return False if full."""
+        """Count `size` answer bytes that wait to be sent, in addition to the written ones.
+
+        Return False if the caller's share of the buffers is full.
+        """
         exchange = self.exchange
         if self.blocked and not self.gone:
             size += self.transport.get_write_buffer_size()
@@ -291,7 +295,7 @@ class ClientConnection(asyncio.Protocol):
         return wait
 
     def body_soon(self, caller: Caller) -> Wait[None] | None:
-        """Wait a moment for a small body; None if it is large, or its client awaits `100 Continue`."""
+        """Wait a moment for a small body; return None if it is large, or its client awaits `100 Continue`."""
         exchange = self.exchange
         if self.gone or exchange is None or exchange.routed.expects or exchange.body_length is None:
             return None
@@ -449,7 +453,7 @@ class ClientConnection(asyncio.Protocol):
             self._next()
 
     def _keep_unread(self) -> None:
-        """Count the received bytes as unread; if there is no room, drop them, and serve no other request."""
+        """Count the received bytes as unread. If there is no room, drop them and close after this request."""
         side = self._side
         if not self._kept.keep_unread(len(side.waiting)):
             side.waiting = b""
@@ -578,7 +582,7 @@ class ClientConnection(asyncio.Protocol):
             self._linger()
 
     def _drop(self, size: int) -> None:
-        """Discard a received part of an answered request's body; above the maximum, close."""
+        """Discard `size` received bytes of an answered request's body; close if the maximum is exceeded."""
         self._discarded += size
         if self._discarded > self._limits.discarded_bytes_max:
             self._linger()
@@ -623,6 +627,6 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
 
     def _set_deadline(self, within_s: float) -> None:
-        """Set a deadline in `within_s` seconds, unless that of a slowly reading client is running."""
+        """Set a deadline in `within_s` seconds, unless the deadline of a slowly reading client is running."""
         if not self.blocked:
             self.deadline = self._host.clock.now + within_s

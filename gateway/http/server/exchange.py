@@ -84,7 +84,7 @@ class RequestBody:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def arrival(self, caller: Caller | None, enough: int) -> Wait[None]:
-        """Wait for the body's end, or for more than `enough` bytes, counted in the caller's share."""
+        """Wait for the body's end, or for more than `enough` bytes; they count in the caller's buffers."""
         self._caller, self._enough = caller, enough
         wait: Wait[None] = Wait()
         self._wait = wait
@@ -104,13 +104,13 @@ class RequestBody:
         return wait
 
     def count(self, caller: Caller, more: int) -> None:
-        """Count `more` bytes for a caller, without a check for room."""
+        """Count `more` bytes for a caller without checking that the caller's share has room."""
         self._caller = caller
         self._buffers.add(caller, more)
         self.kept += more
 
     def afford(self) -> bool:
-        """Count all arrived bytes in the caller's share.
+        """Count all arrived bytes of the body in the caller's share of the buffers.
 
         Return False if the share has no room, or if the caller is unknown.
         """
@@ -122,7 +122,10 @@ class RequestBody:
         return True
 
     def claim(self, caller: Caller, size: int) -> bool:
-        """Count `size` bytes taken from the buffer in the caller's share; return False if it is full."""
+        """Count `size` bytes that the handler took from the buffer in the caller's share.
+
+        Return False if the share is full.
+        """
         self._caller, self.size = caller, max(size, self.kept)
         return self.afford()
 
@@ -140,7 +143,7 @@ class RequestBody:
         return wait is not None
 
     def let_go(self) -> None:
-        """Release the counted bytes."""
+        """Release the bytes of this body that are counted in the caller's share."""
         kept, self.kept = self.kept, 0
         if kept and self._caller is not None:
             self._buffers.release(self._caller, kept)
@@ -443,12 +446,19 @@ class Exchange(RequestDriver):
         self.drains, self.deadline = True, self.worker.clock.now + self.worker.limits.drain_s
 
     def _drains(self, on_disconnect: str) -> bool:
-        """Return whether the answer is drained without a client: by the route, or as the upstream goes on."""
+        """Return whether an answer is read to its end after the client left.
+
+        It is if the route's setting `on_disconnect` says so, or if the upstream works on after a closed
+        connection.
+        """
         facts = None if self.upstream is None else self.upstream.target.facts
         return on_disconnect != "abort" or (facts is not None and facts.on_cut == "goes_on")
 
     def check(self, now: float, watched_before: float) -> None:
-        """End a wait past its deadline, or renew the hold of a call that began before `watched_before`."""
+        """End a wait past its deadline, or renew the hold of a call that began before `watched_before`.
+
+        Times are in seconds of the server's clock.
+        """
         if self.deadline < now:
             self.deadline = NEVER
             if self.shielded:

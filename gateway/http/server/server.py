@@ -76,7 +76,10 @@ class Listener:
 
 
 async def listen(made: Made, own: Sequence[socket.socket], others: Sequence[socket.socket] = ()) -> Listener:
-    """Accept clients with the factory `made`: at `own` sockets, and at `others` whose workers do not."""
+    """Accept clients with the protocol factory `made` at this worker's `own` sockets.
+
+    At sockets of `others`, accept clients only if the other workers do not accept them in a moment.
+    """
     loop = asyncio.get_running_loop()
     servers = [await loop.create_server(made, sock=one, backlog=BACKLOG) for one in own]
     return Listener(servers, [AcceptSharing(one, made, loop) for one in others])
@@ -150,7 +153,7 @@ class Shutdown:
         self.closing = False
 
     def changed(self) -> None:
-        """Signal the end if no connection and no orphan is left."""
+        """Signal the end if no connection is left, and no call that goes on without its client."""
         if not self._connections and not self._orphans:
             self._empty.set()
 
@@ -159,7 +162,8 @@ class Shutdown:
 
         At first every answer closes its connection, until the remaining connections have been idle for a
         while: a request on its way to a closed connection would be lost. `shut` is then called to stop
-        accepting; clients accepted last have the same time. All ends `counters_s` after the grace period.
+        accepting; clients accepted last get the same time. The method returns at most `counters_s` after the
+        grace period.
         """
         began = self._seconds()
         await self._quiet(min(QUIET_TIMES_MAX * limits.quiet_s, grace_s / 2), limits)
@@ -183,10 +187,10 @@ class Shutdown:
             await asyncio.sleep(limits.tick_s)
 
     async def _broken_off(self, limits: HttpLimits) -> bool:
-        """End every call now: its client gets an error in its API's format if possible.
+        """End every call now; a client gets an error in its API's format if possible.
 
-        A client has `linger_s` to read it. A call during admission or settlement is interrupted only
-        afterwards, a tick later.
+        The client has `linger_s` to read the error. A call during admission or settlement is interrupted only
+        after that step. Return whether all calls are settled.
         """
         now = self._seconds()
         end, told = now + limits.counters_s, set[Exchange]()
@@ -466,8 +470,9 @@ class DataPlane:
         others: Sequence[socket.socket] = (),
         wrapped: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None,
     ) -> None:
-        """Start accepting clients at `own` sockets, and at `others` the clients that wait there.
+        """Start accepting clients at this worker's `own` sockets.
 
+        Clients that wait at the sockets of `others`, which are other workers, are accepted if those are busy.
         `wrapped` adds TLS to the protocol factory.
         """
 
@@ -555,7 +560,7 @@ class DataPlane:
             ports.log("request", **accessed(exchange, took, upstream))
 
     def _check(self, now: float) -> None:
-        """Check deadlines, idle connections, and holds of long calls; runs each tick."""
+        """Check deadlines, idle connections, and holds of long calls. The clock calls this at each tick."""
         watched = now - self.limits.watch_after_s
         for connection in list(self._connections):
             if connection.deadline < now:

@@ -115,7 +115,10 @@ class TimedCounters:
 
 
 def _use(metadata: bytes) -> dict[str, Value]:
-    """Return models and tokens of a call's facts under the names of OpenTelemetry's conventions."""
+    """Return the models and tokens of a call as attributes with the names of OpenTelemetry's conventions.
+
+    `metadata` has the facts about the call as JSON; without facts the result is empty.
+    """
     told = read_facts(metadata)
     if told is None:
         return {}

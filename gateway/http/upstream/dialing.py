@@ -82,7 +82,7 @@ class UpstreamAddresses:
         return in_turns(self._known, self._next)
 
     def check(self, now: float, in_use: bool) -> None:
-        """Renew the look-up of a host in use when it is due, and drop addresses that it lost long ago."""
+        """Look up the addresses of a host in use again when due; drop addresses that are long outdated."""
         if in_use and now - self._found_at >= self._limits.upstream_resolve_s:
             self._ask(now)
         if self._failing and now - self._found_at > self._limits.upstream_resolve_stale_s:
@@ -94,7 +94,10 @@ class UpstreamAddresses:
                     del self.seen[address]
 
     async def _renewed(self) -> None:
-        """Wait for a look-up: only a moment if addresses are known, not at all after a failure."""
+        """Wait for the look-up of the host. Known addresses shorten the wait to a moment.
+
+        After a failed look-up, known addresses are used without a wait.
+        """
         asking = self._ask(self._clock.now)
         if asking is None or (self._known and self._failing):
             return

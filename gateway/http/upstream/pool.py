@@ -92,7 +92,10 @@ class DialAddress:
 
 
 def place_of(target: UpstreamTarget) -> dict[str, Any]:
-    """Return a connection's arguments for asyncio; TLS verifies certificate and name with any authority."""
+    """Return the arguments with which asyncio connects to an upstream.
+
+    TLS verifies the certificate and the host's name by the configured authority, or else the system's.
+    """
     parts = urlsplit(target.base_url)
     host = parts.hostname or ""
     if parts.scheme != "https":
@@ -158,7 +161,10 @@ class Upstream:
         self._connecting: set[asyncio.Task[None]] = set()
 
     def facts_of(self, model: str, rule: ModelRule | None) -> UpstreamFacts | None:
-        """Return the facts for a model, by the upstream's name of it and its configured `rule`, or None."""
+        """Return the known facts about a model, such as its maxima, or None.
+
+        `model` is its name at the upstream, and `rule` its configuration.
+        """
         facts = self.target.facts
         if facts is None and rule is None and not self.contexts:
             return None
@@ -176,7 +182,7 @@ class Upstream:
     def admit(self, organization_id: int) -> None:
         """Reserve one more connection for an organization; raise `Overloaded` if its share is used up.
 
-        Raise `UpstreamSignedOut` if requests need a signature and the signer has no credentials.
+        Raise `UpstreamSignedOut` if the upstream requires signed requests and the gateway has no credentials.
         """
         if self.signer is not None:
             self.signer.check()
@@ -245,7 +251,7 @@ class Upstream:
         self._tally.upstream_lookup_failures += 1
 
     def release(self, organization_id: int, link: Link | None) -> None:
-        """Release the organization's share; keep the connection if nothing of its exchange is left over."""
+        """Release the organization's share, and keep the connection `link` if it can be reused."""
         self._shares.release(organization_id)
         if link is None:
             return
@@ -290,9 +296,10 @@ class Upstream:
 
 
 async def reach(target: UpstreamTarget, within_s: float) -> float | None:
-    """Connect like a call would; return the end of the certificate as Unix time, or None without TLS.
+    """Connect to an upstream as a call would; return the expiry of its certificate in Unix time.
 
-    Raises OSError or TimeoutError if a call would fail; an untrusted certificate is an OSError.
+    Return None without TLS. Raise OSError or TimeoutError if a call would fail; an untrusted certificate is
+    an OSError.
     """
     place = DialAddress(target, _untold)
     how, made = place.at(0.0), asyncio.Protocol()
@@ -426,7 +433,7 @@ class Link(asyncio.BufferedProtocol):
 
     @property
     def complete(self) -> bool:
-        """Whether the whole answer has arrived (its last bytes may still be unread here)."""
+        """Whether the whole answer has arrived, though its last bytes may still wait in the link's buffer."""
         return self.side.answering == COMPLETE
 
     # the interface for the handler
@@ -458,7 +465,7 @@ class Link(asyncio.BufferedProtocol):
                 self.transport.write(last)
 
     def arrival(self) -> Wait[None]:
-        """Wait for the head; after it for body bytes, the answer's end, or its failure."""
+        """Wait for the next part of the answer: its head, later bytes of its body, or its end or failure."""
         wait: Wait[None] = Wait()
         self._wait = wait
         if self.failure is not None or self._payload or self.side.answering == COMPLETE:
@@ -497,7 +504,7 @@ class Link(asyncio.BufferedProtocol):
                 self.deadline = self._clock.now + self._limits.upstream_idle_s
 
     def release(self, now: float) -> bool:
-        """Prepare for another exchange; return False if something of this one is left over."""
+        """Prepare the connection for another exchange; return False if data of the present one is left."""
         if self._gone or self._payload or not self.side.be_ready():
             return False
         self.deadline = NEVER
@@ -536,7 +543,7 @@ class Link(asyncio.BufferedProtocol):
     # asyncio.BufferedProtocol
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return the shared buffer for the next bytes, which are copied at once."""
+        """Return the buffer, shared by all connections, for the next bytes, which are copied at once."""
         return _BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:

@@ -58,7 +58,10 @@ class Batches:
     def answer(  # a request, and who answers its calls
         self, method: str, path: str, query: dict[str, list[str]], content: bytes, work: Work
     ) -> Told | None:
-        """Return the answer to a request for one of these objects, or None for another path."""
+        """Return the answer to a request for a file, batch or video, or None for another path.
+
+        `work` answers one call of a batch.
+        """
         long_running = _LONG_RUNNING.fullmatch(path)
         if long_running is not None:
             return self._operation(long_running[1], long_running[2], content)
@@ -121,7 +124,10 @@ class Batches:
         return 200, "\n".join(told).encode()
 
     def _response(self, method: str, id_: str, more: str | None, content: bytes, work: Work) -> Told | None:
-        """Return the answer for a background response, stored as a batch of one call, or None."""
+        """Return the answer to a request for a background response, or None if the request is no such.
+
+        The response is stored as a batch of one call, which `work` answers. `more` is the rest of the path.
+        """
         if method == "POST" and not id_:
             try:
                 asked = json.loads(content)
@@ -168,7 +174,10 @@ class Batches:
         self, method: str, model: str | None, id_: str | None, more: str | None,
         query: dict[str, list[str]], content: bytes, work: Work,
     ) -> Told:  # fmt: skip
-        """Return the answer to a batch call of Gemini's API; `displayName` may set its outcome."""
+        """Return the answer to a request for batches of Gemini's API; `work` answers one call of a batch.
+
+        The batch's `displayName` can set its outcome. `more` is the rest of the path, such as `:cancel`.
+        """
         if model is not None:
             batch = json.loads(content)["batch"]
             calls = batch["inputConfig"]["requests"]["requests"]
@@ -312,7 +321,10 @@ def _fields(form: bytes) -> dict[bytes, bytes]:
 
 
 def _page(there: list[dict[str, Any]], query: dict[str, list[str]], after: str) -> dict[str, Any]:
-    """Return one page of a list, the newest object first; `after` is the cursor's query parameter."""
+    """Return one page of the list `there`, with the newest object first.
+
+    `after` is the name of the query parameter with the id of the last object before the page.
+    """
     newest, limit = there[::-1], int(query.get("limit", ["20"])[0])
     begins = next((at + 1 for at, one in enumerate(newest) if [one["id"]] == query.get(after)), 0)
     data = newest[begins : begins + limit]

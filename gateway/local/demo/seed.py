@@ -60,8 +60,8 @@ def seed(
 ) -> str:
     """Return the demo API key; create it with its organization, plan, tenant and services at the first start.
 
-    Another `database` gets a demo organization of its own, and so does one that already has objects with
-    these names. A key that was revoked, expired or deleted is replaced by a new one; if its tenant was
+    A new `database` gets a new demo organization. If objects with the demo's names exist already, other names
+    are used. A key that was revoked, expired or deleted is replaced by a new one. If the key's tenant was
     deleted, the result is empty.
     """
     kept = data.secrets()
@@ -168,12 +168,15 @@ class _Admin:
     def make(
         self, resource: str, body: dict[str, Any], *, step: str = "", again: bool = False
     ) -> dict[str, Any]:
-        """Create an object and return it; also after 202 (stored, but Redis is unavailable)."""
+        """Create an object by the Admin API, and return it; 202 (stored, but not in Redis yet) is success.
+
+        A second call with the same `step` returns the existing object, unless `again` is set.
+        """
         key = str(uuid4()) if again else f"demo-{self._run}-{resource}-{step}"
         return self._call("POST", resource, json.dumps(body).encode(), key)
 
     def make_named(self, resource: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Create an object with this name; if the name is taken, append the run's id."""
+        """Create an object with the name in `body`; if the name is taken, append the demo's id."""
         try:
             return self.make(resource, body)
         except StartError as error:

@@ -156,7 +156,10 @@ class DemoExchange:
         self.values["status"] = STATUSES.get(self.values["end"], "completed")
 
     def told(self) -> dict[str, Any]:
-        """Return the call as JSON. A broken call used its input and the sent part of its output."""
+        """Return the call as JSON, with the tokens that the demo upstream counts for it.
+
+        A call whose answer was cut used its whole input and the sent part of its output.
+        """
         values = self.values
         cached = values["cached"] + values["created"] if self.asked.path == "/v1/messages" else 0
         sent = max(self.spoken, self.announced)
@@ -195,7 +198,10 @@ def prompt_of(body: dict[str, Any]) -> Any:
 
 
 def read_turn(asked: DemoRequest, model: str, *, speaks: bool) -> DemoExchange:
-    """Read a call of any API and the wishes in its header fields; without `speaks` it has no output."""
+    """Read a call of any API, and the `x-demo-` header fields that determine its answer.
+
+    If the model does not speak (`speaks` is False), such as for embeddings, the answer has no output.
+    """
     body, prompt, dictates = asked.json(), prompt_of(asked.json()), asked.headers.get
     said = ["You", " said", ":", *re.findall(r"\s*\S+", " " + (_last_text(_of_people(prompt)) or "nothing"))]
     words = min(asked.number("x-demo-words") or 0, WORDS_MAX)
@@ -254,7 +260,7 @@ def read_turn(asked: DemoRequest, model: str, *, speaks: bool) -> DemoExchange:
 
 
 def _called(asked: str) -> tuple[str, str]:
-    """Return the name of the tool to call, and its arguments as JSON, from `NAME {…}`; default `look_up`."""
+    """Return the name and JSON arguments of a tool call from the text `NAME {…}`; default `look_up`."""
     if asked in {"", "1"}:
         return "look_up", '{"place":"here"}'
     name, _, arguments = asked.partition(" ")
@@ -376,7 +382,10 @@ def written_answer(content: Any) -> str:
 
 
 def fill_answer(template: Any, values: dict[str, Any], lists: dict[str, Any]) -> Any:
-    """Return the template with its holes filled; `GONE` for a choice without a matching case."""
+    """Return the template with `values` in place of the names in braces, and items repeated by `lists`.
+
+    Return `GONE` for a choice between cases if no case matches.
+    """
     if isinstance(template, str):
         hole = HOLE.fullmatch(template)
         return values[hole[1]] if hole else HOLE.sub(lambda found: str(values[found[1]]), template)
@@ -548,7 +557,10 @@ async def _answer(
 
 
 def _of_batches(calls: deque[DemoExchange], batches: Batches, asked: DemoRequest) -> Reply | None:
-    """Return the answer to a request about files or batches, or None; calls of a batch are counted."""
+    """Return the answer to a request about files, batches or videos, or None for another request.
+
+    The calls of a batch are added to `calls`.
+    """
 
     def work(path: str, body: bytes) -> tuple[int, Any]:
         reply = _reply(replace(asked, method="POST", target=path, headers={}, content=body))

@@ -63,10 +63,11 @@ def url(port: int, password: str) -> str:
 
 
 def initialise(cluster: Path, password: str, *, superuser: str = SUPERUSER) -> None:
-    """Create the cluster and its database if there is none; after a failure nothing is left.
+    """Create the database cluster in the directory `cluster`, and its database, unless it exists.
 
-    The database's owner is no superuser, and the superuser's password is not stored; in clusters of earlier
-    versions both users are one. Raise `StartError` if the directory is not a cluster of this version.
+    After a failure nothing is left. The database's owner is no superuser, and the superuser's password is not
+    stored; in clusters of earlier versions the owner is the superuser. Raise `StartError` if the directory is
+    not a cluster of this PostgreSQL version.
     """
     if cluster.exists() and any(cluster.iterdir()):
         _inspect(cluster)

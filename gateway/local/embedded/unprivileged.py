@@ -46,10 +46,10 @@ class UnprivilegedUser:
 
 
 def borrow(owner_uid: int | None, reaches: list[Path]) -> UnprivilegedUser | None:
-    """Return a user to run as that can reach these directories; None if the current user is not root.
+    """Return the user as whom programs run that must not run as root; None if this process is not root.
 
-    `owner_uid` is the owner of existing data, which is then that user. Raise `PermissionError` if no user can
-    reach them.
+    It is the user with the id `owner_uid`, which owns existing data, or a default one. Raise
+    `PermissionError` if the user cannot open the directories `reaches`.
     """
     if os.geteuid() != 0:
         return None

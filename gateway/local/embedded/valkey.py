@@ -53,10 +53,10 @@ def url(port: int, password: str) -> str:
 
 
 def socket_of(directory: Path) -> Path | None:
-    """Return the path for the server's Unix socket, which costs local programs less than loopback.
+    """Return the path for the server's Unix socket in a directory; the socket costs less CPU than TCP.
 
-    None if no socket is possible: the path is too long or needs escapes in a URL, or the file system has no
-    sockets.
+    Return None if no socket is possible: the path is too long or needs escapes in a URL, or the file system
+    has no sockets.
     """
     path = directory.absolute() / "valkey.sock"
     if len(str(path)) > SOCKET_PATH_BYTES_MAX or not _PLAIN.fullmatch(str(path)):
@@ -144,7 +144,7 @@ async def _answers(port: int, password: str) -> bool:
 
 
 def _reason(directory: Path, said: str) -> str | None:
-    """Return from a log why the server refuses its data, with the remedy; None if unknown."""
+    """Return why the server did not start, and what to do, from its output `said`; None if unknown."""
     lowered = said.lower()
     out = "start again: it is rebuilt from PostgreSQL and from the gateways' logs"
     if "bad file format reading the append only file" in lowered or "unexpected end of file" in lowered:
