@@ -129,14 +129,14 @@ class ChargedUse:
 
     @property
     def cost(self) -> int:
-        """The cost of the use in nano-units, 0 without a price."""
+        """The cost of the use in nano-units; 0 if it has no price."""
         return self.counted.cost or 0
 
 
 def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> ChargedUse:
-    """Return the charge of a use by the prices of its admission.
+    """Return the charge of a use by the prices at its admission.
 
-    `look_up` finds the price of a model that was not named but answered, at `now_s`.
+    If a model answered that the call did not name, `look_up` finds its price. `now_s` is the present time.
     """
     detail, counts, used = _with_measured(use), use.counts, use.used
     prices, tools = terms.prices, detail.tools
@@ -183,7 +183,7 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
 
 
 def _with_measured(use: MeteredUse) -> Detail:
-    """Return the detail of an answer, with the measured uses of tools if the answer reports none."""
+    """Return the detail of an answer; if it reports no uses of tools, add those that the gateway measured."""
     detail = use.detail
     if use.measured and use.used and not detail.tools:
         detail = detail if detail is not NO_DETAIL else Detail()

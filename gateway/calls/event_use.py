@@ -67,7 +67,7 @@ def _vectors(told: EventUsage, service: Service, price: Vector | None) -> tuple[
 
 
 def _check_amounts(told: EventUsage, service: Service, cost: int, credits_: int, units: int) -> None:
-    """Raise `Unacceptable` for an event with a larger amount than one event may have."""
+    """Raise `Unacceptable` if an amount of a usage event exceeds the maximum for one event."""
     name = "data.usage" if told.is_counted else "data.units"
     most = INTEGER_MAX if is_in_money(service) else AMOUNT_MAX
     if max(told.tokens, credits_) > AMOUNT_MAX or cost >= INTEGER_MAX or units > most:

@@ -108,7 +108,7 @@ def _terms(hold: CallerHold, prices: CallPrices) -> UseTerms:
 
 
 def _end_unused(hold: CallerHold, use: MeteredUse) -> HoldEnd:
-    """Return the end of a hold without a charge."""
+    """Return the end of a hold by a use that costs nothing."""
     made = charge(lambda *_: None, 0.0, use, _terms(hold, NO_PRICES))
     return HoldEnd(use.reason == RELEASED, False, made.settlement.metadata.decode())
 

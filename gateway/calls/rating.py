@@ -114,12 +114,12 @@ def cost_of(
 
 
 def cost_of_part(vector: Vector, counts: Counts, tier: str) -> int:
-    """Return the cost in nano-units of another model's tokens in a call, without any price per request."""
+    """Return the cost in nano-units of tokens by another model in a call, without any price per request."""
     return cost_nano(without_request(vector), counts, tier=tier)
 
 
 def counts_left(counts: Counts, parts: Sequence[ModelPart]) -> Counts:
-    """Return the tokens of a use that are in no part. Reasoning is at most the output left."""
+    """Return the tokens of a use that are in no part; reasoning tokens are at most the output left."""
     for part in parts:
         counts = tuple([most - each for each, most in zip(part.counts, counts, strict=True)])
     return (*counts[:REASONING], min(counts[REASONING], counts[OUTPUT]), *counts[REASONING + 1 :])

@@ -27,7 +27,7 @@ def settings_of(config: Path | None, database_url: str | None, data_dir: Path | 
 
 
 def owner_url(config: Path | None, database_url: str | None, data_dir: Path | None) -> str:
-    """Return the database address of its owner, from the settings or a running `up`."""
+    """Return the URL for connecting to the database as its owner, from the settings or a running `up`."""
     from gateway.local.data_directory import known_values  # noqa: PLC0415  # each command loads what it needs
     from gateway.settings.settings import PREFIX  # noqa: PLC0415  # loaded where it is needed
 

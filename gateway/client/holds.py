@@ -130,7 +130,7 @@ class Hold:
         self.held, self.remaining, self.expires_at = told["held"], told["remaining"], told["expires_at"]
 
     def extend(self, ttl_s: int = 60, more: int | str | None = None) -> Self:
-        """Extend this hold to `ttl_s` seconds from now, and add `more` units to its amount."""
+        """Extend this hold to `ttl_s` seconds from now, and add `more` to its amount, in its unit."""
         said: dict[str, object] = {"ttl_s": ttl_s} if more is None else {"ttl_s": ttl_s, "more": more}
         tries = TRIES_MAX if more is None else 1  # a retry could raise the amount twice
         self._learn(self._connections.ask("POST", f"/{self.id}/extend", said, tries))
@@ -144,14 +144,14 @@ class Hold:
         units: int | None = None,
         status: int = 200,
     ) -> dict[str, Any]:
-        """Charge the usage, and return the charged amounts."""
+        """Charge the usage and return the charged amounts; `cost` is money as a decimal text."""
         said = {"usage": usage, "cost": cost, "units": units, "status": status}
         told = self._connections.settle(self.id, **said)
         self.is_over = True
         return told
 
     def release(self) -> None:
-        """Release this hold."""
+        """Release this hold: its whole amount is free again, and nothing is charged."""
         self._connections.ask("DELETE", f"/{self.id}")
         self.is_over = True
 
@@ -265,7 +265,7 @@ class AsyncHolds:
 
 
 def _document(raw: bytes) -> dict[str, Any]:
-    """Return the JSON object of an answer, empty if the answer is something else, as of a proxy."""
+    """Return the JSON object of an answer; {} if the answer is something else, such as a proxy's page."""
     try:
         found = json.loads(raw) if raw else {}
     except ValueError:

@@ -82,7 +82,7 @@ _UNHEARD_OF: Final = "\0"
 
 
 def known(exchange: Exchange) -> Caller | None:
-    """Return the caller of this call from the caches; None if only `identify` can find the caller.
+    """Return the caller of this call from the caches; None if `identify` has to look up the caller.
 
     Raise 404 or 405 for a route that is not configured, 401 for an unreadable credential.
     """
@@ -100,7 +100,7 @@ def known(exchange: Exchange) -> Caller | None:
 
 
 def _check_route(exchange: Exchange) -> None:
-    """Raise 404 or 405 if the route is not configured, or an error if its service does not exist."""
+    """Raise 404 or 405 if the route is not configured, or `ServiceNotIncluded` if its service is missing."""
     routed = exchange.routed
     if routed.refusal is not None:
         raise routed.refusal
@@ -133,7 +133,7 @@ async def identify(exchange: Exchange) -> Caller:
 
 
 async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
-    """Read a call, find its prices, and reserve a hold on every limit; raise a `Refusal` otherwise."""
+    """Read a call, find its prices, and reserve a hold on every limit; raise a `Refusal` if this fails."""
     worker, routed, connection = exchange.worker, exchange.routed, exchange.connection
     if worker.buffers.pressed:
         worker.buffers.check_new(caller)
@@ -237,7 +237,7 @@ def run_policies(
 
 
 async def by_head(exchange: Exchange, caller: Caller) -> AdmittedCall:
-    """Reserve one request and one concurrency slot in every scope, before the body is known."""
+    """Reserve one request and one concurrency slot in every limit of the caller, before the body is known."""
     held = AdmittedCall(exchange, caller, NO_SERVICE, _UNREAD)
     await held.reserve()
     return held
@@ -322,7 +322,7 @@ async def _read_in_turn(
 def priced(
     exchange: Exchange, caller: Caller, call: CallRequest, run: Run | None
 ) -> tuple[Service, CallPrices, CallBudgets | None]:
-    """Return the service, prices and budgets of a call, which are fixed from now on.
+    """Return the service, prices and budgets of a call. They stay the same until the call is charged.
 
     Raise 403 if the key may not use every model that may answer, or if a required price is missing; raise 400
     if the key requires a user and the call names none.
@@ -390,7 +390,7 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
 
 
 async def check_objects(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
-    """Raise `ObjectNotFound` if a call names an object or made model that its organization does not own."""
+    """Raise `ObjectNotFound` if a call names an object or created model that it may not use."""
     named = call.named + made_models(exchange, caller, call)
     if named and not await exchange.worker.ports.objects.owned(caller, named):
         raise ObjectNotFound
@@ -418,7 +418,7 @@ def made_models(exchange: Exchange, caller: Caller, call: CallRequest) -> tuple[
 
 
 def check_batch_models(exchange: Exchange, caller: Caller, call: CallRequest, number: int = 1) -> None:
-    """Check the models of one call of a batch; `number` is its line for the message."""
+    """Check the models of one call of a batch; an error names the call's line `number`."""
     try:
         judge(exchange, caller, call, caller.acts_for(exchange.head.attribution.user, call.user))
     except ModelNotAllowed as error:
@@ -558,7 +558,7 @@ def _check_currency(
 ) -> None:
     """Raise `ModelNotPriced` if a model's only price is in a foreign currency, without an exchange rate.
 
-    `by_cost`: the service charges the cost of its calls; otherwise a budget in money requires the price.
+    The message names what requires a price: the service's charge if `by_cost`, otherwise a budget in money.
     """
     for one in prices.named:
         if one.vector is None:
@@ -714,7 +714,7 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
 
 
 def _configured(exchange: Exchange, caller: Caller, models: ModelTable) -> list[str]:
-    """Return the configured models of a caller's organization that answer in the API of this list."""
+    """Return the configured models of the caller's organization that answer in the requested list's API."""
     worker, family = exchange.worker, exchange.routed.family
     found: list[str] = []
     for name in models.names(caller.organization_id):

@@ -106,13 +106,13 @@ class CapacityQueues:
         self.bytes.release(call.organization_id, call.size)
 
     async def finish(self, within_s: float = LAST_TOLD_S_MAX) -> None:
-        """Report the ended calls before this worker stops; Redis lets the remaining ones expire."""
+        """Wait up to `within_s` seconds for the reports of ended calls; Redis lets unreported ones expire."""
         until = self.loop.time() + within_s
         while self._untold() and self.loop.time() < until:  # noqa: ASYNC110  # a round begins the next one
             await asyncio.sleep(AGAIN_S_MIN)
 
     def _untold(self) -> bool:
-        """Start the reports of all accounts' ended calls; return whether a report is still under way."""
+        """Start to report the ended calls of all upstreams and models; return whether some are under way."""
         return bool([one for one in self._accounts.values() if one.finish()])
 
     def waiting(self) -> list[tuple[str, int]]:
@@ -123,7 +123,10 @@ class CapacityQueues:
         return list(found.items())
 
     def learn(self, upstream: Upstream, model: str, key: int, answer: AnswerHead) -> None:
-        """Store the limits that the head of an answer states for its upstream, model and key."""
+        """Store the upstream's limits for a model and key, if the head of an answer states them.
+
+        `key` is the index of the upstream's key.
+        """
         if answer.limits and (answer.status == 200 or answer.status in LIMITED):
             requests, tokens = stated_limits(answer.limits)
             if requests or tokens:
@@ -238,7 +241,7 @@ class CapacityQueue:
         self._over = (over + self._over)[-UNTOLD_MAX:]
 
     def refusal(self, one: WaitingCall) -> UpstreamFull:
-        """Return the refusal of a call that can wait no longer, with the time when its share has room."""
+        """Return the refusal of a call whose wait is too long, with the time after which to retry."""
         ports, limits, name = self._queues.ports, self.limits, one.share.name
         rows = [row for calls in self._waiting[: one.batch + 1] for row in calls.values()]
         before = len(self._waiting[one.batch].get(name, ()))
@@ -282,7 +285,7 @@ class CapacityQueue:
         self._asks_at, self._timer = at, loop.call_later(seconds, self._look)
 
     def _look(self) -> None:
-        """Refuse the calls whose deadline has passed, and send a request for the others."""
+        """Refuse the calls whose deadline has passed, and request capacity for the others."""
         self._timer = None
         now = self._queues.ports.seconds()
         late = [one for calls in self._waiting for row in calls.values() for one in row if one.until <= now]
@@ -350,9 +353,9 @@ class CapacityQueue:
             one.let_in.fail(refusal)
 
     def _next(self) -> list[WaitingCall]:
-        """Return the next calls to request capacity for, from all shares in rotation.
+        """Return the next calls to request capacity for, from all shares in turn.
 
-        Some places are reserved for calls of batches.
+        Some of these requests are always for calls of batches.
         """
         interactive, batch = self._waiting
         found = list(islice(_by_turns(interactive), ASKS_MAX - BATCH_ASKS))

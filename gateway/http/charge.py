@@ -194,7 +194,7 @@ class AdmittedCall:
 
     @property
     def limits_shown(self) -> Decision | None:
-        """The decision whose limits the answer's header fields show; None on a free route."""
+        """The decision whose limits stand in header fields of the answer; None on a free route."""
         return self.decision if self.service.id else None
 
     @property
@@ -210,7 +210,7 @@ class AdmittedCall:
             self._watch()
 
     def covers(self, tokens: int) -> bool:
-        """Return whether a stream that used `tokens` may continue; start to extend a hold that is used up."""
+        """Return whether a stream that used `tokens` may continue; extend its hold if that is used up."""
         if tokens and not self.first_token:
             self.first_token = self._worker.produced(self._exchange.started)
         decision, observed, meter = self.decision, self._observed, self.meter
@@ -287,7 +287,7 @@ class AdmittedCall:
         self._exchange.charge = self
 
     def _watch(self) -> HoldExtension:
-        """Start to renew the hold of this call, and return its `HoldExtension`."""
+        """Start to renew the hold of this call before its deadline; return the `HoldExtension` to watch."""
         decision, budgets = self.decision, self.budgets
         held = self._tokens_covered()
         observed = self._observed = HoldExtension(
@@ -400,7 +400,10 @@ class AdmittedCall:
         )  # fmt: skip
 
     def _charged(self, usage: TokenUsage, status: int, reason: str, used: bool) -> ChargedUse:
-        """Return the charge for the usage of this call, with its status and the reason of its end."""
+        """Return the charge for this call's usage, with the HTTP status and the reason of the call's end.
+
+        `used` is False if nothing is charged.
+        """
         exchange, call, meter = self._exchange, self.call, self.meter
         ports = exchange.worker.ports
         now_s = ports.seconds()
@@ -469,7 +472,7 @@ class AdmittedCall:
         )  # fmt: skip
 
     def _input_share(self, usage: TokenUsage, counted: Counted) -> float | None:
-        """Return the cost of the input, divided by its cost at the full price; None if unknown."""
+        """Return the actual cost of the input as a share of its cost without a cache; None if unknown."""
         budget, budgets, cost = self.claim.budget, self.budgets, counted.cost
         if budget is None or budgets is None or cost is None or counted.currency != budgets.currency:
             return None
@@ -503,7 +506,7 @@ _SEEN: Final = KINDS.index("image_input")
 
 
 def _reading_more(rate: TokenRate | None, tokens: int) -> TokenRate | None:
-    """Return a copy of the rate with `tokens` more input tokens."""
+    """Return a copy of the rate for a call with `tokens` more input tokens; None without a rate."""
     if rate is None:
         return None
     read = rate.read + tokens
@@ -523,7 +526,7 @@ def _metadata_of(exchange: Exchange) -> msgspec.Raw:
 
 # The request for a hold, and its answer: for calls, and for holds through the API.
 def fields_allowed(worker: Worker, call: CallRequest, upstream: str) -> frozenset[str]:
-    """Return the names of numeric body fields that every upstream which may answer accepts."""
+    """Return the names of numeric body fields that every upstream of this call accepts."""
     names = [one.upstream for one in call.targets] or [upstream]
     found = [worker.upstreams[name].target.fields for name in names if name in worker.upstreams]
     return found[0].intersection(*found[1:]) if found else _NO_FIELDS
@@ -594,7 +597,7 @@ def check_admitted(decision: Decision, budgets: CallBudgets | None, ports: Ports
 
 
 def _gave_up(call: CallRequest, usage: TokenUsage, status: int) -> bool:
-    """Return whether a call without usage may have ended by the timeout that the call itself states."""
+    """Return whether a call without reported usage may have ended by a timeout stated in its own request."""
     if not (call.gives_up and call.has_input and _says_nothing(usage)):
         return False
     return status in TIMED_OUT or 200 <= status < 300

@@ -141,7 +141,11 @@ def note_failure(exchange: Exchange, failure: UpstreamFailure) -> None:
 
 
 def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, last: bool) -> None:
-    """Send the part of the request that has arrived; the connection forwards later parts by itself."""
+    """Send the part of the request that has arrived; the connection forwards later parts when they come.
+
+    `opening` is the head without the fields that frame the body. Unless `last`, the body is kept for another
+    target.
+    """
     routed, connection, side = exchange.routed, exchange.connection, link.side
     signer = None if exchange.upstream is None else exchange.upstream.signer
     if routed.accept:
@@ -253,7 +257,7 @@ def hear_refusal(
 
 
 def _tell_of_fields(exchange: Exchange, call: CallRequest, status: int, answer: bytes) -> None:
-    """Log the field added by the gateway for which an upstream refuses a call, once a minute.
+    """Log, once a minute, the field added by the gateway that made an upstream refuse a call.
 
     If the field is a maximum, the upstream's list of models is read from then on, because it may state that
     maximum.
@@ -318,7 +322,7 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
 
 
 def _cause_of(answer: AnswerHead | None) -> str:
-    """Return the reason to try the next target; empty if this answer is final."""
+    """Return the reason to try the next target after this answer (None: no answer); "" if it is final."""
     if answer is None:
         return UNREACHABLE
     if answer.status in LIMITED:  # the upstream did not process the call

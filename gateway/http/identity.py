@@ -45,9 +45,10 @@ def check_query_names(query: bytes) -> None:
 
 
 def credential_of(said: Values, tokens: bool = False) -> tuple[bytes, bool]:
-    """Return the request's credential and whether it is a signed token (only if `tokens` are accepted).
+    """Return the credential in the header fields `said`, and whether it is a signed token.
 
-    Raise `InvalidApiKey` if it is missing or malformed, `InvalidRequest` if there are two different ones.
+    Tokens are accepted only if `tokens` is True. Raise `InvalidApiKey` if the credential is missing or
+    malformed, `InvalidRequest` if there are two different ones.
     """
     found = {
         key
@@ -179,7 +180,10 @@ def _runs_in(baggage: bytes) -> list[bytes]:
 
 
 def _run_of_baggage(said: list[bytes]) -> RunRequest | None:
-    """Return the run whose id the baggage names, or None; used only without an `x-tollkeeper-run` field."""
+    """Return the run whose id the W3C baggage lines `said` name, or None if they name none.
+
+    Used only without an `x-tollkeeper-run` field. Raise `InvalidRequest` for two runs or an invalid id.
+    """
     members = [one for value in said for one in _runs_in(value)]
     if not members:
         return None
@@ -194,7 +198,10 @@ def _run_of_baggage(said: list[bytes]) -> RunRequest | None:
 
 
 def read_units(read: Values, route: Route) -> int:
-    """Return the units that the client claims, 1 by default; raise if the route does not trust clients."""
+    """Return the units that the client claims, 1 by default.
+
+    Raise `InvalidRequest` if the number is invalid, or the route does not trust clients.
+    """
     name, value = _one(read, "units")
     if value is None:
         return 1
@@ -206,7 +213,10 @@ def read_units(read: Values, route: Route) -> int:
 
 
 def _one(read: Values, suffix: str) -> tuple[str, bytes | None]:
-    """Return the full name of a field and its value, or None; raise `InvalidRequest` if it appears twice."""
+    """Return the name and value of the header field `x-tollkeeper-<suffix>`; the value is None if missing.
+
+    Raise `InvalidRequest` if the field appears twice.
+    """
     name = f"x-tollkeeper-{suffix}"
     values = read.get(name.encode(), ())
     if len(values) > 1:

@@ -180,7 +180,7 @@ async def _made(
 
 
 def _leave_unknown(exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort) -> None:
-    """Store a job of unknown result for later looks, and hand the call's hold over to it."""
+    """Store a job whose result is unknown, for later checks, and hand the call's hold over to the job."""
     if not job.upstream and not 200 <= exchange.status < 300:
         job.upstream, job.sent = exchange.upstream_name, exchange.model_sent
         begin(jobs.keep(job))
@@ -326,7 +326,7 @@ def _jobs(exchange: Exchange) -> JobsPort:
 
 
 def _check_metadata(call: CallRequest) -> None:
-    """Raise `InvalidRequest` if the metadata of a batch has no room for the gateway's mark."""
+    """Raise `InvalidRequest` if a batch's metadata have no room for the hold's id, which is added."""
     found = (call.document or {}).get("metadata")
     if found is not None and (not isinstance(found, dict) or len(found) > METADATA_MAX):
         raise InvalidRequest(f"metadata may have {METADATA_MAX} names.", param="metadata")
@@ -511,7 +511,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
 
 
 def _pieces(lines: list[BatchLine]) -> Iterator[list[BatchLine]]:
-    """Yield the lines in pieces that are small enough to be read at a time."""
+    """Yield the lines in pieces that are small enough to be parsed without delaying other calls."""
     piece, size = list[BatchLine](), 0
     for line in lines:
         piece.append(line)
@@ -593,7 +593,7 @@ def at_batch_prices(prices: CallPrices) -> CallPrices:
 
 
 def at_batch_price(vector: Vector) -> Vector:
-    """Return a model's batch price as a plain price; without a batch tier, the usual amounts."""
+    """Return a price whose usual amounts are the model's amounts for batches, if these differ."""
     if SERVICE_TIER in vector.tiers:
         return vector.tiers[SERVICE_TIER]
     factor = vector.service_tiers.get(SERVICE_TIER)
@@ -616,7 +616,10 @@ def _packed(weights: Weights | None) -> tuple[tuple[int, ...], int, int] | None:
 
 # The charge of a job, once its result exists.
 def service_of(ports: Ports, job: Job) -> Service | None:
-    """Return the service of a job at its organization's price, even if the organization lost the service."""
+    """Return the service of a job at its organization's price.
+
+    The usual price applies if the organization may not use the service any more.
+    """
     try:
         found = ports.directory.resolve(job.caller, job.service)
     except ServiceNotIncluded:
@@ -661,9 +664,10 @@ def call_charge(  # noqa: PLR0917  # whose job it is, and its result
     ports: Ports, job: Job, service: Service, route: Route, body: bytes, free: bool, bounds: UsageBounds,
     ago_s: float, each: bool = False,
 ) -> ChargedUse | None:  # fmt: skip
-    """Return the charge of a job of one call, created `ago_s` seconds ago, from its result.
+    """Return the charge of a job of one call, created `ago_s` seconds ago, from its result `body`.
 
-    A result without usage costs the hold, or nothing (None) if it is `free`.
+    A result without usage costs the whole hold, or nothing (None) if the job may be `free`. `each`: the
+    upstream reports every choice by itself.
     """
     now_s = ports.seconds()
     line = BatchResult("", 200, "", body, free)

@@ -104,7 +104,7 @@ def _read(query: str, lists: ObjectLists) -> tuple[int, str, dict[str, str]]:
 
 
 def _shown(one: dict[str, Any], lists: ObjectLists) -> dict[str, Any]:
-    """Remove the parts of an object that lists do not show: its calls and results."""
+    """Remove those parts of an object that are shown by itself only, not in lists, such as its results."""
     for place, names in lists.apart.items():
         inside = one.get(place) if place else one
         if isinstance(inside, dict):

@@ -57,7 +57,7 @@ class DirectoryPort(Protocol):
         """Load an organization's terms for a request that has no caller; fails like `identify`."""
 
     def service(self, key: str) -> Service | None:
-        """Return the service with this key, or None if the catalogue lacks it."""
+        """Return the service with this key, or None if the catalogue of services lacks it."""
 
     def catalogue(self) -> Mapping[str, Service]:
         """Return every service by key. Fails with `CountersUnavailable`.
@@ -99,10 +99,10 @@ class DirectoryPort(Protocol):
         """Return the model lists of the caller's organization, or None. Fails with `CountersUnavailable`."""
 
     def run_policies(self, caller: Caller) -> CallRunPolicies:
-        """Return the run policies of a caller, often none. Fails with `CountersUnavailable`."""
+        """Return the rules that a caller's calls must meet about runs. Fails with `CountersUnavailable`."""
 
     def spent_answer(self, caller: Caller) -> SpentAnswer:
-        """Return the status and maximum wait of refusals that this caller gets for a used-up amount."""
+        """Return the HTTP status and maximum wait in this caller's refusals for a used-up amount."""
 
     def pays_in(self, caller: Caller) -> str:
         """Return the currency that a caller's organization pays in."""
@@ -117,7 +117,10 @@ class DirectoryPort(Protocol):
         """
 
     def base_rate(self, caller: Caller, ago_s: float) -> str | None:
-        """Return the organization's currency per base unit `ago_s` seconds ago, or None if unknown."""
+        """Return the exchange rate of the organization's currency to the base currency `ago_s` seconds ago.
+
+        Return None if the rate is unknown.
+        """
 
     def price_as(
         self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
@@ -135,7 +138,7 @@ class Tokens(Protocol):
     issuers: tuple[str, ...]
 
     def cached(self, digest: str) -> Caller | None:
-        """Return the caller of a verified token's digest while all facts about it are fresh, else None."""
+        """Return the caller of a verified token's digest from the cache; None if that is too old."""
 
     def identify(self, digest: str, token: bytes) -> Awaitable[Caller]:
         """Verify a token and return its caller.
@@ -151,9 +154,10 @@ class ObjectOwnersPort(Protocol):
         """Return whether the caller's organization owns all ids. Fails with `CountersUnavailable`."""
 
     def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Awaitable[object]:
-        """Store the caller's organization as the owner of these objects, for the lifetime class `kept`.
+        """Store the caller's organization as the owner of these objects.
 
-        The request is sent at once, whether or not the result is awaited.
+        `kept` says for how long, as one of the constants for lifetimes. The request is sent at once, whether
+        or not the result is awaited.
         """
 
 
@@ -177,7 +181,7 @@ class RunsPort(Protocol):
         """Return this run as JSON. Fails with `RunNotFound`, `RateLimited` or `CountersUnavailable`."""
 
     def end(self, caller: Caller, id_: str) -> Awaitable[None]:
-        """End a run; fails like `tell`."""
+        """End a run. Fails with `RunNotFound`, `RateLimited` or `CountersUnavailable`."""
 
 
 class HoldsPort(Protocol):
@@ -193,7 +197,7 @@ class HoldsPort(Protocol):
         """
 
     def forget(self, caller: Caller, key: str) -> Awaitable[None]:
-        """Delete the key of a refused request, so that the next request with it is a new one."""
+        """Delete the `Idempotency-Key` of a refused request, so that the next request is a new one."""
 
     def enter(self, caller: Caller, id_: str) -> Awaitable[None]:
         """Count a hold that is about to be created among the caller's open holds.
@@ -210,16 +214,22 @@ class HoldsPort(Protocol):
     def keep(
         self, hold: CallerHold, key: str = "", body: bytes = b"", answer: bytes = b""
     ) -> Awaitable[None]:
-        """Store a hold, and the answer to the request that created it."""
+        """Store a hold, and the `answer` to the request that created it.
+
+        `key` is the request's `Idempotency-Key`, and `body` its body.
+        """
 
     def find(self, caller: Caller, id_: str) -> Awaitable[CallerHold]:
-        """Return a hold of the caller's tenant. Fails with `HoldNotFound` or `CountersUnavailable`."""
+        """Return the hold with this id of the caller's tenant.
+
+        Fails with `HoldNotFound` or `CountersUnavailable`.
+        """
 
     def end_of(self, hold: CallerHold) -> Awaitable[HoldEnd | None]:
-        """Return the stored end of a hold; None if no caller has ended the hold."""
+        """Return the end of a hold as its caller decided it; None if no caller has ended the hold."""
 
     def decide(self, hold: CallerHold, end: HoldEnd) -> Awaitable[HoldEnd]:
-        """Store this end of a hold unless another end is stored; return the stored end."""
+        """Store `end` as the end of a hold unless another is stored already; return the stored end."""
 
     def ended(self, hold: CallerHold, end: HoldEnd) -> Awaitable[None]:
         """Store a hold with its end, which Redis has applied, for a limited time."""
@@ -263,7 +273,7 @@ class JobsPort(Protocol):
         """Store the present state of a job. Fails with `CountersUnavailable`."""
 
     def drop(self, job: Job) -> Awaitable[object]:
-        """Delete a job that the upstream did not create."""
+        """Delete a stored job, because the upstream did not create it."""
 
     def begun(self, job: Job) -> Awaitable[bool]:
         """Store a job with the id that its upstream gave it; return False if another job has this id.

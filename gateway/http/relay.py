@@ -47,7 +47,10 @@ _STATUS_LINES: Final = {
 
 
 async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) -> None:
-    """Relay an answer to the client through its meter, and charge the call before the answer's end."""
+    """Relay an answer to the client through the meter that reads its usage.
+
+    The call is charged before the answer's last bytes are sent.
+    """
     call, meter, link, status = admitted.call, admitted.meter, exchange.link, answer.status
     assert meter is not None
     assert link is not None
@@ -216,7 +219,7 @@ def _check_unbroken(link: Link, meter: Meter) -> None:
 
 
 async def _catch_up(exchange: Exchange, admitted: AdmittedCall, link: Link, meter: Meter) -> bytes:
-    """Run the meter over a large part of an answer in steps, letting other calls run; return its output."""
+    """Meter a large part of an answer in steps, so that other calls can run between; return its output."""
     passed: list[bytes] = []
     while meter.behind:
         await link.next_turn()
@@ -241,7 +244,10 @@ async def _check_names(exchange: Exchange, admitted: AdmittedCall, checks: NameC
 
 
 def _metered(exchange: Exchange, admitted: AdmittedCall, meter: Meter, data: bytes) -> bytes:
-    """Pass data through the meter and return its output; objects named in it become the caller's."""
+    """Pass data of an answer through the meter and return the output.
+
+    The caller becomes the owner of objects that the data name.
+    """
     passed = meter.feed(data) if data or meter.behind else b""
     if meter.told and exchange.before_end is None and (told := _take_ids(meter, admitted.call)):
         _keep(exchange, admitted, told)
@@ -249,13 +255,13 @@ def _metered(exchange: Exchange, admitted: AdmittedCall, meter: Meter, data: byt
 
 
 def _keep(exchange: Exchange, admitted: AdmittedCall, told: list[str]) -> list[Awaitable[object]]:
-    """Store the caller as the owner of objects, each for the lifetime of its kind."""
+    """Store the caller as the owner of the objects `told`; return the pending requests to Redis."""
     objects = exchange.worker.ports.objects
     return [objects.keep(admitted.caller, ids, how) for how, ids in kept_apart(admitted.call, told)]
 
 
 def _take_ids(meter: Meter, call: CallRequest) -> list[str]:
-    """Return the ids of objects that an answer names for the first time, without those in its request."""
+    """Return the ids of objects that an answer names for the first time, if its request did not name them."""
     told = [one for one in dict.fromkeys(meter.told) if one not in call.brought]
     meter.told.clear()
     if told and len(call.brought) < TOLD_MAX:  # many events name the same
@@ -331,7 +337,10 @@ class Outlet:
 def _answer_head(
     exchange: Exchange, answer: AnswerHead, decision: Decision | None, framing: bytes, keep_alive: bool
 ) -> bytes:
-    """Return the head for the client: forwarded fields, then the gateway's. `framing` is a field or empty."""
+    """Return the head for the client: the forwarded fields, then those of the gateway.
+
+    `framing` is the field about the body's length or chunks, or empty.
+    """
     text, status, family = answer.text, answer.status, FAMILIES[exchange.routed.family]
     date = ids = shown = told = budget = b""
     if exchange.head.cors:  # only the gateway decides which web pages may call
@@ -377,7 +386,7 @@ def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]
 
 
 def _ending(exchange: Exchange, keep_alive: bool) -> bytes:
-    """Return the last fields of every answer's head, and the blank line."""
+    """Return the last header fields of every answer, and the blank line."""
     routed, head = exchange.routed, exchange.head
     request_id = exchange.request_id.encode()
     named = cors = waited = last = b""

@@ -58,7 +58,7 @@ async def given_up(exchange: Exchange, error: BaseException) -> None:
 
 
 def _goes_on(exchange: Exchange) -> bool:
-    """Return whether an answer that missed its deadline may still arrive and report usage."""
+    """Return whether to wait for an answer that missed its deadline, because it may still report usage."""
     link = exchange.link
     alone = exchange.connection.messages is None and exchange.before_end is None
     return alone and link is not None and link.is_late and exchange.is_worked_on
@@ -165,9 +165,9 @@ async def _counted(exchange: Exchange, caller: Caller, fault: UnexpectedError) -
 
 
 def _tell(exchange: Exchange, failure: BaseException) -> None:
-    """Answer a call that failed, and raise an unexpected error again.
+    """Answer a call that failed. If the answer has begun, it ends with an error or is cut.
 
-    If the answer has begun, it ends with an error or is cut.
+    An unexpected error is raised again.
     """
     ports, caller = exchange.worker.ports, exchange.caller
     if isinstance(failure, UpstreamFailure):
@@ -236,7 +236,7 @@ def _challenge(exchange: Exchange) -> list[tuple[bytes, bytes]]:
 
 
 async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
-    """Refuse an invalid credential; delay the answer if its sender has sent many."""
+    """Refuse an invalid credential; delay the answer if the same address has sent many invalid ones."""
     failures = exchange.worker.ports.failures
     peer = exchange.connection.transport.get_extra_info("peername")
     delay_s = failures.count(str(peer[0]) if isinstance(peer, tuple) else "", wrong.failure)
@@ -296,7 +296,7 @@ class FaultLog:
         self._lines = self._left_out = 0
 
     def note(self, request_id: str, error: BaseException) -> None:
-        """Log an error, or count it as omitted."""
+        """Log an error, or only count it if too many were logged in this period."""
         now = self._seconds()
         if now - self._began >= PERIOD_S:
             self._began, self._lines = now, 0
@@ -317,7 +317,7 @@ class FaultLog:
 
 
 def _place(error: BaseException) -> str:
-    """Return module and line where an error was raised: the gateway's innermost frame, or else any."""
+    """Return the module and line where an error was raised, in the gateway's innermost frame if any."""
     place = ""
     trace = error.__traceback__
     while trace is not None:

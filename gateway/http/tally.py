@@ -110,7 +110,7 @@ class Tally:
     fallbacks: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def begin_with(self, upstreams: Iterable[str]) -> None:
-        """Start the counts of these upstreams at 0, so that the first failure is an increase."""
+        """Start the counts of these upstreams at 0, so that metrics show the first failure as a rise."""
         for name in upstreams:
             for cause in CAUSES:
                 self.upstream_failures.setdefault((name, cause), 0)
@@ -226,7 +226,7 @@ class Tally:
         self.budget_refusals[series] = self.budget_refusals.get(series, 0) + 1
 
     def take_busy(self) -> dict[tuple[int, str], int]:
-        """Return the counts of tenants by tenant id and kind, and reset them."""
+        """Return the counts of requests, tokens and refusals by tenant id and kind; reset them to 0."""
         busy, self.busy = self.busy, {}
         taken, self.refusals = self.refusals, {}
         for tenant_id, served in busy.items():

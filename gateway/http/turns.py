@@ -89,7 +89,7 @@ class LargeBodies:
         self.turns = 0
 
     async def read(self, organization_id: int, read: Callable[[], T]) -> T:
-        """Run `read` in the thread when it is the organization's turn, and return its result."""
+        """Run `read` in the parser's thread when it is the organization's turn, and return its result."""
         one = _FairWaiter(read, self._loop.create_future())
         self._waiting.setdefault(organization_id, deque()).append(one)
         if not self._taken:

@@ -26,14 +26,14 @@ BEATS_READ_MAX = 4_096
 
 
 async def keep_beating(beat_s: float = BEAT_S) -> None:
-    """Send heartbeats every `beat_s` seconds until cancelled; return at once without a listener."""
+    """Send a heartbeat every `beat_s` seconds until cancelled; return at once if no process listens."""
     while os.environ.get(HEARTBEAT_VARIABLE, ""):
         _say(BEAT)
         await asyncio.sleep(beat_s)
 
 
 def say_ready() -> None:
-    """Report once that this process is ready."""
+    """Report to the process that started this one that this process is ready."""
     if os.environ.get(HEARTBEAT_VARIABLE, ""):
         _say(READY)
 

@@ -68,7 +68,7 @@ def _named(pid_file: Path) -> psutil.Process | None:
 
 
 def _works_on(process: psutil.Process, name: str, directory: Path) -> bool | None:
-    """Return whether a process is the program `name` on `directory`; None if that is not visible.
+    """Return whether a process is the program `name` and works on `directory`; None if this is unknown.
 
     The command line is read, because in a container even root may not see another user's working directory.
     """

@@ -29,15 +29,15 @@ class ParentPipe:
         self._waiting: deque[bytes] = deque(maxlen=WAITING_LINES_MAX)
 
     def first(self) -> bytes:
-        """Return the first line with its newline; empty if the supervisor ended before."""
+        """Return the first line with its newline; b"" if the supervisor ended without sending one."""
         return self._lines.readline()
 
     def hold(self, grace_s: float) -> None:
-        """Stop this process in order once the supervisor's end closes; kill it after `grace_s` seconds."""
+        """Stop this process in order once the supervisor has ended; kill it after `grace_s` seconds."""
         threading.Thread(target=self._watch, args=(grace_s,), name="parent pipe", daemon=True).start()
 
     def listen(self, told: Callable[[bytes], object]) -> None:
-        """Call `told` with each line of the supervisor, from another thread; stored lines come first."""
+        """Call `told` from another thread with each line that the supervisor sends, stored lines first."""
         with self._lock:
             self._told = told
             while self._waiting:

@@ -135,7 +135,7 @@ def _handed_over() -> list[tuple[int, int]]:
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
-    """Return the addresses of a host to listen at; all of the machine's without a host."""
+    """Return the addresses to listen at for a host; without one, those for all interfaces."""
     found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return list(dict.fromkeys((family, str(place[0])) for family, *_, place in found))
 

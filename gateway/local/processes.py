@@ -87,7 +87,7 @@ class Child:
         return self.pid is not None and self._heartbeat is not None and self._heartbeat.is_ready()
 
     async def load(self) -> None:
-        """Start the process without its settings, so that it imports its code; `start` sends them."""
+        """Start the process early, to import its code; `start` sends its settings later."""
         program, self.program = self.program, replace(self.program, stdin=b"")
         self._loading = await self._spawn()
         self.program = program
@@ -242,7 +242,10 @@ class Child:
         return process
 
     def _listening(self) -> dict[str, str]:
-        """Create a heartbeat pipe for the next process; return its environment variable, empty if none."""
+        """Create a pipe for the next process's heartbeats; return the environment variable that names it.
+
+        Return {} if the program sends no heartbeats.
+        """
         if self.program.silent_s_max is None:
             return {}
         self._deafen()

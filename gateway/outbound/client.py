@@ -120,7 +120,7 @@ class Connector(TCPConnector):
         traces: list[Any],
         timeout: ClientTimeout,  # noqa: ASYNC109  # the parameter's name in aiohttp
     ) -> ResponseHandler:
-        """Create a connection as aiohttp's connectors do; store its transport for `abort`."""
+        """Create a connection as aiohttp's connectors do; note its transport, which `abort` closes."""
         made = await self._connected(req, traces, timeout)
         if self._is_for_one and made.transport is not None:
             self._made.append(made.transport)
@@ -141,7 +141,10 @@ class Connector(TCPConnector):
         return await tunnelled(proxy, (to, port), self._factory(), self._tls, host.rstrip("."))
 
     async def _checked(self, host: str, port: int) -> str:
-        """Return the checked address to request from the proxy; prefer IPv4, which more proxies support."""
+        """Return the address of a host, which was checked not to be private, for the request to the proxy.
+
+        IPv4 is preferred, because more proxies support it.
+        """
         if literal(host) is not None:
             return host
         assert self._checks is not None
@@ -169,7 +172,7 @@ class PublicResolver(AbstractResolver):
 
 
 def first_of(addresses: Sequence[str]) -> str:
-    """Return the address that is reachable from most networks: an IPv4 address if there is one."""
+    """Return the address that most networks can reach: an IPv4 address if there is one."""
     if not addresses:
         raise OSError(None, "the name has no address")
     return min(addresses, key=lambda one: ":" in one)

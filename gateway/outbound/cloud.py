@@ -53,7 +53,7 @@ class CloudSigner(ABC):
         self._renewing = threading.Lock()
 
     def is_due(self, now: float) -> bool:
-        """Return whether the credentials need a renewal, and none is running."""
+        """Return whether to renew the credentials now: they expire soon, and no renewal is running."""
         return now >= self._due_at and not self._renewing.locked()
 
     @property
@@ -80,7 +80,7 @@ class CloudSigner(ABC):
         return dict(line.split(": ", 1) for line in said.splitlines())
 
     def renew(self, now: float) -> None:
-        """Renew the credentials; after a failure the old ones are used until their end."""
+        """Renew the credentials; if this fails, the old ones are used until they expire."""
         with self._renewing:
             try:
                 ends = self._read(now)
@@ -107,7 +107,7 @@ class CloudSigner(ABC):
 
     @abstractmethod
     def _read(self, now: float) -> float | None:
-        """Read the credentials; return their end as Unix time, or None if they do not expire."""
+        """Read the credentials; return their expiry as Unix time, or None if they do not expire."""
 
 
 class GoogleSigner(CloudSigner):
@@ -213,7 +213,10 @@ Signers = Callable[[], Iterable[tuple[str, CloudSigner]]]
 
 
 async def keep_renewed(signers: Signers, log: Log) -> None:
-    """Renew the credentials of upstreams, by name, ahead of their end, until cancelled."""
+    """Renew the credentials of all upstreams before they expire, until cancelled.
+
+    `signers` are by the upstream's name.
+    """
     while True:
         now = time.time()
         for name, one in signers():
@@ -227,7 +230,7 @@ async def keep_renewed(signers: Signers, log: Log) -> None:
 
 
 async def first_tried(signers: Signers, within_s: float) -> None:
-    """Wait until reading all credentials was tried once, for at most `within_s` seconds."""
+    """Wait until every signer has tried to read its credentials once, for at most `within_s` seconds."""
     with suppress(TimeoutError):
         async with asyncio.timeout(within_s):
             while not all(one.was_tried for _, one in signers()):  # noqa: ASYNC110  # threads set it

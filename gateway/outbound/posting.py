@@ -25,14 +25,17 @@ class Outgoing:
         self._opened: ClientSession | None = None
 
     async def send(self, url: str, headers: dict[str, str], body: bytes) -> DeliveryOutcome:
-        """Post once and return the outcome; a failure is part of it, not raised."""
+        """Send one POST request and return its outcome; a failure is an outcome, too, and not raised."""
         answer = await self.ask(url, headers, body, read_bytes=0)
         return DeliveryOutcome(answer.status, answer.error)
 
     async def ask(
         self, url: str, headers: dict[str, str], body: bytes, *, read_bytes: int = READ_BYTES_MAX
     ) -> Answer:
-        """Post once, and return the answer with up to `read_bytes` of its body; failures are not raised."""
+        """Send one POST request; return the answer with up to `read_bytes` of its body.
+
+        A failure is an answer, too, and not raised.
+        """
         refused = address_refusal(url, private=self._private)
         if refused is not None:
             return Answer(None, f"the URL {refused}")

@@ -38,7 +38,7 @@ _SAID = re.compile(r"\[Errno (\d+)\]")
 
 
 def cause_of(error: Exception) -> tuple[str, str]:
-    """Return the cause of a failed connection, and the system's message."""
+    """Return the cause of a failed connection as a label for metrics, and the system's message."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return TLS, error.verify_message or "certificate not trusted"
     if isinstance(error, ssl.SSLError):
@@ -119,7 +119,7 @@ class Tunnel(asyncio.Protocol):
         return secured
 
     def blamed(self, error: Exception) -> Exception:
-        """Return the error as `ProxyFailed` if the proxy caused it, otherwise unchanged."""
+        """Return an error of the connection as `ProxyFailed` if the proxy caused it, otherwise unchanged."""
         if self.is_open or isinstance(error, ProxyFailed):
             return error
         return failed(self._proxy, cause_of(error)[1])
@@ -148,7 +148,7 @@ class Tunnel(asyncio.Protocol):
         self._end(failure)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Fail the tunnel, as the proxy closed the connection."""
+        """Fail the tunnel, if the proxy closed the connection before it was open."""
         self._end(failed(self._proxy, "it closed the connection without an answer"))
 
     def _end(self, failure: ProxyFailed | None) -> None:
@@ -173,7 +173,7 @@ async def tunnelled(
 
 
 def tls_with(proxy: Proxy | None) -> ssl.SSLContext | None:
-    """Return the TLS context for a proxy; None for a proxy without TLS."""
+    """Return the TLS context for connecting to a proxy; None if the proxy is reached without TLS."""
     if proxy is None or not proxy.secured:
         return None
     return https_with(proxy.ca_file)

@@ -98,7 +98,7 @@ class Certificates:
 
     @property
     def ends(self) -> float | None:
-        """The end of the certificate in use as Unix time, None if unknown."""
+        """The expiry of the certificate in use as Unix time, None if unknown."""
         return self._loaded.ends
 
     @property

@@ -73,7 +73,7 @@ class TlsTransport:
         return True
 
     def write_eof(self) -> None:
-        """End the sending side. Bytes received later are passed on encrypted, only to be counted."""
+        """End the sending side. Bytes that the client sends later are not decrypted, only counted."""
         if self._open and not self._half:
             self._say_goodbye()
             self._half = True
@@ -139,14 +139,14 @@ class TlsTransport:
         return self._transport.get_extra_info(name, default)
 
     def _note_client(self) -> None:
-        """Store the URI and end of the client's certificate, of this or of the resumed handshake."""
+        """Store the URI and expiry of the client's certificate, also of a resumed TLS session."""
         certificate: Mapping[str, Any] = self._tls.getpeercert() or {}
         uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
         self._uri = uris[0] if len(uris) == 1 else ""
         self._ends = ssl.cert_time_to_seconds(certificate["notAfter"]) if certificate else NEVER
 
     def _is_over(self) -> bool:
-        """Return whether the client's certificate has expired, and identifies nobody any more."""
+        """Return whether the client's certificate has expired, so that it identifies nobody any more."""
         return self._ends <= self._wall()
 
     def _say_goodbye(self) -> None:
@@ -251,7 +251,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Report the closed socket to the gate during the handshake, else to the inner protocol."""
+        """Report the closed socket: to the gate during the handshake, afterwards to the inner protocol."""
         state, self._state, self._open = self._state, CLOSED, False
         if self._timer is not None:
             self._timer.cancel()
@@ -322,7 +322,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
             self._timer = loop.call_later(min(left_s, LOOK_S_MAX), self._look)
 
     def _shut(self) -> None:
-        """Accept no further request; the inner protocol finishes the present one, if it can."""
+        """Accept no further request on this connection; the inner protocol may finish the present one."""
         getattr(self._inner, "shut", self.close)()
 
     # bytes of an open connection
@@ -436,7 +436,7 @@ class TlsGate:
         }
 
     def ends(self) -> list[tuple[str, float]]:
-        """Return the known ends of the certificate and the clients' authorities, as names with Unix times."""
+        """Return the expiry of the certificate and of the clients' authorities in Unix time, with names."""
         certificates, name = self.certificates, f"{self.port} port"
         both = ((name, certificates.ends), (f"{name} clients", certificates.clients_end))
         return [(whose, end) for whose, end in both if end is not None]

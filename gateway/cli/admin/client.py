@@ -132,7 +132,7 @@ class AdminClient:
     tls: SSLContext | None = field(default=None, repr=False)
 
     def get(self, path: str, **query: object) -> Json:
-        """Read a resource; a query value of None is left out."""
+        """Read the resource at a path; parameters of the query that are None are left out."""
         return self._call("GET", _asked(path, query), None)
 
     def items(self, path: str, limit: int, **query: object) -> list[Json]:
@@ -256,7 +256,10 @@ class AdminClient:
 
 
 def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
-    """Return a client by `TOLLKEEPER_ADMIN_URL` and `_TOKEN`, else by `up`'s files in the data directory."""
+    """Return a client for the URL and token in `TOLLKEEPER_ADMIN_URL` and `TOLLKEEPER_ADMIN_TOKEN`.
+
+    Without these variables, the files of a running `up` in the data directory have them.
+    """
     from gateway.settings.secret_files import Environment  # noqa: PLC0415  # `--help` needs no settings
 
     environ = Environment(environ)

@@ -47,7 +47,7 @@ def row_argument(resource: CliResource, word: str) -> Any:
 
 
 def words_argument(fields: Sequence[FormField]) -> Any:
-    """Return the argument for fields that are given in order, without their option's name."""
+    """Return the argument with which fields are given by position, without the name of an option."""
     shown = " ".join(f"[{spelled(each.name).upper()}]" for each in fields)
     return typer.Argument(metavar=shown, help="Or by option.", autocompletion=completion(fields[0].refers))
 
@@ -90,7 +90,7 @@ def names_of(name: str) -> list[str]:
 
 
 def typed_as(name: str) -> str:
-    """Return the option that was typed for a field, else its first option."""
+    """Return the option that the user typed for a field; if none was typed, its first option."""
     names = names_of(name)
     words = {word.partition("=")[0] for word in sys.argv}
     return next((each for each in names if each in words), names[0])
@@ -260,7 +260,10 @@ class CliCommand:
         return client.OPEN.get(self.resource.name, "")
 
     def _body(self, api: AdminClient, typed: Typed) -> Json:
-        """Return the given fields as a body; raise `CommandFailed` if one is missing or unexpected."""
+        """Return the fields that the user typed as the body of a request.
+
+        Raise `CommandFailed` if one is missing or unexpected.
+        """
         given = {
             field.name: typed[field.control]
             for field in self.fields
@@ -357,7 +360,7 @@ class WordsCommand(TyperCommand):
     """A command whose words may be negative numbers: -5 is a word here, not an option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words, with a blank before each negative number that follows no option."""
+        """Parse the arguments; negative numbers get a leading blank, so that they are no options."""
         before = ["", *args]
         words = [
             f" {word}" if _BELOW_0.fullmatch(word) and not earlier.startswith("-") else word
@@ -406,7 +409,10 @@ def number(text: str) -> int:
 
 
 def value(api: AdminClient, field: FormField, said: str | bool | Sequence[str]) -> object:
-    """Return the value that a field is sent with; raise `CommandFailed` with the option's name."""
+    """Return the value of a field to send, from the text of its option.
+
+    Raise `CommandFailed` with the option's name if the text is invalid.
+    """
     try:
         if isinstance(said, bool):
             return said

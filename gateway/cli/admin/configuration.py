@@ -289,7 +289,7 @@ CHANGED = ("yellow", "~")
 
 
 def print_plan(found: Json, wanted: Sources, *, as_json: bool) -> None:
-    """Print the changes of a plan; unchanged rows are left out."""
+    """Print the changes that a plan would make; unchanged rows are left out."""
     if as_json:
         for each in found["changes"]:
             each["at"] = wanted.located(each["at"])
@@ -473,7 +473,7 @@ def _write(to: Path, objects: Mapping[str, object]) -> None:
 
 @contextmanager
 def _files(names: list[str], *, failed: int) -> Iterator[tuple[AdminClient, Sources]]:
-    """Open the Admin API and read the files; failures name the position in a file."""
+    """Yield a client of the Admin API and the files' objects; refusals name the position in a file."""
     with admin(failed=failed) as api:
         wanted = read_sources(names)
         try:

@@ -101,7 +101,7 @@ def _commands(resource: Resource) -> dict[str, CommandParts]:
 
 
 def _columns(resource: Resource) -> Sequence[str]:
-    """Return the columns of a table: the id, then the console's columns that are fields."""
+    """Return the columns for a table of a resource: the id, then the fields that the console shows."""
     if resource.name in COLUMNS:
         return COLUMNS[resource.name]
     shown = SCREENS[resource.name].columns if resource.name in SCREENS else tuple(resource.out.model_fields)
@@ -130,7 +130,7 @@ def _required(fields: Sequence[FormField]) -> tuple[str, ...]:
 
 
 def _numbers() -> set[str]:
-    """Return the names of numeric columns in all answers."""
+    """Return the names of the columns that are numbers in any answer of the Admin API."""
     answers: list[type[Out]] = [UsageItem, *(resource.out for resource in RESOURCES.values())]
     return {
         name

@@ -264,7 +264,10 @@ class _Translation:
         self._leave(f"{place}.model_name", f"{said} at {target['upstream']}")
 
     def _target(self, place: str, params: Json) -> Json | None:
-        """Return the upstream and model of a deployment, or None if it cannot be reached from here."""
+        """Return the upstream and model of a deployment, or None if the gateway cannot call it.
+
+        `place` is the position of the deployment in the source, for the note about it.
+        """
         asked, named = str(params.get("model") or ""), params.pop("litellm_credential_name", None)
         params |= {**self._credentials.get(str(named), {}), **params}
         self._credentials_used.add(str(named))
@@ -472,7 +475,7 @@ class _Translation:
     def _api_key(
         self, row: Json, number: int, by_id: Mapping[str, str], tenants: list[Json], made: list[Json]
     ) -> None:
-        """Add an API key for a LiteLLM key, unless that is no longer usable."""
+        """Add an API key for the LiteLLM key `row`, unless that key is no longer usable."""
         place, team_id = f"keys[{number}]", str(row.pop("team_id", None) or "")
         name = str(row.pop("key_alias", None) or row.pop("key_name", None) or f"key {number + 1}")
         if fault := self._fault_of_key(row, team_id, by_id):
@@ -511,7 +514,10 @@ class _Translation:
         return f"has expired ({row['expires']})" if ended else ""
 
     def _models_of(self, row: Json, place: str) -> Json:
-        """Return the model list of a team or key, never wider than LiteLLM's; none allows any model."""
+        """Return the list of models for a team or key; {} if it may use any model.
+
+        The list is never wider than that of LiteLLM.
+        """
         said = [str(each) for each in row.pop("models", None) or ()]
         if _ALL_MODELS in said or _MODELS_OF_TEAM in said:
             return {}
@@ -616,7 +622,10 @@ def _is_built_in(name: str, upstream: Json) -> bool:
 
 
 def _cut_version(upstream: Json) -> None:
-    """Remove the API version from an upstream's address, or else set paths without a version."""
+    """Remove the API's version from the end of an upstream's address, as default paths contain it.
+
+    If the address has no version, paths get none either.
+    """
     if upstream["base_url"].endswith("/v1"):
         upstream["base_url"] = upstream["base_url"].removesuffix("/v1")
     else:
@@ -624,7 +633,7 @@ def _cut_version(upstream: Json) -> None:
 
 
 def _moment(said: object) -> datetime:
-    """Return a time, in UTC if it has no zone; raise `ValueError` if it is none."""
+    """Return the time in a text, in UTC unless it has a zone; raise `ValueError` if the text is no time."""
     found = datetime.fromisoformat(str(said))
     return found.astimezone(UTC) if found.tzinfo is not None else found.replace(tzinfo=UTC)
 

@@ -77,7 +77,7 @@ def rows(items: Sequence[Json], columns: Sequence[str], *, as_json: bool, title:
 def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
     """Show the progress of long work on standard error: a bar on a terminal, else one line a step.
 
-    Call the yielded function after each step, with its result.
+    Yield a function to call after each of the `total` steps, with the step's result.
     """
     out = console(error=True)
     if not out.is_terminal:
@@ -181,12 +181,12 @@ def cell(column: str, value: object) -> str:
 
 @cache
 def numbers() -> frozenset[str]:
-    """Return the names of columns that are shown as numbers."""
+    """Return the names of table columns that are shown as numbers."""
     return NUMBERS_ELSEWHERE | frozenset(described.document()["numbers"])
 
 
 def _fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:
-    """Return whether all columns fit at a readable width: the name, and part of the contents."""
+    """Return whether each column fits with its name and a readable part of its contents."""
     from rich.cells import cell_len  # noqa: PLC0415  # loaded where it is needed
 
     widest = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]

@@ -136,7 +136,10 @@ class Scrape:
     histograms: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
 
     def quantile(self, histogram: str, share: float, since: Scrape | None = None) -> float | None:
-        """Return a quantile of a histogram's seconds since an earlier scrape; None without calls."""
+        """Return the quantile `share` (0 to 1) of a histogram in seconds; None without calls.
+
+        Only calls after the scrape `since` count, if it is given.
+        """
         earlier = since.histograms.get(histogram, {}) if since is not None else {}
         known = sorted(self.histograms.get(histogram, {}).items())
         sums = [count - earlier.get(bound, 0.0) for bound, count in known]
@@ -296,7 +299,7 @@ def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool =
 
 
 def _told(facts: list[tuple[str, str]], columns: int) -> list[Text]:
-    """Return facts as lines that break only between facts."""
+    """Return the facts in lines of at most `columns` characters; a line ends only between two facts."""
     from rich.text import Text  # noqa: PLC0415  # as above
 
     lines = [Text()]

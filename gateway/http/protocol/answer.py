@@ -143,7 +143,7 @@ class AnswerHead:
 
     @property
     def limits(self) -> tuple[bytes, ...]:
-        """The field lines about the upstream's own limits."""
+        """The field lines in which the upstream states limits of its own."""
         return tuple(self.of_limits.split(b"\r\n")) if self.of_limits else ()
 
 
@@ -237,7 +237,7 @@ def _read_line(line: bytes) -> tuple[int, bytes]:
 
 
 def _kind(name: bytes) -> int:
-    """Return the kind of the field with this lower-case name."""
+    """Return the kind of the header field with this lower-case name, as one of the constants."""
     kind = _FIELDS.get(name, PASS)
     if kind != PASS:
         return kind
@@ -245,7 +245,7 @@ def _kind(name: bytes) -> int:
 
 
 def _status(line: bytes) -> tuple[int, int, bytes]:
-    """Return the minor version, the status, and the status line for the client; cache the result."""
+    """Return from a status line the HTTP minor version, the status, and the line to send to the client."""
     match = _STATUS_LINE.fullmatch(line)
     if match is None:
         raise Malformed("the status line is not one of HTTP/1.1")
@@ -372,7 +372,11 @@ class UpstreamSide:
         return b"%bcontent-length: %d\r\n\r\n" % (opening, length)
 
     def ask_in_parts(self, opening: bytes, length: int | None, part: bytes, answers_head: bool) -> bytes:
-        """Return the first bytes of a request whose body follows, in chunks if `length` is None."""
+        """Return the head of a request with the first `part` of its body; the rest follows.
+
+        `opening` is the head without the fields that frame the body. A body without a `length` is sent in
+        chunks.
+        """
         self._begin(BEGUN, answers_head)
         self._promised = length
         framing = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
@@ -415,7 +419,10 @@ class UpstreamSide:
         return b""
 
     def close(self, clean: bool) -> bool:
-        """Process the upstream's close; return whether it completes an answer that has no stated length."""
+        """Process the upstream's close; return whether it completes an answer that states no length.
+
+        `clean` is False if the connection broke.
+        """
         self._says_close = True
         if clean and self.answering == BODY and self._left is None and self._chunked is None:
             self._complete()
@@ -428,7 +435,7 @@ class UpstreamSide:
         self.answering = ANSWER[self.answering][FAULT]
 
     def be_ready(self) -> bool:
-        """Prepare for the next exchange; return False if the connection cannot be reused."""
+        """Prepare the connection for the next exchange; return False if the connection cannot be reused."""
         if not self.reusable:
             return False
         self.request = OUTGOING[self.request][NEXT]

@@ -38,7 +38,7 @@ def decimal(digits: bytes) -> int:
 
 
 def has_bare_newline(data: bytes) -> bool:
-    """Return whether a line ends in LF without CR: the blank line at the end of a head would never come."""
+    """Return whether a line of a head ends in LF without CR; the gateway would wait for its end forever."""
     return data.count(b"\n") != data.count(b"\r\n")
 
 

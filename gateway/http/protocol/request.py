@@ -324,7 +324,7 @@ class RequestHead:
     upgrades: bool = False
 
     def all(self, name: bytes) -> list[bytes]:
-        """Return all values of a field that is read here, in order."""
+        """Return all values of a field that the gateway reads, in order."""
         return self.read.get(name, [])
 
 
@@ -457,9 +457,9 @@ def _target(target: bytes) -> tuple[bytes, bytes]:
 
 
 def role_of(line: bytes) -> int:
-    """Return the roles of one field line, as a sum of the constants PASSES … AMBIGUOUS.
+    """Return the roles of one header line for the gateway, as a sum of the constants PASSES … AMBIGUOUS.
 
-    A line that is invalid by itself is AMBIGUOUS, so that the whole head is refused.
+    An invalid line is AMBIGUOUS, so that the whole head is refused.
     """
     if _FIELD_LINE.fullmatch(line) is None:
         return AMBIGUOUS
@@ -608,7 +608,7 @@ class ClientSide:
 
     @property
     def droppable(self) -> bool:
-        """Whether the rest of the present request is small enough to be read and dropped."""
+        """Whether the unread rest of the present request is small enough to read and ignore."""
         if self.state == BODY:
             return self._chunked is None and self._left <= self._limits.discarded_bytes_max
         return self.state == WHOLE
@@ -649,7 +649,10 @@ class ClientSide:
         return cut_head(data[: end + 4])
 
     def request(self, length: int, chunked: bool) -> bytes:
-        """Begin a request with this framing; return the arrived payload, or raise `MalformedRequest`."""
+        """Begin a request with this body length, or a `chunked` body; return the arrived part of the body.
+
+        Raise `MalformedRequest` if the part is invalid.
+        """
         data = self.waiting
         if not chunked:
             if len(data) >= length:
@@ -681,7 +684,7 @@ class ClientSide:
         self._forget()
 
     def _check_part(self, data: bytes) -> None:
-        """Store the beginning of a head, or raise if the head cannot become valid."""
+        """Store the beginning of a head; raise a `Refusal` if it cannot become valid."""
         limits = self._limits
         self.fresh = self._scanned == 0
         self._scanned = max(1, len(data) - 3)

@@ -71,7 +71,7 @@ class Cors:
 
 
 def _asked(head: bytes) -> dict[bytes, bytes]:
-    """Return the CORS fields in a head by name; the value of a repeated field is empty."""
+    """Return the fields of a head that concern CORS, by name; the value of a repeated field is empty."""
     found: dict[bytes, bytes] = {}
     for line in head.split(b"\r\n")[1:]:
         name, _, value = line.partition(b":")

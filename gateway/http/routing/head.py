@@ -174,7 +174,7 @@ class HeadRouter:
         return None if match is None else match.route
 
     def route(self, head: bytes) -> RoutedHead:
-        """Read a head up to its blank line; a `Refusal` is stored in the result instead of raised."""
+        """Read a head up to its blank line, and find its route; store a `Refusal` in the result."""
         try:
             read = read_request_head(head, self._limits)
         except Refusal as refusal:
@@ -182,7 +182,7 @@ class HeadRouter:
         return self._routed(read)
 
     def is_current(self, routed: RoutedHead) -> bool:
-        """Return whether the present configuration of services would route this head to the same upstream."""
+        """Return whether the present configuration of services would still route this head the same way."""
         if routed.asked is not None:
             return self.is_current(routed.asked)
         if not routed.bound or routed.route is None:
@@ -425,12 +425,12 @@ class CallHead(LruEntry):
 
     @property
     def identity_refusal(self) -> Refusal | None:
-        """The refusal because of a missing or invalid credential, used once the route is known."""
+        """The refusal of a missing or invalid credential. It applies if the route exists."""
         return self.routed.query_refusal or self.proof.refusal
 
     @property
     def refusal(self) -> Refusal | None:
-        """The refusal because of a field in the head, which applies once the caller is identified."""
+        """The refusal of an invalid header field. It applies once the caller is known."""
         return self.routed.object_refusal or self.said.refusal or self.routed.field_refusal
 
 
@@ -478,7 +478,7 @@ class ParsedHead:
 
 
 def unreadable(head: bytes, refusal: Refusal) -> CallHead:
-    """Return the head of a call whose bytes are not a valid request, with its refusal."""
+    """Return a head for a call whose bytes are not a valid request, with the `refusal` to send."""
     return CallHead(RoutedHead(family_of_head(head), refusal=refusal, fatal=True))
 
 
@@ -593,7 +593,7 @@ class HeadReader:
             self._heads.keep(news.rest, known)
 
     def _known(self, known: CallHead, cut: HeadCut) -> CallHead | None:
-        """Return a call's head from cached parts; None if a part (other than the trace) is not cached."""
+        """Return a call's head from cached parts; None if a part is not cached (the trace need not be)."""
         _, _, _, proving, saying, trace, trace_id, _ = cut
         routed, said = known.routed, NOTHING
         if known.free < CUT_LINES_MAX and _count(proving) + _count(saying) + bool(trace) > known.free:
@@ -615,7 +615,7 @@ class HeadReader:
         return call
 
     def _sort(self, lines: list[bytes], reading: ParsedHead) -> bool:
-        """Sort lines into `reading` by role; return False if one of them is not a valid field line."""
+        """Sort header lines into the lists of `reading` by their role; return False if a line is invalid."""
         known_lines, due = self._lines.known, self._lines.due
         passing = reading.passing
         for line in lines[1:-2]:
@@ -792,7 +792,7 @@ def _judge(line: bytes, reading: ParsedHead) -> int:
 
 
 def _passed(routed: RoutedHead, lines: list[bytes]) -> bytes:
-    """Return the lines for the upstream, each with CRLF."""
+    """Return the lines to forward to the upstream, each with CRLF."""
     for line in routed.withdrawn:
         lines.remove(line)
     dropped = routed.dropped

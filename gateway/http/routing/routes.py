@@ -233,7 +233,7 @@ def _same(written: Match | None, decoded: Match | None) -> Match | None:
 def unknown_path(path: str, nearest: str) -> Refusal:
     """Return the refusal of a path that no route has; it suggests the path `nearest`, if there is one.
 
-    A path with an ambiguous encoded slash is refused for this reason instead.
+    If the path has an encoded slash, the refusal says that this is ambiguous.
     """
     if slashes_decoded(path) != path:
         return InvalidRequest("The path holds an encoded slash that could be read in two ways.")
@@ -294,13 +294,13 @@ def family_of(path: str, spoken: Family | None) -> Family:
 
 
 def family_of_head(head: bytes) -> Family:
-    """Return the family of an unreadable head, as far as its request line shows one."""
+    """Return the API family of an unreadable head by its request line, or the generic family."""
     parts = head.split(b"\r\n", 1)[0].split(b" ")
     return family_of(parts[1].decode("latin-1"), None) if len(parts) > 1 else GENERIC
 
 
 def _owner(path: str) -> Family | None:
-    """Return the only family that has this path, or None."""
+    """Return the API family that alone has this path; None if no or several families have it."""
     return next((one.name for one in ALL if one.own_paths is not None and one.own_paths.match(path)), None)
 
 
@@ -365,7 +365,10 @@ class WorkerBindings:
                 self._services[goes] = (*known, route.service)
 
     def binding_of(self, key: str, route: Route) -> Binding | None:
-        """Return a service's binding on a route, or None; `CountersUnavailable` without a catalogue."""
+        """Return the upstream and paths that are configured for a service, or None for an unknown service.
+
+        Raise `CountersUnavailable` while the catalogue of services is not loaded.
+        """
         catalogue = self._directory.catalogue()
         if catalogue is not self._catalogue:
             self._catalogue, self._known = catalogue, {}
@@ -383,11 +386,11 @@ class WorkerBindings:
         return self._bindings.leads_to_models(host)
 
     def read_by(self, key: str) -> Route | None:
-        """Return the first route that reads the calls of a service, or None."""
+        """Return the first route that meters the calls of a service, or None."""
         return next((one for one in self._reading if one.service == key), None)
 
     def services_at(self, upstream: str) -> tuple[str, ...]:
-        """Return the keys of services whose own routes use an upstream."""
+        """Return the keys of services that are configured to use an upstream by themselves."""
         return self._services.get(upstream, ())
 
     def _tell(self, bound: Binding, catalogue: Mapping[str, Service]) -> None:
@@ -476,7 +479,7 @@ def listing_query(query: bytes, route: Route) -> bytes:
 
 
 def check_query(query: bytes, route: Route) -> None:
-    """Raise `InvalidRequest` for a query parameter that neither its family documents nor the route allows."""
+    """Raise `InvalidRequest` for a query parameter that neither the API's documents nor the route allow."""
     family = _family(route)
     if family.name == GENERIC:
         return
@@ -514,7 +517,10 @@ def is_long_form(route: Route | None, form: bytes) -> bool:
 
 
 def withheld(head: RequestHead, route: Route, *, form: bool = False) -> frozenset[bytes]:
-    """Return the names of a request's fields that this route does not forward; a `form` keeps its type."""
+    """Return the names of a request's header fields that this route does not forward.
+
+    A `form` keeps its content-type field.
+    """
     family = _family(route)
     if family.name == GENERIC:
         return _NONE
@@ -539,7 +545,7 @@ def uploads_of(route: Route) -> UploadRules | None:
 
 
 def upload_named(query: str, route: Route) -> tuple[str, str]:
-    """Return the upload's id in a query, and the token of its URL; empty if the query has none."""
+    """Return the upload's id and the token in the query of an upload URL; "" for each that is missing."""
     uploads = uploads_of(route)
     if uploads is None:
         return "", ""
@@ -548,7 +554,7 @@ def upload_named(query: str, route: Route) -> tuple[str, str]:
 
 
 def without_pass(query: str, route: Route) -> str:
-    """Return a query without the token of an upload URL, as the upstream gets it."""
+    """Return a query for the upstream: without the gateway's token in an upload URL."""
     if uploads_of(route) is None:
         return query
     kept = [pair for pair in query[1:].split("&") if not pair.startswith(f"{UPLOAD_PASS}=")]
@@ -618,7 +624,7 @@ def is_rewritten(route: Route) -> bool:
 
 
 def _family(route: Route) -> ApiFamily:
-    """Return the API family of a route: that of its meter, else the route's own."""
+    """Return the API family whose meter the route has; without one, the route's own family."""
     return OF_METER.get(route.meter) or FAMILIES[route.family]
 
 

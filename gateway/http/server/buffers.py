@@ -33,7 +33,7 @@ class BatchFiles:
         self._bytes, self._count = FairShares(), FairShares(FILES_MAX, FILES_EACH_MAX)
 
     def renew(self, largest: int) -> None:
-        """Limit the bytes of all files to twice the `largest`, those of an organization to one file."""
+        """Limit the memory for files of batches to two of the `largest` size, an organization's to one."""
         self._bytes.bound(2 * largest, largest)
 
     @contextmanager
@@ -77,7 +77,7 @@ class Buffers:
         self.renew(limits)
 
     def renew(self, limits: HttpLimits) -> None:
-        """Apply these limits from now on; bytes already buffered stay."""
+        """Apply these limits from now on; bytes that are buffered already stay counted."""
         organizations, keys, largest = self._organizations, self._keys, limits.body_bytes_max
         # The largest body must fit into every part, and no part is more than half.
         most = max(limits.buffered_bytes_max, 2 * largest)
@@ -89,7 +89,7 @@ class Buffers:
 
     @property
     def used(self) -> int:
-        """Buffered bytes in total, without heads."""
+        """The number of all buffered bytes, without those of heads."""
         return self._organizations.used
 
     def acquire(self, caller: Caller, size: int) -> bool:
@@ -233,7 +233,7 @@ class RequestDriver(Waiter):
         self._step(None)
 
     def interrupt(self, error: BaseException) -> None:
-        """Raise an error in the present or next wait; drop the error if the coroutine is shielded."""
+        """Raise an error in the present or next wait; ignore it if the coroutine is shielded."""
         if self.over or self.shielded:
             return
         if self._running:
@@ -247,7 +247,7 @@ class RequestDriver(Waiter):
             self._step(error)
 
     def ended(self, error: BaseException | None) -> None:
-        """Finish the exchange after its handler; `error` is the handler's failure."""
+        """Finish the exchange when its handler ends; `error` is the handler's failure, if any."""
         raise NotImplementedError
 
     def resume(self, wait: Wait[Any]) -> None:
@@ -274,7 +274,7 @@ class RequestDriver(Waiter):
             self._wait_for(awaited)
 
     def _wait_for(self, awaited: Any) -> None:
-        """Suspend until the awaited value exists, unless an interrupt came while the coroutine ran."""
+        """Suspend the coroutine until the awaited value exists; an earlier interrupt ends the wait."""
         if awaited is OVER:
             self._end(None)
             return

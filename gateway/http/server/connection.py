@@ -61,14 +61,14 @@ class ReadPause:
         self.paused |= reason
 
     def resume(self, reasons: int) -> None:
-        """Remove these reasons; read on if no other reason is left."""
+        """Remove these reasons for a pause; continue reading if no other reason is left."""
         if self.paused:
             self.paused &= ~reasons
             if not self.paused and self._transport is not None:
                 self._transport.resume_reading()
 
     def close(self) -> None:
-        """Drop the transport, whose socket is closed."""
+        """Drop the reference to the transport, whose socket is closed."""
         self._transport = None
 
     def break_off(self) -> None:
@@ -77,11 +77,11 @@ class ReadPause:
         self._transport.abort()
 
     def is_left(self) -> bool:
-        """Return whether the client has broken the connection."""
+        """Return whether the client has broken the connection while reading was paused."""
         return bool(self._events() & _BROKEN)
 
     def is_ended(self) -> bool:
-        """Return whether the client sends nothing after the unread bytes that have arrived."""
+        """Return whether the client has closed its sending side, while reading was paused."""
         return bool(self._events() & _ENDED)
 
     def unread(self) -> int:
@@ -167,7 +167,7 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = self._host.clock.now + self._limits.head_s
 
     def data_received(self, data: bytes) -> None:
-        """Process bytes of a head, of a body, or of a later request."""
+        """Process received bytes: of a head, of a body, or of a later request."""
         if len(data) > TURN_BYTES_MAX:
             self._wait_for_turn()
         side = self._side
@@ -264,7 +264,7 @@ class ClientConnection(asyncio.Protocol):
         return early
 
     def writable(self) -> Wait[None]:
-        """Wait until the client has read enough, or is gone."""
+        """Wait until the client has read enough for more to be written, or is gone."""
         wait: Wait[None] = Wait()
         if self.gone or not self.blocked:
             wait.set(None)
@@ -310,7 +310,7 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another request may follow after the rest of the present body is dropped."""
+        """Whether the connection may serve another request, after dropping the rest of the present body."""
         if self._closing or self._host.draining:
             return False
         return self._side.state == WHOLE or self._side.droppable
@@ -337,7 +337,7 @@ class ClientConnection(asyncio.Protocol):
         self._reading.resume(SLOW_UPSTREAM)
 
     def finish(self, keep_alive: bool) -> None:
-        """Finish a written answer: start the next request, or close once the client has read it."""
+        """Finish an answer that is written: start the next request, or close once the client has read it."""
         self.body.forget()
         if self.blocked or self._kept.untaken:
             self.keep_untaken(0)
@@ -383,7 +383,10 @@ class ClientConnection(asyncio.Protocol):
     # deadlines
 
     def expire(self) -> None:
-        """Process a passed deadline: refuse the request, check an unread client, or close the connection."""
+        """Process a passed deadline: refuse an incomplete request, or close the connection.
+
+        During a pause of reading, only check whether the client is still connected.
+        """
         self.deadline = NEVER
         side = self._side
         if self.blocked:
@@ -401,7 +404,10 @@ class ClientConnection(asyncio.Protocol):
             self.transport.abort()
 
     def _look_after_unread(self) -> None:
-        """Check whether an unread client is still connected; after its end, read its last bytes."""
+        """Check whether a client is still connected while reading is paused.
+
+        If it has closed its sending side, read its last bytes.
+        """
         exchange, reading = self.exchange, self._reading
         assert exchange is not None
         assert exchange.caller is not None
@@ -414,7 +420,7 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = self._host.clock.now + self._limits.look_s
 
     def shut(self) -> None:
-        """Close as soon as no request is in progress."""
+        """Close the connection as soon as no request is in progress."""
         self._closing = True
         if self._side.state == IDLE and not self._side.waiting:
             self.transport.close()

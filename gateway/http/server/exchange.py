@@ -59,7 +59,7 @@ class RequestBody:
 
     @property
     def enough(self) -> bool:
-        """Whether more bytes have arrived than the handler waits for."""
+        """Whether more bytes have arrived than the maximum that the handler waits for."""
         return self.size > self._enough
 
     def add(self, part: bytes) -> None:
@@ -91,10 +91,10 @@ class RequestBody:
         return wait
 
     def soon(self, caller: Caller, length: int, limits: HttpLimits) -> Wait[None] | None:
-        """Wait for a small body, at most for `body_grace_s`.
+        """Wait for a small body, at most for `body_grace_s` seconds.
 
-        None if the body is large, or if buffers are nearly full: bytes before admission must cause no
-        refusal.
+        Return None if the body is large, or if buffers are nearly full: before its admission, a call must not
+        make the gateway refuse others.
         """
         if length > limits.collected_bytes_max or self._buffers.pressed:
             return None
@@ -324,7 +324,7 @@ class Exchange(RequestDriver):
         self.says: Mapping[str, str] = {}
 
     def ended(self, error: BaseException | None) -> None:
-        """Report the end to the worker, then release the connection."""
+        """Report the end of the exchange to the worker, then release the connection."""
         self._on_end(self, error)
         # These refer to this exchange: the cycle is broken without the garbage collector.
         self.charge = self.fail = self.before_end = None
@@ -416,9 +416,9 @@ class Exchange(RequestDriver):
             self.interrupt(refusal)
 
     def client_gone(self) -> None:
-        """Process the client's departure: drain an answer that is charged, and interrupt any other call.
+        """Process the client's departure: read a charged answer to its end, and interrupt any other call.
 
-        A call is also interrupted if its request is incomplete, or its route says abort.
+        A call is also interrupted if its request is incomplete, or its route's setting says abort.
         """
         self.gone = True
         if self.shielded:
@@ -430,14 +430,14 @@ class Exchange(RequestDriver):
 
     @property
     def is_worked_on(self) -> bool:
-        """Whether an upstream works on a complete call with a charge, whose route drains the answer."""
+        """Whether an upstream works on a complete, charged call, whose route reads the answer to its end."""
         route, charge = self.routed.route, self.charge
         due = (charge is not None and charge.due and charge.charges) or self.before_end is not None
         drains = due and self.forwarded and route is not None and self._drains(route.on_disconnect)
         return drains and self.connection.body_complete
 
     def part(self) -> None:
-        """Release a client that has its whole answer; read on as for a client that has left."""
+        """Release a client that has its whole answer; the upstream's answer is still read for its usage."""
         self.gone = True
         self._begin_drain()
         self.connection.part(self)

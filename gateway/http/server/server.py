@@ -218,7 +218,7 @@ class Shutdown:
         return False
 
     async def _emptied(self, within_s: float) -> bool:
-        """Return whether all connections and calls without clients end within `within_s` seconds."""
+        """Wait until all connections and calls without clients end; return False after `within_s` seconds."""
         if self._connections or self._orphans:
             self._empty.clear()
             try:
@@ -265,7 +265,7 @@ def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
 
 
 async def refuse_route(_: Exchange) -> None:
-    """Refuse the path of a feature that is not installed."""
+    """Answer that the path belongs to a feature that is not installed."""
     raise UnknownRoute
 
 
@@ -413,7 +413,7 @@ class DataPlane:
 
     @property
     def bounds(self) -> UsageBounds:
-        """The maxima of usage that meters accept from an answer."""
+        """The maxima up to which meters believe the usage in an answer."""
         return self._worker.bounds
 
     def target_of(self, upstream: str) -> UpstreamTarget | None:
@@ -538,7 +538,10 @@ class DataPlane:
         exchange.tell(handle(exchange), given_up)
 
     def _ended(self, exchange: Exchange, error: BaseException | None) -> None:
-        """Record an ended request in the metrics and logs; answer or break off after an unexpected error."""
+        """Record an ended request in the metrics and logs.
+
+        After an unexpected `error`, answer the client, or break off an answer that has begun.
+        """
         ports = self._ports
         if error is not None:
             self._faults.note(exchange.request_id, error)

@@ -69,7 +69,7 @@ class UpstreamAddresses:
         self.seen: dict[str, float] = dict.fromkeys(self._known, math.inf)
 
     async def addresses(self) -> list[str]:
-        """Return the addresses, IPv4 and IPv6 alternating (RFC 8305, 4), rotated each time.
+        """Return the host's addresses, IPv4 and IPv6 alternating (RFC 8305, 4); each call rotates them.
 
         Raises OSError if the host has no known address.
         """

@@ -192,7 +192,7 @@ class Upstream:
             raise Overloaded(f"The upstream {self.name} has no connection {whose}.", retry_after_s=1)
 
     def idle(self) -> Link | None:
-        """Return the most recently used idle connection that is still open, or None."""
+        """Return an open connection that no call uses, the most recently used one; None if there is none."""
         while self._idle:
             link = self._idle.pop()
             if self._clock.now - link.idle_since < FRESH_S or not is_readable(_descriptor(link)):
@@ -323,7 +323,7 @@ async def reach(target: UpstreamTarget, within_s: float) -> float | None:
 
 
 def _untold(event: str, **facts: object) -> None:
-    """Ignore an event: no log is set."""
+    """Ignore an event: the default log, which writes nothing."""
 
 
 def _account(target: UpstreamTarget, key: Fields, pepper: bytes) -> str:
@@ -423,7 +423,7 @@ class Link(asyncio.BufferedProtocol):
         self.source: _BodySource | None = None
 
     def beside(self) -> Link:
-        """Return a second link without a transport, for another protocol over this connection."""
+        """Return a second link, without a transport, for the protocol that takes over this connection."""
         return Link(self._clock, self._turns, self._limits, _unnoticed)
 
     @property
@@ -473,7 +473,7 @@ class Link(asyncio.BufferedProtocol):
         return wait
 
     def next_turn(self) -> Wait[None]:
-        """Wait for a turn in the worker's queue, to process more received data."""
+        """Wait for a turn in the worker's queue, so that other calls run before more data is processed."""
         wait: Wait[None] = Wait()
         self._turns.wait_for(lambda: wait.set(None))
         return wait
@@ -490,7 +490,7 @@ class Link(asyncio.BufferedProtocol):
         return payload[0] if len(payload) == 1 else b"".join(payload)
 
     def hold(self) -> None:
-        """Stop reading until `go_on`, without a deadline: the client reads slowly."""
+        """Stop reading the answer until `go_on`, as the client reads slowly; no deadline runs meanwhile."""
         if not self._paused and not self._gone:
             self._paused = True
             self.transport.pause_reading()
@@ -533,11 +533,11 @@ class Link(asyncio.BufferedProtocol):
 
     @property
     def is_late(self) -> bool:
-        """Whether the only failure is a passed deadline."""
+        """Whether the link failed by a passed deadline alone, so that an answer may still come."""
         return not self._gone and isinstance(self.failure, UpstreamTimeout)
 
     def go_past(self) -> None:
-        """Clear the failure, and wait for the rest of the answer without a deadline."""
+        """Clear the failure of a passed deadline, and wait for the rest of the answer without one."""
         self.failure, self._patient, self.deadline = None, True, NEVER
 
     # asyncio.BufferedProtocol
@@ -589,12 +589,12 @@ class Link(asyncio.BufferedProtocol):
             self.hold()
 
     def eof_received(self) -> bool:
-        """Note that the upstream ended its sending side without an error."""
+        """Note that the upstream will send nothing more, and closed its side without an error."""
         self._clean_end = True
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Complete an answer without a length, or fail the one in progress (RFC 9112, 8)."""
+        """End an answer that has no stated length, or fail an incomplete one (RFC 9112, 8)."""
         self._gone = True
         self.source = None
         side = self.side

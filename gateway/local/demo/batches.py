@@ -150,7 +150,10 @@ class Batches:
     def _video(
         self, method: str, id_: str, more: str | None, query: dict[str, list[str]], content: bytes
     ) -> Told:
-        """Return the answer to a request about videos; the content of a video is its prompt."""
+        """Return the answer to a request about videos of OpenAI's API.
+
+        The content of a finished video is its prompt as text.
+        """
         video = self.videos.get(id_)
         if id_ and video is None:
             return _missing()

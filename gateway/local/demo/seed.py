@@ -121,7 +121,7 @@ def _keep(data: DataDirectory, made: dict[str, Any]) -> str:
 
 
 def _make_services(admin: _Admin) -> None:
-    """Create the services of the default routes, unless the schema created them."""
+    """Create the services of the default routes, unless they exist."""
     present = {service["key"] for service in admin.all("services")}
     models = {model["name"]: model["id"] for model in admin.all("business-models")}
     for key, description in SERVICES.items():

@@ -286,7 +286,7 @@ def _output_max(body: dict[str, Any]) -> int | None:
 
 
 def _of_people(prompt: Any) -> Any:
-    """Return the messages without those of system and developer, if any are left."""
+    """Return the messages except those of the roles system and developer; all if no other is left."""
     if not isinstance(prompt, list):
         return prompt
     return [one for one in prompt if not isinstance(one, dict) or one.get("role") not in UNHEARD] or prompt
@@ -355,7 +355,7 @@ def whole_answer(name: str, turn: DemoExchange) -> bytes:
 
 
 def stream_answer(name: str, turn: DemoExchange) -> Iterator[tuple[str, str]]:
-    """Yield the name and data of each event of a stream; `turn` counts the output so far."""
+    """Yield the name and data of each event of the stream format `name`; `turn` counts the output so far."""
     values, number = turn.values, 0
     for event in STREAMS[name]:
         wanted = all(values[name] for name in event.named("if"))
@@ -450,7 +450,7 @@ async def send(asked: DemoRequest, body: bytes | Iterable[bytes], writer: asynci
 
 
 def zipped(body: bytes | Iterable[bytes]) -> bytes | Iterator[bytes]:
-    """Return the body compressed with gzip; a stream piece by piece."""
+    """Return the body compressed with gzip; each piece of a stream is compressed by itself."""
     packer = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
     if isinstance(body, bytes):
         return packer.compress(body) + packer.flush()
@@ -591,7 +591,7 @@ def _reply(asked: DemoRequest) -> Reply:
 
 
 def _fields(asked: DemoRequest) -> tuple[tuple[str, str], ...]:
-    """Return the header fields that a request asks for, if they are printable."""
+    """Return the header fields that a request asks the demo to answer with, except unprintable ones."""
     try:
         found = json.loads(asked.headers.get("x-demo-fields", "{}"))
     except ValueError:

@@ -39,7 +39,7 @@ class UnprivilegedUser:
     capability: int | None = None
 
     def command(self, argv: list[str]) -> list[str]:
-        """Return the command line that runs `argv` as this user, with the same process id."""
+        """Return the command line that runs `argv` as this user; the process id stays the same."""
         capability = "-" if self.capability is None else str(self.capability)
         launcher = [sys.executable, "-I", "-S", __file__, str(self.uid), str(self.gid), capability]
         return [*launcher, *argv]

@@ -128,7 +128,7 @@ def _quoted(path: Path) -> str:
 
 
 async def _answers(port: int, password: str) -> bool:
-    """Return whether the server has loaded its data; it refuses PING before."""
+    """Return whether the server answers PING, which it refuses until it has loaded its data."""
     try:
         async with asyncio.timeout(READY_WAIT_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
