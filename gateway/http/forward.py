@@ -54,7 +54,7 @@ UPGRADE: Final = (
 
 
 def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]:
-    """Forward a call and return the head of its answer. If this fails, the caller must settle the hold."""
+    """Forward a call and return the head of its answer. If this fails, the hold still has to be settled."""
     call = admitted.call
     if call.targets:
         return _ask_in_order(exchange, admitted)

@@ -133,7 +133,7 @@ def origin_of(exchange: Exchange) -> str:
 async def _relay_body(
     exchange: Exchange, admitted: AdmittedCall, link: Link, meter: Meter, outlet: Outlet
 ) -> bytes:
-    """Relay the body as it arrives; return its last part, which the caller has to send.
+    """Relay the body as it arrives; return its last part, which is not sent yet.
 
     Raises the failure that cut the body. A stream that used up its hold gets an extension. If the limit has
     nothing left and the plan requires it, the stream is ended here, in valid form if possible.
