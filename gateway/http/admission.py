@@ -82,7 +82,7 @@ _UNHEARD_OF: Final = "\0"
 
 
 def known(exchange: Exchange) -> Caller | None:
-    """Return the caller of this call from the caches; None if `identify` has to look up the caller.
+    """Return the caller of this call from the caches; None if `identify` has to look it up.
 
     Raise 404 or 405 for a route that is not configured, 401 for an unreadable credential.
     """
@@ -192,10 +192,7 @@ class OpeningRun(NamedTuple):
 def run_to_judge(
     ports: Ports, caller: Caller, asked: RunRequest, policies: CallRunPolicies
 ) -> tuple[Run, OpeningRun | None]:
-    """Return the run that a call belongs to, for the checks of the call.
-
-    If this worker has not cached the run, return a provisional run and an `OpeningRun` for `open_run`.
-    """
+    """Return the run of a call for its checks, and an `OpeningRun` if this worker has not cached the run."""
     cached = ports.runs.cached(caller, asked)
     if cached is not None:
         return cached, None
@@ -426,10 +423,7 @@ def check_batch_models(exchange: Exchange, caller: Caller, call: CallRequest, nu
 
 
 def _lists(exchange: Exchange, caller: Caller, user: str) -> list[tuple[str, Collection[str]]]:
-    """Return the model allow-lists for a call of this `user`, each with a name for messages, such as API key.
-
-    The model of the call must be on every list.
-    """
+    """Return the model allow-lists for a call, each with its owner's name; a model must be on every list."""
     found: list[tuple[str, Collection[str]]] = []
     if caller.models is not None:
         found.append(("API key", caller.models))
@@ -456,10 +450,7 @@ def _aim(exchange: Exchange, call: CallRequest, rule: ModelRule) -> None:
 
 
 def know_upstreams(worker: Worker, call: CallRequest, rule: ModelRule | None, name: str) -> None:
-    """Set in `call` the known facts about the models of its targets, such as their maxima.
-
-    For a call without targets, use the facts of the upstream with this `name`.
-    """
+    """Set the known facts about a call's targets; without targets, about its model at the upstream `name`."""
     upstreams = worker.upstreams
     if not call.targets:
         upstream = upstreams.get(name)
@@ -525,10 +516,7 @@ def check_parts(  # a call, who pays for it and how, and its models' prices
 def named_prices(
     directory: DirectoryPort, caller: Caller, call: CallRequest, own: bool, ago_s: float = 0.0
 ) -> tuple[PriceMatch, ...]:
-    """Return the prices of all models or targets that a call names, as of `ago_s` seconds ago.
-
-    With `own`, only prices in the organization's currency are found.
-    """
+    """Return the prices of all models of a call `ago_s` seconds ago; `own` excludes foreign currencies."""
     if not call.targets and not call.models_beside:
         return (book_price(directory, caller, call.model, own, ago_s, call.upstream),)
     models = [*dict.fromkeys((call.model, *call.models_beside))]
@@ -619,10 +607,7 @@ def book_price(  # noqa: PLR0917  # as `named_prices`
 def _target_price(  # noqa: PLR0917  # as `named_prices`
     directory: DirectoryPort, caller: Caller, call: CallRequest, target: ModelTarget, own: bool, ago_s: float
 ) -> PriceMatch:
-    """Return the price of a fallback target by its model's name at the upstream, else by the requested name.
-
-    With `own`, only prices in the organization's currency are found.
-    """
+    """Return a fallback target's price by the model's name at the upstream, else by the requested name."""
     for stands_in in (False, True):
         look_up = directory.price_as if stands_in else directory.price
         for name in dict.fromkeys((target.model, call.model)):
@@ -633,10 +618,7 @@ def _target_price(  # noqa: PLR0917  # as `named_prices`
 
 
 def _name_priced(pricing: ServicePricing, call: CallRequest, model: str) -> str:
-    """Return the name by which a service prices the `model` of a target.
-
-    It is the name that the client requested, if the service has a price for that name alone.
-    """
+    """Return the name of a target's `model` in prices: the requested name if it alone has a price."""
     of_own = pricing.per_million or {}
     return call.model if call.model in of_own and model not in of_own else model
 
@@ -671,10 +653,7 @@ def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
 
 # Lists of models show only models that the caller may call, by its key, its services and their prices.
 def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: Listing) -> None:
-    """Remove models that the caller may not call from an upstream's answer to a list of models.
-
-    Raise 403 if the request's path names a model that the caller may not call.
-    """
+    """Remove models that the caller may not call from a list; raise 403 if the path names such a model."""
     services, model = _services(exchange, caller), exchange.routed.listed
     user = caller.acts_for(exchange.head.attribution.user, call.user)
     lists = [(whose, listed, Patterns(listed)) for whose, listed in _lists(exchange, caller, user)]
@@ -727,10 +706,7 @@ def _configured(exchange: Exchange, caller: Caller, models: ModelTable) -> list[
 
 
 def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
-    """Return the services that the caller may use at the exchange's upstream.
-
-    Return None if these services allow any model, so that a list of models needs no filter.
-    """
+    """Return the caller's services at the exchange's upstream, or None if they allow any model."""
     worker = exchange.worker
     ports = worker.ports
     keys = worker.heads.bindings.services_at(exchange.routed.upstream)

@@ -241,7 +241,7 @@ class CapacityQueue:
         self._over = (over + self._over)[-UNTOLD_MAX:]
 
     def refusal(self, one: WaitingCall) -> UpstreamFull:
-        """Return the refusal of a call whose wait is too long, with the time after which to retry."""
+        """Return the refusal of a call whose wait is too long, with the time when it may retry."""
         ports, limits, name = self._queues.ports, self.limits, one.share.name
         rows = [row for calls in self._waiting[: one.batch + 1] for row in calls.values()]
         before = len(self._waiting[one.batch].get(name, ()))

@@ -700,11 +700,7 @@ class HeadReader:
         return said
 
     def _trace(self, call: CallHead, said: HeaderAttribution, reading: ParsedHead) -> None:
-        """Set the session of a call to its trace id, unless it names a session.
-
-        If the gateway records traces, prepare the trace field for the upstream: it names a span of the
-        gateway.
-        """
+        """Set a call's session to its trace id if it names none; if traces are recorded, send our span."""
         traces, trace_id = reading.traces, reading.trace_id
         if len(traces) == 1 and trace_id and not self._traced:
             reading.passing.remove(traces[0])  # last, as in cached heads
@@ -714,10 +710,7 @@ class HeadReader:
         call.attribution = _of_trace(said, trace_id)
 
     def _take_spans(self, call: CallHead, reading: ParsedHead) -> str:
-        """Return the trace id of trace lines that are not in the usual form.
-
-        If the gateway records traces, store the client's span, and do not forward these lines.
-        """
+        """Return the trace id of unusual trace lines; if traces are recorded, store the client's span."""
         if reading.traces:
             reading.rest = b""
         values = [line.partition(b":")[2] for line in reading.traces]
@@ -775,7 +768,7 @@ def _values(text: bytes) -> Values:
 
 
 def _judge(line: bytes, reading: ParsedHead) -> int:
-    """Return the role of a header line that is not cached, and note the line in `reading` to be cached."""
+    """Return the role of a header line that is not cached, and note the line in `reading` for the cache."""
     if line == reading.trace:
         return TRACES | PASSES | VARIES
     role = role_of(line)
