@@ -324,7 +324,7 @@ class Explanation:
 
 
 async def _budget(ports: AdminPorts, row: Row, asked: CallAttributes) -> str:
-    """Return a sentence about a budget that the call takes from; "" for another budget."""
+    """Return a sentence about a budget, if the call with attributes `asked` takes from it; else ""."""
     budget = read_budget(row)
     if not budget.matches(asked):
         return ""

@@ -38,7 +38,10 @@ LiveBudgets = Mapping[str, Mapping[int, LiveWindow] | None]
 
 
 async def overlay_budgets(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
-    """Return budgets with their current use, or with an account for each caller only the next reset."""
+    """Return budgets with their current use.
+
+    A budget with an account for each caller gets only the time of the next reset.
+    """
     at_ms = _now_ms()
     plain = [(row, _account(row)) for row in rows if row["each"] is None]
     live = await _peeked_budgets(ports, plain)
@@ -111,14 +114,17 @@ def _of(row: Row, account: str, at_ms: int) -> Row:
 
 
 def _started(row: Row, at_ms: int) -> datetime:
-    """Return the start of the current window, in the form of stored use."""
+    """Return the start of a budget's current window, as PostgreSQL stores it with the window's use."""
     return _window(row, at_ms)[0] or EPOCH
 
 
 def _figures(
     row: Row, at_ms: int, stored: tuple[Any, Any], live: LiveBudgets, name: str
 ) -> dict[str, object]:
-    """Return the fields of one account of a budget; `stored` are its window's start and use."""
+    """Return used, held and remaining amount of one account of a budget, and the time of the next reset.
+
+    `stored` are start and use of the account's window in PostgreSQL, which count if `live` has no `name`.
+    """
     budget, (start, used) = read_budget(row), stored
     known = None if start is None else (ms_of(start), int(used))
     now = figures(budget, at_ms, known, live.get(name))
@@ -224,9 +230,10 @@ async def _peeked(
     over: Callable[[Row, Live], Row],
     mark: str,
 ) -> list[Row]:
-    """Return rows with the counters' values of their owners; the field `mark` is true if they are current.
+    """Return rows with their owners' present values from the counters, which `over` writes into a row.
 
-    Rows have a `partition`, and the owner's id in the field `owner`.
+    Rows have a `partition`, and the owner's id in the field `owner`; `peek` reads the counters. The field
+    `mark` tells whether a row is current: it is false if the counters cannot be read.
     """
     pairs = [(int(str(row["partition"])), int(str(row[owner]))) for row in rows]
     try:

@@ -75,7 +75,10 @@ def _digested(ports: AdminPorts, credential: str) -> Row:
 
 
 async def finish(ports: AdminPorts, claim: Claim, status: int, content: Row, request_id: str) -> None:
-    """Store the answer for an idempotency key; if that fails, the answer stored with the write is kept."""
+    """Store the answer to a request with an idempotency key, for its repetition.
+
+    If that fails, the answer stored with the write itself remains.
+    """
     try:
         await ports.store.finish(claim, content, status)
     except StoreUnavailable:
@@ -159,7 +162,7 @@ class Operations:
         return sent
 
     async def take(self, asked: WriteRequest, values: Row, answers: Resource) -> WriteResult:
-        """Create many rows at once; the result has the form of the resource `answers`."""
+        """Create many rows at once; the result has the form of the model of `answers`, a resource."""
         require_write(self._actor, self.resource, CREATE)
         return await self._do(self._command(asked, CREATE, None, values, answers), answers, 200)
 

@@ -42,7 +42,7 @@ NOBODY = b"." * 40
 
 
 async def close(ask: Ask, run_id: bytes, partitions: Sequence[int]) -> None:
-    """Replace markers of other histories by invalid ones, for processes that do not know `run_id` yet."""
+    """Replace markers of other histories than `run_id` by invalid ones, so that nobody serves their data."""
     closing = []
     for partition, raw in (await _markers(ask, partitions)).items():
         named, epoch, catalogue = packing.read_marker(raw)
@@ -73,20 +73,20 @@ def _is_whole(raw: bytes) -> bool:
 
 # The names of data: their history, and the number of exchanges before.
 def history(run_id: bytes, name: bytes) -> bytes:
-    """Return the history id in markers: the run id, or after an exchange a hash of it and `name`."""
+    """Return a history's name for markers: the run id, or after an exchange of data its hash with `name`."""
     if generation(name) == 0:
         return run_id
     return sha1(run_id + name, usedforsecurity=False).hexdigest().encode()
 
 
 def generation(name: bytes) -> int:
-    """Return how often the data was exchanged; 0 if it has no name."""
+    """Return how often the data was exchanged, which is part of its `name`; 0 for an empty name."""
     number, _, nonce = name.partition(b":")
     return int(number) if nonce and number.isdigit() else 0
 
 
 def fresh(number: int) -> bytes:
-    """Return a new, unique name of this generation."""
+    """Return a new, unique name for a history of the generation `number`."""
     return b"%d:%b" % (number, token_hex(16).encode())
 
 
@@ -139,10 +139,10 @@ class HistoryGuard:
     async def check_history(self, *commands: bytes) -> None:
         """Verify that everything read on this connection so far belongs to the history named by `run_id`.
 
-        If so, `commands` are executed in one transaction. EXEC ends the watch, so no other transaction may
-        use this connection. CountersUnavailable if it cannot be known, or if the data was exchanged before
-        the commands ran; CountersRefused if the server refuses one. A caller that has read before compares
-        `run_id` afterwards.
+        If so, execute `commands` in one transaction. Its EXEC ends the watch on the data's name, so the
+        connection must have no other transactions. CountersUnavailable if the data was exchanged before, or
+        this cannot be known; CountersRefused if the server refuses a command. The caller must compare
+        `run_id` afterwards, if it has read anything before.
         """
         async with self._looking:
             if self._anchor != self._wire.part.anchor:
@@ -156,15 +156,18 @@ class HistoryGuard:
                 raise refused
 
     async def announce(self, trouble: str) -> None:
-        """Begin another history, because the caller knows that this data is older than before."""
+        """Begin another history, because the caller knows that the data is older than before.
+
+        `trouble` is the reason, for the log.
+        """
         async with self._looking:
             self._trouble = self._trouble or trouble
             await self._another(self._ask, self._name)
 
     async def keep_promotion(self, run_id: bytes) -> None:
-        """Store the server's last promotion, for processes that learn of it after the data was verified.
+        """Store the server's last promotion, to show other processes that its data was verified later.
 
-        Only if `run_id`, the verified history, is still the current one.
+        Do nothing unless `run_id`, the verified history, is still the current one.
         """
         if self._server.promoted and self._anchor >= 0 and self._wire.run_id == run_id:
             await self._ask(b"SET", keys.promotion(self._anchor).encode(), self._server.promoted)
@@ -185,9 +188,9 @@ class HistoryGuard:
             raise CountersUnavailable("the data in Redis was replaced once more")
 
     async def _looked(self, commands: Sequence[bytes]) -> tuple[bytes, str, CountersUnavailable | None]:
-        """Return the data's name, what is wrong with the data ("": nothing), and the error of the commands.
+        """Return the data's name, its fault ("" for none), and the error of `commands` or None.
 
-        A new pulse is written only if the data was not exchanged since the last call.
+        Write a new pulse, unless there are commands, or the data was exchanged since the last check.
         """
         beat = self._beat = max(self._beat + 1, self._now_ms())
         # Commands belong to a partition, whose slot may differ from that of the pulses: no pulse is written.
@@ -249,7 +252,10 @@ class HistoryGuard:
         return history(server.run_id, self._name)
 
     async def _arrive(self, server: Server, name: bytes, ask: Ask) -> bytes:
-        """Adopt the history of another server; the data of a server that returns is outdated."""
+        """Adopt the history of the `server` that this connection leads to now; return its data's name.
+
+        Data of a server that this process left, and meets again, counts as outdated.
+        """
         if self._server.run_id:
             _keep(self._left, self._server.run_id, self._name)
         self._known, returns = 0, server.run_id in self._left
@@ -267,7 +273,10 @@ class HistoryGuard:
         return name
 
     async def _followed(self, server: Server, before: bytes, ask: Ask) -> bool:
-        """Return whether a server was another's replica since it was known, and not verified since."""
+        """Return whether a server was a replica since it was last known, and not verified after that.
+
+        `before` is the time of the promotion that was known.
+        """
         if server.promoted in (b"", before):
             return False
         kept = b""
@@ -276,7 +285,10 @@ class HistoryGuard:
         return kept != server.promoted
 
     async def _another(self, ask: Ask, name: bytes) -> None:
-        """Change to another history: a later one that another process has begun, or a new one."""
+        """Change to another history: that of `name`, if it is of a later generation, or a new one.
+
+        CountersUnavailable if other processes begin histories all the time.
+        """
         for _ in range(TRIES_MAX):
             if generation(name) > generation(self._name):
                 break
@@ -307,7 +319,11 @@ class HistoryGuard:
 
 
 def _since(followed: bool, same_name: bool, keeps_pulse: bool) -> str:
-    """Return what changed in one server's data between two connections; "" for nothing."""
+    """Return why one server's data may be older than at the last connection; "" if it is the same.
+
+    `followed`: the server was a replica meanwhile. `same_name`: the data has the known name. `keeps_pulse`:
+    it has this process's last pulse.
+    """
     if followed:
         return FOLLOWED
     if not same_name:
@@ -330,7 +346,7 @@ async def _watched(ask: Ask, key: bytes) -> bytes:
 
 
 def _keep(last: dict[bytes, bytes], run_id: bytes, what: bytes) -> None:
-    """Store the last value of a server, by run id; keep the `LEFT_MAX` newest."""
+    """Store `what` was last known of a server, by run id; forget the oldest beyond `LEFT_MAX`."""
     last.pop(run_id, None)
     last[run_id] = what
     while len(last) > LEFT_MAX:
@@ -371,7 +387,7 @@ class HistoryGuards:
 
     @property
     def noticed(self) -> int:
-        """The number of exchanges that this process was the first to announce."""
+        """The number of exchanges of data in Redis that this process was the first to announce."""
         return self._noticed_before + sum(one.noticed for one in self._fences.values())
 
     def guard(self, wire: RedisConnection) -> None:
@@ -385,7 +401,7 @@ class HistoryGuards:
         return self._fences[wire]
 
     async def announce(self, wire: RedisConnection, trouble: str) -> None:
-        """Begin another history on a connection, because its data is known to be older than before."""
+        """Begin another history on a connection: its data is older than before. `trouble` is logged."""
         await self._fences[wire].announce(trouble)
 
     async def keep_looking(self) -> None:
@@ -407,10 +423,10 @@ class HistoryGuards:
 
 
 async def keep_looking(wire: RedisConnection, fence: HistoryGuard) -> None:
-    """Check one connection twice a second until cancelled; rarely while no command is sent on it.
+    """Check until cancelled whether the data behind a connection was exchanged: twice a second at most.
 
-    After each command, and each report of a change, a check follows within half a second. A process that
-    reads nothing cannot be misled by older data.
+    After each command, and each report of a change, a check follows within half a second; checks are rare
+    otherwise, as a process that reads nothing cannot be misled by older data.
     """
     seen, idle_s = (0, 0), IDLE_S
     while True:
@@ -426,12 +442,12 @@ async def keep_looking(wire: RedisConnection, fence: HistoryGuard) -> None:
 
 # The key by which a server shows that a keeper verified all of its data: a missing key does not exist.
 def ask_word(wire: RedisConnection) -> Wait[Reply]:
-    """Query the history that all data of a server was verified in."""
+    """Query the run id that all data of a server was last verified for."""
     return wire.send(encode(b"GET", keys.verified(wire.part.anchor).encode()), upkeep=True)
 
 
 async def says_verified(wire: RedisConnection, word: Wait[Reply]) -> bool:
-    """Return whether the reply names the server's present history; False without an answer."""
+    """Return whether the reply to `ask_word` is the server's present run id; False without an answer."""
     with suppress(CountersUnavailable):
         return await in_task(word) == wire.run_id
     return False

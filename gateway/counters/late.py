@@ -157,15 +157,15 @@ class _PartitionState:
     left: dict[int, StreamPlace] = field(default_factory=dict)
 
     def emptied(self) -> _PartitionState:
-        """Return the part that is still useful once the queue is empty."""
+        """Return a new state for an empty queue, with the positions in the outbox that remain true."""
         return _PartitionState(self.under, clear=self.clear)
 
     def behind(self, lane: StreamPlace) -> StreamPlace:
-        """Return the newest outbox entry that may be older than this queue entry."""
+        """Return the newest outbox entry that may be older than the queue entry `lane`."""
         return self.marks[bisect_left(self.marks, (lane, START))][1]
 
     def mark(self, lane: StreamPlace, outbox: StreamPlace) -> None:
-        """Note that queue entries up to an id exist, and the newest outbox entry at that moment."""
+        """Note that queue entries up to `lane` exist while `outbox` is the newest outbox entry."""
         if not self.marks or self.marks[-1][0] < lane:
             self.marks.append((lane, outbox))
         oldest = min(self.left.values(), default=lane)
@@ -173,7 +173,7 @@ class _PartitionState:
             del self.marks[0]
 
     def ready(self, organization_id: int, lane: StreamPlace) -> bool:
-        """Return whether the outbox has no entry of an organization that is older than this queue entry."""
+        """Return whether no outbox entry of an organization is older than the queue entry `lane`."""
         return self.clear.get(organization_id, START) > self.behind(lane)
 
 
@@ -188,10 +188,10 @@ class LateLane:
         self._known: dict[int, _PartitionState] = {}
 
     async def decidable(self, count: int) -> list[LateSettlement]:
-        """Return up to `count` late settlements to decide, shared between partitions, in order of each queue.
+        """Return up to `count` late settlements to decide, shared between partitions, in each queue's order.
 
-        If a request was decided before, its next entry waits until that is in PostgreSQL, because the ledger
-        decides by it. A partition with an unreadable stream delays no other.
+        The ledger decides by earlier decisions on the same request, so an entry waits until those are in
+        PostgreSQL. A partition with an unreadable stream delays no other.
         """
         lanes = [one for one, first in await with_late(self._client) if isinstance(first, list)]
         for partition in self._known.keys() - set(lanes):
@@ -208,7 +208,10 @@ class LateLane:
         return decidable[:count]
 
     async def _look(self, partition: int, count: int) -> list[LateSettlement]:
-        """Return the decidable settlements of one pass over one queue, from the first that may be so."""
+        """Return up to `count` decidable settlements of one partition's queue, found in one pass.
+
+        The pass begins with the oldest entry that may have become decidable.
+        """
         known = self._known.setdefault(partition, _PartitionState())
         waiting = {one: known.behind(at) for one, at in known.left.items()}
         await self._advance(partition, known, waiting)
@@ -245,7 +248,7 @@ class LateLane:
     async def _page(
         self, partition: int, known: _PartitionState, start: StreamPlace, size: int
     ) -> tuple[list[LateEntry], StreamPlace | None, bool]:
-        """Return entries of a queue from an id on, the last one's id, and whether there may be more.
+        """Return up to `size` queue entries from `start`, the last one's id, and whether there may be more.
 
         The outbox is read after the queue, so that an outbox entry added later is not older. CountersRefused
         if the order is unknown: a stream is unreadable, or Redis was rebuilt.
@@ -286,7 +289,10 @@ class LateLane:
     async def _free(
         self, partition: int, known: _PartitionState, entries: Sequence[LateEntry]
     ) -> list[LateEntry]:
-        """Return entries without older ones in the outbox, and without an earlier decision not yet a row."""
+        """Return the entries that may be decided now, of one partition's queue.
+
+        All older outbox entries of the organization, and earlier decisions on the same request, must be rows.
+        """
         waiting = {one.organization_id: known.behind(one.place) for one in entries}
         await self._advance(partition, known, waiting)
         free = [one for one in entries if known.ready(one.organization_id, one.place)]
@@ -307,7 +313,7 @@ class LateLane:
         return [one for one, *ids in pairs if not any(ids)]
 
     async def _parked(self, partition: int, organizations: Collection[int]) -> set[int]:
-        """Return those of these organizations that have parked entries."""
+        """Return those of these organizations that have parked entries (moved aside from the outbox)."""
         asked = sorted(organizations)
         if not asked:
             return set()
@@ -320,7 +326,7 @@ class LateLane:
     async def _advance(
         self, partition: int, known: _PartitionState, until: Mapping[int, StreamPlace]
     ) -> None:
-        """Find each organization's oldest outbox entry, up to the id that matters."""
+        """Find and note the oldest outbox entry of each organization, up to the position in `until`."""
         clear = known.clear
         open_ = {one for one, at in until.items() if clear.get(one, START) <= at}
         open_ -= await self._still_there(partition, {one: clear[one] for one in open_ if one in clear})
@@ -344,7 +350,7 @@ class LateLane:
             looked += LOOK_ENTRIES
 
     async def _still_there(self, partition: int, oldest: Mapping[int, StreamPlace]) -> set[int]:
-        """Return the organizations whose oldest entry, at this id, is still in the outbox."""
+        """Return those organizations whose entry in `oldest`, an id, is still in the outbox."""
         name = keys.outbox(partition).encode()
         pages = await self._client.ask_each((b"XRANGE", name, id_of(at), id_of(at)) for at in oldest.values())
         return {
@@ -363,9 +369,10 @@ def name_of(partition: int, place: StreamPlace) -> str:
 async def windows(
     client: Client, late: Collection[Settlement]
 ) -> tuple[Mapping[str, bytes], Collection[int]]:
-    """Return the present windows of budget and run accounts by name, and organizations with unreadable terms.
+    """Return the current definitions of the budget and run accounts in late settlements, packed, by name.
 
-    CountersUnavailable if an account is unknown, and may be loaded later.
+    Also return the organizations whose terms are unreadable. CountersUnavailable if an account is unknown,
+    and may be loaded later.
     """
     owners = {one.caller.organization_id for one in late if one.budgets}
     if not owners:
@@ -503,9 +510,10 @@ class ReclaimClient:
         return found, unread
 
     async def _tell_of_callers(self, partition: int, found: list[ExpiredHold]) -> None:
-        """Set, for holds that callers took by the API, what happens to them when they expire.
+        """Set, on holds that callers took by the API, what these callers want to happen at the deadline.
 
-        A hold of money or units includes one token only so that a used-up quota refuses it: none is charged.
+        A hold of money or units also holds one token, so that a used-up quota refuses it; the token is not
+        charged.
         """
         names = (keys.caller_hold(partition, one.release.request_id).encode() for one in found)
         for at, raw in enumerate(await each([self._client.send(b"GET", name) for name in names])):
@@ -514,9 +522,9 @@ class ReclaimClient:
                 found[at] = replace(one, unsettled=record.unsettled)
 
     async def reclaim(self, hold: ExpiredHold, charge: ChargedAmounts) -> bool:
-        """Charge an expired hold, return the rest of it to the accounts, and leave a tombstone.
+        """Charge an expired hold, return the rest to the accounts, and leave a tombstone: a mark of its end.
 
-        A lease is only given back, if its worker has not renewed it meanwhile.
+        A lease is only given back; False if its worker has renewed it meanwhile, or the hold is not charged.
         """
         if hold.lease:
             call = lease(self._client.run_id, hold.release.caller, hold.release.request_id, IF_OVER)
@@ -546,12 +554,12 @@ class ReclaimClient:
         return code == APPLIED  # no other process knows of it, so its loss is counted
 
     async def late(self, count: int) -> Sequence[LateSettlement]:
-        """Return late settlements that can be decided, because all earlier entries are rows."""
+        """Return up to `count` late settlements that can be decided, because all earlier entries are rows."""
         self._looked_under = self._client.run_id
         return await self._lane.decidable(count)
 
     async def end(self, endings: Sequence[LateResolution]) -> list[bool]:
-        """Apply decisions about late settlements together, each once by its entry; return which succeeded.
+        """Apply decisions about late settlements; return for each whether it was applied. Each counts once.
 
         False if an account is unknown, Redis refuses this one, or its organization's budgets are unreadable.
         CountersUnavailable if some could not be sent, after the others are done; also after a restart of
@@ -580,7 +588,10 @@ class ReclaimClient:
         return [charged.get(one, True) for one in endings]
 
     def _charge(self, ending: LateResolution, definitions: Mapping[str, bytes]) -> Wait[Reply]:
-        """Send a post, which needs no hold, or a correction of a reclaim's charge; skip deleted budgets."""
+        """Send a late charge without a hold, or a correction of a reclaimed hold's charge.
+
+        Budgets that are not in `definitions`, because they were deleted, are skipped.
+        """
         late, used, mode = ending.late.settlement, ending.used, packing.MODE_POST
         if ending.verb is Verb.CORRECT:
             said = corrected(late.metadata, late.request_id, CORRECTED)
@@ -607,7 +618,7 @@ class ReclaimClient:
         ]
 
     def _applied(self, caller: Caller, answer: bytes) -> bool:
-        """Return whether a late charge was applied; then note its movements as evidence."""
+        """Return whether a late charge was applied, and add its movements to `moved`."""
         code = packing.code_of(answer)
         if code == UNVERIFIED:
             raise CountersUnavailable
@@ -616,7 +627,7 @@ class ReclaimClient:
 
 
 def _expired(request_id: str, packed: bytes) -> ExpiredHold:
-    """Return a stored hold as an expired one."""
+    """Return a packed hold as an expired one, with the amounts that it would be charged."""
     state, _, tiers = states.unpack_hold(packed)
     # A price set by tokens is charged by the tokens seen; any other price is known beforehand.
     uses, held, units = state.flags & states.HOLD_USES, state.credits, state.units
@@ -641,13 +652,16 @@ def _due(partition: int, since: bytes, until: bytes, count: int) -> tuple[bytes,
 
 
 def _waits(ending: LateResolution, unread: Collection[int]) -> bool:
-    """Return whether a settlement counts in budgets that are unreadable."""
+    """Return whether a late settlement counts in budgets of an organization in `unread`.
+
+    The terms of these organizations, which define the budgets, are unreadable.
+    """
     late = ending.late.settlement
     return bool(late.budgets) and late.caller.organization_id in unread
 
 
 def _deadlines(answer: Reply) -> list[tuple[str, bytes]]:
-    """Return the names and deadlines in a reply."""
+    """Return the request ids and deadlines of holds in a reply of ZRANGE with scores."""
     flat = cast("list[bytes]", answer) if isinstance(answer, list) else []
     return [
         (name.decode(errors=STRANGE), deadline) for name, deadline in zip(flat[::2], flat[1::2], strict=True)

@@ -206,7 +206,7 @@ def _of_another() -> Unprocessable:
 
 
 def period_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> ReportPeriod:
-    """Return the period and organization of a report; raise `NotFound` if the caller is of another one."""
+    """Return a report's period and organization; raise `NotFound` if the caller belongs to another."""
     own, organization_id = mine.actor.organization_id, asked.get("organization_id")
     if own is not None and organization_id not in {None, own}:
         raise NotFound

@@ -275,7 +275,10 @@ def body_of(title: str, schemas: Mapping[str, Json]) -> Json:
 
 
 def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: object = None) -> object:
-    """Return an example answer of a schema; `name` is the field that contains it, `said` its value sent."""
+    """Return an example answer of a schema.
+
+    `name` is the field that contains it; `said` is the value that the example request has for this field.
+    """
     if "$ref" in schema:
         title = schema["$ref"].rpartition("/")[2]
         return answered(schemas[title], schemas, name, _sent(title, schemas) or said)
@@ -295,7 +298,7 @@ def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: ob
 
 
 def _sent(title: str, schemas: Mapping[str, Json]) -> Json:
-    """Return the request body that precedes an answer: the example, and the defaults of other fields."""
+    """Return the example request that creates a schema's row, with the defaults of other fields."""
     made = schemas.get(f"{title}Create", {})
     usual = {name: each.get("default") for name, each in made.get("properties", {}).items()}
     return usual | (body_of(f"{title}Create", schemas) if made else {})

@@ -187,9 +187,9 @@ class Parquet:
     async def of(
         cls, name: str, columns: tuple[str, ...], money: Collection[str] = _COST, **others: Any
     ) -> Parquet:
-        """Start a file; columns other than `money` and `times` are integers if `counts`, else texts.
+        """Start a Parquet file; columns other than `money` and `times` are integers if `counts`, else texts.
 
-        The library is large, so the first file loads it, in a thread.
+        The first call loads the large library in a thread.
         """
         load = importlib.import_module
         with loading("finance"):
@@ -276,7 +276,10 @@ def mount_files(app: web.Application, ports: AdminPorts, root: str, admitted: Ad
 
 
 def serve_file(app: web.Application, ports: AdminPorts, path: str, made: Begin, admitted: Admit) -> None:
-    """Serve one file of usage, written page by page; `made` reads the query and creates the empty file."""
+    """Serve one file of usage, written page by page.
+
+    `made` reads the query and creates the empty file; `admitted` authenticates the caller.
+    """
     files = files_of(app, ports.request_timeout_s)
 
     async def file(request: web.Request) -> web.StreamResponse:
@@ -329,7 +332,7 @@ LINE_COLUMNS = (
 
 
 def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted: Admit = admit) -> None:
-    """Serve the files below an invoice's address; mount them before the resources, whose paths are wider."""
+    """Serve an invoice's files. Mount them before the resources, whose paths would match, too."""
     files = files_of(app, ports.request_timeout_s)
 
     async def lines(request: web.Request) -> web.Response:

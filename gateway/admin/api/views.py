@@ -245,9 +245,9 @@ async def _count(ports: AdminPorts, many: _BulkAction) -> int | None:
 
 
 async def _decided(ports: AdminPorts, request_id: str, claim: Claim | None, values: Row) -> tuple[Row, bool]:
-    """Store dead letters or release accounts, as requested; return the result.
+    """Store dead letters or release accounts, as `values` say; return the result, and whether it is old.
 
-    The flag is true if the result is the stored answer of an earlier request with the same idempotency key.
+    An old result is that of an earlier request with the same idempotency key.
     """
     first = await ports.store.write(
         Command("letters", DECIDE, ports.actor, request_id, dict, None, values, claim)
@@ -597,7 +597,7 @@ PRICES = RESOURCES["prices"]
 
 
 def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve quotes of prices; mount them before the resources, whose paths are wider."""
+    """Serve quotes of prices. Mount them before the resources, whose paths would match, too."""
 
     async def quote(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
@@ -726,8 +726,8 @@ async def run_reconciliation(
 ) -> tuple[Row, bool]:
     """Compare all accounts now and return the result. Raise `Overloaded` while another run is active.
 
-    The flag is true if the result is the stored answer of an earlier request with the same idempotency key.
-    The request is in the audit log.
+    The second value is true if the result is the stored answer of an earlier request with the same
+    idempotency key. The request is in the audit log.
     """
     async with ports.reconciler.alone():
         return await _run(ports, request, claim, repair=repair, whole=whole)

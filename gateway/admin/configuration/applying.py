@@ -80,7 +80,10 @@ class Configurator:
         self._owner = ports.actor.organization_id or 0
 
     async def do(self, wish: ApplyRequest) -> WriteResult:
-        """Plan, try or apply; raise `Conflict` if the plan has changed since it was shown."""
+        """Plan a configuration, try it, or apply it, as `wish` requests.
+
+        Raise `Conflict` if the plan has changed since it was shown.
+        """
         self._require_some(wish)
         objects = await in_thread(read, wish.objects, self._ports.actor.organization_id, self._objects_max)
         for kind in objects.by_kind:

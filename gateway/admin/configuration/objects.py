@@ -50,7 +50,7 @@ class Reference:
 
     @property
     def name(self) -> object:
-        """The part of the name that people know."""
+        """The last part of the referred row's name, the one that people know it by."""
         return self.says.get(declared(self.target).by[-1])
 
 
@@ -85,7 +85,7 @@ class WantedObject:
         return shown(str(said or ""))
 
     def full(self) -> Row:
-        """Return all values, with the defaults of fields that are left out."""
+        """Return all values of the object, with the defaults of fields that are left out."""
         return self.row.model_dump()
 
     def as_json(self) -> Row:
@@ -219,7 +219,10 @@ def _said(resource: Resource, path: str) -> str:
 
 
 def _reference(target: Resource, value: object, depth: int = 1) -> Reference:
-    """Return the reference that a value means; ValueError describes a valid one."""
+    """Return the reference to a row of `target` that `value`, a name or an object of names, stands for.
+
+    ValueError describes a valid reference.
+    """
     how = declared(target)
     last = word(target, how.by[-1])
     if isinstance(value, str) and how.by[-1] not in references(target):
@@ -253,7 +256,7 @@ Which = tuple[str, object]
 
 
 def values_of(wanted: WantedObject) -> Row:
-    """Return an object's values with ids of referred rows; missing identifying fields get defaults."""
+    """Return an object's values with ids of referred rows; missing parts of its name get defaults."""
     defaults = {name: getattr(wanted.row, name) for name in declared(wanted.resource).by}
     for name in references(wanted.resource):
         if name in defaults:

@@ -147,7 +147,7 @@ class Planner:
             self._note(pair, row_id)
 
     def _note(self, pair: Pair, row_id: int | NewRowId) -> None:
-        """Mark the row of an object as described under its name, and forget the object's earlier mark."""
+        """Store that the configuration describes a row as this object; delete marks of rows it replaced."""
         wanted, kind, before = pair.wanted, pair.wanted.resource.name, pair.mark
         self._met |= {(kind, row_id), *((kind, each) for each in pair.passed)}
         said = None
@@ -163,7 +163,10 @@ class Planner:
         self._forgotten += [mark for mark in passed if mark is not None]
 
     def _leave(self) -> None:
-        """Add a change for each deferred object; objects of their kinds are not pruned."""
+        """Add to the plan, for each deferred object, a change that is not executed, with the reason.
+
+        An object is deferred if another row has its unique name, or if a row that it refers to was lost.
+        """
         for wanted, why in self._matching.names.left:
             planned = self._planned(CREATE, wanted)
             planned.stays = why
@@ -254,7 +257,10 @@ class Planner:
         return None
 
     async def _prune(self) -> None:
-        """Plan the deletion of rows that applying created and no object describes now; referrers first."""
+        """Plan the deletion of rows that earlier applies created and that no object describes any more.
+
+        Rows that refer to others go first. Kinds with deferred objects are left out.
+        """
         waiting = {wanted.resource.name for wanted, _ in self._matching.names.left}
         for resource in reversed([each for name, each in KINDS.items() if name not in waiting]):
             mine = {
@@ -279,7 +285,7 @@ class Planner:
                 self._changes.append(planned)
 
     async def _several(self, resource: Resource, rows: Sequence[Row]) -> set[Identity]:
-        """Return the names that several rows share: such rows are not deleted, as the wrong one might go."""
+        """Return names that several rows share: rows with them are not deleted, as the wrong one might go."""
         if not rows:
             return set()
         how = declared(resource)

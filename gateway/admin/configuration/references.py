@@ -74,7 +74,10 @@ class NameIndex:
         self._known: dict[tuple[str, object], Sequence[object]] = {}
 
     def know(self, resource: Resource, by: Row, row_id: object, *, called: bool = False) -> None:
-        """Register a row under its name; with `called`, it is the name in files, not the row's own."""
+        """Register a row under its name, the fields in `by`.
+
+        With `called`, it is the name that files give the row, which may differ from the row's own.
+        """
         kind, how = resource.name, declared(resource)
         last, whole = by[how.by[-1]], tuple(by[name] for name in how.by)
         if called:
@@ -117,7 +120,10 @@ class NameIndex:
         return True
 
     def _miss(self, wanted: WantedObject, field: str, reference: Reference, error: LookupError) -> None:
-        """Defer an object, and those that refer to it, if its referred row was lost; else add an error."""
+        """Add an error for a `reference` to a missing row; if the row was lost, defer the object instead.
+
+        Objects that refer to a deferred object are deferred, too.
+        """
         kind, said = reference.target.name, word(wanted.resource, field)
         if reference.name in self.lost[kind]:
             self.left.append((wanted, f"its {said} is not there any more: {error.args[0]}"))
@@ -157,7 +163,7 @@ class NameIndex:
         raise _Unknown(target.name, reference.name)
 
     def _decided(self, kind: str, name: object, found: Sequence[object]) -> Sequence[object]:
-        """Return the rows of a name that the current objects mean, else those that earlier files meant."""
+        """Return the one row in `found`, rows of one name, that objects or earlier files mean; else all."""
         if len(found) < 2:
             return found
         known = self._known.get((kind, name))
@@ -176,7 +182,10 @@ class NameIndex:
 
 
 def meant(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequence[Row]:
-    """Return the single row of a name that applying created or adopted; else all rows."""
+    """Return the one row of `rows`, which share a name, that earlier applies created or adopted; else all.
+
+    `marks` are the stored notes of such rows.
+    """
     if len(rows) < 2:
         return rows
     noted = [(row, marks[kind, row["id"]]) for row in rows if (kind, row["id"]) in marks]
@@ -221,7 +230,7 @@ class PlannedRow:
 
 
 async def name_all(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> None:
-    """Set the full name of each change's row, and the names of the rows that its old values refer to."""
+    """Set the full name of each change's row, and the names of rows that its former values refer to."""
     await in_thread(_name_all, changes, await _rows(session, changes))
 
 
@@ -251,7 +260,7 @@ def _name_all(changes: Sequence[PlannedRow], rows: Mapping[Which, Row]) -> None:
 
 
 async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Mapping[Which, Row]:
-    """Return the rows whose names are part of the changes' names, with the rows that they refer to."""
+    """Return the rows whose names are needed to name the changes, by kind and id."""
     wanted: dict[str, set[object]] = defaultdict(set)
 
     def want(resource: Resource, by: Row) -> None:
@@ -301,7 +310,10 @@ async def remember(
     session: ApplyTransaction, resource: Resource, marks: Sequence[Mark], names: Collection[Identity],
     last: Collection[object],
 ) -> NamedRows:  # fmt: skip
-    """Find the rows that earlier applies had for these names: `names` are full, `last` the last parts."""
+    """Return the rows that earlier applies had for these names, by their `marks`, or rows that replaced them.
+
+    `names` are full names; `last` are last parts of names.
+    """
     mine = [mark for mark in marks if mark.said is None or mark.said in names or mark.said[-1] in last]
     there = await _read(session, resource, [_id(mark) for mark in mine])
     follows, known, wanted = declared(resource).followed_by, dict(there), list(there.values())
@@ -433,7 +445,11 @@ class RowMatcher:
         before: NamedRows,
         claimed: Mapping[Identity, Row],
     ) -> list[Pair]:
-        """Return the objects with their rows, and register all of them for references."""
+        """Return each object with its rows, and register rows and objects under their names.
+
+        `before` are the rows that earlier applies had for the names; `claimed` are rows by their unique
+        claims.
+        """
         kind, how, by_name = resource.name, declared(resource), defaultdict[Identity, list[Row]](list)
         names = [identity_of(resource, values_of(wanted)) for wanted in whole]
         mine = {before.rows[name]["id"] for name in names if name in before.rows}
@@ -465,7 +481,7 @@ class RowMatcher:
         return found
 
     def _waits(self, wanted: WantedObject, holder: Row | None, own: Row | None) -> bool:
-        """Defer an object whose unique name belongs to another row; return whether it was deferred."""
+        """Defer an object if `holder`, a row other than `own`, has its unique name; return whether it did."""
         kind = wanted.resource.name
         if holder is None or (own is not None and own["id"] == holder["id"]):
             return False
@@ -478,9 +494,9 @@ class RowMatcher:
         return True
 
     def _waits_for_claimed(self, pair: Pair, claimed: Mapping[Identity, Row]) -> bool:
-        """Defer an object without a row if another row has its unique claim, with all that refer to it.
+        """Defer an object without a row if another row has the unique values that it claims.
 
-        Return whether it was deferred.
+        Objects that refer to it are deferred, too. Return whether it was deferred.
         """
         wanted, kind, claims = pair.wanted, pair.wanted.resource.name, declared(pair.wanted.resource).claims
         holder = claimed.get(tuple(wanted.values.get(name) for name in claims))
@@ -492,7 +508,10 @@ class RowMatcher:
         return True
 
     def _pair(self, wanted: WantedObject, name: Identity, there: Sequence[Row], before: NamedRows) -> Pair:
-        """Return an object with the row of its mark, else with the rows of its name that no other has."""
+        """Return an object with the row that earlier applies had for it, or with the rows in `there`.
+
+        Those are the rows of its name; rows that belong to other objects are left out.
+        """
         kind = wanted.resource.name
         passed = before.passed.get(name, ())
         self.replaced.update((kind, row_id) for row_id in (*passed, *before.gone.get(name, ())))
@@ -513,7 +532,7 @@ class RowMatcher:
                 self._ask(each.says.values())
 
     async def _rows(self, resource: Resource, objects: Sequence[WantedObject]) -> list[Row]:
-        """Read candidate rows, selected by the most selective part of their name."""
+        """Read the rows that objects or references may mean, selected by part of their name and by owner."""
         how = declared(resource)
         last, ids = how.by[-1], references(resource)
         key = how.by[0] if last in ids else last

@@ -35,14 +35,14 @@ def model(resource: Resource) -> type[In]:
 
 @cache
 def references(resource: Resource) -> Mapping[str, str]:
-    """Return the fields that hold ids of rows, with the resource of each, from widest to narrowest."""
+    """Return the fields with ids of rows, and the resource of each; the widest owner comes first."""
     fields = ((name, resource.target(name)) for name in model(resource).model_fields if name.endswith(_ID))
     return {name: target for name, target in fields if target}
 
 
 @cache
 def words(resource: Resource) -> Mapping[str, str]:
-    """Return the resource's fields by their words in files."""
+    """Return the resource's fields by their names in files, without `_id` at the end of a reference."""
     ids = references(resource)
     return {name.removesuffix(_ID) if name in ids else name: name for name in model(resource).model_fields}
 

@@ -342,7 +342,7 @@ def _mount_screen(app: web.Application, desk: ConsoleShell, screen: Screen) -> N
 
 
 def _error_page(desk: ConsoleShell, request: web.Request, told: web.Response) -> web.Response | None:
-    """Return the page that shows a problem, or None if a program sent the request."""
+    """Return the page that shows `told`, the API's error answer; None if a program sent the request."""
     if request.path.startswith(PROGRAMS) or "text/html" not in request.headers.get("Accept", ""):
         return None
     problem = json.loads(told.text or "{}")

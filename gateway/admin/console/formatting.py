@@ -204,7 +204,10 @@ class BudgetUse:
 
 
 def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
-    """Return the use of a budget, or of one account; None for a budget with an account for each caller."""
+    """Return used, held and remaining amounts of a budget, or of one `account` of it.
+
+    None for a budget that has an account for each user or key, if `account` is not given.
+    """
     row = budget if account is None else account
     if row["used"] is None:
         return None
@@ -253,7 +256,10 @@ def budget_state_of(budget: Row) -> str:
 
 
 def budget_selector(budget: Row, names: Mapping[tuple[str, int], str], targets: Mapping[str, str]) -> str:
-    """Return a budget's selector in words, with names for known ids; `targets` are resources by field."""
+    """Return the calls that a budget applies to, in words.
+
+    `names` are names of rows by resource and id; `targets` are the resources by field.
+    """
     parts = []
     for name in SELECTING:
         value: Any = budget[name]

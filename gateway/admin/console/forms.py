@@ -95,12 +95,12 @@ class PageForm:
 
     @property
     def groups(self) -> list[tuple[str, list[FormField]]]:
-        """The visible fields outside of the sentence, in order, by their heading."""
+        """The form's visible fields by heading, in order, except those that are in the form's sentence."""
         return _grouped(each for each in self._besides if not self.main or each.name in self.main)
 
     @property
     def more(self) -> list[tuple[str, list[FormField]]]:
-        """The folded fields outside of the sentence, in order, by their heading."""
+        """The form's folded fields by heading, in order, except those that are in the form's sentence."""
         return _grouped(each for each in self._besides if self.main and each.name not in self.main)
 
     @property

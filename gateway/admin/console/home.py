@@ -175,7 +175,10 @@ class CachedAnswer(Generic[T]):
         self._asking: asyncio.Task[None] | None = None
 
     async def now(self) -> T | None:
-        """Return the latest result; None while there is none, or the store is unavailable."""
+        """Return the latest result; start a new query if that is older than `fresh_s` seconds.
+
+        None if there is no result yet, or none arrives in time.
+        """
         if self._clock() - self._asked_at >= self._fresh_s and (self._asking is None or self._asking.done()):
             self._asked_at = self._clock()
             self._asking = asyncio.create_task(self._look())
@@ -369,14 +372,14 @@ class Sessions:
 
 
 def is_same(peppers: Peppers, who: PersonIdentity | None, token_digest: str, person: Person | None) -> bool:
-    """Return whether a provider named the same person, with the same admin token."""
+    """Return whether `person`, named by a provider, is still `who`, with the same admin token."""
     if person is None or not person.who.is_who(who):
         return False
     return token_digest in (one for known_as in person.known_as for one in peppers.digests(known_as))
 
 
 def _begins(actor: Actor) -> Actor:
-    """Return the actor for creating and ending sessions: that of the organization, without tenant or key."""
+    """Return the actor for creating and ending sessions: the organization's, without tenant and key."""
     return replace(actor, tenant_id=None, api_key_id=None)
 
 
@@ -482,7 +485,7 @@ class ConsoleShell:
         return handle
 
     def writing(self, page: Writing, answered: Endpoint, verb: str) -> Handler:
-        """Return the handler of a form from our own page, for actors who may use this verb."""
+        """Return the handler of a form from our own page, for actors who may use a verb of `answered`."""
 
         async def posted(
             desk: ConsoleShell, request: web.Request, signed: SignedInPerson, form: Posted

@@ -66,7 +66,7 @@ class Order:
 
 
 def order_of(screen: Screen, said: str) -> Order:
-    """Return the order in the query parameter `sort`; the usual one if it names no sortable column."""
+    """Return the order that the query parameter `sort` (`said`) requests, or else the list's usual one."""
     by_time = screen.resource.name not in BY_ACCOUNT
     own = next((name for name in IN_ORDER if name in screen.columns), "") if by_time else ""
     column, descending = said.removeprefix("-"), said.startswith("-")
@@ -76,7 +76,7 @@ def order_of(screen: Screen, said: str) -> Order:
 
 
 def headings(screen: Screen, order: Order) -> list[tuple[str, str]]:
-    """Return each column's sort link ("" if it cannot be sorted), and its current order."""
+    """Return for each column the link that sorts by it ("" if none can), and the column's current order."""
     found = []
     for column in screen.columns:
         is_here = column == order.column
@@ -274,7 +274,10 @@ async def found_by_name(desk: ConsoleShell, name: str, text: str) -> Sequence[tu
 async def ids_of_names(
     desk: ConsoleShell, typed: Mapping[str, str], targets: Mapping[str, str]
 ) -> dict[str, int]:
-    """Return the ids of rows by typed names; raise `Unprocessable` with the errors of `find_names`."""
+    """Return the ids of rows by field, from `typed` names; raise `Unprocessable` for an unclear name.
+
+    `targets` are the fields' resources.
+    """
     ids, errors = await find_names(desk, typed, targets)
     if errors:
         raise Unprocessable("Some names do not say which row is meant.", tuple(errors.items()))

@@ -135,7 +135,7 @@ def _told(budget: Row, rows: object, days: int, model: str) -> str:
 
 
 async def _filters(desk: ConsoleShell, budget: Row) -> Mapping[str, object] | None:
-    """Return the usage filters for a budget's selectors; None if it names an unknown user."""
+    """Return the usage filters for the calls that a budget selects; None if it names an unknown user."""
     names = ("organization_id", "tenant_id", "api_key_id", "project_id", "service_id")
     filters = {name: budget[name] for name in names if budget.get(name) is not None}
     if budget["user"] is None:

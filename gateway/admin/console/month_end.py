@@ -81,7 +81,7 @@ async def invoice_month(
 
 
 def months_until(today: date) -> list[str]:
-    """Return the months to choose from as "2026-01", this one first."""
+    """Return the months to choose from as "2026-01", the current month first."""
     months = [today.replace(day=1)]
     while len(months) < MONTHS_OFFERED:
         months.append((months[-1] - timedelta(days=1)).replace(day=1))
@@ -89,7 +89,7 @@ def months_until(today: date) -> list[str]:
 
 
 def period_of_month(month: str) -> tuple[str, str]:
-    """Return the first day of a month, and the first of the next one."""
+    """Return the first day of a month such as "2026-01", and the first day of the next month."""
     first = date.fromisoformat(f"{month}-01")
     return str(first), str((first + timedelta(days=31)).replace(day=1))
 
@@ -108,7 +108,7 @@ class _MonthRun:
         return (await self.desk.ports.store.page("organizations", wanted)).rows
 
     async def invoice(self, organization: Row) -> InvoicedOrganization:
-        """Invoice an organization; a refusal becomes the reason that it has no invoice."""
+        """Make the invoice of an organization; if it is refused, the result has the reason instead."""
         owner, name = int(str(organization["id"])), str(organization["name"])
         try:
             made = await self._make(owner)

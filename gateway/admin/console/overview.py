@@ -98,7 +98,7 @@ TROUBLE = (
 
 
 async def _waiting(desk: ConsoleShell, lists: Sequence[OpenRows]) -> list[tuple[OpenRows, str]]:
-    """Return the lists that have open rows, each with their number as a text."""
+    """Return those `lists` with problems that have rows, each with the number of its rows as a text."""
     counts = await asyncio.gather(
         *(
             desk.operations[rows.list].count(
@@ -167,7 +167,7 @@ class OverviewQuery:
         return self.realm, tuple(sorted(self.asked.items()))
 
     def query(self) -> UsageQuery:
-        """Return the usage query of the range by model, with the best interval for a chart."""
+        """Return the usage query for this page's time range, by model, with the best interval for a chart."""
         return ReportQuery(self.asked, ["model"], datetime.now(UTC)).query()
 
     def address(self, path: str = "/", **changes: str) -> str:
@@ -175,11 +175,11 @@ class OverviewQuery:
         return f"{path}?{urlencode(said)}" if said else path
 
     def usage(self, group: str) -> str:
-        """Return the address of the usage explorer for the same range and filters, by a group."""
+        """Return the address of the usage explorer with this page's range and filters, by a group."""
         return self._report.address(group_by=group)
 
     def calls(self, **filters: str) -> str:
-        """Return the address of the list of calls for the same filters."""
+        """Return the address of the list of calls with this page's filters, and more `filters`."""
         said = {name: text for name, text in self.asked.items() if name != "range"} | filters
         return f"/calls?{urlencode(said)}"
 
@@ -316,7 +316,10 @@ class Overview:
         return kept
 
     async def _elsewhere(self) -> dict[str, Any]:
-        """Return the last minute of all gateways from Redis, for a machine without a gateway."""
+        """Return the traffic of the last minute, summed over all gateways, from Redis; {} if there is none.
+
+        It serves a machine without an own gateway.
+        """
         try:
             counts, seconds = await self._ports.activity.read(WINDOW_S)
         except CountersUnavailable:
@@ -380,7 +383,7 @@ async def _sums(ports: AdminPorts, asked: OverviewQuery) -> Sequence[tuple[str, 
 async def _parts(
     ports: AdminPorts, asked: OverviewQuery
 ) -> tuple[list[tuple[str, str, list[dict[str, Any]]]], Chart | None, Sequence[Row]]:
-    """Return the range's spend by groups, a chart by model, and the totals by currency."""
+    """Return the spend in the chosen range: tables by group, a chart by model, totals by currency."""
     over_time = asked.query()
     whole = replace(over_time, interval="none", rows_max=PARTS)
     asking = (ports.store.used(replace(whole, groups=(group,))) for group in SPEND_BY if group != "model")
@@ -408,7 +411,10 @@ async def _by_model(ports: AdminPorts, over_time: UsageQuery) -> SpendSummary:
 
 
 def _part(row: Row, group: str, measure: str, sums: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of the range's spend for the page, with its share of its currency's total."""
+    """Return a row of a spend table for the page, with its share of its currency's total in `sums`.
+
+    `measure` is the shared amount: cost or tokens.
+    """
     column = GROUPS[group]
     page = PAGES.get(column) if row[column] is not None else None
     return {

@@ -26,8 +26,8 @@ async def about_raise(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[s
 async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
     """Return labels and amounts for deciding a raise request: limit, use, and the rest after the raise.
 
-    If the budget has an account for each user or key, they are the requester's; if that is unknown, only the
-    limit.
+    If the budget has an account for each user or key, the amounts are those of the requester's account; if
+    that is unknown, only the limit is returned.
     """
     try:
         budget = await ports.store.get("budgets", int(str(row["budget_id"])))
@@ -53,7 +53,10 @@ async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
 
 
 async def _asker(ports: AdminPorts, each: str, scope: str) -> str:
-    """Return the requester's account of a budget with one for each user or key; "" if unknown."""
+    """Return the user or key that made a request, for a budget with accounts for `each`; "" if unknown.
+
+    `scope` is the requester as "key:id" or "token:id".
+    """
     kind, _, number = scope.partition(":")
     if kind not in {"key", "token"} or not number.isdigit():
         return ""

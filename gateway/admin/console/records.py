@@ -253,7 +253,7 @@ class Records:
         return []
 
     async def _filled(self, sent: Body) -> Body:
-        """Return the body with the fields filled in that people may leave empty."""
+        """Return the body with defaults for a budget's owner and name, which people may leave empty."""
         if self._screen.name != "budgets":
             return sent
         sent = {**await meaning.with_owner(self._desk, sent)}
@@ -262,7 +262,10 @@ class Records:
         return sent
 
     async def _in_unit(self, form: PageForm, sent: Body, of: int | None = None) -> Body:
-        """Return the body with ids instead of names, and amounts in the unit of their row."""
+        """Return the body of a form with ids instead of names, and amounts in the unit of the row.
+
+        The unit is that of the existing row with the id `of`, or that in the form.
+        """
         targets = {each.name: each.refers for each in form.fields if each.refers}
         nested = {name: value for name, value in sent.items() if isinstance(value, dict | list)}
         if form.model is not None:
@@ -297,7 +300,7 @@ class Records:
         return self._desk.answer(request, signed, "new.html", status, screen=self._screen, form=form)
 
     async def _with_choices(self, form: PageForm) -> PageForm:
-        """Return a form with the choices of its ids that have short lists."""
+        """Return a form with choices for those fields of ids whose resources have few rows."""
         targets = {each.refers for each in form.fields if each.refers}
         return replace(form, choices=await self._desk.choices(targets))
 
@@ -410,7 +413,7 @@ def _ticks(more: Mapping[str, Any]) -> list[Tick]:
 
 
 def address_of(action: Action) -> str:
-    """Return the path segment of an action; an action named `change` has a longer one."""
+    """Return the path segment of an action: its name, but `change-plan` for `change`, a form's segment."""
     return action.name if action.name != CHANGE else f"{CHANGE}-plan"
 
 
@@ -445,7 +448,7 @@ def _has_credit(row: Row) -> bool:
 
 
 def _said(where: str, what: str, done: WriteResult) -> web.Response:
-    """Return a redirect to a page that shows what was done, and whether it is applied later."""
+    """Return a redirect to the page `where`, which shows that the action `what` was done or comes later."""
     return see(f"{where}?done={what}{'&later=1' if done.status == 202 else ''}")
 
 
@@ -533,9 +536,9 @@ async def budget_use(desk: ConsoleShell, request: web.Request, signed: SignedInP
 async def of_account(
     desk: ConsoleShell, organization_id: int, owner: Mapping[str, object], each: str = "", whose: str = ""
 ) -> dict[str, Any]:
-    """Return a table of budgets: those whose selectors are `owner`, and those with an account `whose`.
+    """Return a table of the budgets that select `owner`, and of those with an account for `whose`.
 
-    `each` is the kind of that account: user or key.
+    `whose` is a user or key; `each` is the kind of budgets with such accounts: user or key.
     """
     named, more = await desk.operations["budgets"].list(query(PREVIEW_ROWS, newest_first=False, **owner))
     rows = [*named, *(await _own(desk, organization_id, each, whose) if each else ())]
@@ -655,7 +658,7 @@ async def about_key(desk: ConsoleShell, request: web.Request, row: Row) -> Mappi
 
 
 async def about_user(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """Return the recent cost of a user's calls, and the user's budgets; staff has none."""
+    """Return the recent cost of a user's calls, and the user's budgets; staff have no budgets."""
     cost = await _cost(desk, request, "user_id", int(str(row["id"])))
     if row["organization_id"] is None:
         return {**cost, "budgets": None}
@@ -715,7 +718,7 @@ async def preview(desk: ConsoleShell, name: str, **filters: int) -> dict[str, An
 
 
 async def _cost(desk: ConsoleShell, request: web.Request, column: str, row_id: int) -> dict[str, Any]:
-    """Return the cost of an account's calls this month and in the last days, by the group of the request."""
+    """Return the cost of an account's calls this month and in the last days, by the group in the query."""
     until = end_of("day", datetime.now(UTC))
     measure, group = request.query.get("of", ""), request.query.get("by", "")
     measure = measure if measure in reports.MEASURES else reports.MEASURES[0]

@@ -149,7 +149,7 @@ async def _over_time(
 
 
 def _stored(row: Row, groups: Sequence[str]) -> tuple[object, ...]:
-    """Return a row's group values as stored in the roll-ups."""
+    """Return a row's group values as stored in the roll-ups (sums of usage), where 0 or "" stand for none."""
     columns = [GROUPS[group] for group in groups]
     return tuple(row[name] if row[name] is not None else _NOBODY.get(name, 0) for name in columns)
 
@@ -465,7 +465,7 @@ class Live:
                 await asyncio.wait_for(self._woken.wait(), IDLE_INTERVAL_S)
 
     async def now(self) -> dict[str, Any]:
-        """Return the current numbers, and rates over the last seconds."""
+        """Return the current numbers of the gateway, with rates of the last seconds or the last minute."""
         await self._fresh()
         if not self._samples:
             return {"is_known": False, "is_of_all": False, "sees_gateways": False, "facts": {}, "reasons": []}

@@ -325,7 +325,7 @@ def _everybody(_: Actor) -> bool:
 
 
 def leads(actor: Actor) -> bool:
-    """Return whether an actor leads a single tenant."""
+    """Return whether an actor leads a single tenant, that is, may create its budgets."""
     budgets = RESOURCES["budgets"]
     return actor.tenant_id is not None and refused_write(actor, budgets.name, budgets.access, CREATE) is None
 

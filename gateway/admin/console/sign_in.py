@@ -164,7 +164,7 @@ def read_begun(written: str, digests: Callable[[str], Iterable[str]], at: float)
 
 
 def _marked(text: str) -> str:
-    """Return a text that equals no credential, so that its digest matches none."""
+    """Return a text to digest for sign-in cookies: no credential begins like it, so digests never match."""
     return f"signing in {text}"
 
 

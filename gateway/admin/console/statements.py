@@ -140,7 +140,10 @@ async def show_statement(
 async def _read(
     ports: AdminPorts, statement: Statement, asked: ReportPeriod, fields: Mapping[str, object]
 ) -> Sequence[Row]:
-    """Return up to `ROWS_SHOWN_MAX` + 1 rows of a report in the order of its page."""
+    """Return up to `ROWS_SHOWN_MAX` + 1 rows of a statement's report; at a day's end, by currency and amount.
+
+    `fields` are the model's fields, for decoding values.
+    """
     name, most, store = statement.name, ROWS_SHOWN_MAX + 1, ports.store
     if name == LEDGER:
         found = await store.ledger(asked, first_entry(asked), most)

@@ -79,9 +79,10 @@ def _task(
 
 
 async def in_thread(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-    """Run work in a thread, and count its CPU time for the caller; a cancelled caller waits for its end.
+    """Run work in a thread and return its result; the caller's meter counts the CPU time.
 
-    Its resources count as used until then. The work must be bounded, as nothing ends a thread early.
+    A cancelled caller waits until the thread has ended, so resources count as used until then. The work must
+    be bounded, as nothing ends a thread early.
     """
     running = asyncio.ensure_future(asyncio.to_thread(_counted, METER.get(), partial(work, *given, **named)))
     try:

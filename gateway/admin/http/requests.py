@@ -75,7 +75,7 @@ BEARER = re.compile(r"(?i:bearer) +([!-~]{1,512})", re.ASCII)
 
 
 async def admit(ports: AdminPorts, request: web.Request) -> AdminPorts:
-    """Return the ports with the rights of the caller, identified by its `Authorization` header."""
+    """Return the ports limited to the rights of the caller, whom the `Authorization` header identifies."""
     return ports.of(await identify(ports, request))
 
 
@@ -167,9 +167,10 @@ async def known_key(ports: AdminPorts, key: str) -> tuple[Actor, str]:
 
 
 async def known_person(ports: AdminPorts, person: Person) -> tuple[Actor, str] | None:
-    """Return the actor of a signed-in person, and the digest of the person's admin token; else None.
+    """Return the actor and the admin token's digest of a person signed in by a provider; else None.
 
-    If the token of an earlier subject has ended, tokens of later subjects are not used.
+    A person may be known by several subjects. If the token of one has ended, those of later ones are not
+    used.
     """
     for known_as in person.known_as:
         digests = ports.peppers.digests(known_as)
@@ -402,7 +403,7 @@ def number_or_text(text: str) -> object:
 
 
 def id_of(text: str) -> int | None:
-    """Return the id in a text; None if it is none."""
+    """Return the id that a text contains; None if it is no whole number."""
     number = number_or_text(text)
     return number if isinstance(number, int) else None
 
@@ -417,7 +418,10 @@ def encode_cursor(after: Place, mark: str) -> str:
 
 
 def decode_cursor(text: str, mark: str) -> Place:
-    """Decode a cursor of the list with this fingerprint; raise `Unprocessable` for another one."""
+    """Decode a cursor to the position after a page's last row.
+
+    Raise `Unprocessable` if its fingerprint is not `mark`, that of this list with these filters.
+    """
     with suppress(binascii.Error, ValueError, RecursionError):
         padded = text + "=" * (-len(text) % 4)
         read = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
@@ -511,7 +515,10 @@ async def checked(
     *,
     known: Mapping[str, str] = NONE_KNOWN,
 ) -> Body:
-    """Validate a body; raise `Conflict` if it is invalid and its idempotency key is another request's."""
+    """Validate a body by a model; raise `Unprocessable` if it is invalid.
+
+    Raise `Conflict` instead if the idempotency key in `claim` was used for another request.
+    """
     try:
         return check_body(model, sent, known=known)
     except Unprocessable:

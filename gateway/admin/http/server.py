@@ -167,7 +167,7 @@ class Connections:
         return len(self.waiting) + len(self._asking)
 
     def opened(self, transport: asyncio.Transport) -> None:
-        """Register a connection; at the maximum, close another one or the new one."""
+        """Register a connection; at the maximum, close the new one or one that is open already."""
         if len(self) >= self._bounds.connections_max:
             out = self._first_to_go() or transport
             self.closed(out)
@@ -325,7 +325,7 @@ class WorkSlots:
         raise full
 
     def _full(self, whose: Whose) -> TollkeeperError | None:
-        """Return the error for a caller without a free slot; None if there is one."""
+        """Return the error for an organization, or staff (None), without a free slot; None if one is free."""
         room, mine, total = self._room, self.taken[whose], self.taken.total()
         others = total - self.taken[None]
         if whose is not None and mine >= room.own_max:

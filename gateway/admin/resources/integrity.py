@@ -171,7 +171,10 @@ class QuarantineRelease(In):
 
 
 def _said(raw: bytes) -> dict[str, Any] | None:
-    """Return an entry's decoded fields, "unreadable" for some if necessary; None for a malformed entry."""
+    """Return the decoded fields of a dead entry for people; None if the entry is malformed.
+
+    A field that cannot be decoded is "unreadable".
+    """
     try:
         event = decode(raw)
     except MalformedEvent:

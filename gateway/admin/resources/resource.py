@@ -171,7 +171,7 @@ class Endpoint:
 
     @property
     def title(self) -> str:
-        """The name of one of its answers in the OpenAPI document."""
+        """The name in the OpenAPI document of the model of this endpoint's answers."""
         return self.out.__name__
 
     def target(self, name: str) -> str:
@@ -345,7 +345,7 @@ def patch_of(
     name: str = "",
     kinds: Mapping[str, object] = AS_CREATED,
 ) -> type[In]:
-    """Return a model for changes, in which every field of `model` may be left out.
+    """Return a model for changes: `model` without the fields in `without`, and each field may be left out.
 
     `kinds` override the types of fields: a name that new rows get by default, for example, cannot become
     null.

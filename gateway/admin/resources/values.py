@@ -70,7 +70,7 @@ class Out(BaseModel):
 
 
 def must(holds: Callable[[Any], bool], be: str) -> AfterValidator:
-    """Return a validator of the condition `holds`; the error is "must" and `be`."""
+    """Return a validator of the condition `holds`, whose error message is "must", followed by `be`."""
 
     def check(value: Any) -> Any:
         if not holds(value):
@@ -404,7 +404,10 @@ ADDRESS_LINES, ADDRESS_PARTS = "[lines]", "[parts]"
 
 
 def _address(value: object) -> object:
-    """Parse an address given as one line of JSON, as forms and commands send it; return others unchanged."""
+    """Return a postal address as a mapping if it is a list of one JSON line, as forms and commands send it.
+
+    Other values are returned unchanged.
+    """
     if not isinstance(value, list) or len(value) != 1:
         return value
     [line] = value

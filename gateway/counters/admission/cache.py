@@ -83,7 +83,7 @@ class Changes:
         return KeyLookup(self, name, self._turn, since, wait, at)
 
     def ends(self, name: bytes, turn: int) -> bool:
-        """End a read; return whether no change of the key was reported since it began."""
+        """End a read of a key, begun as number `turn`; return whether the key has not changed since."""
         under_way = self._reading[name]
         under_way.readers -= 1
         if not under_way.readers:
@@ -93,8 +93,8 @@ class Changes:
     def hold_until(self, since: int, within_s: float) -> float:
         """Return the monotonic time until which cached values are valid; 0 if they are invalid already.
 
-        `since` numbers the time from which Redis reported all changes to these values. The result is
-        `within_s` seconds after Redis' last answer, which came with all changes up to then.
+        The values are those that a server has reported all changes of since the period numbered `since`. The
+        result is `within_s` seconds after the server's last answer, which came with all changes up to then.
         """
         wire = self._heard.get(since)
         if wire is None or not since or since != wire.hearing.since or not wire.available:
@@ -147,9 +147,9 @@ class KeyLookup:
         self.told = self._ended = False
 
     async def answer(self) -> tuple[Reply, int]:
-        """Return the key's value, and `since`, the number of the change reports that keep it valid.
+        """Return the key's value, and the number of the period since which all its changes were reported.
 
-        NEVER if a change was reported meanwhile; CountersUnavailable if Redis does not answer.
+        CountersUnavailable if Redis does not answer. The number is NEVER if the key changed meanwhile.
         """
         try:
             reply = await self._wait
@@ -266,7 +266,7 @@ class LookupQueue:
         return turn
 
     def give_back(self, turn: LookupTicket) -> None:
-        """End a lookup, or stop waiting for one. The next lookup starts in a later step of the event loop."""
+        """End a ticket's lookup, or stop waiting for it. The next waiting ticket is granted."""
         if not turn.granted:
             del self._waiting[turn]
         elif self._waiting:

@@ -77,7 +77,7 @@ _decode_end = msgspec.json.Decoder(HoldEnd).decode
 
 
 def read_hold(raw: object) -> CallerHold | None:
-    """Return a stored record; None if there is none, or a newer version has written it."""
+    """Return the decoded record of a caller's hold; None if it is missing, or of a newer version."""
     try:
         return _decode_hold(raw) if isinstance(raw, bytes) else None
     except UNREADABLE:
@@ -104,7 +104,8 @@ class CallerHolds:
     async def begin(self, caller: Caller, key: str, body: bytes, id_: str) -> tuple[str, bytes]:
         """Return the id of the hold for a request with this idempotency `key`, and its stored answer, or b"".
 
-        A repeated request whose worker has died keeps its first id, so that it makes only one hold.
+        The hold's id is `id_`, or that of the first request with the key, so that a request repeated after a
+        worker's death makes no second hold. IdempotencyConflict if the first request had another `body`.
         """
         name, now_ms = _idempotent(caller, key), self.now_ms()
         mine = _Request(_digest(body), id_, now_ms)
@@ -132,10 +133,10 @@ class CallerHolds:
         await self._pipeline(caller.partition, (b"DEL", name), (b"ZREM", _requests(caller), name))
 
     async def enter(self, caller: Caller, id_: str) -> None:
-        """Reserve a place for a hold; raise `TooManyHolds` if the organization or the API key has too many.
+        """Add a hold to the indexes of open holds.
 
-        The place is taken before holds are counted: of all concurrent requests the last one counts every
-        other.
+        Raise `TooManyHolds` if the organization or the API key has too many. The hold is added before they
+        are counted, so that concurrent requests cannot exceed the maximum together.
         """
         now_ms, names = self.now_ms(), _open_indexes(caller)
         until = b"%d" % (now_ms + PLACE_MS)

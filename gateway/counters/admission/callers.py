@@ -83,7 +83,7 @@ class CallerRefresh:
         self._known, self._terms = known, terms
 
     def note(self, digest: str) -> None:
-        """Read a caller again soon, in one batch with others that become due within a moment."""
+        """Schedule a cached caller to be read again, in one batch with others that are due by then."""
         if digest in self.due or len(self.due) >= WAITING_MAX:
             return
         self.due[digest] = None
@@ -99,7 +99,7 @@ class CallerRefresh:
             await in_task(self._compare(some))
 
     async def _compare(self, digests: list[str]) -> None:
-        """Query the identities of these digests, and their terms, if they were read long ago."""
+        """Query the identities of these digests, and their organizations' terms; skip recently read ones."""
         asked_at = self._clock()
         asked: dict[bytes, CachedValue] = {}
         for digest in digests:
@@ -172,10 +172,10 @@ class CallerCache(Catalogue):
         return known.caller
 
     async def identify(self, digest: str) -> Caller:
-        """Return the caller of a digest; InvalidApiKey if there is none.
+        """Return the caller of a digest; raise InvalidApiKey if the digest is unknown.
 
-        CountersUnavailable if that cannot be decided, and Overloaded if too many unknown digests are being
-        looked up.
+        CountersUnavailable if Redis cannot decide and no cached caller may be used. Overloaded if too many
+        unknown digests are being looked up.
         """
         cached = self.cached(digest)
         if cached is not None:
@@ -196,7 +196,7 @@ class CallerCache(Catalogue):
         return caller
 
     async def know(self, organization_id: int) -> None:
-        """Load the terms of an organization into the cache, for work that no call of it has started here."""
+        """Load an organization's terms into the cache, for work without a call, as settling jobs."""
         if self._holds(organization_id):
             return
         asked_at, terms = self._clock(), self._ask_terms(organization_id)
@@ -225,7 +225,7 @@ class CallerCache(Catalogue):
         return True
 
     async def _look_up_in_turn(self, digest: str) -> Caller | None:
-        """Return the caller of an uncached digest, in turn with others; None if Redis cannot decide."""
+        """Return the caller of an uncached digest, after waiting for a turn; None if Redis cannot decide."""
         self._refuse_unknown(digest)
         turn = self._turns.take()
         try:
@@ -254,9 +254,9 @@ class CallerCache(Catalogue):
     async def _look_up(self, digest: str, known: Caller | None) -> Caller | None:
         """Return the caller of a digest from Redis; None if Redis cannot decide.
 
-        InvalidApiKey for an unknown digest, and EndedApiKey for a key that ended and is still stored, so that
-        its tokens do not pass to another subject. An answer is as old as its query, and is not cached if a
-        change was reported meanwhile.
+        `known` is the cached caller, if there is one. InvalidApiKey for an unknown digest; EndedApiKey for a
+        key that ended and is still stored, so that its tokens do not pass to another subject. The result is
+        not cached if a change was reported after the query was sent.
         """
         # A known caller is queried together with its terms: one round trip. The first time takes two.
         name, asked_at = keys.identity(digest).encode(), self._clock()
@@ -305,7 +305,7 @@ class CallerCache(Catalogue):
         return caller
 
     def _before_end(self, fresh: float, expires_ms: int) -> float:
-        """Return `fresh`, a monotonic time in seconds, or the end of the key if that is earlier."""
+        """Return `fresh`, a monotonic time in seconds, or the time when the key expires, if earlier."""
         if not expires_ms:
             return fresh
         return min(fresh, self._clock() + expires_ms / 1000 - self._today() - END_S)
@@ -317,7 +317,11 @@ class CallerCache(Catalogue):
             raise wrong
 
     def _forget(self, digest: str, wrong: type[InvalidApiKey], asked_at: float | None) -> None:
-        """Drop a caller, and remember its credential as unknown unless a change was reported (None)."""
+        """Drop a cached caller, and remember that its credential gets the error `wrong`, from `asked_at` on.
+
+        `asked_at` is the monotonic time of the query; None, if a change was reported since, remembers
+        nothing.
+        """
         self._known.drop(digest)
         if asked_at is None:
             return
@@ -327,11 +331,10 @@ class CallerCache(Catalogue):
             self._unknown.popitem(last=False)
 
     async def _known_elsewhere(self, digest: str) -> Caller | None:
-        """Return the cached caller if only the identity's server is away, and the account's own server
-        answers.
+        """Return the cached caller if its identity's server does not answer, but the account's server does.
 
-        The account's scripts know whether the key was revoked, so the cached identity is good without a time
-        limit.
+        Such an identity is used without a time limit, because the scripts on the account's server know
+        whether the key was revoked.
         """
         known = self._known.find(digest)
         if known is None or known.expired(self._today() * 1000):
@@ -360,7 +363,7 @@ class CallerCache(Catalogue):
         return known.caller
 
     def _holds(self, organization_id: int) -> bool:
-        """Return whether cached terms (up to 160 KB) are still valid."""
+        """Return whether the cached terms of an organization are still valid."""
         terms, now = self._terms.find(organization_id), self._clock()
         if terms is None or terms.read_at + AGAIN_S < now:
             return False
@@ -370,9 +373,10 @@ class CallerCache(Catalogue):
         return self._changes.read(keys.organization_terms(organization_id).encode())
 
     def _learn(self, organization_id: int, reply: Reply, since: int, read_at: float) -> None:
-        """Store an organization's terms in the cache; unchanged ones keep their object.
+        """Store an organization's terms, from `reply`, in the cache; an empty reply means default terms.
 
-        Without a reply the organization has the default terms.
+        All changes since the period numbered `since` were reported; `read_at` is the monotonic time of the
+        query. Unchanged terms keep their object. CountersRefused if the terms are unreadable.
         """
         raw = reply if isinstance(reply, bytes) else b""
         terms = self._terms.find(organization_id)
@@ -449,10 +453,10 @@ class Directory(CallerCache):
         remember: bool = True,
         run: Run | None = None,
     ) -> CallBudgets | None:
-        """Return the budgets that a call takes from, including its run; None if there are none.
+        """Return the budgets that a call takes from, and its `run`; None if there are none.
 
-        CountersUnavailable if the terms are not cached. Without `remember` the result displaces no cached
-        one.
+        `said` is the attribution that the caller sent: user, project, session. CountersUnavailable if the
+        terms are not cached. Without `remember`, the result displaces no cached one.
         """
         terms = self._terms.find(caller.organization_id)
         if terms is None:
@@ -471,7 +475,7 @@ class Directory(CallerCache):
         return found if found.accounts else None
 
     def budgets_of(self, caller: Caller, said: Attribution) -> list[tuple[str, Budget]]:
-        """Return the accounts and budgets that any call of this caller may take from."""
+        """Return the accounts and budgets that any call of a caller, attributed as `said`, may take from."""
         terms = self._terms.find(caller.organization_id)
         if terms is None or terms.budgets is None:
             return []
@@ -522,7 +526,7 @@ class Directory(CallerCache):
         return found
 
     def base_rate(self, caller: Caller, ago_s: float) -> str | None:
-        """Return the organization's currency per unit of the base currency, `ago_s` seconds ago."""
+        """Return the exchange rate `ago_s` seconds ago: the organization's currency per base unit."""
         return self.prices.base_rate(self.pays_in(caller), (self._today() - ago_s) * 1000)
 
     def price_as(

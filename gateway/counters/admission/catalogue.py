@@ -160,7 +160,7 @@ class CachedTerms(CachedValue):
 
     @property
     def no_budgets(self) -> OrganizationBudgets:
-        """The empty budgets of an organization, for its calls with a run: the same object each time."""
+        """The empty budgets of an organization, for its calls in a run; always the same object."""
         if self._no_budgets is None:
             self._no_budgets = OrganizationBudgets(self._organization_id, (), self.currency)
         return self._no_budgets
@@ -250,11 +250,11 @@ class WeightCache:
         self._plans: dict[int, int] = {}
 
     def load(self, millionths: Mapping[int, Mapping[str, int]]) -> None:
-        """Replace all weights by those of a new catalogue, in millionths by plan id and kind."""
+        """Replace all weights of tokens, in millionths by plan id and kind, by those of a new catalogue."""
         self.by_plan = {plan_id: Weights.of(weights) for plan_id, weights in millionths.items() if weights}
 
     def plan_of(self, request: HoldRequest) -> int:
-        """Return the plan id last learned for a call's tenant; ANY_PLAN if weights do not matter to it."""
+        """Return the plan id last learned for a call's tenant; ANY_PLAN for a call without weighed tokens."""
         if not self.by_plan or not request.service.counts_tokens:
             return ANY_PLAN
         return self._plans.get(request.caller.tenant_id, NO_PLAN)
@@ -328,7 +328,7 @@ class Catalogue:
             self._tell(str(error))
 
     async def first_catalogue(self, within_s: float) -> bool:
-        """Wait up to `within_s` seconds for the first catalogue, before serving; return if there is one."""
+        """Wait up to `within_s` seconds for the first catalogue; return whether it was read."""
         give_up = self._clock() + within_s
         while not self.version and self._clock() < give_up:
             await self._read_catalogue()
@@ -343,7 +343,10 @@ class Catalogue:
             await self._changes.others(TOLD_CATALOGUE_S if told else CATALOGUE_S)
 
     async def _read_catalogue(self) -> bool:
-        """Read catalogue, verified servers and prices; return False if the catalogue or Redis is missing."""
+        """Read the catalogue, the prices, and which servers are verified.
+
+        Return False if no catalogue could be loaded, or Redis does not answer.
+        """
         words, is_read = [(wire, ask_word(wire)) for wire in self._wires.wires], False
         with suppress(CountersUnavailable):
             try:

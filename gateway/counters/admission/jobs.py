@@ -64,13 +64,14 @@ class StoredJobs:
         return begin(self._open(job))
 
     def drop(self, job: Job) -> Wait[bool]:
-        """Delete a job that its upstream never made, at the latest when Redis is back."""
+        """Delete a job that its upstream never made; if Redis is away, the log deletes it later."""
         return begin(self._sure(self._drop(job), job))
 
     def begun(self, job: Job) -> Wait[bool]:
-        """Store a job with its upstream's id. False if that is the id of another job.
+        """Store a job with its upstream's id; return False if that id belongs to another job.
 
-        Also True if Redis is away and the worker's log has stored it; `CountersUnavailable` if neither does.
+        While Redis is away, the worker's log stores it, and the result is True. `CountersUnavailable` if the
+        log fails, too.
         """
         return begin(self._sure(self._begun(job), job))
 
@@ -96,13 +97,13 @@ class StoredJobs:
         return True
 
     async def resend(self, raw: bytes) -> None:
-        """Store a job from the log, unless Redis has it already; from an asyncio task."""
+        """Store a job from the log, unless Redis has it already. Must run in an asyncio task."""
         job = read_job(raw)
         if job is not None:
             await in_task(begin(self._resend(job)))
 
     async def restore(self, partitions: Collection[int]) -> None:
-        """Store the remembered jobs of partitions that lost theirs; from an asyncio task."""
+        """Store the remembered jobs of partitions whose data Redis has lost. Must run in an asyncio task."""
         for raw in list(self._remembered.values()):
             job = read_job(raw)
             if job is not None and job.partition in partitions:
@@ -177,13 +178,13 @@ class StoredJobs:
         return await wire.send(encode(b"GET", name)) == owner
 
     async def owner(self, job: Job, id_: str) -> str:
-        """Return the id of the job that claimed an upstream's batch id, or ""; from an asyncio task."""
+        """Return the id of the job that claimed an upstream's batch, or "". Must run in an asyncio task."""
         partition, name = _owner(job.upstream, id_)
         owner = await in_task(self._wires.of(partition).send(encode(b"GET", name)))
         return owner.decode() if isinstance(owner, bytes) else ""
 
     async def now_ms(self, job: Job) -> int:
-        """Return the time, in ms, of the Redis that stores a job; from an asyncio task."""
+        """Return the time, in ms, of the Redis server that stores a job. Must run in an asyncio task."""
         return _read_ms(await in_task(self._wires.of(job.partition).send(encode(b"TIME"))))
 
     async def _drop(self, job: Job) -> bool:
@@ -209,7 +210,7 @@ class StoredJobs:
         return read_job(raw) if isinstance(raw, bytes) else None
 
     async def due(self, within_s: int) -> list[Job]:
-        """Return the jobs that are due, in turn by organization; from an asyncio task.
+        """Return the jobs that are due for a poll, in turn by organization. Must run in an asyncio task.
 
         Each becomes due again `within_s` seconds later, whether or not it is polled now.
         """
@@ -219,7 +220,10 @@ class StoredJobs:
         return found
 
     async def claim(self, job: Job, within_s: int) -> Job | None:
-        """Claim the only poll of a job for half of `within_s`; None if it is settled, or already claimed."""
+        """Claim a job for one poll, and return it; None if it is settled, or another worker has the claim.
+
+        The claim ends after half of `within_s` seconds. Must run in an asyncio task.
+        """
         name, half_ms = keys.job_look(job.partition, job.hold_id).encode(), b"%d" % (500 * within_s)
         asked = self._wires.of(job.partition).send(encode(b"SET", name, b"1", b"NX", b"PX", half_ms))
         if await in_task(asked) is None:
@@ -228,7 +232,7 @@ class StoredJobs:
         return None if there is None or there.settled_ms else there
 
     async def place(self, partition: int) -> str:
-        """Return the id of the last entry of a partition's late queue, a position; from an asyncio task."""
+        """Return the id of the last entry of a partition's late queue. Must run in an asyncio task."""
         wire, name = self._wires.of(partition), keys.late(partition).encode()
         length = await in_task(wire.send(encode(b"XLEN", name)))
         if not length:
@@ -237,7 +241,7 @@ class StoredJobs:
         return cast("dict[bytes, bytes]", said)[b"last-generated-id"].decode()
 
     async def waits(self, job: Job) -> bool:
-        """Return whether charges of a job's lines still wait in the late queue; from an asyncio task."""
+        """Return whether the late queue still has charges of a job's lines. Must run in an asyncio task."""
         name, after = keys.late(job.partition).encode(), b"(" + job.lines_after.encode()
         asked = encode(b"XRANGE", name, after, job.lines_until.encode(), b"COUNT", b"1")
         found = await in_task(self._wires.of(job.partition).send(asked))

@@ -55,7 +55,7 @@ class SharedLessons:
         wires.hear(self._hear)
 
     async def keep_sharing(self, pause_s: float = PAUSE_S) -> None:
-        """Share lessons with other workers until cancelled: on news, and at intervals."""
+        """Share lessons with other workers until cancelled: on changes of the key, and at intervals."""
         while True:
             self._news.clear()
             with suppress(CountersUnavailable):
@@ -71,7 +71,10 @@ class SharedLessons:
             self._news.set()
 
     async def share(self) -> None:
-        """Import lessons of other workers and store those of this one; CountersUnavailable without Redis."""
+        """Adopt other workers' lessons (learned uses of calls), and store new ones of this worker.
+
+        CountersUnavailable if Redis does not answer.
+        """
         wire = self._wires.of_key(NAME)
         raw = await in_task(wire.send(encode(b"GET", NAME)))
         stored = _read(raw)
@@ -91,7 +94,10 @@ class SharedLessons:
 
 
 def _fitting(lessons: list[Lesson]) -> list[Lesson]:
-    """Return the newest lessons, within the bounds of each organization and of the key; skip long names."""
+    """Return the newest lessons (learned uses of calls) that each organization and the key have room for.
+
+    Lessons with long names are left out.
+    """
     kept, by_organization = list[Lesson](), Counter[int]()
     for lesson in reversed(lessons):
         organization_id, _, service, model, *_ = lesson
@@ -104,7 +110,7 @@ def _fitting(lessons: list[Lesson]) -> list[Lesson]:
 
 
 def _read(raw: object) -> list[Lesson]:
-    """Return the lessons stored in the key; [] if no worker of this version wrote it."""
+    """Return the lessons (learned uses of calls) in the key's value; [] if it is unreadable."""
     if not isinstance(raw, bytes) or len(raw) > STORED_BYTES_MAX:
         return []
     try:

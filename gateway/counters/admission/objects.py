@@ -55,7 +55,7 @@ class ObjectOwners:
         self._refused, self._said_at = 0, 0.0
 
     async def owned(self, caller: Caller, ids: Sequence[str]) -> bool:
-        """Return whether all ids belong to the caller's organization; CountersUnavailable if unknown."""
+        """Return whether all ids belong to the caller's organization; CountersUnavailable without Redis."""
         mine, groups = _organization(caller), dict[int, list[bytes]]()
         for digest in map(_digest, ids):
             groups.setdefault(keys.partition_of_digest(digest.hex()), []).append(digest)
@@ -96,7 +96,10 @@ class ObjectOwners:
             await self._note(caller, kept, kept_as, ttl_s)
 
     async def _note(self, caller: Caller, digests: Sequence[bytes], kept_as: int, ttl_s: int) -> None:
-        """Add digests to one of the organization's lists; trim the list if that is due."""
+        """Add digests of ids for `ttl_s` seconds to one of the organization's lists, selected by `kept_as`.
+
+        Trim the list if that is due.
+        """
         now, wire, (objects, answers) = self._unix_seconds(), self._wires.of(caller.partition), _lists(caller)
         name, other = (objects, answers) if kept_as == KEPT_OBJECTS else (answers, objects)
         end = b"%d" % (now + ttl_s)
@@ -107,7 +110,10 @@ class ObjectOwners:
         await noted
 
     async def _cut(self, caller: Caller, name: bytes, other: bytes) -> None:
-        """Delete all but the newest of a list, except ids in the `other` list or of another owner."""
+        """Remove the oldest digests beyond the maximum from the list `name`, and their owner keys.
+
+        The owner is kept if the `other` list has the digest, or if it is another organization.
+        """
         wire = self._wires.of(caller.partition)
         most = self._objects_max
         found = await wire.send(encode(b"ZRANGE", name, b"%d" % most, b"%d" % (most + CUT_MAX - 1), b"REV"))
@@ -125,7 +131,7 @@ class ObjectOwners:
         wire.send(encode(b"ZREM", name, *digests))
 
     async def _claim_listed(self, caller: Caller, digests: Sequence[bytes]) -> bool:
-        """Claim ids without an owner that are in the organization's lists; return whether all could be."""
+        """Claim ids without owner that the organization's lists contain; return whether it owns all now."""
         wire = self._wires.of(caller.partition)
         asked = [wire.send(encode(b"ZMSCORE", name, *digests)) for name in _lists(caller)]
         now, mine = self._unix_seconds(), _organization(caller)
@@ -143,7 +149,7 @@ class ObjectOwners:
         return all([await one in (None, mine) for one in claims])
 
     def _claim(self, digest: bytes, mine: bytes, ttl_s: int) -> Wait[Reply]:
-        """Set the owner of an id unless it has one; the reply is the previous owner."""
+        """Set `mine` as owner of an id without one, for `ttl_s` seconds; the reply is the owner before."""
         return self._send(digest, b"SET", mine, b"NX", b"GET", b"EX", b"%d" % ttl_s)
 
     def _owners(self, partition: int, digests: Sequence[bytes]) -> Wait[Reply]:
@@ -158,7 +164,10 @@ class ObjectOwners:
         return wire.send(encode(verb, keys.object_owner(name).encode(), *more))
 
     def _is_due(self, name: bytes, more: int, now: float, run_id: bytes) -> bool:
-        """Return whether to trim a list now, to which `more` ids are added, and to extend its expiry."""
+        """Return whether to trim a list now that gets `more` ids, and to extend its expiry.
+
+        `now` is in Unix seconds. A server with another `run_id` than before makes it due, too.
+        """
         trims = self._trims
         left, latest, where = trims.get(name, (0, 0.0, b""))
         left -= more
@@ -171,7 +180,7 @@ class ObjectOwners:
         return is_due
 
     def _tell(self, caller: Caller) -> None:
-        """Count an answer with another organization's id, and log such answers once a minute at most."""
+        """Count an answer with another organization's id, and log the number once a minute at most."""
         self._refused += 1
         now = self._unix_seconds()
         if now - self._said_at >= TELL_INTERVAL_S:

@@ -95,7 +95,7 @@ class LiveHolds:
         self._outgrown.pop(observed.request_id, None)
 
     def outgrown(self, observed: HoldExtension) -> None:
-        """Raise the hold of a watched call that has used it up: shortly, in one batch with others."""
+        """Raise the hold of a watched call that has used all of it, together with other such calls."""
         if self._allowances.outgrown(observed, EXTEND_MARGIN_TOKENS):
             observed.end_request()
             return
@@ -104,7 +104,7 @@ class LiveHolds:
             self._extending = asyncio.get_running_loop().create_task(self._extend_outgrown())
 
     async def keep_extending(self) -> None:
-        """Renew all live holds three times a lifetime, sooner after a failure, until cancelled."""
+        """Renew the holds of all running calls three times in `ttl_ms`, or soon after a failure."""
         while True:
             await asyncio.sleep(MISSED_S if self._missed else self._ttl_ms / 3000)
             self._missed = False
@@ -191,12 +191,12 @@ class Releases:
         return settlement.request_id in self._owed
 
     def forget(self, request: HoldRequest) -> None:
-        """Cancel the release of a hold that its caller requests again."""
+        """Cancel the pending release of a hold, because its request is sent again to raise it."""
         if request.raises:
             self._owed.pop(request.request_id, None)
 
     def owe(self, settlement: Settlement, *, at_once: bool = False) -> None:
-        """Release this hold when Redis is reachable; with `at_once`, before any other command."""
+        """Release the settlement's hold when Redis is reachable; with `at_once`, before any other command."""
         before = self._owed.get(settlement.request_id)
         if before is not None and not settlement.service.id:
             return  # a pending release ends the hold whatever it was raised to; that of its head does not
@@ -221,7 +221,7 @@ class Releases:
                 pause = AGAIN_S if len(self._owed) < before else min(2 * pause, AGAIN_S_MAX)
 
     def _is_there(self, one: _PendingRelease) -> bool:
-        """Return whether the current server of the hold's partition is connected."""
+        """Return whether the primary that has the partition of the release `one` is connected."""
         return self._wires.of(one.settlement.caller.partition).connected
 
     async def _release_some(self, some: dict[str, _PendingRelease]) -> None:
@@ -256,7 +256,10 @@ class AccountLimit:
         self._told = -TELL_INTERVAL_S
 
     def met(self, organization_id: int, accounts: Iterable[BudgetAccount]) -> None:
-        """Count a call that takes from shared accounts, and log their budgets once a minute at most."""
+        """Count a call that takes from a shared account, because its budget has the maximum of separate ones.
+
+        Log these budgets once a minute at most.
+        """
         self.calls += 1
         now = self._clock()
         if now - self._told < TELL_INTERVAL_S:
@@ -371,12 +374,12 @@ class Counters(LiveHolds):
         return decision
 
     async def settle(self, settlement: Settlement) -> SettleResult:
-        """Replace the hold by the actual use; return only when that is sure to happen, once.
+        """Replace a call's hold by its actual use, once; return only when that is sure to happen.
 
-        SPOOLED means that Redis did not acknowledge it, and the worker's disk has it. CountersUnavailable
-        means that it is stored nowhere, or is a release, which is sent again. Sets `credits` to the charge:
-        for a One-Time service 0 except the first time, and less if prepaid money covers a price below one
-        credit.
+        SPOOLED means that Redis did not acknowledge the settlement, and the worker's disk has it.
+        CountersUnavailable means that it is stored nowhere, or that it is a release, which is sent again.
+        Sets `settlement.credits` to the charge: for a One-Time service 0 except the first time, and less if
+        prepaid money covers a price below one credit.
         """
         service, frame = settlement.service, settlement.frame
         if not isinstance(frame, Frame):
@@ -415,7 +418,7 @@ class Counters(LiveHolds):
     # --- one method a script ------------------------------------------------------------
 
     def _learn(self, request: HoldRequest, decision: Decision) -> None:
-        """Change a refused request: note the tenant's plan, or replace budget accounts by existing ones."""
+        """Change a request to be sent again: note its tenant's plan, or use the budgets' shared account."""
         if decision.verdict is Verdict.OTHER_PLAN:
             self._directory.weighing.learn(request.caller.tenant_id, decision.limit)
         else:
@@ -424,7 +427,7 @@ class Counters(LiveHolds):
             self.crowded.met(request.caller.organization_id, request.budgets)
 
     def _give_up(self, wait: Wait[Reply], request: HoldRequest) -> None:
-        """Release the hold of a request without an answer, in case Redis admits it after all."""
+        """Release the hold of a request that got no answer in time, in case Redis admits it after all."""
         if not request.raises:  # otherwise its caller may repeat it under the same id
             self._keep_release(_release_of(request))
         if self._wire.connected:
@@ -433,7 +436,10 @@ class Counters(LiveHolds):
             self._came_late(request, None)
 
     def _came_late(self, request: HoldRequest, answer: Reply) -> None:
-        """Release the hold after a late answer, or None for no answer, unless the call runs on a lease."""
+        """Release the hold of a request that was given up, if the late `answer` admits it or is None (lost).
+
+        A call that runs on a lease meanwhile keeps its hold.
+        """
         if request.request_id in self._allowances.calls:
             return
         known = isinstance(answer, bytes)
@@ -448,7 +454,7 @@ class Counters(LiveHolds):
             self._log.spool(self._settle_arguments(frame, release)[KEPT_AT:], RELEASE)
 
     def _elsewhere(self, partition: int) -> Counters | None:
-        """Return the counters of a partition's present primary; None if that is this one."""
+        """Return the counters of a partition's present primary; None if this object is for that primary."""
         other = self.elsewhere(partition) if self.elsewhere is not None else self
         return None if other is self else other
 
@@ -488,7 +494,10 @@ class Counters(LiveHolds):
         )  # fmt: skip
 
     async def _spool(self, settlement: Settlement, arguments: bytes) -> SettleResult:
-        """Store a settlement in the log. If that fails, it is charged only if Redis has run it."""
+        """Store a settlement in the log and return SPOOLED; CountersUnavailable if the log cannot store it.
+
+        Either way, the use of the call counts against the worker's lease.
+        """
         try:
             await self._log.spool(arguments)
         except CountersUnavailable:
@@ -526,7 +535,7 @@ class _PerConnection(Generic[T]):
         self._made: dict[RedisConnection, T] = {}
 
     def of(self, partition: int) -> T:
-        """Return the object of the primary that has a partition."""
+        """Return the object made for the primary that has a partition; make it if it is missing."""
         wire = self._shards.of(partition)
         found = self._made.get(wire)
         if found is None:

@@ -72,7 +72,7 @@ class SharedCircuitBreaker:
         wires.hear(self._told)
 
     async def keep_sharing(self, pause_s: float = PAUSE_S, news_s: float = NEWS_S) -> None:
-        """Share entries with other workers until cancelled: on news, and at intervals."""
+        """Share backoffs of upstreams with other workers until cancelled: on changes, and at intervals."""
         while True:
             self._news.clear()
             shared = False
@@ -90,7 +90,10 @@ class SharedCircuitBreaker:
             self._news.set()
 
     async def share(self) -> None:
-        """Adopt the entries of other workers and add missing ones; CountersUnavailable without Redis."""
+        """Adopt other workers' backoffs of upstreams, and add missing ones.
+
+        CountersUnavailable if Redis does not answer.
+        """
         asked = self._wires.of_key(_NAME).send_together(encode(b"TIME"), encode(b"GET", _NAME))
         time, raw = await in_task(asked[0]), await in_task(asked[1])
         assert isinstance(time, list)
@@ -120,7 +123,7 @@ class SharedCircuitBreaker:
 
 
 def _read(raw: object) -> list[_Stored]:
-    """Return the entries stored in the key; [] if no worker of this version wrote it."""
+    """Return the upstreams' backoffs in the shared key's value; [] if this version cannot read it."""
     if not isinstance(raw, bytes) or len(raw) > STORED_BYTES_MAX:
         return []
     try:
@@ -170,7 +173,10 @@ class Throttle:
         self._waiting: dict[int, float] = {}
 
     async def admit(self, caller: Caller) -> None:
-        """Count one query; RateLimited if none is left, CountersUnavailable if that is unknown."""
+        """Count one query of an API key; RateLimited if it queries too often.
+
+        CountersUnavailable if Redis does not answer.
+        """
         waiting, key_id = self._waiting, caller.key_id
         until = waiting.get(key_id)
         if until is not None:
@@ -219,20 +225,20 @@ class RefusedCalls:
         self._number, self._waiting = 0, b""
 
     async def keep_sending(self) -> None:
-        """Send pending batches at intervals until cancelled."""
+        """Send this worker's batches of refused calls at intervals until cancelled."""
         while True:
             await asyncio.sleep(SEND_S)
             with suppress(CountersUnavailable):
                 await self.send()
 
     async def leave(self) -> None:
-        """Send all pending batches before this worker stops."""
+        """Send all remaining batches of refused calls, before this worker stops."""
         with suppress(CountersUnavailable):
             while await self.send():
                 pass
 
     async def send(self) -> bool:
-        """Send the next batch; False if there is none, or the stream is full.
+        """Send the next batch of refused calls to the stream; False if there is none, or the stream is full.
 
         CountersUnavailable if Redis does not answer: then the same batch is sent again.
         """

@@ -84,7 +84,10 @@ class Runs:
         self._remembered_max = remembered_max
 
     def cached(self, caller: Caller, asked: RunRequest) -> Run | None:
-        """Return the cached run of a call, or None; raise `RunEnded` or `RunConflict` like `find`."""
+        """Return the cached run that a call asks for, or None if it is not cached.
+
+        `RunEnded` if the run has ended; `RunConflict` if it has other limits than the call names.
+        """
         key = caller.tenant_id, asked.id
         found = self._known.get(key)
         if found is None:
@@ -139,7 +142,7 @@ class Runs:
         return self._checked(self._remembered(caller, packed, parents, code), asked)
 
     def admitted(self, caller: Caller, run: Run) -> None:
-        """Make the run of an admitted call permanent, and its parents."""
+        """Store an admitted call's run, and the run's parents, until they end; before, they expire soon."""
         for one in reversed((run, *run.parents)) if self._waits else ():
             if (one.tenant_id, one.id) in self._waits:
                 self._waits[one.tenant_id, one.id] = math.inf
@@ -247,7 +250,7 @@ class Runs:
         )  # fmt: skip
 
     def _today_parents(self, run: Run) -> tuple[Run, ...]:
-        """Return the parents of a run, as they are cached now."""
+        """Return the parents of a run in their present cached state."""
         return tuple(self._known.get((one.tenant_id, one.id), one) for one in run.parents)
 
     async def _look(self, caller: Caller, id_: str) -> Run | None:
@@ -258,7 +261,10 @@ class Runs:
         return self._remembered(caller, packed, await self._parents(caller, packed), code)
 
     async def _parents(self, caller: Caller, packed: bytes) -> tuple[Run, ...]:
-        """Return the parents of a stored run, the nearest first; each stays cached as long as its child."""
+        """Return the parents of a `packed` run, the nearest first; RunEnded if one does not exist any more.
+
+        Each parent stays cached as long as its child.
+        """
         parent_id = parent_of(packed)
         if not parent_id:
             return ()
@@ -309,7 +315,7 @@ def _check_level(parents: Sequence[Run]) -> None:
 
 
 def _answered(answer: Reply) -> tuple[int, bytes]:
-    """Return the code and the packed run in an answer of the script."""
+    """Return the code and the packed run in an answer of the script `run`."""
     if not isinstance(answer, bytes):
         raise CountersUnavailable
     code = packing.code_of(answer)

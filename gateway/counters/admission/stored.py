@@ -216,9 +216,9 @@ def encode_prices(version: int, prices: Sequence[ModelPrice], rates: Sequence[Ex
 
 
 def decode_prices(raw: bytes, sellers: Collection[str] = ()) -> tuple[StoredPrices, list[ModelPrice]]:
-    """Return the stored prices, and the decoded ones that count by name or at these sellers.
+    """Return the stored prices, and decoded those found by model name or sold by one of `sellers`.
 
-    The others, three of four, are decoded one by one, to save memory. ValueError if the list is unreadable.
+    All others, three of four, stay encoded to save memory. ValueError if the list is unreadable.
     """
     layout = _decode_prices_head(raw).layout
     if layout != PRICES_LAYOUT:
@@ -232,12 +232,15 @@ def decode_prices(raw: bytes, sellers: Collection[str] = ()) -> tuple[StoredPric
 
 
 def _named(vector: Vector) -> list[str]:
-    """Return the kinds of `NAMED_ALONE` that a price names."""
+    """Return those kinds of tokens that a price names itself, of `NAMED_ALONE`, the ones it may lack."""
     return [kind for kind in NAMED_ALONE if kind not in vector.lacks]
 
 
 def _whole(stored: StoredPrices, vector: Vector) -> Vector:
-    """Return a price with its parts that are stored apart because older versions of this layout skip them."""
+    """Return a price with the parts that `stored` has in separate fields, which older versions skip.
+
+    ValueError if a price list does not cover every kind of token.
+    """
     number, lacks = vector.price_id, NOTHING_LACKS
     if stored.named is not None:
         named = _decode_kinds(stored.named.get(number, b"[]"))

@@ -29,7 +29,7 @@ BUDGETS_TOLD_MAX: Final = 100
 async def budget_limits(
     wire: RedisConnection, partition: int, found: Sequence[tuple[str, Budget]], now_ms: int
 ) -> list[dict[str, object]]:
-    """Return the limits of budgets as JSON values; `found` has each budget with its account's name."""
+    """Return the limits of budgets as JSON values; `found` has each budget after its account's name."""
     found = found[:BUDGETS_TOLD_MAX]
     names = list(dict.fromkeys(name for name, _ in found))
     if not names:
@@ -86,7 +86,7 @@ class Usages:
         self._budgets_of = budgets_of
 
     async def usage_of(self, caller: Caller, said: Attribution = NOTHING_SAID) -> bytes:
-        """Return the caller's accounts as JSON; RateLimited if the key queries too often."""
+        """Return a caller's accounts as JSON, for the attribution `said`; RateLimited after many queries."""
         await self._throttle.admit(caller)
         budgets = self._budgets_of(caller, said)
         wire = self._wires.of(caller.partition)

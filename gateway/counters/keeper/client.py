@@ -72,7 +72,7 @@ class UnsupportedVersions:
             self._found[kind].difference_update(names)
 
     def keep(self, kind: Kind, names: Iterable[str], of: str = "") -> None:
-        """Remove names that begin with `of` from the count, except `names`: the rest is readable or gone."""
+        """Remove names that begin with `of`, except `names`, from the count: they are readable or gone."""
         kept = set(names)
         self._found[kind] -= {one for one in self._found[kind] if one.startswith(of) and one not in kept}
 
@@ -138,13 +138,13 @@ class Client:
 
     @property
     def whole(self) -> RedisConnection | None:
-        """The only server, if one command may name keys of any partitions; None for a cluster."""
+        """The connection to the only server, where one command may have any keys; None for a cluster."""
         wires = self._wires.wires
         return wires[0] if len(wires) == 1 and wires[0].is_one else None
 
     @property
     def run_id(self) -> bytes:
-        """The run id of the only server on this connection; b"" while not connected."""
+        """The run id of the server that this connection leads to; b"" while not connected."""
         return self.wire.run_id if self.wire.connected else b""
 
     @property
@@ -213,7 +213,7 @@ class Client:
     async def ask_together(
         self, commands: Iterable[Sequence[bytes]], *, everybodys: bool = False
     ) -> list[Reply]:
-        """Send plain commands in batches, for keys of partitions or `everybodys`; return replies in order."""
+        """Send plain commands in batches; return replies in order. `everybodys` keys have no partition."""
         wires, found = self._everybodys if everybodys else self._wires, list[Reply]()
         for some in batched(commands, TOGETHER_MAX):
             waits = [wires.of_key(command[1]).send(encode(*command)) for command in some]
@@ -294,7 +294,7 @@ class Client:
 
 
 def is_readable(kind: type[S], raw: bytes) -> bool:
-    """Return whether this version can read a state."""
+    """Return whether this version can read a packed state of a kind."""
     try:
         states.unpack(kind, raw)
     except UNREADABLE:
@@ -321,7 +321,7 @@ def fields_of(answer: Reply) -> dict[bytes, Reply]:
 
 
 def entry_of(raw: Reply) -> tuple[bytes, bytes]:
-    """Return a stream entry (id, packed event); b"", which is unreadable, if it has no such field."""
+    """Return the id and packed event of a stream entry; the event is b"" if it has other fields."""
     assert isinstance(raw, list)
     entry_id, fields = raw
     assert isinstance(entry_id, bytes)

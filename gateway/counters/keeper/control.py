@@ -71,8 +71,8 @@ class ControlClient(Client):
     async def apply(self, write: ControlWrite) -> bool:
         """Apply one control write to the counters; False if its account does not exist yet.
 
-        OutOfRange if an amount would exceed the exact integers. CountersRefused if a newer version owns the
-        partition, because its writes have fields that this version does not know.
+        OutOfRange if an amount would become too large for exact integers. CountersRefused if a newer version
+        owns the partition, because its writes have fields that this version does not know.
         """
         await self._refuse_newer(write.organization_id)
         if write.verb == "define":
@@ -95,7 +95,7 @@ class ControlClient(Client):
         return code in {APPLIED, APPLIED_BEFORE}
 
     async def _refuse_newer(self, organization_id: int) -> None:
-        """Raise CountersRefused if a newer version owns an organization's partition, or any server (id 0)."""
+        """Raise CountersRefused if a newer version owns an organization's partition; for id 0, any server."""
         anchors = [one.part.anchor for one in self._wires.wires if one.part.anchor >= 0]
         for partition in [keys.partition_of(organization_id)] if organization_id else anchors:
             try:
@@ -132,7 +132,7 @@ class ControlClient(Client):
         return code in {APPLIED, APPLIED_BEFORE}
 
     async def sweep(self, tenant_id: int, organization_id: int) -> bool:
-        """Run a tenant's reset if it is due; return whether it was."""
+        """Reset a tenant's quota if its period is over; return whether it was reset."""
         return await self.grant("sweep", tenant_id, organization_id) == APPLIED
 
     async def grant(
@@ -140,7 +140,7 @@ class ControlClient(Client):
         amount: int = 0, write_id: str = NO_ID, metadata: bytes = b"", terms: PlanTerms | None = None,
         accounts: Sequence[str] = (),
     ) -> int:  # fmt: skip
-        """Run the script `grant`, note its movements as evidence, and return its code."""
+        """Run the script `grant`; add its answer's movements to `moved`, and return the answer's code."""
         partition = keys.partition_of(organization_id)
         call = packing.grant(
             self.run_id_of(partition), verb, amount, write_id,
@@ -189,10 +189,10 @@ class ControlClient(Client):
             await self.ask_everybodys(*self.identity_written(definition))
 
     def identity_written(self, definition: KeyDefinition) -> tuple[bytes, ...]:
-        """Return the command that stores a credential's identity; it deletes a revoked one.
+        """Return the command that stores a credential's identity, or deletes it if the key is revoked.
 
-        The identity of a revoked tokens' subject is kept: otherwise a token with several subjects would count
-        as the next one's.
+        A revoked key for the subject of tokens stays stored: otherwise a token with several subjects would
+        count as the next subject's.
         """
         name = keys.identity(definition.digest).encode()
         if definition.revoked and not definition.of_tokens:
@@ -241,7 +241,7 @@ class ControlClient(Client):
             ]
 
     async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
-        """Store the catalogue, or the prices, for all gateways.
+        """Store the catalogue, or the prices (`everybodys`), for all gateways to read.
 
         Gateways read a new catalogue when a partition's marker has its version; they check the prices at
         intervals.
@@ -257,9 +257,9 @@ class ControlClient(Client):
             await self.newest(keys.CATALOGUE, raw, version)
 
     async def newest(self, key: str, raw: bytes, version: int) -> None:
-        """Store a value that contains its version, unless the stored one is newer.
+        """Store a value that contains its `version`, unless the value stored under the key is newer.
 
-        If a write displaces a newer value, that one is written again: with a catalogue older than markers
+        If the write displaces a newer value, that one is written again: with a catalogue older than markers
         require, all calls would be refused.
         """
         name = key.encode()
@@ -298,10 +298,10 @@ class ControlClient(Client):
         self, run_id: bytes, partition: int, before: bytes, epoch: int, catalogue: int | None,
         *, layout: int | None = None,
     ) -> bool:  # fmt: skip
-        """Mark a partition as verified under this run id and epoch; False if its marker changed meanwhile.
+        """Mark a partition as verified under this run id and epoch; False if the marker is not `before`.
 
-        Without a `catalogue` version it is closed to admission. Without a `layout` it keeps its own; a
-        partition that was never served gets this version's.
+        Without a `catalogue` version, the partition is closed to admission. Without a `layout`, the one in
+        `before` remains; a partition that was never served gets this version's layout.
         """
         is_first = not before and epoch == FIRST_EPOCH
         layout = layout or (LAYOUT if is_first else packing.layout_of(before))
@@ -309,13 +309,13 @@ class ControlClient(Client):
         return await self.rebuild(partition, keys.marker(partition), new, before)
 
     async def rebuild(self, partition: int, state: str, packed: bytes, before: bytes) -> bool:
-        """Write an account's whole state, or the marker, if the marker is still `before`; return if done."""
+        """Write an account's whole state, or the marker; False if the marker is no longer `before`."""
         call = packing.rebuild(self.run_id_of(partition), partition, state, packed, before)
         return packing.code_of(await self.run("load", call)) == APPLIED
 
 
 def _amount(write: ControlWrite) -> int:
-    """Return the granted amount; for a plan, the time in ms since which it is in force."""
+    """Return the amount of a control write, negative for OUT; for a plan, the ms from which it applies."""
     amount = write.payload.get(SINCE_MS if write.verb == "plan" else "amount", 0)
     assert isinstance(amount, int)
     return -amount if write.payload.get("direction") == "OUT" else amount
@@ -367,7 +367,7 @@ class BulkLoader(ControlClient):
         ]
 
     async def write_terms(self, organizations: Sequence[OrganizationDefinition], version: int) -> None:
-        """Store organizations' terms, all of one partition, where they differ; newer ones stay."""
+        """Store the terms of organizations of one partition, where they differ; newer stored terms remain."""
         names = [keys.organization_terms(one.organization_id) for one in organizations]
         written = [encode_terms(version, one.terms) for one in organizations]
         before = await self.states(names)
@@ -392,7 +392,7 @@ class BulkLoader(ControlClient):
             await self.of_subjects([one for one in some if one.of_tokens])
 
     async def _not_there(self, commands: Iterable[tuple[bytes, ...]]) -> list[tuple[bytes, ...]]:
-        """Return commands that would change a key, because gateways get a message for each key written."""
+        """Return those commands that would change their key, as each write causes a message to gateways."""
         by_slot = defaultdict[bytes, list[tuple[bytes, ...]]](list)
         for command in commands:
             by_slot[_slot(command[1])].append(command)
@@ -408,7 +408,7 @@ def _answered(several: Reply) -> list[Reply]:
 
 
 def _differs(command: tuple[bytes, ...], stored: Reply) -> bool:
-    """Return whether a command that stores an identity changes it; its expiry is part of the value."""
+    """Return whether a command on an identity's key would change the value `stored` there, or its expiry."""
     if command[0] == b"DEL":
         return stored is not None
     return stored != command[2] or b"PX" in command[3:]
@@ -539,9 +539,9 @@ def _with_holds_of_services(
     money: Sequence[bool],
     tiers: Mapping[Counted, bytes],
 ) -> dict[Counted, states.ActivationState]:
-    """Return the use of each service, with the units held by calls in flight and their price.
+    """Return the use of each service, with the units held by calls in flight and the price of these units.
 
-    `money` is, for each hold, whether its units are money.
+    `money` tells for each hold whether its units are money; `tiers` are the packed price tiers of each use.
     """
     uses = {(use.service_id, use.in_money): activation_state(use) for use in account.uses}
     for hold, in_money in zip(holds, money, strict=True):
@@ -620,7 +620,7 @@ class BudgetAccounts(ControlClient):
     """Reads accounts of budgets and their waiting entries, and rewrites accounts."""
 
     async def live_budgets(self, partition: int, names: Sequence[str]) -> tuple[Live, frozenset[str]]:
-        """Return stored accounts, by name and budget; and the names of those of another version."""
+        """Return stored budget accounts by name and budget, and the names of those of another version."""
         keys_of = [keys.budget_account(partition, name) for name in names]
         return self._live(partition, names, await self.states(keys_of))
 
@@ -630,11 +630,11 @@ class BudgetAccounts(ControlClient):
         return [f"{prefix}:{one}" for one in await self.members(keys.each_accounts(partition, name))]
 
     async def waiting(self, partition: int, mark: bytes, most: int = WAITING_MAX) -> list[bytes] | None:
-        """Return a partition's outbox entries after `mark`; None if they are more than `most`."""
+        """Return a partition's outbox entries after the id `mark`; None if there are more than `most`."""
         return await self._entries([(keys.outbox(partition), mark)], most)
 
     async def waiting_apart(self, partition: int, organizations: Iterable[int]) -> list[bytes] | None:
-        """Return the parked entries of these organizations; None if they are more than `WAITING_MAX`."""
+        """Return these organizations' parked (set aside) entries; None for more than `WAITING_MAX`."""
         streams = [(keys.parked_entries(partition, one), b"") for one in organizations]
         return await self._entries(streams, WAITING_MAX)
 
@@ -652,7 +652,10 @@ class BudgetAccounts(ControlClient):
     async def look(
         self, partition: int, mark: bytes, names: Sequence[str]
     ) -> tuple[Live, list[bytes]] | None:
-        """Return accounts, and the entries after `mark`, as of one moment; None if anything moved."""
+        """Return budget accounts, and the outbox entries after the id `mark`, both as of one moment.
+
+        None if entries came meanwhile, there are too many, or an account is of another version.
+        """
         stream = keys.outbox(partition)
         behind = entries_behind(stream, mark, READ_ENTRIES)
         wanted = [keys.budget_account(partition, name).encode() for name in names]
@@ -769,7 +772,7 @@ class BudgetAccounts(ControlClient):
 
 
 def _held(held: Held, name: str, window: states.WindowState) -> int:
-    """Return the amount held on a window by calls in flight, in the window's unit."""
+    """Return the amount that calls in flight hold on a window of the account `name`, in the window's unit."""
     money, tokens, requests = held.get((name, window.budget_id), (0, 0, 0))
     if window.flags & FLAG_MONEY:
         return money
@@ -777,7 +780,7 @@ def _held(held: Held, name: str, window: states.WindowState) -> int:
 
 
 def _packed(account: BudgetAccountUse, held: Held, expires: int, calls: int) -> bytes:
-    """Return the account's packed state."""
+    """Return a budget account's packed state, with the amounts `held` by its `calls` in flight."""
     windows = states.defined_windows(account.defined)
     for window, used in zip(windows, account.used, strict=True):
         window.used, window.held = used, _held(held, account.name, window) if held else 0
@@ -785,9 +788,10 @@ def _packed(account: BudgetAccountUse, held: Held, expires: int, calls: int) -> 
 
 
 def _expiry(defined: bytes, moved_ms: int) -> int:
-    """Return when an owner's account expires, in ms; negative if it only loses its place then.
+    """Return when an owner's budget account expires, in ms; `moved_ms` is the time of its last movement.
 
-    The rule is that of `lua/lib/kept.lua`.
+    The time is negative if the account is kept, but then no longer counts towards its budget's maximum of
+    accounts. The rule is that of `lua/lib/kept.lua`.
     """
     forever, ended, unused = ends_of(defined)
     unused_at = (moved_ms // DAY_MS + states.EACH_UNUSED_DAYS + 1) * DAY_MS

@@ -19,7 +19,7 @@ class ListedJobs:
         self._client = client
 
     async def read(self) -> list[Job]:
-        """Return the listed jobs, without those that this version cannot read."""
+        """Return the jobs in the lists of all partitions, without those that this version cannot read."""
         partitions = list(self._client.partitions)
         if not await are_any_there(self._client, [keys.jobs(one) for one in partitions]):
             return []
@@ -39,6 +39,6 @@ class ListedJobs:
 
 
 def _removal(job: Job) -> tuple[bytes, ...]:
-    """Return the command that removes a job from its list, by its present and its former name."""
+    """Return the command that removes a job from its list, also by the name that older versions gave it."""
     member = keys.listed_job(job.organization_id, job.hold_id)
     return b"ZREM", keys.jobs(job.partition).encode(), member, job.hold_id.encode()

@@ -57,7 +57,7 @@ class SlotMoves:
         return [partition for one in taken for partition in one]
 
     def _lives(self, wire: RedisConnection, known: Mapping[RedisConnection, bytes]) -> bool:
-        """Return whether a connection leads to the same live primary as at the last call."""
+        """Return whether a connection leads to the same live primary as at the last call of `take_up`."""
         return wire.connected and wire.run_id == known.get(wire) == self._seen.get(wire)
 
 
@@ -68,7 +68,10 @@ async def has_current_history(wire: RedisConnection, partition: int) -> bool:
 
 
 async def _rewrite_all(wire: RedisConnection, run_id: bytes, givers: Mapping[int, bytes]) -> list[int]:
-    """Rewrite the markers of partitions that a server received; return those partitions."""
+    """Rewrite to `run_id` the markers of partitions that a server received; return the rewritten ones.
+
+    `givers` are the run ids that the markers have before, by partition.
+    """
     taken = []
     with suppress(CountersUnavailable, TimeoutError):  # the others are verified then
         async with AwakeTimeout(REWRITE_S_MAX):
@@ -79,7 +82,7 @@ async def _rewrite_all(wire: RedisConnection, run_id: bytes, givers: Mapping[int
 
 
 async def _rewrite(wire: RedisConnection, run_id: bytes, partition: int, before: bytes) -> bool:
-    """Replace the history in a marker by `run_id`, if the marker still names `before`; return if done."""
+    """Replace the run id in a partition's marker by `run_id`; return False if it is not `before` any more."""
     marker = await in_task(wire.send(encode(b"GET", keys.marker(partition).encode())))
     named, epoch, catalogue = packing.read_marker(marker)
     if not isinstance(marker, bytes) or named != before:

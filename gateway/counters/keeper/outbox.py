@@ -56,7 +56,10 @@ MOVED_MAX = 250
 
 
 def park(run_id: bytes, owner: Owner, *, gone: Iterable[bytes] = (), moved: Iterable[bytes] = ()) -> Call:
-    """Return keys and arguments of `park`: parked entries to delete (`gone`), entries to park (`moved`)."""
+    """Return keys and arguments of the script `park`, which moves an organization's outbox entries aside.
+
+    `moved` are entries to park in a stream of their own, `gone` parked entries to delete.
+    """
     partition, organization_id = owner
     return (
         keys.marker(partition),
@@ -73,7 +76,7 @@ class ParkedEntries:
         self._client = client
 
     async def counts(self, partitions: Iterable[int]) -> dict[Owner, int]:
-        """Return the number of parked entries, by partition and organization."""
+        """Return the number of parked entries (moved out of the outbox), by partition and organization."""
         asked = list(partitions)
         if not await are_any_there(self._client, [keys.parked(one) for one in asked]):
             return {}
@@ -85,16 +88,17 @@ class ParkedEntries:
         }
 
     async def move(self, entries: Mapping[Owner, Sequence[bytes]]) -> dict[Owner, int]:
-        """Park entries of the outbox, in order; return the number of parked entries by owner."""
+        """Park entries, in order, in streams of their owners; return the number of parked ones by owner."""
         return await self._run(entries, "moved")
 
     async def delete(self, entries: Mapping[Owner, Sequence[bytes]]) -> None:
         await self._run(entries, "gone")
 
     async def _run(self, entries: Mapping[Owner, Sequence[bytes]], which: str) -> dict[Owner, int]:
-        """Run `park` in batches; CountersUnavailable if a partition has another history.
+        """Run `park` in batches, with entries as its argument `which`; return the number parked by owner.
 
-        An error of one owner is raised after all the others are done.
+        CountersUnavailable if a partition has another history. An error of one owner is raised after all
+        others are done.
         """
         run_id = self._client.wire.run_id
         sent = [
@@ -139,20 +143,20 @@ class DeletedEntries:
         self._removals = Counter[int]()
 
     def forget(self, partitions: Iterable[int]) -> None:
-        """Drop the cached ids of partitions whose entries may have been deleted here."""
+        """Drop the cached newest deleted ids of partitions, because this process may have deleted entries."""
         for partition in partitions:
             self._removals[partition] += 1
             self._kept.pop(partition, None)
 
     @property
     def removals(self) -> int:
-        """The number of times that entries were deleted here, or may have been."""
+        """The number of times that this process deleted entries, or may have."""
         return self._removals.total()
 
     async def newest(self, partitions: Sequence[int], *, anew: bool = True) -> dict[int, bytes]:
-        """Return the newest deleted id by partition, without those that have no stream.
+        """Return the newest deleted entry's id by partition, without partitions that have no such stream.
 
-        Unless `anew`, an id may be up to `KEPT_S` seconds old.
+        With `anew` every id is queried; without, an id may be up to `KEPT_S` seconds old.
         """
         now, run_id = self._clock(), self._client.run_id
         if run_id != self._kept_under:
@@ -165,7 +169,7 @@ class DeletedEntries:
         return {one: found[one] for one in partitions if found[one]}
 
     async def _ask(self, partitions: Sequence[int]) -> dict[int, bytes]:
-        """Query the newest deleted id of each partition; b"" if its key is no stream."""
+        """Query the newest deleted entry's id of each partition's stream; b"" if there is no stream."""
         names = [keys.outbox(one).encode() for one in partitions]
         kinds = await self._client.ask_each((b"TYPE", name) for name in names)
         streams = [at for at, kind in enumerate(kinds) if kind == b"stream"]
@@ -231,7 +235,7 @@ class Outbox:
         return {owners[stream]: entries for stream, entries in found.items() if isinstance(entries, list)}
 
     async def parked(self, partitions: Iterable[int]) -> dict[Owner, int]:
-        """Return the number of parked entries by owner; after a `read` it includes all parked before that."""
+        """Return the number of parked entries by owner, including all that were parked before a `read`."""
         asked = frozenset(partitions)
         counts = await self._parked.counts(asked)
         there = {keys.parked_entries(*owner) for owner in counts} | {keys.outbox(one) for one in asked}
@@ -239,13 +243,16 @@ class Outbox:
         return counts
 
     def keep_to(self, partitions: Collection[int]) -> None:
-        """Forget problems of streams of other partitions, which another keeper reads from now on."""
+        """Forget unreadable entries of other partitions, whose streams another keeper reads from now on."""
         self._forget_others({(p, stream) for p, stream in self._others if p not in partitions})
 
     async def _read(
         self, after: Mapping[_Stream, bytes], count: int
     ) -> dict[_Stream, list[tuple[bytes, bytes]] | CountersRefused]:
-        """Return entries of streams after an id, or the error of a broken one; none of another history."""
+        """Return up to `count` entries of each stream after an id, or the error of a broken stream.
+
+        Streams of partitions with another history are left out.
+        """
         self._begin_read()
         markers = await markers_of(self._client, {partition for partition, _ in after})
         ours = {one for one, marker in markers.items() if self._is_ours(one, marker)}
@@ -273,11 +280,9 @@ class Outbox:
     def _known(
         self, partition: int, stream: str, entries: list[tuple[bytes, bytes]]
     ) -> list[tuple[bytes, bytes]] | CountersRefused:
-        """Return the entries before the first that a newer version wrote, since later ones may follow from
-        it.
+        """Return the entries before the first one of a newer version, because later ones may depend on it.
 
-        A parked stream with such an entry is refused as a whole. The first such entry of each stream is
-        counted.
+        A parked stream with such an entry is refused as a whole. The entry is counted once.
         """
         if not entries and not self._others:
             return entries
@@ -294,7 +299,7 @@ class Outbox:
         return entries[:at] if stream == keys.outbox(partition) else CountersRefused(why)
 
     def _forget_others(self, streams: Collection[_Stream]) -> None:
-        """Forget newer versions' entries in these streams: none comes next, or another keeper reads them."""
+        """Forget entries of newer versions in these streams: they are gone, or another keeper reads them."""
         for _, stream in streams:
             self._client.left_alone.keep("entry", (), f"{stream} ")
         self._others.difference_update(streams)
@@ -310,9 +315,9 @@ class Outbox:
         self.broken[partition] = read.message
 
     def _begin_read(self) -> None:
-        """Note the history of the entries to read; if it has changed, raise CountersUnavailable once.
+        """Note the history of the entries to read; raise CountersUnavailable once if it has changed.
 
-        That ends the pass over entries of the former history.
+        The error ends the pass over entries of the former history.
         """
         if self._client.wire.run_id != self.read_under and self.read_under and not self._replaced:
             self._replaced = True
@@ -323,9 +328,9 @@ class Outbox:
     async def acknowledge(
         self, entries: Mapping[int, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
     ) -> None:
-        """Delete entries that are rows now, and the ids of control writes and late posts among them.
+        """Delete outbox entries that are rows now, and the ids of control writes and late charges in them.
 
-        The ids first: one that outlived its entry would mean that its row is still to come.
+        Ids are deleted first: an id without its entry would mean that the row is still to come.
         """
         self._refuse_replaced()
         waits = self._forget(control_ids)
@@ -340,13 +345,13 @@ class Outbox:
     async def acknowledge_parked(
         self, entries: Mapping[Owner, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
     ) -> None:
-        """Delete parked entries that are rows now, and the ids of control writes among them."""
+        """Delete parked entries that are rows now, and the ids of control writes in them."""
         self._refuse_replaced()
         await self._all(self._forget(control_ids))
         await self._parked.delete(entries)
 
     async def park(self, entries: Mapping[Owner, Sequence[bytes]]) -> dict[Owner, int]:
-        """Park entries that must wait, in order; return the number of parked entries by owner."""
+        """Park entries that must wait, in order, by owner; return the number of each owner's parked ones."""
         self._refuse_replaced()
         try:
             return await self._parked.move(entries)
@@ -371,20 +376,19 @@ class Outbox:
 
     @property
     def removals(self) -> int:
-        """The number of times that entries were deleted here, or may have been."""
+        """The number of times that this process deleted outbox entries, or may have."""
         return self._deleted.removals
 
     async def deleted(self, *, anew: bool = True) -> dict[int, bytes]:
-        """Return the id of the newest entry ever deleted of each partition's stream.
+        """Return the id of the newest entry ever deleted from each partition's stream, which is a row.
 
-        Deleted entries are rows: `max-deleted-entry-id` of
-        https://redis.io/docs/latest/commands/xinfo-stream/. Partitions without a stream are omitted. Unless
-        `anew`, recent deletions of other keepers may be missing.
+        It is the `max-deleted-entry-id` of https://redis.io/docs/latest/commands/xinfo-stream/. Partitions
+        without a stream are omitted. Unless `anew`, recent deletions of other keepers may be missing.
         """
         return await self._deleted.newest(self._client.partitions, anew=anew)
 
     async def waiting(self, partition: int) -> dict[str, AccountPosition] | None:
-        """Return each account's position before its first waiting entry, in the outbox or parked.
+        """Return each account's position: the last one before its first entry in the outbox, or parked.
 
         None if there are more entries than are read, so that some accounts may be missing.
         """
@@ -397,7 +401,10 @@ class Outbox:
         return waiting
 
     async def _places(self, stream: str) -> dict[str, AccountPosition] | None:
-        """Return each account's position before its first entry of a stream; None if there are too many."""
+        """Return each account's position: the last one before its first entry of a stream.
+
+        None if the stream has more entries than are read.
+        """
         found: dict[str, AccountPosition] = {}
         after = b""
         page = min(LOOK_ENTRIES, self._look_entries_max)
@@ -444,10 +451,9 @@ class OrphanReader:
         self._deleted = deleted or DeletedEntries(client)
 
     async def behind(self, marks: Mapping[int, bytes], *, anew: bool = True) -> list[int]:
-        """Return the partitions whose stream never had the entry in `marks`: Redis' data is older than the
-        rows.
+        """Return the partitions whose stream never had its entry in `marks`: PostgreSQL is ahead of Redis.
 
-        Unless `anew`, a stream that had the entry before, under this history, is not checked again.
+        Unless `anew`, a stream that had the entry before, under the present history, is not checked again.
         """
         newest = await self._deleted.newest(list(marks), anew=anew)
         had = {one for one, entry_id in newest.items() if stream_place(entry_id) >= stream_place(marks[one])}
@@ -465,7 +471,10 @@ class OrphanReader:
     async def read_strays(
         self, partition: int, mark: bytes, stopped: Collection[str] = ()
     ) -> OrphanEntries | None:
-        """Return all entries of a stream that never had `mark`; None if it had."""
+        """Return all entries of a stream that never had the entry `mark`; None if it had.
+
+        Entries of `stopped` accounts, which are in quarantine, are left out.
+        """
         if not await self.behind({partition: mark}):
             return None
         found, after = OrphanEntries(partition, mark, stopped), b""
@@ -501,7 +510,7 @@ def _name(partition: int) -> bytes:
 
 
 def _fact(said: Reply, name: bytes) -> StreamPlace:
-    """Return the id that XINFO gives under `name`; the lowest id if there is no stream."""
+    """Return the stream id in the field `name` of an XINFO reply; the lowest id if there is no stream."""
     found = fields_of(said).get(name)
     return stream_place(found if isinstance(found, bytes) else b"")
 
@@ -514,7 +523,7 @@ class RefusedStream:
         self._client = client
 
     async def read(self, count: int) -> list[tuple[bytes, RefusedBatch | None]]:
-        """Return up to `count` of the oldest batches with their ids; None for an unreadable batch."""
+        """Return up to `count` of the oldest batches of refused calls, with ids; None for unreadable ones."""
         found = await self._client.ask_everybodys(
             b"XRANGE", keys.REFUSED.encode(), b"-", b"+", b"COUNT", b"%d" % count
         )
@@ -522,5 +531,5 @@ class RefusedStream:
         return [(entry_id, read_batch(packed)) for entry_id, packed in entries]
 
     async def forget(self, ids: Sequence[bytes]) -> None:
-        """Delete batches that are stored."""
+        """Delete batches of refused calls that PostgreSQL has now."""
         await self._client.ask_everybodys(b"XDEL", keys.REFUSED.encode(), *ids)

@@ -32,9 +32,9 @@ from gateway.errors import CountersRefused, CountersUnavailable
 
 class AccountHeads(Client):
     async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
-        """Return the quotas of (partition, tenant id) pairs as of now; None for one that is not loaded.
+        """Return the quotas of (partition, tenant id) pairs as of now; None for a tenant that is not loaded.
 
-        An unreadable one is omitted, as in the methods below.
+        A quota that this version cannot read is omitted.
         """
         found = await self.peek(states.TenantState, tenants)
         return {id_: _quota(state) if state else None for id_, state in found.items()}
@@ -46,7 +46,7 @@ class AccountHeads(Client):
     async def peek_budgets(
         self, accounts: Sequence[tuple[int, str]]
     ) -> dict[str, dict[int, LiveWindow] | None]:
-        """Return stored windows, by account name and budget, of (partition, account name) pairs.
+        """Return the stored windows of (partition, account name) pairs, by account name and budget.
 
         None for a missing account. CountersUnavailable if a partition is not verified.
         """
@@ -63,10 +63,10 @@ class AccountHeads(Client):
         return found
 
     async def account_heads(self, owners: Sequence[Owner]) -> dict[str, AccountHead | None]:
-        """Return the seq and balance of stored accounts by name, without applying due resets.
+        """Return the balances of stored accounts, and the numbers (seq) of their last movements, by name.
 
-        None for a missing account; one of another version is omitted. CountersUnavailable if a partition is
-        not verified, since a missing account may be loaded later.
+        Due resets are not applied. None for a missing account; one of another version is omitted.
+        CountersUnavailable if a partition is not verified, since a missing account may be loaded later.
         """
         organizations = [(keys.partition_of(one.organization_id), one.organization_id) for one in owners]
         tenants = [
@@ -154,14 +154,14 @@ class Activity:
         self._wires, self._unix_seconds = wires, unix_seconds
 
     async def keep_publishing(self, taken: Callable[[], Counts]) -> None:
-        """Publish the counts that `taken` returns, at intervals until cancelled."""
+        """Publish the activity counts that `taken` returns, at intervals until cancelled."""
         while True:
             await asyncio.sleep(PUBLISH_S)
             with suppress(CountersUnavailable):
                 await self.publish(taken())
 
     async def publish(self, counts: Counts) -> None:
-        """Add counts to the present hash; CountersUnavailable if Redis does not answer."""
+        """Add activity counts to the present interval's hash; CountersUnavailable without Redis."""
         if not counts:
             return
         name = keys.activity(int(self._unix_seconds()) // BUCKET_S).encode()
@@ -175,9 +175,9 @@ class Activity:
             await in_task(wait)
 
     async def read(self, window_s: int) -> tuple[list[tuple[tuple[int, str], int]], float]:
-        """Return the counts of about the last `window_s` seconds, and the exact number of seconds.
+        """Return the activity counts of about the last `window_s` seconds, and the exact number of seconds.
 
-        CountersUnavailable if Redis does not answer.
+        Each count has its tenant id and kind. CountersUnavailable if Redis does not answer.
         """
         now = self._unix_seconds()
         last = int(now) // BUCKET_S
@@ -225,7 +225,7 @@ class Presence:
         self._unreadable = unreadable
 
     async def keep_saying(self) -> None:
-        """Renew the report at intervals until cancelled."""
+        """Renew the report of this keeper at intervals until cancelled."""
         while True:
             with suppress(CountersUnavailable, CountersRefused):  # a full server refuses writes
                 wire = self._wires.of_key(_KEEPERS)
@@ -275,14 +275,14 @@ class ProgramRegistry:
         self._each_s, self._silent_s, self._programs_max = each_s, silent_s, programs_max
 
     async def keep_saying(self) -> None:
-        """Renew this process' entry at intervals until cancelled."""
+        """Renew the registry's entry for this process at intervals until cancelled."""
         while True:
             with suppress(CountersUnavailable):  # or full: no other process depends on it
                 await self.say()
             await asyncio.sleep(self._each_s)
 
     async def say(self) -> None:
-        """Renew this process' entry once; CountersUnavailable if Redis does not answer or is full."""
+        """Renew the registry's entry for this process once; CountersUnavailable if Redis is away or full."""
         now = b"%.3f" % await self._now()
         told = self._send(b"ZADD", now, self._member)
         # Beyond the maximum, those silent for longest are removed.
@@ -291,12 +291,12 @@ class ProgramRegistry:
             await in_task(wait)
 
     async def leave(self) -> None:
-        """Remove this process' entry."""
+        """Remove this process from the registry of running processes."""
         with suppress(CountersUnavailable):
             await in_task(self._send(b"ZREM", self._member))
 
     async def read(self) -> list[ProgramReport]:
-        """Return the running processes, the last started first, and remove silent ones.
+        """Return the running processes, the last started first; remove those that do not renew entries.
 
         CountersUnavailable if Redis does not answer.
         """
@@ -323,7 +323,7 @@ class ProgramRegistry:
 
 
 def _read(member: bytes) -> Program | None:
-    """Return the process of an entry; None if this version cannot read it."""
+    """Return the process in an entry of the registry; None if this version cannot read it."""
     try:
         return msgspec.json.decode(member, type=Program)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -349,11 +349,10 @@ class WorkerReports:
         self._said: dict[RedisConnection, tuple[Sequence[int], bytes, int, float]] = {}
 
     async def report(self, epochs: Sequence[int]) -> None:
-        """Report that this worker lives, and for each partition the epoch that all its entries were sent
-        again for.
+        """Report that this worker lives, and the epoch of each partition for which it sent all records again.
 
-        An unchanged report is repeated rarely if the server reports changes, because it would report lost
-        data too.
+        An unchanged report is rarely repeated to a server that reports changes, because the server would
+        report that it was lost. CountersUnavailable if no server answers.
         """
         self._beat += 1
         epochs, now = tuple(epochs), self._clock()
@@ -372,7 +371,7 @@ class WorkerReports:
         self._said = answered
 
     async def leave(self) -> None:
-        """Delete this worker's report, because nothing of it has to be awaited."""
+        """Delete this worker's report from every server, because keepers need not wait for its records."""
         self._said = {}
         left = {
             wire: wire.send(encode(b"HDEL", _name(wire), self._worker_slot)) for wire in self._wires.wires
@@ -380,7 +379,7 @@ class WorkerReports:
         await _answered(left)
 
     def _has_heard(self, wire: RedisConnection, epochs: Sequence[int], now: float) -> bool:
-        """Return whether a server has this report already, under its present history, since a moment ago."""
+        """Return whether a server got a report of `epochs` a moment ago, under its present history."""
         if wire not in self._said or not wire.hearing.since:
             return False
         *said, at = self._said[wire]
@@ -414,12 +413,12 @@ async def _answered(
 
 
 def pack(report: WorkerReport) -> bytes:
-    """Return a packed report: run id, beat, and the epoch of each partition."""
+    """Return a worker's packed report: run id, number of the report, and the epoch of each partition."""
     return _REPORT.pack(report.run_id, report.beat, *report.epochs)
 
 
 def unpack(raw: bytes) -> WorkerReport | None:
-    """Return the report in a field; None if another version wrote it."""
+    """Return a worker's unpacked report; None if another version wrote it."""
     if len(raw) != _REPORT.size:
         return None
     run_id, beat, *epochs = _REPORT.unpack(raw)

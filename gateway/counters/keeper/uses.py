@@ -50,7 +50,10 @@ async def charge_use(client: Client, write: ControlWrite) -> bool:
 
 
 async def charge_late(client: Client, write: ControlWrite) -> bool:
-    """Charge a late settlement as of now; False if its account does not exist yet."""
+    """Charge a late settlement, one that arrived after its hold ended, as of now.
+
+    False if its account does not exist yet. CountersRefused if the organization's budgets are unreadable.
+    """
     late = unpack(base64.b64decode(str(write.payload["record"])))
     known, unread = await windows(client, [late])
     if unread:
@@ -65,7 +68,7 @@ async def charge_late(client: Client, write: ControlWrite) -> bool:
 
 
 async def amend(client: Client, write: ControlWrite) -> bool:
-    """Change the charge of a call by the amounts of a control write, where negative amounts are charged.
+    """Change the charge of a call by the amounts of a control write; negative amounts are charged.
 
     The movement gets the write's id. False if an account does not exist yet.
     """

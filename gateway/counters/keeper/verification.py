@@ -103,7 +103,10 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
     async def behind(
         self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
     ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
-        """Return accounts whose stored state is missing or has a lower seq, except another version's."""
+        """Return accounts whose stored state is missing or older (has a lower seq) than PostgreSQL's.
+
+        States of another version are left out.
+        """
         ids = [(partition, one.definition.organization_id) for one in organizations]
         stored = await self.stored(states.OrganizationState, ids)
         known = await self.stored(
@@ -121,7 +124,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         ]
 
     async def unknown(self, partition: int, known: Sequence[KeyDefinition]) -> list[KeyDefinition]:
-        """Return API keys that have no stored state."""
+        """Return those of the `known` API keys that have no stored state."""
         raw = await self.states([keys.key_state(partition, one.key_id) for one in known])
         return [one for one, packed in zip(known, raw, strict=True) if packed is None]
 
@@ -181,7 +184,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         return found
 
     async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
-        """Return the ids of control writes that the counters do not have."""
+        """Return those `ids` of control writes that the counters do not have."""
         if not ids:
             return []
         fields = [one.encode() for one in ids]
@@ -190,7 +193,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         return [one for one, known in zip(ids, answer, strict=True) if known is None]
 
     async def all_verified(self, run_id: bytes) -> None:
-        """Store that all data of this server is verified, so that a missing key does not exist."""
+        """Store that all data of this server is verified: then a missing key means that nothing exists."""
         await self.ask(b"SET", keys.verified(self.wire.part.anchor).encode(), run_id)
 
     async def published(self, *, whole: bool) -> dict[str, int]:
@@ -216,10 +219,10 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         return said if isinstance(said, bytes) else b""
 
     async def is_marked_verified(self, run_id: bytes, unverified: Sequence[object] = ()) -> bool:
-        """Return whether all data of this server is stored as verified under this run id.
+        """Return whether all data of this server is marked as verified under this run id.
 
-        Unverified partitions came with slots that were moved here. Their missing keys may exist, so the mark
-        is deleted.
+        If there are `unverified` partitions, which came with moved slots, the mark is deleted, because their
+        missing keys may still be loaded.
         """
         name = keys.verified(self.wire.part.anchor).encode()
         said = await self.ask(b"GET", name) == run_id

@@ -36,7 +36,10 @@ def service_flags(request: HoldRequest | Settlement) -> int:
 
 
 def accounts_of(call: HoldRequest | Settlement) -> Iterator[str]:
-    """Yield the keys a call moves: tenant, organization, API key, its user, its service's month."""
+    """Yield the keys of the accounts that a call changes.
+
+    They are those of the tenant, organization, API key, user, and the service's use.
+    """
     caller, p, flags = call.caller, call.caller.partition, service_flags(call)
     yield keys.tenant_state(p, caller.tenant_id)
     yield keys.organization_state(p, caller.organization_id)

@@ -174,9 +174,9 @@ def _texts(layout: Layout, values: str) -> str:
 
 
 def _packed(layout: Layout, fields: Sequence[LayoutField], values: str) -> str:
-    """Return the text that packs fields: one call for the numbers, or a literal if all are known.
+    """Return the Lua expression that packs fields; ValueError if `values` has a wrong or missing name.
 
-    A text follows its length.
+    All numbers are one call, or one literal if their values are known. A text is preceded by its length.
     """
     given = _values(layout, values)
     if missing := given.keys() - {one.name for one in fields}:

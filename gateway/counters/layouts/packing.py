@@ -164,7 +164,7 @@ _WIDE = FLAG_MONEY | FLAG_TOKENS
 
 
 def account_keys(partition: int, names: Sequence[str], *, indexed: bool) -> Iterator[str]:
-    """Yield the keys of accounts; with `indexed`, each account of one owner is followed by its index."""
+    """Yield the keys of accounts; with `indexed`, the key of its index follows each single owner's."""
     for name in names:
         yield keys.budget_account(partition, name)
         if indexed and ":" in name:
@@ -191,7 +191,10 @@ def budgets_need(request: HoldRequest) -> tuple[bytes, ...]:
 
 
 def budgets_paid(settlement: Settlement, requests: int = 1) -> tuple[bytes, ...]:
-    """Return the packed amounts of a call that budgets count, with its account names; () without budgets."""
+    """Return the packed amounts of a call, with its budget accounts' names; () without budgets.
+
+    A budget of calls counts it as `requests`.
+    """
     if not settlement.budgets:
         return ()
     packed = PAID.pack(settlement.money, settlement.raw_tokens, requests if settlement.charge else 0)
@@ -207,7 +210,7 @@ def read_paid(packed: bytes) -> tuple[tuple[str, ...], int, int]:
 
 
 def replaced(accounts: tuple[BudgetAccount, ...], full: int) -> tuple[BudgetAccount, ...]:
-    """Return accounts with the shared one in place of those that cannot be created (the bits of `full`)."""
+    """Return accounts in which those with a bit in `full` are replaced by their budget's shared account."""
     return tuple(
         replace(one, name=f"{one.name.partition(':')[0]}:{OTHERS}") if full >> place & 1 else one
         for place, one in enumerate(accounts)
@@ -243,7 +246,10 @@ def reserve(
     run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest, batch: int = NO_BATCH, *,
     quota: tuple[int, int, int] | None = None, plan_id: int = ANY_PLAN,
 ) -> Call:  # fmt: skip
-    """Return keys and arguments of `reserve`; `quota` has need, ceiling and least as weighed by a plan."""
+    """Return keys and arguments of the script `reserve`, for a request as number `batch` of several.
+
+    `quota` has need, ceiling and least amount of tokens, weighed by the plan `plan_id`.
+    """
     p = request.caller.partition
     names = keys.deadlines(p), keys.outbox(p), keys.marker(p)
     packed = RESERVE.pack(
@@ -269,9 +275,10 @@ def settle(
     requests: int = 1,
     definitions: tuple[bytes, ...] = (),
 ) -> Call:
-    """Return keys and arguments of `settle`; `late` is the id of the late queue's entry that this settles.
+    """Return keys and arguments of the script `settle`, in one of its modes.
 
-    Budgets count `requests`; a late settlement includes the `definitions` of its accounts.
+    `late` is the id of the late queue's entry that this settles, with the `definitions` of its accounts.
+    Budgets count the call as `requests`.
     """
     p = settlement.caller.partition
     names = keys.deadlines(p), keys.outbox(p), keys.late(p), keys.control(p), keys.marker(p)
@@ -305,7 +312,7 @@ def pack_run_id(run_id: bytes) -> bytes:
 
 
 def decision(answer: bytes, service: Service) -> Decision:
-    """Return the decision in an answer of `reserve`, without values that the service does not move."""
+    """Return the decision in an answer of `reserve`, without amounts that the service does not count."""
     if len(answer) >= _ADMITTED_SIZE:
         # By index: 0 to 15 are the fields of ADMITTED, 16 to 24 those of BUDGETS after them.
         field = numbers(answer)
@@ -501,7 +508,7 @@ _BY_KIND = {
 
 
 def as_written(state: str, packed: bytes, marker: bytes) -> bytes:
-    """Return a state in the layout that its partition's marker names; its key tells its kind."""
+    """Return the packed value of a key in the layout that its partition's `marker` names."""
     kind = state.split(":")[2]
     if layout_of(marker) == LAYOUT:
         return packed
@@ -509,20 +516,20 @@ def as_written(state: str, packed: bytes, marker: bytes) -> bytes:
 
 
 def layout_of(marker: bytes) -> int:
-    """Return the layout of all writes in a partition: today's if its marker has that."""
+    """Return the layout that all writes in a partition must have, by its marker."""
     return LAYOUT if marker[:1] == _TODAY else EARLIER
 
 
 def limits(of: Limits, prefix: str = "") -> dict[str, int]:
-    """Return limits by the names of a state's fields; 0 for none."""
+    """Return rpm, tpm and concurrency as the fields of a state, named with `prefix`; 0 for no limit."""
     numbers = {"rpm": of.requests_per_minute, "tpm": of.tokens_per_minute, "concurrency": of.concurrency}
     return {prefix + name: number or 0 for name, number in numbers.items()}
 
 
 def marker(run_id: bytes, epoch: int, catalogue: int, layout: int = LAYOUT) -> bytes:
-    """Return the packed marker of a verified partition; `CLOSED` as catalogue closes it to admission.
+    """Return the packed marker of a verified partition, with the `layout` of later writes there.
 
-    Later writes in the partition have this `layout`.
+    The catalogue version `CLOSED` closes the partition to admission.
     """
     packed = MARKER.pack(LAYOUT, run_id, epoch, catalogue)
     return packed if layout == LAYOUT else MARKER.earlier(packed)

@@ -50,10 +50,11 @@ class WindowState:
 
 
 def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 0) -> bytes:
-    """Return a packed account of budgets.
+    """Return a budget account's packed state: its windows, expiry (ms) and number of `calls` in flight.
 
-    The account of one owner is deleted when it `expires` (ms), or once it has no use, no hold and no `calls`
-    in flight. With a time below 0 it is never deleted, but loses its place then.
+    The account of one owner is deleted when it `expires`, or once it has no use, no hold and no `calls`. If
+    `expires` is negative, the account is kept, but then no longer counts towards its budget's maximum of
+    accounts.
     """
     defined, meters, rests = list[bytes](), list[bytes](), list[bytes]()
     for one in windows:
@@ -349,7 +350,7 @@ LAYOUTS = ACCOUNT, *_LAYOUTS.values(), HELD, BUDGET_ID
 
 
 def unpack(kind: type[S], packed: bytes) -> S:
-    """Return the state of a packed value; an activation of an early version ends with the quantity."""
+    """Return the state in a packed value, also of an earlier layout; an activation may lack last fields."""
     layout = _LAYOUTS[kind]
     whole = layout.today(packed)
     if kind is ActivationState:
@@ -374,7 +375,7 @@ def unpack_hold(packed: bytes) -> tuple[HoldState, str, bytes]:
 
 
 def held_budgets(packed: bytes) -> list[tuple[str, tuple[int, ...]]]:
-    """Return the budget accounts a hold took from, in order, and the ids of their budgets it holds in."""
+    """Return the names of the budget accounts that a hold took from, in order, with their budgets' ids."""
     whole = HOLD.today(packed)
     at = len(whole) - unpack(HoldState, whole[: HOLD.size]).budgets
     found = []

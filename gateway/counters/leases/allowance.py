@@ -72,7 +72,10 @@ def lease(
     run_id: bytes, caller: Caller, lease_id: str, ttl_ms: int, *, fraction: float = 0.0,
     tokens: AccountLease = NOTHING, credits_: AccountLease = NOTHING,
 ) -> Call:  # fmt: skip
-    """Return keys and arguments of `lease`; a `ttl_ms` of GIVE_BACK or IF_OVER ends it."""
+    """Return keys and arguments of the script `lease`; a `ttl_ms` of GIVE_BACK or IF_OVER ends the lease.
+
+    `fraction` of the account's free amounts is leased; `tokens` and `credits_` are the parts leased before.
+    """
     p = caller.partition
     return (
         keys.deadlines(p),
@@ -114,11 +117,14 @@ class LeaseShare:
         return self.kept - self.spent
 
     def share(self, handed_in: bool) -> AccountLease:
-        """Return this part as `lease` takes it; `handed_in` is whether all settlements reached Redis."""
+        """Return one account's part of a lease as arguments of the script `lease`.
+
+        `handed_in` is whether Redis has all settlements of the leased amount.
+        """
         return AccountLease(max(self.kept, self.spent), self.spent, self.settled if handed_in else 0)
 
     def renew(self, kept: int, charged: int) -> None:
-        """Set the leased amount to `kept`, and subtract `charged` from the spent and the settled amount."""
+        """Set the leased amount to `kept`; subtract `charged` from the spent and the settled amount."""
         self.kept = kept
         self.spent -= charged
         self.settled -= charged
@@ -150,11 +156,14 @@ class Allowance:
 
     @property
     def spent(self) -> bool:
-        """Whether any of it was used and is not charged yet."""
+        """Whether calls used tokens or credits of this lease that are not charged yet."""
         return self.tokens.spent > 0 or self.credits.spent > 0
 
     def renew(self, found: LeaseTerms, until: float, tokens: AccountLease, credits_: AccountLease) -> None:
-        """Adopt the terms of a renewed lease; `tokens` and `credits_` are the shares sent for it."""
+        """Adopt the terms of a renewed lease, valid `until` a monotonic time.
+
+        `tokens` and `credits_` are the shares that were sent for it.
+        """
         self.until, self.unlimited, self.held = until, found.tokens is None, True
         self.strict, self.cuts, self.capped = found.strict, found.cuts, found.capped
         self.plan_id = found.plan_id
@@ -168,7 +177,7 @@ class Allowance:
         self.charged()
 
     def charged(self) -> None:
-        """Count all settled use as charged: it is, or will be without being held until then."""
+        """Remove all settled use from the lease: it is charged, or will be, without being held until then."""
         for share in (self.tokens, self.credits):
             share.renew(share.kept, share.settled)
 
@@ -283,7 +292,10 @@ class Allowances:
         return _decision(one, service, tokens, credits_, weights)
 
     def admitted_there(self, request: HoldRequest, decision: Decision) -> None:
-        """Note that Redis has a hold of this call, whose head may have been admitted on the lease."""
+        """Note that Redis has a hold of this call, even if its first part was admitted on the lease.
+
+        Request a renewed lease if the decision allows one.
+        """
         if request.raises and (taken := self.calls.get(request.request_id)) is not None:
             taken.alone = False
         if decision.leases:
@@ -300,7 +312,7 @@ class Allowances:
         _correct(taken.allowance.credits, taken.credits, settlement.credits if used else 0)
 
     def outgrown(self, observed: HoldExtension, margin: int) -> bool:
-        """Hold more for a running call that was admitted here; return False if it was not."""
+        """Hold more of the lease for a running call, `margin` tokens ahead; False if not admitted here."""
         taken = self.calls.get(observed.request_id)
         if taken is None:
             return False
@@ -329,7 +341,7 @@ def _correct(share: LeaseShare, held: int, used: int) -> None:
 
 
 def _tokens_for(one: Allowance, request: HoldRequest, weights: Weights | None) -> int:
-    """Return the tokens to hold, as `reserve` does; CountersUnavailable if too few are left."""
+    """Return the tokens to hold on the lease `one`, as `reserve` would; CountersUnavailable for too few."""
     need, ceiling, least = request.need, request.ceiling, request.least
     if weights is not None:
         need, ceiling, least = request.weighed(weights)
@@ -346,7 +358,10 @@ def _tokens_for(one: Allowance, request: HoldRequest, weights: Weights | None) -
 
 
 def _credits_for(one: Allowance, request: HoldRequest) -> int:
-    """Return the credits to hold: all of them, or the rest if that covers the least amount."""
+    """Return the credits to hold on the lease `one`: all, or the rest if that covers the least amount.
+
+    CountersUnavailable if the rest covers neither.
+    """
     left = one.credits.left
     if request.credits <= max(0, left):  # a free call is covered
         return request.credits
@@ -358,7 +373,7 @@ def _credits_for(one: Allowance, request: HoldRequest) -> int:
 def _decision(
     one: Allowance, service: Service, tokens: int, credits_: int, weights: Weights | None
 ) -> Decision:
-    """Return an admission whose remaining amounts are those of the lease, instead of the account's."""
+    """Return an admission on the lease `one`, whose remaining amounts it has instead of the account's."""
     limited = service.counts_tokens and not one.unlimited
     return Decision(
         Verdict.ADMITTED,

@@ -72,7 +72,7 @@ class Leaser:
 
     @property
     def is_current(self) -> bool:
-        """Whether Redis has the latest state of every valid lease, and its use."""
+        """Whether Redis has the latest state and use of every valid lease."""
         if self._fraction <= 0:
             return True
         is_due = bool(self._queue) and self._queue[0][0] <= self._clock()
@@ -80,7 +80,7 @@ class Leaser:
         return bool(there) and not is_due and not self._asking and there.items() <= self._heard.items()
 
     async def keep(self) -> None:
-        """Renew due leases until cancelled; without a fraction there is nothing to lease."""
+        """Renew due leases until cancelled; do nothing if the leased fraction is 0."""
         while True:
             more = self._fraction > 0 and await self.lease()
             await asyncio.sleep(BATCH_S if more else TICK_S)
@@ -147,7 +147,7 @@ class Leaser:
         return one, tokens, credits_, now, wait
 
     def _end(self, one: Allowance) -> Wait[Reply]:
-        """Return a lease except its used part, which stays held until it should be charged."""
+        """Return a lease to Redis, except its used part, which stays held until it is likely charged."""
         if not one.spent:
             return self._send(one, GIVE_BACK)
         spent, credits_ = (AccountLease(share.spent, share.spent) for share in (one.tokens, one.credits))

@@ -180,7 +180,10 @@ def _by_members(parts: SplitResult, tls: RedisTls | None) -> Address:
 
 
 def _places(parts: SplitResult, port: int, wanted: str) -> tuple[tuple[str, int], ...]:
-    """Return the hosts and ports of a URL that names several."""
+    """Return the hosts and ports of a URL that lists several servers.
+
+    `port` is the default; SettingError, which describes the servers as `wanted`, if the list is invalid.
+    """
     hosts = parts.netloc.rpartition("@")[2]
     try:
         found = [urlsplit(f"//{place}") for place in hosts.split(",")]
@@ -343,8 +346,8 @@ class RedisRoute:
 async def primary(address: Address) -> Place:
     """Return host and port of the primary, from the first sentinel that knows it.
 
-    CountersUnavailable if no sentinel answers in time or knows the name; the message has an error of a
-    sentinel if none answered.
+    CountersUnavailable if no sentinel answers in time or knows the primary's name; if none answered, the
+    message contains a sentinel's error.
     """
     who, faults = address.now(), list[CountersUnavailable]()
     login = who.sentinel_username, who.sentinel_password
@@ -403,7 +406,7 @@ def refuse_evicting(server: Server) -> None:
 async def greet(address: Address, ask: Ask, *, loads: bool = True) -> Server:
     """Authenticate, select the database, load the library; CountersUnavailable if the server is unsuitable.
 
-    Without `loads`, nothing is written.
+    Without `loads` the library is only looked up, and nothing is written.
     """
     login = address.now()
     if login.password:
@@ -494,5 +497,5 @@ def replica_lags(facts: Mapping[str, str]) -> list[int]:
 
 
 def refusal_in(text: str) -> str:
-    """Return the code of `WHY` in a server's error message; "" if it has none."""
+    """Return the error code, one of `WHY`, in a server's error message; "" if it has none."""
     return next((word for word in text.split() if word in WHY), "")

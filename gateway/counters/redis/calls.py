@@ -78,7 +78,11 @@ class Group:
     __slots__ = ("_openings", "alone", "function", "hold", "marker", "own", "rank", "shared_count")
 
     def __init__(self, verb: str, rank: int, shared: tuple[str, ...], hold: str, alone: int) -> None:
-        """Encode the keys `shared` by all calls, the marker last; an id of 36 characters follows `hold`."""
+        """Encode the keys `shared` by all calls, the marker last, and `hold`, the beginning of the last key.
+
+        A call's id of 36 characters follows it. Groups of lower `rank` are sent first. An argument of `alone`
+        bytes marks a single call.
+        """
         self.rank, self.alone = rank, alone
         self.hold = b"$%d\r\n%b" % (len(hold) + 36, hold.encode())
         self._openings: dict[tuple[int, int], bytes] = {}
@@ -113,7 +117,7 @@ class CallTemplate:
     def __init__(
         self, group: Group, accounts: tuple[str, ...], arguments: int, other: CallTemplate | None = None
     ) -> None:
-        """Encode the keys of `accounts`; with the caller's `other` function, share its equal bytes."""
+        """Encode the keys of `accounts`; reuse equal bytes of `other`, another template of the caller."""
         self.group, self.count, self.account_count = group, arguments, len(accounts)
         self.accounts = tuple([bulks(one.encode()) for one in accounts])
         self.keys = group.marker + b"".join(self.accounts)
@@ -128,7 +132,7 @@ class CallTemplate:
 
 @cache
 def _shape(*counts: int) -> bytes:
-    """Return the encoded counts in the shape of a command."""
+    """Return numbers as bytes, one each: the part of a command's shape that counts keys and arguments."""
     return bytes(counts)
 
 
@@ -217,9 +221,9 @@ Command = tuple[Waiting, bytes, int]
 
 
 def commands(calls: list[Call], *, spread: bool) -> list[Command]:
-    """Return the commands for calls that are sent together: by function, then by partition, in order.
+    """Return the commands for calls that are sent together: one for each function, then partition, in order.
 
-    With `spread`, calls of several partitions may be one command.
+    With `spread`, which no cluster allows, one command has the calls of several partitions.
     """
     groups, order = dict[Group, list[Call]](), list[Group]()
     for call in calls:
@@ -305,7 +309,7 @@ class CallBatch:
         return taken
 
     def _take_alike(self, calls: list[Call], begin: int) -> int:
-        """Add calls of one template while there is room; their shape is one row, repeated."""
+        """Add calls of one template while there is room; they have equal shapes, so one row is repeated."""
         form, taken, size = calls[begin][1], 0, 0
         for place in range(begin, min(len(calls), begin + CALLS_MAX - len(self.calls))):
             more = len(calls[place][3])
@@ -430,7 +434,7 @@ class CallBatcher:
         return calls
 
     def left(self, last: int) -> None:
-        """Note a write by the number of its last call command; 0 if it has none."""
+        """Note a write of collected calls by the number of its last command on the connection; 0 for none."""
         if last:
             self._flights.append(last)
 
@@ -447,7 +451,7 @@ class CallBatcher:
             self._looking.cancel()
 
     def _look_again(self) -> None:
-        """Schedule the next check, at half of `gather_s`: calls that two checks find are sent."""
+        """Schedule the next check in half of `gather_s`; it sends calls that have waited since this one."""
         self._looked_at = self._turn
         self._looking = self._loop.call_later(self._gather_s / 2, self._look)
 
@@ -504,7 +508,7 @@ class Frames:
     def frame_of(
         self, caller: Caller, user: str, service: Service, budgets: tuple[str, ...] = NO_BUDGETS
     ) -> Frame:
-        """Return the frame of these calls; a service that was resolved again gets a new one."""
+        """Return the cached frame (encoded parts) of a caller's calls; a new one for a new service object."""
         key = caller.key_id, user, service.id, budgets
         frame = self.known.find(key)
         if frame is None or frame.service is not service:
@@ -560,7 +564,7 @@ class Frame(LruEntry):
         self.settle_end = _shared(b"\r\n" + bulks(*tiers_of(release)) + before)
 
     def end_of(self, request: HoldRequest) -> bytes:
-        """Return the encoded bytes after the changing part, which end with held amounts and accounts."""
+        """Return the encoded end of a `reserve` call: the amounts held on budgets, and their definitions."""
         accounts = request.budgets
         if not accounts:
             return self._reserve_end
@@ -590,5 +594,5 @@ def _form(
 
 @cache
 def _group(verb: str, partition: int, shared: tuple[str, ...], hold: str) -> Group:
-    """Return the group of a verb and partition, cached."""
+    """Return the cached group of calls of a verb in a partition; `shared` and `hold` are keys of `Group`."""
     return Group(verb, RANKS[verb], shared, hold, packing.ALONE[verb])

@@ -60,8 +60,7 @@ class ClusterViews:
         self._said_at = 0.0
 
     def is_later(self, found: SlotMap, known: SlotMap) -> bool:
-        """Return whether to adopt the map `found`: it is of the same cluster, and new, and not of an older
-        epoch.
+        """Return whether to adopt the map `found`: it differs from the known one, and has no older epoch.
 
         A map of another cluster is adopted only if no member of the known one has answered lately.
         """
@@ -78,7 +77,7 @@ class ClusterViews:
         return [one for one in wires if one.connected and one not in self._silent]
 
     def are_heard(self, wires: Collection[RedisConnection]) -> bool:
-        """Return whether there is any connection, and all of their servers answer."""
+        """Return whether there are connections, and all of their servers answer."""
         return 0 < len(wires) == len(self.heard(wires))
 
     async def newest(
@@ -86,9 +85,9 @@ class ClusterViews:
         asked: Sequence[RedisConnection],
         there: Callable[[], tuple[SlotMap, Collection[RedisConnection]]],
     ) -> SlotMap | None:
-        """Return the newest map of the `asked` primaries, or of all if they disagree; None without an answer.
+        """Return the newest slot map of the `asked` primaries, or of all if that is doubtful; else None.
 
-        `there` returns the map known by then, and all primaries.
+        `there` returns the map known by then, and the connections to all primaries.
         """
         views = await self._of(asked)
         known, everybody = there()
@@ -97,7 +96,7 @@ class ClusterViews:
         return newest(views, there()[0])
 
     async def _of(self, asked: Sequence[RedisConnection]) -> list[SlotMap]:
-        """Return the maps that these primaries send within `VIEW_S_MAX`."""
+        """Return the slot maps that these primaries send within `VIEW_S_MAX` seconds."""
         said = await asyncio.gather(*(_in_time(one, self._places[one]) for one in asked))
         silent = [one for one, view in zip(asked, said, strict=True) if view is None]
         self._silent |= dict.fromkeys(silent, self._loop.time() + LEFT_OUT_S)
@@ -112,7 +111,7 @@ async def _in_time(wire: RedisConnection, place: Place) -> SlotMap | None:
 
 
 async def view_of(wire: RedisConnection, place: Place) -> SlotMap | None:
-    """Return a primary's map; None if it does not answer, or is cut off from most of the others."""
+    """Return the slot map of a primary; None if it does not answer, or is cut off from most others."""
     with suppress(CountersUnavailable, ValueError):
         info = wire.send(encode(b"CLUSTER", b"INFO"), upkeep=True)
         slots = wire.send(encode(b"CLUSTER", b"SLOTS"), upkeep=True)
@@ -121,7 +120,7 @@ async def view_of(wire: RedisConnection, place: Place) -> SlotMap | None:
 
 
 async def view_apart(address: Address, places: Iterable[Place]) -> SlotMap:
-    """Return the map of the first of these members that has one; CountersUnavailable if none has."""
+    """Return the slot map of the first member that has one; CountersUnavailable if none has."""
     who, faults = address.now(), [""]
     login = who.username, who.password
 
@@ -139,7 +138,7 @@ async def view_apart(address: Address, places: Iterable[Place]) -> SlotMap:
 
 
 def _read(info: Reply, slots: Reply, asked: Place) -> SlotMap | None:
-    """Return the map in a member's answers; None if it is cut off. ValueError if it is invalid."""
+    """Return the slot map in a member's answers; None if it is cut off. ValueError if it is invalid."""
     epoch = said(info, b"cluster_current_epoch")
     if said(info, b"cluster_state") != b"ok" or not epoch.isdigit():
         return None
@@ -183,7 +182,10 @@ class Redirects:
         self._asking: dict[RedisConnection, asyncio.Task[None]] = {}
 
     def take(self, source: RedisConnection, asked: Asked, message: str) -> bool:
-        """Forward a command that got an error to the right server; return False if it is no redirection."""
+        """Send a redirected command to the server that `message`, the error of `source`, names.
+
+        Return False if the error is no redirection, or too many redirections are under way.
+        """
         wait, command, calls, waited_s = asked
         to = read_redirection(message, self._place_of(source))
         if to is None or not command or self._under_way >= UNDER_WAY_MAX:
@@ -230,7 +232,10 @@ class Redirects:
                 go_on(given)
 
     def _send(self, wire: RedisConnection, hop: Hop, command: bytes, calls: int, asking: bool) -> None:
-        """Send a command now, or as soon as the server is connected, within its time limit."""
+        """Send a command as soon as the server is connected, unless its waiter is done by then.
+
+        `calls` is the number of calls in it; with `asking`, ASKING precedes it.
+        """
         if hop.done or wire.take_over(hop, command, calls, asking=asking):
             return
         self._loop.call_later(PAUSE_S, self._send, wire, hop, command, calls, asking)
@@ -414,7 +419,7 @@ class Shards:
                 await asyncio.wait_for(self._soon.wait(), self._look_s if calm else LOOK_SOON_S)
 
     def _targets_now(self) -> list[RedisConnection]:
-        """Return the primaries to ask: all that answer, or the next in turn while all are well."""
+        """Return the primaries to ask for slot maps: all that answer, but a single one while all do."""
         heard, soon = self._views.heard(self.wires), self._soon.is_set()
         self._soon.clear()
         if soon or not self._views.are_heard(self.wires):
@@ -475,7 +480,7 @@ class Shards:
     async def _hand_over(
         self, has_current_history: Callable[[RedisConnection, int], Awaitable[bool]]
     ) -> None:
-        """Use the new primaries of moved partitions as soon as keepers have adopted these."""
+        """Use the new primaries of moved partitions once `has_current_history`, or after a maximum time."""
         while self._given:
             for partition, (wire, until) in list(self._given.items()):
                 done = self._loop.time() >= until or not wire.connected
@@ -529,17 +534,17 @@ class RedisConnections(Protocol):
 
     @property
     def partitions(self) -> Sequence[int]:
-        """The partitions of these servers."""
+        """All partitions of the servers that these connections lead to."""
         ...
 
     @property
     def connected(self) -> bool:
-        """Whether each of these servers is connected."""
+        """Whether the connection to each server is open."""
         ...
 
     @property
     def away(self) -> int:
-        """The number of partitions whose calls fail at once."""
+        """The number of partitions whose server is away, so that their calls fail without waiting."""
         ...
 
     @property
@@ -589,9 +594,10 @@ def wires_to(
     has_current_history: Callable[[RedisConnection, int], Awaitable[bool]] | None = None,
     call_s: float = CALL_S,
 ) -> RedisConnections:
-    """Return the connections for an address, not connected yet.
+    """Return the connections for an address, not connected yet: `Shards` for a cluster, else one connection.
 
-    `make` makes each connection, and `begun` is called with it; `has_current_history` is for `Shards`.
+    `make` makes each connection, and `begun` is called with it. Shards take `has_current_history`, which
+    tells whether a partition's new primary is verified, and `call_s`.
     """
     if address.members:
         return Shards(address, make, begun=begun, has_current_history=has_current_history, call_s=call_s)

@@ -78,7 +78,10 @@ class InvalidationListener:
         self.since = 0
 
     async def begin(self, ask: Ask) -> None:
-        """Request reports on a new connection; a proxy may refuse, or a server without the right."""
+        """Request reports of changed keys (CLIENT TRACKING) on a new connection.
+
+        Without reports, if a proxy or a missing right refuses them, no cached value is valid.
+        """
         if not self.prefixes:
             return
         wanted = [part for prefix in self.prefixes for part in (b"PREFIX", prefix)]
@@ -91,17 +94,20 @@ class InvalidationListener:
         self._tell(ANYTHING)
 
     def again(self) -> None:
-        """Begin another period, because reports until now are not about the present data."""
+        """Begin another period of reports: earlier ones say nothing about data that was exchanged."""
         if self.since:
             self.since = next(_times)
             self._tell(ANYTHING)
 
     def end(self) -> None:
-        """End the period: the connection is lost."""
+        """End the period of reports, because the connection is lost."""
         self.since = 0
 
     def told(self, push: list[object]) -> None:
-        """Report the key names in a push; without names, report ANYTHING."""
+        """Pass the names of changed keys in a push message to the listeners.
+
+        A message without names means that all keys may have changed: begin another period.
+        """
         if push[0] != b"invalidate":
             return
         if not isinstance(push[1], list):
@@ -234,7 +240,7 @@ class RedisConnection(asyncio.Protocol):
         self._reconnect()
 
     async def connected_within(self, seconds: float) -> bool:
-        """Wait up to a number of seconds for the connection that `start` makes; return if there is one."""
+        """Wait up to a number of seconds for the connection that `start` makes; return whether it exists."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._opened.wait(), seconds)
         return self.connected
@@ -258,7 +264,8 @@ class RedisConnection(asyncio.Protocol):
     def send(self, command: bytes, *, at_once: bool = False, upkeep: bool = False) -> Wait[Reply]:
         """Queue a command for the next write; with `at_once` even if the circuit breaker is open.
 
-        The waiter gets CountersUnavailable at once if the command cannot be queued.
+        `upkeep` commands serve no caller, and do not count as use of the connection. The waiter gets
+        CountersUnavailable immediately if the command cannot be queued.
         """
         wait: Wait[Reply] = Wait()
         if not upkeep:
@@ -297,7 +304,10 @@ class RedisConnection(asyncio.Protocol):
         return waits
 
     def take_over(self, wait: Waiting, command: bytes, calls: int, *, asking: bool = False) -> bool:
-        """Send a command that another server answered with MOVED or ASK; return False if not possible."""
+        """Queue a command that another server redirected (MOVED, ASK); False if none can be queued.
+
+        `calls` is the number of calls in it; with `asking`, ASKING precedes it.
+        """
         if not self._takes(False):
             return False
         if asking:
@@ -329,7 +339,7 @@ class RedisConnection(asyncio.Protocol):
         return 0 if self.available else len(self.partitions)
 
     def hear(self, changed: Callable[[bytes], None]) -> None:
-        """Call `changed` with the name of each changed key, besides other listeners."""
+        """Add a listener: `changed` is called with the name of each changed key."""
         self.hearing.listeners.append(changed)
 
     # --- asyncio.Protocol ---------------------------------------------------------------

@@ -130,12 +130,12 @@ def listed_job(organization_id: int, hold_id: str) -> bytes:
 
 
 def job_of(member: bytes) -> str:
-    """Return the hold's id in a member of a list of jobs; earlier versions wrote only that."""
+    """Return the hold's id in a member of a list of jobs; in earlier versions, the member is the id alone."""
     return member.rpartition(b":")[2].decode()
 
 
 def marked(partition: int) -> str:
-    """Return the key that counts writes of a partition's marker; Redis reports changes of its prefix."""
+    """Return the key written with each write of a partition's marker, which Redis reports to gateways."""
     return f"{HISTORIES.decode()}{{p{partition:02d}}}:m"
 
 
@@ -148,12 +148,15 @@ def marked_partition(name: bytes) -> int | None:
 
 
 def each_accounts(partition: int, name: str) -> str:
-    """Return the index key of the single owners' accounts that share this name up to its colon."""
+    """Return the index key of the accounts of a budget that has one for each owner.
+
+    The names of these accounts differ only after the colon.
+    """
     return f"tk:{{p{partition:02d}}}:each:{name.partition(':')[0]}"
 
 
 def capacity(upstream: str, model: str) -> tuple[int, tuple[str, str]]:
-    """Return the partition of an upstream's capacity account, and its keys: rates, and calls at once."""
+    """Return the partition and the two keys of an upstream's capacity: rates, and calls in flight."""
     partition = partition_of_digest(upstream)
     digest = sha256(f"{upstream} {model}".encode()).hexdigest()[:24]
     return partition, (f"tk:{{p{partition:02d}}}:cap:{digest}", f"tk:{{p{partition:02d}}}:caps:{digest}")
@@ -170,7 +173,7 @@ def hold(partition: int, request_id: str) -> str:
 
 
 def activation(partition: int, organization_id: int, service_id: int, *, in_money: bool = False) -> str:
-    """Return the key of an organization's stored use of a service; units that are money have another one."""
+    """Return the key of an organization's stored use of a service; units of money have another key."""
     return f"tk:{{p{partition:02d}}}:a:{organization_id}:{service_id}{':money' if in_money else ''}"
 
 
@@ -209,7 +212,7 @@ NOTHING: Final = ServerPartitions((), -1)
 
 
 def part_of(partitions: tuple[int, ...]) -> ServerPartitions:
-    """Return a server's partitions with its anchor, the lowest, so that it is the same for every process."""
+    """Return a server's partitions with their anchor: the lowest, which has the keys of the whole server."""
     return ServerPartitions(partitions, partitions[0]) if partitions else NOTHING
 
 
@@ -268,7 +271,7 @@ def newest(views: Sequence[SlotMap], known: SlotMap) -> SlotMap | None:
 
 
 def are_doubtful(views: Sequence[SlotMap], known: SlotMap) -> bool:
-    """Return whether to ask more members: none answered, or a single one differs within the known epoch."""
+    """Return whether to ask more members for maps: none answered, or a single one contradicts `known`."""
     one = views[0] if views else known
     return not views or (len(views) == 1 and one.epoch == known.epoch and one.owned != known.owned)
 

@@ -66,7 +66,10 @@ def library() -> Library:
 
 
 def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) -> Library:
-    """Return the library of the files that `read` returns by their path below `lua/`, for these layouts."""
+    """Return the library of all scripts, for these layouts; `read` returns a file by its path below `lua/`.
+
+    ValueError if two files declare the same name.
+    """
     bodies = {verb: read(f"{verb}.lua") for verb in VERBS}
     shared: list[str] = []
     for body in bodies.values():

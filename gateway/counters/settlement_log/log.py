@@ -140,9 +140,9 @@ class SegmentReader:
         return taken
 
     def waiting(self) -> dict[int, int]:
-        """Read the whole file; return bytes by offset of records without an answer.
+        """Read the whole file; return the bytes of records without Redis' answer, by offset.
 
-        `kinds` has the kinds of those that are no settlements.
+        The attribute `kinds` gets the kinds of those that are no settlements.
         """
         found: dict[int, int] = {}
         for one in self._blocks:
@@ -222,7 +222,7 @@ class LogSegment:
 
     @property
     def spare(self) -> bool:
-        """Whether its own worker may drop the file: it has only acknowledged records."""
+        """Whether this worker may drop the file for room: it is its own, with only acknowledged records."""
         return not (self.adopted or self.waiting or self.empty)
 
     def place(self, size: int, now: float, notes: int = 0) -> int:
@@ -234,13 +234,13 @@ class LogSegment:
         return at
 
     def write(self, at: int, data: bytes) -> None:
-        """Write all of `data` at an offset; from a thread that may block."""
+        """Write all of `data` at an offset of the file. Must run in a thread that may block."""
         while data:
             written = os.pwrite(self.descriptor, data, at)
             at, data = at + written, data[written:]
 
     def sync(self) -> None:
-        """Sync the file, and once its directory, to the disk; from a thread that may block."""
+        """Sync the file to disk, and its directory the first time. Must run in a thread that may block."""
         getattr(os, "fdatasync", os.fsync)(self.descriptor)
         if not self.named:
             directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -269,15 +269,15 @@ class LogSegment:
         return SegmentReader(self.descriptor, self.size)
 
     def sent_again(self, epochs: Sequence[int], failed: Collection[int]) -> None:
-        """Note that all earlier epochs were sent again, except of partitions where that failed."""
+        """Note that this file's records were sent again in these epochs, except of `failed` partitions."""
         for partition, epoch in enumerate(epochs):
             if partition not in failed:
                 self._sent_again[partition] = max(epoch, self._sent_again[partition])
 
     def may_be_forgotten(self, partition: int, epoch: int, present: int) -> bool:
-        """Return whether Redis may have lost an answer of this epoch, because a later one is `present`.
+        """Return whether Redis may have lost a record acknowledged in `epoch`: the `present` epoch is later.
 
-        Not if it was sent again since.
+        False if the file's records were already sent again in a later epoch.
         """
         return self._sent_again[partition] <= epoch < present
 
@@ -308,7 +308,7 @@ def create(directory: Path, now: float, layout: int = LAYOUT) -> LogSegment:
 
 
 def adopt(path: Path, now: float) -> tuple[LogSegment, SegmentReader] | None:
-    """Lock and read a file whose worker is gone, which may block; None if another process has it."""
+    """Lock and read a file whose worker is gone; None if another process has it. The call may block."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:  # another process was faster
@@ -496,10 +496,10 @@ class SettlementLog:
             self._current = None
 
     def expire(self, sure_s: float) -> None:
-        """Remove files that are old enough, called after a check that Redis lost nothing.
+        """Remove files older than the retention time. The caller has checked that Redis lost nothing.
 
-        Redis may still lose records younger than `sure_s`. During a write this does nothing; the next call
-        does it.
+        Adopted files younger than `sure_s` seconds stay, as Redis may still lose their records. While a write
+        is in progress nothing is removed; the next call does it.
         """
         now = self._clock()
         for one in list(self.segments) if self._writing is None else ():
@@ -689,7 +689,7 @@ class SettlementLog:
             self._soon()
 
     def _give_up_behind(self, writing: asyncio.Future[None]) -> None:
-        """Fail all waiters if the disk hangs, even if the write ends later."""
+        """Fail all waiting records at intervals while the write `writing` hangs, even if it ends later."""
         if self._writing is writing:
             give_up([wait for *_, wait in self._spools])
             self._loop.call_later(
@@ -711,7 +711,10 @@ class SettlementLog:
     # --- the files ------------------------------------------------------------------------
 
     def _room(self, size: int) -> LogSegment | None:
-        """Return a file with room for `size` bytes and two more blocks; None if no more may be dropped."""
+        """Return a file with room for `size` bytes and two more blocks, or None.
+
+        Old files are dropped to make room; None if no more may be dropped, or no new file can be created.
+        """
         needed, now = size + 2 * BLOCK_BYTES, self._clock()
         while sum(one.size for one in self.segments if not one.adopted) + needed > self._bytes_max:
             oldest = next((one for one in self.segments if one.spare), None)

@@ -76,7 +76,10 @@ class VerifiedEpochs:
         return min(self._layouts.values(), default=EARLIER)
 
     def told(self, name: bytes) -> bool:
-        """Note a changed key; return whether it is a marker, or a value that markers are compared with."""
+        """Forget the markers that a change of the key `name` concerns; return False if it concerns none.
+
+        The empty name means that any key may have changed.
+        """
         partition = keys.marked_partition(name)
         if partition is not None:
             self._held[partition] = None
@@ -89,7 +92,7 @@ class VerifiedEpochs:
     async def read(self, *, upkeep: bool) -> list[int]:
         """Return the epoch of each partition; 0 for one that is unverified or belongs to a newer version.
 
-        CountersUnavailable if all are 0.
+        CountersUnavailable if all are 0. With `upkeep`, the queries serve no caller.
         """
         by_wire: dict[RedisConnection, list[int]] = {}
         for partition in range(PARTITIONS):
@@ -294,15 +297,18 @@ class Resubmitter:
             self._log.expire(self._bounds.at_risk_s)
 
     def _going_on(self, epochs: list[int]) -> dict[float, bool]:
-        """Return new epochs' times that running calls precede, and whether to stop waiting for these."""
+        """Return, by start time of each new epoch, whether to stop waiting for calls that began before it.
+
+        Times without such running calls are omitted.
+        """
         now, far = self._clock(), zip(self._seen_at, epochs, self._sent_again, self._reported, strict=True)
         seen = {at for at, epoch, sent, reported in far if not epoch == sent == reported}
         return {at: now - at >= self._bounds.calls_s_max for at in seen if self._in_flight(at)}
 
     async def _adopt(self) -> None:
-        """Adopt the files of dead workers; first withdraw the reports, which do not cover these files.
+        """Adopt the files of dead workers; first withdraw this worker's reports, as they do not cover these.
 
-        Other workers may look too, and report that nothing is left of the dead ones.
+        The order matters, because other workers may look too, and report that the dead ones left nothing.
         """
         if not self._log.others():
             self._adopted_at = self._clock()
@@ -318,7 +324,7 @@ class Resubmitter:
         self._adopted_at = self._clock()
 
     async def _compare(self, epochs: list[int]) -> None:
-        """Check that Redis' data is not older than adopted logs show, since their workers are gone.
+        """Check that Redis' data is not older than records in adopted files; otherwise announce the loss.
 
         If another process has announced that already, these epochs are outdated. Servers that are away are
         compared once they are back.
@@ -368,7 +374,7 @@ class Resubmitter:
         return waiting
 
     async def _send_others(self, segment: LogSegment) -> None:
-        """Store one file's records of other kinds; one that fails waits, and delays no settlement."""
+        """Store one file's records that are no settlements; a failed one waits, and delays no settlement."""
         for offset, kind in list(segment.kinds.items()):
             store = self._others.get(kind)
             if store is not None:
@@ -377,9 +383,9 @@ class Resubmitter:
                     self._log.done(segment, offset)
 
     async def _recover_all(self, epochs: list[int]) -> None:
-        """Send records acknowledged under an earlier epoch again, from every file there is now.
+        """Send records of every file again that Redis acknowledged under an earlier epoch than `epochs`.
 
-        The newest file first, because Redis loses the latest records.
+        The newest file goes first, because Redis loses the latest records.
         """
         if self._restore is not None:
             known = self._epochs or [0] * PARTITIONS

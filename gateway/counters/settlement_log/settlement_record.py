@@ -37,7 +37,7 @@ def unpack(arguments: bytes) -> Settlement:
 
 
 def record_of(late: Mapping[bytes, bytes]) -> bytes:
-    """Return the use in an entry of the late queue, as a record."""
+    """Return the settlement in a late queue's entry, encoded as a record of the log."""
     packed = KEPT.today(late[b"a"])
     names = (b"u", b"c", b"m", b"t", b"b") if packed[_FLAGS_AT] & FLAG_USES else (b"u", b"c", b"m", b"b")
     texts = [late.get(name, b"") for name in names]
@@ -129,19 +129,19 @@ _NOTED = {one.size % ACKNOWLEDGED.size: one for one in (SETTLED, GONE)}
 
 
 def epoch_of(noted: bytes) -> int:
-    """Return the epoch of the latest answer in a note."""
+    """Return the epoch of the latest answer in a note, which is Redis' answer as the log keeps it."""
     layout = _NOTED[len(noted) % ACKNOWLEDGED.size]
     epoch: int = layout.read(noted[: layout.size])["epoch"]
     return epoch
 
 
 def noted(answer: bytes, before: bytes) -> bytes:
-    """Return an answer as the log notes it; `before` is the earlier note of the settlement, or b""."""
+    """Return an answer of Redis with the movements in `before`, the settlement's earlier note, or b""."""
     return answer + _moves(before)[: EARLIER_MAX * ACKNOWLEDGED.size] if before else answer
 
 
 def argument(noted: bytes) -> bytes:
-    """Return the acknowledgements in a note as an argument of `settle`: the latest first.
+    """Return the acknowledgements in a settlement's note as an argument of `settle`, the latest first.
 
     Each has the epoch, seq, moved amount, and the other seqs.
     """
@@ -149,7 +149,7 @@ def argument(noted: bytes) -> bytes:
 
 
 def acknowledged(caller: Caller, answer: bytes) -> tuple[MovementRange, ...]:
-    """Return the movements in an answer of `settle` or `grant`; () if nothing moved."""
+    """Return the account movements (ranges of seqs) in an answer of `settle` or `grant`; () for none."""
     layout = _MOVING.get(len(answer))
     return _movements(caller, layout.read(answer)) if layout else ()
 
@@ -164,7 +164,7 @@ def recovered(caller: Caller, argument: bytes) -> tuple[MovementRange, ...]:
 
 
 def _moves(noted: bytes) -> bytes:
-    """Return the packed movements of each answer in a note, the latest first."""
+    """Return the packed account movements of each answer in a settlement's note, the latest first."""
     layout = _NOTED[len(noted) % ACKNOWLEDGED.size]
     if layout is GONE:
         return noted[GONE.size :]
