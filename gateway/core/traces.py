@@ -16,7 +16,7 @@ FIELD = b"traceparent"
 STATE_FIELD = b"tracestate"
 IDS_BYTES = 16 + 4 * 8
 # Most characters of all members of a `tracestate`, and most members: W3C Trace Context, 3.3.1.
-STATE_CHARACTERS_MAX, STATE_MEMBERS_MAX = 512, 32
+STATE_CHARACTERS_MAX, STATE_MEMBERS_MAX, STATE_MEMBER_MAX = 512, 32, 128
 SAMPLED, RANDOM = 1, 2
 
 _FIELD = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
@@ -121,7 +121,8 @@ def read_state(values: Sequence[bytes]) -> str:
     if len(members) > STATE_MEMBERS_MAX or not all(map(_MEMBER.fullmatch, members)):
         return ""
     while len(state := ",".join(members)) > STATE_CHARACTERS_MAX:
-        members.pop()
+        long = [at for at, member in enumerate(members) if len(member) > STATE_MEMBER_MAX]
+        del members[long[-1] if long else -1]
     return state
 
 

@@ -15,7 +15,7 @@ import msgspec
 from gateway.calls.charge import NO_DETAIL, ChargedUse, Counted, MeteredUse, UseTerms, charge, release
 from gateway.core.accounts.budgets import MONEY, TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.accounts.jobs import HOLD_S_MAX, JOB_S_MAX
+from gateway.core.accounts.jobs import HOLD_S_MAX
 from gateway.core.accounts.outbox import (
     NONE,
     TEXT_CHARACTERS_MAX,
@@ -71,6 +71,8 @@ from gateway.http.server.exchange import Exchange, Worker
 from gateway.http.tally import NEVER
 
 _UNUSED = TokenUsage(units=0)
+# The life of a hold until its job is stored; no lease admits it.
+_OPENING_MS: Final = 60_000
 _NO_FIELDS: frozenset[str] = frozenset()
 NO_UNITS: frozenset[str] = frozenset()
 _ADMITTED = Verdict.ADMITTED
@@ -147,10 +149,9 @@ class AdmittedCall:
             estimate = ports.estimator.hold(call, caller.organization_id, service.key, caller.key_id)
         claim, request = hold_request(
             caller, exchange.request_id, user, service, call, estimate, self.prices, budgets, routed.units,
-            self._raises is not None, 1000 * HOLD_S_MAX if call.background else 0,
+            self._raises is not None, _OPENING_MS if call.background else 0,
         )  # fmt: skip
         self.claim, self._request = claim, request
-        request.ttl_ms = 0  # that of a job begins once it is stored
         decision = await reserve_hold(exchange, request, budgets)
         self.decision, self.due = decision, True
         exchange.charge = self
@@ -168,10 +169,13 @@ class AdmittedCall:
             if claim.budget is not None and exchange.head.attribution.run is not None:
                 lower_task(call, claim.budget, decision)
 
-    async def outlast(self) -> None:
-        """Extend the hold to last as long as a background job; raise a `Refusal` if a limit refuses."""
+    async def outlast(self) -> Decision:
+        """Extend the hold to last as long as a background job, and return what it holds now.
+
+        Raise a `Refusal` if a limit refuses; the hold is never less than before.
+        """
         request = replace(self._request, raises=True, ttl_ms=1000 * HOLD_S_MAX)
-        await reserve_hold(self._exchange, request, self.budgets)
+        return await reserve_hold(self._exchange, request, self.budgets)
 
     def answered_by(self, number: int) -> None:
         """Drop the prices of all targets but the one that answered, whose index is `number`."""
@@ -539,9 +543,9 @@ def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
     """Return what a call claims of each limit, and the request that reserves it as a hold.
 
     `units` are those that the client states. With `raises`, the request enlarges an existing hold. Raise
-    `InvalidRequest` if a background call's hold would end before its result exists.
+    `InvalidRequest` for a background call without a life of its own, `ttl_ms`.
     """
-    if call.background and ttl_ms < 1000 * JOB_S_MAX:
+    if call.background and not ttl_ms:
         raise InvalidRequest("background: only a call by itself is made so.", param="background")
     of_budgets = None
     if budgets is not None:

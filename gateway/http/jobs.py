@@ -149,10 +149,13 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
     try:
         # Before the hold lasts, and before the upstream hears of the job: a worker may end at any time.
         await jobs.open(job)
-        await admitted.outlast()
+        held = await admitted.outlast()
     except BaseException:
         begin(jobs.drop(job))  # which may have been stored all the same
         raise
+    # Stored with its id, or once its result is unknown.
+    job.tokens, job.credits = held.held_tokens, held.held_credits
+    job.money, job.raw_tokens = held.money_held, held.raw_held
     exchange.before_end = partial(_begun, exchange, admitted, job, jobs)
     await _made(exchange, admitted, job, jobs, partial(jobs.drop, job))
 
@@ -505,7 +508,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
             likely += _add(ports, request, one, prices, budgets)
         await worker.bodies.rest(ports.seconds() - began_s)
         if ports.seconds() > due_s:
-            due_s += _RENEWED_S
+            due_s = ports.seconds() + _RENEWED_S
             await reserve_hold(exchange, renewed, budgets)
     return likely, prices
 

@@ -101,7 +101,9 @@ def test_whether_ids_are_random_is_passed_on() -> None:
         ([b"a=\xc3"], ""),
         ([b"a=" + b"x" * 257], ""),
         ([b",".join([b"a=1"] * 33)], ""),
-        ([b"a=" + b"x" * 250, b"b=" + b"y" * 250, b"c=" + b"z" * 250], f"a={'x' * 250},b={'y' * 250}"),
+        ([b"a=" + b"x" * 250, b"b=" + b"y" * 250, b"c=1"], f"a={'x' * 250},b={'y' * 250},c=1"),
+        ([b"a=" + b"x" * 250, b"b=" + b"y" * 250, b"c=" + b"z" * 120], f"a={'x' * 250},c={'z' * 120}"),
+        ([b"%c=" % at + b"x" * 110 for at in b"abcde"], ",".join(f"{at}={'x' * 110}" for at in "abcd")),
     ],
 )
 def test_a_state_is_kept_by_whole_members(values: list[bytes], state: str) -> None:
