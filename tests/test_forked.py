@@ -75,4 +75,4 @@ def test_a_test_that_is_too_dear_is_named_unless_it_has_a_reason() -> None:
         "a.py::test_slow": 9.0,
     }
     [said] = forked.too_dear(costs, 2.0, {"a.py::test_slow": 3.0}, {"a.py::test_excused"})
-    assert said.startswith("a.py::test_dear[x] costs 9.0 CPU s, at most 4.0 here")
+    assert said.startswith("a.py::test_dear[x] costs 9.0 CPU s, at most 6.0 here")
