@@ -30,7 +30,8 @@ if ends then
   account = as_of(account_of_state(KEYS[5], raw[3]), ARGV[2], now)
   local meters = account[METERS]
   packed = RUN.replaced(packed, {ended = now, calls = meters[CALLS_AT]}) .. RUN.behind(packed)
-  meters[CALLS_AT], account[HEAD], account[INDEX] = ENDED_CALLS + meters[CALLS_AT], false, KEYS[6] -- no call has room in it
+  -- No call has room in it, whatever limit programs bring: older ones bring a larger one.
+  meters[CALLS_AT], account[HEAD], account[INDEX] = written_as == TODAY and ENDED_CALLS + meters[CALLS_AT] or INTEGER_MAX, false, KEYS[6]
 elseif not opens then
   packed = packed or ARGV[2]
 else

@@ -223,7 +223,7 @@ _MOVED = {"others": OTHERS, "used": _USED.format("budget AS b WHERE b.id = u.bud
 MOVE_BUDGETS = _MOVE_BUDGETS.format(reset="", taken="", more="", **_MOVED)
 # A reset subtracts its amount from the use, and is summed separately.
 RESET_BUDGETS = _MOVE_BUDGETS.format(
-    reset=", reset", taken=", -used", more=f", reset = {added('reset')}", **_MOVED
+    reset=", reset", taken=", -used", more=", reset = u.reset + excluded.reset", **_MOVED
 )
 # Runs that were opened or ended; a repeated entry changes nothing.
 STORE_RUNS = """

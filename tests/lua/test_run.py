@@ -19,7 +19,8 @@ from gateway.core.accounts.runs import (
     told_again,
     wanted_run,
 )
-from gateway.core.model import Verdict
+from gateway.core.layout import EARLIER
+from gateway.core.model import INTEGER_MAX, Verdict
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from tests.builders import World
@@ -86,6 +87,15 @@ def test_it_ends_once_with_the_calls_it_had(world: World) -> None:
     assert (calls.used, amount.used) == (packing.ENDED_CALLS, 0)
     assert asked(world, packing.RUN_END, packed=run.defined, entry=end_of(run)) == (1, packed)
     assert [one.kind for one in world.events()].count(EventKind.RUN) == 2
+
+
+def test_older_programs_admit_no_call_of_a_run_that_ended_either(world: World) -> None:
+    world.client.set(keys.marker(world.p), packing.marker(world.run_id, 1, 1, EARLIER))
+    run = found(world, opened(world, "job")[1])
+    kept(world, run)
+    ended = found(world, asked(world, packing.RUN_END, packed=run.defined, entry=end_of(run))[1])
+    assert (ended.calls, bool(ended.ended_ms)) == (0, True)
+    assert [one.used for one in world.windows(run.account.name)] == [INTEGER_MAX, 0]
 
 
 def lives_ms(world: World, run: Run) -> list[int]:

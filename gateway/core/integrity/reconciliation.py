@@ -30,7 +30,7 @@ from gateway.core.accounts.outbox import (
     money_moved,
     sign_of,
 )
-from gateway.core.accounts.runs import ENDED_CALLS, Run, value_of
+from gateway.core.accounts.runs import ENDED_CALLS, Run, is_run, run_of, value_of
 from gateway.core.integrity.recovery import AccountHead
 from gateway.core.model import INTEGER_MAX
 
@@ -407,7 +407,7 @@ def differences(
     for account in accounts:
         for window, has, used in _compared(account, live):
             name = f"{BUDGET}{window.budget_id}" + (f":{window.value}" if window.value else "")
-            if has == used or (has == INTEGER_MAX and used >= ENDED_CALLS):  # ended by an earlier version
+            if has == used:
                 if has == INTEGER_MAX:
                     yield Item(name, DifferenceKind.FULL, 0, 0, f"it counts to {INTEGER_MAX}, and no further")
             elif account.name in live or window.budget_id not in may_lack:
@@ -432,7 +432,10 @@ def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey
         if there is None or there.start_ms < window.start_ms:
             yield window, 0, used
         elif there.start_ms == window.start_ms:
-            yield window, there.used, INTEGER_MAX if there.used == INTEGER_MAX < used else used
+            # An earlier version stops counting there: much money, and the calls of a run that has ended.
+            of_calls = is_run(window.budget_id) and window.budget_id == run_of(window.budget_id)
+            most = ENDED_CALLS if of_calls else INTEGER_MAX
+            yield window, there.used, INTEGER_MAX if there.used == INTEGER_MAX and used >= most else used
 
 
 def _counted(unit: str, amount: int) -> int:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from gateway.core.accounts.budgets import Budget, LiveWindow, account_of, defined
 from gateway.core.accounts.outbox import EventKind, WindowKey
+from gateway.core.accounts.runs import BUDGET_ID_MIN, ENDED_CALLS
 from gateway.core.integrity.reconciliation import (
     BudgetAccountUse,
     DifferenceKind,
@@ -103,6 +106,25 @@ def test_both_sides_count_to_the_largest_exact_number() -> None:
     assert ReconciliationSummary(1, 0, (item,)).faults == ()
     [item] = differences(known, {name: live(1, DAY, 5) | live(2, 0, 0)})
     assert item.kind is DifferenceKind.DRIFT
+
+
+@pytest.mark.parametrize(
+    ("budget_id", "kind"),
+    [
+        (1, DifferenceKind.DRIFT),
+        (BUDGET_ID_MIN, DifferenceKind.FULL),
+        (BUDGET_ID_MIN + 1, DifferenceKind.DRIFT),
+    ],
+)
+def test_only_the_calls_of_a_run_that_has_ended_may_be_full_before_their_time(
+    budget_id: int, kind: DifferenceKind
+) -> None:
+    window = WindowKey(budget_id, DAY)
+    known = [BudgetAccountUse("it", b"", (window,), (ENDED_CALLS + 3,))]
+    full = {"it": live(budget_id, DAY, INTEGER_MAX)}
+    [item] = differences(known, full)
+    assert item.kind is kind
+    assert bool(differing(known, full)) is (kind is DifferenceKind.DRIFT)
 
 
 def test_accounts_of_sessions_without_an_end_may_be_forgotten() -> None:

@@ -208,6 +208,11 @@ async def test_a_sum_beyond_its_column_stops_no_flush(migrated: str, writer: Led
     account.consume(7, **moves(budget))
     await writer.write(batch_of(account))
     assert used(migrated) == [3 * 2**62 + 5 + 5]
+    for _ in range(2):
+        reset = {"tenant_id": 0, "source": str(uuid.uuid4()), **moves(budget, money=0)}
+        account.emit(EventKind.BUDGET, EventFlag(0), amount=5 * 10**9, **reset)
+        await writer.write(batch_of(account))
+    assert rows_of(migrated, "SELECT used, reset FROM budget_use") == [(3 * 2**62 + 5 + 5 - 10**19, 10**19)]
 
 
 async def test_a_window_counts_as_far_as_the_counters_do(migrated: str, writer: LedgerWriter) -> None:
