@@ -55,9 +55,9 @@ local function definition_of(packed)
     end
     if flags < WINDOW_GONE then
       live = live + 1
-      local is_brought_so = unit ~= UNHELD
+      local is_brought_so = unit ~= OVERFLOWED
       brought[live] = sub(packed, (live - 1) * DEFINED_WINDOW_BYTES + 1, live * DEFINED_WINDOW_BYTES - (is_brought_so and 0 or 1))
-      if not is_brought_so then brought[live] = brought[live] .. string.char(flags - UNHELD + MONEY) end
+      if not is_brought_so then brought[live] = brought[live] .. string.char(flags - OVERFLOWED + MONEY) end
       ids[live] = BUDGET_ID.pack{budget_id = fields[at + WINDOW_BUDGET_ID_AT]}
     end
   end

@@ -1,8 +1,8 @@
 -- wide: money that one number does not hold exactly counts in two: whole units of its currency, and billionths below one. Needs state.
 -- Money beyond what billionths hold below 2^53 is said in larger steps, by its unit in a window's flags. A window that was defined in
--- billionths and has used or holds more than that is UNHELD: its limit is in billionths. All these are WIDE: the loops over windows
+-- billionths and has used or holds more than that is OVERFLOWED: its limit is in billionths. All these are WIDE: the loops over windows
 -- find 0 there to move.
-local BILLION, UNHELD, WIDE, WHOLE_MAX = 1000000000, 7, 3, 9007199
+local BILLION, OVERFLOWED, WIDE, WHOLE_MAX = 1000000000, 7, 3, 9007199
 -- Of one wide window of a definition: its place among the windows, where the billionths of its used and held amount are among the
 -- meters, its limit in two numbers, and its flags.
 local WIDE_PLACE, WIDE_BELOW, WIDE_WHOLE, WIDE_REST, WIDE_FLAGS = 1, 2, 3, 4, 5

@@ -7,9 +7,9 @@ function wide.measure(window)
   local unit, steps = window.flags % WINDOW_ENFORCES, wide.steps[window.flags % WINDOW_ENFORCES]
   if written_as ~= TODAY then
     window.limit, window.flags = steps and min(window.limit * steps, INTEGER_MAX) or window.limit, window.flags - unit + MONEY
-  elseif unit == MONEY or unit == UNHELD then
-    local is_held = abs(window.used) < WHOLE_MAX and window.held < WHOLE_MAX
-    window.flags = window.flags - unit + (is_held and MONEY or UNHELD)
+  elseif unit == MONEY or unit == OVERFLOWED then
+    local fits = abs(window.used) < WHOLE_MAX and window.held < WHOLE_MAX
+    window.flags = window.flags - unit + (fits and MONEY or OVERFLOWED)
   end
   if window.flags % WINDOW_ENFORCES ~= MONEY then return true end
   window.used, window.held = wide.joined(window.used, window.used_rest), wide.joined(window.held, window.held_rest)

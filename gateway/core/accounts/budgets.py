@@ -57,7 +57,7 @@ _FLAG_OF: Final = {unit: flag for flag, unit in UNIT_OF.items()}
 # of the unit's. With all three flags it is in nano-units, and the used or held amount is above 2^53 - 1.
 # Windows with such flags are wide: they count in two numbers (lua/lib/wide.lua).
 _UNIT_FLAGS: Final = FLAG_MONEY | FLAG_TOKENS | FLAG_REQUESTS
-FLAGS_UNHELD: Final = _UNIT_FLAGS
+FLAGS_OVERFLOWED: Final = _UNIT_FLAGS
 _STEPS: Final = {
     FLAG_MONEY: 1,
     FLAG_MONEY | FLAG_TOKENS: 10**6,

@@ -14,7 +14,13 @@ from operator import attrgetter
 from typing import TypeVar, cast
 
 from gateway.core.accounts import budgets
-from gateway.core.accounts.budgets import DEFINED_WINDOW, FLAG_MONEY, FLAGS_UNHELD, packed_limit, read_limit
+from gateway.core.accounts.budgets import (
+    DEFINED_WINDOW,
+    FLAG_MONEY,
+    FLAGS_OVERFLOWED,
+    packed_limit,
+    read_limit,
+)
 from gateway.core.billing.money import NANO
 from gateway.core.layout import KINDS, LAYOUT, NUMBER, Layout, LayoutField
 from gateway.core.model import INTEGER_MAX
@@ -29,7 +35,7 @@ METER = Layout("METER", "f64 used held")
 WINDOW = Layout("WINDOW", "f64 budget_id limit start next after, u8 flags, f64 used held used_rest held_rest")
 WINDOW_LAYOUTS = BUDGET, METER, WINDOW
 # From so many nano-units on, amounts of a window count in two numbers: `measure` of lua/lib/wide_windows.lua.
-_UNHELD = INTEGER_MAX // NANO * NANO
+_OVERFLOW = INTEGER_MAX // NANO * NANO
 
 
 @dataclass(slots=True)
@@ -60,8 +66,8 @@ def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 
     for one in windows:
         limit, flags = packed_limit(one.limit, one.flags)
         used, held = one.used, one.held
-        if flags & FLAG_MONEY and flags == one.flags and max(abs(used), held) >= _UNHELD:
-            flags += FLAGS_UNHELD - FLAG_MONEY
+        if flags & FLAG_MONEY and flags == one.flags and max(abs(used), held) >= _OVERFLOW:
+            flags += FLAGS_OVERFLOWED - FLAG_MONEY
         if flags != one.flags:
             (used, below), (held, held_below) = divmod(used, NANO), divmod(held, NANO)
             rests.append(METER.pack(below, held_below))
