@@ -473,8 +473,7 @@ def prices_of(
     currency.
     """
     directory, pricing = ports.directory, service.pricing
-    asking = budgets if budgets is not None and MONEY in budgets.enforced else None
-    by_cost = pricing.at_cost is not None
+    asking, by_cost = _money_budgets(budgets), pricing.at_cost is not None
     own = by_cost or asking is not None
     prices = CallPrices(UNPRICED, (), ports.seconds(), own)
     if call.model:
@@ -484,29 +483,49 @@ def prices_of(
     prices.vectors = charging_prices(service, call, prices.named)
     if ports.refuse_unpriced or asking is not None:
         check_known(prices, call, asking)
-    check_parts(ports, service, call, budgets, prices.named)
+    if ports.refuse_unpriced or own:
+        _check_parts(call, prices.named, asking, by_cost)
+        _know_reports(call, prices.named)
     return prices
 
 
-def check_parts(  # a call, who pays for it and how, and its models' prices
+def know_line_parts(  # a line of a batch, who pays for it and how, and its models' prices
     ports: Ports, service: Service, call: CallRequest, budgets: CallBudgets | None,
     named: tuple[PriceMatch, ...],
 ) -> None:  # fmt: skip
-    """Raise `ModelNotPriced` if a tool, service tier or medium of a call needs a price and has none.
+    """Check and set what `prices_of` does of a line's parts, by prices of models from an earlier line."""
+    asking, by_cost = _money_budgets(budgets), service.pricing.at_cost is not None
+    if ports.refuse_unpriced or by_cost or asking is not None:
+        _check_parts(call, named, asking, by_cost)
+        _know_reports(call, named)
+
+
+def _money_budgets(budgets: CallBudgets | None) -> CallBudgets | None:
+    """Return the budgets of a call if one of them limits money."""
+    return budgets if budgets is not None and MONEY in budgets.enforced else None
+
+
+def _check_parts(
+    call: CallRequest, named: tuple[PriceMatch, ...], asking: CallBudgets | None, by_cost: bool
+) -> None:
+    """Raise `ModelNotPriced` if a tool, service tier or medium of a call has no price.
 
     `named` are the prices of the models that the call names.
     """
-    asking = budgets if budgets is not None and MONEY in budgets.enforced else None
-    by_cost = service.pricing.at_cost is not None
-    if not (ports.refuse_unpriced or by_cost or asking is not None):
-        return
     vectors = [one.vector for one in named if one.vector is not None]
     found = unpriced_tools(call, vectors)
     part = (f"the tool {found[0]}", "tools") if found else unpriced_part(call, vectors)
     if part is not None:
         of = " or ".join([one.model for one in named]) or "any model"
         raise ModelNotPriced(_unpriced(f"{part[0]} of {of}", asking, by_cost), param=part[1])
-    # Media paid by tokens cost the amount held if the answer reports no number of tokens.
+
+
+def _know_reports(call: CallRequest, named: tuple[PriceMatch, ...]) -> None:
+    """Set that a call's answer reports its usage where its media are paid by tokens.
+
+    Without a reported number of tokens such a call costs the amount held.
+    """
+    vectors = [match.vector for match in named if match.vector is not None]
     if call.measured and not call.reports:
         call.reports = any(pictures_by_tokens(one, call.measured) for one in vectors)
     elif not call.reports and not all(set(one.lacks) >= _MADE for one in vectors):

@@ -8,6 +8,7 @@ is released after the last line.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -65,6 +66,7 @@ from gateway.core.model import (
 from gateway.core.wait import OVER, begin
 from gateway.errors import (
     InvalidRequest,
+    ModelNotPriced,
     ObjectNotFound,
     ServiceNotIncluded,
     UnknownRoute,
@@ -74,9 +76,9 @@ from gateway.http.admission import (
     admit,
     charging_prices,
     check_batch_models,
-    check_parts,
     identify,
     keep_run,
+    know_line_parts,
     know_upstreams,
     known,
     made_models,
@@ -439,7 +441,8 @@ async def _taken(
     if asked is not None:  # after the checks of the first line: a refused batch opens no run
         run = await ports.runs.find(caller, asked, policies)
     budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
-    prices = prices_of(ports, caller, service, first, budgets)
+    with _naming(1):
+        prices = prices_of(ports, caller, service, first, budgets)
     hold_id = id_of("hold", ports.refusals.now_ms(), of=exchange.request_id)
     request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=_READ_MS, whole=True)
     if budgets is not None:
@@ -499,11 +502,12 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
             named = one.named + made_models(exchange, caller, one)
             if named and not await ports.objects.owned(caller, named):
                 raise ObjectNotFound(f"Line {number} names an object that is not this organization's.")
-            if one.tools or one.models_beside:
-                prices = prices_of(ports, caller, service, one, budgets)
-                models, prices = prices.named, at_batch_prices(prices)
-            else:
-                check_parts(ports, service, one, budgets, models)
+            with _naming(number):
+                if one.tools or one.models_beside:
+                    prices = prices_of(ports, caller, service, one, budgets)
+                    models, prices = prices.named, at_batch_prices(prices)
+                else:
+                    know_line_parts(ports, service, one, budgets, models)
             know_upstreams(worker, one, None, upstream)
             likely += _add(ports, request, one, prices, budgets)
         await worker.bodies.rest(ports.seconds() - began_s)
@@ -511,6 +515,15 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
             due_s = ports.seconds() + _RENEWED_S
             await reserve_hold(exchange, renewed, budgets)
     return likely, prices
+
+
+@contextmanager
+def _naming(number: int) -> Iterator[None]:
+    """Name a line of a batch in its refusal for want of a price."""
+    try:
+        yield
+    except ModelNotPriced as error:
+        raise ModelNotPriced(f"Line {number}: {error.told}", param=error.param) from error
 
 
 def _pieces(lines: list[BatchLine]) -> Iterator[list[BatchLine]]:

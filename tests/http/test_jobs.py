@@ -453,6 +453,7 @@ async def test_a_line_of_a_batch_is_refused_that_may_be_sound_without_a_price(
     got = await stage.ask(post(json.dumps(said).encode(), b"/v1/batches"))
     assert got.status == status
     assert got.all(b"x-tollkeeper-reason") == ([b"model_not_priced"] if status == 403 else [])
+    assert (b"Line 3: " in got.body) is (status == 403)
 
 
 async def test_a_batch_behind_another_path_is_its_own(stage: Stage) -> None:
