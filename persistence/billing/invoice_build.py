@@ -355,10 +355,27 @@ def require_final(
         raise Unprocessable("This cannot become final.", (("lines", f"has none. {drawn.left}"),))
     said = [line.description for line in drawn.bill.lines]
     currency, tax = drawn.known.facts.currency, _tax_of(drawn)
-    accounting_tax = convert_tax(connection, letterhead, today, currency, tax)
+    try:
+        accounting_tax = convert_tax(connection, letterhead, today, currency, tax)
+    except Unprocessable:
+        # A credit note has the rate of its invoice; its own day's is only needed where that has none.
+        if drawn.kind != CREDIT_NOTE or not _corrects_rated(connection, drawn, tax):
+            raise
+        accounting_tax = None
     document = replace(drawn.document, accounting_tax=accounting_tax)
     require_complete(document, said, letterhead.missing_glyphs)
     return drawn._replace(document=document)
+
+
+def _corrects_rated(connection: Connection, drawn: DraftWithLines, tax: Decimal) -> bool:
+    """Return whether an invoice that a credit note will correct has a rate, by assigning its charges."""
+    id_ = drawn.draft.invoice_id
+    with connection.begin_nested() as trial:
+        charges.bill(connection, [(id_, *placed) for placed in drawn.bill.placed])
+        corrected = corrected_by(connection, {"id": id_, "corrects_id": None})
+        converted = tax_of_note(connection, corrected, tax)
+        trial.rollback()
+    return converted is not None
 
 
 def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[Final]:

@@ -334,19 +334,25 @@ async def test_a_month_in_another_currency_is_left_until_its_rate_is_stated(apri
     assert rows_of(april.url, SAID) == [(said | {"amount": "4.32"},)]
 
 
-async def test_a_month_that_gives_back_has_the_rate_of_its_invoice(april: April) -> None:
+async def cancelled(april: April, letterhead: Letterhead) -> dict[str, int]:
+    """Return the ids of a customer who cancels a month that is billed; leave the day of its credit note."""
     ids = await subscribed(april)
     await taxed(april, ids)
-    await rate(april, "0.5", date(2026, 5, 1))
     await april.on(at(5, 1, 6))
-    async with keeper(april, letterhead=ABROAD) as (_, pool):
-        april.store = Store(pool, lambda _: 7, lambda: april.now, letterhead=ABROAD)
+    async with keeper(april, letterhead=letterhead) as (_, pool):
+        april.store = Store(pool, lambda _: 7, lambda: april.now, letterhead=letterhead)
         await invoiced(april, ids, date(2026, 4, 1), date(2026, 6, 1))
         await april.on(at(5, 12))
         await act(april, ids, "cancel", when="now")
-    await rate(april, "0.9", date(2026, 7, 1))
     await april.on(at(7, 2, 1))
+    return ids
+
+
+async def test_a_month_that_gives_back_has_the_rate_of_its_invoice(april: April) -> None:
+    await rate(april, "0.5", date(2026, 5, 1))
+    await cancelled(april, ABROAD)  # whose own day has no rate
     await turn(april, letterhead=ABROAD)
+    assert left(april) == {}
     back = "SELECT kind, -(total_amount - total_amount / 1.2) * 0.5 FROM invoice ORDER BY id DESC LIMIT 1"
     [(kind, half)] = rows_of(april.url, back)
     first, second = (each for (each,) in rows_of(april.url, SAID))
@@ -354,6 +360,17 @@ async def test_a_month_that_gives_back_has_the_rate_of_its_invoice(april: April)
     assert (first["rate"], second["rate"]) == ("0.5", "0.5")  # type: ignore[index]  # JSON
     tax = Decimal(second["amount"])  # type: ignore[index]  # JSON
     assert abs(tax + Decimal(str(half))) < Decimal("0.011")
+
+
+async def test_a_month_that_gives_back_without_a_rate_of_its_invoice_waits_for_its_own(april: April) -> None:
+    ids = await cancelled(april, LETTERHEAD)
+    await turn(april, letterhead=ABROAD)
+    assert left(april) == {ids["organization"]: INCOMPLETE}
+    await rate(april, "0.9", date(2026, 7, 1))
+    await turn(april, letterhead=ABROAD)
+    assert left(april) == {}
+    first, second = (each for (each,) in rows_of(april.url, SAID))
+    assert (first, second["rate"]) == (None, "0.9")  # type: ignore[index]  # JSON
 
 
 async def test_without_a_seller_all_are_drafts_that_say_so(april: April) -> None:
