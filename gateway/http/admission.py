@@ -16,7 +16,6 @@ from gateway.core.accounts.jobs import batch_lines, model_of, uploaded
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import FIELD, Run, make_provisional
 from gateway.core.billing.money import ServicePricing
-from gateway.core.billing.price_book import pictures_by_tokens
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, NameCheck, look_out_of_turn
 from gateway.core.calls.claims import read_call, read_form, unpriced_tools
 from gateway.core.calls.facts import NO_FACTS, take_facts
@@ -29,7 +28,7 @@ from gateway.core.calls.tariff import (
     CallPrices,
     PriceMatch,
     Vectors,
-    makes,
+    know_reports,
     unpriced_part,
     vectors_of,
 )
@@ -75,8 +74,6 @@ from gateway.http.server.exchange import Exchange, Worker
 
 # The request of a call whose body was not read yet.
 _UNREAD: Final = CallRequest("none", GENERIC, b"")
-# Kinds of tokens for media that a model generates.
-_MADE: Final = frozenset({"audio_output", "image_output"})
 # A name of a model that cannot exist, and has no price.
 _UNHEARD_OF: Final = "\0"
 
@@ -473,7 +470,7 @@ def prices_of(
     currency.
     """
     directory, pricing = ports.directory, service.pricing
-    asking, by_cost = _money_budgets(budgets), pricing.at_cost is not None
+    asking, by_cost = money_budgets(budgets), pricing.at_cost is not None
     own = by_cost or asking is not None
     prices = CallPrices(UNPRICED, (), ports.seconds(), own)
     if call.model:
@@ -484,28 +481,17 @@ def prices_of(
     if ports.refuse_unpriced or asking is not None:
         check_known(prices, call, asking)
     if ports.refuse_unpriced or own:
-        _check_parts(call, prices.named, asking, by_cost)
-        _know_reports(call, prices.named)
+        check_parts(call, prices.named, asking, by_cost)
+        know_reports(call, prices.named)
     return prices
 
 
-def know_line_parts(  # a line of a batch, who pays for it and how, and its models' prices
-    ports: Ports, service: Service, call: CallRequest, budgets: CallBudgets | None,
-    named: tuple[PriceMatch, ...],
-) -> None:  # fmt: skip
-    """Check and set what `prices_of` does of a line's parts, by prices of models from an earlier line."""
-    asking, by_cost = _money_budgets(budgets), service.pricing.at_cost is not None
-    if ports.refuse_unpriced or by_cost or asking is not None:
-        _check_parts(call, named, asking, by_cost)
-        _know_reports(call, named)
-
-
-def _money_budgets(budgets: CallBudgets | None) -> CallBudgets | None:
+def money_budgets(budgets: CallBudgets | None) -> CallBudgets | None:
     """Return the budgets of a call if one of them limits money."""
     return budgets if budgets is not None and MONEY in budgets.enforced else None
 
 
-def _check_parts(
+def check_parts(
     call: CallRequest, named: tuple[PriceMatch, ...], asking: CallBudgets | None, by_cost: bool
 ) -> None:
     """Raise `ModelNotPriced` if a tool, service tier or medium of a call has no price.
@@ -518,18 +504,6 @@ def _check_parts(
     if part is not None:
         of = " or ".join([one.model for one in named]) or "any model"
         raise ModelNotPriced(_unpriced(f"{part[0]} of {of}", asking, by_cost), param=part[1])
-
-
-def _know_reports(call: CallRequest, named: tuple[PriceMatch, ...]) -> None:
-    """Set that a call's answer reports its usage where its media are paid by tokens.
-
-    Without a reported number of tokens such a call costs the amount held.
-    """
-    vectors = [match.vector for match in named if match.vector is not None]
-    if call.measured and not call.reports:
-        call.reports = any(pictures_by_tokens(one, call.measured) for one in vectors)
-    elif not call.reports and not all(set(one.lacks) >= _MADE for one in vectors):
-        call.reports = makes(call) != []
 
 
 def named_prices(

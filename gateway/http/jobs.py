@@ -46,7 +46,7 @@ from gateway.core.calls.call import CallRequest, UsageBounds, write_document
 from gateway.core.calls.claims import budget_claim, read_call
 from gateway.core.calls.estimate import Estimate
 from gateway.core.calls.routes import ModelTarget, Route
-from gateway.core.calls.tariff import NO_PRICES, CallPrices
+from gateway.core.calls.tariff import NO_PRICES, CallPrices, know_reports
 from gateway.core.families.family import BatchPaths, JobPaths, objects_in
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import BATCH_AT, JOBS, RESULTS
@@ -76,12 +76,13 @@ from gateway.http.admission import (
     admit,
     charging_prices,
     check_batch_models,
+    check_parts,
     identify,
     keep_run,
-    know_line_parts,
     know_upstreams,
     known,
     made_models,
+    money_budgets,
     named_prices,
     prices_of,
     run_policies,
@@ -489,6 +490,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
     ports, attribution, params = worker.ports, exchange.head.attribution, exchange.routed.params
     upstream = exchange.routed.upstream
     likely, models, prices, number = 0, prices.named, at_batch_prices(prices), 0
+    asking, by_cost = money_budgets(budgets), service.pricing.at_cost is not None
     due_s = ports.seconds() + _RENEWED_S
     for piece in _pieces(lines):
         read = partial(_calls_of, route, piece, number + 1, worker.bounds, params)
@@ -506,8 +508,9 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
                 if one.tools or one.models_beside:
                     prices = prices_of(ports, caller, service, one, budgets)
                     models, prices = prices.named, at_batch_prices(prices)
-                else:
-                    know_line_parts(ports, service, one, budgets, models)
+                elif ports.refuse_unpriced or by_cost or asking is not None:
+                    check_parts(one, models, asking, by_cost)
+                    know_reports(one, models)
             know_upstreams(worker, one, None, upstream)
             likely += _add(ports, request, one, prices, budgets)
         await worker.bodies.rest(ports.seconds() - began_s)

@@ -16,6 +16,7 @@ from gateway.core.billing.price_book import (
     charged,
     cost_nano,
     dearest,
+    pictures_by_tokens,
     usual_rate,
 )
 from gateway.core.billing.service_tiers import lacks_tier
@@ -45,6 +46,8 @@ PriceOf = Callable[[Caller, str, float, bool], Vector | None]
 # The prices of the models that may answer a call, the requested one first; none if tokens have no price.
 Vectors = Sequence[Vector]
 UNPRICED: Final[tuple[Vector, ...]] = ()
+# Kinds of tokens for media that a model generates.
+_MADE: Final = frozenset({"audio_output", "image_output"})
 
 
 def as_negotiated(base: Service, negotiated: NegotiatedTerms | None) -> Service:
@@ -271,6 +274,18 @@ class PriceMatch:
     model: str
     vector: Vector | None
     stands_in: bool = False
+
+
+def know_reports(call: CallRequest, named: Sequence[PriceMatch]) -> None:
+    """Set that a call's answer `reports` its usage where its media are paid by tokens.
+
+    Without a reported number of tokens such a call costs the amount held.
+    """
+    vectors = [match.vector for match in named if match.vector is not None]
+    if call.measured and not call.reports:
+        call.reports = any(pictures_by_tokens(vector, call.measured) for vector in vectors)
+    elif not call.reports and not all(set(vector.lacks) >= _MADE for vector in vectors):
+        call.reports = makes(call) != []
 
 
 def is_model(answered: str, named: str) -> bool:
