@@ -591,9 +591,7 @@ def _cluster(shown: str, shards: Shards) -> Finding:
     return Finding(False, "redis", f"{said}: give each slot to a primary (CLUSTER SHARDS)")
 
 
-def _server(
-    settings: Settings, role: str, subject: str, shown: str, server: _Server
-) -> Iterator[Finding]:
+def _server(settings: Settings, role: str, subject: str, shown: str, server: _Server) -> Iterator[Finding]:
     info = server.info
     name, version, numbers = _release(info)
     what = shown if subject == "redis" else "it"

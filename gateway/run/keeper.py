@@ -253,9 +253,7 @@ class Keeper:
             "fence": self._fences.keep_looking,
             "redis": partial(tell_of_redis, self._wires, log),
             "redis state": self._redis_state.keep_asking,
-            "presence": Presence(
-                self._wires, extras.version(), peppers_of(settings).ids, unread
-            ).keep_saying,
+            "presence": Presence(self._wires, extras.version(), peppers_of(settings).ids, unread).keep_saying,
             "programs": self.programs.keep_saying,
             "layout": partial(self.programs.keep_looking, self._servers.workers, log),
             "schema": partial(self.programs.keep_to_schema, stop, self._agenda),

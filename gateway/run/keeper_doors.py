@@ -282,7 +282,8 @@ class ProgramList(ProgramRegistry):
             seen, count = None, 0
             with suppress(CountersUnavailable):
                 seen, count = await self.read(), await workers()
-            self.takes_up_layout = take_up.look(time.monotonic(), seen, count)
+            # Once it is taken up, no older program starts; a Redis that loses its data loses the list too.
+            self.takes_up_layout |= take_up.look(time.monotonic(), seen, count)
             if take_up.why_not != said:
                 said = take_up.why_not
                 say("layout may be taken up" if not said else "layout waits", layout=LAYOUT, why=said)

@@ -201,10 +201,19 @@ ORGANIZATION_SUBJECT = Entity(
     },
     check_row=check_row,
     define=define_organization,
-    defining=frozenset({
-        "limits", "currency", "credit_limit", "spend_cap", "services", "models", "runs", "spent_status",
-        "retry_after_max_s",
-    }),
+    defining=frozenset(
+        {
+            "limits",
+            "currency",
+            "credit_limit",
+            "spend_cap",
+            "services",
+            "models",
+            "runs",
+            "spent_status",
+            "retry_after_max_s",
+        }
+    ),
 )
 
 

@@ -217,7 +217,10 @@ class Partitions:
 
         Return None if another keeper did so meanwhile. `catalogue` is the version of the list of services.
         """
-        partition, marker, strays = found.partition, found.marker, found.strays
+        partition, strays = found.partition, found.strays
+        marker = await self._target.take_up_layout(partition, found.marker)
+        if marker is None:
+            return None
         lost = await self._lost(partition, truth, strays)
         rebuilt = len(lost.organizations) + len(lost.tenants)
         if (rebuilt or lost.keys) and not await self._target.restore(partition, marker, lost):

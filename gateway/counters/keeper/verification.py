@@ -152,6 +152,17 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
             if isinstance(name, bytes) and name.isascii() and isinstance(score, bytes) and b"inf" not in score
         }
 
+    async def take_up_layout(self, partition: int, before: bytes) -> bytes | None:
+        """Have an unverified partition written in today's layout, if all programs read it; return its marker.
+
+        None if the marker is no longer `before`. Amounts that only today's layout can hold are not cut then.
+        """
+        if not self.takes_up() or packing.layout_of(before) == LAYOUT:
+            return before
+        run_id, epoch, catalogue = packing.read_marker(before)
+        marker = packing.marker(run_id or NOBODY, epoch, catalogue, LAYOUT)
+        return marker if await self.rebuild(partition, keys.marker(partition), marker, before) else None
+
     async def let_go(self, partition: int, before: bytes, epoch: int, ids: Sequence[str]) -> bytes | None:
         """Release holds without a charge, under a temporary marker of this keeper; return that marker.
 

@@ -481,6 +481,18 @@ async def test_money_beyond_2_to_53_is_counted_compared_and_rebuilt_exactly(kept
     assert (kept.used_by_ada()[0], await compared(kept)) == (used, [])
 
 
+async def test_a_lost_redis_counts_money_beyond_2_to_53_as_before(kept: BudgetWorld) -> None:
+    backend, client, marker = kept.backend, kept.world.client, keys.marker(kept.world.p)
+    client.set(marker, packing.marker(*packing.read_marker(kept.world.get(marker))))  # taken up
+    for call in [kept.reserve(1) for _ in range(3)]:
+        call.settle(money=INTEGER_MAX - 1, raw_tokens=1)
+    await backend.flush()
+    client.flushall()
+    backend.counters.takes_up = lambda: True
+    await backend.verify()
+    assert (kept.used_by_ada()[0], await compared(kept)) == (3 * (INTEGER_MAX - 1), [])
+
+
 async def test_drift_is_told_with_its_budget(kept: BudgetWorld) -> None:
     kept.use(5)
     await kept.backend.flush()
