@@ -234,6 +234,9 @@ class HoldsPort(Protocol):
     def ended(self, hold: CallerHold, end: HoldEnd) -> Awaitable[None]:
         """Store a hold with its end, which Redis has applied, for a limited time."""
 
+    def is_gone(self, hold: CallerHold) -> Awaitable[bool]:
+        """Return whether a hold reserves nothing any more: it has ended, or was charged when it expired."""
+
     def undecide(self, hold: CallerHold) -> Awaitable[None]:
         """Delete the stored end of a hold, because the hold's deadline passed before the end was applied."""
 

@@ -123,7 +123,7 @@ def test_a_hold_is_extended_as_far_as_there_is_and_no_longer_than_a_day(stage: S
     assert (short.status_code, short.headers["x-tollkeeper-reason"]) == (429, "quota_exceeded")
     assert stage.quota(holder.tenant)["tokens_held"] == 250
     days_old = [name for name in _names(stage) if name.endswith(f":hold:{taken['id']}")]
-    _age(stage, days_old[0], 86_400_000)
+    _age(stage, days_old[0], "created_ms", 86_400_000)
     late = holder.ask("POST", f"/{taken['id']}/extend", {"ttl_s": 60})
     assert (late.status_code, "a day" in late.text) == (400, True)
     assert holder.settle(taken["id"]).status_code == 200
@@ -134,12 +134,12 @@ def _names(stage: Stage) -> list[str]:
         return list(client.scan_iter(count=1000))
 
 
-def _age(stage: Stage, name: str, ms: int) -> None:
-    """The hold was taken so much earlier."""
+def _age(stage: Stage, name: str, field: str, ms: int) -> None:
+    """The hold was taken, or its time was over, so much earlier."""
     with redis.Redis.from_url(stage.redis_url, decode_responses=True) as client:
         raw = str(client.get(name))
-        began = int(raw.partition('"created_ms":')[2].partition(",")[0])
-        client.set(name, raw.replace(f'"created_ms":{began}', f'"created_ms":{began - ms}'), keepttl=True)
+        then = int(raw.partition(f'"{field}":')[2].partition(",")[0])
+        client.set(name, raw.replace(f'"{field}":{then}', f'"{field}":{then - ms}'), keepttl=True)
 
 
 @pytest.mark.parametrize(("unsettled", "left"), [("charge", 900), ("release", 1000)])
@@ -239,6 +239,30 @@ def test_money_units_and_requests_are_held_where_they_are_limited(stage: Stage) 
     told = holder.ask("POST", f"/{by_money.json()['id']}/settle", {"cost": "0.004"}).json()
     assert (told["cost"], told["currency"]) == ("0.004", "USD")
     spender.comes_to(budget, cost(100, 10) + Decimal("0.004"))
+
+
+def test_a_hold_grows_to_no_more_than_a_new_one_may_be(stage: Stage) -> None:
+    spender = Spender(stage)
+    spender.known(spender.budget("9007199"))
+    holder = Holder(stage)
+    holder.key = spender.key
+    taken = holder.ask("POST", "", {"service": "chat", "model": MODEL, "amount": "0.25"}).json()
+    for more in ("9007199.254740991", "9007199.004740992"):
+        over = holder.ask("POST", f"/{taken['id']}/extend", {"more": more})
+        assert (over.status_code, "9007199.254740991" in over.text, "more" in over.json()["detail"]) == (
+            400, True, True,
+        )  # fmt: skip
+    small = holder.ask("POST", f"/{taken['id']}/extend", {"more": "0.5"})
+    assert (small.status_code, small.json()["held"]) == (200, "0.75")
+    by_tokens = holder.take(model=MODEL)["id"]
+    (record,) = [name for name in _names(stage) if name.endswith(f":hold:{by_tokens}")]
+    with redis.Redis.from_url(stage.redis_url, decode_responses=True) as client:  # at a very high price
+        said = json.loads(str(client.get(record)))
+        assert said["held"][3] > 0
+        said["held"][3] = 2**53 - 1
+        client.set(record, json.dumps(said), keepttl=True)
+    over = holder.ask("POST", f"/{by_tokens}/extend", {"more": 1})
+    assert (over.status_code, "more" in over.json()["detail"]) == (400, True)
 
 
 def test_a_hold_of_money_that_ends_by_itself_is_charged_as_held_and_no_token(stage: Stage) -> None:
@@ -353,8 +377,11 @@ def test_settled_extended_and_released_at_once_a_hold_has_one_end(stage: Stage) 
 
     charged = list[int]()
     with ThreadPoolExecutor(12) as pool:
-        for _ in range(rounds):
+        for number in range(rounds):
             id_ = holder.take(ttl_s=600)["id"]
+            if number % 2:  # its time is over, and no keeper has ended it yet
+                (record,) = [name for name in _names(stage) if name.endswith(f":hold:{id_}")]
+                _age(stage, record, "expires_ms", 700_000)
             answers = list(pool.map(hurried(id_), range(12)))
             assert {one.status_code for one in answers} <= {200, 204, 409}, [one.text for one in answers]
             settled = {one.text for one in answers[2::3] if one.status_code == 200}

@@ -23,6 +23,7 @@ from gateway.core.wait import Wait, begin
 from gateway.counters.admission.stored import UNREADABLE
 from gateway.counters.history_guard import ask_word
 from gateway.counters.layouts.packing import CODE, EXTEND, EXTENDED, account_keys
+from gateway.counters.layouts.states import HOLD_RECLAIMED, unpack_hold
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.cluster import RedisConnections
@@ -217,6 +218,10 @@ class CallerHolds:
         for gone in await self._index(hold.partition, index, hold.id.encode(), life_ms, self._ended_max):
             record, ended = (of(hold.partition, gone.decode()) for of in (keys.caller_hold, keys.hold_end))
             await self._ask(hold.partition, b"DEL", record.encode(), ended.encode())
+
+    async def is_gone(self, hold: CallerHold) -> bool:
+        raw = await self._ask(hold.partition, b"GET", keys.hold(hold.partition, hold.id).encode())
+        return not isinstance(raw, bytes) or unpack_hold(raw)[0].flags & HOLD_RECLAIMED > 0
 
     async def undecide(self, hold: CallerHold) -> None:
         await self._ask(hold.partition, b"DEL", _end(hold))

@@ -108,6 +108,7 @@ from gateway.http.tally import NEVER
 BODY_BYTES_MAX: Final = 1 << 20
 _JSON: Final = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 _REPLAYED: Final = (b"idempotent-replayed", b"true")
+_CHARGED: Final = "The time of the hold is over, and it was charged as held: settle it instead."
 
 
 async def take_hold(exchange: Exchange) -> None:
@@ -253,8 +254,8 @@ async def _settle_by(
                 await ports.objects.keep(hold.caller, made, KEPT_ANSWERS)
             end = await ports.holds.decide(hold, end)
         if end.released:
-            if not end.applied and holds_charged(hold, ports.holds.now_ms()):
-                raise CountersUnavailable(retry_after_s=1)  # whether it was charged before is not known yet
+            if not end.applied and not await _given_back(ports, hold, end):
+                raise CountersUnavailable(retry_after_s=1)  # it was charged as held: settled again, it counts
             raise HoldEnded("The hold was released: nothing can be charged for it any more.")
         if not end.applied:
             await _settle(ports, hold, end)
@@ -279,23 +280,18 @@ async def release_hold(exchange: Exchange) -> None:
 async def release(ports: Ports, caller: Caller, id_: str, route: str) -> None:
     """Release a caller's hold; raise `HoldEnded` if it was settled, or charged when it expired.
 
-    If the hold has expired, Redis is asked first: a hold that was charged is never marked as released, so
-    that a late settlement counts.
+    A hold that was charged is not marked as released, so that a late settlement counts.
     """
     hold = await ports.holds.find(caller, id_)
-    end, is_given_back = end_released(hold, route, ports.holds.now_ms()), False
-    if holds_charged(hold, ports.holds.now_ms()) and await ports.holds.end_of(hold) is None:
-        _check_given_back(await ports.counters.settle(end.settlement(hold)))
-        is_given_back = True
-    end = await ports.holds.decide(hold, end)
+    now_ms = ports.holds.now_ms()
+    expired = holds_charged(hold, now_ms) and await ports.holds.is_gone(hold)
+    if expired and await ports.holds.end_of(hold) is None:
+        raise HoldEnded(_CHARGED)
+    end = await ports.holds.decide(hold, end_released(hold, route, now_ms))
     if not end.released:
         raise HoldEnded("The hold was settled: what it was charged stays.")
-    if not end.applied:
-        settled = await _settle(ports, hold, end)
-        if not is_given_back and holds_charged(hold, ports.holds.now_ms()):
-            if settled is not SettleResult.DONE:
-                await ports.holds.undecide(hold)
-            _check_given_back(settled)
+    if not end.applied and not await _given_back(ports, hold, end):
+        raise HoldEnded(_CHARGED)
 
 
 async def delete_again(ports: Ports, raw: bytes) -> None:
@@ -312,15 +308,19 @@ async def _delete_again(ports: Ports, raw: bytes) -> None:
         await release(ports, wish.caller, wish.id, wish.route)
 
 
-def _check_given_back(settled: SettleResult) -> None:
-    """Raise the error of a release after the hold's expiry, unless Redis still released it.
+async def _given_back(ports: Ports, hold: CallerHold, end: HoldEnd) -> bool:
+    """Release a hold in Redis, as `end` has decided; False if the hold was charged when it expired.
 
-    It is `CountersUnavailable` if Redis cannot tell, `HoldEnded` if the hold was charged.
+    Then its stored end is deleted again.
     """
+    settled = await ports.counters.settle(end.settlement(hold))
     if settled is SettleResult.UNVERIFIED:
         raise CountersUnavailable(retry_after_s=1)
-    if settled is not SettleResult.DONE:
-        raise HoldEnded("The time of the hold is over, and it was charged as held: settle it instead.")
+    if settled is SettleResult.RECLAIMED and hold.unsettled == UNSETTLED_CHARGED:
+        await ports.holds.undecide(hold)
+        return False
+    await ports.holds.ended(hold, end)
+    return True
 
 
 def holds_charged(hold: CallerHold, now_ms: int) -> bool:
@@ -613,6 +613,11 @@ async def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[
         held.tokens + tokens, held.credits + request.credits, held.units, held.money + request.money,
         held.raw_tokens + request.raw_tokens,
     )  # fmt: skip
+    if max(wanted.tokens, wanted.credits, wanted.money, wanted.raw_tokens) > INTEGER_MAX or (
+        hold.unit == MONEY and hold.asked + asked > INTEGER_MAX
+    ):
+        most = "9007199.254740991 of its currency" if hold.unit == MONEY else "one call may"
+        raise InvalidRequest(f"more makes the hold larger than {most}.", param="more")
     return wanted, asked if isinstance(more, str) else more
 
 
@@ -639,8 +644,8 @@ def _prices_then(ports: Ports, hold: CallerHold, now_s: float) -> CallPrices:
     return CallPrices((dearest(vectors),) if len(vectors) > 1 else vectors, named, now_s - ago_s, hold.own)
 
 
-async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> SettleResult:
-    """Settle a hold in Redis as `end` has decided; return the result.
+async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> None:
+    """Settle a hold in Redis as `end` has decided.
 
     If Redis does not know the hold, it was settled before, or the keeper restores it.
     """
@@ -652,7 +657,6 @@ async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> SettleResult:
     counted = counted_of(hold, end)
     if counted is not None and settled is not SettleResult.UNKNOWN:
         ports.tally.charged(counted)
-    return settled
 
 
 async def _give_back(exchange: Exchange, hold: CallerHold) -> None:

@@ -73,6 +73,9 @@ class Holds:
     async def ended(self, hold: CallerHold, end: HoldEnd) -> None:
         end.applied = True
 
+    async def is_gone(self, hold: CallerHold) -> bool:
+        return False
+
     async def undecide(self, hold: CallerHold) -> None:
         raise AssertionError(hold)
 
