@@ -48,7 +48,12 @@ def test_streams_that_end_without_redis_are_complete_and_charged_once(broken_sta
     """Redis is frozen while they end, then killed; the second time the gateway is too, before it is back."""
     stack = broken_stack
     comparison = Comparison(stack)
-    _, other = stack.tenant(1000)
+    # Of the same organization, so that it is open again once the partition is.
+    _, row = stack.admin("GET", f"/tenants/{comparison.tenant}")
+    beside = stack.make(
+        "tenants", name="beside", plan_id=row["plan_id"], organization_id=row["organization_id"]
+    )
+    other = stack.make("api-keys", tenant_id=beside["id"])["key"]
     request = STREAMS[0].request(comparison.key, comparison.model, {"words": "100", "pause_s": "0.05"})
     for done, workers_die in ((0, False), (4, True)):
         pids = stack.pids
