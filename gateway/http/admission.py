@@ -481,8 +481,7 @@ def prices_of(
     if ports.refuse_unpriced or asking is not None:
         check_known(prices, call, asking)
     if ports.refuse_unpriced or own:
-        check_parts(call, prices.named, asking, by_cost)
-        know_reports(call, prices.named)
+        know_reports(call, check_parts(call, prices.named, asking, by_cost))
     return prices
 
 
@@ -493,8 +492,8 @@ def money_budgets(budgets: CallBudgets | None) -> CallBudgets | None:
 
 def check_parts(
     call: CallRequest, named: tuple[PriceMatch, ...], asking: CallBudgets | None, by_cost: bool
-) -> None:
-    """Raise `ModelNotPriced` if a tool, service tier or medium of a call has no price.
+) -> Vectors:
+    """Return the known prices of a call; raise `ModelNotPriced` if a tool, tier or medium has none.
 
     `named` are the prices of the models that the call names.
     """
@@ -504,6 +503,7 @@ def check_parts(
     if part is not None:
         of = " or ".join([one.model for one in named]) or "any model"
         raise ModelNotPriced(_unpriced(f"{part[0]} of {of}", asking, by_cost), param=part[1])
+    return vectors
 
 
 def named_prices(

@@ -72,7 +72,7 @@ from gateway.http.tally import NEVER
 
 _UNUSED = TokenUsage(units=0)
 # The life of a hold until its job is stored; no lease admits it.
-_OPENING_MS: Final = 60_000
+OPENING_MS: Final = 60_000
 _NO_FIELDS: frozenset[str] = frozenset()
 NO_UNITS: frozenset[str] = frozenset()
 _ADMITTED = Verdict.ADMITTED
@@ -149,7 +149,7 @@ class AdmittedCall:
             estimate = ports.estimator.hold(call, caller.organization_id, service.key, caller.key_id)
         claim, request = hold_request(
             caller, exchange.request_id, user, service, call, estimate, self.prices, budgets, routed.units,
-            self._raises is not None, _OPENING_MS if call.background else 0,
+            self._raises is not None, OPENING_MS if call.background else 0,
         )  # fmt: skip
         self.claim, self._request = claim, request
         decision = await reserve_hold(exchange, request, budgets)

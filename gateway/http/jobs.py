@@ -87,7 +87,7 @@ from gateway.http.admission import (
     prices_of,
     run_policies,
 )
-from gateway.http.charge import AdmittedCall, hold_request, reserve_hold
+from gateway.http.charge import OPENING_MS, AdmittedCall, hold_request, reserve_hold
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
 from gateway.http.protocol.answer import refuses
@@ -97,8 +97,7 @@ from gateway.http.server.exchange import Exchange
 _JSON: Final = [(b"content-type", b"application/json")]
 # Bytes of lines that are read at a time, before other organizations' work.
 _AT_ONCE: Final = 32 << 10
-# The life of the first, smallest hold of a batch, and how often it is renewed while lines are read.
-_READ_MS: Final = 60_000
+# How often the first, smallest hold of a batch is renewed while lines are read.
 _RENEWED_S: Final = 15.0
 # Members of a response that are shown before it is charged, and the statuses of a response with output.
 _OF_RUNNING: Final = ("id", "object", "status", "created_at", "model", "background")
@@ -445,7 +444,7 @@ async def _taken(
     with _naming(1):
         prices = prices_of(ports, caller, service, first, budgets)
     hold_id = id_of("hold", ports.refusals.now_ms(), of=exchange.request_id)
-    request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=_READ_MS, whole=True)
+    request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=OPENING_MS, whole=True)
     if budgets is not None:
         request.budgets, request.names = budgets.accounts, budgets.names
     least = replace(request)
@@ -509,8 +508,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
                     prices = prices_of(ports, caller, service, one, budgets)
                     models, prices = prices.named, at_batch_prices(prices)
                 elif ports.refuse_unpriced or by_cost or asking is not None:
-                    check_parts(one, models, asking, by_cost)
-                    know_reports(one, models)
+                    know_reports(one, check_parts(one, models, asking, by_cost))
             know_upstreams(worker, one, None, upstream)
             likely += _add(ports, request, one, prices, budgets)
         await worker.bodies.rest(ports.seconds() - began_s)

@@ -325,10 +325,10 @@ def _stored(sample: UsageSample | None) -> tuple[object, object]:
 def _news(found: Found, event: str, part: Decimal | None = None, **more: object) -> News:
     """Return an event about an account of a budget; `part` is the threshold that was reached, if any."""
     named = "" if part is None else f":{part.normalize():f}"
-    used_now, limit, _ = _amounts(found)
+    amounts = used_now, limit, _ = _amounts(found)
     occasion = f"{event}:{found.id}:{ms_of(found.start)}:{found.value}{named}:{limit}"
-    shown = [shown_amount(found.unit, amount) for amount in _amounts(found)]
-    used, amount, remaining = shown if found.unit == MONEY else _amounts(found)
+    shown = [shown_amount(found.unit, amount) for amount in amounts]
+    used, amount, remaining = shown if found.unit == MONEY else amounts
     data: dict[str, object] = {
         "budget_id": found.id, "budget": found.name, "organization_id": found.organization_id,
         "organization": found.organization, "each": found.each, "account": _account(found),

@@ -431,7 +431,7 @@ async def test_no_hold_outlives_its_call_before_its_job_is_stored(stage: Stage) 
 
 
 def has_lines(stage: Stage, count: int, last: object = "hi") -> None:
-    """Have the upstream's file be a batch of so many calls, the last of which says something else."""
+    """Set the upstream's file to a batch of `count` calls; the last call's content is `last`."""
     body = {"model": "draw", "max_tokens": 10}
     said = [{"messages": [{"role": "user", "content": one}]} for one in ["hi"] * (count - 1) + [last]]
     line = {"method": "POST", "url": "/v1/chat/completions"}

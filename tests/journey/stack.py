@@ -117,6 +117,17 @@ class Stack:
         made: Body = body
         return made
 
+    def apply(self, **objects: list[Body]) -> list[Body]:
+        """Plan objects of a configuration and apply them; the changes that were planned."""
+        written = {"objects": {name.replace("_", "-"): rows for name, rows in objects.items()}}
+        status, plan = self.admin("POST", "/configuration", written)
+        assert status == 200, plan
+        if plan["changes"]:
+            status, done = self.admin("POST", "/configuration", written | {"digest": plan["digest"]})
+            assert status == 200, done
+        changes: list[Body] = plan["changes"]
+        return changes
+
     def act(self, tenant_id: int, action: str, **fields: Any) -> Body:
         """An action on a tenant; its quota as it is then."""
         status, body = self.admin("POST", f"/tenants/{tenant_id}/{action}", fields or None)

@@ -41,11 +41,9 @@ class Payer:
         )  # fmt: skip
         said = {"name": "all", "unit": "money", "amount": LARGE[currency], "interval": "total"}
         if by_file:
-            written = {"objects": {"budgets": [{"organization": name, **said}]}}
-            status, plan = stage.admin("POST", "/configuration", written)
-            assert status == 200, plan
-            assert stage.admin("POST", "/configuration", written | {"digest": plan["digest"]})[0] == 200
-            assert not stage.admin("POST", "/configuration", written)[1]["changes"]
+            written = {"organization": name, **said}
+            assert len(stage.apply(budgets=[written])) == 1
+            assert not stage.apply(budgets=[written])
             [budget] = stage.admin("GET", f"/budgets?organization_id={organization['id']}")[1]["items"]
             self.budget = budget["id"]
         else:

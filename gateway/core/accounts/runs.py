@@ -258,6 +258,11 @@ def run_of(budget_id: int) -> int:
     return budget_id & ~1
 
 
+def counts_calls(budget_id: int) -> bool:
+    """Return whether a window is the one of a run's calls, and not of its amount."""
+    return is_run(budget_id) and budget_id == run_of(budget_id)
+
+
 def budget_id_of(random: bytes) -> int:
     """Return a new run's window id from 8 random bytes. In 50,000 runs two collide once in 900,000 times."""
     return BUDGET_ID_MIN + int.from_bytes(random) % (BUDGET_IDS // 2) * 2

@@ -276,12 +276,11 @@ class PriceMatch:
     stands_in: bool = False
 
 
-def know_reports(call: CallRequest, named: Sequence[PriceMatch]) -> None:
+def know_reports(call: CallRequest, vectors: Vectors) -> None:
     """Set that a call's answer `reports` its usage where its media are paid by tokens.
 
     Without a reported number of tokens such a call costs the amount held.
     """
-    vectors = [match.vector for match in named if match.vector is not None]
     if call.measured and not call.reports:
         call.reports = any(pictures_by_tokens(vector, call.measured) for vector in vectors)
     elif not call.reports and not all(set(vector.lacks) >= _MADE for vector in vectors):

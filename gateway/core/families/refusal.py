@@ -17,7 +17,7 @@ from gateway import errors
 from gateway.core.accounts.budgets import MONEY, REQUESTS, UNIT_OF, shown, shown_amount
 from gateway.core.accounts.limits import budget_headers, refusal_headers
 from gateway.core.accounts.refusals import RefusingLimit
-from gateway.core.accounts.runs import ENDED_CALLS, is_run, run_of
+from gateway.core.accounts.runs import ENDED_CALLS, counts_calls, is_run, run_of
 from gateway.core.accounts.spent_answers import SPENT, UNSAID, SpentAnswer, is_read_as_status
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
@@ -183,7 +183,7 @@ def _budget_exceeded(decision: Decision) -> Refusal:
     if decision.budget is not None and is_run(decision.budget.budget_id):
         window = decision.budget
         assert window is not None
-        if window.budget_id == run_of(window.budget_id) and decision.used >= ENDED_CALLS:
+        if counts_calls(window.budget_id) and decision.used >= ENDED_CALLS:
             return errors.RunEnded(f"The run {window.name} has ended.", retry_helps=False)
         said = f"{_of_budget(decision)}. {_resets(decision)}"
         return errors.RunExceeded(said, retry_helps=False)

@@ -30,7 +30,7 @@ from gateway.core.accounts.outbox import (
     money_moved,
     sign_of,
 )
-from gateway.core.accounts.runs import ENDED_CALLS, Run, is_run, run_of, value_of
+from gateway.core.accounts.runs import ENDED_CALLS, Run, counts_calls, value_of
 from gateway.core.integrity.recovery import AccountHead
 from gateway.core.model import INTEGER_MAX
 
@@ -433,8 +433,7 @@ def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey
             yield window, 0, used
         elif there.start_ms == window.start_ms:
             # An earlier version stops counting there: much money, and the calls of a run that has ended.
-            of_calls = is_run(window.budget_id) and window.budget_id == run_of(window.budget_id)
-            most = ENDED_CALLS if of_calls else INTEGER_MAX
+            most = ENDED_CALLS if counts_calls(window.budget_id) else INTEGER_MAX
             yield window, there.used, INTEGER_MAX if there.used == INTEGER_MAX and used >= most else used
 
 

@@ -313,9 +313,7 @@ async def _given_back(ports: Ports, hold: CallerHold, end: HoldEnd) -> bool:
 
     Then its stored end is deleted again.
     """
-    settled = await ports.counters.settle(end.settlement(hold))
-    if settled is SettleResult.UNVERIFIED:
-        raise CountersUnavailable(retry_after_s=1)
+    settled = await _settled(ports, hold, end)
     if settled is SettleResult.RECLAIMED and hold.unsettled == UNSETTLED_CHARGED:
         await ports.holds.undecide(hold)
         return False
@@ -649,14 +647,19 @@ async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> None:
 
     If Redis does not know the hold, it was settled before, or the keeper restores it.
     """
-    settlement = end.settlement(hold)
-    settled = await ports.counters.settle(settlement)
-    if settled is SettleResult.UNVERIFIED:
-        raise CountersUnavailable(retry_after_s=1)
+    settled = await _settled(ports, hold, end)
     await ports.holds.ended(hold, end)
     counted = counted_of(hold, end)
     if counted is not None and settled is not SettleResult.UNKNOWN:
         ports.tally.charged(counted)
+
+
+async def _settled(ports: Ports, hold: CallerHold, end: HoldEnd) -> SettleResult:
+    """Send the settlement of a hold to Redis; raise `CountersUnavailable` if its data is not verified."""
+    settled = await ports.counters.settle(end.settlement(hold))
+    if settled is SettleResult.UNVERIFIED:
+        raise CountersUnavailable(retry_after_s=1)
+    return settled
 
 
 async def _give_back(exchange: Exchange, hold: CallerHold) -> None:

@@ -134,6 +134,11 @@ class BudgetWorld:
             self.world.p, marker, organizations, went_on=went_on
         )
 
+    def take_up_layout(self) -> None:
+        """Have the partition written in today's layout, as once all programs read it."""
+        marker = keys.marker(self.world.p)
+        self.world.client.set(marker, packing.marker(*packing.read_marker(self.world.get(marker))))
+
     async def verify_again(self) -> int:
         """As after a restart of Redis; how many accounts of the partition were written."""
         for partition in range(PARTITIONS):
@@ -467,8 +472,7 @@ async def test_what_is_full_is_told_as_full(kept: BudgetWorld) -> None:
 
 
 async def test_money_beyond_2_to_53_is_counted_compared_and_rebuilt_exactly(kept: BudgetWorld) -> None:
-    marker = keys.marker(kept.world.p)
-    kept.world.client.set(marker, packing.marker(*packing.read_marker(kept.world.get(marker))))  # taken up
+    kept.take_up_layout()
     for call in [kept.reserve(1) for _ in range(3)]:
         call.settle(money=INTEGER_MAX - 1, raw_tokens=1)
     await kept.backend.flush()
@@ -482,8 +486,8 @@ async def test_money_beyond_2_to_53_is_counted_compared_and_rebuilt_exactly(kept
 
 
 async def test_a_lost_redis_counts_money_beyond_2_to_53_as_before(kept: BudgetWorld) -> None:
-    backend, client, marker = kept.backend, kept.world.client, keys.marker(kept.world.p)
-    client.set(marker, packing.marker(*packing.read_marker(kept.world.get(marker))))  # taken up
+    backend, client = kept.backend, kept.world.client
+    kept.take_up_layout()
     for call in [kept.reserve(1) for _ in range(3)]:
         call.settle(money=INTEGER_MAX - 1, raw_tokens=1)
     await backend.flush()
