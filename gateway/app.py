@@ -27,7 +27,6 @@ from gateway.core.credentials import Failures, peppers_of
 from gateway.core.histograms import Histogram
 from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import Directory
-from gateway.counters.admission.capacity import CapacityAccounts
 from gateway.counters.admission.lessons import SharedLessons
 from gateway.counters.admission.refusals import RefusedCalls
 from gateway.counters.admission.usage import Usages
@@ -40,7 +39,7 @@ from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import JOB, SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import StartError
-from gateway.feature import features, handlers, log_handlers, socket_opener
+from gateway.feature import features, handlers, limiter, log_handlers, socket_opener
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
@@ -239,7 +238,7 @@ def _ports(
         objects=door.objects,
         runs=door.runs,
         holds=door.holds,
-        capacity=CapacityAccounts(wires),
+        limiter=limiter(wires),
         jobs=Jobs(door.jobs, settings, log),
         estimator=estimator,
         tally=tally,

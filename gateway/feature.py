@@ -11,7 +11,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from gateway.cli.admin.commands import ListSource
     from gateway.core.alerts.messages import Delivery
     from gateway.core.calls.routes import Route as CallRoute
-    from gateway.http.ports import Answerer, Log, Ports
+    from gateway.counters.redis.cluster import RedisConnections
+    from gateway.http.ports import Answerer, Log, Ports, UpstreamLimiter
     from gateway.ops.doctor_redis import Finding
     from gateway.run.keeper_doors import AdminParts, KeeperParts, Routes, Work
     from gateway.settings.settings import Settings
@@ -121,6 +122,8 @@ class Feature:
     # Handlers of routed paths, by path; the function that serves a WebSocket client.
     handlers: Callable[[], Mapping[str, Answerer]] = dict
     open_socket: Answerer | None = None
+    # Makes a worker's limiter of calls to upstreams, from Redis and what `Ports.limiter` gets.
+    limiter: Callable[..., UpstreamLimiter] | None = None
     # Handlers of records in a gateway's settlement log, by kind.
     log_handlers: Callable[[Ports], Mapping[int, Callable[[bytes], Awaitable[None]]]] = lambda _: {}
     # The link in messages to webhooks, by event.
@@ -142,6 +145,12 @@ def handlers() -> dict[str, Answerer]:
 def log_handlers(ports: Ports) -> dict[int, Callable[[bytes], Awaitable[None]]]:
     """Return the features' handlers of records in the settlement log, by kind of record."""
     return {kind: one for each in features() for kind, one in each.log_handlers(ports).items()}
+
+
+def limiter(wires: RedisConnections) -> Callable[..., UpstreamLimiter] | None:
+    """Return the maker of a worker's limiter of upstreams, for `Ports.limiter`, if a feature has one."""
+    made = next((each.limiter for each in features() if each.limiter is not None), None)
+    return None if made is None else partial(made, wires)
 
 
 def socket_opener() -> Answerer | None:

@@ -1,5 +1,5 @@
 -- share: let calls in within an upstream's capacity and their shares, and give back what ended calls left.
--- needs: state batch capacity turns
+-- needs: state batch shares turns
 -- allows: oom (one short string an account, gone within two minutes; of calls at once an id each)
 -- KEYS[1] the account (cmsgpack), written only here  KEYS[2] its calls in flight, by when they are given up (ZSET)
 -- ARGV[1] limits as JSON: requests and tokens a minute, concurrency; 0 is none

@@ -35,7 +35,6 @@ SUBJECTS: dict[str, Entity] = {
     "business-models": catalogue.BUSINESS_MODELS,
     "services": catalogue.SERVICES,
     "models": catalogue.MODELS,
-    "shares": catalogue.SHARES,
     "organization-services": catalogue.ORGANIZATION_SERVICES,
     "subscription-plans": catalogue.SUBSCRIPTION_PLANS,
     "organization-subscriptions": subscriptions.SUBJECT,

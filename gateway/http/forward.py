@@ -78,9 +78,9 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
         raise ClientGone
     if exchange.body_failure is not None:
         raise exchange.body_failure
-    if upstream.capacity is not None and admitted.charges:
+    if upstream.limiter is not None and admitted.charges:
         waits = last or FALLBACK_LIMITED not in call.fallback
-        await worker.capacity.take(exchange, admitted, upstream, waits)
+        await upstream.limiter.take(exchange, admitted, upstream, waits)
     upstream.admit(admitted.caller.organization_id)
     exchange.upstream = upstream
     if not exchange.began_upstream:
@@ -206,8 +206,8 @@ def _take_head(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, a
     worker.ports.tally.answered(upstream.name, answer.status)
     if answer.status in {401, 403}:
         _tell_of_key(exchange, upstream, answer.status)
-    if upstream.capacity is not None and upstream.capacity.learned:
-        worker.capacity.learn(upstream, exchange.model_sent or call.model, exchange.key, answer)
+    if upstream.limiter is not None:
+        upstream.limiter.learn(upstream, exchange.model_sent or call.model, exchange.key, answer)
     if answer.status in LIMITED:  # pause the upstream for the time in the answer's head
         tokens = call.input_estimate + (call.output_max or 0) * call.choices
         wait_s, spent = wait_hint(answer.lines[1:], tokens, worker.ports.refusals.now_ms() / 1000)

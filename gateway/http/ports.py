@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
-from gateway.core.accounts.definitions import ModelLists
+from gateway.core.accounts.definitions import ModelLists, Share
 from gateway.core.accounts.jobs import Job
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.accounts.run_policies import CallRunPolicies
@@ -16,12 +16,12 @@ from gateway.core.accounts.runs import Run
 from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.capacity import CapacityAsk, CapacityEnd, CapacityLimits, Share
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import ModelRule, Route
 from gateway.core.circuit_breaker import CircuitBreaker, UnreportedFailures
 from gateway.core.credentials import Failures
 from gateway.core.families.family import KEPT_OBJECTS
+from gateway.core.http_limits import HttpLimits
 from gateway.core.lru import CachePool
 from gateway.core.model import (
     Attribution,
@@ -35,6 +35,7 @@ from gateway.core.model import (
     SettleResult,
 )
 from gateway.core.traces import Parent, Span, Trace
+from gateway.http.protocol.answer import AnswerHead
 from gateway.http.tally import Tally
 from gateway.http.upstream.dialing import LookUp, by_system
 
@@ -294,25 +295,26 @@ class JobsPort(Protocol):
         """
 
 
-class CapacityPort(Protocol):
-    """Accounts of upstreams' capacity in Redis."""
+class UpstreamLimiter(Protocol):
+    """Calls wait at it for the stated capacity of their upstream; one serves all upstreams of a worker."""
 
-    def ask(  # noqa: PLR0917  # whose account, who asks, and what changed since it was asked last
-        self,
-        account: tuple[str, str],
-        limits: CapacityLimits,
-        asks: Sequence[CapacityAsk],
-        ended: Sequence[CapacityEnd],
-        over: Sequence[str],
-        going: Sequence[str],
-    ) -> Awaitable[list[int]]:
-        """Request capacity for calls from an account, which is an upstream's name and a model.
+    def renew(self, limits: HttpLimits) -> None:
+        """Apply these limits from the next call on."""
 
-        Return the milliseconds until the next call may have room, then for each of `asks` 0 (wait), 1
-        (admitted) or 2 (admitted by its share's guarantee). `ended` are amounts that ended calls did not use.
-        `over` are the ids of ended calls, and `going` those of running calls. Fails with
-        `CountersUnavailable`, or with `CountersRefused` if certainly nothing was done.
+    def take(self, exchange: Any, admitted: Any, upstream: Any, waits: bool) -> Awaitable[None]:
+        """Acquire the capacity of an upstream that an `AdmittedCall` needs, or wait for room.
+
+        Raise `UpstreamFull` if the wait is too long, or at once if there is no room and `waits` is False.
         """
+
+    def learn(self, upstream: Any, model: str, key: int, answer: AnswerHead) -> None:
+        """Store the limits that an answer's head states for a model; `key` is the index of the credential."""
+
+    def snapshot(self) -> dict[str, object]:
+        """Return the metrics of waiting and refused calls as values for JSON."""
+
+    def finish(self) -> Awaitable[None]:
+        """Wait a moment until the last ended calls are reported."""
 
 
 class CountersPort(Protocol):
@@ -356,7 +358,7 @@ class Ports:
     unless requests are traced (`TracedPlane`). With `refuse_unpriced` a model without a price is refused.
     `look_up` resolves an upstream's host name. Keys digested under `earlier_peppers` are accepted. `answers`
     are routes of features, `handlers` answer paths that already have a route, and `open_socket` continues a
-    call as a WebSocket.
+    call as a WebSocket. `limiter` makes an `UpstreamLimiter` from these ports, the event loop and limits.
     """
 
     directory: DirectoryPort
@@ -375,7 +377,7 @@ class Ports:
     holds: HoldsPort
     jobs: JobsPort | None = None
     access_log: bool = False
-    capacity: CapacityPort | None = None
+    limiter: Callable[..., UpstreamLimiter] | None = None
     failing: UnreportedFailures = field(default_factory=UnreportedFailures)
     refuse_unpriced: bool = False
     tracer: Tracer | None = None

@@ -103,9 +103,6 @@ class Tally:
     # By upstream: seconds for which it is paused, summed over models, and calls refused in that time.
     cooling_seconds: dict[str, float] = field(default_factory=dict)
     cooled_calls: dict[str, int] = field(default_factory=dict)
-    # By upstream: seconds that calls waited for its capacity, and number of calls that waited in vain.
-    capacity_wait_seconds: dict[str, Histogram] = field(default_factory=dict)
-    capacity_refused_calls: dict[str, int] = field(default_factory=dict)
     # By upstream and cause: calls that went to another target.
     fallbacks: dict[tuple[str, str], int] = field(default_factory=dict)
 
@@ -152,13 +149,6 @@ class Tally:
         """Count an answer of an upstream."""
         answers = self.upstream_answers[upstream]
         answers[status] = answers.get(status, 0) + 1
-
-    def capacity_waited(self, upstream: str, seconds: float) -> None:
-        """Observe the seconds that a call waited for its upstream's capacity."""
-        waits = self.capacity_wait_seconds.get(upstream)
-        if waits is None:
-            waits = self.capacity_wait_seconds[upstream] = Histogram()
-        waits.observe(seconds)
 
     def passed_over(self, upstream: str, cause: str) -> None:
         """Count a call that went to the next target after this upstream failed."""
@@ -264,10 +254,6 @@ class Tally:
             "upstream_connections": self.upstream_connections,
             "upstream_cooling_seconds": list(self.cooling_seconds.items()),
             "upstream_cooled_calls": list(self.cooled_calls.items()),
-            "capacity_wait_seconds": {
-                name: each.snapshot() for name, each in self.capacity_wait_seconds.items()
-            },
-            "capacity_refused_calls": list(self.capacity_refused_calls.items()),
             "upstream_fallbacks": [(*series, count) for series, count in self.fallbacks.items()],
             "upstream_failures": [(*series, count) for series, count in self.upstream_failures.items()],
             "upstream_answers": [

@@ -24,8 +24,6 @@ from gateway.core.calls.binding import (
     makes_batches,
     reach_of,
 )
-from gateway.core.calls.capacity import MODELS_MAX as OWN_LIMITS_MAX
-from gateway.core.calls.capacity import PER_MINUTE_MAX, Capacity, CapacityLimits
 from gateway.core.calls.models import conflict
 from gateway.core.calls.routes import (
     AWS_FIELDS,
@@ -34,8 +32,11 @@ from gateway.core.calls.routes import (
     PARAMETER,
     PATHS_MAX,
     PATTERN_CHARACTERS_MAX,
+    PER_MINUTE_MAX,
     TARGETS_MAX,
     TOLD,
+    Capacity,
+    CapacityLimits,
     ModelRule,
     ModelTarget,
     Route,
@@ -48,6 +49,7 @@ from gateway.core.calls.routes import (
     expression_of,
     read_pattern,
 )
+from gateway.core.calls.routes import MODELS_MAX as OWN_LIMITS_MAX
 from gateway.core.families import mcp
 from gateway.core.families.registry import ALL, FAMILIES, SHAPES
 from gateway.core.http_limits import Count, Seconds

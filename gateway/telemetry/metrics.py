@@ -57,7 +57,6 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "upstream_cooled_calls upstream": "Calls refused while their upstream is left alone.",
         "upstream_fallbacks upstream cause":
             "Calls of a model for which another upstream was asked, since this one failed.",
-        "capacity_refused_calls upstream": "Calls refused as their upstream had no room.",
         "upstream_connections": "Connections made to upstreams.",
         "worker_restarts why": "Gateway workers started again by their supervisor.",
         "client_disconnects": "Clients that hung up before their answer was complete.",
@@ -90,7 +89,6 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "client_connections": "Connections of clients that are open.",
         "upstream_connections_open upstream state": "Connections to upstreams.",
         "upstream_credentials_missing upstream": "Workers without valid credentials for an upstream.",
-        "capacity_waiting upstream": "Calls that wait for their upstream's capacity.",
         "cache_bytes cache": "Bytes that the caches of gateway workers hold, added for each worker.",
         "buffered_bytes": "Bytes of requests and answers kept for slow ends.",
         "issuers_unread issuer": "Workers that could not read the keys of an issuer.",
@@ -151,7 +149,6 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "overhead_seconds": "Time the gateway itself added to a request.",
         "upstream_seconds upstream": "Time from sending a request upstream to the answer's end.",
         "first_token_seconds": "Time from a request's first byte to the first of a stream.",
-        "capacity_wait_seconds upstream": "How long calls waited that found no room at once.",
         "script_seconds script": "Time from sending a script to its answer.",
         "flush_seconds": "Time of one flush, from read to acknowledge.",
         "admin_request_seconds part": "Time of an answer of the admin port.",

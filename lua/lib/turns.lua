@@ -1,4 +1,4 @@
--- turns: the order in which calls draw from an account of an upstream's capacity. Needs capacity.
+-- turns: the order in which calls draw from an account of an upstream's capacity. Needs shares.
 -- Whether the guaranteed part of its share covers a call; for that the account may be in debt, by ten seconds of its flow.
 function capacity.is_guaranteed(one, limits, share, asked)
   if asked.requests == 0 and asked.tokens == 0 then return false end

@@ -38,6 +38,7 @@ from gateway.core.accounts.definitions import (
     OrganizationTerms,
     PricesDefinition,
     ServiceUse,
+    Share,
     TenantAccount,
     TenantDefinition,
     UserDefinition,
@@ -47,7 +48,6 @@ from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicies, RunPoli
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
 from gateway.core.billing.money import read_pricing
 from gateway.core.billing.price_book import read_price
-from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import EVERYBODY, ModelRule, ModelTarget
 from gateway.core.model import Limits, Service
 from gateway.core.times import ZoneOffset, ms_of

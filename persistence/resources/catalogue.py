@@ -1,4 +1,4 @@
-"""The catalogue: services, models, shares, plans, prices and exchange rates; a change reloads gateways."""
+"""The catalogue: services, models, plans, prices and exchange rates; a change reloads gateways."""
 
 from __future__ import annotations
 
@@ -49,7 +49,6 @@ from gateway.core.billing.price_book import (
     read_rate,
 )
 from gateway.core.billing.vector import ExchangeRate
-from gateway.core.calls.capacity import SHARES_MAX
 from gateway.core.calls.routes import MODELS_MAX
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
 from gateway.core.times import ms_of
@@ -65,7 +64,6 @@ from persistence.entity import (
     live,
     lock,
     refuse_while_referenced,
-    require,
 )
 from persistence.resources import people
 from persistence.tables import (
@@ -79,9 +77,7 @@ from persistence.tables import (
     organization_subscription,
     price,
     service,
-    share,
     subscription_plan,
-    tenant,
     token_plan,
 )
 
@@ -309,40 +305,6 @@ MODELS = Entity(
     check_row=check_targets,
     define=define,
     defining=frozenset({"targets", "fallback", "output_max", "context"}),
-)
-
-
-# Shares of an upstream's capacity: of an organization, or of one tenant (with its organization).
-def create_share(change: EntityWrite) -> Row:
-    values = dict(change.command.values)
-    of_tenant = values.get("tenant_id")
-    if (values.get("organization_id") is None) == (of_tenant is None):
-        raise Unprocessable(errors=(("organization_id", "is required, unless there is a tenant_id instead"),))
-    require(change)
-    if of_tenant is not None:
-        owner = select(tenant.c.organization_id).where(tenant.c.id == of_tenant)
-        values["organization_id"] = change.connection.execute(owner).scalar_one()
-    change.command = replace(change.command, values=values)
-    count = select(func.count()).select_from(share)
-    if change.count(share, lambda: change.connection.execute(count).scalar_one()) >= SHARES_MAX:
-        raise Conflict(f"There are {SHARES_MAX} shares, which is the most.")
-    return entity.create(change)
-
-
-_shares_here = share.c
-_of_organization = case((_shares_here.tenant_id.is_(None), _shares_here.organization_id))
-
-SHARES = Entity(
-    share,
-    source=select(
-        *(one for one in _shares_here if one.name != "organization_id"),
-        _of_organization.label("organization_id"),
-    ),
-    conditions={"organization_id": lambda value: _of_organization == value},
-    verbs={**entity.VERBS, "create": create_share},
-    refers={"organization_id": organization, "tenant_id": tenant},
-    define=define,
-    defining=frozenset({"weight", "guaranteed", "priority"}),
 )
 
 

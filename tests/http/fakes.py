@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from gateway.core.accounts.budgets import Budget, CallAttributes
 from gateway.core.accounts.call_budgets import CallBudgets, OrganizationBudgets
-from gateway.core.accounts.definitions import ModelLists
+from gateway.core.accounts.definitions import ModelLists, Share
 from gateway.core.accounts.outbox import read_facts, told_of
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
@@ -20,7 +20,6 @@ from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.billing.stand_ins import NO_STAND_INS
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule, Route
 from gateway.core.families.family import KEPT_OBJECTS
 from gateway.core.model import (

@@ -31,7 +31,6 @@ from gateway.errors import Refusal
 from gateway.feature import handlers, socket_opener
 from gateway.http.ports import (
     Answerer,
-    CapacityPort,
     CountersPort,
     HoldsPort,
     JobsPort,
@@ -39,6 +38,7 @@ from gateway.http.ports import (
     Ports,
     Tokens,
     Tracer,
+    UpstreamLimiter,
 )
 from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
@@ -438,7 +438,7 @@ async def staged(
     others: tuple[UpstreamTarget, ...] = (),
     models: tuple[ModelRule, ...] = (),
     of_target: dict[str, object] | None = None,
-    capacity: CapacityPort | None = None,
+    limiter: Callable[..., UpstreamLimiter] | None = None,
     answers: Mapping[Route, Answerer] | None = None,
     **limits: float,
 ) -> AsyncIterator[Stage]:
@@ -464,7 +464,7 @@ async def staged(
             refuse_unpriced=refuses_unpriced,
             look_up=look_up,
             earlier_peppers=earlier_peppers,
-            capacity=capacity,
+            limiter=limiter,
             jobs=jobs,
             counters=counters or stage.counters,
             answers=answers or {},

@@ -8,7 +8,7 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -17,7 +17,7 @@ from gateway.core.http_limits import HttpLimits
 from gateway.core.network import DIRECT
 from gateway.core.shares import FairShares
 from gateway.features.agents.gateway import EACH_BYTES, TELEMETRY_BYTES_MAX, Collector, OneOrigin
-from gateway.http.capacity import CapacityQueues
+from gateway.features.capacity.queues import CapacityQueues
 from gateway.http.ports import Ports
 from gateway.http.server.buffers import Buffers
 from gateway.http.turns import AT_ONCE_BYTES_MAX, REST_S_MAX, TIME_SHARE, TURN_S_MAX, FairQueue, LargeBodies
@@ -75,7 +75,7 @@ async def default_shares() -> dict[str, tuple[FairShares, int]]:
     """Every share of a worker at the defaults, with the largest thing that one may ask of it."""
     limits = HttpLimits()
     buffers, body = Buffers(limits), limits.body_bytes_max
-    capacity = CapacityQueues(cast("Ports", None), asyncio.get_running_loop(), limits)
+    capacity = CapacityQueues(cast("Any", None), cast("Ports", None), asyncio.get_running_loop(), limits)
     collector = Collector("", DIRECT, lambda *_, **__: None)
     origin = OneOrigin("", Peppers(b"pepper"), lambda *_, **__: None)
     found = {

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.core.calls.capacity import CapacityAsk, CapacityEnd
 from gateway.counters.redis import keys
+from gateway.features.capacity.accounts import CapacityAsk, CapacityEnd
 from tests.builders import World
 
 P, NAMES = keys.capacity("openai", "")

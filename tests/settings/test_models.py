@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.calls.capacity import Capacity, CapacityLimits
-from gateway.core.calls.routes import ModelRule, ModelTarget, TokenCounts, UpstreamFacts, UpstreamTarget
+from gateway.core.calls.routes import (
+    Capacity,
+    CapacityLimits,
+    ModelRule,
+    ModelTarget,
+    TokenCounts,
+    UpstreamFacts,
+    UpstreamTarget,
+)
 from gateway.errors import SettingError
 from gateway.settings.settings import Settings, from_json, load, to_json
 

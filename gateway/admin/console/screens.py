@@ -183,13 +183,6 @@ SCREENS = {
             is_staffs=True,
         ),
         Screen(
-            "Catalogue", "shares", "Shares of capacity", "share",
-            ("upstream", "model", "organization_id", "tenant_id", "weight", "guaranteed", "priority"),
-            empty="No share yet: callers share an upstream's capacity alike.",
-            newest_first=False,
-            is_staffs=True,
-        ),
-        Screen(
             "Catalogue", "business-models", "Business models", "business model",
             ("name", "display_name", "meter", "description"), newest_first=False, is_more=True,
             is_staffs=True,

@@ -63,7 +63,6 @@ from gateway.admin.resources.values import (
 from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, RowScope, access
 from gateway.core.billing.price_book import BASE_CURRENCY, KINDS, MATCHES, SOURCES
 from gateway.core.billing.price_book import OPERATOR as BY_OPERATOR
-from gateway.core.calls.capacity import WEIGHT_MAX
 from gateway.core.calls.routes import PATHS_MAX, TARGETS_MAX
 
 TIERS_MAX = 100
@@ -245,37 +244,6 @@ class ModelCreate(In):
 Model = answer_of(ModelCreate, "A model that callers ask for, and the upstreams that answer.", name=str)
 
 
-class GuaranteedPart(In):
-    """The part of a capacity that is guaranteed to calls of a share; null or left out: not guaranteed."""
-
-    requests_per_minute: PositiveAmount | None = None
-    tokens_per_minute: PositiveAmount | None = None
-
-
-Priority = Literal["interactive", "batch"]
-
-
-class ShareCreate(In):
-    """A new share of an upstream's capacity: of an organization, or of one tenant."""
-
-    upstream: UpstreamName = Field(description="The upstream, as gateways' configuration names it.")
-    model: AskedModel | None = optional(
-        "Of calls of this model, as the upstream calls it; null is every model."
-    )
-    organization_id: Id | None = optional("Whose calls, unless it is a tenant's.")
-    tenant_id: Id | None = optional("The tenant whose calls they are.")
-    weight: Annotated[int, Field(strict=True, ge=1, le=WEIGHT_MAX)] = Field(
-        default=1, description="What it has of all that nobody else uses, beside the weights of others."
-    )
-    guaranteed: Annotated[GuaranteedPart | None, AS_STORED] = optional("What it has whatever others do.")
-    priority: Priority = Field(
-        default="interactive", description="The highest priority of its calls; interactive ones go first."
-    )
-
-
-Share = answer_of(ShareCreate, "A share of an upstream's capacity.")
-
-
 class OrganizationServiceCreate(In):
     """The terms that an organization negotiated for a service."""
 
@@ -382,17 +350,6 @@ RESOURCES = (
         deletable=True,
         filters=filters("organization_id name:text"),
         declared=ConfigDeclaration(by=("organization_id", "name")),
-    ),
-    Resource(
-        name="shares",
-        access=access(OPERATOR, of_all=("create", "change", "delete")),
-        description="Who has which share of an upstream's capacity.",
-        out=Share,
-        create=ShareCreate,
-        patch=patch_of(ShareCreate, without=("upstream", "model", "organization_id", "tenant_id")),
-        deletable=True,
-        filters=filters("upstream:text organization_id tenant_id"),
-        declared=ConfigDeclaration(by=("organization_id", "tenant_id", "model", "upstream")),
     ),
     Resource(
         name="organization-services",

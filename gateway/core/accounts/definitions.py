@@ -15,9 +15,8 @@ from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.price_book import BASE_CURRENCY
 from gateway.core.billing.vector import ExchangeRate, ModelPrice
-from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule
-from gateway.core.model import INTERACTIVE, UNSETTLED_CHARGED, USER_ACCEPTED, Limits, Service
+from gateway.core.model import BATCH, INTERACTIVE, UNSETTLED_CHARGED, USER_ACCEPTED, Caller, Limits, Service
 
 CATALOGUE_ACCOUNT = "catalogue"
 PRICES_ACCOUNT = "prices"
@@ -135,6 +134,33 @@ class UserDefinition:
     organization_id: int
     user: str
     limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of an upstream's capacity for an organization, or for one tenant (`tenant_id` not 0).
+
+    An empty `model` means all models. The minute limits are guaranteed (0 for none), the rest is shared by
+    `weight`, and `priority` is the highest priority of its calls.
+    """
+
+    upstream: str
+    model: str
+    organization_id: int
+    tenant_id: int = 0
+    weight: int = 1
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    priority: str = INTERACTIVE
+
+    @property
+    def name(self) -> str:
+        """The name of this share in the counters of capacity: `o7` for an organization, `t7` for a tenant."""
+        return f"t{self.tenant_id}" if self.tenant_id else f"o{self.organization_id}"
+
+    def is_batch(self, caller: Caller, claimed: str) -> bool:
+        """Return whether a call has batch (low) priority, by `claimed` in its header, its key or share."""
+        return BATCH in {claimed or caller.priority, self.priority}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from ipaddress import IPv6Address, ip_address
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
-from gateway.core.calls.capacity import Capacity
 from gateway.core.model import GENERIC, Family
 from gateway.core.network import Proxies, Proxy
 
@@ -96,6 +95,32 @@ UpstreamAuth = Literal["header", "aws", "google"]
 
 # Placeholders in an upstream's header that name the caller.
 TOLD = re.compile(r"\{(organization|tenant|priority)\}")
+
+
+# The capacity of an upstream, as its operator states it.
+MODELS_MAX = 100
+PER_MINUTE_MAX = 10**12
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityLimits:
+    """The limits that all calls of an account share; 0 is no limit."""
+
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    concurrency: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The limits of an upstream, and of models with their own limits, whose calls count there alone.
+
+    With `learned`, each model has an account with the limits that answers to its calls state.
+    """
+
+    limits: CapacityLimits = CapacityLimits()
+    models: tuple[tuple[str, CapacityLimits], ...] = ()
+    learned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,12 @@ from dataclasses import replace
 from typing import Final
 
 from gateway.core.accounts.call_budgets import OrganizationBudgets
-from gateway.core.accounts.definitions import NO_LISTS, NegotiatedTerms, OrganizationTerms
+from gateway.core.accounts.definitions import NO_LISTS, NegotiatedTerms, OrganizationTerms, Share
 from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.run_policies import NO_POLICIES
 from gateway.core.billing.price_book import PriceBook
 from gateway.core.billing.sellers import Seller
 from gateway.core.billing.vector import ModelPrice, Vector
-from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule
 from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated, other_currency
 from gateway.core.lru import the_one

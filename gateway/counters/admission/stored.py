@@ -10,13 +10,12 @@ from zlib import crc32
 import msgspec
 
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.definitions import NO_LISTS, OrganizationTerms
+from gateway.core.accounts.definitions import NO_LISTS, OrganizationTerms, Share
 from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicy
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
 from gateway.core.billing.price_book import KINDS, NAMED_ALONE, of_tier
 from gateway.core.billing.sellers import is_known_by_name
 from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
-from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule
 from gateway.core.layout import UnknownLayout
 from gateway.core.model import INTERACTIVE, UNSETTLED_CHARGED, USER_ACCEPTED, Caller, Service

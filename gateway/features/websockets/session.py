@@ -222,8 +222,9 @@ class LiveSocket(WebSocket):
             admitted.answered_by(targets.index(self._aimed))
         (exchange.upstream_name, exchange.model_sent), exchange.key = self._aimed, self._key
         upstream = exchange.worker.upstreams.get(exchange.upstream_name)
-        if upstream is not None and upstream.capacity is not None and admitted.charges and not self._is_due:
-            await exchange.worker.capacity.take(exchange, admitted, upstream, True)
+        limiter = None if upstream is None else upstream.limiter
+        if limiter is not None and admitted.charges and not self._is_due:
+            await limiter.take(exchange, admitted, upstream, True)
 
     def _begin_turn(self, exchange: Exchange, admitted: AdmittedCall) -> Link:
         """Create the link (connection to the upstream) of a turn, with a meter.

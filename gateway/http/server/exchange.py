@@ -21,7 +21,6 @@ from gateway.core.traces import Trace
 from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, RequestTooLarge
 from gateway.http.ports import Ports
-from gateway.http.protocol.answer import AnswerHead
 from gateway.http.routing.head import CallHead, HeadReader
 from gateway.http.routing.openings import UpstreamOpening
 from gateway.http.server.buffers import Buffers, RequestDriver, bare
@@ -163,13 +162,6 @@ class RequestBody:
         return wait
 
 
-class _CapacityTurns(Protocol):
-    """The parts of `CapacityQueues` that a call uses; `admitted` is its `AdmittedCall`."""
-
-    async def take(self, exchange: Exchange, admitted: Any, upstream: Upstream, waits: bool) -> None: ...
-    def learn(self, upstream: Upstream, model: str, key: int, answer: AnswerHead) -> None: ...
-
-
 # The state that all requests of one worker share.
 @dataclass(frozen=True, slots=True)
 class Worker:
@@ -177,8 +169,8 @@ class Worker:
 
     `bounds` are the maxima that meters believe. `heads` reads heads with its cache. `buffers` counts bytes
     for slow connections, `bodies` queues large bodies. `workloads` has digests of keys by the URI of a client
-    certificate. `models` are the configured models, `capacity` the queues for upstreams' capacity. `sockets`
-    counts WebSockets, and `sockets_keep` the bytes that they store.
+    certificate. `models` are the configured models. `sockets` counts WebSockets, and `sockets_keep` the bytes
+    that they store.
     """
 
     ports: Ports
@@ -191,7 +183,6 @@ class Worker:
     bodies: LargeBodies
     workloads: Mapping[str, tuple[str, ...]]
     models: ConfiguredModels
-    capacity: _CapacityTurns
     sockets: FairShares
     sockets_keep: FairShares
 

@@ -17,7 +17,6 @@ from gateway.core.families.registry import BATCH_AT, BATCHES, JOBS, LISTS
 from gateway.core.http_limits import HttpLimits
 from gateway.core.shares import FairShares
 from gateway.errors import InternalError, Overloaded, StartError, UnknownRoute, UpgradeRefused
-from gateway.http.capacity import CapacityQueues
 from gateway.http.identity import key_digests
 from gateway.http.jobs import create_batch, remake, tell_job
 from gateway.http.lists import list_objects
@@ -316,7 +315,7 @@ class DataPlane:
         self.lingering = FairShares(limits.lingering_max, limits.lingering_each_max)
         self.sockets, self.sockets_keep = FairShares(), FairShares()
         self.bodies = LargeBodies(loop, ports.seconds)
-        self.capacity = CapacityQueues(ports, loop, limits)
+        self.limiter = None if ports.limiter is None else ports.limiter(ports, loop, limits)
         self._ports = ports
         own: dict[str, Answerer] = {route.path: answerer for route, answerer in ports.answers.items()}
         self._open_socket: Answerer = ports.open_socket or refuse_upgrade
@@ -360,6 +359,9 @@ class DataPlane:
         missing |= {target.upstream for model in models for target in model.targets}
         if missing - by_name.keys():
             raise StartError(f"No upstream is configured by the name {min(missing - by_name.keys())}.")
+        limited = [target.name for target in targets if target.capacity is not None]
+        if self.limiter is None and limited:
+            raise StartError(f"upstreams.{limited[0]}.capacity: the feature `capacity` is not installed")
         ports = self._ports
         bindings = WorkerBindings(tuple(routes), by_name, services, ports.directory, ports.log, configured)
         router = HeadRouter((*ports.answers, *routes), by_name, bindings, limits)
@@ -377,7 +379,7 @@ class DataPlane:
             if not same or there is None:
                 there = Upstream(
                     target, self.clock, self.turns, limits, ports.tally, self._pepper, ports.log,
-                    ports.look_up,
+                    ports.look_up, None if target.capacity is None else self.limiter,
                 )  # fmt: skip
                 before = self._upstreams.get(name)
                 if before is not None and before.target == target:
@@ -391,7 +393,8 @@ class DataPlane:
         self.buffers.renew(limits)
         self.sockets.bound_by_share(limits.sockets_max, limits.sockets_share)
         self.sockets_keep.bound_by_share(limits.sockets_kept_bytes_max, limits.sockets_share)
-        self.capacity.renew(limits)
+        if self.limiter is not None:
+            self.limiter.renew(limits)
         ports.tally.begin_with(upstreams)
         ports.cooling.bound(limits.upstream_cooling_s_max, ports.seconds())
         self.limits, self.heads, self._upstreams = limits, heads, upstreams
@@ -406,7 +409,6 @@ class DataPlane:
             self.bodies,
             digests,
             configured,
-            self.capacity,
             self.sockets,
             self.sockets_keep,
         )
@@ -448,7 +450,7 @@ class DataPlane:
             "requests_in_flight": self.calls,
             "client_connections": len(self._connections),
             "upstream_connections_open": rows,
-            "capacity_waiting": self.capacity.waiting(),
+            **({} if self.limiter is None else self.limiter.snapshot()),
             "upstream_credentials_missing": [
                 (name, int(not one.is_ready(time.time()))) for name, one in self.signers()
             ],
@@ -490,7 +492,8 @@ class DataPlane:
         self.draining = True
         if not await self._stopping.run(grace_s, self.limits, self._shut_port):
             self._ports.log("drain_incomplete", calls=self.calls, level="warning")
-        await self.capacity.finish()
+        if self.limiter is not None:
+            await self.limiter.finish()
         for upstream in [*self._upstreams.values(), *self._left]:
             upstream.close()
         self.clock.stop()

@@ -28,6 +28,7 @@ from gateway.core.shares import FairShares
 from gateway.core.wait import AwakeTimeout, Wait
 from gateway.errors import Overloaded, Refusal, UpstreamTimeout, UpstreamUnreachable
 from gateway.files import Seen, https_with, is_readable, require_regular, seen
+from gateway.http.ports import UpstreamLimiter
 from gateway.http.protocol.answer import AnswerHead, UpstreamSide
 from gateway.http.protocol.framing import AWAITED, BODY, COMPLETE, OWED, Malformed
 from gateway.http.tally import NEVER, Tally, TickClock
@@ -118,20 +119,21 @@ class Upstream:
     `certificate_end` is the end of the last seen certificate as Unix time. `accounts` identify the owner of
     the upstream's limits, one for each key: targets with the same address and credential share one. `signer`
     signs requests if the target needs that. `contexts` are context lengths of models from the upstream's own
-    list, which is read while `listed`.
+    list, which is read while `listed`. Calls wait at the `limiter` for the capacity that the target states.
 
     A call that was admitted by `admit` may use one connection, idle or new; `release` ends that.
     """
 
     __slots__ = (
         "_clock", "_connecting", "_idle", "_left", "_limits", "_links", "_names", "_place", "_shares",
-        "_tally", "_turns", "accounts", "capacity", "certificate_end", "contexts", "listed", "name", "signer",
+        "_tally", "_turns", "accounts", "certificate_end", "contexts", "limiter", "listed", "name", "signer",
         "target",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
         self, target: UpstreamTarget, clock: TickClock, turns: FairQueue, limits: HttpLimits, tally: Tally,
         pepper: bytes, log: Callable[..., None], look_up: LookUp = by_system,
+        limiter: UpstreamLimiter | None = None,
     ) -> None:  # fmt: skip
         self.name = target.name
         self.accounts = tuple([_account(target, key, pepper) for key in target.keys or ((),)])
@@ -141,7 +143,7 @@ class Upstream:
                 upstream_first_byte_s=target.first_byte_s or limits.upstream_first_byte_s,
                 upstream_idle_s=target.idle_s or limits.upstream_idle_s,
             )
-        self.target, self.capacity = target, target.capacity
+        self.target, self.limiter = target, limiter
         self.signer: CloudSigner | None = signer_of(target)
         self.contexts: dict[str, int] = {}
         self.listed = target.facts is not None and target.facts.listed

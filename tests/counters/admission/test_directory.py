@@ -11,11 +11,10 @@ import pytest
 import redis
 
 from gateway.core.accounts.budgets import Budget, account_of
-from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms
+from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms, Share
 from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.model import BATCH, GENERIC, Attribution, Caller, Service
 from gateway.counters.admission.cache import CacheLimits, known_bytes

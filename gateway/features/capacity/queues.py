@@ -18,20 +18,17 @@ from functools import partial
 from itertools import islice, zip_longest
 from typing import Final
 
-from gateway.core.calls.capacity import (
-    CapacityAsk,
-    CapacityEnd,
-    CapacityLimits,
-    LearnedLimits,
-    Share,
-    ShareTable,
-)
+from gateway.core.accounts.definitions import Share
+from gateway.core.calls.routes import CapacityLimits
 from gateway.core.circuit_breaker import stated_limits
 from gateway.core.families.refusal import RETRY_HELPS_S
+from gateway.core.histograms import Histogram
 from gateway.core.http_limits import HttpLimits
 from gateway.core.shares import FairShares
 from gateway.core.wait import Wait, begin
 from gateway.errors import CountersRefused, CountersUnavailable, UpstreamFull
+from gateway.features.capacity.accounts import CapacityAsk, CapacityEnd, CapacityPort
+from gateway.features.capacity.limits import LearnedLimits, ShareTable, account_of
 from gateway.http.charge import AdmittedCall
 from gateway.http.ports import Ports
 from gateway.http.protocol.answer import LIMITED, AnswerHead
@@ -72,13 +69,18 @@ class WaitingCall:
 
 
 class CapacityQueues:
-    """All capacity queues of a worker, one for each upstream and model."""
+    """All capacity queues of a worker, one for each upstream and model; implements `UpstreamLimiter`."""
 
-    def __init__(self, ports: Ports, loop: asyncio.AbstractEventLoop, limits: HttpLimits) -> None:
-        self.ports, self.loop = ports, loop
+    def __init__(
+        self, accounts: CapacityPort, ports: Ports, loop: asyncio.AbstractEventLoop, limits: HttpLimits
+    ) -> None:
+        self.accounts, self.ports, self.loop = accounts, ports, loop
+        # By upstream: seconds that calls waited, and number of calls that waited in vain.
+        self.wait_seconds: dict[str, Histogram] = {}
+        self.refused_calls: dict[str, int] = {}
         # Numbers of waiting calls (interactive, of batches), and the bytes of their bodies.
         self.places, self.bytes = (FairShares(), FairShares()), FairShares()
-        self._accounts: dict[tuple[str, str], CapacityQueue] = {}
+        self._queues: dict[tuple[str, str], CapacityQueue] = {}
         self._learned: dict[str, LearnedLimits] = {}
         self._table = ShareTable()
         self._wait_s = 0.0
@@ -113,20 +115,27 @@ class CapacityQueues:
 
     def _untold(self) -> bool:
         """Start to report the ended calls of all upstreams and models; return whether some are under way."""
-        return bool([one for one in self._accounts.values() if one.finish()])
+        return bool([one for one in self._queues.values() if one.finish()])
 
-    def waiting(self) -> list[tuple[str, int]]:
-        """Return pairs of upstream and number of waiting calls."""
-        found: dict[str, int] = {}
-        for (upstream, _), one in self._accounts.items():
-            found[upstream] = found.get(upstream, 0) + one.length
-        return list(found.items())
+    def snapshot(self) -> dict[str, object]:
+        """Return the metrics of waiting and refused calls by upstream, as values for JSON."""
+        waiting: dict[str, int] = {}
+        for (upstream, _), one in self._queues.items():
+            waiting[upstream] = waiting.get(upstream, 0) + one.length
+        return {
+            "capacity_waiting": list(waiting.items()),
+            "capacity_wait_seconds": {name: each.snapshot() for name, each in self.wait_seconds.items()},
+            "capacity_refused_calls": list(self.refused_calls.items()),
+        }
 
     def learn(self, upstream: Upstream, model: str, key: int, answer: AnswerHead) -> None:
         """Store the upstream's limits for a model and key, if the head of an answer states them.
 
         `key` is the index of the upstream's key.
         """
+        capacity = upstream.target.capacity
+        if capacity is None or not capacity.learned:
+            return
         if answer.limits and (answer.status == 200 or answer.status in LIMITED):
             requests, tokens = stated_limits(answer.limits)
             if requests or tokens:
@@ -137,15 +146,15 @@ class CapacityQueues:
 
         Raise `UpstreamFull` if the wait is too long, or at once if there is no room and `waits` is False.
         """
-        capacity, ports, call = upstream.capacity, self.ports, admitted.call
+        capacity, ports, call = upstream.target.capacity, self.ports, admitted.call
         assert capacity is not None
         learned, keys = self._learned.get(upstream.name), len(upstream.accounts)
-        model, limits = capacity.of(exchange.model_sent or call.model, learned, keys)
-        if limits == _UNLIMITED or ports.capacity is None:
+        model, limits = account_of(capacity, exchange.model_sent or call.model, learned, keys)
+        if limits == _UNLIMITED:
             return
-        queue = self._accounts.get((upstream.name, model))
+        queue = self._queues.get((upstream.name, model))
         if queue is None:
-            queue = self._accounts[upstream.name, model] = CapacityQueue(self, upstream.name, model)
+            queue = self._queues[upstream.name, model] = CapacityQueue(self, upstream.name, model)
         queue.limits = limits
         shares = ports.directory.shares()
         if shares is not self._table.known:
@@ -174,7 +183,10 @@ class CapacityQueues:
         if one.asked > 1:
             waited = ports.seconds() - began
             exchange.waited_ms = max(1, round(waited * 1000))
-            ports.tally.capacity_waited(upstream.name, waited)
+            waits_there = self.wait_seconds.get(upstream.name)
+            if waits_there is None:
+                waits_there = self.wait_seconds[upstream.name] = Histogram()
+            waits_there.observe(waited)
         admitted.room = partial(queue.end, one, by)
 
 
@@ -253,7 +265,7 @@ class CapacityQueue:
         )
         wait_s = max(1, math.ceil(minutes * 60), math.ceil(self._wait_ms / 1000))
         until = datetime.fromtimestamp(ports.refusals.now_ms() // 1000 + wait_s, UTC)
-        refused, upstream = ports.tally.capacity_refused_calls, self._upstream
+        refused, upstream = self._queues.refused_calls, self._upstream
         refused[upstream] = refused.get(upstream, 0) + 1
         return UpstreamFull(
             f"The capacity of the upstream {upstream} is used up. There is room for this call at "
@@ -298,15 +310,14 @@ class CapacityQueue:
             one.let_in.fail(refusal)
 
     async def _round(self) -> None:
-        ports = self._queues.ports
-        assert ports.capacity is not None
+        ports, accounts = self._queues.ports, self._queues.accounts
         calls = self._next()
         ended, over, now, going = self._ended[:TOLD_MAX], self._over[:TOLD_MAX], ports.seconds(), list[str]()
         self._ended, self._over = self._ended[TOLD_MAX:], self._over[TOLD_MAX:]
         if self._going and now - self._told_at >= GOING_S:
             going = list(self._going)
         try:
-            answer = await ports.capacity.ask(
+            answer = await accounts.ask(
                 (self._upstream, self._model), self.limits, self._asks(calls), ended, over, going
             )
         except CountersUnavailable as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gateway.core.calls.capacity import CapacityAsk, CapacityEnd, CapacityLimits
-from gateway.counters.admission.capacity import CapacityAccounts
+from gateway.core.calls.routes import CapacityLimits
 from gateway.counters.redis import keys
+from gateway.features.capacity.accounts import CapacityAccounts, CapacityAsk, CapacityEnd
 from tests.builders import World, driven
 from tests.counters.conftest import Connect
 

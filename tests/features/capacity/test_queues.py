@@ -7,30 +7,31 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import pytest
 
-from gateway.core.calls.capacity import (
+from gateway.core.accounts.definitions import Share
+from gateway.core.calls.routes import (
     MODELS_MAX,
     PER_MINUTE_MAX,
     Capacity,
-    CapacityAsk,
-    CapacityEnd,
     CapacityLimits,
-    LearnedLimits,
-    Share,
+    ModelRule,
+    ModelTarget,
+    UpstreamTarget,
 )
-from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import BATCH
-from gateway.counters.admission.capacity import CapacityAccounts
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection
-from gateway.errors import CountersRefused, CountersUnavailable
-from gateway.http import capacity as queues
-from gateway.http.capacity import CapacityQueue, CapacityQueues, WaitingCall
+from gateway.errors import CountersRefused, CountersUnavailable, StartError
+from gateway.features.capacity import queues
+from gateway.features.capacity.accounts import CapacityAccounts, CapacityAsk, CapacityEnd, CapacityPort
+from gateway.features.capacity.limits import LearnedLimits
+from gateway.features.capacity.queues import CapacityQueue, CapacityQueues, WaitingCall
 from gateway.http.ports import Ports
 from tests.conftest import ValkeyServer
 from tests.http.fakes import CALLER, answer, post
@@ -75,6 +76,17 @@ class FakeCapacity:
         return [5, *answers]
 
 
+def limiter_of(accounts: CapacityPort) -> Callable[..., CapacityQueues]:
+    """Make the queues that ask these accounts."""
+    return partial(CapacityQueues, accounts)
+
+
+def limiter_in(stage: Stage) -> CapacityQueues:
+    """The queues of the stage."""
+    assert isinstance(stage.plane.limiter, CapacityQueues)
+    return stage.plane.limiter
+
+
 @pytest.fixture
 def capacity() -> FakeCapacity:
     return FakeCapacity()
@@ -82,7 +94,7 @@ def capacity() -> FakeCapacity:
 
 @pytest.fixture
 async def stage(capacity: FakeCapacity) -> AsyncIterator[Stage]:
-    async with staged(of_target={"capacity": CAPACITY}, capacity=capacity) as made:
+    async with staged(of_target={"capacity": CAPACITY}, limiter=limiter_of(capacity)) as made:
         yield made
 
 
@@ -133,13 +145,14 @@ async def test_who_waits_for_too_long_is_told_when_there_is_room_and_its_hold_is
     capacity: FakeCapacity,
 ) -> None:
     capacity.room = 0
-    async with staged(of_target={"capacity": CAPACITY}, capacity=capacity, capacity_wait_s=0.02) as stage:
+    of_target: dict[str, object] = {"capacity": CAPACITY}
+    async with staged(of_target=of_target, limiter=limiter_of(capacity), capacity_wait_s=0.02) as stage:
         answer = await stage.ask(post(chat("gpt")))
         assert (answer.status, answer.one(b"x-tollkeeper-reason")) == (429, b"capacity_exceeded")
         assert answer.one(b"x-tollkeeper-refused-by") == b"upstream"
         assert int(answer.one(b"retry-after")) >= 1
         assert not stage.upstream.received
-        assert stage.tally.capacity_refused_calls == {"up": 1}
+        assert limiter_in(stage).refused_calls == {"up": 1}
 
 
 async def test_a_client_that_leaves_leaves_the_queue_and_the_next_one_is_let_in(
@@ -154,14 +167,14 @@ async def test_a_client_that_leaves_leaves_the_queue_and_the_next_one_is_let_in(
     await eventually(lambda: stage.plane.snapshot()["capacity_waiting"] == [("up", 1)])
     capacity.room = 1
     assert (await stays).status == 200
-    made = stage.plane.capacity
+    made = limiter_in(stage)
     assert [one.used for one in (*made.places, made.bytes)] == [0, 0, 0]
 
 
 async def test_one_organization_has_its_part_of_the_places_and_no_more(capacity: FakeCapacity) -> None:
     capacity.room = 0
     bounds = {"capacity_waiting_max": 2, "capacity_waiting_share": 1.0}
-    async with staged(of_target={"capacity": CAPACITY}, capacity=capacity, **bounds) as stage:
+    async with staged(of_target={"capacity": CAPACITY}, limiter=limiter_of(capacity), **bounds) as stage:
         [first] = await asking(stage, post(chat("gpt")))
         await eventually(lambda: capacity.asked)
         answer = await stage.ask(post(chat("gpt")))
@@ -184,7 +197,8 @@ class _Loop:
 
 
 def test_a_call_may_end_before_a_question_of_no_delay_is_asked() -> None:
-    made = CapacityQueues(cast("Ports", None), cast("asyncio.AbstractEventLoop", _Loop()), HttpLimits())
+    loop = cast("asyncio.AbstractEventLoop", _Loop())
+    made = CapacityQueues(FakeCapacity(), cast("Ports", None), loop, HttpLimits())
     queue, share = CapacityQueue(made, "up", ""), Share("up", "", CALLER.organization_id)
     queue._again(0.0)
     queue.end(WaitingCall("1", share, CALLER.organization_id, 0, 5, 1, 0.0), 1, 3, True)
@@ -242,7 +256,7 @@ async def test_a_call_that_ends_while_accounts_cannot_be_asked_is_told_afterward
     capacity.down = True
     goes_on.set()
     assert [(await one).status for one in calls] == [200] * 3
-    queue = stage.plane.capacity._accounts["up", "own"]
+    queue = limiter_in(stage)._queues["up", "own"]
     await eventually(lambda: queue._told_at < 0 and len(queue._over) == 3)
     capacity.down = False
     await eventually(lambda: len(capacity.over) == 3)
@@ -263,7 +277,7 @@ async def test_slots_of_calls_that_ended_while_redis_stood_still_are_free_once_i
     await wire.open()
     accounts, goes_on = CapacityAccounts(wire), asyncio.Event()
     _, (_, slots) = keys.capacity("up", "own")
-    async with staged(of_target={"capacity": CAPACITY}, capacity=accounts) as stage:
+    async with staged(of_target={"capacity": CAPACITY}, limiter=limiter_of(accounts)) as stage:
         with server.connect() as client:
             stage.upstream.scripts += [[goes_on, answer()] for _ in range(3)]
             calls = await asking(stage, *(post(chat("own")) for _ in range(3)))
@@ -281,6 +295,13 @@ async def test_slots_of_calls_that_ended_while_redis_stood_still_are_free_once_i
     await wire.close()
 
 
+async def test_a_capacity_that_nobody_limits_by_is_refused() -> None:
+    target = UpstreamTarget("up", "http://127.0.0.1:9", capacity=CAPACITY)
+    async with staged() as stage:
+        with pytest.raises(StartError, match=r"upstreams\.up\.capacity: .* not installed"):
+            stage.plane.renew([], [target], HttpLimits())
+
+
 async def test_a_worker_that_ends_tells_which_calls_are_over(stage: Stage, capacity: FakeCapacity) -> None:
     assert (await stage.ask(post(chat("own")))).status == 200
     await stage.plane.drain(1)
@@ -291,7 +312,7 @@ async def test_another_target_is_asked_at_once_where_the_first_has_no_room(capac
     capacity.room = 0
     rule = ModelRule("fast", False, (ModelTarget("up", "first"), ModelTarget("other", "second")))
     of_target: dict[str, object] = {"capacity": CAPACITY}
-    async with paired(rule, of_target=of_target, capacity=capacity) as pair:
+    async with paired(rule, of_target=of_target, limiter=limiter_of(capacity)) as pair:
         assert (await pair.ask(chat("fast"))).status == 200
         assert pair.asked == (0, 1)
         assert pair.stage.tally.fallbacks == {("up", "429"): 1}
@@ -314,7 +335,7 @@ LEARNED = Capacity(models=(("own", CapacityLimits(concurrency=3)),), learned=Tru
 async def test_limits_are_learned_from_answers_by_model(
     capacity: FakeCapacity, said: bytes, limits: tuple[int, int]
 ) -> None:
-    async with staged(of_target={"capacity": LEARNED}, capacity=capacity) as stage:
+    async with staged(of_target={"capacity": LEARNED}, limiter=limiter_of(capacity)) as stage:
         for _ in range(2):
             stage.upstream.scripts.append([answer(fields=said)])
             assert (await stage.ask(post(chat("gpt")))).status == 200
@@ -329,7 +350,7 @@ async def test_limits_are_learned_from_answers_by_model(
 async def test_nothing_is_learned_from_what_failed_nor_of_more_models_than_are_kept(
     capacity: FakeCapacity,
 ) -> None:
-    async with staged(of_target={"capacity": LEARNED}, capacity=capacity) as stage:
+    async with staged(of_target={"capacity": LEARNED}, limiter=limiter_of(capacity)) as stage:
         for status in (b"404 Not Found", b"500 Broken"):
             stage.upstream.scripts.append([answer(fields=OPENAI, status=status)])
             await stage.ask(post(chat("gpt")))

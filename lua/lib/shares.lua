@@ -1,4 +1,4 @@
--- capacity: the capacity of an upstream, as an account that shares draw from. Two levels, of requests and of tokens, are refilled
+-- shares: the capacity of an upstream, as an account that shares draw from. Two levels, of requests and of tokens, are refilled
 -- evenly, and hold one second's worth; below zero they are debt. Needs nothing.
 -- A share has levels of its own for its guaranteed part, which hold five seconds' worth. What it takes beyond that is its use: the
 -- waiting share with the least use for its weight is next. An account's `use` is that of the last one let in: new shares begin there.

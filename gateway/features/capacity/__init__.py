@@ -1,0 +1,1 @@
+"""Calls wait for the stated capacity of their upstream, which organizations share."""
