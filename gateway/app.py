@@ -12,7 +12,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -36,10 +36,10 @@ from gateway.counters.keeper.status import Activity, ProgramRegistry
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.cluster import RedisConnections, wires_to
 from gateway.counters.redis.connection import RedisConnection
-from gateway.counters.settlement_log.log import JOB, SettlementLog
+from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import StartError
-from gateway.feature import features, handlers, limiter, log_handlers, socket_opener
+from gateway.feature import features, handlers, log_handlers, run_later, socket_opener, worker_loops
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
@@ -48,7 +48,6 @@ from gateway.outbound.cloud import first_tried, keep_renewed
 from gateway.run import gateway_worker, lifecycle
 from gateway.run.gateway_worker import Door, GatewayPort, make_door
 from gateway.run.health import RedisState, limits_here, tell_of_redis
-from gateway.run.jobs import Jobs
 from gateway.run.lifecycle import (
     all_within,
     cancel,
@@ -59,6 +58,7 @@ from gateway.run.lifecycle import (
     this_program,
 )
 from gateway.run.model_lists import keep_listed
+from gateway.run.worker_parts import WorkerParts
 from gateway.settings.checking import origins_of
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics
@@ -102,17 +102,15 @@ async def serve_calls(
     door = make_door(settings, wires, settlements, scripts, log)
     directory, counters, leaser = door.directory, door.counters, door.leaser
     tally, failures, refusals = Tally(), Failures(time.monotonic), Refusals(time.time)
-    ports = _ports(settings, wires, door, (tally, failures, refusals), log)
+    ports = _ports(settings, door, wires, settlements, (tally, failures, refusals), log)
     refused_calls, activity = RefusedCalls(wires, refusals, str(uuid4())), Activity(wires, time.time)
     programs, (plane, exporter) = ProgramRegistry(wires, this_program("gateway")), _plane(settings, ports)
     lessons = SharedLessons(wires, ports.estimator)
-    port, jobs = GatewayPort(settings, plane, door.tokens, log, door.directory.sell), ports.jobs
-    assert isinstance(jobs, Jobs)
-    jobs.serve(plane, ports)
+    port = GatewayPort(settings, plane, door.tokens, log, door.directory.sell)
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
-        report=door.worker_reports.report, announce=fences.announce, restore=door.restore,
-        others={JOB: door.jobs.resend, **log_handlers(ports)},
+        report=door.worker_reports.report, announce=fences.announce,
+        restore=partial(_restore, door, ports), others=log_handlers(ports),
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     redis_state = RedisState(wires, log)
@@ -144,7 +142,7 @@ async def serve_calls(
         asyncio.create_task(forever("failures", FailureTeller("gateway", failures, log).loop().run, log)),
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
         asyncio.create_task(forever("port", port.keep, log)),
-        asyncio.create_task(forever("jobs", jobs.keep_looking, log)),
+        *(asyncio.create_task(forever(name, loop, log)) for name, loop in worker_loops(plane, ports).items()),
         asyncio.create_task(forever("credentials", lambda: keep_renewed(plane.signers, log), log)),
         asyncio.create_task(forever("model lists", lambda: keep_listed(plane.listed, log), log)),
         asyncio.create_task(metrics.publish(settings.metrics_dir, lambda: _merged(snapshots))),
@@ -220,15 +218,26 @@ async def _end(door: Door, settlements: SettlementLog, wires: RedisConnections, 
         os._exit(0)  # the thread that waits for the disk would be joined
 
 
-def _ports(
+async def _restore(door: Door, ports: Ports, partitions: Collection[int]) -> None:
+    """Store the runs and jobs that this worker knows again in partitions whose data Redis has lost."""
+    await door.runs.restore(partitions)
+    if ports.jobs is not None:
+        await ports.jobs.restore(partitions)
+
+
+def _ports(  # noqa: PLR0917  # what they are made of
     settings: Settings,
-    wires: RedisConnections,
     door: Door,
+    wires: RedisConnections,
+    settlements: SettlementLog,
     counts: tuple[Tally, Failures, Refusals],
     log: Log,
 ) -> Ports:
     """Return the ports (interfaces) of the data plane, made of `door` and the tallies in `counts`."""
     tally, failures, refusals = counts
+    parts = WorkerParts(
+        settings=settings, wires=wires, objects=door.objects, settlements=settlements, log=log
+    )
     estimator = Estimator(tokenizer=gateway_worker.load_tokenizer(), quantile=settings.hold_quantile)
     door.caches.join("estimates", estimator.known)
     return Ports(
@@ -238,8 +247,6 @@ def _ports(
         objects=door.objects,
         runs=door.runs,
         holds=door.holds,
-        limiter=limiter(wires),
-        jobs=Jobs(door.jobs, settings, log),
         estimator=estimator,
         tally=tally,
         usage=Usages(wires, time.monotonic, door.directory.budgets_of).usage_of,
@@ -254,7 +261,9 @@ def _ports(
         answers={route: one for each in features() for route, one in each.answers(settings, log).items()},
         handlers=handlers(),
         open_socket=socket_opener(),
+        run_later=run_later(),
         caches=door.caches,
+        **{name: port for feature in features() for name, port in feature.ports(parts).items()},
     )
 
 

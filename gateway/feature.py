@@ -9,9 +9,9 @@ another one.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from gateway.cli.admin.commands import ListSource
     from gateway.core.alerts.messages import Delivery
     from gateway.core.calls.routes import Route as CallRoute
-    from gateway.counters.redis.cluster import RedisConnections
-    from gateway.http.ports import Answerer, Log, Ports, UpstreamLimiter
+    from gateway.http.ports import Answerer, Log, Ports
+    from gateway.http.server.server import DataPlane
     from gateway.ops.doctor_redis import Finding
     from gateway.run.keeper_doors import AdminParts, KeeperParts, Routes, Work
+    from gateway.run.worker_parts import WorkerParts
     from gateway.settings.settings import Settings
     from persistence.billing.listeners import InvoiceListener
     from persistence.entity import Entity, Verb
@@ -46,8 +47,8 @@ def lazy(place: str) -> Callable[..., Any]:
     """
 
     def ask(*given: object) -> Any:
-        found = load(place)
-        return found(*given) if callable(found) else found
+        part = load(place)
+        return part(*given) if callable(part) else part
 
     return ask
 
@@ -122,8 +123,11 @@ class Feature:
     # Handlers of routed paths, by path; the function that serves a WebSocket client.
     handlers: Callable[[], Mapping[str, Answerer]] = dict
     open_socket: Answerer | None = None
-    # Makes a worker's limiter of calls to upstreams, from Redis and what `Ports.limiter` gets.
-    limiter: Callable[..., UpstreamLimiter] | None = None
+    # Starts an admitted call that its upstream completes later, as `Ports.run_later`.
+    run_later: Callable[[Any, Any], Coroutine[Any, Any, None]] | None = None
+    # Fields of `Ports`, made of the parts of a gateway worker; the worker's loops by name.
+    ports: Callable[[WorkerParts], Mapping[str, Any]] = lambda _: {}
+    worker_loops: Callable[[DataPlane, Ports], Mapping[str, Callable[[], Awaitable[None]]]] = lambda *_: {}
     # Handlers of records in a gateway's settlement log, by kind.
     log_handlers: Callable[[Ports], Mapping[int, Callable[[bytes], Awaitable[None]]]] = lambda _: {}
     # The link in messages to webhooks, by event.
@@ -147,10 +151,15 @@ def log_handlers(ports: Ports) -> dict[int, Callable[[bytes], Awaitable[None]]]:
     return {kind: one for each in features() for kind, one in each.log_handlers(ports).items()}
 
 
-def limiter(wires: RedisConnections) -> Callable[..., UpstreamLimiter] | None:
-    """Return the maker of a worker's limiter of upstreams, for `Ports.limiter`, if a feature has one."""
-    made = next((each.limiter for each in features() if each.limiter is not None), None)
-    return None if made is None else partial(made, wires)
+def worker_loops(plane: DataPlane, ports: Ports) -> dict[str, Callable[[], Awaitable[None]]]:
+    """Return the features' loops of a gateway worker, by name."""
+    return {name: run for feature in features() for name, run in feature.worker_loops(plane, ports).items()}
+
+
+def run_later() -> Callable[[Any, Any], Coroutine[Any, Any, None]]:
+    """Return the function that starts calls that their upstream completes later; it may only refuse."""
+    starts = [feature.run_later for feature in features() if feature.run_later is not None]
+    return starts[0] if starts else load("gateway.http.ports:refuse_later")
 
 
 def socket_opener() -> Answerer | None:

@@ -8,8 +8,9 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.jobs import NO_COST, Job
+from gateway.core.accounts.upstream_jobs import NO_COST, Job
 from gateway.errors import LedgerUnavailable
+from persistence.engine import looking
 from persistence.entity import Entity
 from persistence.error_mapping import complaint, refuses_values
 from persistence.ledger.rows import stored_text
@@ -27,6 +28,11 @@ ON CONFLICT (request_id) DO UPDATE SET name = excluded.name, status = excluded.s
     cost = excluded.cost, settled_at = excluded.settled_at
  WHERE j.settled_at IS NULL""")
 
+# A job expires within two days; older ones are left to the loops of jobs.
+_OPEN = text("""
+SELECT count(*) AS open, coalesce(extract(epoch FROM now() - min(created_at)), 0) AS oldest
+  FROM job WHERE settled_at IS NULL AND expires_at > now() - interval '1 day'""")
+
 JOBS = Entity(
     job,
     source=select(
@@ -36,6 +42,13 @@ JOBS = Entity(
     ),
     conditions={"id": lambda value: job.c.name == value},
 )
+
+
+async def count_open_jobs(engine: AsyncEngine) -> dict[str, object]:
+    """Return the metrics of jobs that are not settled, as counted in their table."""
+    async with looking(engine) as connection:
+        jobs = (await connection.execute(_OPEN)).one()
+    return {"jobs_open": jobs.open, "jobs_oldest_seconds": float(jobs.oldest)}
 
 
 class JobRows:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gateway.feature import features
-from persistence import jobs
 from persistence.billing import (
     accounting_rates,
     amendments,
@@ -45,7 +44,6 @@ SUBJECTS: dict[str, Entity] = {
     "budgets": quota.BUDGET_SUBJECT,
     "budget-accounts": quota.BUDGET_ACCOUNTS,
     "runs": quota.RUNS,
-    "jobs": jobs.JOBS,
     "charges": charges.CHARGE_SUBJECT,
     "events": events.SUBJECT,
     "amendments": amendments.SUBJECT,

@@ -15,12 +15,12 @@ import msgspec
 from gateway.calls.charge import NO_DETAIL, ChargedUse, Counted, MeteredUse, UseTerms, charge, release
 from gateway.core.accounts.budgets import MONEY, TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.accounts.jobs import HOLD_S_MAX
 from gateway.core.accounts.outbox import (
     NONE,
     TEXT_CHARACTERS_MAX,
 )
 from gateway.core.accounts.runs import ENDLESS_CALLS
+from gateway.core.accounts.upstream_jobs import HOLD_S_MAX
 from gateway.core.billing.money import ENDLESS, NANO
 from gateway.core.billing.price_book import (
     BASE_CURRENCY,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
 from gateway.core.accounts.definitions import ModelLists, Share
-from gateway.core.accounts.jobs import Job
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
 from gateway.core.accounts.spent_answers import SpentAnswer
+from gateway.core.accounts.upstream_jobs import Job
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.estimate import Estimator
@@ -35,6 +35,7 @@ from gateway.core.model import (
     SettleResult,
 )
 from gateway.core.traces import Parent, Span, Trace
+from gateway.errors import InvalidRequest
 from gateway.http.protocol.answer import AnswerHead
 from gateway.http.tally import Tally
 from gateway.http.upstream.dialing import LookUp, by_system
@@ -43,6 +44,11 @@ from gateway.http.upstream.dialing import LookUp, by_system
 Log = Callable[..., None]
 # Answers one request of an `Exchange` itself.
 Answerer = Callable[[Any], Coroutine[Any, Any, None]]
+
+
+async def refuse_later(*_: object) -> None:
+    """Refuse a call that its upstream would complete in the background, if no feature follows such calls."""
+    raise InvalidRequest("Nobody looks at its result here.", param="background")
 
 
 class DirectoryPort(Protocol):
@@ -288,6 +294,9 @@ class JobsPort(Protocol):
     def find(self, caller: Caller, id_: str) -> Awaitable[Job | None]:
         """Return the job of the caller's organization with this upstream's id, or None."""
 
+    def restore(self, partitions: Collection[int]) -> Awaitable[None]:
+        """Store the jobs that this worker remembers again in partitions whose data Redis has lost."""
+
     def look(self, job: Job) -> Awaitable[bool]:
         """Check a job at its upstream, and charge it if it has ended.
 
@@ -357,8 +366,9 @@ class Ports:
     are logged. `seconds` is a monotonic clock. `access_log` turns on one line a request. `tracer` is None
     unless requests are traced (`TracedPlane`). With `refuse_unpriced` a model without a price is refused.
     `look_up` resolves an upstream's host name. Keys digested under `earlier_peppers` are accepted. `answers`
-    are routes of features, `handlers` answer paths that already have a route, and `open_socket` continues a
-    call as a WebSocket. `limiter` makes an `UpstreamLimiter` from these ports, the event loop and limits.
+    are routes of features, `handlers` answer paths that already have a route, `open_socket` continues a call
+    as a WebSocket, and `run_later` starts a call that its upstream completes later. `limiter` makes an
+    `UpstreamLimiter` from these ports, the event loop and limits.
     """
 
     directory: DirectoryPort
@@ -386,4 +396,5 @@ class Ports:
     answers: Mapping[Route, Answerer] = field(default_factory=dict)
     handlers: Mapping[str, Answerer] = field(default_factory=dict)
     open_socket: Answerer | None = None
+    run_later: Callable[[Any, Any], Coroutine[Any, Any, None]] = refuse_later
     caches: CachePool = field(default_factory=CachePool)

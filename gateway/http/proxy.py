@@ -13,7 +13,6 @@ from gateway.core.wait import OVER
 from gateway.errors import UnknownRoute
 from gateway.http.admission import admit, identify, known
 from gateway.http.forward import forward
-from gateway.http.jobs import run_later
 from gateway.http.relay import origin_of, own_answer, relay
 from gateway.http.server.exchange import Exchange
 
@@ -29,7 +28,7 @@ async def proxy(exchange: Exchange) -> None:
         own_answer(exchange, 200, _JSON, admitted.call.listing)
         return
     if admitted.call.background:
-        await run_later(exchange, admitted)
+        await exchange.worker.ports.run_later(exchange, admitted)
         return
     answer = await forward(exchange, admitted)
     await relay(exchange, admitted, answer)

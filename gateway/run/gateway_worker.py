@@ -9,7 +9,7 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -28,7 +28,6 @@ from gateway.core.histograms import Histogram
 from gateway.core.lru import CachePool
 from gateway.counters.admission.caller_holds import CallerHolds
 from gateway.counters.admission.callers import Directory
-from gateway.counters.admission.jobs import StoredJobs
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.quota import AccountLimit, Counters, LiveHolds, ShardedCounters
 from gateway.counters.admission.refusals import SharedCircuitBreaker
@@ -202,18 +201,12 @@ class Door:
     objects: ObjectOwners
     runs: Runs
     holds: CallerHolds
-    jobs: StoredJobs
     allowances: Allowances
     leaser: Leaser
     worker_reports: WorkerReports
     cooling: SharedCircuitBreaker
     tokens: TokenCallers
     caches: CachePool
-
-    async def restore(self, partitions: Collection[int]) -> None:
-        """Store this worker's runs and background jobs again in partitions whose data Redis has lost."""
-        await self.runs.restore(partitions)
-        await self.jobs.restore(partitions)
 
 
 def make_door(
@@ -257,10 +250,9 @@ def make_door(
     objects = ObjectOwners(wires, time.time, settings.object_ttl_s, settings.objects_max, log=log)
     reports = WorkerReports(wires, str(worker_slot), time.time_ns(), clock)
     cooling, tokens = SharedCircuitBreaker(wires, clock), token_callers(settings, directory, log)
-    runs, jobs = Runs(wires, clock, time.time, os.urandom), StoredJobs(wires, objects, settlements)
-    holds = CallerHolds(wires, time.time, settlements)
+    runs, holds = Runs(wires, clock, time.time, os.urandom), CallerHolds(wires, time.time, settlements)
     for name, cache in (("frames", frames.known), ("tokens", tokens.known)):
         caches.join(name, cache)
     return Door(
-        directory, counters, objects, runs, holds, jobs, allowances, leaser, reports, cooling, tokens, caches,
+        directory, counters, objects, runs, holds, allowances, leaser, reports, cooling, tokens, caches,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 
 from gateway import extras
 from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, KeeperShare
-from gateway.background.flushing.late import JobsDrain, RefusedDrain
+from gateway.background.flushing.late import RefusedDrain
 from gateway.background.loops import Agenda, Gauges, Loop, call
 from gateway.background.timed.deliveries import WebhookDeliveries
 from gateway.background.timed.invoicing import PriceList
@@ -27,7 +27,6 @@ from gateway.core.histograms import SECONDS, Histogram
 from gateway.core.integrity.recovery import VerificationResult, summary
 from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.client import UnsupportedVersions
-from gateway.counters.keeper.jobs import ListedJobs
 from gateway.counters.keeper.moves import SlotMoves
 from gateway.counters.keeper.outbox import RefusedStream
 from gateway.counters.keeper.status import Presence
@@ -77,7 +76,6 @@ from persistence import address
 from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Engine
-from persistence.jobs import JobRows
 from persistence.keeper import retention, sweeps, verification
 from persistence.keeper.agenda import AgendaReader
 from persistence.keeper.definitions import ClockReports
@@ -192,7 +190,6 @@ class Keeper:
         self._servers = AllShardLoops(self._wires, shared)
         journal = RefusedJournal(self._engine)
         self._refused = RefusedDrain(RefusedStream(self._counters), journal, isolation=isolation)
-        self._jobs = JobsDrain(ListedJobs(self._counters), JobRows(self._engine), isolation)
         mailer = None
         if settings.smtp_url:
             from gateway.admin.smtp import SmtpMailer  # noqa: PLC0415  # its library is for those who mail
@@ -214,8 +211,8 @@ class Keeper:
         self._redis_state = RedisState(self._wires, self._log)
         self.programs = ProgramList(self._wires, self._counters, self._engine)
         parts = KeeperParts(
-            settings=settings, later=later, engine=self._engine, store=self._store, isolation=isolation,
-            log=log,
+            settings=settings, later=later, engine=self._engine, store=self._store, counters=self._counters,
+            isolation=isolation, log=log,
         )  # fmt: skip
         self._work = [work for feature in features() if (work := feature.work(parts)) is not None]
         self._gauges, self._growth = self._looked_up(), metrics.LastGrowth()
@@ -292,7 +289,6 @@ class Keeper:
             *invoicing_loops(settings, schedule, self._account_closing, log),
             *(loop for work in self._work for loop in work.loops),
             self._refused.loop(),
-            self._jobs.loop(),
             self._gauges.loop(),
             housekeeping(engine, settings, log, *(one for work in self._work for one in work.hourly)),
             Loop("moves", 1.0, (call(self._moves.take_up),), woken=woken()),

@@ -201,6 +201,7 @@ class KeeperParts:
     later: KeeperSettings
     engine: Engine
     store: Store
+    counters: Client
     isolation: Isolation
     log: Callable[..., None]
 

@@ -113,8 +113,6 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "reconciliation_items kind": "What the last comparison of all accounts found.",
         "quarantined_accounts": "Accounts in quarantine until a person releases them.",
         "dead_letters": "Entries of the outbox that could not be read or stored.",
-        "jobs_open": "Jobs of upstreams that are not settled yet.",
-        "jobs_oldest_seconds": "Age of the oldest job that is not settled.",
         "programs role version": "Gateway workers and keepers that run.",
         "programs_refused": "Programs that are too old for what is stored: they are not ready.",
         "left_alone what": "What a newer version has stored and this one cannot read.",

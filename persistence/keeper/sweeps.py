@@ -165,10 +165,6 @@ SELECT count(*) AS waiting,
        coalesce(extract(epoch FROM now() - min(d.created_at)
                                            FILTER (WHERE w.enabled AND w.deleted_at IS NULL)), 0) AS oldest
   FROM webhook_delivery AS d JOIN webhook AS w ON w.id = d.webhook_id WHERE d.state = 'pending'""")
-# A job expires within two days; older ones are left to the loops of jobs.
-_JOBS = text("""
-SELECT count(*) AS open, coalesce(extract(epoch FROM now() - min(created_at)), 0) AS oldest
-  FROM job WHERE settled_at IS NULL AND expires_at > now() - interval '1 day'""")
 _OVERDUE = text("SELECT count(*) FROM invoice WHERE payment_status = 'overdue'")
 _LEFT = text("""
 SELECT invoicing_left_reason AS reason, count(*) AS count FROM organization
@@ -223,13 +219,10 @@ async def watch_gauges(
         )
         differs = {row.kind: int(row.n) for row in await connection.execute(_DIFFERS)}
         messages = (await connection.execute(_WAITING)).one()
-        jobs = (await connection.execute(_JOBS)).one()
         ends = (await connection.execute(_ENDS)).all()
         return {
             "invoices_overdue": await connection.scalar(_OVERDUE),
             "invoices_left": [] if left is None else [(each, left.get(each, 0)) for each in LEFT_REASONS],
-            "jobs_open": jobs.open,
-            "jobs_oldest_seconds": float(jobs.oldest),
             "dead_letters": int(await connection.scalar(_DEAD) or 0),
             "reconciliation_items": [(kind.value, differs.get(kind.value, 0)) for kind in DifferenceKind],
             "webhook_messages_waiting": messages.waiting,

@@ -18,21 +18,21 @@ import pytest
 
 from gateway.calls.event_use import use_of
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.jobs import BATCH, RESPONSE, RUNNING, VIDEO, Job
 from gateway.core.accounts.outbox import CallFacts
+from gateway.core.accounts.upstream_jobs import BATCH, RESPONSE, RUNNING, VIDEO, Job
 from gateway.core.billing.events import EventUsage
 from gateway.core.billing.money import CostMarkup, ServicePricing
 from gateway.core.billing.price_book import KINDS, read_price
 from gateway.core.families import openai
 from gateway.core.model import Service
+from gateway.features.jobs.polling import Jobs
 from gateway.http.ports import JobsPort
-from gateway.run.jobs import Jobs
 from gateway.settings.settings import Settings
 from tests.core.billing.prices import price_row
 from tests.features.caller_holds.test_authorized import Holds
+from tests.features.jobs.test_gateway import FakeJobs
 from tests.http.fakes import answer, post
 from tests.http.stage import Stage, staged
-from tests.http.test_jobs import FakeJobs
 
 INPUT, OUTPUT, HALF, MARKUP = "1", "2", "0.5", "1.5"
 PRICE = read_price(

@@ -8,7 +8,7 @@ from gateway.calls.rating import served_tier
 from gateway.core.billing.price_book import KINDS, cost_nano, read_price, unpriced
 from gateway.core.families.registry import OF_METER
 from gateway.errors import InvalidRequest
-from gateway.http.jobs import at_batch_price
+from gateway.features.jobs.gateway import at_batch_price
 from tests.core.billing.prices import price_row
 
 TIERS = {"batch": "0.5", "fast": "2", "us": "1.1"}

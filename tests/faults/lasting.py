@@ -22,7 +22,7 @@ from uuid import uuid4
 
 import aiohttp
 
-from gateway.core.accounts.jobs import OPENING, UNANSWERED_S_MAX, read_job, write_job
+from gateway.core.accounts.upstream_jobs import OPENING, UNANSWERED_S_MAX, read_job, write_job
 from gateway.core.calls.routes import Capacity, CapacityLimits, ModelRule, ModelTarget
 from gateway.core.model import PARTITIONS
 from gateway.counters.redis import keys

@@ -46,7 +46,7 @@ from gateway.settings.settings import Settings
 settings = Settings()
 later = KeeperSettings(settings, None, print, print)
 parts = KeeperParts(
-    settings=settings, later=later, engine=None, store=None, isolation=Isolation(), log=print
+    settings=settings, later=later, engine=None, store=None, counters=None, isolation=Isolation(), log=print
 )
 for feature in features():
     feature.work(parts)

@@ -28,7 +28,7 @@ from gateway.core.credentials import Failures, TlsFiles
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal
-from gateway.feature import handlers, socket_opener
+from gateway.feature import handlers, run_later, socket_opener
 from gateway.http.ports import (
     Answerer,
     CountersPort,
@@ -349,6 +349,7 @@ class Stage:
             cast("HoldsPort", self.callers_holds),
             access_log=True,
             handlers=handlers(),
+            run_later=run_later(),
             open_socket=socket_opener(),
         )
 

@@ -106,13 +106,6 @@ SCREENS = {
             next_step=("See the calls", "/calls"),
         ),
         Screen(
-            "Spend", "jobs", "Jobs", "job",
-            ("id", "organization_id", "kind", "model", "status", "lines", "held", "cost", "created_at"),
-            empty="No job yet. Callers make batches.",
-            has_page=False,
-            next_step=("See the calls", "/calls"),
-        ),
-        Screen(
             "Access", "organizations", "Organizations", "organization",
             ("name", "credit_balance", "credit_limit", "spend_cap", "currency", "created_at"),
             empty="No organization yet. Creating a tenant creates one too.",

@@ -63,8 +63,6 @@ from gateway.core.accounts.budgets import (
     THRESHOLDS_MAX,
     UNITS,
 )
-from gateway.core.accounts.jobs import KINDS as JOB_KINDS
-from gateway.core.accounts.jobs import STATUSES as JOB_STATUSES
 from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
 from gateway.core.accounts.runs import STATUSES
 from gateway.core.billing.price_book import FALLBACK
@@ -428,7 +426,7 @@ BUDGET_RESOURCES = (
 
 
 # Rows named by callers or upstreams: read by that name, or by a number.
-def _by_name(row: Any) -> Any:
+def by_name(row: Any) -> Any:
     return {**row, "id": row["name"], "number": row["id"]} if "name" in row else row
 
 
@@ -457,45 +455,11 @@ class RunRow(Amounts):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, row: Any) -> Any:
-        return _by_name(row)
-
-
-class JobRow(Out):
-    """A job: many calls that an upstream processes later, under one hold."""
-
-    id: str = Field(description="As its upstream names it.")
-    number: int = Field(description="By which `GET jobs/{id}` has it as well.")
-    kind: str = Field(description="batch, video or response.")
-    organization_id: Id
-    tenant_id: Id
-    model: str
-    status: str = Field(description="in_progress, completed, failed, expired or cancelled.")
-    held: Money | None = Field(description="What it is likely to cost, until it is settled.")
-    cost: Money | None = Field(description="What its calls cost, once it is settled; null if nobody knows.")
-    currency: str | None = Field(description="null: its model has no price.")
-    lines: int = Field(description="Its calls.")
-    created_at: Instant
-    expires_at: Instant = Field(description="When its hold ends at the latest.")
-    settled_at: Instant | None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named(cls, row: Any) -> Any:
-        return _by_name(row)
+        return by_name(row)
 
 
 Run = create_model("Run", __base__=RunRow, __doc__=RunRow.__doc__)
-JobAnswer = create_model("Job", __base__=JobRow, __doc__=JobRow.__doc__)
 RUN_RESOURCES = (
-    Resource(
-        name="jobs",
-        access=access(teams={READ: TEAM_ROLES}),
-        description="Batches: many calls that an upstream works off later. Each is in `calls`.",
-        out=JobAnswer,
-        filters=filters(
-            "organization_id tenant_id id:text kind model:text status", kind=JOB_KINDS, status=JOB_STATUSES
-        ),
-    ),
     Resource(
         name="runs",
         access=access(teams={READ: TEAM_ROLES}),

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from gateway.background.loops import Isolation, Loop, call
 from gateway.core.accounts.holds import ChargedAmounts, LateResolution, LateSettlement, Verb
-from gateway.core.accounts.jobs import OPENING, Job
 from gateway.core.accounts.outbox import AccountPosition, stream_place
 from gateway.core.accounts.refusals import RefusedBatch
 from gateway.core.billing.money import NANO, whole_credits
@@ -31,11 +30,9 @@ from gateway.core.text import batched
 from gateway.errors import CountersUnavailable, LedgerUnavailable
 
 if TYPE_CHECKING:
-    from gateway.counters.keeper.jobs import ListedJobs
     from gateway.counters.keeper.outbox import Outbox, RefusedStream
     from gateway.counters.keeper.verification import KeeperCounters
     from gateway.counters.late import ReclaimClient
-    from persistence.jobs import JobRows
     from persistence.keeper.sweeps import Sweeps
     from persistence.keeper.verification import Accounts
     from persistence.ledger.redrive import RefusedJournal
@@ -185,37 +182,6 @@ class RefusedDrain:
 
 def _name(batch: RefusedBatch) -> str:
     return f"batch {batch.number} of worker {batch.worker}"
-
-
-# Jobs of callers, from Redis to rows in PostgreSQL.
-#
-# A settled job remains in its list until its row is stored. After a crash in between it is stored again,
-# unchanged.
-JOBS_S = 1.0
-
-
-class JobsDrain:
-    """Stores jobs that changed since they were last stored; skips jobs that no upstream has received yet."""
-
-    def __init__(self, listed: ListedJobs, rows: JobRows, isolation: Isolation) -> None:
-        self._listed, self._rows, self._isolation = listed, rows, isolation
-        self._stored: dict[str, Job] = {}
-
-    async def drain(self) -> int:
-        """Store the jobs that changed in Redis since the last pass in PostgreSQL; return how many."""
-        found = await self._listed.read()
-        news = [one for one in found if one.status != OPENING and self._stored.get(one.hold_id) != one]
-        if news:
-            await self._isolation.together("jobs", news, self._rows.store, name=lambda one: one.hold_id)
-        settled = [one for one in found if one.settled_ms]
-        if settled:
-            await self._listed.forget(settled)
-        self._stored = {one.hold_id: one for one in found if not one.settled_ms and one.status != OPENING}
-        return len(news)
-
-    def loop(self) -> Loop:
-        """Return the loop that stores changed jobs once a second."""
-        return Loop("jobs", JOBS_S, (call(self.drain),), quiet=(CountersUnavailable,))
 
 
 # Notices a PostgreSQL that was restored from a backup while Redis went on.

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from gateway.core.accounts.jobs import OPERATIONS
+from gateway.core.accounts.upstream_jobs import OPERATIONS
 from gateway.core.calls.call import CallRequest, FieldNames, MediaPlaces, NameCheck, UsageBounds
 from gateway.core.calls.forms import FormKind
 from gateway.core.calls.routes import Route, UpstreamTarget

@@ -29,6 +29,15 @@ LISTS: tuple[ObjectLists, ...] = tuple(
 JOBS: Mapping[str, JobPaths] = {
     path: jobs for one in ALL for jobs in one.jobs for path in (jobs.path, jobs.remake) if path
 }
+# Paths of jobs that the gateway answers itself: one job, all batches, and those that make one.
+_SHOWN = (
+    *((paths.one, paths.cancel, paths.results) for paths in BATCHES),
+    *((paths.one, paths.cancel, paths.results) for paths in JOBS.values()),
+)
+OF_JOBS = frozenset({path for paths in _SHOWN for path in paths if path})
+BATCH_COLLECTIONS = frozenset({paths.batches for paths in BATCHES})
+BATCH_MAKERS = frozenset({path for paths in BATCHES for path in paths.makers})
+REMAKERS = frozenset({paths.remake for paths in JOBS.values() if paths.remake})
 # Paths of the results of jobs.
 RESULTS = frozenset({one.results for one in BATCHES} | {one.results for one in JOBS.values()}) - {""}
 OF_METER: dict[str, ApiFamily] = {meter: family for family in ALL for meter in family.shapes}

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gateway.feature import Feature, lazy, load
 
 if TYPE_CHECKING:
-    from gateway.counters.redis.cluster import RedisConnections
-    from gateway.http.ports import UpstreamLimiter
+    from gateway.run.worker_parts import WorkerParts
 
 
-def _limiter(wires: RedisConnections, *more: Any) -> UpstreamLimiter:
+def _ports(parts: WorkerParts) -> Mapping[str, Any]:
     from gateway.features.capacity.accounts import CapacityAccounts  # noqa: PLC0415  # of gateways alone
     from gateway.features.capacity.queues import CapacityQueues  # noqa: PLC0415  # as above
 
-    return CapacityQueues(CapacityAccounts(wires), *more)
+    return {"limiter": partial(CapacityQueues, CapacityAccounts(parts.wires))}
 
 
 FEATURE = Feature(
@@ -41,5 +42,5 @@ FEATURE = Feature(
             "newest_first": False, "is_staffs": True,
         },
     ),
-    limiter=_limiter,
+    ports=_ports,
 )  # fmt: skip

@@ -13,12 +13,11 @@ from typing import Any
 from gateway.core.calls.call import DEFAULT_BOUNDS, UsageBounds
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
-from gateway.core.families.registry import BATCH_AT, BATCHES, JOBS, LISTS
+from gateway.core.families.registry import BATCH_COLLECTIONS, BATCH_MAKERS, LISTS, OF_JOBS, REMAKERS
 from gateway.core.http_limits import HttpLimits
 from gateway.core.shares import FairShares
 from gateway.errors import InternalError, Overloaded, StartError, UnknownRoute, UpgradeRefused
 from gateway.http.identity import key_digests
-from gateway.http.jobs import create_batch, remake, tell_job
 from gateway.http.lists import list_objects
 from gateway.http.ports import Answerer, Ports
 from gateway.http.protocol.request import RequestIds
@@ -256,11 +255,7 @@ def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
     routed = exchange.routed
     if routed.owned is not None and routed.owned.lists:
         return list_objects(exchange)
-    if routed.metered:
-        return proxy(exchange)
-    paths = BATCH_AT.get(routed.label)
-    makes_batch = paths is not None and routed.label == paths.batches
-    return create_batch(exchange) if makes_batch else proxy(exchange)
+    return proxy(exchange)
 
 
 async def refuse_route(_: Exchange) -> None:
@@ -273,10 +268,7 @@ HANDLERS = {
     **{route.path: refuse_route for route in OWN_ROUTES},
     USAGE_PATH: usage, RUN_PATH: run, METADATA_PATH: resource, RESOURCE_PATH: resource,
     **{path: at_collection for one in LISTS for path in one.paths},
-    **{path: tell_job for one in BATCHES for path in (one.one, one.cancel, one.results) if path},
-    **{path: tell_job for one in JOBS.values() for path in (one.one, one.cancel, one.results) if path},
-    **{path: create_batch for one in BATCHES for path in one.makers},
-    **{one.remake: remake for one in JOBS.values() if one.remake},
+    **dict.fromkeys(OF_JOBS | BATCH_COLLECTIONS | BATCH_MAKERS | REMAKERS, refuse_route),
 }  # fmt: skip
 
 

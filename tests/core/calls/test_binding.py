@@ -10,8 +10,9 @@ from gateway.core.calls.binding import Binding, Bindings, makes_batches
 from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.families.registry import ALL
 from gateway.core.model import Family, Service
-from gateway.http.jobs import tell_job
-from gateway.http.server.server import HANDLERS, at_collection
+from gateway.feature import handlers
+from gateway.features.jobs.gateway import create_batch, tell_job
+from gateway.http.server.server import HANDLERS
 from gateway.settings.config_file import DEFAULT_ROUTES
 
 SMS = Service(1, "sms", "consumption", counts_tokens=False, credits=10, upstream="mine")
@@ -247,6 +248,7 @@ def test_a_route_that_may_make_a_batch_is_known_by_its_path(
 
 
 def test_a_family_serves_batches_by_default_only_if_it_says_how_they_are_charged() -> None:
+    served_by = HANDLERS | handlers()
     for family in ALL:
         served = {route.path for route in family.routes}
         paths = family.batches[0] if family.batches else None
@@ -256,5 +258,5 @@ def test_a_family_serves_batches_by_default_only_if_it_says_how_they_are_charged
                 assert route.path in {*paths.makers, *(() if paths.makers else (paths.batches,))}
         if paths is not None:
             assert {paths.batches, paths.one, paths.cancel} <= served
-            assert HANDLERS[paths.batches] is at_collection
-            assert HANDLERS[paths.one] is HANDLERS[paths.cancel] is tell_job
+            assert served_by[paths.batches] is create_batch
+            assert served_by[paths.one] is served_by[paths.cancel] is tell_job

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from gateway.core.accounts import jobs
+from gateway.core.accounts import upstream_jobs as jobs
 from gateway.core.accounts.definitions import KeyDefinition, OrganizationDefinition, TenantDefinition
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import PARTITIONS, Verdict
@@ -25,7 +25,6 @@ from gateway.core.wait import in_task
 from gateway.counters.admission.stored import decode_identity
 from gateway.counters.history_guard import HistoryGuard, HistoryGuards
 from gateway.counters.keeper.client import markers_of
-from gateway.counters.keeper.jobs import ListedJobs
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
@@ -48,6 +47,7 @@ from gateway.counters.redis.keys import (
     slot_of,
 )
 from gateway.errors import CountersRefused, CountersUnavailable
+from gateway.features.jobs.rows import ListedJobs
 from gateway.files import UrlFile
 from tests.builders import CHAT, NO_LIMITS, World
 from tests.conftest import free_port

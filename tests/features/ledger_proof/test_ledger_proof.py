@@ -396,5 +396,5 @@ def parts_with(key_file: str) -> KeeperParts:
     settings = Settings(ledger_key_file=key_file)
     return KeeperParts(
         settings=settings, later=KeeperSettings(settings, None, print, print), engine=None, store=None,  # type: ignore[arg-type]  # neither is asked
-        isolation=Isolation(), log=print,
+        counters=None, isolation=Isolation(), log=print,
     )  # fmt: skip

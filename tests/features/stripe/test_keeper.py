@@ -38,7 +38,7 @@ def work_of(settings: Settings) -> Work:
     nothing: Any = None  # nothing is asked of it before a loop runs
     parts = KeeperParts(
         settings=settings, later=KeeperSettings(settings, None, print, lambda _: None), engine=nothing,
-        store=nothing, isolation=Isolation(), log=lambda *_, **__: None,
+        store=nothing, counters=nothing, isolation=Isolation(), log=lambda *_, **__: None,
     )  # fmt: skip
     work = FEATURE.work(parts)
     assert work is not None

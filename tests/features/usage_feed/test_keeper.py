@@ -31,7 +31,7 @@ def of(pool: Any = None, **said: str) -> Work:
     settings = load({f"TOLLKEEPER_USAGE_FEED{name}": value for name, value in said.items()})
     parts = KeeperParts(
         settings=settings, later=KeeperSettings(settings, None, print, lambda _: None), engine=pool,
-        store=pool, isolation=Isolation(), log=lambda *_, **__: None,
+        store=pool, counters=pool, isolation=Isolation(), log=lambda *_, **__: None,
     )  # fmt: skip
     work = FEATURE.work(parts)
     assert work is not None

@@ -38,27 +38,6 @@ SELECT w.id, 'quota.80', '{}', m.state || m.age, m.state, now() - m.age
 """
 
 
-# One is settled, one is long past its end.
-JOBS = """
-INSERT INTO organization (name) VALUES ('o');
-INSERT INTO tenant (name, organization_id) SELECT 't', id FROM organization;
-INSERT INTO job (request_id, organization_id, tenant_id, name, kind, model, status, lines, created_at,
-                 expires_at, settled_at)
-SELECT gen_random_uuid(), t.organization_id, t.id, 'j', 'video', 'm', 'running', 1, now() - j.age,
-       now() - j.age + interval '2 days', j.settled
-  FROM tenant AS t, (VALUES (interval '1 hour', null), (interval '3 hours', null),
-       (interval '9 hours', now()), (interval '9 days', null)) AS j (age, settled);
-"""
-
-
-async def test_open_jobs_are_counted_with_the_age_of_the_oldest(migrated: str, pool: AsyncEngine) -> None:
-    with psycopg.connect(migrated) as connection:
-        connection.execute(JOBS)
-    found = await watch_gauges(pool)
-    assert found["jobs_open"] == 2
-    assert abs(found["jobs_oldest_seconds"] - 3 * 3600) < 600
-
-
 async def test_the_next_end_is_that_of_a_valid_credential(migrated: str, pool: AsyncEngine) -> None:
     assert (await watch_gauges(pool))["credential_expiry_timestamp_seconds"] == []
     with psycopg.connect(migrated) as connection:

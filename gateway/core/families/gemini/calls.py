@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from gateway.core.accounts.jobs import OPERATIONS
+from gateway.core.accounts.upstream_jobs import OPERATIONS
 from gateway.core.billing.vector import AUTO, IMAGES
 from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
 from gateway.core.families.controlled import (

@@ -18,7 +18,9 @@ import msgspec
 
 from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
 from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.accounts.jobs import (
+from gateway.core.accounts.outbox import NONE
+from gateway.core.accounts.plans import Weights
+from gateway.core.accounts.upstream_jobs import (
     BATCH,
     HOLD_S_MAX,
     JOB_S_MAX,
@@ -37,8 +39,6 @@ from gateway.core.accounts.jobs import (
     id_of,
     inline_lines,
 )
-from gateway.core.accounts.outbox import NONE
-from gateway.core.accounts.plans import Weights
 from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector
@@ -93,6 +93,7 @@ from gateway.http.ports import JobsPort, Ports
 from gateway.http.protocol.answer import refuses
 from gateway.http.relay import own_answer, relay
 from gateway.http.server.exchange import Exchange
+from gateway.http.server.server import at_collection
 
 _JSON: Final = [(b"content-type", b"application/json")]
 # Bytes of lines that are read at a time, before other organizations' work.
@@ -118,7 +119,14 @@ _NAMES: Final = ObjectAccess((), None)
 
 
 async def create_batch(exchange: Exchange) -> None:
-    """Reserve a hold for the likely use of a batch's lines, then have the upstream create the batch."""
+    """Reserve a hold for the likely use of a batch's lines, then have the upstream create the batch.
+
+    A request for a list of batches is answered with those of the caller's organization.
+    """
+    routed = exchange.routed
+    if routed.metered or (routed.owned is not None and routed.owned.lists):
+        await at_collection(exchange)
+        return
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     jobs = _jobs(exchange)

@@ -9,9 +9,9 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from gateway.core.accounts.jobs import MARK, OPENING, RUNNING, UNANSWERED_S_MAX, Job
+from gateway.core.accounts.upstream_jobs import MARK, OPENING, RUNNING, UNANSWERED_S_MAX, Job
 from gateway.core.families.family import BatchPaths
-from gateway.run.jobs import LOOKS_MAX, Jobs
+from gateway.features.jobs.polling import LOOKS_MAX, Jobs
 from gateway.settings.settings import Settings
 
 CREATED_S = 1_700_000_000

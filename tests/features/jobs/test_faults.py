@@ -23,13 +23,12 @@ import h11
 import msgspec
 import pytest
 
-from gateway.core.accounts.jobs import OPENING, RUNNING, UNANSWERED_S_MAX, Job, read_job, write_job
 from gateway.core.accounts.outbox import CallFacts
+from gateway.core.accounts.upstream_jobs import OPENING, RUNNING, UNANSWERED_S_MAX, Job, read_job, write_job
 from gateway.core.billing.price_book import read_price
 from gateway.core.families import gemini, openai
 from gateway.core.model import Service
 from gateway.counters.admission.callers import Directory
-from gateway.counters.admission.jobs import LOOK_MAX, OPEN_KEY_MAX, OPEN_MAX, StoredJobs
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.quota import Counters
 from gateway.counters.admission.stored import encode_catalogue
@@ -40,9 +39,10 @@ from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import JOB, LogLimits, SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import CountersUnavailable, Overloaded, UpstreamUnreachable
+from gateway.features.jobs.polling import Jobs
+from gateway.features.jobs.stored import LOOK_MAX, OPEN_KEY_MAX, OPEN_MAX, StoredJobs
 from gateway.http.ports import JobsPort
 from gateway.http.server import server
-from gateway.run.jobs import Jobs
 from gateway.settings.settings import Settings
 from persistence.jobs import _row
 from tests.builders import CHAT, World, driven, settlement_log

@@ -14,7 +14,15 @@ from hashlib import sha256
 from itertools import islice
 from typing import Any, Final, cast
 
-from gateway.core.accounts.jobs import HOLD_S_MAX, OPENING, RESPONSE, Job, read_job, round_robin, write_job
+from gateway.core.accounts.upstream_jobs import (
+    HOLD_S_MAX,
+    OPENING,
+    RESPONSE,
+    Job,
+    read_job,
+    round_robin,
+    write_job,
+)
 from gateway.core.model import PARTITIONS, Caller
 from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.admission.objects import ObjectOwners

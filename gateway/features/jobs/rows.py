@@ -1,15 +1,23 @@
-"""Reads the jobs listed in Redis: those that are unsettled, or whose row is not stored yet."""
+"""Jobs of callers, from Redis to rows in PostgreSQL.
+
+Redis lists jobs that are unsettled, or whose row is not stored yet. A settled job remains in its list until
+its row is stored. After a crash in between it is stored again, unchanged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import cast
 
-from gateway.core.accounts.jobs import Job, read_job
+from gateway.background.loops import Isolation, Loop, call
+from gateway.core.accounts.upstream_jobs import OPENING, Job, read_job
 from gateway.core.text import batched
 from gateway.counters.keeper.client import Client, are_any_there
 from gateway.counters.redis import keys
+from gateway.errors import CountersUnavailable
+from persistence.jobs import JobRows
 
+JOBS_S = 1.0
 # Jobs read by one command.
 _AT_ONCE = 200
 
@@ -42,3 +50,27 @@ def _removal(job: Job) -> tuple[bytes, ...]:
     """Return the command that removes a job from its list, also by the name that older versions gave it."""
     member = keys.listed_job(job.organization_id, job.hold_id)
     return b"ZREM", keys.jobs(job.partition).encode(), member, job.hold_id.encode()
+
+
+class JobsDrain:
+    """Stores jobs that changed since they were last stored; skips jobs that no upstream has received yet."""
+
+    def __init__(self, listed: ListedJobs, rows: JobRows, isolation: Isolation) -> None:
+        self._listed, self._rows, self._isolation = listed, rows, isolation
+        self._stored: dict[str, Job] = {}
+
+    async def drain(self) -> int:
+        """Store the jobs that changed in Redis since the last pass in PostgreSQL; return how many."""
+        listed = await self._listed.read()
+        news = [job for job in listed if job.status != OPENING and self._stored.get(job.hold_id) != job]
+        if news:
+            await self._isolation.together("jobs", news, self._rows.store, name=lambda job: job.hold_id)
+        settled = [job for job in listed if job.settled_ms]
+        if settled:
+            await self._listed.forget(settled)
+        self._stored = {job.hold_id: job for job in listed if not job.settled_ms and job.status != OPENING}
+        return len(news)
+
+    def loop(self) -> Loop:
+        """Return the loop that stores changed jobs once a second."""
+        return Loop("jobs", JOBS_S, (call(self.drain),), quiet=(CountersUnavailable,))

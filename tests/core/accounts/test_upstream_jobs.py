@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.jobs import BatchLine, BatchResult, batch_lines, calls_of, inline_lines, results
+from gateway.core.accounts.upstream_jobs import (
+    BatchLine,
+    BatchResult,
+    batch_lines,
+    calls_of,
+    inline_lines,
+    results,
+)
 from gateway.errors import InvalidRequest
 
 DEEP = b"[" * 5_000 + b"]" * 5_000

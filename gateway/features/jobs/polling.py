@@ -1,6 +1,6 @@
 """Polls jobs with the upstream's own credential, and charges their results.
 
-Part of the composition root: it connects upstreams with the stored jobs. A worker polls a job when a caller
+It connects upstreams with the stored jobs. A worker polls a job when a caller
 asks for it, and all workers share in polling the others at intervals.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -17,7 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from gateway.calls.charge import ChargedUse, Counted
-from gateway.core.accounts.jobs import (
+from gateway.core.accounts.upstream_jobs import (
     AGAIN_S,
     BATCH,
     EARLY_S_MAX,
@@ -47,10 +47,10 @@ from gateway.core.families.registry import BATCH_AT, FAMILIES, JOBS
 from gateway.core.model import Caller, Service, SettleResult
 from gateway.core.shares import FairShares
 from gateway.core.wait import Wait, in_task
-from gateway.counters.admission.jobs import StoredJobs
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, UpstreamUnreachable
+from gateway.features.jobs.gateway import call_charge, line_charges, release_of, service_of, unread_charge
+from gateway.features.jobs.stored import StoredJobs
 from gateway.files import https_with
-from gateway.http.jobs import call_charge, line_charges, release_of, service_of, unread_charge
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.settings.settings import Settings
@@ -111,6 +111,13 @@ class Jobs:
 
     def find(self, caller: Caller, id_: str) -> Wait[Job | None]:
         return self._stored.find(caller, id_)
+
+    def restore(self, partitions: Collection[int]) -> Coroutine[Any, Any, None]:
+        return self._stored.restore(partitions)
+
+    def resend(self, raw: bytes) -> Coroutine[Any, Any, None]:
+        """Store a job from the settlement log, as `StoredJobs.resend` does."""
+        return self._stored.resend(raw)
 
     def fetch(
         self, upstream: str, path: str, bytes_max: int, arrive: Callable[[int], None]

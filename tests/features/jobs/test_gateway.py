@@ -13,8 +13,8 @@ import pytest
 
 from gateway.calls.charge import ChargedUse
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.jobs import HOLD_S_MAX, JOB_S_MAX, OPENING, RUNNING, BatchResult, Job
 from gateway.core.accounts.outbox import read_facts
+from gateway.core.accounts.upstream_jobs import HOLD_S_MAX, JOB_S_MAX, OPENING, RUNNING, BatchResult, Job
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.routes import (
@@ -28,10 +28,10 @@ from gateway.core.calls.routes import (
 from gateway.core.families import gemini, openai
 from gateway.core.model import Caller, Service
 from gateway.errors import CountersUnavailable
-from gateway.http.jobs import call_charge, line_charges
+from gateway.features.jobs.gateway import call_charge, line_charges
+from gateway.features.jobs.polling import Jobs
 from gateway.http.ports import JobsPort
 from gateway.http.server.buffers import FILES_EACH_MAX
-from gateway.run.jobs import Jobs
 from gateway.settings.settings import Settings
 from tests.core.billing.prices import price_row
 from tests.http.fakes import FakeObjects, answer, get, post

@@ -1,0 +1,1 @@
+"""Jobs that an upstream runs later, such as batches, videos and background responses."""
