@@ -143,12 +143,6 @@ BODIES: Mapping[str, Json] = {
         "fallback": ["unreachable", "5xx"],
     },
     "ModelPatch": {"targets": [{"upstream": "openai"}]},
-    "ShareCreate": {
-        "upstream": "openai",
-        "organization_id": 1,
-        "weight": 3,
-        "guaranteed": {"tokens_per_minute": 100_000},
-    },
     "SharePatch": {"weight": 2, "priority": "batch"},
     "OrganizationServiceCreate": {"organization_id": 1, "service_id": 1, "negotiated_credits": 1},
     "OrganizationServicePatch": {"negotiated_credits": 2},

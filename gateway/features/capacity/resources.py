@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from gateway.admin.resources.resource import ConfigDeclaration, Resource, answer_of, filters, patch_of
 from gateway.admin.resources.values import (
@@ -33,6 +33,15 @@ Priority = Literal["interactive", "batch"]
 
 class ShareCreate(In):
     """A new share of an upstream's capacity: of an organization, or of one tenant."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "upstream": "openai", "organization_id": 1, "weight": 3,
+                "guaranteed": {"tokens_per_minute": 100_000},
+            }
+        }
+    )  # fmt: skip
 
     upstream: UpstreamName = Field(description="The upstream, as gateways' configuration names it.")
     model: AskedModel | None = optional(
