@@ -39,7 +39,7 @@ from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import StartError
-from gateway.feature import features, handlers, log_handlers, run_later, socket_opener, worker_loops
+from gateway.feature import features
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
@@ -58,7 +58,14 @@ from gateway.run.lifecycle import (
     this_program,
 )
 from gateway.run.model_lists import keep_listed
-from gateway.run.worker_parts import WorkerParts
+from gateway.run.worker_parts import (
+    WorkerParts,
+    handlers,
+    log_handlers,
+    run_later,
+    socket_opener,
+    worker_loops,
+)
 from gateway.settings.checking import origins_of
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics

@@ -1,175 +1,21 @@
-"""The record of a feature, which lists its parts, and the features of this installation.
+"""The features of this installation.
 
 A feature is a folder of `gateway/features` with a record `FEATURE` in its `feature.py`. Without the folder
-the feature is left out. The core imports no feature: it asks `features()` for their parts. A record is light.
-Its functions import what they need, and its parts are named as `module:name`, so a process loads no part for
-another one.
+the feature is left out. The core imports no feature: it asks `features()` for their parts, whose types are
+those of `Feature` in `gateway/features/record.py`.
 """
 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import typer
-
-    from gateway.admin.console.timeline import InvoiceHistory
-    from gateway.admin.resources.resource import Action, Resource
-    from gateway.cli.admin.commands import ListSource
-    from gateway.core.alerts.messages import Delivery
-    from gateway.core.calls.routes import Route as CallRoute
-    from gateway.http.ports import Answerer, Log, Ports
-    from gateway.http.server.server import DataPlane
-    from gateway.ops.doctor_redis import Finding
-    from gateway.run.keeper_doors import AdminParts, KeeperParts, Routes, Work
-    from gateway.run.worker_parts import WorkerParts
-    from gateway.settings.settings import Settings
-    from persistence.billing.listeners import InvoiceListener
-    from persistence.entity import Entity, Verb
-    from persistence.ledger.listeners import LedgerListener
-
-
-def load(place: str) -> Any:
-    """Return the object at `place`, written as `module:name`."""
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
-
-
-def lazy(place: str) -> Callable[..., Any]:
-    """Return a function that, when called, loads the object at `place`, written as `module:name`.
-
-    If the object is a function, it is called with the arguments, and the result returned.
-    """
-
-    def ask(*given: object) -> Any:
-        part = load(place)
-        return part(*given) if callable(part) else part
-
-    return ask
-
-
-def commands(*places: str) -> Callable[[typer.Typer], None]:
-    """Return a function that adds commands to an application, named like the functions at `places`.
-
-    Each place is written as `module:name`.
-    """
-
-    def add(app: typer.Typer) -> None:
-        for place in places:
-            app.command()(load(place))
-
-    return add
-
-
-def mounts(**places: str) -> Callable[[AdminParts], Routes]:
-    """Return a function that makes `Routes` of the objects at `places`, each written as `module:name`.
-
-    The settings make no difference to these routes.
-    """
-    return lambda _: load("gateway.run.keeper_doors:Routes")(
-        **{name: load(place) for name, place in places.items()}
-    )
-
-
-async def _no_findings(_: Settings) -> AsyncIterator[Finding]:
-    return
-    yield  # an iterator that ends at once
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Feature:
-    """One feature. `tables`, `settings` and `metrics` are the names that belong to it."""
-
-    name: str
-    tables: tuple[str, ...] = ()
-    settings: tuple[str, ...] = ()
-    # Name, kind, help and labels for Prometheus.
-    metrics: tuple[tuple[str, str, str, tuple[str, ...]], ...] = ()
-    resources: Callable[[], Sequence[Resource]] = tuple
-    # Actions on resources of the core, by resource; their effects on rows (`verbs`); files of a resource's
-    # rows or of a report (`documents`): fields of a `DocumentEndpoint`.
-    actions: Callable[[], Mapping[str, Sequence[Action]]] = dict
-    documents: Mapping[str, Sequence[tuple[Any, ...]]] = field(default_factory=dict)
-    verbs: Callable[[], Mapping[str, Mapping[str, Verb]]] = dict
-    # Rows of the Admin API's resources, by the name of the resource.
-    subjects: Callable[[], Mapping[str, Entity]] = dict
-    # Fields of a `Screen` of the console.
-    screens: tuple[Mapping[str, Any], ...] = ()
-    # Whether the settings enable it; otherwise its screens are not in the menu.
-    is_on: Callable[[Settings], bool] = lambda _: True
-    # Finds letters of a text that no font of its documents has, and may take long; None without documents.
-    missing_glyphs: Callable[[], Callable[[str], str] | None] = lambda: None
-    # Additional entries in an invoice's history in the console.
-    invoice_history: Callable[[], Sequence[InvoiceHistory]] = tuple
-    # Listeners to calls and to final documents, in the transaction that stores or changes them.
-    listeners: Callable[[], Sequence[LedgerListener]] = tuple
-    invoice_listeners: Callable[[], Sequence[InvoiceListener]] = tuple
-    # Add commands to the program, and to the administration commands.
-    commands: Callable[[typer.Typer], None] = lambda _: None
-    admin_commands: Callable[[typer.Typer], None] = lambda _: None
-    # Other sources of the command line's lists.
-    list_sources: Callable[[], Sequence[ListSource]] = tuple
-    # Its work in a keeper's process of loops; None if the settings do not enable it.
-    work: Callable[[KeeperParts], Work | None] = lambda _: None
-    # Its routes at the admin port besides resources; None if the settings do not enable it.
-    routes: Callable[[AdminParts], Routes | None] = lambda _: None
-    # Its routes at the gateway's port, with their handlers.
-    answers: Callable[[Settings, Log], Mapping[CallRoute, Answerer]] = lambda *_: {}
-    # Handlers of routed paths, by path; the function that serves a WebSocket client.
-    handlers: Callable[[], Mapping[str, Answerer]] = dict
-    open_socket: Answerer | None = None
-    # Starts an admitted call that its upstream completes later, as `Ports.run_later`.
-    run_later: Callable[[Any, Any], Coroutine[Any, Any, None]] | None = None
-    # Fields of `Ports`, made of the parts of a gateway worker; the worker's loops by name.
-    ports: Callable[[WorkerParts], Mapping[str, Any]] = lambda _: {}
-    worker_loops: Callable[[DataPlane, Ports], Mapping[str, Callable[[], Awaitable[None]]]] = lambda *_: {}
-    # Handlers of records in a gateway's settlement log, by kind.
-    log_handlers: Callable[[Ports], Mapping[int, Callable[[bytes], Awaitable[None]]]] = lambda _: {}
-    # The link in messages to webhooks, by event.
-    links: Callable[[Settings], Mapping[str, Callable[[Delivery], str]]] = lambda _: {}
-    # Its findings in `tollkeeper doctor`.
-    findings: Callable[[Settings], AsyncIterator[Finding]] = _no_findings
-
-
-def screens_off(settings: Settings) -> frozenset[str]:
-    """Return the names of console screens of features that are off by the settings."""
-    return frozenset(one["name"] for each in features() if not each.is_on(settings) for one in each.screens)
-
-
-def handlers() -> dict[str, Answerer]:
-    """Return the features' handlers of gateway paths, by path."""
-    return {path: one for each in features() for path, one in each.handlers().items()}
-
-
-def log_handlers(ports: Ports) -> dict[int, Callable[[bytes], Awaitable[None]]]:
-    """Return the features' handlers of records in the settlement log, by kind of record."""
-    return {kind: one for each in features() for kind, one in each.log_handlers(ports).items()}
-
-
-def worker_loops(plane: DataPlane, ports: Ports) -> dict[str, Callable[[], Awaitable[None]]]:
-    """Return the features' loops of a gateway worker, by name."""
-    return {name: run for feature in features() for name, run in feature.worker_loops(plane, ports).items()}
-
-
-def run_later() -> Callable[[Any, Any], Coroutine[Any, Any, None]]:
-    """Return the function that starts calls that their upstream completes later; it may only refuse."""
-    starts = [feature.run_later for feature in features() if feature.run_later is not None]
-    return starts[0] if starts else load("gateway.http.ports:refuse_later")
-
-
-def socket_opener() -> Answerer | None:
-    """Return the function that serves WebSocket clients, if a feature has one."""
-    return next((each.open_socket for each in features() if each.open_socket is not None), None)
+from typing import Any
 
 
 @cache
-def features() -> tuple[Feature, ...]:
-    """Return every installed feature, by name."""
+def features() -> tuple[Any, ...]:
+    """Return the record of every installed feature, by name."""
     package = import_module("gateway.features")
-    names = sorted(found.name for found in pkgutil.iter_modules(package.__path__) if found.ispkg)
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
     return tuple(import_module(f"gateway.features.{name}.feature").FEATURE for name in names)

@@ -107,18 +107,16 @@ def folders_of(feature: str) -> list[str]:
     return sorted(found)
 
 
+@cache
 def imports() -> grimp.ImportGraph:
-    """Who imports whom, for type checking too: all but the types that the record of a feature names."""
-    graph = grimp.build_graph("gateway", "persistence", cache_dir=None)
-    for typed in graph.find_modules_directly_imported_by("gateway.feature"):
-        graph.remove_import(importer="gateway.feature", imported=typed)
-    return graph
+    """Who imports whom, for type checking too."""
+    return grimp.build_graph("gateway", "persistence", cache_dir=None)
 
 
 @cache
 def circles() -> list[set[str]]:
     """Modules that import each other in a circle, for type checking too, by whatever they name."""
-    graph = grimp.build_graph("gateway", "persistence", cache_dir=None)
+    graph = imports()
     found: list[set[str]] = []
     for module in sorted(graph.modules):
         both_ways = graph.find_downstream_modules(module) & graph.find_upstream_modules(module)

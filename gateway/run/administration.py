@@ -17,6 +17,7 @@ from typing import Any
 
 from gateway import extras
 from gateway.admin.application import build
+from gateway.admin.console.screens import screens_off
 from gateway.admin.http.server import AdminListener, Answers, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.background.loops import FailureTeller, Gauges
@@ -29,7 +30,7 @@ from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.status import Activity
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import LoopsSilent, SettingError
-from gateway.feature import features, screens_off
+from gateway.feature import features
 from gateway.issuers.sign_in import SignIns
 from gateway.local import heartbeat
 from gateway.local import ports as sockets

@@ -14,7 +14,7 @@ from gateway.core.calls.call import CallRequest
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.routes import Route
 from gateway.core.model import GENERIC
-from gateway.feature import Feature
+from gateway.features.record import Feature
 from gateway.http.admission import identify, known, prices_of
 from gateway.http.charge import check_admitted, hold_request
 from gateway.http.relay import own_answer

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from gateway.feature import Feature, features, load
+from gateway.feature import features
+from gateway.features.record import Feature, load
 from gateway.settings.settings import Settings
 from gateway.telemetry.metrics import FACTS
 from persistence.tables import metadata
@@ -56,6 +57,7 @@ print([name for name in ("pydantic", "aiohttp.web", "jinja2", "stripe", "typst")
 
 @pytest.mark.parametrize("feature", features(), ids=lambda feature: feature.name)
 def test_what_a_record_names_is_there(feature: Feature) -> None:
+    assert isinstance(feature, Feature)
     assert set(feature.tables) <= set(metadata.tables)
     assert set(feature.settings) <= set(Settings.__struct_fields__)
     assert {name for name, *_ in feature.metrics} <= {fact.name for fact in FACTS}

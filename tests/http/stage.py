@@ -28,7 +28,6 @@ from gateway.core.credentials import Failures, TlsFiles
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal
-from gateway.feature import handlers, run_later, socket_opener
 from gateway.http.ports import (
     Answerer,
     CountersPort,
@@ -44,6 +43,7 @@ from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
 from gateway.http.upstream.dialing import LookUp, by_system
+from gateway.run.worker_parts import handlers, run_later, socket_opener
 from gateway.tls.certificates import Certificates
 from gateway.tls.session import TlsGate
 from tests.http.fakes import (

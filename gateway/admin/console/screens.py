@@ -21,6 +21,7 @@ from gateway.core.accounts.administration import (
     refused_write,
 )
 from gateway.feature import features
+from gateway.settings.settings import Settings
 
 
 class Slot(NamedTuple):
@@ -304,6 +305,13 @@ SCREENS = {
         *(Screen(**each) for feature in features() for each in feature.screens),
     )
 }  # fmt: skip
+
+
+def screens_off(settings: Settings) -> frozenset[str]:
+    """Return the names of console screens of features that are off by the settings."""
+    return frozenset(
+        screen["name"] for feature in features() if not feature.is_on(settings) for screen in feature.screens
+    )
 
 
 def _everybody(_: Actor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from gateway.feature import Feature
+from gateway.features.record import Feature
 
 if TYPE_CHECKING:
     from gateway.core.calls.routes import Route

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway.feature import Feature, commands, load
+from gateway.features.record import Feature, commands, load
 
 if TYPE_CHECKING:
     from gateway.ops.doctor_redis import Finding

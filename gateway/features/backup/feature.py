@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway.feature import Feature, commands
+from gateway.features.record import Feature, commands
 
 if TYPE_CHECKING:
     from gateway.run.keeper_doors import KeeperParts, Work

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway.feature import Feature
+from gateway.features.record import Feature
 
 if TYPE_CHECKING:
     from gateway.http.ports import Answerer, Ports

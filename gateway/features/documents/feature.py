@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.extras import is_installed
-from gateway.feature import Feature
+from gateway.features.record import Feature
 
 if TYPE_CHECKING:
     from gateway.run.keeper_doors import AdminParts, KeeperParts, Routes, Work

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway.feature import Feature, lazy, load
+from gateway.features.record import Feature, lazy, load
 
 if TYPE_CHECKING:
     from gateway.background.loops import Loop

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.feature import Feature, lazy, mounts
+from gateway.features.record import Feature, lazy, mounts
 
 _VERSIONS = (("version", ("1.4", "1.2")),)
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from gateway.feature import Feature, lazy, load
+from gateway.features.record import Feature, lazy, load
 
 if TYPE_CHECKING:
     from gateway.features.jobs.polling import Jobs

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from gateway.feature import Feature, lazy
+from gateway.features.record import Feature, lazy
 
 FEATURE = Feature(name="person", commands=lazy("gateway.features.person.command:add_person"))

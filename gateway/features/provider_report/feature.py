@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.feature import Feature, commands
+from gateway.features.record import Feature, commands
 
 FEATURE = Feature(
     name="provider_report",

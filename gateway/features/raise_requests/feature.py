@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from gateway.feature import Feature, lazy, load, mounts
+from gateway.features.record import Feature, lazy, load, mounts
 
 if TYPE_CHECKING:
     from gateway.core.alerts.messages import Delivery

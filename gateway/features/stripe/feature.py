@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.feature import Feature, lazy, load
+from gateway.features.record import Feature, lazy, load
 
 FEATURE = Feature(
     name="stripe",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from gateway.errors import StartError
-from gateway.feature import Feature, lazy, load
+from gateway.features.record import Feature, lazy, load
 
 if TYPE_CHECKING:
     from gateway.ops.doctor_redis import Finding

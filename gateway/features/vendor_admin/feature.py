@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from gateway.feature import Feature, mounts
+from gateway.features.record import Feature, mounts
 
 FEATURE = Feature(name="vendor_admin", routes=mounts(mount="gateway.features.vendor_admin.api:mount_vendors"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from gateway.feature import Feature
+from gateway.features.record import Feature
 
 if TYPE_CHECKING:
     from gateway.http.server.exchange import Exchange

@@ -12,12 +12,11 @@ from multidict import MultiDict
 
 from gateway.admin.console import formatting, forms
 from gateway.admin.console.reports import Live
-from gateway.admin.console.screens import HEADINGS, PAGES, SCREENS, menu
+from gateway.admin.console.screens import HEADINGS, PAGES, SCREENS, menu, screens_off
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import fields_of
 from gateway.core.accounts.administration import Actor
 from gateway.core.integrity.reconciliation import NO_FAULTS, DifferenceKind
-from gateway.feature import screens_off
 from gateway.settings.settings import Settings
 
 

@@ -10,9 +10,9 @@ from gateway.core.calls.binding import Binding, Bindings, makes_batches
 from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.families.registry import ALL
 from gateway.core.model import Family, Service
-from gateway.feature import handlers
 from gateway.features.jobs.gateway import create_batch, tell_job
 from gateway.http.server.server import HANDLERS
+from gateway.run.worker_parts import handlers
 from gateway.settings.config_file import DEFAULT_ROUTES
 
 SMS = Service(1, "sms", "consumption", counts_tokens=False, credits=10, upstream="mine")
