@@ -117,7 +117,7 @@ async def serve_calls(
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
         report=door.worker_reports.report, announce=fences.announce,
-        restore=partial(_restore, door, ports), others=log_handlers(ports),
+        restore=partial(_restore, ports), others=log_handlers(ports),
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     redis_state = RedisState(wires, log)
@@ -225,9 +225,9 @@ async def _end(door: Door, settlements: SettlementLog, wires: RedisConnections, 
         os._exit(0)  # the thread that waits for the disk would be joined
 
 
-async def _restore(door: Door, ports: Ports, partitions: Collection[int]) -> None:
+async def _restore(ports: Ports, partitions: Collection[int]) -> None:
     """Store the runs and jobs that this worker knows again in partitions whose data Redis has lost."""
-    await door.runs.restore(partitions)
+    await ports.runs.restore(partitions)
     if ports.jobs is not None:
         await ports.jobs.restore(partitions)
 
@@ -252,7 +252,6 @@ def _ports(  # noqa: PLR0917  # what they are made of
         tokens=door.tokens,
         counters=door.counters,
         objects=door.objects,
-        runs=door.runs,
         holds=door.holds,
         estimator=estimator,
         tally=tally,

@@ -43,7 +43,6 @@ SUBJECTS: dict[str, Entity] = {
     "reratings": amendments.RERATING_SUBJECT,
     "budgets": quota.BUDGET_SUBJECT,
     "budget-accounts": quota.BUDGET_ACCOUNTS,
-    "runs": quota.RUNS,
     "charges": charges.CHARGE_SUBJECT,
     "events": events.SUBJECT,
     "amendments": amendments.SUBJECT,

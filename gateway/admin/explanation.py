@@ -261,7 +261,7 @@ class Explanation:
     async def _run(self) -> ExplainedStep | None:
         """Return the step of the call's run, with its current use; None if the call has no run."""
         name, by = self._call["run"], self._call["refused_by"] or {}
-        if name is None:
+        if name is None or "runs" not in RESOURCES:
             return None
         query = _query(1, id=name, tenant_id=self._call["tenant_id"])
         rows, _ = await Operations(self._ports, RESOURCES["runs"]).list(replace(query, descending=True))

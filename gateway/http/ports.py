@@ -35,7 +35,7 @@ from gateway.core.model import (
     SettleResult,
 )
 from gateway.core.traces import Parent, Span, Trace
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, RunNotFound
 from gateway.http.protocol.answer import AnswerHead
 from gateway.http.tally import Tally
 from gateway.http.upstream.dialing import LookUp, by_system
@@ -189,6 +189,33 @@ class RunsPort(Protocol):
 
     def end(self, caller: Caller, id_: str) -> Awaitable[None]:
         """End a run. Fails with `RunNotFound`, `RateLimited` or `CountersUnavailable`."""
+
+    def restore(self, partitions: Collection[int]) -> Awaitable[None]:
+        """Store the runs that this worker knows again in partitions whose data Redis has lost."""
+
+
+class RefusedRuns:
+    """Refuses calls that name a run, if no feature opens runs."""
+
+    def cached(self, _: Caller, asked: RunRequest) -> Run | None:
+        raise InvalidRequest(f"Runs are not installed here: leave the run {asked.id} out.")
+
+    async def find(self, caller: Caller, asked: RunRequest, _: CallRunPolicies) -> Run:
+        found = self.cached(caller, asked)
+        assert found is not None
+        return found
+
+    def admitted(self, caller: Caller, run: Run) -> None:
+        """Return at once: no call with a run is admitted."""
+
+    async def tell(self, *_: object) -> bytes:
+        raise RunNotFound
+
+    async def end(self, *_: object) -> None:
+        raise RunNotFound
+
+    async def restore(self, _: Collection[int]) -> None:
+        """Return at once: no run is known."""
 
 
 class HoldsPort(Protocol):
@@ -383,8 +410,8 @@ class Ports:
     refusals: Refusals
     cooling: CircuitBreaker
     seconds: Callable[[], float]
-    runs: RunsPort
     holds: HoldsPort
+    runs: RunsPort = field(default_factory=RefusedRuns)
     jobs: JobsPort | None = None
     access_log: bool = False
     limiter: Callable[..., UpstreamLimiter] | None = None

@@ -58,14 +58,3 @@ async def resource(exchange: Exchange) -> None:
         "bearer_methods_supported": ("header",),
     }
     own_answer(exchange, 200, _JSON, msgspec.json.encode(said))
-
-
-async def run(exchange: Exchange) -> None:
-    """Answer with a run of the caller's tenant, or end the run, without a charge."""
-    caller = known(exchange) or await identify(exchange)
-    runs, id_ = exchange.worker.ports.runs, exchange.routed.params["id"]
-    if exchange.routed.method == b"DELETE":
-        await runs.end(caller, id_)
-        own_answer(exchange, 204, [], b"")
-    else:
-        own_answer(exchange, 200, _JSON, await runs.tell(caller, id_))

@@ -31,7 +31,6 @@ from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.quota import AccountLimit, Counters, LiveHolds, ShardedCounters
 from gateway.counters.admission.refusals import SharedCircuitBreaker
-from gateway.counters.admission.runs import Runs
 from gateway.counters.keeper.status import WorkerReports
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import Leaser
@@ -199,7 +198,6 @@ class Door:
     directory: Directory
     counters: Counters | ShardedCounters
     objects: ObjectOwners
-    runs: Runs
     holds: CallerHolds
     allowances: Allowances
     leaser: Leaser
@@ -250,9 +248,9 @@ def make_door(
     objects = ObjectOwners(wires, time.time, settings.object_ttl_s, settings.objects_max, log=log)
     reports = WorkerReports(wires, str(worker_slot), time.time_ns(), clock)
     cooling, tokens = SharedCircuitBreaker(wires, clock), token_callers(settings, directory, log)
-    runs, holds = Runs(wires, clock, time.time, os.urandom), CallerHolds(wires, time.time, settlements)
+    holds = CallerHolds(wires, time.time, settlements)
     for name, cache in (("frames", frames.known), ("tokens", tokens.known)):
         caches.join(name, cache)
     return Door(
-        directory, counters, objects, runs, holds, allowances, leaser, reports, cooling, tokens, caches,
+        directory, counters, objects, holds, allowances, leaser, reports, cooling, tokens, caches,
     )  # fmt: skip

@@ -8,8 +8,8 @@ import yaml
 
 from gateway.core.http_limits import HttpLimits
 from gateway.core.lru import POOL_BYTES_MAX
-from gateway.counters.admission.runs import REMEMBERED_MAX
 from gateway.features.jobs.stored import REMEMBERED_MAX as JOBS_REMEMBERED_MAX
+from gateway.features.runs.opening import REMEMBERED_MAX
 from tests.deploy.shipped import DEPLOY, interpolated
 from tests.tree import ROOT
 

@@ -12,11 +12,15 @@ from pathlib import Path
 import pytest
 import typer
 
+from gateway.core.accounts.runs import read_run
+from gateway.errors import InvalidRequest, RunNotFound
 from gateway.feature import features
 from gateway.features.record import Feature, load
+from gateway.http.ports import RefusedRuns, refuse_later
 from gateway.settings.settings import Settings
 from gateway.telemetry.metrics import FACTS
 from persistence.tables import metadata
+from tests.http.fakes import CALLER
 from tests.numbers import FOLDERS_A_FEATURE_MAX, folders_of, imports
 from tests.tree import ROOT
 
@@ -121,3 +125,15 @@ def test_the_rest_runs_without_a_feature(name: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == [other for other in NAMES if other != name]
+
+
+async def test_what_a_feature_that_is_left_out_would_follow_is_refused() -> None:
+    runs, asked = RefusedRuns(), read_run("r1")
+    for refused in (refuse_later(), runs.find(CALLER, asked, ())):
+        with pytest.raises(InvalidRequest):
+            await refused
+    with pytest.raises(InvalidRequest, match="leave the run r1 out"):
+        runs.cached(CALLER, asked)
+    for refused in (runs.tell(CALLER, "r1"), runs.end(CALLER, "r1")):
+        with pytest.raises(RunNotFound):
+            await refused

@@ -345,8 +345,8 @@ class Stage:
             self.refusals,
             self.cooling,
             lambda: self.seconds(),  # noqa: PLW0108  # as it is then
-            self.runs,
-            cast("HoldsPort", self.callers_holds),
+            runs=self.runs,
+            holds=cast("HoldsPort", self.callers_holds),
             access_log=True,
             handlers=handlers(),
             run_later=run_later(),

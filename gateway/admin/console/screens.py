@@ -99,14 +99,6 @@ SCREENS = {
             ),
         ),
         Screen(
-            "Spend", "runs", "Runs", "run",
-            ("id", "organization_id", "tenant_id", "parent_id", "status", "used", "max", "calls",
-             "expires_at"),
-            empty="No run yet. Callers open them with their calls.",
-            has_page=False,
-            next_step=("See the calls", "/calls"),
-        ),
-        Screen(
             "Access", "organizations", "Organizations", "organization",
             ("name", "credit_balance", "credit_limit", "spend_cap", "currency", "created_at"),
             empty="No organization yet. Creating a tenant creates one too.",

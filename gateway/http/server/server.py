@@ -21,7 +21,7 @@ from gateway.http.identity import key_digests
 from gateway.http.lists import list_objects
 from gateway.http.ports import Answerer, Ports
 from gateway.http.protocol.request import RequestIds
-from gateway.http.proxy import proxy, resource, run, usage
+from gateway.http.proxy import proxy, resource, usage
 from gateway.http.reply import FaultLog, given_up, refuse
 from gateway.http.routing.cors import Cors
 from gateway.http.routing.head import CallHead, HeadReader, HeadRouter
@@ -29,7 +29,6 @@ from gateway.http.routing.routes import (
     METADATA_PATH,
     OWN_ROUTES,
     RESOURCE_PATH,
-    RUN_PATH,
     USAGE_PATH,
     WorkerBindings,
 )
@@ -266,7 +265,7 @@ async def refuse_route(_: Exchange) -> None:
 # Handlers of paths that the gateway answers; features add others.
 HANDLERS = {
     **{route.path: refuse_route for route in OWN_ROUTES},
-    USAGE_PATH: usage, RUN_PATH: run, METADATA_PATH: resource, RESOURCE_PATH: resource,
+    USAGE_PATH: usage, METADATA_PATH: resource, RESOURCE_PATH: resource,
     **{path: at_collection for one in LISTS for path in one.paths},
     **dict.fromkeys(OF_JOBS | BATCH_COLLECTIONS | BATCH_MAKERS | REMAKERS, refuse_route),
 }  # fmt: skip

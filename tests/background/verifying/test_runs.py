@@ -14,10 +14,10 @@ from gateway.core.accounts.call_budgets import OrganizationBudgets, with_runs
 from gateway.core.accounts.runs import Run, read_run
 from gateway.core.families.refusal import from_decision
 from gateway.core.model import PARTITIONS, Settlement, Verdict
-from gateway.counters.admission.runs import Runs
 from gateway.counters.late import windows
 from gateway.counters.redis import keys
 from gateway.errors import RunEnded
+from gateway.features.runs.opening import Runs
 from persistence.keeper.verification import BudgetUses
 from tests.background.backend import Backend, backend_at
 from tests.builders import CHAT, Call, World, driven

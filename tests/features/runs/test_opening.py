@@ -27,10 +27,10 @@ from gateway.core.accounts.runs import (
 )
 from gateway.core.families.refusal import from_decision
 from gateway.core.model import PARTITIONS, SettleResult, Verdict
-from gateway.counters.admission import runs as admission
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.errors import InvalidRequest, RateLimited, Refusal, RunConflict, RunEnded, RunNotFound
+from gateway.features.runs import opening as admission
 from tests.builders import Call, World, driven
 from tests.counters.conftest import Connect
 from tests.waiting import eventually

@@ -1,0 +1,1 @@
+"""Runs: budgets that callers open, which travel with their calls."""

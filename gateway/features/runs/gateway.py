@@ -1,0 +1,20 @@
+"""Runs by the API: a caller reads one, or ends it."""
+
+from __future__ import annotations
+
+from gateway.http.admission import identify, known
+from gateway.http.relay import own_answer
+from gateway.http.server.exchange import Exchange
+
+_JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+
+
+async def run(exchange: Exchange) -> None:
+    """Answer with a run of the caller's tenant, or end the run, without a charge."""
+    caller = known(exchange) or await identify(exchange)
+    runs, id_ = exchange.worker.ports.runs, exchange.routed.params["id"]
+    if exchange.routed.method == b"DELETE":
+        await runs.end(caller, id_)
+        own_answer(exchange, 204, [], b"")
+    else:
+        own_answer(exchange, 200, _JSON, await runs.tell(caller, id_))
