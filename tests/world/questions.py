@@ -9,15 +9,23 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.world.programs import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from tests.world.programs import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RERANK, RESPONSES, SCORE
 
+MAXIMUM = {
+    CHAT: "max_tokens",
+    COMPLETIONS: "max_tokens",
+    MESSAGES: "max_tokens",
+    RESPONSES: "max_output_tokens",
+}
 PATHS = {
     CHAT: "/v1/chat/completions",
     COMPLETIONS: "/v1/completions",
     MESSAGES: "/v1/messages",
     RESPONSES: "/v1/responses",
+    EMBEDDINGS: "/v1/embeddings",
+    RERANK: "/v1/rerank",
+    SCORE: "/v1/score",
 }
-MAXIMUM = dict.fromkeys(PATHS, "max_tokens") | {RESPONSES: "max_output_tokens"}
 USE, CHOICES, STREAMS, CACHED = "Use reported", "Several choices", "Streams", "Cached"
 ABORTED, ERRORS, MAXIMA = "Aborted", "Overload and errors", "Maxima"
 COLUMNS = (USE, CHOICES, STREAMS, CACHED, ABORTED, ERRORS, MAXIMA)
@@ -53,7 +61,7 @@ def _said(api: str, text: str = SHORT, maximum: int | None = 8, **more: Any) -> 
 
 
 QUESTIONS = (
-    *(Question(USE, api, api, _said(api), record=True) for api in PATHS),
+    *(Question(USE, api, api, _said(api), record=True) for api in MAXIMUM),
     Question(CHOICES, "chat, n 3", CHAT, _said(CHAT, n=3), record=True),
     Question(CHOICES, "chat, n 3, streamed", CHAT, _said(CHAT, n=3, **ASKED), record=True),
     Question(CHOICES, "completions, n 2", COMPLETIONS, _said(COMPLETIONS, n=2), record=True),
@@ -69,7 +77,7 @@ QUESTIONS = (
     Question(STREAMS, "completions", COMPLETIONS, _said(COMPLETIONS, stream=True)),
     Question(STREAMS, "messages", MESSAGES, _said(MESSAGES, stream=True), record=True),
     Question(STREAMS, "responses", RESPONSES, _said(RESPONSES, stream=True), record=True),
-    *(Question(CACHED, f"{api}, again", api, _said(api, LONG), record=True) for api in PATHS),
+    *(Question(CACHED, f"{api}, again", api, _said(api, LONG), record=True) for api in MAXIMUM),
     Question(ABORTED, "chat", CHAT, _said(CHAT, maximum=400, stream=True), leaves=4),
     Question(
         ABORTED, "completions, `abort`", COMPLETIONS,
@@ -86,15 +94,37 @@ QUESTIONS = (
     Question(MAXIMA, "beyond the context", CHAT, _said(CHAT, maximum=9_000)),
     Question(MAXIMA, "messages of 4, `strict`", MESSAGES, _said(MESSAGES, maximum=4), plan="strict"),
     Question(MAXIMA, "responses of 4, `strict`", RESPONSES, _said(RESPONSES, maximum=4), plan="strict"),
+    Question(USE, "embeddings", EMBEDDINGS, {"input": SHORT}),
+    Question(USE, "rerank", RERANK, {"query": SHORT, "documents": [OTHER]}),
+    Question(USE, "score", SCORE, {"text_1": SHORT, "text_2": OTHER}),
+    Question(CHOICES, "3 texts", EMBEDDINGS, {"input": [SHORT, OTHER, "coin"]}),
+    Question(CHOICES, "3 documents", RERANK, {"query": SHORT, "documents": [OTHER, "coin", LONG]}),
+    Question(CHOICES, "1 text to 3", SCORE, {"text_1": SHORT, "text_2": [OTHER, "coin", LONG]}),
+    Question(CHOICES, "2 lists of token ids", EMBEDDINGS, {"input": [[5, 6, 7], [8, 9]]}),
+    Question(CACHED, "embeddings, again", EMBEDDINGS, {"input": LONG}),
+    Question(ERRORS, "text beyond the context", EMBEDDINGS, {"input": BEYOND}),
+    Question(ERRORS, "no texts", EMBEDDINGS, {"input": []}),
+    Question(ERRORS, "16 calls at once", EMBEDDINGS, {"input": [SHORT, OTHER]}, times=16),
+    Question(
+        MAXIMA, "base64, `strict`", EMBEDDINGS, {"input": SHORT, "encoding_format": "base64"}, plan="strict"
+    ),
 )  # fmt: skip
 
 
 def drawn(seed: int, apis: tuple[str, ...], count: int = DRAWN) -> list[Question]:
     """Return so many calls of these APIs, of all shapes, the same for a seed."""
-    chance, made = random.Random(seed), []
+    chance = random.Random(seed)
+    made: list[Question] = []
     for number in range(count):
         api = chance.choice(apis)
         text = chance.choice((SHORT, OTHER, LONG, f"coin {number} " + LONG))
+        texts = [chance.choice((SHORT, OTHER, "coin", text)) for _ in range(chance.randint(1, 4))]
+        if api not in MAXIMUM:
+            bodies = {EMBEDDINGS: {"input": texts}, RERANK: {"query": text, "documents": texts}}
+            made.append(
+                Question("", f"call {number}", api, bodies.get(api, {"text_1": text, "text_2": texts}))
+            )
+            continue
         body = _said(api, text, maximum=chance.randint(1, 40))
         if api in {CHAT, COMPLETIONS}:
             body["n"] = chance.randint(1, 4)

@@ -1,6 +1,7 @@
 """Play real programs behind Tollkeeper, compare their counters with the ledger, write the page: `make world`.
 
-Usage: python -m tests.world.run [--programs NAME,…] [--fresh] [--drawn N] [--seed N] [--record] [--list]
+Usage: python -m tests.world.run [--programs NAME,…] [--fresh] [--drawn N] [--seed N] [--record]
+       python -m tests.world.run --list, or --count
 
 A row is a program. What was played is kept in build/world; a run that was interrupted goes on with the
 programs that have no row yet. The page keeps the rows of programs that are not named. Exit status 1 where
@@ -29,14 +30,17 @@ from tests.journey.stack import Stack
 from tests.tree import ROOT
 from tests.waiting import wait_until
 from tests.world import clients_page, page
-from tests.world.calls import OK, Reply, ask, cached, written
+from tests.world.calls import OK, Reply, ask, cached, read, written
 from tests.world.clients import CLIENTS
 from tests.world.play_clients import ClientCell, ClientRow, play_clients
 from tests.world.programs import (
     CHAT,
     COMPLETIONS,
+    EMBEDDINGS,
     PLACE,
     PROGRAMS,
+    RERANK,
+    SCORE,
     Counted,
     Program,
     Running,
@@ -50,7 +54,7 @@ ROW_S_MAX = 1_500.0
 SETTLED_S_MAX = 90.0
 STRICT_TOKENS = 4_000
 RECORDED = ROOT / "tests" / "recorded" / "world.txt"
-RIGHT, FLAGGED, REFUSED, WRONG = "right", "flagged", "refused", "WRONG"
+RIGHT, FLAGGED, REFUSED, WRONG, SAID = "right", "flagged", "refused", "WRONG", "as reported"
 
 
 @dataclass
@@ -85,7 +89,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--record", action="store_true", help="write the answers that tests use")
     parser.add_argument("--list", action="store_true", help="the programs there are")
+    parser.add_argument("--count", action="store_true", help="how many cells the page has")
     options = parser.parse_args()
+    if options.count:
+        counts = {name: len(page.cells(line)) for name, line in page.lines().items()}
+        print(
+            *(f"{count:4} {name}" for name, count in counts.items()),
+            f"{sum(counts.values()):4} in all",
+            sep="\n",
+        )
+        return 0
     if options.list:
         print(*(f"{one.name}: {', '.join(one.packages)}" for one in PROGRAMS.values()), sep="\n")
         print(*(f"{one.name}: {one.package}" for one in CLIENTS.values()), sep="\n")
@@ -125,12 +138,21 @@ def _play(program: Program, options: argparse.Namespace) -> Row:
         config = Path(folder, "config.yaml")
         config.write_text(yaml.safe_dump(_configuration(program)))
         environ = {program.variable: started.url, **dict(program.environ)}
+        environ |= {name.upper().replace("-", "_"): value for name, value in started.headers.items()}
         environ["LITELLM_API_KEY"] = environ.get("LITELLM_MASTER_KEY", "")
         stack = Stack(Path(folder, "data"), "--config", str(config), **environ)
         try:
+            _add_service(stack, RERANK)
             return _World(started, stack, options).play()
         finally:
             stack.stop()
+
+
+def _add_service(stack: Stack, key: str) -> None:
+    _, body = stack.admin("GET", "/business-models")
+    models = {one["name"]: one["id"] for one in (body or {})["items"]}
+    fields = {"credits": 0, "service_type": "Pay-As-You-Go", "business_model_id": models["Subscription"]}
+    stack.make("services", name=key, key=key, **fields)
 
 
 def _configuration(program: Program) -> dict[str, Any]:
@@ -148,6 +170,7 @@ class _World:
 
     def __init__(self, program: Running, stack: Stack, options: argparse.Namespace) -> None:
         self._program, self._stack, self._options = program, stack, options
+        self._sent = program.headers
         self._own_key = dict(program.program.environ).get("LITELLM_MASTER_KEY", "none")
         self._keys = {
             plan: stack.tenant(total, admission=plan)[1]
@@ -178,12 +201,12 @@ class _World:
 
     def _asked(self, question: Question) -> Cell:
         """What the program says by itself, and what the ledger makes of the same call."""
-        own, key = self._program.program.model.partition("/")[2], self._own_key
+        own, key = self._model(question).partition("/")[2], self._own_key
         if question.column == CACHED:
-            ask(self._program.url, key, own, question)
+            ask(self._program.url, key, own, question, self._sent)
         before = self._still()
-        said = ask(self._program.url, key, own, question)
-        made = self._still().since(before)
+        said = ask(self._program.url, key, own, question, self._sent)
+        made = self._made(question, before)
         if question.record and said.status in OK:
             row, body = self._row, json.dumps({"model": own} | question.body)
             head = f"@@ {row.name} {row.version}, {row.date} | {row.file} | {question.api} | {body}"
@@ -197,14 +220,27 @@ class _World:
 
     def _compared(self, question: Question) -> tuple[str, str, str]:
         """Ask through the gateway; the verdict on its row, why, and a fact of it."""
-        before, model = self._program.counted(), self._program.program.model
+        before, model = self._program.counted(), self._model(question)
         url, key = self._stack.gateway_url, self._keys[question.plan]
         with ThreadPoolExecutor(question.times) as threads:
             futures = [threads.submit(ask, url, key, model, question) for _ in range(question.times)]
             told = [one.result() for one in futures]
         rows = [wait_until(partial(self._found, one), SETTLED_S_MAX) for one in told]
-        made = self._still().since(before)
-        return judged(question, told, rows, made)
+        if self._program.program.characters and (wanted := characters(question) * question.times):
+            return judged_by_report(told, rows, wanted)
+        return judged(question, told, rows, self._made(question, before))
+
+    def _model(self, question: Question) -> str:
+        """Return a caller's name of the model that answers a question."""
+        made = self._program.program
+        return f"{made.file}/{made.rank_model}" if made.rank_model and question.api == RERANK else made.model
+
+    def _made(self, question: Question, before: Counted) -> Counted:
+        """Return what was counted since, a prompt once for all choices of it."""
+        made, times = self._still().since(before), 1
+        if self._program.program.each_choice and question.api in {CHAT, COMPLETIONS}:
+            times = question.body.get("n") or 1
+        return made._replace(input=made.input // times)
 
     def _found(self, told: Reply) -> dict[str, Any] | None:
         _, body = self._stack.admin("GET", f"/calls?request_id={told.request_id}")
@@ -244,6 +280,23 @@ def judged(
     return (FLAGGED if output >= passed else WRONG), f"{why}, {passed} passed", fact
 
 
+def characters(question: Question) -> int:
+    """Return how many characters a call has that a model of embeddings or rankings reads."""
+    body = question.body
+    texts = body.get("documents", body.get("input", ""))
+    texts = [texts] if isinstance(texts, str) else texts
+    return sum(len(text) + len(body.get("query", "")) for text in texts)
+
+
+def judged_by_report(told: list[Reply], rows: list[dict[str, Any]], wanted: int) -> tuple[str, str, str]:
+    """Return the verdict on rows of a program that reports characters: they have these."""
+    charged = sum((row["usage"] or {}).get("input", 0) for row in rows)
+    why = f"{wanted} characters, rows {charged}"
+    if all(one.status not in OK for one in told):
+        return (REFUSED if not charged else WRONG), why, ""
+    return (SAID if charged == wanted and not any(row["estimated"] for row in rows) else WRONG), why, ""
+
+
 def _fact(question: Question, said: Reply, made: Counted) -> str:
     """Return what an answer of the program itself says, in a few words."""
     if said.status not in OK:
@@ -253,6 +306,8 @@ def _fact(question: Question, said: Reply, made: Counted) -> str:
     if not said.reports:
         return "no report"
     usage = said.reports[-1]
+    if question.api in {EMBEDDINGS, RERANK, SCORE}:
+        return "in the answer" if read(usage) == made.input else f"{read(usage)} for {made.input} tokens"
     if question.column == CACHED:
         return f"{cached(usage)} of {made.input} said"
     if question.column == CHOICES:

@@ -1,7 +1,8 @@
 """Make a model of two random layers with a vocabulary of its own, for programs that only count.
 
 Usage: python tiny.py gguf FILE, or python tiny.py hf FOLDER, by a Python that has `gguf`, or `transformers`
-and `torch`. Both have one vocabulary, so a text has as many tokens for each program. It knows ASCII alone.
+and `torch`; with `bert`, FOLDER gets two, `embed` and `rank`. All have one vocabulary, so a text has as many
+tokens for each program. It knows ASCII alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ TEMPLATE = (
     "{% for m in messages %}<|begin|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
 )
-CONTEXT, WIDTH, HIDDEN, HEADS, LAYERS, SEED = 2_048, 64, 128, 4, 2, 7
+CONTEXT, WIDTH, HIDDEN, HEADS, LAYERS, SEED = 2_048, 64, 128, 2, 2, 7
 
 
 def vocabulary() -> tuple[list[str], list[str]]:
@@ -77,19 +78,9 @@ def write_gguf(file: Path) -> None:
 def write_hf(folder: Path) -> None:
     """Write it for transformers, with its tokenizer."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokens, merges = vocabulary()
-    pairs: Any = [tuple(pair.split(" ")) for pair in merges]
-    made = Tokenizer(models.BPE({token: at for at, token in enumerate(tokens)}, pairs))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    read = PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<|begin|>", eos_token="<|end|>", unk_token="<|unknown|>"
-    )
-    read.chat_template = TEMPLATE
-    read.save_pretrained(folder)
+    tokens = write_tokenizer(folder)
     torch.manual_seed(SEED)
     end, begin = tokens.index("<|end|>"), tokens.index("<|begin|>")
     model = LlamaForCausalLM(
@@ -103,5 +94,40 @@ def write_hf(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+def write_bert(folder: Path) -> None:
+    """Write one that embeds, and one that compares two texts, for transformers."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+    torch.manual_seed(SEED)
+    for name, kind in (("embed", BertModel), ("rank", BertForSequenceClassification)):
+        tokens = write_tokenizer(folder / name)
+        sizes = {"hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": LAYERS}
+        sizes |= {"num_attention_heads": HEADS, "vocab_size": len(tokens), "max_position_embeddings": CONTEXT}
+        kind(BertConfig(**sizes, num_labels=1)).save_pretrained(folder / name)
+
+
+def write_tokenizer(folder: Path) -> list[str]:
+    """Write the tokenizer of transformers, and return its tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens, merges = vocabulary()
+    pairs: Any = [tuple(pair.split(" ")) for pair in merges]
+    made = Tokenizer(models.BPE({token: at for at, token in enumerate(tokens)}, pairs))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    read = PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        unk_token="<|unknown|>",
+        pad_token="<|end|>",
+    )
+    read.chat_template = TEMPLATE
+    read.save_pretrained(folder)
+    return tokens
+
+
 if __name__ == "__main__":
-    {"gguf": write_gguf, "hf": write_hf}[sys.argv[1]](Path(sys.argv[2]))
+    {"gguf": write_gguf, "hf": write_hf, "bert": write_bert}[sys.argv[1]](Path(sys.argv[2]))

@@ -101,6 +101,21 @@ def test_choices_that_end_by_themselves_are_as_dense_as_the_densest_known_one() 
     assert (meter.usage().output, meter.usage().estimated) == (6 + 20 + 10 + 4, True)
 
 
+def test_choices_that_end_by_themselves_are_as_dense_as_the_model_s_answers_were() -> None:
+    """Portkey 1.15.2 before llama.cpp, three prompts: the one that is reported has the longest words.
+
+    Two bytes for a token are learned of the model, so 12 letters are six tokens, and three are its margin.
+    """
+    made = called("completions", {"model": "m", "prompt": ["x", "y"], "max_tokens": 20})
+    take_facts(made, (UpstreamFacts(choices="each"),))
+    made.output_bytes_per_token = 2.0
+    said = [{"index": at, "text": "a" * size, "finish_reason": "stop"} for at, size in enumerate((40, 12))]
+    meter = make_meter(made, 200, JSON)
+    meter.feed(json.dumps({"choices": said, "usage": {"prompt_tokens": 1, "completion_tokens": 4}}).encode())
+    meter.finish()
+    assert (meter.usage().output, meter.usage().estimated) == (4 + 6 + 3, True)
+
+
 @pytest.mark.parametrize(("choices", "output", "estimated"), [("sum", 6, False), ("each", 24, True)])
 def test_an_upstream_says_that_its_reports_are_about_each_choice(
     choices: str, output: int, estimated: bool

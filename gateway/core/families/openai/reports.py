@@ -223,17 +223,19 @@ def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> N
         return numbers
     meter.marked = meter.detail.contradicted = True
     if of_first:
-        counted = _count_tokens(texts, dict.fromkeys(at_most, stated) | {0: completion}, stated)
+        known = dict.fromkeys(at_most, stated) | {0: completion}
+        counted = _count_tokens(texts, known, stated, call.output_bytes_per_token)
     most = max(completion, stated * len(texts)) if stated else meter.bounds.usage_tokens_max
     output = min(max(completion, counted), most)
     return ceil(max(0, prompt) / call.first_part), output, cached, reasoning
 
 
-def _count_tokens(texts: list[int], known: dict[int, int], stated: int) -> int:
+def _count_tokens(texts: list[int], known: dict[int, int], stated: int, learned: float) -> int:
     """Return the tokens of several texts. `texts` are their sizes, `known` the tokens of some, by index.
 
-    Each other text has as many tokens for its size as the densest known one, plus one for its end, plus
-    the square root of the number, because its words may be shorter; at most `stated`, if that is not 0.
+    Each other text has as many tokens for its size as the densest known one, or as the `learned` bytes for
+    a token say, whichever is more, plus one for its end, plus the square root of the number, because its
+    words may be shorter; at most `stated`, if that is not 0.
     """
     tokens, size = known[0], texts[0]
     for place, one in known.items():
@@ -241,7 +243,7 @@ def _count_tokens(texts: list[int], known: dict[int, int], stated: int) -> int:
             tokens, size = one, texts[place]
     total = 0
     for place, text in enumerate(texts):
-        likely = -(-tokens * text // size) if size else tokens
+        likely = max(-(-tokens * text // size) if size else tokens, ceil(text / learned))
         likely += isqrt(likely) + 1
         total += known.get(place, min(likely, stated) if stated else likely)
     return total
