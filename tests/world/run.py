@@ -314,7 +314,8 @@ def _fact(question: Question, said: Reply, made: Counted) -> str:
         reported = sum(map(written, said.reports))
         if said.choices == 1 and reported == made.output:
             return "one choice made"
-        return "the sum" if reported == made.output else f"{reported} of {made.output} made"
+        last = written(usage)  # of all, where each chunk has one too
+        return "the sum" if made.output in {reported, last} else f"{reported} of {made.output} made"
     if said.streamed:
         marked = b"[DONE]" in said.body or question.api not in {CHAT, COMPLETIONS}
         ends = "" if marked else ", no `[DONE]`"
