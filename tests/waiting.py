@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import select
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 WITHIN_S = 60.0
 LOOK_S_MIN, LOOK_S_MAX = 0.01, 0.1
@@ -39,3 +40,10 @@ def wait_until(look: Callable[[], Any], within_s: float = WITHIN_S, apart_s: flo
 def _pause_s(waited_s: float) -> float:
     """An eighth of the wait so far: a look costs the time of those it waits for."""
     return min(max(LOOK_S_MIN, waited_s / 8), LOOK_S_MAX)
+
+
+def readable(stream: IO[Any], within_s: float) -> bool:
+    """Return whether a pipe has something to read, or has ended, in time. Its number may be above 1,023."""
+    poll = select.poll()
+    poll.register(stream, select.POLLIN)
+    return bool(poll.poll(within_s * 1_000))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from tests.bench.load import Traffic
 from tests.bench.machine import START_S_MAX, BenchError, Placement, family, pin, signal_all, stop
 from tests.bench.scenes import Scene
 from tests.bench.stage import Contender, Stage, python_path
+from tests.waiting import readable
 
 TOTAL_TOKENS = 10**15
 LIMITS = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12, "concurrency": 10**6}
@@ -208,7 +208,7 @@ def up(stage: Stage, folder: str, compiled: Path | None, *more: str) -> Deployme
         )
     stage.programs.append(program)
     assert program.stdout is not None
-    answered, _, _ = select.select([program.stdout], [], [], START_S_MAX)
+    answered = readable(program.stdout, START_S_MAX)
     line = program.stdout.readline() if answered else b""
     if not line:
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import numbers
+from tests.waiting import readable
 
 BUILD_S_MAX = 300
 STEP_S_MAX = 240
@@ -81,8 +81,8 @@ def up(programs: Path, folder: Path) -> dict[str, Any]:
     assert process.stdout is not None
     found: dict[str, Any] = {}
     try:
-        readable, _, _ = select.select([process.stdout], [], [], STEP_S_MAX)
-        line = process.stdout.readline() if readable else b""
+        ready = readable(process.stdout, STEP_S_MAX)
+        line = process.stdout.readline() if ready else b""
         assert line, (folder / "stderr").read_text()[-3000:]
         facts = json.loads(line)
         gateway, admin = facts["gateway_url"], facts["admin_url"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import psycopg
 
 from tests import plain_http
 from tests.stacks import Switch
-from tests.waiting import wait_until
+from tests.waiting import readable, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S_MAX = 120.0
@@ -63,7 +62,7 @@ class Stack:
                 self._command, stdout=subprocess.PIPE, stderr=log, env=self._environ, cwd=ROOT
             )
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], START_S_MAX)
+        ready = readable(self.process.stdout, START_S_MAX)
         line = self.process.stdout.readline() if ready else b""
         assert line, self.log.read_text()[-3000:]
         self.__dict__.update(json.loads(line))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from gateway.local.data_directory import DataDirectory, opened
 from gateway.local.demo import seed as demo
 from gateway.local.embedded import postgres
 from tests.run.supervisor.conftest import ROOT, STEP_MAX_S
-from tests.waiting import wait_until
+from tests.waiting import readable, wait_until
 
 WORKER_BYTES_MAX = 50_000_000
 TWINS = (
@@ -60,8 +59,8 @@ def up(place: Path, *more: str, **environ: str) -> Iterator[tuple[dict[str, Any]
         )
     assert process.stdout is not None
     try:
-        readable, _, _ = select.select([process.stdout], [], [], STEP_MAX_S * 2)
-        line = process.stdout.readline() if readable else b""
+        ready = readable(process.stdout, STEP_MAX_S * 2)
+        line = process.stdout.readline() if ready else b""
         assert line, (place / "stderr").read_text()
         yield json.loads(line), place / "stderr"
     finally:

@@ -46,6 +46,7 @@ _HOLDING: Final = frozenset(
         "tool_result", "mcp_tool_result", "search_result", "web_fetch_tool_result", "web_fetch_result",
         "thought", "user_input", "model_output", "function_result", "mcp_server_tool_result",
         "code_execution_result", "message.input", "message.output",
+        "agent_message",
     }
 )  # fmt: skip
 # Types that are text, and calls of tools with all that these say.
@@ -56,7 +57,8 @@ _TEXTS: Final = frozenset(
         # items of responses
         "file_search_call", "computer_call", "web_search_call", "function_call", "tool_search_call",
         "tool_search_output", "additional_tools", "configuration_update", "compaction",
-        "compaction_trigger", "image_generation_call", "code_interpreter_call", "local_shell_call",
+        "compaction_trigger", "context_compaction", "encrypted_content",
+        "image_generation_call", "code_interpreter_call", "local_shell_call",
         "local_shell_call_output", "shell_call", "shell_call_output", "apply_patch_call",
         "apply_patch_call_output", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response",
         "mcp_call", "custom_tool_call", "item_reference", "program", "program_output",
@@ -102,7 +104,8 @@ _MESSAGE_DEPTH: Final = _DEPTH_MAX - 1  # of a message, in the list at its place
 _PART_DEPTH: Final = _MESSAGE_DEPTH - 1
 # Types of pictures, texts and documents.
 _SEEN_TYPE: Final = re.compile(
-    r"(?:image|text)/|application/(?:pdf|json|xml|rtf|msword|csv|yaml|(?:x-)?(?:javascript|python|ndjson))"
+    r"(?:image|text)/|application/(?:pdf|json|xml|rtf|msword|csv|epub\+zip|[\w.-]+\+(?:json|xml|yaml))"
+    r"|application/(?:x-)?(?:ecmascript|graphql|javascript|jsonl|latex|ndjson|python|sh|sql|tex|toml|typescript|yaml)\b"
     r"|application/vnd\.(?:openxmlformats-officedocument|oasis\.opendocument|ms-excel|ms-powerpoint|ms-word)",
     re.IGNORECASE,
 )

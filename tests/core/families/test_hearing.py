@@ -49,6 +49,10 @@ TEXTUAL: list[dict[str, Any]] = [
     {"type": "document", "title": "data: a", "source": {"type": "text", "media_type": "text/plain",
                                                         "data": "data:audio/mp3;base64,AAAA"}},
     {"type": "function_result", "name": "f", "call_id": "c", "result": {"audio": URL}},
+    # items of Codex 0.171.0
+    {"type": "context_compaction", "encrypted_content": BASE64},
+    {"type": "agent_message", "author": "a", "recipient": "b",
+     "content": [{"type": "text", "text": "hi"}, {"type": "encrypted_content", "encrypted_content": "A"}]},
     {"toolResult": {"toolUseId": "t", "type": "text", "status": "error", "content": [{"json": {"a": URL}}]}},
 ]  # fmt: skip
 

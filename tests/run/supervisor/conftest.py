@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from tests.waiting import readable
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent.parent
@@ -60,8 +61,8 @@ class Up:
         """The line it prints once everything answers."""
         stdout = self.process.stdout
         assert stdout is not None
-        readable, _, _ = select.select([stdout], [], [], STEP_MAX_S)
-        line = stdout.readline() if readable else b""
+        ready = readable(stdout, STEP_MAX_S)
+        line = stdout.readline() if ready else b""
         assert line, self.said()
         facts: dict[str, Any] = json.loads(line)
         return facts
