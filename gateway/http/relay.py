@@ -271,9 +271,12 @@ def _take_ids(meter: Meter, call: CallRequest) -> list[str]:
 
 # The bytes for the client: an answer's head and body, framed as upstream and client allow.
 class Outlet:
-    """Writes one answer to the client, with the head and the first bytes of the body in one write."""
+    """Writes one answer to the client, with the head and the first bytes of the body in one write.
 
-    __slots__ = ("_bare", "_chunked", "_exchange", "_head", "_meter")
+    A WebSocket gets the body alone, without frames of HTTP.
+    """
+
+    __slots__ = ("_bare", "_chunked", "_exchange", "_head", "_meter", "_of_turn")
 
     def __init__(
         self,
@@ -288,6 +291,8 @@ class Outlet:
         length = None if altered else answer.length
         self._exchange = exchange
         self._chunked = False
+        socket = exchange.connection.socket
+        self._of_turn = socket is not None
         self._bare = routed.method == b"HEAD" or answer.status in NO_BODY
         keep_alive = exchange.decide_keep_alive()
         if length is not None:
@@ -295,28 +300,30 @@ class Outlet:
         elif self._bare:
             framing = b""
         elif routed.minor == 1:
-            self._chunked = True
+            self._chunked = socket is None
             framing = b"\r\ntransfer-encoding: chunked"
         else:
             framing = b""
             exchange.until_close = True
             exchange.keep_alive = keep_alive = False
         self._head = _answer_head(exchange, answer, decision, framing, keep_alive)
+        if socket is not None:
+            socket.begin_answer(answer.status, answer.content_type, self._head)
 
     def write(self, data: bytes) -> None:
         """Send bytes of the body; the first call sends the head, too."""
-        self._send(chunk(data) if data and self._chunked else data)
+        self._send(chunk(data) if data and self._chunked else data, False)
 
     def end(self, data: bytes) -> None:
         """Send the last bytes of the body, and mark the end of the body."""
         if self._chunked:
             data = chunk(data) + LAST_CHUNK if data else LAST_CHUNK
-        self._send(data)
+        self._send(data, True)
 
     def fail(self, refusal: Refusal) -> bool:
         """End a begun answer with an error event; return False if the answer's format has no such event."""
         exchange = self._exchange
-        if exchange.gone or self._bare or not (self._chunked or exchange.until_close):
+        if exchange.gone or self._bare or not (self._chunked or exchange.until_close or self._of_turn):
             return False
         _, body = render(refusal, exchange.routed.family, exchange.request_id)
         said = self._meter.fail(body)
@@ -324,11 +331,13 @@ class Outlet:
             self.end(said)
         return bool(said)
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes, last: bool) -> None:
         if self._bare:
             data = b""
         exchange = self._exchange
-        if not exchange.opened:
+        if self._of_turn:
+            exchange.pass_on(data, last)
+        elif not exchange.opened:
             exchange.write(self._head + data)
         elif data:
             exchange.write(data)
@@ -382,7 +391,12 @@ def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]
         lines.append(b"content-length: %d" % len(body))
     lines += [b"%b: %b" % field for field in fields]
     head = b"\r\n".join(lines) + _ending(exchange, exchange.decide_keep_alive())
-    exchange.write(head if exchange.routed.method == b"HEAD" else head + body)
+    socket = exchange.connection.socket
+    if socket is None:
+        exchange.write(head if exchange.routed.method == b"HEAD" else head + body)
+    else:
+        socket.begin_answer(status, b"", head)
+        exchange.pass_on(body, True)
 
 
 def _ending(exchange: Exchange, keep_alive: bool) -> bytes:

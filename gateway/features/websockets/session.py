@@ -1,10 +1,9 @@
 """A WebSocket that is forwarded to its upstream, as for the Realtime API: each turn of it is a call.
 
 Nothing here admits, meters or charges. A turn begins with a message of the client, or with an event that may
-cost something. Then the opening request of the socket is replayed to its connection, so that a turn is
-identified, checked, held and refused like a request. The events are the stream of its answer, up to one with
-a report of usage, which the client gets after the charge. A family's `LiveSession` decides which messages
-pass meanwhile, and to which model.
+cost something. It is a request with the head that opened the socket, so it is identified, checked, held and
+refused like any. The events are the stream of its answer, up to one with a report of usage, which the client
+gets after the charge. A family's `LiveSession` decides which messages pass meanwhile, and to which model.
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ from gateway.features.websockets.sockets import (
 from gateway.http.admission import admit, identify, judge, known, prices_of
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import forward, socket_key
-from gateway.http.protocol.answer import AnswerHead
-from gateway.http.protocol.framing import LAST_CHUNK, chunk
+from gateway.http.protocol.answer import EVENT_STREAM, AnswerHead
 from gateway.http.protocol.request import accepted
 from gateway.http.relay import relay
 from gateway.http.server.connection import ReadPause
@@ -63,8 +61,6 @@ LOOK_S: Final = 1.0
 HELD_AHEAD: Final = 256
 # Statuses of refusals that end no session: a later message may be admitted.
 _LATER: Final = frozenset({402, 429})
-_HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-_EVENTS: Final = b"text/event-stream"
 _LINES: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
@@ -234,7 +230,7 @@ class LiveSocket(WebSocket):
         upstream, worker = self._upstream, exchange.worker
         assert upstream is not None
         link = exchange.link = self._link = upstream.turn()
-        admitted.meter = make_meter(admitted.call, 200, _EVENTS, b"", worker.bounds)
+        admitted.meter = make_meter(admitted.call, 200, EVENT_STREAM, b"", worker.bounds)
         exchange.status, exchange.forwarded, exchange.began_upstream = 200, True, worker.ports.seconds()
         self._asked_at = asyncio.get_running_loop().time()
         return link
@@ -245,11 +241,11 @@ class LiveSocket(WebSocket):
         return self._is_owed and not self._asked
 
     def _ask_for_turn(self) -> None:
-        """Begin another turn: the connection gets the request that opened the socket once more."""
+        """Begin another turn, with the head that opened the socket."""
         if not (self._turning or self._over) and (self._is_owed or not self.is_closing()):
             self._turning = True
             self._answer = SocketAnswer(self)
-            self._connection.data_received(self._connection.opened_by)
+            self._connection.turn(self.opening, b"")
 
     def _end_turn(self, code: int, why: str = "") -> None:
         """End the socket with a close code and reason; a turn in which the client asked nothing is free."""
@@ -276,7 +272,7 @@ class LiveSocket(WebSocket):
         charge, link = self._admitted, self._link
         if charge is not None and link is not None:
             self._link = charge.meter = None
-            link.data_received(LAST_CHUNK)
+            link.pass_on(b"", True)
 
     # the client's side
 
@@ -326,14 +322,14 @@ class LiveSocket(WebSocket):
         else:
             self._flow()
 
-    def write(self, data: bytes) -> None:
+    def answer(self, data: bytes, last: bool) -> None:
         """Pass an answer on. If the client is gone, the answer is read to its end."""
         answer = self._answer
         if answer is None or not self._closed:
-            super().write(data)
+            super().answer(data, last)
             return
-        answer.feed(data)
-        if answer.over:
+        answer.feed(data, last)
+        if last:
             self._answer = None
             self._passed([], answer)
 
@@ -621,8 +617,7 @@ class LiveSocket(WebSocket):
             if link is not None:
                 if ends:
                     self._link = None
-                part = chunk(b"data: %b\n\n" % event.translate(_LINES))
-                link.data_received(part + LAST_CHUNK if ends else part)
+                link.pass_on(b"data: %b\n\n" % event.translate(_LINES), ends)
             elif is_free and not closed:
                 self._transport.write(self._frames.send(TextMessage(data=event.decode("utf-8", "replace"))))
 
@@ -652,8 +647,7 @@ class UpstreamSocket(asyncio.Protocol):
         """Return a new link for a turn; its answer counts as begun, so that only events follow."""
         link = self._opened.beside()
         link.connection_made(self)
-        link.begin_request(link.side.ask(b"", None, False))
-        link.data_received(_HEAD)
+        link.begin_stream()
         return link
 
     def send(self, message: bytes) -> None:
@@ -694,9 +688,6 @@ class UpstreamSocket(asyncio.Protocol):
         self._client.go_on(SLOW)
 
     # the transport of a turn's link, whose request is messages
-
-    def write(self, data: bytes) -> None:
-        """Ignore `data`, the head of a turn's HTTP request: the upstream's WebSocket needs none."""
 
     def abort(self) -> None:
         """Ignore a turn that ends early: the socket stays open for other turns."""

@@ -1,8 +1,8 @@
 """A client's WebSocket. In the Responses API, each message is an HTTP call, whose events are its answers.
 
 Nothing here admits, meters or charges. A socket stands between its client, which sends frames, and a
-`ClientConnection`, which reads requests and writes answers as usual. So the call of a message is checked,
-held, sent, charged, drained and cut like a posted one.
+`ClientConnection`, to which each message is a request with the head that opened the socket. So the call of a
+message is checked, held, sent, charged, drained and cut like a posted one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
-import httptools
 import msgspec
 from wsproto import ConnectionType
 from wsproto.connection import Connection
@@ -28,7 +27,8 @@ from gateway.core.model import Caller
 from gateway.core.wait import OVER
 from gateway.errors import InvalidRequest, Overloaded, Refusal, RequestTooLarge, UpstreamUnreachable
 from gateway.http.admission import identify, known
-from gateway.http.protocol.request import KEY_PROTOCOLS, PROTOCOLS_FIELD
+from gateway.http.protocol.answer import EVENT_STREAM
+from gateway.http.protocol.request import KEY_PROTOCOLS, PROTOCOLS_FIELD, HeadCut, cut_head
 from gateway.http.server.buffers import full
 from gateway.http.server.connection import ReadPause
 from gateway.http.server.exchange import Exchange
@@ -50,7 +50,6 @@ _OF_OPENING = (
 )  # fmt: skip
 # Headers of a refusal that its client gets.
 _TOLD = (b"retry-after", b"x-request-id", b"x-should-retry", b"x-tollkeeper-", b"x-ratelimit-", b"ratelimit")
-_EVENTS = b"text/event-stream"
 
 
 async def open_socket(exchange: Exchange) -> None:
@@ -78,7 +77,7 @@ def take_place(exchange: Exchange, caller: Caller) -> None:
 
 def open_as(socket: WebSocket, exchange: Exchange) -> None:
     """Answer 101 with the first offered protocol, and hand the connection over to `socket`."""
-    lines = [line.partition(b":") for line in exchange.connection.opened_by.split(b"\r\n")]
+    lines = [line.partition(b":") for line in socket.opening[0].split(b"\r\n")]
     offered = [said.split(b",") for name, _, said in lines if name.lower() == PROTOCOLS_FIELD]
     named = [one for each in offered for said in each if not (one := said.strip()).startswith(KEY_PROTOCOLS)]
     exchange.status = 101
@@ -104,6 +103,8 @@ class WebSocket(asyncio.Protocol):
         routed = exchange.routed
         self._caller, self._worker, self._limits = caller, exchange.worker, exchange.worker.limits
         self._connection = exchange.connection
+        assert exchange.connection.opened_by is not None
+        self.opening = exchange.connection.opened_by
         self._transport = exchange.connection.transport
         self.family = routed.family
         self._reading = ReadPause(self._transport)
@@ -166,18 +167,23 @@ class WebSocket(asyncio.Protocol):
         """Close the socket because the gateway stops, after the current response."""
         self._connection.shut()
 
-    # the transport of the connection
+    # the transport of the connection, and the sink of its answers
 
-    def write(self, data: bytes) -> None:
+    def begin_answer(self, status: int, content_type: bytes, head: bytes) -> None:
+        """Begin an answer with these fields in its `head`. It replaces one that has sent nothing."""
+        if self._answer is not None:
+            self._answer.begin(status, content_type, head)
+
+    def answer(self, data: bytes, last: bool) -> None:
         """Send the complete events of an answer to the client."""
         answer = self._answer
         if answer is None or self._closed:
             return
-        events = answer.feed(data)
-        if answer.over and answer.refused:
+        events = answer.feed(data, last)
+        if last and answer.refused:
             events += self._told(answer.refused)
         written = b"".join([self._frames.send(TextMessage(data=one)) for one in events])
-        if answer.over:
+        if last:
             self._answer = None
         if written:
             self._transport.write(written)
@@ -337,7 +343,7 @@ class ResponseSocket(WebSocket):
         made = None if route is None else SHAPES[route.meter].messages
         assert made is not None
         self._messages, self._remembered = made(), 0
-        self._head = turn_head(exchange.connection.opened_by)
+        self._head = turn_head(self.opening)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Drop the remembered messages, and release the connection."""
@@ -346,10 +352,10 @@ class ResponseSocket(WebSocket):
         super().connection_lost(error)
 
     def _ask(self, body: bytes) -> None:
-        """Feed the connection an HTTP request with the message as its body."""
+        """Begin a request with the message as its body."""
         self._answer = SocketAnswer(self)
         self._connection.messages = self._messages
-        self._connection.data_received(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
+        self._connection.turn(self._head, body)
 
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
         for one in events:
@@ -371,16 +377,13 @@ class ResponseSocket(WebSocket):
             self._remembered = 0
 
 
-def turn_head(head: bytes) -> bytes:
-    """Return the head of an HTTP request that carries a WebSocket message as its body.
-
-    It is made from the `head` that opened the socket, and ends before the value of `content-length`.
-    """
-    line, *fields = head[:-4].split(b"\r\n")
+def turn_head(opening: HeadCut) -> HeadCut:
+    """Return the head of a request whose body is a message of the socket with this `opening`."""
+    line, *fields = opening[0][:-4].split(b"\r\n")
     _, target, version = line.split(b" ")
     kept = [one for one in fields if not one.lower().startswith(_OF_OPENING)]
-    lines = [b"POST %b %b" % (target, version), *kept, b"content-type: application/json", b"content-length: "]
-    return b"\r\n".join(lines)
+    lines = [b"POST %b %b" % (target, version), *kept, b"content-type: application/json", b"", b""]
+    return cut_head(b"\r\n".join(lines))
 
 
 def refusal_event(status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> str:
@@ -403,7 +406,7 @@ def _is_told(name: bytes) -> bool:
 
 
 class SocketAnswer:
-    """An HTTP answer that becomes events.
+    """An answer that becomes events.
 
     `kept` are bytes of incomplete events, and `over` marks its end. An answer that is no stream is a refusal:
     `refused` is its event.
@@ -414,60 +417,48 @@ class SocketAnswer:
         self.refused = ""
         self.kept = 0
         self._socket = socket
-        self._parser: Any = httptools.HttpResponseParser(self)
         self._splitter = Splitter()
-        self._fields: list[tuple[bytes, bytes]] = []
-        self._status = 0
+        self._status, self._head = 0, b""
         self._parts: list[bytes] = []
         self._tail = b""
-        self._events: list[str] = []
 
-    def feed(self, data: bytes) -> list[str]:
-        """Return the events that these bytes complete."""
-        self._parser.feed_data(data)
-        if self.over:
-            self._parser = None
-        events, self._events = self._events, []
+    def begin(self, status: int, content_type: bytes, head: bytes) -> None:
+        """Note the status, the head, and whether the answer is a stream."""
+        self._status, self._head = status, head
+        self.is_stream = status == HTTPStatus.OK and content_type.lower().startswith(EVENT_STREAM)
+
+    def feed(self, data: bytes, last: bool) -> list[str]:
+        """Return the events that these bytes complete. A refusal is stored at the `last` of them."""
+        self.over = last
+        if data:
+            self._keep(len(data))
+            self._parts.append(data)
+        if not self.is_stream:
+            self._collect(last)
+            return []
+        ending = self._tail + data
+        self._tail = ending[-3:]
+        if last:
+            return [*_texts([*self._splitter.feed(self._take_parts()), self._splitter.take()])]
+        if b"\n\n" not in ending and b"\r" not in ending:
+            return []
+        events = [*_texts(self._splitter.feed(self._take_parts()))]
+        self._keep(len(self._splitter.pending))
         return events
 
-    # callbacks of the parser
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Note a header of the answer."""
-        self._fields.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        """Note the status, and whether the answer is a stream."""
-        self._status = self._parser.get_status_code()
-        kind = next((value for name, value in self._fields if name == b"content-type"), b"")
-        self.is_stream = self._status == HTTPStatus.OK and kind.lower().startswith(_EVENTS)
-
-    def on_body(self, data: bytes) -> None:
-        """Collect bytes of the body. An event is assembled once its end has come."""
-        self._keep(len(data))
-        self._parts.append(data)
-        if self.is_stream:
-            ending = self._tail + data
-            self._tail = ending[-3:]
-            if b"\n\n" in ending or b"\r" in ending:
-                self._events += _texts(self._splitter.feed(self._take_parts()))
-                self._keep(len(self._splitter.pending))
-        elif self.kept > REFUSAL_BYTES_MAX:
+    def _collect(self, last: bool) -> None:
+        if self.kept > REFUSAL_BYTES_MAX:
             self._parts = [self._take_parts()[:REFUSAL_BYTES_MAX]]
             self._keep(REFUSAL_BYTES_MAX)
-
-    def on_message_complete(self) -> None:
-        """End the answer: send its last events, or store its refusal."""
-        self.over = True
-        rest = self._take_parts()
-        if self.is_stream:
-            self._events += _texts([*self._splitter.feed(rest), self._splitter.take()])
-        elif self._status < HTTPStatus.MULTIPLE_CHOICES:
+        if not last:
+            return
+        status, body, lines = self._status, self._take_parts(), self._head.split(b"\r\n")[1:]
+        fields = [(name.lower(), value.strip()) for name, _, value in [one.partition(b":") for one in lines]]
+        if status < HTTPStatus.MULTIPLE_CHOICES:
             fault = UpstreamUnreachable("The upstream's answer is no stream of events.")
-            fields, rest = render(fault, self._socket.family, "")
-            self.refused = refusal_event(fault.status, fields, rest)
-        else:
-            self.refused = refusal_event(self._status, self._fields, rest)
+            status = fault.status
+            fields, body = render(fault, self._socket.family, "")
+        self.refused = refusal_event(status, fields, body)
 
     def _keep(self, size: int) -> None:
         self.kept += size

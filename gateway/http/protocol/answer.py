@@ -112,6 +112,9 @@ EXPOSED = (
 )  # fmt: skip
 
 
+EVENT_STREAM: Final = b"text/event-stream"
+
+
 class AnswerHead:
     """The head of one final or interim answer.
 
@@ -408,6 +411,18 @@ class UpstreamSide:
         self._answers_head = answers_head
 
     # the answer
+
+    def open_stream(self) -> None:
+        """Begin an answer that comes by another protocol, as a stream of events, until `end_stream`."""
+        self._begin(BARE, False)
+        self.answer = AnswerHead(200, b"HTTP/1.1 200 OK", True)
+        self.answer.content_type = EVENT_STREAM
+        self.answering = ANSWER[self.answering][HEAD]
+
+    def end_stream(self) -> None:
+        """End an answer that came by another protocol."""
+        if self.answering == BODY:
+            self._complete()
 
     def receive(self, data: bytes) -> bytes:
         """Process received bytes of the answer and return their payload; raise `Malformed` for a fault."""

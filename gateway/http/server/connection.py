@@ -22,11 +22,11 @@ from gateway.core.shares import FairShares
 from gateway.core.wait import Wait
 from gateway.errors import MalformedRequest, Refusal, RequestTimeout, RequestTooLarge
 from gateway.http.protocol.framing import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
-from gateway.http.protocol.request import ClientSide
+from gateway.http.protocol.request import ClientSide, HeadCut
 from gateway.http.routing.head import CallHead, HeadReader, unreadable
 from gateway.http.routing.routes import is_long_form
 from gateway.http.server.buffers import Buffers, ConnectionBuffers, full
-from gateway.http.server.exchange import ClientGone, Exchange, RequestBody
+from gateway.http.server.exchange import ClientGone, Exchange, RequestBody, TurnSink
 from gateway.http.tally import NEVER, TickClock
 from gateway.http.turns import FairQueue
 from gateway.http.upstream.pool import Link
@@ -129,8 +129,8 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing", "_buffered", "_closing", "_discarded", "_ended", "_host", "_kept", "_left_s",
-        "_limits", "_lingers", "_queued", "_reading", "_side", "_sink", "_write_wait", "blocked", "body",
-        "deadline", "exchange", "gone", "idle_since", "messages", "opened_by", "transport",
+        "_limits", "_lingers", "_queued", "_reading", "_side", "_sink", "_turn", "_write_wait", "blocked",
+        "body", "deadline", "exchange", "gone", "idle_since", "messages", "opened_by", "socket", "transport",
     )  # fmt: skip
 
     def __init__(self, host: _Host) -> None:
@@ -151,9 +151,12 @@ class ClientConnection(asyncio.Protocol):
         self._lingers = _NOBODY
         self._sink: Link | None = None
         self._write_wait: Wait[None] | None = None
-        # The head that opened a WebSocket, and the reader that makes calls of its messages.
-        self.opened_by = b""
+        # The head that opened a WebSocket, the socket, the reader that makes calls of its messages, and the
+        # head of a turn that waits.
+        self.opened_by: HeadCut | None = None
+        self.socket: TurnSink | None = None
         self.messages: SocketMessages | None = None
+        self._turn: HeadCut | None = None
 
     # asyncio.Protocol
 
@@ -254,14 +257,25 @@ class ClientConnection(asyncio.Protocol):
 
     # the interface for the exchange
 
-    def splice(self, transport: Any, limits: HttpLimits) -> bytes:
-        """Switch to another transport and other limits; return the bytes that have arrived already."""
-        self.transport, self._limits = transport, limits
+    def splice(self, transport: TurnSink, limits: HttpLimits) -> bytes:
+        """Switch to a WebSocket and other limits; return the bytes that have arrived already."""
+        self.transport = self.socket = transport
+        self._limits = limits
         reading = ReadPause(transport)
         reading.paused, self._reading = self._reading.paused, reading
         early, self._side.waiting = self._side.waiting, b""
         self._kept.keep_unread(0)
         return early
+
+    def turn(self, head: HeadCut, body: bytes) -> None:
+        """Begin the request of a WebSocket's turn, whose body is whole, after the present request."""
+        side = self._side
+        self._turn, side.waiting = head, body
+        if side.state == IDLE and not self.blocked:
+            self._begin_turn(head)
+        else:
+            self._reading.pause(SUCCESSOR)
+            self._keep_unread()
 
     def writable(self) -> Wait[None]:
         """Wait until the client has read enough for more to be written, or is gone."""
@@ -483,7 +497,7 @@ class ClientConnection(asyncio.Protocol):
         call_head, length = self._host.heads.read_cut(cut), cut[2]
         routed = call_head.routed
         if routed.accept:
-            self.opened_by = cut[0]
+            self.opened_by = cut
         if length < 0:
             self._begin(call_head, routed.length)
         elif routed.chunked or routed.length is not None:
@@ -496,6 +510,12 @@ class ClientConnection(asyncio.Protocol):
         """Answer bytes that are not a valid request with a refusal, and close."""
         self._kept.keep_unread(0)
         self._begin(unreadable(head, refusal), None)
+
+    def _begin_turn(self, head: HeadCut) -> None:
+        self._turn = None
+        self._kept.keep_unread(0)
+        self._reading.resume(SUCCESSOR)
+        self._begin(self._host.heads.read_cut(head), len(self._side.waiting))
 
     def _begin(self, head: CallHead, length: int | None) -> None:
         self.exchange = exchange = self._host.exchange(self, head)
@@ -607,7 +627,9 @@ class ClientConnection(asyncio.Protocol):
             self._keep_unread()
             return
         self.deadline = self.idle_since + self._limits.keep_alive_s
-        if self._side.waiting:
+        if self._turn is not None:
+            self._begin_turn(self._turn)
+        elif self._side.waiting:
             self._advance()
         elif self._reading.paused:
             self._reading.resume(ANYTHING)

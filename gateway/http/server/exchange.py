@@ -21,6 +21,7 @@ from gateway.core.traces import Trace
 from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, RequestTooLarge
 from gateway.http.ports import Ports
+from gateway.http.protocol.request import HeadCut
 from gateway.http.routing.head import CallHead, HeadReader
 from gateway.http.routing.openings import UpstreamOpening
 from gateway.http.server.buffers import Buffers, RequestDriver, bare
@@ -200,13 +201,21 @@ class ClientGone(Exception):
     """The client closed its connection before it had the whole answer."""
 
 
+class TurnSink(Protocol):
+    """A WebSocket, to which the answers of its turns are passed."""
+
+    def begin_answer(self, status: int, content_type: bytes, head: bytes) -> None: ...
+    def answer(self, data: bytes, last: bool) -> None: ...
+
+
 class _Client(Protocol):
     """The parts of a client's connection that an exchange uses."""
 
     transport: Any
     blocked: bool
     body: RequestBody
-    opened_by: bytes
+    opened_by: HeadCut | None
+    socket: TurnSink | None
     messages: SocketMessages | None
     exchange: Exchange | None
 
@@ -219,8 +228,8 @@ class _Client(Protocol):
     def stream_body(self, link: Link) -> None: ...
     def keep_untaken(self, size: int) -> bool: ...
     def writable(self) -> Wait[None]: ...
-    def splice(self, transport: Any, limits: HttpLimits) -> bytes: ...
-    def data_received(self, data: bytes) -> None: ...
+    def splice(self, transport: TurnSink, limits: HttpLimits) -> bytes: ...
+    def turn(self, head: HeadCut, body: bytes) -> None: ...
     def connection_lost(self, error: Exception | None) -> None: ...
     def pause_writing(self) -> None: ...
     def resume_writing(self) -> None: ...
@@ -397,6 +406,13 @@ class Exchange(RequestDriver):
         self.opened = True
         if not self.gone:
             self.connection.transport.write(data)
+
+    def pass_on(self, data: bytes, last: bool) -> None:
+        """Send a part of a turn's answer to its WebSocket; do nothing once the client is gone."""
+        self.opened = True
+        socket = self.connection.socket
+        if socket is not None and not self.gone:
+            socket.answer(data, last)
 
     # interruptions
 

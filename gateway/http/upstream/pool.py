@@ -451,6 +451,19 @@ class Link(asyncio.BufferedProtocol):
         else:
             self.transport.write(request)
 
+    def begin_stream(self) -> None:
+        """Begin an answer whose events come by another protocol and are passed to `pass_on`."""
+        self._patient = False
+        self.side.open_stream()
+        self.answer = self.side.answer
+        self.deadline = self._clock.now + self._limits.upstream_idle_s
+
+    def pass_on(self, event: bytes, last: bool) -> None:
+        """Process an event of such an answer; `last` ends the answer."""
+        if last:
+            self.side.end_stream()
+        self._take(event, len(event), True)
+
     def send_part(self, part: bytes) -> None:
         """Send more of the request's body, unless the upstream no longer expects it."""
         side = self.side
@@ -567,8 +580,13 @@ class Link(asyncio.BufferedProtocol):
         except Malformed as error:
             self._fail(UpstreamUnreachable(f"The upstream's answer is not HTTP: {error}."))
             return
-        answering = side.answering
         self.answer = side.answer
+        self._take(payload, len(data), begun)
+
+    def _take(self, payload: bytes, size: int, begun: bool) -> None:
+        """Keep a part of the answer, which came as `size` bytes, and wake the handler."""
+        side = self.side
+        answering = side.answering
         if payload:
             self._payload.append(payload)
             self._payload_bytes += len(payload)
@@ -581,7 +599,7 @@ class Link(asyncio.BufferedProtocol):
             self.transport.abort()
         wait = self._wait
         if wait is not None and answering != AWAITED:
-            if not begun or self._turns.take_now(len(data)):
+            if not begun or self._turns.take_now(size):
                 self._wait = None
                 wait.set(None)
             elif not self._queued:
