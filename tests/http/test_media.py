@@ -103,7 +103,6 @@ OF_TOKENS = {"input": "2.5", "audio_input": "6", "output": "10"}
         # As the answer says: 9 seconds at 0.0001.
         (A_SECOND, wav(2), "json", SECONDS, {"audio_second": 9}, 900_000),
         (A_SECOND, wav(2), "verbose_json", HEARD | {"duration": "8.47"}, {"audio_second": 2}, 200_000),
-        (A_SECOND, wav(2), "verbose_json", HEARD | {"duration": 8.47}, {"audio_second": 9}, 900_000),
         # It says nothing: the seconds of the file, else as many as its 3,000 bytes could hold.
         (A_SECOND, wav(2), "json", HEARD, {"audio_second": 2}, 200_000),
         (A_SECOND, bytes(3_000), "json", HEARD, {"audio_second": 4}, 400_000),
