@@ -39,7 +39,7 @@ LONG = {
     ),
     "persistence/billing": (
         "due", "agreed", "allocations", "amendments", "early_use", "every_history", "finance",
-        "late_amendments", "late_reversals", "payments", "postpaid", "taxed_histories", "terms",
+        "late_amendments", "payments", "postpaid", "taxed_histories", "terms",
     ),
     "run": ("bundled_prices", "second_costs"),
 }  # fmt: skip

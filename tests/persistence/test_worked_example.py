@@ -5,20 +5,16 @@ The store and the ledger run under a clock of their own; movements are what the 
 
 from __future__ import annotations
 
-import uuid
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
 import psycopg
-import pytest
 
-from gateway.core.accounts.outbox import EventKind
 from gateway.core.billing.money import PriceTier
-from gateway.errors import Conflict
 from tests.persistence.april import April, april, at, invoiced, set_up, use
 from tests.persistence.credits import give, post_expiries
-from tests.persistence.scenario import broken, rows_of
+from tests.persistence.scenario import rows_of
 
 __all__ = ["april"]
 
@@ -108,21 +104,6 @@ async def test_units_are_billed_at_what_they_cost_when_they_were_used(april: Apr
     assert usage(await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))) == lines
 
 
-async def test_units_given_back_after_their_invoice_are_given_back_by_the_next(april: April) -> None:
-    ids = await set_up(april)
-    await april.on(at(4, 1))
-    account = april.account
-    use(account, ids["rerank"], units=10_100)
-    april.flush()
-    first = await invoiced(april, ids, date(2026, 4, 1), date(2026, 4, 11))
-    assert usage(first) == [(10_000, "10.00"), (100, "0.08")]
-    corrects = b'{"corrects":"%s"}' % str(uuid.uuid4()).encode()
-    account.consume(None, units=-300, kind=EventKind.ADJUST, metadata=corrects)
-    april.flush()
-    second = await invoiced(april, ids, date(2026, 4, 11), date(2026, 5, 1))
-    assert usage(second) == [(-200, "-0.20"), (-100, "-0.08")]
-
-
 async def test_tokens_beyond_a_plan_cost_what_they_did_when_their_cycle_began(april: April) -> None:
     ids = await set_up(april)
     [(plan_id,)] = rows_of(april.url, "SELECT id FROM token_plan WHERE name = 'Starter'")
@@ -148,77 +129,6 @@ async def test_tokens_beyond_a_plan_cost_what_they_did_when_their_cycle_began(ap
     made = await invoiced(april, ids, date(2026, 4, 1), date(2026, 6, 30))
     overage = [(line["quantity"], line["amount"]) for line in made["lines"] if line["kind"] == "overage"]
     assert overage == [(2_000_000, "6.00"), (500_000, "5.00"), (500_000, "5.00")]
-
-
-async def test_late_use_is_billed_once_by_the_next_invoice(april: April) -> None:
-    ids = await set_up(april)
-    await april.on(at(4, 1))
-    use(april.account, ids["rerank"], units=9_000)
-    april.flush()
-    await april.on(at(4, 10))
-    first = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
-    assert usage(first) == [(9_000, "9.00")]
-    use(april.account, ids["rerank"], units=2_000)
-    april.account.consume(4_000_000)
-    april.flush()
-    await april.on(at(5, 3))
-    april.account.reset()
-    use(april.account, ids["rerank"], units=100)
-    april.flush()
-    await april.on(at(6, 1, 0))
-    second = await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))
-    # April's units go on in April's tiers, May's begin anew.
-    assert usage(second) == [(1_000, "1.00"), (1_000, "0.80"), (100, "0.10")]
-    assert [line["quantity"] for line in second["lines"] if line["kind"] == "overage"] == [2_000_000]
-    third = await invoiced(april, ids, date(2026, 6, 1), date(2026, 7, 1))
-    assert {line["kind"] for line in third["lines"]} == {"subscription", "tax"}
-
-
-async def test_what_a_void_invoice_billed_is_billed_again(april: April) -> None:
-    ids = await set_up(april)
-    await live_through(april, ids)
-    period = date(2026, 4, 1), date(2026, 5, 1)
-    first = await invoiced(april, ids, *period)
-    with pytest.raises(Conflict):
-        await april.do(
-            "invoices", "create", organization_id=ids["organization"], period_start=date(2026, 4, 30),
-            period_end=date(2026, 5, 2),
-        )  # fmt: skip
-    void = await april.do("invoices", "void", first["id"])
-    assert (void["status"], void["number"], str(void["total_amount"])) == ("void", "2026-000001", "223.25")
-    assert await broken(april.url) == []
-    second = await invoiced(april, ids, *period)
-    assert (second["number"], str(second["total_amount"])) == ("2026-000002", "223.25")
-
-
-async def test_a_credit_note_gives_an_invoice_back(april: April) -> None:
-    ids = await set_up(april)
-    await live_through(april, ids)
-    first = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
-    note = await april.do("invoices", "credit-note", first["id"])
-    assert (note["kind"], note["corrects_id"], str(note["total_amount"])) == (
-        "credit_note", first["id"], "-223.25",
-    )  # fmt: skip
-    for refused in ("recompute",):
-        with pytest.raises(Conflict):
-            await april.do("invoices", refused, note["id"])
-    for refused in ("credit-note", "void"):
-        with pytest.raises(Conflict):
-            await april.do("invoices", refused, first["id"])
-    done = await april.do("invoices", "finalize", note["id"])
-    assert done["number"] == "2026-000002"
-
-
-async def test_days_billed_ahead_come_back_after_a_cancellation(april: April) -> None:
-    ids = await set_up(april)
-    await april.on(at(4, 10))
-    await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
-    await april.on(at(4, 16))
-    await april.do("organization-subscriptions", "cancel", ids["subscription"], when="now")
-    may = await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))
-    assert [(line["quantity"], line["amount"]) for line in may["lines"]] == [(-15, "-14.50"), (1, "-2.90")]
-    june = await invoiced(april, ids, date(2026, 6, 1), date(2026, 7, 1))
-    assert june["lines"] == []
 
 
 def usage(made: dict[str, Any]) -> list[tuple[int, str]]:

@@ -21,7 +21,7 @@ from persistence.billing import charges
 from tests.persistence.april import April, april, at, invoiced, opened, plan
 from tests.persistence.billing.drawn import some
 from tests.persistence.billing.owed import Term, days
-from tests.persistence.billing.test_due import act, billed, customer, total
+from tests.persistence.billing.test_due import act, billed, customer
 from tests.persistence.migrated import empty
 
 __all__ = ["april"]
@@ -77,22 +77,6 @@ async def test_terms_change_from_a_day_on_whenever_that_is_told(
     assert [each["waits"] for each in row["terms"]] == [False]
     assert await billed(april, ids, 4) == Decimal(april_owes)
     assert await billed(april, ids, 5) == Decimal(may_owes)
-
-
-@pytest.mark.parametrize(
-    ("billing", "first", "second"), [("advance", "30.00", "50.00"), (None, "19.00", "61.00")]
-)
-async def test_what_was_billed_already_is_corrected_by_the_next_invoice(
-    april: April, billing: str | None, first: str, second: str
-) -> None:
-    starter = await plan(april, "Starter", "30.00", 1_000)
-    ids = await customer(april, starter, BEGINS, None, billing=billing)
-    await april.on(at(4, 20))
-    assert str(total(await invoiced(april, ids, BEGINS, date(2026, 4, 20)))) == first
-    await agree(april, ids, 6, quantity=3)
-    await april.on(at(5, 1, 6))
-    made = await invoiced(april, ids, date(2026, 4, 20), date(2026, 5, 1))
-    assert str(total(made)) == second  # five days of one, and twenty-five of three
 
 
 @pytest.mark.parametrize(
@@ -162,20 +146,6 @@ async def test_a_cycle_in_advance_is_charged_by_the_hour_on_its_first_day(april:
             await april.charge(owner)
         assert april.rows("SELECT sum(amount) FROM charge") == [(Decimal(sold),)]
         assert await to_charge(april) == []
-
-
-async def test_several_phases_are_agreed_ahead_and_the_latest_that_says_it_counts(april: April) -> None:
-    starter = await plan(april, "Starter", "30.00", 1_000)
-    ids = await customer(april, starter, BEGINS, None)
-    await april.on(at(4, 1))
-    await agree(april, ids, 21, quantity=5)
-    await agree(april, ids, 11, quantity=2, discount="0.5")
-    await agree(april, ids, 11, discount="0.1")  # in the place of that
-    await april.on(at(4, 25))
-    # Told late: from the 6th to the 21st, where the quantity was agreed on.
-    await agree(april, ids, 6, quantity=3, negotiated_cost="60.00")
-    due = 5 * 1 + 5 * 3 * 2 + 10 * 2 * 2 * Fraction(9, 10) + 10 * 5 * 2 * Fraction(9, 10)
-    assert await billed(april, ids, 4) == Decimal(due.numerator) / due.denominator
 
 
 async def test_a_change_of_plan_keeps_all_but_the_fee_that_was_negotiated(april: April) -> None:

@@ -84,57 +84,6 @@ async def test_a_call_is_amended_though_its_gateways_clock_was_a_year_ahead(
     ]
 
 
-async def test_what_a_cycle_that_is_over_owes_besides_is_billed_by_the_next_invoice(april: April) -> None:
-    ids, request_id = await billed(april)
-    made = await amend(april, request_id, direction="OUT", tokens=500_000)
-    assert (made["late_tokens"], made["direction"]) == (500_000, "OUT")
-    assert rows_of(april.url, "SELECT count(*) FROM control_write WHERE verb = 'amend'") == [(0,)]
-    assert await broken(april.url) == []
-    april.account.consume(1)
-    april.flush()
-    await april.on(at(6, 1, 6))
-    may = await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))
-    assert total(may) == Decimal("1.50")
-
-
-async def test_both_directions_and_events_of_a_cycle_meet(april: April) -> None:
-    """Each charges its own difference, also where what is owed was as much before."""
-    starter = await plan(april, "Starter", "0.00", 1_000_000)
-    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
-    await april.on(at(4, 1))
-    april.account.consume(900_000)
-    requests = [str(uuid4()) for _ in range(4)]
-    for request_id in requests:
-        april.account.consume(
-            100_000, request_id=request_id, metadata=b'{"model":"gpt-4o","input":100000,"output":0}'
-        )
-    april.flush()
-    await april.on(at(5, 1, 6))
-    april.account.reset()
-    april.flush()
-    owed = 300_000
-    for request_id, direction, tokens in zip(
-        requests, ("IN", "OUT", "OUT", "IN"), (40_000, 40_000, 7, 100_000), strict=True
-    ):
-        await amend(april, request_id, direction=direction, tokens=tokens)
-        owed += tokens if direction == "OUT" else -tokens
-        charged = "SELECT sum(quantity) FROM charge WHERE kind = 'overage'"
-        assert rows_of(april.url, charged) == [(owed,)], (direction, tokens)
-        assert await broken(april.url) == []
-    await send(april, ids["tenant"], at(4, 20), 11)
-    assert rows_of(april.url, "SELECT sum(quantity) FROM charge WHERE kind = 'overage'") == [(owed + 11,)]
-
-
-async def test_events_and_amendments_of_a_cycle_meet(april: April) -> None:
-    ids, request_id = await billed(april)
-    await send(april, ids["tenant"], at(4, 20), 300_000)
-    await amend(april, request_id, tokens=300_000)
-    await send(april, ids["tenant"], at(4, 20), 7)
-    assert await broken(april.url) == []
-    charged = "SELECT sum(quantity) FROM charge WHERE kind = 'overage'"
-    assert rows_of(april.url, charged) == [(1_000_007,)]
-
-
 async def test_an_event_is_amended_as_a_call_is(april: April) -> None:
     ids, _ = await billed(april)
     await send(april, ids["tenant"], at(4, 20), 300_000, "late")

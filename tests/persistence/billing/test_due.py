@@ -17,7 +17,7 @@ from msgspec.structs import replace as replace_fields
 from gateway.admin.http import requests
 from gateway.admin.resources.catalogue import PriceCreate
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.outbox import CallFacts, EventKind, write_facts
+from gateway.core.accounts.outbox import CallFacts, write_facts
 from gateway.core.billing.money import IN_MONEY
 from gateway.core.billing.price_book import KINDS
 from gateway.errors import Conflict, LedgerUnavailable, Unprocessable
@@ -67,24 +67,6 @@ async def act(april: April, ids: dict[str, int], verb: str, **values: object) ->
     april.follow()
 
 
-@pytest.mark.parametrize("how", ["cancelled", "to a plan that blocks"])
-async def test_tokens_beyond_a_plan_are_billed_however_its_cycle_ends(april: April, how: str) -> None:
-    starter = await plan(april, "Starter", "29.00", 2_000_000)
-    small = await plan(april, "Blocks", "0.00", 2_000_000, overage_policy="block", overage_unit_price=None)
-    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
-    await april.on(at(4, 1))
-    april.account.consume(3_000_000)
-    await april.on(at(4, 20))
-    if how == "cancelled":
-        await act(april, ids, "cancel", when="now")
-    else:
-        await act(april, ids, "change", plan_id=small, when="now")
-    await april.on(at(5, 2))
-    made = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
-    assert total(made) == Decimal("21.37")
-    assert ("overage", 1_000_000, "3.00") in lines(made)
-
-
 async def test_tokens_are_billed_where_the_term_ends_inside_a_cycle(april: April) -> None:
     starter = await plan(april, "Starter", "29.00", 2_000_000)
     ids = await customer(april, starter, date(2026, 5, 1), date(2026, 5, 5))
@@ -93,71 +75,6 @@ async def test_tokens_are_billed_where_the_term_ends_inside_a_cycle(april: April
     await april.on(at(5, 5))
     await april.on(at(6, 2))
     assert total(await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))) == Decimal("6.74")
-
-
-async def test_tokens_beyond_a_small_plan_are_billed_once_on_the_way_to_a_big_one_and_back(
-    april: April,
-) -> None:
-    small, big = await plan(april, "Small", "0.00", 1_000_000), await plan(april, "Big", "0.00", 50_000_000)
-    ids = await customer(april, small, date(2026, 4, 1), date(2027, 4, 1))
-    await april.on(at(4, 1))
-    april.account.consume(6_000_000)
-    await april.on(at(4, 10))
-    await act(april, ids, "change", plan_id=big, when="now")
-    april.account.consume(2_000_000)
-    await april.on(at(4, 20))
-    await act(april, ids, "change", plan_id=small, when="now")
-    april.account.consume(1_000_000)
-    await april.on(at(5, 1, 0))
-    april.account.reset()
-    april.flush()
-    # 5,000,000 beyond the small one, then 8,000,000 in all.
-    assert await billed(april, ids, 4) == 8_000_000 * Decimal("0.000003")
-
-
-@pytest.mark.parametrize(("day", "due"), [(16, "163.00"), (20, "153.67")])
-async def test_a_month_billed_ahead_and_made_void_after_its_days_came_back(
-    april: April, day: int, due: str
-) -> None:
-    starter, pro = await plan(april, "Starter", "29.00", 1), await plan(april, "Pro", "99.00", 1)
-    ids = await customer(april, starter, date(2026, 6, 1), date(2027, 6, 1))
-    await april.on(at(6, 1, 6))
-    june = await invoiced(april, ids, date(2026, 6, 1), date(2026, 7, 1))
-    assert total(june) == 29
-    await april.on(at(6, day))
-    await act(april, ids, "change", plan_id=pro, when="now")
-    await april.on(at(8, 1, 6))
-    july = await invoiced(april, ids, date(2026, 7, 1), date(2026, 8, 1))
-    assert total(june) + total(july) == Decimal(due)
-    await april.do("invoices", "void", june["id"])
-    assert await broken(april.url) == []
-    again = await invoiced(april, ids, date(2026, 6, 1), date(2026, 7, 1))
-    assert total(again) + total(july) == Decimal(due)
-
-
-@pytest.mark.parametrize("first", ["note", "upgrade", "billed upgrade"])
-async def test_days_of_an_invoice_that_was_given_back_are_given_back_once(april: April, first: str) -> None:
-    starter, pro = await plan(april, "Starter", "29.00", 1), await plan(april, "Pro", "99.00", 1)
-    ids = await customer(april, starter, date(2026, 6, 1), date(2027, 6, 1))
-    await april.on(at(6, 1, 6))
-    june = await invoiced(april, ids, date(2026, 6, 1), date(2026, 7, 1))
-    came_to = total(june)
-
-    async def note() -> Decimal:
-        made = await april.do("invoices", "credit-note", june["id"])
-        return total(await april.do("invoices", "finalize", made["id"]))
-
-    if first == "note":
-        came_to += await note()
-    await april.on(at(6, 16))
-    await act(april, ids, "change", plan_id=pro, when="now")
-    if first == "upgrade":
-        came_to += await note()
-    came_to += await billed(april, ids, 7)
-    if first == "billed upgrade":
-        came_to += await note()
-        came_to += await billed(april, ids, 8) - 99
-    assert came_to == Decimal("148.50")
 
 
 async def test_a_part_that_was_given_back_is_not_given_back_again(april: April) -> None:
@@ -325,22 +242,6 @@ async def test_an_amount_of_any_size_keeps_no_row_back(april: April) -> None:
     april.flush()
     [owed] = await april.store.unbilled(ids["organization"])
     assert owed["amount"] == str(8_999_999_999_999_999 * 900_000_000_000_000_000)
-
-
-async def test_a_recharge_takes_back_what_was_billed_while_the_cycle_ran(april: April) -> None:
-    starter = await plan(april, "Starter", "0.00", 2_000_000)
-    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
-    await april.on(at(4, 1))
-    april.account.consume(3_000_000)
-    april.flush()
-    first = await invoiced(april, ids, date(2026, 4, 1), date(2026, 4, 11))
-    assert total(first) == 3
-    april.account.grant(EventKind.RECHARGE, 400_000)
-    april.flush()
-    second = await invoiced(april, ids, date(2026, 4, 11), date(2026, 4, 21))
-    assert ("overage", -400_000, "-1.20") in lines(second)
-    april.account.reset()
-    april.flush()
 
 
 def lines(made: dict[str, Any]) -> list[tuple[str, int, str]]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from datetime import date
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from tests.persistence.april import April, april, at, invoiced, plan
-from tests.persistence.billing.test_due import act, billed, customer, lines, total
+from tests.persistence.billing.test_due import act, billed, customer, lines
 from tests.persistence.scenario import broken, rows_of
 
 __all__ = ["april"]
@@ -60,27 +59,6 @@ async def test_who_cancels_pays_for_the_tokens_that_were_used(
     assert await billed(april, ids, 5) == 0
 
 
-@pytest.mark.parametrize(("day", "used"), [(16, 7), (2, 7), (16, 5), (30, 7)])
-async def test_a_plan_of_few_tokens_costs_its_fee_at_most(april: April, day: int, used: int) -> None:
-    few = await plan(april, "Few", "300.00", 7, **BLOCKS)
-    ids = await customer(april, few, BEGINS, None)
-    await use(april, day, used)
-    await act(april, ids, "cancel", when="now")
-    due = max(Fraction(300 * (day - 1), 30), Fraction(300 * used, 7))
-    assert await billed(april, ids, 4) == Decimal(round(due * 100)) / 100
-
-
-async def test_a_year_in_advance_gives_its_days_back_and_has_the_months_tokens_paid(april: April) -> None:
-    big = await plan(april, "Big", "36.50", 1_000_000, **BLOCKS)
-    ids = await customer(april, big, BEGINS, None, billing_interval="annual", billing="advance")
-    await april.on(at(4, 1))
-    assert total(await invoiced(april, ids, BEGINS, date(2026, 4, 2))) == 365
-    await use(april, 1, 1_000_000)
-    await act(april, ids, "cancel", when="now")
-    # A day is 1.00, and April's thirty days pay for April's tokens.
-    assert await billed(april, ids, 4) == 30 - 365
-
-
 @pytest.mark.parametrize("reset_first", [True, False])
 async def test_a_plan_for_the_last_day_of_a_cycle_is_paid_by_its_tokens(
     april: April, reset_first: bool
@@ -98,30 +76,6 @@ async def test_a_plan_for_the_last_day_of_a_cycle_is_paid_by_its_tokens(
     # All that its days did not pay.
     assert await billed(april, ids, 4) == Decimal("288.00")
     assert await billed(april, ids, 5) == 1
-
-
-async def test_a_bigger_plan_counts_what_was_used_and_costs_its_days(april: April) -> None:
-    small, big = await small_and_big(april)
-    ids = await customer(april, big, BEGINS, None)
-    huge = await plan(april, "Huge", "600.00", 2_000_000, **BLOCKS)
-    await use(april, 16, 900_000)
-    await act(april, ids, "change", plan_id=huge, when="now")
-    assert rows_of(april.url, "SELECT count(*) FROM plan_end WHERE quantity > 0") == [(0,)]
-    assert await billed(april, ids, 4) == 150 + 300
-    assert small != huge
-
-
-async def test_forth_and_back_and_away_in_a_day_is_paid_once(april: April) -> None:
-    small, big = await small_and_big(april)
-    ids = await customer(april, small, BEGINS, None)
-    await april.on(at(4, 1))
-    for tokens in (500_000, 400_000):
-        await act(april, ids, "change", plan_id=big, when="now")
-        await use(april, 1, tokens)
-        await act(april, ids, "change", plan_id=small, when="now")
-    await act(april, ids, "cancel", when="now")
-    # 900,000 tokens at the big one's price, as if the small one had not been there.
-    assert await billed(april, ids, 4) == 270
 
 
 @pytest.mark.parametrize(
@@ -157,17 +111,6 @@ async def test_tokens_that_come_back_within_their_cycle_are_owed_once(
         april.follow()
     for month, owes in zip((4, 5), due, strict=True):
         assert await billed(april, ids, month) == Decimal(owes)
-
-
-async def test_each_step_of_a_way_down_owes_the_tokens_that_it_leaves(april: April) -> None:
-    big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS)
-    middle = await plan(april, "Middle", "150.00", 500_000, **BLOCKS)
-    ids = await customer(april, big, BEGINS, None)
-    await use(april, 1, 1_000_000)
-    await act(april, ids, "change", plan_id=middle, when="now")
-    assert [row["amount"] for row in await april.store.unbilled(ids["organization"])] == ["150"]
-    await act(april, ids, "cancel", when="now")
-    assert await billed(april, ids, 4) == 300
 
 
 async def test_what_is_delivered_and_made_again_is_owed_once(april: April) -> None:

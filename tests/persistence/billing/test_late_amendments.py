@@ -7,8 +7,9 @@ April.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
+from fractions import Fraction
 from operator import itemgetter
 from typing import Any
 from uuid import uuid4
@@ -138,28 +139,6 @@ async def test_an_event_behind_a_plan_is_used_of_it_once(april: April) -> None:
     assert await early(april, ids) == Decimal("210.00")
 
 
-async def test_ends_of_one_cycle_go_on_from_each_other_when_one_is_told_of(april: April) -> None:
-    """Whatever order it is known in, a cycle comes to what was used of the plan, and to its fee at most."""
-    ids = await big_plan(april)
-    small = await plan(april, "Small", "1.00", 1_000, **BLOCKS)
-    big = rows_of(april.url, "SELECT id FROM subscription_plan WHERE name = 'Big'")[0][0]
-    await april.on(at(4, 1))
-    first = call(april, 500_000)
-    await act(april, ids, "change", plan_id=small, when="now")
-    assert await early(april, ids) == Decimal("149.70")
-    await act(april, ids, "change", plan_id=big, when="now")
-    await april.on(at(4, 1, 14))
-    call(april, 400_000)
-    await act(april, ids, "cancel", when="now")
-    assert await early(april, ids) == 270
-    await amend(april, first, "IN", 450_000)
-    counted(april)
-    # 450,000 in the end, all of them had by the plan that ended last.
-    quantities = rows_of(april.url, "SELECT quantity FROM plan_end WHERE total_amount = 1000000 ORDER BY id")
-    assert await early(april, ids) == Decimal("135.00")
-    assert quantities == [(0,), (450_000,)]
-
-
 async def test_tokens_beyond_a_plan_that_bills_are_owed_behind_it_too(april: April) -> None:
     ids = await big_plan(april, total_amount=1_000, overage_policy="bill", overage_unit_price=Decimal("0.01"))
     await april.on(at(4, 2))
@@ -175,69 +154,6 @@ async def test_tokens_beyond_a_plan_that_bills_are_owed_behind_it_too(april: Apr
     counted(april)
     await april.charge(ids["organization"])
     assert Decimal(str(rows_of(april.url, charged)[0][0])) == 2
-
-
-async def test_what_was_used_of_a_plan_costs_its_price_and_not_the_next_ones(april: April) -> None:
-    bills = {"overage_policy": "bill"}
-    ids = await big_plan(april, total_amount=1_000, overage_unit_price=Decimal("0.01"), **bills)
-    dear = await plan(april, "Dear", "600.00", 2_000, overage_unit_price=Decimal("0.07"))
-    await april.on(at(4, 2))
-    call(april, 900)
-    await april.on(at(4, 5))
-    await act(april, ids, "change", plan_id=dear, when="now")
-    await send(april, ids["tenant"], at(4, 3), 1_300, "behind")
-    counted(april)
-    await april.on(at(5, 1, 6))
-    april.account.reset()
-    april.flush()
-    # Beyond the first 1,200 at its price, as if it had been told in time; beyond the second 200 of them.
-    charged = "SELECT sum(quantity)::bigint, sum(amount)::text FROM charge WHERE kind = 'overage'"
-    [(quantity, amount)] = rows_of(april.url, charged)
-    assert (quantity, Decimal(str(amount))) == (1_200, 12)
-
-
-async def test_debt_that_a_plan_carried_is_owed_where_nobody_carries_it_on(april: April) -> None:
-    ids = await big_plan(april)
-    small = await plan(april, "Small", "1.00", 1_000, **CARRIES)
-    await use(april, 1, 999_000)
-    await act(april, ids, "change", plan_id=small, when="now")
-    assert await early(april, ids) == 0
-    assert await billed(april, ids, 4) == 1  # thirty days of the small one
-    await april.on(at(5, 1, 0))
-    april.account.reset()
-    april.flush()
-    await april.on(at(5, 10))
-    assert april.account.remaining == -997_000
-    await act(april, ids, "cancel", when="now")
-    # May's first thousand paid a thousand of the 998,000 back.
-    assert await early(april, ids) == Decimal("299.10")
-    assert await billed(april, ids, 5) == Decimal("299.10") + Decimal("0.29")
-
-
-@pytest.mark.parametrize(
-    ("name", "tokens", "terms", "due"),
-    [
-        ("Small", 1_000, BLOCKS, "299.40"),
-        ("Middle", 500_000, BLOCKS, "149.70"),
-        ("Huge", 2_000_000, BLOCKS, "0"),
-        ("Bills", 1_000, {}, "0"),  # owed there, at its price
-    ],
-)
-async def test_the_plan_behind_debt_has_what_it_has(
-    april: April, name: str, tokens: int, terms: dict[str, Any], due: str
-) -> None:
-    ids = await big_plan(april)
-    carries = await plan(april, "Carries", "1.00", 1_000, **CARRIES)
-    behind = await plan(april, name, "1.00", tokens, **terms)
-    await use(april, 1, 999_000)
-    await act(april, ids, "change", plan_id=carries, when="now")
-    await act(april, ids, "change", plan_id=behind, when="now")
-    assert await early(april, ids) == Decimal(due)
-    # What is told now of the big one is owed as well, where it was not had.
-    await send(april, ids["tenant"], at(4, 1), 500, "behind")
-    assert await early(april, ids) == Decimal(due) + (Decimal("0.15") if Decimal(due) else 0)
-    april.is_sound = False  # a plan that bills blocks nobody, but for the account of these tests
-    assert [each for each in await broken(april.url) if each.invariant != "blocked"] == []
 
 
 async def test_debt_goes_from_one_plan_that_carries_to_another_and_a_person_ends_it(april: April) -> None:
@@ -304,32 +220,6 @@ async def test_a_plan_that_ends_with_its_cycle_is_owed_for_or_carried_on(
     )
 
 
-async def test_debt_that_a_reset_forgives_is_owed_then(april: April) -> None:
-    """Its plan carries no more: a person has changed that."""
-    ids = await big_plan(april)
-    small = await plan(april, "Small", "1.00", 1_000, **CARRIES)
-    await use(april, 1, 999_000)
-    await act(april, ids, "change", plan_id=small, when="now")
-    for month in (5, 6):
-        april.account.at_ms = int(at(month, 1, 0).timestamp() * 1000)
-        if month == 6:
-            [(own,)] = rows_of(april.url, "SELECT id FROM token_plan WHERE name = 'Small'")
-            await april.do("token-plans", "change", int(str(own)), overage_policy="block")
-            april.account.policy = "block"
-        assert await early(april, ids) == 0
-        april.account.reset()
-        april.flush()
-        await april.on(at(month, 1, 0))
-    # May's thousand paid a thousand back.
-    assert april.account.remaining == 1_000
-    assert await early(april, ids) == Decimal("299.10")
-    await april.on(at(6, 10))
-    april.account.consume(10)
-    april.flush()
-    await act(april, ids, "cancel", when="now")
-    assert await early(april, ids) == Decimal("299.10")
-
-
 async def test_debt_that_many_plans_carried_on_is_read_once(april: April) -> None:
     ids = await big_plan(april, overage_policy="carry")
     await use(april, 1, 999_000)
@@ -352,87 +242,68 @@ async def test_debt_that_many_plans_carried_on_is_read_once(april: April) -> Non
     assert len(turns) <= 3 * 5
 
 
-async def test_what_was_owed_for_is_not_carried_on_besides(april: April) -> None:
-    ids = await big_plan(april)
-    blocks = await plan(april, "Blocks", "1.00", 1_000, **BLOCKS)
-    carries = await plan(april, "Carries", "1.00", 900, **CARRIES)
-    await use(april, 1, 999_000)
-    await act(april, ids, "change", plan_id=blocks, when="now")
-    assert await early(april, ids) == Decimal("299.40")
-    await act(april, ids, "change", plan_id=carries, when="now")
-    april.account.at_ms = int(at(5, 1, 0).timestamp() * 1000)
-    april.account.reset()
-    april.flush()
-    await april.on(at(5, 1, 0))
-    assert april.account.remaining == 900
-    # A hundred tokens more are not in the third one.
-    assert await early(april, ids) == Decimal("299.43")
-    await act(april, ids, "cancel", when="now")
-    assert await early(april, ids) == Decimal("299.43")
+def owed(days: int, used: int) -> Fraction:
+    """The big plan, had so many days of April: its days, or its tokens."""
+    return max(Fraction(10 * days), Fraction(300 * used, 1_000_000))
 
 
-async def test_debt_that_was_paid_back_is_owed_no_more_whoever_goes_beyond_then(april: April) -> None:
-    ids = await big_plan(april)
-    small = await plan(april, "Small", "1.00", 600_000, **CARRIES)
-    await use(april, 1, 999_000)
-    await act(april, ids, "change", plan_id=small, when="now")
-    for month in (5, 6):  # 399,000 are paid back in May
-        april.account.at_ms = int(at(month, 1, 0).timestamp() * 1000)
-        april.account.reset()
-        april.flush()
-        await april.on(at(month, 1, 6))
-    april.account.consume(900_000)
-    april.flush()
-    assert april.account.remaining == -300_000
-    await act(april, ids, "cancel", when="now")
-    # June's tokens of the small one alone.
-    assert await early(april, ids) == 1
+async def charged(april: April, ids: dict[str, int], *kinds: str) -> Fraction:
+    """All charges there are of these kinds, of all kinds if none is named."""
+    await april.charge(ids["organization"])
+    assert [each for each in await broken(april.url) if each.invariant != "blocked"] == []
+    read = "SELECT coalesce(sum(amount), 0) FROM charge WHERE kind = ANY(%s) OR %s"
+    [(amount,)] = rows_of(april.url, read, [list(kinds), not kinds])
+    return Fraction(str(amount))
 
 
-async def test_what_two_plans_left_as_debt_is_no_more_than_there_is(april: April) -> None:
-    """What came last is paid back first: a thousand of the second one's."""
-    first = await plan(april, "First", "300.00", 10_000, **BLOCKS)
-    second = await plan(april, "Second", "3000.00", 4_000, **CARRIES)
-    third = await plan(april, "Third", "0.00", 1_000, **CARRIES)
-    ids = await customer(april, first, BEGINS, None)
-    await use(april, 1, 9_000)
-    await act(april, ids, "change", plan_id=second, when="now")
-    await act(april, ids, "change", plan_id=third, when="now")
-    april.account.at_ms = int(at(5, 1, 0).timestamp() * 1000)
-    april.account.reset()
-    april.flush()
-    await april.on(at(5, 2))
-    assert april.account.remaining == -7_000
-    await act(april, ids, "cancel", when="now")
-    # All of it was used of the first one, at 0.03.
-    assert await early(april, ids) == 210
-
-
-async def test_what_is_told_while_debt_is_carried_is_part_of_it(april: April) -> None:
-    ids = await big_plan(april)
-    small = await plan(april, "Small", "1.00", 1_000, **CARRIES)
-    await use(april, 1, 999_000)
-    await act(april, ids, "change", plan_id=small, when="now")
-    await april.on(at(4, 2))
-    await send(april, ids["tenant"], at(4, 1), 500)
+async def told(april: April, ids: dict[str, int], moment: datetime, tokens: int) -> str:
+    """Tell of use; the id of its call, which the ledger knows."""
+    await send(april, ids["tenant"], moment, tokens)
+    [(request_id,)] = rows_of(april.url, "SELECT request_id::text FROM use_event ORDER BY id DESC LIMIT 1")
     counted(april)
-    assert (april.account.remaining, await early(april, ids)) == (-998_500, 0)
-    await act(april, ids, "cancel", when="now")
-    # 999,500 tokens, less a day of the small one.
-    assert await early(april, ids) == Decimal("299.85") - Decimal("0.033333333")
+    return str(request_id)
 
 
-async def test_a_cycle_that_comes_with_a_smaller_plan_pays_no_more_back_than_that_has(april: April) -> None:
-    ids = await big_plan(april)
-    first = await plan(april, "First", "0.00", 1_000, **CARRIES)
-    second = await plan(april, "Second", "0.00", 500, **CARRIES)
-    await use(april, 1, 999_000)
-    await act(april, ids, "change", plan_id=first, when="now")
-    await act(april, ids, "change", plan_id=second, when="period_end")
-    april.account.at_ms = int(at(5, 1, 0).timestamp() * 1000)
-    april.account.reset()
-    april.flush()
-    await april.on(at(5, 1, 0))
-    assert april.account.remaining == -997_500
-    await act(april, ids, "cancel", when="now")
-    assert await early(april, ids) == Decimal("299.25")
+async def amended(april: April, request_id: str, tokens: int) -> dict[str, Any]:
+    await amend(april, request_id, "IN", tokens)
+    counted(april)
+    [row] = rows_of(
+        april.url, "SELECT used_at, late_tokens + quota_tokens FROM amendment ORDER BY id DESC LIMIT 1"
+    )
+    return {"used_at": row[0], "tokens": row[1]}
+
+
+@pytest.mark.parametrize("then", ["cancel", "change"])
+@pytest.mark.parametrize("later", [0, 40])
+@pytest.mark.parametrize("tokens", [(500_000, 400_000, 400_000), (649_000, 500_000, 200_000)])
+async def test_what_is_taken_back_of_an_event_is_of_the_plan_it_was_used_by(
+    april: April, then: str, later: int, tokens: tuple[int, int, int]
+) -> None:
+    used, late, back = tokens
+    big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS)
+    free = await plan(april, "Free", "0.00", 1, **BLOCKS)
+    ids = await customer(april, big, BEGINS, None)
+    await april.on(at(4, 1))
+    call(april, used)
+    await april.on(at(4, 4))
+    if then == "cancel":
+        await act(april, ids, "cancel", when="now")
+        has = 0
+    else:
+        await act(april, ids, "change", plan_id=free, when="now")
+        has = 1
+    assert await charged(april, ids) == owed(3, used - has)
+    if later:
+        await april.on(at(5, 12))
+        if then == "change":
+            april.account.reset()
+            april.flush()
+    request_id = await told(april, ids, at(4, 1, 14), late)
+    assert await charged(april, ids) == owed(3, min(used + late, 1_000_000) - has)
+    said = await amended(april, request_id, back)
+    assert said == {"used_at": at(4, 1, 14), "tokens": back}
+    for _ in range(2):
+        counted(april)
+        assert await charged(april, ids) == owed(3, min(used + late - back, 1_000_000) - has)
+    again = call(april, 10)
+    assert await amended(april, again, 10)

@@ -126,17 +126,6 @@ async def test_an_organization_has_days_to_pay_of_its_own(april: April) -> None:
     await pool.dispose()
 
 
-async def test_a_credit_note_leaves_less_to_pay_and_its_void_more(april: April) -> None:
-    made = await bought(april)
-    await pay(april, made, "100.00")
-    note = await april.do("invoices", "credit-note", made["id"])
-    await april.do("invoices", "finalize", note["id"])
-    assert stands(dict(await april.store.get("invoices", made["id"]))) == ("paid", "100.00", "0.00")
-    assert str((await april.store.get("invoices", note["id"]))["amount_due"]) == "-100.00"
-    await april.do("invoices", "void", note["id"])
-    assert stands(dict(await april.store.get("invoices", made["id"]))) == ("open", "100.00", "20.00")
-
-
 async def test_an_invoice_that_is_paid_is_void_once_the_money_went_back(april: April) -> None:
     made = await bought(april)
     await pay(april, made, "20.00")

@@ -76,37 +76,6 @@ async def test_what_is_used_beyond_the_balance_is_billed_and_filled_by_its_payme
     assert await owed(april, owner) == []
 
 
-async def test_a_top_up_that_fills_the_hole_is_all_that_is_charged(april: April) -> None:
-    owner = await customer(april)
-    await april.on(at(4, 10))
-    spend(april, 8_000)
-    await april.charge(owner)
-    assert await owed(april, owner) == [("credits_postpaid", "160")]
-    give(april.url, april.account, 10_000, unit_cost="0.01")
-    april.flush()
-    made = await of_april(april, owner)
-    assert [(line["kind"], str(line["amount"])) for line in made["lines"]] == [
-        ("credits_purchased", "100.00"), ("credits_consumed", "0.00"),
-    ]  # fmt: skip
-    assert (april.account.balance, await owed(april, owner)) == (2_000, [])
-
-
-async def test_a_top_up_behind_the_invoice_leaves_it_and_its_credits_come_with_its_payment(
-    april: April,
-) -> None:
-    owner = await customer(april)
-    await april.on(at(4, 10))
-    spend(april, 8_000)
-    made = await of_april(april, owner)
-    give(april.url, april.account, 10_000, unit_cost="0.01")
-    april.flush()
-    await april.allocate()
-    assert await owed(april, owner) == [("credits_purchased", "100")]
-    await april.do("invoices", "payments", made["id"], amount=Decimal("160.00"), reference="b")
-    post(april)
-    assert april.account.balance == 10_000  # 18,000 paid, 8,000 used
-
-
 async def test_a_void_invoice_owes_what_nobody_has_covered_since(april: April) -> None:
     owner = await customer(april)
     await april.on(at(4, 10))
@@ -125,38 +94,6 @@ async def test_a_void_invoice_owes_what_nobody_has_covered_since(april: April) -
     await april.do("payments", "reverse", int(str(payment)), reference="back")
     with pytest.raises(Conflict, match="given with its payment"):
         await april.do("invoices", "void", again["id"])
-
-
-async def test_a_payment_covers_what_its_invoice_billed_and_no_older_one(april: April) -> None:
-    """The older one is made void and again: it owes the same."""
-    owner = await customer(april)
-    await april.on(at(4, 10))
-    spend(april, 8_000)
-    older = await of_april(april, owner)
-    spend(april, 3_000)
-    await april.on(at(6, 2))
-    made = await invoice_of(april, owner, date(2026, 5, 1), date(2026, 6, 1))
-    await april.do("invoices", "payments", made["id"], amount=Decimal("60.00"), reference="b")
-    assert (post(april), april.account.balance) == (3_000, -8_000)
-    await april.allocate()
-    await april.do("invoices", "void", older["id"])
-    assert await owed(april, owner) == [("credits_postpaid", "160")]
-    again = await invoice_of(april, owner, date(2026, 4, 1), date(2026, 5, 1))
-    await april.do("invoices", "payments", again["id"], amount=Decimal("160.00"), reference="b")
-    assert (post(april), april.account.balance) == (8_000, 0)
-    await april.allocate()
-    assert await owed(april, owner) == []
-
-
-async def test_what_a_note_gives_back_is_not_given_as_credits(april: April) -> None:
-    owner = await customer(april)
-    await april.on(at(4, 10))
-    spend(april, 8_000)
-    made = await of_april(april, owner)
-    note = await april.do("invoices", "credit-note", made["id"])
-    await april.do("invoices", "finalize", note["id"])
-    assert (await april.store.get("invoices", made["id"]))["payment_status"] == "paid"
-    assert (post(april), await owed(april, owner)) == (0, [])
 
 
 async def noted(april: April, invoice: dict[str, Any], amount: str) -> int:
@@ -220,25 +157,6 @@ async def test_a_note_behind_the_payment_gives_money_back_and_leaves_the_credits
     assert (str(row["amount_due"]), post(april), april.account.balance) == ("0.00", 0, 0)
     await april.allocate()
     assert await owed(april, owner) == []
-
-
-async def test_what_was_used_before_there_was_a_price_is_free(april: April) -> None:
-    owner = await customer(april, credit_unit_cost=None)
-    await april.on(at(4, 10))
-    spend(april, 500)
-    await april.on(at(4, 11))
-    await april.do("organizations", "change", owner, credit_unit_cost=Decimal("0.0000000001"))
-    spend(april, 70)
-    await april.on(at(4, 12))
-    await april.do("organizations", "change", owner, credit_unit_cost=None)
-    spend(april, 9)
-    await april.allocate()
-    assert await owed(april, owner) == [("credits_postpaid", "0.000000007")]
-    # The oldest is covered first, whatever it cost.
-    give(april.url, april.account, 501, category="promotional")
-    april.flush()
-    await april.allocate()
-    assert await owed(april, owner) == [("credits_postpaid", "0.0000000069")]
 
 
 async def test_an_organization_that_owes_credits_stays(april: April) -> None:

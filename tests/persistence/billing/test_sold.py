@@ -15,8 +15,7 @@ from tests.persistence.april import April, april, at, plan
 from tests.persistence.billing.test_due import act, customer
 from tests.persistence.billing.test_early_use import BEGINS, BLOCKS
 from tests.persistence.billing.test_events import send
-from tests.persistence.billing.test_late_amendments import amend, call, counted
-from tests.persistence.billing.test_late_reversals import charged
+from tests.persistence.billing.test_late_amendments import amend, call, charged, counted
 from tests.persistence.scenario import rows_of
 
 __all__ = ["april"]

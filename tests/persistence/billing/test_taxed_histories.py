@@ -407,56 +407,6 @@ async def test_units_told_late_have_the_tax_of_their_day_and_month(april: April,
     assert Decimal(str(note["total_amount"])) == Decimal("-8.00")
 
 
-async def test_what_is_told_before_its_month_is_billed_is_on_its_invoice(
-    april: April, ids: dict[str, int]
-) -> None:
-    await april.on(at(4, 10))
-    called(april, 1_000)
-    await april.on(at(5, 3))
-    called(april, 4_000)
-    request = await told(april, at(4, 20), 3_000)
-    first = await invoiced(april, ids, *IN_APRIL)
-    assert said(first) == [("rerank, April 2026", Decimal("4.00")), ("Tax 20 %", Decimal("0.80"))]
-    await april.on(at(6, 1, 6))
-    second = await invoiced(april, ids, *IN_MAY)
-    assert said(second) == [("rerank, May 2026", Decimal("4.00")), ("Tax 10 %", Decimal("0.40"))]
-    files = [await read(april, invoice) for invoice in (first, second)]
-    for rows, invoice in zip(files, (first, second), strict=True):
-        adds_up(rows, invoice)
-    told_in = [row["request_id"] for row in of(files[0], "units")]
-    assert request in told_in
-    assert len(told_in) == 2
-    assert len(of(files[1], "units")) == 1
-
-
-@pytest.mark.parametrize("is_late", [False, True])
-async def test_what_is_taken_back_has_the_tax_it_was_billed_with(
-    april: April, ids: dict[str, int], is_late: bool
-) -> None:
-    await april.on(at(4, 10))
-    request = "" if is_late else called(april, 5_000)
-    if is_late:
-        await april.on(at(4, 12))
-        request = await told(april, at(4, 10), 5_000)
-    await april.on(at(5, 2))
-    assert said(await invoiced(april, ids, *IN_APRIL))[-1] == ("Tax 20 %", Decimal("1.00"))
-    # From now on the day has another rate: for what is added to it, not for what was billed.
-    await rated(april, ids, "0.05", date(2026, 4, 1))
-    await amended(april, request, 2_000)
-    await told(april, at(4, 10), 1_000)
-    await april.on(at(6, 1, 6))
-    made = await april.do(
-        "invoices",
-        "create",
-        organization_id=ids["organization"],
-        period_start=IN_MAY[0],
-        period_end=IN_MAY[1],
-    )
-    taxes = {what: amount for what, amount in said(made) if what.startswith("Tax")}
-    assert taxes == {"Tax 20 %": Decimal("-0.40"), "Tax 5 %": Decimal("0.05")}
-    adds_up(await read(april, made), made)
-
-
 async def test_what_is_taken_back_before_it_is_billed_leaves_no_tax(
     april: April, ids: dict[str, int]
 ) -> None:

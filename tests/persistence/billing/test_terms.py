@@ -42,25 +42,6 @@ async def test_a_fee_is_charged_as_one_in_advance_or_arrears(
     assert await months(april, ids, 4, 5, 6, 7) == expected
 
 
-async def test_a_year_in_arrears_that_is_cancelled_is_billed_to_its_end(april: April) -> None:
-    starter = await plan(april, "Starter", "36.50", 2_000_000)
-    ids = await customer(april, starter, BEGINS, NEVER, billing_interval="annual", billing="arrears")
-    await april.on(at(5, 1))
-    await april.do("organization-subscriptions", "cancel", ids["subscription"], when="now")
-    assert await months(april, ids, 4, 5) == ["30.00", "0.00"]
-
-
-async def test_an_upgrade_of_a_year_in_advance_gives_back_and_charges_the_rest_at_once(april: April) -> None:
-    small = await plan(april, "Small", "36.50", 1_000)
-    large = await plan(april, "Large", "73.00", 9_000)
-    ids = await customer(april, small, BEGINS, NEVER, billing_interval="annual", billing="advance")
-    await april.on(at(4, 1))
-    assert await months(april, ids, 4) == ["365.00"]
-    await april.on(at(5, 1))
-    await april.do("organization-subscriptions", "change", ids["subscription"], plan_id=large, when="now")
-    assert await months(april, ids, 5, 6) == ["335.00", "0.00"]
-
-
 @pytest.mark.parametrize("again", ["by its source", "by its period"])
 async def test_a_year_made_void_behind_an_upgrade_is_billed_again_at_once_and_whole(
     april: April, again: str
@@ -98,15 +79,6 @@ async def test_a_trial_is_free_and_said(april: April) -> None:
         ("Starter, 1 to 15 April 2026, trial", "0.00"),
         ("Starter, 16 to 30 April 2026 (15 of 30 days)", "15.00"),
     ]
-
-
-async def test_one_cancelled_in_its_trial_owes_nothing(april: April) -> None:
-    starter = await plan(april, "Starter", "30.00", 2_000_000)
-    terms: dict[str, Any] = {"trial_end": date(2026, 4, 16), "minimum_commitment": Decimal(50)}
-    ids = await customer(april, starter, BEGINS, NEVER, billing="advance", **terms)
-    await april.on(at(4, 10))
-    await april.do("organization-subscriptions", "cancel", ids["subscription"], when="now")
-    assert await months(april, ids, 4, 5) == ["0.00", "0.00"]
 
 
 async def test_a_discount_ends(april: April) -> None:
@@ -149,23 +121,6 @@ async def test_what_is_missing_to_a_minimum_is_charged_once_the_cycle_is_over(ap
         ("subscription", "29.00"), ("overage", "3.00"), ("minimum_commitment", "68.00"),
     ]  # fmt: skip
     assert total(made) == Decimal("100.00")
-
-
-async def test_an_invoice_ahead_has_no_minimum_of_a_cycle_that_runs(april: April) -> None:
-    starter = await plan(april, "Starter", "29.00", 2_000_000)
-    ids = await customer(april, starter, BEGINS, NEVER, minimum_commitment=Decimal("100.00"))
-    await april.on(at(4, 1))
-    ahead = await invoiced(april, ids, BEGINS, date(2026, 6, 1))
-    assert [(line[0], line[2]) for line in lines(ahead)] == [("subscription", "29.00")] * 2
-    april.account.consume(3_000_000)
-    april.flush()
-    await april.on(at(5, 1, 0))
-    april.account.reset()
-    april.flush()
-    made = await invoiced(april, ids, date(2026, 5, 1), date(2026, 5, 2))
-    assert [(line[0], line[2]) for line in lines(made)] == [
-        ("overage", "3.00"), ("minimum_commitment", "68.00"),
-    ]  # fmt: skip
 
 
 async def test_what_a_credit_note_gives_back_is_not_charged_again_up_to_a_minimum(april: April) -> None:
