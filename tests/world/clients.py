@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.tree import ROOT
-from tests.world.programs import HERE, INSTALL_S_MAX, PLACE
+from tests.world.programs import HERE, PLACE, run_step, split_release
 from tests.world.relay import CHAT, GEMINI, MESSAGES, RESPONSES
 
 PROMPT = "Say pong"
@@ -73,14 +71,15 @@ class Client:
     agent: bool = True
     model: str = ""
     node: bool = True
+    under: str = ""  # the folder of build/world that has it, where it is not the pinned one
 
     @property
     def place(self) -> Path:
-        return PLACE / (self.folder or self.name.replace(" ", "-"))
+        return PLACE / self.under / (self.folder or self.name.replace(" ", "-"))
 
     @property
     def version(self) -> str:
-        return self.package.replace("==", "@").rpartition("@")[2]
+        return split_release(self.package)[1]
 
 
 def _claude(seat: Seat) -> Start:
@@ -298,12 +297,12 @@ def install_client(client: Client) -> None:
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     client.place.mkdir(parents=True, exist_ok=True)
-    uv, venv = str(ROOT / ".venv/bin/uv"), str(client.place / "venv")
+    uv, venv = str(Path(sys.executable).with_name("uv")), str(client.place / "venv")
     for step in (
         [uv, "venv", "--quiet", "--clear", "--python", sys.executable, venv],
         [uv, "pip", "install", "--quiet", "--python", f"{venv}/bin/python", *wanted.split("\n")],
     ):
-        subprocess.run(step, check=True, timeout=INSTALL_S_MAX)
+        run_step(step, client.place)
     stamp.write_text(wanted)
 
 
@@ -315,9 +314,9 @@ def _npm(place: Path, packages: tuple[str, ...], then: str = "") -> None:
     place.mkdir(parents=True, exist_ok=True)
     (place / "package.json").write_text('{"private":true,"type":"module"}')
     words = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", *packages]
-    subprocess.run(words, check=True, timeout=INSTALL_S_MAX, cwd=place)
+    run_step(words, place)
     if then:
         path = f"{node_folder()}{os.pathsep}{os.environ['PATH']}"
         script = ["node", str(place / "node_modules" / then)]
-        subprocess.run(script, check=True, timeout=INSTALL_S_MAX, cwd=place, env=os.environ | {"PATH": path})
+        run_step(script, place, os.environ | {"PATH": path})
     stamp.write_text(wanted)

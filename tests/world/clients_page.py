@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tests.tree import ROOT
@@ -37,6 +38,7 @@ what is told in two of them.
 SENT = ("Client", "API", "Requests", "Its maximum", "Streams", "Asks for use", "Names its session")
 AGENTS, SDKS = "## Coding agents", "## SDKs and frameworks"
 SENDS = "## What they send"
+TIME, STOPPED = re.compile(r" in \d+ s"), re.compile(r"^\d+.*goes on")
 
 
 def write(rows: list[ClientRow]) -> None:
@@ -49,6 +51,28 @@ def write(rows: list[ClientRow]) -> None:
     parts = [HEAD + AGENTS, _table(("Client", *titles), kept[AGENTS])]
     parts += [SDKS, _table(("Client", *titles), kept[SDKS]), SENDS, _table(SENT, kept[SENDS])]
     PAGE.write_text("\n\n".join(parts) + "\n")
+
+
+def differences(row: ClientRow) -> list[str]:
+    """Return the cells of a row that differ from those that the page has of its client."""
+    kept, part = _kept(), AGENTS if row.agent else SDKS
+    if row.name not in kept[SENDS]:
+        return ["not on the page"]
+    titles = (*(case.title for case in CASES if case.title != "healthy"), *SENT[1:])
+    was, now = (
+        [one for line in lines for one in line.strip("| ").split(" | ")[1:]]
+        for lines in ((kept[part][row.name], kept[SENDS][row.name]), (_line(row), _sent_line(row)))
+    )
+    return [
+        f"{title}: {old} → {new}"
+        for title, old, new in zip(titles, was, now, strict=True)
+        if _plain(old) != _plain(new)
+    ]
+
+
+def _plain(cell: str) -> str:
+    """Return a cell without what chance decides: times, and how far a client came that was stopped."""
+    return STOPPED.sub("goes on", TIME.sub("", cell))
 
 
 def _kept() -> dict[str, dict[str, str]]:

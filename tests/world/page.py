@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tests.tree import ROOT
 from tests.world.programs import PROGRAMS
-from tests.world.questions import ABORTED, CHOICES, COLUMNS
+from tests.world.questions import ABORTED, CHOICES, COLUMNS, MAXIMA
 
 if TYPE_CHECKING:
     from tests.world.run import Cell, Row
@@ -40,6 +40,7 @@ text is, and how much of it is made when its client has left: a difference in th
 
 """
 DRAWN_NUMBER = re.compile(r"\b(?:1[7-9]|[2-9]\d|\d{3,})\b")
+ANY_NUMBER, NO_MAXIMUM = re.compile(r"\d+"), re.compile(rf"^{MAXIMA}, .*(?:none|beyond)")
 CELL = re.compile(r"(.*?): (.*) \((.*?)\)")
 
 
@@ -50,11 +51,11 @@ def write(rows: list[Row]) -> None:
         kept[row.name] = _line(row)
     heads = ("Program", *COLUMNS, "Drawn calls")
     order = [kept.pop(name) for name in [*PROGRAMS] if name in kept]
-    PAGE.write_text(HEAD + _table(heads, [*order, *kept.values()]))
+    PAGE.write_text(HEAD + table(heads, [*order, *kept.values()]))
     changes = [_changes(program.before, program.name) for program in PROGRAMS.values() if program.before]
     if found := [one for one in changes if one]:
-        table = _table(("Program", "Earlier", "Now", "What differs"), found)
-        PAGE.write_text(f"{PAGE.read_text()}\n{CHANGED}{table}")
+        changed = table(("Program", "Earlier", "Now", "What differs"), found)
+        PAGE.write_text(f"{PAGE.read_text()}\n{CHANGED}{changed}")
 
 
 def lines() -> dict[str, str]:
@@ -78,25 +79,36 @@ def _changes(now: str, before: str) -> str:
     kept = lines()
     if now not in kept or before not in kept:
         return ""
-    new, old = cells(kept[now]), cells(kept[before])
-    differ = [
+    differ = _differences(kept[before], kept[now])
+    versions = [kept[one].split("** ")[1].split(", ")[0] for one in (before, now)]
+    what = "<br>".join(differ) or f"none of {len(cells(kept[now]))} cells"
+    return f"| **{now}** | {' | '.join(versions)} | {what} |"
+
+
+def differences(row: Row) -> list[str]:
+    """Return the cells of a row that differ from those that the page has of its program."""
+    kept = lines().get(row.name)
+    return ["not on the page"] if kept is None else _differences(kept, _line(row))
+
+
+def _differences(before: str, now: str) -> list[str]:
+    old, new = cells(before), cells(now)
+    return [
         f"{title}: {' '.join(old[title])} → {' '.join(new[title])}"
         for title in new
         if title in old
         and not title.startswith(ABORTED)
         and _plain(title, old[title]) != _plain(title, new[title])
     ]
-    versions = [kept[one].split("** ")[1].split(", ")[0] for one in (before, now)]
-    return f"| **{now}** | {' | '.join(versions)} | {'<br>'.join(differ) or f'none of {len(new)} cells'} |"
 
 
 def _plain(title: str, cell: tuple[str, str]) -> tuple[str, str]:
     """Return a cell without numbers that chance decides."""
-    number = re.compile(r"\d+") if title.startswith(CHOICES) else DRAWN_NUMBER
+    number = ANY_NUMBER if title.startswith(CHOICES) or NO_MAXIMUM.search(title) else DRAWN_NUMBER
     return (number.sub("n", cell[0].partition(", row")[0]), cell[1])
 
 
-def _table(heads: tuple[str, ...], rows: list[str]) -> str:
+def table(heads: tuple[str, ...], rows: list[str]) -> str:
     return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *rows]) + "\n"
 
 

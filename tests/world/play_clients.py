@@ -26,7 +26,7 @@ from typing import Any
 from tests.journey.stack import Stack
 from tests.tree import ROOT
 from tests.waiting import wait_until
-from tests.world.clients import CLIENTS, MODELS, Client, Seat, install_client, node_folder
+from tests.world.clients import MODELS, Client, Seat, install_client, node_folder
 from tests.world.programs import PLACE
 from tests.world.relay import CUT, EVENT, POLITE, Fault, Relay, Request, event_sentence, relaying
 
@@ -319,9 +319,8 @@ def played(client: Client) -> Path:
     return client.place / f"row-{client.name.replace(' ', '-')}.json"
 
 
-def play_clients(names: list[str], *, fresh: bool) -> list[ClientRow]:
+def play_clients(wanted: list[Client], *, fresh: bool) -> list[ClientRow]:
     """Play clients whose row is not whole, or all of them, and return the rows."""
-    wanted = [CLIENTS[name] for name in names]
     rows = [_kept(client, fresh=fresh) for client in wanted]
     missing = [(client, row) for client, row in zip(wanted, rows, strict=True) if len(row.cells) < len(CASES)]
     if missing:

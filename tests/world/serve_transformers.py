@@ -8,14 +8,16 @@ begins a text reads its prompt, and each step makes one token. The last number t
 
 import json
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from transformers import LlamaForCausalLM
 from transformers.cli.transformers import main
-from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 counts = [0, 0, 0, 0]  # tokens of prompts, of these cached, of output; texts that run
-step, generate = LlamaForCausalLM.forward, LlamaForCausalLM.generate
+generate = LlamaForCausalLM.generate
 
 
 def write(running: int) -> None:
@@ -25,13 +27,18 @@ def write(running: int) -> None:
     Path("counts.new").rename("counts")
 
 
-def counted(self: Any, input_ids: Any = None, **more: Any) -> Any:
-    """Make one step: without anything kept it reads a prompt."""
-    kept = more.get("past_key_values")
-    if kept is None or not kept.get_seq_length():
-        counts[0] += input_ids.numel()
-    counts[2] += input_ids.shape[0]
-    return step(self, input_ids, **more)
+def counted(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a step that counts: without anything kept it reads a prompt."""
+
+    @wraps(step)  # its parameters are looked at
+    def count(self: Any, input_ids: Any = None, **more: Any) -> Any:
+        kept = more.get("cache", more.get("past_key_values"))  # its name from 5.24 on, and before
+        if kept is None or not kept.get_seq_length():
+            counts[0] += input_ids.numel()
+        counts[2] += input_ids.shape[0]
+        return step(self, input_ids, **more)
+
+    return count
 
 
 def whole(self: Any, *texts: Any, **more: Any) -> Any:
@@ -44,7 +51,7 @@ def whole(self: Any, *texts: Any, **more: Any) -> Any:
 
 
 write(0)
-LlamaForCausalLM.forward, LlamaForCausalLM.generate = counted, whole
+LlamaForCausalLM.forward, LlamaForCausalLM.generate = counted(LlamaForCausalLM.forward), whole
 words = ["serve", sys.argv[1], "--device", "cpu", "--host", "127.0.0.1", "--port", sys.argv[2]]
 sys.argv = ["transformers", *words]
 main()
