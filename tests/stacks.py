@@ -33,7 +33,6 @@ BREAKABLE = {
     "JOBS_INTERVAL_S": "1", "INVOICE_COUNTRY": "DE", "INVOICE_TAX_NUMBER": "DE123456789",
 }  # fmt: skip
 OTHER = {"HOLD_TTL_S": "3", "SHUTDOWN_GRACE_S": "4", "OBJECTS_MAX": "20", "WEBHOOK_PRIVATE_ADDRESSES": "true"}
-ABORTING = "  - {{path: {}, upstream: {}, service: {}, family: {}, meter: {}, on_disconnect: abort}}\n"
 CONFIG = """
 include_default_routes: true
 upstreams:
@@ -45,20 +44,9 @@ models:
   - name: house-alias
     targets: [{upstream: openai, model: budgeted-1}]
 routes:
-  - {path: "/services/ocr/{path...}", methods: [ANY], upstream: services, service: ocr, meter: generic,
-     units_pointer: /bytes}
   - {path: "/openai/deployments/{model}/chat/completions", upstream: openai, service: chat, family: openai,
      meter: openai_chat}
-""" + "".join(
-    ABORTING.format(*fields)
-    for fields in (
-        ("/v1/chat/completions", "openai", "chat", "openai", "openai_chat"),
-        ("/v1/completions", "openai", "completions", "openai", "openai_completions"),
-        ("/v1/responses", "openai", "responses", "openai", "openai_responses"),
-        ("/v1/messages", "anthropic", "messages", "anthropic", "anthropic_messages"),
-        ('"/v1beta/models/{model}:streamGenerateContent"', "gemini", "gemini", "gemini", "gemini_stream"),
-    )
-)
+"""
 DEMO_S_MAX = 60.0
 MAIL_FROM = "tollkeeper@example.com"
 AGENTS_MODEL = "claude-sonnet-4-6"

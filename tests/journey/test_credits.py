@@ -1,4 +1,4 @@
-"""Services that organizations pay for: credits and prices as callers and administrators see them."""
+"""Services that organizations pay for: credits as callers and administrators see them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from tests import plain_http
 from tests.journey.stack import Body
 from tests.stage import Stage
 from tests.waiting import wait_until
-
-PARALLEL = 100
 
 
 class Buyer:
@@ -88,45 +86,3 @@ def test_credits_are_spent_by_the_unit_until_they_do_not_cover_a_call(buyer: Buy
     rows = buyer.rows("credit-transactions", 2)
     assert [(row["credits_used"], row["balance_after"]) for row in rows] == [(8, 12), (16, -4)]
     assert rows[0]["request_id"] == first.headers["x-request-id"]
-
-
-def test_a_negotiated_price_comes_into_force(buyer: Buyer) -> None:
-    service = buyer.service(credits=8)
-    buyer.give(left := 1_000_000)
-
-    def cost() -> int:
-        nonlocal left
-        before, left = left, int(buyer.call(service).headers["x-tollkeeper-credits-remaining"])
-        return before - left
-
-    assert cost() == 8
-    override = buyer.stack.make(
-        "organization-services", organization_id=buyer.id, service_id=service["id"], negotiated_credits=6
-    )
-    wait_until(lambda: cost() == 6)
-    buyer.stack.admin("PATCH", f"/organization-services/{override['id']}", {"negotiated_credits": 0})
-    wait_until(lambda: cost() == 0)
-    path = f"/credit-transactions?organization_id={buyer.id}&limit=1000"
-    rows: list[Body] = wait_until(
-        lambda: (r := buyer.stack.admin("GET", path)[1]["items"]) and r[-1]["credits_used"] == 0 and r
-    )
-    assert {row["credits_used"] for row in rows} == {8, 6, 0}
-    assert rows[0]["credits_used"] == 8
-
-
-def test_subscription_services_need_a_plan_or_a_subscription_in_force(buyer: Buyer) -> None:
-    service = buyer.service("Subscription")
-    assert refusal(buyer.call(service)) == (403, "service_not_included")
-    plan = buyer.stack.make(
-        "subscription-plans", name=service["key"], monthly_cost="1.00", annual_cost="10.00",
-        feature_access=[service["key"]],
-    )  # fmt: skip
-    subscription = buyer.stack.make(
-        "organization-subscriptions", organization_id=buyer.id, plan_id=plan["id"],
-        start_date=time.strftime("%Y-%m-%d", time.gmtime()), end_date="2199-01-01",
-    )  # fmt: skip
-    wait_until(lambda: buyer.call(service).status_code == 200)
-    status, _ = buyer.stack.admin("PATCH", f"/subscription-plans/{plan['id']}", {"feature_access": []})
-    assert status == 200
-    wait_until(lambda: refusal(buyer.call(service)) == (403, "service_not_included"))
-    buyer.stack.admin("POST", f"/organization-subscriptions/{subscription['id']}/cancel", {"when": "now"})

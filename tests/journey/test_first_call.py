@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 
 import pytest
-from openai import AuthenticationError, OpenAI, RateLimitError
+from openai import OpenAI, RateLimitError
 
-from tests import plain_http
-from tests.journey.stack import ANSWER_S_MAX, ROOT, Stack
+from tests.journey.stack import ROOT, Stack
 from tests.waiting import wait_until
 
 
@@ -69,37 +67,6 @@ def test_sdk_stream_is_charged_and_its_usage_frame_kept_only_if_asked_for(stack:
     assert rows[1]["metadata"]["streamed"] is True
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_answer_is_the_upstreams_byte_for_byte(stack: Stack, stream: bool) -> None:
-    _, key = stack.tenant()
-    body = {
-        "model": "demo-small",
-        "messages": [{"role": "user", "content": "the same words"}],
-        "stream": stream,
-        **({"stream_options": {"include_usage": True}} if stream else {}),
-    }
-    direct = plain_http.post(f"{stack.upstream_url}/v1/chat/completions", json=body, timeout=ANSWER_S_MAX)
-    through = plain_http.post(
-        f"{stack.gateway_url}/v1/chat/completions",
-        json=body,
-        headers={"authorization": f"Bearer {key}"},
-        timeout=ANSWER_S_MAX,
-    )
-    assert through.status_code == direct.status_code == 200
-    assert through.headers["content-type"] == direct.headers["content-type"]
-    assert _timeless(through.content) == _timeless(direct.content)
-
-
-def _timeless(content: bytes) -> bytes:
-    """Without what the demo upstream makes anew for each answer."""
-    text = content.decode()
-    for line in text.replace("data: ", "").split("\n"):
-        if line.startswith("{"):
-            parsed = json.loads(line)
-            text = text.replace(str(parsed["id"]), "ID").replace(str(parsed["created"]), "CREATED")
-    return text.encode()
-
-
 def test_usage_command_shows_the_tokens(stack: Stack) -> None:
     tenant, key = stack.tenant()
     stack.chat(key, "30,12")
@@ -116,26 +83,6 @@ def test_usage_command_shows_the_tokens(stack: Stack) -> None:
         f'"tenant_id": {tenant}' in shown.stdout.decode() or f'"tenant_id":{tenant}' in shown.stdout.decode()
     )
     assert "42" in shown.stdout.decode()
-
-
-def test_no_key_wrong_key_and_revoked_key_are_401(stack: Stack) -> None:
-    with pytest.raises(AuthenticationError):
-        client(stack, "tk_" + "x" * 32).chat.completions.create(
-            model="m", messages=[{"role": "user", "content": "x"}]
-        )
-    assert (
-        plain_http.post(f"{stack.gateway_url}/v1/chat/completions", json={}, timeout=ANSWER_S_MAX).status_code
-        == 401
-    )
-    tenant = stack.make(
-        "tenants", name="revoked", plan_id=stack.make("token-plans", name="r", total_amount=9)["id"]
-    )
-    key = stack.make("api-keys", tenant_id=tenant["id"], name="k")
-    assert stack.chat(key["key"], "1,1").status_code == 200
-    assert stack.admin("POST", f"/api-keys/{key['id']}/revoke")[0] == 200
-    refused = wait_until(lambda: (r := stack.chat(key["key"], "1,1")).status_code != 200 and r)
-    assert refused.status_code == 401
-    assert refused.headers["x-tollkeeper-reason"] == "invalid_api_key"
 
 
 def test_exceeding_is_delivered_then_refused_as_the_sdks_rate_limit_error(stack: Stack) -> None:

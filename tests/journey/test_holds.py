@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -309,30 +307,6 @@ def test_units_cost_credits_and_a_run_is_drawn_from(stage: Stage) -> None:
         (429, "quota_held"),
         (429, "run_exceeded"),
     }
-
-
-def test_a_worker_killed_between_hold_and_settlement_loses_and_doubles_nothing(broken_stack: Stack) -> None:
-    stack = broken_stack
-    holder, rounds = Holder(stack, 1_000_000), 3
-    for _ in range(rounds):
-        ids = [holder.take(ttl_s=600)["id"] for _ in range(3)]
-        os.kill(stack.pids["gateway"][0], signal.SIGKILL)
-        with ThreadPoolExecutor(len(ids)) as pool:
-            list(pool.map(lambda id_: until_settled(holder, id_), ids))
-    expected = 3 * rounds
-    stack.settled(holder.tenant, 1 + expected)
-    wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
-    assert holder.consumed() == [10] * expected
-
-
-def until_settled(holder: Holder, id_: str) -> None:
-    def settled() -> bool:
-        try:
-            return holder.settle(id_).status_code == 200
-        except httpx.HTTPError:  # its worker was killed
-            return False
-
-    wait_until(settled)
 
 
 def test_the_client_takes_settles_and_releases(stage: Stage) -> None:

@@ -84,20 +84,6 @@ def refused(answer: httpx.Response) -> tuple[int, str, str]:
     return answer.status_code, answer.headers["x-tollkeeper-reason"], answer.json()["error"]["message"]
 
 
-def test_requests_a_minute(stage: Stage) -> None:
-    caller, scope = Caller(stage), "this user"
-    caller.limit(scope, requests_per_minute=3)
-    answers = [caller.call() for _ in range(4)]
-    assert [answer.status_code for answer in answers[:3]] == [200] * 3
-    assert answers[0].headers["x-ratelimit-remaining-requests"] == "2"
-    status, reason, message = refused(answers[3])
-    assert (status, reason) == (429, "rate_limited")
-    assert message.startswith(f"Rate limit of {scope}: 3 of 3 requests a minute are used until 20")
-    assert 1 <= int(answers[3].headers["retry-after"]) <= 20
-    assert answers[3].headers["x-should-retry"] == "true"
-    assert len(stage.settled(caller.tenant, 4)) == 4  # the reset and three calls: refusals leave no row
-
-
 def test_a_changed_limit_counts_up_and_down_with_calls_in_flight(stage: Stage) -> None:
     caller, scope = Caller(stage), "this tenant"
     caller.limit(scope, concurrency=3)
@@ -137,26 +123,6 @@ def test_users_have_limits_each_and_their_own_stand_above_the_tenants(stage: Sta
     assert limits["user"]["used"] in {1, 2}  # one is back after twelve seconds
     rows = [row for row in stage.settled(caller.tenant, 5) if row["user_id"] == users["ann"]]
     assert len(rows) == 2
-
-
-def test_a_key_says_what_a_request_may_say_of_its_user(stage: Stage) -> None:
-    caller = Caller(stage, user_header="require")
-    assert refused(caller.call(user=""))[:2] == (400, "user_required")
-    assert caller.call(user="ann").status_code == 200
-    assert caller.call(user="", body={"user": "bob"}).status_code == 200
-    stage.settled(caller.tenant, 3)
-
-    def users() -> set[Any]:
-        found = stage.admin("GET", f"/users?organization_id={caller.organization}")[1]["items"]
-        return {user["external_id"] for user in found}
-
-    wait_until(lambda: {"ann", "bob"} <= users())
-    status, key = stage.admin("PATCH", f"/api-keys/{caller.key_id}", {"user_header": "ignore"})
-    assert (status, key["user_header"]) == (200, "ignore")
-    wait_until(lambda: caller.call(user="").status_code == 200)
-    caller.call(user="eve", body={"user": "eve"})
-    wait_until(lambda: stage.ledger(caller.tenant)[-1]["user_id"] is None)
-    assert "eve" not in users()
 
 
 def test_the_narrowest_list_of_models_holds(stage: Stage) -> None:

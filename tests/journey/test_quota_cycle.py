@@ -40,30 +40,6 @@ def test_every_movement_is_a_row_with_a_gapless_seq(stage: Stage) -> None:
     assert rows[3]["metadata"]["reason"] == "correction"
 
 
-def test_recharge_and_reset_open_the_gateway(stage: Stage) -> None:
-    tenant, key = stage.tenant(10)
-    assert stage.chat(key, "5,5").status_code == 200
-    assert stage.chat(key, "5,5").status_code == 429
-    stage.act(tenant, "recharge", amount=10)
-    assert wait_until(lambda: stage.chat(key, "5,5").status_code == 200)
-    assert stage.chat(key, "5,5").status_code == 429
-    stage.act(tenant, "reset")
-    assert wait_until(lambda: stage.chat(key, "5,5").status_code == 200)
-
-
-def test_block_and_unblock_by_hand(stage: Stage) -> None:
-    tenant, key = stage.tenant()
-    quota = stage.act(tenant, "block")
-    assert (quota["is_blocked"], quota["manual_block"]) == (True, True)
-    refused = stage.chat(key, "1,1")
-    assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (403, "tenant_blocked")
-    quota = stage.act(tenant, "unblock")
-    assert (quota["is_blocked"], quota["manual_block"]) == (False, False)
-    assert stage.chat(key, "1,1").status_code == 200
-    stored = f"select is_blocked, manual_block, tokens_used from tenant_quota where tenant_id = {tenant}"
-    assert wait_until(lambda: stage.rows(stored) == [(False, False, 2)])
-
-
 def test_invariant_views_are_empty(stage: Stage) -> None:
     views = [row[0] for row in stage.rows("select viewname from pg_views where viewname like 'invariant%'")]
     assert views

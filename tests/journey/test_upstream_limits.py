@@ -15,11 +15,6 @@ from tests.journey.sdk import HELLO, Account, account
 from tests.journey.stack import ANSWER_S_MAX, Stack
 from tests.waiting import wait_until
 
-UNIFIED = {
-    "anthropic-ratelimit-unified-status": "rejected",
-    "anthropic-ratelimit-unified-reset": "1900000000",
-}
-
 
 def saying(**fields: str) -> dict[str, str]:
     """How a call has the demo upstream refuse it with these fields."""
@@ -88,34 +83,6 @@ def test_openai_all_workers_leave_alone_what_one_was_told_to(stack: Stack) -> No
     rows = wait_until(lambda: len(found := journal()) >= 40 and found)
     assert {(row["status"], row["model"]) for row in rows} == {(429, name)}
     assert all(float(row["cost"] or 0) == 0 and row["tokens"] == 0 for row in rows)
-
-
-def test_anthropic_everybody_is_told_that_a_subscription_is_used_up(stack: Stack) -> None:
-    """As a coding agent reads it, of the one answer of the upstream and of all that stand for it."""
-    caller, name = account(stack), model()
-
-    def message(**headers: str) -> None:
-        with caller.anthropic() as client:
-            client.messages.create(model=name, messages=HELLO, max_tokens=9, extra_headers=headers)
-
-    fields = json.dumps({"retry-after": "287441"} | UNIFIED)
-    told: list[anthropic.RateLimitError] = []
-    with pytest.raises(anthropic.RateLimitError) as caught:
-        message(**{"x-demo-status": "429", "x-demo-fields": fields})
-    told.append(caught.value)
-    while len(told) < 12:
-        try:
-            message()
-        except anthropic.RateLimitError as error:
-            told.append(error)
-    assert told[0].response.headers["retry-after"] == "287441"
-    for error in told:
-        assert refused_by(error) == "upstream"
-        assert {one: error.response.headers[one] for one in UNIFIED} == UNIFIED
-    for error in told[1:]:
-        assert int(error.response.headers["retry-after"]) <= 60
-        assert error.response.headers["x-should-retry"] == "false"
-        assert error.type == "rate_limit_error"
 
 
 def test_the_sdk_itself_waits_and_goes_on(stack: Stack) -> None:

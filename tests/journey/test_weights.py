@@ -56,20 +56,3 @@ def test_a_cached_read_counts_a_tenth_of_the_quota_and_all_of_it_elsewhere(stage
     assert (call["tokens"], call["usage"]["cache_read"]) == (200_503, 180_000)
     used = plain_http.get(f"{stage.gateway_url}/.tollkeeper/usage", headers={"x-api-key": key}).json()
     assert (used["tokens_used"], used["tokens_remaining"]) == (COUNTS, 1_000_000 - COUNTS)
-
-
-def test_other_weights_are_in_force_at_once_and_none_after_they_are_taken_off(stage: Stage) -> None:
-    tenant, key = stage.tenant(10_000_000, weights=CACHED)
-    plan = stage.quota(tenant)["plan_id"]
-    for at, (weights, counts) in enumerate(
-        [
-            (CACHED, COUNTS),
-            ({"cache_read": "0", "output": "2.5"}, 3 + 20_000 + 1_250),
-            (None, 200_503),
-            ({"cache_write": "1.25"}, 3 + 500 + 180_000 + 25_000),
-        ]
-    ):
-        status, changed = stage.admin("PATCH", f"/token-plans/{plan}", {"weights": weights})
-        assert (status, changed["weights"]) == (200, weights)
-        assert message(stage, key, MOSTLY_CACHED).status_code == 200
-        assert consumed(stage, tenant, 2 + at)["amount"] == counts

@@ -264,6 +264,13 @@ def test_a_route_may_take_more_of_a_query_and_say_whether_its_use_is_always_told
     assert from_json(to_json(settings)).routes == settings.routes
 
 
+def test_a_route_of_units_says_where_they_stand_and_what_a_client_that_leaves_ends(tmp_path: Path) -> None:
+    said = "on_disconnect: abort, units_pointer: /bytes"
+    text = f"routes: [{{path: /x, upstream: openai, service: x, meter: generic, {said}}}]"
+    [route] = load({}, config(tmp_path, text)).routes
+    assert (route.on_disconnect, route.units_pointer) == ("abort", "/bytes")
+
+
 def test_an_upstream_says_whom_its_own_limits_are_of(tmp_path: Path) -> None:
     text = "upstreams: {s: {base_url: https://s.example}, t: {base_url: https://t.example, limits: caller}}"
     limits = {each.name: each.limits for each in load({}, config(tmp_path, text)).upstreams}

@@ -454,28 +454,3 @@ async def test_a_stream_of_many_or_long_events_arrives_as_it_was_sent(stage: Sta
         assert got[:300] == [DELTA] * 300
         assert got[300] == long
         assert got[301] == completed()
-
-
-async def test_five_hundred_turns_at_once_get_what_funds_for_twenty_let_through(stage: Stage) -> None:
-    left = 20
-    admitted = stage.counters.decision
-    reserve = stage.counters.reserve
-    refusal = Decision(Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 100, 100, 0, 1_000)
-
-    async def limited(request: Any) -> Decision:
-        nonlocal left
-        left -= 1
-        stage.counters.decision = admitted if left >= 0 else refusal
-        return await reserve(request)
-
-    stage.counters.reserve = limited  # type: ignore[method-assign]  # a fake may
-    stage.upstream.scripts = [[WHOLE] for _ in range(20)]
-
-    async def turns() -> list[str]:
-        async with connected(stage) as socket:
-            return [(await turn(socket))[-1] for _ in range(20)]
-
-    stage.plane.sockets.each = 25
-    ends = [one for each in await asyncio.gather(*(turns() for _ in range(25))) for one in each]
-    assert (len(ends), ends.count("response.completed"), ends.count("error")) == (500, 20, 480)
-    assert len(stage.counters.charges) == len(stage.upstream.received) == 20
