@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.core.billing.proration import (
@@ -108,6 +108,8 @@ class Month:
         # By token: the lowest price of the plans that had it; and those that no plan has now.
         self.prices: dict[int, Fraction] = {}
         self.out: set[int] = set()
+        # How many tokens plans had used that ended: a plan that runs pays for its own use by its days.
+        self.of_ended = 0
         self.came_back = False
         self.ends: list[PlanUsage] = []
 
@@ -135,6 +137,7 @@ class Month:
         if self.plan is not None:
             total, fee = self.plan
             used, until = min(total, len(self.prices)), APRIL + self.day * DAY
+            self.of_ended = len(self.prices)
             self.ends.append(PlanUsage(1, 1, until, total, Decimal(fee), used, has))
         self.came_back = any(token < has for token in self.out)
         self.out = {token for token in self.prices if token >= has}
@@ -147,7 +150,7 @@ class Month:
     def owed(self) -> Fraction:
         """What the cycle comes to in the end: its days, or its tokens."""
         self.wait(30)
-        of = self.prices.keys() if self.came_back else self.out
+        of = range(self.of_ended) if self.came_back else self.out
         tokens = sum((self.prices[token] for token in of), Fraction(0))
         paid = self.days if self.came_back else self.paid_before
         return self.days + max(Fraction(0), tokens - paid)
@@ -163,6 +166,12 @@ class Month:
         return sum((Fraction(each.amount) for each in ahead(self.ends, fees, runs)), Fraction(0))
 
 
+# Gone, back, and used on: a plan that runs pays for that by its days.
+@example(plans=[(9, 900)], steps=[("use", 1), ("go", None), ("wait", 15), ("go", 0), ("use", 8)])
+@example(
+    plans=[(9, 900)],
+    steps=[("use", 1), ("go", None), ("wait", 15), ("go", 0), ("use", 8), ("wait", 5), ("go", None)],
+)
 @settings(max_examples=examples(1_000))
 @given(plans=PLANS, steps=STEPS)
 def test_a_cycle_owes_its_days_or_its_tokens_once_whatever_comes_back(

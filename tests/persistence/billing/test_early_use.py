@@ -113,6 +113,29 @@ async def test_tokens_that_come_back_within_their_cycle_are_owed_once(
         assert await billed(april, ids, month) == Decimal(owes)
 
 
+@pytest.mark.parametrize(("leaves", "due"), [(None, "150.00"), (21, "295.16"), (30, "295.16")])
+async def test_what_a_plan_that_came_back_uses_is_owed_beyond_its_days_once_it_leaves(
+    april: April, leaves: int | None, due: str
+) -> None:
+    big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS | {"anchor_day": 1})
+    ids = await customer(april, big, BEGINS, None)
+    await use(april, 1, 500_000)
+    await act(april, ids, "cancel", when="now")
+    await april.on(at(4, 16))
+    again = await april.do(
+        "organization-subscriptions", "create", organization_id=ids["organization"], plan_id=big,
+        start_date=date(2026, 4, 16), billing_interval="monthly",
+    )  # fmt: skip
+    april.follow()
+    await use(april, 16, 500_000)
+    if leaves is not None:
+        await april.on(at(4, leaves))
+        await act(april, ids | {"subscription": again["id"]}, "cancel", when="now")
+    # Fifteen days, as for whoever begins then and stays. Else all tokens, at the lower price of the two:
+    # April has fifteen days of the second one's cycle of 31 days, and fifteen of that of 30.
+    assert await billed(april, ids, 4) == Decimal(due)
+
+
 async def test_what_is_delivered_and_made_again_is_owed_once(april: April) -> None:
     big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS)
     ids = await customer(april, big, BEGINS, None)
