@@ -14,9 +14,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from email.header import Header
 from email.headerregistry import Address
 from email.message import EmailMessage
-from email.policy import SMTP
+from email.policy import SMTP, EmailPolicy
 from email.utils import format_datetime
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -475,11 +476,22 @@ def is_address(text: str, *, private: bool) -> bool:
     return fits and named and _LOCAL.fullmatch(local) is not None
 
 
+class _MailPolicy(EmailPolicy):
+    """A policy that encodes a subject as a whole; the library's loses spaces between encoded words."""
+
+    def fold_binary(self, name: str, value: str) -> bytes:
+        """Return the header `name` in lines, each with its end."""
+        if name != "Subject":
+            return super().fold_binary(name, value)
+        encoded = Header(str(value), header_name=name).encode(linesep=self.linesep)
+        return f"{name}: {encoded}{self.linesep}".encode("ascii")
+
+
 def mail_of(delivery: Delivery, sender: str, now: datetime) -> Mail:
     """Return the mail of an attempt. All attempts of a delivery have the same Message-ID."""
     said = worded(delivery.event, delivery.data)
     recipients = recipients_of(delivery.url)
-    message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
+    message = EmailMessage(policy=_MailPolicy(linesep=SMTP.linesep, cte_type="7bit"))
     message["From"] = Address("Tollkeeper", addr_spec=sender)
     message["To"] = [Address(addr_spec=each) for each in recipients]
     # No encoded word (RFC 2047) may remain: the library decodes it, and it could end the line.

@@ -202,6 +202,9 @@ NAMES = st.text() | st.lists(
 @given(NAMES, st.sampled_from(["tenant.unblocked", "webhook.test", "budget.threshold"]))
 @example("=?utf-8?q?a=0D=0AReply-To:_b@example.com=0D=0A=0D=0Ahello?=", "budget.threshold")
 @example("=?us-ascii?b?YQ0KWDogeQ==?=", "tenant.unblocked")
+# More than a line: its spaces stay.
+@example("é 0" * 9, "tenant.unblocked")
+@example("0" * 66, "budget.threshold")
 def test_no_name_reaches_another_header(name: str, event: str) -> None:
     sent = mail_of(delivery(event=event, tenant=name, budget=name, organization=name), FROM, NOW)
     assert sent.content.isascii()
