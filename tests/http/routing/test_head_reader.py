@@ -71,7 +71,8 @@ def whole(head: bytes, traced: bool) -> Picture:
         return picture(CallHead(routed))
     assert routed.route is not None
     read = read_request_head(head, LIMITS)
-    parent = read_parent(read.read.get(FIELD, [])) if traced else None
+    stays = [line for kind, line in read.fields if kind.lower not in read.nominated]
+    parent = read_parent(read.read.get(FIELD, []), stays) if traced else None
     digest, refused = "", None
     try:
         digest = key_digest(credential_of(read.read)[0], PEPPER)
