@@ -343,8 +343,10 @@ class Lasting:
         await self._job(http, "responses", "/v1/responses", said)
 
     async def _video(self, http: aiohttp.ClientSession) -> None:
-        said = {"model": VIDEO, "prompt": "a", "seconds": str(next(self.seconds))}
-        await self._job(http, "videos", "/v1/videos", said)
+        # A length is one video's alone; in a long history they run out.
+        if (seconds := next(self.seconds, None)) is not None:
+            said = {"model": VIDEO, "prompt": "a", "seconds": str(seconds)}
+            await self._job(http, "videos", "/v1/videos", said)
 
     async def _batch(self, http: aiohttp.ClientSession) -> None:
         body = {"model": "truth", "messages": [{"role": "user", "content": "hi"}], "max_tokens": HELD_TOKENS}
@@ -389,12 +391,14 @@ class Lasting:
                 await socket.send_json(
                     {"type": "response.create", "response": {"output_modalities": ["text"]}}
                 )
-                while (said := json.loads((await socket.receive(20.0)).data or "null")) is not None:
-                    if not isinstance(said, dict) or said["type"] == "error":
+                while (message := await socket.receive(20.0)).type is aiohttp.WSMsgType.TEXT:
+                    if (said := json.loads(message.data))["type"] == "error":
                         return
                     if said["type"] == "response.done":
                         self._certain(said["response"]["usage"]["total_tokens"])
                         break
+                else:  # it was closed, as by a gateway that is drained
+                    return
                 await asyncio.sleep(0.1)
 
     async def _respond(self, socket: LiveUpstream) -> None:
