@@ -693,8 +693,8 @@ class StreamMeter(Meter):
         `numbered` says that the event has a sequence number.
         """
         tried = Meter(self.call, self.status, self.bounds)
-        texts = None if tried.texts is None else [_TRIED]
-        tried.told, tried.position = list(self.told), self.position
+        # Another text of the event may be as long, so the text that was read is compared.
+        tried.texts, tried.told, tried.position = [], list(self.told), self.position
         if self._dialect.read_event(tried, data_of(event)):
             return False
         detail, known, said = tried.detail, self.detail, tried.said
@@ -705,7 +705,7 @@ class StreamMeter(Meter):
         return (
             not (more or detail.tools or detail.says_more)
             and (not said or (said == {self._said_at: _TRIED_BYTES} and self._said_at in self.said))
-            and tried.texts == texts
+            and tried.texts == [_TRIED]
             and tried.text_bytes == _TRIED_BYTES
             and tried.content_events == 1
             and tried.phase == OPEN

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -140,6 +141,18 @@ def odd(event: bytes, more: bytes, place: int) -> bytes:
     places = [at for at in range(len(event)) if event[at : at + 1] == b"{"]
     at = places[place % len(places)] + 1 if places else 0
     return event[:at] + more + b"," + event[at:]
+
+
+@pytest.mark.parametrize(
+    ("meter", "event"),
+    [
+        ("openai_chat", odd(frame(delta("7 bytes")), b'"content":"twice"', 2)),
+        ("openai_chat", odd(frame(chat_chunk(choices=[{"text": "7 bytes"}])), b'"text":"x"', 1)),
+        ("anthropic_messages", odd(block(0, type="text_delta", text="7 bytes"), b'"text":"x"', 0)),
+    ],
+)
+def test_of_two_texts_in_an_event_the_one_that_is_read_counts(meter: str, event: bytes) -> None:
+    assert judge(meter, [event] * 3, tokens=False, strip=False) == 0
 
 
 CHATS = st.one_of(
