@@ -40,7 +40,8 @@ NO_SCHEMA_SAYS = re.compile(
     # what is there, whose it is, and what has happened
     r"there is no |is the id of no call|of another organization|no organization's money|is not a next_cursor"
     # times, against the clock and each other
-    r"|must be in the (future|years)|not be in the future|must be before|must be after|within \d+ days"
+    r"|must be in the (future|years)|not be in the future|must be after|within \d+ days"
+    r"|must be (up to \d+ months |at most \d+ days )?before"
     # several fields together
     r"|is required, but for|required, unless|must move something|must say units|where the unit is|must rise"
     r"|must be a decimal in a string|below the budget's own|must ascend|needs objects|name cached or"
@@ -195,6 +196,13 @@ async def test_a_document_of_a_row_has_methods_of_its_own(api: Api) -> None:
     refused = await api.call("DELETE", "invoices/1.csv")
     assert (refused.status, refused.headers["Allow"]) == (405, "GET, HEAD")
     assert (await api.call("DELETE", "organizations/1.csv")).status == 404
+
+
+@pytest.mark.parametrize("asked", ["reports/revenue?from=1985-05", "usage?from=1985-05-01T00:00:00Z"])
+async def test_a_span_that_is_too_long_is_a_refusal_that_no_schema_says(api: Api, asked: str) -> None:
+    refused = await api.get(asked)
+    assert refused.status == 422
+    assert _no_schema_says(json.dumps(refused.json))
 
 
 async def test_a_key_for_repeating_is_looked_at_wherever_it_is_sent(api: Api) -> None:
