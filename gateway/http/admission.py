@@ -6,9 +6,9 @@ that refusal first, and a refused request still counts as one of its sender's re
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
@@ -20,7 +20,7 @@ from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, 
 from gateway.core.calls.claims import read_call, read_form, unpriced_tools
 from gateway.core.calls.facts import NO_FACTS, take_facts
 from gateway.core.calls.forms import FormReader, boundary_of
-from gateway.core.calls.models import ModelTable, fitting, is_repeatable, named_by
+from gateway.core.calls.models import ConfiguredModels, ModelTable, fitting, is_repeatable, named_by
 from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.calls.tariff import (
     NO_PRICES,
@@ -44,6 +44,7 @@ from gateway.core.model import (
     USER_REQUIRED,
     Attribution,
     Caller,
+    Family,
     Patterns,
     RunRequest,
     Service,
@@ -66,14 +67,17 @@ from gateway.errors import (
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import check_circuit
 from gateway.http.identity import passed_digest
-from gateway.http.ports import DirectoryPort, Ports
+from gateway.http.ports import DirectoryPort, ObjectOwnersPort, Ports
 from gateway.http.routing.head import CallHead, HeaderCredential, RoutedHead
 from gateway.http.routing.routes import upload_named
 from gateway.http.server.buffers import full
-from gateway.http.server.exchange import Exchange, Worker
+from gateway.http.server.exchange import Attempt, ClientPort, Exchange, RequestBody, Worker
+from gateway.http.upstream.pool import Upstream
 
 # The request of a call whose body was not read yet.
 _UNREAD: Final = CallRequest("none", GENERIC, b"")
+# Without path parameters from a job.
+NO_WORDS: Final[Mapping[str, str]] = {}
 # A name of a model that cannot exist, and has no price.
 _UNHEARD_OF: Final = "\0"
 
@@ -83,11 +87,12 @@ def known(exchange: Exchange) -> Caller | None:
 
     Raise 404 or 405 for a route that is not configured, 401 for an unreadable credential.
     """
-    _check_route(exchange)
     head, worker = exchange.head, exchange.worker
     ports = worker.ports
-    if head.identity_refusal is not None:
-        head = exchange.head = _by_certificate(exchange, head.identity_refusal)
+    check_route(head.routed, ports.directory)
+    refusal = head.routed.query_refusal or head.proof.refusal
+    if refusal is not None:
+        head = exchange.head = _by_certificate(head, worker, exchange.connection.transport, refusal)
     proof = head.proof
     caller = ports.tokens.cached(proof.digest) if proof.token else ports.directory.cached(proof.digest)
     exchange.caller = caller
@@ -96,21 +101,12 @@ def known(exchange: Exchange) -> Caller | None:
     return caller
 
 
-def _check_route(exchange: Exchange) -> None:
+def check_route(routed: RoutedHead, directory: DirectoryPort) -> None:
     """Raise 404 or 405 if the route is not configured, or `ServiceNotIncluded` if its service is missing."""
-    routed = exchange.routed
     if routed.refusal is not None:
         raise routed.refusal
-    if routed.metered and exchange.worker.ports.directory.service(routed.service_key) is None:
+    if routed.metered and directory.service(routed.service_key) is None:
         raise UnknownRoute if routed.params.get("service_key") else ServiceNotIncluded
-
-
-def judge_as_asked(exchange: Exchange) -> None:
-    """Replace the exchange's head and route by those of the call that another proxy asks us to authorize."""
-    asked = exchange.routed.asked
-    assert asked is not None
-    exchange.head, exchange.routed = _routed_as(exchange.head, asked, exchange.head.proof), asked
-    _check_route(exchange)
 
 
 async def identify(exchange: Exchange) -> Caller:
@@ -129,52 +125,62 @@ async def identify(exchange: Exchange) -> Caller:
     return caller
 
 
-async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
-    """Read a call, find its prices, and reserve a hold on every limit; raise a `Refusal` if this fails."""
-    worker, routed, connection = exchange.worker, exchange.routed, exchange.connection
+async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO_WORDS) -> AdmittedCall:
+    """Read a call, find its prices, and reserve a hold on every limit; raise a `Refusal` if this fails.
+
+    `says` are path parameters from the job that the path names.
+    """
+    worker, head, connection = exchange.worker, exchange.head, exchange.connection
+    ports, routed, received = worker.ports, head.routed, connection.body
     if worker.buffers.pressed:
         worker.buffers.check_new(caller)
     held: AdmittedCall | None = None
     body = b""
-    if routed.buffered and exchange.body_failure is None:
-        if exchange.long or (not connection.body_complete and not await _comes_soon(exchange, caller)):
-            # Blocked, rate and slots come before its bytes.
-            held = await by_head(exchange, caller)
+    if routed.buffered and received.failure is None:
+        if received.long or (not connection.body_complete and not await _comes_soon(connection, caller)):
+            held = await by_head(exchange, caller)  # blocked, rate and slots come before its bytes
             await (
-                _form_begun(exchange) if exchange.long else exchange.late_body(worker.limits.body_bytes_max)
+                _form_begun(connection, caller, routed, worker)
+                if received.long
+                else connection.late_body(caller, worker.limits.body_bytes_max)
             )
-        body = b"" if exchange.long else connection.body.take_parts()
-    messages = connection.messages
+        body = b"" if received.long else received.take_parts()
+    messages = received.messages
     shape = SHAPES.get(routed.route.meter) if body and routed.route is not None else None
     look = look_out_of_turn(body, shape is not None and shape.skips_texts)
     light = look is not None and look.light and (messages is None or messages.size <= UNCOUNTED_BYTES_MAX)
     if not light and held is None:
         held = await by_head(exchange, caller)
     try:
-        call = read(exchange, body, look) if light else await _read_in_turn(exchange, caller, body, look)
+        call = (
+            read(worker, head, received, caller, body, look, says)
+            if light
+            else await _read_in_turn(worker, head, received, caller, body, look, says)
+        )
         exchange.call = call
-        asked, run, opening = exchange.head.attribution.run, None, None
+        attribution, attempt = head.attribution, exchange.attempt
+        asked, run, opening = attribution.run, None, None
         if routed.metered and not call.free:
-            policies = run_policies(exchange, caller, asked)
+            policies = run_policies(ports.directory, caller, asked)
             if asked is not None:
-                run, opening = run_to_judge(worker.ports, caller, asked, policies)
-        service, prices, budgets = priced(exchange, caller, call, run)
-        await check_objects(exchange, caller, call)
-        if worker.ports.cooling.entries:
-            check_circuit(exchange, caller, call)
+                run, opening = run_to_judge(ports, caller, asked, policies)
+        service, prices, budgets = priced(worker, head, attempt, caller, call, run, received.long)
+        named = call.named + made_models(worker.models, routed, caller, call)
+        if named:
+            await check_objects(ports.objects, caller, named)
+        if ports.cooling.entries:
+            check_circuit(worker, routed, attempt, caller, call)
         if opening is not None:
             held = held or await by_head(exchange, caller)  # a caller that is over a limit opens none
-            attribution = exchange.head.attribution
-            run, prices, budgets = await open_run(worker.ports, opening, service, attribution, call)
+            run, prices, budgets = await open_run(ports, opening, service, attribution, call)
     except Refusal as refusal:
-        if isinstance(refusal, TooManyBudgets):
-            worker.ports.tally.budgets_exceeding += 1
+        ports.tally.budgets_exceeding += isinstance(refusal, TooManyBudgets)
         if held is None:
             await by_head(exchange, caller)
         raise
     admitted = AdmittedCall(exchange, caller, service, call, held, prices, budgets)
     await admitted.reserve()
-    keep_run(worker.ports, caller, run)
+    keep_run(ports, caller, run)
     return admitted
 
 
@@ -216,13 +222,13 @@ def keep_run(ports: Ports, caller: Caller, run: Run | None) -> None:
 
 
 def run_policies(
-    exchange: Exchange, caller: Caller, asked: RunRequest | None, field: str = FIELD
+    directory: DirectoryPort, caller: Caller, asked: RunRequest | None, field: str = FIELD
 ) -> CallRunPolicies:
     """Return the run policies of a caller; one may require that each call names a run.
 
     Raise `RunRequired` if a run is required and `asked` is None; the message names the header field `field`.
     """
-    policies = exchange.worker.ports.directory.run_policies(caller)
+    policies = directory.run_policies(caller)
     if asked is None:
         for whose, policy in policies:
             if policy.required:
@@ -237,9 +243,9 @@ async def by_head(exchange: Exchange, caller: Caller) -> AdmittedCall:
     return held
 
 
-async def _form_begun(exchange: Exchange) -> None:
+async def _form_begun(connection: ClientPort, caller: Caller, routed: RoutedHead, worker: Worker) -> None:
     """Read the beginning of a long multipart form, up to its file; the rest is forwarded as it arrives."""
-    routed, body, limits = exchange.routed, exchange.connection.body, exchange.worker.limits
+    body, bytes_max = connection.body, worker.limits.collected_bytes_max
     assert routed.route is not None
     kind = SHAPES[routed.route.meter].form
     assert kind is not None
@@ -248,50 +254,66 @@ async def _form_begun(exchange: Exchange) -> None:
     form.feed(begun)
     body.add(begun)
     body.form = form
-    await exchange.late_body(limits.collected_bytes_max)
-    if exchange.connection.body_complete:
+    await connection.late_body(caller, bytes_max)
+    if connection.body_complete:
         form.end()
-    form.close(exchange.body_length or 0, limits.collected_bytes_max)
+    form.close(body.length or 0, bytes_max)
 
 
-async def _comes_soon(exchange: Exchange, caller: Caller) -> bool:
+async def _comes_soon(connection: ClientPort, caller: Caller) -> bool:
     """Wait a moment for the rest of the request's body; return whether the body is complete."""
-    soon = exchange.connection.body_soon(caller)
+    soon = connection.body_soon(caller)
     if soon is not None:
         await soon
-    return exchange.connection.body_complete
+    return connection.body_complete
 
 
-def read(exchange: Exchange, body: bytes, look: BodyLook | None = None) -> CallRequest:
+async def _read_in_turn(  # noqa: PLR0917  # as `read`
+    worker: Worker, head: CallHead, received: RequestBody, caller: Caller, body: bytes, look: BodyLook | None,
+    says: Mapping[str, str],
+) -> CallRequest:  # fmt: skip
+    """Read the request from a large body when it is the organization's turn in the queue.
+
+    Raise `Overloaded` if the waiting bodies of this caller exceed its share of memory.
+    """
+    if not received.claim(caller, len(body)):
+        raise full()
+    reads = partial(read, worker, head, received, caller, body, look, says)
+    return await worker.bodies.read(caller.organization_id, reads)
+
+
+def read(  # noqa: PLR0917  # what a request has arrived as
+    worker: Worker, head: CallHead, received: RequestBody, caller: Caller, body: bytes,
+    look: BodyLook | None = None, says: Mapping[str, str] = NO_WORDS,
+) -> CallRequest:  # fmt: skip
     """Read the request of a call from its `body`; raise 413 or 400 for a body that cannot be read.
 
-    `look` has facts about the body, if it was looked at before.
+    `look` has facts about the body, if it was looked at before; `says` as for `admit`.
     """
-    routed = exchange.routed
-    refusal = exchange.body_failure or exchange.head.refusal
+    routed = head.routed
+    refusal = received.failure or head.refusal
     if refusal is not None:
         raise refusal
     assert routed.route is not None
-    owned, bounds = routed.owned, exchange.worker.bounds
+    owned, bounds = routed.owned, worker.bounds
     reads = owned is not None and owned.reads
-    form = exchange.connection.body.form
+    form = received.form
     if form is not None:
         call = read_form(routed.route, routed.params, b"", form, bounds)
     else:
-        kind, messages = routed.form if routed.metered else b"", exchange.connection.messages
-        params = {**routed.params, **exchange.says} if exchange.says else routed.params
+        kind, messages = routed.form if routed.metered else b"", received.messages
+        params = {**routed.params, **says} if says else routed.params
         call = read_call(
             routed.route, params, body, bounds, reads=reads, look=look, form=kind, messages=messages
         )
     if routed.form and not routed.metered:
         content, paths = uploaded(routed.form, body), BATCH_AT.get(routed.label)
         if content is not None and paths is not None:
-            lines, caller = batch_lines(content, paths.calls), exchange.caller
-            if caller is not None:
-                call_of_all = CallRequest("none", routed.family, b"", model=model_of(lines[0]))
-                check_batch_models(exchange, caller, call_of_all)
+            lines = batch_lines(content, paths.calls)
+            call_of_all = CallRequest("none", routed.family, b"", model=model_of(lines[0]))
+            check_batch_models(worker, head.attribution, caller, call_of_all)
     if owned is not None:
-        if owned.bare and (exchange.body_length or routed.chunked):
+        if owned.bare and (received.length or routed.chunked):
             raise InvalidRequest(f"{routed.route.path} takes no body with this method.")
         if owned.counts and call.document is not None:
             call.model, call.models_beside = models_counted(call.document, routed.params.get("model"))
@@ -299,43 +321,32 @@ def read(exchange: Exchange, body: bytes, look: BodyLook | None = None) -> CallR
     return call
 
 
-async def _read_in_turn(
-    exchange: Exchange, caller: Caller, body: bytes, look: BodyLook | None
-) -> CallRequest:
-    """Read the request from a large body when it is the organization's turn in the queue.
-
-    `look` has facts about the body, if known. Raise `Overloaded` if the waiting bodies of this caller exceed
-    its share of memory.
-    """
-    if not exchange.connection.body.claim(caller, len(body)):
-        raise full()
-    return await exchange.worker.bodies.read(caller.organization_id, partial(read, exchange, body, look))
-
-
 # The checks of a call's models, and the current prices of all models that it names.
-def priced(
-    exchange: Exchange, caller: Caller, call: CallRequest, run: Run | None
-) -> tuple[Service, CallPrices, CallBudgets | None]:
+def priced(  # noqa: PLR0917  # what is asked by whom
+    worker: Worker, head: CallHead, attempt: Attempt, caller: Caller, call: CallRequest, run: Run | None,
+    once: bool = False,
+) -> tuple[Service, CallPrices, CallBudgets | None]:  # fmt: skip
     """Return the service, prices and budgets of a call. They stay the same until the call is charged.
+
+    The attempt gets the first upstream of the call's model, and only that one may be asked if `once`.
 
     Raise 403 if the key may not use every model that may answer, or if a required price is missing; raise 400
     if the key requires a user and the call names none.
     """
-    head, routed, worker = exchange.head, exchange.routed, exchange.worker
-    ports, attribution = worker.ports, head.attribution
+    ports, routed, attribution = worker.ports, head.routed, head.attribution
     metered = routed.metered and not call.free
     rule = judge(
-        exchange, caller, call, caller.acts_for(attribution.user, call.user),
+        worker, attribution, caller, call, caller.acts_for(attribution.user, call.user),
         "this route does not read which one" if routed.any_model else "",
         "x-tollkeeper-user" if metered else "",
     )  # fmt: skip
     if rule is not None:
-        _aim(exchange, call, rule)
+        _aim(worker.upstreams, attempt, call, rule, once)
     service, budgets = NO_SERVICE, None
     if metered:
         if not call.targets:
-            call.upstream = exchange.upstream_name
-        know_upstreams(worker, call, rule, exchange.upstream_name)
+            call.upstream = attempt.name
+        know_upstreams(worker, call, rule, attempt.name)
         found = ports.directory.resolve(caller, routed.service_key)
         if found is None:
             raise ServiceNotIncluded
@@ -346,13 +357,13 @@ def priced(
             budgets = ports.directory.budgets(caller, service.id, attribution, call, run=run)
     prices = prices_of(ports, caller, service, call, budgets) if routed.metered else NO_PRICES
     if not routed.metered and routed.listing is not None:
-        _narrow(exchange, caller, call, routed.listing)
+        _narrow(worker, head, caller, call, routed.listing)
     return service, prices, budgets
 
 
 def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this may not be
-    exchange: Exchange, caller: Caller, call: CallRequest, user: str, without_model: str = "",
-    user_field: str = "",
+    worker: Worker, attribution: Attribution, caller: Caller, call: CallRequest, user: str,
+    without_model: str = "", user_field: str = "",
 ) -> ModelRule | None:  # fmt: skip
     """Check the models, user and priority of a call; return the rule of its configured model or None.
 
@@ -363,11 +374,11 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
     """
     if user_field and caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param=user_field)
-    if exchange.head.attribution.priority == INTERACTIVE and caller.priority != INTERACTIVE:
+    if attribution.priority == INTERACTIVE and caller.priority != INTERACTIVE:
         raise PriorityNotAllowed(
             f"This API key may claim the priority {caller.priority} alone.", param="x-tollkeeper-priority"
         )
-    for whose, listed in _lists(exchange, caller, user):
+    for whose, listed in _lists(worker.ports.directory, caller, user):
         if call.model or (call.models_beside and not without_model):
             for model in (call.model, *call.models_beside):
                 if model and model not in listed and not on_list(model, listed):
@@ -375,7 +386,7 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
                     raise ModelNotAllowed(f"This {whose} may not use the {kind} {model}.")
         elif without_model:
             raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
-    table = exchange.worker.models.table()
+    table = worker.models.table()
     if not table.rules or not call.model or call.tool:
         return None
     for beside in call.models_beside:  # the upstream may use one of these instead
@@ -383,67 +394,71 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
     return table.find(call.model, caller.organization_id)
 
 
-async def check_objects(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
-    """Raise `ObjectNotFound` if a call names an object or created model that it may not use."""
-    named = call.named + made_models(exchange, caller, call)
-    if named and not await exchange.worker.ports.objects.owned(caller, named):
+async def check_objects(objects: ObjectOwnersPort, caller: Caller, named: tuple[str, ...]) -> None:
+    """Raise `ObjectNotFound` if a call has `named` an object or created model that it may not use."""
+    if named and not await objects.owned(caller, named):
         raise ObjectNotFound
 
 
-def made_models(exchange: Exchange, caller: Caller, call: CallRequest) -> tuple[str, ...]:
+def made_models(
+    models: ConfiguredModels, routed: RoutedHead, caller: Caller, call: CallRequest
+) -> tuple[str, ...]:
     """Return the models named in a call that were created through the API, such as fine-tuned ones.
 
     Such a model has an owner, like other stored objects. Names from the operator's configuration are not
     included.
     """
-    rules, owned = FAMILIES[call.family].objects, exchange.routed.owned
+    rules, owned = FAMILIES[call.family].objects, routed.owned
     if rules is None or not rules.models or owned is None or not owned.apart:
         return ()
-    begins, asked = rules.models, (call.model, *call.models_beside, exchange.routed.listed)
+    begins, asked = rules.models, (call.model, *call.models_beside, routed.listed)
     if call.targets:
         asked = (*asked, *[one.model for one in call.targets])
     made = [one for one in asked if one.lower().startswith(begins)]
     if not made:
         return ()
-    table, whose = exchange.worker.models.table(), caller.organization_id
+    table, whose = models.table(), caller.organization_id
     rule = table.find(call.model, whose) if call.model else None
     written = [] if rule is None else [one.model for one in rule.targets]
     return tuple([one for one in made if one not in written and not table.names_itself(one, whose, begins)])
 
 
-def check_batch_models(exchange: Exchange, caller: Caller, call: CallRequest, number: int = 1) -> None:
+def check_batch_models(
+    worker: Worker, attribution: Attribution, caller: Caller, call: CallRequest, number: int = 1
+) -> None:
     """Check the models of one call of a batch; an error names the call's line `number`."""
     try:
-        judge(exchange, caller, call, caller.acts_for(exchange.head.attribution.user, call.user))
+        judge(worker, attribution, caller, call, caller.acts_for(attribution.user, call.user))
     except ModelNotAllowed as error:
         raise ModelNotAllowed(f"Line {number}: {error.told}") from error
 
 
-def _lists(exchange: Exchange, caller: Caller, user: str) -> list[tuple[str, Collection[str]]]:
+def _lists(directory: DirectoryPort, caller: Caller, user: str) -> list[tuple[str, Collection[str]]]:
     """Return the model allow-lists for a call, each with its owner's name; a model must be on every list."""
     found: list[tuple[str, Collection[str]]] = []
     if caller.models is not None:
         found.append(("API key", caller.models))
-    lists = exchange.worker.ports.directory.model_lists(caller)
+    lists = directory.model_lists(caller)
     if lists is not None:
         found += lists.of(caller.tenant_id, user)
     return found
 
 
-def _aim(exchange: Exchange, call: CallRequest, rule: ModelRule) -> None:
-    """Set a call's targets by the `rule` of its configured model; send the call to the first target.
+def _aim(
+    upstreams: Mapping[str, Upstream], attempt: Attempt, call: CallRequest, rule: ModelRule, once: bool
+) -> None:
+    """Set a call's targets by the `rule` of its configured model; the attempt is at the first one.
 
     Raise `InvalidRequest` if no target speaks the API of the call.
     """
-    worker = exchange.worker
     names = {target.upstream for target in rule.targets}
-    there = {name: upstream.target for name in names if (upstream := worker.upstreams.get(name)) is not None}
+    there = {name: upstream.target for name in names if (upstream := upstreams.get(name)) is not None}
     call.targets = fitting(rule, call.model, call.family, there)
     call.fallback, call.repeats = rule.fallback, is_repeatable(call)
-    if call.named or exchange.long:  # the objects are kept by one upstream, or the body is sent as it comes
+    if call.named or once:  # the objects are kept by one upstream, or the body is sent as it comes
         call.targets = call.targets[:1]
     first = call.targets[0]
-    exchange.upstream_name, exchange.model_sent = first.upstream, first.model
+    attempt.name, attempt.model = first.upstream, first.model
 
 
 def know_upstreams(worker: Worker, call: CallRequest, rule: ModelRule | None, name: str) -> None:
@@ -645,12 +660,15 @@ def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
 
 
 # Lists of models show only models that the caller may call, by its key, its services and their prices.
-def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: Listing) -> None:
+def _narrow(
+    worker: Worker, head: CallHead, caller: Caller, call: CallRequest, listing: Listing
+) -> None:  # fmt: skip
     """Remove models that the caller may not call from a list; raise 403 if the path names such a model."""
-    services, model = _services(exchange, caller), exchange.routed.listed
-    user = caller.acts_for(exchange.head.attribution.user, call.user)
-    lists = [(whose, listed, Patterns(listed)) for whose, listed in _lists(exchange, caller, user)]
-    configured = exchange.worker.models.table()
+    routed, directory = head.routed, worker.ports.directory
+    services, model = _services(worker, head, caller), routed.listed
+    user = caller.acts_for(head.attribution.user, call.user)
+    lists = [(whose, listed, Patterns(listed)) for whose, listed in _lists(directory, caller, user)]
+    configured = worker.models.table()
 
     def shows(name: str) -> bool:
         for _, listed, patterns in lists:
@@ -661,13 +679,13 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
         made = checks is not None and name.lower().startswith(begins) and name not in checks.own
         if made and not configured.names_itself(name, caller.organization_id, begins):
             return False
-        return services is None or any(_may_call(exchange, caller, one, name) for one in services)
+        return services is None or any(_may_call(worker, head, caller, one, name) for one in services)
 
-    rules, owned = FAMILIES[exchange.routed.family].objects, exchange.routed.owned
+    rules, owned = FAMILIES[routed.family].objects, routed.owned
     is_apart = rules is not None and owned is not None and owned.apart and not listing.prefix
     begins = rules.models if rules is not None and is_apart else ()
     checks = NameCheck(begins) if begins and not model else None
-    ours = _configured(exchange, caller, configured) if configured.rules else []
+    ours = _configured(worker, routed.family, caller, configured) if configured.rules else []
     if model:
         if not shows(model):
             raise ModelNotAllowed(f"This API key may not use the model {model}.")
@@ -685,9 +703,8 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
         call.strip_usage = True  # ask for a list without compression; its length is unknown
 
 
-def _configured(exchange: Exchange, caller: Caller, models: ModelTable) -> list[str]:
+def _configured(worker: Worker, family: Family, caller: Caller, models: ModelTable) -> list[str]:
     """Return the configured models of the caller's organization that answer in the requested list's API."""
-    worker, family = exchange.worker, exchange.routed.family
     found: list[str] = []
     for name in models.names(caller.organization_id):
         rule = models.find(name, caller.organization_id)
@@ -698,11 +715,10 @@ def _configured(exchange: Exchange, caller: Caller, models: ModelTable) -> list[
     return found
 
 
-def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
-    """Return the caller's services at the exchange's upstream, or None if they allow any model."""
-    worker = exchange.worker
+def _services(worker: Worker, head: CallHead, caller: Caller) -> list[Service] | None:
+    """Return the caller's services at the upstream of a head, or None if they allow any model."""
     ports = worker.ports
-    keys = worker.heads.bindings.services_at(exchange.routed.upstream)
+    keys = worker.heads.bindings.services_at(head.routed.upstream)
     catalogue = ports.directory.catalogue()
     there = [key for key in keys if key in catalogue]  # services that do not exist yet are left out
     found: list[Service] = []
@@ -714,18 +730,20 @@ def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
         if service is not None:
             found.append(service)
     # A service allows any model if even a model without a price may be called.
-    is_any = len(found) == len(there) and all(_may_call(exchange, caller, one, _UNHEARD_OF) for one in found)
+    is_any = len(found) == len(there) and all(
+        _may_call(worker, head, caller, one, _UNHEARD_OF) for one in found
+    )
     if is_any and (there or not keys):
         return None
     return found
 
 
-def _may_call(exchange: Exchange, caller: Caller, service: Service, model: str) -> bool:
+def _may_call(worker: Worker, head: CallHead, caller: Caller, service: Service, model: str) -> bool:
     """Return whether the model has every price, budget and permission that a call of it needs."""
-    ports, said = exchange.worker.ports, exchange.head.attribution
-    call = CallRequest("none", exchange.routed.family, b"", model=model)
+    ports, said = worker.ports, head.attribution
+    call = CallRequest("none", head.routed.family, b"", model=model)
     try:
-        if (table := exchange.worker.models.table()).rules:
+        if (table := worker.models.table()).rules:
             rule = table.find(model, caller.organization_id)
             call.targets = () if rule is None else named_by(rule, model)
         budgets = None
@@ -760,29 +778,21 @@ async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) ->
 #
 # Sources: SPIFFE's X.509-SVID (the one URI of a certificate is the id); RFC 5280, 4.2.1.6. The certificate
 # was verified in the handshake, by the authorities that settings name.
-def _by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
-    """Return the request's head with a key that belongs to the client certificate or the upload's URL.
+def _by_certificate(head: CallHead, worker: Worker, transport: Any, refusal: Refusal) -> CallHead:
+    """Return a request's head with a key that belongs to the client certificate or the upload's URL.
 
     Raise `refusal` if the request has neither, or has a credential of its own.
     """
-    head, keys = exchange.head, exchange.worker.workloads
+    keys = worker.workloads
     missing = isinstance(refusal, InvalidApiKey) and refusal.failure == "missing"
     if missing and head.routed.route is not None:
         upload, said = upload_named(head.routed.query, head.routed.route)
-        digest = passed_digest(said, upload, exchange.worker.heads.pepper)
+        digest = passed_digest(said, upload, worker.heads.pepper)
         if digest:
-            return _routed_as(head, head.routed, HeaderCredential(digest))
+            return head.routed_as(head.routed, HeaderCredential(digest))
     if not keys or head.routed.query_refusal is not None or not missing:
         raise refusal
-    digests = keys.get(exchange.connection.transport.get_extra_info(WORKLOAD) or "")
+    digests = keys.get(transport.get_extra_info(WORKLOAD) or "")
     if digests is None:
         raise refusal
-    return _routed_as(head, head.routed, HeaderCredential(digests[0], others=digests[1:]))
-
-
-def _routed_as(head: CallHead, routed: RoutedHead, proof: HeaderCredential) -> CallHead:
-    """Return a copy of a head with the route `routed` and the credential `proof`."""
-    call = CallHead(routed, proof, head.said)
-    call.attribution, call.parent = head.attribution, head.parent
-    call.passed, call.cors = head.passed, head.cors
-    return call
+    return head.routed_as(head.routed, HeaderCredential(digests[0], others=digests[1:]))

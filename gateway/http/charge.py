@@ -67,8 +67,7 @@ from gateway.core.model import (
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal
 from gateway.http.ports import Ports
 from gateway.http.protocol.answer import refuses
-from gateway.http.server.exchange import Exchange, Worker
-from gateway.http.tally import NEVER
+from gateway.http.server.exchange import Attempt, Exchange, Worker
 
 _UNUSED = TokenUsage(units=0)
 # The life of a hold until its job is stored; no lease admits it.
@@ -94,17 +93,17 @@ _NOT: Failed = (0, "")
 class AdmittedCall:
     """A call with all results of its admission; `settle` ends it exactly once.
 
-    `call` is its request. `service`, `prices` and `budgets` are those of the moment of admission. `reserve`
-    sets `claim` and `decision`; `meter` exists once an answer is metered. `due` is True between `reserve` and
-    `settle`. `upstream_id` is the upstream's own id of the call. `first_token` is the time in seconds at
-    which a stream produced its first output, 0 before. A call that `raises` another one replaces its hold,
-    which was taken by the head alone.
+    `head` and `call` are its request, `attempt` is the side of its upstream. `service`, `prices` and
+    `budgets` are those of the moment of admission. `reserve` sets `claim` and `decision`; `meter` exists once
+    an answer is metered. `due` is True between `reserve` and `settle`. `upstream_id` is the upstream's own id
+    of the call. `first_token` is the time in seconds at which a stream produced its first output, 0 before. A
+    call that `raises` another one replaces its hold, which was taken by the head alone.
     """
 
     __slots__ = (
         "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request",
-        "_worker", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "meter", "prices",
-        "room", "service", "upstream_id", "user",
+        "attempt", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "head", "meter",
+        "prices", "request_id", "room", "service", "upstream_id", "user", "worker",
     )  # fmt: skip
 
     claim: CallClaim
@@ -117,7 +116,8 @@ class AdmittedCall:
         budgets: CallBudgets | None = None,
     ) -> None:  # fmt: skip
         self._exchange = exchange
-        self._worker = exchange.worker
+        self.worker = exchange.worker
+        self.head, self.request_id, self.attempt = exchange.head, exchange.request_id, exchange.attempt
         self.caller = caller
         self.service = service
         self.call = call
@@ -140,19 +140,24 @@ class AdmittedCall:
 
     async def reserve(self) -> None:
         """Reserve a hold on every limit; raise the `Refusal` of a limit with too little left."""
-        exchange, worker, service = self._exchange, self._worker, self.service
-        call, caller = self.call, self.caller
-        ports, routed, budgets, vectors = worker.ports, exchange.routed, self.budgets, self.prices.vectors
-        user = self.user = caller.acts_for(exchange.head.attribution.user, call.user)
+        exchange, worker, service, head = self._exchange, self.worker, self.service, self.head
+        call, caller, ports = self.call, self.caller, worker.ports
+        budgets, vectors = self.budgets, self.prices.vectors
+        user = self.user = caller.acts_for(head.attribution.user, call.user)
         estimate = NO_ESTIMATE
         if service.counts_tokens or vectors or budgets is not None:
             estimate = ports.estimator.hold(call, caller.organization_id, service.key, caller.key_id)
         claim, request = hold_request(
-            caller, exchange.request_id, user, service, call, estimate, self.prices, budgets, routed.units,
+            caller, self.request_id, user, service, call, estimate, self.prices, budgets, head.routed.units,
             self._raises is not None, OPENING_MS if call.background else 0,
         )  # fmt: skip
         self.claim, self._request = claim, request
-        decision = await reserve_hold(exchange, request, budgets)
+        exchange.shield()
+        try:
+            decision = await ports.counters.reserve(request)
+        finally:
+            exchange.unshield()
+        check_admitted(decision, budgets, ports, caller)
         self.decision, self.due = decision, True
         exchange.charge = self
         if self._raises is not None:
@@ -165,8 +170,8 @@ class AdmittedCall:
             bind_uses(call, claim, vectors, enforced)
             bound = answer_bound(call, claim, decision, enforced)
             if bound is not None:
-                bind_output(call, bound, fields_allowed(worker, call, exchange.upstream_name))
-            if claim.budget is not None and exchange.head.attribution.run is not None:
+                bind_output(call, bound, fields_allowed(worker, call, self.attempt.name))
+            if claim.budget is not None and head.attribution.run is not None:
                 lower_task(call, claim.budget, decision)
 
     async def outlast(self) -> Decision:
@@ -196,17 +201,6 @@ class AdmittedCall:
         """Whether the call can have a charge. It has none on a free route, or with only its head admitted."""
         return self.service.id != 0
 
-    @property
-    def limits_shown(self) -> Decision | None:
-        """The decision whose limits stand in header fields of the answer; None on a free route."""
-        return self.decision if self.service.id else None
-
-    @property
-    def settles_after_reply(self) -> bool:
-        """Whether the call is charged after its whole answer is sent, as the route allows, and not before."""
-        route = self._exchange.routed.route
-        return route is not None and route.settle == "after_reply"
-
     # While the call runs: a hold that does not cover the use so far is extended.
 
     def keep_alive(self) -> None:
@@ -216,7 +210,7 @@ class AdmittedCall:
     def covers(self, tokens: int) -> bool:
         """Return whether a stream that used `tokens` may continue; extend its hold if that is used up."""
         if tokens and not self.first_token:
-            self.first_token = self._worker.produced(self._exchange.started)
+            self.first_token = self.worker.produced(self._exchange.started)
         decision, observed, meter = self.decision, self._observed, self.meter
         weights, weighed = decision.weights, 0
         if weights is not None and meter is not None:
@@ -232,7 +226,7 @@ class AdmittedCall:
             return True
         if observed.exhausted:
             return not observed.cut
-        self._worker.ports.counters.outgrown(observed)
+        self.worker.ports.counters.outgrown(observed)
         return True
 
     def reserves(self, tokens: int, step: int, answered: Callable[[], object] | None) -> bool:
@@ -265,7 +259,7 @@ class AdmittedCall:
         if budget is not None:
             observed.hold_rate = _reading_more(budget.likely, tokens + step)
         observed.most, observed.answered = INTEGER_MAX, answered
-        self._worker.ports.counters.outgrown(observed)
+        self.worker.ports.counters.outgrown(observed)
         return False
 
     def short_of(self) -> Refusal:
@@ -274,7 +268,7 @@ class AdmittedCall:
         short = BY_QUOTA if observed is None else observed.short
         budget = self.decision.budget
         verdict = _SHORT[short] if short != BY_BUDGETS or budget is not None else _SHORT[BY_QUOTA]
-        spent = self._worker.ports.directory.spent_answer
+        spent = self.worker.ports.directory.spent_answer
         there = self.decision
         decision = Decision(
             verdict, there.scope, there.kind, there.used, there.limit, there.until_ms, there.now_ms,
@@ -295,14 +289,14 @@ class AdmittedCall:
         decision, budgets = self.decision, self.budgets
         held = self._tokens_covered()
         observed = self._observed = HoldExtension(
-            self.caller, self._exchange.request_id, held, counts=self.service.counts_tokens, rate=self._rate,
+            self.caller, self.request_id, held, counts=self.service.counts_tokens, rate=self._rate,
             weights=decision.weights, quota=decision.held_tokens, most=self.call.most or INTEGER_MAX,
         )  # fmt: skip
         if budgets is not None:
             observed.budgets, observed.money_rate = self._accounts, self._money_rate
             observed.hold_rate = None if self.claim.budget is None else self.claim.budget.likely
             observed.counts_raw = TOKENS in budgets.units
-        self._worker.ports.counters.watch(observed)
+        self.worker.ports.counters.watch(observed)
         return observed
 
     def _tokens_covered(self) -> int:
@@ -325,19 +319,20 @@ class AdmittedCall:
     # the end of the call
 
     async def settle(
-        self, status: int, complete: bool, abandoned: bool = False, failed: Failed = _NOT
-    ) -> bool:
+        self, status: int, complete: bool, abandoned: bool = False, failed: Failed = _NOT,
+        silent_s: float = 0.0,
+    ) -> bool:  # fmt: skip
         """Replace the hold by the metered use; return whether Redis acknowledged this.
 
         The unused part is released. A call that its client `abandoned` after the upstream received it costs
         at least its units and input, and so does a call that the upstream gave up by the call's own timeout.
         If an upstream may have made a result without reporting it, the call costs one unit until a report is
-        found. If the gateway stopped waiting, output since the last report is charged by the time that
-        passed. `failed` holds the status and reason that the client gets, if they differ from the upstream's.
+        found. If the gateway stopped waiting, output since the last report is charged by the `silent_s`
+        seconds that passed. `failed` holds the status and reason that the client gets, if they differ from
+        the upstream's.
         """
         assert self.due, "a charge ends once"
-        exchange, worker = self._exchange, self._worker
-        ports = worker.ports
+        exchange, ports = self._exchange, self.worker.ports
         usage = self.meter.usage() if self.meter is not None else _UNUSED
         if self.charges and (
             (abandoned and _says_nothing(usage) and (status == 0 or 200 <= status < 300))
@@ -347,24 +342,24 @@ class AdmittedCall:
             # the answer
             tokens = input_tokens(self.call) if self.call.has_input else 0
             usage = TokenUsage(tokens, total=tokens, estimated=tokens > 0)
-        elif self.charges and not complete and _may_have_made(exchange, usage, status):
+        elif self.charges and not complete and self._may_have_made(usage, status):
             usage = TokenUsage(estimated=True)
-        if exchange.silent_s and self.charges and (status == 0 or 200 <= status < 300):
-            usage = self._unseen(usage, exchange.silent_s)
+        if silent_s and self.charges and (status == 0 or 200 <= status < 300):
+            usage = self._unseen(usage, silent_s)
         used = usage.units > 0 or usage.total > 0
         charged = self._charged(usage, failed[0] or status, failed[1], used) if self.charges else None
         settlement = release(self._terms()) if charged is None else charged.settlement
         if self.call.background:
             settlement.hold_ttl_ms = 1000 * HOLD_S_MAX
         self.let_go()
-        exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
+        exchange.shield()
         try:
             settled = await ports.counters.settle(settlement)
         except CountersUnavailable:
             ports.tally.settlements_failed += 1
             return not used
         finally:
-            exchange.shielded, exchange.deadline = False, NEVER
+            exchange.unshield()
             if self.room is not None:  # even if this fails, the call is charged
                 self.leave_room(usage.total)
         if settled is _UNVERIFIED:
@@ -373,11 +368,11 @@ class AdmittedCall:
         if used and charged is not None:
             if complete:
                 self._learn(usage, charged.counted)
-            ports.tally.charged(charged.counted, exchange.upstream_name)
+            ports.tally.charged(charged.counted, self.attempt.name)
             if (apart := charged.counted.apart) is not None:
                 ports.log(
-                    "reported_cost_differs", level="warning", request_id=exchange.request_id,
-                    upstream=exchange.upstream_name, model=self.call.model, book=apart[0] / NANO,
+                    "reported_cost_differs", level="warning", request_id=self.request_id,
+                    upstream=self.attempt.name, model=self.call.model, book=apart[0] / NANO,
                     reported=apart[1] / NANO,
                 )  # fmt: skip
         return True
@@ -386,21 +381,21 @@ class AdmittedCall:
         """Release the upstream's capacity that this call reserved beyond the `tokens` used."""
         room, self.room = self.room, None
         if room is not None:
-            room(tokens, self._exchange.forwarded)
+            room(tokens, self.attempt.forwarded)
 
     def let_go(self) -> None:
         """Stop watching the hold, which was released or handed over to another call."""
         self.due = False
         if self._observed is not None:
-            self._worker.ports.counters.unwatch(self._observed)
+            self.worker.ports.counters.unwatch(self._observed)
             self._observed = None
 
     def _terms(self) -> UseTerms:
         budgets = self.budgets
         return UseTerms(
-            self.caller, self._exchange.request_id, self.user, self.service, self.prices, self._accounts,
+            self.caller, self.request_id, self.user, self.service, self.prices, self._accounts,
             budgets is not None, "" if budgets is None else budgets.currency, None,
-            self._exchange.head.said.columns,
+            self.head.said.columns,
         )  # fmt: skip
 
     def _charged(self, usage: TokenUsage, status: int, reason: str, used: bool) -> ChargedUse:
@@ -408,13 +403,13 @@ class AdmittedCall:
 
         `used` is False if nothing is charged.
         """
-        exchange, call, meter = self._exchange, self.call, self.meter
-        ports = exchange.worker.ports
+        exchange, head, call, meter = self._exchange, self.head, self.call, self.meter
+        ports, routed = self.worker.ports, head.routed
         now_s = ports.seconds()
-        if used and exchange.routed.units > 1 and not usage.reported:
-            usage.units = max(usage.units, exchange.routed.units)
+        if used and routed.units > 1 and not usage.reported:
+            usage.units = max(usage.units, routed.units)
         detail = NO_DETAIL if meter is None else meter.detail
-        done = status == 0 or 200 <= status < 300 or exchange.outlasted is not None
+        done = status == 0 or 200 <= status < 300 or exchange.answered is not None
         done = done or not _MADE_ALONE.isdisjoint(call.measured or ())
         took, first_token = now_s - exchange.started, self.first_token
         if first_token:
@@ -426,10 +421,10 @@ class AdmittedCall:
             terms.weights = self.decision.weights
         use = MeteredUse(
             used, _counts_of(detail, usage, call), usage.total, usage.units, usage.estimated, detail,
-            call.model, exchange.routed.label, call.family, status, _metadata_of(exchange), reason,
-            call.streamed, int(took * 1000), int(first_token * 1000) if first_token else None,
-            exchange.head.attribution.session,
-            self.upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"), exchange.model_sent,
+            call.model, routed.label, call.family, status,
+            _metadata_of(head.attribution.metadata, self.attempt), reason, call.streamed, int(took * 1000),
+            int(first_token * 1000) if first_token else None, head.attribution.session,
+            self.upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"), self.attempt.model,
             call.measured if done else None, tiers=call.tiers,
         )  # fmt: skip
         if detail.cost is not None:
@@ -444,7 +439,7 @@ class AdmittedCall:
 
         `now_s` is the present time on the same clock as the admission's.
         """
-        directory, upstream = self._worker.ports.directory, self._exchange.upstream
+        directory, upstream = self.worker.ports.directory, self.attempt.upstream
         currency, rate = directory.pays_in(self.caller), ""
         if currency != BASE_CURRENCY:
             rate = directory.base_rate(self.caller, now_s - self.prices.at_s) or ""
@@ -458,19 +453,24 @@ class AdmittedCall:
         each = call.output_ceiling if call.output_max is None else call.output_max
         if not (call.has_input and each) or (meter is not None and meter.is_whole):
             return usage
-        speed = self._worker.ports.estimator.speed(call)
+        speed = self.worker.ports.estimator.speed(call)
         likely = usage.output + int(silent_s * speed * call.choices) + 1
         output = max(usage.output, min(likely, each * call.choices))
-        total = min(usage.total + output - usage.output, self._worker.bounds.usage_tokens_max)
+        total = min(usage.total + output - usage.output, self.worker.bounds.usage_tokens_max)
         return TokenUsage(
             usage.input, output, usage.cached, usage.reasoning, total, usage.units, usage.reported, True
         )
 
+    def _may_have_made(self, usage: TokenUsage, status: int) -> bool:
+        """Return whether an upstream that read the whole request may have made an unreported result."""
+        if _MADE_ALONE.isdisjoint(self.call.measured or ()) or not _says_nothing(usage):
+            return False
+        return self.attempt.forwarded and self._exchange.connection.body_complete and not refuses(status)
+
     def _learn(self, usage: TokenUsage, counted: Counted) -> None:
         """Pass the usage of this call to the estimator, for better estimates of the next calls."""
-        exchange = self._exchange
-        took = exchange.ended_upstream - exchange.began_upstream
-        self._worker.ports.estimator.learn(
+        took = self.attempt.ended - self.attempt.began
+        self.worker.ports.estimator.learn(
             self.call, self.caller.organization_id, self.service.key, usage,
             self._input_share(usage, counted), key_id=self.caller.key_id, seconds=took,
         )  # fmt: skip
@@ -517,14 +517,13 @@ def _reading_more(rate: TokenRate | None, tokens: int) -> TokenRate | None:
     return TokenRate(read, rate.input, rate.output, rate.fixed, rate.factor, rate.in_money)
 
 
-def _metadata_of(exchange: Exchange) -> msgspec.Raw:
-    """Return the call's metadata as JSON, with the upstreams that failed before the one that answered."""
-    said = exchange.head.attribution.metadata
-    if not exchange.passed_over:
+def _metadata_of(said: bytes, attempt: Attempt) -> msgspec.Raw:
+    """Return a call's metadata `said` as JSON, with the upstreams that failed before the present one."""
+    if not attempt.passed_over:
         return msgspec.Raw(said) if said else NONE
-    attempts = [{"upstream": name, "cause": cause} for name, cause in exchange.passed_over]
+    attempts = [{"upstream": name, "cause": cause} for name, cause in attempt.passed_over]
     document: dict[str, object] = msgspec.json.decode(said) if said else {}
-    document["attempts"] = [*attempts, {"upstream": exchange.upstream_name}]
+    document["attempts"] = [*attempts, {"upstream": attempt.name}]
     return msgspec.Raw(msgspec.json.encode(document))
 
 
@@ -571,13 +570,13 @@ def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
 
 async def reserve_hold(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Decision:
     """Reserve a hold without interruption; raise the `Refusal` of a limit that has too little left."""
-    worker = exchange.worker
-    exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
+    ports = exchange.worker.ports
+    exchange.shield()
     try:
-        decision = await worker.ports.counters.reserve(request)
+        decision = await ports.counters.reserve(request)
     finally:
-        exchange.shielded, exchange.deadline = False, NEVER
-    check_admitted(decision, budgets, worker.ports, request.caller)
+        exchange.unshield()
+    check_admitted(decision, budgets, ports, request.caller)
     return decision
 
 
@@ -605,14 +604,6 @@ def _gave_up(call: CallRequest, usage: TokenUsage, status: int) -> bool:
     if not (call.gives_up and call.has_input and _says_nothing(usage)):
         return False
     return status in TIMED_OUT or 200 <= status < 300
-
-
-def _may_have_made(exchange: Exchange, usage: TokenUsage, status: int) -> bool:
-    """Return whether an upstream that read the whole request may have made a result without reporting it."""
-    call = exchange.call
-    if call is None or _MADE_ALONE.isdisjoint(call.measured or ()) or not _says_nothing(usage):
-        return False
-    return exchange.forwarded and exchange.connection.body_complete and not refuses(status)
 
 
 def _says_nothing(usage: TokenUsage) -> bool:

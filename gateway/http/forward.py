@@ -25,6 +25,7 @@ from gateway.core.families.refusal import RETRY_HELPS_S
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
+from gateway.core.traces import Trace
 from gateway.errors import (
     Overloaded,
     Refusal,
@@ -36,9 +37,11 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.http.charge import AdmittedCall
+from gateway.http.ports import Ports
 from gateway.http.protocol.answer import LIMITED, AnswerHead
+from gateway.http.routing.head import RoutedHead
 from gateway.http.server.buffers import bare
-from gateway.http.server.exchange import ClientGone, Exchange
+from gateway.http.server.exchange import Attempt, ClientGone, ClientPort, Exchange, Worker
 from gateway.http.upstream.pool import Link, Upstream
 
 # A longer body is sent separately, instead of being copied next to the head.
@@ -65,48 +68,50 @@ def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]
 
 async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) -> AnswerHead:
     """Forward a call to its current upstream; keep the body for another target unless this is the `last`."""
-    worker, routed, connection, call = exchange.worker, exchange.routed, exchange.connection, admitted.call
-    upstream = worker.upstreams.get(exchange.upstream_name)
+    worker, connection, attempt, call = exchange.worker, exchange.connection, admitted.attempt, admitted.call
+    routed, received, caller = admitted.head.routed, connection.body, admitted.caller
+    upstream = worker.upstreams.get(attempt.name)
     if upstream is None:
-        raise UpstreamUnreachable(f"No upstream {exchange.upstream_name} is configured.")
+        raise UpstreamUnreachable(f"No upstream {attempt.name} is configured.")
     if call.targets or routed.varies:
-        _begin(exchange, admitted, upstream)
-    opening = _opening(exchange, admitted, upstream)
-    if not routed.buffered or exchange.long:
-        await exchange.small_body(worker.limits.collected_bytes_max)
+        _begin(admitted, upstream)
+    opening = _opening(admitted, upstream, exchange.trace)
+    if not routed.buffered or received.long:
+        await connection.small_body(caller, worker.limits.collected_bytes_max)
     if exchange.gone:
         raise ClientGone
-    if exchange.body_failure is not None:
-        raise exchange.body_failure
+    if received.failure is not None:
+        raise received.failure
     if upstream.limiter is not None and admitted.charges:
         waits = last or FALLBACK_LIMITED not in call.fallback
-        await upstream.limiter.take(exchange, admitted, upstream, waits)
-    upstream.admit(admitted.caller.organization_id)
-    exchange.upstream = upstream
-    if not exchange.began_upstream:
-        exchange.began_upstream = worker.ports.seconds()
-    link = exchange.link = upstream.idle() or await upstream.connect()
+        await upstream.limiter.take(admitted, upstream, waits)
+    upstream.admit(caller.organization_id)
+    attempt.upstream = upstream
+    if not attempt.began:
+        attempt.began = worker.ports.seconds()
+    link = attempt.link = upstream.idle() or await upstream.connect()
     if exchange.gone:  # the client left while we connected: nothing was sent yet
         raise ClientGone
-    _send(exchange, call, link, opening, last)
-    exchange.forwarded = link.failure is None
+    _send(connection, admitted, upstream, link, opening, last)
+    attempt.forwarded = link.failure is None
     while link.answer is None and link.failure is None:
         await link.arrival()
     answer = link.answer
     if answer is None:
         raise link.failure or UpstreamUnreachable()
-    if last:
-        connection.body.let_go()  # the answer proves that the upstream read the request
-    _take_head(exchange, admitted, upstream, answer)
+    if last and received.kept:
+        received.let_go()  # the answer proves that the upstream read the request
+    _take_head(admitted, upstream, answer)
     return answer
 
 
-async def late_answer(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
+async def late_answer(admitted: AdmittedCall) -> AnswerHead:
     """Return the head of an answer that arrives after the deadline of its call.
 
     Raise the connection's failure if no answer arrives.
     """
-    link, upstream = exchange.link, exchange.upstream
+    attempt = admitted.attempt
+    link, upstream = attempt.link, attempt.upstream
     assert link is not None
     assert upstream is not None
     link.go_past()
@@ -116,45 +121,42 @@ async def late_answer(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
     if answer is None:
         raise link.failure or UpstreamUnreachable()
     if admitted.meter is None:
-        _take_head(exchange, admitted, upstream, answer)
+        _take_head(admitted, upstream, answer)
         targets = [(one.upstream, one.model) for one in admitted.call.targets]
         if targets:
-            admitted.answered_by(targets.index((exchange.upstream_name, exchange.model_sent)))
+            admitted.answered_by(targets.index((attempt.name, attempt.model)))
     return answer
 
 
-def note_failure(exchange: Exchange, failure: UpstreamFailure) -> None:
+def note_failure(ports: Ports, request_id: str, name: str, failure: UpstreamFailure) -> None:
     """Count a failure of an upstream, and log it at intervals; the journal of calls has every failure."""
-    ports, name = exchange.worker.ports, exchange.upstream_name
     ports.tally.upstream_failed(name, failure.cause)
     count = ports.failing.note(name, failure.cause, ports.seconds())
     if count:
         ports.log(
-            "upstream_failed",
-            request_id=exchange.request_id,
-            upstream=name,
-            cause=failure.cause,
-            why=failure.detail or failure.message,
-            failures=count,
-            level="warning",
-        )
+            "upstream_failed", request_id=request_id, upstream=name, cause=failure.cause,
+            why=failure.detail or failure.message, failures=count, level="warning",
+        )  # fmt: skip
 
 
-def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, last: bool) -> None:
+def _send(  # noqa: PLR0917  # what goes where
+    connection: ClientPort, admitted: AdmittedCall, upstream: Upstream, link: Link, opening: bytes, last: bool
+) -> None:
     """Send the part of the request that has arrived; the connection forwards later parts when they come.
 
     `opening` is the head without the fields that frame the body. Unless `last`, the body is kept for another
     target.
     """
-    routed, connection, side = exchange.routed, exchange.connection, link.side
-    signer = None if exchange.upstream is None else exchange.upstream.signer
+    received, call, routed, side = connection.body, admitted.call, admitted.head.routed, link.side
+    model, signer = admitted.attempt.model, upstream.signer
     if routed.accept:
         side.upgrades = True
         if signer is not None:
             opening += signer.sign(opening, b"")
-        link.begin_request(side.ask(b"%b%b%b\r\n" % (opening, UPGRADE, socket_key(exchange)), None, False))
-    elif routed.buffered and not exchange.long:
-        body = call.write_for(exchange.model_sent) if call.targets else call.take_body()
+        key = socket_key(admitted.request_id)
+        link.begin_request(side.ask(b"%b%b%b\r\n" % (opening, UPGRADE, key), None, False))
+    elif routed.buffered and not received.long:
+        body = call.write_for(model) if call.targets else call.take_body()
         if signer is not None:
             opening += signer.sign(opening, body)
         if len(body) <= JOINED_BYTES_MAX:
@@ -164,77 +166,69 @@ def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, las
         if last and call.targets:
             call.let_go(body)
     elif connection.body_complete:
-        body = _renamed(exchange, call, connection.body.take_parts())
-        framed = body or exchange.body_length is not None or routed.chunked
+        body = _renamed(call, model, received.take_parts())
+        framed = body or received.length is not None or routed.chunked
         if signer is not None:
             opening += signer.sign(opening, body)
         link.begin_request(side.ask(opening, body if framed else None, routed.method == b"HEAD"))
     else:  # the rest follows as it arrives
         if signer is not None:
             opening += signer.sign(opening, None)
-        taken = connection.body.take_parts()
-        parts = _renamed(exchange, call, taken)
-        length = (
-            None
-            if routed.chunked or exchange.body_length is None
-            else exchange.body_length + len(parts) - len(taken)
-        )
+        taken = received.take_parts()
+        parts, stated = _renamed(call, model, taken), received.length
+        length = None if routed.chunked or stated is None else stated + len(parts) - len(taken)
         link.begin_request(side.ask_in_parts(opening, length, parts, routed.method == b"HEAD"))
-        exchange.invite_body()
+        connection.invite_body()
         connection.stream_body(link)
 
 
-def socket_key(exchange: Exchange) -> bytes:
+def socket_key(request_id: str) -> bytes:
     """Return the Sec-WebSocket-Key of an exchange, derived from its request id (RFC 6455, 4.1)."""
-    return b64encode(UUID(exchange.request_id).bytes)
+    return b64encode(UUID(request_id).bytes)
 
 
-def _renamed(exchange: Exchange, call: CallRequest, begun: bytes) -> bytes:
-    """Return the beginning of a form with the model's name at the upstream; other bodies are unchanged."""
+def _renamed(call: CallRequest, model: str, begun: bytes) -> bytes:
+    """Return the beginning of a form with the upstream's name of the model; other bodies are unchanged."""
     if not call.targets or call.model_at is None:
         return begun
     call.body = begun
-    begun = call.write_for(exchange.model_sent)
+    begun = call.write_for(model)
     call.body = b""
     return begun
 
 
-def _take_head(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, answer: AnswerHead) -> None:
+def _take_head(admitted: AdmittedCall, upstream: Upstream, answer: AnswerHead) -> None:
     """Process the head of an answer: apply the upstream's limits, and create the call's meter."""
-    worker, call = exchange.worker, admitted.call
-    exchange.status = answer.status
+    worker, attempt, call = admitted.worker, admitted.attempt, admitted.call
+    attempt.status = answer.status
     worker.ports.tally.answered(upstream.name, answer.status)
     if answer.status in {401, 403}:
-        _tell_of_key(exchange, upstream, answer.status)
+        _tell_of_key(admitted, upstream, answer.status)
     if upstream.limiter is not None:
-        upstream.limiter.learn(upstream, exchange.model_sent or call.model, exchange.key, answer)
+        upstream.limiter.learn(upstream, attempt.model or call.model, attempt.key, answer)
     if answer.status in LIMITED:  # pause the upstream for the time in the answer's head
         tokens = call.input_estimate + (call.output_max or 0) * call.choices
         wait_s, spent = wait_hint(answer.lines[1:], tokens, worker.ports.refusals.now_ms() / 1000)
         if not wait_s and len(upstream.accounts) > 1:
             wait_s = KEY_LEFT_ALONE_S
-        leave_alone(exchange, call, answer, wait_s, spent)
+        _leave_alone(admitted, answer, wait_s, spent)
     admitted.upstream_id = answer.request_id or answer.plain_request_id
     admitted.meter = make_meter(
-        call,
-        answer.status,
-        answer.content_type,
-        answer.content_encoding,
-        worker.bounds,
+        call, answer.status, answer.content_type, answer.content_encoding, worker.bounds,
         usage_amount=answer.usage_amount,
-    )
+    )  # fmt: skip
 
 
-def _tell_of_key(exchange: Exchange, upstream: Upstream, status: int) -> None:
+def _tell_of_key(admitted: AdmittedCall, upstream: Upstream, status: int) -> None:
     """Log that an upstream refuses the gateway's credential, and in which setting or file the credential is.
 
     The same failure is logged once a minute at most.
     """
-    ports, place = exchange.worker.ports, upstream.target.place_of_key(exchange.key)
+    ports, place = admitted.worker.ports, upstream.target.place_of_key(admitted.attempt.key)
     count = ports.failing.note(upstream.name, place, ports.seconds(), KEYS_TELL_EACH_S)
     if count:
         ports.log(
-            "upstream_refuses_us", request_id=exchange.request_id, upstream=upstream.name, status=status,
+            "upstream_refuses_us", request_id=admitted.request_id, upstream=upstream.name, status=status,
             held_in=place, failures=count, level="error" if status == 401 else "warning",
         )  # fmt: skip
 
@@ -243,37 +237,35 @@ def _tell_of_key(exchange: Exchange, upstream: Upstream, status: int) -> None:
 REFUSING: Final = frozenset({400, 422})
 
 
-def hear_refusal(
-    exchange: Exchange, call: CallRequest, answer: AnswerHead, body: bytes, retry_s: float
-) -> None:
+def hear_refusal(admitted: AdmittedCall, answer: AnswerHead, body: bytes, retry_s: float) -> None:
     """Process an upstream's refusal because of a limit or of a field that the gateway added.
 
     `body` is the end of the answer. `retry_s` is the time in seconds until calls to the upstream resume.
     """
     if answer.status in LIMITED:
-        leave_alone(exchange, call, answer, retry_s)
+        _leave_alone(admitted, answer, retry_s)
     elif answer.status in REFUSING:
-        _tell_of_fields(exchange, call, answer.status, body)
+        _tell_of_fields(admitted, answer.status, body)
 
 
-def _tell_of_fields(exchange: Exchange, call: CallRequest, status: int, answer: bytes) -> None:
+def _tell_of_fields(admitted: AdmittedCall, status: int, answer: bytes) -> None:
     """Log, once a minute, the field added by the gateway that made an upstream refuse a call.
 
     If the field is a maximum, the upstream's list of models is read from then on, because it may state that
     maximum.
     """
+    call, upstream = admitted.call, admitted.attempt.upstream
     names = [*call.put_in, call.renamed, "stream_options" if call.strip_usage else ""]
     name = next((one for one in names if one and one.encode() in answer), "")
-    upstream = exchange.upstream
     if not name or upstream is None:
         return
-    shape, ports = SHAPES.get(call.meter), exchange.worker.ports
+    shape, ports = SHAPES.get(call.meter), admitted.worker.ports
     if shape is not None and name in {shape.maximum, call.renamed} and upstream.target.auth == "header":
         upstream.listed = True
     count = ports.failing.note(upstream.name, f"field {name}", ports.seconds(), KEYS_TELL_EACH_S)
     if count:
         ports.log(
-            "upstream_refuses_field", request_id=exchange.request_id, upstream=upstream.name, status=status,
+            "upstream_refuses_field", request_id=admitted.request_id, upstream=upstream.name, status=status,
             field=name, maximum=call.output_max, failures=count, level="warning",
         )  # fmt: skip
 
@@ -286,15 +278,18 @@ def _tell_of_fields(exchange: Exchange, call: CallRequest, status: int, answer: 
 
 async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
     """Forward a call to the targets of its model in order, until one answers."""
-    worker, call, targets = exchange.worker, admitted.call, admitted.call.targets
+    worker, attempt, call = admitted.worker, admitted.attempt, admitted.call
+    connection, targets = exchange.connection, call.targets
     for number, target in enumerate(targets):
         last = number + 1 == len(targets)
         answer: AnswerHead | None = None
         failure: Refusal | None = None
-        exchange.upstream_name, exchange.model_sent, exchange.key = target.upstream, target.model, 0
+        attempt.name, attempt.model, attempt.key = target.upstream, target.model, 0
         if call.facts:
             fit_body(call, call.facts[number])
-        cooling = _cooling(exchange, admitted.caller, call) if worker.ports.cooling.entries else None
+        cooling = None
+        if worker.ports.cooling.entries:
+            cooling = _cooling(worker, admitted.head.routed, attempt, admitted.caller, call)
         if cooling is not None:
             failure, cause = cooling, FALLBACK_LIMITED
         else:
@@ -303,21 +298,23 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
             except (UpstreamFailure, UpstreamFull) as error:
                 failure = bare(error)
             except Overloaded as error:  # no free connection; other overloads are this gateway's
-                if exchange.upstream is not None:
+                if attempt.upstream is not None:
                     raise
                 failure = bare(error)
             cause = FALLBACK_LIMITED if isinstance(failure, UpstreamFull) else _cause_of(answer)
         passes = not last and not exchange.gone and cause in call.fallback
-        passes = passes and (call.repeats or cause == FALLBACK_LIMITED or not exchange.forwarded)
+        passes = passes and (call.repeats or cause == FALLBACK_LIMITED or not attempt.forwarded)
         if answer is not None and not passes:
             if not last:
                 call.let_go(call.body)
-                exchange.connection.body.let_go()
+                connection.body.let_go()
             admitted.answered_by(number)
             return answer
         if not passes:
             raise failure or UpstreamUnreachable()
-        _pass_over(exchange, admitted, cause, failure)
+        if isinstance(failure, UpstreamTimeout) and attempt.forwarded and connection.body_complete:
+            attempt.read = True
+        _pass_over(admitted, cause, failure)
     raise UpstreamUnreachable
 
 
@@ -330,75 +327,75 @@ def _cause_of(answer: AnswerHead | None) -> str:
     return FAILED if 500 <= answer.status <= 599 else ""
 
 
-def _pass_over(exchange: Exchange, admitted: AdmittedCall, cause: str, failure: Refusal | None) -> None:
+def _pass_over(admitted: AdmittedCall, cause: str, failure: Refusal | None) -> None:
     """Count and log the failure of an upstream before the next target is tried."""
-    ports, name, link = exchange.worker.ports, exchange.upstream_name, exchange.link
+    ports, attempt = admitted.worker.ports, admitted.attempt
+    name, link = attempt.name, attempt.link
     ports.tally.passed_over(name, cause)
-    exchange.passed_over += ((name, cause),)
+    attempt.passed_over += ((name, cause),)
     why = failure.cause if isinstance(failure, UpstreamFailure) else cause
     if isinstance(failure, UpstreamFailure):
         ports.tally.upstream_failed(name, why)
     count = ports.failing.note(name, why, ports.seconds())
     if count:
         ports.log(
-            "upstream_passed_over", request_id=exchange.request_id, upstream=name, cause=why, failures=count,
+            "upstream_passed_over", request_id=admitted.request_id, upstream=name, cause=why, failures=count,
             level="warning",
         )  # fmt: skip
     if link is not None and link.complete:
         link.take_payload()
-    if isinstance(failure, UpstreamTimeout) and exchange.forwarded and exchange.connection.body_complete:
-        exchange.read = True
-    exchange.leave_upstream()
+    attempt.leave(admitted.caller)
     if admitted.room is not None:
         admitted.leave_room(0)
-    exchange.forwarded, exchange.status = False, 0
+    attempt.forwarded, attempt.status = False, 0
     admitted.meter, admitted.upstream_id = None, b""
 
 
-def _begin(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> None:
+def _begin(admitted: AdmittedCall, upstream: Upstream) -> None:
     """Choose the upstream's key for a call, and prepare the request line if it depends on the model."""
-    call, worker = admitted.call, exchange.worker
+    call, worker, attempt, routed = admitted.call, admitted.worker, admitted.attempt, admitted.head.routed
     if len(upstream.accounts) > 1:
-        _cooling(exchange, admitted.caller, call)
-    model = exchange.model_sent or call.model
+        _cooling(worker, routed, attempt, admitted.caller, call)
+    model = attempt.model or call.model
     if upstream.target.by_model and not model:
         raise UnknownRoute(
             f"The upstream {upstream.name} has paths by model alone, and this call names none."
         )
-    if upstream.target.by_model and not exchange.model_sent:
+    if upstream.target.by_model and not attempt.model:
         check_word(model)
-    exchange.begins = worker.heads.router.opening(exchange.routed, upstream.target, model)
+    attempt.begins = worker.heads.router.opening(routed, upstream.target, model)
 
 
-def _opening(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> bytes:
+def _opening(admitted: AdmittedCall, upstream: Upstream, trace: Trace | None) -> bytes:
     """Return the head of the request to the upstream, without the fields that frame its body."""
-    routed, begins, passed, call = exchange.routed, exchange.begins, exchange.head.passed, admitted.call
+    head, begins, call = admitted.head, admitted.attempt.begins, admitted.call
+    routed, passed = head.routed, head.passed
     if begins is None:
         beginning, closing = routed.opening, routed.closing_plain if call.strip_usage else routed.closing
     else:
         beginning = begins.opening
-        closing = (begins.plain if call.strip_usage else begins.closings)[exchange.key]
+        closing = (begins.plain if call.strip_usage else begins.closings)[admitted.attempt.key]
         if begins.dropped:
             lines = passed.splitlines(keepends=True)
             passed = b"".join([one for one in lines if one.partition(b":")[0].lower() not in begins.dropped])
-    if exchange.trace is not None:
-        closing += exchange.trace.line
+    if trace is not None:
+        closing += trace.line
     if upstream.target.told:
-        closing += _told(upstream.target.told, exchange, admitted.caller)
+        closing += _told(upstream.target.told, admitted.caller, head.attribution.priority)
     if call.narrow is not None:
         beginning, passed = _json_opening(beginning, passed)
-    return b"".join((beginning, passed, closing, b"x-request-id: ", exchange.request_id.encode(), b"\r\n"))
+    return b"".join((beginning, passed, closing, b"x-request-id: ", admitted.request_id.encode(), b"\r\n"))
 
 
-def _told(fields: tuple[tuple[str, str], ...], exchange: Exchange, caller: Caller) -> bytes:
+def _told(fields: tuple[tuple[str, str], ...], caller: Caller, priority: str) -> bytes:
     """Return the configured header lines of an upstream; their placeholders get values of the call.
 
-    The values are the organization, tenant and priority.
+    The values are the organization, the tenant, and the `priority` of the call or of its caller.
     """
     words = {
         "organization": str(caller.organization_id),
         "tenant": str(caller.tenant_id),
-        "priority": exchange.head.attribution.priority or caller.priority,
+        "priority": priority or caller.priority,
     }
     lines = [f"{name}: {TOLD.sub(lambda found: words[found[1]], value)}\r\n" for name, value in fields]
     return "".join(lines).encode("latin-1")
@@ -421,37 +418,40 @@ def _is_form(pair: bytes) -> bool:
 
 
 # An upstream's own limits: calls that exceed them are refused here.
-def check_circuit(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
+def check_circuit(
+    worker: Worker, routed: RoutedHead, attempt: Attempt, caller: Caller, call: CallRequest
+) -> None:
     """Raise `UpstreamLimited` if the upstream, or every target of a call with targets, is paused."""
-    refusal = _cooling(exchange, caller, call)
+    refusal = _cooling(worker, routed, attempt, caller, call)
     if refusal is None:
         return
     if FALLBACK_LIMITED in call.fallback:
         for target in call.targets[1:]:
-            exchange.upstream_name, exchange.model_sent = target.upstream, target.model
-            if _cooling(exchange, caller, call) is None:
+            attempt.name, attempt.model = target.upstream, target.model
+            if _cooling(worker, routed, attempt, caller, call) is None:
                 return
         first = call.targets[0]
-        exchange.upstream_name, exchange.model_sent = first.upstream, first.model
-    exchange.worker.ports.tally.cooled_calls[exchange.upstream_name] += 1
+        attempt.name, attempt.model = first.upstream, first.model
+    worker.ports.tally.cooled_calls[attempt.name] += 1
     raise refusal
 
 
-def _cooling(exchange: Exchange, caller: Caller, call: CallRequest) -> UpstreamLimited | None:
+def _cooling(
+    worker: Worker, routed: RoutedHead, attempt: Attempt, caller: Caller, call: CallRequest
+) -> UpstreamLimited | None:
     """Return the refusal of a call if all keys of its upstream are paused.
 
-    Otherwise set the call's key to the first usable one, and return None.
+    Otherwise set the attempt's key to the first usable one, and return None.
     """
-    worker = exchange.worker
-    ports, upstream = worker.ports, worker.upstreams.get(exchange.upstream_name)
+    ports, upstream = worker.ports, worker.upstreams.get(attempt.name)
     if upstream is None:
         return None
     now, found = ports.seconds(), None
-    kind, name = _asked(exchange, call)
+    kind, name = _asked(routed, attempt.model or call.model)
     for key in range(len(upstream.accounts)):
         one = ports.cooling.of(_entry(upstream, key, kind, name), now)
         if one is None or not one.concerns(caller.organization_id):
-            exchange.key = key
+            attempt.key = key
             return None
         if found is None or one.until < found.until:
             found = one
@@ -468,41 +468,34 @@ def _cooling(exchange: Exchange, caller: Caller, call: CallRequest) -> UpstreamL
     return refusal
 
 
-def leave_alone(
-    exchange: Exchange, call: CallRequest, answer: AnswerHead, wait_s: float, spent: bool = False
-) -> None:
+def _leave_alone(admitted: AdmittedCall, answer: AnswerHead, wait_s: float, spent: bool = False) -> None:
     """Stop sending calls like a refused one to its upstream for `wait_s` seconds, within the maximum.
 
     The pause concerns all callers if a limit of the account is `spent`, else only the caller's organization.
     """
-    upstream, caller, ports = exchange.upstream, exchange.caller, exchange.worker.ports
-    if upstream is None or caller is None or upstream.target.limits != "account":
+    attempt, routed, ports = admitted.attempt, admitted.head.routed, admitted.worker.ports
+    upstream = attempt.upstream
+    if upstream is None or upstream.target.limits != "account":
         return
-    entry = _entry(upstream, exchange.key, *_asked(exchange, call))
-    whose = EVERYBODY if spent else caller.organization_id
+    entry = _entry(upstream, attempt.key, *_asked(routed, attempt.model or admitted.call.model))
+    whose = EVERYBODY if spent else admitted.caller.organization_id
     more_s = ports.cooling.begin(entry, wait_s, answer.limits, ports.seconds(), whose)
     if more_s:
         ports.tally.cooling_seconds[upstream.name] += more_s
         ports.log(
-            "upstream_limited",
-            request_id=exchange.request_id,
-            upstream=upstream.name,
-            route=exchange.routed.label,
-            status=answer.status,
-            seconds=round(more_s, 3),
-        )
+            "upstream_limited", request_id=admitted.request_id, upstream=upstream.name, route=routed.label,
+            status=answer.status, seconds=round(more_s, 3),
+        )  # fmt: skip
 
 
 def _entry(upstream: Upstream, key: int, kind: str, name: str) -> str:
     return f"{upstream.accounts[key]} {kind} {name}"
 
 
-def _asked(exchange: Exchange, call: CallRequest) -> tuple[str, str]:
+def _asked(routed: RoutedHead, model: str) -> tuple[str, str]:
     """Return the scope of a pause, as kind and name: the model, the service, or a free route's path."""
-    routed = exchange.routed
     if not routed.metered:
         return "path", routed.label
-    model = exchange.model_sent or call.model
     return ("model", model) if model else ("service", routed.service_key)
 
 

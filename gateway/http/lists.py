@@ -35,12 +35,12 @@ async def list_objects(exchange: Exchange) -> None:
     """Answer with the objects of a collection that belong to the caller's organization."""
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
-    ports, objects = exchange.worker.ports, FAMILIES[exchange.routed.family].objects
+    ports, objects = exchange.worker.ports, FAMILIES[exchange.head.routed.family].objects
     lists = None if objects is None else objects.lists
     if ports.jobs is None or objects is None or lists is None:
         raise UnknownRoute
-    path = exchange.routed.label
-    limit, after, asked = _read(exchange.routed.query, lists)
+    path = exchange.head.routed.label
+    limit, after, asked = _read(exchange.head.routed.query, lists)
     if after and not await ports.objects.owned(caller, (after,)):
         raise ObjectNotFound
     found: list[Any] = []
@@ -52,7 +52,7 @@ async def list_objects(exchange: Exchange) -> None:
     behind = not after or kind == "data"  # else the object is searched from the first page on
     for _ in range(PAGES_MAX):
         query = urlencode(asked | {lists.size: str(PAGE_OBJECTS)} | place) + lists.asks.get(path, "")
-        status, said = await ports.jobs.ask(exchange.routed.upstream, f"{path}?{query}", lists.headers)
+        status, said = await ports.jobs.ask(exchange.head.routed.upstream, f"{path}?{query}", lists.headers)
         if status != 200:
             await admitted.settle(status, True)
             own_answer(exchange, status, _JSON, said)
@@ -70,7 +70,7 @@ async def list_objects(exchange: Exchange) -> None:
                     break
                 found.append(_shown(one, lists))
                 if tells:  # the list also shows results made since then
-                    await ports.objects.keep(caller, told(exchange.routed.family, one))
+                    await ports.objects.keep(caller, told(exchange.head.routed.family, one))
         token = next((name for name in _GOES_ON if isinstance(document.get(name), str)), "")
         if more or not page or not (token or document.get("has_more")):
             break

@@ -337,7 +337,7 @@ class UpstreamLimiter(Protocol):
     def renew(self, limits: HttpLimits) -> None:
         """Apply these limits from the next call on."""
 
-    def take(self, exchange: Any, admitted: Any, upstream: Any, waits: bool) -> Awaitable[None]:
+    def take(self, admitted: Any, upstream: Any, waits: bool) -> Awaitable[None]:
         """Acquire the capacity of an upstream that an `AdmittedCall` needs, or wait for room.
 
         Raise `UpstreamFull` if the wait is too long, or at once if there is no room and `waits` is False.

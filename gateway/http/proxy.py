@@ -13,7 +13,7 @@ from gateway.core.wait import OVER
 from gateway.errors import UnknownRoute
 from gateway.http.admission import admit, identify, known
 from gateway.http.forward import forward
-from gateway.http.relay import origin_of, own_answer, relay
+from gateway.http.relay import own_answer, relay
 from gateway.http.server.exchange import Exchange
 
 _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
@@ -48,12 +48,12 @@ async def resource(exchange: Exchange) -> None:
     The resource is the gateway, or an MCP server to which the gateway forwards.
     """
     worker = exchange.worker
-    issuers, path = worker.ports.tokens.issuers, exchange.routed.params.get("resource", "")
+    issuers, path = worker.ports.tokens.issuers, exchange.head.routed.params.get("resource", "")
     route = worker.heads.router.route_of("POST", f"/{path}") if path else None
     if not issuers or (path and (route is None or not FAMILIES[route.family].session_field)):
         raise UnknownRoute
     said = {
-        "resource": origin_of(exchange) + (f"/{path}" if path else ""),
+        "resource": exchange.origin + (f"/{path}" if path else ""),
         "authorization_servers": issuers,
         "bearer_methods_supported": ("header",),
     }

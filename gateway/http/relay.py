@@ -25,15 +25,15 @@ from gateway.core.families.objects import kept_apart, session_of
 from gateway.core.families.refusal import HELD_OFF, render
 from gateway.core.families.registry import FAMILIES
 from gateway.core.metering.meter import OPEN, Meter
-from gateway.core.model import Decision
 from gateway.errors import CountersUnavailable, QuotaExceeded, Refusal, UpstreamUnreachable
 from gateway.http.charge import AdmittedCall, Failed
 from gateway.http.forward import REFUSING, hear_refusal, note_failure
 from gateway.http.identity import upload_pass
 from gateway.http.protocol.answer import LIMITED, NO_BODY, AnswerHead
 from gateway.http.protocol.framing import LAST_CHUNK, chunk
+from gateway.http.routing.head import CallHead
 from gateway.http.routing.routes import UPLOAD_PASS, uploads_of
-from gateway.http.server.exchange import ClientGone, Exchange
+from gateway.http.server.exchange import Drain, Exchange
 from gateway.http.upstream.pool import Link
 
 CLIENT_GONE: Final = "client_gone"
@@ -51,18 +51,18 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
 
     The call is charged before the answer's last bytes are sent.
     """
-    call, meter, link, status = admitted.call, admitted.meter, exchange.link, answer.status
+    call, meter, attempt, status = admitted.call, admitted.meter, admitted.attempt, answer.status
+    link, ports, route = attempt.link, admitted.worker.ports, admitted.head.routed.route
     assert meter is not None
     assert link is not None
-    route = exchange.routed.route
+    exchange.status = status
     if answer.session and route is not None and FAMILIES[route.family].session_field:
         # The owner of the session is stored before the client gets its id.
         session = session_of(route.upstream, answer.session)
-        await exchange.worker.ports.objects.keep(admitted.caller, [session])
+        await ports.objects.keep(admitted.caller, [session])
     if answer.address and route is not None:
-        await _lead_here(exchange, admitted, answer, route)
-    altered = call.strip_usage and 200 <= status < 300
-    outlet = Outlet(exchange, answer, admitted.limits_shown, altered, meter)
+        await _lead_here(admitted, answer, route, exchange.origin)
+    outlet = Outlet(exchange, admitted, answer, call.strip_usage and 200 <= status < 300, meter)
     exchange.fail = outlet.fail
     if link.complete and not answer.content_encoding and call.narrow is None:
         tail = meter.whole(link.take_payload())
@@ -71,63 +71,58 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
     if call.units_pointer and meter.unread:
         raise UpstreamUnreachable("The upstream's answer is no document that could say its units.")
     if status >= HTTPStatus.BAD_REQUEST:
-        hear_refusal(exchange, call, answer, tail, meter.detail.retry_s)
+        hear_refusal(admitted, answer, tail, meter.detail.retry_s)
     told = _take_ids(meter, call) if meter.told else []
-    exchange.ended_upstream = exchange.worker.ports.seconds()
+    attempt.ended = ports.seconds()
     if exchange.before_end is not None:
         await exchange.before_end(told)
     if told:
         # The owner of the objects is stored before the client gets their ids.
-        waits = _keep(exchange, admitted, told)
+        waits = _keep(admitted, told)
         for kept in waits if not admitted.charges else ():  # a charged answer is delivered even if this fails
             await kept
-    early = admitted.settles_after_reply
+    early = route is not None and route.settle == "after_reply"  # its whole answer is sent before the charge
     if early:
         outlet.end(tail)
     # A job keeps its hold until its result exists.
-    complete, came_to = _outcome(exchange, meter, status)
+    complete, came_to = _outcome(admitted, meter, status, exchange.gone, exchange.drain)
+    exchange.reason = exchange.reason or ("" if complete else ANSWER_CUT)
     charged = not admitted.due or await admitted.settle(status, complete, False, came_to)
     if not early:
         if not charged:  # an answer that may not have been charged is never completed
             raise CountersUnavailable(retry_after_s=1)
         outlet.end(tail)
-    exchange.leave_upstream()
+    attempt.leave(admitted.caller)
 
 
-def _outcome(exchange: Exchange, meter: Meter, status: int) -> tuple[bool, Failed]:
+def _outcome(
+    admitted: AdmittedCall, meter: Meter, status: int, gone: bool, drain: Drain | None
+) -> tuple[bool, Failed]:
     """Judge an answer whose bytes arrived without an error: return whether its content is complete.
 
-    Return as well the status and reason for the journal of calls.
+    Return as well the status and reason for the journal of calls, by whether the client is `gone`, or was
+    answered before the `drain`.
     """
+    answered = None if drain is None else drain.answered
     if not meter.ended or meter.is_whole or not 200 <= status < 300:
-        return True, exchange.outlasted or (_LEFT if exchange.gone else _TOLD)
+        return True, answered or (_LEFT if gone else _TOLD)
     failure = UpstreamUnreachable("The upstream's answer ended without its API's last word.")
     failure.cause = UNFINISHED
-    exchange.reason = exchange.reason or ANSWER_CUT
-    note_failure(exchange, failure)
-    return False, exchange.outlasted or _CUT
+    note_failure(admitted.worker.ports, admitted.request_id, admitted.attempt.name, failure)
+    return False, answered or _CUT
 
 
-async def _lead_here(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead, route: Route) -> None:
-    """Replace the upload URL in an answer by this gateway's, and store the caller as the upload's owner."""
+async def _lead_here(admitted: AdmittedCall, answer: AnswerHead, route: Route, origin: str) -> None:
+    """Replace the upload URL in an answer by one of this gateway, at `origin`; store the upload's owner."""
     uploads, asked = uploads_of(route), dict(parse_qsl(urlsplit(answer.address.decode("latin-1")).query))
     if uploads is not None and asked.get(uploads.id):
         session = session_of(route.upstream, asked[uploads.id].encode())
-        await exchange.worker.ports.objects.keep(admitted.caller, [session])
-        kept, proof = {name: asked[name] for name in route.queries if name in asked}, exchange.head.proof
+        await admitted.worker.ports.objects.keep(admitted.caller, [session])
+        kept, proof = {name: asked[name] for name in route.queries if name in asked}, admitted.head.proof
         if not proof.token:
-            kept[UPLOAD_PASS] = upload_pass(asked[uploads.id], proof.digest, exchange.worker.heads.pepper)
-        address = f"{origin_of(exchange)}{exchange.routed.sent}?{urlencode(kept)}"
+            kept[UPLOAD_PASS] = upload_pass(asked[uploads.id], proof.digest, admitted.worker.heads.pepper)
+        address = f"{origin}{admitted.head.routed.sent}?{urlencode(kept)}"
         answer.text = b"%b\r\n%b: %b" % (answer.text, uploads.address, address.encode())
-
-
-def origin_of(exchange: Exchange) -> str:
-    """Return the gateway's base URL: the configured one, else the one that this client used."""
-    public = exchange.worker.limits.public_url
-    if public:
-        return public
-    tls = exchange.connection.transport.get_extra_info("sslcontext") is not None
-    return f"http{'s' if tls else ''}://{exchange.routed.host.decode('latin-1')}"
 
 
 async def _relay_body(
@@ -138,23 +133,22 @@ async def _relay_body(
     Raises the failure that cut the body. A stream that used up its hold gets an extension. If the limit has
     nothing left and the plan requires it, the stream is ended here, in valid form if possible.
     """
-    worker, call = exchange.worker, admitted.call
-    limits = worker.limits
+    worker, connection, call = exchange.worker, exchange.connection, admitted.call
+    limits, keeps = worker.limits, exchange.before_end is None  # else a job's answer is wanted whole
     is_read = call.narrow is not None or call.units_pointer or call.meter not in UNREAD_METERS
     # An upstream refuses a stream with a document.
-    passes = (call.streamed and exchange.status not in REFUSING) or not is_read
+    passes = (call.streamed and admitted.attempt.status not in REFUSING) or not is_read
     held_max = 0 if passes else limits.answer_held_bytes_max
     counted_from = limits.answer_uncounted_bytes_max
     held = b""
-    read_on: _ReadOn | None = None
     while True:
         data, complete = link.take_payload(), link.complete
-        passed = _metered(exchange, admitted, meter, data)
+        passed = _metered(admitted, meter, data, keeps)
         if meter.behind:
-            passed += await _catch_up(exchange, admitted, link, meter)
+            passed += await _catch_up(admitted, link, meter, keeps)
         if complete:
             passed += meter.finish()
-            return held + passed + (await _catch_up(exchange, admitted, link, meter) if meter.behind else b"")
+            return held + passed + (await _catch_up(admitted, link, meter, keeps) if meter.behind else b"")
         if link.failure is not None and meter.is_whole and meter.final:  # the answer is complete
             return held + passed + meter.finish()
         _check_unbroken(link, meter)
@@ -171,43 +165,18 @@ async def _relay_body(
             return end
         size, data, passed = len(data), b"", b""  # during a wait only the written copy is in memory
         kept = meter.kept + len(held)
-        if kept > counted_from or exchange.connection.blocked:
+        if kept > counted_from or connection.blocked:
             counted_from = -1  # from now on
-            if not exchange.connection.keep_untaken(kept):  # memory is short
+            if not connection.keep_untaken(kept):  # memory is short
                 meter.slim()
                 held_max = 0
-        if exchange.gone and exchange.before_end is None:  # else it is wanted whole
-            read_on = read_on or _ReadOn()
-            read_on.check(exchange, meter, size, call.streamed)
-        elif exchange.connection.blocked:
+        if keeps and exchange.drain is not None:
+            exchange.drain.check(worker, meter, size, call.streamed)
+        elif connection.blocked:
             link.hold()
-            await exchange.connection.writable()
+            await connection.writable()
             link.go_on()
         await link.arrival()
-
-
-class _ReadOn:
-    """The amount of an answer that was read after its client had left."""
-
-    __slots__ = ("_read", "_tokens", "_tokens_max")
-
-    def __init__(self) -> None:
-        self._read, self._tokens, self._tokens_max = 0, -1, 0
-
-    def check(self, exchange: Exchange, meter: Meter, size: int, streamed: bool) -> None:
-        """Count `size` more bytes of an answer whose client has left.
-
-        Raise `ClientGone` once the usage is known, or if the maximum of bytes or tokens is exceeded.
-        """
-        limits, before = exchange.worker.limits, self._tokens
-        tokens = self._tokens = meter.observed() if streamed else 0
-        if before < 0:
-            self._tokens_max = tokens + limits.drain_tokens_max
-        if tokens > before >= 0 or (tokens and not exchange.silent_since):
-            exchange.silent_since = exchange.worker.ports.seconds()
-        self._read += size
-        if meter.known or self._read > limits.drain_bytes_max or tokens > self._tokens_max:
-            raise ClientGone
 
 
 def _check_unbroken(link: Link, meter: Meter) -> None:
@@ -218,19 +187,19 @@ def _check_unbroken(link: Link, meter: Meter) -> None:
         raise UpstreamUnreachable("The upstream's answer continues after its end.")
 
 
-async def _catch_up(exchange: Exchange, admitted: AdmittedCall, link: Link, meter: Meter) -> bytes:
+async def _catch_up(admitted: AdmittedCall, link: Link, meter: Meter, keeps: bool) -> bytes:
     """Meter a large part of an answer in steps, so that other calls can run between; return its output."""
     passed: list[bytes] = []
     while meter.behind:
         await link.next_turn()
         checks = admitted.call.checks
         if checks is not None and checks.asked:
-            await _check_names(exchange, admitted, checks)
-        passed.append(_metered(exchange, admitted, meter, b""))
+            await _check_names(admitted, checks)
+        passed.append(_metered(admitted, meter, b"", keeps))
     return b"".join(passed)
 
 
-async def _check_names(exchange: Exchange, admitted: AdmittedCall, checks: NameCheck) -> None:
+async def _check_names(admitted: AdmittedCall, checks: NameCheck) -> None:
     """Find out which of the model names that a list contains belong to the caller's organization.
 
     `checks` has the names to check, and gets the result.
@@ -238,25 +207,25 @@ async def _check_names(exchange: Exchange, admitted: AdmittedCall, checks: NameC
     names, own = dict.fromkeys(checks.asked), set[str]()
     checks.asked = []
     for name in names:
-        if await exchange.worker.ports.objects.owned(admitted.caller, (name,)):
+        if await admitted.worker.ports.objects.owned(admitted.caller, (name,)):
             own.add(name)
     checks.own = frozenset(own)
 
 
-def _metered(exchange: Exchange, admitted: AdmittedCall, meter: Meter, data: bytes) -> bytes:
+def _metered(admitted: AdmittedCall, meter: Meter, data: bytes, keeps: bool) -> bytes:
     """Pass data of an answer through the meter and return the output.
 
-    The caller becomes the owner of objects that the data name.
+    If it `keeps`, the caller becomes the owner of objects that the data name.
     """
     passed = meter.feed(data) if data or meter.behind else b""
-    if meter.told and exchange.before_end is None and (told := _take_ids(meter, admitted.call)):
-        _keep(exchange, admitted, told)
+    if meter.told and keeps and (told := _take_ids(meter, admitted.call)):
+        _keep(admitted, told)
     return passed
 
 
-def _keep(exchange: Exchange, admitted: AdmittedCall, told: list[str]) -> list[Awaitable[object]]:
+def _keep(admitted: AdmittedCall, told: list[str]) -> list[Awaitable[object]]:
     """Store the caller as the owner of the objects `told`; return the pending requests to Redis."""
-    objects = exchange.worker.ports.objects
+    objects = admitted.worker.ports.objects
     return [objects.keep(admitted.caller, ids, how) for how, ids in kept_apart(admitted.call, told)]
 
 
@@ -279,15 +248,10 @@ class Outlet:
     __slots__ = ("_bare", "_chunked", "_exchange", "_head", "_meter", "_of_turn")
 
     def __init__(
-        self,
-        exchange: Exchange,
-        answer: AnswerHead,
-        decision: Decision | None,
-        altered: bool,
-        meter: Meter,
+        self, exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead, altered: bool, meter: Meter
     ) -> None:
         self._meter = meter
-        routed = exchange.routed
+        routed = admitted.head.routed
         length = None if altered else answer.length
         self._exchange = exchange
         self._chunked = False
@@ -306,7 +270,7 @@ class Outlet:
             framing = b""
             exchange.until_close = True
             exchange.keep_alive = keep_alive = False
-        self._head = _answer_head(exchange, answer, decision, framing, keep_alive)
+        self._head = _answer_head(admitted, answer, framing, keep_alive)
         if socket is not None:
             socket.begin_answer(answer.status, answer.content_type, self._head)
 
@@ -325,7 +289,7 @@ class Outlet:
         exchange = self._exchange
         if exchange.gone or self._bare or not (self._chunked or exchange.until_close or self._of_turn):
             return False
-        _, body = render(refusal, exchange.routed.family, exchange.request_id)
+        _, body = render(refusal, exchange.head.routed.family, exchange.request_id)
         said = self._meter.fail(body)
         if said:
             self.end(said)
@@ -343,16 +307,16 @@ class Outlet:
             exchange.write(data)
 
 
-def _answer_head(
-    exchange: Exchange, answer: AnswerHead, decision: Decision | None, framing: bytes, keep_alive: bool
-) -> bytes:
+def _answer_head(admitted: AdmittedCall, answer: AnswerHead, framing: bytes, keep_alive: bool) -> bytes:
     """Return the head for the client: the forwarded fields, then those of the gateway.
 
     `framing` is the field about the body's length or chunks, or empty.
     """
-    text, status, family = answer.text, answer.status, FAMILIES[exchange.routed.family]
+    head, attempt = admitted.head, admitted.attempt
+    decision = admitted.decision if admitted.service.id else None  # of a free route, no limits are shown
+    text, status, family = answer.text, answer.status, FAMILIES[head.routed.family]
     date = ids = shown = told = budget = b""
-    if exchange.head.cors:  # only the gateway decides which web pages may call
+    if head.cors:  # only the gateway decides which web pages may call
         text = b"\r\n".join(
             [line for line in answer.lines if line[: len(CORS_PREFIX)].lower() != CORS_PREFIX]
         )
@@ -365,8 +329,8 @@ def _answer_head(
         ids = b"\r\nrequest-id: %b" % plain_id
     if upstream_id:
         ids = b"%b\r\nx-upstream-request-id: %b" % (ids, upstream_id)
-    if exchange.worker.limits.show_upstream:
-        shown = b"\r\nx-tollkeeper-upstream: %b" % exchange.upstream_name.encode()
+    if admitted.worker.limits.show_upstream:
+        shown = b"\r\nx-tollkeeper-upstream: %b" % attempt.name.encode()
     if status in HELD_OFF:
         shown = b"%b\r\nx-tollkeeper-refused-by: upstream" % shown
     if decision is not None and status not in LIMITED:  # next to the upstream's, our limits would mislead
@@ -376,40 +340,38 @@ def _answer_head(
         if family.budget_fields is not None and decision.budget is not None:
             fields = family.budget_fields(decision.budget, None)
             budget = b"".join([b"\r\n%b: %b" % field for field in fields])
-    ending = _ending(exchange, keep_alive)
+    ending = _ending(head, admitted.request_id, attempt.waited_ms, keep_alive)
     return b"%b%b%b%b%b%b%b%b" % (text, date, ids, framing, shown, told, budget, ending)
 
 
 def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
     """Send a whole answer that the gateway made."""
-    exchange.status = status
-    lines = [
-        _STATUS_LINES.get(status) or b"HTTP/1.1 %d Refused" % status,
-        b"date: " + _date(int(time.time())),
-    ]
+    exchange.status, request_head = status, exchange.head
+    began = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Refused" % status
+    lines = [began, b"date: " + _date(int(time.time()))]
     if status not in {204, 304}:  # RFC 9110, 8.6
         lines.append(b"content-length: %d" % len(body))
     lines += [b"%b: %b" % field for field in fields]
-    head = b"\r\n".join(lines) + _ending(exchange, exchange.decide_keep_alive())
+    waited_ms, keep_alive = exchange.attempt.waited_ms, exchange.decide_keep_alive()
+    head = b"\r\n".join(lines) + _ending(request_head, exchange.request_id, waited_ms, keep_alive)
     socket = exchange.connection.socket
     if socket is None:
-        exchange.write(head if exchange.routed.method == b"HEAD" else head + body)
+        exchange.write(head if request_head.routed.method == b"HEAD" else head + body)
     else:
         socket.begin_answer(status, b"", head)
         exchange.pass_on(body, True)
 
 
-def _ending(exchange: Exchange, keep_alive: bool) -> bytes:
-    """Return the last header fields of every answer, and the blank line."""
-    routed, head = exchange.routed, exchange.head
-    request_id = exchange.request_id.encode()
+def _ending(head: CallHead, id_: str, waited_ms: int, keep_alive: bool) -> bytes:
+    """Return the last header fields of every answer to the request `id_`, and the blank line."""
+    routed, request_id = head.routed, id_.encode()
     named = cors = waited = last = b""
     if FAMILIES[routed.family].names_requests:
         named = b"\r\nrequest-id: %b" % request_id
     if head.cors:
         cors = b"\r\n%b" % head.cors
-    if exchange.waited_ms:
-        waited = b"\r\nx-tollkeeper-waited-ms: %d" % exchange.waited_ms
+    if waited_ms:
+        waited = b"\r\nx-tollkeeper-waited-ms: %d" % waited_ms
     if not keep_alive:
         last = b"\r\nconnection: close"
     elif routed.minor == 0:

@@ -23,26 +23,28 @@ from gateway.errors import (
 from gateway.http.admission import by_head
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import late_answer, note_failure
-from gateway.http.ports import Log
-from gateway.http.relay import ANSWER_CUT, CLIENT_GONE, origin_of, own_answer, relay
+from gateway.http.ports import Log, Ports
+from gateway.http.relay import ANSWER_CUT, CLIENT_GONE, own_answer, relay
 from gateway.http.routing.cors import Preflight
 from gateway.http.routing.head import CallHead, RoutedHead
 from gateway.http.routing.routes import METADATA_PATH, OWN_PATHS
 from gateway.http.server.buffers import bare
-from gateway.http.server.exchange import ClientGone, Exchange
+from gateway.http.server.exchange import AdmittedHold, ClientGone, Drain, Exchange
 
 
 async def given_up(exchange: Exchange, error: BaseException) -> None:
     """End a failed call: release its hold, and report the failure to its client."""
     expected = isinstance(error, Refusal | ClientGone) or not isinstance(error, Exception)
     failure = bare(error if expected else UnexpectedError(error))  # of others only type and place
-    if isinstance(failure, UpstreamTimeout) and _goes_on(exchange):
+    caller, charge, link = exchange.caller, exchange.charge, exchange.attempt.link
+    alone = exchange.connection.body.messages is None and exchange.before_end is None
+    outlasts = link is not None and link.is_late and alone and exchange.is_worked_on
+    if outlasts and isinstance(failure, UpstreamTimeout):  # its caller still pays for the upstream's work
         await _outlast(exchange, failure)
         return
-    exchange.leave_upstream()
-    caller, charge = exchange.caller, exchange.charge
+    exchange.attempt.leave(caller)
     if charge is not None and charge.due:
-        await _settle(exchange, failure)
+        await _settle(exchange, charge, failure)
     if isinstance(failure, UnexpectedError) and caller is not None and charge is None:
         failure = await _counted(exchange, caller, failure)
     if caller is not None and not exchange.opened and isinstance(failure, Refusal | UnexpectedError):
@@ -54,65 +56,63 @@ async def given_up(exchange: Exchange, error: BaseException) -> None:
         _tell(exchange, failure)
 
 
-# After a deadline the upstream may go on working on the call: its caller still pays for that.
-
-
-def _goes_on(exchange: Exchange) -> bool:
-    """Return whether to wait for an answer that missed its deadline, because it may still report usage."""
-    link = exchange.link
-    alone = exchange.connection.messages is None and exchange.before_end is None
-    return alone and link is not None and link.is_late and exchange.is_worked_on
-
-
 async def _outlast(exchange: Exchange, late: UpstreamTimeout) -> None:
     """Answer the client with a timeout, and read the upstream's answer on for its usage."""
-    charge, link, status = exchange.charge, exchange.link, exchange.status
+    charge, attempt, link = exchange.charge, exchange.attempt, exchange.attempt.link
+    ports, drain = exchange.worker.ports, exchange.drain or Drain()
     assert isinstance(charge, AdmittedCall)
     assert link is not None
+    exchange.drain = drain
     began = charge.meter is not None and charge.meter.produced
-    exchange.silent_since = exchange.worker.ports.seconds() - link.silent_s if began else 0.0
+    drain.silent_since = ports.seconds() - link.silent_s if began else 0.0
     if exchange.gone:
         exchange.reason, exchange.broken = CLIENT_GONE, True
-        note_failure(exchange, late)
+        note_failure(ports, exchange.request_id, attempt.name, late)
     else:
-        exchange.outlasted = _came_to(exchange, late)
+        drain.answered = _came_to(late, exchange.opened, None)
         _tell(exchange, late)
-        exchange.status = status
         exchange.part()
     failure: BaseException | None = None
     try:
-        answer = await late_answer(exchange, charge)
+        answer = await late_answer(charge)
         await relay(exchange, charge, answer)
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the call is charged in any case
         failure = bare(error)
     if failure is not None:
-        exchange.leave_upstream()
+        attempt.leave(charge.caller)
         if charge.due:
-            await _settle(exchange, failure)
-    if exchange.outlasted is not None:
-        exchange.status = exchange.outlasted[0] or exchange.status
+            await _settle(exchange, charge, failure)
+    if drain.answered is not None:
+        exchange.status = drain.answered[0] or exchange.status
     if failure is not None and not isinstance(failure, Refusal | ClientGone):
         raise failure
 
 
-async def _settle(exchange: Exchange, failure: BaseException) -> None:
+async def _settle(exchange: Exchange, charge: AdmittedHold, failure: BaseException) -> None:
     """Charge a failed call, or release its hold."""
-    charge = exchange.charge
-    assert charge is not None
-    abandoned, told = _is_abandoned(exchange, failure), _came_to(exchange, failure)
-    if _is_unseen(exchange, failure):
-        since = exchange.silent_since or exchange.began_upstream
-        exchange.silent_s = exchange.worker.ports.seconds() - since
-    await charge.settle(exchange.status, False, abandoned, told)
+    attempt, drain, silent_s = exchange.attempt, exchange.drain, 0.0
+    late = isinstance(failure, UpstreamTimeout) and attempt.forwarded and exchange.before_end is None
+    left = drain is not None and isinstance(failure, ClientGone)
+    if exchange.answered is not None or left or (late and exchange.connection.body_complete):
+        # The upstream may still work on a call that the gateway no longer waits for.
+        since = attempt.began if drain is None else drain.silent_since or attempt.began
+        silent_s = exchange.worker.ports.seconds() - since
+    abandoned, told = _is_abandoned(exchange, failure), _came_to(failure, exchange.opened, exchange.answered)
+    await charge.settle(attempt.status, False, abandoned, told, silent_s)
 
 
-def _came_to(exchange: Exchange, failure: BaseException) -> tuple[int, str]:
-    """Return the status that the client of a failed call gets, and the reason."""
-    if exchange.outlasted is not None:
-        return exchange.outlasted
+def _came_to(
+    failure: BaseException, opened: bool, answered: tuple[int, str] | None
+) -> tuple[int, str]:  # fmt: skip
+    """Return the status that the client of a failed call gets, and the reason.
+
+    `opened`: its answer has begun. `answered` is what it was sent before.
+    """
+    if answered is not None:
+        return answered
     if isinstance(failure, ClientGone):
         return 0, CLIENT_GONE
-    if exchange.opened:
+    if opened:
         return 0, ANSWER_CUT
     refusal = failure if isinstance(failure, Refusal) else InternalError()
     return refusal.status, refusal.reason
@@ -124,26 +124,17 @@ def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
     It is if the client left or sent no complete request. It is also if a call with tokens was not answered in
     time: the caller chose the request, and the upstream read it.
     """
-    whole, call = exchange.connection.body_complete, exchange.call
-    if exchange.outlasted is not None:
+    whole, attempt, status = exchange.connection.body_complete, exchange.attempt, exchange.attempt.status
+    has_input = exchange.call is not None and exchange.call.has_input
+    if exchange.answered is not None or (attempt.read and has_input):  # read by an earlier target that failed
         return True
-    if exchange.read and call is not None and call.has_input:  # by an earlier target that failed
-        return True
-    if exchange.long and not whole:
+    if exchange.connection.body.long and not whole:
         return False  # no upstream can read an incomplete form
     if isinstance(failure, UpstreamUnreachable):
-        return exchange.gone and 200 <= exchange.status < 300 and call is not None and call.has_input
+        return exchange.gone and 200 <= status < 300 and has_input
     if whole and isinstance(failure, UpstreamTimeout):
-        return exchange.forwarded and not exchange.status and call is not None and call.has_input
-    return exchange.forwarded and (exchange.gone or not whole)
-
-
-def _is_unseen(exchange: Exchange, failure: BaseException) -> bool:
-    """Return whether the upstream may still work on a call that the gateway no longer waits for."""
-    if exchange.outlasted is not None or (exchange.drains and isinstance(failure, ClientGone)):
-        return True
-    late = isinstance(failure, UpstreamTimeout) and exchange.forwarded and exchange.before_end is None
-    return late and exchange.connection.body_complete
+        return attempt.forwarded and not status and has_input
+    return attempt.forwarded and (exchange.gone or not whole)
 
 
 async def _counted(exchange: Exchange, caller: Caller, fault: UnexpectedError) -> BaseException:
@@ -171,9 +162,9 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
     """
     ports, caller = exchange.worker.ports, exchange.caller
     if isinstance(failure, UpstreamFailure):
-        note_failure(exchange, failure)
+        note_failure(ports, exchange.request_id, exchange.attempt.name, failure)
     elif isinstance(failure, CountersRefused):
-        _tell_of_counters(exchange, failure)
+        _tell_of_counters(ports, exchange.request_id, failure)
     if isinstance(failure, Refusal) and not exchange.opened:
         if failure.reason:  # else it is the answer to a preflight
             ports.tally.refused(caller.tenant_id if caller is not None else 0, failure.reason)
@@ -183,24 +174,19 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
         # cut.
         fail = exchange.fail if isinstance(failure, Overloaded) else None
         exchange.reason, exchange.broken = ANSWER_CUT, fail is None or not fail(failure)
-        ports.log(
-            "answer_cut",
-            request_id=exchange.request_id,
-            route=exchange.routed.label,
-            why=failure.message,
-        )
+        route = exchange.head.routed.label
+        ports.log("answer_cut", request_id=exchange.request_id, route=route, why=failure.message)
     elif isinstance(failure, ClientGone):
         exchange.reason, exchange.broken = CLIENT_GONE, True
     else:
         raise failure
 
 
-def _tell_of_counters(exchange: Exchange, failure: CountersRefused) -> None:
+def _tell_of_counters(ports: Ports, request_id: str, failure: CountersRefused) -> None:
     """Log at intervals why Redis refused a call; the client only reads that counters are unavailable."""
-    ports = exchange.worker.ports
     count = ports.failing.note("", failure.reason, ports.seconds())
     if count:
-        said = {"request_id": exchange.request_id, "why": failure.message, "failures": count}
+        said = {"request_id": request_id, "why": failure.message, "failures": count}
         ports.log("counters_refused", **said, level="error")
 
 
@@ -212,27 +198,18 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
     if isinstance(refusal, Preflight):
         own_answer(exchange, refusal.status, list(refusal.fields), b"")
         return
-    exchange.reason = refusal.reason
+    exchange.reason, routed = refusal.reason, exchange.head.routed
     if exchange.call is not None and exchange.call.reply_to is not None:
         refusal.reply_to = exchange.call.reply_to
-    fields, body = render(refusal, exchange.routed.family, exchange.request_id)
-    if isinstance(refusal, InvalidApiKey) and FAMILIES[exchange.routed.family].session_field:
-        fields += _challenge(exchange)
-    if exchange.routed.allow:
-        fields.append((b"allow", ", ".join(exchange.routed.allow).encode()))
+    fields, body = render(refusal, routed.family, exchange.request_id)
+    issued = exchange.worker.ports.tokens.issuers
+    if issued and isinstance(refusal, InvalidApiKey) and FAMILIES[routed.family].session_field:
+        metadata = exchange.origin + METADATA_PATH + ("" if "{" in routed.label else routed.label)
+        challenge = f'Bearer resource_metadata="{metadata}"'  # RFC 9728, 5.1
+        fields.append((b"www-authenticate", challenge.encode()))
+    if routed.allow:
+        fields.append((b"allow", ", ".join(routed.allow).encode()))
     own_answer(exchange, refusal.status, fields, body)
-
-
-def _challenge(exchange: Exchange) -> list[tuple[bytes, bytes]]:
-    """Return the `www-authenticate` field with the address of the issuers' metadata (RFC 9728, 5.1).
-
-    Return no field if the gateway accepts no signed tokens.
-    """
-    if not exchange.worker.ports.tokens.issuers:
-        return []
-    label = exchange.routed.label
-    path = METADATA_PATH + ("" if "{" in label else label)
-    return [(b"www-authenticate", f'Bearer resource_metadata="{origin_of(exchange)}{path}"'.encode())]
 
 
 async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
@@ -245,13 +222,12 @@ async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
         return
     failures.delayed += 1
     # While the answer waits, the rest of head and body is freed; the connection closes after the answer.
-    routed = exchange.routed
+    before, cors = exchange.head.routed, exchange.head.cors
     exchange.connection.body.take_parts()
-    routed = RoutedHead(
-        routed.family, routed.label, method=routed.method, minor=routed.minor, host=routed.host
+    freed = RoutedHead(
+        before.family, before.label, method=before.method, minor=before.minor, host=before.host
     )
-    cors = exchange.head.cors
-    exchange.head, exchange.routed = CallHead(routed), routed
+    exchange.head = CallHead(freed)
     exchange.head.cors = cors
     waited: Wait[None] = Wait()
     timer = asyncio.get_running_loop().call_later(delay_s, waited.set, None)
@@ -307,13 +283,9 @@ class FaultLog:
         fault = error if isinstance(error, UnexpectedError) else UnexpectedError(error)
         left_out, self._left_out = self._left_out, 0
         self._log(
-            "request_failed",
-            request_id=request_id,
-            error=str(fault),
-            place=fault.place,
-            left_out=left_out,
+            "request_failed", request_id=request_id, error=str(fault), place=fault.place, left_out=left_out,
             level="error",
-        )
+        )  # fmt: skip
 
 
 def _place(error: BaseException) -> str:
@@ -334,32 +306,20 @@ def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> 
 
     Calls that were admitted are added by their settlement, so they are ignored here.
     """
-    charge, head, routed, call = exchange.charge, exchange.head, exchange.routed, exchange.call
+    charge, head, call = exchange.charge, exchange.head, exchange.call
+    ports, routed = exchange.worker.ports, head.routed
     if (charge is not None and charge.charges) or routed.label in OWN_PATHS:
         return
-    ports = exchange.worker.ports
     refusal = failure if isinstance(failure, Refusal) else InternalError()
     service = ports.directory.service(routed.service_key)
     run, (kind, by) = head.attribution.run, refused_by(refusal)
     ports.refusals.note(
         RefusedCall(
-            exchange.request_id,
-            ports.refusals.now_ms(),
-            caller.organization_id,
-            caller.tenant_id,
-            caller.key_id,
-            0 if service is None else service.id,
-            caller.acts_for(head.attribution.user, "" if call is None else call.user),
-            head.said.columns,
-            head.attribution.session,
-            routed.label,
-            "" if call is None else call.model,
-            call is not None and call.streamed,
-            refusal.status,
-            refusal.reason,
-            int((ports.seconds() - exchange.started) * 1000),
-            "" if run is None else run.id,
-            kind,
-            by,
+            exchange.request_id, ports.refusals.now_ms(), caller.organization_id, caller.tenant_id,
+            caller.key_id, 0 if service is None else service.id,
+            caller.acts_for(head.attribution.user, "" if call is None else call.user), head.said.columns,
+            head.attribution.session, routed.label, "" if call is None else call.model,
+            call is not None and call.streamed, refusal.status, refusal.reason,
+            int((ports.seconds() - exchange.started) * 1000), "" if run is None else run.id, kind, by,
         )
-    )
+    )  # fmt: skip

@@ -180,13 +180,13 @@ class Collector:
         """`POST /v1/metrics` and other telemetry of callers with a valid key: always answered 200."""
         caller = known(exchange) or await identify(exchange)
         if self._server.url:
-            body = await _body(exchange, caller, TELEMETRY_BYTES_MAX)
-            fields = _fields(exchange, {b"content-type", b"content-encoding"})
+            body = await exchange.whole_body(caller, TELEMETRY_BYTES_MAX)
+            fields = _fields(exchange.head.passed, {b"content-type", b"content-encoding"})
             # These headers are set here, whatever the telemetry itself states.
             fields["x-tollkeeper-organization-id"] = str(caller.organization_id)
             fields["x-tollkeeper-tenant-id"] = str(caller.tenant_id)
             fields["x-tollkeeper-key-id"] = str(caller.key_id)
-            self._pass_on(exchange.routed.label, fields, body, caller.organization_id)
+            self._pass_on(exchange.head.routed.label, fields, body, caller.organization_id)
         own_answer(exchange, 200, _JSON, b"{}")
 
     def _pass_on(self, path: str, fields: dict[str, str], body: bytes, organization_id: int) -> None:
@@ -231,32 +231,32 @@ class OneOrigin:
         self._asks = FairShares(ASKS_MAX, asks_each_max)
         self._tasks: set[asyncio.Task[_Answer]] = set()
 
-    async def pass_on(self, exchange: Exchange) -> None:
-        """Forward an exchange to the keeper without a credential."""
-        await self._pass(exchange, {})
-
-    async def pass_key_on(self, exchange: Exchange) -> None:
-        """Forward an exchange to the keeper with its API key, for the keeper to check."""
-        if exchange.routed.refusal is None and exchange.head.identity_refusal is not None:
-            raise exchange.head.identity_refusal
-        news = exchange.head.news
-        proving = news.proving.split(b"\r\n") if news is not None and news.proving else []
-        credential, _ = credential_of(read_fields(proving)[1])
-        await self._pass(exchange, {"authorization": f"Bearer {credential.decode('ascii')}"})
-
-    async def _pass(self, exchange: Exchange, fields: dict[str, str]) -> None:
-        if exchange.routed.refusal is not None:
-            raise exchange.routed.refusal
-        assert exchange.routed.route is not None
-        path, method = exchange.routed.route.path, exchange.routed.route.methods[0]
-        body = await _body(exchange, NOBODY, FORM_BYTES_MAX)
-        fields |= _fields(exchange, ASKED_WITH)
+    async def pass_on(self, exchange: Exchange, credential: bytes = b"") -> None:
+        """Forward an exchange to the keeper, with an API key if that is its `credential`."""
+        routed = exchange.head.routed
+        if routed.refusal is not None:
+            raise routed.refusal
+        assert routed.route is not None
+        path, method = routed.route.path, routed.route.methods[0]
+        body = await exchange.whole_body(NOBODY, FORM_BYTES_MAX)
+        fields = _fields(exchange.head.passed, ASKED_WITH)
+        if credential:
+            fields["authorization"] = f"Bearer {credential.decode('ascii')}"
         peer = exchange.connection.transport.get_extra_info("peername")
         address = str(peer[0]) if isinstance(peer, tuple) else ""
         fields[SENDER_FIELD] = told_sender(self._peppers, path, address, time.time())
         status, said, content = await self._asked(method, path, fields, body, hash(site_of(address)))
         told = [(name.encode(), said[name].encode("latin-1")) for name in ANSWERED_WITH if name in said]
         own_answer(exchange, status, told, content)
+
+    async def pass_key_on(self, exchange: Exchange) -> None:
+        """Forward an exchange to the keeper with its API key, for the keeper to check."""
+        if exchange.head.routed.refusal is None and exchange.head.identity_refusal is not None:
+            raise exchange.head.identity_refusal
+        news = exchange.head.news
+        proving = news.proving.split(b"\r\n") if news is not None and news.proving else []
+        credential, _ = credential_of(read_fields(proving)[1])
+        await self.pass_on(exchange, credential)
 
     def _asked(
         self, method: str, path: str, fields: dict[str, str], body: bytes, sender: int
@@ -287,17 +287,11 @@ class OneOrigin:
             raise IssuerUnavailable("No keeper answers what agents ask.", retry_after_s=1) from error
 
 
-def _fields(exchange: Exchange, names: Collection[bytes]) -> dict[str, str]:
-    """Return those headers of a request whose names are in `names`, without overlong ones."""
-    lines = (line.partition(b":") for line in exchange.head.passed.split(b"\r\n"))
+def _fields(passed: bytes, names: Collection[bytes]) -> dict[str, str]:
+    """Return those headers in the lines `passed` whose names are in `names`, without overlong ones."""
+    lines = (line.partition(b":") for line in passed.split(b"\r\n"))
     return {
         name.lower().decode("ascii"): value.strip(b" \t").decode("latin-1")
         for name, _, value in lines
         if name.lower() in names and len(value) <= FIELD_BYTES_MAX
     }
-
-
-async def _body(exchange: Exchange, caller: Caller, bytes_max: int) -> bytes:
-    if exchange.head.refusal is not None:
-        raise exchange.head.refusal
-    return await exchange.whole_body(caller, bytes_max)

@@ -7,8 +7,8 @@ halfway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -79,12 +79,13 @@ from gateway.http.admission import (
     by_head,
     charging_prices,
     check_objects,
+    check_route,
     identify,
     judge,
-    judge_as_asked,
     keep_run,
     know_upstreams,
     known,
+    made_models,
     named_prices,
     open_run,
     priced,
@@ -99,10 +100,10 @@ from gateway.http.charge import (
     fields_allowed,
     hold_request,
 )
-from gateway.http.ports import Ports
+from gateway.http.ports import DirectoryPort, Ports
 from gateway.http.relay import own_answer
-from gateway.http.server.exchange import Exchange
-from gateway.http.tally import NEVER
+from gateway.http.routing.head import CallHead
+from gateway.http.server.exchange import Exchange, Worker
 
 # Bytes of a request that is decoded at once. The body of a call may be larger, and is decoded in steps.
 BODY_BYTES_MAX: Final = 1 << 20
@@ -117,11 +118,11 @@ async def take_hold(exchange: Exchange) -> None:
     All limits of the caller reserve the amount, or none does.
     """
     caller = known(exchange) or await identify(exchange)
-    holds = exchange.worker.ports.holds
-    id_, key = exchange.request_id, ""
-    with _uninterrupted(exchange):
+    ports, id_, key = exchange.worker.ports, exchange.request_id, ""
+    holds = ports.holds
+    with exchange.uninterrupted():
         try:
-            body = await _body(exchange, caller)
+            body = await exchange.whole_body(caller, BODY_BYTES_MAX)
             key = idempotency_key(exchange.head.passed)
             said = read_body(HoldBody, body)
             if key:
@@ -140,7 +141,9 @@ async def take_hold(exchange: Exchange) -> None:
                 await holds.forget(caller, key)
             raise
         told = hold.told(remaining)
-        await _keep(exchange, hold, key, body, told)
+        await _keep(ports, hold, key, body, told)
+        if exchange.gone and not key:  # its caller cannot learn its id
+            await _give_back(ports, hold)
     own_answer(exchange, 201, [*_JSON, *limit_headers(decision)], told)
 
 
@@ -151,27 +154,29 @@ async def authorize(exchange: Exchange) -> None:
     decide the hold: headers of its client have no effect.
     """
     caller = known(exchange) or await identify(exchange)
-    ttl_s = exchange.routed.params["ttl_s"]
-    judge_as_asked(exchange)
-    routed = exchange.routed
-    assert routed.route is not None
+    worker, ttl_s = exchange.worker, exchange.head.routed.params["ttl_s"]
+    ports, received = worker.ports, exchange.connection.body
+    routed = exchange.head.routed.asked
+    assert routed is not None
+    head = exchange.head = exchange.head.routed_as(routed, exchange.head.proof)
+    check_route(routed, ports.directory)
     fields: list[tuple[bytes, bytes]] = [(b"cache-control", b"no-store")]
-    with _uninterrupted(exchange):
+    with exchange.uninterrupted():
         if not routed.metered:  # it costs nothing
             free = await by_head(exchange, caller)
             await free.settle(0, False, False, (0, ""))
             exchange.charge = None
-            call = read(exchange, b"")
-            priced(exchange, caller, call, None)
+            call = read(worker, head, received, caller, b"")
+            priced(worker, head, exchange.attempt, caller, call, None)
             if call.narrow is not None or call.listing:
                 raise ModelNotAllowed("Nobody here narrows this list of models: ask for one by its name.")
         else:
             try:
-                body = await _body(exchange, caller)
+                body = await exchange.whole_body(caller, BODY_BYTES_MAX)
                 said = HoldBody(routed.service_key, ttl_s=whole_in(ttl_s, 1, TTL_S_MAX, "ttl_s"))
                 if not routed.buffered:
                     said.amount, body = routed.units, b""
-                call = read(exchange, body)
+                call = read(worker, head, received, caller, body)
             except Refusal:
                 await by_head(exchange, caller)
                 raise
@@ -179,9 +184,11 @@ async def authorize(exchange: Exchange) -> None:
             try:
                 hold, decision, _ = await _taken(exchange, caller, said, id_, authorized=call)
             except Refusal:
-                exchange.worker.ports.holds.leave(caller, id_)
+                ports.holds.leave(caller, id_)
                 raise
-            await _keep(exchange, hold, "", b"", b"")
+            await _keep(ports, hold, "", b"", b"")
+            if exchange.gone:
+                await _give_back(ports, hold)
             fields += [(b"x-tollkeeper-hold", hold.id.encode()), *limit_headers(decision)]
     own_answer(exchange, 200, fields, b"")
 
@@ -189,10 +196,11 @@ async def authorize(exchange: Exchange) -> None:
 async def extend_hold(exchange: Exchange) -> None:
     """Extend a hold's time, and raise its amount if the body asks for more."""
     caller = known(exchange) or await identify(exchange)
-    holds = exchange.worker.ports.holds
-    with _uninterrupted(exchange):
-        said = read_body(ExtendBody, await _body(exchange, caller))
-        hold = await holds.find(caller, exchange.routed.params["id"])
+    ports = exchange.worker.ports
+    holds = ports.holds
+    with exchange.uninterrupted():
+        said = read_body(ExtendBody, await exchange.whole_body(caller, BODY_BYTES_MAX))
+        hold = await holds.find(caller, exchange.head.routed.params["id"])
         if await holds.end_of(hold) is not None:
             raise HoldEnded
         until_ms = holds.now_ms() + 1000 * said.ttl_s
@@ -202,7 +210,7 @@ async def extend_hold(exchange: Exchange) -> None:
             )
         wanted, more = hold.held, 0
         if said.more is not None:
-            wanted, more = await _more(exchange, hold, said.more)
+            wanted, more = await _more(ports, exchange.head.attribution, hold, said.more)
         found = await holds.extend(hold, 1000 * said.ttl_s, wanted)
         short = _short(found, wanted)
         hold.held, hold.expires_ms = found, until_ms
@@ -221,7 +229,7 @@ async def settle_hold(exchange: Exchange) -> None:
 
 async def settle_by_answer(exchange: Exchange) -> None:
     """Settle a hold by the upstream's answer, which is metered like a proxied answer."""
-    params, worker = exchange.routed.params, exchange.worker
+    params, worker = exchange.head.routed.params, exchange.worker
 
     def read_answer(hold: CallerHold, body: bytes) -> SaidUse:
         status = whole_in(params["status"], 100, 599, "status")
@@ -237,15 +245,15 @@ async def _settle_by(
     """Settle a hold by the usage that `read_use` finds in the body of an exchange."""
     caller = known(exchange) or await identify(exchange)
     ports = exchange.worker.ports
-    with _uninterrupted(exchange):
-        body = await _body(exchange, caller, bytes_max)
-        hold = await ports.holds.find(caller, exchange.routed.params["id"])
+    with exchange.uninterrupted():
+        body = await exchange.whole_body(caller, bytes_max)
+        hold = await ports.holds.find(caller, exchange.head.routed.params["id"])
         said, detail, estimated, made = read_use(hold, body)
         end = await ports.holds.end_of(hold)
         if end is None:
             now_s = ports.seconds()
             prices = _prices_then(ports, hold, now_s)
-            label = exchange.routed.label if hold.call is None else hold.call.route
+            label = exchange.head.routed.label if hold.call is None else hold.call.route
             end = end_settled(
                 hold, said, detail, prices, ports.directory.price, now_s, label, ports.holds.now_ms(),
                 estimated,
@@ -265,8 +273,8 @@ async def _settle_by(
 async def release_hold(exchange: Exchange) -> None:
     """Release a hold without a charge. If Redis is unavailable, a worker releases it later."""
     caller = known(exchange) or await identify(exchange)
-    ports, id_, route = exchange.worker.ports, exchange.routed.params["id"], exchange.routed.label
-    with _uninterrupted(exchange):
+    ports, id_, route = exchange.worker.ports, exchange.head.routed.params["id"], exchange.head.routed.label
+    with exchange.uninterrupted():
         if exchange.head.refusal is not None:
             raise exchange.head.refusal
         try:
@@ -326,47 +334,13 @@ def holds_charged(hold: CallerHold, now_ms: int) -> bool:
     return hold.unsettled == UNSETTLED_CHARGED and now_ms > hold.expires_ms
 
 
-@contextmanager
-def _uninterrupted(exchange: Exchange) -> Iterator[None]:
-    """Continue the exchange, within this context, even if the client disconnects."""
-    _shield(exchange)
+async def _keep(ports: Ports, hold: CallerHold, key: str, body: bytes, told: bytes) -> None:
+    """Store a new hold, and `told` as the answer of its idempotency `key`; if this fails, release it."""
     try:
-        yield
-    finally:
-        exchange.shielded, exchange.deadline = False, NEVER
-
-
-def _shield(exchange: Exchange) -> None:
-    worker = exchange.worker
-    exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
-
-
-async def _keep(exchange: Exchange, hold: CallerHold, key: str, body: bytes, told: bytes) -> None:
-    """Store a new hold; release it again if its caller cannot learn its id.
-
-    The caller cannot if storing fails, or if it has disconnected and sent no idempotency `key`. `told` is the
-    answer.
-    """
-    try:
-        await exchange.worker.ports.holds.keep(hold, key, body, told)
+        await ports.holds.keep(hold, key, body, told)
     except CountersUnavailable:
-        await _give_back(exchange, hold)
+        await _give_back(ports, hold)
         raise
-    if exchange.gone and not key:
-        await _give_back(exchange, hold)
-
-
-async def _body(exchange: Exchange, caller: Caller, bytes_max: int = BODY_BYTES_MAX) -> bytes:
-    """Return the whole body of a request, at most `bytes_max` bytes.
-
-    While it is read, a client that disconnects ends the exchange; afterwards no more.
-    """
-    exchange.shielded, exchange.deadline = False, NEVER
-    body = await exchange.whole_body(caller, bytes_max)
-    _shield(exchange)
-    if exchange.head.refusal is not None:
-        raise exchange.head.refusal
-    return body
 
 
 # The request of a hold, on the same limits as a call.
@@ -381,29 +355,31 @@ async def _taken(
     `said` is the request; `again` is set if it was sent before. A hold of an `authorized` call covers its
     highest possible use, because no maximum can be written into its body.
     """
-    ports = exchange.worker.ports
+    worker, head = exchange.worker, exchange.head
+    ports = worker.ports
     try:
         route, call, attribution, unit = (
-            _call(exchange, caller, said)
+            _call(worker, head.attribution, caller, said)
             if authorized is None
-            else _asked_call(exchange, caller, said, authorized)
+            else _asked_call(head, caller, said, authorized)
         )
         exchange.call = call
         asked_run, run, opening = attribution.run, None, None
         policies = () if call.free else run_policies(
-            exchange, caller, asked_run, "run" if authorized is None else FIELD
+            ports.directory, caller, asked_run, "run" if authorized is None else FIELD
         )  # fmt: skip
         if asked_run is not None:
             run, opening = run_to_judge(ports, caller, asked_run, policies)
         budgets: CallBudgets | None
         if authorized is None:
-            service = _service(exchange, caller, said.service)
+            service = _service(ports.directory, caller, said.service)
             budgets = ports.directory.budgets(caller, service.id, attribution, call, run=run)
             prices = prices_of(ports, caller, service, call, budgets)
         else:
-            service, prices, budgets = priced(exchange, caller, call, run)
-        await check_objects(exchange, caller, call)
-        estimate = _estimate(exchange, caller, service, said, call)
+            service, prices, budgets = priced(worker, head, exchange.attempt, caller, call, run)
+        named = call.named + made_models(worker.models, head.routed, caller, call)
+        await check_objects(ports.objects, caller, named)
+        estimate = _estimate(ports, caller, service, said, call)
         if authorized is not None:
             most = estimate.need if call.output_max is None else estimate.ceiling
             estimate = replace(estimate, need=most, least=0)
@@ -412,7 +388,7 @@ async def _taken(
         await ports.holds.enter(caller, id_)
         if opening is not None:
             await by_head(exchange, caller)  # a caller that is over a limit opens no run
-            _shield(exchange)
+            exchange.shield()
             run, prices, budgets = await open_run(ports, opening, service, attribution, call)
             claim, request, asked = ask(prices, budgets, said.amount, again)
     except Refusal:
@@ -430,7 +406,7 @@ async def _taken(
     if exchange.charge is not None:  # the new hold replaces the amounts held before its body was read
         if id_ != exchange.request_id:
             await exchange.charge.settle(0, False, False, (0, ""))
-            _shield(exchange)
+            exchange.shield()
         exchange.charge = None
     hold = CallerHold(
         id_, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, service, unit, asked,
@@ -440,21 +416,21 @@ async def _taken(
         ),
         decision.now_ms, decision.now_ms + request.ttl_ms, caller.unsettled, request.user, call.model,
         request.names if budgets is not None else (), "" if budgets is None else budgets.currency,
-        prices.own, decision.weights, exchange.head.said.columns, attribution.session,
+        prices.own, decision.weights, head.said.columns, attribution.session,
         attribution.metadata.decode(), None if route is None else held_call(route, call),
         call.models_beside, tuple([one.model for one in call.targets]), "" if run is None else run.id,
     )  # fmt: skip
     if unit == TOKENS and service.counts_tokens and decision.weights is None:
         hold.asked = decision.held_tokens
-    refusal = _overruling(exchange, call, claim, decision, budgets, route)
+    refusal = _overruling(worker, call, claim, decision, budgets, route)
     if refusal is not None:
-        await _give_back(exchange, hold)
+        await _give_back(ports, hold)
         raise refusal
     return hold, decision, _remaining(decision, service, unit)
 
 
 def _overruling(  # noqa: PLR0917  # a call, and the decision on it
-    exchange: Exchange, call: CallRequest, claim: CallClaim, decision: Decision,
+    worker: Worker, call: CallRequest, claim: CallClaim, decision: Decision,
     budgets: CallBudgets | None, route: Route | None,
 ) -> InvalidRequest | None:  # fmt: skip
     """Return the refusal of a call with a number in its body that may overrule the maximum of its answer.
@@ -465,72 +441,69 @@ def _overruling(  # noqa: PLR0917  # a call, and the decision on it
     if route is None or answer_bound(call, claim, decision, enforced) is None:
         return None
     try:
-        check_numbers(call, fields_allowed(exchange.worker, call, route.upstream))
+        check_numbers(call, fields_allowed(worker, call, route.upstream))
     except InvalidRequest as refusal:
         return refusal
     return None
 
 
 def _asked_call(
-    exchange: Exchange, caller: Caller, said: HoldBody, call: CallRequest
+    head: CallHead, caller: Caller, said: HoldBody, call: CallRequest
 ) -> tuple[Route | None, CallRequest, Attribution, str]:
     """Return the route, call, attribution and unit of a hold for a call that another gateway describes."""
-    attribution, unit = exchange.head.attribution, TOKENS if call.has_input else unit_of(said)
+    attribution, unit = head.attribution, TOKENS if call.has_input else unit_of(said)
     attribution = replace(attribution, user=caller.acts_for(attribution.user, call.user))
-    return exchange.routed.route, call, attribution, unit
+    return head.routed.route, call, attribution, unit
 
 
 def _call(
-    exchange: Exchange, caller: Caller, said: HoldBody
+    worker: Worker, attribution: Attribution, caller: Caller, said: HoldBody
 ) -> tuple[Route | None, CallRequest, Attribution, str]:
     """Return the route (if any), the call, the attribution and the unit of the hold that `said` requests."""
-    ports = exchange.worker.ports
+    ports = worker.ports
     if sum(one is not None for one in (said.max_tokens, said.amount, said.request)) > 1:
         raise InvalidRequest("A hold states one of max_tokens, amount and request.", param="max_tokens")
     if ports.directory.service(said.service) is None:
         raise ServiceNotIncluded(f"There is no service {said.service}.")
     route, call = None, CallRequest("none", GENERIC, b"", model=said.model, output_max=said.max_tokens)
     if said.request is not None:
-        route = exchange.worker.heads.bindings.read_by(said.service)
+        route = worker.heads.bindings.read_by(said.service)
         if route is None:
             raise InvalidRequest(
                 f"No route reads requests of the service {said.service}: say max_tokens or amount.",
                 param="request",
             )
-        call = read_call(route, {"model": said.model}, write_document(said.request), exchange.worker.bounds)
+        call = read_call(route, {"model": said.model}, write_document(said.request), worker.bounds)
         if said.model and call.model != said.model:
             raise InvalidRequest("model is another one in the request.", param="model")
         if route.objects != "shared":
             read_objects(ObjectAccess((), SHAPES[route.meter].keeps), call)
-    attribution = exchange.head.attribution
     if said.run:
         try:
             attribution = replace(attribution, run=read_run(said.run))
         except ValueError as error:
             raise InvalidRequest(f"run {error}.", param="run") from error
     user = caller.acts_for(said.user or attribution.user, call.user)
-    rule = judge(exchange, caller, call, user, "this hold names none", "user")
+    rule = judge(worker, attribution, caller, call, user, "this hold names none", "user")
     if rule is not None:
         call.targets = named_by(rule, call.model)
     if route is not None:
-        know_upstreams(exchange.worker, call, rule, route.upstream)
+        know_upstreams(worker, call, rule, route.upstream)
     unit = TOKENS if call.has_input else unit_of(said)
     return route, call, replace(attribution, user=user), unit
 
 
-def _service(exchange: Exchange, caller: Caller, key: str) -> Service:
-    found = exchange.worker.ports.directory.resolve(caller, key)
+def _service(directory: DirectoryPort, caller: Caller, key: str) -> Service:
+    found = directory.resolve(caller, key)
     if found is None:
         raise ServiceNotIncluded
     return found
 
 
-def _estimate(
-    exchange: Exchange, caller: Caller, service: Service, said: HoldBody, call: CallRequest
-) -> Estimate:
+def _estimate(ports: Ports, caller: Caller, service: Service, said: HoldBody, call: CallRequest) -> Estimate:
     """Return the tokens of a hold: a stated maximum counts as output, a request is estimated as a call."""
     if call.has_input:
-        return exchange.worker.ports.estimator.hold(call, caller.organization_id, service.key)
+        return ports.estimator.hold(call, caller.organization_id, service.key)
     if said.max_tokens is not None:
         return Estimate(said.max_tokens, said.max_tokens, answers=1)
     if said.amount is None and service.counts_tokens:
@@ -585,9 +558,11 @@ def _remaining(decision: Decision, service: Service, unit: str) -> int | None:
     return min(found) if found else None
 
 
-async def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[HeldAmounts, int]:
+async def _more(
+    ports: Ports, attribution: Attribution, hold: CallerHold, more: int | str
+) -> tuple[HeldAmounts, int]:
     """Return a hold's total amounts after an increase by `more` in its unit, and the increase."""
-    ports, caller, service = exchange.worker.ports, hold.caller, hold.service
+    caller, service = hold.caller, hold.service
     if hold.unit == UNITS:
         raise InvalidRequest("A hold in units stays as it is: take another one beside it.", param="more")
     if isinstance(more, str) is not (hold.unit == MONEY):
@@ -599,7 +574,7 @@ async def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[
     if hold.run:
         run = RunRequest(hold.run)
         opened = ports.runs.cached(caller, run) or await ports.runs.find(caller, run, ())
-    said = replace(exchange.head.attribution, user=hold.user, session=hold.session, run=None)
+    said = replace(attribution, user=hold.user, session=hold.session, run=None)
     budgets = ports.directory.budgets(caller, service.id, said, call, False, opened) if hold.budgets else None
     prices = prices_of(ports, caller, service, call, budgets)
     amount = more if isinstance(more, str) else None
@@ -662,10 +637,10 @@ async def _settled(ports: Ports, hold: CallerHold, end: HoldEnd) -> SettleResult
     return settled
 
 
-async def _give_back(exchange: Exchange, hold: CallerHold) -> None:
+async def _give_back(ports: Ports, hold: CallerHold) -> None:
     """Release a hold whose caller never learned its id."""
     release = Settlement(
         hold.caller, hold.id, hold.user, hold.service, charge=False, budgets=hold.budgets,
         hold_ttl_ms=hold.expires_ms - hold.created_ms,
     )  # fmt: skip
-    await exchange.worker.ports.counters.settle(release)
+    await ports.counters.settle(release)

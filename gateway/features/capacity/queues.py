@@ -32,7 +32,6 @@ from gateway.features.capacity.limits import LearnedLimits, ShareTable, account_
 from gateway.http.charge import AdmittedCall
 from gateway.http.ports import Ports
 from gateway.http.protocol.answer import LIMITED, AnswerHead
-from gateway.http.server.exchange import Exchange
 from gateway.http.upstream.pool import Upstream
 
 # Maxima of one request to an account: calls, of those calls of batches, and calls of one share.
@@ -141,15 +140,16 @@ class CapacityQueues:
             if requests or tokens:
                 self._learned.setdefault(upstream.name, LearnedLimits()).note(model, key, requests, tokens)
 
-    async def take(self, exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, waits: bool) -> None:
+    async def take(self, admitted: AdmittedCall, upstream: Upstream, waits: bool) -> None:
         """Acquire the capacity of an upstream that a call needs, or wait for room.
 
         Raise `UpstreamFull` if the wait is too long, or at once if there is no room and `waits` is False.
         """
         capacity, ports, call = upstream.target.capacity, self.ports, admitted.call
+        attempt = admitted.attempt
         assert capacity is not None
         learned, keys = self._learned.get(upstream.name), len(upstream.accounts)
-        model, limits = account_of(capacity, exchange.model_sent or call.model, learned, keys)
+        model, limits = account_of(capacity, attempt.model or call.model, learned, keys)
         if limits == _UNLIMITED:
             return
         queue = self._queues.get((upstream.name, model))
@@ -160,17 +160,17 @@ class CapacityQueues:
         if shares is not self._table.known:
             self._table = ShareTable(shares)
         caller = admitted.caller
-        share = self._table.of(upstream.name, exchange.model_sent or call.model, caller)
-        batch = int(share.is_batch(caller, exchange.head.attribution.priority))
+        share = self._table.of(upstream.name, attempt.model or call.model, caller)
+        batch = int(share.is_batch(caller, admitted.head.attribution.priority))
         need = ports.estimator.hold(call, caller.organization_id, admitted.service.key).need
         began = ports.seconds()
         one = WaitingCall(
-            exchange.request_id, share, caller.organization_id, batch, need,
+            admitted.request_id, share, caller.organization_id, batch, need,
             max(1, len(call.body)), began + self._wait_s if waits else began,
         )  # fmt: skip
         if not self._enter(one):
             raise queue.refusal(one)
-        exchange.waits = True
+        attempt.waits = True
         try:
             queue.enter(one)
             by = await one.let_in
@@ -178,11 +178,11 @@ class CapacityQueues:
             queue.leave(one)
             raise
         finally:
-            exchange.waits = False
+            attempt.waits = False
             self._leave(one)
         if one.asked > 1:
             waited = ports.seconds() - began
-            exchange.waited_ms = max(1, round(waited * 1000))
+            attempt.waited_ms = max(1, round(waited * 1000))
             waits_there = self.wait_seconds.get(upstream.name)
             if waits_there is None:
                 waits_there = self.wait_seconds[upstream.name] = Histogram()

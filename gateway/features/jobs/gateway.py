@@ -73,6 +73,7 @@ from gateway.errors import (
     UserRequired,
 )
 from gateway.http.admission import (
+    NO_WORDS,
     admit,
     charging_prices,
     check_batch_models,
@@ -92,7 +93,9 @@ from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
 from gateway.http.protocol.answer import refuses
 from gateway.http.relay import own_answer, relay
-from gateway.http.server.exchange import Exchange
+from gateway.http.routing.head import RoutedHead
+from gateway.http.server.buffers import RequestDriver
+from gateway.http.server.exchange import Attempt, Exchange, Worker
 from gateway.http.server.server import at_collection
 
 _JSON: Final = [(b"content-type", b"application/json")]
@@ -123,26 +126,26 @@ async def create_batch(exchange: Exchange) -> None:
 
     A request for a list of batches is answered with those of the caller's organization.
     """
-    routed = exchange.routed
+    routed = exchange.head.routed
     if routed.metered or (routed.owned is not None and routed.owned.lists):
         await at_collection(exchange)
         return
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
-    jobs = _jobs(exchange)
-    paths = BATCH_AT.get(exchange.routed.label)
+    ports, paths = exchange.worker.ports, BATCH_AT.get(routed.label)
+    jobs = _jobs(ports)
     fetches = paths is not None and not paths.inline
     if fetches:
         _check_metadata(admitted.call)
     if fetches:  # a file's lines stay in memory until their hold is reserved
         with exchange.worker.buffers.files.reading(caller) as arrive:
-            job = await _taken(exchange, caller, admitted.call, jobs, arrive)
+            job = await _taken(exchange, admitted, jobs, arrive)
     else:
-        job = await _taken(exchange, caller, admitted.call, jobs)
+        job = await _taken(exchange, admitted, jobs)
     if fetches:
         _mark(admitted.call, job)
-    exchange.before_end = partial(_opened, exchange, job, jobs)
-    await _made(exchange, admitted, job, jobs, partial(_given_back, exchange.worker.ports, job, jobs))
+    exchange.before_end = partial(_opened, exchange, admitted, job, jobs)
+    await _made(exchange, admitted, job, jobs, partial(_given_back, ports, job, jobs))
 
 
 async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
@@ -150,12 +153,13 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
 
     An answer that names no id, or already contains the result, is charged like any other answer.
     """
-    paths, jobs = JOBS.get(exchange.routed.label), _jobs(exchange)
-    upstreams = exchange.worker.upstreams
-    names = [one.upstream for one in admitted.call.targets] or [exchange.upstream_name]
+    worker, attempt = admitted.worker, admitted.attempt
+    paths, jobs = JOBS.get(admitted.head.routed.label), _jobs(worker.ports)
+    upstreams = worker.upstreams
+    names = [one.upstream for one in admitted.call.targets] or [attempt.name]
     if paths is None or any(name in upstreams and upstreams[name].target.path for name in names):
         raise InvalidRequest("Nobody can look at its result on this route.", param="background")
-    job = _job_of(exchange, admitted, paths)
+    job = _job_of(admitted, paths)
     try:
         # Before the hold lasts, and before the upstream hears of the job: a worker may end at any time.
         await jobs.open(job)
@@ -183,19 +187,20 @@ async def _made(
         answer = await forward(exchange, admitted)
         await relay(exchange, admitted, answer)
     except BaseException:
-        left = exchange.forwarded and exchange.connection.body_complete
-        if left and not refuses(exchange.status):
-            _leave_unknown(exchange, admitted, job, jobs)
+        left = admitted.attempt.forwarded and exchange.connection.body_complete
+        if left and not refuses(admitted.attempt.status):
+            _leave_unknown(admitted, job, jobs)
         elif admitted.due or not admitted.charges:
             begin(never())
         raise
     await OVER
 
 
-def _leave_unknown(exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort) -> None:
+def _leave_unknown(admitted: AdmittedCall, job: Job, jobs: JobsPort) -> None:
     """Store a job whose result is unknown, for later checks, and hand the call's hold over to the job."""
-    if not job.upstream and not 200 <= exchange.status < 300:
-        job.upstream, job.sent = exchange.upstream_name, exchange.model_sent
+    attempt = admitted.attempt
+    if not job.upstream and not 200 <= attempt.status < 300:
+        job.upstream, job.sent = attempt.name, attempt.model
         begin(jobs.keep(job))
     _hand_over(admitted)
 
@@ -210,18 +215,16 @@ def _hand_over(admitted: AdmittedCall) -> None:
 async def remake(exchange: Exchange) -> None:
     """Create a job that is derived from an existing one, with the existing job's model and length."""
     caller = known(exchange) or await identify(exchange)
-    job = await _jobs(exchange).find(caller, exchange.routed.params["id"])
-    if job is not None and job.kind == VIDEO:
-        exchange.says = {"model": job.model, "seconds": str(job.seconds)}
-    await run_later(exchange, await admit(exchange, caller))
+    job = await _jobs(exchange.worker.ports).find(caller, exchange.head.routed.params["id"])
+    is_video = job is not None and job.kind == VIDEO
+    says = {"model": job.model, "seconds": str(job.seconds)} if job is not None and is_video else NO_WORDS
+    await run_later(exchange, await admit(exchange, caller, says))
 
 
-def _job_of(exchange: Exchange, admitted: AdmittedCall, paths: JobPaths) -> Job:
+def _job_of(admitted: AdmittedCall, paths: JobPaths) -> Job:
     claim, decision, prices = admitted.claim, admitted.decision, admitted.prices
     budgets = admitted.budgets
-    job = _job(
-        exchange, admitted.caller, exchange.request_id, admitted.user, admitted.service, decision, prices
-    )
+    job = _job(admitted, admitted.request_id, admitted.user, admitted.service, decision, prices)
     job.kind, job.endpoint, job.model = paths.kind, paths.path, admitted.call.model
     job.videos, job.seconds = admitted.call.choices, (admitted.call.measured or {}).get(SECONDS, 0)
     job.output_max, job.tiers = admitted.call.output_max or 0, admitted.call.tiers
@@ -234,7 +237,7 @@ def _job_of(exchange: Exchange, admitted: AdmittedCall, paths: JobPaths) -> Job:
 
 
 async def _begun(
-    exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort, told: list[str]
+    driver: RequestDriver, admitted: AdmittedCall, job: Job, jobs: JobsPort, told: list[str]
 ) -> None:
     """Store the id of a started job before the client reads this id.
 
@@ -242,29 +245,27 @@ async def _begun(
     that nothing was created. A 4xx status proves it, and so does any error of an upstream without a list of
     jobs, unless a proxy made the error.
     """
-    meter, status, paths = admitted.meter, exchange.status, JOBS[job.endpoint]
+    meter, status, paths = admitted.meter, admitted.attempt.status, JOBS[job.endpoint]
     is_over = not told or meter is None or meter.usage().reported
     if not 200 <= status < 300 and not refuses(status) and (paths.listed or status in _BETWEEN):
-        _leave_unknown(exchange, admitted, job, jobs)
-    elif 200 <= status < 300 and not is_over and await _noted(exchange, job, jobs, told):
+        _leave_unknown(admitted, job, jobs)
+    elif 200 <= status < 300 and not is_over and await _noted(driver, admitted.attempt, job, jobs, told):
         _hand_over(admitted)
     else:
         begin(jobs.drop(job))  # no await between this and the charge of the call
 
 
-async def _noted(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str]) -> bool:
+async def _noted(driver: RequestDriver, attempt: Attempt, job: Job, jobs: JobsPort, told: list[str]) -> bool:
     """Store a new job's id without interruption; return False if another job already has this id.
 
     `told` are the ids in the answer whose owner is still to be stored: a stored id is removed from it.
     """
-    made = msgspec.structs.replace(
-        job, id=told[0], status=RUNNING, upstream=exchange.upstream_name, sent=exchange.model_sent
-    )
-    exchange.shielded = True
+    made = msgspec.structs.replace(job, id=told[0], status=RUNNING, upstream=attempt.name, sent=attempt.model)
+    driver.shielded = True
     try:
         is_own = await jobs.begun(made)
     finally:
-        exchange.shielded = False
+        driver.shielded = False
     if is_own:
         told.remove(made.id)  # its owner is noted
     else:
@@ -276,36 +277,39 @@ async def tell_job(exchange: Exchange) -> None:
     """Relay the state of a job, or cancel it; a result is shown only after it is charged."""
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
-    jobs, paths = exchange.worker.ports.jobs, BATCH_AT.get(exchange.routed.label)
+    jobs, routed = exchange.worker.ports.jobs, exchange.head.routed
+    paths = BATCH_AT.get(routed.label)
     if admitted.call.named and jobs is not None:
         id_ = admitted.call.named[0]
         job = await jobs.find(caller, id_)
-        if job is not None and job.upstream != exchange.upstream_name:
+        if job is not None and job.upstream != exchange.attempt.name:
             admitted.call.targets = (ModelTarget(job.upstream, ""),)
-        shows = exchange.routed.label in RESULTS
-        if (shows or exchange.routed.method == b"DELETE") and not await _looked(jobs, caller, id_, []):
+        shows = routed.label in RESULTS
+        if (shows or routed.method == b"DELETE") and not await _looked(jobs, caller, id_, []):
             what = "has no results" if shows else "cannot be deleted: cancel it first, or wait"
             raise InvalidRequest(f"It is not over, so it {what}.")
-        if job is not None and job.kind == RESPONSE and not await _is_over(exchange, jobs, job):
+        if job is not None and job.kind == RESPONSE and not await _is_over(routed, jobs, job):
             admitted.call.narrow, admitted.call.strip_usage = _progress, True
         if not shows:
             exchange.before_end = partial(_looked, jobs, caller, id_)
-        if paths is not None and paths.results and exchange.routed.method == b"GET":
-            await _told(exchange, admitted, jobs, paths)
+        if paths is not None and paths.results and routed.method == b"GET":
+            status, said = await _told(admitted, jobs, paths)
+            await admitted.settle(status, True)
+            own_answer(exchange, status, _JSON, said)
             return
     answer = await forward(exchange, admitted)
     await relay(exchange, admitted, answer)
     await OVER
 
 
-async def _is_over(exchange: Exchange, jobs: JobsPort, job: Job) -> bool:
+async def _is_over(routed: RoutedHead, jobs: JobsPort, job: Job) -> bool:
     """Return whether a response is charged, so that all of it may be shown.
 
     Raise `InvalidRequest` if the client asks for a stream before the response is complete.
     """
-    if job.is_charged or (exchange.routed.method == b"GET" and await jobs.look(job)):
+    if job.is_charged or (routed.method == b"GET" and await jobs.look(job)):
         return True
-    if "stream=true" in exchange.routed.query:
+    if "stream=true" in routed.query:
         raise InvalidRequest("It is not over, so it cannot be streamed.", param="stream")
     return False
 
@@ -319,23 +323,22 @@ def _progress(document: bytes) -> Iterator[bytes]:
     yield write_document({**told, "output": []})
 
 
-async def _told(exchange: Exchange, admitted: AdmittedCall, jobs: JobsPort, paths: BatchPaths) -> None:
-    """Answer with the state of a batch; the link to its results points to this gateway."""
-    status, said = await jobs.ask(exchange.routed.upstream, exchange.routed.sent, paths.headers)
+async def _told(admitted: AdmittedCall, jobs: JobsPort, paths: BatchPaths) -> tuple[int, bytes]:
+    """Return status and body with the state of a batch; the link to its results points to this gateway."""
+    routed = admitted.head.routed
+    status, said = await jobs.ask(routed.upstream, routed.sent, paths.headers)
     await _looked(jobs, admitted.caller, admitted.call.named[0], [])
     document = loose_document(said)
     if document.get("results_url"):
         document["results_url"] = paths.results.replace("{id}", quote(str(document.get("id")), safe=""))
         said = write_document(document)
-    await admitted.settle(status, True)
-    own_answer(exchange, status, _JSON, said)
+    return status, said
 
 
-def _jobs(exchange: Exchange) -> JobsPort:
-    jobs = exchange.worker.ports.jobs
-    if jobs is None:
+def _jobs(ports: Ports) -> JobsPort:
+    if ports.jobs is None:
         raise UnknownRoute
-    return jobs
+    return ports.jobs
 
 
 def _check_metadata(call: CallRequest) -> None:
@@ -353,18 +356,21 @@ def _mark(call: CallRequest, job: Job) -> None:
     call.changed = True
 
 
-async def _opened(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str]) -> None:
+async def _opened(
+    driver: RequestDriver, admitted: AdmittedCall, job: Job, jobs: JobsPort, told: list[str]
+) -> None:
     """Store the id of a created batch before the client reads this id, or release the batch's hold.
 
     `told` are the ids in the answer. After a 5xx status the batch may exist: then its hold stays until a
     check finds out.
     """
-    if 200 <= exchange.status < 300 and told:
-        if await _noted(exchange, job, jobs, told):
+    attempt = admitted.attempt
+    if 200 <= attempt.status < 300 and told:
+        if await _noted(driver, attempt, job, jobs, told):
             return
-    elif not refuses(exchange.status):
+    elif not refuses(attempt.status):
         return
-    await _given_back(exchange.worker.ports, job, jobs)
+    await _given_back(admitted.worker.ports, job, jobs)
 
 
 async def _looked(jobs: JobsPort, caller: Caller, id_: str, told: list[str]) -> bool:
@@ -389,26 +395,26 @@ async def _given_back(ports: Ports, job: Job, jobs: JobsPort) -> None:
 
 
 # The hold of a batch: the sum of its lines' holds at batch prices.
-async def _lines(
-    exchange: Exchange, caller: Caller, document: Mapping[str, object], jobs: JobsPort,
+async def _lines(  # noqa: PLR0917  # where the lines of a batch are
+    worker: Worker, routed: RoutedHead, caller: Caller, document: Mapping[str, object], jobs: JobsPort,
     arrive: Callable[[int], None],
 ) -> tuple[str, Route, list[BatchLine]]:  # fmt: skip
     """Return the input file's id of a batch, the route of its calls, and its lines.
 
     `arrive` is called with the size of each part of the file, in bytes, as it is read.
     """
-    paths, upstream = BATCH_AT.get(exchange.routed.label), exchange.routed.upstream
-    model = exchange.routed.params.get("model", "")
+    paths, upstream = BATCH_AT.get(routed.label), routed.upstream
+    model = routed.params.get("model", "")
     if paths is None:
         raise UnknownRoute
     input_id, endpoint = document.get("input_file_id"), document.get("endpoint")
     if paths.inline:
-        input_id, endpoint = "", paths.makers.get(exchange.routed.label) or next(iter(paths.calls))
+        input_id, endpoint = "", paths.makers.get(routed.label) or next(iter(paths.calls))
     elif not isinstance(input_id, str) or not input_id:
         raise InvalidRequest("input_file_id must name a file.", param="input_file_id")
     if endpoint not in paths.calls:
         raise InvalidRequest(f"endpoint must be one of {', '.join(paths.calls)}.", param="endpoint")
-    route = exchange.worker.heads.router.route_of("POST", str(endpoint))
+    route = worker.heads.router.route_of("POST", str(endpoint))
     if route is None or route.meter != paths.calls[route.path]:
         raise ServiceNotIncluded(f"Nothing here serves {endpoint}.")
     if paths.makers:
@@ -418,40 +424,41 @@ async def _lines(
     else:
         content = await jobs.fetch(
             upstream, paths.content(input_id),
-            exchange.worker.limits.body_bytes_max, arrive,
+            worker.limits.body_bytes_max, arrive,
         )  # fmt: skip
         read = partial(batch_lines, content, (route.path,))
-    lines = await exchange.worker.bodies.read(caller.organization_id, read)
+    lines = await worker.bodies.read(caller.organization_id, read)
     return input_id, route, lines
 
 
 async def _taken(
-    exchange: Exchange, caller: Caller, call: CallRequest, jobs: JobsPort,
+    exchange: Exchange, admitted: AdmittedCall, jobs: JobsPort,
     arrive: Callable[[int], None] = lambda _: None,
 ) -> Job:  # fmt: skip
     """Reserve one hold for all lines of a batch and return the batch as a job.
 
     `arrive` is called with the size of each part of the input file, in bytes.
     """
-    worker, attribution = exchange.worker, exchange.head.attribution
-    ports, upstream = worker.ports, exchange.routed.upstream
-    input_id, route, lines = await _lines(exchange, caller, call.document or {}, jobs, arrive)
+    worker, head, caller = admitted.worker, admitted.head, admitted.caller
+    ports, routed, attribution = worker.ports, head.routed, head.attribution
+    document = admitted.call.document or {}
+    input_id, route, lines = await _lines(worker, routed, caller, document, jobs, arrive)
     service = ports.directory.resolve(caller, route.service)
     if service is None:
         raise ServiceNotIncluded
-    first = _call_of(route, lines[0], 1, worker.bounds, exchange.routed.params)
+    first = _call_of(route, lines[0], 1, worker.bounds, routed.params)
     asked, run = attribution.run, None
-    policies = run_policies(exchange, caller, asked)
+    policies = run_policies(ports.directory, caller, asked)
     user = caller.acts_for(attribution.user, first.user)
     if caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param="x-tollkeeper-user")
-    check_batch_models(exchange, caller, first, 1)
+    check_batch_models(worker, attribution, caller, first, 1)
     if asked is not None:  # after the checks of the first line: a refused batch opens no run
         run = await ports.runs.find(caller, asked, policies)
     budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
     with _naming(1):
         prices = prices_of(ports, caller, service, first, budgets)
-    hold_id = id_of("hold", ports.refusals.now_ms(), of=exchange.request_id)
+    hold_id = id_of("hold", ports.refusals.now_ms(), of=admitted.request_id)
     request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=OPENING_MS, whole=True)
     if budgets is not None:
         request.budgets, request.names = budgets.accounts, budgets.names
@@ -470,9 +477,9 @@ async def _taken(
         terms = UseTerms(caller, hold_id, user, service, NO_PRICES, request.names)
         begin(ports.counters.settle(release(terms, 1000 * HOLD_S_MAX)))
         raise
-    job = _job(exchange, caller, hold_id, user, service, decision, prices)
-    job.upstream, job.endpoint, job.model, job.input_id = upstream, route.path, first.model, input_id
-    job.batches = BATCH_AT[exchange.routed.label].batches
+    job = _job(admitted, hold_id, user, service, decision, prices)
+    job.upstream, job.endpoint, job.model, job.input_id = routed.upstream, route.path, first.model, input_id
+    job.batches = BATCH_AT[routed.label].batches
     job.lines, job.held, job.units, job.accounts = len(lines), likely, request.units, request.names
     try:
         # Before the hold lasts, and before the upstream hears of the job: a worker may end at any time.
@@ -493,22 +500,21 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
     Meanwhile `renewed` keeps the small hold that was reserved first. Return the likely cost of all lines in
     nano-units, and the prices of the last line.
     """
-    worker, caller, service = exchange.worker, request.caller, request.service
-    ports, attribution, params = worker.ports, exchange.head.attribution, exchange.routed.params
-    upstream = exchange.routed.upstream
+    worker, head, caller, service = exchange.worker, exchange.head, request.caller, request.service
+    ports, routed, attribution = worker.ports, head.routed, head.attribution
     likely, models, prices, number = 0, prices.named, at_batch_prices(prices), 0
     asking, by_cost = money_budgets(budgets), service.pricing.at_cost is not None
     due_s = ports.seconds() + _RENEWED_S
     for piece in _pieces(lines):
-        read = partial(_calls_of, route, piece, number + 1, worker.bounds, params)
+        read = partial(_calls_of, route, piece, number + 1, worker.bounds, routed.params)
         calls = await worker.bodies.read(caller.organization_id, read)
         began_s = ports.seconds()
         for one in calls:
             number += 1
-            check_batch_models(exchange, caller, one, number)
+            check_batch_models(worker, attribution, caller, one, number)
             if caller.acts_for(attribution.user, one.user) != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
-            named = one.named + made_models(exchange, caller, one)
+            named = one.named + made_models(worker.models, routed, caller, one)
             if named and not await ports.objects.owned(caller, named):
                 raise ObjectNotFound(f"Line {number} names an object that is not this organization's.")
             with _naming(number):
@@ -517,7 +523,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
                     models, prices = prices.named, at_batch_prices(prices)
                 elif ports.refuse_unpriced or by_cost or asking is not None:
                     know_reports(one, check_parts(one, models, asking, by_cost))
-            know_upstreams(worker, one, None, upstream)
+            know_upstreams(worker, one, None, routed.upstream)
             likely += _add(ports, request, one, prices, budgets)
         await worker.bodies.rest(ports.seconds() - began_s)
         if ports.seconds() > due_s:
@@ -559,18 +565,18 @@ def _calls_of(
 
 
 def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
-    exchange: Exchange, caller: Caller, hold_id: str, user: str, service: Service, decision: Decision,
+    admitted: AdmittedCall, hold_id: str, user: str, service: Service, decision: Decision,
     prices: CallPrices,
 ) -> Job:  # fmt: skip
     """Return a new job with the amounts that a decision held; its creation time is that of Redis' clock."""
-    created_ms = decision.now_ms
-    vector, attribution = prices.named[0].vector if prices.named else None, exchange.head.attribution
+    created_ms, caller, head = decision.now_ms, admitted.caller, admitted.head
+    vector, attribution = prices.named[0].vector if prices.named else None, head.attribution
     return Job(
         hold_id, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, user, service.key,
-        exchange.upstream_name, "", "", "", 1, created_ms, created_ms + 1000 * JOB_S_MAX,
+        admitted.attempt.name, "", "", "", 1, created_ms, created_ms + 1000 * JOB_S_MAX,
         tokens=decision.held_tokens, credits=decision.held_credits, money=decision.money_held,
         raw_tokens=decision.raw_held, currency="" if vector is None else vector.currency,
-        columns=exchange.head.said.columns, session=attribution.session,
+        columns=head.said.columns, session=attribution.session,
         metadata=attribution.metadata.decode(), own=prices.own, weights=_packed(decision.weights),
     )  # fmt: skip
 

@@ -12,8 +12,8 @@ _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")
 async def run(exchange: Exchange) -> None:
     """Answer with a run of the caller's tenant, or end the run, without a charge."""
     caller = known(exchange) or await identify(exchange)
-    runs, id_ = exchange.worker.ports.runs, exchange.routed.params["id"]
-    if exchange.routed.method == b"DELETE":
+    runs, id_ = exchange.worker.ports.runs, exchange.head.routed.params["id"]
+    if exchange.head.routed.method == b"DELETE":
         await runs.end(caller, id_)
         own_answer(exchange, 204, [], b"")
     else:

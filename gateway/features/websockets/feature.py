@@ -15,7 +15,7 @@ def _open_socket(exchange: Exchange) -> Coroutine[Any, Any, None]:
     from gateway.features.websockets import session, sockets  # noqa: PLC0415  # heavy: few clients want one
     from gateway.http.routing.routes import is_live  # noqa: PLC0415  # of gateways alone
 
-    return (session.open_live if is_live(exchange.routed.route) else sockets.open_socket)(exchange)
+    return (session.open_live if is_live(exchange.head.routed.route) else sockets.open_socket)(exchange)
 
 
 FEATURE = Feature(name="websockets", open_socket=_open_socket)

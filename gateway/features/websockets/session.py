@@ -19,7 +19,7 @@ from wsproto import ConnectionType
 from wsproto.connection import Connection
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 
-from gateway.core.calls.call import BodyLook, read_document, write_document, written_of
+from gateway.core.calls.call import BodyLook, CallRequest, read_document, write_document, written_of
 from gateway.core.families.controlled import Document
 from gateway.core.families.family import LiveSession
 from gateway.core.families.registry import SHAPES
@@ -41,8 +41,9 @@ from gateway.http.forward import forward, socket_key
 from gateway.http.protocol.answer import EVENT_STREAM, AnswerHead
 from gateway.http.protocol.request import accepted
 from gateway.http.relay import relay
+from gateway.http.routing.head import CallHead
 from gateway.http.server.connection import ReadPause
-from gateway.http.server.exchange import ClientGone, Exchange
+from gateway.http.server.exchange import Attempt, ClientGone, ClientPort, Exchange, Worker
 from gateway.http.tally import NEVER
 from gateway.http.upstream.pool import Link
 
@@ -75,12 +76,12 @@ async def open_live(exchange: Exchange) -> None:
         return
     caller = known(exchange) or await identify(exchange)
     take_place(exchange, caller)
-    route = exchange.routed.route
+    route = exchange.head.routed.route
     made = None if route is None else SHAPES[route.meter].live
     assert made is not None
-    pairs = [one.partition("=") for one in exchange.routed.query[1:].split("&")]
+    pairs = [one.partition("=") for one in exchange.head.routed.query[1:].split("&")]
     session = made({name: unquote(value) for name, _, value in pairs})
-    socket = LiveSocket(exchange, caller, session)
+    socket = LiveSocket(exchange.connection, exchange.head, exchange.worker, caller, session)
     if session.named_later:
         open_as(socket, exchange)
         return
@@ -94,12 +95,14 @@ async def open_live(exchange: Exchange) -> None:
 class LiveSocket(WebSocket):
     """The client's socket of a live session, and the messages and events that wait for a turn."""
 
-    def __init__(self, exchange: Exchange, caller: Caller, session: LiveSession) -> None:
-        super().__init__(exchange, caller)
+    def __init__(
+        self, connection: ClientPort, head: CallHead, worker: Worker, caller: Caller, session: LiveSession
+    ) -> None:
+        super().__init__(connection, head.routed.family, worker, caller)
         self._session = session
         self._upstream: UpstreamSocket | None = None
         self._aimed, self._key = ("", ""), 0
-        self._route = exchange.routed.route
+        self._route = head.routed.route
         # The link of the present turn, while its call is admitted and not ended; whether there is a turn; the
         # last admitted call, and the tokens of the session that its hold covers.
         self._link: Link | None = None
@@ -132,18 +135,26 @@ class LiveSocket(WebSocket):
                 if answer.status != 101:
                     await relay(exchange, admitted, answer)
                     return
-                self._take_upstream(exchange, answer)
-                self._name(exchange)
+                self._upstream = self._take_upstream(admitted, answer)
+                if exchange.connection.transport is not self:
+                    self._answer = SocketAnswer(self)
+                    open_as(self, exchange)
+                    exchange.opened = False  # the answer, a stream of events, has not begun
+                self._upstream.begin()
+                if self._asked:  # the upstream has a name of its own for the model
+                    target = admitted.worker.upstreams[admitted.attempt.name].target
+                    self._asked[0] = self._session.sent_as(self._asked[0], admitted.attempt.model, target)
             else:
-                await self._aim(exchange, admitted)
+                await self._aim(admitted)
             self._admitted = admitted
             if (self._ends is not None or self._spent or exchange.gone) and not self._heard:
                 self._take_back()
                 if self._session.pending:  # its events will not be read
-                    self._begin_turn(exchange, admitted)
-                    self._charge_rest(exchange)
+                    exchange.status = 200
+                    self._begin_turn(admitted)
+                    self._charge_rest(admitted.attempt, admitted.call)
                 raise ClientGone
-            link = self._begin_turn(exchange, admitted)
+            link = self._begin_turn(admitted)
             self._pass()
             asyncio.get_running_loop().call_soon(self._flow)
             assert link.answer is not None
@@ -177,61 +188,52 @@ class LiveSocket(WebSocket):
         owed.owe(before)
         return owed
 
-    def _charge_rest(self, exchange: Exchange) -> None:
+    def _charge_rest(self, attempt: Attempt, call: CallRequest | None) -> None:
         """Charge all uncharged usage to this call by estimate: no later event of the upstream is read."""
-        if exchange.call is not None:
-            exchange.call.blob_tokens = self._session.needs
-        exchange.read = True
+        if call is not None:
+            call.blob_tokens = self._session.needs
+        attempt.read = True
         self._session.forget()
 
-    def _take_upstream(self, exchange: Exchange, answer: AnswerHead) -> None:
-        """Adopt the connection of an upstream that opened a socket, and open the client's socket."""
-        link, upstream = exchange.link, exchange.upstream
+    def _take_upstream(self, admitted: AdmittedCall, answer: AnswerHead) -> UpstreamSocket:
+        """Adopt the connection of an upstream that opened a socket."""
+        attempt = admitted.attempt
+        link, upstream = attempt.link, attempt.upstream
         assert link is not None
         assert upstream is not None
-        shown = b"sec-websocket-accept:%b" % accepted(socket_key(exchange))
+        shown = b"sec-websocket-accept:%b" % accepted(socket_key(admitted.request_id))
         if not any(line.replace(b" ", b"").lower() == shown.lower() for line in answer.lines):
             raise UpstreamUnreachable("The upstream does not open a WebSocket as it was asked to.")
         released = partial(upstream.release, self._caller.organization_id, None)
-        self._upstream = UpstreamSocket(self, link, released)
-        self._aimed, self._key = (exchange.upstream_name, exchange.model_sent), exchange.key
-        exchange.link = exchange.upstream = None
-        if exchange.connection.transport is not self:
-            self._answer = SocketAnswer(self)
-            open_as(self, exchange)
-            exchange.opened = False  # the answer, a stream of events, has not begun
-        self._upstream.begin()
+        self._aimed, self._key = (attempt.name, attempt.model), attempt.key
+        attempt.link = attempt.upstream = None
+        return UpstreamSocket(self, link, released)
 
-    def _name(self, exchange: Exchange) -> None:
-        """Replace the model's name in the first message by the upstream's own name."""
-        upstream = exchange.worker.upstreams[exchange.upstream_name]
-        if self._asked:
-            self._asked[0] = self._session.sent_as(self._asked[0], exchange.model_sent, upstream.target)
-
-    async def _aim(self, exchange: Exchange, admitted: AdmittedCall) -> None:
+    async def _aim(self, admitted: AdmittedCall) -> None:
         """Send a later turn to the socket's upstream; refuse it if the model now has other upstreams."""
+        attempt = admitted.attempt
         targets = [(one.upstream, one.model) for one in admitted.call.targets]
-        there = targets or [(exchange.upstream_name, exchange.model_sent)]
+        there = targets or [(attempt.name, attempt.model)]
         if self._aimed not in there and not self._is_due:
             raise ModelNotAllowed(f"The model {admitted.call.model} leads elsewhere by now: connect again.")
         if targets and self._aimed in there and not self._refused:
             admitted.answered_by(targets.index(self._aimed))
-        (exchange.upstream_name, exchange.model_sent), exchange.key = self._aimed, self._key
-        upstream = exchange.worker.upstreams.get(exchange.upstream_name)
+        (attempt.name, attempt.model), attempt.key = self._aimed, self._key
+        upstream = admitted.worker.upstreams.get(attempt.name)
         limiter = None if upstream is None else upstream.limiter
         if limiter is not None and admitted.charges and not self._is_due:
-            await limiter.take(exchange, admitted, upstream, True)
+            await limiter.take(admitted, upstream, True)
 
-    def _begin_turn(self, exchange: Exchange, admitted: AdmittedCall) -> Link:
+    def _begin_turn(self, admitted: AdmittedCall) -> Link:
         """Create the link (connection to the upstream) of a turn, with a meter.
 
         Events from now on are counted for the turn's call.
         """
-        upstream, worker = self._upstream, exchange.worker
+        upstream, worker, attempt = self._upstream, admitted.worker, admitted.attempt
         assert upstream is not None
-        link = exchange.link = self._link = upstream.turn()
+        link = attempt.link = self._link = upstream.turn()
         admitted.meter = make_meter(admitted.call, 200, EVENT_STREAM, b"", worker.bounds)
-        exchange.status, exchange.forwarded, exchange.began_upstream = 200, True, worker.ports.seconds()
+        attempt.status, attempt.forwarded, attempt.began = 200, True, worker.ports.seconds()
         self._asked_at = asyncio.get_running_loop().time()
         return link
 
@@ -259,12 +261,12 @@ class LiveSocket(WebSocket):
         elif link is not None and self._session.pending:
             self._link = None
             if exchange is not None:
-                self._charge_rest(exchange)
+                self._charge_rest(exchange.attempt, exchange.call)
             if code in {_USUAL, _AWAY}:
                 self._ends = _BROKEN, ""
             link.connection_lost(None)
         elif exchange is not None and not exchange.shielded and not self._is_owed:
-            exchange.forwarded = False
+            exchange.attempt.forwarded = False
             exchange.interrupt(ClientGone())
 
     def _give_back(self) -> None:
@@ -305,7 +307,8 @@ class LiveSocket(WebSocket):
         """Notify the HTTP connection that the client is gone, so that no turn follows."""
         exchange = self._connection.exchange
         if exchange is not None:
-            exchange.forwarded = exchange.forwarded and (self._session.pending or exchange.read)
+            attempt = exchange.attempt
+            attempt.forwarded = attempt.forwarded and (self._session.pending or attempt.read)
         self._over = self._left = True
         self._connection.connection_lost(error)
 
@@ -315,9 +318,9 @@ class LiveSocket(WebSocket):
         exchange, link = self._connection.exchange, self._link
         if exchange is not None and link is not None:
             self._link = None
-            self._charge_rest(exchange)
+            self._charge_rest(exchange.attempt, exchange.call)
             self._leave_connection(None)
-            if exchange.drains:
+            if exchange.drain is not None:
                 exchange.interrupt(ClientGone())
         else:
             self._flow()
@@ -447,8 +450,8 @@ class LiveSocket(WebSocket):
             return
         before, call.models_beside = call.models_beside, self._session.models
         try:
-            judge(exchange, charge.caller, call, charge.user)
-            prices = prices_of(exchange.worker.ports, charge.caller, charge.service, call, charge.budgets)
+            judge(charge.worker, charge.head.attribution, charge.caller, call, charge.user)
+            prices = prices_of(charge.worker.ports, charge.caller, charge.service, call, charge.budgets)
         except Refusal:
             call.models_beside = before
             raise

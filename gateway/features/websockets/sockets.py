@@ -23,15 +23,16 @@ from gateway.core.families.refusal import render
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.reading import UNREADABLE
 from gateway.core.metering.stream import Splitter, data_of
-from gateway.core.model import Caller
+from gateway.core.model import Caller, Family
 from gateway.core.wait import OVER
 from gateway.errors import InvalidRequest, Overloaded, Refusal, RequestTooLarge, UpstreamUnreachable
 from gateway.http.admission import identify, known
 from gateway.http.protocol.answer import EVENT_STREAM
 from gateway.http.protocol.request import KEY_PROTOCOLS, PROTOCOLS_FIELD, HeadCut, cut_head
+from gateway.http.routing.head import RoutedHead
 from gateway.http.server.buffers import full
 from gateway.http.server.connection import ReadPause
-from gateway.http.server.exchange import Exchange
+from gateway.http.server.exchange import ClientPort, Exchange, Worker
 
 # Codes of RFC 6455, 7.4.1, and IANA's 1013.
 _AWAY, _TOO_LARGE, _BROKEN, _LATER = 1001, 1009, 1011, 1013
@@ -56,7 +57,7 @@ async def open_socket(exchange: Exchange) -> None:
     """Open a socket for an authenticated caller, unless there are too many."""
     caller = known(exchange) or await identify(exchange)
     take_place(exchange, caller)
-    open_as(ResponseSocket(exchange, caller), exchange)
+    open_as(ResponseSocket(exchange.connection, exchange.head.routed, exchange.worker, caller), exchange)
     await OVER
 
 
@@ -67,7 +68,7 @@ def take_place(exchange: Exchange, caller: Caller) -> None:
     """
     if exchange.head.refusal is not None:
         raise exchange.head.refusal
-    if exchange.body_length:
+    if exchange.connection.body.length:
         raise InvalidRequest("A WebSocket is opened by a request without a body.")
     if not exchange.decide_keep_alive():
         raise Overloaded("This gateway is stopping: connect again.", retry_after_s=1)
@@ -85,7 +86,7 @@ def open_as(socket: WebSocket, exchange: Exchange) -> None:
         b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
         b"sec-websocket-accept: %b\r\n%bx-request-id: %b\r\n\r\n"
         % (
-            exchange.routed.accept,
+            exchange.head.routed.accept,
             b"sec-websocket-protocol: %b\r\n" % named[0] if named else b"",
             exchange.request_id.encode(),
         )
@@ -99,14 +100,13 @@ class WebSocket(asyncio.Protocol):
 
     busy = ""
 
-    def __init__(self, exchange: Exchange, caller: Caller) -> None:
-        routed = exchange.routed
-        self._caller, self._worker, self._limits = caller, exchange.worker, exchange.worker.limits
-        self._connection = exchange.connection
-        assert exchange.connection.opened_by is not None
-        self.opening = exchange.connection.opened_by
-        self._transport = exchange.connection.transport
-        self.family = routed.family
+    def __init__(self, connection: ClientPort, family: Family, worker: Worker, caller: Caller) -> None:
+        self._caller, self._worker, self._limits = caller, worker, worker.limits
+        self._connection = connection
+        assert connection.opened_by is not None
+        self.opening = connection.opened_by
+        self._transport = connection.transport
+        self.family = family
         self._reading = ReadPause(self._transport)
         self._frames = Connection(ConnectionType.SERVER)
         self._message = bytearray()
@@ -337,9 +337,11 @@ class ResponseSocket(WebSocket):
 
     busy = "A response is being made on this connection: wait for its end."
 
-    def __init__(self, exchange: Exchange, caller: Caller) -> None:
-        super().__init__(exchange, caller)
-        route = exchange.routed.route
+    def __init__(
+        self, connection: ClientPort, routed: RoutedHead, worker: Worker, caller: Caller
+    ) -> None:  # fmt: skip
+        super().__init__(connection, routed.family, worker, caller)
+        route = routed.route
         made = None if route is None else SHAPES[route.meter].messages
         assert made is not None
         self._messages, self._remembered = made(), 0
@@ -354,7 +356,7 @@ class ResponseSocket(WebSocket):
     def _ask(self, body: bytes) -> None:
         """Begin a request with the message as its body."""
         self._answer = SocketAnswer(self)
-        self._connection.messages = self._messages
+        self._connection.body.messages = self._messages
         self._connection.turn(self._head, body)
 
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:

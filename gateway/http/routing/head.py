@@ -151,12 +151,9 @@ class HeadRouter:
     """Reads the deciding lines of heads under one configuration."""
 
     def __init__(
-        self,
-        routes: tuple[Route, ...],
-        targets: Mapping[str, UpstreamTarget],
-        bindings: WorkerBindings,
+        self, routes: tuple[Route, ...], targets: Mapping[str, UpstreamTarget], bindings: WorkerBindings,
         limits: HttpLimits,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._table = RouteTable(routes)
         self._targets = targets
         self.bindings = bindings
@@ -422,6 +419,13 @@ class CallHead(LruEntry):
         self.passed = self.cors = b""
         self.free = 0
         self.news: ParsedHead | None = None
+
+    def routed_as(self, routed: RoutedHead, proof: HeaderCredential) -> CallHead:
+        """Return a copy with the route `routed` and the credential `proof`."""
+        call = CallHead(routed, proof, self.said)
+        call.attribution, call.parent = self.attribution, self.parent
+        call.passed, call.cors = self.passed, self.cors
+        return call
 
     @property
     def identity_refusal(self) -> Refusal | None:

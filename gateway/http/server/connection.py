@@ -15,7 +15,6 @@ import struct
 import termios
 from typing import Any, Protocol
 
-from gateway.core.families.family import SocketMessages
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.shares import FairShares
@@ -23,7 +22,7 @@ from gateway.core.wait import Wait
 from gateway.errors import MalformedRequest, Refusal, RequestTimeout, RequestTooLarge
 from gateway.http.protocol.framing import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
 from gateway.http.protocol.request import ClientSide, HeadCut
-from gateway.http.routing.head import CallHead, HeadReader, unreadable
+from gateway.http.routing.head import CallHead, HeadReader, RoutedHead, unreadable
 from gateway.http.routing.routes import is_long_form
 from gateway.http.server.buffers import Buffers, ConnectionBuffers, full
 from gateway.http.server.exchange import ClientGone, Exchange, RequestBody, TurnSink
@@ -103,6 +102,7 @@ TURN_BYTES_MAX = 64 * 1024
 # The cost of a pipelined request in such a turn, in bytes of an answer.
 _SUCCESSOR_COSTS = 4096
 _NOBODY = -1
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _RUNS = -1.0  # the deadline of a body is not stopped
 
 
@@ -119,7 +119,7 @@ class _Host(Protocol):
 
     def opened(self, connection: ClientConnection) -> bool: ...
     def closed(self, connection: ClientConnection) -> None: ...
-    def parted(self, exchange: Exchange) -> None: ...
+    def parted(self, connection: ClientConnection) -> None: ...
     def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange: ...
     def tell(self, exchange: Exchange) -> None: ...
 
@@ -130,7 +130,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_advancing", "_buffered", "_closing", "_discarded", "_ended", "_host", "_kept", "_left_s",
         "_limits", "_lingers", "_queued", "_reading", "_side", "_sink", "_turn", "_write_wait", "blocked",
-        "body", "deadline", "exchange", "gone", "idle_since", "messages", "opened_by", "socket", "transport",
+        "body", "deadline", "exchange", "gone", "idle_since", "opened_by", "socket", "transport",
     )  # fmt: skip
 
     def __init__(self, host: _Host) -> None:
@@ -151,11 +151,9 @@ class ClientConnection(asyncio.Protocol):
         self._lingers = _NOBODY
         self._sink: Link | None = None
         self._write_wait: Wait[None] | None = None
-        # The head that opened a WebSocket, the socket, the reader that makes calls of its messages, and the
-        # head of a turn that waits.
+        # The head that opened a WebSocket, the socket, and the head of a turn that waits.
         self.opened_by: HeadCut | None = None
         self.socket: TurnSink | None = None
-        self.messages: SocketMessages | None = None
         self._turn: HeadCut | None = None
 
     # asyncio.Protocol
@@ -209,9 +207,10 @@ class ClientConnection(asyncio.Protocol):
         if exchange is None or self._side.state == BODY:
             return False
         self._ended = self._closing = True
-        if exchange.waits:
+        if exchange.attempt.waits:
             return False
-        return exchange.routed.route is None or exchange.routed.route.on_disconnect != "abort"
+        route = exchange.head.routed.route
+        return route is None or route.on_disconnect != "abort"
 
     def connection_lost(self, error: Exception | None) -> None:
         """Release all resources of a client that is gone, and notify its exchange.
@@ -296,24 +295,44 @@ class ClientConnection(asyncio.Protocol):
             size += self.transport.get_write_buffer_size()
         return self._kept.keep_untaken(exchange.caller if exchange is not None else None, size)
 
-    def body_arrival(self, bytes_max: int) -> Wait[None]:
-        """Wait for the whole body, or more than `bytes_max`; may fail with `Refusal` or `ClientGone`."""
-        assert self.exchange is not None
+    async def late_body(self, caller: Caller | None, bytes_max: int) -> None:
+        """Wait for the rest of the body, or for more than `bytes_max` bytes, in the caller's share.
+
+        Raises the body's `Refusal`, or `ClientGone`.
+        """
+        if self.gone:
+            raise ClientGone
+        self.invite_body()
         body = self.body
-        wait = body.arrival(self.exchange.caller, bytes_max)
+        wait = body.arrival(caller, bytes_max)
         if self._side.state != BODY or body.enough:
             body.wake()
         elif not body.afford():
             self._fail_body(full())
         self._reading.resume(UNWANTED)
-        return wait
+        await wait
+        if body.failure is not None:
+            raise body.failure
+
+    async def small_body(self, caller: Caller, bytes_max: int) -> None:
+        """Wait for the end of a body of at most `bytes_max` bytes, so that it is never forwarded in part."""
+        length = self.body.length
+        if self._side.state != WHOLE and (length is None or length <= bytes_max):
+            await self.late_body(caller, bytes_max)
+
+    def invite_body(self) -> None:
+        """Send `100 Continue`, once, to a client that waits for it (RFC 9110, 10.1.1)."""
+        exchange, body = self.exchange, self.body
+        if exchange is not None and exchange.head.routed.expects and not (self.gone or body.invited):
+            body.invited = True
+            self.transport.write(CONTINUE)
 
     def body_soon(self, caller: Caller) -> Wait[None] | None:
         """Wait a moment for a small body; return None if it is large, or its client awaits `100 Continue`."""
-        exchange = self.exchange
-        if self.gone or exchange is None or exchange.routed.expects or exchange.body_length is None:
+        exchange, length = self.exchange, self.body.length
+        if self.gone or exchange is None or exchange.head.routed.expects or length is None:
             return None
-        wait = self.body.soon(caller, exchange.body_length, self._limits)
+        wait = self.body.soon(caller, length, self._limits)
         self._reading.resume(UNWANTED)
         return wait
 
@@ -386,9 +405,11 @@ class ClientConnection(asyncio.Protocol):
         else:
             self.transport.close()
 
-    def part(self, exchange: Exchange) -> None:
+    def part(self) -> None:
         """Close the connection after the written bytes; the exchange goes on without its client."""
-        self._host.parted(exchange)
+        exchange = self.exchange
+        assert exchange is not None
+        self._host.parted(self)
         if exchange.broken:
             self.cut(exchange.until_close)
         else:
@@ -521,20 +542,21 @@ class ClientConnection(asyncio.Protocol):
         self.exchange = exchange = self._host.exchange(self, head)
         routed = head.routed
         self.deadline = NEVER
-        exchange.body_length = length
+        body = self.body
+        body.length, body.failure, body.long, body.invited = length, None, False, False
         if routed.fatal:
             self._closing = True
             self._side.refuse()
         elif length or routed.chunked:
-            self._begin_body(exchange, length or 0)
+            self._begin_body(routed, length or 0)
         else:
             self._side.request(0, False)
         self._host.tell(exchange)
 
     # bodies
 
-    def _begin_body(self, exchange: Exchange, length: int) -> None:
-        side, routed = self._side, exchange.routed
+    def _begin_body(self, routed: RoutedHead, length: int) -> None:
+        side = self._side
         try:
             payload = side.request(length, routed.chunked)
         except MalformedRequest as refusal:
@@ -542,13 +564,13 @@ class ClientConnection(asyncio.Protocol):
             return
         if routed.buffered and max(length, len(payload)) > self._limits.body_bytes_max:
             if is_long_form(routed.route, routed.form) and length <= self._limits.form_bytes_max:
-                exchange.long = True
+                self.body.long = True
             else:
-                exchange.body_failure = RequestTooLarge()
+                self.body.failure = RequestTooLarge()
         if side.state == BODY:
             self.body.size = 0
             self._left_s = _RUNS
-            self._buffered = routed.buffered and not exchange.long
+            self._buffered = routed.buffered and not self.body.long
             self.deadline = self._host.clock.now + self._limits.body_s
             if payload:
                 self._keep(payload)

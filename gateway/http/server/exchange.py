@@ -6,7 +6,8 @@ An exchange outlives its client if the route says that a begun answer is drained
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from gateway.core.calls.forms import FormReader
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.families.family import SocketMessages
 from gateway.core.http_limits import HttpLimits
+from gateway.core.metering.meter import Meter
 from gateway.core.model import Caller
 from gateway.core.shares import FairShares
 from gateway.core.traces import Trace
@@ -37,11 +39,16 @@ from gateway.http.upstream.pool import Link, Upstream
 class RequestBody:
     """The body of the present request.
 
-    `size` are the bytes that have arrived, `kept` the bytes counted in a share. A `form` reads them as they
-    arrive.
+    `length` is its stated length, `failure` why it will not arrive in full. `size` are the bytes that have
+    arrived, `kept` the bytes counted in a share. A `form` reads them as they arrive; a `long` one is
+    forwarded as it arrives. `invited`: its client was sent `100 Continue`. `messages` are those of the
+    WebSocket whose message it is.
     """
 
-    __slots__ = ("_buffers", "_caller", "_enough", "_grace", "_parts", "_wait", "form", "kept", "size")
+    __slots__ = (
+        "_buffers", "_caller", "_enough", "_grace", "_parts", "_wait", "failure", "form", "invited", "kept",
+        "length", "long", "messages", "size",
+    )  # fmt: skip
 
     def __init__(self, buffers: Buffers) -> None:
         self._buffers = buffers
@@ -49,7 +56,11 @@ class RequestBody:
         self._parts: list[bytes] = []
         self.size = self._enough = self.kept = 0
         self._wait: Wait[None] | None = None
+        self.length: int | None = None
+        self.failure: Refusal | None = None
         self.form: FormReader | None = None
+        self.long = self.invited = False
+        self.messages: SocketMessages | None = None
         self._grace: asyncio.TimerHandle | None = None
 
     @property
@@ -194,9 +205,6 @@ class Worker:
         return now
 
 
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
 class ClientGone(Exception):
     """The client closed its connection before it had the whole answer."""
 
@@ -208,7 +216,7 @@ class TurnSink(Protocol):
     def answer(self, data: bytes, last: bool) -> None: ...
 
 
-class _Client(Protocol):
+class ClientPort(Protocol):
     """The parts of a client's connection that an exchange uses."""
 
     transport: Any
@@ -216,14 +224,15 @@ class _Client(Protocol):
     body: RequestBody
     opened_by: HeadCut | None
     socket: TurnSink | None
-    messages: SocketMessages | None
     exchange: Exchange | None
 
     @property
     def body_complete(self) -> bool: ...
     @property
     def reusable(self) -> bool: ...
-    def body_arrival(self, bytes_max: int) -> Wait[None]: ...
+    async def late_body(self, caller: Caller | None, bytes_max: int) -> None: ...
+    async def small_body(self, caller: Caller, bytes_max: int) -> None: ...
+    def invite_body(self) -> None: ...
     def body_soon(self, caller: Caller) -> Wait[None] | None: ...
     def stream_body(self, link: Link) -> None: ...
     def keep_untaken(self, size: int) -> bool: ...
@@ -236,10 +245,10 @@ class _Client(Protocol):
     def shut(self) -> None: ...
     def finish(self, keep_alive: bool) -> None: ...
     def cut(self, reset: bool) -> None: ...
-    def part(self, exchange: Exchange) -> None: ...
+    def part(self) -> None: ...
 
 
-class _Hold(Protocol):
+class AdmittedHold(Protocol):
     """The parts of an `AdmittedCall` that an exchange uses."""
 
     @property
@@ -248,155 +257,172 @@ class _Hold(Protocol):
     def charges(self) -> bool: ...
     def keep_alive(self) -> None: ...
     def settle(
-        self, status: int, complete: bool, abandoned: bool, failed: tuple[int, str]
+        self, status: int, complete: bool, abandoned: bool, failed: tuple[int, str], silent_s: float = 0.0
     ) -> Awaitable[bool]: ...
+
+
+class Attempt:
+    """The present attempt to have an upstream answer a call: where it is sent, and how far it is.
+
+    `name` is the upstream's name in the configuration, `model` its name of the model (empty: the call's),
+    `key` the index of its credential, and `begins` the request's opening if the head alone does not decide
+    that. `upstream` and `link` are set while a connection is in use. `status` is that of the answer, 0 before
+    its head. `forwarded`: the upstream has received
+    the request. `began` and `ended` bound the time spent at upstreams, in seconds. `passed_over` are the
+    upstreams that failed before, each with the cause; `read`: one of them received the whole request, and did
+    not answer in time. `waits` is set during a wait for capacity, `waited_ms` is its length.
+    """
+
+    __slots__ = (
+        "began", "begins", "ended", "forwarded", "key", "link", "model", "name", "passed_over", "read",
+        "status", "upstream", "waited_ms", "waits",
+    )  # fmt: skip
+
+    def __init__(self, name: str) -> None:
+        self.name, self.model = name, ""
+        self.key = self.status = self.waited_ms = 0
+        self.began = self.ended = 0.0
+        self.begins: UpstreamOpening | None = None
+        self.upstream: Upstream | None = None
+        self.link: Link | None = None
+        self.forwarded = self.read = self.waits = False
+        self.passed_over: tuple[tuple[str, str], ...] = ()
+
+    def leave(self, caller: Caller | None) -> None:
+        """Release the connection to the upstream, which the caller's call has used."""
+        upstream, link = self.upstream, self.link
+        self.upstream = self.link = None
+        if upstream is not None and caller is not None:
+            upstream.release(caller.organization_id, link)
+
+
+class Drain:
+    """The reading of an answer for its usage, for a client that left or was answered.
+
+    `answered` are the status and reason that the client was sent. `silent_since` is the time of the last
+    output, 0 before any.
+    """
+
+    __slots__ = ("_read", "_tokens", "_tokens_max", "answered", "silent_since")
+
+    def __init__(self, answered: tuple[int, str] | None = None) -> None:
+        self.answered = answered
+        self.silent_since = 0.0
+        self._read, self._tokens, self._tokens_max = 0, -1, 0
+
+    def check(self, worker: Worker, meter: Meter, size: int, streamed: bool) -> None:
+        """Count `size` more bytes of the answer.
+
+        Raise `ClientGone` once the usage is known, or if the maximum of bytes or tokens is exceeded.
+        """
+        limits, before = worker.limits, self._tokens
+        tokens = self._tokens = meter.observed() if streamed else 0
+        if before < 0:
+            self._tokens_max = tokens + limits.drain_tokens_max
+        if tokens > before >= 0 or (tokens and not self.silent_since):
+            self.silent_since = worker.ports.seconds()
+        self._read += size
+        if meter.known or self._read > limits.drain_bytes_max or tokens > self._tokens_max:
+            raise ClientGone
 
 
 class Exchange(RequestDriver):
     """The state of one request. Times are seconds of the worker's monotonic clock.
 
-    `head` is the request's head, `routed` its route, `call` the request read from its body. `began_upstream`
-    and `ended_upstream` bound the time spent at upstreams. `worker` is the worker's state at the beginning.
-    `caller` is set once known, `charge` by admission, `upstream` and `link` while a connection is in use.
-    `fail` ends a begun answer with an error. `forwarded`: an upstream has received the request; `opened`: a
-    head was sent to the client; `broken`: the begun answer cannot be completed. `before_end` is called with
-    the ids in an answer, before the client has its end. `trace` is None unless requests are traced.
-    `upstream_name` is the upstream to use, `model_sent` its name of the model (empty: the call's), `key` the
-    index of its credential, and `begins` the request's opening if the head alone does not decide that.
-
-    A `long` form is forwarded as it arrives. `passed_over` are the upstreams that failed before, each with
-    the cause; `read`: one of them received the whole request, and did not answer in time. The answer for a
-    client that was answered or has left is read on if `drains` is set: `outlasted` is the status and reason
-    sent to the client, `silent_since` the time of the last output, and `silent_s` the seconds without output
-    at the end. `waits` is set during a wait for capacity, `waited_ms` is its length. `says` are path
-    parameters from the job that the path names.
+    `head` is the request's head with its route, `call` the request read from its body. `worker` is the
+    worker's state at the beginning. `caller` is set once known, `charge` by admission. `attempt` is the side
+    of the upstream, `drain` the reading for a client that was answered or has left. `fail` ends a begun
+    answer with an error. `opened`: a head was sent to the client; `broken`: the begun answer cannot be
+    completed. `before_end` is called with the ids in an answer, before the client has its end. `trace` is
+    None unless requests are traced.
     """
 
     __slots__ = (
-        "_on_end", "before_end", "began_upstream", "begins", "body_failure", "body_length", "broken",
-        "call", "caller", "charge", "connection", "deadline", "drains", "ended_upstream", "fail", "forwarded",
-        "gone", "head", "invited", "keep_alive", "key", "link", "long", "model_sent", "opened", "outlasted",
-        "passed_over", "read", "reason", "request_id", "routed", "says", "silent_s", "silent_since",
-        "started", "status", "trace", "until_close", "upstream", "upstream_name", "waited_ms", "waits",
-        "worker",
+        "_on_end", "attempt", "before_end", "broken", "call", "caller", "charge", "connection", "deadline",
+        "drain", "fail", "gone", "head", "keep_alive", "opened", "reason", "request_id", "started", "status",
+        "trace", "until_close", "worker",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it comes
-        self,
-        connection: _Client,
-        head: CallHead,
-        request_id: str,
-        started: float,
-        worker: Worker,
+        self, connection: ClientPort, head: CallHead, request_id: str, started: float, worker: Worker,
         on_end: Callable[[Exchange, BaseException | None], None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.connection = connection
-        self.head, self.routed = head, head.routed
+        self.head = head
         self.request_id = request_id
         self.started = started
         self.worker = worker
         self._on_end = on_end
-        self.began_upstream = self.ended_upstream = 0.0
         self.deadline = NEVER
-        self.silent_since = self.silent_s = 0.0
-        self.gone = self.opened = self.broken = self.until_close = self.keep_alive = self.drains = False
-        self.forwarded = self.invited = False
-        self.status = self.waited_ms = 0
-        self.waits = False
+        self.gone = self.opened = self.broken = self.until_close = self.keep_alive = False
+        self.status = 0
         self.reason = ""
-        self.body_length: int | None = None
-        self.body_failure: Refusal | None = None
         self.call: CallRequest | None = None
         self.caller: Caller | None = None
-        self.charge: _Hold | None = None
-        self.upstream: Upstream | None = None
-        self.link: Link | None = None
+        self.charge: AdmittedHold | None = None
+        self.attempt = Attempt(head.routed.upstream)
+        self.drain: Drain | None = None
         self.fail: Callable[[Refusal], bool] | None = None
         self.before_end: Callable[[list[str]], Awaitable[object]] | None = None
         self.trace: Trace | None = None
-        self.upstream_name, self.model_sent, self.key = head.routed.upstream, "", 0
-        self.begins: UpstreamOpening | None = None
-        self.passed_over: tuple[tuple[str, str], ...] = ()
-        self.outlasted: tuple[int, str] | None = None
-        self.long = False
-        self.read = False
-        self.says: Mapping[str, str] = {}
 
     def ended(self, error: BaseException | None) -> None:
         """Report the end of the exchange to the worker, then release the connection."""
         self._on_end(self, error)
         # These refer to this exchange: the cycle is broken without the garbage collector.
         self.charge = self.fail = self.before_end = None
-        if self.outlasted is not None:
-            return  # the client was answered before
+        if self.answered is not None:
+            return
         if self.broken:
             self.connection.cut(self.until_close)
         else:
             self.connection.finish(self.keep_alive)
 
+    @property
+    def answered(self) -> tuple[int, str] | None:
+        """The status and reason that the client was sent before its upstream's answer; None before."""
+        return None if self.drain is None else self.drain.answered
+
+    @property
+    def origin(self) -> str:
+        """The gateway's base URL: the configured one, else the one that this client used."""
+        public = self.worker.limits.public_url
+        if public:
+            return public
+        tls = self.connection.transport.get_extra_info("sslcontext") is not None
+        return f"http{'s' if tls else ''}://{self.head.routed.host.decode('latin-1')}"
+
     # the request
 
-    async def late_body(self, bytes_max: int) -> None:
-        """Wait for the rest of the body, or for more than `bytes_max` bytes.
-
-        Raises the body's `Refusal`, or `ClientGone`.
-        """
-        if self.gone:
-            raise ClientGone
-        self.invite_body()
-        await self.connection.body_arrival(bytes_max)
-        if self.body_failure is not None:
-            raise self.body_failure
-
     async def whole_body(self, caller: Caller, bytes_max: int) -> bytes:
-        """Return the whole body of at most `bytes_max` bytes.
+        """Return the whole body of at most `bytes_max` bytes, of a request with a valid head.
 
-        Arriving bytes count in the caller's share of the buffers.
+        Arriving bytes count in the caller's share of the buffers. While it is read, a client that disconnects
+        ends the exchange, even a shielded one.
         """
-        buffers, connection = self.worker.buffers, self.connection
+        buffers, connection, shielded = self.worker.buffers, self.connection, self.shielded
+        self.unshield()
+        refusal = self.head.refusal or connection.body.failure
+        if refusal is not None:
+            raise refusal
         if buffers.pressed:
             buffers.check_new(caller)
-        if self.body_failure is not None:
-            raise self.body_failure
         if not connection.body_complete:
-            before, self.caller = self.caller, caller
-            try:
-                await self.late_body(bytes_max)
-            finally:
-                self.caller = before
+            await connection.late_body(caller, bytes_max)
         body = connection.body.take_parts()
         if not connection.body_complete or len(body) > bytes_max:
             raise RequestTooLarge(f"A body here may have {bytes_max} bytes.")
+        if shielded:
+            self.shield()
         return body
-
-    async def small_body(self, bytes_max: int) -> None:
-        """Wait for the end of a body of at most `bytes_max` bytes, so that it is never forwarded in part."""
-        length = self.body_length
-        if not self.connection.body_complete and (length is None or length <= bytes_max):
-            await self.late_body(bytes_max)
-
-    def invite_body(self) -> None:
-        """Send `100 Continue`, once, to a client that waits for it (RFC 9110, 10.1.1)."""
-        if self.routed.expects and not self.gone and not self.invited:
-            self.invited = True
-            self.connection.transport.write(CONTINUE)
-
-    # the upstream
-
-    def leave_upstream(self) -> None:
-        """Release the connection to the upstream."""
-        upstream, link, caller = self.upstream, self.link, self.caller
-        self.upstream = self.link = None
-        if upstream is not None and caller is not None:
-            upstream.release(caller.organization_id, link)
 
     # the answer
 
     def decide_keep_alive(self) -> bool:
         """Decide whether the connection serves another request, as stated in the answer's head."""
-        routed, connection = self.routed, self.connection
-        self.keep_alive = routed.keep_alive and connection.reusable and self.outlasted is None
+        routed, connection = self.head.routed, self.connection
+        self.keep_alive = routed.keep_alive and connection.reusable and self.answered is None
         if routed.expects and not connection.body_complete:
             self.keep_alive = False  # the client may or may not send its body
         return self.keep_alive
@@ -416,10 +442,28 @@ class Exchange(RequestDriver):
 
     # interruptions
 
+    def shield(self) -> None:
+        """Stop interruptions of the handler until `unshield`, but by the deadline of the counters."""
+        worker = self.worker
+        self.shielded, self.deadline = True, worker.clock.now + worker.limits.counters_s
+
+    def unshield(self) -> None:
+        """Allow interruptions of the handler again."""
+        self.shielded, self.deadline = False, NEVER
+
+    @contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """Continue, within this context, even if the client disconnects."""
+        self.shield()
+        try:
+            yield
+        finally:
+            self.unshield()
+
     def body_failed(self, refusal: Refusal) -> None:
         """Store the failure of the body, and interrupt a handler that waits for its upstream."""
-        self.body_failure = refusal
-        if self.began_upstream:
+        self.connection.body.failure = refusal
+        if self.attempt.began:
             self.interrupt(refusal)
 
     def client_gone(self) -> None:
@@ -438,19 +482,20 @@ class Exchange(RequestDriver):
     @property
     def is_worked_on(self) -> bool:
         """Whether an upstream works on a complete, charged call, whose route reads the answer to its end."""
-        route, charge = self.routed.route, self.charge
+        route, charge = self.head.routed.route, self.charge
         due = (charge is not None and charge.due and charge.charges) or self.before_end is not None
-        drains = due and self.forwarded and route is not None and self._drains(route.on_disconnect)
+        drains = due and self.attempt.forwarded and route is not None and self._drains(route.on_disconnect)
         return drains and self.connection.body_complete
 
     def part(self) -> None:
         """Release a client that has its whole answer; the upstream's answer is still read for its usage."""
         self.gone = True
         self._begin_drain()
-        self.connection.part(self)
+        self.connection.part()
 
     def _begin_drain(self) -> None:
-        self.drains, self.deadline = True, self.worker.clock.now + self.worker.limits.drain_s
+        self.drain = self.drain or Drain()
+        self.deadline = self.worker.clock.now + self.worker.limits.drain_s
 
     def _drains(self, on_disconnect: str) -> bool:
         """Return whether an answer is read to its end after the client left.
@@ -458,7 +503,8 @@ class Exchange(RequestDriver):
         It is if the route's setting `on_disconnect` says so, or if the upstream works on after a closed
         connection.
         """
-        facts = None if self.upstream is None else self.upstream.target.facts
+        upstream = self.attempt.upstream
+        facts = None if upstream is None else upstream.target.facts
         return on_disconnect != "abort" or (facts is not None and facts.on_cut == "goes_on")
 
     def check(self, now: float, watched_before: float) -> None:

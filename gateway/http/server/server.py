@@ -230,7 +230,7 @@ class Shutdown:
 # Never contents or credentials. The ids of tenant and organization identify a caller.
 def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, object]:
     """Return the facts of one line of the access log, with times in milliseconds."""
-    caller, call, routed = exchange.caller, exchange.call, exchange.routed
+    caller, call, routed = exchange.caller, exchange.call, exchange.head.routed
     facts: dict[str, object] = {
         "request_id": exchange.request_id,
         "route": routed.label,
@@ -243,15 +243,15 @@ def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, 
     if call is not None:
         facts["model"] = call.model
     if upstream_s > 0.0:
-        facts |= {"upstream": exchange.upstream_name, "upstream_ms": round(upstream_s * 1000, 3)}
-    if exchange.passed_over:
-        facts["passed_over"] = [f"{upstream} {cause}" for upstream, cause in exchange.passed_over]
+        facts |= {"upstream": exchange.attempt.name, "upstream_ms": round(upstream_s * 1000, 3)}
+    if exchange.attempt.passed_over:
+        facts["passed_over"] = [f"{upstream} {cause}" for upstream, cause in exchange.attempt.passed_over]
     return facts
 
 
 def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
     """List the objects of a collection, or create one, which may be metered."""
-    routed = exchange.routed
+    routed = exchange.head.routed
     if routed.owned is not None and routed.owned.lists:
         return list_objects(exchange)
     return proxy(exchange)
@@ -516,9 +516,10 @@ class DataPlane:
         else:
             self._stopping.changed()
 
-    def parted(self, exchange: Exchange) -> None:
-        """Add an exchange to the orphans: its client has an answer, and the upstream's is read on."""
-        self._orphans.add(exchange)
+    def parted(self, connection: ClientConnection) -> None:
+        """Add its exchange to the orphans: the client has an answer, and the upstream's is read on."""
+        if connection.exchange is not None:
+            self._orphans.add(connection.exchange)
 
     def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange:
         """Create the exchange of a request, before its handler starts."""
@@ -526,9 +527,8 @@ class DataPlane:
         return Exchange(connection, head, self._ids.next_id(now), now, self._worker, self._ended)
 
     def tell(self, exchange: Exchange) -> None:
-        handle = (
-            self._open_socket if exchange.routed.accept else self._handlers.get(exchange.routed.label, proxy)
-        )
+        routed = exchange.head.routed
+        handle = self._open_socket if routed.accept else self._handlers.get(routed.label, proxy)
         exchange.tell(handle(exchange), given_up)
 
     def _ended(self, exchange: Exchange, error: BaseException | None) -> None:
@@ -546,11 +546,12 @@ class DataPlane:
         now = ports.seconds()
         tally = ports.tally
         took = now - exchange.started
-        upstream = exchange.ended_upstream - exchange.began_upstream if exchange.ended_upstream else 0.0
-        tally.request(exchange.routed.label, exchange.status, exchange.reason)
-        tally.took(took, upstream, exchange.upstream_name)
+        attempt = exchange.attempt
+        upstream = attempt.ended - attempt.began if attempt.ended else 0.0
+        tally.request(exchange.head.routed.label, exchange.status, exchange.reason)
+        tally.took(took, upstream, attempt.name)
         if exchange.gone:
-            tally.client_disconnects += exchange.outlasted is None
+            tally.client_disconnects += exchange.answered is None
             self._orphans.discard(exchange)
             self._stopping.changed()
         if ports.access_log:

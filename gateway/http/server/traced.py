@@ -13,14 +13,16 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from gateway.core.accounts.outbox import read_facts
+from gateway.core.calls.routes import Route
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import Decision, HoldRequest, Settlement, SettleResult, Verdict
 from gateway.core.traces import Span, SpanKind, Trace, Value
 from gateway.http.ports import CountersPort, Ports, Tracer
 from gateway.http.routing.head import CallHead
 from gateway.http.server.connection import ClientConnection
-from gateway.http.server.exchange import Exchange
+from gateway.http.server.exchange import Attempt, Exchange
 from gateway.http.server.server import DataPlane
+from gateway.http.upstream.pool import Upstream
 
 MODEL_CHARACTERS_MAX = 128
 _T = TypeVar("_T")
@@ -146,7 +148,7 @@ def _use(metadata: bytes) -> dict[str, Value]:
 
 def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
     """Return the span of a request and its children, in the order of their start."""
-    routed, status, reason = exchange.routed, exchange.status, exchange.reason
+    routed, status, reason = exchange.head.routed, exchange.status, exchange.reason
     method = routed.method.decode("ascii", "replace") or "HTTP"
     attributes: dict[str, Value] = {
         "http.request.method": method,
@@ -154,32 +156,29 @@ def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
         "http.response.status_code": status,
         "tollkeeper.request_id": exchange.request_id,
     }
-    attributes |= _kind_of(exchange)
+    attributes |= _kind_of(routed.route)
     attributes |= trace.facts
     if reason:
         attributes["tollkeeper.reason"] = reason
     request = Span(
-        f"{method} {routed.label}",
-        SpanKind.SERVER,
-        trace.span_id,
-        trace.parent_id,
-        exchange.started,
-        now,
+        f"{method} {routed.label}", SpanKind.SERVER, trace.span_id, trace.parent_id, exchange.started, now,
         attributes,
-    )
+    )  # fmt: skip
     # A server's span is an error if the server failed, not if it refused (HTTP conventions).
     if status >= 500 or exchange.broken:
         request.error = reason or str(status)
     spans = [request, *trace.children]
-    if exchange.began_upstream:
-        spans.append(_upstream_span(exchange, trace, method, now))
+    attempt = exchange.attempt
+    if attempt.began:
+        upstream = exchange.worker.upstreams.get(attempt.name)
+        spans.append(_upstream_span(attempt, upstream, request, trace))
     spans.sort(key=lambda span: span.started)
     return spans
 
 
-def _kind_of(exchange: Exchange) -> dict[str, Value]:
+def _kind_of(route: Route | None) -> dict[str, Value]:
     """Return the operation and API provider of a call to a model; empty for other calls."""
-    meter = "" if exchange.routed.route is None else exchange.routed.route.meter
+    meter = "" if route is None else route.meter
     if meter not in SHAPES or not OF_METER[meter].provider:
         return {}
     return {
@@ -188,27 +187,23 @@ def _kind_of(exchange: Exchange) -> dict[str, Value]:
     }
 
 
-def _upstream_span(exchange: Exchange, trace: Trace, method: str, now: float) -> Span:
-    ended = exchange.ended_upstream
+def _upstream_span(attempt: Attempt, upstream: Upstream | None, request: Span, trace: Trace) -> Span:
+    """Return the span of a request's time at upstreams; `upstream` was the last one."""
+    ended, method = attempt.ended, request.attributes["http.request.method"]
     settled = [span.started for span in trace.children if span.span_id == trace.settle_id]
     span = Span(
-        "upstream",
-        SpanKind.CLIENT,
-        trace.upstream_id,
-        trace.span_id,
-        exchange.began_upstream,
-        ended or min([now, *settled]),
-        {"http.request.method": method, "tollkeeper.upstream": exchange.upstream_name},
-    )
-    if exchange.passed_over:
-        span.attributes["tollkeeper.passed_over"] = " ".join([name for name, _ in exchange.passed_over])
-    upstream = exchange.worker.upstreams.get(exchange.upstream_name)
+        "upstream", SpanKind.CLIENT, trace.upstream_id, trace.span_id, attempt.began,
+        ended or min([request.ended, *settled]),
+        {"http.request.method": method, "tollkeeper.upstream": attempt.name},
+    )  # fmt: skip
+    if attempt.passed_over:
+        span.attributes["tollkeeper.passed_over"] = " ".join([name for name, _ in attempt.passed_over])
     if upstream is not None:
         address = urlsplit(upstream.target.base_url)
         span.attributes["server.address"] = address.hostname or ""
         span.attributes["server.port"] = address.port or (443 if address.scheme == "https" else 80)
     if ended:
-        span.attributes["http.response.status_code"] = exchange.status
-    if not ended or exchange.status >= 400:
-        span.error = exchange.reason or str(exchange.status)
+        span.attributes["http.response.status_code"] = attempt.status
+    if not ended or attempt.status >= 400:
+        span.error = str(request.attributes.get("tollkeeper.reason") or attempt.status)
     return span

@@ -300,11 +300,11 @@ async def test_what_is_asked_counts_while_it_is_kept_and_goes_with_a_refusal(sta
     stage.upstream.scripts = [[stream(DELTA, end=False), go_on, chunks(event(completed()))]]
     long = CREATE | {"store": False, "input": "x" * 100_000}
     async with connected(stage) as socket:
-        messages = next(iter(stage.plane._connections))
+        body = next(iter(stage.plane._connections)).body
         await socket.send_json(long | {"model": "other"})
         assert (await refused(socket))[1] == "model_not_allowed"
-        assert messages.messages is not None
-        assert messages.messages.size == stage.plane.sockets_keep.used == 0
+        assert body.messages is not None
+        assert body.messages.size == stage.plane.sockets_keep.used == 0
         await socket.send_json(long)
         assert (await received(socket))["type"] == "response.output_text.delta"
         assert stage.plane.sockets_keep.used > 100_000
