@@ -95,7 +95,8 @@ def _texts(event: Any) -> list[str]:
         return []
     found: list[Any] = []
     for choice in event.get("choices") or ():
-        found += [choice.get("text"), (choice.get("delta") or {}).get("content")]
+        delta = choice.get("delta") or {}
+        found += [choice.get("text"), delta.get("content"), delta.get("reasoning")]
     delta = event.get("delta")
     found += [delta] if isinstance(delta, str) and event.get("type") == "response.output_text.delta" else []
     found += [delta.get("text")] if isinstance(delta, dict) else []

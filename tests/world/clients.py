@@ -19,7 +19,6 @@ import yaml
 from tests.world.programs import HERE, PLACE, run_step, split_release
 from tests.world.relay import CHAT, GEMINI, MESSAGES, RESPONSES
 
-PROMPT = "Say pong"
 _MACHINE = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 NODE = f"node-{sys.platform}-{_MACHINE}@24.21.0"
 USER = "alice"
@@ -31,17 +30,23 @@ MODELS = {
     GEMINI: "gemini-2.5-flash",
 }
 CONTEXT, OUTPUT = 200_000, 16_000
+TOOL = "look_up"  # what SDKs offer
 
 
 @dataclass(frozen=True)
 class Seat:
-    """One run of a client: where it is installed, its home, and whom it asks by which key for which model."""
+    """One run of a client: where it is installed, its home, and whom it asks what, by which key and model.
+
+    With `tool` an SDK offers a function, as a coding agent does always.
+    """
 
     place: Path
     home: Path
     url: str
     key: str
     model: str
+    prompt: str = "Say pong"
+    tool: bool = False
 
     def write(self, name: str, text: str) -> Path:
         path = self.home / name
@@ -84,7 +89,7 @@ class Client:
 
 def _claude(seat: Seat) -> Start:
     fields = f"{USER_FIELD}: {USER}"
-    return [seat.bin("claude"), "-p", PROMPT, "--model", seat.model], {
+    return [seat.bin("claude"), "-p", seat.prompt, "--model", seat.model], {
         "ANTHROPIC_BASE_URL": seat.url, "ANTHROPIC_AUTH_TOKEN": seat.key, "DISABLE_AUTOUPDATER": "1",
         "ANTHROPIC_CUSTOM_HEADERS": fields, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     }  # fmt: skip
@@ -97,14 +102,14 @@ def _codex(seat: Seat) -> Start:
         f'name = "Tollkeeper"\nbase_url = "{seat.url}/v1"\nenv_key = "TOLLKEEPER_API_KEY"\n'
         f'wire_api = "responses"\nhttp_headers = {{ "{USER_FIELD}" = "{USER}" }}\n',
     )
-    return [seat.bin("codex"), "exec", "--skip-git-repo-check", PROMPT], {"TOLLKEEPER_API_KEY": seat.key}
+    return [seat.bin("codex"), "exec", "--skip-git-repo-check", seat.prompt], {"TOLLKEEPER_API_KEY": seat.key}
 
 
 def _gemini_cli(seat: Seat) -> Start:
     seat.write(
         ".gemini/settings.json", json.dumps({"security": {"auth": {"selectedType": "gemini-api-key"}}})
     )
-    return [seat.bin("gemini"), "-p", PROMPT, "-m", seat.model, "--skip-trust"], {
+    return [seat.bin("gemini"), "-p", seat.prompt, "-m", seat.model, "--skip-trust"], {
         "GOOGLE_GEMINI_BASE_URL": seat.url, "GEMINI_API_KEY": seat.key,
         "GEMINI_CLI_CUSTOM_HEADERS": f"{USER_FIELD}: {USER}",
     }  # fmt: skip
@@ -119,7 +124,7 @@ def _opencode(seat: Seat) -> Start:
         "models": {seat.model: {"limit": {"context": CONTEXT, "output": OUTPUT}}},
     }
     seat.write(".config/opencode/opencode.json", json.dumps({"provider": {"tollkeeper": provider}}))
-    return [seat.bin("opencode"), "run", "-m", f"tollkeeper/{seat.model}", PROMPT], {
+    return [seat.bin("opencode"), "run", "-m", f"tollkeeper/{seat.model}", seat.prompt], {
         "OPENCODE_DISABLE_AUTOUPDATE": "1", "OPENCODE_DISABLE_MODELS_FETCH": "1",
     }  # fmt: skip
 
@@ -127,7 +132,7 @@ def _opencode(seat: Seat) -> Start:
 def _qwen_code(seat: Seat) -> Start:
     headers = {"model": {"generationConfig": {"customHeaders": {USER_FIELD: USER}}}}
     seat.write(".qwen/settings.json", json.dumps(headers))
-    words = [seat.bin("qwen"), "-p", PROMPT, "--auth-type", "openai"]
+    words = [seat.bin("qwen"), "-p", seat.prompt, "--auth-type", "openai"]
     return words, {
         "OPENAI_BASE_URL": f"{seat.url}/v1", "OPENAI_API_KEY": seat.key, "OPENAI_MODEL": seat.model,
     }  # fmt: skip
@@ -143,7 +148,7 @@ def _cline(seat: Seat) -> Start:
     }  # fmt: skip
     written = {"version": 1, "lastUsedProvider": name, "modes": {}, "providers": {name: provider}}
     seat.write(".cline/data/settings/providers.json", json.dumps(written))
-    return [seat.bin("cline"), "-P", "openai", PROMPT], {}
+    return [seat.bin("cline"), "-P", "openai", seat.prompt], {}
 
 
 def _cn(seat: Seat) -> Start:
@@ -153,7 +158,7 @@ def _cn(seat: Seat) -> Start:
     }  # fmt: skip
     settings = {"name": "ours", "version": "0.0.1", "schema": "v1", "models": [model]}
     path = seat.write(".continue/config.yaml", yaml.safe_dump(settings))
-    return [seat.bin("cn"), "-p", "--config", str(path), PROMPT], {"CONTINUE_TELEMETRY_ENABLED": "0"}
+    return [seat.bin("cn"), "-p", "--config", str(path), seat.prompt], {"CONTINUE_TELEMETRY_ENABLED": "0"}
 
 
 def _pi(seat: Seat) -> Start:
@@ -169,13 +174,13 @@ def _pi(seat: Seat) -> Start:
         "headers": {USER_FIELD: USER},
     }  # fmt: skip
     seat.write(".pi/agent/models.json", json.dumps({"providers": {"tollkeeper": provider}}))
-    words = ["-p", "--no-session", "--provider", "tollkeeper", "--model", seat.model, PROMPT]
+    words = ["-p", "--no-session", "--provider", "tollkeeper", "--model", seat.model, seat.prompt]
     return [seat.bin("pi"), *words], {"PI_OFFLINE": "1"}
 
 
 def _copilot(seat: Seat) -> Start:
     anthropic = seat.model.startswith("claude")
-    return [seat.bin("copilot"), "-p", PROMPT, "--allow-all-tools"], {
+    return [seat.bin("copilot"), "-p", seat.prompt, "--allow-all-tools"], {
         "COPILOT_PROVIDER_BASE_URL": seat.url if anthropic else f"{seat.url}/v1",
         "COPILOT_PROVIDER_TYPE": "anthropic" if anthropic else "openai",
         "COPILOT_PROVIDER_API_KEY": seat.key, "COPILOT_MODEL": seat.model,
@@ -188,9 +193,9 @@ def _aider(seat: Seat) -> Start:
     named = [{"name": f"openai/{seat.model}", "extra_params": fields}]
     path = seat.write(".aider.model.settings.yml", yaml.safe_dump(named))
     words = [
-        "--model", f"openai/{seat.model}", "--message", PROMPT, "--yes-always", "--no-git", "--no-pretty",
-        "--no-check-update", "--no-show-release-notes", "--analytics-disable", "--no-show-model-warnings",
-        "--no-detect-urls", "--model-settings-file", str(path),
+        "--model", f"openai/{seat.model}", "--message", seat.prompt, "--yes-always", "--no-git",
+        "--no-pretty", "--no-check-update", "--no-show-release-notes", "--analytics-disable",
+        "--no-show-model-warnings", "--no-detect-urls", "--model-settings-file", str(path),
     ]  # fmt: skip
     return [str(seat.place / "venv/bin/aider"), *words], {
         "OPENAI_API_BASE": f"{seat.url}/v1", "OPENAI_API_KEY": seat.key,
@@ -204,7 +209,7 @@ def _python(name: str) -> Callable[[Seat], Start]:
     def start(seat: Seat) -> Start:
         words = [str(seat.place / "venv/bin/python"), str(HERE / "sdk_calls.py"), name]
         more = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_AGENTS_DISABLE_TRACING": "1"}
-        return [*words, seat.url, seat.key, seat.model], more
+        return [*words, seat.url, seat.key, seat.model, seat.prompt, TOOL * seat.tool], more
 
     return start
 
@@ -214,16 +219,17 @@ def _javascript(name: str) -> Callable[[Seat], Start]:
 
     def start(seat: Seat) -> Start:
         script = shutil.copy(HERE / "sdk_calls.mjs", seat.place / "sdk_calls.mjs")
-        return ["node", script, name, seat.url, seat.key, seat.model], {}
+        return ["node", script, name, seat.url, seat.key, seat.model, seat.prompt, TOOL * seat.tool], {}
 
     return start
 
 
 def _llm(seat: Seat) -> Start:
     named = {"model_id": "gate", "model_name": seat.model, "api_base": f"{seat.url}/v1"}
-    named |= {"api_key_name": "gate", "headers": {USER_FIELD: USER}}
+    named |= {"api_key_name": "gate", "headers": {USER_FIELD: USER}, "supports_tools": seat.tool}
     seat.write(".config/io.datasette.llm/extra-openai-models.yaml", yaml.safe_dump([named]))
-    return [str(seat.place / "venv/bin/llm"), "-m", "gate", "--key", seat.key, PROMPT], {}
+    offers = ["--functions", f"def {TOOL}(place: str) -> str: return place"] if seat.tool else []
+    return [str(seat.place / "venv/bin/llm"), "-m", "gate", "--key", seat.key, *offers, seat.prompt], {}
 
 
 def _sdk(name: str, package: str, api: str, *more: str, folder: str = "") -> Client:
@@ -272,6 +278,8 @@ CLIENTS = {
         _sdk("litellm", "litellm==1.110.2", CHAT, folder="litellm-sdk"),
         _sdk("litellm messages", "litellm==1.110.2", MESSAGES, folder="litellm-sdk"),
         _sdk("dspy", "dspy==3.4.1", CHAT),
+        _sdk("crewai", "crewai==1.15.30", CHAT),
+        _sdk("semantic-kernel", "semantic-kernel==1.45.0", CHAT, "azure-ai-agents>=1.2.0b3"),
         _sdk("instructor", "instructor==1.17.0", CHAT),
         Client("ai-sdk", "ai@7.0.173", CHAT, _javascript("ai"), AI, agent=False),
         Client("openai node", "openai@7.59.0", CHAT, _javascript("openai"), agent=False),

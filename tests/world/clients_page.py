@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.tree import ROOT
 from tests.world.clients import CLIENTS
-from tests.world.play_clients import CASE_S_MAX, CASES, ClientCell, ClientRow
+from tests.world.play_clients import CASE_S_MAX, CASES, LONG, TOOL, ClientCell, ClientRow
 
 PAGE = ROOT / "docs" / "clients" / "tried.md"
 PAGES = {
@@ -38,18 +38,27 @@ what is told in two of them.
 SENT = ("Client", "API", "Requests", "Its maximum", "Streams", "Asks for use", "Names its session")
 AGENTS, SDKS = "## Coding agents", "## SDKs and frameworks"
 SENDS = "## What they send"
-TIME, STOPPED = re.compile(r" in \d+ s"), re.compile(r"^\d+.*goes on")
+TURNED = ("Client", "A tool is asked for", "60 kB are said")
+TURNING = "## Tools and long prompts"
+TURNS_HEAD = """In one case the model asks for a tool that the client offers: the client runs it, and says its
+result. In the other 60 kB are said at once. A cell has the longest request, and the tokens that the upstream
+reported for all, words of messages: the rows of these calls have as many. **goes on**: after two minutes.
+"""
+TIME, STOPPED = re.compile(r" in \d+ s| of up to .*? tokens"), re.compile(r"^\d+.*goes on")
 
 
 def write(rows: list[ClientRow]) -> None:
     """Write the page with these rows, in place of earlier ones of the same clients."""
     kept = _kept()
     for row in rows:
-        kept[SENDS][row.name] = _sent_line(row)
-        kept[AGENTS if row.agent else SDKS][row.name] = _line(row)
+        if {case.title for case in CASES} <= {cell.title for cell in row.cells}:
+            kept[SENDS][row.name] = _sent_line(row)
+            kept[AGENTS if row.agent else SDKS][row.name] = _line(row)
+        kept[TURNING][row.name] = _turns_line(row)
     titles = [case.title for case in CASES if case.title != "healthy"]
     parts = [HEAD + AGENTS, _table(("Client", *titles), kept[AGENTS])]
     parts += [SDKS, _table(("Client", *titles), kept[SDKS]), SENDS, _table(SENT, kept[SENDS])]
+    parts += [TURNING, TURNS_HEAD, _table(TURNED, kept[TURNING])]
     PAGE.write_text("\n\n".join(parts) + "\n")
 
 
@@ -58,10 +67,12 @@ def differences(row: ClientRow) -> list[str]:
     kept, part = _kept(), AGENTS if row.agent else SDKS
     if row.name not in kept[SENDS]:
         return ["not on the page"]
-    titles = (*(case.title for case in CASES if case.title != "healthy"), *SENT[1:])
+    titles = (*(case.title for case in CASES if case.title != "healthy"), *SENT[1:], *TURNED[1:])
+    old_lines = [kept[one][row.name] for one in (part, SENDS, TURNING)]
+    new_lines = [_line(row), _sent_line(row), _turns_line(row)]
     was, now = (
         [one for line in lines for one in line.strip("| ").split(" | ")[1:]]
-        for lines in ((kept[part][row.name], kept[SENDS][row.name]), (_line(row), _sent_line(row)))
+        for lines in (old_lines, new_lines)
     )
     return [
         f"{title}: {old} → {new}"
@@ -71,13 +82,13 @@ def differences(row: ClientRow) -> list[str]:
 
 
 def _plain(cell: str) -> str:
-    """Return a cell without what chance decides: times, and how far a client came that was stopped."""
+    """Return a cell without times, sizes, and how far a client came that was stopped."""
     return STOPPED.sub("goes on", TIME.sub("", cell))
 
 
 def _kept() -> dict[str, dict[str, str]]:
     """Return the lines that the page has, by part and name."""
-    kept: dict[str, dict[str, str]] = {AGENTS: {}, SDKS: {}, SENDS: {}}
+    kept: dict[str, dict[str, str]] = {AGENTS: {}, SDKS: {}, SENDS: {}, TURNING: {}}
     part = ""
     for line in PAGE.read_text().splitlines() if PAGE.is_file() else ():
         part = line if line in kept else part
@@ -98,8 +109,29 @@ def _named(row: ClientRow) -> str:
 
 def _line(row: ClientRow) -> str:
     streams = bool(row.sends["streamed"])
-    cells = [_fact(cell, streams=streams) for cell in row.cells if cell.title != "healthy"]
+    cells = [_fact(cell, streams=streams) for cell in row.cells[1 : len(CASES)]]
     return f"| {' | '.join((f'{_named(row)}, {row.date}', *cells))} |"
+
+
+def _turns_line(row: ClientRow) -> str:
+    cells = {cell.title: cell for cell in row.cells}
+    tool, long = cells[TOOL], cells[LONG]
+    asked = f"`{tool.tool}`, {_size(tool)}" if tool.tool else "offers none that reads"
+    facts = [
+        ", ".join(filter(None, (fact, cell.text and "answered", _end(cell))))
+        for fact, cell in ((asked, tool), (_size(long), long))
+    ]
+    return f"| {' | '.join((f'{_named(row)}, {row.date}', *facts))} |"
+
+
+def _size(cell: ClientCell) -> str:
+    requests = f"{cell.requests} requests" if cell.requests > 1 else "1 request"
+    return f"{requests} of up to {cell.bytes / 1_000:,.0f} kB, {cell.input:,} tokens"
+
+
+def _end(cell: ClientCell) -> str:
+    end = "goes on" if cell.code is None else f"exit {cell.code}"
+    return ", ".join(filter(None, (end, cell.wrong and f"WRONG: {cell.wrong}")))
 
 
 def _fact(cell: ClientCell, *, streams: bool) -> str:
@@ -110,8 +142,7 @@ def _fact(cell: ClientCell, *, streams: bool) -> str:
     shown = "shown" if cell.shown else "silent"
     if cell.title in {"stream cut", "stream ends early"}:
         shown = ""
-    end = "goes on" if cell.code is None else f"exit {cell.code}"
-    return ", ".join(filter(None, (spent, shown, end, cell.wrong and f"WRONG: {cell.wrong}")))
+    return ", ".join(filter(None, (spent, shown, _end(cell))))
 
 
 def _sent_line(row: ClientRow) -> str:

@@ -30,8 +30,9 @@ from tests.world.clients import MODELS, Client, Seat, install_client, node_folde
 from tests.world.programs import PLACE
 from tests.world.relay import CUT, EVENT, POLITE, Fault, Relay, Request, event_sentence, relaying
 
-# How long a client may go on in one case behind its first request, and how long it may take to that.
+# How long a client may go on behind its first request, in the table and in a turn; how long it takes to that.
 CASE_S_MAX = 30.0
+TURN_S_MAX = 120.0
 BEGIN_S_MAX = 90.0
 LOOK_S = 0.1
 STOP_S_MAX = 10.0
@@ -46,11 +47,17 @@ OPEN, DAY, DAY_402, SHORT, SHORT_402, TOTAL, TOKENS, MODEL, NOBODY = (
 
 @dataclass(frozen=True)
 class Case:
-    """One answer of the table: whose key is used, and how the upstream fails."""
+    """One answer of the table: whose key is used, and how the upstream fails; or what is asked.
+
+    With `tool` the model asks once for a tool that the client offers.
+    """
 
     title: str
     account: str = OPEN
     fault: Fault | None = None
+    prompt: str = "Say pong"
+    tool: bool = False
+    seconds: float = CASE_S_MAX  # how long a client may go on behind its first request
 
 
 CASES = (
@@ -70,13 +77,21 @@ CASES = (
     Case("stream ends early", fault=Fault(end=POLITE)),
     Case("error in the stream", fault=Fault(end=EVENT)),
 )
-TITLES = frozenset(case.title for case in CASES)
+TOOL, LONG = "asks for a tool", "60 kB"
+TURNS = (
+    Case(TOOL, tool=True, seconds=TURN_S_MAX),
+    Case(LONG, prompt="The toll is paid at the gate. " * 2_000 + "Say pong", seconds=TURN_S_MAX),
+)
+TITLES = frozenset(case.title for case in (*CASES, *TURNS))
 REFUSING = frozenset({DAY, DAY_402, SHORT, SHORT_402, TOTAL, TOKENS, MODEL})
 
 
 @dataclass
 class ClientCell:
-    """What came of one case. `seconds` lie between first and last request; a `code` of None went on."""
+    """What came of one case. `seconds` lie between first and last request; a `code` of None went on.
+
+    `input` are the tokens that the upstream reported for all requests; `bytes` is the longest of them.
+    """
 
     title: str
     requests: int
@@ -86,6 +101,9 @@ class ClientCell:
     text: bool
     wrong: str = ""
     tail: str = ""
+    tool: str = ""
+    bytes: int = 0
+    input: int = 0
 
 
 @dataclass
@@ -199,29 +217,32 @@ def place_of_clients() -> Iterator[Place]:
         yield Place(Accounts(stack), front, behind)
 
 
-def play_client(client: Client, place: Place, row: ClientRow) -> None:
-    """Install a client, and ask by it in each case that its row does not have."""
+def play_client(client: Client, place: Place, row: ClientRow, cases: tuple[Case, ...]) -> None:
+    """Install a client, and ask by it in each of these cases that its row does not have."""
     install_client(client)
     cells = {cell.title: cell for cell in row.cells}
-    for case in CASES:
+    for case in cases:
         if case.title in cells:
             continue
         cell, requests = _cell(client, case, place)
         cells[case.title] = cell
         print(f"  {client.name}, {case.title}: {cell}", flush=True)
-        if case.account == OPEN and case.fault is None:
+        if case == CASES[0]:
             row.sends = _sends(requests)
-        row.cells = [cells[one.title] for one in CASES if one.title in cells]
+        row.cells = [cells[one.title] for one in (*CASES, *TURNS) if one.title in cells]
         played(client).write_text(json.dumps(asdict(row)))
 
 
 def _cell(client: Client, case: Case, place: Place) -> tuple[ClientCell, list[Request]]:
     key = place.accounts.key_of(case.account)
     place.front.requests.clear()
+    place.behind.requests.clear()
     place.behind.fault = case.fault
     with tempfile.TemporaryDirectory(prefix="home-", dir=PLACE) as home:
-        seat = Seat(client.place, Path(home), place.front.url, key, client.model or MODELS[client.api])
-        code, said = _run(client, seat, place.front)
+        model = client.model or MODELS[client.api]
+        seat = Seat(client.place, Path(home), place.front.url, key, model, case.prompt, case.tool)
+        place.behind.file = seat.write("work/note.txt", "The toll is 7.\n") if case.tool else None
+        code, said = _run(client, seat, place.front, case.seconds)
     requests = [one for one in place.front.requests if one.method == "POST" and "count" not in one.path]
     times = [one.at_s for one in requests]
     sentences = {_plain(one.sentence)[:SENTENCE_CHARS] for one in requests if one.sentence}
@@ -235,14 +256,17 @@ def _cell(client: Client, case: Case, place: Place) -> tuple[ClientCell, list[Re
         any(one in _plain(said) for one in sentences),
         "yousaid" in _plain(said),
         tail=said[-1500:],
+        tool=next((one.tool for one in place.behind.requests if one.tool), ""),
+        bytes=max((one.bytes for one in requests), default=0),
+        input=sum(one.input for one in place.behind.requests),
     )
     if case.account != NOBODY and requests:
-        cell.wrong = _wrong(case, place.accounts.rows(len(requests)), requests)
+        cell.wrong = _wrong(case, place.accounts.rows(len(requests)), requests, place.behind.requests)
     return cell, list(place.front.requests)
 
 
-def _wrong(case: Case, rows: list[dict[str, Any]], requests: list[Request]) -> str:
-    """Return how the journal differs from the requests; empty where it does not."""
+def _wrong(case: Case, rows: list[dict[str, Any]], requests: list[Request], answered: list[Request]) -> str:
+    """Return how the journal differs from the requests and from the upstream's reports; empty where not."""
     if len(rows) != len(requests):
         return f"{len(requests)} requests, {len(rows)} rows"
     cost = sum(Decimal(row["cost"] or 0) for row in rows)
@@ -251,24 +275,30 @@ def _wrong(case: Case, rows: list[dict[str, Any]], requests: list[Request]) -> s
         return f"{cost} for requests that were refused"
     if not refused and case.fault is None and not cost:
         return "no cost"
+    if not refused and case.fault is None:
+        uses = [row["usage"] or {} for row in rows]
+        read = sum(use.get(kind, 0) for use in uses for kind in ("input", "cache_read", "cache_write"))
+        counts = read, sum(use.get("output", 0) for use in uses)
+        reported = sum(one.input for one in answered), sum(one.output for one in answered)
+        return "" if counts == reported else f"rows have {counts}, the upstream reported {reported}"
     return ""
 
 
-def _run(client: Client, seat: Seat, front: Relay) -> tuple[int | None, str]:
+def _run(client: Client, seat: Seat, front: Relay, seconds: float) -> tuple[int | None, str]:
     """Return how a client ended, None where it was stopped, and all that it said."""
     words, more = client.start(seat)
     kept = {name: value for name, value in os.environ.items() if name in {"LANG", "TZ"}}
     path = f"{node_folder()}{os.pathsep}{os.environ['PATH']}"
     environ = kept | {"PATH": path, "HOME": str(seat.home), "NO_COLOR": "1", "CI": "1"} | more
     work = seat.home / "work"
-    work.mkdir()
+    work.mkdir(exist_ok=True)
     with (seat.home / "said").open("w+b") as said:
         process = subprocess.Popen(
             words, cwd=work, env=environ, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
             start_new_session=True,
         )  # fmt: skip
         code, begun = None, time.monotonic()
-        while code is None and time.monotonic() < _end(front, begun):
+        while code is None and time.monotonic() < _end(front, begun, seconds):
             with suppress(subprocess.TimeoutExpired):
                 code = process.wait(LOOK_S)
         _end_all(seat.home)
@@ -277,9 +307,9 @@ def _run(client: Client, seat: Seat, front: Relay) -> tuple[int | None, str]:
         return code, said.read().decode(errors="replace")
 
 
-def _end(front: Relay, begun: float) -> float:
+def _end(front: Relay, begun: float, seconds: float) -> float:
     """Return until when a client may go on, by its first request or else by its start."""
-    return front.requests[0].at_s + CASE_S_MAX if front.requests else begun + BEGIN_S_MAX
+    return front.requests[0].at_s + seconds if front.requests else begun + BEGIN_S_MAX
 
 
 def _end_all(home: Path) -> None:
@@ -319,14 +349,21 @@ def played(client: Client) -> Path:
     return client.place / f"row-{client.name.replace(' ', '-')}.json"
 
 
-def play_clients(wanted: list[Client], *, fresh: bool) -> list[ClientRow]:
-    """Play clients whose row is not whole, or all of them, and return the rows."""
+def play_clients(
+    wanted: list[Client], *, fresh: bool, cases: tuple[Case, ...] = (*CASES, *TURNS)
+) -> list[ClientRow]:
+    """Play clients in the cases that their rows do not have, or in all, and return the rows."""
     rows = [_kept(client, fresh=fresh) for client in wanted]
-    missing = [(client, row) for client, row in zip(wanted, rows, strict=True) if len(row.cells) < len(CASES)]
+    titles = {case.title for case in cases}
+    missing = [
+        (client, row)
+        for client, row in zip(wanted, rows, strict=True)
+        if titles - {cell.title for cell in row.cells}
+    ]
     if missing:
         with place_of_clients() as place:
             for client, row in missing:
-                play_client(client, place, row)
+                play_client(client, place, row, cases)
     return rows
 
 

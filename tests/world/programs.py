@@ -70,6 +70,8 @@ class Program:
     rank_model: str = ""  # the model that compares texts, where it is one of its own
     each_choice: bool = False  # whether its counter has a prompt once for each choice
     characters: bool = False  # whether it reports characters as tokens
+    can: tuple[str, ...] = ()  # the kinds of questions that only some are asked
+    stops: str = "/v1/completions"  # the route that gives up an answer whose client left
     under: str = ""  # the folder of build/world that has it, where it is not the pinned one
 
     @property
@@ -193,6 +195,12 @@ _VLLM = Program(
     each_choice=True,
     environ=(("VLLM_CPU_KVCACHE_SPACE", "1"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind"), ("DO_NOT_TRACK", "1")),
 )  # fmt: skip
+_TRANSFORMERS = Program(
+    "transformers serve", "{}",
+    ("transformers[serving]==5.23.0", "torch==2.13.0", "pillow==13.0.0"),
+    "transformers", "TRANSFORMERS_URL", "transformers/model", (CHAT, COMPLETIONS, RESPONSES),
+    _transformers, "/health", _steps, prepare="hf",
+)  # fmt: skip
 _ENGINES = {
     one.name: one
     for one in (
@@ -213,10 +221,10 @@ _ENGINES = {
             _litellm, "/health/liveliness", behind="llama.cpp",
             environ=(("LITELLM_MASTER_KEY", "sk-world"), ("LITELLM_LOCAL_MODEL_COST_MAP", "True")),
         ),
-        Program(
-            "transformers serve", "{}", ("transformers[serving]==5.23.0", "torch==2.13.0"),
-            "transformers", "TRANSFORMERS_URL", "transformers/model", (CHAT, COMPLETIONS, RESPONSES),
-            _transformers, "/health", _steps, prepare="hf",
+        _TRANSFORMERS,
+        replace(
+            _TRANSFORMERS, name="transformers serve that sees", title="{}, `LlavaForConditionalGeneration`",
+            apis=(CHAT,), prepare="sees", can=("images",),
         ),
         _VLLM,
         replace(
@@ -231,6 +239,17 @@ _ENGINES = {
         replace(
             _VLLM, name="vLLM that embeds", title="vllm-cpu {}, `--runner pooling`",
             apis=(EMBEDDINGS, RERANK, SCORE), command=_vllm("--runner", "pooling", "--convert", "embed"),
+        ),
+        replace(
+            _VLLM, name="vLLM with an adapter",
+            title="vllm-cpu {}, LoRA, parsers of thoughts and tools, a queue of 6, chats give up",
+            apis=(CHAT, MESSAGES, RESPONSES), prepare="adapted", can=("toll", "tools"),
+            stops="/v1/chat/completions",
+            command=_vllm(
+                "--enable-lora", "--max-lora-rank", "8", "--lora-modules", "toll=adapter",
+                "--reasoning-parser", "deepseek_r1", "--enable-auto-tool-choice",
+                "--tool-call-parser", "hermes", "--max-num-queued-reqs", "6",
+            ),
         ),
         Program(
             "infinity", "infinity-emb {}", ("infinity-emb[server,torch]==0.0.78", "torch==2.13.0"),

@@ -5,7 +5,10 @@ A body has no model: a program's own name for it, or a caller's, is put in.
 
 from __future__ import annotations
 
+import base64
 import random
+import struct
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,11 +37,30 @@ LONG = " ".join(["the road here and the bridge"] * 20)
 BEYOND = " ".join(["the road here and the bridge"] * 500)
 ASKED = {"stream": True, "stream_options": {"include_usage": True}}
 DRAWN = 200
+ADAPTER, TOOLS, IMAGES = "toll", "tools", "images"
+SQUARE = "data:image/png;base64," + base64.b64encode(
+    b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (
+            (b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)),
+            (b"IDAT", zlib.compress((b"\0" + b"\x20\x40\x60" * 64) * 64)),
+            (b"IEND", b""),
+        )
+    )
+).decode()  # fmt: skip
+_PLACE = {"type": "object", "properties": {"place": {"enum": ["gate", "bridge"]}}, "required": ["place"]}
+CALLED = {
+    "tools": [{"type": "function", "function": {"name": "look_up", "parameters": _PLACE}}],
+    "tool_choice": {"type": "function", "function": {"name": "look_up"}},
+}
 
 
 @dataclass(frozen=True)
 class Question:
-    """One call. `leaves` after so many events; `times` at once; `plan` is the admission of its caller."""
+    """One call. `leaves` after so many events; `times` at once; `plan` is the admission of its caller.
+
+    Programs that can what it `needs` are asked it, by the name of another `model` where it has one.
+    """
 
     column: str
     title: str
@@ -48,6 +70,8 @@ class Question:
     times: int = 1
     plan: str = "available"
     record: bool = False
+    needs: str = ""
+    model: str = ""
 
 
 def _said(api: str, text: str = SHORT, maximum: int | None = 8, **more: Any) -> dict[str, Any]:
@@ -58,6 +82,14 @@ def _said(api: str, text: str = SHORT, maximum: int | None = 8, **more: Any) -> 
     else:
         body["input" if api == RESPONSES else "prompt"] = text
     return body | more
+
+
+def _image(number: int = 1, url: str = "", **more: Any) -> dict[str, Any]:
+    """Return the body of a chat about so many images."""
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url or SQUARE}}] * number
+    return _said(CHAT, **more) | {
+        "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": SHORT}]}]
+    }
 
 
 QUESTIONS = (
@@ -105,6 +137,19 @@ QUESTIONS = (
     Question(ERRORS, "text beyond the context", EMBEDDINGS, {"input": BEYOND}),
     Question(ERRORS, "no texts", EMBEDDINGS, {"input": []}),
     Question(ERRORS, "16 calls at once", EMBEDDINGS, {"input": [SHORT, OTHER]}, times=16),
+    Question(USE, "chat of the adapter", CHAT, _said(CHAT), plan=ADAPTER, needs=ADAPTER, model=ADAPTER),
+    Question(STREAMS, "chat of the adapter", CHAT, _said(CHAT, **ASKED), needs=ADAPTER, model=ADAPTER),
+    Question(ERRORS, "the model by a key for its adapter", CHAT, _said(CHAT), plan=ADAPTER, needs=ADAPTER),
+    Question(USE, "chat, a tool", CHAT, _said(CHAT, maximum=60, **CALLED), record=True, needs=TOOLS),
+    Question(
+        STREAMS, "chat, a tool", CHAT, _said(CHAT, maximum=60, **CALLED, **ASKED), record=True, needs=TOOLS
+    ),
+    Question(USE, "chat, an image", CHAT, _image(), record=True, needs=IMAGES),
+    Question(CHOICES, "chat, 2 images, n 2", CHAT, _image(2, n=2), record=True, needs=IMAGES),
+    Question(STREAMS, "chat, an image", CHAT, _image(**ASKED), record=True, needs=IMAGES),
+    Question(CACHED, "chat, an image, again", CHAT, _image(), needs=IMAGES),
+    Question(ERRORS, "an image that is none", CHAT, _image(url="data:image/png;base64,AA=="), needs=IMAGES),
+    Question(MAXIMA, "an image, `strict`", CHAT, _image(), plan="strict", needs=IMAGES),
     Question(
         MAXIMA, "base64, `strict`", EMBEDDINGS, {"input": SHORT, "encoding_format": "base64"}, plan="strict"
     ),

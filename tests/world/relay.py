@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientConnectionError, ClientPayloadError, ClientSession, ClientTimeout, web
@@ -24,6 +25,14 @@ START_S_MAX = 30.0
 # Fields of one connection, which no relay hands on.
 _OWN = frozenset({"connection", "transfer-encoding", "content-length", "host", "keep-alive", "upgrade"})
 _TEXT = re.compile(rb'"content": ?"[^"]|text_delta|output_text\.delta|"text": ?"[^"]')
+_READ = re.compile(rb'"(?:prompt_tokens|input_tokens|promptTokenCount)": ?(\d+)')
+_WRITTEN = re.compile(rb'"(?:completion_tokens|output_tokens|candidatesTokenCount)": ?(\d+)')
+_SCHEMAS = ("parameters", "input_schema", "parametersJsonSchema", "parameters_json_schema")
+# Tools that read, the likeliest first.
+_READERS = [
+    re.compile(name, re.IGNORECASE)
+    for name in ("look_up|.*-look_up", "read|read_?files?|view", "exec_command|shell|bash|run_.*|execute_.*")
+]
 _GOOGLE = {429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 503: "UNAVAILABLE"}
 _ANTHROPIC = {429: "rate_limit_error", 500: "api_error", 529: "overloaded_error"}
 _SENTENCES = {
@@ -52,8 +61,12 @@ class Request:
     path: str
     headers: dict[str, str]
     body: dict[str, Any]
+    bytes: int = 0
+    tool: str = ""
     status: int = 0
     sentence: str = ""
+    input: int = 0
+    output: int = 0
 
 
 def api_of(path: str) -> str:
@@ -99,6 +112,7 @@ class Relay:
     def __init__(self, target: str) -> None:
         self.requests: list[Request] = []
         self.fault: Fault | None = None
+        self.file: Path | None = None  # the demo upstream asks once for a tool that reads it
         self.url = ""
         self._target = target
         self._loop = asyncio.new_event_loop()
@@ -141,7 +155,12 @@ class Relay:
             body = json.loads(raw)
         headers = {name.lower(): value for name, value in asked.headers.items()}
         noted = Request(
-            time.monotonic(), asked.method, asked.path, headers, body if isinstance(body, dict) else {}
+            time.monotonic(),
+            asked.method,
+            asked.path,
+            headers,
+            body if isinstance(body, dict) else {},
+            len(raw),
         )
         self.requests.append(noted)
         api, fault = api_of(asked.path), self.fault
@@ -151,6 +170,8 @@ class Relay:
             after = {} if fault.retry_after_s is None else {"retry-after": str(fault.retry_after_s)}
             return web.json_response(said, status=status, headers=after)
         sent = {name: value for name, value in headers.items() if name not in _OWN}
+        if self.file is not None and (call := tool_call(noted.body, str(self.file))):
+            noted.tool, sent["x-demo-tool"] = call.partition(" ")[0], call
         async with self._session.request(
             asked.method, self._target + asked.raw_path, data=raw or None, headers=sent, allow_redirects=False
         ) as answer:
@@ -163,6 +184,7 @@ class Relay:
         if not streamed:
             whole = await answer.read()
             noted.sentence = sentence_of(whole)
+            _note_use(noted, whole)
             return web.Response(status=answer.status, body=whole, headers=dict(fields))
         passed = web.StreamResponse(status=answer.status, headers=dict(fields))
         await passed.prepare(asked)
@@ -170,6 +192,7 @@ class Relay:
         try:
             async for piece in _events(answer.content):
                 await passed.write(piece)
+                _note_use(noted, piece)
                 if end and _TEXT.search(piece):
                     cut = end == CUT
                     if end == EVENT:
@@ -192,6 +215,43 @@ async def _events(content: Any) -> Any:
             piece = b""
     if piece:
         yield piece
+
+
+def _note_use(noted: Request, piece: bytes) -> None:
+    """Note the tokens that an answer, or an event of one, reports: its last report has them all."""
+    for name, numbers in (("input", _READ), ("output", _WRITTEN)):
+        setattr(noted, name, max(getattr(noted, name), 0, *map(int, numbers.findall(piece))))
+
+
+def tool_call(body: dict[str, Any], file: str) -> str:
+    """Return a call of a tool that a request offers and that reads a file, as the demo upstream takes one."""
+    offered = list(_tools(body))
+    found = [(name, schema) for kind in _READERS for name, schema in offered if kind.fullmatch(name)]
+    return f"{found[0][0]} {json.dumps(_argument('', found[0][1], file))}" if found else ""
+
+
+def _tools(body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield names and schemas of the tools that a request of any API offers."""
+    for tool in body.get("tools") or ():
+        for one in tool.get("functionDeclarations") or [tool.get("function") or tool]:
+            yield one.get("name", ""), next((one[name] for name in _SCHEMAS if one.get(name)), {})
+
+
+def _argument(name: str, schema: dict[str, Any], file: str) -> Any:
+    """Return an argument by its name and schema: with all that is required, and the file where one is."""
+    kind = str(schema.get("type", "string")).lower()
+    if schema.get("enum"):
+        return schema["enum"][0]
+    if kind == "object":
+        parts, wanted = schema.get("properties") or {}, schema.get("required") or ()
+        return {part: _argument(part, parts[part], file) for part in wanted if part in parts}
+    if kind == "array":
+        return [_argument(name, schema.get("items") or {}, file)]
+    if kind in {"integer", "number", "boolean"}:
+        return {"integer": 1, "number": 1, "boolean": False}[kind]
+    return (
+        f"cat {file}" if re.search("command|cmd", name) else file if re.search("path|file", name) else "here"
+    )
 
 
 def sentence_of(body: bytes) -> str:

@@ -1,6 +1,6 @@
 """Play real programs behind Tollkeeper, compare their counters with the ledger, write the page: `make world`.
 
-Usage: python -m tests.world.run [--programs NAME,…] [--fresh] [--drawn N] [--seed N] [--record]
+Usage: python -m tests.world.run [--programs NAME,…] [--fresh] [--turns] [--drawn N] [--seed N] [--record]
        python -m tests.world.run --newest [--programs NAME,…]: newest releases, compared with the pages
        python -m tests.world.run --list, or --count
 
@@ -21,6 +21,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from tests.waiting import wait_until
 from tests.world import clients_page, newest, page
 from tests.world.calls import OK, Reply, ask, cached, read, written
 from tests.world.clients import CLIENTS
-from tests.world.play_clients import ClientCell, ClientRow, play_clients
+from tests.world.play_clients import CASES, TURNS, ClientCell, ClientRow, play_clients
 from tests.world.programs import (
     CHAT,
     COMPLETIONS,
@@ -48,7 +49,7 @@ from tests.world.programs import (
     installed,
     running,
 )
-from tests.world.questions import ABORTED, CACHED, CHOICES, DRAWN, MAXIMA, QUESTIONS, Question, drawn
+from tests.world.questions import ABORTED, ADAPTER, CACHED, CHOICES, DRAWN, MAXIMA, QUESTIONS, Question, drawn
 
 SEED = 20_261
 ROW_S_MAX = 1_500.0
@@ -89,6 +90,7 @@ def main() -> int:
     parser.add_argument("--drawn", type=int, default=DRAWN, help="how many drawn calls a program has")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--record", action="store_true", help="write the answers that tests use")
+    parser.add_argument("--turns", action="store_true", help="of clients: tools and long prompts alone")
     parser.add_argument("--newest", action="store_true", help="newest releases beside the pinned ones")
     parser.add_argument("--list", action="store_true", help="the programs there are")
     parser.add_argument("--count", action="store_true", help="how many cells the page has")
@@ -111,7 +113,8 @@ def main() -> int:
     if options.newest:
         return newest.report(names, partial(_compared_with_page, options=options))
     if clients := [one for one in names if one in CLIENTS]:
-        played = play_clients([CLIENTS[one] for one in clients], fresh=options.fresh)
+        cases = TURNS if options.turns else (*CASES, *TURNS)
+        played = play_clients([CLIENTS[one] for one in clients], fresh=options.fresh, cases=cases)
         clients_page.write(played)
         print(*(f"{row.name}: {cell.title}: {cell.wrong}" for row, cell in _wrong_cells(played)), sep="\n")
         if clients == names:
@@ -180,8 +183,9 @@ def _configuration(program: Program) -> dict[str, Any]:
     """Return the shipped configuration, and one route that gives up an answer whose client left."""
     said: dict[str, Any] = yaml.safe_load((ROOT / f"deploy/providers/{program.file}.yaml").read_text())
     said["include_default_routes"] = True
-    route = {"path": "/v1/completions", "upstream": program.file, "service": "completions"}
-    route |= {"family": "openai", "meter": "openai_completions", "on_disconnect": "abort"}
+    name = program.stops.split("/")[2]
+    route = {"path": program.stops, "upstream": program.file, "service": name, "family": "openai"}
+    route |= {"meter": f"openai_{name}", "on_disconnect": "abort"}
     said["routes"] = [*said.get("routes", ()), route]
     return said
 
@@ -198,17 +202,24 @@ class _World:
             for plan, total in (("available", 10_000_000), ("strict", STRICT_TOKENS))
         }
         made = program.program
+        if ADAPTER in made.can:
+            owner, _ = stack.tenant(10_000_000)
+            key = stack.make("api-keys", tenant_id=owner, models=[f"{made.file}/{ADAPTER}"])
+            self._keys[ADAPTER] = key["key"]
+            price = {"currency": "USD", "input": "1", "output": "2", "effective_from": "2026-01-01T00:00:00Z"}
+            stack.make("prices", model=f"{made.file}/{ADAPTER}", **price)
         self._row = Row(made.name, made.version, made.file, f"{datetime.now(UTC):%Y-%m-%d}")
         self._until = time.monotonic() + ROW_S_MAX
         self._recorded: list[str] = []
 
     def play(self) -> Row:
         """Ask all that the program has, then what is drawn."""
+        made = self._program.program
         for question in QUESTIONS:
-            if question.api in self._program.program.apis:
+            if question.api in made.apis and question.needs in {"", *made.can}:
                 self._row.cells.append(self._asked(question))
         counts: Counter[str] = Counter()
-        for question in drawn(self._options.seed, self._program.program.apis, self._options.drawn):
+        for question in drawn(self._options.seed, made.apis, self._options.drawn):
             if time.monotonic() > self._until:
                 break
             verdict, why, _ = self._compared(question)
@@ -217,7 +228,7 @@ class _World:
                 self._row.wrong.append(f"{question.title} {json.dumps(question.body)[:300]}: {why}")
         self._row.drawn = dict(counts)
         if self._options.record:
-            _record(self._program.program, self._recorded)
+            _record(made, self._recorded)
         return self._row
 
     def _asked(self, question: Question) -> Cell:
@@ -254,6 +265,8 @@ class _World:
     def _model(self, question: Question) -> str:
         """Return a caller's name of the model that answers a question."""
         made = self._program.program
+        if question.model:
+            return f"{made.file}/{question.model}"
         return f"{made.file}/{made.rank_model}" if made.rank_model and question.api == RERANK else made.model
 
     def _made(self, question: Question, before: Counted) -> Counted:
@@ -292,10 +305,15 @@ def judged(
     read = sum(use.get(kind, 0) for use in uses for kind in ("input", "cache_read", "cache_write"))
     output = sum(use.get("output", 0) for use in uses)
     why = f"engine {made.input} ({made.cached} cached) + {made.output}, rows {read} + {output}"
+    cost = sum(Decimal(row["cost"] or 0) for row in rows)
+    if question.model and cost != Decimal(made.input + 2 * made.output) / 10**6:
+        return WRONG, f"{why} for {cost} USD", ""
     if all(one.status not in OK for one in told):
         return (REFUSED if not read + output else WRONG), why, ""
     if not any(row["estimated"] for row in rows):
-        return (RIGHT if (read, output) == (made.input, made.output) else WRONG), why, ""
+        refused = [one.status for one in told if one.status not in OK]
+        fact = f", {len(refused)} of {len(told)} refused with {refused[0]}" if refused else ""
+        return (RIGHT if (read, output) == (made.input, made.output) else WRONG), why, fact
     passed = sum(one.passed for one in told) if all(one.streamed for one in told) else made.output
     fact = f", row {output} of {made.output}" if question.column in {ABORTED, CHOICES} else ""
     return (FLAGGED if output >= passed else WRONG), f"{why}, {passed} passed", fact

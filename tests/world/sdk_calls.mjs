@@ -1,17 +1,20 @@
-// Ask one thing by an SDK of Node, and print what came of it: `node sdk_calls.mjs NAME URL KEY MODEL`.
-const [name, url, apiKey, model] = process.argv.slice(2);
+// Ask one thing by an SDK of Node, and print what came of it: `node sdk_calls.mjs NAME URL KEY MODEL PROMPT TOOL`.
+const [name, url, apiKey, model, content, tool] = process.argv.slice(2);
 const headers = { "x-tollkeeper-user": "alice" };
-const content = "Say pong";
 const messages = [{ role: "user", content }];
 const show = (text) => process.stdout.write(text ?? "");
 const calls = {
   async ai() {
-    const { streamText } = await import("ai");
+    const { jsonSchema, stepCountIs, streamText } = await import("ai");
     const { createOpenAI } = await import("@ai-sdk/openai");
     const made = createOpenAI({ baseURL: `${url}/v1`, apiKey, headers });
     let failure;
     const onError = ({ error }) => { failure = error; };
-    for await (const text of streamText({ model: made.chat(model), prompt: content, onError }).textStream) show(text);
+    const inputSchema = jsonSchema({ type: "object", properties: { place: { type: "string" } }, required: ["place"] });
+    const execute = async ({ place }) => `${place} is near`;
+    const offered = tool ? { tools: { [tool]: { inputSchema, execute } }, stopWhen: stepCountIs(3) } : {};
+    const said = { model: made.chat(model), prompt: content, onError, ...offered };
+    for await (const text of streamText(said).textStream) show(text);
     if (failure) throw failure;
   },
   async openai() {

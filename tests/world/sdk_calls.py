@@ -1,6 +1,7 @@
-"""Ask one thing by an SDK, and print what came of it: `python sdk_calls.py NAME URL KEY MODEL`.
+"""Ask one thing by an SDK, and print what came of it: `python sdk_calls.py NAME URL KEY MODEL PROMPT TOOL`.
 
-It runs in the environment of that SDK alone, so each function imports what it needs.
+It runs in the environment of that SDK alone, so each function imports what it needs. With a TOOL those that
+run tools offer one.
 """
 
 import asyncio
@@ -8,10 +9,18 @@ import os
 import sys
 from typing import Any
 
-PROMPT = "Say pong"
+NAME, *PLACE, PROMPT, TOOL = sys.argv[1:]
 FIELDS = {"x-tollkeeper-user": "alice"}
 MESSAGES: list[Any] = [{"role": "user", "content": PROMPT}]
 MAXIMUM = 256
+
+
+def look_up(place: str) -> str:
+    """Look a place up."""
+    return f"{place} is near"
+
+
+TOOLS: list[Any] = [look_up] if TOOL else []
 
 
 def show(text: Any) -> None:
@@ -47,16 +56,19 @@ def google_genai(url: str, key: str, model: str) -> None:
     from google import genai
 
     client = genai.Client(api_key=key, http_options={"base_url": url, "headers": FIELDS})
-    for chunk in client.models.generate_content_stream(model=model, contents=PROMPT):
+    offered = {"config": {"tools": TOOLS}} if TOOLS else {}
+    for chunk in client.models.generate_content_stream(model=model, contents=PROMPT, **offered):
         show(chunk.text)
 
 
 def openai_agents(url: str, key: str, model: str) -> None:
-    from agents import Agent, OpenAIResponsesModel, Runner
+    from agents import Agent, OpenAIResponsesModel, Runner, function_tool
     from openai import AsyncOpenAI
 
     client = AsyncOpenAI(base_url=f"{url}/v1", api_key=key, default_headers=FIELDS)
-    agent = Agent("agent", model=OpenAIResponsesModel(model, client))
+    agent = Agent(
+        "agent", model=OpenAIResponsesModel(model, client), tools=[function_tool(one) for one in TOOLS]
+    )
     show(Runner.run_sync(agent, PROMPT).final_output)
 
 
@@ -87,7 +99,7 @@ def google_adk(url: str, key: str, model: str) -> None:
     os.environ |= {"GOOGLE_API_KEY": key, "GOOGLE_GEMINI_BASE_URL": url}
     config = types.GenerateContentConfig(http_options=types.HttpOptions(headers=FIELDS))
     runner = InMemoryRunner(
-        LlmAgent(name="agent", model=model, generate_content_config=config), app_name="app"
+        LlmAgent(name="agent", model=model, generate_content_config=config, tools=TOOLS), app_name="app"
     )
 
     async def ask() -> None:
@@ -107,7 +119,7 @@ def pydantic_ai(url: str, key: str, model: str) -> None:
     from pydantic_ai.providers.openai import OpenAIProvider
 
     chat = OpenAIChatModel(model, provider=OpenAIProvider(base_url=f"{url}/v1", api_key=key))
-    show(Agent(chat, model_settings={"extra_headers": FIELDS}).run_sync(PROMPT).output)
+    show(Agent(chat, tools=TOOLS, model_settings={"extra_headers": FIELDS}).run_sync(PROMPT).output)
 
 
 def pydantic_ai_messages(url: str, key: str, model: str) -> None:
@@ -116,7 +128,7 @@ def pydantic_ai_messages(url: str, key: str, model: str) -> None:
     from pydantic_ai.providers.anthropic import AnthropicProvider
 
     made = AnthropicModel(model, provider=AnthropicProvider(base_url=url, api_key=key))
-    show(Agent(made, model_settings={"extra_headers": FIELDS}).run_sync(PROMPT).output)
+    show(Agent(made, tools=TOOLS, model_settings={"extra_headers": FIELDS}).run_sync(PROMPT).output)
 
 
 def pydantic_ai_gemini(url: str, key: str, model: str) -> None:
@@ -125,30 +137,34 @@ def pydantic_ai_gemini(url: str, key: str, model: str) -> None:
     from pydantic_ai.providers.google import GoogleProvider
 
     made = GoogleModel(model, provider=GoogleProvider(base_url=url, api_key=key))
-    show(Agent(made, model_settings={"extra_headers": FIELDS}).run_sync(PROMPT).output)
+    show(Agent(made, tools=TOOLS, model_settings={"extra_headers": FIELDS}).run_sync(PROMPT).output)
 
 
 def langchain(url: str, key: str, model: str) -> None:
     from langchain_openai import ChatOpenAI
 
-    for chunk in ChatOpenAI(model=model, base_url=f"{url}/v1", api_key=key, default_headers=FIELDS).stream(
-        PROMPT
-    ):
-        show(chunk.text)
+    _langchain(ChatOpenAI(model=model, base_url=f"{url}/v1", api_key=key, default_headers=FIELDS))
 
 
 def langchain_messages(url: str, key: str, model: str) -> None:
     from langchain_anthropic import ChatAnthropic
 
-    for chunk in ChatAnthropic(model=model, base_url=url, api_key=key, default_headers=FIELDS).stream(PROMPT):
-        show(chunk.text)
+    _langchain(ChatAnthropic(model=model, base_url=url, api_key=key, default_headers=FIELDS))
 
 
 def langchain_gemini(url: str, key: str, model: str) -> None:
     from langchain_google_genai import ChatGoogleGenerativeAI
 
-    made = ChatGoogleGenerativeAI(model=model, base_url=url, api_key=key, additional_headers=FIELDS)
-    for chunk in made.stream(PROMPT):
+    _langchain(ChatGoogleGenerativeAI(model=model, base_url=url, api_key=key, additional_headers=FIELDS))
+
+
+def _langchain(model: Any) -> None:
+    if TOOLS:
+        from langchain.agents import create_agent
+
+        show(create_agent(model, TOOLS).invoke({"messages": MESSAGES})["messages"][-1].text)
+        return
+    for chunk in model.stream(PROMPT):
         show(chunk.text)
 
 
@@ -174,6 +190,29 @@ def dspy(url: str, key: str, model: str) -> None:
     show(LM(f"openai/{model}", api_base=f"{url}/v1", api_key=key, cache=False)(PROMPT)[0])
 
 
+def crewai(url: str, key: str, model: str) -> None:
+    from crewai import LLM, Agent
+    from crewai.tools import tool
+
+    made = LLM(f"openai/{model}", base_url=f"{url}/v1", api_key=key, default_headers=FIELDS)
+    words = {"role": "keeper", "goal": "answer", "backstory": "A keeper of a gate."}
+    agent = Agent(**words, llm=made, tools=[tool(one.__name__)(one) for one in TOOLS])
+    show(agent.kickoff(PROMPT).raw)
+
+
+def semantic_kernel(url: str, key: str, model: str) -> None:
+    from openai import AsyncOpenAI
+    from semantic_kernel.agents import ChatCompletionAgent
+    from semantic_kernel.connectors.ai.open_ai import OpenAIChatCompletion
+    from semantic_kernel.functions import KernelPlugin, kernel_function
+
+    client = AsyncOpenAI(base_url=f"{url}/v1", api_key=key, default_headers=FIELDS)
+    offered = [KernelPlugin("places", functions=[kernel_function(one) for one in TOOLS])] if TOOLS else []
+    service = OpenAIChatCompletion(model, async_client=client)
+    agent = ChatCompletionAgent(service=service, name="agent", plugins=offered)
+    show(asyncio.run(agent.get_response(PROMPT)).content)
+
+
 def instructor(url: str, key: str, model: str) -> None:
     from instructor import from_openai
     from openai import OpenAI
@@ -187,4 +226,4 @@ def instructor(url: str, key: str, model: str) -> None:
     show(client.chat.completions.create(model=model, messages=MESSAGES, response_model=Said).text)
 
 
-globals()[sys.argv[1]](*sys.argv[2:])
+globals()[NAME](*PLACE)

@@ -13,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 from transformers.cli.transformers import main
 
 counts = [0, 0, 0, 0]  # tokens of prompts, of these cached, of output; texts that run
@@ -51,7 +51,8 @@ def whole(self: Any, *texts: Any, **more: Any) -> Any:
 
 
 write(0)
-LlamaForCausalLM.forward, LlamaForCausalLM.generate = counted(LlamaForCausalLM.forward), whole
+for kind in (LlamaForCausalLM, LlavaForConditionalGeneration):
+    kind.forward, kind.generate = counted(kind.forward), whole
 words = ["serve", sys.argv[1], "--device", "cpu", "--host", "127.0.0.1", "--port", sys.argv[2]]
 sys.argv = ["transformers", *words]
 main()

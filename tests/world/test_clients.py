@@ -10,7 +10,8 @@ import pytest
 from tests.tree import ROOT
 from tests.world.clients import CLIENTS, MODELS, Seat
 from tests.world.clients_page import PAGE, PAGES
-from tests.world.play_clients import CASES
+from tests.world.play_clients import CASES, TURNS
+from tests.world.relay import tool_call
 
 NAME = re.compile(r"\b[A-Z]+_[A-Z_]+\b|\"(\w+)\":|^ *-? ?(\w+):", re.MULTILINE)
 # Settings that pages tell of beside those that are played.
@@ -34,5 +35,30 @@ def test_each_client_and_each_case_has_its_cell() -> None:
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| **")]
     for name in CLIENTS:
         mine = [line for line in lines if line.startswith(f"| **{name}**")]
-        assert [line.count(" | ") for line in mine] == [len(CASES) - 1, 6], name
+        assert [line.count(" | ") for line in mine] == [len(CASES) - 1, 6, len(TURNS)], name
     assert "WRONG" not in PAGE.read_text()
+
+
+READ = {
+    "type": "object",
+    "properties": {"files": {"type": "array", "items": {"type": "string"}}, "path": {"type": "string"}},
+    "required": ["path"],
+}
+RUN = {"type": "OBJECT", "properties": {"command": {"type": "STRING"}}, "required": ["command"]}
+
+
+@pytest.mark.parametrize(
+    ("tools", "call"),
+    [
+        ([{"type": "function", "function": {"name": "Read", "parameters": READ}}], 'Read {"path": "/f"}'),
+        ([{"type": "web_search"}, {"type": "function", "name": "shell", "parameters": RUN}],
+         'shell {"command": "cat /f"}'),
+        ([{"name": "Bash", "input_schema": RUN}, {"name": "Read", "input_schema": READ}],
+         'Read {"path": "/f"}'),
+        ([{"functionDeclarations": [{"name": "look_up", "parameters_json_schema": READ}]}],
+         'look_up {"path": "/f"}'),
+        ([{"name": "Write", "input_schema": READ}], ""),
+    ],
+)  # fmt: skip
+def test_a_tool_that_reads_is_asked_for_as_its_client_offers_it(tools: list[object], call: str) -> None:
+    assert tool_call({"tools": tools}, "/f") == call

@@ -10,7 +10,7 @@ import pytest
 from tests.world import clients_page, page
 from tests.world.clients import CLIENTS
 from tests.world.newest import Newest, Played, report
-from tests.world.play_clients import CASES, ClientCell, ClientRow
+from tests.world.play_clients import CASES, LONG, TOOL, ClientCell, ClientRow
 from tests.world.programs import PROGRAMS, split_release
 from tests.world.run import Cell, Row
 
@@ -41,6 +41,10 @@ def test_a_client_differs_by_its_requests_and_not_by_their_times() -> None:
     for case, fact in zip(CASES[1:], facts, strict=True):
         number, code = int(fact.split(",")[0].split()[0]), int(fact[-1])
         cells.append(ClientCell(case.title, number, 9.0, code, shown="shown" in fact, text=False))
+    cells += [
+        ClientCell(TOOL, 1, 0.0, 0, shown=False, text=True),
+        ClientCell(LONG, 1, 0.0, 0, shown=False, text=True),
+    ]
     sends = {"maxima": [], "paths": ["POST /v1/chat/completions"], "sessions": [], "streamed": True}
     row = ClientRow(name, "9", "chat", agent=False, date="", sends=sends | {"usage": False}, cells=cells)
     assert clients_page.differences(row) == []
