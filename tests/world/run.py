@@ -239,7 +239,8 @@ class _World:
         before = self._still()
         said = ask(self._program.url, key, own, question, self._sent)
         made = self._made(question, before)
-        if question.record and said.status in OK:
+        silent = question.column == CACHED and made.cached and not cached(said.reports[-1])
+        if question.record and said.status in OK and not silent:
             row, body = self._row, json.dumps({"model": own} | question.body)
             head = f"@@ {row.name} {row.version}, {row.date} | {row.file} | {question.api} | {body}"
             passed = said.passed if said.streamed else made.output
