@@ -128,12 +128,13 @@ class Pricing(In):
     """Graduated tiers (Pay-Per-Use), credits by token and model (Consumption), or what the call costs."""
 
     model_config = ConfigDict(
+        # Not as `oneOf`: of that, generators of clients make a class for each, and lose the fields.
         json_schema_extra={
-            "oneOf": [
-                _only("tiers", "array", "currency"),
-                _only("per_million", "object", "markup"),
-                _only("at_cost", "object"),
-            ]
+            "if": _only("tiers", "array", "currency"),
+            "else": {
+                "if": _only("per_million", "object", "markup"),
+                "else": _only("at_cost", "object"),
+            },
         }
     )
 
