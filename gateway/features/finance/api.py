@@ -47,7 +47,6 @@ def mount_focus(app: web.Application, ports: AdminPorts, root: str, admitted: Ad
                 since=asked.since,
                 until=asked.until,
                 seller="" if seller is None else seller.name,
-                tokens=row["model"] is not None,
             )
 
         return asked, VERSIONS[version], charge

@@ -41,15 +41,14 @@ FOCUS_QUANTITIES: Final = frozenset({
 })  # fmt: skip
 FOCUS_TIMES: Final = frozenset(name for name in FOCUS_COLUMNS if name.endswith(("PeriodStart", "PeriodEnd")))
 PROVIDER: Final = "Tollkeeper"
+_KINDS: Final = ("input", "cache_read", "cache_write", "output")
 _MODELS: Final = ("AI and Machine Learning", "Generative AI")
 _OTHERS: Final = ("Other", "Other (Other)")
 _FOCUS_DAY = timedelta(days=1)
 
 
-def focus_charge(
-    row: Mapping[str, object], *, since: datetime, until: datetime, seller: str, tokens: bool
-) -> Charge:
-    """Return a row of usage as a FOCUS charge. `tokens`: its service is priced by tokens of models.
+def focus_charge(row: Mapping[str, object], *, since: datetime, until: datetime, seller: str) -> Charge:
+    """Return a row of usage as a FOCUS charge: of a model, if it names one or has tokens of one.
 
     `seller` is the sender of invoices. The charge's time is limited to `since` and `until`.
     """
@@ -57,6 +56,8 @@ def focus_charge(
     assert isinstance(start, datetime)
     assert isinstance(cost, Decimal)
     month = start.replace(day=1)
+    # A service has one category: use from outside may name no model of the service that its calls name.
+    tokens = row["model"] is not None or any(row[kind] for kind in _KINDS)
     category, subcategory = _MODELS if tokens else _OTHERS
     quantity, unit = (row["tokens"], "Tokens") if tokens else (row["requests"], "Requests")
     service = row["service"] or f"service {row['service_id'] or 'none'}"
@@ -105,8 +106,7 @@ def with_types(charge: Charge) -> Charge:
 
 
 def _description(row: Mapping[str, object], sku: str) -> str:
-    kinds = ("input", "cache_read", "cache_write", "output")
-    told = ", ".join(f"{row[kind]} {kind.replace('_', ' ')}" for kind in kinds if row[kind])
+    told = ", ".join(f"{row[kind]} {kind.replace('_', ' ')}" for kind in _KINDS if row[kind])
     return f"{row['requests']} requests of {sku}" + (f": tokens {told}" if told else "")
 
 
@@ -118,9 +118,9 @@ def _tags(row: Mapping[str, object]) -> str:
 
 
 def _exact(amount: Decimal) -> str:
-    """Return every digit of an amount, without an exponent."""
-    text = f"{amount:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    """Return every digit of an amount, without an exponent, and with a decimal point."""
+    whole, _, rest = f"{amount:f}".partition(".")
+    return f"{whole}.{rest.rstrip('0') or 0}"
 
 
 def _instant(at: datetime) -> str:
