@@ -70,7 +70,7 @@ faults: ## The matrix of faults in its long form, resumable; SEED=…, ARGS="--r
 	@.ci/environment requirements-dev.lock
 	@SEED="$(SEED)" exec .venv/bin/python -m tests.faults.run $(ARGS)
 
-world: ## Real engines and clients around Tollkeeper, and the pages on them; ARGS="--programs NAME,… --fresh --newest --record --list"
+world: ## Real engines, clients and other programs around Tollkeeper, and the pages on them; ARGS="--programs NAME,… --fresh --newest --record --list"
 	@.ci/environment requirements-dev.lock
 	@exec .venv/bin/python -m tests.world.run $(ARGS)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,29 +17,24 @@ from tests.journey.stack import ROOT
 
 KEPT = ROOT / "build" / "clients"
 LOCK = ROOT / "tests" / "journey" / "clients.lock"
-UV = ROOT / ".venv" / "bin" / "uv"
+UV = Path(sys.executable).with_name("uv")
 
 
 def python_of_clients() -> Path:
     """A Python with LiteLLM and LangChain; what they need is not what we need."""
-    digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:12]
-    folder = KEPT / f"python-{digest}"
+    return python_with("--require-hashes", "-r", str(LOCK), of=LOCK.read_text(encoding="utf-8"))
+
+
+def python_with(*packages: str, of: str = "", by_pip: bool = False) -> Path:
+    """A Python with these packages, kept by their names or by what is in `of`; uv installs them, or pip."""
+    folder = KEPT / f"python-{hashlib.sha256((of or repr(packages)).encode()).hexdigest()[:12]}"
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
-        run_installer([str(UV), "venv", "--quiet", "--clear", str(folder)])
-        run_installer(
-            [
-                str(UV),
-                "pip",
-                "install",
-                "--quiet",
-                "--require-hashes",
-                "--python",
-                str(python),
-                "-r",
-                str(LOCK),
-            ]
-        )
+        seed = ["--seed"] if by_pip else []
+        run_installer([str(UV), "venv", "--quiet", "--clear", "--python", sys.executable, *seed, str(folder)])
+        pip = [str(python), "-m", "pip", "install", "--quiet"]
+        uv = [str(UV), "pip", "install", "--quiet", "--python", str(python)]
+        run_installer([*(pip if by_pip else uv), *packages])
         (folder / "ready").touch()
     return python
 

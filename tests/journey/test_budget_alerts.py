@@ -43,7 +43,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
+        fields = {name.lower(): value for name, value in self.headers.items()}
+        self.server.got.append((fields | {":path": self.path}, body))
         self.send_response(204)
         self.end_headers()
 

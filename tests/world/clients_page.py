@@ -86,6 +86,12 @@ def _plain(cell: str) -> str:
     return STOPPED.sub("goes on", TIME.sub("", cell))
 
 
+def counts() -> dict[str, int]:
+    """Return how many cells the page has of each client."""
+    kept = _kept().values()
+    return {name: sum(part.get(name, "").count(" | ") for part in kept) for name in CLIENTS}
+
+
 def _kept() -> dict[str, dict[str, str]]:
     """Return the lines that the page has, by part and name."""
     kept: dict[str, dict[str, str]] = {AGENTS: {}, SDKS: {}, SENDS: {}, TURNING: {}}

@@ -4,10 +4,10 @@ Usage: python -m tests.world.run [--programs NAME,…] [--fresh] [--turns] [--dr
        python -m tests.world.run --newest [--programs NAME,…]: newest releases, compared with the pages
        python -m tests.world.run --list, or --count
 
-A row is a program. What was played is kept in build/world; a run that was interrupted goes on with the
-programs that have no row yet. The page keeps the rows of programs that are not named. Exit status 1 where
-a row differs from what its program counted, and is not flagged, or has less than what passed. With --record
-the answers go to tests/recorded/world.txt.
+A row is a program: an engine, a client, or one of `meetings.py`. What was played is kept in build/world; a
+run that was interrupted goes on with the programs that have no row yet. A page keeps the rows of programs
+that are not named. Exit status 1 where a row differs from what its program counted, and is not flagged, or
+has less than what passed. With --record the answers go to tests/recorded/world.txt.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ import yaml
 from tests.journey.stack import Stack
 from tests.tree import ROOT
 from tests.waiting import wait_until
-from tests.world import clients_page, newest, page
+from tests.world import clients_page, meetings_page, newest, page
 from tests.world.calls import OK, Reply, ask, cached, read, written
 from tests.world.clients import CLIENTS
+from tests.world.meetings import MEETINGS, play_meetings, wrong_cells
 from tests.world.play_clients import CASES, TURNS, ClientCell, ClientRow, play_clients
 from tests.world.programs import (
     CHAT,
@@ -93,10 +94,11 @@ def main() -> int:
     parser.add_argument("--turns", action="store_true", help="of clients: tools and long prompts alone")
     parser.add_argument("--newest", action="store_true", help="newest releases beside the pinned ones")
     parser.add_argument("--list", action="store_true", help="the programs there are")
-    parser.add_argument("--count", action="store_true", help="how many cells the page has")
+    parser.add_argument("--count", action="store_true", help="how many cells the pages have")
     options = parser.parse_args()
     if options.count:
         counts = {name: len(page.cells(line)) for name, line in page.lines().items()}
+        counts |= clients_page.counts() | {name: len(line) for name, line in meetings_page.lines().items()}
         print(
             *(f"{count:4} {name}" for name, count in counts.items()),
             f"{sum(counts.values()):4} in all",
@@ -106,12 +108,15 @@ def main() -> int:
     if options.list:
         print(*(f"{one.name}: {', '.join(one.packages)}" for one in PROGRAMS.values()), sep="\n")
         print(*(f"{one.name}: {one.package}" for one in CLIENTS.values()), sep="\n")
+        print(*(f"{one.name}: {', '.join(one.packages)}" for one in MEETINGS.values()), sep="\n")
         return 0
-    names = [one for one in options.programs.split(",") if one] or [*PROGRAMS, *CLIENTS]
-    if unknown := set(names) - PROGRAMS.keys() - CLIENTS.keys():
+    names = [one for one in options.programs.split(",") if one] or [*PROGRAMS, *CLIENTS, *MEETINGS]
+    if unknown := set(names) - PROGRAMS.keys() - CLIENTS.keys() - MEETINGS.keys():
         parser.error(f"no such program: {', '.join(sorted(unknown))}")
     if options.newest:
-        return newest.report(names, partial(_compared_with_page, options=options))
+        return newest.report(
+            [one for one in names if one not in MEETINGS], partial(_compared_with_page, options=options)
+        )
     if clients := [one for one in names if one in CLIENTS]:
         cases = TURNS if options.turns else (*CASES, *TURNS)
         played = play_clients([CLIENTS[one] for one in clients], fresh=options.fresh, cases=cases)
@@ -119,11 +124,18 @@ def main() -> int:
         print(*(f"{row.name}: {cell.title}: {cell.wrong}" for row, cell in _wrong_cells(played)), sep="\n")
         if clients == names:
             return 1 if _wrong_cells(played) else 0
+    ill: list[str] = []
+    if meetings := [one for one in names if one in MEETINGS]:
+        met = play_meetings(meetings, fresh=options.fresh)
+        meetings_page.write(met)
+        print(*(ill := wrong_cells(met)), sep="\n")
+        if meetings == names:
+            return 1 if ill else 0
     rows = [_row(PROGRAMS[one], options) for one in names if one in PROGRAMS]
     page.write(rows)
     for row in rows:
         print(f"{row.name}: {row.drawn}", *row.wrong, sep="\n")
-    return 1 if any(row.wrong for row in rows) else 0
+    return 1 if ill or any(row.wrong for row in rows) else 0
 
 
 def _compared_with_page(one: newest.Newest, options: argparse.Namespace) -> newest.Played:
