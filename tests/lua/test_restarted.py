@@ -137,7 +137,10 @@ class Shipped(ValkeyServer):
     def differs(self, before: dict[bytes, tuple[object, int]]) -> dict[bytes, object]:
         """Return what is not as it was, but for keys whose time is over by now."""
         after, now = self.everything(), time.time() * 1000
-        left = [dict(one for one in found.items() if not 0 <= one[1][1] <= now) for found in (before, after)]
+        left = [
+            dict(one for one in found.items() if one[1][1] == -1 or one[1][1] > now)
+            for found in (before, after)
+        ]
         return {
             name: one
             for found in left

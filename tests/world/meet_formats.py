@@ -1,4 +1,4 @@
-"""What Tollkeeper writes, read by others: events, messages, charges, invoices, the OpenAPI document."""
+"""Meetings with readers of what Tollkeeper writes: events, messages, charges, invoices, OpenAPI."""
 
 from __future__ import annotations
 
