@@ -39,7 +39,6 @@ from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import StartError
-from gateway.feature import features
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
@@ -58,14 +57,7 @@ from gateway.run.lifecycle import (
     this_program,
 )
 from gateway.run.model_lists import keep_listed
-from gateway.run.worker_parts import (
-    WorkerParts,
-    handlers,
-    log_handlers,
-    run_later,
-    socket_opener,
-    worker_loops,
-)
+from gateway.run.worker_parts import WorkerParts, merged
 from gateway.settings.checking import origins_of
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics
@@ -117,7 +109,7 @@ async def serve_calls(
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
         report=door.worker_reports.report, announce=fences.announce,
-        restore=partial(_restore, ports), others=log_handlers(ports),
+        restore=partial(_restore, ports), others=merged("log_handlers", ports),
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     redis_state = RedisState(wires, log)
@@ -149,7 +141,10 @@ async def serve_calls(
         asyncio.create_task(forever("failures", FailureTeller("gateway", failures, log).loop().run, log)),
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
         asyncio.create_task(forever("port", port.keep, log)),
-        *(asyncio.create_task(forever(name, loop, log)) for name, loop in worker_loops(plane, ports).items()),
+        *(
+            asyncio.create_task(forever(name, loop, log))
+            for name, loop in merged("worker_loops", plane, ports).items()
+        ),
         asyncio.create_task(forever("credentials", lambda: keep_renewed(plane.signers, log), log)),
         asyncio.create_task(forever("model lists", lambda: keep_listed(plane.listed, log), log)),
         asyncio.create_task(metrics.publish(settings.metrics_dir, lambda: _merged(snapshots))),
@@ -264,12 +259,10 @@ def _ports(  # noqa: PLR0917  # what they are made of
         access_log=settings.access_log or settings.log_level == "debug",
         refuse_unpriced=settings.unpriced_models == "refuse",
         earlier_peppers=peppers_of(settings).earlier,
-        answers={route: one for each in features() for route, one in each.answers(settings, log).items()},
-        handlers=handlers(),
-        open_socket=socket_opener(),
-        run_later=run_later(),
+        answers=merged("answers", settings, log),
+        handlers=merged("handlers"),
         caches=door.caches,
-        **{name: port for feature in features() for name, port in feature.ports(parts).items()},
+        **merged("ports", parts),
     )
 
 

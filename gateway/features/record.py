@@ -7,7 +7,7 @@ the records from `gateway/feature.py`, and states the type of the part itself.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -117,11 +117,8 @@ class Feature:
     routes: Callable[[AdminParts], Routes | None] = lambda _: None
     # Its routes at the gateway's port, with their handlers.
     answers: Callable[[Settings, Log], Mapping[CallRoute, Answerer]] = lambda *_: {}
-    # Handlers of routed paths, by path; the function that serves a WebSocket client.
+    # Handlers of routed paths, by path.
     handlers: Callable[[], Mapping[str, Answerer]] = dict
-    open_socket: Answerer | None = None
-    # Starts an admitted call that its upstream completes later, as `Ports.run_later`.
-    run_later: Callable[[Any, Any], Coroutine[Any, Any, None]] | None = None
     # Fields of `Ports`, made of the parts of a gateway worker; the worker's loops by name.
     ports: Callable[[WorkerParts], Mapping[str, Any]] = lambda _: {}
     worker_loops: Callable[[DataPlane, Ports], Mapping[str, Callable[[], Awaitable[None]]]] = lambda *_: {}

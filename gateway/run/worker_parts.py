@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,6 @@ from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.feature import features
-from gateway.http.ports import Answerer, Ports, refuse_later
-from gateway.http.server.server import DataPlane
 from gateway.settings.settings import Settings
 
 
@@ -26,27 +24,6 @@ class WorkerParts:
     log: Callable[..., None]
 
 
-def handlers() -> dict[str, Answerer]:
-    """Return the features' handlers of gateway paths, by path."""
-    return {path: answer for feature in features() for path, answer in feature.handlers().items()}
-
-
-def log_handlers(ports: Ports) -> dict[int, Callable[[bytes], Awaitable[None]]]:
-    """Return the features' handlers of records in the settlement log, by kind of record."""
-    return {kind: resend for feature in features() for kind, resend in feature.log_handlers(ports).items()}
-
-
-def worker_loops(plane: DataPlane, ports: Ports) -> dict[str, Callable[[], Awaitable[None]]]:
-    """Return the features' loops of a gateway worker, by name."""
-    return {name: run for feature in features() for name, run in feature.worker_loops(plane, ports).items()}
-
-
-def run_later() -> Callable[[Any, Any], Coroutine[Any, Any, None]]:
-    """Return the function that starts calls that their upstream completes later; it may only refuse."""
-    starts = [feature.run_later for feature in features() if feature.run_later is not None]
-    return starts[0] if starts else refuse_later
-
-
-def socket_opener() -> Answerer | None:
-    """Return the function that serves WebSocket clients, if a feature has one."""
-    return next((feature.open_socket for feature in features() if feature.open_socket is not None), None)
+def merged(part: str, *given: object) -> dict[Any, Any]:
+    """Return what all features give as `part` of their records: `handlers`, `ports` and others, by key."""
+    return {key: value for feature in features() for key, value in getattr(feature, part)(*given).items()}

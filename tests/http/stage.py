@@ -28,6 +28,7 @@ from gateway.core.credentials import Failures, TlsFiles
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal
+from gateway.features.record import lazy
 from gateway.http.ports import (
     Answerer,
     CountersPort,
@@ -43,7 +44,7 @@ from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
 from gateway.http.upstream.dialing import LookUp, by_system
-from gateway.run.worker_parts import handlers, run_later, socket_opener
+from gateway.run.worker_parts import merged
 from gateway.tls.certificates import Certificates
 from gateway.tls.session import TlsGate
 from tests.http.fakes import (
@@ -348,9 +349,9 @@ class Stage:
             runs=self.runs,
             holds=cast("HoldsPort", self.callers_holds),
             access_log=True,
-            handlers=handlers(),
-            run_later=run_later(),
-            open_socket=socket_opener(),
+            handlers=merged("handlers"),
+            run_later=lazy("gateway.features.jobs.gateway:run_later"),
+            open_socket=lazy("gateway.features.websockets.feature:open_socket"),
         )
 
     async def _usage(self, caller: Caller, said: Attribution) -> bytes:

@@ -34,11 +34,12 @@ def _handlers() -> Mapping[str, Answerer]:
 
 
 def _ports(parts: WorkerParts) -> Mapping[str, Any]:
+    from gateway.features.jobs.gateway import run_later  # noqa: PLC0415  # as above
     from gateway.features.jobs.polling import Jobs  # noqa: PLC0415  # as above
     from gateway.features.jobs.stored import StoredJobs  # noqa: PLC0415  # as above
 
     stored = StoredJobs(parts.wires, parts.objects, parts.settlements)
-    return {"jobs": Jobs(stored, parts.settings, parts.log)}
+    return {"jobs": Jobs(stored, parts.settings, parts.log), "run_later": run_later}
 
 
 def _worker_loops(plane: DataPlane, ports: Ports) -> Mapping[str, Callable[[], Awaitable[None]]]:
@@ -82,7 +83,6 @@ FEATURE = Feature(
         },
     ),
     handlers=_handlers,
-    run_later=lazy("gateway.features.jobs.gateway:run_later"),
     ports=_ports,
     worker_loops=_worker_loops,
     log_handlers=_log_handlers,

@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from gateway.http.server.exchange import Exchange
 
 
-def _open_socket(exchange: Exchange) -> Coroutine[Any, Any, None]:
+def open_socket(exchange: Exchange) -> Coroutine[Any, Any, None]:
+    """Serve a client that asks for a WebSocket, as its route says."""
     from gateway.features.websockets import session, sockets  # noqa: PLC0415  # heavy: few clients want one
     from gateway.http.routing.routes import is_live  # noqa: PLC0415  # of gateways alone
 
     return (session.open_live if is_live(exchange.head.routed.route) else sockets.open_socket)(exchange)
 
 
-FEATURE = Feature(name="websockets", open_socket=_open_socket)
+FEATURE = Feature(name="websockets", ports=lambda _: {"open_socket": open_socket})

@@ -12,7 +12,7 @@ from gateway.core.families.registry import ALL
 from gateway.core.model import Family, Service
 from gateway.features.jobs.gateway import create_batch, tell_job
 from gateway.http.server.server import HANDLERS
-from gateway.run.worker_parts import handlers
+from gateway.run.worker_parts import merged
 from gateway.settings.config_file import DEFAULT_ROUTES
 
 SMS = Service(1, "sms", "consumption", counts_tokens=False, credits=10, upstream="mine")
@@ -248,7 +248,7 @@ def test_a_route_that_may_make_a_batch_is_known_by_its_path(
 
 
 def test_a_family_serves_batches_by_default_only_if_it_says_how_they_are_charged() -> None:
-    served_by = HANDLERS | handlers()
+    served_by = HANDLERS | merged("handlers")
     for family in ALL:
         served = {route.path for route in family.routes}
         paths = family.batches[0] if family.batches else None
