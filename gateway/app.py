@@ -109,7 +109,7 @@ async def serve_calls(
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
         report=door.worker_reports.report, announce=fences.announce,
-        restore=partial(_restore, ports), others=merged("log_handlers", ports),
+        restore=partial(_restore, ports), others=merged(lambda one: one.log_handlers(ports)),
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     redis_state = RedisState(wires, log)
@@ -143,7 +143,7 @@ async def serve_calls(
         asyncio.create_task(forever("port", port.keep, log)),
         *(
             asyncio.create_task(forever(name, loop, log))
-            for name, loop in merged("worker_loops", plane, ports).items()
+            for name, loop in merged(lambda one: one.worker_loops(plane, ports)).items()
         ),
         asyncio.create_task(forever("credentials", lambda: keep_renewed(plane.signers, log), log)),
         asyncio.create_task(forever("model lists", lambda: keep_listed(plane.listed, log), log)),
@@ -259,10 +259,10 @@ def _ports(  # noqa: PLR0917  # what they are made of
         access_log=settings.access_log or settings.log_level == "debug",
         refuse_unpriced=settings.unpriced_models == "refuse",
         earlier_peppers=peppers_of(settings).earlier,
-        answers=merged("answers", settings, log),
-        handlers=merged("handlers"),
+        answers=merged(lambda one: one.answers(settings, log)),
+        handlers=merged(lambda one: one.handlers()),
         caches=door.caches,
-        **merged("ports", parts),
+        **merged(lambda one: one.ports(parts)),
     )
 
 

@@ -90,7 +90,7 @@ def known(exchange: Exchange) -> Caller | None:
     head, worker = exchange.head, exchange.worker
     ports = worker.ports
     check_route(head.routed, ports.directory)
-    refusal = head.routed.query_refusal or head.proof.refusal
+    refusal = head.routed.query_refusal or head.proof.refusal  # written out: the hot path
     if refusal is not None:
         head = exchange.head = _by_certificate(head, worker, exchange.connection.transport, refusal)
     proof = head.proof
@@ -328,7 +328,7 @@ def priced(  # noqa: PLR0917  # what is asked by whom
 ) -> tuple[Service, CallPrices, CallBudgets | None]:  # fmt: skip
     """Return the service, prices and budgets of a call. They stay the same until the call is charged.
 
-    The attempt gets the first upstream of the call's model, and only that one may be asked if `once`.
+    Set `attempt` to the first target of the call's model; with `once` the call has no other target.
 
     Raise 403 if the key may not use every model that may answer, or if a required price is missing; raise 400
     if the key requires a user and the call names none.
@@ -447,7 +447,7 @@ def _lists(directory: DirectoryPort, caller: Caller, user: str) -> list[tuple[st
 def _aim(
     upstreams: Mapping[str, Upstream], attempt: Attempt, call: CallRequest, rule: ModelRule, once: bool
 ) -> None:
-    """Set a call's targets by the `rule` of its configured model; the attempt is at the first one.
+    """Set a call's targets by the `rule` of its configured model, and `attempt` to the first of them.
 
     Raise `InvalidRequest` if no target speaks the API of the call.
     """
@@ -660,9 +660,7 @@ def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
 
 
 # Lists of models show only models that the caller may call, by its key, its services and their prices.
-def _narrow(
-    worker: Worker, head: CallHead, caller: Caller, call: CallRequest, listing: Listing
-) -> None:  # fmt: skip
+def _narrow(worker: Worker, head: CallHead, caller: Caller, call: CallRequest, listing: Listing) -> None:
     """Remove models that the caller may not call from a list; raise 403 if the path names such a model."""
     routed, directory = head.routed, worker.ports.directory
     services, model = _services(worker, head, caller), routed.listed

@@ -134,21 +134,24 @@ async def _relay_body(
     nothing left and the plan requires it, the stream is ended here, in valid form if possible.
     """
     worker, connection, call = exchange.worker, exchange.connection, admitted.call
-    limits, keeps = worker.limits, exchange.before_end is None  # else a job's answer is wanted whole
+    limits, is_job = worker.limits, exchange.before_end is not None  # its answer is wanted whole
     is_read = call.narrow is not None or call.units_pointer or call.meter not in UNREAD_METERS
     # An upstream refuses a stream with a document.
     passes = (call.streamed and admitted.attempt.status not in REFUSING) or not is_read
     held_max = 0 if passes else limits.answer_held_bytes_max
     counted_from = limits.answer_uncounted_bytes_max
     held = b""
+    drain: Drain | None = None
     while True:
         data, complete = link.take_payload(), link.complete
-        passed = _metered(admitted, meter, data, keeps)
+        passed = _metered(admitted, meter, data, not is_job)
         if meter.behind:
-            passed += await _catch_up(admitted, link, meter, keeps)
+            passed += await _catch_up(admitted, link, meter, not is_job)
         if complete:
             passed += meter.finish()
-            return held + passed + (await _catch_up(admitted, link, meter, keeps) if meter.behind else b"")
+            return (
+                held + passed + (await _catch_up(admitted, link, meter, not is_job) if meter.behind else b"")
+            )
         if link.failure is not None and meter.is_whole and meter.final:  # the answer is complete
             return held + passed + meter.finish()
         _check_unbroken(link, meter)
@@ -170,8 +173,9 @@ async def _relay_body(
             if not connection.keep_untaken(kept):  # memory is short
                 meter.slim()
                 held_max = 0
-        if keeps and exchange.drain is not None:
-            exchange.drain.check(worker, meter, size, call.streamed)
+        if exchange.gone and not is_job:
+            drain = exchange.drain or drain or Drain()
+            drain.check(worker, meter, size, call.streamed)
         elif connection.blocked:
             link.hold()
             await connection.writable()
@@ -300,7 +304,7 @@ class Outlet:
             data = b""
         exchange = self._exchange
         if self._of_turn:
-            exchange.pass_on(data, last)
+            exchange.write_turn(data, last)
         elif not exchange.opened:
             exchange.write(self._head + data)
         elif data:
@@ -359,7 +363,7 @@ def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]
         exchange.write(head if request_head.routed.method == b"HEAD" else head + body)
     else:
         socket.begin_answer(status, b"", head)
-        exchange.pass_on(body, True)
+        exchange.write_turn(body, True)
 
 
 def _ending(head: CallHead, id_: str, waited_ms: int, keep_alive: bool) -> bytes:

@@ -101,9 +101,7 @@ async def _settle(exchange: Exchange, charge: AdmittedHold, failure: BaseExcepti
     await charge.settle(attempt.status, False, abandoned, told, silent_s)
 
 
-def _came_to(
-    failure: BaseException, opened: bool, answered: tuple[int, str] | None
-) -> tuple[int, str]:  # fmt: skip
+def _came_to(failure: BaseException, opened: bool, answered: tuple[int, str] | None) -> tuple[int, str]:
     """Return the status that the client of a failed call gets, and the reason.
 
     `opened`: its answer has begun. `answered` is what it was sent before.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.feature import features
 from gateway.settings.settings import Settings
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +27,6 @@ class WorkerParts:
     log: Callable[..., None]
 
 
-def merged(part: str, *given: object) -> dict[Any, Any]:
-    """Return what all features give as `part` of their records: `handlers`, `ports` and others, by key."""
-    return {key: value for feature in features() for key, value in getattr(feature, part)(*given).items()}
+def merged(part: Callable[[Any], Mapping[K, V]]) -> dict[K, V]:
+    """Merge what `part` returns for each feature, by key."""
+    return {key: value for feature in features() for key, value in part(feature).items()}

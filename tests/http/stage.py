@@ -349,7 +349,7 @@ class Stage:
             runs=self.runs,
             holds=cast("HoldsPort", self.callers_holds),
             access_log=True,
-            handlers=merged("handlers"),
+            handlers=merged(lambda one: one.handlers()),
             run_later=lazy("gateway.features.jobs.gateway:run_later"),
             open_socket=lazy("gateway.features.websockets.feature:open_socket"),
         )

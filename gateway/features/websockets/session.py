@@ -247,7 +247,7 @@ class LiveSocket(WebSocket):
         if not (self._turning or self._over) and (self._is_owed or not self.is_closing()):
             self._turning = True
             self._answer = SocketAnswer(self)
-            self._connection.turn(self.opening, b"")
+            self._connection.ask(self.opening, b"")
 
     def _end_turn(self, code: int, why: str = "") -> None:
         """End the socket with a close code and reason; a turn in which the client asked nothing is free."""
@@ -274,7 +274,7 @@ class LiveSocket(WebSocket):
         charge, link = self._admitted, self._link
         if charge is not None and link is not None:
             self._link = charge.meter = None
-            link.pass_on(b"", True)
+            link.add_event(b"", True)
 
     # the client's side
 
@@ -620,7 +620,7 @@ class LiveSocket(WebSocket):
             if link is not None:
                 if ends:
                     self._link = None
-                link.pass_on(b"data: %b\n\n" % event.translate(_LINES), ends)
+                link.add_event(b"data: %b\n\n" % event.translate(_LINES), ends)
             elif is_free and not closed:
                 self._transport.write(self._frames.send(TextMessage(data=event.decode("utf-8", "replace"))))
 

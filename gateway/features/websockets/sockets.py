@@ -170,7 +170,7 @@ class WebSocket(asyncio.Protocol):
     # the transport of the connection, and the sink of its answers
 
     def begin_answer(self, status: int, content_type: bytes, head: bytes) -> None:
-        """Begin an answer with these fields in its `head`. It replaces one that has sent nothing."""
+        """Note the head of an answer. A later call replaces it while nothing was sent."""
         if self._answer is not None:
             self._answer.begin(status, content_type, head)
 
@@ -337,9 +337,7 @@ class ResponseSocket(WebSocket):
 
     busy = "A response is being made on this connection: wait for its end."
 
-    def __init__(
-        self, connection: ClientPort, routed: RoutedHead, worker: Worker, caller: Caller
-    ) -> None:  # fmt: skip
+    def __init__(self, connection: ClientPort, routed: RoutedHead, worker: Worker, caller: Caller) -> None:
         super().__init__(connection, routed.family, worker, caller)
         route = routed.route
         made = None if route is None else SHAPES[route.meter].messages
@@ -357,7 +355,7 @@ class ResponseSocket(WebSocket):
         """Begin a request with the message as its body."""
         self._answer = SocketAnswer(self)
         self._connection.body.messages = self._messages
-        self._connection.turn(self._head, body)
+        self._connection.ask(self._head, body)
 
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
         for one in events:

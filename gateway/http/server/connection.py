@@ -128,9 +128,9 @@ class ClientConnection(asyncio.Protocol):
     """The protocol of one accepted socket."""
 
     __slots__ = (
-        "_advancing", "_buffered", "_closing", "_discarded", "_ended", "_host", "_kept", "_left_s",
-        "_limits", "_lingers", "_queued", "_reading", "_side", "_sink", "_turn", "_write_wait", "blocked",
-        "body", "deadline", "exchange", "gone", "idle_since", "opened_by", "socket", "transport",
+        "_advancing", "_asked", "_buffered", "_closing", "_discarded", "_ended", "_host", "_kept", "_left_s",
+        "_limits", "_lingers", "_queued", "_reading", "_side", "_sink", "_write_wait", "blocked", "body",
+        "deadline", "exchange", "gone", "idle_since", "opened_by", "socket", "transport",
     )  # fmt: skip
 
     def __init__(self, host: _Host) -> None:
@@ -151,10 +151,10 @@ class ClientConnection(asyncio.Protocol):
         self._lingers = _NOBODY
         self._sink: Link | None = None
         self._write_wait: Wait[None] | None = None
-        # The head that opened a WebSocket, the socket, and the head of a turn that waits.
+        # The head that opened a WebSocket, the socket, and the head of a message that waits.
         self.opened_by: HeadCut | None = None
         self.socket: TurnSink | None = None
-        self._turn: HeadCut | None = None
+        self._asked: HeadCut | None = None
 
     # asyncio.Protocol
 
@@ -266,12 +266,14 @@ class ClientConnection(asyncio.Protocol):
         self._kept.keep_unread(0)
         return early
 
-    def turn(self, head: HeadCut, body: bytes) -> None:
+    def ask(self, head: HeadCut, body: bytes) -> None:
         """Begin the request of a WebSocket's turn, whose body is whole, after the present request."""
+        if len(body) > TURN_BYTES_MAX:
+            self._wait_for_turn()
         side = self._side
-        self._turn, side.waiting = head, body
+        self._asked, side.waiting = head, body
         if side.state == IDLE and not self.blocked:
-            self._begin_turn(head)
+            self._begin_asked(head)
         else:
             self._reading.pause(SUCCESSOR)
             self._keep_unread()
@@ -295,7 +297,7 @@ class ClientConnection(asyncio.Protocol):
             size += self.transport.get_write_buffer_size()
         return self._kept.keep_untaken(exchange.caller if exchange is not None else None, size)
 
-    async def late_body(self, caller: Caller | None, bytes_max: int) -> None:
+    async def late_body(self, caller: Caller, bytes_max: int) -> None:
         """Wait for the rest of the body, or for more than `bytes_max` bytes, in the caller's share.
 
         Raises the body's `Refusal`, or `ClientGone`.
@@ -457,7 +459,7 @@ class ClientConnection(asyncio.Protocol):
     def shut(self) -> None:
         """Close the connection as soon as no request is in progress."""
         self._closing = True
-        if self._side.state == IDLE and not self._side.waiting:
+        if self._side.state == IDLE and not (self._side.waiting or self._asked):
             self.transport.close()
 
     # heads
@@ -532,8 +534,8 @@ class ClientConnection(asyncio.Protocol):
         self._kept.keep_unread(0)
         self._begin(unreadable(head, refusal), None)
 
-    def _begin_turn(self, head: HeadCut) -> None:
-        self._turn = None
+    def _begin_asked(self, head: HeadCut) -> None:
+        self._asked = None
         self._kept.keep_unread(0)
         self._reading.resume(SUCCESSOR)
         self._begin(self._host.heads.read_cut(head), len(self._side.waiting))
@@ -649,8 +651,8 @@ class ClientConnection(asyncio.Protocol):
             self._keep_unread()
             return
         self.deadline = self.idle_since + self._limits.keep_alive_s
-        if self._turn is not None:
-            self._begin_turn(self._turn)
+        if self._asked is not None:
+            self._begin_asked(self._asked)
         elif self._side.waiting:
             self._advance()
         elif self._reading.paused:

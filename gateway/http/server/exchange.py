@@ -41,8 +41,8 @@ class RequestBody:
 
     `length` is its stated length, `failure` why it will not arrive in full. `size` are the bytes that have
     arrived, `kept` the bytes counted in a share. A `form` reads them as they arrive; a `long` one is
-    forwarded as it arrives. `invited`: its client was sent `100 Continue`. `messages` are those of the
-    WebSocket whose message it is.
+    forwarded as it arrives. `invited`: its client was sent `100 Continue`. `messages` are the earlier ones of
+    its WebSocket.
     """
 
     __slots__ = (
@@ -230,7 +230,7 @@ class ClientPort(Protocol):
     def body_complete(self) -> bool: ...
     @property
     def reusable(self) -> bool: ...
-    async def late_body(self, caller: Caller | None, bytes_max: int) -> None: ...
+    async def late_body(self, caller: Caller, bytes_max: int) -> None: ...
     async def small_body(self, caller: Caller, bytes_max: int) -> None: ...
     def invite_body(self) -> None: ...
     def body_soon(self, caller: Caller) -> Wait[None] | None: ...
@@ -238,7 +238,7 @@ class ClientPort(Protocol):
     def keep_untaken(self, size: int) -> bool: ...
     def writable(self) -> Wait[None]: ...
     def splice(self, transport: TurnSink, limits: HttpLimits) -> bytes: ...
-    def turn(self, head: HeadCut, body: bytes) -> None: ...
+    def ask(self, head: HeadCut, body: bytes) -> None: ...
     def connection_lost(self, error: Exception | None) -> None: ...
     def pause_writing(self) -> None: ...
     def resume_writing(self) -> None: ...
@@ -262,15 +262,15 @@ class AdmittedHold(Protocol):
 
 
 class Attempt:
-    """The present attempt to have an upstream answer a call: where it is sent, and how far it is.
+    """Where a call is sent, and how far its upstream is with it; after a failure, the next upstream.
 
     `name` is the upstream's name in the configuration, `model` its name of the model (empty: the call's),
     `key` the index of its credential, and `begins` the request's opening if the head alone does not decide
     that. `upstream` and `link` are set while a connection is in use. `status` is that of the answer, 0 before
-    its head. `forwarded`: the upstream has received
-    the request. `began` and `ended` bound the time spent at upstreams, in seconds. `passed_over` are the
-    upstreams that failed before, each with the cause; `read`: one of them received the whole request, and did
-    not answer in time. `waits` is set during a wait for capacity, `waited_ms` is its length.
+    its head. `forwarded`: the upstream has received the request. `began` and `ended` bound the time spent at
+    all upstreams, in seconds. `passed_over` are the upstreams that failed before, each with the cause;
+    `read`: one of them received the whole request, and did not answer in time. `waits` is set during a wait
+    for capacity, `waited_ms` is its length.
     """
 
     __slots__ = (
@@ -305,8 +305,8 @@ class Drain:
 
     __slots__ = ("_read", "_tokens", "_tokens_max", "answered", "silent_since")
 
-    def __init__(self, answered: tuple[int, str] | None = None) -> None:
-        self.answered = answered
+    def __init__(self) -> None:
+        self.answered: tuple[int, str] | None = None
         self.silent_since = 0.0
         self._read, self._tokens, self._tokens_max = 0, -1, 0
 
@@ -433,7 +433,7 @@ class Exchange(RequestDriver):
         if not self.gone:
             self.connection.transport.write(data)
 
-    def pass_on(self, data: bytes, last: bool) -> None:
+    def write_turn(self, data: bytes, last: bool) -> None:
         """Send a part of a turn's answer to its WebSocket; do nothing once the client is gone."""
         self.opened = True
         socket = self.connection.socket

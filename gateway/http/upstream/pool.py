@@ -452,14 +452,14 @@ class Link(asyncio.BufferedProtocol):
             self.transport.write(request)
 
     def begin_stream(self) -> None:
-        """Begin an answer whose events come by another protocol and are passed to `pass_on`."""
+        """Begin an answer whose events come by another protocol, one by one by `add_event`."""
         self._patient = False
         self.side.open_stream()
         self.answer = self.side.answer
         self.deadline = self._clock.now + self._limits.upstream_idle_s
 
-    def pass_on(self, event: bytes, last: bool) -> None:
-        """Process an event of such an answer; `last` ends the answer."""
+    def add_event(self, event: bytes, last: bool) -> None:
+        """Add an event to the answer that `begin_stream` began; the `last` one ends it."""
         if last:
             self.side.end_stream()
         self._take(event, len(event), True)

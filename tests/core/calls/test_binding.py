@@ -248,7 +248,7 @@ def test_a_route_that_may_make_a_batch_is_known_by_its_path(
 
 
 def test_a_family_serves_batches_by_default_only_if_it_says_how_they_are_charged() -> None:
-    served_by = HANDLERS | merged("handlers")
+    served_by = HANDLERS | merged(lambda one: one.handlers())
     for family in ALL:
         served = {route.path for route in family.routes}
         paths = family.batches[0] if family.batches else None

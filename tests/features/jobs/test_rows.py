@@ -9,13 +9,13 @@ from persistence.jobs import count_open_jobs
 
 # One is settled, one is long past its end.
 JOBS = """
-INSERT INTO organization (name) VALUES ('o');
-INSERT INTO tenant (name, organization_id) SELECT 't', id FROM organization;
+WITH o AS (INSERT INTO organization (name) VALUES ('o') RETURNING id),
+     t AS (INSERT INTO tenant (name, organization_id) SELECT 't', id FROM o RETURNING id, organization_id)
 INSERT INTO job (request_id, organization_id, tenant_id, name, kind, model, status, lines, created_at,
                  expires_at, settled_at)
 SELECT gen_random_uuid(), t.organization_id, t.id, 'j', 'video', 'm', 'running', 1, now() - j.age,
        now() - j.age + interval '2 days', j.settled
-  FROM tenant AS t, (VALUES (interval '1 hour', null), (interval '3 hours', null),
+  FROM t, (VALUES (interval '1 hour', null), (interval '3 hours', null),
        (interval '9 hours', now()), (interval '9 days', null)) AS j (age, settled);
 """
 
