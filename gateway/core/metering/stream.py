@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from importlib import import_module
+from typing import cast
 
 import msgspec
 
@@ -693,8 +694,10 @@ class StreamMeter(Meter):
         `numbered` says that the event has a sequence number.
         """
         tried = Meter(self.call, self.status, self.bounds)
-        # Another text of the event may be as long, so the text that was read is compared.
-        tried.texts, tried.told, tried.position = [], list(self.told), self.position
+        # Another text of the event may be as long, so the text that was read is compared. Its type is stated,
+        # since compiled code would take it for a list for good, and a text that cannot be read makes it None.
+        tried.texts = cast("list[str] | None", [])
+        tried.told, tried.position = list(self.told), self.position
         if self._dialect.read_event(tried, data_of(event)):
             return False
         detail, known, said = tried.detail, self.detail, tried.said
