@@ -165,8 +165,8 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
             if asked is not None:
                 run, opening = run_to_judge(ports, caller, asked, policies)
         service, prices, budgets = priced(worker, head, attempt, caller, call, run, received.long)
-        named = call.named + made_models(worker.models, routed, caller, call)
-        if named:
+        named = named_objects(worker.models, routed, caller, call)
+        if named:  # most calls name none, and make no coroutine
             await check_objects(ports.objects, caller, named)
         if ports.cooling.entries:
             check_circuit(worker, routed, attempt, caller, call)
@@ -400,27 +400,30 @@ async def check_objects(objects: ObjectOwnersPort, caller: Caller, named: tuple[
         raise ObjectNotFound
 
 
-def made_models(
+def named_objects(
     models: ConfiguredModels, routed: RoutedHead, caller: Caller, call: CallRequest
 ) -> tuple[str, ...]:
-    """Return the models named in a call that were created through the API, such as fine-tuned ones.
+    """Return the stored objects that a call names, and its models that were created through the API.
 
-    Such a model has an owner, like other stored objects. Names from the operator's configuration are not
-    included.
+    Such a model, perhaps a fine-tuned one, has an owner like other stored objects. Names from the operator's
+    configuration are not included.
     """
     rules, owned = FAMILIES[call.family].objects, routed.owned
     if rules is None or not rules.models or owned is None or not owned.apart:
-        return ()
+        return call.named
     begins, asked = rules.models, (call.model, *call.models_beside, routed.listed)
     if call.targets:
         asked = (*asked, *[one.model for one in call.targets])
     made = [one for one in asked if one.lower().startswith(begins)]
     if not made:
-        return ()
+        return call.named
     table, whose = models.table(), caller.organization_id
     rule = table.find(call.model, whose) if call.model else None
     written = [] if rule is None else [one.model for one in rule.targets]
-    return tuple([one for one in made if one not in written and not table.names_itself(one, whose, begins)])
+    return (
+        *call.named,
+        *[one for one in made if one not in written and not table.names_itself(one, whose, begins)],
+    )
 
 
 def check_batch_models(

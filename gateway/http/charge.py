@@ -152,12 +152,7 @@ class AdmittedCall:
             self._raises is not None, OPENING_MS if call.background else 0,
         )  # fmt: skip
         self.claim, self._request = claim, request
-        exchange.shield()
-        try:
-            decision = await ports.counters.reserve(request)
-        finally:
-            exchange.unshield()
-        check_admitted(decision, budgets, ports, caller)
+        decision = await reserve_hold(exchange, request, budgets)
         self.decision, self.due = decision, True
         exchange.charge = self
         if self._raises is not None:

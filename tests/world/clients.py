@@ -30,6 +30,7 @@ MODELS = {
     GEMINI: "gemini-2.5-flash",
 }
 CONTEXT, OUTPUT = 200_000, 16_000
+PROMPT = "Say pong"
 TOOL = "look_up"  # what SDKs offer
 
 
@@ -45,7 +46,7 @@ class Seat:
     url: str
     key: str
     model: str
-    prompt: str = "Say pong"
+    prompt: str = PROMPT
     tool: bool = False
 
     def write(self, name: str, text: str) -> Path:

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from tests.tree import ROOT
+from tests.world import page
 from tests.world.clients import CLIENTS
 from tests.world.play_clients import CASE_S_MAX, CASES, LONG, TOOL, ClientCell, ClientRow
 
@@ -105,7 +106,7 @@ def _kept() -> dict[str, dict[str, str]]:
 
 def _table(heads: tuple[str, ...], lines: dict[str, str]) -> str:
     ordered = [lines[name] for name in CLIENTS if name in lines]
-    return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *ordered])
+    return page.table(heads, ordered).rstrip("\n")
 
 
 def _named(row: ClientRow) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tests.journey.clients import node_with, python_with
 from tests.journey.stack import Stack
 from tests.journey.test_budget_alerts import Receiver
-from tests.world.programs import HERE
+from tests.world.programs import HERE, split_release
 
 if TYPE_CHECKING:
     from tests.world.meet_servers import Rule
@@ -70,7 +70,7 @@ class Meeting:
         if self.version is not None:
             return self.version()
         package = self.packages[0]
-        name, _, version = package.replace("==", "@").rpartition("@")
+        name, version = split_release(package)
         return f"{version}, {name} of {'PyPI' if '==' in package else 'npm'}"
 
 

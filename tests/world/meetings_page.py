@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.tree import ROOT
+from tests.world import page
 from tests.world.meeting import MeetingRow
 from tests.world.meetings import MEETINGS
 
@@ -39,13 +40,13 @@ def write(rows: list[MeetingRow]) -> None:
             f"| **{row.name}** {row.version}, {row.date} | {cell.done} | {cell.found} | {cell.verdict} |"
             for cell in row.cells
         ]
-    table = [line for name in MEETINGS for line in kept.get(name, ())]
+    met = [line for name in MEETINGS for line in kept.get(name, ())]
     mended = [f"| {name} | {wrong} | {mend} |" for name, (wrong, mend) in MENDED.items()]
     PAGE.write_text(
         HEAD
-        + _table(HEADS, table)
+        + page.table(HEADS, met)
         + "\n## What was wrong at first\n\n"
-        + _table(("Program", "What", "Mend"), mended)
+        + page.table(("Program", "What", "Mend"), mended)
     )
 
 
@@ -56,7 +57,3 @@ def lines() -> dict[str, list[str]]:
         if line.startswith("| **"):
             found.setdefault(line.split("**")[1], []).append(line)
     return found
-
-
-def _table(heads: tuple[str, ...], rows: list[str]) -> str:
-    return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *rows]) + "\n"

@@ -26,7 +26,7 @@ from typing import Any
 from tests.journey.stack import Stack
 from tests.tree import ROOT
 from tests.waiting import wait_until
-from tests.world.clients import MODELS, Client, Seat, install_client, node_folder
+from tests.world.clients import MODELS, PROMPT, Client, Seat, install_client, node_folder
 from tests.world.programs import PLACE
 from tests.world.relay import CUT, EVENT, POLITE, Fault, Relay, Request, event_sentence, relaying
 
@@ -55,7 +55,7 @@ class Case:
     title: str
     account: str = OPEN
     fault: Fault | None = None
-    prompt: str = "Say pong"
+    prompt: str = PROMPT
     tool: bool = False
     seconds: float = CASE_S_MAX  # how long a client may go on behind its first request
 
@@ -80,7 +80,7 @@ CASES = (
 TOOL, LONG = "asks for a tool", "60 kB"
 TURNS = (
     Case(TOOL, tool=True, seconds=TURN_S_MAX),
-    Case(LONG, prompt="The toll is paid at the gate. " * 2_000 + "Say pong", seconds=TURN_S_MAX),
+    Case(LONG, prompt="The toll is paid at the gate. " * 2_000 + PROMPT, seconds=TURN_S_MAX),
 )
 TITLES = frozenset(case.title for case in (*CASES, *TURNS))
 REFUSING = frozenset({DAY, DAY_402, SHORT, SHORT_402, TOTAL, TOKENS, MODEL})

@@ -85,7 +85,7 @@ from gateway.http.admission import (
     keep_run,
     know_upstreams,
     known,
-    made_models,
+    named_objects,
     named_prices,
     open_run,
     priced,
@@ -377,7 +377,7 @@ async def _taken(
             prices = prices_of(ports, caller, service, call, budgets)
         else:
             service, prices, budgets = priced(worker, head, exchange.attempt, caller, call, run)
-        named = call.named + made_models(worker.models, head.routed, caller, call)
+        named = named_objects(worker.models, head.routed, caller, call)
         await check_objects(ports.objects, caller, named)
         estimate = _estimate(ports, caller, service, said, call)
         if authorized is not None:

@@ -82,8 +82,8 @@ from gateway.http.admission import (
     keep_run,
     know_upstreams,
     known,
-    made_models,
     money_budgets,
+    named_objects,
     named_prices,
     prices_of,
     run_policies,
@@ -216,8 +216,9 @@ async def remake(exchange: Exchange) -> None:
     """Create a job that is derived from an existing one, with the existing job's model and length."""
     caller = known(exchange) or await identify(exchange)
     job = await _jobs(exchange.worker.ports).find(caller, exchange.head.routed.params["id"])
-    is_video = job is not None and job.kind == VIDEO
-    says = {"model": job.model, "seconds": str(job.seconds)} if job is not None and is_video else NO_WORDS
+    says = NO_WORDS
+    if job is not None and job.kind == VIDEO:
+        says = {"model": job.model, "seconds": str(job.seconds)}
     await run_later(exchange, await admit(exchange, caller, says))
 
 
@@ -514,7 +515,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
             check_batch_models(worker, attribution, caller, one, number)
             if caller.acts_for(attribution.user, one.user) != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
-            named = one.named + made_models(worker.models, routed, caller, one)
+            named = named_objects(worker.models, routed, caller, one)
             if named and not await ports.objects.owned(caller, named):
                 raise ObjectNotFound(f"Line {number} names an object that is not this organization's.")
             with _naming(number):

@@ -131,8 +131,8 @@ async def test_what_a_plan_that_came_back_uses_is_owed_beyond_its_days_once_it_l
     if leaves is not None:
         await april.on(at(4, leaves))
         await act(april, ids | {"subscription": again["id"]}, "cancel", when="now")
-    # Fifteen days, as for whoever begins then and stays. Else all tokens, at the lower price of the two:
-    # April has fifteen days of the second one's cycle of 31 days, and fifteen of that of 30.
+    # Who stays pays fifteen days, as a customer does who begins then. Who leaves pays all tokens, at the
+    # lower of two prices: April has fifteen days of the second cycle, of 31 days, and fifteen of one of 30.
     assert await billed(april, ids, 4) == Decimal(due)
 
 
