@@ -155,8 +155,9 @@ BAGGAGE_FIELD = b"baggage"
 _READ_AND_PASSED = frozenset(
     {b"content-type", b"content-encoding", b"accept-encoding", TRACE_FIELD, BAGGAGE_FIELD, *_SESSIONS}
 ).union(*((one.spoken_by, one.session_field, *one.said_twice) for one in ALL)) - {b""}
+# The parser takes Proxy-Connection for Connection, so it decides which refusal a head has.
 _READ = CREDENTIAL_FIELDS | frozenset(
-    b"connection transfer-encoding upgrade host content-length expect "
+    b"connection proxy-connection transfer-encoding upgrade host content-length expect "
     b"sec-websocket-key sec-websocket-version".split()
 )
 _ENDED = HOP_BY_HOP | frozenset(

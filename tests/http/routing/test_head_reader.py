@@ -18,7 +18,7 @@ from gateway.core.traces import FIELD, STATE_FIELD, cut_usual_line, read_parent
 from gateway.errors import Refusal
 from gateway.http.identity import credential_of, key_digest, read_attribution
 from gateway.http.protocol.request import RequestHead, cut_head, cut_length, read_request_head
-from gateway.http.routing.head import NEW_LINES_MAX, CallHead, HeadReader, HeadRouter
+from gateway.http.routing.head import NEW_LINES_MAX, CallHead, HeadReader, HeadRouter, RoutedHead
 from gateway.http.routing.routes import WorkerBindings, withheld
 from tests.http.fakes import AUTH, CHAT, KEY, PEPPER, ROUTES, FakeDirectory, get, post
 from tests.http.stage import Stage
@@ -50,7 +50,10 @@ def said(refusal: Refusal | None) -> object:
 
 
 def picture(call: CallHead) -> Picture:
-    """All that a head is to the rest of the data plane: what is refused, forwarded and recorded."""
+    """All that a head is to the rest of the data plane: what is refused, forwarded and recorded.
+
+    Lines that would be forwarded count only where there is an upstream.
+    """
     routed = call.routed
     if routed.refusal is not None:
         return routed.family, said(routed.refusal), routed.fatal, routed.allow, routed.label
@@ -58,9 +61,13 @@ def picture(call: CallHead) -> Picture:
         routed.family, routed.label, routed.route, routed.service_key, routed.params, routed.owned,
         routed.units, routed.length, routed.chunked, routed.keep_alive, routed.expects, routed.minor,
         routed.method, routed.upstream, routed.buffered, routed.opening, routed.closing,
-        routed.closing_plain, call.passed, said(call.identity_refusal), said(call.refusal),
+        routed.closing_plain, forwarded(routed, call.passed), said(call.identity_refusal), said(call.refusal),
         call.proof.digest, call.attribution, call.said.columns, call.parent,
     )  # fmt: skip
+
+
+def forwarded(routed: RoutedHead, passed: bytes) -> bytes:
+    return passed if routed.upstream in TARGETS else b""
 
 
 def whole(head: bytes, traced: bool) -> Picture:
@@ -91,7 +98,7 @@ def whole(head: bytes, traced: bool) -> Picture:
         lines = [line for line in lines if line != usual] + [usual]
     passed = b"".join(line + b"\r\n" for line in lines)
     return (
-        *picture(CallHead(routed))[:18], passed, said(routed.query_refusal or refused),
+        *picture(CallHead(routed))[:18], forwarded(routed, passed), said(routed.query_refusal or refused),
         said(routed.object_refusal or misled or routed.field_refusal), digest,
         replace(attribution, session=session), text,
         parent,
@@ -163,6 +170,8 @@ LINE = st.tuples(
 REQUEST = st.sampled_from(SERVED) | st.sampled_from(SERVED) | st.sampled_from(SERVED + REFUSED)
 
 
+@example(SERVED[0], [b"upgrade: h2c", b"Proxy-Connection: upgrade", b"Transfer-Encoding: gzip"], [], 3, False)
+@example(b"GET /.tollkeeper/usage HTTP/1.1", [], [b"connection: X-Passes, traceparent"], 3, False)
 @example(SERVED[0], [b"tracestate: a=b"], [b"Connection: x-tollkeeper-user, tracestate, Accept"], 3, True)
 @settings(max_examples=examples(500))
 @given(
