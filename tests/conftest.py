@@ -36,9 +36,8 @@ from tests.stacks import (  # noqa: F401  # fixtures, by name
     stack,
     stage,
 )
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
-STOP_S_MAX = 30.0
 # Below what Linux gives out by itself: a port from here is taken by nobody between its choice and its use.
 PORTS = range(12_000, 32_000)
 PORTS_EACH = 400
@@ -186,7 +185,7 @@ class ValkeyServer:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(how)
-            self.process.wait(STOP_S_MAX)
+            self.process.wait(HUNG_S)
 
 
 @pytest.fixture(scope="session")
@@ -279,7 +278,7 @@ def postgres_of(tools: Path) -> Iterator[str]:
         yield url
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(STOP_S_MAX)
+        server.wait(HUNG_S)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import redis
 
-from tests.conftest import ANSWER_S_MAX, STOP_S_MAX, ValkeyServer, free_port, valkey_binary
-from tests.waiting import wait_until
+from tests.conftest import ANSWER_S_MAX, ValkeyServer, free_port, valkey_binary
+from tests.waiting import HUNG_S, wait_until
 
 PRIMARY = "main"
 DOWN_AFTER_MS = 1000
@@ -18,7 +18,6 @@ DOWN_AFTER_MS = 1000
 # primary is late with its first answer, and drops it when that comes. The default is three minutes.
 FAILOVER_TIMEOUT_MS = 5000
 # It finds out that who was the primary is back, and whose replica it has to be, within some ten seconds.
-FOLLOWS_S_MAX = 120.0
 
 
 class SentinelPair:
@@ -73,7 +72,7 @@ class SentinelPair:
 
     def wait_until_whole(self) -> None:
         """Until the sentinel says that the replica follows."""
-        wait_until(self._sees_the_replica, FOLLOWS_S_MAX)
+        wait_until(self._sees_the_replica, HUNG_S)
 
     def _sees_the_replica(self) -> bool:
         with suppress(redis.RedisError), self.connect() as client:
@@ -95,6 +94,6 @@ class SentinelPair:
     def stop(self) -> None:
         if self._sentinel is not None:
             self._sentinel.terminate()
-            self._sentinel.wait(STOP_S_MAX)
+            self._sentinel.wait(HUNG_S)
         for one in (self.primary, self.replica):
             one.stop(signal.SIGKILL)

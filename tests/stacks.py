@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.tree import ROOT
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 if TYPE_CHECKING:  # loaded by the tests that need one
     from tests.journey.stack import Stack
@@ -47,7 +47,6 @@ routes:
   - {path: "/openai/deployments/{model}/chat/completions", upstream: openai, service: chat, family: openai,
      meter: openai_chat}
 """
-DEMO_S_MAX = 60.0
 MAIL_FROM = "tollkeeper@example.com"
 AGENTS_MODEL = "claude-sonnet-4-6"
 
@@ -150,10 +149,10 @@ def _demo() -> Iterator[int]:
     program = subprocess.Popen(
         [sys.executable, "-m", "gateway", "demo-upstream", "--port", str(port)], cwd=ROOT
     )
-    wait_until(lambda: _answers(port), DEMO_S_MAX)
+    wait_until(lambda: _answers(port), HUNG_S)
     yield port
     program.terminate()
-    program.wait(DEMO_S_MAX)
+    program.wait(HUNG_S)
 
 
 def _answers(port: int) -> bool:

@@ -40,9 +40,8 @@ from tests.databases import own_database
 from tests.journey.stack import Stack
 from tests.persistence.migrated import template_of
 from tests.stacks import Switch
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
-START_S_MAX = STOP_S_MAX = 60.0
 PLAIN = {"INVOICE_ISSUER": "Journeys Ltd"}
 
 
@@ -107,16 +106,16 @@ class Stage(Stack):
         self._begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stage", daemon=True)
         self._thread.start()
-        wait_until(lambda: self._begun.is_set() or self._failed, START_S_MAX)
+        wait_until(lambda: self._begun.is_set() or self._failed, HUNG_S)
         self._raise()
         with opened(self.data_dir) as data:
             self.api_key = seed.seed(data, self.admin_url, self.admin_token, self.database_url)
-        wait_until(self._answers, START_S_MAX)
+        wait_until(self._answers, HUNG_S)
 
     def stop(self) -> int:
         """End all of it in its order."""
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(STOP_S_MAX)
+        self._thread.join(HUNG_S)
         assert not self._thread.is_alive()
         logging.getLogger(OURS).removeHandler(self._logs)
         self._logs.close()

@@ -14,6 +14,7 @@ from gateway.counters.settlement_log.log import LogLimits
 from gateway.run.serving import SETTLING_S_MAX
 from gateway.settings.settings import Settings, to_json
 from tests.tree import ROOT
+from tests.waiting import HUNG_S
 
 HUNG = """
 import sys, threading
@@ -47,7 +48,7 @@ def test_a_worker_whose_disk_hangs_ends_all_the_same(valkey: str, tmp_path: Path
             while b"gateway started" not in (line := worker.stdout.readline()):
                 assert line, "it ended before it had started"
             worker.send_signal(signal.SIGTERM)
-            assert worker.wait(60) == 0
+            assert worker.wait(HUNG_S) == 0
             assert b"its disk hangs" in worker.stdout.read()
         finally:
             worker.kill()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.tree import ROOT
+from tests.waiting import HUNG_S
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 def said(words: list[str], environ: dict[str, str]) -> str:
-    ran = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=HUNG_S, check=False)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 

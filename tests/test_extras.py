@@ -19,6 +19,7 @@ from gateway.errors import MissingExtra
 from gateway.extras import LIBRARIES, is_installed, loading
 from tests.deploy import installed
 from tests.tree import ROOT
+from tests.waiting import HUNG_S
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
@@ -47,7 +48,7 @@ def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def run(environ: dict[str, str], *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-S", "-P", *words]
     return subprocess.run(
-        command, env=environ, capture_output=True, text=True, check=False, timeout=60, cwd=cwd
+        command, env=environ, capture_output=True, text=True, check=False, timeout=HUNG_S, cwd=cwd
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import forked
+from tests.waiting import HUNG_S
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFTEST = """
@@ -58,7 +59,8 @@ def test_each_test_is_run_once_whatever_becomes_of_its_process(
     environment = {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TEST_WORKER": "1"}
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-ra", "--processes", "2", "--rootdir", ".", *options],
-        cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=False,
+        timeout=HUNG_S,
     )  # fmt: skip
     assert [word for word in words if word not in ended.stdout] == [], ended.stdout
     if not options:

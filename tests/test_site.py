@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.tree import ROOT, offenders
+from tests.waiting import HUNG_S
 
 PAGES = runpy.run_path(str(ROOT / "deploy" / "reference.py"))["pages"]()
 
@@ -25,7 +26,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HUNG_S,
         check=False,
     )
     assert built.returncode == 0, built.stderr[-3000:] + built.stdout[-3000:]

@@ -12,6 +12,7 @@ import pytest
 
 from tests.search import seeds_of
 from tests.suite import VERIFY
+from tests.waiting import HUNG_S
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,7 +25,7 @@ def test_one_test_that_fails_fails_the_run(tmp_path: Path, text: str, code: int)
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
-        timeout=120,
+        timeout=HUNG_S,
         check=False,
     )
     assert ended.returncode == code

@@ -7,9 +7,11 @@ import inspect
 import select
 import time
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, Final
 
 WITHIN_S = 60.0
+# A program or a thread that has not started, answered or ended by then hangs: no machine is that slow.
+HUNG_S: Final = 900.0
 LOOK_S_MIN, LOOK_S_MAX = 0.01, 0.1
 
 

@@ -33,6 +33,7 @@ from tests.admin.conftest import ADMIN, Api
 from tests.admin.test_cli import COMMAND, Run, from_json, run
 from tests.in_turn import in_turn
 from tests.tree import ROOT
+from tests.waiting import HUNG_S
 
 __all__ = ["run"]
 
@@ -204,7 +205,7 @@ def test_a_command_loads_what_it_needs(words: list[str], spared: set[str]) -> No
     asked = "import sys; from gateway.cli.main import run\ntry: run(sys.argv[1:])\nexcept SystemExit: pass\n"
     asked += "print(*sys.modules, file=sys.stderr)"
     ran = subprocess.run(
-        [sys.executable, "-c", asked, *words], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", asked, *words], capture_output=True, text=True, timeout=HUNG_S, check=True
     )
     assert "Usage" in ran.stdout
     assert spared & set(ran.stderr.split()) == set()
@@ -226,7 +227,7 @@ def test_a_command_asks_the_network_before_it_loads_much(words: list[str]) -> No
     asked += "AdminClient._send = lambda *_: sys.exit(print(*sys.modules))\nrun(sys.argv[1:])"
     there = {"TOLLKEEPER_ADMIN_URL": "http://127.0.0.1:9", "TOLLKEEPER_ADMIN_TOKEN": "tka_x"}
     ran = subprocess.run(
-        [sys.executable, "-c", asked, *words], capture_output=True, text=True, timeout=60, check=True,
+        [sys.executable, "-c", asked, *words], capture_output=True, text=True, timeout=HUNG_S, check=True,
         env=os.environ | there,
     )  # fmt: skip
     loaded = set(ran.stdout.split())
@@ -240,7 +241,7 @@ def test_up_reads_its_options_without_models() -> None:
     asked += "one.up = lambda *_, **its: print(its['data_dir'], its['json'], 'pydantic' in sys.modules)\n"
     asked += "run(['up', '--data-dir', '/there', '--json', '--gateway-port', '0', '--no-demo'])"
     ran = subprocess.run(
-        [sys.executable, "-c", asked], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", asked], capture_output=True, text=True, timeout=HUNG_S, check=True
     )
     assert ran.stdout == "/there True False\n"
 
@@ -393,7 +394,7 @@ def test_a_full_disk_is_one_line() -> None:
     with open("/dev/full", "w") as full:
         ended = subprocess.run(
             [sys.executable, "-m", "gateway", "--version"],
-            stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60, check=False,
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=HUNG_S, check=False,
         )  # fmt: skip
     assert ended.returncode != 0
     assert "No space left on device" in ended.stderr

@@ -32,6 +32,7 @@ from tests.builders import encode
 from tests.in_turn import in_turn
 from tests.persistence.ledger.test_budget_uses import budget_of, moves
 from tests.persistence.scenario import Account, batch_of, broken, busy, entries_of, settle_in
+from tests.waiting import HUNG_S
 
 
 @pytest.fixture
@@ -356,7 +357,7 @@ class Busy(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         self.asked.set()
-        assert self.gave_up.wait(60)
+        assert self.gave_up.wait(HUNG_S)
         body = b'{"done": [1, 2], "refused": [], "next_after_id": null}'
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -374,7 +375,7 @@ def test_a_command_waits_as_long_as_a_call_may_decide() -> None:
         api = AdminClient(f"http://127.0.0.1:{server.server_port}", "t", timeout_s=OTHERS_S)
         try:
             deciding = pool.submit(decided, api, LETTERS)
-            assert Busy.asked.wait(60)
+            assert Busy.asked.wait(HUNG_S)
             with pytest.raises(CommandFailed):
                 api.post("letters", LETTERS)
             Busy.gave_up.set()

@@ -26,7 +26,7 @@ from gateway.core.billing.document import InvoiceParty, Letterhead
 from persistence import engine as engines
 from persistence.store import FontCoverage, Store
 from tests.admin.conftest import ADMIN, READONLY, Api, api_of, ports_over
-from tests.waiting import eventually
+from tests.waiting import HUNG_S, eventually
 
 APRIL = {"period_start": "2026-04-01", "period_end": "2026-05-01"}
 USES = """
@@ -329,7 +329,7 @@ async def test_letters_are_looked_for_while_nothing_is_held_and_others_are_serve
     def slow(text: str) -> str:
         asked.append(text)
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(HUNG_S)
         return ""
 
     async with api_of(

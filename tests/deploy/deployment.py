@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.conftest import free_port
-from tests.deploy.processes import READY_S_MAX, Admin, Process, get
-from tests.waiting import wait_until
+from tests.deploy.processes import Admin, Process, get
+from tests.waiting import HUNG_S, wait_until
 
 ADMIN_TOKEN = "an-admin-token-of-tests"
 CONFIG = """
@@ -34,7 +34,7 @@ class Deployment:
         admin_port = self.admin_port = free_port()
         self.keeper = self.start("keeper", "--admin-port", str(admin_port))
         self.start("demo-upstream", "--port", str(self.upstream_port))
-        wait_until(lambda: answers(admin_port), READY_S_MAX)
+        wait_until(lambda: answers(admin_port), HUNG_S)
         self.admin = Admin(admin_port, ADMIN_TOKEN)
 
     def start(self, *arguments: str, **environ: str) -> Process:
@@ -51,7 +51,7 @@ class Deployment:
         made = self.start(
             "serve", "--config", str(self.config), *where, TOLLKEEPER_OPS_HOST="127.0.0.1", **environ
         )
-        wait_until(lambda: answers(ops_port), READY_S_MAX)
+        wait_until(lambda: answers(ops_port), HUNG_S)
         return made
 
     def stop(self) -> None:

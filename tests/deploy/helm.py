@@ -28,12 +28,13 @@ import pytest
 import yaml
 
 from tests.tree import ROOT
+from tests.waiting import HUNG_S
 
 CHART = ROOT / "deploy" / "helm" / "tollkeeper"
 UNPACKED = ROOT / "build" / "helm"
 WHEEL = "helm-sdkpy==0.1.32 --hash=sha256:bcf5bf73cacc373bebedfb9c988969aa12a9eda86a140deba658fbf28eb789c5"
 LIBRARY = "helm_sdkpy/_lib/linux-amd64/libhelm_sdkpy.so"
-FETCH_S_MAX, RENDER_S_MAX = 180, 300
+FETCH_S_MAX = 180
 SAID = "said.yaml"
 TELL = """\
 {{- $said := list }}
@@ -115,7 +116,7 @@ def pushed(remote: str, folder: Path, ca_file: str) -> Path:
 def _process(verb: str, asked: str, **environ: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.deploy.helm", verb], input=asked, capture_output=True, text=True,
-        check=False, timeout=RENDER_S_MAX, cwd=ROOT, env=os.environ | environ | {"PYTHONPATH": str(ROOT)},
+        check=False, timeout=HUNG_S, cwd=ROOT, env=os.environ | environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     said: list[str] = json.loads(done.stdout.splitlines()[-1])  # Helm says on its own what it pushed

@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tests import numbers
-from tests.waiting import readable
+from tests.waiting import HUNG_S, readable
 
-BUILD_S_MAX = 300
-STEP_S_MAX = 240
 ASKED = {"model": "demo", "messages": [{"role": "user", "content": "Hello!"}]}
 
 
@@ -35,7 +33,7 @@ def said_by(*words: str | Path, cwd: Path) -> str:
     """What a command prints; it fails with what it said."""
     done = subprocess.run(
         [str(word) for word in words],
-        cwd=cwd, env=environ(), capture_output=True, text=True, timeout=BUILD_S_MAX, check=False,
+        cwd=cwd, env=environ(), capture_output=True, text=True, timeout=HUNG_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -81,7 +79,7 @@ def up(programs: Path, folder: Path) -> dict[str, Any]:
     assert process.stdout is not None
     found: dict[str, Any] = {}
     try:
-        ready = readable(process.stdout, STEP_S_MAX)
+        ready = readable(process.stdout, HUNG_S)
         line = process.stdout.readline() if ready else b""
         assert line, (folder / "stderr").read_text()[-3000:]
         facts = json.loads(line)
@@ -91,7 +89,7 @@ def up(programs: Path, folder: Path) -> dict[str, Any]:
         found["page"] = _read(f"{admin}/sign-in").decode()
     finally:
         process.send_signal(signal.SIGTERM)
-        found["status"] = process.wait(STEP_S_MAX)
+        found["status"] = process.wait(HUNG_S)
         process.stdout.close()
     return found
 
@@ -102,6 +100,6 @@ def _read(url: str, token: str = "", body: Any = None) -> bytes:
         request.add_header("Authorization", f"Bearer {token}")
     if body is not None:
         request.data = json.dumps(body).encode()
-    with urllib.request.urlopen(request, timeout=STEP_S_MAX) as answer:
+    with urllib.request.urlopen(request, timeout=HUNG_S) as answer:
         content: bytes = answer.read()
         return content

@@ -12,9 +12,9 @@ from pathlib import Path
 from tests import newer
 from tests.conftest import free_port
 from tests.deploy.deployment import ADMIN_TOKEN, Deployment, answers
-from tests.deploy.processes import READY_S_MAX, Admin, Process
+from tests.deploy.processes import Admin, Process
 from tests.deploy.rolling import USED, Charged, Gateways, Load, Outcome, loaded, streaming
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 KEEPERS = GATEWAYS = 2
 # What is replaced, one after the other: a gateway or a keeper, by its number.
@@ -65,7 +65,7 @@ class Rollout:
 
     async def has_current_history(self) -> None:
         """Wait until all is written in the newer layout."""
-        await asyncio.to_thread(wait_until, lambda: self.layout == newer.NEWER, READY_S_MAX)
+        await asyncio.to_thread(wait_until, lambda: self.layout == newer.NEWER, HUNG_S)
 
     @asynccontextmanager
     async def under(self, load: Load) -> AsyncIterator[None]:
@@ -89,15 +89,13 @@ class Rollout:
         counts = self.outcome.statuses[200], self.outcome.streams
         whose = [tenant for tenant, _ in self.tenants]
         for tenant, count in zip(whose, counts, strict=True):
-            wait_until(
-                lambda one=tenant, most=count: Charged.of(self.database, one).rows >= most, READY_S_MAX
-            )
+            wait_until(lambda one=tenant, most=count: Charged.of(self.database, one).rows >= most, HUNG_S)
         found = [Charged.of(self.database, one) for one in whose]
         return found, [Charged(rows=one, calls=one, tokens=one * USED) for one in counts]
 
     def _keeper(self) -> Process:
         port = free_port()
         made = self.deployment.start("keeper", "--admin-port", str(port))
-        wait_until(lambda: answers(port), READY_S_MAX)
+        wait_until(lambda: answers(port), HUNG_S)
         self.admin = Admin(port, ADMIN_TOKEN)
         return made

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.tree import ROOT
-
-READY_S_MAX = 120.0
-STOP_S_MAX = 180.0
+from tests.waiting import HUNG_S
 
 
 class Process:
@@ -52,7 +50,7 @@ class Process:
 
     def ended(self) -> int:
         """Its exit status, once it has ended by itself."""
-        return self.popen.wait(STOP_S_MAX)
+        return self.popen.wait(HUNG_S)
 
     def stop(self) -> int:
         """SIGTERM, and its exit status."""

@@ -15,10 +15,10 @@ from typing import NoReturn
 import pytest
 
 from tests.tree import ROOT
+from tests.waiting import HUNG_S
 
 UNPACKED = ROOT / "build" / "debian"
 FETCH_S_MAX = 180
-RUN_S_MAX = 400
 
 
 @cache
@@ -89,7 +89,7 @@ def run(*command: str, cwd: Path | None = None, **environ: str) -> str:
     """What a program says, both streams together; an AssertionError with it where it fails."""
     done = subprocess.run(
         command, check=False, cwd=cwd, env=os.environ | environ,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=RUN_S_MAX,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=HUNG_S,
     )  # fmt: skip
     assert done.returncode == 0, f"{command}: {done.stdout}"
     return done.stdout

@@ -17,10 +17,10 @@ import redis
 import trustme
 
 from gateway.local.embedded.unprivileged import borrow
-from tests.conftest import STOP_S_MAX, free_port
+from tests.conftest import free_port
 from tests.deploy.programs import program, run
 from tests.tree import ROOT
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 PASSWORD = "correct-horse"
 USERS = ROOT / "deploy" / "users.acl"
@@ -100,7 +100,7 @@ class SecuredRedis:
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(STOP_S_MAX)
+            self.process.wait(HUNG_S)
 
 
 class SecuredPostgres:
@@ -175,4 +175,4 @@ class SecuredPostgres:
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-            self.process.wait(STOP_S_MAX)
+            self.process.wait(HUNG_S)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.deploy.test_scrape import SCRAPE_S_MAX, Prometheus
+from tests.deploy.test_scrape import Prometheus
 from tests.journey.stack import Stack
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 pytestmark = pytest.mark.nightly
 
@@ -33,10 +33,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     one = Prometheus(tmp_path_factory.mktemp("prometheus"), stack.admin_url, shortened)
-    wait_until(one.ready, SCRAPE_S_MAX)
+    wait_until(one.ready, HUNG_S)
     yield one
     one.process.terminate()
-    one.process.wait(60)
+    one.process.wait(HUNG_S)
 
 
 def firing(prometheus: Prometheus) -> set[str]:
@@ -51,7 +51,7 @@ def fires(prometheus: Prometheus, name: str, fault: Callable[[], object] = lambd
         fault()
         return name in firing(prometheus)
 
-    wait_until(fired, SCRAPE_S_MAX)
+    wait_until(fired, HUNG_S)
 
 
 def ends(prometheus: Prometheus, name: str, well: Callable[[], object]) -> None:
@@ -59,7 +59,7 @@ def ends(prometheus: Prometheus, name: str, well: Callable[[], object]) -> None:
         well()
         return name not in firing(prometheus)
 
-    wait_until(ended, SCRAPE_S_MAX)
+    wait_until(ended, HUNG_S)
 
 
 @pytest.mark.parametrize(

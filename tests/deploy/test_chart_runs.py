@@ -21,10 +21,10 @@ from gateway.settings.settings import Settings
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy import helm
 from tests.deploy.manifests import Resource, container_user, containers, environment, pod
-from tests.deploy.processes import READY_S_MAX, Admin, Process, answers, get
+from tests.deploy.processes import Admin, Process, answers, get
 from tests.deploy.test_chart import SIDECAR
 from tests.tree import ROOT
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 # A worker, and the supervisor that has answered a scrape: 3.4 MiB of these are prometheus-client.
 IDLE_MIB_MAX = 68.0
@@ -139,11 +139,11 @@ def test_a_call_through_the_sidecar_becomes_a_row(place: Cluster) -> None:
 
     keeper, keeping = place.start("Deployment", "prod-keeper")
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        wait_until(lambda probe=probe: answers(keeper, probe, place.ports), READY_S_MAX)
+        wait_until(lambda probe=probe: answers(keeper, probe, place.ports), HUNG_S)
 
     sidecar, serving = place.start("Deployment", "llm", measured=True)
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        wait_until(lambda probe=probe: answers(sidecar, probe, place.ports), READY_S_MAX)
+        wait_until(lambda probe=probe: answers(sidecar, probe, place.ports), HUNG_S)
     service = place.run("demo", ["demo-upstream", "--port", str(place.llm_port)], {})
     assert get(place.ports["ops"], "/metrics")[0] == 200
     assert memory_mib(serving.popen.pid) < IDLE_MIB_MAX
@@ -159,7 +159,7 @@ def test_a_call_through_the_sidecar_becomes_a_row(place: Cluster) -> None:
                 url, json=body, headers={"authorization": f"Bearer {key}", "x-demo-usage": "30,12"}
             )
 
-        answer = wait_until(lambda: (found := called()).status_code == 200 and found, READY_S_MAX)
+        answer = wait_until(lambda: (found := called()).status_code == 200 and found, HUNG_S)
         used = answer.json()["usage"]["total_tokens"]
         assert used == 42
         assert client.get(f"http://127.0.0.1:{place.ports['http']}/metrics").status_code == 404
@@ -200,11 +200,11 @@ def test_a_gateway_that_redis_refuses_is_never_ready(place: Cluster) -> None:
     url = place.secrets["tollkeeper-gateway/redis-url"]
     place.secrets["tollkeeper-gateway/redis-url"] = url.replace("redis://", "redis://nobody:wrong@")
     sidecar, serving = place.start("Deployment", "llm")
-    wait_until(lambda: answers(sidecar, "livenessProbe", place.ports), READY_S_MAX)
+    wait_until(lambda: answers(sidecar, "livenessProbe", place.ports), HUNG_S)
     status, said = get(place.ports["ops"], "/readyz")
     assert status == 503
     assert json.loads(said)["dependencies"]["redis"] is False
     assert answers(sidecar, "startupProbe", place.ports)  # whoever stands behind it starts
     assert not answers(sidecar, "readinessProbe", place.ports)
-    wait_until(lambda: "WRONGPASS" in serving.said, READY_S_MAX)
+    wait_until(lambda: "WRONGPASS" in serving.said, HUNG_S)
     assert serving.stop() == 0

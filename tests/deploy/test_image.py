@@ -21,9 +21,9 @@ import pytest
 from gateway.local.embedded.unprivileged import borrow
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.deployment import answers
-from tests.deploy.processes import READY_S_MAX, Process, get
+from tests.deploy.processes import Process, get
 from tests.tree import ROOT
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 # The environment alone, compressed as a registry keeps it; the base image is some 47 MB more.
 # 35 MB of it are what Parquet is written with.
@@ -85,7 +85,7 @@ def made(root: Path) -> Path:
                 "PIP_NO_INPUT": "1",
             }
             environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
-            subprocess.run(["sh", "-euc", command], cwd=root / "src", env=environ, check=True, timeout=300)
+            subprocess.run(["sh", "-euc", command], cwd=root / "src", env=environ, check=True, timeout=HUNG_S)
             done += 1
     assert done == 3
     return root / "opt" / "tollkeeper"
@@ -221,8 +221,8 @@ def test_it_runs_as_nobody_from_files_it_cannot_change(
     keeper = Process(tmp_path, "keeper", ["keeper"], environ, program=program)
     serve = Process(tmp_path, "serve", ["serve"], environ, program=program)
     try:
-        wait_until(lambda: answers(ports["admin"]), READY_S_MAX)
-        wait_until(lambda: answers(ports["ops"]), READY_S_MAX)
+        wait_until(lambda: answers(ports["admin"]), HUNG_S)
+        wait_until(lambda: answers(ports["ops"]), HUNG_S)
         status, said = get(ports["gateway"], "/v1/models")
         assert (status, "error" in said) == (401, True)
         if borrowed is not None:

@@ -17,9 +17,9 @@ from gateway.core.layout import LAYOUT
 from tests import newer
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.layouts import ORDERS, Rollout
-from tests.deploy.processes import READY_S_MAX, get
+from tests.deploy.processes import get
 from tests.deploy.rolling import Load
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 LOAD = Load(rate=25, clients=8, streams=3, pieces=6)
 Own = Callable[..., ValkeyServer]
@@ -72,9 +72,9 @@ def refuse_an_older_one(rollout: Rollout) -> None:
     )  # fmt: skip
     keeper = rollout.deployment.start("keeper", "--admin-port", str(free_port()), PYTHONPATH=older)
     known = f"of layout {newer.NEWER}: this version knows up to {LAYOUT}"
-    wait_until(lambda: "older than what redis holds" in gateway.said and known in gateway.said, READY_S_MAX)
+    wait_until(lambda: "older than what redis holds" in gateway.said and known in gateway.said, HUNG_S)
     assert get(ops, "/readyz")[0] == 503
-    wait_until(lambda: known in keeper.said, READY_S_MAX)
+    wait_until(lambda: known in keeper.said, HUNG_S)
     assert gateway.stop() == 0
     assert keeper.stop() == 0
 

@@ -19,10 +19,10 @@ from gateway.ops import doctor_redis
 from gateway.run.serving import SETTLING_S_MAX
 from gateway.settings import settings
 from persistence.schema import migrate
-from tests.conftest import STOP_S_MAX, free_port, postgres_bin, valkey_binary
+from tests.conftest import free_port, postgres_bin, valkey_binary
 from tests.deploy.programs import run
 from tests.tree import ROOT
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 DEPLOY = ROOT / "deploy"
 PASSWORD = "correct-horse-battery"
@@ -158,7 +158,7 @@ def test_redis_of_the_compose_file_lets_in_who_it_should(tmp_path: Path) -> None
         assert persistence["aof_enabled"] == 1
     finally:
         server.terminate()
-        server.wait(STOP_S_MAX)
+        server.wait(HUNG_S)
 
 
 def test_only_migration_backup_and_archive_of_the_compose_file_are_the_owner() -> None:

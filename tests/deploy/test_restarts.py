@@ -20,9 +20,9 @@ import pytest
 
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.deployment import Deployment, answers
-from tests.deploy.processes import READY_S_MAX, Process, get
+from tests.deploy.processes import Process, get
 from tests.tree import ROOT
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 BODY = {"model": "demo-small", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
 CALLERS = 2  # of each kind
@@ -68,7 +68,7 @@ class Load:
     def another(self, count: int = 20) -> None:
         """Wait for so many more good calls."""
         before = self.came_to["200"]
-        wait_until(lambda: self.came_to["200"] >= before + count, READY_S_MAX)
+        wait_until(lambda: self.came_to["200"] >= before + count, HUNG_S)
 
     def _call(self, keeps: bool) -> None:
         client = self._client()
@@ -86,7 +86,7 @@ class Load:
 
     def _client(self) -> httpx.Client:
         headers = {"authorization": f"Bearer {self._key}"}
-        return httpx.Client(base_url=self._url, headers=headers, timeout=READY_S_MAX)
+        return httpx.Client(base_url=self._url, headers=headers, timeout=HUNG_S)
 
 
 def workers(process: Process) -> list[int]:
@@ -111,7 +111,7 @@ def test_a_worker_that_is_killed_under_load_refuses_nobody(deployment: Deploymen
             # It is told, and the port is held meanwhile.
             wait_until(lambda: '"gateway": false' in get(ops, "/readyz")[1])
             wait_until(partial(replaced, gateway, before))
-            wait_until(lambda: answers(ops), READY_S_MAX)
+            wait_until(lambda: answers(ops), HUNG_S)
             load.another()
     broken = load.came_to.total() - load.came_to["200"]
     assert load.came_to.keys() <= {"200", "RemoteProtocolError", "ReadError"}  # none is ConnectError
@@ -140,7 +140,7 @@ def test_a_gateway_starts_again_at_the_socket_of_a_service_manager_without_a_fai
 
         gateway = started()
         try:
-            wait_until(lambda: answers(ops), READY_S_MAX)
+            wait_until(lambda: answers(ops), HUNG_S)
             with Load(port, key).running() as load:
                 for _ in range(2):
                     load.another()
@@ -162,7 +162,7 @@ def test_a_gateway_that_was_told_to_stop_lives_and_is_not_ready_until_its_calls_
     headers = {"authorization": f"Bearer {key}", "x-demo-delay-s": "8"}
 
     def slowly() -> int:
-        with httpx.Client(headers=headers, timeout=READY_S_MAX) as client:
+        with httpx.Client(headers=headers, timeout=HUNG_S) as client:
             return client.post(url, json=BODY).status_code
 
     with ThreadPoolExecutor(1) as caller:

@@ -30,12 +30,11 @@ from tests.deploy.secured import Authority, SecuredRedis
 from tests.deploy.test_rules import MONITORING
 from tests.journey.stack import Stack
 from tests.tree import ROOT
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 # What the keeper adds to what was scraped, and Prometheus by itself.
 OTHERS = {"up", "ALERTS", f"{PREFIX}build_info"}
 DASHBOARDS = sorted((MONITORING / "grafana").glob("*.json"))
-SCRAPE_S_MAX = 120.0
 # A port without a certificate says nothing of one; that a port with one does is in tests/deploy/test_tls.py.
 OF_PORTS_WITH_TLS = {f"{PREFIX}tls_certificate_stale"}
 # Of issuers, where there are any; tests/issuers/test_callers.py.
@@ -135,14 +134,14 @@ def prometheus(stack: Stack) -> Iterator[Prometheus]:
     with tempfile.TemporaryDirectory(prefix="tollkeeper-prometheus-") as folder:
         one = Prometheus(Path(folder), stack.admin_url)
         try:
-            wait_until(one.ready, SCRAPE_S_MAX)
+            wait_until(one.ready, HUNG_S)
             live(stack)
             in_time(stack)
-            wait_until(lambda: one.asked(f"rate({PREFIX}credits_total[1m]) > 0"), SCRAPE_S_MAX)
+            wait_until(lambda: one.asked(f"rate({PREFIX}credits_total[1m]) > 0"), HUNG_S)
             yield one
         finally:
             one.process.terminate()
-            one.process.wait(60)
+            one.process.wait(HUNG_S)
 
 
 def in_time(stack: Stack) -> None:
@@ -234,7 +233,7 @@ def test_every_query_of_every_dashboard_returns_data(prometheus: Prometheus) -> 
         return [f"{place}: {query}" for place, query in asked if not prometheus.asked(query)]
 
     with suppress(AssertionError):
-        wait_until(lambda: not without(), SCRAPE_S_MAX)
+        wait_until(lambda: not without(), HUNG_S)
     assert without() == []
 
 
@@ -245,7 +244,7 @@ def test_every_rule_is_worked_out_without_a_fault(prometheus: Prometheus) -> Non
         assert [rule for rule in found if rule["health"] == "err"] == []
         return all(rule["health"] == "ok" for rule in found)
 
-    wait_until(worked_out, SCRAPE_S_MAX)
+    wait_until(worked_out, HUNG_S)
 
 
 def test_every_metric_an_alert_reads_is_scraped(prometheus: Prometheus) -> None:
@@ -257,7 +256,7 @@ def test_every_metric_an_alert_reads_is_scraped(prometheus: Prometheus) -> None:
         return sorted(name for name in read if not prometheus.asked(name))
 
     with suppress(AssertionError):
-        wait_until(lambda: not missing(), SCRAPE_S_MAX)
+        wait_until(lambda: not missing(), HUNG_S)
     assert missing() == []
 
 

@@ -17,10 +17,10 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from tests import plain_http
 from tests.conftest import free_port
-from tests.deploy.processes import READY_S_MAX, Admin, Process, get
+from tests.deploy.processes import Admin, Process, get
 from tests.deploy.secured import PASSWORD, Authority, SecuredPostgres, SecuredRedis
 from tests.persistence.scenario import stop
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 ADMIN_TOKEN = "an-admin-token-of-tests"
 
@@ -100,10 +100,10 @@ def test_everything_works_over_tls_as_users_with_few_rights(deployment: Deployme
     with psycopg.connect(deployment.postgres.url) as owner:
         owner.execute(f"CREATE ROLE keeper LOGIN PASSWORD '{PASSWORD}' IN ROLE postgres_writer")
     keeper = deployment.start("keeper")
-    wait_until(lambda: answers(deployment.ports["admin"]), READY_S_MAX)
+    wait_until(lambda: answers(deployment.ports["admin"]), HUNG_S)
     config = str(deployment.folder / "config.yaml")
     serve = deployment.start("serve", "--config", config, TOLLKEEPER_REDIS_URL=deployment.redis.gateway_url)
-    wait_until(lambda: answers(deployment.ports["ops"]), READY_S_MAX)
+    wait_until(lambda: answers(deployment.ports["ops"]), HUNG_S)
 
     admin = Admin(deployment.ports["admin"], ADMIN_TOKEN)
     tenant, key = admin.customer(1000)
@@ -192,7 +192,7 @@ def test_an_expired_certificate_is_named(deployment: Deployment) -> None:
     serve = deployment.start("serve", "--config", str(deployment.folder / "config.yaml"))
     keeper = deployment.start("keeper")
     for process in (serve, keeper):
-        wait_until(lambda process=process: "certificate has expired" in process.said, READY_S_MAX)
+        wait_until(lambda process=process: "certificate has expired" in process.said, HUNG_S)
     serve.stop()
     keeper.stop()
 

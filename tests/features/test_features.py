@@ -23,6 +23,7 @@ from persistence.tables import metadata
 from tests.http.fakes import CALLER
 from tests.numbers import FOLDERS_A_FEATURE_MAX, folders_of, imports
 from tests.tree import ROOT
+from tests.waiting import HUNG_S
 
 NAMES = [feature.name for feature in features()]
 # Everything that is composed of features, and every module that is left.
@@ -120,7 +121,7 @@ def test_the_rest_runs_without_a_feature(name: str, tmp_path: Path) -> None:
         own.unlink(missing_ok=True)
     ran = subprocess.run(
         [sys.executable, "-c", EVERYTHING], cwd=tmp_path, check=False, text=True, capture_output=True,
-        timeout=60,
+        timeout=HUNG_S,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr

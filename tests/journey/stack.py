@@ -20,11 +20,9 @@ import psycopg
 
 from tests import plain_http
 from tests.stacks import Switch
-from tests.waiting import readable, wait_until
+from tests.waiting import HUNG_S, readable, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S_MAX = 300.0
-STOP_S_MAX = 120.0
 WITHIN_S = 30.0  # for whatever takes a second where nothing else runs
 ANSWER_S_MAX = 60.0
 Body = dict[str, Any]
@@ -62,7 +60,7 @@ class Stack:
                 self._command, stdout=subprocess.PIPE, stderr=log, env=self._environ, cwd=ROOT
             )
         assert self.process.stdout is not None
-        ready = readable(self.process.stdout, START_S_MAX)
+        ready = readable(self.process.stdout, HUNG_S)
         line = self.process.stdout.readline() if ready else b""
         assert line, self.log.read_text()[-3000:]
         self.__dict__.update(json.loads(line))
@@ -75,8 +73,8 @@ class Stack:
 
     def wait_until_whole(self) -> None:
         """Wait until keeper and workers answer; of any worker, whichever is asked."""
-        wait_until(lambda: self.admin("GET", "/organizations?limit=1")[0] == 200, START_S_MAX)
-        wait_until(lambda: all(self._answers() for _ in range(8)), START_S_MAX)
+        wait_until(lambda: self.admin("GET", "/organizations?limit=1")[0] == 200, HUNG_S)
+        wait_until(lambda: all(self._answers() for _ in range(8)), HUNG_S)
 
     def _answers(self) -> bool:
         with suppress(httpx.TransportError):
@@ -87,7 +85,7 @@ class Stack:
         """Ctrl-C, and its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        return self.process.wait(STOP_S_MAX)
+        return self.process.wait(HUNG_S)
 
     def admin(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """One call of the Admin API: status and JSON; 0 and None where nobody answers."""

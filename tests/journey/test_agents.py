@@ -17,10 +17,9 @@ from tests.journey.clients import node_with
 from tests.journey.stack import Stack
 from tests.journey.test_client_pages import CLAUDE_CODE, environment
 from tests.stacks import AGENTS_MODEL as MODEL
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
-RUN_S_MAX = 120
 pytestmark = pytest.mark.nightly
 
 
@@ -51,7 +50,7 @@ class Agent:
         env = environment(self.home) | {"DISABLE_AUTOUPDATER": "1"} | environ
         ran = subprocess.run(
             [self.program, *options], cwd=self.home, env=env, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=RUN_S_MAX, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=HUNG_S, check=False,
         )  # fmt: skip
         return ran.returncode, ran.stdout
 

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from tests.journey.stack import ROOT, Stack
 from tests.persistence.scenario import broken
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 
 def tollkeeper(*words: str, cwd: Path) -> str:
     """One command, as a person types it; what it printed."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
     done = subprocess.run(
-        [sys.executable, "-m", "gateway", *words], capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-m", "gateway", *words],
+        capture_output=True, text=True, timeout=HUNG_S, check=False,
         cwd=cwd, env=environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,8 +15,8 @@ import pytest
 
 from tests import plain_http
 from tests.conftest import free_port
-from tests.journey.stack import ROOT, STOP_S_MAX, Stack
-from tests.waiting import wait_until
+from tests.journey.stack import ROOT, Stack
+from tests.waiting import HUNG_S, wait_until
 
 METERED = (
     "/v1/chat/completions", "/v1/Chat/Completions/", "/v1/ch%61t/completions", "/v1/messages",
@@ -79,7 +79,7 @@ class Lone:
     def doctor(self) -> tuple[int, str]:
         done = subprocess.run(
             [*self.words, "doctor", "--for", "serve", *self.config],
-            env=self.environ, cwd=ROOT, capture_output=True, text=True, timeout=STOP_S_MAX, check=False,
+            env=self.environ, cwd=ROOT, capture_output=True, text=True, timeout=HUNG_S, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout
 
@@ -110,7 +110,7 @@ def lone(stack: Stack) -> Iterator[tuple[Lone, str]]:
         one = Lone(stack, Path(folder), CONFIG.format(upstream=stack.upstream_url, sms=sms))
         yield one, sms
         one.process.terminate()
-        assert one.process.wait(STOP_S_MAX) == 0
+        assert one.process.wait(HUNG_S) == 0
 
 
 def test_up_takes_any_service_anywhere_but_where_tokens_are_metered(stack: Stack, buyer: str) -> None:
@@ -164,7 +164,7 @@ def test_a_gateway_starts_with_services_that_share_paths_only_if_they_cost_the_s
     line = "services: {{{}: {{upstream: theirs}}, {}: {{upstream: theirs}}}}\n"
     dear, cheap, same = service(stack, 10), service(stack, 0), service(stack, 10)
     refused = Lone(stack, tmp_path, upstreams + line.format(dear, cheap))
-    assert refused.process.wait(STOP_S_MAX) == 1
+    assert refused.process.wait(HUNG_S) == 1
     status, said = refused.doctor()
     assert status == 1
     assert all(f"services.{key}" in said for key in (dear, cheap))
@@ -174,4 +174,4 @@ def test_a_gateway_starts_with_services_that_share_paths_only_if_they_cost_the_s
             wait_until(lambda key=key: asked(started.url, buyer, f"/services/{key}/x") == (200, ""))
     finally:
         started.process.terminate()
-        assert started.process.wait(STOP_S_MAX) == 0
+        assert started.process.wait(HUNG_S) == 0

@@ -15,10 +15,9 @@ from tests.journey.clients import node_with, python_of_clients
 from tests.journey.sdk import Account, account
 from tests.journey.stack import ROOT, Body, Stack
 from tests.journey.test_howtos import fences
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 PAGES = ROOT / "docs" / "clients"
-RUN_S_MAX = 120
 pytestmark = pytest.mark.nightly
 CLAUDE_CODE = "@anthropic-ai/claude-code@2.1.197"
 CODEX = "@openai/codex@0.169.0"
@@ -73,7 +72,7 @@ def run(command: list[str], place: Path, **more: str) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=RUN_S_MAX,
+        timeout=HUNG_S,
         check=False,
     )
     return ran.returncode, ran.stdout

@@ -20,12 +20,12 @@ from gateway.counters.redis import keys
 from gateway.ops.doctor_redis import Finding, examine_redis
 from gateway.settings.settings import load
 from tests import plain_http
-from tests.journey.callers import RECOVERED_S_MAX, TOKENS, ClusterCast, Tenant, went_on
+from tests.journey.callers import TOKENS, ClusterCast, Tenant, went_on
 from tests.journey.stack import Stack
 from tests.managed_services import SERVICES, user_of_all
 from tests.tree import ROOT
 from tests.valkey_cluster import NODE_TIMEOUT_MS, Member, ValkeyCluster, slot_of
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -127,27 +127,27 @@ def test_nothing_is_lost_doubled_or_granted_twice_whatever_becomes_of_a_primary(
         wait_until(went_on(everybody))
         # A slot that is moved: its tenant is served too.
         cluster.move(struck.partition, cluster.owner(second[0].partition))
-        wait_until(went_on(everybody), RECOVERED_S_MAX)
+        wait_until(went_on(everybody), HUNG_S)
         cluster.move(struck.partition, next(one for one in cluster.primaries if _is_other(cast, one, others)))
-        wait_until(went_on(everybody), RECOVERED_S_MAX)
+        wait_until(went_on(everybody), HUNG_S)
         # A primary that stands still, as long as the others take for a while of calls.
         victim = cluster.owner(struck.partition)
         assert victim.process is not None
         os.kill(victim.process.pid, signal.SIGSTOP)
         others_go_on, seen = went_on(others, 30), [ready(cast)]
         try:
-            wait_until(lambda: seen.append(ready(cast)) or others_go_on(), RECOVERED_S_MAX)
+            wait_until(lambda: seen.append(ready(cast)) or others_go_on(), HUNG_S)
         finally:
             os.kill(victim.process.pid, signal.SIGCONT)
         assert all(one["counters_verified"] for one in seen), seen
-        wait_until(went_on(everybody), RECOVERED_S_MAX)
-        wait_until(lambda: ready(cast)["every_partition"], RECOVERED_S_MAX)
+        wait_until(went_on(everybody), HUNG_S)
+        wait_until(lambda: ready(cast)["every_partition"], HUNG_S)
         cluster.wait_until_whole()
         # A primary that is killed: its replica takes over.
         victim = cluster.owner(struck.partition)
         victim.stop(signal.SIGKILL)
-        wait_until(went_on(others, 30), RECOVERED_S_MAX)
-        wait_until(went_on(everybody), RECOVERED_S_MAX)
+        wait_until(went_on(others, 30), HUNG_S)
+        wait_until(went_on(everybody), HUNG_S)
     # They went on all the while. Where the machine is busy, Redis may have been too late for some call.
     assert {status for one in others for status in one.refused} <= {503}
     cluster.mend()
@@ -157,7 +157,7 @@ def test_nothing_is_lost_doubled_or_granted_twice_whatever_becomes_of_a_primary(
 
 def ready(cast: ClusterCast) -> dict[str, bool]:
     """What the keeper says of what it needs."""
-    answer = plain_http.get(f"{cast.stack.admin_url}/readyz", timeout=RECOVERED_S_MAX)
+    answer = plain_http.get(f"{cast.stack.admin_url}/readyz", timeout=HUNG_S)
     found: dict[str, bool] = answer.json()["dependencies"]
     return found
 

@@ -20,9 +20,9 @@ from tests.features.stripe.stripe_server import KEY, stripe_server
 from tests.journey.console_rows import furnish, pages_of
 from tests.journey.node import install
 from tests.journey.stack import Stack
+from tests.waiting import HUNG_S
 
 PACKAGES = ("playwright-core@1.65.1", "axe-core@4.14.1")
-RUN_S_MAX = 600
 # Of what goes through every screen.
 ALL_S_MAX = 3_600
 pytestmark = pytest.mark.nightly
@@ -47,7 +47,7 @@ def stripe() -> Iterator[str]:
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
-    assert there.wait(30)
+    assert there.wait(HUNG_S)
     yield found[0]
     loop.call_soon_threadsafe(over.set)
     thread.join()
@@ -212,7 +212,7 @@ def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> No
         ["node", script.name, json.dumps(asked)],
         cwd=script.parent,
         capture_output=True,
-        timeout=RUN_S_MAX,
+        timeout=HUNG_S,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr.decode()[-3000:]
@@ -277,7 +277,7 @@ def test_the_overview_shows_a_month(stack: Stack, browser: str, script: Path) ->
     }  # fmt: skip
     drawn = shutil.copy(Path(__file__).with_name("overview.mjs"), script.parent)
     words = ["node", drawn, json.dumps(asked)]
-    ran = subprocess.run(words, cwd=script.parent, capture_output=True, timeout=RUN_S_MAX, check=False)
+    ran = subprocess.run(words, cwd=script.parent, capture_output=True, timeout=HUNG_S, check=False)
     assert ran.returncode == 0, ran.stderr.decode()[-3000:]
     said = json.loads(ran.stdout)["text"]
     assert all(team in said for team, _, _ in TEAMS)

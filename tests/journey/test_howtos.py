@@ -26,7 +26,7 @@ from gateway.settings.config_file import read_config, table_of
 from tests import object_store
 from tests.journey.at_hand import write_client
 from tests.journey.stack import ROOT, Stack
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 DOCS = ROOT / "docs"
 PAGES = [
@@ -35,7 +35,6 @@ PAGES = [
     *sorted((DOCS / "howto").glob("*.md")),
 ]  # fmt: skip
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
-RUN_S_MAX = 300
 BUCKET = "s3://backups/tollkeeper"
 
 
@@ -117,7 +116,7 @@ def test_commands_of_a_page_work(
         env=environ,
         capture_output=True,
         text=True,
-        timeout=RUN_S_MAX,
+        timeout=HUNG_S,
         check=False,
     )
     assert ran.returncode == 0, f"{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
@@ -136,7 +135,7 @@ def test_programs_of_a_page_work(page: Path, stack: Stack, place: tuple[Path, di
             env=environ,
             capture_output=True,
             text=True,
-            timeout=RUN_S_MAX,
+            timeout=HUNG_S,
             check=False,
         )
         assert ran.returncode == 0, ran.stderr[-2000:]

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from gateway.cli.admin.client import find
-from tests.journey.stack import ROOT, START_S_MAX, STOP_S_MAX, Stack
-from tests.waiting import wait_until
+from tests.journey.stack import ROOT, Stack
+from tests.waiting import HUNG_S, wait_until
 
 SECRET = "sk-this-is-the-providers"
 
@@ -29,7 +29,7 @@ def init(place: Path, *words: str, **environ: str) -> subprocess.CompletedProces
     }
     return subprocess.run(
         [sys.executable, "-m", "gateway", "init", "--data-dir", str(place), *words],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=2 * START_S_MAX, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=HUNG_S, check=False,
         env=own | {"PYTHONPATH": str(ROOT)} | environ, cwd=place.parent,
     )  # fmt: skip
 
@@ -43,7 +43,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
     if lock.exists() and lock.read_text():
         number = int(lock.read_text())
         os.kill(number, signal.SIGINT)
-        wait_until(lambda: not Path(f"/proc/{number}").exists(), STOP_S_MAX)
+        wait_until(lambda: not Path(f"/proc/{number}").exists(), HUNG_S)
 
 
 def files(place: Path) -> dict[str, str]:
@@ -59,7 +59,9 @@ def test_five_answers_leave_a_stack_that_runs_and_again_changes_nothing(stack: S
     )  # fmt: skip
     assert first.returncode == 0, first.stderr
     [call] = [line for line in first.stdout.splitlines() if line.startswith("curl ")]
-    answer = json.loads(subprocess.run(shlex.split(call), capture_output=True, check=True, timeout=60).stdout)
+    answer = json.loads(
+        subprocess.run(shlex.split(call), capture_output=True, check=True, timeout=HUNG_S).stdout
+    )
     assert answer["choices"][0]["message"]["content"], answer
     api = find({"TOLLKEEPER_DATA_DIR": str(place)})
     [budget] = api.items("budgets", 10)

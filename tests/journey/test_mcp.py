@@ -23,14 +23,13 @@ from aiohttp import ClientSession, TCPConnector, web
 
 from tests.conftest import free_port
 from tests.journey.clients import node_with
-from tests.journey.stack import STOP_S_MAX, Stack
+from tests.journey.stack import Stack
 from tests.journey.test_bound_services import Lone
-from tests.waiting import eventually, wait_until
+from tests.waiting import HUNG_S, eventually, wait_until
 
 CALLS, ALLOWED, AT_ONCE = 500, 100, 100
 PRICE = "0.004"
 SUITE = "@modelcontextprotocol/conformance@0.1.13", "@modelcontextprotocol/sdk@1.32.2"
-SUITE_S_MAX = 240
 SCENARIOS = 32
 # Of the suite's calls each one of these is one, and nothing else of it costs anything.
 TOOLS = {
@@ -90,7 +89,7 @@ def gateway(stack: Stack) -> Iterator[tuple[str, int]]:
         one = Lone(stack, Path(folder), config)
         yield f"{one.url}/mcp/hub", port
         one.process.terminate()
-        assert one.process.wait(STOP_S_MAX) == 0
+        assert one.process.wait(HUNG_S) == 0
 
 
 def caller(stack: Stack) -> tuple[int, str]:
@@ -191,7 +190,7 @@ async def found_by_suite(clients: Path, url: str, folder: Path) -> dict[str, lis
     words = ["node", program, "server", "--url", url, "--suite", "all", "--output-dir", folder]
     run = await asyncio.create_subprocess_exec(*map(str, words), stdout=asyncio.subprocess.DEVNULL)
     try:
-        await asyncio.wait_for(run.wait(), SUITE_S_MAX)
+        await asyncio.wait_for(run.wait(), HUNG_S)
     finally:
         if run.returncode is None:
             run.kill()
@@ -215,7 +214,7 @@ async def test_the_conformance_suite_finds_what_it_finds_without_a_gateway(
     server = await asyncio.create_subprocess_exec("node", script, str(port), stdout=asyncio.subprocess.PIPE)
     try:
         assert server.stdout is not None
-        assert await asyncio.wait_for(server.stdout.readline(), SUITE_S_MAX) == b"ready\n"
+        assert await asyncio.wait_for(server.stdout.readline(), HUNG_S) == b"ready\n"
         direct = await found_by_suite(clients, f"http://127.0.0.1:{port}/deep/mcp", tmp_path / "direct")
         with_key = served("/mcp", free_port(), partial(shown_the_key, key, url))
         async with client(key) as session, with_key as front:

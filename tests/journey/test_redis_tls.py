@@ -16,10 +16,10 @@ import trustme
 
 from gateway.ops.doctor_redis import Finding, examine_redis
 from gateway.settings.settings import load
-from tests.journey.callers import RECOVERED_S_MAX, Cast, ClusterCast, went_on
+from tests.journey.callers import Cast, ClusterCast, went_on
 from tests.journey.stack import Stack
 from tests.secured_servers import Files, SecuredCluster, SecuredPair
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 
 class Both:
@@ -95,7 +95,7 @@ def test_files_are_replaced_with_calls_in_flight_and_a_primary_dies_behind_that(
     everybody = [one for member in cluster.primaries for one in cast.tenants_of(member, 1)]
     struck, *others = everybody
     with cast.calling(everybody):
-        wait_until(went_on(everybody), RECOVERED_S_MAX)
+        wait_until(went_on(everybody), HUNG_S)
         after = trustme.CA()
         for one in (files.theirs, files.ours):
             one.trust(files.signer, after)
@@ -106,10 +106,10 @@ def test_files_are_replaced_with_calls_in_flight_and_a_primary_dies_behind_that(
         for one in (files.theirs, files.ours):
             one.trust(after)
         cluster.read_again()
-        wait_until(went_on(everybody), RECOVERED_S_MAX)
+        wait_until(went_on(everybody), HUNG_S)
         cluster.owner(struck.partition).stop(signal.SIGKILL)
-        wait_until(went_on(others, 30), RECOVERED_S_MAX)
-        wait_until(went_on(everybody), RECOVERED_S_MAX)
+        wait_until(went_on(others, 30), HUNG_S)
+        wait_until(went_on(everybody), HUNG_S)
     cluster.mend()
     for one in everybody:
         cast.is_exact(one)
@@ -129,10 +129,10 @@ def test_the_primary_that_a_sentinel_names_is_followed(tmp_path: Path) -> None:
         cast = Cast(stack)
         everybody = [cast.tenant(), cast.tenant()]
         with cast.calling(everybody):
-            wait_until(went_on(everybody), RECOVERED_S_MAX)
+            wait_until(went_on(everybody), HUNG_S)
             files.ours.put(files.signer, files.signer)
             pair.primary.stop(signal.SIGKILL)
-            wait_until(went_on(everybody), RECOVERED_S_MAX)
+            wait_until(went_on(everybody), HUNG_S)
         for one in everybody:
             cast.is_exact(one)
         assert wrong(pair.url, **files.ours.environ) == ""

@@ -11,6 +11,7 @@ from google.genai import errors
 from tests import plain_http
 from tests.journey.sdk import account, said
 from tests.journey.stack import Stack
+from tests.waiting import HUNG_S
 
 CALL: Any = {"model": "demo-small", "contents": "hello there"}
 
@@ -49,7 +50,7 @@ def test_streams_as_one_array(stack: Stack) -> None:
         f"{stack.gateway_url}/v1beta/models/demo-small:streamGenerateContent",
         json={"contents": [{"role": "user", "parts": [{"text": "hello"}]}]},
         headers={"x-goog-api-key": a.key, "x-demo-usage": "10,20"},
-        timeout=60,
+        timeout=HUNG_S,
     )
     assert [piece["modelVersion"] for piece in json.loads(answer.content)]
     (row,) = a.charges(1)

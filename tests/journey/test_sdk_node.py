@@ -13,6 +13,7 @@ import pytest
 from tests.journey.node import install
 from tests.journey.sdk import account
 from tests.journey.stack import Stack
+from tests.waiting import HUNG_S
 
 SCRIPT = """
 import OpenAI from "openai";
@@ -65,7 +66,7 @@ def test_node_sdk(stack: Stack, project: Path) -> None:
         ["node", "calls.js", f"{stack.gateway_url}/v1", a.key],
         cwd=project,
         capture_output=True,
-        timeout=120,
+        timeout=HUNG_S,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr.decode()

@@ -13,6 +13,7 @@ from tests.http.fakes import KEY
 from tests.http.stage import Stage, Step, staged
 from tests.http.test_skins import BILLED, TABLE, at_provider, charged, whole
 from tests.journey.clients import python_of_clients
+from tests.waiting import HUNG_S
 
 COHERE = """
 import json, sys
@@ -81,7 +82,7 @@ CALLS: dict[str, tuple[str, str, list[Step], str]] = {
 
 def run(program: str, stage: Stage) -> Any:
     command = [str(python_of_clients()), "-c", program, f"http://127.0.0.1:{stage.port}", KEY]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=HUNG_S)
 
 
 @pytest.mark.nightly

@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx2 as httpx
 
 from tests import plain_http
-from tests.journey.stack import ROOT, STOP_S_MAX, Stack
+from tests.journey.stack import ROOT, Stack
 from tests.journey.test_bound_services import Lone
 from tests.traces.collector import Collector, attributes, collecting
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -32,7 +32,7 @@ def test_a_call_is_one_trace_from_caller_to_upstream(stack: Stack, tmp_path: Pat
             follow(collector, answer.headers["x-request-id"])
         finally:
             gateway.process.terminate()
-            assert gateway.process.wait(STOP_S_MAX) == 0
+            assert gateway.process.wait(HUNG_S) == 0
 
 
 def called(url: str, key: str, **said: str) -> httpx.Response | None:

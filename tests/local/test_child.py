@@ -23,7 +23,7 @@ from gateway.local.ports import Voice
 from gateway.local.processes import DIED, HUNG, LAST_WORDS_S, Child, ProcessSpec
 from tests.conftest import free_port
 from tests.tree import ROOT
-from tests.waiting import eventually, wait_until
+from tests.waiting import HUNG_S, eventually, wait_until
 
 READS = "import sys; line = sys.stdin.readline(); open(sys.argv[1], 'w').write(line); sys.stdin.read()"
 
@@ -418,7 +418,7 @@ asyncio.run(main())
 )
 def test_a_copy_of_this_process_is_a_child_like_others(tmp_path: Path, what: str, printed: str) -> None:
     asked = [sys.executable, "-c", FORKS, str(tmp_path), what]
-    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=HUNG_S, check=True)
     assert done.stdout == printed, done.stderr
     if what != "ends first":
         assert (tmp_path / "heard").read_text() == "200010 b'more\\n' told True"

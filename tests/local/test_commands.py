@@ -24,8 +24,8 @@ from persistence.schema import migrate
 from persistence.schema.standing import NEEDED
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.processes import Process
-from tests.run.supervisor.conftest import ROOT, STEP_MAX_S
-from tests.waiting import wait_until
+from tests.run.supervisor.conftest import ROOT
+from tests.waiting import HUNG_S, wait_until
 
 # One that serves no program of today.
 NEWER_SCHEMA = """
@@ -45,7 +45,7 @@ def run(*words: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[
         [sys.executable, "-m", "gateway", *words],
         capture_output=True,
         text=True,
-        timeout=STEP_MAX_S,
+        timeout=HUNG_S,
         check=False,
         cwd=cwd,
         env=environment(**settings),
@@ -192,7 +192,7 @@ def test_a_lone_serve_runs_without_postgresql(tmp_path: Path, valkey: str) -> No
         assert allowed(f"http://{ops.strip()}/livez") == (405, "GET, HEAD")
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(STEP_MAX_S) == 0
+        assert process.wait(HUNG_S) == 0
         assert process.stderr is not None
         process.stderr.close()
 
@@ -210,7 +210,7 @@ def test_a_gateway_that_may_open_few_files_says_so_once_and_never_runs_out_of_th
         tmp_path, "gateway", ["serve", *ports], environ | {"PYTHONPATH": str(ROOT)}, program=limited
     )
     try:
-        wait_until(lambda: "serving on" in process.said, STEP_MAX_S)
+        wait_until(lambda: "serving on" in process.said, HUNG_S)
         with ExitStack() as clients:
             for _ in range(2 * FEW_FILES):
                 clients.enter_context(socket.create_connection(("127.0.0.1", port)))
@@ -256,15 +256,15 @@ def test_serve_waits_for_redis_saying_so_and_serves_without(tmp_path: Path) -> N
         tmp_path, "serve", ["serve", "--gateway-port", str(port), "--ops-port", str(ops)], environ
     )
     try:
-        wait_until(lambda: "serving without Redis" in serve.said, STEP_MAX_S)
+        wait_until(lambda: "serving without Redis" in serve.said, HUNG_S)
         assert "waiting for Redis" in serve.said
         assert "Redis cannot be reached, after 0.5 s: " in serve.said
-        wait_until(lambda: asked(ops, "/readyz")[0] == 503 and asked(port, "/v1/models")[0] != 0, STEP_MAX_S)
+        wait_until(lambda: asked(ops, "/readyz")[0] == 503 and asked(port, "/v1/models")[0] != 0, HUNG_S)
         assert json.loads(asked(ops, "/readyz")[1])["dependencies"]["redis"] is False
         assert asked(ops, "/livez")[0] == 200
         assert asked(port, "/v1/models", authorization="Bearer tk_0123456789abcdef0123456789abcdef")[0] == 503
         counters.start()
-        wait_until(lambda: json.loads(asked(ops, "/readyz")[1])["dependencies"]["redis"], STEP_MAX_S)
+        wait_until(lambda: json.loads(asked(ops, "/readyz")[1])["dependencies"]["redis"], HUNG_S)
         assert serve.running
     finally:
         assert serve.stop() == 0
@@ -298,7 +298,7 @@ def asked(port: int, path: str, **fields: str) -> tuple[int, bytes]:
     """Status and body; status 0 where nobody answers."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=fields)
     try:
-        with urllib.request.urlopen(request, timeout=STEP_MAX_S) as answer:
+        with urllib.request.urlopen(request, timeout=HUNG_S) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()

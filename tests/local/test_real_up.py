@@ -26,8 +26,8 @@ import redis
 from gateway.local.data_directory import DataDirectory, opened
 from gateway.local.demo import seed as demo
 from gateway.local.embedded import postgres
-from tests.run.supervisor.conftest import ROOT, STEP_MAX_S
-from tests.waiting import readable, wait_until
+from tests.run.supervisor.conftest import ROOT
+from tests.waiting import HUNG_S, readable, wait_until
 
 WORKER_BYTES_MAX = 50_000_000
 TWINS = (
@@ -59,13 +59,13 @@ def up(place: Path, *more: str, **environ: str) -> Iterator[tuple[dict[str, Any]
         )
     assert process.stdout is not None
     try:
-        ready = readable(process.stdout, STEP_MAX_S * 2)
+        ready = readable(process.stdout, HUNG_S)
         line = process.stdout.readline() if ready else b""
         assert line, (place / "stderr").read_text()
         yield json.loads(line), place / "stderr"
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(STEP_MAX_S) == 0
+        assert process.wait(HUNG_S) == 0
         process.stdout.close()
 
 
@@ -81,7 +81,7 @@ def call(url: str, key: str, body: Any = None, method: str | None = None) -> tup
     if body is not None:
         request.data = json.dumps(body).encode()
     try:
-        with urllib.request.urlopen(request, timeout=STEP_MAX_S) as answer:
+        with urllib.request.urlopen(request, timeout=HUNG_S) as answer:
             return answer.status, json.loads(answer.read() or b"null")
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
@@ -119,7 +119,7 @@ def test_the_demo_key_works_at_once_on_every_worker_and_all_are_seen(
         f"{facts['gateway_url']}/v1/chat/completions", json.dumps(BODY).encode(),
         {"Authorization": f"Bearer {facts['api_key']}", "Content-Type": "application/json"},
     )  # fmt: skip
-    with urllib.request.urlopen(request, timeout=STEP_MAX_S) as answer:
+    with urllib.request.urlopen(request, timeout=HUNG_S) as answer:
         told = {name.lower() for name in answer.headers}
     limits = {f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining") for of in ("requests", "tokens")}
     assert {*limits, "ratelimit", "ratelimit-policy", "x-tollkeeper-tokens-remaining"} <= told
@@ -164,7 +164,7 @@ def test_doctor_knows_the_users_of_an_up(running: tuple[dict[str, Any], Path]) -
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
     words = [sys.executable, "-m", "gateway", "doctor", "--for", "keeper", "--data-dir", facts["data_dir"]]
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=STEP_MAX_S, check=False, cwd=ROOT, env=clean
+        words, capture_output=True, text=True, timeout=HUNG_S, check=False, cwd=ROOT, env=clean
     )
     assert done.returncode == 0, done.stdout
     for each in (

@@ -44,14 +44,14 @@ from persistence.schema import migrate, roles
 from persistence.store import Store
 from tests.background.backend import Backend, backend_at
 from tests.background.test_flusher_for_real import append, sharing, waiting
-from tests.conftest import STOP_S_MAX, free_port
+from tests.conftest import free_port
 from tests.deploy.programs import program
 from tests.letterhead import LETTERHEAD
 from tests.persistence.april import April, april, at, plan
 from tests.persistence.billing.test_due import customer
 from tests.persistence.scenario import broken, rows_of, settle_in
 from tests.persistence.test_schedule import Agreeing
-from tests.waiting import eventually, wait_until
+from tests.waiting import HUNG_S, eventually, wait_until
 
 __all__ = ["april"]
 
@@ -375,7 +375,7 @@ max_client_conn = 200
             yield through
         finally:
             running.kill()
-            running.wait(STOP_S_MAX)
+            running.wait(HUNG_S)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from persistence.store import Store
 from tests.conftest import free_port, postgres_bin
 from tests.faults.proxy import Proxy
 from tests.persistence.scenario import rows_of
-from tests.waiting import eventually, wait_until
+from tests.waiting import HUNG_S, eventually, wait_until
 
 ACTOR = Actor("builtin:admin", "admin")
 SAYS_S_MAX = 30.0
@@ -81,7 +81,7 @@ class Standby:
     def stop(self) -> None:
         if self._server.poll() is None:
             self._server.send_signal(signal.SIGINT)
-            self._server.wait(30)
+            self._server.wait(HUNG_S)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

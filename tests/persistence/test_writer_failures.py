@@ -24,7 +24,7 @@ from tests.conftest import postgres_bin, postgres_of
 from tests.persistence.lossy_proxy import LossyProxy
 from tests.persistence.scenario import batch_of, broken, busy, entries_of, rows_of, settle_in
 from tests.persistence.test_replica import Standby
-from tests.waiting import eventually, wait_until
+from tests.waiting import HUNG_S, eventually, wait_until
 
 
 async def test_a_partition_another_flusher_holds_is_left(migrated: str, writer: LedgerWriter) -> None:
@@ -100,7 +100,7 @@ async def test_a_connection_killed_before_the_commit_leaves_nothing(
                 " WHERE datname = current_database() AND wait_event_type = 'Lock'"
             )
             await eventually(lambda: admin.execute(sql).fetchall())
-        thread.join(60)
+        thread.join(HUNG_S)
     assert len(failed) == 1
     assert rows_of(migrated, "SELECT count(*) FROM token_ledger") == [(0,)]
     assert (await writer.write(batch)).rows["token_ledger"] == 6

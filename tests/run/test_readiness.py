@@ -38,7 +38,7 @@ from gateway.settings.settings import Settings, load
 from gateway.telemetry import metrics as tallies
 from tests.conftest import ValkeyServer, free_port
 from tests.tree import ROOT
-from tests.waiting import eventually
+from tests.waiting import HUNG_S, eventually
 
 OF_WORKERS = ("redis", "counters_verified", "every_partition")
 
@@ -263,7 +263,7 @@ def test_a_migration_that_cannot_begin_says_of_which_setting_and_what_to_do() ->
     url = f"postgresql://u:p@127.0.0.1:{free_port()}/x"
     ended = subprocess.run(
         [sys.executable, "-m", "gateway", "migrate", "--database-url", url],
-        capture_output=True, text=True, cwd=ROOT, timeout=60, check=False,
+        capture_output=True, text=True, cwd=ROOT, timeout=HUNG_S, check=False,
     )  # fmt: skip
     assert ended.returncode == 1
     assert "start PostgreSQL, or correct host and port of TOLLKEEPER_DATABASE_URL" in ended.stderr

@@ -22,7 +22,7 @@ from gateway.run.letterhead import letterhead
 from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, SettingsListener, keep_renewing, watch_credentials
 from gateway.run.supervisor import _placed, renewal_of
 from gateway.settings.settings import Settings, load, to_json
-from tests.waiting import eventually
+from tests.waiting import HUNG_S, eventually
 
 CONFIG = """
 settings: {body_bytes_max: %d}
@@ -345,12 +345,12 @@ def test_a_slot_is_taken_once_and_found_again_after_a_kill(tmp_path: Path) -> No
     second, other = sit(tmp_path / "worker_slots")
     assert its != other
     first.kill()
-    first.wait(60)
+    first.wait(HUNG_S)
     third, again = sit(tmp_path / "worker_slots")
     assert again == its
     for process in (second, third):
         process.kill()
-        process.wait(60)
+        process.wait(HUNG_S)
 
 
 def test_a_slot_that_cannot_be_kept_is_a_slot_all_the_same(tmp_path: Path) -> None:
@@ -364,4 +364,4 @@ def test_a_slot_that_was_half_written_is_made_anew(tmp_path: Path) -> None:
     process, worker_slot = sit(tmp_path)
     assert (tmp_path / "0").read_text() == str(worker_slot)
     process.kill()
-    process.wait(60)
+    process.wait(HUNG_S)

@@ -23,7 +23,7 @@ from gateway.run.serving import plain_options, tell_overruled
 from gateway.run.supervisor import Supervisor, _watching
 from gateway.settings.settings import load
 from gateway.telemetry import metrics as tallies
-from tests.waiting import eventually
+from tests.waiting import HUNG_S, eventually
 
 
 async def test_a_loop_that_keeps_failing_goes_on_and_says_so_once_a_minute() -> None:
@@ -82,7 +82,7 @@ async def main():
     {at_last}
 run_to_end(asyncio.run, main(), 0.2)
 """
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=HUNG_S, check=False)
 
 
 def test_a_process_ends_though_a_thread_does_not(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from gateway.issuers.sign_in import SignIns
 from tests.admin.conftest import Api, api_of
 from tests.admin.console.conftest import Person
 from tests.identity_provider import CLIENT, SECRET, FakeIdentityProvider, identity_provider
+from tests.waiting import HUNG_S
 
 CONSOLE = "https://console.example"
 
@@ -35,7 +36,7 @@ class Held:
     ) -> Mapping[str, Any]:
         with self._one:
             self.times += 1
-        assert self.goes_on.wait(60)
+        assert self.goes_on.wait(HUNG_S)
         return redeem(provider, endpoints, form)
 
 

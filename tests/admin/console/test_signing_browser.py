@@ -13,8 +13,7 @@ from tests.admin.console.elsewhere import configured
 from tests.chromium import chromium
 from tests.conftest import free_port
 from tests.identity_provider import identity_provider
-
-RUN_S_MAX = 120
+from tests.waiting import HUNG_S
 
 
 async def test_a_browser_that_comes_back_from_another_site_is_signed_in_where_it_wanted_to_be(
@@ -37,7 +36,7 @@ async def test_a_browser_that_comes_back_from_another_site_is_signed_in_where_it
                 stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             )  # fmt: skip
             try:
-                async with asyncio.timeout(RUN_S_MAX):
+                async with asyncio.timeout(HUNG_S):
                     page, said = await ran.communicate()
             finally:
                 if ran.returncode is None:

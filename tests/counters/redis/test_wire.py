@@ -26,10 +26,10 @@ from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.connection import PENDING_MAX, SWEEP_S, RedisConnection, encode, encode_script
 from gateway.errors import CountersUnavailable, StartError
 from tests.builders import World
-from tests.conftest import STOP_S_MAX, ValkeyServer, free_port, valkey_binary
+from tests.conftest import ValkeyServer, free_port, valkey_binary
 from tests.counters.conftest import Connect
 from tests.counters.fake_redis import bulk, fake_redis
-from tests.waiting import eventually, wait_until
+from tests.waiting import HUNG_S, eventually, wait_until
 
 START = Callable[..., ValkeyServer]
 
@@ -515,7 +515,7 @@ def sentinel(tmp_path: Path, own_valkey: Callable[..., ValkeyServer]) -> Iterato
         yield f"redis+sentinel://127.0.0.1:{nobody},127.0.0.1:{port}/{NAME}?password={password}", first
     finally:
         program.terminate()
-        program.wait(STOP_S_MAX)
+        program.wait(HUNG_S)
 
 
 async def test_the_sentinels_name_the_primary_and_the_next_one(

@@ -28,7 +28,7 @@ from persistence.schema import standing as schema
 from tests.features.backup.test_taking import NOW
 from tests.persistence.scenario import rows_of
 from tests.tree import ROOT
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 _NOTES = "SELECT file, proved_at IS NOT NULL FROM backup_run ORDER BY id"
 _PROOFS = "SELECT count(*) FROM pg_database WHERE starts_with(datname, 'tollkeeper_proof_')"
@@ -186,7 +186,7 @@ def test_a_proof_that_is_told_to_end_leaves_nothing(filled: str, tmp_path: Path)
     try:
         wait_until(lambda: rows_of(filled, _SLEEPING) != [(0,)])
         process.terminate()
-        assert process.wait(60) == 128 + signal.SIGTERM
+        assert process.wait(HUNG_S) == 128 + signal.SIGTERM
     finally:
         process.kill()
         process.wait()

@@ -17,12 +17,12 @@ from persistence.schema import migrate, roles
 from tests.conftest import ValkeyServer, free_port
 from tests.databases import own_database
 from tests.deploy.deployment import ADMIN_TOKEN, answers
-from tests.deploy.processes import READY_S_MAX, Admin, Process
+from tests.deploy.processes import Admin, Process
 from tests.features.backup.test_taking import NOW
 from tests.persistence.april import at, opened
 from tests.persistence.scenario import rows_of
 from tests.persistence.test_worked_example import test_the_worked_example as worked_example
-from tests.waiting import wait_until
+from tests.waiting import HUNG_S, wait_until
 
 MONEY = ("token_ledger", "credit_posting", "tenant_quota", "budget", "budget_use", "invoice", "invoice_line")
 
@@ -75,7 +75,7 @@ async def test_a_keeper_starts_on_what_was_restored_and_renamed(
         }  # fmt: skip
         keeper = Process(tmp_path, "keeper", ["keeper", "--admin-port", str(port)], environ)
         try:
-            await asyncio.to_thread(wait_until, lambda: answers(port) or not keeper.running, READY_S_MAX)
+            await asyncio.to_thread(wait_until, lambda: answers(port) or not keeper.running, HUNG_S)
             assert keeper.running, keeper.said
             found = await asyncio.to_thread(Admin(port, ADMIN_TOKEN).ask, "POST", "/reconciliation")
             assert (found["drift_tokens"], found["drift_credits"]) == (0, 0)

@@ -17,7 +17,7 @@ from gateway.features.documents.maker import DRAFTS_KEPT_MAX, RETRY_S, DocumentM
 from gateway.features.documents.renderer import InvoiceRenderer
 from persistence.store import Store
 from tests.features.documents.made import invoice
-from tests.waiting import eventually
+from tests.waiting import HUNG_S, eventually
 
 AT_ONCE = 0.001
 
@@ -43,7 +43,7 @@ class Slow:
     def pdf(self, row: dict[str, Any], _: bytes = b"") -> bytes:
         self.made += 1
         number = self.made
-        assert self.let.wait(60)
+        assert self.let.wait(HUNG_S)
         if self._fails(number):
             raise Conflict("It has too many lines.")
         return b"%%PDF-%d" % number

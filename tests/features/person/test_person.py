@@ -22,6 +22,7 @@ from persistence.person import KEPT, KeptPerson, connect, delete_person, find_pe
 from tests.admin.conftest import Api
 from tests.persistence.scenario import batch_of, settle_in
 from tests.persistence.schema.baseline import postgres_bin
+from tests.waiting import HUNG_S
 
 ADA, OTHER = "ada-7f31c2@example.com", "bob-9@example.com"
 # A corrected use of an event, with a part of another model: its row has all that a row says of itself.
@@ -82,7 +83,7 @@ async def end(api: Api, person: KeptPerson) -> None:
 
 def dumped(url: str) -> str:
     words = [str(postgres_bin() / "pg_dump"), "--data-only", url]
-    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=HUNG_S).stdout
 
 
 def named_in(text: str) -> list[str]:

@@ -14,11 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.waiting import readable
+from tests.waiting import HUNG_S, readable
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent.parent
-STEP_MAX_S = 120.0
 
 
 def runs(pid: int) -> bool:
@@ -61,7 +60,7 @@ class Up:
         """The line it prints once everything answers."""
         stdout = self.process.stdout
         assert stdout is not None
-        ready = readable(stdout, STEP_MAX_S)
+        ready = readable(stdout, HUNG_S)
         line = stdout.readline() if ready else b""
         assert line, self.said()
         facts: dict[str, Any] = json.loads(line)
@@ -79,11 +78,11 @@ class Up:
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         """Ask it to stop; its exit status."""
         self.process.send_signal(number)
-        return self.process.wait(STEP_MAX_S)
+        return self.process.wait(HUNG_S)
 
     def refused(self, *, alone: bool = True) -> str:
         """It does not start: exit 1, nothing on standard output, one line saying why, nothing left."""
-        assert self.process.wait(STEP_MAX_S) == 1, self.said()
+        assert self.process.wait(HUNG_S) == 1, self.said()
         assert self.process.stdout is not None
         assert self.process.stdout.read() == b""
         lines = [line for line in self.said().splitlines() if not line.startswith("{")]
@@ -110,7 +109,7 @@ class Starter:
             if up.process.poll() is None:
                 up.process.terminate()
                 try:
-                    up.process.wait(STEP_MAX_S)
+                    up.process.wait(HUNG_S)
                 except subprocess.TimeoutExpired:
                     up.process.kill()
             if up.process.stdout is not None:
