@@ -31,7 +31,7 @@ from gateway.counters.redis.address import (
     why_refused,
 )
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.cluster import RedisConnections, Shards, wires_to
+from gateway.counters.redis.cluster import FixedShards, RedisConnections, Shards, wires_to
 from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.counters.redis.scripts import VERBS, library
 from gateway.errors import CountersRefused, CountersUnavailable, SettingError, TollkeeperError
@@ -584,7 +584,9 @@ async def _if_allowed(wire: RedisConnection, name: str) -> Reply:
 
 def _cluster(shown: str, shards: Shards) -> Finding:
     lacking = [one for one in shards.partitions if not shards.of(one).part.partitions]
-    there = f"{shown} is a cluster of {len(shards.wires)} primaries"
+    count = len(shards.wires)
+    shared = isinstance(shards, FixedShards)
+    there = f"{shown} is {f'{count} servers' if shared else f'a cluster of {count} primaries'}"
     if not lacking:
         return Finding(True, "redis", there)
     said = f"{there}, none with the slots of {len(lacking)} partitions"

@@ -40,9 +40,11 @@ SCHEMES = {
         "redis",
         "redis+cluster",
         "redis+sentinel",
+        "redis+shards",
         "rediss",
         "rediss+cluster",
         "rediss+sentinel",
+        "rediss+shards",
         "unix",
     ),
     "database_url": _OF_POSTGRES,
@@ -90,7 +92,7 @@ def fault(name: str, url: str) -> str:
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES[name] or "://" not in url:
         return wanted(name)
-    if scheme.endswith(("+sentinel", "+cluster")) or scheme == "unix":
+    if scheme.endswith(("+sentinel", "+cluster", "+shards")) or scheme == "unix":
         return ""
     shape = _SHAPES.get(name, "postgresql://user:password@host:port/database")
     escaped = "with @ : / ? # % of a user or password written as %40 %3A %2F %3F %23 %25"

@@ -31,6 +31,8 @@ TIERED = Service(
     pricing=ServicePricing(tiers=(PriceTier(10_000, Decimal("0.001")), PriceTier(None, Decimal("0.0008")))),
 )  # fmt: skip
 KINDS = {"chat": (CHAT, 0), "credits": (PAID, 1), "tiers": (TIERED, 0)}
+# Of each organization, by turns, in the kind `users`.
+USERS = 32
 # Windows of each account of budgets that a call has, where this tree has budgets; and which of them are
 # somebody's, of budgets for each.
 BUDGETS = {
@@ -66,9 +68,10 @@ def write_of(worlds: list[World], size: int, kind: str) -> tuple[list[Any], list
     number, reserves, settles = next(NUMBERS), [], []
     for at in range(size):
         world = worlds[at % len(worlds)]
-        request = HoldRequest(world.caller, str(uuid.uuid4()), "ann", service, 300, 300, credits_)
+        user = f"user{(number * size + at) // len(worlds) % USERS}" if kind == "users" else "ann"
+        request = HoldRequest(world.caller, str(uuid.uuid4()), user, service, 300, 300, credits_)
         used = Settlement(
-            world.caller, request.request_id, "ann", service, charge=True, tokens=270, credits=credits_,
+            world.caller, request.request_id, user, service, charge=True, tokens=270, credits=credits_,
             metadata=METADATA,
         )  # fmt: skip
         budgets = [

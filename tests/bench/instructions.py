@@ -53,6 +53,13 @@ def written(pid: int, folder: Path) -> Path:
     raise BenchError("callgrind has written nothing")
 
 
+def taken(pid: int, folder: Path) -> int:
+    """Return how many instructions a process took since `begin`, and count no more."""
+    found = written(pid, folder).read_text(encoding="utf-8")
+    _control("--instr=off", pid)
+    return int(found.partition("\ntotals: ")[2].split()[0])
+
+
 def report(busy: Path, idle: Path, idle_share: float, calls: int, top: int) -> str:
     """What a settled call took: in total, by object file, by function, and by function with all it calls.
 

@@ -1,13 +1,14 @@
 """What reserve + settle cost the Redis core: CPU microseconds a call, by how many leave in one write.
 
-`python -m tests.bench.scripts [--against REVISION] [--loopback] [--runs N]`. A server of its own, append-only
-file on and reached by a socket, as shipped; key, user, tenant and organization limits, a token quota and a
-ledger entry a call; the same with credits, with units by tiers under a cap, and with budgets: an account with
-one window, one with eight, and four accounts with one each, as they are or two of them somebody's of a budget
-for each; with one run, and one below seven others. Another revision makes its
-own accounts and commands, in a database of the same server, and takes turns with this tree within every run:
-what slows the machine for a moment slows both alike. Least and median over the runs, and the ratio of the
-least; `empty` is a script that does nothing, for each call.
+`python -m tests.bench.scripts [--against REVISION] [--loopback] [--runs N] [--instructions]`. A server of
+its own, append-only file on and reached by a socket, as shipped; key, user, tenant and organization limits,
+a token quota and a ledger entry a call; the same with credits, with units by tiers under a cap, and with
+budgets: an account with one window, one with eight, and four accounts with one each, as they are or two of
+them somebody's of a budget for each; with one run, and one below seven others. Another revision makes its
+own accounts and commands, in a database of the same server, and takes turns with this tree within every
+run: what slows the machine for a moment slows both alike. Least and median over the runs, and the ratio of
+the least; `empty` is a script that does nothing, for each call. With `--instructions` callgrind counts what
+the server does for a pair, with a gateway's prefixes watched: that is the same on a busy machine.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from typing import Any
 
 import redis
 
+from gateway.counters.admission.cache import HEARD
 from gateway.counters.redis import keys
 from gateway.local.embedded.valkey import environment
-from tests.bench import commands
+from tests.bench import commands, instructions
 from tests.conftest import ValkeyServer
 
 ORGANIZATIONS = 64
@@ -44,6 +46,11 @@ CASES = (
     (4, 1, "four scopes"), (16, 1, "four scopes"), (64, 64, "four scopes"),
 )  # fmt: skip
 CALLS_A_RUN = 800
+# The cases whose instructions are counted.
+COUNTED = (
+    (16, 1, "chat"), (16, 1, "users"), (16, 1, "four accounts"), (4, 64, "users"), (16, 64, "users"),
+    (64, 64, "users"),
+)  # fmt: skip
 DONE = (struct.pack("<d", 1), struct.pack("<q", 1))
 EMPTY = "#!lua name=empty\nredis.register_function('empty', function() return 1 end)"
 
@@ -122,6 +129,41 @@ def measure(sides: list[Side], case: tuple[int, int, str], runs: int) -> dict[st
     return costs
 
 
+def count(sides: list[Side], case: tuple[int, int, str], server: ValkeyServer) -> list[float]:
+    """Return the instructions of the server for a pair, by side; a run before warms up."""
+    size, organizations, kind = case
+    assert server.process is not None
+    pid, found = server.process.pid, list[float]()
+    for side in sides:
+        for counts in (False, True):
+            made = side.writes(organizations, size, kind)
+            if counts:
+                instructions.begin(pid)
+            for first, second in made:
+                _send(side.client, first)
+                _send(side.client, second)
+            side.clear()
+        found.append(instructions.taken(pid, server.folder) / (len(made) * size))
+    return found
+
+
+class CountedServer(ValkeyServer):
+    """A server whose instructions callgrind counts."""
+
+    def program(self) -> tuple[str, ...]:
+        out = f"--callgrind-out-file={self.folder}/callgrind.out"
+        return *instructions.VALGRIND, out, *super().program()
+
+
+@contextmanager
+def watched(url: str) -> Iterator[None]:
+    """Have the server tell a client of changed keys, as it tells a gateway."""
+    with redis.Redis.from_url(url, protocol=3) as client:
+        wanted = [part for prefix in HEARD for part in (b"PREFIX", prefix)]
+        client.execute_command("CLIENT", "TRACKING", "ON", "BCAST", *wanted)  # type: ignore[no-untyped-call]  # the same
+        yield
+
+
 def _send(client: redis.Redis, sent: list[Any]) -> None:
     with client.pipeline(transaction=False) as pipeline:
         for command in sent:
@@ -142,17 +184,17 @@ def _spent(client: redis.Redis) -> tuple[float, float]:
 
 
 @contextmanager
-def served(*, loopback: bool = False) -> Iterator[str]:
+def served(
+    *, loopback: bool = False, kind: type[ValkeyServer] = ValkeyServer
+) -> Iterator[tuple[str, ValkeyServer]]:
     """A server as shipped, by its socket unless `loopback`: its address, to which a database is added."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         path = f"{folder}/valkey.sock"
-        server = ValkeyServer(
-            Path(folder), "--appendonly", "yes", "--appendfsync", "everysec", "--unixsocket", path
-        )
+        server = kind(Path(folder), "--appendonly", "yes", "--appendfsync", "everysec", "--unixsocket", path)
         server.environment = environment()
         server.start()
         try:
-            yield f"redis://127.0.0.1:{server.port}/" if loopback else f"unix://{path}?db="
+            yield (f"redis://127.0.0.1:{server.port}/" if loopback else f"unix://{path}?db="), server
         finally:
             server.stop()
 
@@ -189,14 +231,26 @@ def main() -> None:
     parser.add_argument("--against", metavar="REVISION", default="", help="this git revision takes turns too")
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--loopback", action="store_true", help="by TCP, as a Redis elsewhere is reached")
+    parser.add_argument("--instructions", action="store_true", help="count instructions a pair (callgrind)")
     options = parser.parse_args()
     with ExitStack() as stack:
-        url = stack.enter_context(served(loopback=options.loopback))
-        sides = [Empty(f"{url}0"), Side("this tree", Path.cwd(), f"{url}1")]
+        kind = CountedServer if options.instructions else ValkeyServer
+        url, server = stack.enter_context(served(loopback=options.loopback, kind=kind))
+        sides = [Side("this tree", Path.cwd(), f"{url}1")]
+        if not options.instructions:
+            sides.insert(0, Empty(f"{url}0"))
         if options.against:
             sides.append(Side(options.against, stack.enter_context(tree_at(options.against)), f"{url}2"))
         for side in sides:
             stack.callback(side.close)
+        if options.instructions:
+            stack.enter_context(watched(f"{url}0"))
+            print(f"| kind | calls a write | organizations | {' | '.join(side.name for side in sides)} |")
+            print("|---|" + "---:|" * (2 + len(sides)))
+            for case in COUNTED:
+                cells = " | ".join(f"{one:,.0f}" for one in count(sides, case, server))
+                print(f"| {case[2]} | {case[0]} | {case[1]} | {cells} |", flush=True)
+            return
         titles = [f"{side.name}, CPU µs a pair: least (median) | script µs" for side in sides]
         titles += ["CPU | script"] if options.against else []
         print(f"| kind | calls a write | organizations | {' | '.join(titles)} |")

@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import hiredis
 
+from gateway.counters.redis.keys import SHARD
+
 RUN_ID = b"a" * 40
 Answer = Callable[[list[bytes]], bytes | None]
 
@@ -33,7 +35,7 @@ class FakeRedis:
             commands: list[list[bytes]] = []
             while (command := parser.gets()) is not False:
                 commands.append(cast("list[bytes]", command))
-            if any(command[0] not in (b"INFO", b"FUNCTION", b"AUTH", b"SELECT") for command in commands):
+            if not all(greeting(one) or one[0] in (b"FUNCTION", b"AUTH", b"SELECT") for one in commands):
                 self.chunks.append(commands)
             for command in commands:
                 answer = greeting(command, self.mode) or self._answer(command)
@@ -49,7 +51,7 @@ def greeting(command: list[bytes], mode: bytes = b"") -> bytes | None:
         return bulk(b"# Server\r\n" + said + b"run_id:" + RUN_ID + b"\r\n")
     if command[:2] == [b"FUNCTION", b"LIST"]:
         return b"*1\r\n" + bulk(command[3])
-    return None
+    return b"$-1\r\n" if command == [b"GET", SHARD] else None
 
 
 def bulk(value: bytes) -> bytes:

@@ -14,9 +14,10 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 import hiredis
 
 from gateway.core.credentials import TlsFiles
+from gateway.core.model import PARTITIONS
 from gateway.core.wait import AwakeTimeout
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.keys import Place
+from gateway.counters.redis.keys import SHARD, Place, marker, shard_map
 from gateway.counters.redis.scripts import library
 from gateway.errors import CountersUnavailable, SettingError
 from gateway.files import Seen, UrlFile, require_regular, seen
@@ -92,7 +93,7 @@ class Address:
     """The address of Redis and our login; `parse_url` explains the URL.
 
     With `sentinels`, these name the host: the primary called `primary_name`. With `members` it is one of the
-    members of a cluster.
+    members of a cluster. With `shards` it is one of these servers, each with a part of the data.
     """
 
     host: str
@@ -107,6 +108,7 @@ class Address:
     sentinel_username: str = ""
     sentinel_password: str = field(default="", repr=False)
     members: tuple[tuple[str, int], ...] = ()
+    shards: tuple[tuple[str, int], ...] = ()
     file: UrlFile | None = field(default=None, repr=False, compare=False)
 
     def now(self) -> Address:
@@ -128,8 +130,10 @@ def parse_url(
 
     `redis://user:password@host:port/database`, `rediss://…` with TLS, `unix:///path?db=0`,
     `redis+sentinel://user:password@host:port,host:port/primary/database` (`rediss+sentinel://`), whose query
-    may have the sentinels' own `username` and `password`, or
-    `redis+cluster://user:password@host:port,host:port` (`rediss+cluster://`) with some members of a cluster.
+    may have the sentinels' own `username` and `password`,
+    `redis+cluster://user:password@host:port,host:port` (`rediss+cluster://`) with some members of a cluster,
+    or `redis+shards://user:password@host:port,host:port/database` (`rediss+shards://`) with all servers that
+    share the data, in their order.
     """
     if isinstance(url, UrlFile):
         return replace(parse_url(url.url(), files), file=url)
@@ -143,10 +147,10 @@ def parse_url(
     if parts.fragment or (parts.query and not said) or not {name for name, _ in said} <= {*known}:
         what = f"no other query than {' and '.join(known)}" if known else "no query"
         raise SettingError(f"{_PREFIX}URL must have {what}, and no fragment (# is written as %23)")
-    if parts.scheme in ("redis+cluster", "rediss+cluster"):
-        return _by_members(parts, RedisTls(files) if parts.scheme.startswith("rediss") else None)
-    if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
-        return _by_sentinels(parts, RedisTls(files) if parts.scheme.startswith("rediss") else None)
+    lists = {"cluster": _by_members, "sentinel": _by_sentinels, "shards": _by_shards}
+    first, _, kind = parts.scheme.partition("+")
+    if kind in lists and first in ("redis", "rediss"):
+        return lists[kind](parts, RedisTls(files) if first == "rediss" else None)
     user, password, *_ = _logins(parts)
     if parts.scheme == "unix":
         database = dict(parse_qsl(parts.query)).get("db", "0")
@@ -155,8 +159,8 @@ def parse_url(
         return Address("", 0, parts.path, int(database), user, password)
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:
         raise SettingError(
-            f"{_PREFIX}URL must be redis://, rediss://, redis+sentinel://, redis+cluster:// or unix://"
-            " and name a host"
+            f"{_PREFIX}URL must be redis://, rediss://, redis+sentinel://, redis+cluster://, redis+shards://"
+            " or unix:// and name a host"
         )
     database = parts.path.strip("/") or "0"
     if not database.isdigit():
@@ -177,6 +181,17 @@ def _by_members(parts: SplitResult, tls: RedisTls | None) -> Address:
     if parts.path.strip("/") not in ("", "0") or parts.query:
         raise SettingError(f"{_PREFIX}URL must end behind the members: a cluster has one database alone")
     return Address("", 0, "", 0, *_logins(parts)[:2], tls, members=members)
+
+
+def _by_shards(parts: SplitResult, tls: RedisTls | None) -> Address:
+    shards = _places(parts, DEFAULT_PORT, f"2 to {PLACES_MAX} different servers")
+    database = parts.path.strip("/") or "0"
+    if len({*shards}) < max(2, len(shards)) or not database.isdigit():
+        raise SettingError(
+            f"{_PREFIX}URL must name 2 to {PLACES_MAX} different servers as host:port,host:port, and end in a"
+            " database number or nothing"
+        )
+    return Address("", 0, "", int(database), *_logins(parts)[:2], tls, shards=shards)
 
 
 def _places(parts: SplitResult, port: int, wanted: str) -> tuple[tuple[str, int], ...]:
@@ -424,8 +439,9 @@ async def greet(address: Address, ask: Ask, *, loads: bool = True) -> Server:
     run_id = said(server, b"run_id")
     if not run_id:
         raise CountersUnavailable("Redis does not say its run_id")
-    if (address.sentinels or address.members) and not is_primary(replication):
-        who = "the sentinels name" if address.sentinels else "the cluster names"
+    if (address.sentinels or address.members or address.shards) and not is_primary(replication):
+        names = "sentinels name", "cluster names", "URL names"
+        who = f"the {names[0 if address.sentinels else 1 if address.members else 2]}"
         raise CountersUnavailable(f"{who} a primary that is not one (yet)")
     policy = said(memory, b"maxmemory_policy")
     behind, offset = (said(replication, name) for name in (b"master_replid2", b"second_repl_offset"))
@@ -434,7 +450,36 @@ async def greet(address: Address, ask: Ask, *, loads: bool = True) -> Server:
     if loads and not loaded:
         await ask(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode())
     mode = said(server, b"redis_mode") or said(server, b"server_mode")
-    return Server(run_id, promoted, policy.decode(), mode == b"standalone")
+    is_one = mode == b"standalone"
+    if address.shards and not is_one:
+        raise CountersUnavailable("it is no standalone server: name members of a cluster by redis+cluster://")
+    if is_one:
+        await _check_shard(address, ask, claims=loads)
+    return Server(run_id, promoted, policy.decode(), is_one)
+
+
+async def _check_shard(address: Address, ask: Ask, *, claims: bool) -> None:
+    """Verify that a server has the part of the data that `address` gives it; with `claims` an empty one
+    takes it.
+
+    CountersUnavailable if it has another part: programs whose URLs differ would count one organization in
+    two places.
+    """
+    own, place, shards = None, (address.host, address.port), address.shards
+    found = await ask(b"GET", SHARD)
+    if shards:
+        own = b"%d/%d" % (shards.index(place) + 1, len(shards))
+    if own and found is None:
+        others = {*range(PARTITIONS)}.difference(shard_map(shards).partitions_of(place))
+        if any(await ask(b"MGET", *[marker(one).encode() for one in others])):
+            raise CountersUnavailable("it has data of other parts: begin with servers that are empty")
+        found = (await ask(b"SET", SHARD, own, b"NX", b"GET") if claims else None) or own
+    if found != own:
+        theirs = f"part {found.decode()} of the data" if isinstance(found, bytes) else "all of the data"
+        wanted = f"part {own.decode()}" if own else "all of it"
+        raise CountersUnavailable(
+            f"it has {theirs}, and the URL asks it for {wanted}: name its servers as before, by redis+shards://"
+        )
 
 
 def is_primary(replication: object) -> bool:

@@ -32,6 +32,7 @@ from gateway.counters.redis.keys import (
     part_of,
     read_redirection,
     read_slots,
+    shard_map,
     slot_of,
 )
 from gateway.errors import CountersUnavailable
@@ -520,12 +521,28 @@ class Shards:
             closing.add_done_callback(lambda _: self._places.pop(wire, None))
 
 
+class FixedShards(Shards):
+    """Servers without a cluster that share the data: `address.shards`, each with as many partitions.
+
+    Nobody moves a partition, and each server knows its part (`gateway/counters/redis/address.py`). One call
+    of a function may have all partitions of its server, as with one server.
+    """
+
+    def start(self) -> None:
+        """Connect in the background, retrying until closed."""
+        self._apply(shard_map(self._address.shards))
+
+    async def look(self) -> None:
+        """Find the map again: it is that of the address."""
+        self._apply(shard_map(self._address.shards))
+
+
 # Chooses the connection for a partition, or a global key: one server, or the primary that has it.
 #
 # Other code knows no more of a cluster than this. Objects that exist once for each server, such as its
 # history guard, are made for each of `wires`.
 class RedisConnections(Protocol):
-    """One connection, or those to the primaries of a cluster."""
+    """One connection, or those to the servers that share the data."""
 
     @property
     def wires(self) -> list[RedisConnection]:
@@ -594,13 +611,15 @@ def wires_to(
     has_current_history: Callable[[RedisConnection, int], Awaitable[bool]] | None = None,
     call_s: float = CALL_S,
 ) -> RedisConnections:
-    """Return the connections for an address, not connected yet: `Shards` for a cluster, else one connection.
+    """Return the connections for an address, not connected yet: `Shards` for several servers, else one.
 
     `make` makes each connection, and `begun` is called with it. Shards take `has_current_history`, which
     tells whether a partition's new primary is verified, and `call_s`.
     """
     if address.members:
         return Shards(address, make, begun=begun, has_current_history=has_current_history, call_s=call_s)
+    if address.shards:
+        return FixedShards(address, make, begun=begun, call_s=call_s)
     wire = make(address)
     begun(wire)
     return wire

@@ -331,8 +331,8 @@ class RedisConnection(asyncio.Protocol):
 
     @property
     def is_one(self) -> bool:
-        """Whether the server is no cluster, so that one command may have keys of any slots."""
-        return self._spreads
+        """Whether the server has all data, and is no cluster: one command may have any keys."""
+        return self._spreads and self.part == WHOLE
 
     @property
     def away(self) -> int:

@@ -30,6 +30,8 @@ LESSONS = "tk:call-lessons"
 PRICES = "tk:prices"
 PRICES_HEAD = "tk:prices:head"
 REFUSED = "tk:refused"
+# Which part of the data a server has, of several that share it without a cluster.
+SHARD = b"tk:{p00}:shard"
 # The prefixes of all identities, and of all terms: Redis reports changes of these keys.
 IDENTITIES, TERMS = b"tk:id:", b"tk:org:"
 # The prefixes of a server's data name, and of the key that says that all of it was verified.
@@ -254,6 +256,16 @@ class SlotMap:
     def partitions_of(self, place: Place) -> tuple[int, ...]:
         """Return the partitions of a primary."""
         return tuple(one for one, slot in enumerate(SLOT_OF_PARTITION) if self.place_of(slot) == place)
+
+
+def shard_map(places: Sequence[Place]) -> SlotMap:
+    """Return the slots of servers that share the data without a cluster: each has as many partitions."""
+    slots, owned, first = sorted(SLOT_OF_PARTITION), list[SlotRange](), 0
+    for number, place in enumerate(places, 1):
+        last = SLOTS - 1 if number == len(places) else slots[PARTITIONS * number // len(places) - 1]
+        owned.append(SlotRange(first, last, place))
+        first = last + 1
+    return SlotMap(0, tuple(owned), tuple(places))
 
 
 def newest(views: Sequence[SlotMap], known: SlotMap) -> SlotMap | None:

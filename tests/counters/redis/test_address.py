@@ -70,6 +70,14 @@ def test_members_of_a_cluster_are_an_address() -> None:
     assert parse_url("rediss+cluster://one").tls is not None
 
 
+def test_servers_that_share_the_data_are_an_address() -> None:
+    address = parse_url("redis+shards://me:p%40w@one:7000,[::1]/2")
+    assert (address.shards, address.members, address.database) == ((("one", 7000), ("::1", 6379)), (), 2)
+    assert (address.username, address.password) == ("me", "p@w")
+    assert "p@w" not in repr(address)
+    assert parse_url("rediss+shards://one,two").tls is not None
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -83,7 +91,9 @@ def test_members_of_a_cluster_are_an_address() -> None:
         # Who writes these means another database, or another way to connect.
         "redis://one?db=2", "rediss://one/0?ssl_cert_reqs=none", "redis://one/0#2", "unix:///one?database=2",
         "unix:///one?db=second", "redis+sentinel://one/main?db=2", "redis+sentinel://one/main#2",
-        "redis+cluster://one#2", "redis+cluster://one?db=1",
+        "redis+cluster://one#2", "redis+cluster://one?db=1", "redis+shards://one,two?db=1",
+        "redis+shards://one,two/x", "redis+shards://one,one", "redis+shards://one", "redis+shards://",
+        "redis+shards://" + ",".join(f"one{number}" for number in range(17)), "http+shards://one,two",
     ],
 )  # fmt: skip
 def test_what_names_no_place_or_more_than_is_read_is_refused(url: str) -> None:
