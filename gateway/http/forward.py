@@ -93,7 +93,8 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
     if exchange.gone:  # the client left while we connected: nothing was sent yet
         raise ClientGone
     _send(connection, admitted, upstream, link, opening, last)
-    attempt.forwarded = link.failure is None
+    # What opens a WebSocket is no work yet.
+    attempt.forwarded = link.failure is None and not routed.accept
     while link.answer is None and link.failure is None:
         await link.arrival()
     answer = link.answer

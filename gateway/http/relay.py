@@ -141,7 +141,6 @@ async def _relay_body(
     held_max = 0 if passes else limits.answer_held_bytes_max
     counted_from = limits.answer_uncounted_bytes_max
     held = b""
-    drain: Drain | None = None
     while True:
         data, complete = link.take_payload(), link.complete
         passed = _metered(admitted, meter, data, not is_job)
@@ -173,9 +172,8 @@ async def _relay_body(
             if not connection.keep_untaken(kept):  # memory is short
                 meter.slim()
                 held_max = 0
-        if exchange.gone and not is_job:
-            drain = exchange.drain or drain or Drain()
-            drain.check(worker, meter, size, call.streamed)
+        if exchange.drain is not None and not is_job:
+            exchange.drain.check(worker, meter, size, call.streamed)
         elif connection.blocked:
             link.hold()
             await connection.writable()

@@ -147,7 +147,7 @@ class LiveSocket(WebSocket):
             else:
                 await self._aim(admitted)
             self._admitted = admitted
-            if (self._ends is not None or self._spent or exchange.gone) and not self._heard:
+            if exchange.gone or ((self._ends is not None or self._spent) and not self._heard):
                 self._take_back()
                 if self._session.pending:  # its events will not be read
                     exchange.status = 200
@@ -300,6 +300,8 @@ class LiveSocket(WebSocket):
                 self._connection.resume_writing()
             upstream.reading.resume(_SLOW)
         else:
+            if upstream is not None:
+                upstream.close()  # what it begins from now on is not for this session
             self._leave_connection(error)
         self._look_after()
 
@@ -590,6 +592,8 @@ class LiveSocket(WebSocket):
         self._pass_heard()
         if upstream is None:
             return
+        if self._spent and self._link is not None:
+            self._end_drain()
         if self._heard:
             upstream.reading.pause(_WAITING)
         else:

@@ -201,13 +201,13 @@ class ClientConnection(asyncio.Protocol):
         """Return whether to keep the connection after the client's last byte, so that it can still read.
 
         The connection is closed if no complete request is in progress, if the call waits for an upstream's
-        capacity, or if the route treats the last byte as leaving.
+        capacity or asks for a WebSocket, or if the route treats the last byte as leaving.
         """
         exchange = self.exchange
         if exchange is None or self._side.state == BODY:
             return False
         self._ended = self._closing = True
-        if exchange.attempt.waits:
+        if exchange.attempt.waits or exchange.head.routed.accept:
             return False
         route = exchange.head.routed.route
         return route is None or route.on_disconnect != "abort"

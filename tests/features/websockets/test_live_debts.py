@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from wsproto.events import TextMessage
 
 from gateway.core.families.openai.realtime import RealtimeSession
 from gateway.core.model import HoldExtension, HoldRequest, Settlement, SettleResult
@@ -22,11 +23,13 @@ from gateway.errors import InvalidRequest
 from tests import search
 from tests.features.websockets.live_upstream import LiveUpstream
 from tests.features.websockets.test_live import (
+    BEGUN,
     CREATED,
     GEMINI_ROUTES,
     HEARD,
     LIVE,
     REFUSAL,
+    ROUTES,
     SETUP,
     SPOKEN,
     connected,
@@ -35,6 +38,7 @@ from tests.features.websockets.test_live import (
     received,
     until,
 )
+from tests.http.fakes import KEY
 from tests.http.stage import Stage
 from tests.waiting import eventually
 
@@ -450,3 +454,62 @@ async def test_three_requests_of_gemini_live_are_charged_though_their_client_lea
         released.set()
         await stage.settled(3)
         assert [one.tokens for one in stage.counters.charges] == [120] * 3
+
+
+@pytest.mark.parametrize("politely", [True, False])
+async def test_who_leaves_before_its_socket_is_open_costs_and_keeps_nothing(politely: bool) -> None:
+    asked = asyncio.Event()
+
+    async def opens_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await reader.read()
+
+    async with live() as (stage, _):
+        stage.upstream.handler = opens_nothing
+        client = await stage.client()
+        await client.send(
+            b"GET /v1/realtime?model=m HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %b\r\n"
+            b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+            b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" % KEY.encode()
+        )
+        await asked.wait()
+        (client.close if politely else client.reset)()
+        await stage.settled()
+        assert not stage.counters.charges
+
+
+@pytest.mark.parametrize("owed", [True, False])
+async def test_who_leaves_while_a_turn_is_admitted_waits_for_no_silent_upstream(owed: bool) -> None:
+    """What the upstream began before that is charged. Behind a client that owes nothing nothing is read."""
+    begins, read = asyncio.Event(), asyncio.Event()
+
+    async def script(socket: LiveUpstream) -> None:
+        await socket.send(CREATED)
+        await begins.wait()
+        begun = socket._frames.send(TextMessage(data=json.dumps(BEGUN)))
+        socket.writer.write(b"\x89\x00" + begun)  # a ping, which is answered
+        await socket.reader.read(1)
+        read.set()
+        await socket.reader.read()
+
+    routes = (replace(ROUTES[0], on_disconnect="abort"),)
+    async with live(script, routes, socket_unasked_s=0.05) as (stage, _):
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await eventually(lambda: stage.counters.releases)
+            stage.counters.slow = True
+            if owed:
+                begins.set()
+            else:
+                await socket.send_json(said("word " * 300))
+            await eventually(lambda: stage.counters.admitting)
+            [connection] = stage.plane._connections
+            connection.transport.abort()  # as where a client takes nothing for too long
+        await eventually(lambda: stage.plane.sockets.used == 0)
+        begins.set()
+        await read.wait()
+        wait, decision = stage.counters.admitting[0]
+        wait.set(decision)
+        await eventually(lambda: not stage.upstream.open)
+        assert len(stage.counters.charges) == owed
