@@ -60,7 +60,7 @@ _ID = re.compile(r"[\x21-\x7e]{1,128}")
 _PIECE = re.compile(
     r'\s*(?:([a-z_]+)=)?(?:"((?:[^"\\]|\\["\\])*)"|([\x21\x23-\x2b\x2d-\x3a\x3c-\x7e]+))\s*(?:;|$)'
 )
-_MONEY = re.compile(r"\d{1,7}(?:\.\d{1,9})?")
+_MONEY = re.compile(r"\d+(?:\.\d{1,9})?")
 _WHOLE = re.compile(r"[1-9]\d{0,15}")
 _PARAMETERS: Final = ("max", "max_tokens", "max_calls", "parent", "ttl")
 

@@ -57,6 +57,12 @@ def test_what_is_refused(said: str) -> None:
         read_run(said)
 
 
+@pytest.mark.parametrize("most", ["9007199.254740992", "10000000", "9" * 40])
+def test_an_amount_that_is_too_large_is_told_how_large_one_may_be(most: str) -> None:
+    with pytest.raises(ValueError, match=re.escape("up to 9007199.254740991")):
+        read_run(f"a; max={most}")
+
+
 @given(st.binary(min_size=8, max_size=8))
 def test_ids_of_windows_are_those_of_no_budget_and_exact_in_the_scripts(random: bytes) -> None:
     number = budget_id_of(random)
