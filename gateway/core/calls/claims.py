@@ -49,6 +49,7 @@ from gateway.core.families.controlled import (
     KEPT,
     SEARCH_OPTIONS,
     SEARCH_PARAMETERS,
+    SEARCHING_MODELS,
     Document,
     elements,
     flag,
@@ -74,7 +75,6 @@ TOOL_USES_LIKELY: Final = 5  # the same for a likely hold
 _BY_PROMPT: Final = SEARCH_PROMPT.replace("_", "")
 _GROUP: Final = "namespace"  # a tool that contains other tools
 _DIGITS: Final = "0123456789"  # of the date at the end of a kind
-_SEARCHING_MODELS: Final = ("search", "sonar", ":online")
 MODELS_REMEMBERED_MAX: Final = 4_096
 # Tools that are the client's own, whatever their names.
 _OF_CLIENT: Final = ("function", "custom")
@@ -216,7 +216,7 @@ def _may_search(model: str) -> bool:
         name = model.lower()
         if len(_searching) >= MODELS_REMEMBERED_MAX:
             _searching.clear()
-        found = _searching[model] = any(word in name for word in _SEARCHING_MODELS)
+        found = _searching[model] = any(word in name for word in SEARCHING_MODELS)
     return found
 
 

@@ -141,6 +141,10 @@ MODEL_NAMES_MAX = 4_096
 # A body without these fields asks for no tool and no search. `KEPT` name contents that may include tools.
 KEPT = ("cachedContent", "cached_content")
 SEARCH_OPTIONS, SEARCH_PARAMETERS = ("web_search_options", "search_parameters")
+# Words in the names of models that search by themselves, and whether their answers say how often.
+SEARCHING_MODELS: Final = {
+    "-search-preview": False, "-search-api": False, "search": True, "sonar": True, ":online": True,
+}  # fmt: skip
 _ASKING = frozenset({"tools", "prompt", "plugins", SEARCH_PARAMETERS, SEARCH_OPTIONS, *KEPT})
 
 

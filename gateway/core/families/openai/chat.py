@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from gateway.core.billing.price_book import SEARCH
+from gateway.core.families.controlled import SEARCHING_MODELS
 from gateway.core.families.family import object_in, objects_in, told_of
 from gateway.core.families.openai.calls import OBJECTS
 from gateway.core.families.openai.reports import ChoiceReports, read_usage, report_all
@@ -193,8 +194,8 @@ def _name(meter: Meter, model: object, tier: object) -> None:
         meter.detail.used_tool(SEARCH, 1)
 
 
-# Models of OpenAI's that search for each answer, and report no search.
-_SEARCHING: Final = ("-search-preview", "-search-api")
+# Of models that search for each answer, and report no search.
+_SEARCHING: Final = tuple(word for word, reports in SEARCHING_MODELS.items() if not reports)
 
 
 def _searches(model: str) -> bool:
