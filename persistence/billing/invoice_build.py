@@ -60,7 +60,7 @@ from gateway.core.billing.payments import OpenInvoice, due_on
 from gateway.core.billing.subscription import midnight
 from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 from persistence.billing import charges, credit_balances, invoice_lines
-from persistence.billing.accounting_rates import convert_tax, tax_of_note
+from persistence.billing.accounting_rates import Rates, convert_tax, tax_of_note
 from persistence.billing.invoice_lines import (
     InvoiceCharges,
     InvoiceInputs,
@@ -346,9 +346,9 @@ def take_charges(
 
 
 def require_final(
-    connection: Connection, letterhead: Letterhead, today: date, drawn: DraftWithLines
+    connection: Connection, letterhead: Letterhead, today: date, rates: Rates, drawn: DraftWithLines
 ) -> DraftWithLines:
-    """Return a draft with its tax in the accounting currency.
+    """Return a draft with its tax in the accounting currency, by the rates of today.
 
     Raise `Unprocessable` if it must not become final as drawn, `UnseenLetters` if it is unknown whether the
     fonts have all its letters.
@@ -358,7 +358,7 @@ def require_final(
     said = [line.description for line in drawn.bill.lines]
     currency, tax = drawn.known.facts.currency, _tax_of(drawn)
     try:
-        accounting_tax = convert_tax(connection, letterhead, today, currency, tax)
+        accounting_tax = convert_tax(rates, letterhead, today, currency, tax)
     except Unprocessable:
         # A credit note has the rate of its invoice; its own day's is only needed where that has none.
         if drawn.kind != CREDIT_NOTE or not _corrects_rated(connection, drawn, tax):
@@ -397,6 +397,7 @@ def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[
         invoice_lines.tell_credits(connection, told)
         since = {each.draft.organization_id: each.known.since for each in monthly}
         covers = invoice_lines.covers_of(connection, since)
+    documents = list[dict[str, object]]()
     for each in drawn:
         document, id_ = each.document, each.draft.invoice_id
         if each.kind == CREDIT_NOTE:
@@ -405,7 +406,9 @@ def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[
             converted = tax_of_note(connection, corrected, _tax_of(each)) or document.accounting_tax
             document = replace(document, corrects=corrected, accounting_tax=converted)
         if each.kind == CREDIT_NOTE or document.accounting_tax is not None:
-            connection.execute(_DOCUMENT, {"id": id_, "document": json.dumps(document.as_json())})
+            documents.append({"id": id_, "document": json.dumps(document.as_json())})
+    if documents:
+        connection.execute(_DOCUMENT, documents)
     return [
         Final(
             each.draft.invoice_id, each.kind, each.total, each.known.organization.due_days,

@@ -27,6 +27,7 @@ from persistence.billing import (
     payments,
     top_ups,
 )
+from persistence.billing.accounting_rates import read_rates
 from persistence.billing.invoice_build import SOURCE
 from persistence.billing.invoice_lines import only_of
 from persistence.billing.listeners import invoice_listeners
@@ -138,7 +139,8 @@ def finalize(change: EntityWrite) -> Row:
     if _gathers(row):
         change.hold_flushes(change.partition_of(id_in(row, "organization_id")))
         drawn = invoice_build.take_charges(connection, letterhead, change.today, [_draft_of(row)])
-        complete = invoice_build.require_final(connection, letterhead, change.today, drawn[0])
+        rates = read_rates(connection, letterhead, change.today)
+        complete = invoice_build.require_final(connection, letterhead, change.today, rates, drawn[0])
         finals = invoice_build.have_draft(connection, [complete])
     else:
         finals = [_take_note(change, row)]

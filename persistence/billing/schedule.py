@@ -16,6 +16,7 @@ from gateway.core.billing.invoice import CONFLICT, REFUSED, SkipReason, left_by
 from gateway.core.billing.payments import PAID
 from gateway.errors import Unprocessable
 from persistence.billing import charges, credit_balances, invoice_build, payments
+from persistence.billing.accounting_rates import read_rates
 from persistence.billing.invoice_build import Draft, DraftWithLines, Final
 from persistence.billing.invoice_lines import NOTHING_OWED
 from persistence.billing.invoices import overlapping
@@ -306,10 +307,11 @@ def _complete(
     batch: InvoiceBatch, drawn: Sequence[DraftWithLines], rows: Sequence[Any]
 ) -> list[DraftWithLines]:
     """Return the drafts that may become final, and store why the others are skipped."""
-    found, known = [], {row.draft_id for row in rows}
+    found, known, today = [], {row.draft_id for row in rows}, _today(batch)
+    rates = read_rates(batch.connection, batch.letterhead, today)
     for each in _with_lines(batch, drawn, known):
         try:
-            complete = invoice_build.require_final(batch.connection, batch.letterhead, _today(batch), each)
+            complete = invoice_build.require_final(batch.connection, batch.letterhead, today, rates, each)
         except Unprocessable as refusal:
             batch.left[each.draft.organization_id] = left_by(refusal)
         except UnseenLetters as more:

@@ -171,10 +171,12 @@ async def test_fees_in_advance_of_a_batch_are_what_each_alone_would_be(april: Ap
 async def test_fees_in_advance_of_many_ask_as_much_as_those_of_two(april: April) -> None:
     counts = []
     await april.on(at(4, 2))
+    await rate(april, "0.745", date(2026, 4, 1))
     # A year and a month each.
     for count in (2, 10):
-        await ahead(april, count)
-        async with keeper(april) as (invoicing, pool):
+        for each in await ahead(april, count):
+            await taxed(april, {"organization": each})
+        async with keeper(april, letterhead=ABROAD) as (invoicing, pool):
             asked = _asked(pool)
             assert await invoicing.turn() == (count, 0)
             counts.append(asked[0])
@@ -308,7 +310,8 @@ SAID = "SELECT document->'accounting_tax' FROM invoice WHERE status = 'finalized
 async def rate(april: April, rate: str, day: date) -> None:
     await april.do(
         "accounting-rates", "create", currency="USD", accounting_currency="GBP", rate=Decimal(rate),
-        published_on=day, source="HMRC", effective_from=day, effective_to=day.replace(day=28),
+        published_on=min(day, april.now.date()), source="HMRC", effective_from=day,
+        effective_to=day.replace(day=28),
     )  # fmt: skip
 
 

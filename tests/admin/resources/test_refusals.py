@@ -240,7 +240,10 @@ STORED: dict[str, list[tuple[Any, ...]]] = {
     ],
     "prices": [("input", Over(input=None, output=None), Over(input=None, output=None, tools={}))],
     "exchange-rates": [("currency", "USD", Over(base="NOK"))],
-    "accounting-rates": [("accounting_currency", "EUR"), ("effective_to", "2026-04-30", "2026-06-01")],
+    "accounting-rates": [
+        ("accounting_currency", "EUR"), ("effective_to", "2026-04-30", "2026-06-01"),
+        ("published_on", "2999-01-01"),
+    ],
     "budgets": [
         ("amount", "0", 12, "9000000.000000001", Over(unit="tokens"), Over(unit="requests", amount=0)),
         ("each", Over(user="ada", each="user"), Over(project_id=3, each="project")), ("time_zone",
