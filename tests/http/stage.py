@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 import h11
 
@@ -28,7 +28,6 @@ from gateway.core.credentials import Failures, TlsFiles
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal
-from gateway.features.record import lazy
 from gateway.http.ports import (
     Answerer,
     CountersPort,
@@ -44,7 +43,8 @@ from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
 from gateway.http.upstream.dialing import LookUp, by_system
-from gateway.run.worker_parts import merged
+from gateway.run.worker_parts import WorkerParts, merged
+from gateway.settings.settings import Settings
 from gateway.tls.certificates import Certificates
 from gateway.tls.session import TlsGate
 from tests.http.fakes import (
@@ -62,6 +62,11 @@ from tests.tls_client import open_tls
 from tests.waiting import eventually
 
 WITHIN_S = 30.0
+# What features make their ports of: none of those that a stage takes asks a server.
+_PARTS = WorkerParts(
+    settings=Settings(), wires=cast("Any", None), objects=cast("Any", None), settlements=cast("Any", None),
+    log=lambda *_, **__: None,
+)  # fmt: skip
 
 
 @dataclass
@@ -346,12 +351,10 @@ class Stage:
             self.refusals,
             self.cooling,
             lambda: self.seconds(),  # noqa: PLW0108  # as it is then
-            runs=self.runs,
             holds=cast("HoldsPort", self.callers_holds),
             access_log=True,
             handlers=merged(lambda one: one.handlers()),
-            run_later=lazy("gateway.features.jobs.gateway:run_later"),
-            open_socket=lazy("gateway.features.websockets.feature:open_socket"),
+            **(merged(lambda one: one.ports(_PARTS)) | {"runs": self.runs, "jobs": None, "limiter": None}),
         )
 
     async def _usage(self, caller: Caller, said: Attribution) -> bytes:
