@@ -218,7 +218,8 @@ class Partitions:
         Return None if another keeper did so meanwhile. `catalogue` is the version of the list of services.
         """
         partition, strays = found.partition, found.strays
-        marker = await self._target.take_up_layout(partition, found.marker)
+        large = any(each.is_large for one in truth.organizations for each in one.definition.terms.budgets)
+        marker = await self._target.take_up_layout(partition, found.marker, is_large=large)
         if marker is None:
             return None
         lost = await self._lost(partition, truth, strays)

@@ -121,6 +121,11 @@ class Budget:
         """Return the limit at a time (Unix ms): `raised_to` while the budget is raised, else `amount`."""
         return self.raised_to if at_ms < self.raised_until_ms else self.amount
 
+    @property
+    def is_large(self) -> bool:
+        """Whether its limit of money is more than one number counts, so that its windows are wide."""
+        return self.unit == MONEY and max(self.amount, self.raised_to) > INTEGER_MAX
+
     def matches(self, asked: CallAttributes) -> bool:
         """Return whether this budget applies to a call: each field that it sets must match the call's."""
         return (

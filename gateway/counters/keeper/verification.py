@@ -152,12 +152,13 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
             if isinstance(name, bytes) and name.isascii() and isinstance(score, bytes) and b"inf" not in score
         }
 
-    async def take_up_layout(self, partition: int, before: bytes) -> bytes | None:
+    async def take_up_layout(self, partition: int, before: bytes, *, is_large: bool) -> bytes | None:
         """Have an unverified partition written in today's layout, if all programs read it; return its marker.
 
-        None if the marker is no longer `before`. Amounts that only today's layout can hold are not cut then.
+        A partition that `is_large` has amounts that only today's layout can hold: written in the one before,
+        they would be cut for good. None if the marker is no longer `before`.
         """
-        if not self.takes_up() or packing.layout_of(before) == LAYOUT:
+        if not (is_large or self.takes_up()) or packing.layout_of(before) == LAYOUT:
             return before
         run_id, epoch, catalogue = packing.read_marker(before)
         marker = packing.marker(run_id or NOBODY, epoch, catalogue, LAYOUT)
