@@ -42,7 +42,6 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
         ("    waiting: int = 0\n", f"    spare: int = field(default=0, {_SINCE})\n    waiting: int = 0\n"),
         ("wide_count=0@133", f"wide_count=0@133 spare=0@{NEWER}"),
         ("expires, calls, len(rests))", "expires, calls, len(rests), 0)"),
-        ("expires, calls, 0)", "expires, calls, 0, 0)"),
         ("*_, expires, calls, wide =", "*_, expires, calls, wide, _ ="),
         ("unpack_from(whole)[-1])", "unpack_from(whole)[-2])"),
     ],

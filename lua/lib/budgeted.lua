@@ -1,5 +1,4 @@
 -- budgeted: finds the budget accounts that a call takes from. Needs state, accounts, definition, account.
-local ACCOUNTS_MAX = 16
 
 -- The opened budget account at a place.
 local function open_budget(at, key)
@@ -29,7 +28,7 @@ local function accounts_at(keys, shape, group, at, last, argv, defined_at, now, 
   if accounts then return accounts end
   accounts = {}
   while at <= last do
-    if count == ACCOUNTS_MAX then error({err = 'ERR a call takes from up to 16 budget accounts'}) end
+    if count == BUDGET_ACCOUNTS_MAX then error({err = 'ERR a call takes from up to ' .. BUDGET_ACCOUNTS_MAX .. ' budget accounts'}) end
     local place = shape and places_before + byte(shape, at) or at
     local account, defined = account_of[place] or open_budget(place, keys[place + keys_before]), defined_at and argv[defined_at + count]
     at = at + 1

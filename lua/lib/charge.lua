@@ -1,7 +1,5 @@
 -- charge: moves the accounts of a settled call, and makes its outbox entry. Needs state, event, spend, settlement.
 
-local NANO = 1000000000
-
 -- The credits to charge, if they are `over` the call's cost by some nano-credits: whole credits paid ahead are deducted. A charge is
 -- never below 0: what cannot be deducted now waits for the next one.
 local function carry(organization, credits, over)

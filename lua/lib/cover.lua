@@ -14,7 +14,7 @@ local function free_in(accounts, held, unit, more)
         free = min(free, left)
       end
     end
-    for _, window in ipairs(unit == MONEY and definition and definition[WIDES] or wide.none) do
+    for _, window in ipairs(unit == FLAG_MONEY and definition and definition[WIDES] or wide.none) do
       local flags, _, left = window[WIDE_FLAGS], wide.left(meters, window)
       if window[WIDE_PLACE] <= definition[LIVE_COUNT] and has(flags, WINDOW_ENFORCES) then
         left = max(0, left)
@@ -33,11 +33,11 @@ local function cover_windows(hold, packed_hold, accounts, money_wanted, raw_want
   local held = size == 0 and no_windows or held_in(accounts, packed_hold, size)
   if not held then return 0 end -- of other accounts: it is kept as it is, and keeps no other call from being kept
   local money, raw_tokens = max(0, money_wanted - hold.money), max(0, raw_wanted - hold.raw_tokens)
-  for unit, more in pairs({[MONEY] = money, [TOKENS] = raw_tokens}) do
+  for unit, more in pairs({[FLAG_MONEY] = money, [FLAG_TOKENS] = raw_tokens}) do
     if more > 0 then
       local free, cuts = free_in(accounts, held, unit, more)
       if free < more then exhausted = max(exhausted, cuts and 2 or 1) end
-      if unit == MONEY then money = free else raw_tokens = free end
+      if unit == FLAG_MONEY then money = free else raw_tokens = free end
     end
   end
   move_held(accounts, held, {money, raw_tokens, 0, 0})

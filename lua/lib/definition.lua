@@ -8,7 +8,6 @@ local DEFINITIONS_MAX, WINDOWS_KEPT_MAX, FIRST_BYTE, HUGE = 256, 32, 1, 90071992
 -- meters. The first field is as calls bring it.
 local LIVE, LIVE_COUNT, IDS, FIELDS, COUNT, ALL, FIRST_END, LAST_END, TOLD, UNITS, LIMITS, UNUSED_ENDS, WIDES, WIDE_COUNT, FORM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
 -- Units, as in the flags of windows; the third is requests.
-local MONEY, TOKENS, REQUESTS = 1, 2, 4
 local NOBODY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 local definitions, definitions_count, meter_forms = {}, 0, {}
 
@@ -55,9 +54,9 @@ local function definition_of(packed)
     end
     if flags < WINDOW_GONE then
       live = live + 1
-      local is_brought_so = unit ~= OVERFLOWED
+      local is_brought_so = unit ~= FLAGS_OVERFLOWED
       brought[live] = sub(packed, (live - 1) * DEFINED_WINDOW_BYTES + 1, live * DEFINED_WINDOW_BYTES - (is_brought_so and 0 or 1))
-      if not is_brought_so then brought[live] = brought[live] .. string.char(flags - OVERFLOWED + MONEY) end
+      if not is_brought_so then brought[live] = brought[live] .. string.char(flags - FLAGS_OVERFLOWED + FLAG_MONEY) end
       ids[live] = BUDGET_ID.pack{budget_id = fields[at + WINDOW_BUDGET_ID_AT]}
     end
   end

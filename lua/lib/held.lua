@@ -33,7 +33,7 @@ local function move_held(accounts, held, amounts)
         hold_more(meters, place * 2 - 1, amounts[units[place]])
       end
     end
-    if definition and definition[WIDES] then wide.hold_some(definition, meters, amounts[MONEY], not all and ids, is_among) end
+    if definition and definition[WIDES] then wide.hold_some(definition, meters, amounts[FLAG_MONEY], not all and ids, is_among) end
   end
 end
 
@@ -49,7 +49,7 @@ local function give_back(accounts, packed_hold, exactly)
     if account[IS_EACH] then account[CALLS], account[HEAD] = max(0, account[CALLS] - 1), false end
   end
   if not exactly and sub(packed_hold, #packed_hold - budgets + 1) == held_as(accounts) then
-    backs[MONEY], backs[TOKENS] = money, raw_tokens
+    backs[FLAG_MONEY], backs[FLAG_TOKENS] = money, raw_tokens
     for i = 1, #accounts do
       local meters, definition = accounts[i][METERS], accounts[i][DEFINITION]
       if definition then

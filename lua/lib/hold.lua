@@ -11,7 +11,7 @@ local function budget_needs(accounts, now, packed, raised_packed, strict)
   local full = too_many(accounts, now)
   if full > 0 then return nil, refused(VERDICT_OTHER_ACCOUNT, now, SCOPE_BUDGET, KIND_BUDGET, full) end
   if raised_packed then give_back(accounts, raised_packed) end
-  needs[MONEY], needs[TOKENS], leasts[MONEY], leasts[TOKENS] = money, raw_tokens, money_least, raw_least
+  needs[FLAG_MONEY], needs[FLAG_TOKENS], leasts[FLAG_MONEY], leasts[FLAG_TOKENS] = money, raw_tokens, money_least, raw_least
   local short = budgets_short(accounts, now, needs, leasts)
   if short then return nil, short end
   return needs
@@ -43,7 +43,7 @@ local function hold_windows(accounts)
       if found then wide_left, tight_wide, wide_account = least_left, found, account end
     end
   end
-  local money, raw_tokens = needs[MONEY], needs[TOKENS]
+  local money, raw_tokens = needs[FLAG_MONEY], needs[FLAG_TOKENS]
   if tight_wide and wide_left == least_left then
     return held_as(accounts), money, raw_tokens, wide.told(wide_account[DEFINITION], wide_account[METERS], needs, tight_wide)
   end

@@ -24,7 +24,7 @@ local told_parts, amounts_paid = {}, {0, 0, 0, 0}
 local told_accounts, told_last
 local function pay_windows(accounts, held, money, raw_tokens, requests, since)
   local told, is_told, all_live = 0, not since and accounts == told_accounts, not since
-  amounts_paid[MONEY], amounts_paid[TOKENS], amounts_paid[REQUESTS] = money, raw_tokens, requests
+  amounts_paid[FLAG_MONEY], amounts_paid[FLAG_TOKENS], amounts_paid[FLAG_REQUESTS] = money, raw_tokens, requests
   for i = 1, #accounts do
     local account = accounts[i]
     local meters, definition = account[METERS], account[DEFINITION]

@@ -22,7 +22,7 @@ local function reset_windows(events, keys, raw, first, before, budget_id, now, e
       if fields[field_at + WINDOW_BUDGET_ID_AT] == budget_id and (used ~= 0 or below and meters[below] ~= 0) then
         local facts = {kind = EVENT_BUDGET, flags = 0, at = now, epoch = epoch}
         facts.source, facts.metadata = source, metadata
-        facts.money, facts.raw_tokens, facts.requests = unit == MONEY and used or 0, unit == TOKENS and used or 0, unit == REQUESTS and used or 0
+        facts.money, facts.raw_tokens, facts.requests = unit == FLAG_MONEY and used or 0, unit == FLAG_TOKENS and used or 0, unit == FLAG_REQUESTS and used or 0
         if below then -- of money in two numbers an entry has the whole units as its amount
           facts.amount, facts.money, meters[below] = used, meters[below], 0
         end

@@ -4,7 +4,7 @@
 -- A state is one string: the number of its layout, a flags byte, then doubles holding integers below 2^53.
 -- Limits of 0 are "none"; a total of -1 is unlimited; bucket levels count UNITs of debt.
 local REVOKED, OVERRIDE = 1, 1
-local INTEGER_MAX, GARBAGE_PERCENT = 9007199254740991, 1000
+local GARBAGE_PERCENT = 1000
 
 -- Functions of Lua and Redis. A global of a library is looked up in two tables each time; these are looked up once, on the first
 -- call, because they do not exist while the library is loaded.

@@ -1,28 +1,27 @@
 -- wide: money that one number does not hold exactly counts in two: whole units of its currency, and billionths below one. Needs state.
 -- Money beyond what billionths hold below 2^53 is said in larger steps, by its unit in a window's flags. A window that was defined in
--- billionths and has used or holds more than that is OVERFLOWED: its limit is in billionths. All these are WIDE: the loops over windows
+-- billionths and has used or holds more than that is FLAGS_OVERFLOWED: its limit is in billionths. All these are WIDE: the loops over windows
 -- find 0 there to move.
-local BILLION, OVERFLOWED, WIDE, WHOLE_MAX = 1000000000, 7, 3, 9007199
 -- Of one wide window of a definition: its place among the windows, where the billionths of its used and held amount are among the
 -- meters, its limit in two numbers, and its flags.
 local WIDE_PLACE, WIDE_BELOW, WIDE_WHOLE, WIDE_REST, WIDE_FLAGS = 1, 2, 3, 4, 5
-local wide = {none = {}, steps = {[3] = 1000000, [5] = 10000000, [6] = 1000000000, [7] = 1}}
+local wide = {none = {}, steps = WIDE_STEPS}
 
 -- an amount in billionths, exact below 2^53, as two numbers: the second is not below 0
 function wide.split(amount)
-  local rest = math.fmod(amount, BILLION)
-  if rest < 0 then rest = rest + BILLION end
-  return (amount - rest) / BILLION, rest
+  local rest = math.fmod(amount, NANO)
+  if rest < 0 then rest = rest + NANO end
+  return (amount - rest) / NANO, rest
 end
 
 -- two numbers in billionths: exact below 2^53, else that
-function wide.joined(whole, rest) return max(-INTEGER_MAX, min(INTEGER_MAX, whole * BILLION + rest)) end
+function wide.joined(whole, rest) return max(-INTEGER_MAX, min(INTEGER_MAX, whole * NANO + rest)) end
 
 -- a limit as it is said in steps, as two numbers
 function wide.limit(limit, unit)
   local step = wide.steps[unit]
   if step == 1 then return wide.split(limit) end
-  local steps = BILLION / step
+  local steps = NANO / step
   local rest = math.fmod(limit, steps)
   return (limit - rest) / steps, rest * step
 end
@@ -31,7 +30,7 @@ end
 function wide.move(meters, at, below, amount)
   local whole, rest = wide.split(amount)
   whole, rest = meters[at] + whole, meters[below] + rest
-  if rest >= BILLION then whole, rest = whole + 1, rest - BILLION end
+  if rest >= NANO then whole, rest = whole + 1, rest - NANO end
   meters[at], meters[below] = min(whole, INTEGER_MAX), rest
 end
 

@@ -6,12 +6,12 @@
 function wide.measure(window)
   local unit, steps = window.flags % WINDOW_ENFORCES, wide.steps[window.flags % WINDOW_ENFORCES]
   if written_as ~= TODAY then
-    window.limit, window.flags = steps and min(window.limit * steps, INTEGER_MAX) or window.limit, window.flags - unit + MONEY
-  elseif unit == MONEY or unit == OVERFLOWED then
+    window.limit, window.flags = steps and min(window.limit * steps, INTEGER_MAX) or window.limit, window.flags - unit + FLAG_MONEY
+  elseif unit == FLAG_MONEY or unit == FLAGS_OVERFLOWED then
     local fits = abs(window.used) < WHOLE_MAX and window.held < WHOLE_MAX
-    window.flags = window.flags - unit + (fits and MONEY or OVERFLOWED)
+    window.flags = window.flags - unit + (fits and FLAG_MONEY or FLAGS_OVERFLOWED)
   end
-  if window.flags % WINDOW_ENFORCES ~= MONEY then return true end
+  if window.flags % WINDOW_ENFORCES ~= FLAG_MONEY then return true end
   window.used, window.held = wide.joined(window.used, window.used_rest), wide.joined(window.held, window.held_rest)
 end
 
@@ -20,7 +20,7 @@ function wide.gathered(windows)
   local parts, meters, rests = {}, {}, {}
   for _, window in ipairs(windows) do
     local unit = window.flags % WINDOW_ENFORCES
-    if unit ~= TOKENS and unit ~= REQUESTS and wide.measure(window) then
+    if unit ~= FLAG_TOKENS and unit ~= FLAG_REQUESTS and wide.measure(window) then
       rests[#rests + 1] = window.used_rest
       rests[#rests + 1] = window.held_rest
     end
@@ -41,7 +41,7 @@ function wide.widen(account, windows, places, money)
     local whole, rest = wide.split(money)
     local window = windows[place]
     window.used, window.used_rest = window.used + whole, window.used_rest + rest
-    if window.used_rest >= BILLION then window.used, window.used_rest = window.used + 1, window.used_rest - BILLION end
+    if window.used_rest >= NANO then window.used, window.used_rest = window.used + 1, window.used_rest - NANO end
   end
   account[DEFINITION], account[METERS] = wide.gathered(windows)
   account[HEAD] = false
@@ -49,7 +49,7 @@ end
 
 -- what a window has used that passes what one number counts: of money it waits to be counted in two, while all programs know these
 function wide.passing(meters, units, place, passed)
-  if units[place] ~= MONEY or written_as ~= TODAY then return INTEGER_MAX, passed end
+  if units[place] ~= FLAG_MONEY or written_as ~= TODAY then return INTEGER_MAX, passed end
   passed = passed or {}
   passed[#passed + 1] = place
   return meters[place * 2 - 1], passed

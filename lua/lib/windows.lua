@@ -6,7 +6,7 @@ local function listed(definition, meters)
   for place = 1, definition and definition[COUNT] or 0 do
     local window = {values(definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE + 1, place * DEFINED_WINDOW_SIZE)}
     window.used, window.held, window.used_rest, window.held_rest = meters[place * 2 - 1] or 0, meters[place * 2] or 0, 0, 0
-    if definition[UNITS][place] == MONEY then
+    if definition[UNITS][place] == FLAG_MONEY then
       window.used, window.used_rest = wide.split(window.used)
       window.held, window.held_rest = wide.split(window.held)
     end

@@ -56,13 +56,12 @@ _FLAG_OF: Final = {unit: flag for flag, unit in UNIT_OF.items()}
 # A limit of money above 2^53 - 1 nano-units is packed in steps of so many of them, with other flags in place
 # of the unit's. With all three flags it is in nano-units, and the used or held amount is above 2^53 - 1.
 # Windows with such flags are wide: they count in two numbers (lua/lib/wide.lua).
-_UNIT_FLAGS: Final = FLAG_MONEY | FLAG_TOKENS | FLAG_REQUESTS
-FLAGS_OVERFLOWED: Final = _UNIT_FLAGS
-_STEPS: Final = {
-    FLAG_MONEY: 1,
+FLAGS_OVERFLOWED: Final = FLAG_MONEY | FLAG_TOKENS | FLAG_REQUESTS
+WIDE_STEPS: Final = {
     FLAG_MONEY | FLAG_TOKENS: 10**6,
     FLAG_MONEY | FLAG_REQUESTS: 10**7,
     FLAG_TOKENS | FLAG_REQUESTS: 10**9,
+    FLAGS_OVERFLOWED: 1,
 }
 
 _MONTHS: Final = {MONTH: 1, QUARTER: 3, YEAR: 12}
@@ -232,17 +231,16 @@ def packed_limit(limit: int, flags: int) -> tuple[int, int]:
     if not flags & FLAG_MONEY or limit <= INTEGER_MAX:
         return limit, flags
     whole = FLAG_TOKENS | FLAG_REQUESTS
-    found = (one for one, step in _STEPS.items() if limit % step == 0 and limit // step <= INTEGER_MAX)
+    found = (one for one, step in WIDE_STEPS.items() if limit % step == 0 and limit // step <= INTEGER_MAX)
     unit = next(found, whole)
-    return min(limit // _STEPS[unit], INTEGER_MAX), flags - FLAG_MONEY + unit
+    return min(limit // WIDE_STEPS[unit], INTEGER_MAX), flags - FLAG_MONEY + unit
 
 
 def read_limit(limit: int, flags: int) -> tuple[int, int]:
     """Return a limit and flags as `packed_limit` was given them: nano-units of money."""
-    unit = flags & _UNIT_FLAGS
-    if unit in {FLAG_MONEY, FLAG_TOKENS, FLAG_REQUESTS}:
-        return limit, flags
-    return limit * _STEPS.get(unit, 1), flags - unit + FLAG_MONEY
+    unit = flags & FLAGS_OVERFLOWED
+    step = WIDE_STEPS.get(unit)
+    return (limit, flags) if step is None else (limit * step, flags - unit + FLAG_MONEY)
 
 
 @lru_cache(4096)

@@ -39,6 +39,7 @@ from enum import IntEnum, IntFlag
 from itertools import groupby
 from struct import Struct
 
+from gateway.core.accounts import budgets
 from gateway.core.accounts.outbox import EventFlag, EventKind, EventNote
 from gateway.core.layout import EARLIER, FIRST, LAYOUT, Layout, LayoutField
 from gateway.core.model import LimitKind, Scope, SettleResult, Verdict
@@ -71,7 +72,7 @@ def constants(layouts: Sequence[Layout]) -> dict[str, str]:
     """Return the constants of the scripts: flags, modes, codes, sizes of layouts, formats of states."""
     found = {"TODAY": LAYOUT, "EARLIER": EARLIER} | {
         name: number
-        for module in (accounts, packing, states)
+        for module in (accounts, budgets, packing, states)
         for name, number in vars(module).items()
         if name.isupper() and isinstance(number, int)
     }
@@ -83,8 +84,9 @@ def constants(layouts: Sequence[Layout]) -> dict[str, str]:
     found |= {f"WINDOW_{one.name.upper()}_AT": at for at, one in enumerate(states.WINDOW.fields, 1)}
     at = {(one.name, field.name): place for one in layouts for place, field in enumerate(one.fields, 1)}
     found |= {f"{name}_AT": at[begins] for name, begins in packing.RECORDS.items()}
+    steps = ", ".join(f"[{unit}] = {step}" for unit, step in budgets.WIDE_STEPS.items())
     forms = {f"{one.name}_FORM": f"'{_form(one.fields)}'" for one in layouts}
-    return {name: str(number) for name, number in found.items()} | forms
+    return {name: str(number) for name, number in found.items()} | forms | {"WIDE_STEPS": f"{{{steps}}}"}
 
 
 def expanded(text: str, layouts: Sequence[Layout]) -> str:

@@ -160,7 +160,7 @@ LAYOUTS = (
 
 _ADMITTED_SIZE = ADMITTED.size
 # The unit of a wide window in an answer.
-_WIDE = FLAG_MONEY | FLAG_TOKENS
+WIDE = FLAG_MONEY | FLAG_TOKENS
 
 
 def account_keys(partition: int, names: Sequence[str], *, indexed: bool) -> Iterator[str]:
@@ -333,7 +333,7 @@ def decision(answer: bytes, service: Service) -> Decision:
             decision.money_held, decision.raw_held = field[16], field[17]
             if field[18]:
                 decision.budget = BudgetWindow(field[18], field[19], field[20], field[21], field[22])
-                if field[22] == _WIDE:
+                if field[22] == WIDE:
                     limit, used = field[19] * NANO + field[23], field[20] * NANO + field[24]
                     decision.budget = BudgetWindow(field[18], limit, used, field[21], FLAG_MONEY)
         return decision
@@ -341,7 +341,7 @@ def decision(answer: bytes, service: Service) -> Decision:
         code, now, scope, kind, used, limit, until, budget_id, unit, held, need, *rests = _REFUSED.unpack(
             answer
         )
-        if unit == _WIDE:
+        if unit == WIDE:
             limit, used, held = (
                 one * NANO + rest for one, rest in zip((limit, used, held), rests, strict=True)
             )

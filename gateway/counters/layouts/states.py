@@ -9,7 +9,7 @@ default, and the same name in the scripts (`tenant.limit`). A field that a new l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import TypeVar, cast
 
@@ -34,8 +34,8 @@ BUDGET = Layout("BUDGET", "number, u8 flags, f64 expires calls=0@132 wide_count=
 METER = Layout("METER", "f64 used held")
 WINDOW = Layout("WINDOW", "f64 budget_id limit start next after, u8 flags, f64 used held used_rest held_rest")
 WINDOW_LAYOUTS = BUDGET, METER, WINDOW
-# From so many nano-units on, amounts of a window count in two numbers: `measure` of lua/lib/wide_windows.lua.
-_OVERFLOW = INTEGER_MAX // NANO * NANO
+# From so many whole units on, a window's amounts count in two numbers: `measure` of lua/lib/wide_windows.lua.
+WHOLE_MAX = INTEGER_MAX // NANO
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 
     for one in windows:
         limit, flags = packed_limit(one.limit, one.flags)
         used, held = one.used, one.held
-        if flags & FLAG_MONEY and flags == one.flags and max(abs(used), held) >= _OVERFLOW:
+        if flags & FLAG_MONEY and flags == one.flags and max(abs(used), held) >= WHOLE_MAX * NANO:
             flags += FLAGS_OVERFLOWED - FLAG_MONEY
         if flags != one.flags:
             (used, below), (held, held_below) = divmod(used, NANO), divmod(held, NANO)
@@ -108,14 +108,13 @@ def defined_windows(defined: bytes) -> list[WindowState]:
 def earlier_windows(packed: bytes) -> bytes:
     """Return an account as programs read it that know no wide windows: money up to what these count to."""
     *_, expires, calls, wide = BUDGET.struct.unpack_from(BUDGET.today(packed))
+    most = WHOLE_MAX * NANO - 1
     if wide:
         windows = [
-            replace(one, **{name: min(getattr(one, name), INTEGER_MAX) for name in ("limit", "used", "held")})
+            replace(one, **{name: min(getattr(one, name), most) for name in ("limit", "used", "held")})
             for one in unpack_windows(packed)
         ]
-        defined = (DEFINED_WINDOW.pack(*astuple(one)[:-2]) for one in windows)
-        meters = (METER.pack(one.used, one.held) for one in windows)
-        packed = b"".join((BUDGET.pack(LAYOUT, 0, expires, calls, 0), *defined, *meters))
+        packed = pack_windows(windows, expires, calls)
     return BUDGET.earlier(packed)
 
 
