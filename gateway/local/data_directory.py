@@ -5,7 +5,7 @@ secrets.json    generated once, 0600: admin token, pepper, database passwords, d
 up.json         0600: the address of the Admin API, for commands on this machine
 pids.json       the current process ids, rewritten at each restart
 processes.json  process ids with start times, to identify left-over processes for certain
-redis/ postgres/ metrics/ logs/ state/
+redis/ redis-2/ … postgres/ metrics/ logs/ state/
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ class DataDirectory:
     def redis(self) -> Path:
         """The directory of Valkey's append-only file."""
         return self.path / "redis"
+
+    def redis_folders(self, count: int) -> list[Path]:
+        """Return the directories of so many Valkeys that share the data."""
+        return [self.redis, *(self.path / f"{self.redis.name}-{number}" for number in range(2, count + 1))]
 
     @property
     def postgres(self) -> Path:

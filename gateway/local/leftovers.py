@@ -37,9 +37,10 @@ def stop_leftovers(data: DataDirectory, say: Callable[[str], None]) -> None:
     processes = data.read("processes.json")
     ours = [found for note in processes.get("programs", []) if (found := _same(note))]
     _stop(ours, say)
-    valkey = _named(data.redis / "valkey.pid")
-    if valkey is not None and _works_on(valkey, "valkey-server", data.redis):
-        _stop([valkey], say)
+    for folder in data.path.glob(f"{data.redis.name}*"):
+        valkey = _named(folder / "valkey.pid")
+        if valkey is not None and _works_on(valkey, "valkey-server", folder):
+            _stop([valkey], say)
     lock = data.postgres / "postmaster.pid"
     postmaster = _named(lock)
     if postmaster is not None and _works_on(postmaster, "postgres", data.postgres):

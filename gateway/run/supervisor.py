@@ -481,11 +481,11 @@ async def start_servers(
 ) -> tuple[str, str, str]:
     """Start Redis and PostgreSQL side by side; return their URLs.
 
-    Redis has two: one to show, and one (a socket) for our own processes.
+    Redis has two: one to show, and one (a socket, if there is one server) for our own processes.
     """
     data, settings = supervisor.data, options.settings
     async with asyncio.TaskGroup() as group:
-        redis = group.create_task(_redis(supervisor, settings.redis_url, secrets["redis_password"]))
+        redis = group.create_task(_redis(supervisor, settings, secrets["redis_password"]))
         database = group.create_task(
             _postgres(supervisor, settings.database_url, secrets["database_password"])
         )
@@ -495,17 +495,28 @@ async def start_servers(
     return told, near, database.result()
 
 
-async def _redis(supervisor: Supervisor, theirs: str, password: str) -> tuple[str, str]:
+async def _redis(supervisor: Supervisor, settings: Settings, password: str) -> tuple[str, str]:
+    theirs, count = settings.redis_url, settings.redis_servers
     if theirs:
         await _reachable(theirs, "Redis", "--redis-url")
         return theirs, theirs
     data = supervisor.data
+    known, folders = data.read("ports.json"), data.redis_folders(count)
+    before = sum(name.startswith("redis") for name in known)
+    if before not in (0, count):
+        raise StartError(
+            f"TOLLKEEPER_REDIS_SERVERS is {count}, and {data.path} has {before}: their number is chosen once;"
+            " another data directory can have another"
+        )
     supervisor.voice.step("starting Valkey")
-    port = ports.free_port(int(data.read("ports.json").get("redis", 0)))
-    path = valkey.socket_of(data.redis)
-    await supervisor.run("redis", valkey.program(data.redis, data.logs / "valkey.log", port, password, path))
-    data.write("ports.json", data.read("ports.json") | {"redis": port})
-    told = valkey.url(port, password)
+    path, found = valkey.socket_of(data.redis) if count == 1 else None, dict[str, int]()
+    for folder in folders:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        port = found[folder.name] = ports.free_port(int(known.get(folder.name, 0)))
+        log = data.logs / f"{folder.name.replace('redis', 'valkey')}.log"
+        await supervisor.run("redis", valkey.program(folder, log, port, password, path, servers=count))
+    data.write("ports.json", data.read("ports.json") | found)
+    told = valkey.url([*found.values()], password)
     return told, valkey.socket_url(path, password) if path else told
 
 

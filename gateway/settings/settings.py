@@ -109,6 +109,7 @@ class Servers(msgspec.Struct, frozen=True, kw_only=True):
     """The servers that a process talks to, and the TLS files of connections and ports."""
 
     redis_url: Secret = ""
+    redis_servers: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     redis_ca_file: str = ""
     redis_cert_file: str = ""
     redis_key_file: str = ""

@@ -8,6 +8,7 @@ import platform
 import re
 import signal
 import socket
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,8 +49,10 @@ def environment(root: Path = Path("/")) -> dict[str, str]:
     return TUNABLES | ({"LD_PRELOAD": str(found)} if found and "LD_PRELOAD" not in os.environ else {})
 
 
-def url(port: int, password: str) -> str:
-    return f"redis://:{quote(password, safe='')}@127.0.0.1:{port}/0"
+def url(ports: Sequence[int], password: str) -> str:
+    """Return the URL of the server, or of the servers that share the data, by their ports."""
+    places = ",".join(f"127.0.0.1:{port}" for port in ports)
+    return f"redis{'+shards' if len(ports) > 1 else ''}://:{quote(password, safe='')}@{places}/0"
 
 
 def socket_of(directory: Path) -> Path | None:
@@ -76,10 +79,13 @@ def socket_url(path: Path, password: str) -> str:
     return f"unix://:{quote(password, safe='')}@{path}?db=0"
 
 
-def program(directory: Path, log: Path, port: int, password: str, path: Path | None = None) -> ProcessSpec:
+def program(
+    directory: Path, log: Path, port: int, password: str, path: Path | None = None, *, servers: int = 1
+) -> ProcessSpec:
     """Return the specification of the server in `directory`, also listening at the socket `path`.
 
-    Its configuration file is readable by the owner only.
+    Its configuration file is readable by the owner only. It is one of so many `servers`, which share half of
+    the machine's memory.
     """
     config = directory / "valkey.conf"
     config.touch(mode=0o600)
@@ -96,7 +102,7 @@ def program(directory: Path, log: Path, port: int, password: str, path: Path | N
         "appendfsync": "everysec",
         "aof-load-truncated": "yes",
         "save": '""',
-        "maxmemory": (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 2,
+        "maxmemory": (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 2 // servers,
         "maxmemory-policy": "noeviction",
         "loglevel": "notice",
         "set-proc-title": "no",
@@ -111,7 +117,7 @@ def program(directory: Path, log: Path, port: int, password: str, path: Path | N
         return await _answers(port, password)
 
     return ProcessSpec(
-        name="Valkey",
+        name="Valkey" if servers == 1 else f"Valkey in {directory.name}",
         argv=(str(binary()), str(config)),
         ready=ready,
         stop_signal=signal.SIGTERM,
