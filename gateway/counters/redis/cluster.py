@@ -305,8 +305,6 @@ class Shards:
         self._looking: asyncio.Task[None] | None = None
         self._handing: asyncio.Task[None] | None = None
 
-    # --- who has what -------------------------------------------------------------------
-
     def of(self, partition: int) -> RedisConnection:
         return self._by_partition[partition]
 
@@ -334,8 +332,6 @@ class Shards:
     @property
     def wires(self) -> list[RedisConnection]:
         return [self._wires[place] for place in dict.fromkeys(one.place for one in self.map.owned)]
-
-    # --- its life -----------------------------------------------------------------------
 
     def start(self) -> None:
         """Find the primaries and connect in the background, retrying until closed."""
@@ -393,8 +389,6 @@ class Shards:
         for wire in [*self._wires.values(), self._nobody]:
             await wire.close()
 
-    # --- looking ------------------------------------------------------------------------
-
     async def look(self) -> None:
         """Read the slot map; CountersUnavailable if no member has one."""
         found = await self._views.newest(self._targets_now(), lambda: (self.map, self.wires))
@@ -440,8 +434,6 @@ class Shards:
             return False
         self._apply(found)
         return any(one.place == place for one in found.owned)
-
-    # --- wires --------------------------------------------------------------------------
 
     def _apply(self, found: SlotMap) -> None:
         """Adopt this map, unless a later one is known."""
