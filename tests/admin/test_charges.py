@@ -432,6 +432,13 @@ async def test_a_credit_note_gives_back_each_tax_of_its_lines(api: Api) -> None:
     await api.post(f"invoices/{note['id']}/finalize")
     rest = (await api.post(f"invoices/{made['id']}/credit-note")).json
     assert Decimal(rest["total_amount"]) + Decimal("-4.40") == -Decimal(made["total_amount"])
+    await api.post(f"invoices/{rest['id']}/finalize")
+    with psycopg.connect(api.url) as connection:
+        left = connection.execute(
+            "SELECT sum(exact) FROM invoice_line WHERE kind = 'usage'"
+            " GROUP BY coalesce(corrects_position, position)"
+        )
+        assert left.fetchall() == [(0,), (0,)]
 
 
 async def test_rates_are_only_added_to(api: Api) -> None:

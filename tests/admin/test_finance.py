@@ -115,6 +115,9 @@ async def test_entries_balance_and_have_the_accounts_codes(api: Api) -> None:
     assert found == [row["entry_id"] for row in rows]
     other = await api.get(f"reports/revenue?limit=3{cursor}")
     assert (other.status, other.json["errors"][0]["field"]) == (422, "cursor")
+    nobody = (await api.make("organizations", name="Nobody"))["id"]
+    for nothing in (f"organization_id={nobody}", "currency=EUR"):
+        assert (await api.get(f"reports/ledger?from=2026-01&{nothing}")).json["items"] == []
 
 
 @in_turn(

@@ -383,6 +383,34 @@ async def kept_by(api: Api, kept: str, said: str) -> None:
     assert (refused.status, refused.json["detail"]) == (409, said)
 
 
+async def test_what_others_refer_to_stays_until_they_are_deleted(api: Api) -> None:
+    acme = (await api.make("organizations", name="Acme"))["id"]
+    web = (await api.make("tenants", name="web", organization_id=acme))["id"]
+    user = (await api.make("users", external_id="ann", organization_id=acme))["id"]
+    service = (await api.make("services", **SERVICE, business_model_id=await model(api)))["id"]
+    key = (await api.make("api-keys", tenant_id=web, name="k"))["id"]
+    of_acme = {"organization_id": acme, "name": "b"}
+    budget = of_acme | {"unit": "requests", "amount": 1, "interval": "total"}
+    token = of_acme | {"role": "member"}
+    await kept_by(api, f"tenants/{web}", "The tenant still has API keys that are not revoked.")
+    for kept, kind, sent, said in (
+        (f"api-keys/{key}", "budgets", budget | {"api_key_id": key}, "A budget is of this key"),
+        (f"services/{service}", "budgets", budget | {"service_id": service}, "A budget is of this"),
+        (f"users/{user}", "admin-tokens", token | {"user_id": user}, "Admin tokens still belong to"),
+        (f"tenants/{web}", "budgets", budget | {"tenant_id": web}, "A budget is of this tenant"),
+        (f"tenants/{web}", "shares", {"upstream": "up", "tenant_id": web}, "A share is of this tenant"),
+        (f"tenants/{web}", "admin-tokens", token | {"tenant_id": web}, "Admin tokens are of this tenant"),
+    ):
+        made = await api.make(kind, **sent)
+        refused = await api.delete(kept)
+        assert (refused.status, refused.json["detail"].startswith(said)) == (409, True)
+        assert (await api.delete(f"{kind}/{made['id']}")).status == 204
+        if kept.startswith("api-keys"):
+            assert (await api.delete(kept)).status == 204
+    for kept in (f"tenants/{web}", f"users/{user}", f"services/{service}"):
+        assert (await api.delete(kept)).status == 204
+
+
 async def test_a_service_that_plans_include_stays(api: Api) -> None:
     service = await api.make("services", **SERVICE, business_model_id=await model(api))
     other = await api.make("services", **{**SERVICE, "key": "sear"}, business_model_id=await model(api))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -12,6 +13,7 @@ from gateway.core.histograms import SECONDS, Histogram
 from gateway.http.tally import ANSWERS, SERIES_MAX, Tally, by_class
 from tests.http.fakes import CALLER, CHAT, answer, post
 from tests.http.stage import Stage, staged
+from tests.tree import texts
 from tests.waiting import eventually
 
 
@@ -109,6 +111,12 @@ async def test_answers_of_an_upstream_are_counted_by_what_they_say_of_the_call()
         assert isinstance(rows, list)
         counted = {status: count for name, status, count in rows if name == "up" and count}
     assert counted == {"2xx": 1, "401": 1, "404": 1, "4xx": 1, "5xx": 2}
+
+
+def test_the_page_of_metrics_names_each_class_of_answers() -> None:
+    page = texts()["docs/metrics.md"]
+    [row] = [line for line in page.split("\n") if "upstream_answers_total" in line]
+    assert set(re.findall(r"`(\d\w\w)`", row)) == {"1xx", *ANSWERS}
 
 
 @given(st.lists(st.integers(100, 999)))

@@ -94,6 +94,7 @@ def test_a_call_without_budgets_leaves_nothing_of_them(world: World) -> None:
         ((50, 45), 51, 0, Verdict.BUDGET_EXCEEDED),
         ((50, 45), 51, 5, Verdict.ADMITTED),  # cut to what is free
         ((50, 45), 51, 6, Verdict.QUOTA_HELD),
+        ((50, 49), 51, 1, Verdict.ADMITTED),
         ((50, 45), 51, 51, Verdict.BUDGET_EXCEEDED),
         ((120, 0), 5, 1, Verdict.BUDGET_EXCEEDED),
     ],
@@ -154,6 +155,11 @@ def test_windows_of_tokens_and_requests_hold_too(world: World) -> None:
     )  # fmt: skip
     first.settle()
     assert world.reserve(budgets=(requests,)).verdict is Verdict.BUDGET_EXCEEDED
+
+
+def test_a_window_of_nothing_is_told_to_who_costs_nothing(world: World) -> None:
+    free = world.reserve(budgets=(account(window(1, 100), window(2, 0)),), money=0)
+    assert free.decision.budget == BudgetWindow(2, 0, 0, 0, FLAG_MONEY)
 
 
 def test_an_audit_refuses_nobody_and_counts(world: World) -> None:

@@ -284,6 +284,11 @@ def test_prices_of_another_currency_and_none_are_not_compared() -> None:
     assert answering((none, none), "other", COUNTS, {}, "") is none
 
 
+def test_of_equal_costs_the_first_counts_that_a_call_names() -> None:
+    named = (priced("one", 1), priced("other", 1))
+    assert answering(named, "", COUNTS, {}, "") is named[0]
+
+
 def test_one_name_alone_has_answered_whatever_the_answer_says() -> None:
     named = (priced("cheap", 1),)
     assert answering(named, "dear", COUNTS, {}, "") is named[0]

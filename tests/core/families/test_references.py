@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,12 @@ def test_each_route_that_changes_a_stored_object_is_closed(family: Any) -> None:
         assert owned is not None
         assert owned.closed, route.path
         assert owned.takes, route.path
+
+
+def test_of_routes_whose_objects_are_shared_only_what_counts_without_one_is_read() -> None:
+    of_all = {route.path: owned_by(head_of("POST", route.path), replace(route, objects="shared"))
+              for route in ANTHROPIC.routes if "POST" in route.methods}  # fmt: skip
+    assert [path for path, owned in of_all.items() if owned is not None] == ["/v1/messages/count_tokens"]
 
 
 def read(path: str, document: dict[str, Any]) -> tuple[str, ...]:

@@ -248,6 +248,28 @@ def test_whatever_an_answer_says_its_kinds_add_up_to_what_is_charged(
     assert max(counts[5], counts[7] + counts[9]) <= counts[4]
 
 
+_counts = st.tuples(*[st.integers(0, 9)] * 6)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), _counts)))
+def test_each_part_is_the_most_of_all_reports_whose_input_or_output_is_believed(
+    reports: list[tuple[bool, bool, tuple[int, ...]]],
+) -> None:
+    detail = Detail()
+    believed: list[list[int]] = [[0] for _ in range(6)]
+    for of_input, of_output, parts in reports:
+        detail.cache_write, detail.cache_write_1h, detail.audio_input, detail.image_input = parts[:4]
+        detail.audio_output, detail.image_output = parts[4:]
+        detail.believe(of_input, of_output)
+        for place, part in enumerate((parts[0] + parts[1], *parts[1:])):
+            if of_input if place < 4 else of_output:
+                believed[place].append(part)
+    written = detail.cache_write + detail.cache_write_1h
+    kept = (written, detail.cache_write_1h, detail.audio_input, detail.image_input)
+    if reports:
+        assert [*kept, detail.audio_output, detail.image_output] == [max(parts) for parts in believed]
+
+
 def test_tools_that_are_kept_have_a_most() -> None:
     detail = Detail()
     for number in range(100):

@@ -215,6 +215,14 @@ async def test_a_call_redis_had_admitted_after_all_is_charged_by_it(allowing: Wo
     assert (allowing.tenant.remaining, allowing.tenant.held) == (950, 100)
 
 
+async def test_a_call_of_redis_is_released_by_it_while_the_lease_has_another(alone: Worker) -> None:
+    await alone.reserve(60)
+    alone.wire.available = True
+    request, _ = await alone.reserve(10)
+    assert await alone.settle(request, 0, charge=False) is SettleResult.DONE
+    assert (alone.left, len(alone.allowances.calls)) == (40, 1)
+
+
 async def test_after_a_restart_every_lease_is_renewed_at_once(own_valkey: START, employ: Employ) -> None:
     server = own_valkey()
     world = World(server.url)

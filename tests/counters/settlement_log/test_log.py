@@ -397,23 +397,24 @@ async def test_damage_in_an_adopted_file_is_said(begin: Open, tmp_path: Path) ->
 async def test_a_worker_that_ends_in_order_leaves_what_may_be_needed_and_nothing_else(
     begin: Open, tmp_path: Path
 ) -> None:
-    await begin().close()
-    assert contents(tmp_path) == []
+    log = begin()
+    await log.close()
+    assert (contents(tmp_path), log.left_behind) == ([], False)
     log = begin()
     log.note(b"young", ANSWER)
     await log.close()
-    assert noted(tmp_path) == [b"young"]
+    assert (noted(tmp_path), log.left_behind) == ([b"young"], True)
     (path,) = tmp_path.glob(f"*{SUFFIX}")
     path.unlink()
     sure = replace(QUICK, at_risk_s=0.0)
     log = begin(bounds=sure)
     log.note(b"old", ANSWER)
     await log.close()
-    assert contents(tmp_path) == []
+    assert (contents(tmp_path), log.left_behind) == ([], False)
     log = begin(bounds=sure)
     await in_task(log.spool(b"waits"))
     await log.close()
-    assert waiting(tmp_path) == 1
+    assert (waiting(tmp_path), log.left_behind) == (1, True)
 
 
 async def test_a_disk_that_hangs_keeps_no_worker_from_ending(

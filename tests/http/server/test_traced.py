@@ -105,6 +105,14 @@ async def test_a_call_has_a_span_and_three_children(stage: Stage, spans: Spans) 
     assert not stage.plane._timed.traces  # type: ignore[attr-defined]  # a traced plane's
 
 
+async def test_a_late_body_is_of_the_span_of_its_head(stage: Stage, spans: Spans) -> None:
+    client, asked = await stage.client(), post(CHAT, fields=PARENT_LINE)
+    await client.send(asked[:-5])
+    await eventually(lambda: stage.counters.heads)
+    await client.ask(asked[-5:])
+    assert list(await spans.one())[1:] == ["reserve", "upstream", "settle"]
+
+
 async def test_the_upstream_is_told_of_our_span_and_no_other(stage: Stage, spans: Spans) -> None:
     await stage.ask(
         post(CHAT, fields=PARENT_LINE.replace(b"traceparent", b"TraceParent") + b"tracestate: a=1\r\n")
@@ -224,6 +232,15 @@ async def test_an_upstream_that_fails_is_an_error_and_its_hold_is_released(
     assert named["upstream"].error == "upstream_unreachable"
     assert named["settle"].attributes["tollkeeper.charged"] is False
     assert "http.response.status_code" not in named["upstream"].attributes
+
+
+@pytest.mark.parametrize(("status", "error"), [(b"399 Odd", ""), (b"400 Bad Request", "400")])
+async def test_a_refusal_by_an_upstream_is_an_error_of_its_span(
+    stage: Stage, spans: Spans, status: bytes, error: str
+) -> None:
+    stage.upstream.scripts = [[answer(ANSWER, status=status)]]
+    await stage.ask(post(CHAT))
+    assert (await spans.one())["upstream"].error == error
 
 
 async def test_a_call_that_failed_has_the_name_of_its_model_where_that_has_a_price(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import Connection
 
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import charges
@@ -28,7 +29,12 @@ __all__ = ["april"]
 
 
 async def to_charge(april: April) -> Sequence[int]:
-    return await april.store.run(lambda connection: charges.charges_due(connection, april.now.date(), 0, 10))
+    def read(connection: Connection) -> Sequence[int]:
+        found = charges.charges_due(connection, april.now.date(), 0, 10)
+        assert not found or not charges.charges_due(connection, april.now.date(), found[-1], 10)
+        return found
+
+    return await april.store.run(read)
 
 
 BEGINS, DAY = date(2026, 4, 1), timedelta(days=1)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import Conflict, Unprocessable
+from persistence.billing.top_ups import top_up_orders_due
 from tests.persistence.april import April, april
 from tests.persistence.billing.test_top_ups import own_invoice, pay, post
 from tests.persistence.credits import give
@@ -57,6 +58,8 @@ async def test_the_movement_that_brings_the_threshold_buys_once(april: April) ->
     april.flush()
     spend(april, 30)
     assert rows_of(april.url, ORDERS) == [(3, 100, False, False)]
+    [due] = await april.store.run(lambda connection: top_up_orders_due(connection, 0, 9))
+    assert await april.store.run(lambda connection: top_up_orders_due(connection, due, 9)) == []
     await asyncio.gather(*(april.loop("top-ups").turn() for _ in range(4)))
     spend(april, 1)
     await keeper.turn()

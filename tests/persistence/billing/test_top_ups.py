@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import Conflict, Unprocessable
+from persistence.billing.top_ups import due
 from tests.persistence.april import April, april, at
 from tests.persistence.scenario import Account, broken, rows_of
 
@@ -31,6 +32,14 @@ async def sell(april: April, owner: int, invoicing: str, **more: object) -> dict
     return await april.do(
         "credit-additions", "create", organization_id=owner, invoicing=invoicing, **sold | more
     )
+
+
+async def test_additions_are_due_behind_the_last_that_was_taken(april: April) -> None:
+    owner = await customer(april)
+    first, second = [(await sell(april, owner, "prepaid"))["id"] for _ in range(2)]
+    for after, ids in ((0, [first, second]), (first, [second]), (second, [])):
+        found = await april.store.run(lambda connection, after=after: due(connection, after, 9))
+        assert [each.addition_id for each in found] == ids
 
 
 def post(april: April) -> int:
