@@ -77,4 +77,4 @@ async def test_what_a_server_that_went_had_in_hand_is_in_hand_until_it_has_ended
     finally:
         await servers.stop()
         await keeper._wires.close()
-        await keeper._engine.dispose()
+        await keeper._pools.dispose()
