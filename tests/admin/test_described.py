@@ -19,6 +19,7 @@ import requests
 import schemathesis
 from hypothesis import Phase, given, settings
 from hypothesis.errors import Unsatisfiable
+from jsonschema import Draft202012Validator
 from schemathesis.core.failures import FailureGroup
 from schemathesis.core.result import Ok
 from schemathesis.generation import GenerationMode
@@ -26,7 +27,7 @@ from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.schemas import APIOperation
 
 from gateway.admin.api.openapi import BODIES, body_of, document
-from gateway.admin.http.requests import check_body
+from gateway.admin.http.requests import KEY_PARAMETER, check_body
 from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.admin.resources.values import In
 from tests.admin import two_organizations
@@ -38,23 +39,28 @@ Json = dict[str, Any]
 # What a request that its schema allows is refused for all the same, each said with its field.
 NO_SCHEMA_SAYS = re.compile(
     # what is there, whose it is, and what has happened
-    r"there is no |is the id of no call|of another organization|no organization's money|is not a next_cursor"
+    r"there is (no|one key) |name another time|is the id of no call|of another organization"
+    r"|no organization's money|is not a next_cursor|is left (to pay|of)|more decimals than"
     # times, against the clock and each other
     r"|must be in the (future|years)|not be in the future|must be after|within \d+ days"
     r"|must be (up to \d+ months |at most \d+ days )?before"
     # several fields together
-    r"|is required, but for|required, unless|must move something|must say units|where the unit is|must rise"
+    r"|is required, but for|required, unless|must move something|must (say|name a price)"
+    r"|where the unit is|must rise"
     r"|must be a decimal in a string|below the budget's own|must ascend|needs objects|name cached or"
     r"|belong together|never resets|each target once"
     # text that nobody could read or no call could name; what somebody else names
+    r"|1 to 200 characters"
     r"|control|printable|blank|one line|IANA|cannot be read|pairs such as|model's name|without \*|ASCII"
     r"|lower case|once, with commas"
     # kinds of objects of a configuration, and what of them is known
     r"|known are |did you mean"
     # as the settings say, or an invoice that does not say enough to be electronic
-    r"|must begin with https|public host|private address|is not a URL|is required \(BR|name a host"
-    # 1.0 is an integer to JSON Schema, and here it is not; decimals have a least that patterns cannot say
-    r"|a valid integer|must be above 0|at most \d+ with at most"
+    r"|must begin with https|public host|private address|is not a URL|is required \((BR|PEPPOL)|name a host"
+    r"|must be mailto|Peppol takes no other"
+    r"|letters of a country"
+    # 1.0 is an integer to JSON Schema, and here it is not; patterns cannot say a decimal's least or most
+    r"|a valid integer|must be above 0|must be at most \d|must be from \"\d"
 )
 
 
@@ -67,7 +73,7 @@ async def test_requests_made_from_the_document_are_answered_as_it_says(api: Api,
     world = await two_organizations.make(api)
     rows = {name: world.bravos.get(name) or world.shared.get(name, 1) for name in RESOURCES}
     wrong = await asyncio.to_thread(lambda: list(_tried(described, str(api.client.make_url("")), rows)))
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +209,22 @@ async def test_a_span_that_is_too_long_is_a_refusal_that_no_schema_says(api: Api
     refused = await api.get(asked)
     assert refused.status == 422
     assert _no_schema_says(json.dumps(refused.json))
+
+
+@pytest.mark.parametrize(
+    ("key", "taken"), [("k", True), ("a b", True), ("", False), (" k", False), ("\xe9", False)]
+)
+def test_a_key_for_repeating_is_described_as_it_is_taken(key: str, taken: bool) -> None:
+    assert Draft202012Validator(KEY_PARAMETER["schema"]).is_valid(key) is taken
+
+
+async def test_fields_of_another_decision_are_refused_as_the_document_says(api: Api, described: Json) -> None:
+    schema = described["components"]["schemas"]["LettersDecide"] | {"components": described["components"]}
+    for what, wrong in {"dead_letters": {"kind": "conflict"}, "quarantine": {"partition": 1}}.items():
+        for more in ({}, wrong):
+            asked = {"what": what, "reason": "r", **more}
+            assert Draft202012Validator(schema).is_valid(asked) is (not more)
+            assert (await api.post("letters", asked)).status == (422 if more else 200)
 
 
 async def test_a_key_for_repeating_is_looked_at_wherever_it_is_sent(api: Api) -> None:

@@ -140,7 +140,7 @@ async def test_a_quote_says_what_each_kind_costs(prices: Prices) -> None:
     )
     quote = await prices.quoted(
         "gpt-x&input=1000&cache_read=1&output=200&tools.web_search=7&tools.image_generation=1"
-        "&tools.web_fetch=5&service_tier=flex"
+        "&tools[web_fetch]=5&service_tier=flex"
     )
     assert quote["lines"] == [
         {"kind": "input", "quantity": 1000, "unit_price": "1.25", "per": 1_000_000, "amount": "0.00125"},

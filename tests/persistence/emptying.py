@@ -44,13 +44,13 @@ def leave(url: str) -> None:
 def connected(url: str) -> psycopg.Connection:
     """Return the connection that stays open; another one, where a test ended it."""
     if url not in _kept or _kept[url].closed:
-        # Tests change tables, so that no statement is prepared for the next time, but where that is asked for.
+        # Tests change tables, so that no statement is prepared for the next time unless that is asked for.
         _kept[url] = psycopg.connect(url, autocommit=True, prepare_threshold=sys.maxsize)
     return _kept[url]
 
 
 def planned_once(url: str, query: str) -> list[tuple[object, ...]]:
-    """Return what a query without values answers: to plan all invariants takes ten times as long as to ask."""
+    """Return what a query without values answers: to plan all invariants takes ten times as long."""
     if url in _kept:
         with suppress(psycopg.OperationalError):  # the same
             return connected(url).execute(query, prepare=True).fetchall()

@@ -56,7 +56,9 @@ _SCHEMAS: Mapping[str, Json] = {
 
 
 def parameter(name: str, schema: Json, description: str = "") -> Json:
-    made = {"name": name, "in": "query", "schema": schema}
+    made: Json = {"name": name, "in": "query", "schema": schema}
+    if schema.get("type") == "object":
+        made |= {"style": "deepObject", "explode": True}
     return {**made, "description": description} if description else made
 
 

@@ -623,9 +623,10 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
 def _read_quote(sent: MultiMapping[str]) -> requests.Body:
     asked: dict[str, Any] = {}
     for name, text in read_once(sent).items():
-        group, dot, one = name.partition(".")
-        if group in _NAMED and dot:
-            asked.setdefault(group, {})[one] = number_or_text(text)
+        # As tools.NAME, or as OpenAPI's deepObject has it: tools[NAME].
+        group, mark, one = name.partition("[" if name.endswith("]") else ".")
+        if group in _NAMED and mark:
+            asked.setdefault(group, {})[one.removesuffix("]") if mark == "[" else one] = number_or_text(text)
         elif group in _NAMED:
             wrong = ((group, f"must name one: {group}.{_NAMED[group]}"),)
             raise Unprocessable("Some query parameters are wrong.", wrong)

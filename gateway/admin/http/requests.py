@@ -488,7 +488,7 @@ KEY_PARAMETER: dict[str, Any] = {
     "name": "Idempotency-Key",
     "in": "header",
     "description": "Kept for 30 days: the same key and body give the first answer again.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
+    "schema": {"type": "string", "maxLength": KEY_CHARS_MAX, "pattern": "^[!-~]([ -~]*[!-~])?$"},
 }
 
 _KEY = re.compile(rf"[ -~]{{1,{KEY_CHARS_MAX}}}", re.ASCII)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from msgspec.json import encode
 from msgspec.structs import asdict
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import to_json
 
 from gateway.admin.resources.people import IDENTITY, ISSUER
@@ -258,8 +258,20 @@ class Letters(Out):
     quarantine: int | None = Field(description="Accounts that are not released.")
 
 
+def _without_others(what: str) -> dict[str, Any]:
+    return {"properties": {name: {"type": "null"} for name, of in sorted(_OF_ONE.items()) if of != what}}
+
+
 class LettersDecide(In):
     """The dead letters or accounts to decide, and how. A call decides some, by id; the next continues."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"what": {"const": DEAD_LETTERS}}},
+            "then": _without_others(DEAD_LETTERS),
+            "else": _without_others("quarantine"),
+        }
+    )
 
     what: Literal["dead_letters", "quarantine"] = Field(
         description="Redrive letters as they are, or release accounts."
