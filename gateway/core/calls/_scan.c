@@ -62,7 +62,8 @@ typedef enum {
     MESSAGE, CALLS, CALL, CALLED, CONTENT, PARTS, PART, HINT, NOTHING, GIVEN, FUNCTION, ANYTHING
 } Place;
 enum { TEXT = 1, NONE = 2, OTHER = 4, ANY = TEXT | NONE | OTHER }; /* plain values */
-enum { ID = 1, TYPE = 2, ROLE = 4, SAYS = 8, ARGUMENTS = 16, OUTPUT = 32, CODED = 64, INPUT = 128, CALLS_ONE = 256 };
+enum { ID = 1, TYPE = 2, ROLE = 4, SAYS = 8, ARGUMENTS = 16, OUTPUT = 32, CODED = 64, INPUT = 128, CALLS_ONE = 256,
+    TYPED = 512 /* without a type nobody knows what it is */ };
 enum { MAY_BE_EMPTY = ID | TYPE | ROLE | ARGUMENTS | OUTPUT | INPUT };
 typedef enum { NO_TYPE, OF_MESSAGE, OF_CALL, OF_RESULT, OF_REASONING, OF_USE, OF_TEXT, OF_FUNCTION, OF_OTHERS } Type;
 
@@ -394,11 +395,11 @@ static const Member MESSAGE_MEMBERS[] = {
 static const Member PART_MEMBERS[] = {
     {N("type"), TEXT, UNKNOWN, UNKNOWN, TYPE}, {N("text"), TEXT, UNKNOWN, UNKNOWN, 0},
     {N("id"), TEXT, UNKNOWN, UNKNOWN, ID}, {N("name"), TEXT, UNKNOWN, UNKNOWN, 0}, {N("input"), TEXT, GIVEN, UNKNOWN, INPUT},
-    {N("tool_use_id"), TEXT, UNKNOWN, UNKNOWN, 0}, {N("content"), TEXT | NONE, UNKNOWN, CONTENT, 0},
-    {N("is_error"), NONE | OTHER, UNKNOWN, UNKNOWN, 0}, {N("thinking"), TEXT, UNKNOWN, UNKNOWN, 0},
-    {N("signature"), TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {N("data"), TEXT, UNKNOWN, UNKNOWN, 0},
-    {N("refusal"), TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {N("annotations"), NONE, UNKNOWN, NOTHING, 0},
-    {N("logprobs"), NONE, UNKNOWN, NOTHING, 0}, {N("cache_control"), NONE, HINT, UNKNOWN, 0},
+    {N("tool_use_id"), TEXT, UNKNOWN, UNKNOWN, TYPED}, {N("content"), TEXT | NONE, UNKNOWN, CONTENT, 0},
+    {N("is_error"), NONE | OTHER, UNKNOWN, UNKNOWN, 0}, {N("thinking"), TEXT, UNKNOWN, UNKNOWN, TYPED},
+    {N("signature"), TEXT | NONE, UNKNOWN, UNKNOWN, TYPED}, {N("data"), TEXT, UNKNOWN, UNKNOWN, TYPED},
+    {N("refusal"), TEXT | NONE, UNKNOWN, UNKNOWN, TYPED}, {N("annotations"), NONE, UNKNOWN, NOTHING, 0},
+    {N("logprobs"), NONE, UNKNOWN, NOTHING, 0}, {N("cache_control"), NONE, HINT, UNKNOWN, TYPED},
     {NULL, 0, 0, 0, 0, 0},
 };
 static const Member CALL_MEMBERS[] = {
@@ -505,6 +506,8 @@ static int is_plain(const Level *level, Place outside)
     case MESSAGE:
         if (type == OF_FUNCTION || type == OF_OTHERS)
             return 0;
+        if (type == NO_TYPE && !(says & ROLE))
+            return 0;
         if (!(says & ID))
             return 1;
         if (type == NO_TYPE || type == OF_MESSAGE)
@@ -513,7 +516,7 @@ static int is_plain(const Level *level, Place outside)
             && ((type == OF_CALL && (says & ARGUMENTS)) || (type == OF_RESULT && (says & OUTPUT))
                 || (type == OF_REASONING && (says & CODED)));
     case PART:
-        if (type == OF_FUNCTION || type == OF_OTHERS)
+        if (type == OF_FUNCTION || type == OF_OTHERS || (type == NO_TYPE && (says & (TYPED | INPUT))))
             return 0;
         return !(says & ID) || (outside == CONTENT && type == OF_USE && (says & INPUT));
     case CALL:

@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from itertools import combinations
 from typing import Any
 
 import msgspec
@@ -413,6 +414,18 @@ MEMBERS: dict[str, Any] = {
     "output": "", "summary": [{"id": "e"}], "tool_calls": [{"id": "g", "type": "custom"}], "text": ["x"],
     "cache_control": {"type": "ephemeral"},
 }  # fmt: skip
+# Members of parts, and of messages, that are known to decide nothing where there is a type.
+PART: dict[str, Any] = {
+    "text": "x", "id": "i", "name": "n", "input": {"a": 1}, "tool_use_id": "t", "is_error": True,
+    "thinking": "t", "content": [{"type": "text", "text": "r"}], "signature": "s", "data": "d",
+    "refusal": "r", "annotations": [], "cache_control": {"type": "ephemeral"}, "type": "tool_result",
+}  # fmt: skip
+MESSAGE: dict[str, Any] = {
+    "role": "user", "content": "x", "type": "message", "tool_calls": [], "tool_call_id": "t", "call_id": "c",
+    "id": "i", "name": "n", "arguments": "{}", "output": "o", "status": "s", "phase": "p", "refusal": "r",
+    "reasoning": "r", "reasoning_content": "c", "encrypted_content": "e", "annotations": [],
+    "summary": [{"type": "summary_text", "text": "t"}], "cache_control": {"type": "ephemeral"},
+}  # fmt: skip
 CALLS = [
     AGENT,
     {"model": "m", "messages": SAID, "tools": TOOLS, "store": True},
@@ -461,6 +474,15 @@ def test_calls_are_read_alike(scan: Scan, document: dict[str, Any]) -> None:
     assert judge(scan, plain(document))
     for spelled in ({"ensure_ascii": True}, {"ensure_ascii": False, "indent": 1}):
         judge(scan, json.dumps(document, **spelled).encode())  # type: ignore[arg-type]  # options of it
+
+
+def test_what_has_no_type_is_read_alike_whatever_its_members_are(scan: Scan) -> None:
+    """A part or a message of which nobody knows what it is may be sound."""
+    for place, members in (("content", PART), ("messages", MESSAGE)):
+        for names in (names for count in (1, 2) for names in combinations(members, count)):
+            said = {name: members[name] for name in names}
+            messages = [said if place == "messages" else {"role": "user", "content": [said]}]
+            judge(scan, plain({"model": "m", "messages": messages}))
 
 
 def test_what_is_recorded_is_read_alike(scan: Scan) -> None:
