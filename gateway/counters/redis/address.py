@@ -19,7 +19,7 @@ from gateway.core.wait import AwakeTimeout
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.keys import SHARD, Place, marker, shard_map
 from gateway.counters.redis.scripts import library
-from gateway.errors import CountersUnavailable, SettingError
+from gateway.errors import CountersRefused, CountersUnavailable, SettingError
 from gateway.files import Seen, UrlFile, require_regular, seen
 
 # TLS to Redis: certificate files are read again when they change.
@@ -466,7 +466,12 @@ async def _check_shard(address: Address, ask: Ask, *, claims: bool) -> None:
     two places.
     """
     own, place, shards = None, (address.host, address.port), address.shards
-    found = await ask(b"GET", SHARD)
+    try:
+        found = await ask(b"GET", SHARD)
+    except CountersRefused:  # a user who may read nothing of a partition counts nothing
+        if shards:
+            raise
+        return
     if shards:
         own = b"%d/%d" % (shards.index(place) + 1, len(shards))
     if own and found is None:
