@@ -7,7 +7,6 @@ local DEFINITIONS_MAX, WINDOWS_KEPT_MAX, FIRST_BYTE, HUGE = 256, 32, 1, 90071992
 -- expires when it is unused: one of a session, or one that is gone; its wide windows (false: none), and their number; the form of its
 -- meters. The first field is as calls bring it.
 local LIVE, LIVE_COUNT, IDS, FIELDS, COUNT, ALL, FIRST_END, LAST_END, TOLD, UNITS, LIMITS, UNUSED_ENDS, WIDES, WIDE_COUNT, FORM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
--- Units, as in the flags of windows; the third is requests.
 local NOBODY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 local definitions, definitions_count, meter_forms = {}, 0, {}
 

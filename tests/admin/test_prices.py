@@ -154,6 +154,12 @@ async def test_a_quote_says_what_each_kind_costs(prices: Prices) -> None:
     assert quote["unpriced"] == ["image_generation"]
 
 
+async def test_what_is_used_is_said_once_in_a_quote(prices: Prices) -> None:
+    await prices.set(tools={"web_search": "10"})
+    answer = await prices.ask("gpt-x&input=1&tools.web_search=7&tools[web_search]=8")
+    assert (answer.status, "tools.web_search" in str(answer.json["errors"])) == (422, True)
+
+
 async def test_a_quote_is_by_the_price_of_its_time(prices: Prices) -> None:
     await prices.set()
     await prices.set(input="5", effective_from="2026-02-01T00:00:00Z")

@@ -626,7 +626,12 @@ def _read_quote(sent: MultiMapping[str]) -> requests.Body:
         # As tools.NAME, or as OpenAPI's deepObject has it: tools[NAME].
         group, mark, one = name.partition("[" if name.endswith("]") else ".")
         if group in _NAMED and mark:
-            asked.setdefault(group, {})[one.removesuffix("]") if mark == "[" else one] = number_or_text(text)
+            one, there = one.removesuffix("]") if mark == "[" else one, asked.setdefault(group, {})
+            if one in there:
+                raise Unprocessable(
+                    "Some query parameters are wrong.", ((name, f"{group}.{one} is said twice"),)
+                )
+            there[one] = number_or_text(text)
         elif group in _NAMED:
             wrong = ((group, f"must name one: {group}.{_NAMED[group]}"),)
             raise Unprocessable("Some query parameters are wrong.", wrong)

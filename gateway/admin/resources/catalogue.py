@@ -599,10 +599,11 @@ class QuoteQuery(In):
     image_input: Amount = Field(default=0, description="Of the input.")
     image_output: Amount = Field(default=0, description="Of the output.")
     tools: Annotated[dict[LowerName, Amount], Field(max_length=TOOLS_MAX)] = Field(
-        default={}, description="Uses by name, each as tools.NAME=USES."
+        default={}, description="Uses by name, each as tools[NAME]=USES or tools.NAME=USES."
     )
     images: Annotated[dict[LowerName, Amount], Field(max_length=TOOLS_MAX)] = Field(
-        default={}, description="Pictures by size and quality, each as images.SIZE/QUALITY=COUNT."
+        default={},
+        description="Pictures by size and quality, each as images[SIZE/QUALITY]=COUNT, or with a dot.",
     )
     audio_second: Amount = 0
     video_second: Amount = 0

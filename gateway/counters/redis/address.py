@@ -430,18 +430,23 @@ async def greet(address: Address, ask: Ask, *, loads: bool = True) -> Server:
     if address.database:
         await ask(b"SELECT", b"%d" % address.database)
     # All at once: on a busy machine each round trip takes time.
-    server, replication, memory, loaded = await asyncio.gather(
+    server, replication, memory, loaded, part = await asyncio.gather(
         ask(b"INFO", b"server"),
         ask(b"INFO", b"replication"),
         ask(b"INFO", b"memory"),
         ask(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()),
+        _part(address, ask),
     )
     run_id = said(server, b"run_id")
     if not run_id:
         raise CountersUnavailable("Redis does not say its run_id")
-    if (address.sentinels or address.members or address.shards) and not is_primary(replication):
-        names = "sentinels name", "cluster names", "URL names"
-        who = f"the {names[0 if address.sentinels else 1 if address.members else 2]}"
+    named = {
+        "the sentinels name": address.sentinels,
+        "the cluster names": address.members,
+        "the URL names": address.shards,
+    }
+    who = next((who for who, servers in named.items() if servers), None)
+    if who and not is_primary(replication):
         raise CountersUnavailable(f"{who} a primary that is not one (yet)")
     policy = said(memory, b"maxmemory_policy")
     behind, offset = (said(replication, name) for name in (b"master_replid2", b"second_repl_offset"))
@@ -454,37 +459,78 @@ async def greet(address: Address, ask: Ask, *, loads: bool = True) -> Server:
     if address.shards and not is_one:
         raise CountersUnavailable("it is no standalone server: name members of a cluster by redis+cluster://")
     if is_one:
-        await _check_shard(address, ask, claims=loads)
+        _check_part(address, part, claims=loads)
     return Server(run_id, promoted, policy.decode(), is_one)
 
 
-async def _check_shard(address: Address, ask: Ask, *, claims: bool) -> None:
-    """Verify that a server has the part of the data that `address` gives it; with `claims` an empty one
-    takes it.
+async def _part(address: Address, ask: Ask) -> bytes | None:
+    """Return the note of a server; None without one, also for a user who may read nothing of a partition."""
+    if address.members:  # those of a cluster have none
+        return None
+    with suppress(CountersRefused):
+        return cast("bytes | None", await ask(b"GET", SHARD))
+    return None
 
-    CountersUnavailable if it has another part: programs whose URLs differ would count one organization in
-    two places.
+
+def own_part(shards: Sequence[Place], place: Place) -> bytes:
+    """Return the note of a server that has its part, such as `2/3`."""
+    return b"%d/%d" % (shards.index(place) + 1, len(shards))
+
+
+def _check_part(address: Address, found: bytes | None, *, claims: bool) -> None:
+    """Verify the note that a server was `found` to have; one that only looks (not `claims`) needs none.
+
+    CountersUnavailable if the server has another part.
     """
-    own, place, shards = None, (address.host, address.port), address.shards
-    try:
-        found = await ask(b"GET", SHARD)
-    except CountersRefused:  # a user who may read nothing of a partition counts nothing
-        if shards:
-            raise
+    own = own_part(address.shards, (address.host, address.port)) if address.shards else None
+    if found == own or (found is None and not claims):
         return
-    if shards:
-        own = b"%d/%d" % (shards.index(place) + 1, len(shards))
-    if own and found is None:
+    if found is None:
+        raise CountersUnavailable("it has no part of the data yet, until all servers of the URL are there")
+    raise CountersUnavailable(_other_part(found, own))
+
+
+def _other_part(found: bytes, own: bytes | None) -> str:
+    wanted = f"part {own.decode()}" if own else "all of it"
+    return (
+        f"it has part {found.decode()} of the data, and the URL asks it for {wanted}: name its servers as"
+        " before, by redis+shards://"
+    )
+
+
+async def note_parts(address: Address, *, claims: bool) -> None:
+    """Verify that servers have the parts of the data that `address` gives them; with `claims` note the
+    parts of new ones.
+
+    Nothing is noted unless all servers answer. CountersUnavailable if one has another part, or data of
+    others: programs whose URLs differ would count one organization in two places.
+    """
+    shards, login = address.shards, address.now()
+    select = [("SELECT", str(address.database))] if address.database else []
+
+    async def ask(place: Place, *commands: Sequence[str]) -> list[Reply]:
+        who = login.username, login.password
+        return (await ask_apart(address, place, who, *select, *commands))[len(select) :]
+
+    async def part_at(place: Place) -> bytes | None:
+        """Return the note of a server, empty if it has none and may have one; None if it does not answer."""
         others = {*range(PARTITIONS)}.difference(shard_map(shards).partitions_of(place))
-        if any(await ask(b"MGET", *[marker(one).encode() for one in others])):
-            raise CountersUnavailable("it has data of other parts: begin with servers that are empty")
-        found = (await ask(b"SET", SHARD, own, b"NX", b"GET") if claims else None) or own
-    if found != own:
-        theirs = f"part {found.decode()} of the data" if isinstance(found, bytes) else "all of the data"
-        wanted = f"part {own.decode()}" if own else "all of it"
-        raise CountersUnavailable(
-            f"it has {theirs}, and the URL asks it for {wanted}: name its servers as before, by redis+shards://"
-        )
+        try:
+            found, markers = await ask(place, ("GET", SHARD.decode()), ("MGET", *map(marker, others)))
+        except CountersUnavailable:
+            return None
+        if found is None and isinstance(markers, list) and any(markers):
+            why = "it has data of other parts: begin with servers that are empty"
+            raise CountersUnavailable(f"{place[0]}:{place[1]}: {why}")
+        return found if isinstance(found, bytes) else b""
+
+    parts = dict(zip(shards, await asyncio.gather(*map(part_at, shards)), strict=True))
+    for place, found in parts.items():
+        if found and found != own_part(shards, place):
+            raise CountersUnavailable(f"{place[0]}:{place[1]}: {_other_part(found, own_part(shards, place))}")
+    if claims and None not in parts.values():
+        for place in (place for place, found in parts.items() if not found):
+            await ask(place, ("SET", SHARD.decode(), own_part(shards, place).decode(), "NX"))
 
 
 def is_primary(replication: object) -> bool:

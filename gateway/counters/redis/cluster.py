@@ -18,7 +18,7 @@ from typing import Protocol
 
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import AwakeTimeout, Wait, in_task
-from gateway.counters.redis.address import Address, ask_apart, first_known, is_primary, said
+from gateway.counters.redis.address import Address, ask_apart, first_known, is_primary, note_parts, said
 from gateway.counters.redis.calls import BatchWaiters, Hop, Reply
 from gateway.counters.redis.connection import CALL_S, Asked, RedisConnection, encode
 from gateway.counters.redis.keys import (
@@ -514,18 +514,25 @@ class Shards:
 
 
 class FixedShards(Shards):
-    """Servers without a cluster that share the data: `address.shards`, each with as many partitions.
+    """Servers without a cluster that share the data: `address.shards`, each with an equal part of it.
 
-    Nobody moves a partition, and each server knows its part (`gateway/counters/redis/address.py`). One call
-    of a function may have all partitions of its server, as with one server.
+    Nobody moves a partition. Nothing is connected while a server has another part than the address says
+    (`note_parts`). One call of a function may have all partitions of its server, as with one server.
     """
 
-    def start(self) -> None:
-        """Connect in the background, retrying until closed."""
-        self._apply(shard_map(self._address.shards))
+    _looked_at = -LOOK_S
 
     async def look(self) -> None:
-        """Find the map again: it is that of the address."""
+        """Verify the parts of the servers once a second until all are connected, then connect to each.
+
+        CountersUnavailable if a server has another part.
+        """
+        if (self.connected and not self._fault) or self._loop.time() - self._looked_at < LOOK_S:
+            if self._fault:
+                raise CountersUnavailable(self._fault)
+            return
+        self._looked_at = self._loop.time()
+        await note_parts(self._address, claims=self._nobody.loads)
         self._apply(shard_map(self._address.shards))
 
 

@@ -173,6 +173,7 @@ class RedisConnection(asyncio.Protocol):
       answers. Changes before `heard_at` were reported, because a command queued then is answered.
     - `used` counts commands except `upkeep`, which serves no caller.
     - `hearing` reports changes of keys that begin with one of `hears`.
+    - `loads` is whether it may write what all programs need, such as the scripts.
     - `part` are the partitions of the server: all of them without a cluster. In a cluster, `redirected` is
       called with each command that got an error, and returns whether it takes it over.
     """
@@ -198,7 +199,7 @@ class RedisConnection(asyncio.Protocol):
         self.asked_at = self.answered_at = self.heard_at = clock()
         self.used = 0
         self.connected = self.available = False
-        self.evicts, self._refuses_eviction, self._loads = "", refuses_eviction, loads
+        self.evicts, self._refuses_eviction, self.loads = "", refuses_eviction, loads
         self.certificate_end: float | None = None
         self.trouble = ""
         self.refusal = "", 0.0
@@ -446,7 +447,7 @@ class RedisConnection(asyncio.Protocol):
     def _refused(self, wait: Waiting, command: bytes, calls: int, since: float, message: str) -> None:
         if (code := message.partition(" ")[0]) in WHY:
             self.refusal = code, self.answered_at
-        if self._loads and command and message.startswith("ERR Function not found"):
+        if self.loads and command and message.startswith("ERR Function not found"):
             # The server lost the library: load it and send the command once more, the second time without a
             # retry
             if self._loading is None or self._loading.done:
@@ -521,7 +522,7 @@ class RedisConnection(asyncio.Protocol):
             await self._way.reach(self.address, lambda: self)
         self.certificate_end = end_of(self._transport) if self._transport else None
         try:
-            server = await greet(self.address, self._ask, loads=self._loads)
+            server = await greet(self.address, self._ask, loads=self.loads)
             self.evicts, self._spreads = why_evicts(server.eviction), server.is_one
             if self._refuses_eviction:
                 refuse_evicting(server)

@@ -259,7 +259,7 @@ class SlotMap:
 
 
 def shard_map(places: Sequence[Place]) -> SlotMap:
-    """Return the slots of servers that share the data without a cluster: each has as many partitions."""
+    """Return the slots of servers that share the data without a cluster, each with an equal part."""
     slots, owned, first = sorted(SLOT_OF_PARTITION), list[SlotRange](), 0
     for number, place in enumerate(places, 1):
         last = SLOTS - 1 if number == len(places) else slots[PARTITIONS * number // len(places) - 1]

@@ -77,6 +77,12 @@ async def test_each_server_has_its_part_and_is_used_for_no_other(own_valkey: Sta
         await wires.close()
         await looking.close()
     assert (part_in(first), part_in(second)) == (b"1/2", b"2/2")
+    for listed in ((third, first, second), (third, first), (first, third, second)):
+        wires = wires_of(url_of(*listed))
+        with pytest.raises(CountersUnavailable, match="of the data, and the URL asks it for part"):
+            await wires.open()
+        assert (wires.away, wires.connected, part_in(third)) == (PARTITIONS, False, None)
+        await wires.close()
     assert "it has part 2/2 of the data, and the URL asks it for part 1/2" in await refusal(
         url_of(second, first)
     )
@@ -127,11 +133,39 @@ async def test_calls_of_all_partitions_of_a_server_are_one_command(own_valkey: S
         await wires.close()
 
 
+async def test_nothing_is_noted_until_all_servers_are_there(own_valkey: Start) -> None:
+    """A server that is away afterwards has its part when it is back, and an emptied one is given it again."""
+    first, second = own_valkey(), own_valkey()
+    url = url_of(first, second)
+    second.stop()
+    wires = wires_of(url)
+    try:
+        await wires.open()
+        await eventually(lambda: wires.wires[0].trouble)
+        assert part_in(first) is None
+        assert "it has no part of the data yet" in wires.wires[0].trouble
+        second.start()
+        assert await wires.connected_within(WITHIN_S)
+        await eventually(lambda: wires.connected)
+        assert (part_in(first), part_in(second)) == (b"1/2", b"2/2")
+        second.stop()
+        late = wires_of(url)
+        await late.open()
+        await eventually(lambda: late.wires[0].connected)
+        assert late.away == PARTITIONS // 2
+        second.start()  # it kept nothing
+        await eventually(lambda: wires.connected and late.connected)
+        assert part_in(second) == b"2/2"
+        await late.close()
+    finally:
+        await wires.close()
+
+
 async def test_a_replica_is_not_used(own_valkey: Start) -> None:
     first, second = own_valkey(), own_valkey()
     with second.connect() as client:
         client.replicaof("127.0.0.1", str(first.port))
-        assert "the URL names a primary that is not one" in await refusal(url_of(first, second))
+        assert "READONLY" in await refusal(url_of(first, second))
         client.replicaof("NO", "ONE")
 
 

@@ -342,7 +342,7 @@ async def test_an_answer_that_makes_no_sense_drops_the_connection(said: bytes, c
 async def test_a_server_without_a_run_id_is_not_ours(connect: Connect) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1000)
-        writer.write(bulk(b"# nothing") * 4)
+        writer.write(bulk(b"# nothing") * 5)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     with pytest.raises(CountersUnavailable, match="run_id"):
