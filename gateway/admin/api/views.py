@@ -626,7 +626,7 @@ def _read_quote(sent: MultiMapping[str]) -> requests.Body:
         # As tools.NAME, or as OpenAPI's deepObject has it: tools[NAME].
         group, mark, one = name.partition("[" if name.endswith("]") else ".")
         if group in _NAMED and mark:
-            one, there = one.removesuffix("]") if mark == "[" else one, asked.setdefault(group, {})
+            one, there = one.removesuffix("]"), asked.setdefault(group, {})
             if one in there:
                 raise Unprocessable(
                     "Some query parameters are wrong.", ((name, f"{group}.{one} is said twice"),)

@@ -472,7 +472,7 @@ async def _part(address: Address, ask: Ask) -> bytes | None:
     return None
 
 
-def own_part(shards: Sequence[Place], place: Place) -> bytes:
+def _own_part(shards: Sequence[Place], place: Place) -> bytes:
     """Return the note of a server that has its part, such as `2/3`."""
     return b"%d/%d" % (shards.index(place) + 1, len(shards))
 
@@ -482,7 +482,7 @@ def _check_part(address: Address, found: bytes | None, *, claims: bool) -> None:
 
     CountersUnavailable if the server has another part.
     """
-    own = own_part(address.shards, (address.host, address.port)) if address.shards else None
+    own = _own_part(address.shards, (address.host, address.port)) if address.shards else None
     if found == own or (found is None and not claims):
         return
     if found is None:
@@ -506,6 +506,7 @@ async def note_parts(address: Address, *, claims: bool) -> None:
     others: programs whose URLs differ would count one organization in two places.
     """
     shards, login = address.shards, address.now()
+    own = {place: _own_part(shards, place) for place in shards}
     select = [("SELECT", str(address.database))] if address.database else []
 
     async def ask(place: Place, *commands: Sequence[str]) -> list[Reply]:
@@ -526,11 +527,11 @@ async def note_parts(address: Address, *, claims: bool) -> None:
 
     parts = dict(zip(shards, await asyncio.gather(*map(part_at, shards)), strict=True))
     for place, found in parts.items():
-        if found and found != own_part(shards, place):
-            raise CountersUnavailable(f"{place[0]}:{place[1]}: {_other_part(found, own_part(shards, place))}")
+        if found and found != own[place]:
+            raise CountersUnavailable(f"{place[0]}:{place[1]}: {_other_part(found, own[place])}")
     if claims and None not in parts.values():
         for place in (place for place, found in parts.items() if not found):
-            await ask(place, ("SET", SHARD.decode(), own_part(shards, place).decode(), "NX"))
+            await ask(place, ("SET", SHARD.decode(), own[place].decode(), "NX"))
 
 
 def is_primary(replication: object) -> bool:

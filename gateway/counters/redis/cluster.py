@@ -270,6 +270,8 @@ class Shards:
     partition is verified under the new primary's history, or for `hand_over_s_max` seconds.
     """
 
+    _look_soon_s = LOOK_SOON_S
+
     def __init__(
         self,
         address: Address,
@@ -411,7 +413,7 @@ class Shards:
                 self._fault = repr(error)
             with suppress(TimeoutError):
                 calm = self._views.are_heard(self.wires)
-                await asyncio.wait_for(self._soon.wait(), self._look_s if calm else LOOK_SOON_S)
+                await asyncio.wait_for(self._soon.wait(), self._look_s if calm else self._look_soon_s)
 
     def _targets_now(self) -> list[RedisConnection]:
         """Return the primaries to ask for slot maps: all that answer, but a single one while all do."""
@@ -520,20 +522,16 @@ class FixedShards(Shards):
     (`note_parts`). One call of a function may have all partitions of its server, as with one server.
     """
 
-    _looked_at = -LOOK_S
+    _look_soon_s = LOOK_S
 
     async def look(self) -> None:
-        """Verify the parts of the servers once a second until all are connected, then connect to each.
+        """Verify the parts of the servers until all are connected, and connect to each.
 
         CountersUnavailable if a server has another part.
         """
-        if (self.connected and not self._fault) or self._loop.time() - self._looked_at < LOOK_S:
-            if self._fault:
-                raise CountersUnavailable(self._fault)
-            return
-        self._looked_at = self._loop.time()
-        await note_parts(self._address, claims=self._nobody.loads)
-        self._apply(shard_map(self._address.shards))
+        if self._fault or not self.connected:
+            await note_parts(self._address, claims=self._nobody.loads)
+            self._apply(shard_map(self._address.shards))
 
 
 # Chooses the connection for a partition, or a global key: one server, or the primary that has it.

@@ -477,7 +477,7 @@ def test_calls_are_read_alike(scan: Scan, document: dict[str, Any]) -> None:
 
 
 def test_what_has_no_type_is_read_alike_whatever_its_members_are(scan: Scan) -> None:
-    """A part or a message of which nobody knows what it is may be sound."""
+    """A part without a type may be sound, and so may a message without a role."""
     for place, members in (("content", PART), ("messages", MESSAGE)):
         for names in (names for count in (1, 2) for names in combinations(members, count)):
             said = {name: members[name] for name in names}
