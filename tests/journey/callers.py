@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import Counter
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 import httpx2 as httpx
 
 from gateway.counters.redis import keys
+from gateway.ops.doctor_redis import Finding, examine_redis
+from gateway.settings.settings import load
 from tests.journey.stack import Stack
 from tests.valkey_cluster import Member, ValkeyCluster
 from tests.waiting import HUNG_S, wait_until
@@ -99,6 +102,16 @@ class Cast:
             )
 
         wait_until(agrees, HUNG_S)
+
+
+def examined(url: str, role: str = "all") -> list[Finding]:
+    """What doctor says of the servers at a URL."""
+
+    async def look() -> list[Finding]:
+        settings = load({}).with_values(redis_url=url, upstreams=())
+        return [one async for one in examine_redis(settings, role)]
+
+    return asyncio.run(look())
 
 
 class ClusterCast(Cast):

@@ -7,7 +7,6 @@ managed services refuses.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -17,10 +16,8 @@ import pytest
 
 from gateway.core.model import PARTITIONS
 from gateway.counters.redis import keys
-from gateway.ops.doctor_redis import Finding, examine_redis
-from gateway.settings.settings import load
 from tests import plain_http
-from tests.journey.callers import TOKENS, ClusterCast, Tenant, went_on
+from tests.journey.callers import TOKENS, ClusterCast, Tenant, examined, went_on
 from tests.journey.stack import Stack
 from tests.managed_services import SERVICES, user_of_all
 from tests.tree import ROOT
@@ -60,22 +57,11 @@ def test_tenants_of_every_primary_are_served_limited_and_charged_once(cast: Clus
     assert (status, ready["drift_tokens"], ready["drift_credits"]) == (200, 0, 0), ready
 
 
-def examined(cast: ClusterCast, role: str, user: str = "") -> list[Finding]:
-    """What doctor says of the cluster, as a user of it."""
-    url = cast.cluster.url.replace("://", f"://{user}:hush@" if user else "://")
-    settings = load({}).with_values(redis_url=url, upstreams=())
-
-    async def look() -> list[Finding]:
-        return [one async for one in examine_redis(settings, role)]
-
-    return asyncio.run(look())
-
-
 def test_doctor_looks_at_each_primary(cast: ClusterCast) -> None:
     members = cast.cluster.primaries
     for one in members:
         one.do("CONFIG SET", "appendonly", "yes")
-    found = examined(cast, "all")
+    found = examined(cast.cluster.url)
     assert [one for one in found if one.well is False] == []
     assert "a cluster of 3 primaries" in found[0].says
     for one in members:
@@ -85,7 +71,7 @@ def test_doctor_looks_at_each_primary(cast: ClusterCast) -> None:
         assert "a keeper has verified it since its last start" in said
     first = members[0]
     first.do("CONFIG SET", "cluster-require-full-coverage", "yes")
-    (wrong,) = [one for one in examined(cast, "all") if one.well is False]
+    (wrong,) = [one for one in examined(cast.cluster.url) if one.well is False]
     first.do("CONFIG SET", "cluster-require-full-coverage", "no")
     assert wrong.subject == f"redis 127.0.0.1:{first.port}"
     assert "CONFIG SET cluster-require-full-coverage no" in wrong.says
@@ -112,7 +98,7 @@ def test_users_of_ours_may_do_on_a_cluster_what_they_do(cast: ClusterCast, role:
     for one in cast.cluster.members:
         one.do("CONFIG SET", "appendonly", "yes")
         one.do("ACL SETUSER", user, "reset", *[">hush" if rule[0] == ">" else rule for rule in rules])
-    found = examined(cast, role, user)
+    found = examined(cast.cluster.url.replace("://", f"://{user}:hush@"), role)
     assert [one for one in found if one.well is False] == []
     said = [one.says for one in found if one.subject.startswith("redis user at ")]
     assert said == [f"{user} may do what a {user.removeprefix('tollkeeper-')} does"] * 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -14,9 +13,7 @@ import pytest
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.local.embedded import valkey
-from gateway.ops.doctor_redis import Finding, examine_redis
-from gateway.settings.settings import load
-from tests.journey.callers import TOKENS, Cast, Tenant, went_on
+from tests.journey.callers import TOKENS, Cast, Tenant, examined, went_on
 from tests.journey.stack import Stack
 from tests.waiting import HUNG_S, wait_until
 
@@ -55,16 +52,6 @@ def cast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     found = Shared(tmp_path_factory.mktemp("stack") / "data")
     yield found
     found.stack.stop()
-
-
-def examined(url: str) -> list[Finding]:
-    """What doctor says of these servers."""
-
-    async def look() -> list[Finding]:
-        settings = load({}).with_values(redis_url=url, upstreams=())
-        return [one async for one in examine_redis(settings, "all")]
-
-    return asyncio.run(look())
 
 
 def test_tenants_of_every_server_are_served_limited_and_charged_once(cast: Shared) -> None:
