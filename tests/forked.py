@@ -3,13 +3,14 @@
 `--processes N` says how many. Each takes whole files, one after another, and sends its reports back over a
 socket; so fixtures of a session are made once a process. Tests that ask for a stack of `STACKS` are one such
 file: one process starts it, and ends it behind them. A process that dies fails the test that it ran, by
-name, and another one goes on behind that test. `build/test-costs.json` keeps the CPU seconds of each test:
-the dearest files begin first. A test that costs more than its tier lets it fails the run, but for those of
-`DEAR`; servers that tests share are counted apart.
+name and with where its threads were, and another one goes on behind that test. `build/test-costs.json` keeps
+the CPU seconds of each test: the dearest files begin first. A test that costs more than its tier lets it
+fails the run, but for those of `DEAR`; servers that tests share are counted apart.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -132,6 +133,8 @@ DEAR: Final[Mapping[str, str]] = {
 }
 # Tells a test, and the programs that it starts, that it runs beside others.
 WORKER: Final = "TEST_WORKER"
+# Where a process that dies of a signal writes what its threads did.
+THREADS: Final = "threads.txt"
 
 
 def add_option(parser: pytest.Parser) -> None:
@@ -142,8 +145,8 @@ def add_option(parser: pytest.Parser) -> None:
 class _Worker:
     """A forked process, the items it has not yet reported, and the socket to it."""
 
-    def __init__(self, pid: int, channel: socket.socket) -> None:
-        self.pid, self.channel, self.received = pid, channel, b""
+    def __init__(self, pid: int, channel: socket.socket, threads: Path) -> None:
+        self.pid, self.channel, self.received, self.threads = pid, channel, b"", threads
         self.waiting: deque[pytest.Item] = deque()
 
     def give(self, items: Sequence[pytest.Item]) -> None:
@@ -200,6 +203,7 @@ class _Run:
     def start(self, items: list[pytest.Item]) -> None:
         self.started += 1
         ours, theirs = socket.socketpair()
+        own = _own(self.session.config, self.started)
         pid = os.fork()
         if pid == 0:
             for key in self.selector.get_map().values():
@@ -207,7 +211,7 @@ class _Run:
             ours.close()
             _work(self.session, theirs, self.started)
         theirs.close()
-        worker = _Worker(pid, ours)
+        worker = _Worker(pid, ours, own / THREADS)
         self.selector.register(ours, selectors.EVENT_READ, worker)
         worker.give(items)
 
@@ -240,7 +244,8 @@ class _Run:
         if not worker.waiting and status == 0:
             return
         lost = worker.waiting.popleft() if worker.waiting else self.session.items[-1]
-        why = f"a process of tests ended with {os.waitstatus_to_exitcode(status)}"
+        threads = worker.threads.read_text() if worker.threads.exists() else ""
+        why = f"a process of tests ended with {os.waitstatus_to_exitcode(status)}\n{threads}"
         report = pytest.TestReport(lost.nodeid, lost.location, {}, "failed", why, "call")
         self.hook.pytest_runtest_logreport(report=report)
         if worker.waiting and not self.is_over:
@@ -329,6 +334,12 @@ def _by_cost(files: list[list[pytest.Item]]) -> list[list[pytest.Item]]:
     return sorted(files, key=lambda items: -sum(costs.get(item.nodeid, 0.0) for item in items))
 
 
+def _own(config: pytest.Config, number: int) -> Path:
+    """Return the folder of a process."""
+    base: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # as pytest's plugins do
+    return base / f"process{number}"
+
+
 # In a forked process.
 def _spent_s() -> float:
     """Return the CPU seconds of this process, and of those it has waited for."""
@@ -389,9 +400,13 @@ def _work(session: pytest.Session, channel: socket.socket, number: int) -> None:
     status = 1
     try:
         config = session.config
-        own = config._tmp_path_factory.getbasetemp() / f"process{number}"  # type: ignore[attr-defined]  # the same
+        own = _own(config, number)
         own.mkdir(mode=0o700)
+        faulthandler.enable((own / THREADS).open("w"))
         config._tmp_path_factory._basetemp = own  # type: ignore[attr-defined]  # the same
+        capture = config.pluginmanager.getplugin("capturemanager")
+        capture.stop_global_capturing()  # whose files all processes would write to
+        capture.start_global_capturing()
         for name in ("terminalreporter", "logging-plugin-terminal"):
             config.pluginmanager.unregister(name=name)
         sender = _Sender(config, channel)
