@@ -129,6 +129,11 @@ async def test_one_hold_of_another_version_keeps_no_other_from_being_reclaimed(b
     theirs.client.set(name, held)
     assert await sweep_twice(backend) == 1
     assert (theirs.tenant.held, left(backend)) == (0, {})
+    taken = dead(theirs, 10)
+    theirs.client.set(keys.hold(theirs.p, taken.id), NEWER + held[1:])
+    assert (await sweep_twice(backend), left(backend)) == (0, {"hold": 1})
+    theirs.client.zrem(keys.deadlines(theirs.p), taken.id)  # as a keeper that can read it does
+    assert (await sweep_twice(backend), left(backend)) == (0, {})
 
 
 async def test_holds_behind_a_whole_page_of_unreadable_ones_are_found(backend: Backend) -> None:

@@ -37,6 +37,7 @@ def index(world: World) -> dict[str, int]:
 def test_an_account_for_each_is_forgotten_a_day_after_its_window(world: World) -> None:
     now = world.now_ms()
     hers = account(window(1, 100, at=(now - 1, now + HOUR, now + 2 * HOUR)), value="ann")
+    world.client.zadd(keys.each_accounts(world.p, NAME), {"forgotten": now - 1})
     world.reserve(budgets=(hers,), money=10).settle(money=5)
     name = keys.budget_account(world.p, hers.name)
     assert world.client.pexpiretime(name) == now + HOUR + DAY

@@ -12,6 +12,7 @@ import redis
 
 from gateway.core.accounts.budgets import Budget, account_of
 from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms, Share
+from gateway.core.accounts.run_policies import RunPolicies, RunPolicy
 from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.call import CallRequest
@@ -510,6 +511,17 @@ async def test_budgets_come_with_the_terms_and_live_as_long(desk: Desk) -> None:
     assert asked(desk, Attribution("ada")) == [account_of(1, DAY)]
     told = desk.directory.budgets_of(CALLER, SAID)
     assert told == [(account_of(1, DAY), DAY), (account_of(1, PEOPLE, CALLER.user), PEOPLE)]
+
+
+async def test_policies_of_runs_are_the_keys_the_tenants_and_the_organizations(desk: Desk) -> None:
+    of_key, of_tenant, own = (RunPolicy(calls_max=each) for each in (1, 2, 3))
+    with pytest.raises(CountersUnavailable):
+        desk.directory.run_policies(CALLER)
+    terms = OrganizationTerms(runs=RunPolicies(own, {CALLER.tenant_id: of_tenant}))
+    desk.client.set(keys.organization_terms(1), encode_terms(1, terms))
+    desk.know(replace(CALLER, runs=of_key))
+    found = desk.directory.run_policies(await desk.identify())
+    assert found == (("API key", of_key), ("tenant", of_tenant), ("organization", own))
 
 
 async def test_a_call_that_no_budget_is_about_takes_from_none(desk: Desk) -> None:

@@ -253,9 +253,12 @@ async def test_attempts_have_an_end(desk: Desk) -> None:
     for _ in range(RETRIES.attempts_max):
         desk.pauses_end()
         assert await desk.turn() == 1
+        [(handover_id, state)] = rows_of(desk.april.url, "SELECT id, state FROM handover")
+        if state != "failed":
+            with pytest.raises(Conflict, match="not begun"):
+                await desk.april.do("handovers", "cancel", handover_id)
     desk.pauses_end()
     assert (await desk.turn(), desk.states()) == (0, [("invoice", "failed")])
-    [(handover_id,)] = rows_of(desk.april.url, "SELECT id FROM handover")
     with pytest.raises(Conflict, match="Another attempt"):
         await desk.april.do("handovers", "ended", handover_id, attempt=3, state="done", credited=Decimal(0))
 
@@ -274,6 +277,9 @@ async def test_an_unknown_customer_is_for_a_person_who_may_leave_it(desk: Desk) 
     with pytest.raises(Conflict, match="canceled"):
         await desk.april.do("handovers", "cancel", handover_id)
     await desk.april.do("organizations", "change", made["organization_id"], stripe_customer="cus_1")
+    await desk.april.do("handovers", "retry", handover_id)
+    await desk.april.do("handovers", "cancel", handover_id)  # not begun
+    assert (await desk.turn(), desk.states()[0]) == (0, ("invoice", "canceled"))
     await desk.april.do("handovers", "retry", handover_id)
     assert await desk.turn() == 1
     assert [each["customer"] for each in desk.stripe.invoices.values()] == ["cus_1"]

@@ -139,13 +139,14 @@ def test_what_does_not_fit_is_said(found: Movement, head: int, *, listed: bool) 
 
 
 def test_the_next_place_needs_no_listing_and_the_first_begins_at_zero() -> None:
-    assert misfit(movement(1, 100, 100), 0, {}, {}, listed=False) is None
+    assert misfit(movement(1, 100, 100, epoch=0), 0, {}, {}, listed=False) is None
     assert misfit(movement(1, 100, 90), 0, {}, {}, listed=False)
 
 
 def test_a_drift_on_file_counts_behind_its_movement() -> None:
     around = {4: BEFORE, 6: AFTER}
     assert misfit(movement(5, -10, 83), 6, around, {4: 3, 5: -3}, listed=True) is None
+    assert misfit(movement(1, 100, 100), 2, {2: movement(2, -7, 96)}, {1: 3}, listed=True) is None
 
 
 def test_spend_begins_anew_with_each_month_and_unlimited_chains_to_unlimited() -> None:

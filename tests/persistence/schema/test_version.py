@@ -121,6 +121,13 @@ async def test_nobody_starts_on_a_newer_schema_that_does_not_say_so(
         migrate.upgrade(cloned)
 
 
+async def test_nobody_starts_on_a_schema_whose_version_cannot_be_read(cloned: str, pool: AsyncEngine) -> None:
+    with psycopg.connect(cloned) as connection:
+        connection.execute("ALTER TABLE alembic_version RENAME version_num TO number")
+    with pytest.raises(StartError, match="version_num"):
+        await roles.refuse_unfit(pool)
+
+
 @pytest.mark.parametrize(("comment", "goes_on"), [(f"runs from {NEEDED}", True), ("runs from 9999", False)])
 async def test_a_keeper_goes_on_while_the_schema_serves_it(
     cloned: str, pool: AsyncEngine, comment: str, goes_on: bool
