@@ -80,6 +80,18 @@ class Cast:
             finally:
                 ends.set()
 
+    def serves(self, everybody: list[Tenant], few: list[Tenant]) -> None:
+        """Assert that all are served and charged once, and those with tokens of two calls no third time."""
+        with ThreadPoolExecutor(6) as pool:
+            assert set(pool.map(self.call, everybody * 5)) == {200}
+        for one in few:
+            statuses = [self.call(one) for _ in range(3)]
+            assert statuses[-1] == 429, statuses
+        for one in (*everybody, *few):
+            self.is_exact(one)
+        status, ready = self.stack.admin("POST", "/reconciliation")
+        assert (status, ready["drift_tokens"], ready["drift_credits"]) == (200, 0, 0), ready
+
     def charged(self, tenant: Tenant) -> list[tuple[str, int]]:
         """Each call's id and amount as PostgreSQL has them."""
         query = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,15 +56,7 @@ def cast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 def test_tenants_of_every_server_are_served_limited_and_charged_once(cast: Shared) -> None:
     everybody = [one for server in range(COUNT) for one in cast.tenants_of(server, 2)]
     few = [one for server in range(COUNT) for one in cast.tenants_of(server, 1, total=2 * TOKENS)]
-    with ThreadPoolExecutor(6) as pool:
-        assert set(pool.map(cast.call, everybody * 5)) == {200}
-    for one in few:
-        statuses = [cast.call(one) for _ in range(3)]
-        assert statuses[-1] == 429, statuses
-    for one in (*everybody, *few):
-        cast.is_exact(one)
-    status, ready = cast.stack.admin("POST", "/reconciliation")
-    assert (status, ready["drift_tokens"], ready["drift_credits"]) == (200, 0, 0), ready
+    cast.serves(everybody, few)
 
 
 def test_a_server_that_stands_still_or_dies_stops_its_own_tenants_alone(cast: Shared) -> None:

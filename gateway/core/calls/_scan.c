@@ -63,7 +63,7 @@ typedef enum {
 } Place;
 enum { TEXT = 1, NONE = 2, OTHER = 4, ANY = TEXT | NONE | OTHER }; /* plain values */
 enum { ID = 1, TYPE = 2, ROLE = 4, SAYS = 8, ARGUMENTS = 16, OUTPUT = 32, CODED = 64, INPUT = 128, CALLS_ONE = 256,
-    TYPED = 512 /* without a type nobody knows what it is */ };
+    NEEDS_TYPE = 512 /* without a type nobody knows what it is */ };
 enum { MAY_BE_EMPTY = ID | TYPE | ROLE | ARGUMENTS | OUTPUT | INPUT };
 typedef enum { NO_TYPE, OF_MESSAGE, OF_CALL, OF_RESULT, OF_REASONING, OF_USE, OF_TEXT, OF_FUNCTION, OF_OTHERS } Type;
 
@@ -395,11 +395,11 @@ static const Member MESSAGE_MEMBERS[] = {
 static const Member PART_MEMBERS[] = {
     {N("type"), TEXT, UNKNOWN, UNKNOWN, TYPE}, {N("text"), TEXT, UNKNOWN, UNKNOWN, 0},
     {N("id"), TEXT, UNKNOWN, UNKNOWN, ID}, {N("name"), TEXT, UNKNOWN, UNKNOWN, 0}, {N("input"), TEXT, GIVEN, UNKNOWN, INPUT},
-    {N("tool_use_id"), TEXT, UNKNOWN, UNKNOWN, TYPED}, {N("content"), TEXT | NONE, UNKNOWN, CONTENT, 0},
-    {N("is_error"), NONE | OTHER, UNKNOWN, UNKNOWN, 0}, {N("thinking"), TEXT, UNKNOWN, UNKNOWN, TYPED},
-    {N("signature"), TEXT | NONE, UNKNOWN, UNKNOWN, TYPED}, {N("data"), TEXT, UNKNOWN, UNKNOWN, TYPED},
-    {N("refusal"), TEXT | NONE, UNKNOWN, UNKNOWN, TYPED}, {N("annotations"), NONE, UNKNOWN, NOTHING, 0},
-    {N("logprobs"), NONE, UNKNOWN, NOTHING, 0}, {N("cache_control"), NONE, HINT, UNKNOWN, TYPED},
+    {N("tool_use_id"), TEXT, UNKNOWN, UNKNOWN, NEEDS_TYPE}, {N("content"), TEXT | NONE, UNKNOWN, CONTENT, 0},
+    {N("is_error"), NONE | OTHER, UNKNOWN, UNKNOWN, 0}, {N("thinking"), TEXT, UNKNOWN, UNKNOWN, NEEDS_TYPE},
+    {N("signature"), TEXT | NONE, UNKNOWN, UNKNOWN, NEEDS_TYPE}, {N("data"), TEXT, UNKNOWN, UNKNOWN, NEEDS_TYPE},
+    {N("refusal"), TEXT | NONE, UNKNOWN, UNKNOWN, NEEDS_TYPE}, {N("annotations"), NONE, UNKNOWN, NOTHING, 0},
+    {N("logprobs"), NONE, UNKNOWN, NOTHING, 0}, {N("cache_control"), NONE, HINT, UNKNOWN, NEEDS_TYPE},
     {NULL, 0, 0, 0, 0, 0},
 };
 static const Member CALL_MEMBERS[] = {
@@ -516,7 +516,7 @@ static int is_plain(const Level *level, Place outside)
             && ((type == OF_CALL && (says & ARGUMENTS)) || (type == OF_RESULT && (says & OUTPUT))
                 || (type == OF_REASONING && (says & CODED)));
     case PART:
-        if (type == OF_FUNCTION || type == OF_OTHERS || (type == NO_TYPE && (says & (TYPED | INPUT))))
+        if (type == OF_FUNCTION || type == OF_OTHERS || (type == NO_TYPE && (says & (NEEDS_TYPE | INPUT))))
             return 0;
         return !(says & ID) || (outside == CONTENT && type == OF_USE && (says & INPUT));
     case CALL:
