@@ -29,10 +29,11 @@ class Way(Enum):
 
 @dataclass(slots=True)
 class Trap:
-    """Springs once: on the `nth` time `pattern` comes by, or once `after_bytes` have passed.
+    """Springs once: on the `nth` time `pattern` comes by, or once `after_bytes` have passed since it was set.
 
-    `passes` says whether the bytes that spring it still go through. `then` is called at that
-    moment; unless `cuts` is false the connection is cut behind it, both ways.
+    Bytes and patterns of all connections count, since each may be short. `passes` says whether the bytes
+    that spring it still go through. `then` is called at that moment; unless `cuts` is false the connection
+    is cut behind it, both ways.
     """
 
     way: Way
@@ -50,7 +51,6 @@ class _Channel:
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter, host: str) -> None:
         self.client, self.server, self.host = client, server, host
-        self.passed = {Way.TO_SERVER: 0, Way.TO_CLIENT: 0}
         self.tail = {Way.TO_SERVER: b"", Way.TO_CLIENT: b""}
 
     def cut(self, way: Way) -> None:
@@ -207,18 +207,17 @@ class Proxy:
 
     def _sprung(self, channel: _Channel, data: bytes, way: Way) -> tuple[int, Trap | None]:
         """How many of these bytes pass before a trap springs, and which one does."""
-        before = channel.tail[way] if channel.passed[way] else b""
+        before = channel.tail[way]
         seen = before + data
-        start = channel.passed[way]
-        channel.passed[way] += len(data)
         channel.tail[way] = seen[-256:]
         for trap in list(self.traps):
             if trap.way is not way:
                 continue
             if not trap.pattern:
-                if channel.passed[way] >= trap.after_bytes:
+                if len(data) >= trap.after_bytes:
                     self.traps.remove(trap)
-                    return max(0, trap.after_bytes - start), trap
+                    return trap.after_bytes, trap
+                trap.after_bytes -= len(data)
                 continue
             at = seen.find(trap.pattern, max(0, len(before) - len(trap.pattern) + 1))
             while at >= 0 and trap.nth > 1:

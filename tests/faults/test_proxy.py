@@ -136,9 +136,12 @@ async def test_refusing_resets_new_connections_only(proxy: Proxy) -> None:
     assert await reader.readexactly(1) == b"b"
 
 
-@pytest.mark.parametrize("after", [0, 1, 10, 64])
-async def test_cut_lets_exactly_so_many_bytes_pass(proxy: Proxy, echo: Echo, after: int) -> None:
+@pytest.mark.parametrize(("after", "before"), [(0, 0), (1, 0), (10, 0), (64, 0), (64, 40)])
+async def test_cut_lets_exactly_so_many_bytes_pass(proxy: Proxy, echo: Echo, after: int, before: int) -> None:
     trap = proxy.set_trap(Trap(Way.TO_SERVER, after_bytes=after))
+    another, to_another = await connected(proxy)
+    to_another.write(b"y" * before)
+    await another.readexactly(before)
     reader, writer = await connected(proxy)
     writer.write(b"y" * 100)
     await ended(reader)
