@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import requests
@@ -20,6 +20,7 @@ import schemathesis
 from hypothesis import Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from jsonschema import Draft202012Validator
+from pydantic import TypeAdapter, ValidationError
 from schemathesis.core.failures import FailureGroup
 from schemathesis.core.result import Ok
 from schemathesis.generation import GenerationMode
@@ -29,7 +30,7 @@ from schemathesis.schemas import APIOperation
 from gateway.admin.api.openapi import BODIES, body_of, document
 from gateway.admin.http.requests import KEY_PARAMETER, check_body
 from gateway.admin.resources.registry import REPORTS, RESOURCES
-from gateway.admin.resources.values import In
+from gateway.admin.resources.values import BASE64, EndpointId, In, PathPattern
 from tests.admin import two_organizations
 from tests.admin.conftest import ADMIN, Api
 from tests.search import histories
@@ -39,14 +40,15 @@ Json = dict[str, Any]
 # What a request that its schema allows is refused for all the same, each said with its field.
 NO_SCHEMA_SAYS = re.compile(
     # what is there, whose it is, and what has happened
-    r"there is (no|one key) |name another time|is the id of no call|of another organization"
+    r"there is (no|one key) |name another time|is the id of no call|of another organization|is no tenant"
     r"|no organization's money|is not a next_cursor|is left (to pay|of)|more decimals than"
     # times, against the clock and each other
-    r"|must be in the (future|years)|not be in the future|must be after|within \d+ days"
+    r"|must be in the (future|years)|not be in the future|must be after|within \d+ days|not be more than \d+ "
     r"|must be (up to \d+ months |at most \d+ days )?before"
     # several fields together
-    r"|is required, but for|required, unless|must move something|must (say|name a price)"
-    r"|where the unit is|must rise"
+    r"|is required, but for|required, unless|required: a member|must move something|must (say|name a price)"
+    r"|where the unit is|must rise|must be another one than|where the rate is zero|of a rate above zero"
+    r"|why nothing is taxed|belongs to"
     r"|must be a decimal in a string|below the budget's own|must ascend|needs objects|name cached or"
     r"|belong together|never resets|each target once"
     # text that nobody could read or no call could name; what somebody else names
@@ -216,6 +218,37 @@ async def test_a_span_that_is_too_long_is_a_refusal_that_no_schema_says(api: Api
 )
 def test_a_key_for_repeating_is_described_as_it_is_taken(key: str, taken: bool) -> None:
     assert Draft202012Validator(KEY_PARAMETER["schema"]).is_valid(key) is taken
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        (
+            PathPattern,
+            "/ /v1/* /v1/*/send/ /a.b/...c /%41%3b /a%5d",
+            "v1 /v1?x /v1;x /½ /%2x /a//b /./a /a/.. /%2E%2e /%5c /%00 /%7f /v1/sms* /v1/** /" + "x" * 256,
+        ),
+        (EndpointId, "0088:1 ab@cd.de", "088:1 a@cd.de .b@cd.de ab@cd. ab@c\x04d.de ab@cd\ufeff.de"),
+        (Annotated[str, BASE64], "YQ== YWI= YWJj ab+/", "YQ= YQ YWJ YWI== ==== a-_b YQ==YQ== YWJj=="),
+    ],
+)
+def test_a_text_is_described_as_it_is_taken(kind: Any, right: str, wrong: str) -> None:
+    described, read = Draft202012Validator(TypeAdapter(kind).json_schema()), TypeAdapter(kind)
+    for text in right.split():
+        assert described.is_valid(text)
+        read.validate_python(text)
+    for text in wrong.split():
+        assert not described.is_valid(text)
+        with pytest.raises(ValidationError):
+            read.validate_python(text)
+
+
+async def test_a_head_that_is_too_long_is_refused_as_the_document_says(api: Api, described: Json) -> None:
+    async with api.client.get(f"/admin/v1/prices/quote?tools[{'n' * 9_000}]=1") as refused:
+        answers = described["paths"]["/admin/v1/prices/quote"]["get"]["responses"]
+        assert answers["400"]["$ref"].endswith("/400")
+        assert (refused.status, refused.content_type) == (400, "text/plain")
+    assert "text/plain" in described["components"]["responses"]["400"]["content"]
 
 
 async def test_fields_of_another_decision_are_refused_as_the_document_says(api: Api, described: Json) -> None:

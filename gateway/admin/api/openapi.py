@@ -349,7 +349,7 @@ PROBLEM: Json = {
 }
 
 REFUSALS = {
-    "400": "The body is not one unambiguous JSON object.",
+    "400": "The body is not one unambiguous JSON object. In plain text: the head of the request is too long.",
     "401": "No valid admin token.",
     "403": "The role of this token may not do this; the message says which may.",
     "404": "There is no such row.",
@@ -361,7 +361,7 @@ REFUSALS = {
     "501": "This needs an extra that is not installed; the message says how to install it.",
     "503": "PostgreSQL does not answer.",
 }
-READ_REFUSALS = ("401", "403", "404", "422", "429", "503")
+READ_REFUSALS = ("400", "401", "403", "404", "422", "429", "503")
 # A document may not exist yet, or be impossible for the row's state.
 DOCUMENT_REFUSALS = (*READ_REFUSALS[:-1], "409", "501", "503")
 
@@ -399,7 +399,8 @@ def document(
             "responses": {
                 code: {
                     "description": text,
-                    "content": {"application/problem+json": {"schema": {"$ref": _REF + "Problem"}}},
+                    "content": {"application/problem+json": {"schema": {"$ref": _REF + "Problem"}}}
+                    | ({"text/plain": {"schema": {"type": "string"}}} if code == "400" else {}),
                 }
                 for code, text in REFUSALS.items()
             },
@@ -605,7 +606,7 @@ def _operation(
     responses: Json = {"200": {"description": "Done.", "content": content}}
     if later:
         responses["202"] = {"description": "Stored; applied once Redis is back.", "content": content}
-    reads = "400" not in refusals
+    reads = refusals is not REFUSALS
     roles = answered.access.read if reads else answered.access.writers(verb)
     operation: Json = {
         "operationId": f"{answered.name}.{verb}",

@@ -20,9 +20,21 @@ from gateway.admin.resources.resource import (
     Filter,
     ReportEndpoint,
     Resource,
+    absent,
     filters,
 )
-from gateway.admin.resources.values import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text, optional
+from gateway.admin.resources.values import (
+    BASE64,
+    Amount,
+    Flag,
+    Id,
+    In,
+    Instant,
+    Out,
+    SignedOrZero,
+    Text,
+    optional,
+)
 from gateway.core.accounts.administration import (
     BILLING,
     DEFAULT_NAME,
@@ -43,6 +55,8 @@ ATTRIBUTION_CHARS_MAX = 250
 UNREADABLE = "unreadable"
 # Fields with packed bytes, which are shown decoded.
 _READ = frozenset({"metadata", "facts", "priced"})
+# The default of a field that may be left out, and not be null.
+_LEFT_OUT: Any = Field(default_factory=absent)
 BY = "Who did it, as the audit log has its `actor`: such as token:7, or builtin:admin."
 PERSON = "Which person that was, where a provider of identities has said so."
 
@@ -79,41 +93,33 @@ class DeadLetter(Out):
 
 
 class EventChanges(In):
-    """Corrections of an entry's facts. Its owner and its place in the account cannot change."""
+    """Corrections of an entry's facts; metadata alone may be removed. Its owner and place cannot change."""
 
-    at_ms: Amount | None = None
-    epoch: Amount | None = None
-    service_id: Amount | None = None
-    key_id: Amount | None = None
-    cycle: Amount | None = None
-    amount: Amount | None = None
-    remaining: SignedOrZero | None = None
-    used: Amount | None = None
-    next_reset_ms: Amount | None = None
-    credits: Amount | None = None
-    balance: SignedOrZero | None = None
-    units: Amount | None = None
-    spend: SignedOrZero | None = None
-    spent: SignedOrZero | None = None
-    source: Annotated[str, Field(strict=True, max_length=SOURCE_CHARS_MAX)] | None = None
-    user: Annotated[str, Field(strict=True, max_length=USER_CHARS_MAX)] | None = None
-    attribution: Annotated[str, Field(strict=True, max_length=ATTRIBUTION_CHARS_MAX)] | None = None
-    metadata: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def only_metadata_is_removed(self) -> EventChanges:
-        """Refuse null in all fields but `metadata`, which may be removed."""
-        empty = [name for name in self.model_fields_set if getattr(self, name) is None and name != "metadata"]
-        if empty:
-            raise ValueError(f"{', '.join(sorted(empty))} must not be null")
-        return self
+    at_ms: Amount = _LEFT_OUT
+    epoch: Amount = _LEFT_OUT
+    service_id: Amount = _LEFT_OUT
+    key_id: Amount = _LEFT_OUT
+    cycle: Amount = _LEFT_OUT
+    amount: Amount = _LEFT_OUT
+    remaining: SignedOrZero = _LEFT_OUT
+    used: Amount = _LEFT_OUT
+    next_reset_ms: Amount = _LEFT_OUT
+    credits: Amount = _LEFT_OUT
+    balance: SignedOrZero = _LEFT_OUT
+    units: Amount = _LEFT_OUT
+    spend: SignedOrZero = _LEFT_OUT
+    spent: SignedOrZero = _LEFT_OUT
+    source: Annotated[str, Field(strict=True, max_length=SOURCE_CHARS_MAX)] = _LEFT_OUT
+    user: Annotated[str, Field(strict=True, max_length=USER_CHARS_MAX)] = _LEFT_OUT
+    attribution: Annotated[str, Field(strict=True, max_length=ATTRIBUTION_CHARS_MAX)] = _LEFT_OUT
+    metadata: dict[str, Any] | None = _LEFT_OUT
 
 
 class DeadLetterRedrive(In):
     """How to store a dead letter: unchanged, with some facts corrected, or as a whole new entry."""
 
     changes: EventChanges | None = None
-    raw: Annotated[str, Field(strict=True, min_length=1, max_length=RAW_CHARS_MAX)] | None = optional(
+    raw: Annotated[str, Field(strict=True, min_length=1, max_length=RAW_CHARS_MAX), BASE64] | None = optional(
         "The whole entry, base64: for one that cannot be read."
     )
     reason: Text | None = None

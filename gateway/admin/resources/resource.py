@@ -353,7 +353,7 @@ def patch_of(
     fields = {
         field: (
             kinds.get(field, _kind_of_field(info)),
-            ModelField(default_factory=_absent, description=info.description),
+            ModelField(default_factory=absent, description=info.description),
         )
         for field, info in model.model_fields.items()
         if field not in without
@@ -413,7 +413,7 @@ def _told(kind: Any) -> Any:
     return dict[str, Any] if isinstance(kind, type) and issubclass(kind, In) else kind
 
 
-def _absent() -> None:
+def absent() -> None:
     return None
 
 

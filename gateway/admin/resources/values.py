@@ -35,7 +35,7 @@ from gateway.core.accounts.outbox import read_facts, told_of
 from gateway.core.billing.charges import TOKEN_PRICE_MAX
 from gateway.core.billing.document import ADDRESS_LINES_MAX, ENDPOINT, countries, is_mail_address
 from gateway.core.billing.money import EXACT, MICRO, MINOR_DIGITS, NANO
-from gateway.core.calls.routes import read_pattern
+from gateway.core.calls.routes import PATTERN_SCHEMA, read_pattern
 from gateway.core.model import INTEGER_MAX
 from gateway.core.text import hidden_in
 from gateway.core.times import rfc3339
@@ -207,8 +207,8 @@ class _PatternText:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return no_info_after_validator_function(self._check, handler(source))
 
-    def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"type": "string", "pattern": f"^{self.pattern}$"}
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(core) | {"pattern": f"^{self.pattern}$"}
 
     def _check(self, text: str) -> str:
         if re.fullmatch(self.pattern, text) is None:
@@ -219,6 +219,10 @@ class _PatternText:
 def _word(characters: str, right: str) -> _PatternText:
     pattern = rf"[{characters}][{characters}._-]{{0,63}}"
     return _PatternText(pattern, f"1 to 64 of {right}, '.', '_' and '-', beginning with a letter or digit")
+
+
+# Standard base64 with its padding (RFC 4648, 4).
+BASE64 = _PatternText(r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", "base64")
 
 
 def _told(value: object) -> object:
@@ -244,7 +248,7 @@ PathPattern = Annotated[
     str,
     Field(strict=True),
     AfterValidator(_pattern),
-    WithJsonSchema({"type": "string", "pattern": "^/", "examples": ["/v1/sms/*"]}),
+    WithJsonSchema({**PATTERN_SCHEMA, "examples": ["/v1/sms/*"]}),
 ]
 Currency = Annotated[
     str, Field(strict=True), _PatternText(f"({'|'.join(MINOR_DIGITS)})", 'an ISO 4217 code, such as "USD"')

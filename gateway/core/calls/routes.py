@@ -222,9 +222,15 @@ Plain = tuple[str, ...]
 # A character in a path segment (RFC 3986, 3.3), without the ; at which some servers end a segment.
 CHARACTER = r"(?:[A-Za-z0-9\-._~!$&'()*+,=:@]|%[0-9A-Fa-f]{2})"
 # Paths with these are refused before any route is looked for, so no pattern could ever let them pass.
-TWO_READINGS = r"//|/\.{1,2}(?:/|\Z)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])"
+TWO_READINGS = r"//|/\.{1,2}(?:/|$)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])"
 _PATTERN = re.compile(f"/(?:{CHARACTER}|/)*")
 _NEVER_SENT = re.compile(TWO_READINGS)
+# What `read_pattern` takes, as JSON Schema has it: a regular expression of ECMA 262.
+PATTERN_SCHEMA = {
+    "type": "string",
+    "maxLength": PATTERN_CHARACTERS_MAX,
+    "pattern": rf"^(?!.*(?:{TWO_READINGS}|[^/]\*|\*[^/])){_PATTERN.pattern}$",
+}
 # A parameter in a template: whether slashes match too, its name, and whether it matches the rest.
 PARAMETER = re.compile(r"\{(\+?)([A-Za-z_]+)(…|\.\.\.)?\}")
 _USUAL_PORTS = {80, 443}
