@@ -230,8 +230,7 @@ def _began(interval: str, piece: ReportPiece) -> ColumnElement[datetime]:
 
 # An owner's exact use by day and service, from roll-ups. Units that are money are left out.
 _ORGANIZATION_DAYS = text(f"""
-SELECT u.day, u.service_id, least(sum(u.requests), {SUM_MAX})::bigint AS requests,
-       least(sum(u.tokens), {SUM_MAX})::bigint AS tokens,
+SELECT u.day, u.service_id, least(sum(u.tokens), {SUM_MAX})::bigint AS tokens,
        least(sum(u.credits), {SUM_MAX})::bigint AS credits,
        least(sum(u.usage_amount - coalesce(m.quantity, 0)), {SUM_MAX})::bigint AS usage_amount
   FROM usage_daily AS u LEFT JOIN usage_tier AS m ON m.tenant_id = u.tenant_id AND m.day = u.day

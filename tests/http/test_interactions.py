@@ -228,6 +228,21 @@ async def test_predicted_pictures_cost_as_many_as_came(
     assert (facts(stage).tools, facts(stage).cost, facts(stage).unpriced) == (tools, cost, "")
 
 
+EMBEDDED = {"predictions": [{"embeddings": {"statistics": {"token_count": 7}}}]}
+
+
+@pytest.mark.parametrize(
+    ("told", "status", "charged"),
+    [(EMBEDDED | {"error": {}}, b"200 OK", []), (EMBEDDED, b"500 x", []), ({}, b"200 OK", [11])],
+)
+async def test_failed_predictions_cost_nothing_and_missing_ones_their_input(
+    stage: Stage, told: dict[str, Any], status: bytes, charged: list[int]
+) -> None:
+    stage.upstream.scripts = [[answer(json.dumps(told).encode(), status=status)]]
+    await stage.ask(post(b'{"instances":[{"content":"a"}]}', b"/v1beta/models/gemini-x:predict"))
+    assert [one.tokens for one in stage.counters.charges] == charged
+
+
 async def test_predicted_embeddings_cost_their_tokens(stage: Stage) -> None:
     told = {"predictions": [{"embeddings": {"values": [], "statistics": {"token_count": n}}} for n in (7, 5)]}
     stage.upstream.scripts = [[answer(json.dumps(told).encode())]]

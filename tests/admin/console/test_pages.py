@@ -318,7 +318,8 @@ async def test_an_organization_of_many_tenants_shows_its_last_days(
 ) -> None:
     made = await furnish(api)
     address = f"/organizations/{made['organizations']['id']}"
-    assert "all 30 days" in (await admin.open(address)).text
+    page = (await admin.open(address)).text
+    assert 'all 30 days</span> <span class="number">60 T</span>' in page
     tenants_of = ConsoleQueries.tenants_of
 
     async def many_of_each(figures: ConsoleQueries, organization_id: int, most: int) -> int:

@@ -211,6 +211,21 @@ async def test_a_keeper_takes_it_over_as_it_is(before: World, connect: Connect) 
     assert before.reserve(need=1).verdict is Verdict.ADMITTED
 
 
+@pytest.mark.parametrize(("layout", "all_read_it"), [(EARLIER, False), (EARLIER, True), (LAYOUT, True)])
+async def test_a_partition_is_taken_up_once_all_read_todays_layout(
+    world: World, connect: Connect, layout: int, *, all_read_it: bool
+) -> None:
+    keeper = KeeperCounters(await connect(world.url), takes_up=lambda: all_read_it)
+    before = packing.marker(bytes(40), 1, 1, layout)
+    world.client.set(keys.marker(world.p), before)
+    everything = world.everything()
+    after = await keeper.take_up_layout(world.p, before, is_large=False)
+    assert after == packing.marker(bytes(40), 1, 1, LAYOUT if all_read_it else EARLIER)
+    assert world.get(keys.marker(world.p)) == after
+    assert (world.everything() == everything) is (after == before)
+    assert await keeper.take_up_layout(world.p, b"other", is_large=True) is None
+
+
 async def test_a_partition_of_a_newer_version_is_left_alone(world: World, connect: Connect) -> None:
     newer = bytes([LAYOUT + 1]) + packing.marker(world.run_id, 1, 1)[1:] + b"more"
     world.client.set(keys.marker(world.p), newer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 import psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -12,7 +13,7 @@ from gateway.core.accounts.definitions import ControlWrite, KeyDefinition
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import Limits
 from persistence import engine as engines
-from persistence.keeper.definitions import WRITES_MAX, Pushes
+from persistence.keeper.definitions import WRITES_MAX, Pushes, catalogue
 from tests.persistence.scenario import settle_in
 
 
@@ -51,6 +52,23 @@ async def test_pushes_of_no_partition_wait_for_a_keeper_of_any_partition(
     pushes = Pushes(pool)
     found = [await pushes.accounts(9, some) for some in ([7], [], None)]
     assert found == [["prices", "tenant:7"], ["prices"], ["prices", "tenant:7", "tenant:8"]]
+
+
+async def test_the_catalogue_weighs_tokens_of_plans_that_are_there(migrated: str, pool: AsyncEngine) -> None:
+    weights, gone = '{"input": "0.5"}', datetime.now(UTC)
+    plans = [
+        ("weighed", weights, None),
+        ("plain", None, None),
+        ("empty", "{}", None),
+        ("gone", weights, gone),
+    ]
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        insert = "INSERT INTO token_plan (name, weights, deleted_at) VALUES (%s, %s, %s) RETURNING id"
+        weighed, *_ = [connection.execute(insert, plan).fetchone() for plan in plans]
+    async with pool.connect() as connection:
+        found = (await catalogue(connection)).weights
+    assert weighed is not None
+    assert found == {weighed[0]: {"input": 500_000}}
 
 
 async def test_a_key_that_was_deleted_says_that_its_subject_is_nobodys(
