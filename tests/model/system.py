@@ -85,6 +85,7 @@ class System:
         self.follows: list[int | None] = [0, 1]
         self.offer: int | None = 0
         self.bounds: tuple[int, int | None] = (0, None)
+        self.services_open = self.services_in_force = "all"
         self.patience = 0.0
         self.in_force: dict[str, int] = {}
         self.waiting: list[Callable[[], None]] = []
@@ -197,10 +198,8 @@ class System:
 
     def _may_use(self, key: str) -> bool:
         """Whether the organization's terms, as they are in force, let it use a service."""
-        if key == "m-sub":
-            return self.included is not None and key in self.included
-        alike = {one for one in self.in_force if self.catalogue[one].meter == self.catalogue[key].meter}
-        return not alike or key in alike
+        given = self.services_in_force == "all" or key in self.in_force
+        return given and (key != "m-sub" or key in (self.included or ()))
 
     async def extend(self, at: int, seen: int, margin: int) -> None:
         """A call that runs: its hold follows what was seen of it."""
@@ -372,6 +371,12 @@ class System:
         self.bounds = (limit, cap)
         self.waiting.append(self._define_owner)
 
+    async def open(self, services: str) -> None:
+        """The organization may use all services, or only those that it negotiated a price of."""
+        await self.backend.write("organizations", "change", self.owner, services=services)
+        self.services_open = services
+        self.waiting.append(self._define_owner)
+
     async def subscribe(self, to: int | None) -> None:
         """Another subscription plan now, or none any more."""
         if to is None:
@@ -513,6 +518,7 @@ class System:
 
     def _define_owner(self) -> None:
         self.organization.limit, self.organization.cap = self.bounds
+        self.services_in_force = self.services_open
         self.included = None if self.offer is None else {"m-sub"} if self.offer == 0 else set()
         self.in_force = dict(self.negotiated)
         self.prices = {

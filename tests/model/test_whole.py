@@ -50,6 +50,7 @@ STEP = st.one_of(
     st.tuples(st.just("reprice"), st.sampled_from(PRICED), st.integers(1, 60)),
     st.tuples(st.just("negotiate"), st.sampled_from(["m-unit", "m-both", "m-once"]), OWN_PRICE),
     st.tuples(st.just("bound"), st.integers(0, 200), st.none() | st.integers(0, 60_000)),
+    st.tuples(st.just("open"), st.sampled_from(["all", "listed"])),
     st.tuples(st.just("subscribe"), st.none() | WHICH),
     st.tuples(st.just("next_cycle"), WHICH),
     st.tuples(st.just("deliver_again"), AT),
