@@ -34,7 +34,7 @@ class Deployment:
         admin_port = self.admin_port = free_port()
         self.keeper = self.start("keeper", "--admin-port", str(admin_port))
         self.start("demo-upstream", "--port", str(self.upstream_port))
-        wait_until(lambda: answers(admin_port), HUNG_S)
+        until_ready(self.keeper, admin_port)
         self.admin = Admin(admin_port, ADMIN_TOKEN)
 
     def start(self, *arguments: str, **environ: str) -> Process:
@@ -51,7 +51,7 @@ class Deployment:
         made = self.start(
             "serve", "--config", str(self.config), *where, TOLLKEEPER_OPS_HOST="127.0.0.1", **environ
         )
-        wait_until(lambda: answers(ops_port), HUNG_S)
+        until_ready(made, ops_port)
         return made
 
     def stop(self) -> None:
@@ -61,6 +61,16 @@ class Deployment:
                 process.popen.terminate()
         for process in self.started:
             process.ended()
+
+
+def until_ready(process: Process, port: int) -> None:
+    """Wait until it is ready; one that has ended never is, and said why."""
+
+    def look() -> bool:
+        assert process.running, process.said
+        return answers(port)
+
+    wait_until(look, HUNG_S)
 
 
 def answers(port: int) -> bool:

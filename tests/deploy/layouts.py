@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests import newer
 from tests.conftest import free_port
-from tests.deploy.deployment import ADMIN_TOKEN, Deployment, answers
+from tests.deploy.deployment import ADMIN_TOKEN, Deployment, until_ready
 from tests.deploy.processes import Admin, Process
 from tests.deploy.rolling import USED, Charged, Gateways, Load, Outcome, loaded, streaming
 from tests.waiting import HUNG_S, wait_until
@@ -96,6 +96,6 @@ class Rollout:
     def _keeper(self) -> Process:
         port = free_port()
         made = self.deployment.start("keeper", "--admin-port", str(port))
-        wait_until(lambda: answers(port), HUNG_S)
+        until_ready(made, port)
         self.admin = Admin(port, ADMIN_TOKEN)
         return made

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import tomllib
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -37,8 +38,13 @@ def release(tmp_path: Path) -> Path:
         pytest.skip("this checkout has no history")
     tree = tmp_path / "release"
     tree.mkdir()
-    packed = _git("archive", f"{brought.stdout.strip().decode()}^", "gateway", "lua", "persistence")
+    commit, parts = f"{brought.stdout.strip().decode()}^", ("gateway", "lua", "persistence", "pyproject.toml")
+    packed = _git("archive", commit, *parts)
     subprocess.run(["tar", "-x", "-C", tree], input=packed.stdout, check=True)
+    # Its own name and version, which it asks its installation for.
+    project = tomllib.loads((tree / "pyproject.toml").read_text())["project"]
+    (about := tree / f"{project['name']}-{project['version']}.dist-info").mkdir()
+    (about / "METADATA").write_text("Name: {name}\nVersion: {version}\n".format_map(project))
     return tree
 
 
