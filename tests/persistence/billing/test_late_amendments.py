@@ -169,6 +169,21 @@ async def test_debt_goes_from_one_plan_that_carries_to_another_and_a_person_ends
     assert await early(april, ids) == Decimal("299.40")
 
 
+async def test_debt_goes_down_with_each_reset_of_the_plan_that_carries_it(april: April) -> None:
+    ids = await big_plan(april)
+    small = await plan(april, "Small", "1.00", 1_000, **CARRIES)
+    await use(april, 1, 999_000)
+    await act(april, ids, "change", plan_id=small, when="now")
+    for month in (5, 6):
+        await april.on(at(month, 1))
+        april.account.reset()
+        april.flush()
+        assert await early(april, ids) == 0
+    await act(april, ids, "cancel", when="now")
+    # What three times 1,000 tokens did not pay.
+    assert await early(april, ids) == Decimal("298.80")
+
+
 async def test_debt_of_a_tenant_that_is_deleted_is_owed_with_the_end_of_its_plan(april: April) -> None:
     ids = await big_plan(april)
     small = await plan(april, "Small", "1.00", 1_000, **CARRIES)

@@ -77,6 +77,16 @@ async def test_what_a_month_gives_back_is_taken_off_what_is_due(april: April) ->
     assert (await stands(april, first))[0] == "paid"
 
 
+async def test_notes_name_the_invoice_that_billed_what_they_give_back_and_no_other_note(april: April) -> None:
+    ids, first, note = await downgraded(april)
+    least = await plan(april, "Least", "6.00", 1)
+    await april.on(at(6, 4))
+    await act(april, ids, "change", plan_id=least, when="now")
+    for each in (note, await bill(april, ids)):
+        corrected = [one["number"] for one in each["corrects"]]
+        assert (each["kind"], corrected) == ("credit_note", [first["number"]])
+
+
 async def test_credit_of_what_is_paid_goes_to_the_next_invoice_and_the_rest_is_paid_back(
     april: April,
 ) -> None:
