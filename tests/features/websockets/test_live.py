@@ -656,3 +656,22 @@ def test_what_interrupts_an_answer_is_held_for_although_nothing_of_its_own_answe
         event = json.dumps({"serverContent": {"modelTurn": {}, word: True}, "usageMetadata": usage})
         assert session.hear(event.encode()) == (event.encode(), False, True)
         assert session.pending is pending
+
+
+# What costs nothing between turns.
+FREE: dict[str, object] = {
+    name: {}
+    for name in (
+        "setupComplete", "goAway", "sessionResumptionUpdate", "toolCallCancellation", "voiceActivity",
+        "voiceActivityDetectionSignal",
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "is_free"),
+    [(FREE, True), ({"goAway": {}}, True), ({}, False), (FREE | {"serverContent": {}}, False)],
+)
+def test_what_costs_nothing_passes_between_turns(said: dict[str, object], is_free: bool) -> None:
+    event = json.dumps(said).encode()
+    assert GeminiLiveSession({}).hear(event) == (event, is_free, False)

@@ -96,6 +96,13 @@ async def test_bytes_out_of_turn_destroy_an_idle_connection(stage: Stage) -> Non
     assert (await client.ask(post(CHAT))).body == ANSWER
 
 
+async def test_an_open_connection_is_idle_once_its_answer_is_over(stage: Stage) -> None:
+    assert (await stage.ask(post(CHAT))).status == 200
+    told = stage.plane.snapshot()["upstream_connections_open"]
+    assert isinstance(told, list)
+    assert sorted(row for row in told if row[0] == "up") == [("up", "busy", 0), ("up", "idle", 1)]
+
+
 async def test_interim_answers_move_nothing(stage: Stage) -> None:
     client = await stage.client()
     for early in (
