@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, core, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.vendor import pretty
 
 # The environment variable that has a night's seed, for forked processes and for programs that tests start.
 SEED: Final = "SEARCH_SEED"
@@ -87,3 +88,5 @@ def load_profile() -> None:
         suppress_health_check=list(HealthCheck), print_blob=is_night(),
     )  # fmt: skip
     settings.load_profile("search")
+    # The one of schemathesis, which is a plugin of pytest, prints no value of any test.
+    core.RepresentationPrinter = pretty.RepresentationPrinter  # type: ignore[attr-defined]  # not exported

@@ -1,4 +1,4 @@
-"""The tiers name files that are there, and a run of them fails where one test does."""
+"""The tiers name files that are there, a run of them fails where one test does, and what failed is said."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.search import seeds_of
 from tests.suite import VERIFY
@@ -52,3 +54,14 @@ def test_a_seed_that_fails_is_played_first_until_it_passes(tmp_path: Path) -> No
     assert play(usual[1]) == usual[:2]
     assert play(0) == [usual[1], *usual]
     assert play(0) == usual
+
+
+def test_the_example_that_fails_is_printed() -> None:
+    @settings(database=None)
+    @given(st.just("a value"))
+    def fails(value: str) -> None:
+        raise AssertionError(value)
+
+    with pytest.raises(AssertionError) as failed:
+        fails()
+    assert "value='a value'" in "".join(failed.value.__notes__)
