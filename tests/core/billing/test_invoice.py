@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given
@@ -315,6 +316,19 @@ def test_units_are_billed_once_however_often_invoices_are_made(
     assert sum(line.quantity for line in lines) == billed
     first = sum(line.quantity for line in lines if line.unit_price == TIERS[0].unit_price)
     assert first == min(billed, 10_000)
+
+
+@given(st.lists(st.integers(-60, 60), min_size=1, max_size=6))
+def test_units_cost_one_by_one_what_their_tier_says_below_zero_too(steps: list[int]) -> None:
+    tiers = [PriceTier(10, Decimal(7)), PriceTier(25, Decimal(3)), PriceTier(None, Decimal(1))]
+
+    def worth(end: int) -> int:
+        cost = sum(7 if unit < 10 else 3 if unit < 25 else 1 for unit in range(abs(end)))
+        return cost if end > 0 else -cost
+
+    for before, after in pairwise(accumulate(steps, initial=0)):
+        cost = sum(each.quantity * each.unit_price for each in spread(tiers, before, after - before))
+        assert cost == worth(after) - worth(before)
 
 
 def test_what_is_too_small_for_a_document_adds_up_over_documents() -> None:

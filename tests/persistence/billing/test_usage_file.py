@@ -104,11 +104,11 @@ async def test_uses_are_on_the_line_with_the_tax_of_their_day(april: April) -> N
     ]  # fmt: skip
 
 
-# A call of 2,500 is not above that.
-NO_TIER = {"above": 2500, "input": "99"}
+# A call of 2,500 is above the first, and above a higher one; it is not above the second.
+NO_TIERS = {"above": 500, "input": "98"}, {"above": 2500, "input": "99"}
 TABLE = {
     "input": "2", "output": "9",
-    "context_tiers": [{"above": 1000, "input": "3", "cache_read": None}, NO_TIER],
+    "context_tiers": [{"above": 1000, "input": "3", "cache_read": None}, *NO_TIERS],
 }  # fmt: skip
 # By hand: 2,000 of input and 500 read of a cache cost the dearer prices, times a factor of a half.
 LONG = (2000 * 6 + 500 * 6 + 100 * Decimal("22.5")) / 2 / 1_000_000 + Decimal("0.0005") + Decimal("0.03")
@@ -122,7 +122,7 @@ async def test_what_a_call_cost_is_computed_from_its_row(april: April, tier: Any
     price = await april.do(
         "prices", "create", provider=None, model="m", match="exact", currency="USD", effective_from=at(3, 1),
         input=Decimal(3), output=Decimal(15), cache_read=Decimal("0.3"),
-        context_tiers=[{"above": 1000, "input": "6", "output": "22.5", "cache_read": None}, NO_TIER],
+        context_tiers=[{"above": 1000, "input": "6", "output": "22.5", "cache_read": None}, *NO_TIERS],
         service_tiers={"batch": tier}, tools={"search": "10"}, request=Decimal("0.001"), source="operator",
     )  # fmt: skip
     facts = CallFacts(
