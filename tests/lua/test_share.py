@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from gateway.counters.redis import keys
 from gateway.features.capacity.accounts import CapacityAsk, CapacityEnd
 from tests.builders import World
@@ -86,6 +88,15 @@ def test_a_share_that_waits_at_another_gateway_goes_before_one_that_had_more(wor
     wait, let_in = share(world, ask("again"), requests=600, ended=ended)
     assert (wait > 0, let_in) == (True, 0)
     assert share(world, ask("other", "o2"), requests=600)[1] == 1
+
+
+@pytest.mark.parametrize(("more", "let_in"), [(0, 1), (1, 0)])
+def test_a_share_of_which_more_wait_goes_on_before_one_that_had_more(
+    world: World, more: int, let_in: int
+) -> None:
+    share(world, *(ask(str(number)) for number in range(7)), requests=600)
+    assert share(world, ask("other", "o2", weight=100, more=more), requests=600)[1] == 1
+    assert share(world, ask("again"), requests=600)[1] == let_in
 
 
 def test_what_a_call_did_not_use_is_given_back(world: World) -> None:

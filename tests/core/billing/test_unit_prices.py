@@ -113,6 +113,12 @@ def test_pictures_are_paid_by_their_tokens_where_an_answer_has_any() -> None:
     assert unpriced(vector, used, (26, 0, 0, 0, 4_160, *NO_COUNTS[5:])) == []
 
 
+def test_sound_is_paid_by_its_tokens_where_a_call_has_any() -> None:
+    used, vector = {"audio_second": 3}, read_price(price_row(input="1", audio_input="2")).vector
+    assert unpriced(vector, used) == unpriced(vector, used, (1, *NO_COUNTS[1:])) == []
+    assert unpriced(vector, used, NO_COUNTS) == ["audio_second"]
+
+
 class _Before(msgspec.Struct):
     """Prices as a program reads them that knows of tokens and tools alone."""
 

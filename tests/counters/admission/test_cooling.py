@@ -285,8 +285,9 @@ async def test_what_an_older_version_kept_is_claimed_when_it_is_named(
     """It wrote the list alone; so it is of what is told while its owner's server is away."""
     time = Time()
     objects = ObjectOwners(await connect(valkey), time, 60, 10)
-    await in_task(objects.keep(MINE, ["resp_1", "resp_2"]))
-    assert world.client.delete(owner_key("resp_1"), owner_key("resp_2")) == 2
+    listed = ["resp_1", "resp_2", "resp_4", "resp_5"]
+    await in_task(objects.keep(MINE, listed))
+    assert world.client.delete(*map(owner_key, listed)) == 4
     assert not await ask(objects, OTHERS, "resp_1")
     assert not await ask(objects, MINE, "resp_1", "resp_3")
     time.now += 20
@@ -296,6 +297,10 @@ async def test_what_an_older_version_kept_is_claimed_when_it_is_named(
     assert not await ask(objects, OTHERS, "resp_1")
     await in_task(objects.keep(OTHERS, ["resp_2"]))
     assert (await ask(objects, MINE, "resp_2"), await ask(objects, OTHERS, "resp_2")) == (False, True)
+    time.now += 39
+    assert await ask(objects, MINE, "resp_4"), "in its last second"
+    time.now += 1
+    assert not await ask(objects, MINE, "resp_5")
 
 
 async def test_an_organization_has_the_newest_and_no_more(valkey: str, connect: Connect, world: Any) -> None:

@@ -93,6 +93,8 @@ async def test_it_never_waits_for_what_came_behind_it(world: World, keeping: Rec
     call = late_call(world)
     assert await keeping.late(10) == []
     world.moved(1, 3)
+    late_call(world)
+    assert await keeping.late(10) == []
     stored(world, before)
     assert ids(await keeping.late(10)) == [call.id]
 

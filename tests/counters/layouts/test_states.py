@@ -158,7 +158,9 @@ def test_accounts_of_before_admit_are_granted_defined_and_shown(ours: World) -> 
     ours.version = ours.tenant.version
     user_limits = ours.tenant.user_rpm, ours.tenant.user_tpm, ours.tenant.user_concurrency
     assert states.unpack(states.TenantState, ours.peek(3, ours.tenant_key)[0]).held == ours.tenant.held
+    inflight = ours.key.inflight
     assert ours.reserve(need=10, user="new").verdict is Verdict.ADMITTED
+    assert ours.key.inflight == inflight + 1
     new = ours.user("new")
     assert (new.rpm, new.tpm, new.concurrency) == user_limits
     total = ours.tenant.remaining

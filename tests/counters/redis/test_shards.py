@@ -221,6 +221,9 @@ async def test_each_primary_has_a_wire_whatever_lingers_and_of_others_there_are_
     with pytest.raises(CountersUnavailable):
         await ask(shards._at(("127.0.0.1", 2001)), "GET", name(0))
     assert ("127.0.0.1", 2001) not in shards._wires
+    for port in (1, 1001):
+        shards._leave(("127.0.0.1", port))
+    assert [("127.0.0.1", port) in shards._wires for port in (1, 2, 1001)] == [False, True, True]
     await shards.close()
 
 

@@ -107,14 +107,19 @@ async def test_a_call_is_amended_once_and_by_no_more_than_it_was(april: April) -
 
 
 @pytest.mark.parametrize(
-    ("direction", "units", "worth"),
-    [("IN", 2, "-0.20"), ("IN", 6, "-1.20"), ("IN", 10, "-10.40"), ("OUT", 3, "0.30"), ("OUT", 10, "1.00")],
-)
+    ("used", "direction", "units", "worth"),
+    [
+        (10, "IN", 2, "-0.20"), (10, "IN", 6, "-1.20"), (10, "IN", 10, "-10.40"),
+        (10, "OUT", 3, "0.30"), (10, "OUT", 10, "1.00"), (0, "OUT", 3, "0.15"),
+    ],
+)  # fmt: skip
 async def test_units_that_crossed_a_tier_are_moved_at_what_each_cost(
-    april: April, direction: str, units: int, worth: str
+    april: April, used: int, direction: str, units: int, worth: str
 ) -> None:
+    """Where a call used none, at the price of now."""
     await april.on(at(4, 1))
-    rerank = await service(april, "rerank", "Pay-Per-Use", pricing=None)
+    now = {"tiers": [{"up_to": None, "unit_price": "0.05"}]}
+    rerank = await service(april, "rerank", "Pay-Per-Use", pricing=now)
     tenant = await april.do("tenants", "create", name="Main")
     april.account = Account(tenant["organization_id"], tenant["id"], None, service_id=rerank)
     april.account.tiers = (
@@ -123,7 +128,7 @@ async def test_units_that_crossed_a_tier_are_moved_at_what_each_cost(
         PriceTier(None, Decimal("0.1")),
     )
     request_id = str(uuid4())
-    april.account.consume(None, units=10, request_id=request_id)
+    april.account.consume(None, units=used, request_id=request_id)
     april.flush()
     await amend(april, request_id, direction=direction, units=units)
     waiting: Any = rows_of(
