@@ -395,6 +395,14 @@ async def test_what_may_have_acted_is_not_asked_for_again(pair: Pair, steps: lis
     assert pair.asked == (1, asked)
 
 
+async def test_a_target_that_was_sent_nothing_is_passed_over_also_behind_one_that_refused() -> None:
+    targets = ("up", "first"), ("other", "second"), ("up", "third")
+    async with paired(rule("fast", *targets), of_other={"base_url": "http://127.0.0.1:1"}) as pair:
+        pair.stage.upstream.scripts.append([LIMITED])
+        assert (await pair.ask(chat(tools=ACTING))).status == 200
+        assert (pair.asked, sent_model(pair.stage.upstream)) == ((2, 0), "third")
+
+
 # Money.
 
 

@@ -70,3 +70,7 @@ def test_of_several_models_each_part_is_the_dearest() -> None:
     other = Vector(2, "USD", (300, *TEXT[1:4], 50, 50, 100, 50, 100, 50), request=9)
     found = dearest_rate([LONG, other], 10, PriceQualifiers(caches=False), in_money=False)
     assert (found.input, found.output, found.fixed) == (300, 500, 9)
+    loud = Vector(3, "USD", (*other.prices[:7], 600, *other.prices[8:]))
+    for sound, output in ((True, 600), (False, 500)):
+        asks = PriceQualifiers(sound=sound)
+        assert dearest_rate([loud, LONG, other], 10, asks, in_money=False).output == output
