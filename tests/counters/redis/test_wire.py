@@ -267,8 +267,12 @@ async def test_too_many_waits_fail_at_once(connect: Connect) -> None:
         waits = [wire.send(encode(b"PING")) for _ in range(PENDING_MAX + 1)]
         assert [wait.done for wait in waits] == [False] * PENDING_MAX + [True]
         assert await failed(waits[-1])
+        with pytest.raises(CountersUnavailable):
+            wire.send_together(encode(b"PING"))
         await wire.close()
         assert await failed(waits[0])
+        with pytest.raises(CountersUnavailable):
+            wire.send_together(encode(b"PING"))
 
 
 async def test_a_server_that_does_not_answer_cannot_be_opened(own_valkey: START) -> None:
