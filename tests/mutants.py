@@ -31,6 +31,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
+import psycopg
 import pytest
 
 from tests.conftest import postgres_bin, postgres_of
@@ -307,6 +308,7 @@ def main() -> None:
             began = time.monotonic()
             killer, error = kill(mutant, copy, options.seconds, postgres)
             took = round(time.monotonic() - began)
+            psycopg.connect(postgres).close()  # without it every test fails, for each mutant
             rows.append(asdict(mutant) | {"killed": killer, "error": error, "seconds": took})
             print(f"{mutant.file}:{mutant.number + 1}: {mutant.after.strip()[:70]} -> {killer}", flush=True)
             options.to.write_text(json.dumps(rows, indent=1))

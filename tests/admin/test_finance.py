@@ -67,6 +67,8 @@ async def test_what_is_owed(api: Api) -> None:
     ]  # fmt: skip
     [read] = pq.read_table(io.BytesIO((await reader.get("reports/unbilled.parquet")).raw)).to_pylist()
     assert (read["month"], read["amount"]) == (date(2026, 3, 1), Decimal("2.5"))
+    [revenue] = (await reader.get("reports/revenue?from=2026-01")).json["items"]
+    assert (revenue["kind"], revenue["amount"]) == ("usage", "60.5")
     for name in ("unbilled", "balances"):
         assert (await reader.get(f"reports/{name}?at=2020-01-01")).json["items"] == []
 
