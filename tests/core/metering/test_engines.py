@@ -21,6 +21,7 @@ from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import read_call
 from gateway.core.calls.facts import take_facts
 from gateway.core.calls.routes import Route, UpstreamFacts
+from gateway.core.families.openai.reports import _Sum
 from gateway.core.metering.meter import Meter
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Family
@@ -379,3 +380,10 @@ def test_hostile_reports_of_choices_are_within_what_passed_and_what_was_stated(
     if ends:
         made.finish()
     assert sum(passed) <= made.usage().output <= most * choices
+
+
+def test_reports_of_choices_add_up_and_a_lower_one_of_a_choice_takes_nothing_back() -> None:
+    found = _Sum()
+    for index, numbers in ((0, (10, 5, 2, 3)), (1, (10, 7, 2, 0)), (0, (10, 4, 2, 1)), (1, (10, 8, 2, 4))):
+        found.put(index, 0, numbers)
+    assert (found.read, found.written, found.cached, found.reasoning) == (10, 13, 2, 7)

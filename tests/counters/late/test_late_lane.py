@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.holds import LateSettlement
-from gateway.core.accounts.outbox import decode
+from gateway.core.accounts.outbox import VERSION, decode
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import park
 from gateway.counters.keeper.verification import KeeperCounters
-from gateway.counters.late import LOOK_ENTRIES, LateLane, ReclaimClient
+from gateway.counters.late import ANYBODYS, LOOK_ENTRIES, LateLane, ReclaimClient, owner_of
 from gateway.counters.redis import keys
 from tests.builders import BLANK, Call, World, encode
 from tests.counters.conftest import Connect
@@ -46,6 +46,23 @@ def ids(found: list[LateSettlement] | Any) -> list[str]:
 
 def dealt_with(world: World, found: Any) -> None:
     world.client.xdel(keys.late(world.p), *(one.entry_id for one in found))
+
+
+PACKED = encode(replace(decode(BLANK), organization_id=7))
+
+
+@pytest.mark.parametrize(
+    ("packed", "owner"),
+    [
+        (PACKED, 7),
+        (bytes([VERSION + 1]) + PACKED[1:] + bytes(24), ANYBODYS),
+        (PACKED[:10], 0),
+        (bytes([VERSION - 1]) + PACKED[1:], 0),
+        (b"", 0),
+    ],
+)
+def test_an_entry_is_its_organizations_anybodys_or_nobodys(packed: bytes, owner: int) -> None:
+    assert owner_of([b"1-0", [b"e", packed]]) == owner
 
 
 # --- what waits -------------------------------------------------------------------------
