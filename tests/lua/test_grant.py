@@ -244,6 +244,7 @@ def test_credits_move_the_organizations_balance(world: World) -> None:
     assert (one.kind, one.credit_seq, one.credits, one.balance) == (EventKind.CREDIT, 1, 100, 100)
     assert one.flags == EventFlag.CREDITS | EventFlag.IN
     assert (two.credit_seq, two.credits, two.balance, two.flags) == (2, 30, 70, EventFlag.CREDITS)
+    assert (two.seq, two.spend_seq) == (0, 0)
     assert (two.source, two.tenant_id) == (write, 0)
 
 

@@ -58,6 +58,24 @@ async def test_late_tokens_are_owed_beyond_the_plan_of_their_cycle(april: April)
     assert "cycle from 1 April 2026" in line["description"]
 
 
+@pytest.mark.parametrize(("day", "late"), [(5, 700), (20, 0)])
+async def test_use_of_a_plan_that_carries_is_todays_whatever_plan_was_before(
+    april: April, day: int, late: int
+) -> None:
+    blocks, carries = [
+        await plan(april, each, "1.00", 1_000, overage_policy=each) for each in ("block", "carry")
+    ]
+    ids = await customer(april, blocks, date(2026, 4, 1), None)
+    await april.on(at(4, 1))
+    await april.on(at(4, 10))
+    await act(april, ids, "change", plan_id=carries, when="now")
+    await april.on(at(5, 1, 6))
+    april.account.reset()
+    april.flush()
+    await send(april, ids["tenant"], at(4, day), 700)
+    assert april.rows("SELECT late_tokens FROM use_event") == [(late,)]
+
+
 async def test_a_flush_while_an_event_is_taken_makes_it_no_other_cycles(april: April) -> None:
     """The first cycle of a tenant is stored between what is read of it and its event."""
     starter = await plan(april, "Starter", "0.00", 2_000_000)
