@@ -33,6 +33,7 @@ from gateway.admin.resources.values import (
     AS_STORED,
     FACTOR,
     TABLE,
+    TEXT_CHARS_MAX,
     Amount,
     AskedModel,
     CreditsPerUnit,
@@ -422,16 +423,19 @@ LowerName = Annotated[
 Rates = Annotated[dict[LowerName, Rate], PlainSerializer(_by_name)]
 
 
+_PICTURE = {"maxLength": TEXT_CHARS_MAX, "pattern": "^[^/]+/[^/]+$"}
+
+
 def _pictures(prices: dict[str, Decimal]) -> dict[str, Decimal]:
     for name in prices:
-        if len([part for part in name.split("/") if part]) != 2 or name.count("/") != 1:
+        if name.count("/") != 1 or not all(name.split("/")):
             raise ValueError(f'must name size and quality, such as "1024x1024/high", not {name!r}')
     return prices
 
 
 Pictures = Annotated[
     dict[LowerName, Rate],
-    Field(min_length=1, max_length=TOOLS_MAX),
+    Field(min_length=1, max_length=TOOLS_MAX, json_schema_extra={"propertyNames": _PICTURE}),
     AfterValidator(_pictures),
     PlainSerializer(_by_name),
 ]
