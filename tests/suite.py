@@ -32,7 +32,7 @@ LONG = {
     "counters": ("fence", "idle", "idle_sharded", "admission/sharded", "redis/shards"),
     "http": ("over_tls", "readings", "shares", "slow_readers", "stopping"),
     "local": ("child",),
-    "lua": ("calendar", "calls"),
+    "lua": ("calls",),
     "persistence": (
         "schedule", "random_histories", "worked_example", "writer_failures", "schema/call_retention",
         "schema/grants",
