@@ -109,6 +109,19 @@ async def test_a_lease_ends_with_what_allowed_it(allowing: World, employ: Employ
         await worker.reserve(1)
 
 
+@pytest.mark.parametrize(("limit", "held"), [(500, 100), (490, 49)])
+async def test_what_a_lease_has_no_more_is_freed_at_once_if_it_is_more_than_half(
+    allowing: World, employ: Employ, limit: int, held: int
+) -> None:
+    worker = await employ(allowing)
+    await worker.renew()
+    allowing.plan(limit, on_store_failure="allow")
+    await worker.renew()
+    assert (worker.left, allowing.tenant.held) == (limit // 10, 100)
+    await worker.leaser.lease()
+    assert allowing.tenant.held == held
+
+
 async def test_who_is_told_that_all_is_held_has_the_lease_looked_at_at_once(
     allowing: World, employ: Employ
 ) -> None:
