@@ -187,6 +187,9 @@ def test_debt_is_covered_by_the_next_grant() -> None:
     assert allocator.left_of(1) == 0
     assert amounts(allocator.add_grant(CreditGrant(2, 50))) == [(None, -10), (2, 10)]
     assert allocator.left_of(2) == 40
+    allocator = Allocator.resume((), [(1, 10), (2, 10)])
+    covered = allocator.add_grant(CreditGrant(1, 15), first={2})
+    assert [(one.seq, one.amount) for one in covered] == [(2, -10), (2, 10), (1, -5), (1, 5)]
 
 
 EVENTS = st.lists(

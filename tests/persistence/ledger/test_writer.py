@@ -363,6 +363,7 @@ async def test_what_is_full_stays_full_and_nothing_false_is_said_of_it(
         (3, SUM_MAX, SUM_MAX, SUM_MAX)
     ]
     assert rows_of(migrated, "SELECT quantity FROM usage_tier") == [(SUM_MAX,)]
+    assert rows_of(migrated, "SELECT quantity FROM usage_told") == [(-1,)]
     said = {one.invariant for one in await broken(migrated)}
     assert said.isdisjoint({"rollup", "usage_adds_up", "invoice"})
     with psycopg.connect(migrated, autocommit=True) as connection:
