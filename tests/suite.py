@@ -38,7 +38,7 @@ LONG = {
         "schema/grants",
     ),
     "persistence/billing": (
-        "due", "agreed", "allocations", "amendments", "early_use", "every_history", "finance",
+        "due", "agreed", "amendments", "early_use", "every_history", "finance",
         "late_amendments", "payments", "postpaid", "taxed_histories", "terms",
     ),
     "run": ("bundled_prices", "second_costs"),
