@@ -31,7 +31,7 @@ from gateway.admin.api.openapi import BODIES, body_of, document
 from gateway.admin.http.requests import KEY_PARAMETER, check_body
 from gateway.admin.resources.catalogue import Pictures
 from gateway.admin.resources.registry import REPORTS, RESOURCES
-from gateway.admin.resources.values import BASE64, EndpointId, In, PathPattern
+from gateway.admin.resources.values import BASE64, ContactIn, EndpointId, In, PathPattern
 from tests.admin import two_organizations
 from tests.admin.conftest import ADMIN, Api
 from tests.search import histories
@@ -42,7 +42,7 @@ Json = dict[str, Any]
 NO_SCHEMA_SAYS = re.compile(
     # what is there, whose it is, and what has happened
     r"there is (no|one key) |name another time|is the id of no call|of another organization|is no tenant"
-    r"|no organization's money|is not a next_cursor|is left (to pay|of)|more decimals than"
+    r"|no organization's money|is not a next_cursor|is left (to pay|of)|more decimals than|there is none"
     # times, against the clock and each other
     r"|must be in the (future|years)|not be in the future|must be after|within \d+ days|not be more than \d+ "
     r"|must be (up to \d+ months |at most \d+ days )?before"
@@ -231,13 +231,14 @@ def test_a_key_for_repeating_is_described_as_it_is_taken(key: str, taken: bool) 
         ),
         (EndpointId, "0088:1 ab@cd.de", "088:1 a@cd.de .b@cd.de ab@cd. ab@c\x04d.de ab@cd\ufeff.de"),
         (Annotated[str, BASE64], "YQ== YWI= YWJj ab+/", "YQ= YQ YWJ YWI== ==== a-_b YQ==YQ== YWJj=="),
+        (ContactIn, "+4930-1 1,2,3", "12 no a1b2c"),
         (Pictures, "1024x1024/high", "1024x1024 a/b/c /a a/ a//b"),
     ],
 )
 def test_texts_and_names_are_described_as_they_are_taken(kind: Any, right: str, wrong: str) -> None:
     described, read = Draft202012Validator(TypeAdapter(kind).json_schema()), TypeAdapter(kind)
     for text in [*right.split(), *wrong.split()]:
-        value = {text: "1"} if kind is Pictures else text
+        value = {Pictures: {text: "1"}, ContactIn: {"phone": text}}.get(kind, text)
         is_right = text in right.split()
         assert described.is_valid(value) is is_right
         with nullcontext() if is_right else pytest.raises(ValidationError):

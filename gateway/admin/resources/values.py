@@ -33,7 +33,7 @@ from pydantic_core.core_schema import no_info_after_validator_function
 
 from gateway.core.accounts.outbox import read_facts, told_of
 from gateway.core.billing.charges import TOKEN_PRICE_MAX
-from gateway.core.billing.document import ADDRESS_LINES_MAX, ENDPOINT, countries, is_mail_address
+from gateway.core.billing.document import ADDRESS_LINES_MAX, ENDPOINT, MAIL, countries
 from gateway.core.billing.money import EXACT, MICRO, MINOR_DIGITS, NANO
 from gateway.core.calls.routes import PATTERN_SCHEMA, read_pattern
 from gateway.core.model import INTEGER_MAX
@@ -53,7 +53,7 @@ _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,30})?([Zz]|[+-]
 _FINER = re.compile(r"(\.\d{6})\d+")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _BREAK = re.compile(r"[\t\n\r]")
-_PHONE = re.compile(r"\d.*\d.*\d", re.ASCII)
+_PHONE = r"([^0-9]*[0-9]){3}.*"
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -399,8 +399,8 @@ class ContactIn(In):
     """The contact for questions about invoices."""
 
     name: Text | None = None
-    phone: Annotated[Text, must(lambda text: _PHONE.search(text) is not None, "have 3 digits")] | None = None
-    email: Annotated[Text, must(is_mail_address, "be a mail address")] | None = None
+    phone: Annotated[Text, _PatternText(_PHONE, "a number of 3 digits or more")] | None = None
+    email: Annotated[Text, _PatternText(MAIL, "a mail address")] | None = None
 
 
 # Names of lines and parts in the path of a validation error: no field has such a name.

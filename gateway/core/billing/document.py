@@ -39,14 +39,14 @@ def countries() -> frozenset[str]:
 # At least two characters before and after one `@`, without a dot next to it (BR-DE-28 of XRechnung).
 # Control characters are named, since \s has not the same ones everywhere that the pattern is read.
 _NONE = r"@\s\x00-\x1f\x7f-\x9f\ufeff"
-_MAIL = rf"[^{_NONE}.][^{_NONE}]*[^{_NONE}.]@[^{_NONE}.][^{_NONE}]*[^{_NONE}.]"
+MAIL = rf"[^{_NONE}.][^{_NONE}]*[^{_NONE}.]@[^{_NONE}.][^{_NONE}]*[^{_NONE}.]"
 # Where electronic invoices go: a scheme of the Peppol code list (EAS) and an identifier, or a mail address.
-ENDPOINT = rf"(?:[0-9]{{4}}:[!-~]{{1,150}}|{_MAIL})"
+ENDPOINT = rf"(?:[0-9]{{4}}:[!-~]{{1,150}}|{MAIL})"
 MAIL_SCHEME = "EM"
 
 
 def is_mail_address(text: str) -> bool:
-    return re.fullmatch(_MAIL, text) is not None
+    return re.fullmatch(MAIL, text) is not None
 
 
 # The currency in which the law of a seller's country wants the tax of invoices that are in another one: of
