@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +14,15 @@ import pytest
 
 from tests.bench.figures import OURS, Measured, Window, as_markdown, as_picture, paired, percentile
 from tests.bench.load import Traffic, chat, pace, saturate
-from tests.bench.machine import BenchError, Placement, check_running, cpu_s, families_cpu_s, pin
+from tests.bench.machine import (
+    BenchError,
+    Placement,
+    check_running,
+    cpu_s,
+    families_cpu_s,
+    install_tools,
+    pin,
+)
 from tests.bench.scenes import CALLERS, SCENES, Scene
 from tests.bench.stage import Contender, Stage, window
 from tests.bench.wide import SHARED, WORKERS, fitting, placed
@@ -138,6 +147,8 @@ def test_a_window_without_samples_ends_the_run(tmp_path: Path) -> None:
         port = silent.getsockname()[1]
         with pytest.raises(BenchError, match="1 paced calls were never answered"):
             pace(port, Traffic(("key",)), rate=100, seconds=0.01, answer_s_max=0.1)
+        if shutil.which("wrk") is None:
+            install_tools(print)
         with pytest.raises(BenchError, match="nothing was answered in a window of 1 s"):
             saturate(port, Traffic(("key",)), core=0, connections=1, seconds=1, folder=tmp_path)
 
