@@ -203,7 +203,6 @@ class _Run:
     def start(self, items: list[pytest.Item]) -> None:
         self.started += 1
         ours, theirs = socket.socketpair()
-        own = _own(self.session.config, self.started)
         pid = os.fork()
         if pid == 0:
             for key in self.selector.get_map().values():
@@ -211,7 +210,7 @@ class _Run:
             ours.close()
             _work(self.session, theirs, self.started)
         theirs.close()
-        worker = _Worker(pid, ours, own / THREADS)
+        worker = _Worker(pid, ours, _own(self.session.config, self.started) / THREADS)
         self.selector.register(ours, selectors.EVENT_READ, worker)
         worker.give(items)
 

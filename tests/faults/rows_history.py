@@ -22,7 +22,7 @@ from tests.faults.workload import Load
 from tests.faults.world import World
 from tests.valkey_cluster import Member
 
-# A copy of the data is made where the block begins, and takes its place where it ends; when is a moment.
+# A copy of the data is made where the block begins, and takes its place where it ends, which is noted.
 Exchange = Callable[[World, list[float]], AbstractAsyncContextManager[None]]
 # What is the matter while the block runs.
 Meanwhile = Callable[[World], AbstractAsyncContextManager[None]]
@@ -138,9 +138,9 @@ def _unnoticed(scene: Scene, moments: list[float]) -> tuple[Window, ...]:
 async def _once(
     scene: Scene, load: Load, moments: list[float], exchange: Exchange, meanwhile: Meanwhile
 ) -> None:
-    """One exchange, noticed by whoever is awake before the others wake.
+    """One exchange. Who is awake notices it, then the others wake.
 
-    It may be over before the exchange has returned, so that each says when its last act began.
+    Calls may be refused and served again before the exchange returns: it notes when its last act began.
     """
     async with meanwhile(scene.world):
         async with exchange(scene.world, moments):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
@@ -423,19 +424,20 @@ LowerName = Annotated[
 Rates = Annotated[dict[LowerName, Rate], PlainSerializer(_by_name)]
 
 
-_PICTURE = {"maxLength": TEXT_CHARS_MAX, "pattern": "^[^/]+/[^/]+$"}
+_PICTURE = "[^/]+/[^/]+"
+_PICTURE_NAMES = {"maxLength": TEXT_CHARS_MAX, "pattern": f"^{_PICTURE}$"}
 
 
 def _pictures(prices: dict[str, Decimal]) -> dict[str, Decimal]:
     for name in prices:
-        if name.count("/") != 1 or not all(name.split("/")):
+        if re.fullmatch(_PICTURE, name) is None:
             raise ValueError(f'must name size and quality, such as "1024x1024/high", not {name!r}')
     return prices
 
 
 Pictures = Annotated[
     dict[LowerName, Rate],
-    Field(min_length=1, max_length=TOOLS_MAX, json_schema_extra={"propertyNames": _PICTURE}),
+    Field(min_length=1, max_length=TOOLS_MAX, json_schema_extra={"propertyNames": _PICTURE_NAMES}),
     AfterValidator(_pictures),
     PlainSerializer(_by_name),
 ]
