@@ -19,20 +19,9 @@ from gateway.counters.redis.scripts import VERBS
 from tests.numbers import imports
 from tests.tree import ROOT, named, offenders, texts, trees
 
-MODULE_LINES_MAX = 800  # by subject
-TEST_LINES_MAX = 800  # a test file tells one module's story, examples included
 FUNCTION_LINES_MAX = 100  # as long as its thought; its complexity is bounded by ruff
-SCRIPT_LINES_MAX = 60
-
-# Parts of scripts that are better whole.
-LONGER_SCRIPTS: dict[str, tuple[int, str]] = {
-    "lua/lib/reserve.lua": (150, "every limit of a call in the order in which it is checked"),
-    "lua/lib/settle.lua": (190, "all that ends a call, written at once"),
-    "lua/lib/accounts.lua": (140, "what calls move: looked up, opened, and written"),
-    "lua/lib/take.lua": (82, "an account is checked and taken from in one pass, which a refusal gives up"),
-    "lua/lib/write.lua": (78, "what moved, of one call or of many"),
-    "lua/lib/admit.lua": (64, "a reset, a charge, and the decision as it is packed"),
-}
+# Modules whose functions and classes fall into groups that do not name each other. The number only falls.
+SEVERAL_GROUPS_MAX, GROUP_LINES_LEAST = (167, 13)
 # Packages whose tests live in another package's folder.
 TESTED_IN = {"gateway/cli": "tests/admin"}
 
@@ -64,15 +53,46 @@ EMPTY_NAMES = frozenset({"util", "utils", "helper", "helpers", "manager", "base"
 # --- sizes ------------------------------------------------------------------------------
 
 
-def test_modules_stay_small() -> None:
-    def found() -> Iterator[str]:
-        for name in trees():
-            most = TEST_LINES_MAX if name.startswith("tests/") else MODULE_LINES_MAX
-            lines = texts()[name].count("\n")
-            if lines >= most:
-                yield f"{name}: {lines} lines, under {most} wanted"
+def test_modules_have_one_subject() -> None:
+    several = [name for name, tree in trees().items() if is_product(name) and len(groups(tree)) > 1]
+    assert len(several) <= SEVERAL_GROUPS_MAX, "split one of these by its subjects: " + ", ".join(several)
 
-    offenders(found())
+
+def is_product(name: str) -> bool:
+    return name.startswith(("gateway/", "persistence/"))
+
+
+def groups(tree: ast.Module) -> list[int]:
+    """Return the lines of each group of a module's functions and classes, without the small groups.
+
+    Two belong together if one names the other, or both name the same constant.
+    """
+    parts = [
+        one for one in tree.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    ]
+    constants = {
+        target.id
+        for one in tree.body
+        if isinstance(one, ast.Assign | ast.AnnAssign)
+        for target in (one.targets if isinstance(one, ast.Assign) else [one.target])
+        if isinstance(target, ast.Name)
+    }
+    group = {part.name: {part.name} for part in parts}
+    users: dict[str, str] = {}
+    for part in parts:
+        for name in {one.id for one in ast.walk(part) if isinstance(one, ast.Name)}:
+            other = (
+                name if name in group else users.setdefault(name, part.name) if name in constants else None
+            )
+            if other is not None and group[other] is not group[part.name]:
+                group[part.name] |= group[other]
+                for each in group[part.name]:
+                    group[each] = group[part.name]
+    lines: dict[int, int] = {}
+    for part in parts:
+        whole = id(group[part.name])
+        lines[whole] = lines.get(whole, 0) + (part.end_lineno or part.lineno) - part.lineno + 1
+    return [one for one in lines.values() if one >= GROUP_LINES_LEAST]
 
 
 def test_functions_stay_small() -> None:
@@ -83,29 +103,6 @@ def test_functions_stay_small() -> None:
                     lines = (node.end_lineno or node.lineno) - node.lineno + 1
                     if lines >= FUNCTION_LINES_MAX:
                         yield f"{name}:{node.lineno} {node.name}: {lines} lines"
-
-    offenders(found())
-
-
-def test_scripts_stay_small() -> None:
-    def found() -> Iterator[str]:
-        for name in named(".lua"):
-            if name.startswith("lua/"):
-                most, _ = LONGER_SCRIPTS.get(name, (SCRIPT_LINES_MAX, ""))
-                lines = code_lines(texts()[name])
-                if lines >= most:
-                    yield f"{name}: {lines} lines of code, under {most} wanted"
-
-    offenders(found())
-
-
-def test_exceptions_are_needed() -> None:
-    """An exception outlives its reason only until someone looks: this test looks."""
-
-    def found() -> Iterator[str]:
-        for name in LONGER_SCRIPTS:
-            if name not in texts() or code_lines(texts()[name]) < SCRIPT_LINES_MAX:
-                yield name
 
     offenders(found())
 
@@ -306,7 +303,3 @@ def test_versions_of_the_schema_follow_each_other() -> None:
     assert numbers == [f"{int(numbers[0]) + at:04}" for at in range(len(numbers))]
     for name, number, before in zip(versions[1:], numbers[1:], numbers, strict=False):
         assert f'\nrevision = "{number}"\ndown_revision = "{before}"\n' in texts()[name], name
-
-
-def code_lines(script: str) -> int:
-    return sum(1 for line in script.splitlines() if line.strip() and not line.strip().startswith("--"))
