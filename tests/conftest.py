@@ -20,14 +20,11 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
-import redis
 
-from gateway.local.embedded.unprivileged import borrow
 from tests import forked, search
-from tests.databases import own_database
 from tests.stacks import (  # noqa: F401  # fixtures, by name
     breakable_stack,
     broken_stack,
@@ -38,11 +35,14 @@ from tests.stacks import (  # noqa: F401  # fixtures, by name
 )
 from tests.waiting import HUNG_S, wait_until
 
+if TYPE_CHECKING:  # loaded by the fixtures that need them: most tests of rules need no server
+    import redis
+
 # Below what Linux gives out by itself: a port from here is taken by nobody between its choice and its use.
 PORTS = range(12_000, 32_000)
 PORTS_EACH = 400
 
-search.load_profile()
+search.load_profile_with_hypothesis()
 # No terminal is here, whose size readline would have told the processes that tests run in.
 for _name in ("COLUMNS", "LINES"):
     os.environ.pop(_name, None)
@@ -172,9 +172,13 @@ class ValkeyServer:
 
     def connect(self) -> redis.Redis:
         """A client of it, which connects when it is first asked."""
+        import redis
+
         return redis.Redis(port=self.port, socket_timeout=ANSWER_S_MAX)
 
     def _answers(self) -> bool:
+        import redis
+
         try:
             with self.connect() as client:
                 return bool(client.ping())
@@ -199,7 +203,7 @@ def valkey_server() -> Iterator[ValkeyServer]:
 
 @pytest.fixture
 def valkey(valkey_server: ValkeyServer) -> str:
-    with redis.Redis.from_url(valkey_server.url) as client:
+    with valkey_server.connect() as client:
         client.flushall()
     return valkey_server.url
 
@@ -225,7 +229,7 @@ def own_valkey(tmp_path: Path) -> Iterator[Callable[..., ValkeyServer]]:
 def valkey_cluster(own_valkey: Callable[..., ValkeyServer]) -> ValkeyServer:
     """A cluster of one server, which has all slots."""
     server = own_valkey("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
-    with redis.Redis(port=server.port) as client:
+    with server.connect() as client:
         client.execute_command("CLUSTER ADDSLOTSRANGE", "0", "16383")  # type: ignore[no-untyped-call]  # untyped in redis-py
         wait_until(lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")  # type: ignore[no-untyped-call]  # the same
     return server
@@ -240,6 +244,10 @@ def postgres() -> Iterator[str]:
 @contextmanager
 def postgres_of(tools: Path) -> Iterator[str]:
     """A server of the programs in a directory."""
+    import psycopg
+
+    from gateway.local.embedded.unprivileged import borrow
+
     folder = Path(tempfile.mkdtemp(prefix="tollkeeper-pg-"))
     data = folder / "data"
     borrowed = borrow(None, [tools, folder])
@@ -287,5 +295,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def database(postgres: str) -> Iterator[str]:
+    from tests.databases import own_database
+
     with own_database(postgres, f"t{os.getpid()}_{next(_numbers)}") as url:
         yield url

@@ -35,6 +35,7 @@ import psycopg
 import pytest
 
 from tests.conftest import postgres_bin, postgres_of
+from tests.of import mirror_of, rank_of, texts_of_tests
 from tests.suite import VERIFY
 from tests.tree import ROOT
 
@@ -148,17 +149,14 @@ def _no_code(text: str) -> set[int]:
 def tests_of(mutant: Mutant, root: Path) -> list[list[str]]:
     """Return groups of test files in the order in which they are tried, those of `make verify` last."""
     path = Path(mutant.file)
-    words = (".".join(path.with_suffix("").parts), f"{'.'.join(path.parts[:-1])} import {path.stem}")
-    mirror = "/".join(part for part in path.parts[:-1] if part not in {"gateway", "lib"})
-    folders = (mirror, *PARTS[mutant.part][1])
+    folders = (mirror_of(path), *PARTS[mutant.part][1])
     ranks: dict[tuple[bool, int], list[str]] = {}
-    for file in sorted((root / "tests").rglob("test_*.py")):
-        name, text = str(file.relative_to(root)), file.read_text(encoding="utf-8")
-        near = [name.startswith(f"tests/{folder}/") for folder in folders]
-        like, named = path.stem.rstrip("s") in file.stem, any(word in text for word in words)
-        order = (like and near[0], named and near[0], like or named, *near)
-        if True in order:
-            ranks.setdefault((tier_of(name) == "verify", order.index(True)), []).append(name)
+    for name, text in texts_of_tests(root).items():
+        rank, near = rank_of(path, name, text), [name.startswith(f"tests/{folder}/") for folder in folders]
+        if rank is None and True in near:
+            rank = 3 + near.index(True)
+        if rank is not None:
+            ranks.setdefault((tier_of(name) == "verify", rank), []).append(name)
     return [ranks[rank] for rank in sorted(ranks)]
 
 

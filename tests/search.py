@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Final, TypeVar
-
-from hypothesis import HealthCheck, core, settings
-from hypothesis.database import DirectoryBasedExampleDatabase
-from hypothesis.vendor import pretty
 
 # The environment variable that has a night's seed, for forked processes and for programs that tests start.
 SEED: Final = "SEARCH_SEED"
@@ -79,8 +79,43 @@ def steps(every: Sequence[_T]) -> Sequence[_T]:
     return every if is_night() or len(every) <= STRIDE else [*every[:-1:STRIDE], every[-1]]
 
 
+class _WithProfile(MetaPathFinder, Loader):
+    """Imports hypothesis, and loads the profile of this run before anybody makes settings from it."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if fullname != "hypothesis":
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(fullname)
+        assert spec is not None
+        assert spec.loader is not None
+        self.real, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.real.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__loader__ = module.__spec__.loader = self.real
+        self.real.exec_module(module)
+        load_profile()
+
+
+def load_profile_with_hypothesis() -> None:
+    """Load the profile as soon as a test imports hypothesis, which takes most of a second: few tests do."""
+    if "hypothesis" in sys.modules:
+        load_profile()
+    else:
+        sys.meta_path.insert(0, _WithProfile())
+
+
 def load_profile() -> None:
     """Have hypothesis try the same examples on each run; at night drawn ones, and what failed before."""
+    from hypothesis import HealthCheck, core, settings
+    from hypothesis.database import DirectoryBasedExampleDatabase
+    from hypothesis.vendor import pretty
+
     settings.register_profile(
         "search", deadline=None, derandomize=not is_night(), max_examples=examples(100),
         database=DirectoryBasedExampleDatabase(FOUND) if is_night() else None,
