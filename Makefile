@@ -5,7 +5,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Each has servers of its own, and runs whole files. Two for each of two cores: half of what tests do is to wait.
 TEST_PROCESSES ?= 4
 SUITE = .venv/bin/python -m tests.suite -q --processes $(TEST_PROCESSES)
-.PHONY: init run test verify versions nightly check compile wheels run-compiled bench bench-scale docs faults world prices lock clean
+.PHONY: init run test servers servers-stop verify versions nightly check compile wheels run-compiled bench bench-scale docs faults world prices lock clean
 
 init: ## Five questions, then everything on this machine with a team, its key and its budget
 	@.ci/environment requirements.lock
@@ -19,6 +19,13 @@ test: ## Every check, and the tests that each change is held to
 	@.ci/environment requirements-dev.lock
 	@$(MAKE) check
 	$(SUITE) --tier quick --dearest 2 $(ARGS)
+
+servers: ## A migrated PostgreSQL that stays, for runs of single test files; `make servers-stop` ends it
+	@.ci/environment requirements-dev.lock
+	@.venv/bin/python -m tests.servers start
+
+servers-stop:
+	@.venv/bin/python -m tests.servers stop
 
 verify: ## What a release is held to besides: faults, the compiled hot path, image, upgrade, SDKs, archives
 	@.ci/environment requirements-dev.lock

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import forked, search
+from tests import forked, search, servers
 from tests.stacks import (  # noqa: F401  # fixtures, by name
     breakable_stack,
     broken_stack,
@@ -33,6 +33,7 @@ from tests.stacks import (  # noqa: F401  # fixtures, by name
     stack,
     stage,
 )
+from tests.tree import ROOT
 from tests.waiting import HUNG_S, wait_until
 
 if TYPE_CHECKING:  # loaded by the fixtures that need them: most tests of rules need no server
@@ -236,8 +237,13 @@ def valkey_cluster(own_valkey: Callable[..., ValkeyServer]) -> ValkeyServer:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    with postgres_of(postgres_bin()) as url:
+def postgres(request: pytest.FixtureRequest) -> Iterator[str]:
+    url = None if request.config.option.processes > 1 else servers.kept(servers.key_of(ROOT))
+    if url is None:
+        with postgres_of(postgres_bin()) as url:
+            yield url
+    else:
+        servers.drop_left(url)
         yield url
 
 

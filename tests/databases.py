@@ -16,13 +16,18 @@ from persistence import engine as engines
 _SPARE: Final = defaultdict[str, list[AsyncEngine]](list)
 
 
-@contextmanager
-def own_database(postgres: str, name: str, template: str = "") -> Iterator[str]:
-    """The URL of a new database of this server, like the template where one is named; it goes afterwards."""
+def make_database(postgres: str, name: str, template: str = "") -> str:
+    """Make a database of this server, like the template where one is named; return its URL."""
     like = f" template {template}" if template else ""
     with psycopg.connect(postgres, autocommit=True) as admin:
         admin.execute(f"create database {name}{like}".encode())
-    yield postgres.rsplit("/", 1)[0] + "/" + name
+    return postgres.rsplit("/", 1)[0] + "/" + name
+
+
+@contextmanager
+def own_database(postgres: str, name: str, template: str = "") -> Iterator[str]:
+    """The URL of a new database of this server, like the template where one is named; it goes afterwards."""
+    yield make_database(postgres, name, template)
     with psycopg.connect(postgres, autocommit=True) as admin:
         admin.execute(f"drop database if exists {name} with (force)".encode())
 

@@ -75,6 +75,7 @@ VERIFY = (
     "tests/run/supervisor",
     "tests/test_completion.py",
     "tests/test_extras.py",
+    "tests/test_servers.py",
     "tests/test_site.py",
     "tests/bench",
 )
@@ -85,7 +86,7 @@ MEMORY_BYTES_MIN = 8 * 2**30
 
 def main(options: list[str]) -> int:
     """The exit code of pytest."""
-    environment = ({"TMPDIR": str(MEMORY)} if _roomy() else {}) | os.environ
+    environment = ({"TMPDIR": str(MEMORY)} if has_room() else {}) | os.environ
     if "--tier" in options:
         at = options.index("--tier")
         tier = options[at + 1]
@@ -102,7 +103,7 @@ def main(options: list[str]) -> int:
 TIERS = {"quick": [f"--ignore={path}" for path in VERIFY], "verify": list(VERIFY), "night": []}
 
 
-def _roomy() -> bool:
+def has_room() -> bool:
     """Whether programs and their data have room in memory."""
     if not MEMORY.is_dir() or os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
         return False

@@ -36,11 +36,13 @@ from gateway.run.keeper_doors import AdminParts, KeeperSettings
 from gateway.settings.settings import Settings
 from persistence import engine as engines
 from persistence.resources.usage import ConsoleQueries
-from persistence.schema import migrate, standing
+from persistence.schema import standing
 from persistence.schema.standing import NEEDED
 from persistence.store import Store
+from tests.databases import make_database
 from tests.letterhead import LETTERHEAD
 from tests.persistence.emptying import clear, connected
+from tests.persistence.migrated import template_of
 from tests.waiting import eventually
 
 
@@ -293,10 +295,7 @@ def migrated(postgres: str) -> str:
 @cache
 def _migrated(postgres: str) -> str:
     """One migrated database for the session: making partitions anew for each test takes half a second."""
-    url = f"{postgres.rsplit('/', 1)[0]}/admin{os.getpid()}"
-    with psycopg.connect(postgres, autocommit=True) as server:
-        server.execute(f"create database admin{os.getpid()}".encode())
-    migrate.upgrade(url)
+    url = make_database(postgres, f"admin{os.getpid()}", template_of(postgres))
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("create schema seed")
         for table in SEEDED:

@@ -15,8 +15,10 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from persistence.schema import migrate
-from tests.databases import give_back, own_database, take_engine
+from tests import servers
+from tests.databases import give_back, make_database, own_database, take_engine
 from tests.persistence.emptying import clear
+from tests.tree import ROOT
 
 ALWAYS_THERE = ("business_model",)
 # Services that a migration made; more are of a test.
@@ -72,16 +74,14 @@ def _services(connection: psycopg.Connection) -> None:
 # Two folders of tests use these fixtures; the databases are made once a process all the same.
 @cache
 def template_of(postgres: str) -> str:
+    """Return the name of a migrated database of this server that nobody writes to."""
+    if postgres == servers.kept(servers.key_of(ROOT)):
+        return servers.TEMPLATE
     name = f"template_{os.getpid()}"
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"create database {name}")
-    migrate.upgrade(postgres.rsplit("/", 1)[0] + "/" + name)
+    migrate.upgrade(make_database(postgres, name))
     return name
 
 
 @cache
 def _shared(postgres: str) -> str:
-    name = f"shared_{os.getpid()}"
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"create database {name} template {template_of(postgres)}")
-    return postgres.rsplit("/", 1)[0] + "/" + name
+    return make_database(postgres, f"shared_{os.getpid()}", template_of(postgres))
