@@ -16,7 +16,7 @@ import grimp
 
 from gateway.core.accounts.outbox import CallFacts
 from gateway.http.server.exchange import Exchange
-from tests.tree import ROOT, texts
+from tests.tree import ROOT, texts, trees
 from tests.walk import walk
 
 PRODUCT = ("gateway/", "persistence/", "lua/")
@@ -126,10 +126,10 @@ def circles() -> list[set[str]]:
 
 
 def modules_with(*words: str) -> Iterator[tuple[str, ast.Module]]:
-    """Yield the modules of the product that have one of these words, parsed."""
+    """Yield the syntax trees of the modules of the product that have one of these words."""
     for name, text in texts().items():
         if name.startswith(PRODUCT) and name.endswith(".py") and any(word in text for word in words):
-            yield name, ast.parse(text)
+            yield name, trees()[name]
 
 
 def functions_with(parameter: str) -> list[str]:
