@@ -39,12 +39,9 @@ nightly: ## Both with all examples, drawn; real faults, other versions of server
 	@.ci/environment requirements-dev.lock
 	SEED=$(SEED) $(SUITE) --tier night $(ARGS)
 
-check: ## Style, types, layers and Lua
+check: ## Style, types, layers, Lua and the rules of the house
 	@.ci/environment requirements-dev.lock
-	.venv/bin/ruff check .
-	.venv/bin/mypy
-	.venv/bin/lint-imports
-	.venv/bin/python -m tests.lua.lint
+	@.venv/bin/python -m tests.check
 
 compile: ## The hot path as extension modules in build/compiled; needs a C compiler and Python.h
 	@.ci/environment requirements-dev.lock

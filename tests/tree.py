@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gc
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -15,21 +16,25 @@ GENERATED = frozenset(
 )
 
 
+def files(root: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the path and the place of each file of the project, without caches."""
+    places = [path for path in root.iterdir() if path.is_file() and path.name != ".git"]  # as in a worktree
+    for folder in FOLDERS:
+        places += [path for path in (root / folder).rglob("*") if path.is_file()]
+    for path in sorted(places):
+        name = path.relative_to(root).as_posix()
+        if "__pycache__" not in name:
+            yield name, path
+
+
 @cache
 def texts() -> dict[str, str]:
     """Every text file of the project by its path, but for caches and what is generated."""
-    places = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]  # as in a worktree
-    for folder in FOLDERS:
-        places += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
     found = {}
-    for path in sorted(places):
-        name = path.relative_to(ROOT).as_posix()
-        if "__pycache__" in name or name in GENERATED:
-            continue
-        try:
-            found[name] = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue
+    for name, path in files(ROOT):
+        if name not in GENERATED:
+            with suppress(UnicodeDecodeError):
+                found[name] = path.read_text(encoding="utf-8")
     return found
 
 

@@ -1,0 +1,73 @@
+"""All that is checked without servers: style, types, layers, Lua, the rules of the house: `make check`.
+
+Each program runs whatever the others say, beside them. What it says of a tree that it passed is remembered by the
+contents of all files, so a tree that is unchanged is not read a second time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from tests.tree import ROOT, files
+
+# Tests of rules that hold for the text of the tree. `make test` has them from here alone.
+RULES: Final = (
+    "tests/test_documents.py", "tests/test_layers.py", "tests/test_numbers.py", "tests/test_tidy.py",
+    "tests/test_words.py",
+)  # fmt: skip
+PROGRAMS: Final[Mapping[str, Sequence[str]]] = {
+    "ruff check": ("ruff", "check", "."),
+    "ruff format": ("ruff", "format", "--check", "."),
+    "lint-imports": ("lint-imports",),
+    "lua": ("python", "-m", "tests.lua.lint"),
+    "mypy": ("mypy",),
+    "rules of the house": ("python", "-m", "pytest", "-q", *RULES),
+}
+PASSED: Final = ROOT / "build" / "checked"
+PASSED_MAX: Final = 50  # trees that are remembered
+
+
+def digest(root: Path) -> str:
+    """Return a hash of the place and the contents of a tree's files."""
+    whole = hashlib.sha256(f"{root} {sys.version}".encode())
+    for name, file in files(root):
+        whole.update(f"\0{name}\0".encode() + file.read_bytes())
+    return whole.hexdigest()
+
+
+def main() -> int:
+    """Run all programs on a tree that did not pass before; return 1 if one of them says no."""
+    tree, began = digest(ROOT), time.monotonic()
+    passed = PASSED.read_text().split() if PASSED.exists() else []
+    if tree in passed:
+        print("This tree has passed all checks before.")
+        return 0
+    runs = {
+        name: subprocess.Popen(
+            [str(ROOT / ".venv" / "bin" / program[0]), *program[1:]],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for name, program in PROGRAMS.items()
+    }  # fmt: skip
+    refused = []
+    for name, run in runs.items():
+        output, _ = run.communicate()
+        print(f"{name}: {'refused' if run.returncode else 'passed'}", flush=True)
+        if run.returncode:
+            refused.append(name)
+            print(output, flush=True)
+    print(f"{time.monotonic() - began:.0f} s. Refused by: {', '.join(refused) or 'none'}.")
+    if not refused:
+        PASSED.parent.mkdir(exist_ok=True)
+        PASSED.write_text("\n".join([*passed[1 - PASSED_MAX :], tree]))
+    return bool(refused)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
