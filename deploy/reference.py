@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 import typer  # noqa: E402  # found once the checkout is on the path
 
+from deploy.tables_stub import stub  # noqa: E402
 from gateway import errors  # noqa: E402
 from gateway.admin.configuration.words import schema  # noqa: E402
 from gateway.cli import main as cli  # noqa: E402
@@ -93,6 +94,7 @@ def pages() -> dict[str, str]:
     written = {name: "\n".join([MADE, "", *lines]).rstrip() + "\n" for name, lines in made.items()}
     written["../../gateway/cli/admin/commands.json"] = commands_file()
     written["../../gateway/cli/help.txt"] = help_text()
+    written["../../persistence/tables.pyi"] = stub()
     return {**written, "configuration.schema.json": json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"}
 
 

@@ -121,7 +121,7 @@ def _of_key(table: Table, key_id: int) -> ColumnElement[bool]:
 def _led(table: Table, realm: Realm) -> ColumnElement[bool]:
     for name, owner in THROUGH.items():
         if name in table.c:
-            return table.c[name].in_(select(owner.c.id).where(owned(owner, realm)))
+            return table.c[name].in_(select(owner.c["id"]).where(owned(owner, realm)))
     return true() if table in EVERYBODYS else false()
 
 
@@ -131,7 +131,7 @@ def owners(table: Table, which: ColumnElement[bool]) -> Select[tuple[int | None]
         return select(organization.c.id if table is organization else table.c[OWNER]).where(which)
     for name, owner in THROUGH.items():
         if name in table.c:
-            return owners(owner, owner.c.id.in_(select(table.c[name]).where(which)))
+            return owners(owner, owner.c["id"].in_(select(table.c[name]).where(which)))
     return None
 
 
@@ -323,9 +323,9 @@ class Entity:
     check_row: Callable[[EntityWrite, Row], None] = _nothing
     define: Callable[[EntityWrite, Row], None] = _nothing
     told: Callable[[Row, int], Row] = lambda row, _: row
-    veiled: Mapping[str, ColumnElement[int]] = field(default_factory=dict)
+    veiled: Mapping[str, ColumnElement[Any]] = field(default_factory=dict)
     defining: frozenset[str] = frozenset()
-    implied: Mapping[str, Callable[[Any], Select[Any]]] = field(default_factory=dict)
+    implied: Mapping[str, Callable[[Any], Select[*tuple[Any, ...]]]] = field(default_factory=dict)
 
     @property
     def rows(self) -> Select[Any]:

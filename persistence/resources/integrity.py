@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Insert,
     Select,
@@ -102,7 +103,7 @@ _c = quarantine.c
 _OPEN = _c.released_at.is_(None)
 # The columns of an account's state: owner; last seq, balance and epoch; for a tenant its cycle.
 _quota, _its = tenant_quota.c, organization.c
-_HEADS = {
+_HEADS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
     "tenant": (_quota.tenant_id, _quota.last_seq, _quota.tokens_remaining, _quota.epoch, _quota.cycle),
     "credits": (_its.id, _its.credit_last_seq, _its.credit_balance, _its.credit_epoch),
     "spend": (_its.id, _its.spend_last_seq, _its.spent, _its.spend_epoch),

@@ -188,7 +188,7 @@ def _name(group: str, id_: ColumnElement[int]) -> Label[str]:
     if group == "project":
         return case((id_ == OTHER_PROJECTS, OTHER)).label(group)
     named, name = _NAMES[group]
-    return select(name).where(named.c.id == id_).scalar_subquery().label(group)
+    return select(name).where(named.c["id"] == id_).scalar_subquery().label(group)
 
 
 def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
