@@ -49,6 +49,7 @@ from gateway.core.billing.price_book import (
     NANO_DIGITS,
     PREFIX,
     PriceBook,
+    in_table,
     read_price,
 )
 from gateway.core.billing.sellers import Seller
@@ -167,7 +168,7 @@ def _covers(row: Row, tier: str | Row, of: Row) -> bool:
     if isinstance(tier, str):
         ours = {kind: price * Decimal(tier) for kind, price in usual.items()}
     else:
-        ours = usual | {kind: Decimal(tier[kind]) for kind in usual if kind in tier}
+        ours = {kind: Decimal(price) for kind, price in in_table(usual, tier).items() if kind in usual}
     theirs = {kind: Decimal(price) for kind, price in _rename_kinds(of).items() if kind in ours}
     return all(price - ours[kind] <= price_differences.HALF_CENT for kind, price in theirs.items())
 

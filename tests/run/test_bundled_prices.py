@@ -20,10 +20,11 @@ from genai_prices.data import providers
 
 from deploy import price_differences
 from deploy.bundled_prices import _spelled, made, written
-from deploy.price_differences import differences, shared_prices
+from deploy.price_differences import HALF_CENT, differences, shared_prices
 from deploy.second_prices import read_table, read_unpriced
 from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import (
+    FOLLOWS,
     KINDS,
     MATCHES,
     NO_COUNTS,
@@ -245,6 +246,13 @@ BY_HAND = (
     ("gemini-2.5-pro", "", {"input": 1_000, "audio_input": 900}, 1_250),
     ("glm-5", "", {"input": 8_000, "cache_read": 4_000, "output": 800}, 11_360),
     ("deepseek-chat", "", {"input": 10_000, "output": 1_000}, 2_800 + 1_100),
+    ("gemini-2.5-flash", "flex", {"input": 1_000, "output": 10_100, "reasoning": 10_000},
+     1_000 * 0.15 + 10_100 * 1.25),
+    ("gemini-3-flash-preview", "flex", {"input": 1_000, "output": 10_100, "reasoning": 10_000},
+     1_000 * 0.25 + 10_100 * 1.5),
+    ("gemini-3-pro-image", "flex", {"output": 1_300, "image_output": 1_120}, 180 * 6 + 1_120 * 60),
+    ("gemini-2.5-flash", "flex", {"input": 900, "audio_input": 900}, 900 * 0.5),
+    ("claude-opus-4-5", "batch", {"cache_write_1h": 6_000}, 6_000 * 5),
     # By litellm's table alone.
     ("claude-mythos-5", "batch", {"input": 12_000, "output": 800}, 12_000 * 5 + 800 * 25),
     ("gpt-5-search-api-2025-10-14", "", {"input": 12_000, "output": 800}, 12_000 * 1.25 + 800 * 10),
@@ -261,6 +269,26 @@ def test_what_vendors_bill_beside_the_usual_is_charged(
     assert vector is not None
     assert cost_nano(vector, counts(used), {}, tier) == round(dollars * 1_000)
     assert unpriced(vector, {}, counts(used), tier) == []
+
+
+def test_a_cheaper_tier_has_no_kind_that_costs_more_than_usual_and_no_part_more_than_its_share() -> None:
+    """A whole that halves halves its parts, but for half a cent by which the lists round."""
+    place = {kind: number for number, kind in enumerate(KINDS)}
+    cheaper, dearer = 0, []
+    for price, row in zip(prices(), bundle().rows, strict=True):
+        usual = price.vector.prices
+        for tier, here in [(name, table.prices) for name, table in price.vector.tiers.items()]:
+            if tier not in {"batch", "flex"}:
+                continue
+            cheaper += 1
+            for kind in KINDS:
+                most = usual[place[kind]]
+                if kind in FOLLOWS and kind in row and usual[place[FOLLOWS[kind]]]:
+                    most = most * here[place[FOLLOWS[kind]]] // usual[place[FOLLOWS[kind]]]
+                if here[place[kind]] > most + HALF_CENT * NANO:
+                    dearer.append((row["provider"], row["model"], tier, kind))
+    assert cheaper > 200
+    assert dearer == []
 
 
 @pytest.mark.parametrize(

@@ -508,7 +508,7 @@ ContextTiers = Annotated[
 
 
 class ServiceTier(TokenRates):
-    """Prices of a service tier; a kind without one keeps its usual price. Its context tiers are its own."""
+    """Prices of a tier. Kinds without one keep the usual price, parts move with their whole; no usual steps."""
 
     context_tiers: ContextTiers | None = optional("Prices of calls that read more tokens than `above`.")
 

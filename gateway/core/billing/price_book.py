@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
@@ -58,6 +58,11 @@ FALLBACK: Final[Mapping[str, str]] = {
     "audio_input": "input", "image_input": "input",
     "reasoning": "output", "audio_output": "output", "image_output": "output",
 }  # fmt: skip
+# Kinds whose price in a service tier follows that of another kind.
+FOLLOWS: Final[Mapping[str, str]] = {
+    "cache_write_1h": "cache_write",
+    **{part: whole for whole, parts in PARTS_OF.items() for part in parts},
+}
 # Kinds that cost many times as much as text: their price is unknown if it is not named.
 NAMED_ALONE: Final = ("audio_input", "audio_output", "image_output")
 # The currency of bundled prices, and of organizations by default.
@@ -350,12 +355,25 @@ def _steps(
 
 
 def _table(usual: Vector, own: Mapping[str, Any], said: Mapping[str, Any]) -> Vector:
-    """Return the price of a service tier: by kind its own price in `said`, else the usual one in `own`.
+    """Return the price of a service tier from its table `said`. Context tiers are not inherited."""
+    mine = in_table(own, said)
+    steps = [(int(step["above"]), _filled(in_table(mine, step))) for step in said.get("context_tiers") or ()]
+    return of_tier(usual, _filled(mine), tuple(steps))
 
-    Context tiers are not inherited.
+
+def in_table(usual: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return prices by kind in a service tier: those that its table `said` names, else the usual ones.
+
+    A kind in `FOLLOWS` that the table does not name has its usual price, times what the table makes of
+    the price of the kind that it follows.
     """
-    mine = {**own, **{kind: said[kind] for kind in KINDS if kind in said}}
-    return of_tier(usual, _filled(mine), _steps(mine, said.get("context_tiers")))
+    prices = {**usual, **{kind: said[kind] for kind in KINDS if kind in said}}
+    for kind, whole in FOLLOWS.items():
+        price, before = usual.get(kind), usual.get(whole)
+        if whole in said and kind not in said and price is not None and before and Decimal(before):
+            exact = EXACT.divide(EXACT.multiply(Decimal(price), Decimal(said[whole])), Decimal(before))
+            prices[kind] = exact.quantize(Decimal(1).scaleb(-NANO_DIGITS), ROUND_HALF_UP, EXACT)
+    return prices
 
 
 def of_tier(usual: Vector, prices: tuple[int, ...], steps: tuple[tuple[int, tuple[int, ...]], ...]) -> Vector:
@@ -380,7 +398,7 @@ def _filled(own: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _nano(price: Decimal | str | None) -> int:
-    nano = Decimal(price or 0) * NANO
+    nano = EXACT.multiply(Decimal(price or 0), Decimal(NANO))
     assert nano == int(nano), price
     return int(nano)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from fractions import Fraction
 from typing import Any
@@ -72,6 +73,28 @@ def test_a_kind_that_a_context_tier_does_not_name_keeps_the_base_price() -> None
     assert [prices[4] // NANO for _, prices in made.context_tiers] == [15, 30]
 
 
+def test_a_tier_moves_a_part_that_it_leaves_out_as_far_as_its_whole() -> None:
+    """By hand: `input` and `cache_write` halve, `output` trebles, and doubles once more in a long call."""
+    row = price_row(
+        input="2", cache_read="0.2", cache_write="4", cache_write_1h="10", output="3", reasoning="3",
+        audio_input="7", image_input="1", audio_output="6", image_output="60",
+        service_tiers={"other": {"input": "1", "cache_write": "2", "output": "9", "image_input": "5",
+                                 "context_tiers": [{"above": 9, "output": "18", "audio_output": "1"}]}},
+    )  # fmt: skip
+    tier = vector(row).tiers["other"]
+    usual = [2, 0.2, 4, 10, 3, 3, 7, 6, 1, 60]
+    assert [price / NANO for price in vector(row).prices] == usual
+    assert [price / NANO for price in tier.prices] == [1, 0.2, 2, 5, 9, 9, 3.5, 18, 5, 180]
+    assert [price / NANO for price in tier.context_tiers[0][1]] == [1, 0.2, 2, 5, 18, 18, 3.5, 1, 5, 360]
+
+
+def test_a_tier_keeps_the_price_of_a_part_whose_whole_it_leaves_out_or_is_free() -> None:
+    kept = price_row(input="0", output="3", audio_input="7", reasoning="5",
+                     service_tiers={"flex": {"input": "1"}})  # fmt: skip
+    prices = vector(kept).tiers["flex"].prices
+    assert (prices[KINDS.index("audio_input")], prices[KINDS.index("reasoning")]) == (7 * NANO, 5 * NANO)
+
+
 @pytest.mark.parametrize(
     ("kind", "falls_back_to"),
     [
@@ -137,16 +160,29 @@ rows = st.fixed_dictionaries(
 TIERS = ["", "batch", "flex", "us", "batch/us", "flex/us"]
 
 
+def moved(usual: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """Prices in a table: a part that it leaves out moves as far as its whole, to the billionth."""
+    found = {**usual, **table}
+    for whole, part in (
+        ("cache_write", "cache_write_1h"), ("input", "audio_input"), ("input", "image_input"),
+        ("output", "reasoning"), ("output", "audio_output"), ("output", "image_output"),
+    ):  # fmt: skip
+        if part in usual and part not in table and whole in table and Fraction(usual.get(whole, 0)):
+            exact = Fraction(usual[part]) * Fraction(table[whole]) / Fraction(usual[whole])
+            found[part] = str(Fraction(math.floor(exact * NANO + Fraction(1, 2)), NANO))
+    return found
+
+
 def by_hand(row: dict[str, Any], used: tuple[int, ...], tools: dict[str, int], tier: str) -> Fraction:
     """The same from the words of the contract, kind by kind, in fractions."""
     of = dict(zip(KINDS, used, strict=True))
     name, _, place = tier.partition("/")
     said = row.get("service_tiers", {}).get(name, "1")
     table, factor = (said, "1") if isinstance(said, dict) else ({}, said)
-    base = price = {**row, **table}
+    base = price = moved(row, table)
     for step in (table if isinstance(said, dict) else row).get("context_tiers", ()):
         if of["input"] + of["cache_read"] + of["cache_write"] + of["cache_write_1h"] > step["above"]:
-            price = {**base, **step}
+            price = moved(base, step) if isinstance(said, dict) else {**base, **step}
 
     def rate(*chain: str) -> Fraction:
         return Fraction(next((price[kind] for kind in chain if kind in price), "0")) / 10**6
