@@ -317,6 +317,8 @@ def sellers_book() -> PriceBook:
     [
         (BEDROCK, "bedrock", "us.anthropic.claude-sonnet-4-5-20250929-v1:0", 52_800_000),
         (BEDROCK, "bedrock", "amazon.nova-pro-v1:0", 12_160_000),
+        (BEDROCK, "bedrock", "openai.gpt-oss-20b", 1_080_000),
+        (BEDROCK, "bedrock", "openai.gpt-oss-safeguard-20b", 1_000_000),
         (BEDROCK, "", "anthropic.claude-3-5-sonnet-20241022-v2:0", 48_000_000),
         (BEDROCK, "", "eu.anthropic.claude-opus-5-v1:0", 88_000_000),
         ("https://openrouter.ai/api", "", "anthropic/claude-sonnet-4.5", 48_000_000),
@@ -337,6 +339,18 @@ def test_a_model_has_the_price_of_who_sells_it(base_url: str, family: str, model
     assert vector is not None
     assert cost_nano(vector, used) * 10 == nano * 11
     assert seller_of("", "", "", "http://localhost:8000") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "nano"), [("openai.gpt-5.4", 1_680_338_000), ("openai.gpt-5.5", 3_360_676_000)]
+)
+def test_a_long_call_of_bedrock_costs_twice_what_it_reads_and_half_more_what_it_writes(
+    model: str, nano: int
+) -> None:
+    """301,016 read at 5.50 or 11.00, and 1,000 written at 24.75 or 49.50."""
+    vector = sellers_book().vector(model, "USD", NOW_MS, Seller("aws"))
+    assert vector is not None
+    assert cost_nano(vector, counts({"input": 301_016, "output": 1_000})) == nano
 
 
 # Hosts at which sellers and makers of both sources are asked.
