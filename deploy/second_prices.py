@@ -48,18 +48,14 @@ UNITS: Final = {
     "rerank": ("search", ("input_cost_per_query",)),
     "video_generation": ("video_second", ("output_cost_per_second", "output_cost_per_video_per_second")),
 }
-# Names that the table lacks, by a name that costs the same: (the names by provider, why).
-ALIKE: Final = (
-    (
-        {"aws": {"openai.gpt-5.4": "us.openai.gpt-5.4", "openai.gpt-5.5": "us.openai.gpt-5.5"}},
-        "In one region they cost what `us.` does. An invoice of AWS doubles what is read and adds half to what "
-        "is written beyond 272,000 tokens (github.com/BerriAI/litellm/pull/38615).",
-    ),
-    (
-        {"aws": {f"openai.gpt-oss-{size}": f"openai.gpt-oss-{size}-1:0" for size in ("20b", "120b")}},
-        "Bedrock's Mantle calls them without a version (github.com/BerriAI/litellm-docs/pull/1217).",
-    ),
-)
+# Names of Bedrock that the table lacks, by a name that costs the same.
+ALIKE: Final = {
+    # In one region, as `us.` does. An invoice of AWS doubles what is read beyond 272,000 tokens, and adds half
+    # to what is written: github.com/BerriAI/litellm/pull/38615.
+    "openai.gpt-5.4": "us.openai.gpt-5.4", "openai.gpt-5.5": "us.openai.gpt-5.5",
+    # At Mantle, without a version: github.com/BerriAI/litellm-docs/pull/1217.
+    "openai.gpt-oss-20b": "openai.gpt-oss-20b-1:0", "openai.gpt-oss-120b": "openai.gpt-oss-120b-1:0",
+}  # fmt: skip
 SEARCHES: Final = "search_context_cost_per_query"
 _NANO: Final = Decimal("1e-9")
 TIERS: Final = {"batches": "batch", "flex": "flex", "priority": "priority", "ultrafast": "ultrafast"}
@@ -163,9 +159,7 @@ def read_table() -> tuple[str, Mapping[str, Mapping[str, Row]]]:
     """Return litellm's name with its version, and rows of prices by provider and name, with those `ALIKE`."""
     said = json.loads(TABLE.read_bytes())
     prices: dict[str, dict[str, Row]] = said["prices"]
-    for names, _ in ALIKE:
-        for provider, of in names.items():
-            prices[provider] |= {name: prices[provider][other] for name, other in of.items()}
+    prices["aws"] |= {name: prices["aws"][other] for name, other in ALIKE.items()}
     return said["library"], prices
 
 

@@ -508,7 +508,7 @@ ContextTiers = Annotated[
 
 
 class ServiceTier(TokenRates):
-    """Prices of a tier. Kinds without one keep the usual price, parts move with their whole; no usual steps."""
+    """Prices of a tier. A kind without one keeps its price, a part moves with its whole. No usual steps."""
 
     context_tiers: ContextTiers | None = optional("Prices of calls that read more tokens than `above`.")
 
