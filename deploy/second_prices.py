@@ -50,8 +50,8 @@ UNITS: Final = {
 }
 # Names of Bedrock that the table lacks, by a name that costs the same.
 ALIKE: Final = {
-    # In one region, as `us.` does. Beyond 272,000 tokens an invoice of AWS doubles what is read, and adds half
-    # to what is written: github.com/BerriAI/litellm/pull/38615.
+    # In one region, as `us.` does. Beyond 272,000 tokens an invoice of AWS doubles what is read, and adds a
+    # half to what is written: github.com/BerriAI/litellm/pull/38615.
     "openai.gpt-5.4": "us.openai.gpt-5.4", "openai.gpt-5.5": "us.openai.gpt-5.5",
     # At Mantle, without a version: github.com/BerriAI/litellm-docs/pull/1217.
     "openai.gpt-oss-20b": "openai.gpt-oss-20b-1:0", "openai.gpt-oss-120b": "openai.gpt-oss-120b-1:0",

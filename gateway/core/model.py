@@ -446,10 +446,14 @@ class HoldExtension:
     def ahead(self, margin: int) -> int:
         """Return the tokens to hold for a running call.
 
-        These are the tokens seen so far with `margin` more, at most all that the call can use, or the
-        reserved ones if these are more.
+        These are the tokens seen so far with `margin` more, or the reserved ones if these are more.
         """
-        return max(self.tokens, self.reserved, min(self.tokens + margin, self.most))
+        return max(self.tokens + self._more(margin), self.reserved)
+
+    def _more(self, margin: int) -> int:
+        """Return `margin`, at most all that the call can still use unless its upstream has passed that."""
+        left = self.most - self.tokens
+        return margin if left < 0 else min(margin, left)
 
     def end_request(self) -> None:
         """End the request for additional tokens, and call the callback `answered`."""
@@ -473,5 +477,5 @@ class HoldExtension:
         """Return the quota tokens to hold: for the tokens seen so far, and for `margin` more output."""
         if self.weights is None:
             return self.ahead(margin)
-        more = max(0, min(margin, self.most - self.tokens))
-        return max(self.weighed + self.weights.at_most(more, 0), self.reserved_quota)
+        more = self.weights.at_most(self._more(margin), 0)
+        return max(self.weighed + more, self.reserved_quota)

@@ -272,6 +272,16 @@ async def test_a_budget_that_is_used_up_ends_a_stream_where_it_says_so(stage: St
     assert charge.money > 0
 
 
+async def test_a_stream_that_passes_its_maximum_is_cut_and_charged_for_no_more_than_that(stage: Stage) -> None:
+    """Of 43 read at 2 and a maximum of 10 at 5, which its upstream passes by 30, 170 are held: 16 written."""
+    budgeted(stage, replace(BUDGET, cut=True))
+    body = await stream(stage, 170 // 5, (59, True, True), True)
+    assert 16 < body.count(b"word ") < 40
+    assert body.endswith(b"data: [DONE]\n\n")
+    (charge,) = stage.counters.charges
+    assert (charge.tokens, charge.money) == (43 + 10, 43 * 2 + 10 * 5)
+
+
 async def test_a_budget_that_is_used_up_lets_a_stream_finish_where_it_says_so(stage: Stage) -> None:
     budgeted(stage, BUDGET)
     assert (await stream(stage, 4, (4, True, False), False)).count(b"word ") == 40

@@ -178,6 +178,7 @@ def _is_text(raw: bytes) -> bool:
 
 
 TOKENIZED_BYTES_MAX = 1 << 20  # longer texts are counted by the learned bytes a token
+TOKEN_BYTES_MAX = 64  # on the average of a text: English has nine at most, runs of spaces more
 SLIM_BYTES_MAX = 128 << 10  # of a document or an event, while memory is short
 TEXTS_MAX = 1024  # pieces of a text: each takes fifty bytes besides its letters
 BEGUN_MAX = 1024  # choices that are tracked one by one
@@ -351,13 +352,13 @@ class Meter:
         """Return the tokens that a running answer has used so far; 0 before its first content."""
         if not self.produced:
             return 0
-        return max(self.total, self._bounded((self.input or self.call.input_estimate) + self.counted()))
+        return max(self.total, self._bounded((self.input or self.call.input_estimate) + self._running()))
 
     def so_far(self) -> TokenUsage:
         """Return the usage of a running answer so far, from reports and counted text."""
         if not self.produced:
             return TokenUsage(units=0)
-        output = max(self.output, self.counted())
+        output = max(self.output, self._running())
         read = self.input or self.call.input_estimate
         return TokenUsage(
             read, output, self.cached, self.reasoning, self._bounded(max(self.total, read + output))
@@ -381,6 +382,13 @@ class Meter:
         """Return the output tokens by the size of the text, at least one for each event with content."""
         size = int(-(-self.seen_bytes // self.call.output_bytes_per_token))
         return min(max(self.content_events, size), self.output_most)
+
+    def _running(self) -> int:
+        """Return the output tokens of a running answer: beyond the call's maximum those that are sure.
+
+        An event has a token at least, and a text at most `TOKEN_BYTES_MAX` for a token.
+        """
+        return max(self.counted(), self.content_events, self.seen_bytes // TOKEN_BYTES_MAX)
 
     def see_rest(self, part: bytes) -> None:
         """Count the text in `part`, the incomplete event or element with which the answer broke off."""
