@@ -272,8 +272,8 @@ async def test_a_budget_that_is_used_up_ends_a_stream_where_it_says_so(stage: St
     assert charge.money > 0
 
 
-async def test_a_stream_that_passes_its_maximum_is_cut_and_charged_for_no_more_than_that(stage: Stage) -> None:
-    """Of 43 read at 2 and a maximum of 10 at 5, which its upstream passes by 30, 170 are held: 16 written."""
+async def test_a_stream_that_passes_its_maximum_is_cut_and_charged_by_that(stage: Stage) -> None:
+    """It reads 43 at 2, its maximum is 10 at 5, and 170 are held: for 16. Its upstream writes 40."""
     budgeted(stage, replace(BUDGET, cut=True))
     body = await stream(stage, 170 // 5, (59, True, True), True)
     assert 16 < body.count(b"word ") < 40

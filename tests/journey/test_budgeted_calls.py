@@ -67,7 +67,7 @@ def test_calls_in_flight_pass_a_budget_by_no_more_than_their_admission_lets_them
 
 @pytest.mark.parametrize("tokens", [2_000, 600])
 def test_a_stream_that_crosses_a_budget_is_cut_where_it_says_so(spender: Spender, tokens: int) -> None:
-    """Of 600 it is sent with a maximum, which its upstream passes: a call is taken to write 1,024 at first."""
+    """A call is taken to write 1,024. Of 600 it is sent with a maximum, which its upstream passes."""
     words = 4_000
     budget = spender.budget(cost(0, tokens), on_exhausted="cut")
     spender.known(budget)

@@ -314,6 +314,41 @@ def test_choices_beside_the_one_that_reports_are_counted(place: int) -> None:
     assert (usage.input, usage.output, usage.estimated) == (100, 450 + 2 * TOKENS, True)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "read", "written", "doubtful"),
+    [(1, 20, 144, False), (1, 20, 288, False), (4, 40, 288, False), (4, 40, 2 * 66, True)],
+)
+def test_a_report_of_a_whole_answer_is_of_all_its_choices(
+    prompts: int, read: int, written: int, doubtful: bool
+) -> None:
+    """Two or four texts of 669 letters. Formal English has nine for a token; twenty are doubtful."""
+    count = max(2, prompts)
+    choices = [{"index": n, "text": "x" * 669, "finish_reason": "stop"} for n in range(count)]
+    asking = asked("openai_completions", streamed=False, choices=count)
+    asking.prompts, asking.first_part = prompts, 1 / prompts
+    usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    made = fed(asking, json.dumps({"choices": choices, "usage": usage}).encode(), content_type=JSON)
+    found = made.usage()
+    assert (found.input, found.output, found.total, found.estimated) == (read, written, read + written, False)
+    assert made.detail.contradicted is doubtful
+
+
+@pytest.mark.parametrize(("reporting", "estimated"), [(2, True), (3, False)])
+def test_reports_of_fewer_than_the_choices_are_flagged_however_long_the_texts(
+    reporting: int, estimated: bool
+) -> None:
+    """Three choices of a piece each, of which each report says 90 tokens."""
+    parts = []
+    for index in range(3):
+        end = chat_chunk(choices=[{"index": index, "delta": {}, "finish_reason": "stop"}])
+        parts += [frame(delta("word", index)), frame(end)]
+        if index < reporting:
+            usage = {"prompt_tokens": 9, "completion_tokens": 90}
+            parts.append(frame(chat_chunk(choices=[], usage=usage)))
+    usage = fed(asked("openai_chat", streamed=True, choices=3), *parts, frame("[DONE]")).usage()
+    assert (usage.input, usage.output, usage.estimated) == (9, reporting * 90, estimated)
+
+
 def test_a_report_of_each_choice_is_that_of_one_in_a_stream_as_well() -> None:
     def stream(*, each: bool) -> Meter:
         asking = asked("openai_chat", streamed=True, choices=2)

@@ -77,7 +77,7 @@ def _report_inside(meter: Meter, choices: list[dict[str, object]]) -> None:
     """Report the usage in each choice of a whole answer; text of choices without a report is counted."""
     reports, untold = ChoiceReports(max(1, meter.call.choices // meter.call.prompts)), []
     for place in range(len(choices)):
-        reports.see(place, True)
+        reports.see(meter, place, True)
     for place, choice in enumerate(choices):
         numbers = read_usage(meter, msgspec.json.encode(object_in(choice, "usage")))
         if numbers is not None:
@@ -170,7 +170,7 @@ def _see(meter: Meter, choice: Choice, place: int) -> None:
         finished = bytes(reason) != _NO_REASON
     meter.note_choice(choice.index, place, finished=finished)
     if meter.call.choices > 1:
-        _reports_of(meter).see(_index(meter, choice), ends)
+        _reports_of(meter).see(meter, _index(meter, choice), ends)
 
 
 def _index(meter: Meter, choice: Choice) -> int:

@@ -25,7 +25,7 @@ _PROMPT: Final = ("prompt_tokens", "input_tokens")
 _COMPLETION: Final = ("completion_tokens", "output_tokens")
 _CACHED: Final = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cache_read_input_tokens")
 _WRITTEN: Final = ("cache_write_tokens", "created_cache_tokens")
-_SURELY: Final = 1.5  # a text so many times longer than the reported tokens usually give proves them wrong
+_TOKEN_CHARACTERS: Final = 10  # of formal English, which is the densest: a report of fewer tokens is doubtful
 _LENGTH: Final = "length"
 _TIMINGS: Final = "timings"  # of llama.cpp, whose report is about the first choice
 
@@ -161,9 +161,11 @@ class ChoiceReports:
         self._behind: set[int] = set()
         self._covered = 0
 
-    def see(self, index: int, ends: bool) -> None:
+    def see(self, meter: Meter, index: int, ends: bool) -> None:
         """Note that an event has text of choice `index`; `ends` says that the choice is complete."""
-        self._seen.add(index)
+        if index not in self._seen:
+            self._seen.add(index)
+            self._check(meter)
         if ends:
             self._ended.add(index)
             self._last = index
@@ -202,13 +204,21 @@ class ChoiceReports:
         cached = whole[2] if whole[0] >= own.read else own.cached
         meter.report(used, output, cached, max(whole[3], own.reasoning), used + output, final=final)
         meter.final = final  # another choice may begin behind the last word of those before
+        self._check(meter)
+
+    def _check(self, meter: Meter) -> None:
+        """Mark the output as uncounted if fewer choices have a report of their own than have text."""
+        reports = len(self._alone) or len(self._own)
+        of_all = len(self._alone) == 1 and not meter.call.reports_each
+        meter.uncounted = 0 < reports < len(self._seen) and not of_all
 
 
 def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> Numbers:
-    """Return the token counts of an answer with several choices, if its report may count only the first.
+    """Return the token counts of an answer with several choices, of which its report may count the first.
 
-    The report of llama.cpp and of upstreams configured so counts one choice. For others, texts that are
-    too long for the reported tokens show it. `numbers` are the counts of the report.
+    The report of llama.cpp and of upstreams configured so does, and one that has fewer tokens than choices
+    that reached their maximum. `numbers` are the counts of the report. A report that is small for the texts
+    is noted as contradicted, and counts.
     """
     choices, call = objects_in(document, "choices"), meter.call
     prompt, completion, cached, reasoning = numbers
@@ -217,14 +227,12 @@ def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> N
         return numbers
     stated = call.output_max or 0
     at_most = [place for place, one in enumerate(choices) if stated and one.get("finish_reason") == _LENGTH]
-    counted = ceil(sum(texts) / call.output_bytes_per_token)
-    of_first = call.reports_each or _TIMINGS in document or completion < stated * len(at_most)
-    if not of_first and counted <= _SURELY * completion:
+    if not (call.reports_each or _TIMINGS in document or completion < stated * len(at_most)):
+        meter.detail.contradicted = sum(texts) > _TOKEN_CHARACTERS * completion
         return numbers
     meter.marked = meter.detail.contradicted = True
-    if of_first:
-        known = dict.fromkeys(at_most, stated) | {0: completion}
-        counted = _count_tokens(texts, known, stated, call.output_bytes_per_token)
+    known = dict.fromkeys(at_most, stated) | {0: completion}
+    counted = _count_tokens(texts, known, stated, call.output_bytes_per_token)
     most = max(completion, stated * len(texts)) if stated else meter.bounds.usage_tokens_max
     output = min(max(completion, counted), most)
     return ceil(max(0, prompt) / call.first_part), output, cached, reasoning
