@@ -8,7 +8,7 @@ of a use. No I/O, no clock.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -23,8 +23,9 @@ from gateway.core.accounts.outbox import (
 )
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing.money import whole_credits
-from gateway.core.billing.price_book import Counts, charged, unpriced
+from gateway.core.billing.price_book import NO_COUNTS, WHOLES, Counts, charged, unpriced
 from gateway.core.billing.reported_cost import ReportedCost, are_apart
+from gateway.core.billing.unbilled import is_billed
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import CONSUMPTION, UNPRICED, CallPrices, PriceOf, charge_of, factor_of
 from gateway.core.metering.meter import Detail
@@ -80,6 +81,7 @@ class MeteredUse:
     measured: Mapping[str, int] | None = None  # uses of tools, if the answer has none
     cost: int | None = None  # nano-units that its caller states, instead of the price book's
     used_ms: int = 0  # time of a use in the past
+    at_ms: int = 0  # wall-clock time of the use, if `detail.declined` is not empty
     reported: ReportedCost | None = None  # the provider's own cost
     tiers: tuple[str, ...] = ()  # requested service tiers
 
@@ -138,6 +140,7 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
 
     If a model answered that the call did not name, `look_up` finds its price. `now_s` is the present time.
     """
+    use = _billed(use)
     detail, counts, used = _with_measured(use), use.counts, use.used
     prices, tools = terms.prices, detail.tools
     priced = price_of(look_up, terms.caller, prices, detail, counts, now_s, use.sent)
@@ -180,6 +183,25 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
     counted.says_more, counted.contradicted = detail.says_more, detail.contradicted
     counted.apart = apart
     return ChargedUse(facts, settlement, counted)
+
+
+def _billed(use: MeteredUse) -> MeteredUse:
+    """Return a use without the attempts that their vendor reports and does not bill."""
+    detail, counts = use.detail, use.counts
+    if not (use.used and detail.declined):
+        return use
+    for outcome, part in detail.declined:
+        if is_billed(outcome, use.at_ms):
+            continue
+        unbilled = counts if part is None else part[1]
+        counts = tuple([max(0, count - free) for count, free in zip(counts, unbilled, strict=True)])
+        detail.beside = [other for other in detail.beside if other is not part]
+    if counts == use.counts:
+        return use
+    if not any(counts):
+        return replace(use, used=False, counts=NO_COUNTS, total=0, units=0)
+    free = sum(use.counts[:WHOLES]) - sum(counts[:WHOLES])
+    return replace(use, counts=counts, total=max(0, use.total - free))
 
 
 def _with_measured(use: MeteredUse) -> Detail:

@@ -56,6 +56,7 @@ def end_settled(  # noqa: PLR0917  # a hold, what its caller says, and the price
             f"The service {service.key} is paid by what was used: say usage or cost.", param="usage"
         )
     use.used, use.counts, use.total, use.estimated = True, counts, sum(counts[:WHOLES]), estimated
+    use.at_ms = now_ms
     use.units = 1 if said.units is None else said.units
     use.cost = None if said.cost is None else money_of(said.cost, "cost")
     use.sent = hold.targets[0] if hold.targets else ""

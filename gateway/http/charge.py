@@ -344,6 +344,8 @@ class AdmittedCall:
         used = usage.units > 0 or usage.total > 0
         charged = self._charged(usage, failed[0] or status, failed[1], used) if self.charges else None
         settlement = release(self._terms()) if charged is None else charged.settlement
+        if charged is not None:
+            used = settlement.charge
         if self.call.background:
             settlement.hold_ttl_ms = 1000 * HOLD_S_MAX
         self.let_go()
@@ -424,8 +426,10 @@ class AdmittedCall:
         )  # fmt: skip
         if detail.cost is not None:
             use.reported = self._reported(detail.cost, now_s)
+        if detail.declined:
+            use.at_ms = ports.refusals.now_ms()
         charged = charge(ports.directory.price, now_s, use, terms)
-        if used:
+        if charged.settlement.charge:
             charged.settlement.frame = self.decision.frame
         return charged
 

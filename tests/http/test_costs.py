@@ -134,6 +134,31 @@ async def test_tokens_of_an_advisor_cost_what_its_model_does(stage: Stage, advis
 
 
 @pytest.mark.parametrize("service", ["plain", "in money"])
+@pytest.mark.parametrize(("category", "nano"), [("cyber", 0), ("bio", 100_000 * 5_000)])
+async def test_a_refusal_is_charged_or_released_by_its_category(
+    stage: Stage, category: str, nano: int, service: str
+) -> None:
+    stage.directory.prices[ASKED] = OPUS
+    if service == "in money":
+        stage.directory.services["messages"] = IN_MONEY
+    said = {"type": "message", "model": ASKED, "content": [], "stop_reason": "refusal",
+            "stop_details": {"type": "refusal", "category": category},
+            "usage": {"input_tokens": 100_000, "output_tokens": 0}}  # fmt: skip
+    stage.upstream.scripts.append([answer(json.dumps(said).encode())])
+    got = await stage.ask(post(MESSAGE, b"/v1/messages"))
+    assert (got.status, json.loads(got.body)) == (200, said)
+    (settled,) = stage.counters.settlements
+    facts = read_facts(settled.metadata)
+    assert facts is not None
+    assert (settled.charge, facts.cost, facts.total) == (nano > 0, nano, 100_000 if nano else 0)
+    assert (settled.tokens, settled.units > 0) == (
+        facts.total if settled.service.counts_tokens else 0,
+        nano > 0,
+    )
+    assert [count for *_, count in stage.tally.snapshot()["cost"]] == ([nano / 10**9] if nano else [])
+
+
+@pytest.mark.parametrize("service", ["plain", "in money"])
 async def test_a_price_that_is_set_while_a_call_runs_changes_nothing(stage: Stage, service: str) -> None:
     stage.directory.prices[ASKED] = OPUS
     if service == "in money":

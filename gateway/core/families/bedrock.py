@@ -47,6 +47,7 @@ from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.eventstream import EventStreamMeter
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import Reports, integer, loose_document, loose_event, summed
+from gateway.core.metering.refusals import REFUSAL, attempts_of, refuse, see_blocks
 from gateway.core.metering.report import UsageShape, see_content
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest, Refusal
@@ -202,7 +203,16 @@ _REPORTS = Reports(_Usage)
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
-    _take(meter, loose_document(document))
+    said = loose_document(document)
+    _see_refusal(meter, said, object_in(object_in(said, "output"), "message").get("content"))
+    _take(meter, said)
+
+
+def _see_refusal(meter: Meter, end: Document, content: object) -> None:
+    """Note a refusal of Claude; its category is among the fields of the model's own that a call asks for."""
+    if end.get("stopReason") == REFUSAL:
+        see_blocks(meter, content)
+        refuse(meter, object_in(end, "additionalModelResponseFields").get("stop_details"))
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
@@ -213,6 +223,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
             _see(meter, object_in(piece, "delta") or object_in(piece, "start"))
     if "messageStop" in said:
         meter.finished += 1
+        _see_refusal(meter, object_in(said, "messageStop"), None)
     if "metadata" in said:
         _take(meter, object_in(said, "metadata"))
         meter.phase = CLOSED
@@ -228,6 +239,7 @@ def _see(meter: Meter, piece: Document) -> None:
         meter.content_events += 1
     else:
         see_content(meter, piece, 0)
+        attempts_of(meter).has_content |= "text" not in piece
 
 
 def _take(meter: Meter, said: Document) -> None:

@@ -16,6 +16,7 @@ from typing import Final
 from gateway.core.accounts.outbox import UNKNOWN_BYTES_MAX
 from gateway.core.billing.price_book import Counts
 from gateway.core.billing.reported_cost import read_cost
+from gateway.core.billing.unbilled import Declined
 from gateway.core.calls.call import CallRequest, UsageBounds, input_tokens
 from gateway.core.metering.content import LooseContent
 from gateway.core.metering.endings import BY_CONNECTION, Ending
@@ -35,7 +36,7 @@ class Detail:
 
     __slots__ = (
         "_believed", "_queries", "audio_input", "audio_output", "beside", "cache_write", "cache_write_1h",
-        "contradicted", "cost", "image_input", "image_output", "model", "retry_s", "says_more",
+        "contradicted", "cost", "declined", "image_input", "image_output", "model", "retry_s", "says_more",
         "service_tier", "tools", "unknown",
     )  # fmt: skip
 
@@ -50,6 +51,7 @@ class Detail:
         self.retry_s = 0.0  # seconds until a retry, as a refusal states
         self.cost: int | None = None  # nano-dollars, as the provider states
         self.beside: list[tuple[str, Counts]] = []  # tokens of other models that answered within the call
+        self.declined: list[Declined] = []  # attempts before any output, which their vendor may not bill
         self._queries: set[int] | None = None
         self._believed: tuple[int, int, int, int, int, int, list[tuple[str, Counts]]] | None = None
 
@@ -57,6 +59,10 @@ class Detail:
         """Note the model that an answer says it is from. Only the first one that it names counts."""
         if not self.model:
             self.model = _name(model)
+
+    def handed_to(self, model: object) -> None:
+        """Note the model that answers in the place of the one that an answer named before."""
+        self.model = _name(model) or self.model
 
     def served_as(self, tier: object) -> None:
         """Note the service tier that an answer reports."""
@@ -117,6 +123,11 @@ class Detail:
             written, self.cache_write_1h, self.audio_input, self.image_input, self.audio_output,
             self.image_output, self.beside,
         )  # fmt: skip
+
+    def forget(self) -> None:
+        """Forget the parts of earlier reports: the next report is about all that was used."""
+        self.cache_write = self.cache_write_1h = 0
+        self._believed = None
 
     def answered_within(self, model: object, counts: Counts) -> None:
         """Add the tokens of another model that answered within the call; `model` may be no valid name."""
@@ -225,9 +236,9 @@ class Meter:
     """
 
     __slots__ = (
-        "_reported_at", "begun", "behind", "bounds", "broke", "by_choice", "by_units", "cached", "call",
+        "_reported_at", "begun", "behind", "bounds", "broke", "by_units", "cached", "call",
         "content_events", "detail", "ended", "failed", "final", "finished", "input", "last_word", "marked",
-        "opening", "output", "output_most", "partial", "phase", "position", "reasoning", "reported",
+        "notes", "opening", "output", "output_most", "partial", "phase", "position", "reasoning", "reported",
         "reported_part", "said", "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted",
         "unread", "whole_bytes", "withheld",
     )  # fmt: skip
@@ -255,7 +266,7 @@ class Meter:
         self.ended = self.last_word = self.failed = self.surplus = self.by_units = False
         self.unread = self.broke = False
         self.reported_part = 1.0  # the part of the prompts that the report covers
-        self.by_choice: object = None  # a family's reports of several choices
+        self.notes: object = None  # a family's own, such as its reports of several choices
         self.opening: bytes | None = None  # the first event, empty if it is long
         self.position = -1  # the open block, or the last sequence number
         # Pieces of several choices are interleaved, so they are no text together.
@@ -452,6 +463,17 @@ class Meter:
         if of_output:  # one that tells less than was told is not about what came since
             self._reported_at = self.content_events
 
+    def forget_output(self) -> None:
+        """Forget the output that was reported: the next report may tell less."""
+        self.output = self.reasoning = 0
+        self.total = self.input
+
+    def forget_reports(self) -> None:
+        """Forget what was reported: the next report is about all that was used, and may tell less."""
+        self.forget_output()
+        self.input = self.cached = self.total = 0
+        self.detail.forget()
+
     def report_units(self) -> None:
         """Record a report of units instead of tokens. The units themselves are in `detail`."""
         self.by_units = True
@@ -468,6 +490,7 @@ class Meter:
         answered = 200 <= self.status < 300 and not self.by_units and (counted > 0 or not self.failed)
         no_input = answered and not read and self.call.has_input
         no_output = answered and not output and self.call.output_max != 0 and counted > 0
+        no_output = no_output and not self.detail.declined
         if no_input:
             read, marked = input_tokens(self.call), True
         is_final = self.final and self.content_events == self._reported_at

@@ -686,7 +686,7 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
                 charged = _share(job, id_, service, line, ago_s)
         if charged is not None:
             there.add(id_)
-        yield charged
+        yield charged if charged is not None and charged.settlement.charge else None
     for number in range(len(there), min(answered, job.lines)):
         id_ = id_of(str(number), job.created_ms, of=f"{job.hold_id} missing")
         yield _share(job, id_, service, _MISSING, ago_s)
@@ -732,6 +732,7 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
         detail.service_tier = tier_at(SERVICE_TIER, place_of(detail.service_tier))
     use = _use(job, route.family, line, now_s - prices.at_s, detail)
     use.counts, use.total, use.units, use.estimated = detail.counts(usage), usage.total, 1, usage.estimated
+    use.at_ms = job.created_ms
     return charge(ports.directory.price, now_s, use, _terms(job, id_, service, prices))
 
 

@@ -357,6 +357,26 @@ async def test_a_line_whose_report_is_about_one_choice_is_charged_for_all(stage:
     assert each or made.counted.output == 40
 
 
+@pytest.mark.parametrize(("category", "cost"), [("cyber", None), ("bio", 47)])
+async def test_a_line_that_was_refused_costs_nothing_or_what_it_used_and_never_its_share(
+    stage: Stage, category: str, cost: int | None
+) -> None:
+    """A job of 26 November 2026. Of the hold its line has 3,000, and a token of it costs a billionth."""
+    price = price_row(model="draw", input="0.002", output="0.002", service_tiers={"batch": "0.5"})
+    stage.directory.prices["draw"] = read_price(price).vector
+    refused = {"index": 0, "message": {"content": None}, "finish_reason": "refusal",
+               "stop_details": {"category": category}}  # fmt: skip
+    usage = {"prompt_tokens": 47, "completion_tokens": 0, "total_tokens": 47}
+    body = json.dumps({"model": "draw", "choices": [refused], "usage": usage}).encode()
+    job = Job("hold", 1, 2, 3, 0, "", "chat", "up", "/v1/chat/completions", "draw", "", 1, 0, 0, id="b")
+    job.held, job.currency, job.created_ms = 3_000, "USD", 1_795_700_000_000
+    route = next(one for one in ROUTES if one.path == job.endpoint)
+    line = BatchResult("a", 200, "", body, False)
+    ports, service = stage.plane._ports, stage.directory.services["chat"]
+    (made,) = line_charges(ports, job, service, route, [line], 1, DEFAULT_BOUNDS, 0.0)
+    assert (None if made is None else made.cost) == cost
+
+
 async def test_files_that_are_read_slowly_cost_nobody_a_call(stage: Stage) -> None:
     """Batches of two organizations, whose files come slowly; one more of the first is too many."""
     read = Jobs(cast("Any", None), Settings(key_pepper="x" * 32), lambda *_, **__: None)

@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.core.billing.price_book import Counts
 from gateway.core.billing.service_tiers import tier_at
+from gateway.core.billing.unbilled import Declined
 from gateway.core.families.anthropic.calls import FAST, US, ids_in_event, may_tell
 from gateway.core.families.family import KEPT_LINKED, ids_of, object_in
 from gateway.core.metering.endings import ENDINGS
@@ -28,6 +29,7 @@ from gateway.core.metering.reading import (
     loose_document,
     summed,
 )
+from gateway.core.metering.refusals import FALLBACK, REFUSAL, outcomes, refuse, see_block, see_blocks
 from gateway.core.metering.report import UsageShape, may_hold_more, see_content, see_whole
 
 
@@ -70,7 +72,8 @@ class _MessageUsage(UsageShape):
 ENDING = ENDINGS["messages"]
 _REPORTS = Reports(_MessageUsage)
 # Types of iterations whose tokens are in the report's totals; the type of a compaction by the same model.
-_INSIDE, _COMPACTION = frozenset({"message", "fallback_message"}), "compaction"
+_TOOK_OVER = "fallback_message"
+_INSIDE, _COMPACTION = frozenset({"message", _TOOK_OVER}), "compaction"
 _KNOWN = frozenset({_COMPACTION, "advisor_message"})
 
 
@@ -78,10 +81,15 @@ class _Message(msgspec.Struct):
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     type: str | None = None
     model: Any = None
+    stop_reason: Any = None
 
 
 class _Begun(_Message):
     content: Any = None
+
+
+class _Block(msgspec.Struct):
+    type: Any = None
 
 
 class _Delta(msgspec.Struct):
@@ -96,11 +104,13 @@ class _MessageEvent(msgspec.Struct):
     index: int | None = None
     delta: _Delta | None = None
     message: _Begun | None = None
+    content_block: _Block | None = None
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 # The field with the content by type of event, and the types without content. Other events may be all content.
 _HOLDERS = {"content_block_start": "content_block", "content_block_delta": "delta"}
+_REFUSED, _TEXT = b'"refusal"', "text"
 _NO_CONTENT = frozenset(
     {"message_start", "message_delta", "message_stop", "content_block_stop", "ping", "error", None}
 )
@@ -118,8 +128,14 @@ def _read_whole(meter: Meter, document: bytes) -> None:
         return
     meter.failed = read.type == "error"
     meter.detail.answered_by(read.model)
-    if is_there(read.usage):
-        _report(meter, bytes(read.usage), True)
+    usage = bytes(read.usage) if is_there(read.usage) else b""
+    if read.stop_reason == REFUSAL or _TOOK_OVER.encode() in usage:
+        whole = loose_document(document)
+        see_blocks(meter, whole.get("content"))
+        if read.stop_reason == REFUSAL:
+            refuse(meter, whole.get("stop_details"))
+    if usage:
+        _report(meter, usage, True)
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
@@ -174,6 +190,12 @@ def _see(meter: Meter, read: _MessageEvent, data: bytes) -> None:
             meter.content_events += 1
         if is_there(delta.stop_reason):
             meter.finished += 1
+            if bytes(delta.stop_reason) == _REFUSED:
+                refuse(meter, object_in(loose_document(data), "delta").get("stop_details"))
+    elif read.content_block is not None and read.content_block.type != _TEXT:
+        see_block(meter, object_in(loose_document(data), "content_block"))
+        if read.content_block.type == FALLBACK:
+            return
     seen = meter.text_bytes - before
     if read.type not in _NO_CONTENT and may_hold_more(data, seen):
         event, holder = loose_document(data), _HOLDERS.get(read.type or "")
@@ -253,6 +275,10 @@ def _add_iterations(meter: Meter, usage: _MessageUsage, raw: bytes) -> bool:
     """
     detail, lacking = meter.detail, False
     detail.beside = []
+    attempts = [each for each in usage.iterations or () if each.type in _INSIDE]
+    if len({each.model for each in attempts}) > 1 or (attempts and attempts[-1].type == _TOOK_OVER):
+        _take_attempts(meter, usage, attempts)
+        return False
     for each in usage.iterations or ():
         if each.type in _INSIDE:
             continue
@@ -264,6 +290,27 @@ def _add_iterations(meter: Meter, usage: _MessageUsage, raw: bytes) -> bool:
         if each.type not in _KNOWN or usage.input_tokens is None:
             detail.keep(raw)
     return lacking
+
+
+def _take_attempts(meter: Meter, usage: _MessageUsage, attempts: list[_Iteration]) -> None:
+    """Report the tokens of each attempt, of several models, in the place of the totals of the last one.
+
+    An attempt that gave way before it wrote may not be billed.
+    """
+    detail, ends = meter.detail, outcomes(meter, [each.model or "" for each in attempts])
+    detail.handed_to(attempts[-1].model)
+    meter.forget_reports()
+    detail.declined = []
+    usage.input_tokens = usage.output_tokens = 0
+    usage.cache_read_input_tokens = usage.cache_creation_input_tokens = 0
+    usage.cache_creation = None
+    for each in usage.iterations or ():
+        _add(usage, each, 0)
+        model = each.model or detail.model
+        detail.answered_within(model, _counts(each))
+        end = ends.pop(0) if each.type in _INSIDE else None
+        if end is not None and not each.output_tokens:
+            detail.declined.append(Declined(end, detail.beside[-1]))
 
 
 def _counts(each: _Iteration) -> Counts:

@@ -24,10 +24,14 @@ from gateway.core.metering.content import content_bytes
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, count_text, decoded, is_there, loose_document
+from gateway.core.metering.refusals import refuse
 from gateway.core.metering.report import may_hold_more, see_content
 
 DONE = b"data: [DONE]\n\n"
 _NO_REASON = b'""'  # as some servers write it in each event
+# An answer without content is reported with so many tokens at most.
+_FEW_TOKENS = 16
+_REFUSED, _REFUSED_WHOLE = b'"refusal"', re.compile(rb'"finish_reason"[ \t\r\n]*:[ \t\r\n]*"refusal"')
 _ENVELOPE = frozenset({"provider", "system_fingerprint", "service_tier"})
 
 
@@ -49,6 +53,8 @@ def _read_whole(meter: Meter, document: bytes) -> None:
         meter.failed = False
         _name(meter, model, tier)
         meter.report(used, output, cached, reasoning, used + output, final=True)
+        if output <= _FEW_TOKENS:
+            _see_refusal(meter, document)
         return
     try:
         read = decoded(read_whole, document)
@@ -61,6 +67,18 @@ def _read_whole(meter: Meter, document: bytes) -> None:
         _report_whole(meter, document, bytes(read.usage))
     elif b'"usage"' in document:
         _report_inside(meter, objects_in(loose_document(document), "choices"))
+    if meter.output <= _FEW_TOKENS:
+        _see_refusal(meter, document)
+
+
+def _see_refusal(meter: Meter, document: bytes) -> None:
+    """Note that Claude refused before any content, as its API in OpenAI's shape says it of one choice."""
+    if _REFUSED_WHOLE.search(document) is None:
+        return
+    read = loose_document(document)
+    choices = objects_in(read, "choices")
+    if len(choices) == 1 and not content_bytes(object_in(choices[0], "message")):
+        refuse(meter, choices[0].get("stop_details") or read.get("stop_details"))
 
 
 def _report_whole(meter: Meter, document: bytes, raw: bytes) -> None:
@@ -166,11 +184,18 @@ def _see(meter: Meter, choice: Choice, place: int) -> None:
     reason = choice.finish_reason
     ends, finished = is_there(reason), False
     if is_there(reason):
-        meter.finished += 1
-        finished = bytes(reason) != _NO_REASON
+        finished = _finish(meter, choice, bytes(reason))
     meter.note_choice(choice.index, place, finished=finished)
     if meter.call.choices > 1:
         _reports_of(meter).see(meter, _index(meter, choice), ends)
+
+
+def _finish(meter: Meter, choice: Choice, reason: bytes) -> bool:
+    """Count a choice that ended for this reason; return whether it is one."""
+    meter.finished += 1
+    if reason == _REFUSED and meter.call.choices == 1:
+        refuse(meter, choice.stop_details)
+    return reason != _NO_REASON
 
 
 def _index(meter: Meter, choice: Choice) -> int:
@@ -179,9 +204,9 @@ def _index(meter: Meter, choice: Choice) -> int:
 
 def _reports_of(meter: Meter) -> ChoiceReports:
     """Return the usage reports by choice of this stream, created at first use."""
-    if meter.by_choice is None:
-        meter.by_choice = ChoiceReports(max(1, meter.call.choices // meter.call.prompts))
-    reports = meter.by_choice
+    if meter.notes is None:
+        meter.notes = ChoiceReports(max(1, meter.call.choices // meter.call.prompts))
+    reports = meter.notes
     assert isinstance(reports, ChoiceReports)
     return reports
 

@@ -118,6 +118,7 @@ class Choice(msgspec.Struct):
     text: str | None = None
     finish_reason: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # as Moonshot has it
+    stop_details: Any = None  # as Claude has it
 
 
 class Groq(msgspec.Struct):

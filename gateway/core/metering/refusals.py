@@ -1,0 +1,91 @@
+"""Refusals of Claude, in every API that serves it, and the models that took over from one that refused.
+
+A refusal before any output is not billed in every category, so an answer notes it, and the charge decides.
+Content is the test of output: a vendor reports a few tokens of an answer without any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Final
+
+from gateway.core.billing.unbilled import Declined, Outcome
+from gateway.core.metering.meter import Meter
+
+REFUSAL: Final = "refusal"
+FALLBACK: Final = "fallback"  # the type of a content block between two models
+_VENDOR: Final = "anthropic"
+
+
+class Attempts:
+    """What an answer says of its attempts.
+
+    `categories` are those of the models that gave way, `refused` is the outcome of the last one if it refused
+    before any content, and `has_content` says whether there was some.
+    """
+
+    __slots__ = ("categories", "has_content", "refused")
+
+    def __init__(self) -> None:
+        self.categories: list[str | None] = []
+        self.refused: Outcome | None = None
+        self.has_content = False
+
+
+def attempts_of(meter: Meter) -> Attempts:
+    """Return the attempts in this answer, noted at first use."""
+    if not isinstance(meter.notes, Attempts):
+        meter.notes = Attempts()
+    return meter.notes
+
+
+def see_block(meter: Meter, block: dict[str, object]) -> None:
+    """Note a block of content, which may be the place where one model gives way to the next."""
+    attempts = attempts_of(meter)
+    if block.get("type") == FALLBACK:
+        attempts.categories.append(category_in(block.get("trigger")))
+        meter.detail.handed_to(_member(block.get("to"), "model"))
+    elif block.get("type") != "text" or block.get("text"):
+        attempts.has_content = True
+
+
+def see_blocks(meter: Meter, content: object) -> None:
+    """Note the content of a whole message: its blocks, or what stands in their place."""
+    if isinstance(content, list):
+        for block in content:
+            see_block(meter, block if isinstance(block, dict) else {})
+    elif content:
+        attempts_of(meter).has_content = True
+
+
+def category_in(details: object) -> str | None:
+    """Return the category in what an answer says of a refusal (`stop_details`, `trigger`)."""
+    category = _member(details, "category")
+    return category if isinstance(category, str) else None
+
+
+def _member(value: object, name: str) -> object:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def refuse(meter: Meter, details: object) -> None:
+    """Note that an answer was refused. Before any content, only the report to come counts its output."""
+    attempts = attempts_of(meter)
+    if not (meter.seen_bytes or meter.content_events or attempts.has_content):
+        if not meter.final:
+            meter.forget_output()
+        attempts.refused = Outcome(_VENDOR, REFUSAL, category_in(details))
+        meter.detail.declined = [Declined(attempts.refused)]
+
+
+def outcomes(meter: Meter, models: Iterable[str]) -> list[Outcome | None]:
+    """Return the outcome of each attempt, whose models are given in their order; None for one that answered.
+
+    Attempts of one model in a row are one hop. Each hop but the last gave way; the last one was refused if
+    the answer was.
+    """
+    attempts, hops = attempts_of(meter), [list(hop) for _, hop in groupby(models)]
+    categories = [*attempts.categories, *[None] * len(hops)]
+    ends = [*[Outcome(_VENDOR, REFUSAL, each) for each in categories[: len(hops) - 1]], attempts.refused]
+    return [end for end, hop in zip(ends, hops, strict=True) for _ in hop]
