@@ -26,7 +26,7 @@ from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import NO_COUNTS, WHOLES, Counts, charged, unpriced
 from gateway.core.billing.reported_cost import ReportedCost, are_apart
 from gateway.core.billing.unbilled import is_billed
-from gateway.core.billing.vector import Vector
+from gateway.core.billing.vector import CACHE_HOUR, Vector
 from gateway.core.calls.tariff import CONSUMPTION, UNPRICED, CallPrices, PriceOf, charge_of, factor_of
 from gateway.core.metering.meter import Detail
 from gateway.core.model import INTEGER_MAX, Caller, Service, Settlement
@@ -210,7 +210,8 @@ def _with_measured(use: MeteredUse) -> Detail:
     if use.measured and use.used and not detail.tools:
         detail = detail if detail is not NO_DETAIL else Detail()
         for name, times in use.measured.items():
-            detail.used_tool(name, times)
+            if detail.used_tool(name, times) and name == CACHE_HOUR:
+                detail.tools[name] = times  # more than a provider may report
     return detail
 
 

@@ -16,6 +16,7 @@ from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import FIELD, Run, make_provisional
 from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
 from gateway.core.billing.money import ServicePricing
+from gateway.core.billing.vector import CACHE_HOUR
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, NameCheck, look_out_of_turn
 from gateway.core.calls.claims import read_call, read_form, unpriced_tools
 from gateway.core.calls.facts import NO_FACTS, take_facts
@@ -518,6 +519,8 @@ def check_parts(
     vectors = [one.vector for one in named if one.vector is not None]
     found = unpriced_tools(call, vectors)
     part = (f"the tool {found[0]}", "tools") if found else unpriced_part(call, vectors)
+    if CACHE_HOUR in found:
+        part = "an hour of contents that are kept (cache_hour)", "ttl"
     if part is not None:
         of = " or ".join([one.model for one in named]) or "any model"
         raise ModelNotPriced(_unpriced(f"{part[0]} of {of}", asking, by_cost), param=part[1])

@@ -407,7 +407,10 @@ class AdmittedCall:
             usage.units = max(usage.units, routed.units)
         detail = NO_DETAIL if meter is None else meter.detail
         done = status == 0 or 200 <= status < 300 or exchange.answered is not None
-        done = done or not _MADE_ALONE.isdisjoint(call.measured or ())
+        measured = call.measured
+        if measured:
+            done = done or not _MADE_ALONE.isdisjoint(measured)
+            measured = call.units(usage.input)
         took, first_token = now_s - exchange.started, self.first_token
         if first_token:
             first_token -= exchange.started
@@ -422,7 +425,7 @@ class AdmittedCall:
             _metadata_of(head.attribution.metadata, self.attempt), reason, call.streamed, int(took * 1000),
             int(first_token * 1000) if first_token else None, head.attribution.session,
             self.upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"), self.attempt.model,
-            call.measured if done else None, tiers=call.tiers,
+            measured if done else None, tiers=call.tiers,
         )  # fmt: skip
         if detail.cost is not None:
             use.reported = self._reported(detail.cost, now_s)
@@ -480,7 +483,7 @@ class AdmittedCall:
         if budget is None or budgets is None or cost is None or counted.currency != budgets.currency:
             return None
         rate = budget.likely
-        if rate is None or budget.holds_most or not (rate.input and rate.read):
+        if rate is None or budget.holds_most or not (rate.input and rate.read) or self.call.kept is not None:
             return None
         asked = rate.input / self.claim.estimate.input_share
         paid = (cost - rate.cost(0, usage.output)) * TOKENS_A_PRICE

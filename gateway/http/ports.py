@@ -167,6 +167,12 @@ class ObjectOwnersPort(Protocol):
         or not the result is awaited.
         """
 
+    def note(self, id_: str, value: bytes, until_s: int) -> Awaitable[object]:
+        """Store a value with an object until a Unix time. Fails with `CountersUnavailable`."""
+
+    def noted(self, id_: str) -> Awaitable[bytes | None]:
+        """Return the value that is stored with an object, or None. Fails with `CountersUnavailable`."""
+
 
 class RunsPort(Protocol):
     """Runs: budgets that callers create, and that their calls name."""

@@ -1081,7 +1081,9 @@ CREATE TABLE price (
     "character" numeric CHECK (("character" >= 0) AND (scale("character") <= 9)),
     page numeric CHECK ((page >= 0) AND (scale(page) <= 9)),
     search numeric CHECK ((search >= 0) AND (scale(search) <= 9)),
-    container numeric CHECK ((container >= 0) AND (scale(container) <= 9))
+    container numeric CHECK ((container >= 0) AND (scale(container) <= 9)),
+    -- A million tokens that the provider keeps for an hour.
+    cache_hour numeric CHECK ((cache_hour >= 0) AND (scale(cache_hour) <= 6))
 );
 CREATE UNIQUE INDEX price_same_key
     ON price (lower(model), match, currency, source, lower(COALESCE(provider, '')), effective_from);

@@ -154,6 +154,14 @@ async def test_a_quote_says_what_each_kind_costs(prices: Prices) -> None:
     assert quote["unpriced"] == ["image_generation"]
 
 
+async def test_a_quote_says_what_tokens_cost_that_are_kept_for_hours(prices: Prices) -> None:
+    assert (await prices.set(cache_hour="4.500001"))["cache_hour"] == "4.500001"
+    quote = await prices.quoted("gpt-x&cache_hour=900000")
+    assert (quote["cost"], quote["unpriced"]) == ("4.0500009", [])
+    assert (quote["lines"][0]["kind"], quote["lines"][0]["per"]) == ("cache_hour", 1_000_000)
+    assert await prices.refused(cache_hour="4.5000001") == {"cache_hour": "must have at most six decimals"}
+
+
 async def test_what_is_used_is_said_once_in_a_quote(prices: Prices) -> None:
     await prices.set(tools={"web_search": "10"})
     answer = await prices.ask("gpt-x&input=1&tools.web_search=7&tools[web_search]=8")

@@ -145,7 +145,8 @@ class FakeObjects:
     def __init__(self) -> None:
         self.kept: set[tuple[int, str]] = set()
         self.asked: list[tuple[str, ...]] = []
-        self.noted: list[list[str]] = []
+        self.noted_ids: list[list[str]] = []
+        self.notes: dict[str, bytes] = {}
         self.down = False
 
     def owned(self, caller: Caller, ids: Sequence[str]) -> Wait[bool]:
@@ -158,11 +159,22 @@ class FakeObjects:
         return wait
 
     def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Wait[object]:
-        self.noted.append(list(ids))
+        self.noted_ids.append(list(ids))
         taken = {one for _, one in self.kept}
         self.kept |= {(caller.organization_id, one) for one in ids if one not in taken}
         wait: Wait[object] = Wait()
         wait.set(None)
+        return wait
+
+    def note(self, id_: str, value: bytes, until_s: int) -> Wait[object]:
+        self.notes[id_] = value
+        wait: Wait[object] = Wait()
+        wait.set(None)
+        return wait
+
+    def noted(self, id_: str) -> Wait[bytes | None]:
+        wait: Wait[bytes | None] = Wait()
+        wait.set(self.notes.get(id_))
         return wait
 
 

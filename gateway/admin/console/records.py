@@ -466,7 +466,9 @@ async def about_call(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[st
         "tools": sorted(tools.items()),
         "unknown": usage.get("unknown"),
         "price": price,
-        "lines": [(line, "each" if line.kind in counted else PER[line.per]) for line in found],
+        "lines": [
+            (line, "each" if line.per == 1 and line.kind in counted else PER[line.per]) for line in found
+        ],
         "adds_up": adds_up,
         "called": {name: text for (name, _), text in names.items()},
         "steps": await explain(desk.ports, row),

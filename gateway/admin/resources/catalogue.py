@@ -411,6 +411,12 @@ Rate = Annotated[
     PlainSerializer(_exact, when_used="json"),
     WithJsonSchema(_PRICE),
 ]
+# With six decimals at most, so that its thousandth is whole billionths.
+MillionthRate = Annotated[
+    Rate,
+    must(lambda price: price.as_tuple().exponent >= -6, "have at most six decimals"),
+    WithJsonSchema({**_PRICE, "pattern": r"^[0-9]{1,12}(\.[0-9]{1,6})?$"}),
+]
 # The name of a model or of a provider.
 ModelName = Annotated[
     ModelText,
@@ -453,6 +459,7 @@ class UnitRates(In):
     page: Rate | None = optional("A page.")
     search: Rate | None = optional("A search; also of a tool that searches and has no price in tools.")
     container: Rate | None = optional("A container; also of a tool that runs code and has no price in tools.")
+    cache_hour: MillionthRate | None = optional("A million tokens that the provider keeps for an hour.")
 
 
 # Another name of the longer of two cache lifetimes: no provider has three.
@@ -617,6 +624,7 @@ class QuoteQuery(In):
     page: Amount = 0
     search: Amount = 0
     container: Amount = 0
+    cache_hour: Amount = Field(default=0, description="Tokens that the provider keeps, times hours.")
     service_tier: LowerName | None = None
 
 
@@ -626,7 +634,9 @@ class QuoteLine(Out):
     kind: str = Field(description="A kind of token, request, a unit, images.SIZE/QUALITY or tools.NAME.")
     quantity: int
     unit_price: Exactly = Field(description="With its service tier in it.")
-    per: int = Field(description="What the price is of: a million tokens, one call or unit, a thousand uses.")
+    per: int = Field(
+        description="What the price is of: a million tokens or hours of one, a call or unit, a thousand uses."
+    )
     amount: Exactly = Field(description="Exact; the cost is their sum, rounded half up to nine decimals.")
 
 

@@ -23,6 +23,7 @@ from gateway.core.billing.sellers import Seller, order_prices, place_factor, ran
 from gateway.core.billing.service_tiers import PLACES, at_tier, lacks_tier, places_of
 from gateway.core.billing.vector import (
     AUTO,
+    CACHE_HOUR,
     IMAGES,
     SAME,
     ExchangeRate,
@@ -67,8 +68,9 @@ FOLLOWS: Final[Mapping[str, str]] = {
 NAMED_ALONE: Final = ("audio_input", "audio_output", "image_output")
 # The currency of bundled prices, and of organizations by default.
 BASE_CURRENCY: Final = "USD"
-# Units other than tokens with a price each, besides images.
-UNITS: Final = ("audio_second", "video_second", "character", "page", "search", "container")
+# Units other than tokens with a price each, besides images; how many of one its price is of, if not of one.
+UNITS: Final = ("audio_second", "video_second", "character", "page", "search", "container", CACHE_HOUR)
+UNITS_A_PRICE: Final = {CACHE_HOUR: 1_000_000}
 # Tools whose uses are priced as units if a price does not name the tool.
 TOOLS_OF_UNITS: Final[Mapping[str, tuple[str, ...]]] = {
     "search": ("web_search", "web_search_preview", "file_search"),
@@ -383,7 +385,11 @@ def of_tier(usual: Vector, prices: tuple[int, ...], steps: tuple[tuple[int, tupl
 
 def _units(row: Mapping[str, Any]) -> dict[str, int]:
     """Return the price of 1000 of each unit in nano-units; images of unknown size cost as the dearest."""
-    found = {name: _nano(row[name]) * USES_A_PRICE for name in UNITS if row.get(name) is not None}
+    found = {
+        name: _nano(row[name]) * USES_A_PRICE // UNITS_A_PRICE.get(name, 1)
+        for name in UNITS
+        if row.get(name) is not None
+    }
     for name, price in (row.get("images") or {}).items():
         nano = _nano(price) * USES_A_PRICE
         size, _, quality = name.partition("/")
@@ -503,7 +509,7 @@ def lines(
         if uses and name in vector.tools
     ]
     made += [
-        _line(name, uses, price // USES_A_PRICE, 1, rate)
+        _line(name, uses, price * (per := UNITS_A_PRICE.get(name, 1)) // USES_A_PRICE, per, rate)
         for name, uses, price in [(name, uses, unit_price(vector, name)) for name, uses in tools.items()]
         if uses and price is not None and name not in vector.tools
     ]

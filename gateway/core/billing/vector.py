@@ -16,6 +16,8 @@ _NONE: Final[Mapping[str, Any]] = {}
 # Images as units are `images.<size>/<quality>`.
 IMAGES: Final = "images."
 AUTO: Final = "auto"
+# A token that a provider keeps for an hour. Its price is of a million of them.
+CACHE_HOUR: Final = "cache_hour"
 
 
 class Vector(NamedTuple):

@@ -13,7 +13,9 @@ from typing import Final
 
 import msgspec
 
+from gateway.core.billing.vector import CACHE_HOUR
 from gateway.core.calls.forms import FormFile
+from gateway.core.calls.kept import Keeping
 from gateway.core.calls.routes import ModelTarget, UpstreamFacts
 from gateway.core.families.controlled import (
     INNER_CALLS,
@@ -641,12 +643,19 @@ class CallRequest:
     heard: int = 0  # part of `blob_tokens` that is sound
     upstream: str = ""  # the upstream without targets, empty if unknown
     tiers: tuple[str, ...] = ()  # service tiers that it asks for
+    kept: Keeping | None = None  # for how long its upstream keeps contents for money
 
     @property
     def models(self) -> tuple[str, ...]:
         """All models that may answer: those that the call names, and those of its targets."""
         models = (self.model, *self.models_beside)
         return (*models, *[target.model for target in self.targets]) if self.targets else models
+
+    def units(self, read: int) -> dict[str, int]:
+        """Return the units in `measured`; those of contents that are kept follow from the `read` tokens."""
+        if self.kept is None:
+            return self.measured or {}
+        return {CACHE_HOUR: self.kept.token_hours(read)}
 
     @property
     def has_input(self) -> bool:

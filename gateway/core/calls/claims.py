@@ -119,10 +119,10 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
 def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     """Return the provider's tools that a call may use, and that a model which may answer has no price for."""
     document, family = call.document, OF_METER.get(call.meter)
-    if call.measured and not vectors:
-        return list(call.measured)
     if call.measured:
-        return list(dict.fromkeys(name for one in vectors for name in unpriced(one, call.measured)))
+        found = [list(call.measured)] if not vectors else [unpriced(one, call.measured) for one in vectors]
+        if call.kept is None or any(found):
+            return list(dict.fromkeys(name for names in found for name in names))
     if document is None or family is None or _asks_for_none(call, document):
         return []
     asked = [*_kinds(call.tools), *_plugins(call.plugins)]
@@ -311,12 +311,15 @@ def output_bound(
     return None if most >= ENDLESS else estimate.bound(most, call)
 
 
-def likely_asks(call: CallRequest, may: PriceQualifiers) -> PriceQualifiers:
-    """Return those of the priced extras in `may` that the call asks for (cache writes, media, tools…)."""
+def likely_asks(call: CallRequest, may: PriceQualifiers, read: int) -> PriceQualifiers:
+    """Return those of the priced extras in `may` that the call asks for (cache writes, media, tools…).
+
+    `read` are its likely input tokens.
+    """
     document, names, family = call.document, call.names, OF_METER.get(call.meter)
     if document is None or family is None:
         return may
-    known = call.measured or {}
+    known = call.units(read)
     uses = may.tools and {
         name: known.get(name) or min(most, TOOL_USES_LIKELY) for name, most in may.tools.items()
     }
@@ -337,7 +340,7 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
     priced = priced_tools(vectors)
     uses = uses_of(call, document, priced) if priced else None
     if call.measured:
-        uses = {**(uses or {}), **call.measured}
+        uses = {**(uses or {}), **call.units(read)}
     caches = blobs = sound = False
     excluded, tiers = family.exclusions, set[str]()
     for one in vectors:
@@ -403,7 +406,7 @@ def budget_claim(
         likely = plain_rate(vectors[0], likely_read) if may is None else None
         if likely is None:
             may = may or asks_of(call, vectors, read)
-            likely = dearest_rate(vectors, likely_read, likely_asks(call, may), in_money=True)
+            likely = dearest_rate(vectors, likely_read, likely_asks(call, may, likely_read), in_money=True)
         rate = likely
         if estimate.input_share != 1:  # 1 means that nothing was learned, so the price is exact
             rate.input = math.ceil(rate.input * estimate.input_share)

@@ -19,7 +19,7 @@ from gateway.core.wait import Wait, begin
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.cluster import RedisConnections
-from gateway.counters.redis.connection import encode
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable
 
 DIGEST_BYTES = 16
@@ -77,6 +77,24 @@ class ObjectOwners:
         """
         return begin(self._keep(caller, [_digest(one) for one in ids], kept))
 
+    def note(self, id_: str, value: bytes, until_s: int) -> Wait[Reply]:
+        """Store a value with an object until a Unix time; it ends with the object's owner at the latest."""
+        wire, name = self._noted(_digest(id_))
+        return wire.send(encode(b"SET", name, value, b"EXAT", b"%d" % until_s))
+
+    def noted(self, id_: str) -> Wait[bytes | None]:
+        """Return the value that is stored with an object, or None."""
+        return begin(self._read_note(_digest(id_)))
+
+    async def _read_note(self, digest: bytes) -> bytes | None:
+        wire, name = self._noted(digest)
+        found = await wire.send(encode(b"GET", name))
+        return found if isinstance(found, bytes) else None
+
+    def _noted(self, digest: bytes) -> tuple[RedisConnection, bytes]:
+        name = digest.hex()
+        return self._wires.of(keys.partition_of_digest(name)), keys.object_note(name).encode()
+
     async def _keep(self, caller: Caller, digests: Sequence[bytes], kept_as: int) -> None:
         mine, kept = _organization(caller), list[bytes]()
         ttl_s = min(self._ttl_s, BRIEF_S) if kept_as == KEPT_BRIEFLY else self._ttl_s
@@ -127,7 +145,7 @@ class ObjectOwners:
         asked = [self._send(one, b"GET") for one in ending]
         for digest, owner in zip(ending, asked, strict=True):
             if await owner == _organization(caller):
-                self._send(digest, b"DEL")
+                self._send(digest, b"DEL", keys.object_note(digest.hex()).encode())
         wire.send(encode(b"ZREM", name, *digests))
 
     async def _claim_listed(self, caller: Caller, digests: Sequence[bytes]) -> bool:

@@ -61,6 +61,11 @@ def object_owner(digest: str) -> str:
     return f"tk:{{p{partition_of_digest(digest):02d}}}:obj:{digest}"
 
 
+def object_note(digest: str) -> str:
+    """Return the key of a value that is stored with an upstream's object, in the slot of its owner."""
+    return f"tk:{{p{partition_of_digest(digest):02d}}}:note:{digest}"
+
+
 def organization_terms(organization_id: int) -> str:
     """Return the key of an organization's terms: its services, prices and budgets."""
     return f"{TERMS.decode()}{{p{partition_of(organization_id):02d}}}:{organization_id}"

@@ -598,6 +598,11 @@ def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
         return UnknownRoute(
             "Calls of tools are not authorized, as nobody here sees whose their sessions are: send them here."
         )
+    if route.meter in SHAPES and SHAPES[route.meter].lasts:
+        return UnknownRoute(
+            "Contents that an upstream keeps by the hour are not authorized, as nobody here sees their size:"
+            " send them here."
+        )
     if is_live(route):
         return UnknownRoute("A WebSocket is not authorized, as nobody here sees what passes: open it here.")
     said = sorted(name.decode("latin-1") for name in withheld(head, route) - OF_BODIES - _OF_QUESTIONS)

@@ -13,11 +13,19 @@ from typing import Any
 from gateway.core.calls.call import DEFAULT_BOUNDS, UsageBounds
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
-from gateway.core.families.registry import BATCH_COLLECTIONS, BATCH_MAKERS, LISTS, OF_JOBS, REMAKERS
+from gateway.core.families.registry import (
+    BATCH_COLLECTIONS,
+    BATCH_MAKERS,
+    LISTS,
+    OF_JOBS,
+    REMAKERS,
+    SHAPES,
+)
 from gateway.core.http_limits import HttpLimits
 from gateway.core.shares import FairShares
 from gateway.errors import InternalError, Overloaded, StartError, UnknownRoute, UpgradeRefused
 from gateway.http.identity import key_digests
+from gateway.http.kept import keep_contents
 from gateway.http.lists import list_objects
 from gateway.http.ports import Answerer, Ports
 from gateway.http.protocol.request import RequestIds
@@ -308,9 +316,8 @@ class DataPlane:
         self.bodies = LargeBodies(loop, ports.seconds)
         self.limiter = None if ports.limiter is None else ports.limiter(ports, loop, limits)
         self._ports = ports
-        own: dict[str, Answerer] = {route.path: answerer for route, answerer in ports.answers.items()}
         self._open_socket: Answerer = ports.open_socket or refuse_upgrade
-        self._handlers: dict[str, Answerer] = {**HANDLERS, **ports.handlers, **own}
+        self._handlers: dict[str, Answerer] = {}
         self._faults = FaultLog(ports.log, ports.seconds)
         self._pepper = pepper
         self._upstreams: dict[str, Upstream] = {}
@@ -354,6 +361,12 @@ class DataPlane:
         if self.limiter is None and limited:
             raise StartError(f"upstreams.{limited[0]}.capacity: the feature `capacity` is not installed")
         ports = self._ports
+        own: dict[str, Answerer] = {route.path: answerer for route, answerer in ports.answers.items()}
+        lasting: dict[str, Answerer] = {
+            route.path: keep_contents
+            for route in routes
+            if route.meter in SHAPES and SHAPES[route.meter].lasts
+        }
         bindings = WorkerBindings(tuple(routes), by_name, services, ports.directory, ports.log, configured)
         router = HeadRouter((*ports.answers, *routes), by_name, bindings, limits)
         peppers = (self._pepper, *ports.earlier_peppers)
@@ -389,6 +402,7 @@ class DataPlane:
         ports.tally.begin_with(upstreams)
         ports.cooling.bound(limits.upstream_cooling_s_max, ports.seconds())
         self.limits, self.heads, self._upstreams = limits, heads, upstreams
+        self._handlers = {**HANDLERS, **ports.handlers, **own, **lasting}
         self._worker = Worker(
             ports,
             limits,

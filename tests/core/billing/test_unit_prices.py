@@ -25,6 +25,7 @@ IMAGES = {"1024x1024/low": "0.011", "1024x1024/high": "0.167", "1536x1024/high":
 UNITS = {
     "images": IMAGES, "audio_second": "0.0001", "video_second": "0.1", "character": "0.000015",
     "page": "0.002", "search": "0.0025", "container": "0.03",
+    "cache_hour": "4.500001",
 }  # fmt: skip
 
 
@@ -43,6 +44,7 @@ BY_HAND: list[tuple[dict[str, int], str]] = [
     ({"search": 5}, "1/80"),
     ({"container": 2}, "6/100"),
     ({"code_interpreter": 1, "file_search": 4}, "4/100"),
+    ({"cache_hour": 900_000}, "40500009/10000000"),
     # A picture that does not say its size or its quality is the dearest that it may be.
     ({"images.auto/high": 1}, "1/4"),
     ({"images.1024x1024/auto": 1}, "167/1000"),
@@ -88,6 +90,8 @@ def test_a_line_says_a_unit_by_its_own_name() -> None:
         for one in lines(price().vector, NO_COUNTS, used)
     ]
     assert found == [("tools.code_interpreter", 1, "30.000", 1_000), ("images.1024x1024/high", 2, "0.167", 1)]
+    kept = lines(price().vector, NO_COUNTS, {"cache_hour": 2})
+    assert [(one.quantity, f"{one.unit_price:.6f}", one.per) for one in kept] == [(2, "4.500001", 1_000_000)]
 
 
 def test_a_tool_with_a_price_of_its_own_has_that_one() -> None:

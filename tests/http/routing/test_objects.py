@@ -321,7 +321,7 @@ async def test_what_a_stream_tells_in_each_event_is_noted_once() -> None:
         await client.read_until(b"word")
         seen.set()
         await client.read_until(b"[DONE]")
-        assert stage.objects.noted == [["chatcmpl-1"]]
+        assert stage.objects.noted_ids == [["chatcmpl-1"]]
 
 
 async def test_an_item_is_its_organizations_once_it_is_done_and_its_stream_breaks_off() -> None:

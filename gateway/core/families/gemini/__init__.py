@@ -81,7 +81,7 @@ _STORED = {
 }
 # Calls of a model, and changes that extend a stored object: the provider bills both.
 _UNITS = (
-    ("POST", "cachedContents", "gemini_cache"), ("PATCH", "cachedContents/{id}", "gemini_stored"),
+    ("POST", "cachedContents", "gemini_cache"), ("PATCH", "cachedContents/{id}", "gemini_cache_end"),
     ("POST", "fileSearchStores/{id}:importFile", "gemini_stored"),
     ("POST", "interactions", "gemini_interactions"), ("POST", "models/{model}:predict", "gemini_predict"),
 )  # fmt: skip
@@ -175,6 +175,10 @@ FAMILY = ApiFamily(
             keeps=lambda document: True,
             operation="generate_content",
             media=MediaPlaces("contents", by_name=live.INLINE),
+            lasts=True,
+        ),
+        "gemini_cache_end": CallKind(
+            calls.read_extension, answers.EXTENDED, operation="generate_content", stores=True, lasts=True
         ),
     },
     routes=tuple(_routes()),

@@ -314,6 +314,19 @@ VIDEO = Dialect(_read_video)
 CACHED = Dialect(_read_cached)
 
 
+def _read_extended(meter: Meter, document: bytes) -> None:
+    """Report one unit, and the size of cached contents that were not known before."""
+    said, kept = loose_document(document), meter.call.kept
+    if not 200 <= meter.status < 300:
+        return
+    if kept is not None and not kept.tokens:
+        kept.tokens = integer(object_in(said, "usageMetadata").get("totalTokenCount")) or 0
+    meter.report_units()
+
+
+EXTENDED = Dialect(_read_extended)
+
+
 def _read_predicted(meter: Meter, document: bytes) -> None:
     """Report the number of pictures in a `predict` answer, or the tokens of the texts that it embeds."""
     said = loose_document(document)
