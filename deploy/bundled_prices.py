@@ -83,6 +83,19 @@ REGIONAL = {"anthropic": ((4, 6), {"us": "1.1"})}
 # Google bills searches per prompt for models up to this version, and per query for later ones.
 BY_PROMPT = (2, 99)
 GOOGLES = ("google", "google-vertex")
+# Google's price of a million tokens in a cache for an hour (https://ai.google.dev/gemini-api/docs/pricing,
+# "storage price", as it stood in October 2026), by the beginning of a model's name: neither table knows it.
+# Models that are not here have no cache of a caller's own, such as Gemini 4, or none that the page prices.
+# Until the end of 2026 the page halves it for 3.6, 3.7 and 3.8: the later price counts from the beginning.
+CACHE_HOURS = {
+    "gemini-1.5-flash": "1", "gemini-flash-1.5": "1", "gemini-1.5-pro": "4.5", "gemini-pro-1.5": "4.5",
+    "gemini-2.0-flash": "1", "gemini-2.5-flash": "1", "gemini-2.5-pro": "4.5",
+    "gemini-3-flash": "1", "gemini-3-pro": "4.5", "gemini-3.1-flash": "1", "gemini-3.1-pro": "4.5",
+    "gemini-3.5-flash": "1", "gemini-3.6-flash": "1", "gemini-3.7-flash": "1", "gemini-3.8-flash": "1",
+    "gemini-flash-latest": "1", "gemini-flash-lite-latest": "1", "gemini-pro-latest": "4.5",
+}  # fmt: skip
+# Words in the names of models that have no such cache.
+NO_CACHE = ("image", "tts", "live", "audio")
 # Regions of inference, as Bedrock writes them in front of a model's name.
 BEDROCK = "aws"
 PLACES = ("us.", "eu.", "apac.", "global.", "jp.", "au.", "ca.", "us-gov.", "sa.", "me.", "af.", "il.", "in.")
@@ -324,13 +337,16 @@ _OF_GOOGLE = ("gemini", "gemma")  # its other models read no sound
 
 
 def _complete_google(name: str, row: dict[str, Any]) -> Row:
-    """Add Google's rules to a price row: audio costs as text unless priced, and how searches count."""
+    """Add Google's rules to a price row: audio costs as text unless priced, time in caches, and searches."""
     tables = [one for one in row.get("service_tiers", {}).values() if isinstance(one, dict)]
     if "audio_input" not in row and any(own in name for own in _OF_GOOGLE):
         for one in (row, *tables):
             for level in (one, *one.get("context_tiers", ())):
                 if "input" in level:
                     level["audio_input"] = level["input"]
+    kept = next((price for begins, price in CACHE_HOURS.items() if name.startswith(begins)), None)
+    if kept is not None and "input" in row and not any(word in name for word in NO_CACHE):
+        row["cache_hour"] = kept
     tools = dict(row.get("tools", {}))
     if "web_search" in tools and _version_of(name) <= BY_PROMPT:
         tools["web_search_prompt"] = tools.pop("web_search")

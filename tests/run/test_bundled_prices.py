@@ -297,6 +297,9 @@ def test_a_cheaper_tier_has_no_kind_that_costs_more_than_usual_and_no_part_more_
         ("whisper-1", {"audio_second": 60}, 6_000_000), ("tts-1", {"character": 1_000}, 15_000_000),
         ("mistral-ocr-latest", {"page": 2}, 8_000_000), ("gemini-2.5-flash", {"web_search": 3}, 35_000_000),
         ("gemini-3.5-flash", {"web_search": 3}, 42_000_000),
+        # A million tokens in a cache for two hours, at 1.00 and at 4.50.
+        ("gemini-2.5-flash-lite", {"cache_hour": 2_000_000}, 2_000_000_000),
+        ("gemini-3.1-pro-preview", {"cache_hour": 2_000_000}, 9_000_000_000),
     ],
 )  # fmt: skip
 def test_units_cost_what_hours_characters_and_prompts_do(
@@ -415,6 +418,13 @@ def test_newer_models_cost_a_tenth_more_at_hosts_in_one_place(base_url: str, mod
                       "currency": "USD", "effective_from": NOW, "input": "1", "output": "2"})  # fmt: skip
     operators = PriceBook([own]).vector(model, "USD", NOW_MS, seller)
     assert operators == own.vector
+
+
+@pytest.mark.parametrize("model", ["gemini-4-argon", "gemini-2.5-flash-image", "gemini-3.8-live", "gpt-5.4"])
+def test_a_model_without_a_cache_of_its_callers_has_no_price_of_one(model: str) -> None:
+    vector = PriceBook(prices()).vector(model, "USD", NOW_MS)
+    assert vector is not None
+    assert unpriced(vector, {"cache_hour": 1}) == ["cache_hour"]
 
 
 def test_what_a_seller_bills_is_a_price_of_nobody_else() -> None:

@@ -159,7 +159,7 @@ def _is_free(name: str, holder: Document) -> bool:
 
 
 OBJECTS: Final = ObjectRules(
-    collections=("async-invoke",),
+    collections={"async-invoke": ""},
     may_name=lambda body, names: _BUCKET.search(body) is not None,
     add=_add_files,
     told=lambda document: iter(()),

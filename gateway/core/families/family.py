@@ -265,7 +265,8 @@ class ObjectLists:
 class ObjectRules:
     """The objects that upstreams of a family store, and the fields with their ids."""
 
-    collections: tuple[str, ...]  # their paths after the version
+    # Their paths after the version; the unit that the upstream bills after the answer, "" if there is none.
+    collections: Mapping[str, str]
     may_name: Callable[[bytes, FieldNames], bool]  # whether messages of a body may contain ids
     # Add the ids in a field; the arguments are its name, value and holder, the list around the holder, and
     # the result.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.families.controlled import elements
 from gateway.core.families.family import ID_CHARACTERS_MAX
 from gateway.core.families.objects import NAMED_MAX, ObjectAccess, ObjectPath, places_of, read_objects, told
+from gateway.core.families.registry import FAMILIES, SHAPES
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest
 
@@ -345,3 +347,40 @@ def test_what_answers_tell() -> None:
     )
     assert told(Family("gemini"), {"file": {"name": "files/abc", "uri": FILES}}) == ("files/abc",)
     assert told(Family("openai"), [1]) == ()
+
+
+# What goes on costing after the answer that made it.
+COSTS_LATER = {
+    "cachedContents": "cache_hour", "vector_stores": "gigabyte_day", "containers": "container",
+    "fine_tuning/jobs": "fine_tuning_job", "evals": "eval_run",
+}  # fmt: skip
+
+
+def test_each_route_that_makes_what_costs_later_is_metered() -> None:
+    makers: dict[str, set[str]] = {}
+    for family in FAMILIES.values():
+        rules = family.objects
+        for route in family.routes if rules is not None else ():
+            shape = SHAPES.get(route.meter)
+            found = places_of(family.name, re.sub(r"\{[^}]*\}", "x", route.path))
+            if {"POST", "PUT", "PATCH"}.isdisjoint(route.methods) or not found:
+                assert shape is None or not (shape.stores or shape.lasts), "it stores in a known collection"
+                continue
+            assert rules is not None
+            [unit] = {rules.collections[place.collection] for place in found}
+            assert (unit == "cache_hour") == (shape is not None and shape.lasts), route.path
+            if unit and (found[0].makes or shape is not None):
+                makers.setdefault(found[0].collection, set()).add(route.meter)
+    costs = {
+        name: unit
+        for one in FAMILIES.values()
+        if one.objects is not None
+        for name, unit in one.objects.collections.items()
+        if unit
+    }
+    assert costs == COSTS_LATER
+    assert makers == {
+        "cachedContents": {"gemini_cache", "gemini_cache_end"}, "vector_stores": {"openai_stored"},
+        "containers": {"openai_stored"}, "fine_tuning/jobs": {"openai_training"},
+        "evals": {"openai_runs", "none"},  # an eval costs nothing, its runs do
+    }  # fmt: skip

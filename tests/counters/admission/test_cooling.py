@@ -340,6 +340,25 @@ async def test_no_answer_pushes_out_what_was_made_to_be_kept(
     assert 0 < world.client.ttl(owner_key("cntr_1")) <= BRIEF_S
 
 
+async def test_a_note_of_an_object_ends_at_its_time_or_with_its_owner(
+    valkey: str, connect: Connect, world: Any
+) -> None:
+    clock = Time()
+    objects = ObjectOwners(await connect(valkey), clock, 60, 1)
+    until_s = world.client.time()[0] + 5_000
+    for name in ("cachedContents/1", "cachedContents/2"):
+        clock.now += 1
+        await in_task(objects.note(name, name.encode(), until_s))
+        assert await in_task(objects.noted(name)) == name.encode()
+        assert world.client.expiretime(keys.object_note(sha256(name.encode()).digest()[:16].hex())) == until_s
+        await in_task(objects.keep(MINE, [name]))
+    await eventually(lambda: len(world.client.keys("tk:{p*}:note:*")) == 1)
+    assert await in_task(objects.noted("cachedContents/1")) is None
+    assert await in_task(objects.noted("cachedContents/2")) == b"cachedContents/2"
+    await in_task(objects.note("cachedContents/3", b"past", until_s - 9_000))
+    assert await in_task(objects.noted("cachedContents/3")) is None
+
+
 async def test_ten_thousand_references_are_asked_for_at_once(
     valkey: str, connect: Connect, world: Any
 ) -> None:

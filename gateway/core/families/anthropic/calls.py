@@ -166,7 +166,7 @@ _TAKES: Final = {
 }
 OF_AGENTS: Final = ("environments", "vaults", "memory_stores")
 OBJECTS = ObjectRules(
-    collections=("messages/batches", "files", "skills", "agents", *OF_AGENTS),
+    collections=dict.fromkeys(("messages/batches", "files", "skills", "agents", *OF_AGENTS), ""),
     may_name=may_name_ids,
     add=FIELDS.add,
     told=_told,

@@ -292,10 +292,10 @@ EXCLUSIONS = Exclusions(
 _NAMES = frozenset({"cachedcontent", "fileuri", "filename", "uri"})
 _INTERACTIONS = "interactions"
 _LISTS = frozenset({"filesearchstorenames", "uris"})
-_COLLECTIONS = (
-    "cachedContents", "files", "batches", "fileSearchStores", "tunedModels", "corpora", "operations",
-    _INTERACTIONS,
-)  # fmt: skip
+_COLLECTIONS = {
+    "cachedContents": CACHE_HOUR, "files": "", "batches": "", "fileSearchStores": "", "tunedModels": "",
+    "corpora": "", "operations": "", _INTERACTIONS: "",
+}  # fmt: skip
 _MARK = re.compile(rb'"(?i:(?:file_?)?uri|file_?name|cached_?content)":')
 _RESOURCE = re.compile(rf"(?:^|/)((?:{'|'.join(_COLLECTIONS)})/[^/?#:]+)")
 # Text that may surround the resource in an unambiguous name.

@@ -322,11 +322,17 @@ FIELDS: Final = IdFields(
     NAMED, OTHERS, lambda holder, id_: isinstance(id_, str) and id_.startswith("openai-")
 )
 OBJECTS = ObjectRules(
-    collections=(
-        "chat/completions", "fine_tuning/jobs", "responses", "conversations", "files", "batches",
-        "vector_stores", "containers", "uploads", "assistants", "threads", "videos", "evals", "skills",
-        "libraries",
-    ),
+    collections={
+        **dict.fromkeys(
+            (
+                "chat/completions", "responses", "conversations", "files", "batches", "uploads",
+                "assistants", "threads", "videos", "skills", "libraries",
+            ),
+            "",
+        ),
+        "fine_tuning/jobs": "fine_tuning_job", "evals": "eval_run", "containers": "container",
+        "vector_stores": "gigabyte_day",
+    },
     may_name=may_name_ids,
     add=FIELDS.add,
     is_free=_is_free,
