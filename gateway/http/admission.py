@@ -520,7 +520,7 @@ def check_parts(
     found = unpriced_tools(call, vectors)
     part = (f"the tool {found[0]}", "tools") if found else unpriced_part(call, vectors)
     if CACHE_HOUR in found:
-        part = "an hour of contents that are kept (cache_hour)", "ttl"
+        part = "an hour of stored contents (cache_hour)", "ttl"
     if part is not None:
         of = " or ".join([one.model for one in named]) or "any model"
         raise ModelNotPriced(_unpriced(f"{part[0]} of {of}", asking, by_cost), param=part[1])

@@ -483,7 +483,12 @@ class AdmittedCall:
         if budget is None or budgets is None or cost is None or counted.currency != budgets.currency:
             return None
         rate = budget.likely
-        if rate is None or budget.holds_most or not (rate.input and rate.read) or self.call.kept is not None:
+        if (
+            rate is None
+            or budget.holds_most
+            or not (rate.input and rate.read)
+            or self.call.storage is not None
+        ):
             return None
         asked = rate.input / self.claim.estimate.input_share
         paid = (cost - rate.cost(0, usage.output)) * TOKENS_A_PRICE

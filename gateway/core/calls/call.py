@@ -15,8 +15,8 @@ import msgspec
 
 from gateway.core.billing.vector import CACHE_HOUR
 from gateway.core.calls.forms import FormFile
-from gateway.core.calls.kept import Keeping
 from gateway.core.calls.routes import ModelTarget, UpstreamFacts
+from gateway.core.calls.storage import StorageTime
 from gateway.core.families.controlled import (
     INNER_CALLS,
     PROMPT_BYTES_MAX,
@@ -643,7 +643,7 @@ class CallRequest:
     heard: int = 0  # part of `blob_tokens` that is sound
     upstream: str = ""  # the upstream without targets, empty if unknown
     tiers: tuple[str, ...] = ()  # service tiers that it asks for
-    kept: Keeping | None = None  # for how long its upstream keeps contents for money
+    storage: StorageTime | None = None  # of contents that its upstream bills by time
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -652,10 +652,10 @@ class CallRequest:
         return (*models, *[target.model for target in self.targets]) if self.targets else models
 
     def units(self, read: int) -> dict[str, int]:
-        """Return the units in `measured`; those of contents that are kept follow from the `read` tokens."""
-        if self.kept is None:
+        """Return the units in `measured`; those of storage follow from the `read` tokens."""
+        if self.storage is None:
             return self.measured or {}
-        return {CACHE_HOUR: self.kept.token_hours(read)}
+        return {CACHE_HOUR: self.storage.token_hours(read)}
 
     @property
     def has_input(self) -> bool:

@@ -43,6 +43,7 @@ from gateway.core.calls.call import (
 from gateway.core.calls.estimate import TOOL_USES_MAX, Estimate, limit_models, stated_uses
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.routes import Route
+from gateway.core.calls.storage import STORAGE_TOKENS_MAX
 from gateway.core.calls.tariff import Vectors, charge_of, factor_of, is_in_money
 from gateway.core.families import controlled
 from gateway.core.families.controlled import (
@@ -121,7 +122,7 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     document, family = call.document, OF_METER.get(call.meter)
     if call.measured:
         found = [list(call.measured)] if not vectors else [unpriced(one, call.measured) for one in vectors]
-        if call.kept is None or any(found):
+        if call.storage is None or any(found):
             return list(dict.fromkeys(name for names in found for name in names))
     if document is None or family is None or _asks_for_none(call, document):
         return []
@@ -340,7 +341,8 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
     priced = priced_tools(vectors)
     uses = uses_of(call, document, priced) if priced else None
     if call.measured:
-        uses = {**(uses or {}), **call.units(read)}
+        stored = max(read, STORAGE_TOKENS_MAX) if names.files else read
+        uses = {**(uses or {}), **call.units(stored)}
     caches = blobs = sound = False
     excluded, tiers = family.exclusions, set[str]()
     for one in vectors:

@@ -147,7 +147,11 @@ def unpriced_part(call: CallRequest, vectors: Vectors) -> tuple[str, str] | None
     for tier in call.tiers:
         if any(lacks_tier(one, tier) for one in vectors):
             return f"the service tier {tier}", rules.tier_fields[0]
-    if "audio_input" in lacks and (call.kept or not call.measured) and not rules.heard(document, call.names):
+    if (
+        "audio_input" in lacks
+        and (call.storage or not call.measured)
+        and not rules.heard(document, call.names)
+    ):
         return "sound that is read, or a file that may be sound", "messages"
     made = makes(call) if "audio_output" in lacks or "image_output" in lacks else []
     if "audio_output" in lacks and "audio_output" in made:

@@ -89,6 +89,7 @@ from gateway.http.admission import (
     run_policies,
 )
 from gateway.http.charge import OPENING_MS, AdmittedCall, hold_request, reserve_hold
+from gateway.http.collections import at_collection
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
 from gateway.http.protocol.answer import refuses
@@ -96,7 +97,6 @@ from gateway.http.relay import own_answer, relay
 from gateway.http.routing.head import RoutedHead
 from gateway.http.server.buffers import RequestDriver
 from gateway.http.server.exchange import Attempt, Exchange, Worker
-from gateway.http.server.server import at_collection
 
 _JSON: Final = [(b"content-type", b"application/json")]
 # Bytes of lines that are read at a time, before other organizations' work.

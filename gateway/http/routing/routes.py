@@ -600,7 +600,7 @@ def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
         )
     if route.meter in SHAPES and SHAPES[route.meter].lasts:
         return UnknownRoute(
-            "Contents that an upstream keeps by the hour are not authorized, as nobody here sees their size:"
+            "Contents that an upstream bills by the hour are not authorized, as nobody here sees their size:"
             " send them here."
         )
     if is_live(route):

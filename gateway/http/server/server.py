@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,9 +24,8 @@ from gateway.core.families.registry import (
 from gateway.core.http_limits import HttpLimits
 from gateway.core.shares import FairShares
 from gateway.errors import InternalError, Overloaded, StartError, UnknownRoute, UpgradeRefused
+from gateway.http.collections import at_collection
 from gateway.http.identity import key_digests
-from gateway.http.kept import keep_contents
-from gateway.http.lists import list_objects
 from gateway.http.ports import Answerer, Ports
 from gateway.http.protocol.request import RequestIds
 from gateway.http.proxy import proxy, resource, usage
@@ -257,14 +256,6 @@ def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, 
     return facts
 
 
-def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
-    """List the objects of a collection, or create one, which may be metered."""
-    routed = exchange.head.routed
-    if routed.owned is not None and routed.owned.lists:
-        return list_objects(exchange)
-    return proxy(exchange)
-
-
 async def refuse_route(_: Exchange) -> None:
     """Answer that the path belongs to a feature that is not installed."""
     raise UnknownRoute
@@ -363,7 +354,7 @@ class DataPlane:
         ports = self._ports
         own: dict[str, Answerer] = {route.path: answerer for route, answerer in ports.answers.items()}
         lasting: dict[str, Answerer] = {
-            route.path: keep_contents
+            route.path: at_collection
             for route in routes
             if route.meter in SHAPES and SHAPES[route.meter].lasts
         }

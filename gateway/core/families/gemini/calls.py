@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from gateway.core.accounts.upstream_jobs import OPERATIONS
 from gateway.core.billing.vector import AUTO, CACHE_HOUR, IMAGES
 from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
-from gateway.core.calls.kept import KEPT_S, Keeping, kept_until
+from gateway.core.calls.storage import STORAGE_S, StorageTime, storage_of
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
@@ -99,7 +99,7 @@ def read_embed(call: CallRequest, document: Document, params: PathParams, bounds
 def read_cache(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Read contents that Google caches for later calls. They are read once, and no token is produced.
 
-    Google keeps them for money. `params` are words of `words_of`.
+    Google bills their storage, by the time in `params` (`storage_of`).
     """
     _CACHE.check(document)
     model = document.get("model")
@@ -110,29 +110,22 @@ def read_cache(call: CallRequest, document: Document, params: PathParams, bounds
     call.model, call.output_max = model_name(model.removeprefix("models/")), 0
     if document.get("name"):
         raise InvalidRequest("The upstream chooses name: leave it out.", param="name")
-    until_s = kept_until(document, params.get("now"))
-    now_s = int(params["now"])
-    _keep(call, Keeping(now_s + KEPT_S if until_s is None else until_s, 0), now_s)
+    _store(call, storage_of(document, params, STORAGE_S))
 
 
 def read_extension(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a new end of cached contents, which costs the time that nobody paid before.
+    """Read a new end of cached contents, which costs the time that no earlier call has paid.
 
-    If the contents are not known (`params` are words of `words_of`), all of their time counts.
+    Without a payment in `params` all of the time counts, and the model is unknown.
     """
     _CACHE.check(document)
-    call.output_max = 0
-    until_s = kept_until(document, params.get("now"))
-    paid_s = int(params.get("kept_until", params["now"]))
-    call.model = params.get("kept_model", "")
-    if until_s is not None and until_s > paid_s:
-        _keep(call, Keeping(until_s, 0, int(params.get("kept_tokens", 0))), paid_s)
+    call.model, call.output_max = params.get("paid_model", ""), 0
+    _store(call, storage_of(document, params))
 
 
-def _keep(call: CallRequest, kept: Keeping, paid_s: int) -> None:
-    """Set that a call pays for contents that are kept from `paid_s` (Unix time) on."""
-    kept.seconds = kept.until_s - paid_s
-    call.kept, call.measured = kept, {CACHE_HOUR: kept.token_hours(0)}
+def _store(call: CallRequest, storage: StorageTime | None) -> None:
+    if storage is not None:
+        call.storage, call.measured = storage, {CACHE_HOUR: storage.token_hours(0)}
 
 
 _VIDEO = ControlledNames("model", "instances", "parameters", *OF_EVERY_FAMILY)

@@ -1,4 +1,4 @@
-"""Contents that Gemini keeps by the hour: what a call for them holds and costs, and which it refuses."""
+"""Contents that Gemini stores by the hour: what a call for them holds and costs, and which is refused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.budgets import Budget
+from gateway.core.accounts.cache_payment import CachePayment, read_payment, write_payment
 from gateway.core.billing.price_book import read_price
-from gateway.core.calls.kept import KeptContents, read_kept, write_kept
 from gateway.core.families.gemini import FAMILY
 from tests.core.billing.prices import price_row
 from tests.http.fakes import CALLER, answer, post
@@ -54,7 +54,7 @@ async def extend(stage: Stage, **said: Any) -> Answer:
 def paid(stage: Stage, until_s: int, organization_id: int = CALLER.organization_id) -> None:
     """The caller owns contents of 900,000 tokens, which an organization has paid until then."""
     stage.objects.kept.add((CALLER.organization_id, NAME))
-    stage.objects.notes[NAME] = write_kept(KeptContents(organization_id, "flash", 900_000, until_s))
+    stage.objects.notes[NAME] = write_payment(CachePayment(organization_id, "flash", 900_000, until_s))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,17 @@ async def test_a_call_holds_money_for_all_of_the_time(stage: Stage) -> None:
     assert stage.counters.holds[-1].money >= 1_000 * 8_760 * 4_500
     await make(stage, ttl="3600s")
     assert 1_000 * 4_500 <= stage.counters.holds[-1].money < 3_000 * (4_500 + 300)
+
+
+async def test_contents_with_a_file_that_is_only_named_hold_the_most_that_a_model_keeps(stage: Stage) -> None:
+    stage.directory.budgets_there = [replace(MONEY, hold="maximum")]
+    priced(stage, cache_hour="1", audio_input="0.3")  # the file may be sound
+    stage.objects.kept.add((CALLER.organization_id, "files/f1"))
+    named = {"fileData": {"fileUri": "https://generativelanguage.googleapis.com/v1beta/files/f1"}}
+    for parts, held in (([named], 10 * 1_048_576), (TEXT[0]["parts"], 10 * 1_000)):
+        await make(stage, contents=[{"parts": parts}], ttl="36000s")
+        money = stage.counters.holds[-1].money
+        assert held * 1_000 <= money < 3 * held * 1_000, "ten hours at a thousand billionths a token"
 
 
 @pytest.mark.parametrize(
@@ -150,12 +161,12 @@ async def test_a_longer_time_costs_what_it_adds(stage: Stage) -> None:
     found = stage.facts()
     assert (found.tools, found.cost, found.model) == ({"cache_hour": 2_250_000}, 2_250_000_000, "flash")
     assert 2_250_000_000 <= stage.counters.holds[-1].money < 2_250_100_000  # and its few bytes
-    kept = KeptContents(CALLER.organization_id, "flash", 900_000, end_s)
-    assert read_kept(stage.objects.notes[NAME]) == kept
+    payment = CachePayment(CALLER.organization_id, "flash", 900_000, end_s)
+    assert read_payment(stage.objects.notes[NAME]) == payment
     for said in (until, {"ttl": "60s"}, {}):  # the same end, an earlier one, none
         assert (await extend(stage, **said)).status == 200
         assert (stage.facts().tools, stage.facts().cost) == ({}, 0)
-    assert read_kept(stage.objects.notes[NAME]) == kept
+    assert read_payment(stage.objects.notes[NAME]) == payment
 
 
 async def test_a_longer_time_of_unknown_contents_costs_all_of_it(stage: Stage) -> None:
@@ -175,10 +186,14 @@ async def test_contents_that_are_made_are_known_when_they_are_extended(stage: St
     priced(stage, cache_hour="1")
     earliest_s = int(time.time()) + YEAR_S
     await make(stage, ttl=f"{YEAR_S}s")
-    kept = read_kept(stage.objects.notes[NAME])
-    assert kept is not None
-    assert (kept.organization_id, kept.model, kept.tokens) == (CALLER.organization_id, "flash", 900_000)
-    assert kept.until_s >= earliest_s
+    payment = read_payment(stage.objects.notes[NAME])
+    assert payment is not None
+    assert (payment.organization_id, payment.model, payment.tokens) == (
+        CALLER.organization_id,
+        "flash",
+        900_000,
+    )
+    assert payment.until_s >= earliest_s
     await extend(stage, ttl="3600s")
     assert (stage.facts().cost, stage.facts().model) == (0, "flash")
 

@@ -1,0 +1,61 @@
+"""Collections of stored objects: a request lists one, or makes or changes an object of it.
+
+An upstream may bill an object by time, such as cached contents. The call that makes it pays for all of its
+time, and one that extends the time pays what it adds. So what is paid is stored with the object's owner.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from gateway.core.accounts.cache_payment import CachePayment, read_payment, write_payment
+from gateway.core.families.objects import places_of
+from gateway.core.families.registry import SHAPES
+from gateway.core.wait import OVER
+from gateway.errors import CountersUnavailable
+from gateway.http.admission import admit, identify, known
+from gateway.http.charge import AdmittedCall
+from gateway.http.forward import forward
+from gateway.http.lists import list_objects
+from gateway.http.proxy import proxy
+from gateway.http.relay import relay
+from gateway.http.server.exchange import Exchange
+
+
+async def at_collection(exchange: Exchange) -> None:
+    """List the objects of a collection, or make or change one, which may be metered."""
+    routed = exchange.head.routed
+    if routed.owned is not None and routed.owned.lists:
+        await list_objects(exchange)
+        return
+    shape = None if routed.route is None else SHAPES.get(routed.route.meter)
+    if shape is None or not shape.lasts:
+        await proxy(exchange)
+        return
+    caller = known(exchange) or await identify(exchange)
+    ports, payment = exchange.worker.ports, None
+    name, *others = {place.id for place in places_of(routed.family, routed.sent)} or ("",)
+    if name and not others:
+        payment = read_payment(await ports.objects.noted(name))
+    words = {"now": str(ports.refusals.now_ms() // 1000)}
+    if payment is not None and payment.organization_id == caller.organization_id:
+        words |= payment.words
+    admitted = await admit(exchange, caller, words)
+    exchange.before_end = partial(_note_payment, admitted, name)
+    answer = await forward(exchange, admitted)
+    await relay(exchange, admitted, answer)
+    await OVER
+
+
+async def _note_payment(admitted: AdmittedCall, name: str, told: list[str]) -> None:
+    """Store what a call pays of contents: those with this `name`, or new ones, whose name was `told`."""
+    storage, meter, caller = admitted.call.storage, admitted.meter, admitted.caller
+    name = name or (told[0] if told else "")
+    tokens = 0 if storage is None or meter is None else storage.tokens or meter.usage().input
+    if storage is None or not (name and tokens) or not 200 <= admitted.attempt.status < 300:
+        return
+    payment = CachePayment(caller.organization_id, admitted.call.model, tokens, storage.until_s)
+    try:
+        await admitted.worker.ports.objects.note(name, write_payment(payment), storage.until_s)
+    except CountersUnavailable:
+        return  # nobody knows the payment then: an extension costs all of its time
