@@ -18,7 +18,7 @@ from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.vector import CACHE_HOUR
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, NameCheck, look_out_of_turn
-from gateway.core.calls.claims import read_call, read_form, unpriced_tools
+from gateway.core.calls.claims import find_tools, read_call, read_form, unpriced_tools
 from gateway.core.calls.facts import NO_FACTS, take_facts
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.models import ConfiguredModels, ModelTable, fitting, is_repeatable, named_by
@@ -318,6 +318,8 @@ def read(  # noqa: PLR0917  # what a request has arrived as
             raise InvalidRequest(f"{routed.route.path} takes no body with this method.")
         if owned.counts and call.document is not None:
             call.model, call.models_beside = models_counted(call.document, routed.params.get("model"))
+            if call.names.tools:
+                find_tools(call, call.document)
         read_objects(owned, call)
     return call
 

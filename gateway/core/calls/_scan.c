@@ -51,7 +51,7 @@
 #define IDS_MAX 2048          /* messages with further ones stay where they are */
 #define ZEROS_MAX 4           /* in front of a small decimal's digits: it is written without an exponent */
 
-enum { IDS = 1, CACHES = 2, LONG_CACHES = 4, MEDIA = 8 };
+enum { IDS = 1, CACHES = 2, LONG_CACHES = 4, MEDIA = 8, INNER_TOOLS = 16 };
 enum { NAMES_FILE = 1, NAMES_LIFETIME = 2, NAMES_TEXT = 3 };
 
 typedef unsigned char byte;
@@ -526,6 +526,19 @@ static int is_plain(const Level *level, Place outside)
     }
 }
 
+/* Whether a member may have tools, as tools.py says: `tools`, `tool`, `definition`, or `tools` with a long s (U+017F). */
+static inline int may_have_tools(const byte *name, Py_ssize_t size)
+{
+    static const char *const names[] = {"tool", "tools", "tool\xC5\xBF", "definition"};
+    if (size != 10 && (size < 4 || size > 6))
+        return 0;
+    const char *like = names[size == 10 ? 3 : size - 4];
+    for (Py_ssize_t one = 0; one < size; one++)
+        if (folded(name[one]) != (byte)like[one])
+            return 0;
+    return 1;
+}
+
 /* What a name says, as `_kind` does. No letter beyond ASCII becomes one of these when it is made small. */
 static inline int kind_of(const byte *name, Py_ssize_t size, Found *found)
 {
@@ -795,6 +808,8 @@ name:
     }
     kind = kind_of(from, to - from, found);
     place = levels[depth].place;
+    if (depth > 0 && place < GIVEN && may_have_tools(from, to - from)) /* further in are data, in which none looks */
+        found->flags |= INNER_TOOLS;
     member = cuts_at || place == TOP || place == TOOL ? member_of(place, from, to - from) : NULL;
     if (cuts_at && member == NULL)
         SPOILT;

@@ -24,6 +24,7 @@ from gateway.core.families.controlled import (
     Document,
     prompt_tokens,
 )
+from gateway.core.families.tools import is_member
 from gateway.core.lru import LruEntry
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest, RequestTooLarge
@@ -128,7 +129,7 @@ class BodyLook:
             if rest is not None and places is not None and ids is not None:
                 self.cut = CutParts(body, rest, places, ids, left)
             names = self.names = FieldNames(said & 1 > 0, files, said & 2 > 0)
-            names.long_caches, names.media = said & 4 > 0, said & 8 > 0
+            names.long_caches, names.media, names.tools = said & 4 > 0, said & 8 > 0, said & 16 > 0
             self.light = self.light or (size <= LIGHT_BYTES_MAX and marks <= LIGHT_MARKS_MAX)
 
 
@@ -446,7 +447,7 @@ def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, str, bo
 
 NAMES_REMEMBERED_MAX: Final = 4_096
 NAME_CHARACTERS_MAX: Final = 64  # of a cached name
-_ID, _FILE, _CACHE, _LIFETIME = 1, 2, 4, 8
+_ID, _FILE, _CACHE, _LIFETIME, _TOOLS = 1, 2, 4, 8, 16
 # Ends of fields that name an image or a file, by its address or by the id of its stored object.
 _FILES: Final = ("url", "ri", "file_id")
 _CACHES: Final = "cach"  # `cache_control`, `caching`
@@ -458,13 +459,14 @@ class FieldNames:
 
     `ids`: one ends like `_id`, `_ids` or is `id`. `files`: the number of texts with the address or id of an
     image or file. `caches`: one begins with `cach`. `long_caches`: a cache lifetime of an hour is requested.
-    `media`: a value is long and begins like a medium.
+    `media`: a value is long and begins like a medium. `tools`: a member of an inner object may have tools.
     """
 
-    __slots__ = ("caches", "files", "ids", "long_caches", "media")
+    __slots__ = ("caches", "files", "ids", "long_caches", "media", "tools")
 
     def __init__(self, ids: bool = False, files: int = 0, caches: bool = False) -> None:
-        self.ids, self.files, self.caches, self.long_caches, self.media = ids, files, caches, False, False
+        self.ids, self.files, self.caches = ids, files, caches
+        self.long_caches = self.media = self.tools = False
 
 
 NO_NAMES: Final = FieldNames()
@@ -477,13 +479,14 @@ def names_in(document: Document) -> FieldNames:
     """
     names = FieldNames()
     try:
-        _look(document, names)
+        _look(document, names, 0)
     except RecursionError as error:
         raise InvalidRequest("The body is nested too deeply.") from error
     return names
 
 
-def _look(value: Document, names: FieldNames) -> None:
+def _look(value: Document, names: FieldNames, of_inner: int = _TOOLS) -> None:
+    """Add the facts of an object's names to `names`; `of_inner` are the kinds that count in it alone."""
     for name, inside in value.items():
         kind = _known.get(name)
         if kind is None:
@@ -491,6 +494,7 @@ def _look(value: Document, names: FieldNames) -> None:
         if kind:
             names.ids = names.ids or kind & _ID > 0
             names.caches = names.caches or kind & _CACHE > 0
+            names.tools = names.tools or kind & of_inner > 0
             if kind & _FILE and isinstance(inside, str):
                 names.files += 1
             elif kind & _LIFETIME and inside == _LONG[name]:
@@ -512,7 +516,7 @@ def _look_at_each(values: list[object], names: FieldNames) -> None:
 
 
 def _kind(name: str) -> int:
-    """Return bit flags for what a field name suggests: an id, a file, a cache, a long lifetime.
+    """Return bit flags for what a field name suggests: an id, a file, a cache, a long lifetime, tools.
 
     Up to `NAMES_REMEMBERED_MAX` results are cached. Raise `InvalidRequest` for a name with NUL: some
     parsers end the name there.
@@ -525,6 +529,7 @@ def _kind(name: str) -> int:
     kind |= _FILE if name.endswith(_FILES) else 0
     kind |= _CACHE if folded.startswith(_CACHES) else 0
     kind |= _LIFETIME if name in _LONG else 0
+    kind |= _TOOLS if is_member(name) else 0
     if len(name) <= NAME_CHARACTERS_MAX:
         if len(_known) >= NAMES_REMEMBERED_MAX:
             _known.clear()

@@ -56,10 +56,12 @@ from gateway.core.families.controlled import (
     flag,
     inner,
     models_beside,
+    models_of,
     top_names,
 )
 from gateway.core.families.family import CallKind, SocketMessages
 from gateway.core.families.registry import OF_METER, SHAPES
+from gateway.core.families.tools import tools_of
 from gateway.core.model import INTEGER_MAX, Decision, Service
 from gateway.errors import InvalidRequest
 
@@ -74,7 +76,6 @@ TOOL_USES: Final = 50
 TOOL_USES_LIKELY: Final = 5  # the same for a likely hold
 # The name of a search that is priced by the prompt, in the spelling for comparisons.
 _BY_PROMPT: Final = SEARCH_PROMPT.replace("_", "")
-_GROUP: Final = "namespace"  # a tool that contains other tools
 _DIGITS: Final = "0123456789"  # of the date at the end of a kind
 MODELS_REMEMBERED_MAX: Final = 4_096
 # Tools that are the client's own, whatever their names.
@@ -141,13 +142,11 @@ def _has_price(kind: str, vector: Vector) -> bool:
     )
 
 
-def _kinds(tools: Sequence[Document], *, inside: bool = False) -> Iterator[str]:
-    """Yield the kind of each tool: its type, else its field names. `inside`: the tools are within a group."""
+def _kinds(tools: Sequence[Document]) -> Iterator[str]:
+    """Yield the kind of each tool: its type, else its field names."""
     for tool in tools:
         kind = tool.get("type")
-        if kind == _GROUP and not inside:
-            yield from _kinds(elements(tool, "tools", "tools."), inside=True)
-        elif isinstance(kind, str):
+        if isinstance(kind, str):
             yield kind
         elif kind is not None or "input_schema" not in tool:
             yield from tool
@@ -559,7 +558,17 @@ def read_call(
         call.blob_tokens, call.unsure_bytes, call.dense_media = media.tokens, media.unsure, media.dense
         call.pictures, call.heard = media.count, media.heard
         call.names.files -= media.named
+    if call.names.tools:
+        find_tools(call, document)
     return call
+
+
+def find_tools(call: CallRequest, document: Document) -> None:
+    """Set the tools of a call, those in messages, parts and groups too, and the models that tools name."""
+    call.tools = tools_of(document)
+    models = [model for tool in call.tools for model in models_of(tool, "tools")]
+    call.models_beside = tuple(dict.fromkeys((*call.models_beside, *models)))
+    call.asks = call.asks or bool(call.tools)
 
 
 def ask_for_usage(call: CallRequest, document: Document) -> int:

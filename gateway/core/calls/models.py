@@ -157,7 +157,7 @@ _ONLY_READ: Final = (
 )  # fmt: skip
 _DECLARED: Final = frozenset(
     {"functionDeclarations", "function_declarations", "googleSearch", "google_search", "urlContext",
-     "url_context", "codeExecution", "code_execution"}
+     "url_context", "codeExecution", "code_execution", "toolSpec", "cachePoint"}
 )  # fmt: skip
 _ACTING: Final = ("mcp_servers", "plugins", "conversation", "previous_response_id", "prompt")
 

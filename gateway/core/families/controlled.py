@@ -68,11 +68,19 @@ _NO_MODELS = frozenset(
 _DEPTH_MAX = 16
 # Fields with names that the caller chooses: arguments of functions, and tools of a server.
 _NAMING = ("model", "models", "modelname", "model_name")
-_OWN_NAMES = frozenset(
+OWN_NAMES = frozenset(
     {
         "function", "functionDeclarations", "function_declarations", "input_schema", "input_examples",
         "properties", "$defs", "definitions", "output_schema", "configs", "headers", "env", "responseSchema",
         "response_schema", "responseJsonSchema", "response_json_schema", "_responseJsonSchema",
+    }
+)  # fmt: skip
+# What callers write freely, whatever the API.
+FREE = frozenset(
+    {
+        "metadata", "parameters", "arguments", "args", "schema", "json_schema", "input_schema", "properties",
+        "responseSchema", "response_schema", "responseJsonSchema", "parametersJsonSchema", "headers",
+        "attributes", "customMetadata", "client_metadata", "input_examples",
     }
 )  # fmt: skip
 # Documented fields of a model that moderates, and produces no answer (OpenAI, Mistral).
@@ -367,7 +375,7 @@ def refuse_inside(value: object, names: Collection[str], path: str, depth: int =
             if name.replace("_", "").casefold() in names:
                 param = path + name
                 raise InvalidRequest(f"{param} is not accepted here: leave it out.", param=param)
-            if name not in _OWN_NAMES and isinstance(inside, list | dict):
+            if name not in OWN_NAMES and isinstance(inside, list | dict):
                 refuse_inside(inside, names, f"{path}{name}.", depth - 1)
 
 
@@ -405,7 +413,7 @@ def _add_nested(value: object, path: str, found: list[str], depth: int, *, stric
     elif isinstance(value, dict):
         functions = value.get("type") == "function"
         for name, inside in value.items():
-            if name in _OWN_NAMES or (depth > 1 and name in _TOLD and isinstance(inside, str)):
+            if name in OWN_NAMES or (depth > 1 and name in _TOLD and isinstance(inside, str)):
                 continue
             folded = name.casefold()
             names = folded.endswith(_NAMING) or folded in MODEL_LISTS

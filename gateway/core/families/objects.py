@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import decoded_segments
-from gateway.core.families.controlled import Document
+from gateway.core.families.controlled import FREE, Document
 from gateway.core.families.family import (
     KEPT_LINKED,
     KEPT_NOTHING,
@@ -23,9 +23,11 @@ from gateway.core.families.family import (
     BodyIds,
     ObjectRules,
     ids_of,
+    only_own_tools,
     told_of,
 )
 from gateway.core.families.registry import FAMILIES
+from gateway.core.families.tools import tools_of
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest
 
@@ -52,14 +54,6 @@ _SAID = frozenset(
 _PLAIN_OR_SAID = _PLAIN | _SAID
 # Names of most texts, passed over at once.
 _TEXTS = frozenset({"type", "role", "content", "text", "name", "arguments", "description"})
-# What callers write freely, whatever the API.
-_FREE = frozenset(
-    {
-        "metadata", "parameters", "arguments", "args", "schema", "json_schema", "input_schema", "properties",
-        "responseSchema", "response_schema", "responseJsonSchema", "parametersJsonSchema", "headers",
-        "attributes", "customMetadata", "client_metadata", "input_examples",
-    }
-)  # fmt: skip
 # Replaces each object that was cut from a body and has an id of its own.
 _WHOLE: Document = {"type": "tool_use", "input": ""}
 _PATHS = {name: family.objects.path for name, family in FAMILIES.items() if family.objects is not None}
@@ -156,6 +150,14 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
         return
     if owned.takes is not None:
         _close("", document, owned.takes)
+    if (
+        owned.closed
+        and call.names.tools
+        and not only_own_tools({"tools": tools_of({"items": document.get("items")})})
+    ):
+        raise InvalidRequest(
+            "items: tools that the provider runs are not stored, send them with each call.", param="items"
+        )
     chosen = objects.chosen(document) if owned.reads and owned.makes else None
     if chosen is not None:
         raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)
@@ -228,7 +230,7 @@ def _check_kinds(objects: ObjectRules, value: object) -> None:
                         f"{name}.type must be {right}: others read what all organizations keep.", param=name
                     )
                 _close(f"{name}.", inside, kinds[kind])
-            if name not in _FREE and not objects.is_free(name, value):
+            if name not in FREE and not objects.is_free(name, value):
                 _check_kinds(objects, inside)
 
 
@@ -244,7 +246,7 @@ def _look(objects: ObjectRules, value: list[object] | Document, place: str, foun
     for name, inside in value.items():
         if name in _TEXTS and type(inside) is str:
             continue
-        if name in _FREE or objects.is_free(name, value):
+        if name in FREE or objects.is_free(name, value):
             continue
         objects.add(name, inside, value, place, found)
         if name == "variables" and isinstance(inside, dict):  # names and texts are the caller's own

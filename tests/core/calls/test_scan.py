@@ -39,6 +39,7 @@ from gateway.core.families import objects
 from gateway.core.families.family import BodyIds, only_text
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import FAMILIES, OF_METER, SHAPES
+from gateway.core.families.tools import tools_of
 from gateway.core.model import Family
 from gateway.errors import Refusal
 from tests import extensions
@@ -164,6 +165,7 @@ def judge(scan: Scan, body: bytes) -> bool:
     flagged = tuple(bool(flags & bit) for bit in (1, 2, 4, 8))
     has_ids, named, caches, long_caches, media = said(names_in(document))
     assert (*flagged, files) == (has_ids, caches, long_caches, media, named)
+    assert flags & 16 or tools_of({"all": list(document.values())}) == []
     assert rare == sum(byte > 0x7F for byte in body)
     assert marks <= sum(body.count(mark) for mark in (b",", b"[", b"{", b"\\"))
     if rest is None:
@@ -379,8 +381,28 @@ FUNCTIONS: list[Any] = [
     {"name": "x", "input_schema": {}},
     {"name": "x", "input_schema": {"a": 1}, "cache_control": {"type": "ephemeral"}},
 ]
+_ADVISOR = {"type": "advisor_20260301", "name": "a", "model": "other"}
 SAID: list[Any] = [
     *TURNS,
+    {"type": "additional_tools", "role": "developer", "tools": [{"type": "web_search"}, *TOOLS]},
+    {"type": "message", "role": "user", "content": "x" * 64, "tool": _ADVISOR},
+    {
+        "role": "system",
+        "content": [{"type": "tool_addition", "tool": {"type": "tool_definition", "definition": _ADVISOR}}],
+    },
+    {
+        "role": "user",
+        "content": [
+            {
+                "type": "tool_result",
+                "tool_use_id": "t",
+                "content": [{"type": "text", "text": "t" * 64}, {"tool": _ADVISOR}],
+            }
+        ],
+    },
+    {"role": "assistant", "content": [{"type": "text", "text": "t", "input": {"tools": [_ADVISOR]}}]},
+    {"role": "user", "content": [{"Tool": _ADVISOR}]},
+    {"role": "user", "tool\u017f": [_ADVISOR]},
     *AGENT["messages"],
     {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": ""},
     {"type": "function_call_output", "id": "fo_1", "call_id": "c", "output": [{"type": "text", "text": "t"}]},

@@ -16,6 +16,7 @@ from gateway.core.calls.routes import ModelTarget
 from gateway.core.calls.tariff import makes, unpriced_part
 from gateway.core.families.controlled import elements
 from gateway.core.families.registry import OF_METER
+from gateway.core.families.tools import tools_of
 from gateway.core.model import Family
 from tests.core.billing.prices import price_row
 
@@ -29,10 +30,15 @@ WEB = {"web_search": TOOL_USES}
 SEARCH: dict[str, Any] = {"type": "web_search"}
 
 
+def defined(tool: object) -> dict[str, Any]:
+    return {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": tool}}
+
+
 def asked(meter: str, fields: dict[str, Any], model: str = "m") -> CallRequest:
     document = {"model": model, **fields}
     call = CallRequest(meter, Family(meter.partition("_")[0]), b"", model, document=document)
-    call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
+    call.tools, call.plugins = tools_of(document), elements(document, "plugins")
+    call.asks = True if call.tools else None
     call.tiers = OF_METER[meter].exclusions.asked_tiers(document)
     return call
 
@@ -52,6 +58,13 @@ def uses(call: CallRequest) -> dict[str, int]:
         *((MESSAGES, {"tools": [SEARCH | {"max_uses": odd}]}, WEB) for odd in (True, 0, -1, "5", 5.0, None)),
         (RESPONSES, {"tools": [SEARCH], "max_tool_calls": 3}, {"web_search": 3}),
         (RESPONSES, {"tools": [{"type": "file_search"}]}, {"file_search": TOOL_USES}),
+        (RESPONSES, {"input": [{"type": "additional_tools", "tools": [SEARCH]}]}, WEB),
+        (
+            RESPONSES,
+            {"input": [{"type": "tool_search_output", "tools": [SEARCH]}], "max_tool_calls": 3},
+            {"web_search": 3},
+        ),
+        (MESSAGES, {"messages": [{"content": [defined(SEARCH | {"max_uses": 5})]}]}, {"web_search": 5}),
         (RESPONSES, {"prompt": {"id": "pmpt_1"}, "max_tool_calls": 3}, dict.fromkeys(PRICED, 3)),
         (RESPONSES, {"prompt": {"id": "pmpt_1"}}, ANY),
         (GEMINI, {"tools": [{"googleSearch": {}}]}, WEB),
@@ -113,6 +126,11 @@ def test_the_ceiling_is_written_where_the_api_has_a_field_for_it() -> None:
     limit_uses(call, PRICES)
     assert call.changed
     assert call.document == {"model": "m", "tools": [SEARCH], "max_tool_calls": TOOL_USES}
+    call = asked(MESSAGES, {"messages": [{"content": [defined(dict(dated))]}]})
+    limit_uses(call, PRICES)
+    assert call.document == {
+        "model": "m", "messages": [{"content": [defined(dated | {"max_uses": TOOL_USES})]}]
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -139,7 +157,8 @@ def test_else_a_call_is_sent_as_it_came(meter: str, fields: dict[str, Any]) -> N
         (RESPONSES, [{"type": "computer_use_preview"}], ["computer_use_preview"]),
         (RESPONSES, [{"type": "image_generation", "name": "x", "web_search": 1}], ["image_generation"]),
         (RESPONSES, [{"type": "namespace", "tools": [{"type": "shell"}, {"type": "function"}]}], ["shell"]),
-        (RESPONSES, [{"type": "namespace", "tools": [{"type": "namespace"}]}], ["namespace"]),
+        (RESPONSES, [{"type": "namespace", "tools": [{"type": "namespace", "tools": [{"type": "shell"}]}]}],
+         ["shell"]),
         (RESPONSES, [{"type": "what comes next"}], ["what comes next"]),
         (RESPONSES, [SEARCH, {"type": "web_search_preview_2025_03_11"}, {"type": "file_search"}], []),
         (RESPONSES, [{"type": own} for own in ("function", "custom", "mcp", "local_shell")], []),

@@ -17,13 +17,13 @@ from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.families.controlled import (
     ControlledNames,
     Document,
-    elements,
     model_name,
     models_beside,
     refuse_inside,
 )
 from gateway.core.families.family import object_in, objects_in
 from gateway.core.families.openai.responses import report
+from gateway.core.families.tools import tools_of
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, decoded, integer, loose_document
 from gateway.errors import InvalidRequest
@@ -184,7 +184,7 @@ class RealtimeSession:
         written: tuple[str, ...] = ()
         if kind == _UPDATE:
             written = self._update(object_in(message, "session"))
-        for place in ("session", "response"):
+        for place in ("session", "response", "item"):
             _check_inside(object_in(message, place), f"{place}.")
         for model in models_beside(message):
             if model != self.model and model not in written:
@@ -353,7 +353,7 @@ def _check_inside(holder: Document, path: str) -> None:
         raise InvalidRequest(f"{path}prompt is not accepted here: send its text.", param=f"{path}prompt")
     if holder.get("conversation") not in _CONVERSATIONS:
         raise InvalidRequest(f'{path}conversation must be "auto" or "none".', param=f"{path}conversation")
-    for tool in elements(holder, "tools", path):
+    for tool in tools_of(holder):
         if tool.get("type", "function") not in _TOOLS:
             right = " or ".join(sorted(_TOOLS))
             raise InvalidRequest(f"The type of each of {path}tools must be {right}.", param=f"{path}tools")

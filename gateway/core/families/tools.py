@@ -1,0 +1,65 @@
+"""The tools of a call, wherever its body has them. Lists of models, prices, maxima and acts go by this alone.
+
+Tools stand in `tools`, in groups of tools, and in members of messages, items and parts. The name of such a
+member decides, and not the type of the object around it: a type that nobody knows hides no tool. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.core.families.controlled import FREE, OWN_NAMES, Document, elements
+from gateway.errors import InvalidRequest
+
+# Members that have tools, in messages, items and parts of all APIs: OpenAI's `additional_tools` and
+# `tool_search_output`, Anthropic's `tool_addition` and `tool_definition`, `toolConfig` of Converse.
+MEMBERS: Final = frozenset({"tools", "tool", "definition"})
+# Those of a tool: the members of a group, and what an entry defines.
+_INSIDE: Final = ("tools", "definition")
+# Types of entries that are no tool of their own. A reference names a tool that another place defines.
+_NO_TOOLS: Final = (
+    "namespace", "tool_definition", "tool_reference", "mcp_tool_reference", "mcp_toolset_reference",
+)  # fmt: skip
+# Members that only name tools, and data that callers and their functions write. An inner `input` is data too.
+_NAMING: Final = frozenset({"tool_choice", "toolChoice", "toolAddition", "toolRemoval"})
+_DATA: Final = FREE | OWN_NAMES | _NAMING | {"response", "json", "documents"}
+_DATA_WITHIN: Final = _DATA | {"input"}
+
+
+def is_member(name: str) -> bool:
+    """Return whether a server may read a member of this name as one that has tools, whatever its case."""
+    return _folded(name) in MEMBERS
+
+
+def tools_of(document: Document) -> list[Document]:
+    """Return all tools that a body defines, at any depth; a group is its members.
+
+    Raise `InvalidRequest` if the `tools` of the body are no list of objects, or a member has another case.
+    """
+    found: list[Document] = []
+    # Values to search, and whether each is a tool or a list of tools.
+    waiting: list[tuple[object, bool]] = [(elements(document, "tools"), True)]
+    waiting += [(value, False) for name, value in document.items() if name != "tools" and name not in _DATA]
+    while waiting:
+        value, is_tool = waiting.pop()
+        if isinstance(value, list):
+            waiting += [(each, is_tool) for each in reversed(value) if isinstance(each, dict | list)]
+        elif isinstance(value, dict) and is_tool:
+            waiting += [(value[name], True) for name in _INSIDE if name in value]
+            if value.get("type") not in _NO_TOOLS:
+                found.append(value)
+        elif isinstance(value, dict):
+            waiting += [(inside, _is_tool(name, inside)) for name, inside in value.items()
+                        if isinstance(inside, dict | list) and name not in _DATA_WITHIN]  # fmt: skip
+    return found
+
+
+def _is_tool(name: str, inside: object) -> bool:
+    folded = _folded(name)
+    if folded in MEMBERS and name != folded:
+        raise InvalidRequest(f"The field {name} must be written {folded}.", param=name)
+    return folded in MEMBERS
+
+
+def _folded(name: str) -> str:
+    return name.replace("ſ", "s").lower()  # Go takes both for the same letter
