@@ -47,7 +47,9 @@ from gateway.core.calls.storage import STORAGE_TOKENS_MAX
 from gateway.core.calls.tariff import Vectors, charge_of, factor_of, is_in_money
 from gateway.core.families import controlled
 from gateway.core.families.controlled import (
+    BACKGROUND,
     KEPT,
+    LATER,
     SEARCH_OPTIONS,
     SEARCH_PARAMETERS,
     SEARCHING_MODELS,
@@ -611,9 +613,23 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
     names = top_names(document)
     call.models_beside = models_beside(document, names)
     call.gives_up, call.asks = names.times_out, names.asks
+    if names.later:
+        _refuse_later(call, document)
     family = OF_METER.get(call.meter)
     if family is not None and not document.keys().isdisjoint(family.exclusions.tier_fields):
         call.tiers = family.exclusions.asked_tiers(document)
+
+
+def _refuse_later(call: CallRequest, document: Document) -> None:
+    """Raise `InvalidRequest` if a call asks for an answer later, and is no job.
+
+    A `background` that is a text is that of a picture.
+    """
+    for name in LATER:
+        value = document.get(name)
+        known = name == BACKGROUND and (call.background or isinstance(value, str))
+        if value not in (None, False) and not known:
+            raise InvalidRequest(f"{name} is not accepted: no job here is charged later for it.", param=name)
 
 
 def _asked_by(

@@ -37,6 +37,9 @@ ELSEWHERE = frozenset(
         "router_settings_override", "additional_drop_params", "providerOptions", "provider_options",
     }
 )  # fmt: skip
+# Fields that ask for an answer later: xAI's, that of servers with webhooks, and that of OpenAI's responses.
+BACKGROUND = "background"
+LATER = ("deferred", "async", BACKGROUND)
 # Other fields that are read, to estimate the size of the prompt and to find the ids of stored objects.
 _READ = (
     "messages", "input", "prompt", "system", "instructions", "contents", "systemInstruction",
@@ -45,7 +48,8 @@ _READ = (
     "previous_response_id", "container", "cache_control", "cachedContent", "cached_content",
     "max_tool_calls",
 )  # fmt: skip
-OF_EVERY_FAMILY = (*MODEL_LISTS, *ELSEWHERE, *_READ)
+OF_EVERY_FAMILY = (*MODEL_LISTS, *ELSEWHERE, *LATER, *_READ)
+_LATER = frozenset(LATER)
 _ELSEWHERE_OR_MODELS = frozenset((*MODEL_LISTS, *ELSEWHERE))
 # Fields whose tools may call another model: an advisor, a fusion, a generator of images.
 _TOOLS = frozenset(
@@ -160,15 +164,16 @@ class TopNames:
     """Facts about a request body that follow from the names at its top level.
 
     `elsewhere`: a name lists models, or sends the call to another server. `times_out`: a name states a
-    timeout. `asks`: a name may ask for tools or a search. `others`: names whose values may contain names of
-    models.
+    timeout. `asks`: a name may ask for tools or a search. `later`: a name may ask for an answer later.
+    `others`: names whose values may contain names of models.
     """
 
-    __slots__ = ("asks", "elsewhere", "others", "times_out")
+    __slots__ = ("asks", "elsewhere", "later", "others", "times_out")
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.asks = not _ASKING.isdisjoint(names)
         self.elsewhere = not _ELSEWHERE_OR_MODELS.isdisjoint(names)
+        self.later = not _LATER.isdisjoint(names)
         self.times_out = "timeout" in " ".join(names).lower()
         self.others = tuple([name for name in names if name not in _NO_MODELS])
 
