@@ -167,8 +167,8 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
                 run, opening = run_to_judge(ports, caller, asked, policies)
         service, prices, budgets = priced(worker, head, attempt, caller, call, run, received.long)
         named = named_objects(worker.models, routed, caller, call)
-        if named:  # most calls name none, and make no coroutine
-            await check_objects(ports.objects, caller, named)
+        if named or call.unsure:  # most calls name none, and make no coroutine
+            await check_objects(ports.objects, caller, call, named)
         if ports.cooling.entries:
             check_circuit(worker, routed, attempt, caller, call)
         if opening is not None:
@@ -397,10 +397,19 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
     return table.find(call.model, caller.organization_id)
 
 
-async def check_objects(objects: ObjectOwnersPort, caller: Caller, named: tuple[str, ...]) -> None:
-    """Raise `ObjectNotFound` if a call has `named` an object or created model that it may not use."""
-    if named and not await objects.owned(caller, named):
-        raise ObjectNotFound
+async def check_objects(
+    objects: ObjectOwnersPort, caller: Caller, call: CallRequest, named: tuple[str, ...]
+) -> None:
+    """Raise `ObjectNotFound` if a call has `named` an object or created model that it may not use.
+
+    A text in a field that no table has must be no object of another organization.
+    """
+    if not named and not call.unsure:
+        return
+    refused = await objects.refused(caller, named, call.unsure)
+    if refused is not None:
+        name = call.id_fields.get(refused)
+        raise ObjectNotFound(name and f"{ObjectNotFound.__doc__} The field is {name}.", param=name)
 
 
 def named_objects(

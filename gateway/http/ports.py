@@ -160,6 +160,14 @@ class ObjectOwnersPort(Protocol):
     def owned(self, caller: Caller, ids: Sequence[str]) -> Awaitable[bool]:
         """Return whether the caller's organization owns all ids. Fails with `CountersUnavailable`."""
 
+    def refused(
+        self, caller: Caller, ids: Sequence[str], unsure: Sequence[str] = ()
+    ) -> Awaitable[str | None]:
+        """Return one of `ids` that the caller's organization does not own, or of `unsure` that another owns.
+
+        None if there is none. Fails with `CountersUnavailable`.
+        """
+
     def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Awaitable[object]:
         """Store the caller's organization as the owner of these objects.
 

@@ -37,7 +37,7 @@ from gateway.core.model import (
     Verdict,
     Window,
 )
-from gateway.core.wait import Wait
+from gateway.core.wait import Wait, begin
 from gateway.errors import CountersUnavailable, InvalidApiKey, Refusal, RunNotFound, TooManyRuns
 
 PEPPER = b"a pepper of the tests"
@@ -150,12 +150,20 @@ class FakeObjects:
         self.down = False
 
     def owned(self, caller: Caller, ids: Sequence[str]) -> Wait[bool]:
-        self.asked.append(tuple(ids))
-        wait: Wait[bool] = Wait()
+        return begin(self._owned(caller, ids))
+
+    async def _owned(self, caller: Caller, ids: Sequence[str]) -> bool:
+        return await self.refused(caller, ids) is None
+
+    def refused(self, caller: Caller, ids: Sequence[str], unsure: Sequence[str] = ()) -> Wait[str | None]:
+        self.asked.append((*ids, *unsure))
+        wait: Wait[str | None] = Wait()
         if self.down:
             wait.fail(CountersUnavailable())
         else:
-            wait.set(all((caller.organization_id, one) in self.kept for one in ids))
+            owned = {one for _, one in self.kept}
+            judged = [*ids, *[one for one in unsure if one in owned]]
+            wait.set(next((one for one in judged if (caller.organization_id, one) not in self.kept), None))
         return wait
 
     def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Wait[object]:

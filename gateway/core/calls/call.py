@@ -610,6 +610,8 @@ class CallRequest:
     keeps: int = 0  # a `KEPT_…` constant for the ids in its answer
     gives_up: bool = False  # it states a timeout, by which its upstream may end it
     named: tuple[str, ...] = ()  # ids of stored objects in path and body
+    unsure: tuple[str, ...] = ()  # texts in the body that may be ids of stored objects
+    id_fields: Mapping[str, str] = field(default_factory=dict)  # the fields of both in the body
     brought: frozenset[str] = frozenset()  # ids of objects inside the body, and those reported already
     names: FieldNames = NO_NAMES  # facts about all field names
     # Filters a list of models for the caller: yields empty steps, then the list.

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import decoded_segments
-from gateway.core.families.controlled import FREE, Document
+from gateway.core.families.controlled import FREE, OF_EVERY_FAMILY, Document
 from gateway.core.families.family import (
     KEPT_LINKED,
     KEPT_NOTHING,
@@ -54,6 +54,10 @@ _SAID = frozenset(
 _PLAIN_OR_SAID = _PLAIN | _SAID
 # Names of most texts, passed over at once.
 _TEXTS = frozenset({"type", "role", "content", "text", "name", "arguments", "description"})
+# Fields at the top of a body in which the APIs have an `id` that refers to a stored object, in small letters.
+_TOPS = frozenset(
+    map(str.lower, (*OF_EVERY_FAMILY, "audio", "inputs", "items", "requests", "skills", "thread", "voice"))
+)
 # Replaces each object that was cut from a body and has an id of its own.
 _WHOLE: Document = {"type": "tool_use", "input": ""}
 _PATHS = {name: family.objects.path for name, family in FAMILIES.items() if family.objects is not None}
@@ -173,32 +177,37 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     if not asked:
         return
     found = BodyIds()
-    call.named += _ids_in(objects, asked, owned.closed, found)
+    _take_ids(call, objects, asked, owned.closed, found)
     if call.keeps:  # else its answer tells of none
         for one in call.cut.ids if looks and call.cut is not None else ():
             objects.add("id", one, _WHOLE, "content", found)
         call.brought = frozenset([one for value in found.brought for one in ids_of(value)])
 
 
-def _ids_in(objects: ObjectRules, asked: Document, closed: bool, found: BodyIds) -> tuple[str, ...]:
-    """Return the ids of stored objects that the body `asked` names, and collect details in `found`.
+def _take_ids(call: CallRequest, objects: ObjectRules, asked: Document, closed: bool, found: BodyIds) -> None:
+    """Set in `call` the ids of stored objects that the body `asked` names, and collect details in `found`.
 
     Raise `InvalidRequest` for too many ids. If the body is that of a stored object (`closed`), unknown
     fields with ids raise it too.
     """
     try:
-        _look(objects, asked, "", found)
+        for name, inside in asked.items():
+            found.known = closed or name.lower() in _TOPS
+            _look_at(objects, name, inside, asked, "", found)
+        found.known = True
         if closed and objects.kinds:
             _check_kinds(objects, asked)
     except RecursionError as error:
         raise InvalidRequest("The request is nested too deeply.") from error
     if closed and found.unknown:
-        name = found.unknown[0]
+        name = found.unknown[0][1]
         raise InvalidRequest(f"The field {name} is not known to name nothing: leave it out.", param=name)
-    ids = dict.fromkeys([one for value in found.named for one in ids_of(value)])
-    if len(ids) > NAMED_MAX:
+    fields = zip(found.named, found.fields, strict=True)
+    named = {one: name for value, name in fields for one in ids_of(value)}
+    unsure = {one: name for value, name in found.unknown for one in ids_of(value) if one not in named}
+    if len(named) + len(unsure) > NAMED_MAX:
         raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")
-    return tuple(ids)
+    call.named, call.unsure, call.id_fields = (*call.named, *named), tuple(unsure), named | unsure
 
 
 def _close(path: str, holder: Document, takes: Collection[str]) -> None:
@@ -244,17 +253,24 @@ def _look(objects: ObjectRules, value: list[object] | Document, place: str, foun
                 _look(objects, each, "", found)
         return
     for name, inside in value.items():
-        if name in _TEXTS and type(inside) is str:
-            continue
-        if name in FREE or objects.is_free(name, value):
-            continue
-        objects.add(name, inside, value, place, found)
-        if name == "variables" and isinstance(inside, dict):  # names and texts are the caller's own
-            _look(objects, list(inside.values()), "", found)
-        elif isinstance(inside, dict):
-            _look(objects, inside, "", found)
-        elif isinstance(inside, list):
-            _look(objects, inside, name, found)
+        if name not in _TEXTS or type(inside) is not str:
+            _look_at(objects, name, inside, value, place, found)
+
+
+def _look_at(  # noqa: PLR0917  # a member, and where it stands
+    objects: ObjectRules, name: str, inside: object, holder: Document, place: str, found: BodyIds
+) -> None:
+    """Add every id in the member `name` of the object `holder`, with the value `inside`, to `found`."""
+    if name in FREE or objects.is_free(name, holder):
+        return
+    objects.add(name, inside, holder, place, found)
+    found.fields += [name] * (len(found.named) - len(found.fields))
+    if name == "variables" and isinstance(inside, dict):  # names and texts are the caller's own
+        _look(objects, list(inside.values()), "", found)
+    elif isinstance(inside, dict):
+        _look(objects, inside, "", found)
+    elif isinstance(inside, list):
+        _look(objects, inside, name, found)
 
 
 # The ids of stored objects in an answer: its organization owns them from then on.

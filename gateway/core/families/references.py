@@ -1,8 +1,8 @@
 """Fields of requests that refer to stored objects, and fields that end like an id and do not.
 
-Both are tables by API. A name in neither table counts as a reference too, so that new fields open no gap; in
-the body of a stored object it is refused. A test reads the request types of the vendors' SDKs, and fails for
-a name that no table has.
+Both are tables by API. A name in neither table is judged by its value: it must be no object that another
+organization owns. In the body of a stored object such a name is refused. A test reads the request types of
+the vendors' SDKs, and fails for a name that no table has.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def names(written: str) -> frozenset[str]:
 
 # Ids that callers choose, in any API: of tool calls, users, requests, and lines of a file.
 OF_CALLERS: Final = names(
-    "call_id tool_call_id tool_use_id user_id request_id trace_id custom_id connector_id"
+    "call_id tool_call_id tool_use_id user_id request_id session_id trace_id custom_id connector_id"
 )
 
 # A complete object in a request may have an id that refers to no stored object. It is an element of one of
@@ -82,19 +82,32 @@ class IdFields:
         `place` is the list around that object. The case of the name does not matter.
         """
         folded = name.lower()
-        if folded == "id":
+        if folded == "id" and found.known:
             id_in(inside, name)
             (found.brought if _is_whole(holder, place) else found.named).append(inside)
             return
         is_list = folded.endswith("_ids")
-        if is_list or folded.endswith("_id"):
+        if is_list or folded.endswith("_id") or folded == "id":
             if folded in self.others or (folded == "skill_id" and self.vendors(holder, inside)):
                 return
             if folded not in self.named:
-                found.unknown.append(name)
+                found.unknown += [(one, name) for one in _texts(inside)]
+                return
         elif folded not in self.named or isinstance(inside, dict):
             return
         found.named += ids_in(inside, name) if is_list else [id_in(inside, name)]
+
+
+def _texts(value: object) -> list[str]:
+    """Return a text, or all texts in a list, at any depth. Objects are searched by their own members."""
+    found, waiting = list[str](), [value]
+    while waiting:
+        inside = waiting.pop()
+        if isinstance(inside, list):
+            waiting += inside
+        elif isinstance(inside, str):
+            found.append(inside)
+    return found
 
 
 def _is_whole(holder: Document, place: str) -> bool:

@@ -56,18 +56,32 @@ class ObjectOwners:
 
     async def owned(self, caller: Caller, ids: Sequence[str]) -> bool:
         """Return whether all ids belong to the caller's organization; CountersUnavailable without Redis."""
+        return await self.refused(caller, ids) is None
+
+    async def refused(self, caller: Caller, ids: Sequence[str], unsure: Sequence[str] = ()) -> str | None:
+        """Return one of `ids` that is not the organization's, or of `unsure` that is another's; None if none.
+
+        Raise `CountersUnavailable` without Redis.
+        """
         mine, groups = _organization(caller), dict[int, list[bytes]]()
-        for digest in map(_digest, ids):
+        named = {_digest(one): one for one in ids}
+        texts = {_digest(one): one for one in unsure} | named
+        for digest in texts:
             groups.setdefault(keys.partition_of_digest(digest.hex()), []).append(digest)
         asked = [(group, self._owners(partition, group)) for partition, group in groups.items()]
         nobodys: list[bytes] = []
-        is_mine = True
+        others: list[bytes] = []
         for group, wait in asked:
             owners = await wait
             assert isinstance(owners, list)
-            nobodys += [digest for digest, owner in zip(group, owners, strict=True) if owner is None]
-            is_mine = is_mine and all(owner in (None, mine) for owner in owners)
-        return is_mine and (not nobodys or await self._claim_listed(caller, nobodys))
+            for digest, owner in zip(group, owners, strict=True):
+                if owner is not None and owner != mine:
+                    others.append(digest)
+                elif owner is None and digest in named:
+                    nobodys.append(digest)
+        if nobodys and not others:
+            others = await self._claim_listed(caller, nobodys)
+        return texts[others[0]] if others else None
 
     def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Wait[None]:
         """Store the caller's organization as owner of ids, except of ids that another organization owns.
@@ -148,8 +162,8 @@ class ObjectOwners:
                 self._send(digest, b"DEL", keys.object_note(digest.hex()).encode())
         wire.send(encode(b"ZREM", name, *digests))
 
-    async def _claim_listed(self, caller: Caller, digests: Sequence[bytes]) -> bool:
-        """Claim ids without owner that the organization's lists contain; return whether it owns all now."""
+    async def _claim_listed(self, caller: Caller, digests: Sequence[bytes]) -> list[bytes]:
+        """Claim ids without owner if the organization's lists contain all; return those that it owns not."""
         wire = self._wires.of(caller.partition)
         asked = [wire.send(encode(b"ZMSCORE", name, *digests)) for name in _lists(caller)]
         now, mine = self._unix_seconds(), _organization(caller)
@@ -161,10 +175,12 @@ class ObjectOwners:
                 max(most, int(float(end) - now)) if isinstance(end, bytes | float) else most
                 for most, end in zip(left, ends, strict=True)
             ]
-        if min(left) <= 0:
-            return False
+        unlisted = [digest for digest, ttl_s in zip(digests, left, strict=True) if ttl_s <= 0]
+        if unlisted:
+            return unlisted
         claims = [self._claim(digest, mine, ttl_s) for digest, ttl_s in zip(digests, left, strict=True)]
-        return all([await one in (None, mine) for one in claims])
+        owners = [await claim for claim in claims]
+        return [digest for digest, owner in zip(digests, owners, strict=True) if owner not in (None, mine)]
 
     def _claim(self, digest: bytes, mine: bytes, ttl_s: int) -> Wait[Reply]:
         """Set `mine` as owner of an id without one, for `ttl_s` seconds; the reply is the owner before."""

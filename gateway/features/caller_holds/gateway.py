@@ -378,7 +378,7 @@ async def _taken(
         else:
             service, prices, budgets = priced(worker, head, exchange.attempt, caller, call, run)
         named = named_objects(worker.models, head.routed, caller, call)
-        await check_objects(ports.objects, caller, named)
+        await check_objects(ports.objects, caller, call, named)
         estimate = _estimate(ports, caller, service, said, call)
         if authorized is not None:
             most = estimate.need if call.output_max is None else estimate.ceiling

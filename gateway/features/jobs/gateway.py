@@ -77,6 +77,7 @@ from gateway.http.admission import (
     admit,
     charging_prices,
     check_batch_models,
+    check_objects,
     check_parts,
     identify,
     keep_run,
@@ -516,9 +517,8 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
             if caller.acts_for(attribution.user, one.user) != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
             named = named_objects(worker.models, routed, caller, one)
-            if named and not await ports.objects.owned(caller, named):
-                raise ObjectNotFound(f"Line {number} names an object that is not this organization's.")
             with _naming(number):
+                await check_objects(ports.objects, caller, one, named)
                 if one.tools or one.models_beside:
                     prices = prices_of(ports, caller, service, one, budgets)
                     models, prices = prices.named, at_batch_prices(prices)
@@ -535,11 +535,11 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
 
 @contextmanager
 def _naming(number: int) -> Iterator[None]:
-    """Name a line of a batch in its refusal for want of a price."""
+    """Name a line of a batch in its refusal for want of a price or an object."""
     try:
         yield
-    except ModelNotPriced as error:
-        raise ModelNotPriced(f"Line {number}: {error.told}", param=error.param) from error
+    except (ModelNotPriced, ObjectNotFound) as error:
+        raise type(error)(f"Line {number}: {error.told}", param=error.param) from error
 
 
 def _pieces(lines: list[BatchLine]) -> Iterator[list[BatchLine]]:

@@ -20,11 +20,15 @@ from gateway.errors import InvalidRequest
 
 
 def names(family: Family, document: dict[str, Any]) -> tuple[str, ...]:
+    return named_by(family, document).named
+
+
+def named_by(family: Family, document: dict[str, Any]) -> CallRequest:
     body = json.dumps(document, separators=(",", ":")).encode()
     call = CallRequest("none", family, body, document=document, names=names_in(document))
     call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
     read_objects(ObjectAccess((), None), call)
-    return call.named
+    return call
 
 
 CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
@@ -80,7 +84,7 @@ CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
         ({"input": [{"type": "mcp_approval_response", "approval_request_id": "mcpr_1"}]}, ("mcpr_1",)),
         ({"input": [{"type": "function_call", "id": "fc_1", "call_id": "c", "arguments": "{}"}]}, ()),
         ({"input": [{"type": "function_call", "id": "fc_1", "call_id": "c"}]}, ("fc_1",)),
-        ({"input": [{"type": "something_new", "id": "new_1"}], "new_object_id": "new_2"}, ("new_1", "new_2")),
+        ({"input": [{"type": "something_new", "id": "new_1"}], "new_object_id": "new_2"}, ("new_1",)),
         ({"tools": [{"environment": {"skills": [{"type": "anthropic", "skill_id": "skill_1"}]}}]},
          ("skill_1",)),
         ({"input": [{"content": [{"type": "input_file", "filename": "a.pdf", "file_data": "x"}]}]}, ()),
@@ -112,6 +116,41 @@ CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
 )  # fmt: skip
 def test_what_a_body_of_openai_names(document: dict[str, Any], expected: tuple[str, ...]) -> None:
     assert names(Family("openai"), document) == expected
+
+
+@pytest.mark.parametrize(
+    ("document", "fields"),
+    [
+        ({"litellm_session_id": "s", "litellm_trace_id": "t"},
+         {"s": "litellm_session_id", "t": "litellm_trace_id"}),
+        ({"trace": {"trace_id": "t", "parent_span_id": "p", "id": "i"}}, {"p": "parent_span_id", "i": "id"}),
+        ({"session_params": {"id": "s", "rid": "r"}, "id": "top", "ID": 5}, {"s": "id", "top": "id"}),
+        ({"kv_transfer_params": {"remote_engine_id": "e", "remote_block_ids": [[1, 2], ["b"]]}},
+         {"e": "remote_engine_id", "b": "remote_block_ids"}),
+        ({"user_profile_id": None, "adapter_id": ["a", {"x": 1}], "Span_ID": "s"},
+         {"a": "adapter_id", "s": "Span_ID"}),
+        ({"session_id": "s", "trace_id": "t", "user_id": "u", "request_id": "r"}, {}),
+        ({"messages": [{"content": [{"type": "thing", "thing_id": "t"}]}]}, {"t": "thing_id"}),
+    ],
+)  # fmt: skip
+def test_a_text_in_a_field_that_no_table_has_is_judged_by_its_value(
+    document: dict[str, Any], fields: dict[str, str]
+) -> None:
+    call = named_by(Family("openai"), document)
+    assert (call.named, set(call.unsure), call.id_fields) == ((), set(fields), fields)
+
+
+def test_a_text_that_a_table_names_once_is_judged_by_the_table() -> None:
+    call = named_by(Family("openai"), {"file_id": "file-1", "thing_id": "file-1"})
+    assert (call.named, call.unsure, call.id_fields) == (("file-1",), (), {"file-1": "file_id"})
+
+
+def test_texts_that_may_be_ids_are_bounded_with_those_that_are() -> None:
+    document: dict[str, Any] = {"file_ids": [f"f{n}" for n in range(NAMED_MAX - 1)], "thing_ids": ["t"]}
+    assert len(names(Family("openai"), document)) == NAMED_MAX - 1
+    document["thing_ids"] = ["t", "u"]
+    with pytest.raises(InvalidRequest):
+        names(Family("openai"), document)
 
 
 @pytest.mark.parametrize(
@@ -296,10 +335,11 @@ def test_no_member_makes_a_reference_whole(more: dict[str, Any], kind: str) -> N
     one = {**({"type": kind} if kind else {}), **more, "id": "x_1"}
     for document in (
         {"conversation": one}, {"prompt": one}, {"container": one}, {"tools": [{"container": one}]},
-        {"messages": [{"role": "assistant", "audio": one}]}, {"anything": [one]},
+        {"messages": [{"role": "assistant", "audio": one}]},
         {"input": [{**one, "type": "item_reference"}]},
     ):  # fmt: skip
         assert "x_1" in names(Family("openai"), document)
+    assert "x_1" in named_by(Family("openai"), {"anything": [one]}).unsure
 
 
 def test_what_answers_tell() -> None:

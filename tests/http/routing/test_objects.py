@@ -418,6 +418,28 @@ async def said(stage: Stage, sent: bytes, answered: bytes = b"{}") -> tuple[int,
     return got.status, got.body
 
 
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", RESPONSES, b"/v1/messages"])
+async def test_an_id_in_a_field_that_no_table_has_passes_unless_another_organization_owns_it(
+    valkey: str, path: bytes
+) -> None:
+    """As Hermes by OpenRouter, LiteLLM and vLLM have such fields; one that a table has must be one's own."""
+    more = {"max_tokens": 5, "messages": []}
+    unknown = {
+        "session_id": "s", "trace": {"trace_id": "t", "parent_span_id": "p"}, "litellm_session_id": "l",
+        "kv_transfer_params": {"remote_engine_id": "e"},
+    }  # fmt: skip
+    async with workers(valkey) as (owner, thief):
+        assert (await said(owner, post(b"{}", b"/v1/conversations", JSON), b'{"id":"conv_9"}'))[0] == 200
+        assert (await said(thief, post(body(**more, **unknown), path, JSON)))[0] == 200
+        hidden = post(body(**more, trace={"deep": [{"parent_span_id": ["p", ["conv_9"]]}]}), path, JSON)
+        assert (await said(owner, hidden))[0] == 200
+        status, told = await said(thief, hidden)
+        assert (status, b"parent_span_id" in told, b"conv_9" in told) == (404, True, False)
+        for stage in (owner, thief):
+            status, told = await said(stage, post(body(**more, file_id="nobodys"), path, JSON))
+            assert (status, b"The field is file_id." in told) == (404, True)
+
+
 @pytest.mark.parametrize("kind", MADE_BY)
 async def test_an_answer_that_repeats_anothers_id_gives_it_to_nobody(valkey: str, kind: str) -> None:
     makes, made, path = MADE_BY[kind]

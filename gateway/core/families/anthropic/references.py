@@ -15,7 +15,7 @@ NAMED: Final = names(
     "container file_id previous_message_id skill_id plugin_id"
     # of agents
     " agent_id agent_ids deployment_id deployment_ids environment_id environment_ids memory_id"
-    " memory_store_id reference_id served_version_id session_id session_ids session_thread_id vault_id"
+    " memory_store_id reference_id served_version_id session_ids session_thread_id vault_id"
     " vault_ids"
     # of lists, and of the account: who pays is the operator's to say
     " after_id before_id scope_id actor_ids anthropic_worker_id api_key_id api_key_ids channel_id"

@@ -19,7 +19,7 @@ NAMED: Final = names(
     # of Mistral
     " library_id library_ids from_entry_id document_id"
     # of agents, their sessions, environments and vaults
-    " credential_id environment_id environment_template_id session_id subagent_id turn_id vault_id vault_ids"
+    " credential_id environment_id environment_template_id subagent_id turn_id vault_id vault_ids"
     # of the account itself: no route leads there
     " actor_ids api_key_ids certificate_ids client_id external_id external_key_id group_ids kms_project_id"
     " model_ids project_id project_ids resource_ids role_id service_account_id subscription_id tenant_id"
