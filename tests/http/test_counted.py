@@ -65,6 +65,8 @@ async def test_the_list_of_a_key_holds_for_a_free_call(kind: str) -> None:
         {"model": "own", "models": ["another"]},
         {"model": "own", "tools": [{"type": "x", "model": "another"}]},
         {"generateContentRequest": {"tools": [{"model": "another"}]}},
+        {"model": "own", "input": [{"type": "additional_tools", "tools": [{"model": "another"}]}]},
+        {"model": "own", "messages": [{"content": [{"tool": {"definition": {"model": "another"}}}]}]},
     ],
 )  # fmt: skip
 async def test_a_model_beside_is_judged_as_well(body: dict[str, Any]) -> None:

@@ -42,6 +42,10 @@ CONTENTS = [{"role": "user", "parts": [{"text": "hello there"}]}]
 BEDROCK = {"messages": [{"role": "user", "content": [{"text": "hello there"}]}]}
 INVOKE = {"anthropic_version": "bedrock-2023-05-31", "max_tokens": 16, "messages": SAID}
 TEXT = {"model": MODEL, "input": "hello there"}
+DEFINED: dict[str, Any] = {
+    "type": "tool_addition",
+    "tool": {"type": "tool_definition", "definition": {"type": "advisor_1", "name": "a", "model": MODEL}},
+}
 IMAGES, CODE = {"type": "image_generation"}, {"type": "code_interpreter", "container": {"type": "auto"}}
 # What is posted where, by the name of the way around; a body that is bytes is a form.
 ATTACKS: dict[str, list[tuple[str, Any]]] = {
@@ -95,6 +99,16 @@ ATTACKS: dict[str, list[tuple[str, Any]]] = {
         ("/v1/responses", {**TEXT, "tools": [IMAGES]}), ("/v1/responses", {**TEXT, "tools": [CODE]}),
         ("/v1/messages", {**CHAT, "tools": [{"type": "code_execution_20250825", "name": "x"}]}),
         ("/v1/messages", {**CHAT, "model": OTHER, "tools": [{"type": "advisor_1", "model": MODEL}]}),
+        *((path, {"model": OTHER, "input": [{"type": kind, "tools": [{"type": "namespace", "tools": [
+            {**IMAGES, "model": MODEL}]}]}]})
+          for path in ("/v1/responses", "/v1/responses/compact")
+          for kind in ("additional_tools", "tool_search_output", "what comes next")),
+        *(("/v1/messages", {**CHAT, "model": OTHER, "messages": [{"role": "system", "content": content}]})
+          for content in ([DEFINED], [{"type": "tool_result", "content": [DEFINED]}], [DEFINED["tool"]])),
+        (f"/model/{OTHER}/invoke", {**INVOKE, "messages": [{"role": "system", "content": [DEFINED]}]}),
+        ("/v1/messages/batches", {"requests": [{"custom_id": "1", "params": {
+            **CHAT, "model": OTHER, "messages": [{"role": "system", "content": [DEFINED]}]}}]}),
+        ("/v1/conversations", {"items": [{"type": "additional_tools", "tools": [IMAGES]}]}),
         (f"/v1beta/models/{MODEL}:generateContent", {"contents": CONTENTS, "tools": [{"googleMaps": {}}]}),
         ("/v1beta/interactions", {"model": MODEL, "input": "x", "tools": [{"type": "computer_use"}]}),
         ("/v1beta/interactions", {"agent": "deep-research", "input": "x"}),
@@ -180,7 +194,7 @@ def nothing_leads_past(stage: Stage) -> None:
     assert len(Counting.came) == before
     assert spent.used(budget) == spent.held(budget) == 0
     served = [path for _, path, body in posted() if post(stage, spender.key, path, body)[0] == 200]
-    served.remove("/v1/messages/batches")  # a job, which is charged by its result
+    served = [path for path in served if path != "/v1/messages/batches"]  # a job is charged by its result
     assert len(served) >= SERVED_MIN
     rows = wait_until(lambda: len(found := journal(stage, spender)) >= len(served) and found)
     assert len(rows) == len(served)

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import decoded_segments
-from gateway.core.families.controlled import FREE, OF_EVERY_FAMILY, Document
+from gateway.core.families.controlled import FREE, OF_EVERY_FAMILY, Document, elements
 from gateway.core.families.family import (
     KEPT_LINKED,
     KEPT_NOTHING,
@@ -169,7 +169,8 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     passed = _PLAIN if looks else _PLAIN_OR_SAID
     asked = {name: value for name, value in document.items() if name not in passed}
     if "tools" in asked:
-        asked["tools"] = [one for one in call.tools if not one.keys() <= _PLAIN_OF_TOOL]
+        tools = elements(document, "tools") if call.names.tools else call.tools  # groups name objects too
+        asked["tools"] = [one for one in tools if not one.keys() <= _PLAIN_OF_TOOL]
     if "plugins" in asked:  # OpenRouter's: the id of one is its name
         asked["plugins"] = [
             {name: value for name, value in one.items() if name != "id"} for one in call.plugins

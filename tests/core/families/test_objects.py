@@ -15,6 +15,7 @@ from gateway.core.families.controlled import elements
 from gateway.core.families.family import ID_CHARACTERS_MAX
 from gateway.core.families.objects import NAMED_MAX, ObjectAccess, ObjectPath, places_of, read_objects, told
 from gateway.core.families.registry import FAMILIES, SHAPES
+from gateway.core.families.tools import tools_of
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest
 
@@ -26,7 +27,7 @@ def names(family: Family, document: dict[str, Any]) -> tuple[str, ...]:
 def named_by(family: Family, document: dict[str, Any]) -> CallRequest:
     body = json.dumps(document, separators=(",", ":")).encode()
     call = CallRequest("none", family, body, document=document, names=names_in(document))
-    call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
+    call.tools, call.plugins = tools_of(document), elements(document, "plugins")
     read_objects(ObjectAccess((), None), call)
     return call
 
@@ -96,6 +97,9 @@ CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
         ({"input": [{"content": [{"type": "input_image", "file_id": "file-1"}]}]}, ("file-1",)),
         ({"tools": [{"type": "file_search", "vector_store_ids": ["vs_1", "vs_2"]}]}, ("vs_1", "vs_2")),
         ({"tools": [{"type": "code_interpreter", "container": "cntr_1"}]}, ("cntr_1",)),
+        ({"tools": [{"type": "namespace", "container": "cntr_1", "tools": [{"file_ids": ["file-1"]}]}]},
+         ("cntr_1", "file-1")),
+        ({"input": [{"type": "additional_tools", "tools": [{"vector_store_ids": ["vs_1"]}]}]}, ("vs_1",)),
         (
             {"tools": [{"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["file-1"]}}]},
             ("file-1",),
