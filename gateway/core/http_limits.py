@@ -128,7 +128,7 @@ class HttpLimits:
     show_upstream: bool = _setting(default=False, valid=bool)
     # No limit: the gateway's public URL; empty means the host that each client used.
     public_url: str = _setting(
-        "", Annotated[str, msgspec.Meta(pattern=r'^(https?://[^\s"?#@]+[^\s"?#@/])?$')]
+        "", Annotated[str, msgspec.Meta(pattern=r'^(https?://[^\s"?#@]+[^\s"?#@/])?\Z')]
     )
 
     def within(self, files: int, upstreams: int) -> HttpLimits:

@@ -75,7 +75,7 @@ _Texts = {
 }
 _Details = _object(
     "_Details", ("address", _Texts[PostalAddress]), ("contact", _Texts[Contact]),
-    ("endpoint_id", Annotated[str, msgspec.Meta(pattern=f"^{ENDPOINT}$")]),
+    ("endpoint_id", Annotated[str, msgspec.Meta(pattern=rf"^{ENDPOINT}\Z")]),
 )  # fmt: skip
 
 

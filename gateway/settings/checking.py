@@ -25,6 +25,7 @@ from gateway.core.credentials import EARLIER_MAX, TlsFiles
 from gateway.core.network import without_password
 from gateway.errors import SettingError
 from gateway.files import read_regular, require_regular
+from gateway.settings.controls import refuse_controls, texts_of
 
 T = TypeVar("T")
 
@@ -212,11 +213,18 @@ _READ_BY: Mapping[str, tuple[Callable[[str], object], str]] = {
 SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
 # The annotation of secret settings.
 IS_SECRET = msgspec.Meta(extra={"secret": True})
+# The type of settings that may have line breaks.
+Lines = Annotated[str, msgspec.Meta(extra={"lines": True})]
 
 
 def is_secret(hint: Any) -> bool:
     """Return whether the type of a setting marks it as a secret."""
     return any((meta.extra or {}).get("secret") for meta in _metas(hint))
+
+
+def has_lines(hint: Any) -> bool:
+    """Return whether a setting of this type may have line breaks."""
+    return any((meta.extra or {}).get("lines") for meta in _metas(hint))
 
 
 def checked(said: str, name: str, value: Any, hint: Any) -> Any:
@@ -246,11 +254,11 @@ def wanted_of(name: str, hint: Any) -> str:
     kind = getattr(hint, "__origin__", hint)
     if meta is not None and meta.pattern is not None:
         if meta.pattern.startswith("^(") and "[" not in meta.pattern:
-            return f"one of {', '.join(meta.pattern[2:-2].split('|'))}"
+            return f"one of {', '.join(meta.pattern[2:-3].split('|'))}"
         several = f", up to {EARLIER_MAX} with a space between two" if "( [" in meta.pattern else ""
         return f"16 to 512 visible ASCII characters{several}"
     noun = {int: "a whole number", float: "a number"}.get(kind, "text")
-    if meta is None:
+    if meta is None or meta.le is None:
         return noun
     low = f"above {meta.gt}" if meta.gt is not None else f"from {meta.ge}"
     unit = " seconds" if name.endswith("_s") else " bytes" if "_bytes_" in name else ""
@@ -349,15 +357,15 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 # How long to keep data: 0 is for ever.
 Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
 Months = Annotated[int, msgspec.Meta(ge=0, le=1_200)]
-Reclaim = Annotated[str, msgspec.Meta(pattern="^(charge_observed|release|charge_hold)$")]
-Collection = Annotated[str, msgspec.Meta(pattern="^(charge_automatically|send_invoice)$")]
+Reclaim = Annotated[str, msgspec.Meta(pattern=r"^(charge_observed|release|charge_hold)\Z")]
+Collection = Annotated[str, msgspec.Meta(pattern=r"^(charge_automatically|send_invoice)\Z")]
 # A secret may be given by a file instead: `<NAME>_FILE`.
 Secret = Annotated[str, IS_SECRET]
-Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?$"), IS_SECRET]
+Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?\Z"), IS_SECRET]
 # Peppers are separated by a space, which none contains.
 _PEPPER = r"[\x21-\x7e]{16,512}"
 EarlierPeppers = Annotated[
-    str, msgspec.Meta(pattern=rf"^({_PEPPER}( {_PEPPER}){{0,{EARLIER_MAX - 1}}})?$"), IS_SECRET
+    str, msgspec.Meta(pattern=rf"^({_PEPPER}( {_PEPPER}){{0,{EARLIER_MAX - 1}}})?\Z"), IS_SECRET
 ]
 
 
@@ -378,6 +386,9 @@ def converted(document: Any, environ: Mapping[str, str], shape: type[T], place: 
     Raise `SettingError` with the path of the wrong field.
     """
     document = substituted(document, environ, place)
+    if isinstance(document, dict):  # each of `settings` is checked by its type
+        for where, text in texts_of({**document, "settings": None}, place):
+            refuse_controls(where, text)
     try:
         return msgspec.convert(document, shape)
     except msgspec.ValidationError as error:

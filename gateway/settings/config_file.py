@@ -78,8 +78,8 @@ ISSUERS_MAX = 32
 Algorithm: TypeAlias = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
 ]
-Text = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}$")]
-Claim = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)+)+$", max_length=256)]
+Text = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}\Z")]
+Claim = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)+)+\Z", max_length=256)]
 Value = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 # Types of fields for tokens of callers and of people.
 Algorithms = Annotated[tuple[Algorithm, ...], msgspec.Meta(min_length=1)]
@@ -143,9 +143,9 @@ PROVIDERS_MAX = 16
 _AT_CONSOLE = "expected https://host, as browsers reach the console"
 
 Label = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-Slug = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")]
-Scope = Annotated[str, msgspec.Meta(pattern=r"^[\x21\x23-\x5b\x5d-\x7e]{1,128}$")]
-Secret = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e]{0,1024}$")]
+Slug = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?\Z")]
+Scope = Annotated[str, msgspec.Meta(pattern=r"^[\x21\x23-\x5b\x5d-\x7e]{1,128}\Z")]
+Secret = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e]{0,1024}\Z")]
 
 
 class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -234,21 +234,21 @@ if TYPE_CHECKING:
 else:
     MeterName = StrEnum("MeterName", {name: name for name in ("none", "generic", *SHAPES)})
     FamilyName = StrEnum("FamilyName", {name: name for name in FAMILIES})
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Pointer = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)*)*$", max_length=256)]
-FieldName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-Query = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
-Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+Pointer = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)*)*\Z", max_length=256)]
+FieldName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+Query = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}\Z")]
+Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 # A model, as callers or an upstream name it.
-ModelName = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x2b\x2d-\x7e]{1,256}$")]
+ModelName = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x2b\x2d-\x7e]{1,256}\Z")]
 # A workload by the URI of its certificate, and the API key that it uses.
-Uri = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.-]*://[\x21-\x7e]{1,2000}$")]
-Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}$")]
+Uri = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.-]*://[\x21-\x7e]{1,2000}\Z")]
+Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}\Z")]
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=TOKENS_MAX)]
 TokensOrNone = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 PerMinute = Annotated[int, msgspec.Meta(ge=1, le=PER_MINUTE_MAX)]
 # A factor on the list's prices by which an upstream bills.
-PriceFactor = Annotated[str, msgspec.Meta(pattern=r"^(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,9})?$")]
+PriceFactor = Annotated[str, msgspec.Meta(pattern=r"^(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,9})?\Z")]
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from gateway.errors import SettingError
 from gateway.files import SECRET_BYTES_MAX, read_regular
+from gateway.settings.controls import refuse_controls
 
 SUFFIX = "_FILE"
 
@@ -21,10 +22,15 @@ class Environment(Mapping[str, str]):
         self.files: dict[str, None] = {}
 
     def __getitem__(self, name: str) -> str:
-        """Return a variable's value, or the content of its `_FILE`. Raise `SettingError` if both are set."""
+        """Return a variable's value, or the content of its `_FILE`.
+
+        Raise `SettingError` if both are set, or if the value has a control character.
+        """
         path = self._variables.get(name + SUFFIX)
         if not path:
-            return self._variables[name]
+            value = self._variables[name]
+            refuse_controls(name, value)
+            return value
         if self._variables.get(name):
             raise both_set(name, name + SUFFIX)
         return self.read(name + SUFFIX, path)
@@ -67,7 +73,9 @@ def read_secret(place: str, path: str) -> str:
     fault = _fault(data)
     if fault:
         raise SettingError(f"{place}={path!r} {fault}")
-    return data.decode().rstrip("\r\n")
+    text = data.decode().rstrip("\r\n")
+    refuse_controls(f"what {place}={path!r} holds", text)
+    return text
 
 
 def _fault(data: bytes) -> str:

@@ -40,6 +40,7 @@ from gateway.settings.checking import (
     Collection,
     Days,
     EarlierPeppers,
+    Lines,
     Months,
     Port,
     Reclaim,
@@ -50,6 +51,7 @@ from gateway.settings.checking import (
     check_workloads,
     checked,
     files_of,
+    has_lines,
     is_secret,
     is_service_link,
     name_of,
@@ -64,6 +66,7 @@ from gateway.settings.config_file import (
     read_config,
     table_of,
 )
+from gateway.settings.controls import refuse_controls
 from gateway.settings.proxies import read_proxies
 from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
 
@@ -148,14 +151,14 @@ class Settings(Servers, frozen=True, kw_only=True):
     ops_port: Port = 9464
     data_dir: str = ".tollkeeper"
     workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
-    log_level: Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")] = "info"
+    log_level: Annotated[str, msgspec.Meta(pattern=r"^(debug|info|warning|error)\Z")] = "info"
     access_log: bool = False
 
     hold_ttl_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
     hold_quantile: Annotated[float, msgspec.Meta(ge=0.5, le=0.999)] = QUANTILE
     reclaim: Reclaim = "charge_observed"
     spent_status: Literal[429, 402] = 429
-    unpriced_models: Annotated[str, msgspec.Meta(pattern="^(free|refuse)$")] = "free"
+    unpriced_models: Annotated[str, msgspec.Meta(pattern=r"^(free|refuse)\Z")] = "free"
     price_as: str = ""
     cors_origins: str = ""
     redis_wait_s: Seconds = 1.0
@@ -170,7 +173,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     flush_interval_s: Seconds = 0.25
     waiting_entries_max: Count = 50_000
     calls_keep_days: Days = 0
-    partitions_by: Annotated[str, msgspec.Meta(pattern="^(month|day)$")] = "month"
+    partitions_by: Annotated[str, msgspec.Meta(pattern=r"^(month|day)\Z")] = "month"
     usage_hours_keep_days: Days = 0
     events_keep_days: Days = 0
     reratings_keep_days: Days = 0
@@ -185,20 +188,20 @@ class Settings(Servers, frozen=True, kw_only=True):
     settlement_log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 34)] = 512 * 1024 * 1024
     cache_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 34)] = POOL_BYTES_MAX
 
-    invoice_issuer: str = ""
-    invoice_country: Annotated[str, msgspec.Meta(pattern="^([A-Z]{2})?$")] = ""
+    invoice_issuer: Lines = ""
+    invoice_country: Annotated[str, msgspec.Meta(pattern=r"^([A-Z]{2})?\Z")] = ""
     invoice_tax_number: str = ""
-    invoice_tax_currency: Annotated[str, msgspec.Meta(pattern="^([A-Z]{3})?$")] = ""
-    invoice_seller: str = ""
+    invoice_tax_currency: Annotated[str, msgspec.Meta(pattern=r"^([A-Z]{3})?\Z")] = ""
+    invoice_seller: Lines = ""
     invoice_iban: str = ""
     invoice_logo: str = ""
-    invoice_notes: str = ""
+    invoice_notes: Lines = ""
     invoice_addresses: str = ""
-    invoice_schedule: Annotated[str, msgspec.Meta(pattern="^(off|draft|finalize)$")] = "off"
+    invoice_schedule: Annotated[str, msgspec.Meta(pattern=r"^(off|draft|finalize)\Z")] = "off"
     invoice_grace_hours: Annotated[int, msgspec.Meta(ge=0, le=720)] = 24
     invoices_at_once: Annotated[int, msgspec.Meta(ge=1, le=32)] = 4
     invoice_due_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
-    dunning_reminder_days: Annotated[str, msgspec.Meta(pattern=r"^(\d{1,3}(,\d{1,3}){0,9})?$")] = ""
+    dunning_reminder_days: Annotated[str, msgspec.Meta(pattern=r"^(\d{1,3}(,\d{1,3}){0,9})?\Z")] = ""
     dunning_block_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
     stripe_api_key: Token = ""
     stripe_webhook_secret: Token = ""
@@ -208,7 +211,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     stripe_events_keep_days: Annotated[int, msgspec.Meta(ge=35, le=36_500)] = 400
     # The largest purchase of credits, in units of the organization's currency; 0 disables purchases.
     stripe_checkout_max: Annotated[int, msgspec.Meta(ge=0, le=900_000)] = 0
-    usage_feed: Annotated[str, msgspec.Meta(pattern="^(off|lago|openmeter|webhook|file)$")] = "off"
+    usage_feed: Annotated[str, msgspec.Meta(pattern=r"^(off|lago|openmeter|webhook|file)\Z")] = "off"
     usage_feed_url: str = ""
     usage_feed_token: Token = ""
     usage_feed_code: str = USAGE_FEED_CODE
@@ -367,6 +370,7 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
 
     Without `config` the file is the one named by `TOLLKEEPER_CONFIG`, if any.
     """
+    refuse_controls(CONFIG_NAME, environ.get(CONFIG_NAME))
     config = config or (Path(environ[CONFIG_NAME]) if environ.get(CONFIG_NAME) else None)
     environment = Environment(environ)
     written = read_config(config, environment) if config else None
@@ -401,6 +405,7 @@ def _read(
     values: dict[str, Any] = {}
     by_file: list[tuple[str, str, str]] = []
     for name, place, value in said:
+        refuse_controls(place, value, lines=name in LINES)
         secret = name.removesuffix(SUFFIX.lower())
         if name not in NAMES and secret in SECRETS and name != secret:
             by_file += [(secret, place, str(value))] if value else []
@@ -435,4 +440,5 @@ def from_json(data: bytes) -> Settings:
 
 
 _TYPES = get_type_hints(Settings, include_extras=True) | SETTABLE
+LINES = frozenset(name for name in NAMES if has_lines(_TYPES[name]))
 SECRETS = frozenset(name for name in NAMES if is_secret(_TYPES[name]))

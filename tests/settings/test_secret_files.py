@@ -113,7 +113,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         (tmp_path / "pipe", "no regular file"),
     ):
         assert f"={str(path)!r} cannot be read: {why}" in refused({f"{PREFIX}ADMIN_TOKEN_FILE": str(path)})
-    assert "cannot be read: no path" in refused({f"{PREFIX}ADMIN_TOKEN_FILE": "a\0b"})
+    assert "cannot be read: no path" in refused({"OPENAI_API_KEY_FILE": "a\0b"})
     url = written(tmp_path / "url", "mysql://u:hush@h")
     assert "DATABASE_URL_FILE" in refused({f"{PREFIX}DATABASE_URL_FILE": url})
 

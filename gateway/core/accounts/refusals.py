@@ -36,7 +36,7 @@ TIME_MS_MAX = 253_402_300_799_999
 _Number = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
 _Time = Annotated[int, msgspec.Meta(ge=0, le=TIME_MS_MAX)]
 _Project = Annotated[int, msgspec.Meta(ge=OTHER_PROJECTS, le=INTEGER_MAX)]
-_Attribution = Annotated[str, msgspec.Meta(pattern=r"^([0-9]{0,16}\t[0-9]{0,16}\t[^\t]*)?$")]
+_Attribution = Annotated[str, msgspec.Meta(pattern=r"^([0-9]{0,16}\t[0-9]{0,16}\t[^\t]*)?\Z")]
 
 
 class RefusingLimit(StrEnum):

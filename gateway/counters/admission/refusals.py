@@ -41,7 +41,7 @@ STORED_BYTES_MAX = 512 * 1024
 _NAME = keys.COOLING.encode()
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
-_Line = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9-]+:[\x20-\x7e]*$", max_length=FIELDS_BYTES_MAX)]
+_Line = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9-]+:[\x20-\x7e]*\Z", max_length=FIELDS_BYTES_MAX)]
 
 
 class _Stored(msgspec.Struct, array_like=True):

@@ -22,10 +22,11 @@ def rls(
     from gateway.extras import loading  # noqa: PLC0415  # as above
     from gateway.features.rate_limit_service.table import read_table  # noqa: PLC0415  # as above
     from gateway.local.processes import run_to_end  # noqa: PLC0415  # as above
+    from gateway.settings.secret_files import Environment  # noqa: PLC0415  # as above
     from gateway.telemetry import logs  # noqa: PLC0415  # as above
 
     with loading("rls"):
         from gateway.features.rate_limit_service.server import serve  # noqa: PLC0415  # as above
-    table = read_table(config, os.environ)
+    table = read_table(config, Environment(os.environ))
     logs.configure()
     run_to_end(uvloop.run, serve(table, listen))

@@ -24,7 +24,7 @@ VALUE_CHARACTERS_MAX: Final = 1_024
 METADATA_MAX: Final = 16
 ANY: Final = "*"
 _BEARER: Final = "bearer "
-EntryName = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7a\x7c\x7e]{1,128}$")]
+EntryName = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7a\x7c\x7e]{1,128}\Z")]
 Value = Annotated[str, msgspec.Meta(min_length=1, max_length=VALUE_CHARACTERS_MAX)]
 Texts = Annotated[dict[Value, Value], msgspec.Meta(max_length=METADATA_MAX)]
 
@@ -81,7 +81,7 @@ class RateLimitTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RateLimitTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file of `tollkeeper rls`."""
 
-    gateway: Annotated[str, msgspec.Meta(pattern=r"^https?://[\x21-\x7e]{1,512}$")]
+    gateway: Annotated[str, msgspec.Meta(pattern=r"^https?://[\x21-\x7e]{1,512}\Z")]
     rules: Annotated[tuple[RateLimitRule, ...], msgspec.Meta(min_length=1, max_length=RULES_MAX)]
     tls: RateLimitTls | None = None
     on_failure: Literal["deny", "allow"] = "deny"
