@@ -356,6 +356,20 @@ class Conflict(AdminRefusal, reason="conflict", status=409):
     """This contradicts what is stored."""
 
 
+class NotStoredYet(Conflict):
+    """Not everything that happened is stored yet; try again in a moment."""
+
+    retry_after_s: int = 1
+
+
+class AccountsOpen(TollkeeperError):
+    """A write compares stored money of an organization whose accounts are not closed: close them first."""
+
+    def __init__(self, organization_id: int) -> None:
+        super().__init__()
+        self.organization_id = organization_id
+
+
 class UnsupportedEncoding(AdminRefusal, reason="unsupported_encoding", status=415):
     """The body must be sent as it is, without a Content-Encoding."""
 

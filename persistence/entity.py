@@ -52,7 +52,7 @@ from gateway.core.accounts.administration import (
 )
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
 from gateway.core.model import INTEGER_MAX
-from gateway.errors import Conflict, NotFound, Unprocessable
+from gateway.errors import AccountsOpen, Conflict, NotFound, Unprocessable
 from persistence.error_mapping import QUERY_CANCELED
 from persistence.tables import (
     accounting_rate,
@@ -204,6 +204,15 @@ class EntityWrite:
     def by_team(self) -> bool:
         """Whether the write is made with a token of one tenant."""
         return self.command.actor.tenant_id is not None
+
+    def require_closed(self, organization_id: int) -> None:
+        """Raise `AccountsOpen` unless an organization's accounts are closed.
+
+        A guard that compares stored money calls it first: what was used or sold a moment ago is in the
+        counters alone. The caller of the store closes the accounts, and writes again.
+        """
+        if organization_id not in self.command.closed:
+            raise AccountsOpen(organization_id)
 
     def fetch(self, row_id: int | None = None) -> Row:
         """Return a row of the entity by its id, by default the command's row."""

@@ -7,8 +7,9 @@ they are applied, 202 if not yet; `Conflict` is raised if the counters refuse th
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from gateway.admin import credentials, live
 from gateway.admin.http import requests
@@ -31,8 +32,9 @@ from gateway.core.accounts.administration import (
     Row,
 )
 from gateway.core.issuers import known_as
-from gateway.errors import Conflict, StoreUnavailable, Unprocessable
+from gateway.errors import AccountsOpen, Conflict, StoreUnavailable, Unprocessable
 
+T = TypeVar("T")
 _log = logging.getLogger("tollkeeper.admin")
 
 # The functions that read parts of a row.
@@ -83,6 +85,20 @@ async def finish(ports: AdminPorts, claim: Claim, status: int, content: Row, req
         await ports.store.finish(claim, content, status)
     except StoreUnavailable:
         _log.warning("an answer is not kept", extra={"request_id": request_id})
+
+
+async def write_closed(ports: AdminPorts, write: Callable[[frozenset[int]], Awaitable[T]]) -> T:
+    """Return the result of a write, which gets the ids of the organizations whose accounts are closed.
+
+    Where the write compares stored money of another organization, its accounts are closed and it is repeated.
+    """
+    closed = frozenset[int]()
+    while True:
+        try:
+            return await write(closed)
+        except AccountsOpen as accounts:
+            await ports.account_closing.settle(accounts.organization_id)
+            closed |= {accounts.organization_id}
 
 
 class Operations:
@@ -221,7 +237,8 @@ class Operations:
     async def _do(
         self, command: Command, answers: Resource, status: int, once: Mapping[str, object] | None = None
     ) -> WriteResult:
-        done = await self._ports.store.write(command)
+        store = self._ports.store
+        done = await write_closed(self._ports, lambda closed: store.write(replace(command, closed=closed)))
         if isinstance(done, Replay):
             made = command.verb == "create"
             if done.status == Conflict.status:

@@ -99,6 +99,7 @@ def delete(change: EntityWrite) -> Row:
     """Delete an organization; raise `Conflict` if it has unbilled charges."""
     lock(change)
     refuse_while_referenced(change)
+    change.require_closed(change.row_id)
     credit_balances.catch_up_allocations(change.connection, [change.row_id])
     if owed := charges.unbilled_in_words(
         charges.read_unbilled(change.connection, change.row_id, change.today)
@@ -112,6 +113,7 @@ def keep_currency(change: EntityWrite, row: Row) -> None:
     before = change.before
     if before is None or before["currency"] == row["currency"]:
         return
+    change.require_closed(change.row_id)
     credit_balances.catch_up_allocations(change.connection, [change.row_id])
     here = {THIS.key: change.row_id}
     has = [
@@ -269,9 +271,12 @@ def change_tenant(change: EntityWrite) -> Row:
 
 
 def delete_tenant(change: EntityWrite) -> Row:
+    """Delete a tenant once all that it used is stored: what it owes is its organization's."""
     if not change.by_staff and change.connection.scalar(_BLOCKED, {"id": change.row_id}) is not None:
         raise Forbidden("Staff have blocked this tenant: they decide what becomes of it.")
-    return entity.delete(change)
+    row = entity.delete(change)
+    change.require_closed(id_in(row, "organization_id"))
+    return row
 
 
 def define_tenant(change: EntityWrite, row: Row) -> None:

@@ -29,7 +29,7 @@ from gateway.core.integrity.reconciliation import DifferenceKind, Item
 from gateway.core.layout import LAYOUT
 from gateway.core.processes import Found
 from gateway.counters.redis.keys import partition_of
-from gateway.errors import Conflict, CountersUnavailable, Overloaded
+from gateway.errors import Conflict, CountersUnavailable, NotStoredYet, Overloaded
 from gateway.feature import features
 from gateway.issuers.sign_in import SignIns
 from gateway.run.keeper_doors import AdminParts, KeeperSettings
@@ -91,6 +91,9 @@ class MemoryCounters:
         self.reconciled: Mapping[str, object] | None = None
         self.comparing = False
         self.closed: list[int] = []
+        # Organizations whose movements were all stored, and whether that takes too long now.
+        self.settled: list[int] = []
+        self.behind = False
         self.busy: list[tuple[tuple[int, str], int]] = []
         self.running: list[dict[str, object]] = []
         self.pushed: list[str] = []
@@ -163,6 +166,11 @@ class MemoryCounters:
         if self.unsettled is not None:
             raise Conflict(self.unsettled)
         self.closed.append(organization_id)
+
+    async def settle(self, organization_id: int) -> None:
+        if self.behind:
+            raise NotStoredYet
+        self.settled.append(organization_id)
 
     async def last(self) -> Mapping[str, object] | None:
         return self.reconciled

@@ -18,7 +18,7 @@ from gateway.admin.configuration.words import KINDS, declared
 from gateway.admin.http.guard import in_thread
 from gateway.admin.http.requests import may_write, require_read, require_write
 from gateway.admin.live import push
-from gateway.admin.operations import WriteResult, finish, mint
+from gateway.admin.operations import WriteResult, finish, mint, write_closed
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import (
     CREATE,
@@ -110,7 +110,13 @@ class Configurator:
 
     async def _transaction(self, wish: ApplyRequest, objects: ConfigObjects) -> _ApplyResult | Replay:
         keep = wish.digest is not None
-        return await self._ports.store.applying(lambda session: self._work(session, wish, objects), keep=keep)
+        store = self._ports.store
+        return await write_closed(
+            self._ports,
+            lambda closed: store.applying(
+                lambda session: self._work(session, wish, objects, closed), keep=keep
+            ),
+        )
 
     async def _push(self, work: _ApplyResult) -> Row:
         try:
@@ -119,7 +125,7 @@ class Configurator:
             return {"refused": error.message}
 
     async def _work(
-        self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects
+        self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects, closed: frozenset[int]
     ) -> _ApplyResult | Replay:
         if self._claim is not None:
             first = await session.claim(self._claim)
@@ -136,7 +142,7 @@ class Configurator:
         if wish.digest is None and len(plan.changes) > TRIED_MAX:
             return work
         steps = await in_thread(
-            lambda: [step for planned in plan.changes for step in self._steps(planned, work.secrets)]
+            lambda: [step for planned in plan.changes for step in self._steps(planned, work.secrets, closed)]
         )
         try:
             ran = await session.run(steps)
@@ -193,7 +199,7 @@ class Configurator:
                 where = planned.at or planned.name
                 raise type(refused)(f"{refused.message} Asked for by {where}; nothing was applied.") from None
 
-    def _steps(self, planned: PlannedRow, secrets: list[Row]) -> list[Step]:
+    def _steps(self, planned: PlannedRow, secrets: list[Row], closed: frozenset[int]) -> list[Step]:
         render, resource = planned.resource.render, planned.resource
         steps = []
         for verb, said in planned.writes:
@@ -209,8 +215,9 @@ class Configurator:
                     for name, value in once.items()
                 ]  # fmt: skip
             command = Command(
-                resource.name, verb, self._ports.actor, self._request_id, render, planned.row_id, values
-            )
+                resource.name, verb, self._ports.actor, self._request_id, render, planned.row_id, values,
+                closed=closed,
+            )  # fmt: skip
             steps.append(Step(planned.number, command, planned.before, planned.verb == DELETE))
         if len(steps) > 1:  # a second one finds the row as the first has left it
             steps[1:] = [replace(step, before={}) for step in steps[1:]]

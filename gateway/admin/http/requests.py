@@ -48,6 +48,7 @@ from gateway.core.issuers import Person
 from gateway.errors import (
     AdminRefusal,
     Forbidden,
+    NotStoredYet,
     ReadOnly,
     Refusal,
     TollkeeperError,
@@ -563,8 +564,8 @@ def refusal(error: TollkeeperError, *, instance: str) -> web.Response:
         errors = error.errors
     if error.status == 401:
         headers = {"WWW-Authenticate": 'Bearer realm="tollkeeper"'}
-    elif error.status in {429, 503}:
-        after_s = error.retry_after_s if isinstance(error, Refusal | TooManyRequests) else None
+    elif error.status in {429, 503} or isinstance(error, NotStoredYet):
+        after_s = error.retry_after_s if isinstance(error, Refusal | TooManyRequests | NotStoredYet) else None
         headers = {"Retry-After": str(after_s or 1)}
     return problem(
         error.status, error.reason, error.message, instance=instance, errors=errors, headers=headers

@@ -29,7 +29,7 @@ from gateway.core.billing.invoice import (
     left_by,
 )
 from gateway.core.integrity.reconciliation import Item, Owner
-from gateway.errors import Conflict, CountersUnavailable, TollkeeperError
+from gateway.errors import Conflict, CountersUnavailable, NotStoredYet, TollkeeperError
 
 if TYPE_CHECKING:
     from gateway.background.verifying.reconciler import Reconciler
@@ -169,6 +169,8 @@ class Invoicing:
 
 DRAIN_LOOKS_MAX = 100
 LOOK_AGAIN_S = 0.1
+# A person waits for it.
+SETTLE_S_MAX = 1.5
 FAULTS_SAID_MAX = 3
 
 
@@ -190,21 +192,44 @@ class AccountCloser:
 
     async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, SkipReason]:
         """Close the accounts of organizations together; return the reason for each that stays open."""
-        for tenant_id, organization_id in await self._ledger.due(organization_ids):
-            await self._counters.sweep(tenant_id, organization_id)
         owners = await self._ledger.owners_of(organization_ids)
-        found = await self._drain(owners)
-        for organization_id, reasons in (await self._ledger.unresolved(organization_ids)).items():
-            said = "; ".join(reasons[:FAULTS_SAID_MAX])
-            found.setdefault(
-                organization_id, SkipReason(NOT_IN_LEDGER, f"Not everything is in the ledger: {said}.")
-            )
+        found = await self._bring(organization_ids, owners)
         rest = [owner for owner in owners if owner.organization_id not in found]
         faults = (await self._check.check(rest, deep=True)).faults if rest else ()
         for owner in rest:
             mine = [item for item in faults if item.account in owner.accounts]
             if mine:
                 found[owner.organization_id] = SkipReason(NOT_AGREED, _said(mine))
+        return found
+
+    async def settle(self, organization_id: int) -> None:
+        """Wait until an organization's movements are in the ledger, its control writes among them.
+
+        Raise `NotStoredYet` if they are not within `SETTLE_S_MAX`, or `Conflict` with another obstacle.
+        """
+        try:
+            async with asyncio.timeout(SETTLE_S_MAX):
+                if await self._ledger.pending(organization_id):
+                    raise NotStoredYet
+                owners = await self._ledger.owners_of([organization_id])
+                for open_ in (await self._bring([organization_id], owners)).values():
+                    raise Conflict(open_.why)
+        except (TimeoutError, CountersUnavailable) as error:
+            raise NotStoredYet from error
+
+    async def _bring(self, organization_ids: Sequence[int], owners: Sequence[Owner]) -> dict[int, SkipReason]:
+        """Apply due resets, and wait until all movements are in the ledger.
+
+        Return the reason for each organization that still lacks some.
+        """
+        for tenant_id, organization_id in await self._ledger.due(organization_ids):
+            await self._counters.sweep(tenant_id, organization_id)
+        found = await self._drain(owners)
+        for organization_id, reasons in (await self._ledger.unresolved(organization_ids)).items():
+            said = "; ".join(reasons[:FAULTS_SAID_MAX])
+            found.setdefault(
+                organization_id, SkipReason(NOT_IN_LEDGER, f"Not everything is in the ledger: {said}.")
+            )
         return found
 
     async def _drain(self, owners: Sequence[Owner]) -> dict[int, SkipReason]:

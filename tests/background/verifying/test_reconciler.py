@@ -20,7 +20,7 @@ from gateway.core.layout import LAYOUT
 from gateway.core.model import Service
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
-from gateway.errors import Conflict, CountersUnavailable, Overloaded
+from gateway.errors import Conflict, CountersUnavailable, NotStoredYet, Overloaded
 from persistence import engine
 from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
@@ -302,6 +302,34 @@ async def test_accounts_are_closed_when_all_is_stored_and_agrees(backend: Backen
     world.put_tenant(remaining=5)
     with pytest.raises(Conflict, match="drift"):
         await account_closing.close(owner)
+
+
+async def test_movements_are_settled_once_rows_and_control_writes_are_stored(backend: Backend) -> None:
+    world = await busy(backend)
+    account_closing = AccountCloser(backend.counters, Accounts(backend.engine), reconciler_of(backend))
+    owner = world.caller.organization_id
+    await account_closing.settle(owner)
+    world.put_tenant(remaining=5)  # accounts that do not agree owe all the same
+    world.reserve(need=10).settle(tokens=10)
+    with pytest.raises(NotStoredYet):
+        await account_closing.settle(owner)
+    await backend.flush()
+    await account_closing.settle(owner)
+    backend.rows(
+        "insert into control_write (partition, account, verb) values (%s, %s, 'credits') returning id",
+        world.p, f"organization:{owner}",
+    )  # fmt: skip
+    with pytest.raises(NotStoredYet):
+        await account_closing.settle(owner)
+
+
+async def test_counters_that_are_away_settle_nothing(backend: Backend) -> None:
+    world = await busy(backend)
+    with backend.client() as client:
+        client.delete(keys.marker(world.p))
+    account_closing = AccountCloser(backend.counters, Accounts(backend.engine), reconciler_of(backend))
+    with pytest.raises(NotStoredYet):
+        await account_closing.settle(world.caller.organization_id)
 
 
 async def test_an_entry_that_could_not_be_stored_blocks_its_own_account_only(backend: Backend) -> None:

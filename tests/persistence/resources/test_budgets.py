@@ -38,7 +38,8 @@ class Desk:
         self, verb: str, row_id: int | None = None, resource: str = "budgets", **values: Any
     ) -> CommittedWrite:
         command = Command(
-            resource, verb, ACTOR, "00000000-0000-0000-0000-000000000000", dict, row_id, values
+            resource, verb, ACTOR, "00000000-0000-0000-0000-000000000000", dict, row_id, values,
+            closed=frozenset({ORGANIZATION}),
         )  # fmt: skip
         done = await self.store.write(command)
         assert isinstance(done, CommittedWrite)
