@@ -36,6 +36,7 @@ from gateway.counters.keeper.status import Activity, ProgramRegistry
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.cluster import RedisConnections, wires_to
 from gateway.counters.redis.connection import RedisConnection
+from gateway.counters.redis.script_errors import SCRIPT_ERRORS
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import StartError
@@ -310,6 +311,7 @@ def _snapshot(
     return {
         **tally.snapshot(),
         "counters_breaker_open": int(breaker_open),
+        "script_errors": SCRIPT_ERRORS.snapshot(),
         "script_seconds": {verb: histogram.snapshot() for verb, histogram in scripts.items()},
         "certificate_expiry_timestamp_seconds": certificate_ends,
     }
@@ -337,6 +339,7 @@ def _log_snapshot(settlements: SettlementLog, resubmitter: Resubmitter) -> metri
         "settlements_refused": counts.refused,
         "settlements_unlogged": counts.unlogged,
         "settlements_dropped_early": counts.dropped_early,
+        "settlements_set_aside": resubmitter.set_aside,
         "settlements_resubmitted": resubmitter.resubmitted,
         "settlements_recovered": resubmitter.recovered,
     }

@@ -297,6 +297,10 @@ class CountersRefused(CountersUnavailable):
     """The counters are reachable, and answered this one request with an error."""
 
 
+class ScriptFailed(CountersRefused):
+    """A script answered an error that is no outage: asked again, it answers the same."""
+
+
 class NewerLayout(CountersRefused):
     """A newer version has stored this data in a layout that this one cannot read."""
 

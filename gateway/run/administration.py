@@ -29,6 +29,7 @@ from gateway.core.processes import Found
 from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.status import Activity
 from gateway.counters.redis.keys import partition_of
+from gateway.counters.redis.script_errors import SCRIPT_ERRORS
 from gateway.errors import LoopsSilent, SettingError
 from gateway.feature import features
 from gateway.issuers.sign_in import SignIns
@@ -338,7 +339,9 @@ class Administration:
         found = metrics.merge(await asyncio.to_thread(self._of_machine), facts)
         ours = {
             **self._admin_port.snapshot(), **self._doors.isolation.figures(), **self._later.snapshot(),
-            **self._growth.added({"counters_exchanged": self._doors.fences.noticed}),
+            **self._growth.added(
+                {"counters_exchanged": self._doors.fences.noticed, "script_errors": SCRIPT_ERRORS.snapshot()}
+            ),
             "auth_failures": self._failures.rows("admin"), "lost_events": self._losses.lost,
         }  # fmt: skip
         found = metrics.merge(metrics.merge(found, ours), self._gauges.latest)

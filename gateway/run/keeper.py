@@ -32,6 +32,7 @@ from gateway.counters.keeper.outbox import RefusedStream
 from gateway.counters.keeper.status import Presence
 from gateway.counters.redis.cluster import Shards
 from gateway.counters.redis.keys import partition_of
+from gateway.counters.redis.script_errors import SCRIPT_ERRORS
 from gateway.errors import CountersUnavailable, StartError
 from gateway.feature import features
 from gateway.ops import hints
@@ -395,5 +396,6 @@ class Keeper:
             snapshot["quarantined_accounts"] = quarantined
         snapshot |= {**self._redis_state.snapshot(), **self._redis_state.figures()}
         snapshot = metrics.merge(snapshot, self._gauges.latest)
-        grown = self._growth.added({"counters_exchanged": self._fences.noticed})
+        counted = {"counters_exchanged": self._fences.noticed, "script_errors": SCRIPT_ERRORS.snapshot()}
+        grown = self._growth.added(counted)
         return {**metrics.merge(snapshot, grown), **self._waiting}

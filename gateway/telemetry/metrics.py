@@ -73,6 +73,8 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "settlements_resubmitted": "Spooled settlements that the counters have by now.",
         "settlements_recovered": "Acknowledged settlements sent again after a loss.",
         "settlements_refused": "Settlements kept nowhere: their answers were cut.",
+        "settlements_set_aside": "Settlements that a script refused: they stay in the local log.",
+        "script_errors script": "Errors that scripts answered, outages left out.",
         "settlements_unlogged": "Acknowledged settlements the local log had no room for.",
         "settlements_dropped_early": "Acknowledged settlements a full local log kept too short.",
         "lost_events": "Movements Redis acknowledged, forgot, and nobody brought back.",
@@ -171,7 +173,7 @@ GAUGES = frozenset(fact.name for fact in FACTS if fact.kind == "gauge") - {LAST}
 # sample is above zero, so the alert uses the time of the last growth.
 WAKING = (
     "worker_restarts", "counters_exchanged", "budgets_shared", "settlements_failed", "settlements_refused",
-    "settlements_dropped_early", "settlements_unlogged", "connections_refused",
+    "settlements_dropped_early", "settlements_unlogged", "connections_refused", "script_errors",
 )  # fmt: skip
 
 

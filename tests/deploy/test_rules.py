@@ -55,6 +55,7 @@ WELL = {
     "tollkeeper_last_timestamp_seconds{event='settlements_failed'}": "-7200x100",
     "tollkeeper_last_timestamp_seconds{event='budgets_shared'}": "-7200x100",
     "tollkeeper_last_timestamp_seconds{event='settlements_refused'}": "-7200x100",
+    "tollkeeper_last_timestamp_seconds{event='script_errors'}": "-7200x100",
     "tollkeeper_spool_entries{instance='a'}": "0 3 0 0x97",
     "tollkeeper_requests_total{status='200',reason=''}": "0+6000x100",
     "tollkeeper_requests_total{status='429',reason='quota_exceeded'}": "0+600x100",
@@ -193,6 +194,7 @@ FAULTS = {
     "SettlementsRefused": Fault(
         5, {"tollkeeper_last_timestamp_seconds{event='settlements_refused'}": "-7200 60x99"}
     ),
+    "ScriptsFailing": Fault(5, {"tollkeeper_last_timestamp_seconds{event='script_errors'}": "-7200 60x99"}),
     "SpoolWaiting": Fault(6, {"tollkeeper_spool_entries{instance='a'}": "0 3x99"}),
     "ErrorRatio": Fault(15, {"tollkeeper_requests_total{status='502',reason=''}": "0+600x100"}),
     "RouteFailing": Fault(

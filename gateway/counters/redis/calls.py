@@ -2,7 +2,7 @@
 
 A server without a cluster takes the calls of all partitions in one command, any other those of one partition.
 Parts that are equal for all calls of a caller are encoded once (`CallTemplate`). `lua/lib/calls.lua` shows
-how several calls share keys and get separate answers. Pure.
+how several calls share keys and get separate answers.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from gateway.counters.layouts.packing import (
     budgets_need,
     budgets_paid,
 )
+from gateway.counters.redis.script_errors import SCRIPT_ERRORS
 from gateway.counters.redis.scripts import library
-from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
+from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout, ScriptFailed
 
 # Bounds of one command: calls, bytes of arguments, and accounts, whose indexes are bytes. More accounts make
 # each cost more in Redis: 64 calls of as many organizations take a tenth less time as two commands than as
@@ -75,7 +76,7 @@ class Group:
     single call's, never the shape of several.
     """
 
-    __slots__ = ("_openings", "alone", "function", "hold", "marker", "own", "rank", "shared_count")
+    __slots__ = ("_openings", "alone", "function", "hold", "marker", "own", "rank", "shared_count", "verb")
 
     def __init__(self, verb: str, rank: int, shared: tuple[str, ...], hold: str, alone: int) -> None:
         """Encode the keys `shared` by all calls, the marker last, and `hold`, the beginning of the last key.
@@ -83,7 +84,7 @@ class Group:
         A call's id of 36 characters follows it. Groups of lower `rank` are sent first. An argument of `alone`
         bytes marks a single call.
         """
-        self.rank, self.alone = rank, alone
+        self.verb, self.rank, self.alone = verb, rank, alone
         self.hold = b"$%d\r\n%b" % (len(hold) + 36, hold.encode())
         self._openings: dict[tuple[int, int], bytes] = {}
         self.function = bulks(b"FCALL", library().functions[verb].encode())
@@ -163,7 +164,7 @@ class BatchWaiters:
             return
         for call, one in zip(self.calls, cast("list[Any]", reply), strict=True):
             if type(one) is not bytes and isinstance(one, hiredis.ReplyError):
-                call[0].fail(refused(str(one)))
+                call[0].fail(refused(str(one), call[1].group.verb))
             else:
                 call[0].set(one)
 
@@ -210,10 +211,25 @@ class Hop:
 Waiting = Wait[Reply] | BatchWaiters | Hop
 
 
-def refused(message: str) -> CountersRefused:
-    """Return the exception for an error of Redis, by the code at the start of its message."""
-    kind = _KINDS.get(message.partition(" ")[0], CountersRefused)
+def refused(message: str, script: str = "") -> CountersRefused:
+    """Return the exception for an error of Redis, by the code at the start of its message.
+
+    An error of the verb `script`, empty for another command, is counted and logged here.
+    """
+    failed = SCRIPT_ERRORS.note(script, message)
+    kind = _KINDS.get(message.partition(" ")[0], ScriptFailed if failed else CountersRefused)
     return kind(f"Redis refused: {message[:200]}")
+
+
+def verb_in(command: bytes) -> str:
+    """Return the verb that an encoded command calls; empty if it calls none."""
+    parts = command.split(b"\r\n", 5)
+    return _verbs().get(parts[4], "") if len(parts) == 6 and parts[2] == b"FCALL" else ""
+
+
+@cache
+def _verbs() -> dict[bytes, str]:
+    return {name.encode(): verb for verb, name in library().functions.items()}
 
 
 # A waiter, its encoded command, and the number of calls in it.

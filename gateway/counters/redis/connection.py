@@ -47,6 +47,7 @@ from gateway.counters.redis.calls import (
     alone,
     commands,
     refused,
+    verb_in,
 )
 from gateway.counters.redis.keys import WHOLE
 from gateway.counters.redis.scripts import library
@@ -465,7 +466,7 @@ class RedisConnection(asyncio.Protocol):
         else:
             asked = wait, command, calls, self._awake.at(self.answered_at) - since
             if self.redirected is None or not self.redirected(self, asked, message):
-                wait.fail(refused(message))
+                wait.fail(refused(message, verb_in(command)))
 
     def _sweep(self) -> None:
         """Fail commands that waited too long and open the circuit breaker; close a stalled connection.

@@ -42,7 +42,7 @@ from gateway.counters.settlement_log.settlement_record import (
     recovered,
     unpack,
 )
-from gateway.errors import CountersUnavailable, NewerLayout
+from gateway.errors import CountersUnavailable, NewerLayout, ScriptFailed
 
 # The epoch that each partition is verified under, from the markers that one worker reads.
 #
@@ -167,6 +167,9 @@ RECOVER_AGAIN_S = 10.0
 AHEAD = "a settlement log knows more"
 BATCH_MAX = 64
 TURN_MAX = 500
+# A settlement that a script refuses so often is set aside, and sent again at this interval.
+REFUSALS_MAX = 10
+SET_ASIDE_AGAIN_S = 60.0
 
 _FINAL = frozenset({int(SettleResult.DONE), int(SettleResult.RECLAIMED), int(SettleResult.UNKNOWN)})
 
@@ -176,6 +179,9 @@ NOTHING_ELSE: Final[Mapping[int, Callable[[bytes], Awaitable[None]]]] = MappingP
 
 class Resubmitter:
     """Sends records that Redis may lack again; `resubmitted` and `recovered` count them.
+
+    `set_aside` counts settlements that a script refused `REFUSALS_MAX` times. They stay on the disk, and keep
+    no partition waiting.
 
     `report` gets, for each partition, the epoch that all earlier records were sent again for. `in_flight`
     returns whether a call that began before a time (of `clock`) has not settled, or a lease is not renewed.
@@ -200,6 +206,9 @@ class Resubmitter:
     ) -> None:
         self.resubmitted = 0
         self.recovered = 0
+        self.set_aside = 0
+        # By refused record: how often, and when it was sent last.
+        self._refusals: dict[tuple[LogSegment, int], tuple[int, float]] = {}
         self._verified = VerifiedEpochs(wires, clock, say)
         self._wires, self._log, self._clock, self._say = wires, log, clock, say
         self._report, self._in_flight, self._announce, self._bounds = report, in_flight, announce, bounds
@@ -354,7 +363,11 @@ class Resubmitter:
         """Settle the waiting records of one file; return the partitions with records that still wait."""
         waiting = set[int]()
         await self._send_others(segment)
-        offsets = [one for one in segment.waiting if segment.kinds.get(one) not in OTHERS]
+        offsets = [
+            one
+            for one in segment.waiting
+            if segment.kinds.get(one) not in OTHERS and self._is_due((segment, one))
+        ]
         for start in range(0, len(offsets), BATCH_MAX):
             sent = []
             for record in map(segment.record, offsets[start : start + BATCH_MAX]):
@@ -365,13 +378,33 @@ class Resubmitter:
                 else:
                     waiting.add(partition_of(record.arguments))
             for record, wait, charges in sent:
-                if await self._acknowledged(record, wait, notes=charges):
+                try:
+                    is_settled = await self._acknowledged(record, wait, notes=charges)
+                except ScriptFailed:
+                    if not self._sets_aside((segment, record.offset)):
+                        waiting.add(partition_of(record.arguments))
+                    continue
+                if is_settled:
                     self._log.done(segment, record.offset)
+                    self._refusals.pop((segment, record.offset), None)
                     self.resubmitted += 1
                 else:
                     waiting.add(partition_of(record.arguments))
             await asyncio.sleep(self._bounds.batch_s)
         return waiting
+
+    def _is_due(self, record: tuple[LogSegment, int]) -> bool:
+        count, at = self._refusals.get(record, (0, 0.0))
+        return count < REFUSALS_MAX or self._clock() - at >= SET_ASIDE_AGAIN_S
+
+    def _sets_aside(self, record: tuple[LogSegment, int]) -> bool:
+        """Note that a script refused a record, by its file and offset; return whether it is set aside."""
+        count = self._refusals.get(record, (0, 0.0))[0] + 1
+        self._refusals[record] = count, self._clock()
+        if count == REFUSALS_MAX:
+            self.set_aside += 1
+            self._say("settlement set aside: its script refuses it", file=record[0].path.name, level="error")
+        return count >= REFUSALS_MAX
 
     async def _send_others(self, segment: LogSegment) -> None:
         """Store one file's records that are no settlements; a failed one waits, and delays no settlement."""
@@ -423,7 +456,11 @@ class Resubmitter:
         sent = [(record, self._send(record, packing.MODE_RECOVER)) for record in batch]
         failed = set()
         for record, wait in sent:
-            if await self._acknowledged(record, wait):
+            try:
+                is_settled = await self._acknowledged(record, wait)
+            except ScriptFailed:
+                is_settled = False
+            if is_settled:
                 self.recovered += 1
             else:
                 failed.add(partition_of(record.arguments))
@@ -439,9 +476,14 @@ class Resubmitter:
         return wire.send(encode_script("settle", names, arguments))
 
     async def _acknowledged(self, record: Record, wait: Wait[Reply], *, notes: bool = True) -> bool:
-        """Return whether Redis has a record now; if `notes`, note its answer in the log."""
+        """Return whether Redis has a record now; if `notes`, note its answer in the log.
+
+        Raise `ScriptFailed` if the script refuses it.
+        """
         try:
             answer = cast("bytes", await in_task(wait))
+        except ScriptFailed:
+            raise
         except CountersUnavailable:
             if not any(one.available for one in self._wires.wires):
                 raise

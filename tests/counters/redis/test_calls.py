@@ -28,7 +28,7 @@ from gateway.counters.redis.calls import (
     refused,
 )
 from gateway.counters.redis.connection import RedisConnection, encode
-from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
+from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout, ScriptFailed
 from tests.builders import CHAT, World, driven, new_id, together
 from tests.conftest import ValkeyServer
 from tests.counters.conftest import Connect
@@ -186,7 +186,7 @@ def each(waits: list[Wait[Reply]]) -> BatchWaiters:
 async def test_each_has_its_own_answer_or_refusal() -> None:
     waits: list[Wait[Reply]] = [Wait() for _ in range(3)]
     each(waits).set([b"one", hiredis.ReplyError("ERR no"), b"three"])  # type: ignore[list-item]  # as hiredis has it
-    assert [await outcome(wait) for wait in waits] == [b"one", CountersRefused, b"three"]
+    assert [await outcome(wait) for wait in waits] == [b"one", ScriptFailed, b"three"]
 
 
 @pytest.mark.parametrize("reply", [b"one", [b"one"], [b"one", b"two", b"three"], None])
@@ -251,7 +251,7 @@ async def test_calls_that_come_together_are_one_call_and_each_is_answered(
     assert calls_of(world.client) - before == 2  # the first one found no library
     assert [getattr(one, "verdict", type(one)) for one in answers] == (
         [Verdict.ADMITTED] * 5
-        + [CountersRefused]
+        + [ScriptFailed]
         + [Verdict.ADMITTED] * 4
         + [Verdict.CONCURRENCY_LIMITED] * 2
     )

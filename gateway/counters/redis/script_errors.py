@@ -1,0 +1,53 @@
+"""Errors that scripts answer: counted by script, and logged before anybody can catch them.
+
+A caller that goes on without an answer of Redis, because it is away, would take such an error for an outage.
+The text of a script's error names what is wrong with its call, and never a row.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+# After this time the next error of a script is logged again.
+TELL_INTERVAL_S: Final = 60.0
+# Codes of errors that say nothing of a script: its server, or the layout of what is stored, is another one.
+OUTAGES: Final = frozenset(
+    {
+        "ASK", "BUSY", "CLUSTERDOWN", "CROSSSLOT", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NEWERLAYOUT",
+        "NOAUTH", "NOREPLICAS", "NOSCRIPT", "OOM", "READONLY", "TRYAGAIN",
+    }
+)  # fmt: skip
+# A library that a server lost is loaded again.
+_LOST: Final = "ERR Function not found"
+
+_log = logging.getLogger("tollkeeper.redis")
+
+
+class ScriptErrors:
+    """The errors of scripts in this process; `clock` is monotonic."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._counts: dict[str, int] = {}
+        self._logged_at: dict[str, float] = {}
+
+    def note(self, script: str, message: str) -> bool:
+        """Count and log an error of Redis; return False if it is none of the script."""
+        if not script or message.partition(" ")[0] in OUTAGES or message.startswith(_LOST):
+            return False
+        count = self._counts[script] = self._counts.get(script, 0) + 1
+        now = self._clock()
+        if now - self._logged_at.get(script, float("-inf")) >= TELL_INTERVAL_S:
+            self._logged_at[script] = now
+            _log.error("a script failed", extra={"script": script, "why": message[:200], "count": count})
+        return True
+
+    def snapshot(self) -> list[tuple[str, int]]:
+        """Return (script, number of errors) of each script that failed."""
+        return sorted(self._counts.items())
+
+
+SCRIPT_ERRORS: Final = ScriptErrors(time.monotonic)
