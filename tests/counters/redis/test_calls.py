@@ -250,10 +250,7 @@ async def test_calls_that_come_together_are_one_call_and_each_is_answered(
     )
     assert calls_of(world.client) - before == 2  # the first one found no library
     assert [getattr(one, "verdict", type(one)) for one in answers] == (
-        [Verdict.ADMITTED] * 5
-        + [ScriptFailed]
-        + [Verdict.ADMITTED] * 4
-        + [Verdict.CONCURRENCY_LIMITED] * 2
+        [Verdict.ADMITTED] * 5 + [ScriptFailed] + [Verdict.ADMITTED] * 4 + [Verdict.CONCURRENCY_LIMITED] * 2
     )
     assert (world.tenant.held, world.tenant.inflight) == (90, 9)
     admitted = [
