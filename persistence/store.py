@@ -29,8 +29,9 @@ from gateway.core.accounts.administration import (
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
 from gateway.core.billing.finance import LegPlace, ReportPeriod
+from gateway.core.integrity.recovery import NewestWrite
 from gateway.errors import NotFound, TrialEnded
-from persistence import apply_transaction, entity
+from persistence import apply_transaction, entity, ids
 from persistence import engine as engines
 from persistence.apply_transaction import ApplyTransaction
 from persistence.billing import charges, finance, invoice_build
@@ -127,9 +128,14 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 TRIES_MAX = LOOKS_MAX = 4
+_BEGIN = text("SELECT")
 # No organization has this id.
 NOBODYS = 0
 _now = partial(datetime.now, UTC)
+
+
+async def _no_write() -> NewestWrite | None:
+    return None
 
 
 def _in_transaction(
@@ -146,7 +152,8 @@ def _in_transaction(
 class Store:
     """The Admin API's access to PostgreSQL; `partition_of` returns an organization's partition.
 
-    Work restricted to an organization uses the pool `organizations`, if there is one.
+    Work restricted to an organization uses the pool `organizations`, if there is one. `newest_write` returns
+    the newest control write that the counters know: a database without it was set back (`ids.py`).
     """
 
     def __init__(
@@ -164,6 +171,7 @@ class Store:
         glyphs: FontCoverage | None = None,
         trials: Trials | None = None,
         organizations: AsyncEngine | None = None,
+        newest_write: Callable[[], Awaitable[NewestWrite | None]] = _no_write,
     ) -> None:
         self._engine = engine
         self._organizations = organizations or engine
@@ -176,6 +184,7 @@ class Store:
         self._glyphs = glyphs
         self._within = within
         self.replica = replica
+        self._newest_write = newest_write
 
     def within(self, realm: Realm | None) -> Store:
         """Return a store with only the rows that a realm (organization or tenant) may see; None means all."""
@@ -185,6 +194,7 @@ class Store:
             self._organizations, self.partition, self._clock, private_addresses=self._private_addresses,
             mail_allowed=self._mail_allowed, mail_asks=self._mail_asks, letterhead=self.letterhead,
             within=realm, replica=self.replica, glyphs=self._glyphs, trials=self._trials,
+            newest_write=self._newest_write,
         )  # fmt: skip
 
     async def get(self, resource: str, row_id: int) -> Row:
@@ -205,7 +215,12 @@ class Store:
 
     async def write(self, command: Command) -> CommittedWrite | Replay:
         """Run one write in one transaction: rows, control writes, audit entry and idempotency key."""
-        done = await self.run(lambda connection: self._write(connection, command))
+
+        async def written(connection: AsyncConnection) -> CommittedWrite | Replay:
+            await self._keep_ids_ahead(connection)
+            return await connection.run_sync(self._write, command)
+
+        done = await self._answered(written)
         await self._wrote()
         return done
 
@@ -216,6 +231,8 @@ class Store:
         """
 
         async def done_here(connection: AsyncConnection) -> T:
+            if keep:
+                await self._keep_ids_ahead(connection)
             session = ApplyTransaction(connection, self._within, self.change)
             if keep:
                 return await work(session)
@@ -301,6 +318,11 @@ class Store:
     console_session = _in_transaction(access.find_session)
     ask_of_session = _in_transaction(access.ask_session)
     keep_renewal = _in_transaction(access.keep_renewal)
+
+    async def _keep_ids_ahead(self, connection: AsyncConnection) -> None:
+        """Begin a transaction that creates rows; the counters are asked once its server has answered."""
+        await connection.execute(_BEGIN)
+        await connection.run_sync(ids.keep_ahead, await self._newest_write())
 
     def _write(self, connection: Connection, command: Command) -> CommittedWrite | Replay:
         if command.claim is not None:

@@ -202,7 +202,10 @@ class Administration:
         pools = self._pools = PeoplePools.create(settings.url_file("database_url"))
         self._doors = doors = KeeperDoors(settings, self._log, UnsupportedVersions())
         replica = Replica.of(settings.url_file("database_read_url"), pools.staff)
-        self._store = store_over(settings, letterhead(settings), pools.staff, pools.organizations, replica)
+        self._store = store_over(
+            settings, letterhead(settings), doors.counters, pools.staff,
+            organizations=pools.organizations, replica=replica,
+        )  # fmt: skip
         self._pusher = Pusher(Pushes(pools.staff), doors.counters, isolation=doors.isolation)
         self._reconciler, self._account_closing = doors.comparers(
             Accounts(pools.staff), ReconciliationResults(pools.staff, partition_of)

@@ -20,6 +20,7 @@ from gateway.background.flushing.late import RefusedDrain
 from gateway.background.loops import Agenda, Gauges, Loop, call
 from gateway.background.timed.deliveries import WebhookDeliveries
 from gateway.background.timed.invoicing import PriceList
+from gateway.background.timed.pusher import Pusher
 from gateway.background.verifying.reconciler import LossCounter
 from gateway.core.accounts.administration import Row
 from gateway.core.credentials import peppers_of
@@ -79,7 +80,7 @@ from persistence.billing.credit_balances import Allocations
 from persistence.engine import Engine
 from persistence.keeper import retention, sweeps, verification
 from persistence.keeper.agenda import AgendaReader
-from persistence.keeper.definitions import ClockReports
+from persistence.keeper.definitions import ClockReports, Pushes
 from persistence.keeper.news import Deliveries, Notices
 from persistence.keeper.sweeps import KeeperShares, Losses, Sweeps
 from persistence.keeper.verification import Accounts
@@ -137,7 +138,7 @@ PRICED_S_MAX = 20.0
 VERIFIED_S_MAX, VERIFIED_LOOK_S = 2.0, 0.02
 ACCOUNTS_SAID_MAX = 20
 # Loops that need no pass until PostgreSQL was written to, apart from a few seconds' delay.
-OF_WRITES = frozenset({"clock changes", "dunning", "payments", "rating", "reconciler", "watcher"})
+OF_WRITES = frozenset({"clock changes", "dunning", "ids", "payments", "rating", "reconciler", "watcher"})
 APPLICATION = "tollkeeper-keeper"
 
 
@@ -189,6 +190,7 @@ class Keeper:
             takes_up=lambda: self.programs.takes_up_layout,
         )  # fmt: skip
         self._servers = AllShardLoops(self._wires, shared)
+        self._ids = Pusher(Pushes(self._engine), self._counters, isolation=isolation)
         journal = RefusedJournal(self._engine)
         self._refused = RefusedDrain(RefusedStream(self._counters), journal, isolation=isolation)
         mailer = None
@@ -196,7 +198,7 @@ class Keeper:
             from gateway.admin.smtp import SmtpMailer  # noqa: PLC0415  # its library is for those who mail
 
             mailer = SmtpMailer.of(later.saying("smtp_url"), settings.smtp_from, settings.smtp_ca_file)
-        self._store = store_over(settings, letterhead(settings), self._pools.billing)
+        self._store = store_over(settings, letterhead(settings), self._counters, self._pools.billing)
         self._outgoing = Outgoing(private=settings.webhook_private_addresses, proxies=later.proxies)
         link = f"{settings.links_url}/mail/{{}}".format
         links = {event: one for each in features() for event, one in each.links(settings).items()}
@@ -292,6 +294,7 @@ class Keeper:
             self._refused.loop(),
             self._gauges.loop(),
             housekeeping(engine, settings, log, *(one for work in self._work for one in work.hourly)),
+            Loop("ids", 1.0, (call(self._keep_ids),)),
             Loop("moves", 1.0, (call(self._moves.take_up),), woken=woken()),
             Loop("servers", 1.0, (call(self._servers.look),), woken=woken()),
             Loop("reconciler", 10.0, (call(self._reconciler.sample),), quiet=away),
@@ -348,6 +351,10 @@ class Keeper:
     def _went_back(self, accounts: list[str]) -> None:
         shown = accounts[:ACCOUNTS_SAID_MAX]
         self._log("postgresql is older than it was", quarantined=len(accounts), accounts=shown, level="error")
+
+    async def _keep_ids(self) -> None:
+        if await self._ids.keep_ids():
+            self._log("ids moved ahead: postgresql lacks what redis was told", level="error")
 
     async def _refuse(self, tenants: Mapping[int, Sequence[int]]) -> None:
         if accounts := await self._quarantines.refuse(tenants):

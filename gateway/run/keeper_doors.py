@@ -92,8 +92,8 @@ class KeeperDoors:
 
 
 def store_over(
-    settings: Settings, letterhead: Letterhead, engine: Engine, organizations: Engine | None = None,
-    replica: Replica | None = None,
+    settings: Settings, letterhead: Letterhead, counters: KeeperCounters, engine: Engine, *,
+    organizations: Engine | None = None, replica: Replica | None = None,
 ) -> Store:  # fmt: skip
     """Return the store of the Admin API and background loops over PostgreSQL.
 
@@ -105,7 +105,7 @@ def store_over(
         engine, partition_of, private_addresses=settings.webhook_private_addresses,
         mail_allowed=bool(settings.smtp_url), mail_asks=bool(settings.links_url), letterhead=letterhead,
         replica=replica, glyphs=None if missing is None else FontCoverage(missing),
-        organizations=organizations,
+        organizations=organizations, newest_write=counters.newest_write,
     )  # fmt: skip
 
 

@@ -49,8 +49,10 @@ from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
 from gateway.core.billing.money import read_pricing
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.routes import EVERYBODY, ModelRule, ModelTarget
+from gateway.core.integrity.recovery import NewestWrite
 from gateway.core.model import Limits, Service
 from gateway.core.times import ZoneOffset, ms_of
+from persistence import ids
 from persistence.engine import looking
 from persistence.resources.access import GIVEN_UP
 from persistence.resources.catalogue import KEPT, in_force, rates_in_force
@@ -487,12 +489,13 @@ _OWNERS = text("SELECT id, organization_id FROM tenant WHERE id = ANY(:ids)")
 class PendingWrites:
     """The pending writes of accounts, the oldest first; empty for an account without any.
 
-    Accounts in `cut` have more pending writes than were read.
+    Accounts in `cut` have more pending writes than were read. `newest` is the newest write of all.
     """
 
     connection: AsyncConnection
     by_account: Mapping[str, Sequence[ControlWrite]]
     cut: Collection[str]
+    newest: NewestWrite | None
 
     async def note(
         self, applied: Collection[ControlWrite], refused: Collection[tuple[ControlWrite, str]]
@@ -513,6 +516,12 @@ class Pushes:
         self._taken: set[str] = set()
         self._let_go = asyncio.Event()
 
+    async def newest(self, known: NewestWrite | None) -> tuple[NewestWrite | None, bool]:
+        """Return the newest control write, and whether ids moved, because this database lacks `known`."""
+        async with self._engine.begin() as connection:
+            moved = await connection.run_sync(ids.keep_ahead, known)
+            return await connection.run_sync(ids.newest_write), moved
+
     async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
         """Return up to `count` accounts with pending control writes, the oldest writes first.
 
@@ -524,10 +533,12 @@ class Pushes:
             return [str(row.account) for row in rows]
 
     @asynccontextmanager
-    async def waiting(self, accounts: Sequence[str]) -> AsyncIterator[PendingWrites]:
+    async def waiting(
+        self, accounts: Sequence[str], known: NewestWrite | None = None
+    ) -> AsyncIterator[PendingWrites]:
         """Yield the pending control writes of accounts, locked, while no other task pushes these accounts.
 
-        Wait until at least one account is free.
+        Wait until at least one account is free. `known` is the newest write that Redis knows.
         """
         while True:
             mine = await self._take(accounts)
@@ -535,6 +546,7 @@ class Pushes:
                 async with self._free, self._engine.begin() as connection:
                     locked = (await connection.execute(_LOCK, {"accounts": mine})).scalars().all()
                     if locked:
+                        await connection.run_sync(ids.keep_ahead, known)
                         yield await _waiting(connection, locked)
                         return
             finally:
@@ -569,7 +581,7 @@ async def _waiting(connection: AsyncConnection, accounts: Sequence[str]) -> Pend
     by_account: dict[str, list[ControlWrite]] = {account: [] for account in accounts}
     for row in rows:
         by_account[str(row["account"])].append(_write(row, definitions_of, owners))
-    return PendingWrites(connection, by_account, cut)
+    return PendingWrites(connection, by_account, cut, await connection.run_sync(ids.newest_write))
 
 
 def _write(

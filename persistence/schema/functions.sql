@@ -93,6 +93,23 @@ BEGIN
                    ' ON CONFLICT (ledger) DO UPDATE SET since = excluded.since WHERE k.since < excluded.since', home, ledger, month);
 END $$;
 
+-- Sequences go on a million above their own last id and above a known one, for a keeper that owns nothing: behind a
+-- database that was set back, others still know ids that it would give again.
+CREATE FUNCTION move_ids_past(known bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    home CONSTANT text := :home;
+    ids regclass;
+BEGIN
+    IF known IS NULL OR known NOT BETWEEN 0 AND 9007199254740991 / 2 THEN
+        RAISE EXCEPTION 'ids are moved past a known one' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    FOR ids IN SELECT oid::regclass FROM pg_class
+                WHERE relkind = 'S' AND relnamespace = to_regnamespace(quote_ident(home)) ORDER BY oid LOOP
+        PERFORM setval(ids, greatest(nextval(ids), known) + 1000000);
+    END LOOP;
+END $$;
+
 -- A charge that gets its invoice is compared as it is, not as JSON.
 CREATE FUNCTION keep_charge() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE

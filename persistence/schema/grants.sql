@@ -3,7 +3,7 @@
 GRANT USAGE ON SCHEMA :schema TO :writer, :reader;
 GRANT EXECUTE ON FUNCTION
     ensure_partitions(timestamp with time zone,integer), ensure_partitions(timestamp with time zone,integer,text),
-    drop_months(text,timestamp with time zone)
+    drop_months(text,timestamp with time zone), move_ids_past(bigint)
     TO :writer;
 
 -- Ledgers, prices, the audit log and found losses are only added to.

@@ -81,7 +81,9 @@ class Backend:
             sweeper(sweeps, self.counters), self.engine, lambda: datetime.now(UTC), sweeps.since
         )
         self.late_settlements = LateSettlements(self.keeping, sweeps)
-        self.store = Store(self.engine, partition_of, letterhead=LETTERHEAD)
+        self.store = Store(
+            self.engine, partition_of, letterhead=LETTERHEAD, newest_write=self.counters.newest_write
+        )
 
     async def close(self) -> None:
         self.writer.close()

@@ -26,6 +26,7 @@ from gateway.background.timed.pusher import Pusher
 from gateway.core.accounts.definitions import ControlWrite
 from gateway.core.accounts.outbox import Batch, FlushReport, History, Judged
 from gateway.core.billing.events import request_of
+from gateway.core.integrity.recovery import NewestWrite
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
@@ -170,6 +171,12 @@ class Target:
     backend: Backend
     before: Exception | None = None
     behind: Exception | None = None
+
+    async def newest_write(self) -> NewestWrite | None:
+        return await self.backend.counters.newest_write()
+
+    async def note_newest(self, write: NewestWrite) -> None:
+        await self.backend.counters.note_newest(write)
 
     async def apply(self, write: ControlWrite) -> bool:
         error, self.before = self.before, None

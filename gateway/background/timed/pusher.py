@@ -75,7 +75,9 @@ class Pusher:
 
         Return the accounts that are finished for now, and the accounts whose writes could not all be pushed.
         """
-        async with self._source.waiting(accounts) as waiting:
+        async with self._source.waiting(accounts, await self._target.newest_write()) as waiting:
+            if waiting.newest is not None:
+                await self._target.note_newest(waiting.newest)
             turn = _PushResults(waiting.by_account)
             pushes = (self._push_each(turn, some) for some in turn.by_owner.values())
             for fault in await asyncio.gather(*pushes, return_exceptions=True):
@@ -106,6 +108,16 @@ class Pusher:
                 turn.refused.append((write, refusal.message))
             else:
                 turn.applied.append(write)
+
+    async def keep_ids(self) -> bool:
+        """Move ids ahead if PostgreSQL is older than what Redis was told; return whether they were moved.
+
+        Redis is told of the newest control write, so that it has one before anything is pushed.
+        """
+        newest, moved = await self._source.newest(await self._target.newest_write())
+        if newest is not None:
+            await self._target.note_newest(newest)
+        return moved
 
     async def push_more(self) -> bool:
         """Push control writes that the Admin API could not push; return whether more may be left."""

@@ -25,6 +25,15 @@ RETURN_S_MAX = 30.0
 
 
 @dataclass(frozen=True, slots=True)
+class NewestWrite:
+    """The newest control write when Redis was told of some, and the highest id that rows known to it had."""
+
+    position: int
+    id: str
+    highest_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerReport:
     """A worker's report: the run id of its Redis, a `beat` that changes each time, and epochs by partition.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from operator import attrgetter
@@ -27,7 +29,7 @@ from gateway.core.accounts.plans import SINCE_MS, PlanTerms
 from gateway.core.accounts.runs import TTL_S_MAX, Run, account_of, packed_run
 from gateway.core.billing.money import are_money, folded, read_tiers, spend_micro
 from gateway.core.integrity.reconciliation import BudgetAccountUse, Live
-from gateway.core.integrity.recovery import LedgerState
+from gateway.core.integrity.recovery import LedgerState, NewestWrite
 from gateway.core.layout import LAYOUT
 from gateway.core.model import INTEGER_MAX, PARTITIONS, Caller, Limits
 from gateway.core.text import batched
@@ -65,6 +67,17 @@ RESET_ACCOUNTS = 250
 # The epoch of a partition that was never served before.
 FIRST_EPOCH = 1
 CHARGES = {"use": charge_use, "amend": amend, "late": charge_late}
+
+
+# How long a server is waited for that does not answer: ids may then be given twice, but nobody else waits.
+NEWEST_TIMEOUT_S = 1.0
+
+
+class _StoredNewest(msgspec.Struct):
+    write: NewestWrite
+
+
+_read_newest = msgspec.json.Decoder(_StoredNewest).decode
 
 
 class ControlClient(Client):
@@ -255,6 +268,22 @@ class ControlClient(Client):
                 version, everybodys.services, everybodys.weights, everybodys.models, everybodys.shares
             )
             await self.newest(keys.CATALOGUE, raw, version)
+
+    async def newest_write(self) -> NewestWrite | None:
+        """Return the newest control write that Redis was told of; None if there is none, or no answer."""
+        try:
+            async with asyncio.timeout(NEWEST_TIMEOUT_S):
+                raw = await self.ask_everybodys(b"GET", keys.NEWEST_WRITE.encode())
+            return _read_newest(raw).write if isinstance(raw, bytes) else None
+        except (CountersUnavailable, TimeoutError, msgspec.DecodeError):
+            return None
+
+    async def note_newest(self, write: NewestWrite) -> None:
+        """Store the newest control write, before Redis is told of any up to it; without an answer, do not."""
+        raw = msgspec.json.encode({"version": write.position, "write": write})
+        with suppress(CountersUnavailable, TimeoutError):
+            async with asyncio.timeout(NEWEST_TIMEOUT_S):
+                await self.newest(keys.NEWEST_WRITE, raw, write.position)
 
     async def newest(self, key: str, raw: bytes, version: int) -> None:
         """Store a value that contains its `version`, unless the value stored under the key is newer.

@@ -27,6 +27,8 @@ KEEPERS = "tk:keepers"
 PROGRAMS = "tk:programs"
 COOLING = "tk:cooling"
 LESSONS = "tk:call-lessons"
+# The newest control write that Redis was told of.
+NEWEST_WRITE = "tk:newest"
 PRICES = "tk:prices"
 PRICES_HEAD = "tk:prices:head"
 REFUSED = "tk:refused"

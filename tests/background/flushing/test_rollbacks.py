@@ -40,7 +40,7 @@ def rollbacks_of(backend: Backend, **bounds: int) -> Rollbacks:
 def older_copy(url: str) -> Iterator[str]:
     """The database as it is now, under another name: what a backup would bring back later."""
     base, _, name = url.rpartition("/")
-    copy = f"older_{os.getpid()}"
+    copy = f"older_{os.getpid()}_{name}"[:63]
     leave(url)
     with psycopg.connect(f"{base}/postgres", autocommit=True) as admin:
         admin.execute(f"create database {copy} template {name}")

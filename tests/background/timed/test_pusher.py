@@ -34,6 +34,7 @@ class Waiting:
     by_account: dict[str, list[ControlWrite]]
     source: Source
     cut: Collection[str] = ()
+    newest: None = None
 
     async def note(
         self, applied: Collection[ControlWrite], refused: Collection[tuple[ControlWrite, str]]
@@ -62,7 +63,7 @@ class Source:
         return list(self.ids)[:count]
 
     @asynccontextmanager
-    async def waiting(self, accounts: Sequence[str]) -> AsyncIterator[Waiting]:
+    async def waiting(self, accounts: Sequence[str], known: None) -> AsyncIterator[Waiting]:
         self.asked.append(list(accounts))
         if self.unread in accounts:
             raise ValueError(self.unread)
@@ -86,6 +87,9 @@ class Target:
     def __init__(self, **answers: bool | Exception) -> None:
         self.answers = answers
         self.asked: list[str] = []
+
+    async def newest_write(self) -> None:
+        """None: of a database that was set back, `tests/persistence/test_ids.py` tells."""
 
     async def apply(self, write: ControlWrite) -> bool:
         self.asked.append(write.id)

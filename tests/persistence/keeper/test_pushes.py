@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.background.timed.pusher import Pusher
 from gateway.core.accounts.definitions import ControlWrite, KeyDefinition
 from gateway.core.accounts.plans import PlanTerms
+from gateway.core.integrity.recovery import NewestWrite
 from gateway.core.model import Limits
 from persistence import engine as engines
 from persistence.keeper.definitions import WRITES_MAX, Pushes, catalogue
@@ -92,6 +93,12 @@ class Applied:
 
     def __init__(self, unknown: str) -> None:
         self.unknown, self.had = unknown, list[ControlWrite]()
+
+    async def newest_write(self) -> None:
+        """None: Redis was told of nothing."""
+
+    async def note_newest(self, write: NewestWrite) -> None:
+        """Note nothing: of these, `tests/persistence/test_ids.py` tells."""
 
     async def apply(self, write: ControlWrite) -> bool:
         self.had += [write] if write.account != self.unknown else []

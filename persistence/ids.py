@@ -1,0 +1,48 @@
+"""Ids are given once, also behind a PostgreSQL that was set back while Redis went on.
+
+Redis stores the newest control write that it was told of (`NewestWrite`). A PostgreSQL without that write is
+older than it was, and Redis may know rows by ids that its sequences would give again. So each transaction
+that creates rows looks for the write first. If it is missing, all sequences move past what Redis knows, and
+the write is stored again, at a new position: later definitions are newer than those in Redis.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT
+from gateway.core.integrity.recovery import NewestWrite
+
+# Tables with rows that Redis knows by their ids.
+KNOWN_TO_REDIS = ("organization", "tenant", "api_key", "budget", "service", "token_plan", "price")
+
+_KNOWN = text("SELECT EXISTS (SELECT FROM control_write WHERE id = cast(:id AS uuid))")
+# Advisory lock class 7816: one transaction at a time moves the sequences.
+_LOCK = text("SELECT pg_advisory_xact_lock(7816, 1)")
+_MOVE = text("SELECT move_ids_past(:known)")
+_STORE_AGAIN = text("""
+INSERT INTO control_write (id, account, verb) VALUES (cast(:id AS uuid), :account, 'define')""")
+_HIGHEST = ", ".join(f"(SELECT max(id) FROM {name})" for name in KNOWN_TO_REDIS)  # noqa: S608  # our own words
+_NEWEST = text(f"""
+SELECT position, id::text, coalesce(greatest({_HIGHEST}), 0)
+  FROM control_write ORDER BY position DESC LIMIT 1""")  # noqa: S608  # our own words
+
+
+def keep_ahead(connection: Connection, known: NewestWrite | None) -> bool:
+    """Move the sequences past what Redis knows, if this database lacks its newest write `known`.
+
+    Return whether they were moved. If Redis knows none, or does not answer, `known` is None.
+    """
+    if known is None or connection.scalar(_KNOWN, {"id": known.id}):
+        return False
+    connection.execute(_LOCK)
+    if connection.scalar(_KNOWN, {"id": known.id}):
+        return False
+    connection.execute(_MOVE, {"known": max(known.position, known.highest_id)})
+    connection.execute(_STORE_AGAIN, {"id": known.id, "account": CATALOGUE_ACCOUNT})
+    return True
+
+
+def newest_write(connection: Connection) -> NewestWrite | None:
+    row = connection.execute(_NEWEST).one_or_none()
+    return None if row is None else NewestWrite(*row)
