@@ -3,14 +3,15 @@
 Redis stores the newest control write that it was told of (`NewestWrite`). A PostgreSQL without that write is
 older than it was, and Redis may know rows by ids that its sequences would give again. So each transaction
 that creates rows looks for the write first. If it is missing, all sequences move past what Redis knows, and
-the write is stored again, at a new position: later definitions are newer than those in Redis.
+the write is stored again, at a new position: later definitions are newer than those in Redis. Another one has
+Redis forget the credentials of rows that are gone, since nobody could list or revoke them.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT
+from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT, CREDENTIALS_ACCOUNT
 from gateway.core.integrity.recovery import NewestWrite
 
 # Tables with rows that Redis knows by their ids.
@@ -20,8 +21,10 @@ _KNOWN = text("SELECT EXISTS (SELECT FROM control_write WHERE id = cast(:id AS u
 # Advisory lock class 7816: one transaction at a time moves the sequences.
 _LOCK = text("SELECT pg_advisory_xact_lock(7816, 1)")
 _MOVE = text("SELECT move_ids_past(:known)")
-_STORE_AGAIN = text("""
-INSERT INTO control_write (id, account, verb) VALUES (cast(:id AS uuid), :account, 'define')""")
+_STORE_AGAIN = text(f"""
+INSERT INTO control_write (id, account, verb)
+VALUES (cast(:id AS uuid), '{CATALOGUE_ACCOUNT}', 'define'),
+       (gen_random_uuid(), '{CREDENTIALS_ACCOUNT}', 'define')""")  # noqa: S608  # our own words
 _HIGHEST = ", ".join(f"(SELECT max(id) FROM {name})" for name in KNOWN_TO_REDIS)  # noqa: S608  # our own words
 _NEWEST = text(f"""
 SELECT position, id::text, coalesce(greatest({_HIGHEST}), 0)
@@ -39,7 +42,7 @@ def keep_ahead(connection: Connection, known: NewestWrite | None) -> bool:
     if connection.scalar(_KNOWN, {"id": known.id}):
         return False
     connection.execute(_MOVE, {"known": max(known.position, known.highest_id)})
-    connection.execute(_STORE_AGAIN, {"id": known.id, "account": CATALOGUE_ACCOUNT})
+    connection.execute(_STORE_AGAIN, {"id": known.id})
     return True
 
 

@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.core.accounts.budgets import Budget, read_budget
 from gateway.core.accounts.definitions import (
     CATALOGUE_ACCOUNT,
+    CREDENTIALS_ACCOUNT,
     NO_LISTS,
     PRICES_ACCOUNT,
     CatalogueDefinition,
@@ -418,7 +419,7 @@ async def of_accounts(
             found[kind] = (await catalogue(connection),)
         elif kind == PRICES_ACCOUNT:
             found[kind] = (await prices(connection),)
-        else:
+        elif kind != CREDENTIALS_ACCOUNT:
             found |= {f"{kind}:{name}": (each,) for name, each in await _named(connection, kind, names)}
     return found
 
@@ -481,6 +482,9 @@ _REFUSED = text("""
 UPDATE control_write AS w SET state = 'refused', result = jsonb_build_object('reason', r.reason)
   FROM unnest(cast(:ids AS uuid[]), cast(:reasons AS text[])) AS r (id, reason)
  WHERE w.id = r.id AND w.state = 'pending'""")
+_UNKNOWN_CREDENTIALS = text("""
+SELECT digest FROM unnest(cast(:digests AS text[])) AS digest
+ WHERE NOT EXISTS (SELECT FROM api_key AS k WHERE k.digest = digest.digest)""")
 _TENANT = "tenant:"
 _OWNERS = text("SELECT id, organization_id FROM tenant WHERE id = ANY(:ids)")
 
@@ -521,6 +525,11 @@ class Pushes:
         async with self._engine.begin() as connection:
             moved = await connection.run_sync(ids.keep_ahead, known)
             return await connection.run_sync(ids.newest_write), moved
+
+    async def unknown_credentials(self, digests: Sequence[str]) -> list[str]:
+        """Return those of the `digests` that no API key has."""
+        async with looking(self._engine) as connection:
+            return [*await connection.scalars(_UNKNOWN_CREDENTIALS, {"digests": digests})]
 
     async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
         """Return up to `count` accounts with pending control writes, the oldest writes first.

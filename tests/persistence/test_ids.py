@@ -2,40 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from gateway.counters.layouts import states
+from gateway.counters.redis import keys
 from tests.background.backend import Backend, backend_at
 from tests.background.flushing.test_rollbacks import older_copy
 
 # Each set-back moves ids by so much beyond all that Redis knows.
 AHEAD = 1_000_000
+SURVIVING, LOST, NEW = "a" * 64, "b" * 64, "c" * 64
+TABLES = ("organization", "tenant", "budget", "api_key")
 
 
-async def ids_of_new(backend: Backend) -> dict[str, int]:
+async def customer(backend: Backend, digest: str) -> tuple[int, int, int, int]:
     """Create an organization with a tenant, a budget and a key, and push them; return their ids."""
-    organization = await backend.made("organizations", name="new")
-    tenant = await backend.made("tenants", name="new", organization_id=organization)
+    organization = await backend.made("organizations", name=digest)
+    tenant = await backend.made("tenants", name=digest, organization_id=organization)
     budget = await backend.made(
-        "budgets", organization_id=organization, name="new", unit="tokens", amount=1_000, interval="month"
+        "budgets", organization_id=organization, name="all", unit="tokens", amount=1_000, interval="month"
     )
-    key = await backend.made("api-keys", tenant_id=tenant, name="new", digest="a" * 64, prefix="tk_test")
+    key = await backend.made("api-keys", tenant_id=tenant, name="key", digest=digest, prefix="tk_test")
     await backend.push()
-    return {"organization": organization, "tenant": tenant, "budget": budget, "api_key": key}
+    return organization, tenant, budget, key
+
+
+async def limit(backend: Backend, rpm: int) -> int:
+    """Limit the surviving organization's requests a minute; return what Redis has then."""
+    [own] = backend.rows("SELECT id FROM organization WHERE name = %s", SURVIVING)
+    await backend.write("organizations", "change", own["id"], limits={"requests_per_minute": rpm})
+    await backend.push()
+    pairs = [(keys.partition_of(own["id"]), own["id"])]
+    stored = (await backend.counters.stored(states.OrganizationState, pairs))[own["id"]]
+    assert stored is not None
+    return stored.rpm
+
+
+@dataclass
+class SetBack:
+    """A keeper over a database that lacks the customer whose ids are `lost`, while Redis has him."""
+
+    backend: Backend
+    lost: tuple[int, int, int, int]
+    database: str
+
+    def has_credential(self, digest: str) -> bool:
+        return bool(self.backend.client().exists(keys.identity(digest)))
+
+
+@asynccontextmanager
+async def set_back(valkey: str, database: str) -> AsyncIterator[SetBack]:
+    async with backend_at(valkey, database) as backend:
+        await backend.verify()
+        await customer(backend, SURVIVING)
+    with older_copy(database) as older:
+        async with backend_at(valkey, database) as backend:
+            lost = await customer(backend, LOST)
+            await limit(backend, 9)
+        async with backend_at(valkey, older) as backend:
+            yield SetBack(backend, lost, older)
 
 
 async def test_ids_go_on_above_those_that_redis_knows_behind_a_database_set_back_twice(
     valkey: str, migrated: str
 ) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        await backend.settle_in()
-        await backend.push()
-    with older_copy(migrated) as older:
-        async with backend_at(valkey, migrated) as backend:
-            lost = await ids_of_new(backend)
-        for _ in range(2):
-            with older_copy(older) as once:
+    async with set_back(valkey, migrated) as there:
+        lost = there.lost
+        await there.backend.close()
+        for digest in (NEW, "d" * 64):
+            with older_copy(there.database) as once:
                 async with backend_at(valkey, once) as backend:
-                    given = await ids_of_new(backend)
-                    assert {name for name in lost if given[name] <= lost[name] + AHEAD} == set()
-                    # Only the first write moves them.
-                    again = await backend.made("organizations", name="another")
-                    assert again == given["organization"] + 1
+                    given = await customer(backend, digest)
+                    assert all(new > old + AHEAD for new, old in zip(given, lost, strict=True))
+                    assert await backend.made("organizations", name="again") == given[0] + 1
                 lost = given
+
+
+async def test_credentials_of_lost_rows_are_forgotten_and_others_stay(valkey: str, migrated: str) -> None:
+    async with set_back(valkey, migrated) as there:
+        assert there.has_credential(LOST)
+        await customer(there.backend, NEW)
+        await there.backend.push()
+        assert [one for one in (SURVIVING, LOST, NEW) if there.has_credential(one)] == [SURVIVING, NEW]
+
+
+async def test_a_keeper_moves_ids_before_anything_is_created(valkey: str, migrated: str) -> None:
+    async with set_back(valkey, migrated) as there:
+        assert await there.backend.pusher.keep_ids()
+        assert not await there.backend.pusher.keep_ids()
+        [last] = there.backend.rows("SELECT nextval('organization_id_seq') AS id")
+        assert last["id"] > there.lost[0] + AHEAD
+
+
+async def test_definitions_behind_a_set_back_are_newer_than_those_that_redis_has(
+    valkey: str, migrated: str
+) -> None:
+    async with set_back(valkey, migrated) as there:
+        assert await limit(there.backend, 7) == 7

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gateway.background.loops import Isolation
-from gateway.core.accounts.definitions import ControlWrite
+from gateway.core.accounts.definitions import CREDENTIALS_ACCOUNT, ControlWrite
 from gateway.core.accounts.holds import ReclaimPolicy
 from gateway.errors import CountersUnavailable, OutOfRange
 
@@ -101,6 +101,8 @@ class Pusher:
     async def _push_one(self, turn: _PushResults, account: str) -> None:
         for write in turn.by_account[account]:
             try:
+                if write.account == CREDENTIALS_ACCOUNT:
+                    await self._forget_unknown()
                 if not await self._target.apply(write):
                     turn.left.append(account)
                     return
@@ -118,6 +120,14 @@ class Pusher:
         if newest is not None:
             await self._target.note_newest(newest)
         return moved
+
+    async def _forget_unknown(self) -> None:
+        """Have Redis forget the credentials that PostgreSQL does not know.
+
+        Redis is read first: it has no credential before PostgreSQL has it.
+        """
+        async for digests in self._target.credentials():
+            await self._target.forget_credentials(await self._source.unknown_credentials(digests))
 
     async def push_more(self) -> bool:
         """Push control writes that the Admin API could not push; return whether more may be left."""

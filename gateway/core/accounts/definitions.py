@@ -20,6 +20,8 @@ from gateway.core.model import BATCH, INTERACTIVE, UNSETTLED_CHARGED, USER_ACCEP
 
 CATALOGUE_ACCOUNT = "catalogue"
 PRICES_ACCOUNT = "prices"
+# Its control write has Redis forget the credentials that PostgreSQL does not know.
+CREDENTIALS_ACCOUNT = "credentials"
 
 
 @dataclass(frozen=True, slots=True)

@@ -441,7 +441,7 @@ BOTH = (
 OF_A_DATABASE = ("SELECT 0",)
 OF_A_CLUSTER = ("CLUSTER INFO", "CLUSTER SLOTS", "ASKING")
 KEEPER = (
-    "FUNCTION LOAD text",
+    "FUNCTION LOAD text", "SCAN 0",
     *(
         f"{verb} {OF_A_PARTITION} {rest}".rstrip()
         for verb, rest in (

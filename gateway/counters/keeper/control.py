@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from operator import attrgetter
+from typing import cast
 
 import msgspec
 
@@ -34,6 +35,7 @@ from gateway.core.layout import LAYOUT
 from gateway.core.model import INTEGER_MAX, PARTITIONS, Caller, Limits
 from gateway.core.text import batched
 from gateway.core.times import DAY_MS
+from gateway.core.wait import in_task
 from gateway.counters.admission.stored import (
     encode_catalogue,
     encode_head,
@@ -59,6 +61,7 @@ from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.packing import RUN_KEPT_MS, is_as_defined, live_windows
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import NO_ID, AnotherType, Reply
+from gateway.counters.redis.connection import encode
 from gateway.counters.settlement_log.settlement_record import acknowledged
 from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 
@@ -81,6 +84,9 @@ _read_newest = msgspec.json.Decoder(_StoredNewest).decode
 
 
 class ControlClient(Client):
+    # The newest control write, as this process knew it last.
+    _newest: NewestWrite | None = None
+
     async def apply(self, write: ControlWrite) -> bool:
         """Apply one control write to the counters; False if its account does not exist yet.
 
@@ -201,6 +207,23 @@ class ControlClient(Client):
         else:
             await self.ask_everybodys(*self.identity_written(definition))
 
+    async def credentials(self) -> AsyncIterator[list[str]]:
+        """Yield the digests of all stored credentials, some at a time, some of them twice."""
+        for wire in self._wires.wires:
+            at, begun = b"0", False
+            while at != b"0" or not begun:
+                command = b"SCAN", at, b"MATCH", keys.IDENTITIES + b"*", b"COUNT", b"%d" % TOGETHER_MAX
+                answer, begun = await in_task(wire.send(encode(*command))), True
+                assert isinstance(answer, list)
+                at, names = cast("bytes", answer[0]), cast("list[bytes]", answer[1])
+                if names:
+                    yield [keys.own_name(name) for name in names]
+
+    async def forget_credentials(self, digests: Iterable[str]) -> None:
+        """Delete the identities of these credentials: gateways refuse their calls at once."""
+        names = (keys.identity(digest).encode() for digest in digests)
+        await self.ask_together(((b"DEL", name) for name in names), everybodys=True)
+
     def identity_written(self, definition: KeyDefinition) -> tuple[bytes, ...]:
         """Return the command that stores a credential's identity, or deletes it if the key is revoked.
 
@@ -270,16 +293,16 @@ class ControlClient(Client):
             await self.newest(keys.CATALOGUE, raw, version)
 
     async def newest_write(self) -> NewestWrite | None:
-        """Return the newest control write that Redis was told of; None if there is none, or no answer."""
-        try:
+        """Return the newest control write that Redis was told of; without an answer, the one known last."""
+        with suppress(CountersUnavailable, TimeoutError, msgspec.DecodeError):
             async with asyncio.timeout(NEWEST_TIMEOUT_S):
                 raw = await self.ask_everybodys(b"GET", keys.NEWEST_WRITE.encode())
-            return _read_newest(raw).write if isinstance(raw, bytes) else None
-        except (CountersUnavailable, TimeoutError, msgspec.DecodeError):
-            return None
+            self._newest = _read_newest(raw).write if isinstance(raw, bytes) else None
+        return self._newest
 
     async def note_newest(self, write: NewestWrite) -> None:
         """Store the newest control write, before Redis is told of any up to it; without an answer, do not."""
+        self._newest = write
         raw = msgspec.json.encode({"version": write.position, "write": write})
         with suppress(CountersUnavailable, TimeoutError):
             async with asyncio.timeout(NEWEST_TIMEOUT_S):
