@@ -10,6 +10,8 @@ from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from tests.background.backend import Backend, backend_at
 from tests.background.flushing.test_rollbacks import older_copy
+from tests.builders import World
+from tests.persistence.scenario import release
 
 # Each set-back moves ids by so much beyond all that Redis knows.
 AHEAD = 1_000_000
@@ -20,7 +22,8 @@ TABLES = ("organization", "tenant", "budget", "api_key")
 async def customer(backend: Backend, digest: str) -> tuple[int, int, int, int]:
     """Create an organization with a tenant, a budget and a key, and push them; return their ids."""
     organization = await backend.made("organizations", name=digest)
-    tenant = await backend.made("tenants", name=digest, organization_id=organization)
+    plan = await backend.made("token-plans", name=digest, total_amount=1_000)
+    tenant = await backend.made("tenants", name=digest, organization_id=organization, plan_id=plan)
     budget = await backend.made(
         "budgets", organization_id=organization, name="all", unit="tokens", amount=1_000, interval="month"
     )
@@ -101,3 +104,30 @@ async def test_definitions_behind_a_set_back_are_newer_than_those_that_redis_has
 ) -> None:
     async with set_back(valkey, migrated) as there:
         assert await limit(there.backend, 7) == 7
+
+
+async def test_ids_move_while_redis_is_away_by_what_the_process_knew(valkey: str, migrated: str) -> None:
+    async with set_back(valkey, migrated) as there:
+        await there.backend.counters.newest_write()
+        await there.backend.wire.close()
+        assert await there.backend.made("organizations", name=NEW) > there.lost[0] + AHEAD
+
+
+async def test_movements_of_a_lost_customer_become_dead_letters_once_they_are_accepted(
+    valkey: str, migrated: str
+) -> None:
+    async with set_back(valkey, migrated) as there:
+        backend, (organization, tenant, _, key) = there.backend, there.lost
+        world = World(valkey, organization_id=organization, tenant_id=tenant, key_id=key, made=True)
+        await backend.verify()
+        for _ in range(3):
+            world.reserve(need=10).settle(tokens=10)
+        given = await customer(backend, NEW)
+        await backend.flush()
+        while stopped := backend.rows("SELECT account FROM quarantine WHERE released_at IS NULL"):
+            await release(there.database, stopped[0]["account"], accept=True)
+            await backend.flush()
+        # Of the plan and of three calls.
+        kept = backend.rows("SELECT organization_id, tenant_id FROM dead_letter")
+        assert [(row["organization_id"], row["tenant_id"]) for row in kept] == [(organization, tenant)] * 4
+        assert backend.ledger(given[1]) == []
