@@ -130,4 +130,4 @@ async def test_movements_of_a_lost_customer_become_dead_letters_once_they_are_ac
         # Of the plan and of three calls.
         kept = backend.rows("SELECT organization_id, tenant_id FROM dead_letter")
         assert [(row["organization_id"], row["tenant_id"]) for row in kept] == [(organization, tenant)] * 4
-        assert backend.ledger(given[1]) == []
+        assert backend.ledger(given[1]) == [(1, "reset", 1_000, 1_000)]
