@@ -5,12 +5,12 @@
 --   then, for a rebuild, more states
 -- ARGV[1] packed: run id (40), verb (1 define, 2 rebuild, 3 verify), kind (1 k, 2 u, 3 t, 4 o), version, create (0 or 1)
 -- ARGV[2] define: packed limits rpm, tpm, conc, then by kind
---           k: revoked, expires, key id
---           t: user rpm, tpm, conc, tenant, organization, then the plan as in grant
---           o: credit limit, cap, organization
+--           k: revoked, expires, key id, when its row was created (µs)
+--           t: user rpm, tpm, conc, tenant, organization, when created, then the plan as in grant
+--           o: credit limit, cap, organization, when created
 --         rebuild: the whole packed state, expiring if it is a budget account that says so; verify: the new marker
 -- ARGV[3] rebuild and verify: the marker as the keeper read it (empty: none); then a packed state for each key after the third
--- Returns packed: 1 done, 2 already at this version or later, 0 unverified, -2 unknown account, -4 marker changed
+-- Returns packed: 1 done, 2 already at this version or later, 3 done in place of another row's account, 0 unverified, -2 unknown account, -4 marker changed
 -- Example: define limits of tenant 7 at version 3 over version 2 -> levels, use and holds stay, limits change
 if #KEYS < 3 or #ARGV ~= #KEYS then return redis.error_reply('ERR load takes 3 keys and 3 arguments, and 1 and 1 a further state') end
 local run_id, verb, kind, version, create = LOAD.read(ARGV[1])
@@ -31,7 +31,23 @@ if not epoch then return CODE.pack{code = 0} end
 if not raw[2] and create == 0 then return CODE.pack{code = -2} end
 local now = clock(NO_BATCH)
 local account = raw[2] and open(forms[kind], today(raw[2], KEYS[2])) or blank(kind)
-if raw[2] and account.version >= version then return CODE.pack{code = 2} end
+-- the account may be that of another row, which had the same id before PostgreSQL was set back
+local before, created = 0, 0
+if kind == KIND_KEY then
+  local key = account
+  before, created = key.created, DEFINE_KEY.field(ARGV[2], 'created')
+elseif kind == KIND_TENANT then
+  local tenant = account
+  before, created = tenant.created, DEFINE_TENANT.field(ARGV[2], 'created')
+elseif kind == KIND_ORGANIZATION then
+  local organization = account
+  before, created = organization.created, DEFINE_ORGANIZATION.field(ARGV[2], 'created')
+end
+local anothers = before > 0 and created > 0 and before ~= created
+if anothers then
+  if create == 0 then return CODE.pack{code = -2} end
+  account = blank(kind)
+elseif raw[2] and account.version >= version then return CODE.pack{code = 2} end
 if kind == KIND_TENANT then
   local reset = due(account, now, epoch)
   if reset then call('XADD', KEYS[3], '*', 'e', written_as == TODAY and reset or ENTRY.earlier(reset)) end
@@ -41,4 +57,4 @@ account.version = version
 define(account, kind, ARGV[2], now)
 local packed = write(forms[kind], sizes[kind], account)
 if kind ~= KIND_USER or keep_user(KEYS[2], packed, account, now) then call('MSET', KEYS[2], as_written(KEYS[2], packed)) end
-return CODE.pack{code = 1}
+return CODE.pack{code = anothers and 3 or 1}

@@ -15,9 +15,9 @@ end
 -- Updates the terms of the plan that a tenant has; a first plan and a change of plan are grants. If the terms begin to carry use
 -- over, they do so from the next cycle on, since use beyond the plan was owed otherwise until then.
 local function define_tenant(tenant, packed, now)
-  local user_rpm, user_tpm, user_concurrency, tenant_id, organization_id, plan_id = DEFINE_TENANT.read(packed)
+  local user_rpm, user_tpm, user_concurrency, tenant_id, organization_id, created, plan_id = DEFINE_TENANT.read(packed)
   tenant.user_rpm, tenant.user_tpm, tenant.user_concurrency = user_rpm, user_tpm, user_concurrency
-  tenant.tenant_id, tenant.organization_id = tenant_id, organization_id
+  tenant.tenant_id, tenant.organization_id, tenant.created = tenant_id, organization_id, created
   if not has(tenant.flags, HAS_PLAN) or plan_id ~= tenant.plan_id then return end
   local policy = tenant.overage_policy
   follow(tenant, DEFINE_TENANT.since(packed, 'plan_id'), now)

@@ -65,7 +65,8 @@ LIMITS_KEPT = 4_096
 _STATED = ("plan_id", "anchor", *(one.name for one in TERMS))
 
 _ORGANIZATIONS = """
-SELECT id, CAST(limits AS text) AS limits, services = 'listed' AS listed, currency, credit_limit,
+SELECT id, (extract(epoch FROM created_at) * 1000000)::bigint AS created,
+       CAST(limits AS text) AS limits, services = 'listed' AS listed, currency, credit_limit,
        spend_cap, credit_balance, credit_ahead,
        credit_epoch, credit_last_seq, spend_epoch, spend_last_seq, spent, spend_month,
        (SELECT jsonb_agg(jsonb_build_array(n.service_id, n.negotiated_credits, b.meter, n.pricing,
@@ -105,7 +106,8 @@ SELECT id, CAST(limits AS text) AS limits, services = 'listed' AS listed, curren
             AS integer) AS this_month
   FROM organization WHERE {where} ORDER BY id"""
 _TENANTS = """
-SELECT t.id, t.organization_id, CAST(t.limits AS text) AS limits,
+SELECT t.id, t.organization_id, (extract(epoch FROM t.created_at) * 1000000)::bigint AS created,
+       CAST(t.limits AS text) AS limits,
        CAST(t.user_limits AS text) AS user_limits, p.id AS plan_id, p.{terms},
        coalesce(q.anchor, 1) AS anchor, coalesce(q.last_seq, 0) AS last_seq, q.total, q.tokens_used,
        q.tokens_remaining, q.tokens_granted, q.manual_block,
@@ -128,7 +130,8 @@ SELECT t.id, t.organization_id, CAST(t.limits AS text) AS limits,
     "{terms}", ", p.".join(one.name for one in TERMS)
 )
 _KEYS = """
-SELECT k.id, k.tenant_id, t.organization_id, k.digest, CAST(k.limits AS text) AS limits, k.user, k.models,
+SELECT k.id, k.tenant_id, t.organization_id, (extract(epoch FROM k.created_at) * 1000000)::bigint AS created,
+       k.digest, CAST(k.limits AS text) AS limits, k.user, k.models,
        k.revoked_at, k.expires_at, k.user_header, k.unsettled, k.priority, k.runs,
        k.spent_status, k.retry_after_max_s,
        k.issuer IS NOT NULL AND NOT starts_with(k.digest, :given_up) AS of_tokens
@@ -140,7 +143,7 @@ SELECT t.id AS tenant_id, t.organization_id, u.external_id,
  WHERE {where} ORDER BY u.id, t.id"""
 # Fields with the same name in rows and definitions.
 _OF_KEY = (
-    "tenant_id", "organization_id", "digest", "user_header", "unsettled", "priority", "of_tokens",
+    "tenant_id", "organization_id", "digest", "user_header", "unsettled", "priority", "of_tokens", "created",
 )  # fmt: skip
 _OF_SERVICE = ("id", "key", "meter", "counts_tokens", "counts_none", "credits")
 _SERVICES = """
@@ -175,6 +178,7 @@ async def organizations(
                 credit_limit=row["credit_limit"],
                 cap=None if row["spend_cap"] is None else int(row["spend_cap"] * MICRO),
                 terms=_organization_terms(row, budgets.get(row["id"], ())),
+                created=row["created"],
             ),
             balance=row["credit_balance"],
             ahead=row["credit_ahead"],
@@ -210,6 +214,7 @@ async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, 
                 user_limits=_limits(row["user_limits"]),
                 terms=terms(row),
                 has_ledger=row["last_seq"] > 0,
+                created=row["created"],
             ),
             remaining=row["tokens_remaining"],
             used=row["tokens_used"] or 0,

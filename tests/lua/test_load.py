@@ -20,6 +20,7 @@ from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from tests.builders import NO_LIMITS, World
 
+ANOTHERS = 3
 DONE, ALREADY, UNVERIFIED, UNKNOWN, MOVED_ON = 1, 2, 0, -2, -4
 LIMITS = Limits(requests_per_minute=60, tokens_per_minute=600, concurrency=6)
 
@@ -43,6 +44,29 @@ def test_a_definition_counts_once_by_its_version(world: World, at: int) -> None:
     assert world.everything() == before
     assert world.define(narrower, version=101) == DONE
     assert world.everything() != before
+
+
+@pytest.mark.parametrize("at", range(3), ids=["organization", "tenant", "key"])
+def test_a_definition_of_another_row_begins_a_new_account(world: World, at: int) -> None:
+    """Nothing of the row before is in it, whichever version that had."""
+    definition = definitions(LIMITS)[at]
+
+    def define(created: int, version: int, *, create: bool = True) -> int:
+        return world.define(replace(definition, created=created), version, create=create)  # type: ignore[call-arg]
+
+    assert define(0, 100) == DONE
+    assert define(1_796_000_000_000_001, 101) == DONE
+    world.reserve(need=10).settle(tokens=10)
+    used = world.everything()
+    assert define(1_796_000_000_000_001, 101) == ALREADY
+    assert define(1_796_000_000_000_002, 90, create=False) == UNKNOWN
+    assert world.everything() == used
+    assert define(1_796_000_000_000_002, 90) == ANOTHERS
+    state: states.OrganizationState | states.TenantState | states.KeyState
+    state = (world.organization, world.tenant, world.key)[at]
+    assert (state.version, state.created) == (90, 1_796_000_000_000_002)
+    assert (state.requests_used, state.tokens_used, state.inflight) == (0, 0, 0)
+    assert define(0, 91) == DONE
 
 
 def test_definitions_set_limits_and_what_is_theirs(world: World) -> None:

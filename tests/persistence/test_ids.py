@@ -6,8 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import redis
+
+from gateway.core.accounts.budgets import account_of, defined
+from gateway.core.model import BudgetAccount, SettleResult
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
+from persistence.keeper import definitions
 from tests.background.backend import Backend, backend_at
 from tests.background.flushing.test_rollbacks import older_copy
 from tests.builders import World
@@ -43,6 +48,25 @@ async def limit(backend: Backend, rpm: int) -> int:
     return stored.rpm
 
 
+def world_of(valkey: str, ids: tuple[int, int, int, int]) -> World:
+    return World(valkey, organization_id=ids[0], tenant_id=ids[1], key_id=ids[3], made=True)
+
+
+async def account_of_budget(backend: Backend, organization: int, now_ms: int) -> BudgetAccount:
+    async with backend.engine.connect() as connection:
+        [budget] = (await definitions.budgets_of(connection, [organization]))[organization]
+    return BudgetAccount(account_of(organization, budget), defined([budget], now_ms), True)
+
+
+async def spend(backend: Backend, ids: tuple[int, int, int, int]) -> str:
+    """Make a call that takes 10 tokens of the quota and of the budget; return the name of its account."""
+    world = world_of(backend.valkey, ids)
+    account = await account_of_budget(backend, ids[0], await backend.counters.now_ms())
+    call = world.reserve(need=10, budgets=(account,), raw_tokens=10)
+    assert call.settle(tokens=10, raw_tokens=10) is SettleResult.DONE
+    return keys.budget_account(world.p, account.name)
+
+
 @dataclass
 class SetBack:
     """A keeper over a database that lacks the customer whose ids are `lost`, while Redis has him."""
@@ -50,9 +74,14 @@ class SetBack:
     backend: Backend
     lost: tuple[int, int, int, int]
     database: str
+    spent: str
 
     def has_credential(self, digest: str) -> bool:
-        return bool(self.backend.client().exists(keys.identity(digest)))
+        return bool(self.client.exists(keys.identity(digest)))
+
+    @property
+    def client(self) -> redis.Redis:
+        return self.backend.client()
 
 
 @asynccontextmanager
@@ -64,8 +93,9 @@ async def set_back(valkey: str, database: str) -> AsyncIterator[SetBack]:
         async with backend_at(valkey, database) as backend:
             lost = await customer(backend, LOST)
             await limit(backend, 9)
+            spent = await spend(backend, lost)
         async with backend_at(valkey, older) as backend:
-            yield SetBack(backend, lost, older)
+            yield SetBack(backend, lost, older, spent)
 
 
 async def test_ids_go_on_above_those_that_redis_knows_behind_a_database_set_back_twice(
@@ -117,8 +147,8 @@ async def test_movements_of_a_lost_customer_become_dead_letters_once_they_are_ac
     valkey: str, migrated: str
 ) -> None:
     async with set_back(valkey, migrated) as there:
-        backend, (organization, tenant, _, key) = there.backend, there.lost
-        world = World(valkey, organization_id=organization, tenant_id=tenant, key_id=key, made=True)
+        backend, (organization, tenant, *_) = there.backend, there.lost
+        world = world_of(valkey, there.lost)
         await backend.verify()
         for _ in range(3):
             world.reserve(need=10).settle(tokens=10)
@@ -127,7 +157,26 @@ async def test_movements_of_a_lost_customer_become_dead_letters_once_they_are_ac
         while stopped := backend.rows("SELECT account FROM quarantine WHERE released_at IS NULL"):
             await release(there.database, stopped[0]["account"], accept=True)
             await backend.flush()
-        # Of the plan and of three calls.
+        # Of the plan, of a call before and of three behind it.
         kept = backend.rows("SELECT organization_id, tenant_id FROM dead_letter")
-        assert [(row["organization_id"], row["tenant_id"]) for row in kept] == [(organization, tenant)] * 4
+        assert [(row["organization_id"], row["tenant_id"]) for row in kept] == [(organization, tenant)] * 5
         assert backend.ledger(given[1]) == [(1, "reset", 1_000, 1_000)]
+
+
+async def test_an_id_that_is_given_again_while_redis_is_away_has_nothing_of_the_lost_row(
+    valkey: str, migrated: str
+) -> None:
+    """The process knows nothing of Redis: it has started since."""
+    async with set_back(valkey, migrated) as there:
+        await there.backend.close()
+        backend = Backend(valkey, there.database)
+        assert there.client.exists(there.spent)
+        assert await customer(backend, NEW) == there.lost
+        await backend.wire.open()
+        await backend.push()
+        await backend.push()
+        tenant, client = world_of(valkey, there.lost).tenant, there.client
+        assert (tenant.used, tenant.remaining) == (0, 1_000)
+        assert not client.exists(there.spent)
+        assert [one for one in (SURVIVING, LOST, NEW) if there.has_credential(one)] == [SURVIVING, NEW]
+        await backend.close()

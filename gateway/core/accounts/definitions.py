@@ -83,13 +83,17 @@ class OrganizationTerms:
 
 @dataclass(frozen=True, slots=True)
 class OrganizationDefinition:
-    """An organization's limits and terms. `cap` is in millionths of its currency."""
+    """An organization's limits and terms. `cap` is in millionths of its currency.
+
+    Of any definition, `created` is when its row was created, in µs: a row of another time is another one.
+    """
 
     organization_id: int
     limits: Limits
     credit_limit: int = 0
     cap: int | None = None
     terms: OrganizationTerms = OrganizationTerms()
+    created: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ class TenantDefinition:
     user_limits: Limits
     terms: PlanTerms
     has_ledger: bool = False
+    created: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,7 @@ class KeyDefinition:
     spent: SpentAnswer = UNSAID
     of_tokens: bool = False
     gone: bool = False
+    created: int = 0
 
 
 @dataclass(frozen=True, slots=True)

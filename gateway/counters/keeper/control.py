@@ -14,6 +14,7 @@ from typing import cast
 import msgspec
 
 from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_TOKENS, ends_of
+from gateway.core.accounts.budgets import account_of as budget_account_of
 from gateway.core.accounts.definitions import (
     AccountDefinition,
     CatalogueDefinition,
@@ -25,6 +26,7 @@ from gateway.core.accounts.definitions import (
     PricesDefinition,
     ServiceUse,
     TenantAccount,
+    TenantDefinition,
 )
 from gateway.core.accounts.plans import SINCE_MS, PlanTerms
 from gateway.core.accounts.runs import TTL_S_MAX, Run, account_of, packed_run
@@ -37,6 +39,7 @@ from gateway.core.text import batched
 from gateway.core.times import DAY_MS
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import (
+    decode_terms,
     encode_catalogue,
     encode_head,
     encode_identity,
@@ -46,11 +49,13 @@ from gateway.counters.admission.stored import (
     version_standing,
 )
 from gateway.counters.keeper.client import (
+    ANOTHERS,
     APPLIED,
     APPLIED_BEFORE,
     OUT_OF_RANGE,
     TOGETHER_MAX,
     UNKNOWN_ACCOUNT,
+    UNREADABLE,
     UNVERIFIED,
     Client,
     entries_behind,
@@ -61,7 +66,7 @@ from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.packing import RUN_KEPT_MS, is_as_defined, live_windows
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import NO_ID, AnotherType, Reply
-from gateway.counters.redis.connection import encode
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.counters.settlement_log.settlement_record import acknowledged
 from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 
@@ -187,10 +192,16 @@ class ControlClient(Client):
         return known
 
     async def define_account(self, definition: AccountDefinition, version: int) -> bool:
-        """Write an account's definition in its organization's partition; False if it must be rebuilt."""
+        """Write an account's definition in its organization's partition; False if it must be rebuilt.
+
+        If the account is that of another row, which had the same id before PostgreSQL was set back, what else
+        stands of that row is deleted.
+        """
+        before: Reply = None
         if isinstance(definition, OrganizationDefinition):  # before anything of it is served
             await self._refuse_newer(definition.organization_id)
             name = keys.organization_terms(definition.organization_id)
+            before = await self.ask(b"GET", name.encode())
             await self.newest(name, encode_terms(version, definition.terms), version)
         create = not getattr(definition, "has_ledger", False)
         run_id = self.run_id_of(keys.partition_of(definition.organization_id))
@@ -198,7 +209,48 @@ class ControlClient(Client):
         code = packing.code_of(await self.run("load", call))
         if code == UNVERIFIED:
             raise CountersUnavailable
+        if code == ANOTHERS:
+            match definition:
+                case OrganizationDefinition():
+                    await self._end_organization(definition.organization_id, before)
+                case TenantDefinition():
+                    await self._end_runs(definition)
         return code != UNKNOWN_ACCOUNT
+
+    async def _end_organization(self, organization_id: int, terms: Reply) -> None:
+        """Delete the use of services and of the budgets of another organization, which had these terms."""
+        partition, names = keys.partition_of(organization_id), list[str]()
+        with suppress(*UNREADABLE):
+            for budget in decode_terms(terms).budgets if isinstance(terms, bytes) else ():
+                name = budget_account_of(organization_id, budget)
+                index = keys.each_accounts(partition, name)
+                accounts = await self.members(index) if budget.each else [name]
+                names += [index, *(keys.budget_account(partition, one) for one in accounts)]
+        like = keys.activation(partition, organization_id, 0)[:-1]
+        async for some in self._named(self._wires.of(partition), like.encode()):
+            names += [one.decode() for one in some]
+        await self._delete(names)
+
+    async def _end_runs(self, definition: TenantDefinition) -> None:
+        """Delete the runs of another tenant, which had this id."""
+        partition = keys.partition_of(definition.organization_id)
+        index = keys.runs(partition, definition.tenant_id)
+        kinds = keys.run, keys.children, keys.budget_account
+        names = [kind(partition, one) for one in await self.members(index) for kind in kinds]
+        await self._delete([index, *names])
+
+    async def _delete(self, names: Iterable[str]) -> None:
+        await self.ask_together((b"DEL", name.encode()) for name in names)
+
+    async def _named(self, wire: RedisConnection, begins: bytes) -> AsyncIterator[list[bytes]]:
+        """Yield a server's keys whose names begin so, some at a time, some of them twice."""
+        at, begun = b"0", False
+        while at != b"0" or not begun:
+            command = b"SCAN", at, b"MATCH", begins + b"*", b"COUNT", b"%d" % TOGETHER_MAX
+            answer, begun = await in_task(wire.send(encode(*command))), True
+            assert isinstance(answer, list)
+            at, names = cast("bytes", answer[0]), cast("list[bytes]", answer[1])
+            yield names
 
     async def identity(self, definition: KeyDefinition) -> None:
         """Store the identity of a credential."""
@@ -210,14 +262,8 @@ class ControlClient(Client):
     async def credentials(self) -> AsyncIterator[list[str]]:
         """Yield the digests of all stored credentials, some at a time, some of them twice."""
         for wire in self._wires.wires:
-            at, begun = b"0", False
-            while at != b"0" or not begun:
-                command = b"SCAN", at, b"MATCH", keys.IDENTITIES + b"*", b"COUNT", b"%d" % TOGETHER_MAX
-                answer, begun = await in_task(wire.send(encode(*command))), True
-                assert isinstance(answer, list)
-                at, names = cast("bytes", answer[0]), cast("list[bytes]", answer[1])
-                if names:
-                    yield [keys.own_name(name) for name in names]
+            async for names in self._named(wire, keys.IDENTITIES):
+                yield [keys.own_name(name) for name in names]
 
     async def forget_credentials(self, digests: Iterable[str]) -> None:
         """Delete the identities of these credentials: gateways refuse their calls at once."""
@@ -491,8 +537,8 @@ Counted = tuple[int, bool]
 Found = tuple[states.HoldState, str, bytes]
 # Cached conversions of limits and plans, which many accounts share.
 SHARED_MAX = 4_096
-_KEY_ID = states.KEY.part("key_id", "key_id")
-assert states.KEY.end("key_id") == states.KEY.size, "whose it is comes last: all before it is shared"
+_KEY_ID = states.KEY.part("key_id", "created")
+assert states.KEY.end("created") == states.KEY.size, "whose it is comes last: all before it is shared"
 
 
 def states_of(partition: int, lost: LedgerState, found: Sequence[Found]) -> Iterator[tuple[str, bytes]]:
@@ -532,7 +578,9 @@ def call_of(
 
 def packed_key(key: KeyDefinition, version: int) -> bytes:
     """Return an API key's packed state: no calls in flight, full buckets."""
-    return _key_but_id(key.limits, key.expires_ms, version, revoked=key.revoked) + _KEY_ID.pack(key.key_id)
+    return _key_but_id(key.limits, key.expires_ms, version, revoked=key.revoked) + _KEY_ID.pack(
+        key.key_id, key.created
+    )
 
 
 @lru_cache(SHARED_MAX)
@@ -574,6 +622,7 @@ def tenant_state(account: TenantAccount, version: int = 0) -> states.TenantState
         ledger_at=account.last_reset_ms,
         tenant_id=definition.tenant_id,
         organization_id=definition.organization_id,
+        created=definition.created,
         **_plan(terms, followed=has_plan),
     )
 
@@ -650,6 +699,7 @@ def organization_state(account: OrganizationAccount, version: int = 0) -> states
         month=account.month,
         spend_seq=account.spend_seq,
         organization_id=definition.organization_id,
+        created=definition.created,
     )
 
 

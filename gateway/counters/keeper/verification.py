@@ -244,8 +244,12 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
 
 
 def _organization_behind(account: OrganizationAccount, state: states.OrganizationState | None) -> bool:
-    return state is None or state.credit_seq < account.credit_seq or state.spend_seq < account.spend_seq
+    if state is None or state.created not in {0, account.definition.created}:
+        return True
+    return state.credit_seq < account.credit_seq or state.spend_seq < account.spend_seq
 
 
 def _tenant_behind(account: TenantAccount, state: states.TenantState | None) -> bool:
-    return state is None or state.seq < account.seq
+    if state is None or state.created not in {0, account.definition.created}:
+        return True
+    return state.seq < account.seq

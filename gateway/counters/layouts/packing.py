@@ -117,12 +117,13 @@ _LIMITS = "f64 rpm tpm concurrency"
 _COUNTED = ("plan_id", "anchor", *ZoneOffset._fields, *(one.name for one in TERMS if one.counts))
 _PLAN = f"f64 {' '.join(_COUNTED)}"
 PLAN = Layout("PLAN", _PLAN)
-DEFINE_KEY = Layout("DEFINE_KEY", f"{_LIMITS} flags expires key_id")
+DEFINE_KEY = Layout("DEFINE_KEY", f"{_LIMITS} flags expires key_id created")
 DEFINE_USER = Layout("DEFINE_USER", _LIMITS)
 DEFINE_TENANT = Layout(
-    "DEFINE_TENANT", f"{_LIMITS} user_rpm user_tpm user_concurrency tenant_id organization_id, {_PLAN}"
+    "DEFINE_TENANT",
+    f"{_LIMITS} user_rpm user_tpm user_concurrency tenant_id organization_id created, {_PLAN}",
 )
-DEFINE_ORGANIZATION = Layout("DEFINE_ORGANIZATION", f"{_LIMITS} credit_limit cap organization_id")
+DEFINE_ORGANIZATION = Layout("DEFINE_ORGANIZATION", f"{_LIMITS} credit_limit cap organization_id created")
 
 RUN_CALL = Layout("RUN_CALL", "s40 run_id, f64 verb organization_id tenant_id ttl budget_id")
 RAN = Layout("RAN", "f64 code now")
@@ -452,19 +453,22 @@ def define(run_id: bytes, version: int, definition: Definition, *, create: bool 
             kind, state = KIND_ORGANIZATION, keys.organization_state(p, definition.organization_id)
             cap = -1 if definition.cap is None else definition.cap
             packed = DEFINE_ORGANIZATION.pack(
-                *limits(definition.limits).values(), definition.credit_limit, cap, definition.organization_id
-            )
+                *limits(definition.limits).values(), definition.credit_limit, cap, definition.organization_id,
+                definition.created,
+            )  # fmt: skip
         case TenantDefinition():
             kind, state = KIND_TENANT, keys.tenant_state(p, definition.tenant_id)
             packed = DEFINE_TENANT.pack(
                 *limits(definition.limits).values(), *limits(definition.user_limits).values(),
-                definition.tenant_id, definition.organization_id, *plan(definition.terms).values(),
+                definition.tenant_id, definition.organization_id, definition.created,
+                *plan(definition.terms).values(),
             )  # fmt: skip
         case KeyDefinition(key_id=id_):
             kind, state = KIND_KEY, keys.key_state(p, id_)
             packed = DEFINE_KEY.pack(
-                *limits(definition.limits).values(), definition.revoked, definition.expires_ms, id_
-            )
+                *limits(definition.limits).values(), definition.revoked, definition.expires_ms, id_,
+                definition.created,
+            )  # fmt: skip
         case UserDefinition():
             kind, state = KIND_USER, keys.user_state(p, definition.tenant_id, definition.user)
             packed = DEFINE_USER.pack(*limits(definition.limits).values())
@@ -574,6 +578,8 @@ def is_as_defined(kind: type[AccountDefinition], packed: bytes, stored: bytes | 
     except struct.error:
         return False
     wanted = layout.read(packed)
+    if stored[0] == EARLIER:
+        wanted.pop("created", None)
     if isinstance(state, states.UserState):
         wanted["flags"] = int(any(wanted.values()))
     if isinstance(state, states.TenantState):

@@ -152,7 +152,10 @@ EACH_UNUSED_DAYS = budgets.EACH_UNUSED_DAYS
 
 @dataclass(slots=True)
 class Account:
-    """The fields that all four accounts begin with. Limits of 0 are none; levels of use are in 1/60,000."""
+    """The fields that all four accounts begin with. Limits of 0 are none; levels of use are in 1/60,000.
+
+    All but a user's end with `created`: when its row was created, in µs; 0 if that is unknown.
+    """
 
     flags: int = 0
     version: int = 0
@@ -171,6 +174,7 @@ class KeyState(Account):
 
     expires: int = 0
     key_id: int = 0
+    created: int = field(default=0, metadata={"since": 133})
 
 
 @dataclass(slots=True)
@@ -215,6 +219,7 @@ class TenantState(Account):
     offset: int = field(default=0, metadata={"since": 132})
     turns_at: int = field(default=0, metadata={"since": 132})
     offset_after: int = field(default=0, metadata={"since": 132})
+    created: int = field(default=0, metadata={"since": 133})
 
     @property
     def remaining(self) -> int:
@@ -264,6 +269,7 @@ class OrganizationState(Account):
     spend_seq: int = 0
     spend_at: int = 0
     organization_id: int = 0
+    created: int = field(default=0, metadata={"since": 133})
 
     @property
     def balance(self) -> int:
