@@ -52,7 +52,7 @@ def test_a_definition_of_another_row_begins_a_new_account(world: World, at: int)
     definition = definitions(LIMITS)[at]
 
     def define(created: int, version: int, *, create: bool = True) -> int:
-        return world.define(replace(definition, created=created), version, create=create)  # type: ignore[call-arg]
+        return world.define(replace(definition, created=created), version, create=create)  # type: ignore[call-arg]  # none of these is a user
 
     assert define(0, 100) == DONE
     assert define(1_796_000_000_000_001, 101) == DONE

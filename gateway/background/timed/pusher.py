@@ -122,9 +122,9 @@ class Pusher:
         return moved
 
     async def _forget_unknown(self) -> None:
-        """Have Redis forget the credentials that PostgreSQL does not know.
+        """Delete the credentials in Redis that PostgreSQL does not know.
 
-        Redis is read first: it has no credential before PostgreSQL has it.
+        Redis is read first, since it has no credential before PostgreSQL has it.
         """
         async for digests in self._target.credentials():
             await self._target.forget_credentials(await self._source.unknown_credentials(digests))
