@@ -40,8 +40,11 @@ _THEIR_AUDIT = f"""(admin_token_id IN ({_TOKENS}) OR actor IN ({_SCOPES})
     OR (resource = 'users' AND resource_id = %(id)s::text)
     OR (resource = 'api-keys' AND resource_id IN (SELECT id::text FROM ({_KEYS}) AS k))
     OR (resource = 'admin-tokens' AND resource_id IN (SELECT id::text FROM ({_TOKENS}) AS t))
-    OR (organization_id = %(organization)s AND %(name)s IN (before ->> 'user', after ->> 'user')))"""
+    OR (organization_id = %(organization)s
+        AND %(name)s IN (before ->> 'user', after ->> 'user', before ->> 'who', after ->> 'who')))"""
 _LEDGERS = ("token_ledger", "credit_transaction", "feature_usage")
+_USERS_BUDGETS = "SELECT id FROM budget WHERE organization_id = %(organization)s AND each = 'user'"
+_OF_THEM = f"budget_id IN ({_USERS_BUDGETS})"
 _THEIR_SESSIONS = "token_digest IN (SELECT digest FROM admin_token WHERE user_id = %(id)s)"
 
 # By table: the condition for a user's rows, and the names of secret columns.
@@ -59,7 +62,8 @@ KEPT = {
     ),
     "audit_log": (_THEIR_AUDIT, ()),
     "budget": ('organization_id = %(organization)s AND "user" = %(name)s', ()),
-    "raise_request": (f"requested_by IN ({_SCOPES})", ()),
+    "budget_raise": (f"{_OF_THEM} AND name = %(name)s", ()),
+    "raise_request": (f"requested_by IN ({_SCOPES}) OR {_OF_THEM} AND who = %(name)s", ()),
     "control_write": (f"account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s", ()),
     "call": ("user_id = %(id)s", ()),
     **dict.fromkeys(_LEDGERS, ("user_id = %(id)s", ())),
@@ -88,7 +92,7 @@ UPDATE {table} SET metadata = (
     SELECT coalesce(jsonb_object_agg(key, value), '{{}}') FROM jsonb_each(metadata)
      WHERE key = ANY(%(ours)s::text[]) OR metadata ? (%(beside)s::jsonb ->> key))
  WHERE jsonb_typeof(metadata) = 'object' AND user_id = %(id)s"""
-_NAMES = "'{external_id,name,user,subject,issuer,limits,reason}'::text[]"
+_NAMES = "'{external_id,name,user,who,subject,issuer,limits,reason}'::text[]"
 # The order matters: later statements find rows by names that earlier ones have not yet deleted.
 _TAKEN_OUT = {
     "console_session": f"DELETE FROM console_session WHERE {_THEIR_SESSIONS}",
@@ -99,7 +103,10 @@ _TAKEN_OUT = {
  WHERE state <> 'pending' AND strpos(payload::text, to_jsonb(%(name)s::text)::text) > 0""",
     "audit_log": f"""UPDATE audit_log SET before = before - {_NAMES}, after = after - {_NAMES},
        person = NULL, issuer = NULL, identity = NULL WHERE {_THEIR_AUDIT}""",
-    "raise_request": f"UPDATE raise_request SET reason = '-' WHERE requested_by IN ({_SCOPES})",
+    "budget_raise": f"DELETE FROM budget_raise WHERE {KEPT['budget_raise'][0]}",
+    "raise_request": f"""UPDATE raise_request SET reason = '-',
+       who = CASE WHEN {_OF_THEM} AND who = %(name)s THEN %(none)s ELSE who END
+ WHERE {KEPT["raise_request"][0]}""",
     "control_write": f"""UPDATE control_write
    SET account = CASE WHEN account IN ({_ACCOUNTS}) THEN 'user:' || %(none)s ELSE account END,
        payload = CASE WHEN payload ? 'user' THEN payload || jsonb_build_object('user', %(none)s::text)

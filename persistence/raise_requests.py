@@ -9,19 +9,29 @@ from decimal import Decimal
 from sqlalchemy import func, select
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budgets import APPROVED, DENIED, MONEY, OPEN, read_budget, window_of, wrong_raise
+from gateway.core.accounts.budgets import (
+    APPROVED,
+    DENIED,
+    KEY,
+    MONEY,
+    OPEN,
+    USER,
+    read_budget,
+    window_of,
+)
 from gateway.core.times import moment_of, ms_of
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.entity import Entity, EntityWrite, add, alter, delete, id_in, live, lock, require
 from persistence.keeper.news import told
-from persistence.resources.quota import BUDGET_SUBJECT, raise_amount, refuse_organizations
-from persistence.tables import budget, organization, raise_request
+from persistence.resources.quota import BUDGET_SUBJECT, raise_amount, refuse_organizations, wrong_raise_of
+from persistence.tables import api_key, app_user, budget, organization, raise_request
 
 _TELL = told("""
 WITH news AS (
     SELECT 'raise.requested' AS event, 'raise:' || r.id AS occasion,
            jsonb_build_object('raise_request_id', r.id, 'organization_id', o.id, 'organization', o.name,
-               'budget_id', b.id, 'budget', b.name, 'amount', trim_scale(r.amount)::text, 'unit', b.unit,
+               'budget_id', b.id, 'budget', b.name, 'each', b.each, 'account', r.who,
+               'amount', trim_scale(r.amount)::text, 'unit', b.unit,
                'currency', CASE WHEN b.unit = 'money' THEN o.currency END, 'until', r.until,
                'reason', r.reason, 'requested_by', r.requested_by) AS data
       FROM raise_request AS r JOIN budget AS b ON b.id = r.budget_id
@@ -42,24 +52,43 @@ def create(change: EntityWrite) -> Row:
         until = moment_of(ends_ms) if ends_ms else None
     if not isinstance(until, datetime):
         raise Unprocessable(errors=(("until", "is required: this budget never resets"),))
-    errors = tuple(wrong_raise(here, values["amount"], until, change.now))
-    if errors:
+    who = values.get("who")
+    if who is None and here.each and (who := _asker(change, here.each)) is None:
+        raise Unprocessable(errors=(("who", f"is required: this token has no {here.each} of its own"),))
+    if errors := wrong_raise_of(change, row, values["amount"], until, who):
         raise Unprocessable(errors=errors)
     open_ = (raise_request.c.budget_id == here.id) & (raise_request.c.status == OPEN)
     waiting = change.connection.execute(select(func.count()).where(open_)).scalar_one()
     if waiting >= OPEN_MAX:
         raise Conflict(f"{OPEN_MAX} requests of this budget wait to be decided.")
     amount = Decimal(str(values["amount"]))
-    more = {"organization_id": row["organization_id"], "amount": amount, "until": until}
+    more = {"organization_id": row["organization_id"], "amount": amount, "until": until, "who": who}
     made = add(change, **more, requested_by=change.command.actor.scope)
     change.connection.execute(_TELL, {"id": made})
     return change.fetch(made)
 
 
+def _asker(change: EntityWrite, each: str) -> str | None:
+    """Return the user or key that asks, for a budget with accounts for `each`; None if there is none."""
+    actor = change.command.actor
+    kind, _, number = actor.scope.partition(":")
+    key_id = int(number) if kind == "key" else None
+    if each == KEY and key_id is not None:
+        return number
+    if each != USER:
+        return None
+    named = select(app_user.c.external_id).where(app_user.c.id == actor.user_id)
+    if key_id is not None:
+        named = select(api_key.c.user).where(api_key.c.id == key_id)
+    return change.connection.execute(named).scalar_one_or_none()
+
+
 def approve(change: EntityWrite) -> Row:
-    """Raise the budget as requested; raise `Conflict` if the request is decided or has expired."""
+    """Raise the budget, or one owner of it; raise `Conflict` if the request is decided or has expired."""
     row = _undecided(change)
-    wanted = {name: row[name] for name in ("amount", "until", "reason")}
+    wanted = {name: row[name] for name in ("amount", "until", "reason", "who")}
+    if row["each"] is not None and row["who"] is None:  # an older keeper stored it
+        raise Conflict("The request does not say whom to raise: deny it, and ask again.")
     if row["unit"] != MONEY:
         wanted["amount"] = int(Decimal(str(row["amount"])))  # whole, as it was asked
     command = replace(change.command, id=id_in(row, "budget_id"), values=wanted)
@@ -96,7 +125,9 @@ def _decided(change: EntityWrite, status: str) -> Row:
 
 RAISE_REQUESTS = Entity(
     raise_request,
-    source=select(raise_request, budget.c.name.label("budget"), budget.c.unit, organization.c.currency)
+    source=select(
+        raise_request, budget.c.name.label("budget"), budget.c.unit, budget.c.each, organization.c.currency
+    )
     .join(budget, budget.c.id == raise_request.c.budget_id)
     .join(organization, organization.c.id == raise_request.c.organization_id),
     verbs={"create": create, "delete": delete, "approve": approve, "deny": deny},

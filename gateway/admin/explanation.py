@@ -339,13 +339,16 @@ async def _budget(ports: AdminPorts, row: Row, asked: CallAttributes) -> str:
         [now] = await live.overlay_budgets(ports, [row])
     told = dict(RESOURCES["budgets"].render(now))
     unit = told["currency"] if told["unit"] == "money" else told["unit"]
-    left, amount, used, held = (_plain(told[name] or 0) for name in ("remaining", "amount", "used", "held"))
+    left, used, held = (_plain(told[name] or 0) for name in ("remaining", "used", "held"))
+    is_raised = told["raised_to"] is not None
+    amount = _plain(told["raised_to"] if is_raised else told["amount"])
+    raised = f", by a raise until {told['raised_until']}" if is_raised else ""
     held = "" if held == "0" else f", {held} held by calls in flight"
     resets = f", resets at {told['resets_at']}" if told["resets_at"] else ""
     only = "" if told["mode"] == "enforce" else " It only counts: it refuses nothing."
     return (
         f'"{told["name"]}"{whose}: {left} of {amount} {unit} a {told["interval"]} are left '
-        f"({used} used{held}){resets}.{only}"
+        f"({used} used{held}){resets}{raised}.{only}"
     ).replace(" a total", " in all")
 
 

@@ -11,16 +11,19 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from gateway.admin.ports import INLINE_PUSHES_MAX, PEEK_TIMEOUT_S, AdminPorts
 from gateway.core.accounts.administration import Intent, Page, Query, Row
 from gateway.core.accounts.budgets import (
+    BY_RAISE,
     OTHERS,
     LiveWindow,
     account_of,
     amount_of,
     figures,
+    owner_in,
+    owner_of,
     read_budget,
     window_of,
 )
@@ -72,40 +75,64 @@ async def most_used_accounts(ports: AdminPorts, row: Row, rows_max: int) -> list
 
 
 async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> list[Row]:
-    """Return budgets that have an account for each user or key, with the use of the account `whose`."""
-    at_ms = _now_ms()
+    """Return budgets that have an account for each user or key, with the use of the account `whose`.
+
+    Fields about a raise are those of the account's own, if that decides its limit.
+    """
+    at_ms, owner = _now_ms(), owner_of(whose)
     names = [account_of(int(str(row["organization_id"])), read_budget(row), whose) for row in rows]
-    live = await _peeked_budgets(ports, list(zip(rows, names, strict=True)))
+    raises, live = await asyncio.gather(
+        _raises(ports, rows, [owner]), _peeked_budgets(ports, list(zip(rows, names, strict=True)))
+    )
     stored = await asyncio.gather(
         *(
             ports.store.page("budget-accounts", Query(_of(row, name, at_ms), None, None, None, 1))
             for row, name in zip(rows, names, strict=True)
         )
     )
-    return [
-        {
-            **row,
-            **_figures(
-                row,
-                at_ms,
-                (_started(row, at_ms), sum(int(str(each["used"])) for each in page.rows)),
-                live,
-                name,
-            ),
-        }
-        for row, name, page in zip(rows, names, stored, strict=True)
-    ]
+    found = list[Row]()
+    for row, name, page in zip(rows, names, stored, strict=True):
+        used = sum(int(str(each["used"])) for each in page.rows)
+        own = _figures({**row, "raises": raises[row["id"]]}, at_ms, (_started(row, at_ms), used), live, name)
+        if own["limit_by"] == BY_RAISE:
+            own |= raises[row["id"]][owner].told
+        found.append({**row, **own})
+    return found
 
 
 async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: int) -> list[Row]:
     """Return stored accounts of a budget with their current use."""
     names = [f"{_account(row)}:{each['value']}" for each in stored]
-    live = await _peeked_budgets(ports, [(row, name) for name in names])
+    raises, live = await asyncio.gather(
+        _raises(ports, [row], [str(each["value"]) for each in stored]),
+        _peeked_budgets(ports, [(row, name) for name in names]),
+    )
+    row = {**row, "raises": raises[row["id"]]}
     return [
         {"unit": row["unit"], "who": each["name"], "shared": each["value"] == OTHERS}
         | _figures(row, at_ms, (each["start"], each["used"]), live, name)
         for each, name in zip(stored, names, strict=True)
     ]
+
+
+class _OwnersRaise(NamedTuple):
+    """A raise of one owner: its amount and end (Unix ms), and the fields of a budget that tell it."""
+
+    amount: object
+    until_ms: int
+    told: Row
+
+
+async def _raises(
+    ports: AdminPorts, rows: Sequence[Row], owners: Sequence[str]
+) -> Mapping[object, Mapping[str, _OwnersRaise]]:
+    """Return the raises of these owners, by budget and by owner as accounts name it."""
+    found: dict[object, dict[str, _OwnersRaise]] = {row["id"]: {} for row in rows}
+    for one in await ports.figures.raises([int(str(row["id"])) for row in rows], owners):
+        told = {"raised_to": one["amount"], "raised_until": one["until"], "raise_reason": one["reason"]}
+        own = _OwnersRaise(one["amount"], ms_of(cast("datetime", one["until"])), told)
+        found[one["budget_id"]][str(one["value"])] = own
+    return found
 
 
 def _of(row: Row, account: str, at_ms: int) -> Row:
@@ -127,8 +154,10 @@ def _figures(
     """
     budget, (start, used) = read_budget(row), stored
     known = None if start is None else (ms_of(start), int(used))
-    now = figures(budget, at_ms, known, live.get(name))
+    now = figures(budget, at_ms, known, live.get(name), owner_in(name))
     return {
+        "limit": amount_of(budget.unit, now.limit),
+        "limit_by": now.limit_by,
         "used": amount_of(budget.unit, now.used),
         "held": amount_of(budget.unit, now.held),
         "remaining": amount_of(budget.unit, now.limit - now.used),

@@ -222,12 +222,14 @@ class Window:
 class BudgetAccount:
     """A budget account that a call uses: its name, and its current windows, packed (`accounts/budgets.py`).
 
-    `enforced` means that one of its budgets refuses calls once it is used up.
+    `enforced` means that one of its budgets refuses calls once it is used up. `usual` are its windows without
+    a raise of its owner, as the shared account has them; empty if they are the same.
     """
 
     name: str
     defined: bytes
     enforced: bool
+    usual: bytes = b""
 
 
 @dataclass(slots=True)

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import cast
 
-from gateway.core.accounts.budgets import TOKENS, account_of, accounts_of, defined
+from gateway.core.accounts.budgets import (
+    TOKENS,
+    Budget,
+    account_of,
+    accounts_of,
+    are_raised,
+    defined,
+    owner_in,
+)
 from gateway.core.accounts.holds import (
     ChargedAmounts,
     ExpiredHold,
@@ -377,7 +385,7 @@ async def windows(
     owners = {one.caller.organization_id for one in late if one.budgets}
     if not owners:
         return {}, ()
-    now_ms, alike_as, unread = await client.now_ms(), dict[str, bytes](), set[int]()
+    now_ms, alike_as, unread = await client.now_ms(), dict[str, tuple[Sequence[Budget], bytes]](), set[int]()
     for organization_id in owners:
         name = keys.organization_terms(organization_id)
         unread.add(organization_id)
@@ -388,7 +396,8 @@ async def windows(
             continue
         with client.left_alone.reading("account", name):
             for alike in accounts_of(decode_terms(raw).budgets if isinstance(raw, bytes) else ()):
-                alike_as[account_of(organization_id, alike[0]).partition(":")[0]] = defined(alike, now_ms)
+                prefix = account_of(organization_id, alike[0]).partition(":")[0]
+                alike_as[prefix] = alike, defined(alike, now_ms)
             unread.discard(organization_id)
     readable = [one for one in late if one.caller.organization_id not in unread]
     found = dict[str, bytes]()
@@ -398,7 +407,8 @@ async def windows(
         for name in one.budgets:
             prefix, packed = name.partition(":")[0], None
             if prefix in alike_as:
-                found[name] = alike_as[prefix]
+                (budgets, usual), owner = alike_as[prefix], owner_in(name)
+                found[name] = defined(budgets, now_ms, owner) if are_raised(budgets, owner) else usual
             elif prefix == of_runs:
                 packed = await client.ask(b"GET", keys.run(caller.partition, name).encode())
             if isinstance(packed, bytes):

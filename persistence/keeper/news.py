@@ -132,38 +132,43 @@ WITH calendar AS (
 ), live AS MATERIALIZED (
     SELECT b.id, b.name, b.organization_id, o.name AS organization, o.currency, b.unit, b.each, b.mode,
            b."interval", b.time_zone, b.thresholds, c.start, c.next, greatest(c.start, b.created_at) AS began,
-           c.look_back, l."limit", p.parts
+           c.look_back, l.usual, p.parts
       FROM calendar AS c
       JOIN budget AS b USING ("interval", time_zone, anchor_day)
       JOIN organization AS o ON o.id = b.organization_id
      CROSS JOIN LATERAL (SELECT trunc(CASE WHEN b.raised_until > :now THEN b.raised_to ELSE b.amount END
-                               * CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END) AS "limit") AS l
+                               * CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END) AS usual) AS l
      CROSS JOIN LATERAL (SELECT array_agg(x::float8 * {ROUNDED}) AS parts
                            FROM jsonb_array_elements_text(b.thresholds) AS x) AS p
      WHERE b.deleted_at IS NULL AND b.id >= :id AND {_WANTED}
 )"""  # noqa: S608  # our own words, here and below
-# Their accounts with at least `least` used, and the news reported of each.
+# Their accounts with at least `least` used, the limit of each, which is never below the usual one, and the
+# news reported of each.
 _ACCOUNTS = """
-SELECT b.*, u.value, u.name AS account, u.used, coalesce(t.part, 0) AS part, coalesce(t.level, 0) AS level,
+SELECT b.*, l."limit", u.value, u.name AS account, u.used,
+       coalesce(t.part, 0) AS part, coalesce(t.level, 0) AS level,
        coalesce(t.exceeded, false) AS exceeded, t.before_used, t.before_at, t.seen_used, t.seen_at
   FROM live AS b
  CROSS JOIN LATERAL (SELECT value, name, used FROM budget_use
                       WHERE budget_id = b.id AND start = b.start AND used >= {least} OFFSET 0) AS u
+  LEFT JOIN budget_raise AS r ON r.budget_id = b.id AND r.value = u.value AND r.until > :now
+ CROSS JOIN LATERAL (SELECT greatest(b.usual, trunc(r.amount
+                               * CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END)) AS "limit") AS l
   LEFT JOIN budget_told AS t ON t.budget_id = b.id AND t.start = b.start AND t.value = u.value
  WHERE (b.id, b.start, u.value) > (:id, :start, :value)"""
 _IN_ORDER = f" ORDER BY b.id, b.start, u.value LIMIT {ACCOUNTS_MAX}"
 _REACHED = text(f"""{_LIVE}
-{_ACCOUNTS.format(least='b."limit" * least(1, (SELECT min(x) FROM unnest(b.parts) AS x))')}
-   AND (u.used >= b."limit" AND (NOT coalesce(t.exceeded, false) OR b."limit" > t.level)
-        OR u.used >= b."limit" * (SELECT min(x) FROM unnest(b.parts) AS x
-                                   WHERE x > coalesce(t.part, 0) OR x * b."limit" > t.level))
+{_ACCOUNTS.format(least="b.usual * least(1, (SELECT min(x) FROM unnest(b.parts) AS x))")}
+   AND (u.used >= l."limit" AND (NOT coalesce(t.exceeded, false) OR l."limit" > t.level)
+        OR u.used >= l."limit" * (SELECT min(x) FROM unnest(b.parts) AS x
+                                   WHERE x > coalesce(t.part, 0) OR x * l."limit" > t.level))
 {_IN_ORDER}""")  # noqa: S608
 # Accounts whose pace may give a forecast, or whose next sample is due; the rule in the core decides.
 _RUNNING = text(f"""{_LIVE}
-{_ACCOUNTS.format(least='b."limit" / 10')}
-   AND u.used < b."limit" AND NOT coalesce(t.foreseen, false)
+{_ACCOUNTS.format(least="b.usual / 10")}
+   AND u.used < l."limit" AND NOT coalesce(t.foreseen, false)
    AND (t.seen_at IS NULL OR :now - t.seen_at >= b.look_back OR u.used < t.seen_used
-        OR (b."limit" - u.used)::float8 * {ROUNDED}
+        OR (l."limit" - u.used)::float8 * {ROUNDED}
            * extract(epoch FROM :now - coalesce(t.before_at, b.began))::float8
            <= (u.used - coalesce(t.before_used, 0))::float8
            * extract(epoch FROM coalesce(b.next - :now, :ahead))::float8)

@@ -18,8 +18,10 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    delete,
     exists,
     func,
+    insert,
     literal,
     or_,
     select,
@@ -30,9 +32,13 @@ from sqlalchemy import (
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import (
+    KEY,
     MONEY,
+    ORGANIZATION_RAISES_MAX,
+    RAISES_MAX,
     Selector,
     account_of,
+    owner_of,
     read_budget,
     selector_of,
     too_many,
@@ -58,6 +64,7 @@ from persistence.tables import (
     api_key,
     app_user,
     budget,
+    budget_raise,
     budget_use,
     call,
     control_write,
@@ -76,6 +83,11 @@ from persistence.tables import (
 # Advisory lock class 7806: writers of budgets of an organization, so that maxima hold. Organizations share
 # 1,024 locks: PostgreSQL has room for a few thousand in all.
 _LOCK = text("SELECT pg_advisory_xact_lock(7806, (CAST(:organization AS bigint) % 1024)::integer)")
+# How many raises of single owners are in force, of one budget and of its organization.
+_RAISES = text("""
+SELECT count(*) FILTER (WHERE r.budget_id = :budget_id) AS of_budget, count(*) AS of_all
+  FROM budget AS b JOIN budget_raise AS r ON r.budget_id = b.id
+ WHERE b.organization_id = :organization AND b.deleted_at IS NULL AND r.until > :now""")
 _SELECTING = [budget.c[name] for name in Selector._fields]
 
 
@@ -118,14 +130,18 @@ def _unless_organizations(verb: Verb) -> Verb:
 
 def change_budget(change: EntityWrite) -> Row:
     """Change fields of a budget other than its window: name, amount, effect on calls, notices."""
-    alter(change, _changed(lock(change), change.command.values))
+    said = change.command.values
+    alter(change, _changed(lock(change), said))
+    if "amount" in said:
+        its = (budget_raise.c.budget_id == change.row_id, budget_raise.c.amount <= said["amount"])
+        change.connection.execute(delete(budget_raise).where(*its))
     return _defined(change)
 
 
 def _changed(row: Row, said: Row) -> Row:
     """Return the values to store for a budget; `said` are the changes.
 
-    Raise `Unprocessable` if the amount does not fit the unit. A raise below the new amount is removed.
+    Raise `Unprocessable` if the amount does not fit the unit. A raise of no more than that is removed.
     """
     if "amount" not in said:
         return said
@@ -138,14 +154,48 @@ def _changed(row: Row, said: Row) -> Row:
 
 
 def raise_amount(change: EntityWrite) -> Row:
+    """Raise the amount of a budget until a time, or with `who` that of one owner alone."""
     row, values = lock(change), change.command.values
-    amount, until = values["amount"], values["until"]
+    amount, until, who = values["amount"], values["until"], values.get("who")
     assert isinstance(until, datetime)
-    errors = tuple(wrong_raise(read_budget(row), amount, until, change.now))
+    errors = wrong_raise_of(change, row, amount, until, who)
     if errors:
         raise Unprocessable(errors=errors)
-    alter(change, {"raised_to": amount, "raised_until": until, "raise_reason": values["reason"]})
+    if who is None:
+        alter(change, {"raised_to": amount, "raised_until": until, "raise_reason": values["reason"]})
+    else:
+        _raise_one(change, row, str(who), {"amount": amount, "until": until, "reason": values["reason"]})
     return _defined(change)
+
+
+def wrong_raise_of(
+    change: EntityWrite, row: Row, amount: object, until: datetime, who: object
+) -> tuple[tuple[str, str], ...]:
+    """Return (field, fault) for each error in a raise of a budget, or with `who` of one owner."""
+    here = read_budget(row)
+    errors = tuple(wrong_raise(here, amount, until, change.now, None if who is None else str(who)))
+    if who is None or here.each != KEY or "who" in dict(errors):
+        return errors
+    owner = change.connection.execute(_OWNERS["api_key_id"], {"id": int(str(who))}).first()
+    theirs = owner is not None and owner.organization_id == row["organization_id"]
+    if theirs and here.tenant_id in {0, owner.tenant_id}:  # type: ignore[union-attr]  # theirs: there is one
+        return errors
+    return (*errors, ("who", f"there is no api key {who} that this budget applies to"))
+
+
+def _raise_one(change: EntityWrite, row: Row, who: str, said: dict[str, object]) -> None:
+    """Store the raise of one owner in place of a former one; raises that are over are deleted."""
+    connection, of = change.connection, budget_raise.c
+    gone = (of.budget_id == change.row_id, (of.until <= change.now) | (of.value == owner_of(who)))
+    here = {"budget_id": change.row_id}
+    values = {"organization": row["organization_id"], "now": change.now, **here}
+    connection.execute(_LOCK, values)
+    connection.execute(delete(budget_raise).where(*gone))
+    count = connection.execute(_RAISES, values).one()
+    if count.of_budget >= RAISES_MAX or count.of_all >= ORGANIZATION_RAISES_MAX:
+        most = f"{RAISES_MAX} of a budget, and {ORGANIZATION_RAISES_MAX} of all budgets"
+        raise Unprocessable(errors=(("who", f"{most} are raised at most: there cannot be more"),))
+    connection.execute(insert(budget_raise).values(**here, value=owner_of(who), name=who, **said))
 
 
 def reset(change: EntityWrite) -> Row:

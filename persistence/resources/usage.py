@@ -53,6 +53,7 @@ from persistence.registry import SUBJECTS
 from persistence.tables import (
     api_key,
     app_user,
+    budget_raise,
     budget_use,
     call,
     invoice,
@@ -345,6 +346,12 @@ class ConsoleQueries:
         here = (budget_use.c.budget_id == budget_id, budget_use.c.start == start, *self._own(budget_use))
         most = (budget_use.c.used.desc(), budget_use.c.value)
         return await self._rows(select(budget_use).where(*here).order_by(*most).limit(rows_max))
+
+    async def raises(self, budget_ids: Collection[int], owners: Collection[str]) -> Sequence[Row]:
+        """Return the raises in force of these budgets' owners, which are named as in their accounts."""
+        of, now = budget_raise.c, func.now()
+        here = (of.budget_id.in_(budget_ids), of.value.in_(owners), of.until > now, *self._own(budget_raise))
+        return await self._rows(select(budget_raise).where(*here)) if owners else []
 
     async def outcomes(
         self, since: datetime, filters: Mapping[str, object], calls_max: int

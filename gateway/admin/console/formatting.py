@@ -211,14 +211,15 @@ def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
     row = budget if account is None else account
     if row["used"] is None:
         return None
-    limit, used, held = (Decimal(str(each)) for each in (limit_of(budget), row["used"], row["held"]))
+    most = limit_of(budget) if account is None else account["limit"]
+    limit, used, held = (Decimal(str(each)) for each in (most, row["used"], row["held"]))
     used_share = percent(float(used), float(limit))
     tone = "bad" if used >= limit else "warn" if used_share >= NEARLY else "good"
     return BudgetUse(
         bare(budget, row["used"]),
         bare(budget, row["held"]),
         bare(budget, row["remaining"]),
-        limit_text(budget),
+        amount(budget, most),
         round(used_share, 2),
         round(min(percent(float(held), float(limit)), 100.0 - used_share), 2),
         tone,

@@ -68,12 +68,16 @@ class OwnScope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OwnBudget:
-    """A budget that a person's calls take from: its selector, and the use (None if it has many accounts)."""
+    """A budget that a person's calls take from: its selector, and the use (None if it has many accounts).
+
+    `who` is the person's own user or key in a budget with `each`; empty for other budgets.
+    """
 
     row: Row
     of: str
     use: BudgetUse | None
     state: str
+    who: str
 
 
 def or_home(page: Reading) -> Reading:
@@ -157,12 +161,13 @@ async def ask(
     if not _may_ask(signed.actor):
         raise Forbidden("This token may not ask for more of a budget.")
     budget_id = row_id(request)
-    mine = {int(str(each.row["id"])): each.row for each in await _budgets(wide, scope)}
-    if budget_id not in mine:
-        raise NotFound
     amount, reason, until = (str(posted.get(name, "")).strip() for name in ("amount", "reason", "until"))
-    sent: dict[str, object] = {"budget_id": budget_id, "reason": reason}
-    sent["amount"] = form_fields.amount(str(mine[budget_id]["unit"]), amount)
+    who = str(posted.get("who", ""))
+    mine = [each for each in await _budgets(wide, scope) if each.row["id"] == budget_id]
+    if not any(each.who in {who, ""} or not who for each in mine):
+        raise NotFound
+    sent: dict[str, object] = {"budget_id": budget_id, "reason": reason, **({"who": who} if who else {})}
+    sent["amount"] = form_fields.amount(str(mine[0].row["unit"]), amount)
     if until:
         sent["until"] = f"{until}T00:00:00Z"
     try:
@@ -236,7 +241,10 @@ async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
     for each, named in accounts.items():
         rows = [row for row in mine if row["each"] == each]
         for value, whose in named.items() if rows else ():
-            plain += [{**row, "whose": whose} for row in await live.own_budgets(wide.ports, rows, value)]
+            plain += [
+                {**row, "whose": whose, "value": value}
+                for row in await live.own_budgets(wide.ports, rows, value)
+            ]
     targets = {name: SCREENS["budgets"].resource.target(name) for name in SELECTING}
     names = await wide.names(
         {
@@ -252,7 +260,8 @@ def _own_budget(row: Row, names: Mapping[tuple[str, int], str], targets: Mapping
     told = {**RESOURCES["budgets"].render(row)}
     of = formatting.budget_selector(told, names, targets)
     of += f": {row['whose']}" if "whose" in row else ""
-    return OwnBudget(told, of, formatting.use_of(told), formatting.budget_state_of(told))
+    use, state = formatting.use_of(told), formatting.budget_state_of(told)
+    return OwnBudget(told, of, use, state, str(row.get("value", "")))
 
 
 def _takes_from(row: Row, scope: OwnScope) -> bool:

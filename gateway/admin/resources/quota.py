@@ -328,11 +328,14 @@ class BudgetCreate(In):
 
 
 class Raise(In):
-    """The raised amount of a budget, until when, and why."""
+    """The raised amount of a budget, until when, and why; with `who` of one alone."""
 
     amount: BudgetAmount = Field(description="The raised amount.")
     until: Instant = Field(description="Then it ends by itself.")
     reason: Text
+    who: ExternalId | None = optional(
+        "Of a budget with `each`: the user, session, or id of the key or project that is raised. null: all."
+    )
 
 
 class Amounts(Out):
@@ -378,6 +381,8 @@ BudgetAccount = create_model(
     __doc__="One account of a budget: everybody of `each` has one.",
     unit=(str, MONEY),
     who=(str | None, optional("The user, the key's or project's id, the session.")),
+    limit=(BudgetAmount | None, optional("What may be used in this window.")),
+    limit_by=(str | None, optional("What decides `limit`: budget, or raise of this one.")),
     shared=(bool, Field(default=False, description="Of all others: there are as many accounts as may be.")),
     **COUNTED,
 )
@@ -386,7 +391,7 @@ ACCOUNTS = SubResource(
     "List what everybody of `each` has used",
     BudgetAccount,
     "by account",
-    ("who", "shared", "used", "held", "remaining", "resets_at"),
+    ("who", "shared", "limit", "limit_by", "used", "held", "remaining", "resets_at"),
 )
 BUDGET_RESOURCES = (
     Resource(

@@ -9,8 +9,9 @@ from __future__ import annotations
 import calendar
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -46,6 +47,12 @@ BUDGET_ACCOUNTS_MAX: Final = 16
 WINDOWS_MAX: Final = 16
 # After so many whole days without calls an account of `each` is given up, and a session's is forgotten.
 EACH_UNUSED_DAYS: Final = 30
+# Most raises of single owners that a budget has at a time, and all budgets of an organization: each gateway
+# worker has those of the organizations that call.
+RAISES_MAX: Final = 10_000
+ORGANIZATION_RAISES_MAX: Final = 20_000
+# What decides the limit of an account.
+BY_BUDGET, BY_RAISE = LIMITS_BY = ("budget", "raise")
 
 # One window as it is sent with a call. Its flags are the unit, and what happens once it is used up. In an
 # endless window `after` is how long (ms) an unused account is kept: 0 is for ever.
@@ -67,6 +74,20 @@ WIDE_STEPS: Final = {
 _MONTHS: Final = {MONTH: 1, QUARTER: 3, YEAR: 12}
 
 
+class PersonalRaise(NamedTuple):
+    """The amount of one owner of a budget with `each` until `until_ms` (Unix ms), in its unit as counted."""
+
+    amount: int
+    until_ms: int
+
+
+class Limit(NamedTuple):
+    """The limit of an account, and what decides it, one of `LIMITS_BY`."""
+
+    amount: int
+    by: str
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """A limit on a `unit` in each interval, for all calls that match its selector.
@@ -77,7 +98,7 @@ class Budget:
     organization's currency if the unit is money. `raised_to` replaces the amount until `raised_until_ms` (0:
     not raised). Without `enforce` the use is only counted and reported. With `cut` the budget ends the stream
     that uses it up. `hold` is how much of a call is held, `likely` or `maximum`; empty means that the
-    tenant's plan decides.
+    tenant's plan decides. `raises` are those of single owners, by the owner's part of the account's name.
     """
 
     id: int
@@ -102,6 +123,7 @@ class Budget:
     hold: str = ""
     tool: str = ""
     server: str = ""
+    raises: dict[str, PersonalRaise] = field(default_factory=dict, hash=False)
 
     @property
     def selector(self) -> tuple[object, ...]:
@@ -120,10 +142,21 @@ class Budget:
         """Return the limit at a time (Unix ms): `raised_to` while the budget is raised, else `amount`."""
         return self.raised_to if at_ms < self.raised_until_ms else self.amount
 
+    def limit_of(self, owner: str, at_ms: int) -> Limit:
+        """Return the limit of one owner's account at a time (Unix ms): the owner's raise never lowers it.
+
+        `owner` is a result of `owner_in`; empty for the account of all, and the shared one.
+        """
+        usual, own = self.limit_at(at_ms), self.raises.get(owner)
+        if own is None or at_ms >= own.until_ms or own.amount <= usual:
+            return Limit(usual, BY_BUDGET)
+        return Limit(own.amount, BY_RAISE)
+
     @property
     def is_large(self) -> bool:
-        """Whether its limit of money is more than one number counts, so that its windows are wide."""
-        return self.unit == MONEY and max(self.amount, self.raised_to) > INTEGER_MAX
+        """Whether a limit of money is more than one number counts, so that windows are wide."""
+        amounts = (self.amount, self.raised_to, *[one.amount for one in self.raises.values()])
+        return self.unit == MONEY and max(amounts) > INTEGER_MAX
 
     def matches(self, asked: CallAttributes) -> bool:
         """Return whether this budget applies to a call: each field that it sets must match the call's."""
@@ -191,7 +224,22 @@ def account_of(organization_id: int, budget: Budget, value: str = "") -> str:
     """
     named = json.dumps([organization_id, *budget.selector], ensure_ascii=False)
     name = _digest(named)[:16]
-    return f"{name}:{_digest(value)[:24]}" if budget.each else name
+    return f"{name}:{owner_of(value)}" if budget.each else name
+
+
+def owner_of(value: str) -> str:
+    """Return the owner's part of an account's name: a hash of the user, key, project or session `value`."""
+    return _digest(value)[:24]
+
+
+def owner_in(account: str) -> str:
+    """Return the owner's part of an account's name; empty for an account of all."""
+    return account.partition(":")[2]
+
+
+def are_raised(budgets: Iterable[Budget], owner: str) -> bool:
+    """Return whether one of these budgets has a raise of this owner, in force or over."""
+    return any(owner in one.raises for one in budgets)
 
 
 def bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[int, int, int]:
@@ -209,11 +257,14 @@ def bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[
     return start, next_, _window(interval, zone, anchor_day, next_)[1]
 
 
-def defined(budgets: Iterable[Budget], at_ms: int) -> bytes:
-    """Return the current windows of one account's budgets at `at_ms` (Unix ms), packed for Lua scripts."""
+def defined(budgets: Iterable[Budget], at_ms: int, owner: str = "") -> bytes:
+    """Return the current windows of one account's budgets at `at_ms` (Unix ms), packed for Lua scripts.
+
+    The limits are those of `owner`, a result of `owner_in`.
+    """
     packed = list[bytes]()
     for one in sorted(budgets, key=lambda one: one.id):
-        limit, flags = packed_limit(one.limit_at(at_ms), flags_of(one))
+        limit, flags = packed_limit(one.limit_of(owner, at_ms).amount, flags_of(one))
         times = (
             (0, 0, EACH_UNUSED_DAYS * DAY_MS)
             if is_forgotten_unused(one)
@@ -261,7 +312,7 @@ def is_forgotten_unused(budget: Budget) -> bool:
     return budget.each == SESSION and budget.interval == TOTAL
 
 
-def defined_until(budgets: Iterable[Budget], at_ms: int) -> int:
+def defined_until(budgets: Iterable[Budget], at_ms: int, owner: str = "") -> int:
     """Return the Unix ms at which the result of `defined` next changes; 0 is never.
 
     It changes when a window ends, or when a limit that was raised for a time falls back.
@@ -269,6 +320,7 @@ def defined_until(budgets: Iterable[Budget], at_ms: int) -> int:
     ends = [0]
     for one in budgets:
         ends += [bounds(one.interval, one.time_zone, one.anchor_day, at_ms)[1], one.raised_until_ms]
+        ends += [one.raises[owner].until_ms] if owner in one.raises else []
     return min((end for end in ends if end > at_ms), default=0)
 
 
@@ -502,6 +554,7 @@ THRESHOLDS: Final = (0.5, 0.8, 1.0)
 _FIXES: Final = {USER: "user", KEY: "api_key_id", PROJECT: "project_id"}
 
 Wrong = Iterator[tuple[str, str]]
+_ID: Final = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
 
 
 def wrong_window(values: Mapping[str, Any]) -> Wrong:
@@ -532,14 +585,25 @@ def wrong_amount(unit: str, amount: object, field: str) -> Wrong:
         yield field, f"must be above 0 and at most {MONEY_MAX}, with at most {most}"
 
 
-def wrong_raise(budget: Budget, amount: object, until: datetime, now: datetime) -> Wrong:
-    """Yield (field, fault) for each error in a raise of a budget's limit to `amount`, `until` a time."""
+def wrong_raise(
+    budget: Budget, amount: object, until: datetime, now: datetime, who: str | None = None
+) -> Wrong:
+    """Yield (field, fault) for each error in a raise of a budget's limit to `amount`, `until` a time.
+
+    With `who`, the raise is of one user, key, project or session.
+    """
     found = list(wrong_amount(budget.unit, amount, "amount"))
     yield from found
-    if not found and counted(budget.unit, amount) < budget.amount:
+    if not found and who is not None and counted(budget.unit, amount) < budget.limit_at(ms_of(now)):
+        yield "amount", "must not be below what this one has: what it is raised to, not by"
+    elif not found and counted(budget.unit, amount) < budget.amount:
         yield "amount", "must not be below the budget's own: what it is raised to, not by"
     if until <= now:
         yield "until", "must be in the future"
+    if who is not None and not budget.each:
+        yield "who", "needs a budget with `each`: this one has one amount for all"
+    elif who is not None and budget.each in {KEY, PROJECT} and _ID.fullmatch(who) is None:
+        yield "who", f"must be the id of a {budget.each}, such as 7"
 
 
 def counted(unit: str, amount: Any) -> int:
@@ -560,12 +624,19 @@ def told_amount(unit: str, number: int) -> str | int:
 
 
 def read_budget(row: Mapping[str, Any]) -> Budget:
-    """Return the budget of a database row. Fields that are null get the default."""
+    """Return the budget of a database row. Fields that are null get the default.
+
+    `raises` of the row are by owner, each beginning with the amount and its end, in Unix ms.
+    """
     unit = row["unit"]
     said: dict[str, Any] = {
         one.name: row[one.name] for one in fields(Budget) if row.get(one.name) is not None
     }
     said |= {name: counted(unit, said[name]) for name in ("amount", "raised_to") if name in said}
+    said["raises"] = {
+        owner: PersonalRaise(counted(unit, amount), until_ms)
+        for owner, (amount, until_ms, *_) in (row.get("raises") or {}).items()
+    }
     return Budget(
         **said, enforce=row["mode"] == ENFORCE, cut=row["on_exhausted"] == CUT,
         created_ms=ms_of(row["created_at"]), raised_until_ms=ms_of(row["raised_until"]),
@@ -585,12 +656,16 @@ class LiveWindow:
 
 @dataclass(frozen=True, slots=True)
 class BudgetBalance:
-    """The limit, used and held amounts of a budget in its current window, and its end; 0 is never."""
+    """The limit, used and held amounts of a budget in its current window, and its end; 0 is never.
+
+    `limit_by` is what decides the limit, one of `LIMITS_BY`.
+    """
 
     limit: int
     used: int
     held: int
     resets_ms: int
+    limit_by: str
 
 
 def window_of(budget: Budget, at_ms: int) -> tuple[int, int]:
@@ -604,17 +679,19 @@ def figures(
     at_ms: int,
     stored: tuple[int, int] | None,
     live: Mapping[int, LiveWindow] | None = None,
+    owner: str = "",
 ) -> BudgetBalance:
-    """Return the limit, use and held amount of one account of a budget at `at_ms` (Unix ms).
+    """Return the limit, use and held amount of the account of an `owner` in a budget at `at_ms` (Unix ms).
 
     `stored` is the start and the use of the last window in PostgreSQL. `live` are the account's windows
     in Redis by budget id, or None if Redis lacks the account or is unreachable. Use in an earlier window
     counts as 0.
     """
     start, following = window_of(budget, at_ms)
-    limit = budget.limit_at(at_ms)
+    limit, by = budget.limit_of(owner, at_ms)
     window = (live or {}).get(budget.id)
     if window is not None:
-        return BudgetBalance(limit, window.used if window.start_ms >= start else 0, window.held, following)
+        used = window.used if window.start_ms >= start else 0
+        return BudgetBalance(limit, used, window.held, following, by)
     used = stored[1] if stored is not None and stored[0] >= start else 0
-    return BudgetBalance(limit, used, 0, following)
+    return BudgetBalance(limit, used, 0, following, by)

@@ -25,8 +25,10 @@ from gateway.core.accounts.budgets import (
     CallAttributes,
     account_of,
     accounts_of,
+    are_raised,
     defined,
     defined_until,
+    owner_in,
 )
 from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.calls.call import CallRequest
@@ -51,8 +53,8 @@ class CallBudgets(LruEntry):
     """The accounts that calls with the same attributes use, from `since_ms` until `until_ms` (0: for ever).
 
     `names` are the names of `accounts`. Their windows count `units`, and refuse calls by those in `enforced`.
-    `by_id` has all budgets of the organization, and `currency` is that of their money. `of` is the
-    organization's budgets from which this was built. `hold` is how much of a call is held: `maximum` if a
+    `by_id` has all budgets of the organization, and `currency` is that of their money. `version` is that of
+    the organization's budgets from which this was built. `hold` is how much of a call is held: `maximum` if a
     budget says so, else `likely` if one does, else empty: then the tenant's plan decides.
     """
 
@@ -64,7 +66,7 @@ class CallBudgets(LruEntry):
     enforced: frozenset[str]
     by_id: Mapping[int, Budget]
     currency: str
-    of: OrganizationBudgets
+    version: object
     hold: str = ""
 
     def holds_at(self, now_ms: int) -> bool:
@@ -103,20 +105,28 @@ class _CallerEntry:
 
 
 class OrganizationBudgets:
-    """The budgets of one organization, in groups that share an account."""
+    """The budgets of one organization, in groups that share an account.
+
+    What is found of them names their `version`, an object without contents: cached calls keep no raises alive
+    that a later version replaced.
+    """
 
     __slots__ = (
-        "_by_id", "_defined", "_groups", "_says", "_some", "by_caller", "currency", "organization_id",
+        "_by_id", "_defined", "_groups", "_raised", "_says", "_some", "by_caller", "currency",
+        "organization_id", "version",
     )  # fmt: skip
 
     def __init__(self, organization_id: int, budgets: Sequence[Budget], currency: str) -> None:
         self.organization_id, self.currency = organization_id, currency
+        self.version = object()
         self._groups = accounts_of(budgets)
+        # Whether a group has raises of single owners.
+        self._raised = [any(one.raises for one in group) for group in self._groups]
         # The windows of each group: valid since, valid until, and packed.
         self._defined: list[tuple[int, int, bytes] | None] = [None] * len(self._groups)
         self._says = _says(budgets)
         # Sets that many calls share are stored once.
-        self._by_id = {one.id: one for one in budgets}
+        self._by_id = {one.id: replace(one, raises={}) if one.raises else one for one in budgets}
         self._some: dict[frozenset[str], frozenset[str]] = {}
         # Whether only tenant, key, service and user matter: the first four fields of `Said`.
         self.by_caller = not any(self._says[4:])
@@ -154,9 +164,12 @@ class OrganizationBudgets:
             if not first.matches(asked):
                 continue
             begun, until, packed = self._definition(place, now_ms)
+            name, usual = account_of(self.organization_id, first, first.value_of(asked)), b""
+            if self._raised[place] and are_raised(group, owner := owner_in(name)):
+                usual = packed
+                begun, until, packed = _defined_at(group, now_ms, owner)
             since = max(since, begun)
-            name = account_of(self.organization_id, first, first.value_of(asked))
-            accounts.append(BudgetAccount(name, packed, any(one.enforce for one in group)))
+            accounts.append(BudgetAccount(name, packed, any(one.enforce for one in group), usual))
             units.update([one.unit for one in group])
             enforced.update([one.unit for one in group if one.enforce])
             holds.update([one.hold for one in group])
@@ -176,7 +189,7 @@ class OrganizationBudgets:
             self._same(frozenset(enforced)),
             self._by_id,
             self.currency,
-            self,
+            self.version,
             MAXIMUM if MAXIMUM in holds else LIKELY if LIKELY in holds else "",
         )
 
@@ -200,14 +213,17 @@ class OrganizationBudgets:
     def _definition(self, place: int, now_ms: int) -> tuple[int, int, bytes]:
         known = self._defined[place]
         if known is None or not _holds_at(now_ms, known[0], known[1]):
-            group = self._groups[place]
-            try:
-                known = now_ms, defined_until(group, now_ms), defined(group, now_ms)
-                self._defined[place] = known
-            except (ZoneInfoNotFoundError, ValueError) as error:
-                why = f"When a window of the budget {group[0].name} begins is not known here."
-                raise CountersUnavailable(why) from error
+            known = self._defined[place] = _defined_at(self._groups[place], now_ms)
         return known
+
+
+def _defined_at(group: Sequence[Budget], now_ms: int, owner: str = "") -> tuple[int, int, bytes]:
+    """Return an owner's windows of a group of budgets: valid since, valid until (Unix ms), and packed."""
+    try:
+        return now_ms, defined_until(group, now_ms, owner), defined(group, now_ms, owner)
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        why = f"When a window of the budget {group[0].name} begins is not known here."
+        raise CountersUnavailable(why) from error
 
 
 def _holds_at(now_ms: int, since_ms: int, until_ms: int) -> bool:
@@ -264,7 +280,7 @@ class BudgetCache:
             return self.find(budgets, budgets.asked(caller, service_id, said, call), now_ms)
         last = self._last[place]
         if (
-            last is not None and last.caller is caller and last.budgets.of is budgets
+            last is not None and last.caller is caller and last.budgets.version is budgets.version
             and last.service_id == service_id and last.user == user
             and last.budgets.holds_at(now_ms)
         ):  # fmt: skip
@@ -288,7 +304,7 @@ class BudgetCache:
         """
         key = budgets.organization_id, asked, 0 if run is None else run.budget_id
         found = self.known.find(key)
-        if found is None or found.of is not budgets or not found.holds_at(now_ms):
+        if found is None or found.version is not budgets.version or not found.holds_at(now_ms):
             found = budgets.find(CallAttributes(*asked), now_ms)
             if run is not None:
                 found = with_runs(found, run)

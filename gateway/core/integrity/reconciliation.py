@@ -18,6 +18,7 @@ from gateway.core.accounts.budgets import (
     LiveWindow,
     account_of,
     accounts_of,
+    are_raised,
     bounds,
     defined,
     is_forgotten_unused,
@@ -364,7 +365,8 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
                 for budget, one in zip(alike, own, strict=True)
             )
             moved_ms = max(now_ms if one in waiting else moved.get(one, 0) for one in own)
-            yield BudgetAccountUse(f"{prefix}:{value}" if somebody else name, packed, own, used, moved_ms)
+            its = defined(alike, now_ms, value) if are_raised(alike, value) else packed
+            yield BudgetAccountUse(f"{prefix}:{value}" if somebody else name, its, own, used, moved_ms)
 
 
 def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountUse:

@@ -9,7 +9,7 @@ from typing import Final, cast
 
 import msgspec
 
-from gateway.core.accounts.budgets import Budget, BudgetBalance, figures, told_amount
+from gateway.core.accounts.budgets import Budget, BudgetBalance, figures, owner_in, told_amount
 from gateway.core.model import Attribution, Caller, Scope
 from gateway.core.times import moment_of, ms_of, rfc3339
 from gateway.counters.admission.refusals import Throttle
@@ -40,7 +40,10 @@ async def budget_limits(
     if not isinstance(raws, list):
         raise CountersUnavailable
     windows = {name: live_windows(cast("bytes", raw)) for name, raw in zip(names, raws, strict=True) if raw}
-    return [_budget_limit(one, figures(one, now_ms, None, windows.get(name))) for name, one in found]
+    return [
+        _budget_limit(one, figures(one, now_ms, None, windows.get(name), owner_in(name)))
+        for name, one in found
+    ]
 
 
 def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
@@ -50,6 +53,7 @@ def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
         "name": budget.name,
         "unit": budget.unit,
         "limit": told_amount(budget.unit, now.limit),
+        "limit_by": now.limit_by,
         "used": told_amount(budget.unit, now.used),
         "remaining": told_amount(budget.unit, max(0, now.limit - now.used - now.held)),
         "reset_at": moment(now.resets_ms),

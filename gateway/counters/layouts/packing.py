@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from gateway.core.accounts import runs
 from gateway.core.accounts.budgets import DEFINED_WINDOW, FLAG_MONEY, FLAG_TOKENS, OTHERS, LiveWindow
@@ -213,7 +212,9 @@ def read_paid(packed: bytes) -> tuple[tuple[str, ...], int, int]:
 def replaced(accounts: tuple[BudgetAccount, ...], full: int) -> tuple[BudgetAccount, ...]:
     """Return accounts in which those with a bit in `full` are replaced by their budget's shared account."""
     return tuple(
-        replace(one, name=f"{one.name.partition(':')[0]}:{OTHERS}") if full >> place & 1 else one
+        BudgetAccount(f"{one.name.partition(':')[0]}:{OTHERS}", one.usual or one.defined, one.enforced)
+        if full >> place & 1
+        else one
         for place, one in enumerate(accounts)
     )
 

@@ -32,7 +32,8 @@ FEATURE = Feature(
         {
             "heading": "Spend", "name": "raise-requests", "title": "Raise requests", "one": "raise request",
             "columns": (
-                "id", "budget", "organization_id", "amount", "until", "reason", "status", "requested_by",
+                "id", "budget", "who", "organization_id", "amount", "until", "reason", "status",
+                "requested_by",
             ),
             "empty": "No raise request.", "next_step": ("See the budgets", "/budgets"),
         },

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 
 from gateway.admin.resources.quota import Amounts, BudgetAmount
 from gateway.admin.resources.resource import Action, Resource, answer_of, filters
-from gateway.admin.resources.values import Id, In, Instant, Text
+from gateway.admin.resources.values import ExternalId, Id, In, Instant, Text, optional
 from gateway.core.accounts.administration import (
     BILLING,
     CREATE,
@@ -32,6 +32,10 @@ class RaiseRequestCreate(In):
     budget_id: Id
     amount: BudgetAmount = Field(description="What the budget should be raised to.")
     reason: Text
+    who: ExternalId | None = optional(
+        "Of a budget with `each`: the user, session, or id of the key or project to be raised. null: the "
+        "asker's own user or key."
+    )
     until: Instant | None = Field(default=None, description="null: to the end of the budget's interval.")
 
 
@@ -71,9 +75,9 @@ RESOURCES = (
         actions=(
             Action(
                 "approve",
-                "Raise the budget as asked",
+                "Raise it as asked",
                 offered=lambda row: row["status"] == OPEN,
-                done="Approved: the budget is raised.",
+                done="Approved: it is raised.",
             ),
             Action(
                 "deny",

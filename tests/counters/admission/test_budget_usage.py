@@ -47,12 +47,12 @@ async def test_what_is_used_and_held_of_each(connect: Connect, world: World) -> 
     next_ = bounds("day", "UTC", 1, world.now_ms())[1]
     at = datetime.fromtimestamp(next_ / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     assert first == {
-        "scope": "budget", "name": "a day", "unit": "money", "limit": "5", "used": "0.500000001",
-        "remaining": "3.499999999", "reset_at": at, "interval": "day",
+        "scope": "budget", "name": "a day", "unit": "money", "limit": "5", "limit_by": "budget",
+        "used": "0.500000001", "remaining": "3.499999999", "reset_at": at, "interval": "day",
     }  # fmt: skip
     assert second == {
-        "scope": "budget", "name": "ever", "unit": "tokens", "limit": 900, "used": 60, "remaining": 800,
-        "reset_at": None, "interval": "total",
+        "scope": "budget", "name": "ever", "unit": "tokens", "limit": 900, "limit_by": "budget",
+        "used": 60, "remaining": 800, "reset_at": None, "interval": "total",
     }  # fmt: skip
     assert (third["name"], third["used"], third["remaining"]) == ("mine", "0", "5")
 
