@@ -10,11 +10,12 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from gateway.core.accounts.budgets import OTHERS, Budget, LiveWindow, account_of, bounds
+from gateway.core.accounts.budgets import OTHERS, Budget, LiveWindow, account_of, bounds, owner_of
 from tests.admin.conftest import Api
 
 DAY = timedelta(days=1)
 THRESHOLDS = [0.5, 0.8, 1]
+LATER = "2999-01-31T00:00:00Z"
 
 
 @dataclass
@@ -215,6 +216,50 @@ async def test_a_raise_has_an_end_and_is_told(desk: Desk) -> None:
     assert f"organization:{desk.organization}" in desk.api.counters.pushed
 
 
+async def test_a_raise_of_one_is_told_with_its_account_alone(desk: Desk) -> None:
+    made = await desk.make(each="user", amount="20")
+    for n, name in enumerate(("ada", "bob")):
+        desk.store(made, (n + 1) * 1_000_000_000, owner_of(name), name)
+    said = {"amount": "50", "until": LATER, "reason": "a fair"}
+    answer = await desk.api.post(f"budgets/{made['id']}/raise", {**said, "who": "ada"})
+    assert (answer.status, answer.json) == (200, made)
+    found = (await desk.api.get(f"budgets/{made['id']}/accounts")).json["items"]
+    told = {one["who"]: (one["limit"], one["limit_by"], one["remaining"]) for one in found}
+    assert told == {"ada": ("50.00", "raise", "49.00"), "bob": ("20.00", "budget", "18.00")}
+    [entry] = (await desk.api.get("audit-log?resource=budgets&action=raise")).json["items"]
+    assert (entry["after"]["who"], entry["after"]["amount"]) == ("ada", "50")
+    everybody = await desk.api.post(f"budgets/{made['id']}/raise", {**said, "amount": "60"})
+    assert everybody.json["raised_to"] == "60"
+    found = (await desk.api.get(f"budgets/{made['id']}/accounts")).json["items"]
+    assert {(one["limit"], one["limit_by"]) for one in found} == {("60.00", "budget")}
+
+
+async def test_a_raise_of_one_that_cannot_be_is_refused_with_its_field(desk: Desk) -> None:
+    user, key, project = [await desk.make(each=each, amount="20") for each in ("user", "key", "project")]
+    whole = await desk.make()
+    elsewhere = (await desk.api.post("tenants", {"name": "elsewhere"})).json
+    foreign = (await desk.api.post("api-keys", {"tenant_id": elsewhere["id"], "name": "f"})).json["id"]
+    team = await desk.make(each="key", amount="20", tenant_id=desk.tenant)
+    other = {"name": "other", "organization_id": desk.organization}
+    beside = (await desk.api.post("tenants", other)).json
+    of_beside = (await desk.api.post("api-keys", {"tenant_id": beside["id"], "name": "b"})).json["id"]
+    for budget, who, amount, fields in (
+        (whole, "ada", "20", {"who"}),
+        (user, "ada", "19.99", {"amount"}),
+        (user, "", "20", {"who"}),
+        (key, str(foreign), "20", {"who"}),
+        (key, "12345", "20", {"who"}),
+        (key, "k", "20", {"who"}),
+        (team, str(of_beside), "20", {"who"}),
+        (project, "x", "20", {"who"}),
+    ):
+        said = {"amount": amount, "until": LATER, "reason": "a fair", "who": who}
+        assert set(await desk.refusals("POST", f"budgets/{budget['id']}/raise", said)) == fields, who
+    for budget, who in ((key, str(of_beside)), (team, str(desk.key)), (project, "0")):
+        said = {"amount": "20", "until": LATER, "reason": "a fair", "who": who}
+        assert (await desk.api.post(f"budgets/{budget['id']}/raise", said)).status == 200, who
+
+
 @pytest.mark.parametrize("each", [None, "user"])
 async def test_a_reset_is_the_counters_work(desk: Desk, each: str | None) -> None:
     made = await desk.make(each=each)
@@ -264,7 +309,8 @@ async def test_a_budget_of_all_has_one_account(desk: Desk) -> None:
     desk.hold(desk.account(), made, 20, 10)
     [one] = (await desk.api.get(f"budgets/{made['id']}/accounts")).json["items"]
     assert one == {
-        "unit": "tokens", "who": None, "used": 20, "held": 10, "remaining": 30,
+        "unit": "tokens", "who": None, "limit": 50, "limit_by": "budget", "used": 20, "held": 10,
+        "remaining": 30,
         "resets_at": made["resets_at"], "shared": False, "is_current": True,
     }  # fmt: skip
 

@@ -82,10 +82,23 @@ async def test_a_refusal_is_told_at_its_step_with_what_is_left(run: Run, ids: di
     assert search.startswith('"search": 20 of 20 USD a month are left (0 used), resets at ')
     assert keys.startswith('"keys", key ')
     assert "5 of 5 USD" in keys
+    assert "raise" not in keys
     assert keys.endswith("It only counts: it refuses nothing.")
     assert step(found, "outcome")["says"] == "Refused: budget_exceeded. A budget's amount is used up."
     shown = (await run("explain", REFUSED)).stdout
     assert [line for line in shown.splitlines() if "Budgets" in line and "REFUSED HERE" in line]
+
+
+async def test_a_limit_that_is_raised_for_one_is_told_as_such(
+    run: Run, api: Api, ids: dict[str, Any]
+) -> None:
+    [key] = (await api.get("api-keys")).json["items"]
+    [budget] = (await api.get("budgets?name=keys")).json["items"]
+    said = {"amount": "9", "until": "2999-01-31T00:00:00Z", "reason": "a fair", "who": str(key["id"])}
+    assert (await api.post(f"budgets/{budget['id']}/raise", said)).status == 200
+    _, keys = step(await from_json(run, "explain", REFUSED), "budgets")["facts"]
+    assert "9 of 9 USD a month are left" in keys
+    assert ", by a raise until 2999-01-31T00:00:00Z." in keys
 
 
 async def test_a_refusal_without_a_step_is_told_at_the_outcome(run: Run, ids: dict[str, Any]) -> None:

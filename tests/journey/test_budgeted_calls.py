@@ -10,6 +10,7 @@ import pytest
 from tests.journey.budgets import MODEL, Spender, cost, reasons
 from tests.journey.parallel import CALLS, at_once, obedient
 from tests.stage import Stage
+from tests.waiting import wait_until
 
 ONE = cost(20, 40)
 USED_UP = "budget_exceeded"
@@ -40,6 +41,20 @@ def test_of_500_calls_at_one_instant_money_for_one_admits_one(spender: Spender) 
     spender.idle(budget)
     assert spender.used(budget) == ONE
     assert reasons([spender.chat()]) == [USED_UP]
+
+
+def test_of_200_calls_at_one_instant_a_raise_of_one_admits_what_that_one_has(spender: Spender) -> None:
+    """Everybody has 20 requests, Ada 50."""
+    each = spender.budget(20, "requests", each="user")
+    users = {user: spender.another_key(user=user)[1] for user in ("ada", "bob")}
+    spender.do(each, "raise", amount=50, until="2999-01-31T00:00:00Z", reason="a fair", who="ada")
+    wait_until(lambda: spender.usage(users["ada"])["limits"][-1]["limit"] == 50, apart_s=0.1)
+
+    async def both() -> list[int]:
+        calls = [at_once(spender.stack.gateway_url, request(key), 200) for key in users.values()]
+        return [outcomes[200, ""] for outcomes in await asyncio.gather(*calls)]
+
+    assert asyncio.run(both()) == [50, 20]
 
 
 @pytest.mark.parametrize("admission", ["strict", "available"])

@@ -53,3 +53,52 @@ def test_a_reset_begins_at_0_once(spender: Spender) -> None:
     wait_until(lambda: [(one["who"], one["used"] > 1) for one in spender.accounts(each)] == [("ada", True)])
     spender.do(each, "reset")
     wait_until(lambda: [(one["who"], one["used"]) for one in spender.accounts(each)] == [("ada", 0)])
+
+
+def test_a_raise_of_one_raises_one(spender: Spender) -> None:
+    """Everybody has 3; Ada asks for 6 and gets it, Bob keeps 3, and both are told their own."""
+    each = spender.budget(3, "requests", each="user", thresholds=[1])
+    spender.known(each, user="ada")
+    for user in ("ada", "bob"):
+        refused = [spender.until(429, user=user), spender.chat(user=user)]
+        assert {one.headers["x-tollkeeper-reason"] for one in refused} == {"budget_exceeded"}
+    asked = spender.stack.make("raise-requests", budget_id=each["id"], amount=6, reason="release", who="ada")
+    assert asked["who"] == "ada"
+    status, _ = spender.stack.admin("POST", f"/raise-requests/{asked['id']}/approve")
+    assert status == 200
+    answered = spender.until(200, user="ada")
+    assert "q=6;" in answered.headers["ratelimit-policy"]
+    assert '"budget";r=2' in answered.headers["ratelimit"]
+    assert spender.told(each, user="ada")["limit_by"] == "raise"
+    spender.until(429, user="ada")
+    assert spender.chat(user="bob").status_code == 429
+    told = wait_until(
+        lambda: (
+            len(found := {one["who"]: one for one in spender.accounts(each)}) == 2
+            and found["ada"]["used"] == 6
+            and found
+        )
+    )
+    figures = {who: (one["limit"], one["limit_by"], one["used"]) for who, one in told.items()}
+    assert figures == {"ada": (6, "raise", 6), "bob": (3, "budget", 3)}
+    # Everybody has more by a raise of all, and the one that is raised has the larger of both.
+    later = "2999-01-31T00:00:00Z"
+    assert spender.do(each, "raise", amount=5, until=later, reason="a fair")["raised_to"] == 5
+    spender.until(200, user="bob")
+    assert spender.chat(user="ada").status_code == 429
+    assert {one["limit"] for one in spender.accounts(each)} == {5, 6}
+
+
+def test_a_raise_of_one_ends_by_itself(spender: Spender) -> None:
+    each = spender.budget(1, "requests", each="key")
+    spender.until(429)
+    until = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=4)
+    spender.do(
+        each, "raise", amount=10**6, until=until.isoformat().replace("+00:00", "Z"), reason="a fair",
+        who=str(spender.key_id),
+    )  # fmt: skip
+    spender.until(200)
+    refused = spender.until(429)
+    assert datetime.now(UTC) >= until
+    assert refused.headers["x-tollkeeper-reason"] == "budget_exceeded"
+    assert spender.told(each)["limit"] == 1

@@ -351,6 +351,6 @@ async def test_who_decides_a_raise_request_sees_use_limit_and_the_rest_after_it(
     ):
         text = (await staff.open(f"/raise-requests/{row['id']}")).text.partition('id="figures"')[2]
         assert dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", text.partition("</section>")[0])) == {
-            "Limit": "$20.00", "Used": "$37.56", "Held by calls in flight": "$1.00",
+            "Whose": "user ann", "Limit": "$20.00", "Used": "$37.56", "Held by calls in flight": "$1.00",
             "Left after the raise": left,
         }  # fmt: skip

@@ -27,6 +27,7 @@ from gateway.core.accounts.budgets import (
     MONEY_MAX,
     Budget,
     CallAttributes,
+    PersonalRaise,
     Selector,
     account_of,
     accounts_of,
@@ -35,6 +36,7 @@ from gateway.core.accounts.budgets import (
     defined_until,
     is_of,
     may_meet_more,
+    owner_of,
     read_budget,
     selector_of,
     shown,
@@ -389,6 +391,63 @@ def test_a_stored_budget_is_read_in_what_is_counted() -> None:
 def test_a_raise_is_to_no_less_and_has_its_end_ahead(amount: object, later: int, found: list[str]) -> None:
     until = NOW + timedelta(seconds=later)
     assert [field for field, _ in wrong_raise(read_budget(STORED), amount, until, NOW)] == found
+
+
+ADA = owner_of("ada")
+
+
+@pytest.mark.parametrize(
+    ("raised_to", "own", "at", "limit"),
+    [
+        (20, None, 0, (20, "budget")),
+        (20, 50, 0, (50, "raise")),
+        (20, 50, 9, (50, "raise")),
+        (20, 50, 10, (20, "budget")),
+        # Everybody is raised until 5: whichever is larger counts.
+        (100, 50, 4, (100, "budget")),
+        (100, 50, 5, (50, "raise")),
+        (30, 50, 4, (50, "raise")),
+        (50, 50, 4, (50, "budget")),
+    ],
+)
+def test_a_raise_of_one_never_lowers_what_everybody_has(
+    raised_to: int, own: int | None, at: int, limit: tuple[int, str]
+) -> None:
+    raises = {} if own is None else {ADA: PersonalRaise(own, 10)}
+    budget = Budget(
+        1, "each", "requests", 20, "day", each="user", raised_to=raised_to, raised_until_ms=5, raises=raises
+    )
+    assert budget.limit_of(ADA, at) == limit
+    others = (raised_to if at < 5 else 20, "budget")
+    assert budget.limit_of(owner_of("bob"), at) == budget.limit_of("", at) == others
+
+
+def test_a_raise_of_one_is_read_in_what_is_counted() -> None:
+    row = {**STORED, "each": "user", "raises": {ADA: ("20.5", 7)}}
+    assert read_budget(row).raises == {ADA: PersonalRaise(20_500_000_000, 7)}
+
+
+@pytest.mark.parametrize(
+    ("each", "who", "amount", "found"),
+    [
+        ("user", "ada", Decimal(30), []),
+        ("user", "ada", Decimal("29.99"), ["amount"]),
+        (None, "ada", Decimal(30), ["who"]),
+        ("key", "7", Decimal(30), []),
+        ("key", "07", Decimal(30), ["who"]),
+        ("key", "laptop", Decimal(30), ["who"]),
+        ("project", "0", Decimal(30), []),
+        ("project", "-1", Decimal(30), ["who"]),
+        ("session", "s-1", Decimal(30), []),
+    ],
+)
+def test_a_raise_of_one_is_of_a_value_of_each_and_not_below_what_it_has(
+    each: str | None, who: str, amount: Decimal, found: list[str]
+) -> None:
+    """Of 12.5 a month, which everybody has as 30 until tomorrow."""
+    tomorrow = NOW + timedelta(days=1)
+    budget = read_budget({**STORED, "each": each, "raised_to": Decimal(30), "raised_until": tomorrow})
+    assert [field for field, _ in wrong_raise(budget, amount, tomorrow, NOW, who)] == found
 
 
 # --- selectors --------------------------------------------------------------------------

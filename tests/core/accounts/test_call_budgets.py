@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +15,10 @@ from gateway.core.accounts.budgets import (
     TOKENS,
     Budget,
     CallAttributes,
+    PersonalRaise,
     account_of,
+    owner_in,
+    owner_of,
 )
 from gateway.core.accounts.call_budgets import (
     ACCOUNT_BYTES,
@@ -26,6 +29,7 @@ from gateway.core.accounts.call_budgets import (
 )
 from gateway.core.calls.call import CallRequest
 from gateway.core.model import GENERIC, Attribution, BudgetWindow, Caller
+from gateway.counters.layouts.packing import replaced
 from gateway.errors import CountersUnavailable, TooManyBudgets
 
 NOW = round(datetime.fromisoformat("2026-05-05T05:05:05Z").timestamp() * 1000)
@@ -101,6 +105,41 @@ def test_a_raise_ends_when_it_says() -> None:
     assert limits == [9_000, 9_000, 5_000]
 
 
+def limits_of(found: CallBudgets) -> list[int]:
+    return [DEFINED_WINDOW.read(one.defined)["limit"] for one in found.accounts]
+
+
+def test_a_raise_of_one_is_that_owners_until_it_ends() -> None:
+    """Everybody has 10, Ada 50 for five milliseconds; nobody else has another definition for it."""
+    raised = replace(EACH, raises={owner_of("ada"): PersonalRaise(50, NOW + 5)})
+    known, budgets = BudgetCache(), of(raised)
+    eve = CALL._replace(user="eve")
+    assert [limits_of(known.find(budgets, CALL, NOW + at)) for at in (0, 4, 5)] == [[50], [50], [10]]
+    assert limits_of(known.find(budgets, eve, NOW)) == [10]
+    assert known.find(budgets, eve, NOW).accounts[0].defined == of(EACH).find(eve, NOW).accounts[0].defined
+    [(name, budget)] = budgets.of_caller(CALL)
+    assert budget.limit_of(owner_in(name), NOW) == (50, "raise")
+
+
+def test_a_raised_owner_without_a_place_has_the_limit_of_the_shared_account() -> None:
+    raised = replace(EACH, raises={owner_of("ada"): PersonalRaise(50, NOW + 5)})
+    month, ada = of(MONTH, raised).find(CALL, NOW).accounts
+    [same, shared] = replaced((month, ada), 0b10)
+    assert same is month
+    assert shared.name == account_of(1, EACH).partition(":")[0] + ":other"
+    assert DEFINED_WINDOW.read(shared.defined)["limit"] == 10
+
+
+def test_calls_that_are_kept_keep_no_raises_alive() -> None:
+    """A caller who never comes again would keep those of thousands in memory."""
+    raised = replace(EACH, raises={owner_of("ada"): PersonalRaise(50, NOW + 5)})
+    budgets = of(raised)
+    found = BudgetCache().find(budgets, CALL, NOW)
+    parts: list[Any] = [getattr(found, one.name) for one in fields(found)]
+    assert budgets not in parts
+    assert [one.raises for one in found.by_id.values()] == [{}]
+
+
 @pytest.mark.parametrize("kept", [True, False], ids=["by caller", "by what it says"])
 def test_a_clock_that_was_ahead_leaves_no_window_of_later_behind(kept: bool) -> None:
     """Scripts take one of later for that which follows: it would keep the present one open until then."""
@@ -145,7 +184,7 @@ def test_a_callers_last_budgets_are_found_until_something_of_it_is_another() -> 
     later = found(at_ms=first.until_ms)
     assert later.accounts[0].defined != first.accounts[0].defined
     budgets = of(replace(HOUR, amount=1), EACH)
-    assert found().of is budgets
+    assert found().version is budgets.version
 
 
 @pytest.mark.parametrize(

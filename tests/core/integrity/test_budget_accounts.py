@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.accounts.budgets import Budget, LiveWindow, account_of, defined
+from gateway.core.accounts.budgets import Budget, LiveWindow, PersonalRaise, account_of, defined
 from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.accounts.runs import BUDGET_ID_MIN, ENDED_CALLS
 from gateway.core.integrity.reconciliation import (
@@ -59,6 +59,15 @@ def test_somebodys_account_is_there_where_anything_is_used_now() -> None:
     found = accounts(stored, {WindowKey(3, DAY, B): 1}, f"{PREFIX}:other")
     assert {name: one.used for name, one in found.items() if ":" in name} == {
         f"{PREFIX}:{A}": (5,), f"{PREFIX}:{B}": (1,), f"{PREFIX}:other": (0,),
+    }  # fmt: skip
+
+
+def test_a_raised_owner_has_windows_of_its_own() -> None:
+    raised = replace(EACH, raises={A: PersonalRaise(500, NOW + 1)})
+    stored = {WindowKey(3, DAY, A): 5, WindowKey(3, DAY, B): 9}
+    found = {one.name: one.defined for one in as_they_should_be(7, (raised,), stored, {}, NOW)}
+    assert found == {
+        f"{PREFIX}:{A}": defined((replace(EACH, amount=500),), NOW), f"{PREFIX}:{B}": defined((EACH,), NOW),
     }  # fmt: skip
 
 

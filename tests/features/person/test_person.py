@@ -62,6 +62,11 @@ async def person(api: Api, admin_database: str) -> KeptPerson:
         "admin-tokens", name=NAME, role="readonly", organization_id=found.organization, user_id=found.id,
         issuer="https://id.example.com", subject=ADA,
     )  # fmt: skip
+    each = {"organization_id": found.organization, "unit": "tokens", "interval": "day", "each": "user"}
+    budget = await api.make("budgets", **each, name="each", amount=1)
+    said = {"amount": 2, "until": "2999-01-31T00:00:00Z", "reason": "release", "who": ADA}
+    assert (await api.post(f"budgets/{budget['id']}/raise", said)).status == 200
+    await api.make("raise-requests", **said, budget_id=budget["id"])
     api.rows("UPDATE control_write SET state = 'done' RETURNING 1")
     for action in (f"api-keys/{key['id']}/revoke", f"admin-tokens/{token['id']}/revoke"):
         assert (await api.post(action)).status in {200, 202}
@@ -104,8 +109,11 @@ async def test_every_row_of_a_user_is_written_out_without_secrets(
         counts[row["table"]] = counts.get(row["table"], 0) + 1
     assert (
         counts.items()
-        >= {"app_user": 1, "api_key": 1, "admin_token": 1, "call": 10, "token_ledger": 10}.items()
-    )
+        >= {
+            "app_user": 1, "api_key": 1, "admin_token": 1, "budget_raise": 1, "raise_request": 1, "call": 10,
+            "token_ledger": 10,
+        }.items()
+    )  # fmt: skip
     assert named_in(file.read_text()) == [ADA, NAME, SESSION]
     assert SAID in file.read_text()
     assert OTHER not in file.read_text()

@@ -100,6 +100,20 @@ async def test_who_is_told_decides_by_the_link_once(links: Links) -> None:
     assert f"webhook:{hook}" in {one["actor"] for one in by}
 
 
+async def test_a_message_and_its_page_say_whom_they_would_raise(links: Links) -> None:
+    links.here = await budget(links.api, each="user", name="each engineer",
+                              organization_id=links.here["organization_id"])  # fmt: skip
+    assert (await asked(links.own, links.here, who="ada")).status == 201
+    said = await links.told()
+    assert (said["data"]["account"], said["data"]["each"]) == ("ada", "user")
+    assert "“each engineer” of user ada (" in said["text"]
+    link = str(said["data"]["link"]).removeprefix(CONSOLE)
+    assert "<dt>Whose</dt><dd>user ada</dd>" in (await links.opened(link))[1]
+    assert (await links.decided(link, "approve"))[0] == 200
+    assert links.api.rows("SELECT name FROM budget_raise") == [("ada",)]
+    assert await links.raised_to() is None
+
+
 async def test_the_link_denies_too(links: Links) -> None:
     status, page = await links.decided(await links.link(), "deny")
     assert (status, "It is denied" in page, await links.raised_to()) == (200, True, None)

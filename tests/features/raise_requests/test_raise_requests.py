@@ -53,6 +53,62 @@ async def test_an_approved_request_is_the_budgets_raise(api: Api) -> None:
     assert (await member.get("raise-requests?status=approved")).json["items"][0]["decided_by"] is not None
 
 
+async def of_user(api: Api, user: str, organization_id: int) -> Api:
+    """A member's token of a user."""
+    made = await api.make("users", organization_id=organization_id, external_id=user)
+    body = {"name": user, "role": "member", "organization_id": organization_id, "user_id": made["id"]}
+    return api.acting_as((await api.make("admin-tokens", **body))["token"])
+
+
+def raises(api: Api) -> list[tuple[Any, ...]]:
+    return api.rows("SELECT name, amount, reason FROM budget_raise ORDER BY name")
+
+
+async def test_an_approved_request_raises_the_one_that_asked(api: Api) -> None:
+    here = await budget(api, each="user")
+    ada = await of_user(api, "ada", here["organization_id"])
+    made = await asked(ada, here)
+    assert (made.status, made.json["who"]) == (201, "ada")
+    done = await api.post(f"raise-requests/{made.json['id']}/approve")
+    assert (done.status, done.json["status"]) == (200, "approved")
+    assert raises(api) == [("ada", 20, "release")]
+    assert (await api.get(f"budgets/{here['id']}")).json["raised_to"] is None
+
+
+async def test_a_request_may_name_whom_to_raise(api: Api) -> None:
+    here = await budget(api, each="session")
+    made = await asked(api, here, who="night-run")
+    assert made.json["who"] == "night-run"
+    assert (await api.post(f"raise-requests/{made.json['id']}/approve")).status == 200
+    assert raises(api) == [("night-run", 20, "release")]
+
+
+@pytest.mark.parametrize("each", ["user", "key", "project", "session"])
+async def test_who_has_none_of_each_must_say_whom(api: Api, each: str) -> None:
+    here = await budget(api, each=each)
+    member = await token(api, "member", here["organization_id"])
+    refused = await asked(member, here)
+    assert (refused.status, [one["field"] for one in refused.json["errors"]]) == (422, ["who"])
+
+
+@pytest.mark.parametrize(
+    ("each", "who"), [(None, "ada"), ("key", "999"), ("key", "laptop"), ("project", "one")]
+)
+async def test_whom_no_account_is_of_is_refused(api: Api, each: str | None, who: str) -> None:
+    refused = await asked(api, await budget(api, each=each), who=who)
+    assert (refused.status, [one["field"] for one in refused.json["errors"]]) == (422, ["who"])
+
+
+async def test_a_request_that_names_nobody_raises_nobody(api: Api) -> None:
+    """A keeper of an earlier version stored it, by which everybody would be raised."""
+    here = await budget(api, each="user")
+    made = (await asked(api, here, who="ada")).json
+    api.rows(f"UPDATE raise_request SET who = NULL WHERE id = {made['id']} RETURNING 1")
+    refused = await api.post(f"raise-requests/{made['id']}/approve")
+    assert (refused.status, "whom to raise" in refused.json["detail"]) == (409, True)
+    assert raises(api) == []
+
+
 async def test_a_denied_request_changes_nothing(api: Api) -> None:
     here = await budget(api, unit="tokens", amount=100)
     made = await asked(api, here, 500)

@@ -140,6 +140,30 @@ async def test_more_accounts_than_fit_a_page(desk: Desk) -> None:
     assert len(desk.told()) == keeper_news.ACCOUNTS_MAX + 10
 
 
+async def test_an_account_that_is_raised_is_measured_by_its_own_limit(desk: Desk) -> None:
+    """Of 100 Ada may use 200 for an hour: 120 is three fifths of that, and Bob has passed his."""
+    budget = desk.budget(each="user", thresholds="[0.5, 0.8]")
+    desk.do(
+        "INSERT INTO budget_raise (budget_id, value, name, amount, until, reason)"
+        " VALUES (%s, 'a', 'ada', 200, %s, 'a fair')",
+        budget, NOW + timedelta(hours=1),
+    )  # fmt: skip
+    for value, name in (("a", "ada"), ("b", "bob")):
+        desk.use(budget, 120 * UNIT, value=value, name=name)
+    await desk.look()
+    found = [
+        (event.removeprefix("budget."), data["account"], data["percent"], data["amount"])
+        for event, data in desk.told()
+    ]
+    assert found == [
+        ("threshold", "ada", 50, "200"), ("threshold", "bob", 50, "100"), ("threshold", "bob", 80, "100"),
+        ("exceeded", "bob", 120, "100"),
+    ]  # fmt: skip
+    await desk.look(NOW + timedelta(hours=2))
+    later = [(event.removeprefix("budget."), data["account"]) for event, data in desk.told()[4:]]
+    assert later == [("threshold", "ada"), ("exceeded", "ada")]
+
+
 async def test_a_raise_counts_while_it_lasts(desk: Desk) -> None:
     budget = desk.budget(thresholds="[0.8]", raised_to=200, raised_until=NOW + timedelta(hours=1))
     desk.use(budget, 120 * UNIT)

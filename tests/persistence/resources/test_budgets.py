@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import count
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
 
 from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Query, Row
-from gateway.core.accounts.budgets import BUDGETS_MAX, Budget
+from gateway.core.accounts.budgets import BUDGETS_MAX, ORGANIZATION_RAISES_MAX, RAISES_MAX, Budget, owner_of
+from gateway.core.times import ms_of
 from gateway.errors import Conflict, Unprocessable
 from persistence import engine as engines
 from persistence.keeper.definitions import of_accounts
@@ -56,6 +57,10 @@ class Desk:
         with pytest.raises(Unprocessable) as caught:
             await (self.do(verb, row_id, **values) if verb else self.make(**values))
         return dict(caught.value.errors)
+
+    def rows(self, query: LiteralString) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.url) as connection:
+            return connection.execute(query).fetchall()
 
     async def told(self, organization_id: int = ORGANIZATION) -> list[Budget]:
         """The budgets that gateways are told of."""
@@ -125,6 +130,66 @@ async def test_a_raise_is_told_with_its_end(desk: Desk) -> None:
     [budget] = await desk.told()
     assert (budget.amount, budget.raised_to) == (12_500_000_000, 20_000_000_000)
     assert budget.raised_until_ms == until.timestamp() * 1000
+
+
+async def raised(desk: Desk, budget_id: int, who: str, amount: int = 20, days: int = 1) -> None:
+    until = desk.now + timedelta(days=days)
+    await desk.do("raise", budget_id, amount=Decimal(amount), until=until, reason="a fair", who=who)
+
+
+async def test_a_raise_of_one_is_told_beside_the_budgets_own_amount(desk: Desk) -> None:
+    desk.now = datetime.now(UTC).replace(microsecond=0)
+    budget_id = int(str((await desk.make(each="user"))["id"]))
+    await raised(desk, budget_id, "ada")
+    await raised(desk, budget_id, "bob", 30, days=2)
+    await raised(desk, budget_id, "ada", 25, days=3)  # in place of the one before
+    [budget] = await desk.told()
+    assert (budget.amount, budget.raised_to) == (12_500_000_000, 0)
+    assert budget.raises == {
+        owner_of("ada"): (25_000_000_000, ms_of(desk.now + timedelta(days=3))),
+        owner_of("bob"): (30_000_000_000, ms_of(desk.now + timedelta(days=2))),
+    }
+
+
+async def test_raises_of_one_that_are_over_are_not_told_and_go_with_the_next(desk: Desk) -> None:
+    budget_id = int(str((await desk.make(each="user"))["id"]))
+    desk.now = datetime.now(UTC) - timedelta(days=9)
+    await raised(desk, budget_id, "ada")
+    assert (await desk.told())[0].raises == {}
+    desk.now = datetime.now(UTC)
+    await raised(desk, budget_id, "bob")
+    assert desk.rows("SELECT name FROM budget_raise") == [("bob",)]
+
+
+async def test_an_amount_of_as_much_ends_a_raise_of_one(desk: Desk) -> None:
+    desk.now = datetime.now(UTC)
+    budget_id = int(str((await desk.make(each="user"))["id"]))
+    for who, amount in (("ada", 20), ("bob", 21)):
+        await raised(desk, budget_id, who, amount)
+    await desk.do("change", budget_id, amount=Decimal(20))
+    assert (await desk.told())[0].raises.keys() == {owner_of("bob")}
+
+
+async def test_so_many_of_a_budget_and_of_an_organization_are_raised(desk: Desk) -> None:
+    desk.now = datetime.now(UTC)
+    first, second, third = [int(str((await desk.make(each="user"))["id"])) for _ in range(3)]
+
+    def fill(budget_id: int, count: int) -> None:
+        with psycopg.connect(desk.url) as connection:
+            connection.execute(
+                "INSERT INTO budget_raise (budget_id, value, name, amount, until, reason)"
+                " SELECT %s, n, n, 20, now() + interval '1 day', '-' FROM generate_series(1, %s) AS n",
+                (budget_id, count),
+            )
+
+    said = {"amount": Decimal(20), "until": desk.now + timedelta(days=1), "reason": "-", "who": "ada"}
+    fill(first, RAISES_MAX - 1)
+    await raised(desk, first, "ada")
+    await raised(desk, first, "ada", 30)
+    assert set(await desk.refused("raise", first, **{**said, "who": "bob"})) == {"who"}
+    fill(second, ORGANIZATION_RAISES_MAX - RAISES_MAX)
+    assert set(await desk.refused("raise", third, **said)) == {"who"}
+    assert len((await desk.told())[0].raises) == RAISES_MAX
 
 
 async def test_a_raise_that_is_over_is_not_shown(desk: Desk) -> None:
