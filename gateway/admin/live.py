@@ -90,14 +90,14 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
             for row, name in zip(rows, names, strict=True)
         )
     )
-    found = list[Row]()
+    budgets = list[Row]()
     for row, name, page in zip(rows, names, stored, strict=True):
         used = sum(int(str(each["used"])) for each in page.rows)
         own = _figures({**row, "raises": raises[row["id"]]}, at_ms, (_started(row, at_ms), used), live, name)
         if own["limit_by"] == BY_RAISE:
-            own |= raises[row["id"]][owner].told
-        found.append({**row, **own})
-    return found
+            own |= raises[row["id"]][owner].fields
+        budgets.append({**row, **own})
+    return budgets
 
 
 async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: int) -> list[Row]:
@@ -120,19 +120,19 @@ class _OwnersRaise(NamedTuple):
 
     amount: object
     until_ms: int
-    told: Row
+    fields: Row
 
 
 async def _raises(
     ports: AdminPorts, rows: Sequence[Row], owners: Sequence[str]
 ) -> Mapping[object, Mapping[str, _OwnersRaise]]:
     """Return the raises of these owners, by budget and by owner as accounts name it."""
-    found: dict[object, dict[str, _OwnersRaise]] = {row["id"]: {} for row in rows}
-    for one in await ports.figures.raises([int(str(row["id"])) for row in rows], owners):
-        told = {"raised_to": one["amount"], "raised_until": one["until"], "raise_reason": one["reason"]}
-        own = _OwnersRaise(one["amount"], ms_of(cast("datetime", one["until"])), told)
-        found[one["budget_id"]][str(one["value"])] = own
-    return found
+    raises: dict[object, dict[str, _OwnersRaise]] = {row["id"]: {} for row in rows}
+    for own in await ports.figures.raises([int(str(row["id"])) for row in rows], owners):
+        fields = {"raised_to": own["amount"], "raised_until": own["until"], "raise_reason": own["reason"]}
+        until_ms = ms_of(cast("datetime", own["until"]))
+        raises[own["budget_id"]][str(own["value"])] = _OwnersRaise(own["amount"], until_ms, fields)
+    return raises
 
 
 def _of(row: Row, account: str, at_ms: int) -> Row:

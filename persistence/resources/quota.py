@@ -130,10 +130,10 @@ def _unless_organizations(verb: Verb) -> Verb:
 
 def change_budget(change: EntityWrite) -> Row:
     """Change fields of a budget other than its window: name, amount, effect on calls, notices."""
-    said = change.command.values
-    alter(change, _changed(lock(change), said))
-    if "amount" in said:
-        its = (budget_raise.c.budget_id == change.row_id, budget_raise.c.amount <= said["amount"])
+    values = change.command.values
+    alter(change, _changed(lock(change), values))
+    if "amount" in values:
+        its = (budget_raise.c.budget_id == change.row_id, budget_raise.c.amount <= values["amount"])
         change.connection.execute(delete(budget_raise).where(*its))
     return _defined(change)
 
@@ -172,30 +172,31 @@ def wrong_raise_of(
     change: EntityWrite, row: Row, amount: object, until: datetime, who: object
 ) -> tuple[tuple[str, str], ...]:
     """Return (field, fault) for each error in a raise of a budget, or with `who` of one owner."""
-    here = read_budget(row)
-    errors = tuple(wrong_raise(here, amount, until, change.now, None if who is None else str(who)))
-    if who is None or here.each != KEY or "who" in dict(errors):
+    current = read_budget(row)
+    errors = tuple(wrong_raise(current, amount, until, change.now, None if who is None else str(who)))
+    if who is None or current.each != KEY or "who" in dict(errors):
         return errors
     owner = change.connection.execute(_OWNERS["api_key_id"], {"id": int(str(who))}).first()
     theirs = owner is not None and owner.organization_id == row["organization_id"]
-    if theirs and here.tenant_id in {0, owner.tenant_id}:  # type: ignore[union-attr]  # theirs: there is one
+    if theirs and current.tenant_id in {0, owner.tenant_id}:  # type: ignore[union-attr]  # theirs: there is one
         return errors
     return (*errors, ("who", f"there is no api key {who} that this budget applies to"))
 
 
-def _raise_one(change: EntityWrite, row: Row, who: str, said: dict[str, object]) -> None:
+def _raise_one(change: EntityWrite, row: Row, who: str, values: dict[str, object]) -> None:
     """Store the raise of one owner in place of a former one; raises that are over are deleted."""
     connection, of = change.connection, budget_raise.c
     gone = (of.budget_id == change.row_id, (of.until <= change.now) | (of.value == owner_of(who)))
-    here = {"budget_id": change.row_id}
-    values = {"organization": row["organization_id"], "now": change.now, **here}
-    connection.execute(_LOCK, values)
+    counting = {"organization": row["organization_id"], "budget_id": change.row_id, "now": change.now}
+    connection.execute(_LOCK, counting)
     connection.execute(delete(budget_raise).where(*gone))
-    count = connection.execute(_RAISES, values).one()
+    count = connection.execute(_RAISES, counting).one()
     if count.of_budget >= RAISES_MAX or count.of_all >= ORGANIZATION_RAISES_MAX:
         most = f"{RAISES_MAX} of a budget, and {ORGANIZATION_RAISES_MAX} of all budgets"
         raise Unprocessable(errors=(("who", f"{most} are raised at most: there cannot be more"),))
-    connection.execute(insert(budget_raise).values(**here, value=owner_of(who), name=who, **said))
+    connection.execute(
+        insert(budget_raise).values(budget_id=change.row_id, value=owner_of(who), name=who, **values)
+    )
 
 
 def reset(change: EntityWrite) -> Row:

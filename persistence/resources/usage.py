@@ -349,9 +349,9 @@ class ConsoleQueries:
 
     async def raises(self, budget_ids: Collection[int], owners: Collection[str]) -> Sequence[Row]:
         """Return the raises in force of these budgets' owners, which are named as in their accounts."""
-        of, now = budget_raise.c, func.now()
-        here = (of.budget_id.in_(budget_ids), of.value.in_(owners), of.until > now, *self._own(budget_raise))
-        return await self._rows(select(budget_raise).where(*here)) if owners else []
+        of, own = budget_raise.c, self._own(budget_raise)
+        which = (of.budget_id.in_(budget_ids), of.value.in_(owners), of.until > func.now(), *own)
+        return await self._rows(select(budget_raise).where(*which)) if owners else []
 
     async def outcomes(
         self, since: datetime, filters: Mapping[str, object], calls_max: int

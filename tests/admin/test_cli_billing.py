@@ -231,6 +231,9 @@ async def test_everybodys_use_is_a_table(run: Run, api: Api) -> None:
     said = {" yes " in line for line in shown.splitlines() if "4,999,991" in line}
     assert said == {True}
     assert shown.count(" yes ") == 1
+    one = await from_json(run, "budget", "raise", "team", "6M", UNTIL, "a fair", "--who", "ada")
+    assert one["raised_to"] is None
+    assert api.rows("SELECT name, amount FROM budget_raise") == [("ada", 6_000_000)]
     some = await from_json(run, "budget", "accounts", "team", "--limit", "2")
     assert [each["who"] for each in some["items"]] == ["user 0", "user 1"]
 

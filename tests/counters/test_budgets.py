@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.accounts.budgets import OTHERS, Budget, account_of, defined
+from gateway.core.accounts.budgets import OTHERS, Budget, PersonalRaise, account_of, defined, owner_of
 from gateway.core.accounts.definitions import ControlWrite, OrganizationTerms
 from gateway.core.accounts.holds import ChargedAmounts, LateResolution, LateSettlement, ReclaimPolicy, Verb
 from gateway.core.accounts.outbox import EventKind, WindowKey
@@ -146,6 +146,22 @@ async def test_what_was_used_meanwhile_counts_once_redis_is_back(
     start = world.windows(here.name)[0].start
     value = hers.name.partition(":")[2]
     assert world.events()[-1].budgets == (WindowKey(1, start), WindowKey(2, 0, value))
+
+
+async def test_a_late_call_of_a_raised_owner_leaves_that_owners_limit(
+    world: World, worker: Worker, keeping: ReclaimClient
+) -> None:
+    """What comes late brings windows of now: by those of everybody a stream of hers would be cut at 9."""
+    raised = replace(EACH, raises={owner_of("ann"): PersonalRaise(50, world.now_ms() + DAY_MS)})
+    hers = budgeted(world, EACH, "ann")
+    world.client.set(keys.organization_terms(1), encode_terms(1, OrganizationTerms(budgets=(raised,))))
+    request, _ = await worker.reserve(5, budgets=(hers,), money=9)
+    world.client.delete(keys.hold(world.p, request.request_id))
+    assert await worker.settle(request, 4, money=7, budgets=names(hers)) is SettleResult.UNKNOWN
+    [late] = await late_ones(world, keeping)
+    ending = LateResolution(late, Verb.POST, ChargedAmounts(4, money=7, requests=1))
+    assert await keeping.end([ending]) == [True]
+    assert [(one.limit, one.used) for one in world.windows(hers.name)] == [(50, 1)]
 
 
 async def late_ones(world: World, keeping: ReclaimClient) -> list[LateSettlement]:

@@ -1,5 +1,6 @@
 """Any life of budgets is what a small model makes of it: calls, time in zones, late and early definitions,
-streams, reclaims, what comes late, replays and resets. What entries say adds up to what windows count.
+streams, reclaims, what comes late, replays, resets and raises of one owner. What entries say adds up to what
+windows count.
 
 The server's clock goes on by itself: time that passes is taken off what is stored.
 """
@@ -14,7 +15,15 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.accounts.budgets import DEFINED_WINDOW, Budget, account_of, bounds, defined
+from gateway.core.accounts.budgets import (
+    DEFINED_WINDOW,
+    Budget,
+    PersonalRaise,
+    account_of,
+    bounds,
+    defined,
+    owner_in,
+)
 from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import BudgetAccount, HoldExtension, SettleResult, Verdict
 from gateway.counters.layouts import packing
@@ -90,6 +99,8 @@ class Life:
     counted: dict[tuple[int, int], int] = field(default_factory=dict)
     entries: dict[tuple[int, int], int] = field(default_factory=dict)
     posted: set[tuple[str, str]] = field(default_factory=set)
+    # By budget what its owner may use, until when.
+    raised: dict[int, tuple[int, int]] = field(default_factory=dict)
     shift: int = 0
     seen: int = 0
 
@@ -121,10 +132,17 @@ class Life:
         """Accounts as they are defined at a moment, in the server's time."""
         found = []
         for one in which:
+            owner = owner_in(NAMES[one])
+            group = [
+                replace(each, raises={owner: PersonalRaise(*self.raised[each.id])})
+                if each.id in self.raised
+                else each
+                for each in GROUPS[one]
+            ]
             packed = b"".join(
                 DEFINED_WINDOW.pack(budget_id, limit, *(time and time - self.shift for time in times), flags)
                 for budget_id, limit, *times, flags in DEFINED_WINDOW.struct.iter_unpack(
-                    defined(GROUPS[one], at)
+                    defined(group, at, owner)
                 )
             )
             found.append(BudgetAccount(NAMES[one], packed, enforced=True))
@@ -138,7 +156,15 @@ class Life:
                     start, *_ = bounds(*_terms(window.budget), defined_at)
                     window.start = 0 if start > self.now else start
             for window in self.accounts.get(one, ()):
+                if defined_at is not None:
+                    amount, until = self.raised.get(window.budget.id, (0, 0))
+                    raised_to = amount if defined_at < until else 0
+                    window.limit = max(window.budget.amount, raised_to)
                 yield window.come(self.now, defined_at)
+
+    def raise_one(self, budget: Budget, amount: int, steps: int) -> None:
+        """Raise Ann alone, from the next definition on."""
+        self.raised[budget.id] = amount, self.now + steps * STEP_MS
 
     # --- calls ------------------------------------------------------------------------
 
@@ -151,7 +177,7 @@ class Life:
         got, verdict = {"money": money, "tokens": tokens, "requests": 1}, Verdict.ADMITTED
         windows = list(self.windows(which, at))
         for window in windows:
-            unit, limit = window.budget.unit, window.budget.limit_at(at)
+            unit, limit = window.budget.unit, window.limit
             need, left = got[unit], limit - window.used
             if not window.budget.enforce or not need or need <= left - window.held:
                 continue
@@ -184,7 +210,7 @@ class Life:
         free = dict(more)
         for window in windows:
             if window.budget.enforce:
-                left = max(0, window.budget.amount - window.used - window.held)
+                left = max(0, window.limit - window.used - window.held)
                 free[window.budget.unit] = min(free[window.budget.unit], left)
         free["requests"] = 0
         for window in windows:
@@ -303,6 +329,7 @@ passes = st.tuples(st.just("passes"), st.sampled_from(STEPS))
 others = st.one_of(
     st.tuples(st.just("extend"), calls, st.integers(0, 90)),
     st.tuples(st.just("late"), calls, amounts, amounts, st.sampled_from(["post", "correct"])),
+    st.tuples(st.just("raise_one"), st.just(WEEKLY), st.integers(100, 500), st.sampled_from(STEPS)),
     st.tuples(st.just("reset"), st.sampled_from([HOURLY, DAILY, EVER, WEEKLY])),
 )
 # Most lives have calls in flight while time passes.

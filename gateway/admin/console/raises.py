@@ -26,17 +26,17 @@ async def about_raise(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[s
 async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
     """Return labels and amounts for deciding a raise request: limit, use, and the rest after the raise.
 
-    If the budget has an account for each user or key, the amounts are of whom the request would raise; if
-    that is unknown, only the limit is returned.
+    If the budget has an account for each user or key, the amounts are those of the one to be raised. For a
+    request that names nobody, only the limit is returned.
     """
     try:
         budget = await ports.store.get("budgets", int(str(row["budget_id"])))
     except NotFound:
         return []
-    each, who = budget["each"], str(row["who"] or "")
-    if each is not None and not who:
+    kind, who = budget["each"], str(row["who"] or "")
+    if kind is not None and not who:
         return [("Limit", formatting.limit_text(RESOURCES["budgets"].render(budget)))]
-    if each is None:
+    if kind is None:
         [now] = await live.overlay_budgets(ports, [budget])
     else:
         [now] = await live.own_budgets(ports, [budget], who)
@@ -45,7 +45,7 @@ async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
     left = Decimal(str(row["amount"])) - used - held
     after = formatting.amount(told, max(left, Decimal(0)))
     return [
-        *([] if each is None else [("Whose", f"{each} {await _name_of(ports, str(each), who)}")]),
+        *([] if kind is None else [("Whose", f"{kind} {await _name_of(ports, kind, who)}")]),
         ("Limit", formatting.limit_text(told)),
         ("Used", formatting.amount(told, used)),
         *([("Held by calls in flight", formatting.amount(told, held))] if held else []),
@@ -53,9 +53,9 @@ async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
     ]
 
 
-async def _name_of(ports: AdminPorts, each: str, who: str) -> str:
+async def _name_of(ports: AdminPorts, kind: object, who: str) -> str:
     """Return an API key's name with its id; others are named as they are."""
-    if each != KEY:
+    if kind != KEY:
         return who
     try:
         return f"{(await ports.store.get('api-keys', int(who)))['name']} ({who})"

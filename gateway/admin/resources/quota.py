@@ -381,7 +381,7 @@ BudgetAccount = create_model(
     __doc__="One account of a budget: everybody of `each` has one.",
     unit=(str, MONEY),
     who=(str | None, optional("The user, the key's or project's id, the session.")),
-    limit=(BudgetAmount | None, optional("What may be used in this window.")),
+    limit=(BudgetAmount | None, optional("The most that may be used in this window.")),
     limit_by=(str | None, optional("What decides `limit`: budget, or raise of this one.")),
     shared=(bool, Field(default=False, description="Of all others: there are as many accounts as may be.")),
     **COUNTED,

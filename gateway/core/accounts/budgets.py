@@ -155,7 +155,7 @@ class Budget:
     @property
     def is_large(self) -> bool:
         """Whether a limit of money is more than one number counts, so that windows are wide."""
-        amounts = (self.amount, self.raised_to, *[one.amount for one in self.raises.values()])
+        amounts = (self.amount, self.raised_to, *[own.amount for own in self.raises.values()])
         return self.unit == MONEY and max(amounts) > INTEGER_MAX
 
     def matches(self, asked: CallAttributes) -> bool:
@@ -239,7 +239,7 @@ def owner_in(account: str) -> str:
 
 def are_raised(budgets: Iterable[Budget], owner: str) -> bool:
     """Return whether one of these budgets has a raise of this owner, in force or over."""
-    return any(owner in one.raises for one in budgets)
+    return any(owner in budget.raises for budget in budgets)
 
 
 def bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[int, int, int]:

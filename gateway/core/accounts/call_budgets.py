@@ -107,8 +107,8 @@ class _CallerEntry:
 class OrganizationBudgets:
     """The budgets of one organization, in groups that share an account.
 
-    What is found of them names their `version`, an object without contents: cached calls keep no raises alive
-    that a later version replaced.
+    Budgets of a call name the `version` of these, an object without contents: so cached calls keep no raises
+    alive that a later version replaced.
     """
 
     __slots__ = (
@@ -121,7 +121,7 @@ class OrganizationBudgets:
         self.version = object()
         self._groups = accounts_of(budgets)
         # Whether a group has raises of single owners.
-        self._raised = [any(one.raises for one in group) for group in self._groups]
+        self._raised = [any(budget.raises for budget in group) for group in self._groups]
         # The windows of each group: valid since, valid until, and packed.
         self._defined: list[tuple[int, int, bytes] | None] = [None] * len(self._groups)
         self._says = _says(budgets)

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from gateway.core.accounts.budgets import owner_of
 from tests.admin.conftest import Api
 from tests.admin.console.conftest import Page, Person
 from tests.admin.console.test_pages import HOSTILE, well_formed
@@ -271,6 +272,22 @@ async def test_pages_of_accounts_show_their_budgets(desk: Desk, reader: Person) 
         assert ("$3.00 of $12.50" in said) == (len(there) == 2)
     staff = await desk.api.make("users", external_id="eve")
     assert 'id="budgets"' not in (await reader.open(f"/users/{staff['id']}")).text
+
+
+async def test_a_person_raises_one_and_sees_that_ones_limit(desk: Desk, admin: Person) -> None:
+    made = await desk.make(each="key", amount="20", interval="day")
+    desk.store(made, 5 * NANO, owner_of(str(desk.key)), str(desk.key))
+    desk.store(made, 5 * NANO, owner_of("0"), "0")
+    where = f"/budgets/{made['id']}"
+    until = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M")
+    raised = await admin.fill(
+        where, f"{where}/raise", amount="50", until=until, reason="a fair", who=str(desk.key)
+    )
+    assert raised.status == 303, words_of(raised)
+    said = words_of(await admin.open(where), "use")
+    assert ("$5.00 of $50.00" in said, "$5.00 of $20.00" in said, "Raised to" in said) == (True, True, False)
+    own = words_of(await admin.open(f"/api-keys/{desk.key}"), "budgets")
+    assert "$5.00 of $50.00" in own
 
 
 async def test_a_person_makes_changes_raises_and_deletes_one(desk: Desk, admin: Person) -> None:

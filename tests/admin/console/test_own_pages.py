@@ -203,7 +203,9 @@ async def test_more_is_asked_of_budgets_that_own_calls_take_from(team: Team) -> 
         for name in ("bob alone", "secret-budget"):
             refused = await person.post(f"/me/budgets/{team.budgets[name]}/ask", form)
             assert refused.status == 404, name
-        low = await person.post(f"/me/budgets/{budget}/ask", {**form, "amount": "1"})
+        assert 'name="who" value="ann"' in page.text
+        assert (await person.post(f"/me/budgets/{budget}/ask", {**form, "who": "bob"})).status == 404
+        low = await person.post(f"/me/budgets/{budget}/ask", {**form, "amount": "1", "who": "ann"})
         assert (low.status, "amount" in low.text) == (422, True)
     staff = await signed_in(team.api, ADMIN)
     assert "2 requests for more of a budget" in (await staff.open("/")).text

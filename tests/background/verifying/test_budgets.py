@@ -30,6 +30,7 @@ from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.layout import LAYOUT
 from gateway.core.model import INTEGER_MAX, PARTITIONS, BudgetAccount, SettleResult, Verdict
 from gateway.core.times import DAY_MS, EPOCH, moment_of, ms_of
+from gateway.counters.admission.stored import decode_terms
 from gateway.counters.keeper.client import NAMES_MAX
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing
@@ -250,6 +251,31 @@ async def test_an_emptied_redis_has_what_rows_say(kept: BudgetWorld) -> None:
     assert kept.world.client.pttl(keys.budget_account(kept.world.p, kept.name(day))) == -1
     index = keys.each_accounts(kept.world.p, kept.name(each, ADA))
     assert sorted(kept.world.client.zrange(index, 0, -1)) == [ADA.encode(), BOB.encode()]
+
+
+async def test_an_emptied_redis_has_the_limits_of_who_is_raised(kept: BudgetWorld) -> None:
+    each = kept.budgets[2]
+    for user in (ADA, BOB):
+        kept.use(5, user)
+    await kept.backend.flush()
+    with psycopg.connect(kept.backend.database, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO budget_raise (budget_id, value, name, amount, until, reason)"
+            " VALUES (%s, %s, 'ada', 2000, now() + interval '1 day', 'a fair')",
+            (each.id, ADA),
+        )
+    kept.world.client.flushall()
+    await kept.backend.verify()
+    kept.world = kept.world.again()
+    assert [live and (live.limit, live.used) for live in (kept.live(each, ADA), kept.live(each, BOB))] == [
+        (2000, 1), (1000, 1),
+    ]  # fmt: skip
+    # A gateway learns it from the terms, which calls go by.
+    raw = kept.world.client.get(keys.organization_terms(kept.organization_id))
+    assert isinstance(raw, bytes)
+    told = {one.id: one.raises for one in decode_terms(raw).budgets}
+    assert {owner: own.amount for owner, own in told[each.id].items()} == {ADA: 2000}
+    assert [of for id_, of in told.items() if id_ != each.id] == [{}, {}]
 
 
 PAUSES_DAYS = (0, 1 / 24, 1, 8, 29, 32, 100, 400, 800)

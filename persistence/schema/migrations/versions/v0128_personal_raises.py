@@ -1,4 +1,4 @@
-"""Budgets with `each` have raises of single owners, and raise requests say of whom they are."""
+"""Budgets with `each` have raises of single owners, and raise requests name the one to be raised."""
 
 from alembic import op
 
