@@ -232,14 +232,15 @@ async def test_a_lead_sees_and_limits_the_own_team(api: Api) -> None:
         refused = await lead.call(method, f"budgets/{given['id']}{path}", body)
         assert (refused.status, "raise request" in refused.json["detail"]) == (403, True), method
     asked = [
-        await engineer.make("raise-requests", budget_id=one["id"], amount=99, reason="release")
-        for one in (given, own)
+        await engineer.make("raise-requests", budget_id=budget["id"], amount=99, reason="release", who=who)
+        for budget, who in ((given, None), (own, "ann"))
     ]
     assert (await engineer.post(f"raise-requests/{asked[1]['id']}/approve")).status == 403
     assert (await lead.post(f"raise-requests/{asked[0]['id']}/approve")).status == 403
     approved = await lead.post(f"raise-requests/{asked[1]['id']}/approve")
     assert approved.json["status"] == "approved", approved.raw
-    assert (await lead.get(f"budgets/{own['id']}")).json["raised_to"] == 99
+    assert api.rows("SELECT budget_id, name, amount FROM budget_raise") == [(own["id"], "ann", 99)]
+    assert (await lead.get(f"budgets/{own['id']}")).json["raised_to"] is None
     assert (await api.post(f"raise-requests/{asked[0]['id']}/approve")).status == 200
 
 

@@ -161,6 +161,7 @@ async def _people(api: Api, shared: Mapping[str, int], name: str) -> dict[str, i
         amount=500,
         reason=f"{name} asks",
         until="2099-01-01T00:00:00Z",
+        who=str(key),
     )
     await keep("models", organization_id=of, name=f"{name}-model", targets=[{"upstream": "openai"}])
     await keep("shares", organization_id=of, upstream="openai", weight=2)
@@ -171,7 +172,6 @@ async def _people(api: Api, shared: Mapping[str, int], name: str) -> dict[str, i
         " values (%s, 'invoice', 'draft', 'USD', '2026-02-01', '2026-03-01', 0, %s) returning id",
         of, name,
     )  # fmt: skip
-    assert key
     return made
 
 
