@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import redis
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.core.accounts.budgets import (
@@ -336,7 +336,11 @@ others = st.one_of(
 steps = st.lists(st.one_of(reserves, reserves, ends, ends, passes, others), min_size=12, max_size=40)
 
 
+MORE = ("reserve", (1,), 60, 0, 0, 0)
+
+
 @settings(max_examples=examples(EXAMPLES))
+@example(steps=[("raise_one", WEEKLY, 300, 96), *[MORE] * 4, ("extend", 0, 90), ("passes", 96), MORE])
 @given(steps=steps)
 def test_any_life_of_budgets_is_what_the_model_makes_of_it(valkey: str, steps: list[tuple[Any, ...]]) -> None:
     with redis.Redis.from_url(valkey) as client:
