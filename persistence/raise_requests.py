@@ -53,7 +53,7 @@ def create(change: EntityWrite) -> Row:
     if not isinstance(until, datetime):
         raise Unprocessable(errors=(("until", "is required: this budget never resets"),))
     who = values.get("who")
-    if who is None and here.each and (who := _asker(change, here.each)) is None:
+    if who is None and here.each and (who := _asker(change, row)) is None:
         raise Unprocessable(errors=(("who", f"is required: this token has no {here.each} of its own"),))
     if errors := wrong_raise_of(change, row, values["amount"], until, who):
         raise Unprocessable(errors=errors)
@@ -68,16 +68,17 @@ def create(change: EntityWrite) -> Row:
     return change.fetch(made)
 
 
-def _asker(change: EntityWrite, each: str) -> str | None:
-    """Return the user or key that asks, for a budget with accounts for `each`; None if there is none."""
+def _asker(change: EntityWrite, row: Row) -> str | None:
+    """Return the user or key that asks, for a budget with accounts for each; None if there is none."""
     actor = change.command.actor
     kind, _, number = actor.scope.partition(":")
     key_id = int(number) if kind == "key" else None
-    if each == KEY and key_id is not None:
+    if row["each"] == KEY and key_id is not None:
         return number
-    if each != USER:
+    if row["each"] != USER:
         return None
-    named = select(app_user.c.external_id).where(app_user.c.id == actor.user_id)
+    theirs = app_user.c.organization_id == row["organization_id"]
+    named = select(app_user.c.external_id).where(app_user.c.id == actor.user_id, theirs)
     if key_id is not None:
         named = select(api_key.c.user).where(api_key.c.id == key_id)
     return change.connection.execute(named).scalar_one_or_none()

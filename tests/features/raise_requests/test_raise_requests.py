@@ -91,6 +91,14 @@ async def test_who_has_none_of_each_must_say_whom(api: Api, each: str) -> None:
     assert (refused.status, [one["field"] for one in refused.json["errors"]]) == (422, ["who"])
 
 
+async def test_a_user_of_staff_is_none_of_the_organizations(api: Api) -> None:
+    here = await budget(api, each="user")
+    user = await api.make("users", external_id="ops")
+    made = await api.make("admin-tokens", name="ops", role="admin", user_id=user["id"])
+    refused = await asked(api.acting_as(made["token"]), here)
+    assert (refused.status, [one["field"] for one in refused.json["errors"]]) == (422, ["who"])
+
+
 @pytest.mark.parametrize(
     ("each", "who"), [(None, "ada"), ("key", "999"), ("key", "laptop"), ("project", "one")]
 )
