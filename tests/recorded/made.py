@@ -30,7 +30,8 @@ class UnitPrice:
     def nano(self, counts: dict[str, int], uses: dict[str, int], tier: str, rate: str) -> int:
         """What a call costs in nano-units, by fractions, rounded once."""
         exact = self.listed.nano(counts, uses, tier)
-        exact += sum((Fraction(self._unit(name)) * n * NANO for name, n in uses.items()), Fraction(0))
+        for name, n in uses.items():
+            exact += Fraction(self._unit(name)) * n * NANO / (1_000_000 if name == "cache_hour" else 1)
         return floor(exact * Fraction(rate or "1") + Fraction(1, 2))
 
     def _unit(self, name: str) -> str:
@@ -88,7 +89,7 @@ MADE_PRICES: dict[str, UnitPrice] = {
     "gemini-x": _price(
         {"input": "1.25", "cache_read": "0.125", "audio_input": "3", "output": "10"},
         (200_000, {"input": "2.5", "cache_read": "0.25", "output": "15"}), {"web_search": "35"},
-        {"flex": "0.5", "priority": "1.8"},
+        {"flex": "0.5", "priority": "1.8"}, cache_hour="4.5",
     ),
     "imagen": _price(**{"images.1k/standard": "0.04", "images.2k/standard": "0.06"}),
     "mistral": _price({"input": "0.4", "output": "2"}, tools={"web_search": "30", "code_interpreter": "5"}),
