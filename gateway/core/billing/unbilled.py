@@ -13,10 +13,10 @@ from typing import Final, NamedTuple
 from gateway.core.billing.price_book import Counts
 
 
-class Outcome(NamedTuple):
-    """How an attempt ended before any output: `kind` and `category` as the `vendor` names them."""
+class VendorOutcome(NamedTuple):
+    """How an attempt of these `models` ended before any output, as their vendor names it."""
 
-    vendor: str
+    models: str
     kind: str
     category: str | None = None
 
@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
 class Declined(NamedTuple):
     """An attempt that ended in `outcome`: its model and tokens, within a use; None for the whole use."""
 
-    outcome: Outcome
+    outcome: VendorOutcome
     part: tuple[str, Counts] | None = None
 
 
@@ -32,19 +32,19 @@ def _since(year: int, month: int, day: int) -> int:
     return 1000 * round(datetime(year, month, day, tzinfo=UTC).timestamp())
 
 
-# The categories that are billed, by vendor and kind of outcome, from a time (Unix ms) on: newer ones first.
-# Before the oldest, and of a vendor or an outcome that is not here, all are billed.
+# The categories that are billed, by models and kind of outcome, from a time (Unix ms) on: newer ones first.
+# Before the oldest, and of models or outcomes that are not here, all are billed.
 _BILLED: Final[Mapping[tuple[str, str], tuple[tuple[int, frozenset[str]], ...]]] = {
-    # Anthropic, on all platforms: platform.claude.com/docs/en/release-notes, 2 June and 24 September 2026.
-    ("anthropic", "refusal"): (
+    # On all platforms: platform.claude.com/docs/en/release-notes, of 2 June and 24 September 2026.
+    ("claude", "refusal"): (
         (_since(2026, 9, 24), frozenset({"bio", "frontier_llm", "reasoning_extraction"})),
         (_since(2026, 6, 2), frozenset()),
     ),
 }
 
 
-def is_billed(outcome: Outcome, at_ms: int) -> bool:
+def is_billed(outcome: VendorOutcome, at_ms: int) -> bool:
     """Return whether a vendor bills an outcome at a time (Unix ms)."""
-    dated = _BILLED.get((outcome.vendor, outcome.kind), ())
+    dated = _BILLED.get((outcome.models, outcome.kind), ())
     billed = next((categories for since_ms, categories in dated if since_ms <= at_ms), None)
     return billed is None or outcome.category in billed

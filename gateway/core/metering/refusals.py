@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Final
 
-from gateway.core.billing.unbilled import Declined, Outcome
+from gateway.core.billing.unbilled import Declined, VendorOutcome
 from gateway.core.metering.meter import Meter
 
 REFUSAL: Final = "refusal"
 FALLBACK: Final = "fallback"  # the type of a content block between two models
-_VENDOR: Final = "anthropic"
+_CLAUDE: Final = "claude"
 
 
 class Attempts:
@@ -29,7 +29,7 @@ class Attempts:
 
     def __init__(self) -> None:
         self.categories: list[str | None] = []
-        self.refused: Outcome | None = None
+        self.refused: VendorOutcome | None = None
         self.has_content = False
 
 
@@ -51,7 +51,7 @@ def see_block(meter: Meter, block: dict[str, object]) -> None:
 
 
 def see_blocks(meter: Meter, content: object) -> None:
-    """Note the content of a whole message: its blocks, or what stands in their place."""
+    """Note the content of a whole message, which should be blocks."""
     if isinstance(content, list):
         for block in content:
             see_block(meter, block if isinstance(block, dict) else {})
@@ -75,11 +75,11 @@ def refuse(meter: Meter, details: object) -> None:
     if not (meter.seen_bytes or meter.content_events or attempts.has_content):
         if not meter.final:
             meter.forget_output()
-        attempts.refused = Outcome(_VENDOR, REFUSAL, category_in(details))
+        attempts.refused = VendorOutcome(_CLAUDE, REFUSAL, category_in(details))
         meter.detail.declined = [Declined(attempts.refused)]
 
 
-def outcomes(meter: Meter, models: Iterable[str]) -> list[Outcome | None]:
+def outcomes(meter: Meter, models: Iterable[str]) -> list[VendorOutcome | None]:
     """Return the outcome of each attempt, whose models are given in their order; None for one that answered.
 
     Attempts of one model in a row are one hop. Each hop but the last gave way; the last one was refused if
@@ -87,5 +87,8 @@ def outcomes(meter: Meter, models: Iterable[str]) -> list[Outcome | None]:
     """
     attempts, hops = attempts_of(meter), [list(hop) for _, hop in groupby(models)]
     categories = [*attempts.categories, *[None] * len(hops)]
-    ends = [*[Outcome(_VENDOR, REFUSAL, each) for each in categories[: len(hops) - 1]], attempts.refused]
+    ends = [
+        *[VendorOutcome(_CLAUDE, REFUSAL, each) for each in categories[: len(hops) - 1]],
+        attempts.refused,
+    ]
     return [end for end, hop in zip(ends, hops, strict=True) for _ in hop]

@@ -214,7 +214,7 @@ class ChoiceReports:
 
 
 def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> Numbers:
-    """Return the token counts of an answer with several choices, of which its report may count the first.
+    """Return the token counts of an answer with several choices, whose report may count the first alone.
 
     The report of llama.cpp and of upstreams configured so does, and one that has fewer tokens than choices
     that reached their maximum. `numbers` are the counts of the report. A report that is small for the texts
