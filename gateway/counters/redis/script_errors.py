@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from gateway.counters.redis.scripts import VERBS
+
 # After this time the next error of a script is logged again.
 TELL_INTERVAL_S: Final = 60.0
 # Codes of errors that say nothing of a script: its server, or the layout of what is stored, is another one.
@@ -31,23 +33,23 @@ class ScriptErrors:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._counts: dict[str, int] = {}
+        self._counts = dict.fromkeys(VERBS, 0)
         self._logged_at: dict[str, float] = {}
 
     def note(self, script: str, message: str) -> bool:
         """Count and log an error of Redis; return False if it is none of the script."""
         if not script or message.partition(" ")[0] in OUTAGES or message.startswith(_LOST):
             return False
-        count = self._counts[script] = self._counts.get(script, 0) + 1
+        self._counts[script] += 1
         now = self._clock()
         if now - self._logged_at.get(script, float("-inf")) >= TELL_INTERVAL_S:
             self._logged_at[script] = now
-            _log.error("a script failed", extra={"script": script, "why": message[:200], "count": count})
+            _log.error("a script failed", extra={"script": script, "why": message[:200]})
         return True
 
     def snapshot(self) -> list[tuple[str, int]]:
-        """Return (script, number of errors) of each script that failed."""
-        return sorted(self._counts.items())
+        """Return (script, number of errors) of each script."""
+        return list(self._counts.items())
 
 
 SCRIPT_ERRORS: Final = ScriptErrors(time.monotonic)

@@ -45,7 +45,7 @@ def lines() -> Iterator[Lines]:
 
 
 def counted(script: str) -> int:
-    return dict(SCRIPT_ERRORS.snapshot()).get(script, 0)
+    return dict(SCRIPT_ERRORS.snapshot())[script]
 
 
 def load(world: World, text: str) -> None:
@@ -68,7 +68,7 @@ def test_errors_are_counted_each_and_logged_once_an_interval(lines: Lines) -> No
     now = TELL_INTERVAL_S
     assert errors.note("settle", "ERR " + "x" * 500)
     assert lines.records[-1] == ("a script failed", "ERROR", {"script": "settle", "why": "ERR " + "x" * 196})
-    assert errors.snapshot() == [("extend", 1), ("settle", 4)]
+    assert dict(errors.snapshot()) == dict.fromkeys(VERBS, 0) | {"extend": 1, "settle": 4}
 
 
 def test_outages_and_other_commands_are_no_errors_of_scripts(lines: Lines) -> None:
@@ -78,7 +78,7 @@ def test_outages_and_other_commands_are_no_errors_of_scripts(lines: Lines) -> No
         assert not errors.note("settle", f"{code} says why")
     assert not errors.note("settle", "ERR Function not found")
     assert not errors.note("", "ERR unknown command")
-    assert (errors.snapshot(), lines.records) == ([], [])
+    assert (dict(errors.snapshot()), lines.records) == (dict.fromkeys(VERBS, 0), [])
 
 
 def test_a_command_says_which_script_it_calls() -> None:
