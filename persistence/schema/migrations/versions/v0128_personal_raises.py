@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0128"
-down_revision = "0126"
+down_revision = "0127"
 alters = ("budget", "raise_request")
 runs_from = "0100"
 version = "1.1.0"

@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0129"
-down_revision = "0126"
+down_revision = "0128"
 alters = ()
 runs_from = "0100"
 version = "1.1.0"
