@@ -78,10 +78,10 @@ def _asker(change: EntityWrite, row: Row) -> str | None:
     if row["each"] != USER:
         return None
     theirs = app_user.c.organization_id == row["organization_id"]
-    named = select(app_user.c.external_id).where(app_user.c.id == actor.user_id, theirs)
     if key_id is not None:
-        named = select(api_key.c.user).where(api_key.c.id == key_id)
-    return change.connection.execute(named).scalar_one_or_none()
+        return change.connection.scalar(select(api_key.c.user).where(api_key.c.id == key_id))
+    named = select(app_user.c.external_id).where(app_user.c.id == actor.user_id, theirs)
+    return change.connection.scalar(named)
 
 
 def approve(change: EntityWrite) -> Row:

@@ -222,6 +222,14 @@ class BudgetColumns(Columns):
     tool: Column[str | None]
     server: Column[str | None]
 
+class BudgetRaiseColumns(Columns):
+    budget_id: Column[int]
+    value: Column[str]
+    name: Column[str]
+    amount: Column[Decimal]
+    until: Column[datetime]
+    reason: Column[str]
+
 class BudgetToldColumns(Columns):
     budget_id: Column[int]
     start: Column[datetime]
@@ -893,6 +901,7 @@ class PriceColumns(Columns):
     page: Column[Decimal | None]
     search: Column[Decimal | None]
     container: Column[Decimal | None]
+    cache_hour: Column[Decimal | None]
 
 class QuarantineColumns(Columns):
     id: Column[int]
@@ -929,6 +938,7 @@ class RaiseRequestColumns(Columns):
     decided_by: Column[str | None]
     decided_at: Column[datetime | None]
     created_at: Column[datetime]
+    who: Column[str | None]
 
 class ReconciliationColumns(Columns):
     id: Column[int]
@@ -1373,6 +1383,7 @@ archived_run: Table[ArchivedRunColumns]
 audit_log: Table[AuditLogColumns]
 backup_run: Table[BackupRunColumns]
 budget: Table[BudgetColumns]
+budget_raise: Table[BudgetRaiseColumns]
 budget_told: Table[BudgetToldColumns]
 budget_use: Table[BudgetUseColumns]
 business_model: Table[BusinessModelColumns]

@@ -18,7 +18,7 @@ from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.vector import CACHE_HOUR
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, NameCheck, look_out_of_turn
-from gateway.core.calls.claims import find_tools, read_call, read_form, unpriced_tools
+from gateway.core.calls.claims import count_pages, find_tools, read_call, read_form, unpriced_tools
 from gateway.core.calls.facts import NO_FACTS, take_facts
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.models import ConfiguredModels, ModelTable, fitting, is_repeatable, named_by
@@ -159,6 +159,8 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
             else await _read_in_turn(worker, head, received, caller, body, look, says)
         )
         exchange.call = call
+        held = held or (await by_head(exchange, caller) if call.documents else None)
+        call = await _counted(worker, caller, call) if call.documents else call
         attribution, attempt = head.attribution, exchange.attempt
         asked, run, opening = attribution.run, None, None
         if routed.metered and not call.free:
@@ -281,6 +283,12 @@ async def _read_in_turn(  # noqa: PLR0917  # as `read`
         raise full()
     reads = partial(read, worker, head, received, caller, body, look, says)
     return await worker.bodies.read(caller.organization_id, reads)
+
+
+async def _counted(worker: Worker, caller: Caller, call: CallRequest) -> CallRequest:
+    """Count the pages of a call's documents when it is the organization's turn; return the call."""
+    await worker.bodies.read(caller.organization_id, partial(count_pages, call))
+    return call
 
 
 def read(  # noqa: PLR0917  # what a request has arrived as

@@ -34,7 +34,6 @@
 #define NUMBERS_MAX 320000
 #define BACKSLASHES_MAX 500000
 #define OUTSIDE_BYTES_MAX (8 << 20)
-#define MEDIA_BYTES_MIN 2048
 /* Beyond these, call.py looks. Names are told apart by a hash; two of one object that have the same are not. */
 #define DEPTH_MAX 64       /* objects and lists inside each other */
 #define OBJECT_NAMES_MAX 128 /* of one object */
@@ -52,7 +51,7 @@
 #define ZEROS_MAX 4           /* in front of a small decimal's digits: it is written without an exponent */
 
 enum { IDS = 1, CACHES = 2, LONG_CACHES = 4, MEDIA = 8, INNER_TOOLS = 16 };
-enum { NAMES_FILE = 1, NAMES_LIFETIME = 2, NAMES_TEXT = 3 };
+enum { NAMES_FILE = 1, NAMES_LIFETIME = 2, NAMES_TEXT = 3, NAMES_MEDIUM = 4 };
 
 typedef unsigned char byte;
 
@@ -539,6 +538,20 @@ static inline int may_have_tools(const byte *name, Py_ssize_t size)
     return 1;
 }
 
+/* Whether a text under this name, or a list, may be a medium: one of `MEDIA_NAMES`, in any case. */
+static inline int is_medium(const byte *name, Py_ssize_t size)
+{
+    static const char *const by_size[] = {[4] = "data", [5] = "bytes", [6] = "result\0images", [9] = "file_data",
+        [11] = "input_audio"};
+    const char *like = size < (Py_ssize_t)(sizeof by_size / sizeof *by_size) ? by_size[size] : NULL;
+    if (like != NULL && size == 6 && folded(name[0]) == 'i')
+        like += 7;
+    for (Py_ssize_t one = 0; like != NULL && one < size; one++)
+        if (folded(name[one]) != (byte)like[one])
+            like = NULL;
+    return like != NULL;
+}
+
 /* What a name says, as `_kind` does. No letter beyond ASCII becomes one of these when it is made small. */
 static inline int kind_of(const byte *name, Py_ssize_t size, Found *found)
 {
@@ -554,29 +567,11 @@ static inline int kind_of(const byte *name, Py_ssize_t size, Found *found)
         kind = NAMES_LIFETIME;
     else if (is_text(name, size))
         kind = NAMES_TEXT;
+    else if (is_medium(name, size))
+        kind = NAMES_MEDIUM;
     if (size > 3 && folded(name[0]) == 'c' && folded(name[1]) == 'a' && folded(name[2]) == 'c' && folded(name[3]) == 'h')
         found->flags |= CACHES;
     return kind;
-}
-
-/* Whether a member's text is long and begins like a medium, as `_look` asks. */
-static int is_medium(const byte *text, Py_ssize_t size)
-{
-    static const char *const begin[] = {"iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "SUQz", "//s", "//M", "//I",
-        "ZkxhQ", "T2dnU", "GkXfo", "AAAAG", "AAAAH", "AAAAI", "AAAAF", "JVBERi0"};
-    const byte *end = text + size;
-    Py_ssize_t characters = 0;
-    int like = text[4] == ':' && folded(text[0]) == 'd' && folded(text[1]) == 'a' && folded(text[2]) == 't'
-        && folded(text[3]) == 'a';
-    for (size_t one = 0; !like && one < sizeof begin / sizeof *begin; one++)
-        like = (char)*text == *begin[one] && strncmp((const char *)text, begin[one], strlen(begin[one])) == 0;
-    if (!like)
-        return 0;
-    while (text < end && characters < MEDIA_BYTES_MIN) {
-        characters += !is_behind(*text);
-        text += *text != '\\' ? 1 : text[1] == 'u' ? 6 : 2;
-    }
-    return characters >= MEDIA_BYTES_MIN;
 }
 
 /* Cut an object that ends here, if that is worth it, with those in front of it in the same list; or say that it is
@@ -708,8 +703,13 @@ value:
         if (++found->strings > STRINGS_MAX || found->backslashes > BACKSLASHES_MAX)
             return 0;
         found->inside += at - from + 1;
-        if (kind == NAMES_FILE)
+        if (kind == NAMES_FILE) {
             found->files++;
+            if (to - from > 4 && from[4] == ':' && folded(from[0]) == 'd' && folded(from[1]) == 'a' && folded(from[2]) == 't'
+                && folded(from[3]) == 'a')
+                found->flags |= MEDIA;
+        } else if (kind == NAMES_MEDIUM && to > from)
+            found->flags |= MEDIA;
         else if (kind == NAMES_LIFETIME && to - from == 2 && from[0] == '1' && from[1] == 'h')
             found->flags |= LONG_CACHES;
         else if (kind == NAMES_TEXT && depth >= CUT_DEPTH_MIN && to - from >= CUT_BYTES_MIN && found->out.cuts < CUTS_MAX) {
@@ -732,8 +732,6 @@ value:
             if (member != NULL && member->says == TYPE)
                 levels[depth].type = type_of(from, to - from);
         }
-        if (to - from >= MEDIA_BYTES_MIN && !levels[depth].is_list && is_medium(from, to - from))
-            found->flags |= MEDIA;
         goto after;
     case 't': case 'f': case 'n':
         if (!(plain & (*at == 'n' ? NONE : OTHER))) {
@@ -821,6 +819,8 @@ name:
         return 0;
     found->inside += to - from + 2;
     at = to + 2;
+    if (kind == NAMES_MEDIUM && *at == '[' && at[1] != ']')
+        found->flags |= MEDIA;
     if (*at == '{' || *at == '[')
         kind = 0;
     goto value;

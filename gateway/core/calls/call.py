@@ -142,7 +142,7 @@ def look_out_of_turn(body: bytes, skips_texts: bool = False) -> BodyLook | None:
     if len(body) > LIGHT_BYTES_MAX:
         return None
     look = BodyLook(body)
-    if skips_texts and look.cut is not None and not look.names.media:
+    if skips_texts and look.cut is not None:
         look.light = look.light or look.cut.marks <= LIGHT_MARKS_MAX
     elif not look.light and not look.plain:
         marks = body.translate(None, _NO_MARKS)
@@ -312,10 +312,8 @@ def _joined(path: list[str | int]) -> str | None:
 
 # The media in a body: pictures, sound and files, whose tokens do not follow from their bytes as text.
 #
-# Media is known by its place in the API, by the type it states, and by how it begins. Everything else is
-# text, whatever it says of itself.
+# A medium is known by its place in the API. If it does not begin as its type does, it is text as well.
 
-MEDIA_BYTES_MIN = 2_048  # base64 shorter than this counts as text
 BLOB_TOKENS = 1_600  # of one image at most, roughly, at every provider
 BLOB_BYTES_PER_TOKEN = 1_024  # for long recordings and documents
 DEPTH_MAX = 16  # lists and objects around a medium
@@ -326,118 +324,156 @@ _BEGINNINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "image": ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR"),  # PNG, JPEG, GIF, WebP
     "audio": ("UklGR", "SUQz", "//s", "//M", "//I", "ZkxhQ", "T2dnU"),  # WAV, MP3, FLAC, Ogg
     "video": ("GkXfo", "AAAAG", "AAAAH", "AAAAI", "AAAAF"),  # WebM, MP4
-    "application/pdf": ("JVBERi0",),
 }
-_ALL_BEGINNINGS: Final = tuple(one for each in _BEGINNINGS.values() for one in each)
-# Types that compress text: their tokens do not follow from their size.
-_PACKED = frozenset({"application/pdf"})
+_PDF: Final = "JVBERi0"  # its beginning
+_SOUND: Final = ("audio", "video")
+# Types of files that a model is given as their text, as media types or as Converse names them.
+_TEXT = re.compile(
+    r"text/|(?:application/(?:json|xml|rtf|(?:x-)?(?:javascript|typescript|python|yaml|sh))|csv|html|txt|md)\Z"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class MediaPart:
-    """The place of a medium in a message: the `path` to its base64 or `data:` URL.
+    """The place of a medium in a message: the `path` to its base64 or `data:` URL, or to a list of these.
 
-    `states` are fields with the media type, and `kind` is the default. `only` is the required `type` of the
-    surrounding object.
+    Some APIs take the text in place of an object on that path. `states` are fields with the media type, and
+    `kind` is the default. `only` is the required `type` of the surrounding object. `named` are the paths of
+    an address or an id that may stand instead.
     """
 
     path: tuple[str, ...]
     kind: str = ""
     states: tuple[str, ...] = ()
     only: str = ""
+    named: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class MediaPlaces:
-    """The places of media in one API, within the field `root`: by the `type` of a part, or by a field's name.
+    """The places of media in one API, within the field `root` (empty: at the top), by the `type` of a part or
+    by a field's name.
 
-    `untyped` is the place in parts without a type.
+    Parts stand in lists, and in the members `inside` of objects: anything else is text, whatever it says of
+    itself. `untyped` is the place in parts without a type, and `page` are the usual tokens of a page. `folds`
+    says that the API takes names in any case.
     """
 
     root: str = ""
     by_type: Mapping[str, MediaPart] = field(default_factory=dict)
     by_name: Mapping[str, MediaPart] = field(default_factory=dict)
     untyped: MediaPart | None = None
+    inside: frozenset[str] = frozenset({"content"})
+    page: int = BLOB_TOKENS
+    folds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Media:
     """The size of all media in a body."""
 
-    size: int = 0  # bytes of base64
+    size: int = 0  # bytes of base64 that are no text
     tokens: int = 0  # tokens to hold
     unsure: int = 0  # bytes of media whose tokens do not follow from their size
-    count: int = 0  # number of media
+    count: int = 0  # number of media without documents
     named: int = 0  # media in fields that could have an address instead
     heard: int = 0  # tokens of media with sound
     dense: int = 0  # bytes that are digits or capitals
+    documents: tuple[str, ...] = ()  # base64 of documents, whose pages are not counted yet
+    document_tokens: int = 0  # their part of `tokens`
+    far: int = 0  # documents, sound and videos that an address or an id names
 
 
 def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
-    """Return the sizes and token estimates of the media in a document, where its API accepts media."""
-    size = tokens = unsure = count = named = heard = dense = 0
-    for kind, data, by_name in _found(document.get(places.root), places, DEPTH_MAX):
-        length = len(data)
-        size += length
-        dense += dense_bytes(data.encode())
-        costs = BLOB_TOKENS + length // BLOB_BYTES_PER_TOKEN
-        tokens += costs
-        unsure += length if kind in _PACKED else 0
-        count += 1
+    """Return the sizes and token estimates of the media in a document, where its API accepts media.
+
+    Whatever stands there is a medium, however short. If it does not begin as its type does, it is text too.
+    """
+    size = tokens = unsure = count = named = heard = dense = far = of_documents = 0
+    documents = list[str]()
+    for kind, data, by_name in _found(
+        document.get(places.root) if places.root else document, places, DEPTH_MAX
+    ):
         named += by_name
-        heard += costs if kind.startswith(("audio", "video")) else 0
-    return Media(size, tokens, unsure, count, named, heard, dense)
+        if not data:
+            far += 1
+            continue
+        costs, is_document = BLOB_TOKENS, _is_document(kind, data)
+        begins = _BEGINNINGS.get(kind.partition("/")[0], ())
+        if (is_document or data.startswith(begins)) and data.isascii():
+            length = len(data)
+            size += length
+            costs += length // BLOB_BYTES_PER_TOKEN
+            dense += dense_bytes(data.encode())
+            unsure += length if is_document else 0
+        if is_document:
+            documents.append(data)
+            of_documents += costs
+        else:
+            count += 1
+            heard += costs if kind.startswith(_SOUND) else 0
+        tokens += costs
+    return Media(size, tokens, unsure, count, named, heard, dense, tuple(documents), of_documents, far)
+
+
+def _is_document(kind: str, data: str) -> bool:
+    """Return whether a medium may have pages, so that its tokens do not follow from its size."""
+    if data.startswith(_PDF):
+        return True
+    return bool(kind) and kind.partition("/")[0] not in _BEGINNINGS and _TEXT.match(kind) is None
 
 
 def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, str, bool]]:
     """Yield (type, data, whether an address could stand in its place) for each medium in a value.
 
-    At most `depth` levels of it are searched.
+    The data is empty for a document, sound or video that is only named. At most `depth` levels are searched.
     """
     if depth == 0:
         return
     if isinstance(value, list):
-        for each in value:
-            yield from _found(each, places, depth - 1)
+        for item in value:
+            yield from _found(item, places, depth - 1)
     elif isinstance(value, dict):
         kind = value.get("type")
         part = places.by_type.get(kind) if isinstance(kind, str) else places.untyped
         if part is not None:
-            medium = _medium(value, part)
-            if medium is not None:
-                yield medium
-                return
-        for name, each in value.items():
-            named = places.by_name.get(name)
-            medium = _medium(each, named) if named is not None and isinstance(each, dict) else None
-            if medium is not None:
-                yield medium
-            elif isinstance(each, list | dict):
-                yield from _found(each, places, depth - 1)
+            yield from _media(value, part)
+        for name, member in value.items():
+            named = places.by_name.get(name.lower() if places.folds else name)
+            if named is not None:
+                yield from _media(member, named)
+            elif name in places.inside and isinstance(member, list | dict):
+                yield from _found(member, places, depth - 1)
 
 
-def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, str, bool] | None:
-    """Return (type, data, whether the field could have an address instead) of the medium in a part.
-
-    None unless type and first characters both show that the part is a medium.
-    """
-    value: object = holder
+def _media(value: object, part: MediaPart) -> Iterator[tuple[str, str, bool]]:
+    """Yield the media at the place `part` of a value, as `_found` does."""
+    whole, holders = value, list[dict[str, object]]()
     for name in part.path:
-        if not isinstance(value, dict):
-            return None
-        holder, value = value, value.get(name)
-    if not isinstance(value, str) or len(value) < MEDIA_BYTES_MIN or not value.isascii():
-        return None
-    if part.only and holder.get("type") != part.only:
-        return None
-    url = _DATA_URL.match(value)
-    stated = next((holder[name] for name in part.states if isinstance(holder.get(name), str)), part.kind)
-    kind = str(stated if url is None else url[1]).lower()
-    begins = _BEGINNINGS.get(kind) or _BEGINNINGS.get(kind.partition("/")[0], ())
-    at = 0 if url is None else url.end()
-    if not begins or not value.startswith(begins, at):
-        return None
-    return kind, value[at:], part.path[-1].endswith(_FILES)
+        if isinstance(value, dict):
+            holders.append(value)
+            value = value.get(name)
+    if part.only and (not holders or holders[-1].get("type") != part.only):
+        value = None
+    stated = [holder[name] for holder in holders for name in part.states if isinstance(holder.get(name), str)]
+    kind = str(stated[-1] if stated else part.kind).lower()
+    far = bool(kind) and not kind.startswith("image")  # an address may stand for much
+    could_be_named = bool(part.path) and part.path[-1].endswith(_FILES)
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and text:
+            url = _DATA_URL.match(text)
+            if url is not None:
+                yield url[1].lower(), text[url.end() :], could_be_named
+            elif not could_be_named and not (far and text.startswith(_ADDRESSES)):
+                yield kind, text, False
+            elif far:
+                yield kind, "", False
+    for path in part.named:
+        named = whole
+        for name in path:
+            named = named.get(name) if isinstance(named, dict) else None
+        if far and isinstance(named, str) and named:
+            yield kind, "", False
 
 
 # Facts about a body by the ends of its field names. Each name is classified once.
@@ -447,11 +483,14 @@ def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, str, bo
 
 NAMES_REMEMBERED_MAX: Final = 4_096
 NAME_CHARACTERS_MAX: Final = 64  # of a cached name
-_ID, _FILE, _CACHE, _LIFETIME, _TOOLS = 1, 2, 4, 8, 16
+_ID, _FILE, _CACHE, _LIFETIME, _TOOLS, _MEDIUM = 1, 2, 4, 8, 16, 32
 # Ends of fields that name an image or a file, by its address or by the id of its stored object.
 _FILES: Final = ("url", "ri", "file_id")
 _CACHES: Final = "cach"  # `cache_control`, `caching`
 _LONG: Final = {"ttl": "1h"}  # asks for the longer of two lifetimes
+# Names of the texts, and lists of texts, at the places of media, in any case. Others end like those of files.
+MEDIA_NAMES: Final = frozenset({"data", "bytes", "result", "images", "file_data", "input_audio"})
+_ADDRESSES: Final = ("https://", "http://", "gs://")
 
 
 class FieldNames:
@@ -459,7 +498,7 @@ class FieldNames:
 
     `ids`: one ends like `_id`, `_ids` or is `id`. `files`: the number of texts with the address or id of an
     image or file. `caches`: one begins with `cach`. `long_caches`: a cache lifetime of an hour is requested.
-    `media`: a value is long and begins like a medium. `tools`: a member of an inner object may have tools.
+    `media`: a medium may stand in the body itself. `tools`: a member of an inner object may have tools.
     """
 
     __slots__ = ("caches", "files", "ids", "long_caches", "media", "tools")
@@ -497,14 +536,15 @@ def _look(value: Document, names: FieldNames, of_inner: int = _TOOLS) -> None:
             names.tools = names.tools or kind & of_inner > 0
             if kind & _FILE and isinstance(inside, str):
                 names.files += 1
+                names.media = names.media or inside[:5].lower() == "data:"
+            elif kind & _MEDIUM and isinstance(inside, str | list) and inside:
+                names.media = True
             elif kind & _LIFETIME and inside == _LONG[name]:
                 names.long_caches = True
         if isinstance(inside, dict):
             _look(inside, names)
         elif isinstance(inside, list):
             _look_at_each(inside, names)
-        elif isinstance(inside, str) and len(inside) >= MEDIA_BYTES_MIN:
-            names.media = names.media or inside.startswith(_ALL_BEGINNINGS) or inside[:5].lower() == "data:"
 
 
 def _look_at_each(values: list[object], names: FieldNames) -> None:
@@ -516,7 +556,7 @@ def _look_at_each(values: list[object], names: FieldNames) -> None:
 
 
 def _kind(name: str) -> int:
-    """Return bit flags for what a field name suggests: an id, a file, a cache, a long lifetime, tools.
+    """Return bit flags for what a field name suggests: id, file, cache, long lifetime, tools, medium.
 
     Up to `NAMES_REMEMBERED_MAX` results are cached. Raise `InvalidRequest` for a name with NUL: some
     parsers end the name there.
@@ -530,6 +570,7 @@ def _kind(name: str) -> int:
     kind |= _CACHE if folded.startswith(_CACHES) else 0
     kind |= _LIFETIME if name in _LONG else 0
     kind |= _TOOLS if is_member(name) else 0
+    kind |= _MEDIUM if folded in MEDIA_NAMES else 0
     if len(name) <= NAME_CHARACTERS_MAX:
         if len(_known) >= NAMES_REMEMBERED_MAX:
             _known.clear()
@@ -646,7 +687,12 @@ class CallRequest:
     put_in: tuple[str, ...] = ()  # fields that the gateway added
     stated: dict[str, int] | None = None  # the client's maxima, by field
     renamed: str = ""  # the maximum's field name at the upstream
-    pictures: int = 0  # number of images, sound and files
+    pictures: int = 0  # number of images and sound
+    documents: tuple[str, ...] = ()  # base64 of documents whose pages are not counted yet
+    document_tokens: int = 0  # part of `blob_tokens` that is documents
+    pages: int = 0  # of documents in the body
+    endless: int = 0  # documents, sound and videos of unknown length
+    sound_beyond: int = 0  # tokens that a recording of a form may have beyond `heard`
     heard: int = 0  # part of `blob_tokens` that is sound
     upstream: str = ""  # the upstream without targets, empty if unknown
     tiers: tuple[str, ...] = ()  # service tiers that it asks for

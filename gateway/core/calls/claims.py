@@ -40,7 +40,14 @@ from gateway.core.calls.call import (
     write_document,
     written_of,
 )
-from gateway.core.calls.estimate import TOOL_USES_MAX, Estimate, limit_models, stated_uses
+from gateway.core.calls.documents import pages_of
+from gateway.core.calls.estimate import (
+    MODELS_REMEMBERED_MAX,
+    TOOL_USES_MAX,
+    Estimate,
+    limit_models,
+    stated_uses,
+)
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.routes import Route
 from gateway.core.calls.storage import STORAGE_TOKENS_MAX
@@ -79,7 +86,6 @@ TOOL_USES_LIKELY: Final = 5  # the same for a likely hold
 # The name of a search that is priced by the prompt, in the spelling for comparisons.
 _BY_PROMPT: Final = SEARCH_PROMPT.replace("_", "")
 _DIGITS: Final = "0123456789"  # of the date at the end of a kind
-MODELS_REMEMBERED_MAX: Final = 4_096
 # Tools that are the client's own, whatever their names.
 _OF_CLIENT: Final = ("function", "custom")
 
@@ -539,7 +545,7 @@ def read_call(
     if shape.of_tools and body.lstrip()[:1] == b"[":
         raise InvalidRequest("A batch is not taken: send each message by itself.")
     look = look or BodyLook(body)
-    cut = look.cut if shape.skips_texts and messages is None and not look.names.media else None
+    cut = look.cut if shape.skips_texts and messages is None else None
     document = read_document(body if cut is None else cut.rest, look)
     if messages is not None:
         body, look = _asked_by(messages, document, body, look)
@@ -554,11 +560,12 @@ def read_call(
     if call.streamed and shape.asks_for_usage:
         added = ask_for_usage(call, document)
     _write(call, document, body, look, added)
-    if call.names.media:
+    if call.names.media or call.names.files:
         media = media_in(document, shape.media)
         call.input_bytes -= media.size
         call.blob_tokens, call.unsure_bytes, call.dense_media = media.tokens, media.unsure, media.dense
         call.pictures, call.heard = media.count, media.heard
+        call.documents, call.document_tokens, call.endless = media.documents, media.document_tokens, media.far
         call.names.files -= media.named
     if call.names.tools:
         find_tools(call, document)
@@ -571,6 +578,19 @@ def find_tools(call: CallRequest, document: Document) -> None:
     models = [model for tool in call.tools for model in models_of(tool, "tools")]
     call.models_beside = tuple(dict.fromkeys((*call.models_beside, *models)))
     call.asks = call.asks or bool(call.tools)
+
+
+def count_pages(*calls: CallRequest) -> None:
+    """Count the pages of the documents in calls. This may take a second, so not on the event loop."""
+    pages = pages_of([text for call in calls for text in call.documents])
+    for call in [call for call in calls if call.documents]:
+        for _ in call.documents:
+            many = next(pages)
+            call.pages += many or 0
+            call.endless += many is None
+        call.documents = ()
+        more = max(0, call.pages * SHAPES[call.meter].media.page - call.document_tokens)
+        call.blob_tokens, call.document_tokens = call.blob_tokens + more, call.document_tokens + more
 
 
 def ask_for_usage(call: CallRequest, document: Document) -> int:

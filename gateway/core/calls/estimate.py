@@ -9,6 +9,7 @@ one organization never change the estimates of another.
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from gateway.core.lru import LruCache, LruEntry
 from gateway.core.model import INTEGER_MAX, TokenUsage
 
 TOOL_USES_MAX: Final = 1_000_000
+MODELS_REMEMBERED_MAX: Final = 4_096
 # How often a tool's model may answer if the call does not state it: an advisor usually answers once or twice.
 MODEL_USES: Final = 4
 _ADVISOR: Final = "advisor"  # prefix of the type of a tool that keeps to its maximum
@@ -56,7 +58,12 @@ CEILING = 65_536
 MODEL_CEILINGS: dict[str, int] = {prefix: most for one in ALL for prefix, most in one.ceilings.items()}
 _TOKENIZERS: dict[str, str] = {prefix: name for one in ALL for prefix, name in one.tokenizers.items()}
 FINE_TUNED: Final = "ft:"  # stands in front of the name of the model that was trained
-_PICTURES: dict[str, int] = {prefix: most for one in ALL for prefix, most in one.pictures.items()}
+# The most tokens of one image, of the text on a page, and that a model reads at all, by prefix.
+_PICTURES: Final = {prefix: most for one in ALL for prefix, most in one.pictures.items()}
+_PAGE_TEXT: Final = {prefix: most for family in ALL for prefix, most in family.page_text.items()}
+_CONTEXTS: Final = {prefix: most for family in ALL for prefix, most in family.contexts.items()}
+PAGE_TEXT_TOKENS: Final = 3_000  # on a page, as documented where anything is
+CONTEXT_MAX: Final = 2_097_152  # tokens: no model reads more
 
 
 # First values for another worker: organization, key, service, model, streamed or not, then the model's levels
@@ -106,12 +113,12 @@ class _Learned(LruEntry):
     """Statistics of an organization's calls to one model and service, streamed or not."""
 
     __slots__ = (
-        "answers", "bytes_per_output_token", "ceiling", "dearer", "input_mean", "input_ratio", "input_share",
-        "output", "speed", "texts",
+        "answers", "bytes_per_output_token", "ceiling", "input_mean", "input_ratio", "input_share", "output",
+        "speed", "texts",
     )  # fmt: skip
 
-    def __init__(self, ceiling: int, dearer: int) -> None:
-        self.ceiling, self.dearer = ceiling, dearer
+    def __init__(self, ceiling: int) -> None:
+        self.ceiling = ceiling
         self.output = _Quantile(float(min(OUTPUT_TOKENS_FIRST, ceiling)))
         self.input_ratio, self.input_share = _Quantile(INPUT_RATIO_FIRST), _Quantile(1.0)
         self.input_mean = INPUT_RATIO_FIRST
@@ -202,13 +209,13 @@ class Estimator:
         tokenizer = _tokenizer_of_all(call) if rare and call.body else ""
         if tokenizer:
             rare = 2 * rare_tokens(call.body, tokenizer) - rare
-        size = call.input_bytes + rare + call.unsure_bytes + _beyond_words(call)
+        size = call.input_bytes + rare + _beyond_words(call)
         worst = -(-size // WORST_BYTES_PER_TOKEN)
         if tokenizer and learned.input_ratio.level <= INPUT_RATIO_FIRST:
             used = min(used, worst + blobs)  # three bytes of an alphabet may be less than a token
-        # A medium that a body only names counts as an image. The factor never applies to the size of one.
-        pictures = (call.pictures + call.names.files) * BLOB_TOKENS * learned.dearer
-        read = max(used, worst + blobs - call.pictures * BLOB_TOKENS + pictures)
+        read = max(used, worst + blobs)
+        if blobs or call.names.files or call.endless:  # calls of text alone have none
+            read = max(used, worst + blobs + _media_beyond(call))
         call.input_ceiling, call.output_ceiling = read, _within(call, learned.ceiling)
         answers, beside, stated = choices, 0, call.output_max
         if stated is None and call.output_default:
@@ -341,7 +348,7 @@ class Estimator:
         return None if share is None else share.models.find((service_key, call.model, call.streamed))
 
     def _first(self, model: str) -> _Learned:
-        return _Learned(self._ceiling(model), _dearer(model))
+        return _Learned(self._ceiling(model))
 
     def _keep(self, organization_id: int, name: tuple[str, str, bool], learned: _Learned) -> _LearnedUsage:
         share = self.known.find(organization_id) or _LearnedUsage(self._share)
@@ -470,7 +477,49 @@ def tokenizer_of(model: str) -> str:
     return _TOKENIZERS[max(fitting, key=len)] if fitting else ""
 
 
-def _dearer(model: str) -> int:
-    """Return the factor by which an image may use more tokens with this model than usual."""
-    fitting = [most for prefix, most in _PICTURES.items() if model.startswith(prefix)]
-    return -(-max(fitting) // BLOB_TOKENS) if fitting else 1
+def _media_beyond(call: CallRequest) -> int:
+    """Return the most tokens of a call's media beyond those in `blob_tokens`, by the dearest of its models.
+
+    A named image counts as one, and a named file that may be long as all that the model reads.
+    """
+    costs = [_media_costs(model) for model in call.models]
+    picture, text, most = [max([cost[kind] for cost in costs]) for kind in range(3)]
+    configured = [upstream.context for upstream in call.facts]
+    if configured and None not in configured:
+        most = max([context or 0 for context in configured])
+    if not call.endless and not call.documents:
+        most = min(most, call.pages * (picture + text) + -(-call.unsure_bytes // WORST_BYTES_PER_TOKEN))
+    found = call.pictures * (picture - BLOB_TOKENS) + call.names.files * picture + call.sound_beyond
+    return found + max(0, most - call.document_tokens)
+
+
+def _media_costs(model: str) -> tuple[int, int, int]:
+    """Return the most tokens of one image, of the text on a page, and that a model reads.
+
+    Results are cached.
+    """
+    costs = _costs.get(model)
+    if costs is None:
+        if len(_costs) >= MODELS_REMEMBERED_MAX:
+            _costs.clear()
+        costs = _costs[model] = (
+            _by_name(model, _PICTURES, BLOB_TOKENS),
+            _by_name(model, _PAGE_TEXT, PAGE_TEXT_TOKENS),
+            _by_name(model, _CONTEXTS, CONTEXT_MAX),
+        )
+    return costs
+
+
+_costs: Final[dict[str, tuple[int, int, int]]] = {}
+
+
+def _by_name(model: str, table: dict[str, int], usual: int) -> int:
+    """Return the value of the longest prefix in a table with which a model's name begins.
+
+    Providers put their own name, a region or an account in front.
+    """
+    name, fitting = model.lower(), ""
+    for prefix in table:
+        if len(prefix) > len(fitting) and re.search(rf"(?:^|[/.:@]){re.escape(prefix)}", name):
+            fitting = prefix
+    return table[fitting] if fitting else usual

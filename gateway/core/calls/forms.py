@@ -307,6 +307,8 @@ def _marked() -> InvalidRequest:
 
 # Six kbit/s, the least of Opus: no usual recording has a second in fewer bytes.
 SOUND_BYTES_PER_SECOND_MIN: Final = 750
+# The longest recording that OpenAI's models of sound take (its page on speech to text, 2026-11-30).
+RECORDING_SECONDS_MAX: Final = 1_500
 # Tokens of one second of sound in models of sound.
 SOUND_TOKENS_PER_SECOND: Final = 10
 _PCM: Final = frozenset({1, 3})
@@ -317,11 +319,24 @@ _RATE_MAX, _CHANNELS_MAX = 384_000, 32
 
 
 def seconds_of(file: FormFile) -> tuple[int, bool]:
-    """Return a recording's seconds, rounded up, and whether they are exact, as for uncompressed WAV."""
+    """Return a recording's seconds, rounded up, and whether they are exact, as for uncompressed WAV.
+
+    FLAC has silence in fewer bytes than any other sound, so what its head says counts where that is more.
+    """
     per_second, starts = _wav(file.begins)
     known = per_second > 0 and file.size > starts
     size = file.size - starts if known else file.size
-    return max(1, -(-size // (per_second if known else SOUND_BYTES_PER_SECOND_MIN))), known
+    seconds = -(-size // (per_second if known else SOUND_BYTES_PER_SECOND_MIN))
+    return max(1, seconds, _flac(file.begins)), known
+
+
+def _flac(begins: bytes) -> int:
+    """Return the seconds that the head of a FLAC file states, 0 if it states none (RFC 9639, 8.2)."""
+    if begins[:4] != b"fLaC" or begins[4:5] not in {b"\0", b"\x80"} or len(begins) < 26:
+        return 0
+    stated = int.from_bytes(begins[18:26], "big")  # 20 bits of rate, 8 of channels and bits, 36 of samples
+    rate, samples = stated >> 44, stated & (1 << 36) - 1
+    return -(-samples // rate) if rate else 0
 
 
 def _wav(begins: bytes) -> tuple[int, int]:

@@ -263,11 +263,12 @@ def _take(meter: Meter, said: Document) -> None:
 CHECKED: Final = Dialect(_read_checked)
 CONVERSE: Final = Dialect(_read_whole, _read_event, ending=_ENDING)
 _MEDIA: Final = MediaPlaces(
-    "messages",
     by_name={
-        "image": MediaPart(("source", "bytes"), kind="image"),
-        "document": MediaPart(("source", "bytes"), kind="application/pdf"),
+        "document": MediaPart(("source", "bytes"), "application/pdf", ("format",)),
+        **{kind: MediaPart(("source", "bytes"), kind) for kind in ("image", "audio", "video")},
     },
+    inside=frozenset({"messages", "system", "content", "toolResult", "guardContent"}),
+    page=3_000,
 )
 _ANTHROPIC = anthropic.FAMILY.shapes["anthropic_messages"]
 _TYPES: Final = {

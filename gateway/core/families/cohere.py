@@ -166,13 +166,15 @@ def _routes(upstream: str) -> tuple[Route, ...]:
     )
 
 
+_IMAGES: Final = {"image_url": MediaPart(("image_url", "url"))}
+
 FAMILY = ApiFamily(
     NAME,
     _refusal,
     shapes={
         "cohere_chat": CallKind(
             read_chat, DIALECT, "max_tokens", always_reports=True, numbers=frozenset({"max_tokens"}),
-            media=MediaPlaces("messages", {"image_url": MediaPart(("image_url", "url"))}),
+            media=MediaPlaces("messages", _IMAGES),
             skips_texts=True,
         ),
         "cohere_chat_v1": CallKind(
@@ -180,7 +182,13 @@ FAMILY = ApiFamily(
             unframed=partial(LinesMeter, dialect=DIALECT),
         ),
         "cohere_classify": CallKind(read_classify, DIALECT, operation="embeddings"),
-        "cohere_embed": CallKind(read_embed, DIALECT, always_reports=True, operation="embeddings"),
+        "cohere_embed": CallKind(
+            read_embed, DIALECT, always_reports=True, operation="embeddings",
+            media=MediaPlaces(
+                by_type=_IMAGES, by_name={"images": MediaPart((), "image")},
+                inside=frozenset({"inputs", "content"}),
+            ),
+        ),
         "cohere_rerank": CallKind(read_rerank, DIALECT, operation="embeddings"),
     },
     brings=_routes,

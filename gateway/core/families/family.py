@@ -505,6 +505,10 @@ class ApiFamily:
     ceilings: Mapping[str, int] = field(default_factory=dict)
     # tokens of one image at most, by model, if more than usual
     pictures: Mapping[str, int] = field(default_factory=dict)
+    # the most tokens of text on a page of a PDF, beside its picture, by prefix
+    page_text: Mapping[str, int] = field(default_factory=dict)
+    # the most tokens that a model reads, by prefix
+    contexts: Mapping[str, int] = field(default_factory=dict)
     tokenizers: Mapping[str, str] = field(default_factory=dict)  # public tokenizers by model
     lists: Listing | None = None  # the shape of its list of models
     models_at: str = ""  # the path of that list at an upstream

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.call import CallRequest, MediaPart, MediaPlaces, UsageBounds
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
@@ -89,6 +89,11 @@ _ENDING: Final = ENDINGS["ollama"]
 DIALECT: Final = Dialect(_read_whole, _read_event, ending=_ENDING)
 
 
+_MEDIA: Final = MediaPlaces(
+    by_name={"images": MediaPart((), "image")}, inside=frozenset({"messages"}), folds=True
+)
+
+
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     return {"error": refusal.told_of_field}
 
@@ -96,7 +101,7 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
 def _shape(operation: str) -> CallKind:
     return CallKind(
         read_call, DIALECT, "num_predict", object_at("options"), operation=operation, skips_texts=True,
-        unframed=partial(LinesMeter, dialect=DIALECT), numbers=frozenset({"num_predict"}),
+        unframed=partial(LinesMeter, dialect=DIALECT), numbers=frozenset({"num_predict"}), media=_MEDIA,
     )  # fmt: skip
 
 

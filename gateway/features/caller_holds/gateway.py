@@ -41,7 +41,7 @@ from gateway.core.accounts.runs import FIELD, read_run
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import charged, dearest
 from gateway.core.calls.call import CallRequest, write_document
-from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, read_call
+from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, count_pages, read_call
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.models import named_by
 from gateway.core.calls.routes import Route
@@ -177,6 +177,8 @@ async def authorize(exchange: Exchange) -> None:
                 if not routed.buffered:
                     said.amount, body = routed.units, b""
                 call = read(worker, head, received, caller, body)
+                if call.documents:
+                    await worker.bodies.read(caller.organization_id, partial(count_pages, call))
             except Refusal:
                 await by_head(exchange, caller)
                 raise
@@ -359,7 +361,7 @@ async def _taken(
     ports = worker.ports
     try:
         route, call, attribution, unit = (
-            _call(worker, head.attribution, caller, said)
+            await _call(worker, head.attribution, caller, said)
             if authorized is None
             else _asked_call(head, caller, said, authorized)
         )
@@ -456,7 +458,7 @@ def _asked_call(
     return head.routed.route, call, attribution, unit
 
 
-def _call(
+async def _call(
     worker: Worker, attribution: Attribution, caller: Caller, said: HoldBody
 ) -> tuple[Route | None, CallRequest, Attribution, str]:
     """Return the route (if any), the call, the attribution and the unit of the hold that `said` requests."""
@@ -476,6 +478,8 @@ def _call(
         call = read_call(route, {"model": said.model}, write_document(said.request), worker.bounds)
         if said.model and call.model != said.model:
             raise InvalidRequest("model is another one in the request.", param="model")
+        if call.documents:
+            await worker.bodies.read(caller.organization_id, partial(count_pages, call))
         if route.objects != "shared":
             read_objects(ObjectAccess((), SHAPES[route.meter].keeps), call)
     if said.run:

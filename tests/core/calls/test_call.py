@@ -459,7 +459,7 @@ def _of_anthropic(kind: str, media_type: str, data: str, source: str = "base64")
     return _said({"type": kind, "source": {"type": source, "media_type": media_type, "data": data}})
 
 
-def _of_gemini(name: str, data: dict[str, str]) -> dict[str, object]:
+def _of_gemini(name: str, data: dict[str, Any]) -> dict[str, object]:
     return {"contents": [{"role": "user", "parts": [{name: data}]}]}
 
 
@@ -486,8 +486,6 @@ _TEXT = [
     ("openai_chat", _said({"type": "text", "text": _URL})),
     ("openai_chat", {"model": "m", "messages": [{"role": "user", "content": _URL}]}),
     ("openai_chat", _said({"type": "text", "text": "x", "image_url": {"url": _URL}})),
-    ("openai_chat", _said({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_LETTERS}"}})),
-    ("openai_chat", _said({"type": "image_url", "image_url": {"url": f"data:text/plain;base64,{_PNG}"}})),
     ("openai_chat", _said({"type": "image_url", "image_url": {"url": _PNG}})),
     ("openai_chat", _of_anthropic("image", "image/png", _PNG)),
     ("openai_chat", {"model": "m", "messages": [], "tools": [_PICTURE]}),
@@ -497,9 +495,16 @@ _TEXT = [
     ("openai_responses", _response({"type": "image_url", "image_url": {"url": _URL}})),
     ("anthropic_messages", _of_anthropic("document", "text/plain", _LETTERS, "text")),
     ("anthropic_messages", _of_anthropic("document", "application/pdf", _PDF, "text")),
-    ("anthropic_messages", _of_anthropic("document", "text/plain", _PDF)),
-    ("gemini_generate", _of_gemini("inlineData", {"mimeType": "text/plain", "data": _PNG})),
+    ("anthropic_messages", _said({"type": "tool_use", "input": _of_anthropic("image", "image/png", _PNG)})),
     ("gemini_generate", {"contents": [{"parts": [{"functionResponse": {"response": {"data": _PNG}}}]}]}),
+    ("gemini_generate", _of_gemini("functionCall", {"args": {"inlineData": {"data": _PNG}}})),
+]  # fmt: skip
+# At the place of a medium, and not as its type begins.
+_BOTH = [
+    ("openai_chat", _said({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_LETTERS}"}})),
+    ("openai_chat", _said({"type": "image_url", "image_url": {"url": f"data:text/plain;base64,{_PNG}"}})),
+    ("gemini_generate", _of_gemini("inlineData", {"mimeType": "text/plain", "data": _PNG})),
+    ("anthropic_messages", _of_anthropic("image", "image/png", _LETTERS)),
 ]  # fmt: skip
 
 
@@ -515,6 +520,15 @@ def test_media_where_its_api_takes_it_is_not_taken_for_text(meter: str, body: di
 def test_what_stands_elsewhere_is_text_whatever_it_says(meter: str, body: dict[str, object]) -> None:
     call = read(meter, body)
     assert call.blob_tokens == 0
+    assert call.input_bytes > 250_000
+
+
+@pytest.mark.parametrize(("meter", "body"), _BOTH)
+def test_a_medium_that_does_not_begin_as_its_type_is_held_as_text_too(
+    meter: str, body: dict[str, object]
+) -> None:
+    call = read(meter, body)
+    assert (call.blob_tokens, call.pictures) == (BLOB_TOKENS, 1)
     assert call.input_bytes > 250_000
 
 

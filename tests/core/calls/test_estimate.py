@@ -25,6 +25,7 @@ from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import elements, models_beside
 from gateway.core.model import INTEGER_MAX, Family, TokenUsage
 from gateway.errors import InvalidRequest
+from tests.core.calls.test_forms import FILE, flac, form
 
 
 def call(
@@ -265,10 +266,10 @@ def test_what_was_learned_makes_nothing_cheaper_than_first_values(tokens: tuple[
     assert estimator.hold(call("small"), 1, "chat").need == small == 200
 
 
-def test_the_most_of_the_input_has_a_token_for_each_rare_byte_and_half_a_one_for_each_unsure_one() -> None:
+def test_the_most_of_the_input_has_a_token_for_each_rare_byte() -> None:
     asked = call(output_max=0)
-    asked.rare_bytes, asked.unsure_bytes = 90, 1_000
-    assert Estimator().hold(asked, 1, "chat").ceiling == (300 + 90 + 1_000) // 2
+    asked.rare_bytes = 90
+    assert Estimator().hold(asked, 1, "chat").ceiling == (300 + 90) // 2
 
 
 def test_text_per_token_is_learned_for_counting() -> None:
@@ -347,8 +348,14 @@ def test_of_all_organizations_no_more_is_kept_than_the_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "most"), [("gpt-4o", 1_600), ("gpt-4o-mini-2024", 48_169), ("gpt-4.1-nano", 3_779)]
-)
+    ("model", "most"),
+    [
+        ("gpt-4o", 1_600), ("gpt-4o-mini-2024", 48_169), ("gpt-4.1-nano", 3_779),
+        ("ft:gpt-4o-mini:me", 48_169),
+        ("claude-3-opus", 1_600), ("claude-opus-4-6", 1_600), ("claude-opus-4-7", 4_784), ("claude-x", 4_784),
+        ("us.anthropic.claude-opus-4-8-v1:0", 4_784), ("google/gemini-3-pro-preview", 2_304),
+    ],
+)  # fmt: skip
 def test_the_most_of_an_image_is_what_its_model_takes_at_most(model: str, most: int) -> None:
     asked = call(model, output_max=0)
     plain = Estimator().hold(asked, 1, "chat")
@@ -360,7 +367,7 @@ def test_the_most_of_an_image_is_what_its_model_takes_at_most(model: str, most: 
 
 
 @pytest.mark.parametrize(
-    ("model", "most"), [("gpt-4o", 1_600), ("gpt-4o-mini", 31 * 1_600), ("gemini-2.5-pro", 1_600)]
+    ("model", "most"), [("gpt-4o", 1_600), ("gpt-4o-mini", 48_169), ("gemini-2.5-pro", 2_304)]
 )
 def test_a_picture_in_a_body_is_held_once_and_its_size_is_not_multiplied(model: str, most: int) -> None:
     route = Route(("POST",), "/x", "u", "s", Family("openai"), "openai_chat")
@@ -378,6 +385,17 @@ def test_a_picture_in_a_body_is_held_once_and_its_size_is_not_multiplied(model: 
     assert most <= held(picture) - held() <= most + beside
     assert most <= held(address) - held() <= most + beside
     assert 2 * most <= held(picture, picture) - held() <= 2 * most + 2 * beside
+
+
+def test_a_recording_of_unknown_length_holds_the_longest_at_most() -> None:
+    """48 seconds by its bytes, 25 minutes at most, at 10 tokens a second."""
+    route = Route(("POST",), "/x", "u", "s", Family("openai"), "openai_transcriptions")
+    for written in ("text", "json"):
+        parts = [(FILE, flac(1)), (b"model", b"gpt-4o-transcribe"), (b"response_format", written.encode())]
+        call = read_call(route, {}, form(*parts), form=b"multipart/form-data; boundary=b")
+        found = Estimator().hold(call, 1, "s")
+        assert found.read >= 15_000
+        assert found.need < 480 + 2_000 + 100
 
 
 def test_blobs_are_held_but_do_not_teach_the_ratio() -> None:

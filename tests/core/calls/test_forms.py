@@ -149,6 +149,12 @@ def extensible(valid: int) -> bytes:
     return plain[:16] + struct.pack("<I", 40) + plain[20:36] + more + plain[36:]
 
 
+def flac(seconds: int, *, rate: int = 8_000, kind: int = 0x80) -> bytes:
+    """The head of a recording of 36,000 bytes."""
+    stated = struct.pack(">Q", rate << 44 | 15 << 36 | rate * seconds)
+    return b"fLaC" + bytes((kind, 0, 0, 34)) + bytes(10) + stated + bytes(36_000 - 26)
+
+
 def recorded(raw: bytes) -> tuple[int, bool]:
     return seconds_of(FormFile("file", len(raw), raw[:4096]))
 
@@ -158,6 +164,8 @@ def test_the_seconds_of_wav_are_known_and_of_all_else_what_its_size_could_hold()
     assert recorded(wav(2, rate=44_100, channels=2, bits=32, tag=3) + b"\0") == (3, True), "by what is there"
     assert recorded(bytes(7_501)) == (11, False)
     assert recorded(b"") == (1, False)
+    assert recorded(flac(1_500)) == (1_500, False), "silence"
+    assert recorded(flac(1)) == recorded(flac(1, rate=0)) == recorded(flac(1_500, kind=4)) == (48, False)
     of_16 = wav(3, bits=16)  # which may be an MP3
     blocks = wav(3)[:32] + b"\1" + wav(3)[33:]
     for lie in (

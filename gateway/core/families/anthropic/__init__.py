@@ -27,7 +27,14 @@ ERROR_TYPES = {
     504: "timeout_error",
 }
 
-_BASE64 = MediaPart(("source", "data"), states=("media_type",), only="base64")
+_BASE64 = MediaPart(("source", "data"), "image", ("media_type",), "base64")
+_DOCUMENT = MediaPart(
+    ("source", "data"),
+    "application/pdf",
+    ("media_type",),
+    "base64",
+    (("source", "url"), ("source", "file_id")),
+)
 
 
 # Headers of budgets for Claude Code, by the gateway protocol in its binary (`GET /protocol`, Usage-limit
@@ -112,7 +119,11 @@ FAMILY = ApiFamily(
             always_reports=True, keeps=calls.keeps,
             numbers=frozenset({"max_tokens"}),
             tool_uses="max_uses", limited_tools=("web_search_", "web_fetch_"),
-            media=MediaPlaces("messages", {"image": _BASE64, "document": _BASE64}),
+            # A page is 1,500 to 3,000 tokens of text, and an image (Anthropic's page on PDFs, 2026-11-30).
+            media=MediaPlaces(
+                "messages", {"image": _BASE64, "document": _DOCUMENT},
+                inside=frozenset({"content", "source"}), page=3_000,
+            ),
             skips_texts=True,
         )
     },
@@ -169,6 +180,14 @@ print(answer.content[0].text)
         '{"model": "{model}", "max_tokens": 256, "messages": [{"role": "user", "content": "Hello"}]}',
     ),
     budget_fields=_budget_fields,
+    # Of 28 x 28 pixels each: 4,784 since Opus 4.7, 1,568 before (Anthropic's page on vision, 2026-11-30).
+    pictures={
+        "claude": 4_784, "claude-opus-4-0": 1_600, "claude-opus-4-1": 1_600, "claude-opus-4-2": 1_600,
+        "claude-opus-4-5": 1_600, "claude-opus-4-6": 1_600, "claude-2": 1_600, "claude-3": 1_600,
+        "claude-sonnet-4": 1_600, "claude-haiku-4": 1_600,
+    },
+    # More than 600 pages, or 100 of a smaller model, can have (Anthropic's page on PDFs, 2026-11-30).
+    contexts={"claude": 1_000_000, "claude-2": 200_000, "claude-3": 200_000, "claude-haiku-4": 200_000},
     ceilings={
         "claude-3": 8_192, "claude-3-7": 128_000, "claude-opus-4": 128_000, "claude-sonnet-4": 128_000,
         "claude-haiku-4": 64_000,

@@ -43,7 +43,12 @@ _STATUSES = {
     504: "DEADLINE_EXCEEDED",
 }
 
-_TYPED = MediaPart(("data",), states=("mime_type",))
+_TYPED = {
+    kind: MediaPart(
+        ("data",), "application/pdf" if kind == "document" else kind, ("mime_type",), named=(("uri",),)
+    )
+    for kind in ("image", "audio", "video", "document")
+}
 
 
 def _shape(*, streamed: bool) -> CallKind:
@@ -52,7 +57,7 @@ def _shape(*, streamed: bool) -> CallKind:
         object_at("generation_config", "generationConfig"), always_reports=True,
         unframed=ArrayMeter if streamed else None, operation="generate_content",
         numbers=frozenset({"maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count"}),
-        media=MediaPlaces("contents", by_name=live.INLINE),
+        media=live.PARTS,
         skips_texts=True,
     )  # fmt: skip
 
@@ -163,9 +168,9 @@ FAMILY = ApiFamily(
             keeps=lambda document: KEPT_ANSWERS,
             operation="generate_content",
             numbers=frozenset({"max_output_tokens"}),
-            media=MediaPlaces("input", dict.fromkeys(("image", "audio", "video", "document"), _TYPED)),
+            media=MediaPlaces("input", _TYPED, inside=frozenset({"content", "result"}), page=258),
         ),
-        "gemini_embed": CallKind(calls.read_embed, answers.DIALECT, operation="embeddings"),
+        "gemini_embed": CallKind(calls.read_embed, answers.DIALECT, operation="embeddings", media=live.PARTS),
         "gemini_videos": CallKind(
             calls.read_video, answers.VIDEO, keeps=lambda document: True, operation="generate_content"
         ),
@@ -174,7 +179,7 @@ FAMILY = ApiFamily(
             answers.CACHED,
             keeps=lambda document: True,
             operation="generate_content",
-            media=MediaPlaces("contents", by_name=live.INLINE),
+            media=live.PARTS,
             lasts=True,
         ),
         "gemini_cache_end": CallKind(
@@ -233,5 +238,10 @@ print(answer.text)
         "/v1beta/models/{model}:generateContent",
         '{"contents": [{"parts": [{"text": "Hello"}]}]}',
     ),
+    # 2,240 at ultra_high; 256 and some 2,048 of crops before (Google's page on media resolution, 2026-11-30).
+    pictures={"gemini": 2_304},
+    # 2,240 at most for a page, whose own text costs nothing; 1,000 pages are more than a model reads.
+    page_text={"gemini": 0},
+    contexts={"gemini": 1_048_576, "gemini-1.5-pro": 2_097_152, "gemini-2.0-pro": 2_097_152},
     ceilings={"gemini-1.5": 8_192, "gemini-2.0": 8_192, "gemini-2.5": 65_536},
 )

@@ -44,10 +44,21 @@ _OVER: Final = ("turnComplete", "interrupted")
 # Files, and sessions, that another caller of the account may have made.
 _OTHERS: Final = frozenset({"handle", "filedata", "cachedcontent", "retrieval", *map(str.lower, CHOOSING)})
 _MODEL = re.compile(r"(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/google/)?(?:models/)?([^/]+)")
-INLINE: Final = dict.fromkeys(
-    ("inlineData", "inline_data"), MediaPart(("data",), states=("mimeType", "mime_type"))
-)
-_MEDIA = MediaPlaces("said", by_name=INLINE)
+_TYPES: Final = ("mimeType", "mime_type")
+_INLINE = MediaPart(("data",), "application/pdf", _TYPES)
+_FILE = MediaPart(("",), "application/pdf", _TYPES, named=(("fileUri",), ("file_uri",)))
+# Parts of contents, within a body too. A page is 258 tokens (Google's page on documents, 2026-11-30).
+PARTS: Final = MediaPlaces(
+    "",
+    by_name={"inlineData": _INLINE, "inline_data": _INLINE, "fileData": _FILE, "file_data": _FILE},
+    inside=frozenset(
+        {
+            "contents", "content", "requests", "parts", "functionResponse", "function_response",
+            "systemInstruction", "system_instruction", "turns", "functionResponses", "function_responses",
+        }
+    ),
+    page=258,
+)  # fmt: skip
 # A second of sound is 32 tokens at most, as base64 of 16 bits at 16 kHz; of a model, 25 at 24 kHz.
 _SAID_CHARACTERS: Final = 1_333
 _MADE_CHARACTERS: Final = 2_560
@@ -126,7 +137,7 @@ class GeminiLiveSession:
         if kind == _INPUT and "text" not in said:
             tokens = size // _SAID_CHARACTERS + 1
         else:
-            media = media_in({"said": said}, _MEDIA)
+            media = media_in(said, PARTS)
             tokens = (size - media.size) // _BYTES_PER_TOKEN + media.tokens
         self._last = tokens, asked, len(tools)
         self.tokens += tokens

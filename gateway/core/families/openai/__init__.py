@@ -38,12 +38,16 @@ _CODES = {
 }
 
 _SOUND = MediaPart(("input_audio", "data"), kind="audio")
+_PDF = "application/pdf"
 _CHAT_MEDIA = MediaPlaces(
     "messages",
     {
         "image_url": MediaPart(("image_url", "url")),
         "input_audio": _SOUND,
-        "file": MediaPart(("file", "file_data")),
+        "file": MediaPart(("file", "file_data"), _PDF, named=(("file", "file_id"), ("file_id",))),
+        "document_url": MediaPart(("document_url", "url"), _PDF),  # of Mistral, the others of vLLM
+        "audio_url": MediaPart(("audio_url", "url"), "audio"),
+        "video_url": MediaPart(("video_url", "url"), "video"),
     },
 )
 _IMAGE = MediaPart(("image_url",))
@@ -51,9 +55,10 @@ _RESPONSES_MEDIA = MediaPlaces(
     "input",
     {
         "input_image": _IMAGE, "computer_screenshot": _IMAGE, "input_audio": _SOUND,
-        "input_file": MediaPart(("file_data",)),
+        "input_file": MediaPart(("file_data",), _PDF, named=(("file_url",), ("file_id",))),
         "image_generation_call": MediaPart(("result",), kind="image"),
     },
+    inside=frozenset({"content", "output"}),
 )  # fmt: skip
 
 _SHAPES = {
@@ -142,6 +147,7 @@ _SHAPES = {
         always_reports=True,
         keeps=lambda document: True,
         numbers=frozenset({"max_tokens"}),
+        media=MediaPlaces("inputs", _CHAT_MEDIA.by_type),
     ),
     # vLLM: a list of chats in one call.
     "vllm_chats": CallKind(
@@ -314,9 +320,16 @@ print(answer.choices[0].message.content)
         "/v1/chat/completions", '{"model": "{model}", "messages": [{"role": "user", "content": "Hello"}]}',
     ),
     # Base and tiles at most; patches at most, times the model's factor.
+    # 10,000 patches of an original since GPT-5.4, times 1.2 since GPT-5.6.
     pictures={
         "gpt-4o-mini": 48_169, "gpt-4.1-mini": 2_489, "gpt-4.1-nano": 3_779, "o4-mini": 2_642,
-        "gpt-5-mini": 2_489, "gpt-5-nano": 3_779,
+        "gpt-5-mini": 2_489, "gpt-5-nano": 3_779, "gpt-5.4": 10_000, "gpt-5.5": 10_000, "gpt-5.6": 12_000,
+        "gpt-6": 12_000, "gpt-image": media.EDITED_TOKENS, "chatgpt-image": media.EDITED_TOKENS,
+    },
+    # OpenAI bounds a file by its bytes alone (its page on file inputs, 2026-11-30).
+    contexts={
+        "gpt-4-turbo": 128_000, "gpt-4o": 128_000, "gpt-4.1": 1_047_576, "gpt-5": 1_050_000, "o1": 200_000,
+        "o3": 200_000, "o4": 200_000,
     },
     tokenizers={
         "gpt-3.5": CL100K, "gpt-35": CL100K, "gpt-4": CL100K, "gpt-4o": O200K, "gpt-4.1": O200K,

@@ -14,7 +14,12 @@ import msgspec
 
 from gateway.core.billing.vector import AUTO, IMAGES
 from gateway.core.calls.call import CallRequest, UsageBounds
-from gateway.core.calls.forms import SOUND_TOKENS_PER_SECOND, FormKind, seconds_of
+from gateway.core.calls.forms import (
+    RECORDING_SECONDS_MAX,
+    SOUND_TOKENS_PER_SECOND,
+    FormKind,
+    seconds_of,
+)
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
@@ -89,7 +94,6 @@ def read_edits(call: CallRequest, document: Document, params: PathParams, bounds
     if not call.files and not elements(document, "images"):
         raise InvalidRequest("image must be a file of the form.", param="image")
     call.blob_tokens = len(call.files) * EDITED_TOKENS
-    call.pictures = len(call.files)
 
 
 def read_heard(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -106,6 +110,8 @@ def read_heard(call: CallRequest, document: Document, params: PathParams, bounds
         raise InvalidRequest("file must be a file of the form.", param="file")
     seconds, known = seconds_of(call.files[0])
     call.blob_tokens = call.heard = seconds * SOUND_TOKENS_PER_SECOND
+    if not known:
+        call.sound_beyond = max(0, RECORDING_SECONDS_MAX - seconds) * SOUND_TOKENS_PER_SECOND
     call.measured = {"audio_second": seconds} if known or written in _TELLING else {"audio_file": 1}
 
 
