@@ -7,12 +7,13 @@
 -- ARGV[1] run id  ARGV[2] ttl ms  then packed for each call: tokens observed, the same as weighed by the plan (-1: the plan does
 --   not weigh), quota tokens wanted,
 --   credits observed (-1) and credits wanted (0) if tokens do not set the price, for budgets the money observed, money and
---   tokens wanted and the number of accounts, request id (36)
+--   tokens wanted and the number of accounts, whole (1: all that is wanted, or nothing), request id (36)
 -- A hold is raised to the wanted amount, as far as the accounts have it free.
 -- Returns one packed string: now, then for each call its hold in tokens (-1: gone), in credits, exhausted
---   (0 no, 1 yes: the call may finish, 2 yes: its plan or a budget stops it), for budgets in money and in tokens;
+--   (0 no, 1 yes: the call may finish, 2 yes: its plan or a budget stops it, 3: refused, nothing was taken, and the
+--   amounts are those that it could have held), for budgets in money and in tokens;
 --   only 0 if the partition is unverified
--- Example: hold 100, observed 90, wanted 140, free 30 -> hold 130, exhausted 1
+-- Example: hold 100, observed 90, wanted 140, free 30 -> hold 130, exhausted 1; whole -> hold 100, answered 130, exhausted 3
 if #KEYS < 6 or #ARGV < 3 or keys_of_calls(ARGV) ~= #KEYS - 3 then
   return redis.error_reply('ERR extend takes 3 keys and 3 a call and its budgets, 2 arguments and 1 a call')
 end
@@ -28,7 +29,7 @@ local budget_at, budgets = budget_opener(now)
 local at = 4
 
 for call_at = 3, #ARGV do
-  local observed, weighed, wanted, seen, worth, money_seen, money_wanted, raw_wanted, accounts, request_id = EXTEND.read(ARGV[call_at])
+  local observed, weighed, wanted, seen, worth, money_seen, money_wanted, raw_wanted, accounts, whole, request_id = EXTEND.read(ARGV[call_at])
   local known = #tenants
   local hold, tenant, organization = raw[at] and HOLD.opened(raw[at]), tenant_at(KEYS[at + 1], raw[at + 1]), nil
   if #tenants > known then events[#events + 1] = due(tenant, now, epoch) end
@@ -36,8 +37,23 @@ for call_at = 3, #ARGV do
     answer[#answer + 1] = EXTENDED.pack{tokens = -1, credits = 0, exhausted = 0, money = 0, raw_tokens = 0}
   else
     if worth > 0 then organization = organization_at(KEYS[at + 2], raw[at + 2]) end
-    local exhausted = cover(hold, tenant, organization, wanted, worth)
-    if accounts > 0 then exhausted = max(exhausted, cover_windows(hold, raw[at], budgets_of(budget_at, KEYS, raw, at + 3, accounts), money_wanted, raw_wanted)) end
+    local tokens, credits, exhausted = free_for(hold, tenant, organization, wanted, worth)
+    local windows, money, raw_tokens, spent = no_windows, 0, 0, 0
+    local in_budgets = budgets_of(budget_at, KEYS, raw, at + 3, accounts)
+    if accounts > 0 then windows, money, raw_tokens, spent = free_in_windows(hold, raw[at], in_budgets, money_wanted, raw_wanted) end
+    exhausted = max(exhausted, spent)
+    if whole > 0 and exhausted > 0 then exhausted = 3 end
+    answer[#answer + 1] = EXTENDED.pack{
+      tokens = hold.tokens + tokens, credits = hold.credits + credits, exhausted = exhausted, money = hold.money + money,
+      raw_tokens = hold.raw_tokens + raw_tokens,
+    }
+    if exhausted < 3 then
+      if tokens > 0 then hold_more(tenant, QUOTA_AT, tokens) end
+      if credits > 0 then hold_more(organization, CREDITS_AT, credits) end
+      move_held(in_budgets, windows, {money, raw_tokens, 0, 0})
+      hold.tokens, hold.credits = hold.tokens + tokens, hold.credits + credits
+      hold.money, hold.raw_tokens = hold.money + money, hold.raw_tokens + raw_tokens
+    end
     hold.observed, hold.weighed, hold.seen = max(observed, hold.observed), max(weighed, hold.weighed), max(seen, hold.seen)
     hold.money_seen = max(money_seen, hold.money_seen)
     hold.deadline = deadline
@@ -45,9 +61,6 @@ for call_at = 3, #ARGV do
     renewals[#renewals + 1] = request_id
     writes[#writes + 1] = KEYS[at]
     writes[#writes + 1] = HOLD.written(hold) .. HOLD.behind(raw[at])
-    answer[#answer + 1] = EXTENDED.pack{
-      tokens = hold.tokens, credits = hold.credits, exhausted = exhausted, money = hold.money, raw_tokens = hold.raw_tokens,
-    }
   end
   at = at + 3 + accounts
 end

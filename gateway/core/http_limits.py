@@ -101,6 +101,8 @@ class HttpLimits:
     sockets_max: int = _setting(2_000, Count)
     sockets_share: float = _setting(0.25, Share)
     socket_idle_s: float = _setting(600.0, Seconds)
+    # Messages that one WebSocket may send in a second, before it is read more slowly.
+    live_messages_s: int = _setting(200, Count)
     socket_unasked_s: float = 5.0  # until a hold without a request is released
     # Bytes of responses that no upstream stores; one organization's part is `sockets_share` of them.
     sockets_kept_bytes_max: int = _setting(64 * 1024 * 1024, Bytes)

@@ -420,8 +420,9 @@ class HoldExtension:
     With `weights` the quota is separate: `weighed` quota tokens were seen, and `quota` are held. For the
     accounts `budgets`, `money_rate` is the cost of use, `hold_rate` the rate of holding if it differs, and
     `counts_raw` says that some count tokens. At most `most`, all that the call can use, is held ahead. Once,
-    `reserved` tokens and `reserved_quota` quota tokens may be requested in addition: `answered` is called
-    with the answer, and `short` names the limit that covers least of it: tokens, credits or budgets.
+    `reserved` tokens and `reserved_quota` quota tokens may be requested in addition, all or none of them:
+    `answered` is called with the answer, and `short` names the limit that covers least of it: tokens, credits
+    or budgets.
     """
 
     caller: Caller
@@ -448,12 +449,15 @@ class HoldExtension:
     def ahead(self, margin: int) -> int:
         """Return the tokens to hold for a running call.
 
-        These are the tokens seen so far with `margin` more, or the reserved ones if these are more.
+        These are the tokens seen so far with `margin` more, or the reserved ones if these are more. A request
+        for additional tokens has no margin: they are held all, or none of them.
         """
         return max(self.tokens + self._more(margin), self.reserved)
 
     def _more(self, margin: int) -> int:
         """Return `margin`, at most all that the call can still use unless its upstream has passed that."""
+        if self.answered is not None:
+            return 0
         left = self.most - self.tokens
         return margin if left < 0 else min(margin, left)
 

@@ -536,8 +536,11 @@ def check_parts(
     `named` are the prices of the models that the call names.
     """
     vectors = [one.vector for one in named if one.vector is not None]
-    found = unpriced_tools(call, vectors)
-    part = (f"the tool {found[0]}", "tools") if found else unpriced_part(call, vectors)
+    found, makers = unpriced_tools(call, vectors), None
+    shape = SHAPES.get(call.meter) if call.models_beside else None
+    if shape is not None and shape.live is not None:  # the others write transcripts
+        makers = [one.vector for one in named[: len(call.targets) or 1] if one.vector is not None]
+    part = (f"the tool {found[0]}", "tools") if found else unpriced_part(call, vectors, makers)
     if CACHE_HOUR in found:
         part = "an hour of stored contents (cache_hour)", "ttl"
     if part is not None:

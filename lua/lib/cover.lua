@@ -1,4 +1,4 @@
--- cover: raises the amounts that a running call holds in budgets' windows. Needs state, wide, definition, account, held.
+-- cover: what budgets' windows have free for a running call. Needs state, wide, definition, account, held.
 
 -- The free amount of a unit in windows that enforce, and whether the first one with too little stops its calls.
 local function free_in(accounts, held, unit, more)
@@ -26,12 +26,12 @@ local function free_in(accounts, held, unit, more)
   return free, cuts
 end
 
--- Raises a hold's amounts in its windows to the wanted amounts, as far as these are free; returns exhausted: 0 no, 1 yes, 2 yes and a
--- window with too little stops its calls.
-local function cover_windows(hold, packed_hold, accounts, money_wanted, raw_wanted)
+-- The windows of a hold, the money and tokens that it lacks of the wanted amounts as far as these are free, and exhausted: 0 no, 1 yes,
+-- 2 yes and a window with too little stops its calls.
+local function free_in_windows(hold, packed_hold, accounts, money_wanted, raw_wanted)
   local size, exhausted = HOLD.field(packed_hold, 'budgets'), 0
   local held = size == 0 and no_windows or held_in(accounts, packed_hold, size)
-  if not held then return 0 end -- of other accounts: it is kept as it is, and keeps no other call from being kept
+  if not held then return no_windows, 0, 0, 0 end -- of other accounts: it is kept as it is, and keeps no other call from being kept
   local money, raw_tokens = max(0, money_wanted - hold.money), max(0, raw_wanted - hold.raw_tokens)
   for unit, more in pairs({[FLAG_MONEY] = money, [FLAG_TOKENS] = raw_tokens}) do
     if more > 0 then
@@ -40,7 +40,5 @@ local function cover_windows(hold, packed_hold, accounts, money_wanted, raw_want
       if unit == FLAG_MONEY then money = free else raw_tokens = free end
     end
   end
-  move_held(accounts, held, {money, raw_tokens, 0, 0})
-  hold.money, hold.raw_tokens = hold.money + money, hold.raw_tokens + raw_tokens
-  return exhausted
+  return held, money, raw_tokens, exhausted
 end

@@ -1,19 +1,14 @@
 -- extend: the changes to a hold and its accounts by extending one call. Needs state, account.
 
--- Raises a hold to the wanted amounts, as far as tokens and credits are free; returns exhausted: 0 no, 1 yes and the plan lets the
--- call finish, 2 yes and the plan stops it.
-local function cover(hold, tenant, organization, tokens, credits)
-  local short, more, lacks = false, tokens - hold.tokens, false
-  if more > 0 and has(hold.flags, HOLD_COUNTS) then
-    if is_limited(tenant) then more, short = top_up(tenant, QUOTA_AT, tenant.limit, more) else hold_more(tenant, QUOTA_AT, more) end
-    hold.tokens = hold.tokens + more
-  end
-  more = credits - hold.credits
-  if more > 0 and organization and has(hold.flags, HOLD_BY_TOKEN) then
-    more, lacks = top_up(organization, CREDITS_AT, organization.credit_limit, more)
-    hold.credits = hold.credits + more
-  end
-  return (short or lacks) and 1 + tenant.on_exhausted or 0
+-- The tokens and credits that a hold lacks of the wanted amounts, as far as they are free; then exhausted: 0 no, 1 yes and the plan
+-- lets the call finish, 2 yes and the plan stops it.
+local function free_for(hold, tenant, organization, tokens, credits)
+  local short, lacks = false, false
+  tokens = has(hold.flags, HOLD_COUNTS) and max(0, tokens - hold.tokens) or 0
+  if is_limited(tenant) then tokens, short = free_part(tenant, QUOTA_AT, tenant.limit, tokens) end
+  credits = organization and has(hold.flags, HOLD_BY_TOKEN) and max(0, credits - hold.credits) or 0
+  if credits > 0 then credits, lacks = free_part(organization, CREDITS_AT, organization.credit_limit, credits) end
+  return tokens, credits, (short or lacks) and 1 + tenant.on_exhausted or 0
 end
 
 -- Returns a function that opens states, each name once, and the list of opened names.

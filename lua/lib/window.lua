@@ -10,11 +10,10 @@ local function hold_more(meters, at, amount)
   meters[at + 1] = held < 0 and 0 or held > INTEGER_MAX and INTEGER_MAX or held
 end
 
--- Holds more of a window, as far as it is free; returns the amount, and whether that is too little.
-local function top_up(meters, at, limit, more)
-  local given = min(more, max(0, free_of(meters, at, limit)))
-  hold_more(meters, at, given)
-  return given, given < more
+-- The part of an amount that a window has free, and whether that is too little.
+local function free_part(meters, at, limit, more)
+  local part = min(more, max(0, free_of(meters, at, limit)))
+  return part, part < more
 end
 
 -- The free amount of a window that has less than needed, if it is at least `least`; or nil and the refusal: `exceeded`, if it would

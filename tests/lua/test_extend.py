@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from gateway.core.billing.price_book import TokenRate
-from gateway.core.model import SettleResult
+from gateway.core.model import HoldExtension, SettleResult
 from gateway.counters.redis import keys
-from tests.builders import BY_TOKEN, CREDITS, TTL_MS, World, new_id
+from tests.builders import BY_TOKEN, CREDITS, TTL_MS, Call, World, new_id
 
 
 def test_extend_renews_the_deadline_and_notes_what_was_seen(world: World) -> None:
@@ -167,3 +168,29 @@ def test_unverified_extends_nothing(world: World) -> None:
     world.run_id = new_id().encode()[:36] + b"zzzz"
     assert world.extend([call], observed=99) == []
     assert world.everything() == before
+
+
+def asked(call: Call, tokens: int, **more: Any) -> HoldExtension:
+    """A request of a message for `tokens` in all."""
+    return HoldExtension(call.request.caller, call.id, 0, reserved=tokens, answered=lambda: None, **more)
+
+
+def test_extend_takes_nothing_for_a_message_that_does_not_fit(world: World) -> None:
+    world.plan(130, on_exhausted="cut")
+    call, other = world.reserve(need=60), world.reserve(need=40)
+    assert world.extended([(asked(call, 100), 50)]) == [(90, 0, 3)]  # 130 - 60 - 40 were free
+    assert call.hold is not None
+    assert (call.hold.tokens, world.tenant.held) == (60, 100)
+    assert world.extended([(asked(call, 90), 50)]) == [(90, 0, 0)]  # whole, and without a margin
+    assert (world.tenant.held, other.extend(observed=41)) == (130, (40, 2))
+
+
+def test_extend_takes_no_tokens_for_a_message_that_lacks_credits(world: World) -> None:
+    world.plan(1_000)
+    world.grant("credits", 50)
+    call = world.reserve(need=50, service=replace(BY_TOKEN, counts_tokens=True), credits_=20)
+    # A credit for each of 10 tokens that are read, and two for each of 30 others: 70.
+    assert world.extended([(asked(call, 40, rate=RATE), 0)]) == [(50, 50, 3)]
+    assert (world.tenant.held, world.organization.credits_held) == (50, 20)
+    assert world.extended([(asked(call, 30, rate=RATE), 0)]) == [(50, 50, 0)]
+    assert world.organization.credits_held == 50

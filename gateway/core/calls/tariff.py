@@ -133,25 +133,24 @@ def vectors_of(
     return tuple(found) if apart > 1 else (dearest(found),)
 
 
-def unpriced_part(call: CallRequest, vectors: Vectors) -> tuple[str, str] | None:
+def unpriced_part(
+    call: CallRequest, vectors: Vectors, makers: Vectors | None = None
+) -> tuple[str, str] | None:
     """Return a service tier or medium of a call that has no price, in words, and the field that asks for it.
 
-    None if all have a price.
+    None if all have a price. `makers` are the prices of those models that may make sound and pictures, if not
+    of all.
     """
     document, family = call.document, OF_METER.get(call.meter)
     if document is None or family is None:
         return None
-    rules, lacks = family.exclusions, {kind for one in vectors for kind in one.lacks}
-    if all("audio_second" in one.units for one in vectors if "audio_input" in one.lacks):
-        lacks.discard("audio_input")  # its seconds have a price
+    rules = family.exclusions
+    lacks = {kind for one in (vectors if makers is None else makers) for kind in one.lacks}
+    deaf = any("audio_input" in one.lacks and "audio_second" not in one.units for one in vectors)
     for tier in call.tiers:
         if any(lacks_tier(one, tier) for one in vectors):
             return f"the service tier {tier}", rules.tier_fields[0]
-    if (
-        "audio_input" in lacks
-        and (call.storage or not call.measured)
-        and not rules.heard(document, call.names)
-    ):
+    if deaf and (call.storage or not call.measured) and not rules.heard(document, call.names):
         return "sound that is read, or a file that may be sound", "messages"
     made = makes(call) if "audio_output" in lacks or "image_output" in lacks else []
     if "audio_output" in lacks and "audio_output" in made:
@@ -220,13 +219,15 @@ def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) ->
 
 
 def extended(
-    observed: HoldExtension, tokens: int, credits_: int, money: int = ENDLESS, raw_tokens: int = ENDLESS
-) -> None:
+    observed: HoldExtension, tokens: int, credits_: int, money: int = ENDLESS, raw_tokens: int = ENDLESS,
+    *, refused: bool = False,
+) -> None:  # fmt: skip
     """Update how many tokens of a running call its hold covers, after the hold grew to these amounts.
 
-    `money` and `raw_tokens` are held in budgets. `observed` is changed.
+    `money` and `raw_tokens` are held in budgets. If the call was `refused`, the hold stays as it was, and the
+    amounts only say which limit is `short`. `observed` is changed.
     """
-    counts = observed.counts
+    before, counts = (observed.held, observed.quota), observed.counts
     if observed.weights is not None:
         observed.quota, counts = tokens, False
     by_quota = covered(counts, None, tokens, credits_)
@@ -237,6 +238,8 @@ def extended(
         by_budgets = min(by_budgets, raw_tokens)
     held = observed.held = min(by_quota, by_credits, by_budgets)
     observed.short = BY_QUOTA if held == by_quota else BY_CREDITS if held == by_credits else BY_BUDGETS
+    if refused:
+        observed.held, observed.quota = before
 
 
 def charge_of(

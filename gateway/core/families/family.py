@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 from urllib.parse import quote
 
 import msgspec
@@ -163,6 +163,15 @@ class SocketMessages(Protocol):
     def forget(self) -> None: ...
 
 
+class LiveEvent(NamedTuple):
+    """An event of a live session's upstream, as its client gets it."""
+
+    data: bytes
+    is_free: bool  # it may pass between turns
+    ends: bool  # it ends a turn
+    model: str = ""  # the model that answered, if that is known
+
+
 class LiveSession(Protocol):
     """A WebSocket that is forwarded to its upstream: its client's requests, and the upstream's reports.
 
@@ -184,9 +193,7 @@ class LiveSession(Protocol):
     def ask(self, message: Document, size: int) -> bool: ...
     def take_back(self) -> None: ...  # undo the last message, which is not sent
     def forget(self) -> None: ...  # close open requests: they are charged by estimate
-    # Process an event of the upstream: the event for the client, whether it may pass between turns, and
-    # whether it ends a turn.
-    def hear(self, event: bytes) -> tuple[bytes, bool, bool]: ...
+    def hear(self, event: bytes) -> LiveEvent: ...  # process an event of the upstream
     # Return the first message, with the upstream's own name of the model.
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes: ...
 

@@ -239,7 +239,7 @@ class CallerHolds:
         )  # fmt: skip
         packed = EXTEND.pack(
             0, -1, wanted.tokens, -1, wanted.credits, 0, wanted.money, wanted.raw_tokens, len(hold.budgets),
-            hold.id.encode(),
+            True, hold.id.encode(),
         )  # fmt: skip
         arguments = wire.run_id, b"%d" % ttl_ms, packed
         answer = await wire.send(encode_script("extend", names, arguments))

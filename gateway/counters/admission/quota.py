@@ -59,7 +59,7 @@ EXTEND_BATCH_MAX = 64
 EXTEND_MARGIN_TOKENS = 256
 OUTGROWN_S = 0.02
 MISSED_S = 0.5
-CUT = 2
+CUT, REFUSED = 2, 3
 
 
 class LiveHolds:
@@ -143,8 +143,10 @@ class LiveHolds:
         answers = packing.extended(cast("bytes", answer))
         for one, (tokens, credits_, exhausted, money, raw_tokens) in zip(live, answers, strict=False):
             if tokens >= 0:
-                extended(one, tokens, credits_, money, raw_tokens)
-                one.exhausted, one.cut = exhausted > 0, exhausted == CUT
+                refused = exhausted == REFUSED
+                extended(one, tokens, credits_, money, raw_tokens, refused=refused)
+                if not refused:
+                    one.exhausted, one.cut = exhausted > 0, exhausted == CUT
             one.end_request()
 
 

@@ -97,7 +97,8 @@ ACKNOWLEDGED = Layout("ACKNOWLEDGED", "f64 epoch seq moved credit_seq spend_seq"
 
 EXTEND = Layout(
     "EXTEND",
-    "f64 observed weighed wanted seen worth money_seen money_wanted raw_wanted accounts, s36 request_id",
+    "f64 observed weighed wanted seen worth money_seen money_wanted raw_wanted accounts whole,"
+    " s36 request_id",
 )
 EXTENDED = Layout("EXTENDED", "f64 tokens credits exhausted money raw_tokens")
 
@@ -382,7 +383,8 @@ def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[HoldExte
         arguments.append(
             EXTEND.pack(
                 tokens, weighed, one.wanted(margin), seen, wanted,
-                *one.wanted_of_budgets(margin), len(one.budgets), one.request_id.encode(),
+                *one.wanted_of_budgets(margin), len(one.budgets), one.answered is not None,
+                one.request_id.encode(),
             )
         )  # fmt: skip
     return tuple(names), tuple(arguments)
@@ -390,6 +392,8 @@ def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[HoldExte
 
 def extended(answer: bytes) -> list[tuple[int, int, int, int, int]]:
     """Return `extend`'s answer of each call: held tokens (-1: none), credits, exhausted, money, raw tokens.
+
+    Of a call that was refused, these are the amounts that it could have held.
 
     Empty if the partition is not verified.
     """

@@ -316,20 +316,23 @@ class Allowances:
         taken = self.calls.get(observed.request_id)
         if taken is None:
             return False
-        one, short = taken.allowance, False
+        one, tokens, credits_, short = taken.allowance, 0, 0, False
         if observed.counts:
             want = observed.wanted(margin) - taken.tokens
-            more = want if one.unlimited else min(want, max(0, one.tokens.left))
-            one.tokens.spent += more
-            taken.tokens += more
-            short = more < want
+            tokens = want if one.unlimited else min(want, max(0, one.tokens.left))
+            short = tokens < want
         if observed.rate is not None:
             want = max(0, observed.rate.credits(observed.ahead(margin)) - taken.credits)
-            more = min(want, max(0, one.credits.left))
-            one.credits.spent += more
-            taken.credits += more
-            short = short or more < want
-        extended(observed, taken.tokens, taken.credits)
+            credits_ = min(want, max(0, one.credits.left))
+            short = short or credits_ < want
+        refused = short and observed.answered is not None
+        extended(observed, taken.tokens + tokens, taken.credits + credits_, refused=refused)
+        if refused:
+            return True
+        one.tokens.spent += tokens
+        one.credits.spent += credits_
+        taken.tokens += tokens
+        taken.credits += credits_
         if short:
             observed.exhausted, observed.cut = True, one.cuts
         return True

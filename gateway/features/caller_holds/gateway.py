@@ -215,9 +215,9 @@ async def extend_hold(exchange: Exchange) -> None:
             wanted, more = await _more(ports, exchange.head.attribution, hold, said.more)
         found = await holds.extend(hold, 1000 * said.ttl_s, wanted)
         short = _short(found, wanted)
-        hold.held, hold.expires_ms = found, until_ms
+        hold.expires_ms = until_ms
         if short is None:
-            hold.asked += more
+            hold.held, hold.asked = found, hold.asked + more
         await holds.keep(hold)
         if short is not None:
             raise short
@@ -600,7 +600,7 @@ async def _more(
 
 def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
     """Return the refusal by the account in `found` that had too little for an extension, or None."""
-    kept = "The hold has what was free, and its time."
+    kept = "The hold has no more than before, and its new time."
     if found.tokens < wanted.tokens:
         return QuotaExceeded(f"The quota has too little for this. {kept}")
     if found.credits < wanted.credits:

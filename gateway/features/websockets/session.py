@@ -9,6 +9,7 @@ gets after the charge. A family's `LiveSession` decides which messages pass mean
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -21,7 +22,7 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessa
 
 from gateway.core.calls.call import BodyLook, CallRequest, read_document, write_document, written_of
 from gateway.core.families.controlled import Document
-from gateway.core.families.family import LiveSession
+from gateway.core.families.family import LiveEvent, LiveSession
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
@@ -45,13 +46,14 @@ from gateway.http.routing.head import CallHead
 from gateway.http.server.connection import ReadPause
 from gateway.http.server.exchange import Attempt, ClientGone, ClientPort, Exchange, Worker
 from gateway.http.tally import NEVER
+from gateway.http.turns import FairQueue
 from gateway.http.upstream.pool import Link
 
 # Codes of RFC 6455, 7.4.1. Then reasons not to read an upstream's socket: its events wait for a turn, for the
 # client, or for the call that they answer.
 _USUAL, _AWAY, _NO_CODE, _BAD, _REFUSED, _TOO_LARGE, _BROKEN = 1000, 1001, 1005, 1007, 1008, 1009, 1011
 _OWN_CODES = 3000  # from here on, codes belong to applications
-_WAITING, _SLOW, _LINK = 1, 2, 4
+_WAITING, _SLOW, _LINK, _TURN = 1, 2, 4, 8
 # Codes of an upstream's close frame that are passed on.
 _SENT_CODES: Final = frozenset({1000, 1001, 1007, 1008, 1009, 1011, 1012, 1013})
 # Bytes of one message of a client, which may contain a picture or sound.
@@ -114,9 +116,11 @@ class LiveSocket(WebSocket):
         self._owed = 0
         self._kept = b""  # a message that waits for the end of an answer, and its fields that matter for that
         self._kept_asks: Document = {}
-        self._heard: list[tuple[bytes, bool, bool]] = []
+        # Events of the upstream that wait, and how many of them end a turn.
+        self._heard: deque[LiveEvent] = deque()
+        self._ends_heard = 0
         self._ends: tuple[int, str] | None = None
-        self._seen_at = self._asked_at = asyncio.get_running_loop().time()
+        self._seen_at = self._asked_at = self._loop.time()
         self._look: asyncio.TimerHandle | None = None
         # After the client is gone: the deadline for reading the rest, the bytes read, and whether reading
         # stopped. A connection that is over has no more turns. After a refusal only pending output has turns.
@@ -156,7 +160,7 @@ class LiveSocket(WebSocket):
                 raise ClientGone
             link = self._begin_turn(admitted)
             self._pass()
-            asyncio.get_running_loop().call_soon(self._flow)
+            self._loop.call_soon(self._flow)
             assert link.answer is not None
             await relay(exchange, admitted, link.answer)
             if not link.complete and not exchange.gone:  # the hold is used up
@@ -207,7 +211,7 @@ class LiveSocket(WebSocket):
         released = partial(upstream.release, self._caller.organization_id, None)
         self._aimed, self._key = (attempt.name, attempt.model), attempt.key
         attempt.link = attempt.upstream = None
-        return UpstreamSocket(self, link, released)
+        return UpstreamSocket(self, link, released, self._worker.frames)
 
     async def _aim(self, admitted: AdmittedCall) -> None:
         """Send a later turn to the socket's upstream; refuse it if the model now has other upstreams."""
@@ -234,7 +238,7 @@ class LiveSocket(WebSocket):
         link = attempt.link = self._link = upstream.turn()
         admitted.meter = make_meter(admitted.call, 200, EVENT_STREAM, b"", worker.bounds)
         attempt.status, attempt.forwarded, attempt.began = 200, True, worker.ports.seconds()
-        self._asked_at = asyncio.get_running_loop().time()
+        self._asked_at = self._loop.time()
         return link
 
     @property
@@ -282,7 +286,7 @@ class LiveSocket(WebSocket):
         """Start to read from the client, and to look for idleness; `early` are bytes already received."""
         super().begin(early)
         self._reading.resume(INNER)  # the connection answers the opening during the whole first turn
-        self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_after)
+        self._look = self._loop.call_later(LOOK_S, self._look_after)
 
     def _hang_up(self, error: Exception | None) -> None:
         """End the client's side after a disconnect.
@@ -295,7 +299,7 @@ class LiveSocket(WebSocket):
         upstream, route = self._upstream, self._route
         if upstream is not None and self._is_owed:
             waits_s = 0.0 if route is not None and route.on_disconnect == "abort" else self._limits.drain_s
-            self._drained_until = asyncio.get_running_loop().time() + waits_s
+            self._drained_until = self._loop.time() + waits_s
             if self._connection.blocked:
                 self._connection.resume_writing()
             upstream.reading.resume(_SLOW)
@@ -368,15 +372,14 @@ class LiveSocket(WebSocket):
             self._owed = 0
         if self._reading.paused & reason:
             self._reading.resume(reason)
-            asyncio.get_running_loop().call_soon(self._go_on)
+            self._queue()
 
     def _ask(self, body: bytes) -> None:
-        session, before = self._session, self._session.models
-        self._asked_at = asyncio.get_running_loop().time()
+        session, before, needs = self._session, self._session.models, self._session.needs
         if len(body) > MESSAGE_BYTES_MAX:
             self._refuse(RequestTooLarge(f"A message here may have {MESSAGE_BYTES_MAX} bytes."), _TOO_LARGE)
             return
-        self._seen_at = asyncio.get_running_loop().time()
+        self._seen_at = self._loop.time()
         try:
             document = read_document(body)
             if session.waits(document):
@@ -398,25 +401,33 @@ class LiveSocket(WebSocket):
             return
         self._asked.append(written)
         self._owe(len(body))
+        if session.needs > needs or session.pending:
+            self._asked_at = self._loop.time()
+        elif self._upstream is not None and not self._turning:
+            self._send()  # costs nothing
+            return
         if self._link is None:
             self.hold(WAITING)
             self._ask_for_turn()
         else:
             self._pass()
 
-    def _pass(self) -> None:
-        """Send the waiting message to the upstream, once the turn's hold (reserved amount) covers it too."""
+    def _pass(self, step: int = HELD_AHEAD) -> None:
+        """Send the waiting message to the upstream, once the turn's hold (reserved amount) covers it too.
+
+        `step` tokens are held ahead of later messages.
+        """
         charge, more = self._admitted, self._session.needs - self._covered
-        held = partial(asyncio.get_running_loop().call_soon, self._pass_held, self._link)
-        if self._asked and charge is not None and more > 0 and not charge.reserves(more, HELD_AHEAD, held):
+        held = partial(self._loop.call_soon, self._pass_held, self._link, step)
+        if self._asked and charge is not None and more > 0 and not charge.reserves(more, step, held):
             self.hold(WAITING)
         else:
             self._send()
 
-    def _pass_held(self, link: Link | None) -> None:
+    def _pass_held(self, link: Link | None, step: int) -> None:
         """Send the message that waited for a larger hold, or refuse it because too little is left.
 
-        Nothing is done if the turn of `link` is over.
+        Before that it is asked for without the `step`. Nothing is done if the turn of `link` is over.
         """
         charge = self._admitted
         if link is None or link is not self._link or charge is None or not self._asked:
@@ -424,6 +435,9 @@ class LiveSocket(WebSocket):
         more = self._session.needs - self._covered
         if charge.reserves(more, 0, None):
             self._send()
+            return
+        if step:
+            self._pass(0)
             return
         self._take_back()
         self._refuse(charge.short_of(), 0 if self._session.refuses_by_event else _REFUSED)
@@ -513,7 +527,7 @@ class LiveSocket(WebSocket):
                     self._session.forget()
                 error = msgspec.json.decode(answer.refused)["error"]
                 self._close(_REFUSED, "" if self._session.refuses_by_event else str(error.get("message", "")))
-            asyncio.get_running_loop().call_soon(self._flow)
+            self._loop.call_soon(self._flow)
 
     def _may_go_on(self, answer: SocketAnswer) -> bool:
         """Return whether a refusal concerns a message alone, which may be sent again later."""
@@ -534,7 +548,7 @@ class LiveSocket(WebSocket):
 
         If the client is gone, the upstream's socket ends with its last call. Runs again after a while.
         """
-        loop, connection = asyncio.get_running_loop(), self._connection
+        loop, connection = self._loop, self._connection
         if self._look is not None:
             self._look.cancel()
         if self._gone:
@@ -548,6 +562,11 @@ class LiveSocket(WebSocket):
             return
         limits = self._limits
         self._look = loop.call_later(min(LOOK_S, limits.socket_unasked_s), self._look_after)
+        if self._leaves():
+            return
+        if self._reading.paused and not self._closed:
+            # Its end may be behind unread bytes: the kernel of a client that is gone answers with a reset.
+            self._transport.write(self._frames.send(Ping()))
         idle = loop.time() - self._seen_at > limits.socket_idle_s
         if not self._turning or self._session.pending:
             return
@@ -561,8 +580,10 @@ class LiveSocket(WebSocket):
 
     def hear(self, event: bytes) -> None:
         """Process an event of the upstream; without a client, stop reading at the limits for draining."""
-        self._seen_at = asyncio.get_running_loop().time()
-        self._heard.append(self._session.hear(event))
+        self._seen_at = self._loop.time()
+        heard = self._session.hear(event)
+        self._heard.append(heard)
+        self._ends_heard += heard.ends
         if self._gone and not self._spent:
             self._drained += len(event)
             meter = None if self._admitted is None else self._admitted.meter
@@ -581,7 +602,7 @@ class LiveSocket(WebSocket):
     @property
     def _is_owed(self) -> bool:
         """Whether the upstream makes or has sent output that no turn has charged yet."""
-        return not self._over and (self._session.pending or any(ends for _, _, ends in self._heard))
+        return not self._over and (self._session.pending or self._ends_heard > 0)
 
     def _flow(self) -> None:
         """Forward events to the client as far as a turn pays for them, or they are free.
@@ -616,14 +637,17 @@ class LiveSocket(WebSocket):
     def _pass_heard(self) -> None:
         closed = self.is_closing()
         while self._heard:
-            event, is_free, ends = self._heard[0]
+            event, is_free, ends, model = self._heard[0]
             link = self._link
             if link is None and (self._turning or (not is_free and (not closed or self._is_owed))):
                 break
-            self._heard.pop(0)
+            self._heard.popleft()
+            self._ends_heard -= ends
             if link is not None:
                 if ends:
                     self._link = None
+                    if model and self._admitted is not None and self._admitted.meter is not None:
+                        self._admitted.meter.detail.answered_by(model)
                 link.add_event(b"data: %b\n\n" % event.translate(_LINES), ends)
             elif is_free and not closed:
                 self._transport.write(self._frames.send(TextMessage(data=event.decode("utf-8", "replace"))))
@@ -632,12 +656,14 @@ class LiveSocket(WebSocket):
 class UpstreamSocket(asyncio.Protocol):
     """The upstream's socket of a session, and the transport of the links of its turns."""
 
-    def __init__(self, client: LiveSocket, link: Link, released: Callable[[], None]) -> None:
-        self._client, self._opened, self._released = client, link, released
+    def __init__(
+        self, client: LiveSocket, link: Link, released: Callable[[], None], queue: FairQueue
+    ) -> None:
+        self._client, self._opened, self._released, self._turns = client, link, released, queue
         self._transport: Any = link.transport
         self._frames = Connection(ConnectionType.CLIENT)
         self._message = bytearray()
-        self._closed = False
+        self._closed = self._queued = False
         self._most = client.event_bytes_max
         self.reading = ReadPause(self._transport)
 
@@ -672,14 +698,16 @@ class UpstreamSocket(asyncio.Protocol):
     # the protocol of the upstream's socket
 
     def data_received(self, data: bytes) -> None:
-        """Read frames, and process their messages."""
+        """Read frames: process the first one, and queue the others."""
         if not self._closed:
             self._frames.receive_data(data)
-            for event in self._frames.events():
-                self._take(event)
+            if not self._queued:
+                self._go_on()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Release the connection, and end the client's socket."""
+        """Release the connection, and end the client's socket after the frames that were read."""
+        for event in () if self._closed else self._frames.events():
+            self._take(event)
         self._closed = True
         self.reading.close()
         self._released()
@@ -693,6 +721,22 @@ class UpstreamSocket(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Resume the client after the upstream has caught up."""
         self._client.go_on(SLOW)
+
+    def _go_on(self) -> bool:
+        """Process one frame, queue the next, and return whether there was one."""
+        event = None if self._closed else next(self._frames.events(), None)
+        if event is None:
+            self.reading.resume(_TURN)
+            return False
+        self._take(event)
+        self._queued = True
+        self._turns.wait_for(self._take_turn)
+        return True
+
+    def _take_turn(self) -> None:
+        self._queued = False
+        if self._go_on():
+            self.reading.pause(_TURN)  # until no frame is left
 
     # the transport of a turn's link, whose request is messages
 

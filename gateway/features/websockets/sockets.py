@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 from wsproto import ConnectionType
 from wsproto.connection import Connection
-from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
+from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
 from gateway.core.families.refusal import render
 from gateway.core.families.registry import SHAPES
@@ -36,12 +36,12 @@ from gateway.http.server.exchange import ClientPort, Exchange, Worker
 
 # Codes of RFC 6455, 7.4.1, and IANA's 1013.
 _AWAY, _TOO_LARGE, _BROKEN, _LATER = 1001, 1009, 1011, 1013
-# Reasons not to read a socket: its connection is busy, its client reads slowly, or other sockets are served.
-# Of others: a message waits for a turn, the upstream reads slowly.
-INNER, _BLOCKED, _TURN, WAITING, SLOW = 1, 2, 4, 8, 16
-_HELD = WAITING | SLOW
-# Frames of one read that are processed at a time.
-FRAMES_AT_ONCE: Final = 64
+# Reasons not to read a socket: its connection is busy, its client reads slowly, frames of it wait for others,
+# or it has sent too many messages. Of live sockets: a message waits for a turn, the upstream reads slowly.
+INNER, _BLOCKED, _TURN, WAITING, SLOW, _RATE = 1, 2, 4, 8, 16, 32
+_HELD = _BLOCKED | WAITING | SLOW | _RATE
+# How many seconds' messages may come at once.
+BURST_S: Final = 5.0
 # Bytes of an answer that is no stream: a refusal, ours or the upstream's.
 REFUSAL_BYTES_MAX: Final = 64 * 1024
 # Headers that belong only to the opening of a socket, or to a request's body.
@@ -95,6 +95,22 @@ def open_as(socket: WebSocket, exchange: Exchange) -> None:
     socket.begin(exchange.connection.splice(socket, replace(limits, keep_alive_s=limits.socket_idle_s)))
 
 
+class MessageBucket:
+    """The messages that a client may send: `rate` a second, in bursts of `BURST_S` seconds."""
+
+    __slots__ = ("_at", "_left", "_most", "_rate")
+
+    def __init__(self, rate: int, now: float) -> None:
+        self._rate, self._at = rate, now
+        self._left = self._most = rate * BURST_S
+
+    def take(self, now: float) -> float:
+        """Count a message, and return for how many seconds the next one has to wait."""
+        self._left = min(self._most, self._left + (now - self._at) * self._rate) - 1
+        self._at = now
+        return max(0.0, (1 - self._left) / self._rate)
+
+
 class WebSocket(asyncio.Protocol):
     """The protocol of a client's socket, and the transport of its connection."""
 
@@ -111,9 +127,11 @@ class WebSocket(asyncio.Protocol):
         self._frames = Connection(ConnectionType.SERVER)
         self._message = bytearray()
         self._size = self._frames_here = 0
-        self._dropped = self._closed = False
+        self._dropped = self._closed = self._queued = False
         self._answer: SocketAnswer | None = None
         self._end: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._bucket = MessageBucket(worker.limits.live_messages_s, self._loop.time())
 
     def begin(self, early: bytes) -> None:
         """Adopt the transport of the connection, with the bytes received early."""
@@ -121,15 +139,16 @@ class WebSocket(asyncio.Protocol):
         if not self._transport.is_reading():
             self._reading.paused = INNER
         if early:
-            asyncio.get_running_loop().call_soon(self.data_received, early)
+            self._loop.call_soon(self.data_received, early)
 
     # the protocol of the client's socket
 
     def data_received(self, data: bytes) -> None:
-        """Read frames, and process their messages."""
+        """Read frames: process the first one, and queue the others."""
         if not self._transport.is_closing():
             self._frames.receive_data(data)
-            self._go_on()
+            if not self._queued:
+                self._go_on()
 
     def eof_received(self) -> bool:
         """Return False: the transport closes at the client's end of file, with or without a close frame."""
@@ -160,8 +179,7 @@ class WebSocket(asyncio.Protocol):
         """Resume after a slow client has caught up. Frames that were received before are processed first."""
         self._connection.resume_writing()
         self._reading.resume(_BLOCKED)
-        if self._reading.paused & _TURN:
-            asyncio.get_running_loop().call_soon(self._go_on)
+        self._queue()
 
     def shut(self) -> None:
         """Close the socket because the gateway stops, after the current response."""
@@ -237,19 +255,50 @@ class WebSocket(asyncio.Protocol):
 
     # frames and messages
 
-    def _go_on(self) -> None:
-        """Process some frames, and pause for other connections. A slow client must read first."""
-        if self._transport.is_closing() or self._reading.paused & (_BLOCKED | _HELD):
+    def _queue(self) -> None:
+        """Process the next frame when it is the turn of this socket."""
+        if not self._queued:
+            self._queued = True
+            self._worker.frames.wait_for(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._queued = False
+        if self._go_on():
+            self._reading.pause(_TURN)  # until no frame is left
+
+    def _go_on(self) -> bool:
+        """Process one frame, queue the next, and return whether there was one."""
+        if self._transport.is_closing() or self._reading.paused & _HELD:
+            return False
+        event = next(self._frames.events(), None)
+        if event is None:
+            self._reading.resume(_TURN)
+            return False
+        self._take(event)
+        if isinstance(event, Ping | Pong) or getattr(event, "message_finished", False):
+            wait_s = self._bucket.take(self._loop.time())
+            if wait_s and not self._closed:
+                self._reading.pause(_RATE)
+                self._loop.call_later(wait_s, self._refill)
+        self._queue()
+        return True
+
+    def _refill(self) -> None:
+        """Process messages again after a pause. If the client has left, nobody waits for them."""
+        if self._transport.is_closing():
             return
-        for count, event in enumerate(self._frames.events(), 1):
-            self._take(event)
-            blocked = self._reading.paused & (_BLOCKED | _HELD)
-            if (blocked or count == FRAMES_AT_ONCE) and not self._closed:
-                self._reading.pause(_TURN)
-                if not blocked:
-                    asyncio.get_running_loop().call_soon(self._go_on)
-                return
-        self._reading.resume(_TURN)
+        if not self._leaves():
+            self._reading.resume(_RATE)
+            self._queue()
+
+    def _leaves(self) -> bool:
+        """Return whether the client has left while it was not read, and end its connection then."""
+        reading = self._reading
+        left = bool(reading.paused) and not self._transport.is_closing()
+        left = left and (reading.is_left() or reading.is_ended())
+        if left:
+            self._transport.abort()
+        return left
 
     def _take(self, event: Event) -> None:
         if self._closed:
@@ -325,7 +374,7 @@ class WebSocket(asyncio.Protocol):
         self._closed = True
         self._let_go()
         self._transport.write(self._frames.send(event))
-        self._end = asyncio.get_running_loop().call_later(self._limits.linger_s, self._leave)
+        self._end = self._loop.call_later(self._limits.linger_s, self._leave)
 
     def _leave(self) -> None:
         if not self._connection.blocked:  # otherwise the connection has set a deadline

@@ -28,7 +28,7 @@ from gateway.http.routing.head import CallHead, HeadReader
 from gateway.http.routing.openings import UpstreamOpening
 from gateway.http.server.buffers import Buffers, RequestDriver, bare
 from gateway.http.tally import NEVER, TickClock
-from gateway.http.turns import LargeBodies
+from gateway.http.turns import FairQueue, LargeBodies
 from gateway.http.upstream.pool import Link, Upstream
 
 
@@ -182,7 +182,7 @@ class Worker:
     `bounds` are the maxima that meters believe. `heads` reads heads with its cache. `buffers` counts bytes
     for slow connections, `bodies` queues large bodies. `workloads` has digests of keys by the URI of a client
     certificate. `models` are the configured models. `sockets` counts WebSockets, and `sockets_keep` the bytes
-    that they store.
+    that they store; `frames` queues what they send.
     """
 
     ports: Ports
@@ -197,6 +197,7 @@ class Worker:
     models: ConfiguredModels
     sockets: FairShares
     sockets_keep: FairShares
+    frames: FairQueue
 
     def produced(self, started: float) -> float:
         """Record the time to the first output of a stream requested at `started`; return the present time."""

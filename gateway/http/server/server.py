@@ -304,6 +304,7 @@ class DataPlane:
         self.turns = FairQueue(loop, ports.seconds)
         self.lingering = FairShares(limits.lingering_max, limits.lingering_each_max)
         self.sockets, self.sockets_keep = FairShares(), FairShares()
+        self.frames = FairQueue(loop, ports.seconds)
         self.bodies = LargeBodies(loop, ports.seconds)
         self.limiter = None if ports.limiter is None else ports.limiter(ports, loop, limits)
         self._ports = ports
@@ -407,6 +408,7 @@ class DataPlane:
             configured,
             self.sockets,
             self.sockets_keep,
+            self.frames,
         )
 
     @property

@@ -19,11 +19,15 @@ from google.genai import types
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 from websockets.exceptions import InvalidStatus
 
+from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.outbox import read_facts
+from gateway.core.billing.money import NANO
+from gateway.core.billing.price_book import read_price
 from gateway.core.calls.routes import ModelRule, ModelTarget, Route, UpstreamTarget
 from gateway.core.families.gemini.live import GeminiLiveSession
 from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
 from tests.certificates import issued, trusting
+from tests.core.billing.prices import price_row
 from tests.features.websockets.live_upstream import LiveUpstream, Script, playing
 from tests.http.fakes import CALLER, KEY, answer
 from tests.http.stage import OVER, WITHIN_S, Stage, Tls, staged
@@ -323,6 +327,45 @@ async def test_a_transcript_is_a_call_by_the_model_that_wrote_it() -> None:
         said = [(one.total, one.tools, one.response_model) for one in facts if one is not None]
         assert said == [
             (22, {}, "whisper-1"), (253, {}, ""), (0, {"audio_second": 3}, "whisper-1"), (253, {}, ""),
+        ]  # fmt: skip
+
+
+def transcribing(model: str) -> dict[str, Any]:
+    return {"audio": {"input": {"transcription": {"model": model}}}}
+
+
+async def test_each_transcript_has_the_price_of_its_own_model_under_a_budget_of_money() -> None:
+    """Models that write transcripts make no sound, so they need no price of it."""
+    usage = {"type": "tokens", "input_tokens": 6_000, "output_tokens": 500, "total_tokens": 6_500}
+    usage |= {"input_token_details": {"audio_tokens": 6_000}}
+
+    async def script(socket: LiveUpstream) -> None:
+        await socket.send(CREATED)
+        for name in ("small", "large"):
+            await socket.until("session.update")
+            await socket.send({"type": "session.updated", "session": transcribing(name)})
+            await socket.send({"type": "input_audio_buffer.committed", "item_id": name})
+        for name in ("small", "large"):  # the first one ends after the change
+            await socket.send({"type": HEARD, "item_id": name, "usage": usage})
+        await socket.receive()
+
+    async with live(script) as (stage, _):
+        stage.directory.budgets_there = [Budget(1, "money", "money", NANO, "day")]
+        row = price_row(input="4", output="16", audio_input="32", audio_output="64", image_output="1")
+        stage.directory.prices["m"] = read_price(row).vector
+        for model, paid in (("small", ("1.25", "5")), ("large", ("2.5", "10"))):
+            row = price_row(input=paid[0], output=paid[1], audio_input=paid[0])
+            stage.directory.prices[model] = read_price(row).vector
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            for model in ("small", "large"):
+                await socket.send_json({"type": "session.update", "session": transcribing(model)})
+            for _ in range(2):
+                await until(socket, HEARD)
+        facts = [read_facts(one.metadata) for one in stage.counters.charges]
+        # 6,000 tokens of sound and 500 of text: 0.0075 + 0.0025, then 0.015 + 0.005.
+        assert [(one.response_model, one.cost) for one in facts if one is not None][:2] == [
+            ("small", 10_000_000), ("large", 20_000_000)
         ]  # fmt: skip
 
 
@@ -654,7 +697,7 @@ def test_what_interrupts_an_answer_is_held_for_although_nothing_of_its_own_answe
     usage = {"promptTokenCount": 3, "responseTokenCount": 2}
     for word, pending in (("interrupted", True), ("turnComplete", False)):
         event = json.dumps({"serverContent": {"modelTurn": {}, word: True}, "usageMetadata": usage})
-        assert session.hear(event.encode()) == (event.encode(), False, True)
+        assert session.hear(event.encode()) == (event.encode(), False, True, "")
         assert session.pending is pending
 
 
@@ -674,4 +717,4 @@ FREE: dict[str, object] = {
 )
 def test_what_costs_nothing_passes_between_turns(said: dict[str, object], is_free: bool) -> None:
     event = json.dumps(said).encode()
-    assert GeminiLiveSession({}).hear(event) == (event, is_free, False)
+    assert GeminiLiveSession({}).hear(event) == (event, is_free, False, "")

@@ -48,6 +48,7 @@ TRANSCRIBED = {"audio": {"input": {"transcription": {"model": "m"}}}}
 SOUND = {"type": "input_audio_buffer.append", "audio": "A" * 12_800}
 COMMIT = {"type": "input_audio_buffer.commit"}
 OUTPUT = 50
+OF_PICTURE = 1_105  # tokens that it reads
 
 
 def said(text: str) -> dict[str, Any]:
@@ -116,7 +117,8 @@ class Conversation:
             await ending
 
     async def _answer(self, message: dict[str, Any]) -> None:
-        kind, read = message["type"], len(json.dumps(message)) // 4
+        text = json.dumps(message)
+        kind, read = message["type"], len(text) // 4 + OF_PICTURE * text.count("input_image")
         if kind == "session.update":
             await self.socket.send({"type": "session.updated", "session": TRANSCRIBED})
         elif kind == "conversation.item.create":
@@ -199,10 +201,11 @@ class Strict:
 
     def outgrown(self, observed: HoldExtension) -> None:
         wanted = max(0, observed.wanted(0) - observed.held)
-        more = min(wanted, self.left)
+        refused = wanted > self.left and observed.answered is not None
+        more = 0 if refused else min(wanted, self.left)
         self.held[observed.request_id] += more
         observed.held += more
-        observed.exhausted = more < wanted
+        observed.exhausted = more < wanted and not refused
         observed.end_request()
 
 
@@ -360,6 +363,21 @@ async def test_a_message_that_is_too_much_is_refused_by_an_event_and_the_session
             await until(socket, "response.done")
             assert provider.said < 100
         await charged(stage, provider)
+
+
+@pytest.mark.parametrize(("lacks", "passes"), [(0, True), (1, False)])
+async def test_a_message_that_just_fits_passes_without_what_is_held_ahead(lacks: int, passes: bool) -> None:
+    async with played(1) as (stage, provider):
+        strict = Strict(stage, 100_000)
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            message = json.dumps(said("word " * 2_000))
+            # What was held before has nothing of the message. A token of it is three bytes.
+            strict.quota = sum(strict.held.values()) + len(message) // 3 - lacks
+            await socket.send_str(message)
+            await socket.send_json(NOT_THERE)
+            assert (await received(socket)).get("status") == (None if passes else 429)
+            assert (provider.said > 0) is passes
 
 
 async def test_sound_is_held_in_steps_and_not_by_each_frame() -> None:

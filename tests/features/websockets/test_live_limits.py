@@ -146,6 +146,23 @@ async def test_what_its_hold_has_is_there_for_what_a_session_says(
 
 
 @pytest.mark.parametrize("kind", ["strict", "prepaid", "money"])
+async def test_a_message_that_is_refused_leaves_what_is_free_to_others(
+    valkey: str, tmp_path: Path, kind: str
+) -> None:
+    path = "/v1/realtime?model=gpt-realtime"  # whose answers have a known maximum, which is held
+    async with limited(valkey, tmp_path, kind, 50_000, 1.0) as (stage, _, limits):
+        stage.directory.prices["gpt-realtime"] = PRICE
+        async with connected(stage, path) as socket:
+            await until(socket, "session.created")
+            held = limits.held(stage)
+            await socket.send_json(said("word " * 150_000))
+            assert (await socket.receive_json(timeout=WITHIN_S))["status"] in {402, 429}
+            assert limits.held(stage) == held < 25_000
+            async with connected(stage, path) as other:
+                await until(other, "session.created")
+
+
+@pytest.mark.parametrize("kind", ["strict", "prepaid", "money"])
 @pytest.mark.parametrize("seed", range(search.histories(3)))
 async def test_no_order_of_messages_and_departures_passes_a_limit(
     valkey: str, tmp_path: Path, kind: str, seed: int

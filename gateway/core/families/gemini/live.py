@@ -13,10 +13,10 @@ from typing import Final
 
 import msgspec
 
-from gateway.core.calls.call import MediaPart, MediaPlaces, media_in
+from gateway.core.calls.call import BLOB_TOKENS, Media, MediaPart, MediaPlaces, media_in
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.families.controlled import Document, elements, model_name, models_beside, refuse_inside
-from gateway.core.families.family import object_in, objects_in
+from gateway.core.families.family import LiveEvent, object_in, objects_in
 from gateway.core.families.gemini.answers import report
 from gateway.core.families.gemini.calls import CHOOSING
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
@@ -59,8 +59,18 @@ PARTS: Final = MediaPlaces(
     ),
     page=258,
 )  # fmt: skip
-# A second of sound is 32 tokens at most, as base64 of 16 bits at 16 kHz; of a model, 25 at 24 kHz.
-_SAID_CHARACTERS: Final = 1_333
+# Where `realtimeInput` has media, and the types that these may have if they state none.
+_STREAMS: Final[Mapping[str, tuple[str, ...]]] = {
+    "audio": ("audio/pcm",), "video": ("image/jpeg",),
+    "mediaChunks": ("audio/pcm", "image/jpeg"), "media_chunks": ("audio/pcm", "image/jpeg"),
+}  # fmt: skip
+# A second of sound is 32 tokens at most. It is base64 of 16 bits at the stated rate, and at the lowest usual
+# one if none is stated, or none that a microphone has. Compressed sound has six kbit/s at least.
+_TOKENS_S: Final = 32
+_PCM: Final = frozenset({"audio/pcm", "audio/l16"})
+_RATE_MIN, _RATE_MAX = 8_000, 48_000
+_COMPRESSED_BYTES_S: Final = 750
+# Of a model a token is 40 ms at 24 kHz.
 _MADE_CHARACTERS: Final = 2_560
 _BYTES_PER_TOKEN: Final = 3
 
@@ -129,15 +139,16 @@ class GeminiLiveSession:
             if stated is None:
                 raise InvalidRequest("setup.model must be a model, such as models/gemini-live-2.5-flash.")
             self.model = model_name(stated[1])
-        self._tools = [*self._tools, *tools]
+        self._tools += tools
         # Input that comes before the answer begins belongs to the same answer.
         joins = kind == _INPUT and self._asked > 0 and not self._begun
         asked = int(_asks(kind, said) and not joins)
         self._asked += asked
-        if kind == _INPUT and "text" not in said:
-            tokens = size // _SAID_CHARACTERS + 1
+        if kind == _INPUT:
+            tokens, characters = _streamed(said)
+            tokens += (size - characters) // _BYTES_PER_TOKEN if "text" in said else 1
         else:
-            media = media_in(said, PARTS)
+            media = _bounded(media_in(said, PARTS), name)
             tokens = (size - media.size) // _BYTES_PER_TOKEN + media.tokens
         self._last = tokens, asked, len(tools)
         self.tokens += tokens
@@ -149,18 +160,14 @@ class GeminiLiveSession:
         (tokens, asked, tools), self._last = self._last, (0, 0, 0)
         self.tokens, self._said = max(0, self.tokens - tokens), self._said - tokens
         self._asked = max(0, self._asked - asked)
-        self._tools = self._tools[: len(self._tools) - tools]
+        del self._tools[len(self._tools) - tools :]
 
     def forget(self) -> None:
         """Note that all answers that the client asked for are charged, and none is awaited."""
         self._asked = 0
 
-    def hear(self, event: bytes) -> tuple[bytes, bool, bool]:
-        """Process a message of the upstream.
-
-        Return (message, whether it may pass to the client when no answer is under way, whether it
-        ends one).
-        """
+    def hear(self, event: bytes) -> LiveEvent:
+        """Process a message of the upstream."""
         said = loose_document(event)
         content, usage = object_in(said, "serverContent"), object_in(said, "usageMetadata")
         if content.get("modelTurn") is not None and not self._begun:
@@ -178,7 +185,7 @@ class GeminiLiveSession:
         if ends:
             self._asked = max(0, self._asked - 1)
             self._begun = self._reported = self._over = False
-        return event, bool(said) and said.keys() <= _FREE, ends
+        return LiveEvent(event, bool(said) and said.keys() <= _FREE, ends)
 
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
         """Return the setup message with the model's name at its upstream."""
@@ -188,6 +195,45 @@ class GeminiLiveSession:
             name = f"projects/{target.project}/locations/{target.region}/publishers/google/{name}"
         document[_SETUP]["model"] = name
         return msgspec.json.encode(document)
+
+
+def _streamed(said: Document) -> tuple[int, int]:
+    """Return the tokens of the media in a `realtimeInput`, and their characters."""
+    tokens = characters = 0
+    for name, usual in _STREAMS.items():
+        for blob in (object_in(said, name), *objects_in(said, name)):
+            if isinstance(data := blob.get("data"), str):
+                stated = [kind for each in _TYPES if isinstance(kind := blob.get(each), str)]
+                tokens += max([_tokens_of(kind, data) for kind in stated or usual])
+                characters += len(data)
+    return tokens, characters
+
+
+def _tokens_of(kind: str, data: str) -> int:
+    """Return the tokens of a medium of this type: of sound by its duration, else as in the body of a call."""
+    name, *parameters = kind.lower().replace(" ", "").split(";")
+    if not name.startswith("audio/"):
+        part = {"inlineData": {"data": data, "mimeType": name}}
+        return max(BLOB_TOKENS, _bounded(media_in(part, PARTS), _INPUT).tokens)
+    bytes_s = _COMPRESSED_BYTES_S
+    if name in _PCM:
+        rates = [each[5:] for each in parameters if each.startswith("rate=")]
+        bytes_s = 2 * min([_rate(each) for each in rates], default=_RATE_MIN)
+    return -(-len(data) * 3 * _TOKENS_S // (4 * bytes_s))
+
+
+def _bounded(media: Media, name: str) -> Media:
+    """Return the media of the message `name`; raise `InvalidRequest` if the size of one is unknown."""
+    if media.documents or media.far:
+        raise InvalidRequest(
+            f"{name} has a document: a live session takes text, pictures, sound and video.", param=name
+        )
+    return media
+
+
+def _rate(stated: str) -> int:
+    rate = int(stated) if stated.isascii() and stated.isdecimal() and len(stated) < 6 else 0
+    return rate if 0 < rate <= _RATE_MAX else _RATE_MIN
 
 
 def _asks(kind: str, said: Document) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.core.calls.call import BLOB_TOKENS, MediaPart, MediaPlaces, media_in, names_in
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.families.controlled import (
     ControlledNames,
@@ -21,7 +22,7 @@ from gateway.core.families.controlled import (
     models_beside,
     refuse_inside,
 )
-from gateway.core.families.family import object_in, objects_in
+from gateway.core.families.family import LiveEvent, object_in, objects_in
 from gateway.core.families.openai.responses import report
 from gateway.core.families.tools import tools_of
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
@@ -45,6 +46,8 @@ _OTHERS: Final = frozenset(
 # Values of a response's `conversation`. Any other value names a conversation that the upstream stores.
 _CONVERSATIONS: Final = (None, "auto", "none")
 _APPEND, _COMMIT, _ITEM = "input_audio_buffer.append", "input_audio_buffer.commit", "conversation.item.create"
+# Messages that the upstream answers by an event of their own, or by an error.
+_OPENING: Final = frozenset({_UPDATE, _CREATE, _COMMIT})
 # The prefix of the gateway's name for a message, in front of the client's own name.
 _OURS: Final = "tollkeeper-"
 EVENT_ID_MAX: Final = 480
@@ -66,8 +69,12 @@ _BETWEEN: Final = (
     "error",
 )
 MODELS_MAX: Final = 8
+# Messages of a client that wait for an answer of the upstream, such as `input_audio_buffer.committed`.
+OPEN_MAX: Final = 64
+_MEDIA = MediaPlaces("said", {"input_image": MediaPart(("image_url",))})
 # A token of sound is 100 ms of the client's or 50 ms of the model's, in base64 of 16 bits at 24 kHz. Other
 # formats of a client have 8 bits at 8 kHz.
+_RATE: Final = 24_000
 _SAID_CHARACTERS: Final = 6_400
 _SHORT_CHARACTERS: Final = 1_066
 _LONG_FORMATS: Final = frozenset({None, "audio/pcm", "pcm16"})
@@ -89,13 +96,77 @@ class _OpenRequest:
     """A message of the client that is not answered yet.
 
     `said`: tokens of the conversation before the message. `tokens`: tokens of committed sound that a model
-    transcribes. `writes`: an update of the session that turns transcripts on.
+    transcribes. `writers`: the models that an update of the session names for transcripts.
     """
 
     kind: str
     said: int
     tokens: int = 0
-    writes: bool = False
+    writers: tuple[str, ...] = ()
+
+
+class _OpenRequests:
+    """The messages of the client that are not answered yet, by name, and sums of them.
+
+    `tokens`: those of committed sound. `writes`: the number of updates that turn transcripts on.
+    """
+
+    __slots__ = ("_by_kind", "tokens", "writes")
+
+    def __init__(self) -> None:
+        self._by_kind: dict[str, dict[str, _OpenRequest]] = {kind: {} for kind in _OPENING}
+        self.tokens = self.writes = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_kind.values()))
+
+    @property
+    def creates(self) -> int:
+        """The number of requests for a response."""
+        return len(self._by_kind[_CREATE])
+
+    def add(self, name: str, request: _OpenRequest) -> None:
+        self._by_kind[request.kind][name] = request
+        self.tokens += request.tokens
+        self.writes += bool(request.writers)
+
+    def end(self, name: str) -> _OpenRequest | None:
+        """Remove and return the request of this name, or None."""
+        for requests in self._by_kind.values():
+            if name in requests:
+                request = requests.pop(name)
+                self.tokens -= request.tokens
+                self.writes -= bool(request.writers)
+                return request
+        return None
+
+    def end_first(self, kind: str) -> _OpenRequest | None:
+        """Remove and return the first request of a kind, or None."""
+        return self.end(next(iter(self._by_kind[kind]), ""))
+
+
+class _Transcripts:
+    """The transcripts under way, by item, with their models, and the sum of their `tokens` of sound."""
+
+    __slots__ = ("_items", "tokens")
+
+    def __init__(self) -> None:
+        self._items: dict[str, tuple[int, str]] = {}
+        self.tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def begin(self, item: str, tokens: int, model: str) -> None:
+        self.end(item)
+        self._items[item] = tokens, model
+        self.tokens += tokens
+
+    def end(self, item: str) -> str:
+        """Remove a transcript, and return its model, empty if it is unknown."""
+        tokens, model = self._items.pop(item, (0, ""))
+        self.tokens -= tokens
+        return model
 
 
 @dataclass(slots=True)
@@ -123,10 +194,11 @@ class RealtimeSession:
         self.models: tuple[str, ...] = ()
         self.tokens = 0
         self._number = 0
-        self._asked: dict[str, _OpenRequest] = {}
+        self._asked = _OpenRequests()
         self._responses: dict[str, int] = {}  # the client's tokens before each response
-        self._transcripts: dict[str, int] = {}  # tokens by item
+        self._transcripts = _Transcripts()
         self._configured = False  # whether the upstream has confirmed transcripts
+        self._writer = ""  # the model that writes them, if it is one
         self._partial = False  # whether a response under way reads only a part of the conversation
         self._last = _LastMessage("", 0, 0, ())
         # All tokens of the client; of these uncommitted sound; and characters of sound below a token.
@@ -136,28 +208,27 @@ class RealtimeSession:
     @property
     def pending(self) -> bool:
         """Whether a response or a transcript is under way."""
-        owed = any(one.kind == _CREATE or one.tokens for one in self._asked.values())
-        return owed or bool(self._responses or self._transcripts)
+        return bool(self._busy or self._asked.tokens or self._transcripts)
 
     @property
     def needs(self) -> int:
         """The input tokens of all responses under way, and the tokens of sound to transcribe."""
-        creates = sum(one.kind == _CREATE for one in self._asked.values())
-        written = sum(self._transcripts.values()) + sum(one.tokens for one in self._asked.values())
         sound = self._sound if self._transcribes else 0
-        return self.tokens * max(1, creates + len(self._responses)) + written + sound
+        answers = self._asked.creates + len(self._responses)
+        return self.tokens * max(1, answers) + self._transcripts.tokens + self._asked.tokens + sound
 
     @property
     def _transcribes(self) -> bool:
-        return self._configured or any(one.writes for one in self._asked.values())
+        return self._configured or self._asked.writes > 0
 
     @property
     def _busy(self) -> bool:
-        return bool(self._responses) or any(one.kind == _CREATE for one in self._asked.values())
+        return bool(self._responses) or self._asked.creates > 0
 
     def waits(self, message: Document) -> bool:
-        """Return whether a message asks for a response while another one runs, so that it must wait."""
-        return message.get("type") == _CREATE and self._busy
+        """Return whether a message must wait: for the end of a response, or because too many are open."""
+        kind = message.get("type")
+        return (kind == _CREATE and self._busy) or (kind in _OPENING and len(self._asked) >= OPEN_MAX)
 
     def document(self) -> Document:
         """Return the body of the next turn's call, which may read and produce sound."""
@@ -198,31 +269,32 @@ class RealtimeSession:
                 f"A connection may name {MODELS_MAX} models of transcripts.", param="session"
             )
         refuse_inside(message, _OTHERS, "")
-        self._take(message, str(kind), size, bool(written))
+        self._take(message, str(kind), size, written)
         self.models = tuple(found)
         if not self._last.name:
             return False
         message["event_id"] = f"{self._last.name}{own_name if isinstance(own_name, str) else ''}"
         return True
 
-    def _take(self, message: Document, kind: str, size: int, writes: bool) -> None:
+    def _take(self, message: Document, kind: str, size: int, writers: tuple[str, ...]) -> None:
         """Count the tokens of a message of type `kind`, and store its request under a unique name.
 
-        `size` is its size in bytes. `writes` says that it turns transcripts on.
+        `size` is its size in bytes. `writers` are the models that it names for transcripts.
         """
         tokens, sound, name = 0, message.get("audio"), ""
         if kind == _APPEND and isinstance(sound, str):
             tokens, self._rest = divmod(self._rest + len(sound), self._sound_characters)
             self._sound += tokens
-        elif kind == _ITEM:
-            tokens = self._said_by(object_in(message, "item"), size)
-        elif kind in {_UPDATE, _CREATE}:
+        elif kind in {_ITEM, _CREATE}:
+            items = [object_in(message, "item"), *objects_in(object_in(message, "response"), "input")]
+            tokens = self._said_by(items, size)
+        elif kind == _UPDATE:
             tokens = size // _BYTES_PER_TOKEN
-        if kind in {_UPDATE, _CREATE, _COMMIT}:
+        if kind in _OPENING:
             self._number += 1
             name = f"{_OURS}{self._number}:"
             owed = self._sound + 1 if kind == _COMMIT and self._transcribes else 0
-            self._asked[name] = _OpenRequest(kind, self._said, owed, writes)
+            self._asked.add(name, _OpenRequest(kind, self._said, owed, writers))
         if kind == _CREATE:
             response = object_in(message, "response")
             self._partial = self._partial or "input" in response or response.get("conversation") == "none"
@@ -232,62 +304,60 @@ class RealtimeSession:
         self._said += tokens
         self.tokens += tokens
 
-    def _said_by(self, item: Document, size: int) -> int:
-        """Return the tokens of an item. Its sound counts by duration, and the rest as text."""
-        sounds = [one.get("audio") for one in objects_in(item, "content")]
-        characters = sum(len(one) for one in sounds if isinstance(one, str))
-        return max(0, size - characters) // _BYTES_PER_TOKEN + -(-characters // self._sound_characters)
+    def _said_by(self, items: list[Document], size: int) -> int:
+        """Return the tokens of items in a message of `size` bytes.
+
+        Their sound counts by duration, pictures as in the body of a call, and the rest as text.
+        """
+        sounds = [part.get("audio") for item in items for part in objects_in(item, "content")]
+        characters = sum(len(sound) for sound in sounds if isinstance(sound, str))
+        said: Document = {"said": items}
+        media = media_in(said, _MEDIA)
+        tokens = media.tokens + (names_in(said).files - media.named) * BLOB_TOKENS
+        tokens += max(0, size - characters - media.size) // _BYTES_PER_TOKEN
+        return tokens + -(-characters // self._sound_characters)
 
     def take_back(self) -> None:
         """Undo the counts of the last message, which is not sent."""
         last, self._last = self._last, _LastMessage("", 0, 0, self.models)
-        asked = self._asked.pop(last.name, None)
+        asked = self._asked.end(last.name)
         self._sound = max(0, self._sound - last.sound) + (0 if asked is None else asked.tokens)
         self.tokens, self._said = max(0, self.tokens - last.tokens), self._said - last.tokens
         self.models = last.models
 
     def forget(self) -> None:
         """Note that all open requests are charged."""
-        self._asked.clear()
+        self._asked, self._transcripts = _OpenRequests(), _Transcripts()
         self._responses.clear()
-        self._transcripts.clear()
 
-    def hear(self, event: bytes) -> tuple[bytes, bool, bool]:
-        """Process an event of the upstream.
-
-        Return (event, whether it may pass to the client when no answer is under way, whether it ends
-        one).
-        """
+    def hear(self, event: bytes) -> LiveEvent:
+        """Process an event of the upstream."""
         try:
             read = decoded(_event, event)
         except UNREADABLE:
-            return event, False, False
-        kind = read.type
+            return LiveEvent(event, False, False)
+        kind, model = read.type, ""
         if kind == _ERROR:
             event = self._hear_error(event)
         elif kind == _CREATED:
-            asked = self._answered(_CREATE)
+            asked = self._asked.end_first(_CREATE)
             name = object_in(loose_document(event), "response").get("id")
             self._responses[str(name)] = self._said if asked is None else asked.said
         elif kind == _COMMITTED:
-            asked = self._answered(_COMMIT)
+            asked = self._asked.end_first(_COMMIT)
             tokens, self._sound = (self._sound, 0) if asked is None else (asked.tokens, self._sound)
             if self._transcribes or tokens:
-                self._transcripts[str(read.item_id)] = tokens
+                self._transcripts.begin(str(read.item_id), tokens, self._writer)
         elif kind == _CLEARED:
             self._sound = 0
         elif kind in _HEARD_ENDS:
-            self._transcripts.pop(str(read.item_id), None)
+            model = self._transcripts.end(str(read.item_id)) or self._writer
         elif kind in _CONFIGURED:
             self._hear_session(kind, object_in(loose_document(event), "session"))
         elif kind == _DONE:
             self._hear_response(object_in(loose_document(event), "response"))
-        return event, kind.startswith(_BETWEEN) and not kind.startswith(_HEARD), kind in _REPORTING
-
-    def _answered(self, kind: str) -> _OpenRequest | None:
-        """Remove and return the first open request of a kind, or None."""
-        name = next((name for name, one in self._asked.items() if one.kind == kind), "")
-        return self._asked.pop(name, None)
+        is_free = kind.startswith(_BETWEEN) and not kind.startswith(_HEARD)
+        return LiveEvent(event, is_free, kind in _REPORTING, model)
 
     def _hear_error(self, event: bytes) -> bytes:
         """Close the request that an error names, and return the error with the client's own event id."""
@@ -297,16 +367,18 @@ class RealtimeSession:
         if not isinstance(name, str) or not name.startswith(_OURS):
             return event
         ours, _, theirs = name.partition(":")
-        self._asked.pop(f"{ours}:", None)
+        self._asked.end(f"{ours}:")
         error["event_id"] = theirs or None
         return msgspec.json.encode(document)
 
     def _hear_session(self, kind: str, session: Document) -> None:
-        """Note whether the session transcribes sound, as an event of type `kind` about it says."""
-        named = bool(_transcribers(session))
-        if kind == _UPDATED:
-            self._answered(_UPDATE)
-        self._configured = named or (self._configured and kind != _UPDATED)
+        """Note which model transcribes the session's sound, as an event of type `kind` about it says."""
+        named = _transcribers(session)
+        asked = self._asked.end_first(_UPDATE) if kind == _UPDATED else None
+        writers = {each for each in named if each in self.models} or (asked.writers if asked else ())
+        if writers:
+            self._writer = next(iter(writers)) if len(writers) == 1 else ""
+        self._configured = bool(named) or (self._configured and kind != _UPDATED)
 
     def _hear_response(self, response: Document) -> None:
         """Set the size of the conversation, in tokens, from the usage of a response that ended.
@@ -331,9 +403,13 @@ class RealtimeSession:
         if session.get("type") not in {None, "realtime"}:
             raise InvalidRequest('session.type must be "realtime" on this connection.', param="session.type")
         heard = object_in(object_in(session, "audio"), "input")
-        formats = object_in(heard, "format").get("type"), session.get("input_audio_format")
-        if not all(isinstance(one, str | None) and one in _LONG_FORMATS for one in formats):
-            self._sound_characters = _SHORT_CHARACTERS
+        stated = object_in(heard, "format")
+        formats, rate = (stated.get("type"), session.get("input_audio_format")), stated.get("rate", _RATE)
+        is_long = all(isinstance(each, str | None) and each in _LONG_FORMATS for each in formats)
+        characters = _SHORT_CHARACTERS
+        if is_long and isinstance(rate, int) and 0 < rate <= _RATE:
+            characters = max(1, _SAID_CHARACTERS * rate // _RATE)
+        self._sound_characters = min(self._sound_characters, characters)
         for place in (heard.get("transcription"), session.get("input_audio_transcription")):
             if isinstance(place, dict) and place.get("model") is None:
                 raise InvalidRequest("transcription must name its model.", param="transcription.model")
