@@ -416,7 +416,7 @@ async def check_objects(
         return
     refused = await objects.refused(caller, named, call.unsure)
     if refused is not None:
-        name = call.id_fields.get(refused)
+        name = (call.id_fields or {}).get(refused)
         raise ObjectNotFound(name and f"{ObjectNotFound.__doc__} The field is {name}.", param=name)
 
 

@@ -11,8 +11,8 @@ from typing import Final
 from gateway.core.families.controlled import FREE, OWN_NAMES, Document, elements
 from gateway.errors import InvalidRequest
 
-# Members that have tools, in messages, items and parts of all APIs: OpenAI's `additional_tools` and
-# `tool_search_output`, Anthropic's `tool_addition` and `tool_definition`, `toolConfig` of Converse.
+# Members that have tools, in messages, items and parts of all APIs: of `additional_tools` and
+# `tool_search_output` in responses, `tool_addition` and `tool_definition` in messages, `toolConfig` of Converse.
 MEMBERS: Final = frozenset({"tools", "tool", "definition"})
 # Those of a tool: the members of a group, and what an entry defines.
 _INSIDE: Final = ("tools", "definition")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
+import typing
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.families.anthropic import FAMILY as ANTHROPIC
 from gateway.core.families.anthropic.calls import FIELDS as OF_ANTHROPIC
-from gateway.core.families.objects import read_objects
+from gateway.core.families.objects import _TOPS, read_objects
 from gateway.core.families.openai import FAMILY as OPENAI
 from gateway.core.families.openai.calls import FIELDS as OF_OPENAI
 from gateway.core.families.references import IdFields
@@ -26,6 +28,7 @@ from gateway.core.model import Family
 from gateway.errors import InvalidRequest
 from gateway.http.protocol.request import RequestHead, read_request_head
 from gateway.http.routing.routes import owned_by
+from tests.core.families.test_tools import members_of
 
 SDKS = {"openai": OF_OPENAI, "anthropic": OF_ANTHROPIC}
 # Headers that the SDK has among the fields of a body, and what is a part of a path.
@@ -84,6 +87,28 @@ def test_each_id_in_the_request_types_of_an_sdk_is_in_one_table(sdk: str, fields
     assert len(said) > 50
     assert said - fields.named - fields.others == set()
     assert fields.named & fields.others == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("openai.types.responses.response_create_params", "ResponseCreateParamsBase"),
+        ("openai.types.chat.completion_create_params", "CompletionCreateParamsBase"),
+        ("openai.types.audio.speech_create_params", "SpeechCreateParams"),
+        ("anthropic.types.beta.message_create_params", "MessageCreateParamsBase"),
+    ],
+)
+def test_an_id_in_a_field_of_an_sdk_names_a_stored_object(module: str, name: str) -> None:
+    fields = members_of(getattr(import_module(module), name))
+    found = {name for name, hint in fields.items() if has_id(hint)}
+    assert found
+    assert found <= _TOPS
+
+
+def has_id(hint: Any, outside: tuple[Any, ...] = ()) -> bool:
+    members = {} if hint in outside else members_of(hint)
+    within = [*typing.get_args(hint), *members.values()]
+    return "id" in members or any(has_id(one, (*outside, hint)) for one in within if one not in outside)
 
 
 @pytest.mark.parametrize(
