@@ -11,11 +11,9 @@ from typing import Final
 from gateway.core.families.controlled import FREE, OWN_NAMES, Document, elements
 from gateway.errors import InvalidRequest
 
-# Members that have tools, in messages, items and parts of all APIs: of `additional_tools` and
-# `tool_search_output` in responses, `tool_addition` and `tool_definition` in messages, `toolConfig` of Converse.
+# Members that have tools, in messages, items, parts and groups of all APIs: those of `additional_tools`,
+# `tool_search_output` and `namespace`, of `tool_addition` and `tool_definition`, and of `toolConfig`.
 MEMBERS: Final = frozenset({"tools", "tool", "definition"})
-# Those of a tool: the members of a group, and what an entry defines.
-_INSIDE: Final = ("tools", "definition")
 # Types of entries that are no tool of their own. A reference names a tool that another place defines.
 _NO_TOOLS: Final = (
     "namespace", "tool_definition", "tool_reference", "mcp_tool_reference", "mcp_toolset_reference",
@@ -44,17 +42,18 @@ def tools_of(document: Document) -> list[Document]:
         value, is_tool = waiting.pop()
         if isinstance(value, list):
             waiting += [(each, is_tool) for each in reversed(value) if isinstance(each, dict | list)]
-        elif isinstance(value, dict) and is_tool:
-            waiting += [(value[name], True) for name in _INSIDE if name in value]
-            if value.get("type") not in _NO_TOOLS:
-                found.append(value)
         elif isinstance(value, dict):
-            waiting += [(inside, _is_tool(name, inside)) for name, inside in value.items()
-                        if isinstance(inside, dict | list) and name not in _DATA_WITHIN]  # fmt: skip
+            if is_tool and value.get("type") not in _NO_TOOLS:
+                found.append(value)
+            for name, inside in value.items():
+                if isinstance(inside, dict | list) and name not in _DATA_WITHIN:
+                    has_tools = _has_tools(name)
+                    if has_tools or not is_tool:
+                        waiting.append((inside, has_tools))
     return found
 
 
-def _is_tool(name: str, inside: object) -> bool:
+def _has_tools(name: str) -> bool:
     folded = _folded(name)
     if folded in MEMBERS and name != folded:
         raise InvalidRequest(f"The field {name} must be written {folded}.", param=name)

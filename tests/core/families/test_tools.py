@@ -162,6 +162,9 @@ def test_read_call_refuses_a_member_of_tools_in_another_case(name: str) -> None:
             "anthropic_messages", json.dumps(messages([{"type": "tool_addition", name: [ADVISOR]}])).encode()
         )
     assert refused.value.param == name
+    group = {"type": "namespace", "name": "n", name: [ADVISOR]}
+    with pytest.raises(InvalidRequest):
+        asked("openai_responses", json.dumps({"model": "m", "input": "hi", "tools": [group]}).encode())
 
 
 @pytest.mark.parametrize(
