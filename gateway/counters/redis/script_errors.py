@@ -15,7 +15,7 @@ from gateway.counters.redis.scripts import VERBS
 
 # After this time the next error of a script is logged again.
 TELL_INTERVAL_S: Final = 60.0
-# Codes of errors that say nothing of a script: its server, or the layout of what is stored, is another one.
+# Codes of errors of the server, or of a newer version's data: the script is right.
 OUTAGES: Final = frozenset(
     {
         "ASK", "BUSY", "CLUSTERDOWN", "CROSSSLOT", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NEWERLAYOUT",
