@@ -17,6 +17,12 @@ from gateway.core.integrity.recovery import NewestWrite
 # Tables with rows that Redis knows by their ids.
 KNOWN_TO_REDIS = ("organization", "tenant", "api_key", "budget", "service", "token_plan", "price")
 
+# Why nothing is created, while nobody knows whether the database was set back.
+UNKNOWN = (
+    "Redis has not answered since this process started, and may know ids that PostgreSQL would give again: "
+    "wait until Redis answers."
+)
+
 _KNOWN = text("SELECT EXISTS (SELECT FROM control_write WHERE id = cast(:id AS uuid))")
 # Advisory lock class 7816: one transaction at a time moves the sequences.
 _LOCK = text("SELECT pg_advisory_xact_lock(7816, 1)")

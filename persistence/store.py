@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.administration import (
+    CREATE,
     Command,
     CommittedWrite,
     Page,
@@ -30,7 +31,7 @@ from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
 from gateway.core.billing.finance import LegPlace, ReportPeriod
 from gateway.core.integrity.recovery import NewestWrite
-from gateway.errors import NotFound, TrialEnded
+from gateway.errors import Conflict, CountersUnavailable, NotFound, TrialEnded
 from persistence import apply_transaction, entity, ids
 from persistence import engine as engines
 from persistence.apply_transaction import ApplyTransaction
@@ -217,7 +218,8 @@ class Store:
         """Run one write in one transaction: rows, control writes, audit entry and idempotency key."""
 
         async def written(connection: AsyncConnection) -> CommittedWrite | Replay:
-            await self._keep_ids_ahead(connection)
+            creates = command.verb == CREATE and SUBJECTS[command.resource].table.name in ids.KNOWN_TO_REDIS
+            await self._keep_ids_ahead(connection, creates=creates)
             return await connection.run_sync(self._write, command)
 
         done = await self._answered(written)
@@ -232,7 +234,7 @@ class Store:
 
         async def done_here(connection: AsyncConnection) -> T:
             if keep:
-                await self._keep_ids_ahead(connection)
+                await self._keep_ids_ahead(connection, creates=True)
             session = ApplyTransaction(connection, self._within, self.change)
             if keep:
                 return await work(session)
@@ -319,10 +321,19 @@ class Store:
     ask_of_session = _in_transaction(access.ask_session)
     keep_renewal = _in_transaction(access.keep_renewal)
 
-    async def _keep_ids_ahead(self, connection: AsyncConnection) -> None:
-        """Begin a transaction that creates rows; the counters are asked once its server has answered."""
+    async def _keep_ids_ahead(self, connection: AsyncConnection, *, creates: bool) -> None:
+        """Begin a transaction of writes; the counters are asked once its server has answered.
+
+        Raise `Conflict` if they have never answered, and the transaction creates rows that they know by ids.
+        """
         await connection.execute(_BEGIN)
-        await connection.run_sync(ids.keep_ahead, await self._newest_write())
+        try:
+            known = await self._newest_write()
+        except CountersUnavailable as error:
+            if creates:
+                raise Conflict(ids.UNKNOWN) from error
+            return
+        await connection.run_sync(ids.keep_ahead, known)
 
     def _write(self, connection: Connection, command: Command) -> CommittedWrite | Replay:
         if command.claim is not None:

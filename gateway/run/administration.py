@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,7 +31,7 @@ from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.status import Activity
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.script_errors import SCRIPT_ERRORS
-from gateway.errors import LoopsSilent, SettingError
+from gateway.errors import CountersUnavailable, LoopsSilent, SettingError
 from gateway.feature import features
 from gateway.issuers.sign_in import SignIns
 from gateway.local import heartbeat
@@ -245,6 +246,8 @@ class Administration:
         )
         listen_on = port.prepare(self._ports())
         await doors.wires.connected_within(CONNECTED_S_MAX)
+        with suppress(CountersUnavailable):
+            await doors.counters.newest_write()  # known from here on, also while Redis is away
         await self._database.answers()  # so that the first request waits for no connection
         await self._loops_begun.wait()
         await listen_on(own or sockets.supervisor_port()[0])

@@ -294,7 +294,7 @@ class Keeper:
             self._refused.loop(),
             self._gauges.loop(),
             housekeeping(engine, settings, log, *(one for work in self._work for one in work.hourly)),
-            Loop("ids", 1.0, (call(self._keep_ids),)),
+            Loop("ids", 1.0, (call(self._keep_ids),), quiet=away),
             Loop("moves", 1.0, (call(self._moves.take_up),), woken=woken()),
             Loop("servers", 1.0, (call(self._servers.look),), woken=woken()),
             Loop("reconciler", 10.0, (call(self._reconciler.sample),), quiet=away),

@@ -6,13 +6,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import pytest
 import redis
 
 from gateway.core.accounts.budgets import account_of, defined
 from gateway.core.model import BudgetAccount, SettleResult
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
+from gateway.counters.redis.keys import partition_of
+from gateway.errors import Conflict
 from persistence.keeper import definitions
+from persistence.store import Store
 from tests.background.backend import Backend, backend_at
 from tests.background.flushing.test_rollbacks import older_copy
 from tests.builders import World
@@ -163,13 +167,26 @@ async def test_movements_of_a_lost_customer_become_dead_letters_once_they_are_ac
         assert backend.ledger(given[1]) == [(1, "reset", 1_000, 1_000)]
 
 
+async def test_nothing_is_created_before_redis_has_ever_answered(valkey: str, migrated: str) -> None:
+    backend = Backend(valkey, migrated)
+    with pytest.raises(Conflict, match="wait until Redis answers"):
+        await backend.made("organizations", name=NEW)
+    await backend.wire.open()
+    organization = await backend.made("organizations", name=NEW)
+    await backend.wire.close()
+    await backend.write("organizations", "change", organization, name=LOST)
+    assert await backend.made("tenants", name=NEW, organization_id=organization)
+    await backend.close()
+
+
 async def test_an_id_that_is_given_again_while_redis_is_away_has_nothing_of_the_lost_row(
     valkey: str, migrated: str
 ) -> None:
-    """The process knows nothing of Redis: it has started since."""
+    """The process knows nothing of what others told Redis meanwhile."""
     async with set_back(valkey, migrated) as there:
         await there.backend.close()
         backend = Backend(valkey, there.database)
+        backend.store = Store(backend.engine, partition_of)
         assert there.client.exists(there.spent)
         assert await customer(backend, NEW) == there.lost
         await backend.wire.open()

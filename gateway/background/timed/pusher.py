@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gateway.background.loops import Isolation
@@ -75,7 +76,10 @@ class Pusher:
 
         Return the accounts that are finished for now, and the accounts whose writes could not all be pushed.
         """
-        async with self._source.waiting(accounts, await self._target.newest_write()) as waiting:
+        known = None
+        with suppress(CountersUnavailable):
+            known = await self._target.newest_write()
+        async with self._source.waiting(accounts, known) as waiting:
             if waiting.newest is not None:
                 await self._target.note_newest(waiting.newest)
             turn = _PushResults(waiting.by_account)

@@ -89,8 +89,9 @@ _read_newest = msgspec.json.Decoder(_StoredNewest).decode
 
 
 class ControlClient(Client):
-    # The newest control write, as this process knew it last.
+    # The newest control write, as this process knew it last; and whether Redis has ever answered.
     _newest: NewestWrite | None = None
+    _has_answered = False
 
     async def apply(self, write: ControlWrite) -> bool:
         """Apply one control write to the counters; False if its account does not exist yet.
@@ -339,11 +340,17 @@ class ControlClient(Client):
             await self.newest(keys.CATALOGUE, raw, version)
 
     async def newest_write(self) -> NewestWrite | None:
-        """Return the newest control write that Redis was told of; without an answer, the one known last."""
+        """Return the newest control write that Redis was told of; without an answer, the one known last.
+
+        CountersUnavailable if Redis has not answered yet.
+        """
         with suppress(CountersUnavailable, TimeoutError, msgspec.DecodeError):
             async with asyncio.timeout(NEWEST_TIMEOUT_S):
                 raw = await self.ask_everybodys(b"GET", keys.NEWEST_WRITE.encode())
+            self._has_answered = True
             self._newest = _read_newest(raw).write if isinstance(raw, bytes) else None
+        if not self._has_answered:
+            raise CountersUnavailable
         return self._newest
 
     async def note_newest(self, write: NewestWrite) -> None:
