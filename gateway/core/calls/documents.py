@@ -20,7 +20,7 @@ PAGES_MAX: Final = 1 << 20  # that a document may claim
 READ_BYTES_MIN: Final = 1 << 20  # of their objects and streams, unpacked: at least so many,
 READ_PER_BYTE: Final = 4  # so many for each byte of the documents,
 READ_BYTES_MAX: Final = 128 << 20  # and no more
-_DECODED_AT_ONCE: Final = 1 << 20  # characters, a multiple of four: other threads run between
+_AT_ONCE: Final = 1 << 20  # characters, a multiple of four: other threads run between
 _HEAD_BYTES: Final = 48  # before the word `obj`
 _TRAILER_BYTES: Final = 4_096  # after the word `trailer`
 _WORD_BYTES: Final = 24  # as what a word that may be a head counts
@@ -39,6 +39,21 @@ _LIST = re.compile(rb"\[((?:%b*%b)*)%b*\]" % (_B, _REFERENCE, _B))
 _NUMBER = re.compile(rb"\+?([0-9]{1,10})%b(?!%b+[0-9]+%b+R)" % (_END, _B, _B))
 _PAIR = re.compile(rb"%b*([0-9]{1,10})%b+([0-9]{1,10})(?=%b)" % (_B, _B, _B))
 _FLATE = re.compile(rb"(?:/FlateDecode|\[%b*/FlateDecode%b*\])%b" % (_B, _B, _END))
+_CLOSED_BY: Final = {b"<<": b">>", b"[": b"]"}
+# Names by which pages are found, with or without escapes.
+_LEADING = re.compile(
+    b"/(?:%b)%b"
+    % (
+        b"|".join(
+            [
+                b"".join([b"(?:%c|#%x|#%X)" % (letter, letter, letter) for letter in name])
+                for name in (b"Kids", b"Pages", b"First")
+            ]
+        ),
+        _END,
+    )
+)
+_LEADING_BYTES_MAX: Final = 32
 _ENCRYPTED: Final = b"/Encrypt"
 
 
@@ -83,9 +98,9 @@ class _Budget:
 def _decoded(text: str) -> bytes:
     if len(text) > BASE64_BYTES_MAX:
         raise UnplainDocument
-    parts = [text[at : at + _DECODED_AT_ONCE] for at in range(0, len(text), _DECODED_AT_ONCE)]
+    parts = [text[at : at + _AT_ONCE] for at in range(0, len(text), _AT_ONCE)]
     data = b"".join([binascii.a2b_base64(part, strict_mode=True) for part in parts])
-    if "=" in text[: (len(parts) - 1) * _DECODED_AT_ONCE] or b"%PDF-" not in data[:1_024]:
+    if "=" in text[: (len(parts) - 1) * _AT_ONCE] or b"%PDF-" not in data[:1_024]:
         raise UnplainDocument
     return data
 
@@ -99,6 +114,7 @@ class _Pages:
         self._kids: dict[int, set[int]] = {}
         self._claims: dict[int, int] = {}  # what `/Count` says
         self._odd: set[int] = set()  # objects whose list is not plain
+        self._leading: set[int] = set()  # places of such names in objects
 
     def count(self) -> int:
         """Return the most pages; raise `UnplainDocument` in doubt."""
@@ -116,6 +132,10 @@ class _Pages:
             if number is not None:
                 self._read(number, at + 3)
             at = data.find(b"obj", at + 3)
+        for at in range(0, len(data), _AT_ONCE):
+            for leading in _LEADING.finditer(data, at, at + _AT_ONCE + _LEADING_BYTES_MAX):
+                if leading.start() < at + _AT_ONCE and leading.start() not in self._leading:
+                    raise UnplainDocument  # a reader may find an object there all the same
         seen, waiting, pages, claimed = set[int](), list(self._roots), 0, 1
         while waiting:
             number = waiting.pop()
@@ -137,6 +157,7 @@ class _Pages:
         self._budget.take(ends - begins, 1)
         text = _plain(data[begins:ends])
         self._note(number, text)
+        self._leading.update([leading.start() for leading in _LEADING.finditer(data, begins, ends)])
         stream = _STREAM.match(data, ends)
         if stream is None or _N.search(text) is None:
             return
@@ -232,16 +253,17 @@ def _only(name: re.Pattern[bytes], text: bytes) -> int:
 
 def _end(text: bytes, at: int) -> int:
     """Return where the object that begins at `at` ends."""
-    depth = 0
+    closing = list[bytes]()
     for match in _parts(text, at):
         part = match[0]
-        if part in {b"<<", b"["}:
-            depth += 1
+        if part in _CLOSED_BY:
+            closing.append(_CLOSED_BY[part])
         elif part in {b">>", b"]"}:
-            depth -= 1
-            if depth <= 0:
+            if not closing or closing.pop() != part:
+                raise UnplainDocument
+            if not closing:
                 return match.end()
-        elif depth == 0 and b"endobj" in part:
+        elif not closing and b"endobj" in part:
             return match.end()
     raise UnplainDocument
 

@@ -128,6 +128,7 @@ def test_pages_beside_a_stream_and_in_it_are_counted_together() -> None:
         [*TWO, (8, b"<</Filter/LZWDecode/N 3/First 9>>stream\nx\nendstream")],
         [*TWO, (8, b"<</#4e 3/First 9>>stream\n3 0 4 9 endstream")],
         [*TWO, (8, b"<<(")],
+        [*TWO, (8, b"<<]/Kids[5 0 R]>>")],
     ],
 )
 def test_nothing_is_said_of_a_file_that_is_not_plain(objects: list[tuple[int, bytes]]) -> None:
@@ -152,6 +153,8 @@ def test_nothing_is_said_of_a_stream_that_is_more_than_deflated(members: bytes) 
     "data",
     [
         b"", b"%PDF-1.7", b"PK\x03\x04" + plain(*TWO)[8:], plain(*TWO) + b"7 0 obj<<",
+        plain(*TWO) + b"9 0 lbj<</Kids[3 0 R 4 0 R 5 0 R]>>endobj",
+        plain(*TWO) + b"9 0 obk<</K#69ds[]>>endobj",
         plain(*TWO) + b"trailer<</Encr#79pt 9 0 R>>", plain(*TWO) + b"7 0 %x\nobj<</Kids[8 0 R]>>endobj",
         packed(*of_pages(9))[:-40],
     ],
