@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import time
 from dataclasses import replace
 
@@ -10,6 +12,7 @@ import pytest
 
 from gateway.core.model import USER_REQUIRED, Decision, LimitKind, Scope, Verdict
 from gateway.errors import RateLimited, ServiceNotIncluded
+from tests.core.calls.test_documents import of_pages, packed
 from tests.features.caller_holds.test_authorized import Holds
 from tests.http.fakes import AUTH, CALLER, CHAT, answer, chunks, get, post
 from tests.http.stage import Client, Stage, staged
@@ -344,6 +347,19 @@ async def test_a_large_body_that_its_head_refuses_takes_no_turn() -> None:
         assert (await stage.ask(post(CHAT))).status == 403
         assert stage.plane.bodies.turns == 1
         assert stage.plane.buffers.used == 0
+
+
+async def test_pages_of_a_document_are_counted_in_turn_unless_its_head_refuses_it() -> None:
+    data = base64.b64encode(packed(*of_pages(3))).decode()
+    part = {"type": "file", "file": {"file_data": f"data:application/pdf;base64,{data}"}}
+    short = post(json.dumps({"model": "m", "messages": [{"role": "user", "content": [part]}]}).encode())
+    async with staged() as stage:
+        assert (await stage.ask(short)).status == 200
+        assert stage.plane.bodies.turns == 1
+        assert stage.counters.holds[-1].ceiling >= 3 * (3_000 + 1_600)
+        stage.counters.by_head = stage.counters.decision = BLOCKED
+        assert (await stage.ask(short)).status == 403
+        assert stage.plane.bodies.turns == 1
 
 
 async def test_the_rest_of_refused_bodies_is_read_of_few_clients_at_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import random
 import zlib
 from collections.abc import Callable
 from itertools import accumulate
@@ -161,6 +162,46 @@ def test_nothing_is_said_of_a_stream_that_is_more_than_deflated(members: bytes) 
 )  # fmt: skip
 def test_nothing_is_said_of_what_is_no_whole_file(data: bytes) -> None:
     assert count(data) is None
+
+
+_TOKENS = (
+    b"/Kids", b"/Count 9", b"[3 0 R 4 0 R]", b"<<", b">>", b"3 0 R", b"endobj", b"\n9 0 obj", b"%", b"\n",
+    b"(", b")", b"/#4bids", b"/Pages", b"[", b"]", b"stream\n", b"endstream", b"/N 3", b"<", b">", b"\0",
+)  # fmt: skip
+
+
+def damaged(draw: random.Random, data: bytes) -> bytes:
+    at, width = draw.randrange(len(data)), draw.randrange(1, 20)
+    other = draw.randrange(len(data))
+    put, left = draw.choice(
+        [
+            (draw.choice(_TOKENS), draw.randrange(3)), (draw.randbytes(1), 1), (b"", width),
+            (data[other : other + width], 0),
+        ]
+    )  # fmt: skip
+    return data[:at] + put + data[at + left :]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_reader_finds_more_pages_in_a_damaged_file() -> None:
+    draw, known, ends = random.Random(7), 0, b"trailer<</Root 1 0 R/Size 200>>\n%%EOF"
+    trees = [(1, ROOT), (2, tree(3, 4)), (3, tree(5, 6)), (4, tree(7)), *[(one, PAGE) for one in (5, 6, 7)]]
+    whole = [plain(*of_pages(4)) + ends, packed(*of_pages(4)) + ends, plain(*trees) + ends]
+    for number in range(1_500):
+        data = damaged(draw, damaged(draw, whole[number % 3]))
+        most = count(data)
+        if most is not None:
+            known += 1
+            assert read(data) <= most, data
+    assert known > 300
+
+
+def read(data: bytes) -> int:
+    """As many pages as a usual reader finds, none where it gives up."""
+    try:
+        return len(list(PdfReader(io.BytesIO(data)).pages))
+    except Exception:  # noqa: BLE001  # it raises whatever a damaged file brings about
+        return 0
 
 
 def test_nothing_is_said_of_text_that_readers_of_base64_take_differently() -> None:
