@@ -9,6 +9,7 @@ import json
 import struct
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,7 @@ def before(world: World) -> World:
     world.client.flushall()
     world.load_library()
     for name, packed in STRINGS.items():
-        world.client.set(name, packed)
+        world.client.set(name, of_this_month(packed))
     world.client.zadd(keys.deadlines(world.p), RECORDED["deadlines"])
     world.client.set(keys.marker(world.p), unnumbered_marker(world))
     world.catalogue = 1
@@ -73,6 +74,17 @@ def ours(before: World) -> World:
     """The same, once the partition is this version's."""
     before.client.set(keys.marker(before.p), packing.marker(before.run_id, 1, 1))
     return before
+
+
+def of_this_month(packed: bytes) -> bytes:
+    """Return a recorded value as it would be stored in this month: its plan resets a year ahead."""
+    quota = RECORDED["read"]["tk:{p50}:t:7"]
+    now = datetime.now(UTC)
+    ahead = (now.timestamp() // 1 + 366 * 86_400) * 1_000
+    month = RECORDED["read"]["tk:{p50}:o:1"]["month"]
+    for before, after in ((quota["next_reset"], ahead), (month, now.year * 12 + now.month)):
+        packed = packed.replace(struct.pack("<d", before), struct.pack("<d", after))
+    return packed
 
 
 def unnumbered_marker(world: World) -> bytes:
