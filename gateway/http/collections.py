@@ -6,7 +6,9 @@ time, and one that extends the time pays what it adds. So what is paid is stored
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from functools import partial
+from typing import Any
 
 from gateway.core.accounts.cache_payment import CachePayment, read_payment, write_payment
 from gateway.core.families.objects import places_of
@@ -22,29 +24,32 @@ from gateway.http.relay import relay
 from gateway.http.server.exchange import Exchange
 
 
-async def at_collection(exchange: Exchange) -> None:
+def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
     """List the objects of a collection, or make or change one, which may be metered."""
     routed = exchange.head.routed
     if routed.owned is not None and routed.owned.lists:
-        await list_objects(exchange)
-        return
+        return list_objects(exchange)
     shape = None if routed.route is None else SHAPES.get(routed.route.meter)
     if shape is None or not shape.lasts:
-        await proxy(exchange)
-        return
-    caller = known(exchange) or await identify(exchange)
-    ports, payment = exchange.worker.ports, None
-    name, *others = {place.id for place in places_of(routed.family, routed.sent)} or ("",)
-    if name and not others:
-        payment = read_payment(await ports.objects.noted(name))
-    words = {"now": str(ports.refusals.now_ms() // 1000)}
-    if payment is not None and payment.organization_id == caller.organization_id:
-        words |= payment.words
-    admitted = await admit(exchange, caller, words)
-    exchange.before_end = partial(_note_payment, admitted, name)
-    answer = await forward(exchange, admitted)
-    await relay(exchange, admitted, answer)
-    await OVER
+        return proxy(exchange)
+
+    async def pay_storage() -> None:
+        """Handle a call as `proxy` does, that pays for the time that no earlier call has paid."""
+        caller = known(exchange) or await identify(exchange)
+        ports, payment = exchange.worker.ports, None
+        name, *others = {place.id for place in places_of(routed.family, routed.sent)} or ("",)
+        if name and not others:
+            payment = read_payment(await ports.objects.noted(name))
+        words = {"now": str(ports.refusals.now_ms() // 1000)}
+        if payment is not None and payment.organization_id == caller.organization_id:
+            words |= payment.words
+        admitted = await admit(exchange, caller, words)
+        exchange.before_end = partial(_note_payment, admitted, name)
+        answer = await forward(exchange, admitted)
+        await relay(exchange, admitted, answer)
+        await OVER
+
+    return pay_storage()
 
 
 async def _note_payment(admitted: AdmittedCall, name: str, told: list[str]) -> None:

@@ -119,13 +119,14 @@ def _source(frame: FrameType) -> str:
 
 def gateway(plan: Plan) -> None:
     """Have every request of this process stepped."""
+    from gateway.http import collections
     from gateway.http.server import server
 
     def stepped(handled: Callable[..., Any]) -> Callable[..., Stepped]:
         return lambda *given: Stepped(handled(*given), plan)
 
-    for name in ("proxy", "given_up"):
-        vars(server)[name] = stepped(vars(server)[name])
+    for module, name in ((server, "proxy"), (collections, "proxy"), (server, "given_up")):
+        vars(module)[name] = stepped(vars(module)[name])
 
 
 def keeper(plan: Plan) -> None:

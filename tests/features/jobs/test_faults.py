@@ -41,6 +41,7 @@ from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import CountersUnavailable, Overloaded, UpstreamUnreachable
 from gateway.features.jobs.polling import Jobs
 from gateway.features.jobs.stored import LOOK_MAX, OPEN_KEY_MAX, OPEN_MAX, StoredJobs
+from gateway.http import collections
 from gateway.http.ports import JobsPort
 from gateway.http.server import server
 from gateway.settings.settings import Settings
@@ -680,7 +681,8 @@ async def test_at_each_moment_of_a_call_a_fault_loses_nothing_that_was_made(
     gateway: Gateway, kind: str, strike: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle, plan = server.proxy, Striking()
-    monkeypatch.setattr(server, "proxy", lambda exchange: Stepped(handle(exchange), plan))
+    for module in (server, collections):
+        monkeypatch.setattr(module, "proxy", lambda exchange: Stepped(handle(exchange), plan))
     assert await gateway.ask(kind) == 200
     await gateway.rest()
     points, calls = list(dict.fromkeys(plan.points)), 1
