@@ -195,7 +195,8 @@ def _billed(use: MeteredUse) -> MeteredUse:
             continue
         unbilled = counts if part is None else part[1]
         counts = tuple([max(0, count - free) for count, free in zip(counts, unbilled, strict=True)])
-        detail.beside = [other for other in detail.beside if other is not part]
+        if part is not None and part in detail.beside:  # by its value: compiled, a tuple has no identity
+            detail.beside.remove(part)
     if counts == use.counts:
         return use
     if not any(counts):
