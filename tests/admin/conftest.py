@@ -36,7 +36,7 @@ from gateway.run.keeper_doors import AdminParts, KeeperSettings
 from gateway.settings.settings import Settings
 from persistence import engine as engines
 from persistence.resources.usage import ConsoleQueries
-from persistence.schema import standing
+from persistence.schema import migrate, standing
 from persistence.schema.standing import NEEDED
 from persistence.store import Store
 from tests.databases import make_database
@@ -304,6 +304,7 @@ def migrated(postgres: str) -> str:
 def _migrated(postgres: str) -> str:
     """One migrated database for the session: making partitions anew for each test takes half a second."""
     url = make_database(postgres, f"admin{os.getpid()}", template_of(postgres))
+    migrate.upgrade(url)  # the roles of a database have its name
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("create schema seed")
         for table in SEEDED:
