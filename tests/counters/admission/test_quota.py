@@ -364,9 +364,9 @@ async def test_nothing_is_held_ahead_beyond_what_a_call_can_use(world: World, hi
         await worker.counters.extend_all()
     assert (priced.held, priced.exhausted, world.organization.credits_held) == (20, False, 30)
     assert (counted.held, counted.exhausted, world.tenant.held) == (12, False, 12)
-    counted.tokens = 40  # its upstream does not keep to the maximum: what was seen is held, and no more
+    counted.tokens = 40  # its upstream does not keep to the maximum: 256 more are held ahead again
     await worker.counters.extend_all()
-    assert (counted.held, world.tenant.held) == (40, 40)
+    assert (counted.held, world.tenant.held) == (40 + 256, 40 + 256)
 
 
 async def test_credits_of_a_live_call_follow_its_tokens(world: World, hire: Hire) -> None:
