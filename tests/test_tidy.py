@@ -303,3 +303,22 @@ def test_versions_of_the_schema_follow_each_other() -> None:
     assert numbers == [f"{int(numbers[0]) + at:04}" for at in range(len(numbers))]
     for name, number, before in zip(versions[1:], numbers[1:], numbers, strict=False):
         assert f'\nrevision = "{number}"\ndown_revision = "{before}"\n' in texts()[name], name
+
+
+def test_patterns_of_types_end_at_the_end_of_the_text() -> None:
+    """`$` stands before a last line break too."""
+    offenders(_open_patterns())
+
+
+def _open_patterns() -> Iterator[str]:
+    for name, tree in trees().items():
+        for node in ast.walk(tree):
+            if not name.startswith("tests/") and isinstance(node, ast.Call) and _is_meta(node.func):
+                for pattern in (one.value for one in node.keywords if one.arg == "pattern"):
+                    text = ast.unparse(pattern)
+                    if "$" in text.replace("[^$]", ""):
+                        yield f"{name}:{node.lineno}: {text}"
+
+
+def _is_meta(function: ast.expr) -> bool:
+    return ast.unparse(function) in {"msgspec.Meta", "Meta"}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from gateway.features.rate_limit_service.table import read_table
 from gateway.settings.secret_files import Environment
 from gateway.settings.settings import LINES, NAMES, PREFIX, SECRETS, load
 from tests.certificates import write
-from tests.tree import offenders, trees
 
 HUSH = "hush-hush-hush-hush"
 URL = "https://u.example"
@@ -139,22 +136,3 @@ def test_a_secrets_file_may_end_with_a_line_break_alone(tmp_path: Path) -> None:
     assert load(environ).key_pepper == HUSH
     path.write_bytes(HUSH.encode() + b"\t\n")
     assert f"{PREFIX}KEY_PEPPER_FILE={str(path)!r} holds has a control character" in refused(environ)
-
-
-def test_patterns_of_types_end_at_the_end_of_the_text() -> None:
-    """`$` stands before a last line break too."""
-    offenders(_open_patterns())
-
-
-def _open_patterns() -> Iterator[str]:
-    for name, tree in trees().items():
-        for node in ast.walk(tree):
-            if not name.startswith("tests/") and isinstance(node, ast.Call) and _is_meta(node.func):
-                for pattern in (one.value for one in node.keywords if one.arg == "pattern"):
-                    text = ast.unparse(pattern)
-                    if "$" in text.replace("[^$]", ""):
-                        yield f"{name}:{node.lineno}: {text}"
-
-
-def _is_meta(function: ast.expr) -> bool:
-    return ast.unparse(function) in {"msgspec.Meta", "Meta"}
