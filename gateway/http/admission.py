@@ -160,7 +160,7 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
         )
         exchange.call = call
         held = held or (await by_head(exchange, caller) if call.documents else None)
-        call = await _counted(worker, caller, call) if call.documents else call
+        call = await count_in_turn(worker, caller, call) if call.documents else call
         attribution, attempt = head.attribution, exchange.attempt
         asked, run, opening = attribution.run, None, None
         if routed.metered and not call.free:
@@ -285,8 +285,8 @@ async def _read_in_turn(  # noqa: PLR0917  # as `read`
     return await worker.bodies.read(caller.organization_id, reads)
 
 
-async def _counted(worker: Worker, caller: Caller, call: CallRequest) -> CallRequest:
-    """Count the pages of a call's documents when it is the organization's turn; return the call."""
+async def count_in_turn(worker: Worker, caller: Caller, call: CallRequest) -> CallRequest:
+    """Return the call, with the pages of its documents counted when it is the organization's turn."""
     await worker.bodies.read(caller.organization_id, partial(count_pages, call))
     return call
 
@@ -536,12 +536,12 @@ def check_parts(
     `named` are the prices of the models that the call names.
     """
     vectors = [one.vector for one in named if one.vector is not None]
-    found, makers = unpriced_tools(call, vectors), None
+    tools, makers = unpriced_tools(call, vectors), None
     shape = SHAPES.get(call.meter) if call.models_beside else None
     if shape is not None and shape.live is not None:  # the others write transcripts
-        makers = [one.vector for one in named[: len(call.targets) or 1] if one.vector is not None]
-    part = (f"the tool {found[0]}", "tools") if found else unpriced_part(call, vectors, makers)
-    if CACHE_HOUR in found:
+        makers = [price.vector for price in named[: len(call.targets) or 1] if price.vector is not None]
+    part = (f"the tool {tools[0]}", "tools") if tools else unpriced_part(call, vectors, makers)
+    if CACHE_HOUR in tools:
         part = "an hour of stored contents (cache_hour)", "ttl"
     if part is not None:
         of = " or ".join([one.model for one in named]) or "any model"

@@ -12,7 +12,6 @@ from typing import Any
 
 from gateway.core.accounts.cache_payment import CachePayment, read_payment, write_payment
 from gateway.core.families.objects import places_of
-from gateway.core.families.registry import SHAPES
 from gateway.core.wait import OVER
 from gateway.errors import CountersUnavailable
 from gateway.http.admission import admit, identify, known
@@ -21,6 +20,7 @@ from gateway.http.forward import forward
 from gateway.http.lists import list_objects
 from gateway.http.proxy import proxy
 from gateway.http.relay import relay
+from gateway.http.routing.routes import is_lasting
 from gateway.http.server.exchange import Exchange
 
 
@@ -29,12 +29,11 @@ def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
     routed = exchange.head.routed
     if routed.owned is not None and routed.owned.lists:
         return list_objects(exchange)
-    shape = None if routed.route is None else SHAPES.get(routed.route.meter)
-    if shape is None or not shape.lasts:
+    if not is_lasting(routed.route):
         return proxy(exchange)
 
     async def pay_storage() -> None:
-        """Handle a call as `proxy` does, that pays for the time that no earlier call has paid."""
+        """Handle a call as `proxy` does, and store how long it has paid for."""
         caller = known(exchange) or await identify(exchange)
         ports, payment = exchange.worker.ports, None
         name, *others = {place.id for place in places_of(routed.family, routed.sent)} or ("",)
@@ -52,10 +51,10 @@ def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
     return pay_storage()
 
 
-async def _note_payment(admitted: AdmittedCall, name: str, told: list[str]) -> None:
-    """Store what a call pays of contents: those with this `name`, or new ones, whose name was `told`."""
+async def _note_payment(admitted: AdmittedCall, name: str, made: list[str]) -> None:
+    """Store the payment of a call for the contents of this `name`; if empty, for those that it `made`."""
     storage, meter, caller = admitted.call.storage, admitted.meter, admitted.caller
-    name = name or (told[0] if told else "")
+    name = name or (made[0] if made else "")
     tokens = 0 if storage is None or meter is None else storage.tokens or meter.usage().input
     if storage is None or not (name and tokens) or not 200 <= admitted.attempt.status < 300:
         return

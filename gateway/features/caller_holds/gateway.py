@@ -41,7 +41,7 @@ from gateway.core.accounts.runs import FIELD, read_run
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import charged, dearest
 from gateway.core.calls.call import CallRequest, write_document
-from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, count_pages, read_call
+from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, read_call
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.models import named_by
 from gateway.core.calls.routes import Route
@@ -80,6 +80,7 @@ from gateway.http.admission import (
     charging_prices,
     check_objects,
     check_route,
+    count_in_turn,
     identify,
     judge,
     keep_run,
@@ -178,7 +179,7 @@ async def authorize(exchange: Exchange) -> None:
                     said.amount, body = routed.units, b""
                 call = read(worker, head, received, caller, body)
                 if call.documents:
-                    await worker.bodies.read(caller.organization_id, partial(count_pages, call))
+                    await count_in_turn(worker, caller, call)
             except Refusal:
                 await by_head(exchange, caller)
                 raise
@@ -479,7 +480,7 @@ async def _call(
         if said.model and call.model != said.model:
             raise InvalidRequest("model is another one in the request.", param="model")
         if call.documents:
-            await worker.bodies.read(caller.organization_id, partial(count_pages, call))
+            await count_in_turn(worker, caller, call)
         if route.objects != "shared":
             read_objects(ObjectAccess((), SHAPES[route.meter].keeps), call)
     if said.run:

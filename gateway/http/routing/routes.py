@@ -598,7 +598,7 @@ def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
         return UnknownRoute(
             "Calls of tools are not authorized, as nobody here sees whose their sessions are: send them here."
         )
-    if route.meter in SHAPES and SHAPES[route.meter].lasts:
+    if is_lasting(route):
         return UnknownRoute(
             "Contents that an upstream bills by the hour are not authorized, as nobody here sees their size:"
             " send them here."
@@ -616,6 +616,11 @@ def check_upgrade(route: Route | None) -> None:
     shape = SHAPES.get(route.meter) if route else None
     if shape is None or not (shape.messages or shape.live) or not is_installed("websockets"):
         raise UpgradeRefused
+
+
+def is_lasting(route: Route | None) -> bool:
+    """Return whether the upstream of a route bills the time for which it stores what a call makes."""
+    return route is not None and route.meter in SHAPES and SHAPES[route.meter].lasts
 
 
 def is_live(route: Route | None) -> bool:

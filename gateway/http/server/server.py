@@ -13,14 +13,7 @@ from typing import Any
 from gateway.core.calls.call import DEFAULT_BOUNDS, UsageBounds
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
-from gateway.core.families.registry import (
-    BATCH_COLLECTIONS,
-    BATCH_MAKERS,
-    LISTS,
-    OF_JOBS,
-    REMAKERS,
-    SHAPES,
-)
+from gateway.core.families.registry import BATCH_COLLECTIONS, BATCH_MAKERS, LISTS, OF_JOBS, REMAKERS
 from gateway.core.http_limits import HttpLimits
 from gateway.core.shares import FairShares
 from gateway.errors import InternalError, Overloaded, StartError, UnknownRoute, UpgradeRefused
@@ -38,6 +31,7 @@ from gateway.http.routing.routes import (
     RESOURCE_PATH,
     USAGE_PATH,
     WorkerBindings,
+    is_lasting,
 )
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
@@ -354,11 +348,7 @@ class DataPlane:
             raise StartError(f"upstreams.{limited[0]}.capacity: the feature `capacity` is not installed")
         ports = self._ports
         own: dict[str, Answerer] = {route.path: answerer for route, answerer in ports.answers.items()}
-        lasting: dict[str, Answerer] = {
-            route.path: at_collection
-            for route in routes
-            if route.meter in SHAPES and SHAPES[route.meter].lasts
-        }
+        lasting: dict[str, Answerer] = {route.path: at_collection for route in routes if is_lasting(route)}
         bindings = WorkerBindings(tuple(routes), by_name, services, ports.directory, ports.log, configured)
         router = HeadRouter((*ports.answers, *routes), by_name, bindings, limits)
         peppers = (self._pepper, *ports.earlier_peppers)
