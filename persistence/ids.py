@@ -1,10 +1,10 @@
-"""Ids are given once, also behind a PostgreSQL that was set back while Redis went on.
+"""Ids of rows, each given once, also behind a PostgreSQL that was set back while Redis went on.
 
 Redis stores the newest control write that it was told of (`NewestWrite`). A PostgreSQL without that write is
 older than it was, and Redis may know rows by ids that its sequences would give again. So each transaction
-that creates rows looks for the write first. If it is missing, all sequences move past what Redis knows, and
-the write is stored again, at a new position: later definitions are newer than those in Redis. Another one has
-Redis forget the credentials of rows that are gone, since nobody could list or revoke them.
+that creates rows looks for the write first. If it is missing, all sequences move past the ids in Redis, and
+the write is stored again, at a new position: later definitions are newer than those in Redis. A second write
+has Redis forget the credentials of rows that are gone, since nobody could list or revoke them.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ SELECT position, id::text, coalesce(greatest({_HIGHEST}), 0)
 
 
 def keep_ahead(connection: Connection, known: NewestWrite | None) -> bool:
-    """Move the sequences past what Redis knows, if this database lacks its newest write `known`.
+    """Move the sequences past the ids in Redis, if this database lacks `known`, the newest write there.
 
-    Return whether they were moved. If Redis knows none, or does not answer, `known` is None.
+    Return whether they were moved. `known` is None if Redis has no such write, or does not answer.
     """
     if known is None or connection.scalar(_KNOWN, {"id": known.id}):
         return False

@@ -92,7 +92,7 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
     )
     budgets = list[Row]()
     for row, name, page in zip(rows, names, stored, strict=True):
-        used = sum(int(str(each["used"])) for each in page.rows)
+        used = sum(int(str(account["used"])) for account in page.rows)
         own = _figures({**row, "raises": raises[row["id"]]}, at_ms, (_started(row, at_ms), used), live, name)
         if own["limit_by"] == BY_RAISE:
             own |= raises[row["id"]][owner].fields
@@ -104,7 +104,7 @@ async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: 
     """Return stored accounts of a budget with their current use."""
     names = [f"{_account(row)}:{each['value']}" for each in stored]
     raises, live = await asyncio.gather(
-        _raises(ports, [row], [str(each["value"]) for each in stored]),
+        _raises(ports, [row], [str(account["value"]) for account in stored]),
         _peeked_budgets(ports, [(row, name) for name in names]),
     )
     row = {**row, "raises": raises[row["id"]]}

@@ -1,7 +1,8 @@
 """Control characters in settings: refused, wherever the value comes from.
 
 A line break at the end of a value is invisible: the value equals no choice, no header can carry it, and a
-pepper with one is another pepper. It is refused, never cut off. No value is shown: it may be a secret.
+pepper with one is another pepper. So it is refused. `read_secret` alone drops those at the end of a file, which
+editors write. No value is shown: it may be a secret.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ def refuse_controls(place: str, value: object, *, lines: bool = False) -> None:
 
     With `lines` it may have tabs and line breaks.
     """
-    found = (_CONTROL_IN_LINES if lines else _CONTROL).search(value) if isinstance(value, str) else None
-    if found is None or not isinstance(value, str):
+    if not isinstance(value, str):
         return
-    if not value[found.start() :].strip("\r\n"):
+    control = (_CONTROL_IN_LINES if lines else _CONTROL).search(value)
+    if control is None:
+        return
+    if not value[control.start() :].strip("\r\n"):
         raise SettingError(f"{place} ends with a line break: {_RIGHT}")
-    raise SettingError(f"{place} has a control character, U+{ord(found[0]):04X}: expected none")
+    raise SettingError(f"{place} has a control character, U+{ord(control[0]):04X}: expected none")
 
 
 def texts_of(value: object, place: str) -> Iterator[tuple[str, str]]:

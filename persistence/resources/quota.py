@@ -177,8 +177,8 @@ def wrong_raise_of(
     if who is None or current.each != KEY or "who" in dict(errors):
         return errors
     owner = change.connection.execute(_OWNERS["api_key_id"], {"id": int(str(who))}).first()
-    theirs = owner is not None and owner.organization_id == row["organization_id"]
-    if theirs and current.tenant_id in {0, owner.tenant_id}:  # type: ignore[union-attr]  # theirs: there is one
+    is_in = owner is not None and owner.organization_id == row["organization_id"]
+    if owner is not None and is_in and current.tenant_id in {0, owner.tenant_id}:
         return errors
     return (*errors, ("who", f"there is no api key {who} that this budget applies to"))
 

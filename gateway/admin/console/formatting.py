@@ -212,7 +212,7 @@ def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
     if row["used"] is None:
         return None
     most = limit_of(budget) if account is None else account["limit"]
-    limit, used, held = (Decimal(str(each)) for each in (most, row["used"], row["held"]))
+    limit, used, held = (Decimal(str(value)) for value in (most, row["used"], row["held"]))
     used_share = percent(float(used), float(limit))
     tone = "bad" if used >= limit else "warn" if used_share >= NEARLY else "good"
     return BudgetUse(

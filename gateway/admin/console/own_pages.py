@@ -163,8 +163,8 @@ async def ask(
     budget_id = row_id(request)
     amount, reason, until = (str(posted.get(name, "")).strip() for name in ("amount", "reason", "until"))
     who = str(posted.get("who", ""))
-    mine = [each for each in await _budgets(wide, scope) if each.row["id"] == budget_id]
-    if not any(each.who in {who, ""} or not who for each in mine):
+    mine = [budget for budget in await _budgets(wide, scope) if budget.row["id"] == budget_id]
+    if not any(budget.who in {who, ""} or not who for budget in mine):
         raise NotFound
     sent: dict[str, object] = {"budget_id": budget_id, "reason": reason, **({"who": who} if who else {})}
     sent["amount"] = form_fields.amount(str(mine[0].row["unit"]), amount)

@@ -26,8 +26,8 @@ async def about_raise(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[s
 async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
     """Return labels and amounts for deciding a raise request: limit, use, and the rest after the raise.
 
-    If the budget has an account for each user or key, the amounts are those of the one to be raised. For a
-    request that names nobody, only the limit is returned.
+    If the budget has an account for each user or key, the amounts are those of the owner to be raised. For a
+    request without `who`, only the limit is returned.
     """
     try:
         budget = await ports.store.get("budgets", int(str(row["budget_id"])))
@@ -54,7 +54,7 @@ async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
 
 
 async def _name_of(ports: AdminPorts, kind: object, who: str) -> str:
-    """Return an API key's name with its id; others are named as they are."""
+    """Return the name of an API key `who` with its id; return any other `who` unchanged."""
     if kind != KEY:
         return who
     try:

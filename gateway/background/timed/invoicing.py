@@ -169,7 +169,7 @@ class Invoicing:
 
 DRAIN_LOOKS_MAX = 100
 LOOK_AGAIN_S = 0.1
-# A person waits for it.
+# How long a deletion or a change of currency waits, since a person waits for its answer.
 SETTLE_S_MAX = 1.5
 FAULTS_SAID_MAX = 3
 

@@ -116,9 +116,9 @@ class Pusher:
                 turn.applied.append(write)
 
     async def keep_ids(self) -> bool:
-        """Move ids ahead if PostgreSQL is older than what Redis was told; return whether they were moved.
+        """Move ids ahead if PostgreSQL lacks the newest write in Redis; return whether they were moved.
 
-        Redis is told of the newest control write, so that it has one before anything is pushed.
+        The newest control write is stored in Redis, so that Redis has one before anything is pushed.
         """
         newest, moved = await self._source.newest(await self._target.newest_write())
         if newest is not None:

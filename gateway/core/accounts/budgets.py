@@ -143,7 +143,7 @@ class Budget:
         return self.raised_to if at_ms < self.raised_until_ms else self.amount
 
     def limit_of(self, owner: str, at_ms: int) -> Limit:
-        """Return the limit of one owner's account at a time (Unix ms): the owner's raise never lowers it.
+        """Return the limit of one owner's account at a time (Unix ms); a raise of the owner never lowers it.
 
         `owner` is a result of `owner_in`; empty for the account of all, and the shared one.
         """

@@ -1,6 +1,6 @@
-"""Payments for contents that an upstream stores by the hour. They are stored with the owner. Pure.
+"""Payments for contents that an upstream stores by the hour. Pure.
 
-So a call that extends their time pays only what it adds.
+Each is stored beside the owner of the contents. So a call that extends their time pays only for the added time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def write_payment(payment: CachePayment) -> bytes:
 
 
 def read_payment(raw: bytes | None) -> CachePayment | None:
-    """Return a decoded payment; None without `raw`, or if these bytes are none."""
+    """Return the payment in `raw`; None if there is none, or if it cannot be decoded."""
     if raw is None:
         return None
     try:

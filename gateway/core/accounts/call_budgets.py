@@ -126,7 +126,9 @@ class OrganizationBudgets:
         self._defined: list[tuple[int, int, bytes] | None] = [None] * len(self._groups)
         self._says = _says(budgets)
         # Sets that many calls share are stored once.
-        self._by_id = {one.id: replace(one, raises={}) if one.raises else one for one in budgets}
+        self._by_id = {
+            budget.id: replace(budget, raises={}) if budget.raises else budget for budget in budgets
+        }
         self._some: dict[frozenset[str], frozenset[str]] = {}
         # Whether only tenant, key, service and user matter: the first four fields of `Said`.
         self.by_caller = not any(self._says[4:])
@@ -169,7 +171,7 @@ class OrganizationBudgets:
                 usual = packed
                 begun, until, packed = _defined_at(group, now_ms, owner)
             since = max(since, begun)
-            accounts.append(BudgetAccount(name, packed, any(one.enforce for one in group), usual))
+            accounts.append(BudgetAccount(name, packed, any(budget.enforce for budget in group), usual))
             units.update([one.unit for one in group])
             enforced.update([one.unit for one in group if one.enforce])
             holds.update([one.hold for one in group])

@@ -385,7 +385,7 @@ def of_tier(usual: Vector, prices: tuple[int, ...], steps: tuple[tuple[int, tupl
 
 def _units(row: Mapping[str, Any]) -> dict[str, int]:
     """Return the price of 1000 of each unit in nano-units; images of unknown size cost as the dearest."""
-    found = {
+    prices = {
         name: _nano(row[name]) * USES_A_PRICE // UNITS_A_PRICE.get(name, 1)
         for name in UNITS
         if row.get(name) is not None
@@ -393,10 +393,10 @@ def _units(row: Mapping[str, Any]) -> dict[str, int]:
     for name, price in (row.get("images") or {}).items():
         nano = _nano(price) * USES_A_PRICE
         size, _, quality = name.partition("/")
-        for one in dict.fromkeys((name, f"{size}/{AUTO}", f"{AUTO}/{quality}", f"{AUTO}/{AUTO}")):
-            place = IMAGES + one
-            found[place] = nano if one == name else max(nano, found.get(place, 0))
-    return found
+        for like in dict.fromkeys((name, f"{size}/{AUTO}", f"{AUTO}/{quality}", f"{AUTO}/{AUTO}")):
+            place = IMAGES + like
+            prices[place] = nano if like == name else max(nano, prices.get(place, 0))
+    return prices
 
 
 def _filled(own: Mapping[str, Any]) -> tuple[int, ...]:

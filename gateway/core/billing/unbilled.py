@@ -1,7 +1,7 @@
-"""What a vendor reports and does not bill: a table by outcome, category and date.
+"""Attempts that a vendor reports and does not bill: a table by outcome, category and date.
 
-It is read at the charge, by the time of the use, as prices are. An answer says its outcome; whether that is
-billed, this table alone says. Pure.
+An answer states its outcome, and this table alone decides whether that is billed. The charge reads the table
+by the time of the use, as it reads prices. Pure.
 """
 
 from __future__ import annotations

@@ -130,9 +130,9 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     """Return the provider's tools that a call may use, and that a model which may answer has no price for."""
     document, family = call.document, OF_METER.get(call.meter)
     if call.measured:
-        found = [list(call.measured)] if not vectors else [unpriced(one, call.measured) for one in vectors]
-        if call.storage is None or any(found):
-            return list(dict.fromkeys(name for names in found for name in names))
+        units = [unpriced(vector, call.measured) for vector in vectors] if vectors else [list(call.measured)]
+        if call.storage is None or any(units):
+            return list(dict.fromkeys(name for names in units for name in names))
     if document is None or family is None or _asks_for_none(call, document):
         return []
     asked = [*_kinds(call.tools), *_plugins(call.plugins)]

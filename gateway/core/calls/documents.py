@@ -17,13 +17,15 @@ BASE64_BYTES_MAX: Final = 64 << 20  # a longer document is not read
 OBJECTS_MAX: Final = 50_000  # of the documents of one body
 OBJECT_BYTES_MAX: Final = 256 << 10  # of one object without its stream
 PAGES_MAX: Final = 1 << 20  # that a document may claim
-READ_BYTES_MIN: Final = 1 << 20  # of their objects and streams, unpacked: at least so many,
-READ_PER_BYTE: Final = 4  # so many for each byte of the documents,
-READ_BYTES_MAX: Final = 128 << 20  # and no more
+# Bytes of objects and unpacked streams that are read of all documents of one body: their bounds, and how many for
+# each byte of the documents.
+READ_BYTES_MIN: Final = 1 << 20
+READ_PER_BYTE: Final = 4
+READ_BYTES_MAX: Final = 128 << 20
 _AT_ONCE: Final = 1 << 20  # characters, a multiple of four: other threads run between
 _HEAD_BYTES: Final = 48  # before the word `obj`
 _TRAILER_BYTES: Final = 4_096  # after the word `trailer`
-_WORD_BYTES: Final = 24  # as what a word that may be a head counts
+_WORD_BYTES: Final = 24  # that are counted for each word `obj`, which may end a head
 
 _BLANK: Final = b"\0\t\n\f\r "
 _B: Final = rb"[\0\t\n\f\r ]"
@@ -58,7 +60,7 @@ _ENCRYPTED: Final = b"/Encrypt"
 
 
 class UnplainDocument(Exception):
-    """Something in a document is not plain, so that its pages cannot be known."""
+    """A document is not plain, so its pages cannot be known."""
 
 
 def _named(name: bytes) -> re.Pattern[bytes]:
@@ -83,13 +85,14 @@ def pages_of(texts: Sequence[str]) -> Iterator[int | None]:
 
 
 class _Budget:
-    """How much of the documents of one body may still be read."""
+    """The bytes and objects that may still be read of the documents of one body."""
 
     def __init__(self, size: int) -> None:
         self.left = min(max(READ_PER_BYTE * size, READ_BYTES_MIN), READ_BYTES_MAX)
         self.objects = OBJECTS_MAX
 
     def take(self, size: int, objects: int = 0) -> None:
+        """Count bytes and objects that are read; raise `UnplainDocument` if they are too many."""
         self.left, self.objects = self.left - size, self.objects - objects
         if self.left < 0 or self.objects < 0:
             raise UnplainDocument
@@ -100,6 +103,7 @@ def _decoded(text: str) -> bytes:
         raise UnplainDocument
     parts = [text[at : at + _AT_ONCE] for at in range(0, len(text), _AT_ONCE)]
     data = b"".join([binascii.a2b_base64(part, strict_mode=True) for part in parts])
+    # Each part may end with a padding, but the text has one at its end alone.
     if "=" in text[: (len(parts) - 1) * _AT_ONCE] or b"%PDF-" not in data[:1_024]:
         raise UnplainDocument
     return data
@@ -117,7 +121,7 @@ class _Pages:
         self._leading: set[int] = set()  # places of such names in objects
 
     def count(self) -> int:
-        """Return the most pages; raise `UnplainDocument` in doubt."""
+        """Return the most pages that a reader could count; raise `UnplainDocument` in doubt."""
         data = self._data
         at = data.find(b"trailer")
         while at >= 0:
@@ -183,7 +187,7 @@ class _Pages:
                 self._note(int(pair[1]), _plain(inside[begins:ends]))
 
     def _unpacked(self, text: bytes, begins: int) -> bytes:
-        """Return what a stream with the dictionary `text` has, from its first byte that is no blank."""
+        """Return the bytes of a stream with the dictionary `text`, from the first that is no blank."""
         data = self._data
         ends = data.find(b"endstream", begins)
         filters = [match.end() for match in _FILTER.finditer(text)]
@@ -203,7 +207,7 @@ class _Pages:
         return inside.lstrip(_BLANK)
 
     def _note(self, number: int, text: bytes) -> None:
-        """Note what the text of an object says of pages."""
+        """Note the pages that the text of an object names."""
         if _ENCRYPTED in text:
             raise UnplainDocument
         for match in _PAGES.finditer(text):
@@ -228,7 +232,7 @@ class _Pages:
 
 
 def _number(head: bytes) -> int | None:
-    """Return the number of the object whose head ends like this, in front of `obj`; None if it is no head."""
+    """Return the number of the object whose `head` ends in front of `obj`; None if this is no head."""
     match = _HEAD.search(head)
     if match is not None:
         return int(match[1])
@@ -252,7 +256,7 @@ def _only(name: re.Pattern[bytes], text: bytes) -> int:
 
 
 def _end(text: bytes, at: int) -> int:
-    """Return where the object that begins at `at` ends."""
+    """Return the end of the object that begins at `at`."""
     closing = list[bytes]()
     for match in _parts(text, at):
         part = match[0]

@@ -59,7 +59,7 @@ MODEL_CEILINGS: dict[str, int] = {prefix: most for one in ALL for prefix, most i
 _TOKENIZERS: dict[str, str] = {prefix: name for one in ALL for prefix, name in one.tokenizers.items()}
 FINE_TUNED: Final = "ft:"  # stands in front of the name of the model that was trained
 # The most tokens of one image, of the text on a page, and that a model reads at all, by prefix.
-_PICTURES: Final = {prefix: most for one in ALL for prefix, most in one.pictures.items()}
+_PICTURES: Final = {prefix: most for family in ALL for prefix, most in family.pictures.items()}
 _PAGE_TEXT: Final = {prefix: most for family in ALL for prefix, most in family.page_text.items()}
 _CONTEXTS: Final = {prefix: most for family in ALL for prefix, most in family.contexts.items()}
 PAGE_TEXT_TOKENS: Final = 3_000  # on a page, as documented where anything is
@@ -489,8 +489,8 @@ def _media_beyond(call: CallRequest) -> int:
         most = max([context or 0 for context in configured])
     if not call.endless and not call.documents:
         most = min(most, call.pages * (picture + text) + -(-call.unsure_bytes // WORST_BYTES_PER_TOKEN))
-    found = call.pictures * (picture - BLOB_TOKENS) + call.names.files * picture + call.sound_beyond
-    return found + max(0, most - call.document_tokens)
+    beyond = call.pictures * (picture - BLOB_TOKENS) + call.names.files * picture + call.sound_beyond
+    return beyond + max(0, most - call.document_tokens)
 
 
 def _media_costs(model: str) -> tuple[int, int, int]:

@@ -46,8 +46,8 @@ class StorageTime:
 def storage_of(document: Mapping[str, Any], words: Mapping[str, str], usual_s: int = 0) -> StorageTime | None:
     """Return the storage that a body asks for; None if an earlier call has paid for all of it.
 
-    `words` have the present time (`now`), and those of a `CachePayment` if there is one. A body that states
-    no time asks for `usual_s`. Raise `InvalidRequest` for a time that is unreadable, not in the future or
+    `words` have the present time (`now`), and the words of the `CachePayment` if there is one. A body that
+    states no time asks for `usual_s`. Raise `InvalidRequest` for a time that is unreadable, not in the future or
     longer than `STORAGE_S_MAX`.
     """
     if "now" not in words:
@@ -85,11 +85,11 @@ def _after(value: object, now_s: int) -> int | None:
 
 
 def _at(value: object) -> int | None:
-    found = _TIMESTAMP.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
+    match = _TIMESTAMP.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
         return None
     try:
-        whole = datetime.fromisoformat(found[1] + found[3].upper()).timestamp()
+        whole = datetime.fromisoformat(match[1] + match[3].upper()).timestamp()
     except (ValueError, OverflowError):
         return None
-    return int(whole) + (found[2].strip(".0") != "")
+    return int(whole) + (match[2].strip(".0") != "")

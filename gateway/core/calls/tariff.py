@@ -145,8 +145,8 @@ def unpriced_part(
     if document is None or family is None:
         return None
     rules = family.exclusions
-    lacks = {kind for one in (vectors if makers is None else makers) for kind in one.lacks}
-    deaf = any("audio_input" in one.lacks and "audio_second" not in one.units for one in vectors)
+    lacks = {kind for vector in (vectors if makers is None else makers) for kind in vector.lacks}
+    deaf = any("audio_input" in vector.lacks and "audio_second" not in vector.units for vector in vectors)
     for tier in call.tiers:
         if any(lacks_tier(one, tier) for one in vectors):
             return f"the service tier {tier}", rules.tier_fields[0]

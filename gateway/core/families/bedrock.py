@@ -203,13 +203,13 @@ _REPORTS = Reports(_Usage)
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
-    said = loose_document(document)
-    _see_refusal(meter, said, object_in(object_in(said, "output"), "message").get("content"))
-    _take(meter, said)
+    answer = loose_document(document)
+    _see_refusal(meter, answer, object_in(object_in(answer, "output"), "message").get("content"))
+    _take(meter, answer)
 
 
 def _see_refusal(meter: Meter, end: Document, content: object) -> None:
-    """Note a refusal of Claude; its category is among the fields of the model's own that a call asks for."""
+    """Note a refusal of Claude; the model's own fields have its category, where the call asks for them."""
     if end.get("stopReason") == REFUSAL:
         see_blocks(meter, content)
         refuse(meter, object_in(end, "additionalModelResponseFields").get("stop_details"))

@@ -170,7 +170,7 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     asked = {name: value for name, value in document.items() if name not in passed}
     if "tools" in asked:
         tools = elements(document, "tools") if call.names.tools else call.tools  # groups name objects too
-        asked["tools"] = [one for one in tools if not one.keys() <= _PLAIN_OF_TOOL]
+        asked["tools"] = [tool for tool in tools if not tool.keys() <= _PLAIN_OF_TOOL]
     if "plugins" in asked:  # OpenRouter's: the id of one is its name
         asked["plugins"] = [
             {name: value for name, value in one.items() if name != "id"} for one in call.plugins
@@ -204,8 +204,8 @@ def _take_ids(call: CallRequest, objects: ObjectRules, asked: Document, closed: 
         name = found.unknown[0][1]
         raise InvalidRequest(f"The field {name} is not known to name nothing: leave it out.", param=name)
     fields = zip(found.named, found.fields, strict=True)
-    named = {one: name for value, name in fields for one in ids_of(value)}
-    unsure = {one: name for value, name in found.unknown for one in ids_of(value) if one not in named}
+    named = {id_: name for value, name in fields for id_ in ids_of(value)}
+    unsure = {id_: name for value, name in found.unknown for id_ in ids_of(value) if id_ not in named}
     if len(named) + len(unsure) > NAMED_MAX:
         raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")
     call.named, call.unsure, call.id_fields = (*call.named, *named), tuple(unsure), named | unsure

@@ -91,7 +91,7 @@ class IdFields:
             if folded in self.others or (folded == "skill_id" and self.vendors(holder, inside)):
                 return
             if folded not in self.named:
-                found.unknown += [(one, name) for one in _texts(inside)]
+                found.unknown += [(text, name) for text in _texts(inside)]
                 return
         elif folded not in self.named or isinstance(inside, dict):
             return
@@ -100,14 +100,14 @@ class IdFields:
 
 def _texts(value: object) -> list[str]:
     """Return a text, or all texts in a list, at any depth. Objects are searched by their own members."""
-    found, waiting = list[str](), [value]
+    texts, waiting = list[str](), [value]
     while waiting:
         inside = waiting.pop()
         if isinstance(inside, list):
             waiting += inside
         elif isinstance(inside, str):
-            found.append(inside)
-    return found
+            texts.append(inside)
+    return texts
 
 
 def _is_whole(holder: Document, place: str) -> bool:

@@ -30,27 +30,27 @@ def is_member(name: str) -> bool:
 
 
 def tools_of(document: Document) -> list[Document]:
-    """Return all tools that a body defines, at any depth; a group is its members.
+    """Return all tools that a body defines, at any depth; of a group, its members.
 
     Raise `InvalidRequest` if the `tools` of the body are no list of objects, or a member has another case.
     """
-    found: list[Document] = []
+    tools: list[Document] = []
     # Values to search, and whether each is a tool or a list of tools.
     waiting: list[tuple[object, bool]] = [(elements(document, "tools"), True)]
     waiting += [(value, False) for name, value in document.items() if name != "tools" and name not in _DATA]
     while waiting:
         value, is_tool = waiting.pop()
         if isinstance(value, list):
-            waiting += [(each, is_tool) for each in reversed(value) if isinstance(each, dict | list)]
+            waiting += [(item, is_tool) for item in reversed(value) if isinstance(item, dict | list)]
         elif isinstance(value, dict):
             if is_tool and value.get("type") not in _NO_TOOLS:
-                found.append(value)
+                tools.append(value)
             for name, inside in value.items():
                 if isinstance(inside, dict | list) and name not in _DATA_WITHIN:
                     has_tools = _has_tools(name)
                     if has_tools or not is_tool:
                         waiting.append((inside, has_tools))
-    return found
+    return tools
 
 
 def _has_tools(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Refusals of Claude, in every API that serves it, and the models that took over from one that refused.
 
-A refusal before any output is not billed in every category, so an answer notes it, and the charge decides.
-Content is the test of output: a vendor reports a few tokens of an answer without any.
+Its vendor bills a refusal before any output in some categories alone. So a meter notes refusals, and the charge
+decides. Content is the test of output: an answer without any is reported with a few tokens.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _CLAUDE: Final = "claude"
 
 
 class Attempts:
-    """What an answer says of its attempts.
+    """The attempts of models to write one answer.
 
-    `categories` are those of the models that gave way, `refused` is the outcome of the last one if it refused
-    before any content, and `has_content` says whether there was some.
+    `categories` are the reasons of models that gave way. `refused` is the outcome of the last attempt, if it
+    refused before any content. `has_content`: some attempt wrote content.
     """
 
     __slots__ = ("categories", "has_content", "refused")
@@ -44,7 +44,7 @@ def see_block(meter: Meter, block: dict[str, object]) -> None:
     """Note a block of content, which may be the place where one model gives way to the next."""
     attempts = attempts_of(meter)
     if block.get("type") == FALLBACK:
-        attempts.categories.append(category_in(block.get("trigger")))
+        attempts.categories.append(_category_in(block.get("trigger")))
         meter.detail.handed_to(_member(block.get("to"), "model"))
     elif block.get("type") != "text" or block.get("text"):
         attempts.has_content = True
@@ -59,8 +59,8 @@ def see_blocks(meter: Meter, content: object) -> None:
         attempts_of(meter).has_content = True
 
 
-def category_in(details: object) -> str | None:
-    """Return the category in what an answer says of a refusal (`stop_details`, `trigger`)."""
+def _category_in(details: object) -> str | None:
+    """Return the category in the `details` of a refusal (`stop_details`, `trigger`)."""
     category = _member(details, "category")
     return category if isinstance(category, str) else None
 
@@ -70,16 +70,16 @@ def _member(value: object, name: str) -> object:
 
 
 def refuse(meter: Meter, details: object) -> None:
-    """Note that an answer was refused. Before any content, only the report to come counts its output."""
+    """Note that an answer was refused. Before any content, the next report alone counts its output."""
     attempts = attempts_of(meter)
     if not (meter.seen_bytes or meter.content_events or attempts.has_content):
         if not meter.final:
             meter.forget_output()
-        attempts.refused = VendorOutcome(_CLAUDE, REFUSAL, category_in(details))
+        attempts.refused = VendorOutcome(_CLAUDE, REFUSAL, _category_in(details))
         meter.detail.declined = [Declined(attempts.refused)]
 
 
-def outcomes(meter: Meter, models: Iterable[str]) -> list[VendorOutcome | None]:
+def outcomes_of(meter: Meter, models: Iterable[str]) -> list[VendorOutcome | None]:
     """Return the outcome of each attempt, whose models are given in their order; None for one that answered.
 
     Attempts of one model in a row are one hop. Each hop but the last gave way; the last one was refused if
@@ -88,7 +88,7 @@ def outcomes(meter: Meter, models: Iterable[str]) -> list[VendorOutcome | None]:
     attempts, hops = attempts_of(meter), [list(hop) for _, hop in groupby(models)]
     categories = [*attempts.categories, *[None] * len(hops)]
     ends = [
-        *[VendorOutcome(_CLAUDE, REFUSAL, each) for each in categories[: len(hops) - 1]],
+        *[VendorOutcome(_CLAUDE, REFUSAL, category) for category in categories[: len(hops) - 1]],
         attempts.refused,
     ]
     return [end for end, hop in zip(ends, hops, strict=True) for _ in hop]

@@ -64,8 +64,8 @@ class ObjectOwners:
         Raise `CountersUnavailable` without Redis.
         """
         mine, groups = _organization(caller), dict[int, list[bytes]]()
-        named = {_digest(one): one for one in ids}
-        texts = {_digest(one): one for one in unsure} | named
+        named = {_digest(id_): id_ for id_ in ids}
+        texts = {_digest(text): text for text in unsure} | named
         for digest in texts:
             groups.setdefault(keys.partition_of_digest(digest.hex()), []).append(digest)
         asked = [(group, self._owners(partition, group)) for partition, group in groups.items()]
@@ -102,8 +102,8 @@ class ObjectOwners:
 
     async def _read_note(self, digest: bytes) -> bytes | None:
         wire, name = self._noted(digest)
-        found = await wire.send(encode(b"GET", name))
-        return found if isinstance(found, bytes) else None
+        note = await wire.send(encode(b"GET", name))
+        return note if isinstance(note, bytes) else None
 
     def _noted(self, digest: bytes) -> tuple[RedisConnection, bytes]:
         name = digest.hex()
@@ -163,7 +163,7 @@ class ObjectOwners:
         wire.send(encode(b"ZREM", name, *digests))
 
     async def _claim_listed(self, caller: Caller, digests: Sequence[bytes]) -> list[bytes]:
-        """Claim ids without owner if the organization's lists contain all; return those that it owns not."""
+        """Claim ids without owner if the organization's lists contain all; return those that it does not own."""
         wire = self._wires.of(caller.partition)
         asked = [wire.send(encode(b"ZMSCORE", name, *digests)) for name in _lists(caller)]
         now, mine = self._unix_seconds(), _organization(caller)

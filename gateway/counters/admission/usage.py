@@ -41,8 +41,8 @@ async def budget_limits(
         raise CountersUnavailable
     windows = {name: live_windows(cast("bytes", raw)) for name, raw in zip(names, raws, strict=True) if raw}
     return [
-        _budget_limit(one, figures(one, now_ms, None, windows.get(name), owner_in(name)))
-        for name, one in found
+        _budget_limit(budget, figures(budget, now_ms, None, windows.get(name), owner_in(name)))
+        for name, budget in found
     ]
 
 

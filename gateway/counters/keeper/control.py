@@ -77,7 +77,8 @@ FIRST_EPOCH = 1
 CHARGES = {"use": charge_use, "amend": amend, "late": charge_late}
 
 
-# How long a server is waited for that does not answer: ids may then be given twice, but nobody else waits.
+# Without an answer in this time the newest write that was known last counts: an id may be given twice, but no
+# writer waits longer.
 NEWEST_TIMEOUT_S = 1.0
 
 
@@ -89,7 +90,7 @@ _read_newest = msgspec.json.Decoder(_StoredNewest).decode
 
 
 class ControlClient(Client):
-    # The newest control write, as this process knew it last; and whether Redis has ever answered.
+    # The newest control write that this process knows, and whether Redis has ever answered.
     _newest: NewestWrite | None = None
     _has_answered = False
 
@@ -195,8 +196,8 @@ class ControlClient(Client):
     async def define_account(self, definition: AccountDefinition, version: int) -> bool:
         """Write an account's definition in its organization's partition; False if it must be rebuilt.
 
-        If the account is that of another row, which had the same id before PostgreSQL was set back, what else
-        stands of that row is deleted.
+        If the account is that of another row, which had the same id before PostgreSQL was set back, all other
+        values of that row are deleted too.
         """
         before: Reply = None
         if isinstance(definition, OrganizationDefinition):  # before anything of it is served
@@ -226,10 +227,10 @@ class ControlClient(Client):
                 name = budget_account_of(organization_id, budget)
                 index = keys.each_accounts(partition, name)
                 accounts = await self.members(index) if budget.each else [name]
-                names += [index, *(keys.budget_account(partition, one) for one in accounts)]
+                names += [index, *(keys.budget_account(partition, account) for account in accounts)]
         like = keys.activation(partition, organization_id, 0)[:-1]
-        async for some in self._named(self._wires.of(partition), like.encode()):
-            names += [one.decode() for one in some]
+        async for stored in self._named(self._wires.of(partition), like.encode()):
+            names += [name.decode() for name in stored]
         await self._delete(names)
 
     async def _end_runs(self, definition: TenantDefinition) -> None:
@@ -237,14 +238,14 @@ class ControlClient(Client):
         partition = keys.partition_of(definition.organization_id)
         index = keys.runs(partition, definition.tenant_id)
         kinds = keys.run, keys.children, keys.budget_account
-        names = [kind(partition, one) for one in await self.members(index) for kind in kinds]
+        names = [kind(partition, run) for run in await self.members(index) for kind in kinds]
         await self._delete([index, *names])
 
     async def _delete(self, names: Iterable[str]) -> None:
         await self.ask_together((b"DEL", name.encode()) for name in names)
 
     async def _named(self, wire: RedisConnection, begins: bytes) -> AsyncIterator[list[bytes]]:
-        """Yield a server's keys whose names begin so, some at a time, some of them twice."""
+        """Yield a server's keys whose names begin with `begins`, some at a time, some of them twice."""
         at, begun = b"0", False
         while at != b"0" or not begun:
             command = b"SCAN", at, b"MATCH", begins + b"*", b"COUNT", b"%d" % TOGETHER_MAX
@@ -354,7 +355,7 @@ class ControlClient(Client):
         return self._newest
 
     async def note_newest(self, write: NewestWrite) -> None:
-        """Store the newest control write, before Redis is told of any up to it; without an answer, do not."""
+        """Store the newest control write, before Redis is told of any up to it; skip it without an answer."""
         self._newest = write
         raw = msgspec.json.encode({"version": write.position, "write": write})
         with suppress(CountersUnavailable, TimeoutError):

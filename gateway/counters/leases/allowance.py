@@ -316,25 +316,25 @@ class Allowances:
         taken = self.calls.get(observed.request_id)
         if taken is None:
             return False
-        one, tokens, credits_, short = taken.allowance, 0, 0, False
+        lease, tokens, credits_, short = taken.allowance, 0, 0, False
         if observed.counts:
             want = observed.wanted(margin) - taken.tokens
-            tokens = want if one.unlimited else min(want, max(0, one.tokens.left))
+            tokens = want if lease.unlimited else min(want, max(0, lease.tokens.left))
             short = tokens < want
         if observed.rate is not None:
             want = max(0, observed.rate.credits(observed.ahead(margin)) - taken.credits)
-            credits_ = min(want, max(0, one.credits.left))
+            credits_ = min(want, max(0, lease.credits.left))
             short = short or credits_ < want
         refused = short and observed.answered is not None
         extended(observed, taken.tokens + tokens, taken.credits + credits_, refused=refused)
         if refused:
             return True
-        one.tokens.spent += tokens
-        one.credits.spent += credits_
+        lease.tokens.spent += tokens
+        lease.credits.spent += credits_
         taken.tokens += tokens
         taken.credits += credits_
         if short:
-            observed.exhausted, observed.cut = True, one.cuts
+            observed.exhausted, observed.cut = True, lease.cuts
         return True
 
 

@@ -1,7 +1,7 @@
 """Errors that scripts answer: counted by script, and logged before anybody can catch them.
 
-A caller that goes on without an answer of Redis, because it is away, would take such an error for an outage.
-The text of a script's error names what is wrong with its call, and never a row.
+A caller that goes on without Redis would take such an error for an outage. The text of a script's error names
+the fault of its call, and never a row.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Final
 
 from gateway.counters.redis.scripts import VERBS
 
-# After this time the next error of a script is logged again.
-TELL_INTERVAL_S: Final = 60.0
-# Codes of errors of the server, or of a newer version's data: the script is right.
+# The next error of a script is logged after this time.
+LOG_INTERVAL_S: Final = 60.0
+# Codes of errors of the server, or of data of a newer version: they are no fault of the script.
 OUTAGES: Final = frozenset(
     {
         "ASK", "BUSY", "CLUSTERDOWN", "CROSSSLOT", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NEWERLAYOUT",
         "NOAUTH", "NOREPLICAS", "NOSCRIPT", "OOM", "READONLY", "TRYAGAIN",
     }
 )  # fmt: skip
-# A library that a server lost is loaded again.
+# The error of a server that lost the library of scripts, which is then loaded again.
 _LOST: Final = "ERR Function not found"
 
 _log = logging.getLogger("tollkeeper.redis")
@@ -37,12 +37,12 @@ class ScriptErrors:
         self._logged_at: dict[str, float] = {}
 
     def note(self, script: str, message: str) -> bool:
-        """Count and log an error of Redis; return False if it is none of the script."""
+        """Count and log an error of Redis; return False if the script is not at fault."""
         if not script or message.partition(" ")[0] in OUTAGES or message.startswith(_LOST):
             return False
         self._counts[script] += 1
         now = self._clock()
-        if now - self._logged_at.get(script, float("-inf")) >= TELL_INTERVAL_S:
+        if now - self._logged_at.get(script, float("-inf")) >= LOG_INTERVAL_S:
             self._logged_at[script] = now
             _log.error("a script failed", extra={"script": script, "why": message[:200]})
         return True

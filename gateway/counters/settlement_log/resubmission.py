@@ -364,9 +364,9 @@ class Resubmitter:
         waiting = set[int]()
         await self._send_others(segment)
         offsets = [
-            one
-            for one in segment.waiting
-            if segment.kinds.get(one) not in OTHERS and self._is_due((segment, one))
+            offset
+            for offset in segment.waiting
+            if segment.kinds.get(offset) not in OTHERS and self._is_due((segment, offset))
         ]
         for start in range(0, len(offsets), BATCH_MAX):
             sent = []

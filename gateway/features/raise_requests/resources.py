@@ -75,9 +75,9 @@ RESOURCES = (
         actions=(
             Action(
                 "approve",
-                "Raise it as asked",
+                "Raise the amount as asked",
                 offered=lambda row: row["status"] == OPEN,
-                done="Approved: it is raised.",
+                done="Approved: the amount is raised.",
             ),
             Action(
                 "deny",

@@ -13,7 +13,7 @@ from gateway.core.wait import in_task
 from gateway.counters.redis.address import WHY
 from gateway.counters.redis.calls import verb_in
 from gateway.counters.redis.connection import encode, encode_script
-from gateway.counters.redis.script_errors import OUTAGES, SCRIPT_ERRORS, TELL_INTERVAL_S, ScriptErrors
+from gateway.counters.redis.script_errors import LOG_INTERVAL_S, OUTAGES, SCRIPT_ERRORS, ScriptErrors
 from gateway.counters.redis.scripts import VERBS, library
 from gateway.counters.settlement_log.resubmission import REFUSALS_MAX
 from gateway.errors import ScriptFailed
@@ -65,7 +65,7 @@ def test_errors_are_counted_each_and_logged_once_an_interval(lines: Lines) -> No
         assert errors.note("settle", "ERR settle takes 9 or more keys")
     assert errors.note("extend", "NOPERM User gateway has no permissions")
     assert [fields["script"] for _, _, fields in lines.records] == ["settle", "extend"]
-    now = TELL_INTERVAL_S
+    now = LOG_INTERVAL_S
     assert errors.note("settle", "ERR " + "x" * 500)
     assert lines.records[-1] == ("a script failed", "ERROR", {"script": "settle", "why": "ERR " + "x" * 196})
     assert dict(errors.snapshot()) == dict.fromkeys(VERBS, 0) | {"extend": 1, "settle": 4}

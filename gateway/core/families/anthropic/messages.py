@@ -29,7 +29,7 @@ from gateway.core.metering.reading import (
     loose_document,
     summed,
 )
-from gateway.core.metering.refusals import FALLBACK, REFUSAL, outcomes, refuse, see_block, see_blocks
+from gateway.core.metering.refusals import FALLBACK, REFUSAL, outcomes_of, refuse, see_block, see_blocks
 from gateway.core.metering.report import UsageShape, may_hold_more, see_content, see_whole
 
 
@@ -275,8 +275,8 @@ def _add_iterations(meter: Meter, usage: _MessageUsage, raw: bytes) -> bool:
     """
     detail, lacking = meter.detail, False
     detail.beside = []
-    attempts = [each for each in usage.iterations or () if each.type in _INSIDE]
-    if len({each.model for each in attempts}) > 1 or (attempts and attempts[-1].type == _TOOK_OVER):
+    attempts = [step for step in usage.iterations or () if step.type in _INSIDE]
+    if len({step.model for step in attempts}) > 1 or (attempts and attempts[-1].type == _TOOK_OVER):
         _take_attempts(meter, usage, attempts)
         return False
     for each in usage.iterations or ():
@@ -293,23 +293,23 @@ def _add_iterations(meter: Meter, usage: _MessageUsage, raw: bytes) -> bool:
 
 
 def _take_attempts(meter: Meter, usage: _MessageUsage, attempts: list[_Iteration]) -> None:
-    """Report the tokens of each attempt, of several models, in the place of the totals of the last one.
+    """Report the tokens of each of the `attempts` in place of the totals, which are those of the last one.
 
-    An attempt that gave way before it wrote may not be billed.
+    Mark those that ended before any output: their vendor may not bill them.
     """
-    detail, ends = meter.detail, outcomes(meter, [each.model or "" for each in attempts])
+    detail, ends = meter.detail, outcomes_of(meter, [attempt.model or "" for attempt in attempts])
     detail.handed_to(attempts[-1].model)
     meter.forget_reports()
     detail.declined = []
     usage.input_tokens = usage.output_tokens = 0
     usage.cache_read_input_tokens = usage.cache_creation_input_tokens = 0
     usage.cache_creation = None
-    for each in usage.iterations or ():
-        _add(usage, each, 0)
-        model = each.model or detail.model
-        detail.answered_within(model, _counts(each))
-        end = ends.pop(0) if each.type in _INSIDE else None
-        if end is not None and not each.output_tokens:
+    for step in usage.iterations or ():
+        _add(usage, step, 0)
+        model = step.model or detail.model
+        detail.answered_within(model, _counts(step))
+        end = ends.pop(0) if step.type in _INSIDE else None
+        if end is not None and not step.output_tokens:
             detail.declined.append(Declined(end, detail.beside[-1]))
 
 

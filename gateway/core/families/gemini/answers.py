@@ -316,11 +316,11 @@ CACHED = Dialect(_read_cached)
 
 def _read_extended(meter: Meter, document: bytes) -> None:
     """Report one unit, and the size of cached contents that were not known before."""
-    said, storage = loose_document(document), meter.call.storage
+    contents, storage = loose_document(document), meter.call.storage
     if not 200 <= meter.status < 300:
         return
     if storage is not None and not storage.tokens:
-        storage.tokens = integer(object_in(said, "usageMetadata").get("totalTokenCount")) or 0
+        storage.tokens = integer(object_in(contents, "usageMetadata").get("totalTokenCount")) or 0
     meter.report_units()
 
 

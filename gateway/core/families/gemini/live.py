@@ -197,13 +197,13 @@ class GeminiLiveSession:
         return msgspec.json.encode(document)
 
 
-def _streamed(said: Document) -> tuple[int, int]:
+def _streamed(message: Document) -> tuple[int, int]:
     """Return the tokens of the media in a `realtimeInput`, and their characters."""
     tokens = characters = 0
     for name, usual in _STREAMS.items():
-        for blob in (object_in(said, name), *objects_in(said, name)):
+        for blob in (object_in(message, name), *objects_in(message, name)):
             if isinstance(data := blob.get("data"), str):
-                stated = [kind for each in _TYPES if isinstance(kind := blob.get(each), str)]
+                stated = [kind for field in _TYPES if isinstance(kind := blob.get(field), str)]
                 tokens += max([_tokens_of(kind, data) for kind in stated or usual])
                 characters += len(data)
     return tokens, characters
@@ -217,8 +217,8 @@ def _tokens_of(kind: str, data: str) -> int:
         return max(BLOB_TOKENS, _bounded(media_in(part, PARTS), _INPUT).tokens)
     bytes_s = _COMPRESSED_BYTES_S
     if name in _PCM:
-        rates = [each[5:] for each in parameters if each.startswith("rate=")]
-        bytes_s = 2 * min([_rate(each) for each in rates], default=_RATE_MIN)
+        rates = [parameter[5:] for parameter in parameters if parameter.startswith("rate=")]
+        bytes_s = 2 * min([_rate(rate) for rate in rates], default=_RATE_MIN)
     return -(-len(data) * 3 * _TOKENS_S // (4 * bytes_s))
 
 

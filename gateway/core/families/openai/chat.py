@@ -72,7 +72,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _see_refusal(meter: Meter, document: bytes) -> None:
-    """Note that Claude refused before any content, as its API in OpenAI's shape says it of one choice."""
+    """Note a refusal of Claude before any content, if the `document` of one choice in OpenAI's shape has it."""
     if _REFUSED_WHOLE.search(document) is None:
         return
     read = loose_document(document)
@@ -191,7 +191,7 @@ def _see(meter: Meter, choice: Choice, place: int) -> None:
 
 
 def _finish(meter: Meter, choice: Choice, reason: bytes) -> bool:
-    """Count a choice that ended for this reason; return whether it is one."""
+    """Count a choice that ended; return whether `reason` is one."""
     meter.finished += 1
     if reason == _REFUSED and meter.call.choices == 1:
         refuse(meter, choice.stop_details)

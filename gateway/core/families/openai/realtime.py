@@ -311,9 +311,9 @@ class RealtimeSession:
         """
         sounds = [part.get("audio") for item in items for part in objects_in(item, "content")]
         characters = sum(len(sound) for sound in sounds if isinstance(sound, str))
-        said: Document = {"said": items}
-        media = media_in(said, _MEDIA)
-        tokens = media.tokens + (names_in(said).files - media.named) * BLOB_TOKENS
+        document: Document = {"said": items}
+        media = media_in(document, _MEDIA)
+        tokens = media.tokens + (names_in(document).files - media.named) * BLOB_TOKENS
         tokens += max(0, size - characters - media.size) // _BYTES_PER_TOKEN
         return tokens + -(-characters // self._sound_characters)
 
@@ -375,7 +375,7 @@ class RealtimeSession:
         """Note which model transcribes the session's sound, as an event of type `kind` about it says."""
         named = _transcribers(session)
         asked = self._asked.end_first(_UPDATE) if kind == _UPDATED else None
-        writers = {each for each in named if each in self.models} or (asked.writers if asked else ())
+        writers = {model for model in named if model in self.models} or (asked.writers if asked else ())
         if writers:
             self._writer = next(iter(writers)) if len(writers) == 1 else ""
         self._configured = bool(named) or (self._configured and kind != _UPDATED)
@@ -405,7 +405,7 @@ class RealtimeSession:
         heard = object_in(object_in(session, "audio"), "input")
         stated = object_in(heard, "format")
         formats, rate = (stated.get("type"), session.get("input_audio_format")), stated.get("rate", _RATE)
-        is_long = all(isinstance(each, str | None) and each in _LONG_FORMATS for each in formats)
+        is_long = all(isinstance(form, str | None) and form in _LONG_FORMATS for form in formats)
         characters = _SHORT_CHARACTERS
         if is_long and isinstance(rate, int) and 0 < rate <= _RATE:
             characters = max(1, _SAID_CHARACTERS * rate // _RATE)
