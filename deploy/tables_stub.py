@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The types of `persistence/tables.py`, from the same SQL: what `make docs` writes to `tables.pyi`.
+"""The types of `persistence/tables.py`, from the same SQL.
 
-mypy knows each table and each column by its name and type from there.
+`make docs` writes them to `tables.pyi`, from which mypy knows each table and column by name and type.
 """
 
 from __future__ import annotations

@@ -208,8 +208,8 @@ class EntityWrite:
     def require_closed(self, organization_id: int) -> None:
         """Raise `AccountsOpen` unless an organization's accounts are closed.
 
-        A guard that compares stored money calls it first: what was used or sold a moment ago is in the
-        counters alone. The caller of the store closes the accounts, and writes again.
+        A guard calls it before it compares stored money: use and sales of a moment ago are in the counters
+        alone. The caller of the store closes the accounts, and writes again.
         """
         if organization_id not in self.command.closed:
             raise AccountsOpen(organization_id)

@@ -77,7 +77,7 @@ async def most_used_accounts(ports: AdminPorts, row: Row, rows_max: int) -> list
 async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> list[Row]:
     """Return budgets that have an account for each user or key, with the use of the account `whose`.
 
-    Fields about a raise are those of the account's own, if that decides its limit.
+    If a raise of the account alone decides its limit, the fields about a raise are of that raise.
     """
     at_ms, owner = _now_ms(), owner_of(whose)
     names = [account_of(int(str(row["organization_id"])), read_budget(row), whose) for row in rows]

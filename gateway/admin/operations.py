@@ -90,7 +90,8 @@ async def finish(ports: AdminPorts, claim: Claim, status: int, content: Row, req
 async def write_closed(ports: AdminPorts, write: Callable[[frozenset[int]], Awaitable[T]]) -> T:
     """Return the result of a write, which gets the ids of the organizations whose accounts are closed.
 
-    Where the write compares stored money of another organization, its accounts are closed and it is repeated.
+    If the write compares stored money of an organization with open accounts, these are closed, and the write
+    is repeated.
     """
     closed = frozenset[int]()
     while True:

@@ -271,11 +271,11 @@ def change_tenant(change: EntityWrite) -> Row:
 
 
 def delete_tenant(change: EntityWrite) -> Row:
-    """Delete a tenant once all that it used is stored: what it owes is its organization's."""
+    """Delete a tenant once all its use is stored, since its organization owes for that."""
     if not change.by_staff and change.connection.scalar(_BLOCKED, {"id": change.row_id}) is not None:
         raise Forbidden("Staff have blocked this tenant: they decide what becomes of it.")
     row = entity.delete(change)
-    change.require_closed(id_in(row, "organization_id"))
+    change.require_closed(id_in(row, "organization_id"))  # last: a refusal that needs no wait comes first
     return row
 
 

@@ -515,7 +515,7 @@ ContextTiers = Annotated[
 
 
 class ServiceTier(TokenRates):
-    """Prices of a tier. A kind without one keeps its price, a part moves with its whole. No usual steps."""
+    """Prices of a tier. Others stay, parts change as their whole. Usual context tiers do not apply."""
 
     context_tiers: ContextTiers | None = optional("Prices of calls that read more tokens than `above`.")
 

@@ -51,7 +51,7 @@ EACH_UNUSED_DAYS: Final = 30
 # worker has those of the organizations that call.
 RAISES_MAX: Final = 10_000
 ORGANIZATION_RAISES_MAX: Final = 20_000
-# What decides the limit of an account.
+# Origins of the limit of an account.
 BY_BUDGET, BY_RAISE = LIMITS_BY = ("budget", "raise")
 
 # One window as it is sent with a call. Its flags are the unit, and what happens once it is used up. In an
@@ -82,7 +82,7 @@ class PersonalRaise(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """The limit of an account, and what decides it, one of `LIMITS_BY`."""
+    """The limit of an account, and its origin, one of `LIMITS_BY`."""
 
     amount: int
     by: str
@@ -658,7 +658,7 @@ class LiveWindow:
 class BudgetBalance:
     """The limit, used and held amounts of a budget in its current window, and its end; 0 is never.
 
-    `limit_by` is what decides the limit, one of `LIMITS_BY`.
+    `limit_by` is the origin of the limit, one of `LIMITS_BY`.
     """
 
     limit: int

@@ -68,8 +68,9 @@ FOLLOWS: Final[Mapping[str, str]] = {
 NAMED_ALONE: Final = ("audio_input", "audio_output", "image_output")
 # The currency of bundled prices, and of organizations by default.
 BASE_CURRENCY: Final = "USD"
-# Units other than tokens with a price each, besides images; how many of one its price is of, if not of one.
+# Units other than tokens and images, with a price each.
 UNITS: Final = ("audio_second", "video_second", "character", "page", "search", "container", CACHE_HOUR)
+# The number of units that a price is of, where it is more than one.
 UNITS_A_PRICE: Final = {CACHE_HOUR: 1_000_000}
 # Tools whose uses are priced as units if a price does not name the tool.
 TOOLS_OF_UNITS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -363,17 +364,16 @@ def _table(usual: Vector, own: Mapping[str, Any], said: Mapping[str, Any]) -> Ve
     return of_tier(usual, _filled(mine), tuple(steps))
 
 
-def in_table(usual: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return prices by kind in a service tier: those that its table `said` names, else the usual ones.
+def in_table(usual: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return prices by kind in a service tier: those in its `table`, else the usual ones.
 
-    A kind in `FOLLOWS` that the table does not name has its usual price, times what the table makes of
-    the price of the kind that it follows.
+    A kind in `FOLLOWS` without a price in the table changes by the same factor as the kind that it follows.
     """
-    prices = {**usual, **{kind: said[kind] for kind in KINDS if kind in said}}
+    prices = {**usual, **{kind: table[kind] for kind in KINDS if kind in table}}
     for kind, whole in FOLLOWS.items():
         price, before = usual.get(kind), usual.get(whole)
-        if whole in said and kind not in said and price is not None and before and Decimal(before):
-            exact = EXACT.divide(EXACT.multiply(Decimal(price), Decimal(said[whole])), Decimal(before))
+        if whole in table and kind not in table and price is not None and before and Decimal(before):
+            exact = EXACT.divide(EXACT.multiply(Decimal(price), Decimal(table[whole])), Decimal(before))
             prices[kind] = exact.quantize(Decimal(1).scaleb(-NANO_DIGITS), ROUND_HALF_UP, EXACT)
     return prices
 

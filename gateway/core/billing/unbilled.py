@@ -14,7 +14,7 @@ from gateway.core.billing.price_book import Counts
 
 
 class VendorOutcome(NamedTuple):
-    """How an attempt of these `models` ended before any output, as their vendor names it."""
+    """The outcome of an attempt by one of `models` before any output, as their vendor names it."""
 
     models: str
     kind: str

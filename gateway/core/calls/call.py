@@ -488,7 +488,7 @@ _ID, _FILE, _CACHE, _LIFETIME, _TOOLS, _MEDIUM = 1, 2, 4, 8, 16, 32
 _FILES: Final = ("url", "ri", "file_id")
 _CACHES: Final = "cach"  # `cache_control`, `caching`
 _LONG: Final = {"ttl": "1h"}  # asks for the longer of two lifetimes
-# Names of the texts, and lists of texts, at the places of media, in any case. Others end like those of files.
+# Names, in any case, of texts and lists of texts that may be media. Other media have names that end like `_FILES`.
 MEDIA_NAMES: Final = frozenset({"data", "bytes", "result", "images", "file_data", "input_audio"})
 _ADDRESSES: Final = ("https://", "http://", "gs://")
 

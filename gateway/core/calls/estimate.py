@@ -62,7 +62,7 @@ FINE_TUNED: Final = "ft:"  # stands in front of the name of the model that was t
 _PICTURES: Final = {prefix: most for family in ALL for prefix, most in family.pictures.items()}
 _PAGE_TEXT: Final = {prefix: most for family in ALL for prefix, most in family.page_text.items()}
 _CONTEXTS: Final = {prefix: most for family in ALL for prefix, most in family.contexts.items()}
-PAGE_TEXT_TOKENS: Final = 3_000  # on a page, as documented where anything is
+PAGE_TEXT_TOKENS: Final = 3_000  # on a page: the most that a provider documents
 CONTEXT_MAX: Final = 2_097_152  # tokens: no model reads more
 
 

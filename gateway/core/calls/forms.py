@@ -321,7 +321,7 @@ _RATE_MAX, _CHANNELS_MAX = 384_000, 32
 def seconds_of(file: FormFile) -> tuple[int, bool]:
     """Return a recording's seconds, rounded up, and whether they are exact, as for uncompressed WAV.
 
-    FLAC has silence in fewer bytes than any other sound, so what its head says counts where that is more.
+    FLAC stores silence in fewer bytes than any other sound. So the seconds in its head count if they are more.
     """
     per_second, starts = _wav(file.begins)
     known = per_second > 0 and file.size > starts

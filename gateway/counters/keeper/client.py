@@ -95,7 +95,7 @@ MOVED_MAX = 40_000
 ASKED_MAX, MARKERS_MAX = 32, 256
 # Codes in the scripts' answers.
 APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT, OUT_OF_RANGE = 1, 2, 0, -2, -3
-# In place of the account of another row with the same id.
+# Applied, in place of the account of another row with the same id.
 ANOTHERS = 3
 
 S = TypeVar("S", bound=states.State)
