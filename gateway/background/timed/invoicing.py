@@ -193,14 +193,14 @@ class AccountCloser:
     async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, SkipReason]:
         """Close the accounts of organizations together; return the reason for each that stays open."""
         owners = await self._ledger.owners_of(organization_ids)
-        found = await self._bring(organization_ids, owners)
-        rest = [owner for owner in owners if owner.organization_id not in found]
+        obstacles = await self._bring(organization_ids, owners)
+        rest = [owner for owner in owners if owner.organization_id not in obstacles]
         faults = (await self._check.check(rest, deep=True)).faults if rest else ()
         for owner in rest:
             mine = [item for item in faults if item.account in owner.accounts]
             if mine:
-                found[owner.organization_id] = SkipReason(NOT_AGREED, _said(mine))
-        return found
+                obstacles[owner.organization_id] = SkipReason(NOT_AGREED, _said(mine))
+        return obstacles
 
     async def settle(self, organization_id: int) -> None:
         """Wait until an organization's movements are in the ledger, its control writes among them.
@@ -212,15 +212,15 @@ class AccountCloser:
                 if await self._ledger.pending(organization_id):
                     raise NotStoredYet
                 owners = await self._ledger.owners_of([organization_id])
-                for open_ in (await self._bring([organization_id], owners)).values():
-                    raise Conflict(open_.why)
+                for obstacle in (await self._bring([organization_id], owners)).values():
+                    raise Conflict(obstacle.why)
         except (TimeoutError, CountersUnavailable) as error:
             raise NotStoredYet from error
 
     async def _bring(self, organization_ids: Sequence[int], owners: Sequence[Owner]) -> dict[int, SkipReason]:
         """Apply due resets, and wait until all movements are in the ledger.
 
-        Return the reason for each organization that still lacks some.
+        Return the obstacle of each organization whose movements are not all there.
         """
         for tenant_id, organization_id in await self._ledger.due(organization_ids):
             await self._counters.sweep(tenant_id, organization_id)

@@ -222,24 +222,22 @@ def extended(
     observed: HoldExtension, tokens: int, credits_: int, money: int = ENDLESS, raw_tokens: int = ENDLESS,
     *, refused: bool = False,
 ) -> None:  # fmt: skip
-    """Update how many tokens of a running call its hold covers, after the hold grew to these amounts.
+    """Update the tokens of a running call that its hold covers, after the hold grew to these amounts.
 
-    `money` and `raw_tokens` are held in budgets. If the call was `refused`, the hold stays as it was, and the
-    amounts only say which limit is `short`. `observed` is changed.
+    `money` and `raw_tokens` are held in budgets. If the call was `refused`, the hold did not grow, and the
+    amounts only decide which limit is `short`. `observed` is changed.
     """
-    before, counts = (observed.held, observed.quota), observed.counts
-    if observed.weights is not None:
-        observed.quota, counts = tokens, False
-    by_quota = covered(counts, None, tokens, credits_)
+    weighed = observed.weights is not None
+    by_quota = covered(observed.counts and not weighed, None, tokens, credits_)
     by_credits = covered(False, observed.rate, tokens, credits_)
     rate = observed.hold_rate or observed.money_rate
     by_budgets = ENDLESS if rate is None else rate.paid(money)
     if observed.counts_raw:
         by_budgets = min(by_budgets, raw_tokens)
-    held = observed.held = min(by_quota, by_credits, by_budgets)
+    held = min(by_quota, by_credits, by_budgets)
     observed.short = BY_QUOTA if held == by_quota else BY_CREDITS if held == by_credits else BY_BUDGETS
-    if refused:
-        observed.held, observed.quota = before
+    if not refused:
+        observed.held, observed.quota = held, tokens if weighed else observed.quota
 
 
 def charge_of(
