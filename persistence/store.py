@@ -218,9 +218,10 @@ class Store:
         """Run one write in one transaction: rows, control writes, audit entry and idempotency key."""
 
         async def written(connection: AsyncConnection) -> CommittedWrite | Replay:
+            now = self._clock()  # no later than what the database says in this transaction
             creates = command.verb == CREATE and SUBJECTS[command.resource].table.name in ids.KNOWN_TO_REDIS
             await self._keep_ids_ahead(connection, creates=creates)
-            return await connection.run_sync(self._write, command)
+            return await connection.run_sync(self._write, command, now)
 
         done = await self._answered(written)
         await self._wrote()
@@ -335,12 +336,12 @@ class Store:
             return
         await connection.run_sync(ids.keep_ahead, known)
 
-    def _write(self, connection: Connection, command: Command) -> CommittedWrite | Replay:
+    def _write(self, connection: Connection, command: Command, now: datetime) -> CommittedWrite | Replay:
         if command.claim is not None:
             first = access.claim_idempotency(connection, command.claim)
             if first is not None:
                 return first
-        change = self.change(connection, command)
+        change = self.change(connection, command, now=now)
         row = apply_transaction.confined(change)
         access.record_audit(change, row)
         if command.claim is not None:
@@ -353,10 +354,11 @@ class Store:
         return self._clock().astimezone(UTC).date()
 
     def change(
-        self, connection: Connection, command: Command, batch: WriteBatch | None = None
-    ) -> EntityWrite:
+        self, connection: Connection, command: Command, batch: WriteBatch | None = None,
+        now: datetime | None = None,
+    ) -> EntityWrite:  # fmt: skip
         return EntityWrite(
-            connection, command, SUBJECTS[command.resource], self.partition, self._clock(),
+            connection, command, SUBJECTS[command.resource], self.partition, now or self._clock(),
             private_addresses=self._private_addresses, mail_allowed=self._mail_allowed,
             mail_asks=self._mail_asks, letterhead=self.letterhead, batch=batch,
         )  # fmt: skip

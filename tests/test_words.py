@@ -107,7 +107,7 @@ def test_docstrings_of_functions_begin_with_a_verb() -> None:
 # Names that say nothing of what they hold.
 BARE = {"one", "found", "said", "told", "each"}
 # Variables and parameters of these names: this number may only fall.
-BARE_MAX = 3_420
+BARE_MAX = 3_390
 
 
 def test_variables_are_nouns() -> None:

@@ -245,7 +245,7 @@ def check(stage: Stage, found: dict[str, dict[str, int]], users: int) -> None:
             # Nothing is billed by the unit or made to be kept; no call names a run or takes an own hold.
             elif family in {
                 "a:", "own:", "run:", "runs:", "opened:", "children:", "hold:", "end:", "idem:", "holds:",
-                "mine:", "ended:", "idems:", "job:", "jobs", "open:", "cap:", "caps:",
+                "mine:", "ended:", "idems:", "job:", "jobs", "open:", "cap:", "caps:", "note:",
             }:  # fmt: skip
                 assert keys == {}
             else:

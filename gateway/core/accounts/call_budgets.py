@@ -48,6 +48,12 @@ CALLERS_MAX: Final = 1_021
 Said = tuple[int, int, int, str, int | None, tuple[str, ...], str, str, str]
 
 
+class BudgetsVersion:
+    """A version of an organization's budgets, equal to itself alone."""
+
+    __slots__ = ()
+
+
 @dataclass(slots=True)
 class CallBudgets(LruEntry):
     """The accounts that calls with the same attributes use, from `since_ms` until `until_ms` (0: for ever).
@@ -66,7 +72,7 @@ class CallBudgets(LruEntry):
     enforced: frozenset[str]
     by_id: Mapping[int, Budget]
     currency: str
-    version: object
+    version: BudgetsVersion
     hold: str = ""
 
     def holds_at(self, now_ms: int) -> bool:
@@ -118,7 +124,7 @@ class OrganizationBudgets:
 
     def __init__(self, organization_id: int, budgets: Sequence[Budget], currency: str) -> None:
         self.organization_id, self.currency = organization_id, currency
-        self.version = object()
+        self.version = BudgetsVersion()
         self._groups = accounts_of(budgets)
         # Whether a group has raises of single owners.
         self._raised = [any(budget.raises for budget in group) for group in self._groups]
