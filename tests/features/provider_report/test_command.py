@@ -310,7 +310,7 @@ async def test_the_key_may_be_in_a_file_and_is_never_shown(
     for environ, said_of_it in (
         ({}, "set OPENAI_ADMIN_KEY (or OPENAI_ADMIN_KEY_FILE)"),
         ({"OPENAI_ADMIN_KEY": KEY, "OPENAI_ADMIN_KEY_FILE": str(key)}, "expected one of them"),
-        ({"OPENAI_ADMIN_KEY": f"{KEY}\r\nx-other: 1"}, "one word"),
+        ({"OPENAI_ADMIN_KEY": f"{KEY}\r\nx-other: 1"}, "a control character"),
         ({"OPENAI_ADMIN_KEY": "ключ"}, "one word"),
         ({"OPENAI_ADMIN_KEY": "k" * 5_000}, "at most 4,096"),
         ({"OPENAI_ADMIN_KEY_FILE": str(tmp_path / "nothing")}, "cannot be read"),
