@@ -1,4 +1,4 @@
--- note: keep what is paid of contents that an upstream stores by the hour, if it ends later than what is kept.
+-- note: store until when contents are paid that an upstream stores by the hour; the end only grows.
 -- needs: state
 -- KEYS[1] note string: a payment as JSON (gateway/core/accounts/cache_payment.py); expires at its end (EXAT), written only here
 -- ARGV[1] a payment likewise; that of another organization is replaced
