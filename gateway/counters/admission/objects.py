@@ -225,8 +225,8 @@ class ObjectOwners:
 
 
 async def _bytes(reply: Wait[Reply]) -> bytes | None:
-    found = await reply
-    return found if isinstance(found, bytes) else None
+    value = await reply
+    return value if isinstance(value, bytes) else None
 
 
 def _organization(caller: Caller) -> bytes:
