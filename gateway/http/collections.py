@@ -13,8 +13,8 @@ from typing import Any
 from gateway.core.accounts.cache_payment import CachePayment, read_payment, write_payment
 from gateway.core.families.objects import places_of
 from gateway.core.wait import OVER
-from gateway.errors import CountersUnavailable
-from gateway.http.admission import admit, identify, known
+from gateway.errors import CountersUnavailable, ModelNotPriced
+from gateway.http.admission import admit, check_objects, identify, known
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import forward
 from gateway.http.lists import list_objects
@@ -42,7 +42,12 @@ def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
         words = {"now": str(ports.refusals.now_ms() // 1000)}
         if payment is not None and payment.organization_id == caller.organization_id:
             words |= payment.words
-        admitted = await admit(exchange, caller, words)
+        try:
+            admitted = await admit(exchange, caller, words)
+        except ModelNotPriced:
+            if exchange.call is not None:  # an object that is not the caller's is unknown, whatever it costs
+                await check_objects(ports.objects, caller, exchange.call, exchange.call.named)
+            raise
         exchange.before_end = partial(_note_payment, admitted, name)
         answer = await forward(exchange, admitted)
         await relay(exchange, admitted, answer)
@@ -52,14 +57,21 @@ def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
 
 
 async def _note_payment(admitted: AdmittedCall, name: str, made: list[str]) -> None:
-    """Store the payment of a call for the contents of this `name`; if empty, for those that it `made`."""
+    """Store what a call pays of contents: those with this `name`, or new ones, whose name was `made`.
+
+    Calls may extend contents at the same time. Then each pays what it adds to what the others have paid.
+    """
     storage, meter, caller = admitted.call.storage, admitted.meter, admitted.caller
-    name = name or (made[0] if made else "")
+    extends, name = bool(name), name or (made[0] if made else "")
     tokens = 0 if storage is None or meter is None else storage.tokens or meter.usage().input
     if storage is None or not (name and tokens) or not 200 <= admitted.attempt.status < 300:
         return
     payment = CachePayment(caller.organization_id, admitted.call.model, tokens, storage.until_s)
     try:
-        await admitted.worker.ports.objects.note(name, write_payment(payment), storage.until_s)
+        before = read_payment(await admitted.worker.ports.objects.note(name, write_payment(payment)))
     except CountersUnavailable:
         return  # nobody knows the payment then: an extension costs all of its time
+    if extends and before is not None and before.organization_id == caller.organization_id:
+        storage.seconds = min(storage.seconds, storage.until_s - before.until_s)
+        if storage.seconds <= 0:
+            admitted.call.storage = admitted.call.measured = None

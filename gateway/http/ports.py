@@ -175,11 +175,14 @@ class ObjectOwnersPort(Protocol):
         or not the result is awaited.
         """
 
-    def note(self, id_: str, value: bytes, until_s: int) -> Awaitable[object]:
-        """Store a value with an object until a Unix time. Fails with `CountersUnavailable`."""
+    def note(self, id_: str, payment: bytes) -> Awaitable[bytes | None]:
+        """Store a payment for an object until its end, unless a later end is paid; return the one before.
+
+        Fails with `CountersUnavailable`.
+        """
 
     def noted(self, id_: str) -> Awaitable[bytes | None]:
-        """Return the value that is stored with an object, or None. Fails with `CountersUnavailable`."""
+        """Return the payment that is stored with an object, or None. Fails with `CountersUnavailable`."""
 
 
 class RunsPort(Protocol):

@@ -174,10 +174,10 @@ class FakeObjects:
         wait.set(None)
         return wait
 
-    def note(self, id_: str, value: bytes, until_s: int) -> Wait[object]:
-        self.notes[id_] = value
-        wait: Wait[object] = Wait()
-        wait.set(None)
+    def note(self, id_: str, payment: bytes) -> Wait[bytes | None]:
+        wait: Wait[bytes | None] = Wait()
+        wait.set(self.notes.get(id_))
+        self.notes[id_] = payment
         return wait
 
     def noted(self, id_: str) -> Wait[bytes | None]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,9 +16,14 @@ from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.cache_payment import CachePayment, read_payment, write_payment
 from gateway.core.billing.price_book import read_price
 from gateway.core.families.gemini import FAMILY
+from gateway.core.wait import in_task
+from gateway.counters.admission.objects import ObjectOwners
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.connection import RedisConnection
 from tests.core.billing.prices import price_row
 from tests.http.fakes import CALLER, answer, post
 from tests.http.stage import Answer, Stage, staged
+from tests.waiting import eventually
 
 ROUTES = tuple(replace(route, upstream="up") for route in FAMILY.routes)
 JSON = b"content-type: application/json\r\n"
@@ -47,8 +53,16 @@ async def make(stage: Stage, version: str = "v1beta", **said: Any) -> Answer:
 
 async def extend(stage: Stage, **said: Any) -> Answer:
     stage.upstream.scripts.append([answer(json.dumps(SAID).encode())])
-    body = json.dumps(said).encode()
-    return await stage.ask(post(body, f"/v1beta/{NAME}".encode(), JSON).replace(b"POST", b"PATCH", 1))
+    return await stage.ask(extension(**said))
+
+
+def extension(**said: Any) -> bytes:
+    sent = post(json.dumps(said).encode(), f"/v1beta/{NAME}".encode(), JSON)
+    return sent.replace(b"POST", b"PATCH", 1)
+
+
+def end_of(until_s: int) -> dict[str, str]:
+    return {"expireTime": f"{datetime.fromtimestamp(until_s, UTC):%Y-%m-%dT%H:%M:%SZ}"}
 
 
 def paid(stage: Stage, until_s: int, organization_id: int = CALLER.organization_id) -> None:
@@ -88,12 +102,18 @@ async def test_a_call_holds_money_for_all_of_the_time(stage: Stage) -> None:
     assert 1_000 * 4_500 <= stage.counters.holds[-1].money < 3_000 * (4_500 + 300)
 
 
-async def test_contents_with_a_file_that_is_only_named_hold_the_most_that_a_model_keeps(stage: Stage) -> None:
-    stage.directory.budgets_there = [replace(MONEY, hold="maximum")]
+@pytest.mark.parametrize("hold", ["", "likely", "maximum"])
+async def test_contents_with_a_file_of_unknown_length_hold_the_most_that_a_model_keeps(
+    stage: Stage, hold: str
+) -> None:
+    stage.directory.budgets_there = [replace(MONEY, hold=hold)]
     priced(stage, cache_hour="1", audio_input="0.3")  # the file may be sound
     stage.objects.kept.add((CALLER.organization_id, "files/f1"))
-    named = {"fileData": {"fileUri": "https://generativelanguage.googleapis.com/v1beta/files/f1"}}
-    for parts, held in (([named], 10 * 1_048_576), (TEXT[0]["parts"], 10 * 1_000)):
+    own = {"fileData": {"fileUri": "https://generativelanguage.googleapis.com/v1beta/files/f1"}}
+    public = {"fileData": {"fileUri": "https://example.com/a.mp4", "mimeType": "video/mp4"}}
+    broken = {"inlineData": {"mimeType": "application/pdf", "data": "JVBERi0xLjcKJSVFT0Y="}}  # has no page
+    most = 10 * 1_048_576
+    for parts, held in ((TEXT[0]["parts"], 10 * 1_000), ([own], most), ([public], most), ([broken], most)):
         await make(stage, contents=[{"parts": parts}], ttl="36000s")
         money = stage.counters.holds[-1].money
         assert held * 1_000 <= money < 3 * held * 1_000, "ten hours at a thousand billionths a token"
@@ -155,7 +175,7 @@ async def test_a_longer_time_costs_what_it_adds(stage: Stage) -> None:
     priced(stage, cache_hour="1")
     before_s = int(time.time()) + 3_600
     end_s = before_s + 9_000  # two and a half hours later
-    until = {"expireTime": f"{datetime.fromtimestamp(end_s, UTC):%Y-%m-%dT%H:%M:%SZ}"}
+    until = end_of(end_s)
     paid(stage, before_s)
     assert (await extend(stage, **until)).status == 200
     found = stage.facts()
@@ -167,6 +187,39 @@ async def test_a_longer_time_costs_what_it_adds(stage: Stage) -> None:
         assert (await extend(stage, **said)).status == 200
         assert (stage.facts().tools, stage.facts().cost) == ({}, 0)
     assert read_payment(stage.objects.notes[NAME]) == payment
+
+
+@pytest.mark.parametrize("ends", [range(1, 11), range(10, 0, -1), [1] * 10])
+async def test_extensions_that_overlap_cost_each_hour_once(valkey: str, ends: Sequence[int]) -> None:
+    """All have read the same payment before any of them is charged."""
+    wire = RedisConnection(parse_url(valkey), time.monotonic)
+    await wire.open()
+    objects, before_s = ObjectOwners(wire, time.time, 86_400, 100), int(time.time()) + 3_600
+    async with staged(ROUTES, stored=objects) as stage:
+        priced(stage, cache_hour="1")
+        await in_task(objects.keep(CALLER, [NAME]))
+        await in_task(
+            objects.note(
+                NAME, write_payment(CachePayment(CALLER.organization_id, "flash", 900_000, before_s))
+            )
+        )
+        goes_on = [asyncio.Event() for _ in ends]
+        stage.upstream.scripts = [[one, answer(json.dumps(SAID).encode())] for one in goes_on]
+        waiting: list[asyncio.Task[Answer]] = []
+        for hours in ends:
+            sent = extension(**end_of(before_s + hours * 3_600))
+            waiting.append(asyncio.create_task(stage.ask(sent)))
+            await eventually(lambda: len(stage.upstream.received) == len(waiting))
+        for event, one in zip(goes_on, waiting, strict=True):
+            event.set()
+            assert (await one).status == 200
+        # An hour of 900,000 tokens costs 0.9.
+        charged = [stage.facts(number).cost for number in range(len(ends))]
+        assert sum(charged) == max(ends) * 900_000_000
+        payment = read_payment(await in_task(objects.noted(NAME)))
+        assert payment is not None
+        assert payment.until_s == before_s + max(ends) * 3_600
+    await wire.close()
 
 
 async def test_a_longer_time_of_unknown_contents_costs_all_of_it(stage: Stage) -> None:
@@ -205,7 +258,11 @@ async def test_contents_of_another_organization_are_unknown(stage: Stage) -> Non
     assert (await extend(stage, ttl="60s")).reason == "model_not_priced"
     stage.directory.budgets_there = []
     stage.objects.kept.clear()
-    assert (await extend(stage, ttl="60s")).reason == "object_not_found"
+    for budgets in ([], [MONEY]):
+        stage.directory.budgets_there = budgets
+        for said in ({"ttl": "60s"}, {}):
+            got = await extend(stage, **said)
+            assert (got.status, got.reason) == (404, "object_not_found")
     assert not stage.upstream.received
 
 

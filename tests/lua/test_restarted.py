@@ -30,7 +30,7 @@ from tests.waiting import wait_until
 
 FETCHED = ROOT / "build" / "redis"
 # Its verbs; a keeper runs the others.
-GATEWAYS = ("reserve", "settle", "extend", "lease", "throttle", "run", "share")
+GATEWAYS = ("reserve", "settle", "extend", "lease", "throttle", "run", "share", "note")
 # What leaves `default` without rights, as this file did once.
 WITHOUT_RIGHTS = "user default off"
 OF_A_STREAM = "last-generated-id", "max-deleted-entry-id", "entries-added"

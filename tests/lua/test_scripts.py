@@ -89,6 +89,8 @@ def calls(world: World) -> dict[str, packing.Call]:
     asks = b'[{"id":"a","share":"o1","weight":1,"requests":0,"tokens":0,"batch":0,"need":5,"more":0}]'
     made["share"] = (keys.capacity("openai", "")[1], (limits, asks, b"[]", b"[]", b"[]"))
     made["throttle"] = ((keys.bucket(world.p, 3),), (b"60",))
+    payment = b'{"organization_id":1,"model":"m","tokens":5,"until_s":%d}' % (world.now_ms() // 1000 + 60)
+    made["note"] = ((keys.object_note("aa" * 16),), (payment,))
     (entry_id, _), *_ = world.entries(keys.outbox(world.p))
     made["park"] = outbox.park(world.run_id, (world.p, 1), moved=[entry_id])
     return made
@@ -232,12 +234,12 @@ def test_full_memory_refuses_new_holds_and_runs_alone(own_valkey: Callable[..., 
     made = calls(world)
     world.client.config_set("maxmemory", 1)
     before = world.everything()
-    for verb in ("reserve", "run"):
+    for verb in ("reserve", "run", "note"):
         with pytest.raises(redis.ResponseError, match="maxmemory"):
             run(world, verb, made[verb])
     assert world.everything() == before
     for name, call in made.items():
-        if name not in {"reserve", "run", "load rebuild"}:
+        if name not in {"reserve", "run", "note", "load rebuild"}:
             run(world, name, call)
     assert world.tenant.inflight == 2
     world.client.config_set("maxmemory", 0)

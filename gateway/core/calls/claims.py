@@ -327,13 +327,18 @@ def likely_asks(call: CallRequest, may: PriceQualifiers, read: int) -> PriceQual
     document, names, family = call.document, call.names, OF_METER.get(call.meter)
     if document is None or family is None:
         return may
-    known = call.units(read)
+    known = _held_units(call, read)
     uses = may.tools and {
         name: known.get(name) or min(most, TOOL_USES_LIKELY) for name, most in may.tools.items()
     }
     media = call.blob_tokens > 0 or names.files > 0
     tiers = call.tiers
     return PriceQualifiers(names.caches, names.long_caches, media, may.sound, tiers, uses)
+
+
+def _held_units(call: CallRequest, read: int) -> dict[str, int]:
+    """Return the units that a call holds; those of storage are the most if a file's length is unknown."""
+    return call.units(max(read, STORAGE_TOKENS_MAX) if call.names.files or call.endless else read)
 
 
 def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQualifiers:
@@ -348,8 +353,7 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
     priced = priced_tools(vectors)
     uses = uses_of(call, document, priced) if priced else None
     if call.measured:
-        stored = max(read, STORAGE_TOKENS_MAX) if names.files else read
-        uses = {**(uses or {}), **call.units(stored)}
+        uses = {**(uses or {}), **_held_units(call, read)}
     caches = blobs = sound = False
     excluded, tiers = family.exclusions, set[str]()
     for one in vectors:

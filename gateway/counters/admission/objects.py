@@ -19,7 +19,7 @@ from gateway.core.wait import Wait, begin
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.cluster import RedisConnections
-from gateway.counters.redis.connection import RedisConnection, encode
+from gateway.counters.redis.connection import RedisConnection, encode, encode_script
 from gateway.errors import CountersUnavailable
 
 DIGEST_BYTES = 16
@@ -91,23 +91,22 @@ class ObjectOwners:
         """
         return begin(self._keep(caller, [_digest(one) for one in ids], kept))
 
-    def note(self, id_: str, value: bytes, until_s: int) -> Wait[Reply]:
-        """Store a value with an object until a Unix time; it ends with the object's owner at the latest."""
-        wire, name = self._noted(_digest(id_))
-        return wire.send(encode(b"SET", name, value, b"EXAT", b"%d" % until_s))
+    def note(self, id_: str, payment: bytes) -> Wait[bytes | None]:
+        """Store a payment for an object until its end, unless a later end is paid; return the one before.
+
+        It ends with the object's owner at the latest.
+        """
+        wire, name = self._noted(id_)
+        return begin(_bytes(wire.send(encode_script("note", (name,), (payment,)))))
 
     def noted(self, id_: str) -> Wait[bytes | None]:
-        """Return the value that is stored with an object, or None."""
-        return begin(self._read_note(_digest(id_)))
+        """Return the payment that is stored with an object, or None."""
+        wire, name = self._noted(id_)
+        return begin(_bytes(wire.send(encode(b"GET", name.encode()))))
 
-    async def _read_note(self, digest: bytes) -> bytes | None:
-        wire, name = self._noted(digest)
-        note = await wire.send(encode(b"GET", name))
-        return note if isinstance(note, bytes) else None
-
-    def _noted(self, digest: bytes) -> tuple[RedisConnection, bytes]:
-        name = digest.hex()
-        return self._wires.of(keys.partition_of_digest(name)), keys.object_note(name).encode()
+    def _noted(self, id_: str) -> tuple[RedisConnection, str]:
+        name = _digest(id_).hex()
+        return self._wires.of(keys.partition_of_digest(name)), keys.object_note(name)
 
     async def _keep(self, caller: Caller, digests: Sequence[bytes], kept_as: int) -> None:
         mine, kept = _organization(caller), list[bytes]()
@@ -223,6 +222,11 @@ class ObjectOwners:
                 "an answer told of another organization's object, which stays that one's",
                 organization_id=caller.organization_id, ids_until_now=self._refused, level="warning",
             )  # fmt: skip
+
+
+async def _bytes(reply: Wait[Reply]) -> bytes | None:
+    value = await reply
+    return value if isinstance(value, bytes) else None
 
 
 def _organization(caller: Caller) -> bytes:

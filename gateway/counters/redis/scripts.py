@@ -20,7 +20,9 @@ from gateway.core.layout import Layout
 from gateway.counters.layouts import lua
 from gateway.counters.layouts.packing import LAYOUTS
 
-VERBS = ("reserve", "settle", "extend", "grant", "load", "peek", "lease", "throttle", "park", "run", "share")
+VERBS = (
+    "reserve", "settle", "extend", "grant", "load", "peek", "lease", "throttle", "park", "run", "share", "note",
+)  # fmt: skip
 DIGEST_LENGTH = 12
 _FOLDER = Path(__file__).resolve().parents[3] / "lua"
 _NEEDS = re.compile(r"^-- needs: (.+)$", re.MULTILINE)

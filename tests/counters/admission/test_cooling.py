@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.core.accounts.cache_payment import CachePayment, write_payment
 from gateway.core.circuit_breaker import ENTRIES_MAX, EVERYBODY
 from gateway.core.families.family import KEPT_ANSWERS, KEPT_BRIEFLY
 from gateway.core.model import PARTITIONS, Caller
@@ -346,16 +347,17 @@ async def test_a_note_of_an_object_ends_at_its_time_or_with_its_owner(
     clock = Time()
     objects = ObjectOwners(await connect(valkey), clock, 60, 1)
     until_s = world.client.time()[0] + 5_000
+    paid = write_payment(CachePayment(1, "m", 5, until_s))
     for name in ("cachedContents/1", "cachedContents/2"):
         clock.now += 1
-        await in_task(objects.note(name, name.encode(), until_s))
-        assert await in_task(objects.noted(name)) == name.encode()
+        assert await in_task(objects.note(name, paid)) is None
+        assert await in_task(objects.noted(name)) == paid == await in_task(objects.note(name, paid))
         assert world.client.expiretime(keys.object_note(sha256(name.encode()).digest()[:16].hex())) == until_s
         await in_task(objects.keep(MINE, [name]))
     await eventually(lambda: len(world.client.keys("tk:{p*}:note:*")) == 1)
     assert await in_task(objects.noted("cachedContents/1")) is None
-    assert await in_task(objects.noted("cachedContents/2")) == b"cachedContents/2"
-    await in_task(objects.note("cachedContents/3", b"past", until_s - 9_000))
+    assert await in_task(objects.noted("cachedContents/2")) == paid
+    await in_task(objects.note("cachedContents/3", write_payment(CachePayment(1, "m", 5, until_s - 9_000))))
     assert await in_task(objects.noted("cachedContents/3")) is None
 
 
