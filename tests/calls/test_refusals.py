@@ -173,12 +173,23 @@ def fallback(of: str, to: str, category: str | None) -> dict[str, Any]:
     return {"type": "fallback", "from": {"model": of}, "to": {"model": to}, "trigger": trigger}
 
 
+def opened(index: int, block: dict[str, Any]) -> list[bytes]:
+    """The events of a block of content; a text comes behind the begin of its block."""
+    text = block["text"] if block["type"] == "text" else ""
+    begin = block | {"text": ""} if text else block
+    parts = [frame({"type": "content_block_start", "index": index, "content_block": begin})]
+    if text:
+        delta_ = {"type": "text_delta", "text": text}
+        parts.append(frame({"type": "content_block_delta", "index": index, "delta": delta_}))
+    return [*parts, frame({"type": "content_block_stop", "index": index})]
+
+
 def answer_of(
     attempts: list[dict[str, Any]], hops: list[dict[str, Any]], *, streamed: bool, reason: str = "end_turn",
     category: str | None = None,
 ) -> list[bytes]:  # fmt: skip
     """An answer with these attempts, whose top level has the tokens of the last one."""
-    last = attempts[-1]
+    last = last_of(attempts)
     used = usage(last["input_tokens"], last["output_tokens"], iterations=attempts)
     stop = {"stop_reason": reason, "stop_details": details(category) if reason == "refusal" else None}
     content = [*hops, TEXT] if reason == "end_turn" else hops
@@ -186,17 +197,28 @@ def answer_of(
         whole = {"type": "message", "model": last["model"], "content": content, **stop, "usage": used}
         return [json.dumps(whole).encode()]
     parts = [begun(usage(attempts[0]["input_tokens"], 1))]
-    for index, block in enumerate(hops):
-        parts.append(frame({"type": "content_block_start", "index": index, "content_block": block}))
-        parts.append(frame({"type": "content_block_stop", "index": index}))
-    parts += PIECES if reason == "end_turn" else []
+    for index, block in enumerate(content):
+        parts += opened(index, block)
     parts.append(frame({"type": "message_delta", "delta": stop, "usage": used}))
     return [*parts, frame({"type": "message_stop"})]
+
+
+def last_of(attempts: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(each for each in reversed(attempts) if "model" in each)
+
+
+def compaction(read: int, written: int) -> dict[str, Any]:
+    """A step whose entry has no model, as the SDK types it."""
+    return {"type": "compaction", **usage(read, written)}
 
 
 HOP = [fallback("model-1", "second", "cyber")]
 SERVED = attempt("second", 412, 264, "fallback_message")
 THIRD = attempt("third", 400, 20, "fallback_message")
+SEARCH = [
+    {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}},
+    {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []},
+]
 SECOND_COST = 412 * 5 + 264 * 25
 
 
@@ -216,8 +238,33 @@ SECOND_COST = 412 * 5 + 264 * 25
         ([attempt("model-1", 535, 0), attempt("second", 300, 0), THIRD],
          [*HOP, fallback("second", "third", "bio")], 720, 300 * 5 + 400 * 1 + 20 * 5),
         # Caches are of the attempt that used them: without a price of their own they cost what input does.
-        ([attempt("model-1", 5, 7, cache_read_input_tokens=530), SERVED], HOP, 542 + 676,
+        ([attempt("model-1", 5, 7, cache_read_input_tokens=530), SERVED], [TEXT, *HOP], 542 + 676,
          SECOND_COST + 535 * 10 + 7 * 50),
+        # What stood before the hop is of the model that gave way, however few tokens it reports.
+        ([attempt("model-1", 100_000, 30), attempt("model-1", 100_000, 0), SERVED], [*SEARCH, *HOP],
+         200_030 + 676, SECOND_COST + 200_000 * 10 + 30 * 50),
+        ([attempt("model-1", 100_000, 30), attempt("model-1", 100_000, 0), attempt("second", 412, 264)],
+         [*SEARCH, *HOP], 200_030 + 676, SECOND_COST + 200_000 * 10 + 30 * 50),
+        ([attempt("model-1", 535, 0), SERVED], [TEXT, *HOP], 535 + 676, SECOND_COST + 535 * 10),
+        ([attempt("model-1", 535, 0), SERVED], [THOUGHT, *HOP], 535 + 676, SECOND_COST + 535 * 10),
+        # A few tokens without content are none; more of them were written.
+        ([attempt("model-1", 535, 5), SERVED], HOP, 676, SECOND_COST),
+        ([attempt("model-1", 535, 16), SERVED], HOP, 676, SECOND_COST),
+        ([attempt("model-1", 535, 17), SERVED], HOP, 552 + 676, SECOND_COST + 535 * 10 + 17 * 50),
+        # Each hop has its own content. Without its block none is known to have refused.
+        ([attempt("model-1", 535, 0), attempt("second", 300, 0), THIRD],
+         [*HOP, TEXT, fallback("second", "third", "cyber")], 720, 300 * 5 + 400 * 1 + 20 * 5),
+        ([attempt("model-1", 535, 0), attempt("second", 300, 0), THIRD],
+         [TEXT, *HOP, fallback("second", "third", "cyber")], 955, 535 * 10 + 400 * 1 + 20 * 5),
+        ([attempt("model-1", 535, 0), attempt("second", 300, 0), THIRD], HOP, 720,
+         300 * 5 + 400 * 1 + 20 * 5),
+        # A compaction is of the attempt that follows it, else of the last one.
+        ([compaction(100_000, 1_000), attempt("model-1", 535, 0), SERVED], HOP, 101_000 + 676,
+         SECOND_COST + 100_000 * 10 + 1_000 * 50),
+        ([attempt("model-1", 535, 0), compaction(1_000, 100), SERVED], HOP, 1_100 + 676,
+         SECOND_COST + 1_000 * 5 + 100 * 25),
+        ([attempt("model-1", 535, 0), SERVED, compaction(1_000, 100)], HOP, 1_100 + 676,
+         SECOND_COST + 1_000 * 5 + 100 * 25),
         # One model that has a compaction in its totals' place is no fallback.
         ([attempt("model-1", 10, 5)], [], 15, 10 * 10 + 5 * 50),
     ],
@@ -229,7 +276,7 @@ def test_each_attempt_costs_the_price_of_its_model(  # noqa: PLR0917  # a table'
     made = charged("anthropic_messages", answer_of(attempts, hops, streamed=streamed), named=named)
     facts = CallFacts(*made.facts)
     assert (made.settlement.tokens, made.cost, facts.total) == (tokens, dollars * 1000, tokens)
-    assert (facts.response_model, facts.estimated) == (attempts[-1]["model"], False)
+    assert (facts.response_model, facts.estimated) == (last_of(attempts)["model"], False)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -241,6 +288,28 @@ def test_a_chain_in_which_all_refuse_costs_the_attempts_that_are_billed(
     parts = answer_of(attempts, HOP, streamed=streamed, reason="refusal", category=category)
     made = charged("anthropic_messages", parts)
     assert (made.settlement.charge, made.cost) == (dollars > 0, dollars * 1000)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("content", "tokens", "dollars"), [([TEXT, *HOP], 535, 535 * 10), ([*HOP, TEXT], 300, 300 * 5)]
+)
+def test_a_chain_in_which_all_refuse_costs_the_attempt_that_has_content(
+    streamed: bool, content: list[dict[str, Any]], tokens: int, dollars: int
+) -> None:
+    attempts = [attempt("model-1", 535, 0), attempt("second", 300, 0)]
+    parts = answer_of(attempts, content, streamed=streamed, reason="refusal", category="cyber")
+    made = charged("anthropic_messages", parts)
+    assert (made.settlement.tokens, made.cost) == (tokens, dollars * 1000)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_compaction_before_a_refusal_costs_what_it_reports(streamed: bool) -> None:
+    steps = [compaction(100_000, 1_000), attempt("model-1", 535, 0)]
+    made = charged(
+        "anthropic_messages", answer_of(steps, [], streamed=streamed, reason="refusal", category="cyber")
+    )
+    assert (made.settlement.tokens, made.cost) == (101_000, (100_000 * 10 + 1_000 * 50) * 1000)
 
 
 def test_a_report_that_comes_twice_counts_once() -> None:

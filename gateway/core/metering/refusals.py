@@ -1,7 +1,8 @@
 """Refusals of Claude, in every API that serves it, and the models that took over from one that refused.
 
-Its vendor bills a refusal before any output in some categories alone. So a meter notes refusals, and the charge
-decides. Content is the test of output: an answer without any is reported with a few tokens.
+A refusal before any output is not billed in every category, so an answer notes it, and the charge decides.
+Content is the test of output: a vendor reports a few tokens of an answer without any. Each model is judged by
+the content between the block in which it took over and the one in which it gave way.
 """
 
 from __future__ import annotations
@@ -15,22 +16,36 @@ from gateway.core.metering.meter import Meter
 
 REFUSAL: Final = "refusal"
 FALLBACK: Final = "fallback"  # the type of a content block between two models
+FEW_TOKENS: Final = 16  # a vendor reports at most so many of an answer without content
 _CLAUDE: Final = "claude"
 
 
 class Attempts:
     """The attempts of models to write one answer.
 
-    `categories` are the reasons of models that gave way. `refused` is the outcome of the last attempt, if it
-    refused before any content. `has_content`: some attempt wrote content.
+    `gave_way` are the outcomes of the models that gave way, None behind content. `refused` is that of the
+    last one if it refused before any content. `has_content` says whether a block of the present model has some,
+    and `before` is what the meter had seen when that model began.
     """
 
-    __slots__ = ("categories", "has_content", "refused")
+    __slots__ = ("before", "gave_way", "has_content", "refused")
 
     def __init__(self) -> None:
-        self.categories: list[str | None] = []
+        self.gave_way: list[VendorOutcome | None] = []
         self.refused: VendorOutcome | None = None
         self.has_content = False
+        self.before = 0
+
+    def outcome(self, meter: Meter, details: object) -> VendorOutcome | None:
+        """Return the outcome of the present model, which refused with these `details`; None behind content."""
+        if self.has_content or _seen(meter) > self.before:
+            return None
+        return VendorOutcome(_CLAUDE, REFUSAL, _category_in(details))
+
+
+def _seen(meter: Meter) -> int:
+    """Return a number that grows with each piece of content that the meter sees."""
+    return meter.seen_bytes + meter.content_events
 
 
 def attempts_of(meter: Meter) -> Attempts:
@@ -44,7 +59,8 @@ def see_block(meter: Meter, block: dict[str, object]) -> None:
     """Note a block of content, which may be the place where one model gives way to the next."""
     attempts = attempts_of(meter)
     if block.get("type") == FALLBACK:
-        attempts.categories.append(_category_in(block.get("trigger")))
+        attempts.gave_way.append(attempts.outcome(meter, block.get("trigger")))
+        attempts.has_content, attempts.before = False, _seen(meter)
         meter.detail.handed_to(_member(block.get("to"), "model"))
     elif block.get("type") != "text" or block.get("text"):
         attempts.has_content = True
@@ -72,23 +88,20 @@ def _member(value: object, name: str) -> object:
 def refuse(meter: Meter, details: object) -> None:
     """Note that an answer was refused. Before any content, the next report alone counts its output."""
     attempts = attempts_of(meter)
-    if not (meter.seen_bytes or meter.content_events or attempts.has_content):
+    attempts.refused = attempts.outcome(meter, details)
+    if attempts.refused is not None and None not in attempts.gave_way:
         if not meter.final:
             meter.forget_output()
-        attempts.refused = VendorOutcome(_CLAUDE, REFUSAL, _category_in(details))
         meter.detail.declined = [Declined(attempts.refused)]
 
 
-def outcomes_of(meter: Meter, models: Iterable[str]) -> list[VendorOutcome | None]:
-    """Return the outcome of each attempt, whose models are given in their order; None for one that answered.
+def outcomes(meter: Meter, models: Iterable[str]) -> list[VendorOutcome | None]:
+    """Return the outcome of each attempt, whose models are given in their order; None for one that is billed.
 
-    Attempts of one model in a row are one hop. Each hop but the last gave way; the last one was refused if
-    the answer was.
+    Attempts of one model in a row are one hop. Each hop but the last gave way where the answer has a block of
+    that; the last one was refused if the answer was.
     """
     attempts, hops = attempts_of(meter), [list(hop) for _, hop in groupby(models)]
-    categories = [*attempts.categories, *[None] * len(hops)]
-    ends = [
-        *[VendorOutcome(_CLAUDE, REFUSAL, category) for category in categories[: len(hops) - 1]],
-        attempts.refused,
-    ]
+    gave_way = [*attempts.gave_way, *[None] * len(hops)]
+    ends = [*gave_way[: len(hops) - 1], attempts.refused]
     return [end for end, hop in zip(ends, hops, strict=True) for _ in hop]

@@ -333,6 +333,34 @@ def test_a_report_of_a_whole_answer_is_of_all_its_choices(
     assert made.detail.contradicted is doubtful
 
 
+@pytest.mark.parametrize(
+    ("told", "reasons", "written", "estimated"),
+    [
+        # 80 tokens are more than the 50 of one choice: an upstream's own limit ended each at 40.
+        (80, ["length", "length"], 80, False),
+        (51, ["length", "length"], 51, False),
+        (100, ["length", "length"], 100, False),
+        # 50 are the first choice's, and the second reached its 50 too.
+        (50, ["length", "length"], 100, True),
+        (30, ["stop", "length"], 80, True),
+        # One choice that reached 50, and one that wrote nothing.
+        (50, ["length", "stop"], 50, False),
+    ],
+)
+def test_a_report_of_more_than_the_maximum_of_a_choice_is_of_all_choices(
+    told: int, reasons: list[str], written: int, estimated: bool
+) -> None:
+    choices = [
+        {"index": n, "message": {"content": TEXT}, "finish_reason": end} for n, end in enumerate(reasons)
+    ]
+    asking = asked("openai_chat", streamed=False, choices=2)
+    asking.output_max = 50
+    usage = {"prompt_tokens": 9, "completion_tokens": told, "total_tokens": 9 + told}
+    made = fed(asking, json.dumps({"choices": choices, "usage": usage}).encode(), content_type=JSON)
+    found = made.usage()
+    assert (found.input, found.output, found.estimated) == (9, written, estimated)
+
+
 @pytest.mark.parametrize(("reporting", "estimated"), [(2, True), (3, False)])
 def test_reports_of_fewer_than_the_choices_are_flagged_however_long_the_texts(
     reporting: int, estimated: bool

@@ -29,7 +29,15 @@ from gateway.core.metering.reading import (
     loose_document,
     summed,
 )
-from gateway.core.metering.refusals import FALLBACK, REFUSAL, outcomes_of, refuse, see_block, see_blocks
+from gateway.core.metering.refusals import (
+    FALLBACK,
+    FEW_TOKENS,
+    REFUSAL,
+    outcomes,
+    refuse,
+    see_block,
+    see_blocks,
+)
 from gateway.core.metering.report import UsageShape, may_hold_more, see_content, see_whole
 
 
@@ -75,6 +83,7 @@ _REPORTS = Reports(_MessageUsage)
 _TOOK_OVER = "fallback_message"
 _INSIDE, _COMPACTION = frozenset({"message", _TOOK_OVER}), "compaction"
 _KNOWN = frozenset({_COMPACTION, "advisor_message"})
+_NAMES_MODEL = b'"model"'  # in a usage report: only an iteration has it
 
 
 class _Message(msgspec.Struct):
@@ -129,7 +138,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
     meter.failed = read.type == "error"
     meter.detail.answered_by(read.model)
     usage = bytes(read.usage) if is_there(read.usage) else b""
-    if read.stop_reason == REFUSAL or _TOOK_OVER.encode() in usage:
+    if read.stop_reason == REFUSAL or _NAMES_MODEL in usage:
         whole = loose_document(document)
         see_blocks(meter, whole.get("content"))
         if read.stop_reason == REFUSAL:
@@ -275,19 +284,21 @@ def _add_iterations(meter: Meter, usage: _MessageUsage, raw: bytes) -> bool:
     """
     detail, lacking = meter.detail, False
     detail.beside = []
-    attempts = [step for step in usage.iterations or () if step.type in _INSIDE]
-    if len({step.model for step in attempts}) > 1 or (attempts and attempts[-1].type == _TOOK_OVER):
+    steps = usage.iterations or []
+    attempts = [step for step in steps if step.type in _INSIDE]
+    several = len({step.model for step in attempts}) > 1 or (attempts and attempts[-1].type == _TOOK_OVER)
+    if several or (detail.declined and 0 < len(attempts) < len(steps)):
         _take_attempts(meter, usage, attempts)
         return False
-    for each in usage.iterations or ():
-        if each.type in _INSIDE:
+    for step in steps:
+        if step.type in _INSIDE:
             continue
-        if each.type != _COMPACTION:
-            detail.answered_within(each.model, _counts(each))
+        if step.type != _COMPACTION:
+            detail.answered_within(step.model, _counts(step))
             lacking = lacking or usage.input_tokens is None
         if usage.input_tokens is not None:
-            _add(usage, each, detail.cache_write_1h)
-        if each.type not in _KNOWN or usage.input_tokens is None:
+            _add(usage, step, detail.cache_write_1h)
+        if step.type not in _KNOWN or usage.input_tokens is None:
             detail.keep(raw)
     return lacking
 
@@ -295,21 +306,27 @@ def _add_iterations(meter: Meter, usage: _MessageUsage, raw: bytes) -> bool:
 def _take_attempts(meter: Meter, usage: _MessageUsage, attempts: list[_Iteration]) -> None:
     """Report the tokens of each of the `attempts` in place of the totals, which are those of the last one.
 
-    Mark those that ended before any output: their vendor may not bill them.
+    An attempt that gave way before it wrote may not be billed; one that reports more than a few tokens wrote.
+    A step that names no model is one of the attempt that follows it, else of the last one.
     """
-    detail, ends = meter.detail, outcomes_of(meter, [attempt.model or "" for attempt in attempts])
+    detail, steps = meter.detail, usage.iterations or []
     detail.handed_to(attempts[-1].model)
+    model = detail.model
+    for step in reversed(steps):
+        if step.type in _INSIDE:
+            model = step.model or model
+        step.model = step.model or model
+    ends = outcomes(meter, [step.model or "" for step in attempts])
     meter.forget_reports()
     detail.declined = []
     usage.input_tokens = usage.output_tokens = 0
     usage.cache_read_input_tokens = usage.cache_creation_input_tokens = 0
     usage.cache_creation = None
-    for step in usage.iterations or ():
+    for step in steps:
         _add(usage, step, 0)
-        model = step.model or detail.model
-        detail.answered_within(model, _counts(step))
+        detail.answered_within(step.model, _counts(step))
         end = ends.pop(0) if step.type in _INSIDE else None
-        if end is not None and not step.output_tokens:
+        if end is not None and (step.output_tokens or 0) <= FEW_TOKENS:
             detail.declined.append(Declined(end, detail.beside[-1]))
 
 

@@ -24,13 +24,11 @@ from gateway.core.metering.content import content_bytes
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, count_text, decoded, is_there, loose_document
-from gateway.core.metering.refusals import refuse
+from gateway.core.metering.refusals import FEW_TOKENS, refuse
 from gateway.core.metering.report import may_hold_more, see_content
 
 DONE = b"data: [DONE]\n\n"
 _NO_REASON = b'""'  # as some servers write it in each event
-# An answer without content is reported with so many tokens at most.
-_FEW_TOKENS = 16
 _REFUSED, _REFUSED_WHOLE = b'"refusal"', re.compile(rb'"finish_reason"[ \t\r\n]*:[ \t\r\n]*"refusal"')
 _ENVELOPE = frozenset({"provider", "system_fingerprint", "service_tier"})
 
@@ -53,7 +51,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
         meter.failed = False
         _name(meter, model, tier)
         meter.report(used, output, cached, reasoning, used + output, final=True)
-        if output <= _FEW_TOKENS:
+        if output <= FEW_TOKENS:
             _see_refusal(meter, document)
         return
     try:
@@ -67,7 +65,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
         _report_whole(meter, document, bytes(read.usage))
     elif b'"usage"' in document:
         _report_inside(meter, objects_in(loose_document(document), "choices"))
-    if meter.output <= _FEW_TOKENS:
+    if meter.output <= FEW_TOKENS:
         _see_refusal(meter, document)
 
 

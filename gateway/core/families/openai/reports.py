@@ -217,8 +217,8 @@ def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> N
     """Return the token counts of an answer with several choices, whose report may count the first alone.
 
     The report of llama.cpp and of upstreams configured so does, and one that has fewer tokens than choices
-    that reached their maximum. `numbers` are the counts of the report. A report that is small for the texts
-    is noted as contradicted, and counts.
+    that reached their maximum, and no more than that maximum. `numbers` are the counts of the report. A report
+    that is small for the texts is noted as contradicted, and counts.
     """
     choices, call = objects_in(document, "choices"), meter.call
     prompt, completion, cached, reasoning = numbers
@@ -227,7 +227,8 @@ def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> N
         return numbers
     stated = call.output_max or 0
     at_most = [place for place, one in enumerate(choices) if stated and one.get("finish_reason") == _LENGTH]
-    if not (call.reports_each or _TIMINGS in document or completion < stated * len(at_most)):
+    of_one = completion <= stated and completion < stated * len(at_most)
+    if not (call.reports_each or _TIMINGS in document or of_one):
         meter.detail.contradicted = sum(texts) > _TOKEN_CHARACTERS * completion
         return numbers
     meter.marked = meter.detail.contradicted = True
