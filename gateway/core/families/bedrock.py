@@ -348,5 +348,6 @@ FAMILY = ApiFamily(
     ),
     free_tools=anthropic.FAMILY.free_tools | {"toolspec", "cachepoint"},
     provider="aws.bedrock",
+    pictures=anthropic.FAMILY.pictures,
     ceilings={"anthropic.claude": 128_000},
 )  # fmt: skip
