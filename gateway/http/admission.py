@@ -429,7 +429,7 @@ def named_objects(
     configuration are not included.
     """
     rules, owned = FAMILIES[call.family].objects, routed.owned
-    if rules is None or not rules.models or owned is None or not owned.apart:
+    if not rules.models or owned is None or not owned.apart:
         return call.named
     begins, asked = rules.models, (call.model, *call.models_beside, routed.listed)
     if call.targets:
@@ -708,8 +708,8 @@ def _narrow(worker: Worker, head: CallHead, caller: Caller, call: CallRequest, l
         return services is None or any(_may_call(worker, head, caller, one, name) for one in services)
 
     rules, owned = FAMILIES[routed.family].objects, routed.owned
-    is_apart = rules is not None and owned is not None and owned.apart and not listing.prefix
-    begins = rules.models if rules is not None and is_apart else ()
+    is_apart = owned is not None and owned.apart and not listing.prefix
+    begins = rules.models if is_apart else ()
     checks = NameCheck(begins) if begins and not model else None
     ours = _configured(worker, routed.family, caller, configured) if configured.rules else []
     if model:

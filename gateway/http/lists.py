@@ -36,8 +36,8 @@ async def list_objects(exchange: Exchange) -> None:
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     ports, objects = exchange.worker.ports, FAMILIES[exchange.head.routed.family].objects
-    lists = None if objects is None else objects.lists
-    if ports.jobs is None or objects is None or lists is None:
+    lists = objects.lists
+    if ports.jobs is None or lists is None:
         raise UnknownRoute
     path = exchange.head.routed.label
     limit, after, asked = _read(exchange.head.routed.query, lists)

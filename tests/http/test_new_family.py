@@ -123,5 +123,5 @@ async def test_a_call_without_a_maximum_may_be_given_one() -> None:
 def test_what_a_family_leaves_out_it_has_like_any_other() -> None:
     plain = replace(ECHO, shapes={})
     assert re.fullmatch(plain.segment, "any")
-    assert (plain.objects, plain.withheld, plain.names_requests) == (None, frozenset(), False)
+    assert (plain.objects.collections, plain.withheld, plain.names_requests) == ({}, frozenset(), False)
     assert isinstance(ECHO.refusal(Refusal("x"), "id"), dict)

@@ -62,9 +62,7 @@ _BATCHES = re.compile(
 )
 # Values of a template's parameter that are tried.
 _MAY_BE = ("", "v1", "batches", "messages/batches", "batchGenerateContent")
-_KINDS = "|".join(
-    re.escape(name.casefold()) for one in ALL if one.objects for name in one.objects.collections
-)
+_KINDS = "|".join(re.escape(name.casefold()) for one in ALL for name in one.objects.collections)
 _KEPT = re.compile(rf"(?:/.*)?/(?:{VERSION.pattern}|{_NAMES})/(?:{_KINDS})(?:/.*)?", re.DOTALL)
 
 

@@ -25,7 +25,7 @@ from gateway.core.billing.price_book import (
     plain_rate,
     unpriced,
 )
-from gateway.core.billing.vector import Vector
+from gateway.core.billing.vector import IMAGES, Vector
 from gateway.core.calls.call import (
     DEFAULT_BOUNDS,
     UNCOUNTED_BYTES_MAX,
@@ -647,11 +647,12 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
 def _refuse_later(call: CallRequest, document: Document) -> None:
     """Raise `InvalidRequest` if a call asks for an answer later, and is no job.
 
-    A `background` that is a text is that of a picture.
+    A `background` that is a text is that of a picture, where the call is for pictures.
     """
     for name in LATER:
         value = document.get(name)
-        known = name == BACKGROUND and (call.background or isinstance(value, str))
+        draws = isinstance(value, str) and any(unit.startswith(IMAGES) for unit in call.measured or ())
+        known = name == BACKGROUND and (call.background or draws)
         if value not in (None, False) and not known:
             raise InvalidRequest(f"{name} is not accepted: no job here is charged later for it.", param=name)
 

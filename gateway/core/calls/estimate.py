@@ -20,7 +20,7 @@ from gateway.core.calls.call import BLOB_TOKENS, BYTES_PER_TOKEN, CallRequest, d
 from gateway.core.families.controlled import Document, Tokenizer, elements, models_of
 from gateway.core.families.registry import ALL, SHAPES
 from gateway.core.lru import LruCache, LruEntry
-from gateway.core.model import INTEGER_MAX, TokenUsage
+from gateway.core.model import INTEGER_MAX, Family, TokenUsage
 
 TOOL_USES_MAX: Final = 1_000_000
 MODELS_REMEMBERED_MAX: Final = 4_096
@@ -60,6 +60,8 @@ _TOKENIZERS: dict[str, str] = {prefix: name for one in ALL for prefix, name in o
 FINE_TUNED: Final = "ft:"  # stands in front of the name of the model that was trained
 # The most tokens of one image, of the text on a page, and that a model reads at all, by prefix.
 _PICTURES: Final = {prefix: most for family in ALL for prefix, most in family.pictures.items()}
+# The most of one image where no prefix is known: that of the dearest model of the API.
+_PICTURES_UNKNOWN: Final = {family.name: max(family.pictures.values(), default=BLOB_TOKENS) for family in ALL}
 _PAGE_TEXT: Final = {prefix: most for family in ALL for prefix, most in family.page_text.items()}
 _CONTEXTS: Final = {prefix: most for family in ALL for prefix, most in family.contexts.items()}
 PAGE_TEXT_TOKENS: Final = 3_000  # on a page: the most that a provider documents
@@ -465,9 +467,13 @@ def stated_uses(most: object) -> int | None:
 
 def _tokenizer_of_all(call: CallRequest) -> str:
     """Return the name of the tokenizer of all models that may answer; empty if they differ."""
-    models = {one.model for one in call.targets} or {call.model}
-    names = {tokenizer_of(model) for model in models.union(call.models_beside)}
+    names = {tokenizer_of(model) for model in _answering(call)}
     return names.pop() if len(names) == 1 else ""
+
+
+def _answering(call: CallRequest) -> set[str]:
+    """Return the models that may answer, as the upstreams call them."""
+    return ({one.model or call.model for one in call.targets} or {call.model}).union(call.models_beside)
 
 
 def tokenizer_of(model: str) -> str:
@@ -482,7 +488,7 @@ def _media_beyond(call: CallRequest) -> int:
 
     A named image counts as one, and a named file that may be long as all that the model reads.
     """
-    costs = [_media_costs(model) for model in call.models]
+    costs = [_media_costs(call.family, model) for model in _answering(call)]
     picture, text, most = [max([cost[kind] for cost in costs]) for kind in range(3)]
     configured = [upstream.context for upstream in call.facts]
     if configured and None not in configured:
@@ -493,33 +499,36 @@ def _media_beyond(call: CallRequest) -> int:
     return beyond + max(0, most - call.document_tokens)
 
 
-def _media_costs(model: str) -> tuple[int, int, int]:
-    """Return the most tokens of one image, of the text on a page, and that a model reads.
+def _media_costs(family: Family, model: str) -> tuple[int, int, int]:
+    """Return the most tokens of one image, of the text on a page, and that a model of an API reads.
 
     Results are cached.
     """
-    costs = _costs.get(model)
+    costs = _costs.get((family, model))
     if costs is None:
         if len(_costs) >= MODELS_REMEMBERED_MAX:
             _costs.clear()
-        costs = _costs[model] = (
-            _by_name(model, _PICTURES, BLOB_TOKENS),
+        costs = _costs[family, model] = (
+            _by_name(model, _PICTURES, _PICTURES_UNKNOWN[family]),
             _by_name(model, _PAGE_TEXT, PAGE_TEXT_TOKENS),
             _by_name(model, _CONTEXTS, CONTEXT_MAX),
         )
     return costs
 
 
-_costs: Final[dict[str, tuple[int, int, int]]] = {}
+_costs: Final[dict[tuple[Family, str], tuple[int, int, int]]] = {}
+# A version goes on with one or two more digits, not with those of a date.
+_GOES_ON: Final = r"(?<=\d)\d{1,2}(?!\d)"
 
 
 def _by_name(model: str, table: dict[str, int], usual: int) -> int:
     """Return the value of the longest prefix in a table with which a model's name begins.
 
-    Providers put their own name, a region or an account in front.
+    Providers put their own name, a region or an account in front. A prefix that ends within a version, such
+    as `gpt-5` of `gpt-54`, does not fit.
     """
     name, fitting = model.lower(), ""
     for prefix in table:
-        if len(prefix) > len(fitting) and re.search(rf"(?:^|[/.:@]){re.escape(prefix)}", name):
+        if len(prefix) > len(fitting) and re.search(rf"(?:^|[/.:@]){re.escape(prefix)}(?!{_GOES_ON})", name):
             fitting = prefix
     return table[fitting] if fitting else usual

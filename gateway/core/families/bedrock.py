@@ -148,9 +148,11 @@ def _read_checked(meter: Meter, document: bytes) -> None:
 _BUCKET = re.compile(rb'"s3_?location":', re.IGNORECASE)
 
 
-def _add_files(name: str, inside: object, holder: Document, place: str, found: BodyIds) -> None:
-    if name.lower().replace("_", "") == "s3location":
-        found.named.append(id_in(inside.get("uri") if isinstance(inside, dict) else inside, name))
+def _add_files(name: str, inside: object, holder: Document, place: str, found: BodyIds) -> bool:
+    if name.lower().replace("_", "") != "s3location":
+        return False
+    found.named.append(id_in(inside.get("uri") if isinstance(inside, dict) else inside, name))
+    return True
 
 
 def _is_free(name: str, holder: Document) -> bool:
@@ -160,9 +162,8 @@ def _is_free(name: str, holder: Document) -> bool:
 
 OBJECTS: Final = ObjectRules(
     collections={"async-invoke": ""},
-    may_name=lambda body, names: _BUCKET.search(body) is not None,
+    marks=_BUCKET,
     add=_add_files,
-    told=lambda document: iter(()),
     is_free=_is_free,
 )
 
@@ -347,5 +348,6 @@ FAMILY = ApiFamily(
     ),
     free_tools=anthropic.FAMILY.free_tools | {"toolspec", "cachepoint"},
     provider="aws.bedrock",
+    pictures=anthropic.FAMILY.pictures,
     ceilings={"anthropic.claude": 128_000},
 )  # fmt: skip

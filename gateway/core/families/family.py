@@ -273,15 +273,17 @@ class ObjectLists:
 
 @dataclass(frozen=True, slots=True)
 class ObjectRules:
-    """The objects that upstreams of a family store, and the fields with their ids."""
+    """The objects that upstreams of a family store, and the fields with their ids; by default there are none."""
 
     # Their paths after the version; the unit that the upstream bills after the answer, "" if there is none.
-    collections: Mapping[str, str]
-    may_name: Callable[[bytes, FieldNames], bool]  # whether messages of a body may contain ids
-    # Add the ids in a field; the arguments are its name, value and holder, the list around the holder, and
-    # the result.
-    add: Callable[[str, object, Document, str, BodyIds], None]
-    told: Callable[[Document], Iterator[str]]  # the ids in an answer
+    collections: Mapping[str, str] = field(default_factory=dict)
+    marks: re.Pattern[bytes] | None = None  # fields of messages with ids, whose names do not end like an id
+    # Add the ids in a field, and return whether the API's tables know it; the arguments are its name, value
+    # and holder, the list around the holder or the field of the holder with a point, and the result.
+    add: Callable[[str, object, Document, str, BodyIds], bool] = lambda *_: False
+    # the ids that a text in a field of no table may stand for
+    readings: Callable[[str], tuple[str, ...]] = lambda text: (text,)
+    told: Callable[[Document], Iterator[str]] = lambda document: iter(())  # the ids in an answer
     # whether the model of a caller wrote the field
     is_free: Callable[[str, Document], bool] = lambda name, holder: False
     # the field by which a body chooses the name of its object
@@ -312,7 +314,8 @@ class ObjectRules:
 
         The id and the rest may be missing. Case is ignored.
         """
-        return re.compile(rf"/({'|'.join(self.collections)})(?:/([^/]+))?(/.*)?\Z", re.IGNORECASE | re.DOTALL)
+        kinds = "|".join(self.collections) or "(?!)"
+        return re.compile(rf"/({kinds})(?:/([^/]+))?(/.*)?\Z", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -507,7 +510,7 @@ class ApiFamily:
     names_requests: bool = False  # answers have the request id as `request-id`
     names_session: bytes = b""  # the header with a session's id, on any call
     own_session: bytes = b""  # the same on calls of this API, where other APIs may use the header otherwise
-    objects: ObjectRules | None = None
+    objects: ObjectRules = field(default_factory=ObjectRules)
     # the maximum of output tokens, by prefix of a model's name
     ceilings: Mapping[str, int] = field(default_factory=dict)
     # tokens of one image at most, by model, if more than usual

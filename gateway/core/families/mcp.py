@@ -15,7 +15,7 @@ from typing import Final
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import ControlledNames, Document, PathParams
-from gateway.core.families.family import ApiFamily, CallKind, object_in
+from gateway.core.families.family import ApiFamily, CallKind, ObjectRules, object_in
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import loose_document
 from gateway.core.model import Family
@@ -196,5 +196,7 @@ FAMILY = ApiFamily(
     prefixes=(PREFIX,),
     provider="mcp",
     session_field=SESSION,
+    # The `id` of a message numbers it.
+    objects=ObjectRules(add=lambda name, inside, holder, *_: name == "id" and "jsonrpc" in holder),
     said_twice=(METHOD.encode(), NAMED.encode(), VERSION.encode()),
 )

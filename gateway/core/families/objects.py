@@ -26,6 +26,7 @@ from gateway.core.families.family import (
     only_own_tools,
     told_of,
 )
+from gateway.core.families.references import add_known
 from gateway.core.families.registry import FAMILIES
 from gateway.core.families.tools import tools_of
 from gateway.core.model import Family
@@ -47,7 +48,7 @@ _PLAIN_OF_TOOL = frozenset(
         "functionDeclarations", "function_declarations", "input_examples",
     }
 )  # fmt: skip
-# Names of the prompt at the top of a body, searched only if `may_name` finds a possible id.
+# Names of the prompt at the top of a body, searched only if a name in the body may be that of an id.
 _SAID = frozenset(
     {"messages", "input", "contents", "instructions", "system", "systemInstruction", "system_instruction"}
 )
@@ -58,17 +59,10 @@ _TEXTS = frozenset({"type", "role", "content", "text", "name", "arguments", "des
 _TOPS = frozenset(
     map(str.lower, (*OF_EVERY_FAMILY, "audio", "inputs", "items", "requests", "skills", "thread", "voice"))
 )
-# Replaces each object that was cut from a body and has an id of its own.
-_WHOLE: Document = {"type": "tool_use", "input": ""}
-_PATHS = {name: family.objects.path for name, family in FAMILIES.items() if family.objects is not None}
+_PATHS = {name: family.objects.path for name, family in FAMILIES.items()}
 _NOTHING: tuple[tuple[str, ...], frozenset[str]] = (), frozenset()
 # Each collection as its family writes it.
-_COLLECTIONS = {
-    one.casefold(): one
-    for family in FAMILIES.values()
-    if family.objects
-    for one in family.objects.collections
-}
+_COLLECTIONS = {one.casefold(): one for family in FAMILIES.values() for one in family.objects.collections}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +90,7 @@ def places_of(family: Family, path: str) -> tuple[ObjectPath, ...]:
     `InvalidRequest` if the path is encoded too many times.
     """
     objects = FAMILIES[family].objects
-    if objects is None:
+    if not objects.collections:
         return ()
     segments = decoded_segments(path)
     if segments is None:
@@ -150,7 +144,7 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     if owned.keeps is not None:
         call.keeps = KEPT_OBJECTS if document is None else int(owned.keeps(document))
     call.named = owned.ids
-    if document is None or objects is None:
+    if document is None:
         return
     if owned.takes is not None:
         _close("", document, owned.takes)
@@ -165,7 +159,8 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     chosen = objects.chosen(document) if owned.reads and owned.makes else None
     if chosen is not None:
         raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)
-    looks = objects.may_name(call.body, call.names)
+    marks = objects.marks
+    looks = call.names.ids or (marks is not None and marks.search(call.body) is not None)
     passed = _PLAIN if looks else _PLAIN_OR_SAID
     asked = {name: value for name, value in document.items() if name not in passed}
     if "tools" in asked:
@@ -180,8 +175,8 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     found = BodyIds()
     _take_ids(call, objects, asked, owned.closed, found)
     if call.keeps:  # else its answer tells of none
-        for one in call.cut.ids if looks and call.cut is not None else ():
-            objects.add("id", one, _WHOLE, "content", found)
+        if looks and call.cut is not None:
+            found.brought += call.cut.ids
         call.brought = frozenset([one for value in found.brought for one in ids_of(value)])
 
 
@@ -245,7 +240,7 @@ def _check_kinds(objects: ObjectRules, value: object) -> None:
 
 
 def _look(objects: ObjectRules, value: list[object] | Document, place: str, found: BodyIds) -> None:
-    """Add every id in a value of the body to `found`. `place` is the field of the list around it, if any."""
+    """Add every id in a value of the body to `found`. `place` is the field around it, with a point if that is no list."""
     if isinstance(value, list):
         for each in value:
             if isinstance(each, dict):
@@ -264,12 +259,12 @@ def _look_at(  # noqa: PLR0917  # a member, and where it stands
     """Add every id in the member `name` of the object `holder`, with the value `inside`, to `found`."""
     if name in FREE or objects.is_free(name, holder):
         return
-    objects.add(name, inside, holder, place, found)
+    add_known(objects, name, inside, holder, place, found)
     found.fields += [name] * (len(found.named) - len(found.fields))
     if name == "variables" and isinstance(inside, dict):  # names and texts are the caller's own
         _look(objects, list(inside.values()), "", found)
     elif isinstance(inside, dict):
-        _look(objects, inside, "", found)
+        _look(objects, inside, f"{name}.", found)
     elif isinstance(inside, list):
         _look(objects, inside, name, found)
 
@@ -283,8 +278,6 @@ def may_tell(family: Family, answer: bytes, keeps: int = KEPT_OBJECTS) -> bool:
     `keeps` is the `KEPT_…` constant for how long ids of the answer stay valid.
     """
     objects = FAMILIES[family].objects
-    if objects is None:
-        return False
     return keeps == KEPT_LINKED or not objects.tell or any(mark in answer for mark in objects.tell)
 
 
@@ -295,8 +288,7 @@ def told(
 
     `named` are the ids in its request. `keeps` is the `KEPT_…` constant for how long ids stay valid.
     """
-    objects = FAMILIES[family].objects
-    return () if objects is None else told_of(objects, document, named, keeps)
+    return told_of(FAMILIES[family].objects, document, named, keeps)
 
 
 def kept_apart(call: CallRequest, ids: list[str]) -> list[tuple[int, list[str]]]:
@@ -305,7 +297,7 @@ def kept_apart(call: CallRequest, ids: list[str]) -> list[tuple[int, list[str]]]
     Ids of some kinds stay valid longer than that of the answer itself.
     """
     objects = FAMILIES[call.family].objects
-    if objects is None or call.keeps == KEPT_OBJECTS:
+    if call.keeps == KEPT_OBJECTS:
         return [(KEPT_OBJECTS, ids)]
     lasting = [one for one in ids if one.startswith(objects.lasting)]
     others = [one for one in ids if not one.startswith(objects.lasting)]

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.core.calls.call import FieldNames
 from gateway.core.families.controlled import Document, id_in, ids_in
-from gateway.core.families.family import BodyIds
+from gateway.core.families.family import BodyIds, ObjectRules
 
 
 def names(written: str) -> frozenset[str]:
@@ -26,7 +25,7 @@ OF_CALLERS: Final = names(
     "call_id tool_call_id tool_use_id user_id request_id session_id trace_id custom_id connector_id"
 )
 
-# A complete object in a request may have an id that refers to no stored object. It is an element of one of
+# A complete object in a request of any API may have an id that refers to no stored object. It is an element of one of
 # these lists, with a documented type and the member given here. Items of the API's own tools come back as
 # they were sent.
 _SAID: Final = {"message": "content"}
@@ -60,11 +59,6 @@ _MEMBERS: Final = {
 _MAY_BE_EMPTY: Final = frozenset({"arguments", "output", "input", "queries", "tools"})
 
 
-def may_name_ids(body: bytes, names: FieldNames) -> bool:
-    """Return whether a field name in the body ends like that of an id, such as `file_id`."""
-    return names.ids
-
-
 @dataclass(frozen=True, slots=True)
 class IdFields:
     """The id fields of one API: fields in `named` refer to stored objects, and fields in `others` do not.
@@ -76,26 +70,40 @@ class IdFields:
     others: frozenset[str]
     vendors: Callable[[Document, object], bool]
 
-    def add(self, name: str, inside: object, holder: Document, place: str, found: BodyIds) -> None:
+    def add(self, name: str, inside: object, holder: Document, place: str, found: BodyIds) -> bool:
         """Add to `found` the ids in the field `name` with the value `inside` of the object `holder`.
 
-        `place` is the list around that object. The case of the name does not matter.
+        Return whether the tables know the field. `place` is the list around that object. The case of the name
+        does not matter.
         """
         folded = name.lower()
-        if folded == "id" and found.known:
-            id_in(inside, name)
-            (found.brought if _is_whole(holder, place) else found.named).append(inside)
-            return
-        is_list = folded.endswith("_ids")
-        if is_list or folded.endswith("_id") or folded == "id":
-            if folded in self.others or (folded == "skill_id" and self.vendors(holder, inside)):
-                return
-            if folded not in self.named:
-                found.unknown += [(text, name) for text in _texts(inside)]
-                return
-        elif folded not in self.named or isinstance(inside, dict):
-            return
-        found.named += ids_in(inside, name) if is_list else [id_in(inside, name)]
+        if folded == "id":
+            if found.known:
+                found.named.append(id_in(inside, name))
+            return found.known
+        if folded in self.others or (folded == "skill_id" and self.vendors(holder, inside)):
+            return True
+        if folded not in self.named or (isinstance(inside, dict) and not folded.endswith(("_id", "_ids"))):
+            return False
+        found.named += ids_in(inside, name) if folded.endswith("_ids") else [id_in(inside, name)]
+        return True
+
+
+def add_known(  # noqa: PLR0917  # a member, and where it stands
+    objects: ObjectRules, name: str, inside: object, holder: Document, place: str, found: BodyIds
+) -> None:
+    """Add to `found` the ids in a field of any API: by the tables of that API, else by its own name.
+
+    A text in a field that ends like an id, and is in no table, is added to `found.unknown` as each id that it
+    may stand for.
+    """
+    folded = name.lower()
+    if folded == "id" and found.known and _is_whole(holder, place):
+        found.brought.append(id_in(inside, name))
+    elif not objects.add(name, inside, holder, place, found) and (
+        folded == "id" or (folded.endswith(("_id", "_ids")) and folded not in OF_CALLERS)
+    ):
+        found.unknown += [(id_, name) for text in _texts(inside) for id_ in objects.readings(text)]
 
 
 def _texts(value: object) -> list[str]:

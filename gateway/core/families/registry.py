@@ -23,9 +23,7 @@ BATCH_AT: Mapping[str, BatchPaths] = {
     for path in (one.files, one.batches, one.one, one.cancel, one.results, *one.makers)
     if path
 }
-LISTS: tuple[ObjectLists, ...] = tuple(
-    [one.objects.lists for one in ALL if one.objects and one.objects.lists]
-)
+LISTS: tuple[ObjectLists, ...] = tuple([one.objects.lists for one in ALL if one.objects.lists])
 JOBS: Mapping[str, JobPaths] = {
     path: jobs for one in ALL for jobs in one.jobs for path in (jobs.path, jobs.remake) if path
 }

@@ -663,10 +663,10 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
     ids = tuple(dict.fromkeys(place.id for place in places if place.id))
     ids += tuple(session_of(route.upstream, one) for one in head.all(FAMILIES[route.family].session_field))
     rules = FAMILIES[route.family].objects
-    at = "" if rules is None else _kept_at(rules, route.path)
+    at = _kept_at(rules, route.path)
     if at.endswith("/{}") and not any(place.id for place in places):
         raise ObjectNotFound  # an action without an id on a route of one object
-    takes = None if rules is None else rules.takes.get(at)
+    takes = rules.takes.get(at)
     if route.meter != "none":
         shape = SHAPES.get(route.meter)
         keeps, stores = (None, False) if shape is None else (shape.keeps, shape.stores)
@@ -676,7 +676,7 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
         return ObjectAccess((session_of(route.upstream, upload.encode()),), _always)
     has_body = head.method in _WITH_BODY
     is_list = not all(place.id for place in places)
-    lists = None if rules is None else rules.lists
+    lists = rules.lists
     if is_list and lists is not None and head.method == b"GET" and route.path in lists.paths:
         return ObjectAccess((), None, bare=True, lists=True)
     if is_list and not has_body:
@@ -684,7 +684,7 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
     reads = has_body and _is_json(head, forms=all(place.collection in _WITH_FORMS for place in places))
     if head.method == b"POST":
         tells = bool(places) and all(place.makes for place in places)
-        tells = tells or (rules is not None and route.path in rules.makers)
+        tells = tells or route.path in rules.makers
     else:
         tells = head.method == b"GET" and bool(places) and all(place.results for place in places)
     return ObjectAccess(
@@ -698,8 +698,8 @@ def _counts(route: Route) -> bool:
     rules = FAMILIES[route.family].objects
     if route.meter != "none" or uploads_of(route) is not None:
         return False
-    at = "" if rules is None else _kept_at(rules, route.path)
-    return rules is None or (route.path not in rules.makers and (not at or at in rules.actions))
+    at = _kept_at(rules, route.path)
+    return route.path not in rules.makers and (not at or at in rules.actions)
 
 
 def _kept_at(rules: ObjectRules, path: str) -> str:
@@ -707,7 +707,7 @@ def _kept_at(rules: ObjectRules, path: str) -> str:
 
     Return "" if the path is not one of stored objects.
     """
-    found = rules.path.search(path)
+    found = rules.path.search(path) if rules.collections else None
     return "" if found is None else _PARAMETER.sub("{}", found[0][1:])
 
 

@@ -21,7 +21,7 @@ from gateway.core.calls.estimate import (
     Estimator,
     limit_models,
 )
-from gateway.core.calls.routes import Route
+from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.families.controlled import elements, models_beside
 from gateway.core.model import INTEGER_MAX, Family, TokenUsage
 from gateway.errors import InvalidRequest
@@ -366,6 +366,50 @@ def test_the_most_of_an_image_is_what_its_model_takes_at_most(model: str, most: 
     assert found.need - plain.need == BLOB_TOKENS
 
 
+_PROFILE = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/ab12cd34ef56"
+
+
+@pytest.mark.parametrize(
+    ("family", "model", "most"),
+    [
+        # Known: what their makers document.
+        *[("openai", model, 1_600) for model in (
+            "gpt-3.5-turbo", "gpt-4-0613", "gpt-4o", "gpt-4o-2024-11-20", "gpt-4.1", "gpt-5", "gpt-5-2025-08-07",
+            "gpt-5-pro", "gpt-5.1", "gpt-5.2-codex", "gpt-5.3", "o1", "o3-2025-04-16", "o4", "chatgpt-4o-latest",
+            "gpt-realtime", "Qwen/Qwen2.5-VL-7B", "meta-llama/Llama-4-Scout", "mistral-medium", "grok-4",
+            "google/gemma-3-27b-it",
+        )],
+        ("openai", "gpt-5.4-mini", 10_000), ("openai", "gpt-6", 12_000),
+        ("anthropic", "claude-opus-4-20250514", 1_600), ("bedrock", "us.amazon.nova-pro-v1:0", 1_600),
+        # Of a generation to come: the newest known one's.
+        ("openai", "gpt-5.7", 12_000), ("openai", "gpt-5.10", 12_000), ("openai", "gpt-9", 12_000),
+        ("openai", "gpt-54", 12_000),
+        # Unknown: the dearest of the API's.
+        ("openai", "azure-gpt-54", 48_169), ("openai", "my-deployment", 48_169),
+        ("anthropic", "opus-latest", 4_784), ("anthropic", "claude-opus-4-10", 4_784),
+        ("gemini", "tunedModels/mine", 2_304), ("bedrock", _PROFILE, 4_784),
+        ("cohere", "c5", 1_600), ("ollama", "mine", 1_600),
+    ],
+)  # fmt: skip
+def test_a_picture_of_an_unknown_model_holds_the_dearest_of_its_api_at_most(
+    family: str, model: str, most: int
+) -> None:
+    asked = CallRequest("openai_chat", Family(family), b"", model=model, output_max=0, input_bytes=300)
+    plain = Estimator().hold(asked, 1, "chat")
+    asked.blob_tokens, asked.pictures = 25 * 1_600, 25
+    found = Estimator().hold(asked, 1, "chat")
+    assert found.ceiling - plain.ceiling == 25 * most
+    assert found.need - plain.need == 25 * 1_600, "a likely hold stays"
+
+
+def test_a_picture_of_a_name_that_targets_replace_holds_what_they_take() -> None:
+    asked = call("fast", output_max=0)
+    asked.targets = (ModelTarget("up", "gpt-5.1"), ModelTarget("up", "claude-opus-4-7"))
+    plain = Estimator().hold(asked, 1, "chat")
+    asked.blob_tokens, asked.pictures = 1_600, 1
+    assert Estimator().hold(asked, 1, "chat").ceiling - plain.ceiling == 4_784
+
+
 @pytest.mark.parametrize(
     ("model", "most"), [("gpt-4o", 1_600), ("gpt-4o-mini", 48_169), ("gemini-2.5-pro", 2_304)]
 )
@@ -427,7 +471,7 @@ def test_the_most_goes_by_size_whatever_was_learned() -> None:
     asked = call(output_max=10)
     files = {"image_url": {"url": "https://a"}, "file_data": {"fileUri": "gs://b"}, "file_id": "c"}
     asked.names = names_in(files)
-    assert estimator.hold(asked, 1, "chat").ceiling == 160 + 3 * BLOB_TOKENS
+    assert estimator.hold(asked, 1, "chat").ceiling == 160 + 3 * 48_169
     for _ in range(300):
         estimator.learn(call(), 1, "chat", used(290, 1))
     found = estimator.hold(call(output_max=10), 1, "chat")

@@ -15,7 +15,7 @@ from gateway.core.calls.call import MediaPart
 from gateway.core.calls.claims import count_pages, read_call
 from gateway.core.calls.estimate import Estimate, Estimator
 from gateway.core.calls.routes import Route
-from gateway.core.families.registry import SHAPES
+from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import Family
 from tests.core.calls.test_documents import of_pages, packed
 
@@ -54,14 +54,16 @@ def contents(part: Any) -> dict[str, Any]:
 OF_OPENAI = ("gpt-5.1", 1_600, 1_050_000)
 OF_CLAUDE = ("claude-opus-4-7", 4_784, 1_000_000)
 OF_GEMINI = ("gemini-3.5-flash", 2_240, 1_048_576)
+OF_MISTRAL = ("mistral-medium-3", 1_600, 2_097_152)
+OF_QWEN = ("Qwen/Qwen3-VL-8B", 1_600, 2_097_152)
 UNKNOWN = ("some-model", 1_600, 2_097_152)
 CALLS: dict[str, tuple[Wrap, tuple[str, int, int]]] = {
     "openai_chat": (said, OF_OPENAI),
-    "mistral_agents": (lambda part: {"agent_id": "some-model", **said(part)}, UNKNOWN),
-    "mistral_conversations": (lambda part: {"inputs": said(part)["messages"]}, UNKNOWN),
-    "vllm_chats": (lambda part: {"messages": [said(part)["messages"]]}, UNKNOWN),
+    "mistral_agents": (lambda part: {"agent_id": "ag_1", **said(part)}, OF_MISTRAL),
+    "mistral_conversations": (lambda part: {"inputs": said(part)["messages"]}, OF_MISTRAL),
+    "vllm_chats": (lambda part: {"messages": [said(part)["messages"]]}, OF_QWEN),
     "openai_responses": (lambda part: {"input": said(part)["messages"]}, OF_OPENAI),
-    "openai_moderations": (lambda part: {"input": [part]}, UNKNOWN),
+    "openai_moderations": (lambda part: {"input": [part]}, ("omni-moderation-latest", 1_600, 2_097_152)),
     "openai_image_edits": (lambda part: {"prompt": "x", "images": [part]}, ("gpt-image-2", 6_800, 2_097_152)),
     "anthropic_messages": (said, OF_CLAUDE),
     "bedrock_invoke": (invoked, OF_CLAUDE),
@@ -103,7 +105,7 @@ def held(meter: str, part: object) -> Estimate:
         del body["model"], body["stream"]
     if "agent_id" in body:
         del body["model"]
-    route = Route(("POST",), "/x", "u", "s", Family(meter.partition("_")[0]), meter)
+    route = Route(("POST",), "/x", "u", "s", OF_METER[meter].name, meter)
     call = read_call(route, {"model": model, "now": "1796000000"}, json.dumps(body).encode())
     count_pages(call)
     return Estimator().hold(call, 1, "s")

@@ -187,7 +187,7 @@ def judge(scan: Scan, body: bytes) -> bool:
 
 
 OBJECT = {"role": "\2"}
-_NAMING = [family.objects for family in FAMILIES.values() if family.objects is not None]
+_NAMING = [family.objects for family in FAMILIES.values()]
 
 
 def ids_in(value: Any) -> Iterator[str]:
@@ -257,7 +257,7 @@ def decides_nothing(message: Any, place: str) -> bool:
     found = [BodyIds() for _ in _NAMING]
     for rules, each in zip(_NAMING, found, strict=True):
         objects._look(rules, [message], place, each)
-    return only_text(message) and not any(each.named for each in found)
+    return only_text(message) and not any(each.named or each.unknown for each in found)
 
 
 def is_function(tool: Any, like: Any) -> bool:

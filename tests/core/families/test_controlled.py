@@ -259,7 +259,7 @@ def test_what_is_no_number_passes() -> None:
 
 @pytest.mark.parametrize("name", ["deferred", "async", "background"])
 def test_a_call_that_asks_for_an_answer_later_and_is_no_job_is_refused_by_that_field(name: str) -> None:
-    for value in (True, 1, {"on": True}, *(["true"] if name != "background" else [])):
+    for value in (True, 1, {"on": True}, "true"):
         assert refused("openai_chat", {"model": "m", name: value}) == name
     assert refused("openai_chat", {"model": "m", name.title(): False}) == name
     for unasked in (None, False):
@@ -269,6 +269,7 @@ def test_a_call_that_asks_for_an_answer_later_and_is_no_job_is_refused_by_that_f
 def test_a_response_in_the_background_is_a_job_and_a_picture_has_a_background_of_its_own() -> None:
     assert read("openai_responses", {"model": "m", "background": True}).background
     assert not read("openai_images", {"model": "m", "prompt": "p", "background": "opaque"}).background
+    assert refused("openai_images", {"model": "m", "prompt": "p", "background": True}) == "background"
     assert refused("openai_responses", {"model": "m", "background": True, "deferred": True}) == "deferred"
 
 

@@ -144,6 +144,56 @@ def test_a_text_in_a_field_that_no_table_has_is_judged_by_its_value(
     assert (call.named, set(call.unsure), call.id_fields) == ((), set(fields), fields)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("document", "field"),
+    [
+        ({"foo_id": "x_1"}, "foo_id"), ({"foo_ids": ["x_1"]}, "foo_ids"), ({"id": "x_1"}, "id"),
+        ({"thing": {"cache_id": "x_1"}}, "cache_id"), ({"thing": [{"more": {"ID": "x_1"}}]}, "ID"),
+        ({"messages": [{"content": [{"Foo_Id": "x_1"}]}]}, "Foo_Id"),
+        ({"contents": [{"parts": [{"thing": {"foo_ids": [["x_1"]]}}]}]}, "foo_ids"),
+    ],
+)  # fmt: skip
+def test_each_family_judges_a_text_in_a_field_that_no_table_has(
+    family: Family, document: dict[str, Any], field: str
+) -> None:
+    call = named_by(family, document)
+    assert (call.named, call.id_fields) == ((), dict.fromkeys(call.unsure, field))
+    assert "x_1" in call.unsure
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_judges_what_callers_and_calls_of_tools_have_for_an_id(family: Family) -> None:
+    called = [{"id": "c_1", "type": "function", "function": CALLED}]
+    blocks = [{"type": "tool_use", "id": "c_2", "name": "look", "input": {}}, {"tool_use_id": "c_2"}]
+    parts = [{"functionCall": {"id": "c_3", "name": "look", "args": {"order_id": "A"}}},
+             {"function_response": {"id": "c_3", "name": "look", "response": {"id": "A"}}}]  # fmt: skip
+    document: dict[str, Any] = {"session_id": "s", "user_id": "u", "messages": [
+        {"role": "assistant", "tool_calls": called}, {"tool_call_id": "c_1"}, {"content": blocks}]}  # fmt: skip
+    assert (named_by(family, document).named, named_by(family, document).unsure) == ((), ())
+    if family == "gemini":
+        assert named_by(family, {"contents": [{"parts": parts}]}).unsure == ()
+
+
+def test_the_id_of_a_message_of_mcp_numbers_it() -> None:
+    message = {"jsonrpc": "2.0", "id": "7", "method": "tools/call", "params": {"arguments": {"id": "A"}}}
+    assert named_by(Family("mcp"), message).unsure == ()
+    assert named_by(Family("mcp"), {**message, "params": {"id": "x_1"}}).unsure == ("x_1",)
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("cachedContents/c1", {"cachedContents/c1"}),
+        ("https://generativelanguage.googleapis.com/v1beta/cachedContents/c1", {"cachedContents/c1"}),
+        ("files/mine/cachedContents/c1", {"files/mine", "cachedContents/c1"}),
+        ("abc", {"abc", "interactions/abc"}),
+    ],
+)
+def test_a_text_of_gemini_is_judged_as_each_name_that_it_may_stand_for(text: str, ids: set[str]) -> None:
+    assert set(named_by(Family("gemini"), {"foo_id": text}).unsure) == ids
+
+
 def test_a_text_that_a_table_names_once_is_judged_by_the_table() -> None:
     call = named_by(Family("openai"), {"file_id": "file-1", "thing_id": "file-1"})
     assert (call.named, call.unsure, call.id_fields) == (("file-1",), (), {"file-1": "file_id"})
@@ -410,17 +460,12 @@ def test_each_route_that_makes_what_costs_later_is_metered() -> None:
             if {"POST", "PUT", "PATCH"}.isdisjoint(route.methods) or not found:
                 assert shape is None or not (shape.stores or shape.lasts), "it stores in a known collection"
                 continue
-            assert rules is not None
             [unit] = {rules.collections[place.collection] for place in found}
             assert (unit == "cache_hour") == (shape is not None and shape.lasts), route.path
             if unit and (found[0].makes or shape is not None):
                 makers.setdefault(found[0].collection, set()).add(route.meter)
     costs = {
-        name: unit
-        for one in FAMILIES.values()
-        if one.objects is not None
-        for name, unit in one.objects.collections.items()
-        if unit
+        name: unit for one in FAMILIES.values() for name, unit in one.objects.collections.items() if unit
     }
     assert costs == COSTS_LATER
     assert makers == {

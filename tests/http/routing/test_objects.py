@@ -440,6 +440,26 @@ async def test_an_id_in_a_field_that_no_table_has_passes_unless_another_organiza
             assert (status, b"The field is file_id." in told) == (404, True)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"foo_id": "cachedContents/c7"}, {"foo_ids": ["cachedContents/c7"]}, {"id": "cachedContents/c7"},
+        {"contents": [{"parts": [{"thing": {"cache_id": "cachedContents/c7"}}]}]},
+    ],
+)  # fmt: skip
+async def test_gemini_does_not_read_what_another_organization_caches_by_a_new_field(
+    valkey: str, more: dict[str, object]
+) -> None:
+    makes, made, _ = MADE_BY["cached content"]
+    sent = post(json.dumps({"contents": [], **more}).encode(), b"/v1beta/models/m:generateContent", JSON)
+    async with workers(valkey) as (owner, thief):
+        assert (await said(owner, makes, made))[0] == 200
+        assert (await said(owner, sent))[0] == 200
+        status, told = await said(thief, sent)
+        assert (status, b"The field is" in told, b"c7" in told) == (404, True, False)
+        assert len(thief.upstream.received) == 0
+
+
 @pytest.mark.parametrize("kind", MADE_BY)
 async def test_an_answer_that_repeats_anothers_id_gives_it_to_nobody(valkey: str, kind: str) -> None:
     makes, made, path = MADE_BY[kind]

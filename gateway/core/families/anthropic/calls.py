@@ -32,7 +32,7 @@ from gateway.core.families.family import (
     only_own_tools,
     only_text,
 )
-from gateway.core.families.references import IdFields, may_name_ids, names
+from gateway.core.families.references import IdFields, names
 
 _MESSAGES = ControlledNames("model", "stream", "max_tokens", "metadata", *OF_EVERY_FAMILY)
 _METADATA = ControlledNames("user_id")
@@ -167,7 +167,6 @@ _TAKES: Final = {
 OF_AGENTS: Final = ("environments", "vaults", "memory_stores")
 OBJECTS = ObjectRules(
     collections=dict.fromkeys(("messages/batches", "files", "skills", "agents", *OF_AGENTS), ""),
-    may_name=may_name_ids,
     add=FIELDS.add,
     told=_told,
     is_free=_is_free,

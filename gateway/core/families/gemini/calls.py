@@ -284,6 +284,15 @@ EXCLUSIONS = Exclusions(
 
 _NAMES = frozenset({"cachedcontent", "fileuri", "filename", "uri"})
 _INTERACTIONS = "interactions"
+# The objects whose `id` numbers a call of a tool.
+_CALLED = frozenset(
+    f"{name}."
+    for name in (
+        "functionCall", "function_call", "functionResponse", "function_response", "toolCall", "tool_call",
+        "toolResponse", "tool_response", "executableCode", "executable_code", "codeExecutionResult",
+        "code_execution_result",
+    )
+)  # fmt: skip
 _LISTS = frozenset({"filesearchstorenames", "uris"})
 _COLLECTIONS = {
     "cachedContents": CACHE_HOUR, "files": "", "batches": "", "fileSearchStores": "", "tunedModels": "",
@@ -323,7 +332,7 @@ def _told(document: Document) -> Iterator[str]:
                 yield found[1]
 
 
-def _add(name: str, inside: object, holder: Document, place: str, found: BodyIds) -> None:
+def _add(name: str, inside: object, holder: Document, place: str, found: BodyIds) -> bool:
     folded = name.lower().replace("_", "")
     if folded in _NAMES:
         found.named.append(_normal(id_in(inside, name)))
@@ -331,6 +340,14 @@ def _add(name: str, inside: object, holder: Document, place: str, found: BodyIds
         found.named += map(_normal, ids_in(inside, name))
     elif folded == "previousinteractionid" and isinstance(id_in(inside, name), str):
         found.named.append(f"{_INTERACTIONS}/{inside}")
+    else:
+        return name == "id" and place in _CALLED
+    return True
+
+
+def _readings(text: str) -> tuple[str, ...]:
+    """Return the names of stored objects in a text, or the text, and the interaction that it may be the id of."""
+    return tuple(_RESOURCE.findall(text)) or (text, f"{_INTERACTIONS}/{text}")
 
 
 def _normal(value: object) -> object:
@@ -371,8 +388,9 @@ _TAKES: Final = {
 }
 OBJECTS = ObjectRules(
     collections=_COLLECTIONS,
-    may_name=lambda body, names: _MARK.search(body) is not None,
+    marks=_MARK,
     add=_add,
+    readings=_readings,
     told=_told,
     is_free=lambda name, holder: name == "response" or (name == "result" and "call_id" in holder),
     chosen=_chosen,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from gateway.core.calls.alphabets import CL100K, O200K
-from gateway.core.calls.call import MediaPart, MediaPlaces
+from gateway.core.calls.call import BLOB_TOKENS, MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import object_at
 from gateway.core.families.family import (
@@ -280,6 +281,17 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     return {"error": {"message": refusal.told, "type": kind, "param": refusal.param, "code": code}}
 
 
+# Models whose pictures cost no more than usual: OpenAI's own, then those of other makers, whose servers have
+# this API.
+_USUAL_PICTURES: Final = (
+    "gpt-3.5", "gpt-35", "gpt-4", "gpt-5", "gpt-5.1", "gpt-5.2", "gpt-5.3", "gpt-oss", "gpt-realtime",
+    "gpt-audio", "chatgpt-4o", "o1", "o3", "o4", "computer-use", "omni-moderation", "text-", "dall-e", "sora",
+    "whisper",
+    "llama", "meta-llama", "llava", "qwen", "qwq", "qvq", "mistral", "ministral", "magistral", "devstral",
+    "codestral", "pixtral", "mixtral", "voxtral", "gemma", "deepseek", "grok", "phi-", "nova", "command",
+    "aya", "kimi", "moonshot", "glm", "minimax", "internvl", "minicpm", "molmo", "smolvlm", "granite",
+    "nemotron", "ernie", "hunyuan", "doubao", "sonar", "falcon", "ag_", "ag:",
+)  # fmt: skip
 FAMILY = ApiFamily(
     NAME,
     _refusal,
@@ -320,8 +332,9 @@ print(answer.choices[0].message.content)
         "/v1/chat/completions", '{"model": "{model}", "messages": [{"role": "user", "content": "Hello"}]}',
     ),
     # Base and tiles at most; patches at most, times the model's factor.
-    # 10,000 patches of an original since GPT-5.4, times 1.2 since GPT-5.6.
+    # 10,000 patches of an original since GPT-5.4, times 1.2 since GPT-5.6. Later ones are held as the newest.
     pictures={
+        **dict.fromkeys(_USUAL_PICTURES, BLOB_TOKENS), "gpt-": 12_000, "gpt-5.": 12_000, "codex-mini": 2_642,
         "gpt-4o-mini": 48_169, "gpt-4.1-mini": 2_489, "gpt-4.1-nano": 3_779, "o4-mini": 2_642,
         "gpt-5-mini": 2_489, "gpt-5-nano": 3_779, "gpt-5.4": 10_000, "gpt-5.5": 10_000, "gpt-5.6": 12_000,
         "gpt-6": 12_000, "gpt-image": media.EDITED_TOKENS, "chatgpt-image": media.EDITED_TOKENS,

@@ -35,7 +35,7 @@ from gateway.core.families.family import (
     only_text,
 )
 from gateway.core.families.openai.references import NAMED, OTHERS
-from gateway.core.families.references import IdFields, may_name_ids, names
+from gateway.core.families.references import IdFields, names
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import InvalidRequest
@@ -333,7 +333,6 @@ OBJECTS = ObjectRules(
         "fine_tuning/jobs": "fine_tuning_job", "evals": "eval_run", "containers": "container",
         "vector_stores": "gigabyte_day",
     },
-    may_name=may_name_ids,
     add=FIELDS.add,
     is_free=_is_free,
     told=_told,
