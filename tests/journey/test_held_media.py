@@ -37,12 +37,22 @@ def generate(mime_type: str, data: bytes, times: int = 1) -> Api:
     return Api("gemini", f"{GEMINI}:generateContent", body)
 
 
+def chat(data: bytes, times: int) -> Api:
+    part = {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data).decode()}"},
+    }
+    body = {"messages": [{"role": "user", "content": [part] * times}], "max_tokens": 10}
+    return Api("chat", "/v1/chat/completions", body)
+
+
 # What the provider takes for the media of one call, and how many such calls a plan of 100,000 has room for. Of
 # an unknown model 20 pictures are 20 x 4,784 = 95,680 at Anthropic's API, 40 are 40 x 2,304 = 92,160 at Gemini's;
 # ten pages are 10 x (4,784 + 3,000) = 77,840.
 @pytest.mark.parametrize(
     ("api", "tokens", "room"),
     [
+        (chat(PNG, 25), 25 * 12_000, 0),
         (messages("image", "image/png", PNG, 20), 20 * 1_600, 1),
         (generate("image/png", PNG, 40), 40 * 1_032, 1),
         (messages("document", "application/pdf", packed(*of_pages(10))), 10 * 4_600, 1),

@@ -20,6 +20,7 @@ def names(written: str) -> frozenset[str]:
     return frozenset(written.split())
 
 
+_ENDS: Final = ("_id", "_ids")
 # Ids that callers choose, in any API: of tool calls, users, requests, and lines of a file.
 OF_CALLERS: Final = names(
     "call_id tool_call_id tool_use_id user_id request_id session_id trace_id custom_id connector_id"
@@ -83,7 +84,7 @@ class IdFields:
             return found.known
         if folded in self.others or (folded == "skill_id" and self.vendors(holder, inside)):
             return True
-        if folded not in self.named or (isinstance(inside, dict) and not folded.endswith(("_id", "_ids"))):
+        if folded not in self.named or (isinstance(inside, dict) and not folded.endswith(_ENDS)):
             return False
         found.named += ids_in(inside, name) if folded.endswith("_ids") else [id_in(inside, name)]
         return True
@@ -101,7 +102,7 @@ def add_known(  # noqa: PLR0917  # a member, and where it stands
     if folded == "id" and found.known and _is_whole(holder, place):
         found.brought.append(id_in(inside, name))
     elif not objects.add(name, inside, holder, place, found) and (
-        folded == "id" or (folded.endswith(("_id", "_ids")) and folded not in OF_CALLERS)
+        folded == "id" or (folded.endswith(_ENDS) and folded not in OF_CALLERS)
     ):
         found.unknown += [(id_, name) for text in _texts(inside) for id_ in objects.readings(text)]
 
