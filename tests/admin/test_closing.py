@@ -65,7 +65,9 @@ async def test_a_configuration_asks_for_the_calls_of_each_tenant_that_it_deletes
     assert (await api.post("configuration", {**wish, "digest": planned.json["digest"]})).status == 200
     [busy] = (await api.get("tenants?search=busy")).json["items"]
     api.counters.calling = {Realm(ids["organization"], busy["id"])}
-    refused = await api.post("configuration", {"objects": {"tenants": tenants[:1]}, "prune": True, "trial": True})
+    refused = await api.post(
+        "configuration", {"objects": {"tenants": tenants[:1]}, "prune": True, "trial": True}
+    )
     assert refused.status == 409
     assert refused.headers["Retry-After"] == "1"
     assert "still open" in refused.json["detail"]
