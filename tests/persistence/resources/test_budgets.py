@@ -40,7 +40,7 @@ class Desk:
     ) -> CommittedWrite:
         command = Command(
             resource, verb, ACTOR, "00000000-0000-0000-0000-000000000000", dict, row_id, values,
-            closed=frozenset({Realm(ORGANIZATION)}),
+            closed=frozenset({Realm(ORGANIZATION), Realm(ORGANIZATION, row_id)}),
         )  # fmt: skip
         done = await self.store.write(command)
         assert isinstance(done, CommittedWrite)
