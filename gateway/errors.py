@@ -366,12 +366,19 @@ class NotStoredYet(Conflict):
     retry_after_s: int = 1
 
 
-class AccountsOpen(TollkeeperError):
-    """A write compares stored money of an organization whose accounts are not closed: close them first."""
+class CallsOpen(NotStoredYet):
+    """Calls, holds or jobs are still open; try again when they have ended, which takes a job a day at most."""
 
-    def __init__(self, organization_id: int) -> None:
+
+class AccountsOpen(TollkeeperError):
+    """A write compares stored money of an organization whose accounts are not closed: close them first.
+
+    With `tenant_id`, the calls of that tenant alone must have ended.
+    """
+
+    def __init__(self, organization_id: int, tenant_id: int | None = None) -> None:
         super().__init__()
-        self.organization_id = organization_id
+        self.organization_id, self.tenant_id = organization_id, tenant_id
 
 
 class UnsupportedEncoding(AdminRefusal, reason="unsupported_encoding", status=415):

@@ -52,7 +52,7 @@ from gateway.core.accounts.administration import (
 )
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
 from gateway.core.model import INTEGER_MAX
-from gateway.errors import AccountsOpen, Conflict, NotFound, Unprocessable
+from gateway.errors import AccountsOpen, Conflict, NotFound, NotStoredYet, Unprocessable
 from persistence.error_mapping import QUERY_CANCELED
 from persistence.tables import (
     accounting_rate,
@@ -145,6 +145,12 @@ SELECT id, partition, account, verb, payload
        AS (id uuid, partition smallint, account text, verb text, payload jsonb)) WITH ORDINALITY
        AS w (id, partition, account, verb, payload, place) ORDER BY place""")
 
+# Control writes that move accounts of an organization, and are not in the ledger yet.
+_MOVES = text("""
+SELECT 1 FROM control_write WHERE state IN ('pending', 'applied') AND verb <> 'define'
+   AND account IN (SELECT 'organization:' || cast(:id AS bigint)
+                    UNION ALL SELECT 'tenant:' || id FROM tenant WHERE organization_id = :id) LIMIT 1""")
+
 # The flusher's lock of a partition.
 _LOCK_FLUSH = text("SELECT pg_advisory_xact_lock(7800, :partition)")
 
@@ -205,14 +211,17 @@ class EntityWrite:
         """Whether the write is made with a token of one tenant."""
         return self.command.actor.tenant_id is not None
 
-    def require_closed(self, organization_id: int) -> None:
-        """Raise `AccountsOpen` unless an organization's accounts are closed.
+    def require_closed(self, organization_id: int, tenant_id: int | None = None) -> None:
+        """Raise `AccountsOpen` unless the accounts of an organization, or its tenant, are closed.
 
-        A guard calls it before it compares stored money: use and sales of a moment ago are in the counters
-        alone. The caller of the store closes the accounts, and writes again.
+        A guard calls it before it compares stored money: use of a moment ago is in the counters alone. The
+        caller of the store closes the accounts, and writes again. Raise `NotStoredYet` for a sale that was
+        stored meanwhile; the guard's lock of the organization has others wait.
         """
-        if organization_id not in self.command.closed:
-            raise AccountsOpen(organization_id)
+        if Realm(organization_id, tenant_id) not in self.command.closed:
+            raise AccountsOpen(organization_id, tenant_id)
+        if self.connection.execute(_MOVES, {"id": organization_id}).first() is not None:
+            raise NotStoredYet
 
     def fetch(self, row_id: int | None = None) -> Row:
         """Return a row of the entity by its id, by default the command's row."""

@@ -28,6 +28,7 @@ from gateway.core.accounts.administration import (
     Command,
     Place,
     Query,
+    Realm,
     Replay,
     Row,
 )
@@ -87,19 +88,20 @@ async def finish(ports: AdminPorts, claim: Claim, status: int, content: Row, req
         _log.warning("an answer is not kept", extra={"request_id": request_id})
 
 
-async def write_closed(ports: AdminPorts, write: Callable[[frozenset[int]], Awaitable[T]]) -> T:
-    """Return the result of a write, which gets the ids of the organizations whose accounts are closed.
+async def write_closed(ports: AdminPorts, write: Callable[[frozenset[Realm]], Awaitable[T]]) -> T:
+    """Return the result of a write, which gets the organizations and tenants whose accounts are closed.
 
     If the write compares stored money of an organization with open accounts, these are closed, and the write
     is repeated.
     """
-    closed = frozenset[int]()
+    closed = frozenset[Realm]()
     while True:
         try:
             return await write(closed)
         except AccountsOpen as accounts:
-            await ports.account_closing.settle(accounts.organization_id)
-            closed |= {accounts.organization_id}
+            realm = Realm(accounts.organization_id, accounts.tenant_id)
+            await ports.account_closing.settle(realm)
+            closed |= {realm}
 
 
 class Operations:

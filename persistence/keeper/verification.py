@@ -495,10 +495,6 @@ SELECT o.id, 'entry ' || d.entry_id || ' could not be stored: ' || d.reason AS w
        SELECT entry_id, reason FROM dead_letter WHERE resolved_at IS NULL
           AND (organization_id = o.id OR tenant_id IN (SELECT id FROM tenant WHERE organization_id = o.id))
         LIMIT 10) AS d""")
-_PENDING = text("""
-SELECT 1 FROM control_write WHERE state = 'pending' AND verb <> 'define'
-   AND account IN (SELECT 'organization:' || cast(:id AS bigint)
-                    UNION ALL SELECT 'tenant:' || id FROM tenant WHERE organization_id = :id) LIMIT 1""")
 _DUE = text("""
 SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
  WHERE t.organization_id = ANY(cast(:ids AS bigint[])) AND q.next_reset_at <= now() ORDER BY 1""")
@@ -600,11 +596,6 @@ class Accounts(BudgetUses):
             for row in await connection.execute(_UNRESOLVED, {"ids": list(organization_ids)}):
                 found[row.id].append(row.why)
         return found
-
-    async def pending(self, organization_id: int) -> bool:
-        """Return whether a control write of an organization's accounts has not reached the counters yet."""
-        async with translating(self._engine.connect()) as connection:
-            return await connection.scalar(_PENDING, {"id": organization_id}) is not None
 
     async def due(self, organization_ids: Sequence[int]) -> Sequence[tuple[int, int]]:
         async with translating(self._engine.connect()) as connection:

@@ -275,7 +275,8 @@ def delete_tenant(change: EntityWrite) -> Row:
     if not change.by_staff and change.connection.scalar(_BLOCKED, {"id": change.row_id}) is not None:
         raise Forbidden("Staff have blocked this tenant: they decide what becomes of it.")
     row = entity.delete(change)
-    change.require_closed(id_in(row, "organization_id"))  # last: a refusal that needs no wait comes first
+    # Last: a refusal that needs no wait comes first.
+    change.require_closed(id_in(row, "organization_id"), change.row_id)
     return row
 
 

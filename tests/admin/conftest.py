@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.application import build
 from gateway.admin.ports import AdminPorts, BuiltIn, Mount
+from gateway.core.accounts.administration import Realm
 from gateway.core.accounts.budgets import LiveWindow
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.billing.document import Letterhead
@@ -29,7 +30,7 @@ from gateway.core.integrity.reconciliation import DifferenceKind, Item
 from gateway.core.layout import LAYOUT
 from gateway.core.processes import Found
 from gateway.counters.redis.keys import partition_of
-from gateway.errors import Conflict, CountersUnavailable, NotStoredYet, Overloaded
+from gateway.errors import CallsOpen, Conflict, CountersUnavailable, NotStoredYet, Overloaded
 from gateway.feature import features
 from gateway.issuers.sign_in import SignIns
 from gateway.run.keeper_doors import AdminParts, KeeperSettings
@@ -91,8 +92,9 @@ class MemoryCounters:
         self.reconciled: Mapping[str, object] | None = None
         self.comparing = False
         self.closed: list[int] = []
-        # Organizations whose movements were all stored, and whether that takes too long now.
-        self.settled: list[int] = []
+        # Whose movements were all stored, whose calls have not ended, and whether storing takes too long now.
+        self.settled: list[Realm] = []
+        self.calling: set[Realm] = set()
         self.behind = False
         self.busy: list[tuple[tuple[int, str], int]] = []
         self.running: list[dict[str, object]] = []
@@ -167,10 +169,13 @@ class MemoryCounters:
             raise Conflict(self.unsettled)
         self.closed.append(organization_id)
 
-    async def settle(self, organization_id: int) -> None:
+    async def settle(self, realm: Realm) -> None:
+        if realm in self.calling:
+            raise CallsOpen
         if self.behind:
             raise NotStoredYet
-        self.settled.append(organization_id)
+        rows_of(self.url, "update control_write set state = 'done' where state = 'applied'")
+        self.settled.append(realm)
 
     async def last(self) -> Mapping[str, object] | None:
         return self.reconciled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.core.accounts.administration import Realm
 from tests.admin.conftest import Api
 
 
@@ -21,7 +22,8 @@ async def test_deletions_and_a_currency_close_the_accounts_first(api: Api, ids: 
     assert (await api.patch(where, {"currency": "EUR"})).status == 200
     assert (await api.delete(f"tenants/{ids['tenant']}")).status == 204
     assert (await api.delete(where)).status == 204
-    assert api.counters.settled == [ids["organization"]] * 3
+    organization, tenant = ids["organization"], ids["tenant"]
+    assert api.counters.settled == [Realm(organization), Realm(organization, tenant), Realm(organization)]
 
 
 async def test_writes_that_cannot_close_the_accounts_in_time_change_nothing(
@@ -37,6 +39,41 @@ async def test_writes_that_cannot_close_the_accounts_in_time_change_nothing(
     assert (await api.get(tenant)).status == 200
 
 
+async def test_calls_that_have_not_ended_keep_their_tenant_organization_and_currency(
+    api: Api, ids: dict[str, int]
+) -> None:
+    tenant, where = Realm(ids["organization"], ids["tenant"]), f"organizations/{ids['organization']}"
+    api.counters.calling = {tenant, Realm(ids["organization"])}
+    answers = [await api.delete(f"tenants/{ids['tenant']}"), await api.patch(where, {"currency": "EUR"})]
+    api.counters.calling.remove(tenant)
+    assert (await api.delete(f"tenants/{ids['tenant']}")).status == 204
+    answers.append(await api.delete(where))
+    for refused in answers:
+        assert refused.status == 409
+        assert refused.headers["Retry-After"] == "1"
+        assert "Calls, holds or jobs are still open" in refused.json["detail"]
+    api.counters.calling.clear()
+    assert (await api.delete(where)).status == 204
+
+
+async def test_a_configuration_asks_for_the_calls_of_each_tenant_that_it_deletes(
+    api: Api, ids: dict[str, int]
+) -> None:
+    tenants = [{"name": name, "organization": "Acme"} for name in ("kept", "quiet", "busy")]
+    wish = {"objects": {"tenants": tenants}}
+    planned = await api.post("configuration", wish)
+    assert (await api.post("configuration", {**wish, "digest": planned.json["digest"]})).status == 200
+    [busy] = (await api.get("tenants?search=busy")).json["items"]
+    api.counters.calling = {Realm(ids["organization"], busy["id"])}
+    refused = await api.post(
+        "configuration", {"objects": {"tenants": tenants[:1]}, "prune": True, "trial": True}
+    )
+    assert refused.status == 409
+    assert refused.headers["Retry-After"] == "1"
+    assert "still open" in refused.json["detail"]
+    assert (await api.get(f"tenants/{busy['id']}")).status == 200
+
+
 async def test_a_configuration_closes_the_accounts_first(api: Api, ids: dict[str, int]) -> None:
     wish = {"objects": {"organizations": [{"name": "Acme", "currency": "EUR"}]}}
     planned = await api.post("configuration", wish)
@@ -45,5 +82,5 @@ async def test_a_configuration_closes_the_accounts_first(api: Api, ids: dict[str
     assert refused.status == 409
     api.counters.behind = False
     assert (await api.post("configuration", {**wish, "digest": planned.json["digest"]})).status == 200
-    assert api.counters.settled[-1] == ids["organization"]
+    assert api.counters.settled[-1] == Realm(ids["organization"])
     assert (await api.get(f"organizations/{ids['organization']}")).json["currency"] == "EUR"

@@ -21,7 +21,7 @@ from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.late import LateSettlements
 from gateway.background.timed.pusher import Pusher, Reclaimer
 from gateway.background.verifying.verifier import Verifier
-from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Row
+from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Realm, Row
 from gateway.core.integrity.recovery import VerificationResult
 from gateway.core.model import Caller
 from gateway.counters.keeper.outbox import Outbox
@@ -96,7 +96,10 @@ class Backend:
         self, resource: str, verb: str, row_id: int | None = None, **values: Any
     ) -> CommittedWrite:
         """One write through the store, as if all accounts were closed: the row and its control writes."""
-        closed = frozenset(row["id"] for row in self.rows("select id from organization"))
+        owners = (
+            "select id, null as tenant from organization union all select organization_id, id from tenant"
+        )
+        closed = frozenset(Realm(row["id"], row["tenant"]) for row in self.rows(owners))
         command = Command(resource, verb, STAFF, str(uuid.uuid4()), _rendered, row_id, values, closed=closed)
         written = await self.store.write(command)
         assert isinstance(written, CommittedWrite)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from tests.journey.stack import Body
+import httpx2 as httpx
+import redis
+
+from gateway.counters.layouts.states import TenantState, unpack
+from tests import plain_http
+from tests.journey.stack import ANSWER_S_MAX, Body
 from tests.journey.test_money import in_force
 from tests.stage import Stage
 from tests.waiting import wait_until
 
-TRIES = 3
+TRIES, AT_ONCE = 3, 8
 
 
 def organization_of(stage: Stage, **fields: object) -> Body:
@@ -44,8 +51,18 @@ class User:
             "prices", model=self.model, currency="USD", effective_from="2026-01-01T00:00:00Z", request="25"
         )
 
-    def call(self) -> None:
-        in_force(lambda: self.stage.chat(self.key, usage="1,1", model=self.model))
+    def call(self, **fields: Any) -> None:
+        in_force(lambda: self.chat(**fields))
+
+    def chat(self, **fields: Any) -> httpx.Response:
+        return self.stage.chat(self.key, usage="1,1", model=self.model, **fields)
+
+
+def open_calls(stage: Stage, tenant_id: int) -> int:
+    """Return the number of calls of a tenant that the counters have open."""
+    with redis.Redis.from_url(stage.redis_url) as client:
+        [name] = client.scan_iter(f"tk:{{p*}}:t:{tenant_id}")
+        return unpack(TenantState, client.get(name)).inflight
 
 
 def test_an_organization_that_bought_credits_a_moment_ago_is_not_deleted(stage: Stage) -> None:
@@ -79,3 +96,61 @@ def test_a_currency_stays_behind_a_use_of_a_moment_ago(stage: Stage) -> None:
         changed = stage.admin("PATCH", f"/organizations/{user.organization}", {"currency": "JPY"})
         assert changed[0] == 409, changed
         assert stage.admin("GET", f"/organizations/{user.organization}")[1]["currency"] == "USD"
+
+
+def test_of_a_sale_and_a_deletion_at_once_one_is_refused(stage: Stage) -> None:
+    sale = {"credits_added": 1_000, "unit_cost": "0.10", "category": "paid"}
+    with ThreadPoolExecutor(2) as clients:
+        for _ in range(AT_ONCE):
+            organization = organization_of(stage, currency="USD")["id"]
+            path = f"/organizations/{organization}"
+            sold = clients.submit(
+                stage.admin, "POST", "/credit-additions", {**sale, "organization_id": organization}
+            )
+            gone = clients.submit(stage.admin, "DELETE", path)
+            statuses = sold.result()[0], gone.result()[0]
+            assert statuses in {(201, 409), (202, 409), (422, 204), (422, 202)}, statuses
+            if statuses[1] == 409:
+                assert "USD 100 of credits_purchased" in delete(stage, path)[1]
+
+
+def test_a_call_that_has_not_ended_keeps_its_tenant_its_organization_and_their_currency(stage: Stage) -> None:
+    user = User(stage)
+    user.call()
+    tenant, organization = f"/tenants/{user.tenant}", f"/organizations/{user.organization}"
+    with ThreadPoolExecutor(1) as clients:
+        call = clients.submit(user.chat, x_demo_delay_s="3")
+        wait_until(lambda: open_calls(stage, user.tenant) == 1)
+        assert delete(stage, f"/api-keys/{user.key_id}")[0] == 204
+        for refused in (
+            stage.admin("DELETE", tenant),
+            stage.admin("PATCH", organization, {"currency": "JPY"}),
+        ):
+            assert refused[0] == 409, refused
+            assert "still open" in refused[1]["detail"]
+        assert not call.done()
+        assert call.result().status_code == 200
+    assert delete(stage, tenant)[0] == 204
+    status, why = delete(stage, organization)
+    assert status == 409
+    assert "USD 50 of usage" in why
+
+
+def test_a_hold_that_is_open_keeps_its_tenant_and_its_organization(stage: Stage) -> None:
+    user = User(stage)
+    user.call()
+    holds, headers = f"{stage.gateway_url}/.tollkeeper/holds", {"authorization": f"Bearer {user.key}"}
+    asked = {"service": "chat", "model": user.model, "max_tokens": 10}
+    hold = plain_http.post(holds, json=asked, headers=headers, timeout=ANSWER_S_MAX)
+    assert hold.status_code == 201, hold.text
+    changed = stage.admin("PATCH", f"/organizations/{user.organization}", {"currency": "JPY"})
+    assert changed[0] == 409
+    assert "still open" in changed[1]["detail"]
+    settled = plain_http.post(
+        f"{holds}/{hold.json()['id']}/settle", json={"usage": {"input": 1, "output": 1}}, headers=headers,
+        timeout=ANSWER_S_MAX,
+    )  # fmt: skip
+    assert settled.status_code == 200, settled.text
+    assert delete(stage, f"/api-keys/{user.key_id}")[0] == 204
+    assert delete(stage, f"/tenants/{user.tenant}")[0] == 204
+    assert "USD 50 of usage" in delete(stage, f"/organizations/{user.organization}")[1]

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.loops import Loop
-from gateway.core.accounts.administration import Actor, Command, CommittedWrite
+from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Realm
 from gateway.core.accounts.outbox import EventFlag, EventKind
 from gateway.core.billing.money import PriceTier
 from gateway.counters.redis.keys import partition_of
@@ -73,7 +73,8 @@ class April:
         self, resource: str, verb: str, row_id: int | None = None, **values: object
     ) -> dict[str, Any]:
         """Write as the Admin API does once the accounts of all organizations are closed."""
-        closed = frozenset(int(str(row_id)) for (row_id,) in self.rows("SELECT id FROM organization"))
+        owners = "SELECT id, NULL FROM organization UNION ALL SELECT organization_id, id FROM tenant"
+        closed = frozenset(Realm(*owner) for owner in self.rows(owners))
         done = await self.store.write(
             Command(resource, verb, ACTOR, "test", lambda _: {}, row_id, values, closed=closed)
         )

@@ -28,6 +28,7 @@ from gateway.core.accounts.administration import (
     Command,
     Intent,
     Mark,
+    Realm,
     Replay,
     Row,
     Step,
@@ -125,7 +126,7 @@ class Configurator:
             return {"refused": error.message}
 
     async def _work(
-        self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects, closed: frozenset[int]
+        self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects, closed: frozenset[Realm]
     ) -> _ApplyResult | Replay:
         if self._claim is not None:
             first = await session.claim(self._claim)
@@ -199,7 +200,7 @@ class Configurator:
                 where = planned.at or planned.name
                 raise type(refused)(f"{refused.message} Asked for by {where}; nothing was applied.") from None
 
-    def _steps(self, planned: PlannedRow, secrets: list[Row], closed: frozenset[int]) -> list[Step]:
+    def _steps(self, planned: PlannedRow, secrets: list[Row], closed: frozenset[Realm]) -> list[Step]:
         render, resource = planned.resource.render, planned.resource
         steps = []
         for verb, said in planned.writes:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.background.loops import is_store_away
-from gateway.core.accounts.administration import Row
+from gateway.core.accounts.administration import Realm, Row
 from gateway.core.billing.invoice import (
     COUNTERS,
     NOT_AGREED,
@@ -29,7 +29,7 @@ from gateway.core.billing.invoice import (
     left_by,
 )
 from gateway.core.integrity.reconciliation import Item, Owner
-from gateway.errors import Conflict, CountersUnavailable, NotStoredYet, TollkeeperError
+from gateway.errors import CallsOpen, Conflict, CountersUnavailable, NotStoredYet, TollkeeperError
 
 if TYPE_CHECKING:
     from gateway.background.verifying.reconciler import Reconciler
@@ -202,16 +202,20 @@ class AccountCloser:
                 obstacles[owner.organization_id] = SkipReason(NOT_AGREED, _said(mine))
         return obstacles
 
-    async def settle(self, organization_id: int) -> None:
-        """Wait until an organization's movements are in the ledger, its control writes among them.
+    async def settle(self, realm: Realm) -> None:
+        """Wait until the movements of a realm's organization are in the ledger.
 
-        Raise `NotStoredYet` if they are not within `SETTLE_S_MAX`, or `Conflict` with another obstacle.
+        Raise `CallsOpen` if calls of the realm (organization, tenant) have not ended: what they cost is known
+        to nobody. Raise `NotStoredYet` if movements are not stored within `SETTLE_S_MAX`, or `Conflict` with
+        another obstacle.
         """
+        organization_id = realm.organization_id
         try:
             async with asyncio.timeout(SETTLE_S_MAX):
-                if await self._ledger.pending(organization_id):
-                    raise NotStoredYet
                 owners = await self._ledger.owners_of([organization_id])
+                tenants = owners[0].tenant_ids if realm.tenant_id is None else (realm.tenant_id,)
+                if await self._counters.open_calls(organization_id, tenants):
+                    raise CallsOpen
                 for obstacle in (await self._bring([organization_id], owners)).values():
                     raise Conflict(obstacle.why)
         except (TimeoutError, CountersUnavailable) as error:

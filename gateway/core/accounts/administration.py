@@ -107,7 +107,7 @@ class Command:
     """One write: a `verb` on a resource, or on its row `id`, with validated values.
 
     `render` makes the body of the answer from the row. It is stored with the claim. `closed` are the
-    organizations whose accounts are closed: all their movements are stored.
+    organizations and tenants without open calls whose organization's movements are all stored.
     """
 
     resource: str
@@ -118,7 +118,7 @@ class Command:
     id: int | None = None
     values: Mapping[str, object] = field(default_factory=dict)
     claim: Claim | None = None
-    closed: frozenset[int] = frozenset()
+    closed: frozenset[Realm] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,16 @@ class AccountHeads(Client):
             found[f"spend:{id_}"] = AccountHead(state.spend_seq, state.spent) if state else None
         return found
 
+    async def open_calls(self, organization_id: int, tenant_ids: Sequence[int]) -> int:
+        """Return how many calls, holds by the API and jobs of an organization's tenants are open.
+
+        CountersUnavailable if the partition is not verified, since a missing tenant may be loaded later.
+        """
+        partition = keys.partition_of(organization_id)
+        await self._require_verified([partition])
+        found = await self.stored(states.TenantState, [(partition, id_) for id_ in tenant_ids])
+        return sum(state.inflight for state in found.values() if state)
+
     async def unreadable(self, owners: Sequence[Owner]) -> set[str]:
         """Return the names of accounts whose stored layout no version up to this one can read."""
         found = set[str]()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -14,13 +15,14 @@ import pytest
 
 from gateway.background.timed.invoicing import AccountCloser
 from gateway.background.verifying.reconciler import KEEP_S, Reconciler
+from gateway.core.accounts.administration import Realm
 from gateway.core.accounts.outbox import decode
 from gateway.core.integrity.reconciliation import DifferenceKind, Item, LedgerAccount
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Service
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
-from gateway.errors import Conflict, CountersUnavailable, NotStoredYet, Overloaded
+from gateway.errors import CallsOpen, Conflict, CountersUnavailable, NotStoredYet, Overloaded
 from persistence import engine
 from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
@@ -304,10 +306,10 @@ async def test_accounts_are_closed_when_all_is_stored_and_agrees(backend: Backen
         await account_closing.close(owner)
 
 
-async def test_movements_are_settled_once_rows_and_control_writes_are_stored(backend: Backend) -> None:
+async def test_movements_are_settled_once_rows_are_stored(backend: Backend) -> None:
     world = await busy(backend)
     account_closing = AccountCloser(backend.counters, Accounts(backend.engine), reconciler_of(backend))
-    owner = world.caller.organization_id
+    owner = Realm(world.caller.organization_id)
     await account_closing.settle(owner)
     world.put_tenant(remaining=5)  # accounts that do not agree owe all the same
     world.reserve(need=10).settle(tokens=10)
@@ -315,12 +317,43 @@ async def test_movements_are_settled_once_rows_and_control_writes_are_stored(bac
         await account_closing.settle(owner)
     await backend.flush()
     await account_closing.settle(owner)
-    backend.rows(
-        "insert into control_write (partition, account, verb) values (%s, %s, 'credits') returning id",
-        world.p, f"organization:{owner}",
+
+
+@pytest.mark.parametrize("service", [CHAT, CREDITS, UNITS], ids=lambda one: str(one.key))
+async def test_calls_that_have_not_ended_settle_nothing_for_their_tenant_and_organization(
+    backend: Backend, service: Service
+) -> None:
+    world = await busy(backend)
+    account_closing = AccountCloser(backend.counters, Accounts(backend.engine), reconciler_of(backend))
+    organization, tenant = world.caller.organization_id, world.caller.tenant_id
+    other = await backend.made("tenants", name="quiet", organization_id=organization)
+    await backend.push()
+    await backend.flush()
+    call = world.reserve(service=service, need=10, credits_=3)
+    for realm in (Realm(organization), Realm(organization, tenant)):
+        with pytest.raises(CallsOpen):
+            await account_closing.settle(realm)
+    await account_closing.settle(Realm(organization, other))
+    await account_closing.close(organization)  # an invoice bills what is settled
+    call.settle(tokens=10, credits=3)
+    await backend.flush()
+    for realm in (Realm(organization), Realm(organization, tenant)):
+        await account_closing.settle(realm)
+
+
+async def test_an_organization_with_a_sale_that_is_not_stored_yet_is_not_deleted(backend: Backend) -> None:
+    organization = await backend.made("organizations", name="buyer", currency="USD")
+    await backend.verify()
+    await backend.made(
+        "credit-additions", organization_id=organization, credits_added=1_000, category="paid",
+        unit_cost=Decimal("0.10"),
     )  # fmt: skip
-    with pytest.raises(NotStoredYet):
-        await account_closing.settle(owner)
+    for move in (backend.push, backend.flush):
+        with pytest.raises(NotStoredYet):
+            await backend.write("organizations", "delete", organization)
+        await move()
+    with pytest.raises(Conflict, match="USD 100 of credits_purchased"):
+        await backend.write("organizations", "delete", organization)
 
 
 async def test_counters_that_are_away_settle_nothing(backend: Backend) -> None:
@@ -329,7 +362,7 @@ async def test_counters_that_are_away_settle_nothing(backend: Backend) -> None:
         client.delete(keys.marker(world.p))
     account_closing = AccountCloser(backend.counters, Accounts(backend.engine), reconciler_of(backend))
     with pytest.raises(NotStoredYet):
-        await account_closing.settle(world.caller.organization_id)
+        await account_closing.settle(Realm(world.caller.organization_id))
 
 
 async def test_an_entry_that_could_not_be_stored_blocks_its_own_account_only(backend: Backend) -> None:

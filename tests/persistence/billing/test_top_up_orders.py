@@ -194,6 +194,7 @@ async def test_people_are_told_and_amounts_keep_their_currency(april: April) -> 
     assert isinstance(told, dict)
     assert (told["organization_id"], told["credit_balance"], told["credits_added"]) == (owner, -1, 1_000)
     assert (told["of_month"], told["monthly_max"], told["unit_cost"]) == (1, 10, "0.01")
+    assert post(april) == 1_000
     with pytest.raises(Conflict, match="bought automatically"):
         await april.do("organizations", "change", owner, currency="JPY")
     with pytest.raises(Unprocessable) as refused:

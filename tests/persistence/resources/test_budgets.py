@@ -12,7 +12,7 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 
-from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Query, Row
+from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Query, Realm, Row
 from gateway.core.accounts.budgets import BUDGETS_MAX, ORGANIZATION_RAISES_MAX, RAISES_MAX, Budget, owner_of
 from gateway.core.times import ms_of
 from gateway.errors import Conflict, Unprocessable
@@ -40,7 +40,7 @@ class Desk:
     ) -> CommittedWrite:
         command = Command(
             resource, verb, ACTOR, "00000000-0000-0000-0000-000000000000", dict, row_id, values,
-            closed=frozenset({ORGANIZATION}),
+            closed=frozenset({Realm(ORGANIZATION), Realm(ORGANIZATION, row_id)}),
         )  # fmt: skip
         done = await self.store.write(command)
         assert isinstance(done, CommittedWrite)
