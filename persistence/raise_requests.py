@@ -16,6 +16,7 @@ from gateway.core.accounts.budgets import (
     MONEY,
     OPEN,
     USER,
+    counted,
     read_budget,
     window_of,
 )
@@ -57,6 +58,7 @@ def create(change: EntityWrite) -> Row:
         raise Unprocessable(errors=(("who", f"is required: this token has no {here.each} of its own"),))
     if errors := wrong_raise_of(change, row, values["amount"], until, who):
         raise Unprocessable(errors=errors)
+    _refuse_less(change, row, values["amount"])
     open_ = (raise_request.c.budget_id == here.id) & (raise_request.c.status == OPEN)
     waiting = change.connection.execute(select(func.count()).where(open_)).scalar_one()
     if waiting >= OPEN_MAX:
@@ -95,13 +97,22 @@ def approve(change: EntityWrite) -> Row:
     command = replace(change.command, id=id_in(row, "budget_id"), values=wanted)
     try:
         # The budget may have been deleted or changed since.
-        raise_amount(replace(change, subject=BUDGET_SUBJECT, command=command, before=None))
+        of_budget = replace(change, subject=BUDGET_SUBJECT, command=command, before=None)
+        _refuse_less(change, lock(of_budget), wanted["amount"])
+        raise_amount(of_budget)
     except Unprocessable as error:
         why = "; ".join(f"{field} {said}" for field, said in error.errors)
         raise Conflict(f"The budget cannot be raised as it was asked: {why}.") from error
     except NotFound as error:
         raise Conflict("The budget of this request was deleted.") from error
     return _decided(change, APPROVED)
+
+
+def _refuse_less(change: EntityWrite, row: Row, amount: object) -> None:
+    """Raise `Unprocessable` for an amount below the limit that the budget has now, its raise included."""
+    current = read_budget(row)
+    if counted(current.unit, amount) < current.limit_at(ms_of(change.now)):
+        raise Unprocessable(errors=(("amount", "must not be below what the budget has now"),))
 
 
 def deny(change: EntityWrite) -> Row:

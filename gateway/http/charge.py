@@ -503,7 +503,7 @@ def _counts_of(detail: Detail, usage: TokenUsage, call: CallRequest) -> Counts:
     If the upstream reported none, tokens of sound and images are taken from the media in the request.
     """
     counts = detail.counts(usage)
-    if usage.reported or not call.blob_tokens or counts[_HEARD] or counts[_SEEN]:
+    if usage.reported or call.mute or not call.blob_tokens or counts[_HEARD] or counts[_SEEN]:
         return counts
     heard = min(call.heard, counts[0])
     seen = min(call.blob_tokens - call.heard, counts[0] - heard)

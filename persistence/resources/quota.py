@@ -53,6 +53,7 @@ from gateway.core.billing.charges import too_many as too_much_money
 from gateway.core.billing.money import rounded, times
 from gateway.core.billing.payments import NEXT, PREPAID
 from gateway.core.billing.price_book import KINDS
+from gateway.core.times import ms_of
 from gateway.errors import Forbidden, Unprocessable
 from persistence import entity
 from persistence.billing import top_ups
@@ -83,6 +84,10 @@ from persistence.tables import (
 # Advisory lock class 7806: writers of budgets of an organization, so that maxima hold. Organizations share
 # 1,024 locks: PostgreSQL has room for a few thousand in all.
 _LOCK = text("SELECT pg_advisory_xact_lock(7806, (CAST(:organization AS bigint) % 1024)::integer)")
+# The raise of one owner. It may be over.
+_OWN = select(budget_raise).where(
+    budget_raise.c.budget_id == bindparam("id"), budget_raise.c.value == bindparam("value")
+)
 # How many raises of single owners are in force, of one budget and of its organization.
 _RAISES = text("""
 SELECT count(*) FILTER (WHERE r.budget_id = :budget_id) AS of_budget, count(*) AS of_all
@@ -172,7 +177,12 @@ def wrong_raise_of(
     change: EntityWrite, row: Row, amount: object, until: datetime, who: object
 ) -> tuple[tuple[str, str], ...]:
     """Return (field, fault) for each error in a raise of a budget, or with `who` of one owner."""
-    current = read_budget(row)
+    own = (
+        () if who is None else change.connection.execute(_OWN, {"id": row["id"], "value": owner_of(str(who))})
+    )
+    current = read_budget(
+        {**row, "raises": {raised.value: (raised.amount, ms_of(raised.until)) for raised in own}}
+    )
     errors = tuple(wrong_raise(current, amount, until, change.now, None if who is None else str(who)))
     if who is None or current.each != KEY or "who" in dict(errors):
         return errors

@@ -236,13 +236,18 @@ async def test_a_hold_that_was_cut_is_sent_as_the_calls_maximum(stage: Stage) ->
     assert 1 <= sent["max_completion_tokens"] <= 500 // 5
 
 
-async def stream(stage: Stage, first: int, extension: tuple[int, bool, bool], cut: bool) -> bytes:
-    """A stream of 40 events in four parts, of which its hold covers so many tokens at first."""
+TEN = (EVENT,) * 10
+
+
+async def stream(
+    stage: Stage, first: int, extension: tuple[int, bool, bool], cut: bool, events: tuple[bytes, ...] = TEN
+) -> bytes:
+    """A stream of these events four times, of which its hold covers so many tokens at first."""
     stage.counters.decision = admitted(money=first * 5)
     stage.counters.extension = extension
     parts: list[Any] = []
     for _ in range(4):
-        parts += [chunks(*[EVENT] * 10, end=False), 0.01]
+        parts += [chunks(*events, end=False), 0.01]
     end = chunks(USAGE_EVENT, DONE_EVENT)
     stage.upstream.scripts.append([STREAM_HEAD, *parts, *([asyncio.Event()] if cut else [end])])
     got = await stage.ask(post(CHAT_STREAM))
@@ -272,14 +277,27 @@ async def test_a_budget_that_is_used_up_ends_a_stream_where_it_says_so(stage: St
     assert charge.money > 0
 
 
-async def test_a_stream_that_passes_its_maximum_is_cut_and_charged_by_that(stage: Stage) -> None:
+@pytest.mark.parametrize("events", [TEN, (EVENT.replace(b"word ", b"word " * 10),)])
+async def test_a_stream_that_passes_its_maximum_is_cut_and_charged_by_that(
+    stage: Stage, events: tuple[bytes, ...]
+) -> None:
     """It reads 43 at 2, its maximum is 10 at 5, and 170 are held: for 16. Its upstream writes 40."""
     budgeted(stage, replace(BUDGET, cut=True))
-    body = await stream(stage, 170 // 5, (59, True, True), True)
+    body = await stream(stage, 170 // 5, (59, True, True), True, events)
     assert 16 < body.count(b"word ") < 40
     assert body.endswith(b"data: [DONE]\n\n")
     (charge,) = stage.counters.charges
     assert (charge.tokens, charge.money) == (43 + 10, 43 * 2 + 10 * 5)
+
+
+@pytest.mark.parametrize("text", [b"a" * 20 + b" ", b"-" * 60])
+async def test_a_dense_stream_within_its_maximum_is_not_cut(stage: Stage, text: bytes) -> None:
+    """Its maximum is 10. It writes eight long words, or 240 dashes, which may be four tokens."""
+    budgeted(stage, replace(BUDGET, cut=True))
+    events = (EVENT.replace(b"word ", text),) * (2 if text.endswith(b" ") else 1)
+    body = await stream(stage, 170 // 5, (59, True, True), False, events)
+    assert body.count(text) == 4 * len(events)
+    assert stage.counters.outgrowths == []
 
 
 async def test_a_budget_that_is_used_up_lets_a_stream_finish_where_it_says_so(stage: Stage) -> None:

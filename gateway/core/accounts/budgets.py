@@ -590,11 +590,12 @@ def wrong_raise(
 ) -> Wrong:
     """Yield (field, fault) for each error in a raise of a budget's limit to `amount`, `until` a time.
 
-    With `who`, the raise is of one user, key, project or session.
+    With `who`, the raise is of one user, key, project or session, and not below an earlier one of it.
     """
     found = list(wrong_amount(budget.unit, amount, "amount"))
     yield from found
-    if not found and who is not None and counted(budget.unit, amount) < budget.limit_at(ms_of(now)):
+    has = 0 if who is None else budget.limit_of(owner_of(who), ms_of(now)).amount
+    if not found and counted(budget.unit, amount) < has:
         yield "amount", "must not be below what this one has: what it is raised to, not by"
     elif not found and counted(budget.unit, amount) < budget.amount:
         yield "amount", "must not be below the budget's own: what it is raised to, not by"

@@ -694,6 +694,7 @@ class CallRequest:
     endless: int = 0  # documents, sound and videos of unknown length
     sound_beyond: int = 0  # tokens that a recording of a form may have beyond `heard`
     heard: int = 0  # part of `blob_tokens` that is sound
+    mute: bool = False  # all of `blob_tokens` is text: of a live session without sound and pictures
     upstream: str = ""  # the upstream without targets, empty if unknown
     tiers: tuple[str, ...] = ()  # service tiers that it asks for
     storage: StorageTime | None = None  # of contents that its upstream bills by time

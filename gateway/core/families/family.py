@@ -182,6 +182,7 @@ class LiveSession(Protocol):
     named_later: bool  # the first message names the model, not the path
     model: str
     models: tuple[str, ...]
+    has_media: bool  # whether the client has sent sound, pictures or video
 
     @property
     def pending(self) -> bool: ...  # whether requests of the client are open

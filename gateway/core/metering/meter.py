@@ -236,11 +236,11 @@ class Meter:
     """
 
     __slots__ = (
-        "_reported_at", "begun", "behind", "bounds", "broke", "by_units", "cached", "call",
+        "_dense_from", "_reported_at", "begun", "behind", "bounds", "broke", "by_units", "cached", "call",
         "content_events", "detail", "ended", "failed", "final", "finished", "input", "last_word", "marked",
         "notes", "opening", "output", "output_most", "partial", "phase", "position", "reasoning", "reported",
         "reported_part", "said", "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted",
-        "unread", "whole_bytes", "withheld",
+        "unread", "whole_bytes", "withheld", "words",
     )  # fmt: skip
 
     def __init__(self, call: CallRequest, status: int, bounds: UsageBounds) -> None:
@@ -262,6 +262,8 @@ class Meter:
         if each is None:
             each = call.output_ceiling or most
         self.output_most = min(each * call.choices, most)
+        # From so many bytes on the text is probably longer than the maximum, and its words are counted.
+        self._dense_from, self.words = int(self.output_most * call.output_bytes_per_token), 0
         self.reported = self.partial = self.uncounted = self.marked = self.final = False
         self.ended = self.last_word = self.failed = self.surplus = self.by_units = False
         self.unread = self.broke = False
@@ -397,9 +399,9 @@ class Meter:
     def _running(self) -> int:
         """Return the output tokens of a running answer: beyond the call's maximum those that are sure.
 
-        An event has a token at least, and a text at most `TOKEN_BYTES_MAX` for a token.
+        An event has a token at least, and so has a word. A text has at most `TOKEN_BYTES_MAX` for a token.
         """
-        return max(self.counted(), self.content_events, self.seen_bytes // TOKEN_BYTES_MAX)
+        return max(self.counted(), self.content_events, self.words, self.seen_bytes // TOKEN_BYTES_MAX)
 
     def see_rest(self, part: bytes) -> None:
         """Count the text in `part`, the incomplete event or element with which the answer broke off."""
@@ -416,6 +418,8 @@ class Meter:
     def saw(self, text: str) -> None:
         """Count a piece of produced text."""
         self.text_bytes += len(text) if text.isascii() else len(text.encode())
+        if self.text_bytes > self._dense_from:
+            self.words += len(text.split())
         if self.texts is not None:
             self.texts.append(text)
             if self.text_bytes > TOKENIZED_BYTES_MAX:

@@ -185,17 +185,22 @@ class LiveSocket(WebSocket):
                 raise
         self._refused = True
         exchange.caller, call = before.caller, exchange.call or before.call
-        exchange.call, call.blob_tokens = call, session.needs
+        exchange.call = call
+        self._count_input(call)
         owed = AdmittedCall(
             exchange, before.caller, before.service, call, None, before.prices, before.budgets
         )
         owed.owe(before)
         return owed
 
+    def _count_input(self, call: CallRequest) -> None:
+        """Set the input of a turn's call to what the session needs by now."""
+        call.blob_tokens, call.mute = self._session.needs, not self._session.has_media
+
     def _charge_rest(self, attempt: Attempt, call: CallRequest | None) -> None:
         """Charge all uncharged usage to this call by estimate: no later event of the upstream is read."""
         if call is not None:
-            call.blob_tokens = self._session.needs
+            self._count_input(call)
         attempt.read = True
         self._session.forget()
 
@@ -481,7 +486,7 @@ class LiveSocket(WebSocket):
         asked, self._asked = self._asked, []
         exchange, upstream = self._connection.exchange, self._upstream
         if exchange is not None and exchange.call is not None:
-            exchange.call.blob_tokens = self._session.needs
+            self._count_input(exchange.call)
         if upstream is not None:
             for one in asked:
                 upstream.send(one)

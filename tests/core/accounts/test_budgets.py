@@ -450,6 +450,30 @@ def test_a_raise_of_one_is_of_a_value_of_each_and_not_below_what_it_has(
     assert [field for field, _ in wrong_raise(budget, amount, tomorrow, NOW, who)] == found
 
 
+@pytest.mark.parametrize(
+    ("who", "now_s", "amount", "found"),
+    [
+        ("ada", 9, 599, ["amount"]),
+        ("ada", 9, 799, ["amount"]),
+        ("ada", 9, 800, []),
+        ("ada", 10, 599, ["amount"]),  # hers is over: everybody has 600 until 20
+        ("ada", 10, 600, []),
+        ("ada", 20, 500, []),
+        ("bob", 9, 600, []),
+        ("bob", 9, 599, ["amount"]),
+    ],
+)
+def test_a_raise_of_one_is_not_below_its_own_raise_in_force(
+    who: str, now_s: int, amount: int, found: list[str]
+) -> None:
+    budget = Budget(
+        1, "each", "requests", 500, "day", each="user", raised_to=600, raised_until_ms=20_000,
+        raises={owner_of("ada"): PersonalRaise(800, 10_000)},
+    )  # fmt: skip
+    now = datetime.fromtimestamp(now_s, UTC)
+    assert [field for field, _ in wrong_raise(budget, amount, now + timedelta(seconds=1), now, who)] == found
+
+
 # --- selectors --------------------------------------------------------------------------
 # How many budgets a call may meet at once.
 

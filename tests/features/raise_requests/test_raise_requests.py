@@ -75,6 +75,22 @@ async def test_an_approved_request_raises_the_one_that_asked(api: Api) -> None:
     assert (await api.get(f"budgets/{here['id']}")).json["raised_to"] is None
 
 
+@pytest.mark.parametrize("who", ["eve", None])
+async def test_a_request_below_what_was_raised_since_is_not_approved(api: Api, who: str | None) -> None:
+    """Of three, raised to eight: six are more than the budget's own, and less than there is by now."""
+    here = await budget(api, each="user" if who else None)
+    of = {"who": who} if who else {}
+    made = await asked(api, here, "6", **of)
+    raised = {"amount": "8", "until": SOON, "reason": "more", **of}
+    assert (await api.post(f"budgets/{here['id']}/raise", raised)).status == 200
+    assert (await api.post(f"raise-requests/{made.json['id']}/approve")).status == 409
+    there = (await api.get(f"budgets/{here['id']}")).json["raised_to"]
+    assert (there, raises(api)) == ((None, [("eve", 8, "more")]) if who else ("8", []))
+    below = await asked(api, here, "6", **of)
+    assert (below.status, [one["field"] for one in below.json["errors"]]) == (422, ["amount"])
+    assert (await asked(api, here, "8", **of)).status == 201
+
+
 async def test_a_request_may_name_whom_to_raise(api: Api) -> None:
     here = await budget(api, each="session")
     made = await asked(api, here, who="night-run")

@@ -22,7 +22,7 @@ from websockets.exceptions import InvalidStatus
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.billing.money import NANO
-from gateway.core.billing.price_book import read_price
+from gateway.core.billing.price_book import KINDS, read_price
 from gateway.core.calls.routes import ModelRule, ModelTarget, Route, UpstreamTarget
 from gateway.core.families.gemini.live import GeminiLiveSession
 from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
@@ -38,6 +38,7 @@ ROUTES = (
     Route(("GET",), "/v1/realtime", "up", "chat", OPENAI, "openai_realtime", queries=("model",)),
     Route(("GET",), "/openai/realtime", "up", "chat", OPENAI, "openai_realtime", queries=("deployment",)),
 )
+TINY = "data:image/png;base64,iVBORw0KGgo="
 KEY_FIELD = {"authorization": f"Bearer {KEY}"}
 CREATED = {"type": "session.created", "session": {"type": "realtime", "model": "m"}}
 BEGUN = {"type": "response.created", "response": {"id": "resp_1", "status": "in_progress"}}
@@ -457,7 +458,12 @@ async def test_a_response_that_is_asked_for_meanwhile_waits_for_its_own_hold(ref
         assert [one.tokens for one in stage.counters.charges] == [253] * (1 if refused else 2)
 
 
-async def test_where_its_route_says_abort_it_is_charged_its_input_at_once() -> None:
+@pytest.mark.parametrize(
+    ("kind", "part"), [("input_text", {"text": "x" * 300}), ("input_image", {"image_url": TINY})]
+)
+async def test_where_its_route_says_abort_it_is_charged_its_input_at_once(
+    kind: str, part: dict[str, str]
+) -> None:
     async def script(socket: LiveUpstream) -> None:
         await socket.until("response.create")
         await socket.send(BEGUN)
@@ -465,13 +471,18 @@ async def test_where_its_route_says_abort_it_is_charged_its_input_at_once() -> N
 
     async with live(script, (replace(ROUTES[0], on_disconnect="abort"),)) as (stage, _):
         async with connected(stage) as socket:
-            item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x" * 300}]}
+            item = {"type": "message", "role": "user", "content": [{"type": kind, **part}]}
             await socket.send_json({"type": "conversation.item.create", "item": item})
             await socket.send_json(CREATE)
             await until(socket, "response.created")
         await stage.settled()
         (charge,) = stage.counters.charges
         assert charge.tokens > 100
+        facts = read_facts(charge.metadata)
+        assert facts is not None
+        of_pictures = facts.counts[KINDS.index("image_input")]
+        # Of a session that sent a picture, no other kind is told apart.
+        assert (of_pictures == 0) is (kind == "input_text")
         await eventually(lambda: not stage.upstream.open)
 
 
@@ -699,6 +710,60 @@ def test_what_interrupts_an_answer_is_held_for_although_nothing_of_its_own_answe
         event = json.dumps({"serverContent": {"modelTurn": {}, word: True}, "usageMetadata": usage})
         assert session.hear(event.encode()) == (event.encode(), False, True, "")
         assert session.pending is pending
+
+
+@pytest.mark.parametrize(
+    ("message", "asks"),
+    [
+        ({"clientContent": {}}, False),
+        ({"clientContent": {"turnComplete": False}}, False),
+        ({"client_content": {"turn_complete": None}}, False),
+        ({"clientContent": {"turnComplete": True}}, True),
+        ({"client_content": {"turn_complete": True}}, True),
+        ({"clientContent": {"turnComplete": False, "turn_complete": True}}, True),
+        ({"clientContent": {"turnComplete": "true"}}, True),
+        ({"realtimeInput": {"audioStreamEnd": True}}, False),
+        ({"realtime_input": {"activity_end": {}}}, False),
+        ({"realtimeInput": {"text": "hi"}}, True),
+        ({"realtimeInput": {"audio": {"data": "AAAA"}}}, False),
+        ({"realtimeInput": {"audio": {"data": "AAAA"}, "audioStreamEnd": True}}, True),
+        ({"realtimeInput": {"audio": {"data": "AAAA"}, "audioStreamEnd": False}}, False),
+        ({"toolResponse": {}}, True),
+    ],
+)
+def test_a_message_of_gemini_live_asks_where_it_says_so(message: dict[str, Any], asks: bool) -> None:
+    session = GeminiLiveSession({})
+    session.ask(SETUP, 60)
+    session.ask(message, 60)
+    assert session.pending is asks
+
+
+def test_an_end_of_live_input_asks_once_about_it() -> None:
+    session = GeminiLiveSession({})
+    end = {"realtimeInput": {"activityEnd": {}}}
+    for message in (SETUP, {"realtimeInput": {"audio": {"data": "AAAA"}}}, end):
+        session.ask(message, 60)
+    assert session.pending
+    usage = {"promptTokenCount": 3, "responseTokenCount": 2}
+    session.hear(json.dumps({"serverContent": {"turnComplete": True}, "usageMetadata": usage}).encode())
+    session.ask(end, 60)
+    assert not session.pending
+
+
+@pytest.mark.parametrize(
+    ("message", "needs"),
+    # 20 tokens of a setup of 60 bytes, and as many of each of 300 messages; for eight answers at most.
+    [({"clientContent": {}}, 6_020), ({"clientContent": {"turnComplete": True}}, 8 * 6_020),
+     ({"realtimeInput": {"activityEnd": {}}}, 320)],
+)  # fmt: skip
+def test_what_a_session_of_gemini_live_needs_grows_with_its_messages_alone(
+    message: dict[str, Any], needs: int
+) -> None:
+    session = GeminiLiveSession({})
+    session.ask(SETUP, 60)
+    for _ in range(300):
+        session.ask(message, 60)
+    assert session.needs == needs
 
 
 # What costs nothing between turns.

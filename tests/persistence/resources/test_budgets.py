@@ -151,6 +151,17 @@ async def test_a_raise_of_one_is_told_beside_the_budgets_own_amount(desk: Desk) 
     }
 
 
+async def test_a_raise_of_one_is_not_lowered_and_ends_earlier_where_it_is_told_so(desk: Desk) -> None:
+    desk.now = datetime.now(UTC).replace(microsecond=0)
+    budget_id = int(str((await desk.make(each="user"))["id"]))
+    await raised(desk, budget_id, "ada", 80, days=3)
+    less = {"amount": Decimal("79.99"), "until": desk.now + timedelta(days=1), "reason": "-", "who": "ada"}
+    assert set(await desk.refused("raise", budget_id, **less)) == {"amount"}
+    await raised(desk, budget_id, "ada", 80, days=1)
+    [budget] = await desk.told()
+    assert budget.raises == {owner_of("ada"): (80_000_000_000, ms_of(desk.now + timedelta(days=1)))}
+
+
 async def test_raises_of_one_that_are_over_are_not_told_and_go_with_the_next(desk: Desk) -> None:
     budget_id = int(str((await desk.make(each="user"))["id"]))
     desk.now = datetime.now(UTC) - timedelta(days=9)

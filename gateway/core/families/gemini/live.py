@@ -39,6 +39,10 @@ _FREE: Final = frozenset(
         "voiceActivityDetectionSignal",
     }
 )  # fmt: skip
+# Fields that end a turn of the client, and its live input. Absent, null and false are the same.
+_COMPLETE: Final = ("turnComplete", "turn_complete")
+_INPUT_ENDS: Final = ("activityEnd", "activity_end", "audioStreamEnd", "audio_stream_end")
+_UNSET: Final[tuple[object, ...]] = (None, False)
 # Fields that end an answer of the model.
 _OVER: Final = ("turnComplete", "interrupted")
 # Files, and sessions, that another caller of the account may have made.
@@ -73,13 +77,15 @@ _COMPRESSED_BYTES_S: Final = 750
 # Of a model a token is 40 ms at 24 kHz.
 _MADE_CHARACTERS: Final = 2_560
 _BYTES_PER_TOKEN: Final = 3
+# The most answers under way that are held for: the API runs one, and an ask on its way interrupts it.
+ANSWERS_MAX: Final = 8
 
 
 class GeminiLiveSession:
     """One connection of the Live API. `tokens` is the size of its context: by bytes, corrected by reports.
 
     There is one answer at a time, and another request interrupts it. Answers have no ids, so the session
-    counts those under way.
+    counts those under way, up to `ANSWERS_MAX`.
     """
 
     refuses_by_event = False
@@ -89,10 +95,12 @@ class GeminiLiveSession:
         self.model = ""
         self.models: tuple[str, ...] = ()
         self.tokens = 0
+        self.has_media = False
         self._tools: list[Document] = []
         self._asked = 0  # answers under way
         self._said = self._said_before = 0  # tokens of the client in all, and before the present answer
-        self._last = 0, 0, 0  # tokens, answers and tools of the last message
+        self._unasked = False  # whether there is live input that no message has asked about
+        self._last = 0, 0, 0, False  # tokens, answers and tools of the last message; `_unasked` before it
         self._begun = self._reported = self._over = False
 
     @property
@@ -142,22 +150,27 @@ class GeminiLiveSession:
         self._tools += tools
         # Input that comes before the answer begins belongs to the same answer.
         joins = kind == _INPUT and self._asked > 0 and not self._begun
-        asked = int(_asks(kind, said) and not joins)
+        before, streams = self._unasked, kind == _INPUT and any(name in said for name in _STREAMS)
+        self._unasked, self.has_media = before or streams, self.has_media or streams
+        asks = _asks(kind, said, self._unasked)
+        asked = int(asks and not joins and self._asked < ANSWERS_MAX)
         self._asked += asked
+        self._unasked = self._unasked and not asks
         if kind == _INPUT:
             tokens, characters = _streamed(said)
             tokens += (size - characters) // _BYTES_PER_TOKEN if "text" in said else 1
         else:
             media = _bounded(media_in(said, PARTS), name)
             tokens = (size - media.size) // _BYTES_PER_TOKEN + media.tokens
-        self._last = tokens, asked, len(tools)
+            self.has_media = self.has_media or media.tokens > 0
+        self._last = tokens, asked, len(tools), before
         self.tokens += tokens
         self._said += tokens
         return False
 
     def take_back(self) -> None:
         """Undo the counts of the last message, which is not sent."""
-        (tokens, asked, tools), self._last = self._last, (0, 0, 0)
+        (tokens, asked, tools, self._unasked), self._last = self._last, (0, 0, 0, self._unasked)
         self.tokens, self._said = max(0, self.tokens - tokens), self._said - tokens
         self._asked = max(0, self._asked - asked)
         del self._tools[len(self._tools) - tools :]
@@ -236,12 +249,16 @@ def _rate(stated: str) -> int:
     return rate if 0 < rate <= _RATE_MAX else _RATE_MIN
 
 
-def _asks(kind: str, said: Document) -> bool:
-    """Return whether a message asks the model for an answer."""
+def _asks(kind: str, said: Document, unasked: bool) -> bool:
+    """Return whether a message asks the model for an answer.
+
+    The end of live input does so only if there is some, `unasked` about. Content that is not marked as complete
+    awaits more.
+    """
     if kind == _CONTENT:
-        return said.get("turnComplete", said.get("turn_complete")) is not False
-    ended = ("text", "activityEnd", "activity_end", "audioStreamEnd", "audio_stream_end")
-    return kind == _TOOLS or (kind == _INPUT and any(name in said for name in ended))
+        return any(said.get(name, False) not in _UNSET for name in _COMPLETE)
+    ends = unasked and any(said.get(name, False) not in _UNSET for name in _INPUT_ENDS)
+    return kind == _TOOLS or (kind == _INPUT and (ends or "text" in said))
 
 
 def _is_over(said: Document, content: Document) -> bool:

@@ -193,6 +193,7 @@ class RealtimeSession:
         self.model = query.get("model") or query.get("deployment") or ""
         self.models: tuple[str, ...] = ()
         self.tokens = 0
+        self.has_media = False
         self._number = 0
         self._asked = _OpenRequests()
         self._responses: dict[str, int] = {}  # the client's tokens before each response
@@ -285,6 +286,7 @@ class RealtimeSession:
         if kind == _APPEND and isinstance(sound, str):
             tokens, self._rest = divmod(self._rest + len(sound), self._sound_characters)
             self._sound += tokens
+            self.has_media = True
         elif kind in {_ITEM, _CREATE}:
             items = [object_in(message, "item"), *objects_in(object_in(message, "response"), "input")]
             tokens = self._said_by(items, size)
@@ -314,6 +316,7 @@ class RealtimeSession:
         document: Document = {"said": items}
         media = media_in(document, _MEDIA)
         tokens = media.tokens + (names_in(document).files - media.named) * BLOB_TOKENS
+        self.has_media = self.has_media or tokens + characters > 0
         tokens += max(0, size - characters - media.size) // _BYTES_PER_TOKEN
         return tokens + -(-characters // self._sound_characters)
 
