@@ -203,6 +203,7 @@ async def test_who_follows_another_plan_or_is_gone_is_not_told(backend: Backend)
     plan = await backend.made("token-plans", name="Tokyo", total_amount=5, time_zone="Asia/Tokyo")
     await backend.write("tenant-quotas", "change", moved.caller.tenant_id, plan_id=plan)
     await backend.write("api-keys", "revoke", gone.caller.key_id)
+    await backend.flush()  # all movements are rows
     await backend.write("tenants", "delete", gone.caller.tenant_id)
     assert await backend.push() == 0
     assert await told(backend).tell(BERLIN, ZoneOffset(1, 2, 3), 10) == 1
