@@ -29,7 +29,7 @@ from gateway.local.embedded import postgres
 from tests.run.supervisor.conftest import ROOT
 from tests.waiting import HUNG_S, readable, wait_until
 
-WORKER_BYTES_MAX = 50_000_000
+WORKER_BYTES_MAX = 52_000_000
 TWINS = (
     "INSERT INTO app_user (organization_id, external_id)"
     " SELECT min(id), %(it)s FROM organization, generate_series(1, 2) AS twin GROUP BY twin"
