@@ -12,12 +12,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote
 
 import msgspec
 from wsproto import ConnectionType
-from wsproto.connection import Connection
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 
 from gateway.core.calls.call import BodyLook, CallRequest, read_document, write_document, written_of
@@ -30,7 +29,9 @@ from gateway.errors import ModelNotAllowed, Refusal, RequestTooLarge, UpstreamUn
 from gateway.features.websockets.sockets import (
     INNER,
     SLOW,
+    TURN,
     WAITING,
+    FrameReader,
     SocketAnswer,
     WebSocket,
     open_as,
@@ -43,7 +44,6 @@ from gateway.http.protocol.answer import EVENT_STREAM, AnswerHead
 from gateway.http.protocol.request import accepted
 from gateway.http.relay import relay
 from gateway.http.routing.head import CallHead
-from gateway.http.server.connection import ReadPause
 from gateway.http.server.exchange import Attempt, ClientGone, ClientPort, Exchange, Worker
 from gateway.http.tally import NEVER
 from gateway.http.turns import FairQueue
@@ -53,7 +53,7 @@ from gateway.http.upstream.pool import Link
 # client, or for the call that they answer.
 _USUAL, _AWAY, _NO_CODE, _BAD, _REFUSED, _TOO_LARGE, _BROKEN = 1000, 1001, 1005, 1007, 1008, 1009, 1011
 _OWN_CODES = 3000  # from here on, codes belong to applications
-_WAITING, _SLOW, _LINK, _TURN = 1, 2, 4, 8
+_WAITING, _SLOW, _LINK = 1, 2, 8
 # Codes of an upstream's close frame that are passed on.
 _SENT_CODES: Final = frozenset({1000, 1001, 1007, 1008, 1009, 1011, 1012, 1013})
 # Bytes of one message of a client, which may contain a picture or sound.
@@ -290,7 +290,7 @@ class LiveSocket(WebSocket):
     def begin(self, early: bytes) -> None:
         """Start to read from the client, and to look for idleness; `early` are bytes already received."""
         super().begin(early)
-        self._reading.resume(INNER)  # the connection answers the opening during the whole first turn
+        self.reading.resume(INNER)  # the connection answers the opening during the whole first turn
         self._look = self._loop.call_later(LOOK_S, self._look_after)
 
     def _hang_up(self, error: Exception | None) -> None:
@@ -368,15 +368,15 @@ class LiveSocket(WebSocket):
 
     def hold(self, reason: int) -> None:
         """Stop reading messages of the client. `reason` is a flag; reading resumes once no flag is left."""
-        self._reading.pause(reason)
+        self.reading.pause(reason)
 
     def go_on(self, reason: int) -> None:
         """Resume reading messages, if no other reason for the pause remains."""
-        if not (self._asked or self._kept) and (reason == SLOW or not self._reading.paused & SLOW):
+        if not (self._asked or self._kept) and (reason == SLOW or not self.reading.paused & SLOW):
             self.keep(-self._owed)
             self._owed = 0
-        if self._reading.paused & reason:
-            self._reading.resume(reason)
+        if self.reading.paused & reason:
+            self.reading.resume(reason)
             self._queue()
 
     def _ask(self, body: bytes) -> None:
@@ -569,7 +569,7 @@ class LiveSocket(WebSocket):
         self._look = loop.call_later(min(LOOK_S, limits.socket_unasked_s), self._look_after)
         if self._leaves():
             return
-        if self._reading.paused and not self._closed:
+        if self.reading.paused and not self._closed:
             # Its end may be behind unread bytes: the kernel of a client that is gone answers with a reset.
             self._transport.write(self._frames.send(Ping()))
         idle = loop.time() - self._seen_at > limits.socket_idle_s
@@ -658,19 +658,15 @@ class LiveSocket(WebSocket):
                 self._transport.write(self._frames.send(TextMessage(data=event.decode("utf-8", "replace"))))
 
 
-class UpstreamSocket(asyncio.Protocol):
+class UpstreamSocket(FrameReader):
     """The upstream's socket of a session, and the transport of the links of its turns."""
 
     def __init__(
         self, client: LiveSocket, link: Link, released: Callable[[], None], queue: FairQueue
     ) -> None:
-        self._client, self._opened, self._released, self._turns = client, link, released, queue
-        self._transport: Any = link.transport
-        self._frames = Connection(ConnectionType.CLIENT)
-        self._message = bytearray()
-        self._closed = self._queued = False
+        super().__init__(link.transport, ConnectionType.CLIENT, queue)
+        self._client, self._opened, self._released = client, link, released
         self._most = client.event_bytes_max
-        self.reading = ReadPause(self._transport)
 
     def begin(self) -> None:
         """Adopt the connection to the upstream from the link that opened it, and start to read."""
@@ -703,11 +699,9 @@ class UpstreamSocket(asyncio.Protocol):
     # the protocol of the upstream's socket
 
     def data_received(self, data: bytes) -> None:
-        """Read frames: process the first one, and queue the others."""
+        """Process the frames of an upstream, unless its socket is closed."""
         if not self._closed:
-            self._frames.receive_data(data)
-            if not self._queued:
-                self._go_on()
+            self._read(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Release the connection, and end the client's socket after the frames that were read."""
@@ -728,20 +722,13 @@ class UpstreamSocket(asyncio.Protocol):
         self._client.go_on(SLOW)
 
     def _go_on(self) -> bool:
-        """Process one frame, queue the next, and return whether there was one."""
         event = None if self._closed else next(self._frames.events(), None)
         if event is None:
-            self.reading.resume(_TURN)
+            self.reading.resume(TURN)
             return False
         self._take(event)
-        self._queued = True
-        self._turns.wait_for(self._take_turn)
+        self._queue()
         return True
-
-    def _take_turn(self) -> None:
-        self._queued = False
-        if self._go_on():
-            self.reading.pause(_TURN)  # until no frame is left
 
     # the transport of a turn's link, whose request is messages
 

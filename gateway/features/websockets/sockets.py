@@ -33,12 +33,13 @@ from gateway.http.routing.head import RoutedHead
 from gateway.http.server.buffers import full
 from gateway.http.server.connection import ReadPause
 from gateway.http.server.exchange import ClientPort, Exchange, Worker
+from gateway.http.turns import FairQueue
 
 # Codes of RFC 6455, 7.4.1, and IANA's 1013.
 _AWAY, _TOO_LARGE, _BROKEN, _LATER = 1001, 1009, 1011, 1013
 # Reasons not to read a socket: its connection is busy, its client reads slowly, frames of it wait for others,
 # or it has sent too many messages. Of live sockets: a message waits for a turn, the upstream reads slowly.
-INNER, _BLOCKED, _TURN, WAITING, SLOW, _RATE = 1, 2, 4, 8, 16, 32
+INNER, _BLOCKED, TURN, WAITING, SLOW, _RATE = 1, 2, 4, 8, 16, 32
 _HELD = _BLOCKED | WAITING | SLOW | _RATE
 # How many seconds' messages may come at once.
 BURST_S: Final = 5.0
@@ -111,23 +112,52 @@ class MessageBucket:
         return max(0.0, (1 - self._left) / self._rate)
 
 
-class WebSocket(asyncio.Protocol):
+class FrameReader(asyncio.Protocol):
+    """A socket whose frames are processed one at a time, in turn with those of the other sockets in `turns`."""
+
+    def __init__(self, transport: Any, kind: ConnectionType, turns: FairQueue) -> None:
+        self._transport, self._turns = transport, turns
+        self.reading = ReadPause(transport)
+        self._frames = Connection(kind)
+        self._message = bytearray()
+        self._closed = self._queued = False
+
+    def _read(self, data: bytes) -> None:
+        """Read frames: process the first one, and queue the others."""
+        self._frames.receive_data(data)
+        if not self._queued:
+            self._go_on()
+
+    def _go_on(self) -> bool:
+        """Process one frame, queue the next, and return whether there was one."""
+        raise NotImplementedError
+
+    def _queue(self) -> None:
+        """Process the next frame when it is the turn of this socket."""
+        if not self._queued:
+            self._queued = True
+            self._turns.wait_for(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._queued = False
+        if self._go_on():
+            self.reading.pause(TURN)  # until no frame is left
+
+
+class WebSocket(FrameReader):
     """The protocol of a client's socket, and the transport of its connection."""
 
     busy = ""
 
     def __init__(self, connection: ClientPort, family: Family, worker: Worker, caller: Caller) -> None:
+        super().__init__(connection.transport, ConnectionType.SERVER, worker.frames)
         self._caller, self._worker, self._limits = caller, worker, worker.limits
         self._connection = connection
         assert connection.opened_by is not None
         self.opening = connection.opened_by
-        self._transport = connection.transport
         self.family = family
-        self._reading = ReadPause(self._transport)
-        self._frames = Connection(ConnectionType.SERVER)
-        self._message = bytearray()
         self._size = self._frames_here = 0
-        self._dropped = self._closed = self._queued = False
+        self._dropped = False
         self._answer: SocketAnswer | None = None
         self._end: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -137,18 +167,16 @@ class WebSocket(asyncio.Protocol):
         """Adopt the transport of the connection, with the bytes received early."""
         self._transport.set_protocol(self)
         if not self._transport.is_reading():
-            self._reading.paused = INNER
+            self.reading.paused = INNER
         if early:
             self._loop.call_soon(self.data_received, early)
 
     # the protocol of the client's socket
 
     def data_received(self, data: bytes) -> None:
-        """Read frames: process the first one, and queue the others."""
+        """Process the frames of a client that is there."""
         if not self._transport.is_closing():
-            self._frames.receive_data(data)
-            if not self._queued:
-                self._go_on()
+            self._read(data)
 
     def eof_received(self) -> bool:
         """Return False: the transport closes at the client's end of file, with or without a close frame."""
@@ -160,7 +188,7 @@ class WebSocket(asyncio.Protocol):
         Calls in progress are read to their end or canceled, as their route says.
         """
         self._closed = True
-        self._reading.close()
+        self.reading.close()
         if self._end is not None:
             self._end.cancel()
         self._let_go()
@@ -172,13 +200,13 @@ class WebSocket(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Stop reading from the client and the upstream while the client reads slowly."""
-        self._reading.pause(_BLOCKED)
+        self.reading.pause(_BLOCKED)
         self._connection.pause_writing()
 
     def resume_writing(self) -> None:
         """Resume after a slow client has caught up. Frames that were received before are processed first."""
         self._connection.resume_writing()
-        self._reading.resume(_BLOCKED)
+        self.reading.resume(_BLOCKED)
         self._queue()
 
     def shut(self) -> None:
@@ -227,11 +255,11 @@ class WebSocket(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """Stop reading from the client."""
-        self._reading.pause(INNER)
+        self.reading.pause(INNER)
 
     def resume_reading(self) -> None:
         """Resume reading from the client."""
-        self._reading.resume(INNER)
+        self.reading.resume(INNER)
 
     def get_write_buffer_size(self) -> int:
         """Return the number of bytes that wait to be sent."""
@@ -255,30 +283,18 @@ class WebSocket(asyncio.Protocol):
 
     # frames and messages
 
-    def _queue(self) -> None:
-        """Process the next frame when it is the turn of this socket."""
-        if not self._queued:
-            self._queued = True
-            self._worker.frames.wait_for(self._take_turn)
-
-    def _take_turn(self) -> None:
-        self._queued = False
-        if self._go_on():
-            self._reading.pause(_TURN)  # until no frame is left
-
     def _go_on(self) -> bool:
-        """Process one frame, queue the next, and return whether there was one."""
-        if self._transport.is_closing() or self._reading.paused & _HELD:
+        if self._transport.is_closing() or self.reading.paused & _HELD:
             return False
         event = next(self._frames.events(), None)
         if event is None:
-            self._reading.resume(_TURN)
+            self.reading.resume(TURN)
             return False
         self._take(event)
         if isinstance(event, Ping | Pong) or getattr(event, "message_finished", False):
             wait_s = self._bucket.take(self._loop.time())
             if wait_s and not self._closed:
-                self._reading.pause(_RATE)
+                self.reading.pause(_RATE)
                 self._loop.call_later(wait_s, self._refill)
         self._queue()
         return True
@@ -288,12 +304,12 @@ class WebSocket(asyncio.Protocol):
         if self._transport.is_closing():
             return
         if not self._leaves():
-            self._reading.resume(_RATE)
+            self.reading.resume(_RATE)
             self._queue()
 
     def _leaves(self) -> bool:
         """Return whether the client has left while it was not read, and end its connection then."""
-        reading = self._reading
+        reading = self.reading
         left = bool(reading.paused) and not self._transport.is_closing()
         left = left and (reading.is_left() or reading.is_ended())
         if left:
