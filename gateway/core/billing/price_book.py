@@ -59,10 +59,9 @@ FALLBACK: Final[Mapping[str, str]] = {
     "audio_input": "input", "image_input": "input",
     "reasoning": "output", "audio_output": "output", "image_output": "output",
 }  # fmt: skip
-# Kinds whose price in a service tier follows that of another kind.
+# Kinds whose price in a service tier follows that of another kind. Reading and writing caches do not.
 FOLLOWS: Final[Mapping[str, str]] = {
-    "cache_write_1h": "cache_write",
-    **{part: whole for whole, parts in PARTS_OF.items() for part in parts},
+    part: whole for part, whole in FALLBACK.items() if part not in {"cache_read", "cache_write"}
 }
 # Kinds that cost many times as much as text: their price is unknown if it is not named.
 NAMED_ALONE: Final = ("audio_input", "audio_output", "image_output")
