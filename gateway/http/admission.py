@@ -159,14 +159,14 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
             else await _read_in_turn(worker, head, received, caller, body, look, says)
         )
         exchange.call = call
-        held = held or (await by_head(exchange, caller) if call.documents else None)
-        call = await count_in_turn(worker, caller, call) if call.documents else call
+        if call.documents:
+            held = held or await by_head(exchange, caller)
+            await count_in_turn(worker, caller, call)
         attribution, attempt = head.attribution, exchange.attempt
         asked, run, opening = attribution.run, None, None
         if routed.metered and not call.free:
             policies = run_policies(ports.directory, caller, asked)
-            if asked is not None:
-                run, opening = run_to_judge(ports, caller, asked, policies)
+            run, opening = run_to_judge(ports, caller, asked, policies)
         service, prices, budgets = priced(worker, head, attempt, caller, call, run, received.long)
         named = named_objects(worker.models, routed, caller, call)
         if named or call.unsure:  # most calls name none, and make no coroutine
@@ -196,9 +196,14 @@ class OpeningRun(NamedTuple):
 
 
 def run_to_judge(
-    ports: Ports, caller: Caller, asked: RunRequest, policies: CallRunPolicies
-) -> tuple[Run, OpeningRun | None]:
-    """Return the run of a call for its checks, and an `OpeningRun` if this worker has not cached the run."""
+    ports: Ports, caller: Caller, asked: RunRequest | None, policies: CallRunPolicies
+) -> tuple[Run | None, OpeningRun | None]:
+    """Return the run of a call for its checks, and an `OpeningRun` if this worker has not cached the run.
+
+    Both are None for a call that names none.
+    """
+    if asked is None:
+        return None, None
     cached = ports.runs.cached(caller, asked)
     if cached is not None:
         return cached, None
@@ -285,10 +290,9 @@ async def _read_in_turn(  # noqa: PLR0917  # as `read`
     return await worker.bodies.read(caller.organization_id, reads)
 
 
-async def count_in_turn(worker: Worker, caller: Caller, call: CallRequest) -> CallRequest:
-    """Return the call, with the pages of its documents counted when it is the organization's turn."""
+async def count_in_turn(worker: Worker, caller: Caller, call: CallRequest) -> None:
+    """Count the pages of a call's documents when it is the organization's turn."""
     await worker.bodies.read(caller.organization_id, partial(count_pages, call))
-    return call
 
 
 def read(  # noqa: PLR0917  # what a request has arrived as

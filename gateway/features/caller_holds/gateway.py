@@ -367,12 +367,11 @@ async def _taken(
             else _asked_call(head, caller, said, authorized)
         )
         exchange.call = call
-        asked_run, run, opening = attribution.run, None, None
+        asked_run = attribution.run
         policies = () if call.free else run_policies(
             ports.directory, caller, asked_run, "run" if authorized is None else FIELD
         )  # fmt: skip
-        if asked_run is not None:
-            run, opening = run_to_judge(ports, caller, asked_run, policies)
+        run, opening = run_to_judge(ports, caller, asked_run, policies)
         budgets: CallBudgets | None
         if authorized is None:
             service = _service(ports.directory, caller, said.service)
