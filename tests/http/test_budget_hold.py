@@ -242,7 +242,7 @@ TEN = (EVENT,) * 10
 async def stream(
     stage: Stage, first: int, extension: tuple[int, bool, bool], cut: bool, events: tuple[bytes, ...] = TEN
 ) -> bytes:
-    """A stream of these events four times, of which its hold covers so many tokens at first."""
+    """Return a stream of these events, four times each. Its first hold covers so many tokens."""
     stage.counters.decision = admitted(money=first * 5)
     stage.counters.extension = extension
     parts: list[Any] = []

@@ -13,7 +13,7 @@ from tests.waiting import wait_until
 
 
 class Database:
-    """The database of a stage, of which a copy is brought back: everybody is thrown out meanwhile."""
+    """A stage's database and its copy, which is brought back while nobody is connected."""
 
     def __init__(self, admin: psycopg.Connection[tuple[object, ...]], url: str) -> None:
         self._admin, self._name = admin, url.rpartition("/")[2]

@@ -365,7 +365,7 @@ def test_a_report_of_more_than_the_maximum_of_a_choice_is_of_all_choices(
 def test_reports_of_fewer_than_the_choices_are_flagged_however_long_the_texts(
     reporting: int, estimated: bool
 ) -> None:
-    """Three choices of a piece each, of which each report says 90 tokens."""
+    """Stream three choices of one piece each; each report says 90 tokens."""
     parts = []
     for index in range(3):
         end = chat_chunk(choices=[{"index": index, "delta": {}, "finish_reason": "stop"}])

@@ -481,7 +481,7 @@ async def test_where_its_route_says_abort_it_is_charged_its_input_at_once(
         facts = read_facts(charge.metadata)
         assert facts is not None
         of_pictures = facts.counts[KINDS.index("image_input")]
-        # Of a session that sent a picture, no other kind is told apart.
+        # A session that sent a picture has all its input counted as pictures.
         assert (of_pictures == 0) is (kind == "input_text")
         await eventually(lambda: not stage.upstream.open)
 
