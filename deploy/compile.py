@@ -6,12 +6,14 @@ request passes through, and a C compiler those that are written in C. Behaviour 
 modules are interpreted, and each module in C has a replacement in Python, so Tollkeeper also runs without a C
 compiler.
 
-Run the result with TARGET on PYTHONPATH.
+Run the result with TARGET on PYTHONPATH. Each build is kept in `build/c`, so that tests, measurements, wheels and
+`make compile` compile the same sources once.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
 import re
 import shlex
@@ -19,10 +21,16 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("gateway", "persistence", "lua")
+KEPT = ROOT / "build" / "c"
+KEPT_MAX = 6  # builds of one name: more than there are flags of it
 # Modules whose annotations msgspec reads, and modules that run once per client, are not compiled.
 MODULES = {
     "gateway/calls": ("charge", "rating"),
@@ -98,10 +106,58 @@ def lacking() -> str:
 
 
 def build(target: Path) -> None:
-    """Copy the packages to `target` and compile the hot path there."""
-    target.mkdir(parents=True, exist_ok=True)
+    """Copy the packages to `target`, with the hot path compiled."""
+    made = compiled()
     for package in PACKAGES:
         shutil.rmtree(target / package, ignore_errors=True)
+    shutil.copytree(made, target, dirs_exist_ok=True)
+
+
+def compiled(level: str = "") -> Path:
+    """Return the folder of the packages with the hot path compiled; compile it if it is not kept.
+
+    `level` is what gcc makes of mypyc's C, 0 to 3. Without it `MYPYC_OPT_LEVEL` says so, else it is 3.
+    """
+    level = level or os.environ.get("MYPYC_OPT_LEVEL", "3")
+    # The compiler reads the types of interpreted modules too.
+    files = (path for package in PACKAGES for path in (ROOT / package).rglob("*"))
+    sources = [path for path in files if path.is_file() and path.suffix not in {".so", ".pyd", ".pyc"}]
+    flags = f"{os.environ.get('CFLAGS')} -O{level} mypy {metadata.version('mypy')}"
+    return kept(
+        "hot_path", [*sources, ROOT / "pyproject.toml"], flags, lambda folder: _compile(folder, level)
+    )
+
+
+def kept(name: str, sources: Iterable[Path], flags: str, build: Callable[[Path], object]) -> Path:
+    """Return the folder of a build of these sources and flags; run `build` on an empty folder if none is kept.
+
+    A build that is not complete has no name, so processes may build beside each other.
+    """
+    tools = f"{sys.version} {sysconfig.get_config_vars('CFLAGS', 'LDSHARED')} {_compiler_version()}"
+    key = hashlib.sha256(f"{tools} {flags}".encode())
+    for path in (Path(__file__).resolve(), *sorted(sources)):
+        key.update(f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    made = KEPT / f"{name}-{key.hexdigest()[:16]}"
+    if not made.is_dir():
+        KEPT.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=KEPT, prefix=".") as folder:
+            begun = Path(folder, name)
+            begun.mkdir()
+            build(begun)
+            with suppress(OSError):  # another process was quicker
+                begun.rename(made)
+        for old in sorted(KEPT.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime)[:-KEPT_MAX]:
+            shutil.rmtree(old, ignore_errors=True)
+    return made
+
+
+def _compiler_version() -> str:
+    command = [*shlex.split(sysconfig.get_config_var("CC") or "cc"), "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603  # our own words
+
+
+def _compile(target: Path, level: str) -> None:
+    for package in PACKAGES:
         shutil.copytree(
             ROOT / package, target / package, ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.pyd")
         )
@@ -110,10 +166,12 @@ def build(target: Path) -> None:
     for name in files:
         finalize(target / name)
     flags = os.environ.get("CFLAGS") or sysconfig.get_config_var("CFLAGS") or ""
-    environ = {"MYPYC_OPT_LEVEL": "3"} | os.environ
     rare = target / "rare.h"
     rare.write_text(_RARE, encoding="utf-8")
-    environ |= {"PYTHONPATH": str(target), "CFLAGS": " ".join((flags, *_FLAGS, "-include rare.h")).strip()}
+    environ = os.environ | {
+        "PYTHONPATH": str(target), "MYPYC_OPT_LEVEL": level,
+        "CFLAGS": " ".join((flags, *_FLAGS, "-include rare.h")).strip(),
+    }  # fmt: skip
     subprocess.run([sys.executable, "-m", "mypyc", *files], cwd=target, env=environ, check=True)  # noqa: S603  # our own words
     rare.unlink()
     for name in IN_C:

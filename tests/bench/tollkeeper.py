@@ -178,7 +178,7 @@ def tollkeeper(
 def compile_hot_path(tree: Path, say: Callable[[str], None]) -> Path | None:
     """Compile the hot path of a checkout, where this machine can; where the copy is."""
     target = Path(tree, "build/compiled").resolve()
-    say("compiling the hot path (about a minute)")
+    say("compiling the hot path: ten minutes for new sources, else they are kept in build/c")
     built = subprocess.run(
         [sys.executable, "deploy/compile.py", str(target)],
         cwd=tree, capture_output=True, text=True, check=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from tests import search
 from tests.deploy import installed
-from tests.extensions import compiled, compiler
+from tests.extensions import compiled, compiler, loaded
 from tests.search import is_night
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +88,17 @@ def test_what_is_compiled_is_held_to_the_files_that_import_it(monkeypatch: pytes
     held = held_to()
     assert "tests/core/metering/test_usage_in_c.py" in held
     assert "tests/core/billing/test_focus.py" not in held
+
+
+def test_build_is_kept_for_its_sources_and_flags(tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    script = shutil.copy(ROOT / "deploy/compile.py", tmp_path / "deploy")
+    program, folders = loaded("compile_elsewhere", Path(script)), list[Path]()
+    source = tmp_path / "a.c"
+    for text, flags in (("1", ""), ("1", ""), ("1", "-O3"), ("2", ""), ("1", "")):
+        source.write_text(text)
+        assert program.kept("a", [source], flags, folders.append).is_dir()
+    assert len(folders) == 3
 
 
 def test_constants_are_final_for_the_compiler() -> None:
