@@ -39,3 +39,17 @@ def test_calls_and_refusals_of_a_tenant_are_seen_within_seconds(stack: Stack) ->
     assert item["tenant"] in {row["tenant"] for row in look["tenants"]}
     assert look["latency_s"]["p99"] > 0
     assert look["outbox"]["entries"] is not None
+
+
+def test_usage_shows_a_call_right_after_its_answer(stack: Stack) -> None:
+    tenant, key = stack.tenant(total=50)
+    request_id = stack.chat(key, "10,5").headers["x-request-id"]
+    environ = {
+        "TOLLKEEPER_ADMIN_URL": stack.admin_url, "TOLLKEEPER_ADMIN_TOKEN": stack.admin_token, "COLUMNS": "200",
+    }  # fmt: skip
+    shown = subprocess.run(
+        [sys.executable, "-m", "gateway", "usage", "--tenant", str(tenant)],
+        cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert request_id in shown
+    assert wait_until(lambda: stack.admin("GET", "/activity")[1]["waiting_s"] is None)

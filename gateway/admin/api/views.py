@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -85,6 +86,7 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.vector import IMAGES
 from gateway.core.integrity.reconciliation import RUN_S_MAX as COMPARISON_S_MAX
 from gateway.core.model import INTEGER_MAX
+from gateway.counters.keeper.outbox import depth
 from gateway.errors import (
     AdminRefusal,
     Conflict,
@@ -577,13 +579,17 @@ def mount_activity(app: web.Application, ports: AdminPorts, root: str) -> None:
         require_read(mine.actor, ACTIVITY_REPORT)
         asked = read_numbers(ACTIVITY_REPORT.numbers, request.query)
         counts, covered_s = await ports.activity.read(asked["window"])
-        if mine.actor.organization_id is not None:
+        waiting_s = None
+        if mine.actor.organization_id is None:
+            _, oldest_ms = await depth(ports.counters)
+            waiting_s = round(max(0.0, time.time() - oldest_ms / 1000), 3) if oldest_ms else None
+        else:
             own = await mine.figures.names("tenants", {tenant_id for (tenant_id, _), _ in counts})
             counts = [each for each in counts if each[0][0] in own]
         everybody, tenants = busiest(counts, asked["limit"])
         names = await mine.figures.names("tenants", [busy.tenant_id for busy in tenants])
         items = [{**asdict(busy), "tenant": names.get(busy.tenant_id)} for busy in tenants]
-        facts = {**asdict(everybody), "window_s": round(covered_s, 3), "items": items}
+        facts = {**asdict(everybody), "window_s": round(covered_s, 3), "waiting_s": waiting_s, "items": items}
         return web.json_response(ACTIVITY_REPORT.render(facts))
 
     app.router.add_get(f"{root}/activity", show)

@@ -287,6 +287,10 @@ class ActivityReport(Out):
     requests: int
     tokens: int
     refused: dict[str, int] = Field(description="Calls that were refused, by reason; of unknown callers too.")
+    waiting_s: float | None = Field(
+        description="Seconds that the oldest use has waited to be stored; null where none waits, and for an"
+        " organization's own people."
+    )
     items: list[BusyTenant] = Field(description="The tenants with most calls, most first.")
 
 

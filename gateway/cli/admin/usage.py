@@ -40,6 +40,8 @@ CALLED = {
     "from": "--from", "to": "--to", "group_by": "--by", "interval": "--interval", "tenant_id": "--tenant",
 }  # fmt: skip
 LEDGERS_READ_MAX = 20
+# How long the quotas wait for uses from before the command to be stored, and between two looks.
+STORED_S_MAX, LOOK_S = 2.0, 0.1
 ITEMS_MAX = 10_000
 
 
@@ -79,6 +81,8 @@ def usage(
                 return
             _added(api, asked, as_csv, as_json)
             return
+        if not as_json:
+            _await_stored(api)
         quotas = api.items("tenant-quotas", limit, tenant_id=tenant_id)
         names = api.names("tenants", {quota["tenant_id"] for quota in quotas}, limit)
         for quota in quotas:
@@ -97,6 +101,16 @@ def usage(
         ]
         movements.sort(key=lambda row: str(row["created_at"]), reverse=True)
         rows(movements[:recent], RECENT, as_json=False, title="Latest movements")
+
+
+def _await_stored(api: AdminClient) -> None:
+    """Wait until uses from before the command are stored, so that a call made just now is in the ledger."""
+    began = time.monotonic()
+    while (elapsed_s := time.monotonic() - began) < STORED_S_MAX:
+        waiting_s = api.get("activity", window=5, limit=1).get("waiting_s")
+        if waiting_s is None or waiting_s < elapsed_s:
+            return
+        time.sleep(LOOK_S)
 
 
 def _added(api: AdminClient, asked: Json, as_csv: bool, as_json: bool) -> None:
