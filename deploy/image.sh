@@ -7,6 +7,7 @@ set -eu
 python=$1 environment=$2 compiled=$3
 packages=$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
+"$python" -m gateway.cli.admin.describing gateway/cli/admin/commands.json
 "$python" -m pip wheel -q --no-index --no-deps --no-build-isolation --wheel-dir build/wheel .
 "$python" -m pip --python "$environment/bin/python" install -q --no-compile --no-index --no-deps build/wheel/*.whl
 echo image | tee "$packages"/tollkeeper_gateway-*.dist-info/INSTALLER >/dev/null

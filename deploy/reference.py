@@ -26,9 +26,7 @@ from deploy.tables_stub import stub  # noqa: E402
 from gateway import errors  # noqa: E402
 from gateway.admin.configuration.words import schema  # noqa: E402
 from gateway.cli import main as cli  # noqa: E402
-from gateway.cli.admin import described  # noqa: E402
 from gateway.cli.admin import program as cli_admin  # noqa: E402
-from gateway.cli.admin.describing import describe  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 HELP_COLUMNS = 100
@@ -78,7 +76,6 @@ As problem+json (RFC 9457); its `type` ends in the reason.
 
 def main() -> int:
     """Write the pages whose text has changed, and return the exit status."""
-    described.FILE.write_text(commands_file(), encoding="utf-8")  # commands are made of it
     for name, text in pages().items():
         path = REFERENCE / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -92,15 +89,9 @@ def pages() -> dict[str, str]:
     """Return the text of each page by file name."""
     made = {"commands.md": commands(), "refusals.md": refusals()}
     written = {name: "\n".join([MADE, "", *lines]).rstrip() + "\n" for name, lines in made.items()}
-    written["../../gateway/cli/admin/commands.json"] = commands_file()
     written["../../gateway/cli/help.txt"] = help_text()
     written["../../persistence/tables.pyi"] = stub()
     return {**written, "configuration.schema.json": json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"}
-
-
-def commands_file() -> str:
-    """Return the JSON description of the Admin API that the command line reads instead of the resources."""
-    return json.dumps(describe(), indent=1, ensure_ascii=False) + "\n"
 
 
 def help_text() -> str:

@@ -65,6 +65,8 @@ def pure(target: Path) -> Path:
             shutil.copytree(ROOT / package, sources / package, ignore=left_out)
         for name in BESIDE:
             shutil.copy(ROOT / name, sources)
+        commands = [sys.executable, "-m", "gateway.cli.admin.describing", "gateway/cli/admin/commands.json"]
+        subprocess.run(commands, cwd=sources, check=True)  # noqa: S603  # our own words
         words = ["-q", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
         subprocess.run(  # noqa: S603  # our own words
             [

@@ -98,6 +98,7 @@ class MemoryCounters:
         self.behind = False
         self.busy: list[tuple[tuple[int, str], int]] = []
         self.running: list[dict[str, object]] = []
+        self.waiting_since_ms = 0
         self.pushed: list[str] = []
         self.peeked: list[tuple[int, int]] = []
 
@@ -163,6 +164,9 @@ class MemoryCounters:
         if self.away:
             raise CountersUnavailable
         return self.busy, float(window_s)
+
+    async def oldest_entry_ms(self) -> int:
+        return self.waiting_since_ms
 
     async def close(self, organization_id: int) -> None:
         if self.unsettled is not None:

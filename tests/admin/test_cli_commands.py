@@ -306,6 +306,15 @@ async def test_reports_are_shown_by_their_own_names(run: Run, api: Api) -> None:
     assert "drift_tokens" in (await run("reconciliation", "show")).stdout
 
 
+async def test_activity_tells_staff_alone_how_long_the_oldest_use_waits(api: Api) -> None:
+    owner = await api.make("organizations", name="one")
+    token = await api.make("admin-tokens", name="t", role="readonly", organization_id=owner["id"])
+    assert (await api.get("activity")).json["waiting_s"] is None
+    api.counters.waiting_since_ms = 1
+    assert (await api.get("activity")).json["waiting_s"] > 1_000_000_000
+    assert (await api.acting_as(token["token"]).get("activity")).json["waiting_s"] is None
+
+
 async def test_names_are_completed(run: Run, api: Api) -> None:
     await from_json(run, "org", "create", "Acme")
     await from_json(run, "org", "create", "Bolt")

@@ -40,7 +40,8 @@ def test_each_file_of_the_packages_is_in_the_wheel_and_no_other(wheel: Path) -> 
         for path in (ROOT / package).rglob("*")
         if path.is_file() and path.suffix not in {".pyc", ".so"}
     }
-    assert {name for name in parts(wheel) if ".dist-info/" not in name} == here
+    made = {"gateway/cli/admin/commands.json"}
+    assert {name for name in parts(wheel) if ".dist-info/" not in name} == here | made
     assert {Path(name).suffix for name in here} >= {".lua", ".sql", ".html", ".css", ".js", ".typ", ".json"}
 
 

@@ -86,7 +86,6 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.vector import IMAGES
 from gateway.core.integrity.reconciliation import RUN_S_MAX as COMPARISON_S_MAX
 from gateway.core.model import INTEGER_MAX
-from gateway.counters.keeper.outbox import depth
 from gateway.errors import (
     AdminRefusal,
     Conflict,
@@ -581,7 +580,7 @@ def mount_activity(app: web.Application, ports: AdminPorts, root: str) -> None:
         counts, covered_s = await ports.activity.read(asked["window"])
         waiting_s = None
         if mine.actor.organization_id is None:
-            _, oldest_ms = await depth(ports.counters)
+            oldest_ms = await ports.counters.oldest_entry_ms()
             waiting_s = round(max(0.0, time.time() - oldest_ms / 1000), 3) if oldest_ms else None
         else:
             own = await mine.figures.names("tenants", {tenant_id for (tenant_id, _), _ in counts})

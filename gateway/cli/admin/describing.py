@@ -1,11 +1,17 @@
-"""Creates the description of the Admin API for the command line from the resources."""
+"""Creates the description of the Admin API for the command line from the resources.
+
+`python -m gateway.cli.admin.describing FILE` writes it, for a wheel.
+"""
 
 from __future__ import annotations
 
 import inspect
+import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from decimal import Decimal
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -45,7 +51,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 
 def describe() -> dict[str, Any]:
-    """Return the description of all resources, reports and aliases, as it is stored in `commands.json`."""
+    """Return the description of all resources, reports and aliases, as `commands.json` has it."""
     archived = {name for feature in features() for one in feature.list_sources() for name in one.resources}
     reports = [
         CliReport(one.name, one.description, one.summary, one.numbers)
@@ -145,3 +151,7 @@ def _kinds(kind: object) -> Iterator[object]:
     if get_origin(kind) in {Annotated, Union, UnionType}:
         for inner in get_args(kind):
             yield from _kinds(inner)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(json.dumps(describe()), encoding="utf-8")

@@ -23,6 +23,7 @@ from gateway.counters.keeper.client import (
     with_late,
 )
 from gateway.counters.keeper.control import BudgetAccounts, BulkLoader
+from gateway.counters.keeper.outbox import depth
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
@@ -62,6 +63,11 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
                 found.closed[partition] = epoch
         self.newer = frozenset(found.others)
         return found
+
+    async def oldest_entry_ms(self) -> int:
+        """Return the time of the oldest entry in all outboxes; 0 if there is none."""
+        _, oldest_ms = await depth(self)
+        return oldest_ms
 
     async def close_again(self, run_id: bytes, partitions: Collection[int]) -> None:
         """Replace markers with this run id by invalid ones, so that these partitions are not served or read.
