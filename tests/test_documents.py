@@ -106,6 +106,22 @@ def _absent(document: str) -> Iterator[str]:
             yield f"{document}: {match[0]}"
 
 
+NAME_IN_FILE = re.compile(r"`(?:\w+\.)?(\w+)` (?:of|in) `([\w/]+/\w+\.(?:py|lua))`")
+
+
+def test_documents_name_what_their_files_define() -> None:
+    offenders(
+        f"{document}: `{name}` is not defined in {file}"
+        for document in named(".md")
+        for name, file in NAME_IN_FILE.findall(" ".join(texts()[document].split()))
+        if not re.search(
+            rf"^\s*(?:(?:async |local )?(?:def|class|function)\s(?:\w+\.)?{name}\b|[\w., ]*\b{name}\b[\w, ]*(?::.*)?=)",
+            texts()[file],
+            re.MULTILINE,
+        )
+    )
+
+
 # A map that takes longer to read than a quarter of an hour is no map.
 MAP_WORDS_MAX = 2_500
 

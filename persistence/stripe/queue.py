@@ -102,10 +102,10 @@ class HandoverQueue:
         values: dict[str, object] = {
             "attempt": handover.attempt, "credited": outcome.credited, "error": outcome.error,
             "state": FAILED if outcome.state == WAITING else outcome.state,
-            "remote": outcome.remote_id or handover.remote_id, "url": outcome.url,
+            "url": outcome.url,
         }  # fmt: skip
-        if outcome.remote_id is None:
-            del values["remote"]
+        if outcome.remote_id is not None:  # else what was noted stays
+            values["remote"] = outcome.remote_id
         with suppress(Conflict):
             await self._store.write(
                 Command(

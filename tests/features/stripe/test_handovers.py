@@ -207,8 +207,8 @@ async def test_what_comes_to_something_else_is_not_collected(desk: Desk) -> None
     desk.stripe.beside = -1
     await desk.turn()
     [there] = desk.stripe.invoices.values()
-    [(state, error)] = rows_of(desk.april.url, "SELECT state, error FROM handover")
-    assert (there["status"], state) == ("draft", "failed")
+    [(state, error, remote)] = rows_of(desk.april.url, "SELECT state, error, remote FROM handover")
+    assert (there["status"], state, remote) == ("draft", "failed", there["id"])
     assert error == f"{there['id']} comes to USD 119.99 instead of USD 120"
 
 
