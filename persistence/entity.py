@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from itertools import pairwise
 from json import dumps
-from typing import Any
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
@@ -166,6 +166,18 @@ class WriteBatch:
     counts: dict[object, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class WriteRules:
+    """Settings that decide what a write may do."""
+
+    private_addresses: bool = False  # webhooks may go to them
+    mail_allowed: bool = False
+    mail_asks: bool = True  # an address is asked for its consent
+
+
+DEFAULT_RULES: Final = WriteRules()
+
+
 @dataclass(slots=True)
 class EntityWrite:
     """One write in progress: the command, the row before it, and the control writes for the counters."""
@@ -175,9 +187,7 @@ class EntityWrite:
     subject: Entity
     partition_of: Callable[[int], int]
     now: datetime
-    private_addresses: bool = False
-    mail_allowed: bool = False
-    mail_asks: bool = False
+    rules: WriteRules
     letterhead: Letterhead = NO_LETTERHEAD
     before: Row | None = None
     intents: list[Intent] = field(default_factory=list)

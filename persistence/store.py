@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from copy import copy
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -38,7 +39,7 @@ from persistence.apply_transaction import ApplyTransaction
 from persistence.billing import charges, finance, invoice_build
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.engine import Engine, Replica, answered, apart
-from persistence.entity import EntityWrite, WriteBatch
+from persistence.entity import DEFAULT_RULES, EntityWrite, WriteBatch, WriteRules
 from persistence.error_mapping import TRY_AGAIN, of_writes, sqlstate, translated
 from persistence.registry import SUBJECTS
 from persistence.resources import access, catalogue, usage, webhooks
@@ -163,27 +164,22 @@ class Store:
         partition_of: Callable[[int], int],
         clock: Callable[[], datetime] = _now,
         *,
-        private_addresses: bool = False,
-        mail_allowed: bool = False,
-        mail_asks: bool = True,
+        rules: WriteRules = DEFAULT_RULES,
         letterhead: Letterhead = NO_LETTERHEAD,
-        within: Realm | None = None,
         replica: Replica | None = None,
         glyphs: FontCoverage | None = None,
-        trials: Trials | None = None,
         organizations: AsyncEngine | None = None,
         newest_write: Callable[[], Awaitable[NewestWrite | None]] = _no_write,
     ) -> None:
         self._engine = engine
         self._organizations = organizations or engine
-        self._trials = trials or Trials(engine)
+        self._trials = Trials(engine)
         self.partition = partition_of
         self._clock = clock
-        self._private_addresses = private_addresses
-        self._mail_allowed, self._mail_asks = mail_allowed, mail_asks
+        self._rules = rules
         self.letterhead = replace(letterhead, missing_glyphs=None if glyphs is None else glyphs.known)
         self._glyphs = glyphs
-        self._within = within
+        self._within: Realm | None = None
         self.replica = replica
         self._newest_write = newest_write
 
@@ -191,12 +187,9 @@ class Store:
         """Return a store with only the rows that a realm (organization or tenant) may see; None means all."""
         if realm is None:
             return self
-        return Store(
-            self._organizations, self.partition, self._clock, private_addresses=self._private_addresses,
-            mail_allowed=self._mail_allowed, mail_asks=self._mail_asks, letterhead=self.letterhead,
-            within=realm, replica=self.replica, glyphs=self._glyphs, trials=self._trials,
-            newest_write=self._newest_write,
-        )  # fmt: skip
+        own = copy(self)
+        own._engine, own._within = self._organizations, realm  # noqa: SLF001  # of its own copy
+        return own
 
     async def get(self, resource: str, row_id: int) -> Row:
         """Return one row by its id; raise `NotFound` if there is none."""
@@ -359,8 +352,7 @@ class Store:
     ) -> EntityWrite:  # fmt: skip
         return EntityWrite(
             connection, command, SUBJECTS[command.resource], self.partition, now or self._clock(),
-            private_addresses=self._private_addresses, mail_allowed=self._mail_allowed,
-            mail_asks=self._mail_asks, letterhead=self.letterhead, batch=batch,
+            self._rules, letterhead=self.letterhead, batch=batch,
         )  # fmt: skip
 
     def _owner(self, named: object) -> Any:

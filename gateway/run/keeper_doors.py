@@ -51,6 +51,7 @@ from gateway.run.reload import (
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
 from persistence.engine import READS_ONLY, Engine, Replica, reads_only
+from persistence.entity import WriteRules
 from persistence.error_mapping import is_away
 from persistence.keeper.verification import Accounts
 from persistence.resources.integrity import ReconciliationResults
@@ -101,9 +102,12 @@ def store_over(
     `replica` the read replica, if any.
     """
     missing = next((find for feature in features() if (find := feature.missing_glyphs()) is not None), None)
+    rules = WriteRules(
+        private_addresses=settings.webhook_private_addresses, mail_allowed=bool(settings.smtp_url),
+        mail_asks=bool(settings.links_url),
+    )  # fmt: skip
     return Store(
-        engine, partition_of, private_addresses=settings.webhook_private_addresses,
-        mail_allowed=bool(settings.smtp_url), mail_asks=bool(settings.links_url), letterhead=letterhead,
+        engine, partition_of, rules=rules, letterhead=letterhead,
         replica=replica, glyphs=None if missing is None else FontCoverage(missing),
         organizations=organizations, newest_write=counters.newest_write,
     )  # fmt: skip

@@ -47,14 +47,14 @@ def check_url(change: EntityWrite) -> None:
 
 def _refusal(url: str, change: EntityWrite) -> str | None:
     if not messages.is_mail(url):
-        return network.address_refusal(url, private=change.private_addresses)
-    if not change.mail_allowed:
+        return network.address_refusal(url, private=change.rules.private_addresses)
+    if not change.rules.mail_allowed:
         return "must begin with https://, since no mail server is set up: TOLLKEEPER_SMTP_URL is not set"
-    if not (change.mail_asks or change.by_staff):
+    if not (change.rules.mail_asks or change.by_staff):
         return (
             "must begin with https://: mail needs a link to agree by, and TOLLKEEPER_CONSOLE_URL is not set"
         )
-    return messages.recipient_refusal(url, private=change.private_addresses)
+    return messages.recipient_refusal(url, private=change.rules.private_addresses)
 
 
 def create(change: EntityWrite) -> Row:

@@ -36,6 +36,7 @@ from gateway.issuers.sign_in import SignIns
 from gateway.run.keeper_doors import AdminParts, KeeperSettings
 from gateway.settings.settings import Settings
 from persistence import engine as engines
+from persistence.entity import WriteRules
 from persistence.resources.usage import ConsoleQueries
 from persistence.schema import migrate, standing
 from persistence.schema.standing import NEEDED
@@ -382,7 +383,7 @@ def ports_over(
 
     figures = ConsoleQueries(engine, partition_of)
     return AdminPorts(
-        store=store(engine, partition_of, mail_allowed=True, letterhead=letterhead),
+        store=store(engine, partition_of, rules=WriteRules(mail_allowed=True), letterhead=letterhead),
         pusher=counters,
         counters=counters,
         account_closing=counters,
