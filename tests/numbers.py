@@ -16,7 +16,8 @@ import grimp
 
 from gateway.core.accounts.outbox import CallFacts
 from gateway.http.server.exchange import Exchange
-from tests.tree import ROOT, texts, trees
+from tests.house import source_files
+from tests.tree import ROOT, texts
 from tests.walk import walk
 
 PRODUCT = ("gateway/", "persistence/", "lua/")
@@ -129,7 +130,7 @@ def modules_with(*words: str) -> Iterator[tuple[str, ast.Module]]:
     """Yield the syntax trees of the modules of the product that have one of these words."""
     for name, text in texts().items():
         if name.startswith(PRODUCT) and name.endswith(".py") and any(word in text for word in words):
-            yield name, trees()[name]
+            yield name, source_files()[name].tree
 
 
 def functions_with(parameter: str) -> list[str]:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from gateway.counters.redis.scripts import VERBS
+from tests.house import SourceFile, by_file
 from tests.numbers import imports
-from tests.tree import ROOT, named, offenders, texts, trees
+from tests.tree import ROOT, named, offenders, texts
 
+PRODUCT = ("gateway/", "persistence/")
 FUNCTION_LINES_MAX = 100  # as long as its thought; its complexity is bounded by ruff
 # Modules whose functions and classes fall into groups that do not name each other. The number only falls.
 SEVERAL_GROUPS_MAX, GROUP_LINES_LEAST = (167, 13)
@@ -54,12 +55,14 @@ EMPTY_NAMES = frozenset({"util", "utils", "helper", "helpers", "manager", "base"
 
 
 def test_modules_have_one_subject() -> None:
-    several = [name for name, tree in trees().items() if is_product(name) and len(groups(tree)) > 1]
+    several = modules_of_several_subjects()
     assert len(several) <= SEVERAL_GROUPS_MAX, "split one of these by its subjects: " + ", ".join(several)
 
 
-def is_product(name: str) -> bool:
-    return name.startswith(("gateway/", "persistence/"))
+@by_file(".py", below=PRODUCT)
+def modules_of_several_subjects(file: SourceFile) -> Iterator[str]:
+    if len(groups(file.tree)) > 1:
+        yield file.name
 
 
 def groups(tree: ast.Module) -> list[int]:
@@ -96,84 +99,95 @@ def groups(tree: ast.Module) -> list[int]:
 
 
 def test_functions_stay_small() -> None:
-    def found() -> Iterator[str]:
-        for name, tree in trees().items():
-            for node in ast.walk(tree):
-                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                    lines = (node.end_lineno or node.lineno) - node.lineno + 1
-                    if lines >= FUNCTION_LINES_MAX:
-                        yield f"{name}:{node.lineno} {node.name}: {lines} lines"
+    offenders(long_functions())
 
-    offenders(found())
+
+@by_file(".py")
+def long_functions(file: SourceFile) -> Iterator[str]:
+    for node in file.nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines >= FUNCTION_LINES_MAX:
+                yield f"{file.name}:{node.lineno} {node.name}: {lines} lines"
 
 
 # --- words ------------------------------------------------------------------------------
 
 
 def test_modules_open_with_their_law() -> None:
-    offenders(name for name, tree in trees().items() if not ast.get_docstring(tree))
+    offenders(modules_without_docstring())
+
+
+@by_file(".py")
+def modules_without_docstring(file: SourceFile) -> Iterator[str]:
+    if not ast.get_docstring(file.tree):
+        yield file.name
 
 
 def test_names_say_what_things_are() -> None:
-    def found() -> Iterator[str]:
-        for name, tree in trees().items():
-            if EMPTY_NAMES & set(Path(name).stem.split("_")):
-                yield name
-            for node in ast.walk(tree):
-                if isinstance(node, ast.ClassDef):
-                    words = {word.lower() for word in re.findall(r"[A-Z][a-z]+", node.name)}
-                    if EMPTY_NAMES & words:
-                        yield f"{name}:{node.lineno} {node.name}"
+    offenders(empty_names())
 
-    offenders(found())
+
+@by_file(".py")
+def empty_names(file: SourceFile) -> Iterator[str]:
+    if EMPTY_NAMES & set(Path(file.name).stem.split("_")):
+        yield file.name
+    for node in file.nodes:
+        if isinstance(node, ast.ClassDef):
+            words = {word.lower() for word in re.findall(r"[A-Z][a-z]+", node.name)}
+            if EMPTY_NAMES & words:
+                yield f"{file.name}:{node.lineno} {node.name}"
 
 
 def test_nothing_is_left_for_later() -> None:
+    offenders(marks_for_later())
+
+
+@by_file("")
+def marks_for_later(file: SourceFile) -> Iterator[str]:
     marks = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b|^(?:<{7}|>{7}) ")
-    offenders(
-        f"{name}:{number}"
-        for name, text in texts().items()
-        for number, line in enumerate(text.splitlines(), 1)
-        if marks.search(line)
-    )
+    for number, line in enumerate(file.text.splitlines(), 1):
+        if marks.search(line):
+            yield f"{file.name}:{number}"
+
+
+# Somebody's directories, and where packages were fetched from.
+MACHINES = re.compile(r"/(?:home|Users|root|work|workspace)/[\w.-]|/tmp/[\w.-]")
+HOSTS = re.compile(r"pypi\." + r"org|python" + r"hosted|artifact" + r"ory|index-" + r"url", re.IGNORECASE)
 
 
 def test_the_tree_knows_no_machine() -> None:
-    """Neither somebody's directories nor where packages were fetched from."""
-    places = re.compile(r"/(?:home|Users|root|work|workspace)/[\w.-]|/tmp/[\w.-]")
-    hosts = re.compile(r"pypi\." + r"org|python" + r"hosted|artifact" + r"ory|index-" + r"url", re.IGNORECASE)
+    locks = (SourceFile(path.name, path.read_text()) for path in ROOT.glob("*.lock"))
+    offenders([*names_of_machines(), *(line for lock in locks for line in _names_of_machines(lock))])
 
-    def found() -> Iterator[str]:
-        locks = {path.name: path.read_text() for path in ROOT.glob("*.lock")}
-        for name, text in {**texts(), **locks}.items():
-            for number, line in enumerate(text.splitlines(), 1):
-                if places.search(line) or (hosts.search(line) and name != "Makefile"):
-                    yield f"{name}:{number}"
 
-    offenders(found())
+def _names_of_machines(file: SourceFile) -> Iterator[str]:
+    for number, line in enumerate(file.text.splitlines(), 1):
+        if MACHINES.search(line) or (HOSTS.search(line) and file.name != "Makefile"):
+            yield f"{file.name}:{number}"
+
+
+names_of_machines = by_file("")(_names_of_machines)
 
 
 def test_silenced_rules_say_why() -> None:
+    offenders(rules_silenced_without_reason())
+
+
+@by_file(".py")
+def rules_silenced_without_reason(file: SourceFile) -> Iterator[str]:
     """Each `noqa` and `ignore` names its rule; a file says why the first time it silences one."""
     silenced = re.compile(r"#\s*(noqa|type: ignore)(?::\s*|\[)?([A-Za-z0-9, -]*)\]?\s*(#\s*\S.*)?$")
-
-    def found() -> Iterator[str]:
-        for name in trees():
-            explained: set[str] = set()
-            for number, line in enumerate(texts()[name].splitlines(), 1):
-                match = silenced.search(line)
-                if match is None:
-                    continue
-                rules = {rule.strip() for rule in match[2].split(",") if rule.strip()}
-                if match[3]:
-                    explained |= rules
-                if not rules or not rules <= explained:
-                    yield f"{name}:{number}"
-
-    offenders(found())
-
-
-# --- scripts ----------------------------------------------------------------------------
+    explained: set[str] = set()
+    for number, line in enumerate(file.text.splitlines(), 1):
+        match = silenced.search(line)
+        if match is None:
+            continue
+        rules = {rule.strip() for rule in match[2].split(",") if rule.strip()}
+        if match[3]:
+            explained |= rules
+        if not rules or not rules <= explained:
+            yield f"{file.name}:{number}"
 
 
 # --- tests ------------------------------------------------------------------------------
@@ -181,43 +195,41 @@ def test_silenced_rules_say_why() -> None:
 
 def test_tests_wait_for_no_fixed_time() -> None:
     """Nor look again by a sleep of their own: a sleep of no time gives others their turn."""
+    places = {line: next((place for place in FIXED_WAITS if line.startswith(place)), "") for line in sleeps()}
+    offenders(
+        f"{line}: wait for what should happen, as tests/waiting.py does"
+        for line, place in places.items()
+        if line.startswith("tests/") and not place
+    )
+    offenders(f"{place} needs no exception" for place in FIXED_WAITS.keys() - set(places.values()))
 
-    def found() -> Iterator[str]:
-        needed = set[str]()
-        for name, called, call in calls():
-            if called not in {"asyncio.sleep", "time.sleep", "sleep"} or ast.unparse(call.args[0]) == "0":
-                continue
-            place = next((place for place in FIXED_WAITS if name.startswith(place)), "")
-            needed.add(place)
-            if name.startswith("tests/") and not place:
-                yield f"{name}:{call.lineno} sleeps: wait for what should happen, as tests/waiting.py does"
-        yield from (f"{place} needs no exception" for place in FIXED_WAITS.keys() - needed)
 
-    offenders(found())
+@by_file(".py")
+def sleeps(file: SourceFile) -> Iterator[str]:
+    for called, call in calls(file):
+        if called in {"asyncio.sleep", "time.sleep", "sleep"} and ast.unparse(call.args[0]) != "0":
+            yield f"{file.name}:{call.lineno} sleeps"
 
 
 def test_how_far_a_test_searches_is_decided_in_one_place() -> None:
-    offenders(
-        f"{name}:{call.lineno} sets how many examples are tried: tests/search.py says that"
-        for name, _, call in calls()
-        for word in call.keywords
-        if word.arg == "max_examples" and not _is_searched(word.value)
-    )
+    offenders(numbers_of_examples())
+
+
+@by_file(".py")
+def numbers_of_examples(file: SourceFile) -> Iterator[str]:
+    for _, call in calls(file):
+        for word in call.keywords:
+            if word.arg == "max_examples" and not _is_searched(word.value):
+                yield f"{file.name}:{call.lineno} sets how many examples are tried: tests/search.py says that"
 
 
 def _is_searched(value: ast.expr) -> bool:
     return isinstance(value, ast.Call) and _dotted(value.func) in SEARCHED
 
 
-@cache
-def calls() -> list[tuple[str, str, ast.Call]]:
-    """Every call of the tree: its file, what is called by its dotted name, the call."""
-    return [
-        (name, _dotted(node.func), node)
-        for name, tree in trees().items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-    ]
+def calls(file: SourceFile) -> Iterator[tuple[str, ast.Call]]:
+    """Yield every call in a file, with the dotted name of what is called."""
+    return ((_dotted(node.func), node) for node in file.nodes if isinstance(node, ast.Call))
 
 
 def _dotted(called: ast.expr) -> str:
@@ -230,15 +242,16 @@ def _dotted(called: ast.expr) -> str:
 
 def test_tests_set_no_constant() -> None:
     """What a test has otherwise is an argument: so anybody may have it, and a compiler has its constants."""
+    offenders(patched_constants())
 
-    def found() -> Iterator[str]:
-        for name, called, call in calls():
-            if called.endswith("patch.setattr"):
-                attribute = next((one.value for one in call.args if isinstance(one, ast.Constant)), "")
-                if str(attribute).rpartition(".")[2].isupper():
-                    yield f"{name}:{call.lineno} sets {attribute}: make it an argument"
 
-    offenders(found())
+@by_file(".py")
+def patched_constants(file: SourceFile) -> Iterator[str]:
+    for called, call in calls(file):
+        if called.endswith("patch.setattr"):
+            attribute = next((part.value for part in call.args if isinstance(part, ast.Constant)), "")
+            if str(attribute).rpartition(".")[2].isupper():
+                yield f"{file.name}:{call.lineno} sets {attribute}: make it an argument"
 
 
 # --- the scripts ------------------------------------------------------------------------
@@ -307,17 +320,17 @@ def test_versions_of_the_schema_follow_each_other() -> None:
 
 def test_patterns_of_types_end_at_the_end_of_the_text() -> None:
     """`$` stands before a last line break too."""
-    offenders(_open_patterns())
+    offenders(open_patterns())
 
 
-def _open_patterns() -> Iterator[str]:
-    for name, tree in trees().items():
-        for node in ast.walk(tree):
-            if not name.startswith("tests/") and isinstance(node, ast.Call) and _is_meta(node.func):
-                for pattern in (one.value for one in node.keywords if one.arg == "pattern"):
-                    text = ast.unparse(pattern)
-                    if "$" in text.replace("[^$]", ""):
-                        yield f"{name}:{node.lineno}: {text}"
+@by_file(".py")
+def open_patterns(file: SourceFile) -> Iterator[str]:
+    for node in file.nodes if not file.name.startswith("tests/") else ():
+        if isinstance(node, ast.Call) and _is_meta(node.func):
+            for pattern in (word.value for word in node.keywords if word.arg == "pattern"):
+                text = ast.unparse(pattern)
+                if "$" in text.replace("[^$]", ""):
+                    yield f"{file.name}:{node.lineno}: {text}"
 
 
 def _is_meta(function: ast.expr) -> bool:

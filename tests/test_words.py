@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from tests.tree import named, offenders, texts, trees
+from tests.house import SourceFile, by_file
+from tests.tree import named, offenders, texts
 
 BE = "is|was|are|were|has|have|had|comes|came|stands|stood|cannot|may|can"
 DO = f"{BE}|does|do|did|could|needs|makes|made|keeps|stays|must|would|will|happens|differs|waits"
@@ -88,20 +89,21 @@ OTHERWISE_MAX = 12
 
 
 def test_docstrings_of_functions_begin_with_a_verb() -> None:
-    otherwise = list[str]()
-    for name, tree in trees().items():
-        if not name.startswith(("gateway/", "persistence/")):
-            continue
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            doc = ast.get_docstring(node)
-            is_property = any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
-            if doc is None or is_property or METHOD.match(doc):
-                continue
-            if doc.split()[0].strip(".,:;") not in VERBS:
-                otherwise.append(f"{name}:{node.lineno}: {doc.splitlines()[0][:80]}")
+    otherwise = docstrings_without_verb()
     assert len(otherwise) <= OTHERWISE_MAX, "\n".join(otherwise)
+
+
+@by_file(".py", below=("gateway/", "persistence/"))
+def docstrings_without_verb(file: SourceFile) -> Iterator[str]:
+    for node in file.nodes:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        doc = ast.get_docstring(node)
+        is_property = any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+        if doc is None or is_property or METHOD.match(doc):
+            continue
+        if doc.split()[0].strip(".,:;") not in VERBS:
+            yield f"{file.name}:{node.lineno}: {doc.splitlines()[0][:80]}"
 
 
 # Names that say nothing of what they hold.
@@ -111,28 +113,28 @@ BARE_MAX = 3_390
 
 
 def test_variables_are_nouns() -> None:
-    bare = list[str]()
-    for name, tree in trees().items():
-        if name.startswith(("gateway/", "persistence/")):
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in BARE:
-                    bare.append(f"{name}:{node.lineno}: {node.id}")
-                elif isinstance(node, ast.arg) and node.arg in BARE:
-                    bare.append(f"{name}:{node.lineno}: {node.arg}")
+    bare = bare_names()
     assert len(bare) <= BARE_MAX, f"{len(bare)}: a name for what it holds, at one of {bare[:20]}"
 
 
-def test_phrases_are_plain() -> None:
-    def found() -> Iterator[str]:
-        for name in named(".md", ".py", ".lua", ".sql", ".html", ".yaml", ".yml", ".sh"):
-            if name.startswith(PLACES) and name != FUNCTIONS:
-                for sentence in filter(PATTERN.search, sentences(name)):
-                    instead = next(
-                        instead for phrase, instead in PHRASES.items() if re.search(phrase, sentence)
-                    )
-                    yield f"{name}: {sentence[:90]} … (write {instead})"
+@by_file(".py", below=("gateway/", "persistence/"))
+def bare_names(file: SourceFile) -> Iterator[str]:
+    for node in file.nodes:
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in BARE:
+            yield f"{file.name}:{node.lineno}: {node.id}"
+        elif isinstance(node, ast.arg) and node.arg in BARE:
+            yield f"{file.name}:{node.lineno}: {node.arg}"
 
-    offenders(found())
+
+def test_phrases_are_plain() -> None:
+    offenders(unplain_phrases())
+
+
+@by_file(".md", ".py", ".lua", ".sql", ".html", ".yaml", ".yml", ".sh", below=PLACES)
+def unplain_phrases(file: SourceFile) -> Iterator[str]:
+    for sentence in filter(PATTERN.search, sentences(file) if file.name != FUNCTIONS else ()):
+        instead = next(instead for phrase, instead in PHRASES.items() if re.search(phrase, sentence))
+        yield f"{file.name}: {sentence[:90]} … (write {instead})"
 
 
 def test_a_phrase_is_found_wherever_it_stands() -> None:
@@ -152,8 +154,8 @@ def test_a_phrase_is_found_wherever_it_stands() -> None:
     ]  # fmt: skip
 
 
-def sentences(name: str) -> Iterator[str]:
-    text = texts()[name]
+def sentences(file: SourceFile) -> Iterator[str]:
+    name, text = file.name, file.text
     if name.endswith(".py"):
         spoken = python_prose(text)
     elif name.endswith(".md"):

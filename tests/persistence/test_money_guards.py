@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from tests.tree import trees
+from tests.house import SourceFile, by_file
 
 # Tables of amounts, and modules and functions that read them.
 MONEY = frozenset(
@@ -36,21 +36,20 @@ WITHOUT_CLOSING = {
 
 
 def test_every_guard_that_compares_stored_money_has_accounts_closed() -> None:
-    guards = dict(_guards())
+    guards = {guard: closes == "closes" for guard, _, closes in (line.rpartition(": ") for line in _guards())}
     closing = {name for name, closes in guards.items() if closes}
     assert {f"persistence/resources/people.py {name}" for name in ("delete", "keep_currency")} <= closing
     assert guards.keys() - closing == WITHOUT_CLOSING.keys()
 
 
-def _guards() -> Iterator[tuple[str, bool]]:
+@by_file(".py", below=("persistence/",))
+def _guards(file: SourceFile) -> Iterator[str]:
     """Yield each function that refuses a write and names money, and whether it has accounts closed."""
-    for name, tree in trees().items():
-        if name.startswith("persistence/") and "/migrations/" not in name:
-            for function in ast.walk(tree):
-                if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-                    names = set(_names(function))
-                    if MONEY & names and any(_refuses(node) for node in ast.walk(function)):
-                        yield f"{name} {function.name}", "require_closed" in names
+    for function in file.nodes if "/migrations/" not in file.name else ():
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            names = set(_names(function))
+            if MONEY & names and any(_refuses(node) for node in ast.walk(function)):
+                yield f"{file.name} {function.name}: {'closes' if 'require_closed' in names else 'does not'}"
 
 
 def _names(function: ast.AST) -> Iterator[str]:
