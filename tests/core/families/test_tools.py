@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typing_extensions
 
+from deploy.costs import members_of
 from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.calls.claims import read_call
 from gateway.core.calls.models import is_repeatable
@@ -36,14 +37,6 @@ def leaves(hint: Any) -> Iterator[Any]:
             yield from leaves(each)
     else:
         yield hint
-
-
-def members_of(hint: Any) -> dict[str, Any]:
-    if typing_extensions.is_typeddict(hint):
-        return typing.get_type_hints(hint, include_extras=True)
-    return {
-        field.alias or name: field.annotation for name, field in getattr(hint, "model_fields", {}).items()
-    }
 
 
 def planted(hint: Any, tools: set[Any], tool: object, outside: tuple[Any, ...] = ()) -> Iterator[Any]:

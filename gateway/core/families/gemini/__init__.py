@@ -214,7 +214,6 @@ FAMILY = ApiFamily(
         frozenset({b"x-goog-upload-control-url"}),
     ),
     exclusions=EXCLUSIONS,
-    free_tools=frozenset({"functiondeclarations", "function", "mcpserver", "codeexecution", "urlcontext"}),
     models_at="/v1beta/models",
     lists=Listing(
         "models",

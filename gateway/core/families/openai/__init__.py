@@ -309,9 +309,6 @@ FAMILY = ApiFamily(
     batches=(BATCHES, *AT_AZURE),
     jobs=(RESPONSES, VIDEOS),
     exclusions=EXCLUSIONS,
-    free_tools=frozenset(
-        {"function", "custom", "mcp", "localshell", "applypatch", "toolsearch", "response-healing"}
-    ),
     models_at="/v1/models",
     lists=Listing(
         each=(("object", "model"), ("created", 0), ("owned_by", "tollkeeper")), around=(("object", "list"),)
