@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the table of what may cost from the vendors' SDKs: `python deploy/costs.py`, with `--check` to compare alone.
+"""Draw the table of costs from the vendors' SDKs: `python deploy/costs.py`; with `--check` only compare them.
 
 It reads the types of requests: those of tools, of parts, and members that are texts or open objects. What
 people decided is kept. A new name is added as `unknown`, and a name that no SDK has any more is printed: it goes, or
@@ -27,10 +27,16 @@ import typing_extensions
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gateway.core.families.costs import BY_HAND, ENVIRONMENT, TOOL_MEMBERS, UNKNOWN, read_rows  # noqa: E402
-from gateway.core.families.costs_table import ROWS  # noqa: E402
+from gateway.core.families import costs_table  # noqa: E402  # found once the checkout is on the path
+from gateway.core.families.costs import (  # noqa: E402  # as above
+    BY_HAND,
+    ENVIRONMENT,
+    TOOL_MEMBERS,
+    UNKNOWN,
+    read_rows,
+)
 
-TABLE: Final = ROOT / "gateway" / "core" / "families" / "costs_table.py"
+TABLE: Final = Path(costs_table.__file__)
 COLUMNS: Final = 106
 # Types of the account itself, to which no route leads, of answers' parsers, and of connections.
 NO_BODIES: Final = re.compile(r"\.(admin|organization|webhooks|websocket\w+)\b")
@@ -51,14 +57,14 @@ def main() -> int:
     lines = differences(drawn)
     if not options.check:
         head, _, _ = TABLE.read_text().partition('"""\\\n')
-        TABLE.write_text(f'{head}"""\\\n{render(ROWS, drawn)}"""\n')
+        TABLE.write_text(f'{head}"""\\\n{render(costs_table.ROWS, drawn)}"""\n')
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 1 if lines else 0
 
 
 def differences(drawn: Drawn) -> list[str]:
     """Return a line for each drawn name that the table lacks, and for each of its names that is not drawn."""
-    rows, lines = read_rows(ROWS), []
+    rows, lines = read_rows(costs_table.ROWS), []
     for section, names in drawn.items():
         by_hand = rows.get(f"{section} {BY_HAND}", {})
         known = rows.get(section, {})

@@ -547,7 +547,7 @@ def check_parts(
     part, right = None if tools else unpriced_part(call, vectors, makers), ""
     if tools:
         place, name = ("tools", "") if call.measured else find_tool(call, tools[0])
-        part = f"the tool {tools[0]}" + f" ({place})" * (place != "tools"), place
+        part = f"the tool {tools[0]}", place
         right = f" Leave it out, or add tools.{name} to that price." if name else ""
     if CACHE_HOUR in tools:
         part = "an hour of stored contents (cache_hour)", "ttl"

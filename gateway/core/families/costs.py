@@ -1,7 +1,7 @@
 """What each tool, part and member of a request may cost, by the table in `costs_table.py`. Pure.
 
-`deploy/costs.py` draws the names from the types of the vendors' SDKs, and people decide what each costs. What has no
-row costs an unknown amount.
+`deploy/costs.py` draws the names from the types of the vendors' SDKs, and people decide what each costs. A name
+without a row costs an unknown amount.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from gateway.core.families.costs_table import ROWS
 # Costs of tools beside prices, which have the name of a price.
 FREE: Final = "free"  # nothing but tokens: the caller runs it, or its provider takes no more
 GROUP: Final = "group"  # an object around tools
+LIKE: Final = "like"  # an API whose tools this one has too
 NAME: Final = "name"  # names a tool that another place defines
 UNKNOWN: Final = "unknown"
 # Costs of parts.
@@ -74,7 +75,9 @@ _TOOLS: Final = {
     for section in _SECTIONS
     if "tools" in section.split()
 }
-_TOOLS["bedrock"] |= _TOOLS["anthropic"]  # of InvokeModel
+for _rows in _TOOLS.values():
+    for _other in [name for name, cost in _rows.items() if cost == LIKE]:
+        _rows |= _TOOLS[_other]
 
 
 def tool_cost(api: str, name: str) -> str:

@@ -1,18 +1,19 @@
-"""The table of what may cost: each name by the section of its API, and behind its cost.
+"""The table of costs: each name in a section of its API, behind its cost.
 
 `deploy/costs.py` draws it from the types of requests in openai 3.51.0, anthropic 2.10.0, google-genai 3.3.0 and
-botocore 1.44.5; sections `by hand` have what no SDK has. To add a tool of next month, install the SDK, run that program, and
-move the new name from `unknown` to what it costs.
+botocore 1.44.5; sections `by hand` have names that no SDK has. To add a tool of next month, install the SDK,
+run that program, and move the new name from `unknown` to its cost.
 
-- `tools`, by `type` (Gemini, Bedrock: by member): `free` costs its tokens alone, since the caller runs it or the
-  provider takes no more; a `group` has tools inside; a `name` only names one. Else the cost is the name of a price.
-- `parts`, all other values of `type`, and `fields`, the members of parts without one: `text`, `picture`, `pages`,
-  `sound`, `video`; `stated` is what its media type says, `source` what the part around it is, and `parts` what it
-  holds. A `setting` is no part of a prompt.
+- `tools`, by `type` (Gemini, Bedrock: by member): a `free` one costs its tokens alone, since the caller runs it
+  or the provider takes no more; a `group` has tools inside; a `name` only names one; `like` is another API.
+  Else the cost is the name of a price.
+- `parts`, all other values of `type`, and `fields`, the members of parts without one: `text`, `picture`,
+  `pages`, `sound`, `video`; `stated` is the medium that its type states, `source` that of the part around it,
+  and `parts` costs what it holds. A `setting` is no part of a prompt.
 - `members`, those that are a text or an open object: each may name a `model` or an `object`, hold a `medium` or
   `parts`, or be `data` that the caller writes freely. `nothing` does none of it.
 
-What is `unknown`, or has no row, is refused by its type where money decides.
+A tool that is `unknown`, or has no row, is refused by its type where money decides.
 """
 
 from typing import Final
@@ -240,6 +241,10 @@ nothing: accessToken adaptationPhrases adaptation_phrases allowedFunctionNames a
 [bedrock tools]
 free: cachePoint toolSpec
 unknown: systemTool
+
+[bedrock tools by hand]
+# of InvokeModel
+like: anthropic
 
 [bedrock fields]
 picture: image
