@@ -217,8 +217,8 @@ object: cachedContent cached_content dataStore datastore datastores defaultCheck
   ragCorpora ragCorpus ragFileIds rag_corpus rag_file_ids resourceName responseTemplateName review_id
   searchTemplate vertexDatasetName
 model: embeddingModel model modelName model_name
-medium: bigqueryUri consentAudio data document_uri downloadUri fileUri gcsUri imageBytes imageData uri
-  uris url urls videoBytes voiceSampleAudio
+medium: bigqueryUri consentAudio data document_uri downloadUri fileUri gcsUri imageBytes imageData uri url
+  videoBytes voiceSampleAudio
 parts: content contents input output prompt result source systemInstruction system_instruction
 data: additionalProperties args arguments customConfigs custom_config custom_metadata default defs env
   example labels metadata parameters parametersJsonSchema partMetadata properties responseJsonSchema
@@ -235,8 +235,8 @@ nothing: accessToken adaptationPhrases adaptation_phrases allowedFunctionNames a
   response_mime_type role search_suggestions server_name serviceAccount session_id sha256Hash signature
   sourceText source_text speaker speakerLabel src sseReadTimeout startOffset start_offset stopSequences
   stop_sequences stringValue style styleDescription subjectDescription target targetLanguageCode taskType
-  text thoughtSignature timeout timestamp_granularities title ttl upscaleFactor videoMetadata voice
-  voiceName widget_context_token word
+  text thoughtSignature timeout timestamp_granularities title ttl upscaleFactor uris urls videoMetadata
+  voice voiceName widget_context_token word
 
 [bedrock tools]
 free: cachePoint toolSpec
