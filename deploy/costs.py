@@ -14,7 +14,7 @@ import sys
 import textwrap
 import typing
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -39,7 +39,7 @@ from gateway.core.families.costs import (  # noqa: E402  # as above
 TABLE: Final = Path(costs_table.__file__)
 COLUMNS: Final = 106
 # Types of the account itself, to which no route leads, of answers' parsers, and of connections.
-NO_BODIES: Final = re.compile(r"\.(admin|organization|webhooks|websocket\w+)\b")
+NO_BODIES: Final = re.compile(r"\.(admin|compliance|organization|user_profiles|webhooks|websocket\w+)\b")
 # Of google-genai: what an answer has, options of the SDK itself, and jobs that no route makes.
 NO_REQUESTS: Final = re.compile(r"HttpOptions|\w+Response|\w*(Tuning|Evaluation|Reward|Destination)\w*")
 _CHOICE: Final = "tool_choice"  # its types are those of tools
@@ -48,11 +48,11 @@ _OPEN: Final = (dict, object, Any)
 Drawn = dict[str, set[str]]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write the table, print what a person has to decide, and return the exit status."""
     parser = argparse.ArgumentParser(prog="costs.py")
     parser.add_argument("--check", action="store_true", help="print what differs, and write nothing")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     drawn = draw()
     lines = differences(drawn)
     if not options.check:
@@ -68,9 +68,8 @@ def differences(drawn: Drawn) -> list[str]:
     for section, names in drawn.items():
         by_hand = rows.get(f"{section} {BY_HAND}", {})
         known = rows.get(section, {})
-        lines += [f"{section}: {name} is new" for name in sorted(names - known.keys())]
+        lines += [f"{section}: {name} is new" for name in sorted(names - known.keys() - by_hand.keys())]
         lines += [f"{section}: {name} is gone" for name in sorted(known.keys() - names)]
-        lines += [f"{section}: {name} is there by hand too" for name in sorted(names & by_hand.keys())]
     return lines
 
 
@@ -81,7 +80,11 @@ def render(rows: str, drawn: Drawn) -> str:
     comments: list[str] = []
 
     def end() -> None:
-        new = drawn.get(section, set()) - known.get(section, {}).keys()
+        new = (
+            drawn.get(section, set())
+            - set(known.get(section, ()))
+            - set(known.get(f"{section} {BY_HAND}", ()))
+        )
         if new and not any(cost == UNKNOWN for _, cost, _ in groups):
             groups.append(([], UNKNOWN, set()))
         for above, cost, names in groups:

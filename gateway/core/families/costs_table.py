@@ -87,6 +87,11 @@ sound: audio_embeds audio_url
 video: input_video video_url
 parts: message.input message.output
 text: agent.handoff context_compaction function.call function.result reference tool.execution tool_file
+# of openai 3.57.0
+setting: speech
+
+[openai members by hand]
+nothing: connector_id continuation_id
 
 [openai members]
 object: approval_request_id assistant_id client_id comparison_response_id container container_id
@@ -145,16 +150,16 @@ setting: adaptive advisor advisor_redacted_result advisor_result advisor_tool_re
   client_secret_basic client_secret_post cloud code_execution_20250825 code_execution_20260120
   code_execution_output code_execution_tool_result_error commit compact_20260112 content_block_location
   content_sha256 continue coordinator create create_new cron custom direct disabled download_completed
-  download_failed download_started edit enabled encrypted_code_execution_result enroll_end_user
-  environment_variable ephemeral except github_repository glob grep high input_tokens json_schema limit
-  limited low max mcp_oauth medium memory_store multiagent_20261001 none object only packages
-  page_location read redacted search_result_location self self_hosted service_account sessions
-  static_bearer summarize system.message tab_opened text_editor_code_execution_create_result
-  text_editor_code_execution_str_replace_result text_editor_code_execution_tool_result_error
-  text_editor_code_execution_view_result thinking_turns tokens tool tool_search_tool_result_error
-  tool_search_tool_search_result tool_uses unrestricted update_existing user.custom_tool_result
-  user.define_outcome user.interrupt user.message user.tool_confirmation user.tool_result web_fetch
-  web_search web_search_result web_search_result_location web_search_tool_result_error write xhigh
+  download_failed download_started edit enabled encrypted_code_execution_result environment_variable
+  ephemeral except github_repository glob grep high input_tokens json_schema limit limited low max
+  mcp_oauth medium memory_store multiagent_20261001 none object only packages page_location read redacted
+  search_result_location self self_hosted service_account sessions static_bearer summarize system.message
+  tab_opened text_editor_code_execution_create_result text_editor_code_execution_str_replace_result
+  text_editor_code_execution_tool_result_error text_editor_code_execution_view_result thinking_turns
+  tokens tool tool_search_tool_result_error tool_search_tool_search_result tool_uses unrestricted
+  update_existing user.custom_tool_result user.define_outcome user.interrupt user.message
+  user.tool_confirmation user.tool_result web_fetch web_search web_search_result
+  web_search_result_location web_search_tool_result_error write xhigh
 
 [anthropic members]
 object: after_id agent agent_id agents anthropic_worker_id api_key_id before_id client_id container
@@ -186,6 +191,14 @@ google_maps: googleMaps google_maps
 enterprise_web_search: enterpriseWebSearch
 unknown: exaAiSearch parallelAiSearch retrieval
 
+[gemini tools by hand]
+# Of google-genai 3.6.1: it loads definitions of tools, as at OpenAI and Anthropic.
+free: tool_search
+
+[gemini parts by hand]
+setting: function
+text: tool_search_call tool_search_result
+
 [gemini parts]
 picture: image
 pages: document
@@ -209,6 +222,11 @@ text: audioTranscription codeExecutionResult executableCode functionCall mediaPr
 
 [gemini fields by hand]
 stated: blob
+# of google-genai 3.6.1
+text: audioMetadata documentMetadata spreadsheetMetadata
+
+[gemini members by hand]
+nothing: function_names short_description visibleCells visible_cells
 
 [gemini members]
 object: cachedContent cached_content dataStore datastore datastores defaultCheckpointId engine environment
