@@ -68,7 +68,7 @@ from gateway.core.families.controlled import (
     models_of,
     top_names,
 )
-from gateway.core.families.costs import FREE, UNKNOWN, plugin_cost
+from gateway.core.families.costs import FREE, UNKNOWN, plugin_cost, tool_costs
 from gateway.core.families.family import CallKind, SocketMessages
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.families.tools import kinds_of, path_to, tools_of
@@ -108,9 +108,9 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
     if not tools and not searches and not names_kept:
         return found
     total = document.get(shape.uses) if shape.uses else None
-    api = OF_METER[call.meter].name
+    costs = tool_costs(OF_METER[call.meter].name)
     for tool in tools:
-        kinds = [*kinds_of(api, tool)]
+        kinds = kinds_of(tool, costs)
         if all(cost == FREE for _, cost in kinds):
             continue
         said = _said(tool, kinds)
@@ -137,7 +137,8 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
             return list(dict.fromkeys(name for names in units for name in names))
     if document is None or family is None or _asks_for_none(call, document):
         return []
-    asked = [kind for tool in call.tools for kind in kinds_of(family.name, tool)]
+    costs = tool_costs(family.name)
+    asked = [kind for tool in call.tools for kind in kinds_of(tool, costs)]
     asked += _plugins(call.plugins)
     if _searches(call, document, by_plugin=False):
         asked.append((SEARCH, SEARCH))
@@ -148,9 +149,9 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
 def find_tool(call: CallRequest, kind: str) -> tuple[str, str]:
     """Return where a body has its first tool of this kind, and the name that a price of it has."""
     family = OF_METER.get(call.meter)
-    api = "" if family is None else family.name
+    table = tool_costs("" if family is None else family.name)
     for tool in call.tools:
-        costs = [cost for name, cost in kinds_of(api, tool) if name == kind and cost != FREE]
+        costs = [cost for name, cost in kinds_of(tool, table) if name == kind and cost != FREE]
         if costs:
             place = path_to(call.document, tool) or "tools"
             return f"{place}.{'type' if 'type' in tool else kind}", kind if costs[0] == UNKNOWN else costs[0]

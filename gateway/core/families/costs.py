@@ -7,6 +7,7 @@ without a row costs an unknown amount.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from gateway.core.families.costs_table import ROWS
@@ -70,6 +71,7 @@ def names_of(what: str, *costs: str) -> frozenset[str]:
     )
 
 
+_NONE: Final[Mapping[str, str]] = {}
 _TOOLS: Final = {
     section.partition(" ")[0]: costs_of(section.removesuffix(f" {BY_HAND}"))
     for section in _SECTIONS
@@ -80,9 +82,9 @@ for _rows in _TOOLS.values():
         _rows |= _TOOLS[_other]
 
 
-def tool_cost(api: str, name: str) -> str:
-    """Return what a tool of an API costs, by its type or member."""
-    return _TOOLS.get(api, {}).get(name, UNKNOWN)
+def tool_costs(api: str) -> Mapping[str, str]:
+    """Return what each tool of an API costs, by its type or member."""
+    return _TOOLS.get(api, _NONE)
 
 
 def tools_of_cost(*costs: str) -> frozenset[str]:

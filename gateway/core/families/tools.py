@@ -6,7 +6,7 @@ member decides, and not the type of the object around it: a type that nobody kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from gateway.core.families.controlled import FREE, OWN_NAMES, Document, elements
@@ -16,7 +16,6 @@ from gateway.core.families.costs import (
     NAME,
     TOOL_MEMBERS,
     UNKNOWN,
-    tool_cost,
     tools_of_cost,
 )
 from gateway.errors import InvalidRequest
@@ -58,16 +57,18 @@ def tools_of(document: Document) -> list[Document]:
     return tools
 
 
-def kinds_of(api: str, tool: Document) -> Iterator[tuple[str, str]]:
-    """Yield what a tool is, and its cost in the table of an API: by its type, else by each of its members."""
+def kinds_of(tool: Document, costs: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return what a tool is and its cost in the table of its API: by its type, else by each of its members."""
     kind = tool.get("type")
     if isinstance(kind, str):
+        cost = costs.get(kind, UNKNOWN)
         place = tool.get(ENVIRONMENT)
-        where = place.get("type") if isinstance(place, dict) else None
-        cost = tool_cost(api, f"{kind}:{where}") if isinstance(where, str) else UNKNOWN
-        yield kind, tool_cost(api, kind) if cost == UNKNOWN else cost
-    elif kind is not None or "input_schema" not in tool:  # else a function of the caller's
-        yield from ((name, tool_cost(api, name)) for name in tool)
+        if isinstance(place, dict):
+            cost = costs.get(f"{kind}:{place.get('type')}", cost)
+        return [(kind, cost)]
+    if kind is None and "input_schema" in tool:
+        return []  # a function of the caller's
+    return [(name, costs.get(name, UNKNOWN)) for name in tool]
 
 
 def path_to(value: object, tool: Document, path: str = "") -> str:

@@ -21,7 +21,7 @@ from gateway.core.families.costs import (
     costs_of,
     names_of,
     read_rows,
-    tool_cost,
+    tool_costs,
 )
 from gateway.core.families.costs_table import ROWS
 from gateway.core.families.openai.calls import FIELDS as OF_OPENAI
@@ -127,8 +127,8 @@ def test_a_part_that_is_a_medium_in_one_api_is_text_in_none() -> None:
         ("gemini", "mcp_servers", "free"), ("cohere", "function", "free"), ("generic", "function", UNKNOWN),
     ],
 )  # fmt: skip
-def test_tool_cost_goes_by_the_whole_name_in_the_table_of_its_api(api: str, name: str, cost: str) -> None:
-    assert tool_cost(api, name) == cost
+def test_tool_costs_go_by_the_whole_name_in_the_table_of_its_api(api: str, name: str, cost: str) -> None:
+    assert tool_costs(api).get(name, UNKNOWN) == cost
 
 
 def test_the_program_writes_nothing_where_the_table_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
