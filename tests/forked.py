@@ -116,6 +116,9 @@ DEAR: Final[Mapping[str, str]] = {
                 "test_what_is_hostile_or_ambiguous_is_refused_with_its_line"
             ),
         ),
+        "the first test that reads the SDKs imports all types of requests": (
+            "core/families/test_costs.py::test_the_table_has_a_row_for_each_name_of_an_sdk_and_for_no_other",
+        ),
         "the first test that reads the tree parses all of it": (
             "test_tidy.py::test_modules_stay_small",
             "test_words.py::test_docstrings_of_functions_begin_with_a_verb",

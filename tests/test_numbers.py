@@ -27,6 +27,7 @@ def test_a_family_stands_in_its_own_place_and_the_registry() -> None:
     assert numbers.files_of_a_family() == [
         "gateway/core/families/anthropic",
         "gateway/core/families/bedrock.py",  # whose InvokeModel takes this family's calls
+        "gateway/core/families/costs_table.py",
         "gateway/core/families/registry.py",
     ]
 

@@ -18,7 +18,7 @@ from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.vector import CACHE_HOUR
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, NameCheck, look_out_of_turn
-from gateway.core.calls.claims import count_pages, find_tools, read_call, read_form, unpriced_tools
+from gateway.core.calls.claims import count_pages, find_tool, find_tools, read_call, read_form, unpriced_tools
 from gateway.core.calls.facts import NO_FACTS, take_facts
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.models import ConfiguredModels, ModelTable, fitting, is_repeatable, named_by
@@ -544,12 +544,16 @@ def check_parts(
     shape = SHAPES.get(call.meter) if call.models_beside else None
     if shape is not None and shape.live is not None:  # the others write transcripts
         makers = [price.vector for price in named[: len(call.targets) or 1] if price.vector is not None]
-    part = (f"the tool {tools[0]}", "tools") if tools else unpriced_part(call, vectors, makers)
+    part, right = None if tools else unpriced_part(call, vectors, makers), ""
+    if tools:
+        place, name = ("tools", "") if call.measured else find_tool(call, tools[0])
+        part = f"the tool {tools[0]}", place
+        right = f" Leave it out, or add tools.{name} to that price." if name else ""
     if CACHE_HOUR in tools:
         part = "an hour of stored contents (cache_hour)", "ttl"
     if part is not None:
         of = " or ".join([one.model for one in named]) or "any model"
-        raise ModelNotPriced(_unpriced(f"{part[0]} of {of}", asking, by_cost), param=part[1])
+        raise ModelNotPriced(_unpriced(f"{part[0]} of {of}", asking, by_cost) + right, param=part[1])
     return vectors
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -57,6 +58,8 @@ ROW_S_MAX = 1_500.0
 SETTLED_S_MAX = 90.0
 STRICT_TOKENS = 4_000
 RECORDED = ROOT / "tests" / "recorded" / "world.txt"
+# Clients whose types of requests the table of costs is drawn from.
+SDKS = ("openai", "anthropic", "google-genai")
 RIGHT, FLAGGED, REFUSED, WRONG, SAID = "right", "flagged", "refused", "WRONG", "as reported"
 
 
@@ -146,7 +149,16 @@ def _compared_with_page(one: newest.Newest, options: argparse.Namespace) -> newe
         return row.wrong, page.differences(row)
     (played,) = play_clients([one], fresh=options.fresh)
     wrong = [f"{cell.title}: {cell.wrong}" for _, cell in _wrong_cells([played])]
-    return wrong, clients_page.differences(played)
+    return wrong, clients_page.differences(played) + _new_costs(one)
+
+
+def _new_costs(client: newest.Newest) -> list[str]:
+    """Return what the table of costs lacks of the types of an SDK, and what it has that these have no more."""
+    python = client.place / "venv" / "bin" / "python"
+    if client.name not in SDKS:
+        return []
+    words = [python, ROOT / "deploy" / "costs.py", "--check"]
+    return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False).stdout.splitlines()
 
 
 def _row(program: Program, options: argparse.Namespace) -> Row:

@@ -356,7 +356,7 @@ class MediaPlaces:
 
     Parts stand in lists, and in the members `inside` of objects: anything else is text, whatever it says of
     itself. `untyped` is the place in parts without a type, and `page` are the usual tokens of a page. `folds`
-    says that the API takes names in any case.
+    says that the API takes names in any case. `beside` finds lists of parts outside `root`.
     """
 
     root: str = ""
@@ -366,6 +366,7 @@ class MediaPlaces:
     inside: frozenset[str] = frozenset({"content"})
     page: int = BLOB_TOKENS
     folds: bool = False
+    beside: Callable[[Mapping[str, object]], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,9 +392,10 @@ def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
     """
     size = tokens = unsure = count = named = heard = dense = far = of_documents = 0
     documents = list[str]()
-    for kind, data, by_name in _found(
-        document.get(places.root) if places.root else document, places, DEPTH_MAX
-    ):
+    roots = [document.get(places.root) if places.root else document]
+    if places.beside is not None:
+        roots.append(places.beside(document))
+    for kind, data, by_name in _found(roots, places, DEPTH_MAX + 1):
         named += by_name
         if not data:
             far += 1

@@ -68,9 +68,10 @@ from gateway.core.families.controlled import (
     models_of,
     top_names,
 )
+from gateway.core.families.costs import FREE, UNKNOWN, plugin_cost, tool_costs
 from gateway.core.families.family import CallKind, SocketMessages
 from gateway.core.families.registry import OF_METER, SHAPES
-from gateway.core.families.tools import tools_of
+from gateway.core.families.tools import kinds_of, path_to, tools_of
 from gateway.core.model import INTEGER_MAX, Decision, Service
 from gateway.errors import InvalidRequest
 
@@ -85,9 +86,6 @@ TOOL_USES: Final = 50
 TOOL_USES_LIKELY: Final = 5  # the same for a likely hold
 # The name of a search that is priced by the prompt, in the spelling for comparisons.
 _BY_PROMPT: Final = SEARCH_PROMPT.replace("_", "")
-_DIGITS: Final = "0123456789"  # of the date at the end of a kind
-# Tools that are the client's own, whatever their names.
-_OF_CLIENT: Final = ("function", "custom")
 
 
 def priced_tools(vectors: Vectors) -> Collection[str]:
@@ -110,8 +108,12 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
     if not tools and not searches and not names_kept:
         return found
     total = document.get(shape.uses) if shape.uses else None
+    costs = tool_costs(OF_METER[call.meter].name)
     for tool in tools:
-        said = _said(tool)
+        kinds = kinds_of(tool, costs)
+        if all(cost == FREE for _, cost in kinds):
+            continue
+        said = _said(tool, kinds)
         uses = _uses(tool.get(shape.tool_uses) if shape.tool_uses else total)
         for name in priced:
             if _plain(name) in said:
@@ -135,36 +137,45 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
             return list(dict.fromkeys(name for names in units for name in names))
     if document is None or family is None or _asks_for_none(call, document):
         return []
-    asked = [*_kinds(call.tools), *_plugins(call.plugins)]
-    free = family.free_tools
-    kinds = {kind: plainly for kind in asked if (plainly := _plain(kind)).rstrip(_DIGITS) not in free}
+    costs = tool_costs(family.name)
+    asked = [kind for tool in call.tools for kind in kinds_of(tool, costs)]
+    asked += _plugins(call.plugins)
     if _searches(call, document, by_plugin=False):
-        kinds[SEARCH] = _plain(SEARCH)
-    return [kind for kind, plainly in kinds.items() if not all(_has_price(plainly, one) for one in vectors)]
+        asked.append((SEARCH, SEARCH))
+    kinds = dict([each for each in asked if each[1] != FREE])
+    return [kind for kind, cost in kinds.items() if not all(_has_price(kind, cost, one) for one in vectors)]
 
 
-def _has_price(kind: str, vector: Vector) -> bool:
-    """Return whether a model's price covers a kind of tool. A price of each request covers its search."""
-    return any(_plain(name) in kind for name in vector.tools) or (
-        kind == _plain(SEARCH) and vector.request > 0
-    )
+def find_tool(call: CallRequest, kind: str) -> tuple[str, str]:
+    """Return where a body has its first tool of this kind, and the name that a price of it has."""
+    family = OF_METER.get(call.meter)
+    table = tool_costs("" if family is None else family.name)
+    for tool in call.tools:
+        costs = [cost for name, cost in kinds_of(tool, table) if name == kind and cost != FREE]
+        if costs:
+            place = path_to(call.document, tool) or "tools"
+            return f"{place}.{'type' if 'type' in tool else kind}", kind if costs[0] == UNKNOWN else costs[0]
+    return "tools", kind
 
 
-def _kinds(tools: Sequence[Document]) -> Iterator[str]:
-    """Yield the kind of each tool: its type, else its field names."""
-    for tool in tools:
-        kind = tool.get("type")
-        if isinstance(kind, str):
-            yield kind
-        elif kind is not None or "input_schema" not in tool:
-            yield from tool
+def _has_price(kind: str, cost: str, vector: Vector) -> bool:
+    """Return whether a model's price covers a kind of tool. A price of each request covers its search.
+
+    Of a kind that is in no table, only the price by its own name does.
+    """
+    names, plainly = map(_plain, vector.tools), _plain(kind)
+    if cost == UNKNOWN:
+        return plainly in names
+    said = f"{plainly} {_plain(cost)}"
+    return any(name in said for name in names) or (plainly == _plain(SEARCH) and vector.request > 0)
 
 
-def _plugins(plugins: Sequence[Document]) -> Iterator[str]:
-    """Yield the kinds of OpenRouter's plugins."""
+def _plugins(plugins: Sequence[Document]) -> Iterator[tuple[str, str]]:
+    """Yield the kinds of OpenRouter's plugins, and their costs."""
     for plugin in plugins:
-        said = plugin.get("id")
-        yield SEARCH if said == "web" else str(said)
+        name = str(plugin.get("id"))
+        cost = plugin_cost(name)
+        yield (name if cost in {FREE, UNKNOWN} else cost), cost
 
 
 def limit_uses(call: CallRequest, vectors: Vectors) -> None:
@@ -231,11 +242,10 @@ def _may_search(model: str) -> bool:
 _searching: Final[dict[str, bool]] = {}
 
 
-def _said(tool: Document) -> str:
-    """Return the words that identify a provider's tool: type, field names, and a name that it fixes."""
-    kind = tool.get("type", "")
-    named = "" if kind in _OF_CLIENT or "input_schema" in tool else tool.get("name", "")
-    return _plain(f"{kind} {named} {' '.join(tool)}")
+def _said(tool: Document, kinds: Sequence[tuple[str, str]]) -> str:
+    """Return the words that identify a provider's tool: type, cost, field names, and a name that it fixes."""
+    named = "" if "input_schema" in tool else tool.get("name", "")
+    return _plain(f"{' '.join(map(' '.join, kinds))} {named} {' '.join(tool)}")
 
 
 def _plain(said: str) -> str:

@@ -346,7 +346,6 @@ FAMILY = ApiFamily(
         tier_fields=("serviceTier", "performanceConfig", "service_tier", "speed"),
         tier_objects={"serviceTier": "type", "performanceConfig": "latency"},
     ),
-    free_tools=anthropic.FAMILY.free_tools | {"toolspec", "cachepoint"},
     provider="aws.bedrock",
     pictures=anthropic.FAMILY.pictures,
     ceilings={"anthropic.claude": 128_000},

@@ -193,7 +193,6 @@ FAMILY = ApiFamily(
     },
     brings=_routes,
     prefixes=("/v2/",),
-    free_tools=frozenset({"function"}),
     provider="cohere",
     ceilings={"command": 4_096, "command-a": 8_192},
 )  # fmt: skip

@@ -526,8 +526,6 @@ class ApiFamily:
     batches: tuple[BatchPaths, ...] = ()
     jobs: tuple[JobPaths, ...] = ()
     exclusions: Exclusions = NONE  # which of the higher prices do not apply to a call
-    # Types of tools, in small letters without `_` and date, that cost nothing besides their tokens.
-    free_tools: frozenset[str] = frozenset()
     provider: str = ""  # the provider's name in OpenTelemetry
     # headers that state the used part of a budget
     budget_fields: Callable[[BudgetWindow, Refusal | None], list[tuple[bytes, bytes]]] | None = None

@@ -1,6 +1,6 @@
 """Whether a prompt may contain sound, by the field and the type of each part. Pure.
 
-The tables are allow-lists of the parts that the APIs document. Other parts may be sound, which is the most
+Parts that the APIs document are in the table of costs. Other parts may be sound, which is the most
 expensive input: a part of unknown type that holds more than text, a part without a type that has an unknown
 member, and a file whose stated type is not that of a picture, a text or a document.
 """
@@ -12,6 +12,16 @@ from collections.abc import Iterator
 from typing import Final
 
 from gateway.core.families.controlled import Document
+from gateway.core.families.costs import (
+    PAGES,
+    PARTS,
+    PICTURE,
+    SOUND,
+    STATED,
+    TEXT,
+    VIDEO,
+    names_of,
+)
 
 # Fields of a call that its model reads: messages or items, parts, and objects with parts beside settings.
 _MESSAGES: Final = ("messages", "input", "contents", "inputs", "chat_history", "message")
@@ -27,71 +37,27 @@ _INSIDE: Final = frozenset(
 # Those of them that are an answer of a tool, whatever type it states.
 _ANSWERS: Final = frozenset({"tool_result", "toolResult", "functionResponse", "function_response"})
 # Members and types of parts that are sound, or videos, which have some.
-_HEARD: Final = frozenset(
-    {"audio", "audio_url", "input_audio", "output_audio", "audio_embeds", "video", "video_url", "input_video"}
-)
+_HEARD: Final = names_of("parts", SOUND, VIDEO) | names_of("fields", SOUND, VIDEO)
 # Those that are pictures or documents, unless they state another type.
-_SEEN: Final = frozenset(
-    {
-        "image", "image_url", "input_image", "output_image", "image_embeds", "computer_screenshot",
-        "document", "document_url", "file", "input_file",
-    }
-)  # fmt: skip
+_SEEN: Final = names_of("parts", PICTURE, PAGES) | names_of("fields", PICTURE, PAGES)
 # Those with a stated type; without it they may be anything.
-_UNSURE: Final = frozenset({"inlineData", "inline_data", "fileData", "file_data", "blob"})
+_UNSURE: Final = names_of("fields", STATED)
 # Types of parts and items that hold parts, and are text but for these.
-_HOLDING: Final = frozenset(
-    {
-        "message", "function_call_output", "custom_tool_call_output", "computer_call_output",
-        "tool_result", "mcp_tool_result", "search_result", "web_fetch_tool_result", "web_fetch_result",
-        "thought", "user_input", "model_output", "function_result", "mcp_server_tool_result",
-        "code_execution_result", "message.input", "message.output",
-        "agent_message",
-    }
-)  # fmt: skip
-# Types that are text, and calls of tools with all that these say.
-_TEXTS: Final = frozenset(
-    {
-        "text", "input_text", "output_text", "refusal", "thinking", "redacted_thinking", "reasoning",
-        "reasoning_text", "summary_text",
-        # items of responses
-        "file_search_call", "computer_call", "web_search_call", "function_call", "tool_search_call",
-        "tool_search_output", "additional_tools", "configuration_update", "compaction",
-        "compaction_trigger", "context_compaction", "encrypted_content",
-        "image_generation_call", "code_interpreter_call", "local_shell_call",
-        "local_shell_call_output", "shell_call", "shell_call_output", "apply_patch_call",
-        "apply_patch_call_output", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response",
-        "mcp_call", "custom_tool_call", "item_reference", "program", "program_output",
-        # blocks of messages
-        "tool_use", "server_tool_use", "mcp_tool_use", "tool_reference", "browser_state",
-        "container_upload", "tool_addition", "tool_removal", "mcp_tool_listing", "fallback",
-        "web_search_tool_result", "web_fetch_tool_result_error", "advisor_tool_result",
-        "code_execution_tool_result", "bash_code_execution_tool_result",
-        "text_editor_code_execution_tool_result", "tool_search_tool_result",
-        # steps of interactions
-        "code_execution_call", "url_context_call", "url_context_result",
-        "google_search_call", "google_search_result", "google_maps_call", "google_maps_result",
-        "file_search_result", "mcp_server_tool_call", "processing_call", "processing_result",
-        "retrieval_call", "retrieval_result",
-        # entries of conversations
-        "reference", "tool_file", "function.call", "function.result", "tool.execution", "agent.handoff",
-    }
-)  # fmt: skip
+_HOLDING: Final = names_of("parts", PARTS)
+# Types that are text, and calls of tools with all that these say. Another API may have parts of that type.
+_TEXTS: Final = names_of("parts", TEXT) - _HEARD - _SEEN - _HOLDING
 _PLAIN: Final = ("text", "input_text", "output_text")
 # Members of parts without a type that are text, settings or calls of tools.
-_SILENT: Final = frozenset(
-    {
-        "type", "role", "text", "id", "name", "status", "thought", "thoughtSignature", "thought_signature",
-        "functionCall", "function_call", "toolCall", "tool_call", "toolResponse", "tool_response",
-        "executableCode", "executable_code", "codeExecutionResult", "code_execution_result", "response",
-        "scheduling", "partMetadata", "part_metadata", "videoMetadata", "video_metadata", "mediaResolution",
-        "media_resolution", "mediaProcessing", "media_processing", "audioTranscription",
-        "audio_transcription", "speechMetadata", "speech_metadata",
-        # of Converse
-        "toolUse", "toolUseId", "json", "reasoningContent", "guardContent", "cachePoint", "citationsContent",
-        "searchResult", "toolAddition", "toolRemoval",
-    }
-)  # fmt: skip
+_SILENT: Final = names_of("fields", TEXT) | {
+    "type",
+    "role",
+    "id",
+    "name",
+    "status",
+    "response",
+    "scheduling",
+    "toolUseId",
+}
 # Members that are text in a part of any type.
 _OF_TEXT: Final = frozenset({"type", "role", "text"})
 _RESULT: Final = "result"  # an object is what a function of the caller's gave, and a list has parts

@@ -126,6 +126,5 @@ FAMILY = ApiFamily(
     },
     brings=_routes,
     prefixes=("/api/",),
-    free_tools=frozenset({"function"}),
     provider="ollama",
 )

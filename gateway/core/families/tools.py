@@ -6,18 +6,22 @@ member decides, and not the type of the object around it: a type that nobody kno
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from gateway.core.families.controlled import FREE, OWN_NAMES, Document, elements
+from gateway.core.families.costs import (
+    ENVIRONMENT,
+    GROUP,
+    NAME,
+    TOOL_MEMBERS,
+    UNKNOWN,
+    tools_of_cost,
+)
 from gateway.errors import InvalidRequest
 
-# Members that have tools, in messages, items, parts and groups of all APIs: those of `additional_tools`,
-# `tool_search_output` and `namespace`, of `tool_addition` and `tool_definition`, and of `toolConfig`.
-MEMBERS: Final = frozenset({"tools", "tool", "definition"})
 # Types of entries that are no tool of their own. A reference names a tool that another place defines.
-_NO_TOOLS: Final = (
-    "namespace", "tool_definition", "tool_reference", "mcp_tool_reference", "mcp_toolset_reference",
-)  # fmt: skip
+_NO_TOOLS: Final = tools_of_cost(GROUP, NAME)
 # Members that only name tools, and data that callers and their functions write. An inner `input` is data too.
 _NAMING: Final = frozenset({"tool_choice", "toolChoice", "toolAddition", "toolRemoval"})
 _DATA: Final = FREE | OWN_NAMES | _NAMING | {"response", "json", "documents"}
@@ -26,7 +30,7 @@ _DATA_WITHIN: Final = _DATA | {"input"}
 
 def is_member(name: str) -> bool:
     """Return whether a server may read a member of this name as one that has tools, whatever its case."""
-    return _folded(name) in MEMBERS
+    return _folded(name) in TOOL_MEMBERS
 
 
 def tools_of(document: Document) -> list[Document]:
@@ -53,11 +57,37 @@ def tools_of(document: Document) -> list[Document]:
     return tools
 
 
+def kinds_of(tool: Document, costs: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return what a tool is and its cost in the table of its API: by its type, else by each of its members."""
+    kind = tool.get("type")
+    if isinstance(kind, str):
+        cost = costs.get(kind, UNKNOWN)
+        place = tool.get(ENVIRONMENT)
+        if isinstance(place, dict):
+            cost = costs.get(f"{kind}:{place.get('type')}", cost)
+        return [(kind, cost)]
+    if kind is None and "input_schema" in tool:
+        return []  # a function of the caller's
+    return [(name, costs.get(name, UNKNOWN)) for name in tool]
+
+
+def path_to(value: object, tool: Document, path: str = "") -> str:
+    """Return where the object `tool` itself stands in a body; empty if it is not there."""
+    if value is tool:
+        return path
+    inner: Iterator[tuple[str, object]] = iter(())
+    if isinstance(value, dict):
+        inner = ((f"{path}.{name}" if path else name, inside) for name, inside in value.items())
+    elif isinstance(value, list):
+        inner = ((f"{path}[{number}]", inside) for number, inside in enumerate(value))
+    return next(filter(None, (path_to(inside, tool, place) for place, inside in inner)), "")
+
+
 def _has_tools(name: str) -> bool:
     folded = _folded(name)
-    if folded in MEMBERS and name != folded:
+    if folded in TOOL_MEMBERS and name != folded:
         raise InvalidRequest(f"The field {name} must be written {folded}.", param=name)
-    return folded in MEMBERS
+    return folded in TOOL_MEMBERS
 
 
 def _folded(name: str) -> str:

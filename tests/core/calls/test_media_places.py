@@ -7,17 +7,21 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
 
+from deploy.costs import classes_of, leaves, members_of, type_names
 from gateway.core.calls.call import MediaPart
 from gateway.core.calls.claims import count_pages, read_call
 from gateway.core.calls.estimate import Estimate, Estimator
 from gateway.core.calls.routes import Route
+from gateway.core.families.costs import costs_of
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import Family
 from tests.core.calls.test_documents import of_pages, packed
+from tests.core.families.test_tools import ANTHROPIC, GEMINI, OPENAI, planted
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -159,3 +163,64 @@ def test_a_medium_under_an_escaped_name_is_held() -> None:
     body += b'"source":{"type":"base64","media_type":"image/png","d\\u0061ta":"%b"}}]}]}' % text.encode()
     route = Route(("POST",), "/x", "u", "s", Family("anthropic"), "anthropic_messages")
     assert Estimator().hold(read_call(route, {}, body), 1, "s").read >= 4_784
+
+
+# Types of requests and of parts in them, by meter, with the place of a part.
+REQUESTS: dict[str, tuple[str, str, Wrap]] = {
+    "openai_responses": (f"{OPENAI}responses.response_create_params", "ResponseCreateParamsBase", dict),
+    "openai_chat": (f"{OPENAI}chat.completion_create_params", "CompletionCreateParamsBase", dict),
+    "openai_moderations": (f"{OPENAI}moderation_create_params", "ModerationCreateParams", dict),
+    "anthropic_messages": (f"{ANTHROPIC}beta.message_create_params", "MessageCreateParamsBase", dict),
+    "gemini_interactions": (GEMINI, "CreateModelInteractionParam", dict),
+    "gemini_generate": ("google.genai.types", "Content", lambda content: {"contents": [content]}),
+}
+URL, LARGE = "https://files.example/1", {"pages", "sound", "video"}
+
+
+def reached(one: Any, found: dict[Any, None]) -> dict[Any, None]:
+    if one not in found:
+        found[one] = None
+        for hint in members_of(one).values():
+            for inner in classes_of(hint):
+                reached(inner, found)
+    return found
+
+
+def media_of(api: str, one: Any) -> list[dict[str, Any]]:
+    """Return objects of a type, each with one of its members that may be a medium, if its type is that of one."""
+    kinds, members, costs = type_names(one), members_of(one), costs_of(f"{api} members")
+    if kinds and costs_of(f"{api} parts").get(kinds[0]) not in {*LARGE, "picture", "source"}:
+        return []
+    said = {"type": kinds[0]} if kinds else {"format": "x/pdf", "mimeType": "x/pdf"}
+    return [
+        {**said, name: URL if name.lower().endswith(("url", "uri", "id")) else base64.b64encode(PDF).decode()}
+        for name, hint in members.items()
+        if (costs.get(name) == "medium" or name == "file_id") and not {str, bytes}.isdisjoint(leaves(hint))
+    ]
+
+
+def innermost(costs: dict[str, str], value: Any, media: set[int], cost: str = "") -> str:
+    """Return the cost of the part around the one of these objects that is in a body; empty if there is none."""
+    if id(value) in media:
+        return cost or "picture"
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    of_type = costs.get(value.get("type", "")) if isinstance(value, dict) else None
+    cost = of_type if of_type in {*LARGE, "picture"} else cost
+    return next(filter(None, (innermost(costs, one, media, cost) for one in inner)), "")
+
+
+@pytest.mark.parametrize("meter", REQUESTS)
+def test_a_medium_is_read_at_each_place_that_a_type_of_an_sdk_has(meter: str) -> None:
+    module, name, wrap = REQUESTS[meter]
+    api, root = meter.partition("_")[0], getattr(import_module(module), name)
+    types = [one for one in reached(root, {}) if not one.__name__.endswith("ResponseFormatParam")]
+    plants = {one: media_of(api, one) for one in types}
+    media, costs = {id(one) for each in plants.values() for one in each}, costs_of(f"{api} parts")
+    assert media
+    for value in planted(root, plants):
+        body = ({} if meter == "gemini_generate" else {"model": "m", "max_tokens": 1}) | wrap(value)
+        route = Route(("POST",), "/x", "u", "s", Family(api), meter)
+        call = read_call(route, {"model": "m"}, json.dumps(body).encode())
+        large = len(call.documents) + call.endless + call.heard
+        is_large = innermost(costs, body, media) in LARGE
+        assert large or (not is_large and call.pictures + call.names.files), body

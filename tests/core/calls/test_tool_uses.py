@@ -10,7 +10,7 @@ import pytest
 from gateway.core.billing.price_book import KINDS, read_price
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import TOOL_USES, limit_uses, unpriced_tools, uses_of
+from gateway.core.calls.claims import TOOL_USES, find_tool, limit_uses, unpriced_tools, uses_of
 from gateway.core.calls.estimate import TOOL_USES_MAX
 from gateway.core.calls.routes import ModelTarget
 from gateway.core.calls.tariff import makes, unpriced_part
@@ -20,8 +20,8 @@ from gateway.core.families.tools import tools_of
 from gateway.core.model import Family
 from tests.core.billing.prices import price_row
 
-CHAT, MESSAGES, RESPONSES, GEMINI = (
-    "openai_chat", "anthropic_messages", "openai_responses", "gemini_generate",
+CHAT, MESSAGES, RESPONSES, GEMINI, BEDROCK = (
+    "openai_chat", "anthropic_messages", "openai_responses", "gemini_generate", "bedrock_converse",
 )  # fmt: skip
 PRICED = ("web_search", "file_search")
 PRICES = (Vector(1, "USD", (0,) * len(KINDS), tools=dict.fromkeys(PRICED, 10**9)),)
@@ -154,23 +154,36 @@ def test_else_a_call_is_sent_as_it_came(meter: str, fields: dict[str, Any]) -> N
     [
         (RESPONSES, [{"type": "image_generation", "quality": "high"}], ["image_generation"]),
         (RESPONSES, [{"type": "code_interpreter", "container": {"type": "auto"}}], ["code_interpreter"]),
-        (RESPONSES, [{"type": "computer_use_preview"}], ["computer_use_preview"]),
+        (RESPONSES, [{"type": "computer"}, {"type": "programmatic_tool_calling"}], []),
+        (RESPONSES, [{"type": "shell", "environment": {"type": "local"}}], []),
+        (RESPONSES, [{"type": "shell", "environment": {"type": "container_auto"}}], ["shell"]),
+        (RESPONSES, [{"type": "shell", "environment": {"type": "what comes next"}}], ["shell"]),
+        (RESPONSES, [{"type": "file_search", "environment": {"type": "local"}}], []),
+        (RESPONSES, [{"type": "code_interpreter", "environment": {"type": "local"}}], ["code_interpreter"]),
         (RESPONSES, [{"type": "image_generation", "name": "x", "web_search": 1}], ["image_generation"]),
         (RESPONSES, [{"type": "namespace", "tools": [{"type": "shell"}, {"type": "function"}]}], ["shell"]),
         (RESPONSES, [{"type": "namespace", "tools": [{"type": "namespace", "tools": [{"type": "shell"}]}]}],
          ["shell"]),
         (RESPONSES, [{"type": "what comes next"}], ["what comes next"]),
+        (RESPONSES, [{"type": "web_search_20270101"}], ["web_search_20270101"]),
+        (RESPONSES, [{"type": "free"}, {"type": "FUNCTION"}, {"type": "local"}], ["free", "FUNCTION", "local"]),
         (RESPONSES, [SEARCH, {"type": "web_search_preview_2025_03_11"}, {"type": "file_search"}], []),
         (RESPONSES, [{"type": own} for own in ("function", "custom", "mcp", "local_shell")], []),
         (CHAT, [{"function": {"name": "image_generation"}}], []),
         (CHAT, [{"image_generation": {}}], ["image_generation"]),
+        (CHAT, [{"type": "openrouter:datetime"}, {"type": "openrouter:web_search"}], []),
+        (CHAT, [{"type": "openrouter:next"}, {"type": "bash_20250124"}], ["openrouter:next", "bash_20250124"]),
         (CHAT, [{"type": 5}], ["type"]),
         (MESSAGES, [{"type": "code_execution_20250825", "name": "web_search"}], ["code_execution_20250825"]),
         (MESSAGES, [{"type": "code_execution_20250825", "input_schema": {}}], ["code_execution_20250825"]),
         (MESSAGES, [{"name": "code_execution", "input_schema": {}}, {"type": "custom"}], []),
         (MESSAGES, [{"type": own} for own in ("bash_20250124", "web_fetch_20250910", "mcp_toolset")], []),
         (GEMINI, [{"googleMaps": {}}, {"codeExecution": {}}, {"googleSearch": {}}], ["googleMaps"]),
-        (GEMINI, [{"computer_use": {}}, {"function_declarations": []}], ["computer_use"]),
+        (MESSAGES, [{"type": own} for own in ("computer_toolset_20260801", "browser_toolset_20260801")], []),
+        (MESSAGES, [{"type": "bash_20270101"}, {"type": "computer"}], ["bash_20270101", "computer"]),
+        (GEMINI, [{"computer_use": {}}, {"function_declarations": []}, {"computerUse": {}}], []),
+        (GEMINI, [{"mcpServers": []}, {"mcp_servers": []}, {"exaAiSearch": {}}], ["exaAiSearch"]),
+        (BEDROCK, [{"toolSpec": {}}, {"systemTool": {}}, {"type": "memory_20250818"}], ["systemTool"]),
         (CHAT, None, []),
     ],
 )  # fmt: skip
@@ -179,6 +192,51 @@ def test_a_providers_tool_that_no_price_names_is_unpriced(
 ) -> None:
     """By its kind: what a caller names it says nothing."""
     assert unpriced_tools(asked(meter, {"tools": tools}), PRICES) == found
+
+
+def test_a_tool_that_no_table_has_needs_a_price_of_its_own_name() -> None:
+    tool = {"type": "web_search_20270101"}
+    call = asked(RESPONSES, {"tools": [tool]})
+    own = (PRICES[0]._replace(tools={"web_search_20270101": 1}),)
+    assert unpriced_tools(call, own) == []
+    assert call.document is not None
+    assert uses_of(call, call.document, ["web_search_20270101"]) == {"web_search_20270101": TOOL_USES}
+
+
+def test_find_tool_says_where_a_body_has_it_and_which_price_it_needs() -> None:
+    new = {"type": "x_20270101"}
+    for meter, fields, kind, found in (
+        (
+            RESPONSES,
+            {"tools": [SEARCH, {"type": "function"}, new]},
+            "x_20270101",
+            ("tools[2].type", "x_20270101"),
+        ),
+        (
+            RESPONSES,
+            {"input": [{"type": "additional_tools", "tools": [{"type": "namespace", "tools": [dict(new)]}]}]},
+            "x_20270101",
+            ("input[0].tools[0].tools[0].type", "x_20270101"),
+        ),
+        (
+            MESSAGES,
+            {"messages": [{"content": [defined({"type": "web_search_20260209"})]}]},
+            "web_search_20260209",
+            ("messages[0].content[0].tool.definition.type", "web_search"),
+        ),
+        (GEMINI, {"tools": [{"googleMaps": {}}]}, "googleMaps", ("tools[0].googleMaps", "google_maps")),
+        (CHAT, {"web_search_options": {}}, "web_search", ("tools", "web_search")),
+    ):
+        assert find_tool(asked(meter, fields), kind) == found
+
+
+def test_uses_of_holds_no_tool_that_the_caller_runs() -> None:
+    call = asked(RESPONSES, {"tools": [{"type": "shell", "environment": {"type": "local"}}]})
+    assert call.document is not None
+    assert uses_of(call, call.document, ["shell"]) == {}
+    hosted = asked(RESPONSES, {"tools": [{"type": "shell"}]})
+    assert hosted.document is not None
+    assert uses_of(hosted, hosted.document, ["shell"]) == {"shell": TOOL_USES}
 
 
 def test_a_plugin_is_a_tool() -> None:
@@ -260,7 +318,7 @@ GEMINI_PARTS: list[tuple[dict[str, Any], bool]] = [
     ({"functionResponse": {"name": "f", "response": {"url": URL}}}, False),
     ({"functionResponse": {"name": "f", "parts": [{"inlineData": {"mimeType": "audio/wav"}}]}}, True),
 ]
-BEDROCK, TEXT, BYTES = "bedrock_converse", [{"role": "user", "content": "hi"}], {"bytes": "AAAA"}
+TEXT, BYTES = [{"role": "user", "content": "hi"}], {"bytes": "AAAA"}
 FILE = {"type": "input_file", "file_id": "file-1"}
 
 

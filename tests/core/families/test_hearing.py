@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import typing_extensions
 
+from deploy.costs import members_of
 from gateway.core.families.hearing import may_hear
 
 URL, BASE64 = "https://files.example/a.mp3", "SUQzBAAAAAAAI1RTU0UAAAAPAAADTGF2ZjYwLjE2LjEwMA"
@@ -106,14 +107,6 @@ def values(hint: Any) -> tuple[Any, ...]:
     if members := members_of(hint):
         return tuple(filled({name: values(of) for name, of in members.items()}))
     return {int: (1,), float: (0.5,), bool: (True,), type(None): ()}.get(hint, ("text",))
-
-
-def members_of(hint: Any) -> dict[str, Any]:
-    """Return the members of an SDK's type as JSON has them, with their types; none of another type."""
-    if typing_extensions.is_typeddict(hint):
-        return typing.get_type_hints(hint, include_extras=True)
-    fields = getattr(hint, "model_fields", {})
-    return {field.alias or name: field.annotation for name, field in fields.items()}
 
 
 def filled(members: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:

@@ -15,22 +15,18 @@ from typing import Any
 
 import pytest
 
+from deploy.costs import members_of
 from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.families.anthropic import FAMILY as ANTHROPIC
-from gateway.core.families.anthropic.calls import FIELDS as OF_ANTHROPIC
 from gateway.core.families.objects import _TOPS, read_objects
 from gateway.core.families.openai import FAMILY as OPENAI
-from gateway.core.families.openai.calls import FIELDS as OF_OPENAI
-from gateway.core.families.references import IdFields
 from gateway.core.families.registry import SHAPES
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest
 from gateway.http.protocol.request import RequestHead, read_request_head
 from gateway.http.routing.routes import owned_by
-from tests.core.families.test_tools import members_of
 
-SDKS = {"openai": OF_OPENAI, "anthropic": OF_ANTHROPIC}
 # Headers that the SDK has among the fields of a body, and what is a part of a path.
 NOT_IN_BODIES = frozenset({"betas", "workspace_id", "user_profile_id", "vault_id", "memory_store_id"})
 # The request types of stored things, by the templates of their paths.
@@ -78,15 +74,6 @@ def fields_of(module: Path, name: str = "") -> Iterator[str]:
             for one in node.body:
                 if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
                     yield one.target.id
-
-
-@pytest.mark.parametrize(("sdk", "fields"), SDKS.items())
-def test_each_id_in_the_request_types_of_an_sdk_is_in_one_table(sdk: str, fields: IdFields) -> None:
-    modules = [one for one in types_of(sdk).rglob("*.py") if "param" in one.name]
-    said = {name for one in modules for name in fields_of(one) if re.search("_ids?$", name)}
-    assert len(said) > 50
-    assert said - fields.named - fields.others == set()
-    assert fields.named & fields.others == set()
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 import pytest
 import typing_extensions
 
+from deploy.costs import classes_of, members_of, type_names
 from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.calls.claims import read_call
 from gateway.core.calls.models import is_repeatable
@@ -28,45 +29,26 @@ def defined(tool: object) -> dict[str, Any]:
     return {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": tool}}
 
 
-def leaves(hint: Any) -> Iterator[Any]:
-    """Yield the types that a type may be."""
-    inner = typing.get_args(hint.__value__ if hasattr(hint, "__value__") else hint)
-    if inner:
-        for each in inner:
-            yield from leaves(each)
-    else:
-        yield hint
-
-
-def members_of(hint: Any) -> dict[str, Any]:
-    if typing_extensions.is_typeddict(hint):
-        return typing.get_type_hints(hint, include_extras=True)
-    return {
-        field.alias or name: field.annotation for name, field in getattr(hint, "model_fields", {}).items()
-    }
-
-
-def planted(hint: Any, tools: set[Any], tool: object, outside: tuple[Any, ...] = ()) -> Iterator[Any]:
-    """Yield values of a type that have `tool` at each place of one of the types in `tools`."""
+def planted(
+    hint: Any, plants: Mapping[Any, Sequence[object]], outside: tuple[Any, ...] = ()
+) -> Iterator[Any]:
+    """Yield values of a type that have, at each place of one of the types in `plants`, each value for that."""
     hint = getattr(hint, "__value__", hint)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is dict:
-        yield from ({"key": one} for one in planted(inner[1], tools, tool, outside))
+        yield from ({"key": one} for one in planted(inner[1], plants, outside))
     elif origin in {list, tuple} or getattr(origin, "__name__", "") in {"Iterable", "Sequence"}:
-        yield from ([one] for one in planted(inner[0], tools, tool, outside))
+        yield from ([one] for one in planted(inner[0], plants, outside))
     elif origin not in {typing.Literal, typing_extensions.Literal}:
         for each in inner:
-            yield from planted(each, tools, tool, outside)
-    if hint in tools:
-        yield tool
+            yield from planted(each, plants, outside)
+    yield from plants.get(hint, ())
     if hint in outside:
         return
-    members = members_of(hint)
-    kind = [one for one in typing.get_args(members.get("type")) if isinstance(one, str)]
-    kind = kind or [one for each in typing.get_args(members.get("type")) for one in typing.get_args(each)]
-    for name, of in members.items():
-        for one in planted(of, tools, tool, (*outside, hint)):
-            yield {**({"type": kind[0]} if kind else {}), name: one}
+    kinds = type_names(hint)
+    for name, of in members_of(hint).items():
+        for one in planted(of, plants, (*outside, hint)):
+            yield {**({"type": kinds[0]} if kinds else {}), name: one}
 
 
 def converse(tool: object) -> Iterator[Any]:
@@ -111,8 +93,8 @@ def test_tools_of_finds_a_tool_at_each_place_that_a_type_of_an_sdk_has(sdk: str)
         values, least = converse(ADVISOR), 1
     else:
         module, name, (tools, union), least = SDKS[sdk]
-        types = set(leaves(getattr(import_module(tools), union)))
-        values = planted(getattr(import_module(module), name), types, ADVISOR)
+        types = classes_of(getattr(import_module(tools), union))
+        values = planted(getattr(import_module(module), name), dict.fromkeys(types, (ADVISOR,)))
     bodies = list({json.dumps(one): one for one in values}.values())
     assert len(bodies) >= least
     assert [one for one in bodies if tools_of(one) != [ADVISOR]] == []

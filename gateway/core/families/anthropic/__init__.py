@@ -150,13 +150,6 @@ FAMILY = ApiFamily(
     objects=OBJECTS,
     batches=(BATCHES,),
     exclusions=EXCLUSIONS,
-    # Clients run the first five themselves; an advisor is charged by its tokens.
-    free_tools=frozenset(
-        {
-            "custom", "bash", "texteditor", "computer", "memory", "mcptoolset", "webfetch",
-            "toolsearchtoolregex", "toolsearchtoolbm", "advisor",
-        }
-    ),
     models_at="/v1/models",
     lists=Listing(
         each=(("type", "model"), ("created_at", "1970-01-01T00:00:00Z")), shown="display_name",

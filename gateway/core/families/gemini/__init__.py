@@ -168,7 +168,7 @@ FAMILY = ApiFamily(
             keeps=lambda document: KEPT_ANSWERS,
             operation="generate_content",
             numbers=frozenset({"max_output_tokens"}),
-            media=MediaPlaces("input", _TYPED, inside=frozenset({"content", "result"}), page=258),
+            media=MediaPlaces("input", _TYPED, inside=frozenset({"content", "result", "summary"}), page=258),
         ),
         "gemini_embed": CallKind(calls.read_embed, answers.DIALECT, operation="embeddings", media=live.PARTS),
         "gemini_videos": CallKind(
@@ -214,7 +214,6 @@ FAMILY = ApiFamily(
         frozenset({b"x-goog-upload-control-url"}),
     ),
     exclusions=EXCLUSIONS,
-    free_tools=frozenset({"functiondeclarations", "function", "mcpserver", "codeexecution", "urlcontext"}),
     models_at="/v1beta/models",
     lists=Listing(
         "models",

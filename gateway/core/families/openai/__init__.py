@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from gateway.core.calls.alphabets import CL100K, O200K
@@ -52,6 +52,15 @@ _CHAT_MEDIA = MediaPlaces(
     },
 )
 _IMAGE = MediaPart(("image_url",))
+
+
+def _variables(document: Mapping[str, object]) -> object:
+    """Return the values that a response gives to the variables of a stored prompt: texts, images and files."""
+    prompt = document.get("prompt")
+    variables = prompt.get("variables") if isinstance(prompt, dict) else None
+    return list(variables.values()) if isinstance(variables, dict) else variables
+
+
 _RESPONSES_MEDIA = MediaPlaces(
     "input",
     {
@@ -60,6 +69,7 @@ _RESPONSES_MEDIA = MediaPlaces(
         "image_generation_call": MediaPart(("result",), kind="image"),
     },
     inside=frozenset({"content", "output"}),
+    beside=_variables,
 )  # fmt: skip
 
 _SHAPES = {
@@ -309,9 +319,6 @@ FAMILY = ApiFamily(
     batches=(BATCHES, *AT_AZURE),
     jobs=(RESPONSES, VIDEOS),
     exclusions=EXCLUSIONS,
-    free_tools=frozenset(
-        {"function", "custom", "mcp", "localshell", "applypatch", "toolsearch", "response-healing"}
-    ),
     models_at="/v1/models",
     lists=Listing(
         each=(("object", "model"), ("created", 0), ("owned_by", "tollkeeper")), around=(("object", "list"),)

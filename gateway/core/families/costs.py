@@ -1,0 +1,100 @@
+"""What each tool, part and member of a request may cost, by the table in `costs_table.py`. Pure.
+
+`deploy/costs.py` draws the names from the types of the vendors' SDKs, and people decide what each costs. A name
+without a row costs an unknown amount.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from gateway.core.families.costs_table import ROWS
+
+# Costs of tools beside prices, which have the name of a price.
+FREE: Final = "free"  # nothing but tokens: the caller runs it, or its provider takes no more
+GROUP: Final = "group"  # an object around tools
+LIKE: Final = "like"  # an API whose tools this one has too
+NAME: Final = "name"  # names a tool that another place defines
+UNKNOWN: Final = "unknown"
+# Costs of parts.
+TEXT: Final = "text"
+PARTS: Final = "parts"  # what its parts cost
+PICTURE: Final = "picture"
+PAGES: Final = "pages"
+SOUND: Final = "sound"
+VIDEO: Final = "video"
+STATED: Final = "stated"  # the medium whose type it states
+# Members that have tools, in messages, items, parts and groups of all APIs.
+TOOL_MEMBERS: Final = frozenset({"tools", "tool", "definition"})
+# The member of a tool that says who runs it: its type is written behind that of the tool, with a colon.
+ENVIRONMENT: Final = "environment"
+BY_HAND: Final = "by hand"  # ends the name of a section that no SDK has
+
+
+def read_rows(rows: str) -> dict[str, dict[str, str]]:
+    """Return the cost of each name, by section of a table."""
+    sections: dict[str, dict[str, str]] = {}
+    section: dict[str, str] = {}
+    cost = ""
+    for line in rows.splitlines():
+        names = line
+        if line.startswith("["):
+            section = sections.setdefault(line.strip("[]"), {})
+        elif line and not line.startswith(("#", " ")):
+            cost, _, names = line.partition(":")
+        if line and not line.startswith(("[", "#")):
+            section.update(dict.fromkeys(names.split(), cost))
+    return sections
+
+
+_SECTIONS: Final = read_rows(ROWS)
+_UPPER: Final = re.compile("(?<=[a-z0-9])[A-Z]")
+
+
+def costs_of(section: str) -> dict[str, str]:
+    """Return the cost of each name in a section, and of those that no SDK has; Gemini's in both spellings."""
+    found = _SECTIONS.get(section, {}) | _SECTIONS.get(f"{section} {BY_HAND}", {})
+    if not section.startswith("gemini "):
+        return found
+    return found | {
+        _UPPER.sub(lambda upper: f"_{upper[0].lower()}", name): cost for name, cost in found.items()
+    }
+
+
+def names_of(what: str, *costs: str) -> frozenset[str]:
+    """Return the names in the `parts` or `fields` of any API that have one of these costs."""
+    sections = [section for section in _SECTIONS if what in section.split()]
+    return frozenset(
+        name for section in sections for name, cost in costs_of(section).items() if cost in costs
+    )
+
+
+_NONE: Final[Mapping[str, str]] = {}
+_TOOLS: Final = {
+    section.partition(" ")[0]: costs_of(section.removesuffix(f" {BY_HAND}"))
+    for section in _SECTIONS
+    if "tools" in section.split()
+}
+for _rows in _TOOLS.values():
+    for _other in [name for name, cost in _rows.items() if cost == LIKE]:
+        _rows |= _TOOLS[_other]
+
+
+def tool_costs(api: str) -> Mapping[str, str]:
+    """Return what each tool of an API costs, by its type or member."""
+    return _TOOLS.get(api, _NONE)
+
+
+def tools_of_cost(*costs: str) -> frozenset[str]:
+    """Return the types of tools of any API that have one of these costs."""
+    return frozenset(name for rows in _TOOLS.values() for name, cost in rows.items() if cost in costs)
+
+
+_PLUGINS: Final = costs_of("openai plugins")
+
+
+def plugin_cost(name: str) -> str:
+    """Return what one of OpenRouter's plugins costs, by its id."""
+    return _PLUGINS.get(name, UNKNOWN)
