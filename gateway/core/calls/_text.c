@@ -14,6 +14,8 @@
 #define SLOTS (1 << 15)
 #define EMPTY UINT32_MAX
 #define NO_RANK UINT16_MAX
+#define REMEMBERED (1 << 12) /* short pieces whose tokens are known */
+#define REMEMBERED_BYTES 15
 #define PIECE_BYTES_MAX 4096 /* a longer piece has a token a byte */
 #define PLACE_BITS 12
 #define KINDS 0x32000        /* characters behind these are marks or none of the kinds */
@@ -37,6 +39,10 @@ static struct {
     Slot slots[SLOTS];
     int loaded;
 } tables[TOKENIZERS];
+static struct {
+    uint64_t head, tail; /* a piece, with zeros and its size behind it */
+    uint32_t tokens;
+} remembered[TOKENIZERS][REMEMBERED];
 static byte kinds[KINDS];
 static int classified;
 
@@ -266,13 +272,32 @@ static int piece_tokens(const byte *at, int size, const byte *known, const Slot 
     return size;
 }
 
+/* The tokens of a piece, which is looked up first: most words of a text come again. */
+static inline int known_piece_tokens(const byte *at, int size, int number)
+{
+    if (size > REMEMBERED_BYTES)
+        return piece_tokens(at, size, tables[number].ids, tables[number].slots);
+    uint64_t halves[2] = {0, 0};
+    for (int one = 0; one < size; one++)
+        halves[one >> 3] |= (uint64_t)at[one] << (one & 7) * 8;
+    halves[1] |= (uint64_t)size << 56;
+    uint64_t hash = (halves[0] ^ (halves[1] << 31 | halves[1] >> 33)) * 0x9E3779B97F4A7C15u;
+    uint32_t slot = (uint32_t)(hash >> 32) % REMEMBERED;
+    if (remembered[number][slot].head != halves[0] || remembered[number][slot].tail != halves[1]) {
+        remembered[number][slot].tokens =
+            (uint32_t)piece_tokens(at, size, tables[number].ids, tables[number].slots);
+        remembered[number][slot].head = halves[0];
+        remembered[number][slot].tail = halves[1];
+    }
+    return (int)remembered[number][slot].tokens;
+}
+
 static Py_ssize_t text_tokens(const byte *at, const byte *end, int number)
 {
     Py_ssize_t found = 0;
     while (at < end) {
         const byte *next = piece_end(at, end, number == O200K);
-        found += next - at > PIECE_BYTES_MAX
-            ? next - at : piece_tokens(at, (int)(next - at), tables[number].ids, tables[number].slots);
+        found += next - at > PIECE_BYTES_MAX ? next - at : known_piece_tokens(at, (int)(next - at), number);
         at = next;
     }
     return found;
@@ -379,6 +404,7 @@ static PyObject *load(PyObject *module, PyObject *args)
         const uint16_t *lefts = left.buf, *rights = right.buf;
         memcpy(tables[number].ids, ids.buf, 256);
         memset(tables[number].slots, 0xFF, sizeof tables[number].slots);
+        memset(remembered[number], 0, sizeof remembered[number]); /* no piece has the size 0 */
         for (Py_ssize_t one = 0; one < left.len / 2; one++) {
             uint32_t pair = (uint32_t)lefts[one] << 16 | rights[one], slot = slot_of(pair);
             while (tables[number].slots[slot].pair != EMPTY)
