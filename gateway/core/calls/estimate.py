@@ -17,7 +17,7 @@ from typing import Final
 
 from gateway.core.calls.alphabets import rare_tokens
 from gateway.core.calls.call import BLOB_TOKENS, BYTES_PER_TOKEN, CallRequest, dense_bytes
-from gateway.core.calls.text_bound import bound_in_c, bound_tokens, counted
+from gateway.core.calls.text_bound import bound_tokens, counted, load
 from gateway.core.families.controlled import Document, Tokenizer, elements, models_of
 from gateway.core.families.registry import ALL, SHAPES
 from gateway.core.lru import LruCache, LruEntry
@@ -192,7 +192,7 @@ class Estimator:
         self.known: LruCache[int, _LearnedUsage] = LruCache(bytes_max)
         self._moved: dict[tuple[int, KeyName], None] = {}
         self.unbound: dict[int, None] = {}  # tenants whose plan lets a call pass its hold
-        bound_in_c()  # not within a call
+        load()  # not within a call
         # Called when there are lessons for other workers.
         self.learned: Callable[[], None] | None = None
 

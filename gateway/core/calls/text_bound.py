@@ -20,6 +20,7 @@ import lzma
 import re
 import unicodedata
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
@@ -51,7 +52,7 @@ BoundInC = Callable[[bytes, int, bool], tuple[int, int] | None]
 
 
 def _kinds() -> bytes:
-    kinds = bytearray([_KIND_OF.get(unicodedata.category(chr(code)), _OTHER) for code in range(_KINDS)])
+    kinds = bytearray(_KIND_OF.get(unicodedata.category(chr(code)), _OTHER) for code in range(_KINDS))
     for code in _BLANKS:
         kinds[code] = _SPACE
     kinds[10] = kinds[13] = _LINE_END
@@ -84,9 +85,16 @@ def prepare(compiled: Any) -> BoundInC:
     return found
 
 
+def load() -> None:
+    """Load the tables, which takes some 40 ms, and longer where nothing is compiled."""
+    if bound_in_c() is None:
+        _ranks()
+        _fold()
+
+
 @lru_cache(1)
 def bound_in_c() -> BoundInC | None:
-    """Return the function of `_text.c`; None if it is not compiled. The first call takes some 40 ms."""
+    """Return the function of `_text.c`; None if it is not compiled."""
     try:
         compiled = import_module("gateway.core.calls._text")
     except ImportError:
@@ -159,15 +167,14 @@ def most_tokens(text: str, tokenizer: str) -> int:
 @lru_cache(1)
 def _fold() -> str:
     """Return for each character one that stands for its kind in `_PIECE`: itself, if it is ASCII."""
-    kinds, signs = _kinds(), "!AaªM0\t\n".replace("M", "\u0300")
-    folded = [chr(code) if code < 128 else signs[kind] for code, kind in enumerate(kinds)]
-    folded[_LONG_S] = "s"
-    return "".join(folded)
+    signs = b"!Aa\xaa\xa80\t\n"
+    folded = bytes(range(128)) + _kinds()[128:].translate(signs + bytes(256 - len(signs)))
+    return (folded[:_LONG_S] + b"s" + folded[_LONG_S + 1 :]).decode("latin-1")
 
 
 def _pattern(tokenizer: str) -> re.Pattern[str]:
     """Return the pattern of a tokenizer's pieces, as tiktoken 0.14.0 has it, for text that was folded."""
-    marks, spaces = "\u0300\U000e0100-\U000e01ef", " \t\n\r\v\f"
+    marks, spaces = "\xa8\U000e0100-\U000e01ef", " \t\n\r\v\f"
     letters, heads, tails = "A-Za-zª", f"A-Zª{marks}", f"a-zª{marks}"
     prefix, end = rf"[^\r\n{letters}0-9]?", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     if tokenizer == O200K:
@@ -185,11 +192,15 @@ _PIECE: Final = {name: _pattern(name) for name in TOKENIZERS}
 
 
 @lru_cache(1)
-def _ranks() -> dict[str, tuple[bytes, dict[tuple[int, int], int]]]:
-    return {
-        name: (ids, {pair: _SINGLES + at for at, pair in enumerate(zip(left, right, strict=True))})
-        for name, (ids, left, right) in _tables().items()
-    }
+def _ranks() -> dict[str, tuple[bytes, array[int], array[int]]]:
+    """Return by tokenizer the ids of all bytes, then pairs of ids (as one number, in order) and their wholes."""
+    found = {}
+    for name, (ids, left, right) in _tables().items():
+        pairs = array("Q", [first << 16 | last for first, last in zip(left, right, strict=True)])
+        order = sorted(range(len(pairs)), key=pairs.__getitem__)
+        wholes = array("H", [_SINGLES + at for at in order])
+        found[name] = ids, array("Q", [pairs[at] for at in order]), wholes
+    return found
 
 
 @lru_cache(8_192)
@@ -198,14 +209,18 @@ def _piece_tokens(piece: bytes, tokenizer: str) -> int:
     size = len(piece)
     if size > PIECE_BYTES_MAX:
         return size
-    known, ranks = _ranks()[tokenizer]
+    known, pairs, wholes = _ranks()[tokenizer]
     ids, behind = [known[byte] for byte in piece], list(range(1, size + 1))
     ahead, left, heap = list(range(-1, size - 1)), size, list[tuple[int, int, int, int]]()
 
     def look(place: int) -> None:
         after = behind[place]
-        if after < size and (rank := ranks.get((ids[place], ids[after]))) is not None:
-            heapq.heappush(heap, (rank, place, ids[place], ids[after]))
+        if after == size:
+            return
+        pair = ids[place] << 16 | ids[after]
+        at = bisect_left(pairs, pair)
+        if at < len(pairs) and pairs[at] == pair:
+            heapq.heappush(heap, (wholes[at], place, ids[place], ids[after]))
 
     for place in range(size):
         look(place)
