@@ -59,8 +59,8 @@ MODULES = {
     "gateway/http/upstream": ("pool",),
 }  # fmt: skip
 IN_C = (
-    "gateway/core/_joined", "gateway/core/calls/_scan", "gateway/core/metering/_usage",
-    "gateway/http/protocol/_heads",
+    "gateway/core/_joined", "gateway/core/calls/_scan", "gateway/core/calls/_text",
+    "gateway/core/metering/_usage", "gateway/http/protocol/_heads",
 )  # fmt: skip
 # mypyc indents by hundreds of columns, and gcc would check that for a minute. Only Python loads the result,
 # by module name, so all other symbols are hidden and called directly.

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from gateway.calls.charge import NO_DETAIL, ChargedUse, Counted, MeteredUse, UseTerms, charge, release
-from gateway.core.accounts.budgets import MONEY, TOKENS
+from gateway.core.accounts.budgets import MAXIMUM, MONEY, TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.outbox import (
     NONE,
@@ -146,7 +146,11 @@ class AdmittedCall:
         user = self.user = caller.acts_for(head.attribution.user, call.user)
         estimate = NO_ESTIMATE
         if service.counts_tokens or vectors or budgets is not None:
-            estimate = ports.estimator.hold(call, caller.organization_id, service.key, caller.key_id)
+            binds = bool(vectors) or caller.tenant_id not in ports.estimator.unbound
+            binds = binds or (budgets is not None and budgets.hold == MAXIMUM)
+            estimate = ports.estimator.hold(
+                call, caller.organization_id, service.key, caller.key_id, binds=binds
+            )
         claim, request = hold_request(
             caller, self.request_id, user, service, call, estimate, self.prices, budgets, head.routed.units,
             self._raises is not None, OPENING_MS if call.background else 0,
@@ -155,6 +159,8 @@ class AdmittedCall:
         decision = await reserve_hold(exchange, request, budgets)
         self.decision, self.due = decision, True
         exchange.charge = self
+        if request.ceiling and decision.bounded == (caller.tenant_id in ports.estimator.unbound):
+            ports.estimator.note_plan(caller.tenant_id, binds=decision.bounded)
         if self._raises is not None:
             self._raises.let_go()
             self._raises = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway.core.accounts.budgets import TOKENS, Budget
 from gateway.core.accounts.outbox import CallFacts, read_facts
 from gateway.core.billing.money import CostMarkup, CreditRates, PriceTier, ServicePricing
 from gateway.core.billing.stand_ins import read_stand_ins
@@ -530,7 +531,9 @@ async def test_a_service_the_organization_may_not_use_is_refused_before_anything
 # --- the hold as the call's limit -------------------------------------------------------
 
 UNSTATED = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
-READ = -(-len(UNSTATED) // 2)
+# Seven strings, of which `messages`, `role` and `hi` are two tokens by the first entries of cl100k_base, and 12
+# marks: 22 x 1.2.
+READ = 27
 
 
 async def test_under_a_strict_plan_a_call_without_a_maximum_is_sent_with_what_it_holds(stage: Stage) -> None:
@@ -544,6 +547,34 @@ async def test_under_a_strict_plan_a_call_without_a_maximum_is_sent_with_what_it
     unstated, stated = (json.loads(one.body) for one in stage.upstream.received)
     assert unstated == {**json.loads(UNSTATED), "max_completion_tokens": 90}
     assert (stated, stage.counters.holds[1].least) == (json.loads(CHAT), 0)
+
+
+# Digits and marks in turn are a token each.
+DENSE = b'{"model":"gpt-4o","messages":[{"role":"user","content":"%s"}],"max_tokens":1}' % (b"1." * 100)
+AS_USUAL = -(-(len(DENSE) + (102 - len(DENSE) // 8) * 5 // 4) // 2)  # two bytes, and its 102 digits more
+
+
+async def test_a_hold_covers_any_text_unless_the_plan_of_its_tenant_is_known_not_to_bind(
+    stage: Stage,
+) -> None:
+    decision = stage.counters.decision
+    assert decision is not None
+    reads = []
+    for bounded in (False, False, True, True):
+        decision.held_tokens, decision.bounded = 10_000, bounded
+        assert (await stage.ask(post(DENSE))).status == 200
+        reads.append(stage.counters.holds[-1].read)
+    most, usual = reads[0], reads[1]
+    assert most >= 200 > usual == AS_USUAL
+    assert reads == [most, usual, usual, most]
+
+
+@pytest.mark.parametrize("hold", ["maximum", "likely"])
+async def test_a_hold_of_a_budget_covers_any_text_where_it_is_the_maximum(stage: Stage, hold: str) -> None:
+    stage.directory.budgets_there = [Budget(1, "all", TOKENS, 10**6, "month", hold=hold)]
+    for _ in range(2):
+        assert (await stage.ask(post(DENSE))).status == 200
+    assert (stage.counters.holds[-1].read >= 200) == (hold == "maximum")
 
 
 async def test_under_a_strict_plan_a_number_that_nobody_knows_is_refused_unless_its_upstream_allows_it() -> (
@@ -569,7 +600,7 @@ async def test_without_a_strict_plan_a_call_is_sent_as_it_came(stage: Stage) -> 
 @pytest.mark.parametrize("choices", [1, 3])
 async def test_prepaid_credits_by_token_bind_a_call_to_what_it_holds(choices: int) -> None:
     body = UNSTATED[:-1] + b',"n":%d}' % choices
-    read = -(-len(body) // 2)
+    read = 32  # `n` and three marks more: 26 x 1.2
     async with staged() as stage:
         stage.directory.services["chat"] = BY_TOKEN
         decision = stage.counters.decision

@@ -17,6 +17,7 @@ from typing import Final
 
 from gateway.core.calls.alphabets import rare_tokens
 from gateway.core.calls.call import BLOB_TOKENS, BYTES_PER_TOKEN, CallRequest, dense_bytes
+from gateway.core.calls.text_bound import bound_tokens, counted, load
 from gateway.core.families.controlled import Document, Tokenizer, elements, models_of
 from gateway.core.families.registry import ALL, SHAPES
 from gateway.core.lru import LruCache, LruEntry
@@ -42,7 +43,9 @@ OUTPUT_TOKENS_FIRST = 1_024  # estimated output of a call without statistics
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
 # In words and code, at most one byte in so many is a digit or a capital. Each further one counts 2.25 times.
 WORDS_PER_DENSE = 8
-WORST_BYTES_PER_TOKEN = 2  # ASCII at worst; for other text see `rare_tokens`
+WORST_BYTES_PER_TOKEN = 2  # ASCII of texts at worst; for other text see `rare_tokens`
+BOUND_BYTES_MAX: Final = 256 << 10  # a longer body is bounded by its bytes: to count would delay other calls
+TENANTS_REMEMBERED_MAX: Final = 100_000
 BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
 OUTPUT_PER_SECOND_FIRST, OUTPUT_PER_SECOND_MAX = 50.0, 2_000.0  # tokens of one answer
 QUANTILE = 0.95  # of the usage of calls, for the hold of the next call
@@ -188,13 +191,33 @@ class Estimator:
         self._share = share
         self.known: LruCache[int, _LearnedUsage] = LruCache(bytes_max)
         self._moved: dict[tuple[int, KeyName], None] = {}
+        self.unbound: dict[int, None] = {}  # tenants whose plan lets a call pass its hold
+        load()  # not within a call
         # Called when there are lessons for other workers.
         self.learned: Callable[[], None] | None = None
 
-    def hold(self, call: CallRequest, organization_id: int, service_key: str, key_id: int = 0) -> Estimate:
+    def note_plan(self, tenant_id: int, *, binds: bool) -> None:
+        """Note whether a tenant's plan made a hold its call's limit. One of whom nothing is known may be bound."""
+        if len(self.unbound) >= TENANTS_REMEMBERED_MAX:
+            self.unbound.clear()
+        if binds:
+            self.unbound.pop(tenant_id, None)
+        else:
+            self.unbound[tenant_id] = None
+
+    def hold(
+        self,
+        call: CallRequest,
+        organization_id: int,
+        service_key: str,
+        key_id: int = 0,
+        *,
+        binds: bool = True,
+    ) -> Estimate:
         """Return the tokens to hold (reserve) for a call, and the most that it could use.
 
-        The most follows from the call's size: statistics of other prompts never lower it. A call
+        The most follows from the call's text: statistics of other prompts never lower it. Where the hold
+        `binds` (may be the limit of its call), that is a bound; else it is what texts have at most. A call
         without text and media has no tokens.
         """
         if not call.input_bytes and not call.blob_tokens:
@@ -207,12 +230,8 @@ class Estimator:
             call.tokens_of = self._tokenizer(call.model)
         blobs, choices = call.blob_tokens, call.choices
         used = math.ceil(call.input_bytes * learned.input_ratio.level) + blobs
-        rare = call.rare_bytes  # one token a byte if the tokenizer is unknown
-        tokenizer = _tokenizer_of_all(call) if rare and call.body else ""
-        if tokenizer:
-            rare = 2 * rare_tokens(call.body, tokenizer) - rare
-        size = call.input_bytes + rare + _beyond_words(call)
-        worst = -(-size // WORST_BYTES_PER_TOKEN)
+        tokenizer = _tokenizer_of_all(call) if call.body and (binds or call.rare_bytes) else ""
+        worst = self._most_text(call, tokenizer) if binds else usual_most_text(call, tokenizer)
         if tokenizer and learned.input_ratio.level <= INPUT_RATIO_FIRST:
             used = min(used, worst + blobs)  # three bytes of an alphabet may be less than a token
         read = max(used, worst + blobs)
@@ -288,6 +307,30 @@ class Estimator:
         if key_id and input_share is not None:
             name = key_id, service_key, call.model, call.streamed
             self._learn_share(learned, organization_id, name, _bounded(input_share))
+
+    def _most_text(self, call: CallRequest, tokenizer: str) -> int:
+        """Return the most tokens of the text in a call's body, whatever it says.
+
+        The tokenizer of its models counts, if it is installed and known; else a table bounds it. Where a body
+        has media, or is long or no JSON, its ASCII counts by size.
+        """
+        body, size = call.body, call.input_bytes
+        found, has_media = None, size < len(body)
+        if body.startswith(b"{") and size <= len(body) <= BOUND_BYTES_MAX:
+            count = None
+            if tokenizer and self._tokenizer is not None:
+                count = self._tokenizer(min(_answering(call)))
+            if count is None:
+                found = bound_tokens(body, tokenizer, rare_alone=has_media)
+            else:
+                found = counted(body, count, rare_alone=has_media)
+        if found is None:
+            found = call.rare_bytes, call.rare_bytes  # a token a byte
+        elif not has_media:
+            return found[0]
+        tokens, covered = found
+        left = max(0, size - covered) + _beyond_words(call)
+        return tokens + -(-left // WORST_BYTES_PER_TOKEN)
 
     def speed(self, call: CallRequest) -> float:
         """Return the likely speed of one answer, in output tokens a second."""
@@ -384,6 +427,17 @@ def _within(call: CallRequest, ceiling: int) -> int:
         most = ceiling if one.output_max is None else one.output_max
         found = max(found, most if one.context is None else min(most, one.context - call.input_estimate))
     return found
+
+
+def usual_most_text(call: CallRequest, tokenizer: str) -> int:
+    """Return the most tokens of the text in a call's body if it is written in a language, or is code or data.
+
+    Rare letters in a row, or marks, have more. One token a byte beyond ASCII if the tokenizer is unknown.
+    """
+    rare = call.rare_bytes
+    if tokenizer and rare:
+        rare = 2 * rare_tokens(call.body, tokenizer) - rare
+    return -(-(call.input_bytes + rare + _beyond_words(call)) // WORST_BYTES_PER_TOKEN)
 
 
 def _beyond_words(call: CallRequest) -> int:

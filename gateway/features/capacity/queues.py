@@ -162,7 +162,7 @@ class CapacityQueues:
         caller = admitted.caller
         share = self._table.of(upstream.name, attempt.model or call.model, caller)
         batch = int(share.is_batch(caller, admitted.head.attribution.priority))
-        need = ports.estimator.hold(call, caller.organization_id, admitted.service.key).need
+        need = ports.estimator.hold(call, caller.organization_id, admitted.service.key, binds=False).need
         began = ports.seconds()
         one = WaitingCall(
             admitted.request_id, share, caller.organization_id, batch, need,

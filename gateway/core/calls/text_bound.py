@@ -1,0 +1,238 @@
+"""The most tokens that the strings of a JSON body can have, whatever they say. Pure.
+
+A tokenizer of OpenAI's cuts a text into pieces by a pattern, and merges the bytes of each piece: again and
+again the two neighbours whose whole stands first in its list. `merges.xz` has the first entries of each list
+(`deploy/text_merges.py` makes it). The tokenizer merges by these until none applies, and only then by a later
+entry. Each further merge makes one token less. So the count by the first entries is never less than the
+tokenizer's, for any text, and never more than the bytes.
+
+Two neighbours become an entry only if they are the last two parts of that entry alone: what lies around them
+changes nothing between them. So one pair an entry is enough.
+
+`_text.c` does the same in C; this is the definition.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import lzma
+import re
+import unicodedata
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from gateway.core.calls.alphabets import O200K, TOKENIZERS
+
+# A model whose tokenizer nobody publishes counts as the dearer of the known ones, and a fifth more: an
+# estimate, which no table can prove.
+UNKNOWN_TENTHS: Final = 12
+PIECE_BYTES_MAX: Final = 4_096  # a longer piece has a token a byte
+_SINGLES: Final = 256  # bytes: the first entries of a list
+_KINDS: Final = 0x32000  # characters behind these are marks or none of the kinds
+_OTHER, _UPPER, _LOWER, _BOTH, _MARK, _NUMBER, _SPACE, _LINE_END = range(8)
+_KIND_OF: Final = {
+    "Lu": _UPPER, "Lt": _UPPER, "Ll": _LOWER, "Lo": _BOTH, "Lm": _BOTH, "Mn": _MARK, "Mc": _MARK,
+    "Me": _MARK, "Nd": _NUMBER, "Nl": _NUMBER, "No": _NUMBER,
+}  # fmt: skip
+_BLANKS: Final = (
+    9, 11, 12, 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000,
+)  # fmt: skip
+_STRING = re.compile(rb'"((?:[^"\\]|\\.)*+)"', re.DOTALL)
+_LONG_S: Final = 0x17F  # as good as an s behind an apostrophe
+
+# Returns the tokens of one text. Returns what `bound_tokens` does, by the number of a tokenizer.
+Count = Callable[[str], int]
+BoundInC = Callable[[bytes, int, bool], tuple[int, int] | None]
+
+
+def _kinds() -> bytes:
+    kinds = bytearray(_KIND_OF.get(unicodedata.category(chr(code)), _OTHER) for code in range(_KINDS))
+    for code in _BLANKS:
+        kinds[code] = _SPACE
+    kinds[10] = kinds[13] = _LINE_END
+    return bytes(kinds)
+
+
+def _tables() -> dict[str, tuple[bytes, array[int], array[int]]]:
+    """Return the ids of all bytes, and of the left and right parts of each entry, by tokenizer."""
+    raw, found, at = lzma.decompress((Path(__file__).parent / "merges.xz").read_bytes()), {}, 0
+    for name in TOKENIZERS:
+        count = int.from_bytes(raw[at : at + 2], "little")
+        at += 2
+        ids, at = raw[at : at + _SINGLES], at + _SINGLES
+        parts = [raw[at + number * count : at + (number + 1) * count] for number in range(4)]
+        at += 4 * count
+        left, right = (
+            array("H", [low | high << 8 for low, high in zip(*pair, strict=True)])
+            for pair in (parts[:2], parts[2:])
+        )
+        found[name] = ids, left, right
+    return found
+
+
+def prepare(compiled: Any) -> BoundInC:
+    """Return the function of `_text.c`, once it has the tables."""
+    for number, (ids, left, right) in enumerate(_tables().values()):
+        compiled.load(number, ids, left, right)
+    compiled.classify(_kinds())
+    found: BoundInC = compiled.bound
+    return found
+
+
+def load() -> None:
+    """Load the tables, which takes some 40 ms, and longer where nothing is compiled."""
+    if bound_in_c() is None:
+        _ranks()
+        _fold()
+
+
+@lru_cache(1)
+def bound_in_c() -> BoundInC | None:
+    """Return the function of `_text.c`; None if it is not compiled."""
+    try:
+        compiled = import_module("gateway.core.calls._text")
+    except ImportError:
+        return None
+    return prepare(compiled)
+
+
+def bound_tokens(body: bytes, tokenizer: str, *, rare_alone: bool = False) -> tuple[int, int] | None:
+    """Return the most tokens of a JSON body, and of how many of its bytes; None if it is not readable.
+
+    Each string counts, names included, and each byte between them. With `rare_alone` only strings with
+    characters beyond ASCII count. `tokenizer` is empty if none is public.
+    """
+    if tokenizer:
+        return _bound_by(body, tokenizer, rare_alone)
+    bounds = [_bound_by(body, name, rare_alone) for name in TOKENIZERS]
+    if None in bounds:
+        return None
+    tokens, covered = max([bound for bound in bounds if bound is not None])
+    return min(-(-tokens * UNKNOWN_TENTHS // 10), covered), covered
+
+
+def _bound_by(body: bytes, tokenizer: str, rare_alone: bool) -> tuple[int, int] | None:
+    bound = bound_in_c()
+    if bound is not None:
+        return bound(body, TOKENIZERS.index(tokenizer), rare_alone)
+    return counted(body, lambda text: most_tokens(text, tokenizer), rare_alone=rare_alone)
+
+
+def counted(body: bytes, count: Count, *, rare_alone: bool = False) -> tuple[int, int] | None:
+    """Return the tokens of the strings in a JSON body by `count`, and of how many bytes, as `bound_tokens`."""
+    tokens = covered = at = 0
+    while True:
+        match = _STRING.search(body, at)
+        between = (len(body) if match is None else match.start()) - at
+        if not rare_alone:
+            tokens, covered = tokens + between, covered + between
+        if match is None:
+            return None if body.find(b'"', at) >= 0 else (tokens, covered)
+        at, raw = match.end(), match[1]
+        if rare_alone and raw.isascii():
+            continue
+        text = _plain(match[0])
+        if text is None:
+            return None
+        tokens, covered = tokens + count(text), covered + len(match[0])
+
+
+def _plain(raw: bytes) -> str | None:
+    """Return the text of a string in JSON; None for an escape that no writer of ours makes."""
+    escapes = raw.replace(b"\\\\", b"")
+    if any(not part.startswith(b"00") or part[2:3] > b"7" for part in escapes.split(b"\\u")[1:]):
+        return None
+    try:
+        text: str = json.loads(raw, strict=False)
+    except ValueError:
+        return None
+    return text
+
+
+def most_tokens(text: str, tokenizer: str) -> int:
+    """Return the most tokens of a text, as `_text.c` does."""
+    folded, at, tokens = text.translate(_fold()), 0, 0
+    for match in _PIECE[tokenizer].finditer(folded):
+        tokens += _piece_tokens(text[at : match.end()].encode(), tokenizer)
+        at = match.end()
+    return tokens
+
+
+@lru_cache(1)
+def _fold() -> str:
+    """Return for each character one that stands for its kind in `_PIECE`: itself, if it is ASCII."""
+    signs = b"!Aa\xaa\xa80\t\n"
+    folded = bytes(range(128)) + _kinds()[128:].translate(signs + bytes(256 - len(signs)))
+    return (folded[:_LONG_S] + b"s" + folded[_LONG_S + 1 :]).decode("latin-1")
+
+
+def _pattern(tokenizer: str) -> re.Pattern[str]:
+    """Return the pattern of a tokenizer's pieces, as tiktoken 0.14.0 has it, for text that was folded."""
+    marks, spaces = "\xa8\U000e0100-\U000e01ef", " \t\n\r\v\f"
+    letters, heads, tails = "A-Za-zª", f"A-Zª{marks}", f"a-zª{marks}"
+    prefix, end = rf"[^\r\n{letters}0-9]?", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    if tokenizer == O200K:
+        return re.compile(
+            rf"{prefix}[{heads}]*[{tails}]+{end}|{prefix}[{heads}]+[{tails}]*{end}|[0-9]{{1,3}}"
+            rf"| ?[^{spaces}{letters}0-9]+[\r\n/]*|[{spaces}]*[\r\n]+|[{spaces}]+(?![^{spaces}])|[{spaces}]+"
+        )
+    return re.compile(
+        rf"'(?i:[sdmt]|ll|ve|re)|{prefix}+[{letters}]++|[0-9]{{1,3}}+| ?[^{spaces}{letters}0-9]++[\r\n]*+"
+        rf"|[{spaces}]++\Z|[{spaces}]*[\r\n]|[{spaces}]+(?![^{spaces}])|[{spaces}]"
+    )
+
+
+_PIECE: Final = {name: _pattern(name) for name in TOKENIZERS}
+
+
+@lru_cache(1)
+def _ranks() -> dict[str, tuple[bytes, array[int], array[int]]]:
+    """Return by tokenizer the ids of all bytes, then pairs of ids (as one number, in order) and their wholes."""
+    found = {}
+    for name, (ids, left, right) in _tables().items():
+        pairs = array("Q", [first << 16 | last for first, last in zip(left, right, strict=True)])
+        order = sorted(range(len(pairs)), key=pairs.__getitem__)
+        wholes = array("H", [_SINGLES + at for at in order])
+        found[name] = ids, array("Q", [pairs[at] for at in order]), wholes
+    return found
+
+
+@lru_cache(8_192)
+def _piece_tokens(piece: bytes, tokenizer: str) -> int:
+    """Return the tokens of a piece after its merges."""
+    size = len(piece)
+    if size > PIECE_BYTES_MAX:
+        return size
+    known, pairs, wholes = _ranks()[tokenizer]
+    ids, behind = [known[byte] for byte in piece], list(range(1, size + 1))
+    ahead, left, heap = list(range(-1, size - 1)), size, list[tuple[int, int, int, int]]()
+
+    def look(place: int) -> None:
+        after = behind[place]
+        if after == size:
+            return
+        pair = ids[place] << 16 | ids[after]
+        at = bisect_left(pairs, pair)
+        if at < len(pairs) and pairs[at] == pair:
+            heapq.heappush(heap, (wholes[at], place, ids[place], ids[after]))
+
+    for place in range(size):
+        look(place)
+    while heap:
+        rank, place, first, second = heapq.heappop(heap)
+        after = behind[place]
+        if ids[place] != first or after >= size or ids[after] != second:
+            continue
+        ids[place], ids[after], behind[place], left = rank, -1, behind[after], left - 1
+        if behind[after] < size:
+            ahead[behind[after]] = place
+        look(place)
+        if ahead[place] >= 0:
+            look(ahead[place])
+    return left
