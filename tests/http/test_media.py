@@ -18,7 +18,8 @@ from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.families.openai import FAMILY
 from gateway.core.model import Service
 from tests.core.billing.prices import price_row
-from tests.core.calls.test_forms import FILE, form, wav
+from tests.core.calls.test_forms import FILE, form
+from tests.core.calls.test_recordings import wav
 from tests.http.fakes import CALLER, KEY, STREAM_HEAD, answer, chunks, post
 from tests.http.stage import Stage, staged
 from tests.waiting import eventually

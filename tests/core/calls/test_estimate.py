@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import random
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import pytest
 
 from gateway.core.calls.call import BLOB_TOKENS, CallRequest, names_in
-from gateway.core.calls.claims import read_call
+from gateway.core.calls.claims import measure_media, read_call
 from gateway.core.calls.estimate import (
     CEILING,
     LEARNED_BYTES,
@@ -25,7 +25,8 @@ from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.families.controlled import elements, models_beside
 from gateway.core.model import INTEGER_MAX, Family, TokenUsage
 from gateway.errors import InvalidRequest
-from tests.core.calls.test_forms import FILE, flac, form
+from tests.core.calls.test_forms import FILE, form
+from tests.core.calls.test_recordings import flac, wav
 
 
 def call(
@@ -431,15 +432,42 @@ def test_a_picture_in_a_body_is_held_once_and_its_size_is_not_multiplied(model: 
     assert 2 * most <= held(picture, picture) - held() <= 2 * most + 2 * beside
 
 
-def test_a_recording_of_unknown_length_holds_the_longest_at_most() -> None:
-    """48 seconds by its bytes, 25 minutes at most, at 10 tokens a second."""
+def transcribed(file: bytes, model: bytes, written: bytes) -> tuple[CallRequest, Estimate]:
     route = Route(("POST",), "/x", "u", "s", Family("openai"), "openai_transcriptions")
-    for written in ("text", "json"):
-        parts = [(FILE, flac(1)), (b"model", b"gpt-4o-transcribe"), (b"response_format", written.encode())]
-        call = read_call(route, {}, form(*parts), form=b"multipart/form-data; boundary=b")
-        found = Estimator().hold(call, 1, "s")
-        assert found.read >= 15_000
-        assert found.need < 480 + 2_000 + 100
+    parts = [(FILE, file), (b"model", model), (b"response_format", written)]
+    call = read_call(route, {}, form(*parts), form=b"multipart/form-data; boundary=b")
+    measure_media(call)
+    return call, Estimator().hold(call, 1, "s")
+
+
+UNREAD: Final = b"#!AMR" + bytes(35_995)  # 48 seconds at 6 kbit/s
+
+
+@pytest.mark.parametrize(
+    ("file", "model", "written", "likely", "most"),
+    [
+        # Silence of 183 blocks of 65,535 samples at 8 kHz: 1,500 seconds in 2,238 bytes.
+        (flac(183), b"gpt-4o-transcribe", b"text", 1_500, 1_500),
+        (flac(183), b"whisper-1", b"json", 1_500, 1_500),
+        (wav(3), b"whisper-1", b"text", 3, 3),
+        # What cannot be read: likely by its bytes, at most as long as the model takes; all of it where nobody reports.
+        (UNREAD, b"gpt-4o-transcribe", b"json", 48, 1_500),
+        (UNREAD, b"gpt-4o-transcribe", b"text", 1_500, 1_500),
+        (UNREAD, b"whisper-1", b"verbose_json", 48, 86_400),
+        (wav(3, bits=16), b"gpt-4o-transcribe", b"json", 65, 1_500),  # 48,044 bytes, which may be an MP3
+        (wav(3, bits=16), b"gpt-4o-transcribe", b"text", 65, 1_500),
+    ],
+)
+def test_a_recording_holds_its_seconds_or_the_longest_of_its_model(
+    file: bytes, model: bytes, written: bytes, likely: int, most: int
+) -> None:
+    """A second is 10 tokens."""
+    call, found = transcribed(file, model, written)
+    assert call.blob_tokens == likely * 10
+    assert most * 10 <= found.read <= most * 10 + 200
+    assert found.need <= likely * 10 + 2_200
+    seconds = {**(call.measured or {}), **(call.measured_most or {})}.get("audio_second")
+    assert seconds == most or (seconds is None and written == b"text")
 
 
 def test_blobs_are_held_but_do_not_teach_the_ratio() -> None:

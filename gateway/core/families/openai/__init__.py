@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from gateway.core.calls.alphabets import CL100K, O200K
 from gateway.core.calls.call import BLOB_TOKENS, MediaPart, MediaPlaces
+from gateway.core.calls.recordings import SOUND_TOKENS_PER_SECOND
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import object_at
 from gateway.core.families.family import (
@@ -50,6 +52,7 @@ _CHAT_MEDIA = MediaPlaces(
         "audio_url": MediaPart(("audio_url", "url"), "audio"),
         "video_url": MediaPart(("video_url", "url"), "video"),
     },
+    second=SOUND_TOKENS_PER_SECOND,
 )
 _IMAGE = MediaPart(("image_url",))
 _RESPONSES_MEDIA = MediaPlaces(
@@ -59,7 +62,7 @@ _RESPONSES_MEDIA = MediaPlaces(
         "input_file": MediaPart(("file_data",), _PDF, named=(("file_url",), ("file_id",))),
         "image_generation_call": MediaPart(("result",), kind="image"),
     },
-    inside=frozenset({"content", "output"}),
+    inside=frozenset({"content", "output"}), second=SOUND_TOKENS_PER_SECOND,
 )  # fmt: skip
 
 _SHAPES = {
@@ -109,7 +112,11 @@ _SHAPES = {
         form=media.EDIT_FORM,
     ),
     "openai_transcriptions": CallKind(
-        media.read_heard, media.HEARD, operation="generate_content", form=media.HEARD_FORM
+        media.read_heard,
+        media.HEARD,
+        operation="generate_content",
+        form=media.HEARD_FORM,
+        hear=media.hear,
     ),
     "openai_speech": CallKind(
         media.read_speech, media.DIALECT, unframed=OpaqueMeter, operation="generate_content"
@@ -148,7 +155,7 @@ _SHAPES = {
         always_reports=True,
         keeps=lambda document: True,
         numbers=frozenset({"max_tokens"}),
-        media=MediaPlaces("inputs", _CHAT_MEDIA.by_type),
+        media=replace(_CHAT_MEDIA, root="inputs"),
     ),
     # vLLM: a list of chats in one call.
     "vllm_chats": CallKind(
@@ -339,10 +346,12 @@ print(answer.choices[0].message.content)
         "gpt-5-mini": 2_489, "gpt-5-nano": 3_779, "gpt-5.4": 10_000, "gpt-5.5": 10_000, "gpt-5.6": 12_000,
         "gpt-6": 12_000, "gpt-image": media.EDITED_TOKENS, "chatgpt-image": media.EDITED_TOKENS,
     },
+    # A token is 100 ms of a caller's sound (OpenAI's guide to costs of the Realtime API, 2026-11-30).
+    seconds={"gpt-": SOUND_TOKENS_PER_SECOND, "whisper": SOUND_TOKENS_PER_SECOND},
     # OpenAI bounds a file by its bytes alone (its page on file inputs, 2026-11-30).
     contexts={
         "gpt-4-turbo": 128_000, "gpt-4o": 128_000, "gpt-4.1": 1_047_576, "gpt-5": 1_050_000, "o1": 200_000,
-        "o3": 200_000, "o4": 200_000,
+        "o3": 200_000, "o4": 200_000, "gpt-audio": 128_000,
     },
     tokenizers={
         "gpt-3.5": CL100K, "gpt-35": CL100K, "gpt-4": CL100K, "gpt-4o": O200K, "gpt-4.1": O200K,
