@@ -323,11 +323,25 @@ DEPTH_MAX = 16  # lists and objects around a medium
 _DATA_URL = re.compile(r"data:([a-z]+/[a-z0-9.+-]+)(?:;[a-z0-9=._+-]+){0,8};base64,", re.IGNORECASE)
 # Beginnings of files in base64, by the first part of a media type or by the whole type.
 _BEGINNINGS: Final[Mapping[str, tuple[str, ...]]] = {
-    "image": ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR"),  # PNG, JPEG, GIF, WebP
+    # PNG, JPEG, GIF, WebP, and HEIC or AVIF with the sizes that a first box has
+    "image": (
+        "iVBORw0KGgo",
+        "/9j/",
+        "R0lGOD",
+        "UklGR",
+        "AAAAFGZ0eX",
+        "AAAAGGZ0eX",
+        "AAAAHGZ0eX",
+        "AAAAIGZ0eX",
+        "AAAAJGZ0eX",
+        "AAAAKGZ0eX",
+        "AAAALGZ0eX",
+    ),
     "audio": (),  # see `is_recording`
     "video": (),
 }
-_PDF: Final = "JVBERi0"  # its beginning
+# Beginnings of files whose text is packed, whatever their type says: PDF, ZIP as of newer offices, OLE as of older ones.
+_PACKED: Final = ("JVBERi0", "UEsDB", "0M8R4KGx")
 _SOUND: Final = ("audio", "video")
 # Types of files that a model is given as their text, as media types or as Converse names them.
 _TEXT = re.compile(
@@ -437,7 +451,7 @@ def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
             endless = is_video and (is_paced or not places.frame)
             recordings.append(Recording(data, kind, is_video, endless))
             of_recordings += costs
-            heard += costs if kind.startswith(_SOUND) else 0
+            heard += costs
         else:
             count += 1
         tokens += costs
@@ -457,7 +471,7 @@ def _is_recording(data: str) -> bool:
 
 def _is_document(kind: str, data: str) -> bool:
     """Return whether a medium may have pages, so that its tokens do not follow from its size."""
-    if data.startswith(_PDF):
+    if data.startswith(_PACKED):
         return True
     return bool(kind) and kind.partition("/")[0] not in _BEGINNINGS and _TEXT.match(kind) is None
 

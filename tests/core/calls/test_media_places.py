@@ -153,6 +153,18 @@ def test_the_smallest_file_at_a_place_holds_what_its_kind_costs(
         assert most <= tried(meter, by, name, address).read < most + 8_000
 
 
+def test_a_packed_file_is_held_as_one_whatever_type_it_states() -> None:
+    for packed_file in (b"PK\3\4\x14\0\6\0", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
+        text = base64.b64encode(packed_file).decode()
+        part = {"type": "input_file", "filename": "a.docx", "file_data": f"data:text/plain;base64,{text}"}
+        assert held("openai_responses", part).read >= 1_050_000
+
+
+def test_a_picture_of_a_phone_is_no_text() -> None:
+    heic = struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(300_000)
+    assert 2_240 <= held("gemini_generate", inline("image/heic", heic)).read < 2_240 + 800
+
+
 def test_names_of_ollama_count_in_any_case_as_go_reads_them() -> None:
     text = base64.b64encode(PNG).decode()
     assert held("ollama_chat", {"Images": [text, text]}).read >= 3_200
