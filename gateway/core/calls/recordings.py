@@ -527,7 +527,7 @@ def _aac_rate(descriptions: bytes) -> int:
     return _AAC_RATES[_number(kinds[0][:2]) >> 7 & 15]
 
 
-_DESCRIPTORS: Final = {3: 3, 4: 13, 5: 0}  # by tag: the bytes in front of what is within
+_DESCRIPTORS: Final = {3: 3, 4: 13, 5: 0}  # by tag: the bytes in front of the next one
 
 
 # WebM (RFC 9559): elements of elements. Those that hold others may have no stated size.
@@ -544,7 +544,7 @@ _SEGMENT, _CLUSTER, _TRACK, _NUMBER, _KIND, _CODEC, _FRAME_TIME = (
 )
 _OTHERWISE: Final = frozenset({0x6D80, 0x23314F})  # packed tracks, and tracks of a time of their own
 _SOUND_TRACK: Final = 2
-# What stands behind the first cluster: blocks and their members, blanks, tags and places of pictures.
+# Elements behind the first cluster: blocks and their members, blanks, tags and places of pictures.
 _BEHIND: Final = frozenset(
     {
         _CLUSTER, _TIME, _SIMPLE, _BLOCK, _BLOCK_TIME, 0xA0, 0xA7, 0xAB, 0xEC, 0xBF, 0xFB, 0x75A1, 0x75A2,

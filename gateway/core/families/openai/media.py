@@ -130,21 +130,22 @@ def hear(call: CallRequest, length: Length | None) -> None:
     file, document = call.files[0], call.document or {}
     tells = document.get("response_format") in _TELLING
     per_second, starts, bits = wav_head(file.begins)
-    if length is None and per_second and bits != 16 and file.size > starts:
+    is_long_wav = bits == 16  # which may be an MP3
+    if length is None and per_second and not is_long_wav and file.size > starts:
         length = Length((file.size - starts) / per_second)  # of a file that is too long to be read
+    is_known = length is not None and length.exact
     if length is not None and length.exact:
         seconds = most = max(1, math.ceil(length.seconds))
     else:
         by_size = -(-file.size // SOUND_BYTES_PER_SECOND_MIN)
         seconds = max(1, by_size, math.ceil(flac_claim(file.begins)[0]))
-        limited = call.model.startswith(_LIMITED) or length is not None or bits == 16
+        limited = is_long_wav or call.model.startswith(_LIMITED)
         most = max(seconds, RECORDING_SECONDS_MAX if limited else _DAY)
         # An answer that reports nothing is charged what is held: all that no bytes bound.
-        seconds = seconds if tells or bits == 16 else most
+        seconds = seconds if tells or is_long_wav else most
     call.blob_tokens = call.heard = seconds * SOUND_TOKENS_PER_SECOND
     call.sound_beyond = (most - seconds) * SOUND_TOKENS_PER_SECOND
-    exact = length is not None and length.exact
-    call.measured = {"audio_second": seconds} if exact or tells else {"audio_file": 1}
+    call.measured = {"audio_second": seconds} if is_known or tells else {"audio_file": 1}
     call.measured_most = {"audio_second": most} if tells and most > seconds else None
 
 
