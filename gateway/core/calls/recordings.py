@@ -34,6 +34,7 @@ SECONDS_MAX: Final = 1 << 31  # a longer time is one that a head claims
 SOUND_TOKENS_PER_SECOND: Final = 10
 # Six kbit/s, the least of Opus: no usual recording has a second in fewer bytes.
 SOUND_BYTES_PER_SECOND_MIN: Final = 750
+_RATE_MAX: Final = 384_000  # samples a second
 _MP3_BYTES_PER_SECOND_MIN: Final = 1_000  # 8 kbit/s (ISO 13818-3)
 
 
@@ -88,6 +89,9 @@ def _decoded(text: str) -> bytes:
 
 
 def _length(data: bytes, frames: _Frames) -> Length:
+    for mark in _WITHIN:
+        if data.find(mark, _MARKED_BYTES) >= 0 and mark not in data[:_MARKED_BYTES]:
+            raise UnplainRecording  # a decoder that is asked for another format looks for its mark
     for at, mark, read in _FORMATS:
         if data.startswith(mark, at):
             return read(data, frames)
@@ -279,7 +283,7 @@ class _Stream:
         if packet.startswith(b"\1vorbis"):
             self.rate = int.from_bytes(packet[12:16], "little")
             power = packet[28] >> 4
-            if not self.rate or power not in _VORBIS_POWERS:
+            if not 0 < self.rate <= _RATE_MAX or power not in _VORBIS_POWERS:
                 raise UnplainRecording
             self.block = (1 << power) / 2 / self.rate
         elif not packet.startswith(b"OpusHead"):
@@ -327,7 +331,7 @@ _PCM: Final = frozenset({1, 3})
 # Bits of a sample. 16 is left out: FFmpeg may take such sound for MP3, AAC or DTS, which lasts longer.
 _BITS: Final = frozenset({8, 24, 32, 64})
 _EXTENSIBLE: Final = 0xFFFE
-_RATE_MAX, _CHANNELS_MAX = 384_000, 32
+_CHANNELS_MAX: Final = 32
 _HEAD_BYTES_MAX: Final = 64 << 10  # in front of the sound
 _AIFF_PLAIN: Final = frozenset({b"NONE", b"sowt", b"twos", b"in24", b"in32"})
 
@@ -381,6 +385,8 @@ def _aiff(data: bytes, frames: _Frames) -> Length:
             if per_second or not plain or not 0 < bits <= 32:
                 raise UnplainRecording
             rate = part * 2.0 ** (power - 16_383 - 63)  # a number of 80 bits
+            if not 1 <= rate <= _RATE_MAX:
+                raise UnplainRecording
             per_second = rate * channels * -(-bits // 8)
         elif kind == b"SSND" and per_second > 0:
             return Length((len(data) - at) / per_second)
@@ -628,6 +634,11 @@ _FORMATS: Final[tuple[tuple[int, bytes, Callable[[bytes, _Frames], Length]], ...
     (8, b"WAVE", _wav), (8, b"AIF", _aiff), (0, b"fLaC", _flac), (0, b"OggS", _ogg), (4, b"ftyp", _mp4),
     (0, b"\x1a\x45\xdf\xa3", _webm), (0, b"ID3", _tagged),
 )  # fmt: skip
+
+
+# Marks that no file of another format has behind its first bytes, and how many these are.
+_WITHIN: Final = (b"OggS", b"fLaC", b"\x1a\x45\xdf\xa3", b"WAVEfmt ")
+_MARKED_BYTES: Final = 16
 
 
 def is_recording(begins: bytes) -> bool:

@@ -61,6 +61,13 @@ def adts(frames: int) -> bytes:
     return b"\xff\xf1\x6c\x40\x01\x1f\xfc\0" * frames
 
 
+def aiff(seconds: int = 1, *, rate: int = 8_000) -> bytes:
+    """Silence of 16 bits; the rate is a number of 80 bits."""
+    power = rate.bit_length() - 1
+    common = struct.pack(">hIhHQ", 1, 0, 16, 16_383 + power, rate << 63 - power)
+    return b"FORM\0\0\0\0AIFFCOMM\0\0\0\x12" + common + b"SSND\0\0\0\0" + bytes(2 * rate * seconds)
+
+
 def page(packets: list[bytes], *, flags: int = 0, time: int = 0) -> bytes:
     """A page of Ogg."""
     head = struct.pack("<4sBBQ12xB", b"OggS", 0, flags, time, len(packets))
@@ -144,6 +151,7 @@ def test_a_file_that_is_cut_or_damaged_is_read_and_never_raises(kind: str) -> No
         (wav(3)[:40] + b"\1\0\0\0" + wav(3)[44:], 3, 3),  # it says a byte of sound
         (wav(2, rate=44_100, channels=2, bits=32, tag=3) + b"\0", 2, 2.01),
         (extensible(24), 1, 1),
+        (aiff(2), 2, 2.001),
         (flac(3), 3 * 65_535 / 8_000, 24.6),  # its head says nothing of 24 seconds in 78 bytes
         (flac(3, stated=1), 3 * 65_535 / 8_000, 24.6),
         (flac(1, stated=1_500), 1_500, 1_500),
@@ -176,7 +184,8 @@ def test_a_head_that_lies_hides_no_second(data: bytes, seconds: float, most: flo
         page([b"\x80theora" + bytes(30)], flags=2), opus([b"\x08"]) + b"x", vorbis(3, 15), page([b"\x08"]),
         box(b"ftyp", b"isom") + box(b"moof"), m4a(1) + box(b"moov"), m4a(1, config=b"\x17\x80"),
         m4a(1, handlers=()), b"ID3\4\0\0\xff\0\0\0", b"\x1a\x45\xdf\xa3\x80", REAL["webm"][1] + b"\xa3\xff",
-        b"FORM\0\0\0\0AIFC" + bytes(40), flac(1, rate=0),
+        b"FORM\0\0\0\0AIFC" + bytes(40), flac(1, rate=0), aiff(rate=2**20), mp3(1) + opus([b"\x08"]),
+        wav(1) + flac(1), mp3(1) + REAL["webm"][1], flac(1) + wav(1),
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_plain_has_no_known_length(data: bytes) -> None:
