@@ -16,6 +16,7 @@ import msgspec
 
 from gateway.core.billing.vector import CACHE_HOUR
 from gateway.core.calls.forms import FormFile
+from gateway.core.calls.pictures import size_of
 from gateway.core.calls.recordings import is_recording
 from gateway.core.calls.routes import ModelTarget, UpstreamFacts
 from gateway.core.calls.storage import StorageTime
@@ -418,6 +419,7 @@ class Media:
     far: int = 0  # documents, sound and videos that an address or an id names
     recordings: tuple[Recording, ...] = ()  # sound and videos, whose seconds are not counted yet
     recording_tokens: int = 0  # their part of `tokens`
+    sizes: tuple[tuple[int, int], ...] = ()  # width and height of pictures, where they are known
 
 
 def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
@@ -426,7 +428,7 @@ def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
     Whatever stands there is a medium, however short. If it does not begin as its type does, it is text too.
     """
     size = tokens = unsure = count = named = dense = far = of_documents = of_recordings = heard = 0
-    documents, recordings = list[str](), list[Recording]()
+    documents, recordings, sizes = list[str](), list[Recording](), list[tuple[int, int]]()
     for kind, data, by_name, is_paced in _found(
         document.get(places.root) if places.root else document, places, DEPTH_MAX
     ):
@@ -454,10 +456,12 @@ def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
             heard += costs
         else:
             count += 1
+            picture = size_of(data)
+            sizes += [] if picture is None else [picture]
         tokens += costs
     return Media(
         size, tokens, unsure, count, named, heard, dense, tuple(documents), of_documents, far,
-        tuple(recordings), of_recordings,
+        tuple(recordings), of_recordings, tuple(sizes),
     )  # fmt: skip
 
 
@@ -753,6 +757,7 @@ class CallRequest:
     stated: dict[str, int] | None = None  # the client's maxima, by field
     renamed: str = ""  # the maximum's field name at the upstream
     pictures: int = 0  # number of images
+    picture_sizes: tuple[tuple[int, int], ...] = ()  # their width and height, where these are known
     documents: tuple[str, ...] = ()  # base64 of documents whose pages are not counted yet
     document_tokens: int = 0  # part of `blob_tokens` that is documents
     pages: int = 0  # of documents in the body

@@ -570,7 +570,7 @@ def read_call(
         media = media_in(document, shape.media)
         call.input_bytes -= media.size
         call.blob_tokens, call.unsure_bytes, call.dense_media = media.tokens, media.unsure, media.dense
-        call.pictures, call.heard = media.count, media.heard
+        call.pictures, call.picture_sizes, call.heard = media.count, media.sizes, media.heard
         call.documents, call.document_tokens, call.endless = media.documents, media.document_tokens, media.far
         call.recordings, call.recording_tokens = media.recordings, media.recording_tokens
         call.names.files -= media.named

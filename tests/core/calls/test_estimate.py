@@ -377,7 +377,7 @@ _PROFILE = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile
         *[("openai", model, 1_600) for model in (
             "gpt-3.5-turbo", "gpt-4-0613", "gpt-4o", "gpt-4o-2024-11-20", "gpt-4.1", "gpt-5", "gpt-5-2025-08-07",
             "gpt-5-pro", "gpt-5.1", "gpt-5.2-codex", "gpt-5.3", "o1", "o3-2025-04-16", "o4", "chatgpt-4o-latest",
-            "gpt-realtime", "Qwen/Qwen2.5-VL-7B", "meta-llama/Llama-4-Scout", "mistral-medium", "grok-4",
+            "gpt-realtime", "meta-llama/Llama-4-Scout",
             "google/gemma-3-27b-it",
         )],
         ("openai", "gpt-5.4-mini", 10_000), ("openai", "gpt-6", 12_000),
@@ -388,6 +388,7 @@ _PROFILE = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile
         # Unknown: the dearest of the API's.
         ("openai", "azure-gpt-54", 48_169), ("openai", "my-deployment", 48_169),
         ("anthropic", "opus-latest", 4_784), ("anthropic", "claude-opus-4-10", 4_784),
+        ("openai", "Qwen/Qwen2.5-VL-7B", 16_384), ("openai", "mistral-medium", 4_160), ("openai", "grok-4", 1_792),
         ("gemini", "tunedModels/mine", 2_304), ("bedrock", _PROFILE, 4_784),
         ("cohere", "c5", 1_600), ("ollama", "mine", 1_600),
     ],

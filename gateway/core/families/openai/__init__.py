@@ -294,10 +294,16 @@ _USUAL_PICTURES: Final = (
     "gpt-3.5", "gpt-35", "gpt-4", "gpt-5", "gpt-5.1", "gpt-5.2", "gpt-5.3", "gpt-oss", "gpt-realtime",
     "gpt-audio", "chatgpt-4o", "o1", "o3", "o4", "computer-use", "omni-moderation", "text-", "dall-e", "sora",
     "whisper",
-    "llama", "meta-llama", "llava", "qwen", "qwq", "qvq", "mistral", "ministral", "magistral", "devstral",
-    "codestral", "pixtral", "mixtral", "voxtral", "gemma", "deepseek", "grok", "phi-", "nova", "command",
+    "llama", "meta-llama", "llava", "gemma", "deepseek", "phi-", "nova", "command",
     "aya", "kimi", "moonshot", "glm", "minimax", "internvl", "minicpm", "molmo", "smolvlm", "granite",
-    "nemotron", "ernie", "hunyuan", "doubao", "sonar", "falcon", "ag_", "ag:",
+    "nemotron", "ernie", "hunyuan", "doubao", "sonar", "falcon",
+)  # fmt: skip
+# Qwen's have 16,384 tokens of 28 x 28 pixels (cards of Qwen2-VL and its successors), xAI's 1,792 (its page on
+# images), and Mistral's a token for 16 x 16 of 1,024 x 1,024 pixels, and one for each row (its page on vision).
+_QWEN: Final = ("qwen", "qwq", "qvq")
+_MISTRAL: Final = (
+    "mistral", "ministral", "magistral", "devstral", "codestral", "pixtral", "mixtral", "voxtral",
+    "ag_", "ag:",
 )  # fmt: skip
 FAMILY = ApiFamily(
     NAME,
@@ -341,10 +347,16 @@ print(answer.choices[0].message.content)
     # Base and tiles at most; patches at most, times the model's factor.
     # 10,000 patches of an original since GPT-5.4, times 1.2 since GPT-5.6. Later ones are held as the newest.
     pictures={
-        **dict.fromkeys(_USUAL_PICTURES, BLOB_TOKENS), "gpt-": 12_000, "gpt-5.": 12_000, "codex-mini": 2_642,
+        **dict.fromkeys(_USUAL_PICTURES, BLOB_TOKENS), **dict.fromkeys(_QWEN, 16_384),
+        **dict.fromkeys(_MISTRAL, 4_160), "grok": 1_792, "gpt-": 12_000, "gpt-5.": 12_000, "codex-mini": 2_642,
         "gpt-4o-mini": 48_169, "gpt-4.1-mini": 2_489, "gpt-4.1-nano": 3_779, "o4-mini": 2_642,
         "gpt-5-mini": 2_489, "gpt-5-nano": 3_779, "gpt-5.4": 10_000, "gpt-5.5": 10_000, "gpt-5.6": 12_000,
         "gpt-6": 12_000, "gpt-image": media.EDITED_TOKENS, "chatgpt-image": media.EDITED_TOKENS,
+    },
+    # 32 x 32 pixels, times 2.46 at most, the factor of the smallest models (OpenAI's page on images, 2026-11-30).
+    patches={
+        **dict.fromkeys(("gpt-5.4", "gpt-5.5", "gpt-5.6", "gpt-6"), (32, 246)),
+        **dict.fromkeys(_QWEN, (28, 100)), **dict.fromkeys(_MISTRAL, (16, 107)),
     },
     # A token is 100 ms of a caller's sound (OpenAI's guide to costs of the Realtime API, 2026-11-30).
     seconds={"gpt-": SOUND_TOKENS_PER_SECOND, "whisper": SOUND_TOKENS_PER_SECOND},
