@@ -18,7 +18,14 @@ from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.vector import CACHE_HOUR
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, NameCheck, look_out_of_turn
-from gateway.core.calls.claims import count_pages, find_tool, find_tools, read_call, read_form, unpriced_tools
+from gateway.core.calls.claims import (
+    find_tool,
+    find_tools,
+    measure_media,
+    read_call,
+    read_form,
+    unpriced_tools,
+)
 from gateway.core.calls.facts import NO_FACTS, take_facts
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.models import ConfiguredModels, ModelTable, fitting, is_repeatable, named_by
@@ -159,7 +166,7 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
             else await _read_in_turn(worker, head, received, caller, body, look, says)
         )
         exchange.call = call
-        if call.documents:
+        if call.unmeasured:
             held = held or await by_head(exchange, caller)
             await count_in_turn(worker, caller, call)
         attribution, attempt = head.attribution, exchange.attempt
@@ -291,8 +298,8 @@ async def _read_in_turn(  # noqa: PLR0917  # as `read`
 
 
 async def count_in_turn(worker: Worker, caller: Caller, call: CallRequest) -> None:
-    """Count the pages of a call's documents when it is the organization's turn."""
-    await worker.bodies.read(caller.organization_id, partial(count_pages, call))
+    """Count the pages and seconds of a call's media when it is the organization's turn."""
+    await worker.bodies.read(caller.organization_id, partial(measure_media, call))
 
 
 def read(  # noqa: PLR0917  # what a request has arrived as

@@ -18,7 +18,8 @@ from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.metering.eventstream import frame_of
 from gateway.core.model import Service
 from tests.core.billing.prices import price_row
-from tests.core.calls.test_forms import FILE, form, wav
+from tests.core.calls.test_forms import FILE, form
+from tests.core.calls.test_recordings import wav
 from tests.http.fakes import CALLER, answer, post
 from tests.http.stage import staged
 from tests.recorded.answers import answers

@@ -18,7 +18,9 @@ from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.families.openai import FAMILY
 from gateway.core.model import Service
 from tests.core.billing.prices import price_row
-from tests.core.calls.test_forms import FILE, form, wav
+from tests.core.calls.test_forms import FILE, form
+from tests.core.calls.test_media_places import SILENCE
+from tests.core.calls.test_recordings import wav
 from tests.http.fakes import CALLER, KEY, STREAM_HEAD, answer, chunks, post
 from tests.http.stage import Stage, staged
 from tests.waiting import eventually
@@ -130,7 +132,7 @@ async def test_a_transcript_costs_what_its_answer_says_else_the_seconds_of_its_f
 async def test_a_text_alone_says_no_seconds_so_only_a_file_that_says_them_has_a_cost(stage: Stage) -> None:
     ask = sdk(stage).audio.translations.create
     text = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\nhello"
-    stage.upstream.scripts += [[text], [text]]
+    stage.upstream.scripts += [[text]] * 3
     stage.directory.prices["heard"] = read_price(price_row(id=5, model="heard", **A_SECOND)).vector
     assert await ask(model="heard", file=("a.mp3", bytes(3_000)), response_format="text") == "hello"
     assert (charged(stage).unpriced, charged(stage).tools) == ("audio_file", {"audio_file": 1})
@@ -139,6 +141,9 @@ async def test_a_text_alone_says_no_seconds_so_only_a_file_that_says_them_has_a_
         await ask(model="heard", file=("a.mp3", bytes(3_000)), response_format="text")
     await ask(model="heard", file=("a.wav", wav(3)), response_format="text")
     assert (charged(stage).cost, charged(stage).unpriced) == (300_000, "")
+    await ask(model="heard", file=("a.flac", SILENCE), response_format="text")
+    assert (charged(stage).cost, charged(stage).unpriced) == (150_000_000, ""), "1,500 seconds in 2 KB"
+    assert stage.counters.holds[-1].money == 150_000_000
 
 
 async def test_a_streamed_transcript_costs_the_tokens_of_its_last_event(stage: Stage) -> None:

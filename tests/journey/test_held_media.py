@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.core.calls.test_documents import of_pages, packed
-from tests.core.calls.test_media_places import PNG
+from tests.core.calls.test_media_places import PNG, SILENCE
 from tests.journey.apis import GEMINI, Api
 from tests.journey.parallel import at_once
 from tests.stage import Stage
@@ -48,7 +48,7 @@ def chat(data: bytes, times: int) -> Api:
 
 # What the provider takes for the media of one call, and how many such calls a plan of 100,000 has room for. Of
 # an unknown model 20 pictures are 20 x 4,784 = 95,680 at Anthropic's API, 40 are 40 x 2,304 = 92,160 at Gemini's;
-# ten pages are 10 x (4,784 + 3,000) = 77,840.
+# ten pages are 10 x (4,784 + 3,000) = 77,840. 1,500 seconds of silence are 1,500 x 50 = 75,000.
 @pytest.mark.parametrize(
     ("api", "tokens", "room"),
     [
@@ -58,6 +58,8 @@ def chat(data: bytes, times: int) -> Api:
         (messages("document", "application/pdf", packed(*of_pages(10))), 10 * 4_600, 1),
         (messages("document", "application/pdf", packed(*of_pages(100))), 100 * 1_500, 0),
         (generate("application/pdf", packed(*of_pages(1_000))), 1_000 * 258, 0),
+        (generate("audio/flac", SILENCE), 1_500 * 32, 1),
+        (generate("audio/flac", SILENCE, 2), 2 * 1_500 * 32, 0),
     ],
 )  # fmt: skip
 def test_ten_calls_at_once_stay_within_a_strict_plan(stage: Stage, api: Api, tokens: int, room: int) -> None:

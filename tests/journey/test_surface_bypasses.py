@@ -19,7 +19,8 @@ import aiohttp
 import pytest
 
 from tests import plain_http
-from tests.core.calls.test_forms import FILE, form, wav
+from tests.core.calls.test_forms import FILE, form
+from tests.core.calls.test_recordings import wav
 from tests.journey.budgets import MODEL, Spender
 from tests.journey.stack import ANSWER_S_MAX
 from tests.stage import Stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import json
 import math
 import re
@@ -9,12 +10,14 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from gateway.core.billing.vector import CACHE_HOUR
 from gateway.core.calls.forms import FormFile
+from gateway.core.calls.pictures import size_of
+from gateway.core.calls.recordings import is_recording
 from gateway.core.calls.routes import ModelTarget, UpstreamFacts
 from gateway.core.calls.storage import StorageTime
 from gateway.core.families.controlled import (
@@ -321,11 +324,25 @@ DEPTH_MAX = 16  # lists and objects around a medium
 _DATA_URL = re.compile(r"data:([a-z]+/[a-z0-9.+-]+)(?:;[a-z0-9=._+-]+){0,8};base64,", re.IGNORECASE)
 # Beginnings of files in base64, by the first part of a media type or by the whole type.
 _BEGINNINGS: Final[Mapping[str, tuple[str, ...]]] = {
-    "image": ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR"),  # PNG, JPEG, GIF, WebP
-    "audio": ("UklGR", "SUQz", "//s", "//M", "//I", "ZkxhQ", "T2dnU"),  # WAV, MP3, FLAC, Ogg
-    "video": ("GkXfo", "AAAAG", "AAAAH", "AAAAI", "AAAAF"),  # WebM, MP4
+    # PNG, JPEG, GIF, WebP, and HEIC or AVIF with the sizes that a first box has
+    "image": (
+        "iVBORw0KGgo",
+        "/9j/",
+        "R0lGOD",
+        "UklGR",
+        "AAAAFGZ0eX",
+        "AAAAGGZ0eX",
+        "AAAAHGZ0eX",
+        "AAAAIGZ0eX",
+        "AAAAJGZ0eX",
+        "AAAAKGZ0eX",
+        "AAAALGZ0eX",
+    ),
+    "audio": (),  # see `is_recording`
+    "video": (),
 }
-_PDF: Final = "JVBERi0"  # its beginning
+# Beginnings of files whose text is packed, whatever their type says: PDF, ZIP as of newer offices, OLE as of older ones.
+_PACKED: Final = ("JVBERi0", "UEsDB", "0M8R4KGx")
 _SOUND: Final = ("audio", "video")
 # Types of files that a model is given as their text, as media types or as Converse names them.
 _TEXT = re.compile(
@@ -356,7 +373,9 @@ class MediaPlaces:
 
     Parts stand in lists, and in the members `inside` of objects: anything else is text, whatever it says of
     itself. `untyped` is the place in parts without a type, and `page` are the usual tokens of a page. `folds`
-    says that the API takes names in any case. `beside` finds lists of parts outside `root`.
+    says that the API takes names in any case. `second` are the usual tokens of a second of sound, `frame` those
+    of a second of video beside them (0: unknown). A member in `paces` asks for other frames of a part's video,
+    unless it has the members `spans` alone. `beside` finds lists of parts outside `root`.
     """
 
     root: str = ""
@@ -367,6 +386,22 @@ class MediaPlaces:
     page: int = BLOB_TOKENS
     folds: bool = False
     beside: Callable[[Mapping[str, object]], object] | None = None
+    second: int = 32
+    frame: int = 0
+    paces: frozenset[str] = frozenset()
+    spans: frozenset[str] = frozenset()
+
+
+class Recording(NamedTuple):
+    """Sound or a video in a body, in base64 or bytes, whose seconds are not counted yet.
+
+    Of an `endless` one the tokens of a second are unknown.
+    """
+
+    data: str | memoryview
+    kind: str = "audio"
+    is_video: bool = False
+    endless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,13 +411,16 @@ class Media:
     size: int = 0  # bytes of base64 that are no text
     tokens: int = 0  # tokens to hold
     unsure: int = 0  # bytes of media whose tokens do not follow from their size
-    count: int = 0  # number of media without documents
+    count: int = 0  # number of pictures
     named: int = 0  # media in fields that could have an address instead
     heard: int = 0  # tokens of media with sound
     dense: int = 0  # bytes that are digits or capitals
     documents: tuple[str, ...] = ()  # base64 of documents, whose pages are not counted yet
     document_tokens: int = 0  # their part of `tokens`
     far: int = 0  # documents, sound and videos that an address or an id names
+    recordings: tuple[Recording, ...] = ()  # sound and videos, whose seconds are not counted yet
+    recording_tokens: int = 0  # their part of `tokens`
+    sizes: tuple[tuple[int, int], ...] = ()  # width and height of pictures, where they are known
 
 
 def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
@@ -390,19 +428,20 @@ def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
 
     Whatever stands there is a medium, however short. If it does not begin as its type does, it is text too.
     """
-    size = tokens = unsure = count = named = heard = dense = far = of_documents = 0
-    documents = list[str]()
+    size = tokens = unsure = count = named = dense = far = of_documents = of_recordings = heard = 0
+    documents, recordings, sizes = list[str](), list[Recording](), list[tuple[int, int]]()
     roots = [document.get(places.root) if places.root else document]
     if places.beside is not None:
         roots.append(places.beside(document))
-    for kind, data, by_name in _found(roots, places, DEPTH_MAX + 1):
+    for kind, data, by_name, is_paced in _found(roots, places, DEPTH_MAX + 1):
         named += by_name
         if not data:
             far += 1
             continue
         costs, is_document = BLOB_TOKENS, _is_document(kind, data)
+        plays = not is_document and _is_recording(data)
         begins = _BEGINNINGS.get(kind.partition("/")[0], ())
-        if (is_document or data.startswith(begins)) and data.isascii():
+        if (is_document or plays or data.startswith(begins)) and data.isascii():
             length = len(data)
             size += length
             costs += length // BLOB_BYTES_PER_TOKEN
@@ -411,22 +450,40 @@ def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
         if is_document:
             documents.append(data)
             of_documents += costs
+        elif plays or kind.startswith(_SOUND):
+            is_video = not kind.startswith("audio")
+            endless = is_video and (is_paced or not places.frame)
+            recordings.append(Recording(data, kind, is_video, endless))
+            of_recordings += costs
+            heard += costs
         else:
             count += 1
-            heard += costs if kind.startswith(_SOUND) else 0
+            picture = size_of(data)
+            sizes += [] if picture is None else [picture]
         tokens += costs
-    return Media(size, tokens, unsure, count, named, heard, dense, tuple(documents), of_documents, far)
+    return Media(
+        size, tokens, unsure, count, named, heard, dense, tuple(documents), of_documents, far,
+        tuple(recordings), of_recordings, tuple(sizes),
+    )  # fmt: skip
+
+
+def _is_recording(data: str) -> bool:
+    """Return whether a medium begins as sound or a video, whatever its type says."""
+    try:
+        return is_recording(binascii.a2b_base64(data[:16]))
+    except ValueError:
+        return False
 
 
 def _is_document(kind: str, data: str) -> bool:
     """Return whether a medium may have pages, so that its tokens do not follow from its size."""
-    if data.startswith(_PDF):
+    if data.startswith(_PACKED):
         return True
     return bool(kind) and kind.partition("/")[0] not in _BEGINNINGS and _TEXT.match(kind) is None
 
 
-def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, str, bool]]:
-    """Yield (type, data, whether an address could stand in its place) for each medium in a value.
+def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, str, bool, bool]]:
+    """Yield (type, data, whether an address could stand in its place, whether its part asks for other frames).
 
     The data is empty for a document, sound or video that is only named. At most `depth` levels are searched.
     """
@@ -439,17 +496,28 @@ def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str
         kind = value.get("type")
         part = places.by_type.get(kind) if isinstance(kind, str) else places.untyped
         if part is not None:
-            yield from _media(value, part)
+            for medium in _media(value, part):
+                yield *medium, _is_paced(value, places)
         for name, member in value.items():
             named = places.by_name.get(name.lower() if places.folds else name)
             if named is not None:
-                yield from _media(member, named)
+                for medium in _media(member, named):
+                    yield *medium, _is_paced(value, places)
             elif name in places.inside and isinstance(member, list | dict):
                 yield from _found(member, places, depth - 1)
 
 
+def _is_paced(part: Mapping[str, object], places: MediaPlaces) -> bool:
+    """Return whether a part asks for other frames of its video than usual."""
+    for name in places.paces:
+        settings = part.get(name)
+        if settings is not None and not (isinstance(settings, dict) and settings.keys() <= places.spans):
+            return True
+    return False
+
+
 def _media(value: object, part: MediaPart) -> Iterator[tuple[str, str, bool]]:
-    """Yield the media at the place `part` of a value, as `_found` does."""
+    """Yield the media at the place `part` of a value, as `_found` does, without the last member."""
     whole, holders = value, list[dict[str, object]]()
     for name in part.path:
         if isinstance(value, dict):
@@ -665,6 +733,7 @@ class CallRequest:
     dense_media: int = 0  # bytes of media that are digits or capitals
     # requested units by name, charged unless the answer reports others
     measured: dict[str, int] | None = None
+    measured_most: dict[str, int] | None = None  # those of them that may be more, at most
     targets: tuple[ModelTarget, ...] = ()  # targets of a configured model, in order
     fallback: frozenset[str] = frozenset()  # kinds of failures that lead to the next target
     repeats: bool = False  # it may be sent twice
@@ -689,11 +758,16 @@ class CallRequest:
     put_in: tuple[str, ...] = ()  # fields that the gateway added
     stated: dict[str, int] | None = None  # the client's maxima, by field
     renamed: str = ""  # the maximum's field name at the upstream
-    pictures: int = 0  # number of images and sound
+    pictures: int = 0  # number of images
+    picture_sizes: tuple[tuple[int, int], ...] = ()  # their width and height, where these are known
     documents: tuple[str, ...] = ()  # base64 of documents whose pages are not counted yet
     document_tokens: int = 0  # part of `blob_tokens` that is documents
     pages: int = 0  # of documents in the body
     endless: int = 0  # documents, sound and videos of unknown length
+    recordings: tuple[Recording, ...] = ()  # sound and videos whose seconds are not counted yet
+    recording_tokens: int = 0  # part of `blob_tokens` that is recordings in the body
+    seconds: int = 0  # of recordings in the body
+    video_seconds: int = 0  # of those that are videos
     sound_beyond: int = 0  # tokens that a recording of a form may have beyond `heard`
     heard: int = 0  # part of `blob_tokens` that is sound
     mute: bool = False  # all of `blob_tokens` is text: of a live session without sound and pictures
@@ -706,6 +780,11 @@ class CallRequest:
         """All models that may answer: those that the call names, and those of its targets."""
         models = (self.model, *self.models_beside)
         return (*models, *[target.model for target in self.targets]) if self.targets else models
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether the call has documents or recordings whose pages or seconds are not counted yet."""
+        return bool(self.documents or self.recordings)
 
     def units(self, read: int) -> dict[str, int]:
         """Return the units in `measured`; those of storage follow from the `read` tokens."""

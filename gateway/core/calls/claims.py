@@ -42,6 +42,7 @@ from gateway.core.calls.call import (
 )
 from gateway.core.calls.documents import pages_of
 from gateway.core.calls.estimate import (
+    CONTEXT_MAX,
     MODELS_REMEMBERED_MAX,
     TOOL_USES_MAX,
     Estimate,
@@ -49,6 +50,7 @@ from gateway.core.calls.estimate import (
     stated_uses,
 )
 from gateway.core.calls.forms import FormReader, boundary_of
+from gateway.core.calls.recordings import lengths_of
 from gateway.core.calls.routes import Route
 from gateway.core.calls.storage import STORAGE_TOKENS_MAX
 from gateway.core.calls.tariff import Vectors, charge_of, factor_of, is_in_money
@@ -363,7 +365,7 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
     priced = priced_tools(vectors)
     uses = uses_of(call, document, priced) if priced else None
     if call.measured:
-        uses = {**(uses or {}), **_held_units(call, read)}
+        uses = {**(uses or {}), **_held_units(call, read), **(call.measured_most or {})}
     caches = blobs = sound = False
     excluded, tiers = family.exclusions, set[str]()
     for one in vectors:
@@ -578,8 +580,9 @@ def read_call(
         media = media_in(document, shape.media)
         call.input_bytes -= media.size
         call.blob_tokens, call.unsure_bytes, call.dense_media = media.tokens, media.unsure, media.dense
-        call.pictures, call.heard = media.count, media.heard
+        call.pictures, call.picture_sizes, call.heard = media.count, media.sizes, media.heard
         call.documents, call.document_tokens, call.endless = media.documents, media.document_tokens, media.far
+        call.recordings, call.recording_tokens = media.recordings, media.recording_tokens
         call.names.files -= media.named
     if call.names.tools:
         find_tools(call, document)
@@ -594,17 +597,36 @@ def find_tools(call: CallRequest, document: Document) -> None:
     call.asks = call.asks or bool(call.tools)
 
 
-def count_pages(*calls: CallRequest) -> None:
-    """Count the pages of the documents in calls. This may take a second, so not on the event loop."""
+def measure_media(*calls: CallRequest) -> None:
+    """Count the pages of documents and the seconds of recordings in calls.
+
+    This may take a second, so not on the event loop.
+    """
     pages = pages_of([text for call in calls for text in call.documents])
-    for call in [call for call in calls if call.documents]:
+    lengths = lengths_of([recording.data for call in calls for recording in call.recordings])
+    for call in [call for call in calls if call.unmeasured]:
+        shape = SHAPES[call.meter]
         for _ in call.documents:
             many = next(pages)
             call.pages += many or 0
             call.endless += many is None
-        call.documents = ()
-        more = max(0, call.pages * SHAPES[call.meter].media.page - call.document_tokens)
+        for recording in call.recordings:
+            length = next(lengths)
+            if shape.hear is not None:
+                shape.hear(call, length)
+            elif length is None or recording.endless:
+                call.endless += 1
+            else:
+                call.seconds += math.ceil(length.seconds)
+                call.video_seconds += math.ceil(length.seconds) if recording.is_video else 0
+        call.documents, call.recordings = (), ()
+        places = shape.media
+        more = max(0, call.pages * places.page - call.document_tokens)
         call.blob_tokens, call.document_tokens = call.blob_tokens + more, call.document_tokens + more
+        tokens = call.seconds * places.second + call.video_seconds * places.frame
+        more = max(0, min(tokens, CONTEXT_MAX) - call.recording_tokens)
+        call.blob_tokens, call.recording_tokens = call.blob_tokens + more, call.recording_tokens + more
+        call.heard += more
 
 
 def ask_for_usage(call: CallRequest, document: Document) -> int:

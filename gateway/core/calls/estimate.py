@@ -13,7 +13,7 @@ import re
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from gateway.core.calls.alphabets import rare_tokens
 from gateway.core.calls.call import BLOB_TOKENS, BYTES_PER_TOKEN, CallRequest, dense_bytes
@@ -66,6 +66,11 @@ _PICTURES: Final = {prefix: most for family in ALL for prefix, most in family.pi
 # The most of one image where no prefix is known: that of the dearest model of the API.
 _PICTURES_UNKNOWN: Final = {family.name: max(family.pictures.values(), default=BLOB_TOKENS) for family in ALL}
 _PAGE_TEXT: Final = {prefix: most for family in ALL for prefix, most in family.page_text.items()}
+_PATCHES: Final = {prefix: patch for family in ALL for prefix, patch in family.patches.items()}
+_SECONDS: Final = {prefix: most for family in ALL for prefix, most in family.seconds.items()}
+_NO_PATCH: Final = (0, 0)
+_Value = TypeVar("_Value")
+SECOND_TOKENS: Final = 50  # of sound in an encoder of Whisper's, as many models have it
 _CONTEXTS: Final = {prefix: most for family in ALL for prefix, most in family.contexts.items()}
 PAGE_TEXT_TOKENS: Final = 3_000  # on a page: the most that a provider documents
 CONTEXT_MAX: Final = 2_097_152  # tokens: no model reads more
@@ -543,18 +548,35 @@ def _media_beyond(call: CallRequest) -> int:
     A named image counts as one, and a named file that may be long as all that the model reads.
     """
     costs = [_media_costs(call.family, model) for model in _answering(call)]
-    picture, text, most = [max([cost[kind] for cost in costs]) for kind in range(3)]
+    picture, text, most, second = [max([cost[kind] for cost in costs]) for kind in range(4)]
+    patches = (
+        [_by_name(model, _PATCHES, _NO_PATCH) for model in _answering(call)] if call.picture_sizes else []
+    )
     configured = [upstream.context for upstream in call.facts]
     if configured and None not in configured:
         most = max([context or 0 for context in configured])
-    if not call.endless and not call.documents:
-        most = min(most, call.pages * (picture + text) + -(-call.unsure_bytes // WORST_BYTES_PER_TOKEN))
-    beyond = call.pictures * (picture - BLOB_TOKENS) + call.names.files * picture + call.sound_beyond
-    return beyond + max(0, most - call.document_tokens)
+    if not call.endless and not call.unmeasured:
+        heard = call.seconds * second + call.video_seconds * SHAPES[call.meter].media.frame
+        pages = call.pages * (picture + text) + -(-call.unsure_bytes // WORST_BYTES_PER_TOKEN)
+        most = min(most, pages + max(heard, call.recording_tokens))
+    beyond = call.pictures * (picture - BLOB_TOKENS) - _smaller(call, picture, patches)
+    beyond += call.names.files * picture + call.sound_beyond
+    return beyond + max(0, most - call.document_tokens - call.recording_tokens)
 
 
-def _media_costs(family: Family, model: str) -> tuple[int, int, int]:
-    """Return the most tokens of one image, of the text on a page, and that a model of an API reads.
+def _smaller(call: CallRequest, picture: int, patches: list[tuple[int, int]]) -> int:
+    """Return how many tokens less than `picture` each the images of known size have at most."""
+    if picture <= BLOB_TOKENS or not patches or _NO_PATCH in patches:
+        return 0
+    side, hundredths = min([patch[0] for patch in patches]), max([patch[1] for patch in patches])
+    costs = [
+        -(-width // side) * -(-height // side) * hundredths // 100 + 1 for width, height in call.picture_sizes
+    ]
+    return sum([max(0, picture - max(cost, BLOB_TOKENS)) for cost in costs])
+
+
+def _media_costs(family: Family, model: str) -> tuple[int, int, int, int]:
+    """Return the most tokens of one image, of the text on a page, that a model of an API reads, and of a second.
 
     Results are cached.
     """
@@ -566,16 +588,17 @@ def _media_costs(family: Family, model: str) -> tuple[int, int, int]:
             _by_name(model, _PICTURES, _PICTURES_UNKNOWN[family]),
             _by_name(model, _PAGE_TEXT, PAGE_TEXT_TOKENS),
             _by_name(model, _CONTEXTS, CONTEXT_MAX),
+            _by_name(model, _SECONDS, SECOND_TOKENS),
         )
     return costs
 
 
-_costs: Final[dict[tuple[Family, str], tuple[int, int, int]]] = {}
+_costs: Final[dict[tuple[Family, str], tuple[int, int, int, int]]] = {}
 # A version goes on with one or two more digits, not with those of a date.
 _GOES_ON: Final = r"(?<=\d)\d{1,2}(?!\d)"
 
 
-def _by_name(model: str, table: dict[str, int], usual: int) -> int:
+def _by_name(model: str, table: dict[str, _Value], usual: _Value) -> _Value:
     """Return the value of the longest prefix in a table with which a model's name begins.
 
     Providers put their own name, a region or an account in front. A prefix that ends within a version, such

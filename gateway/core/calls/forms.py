@@ -8,7 +8,6 @@ boundary occurs only between its parts. Pure.
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -57,11 +56,12 @@ class FormKind:
 
 @dataclass(slots=True)
 class FormFile:
-    """One file of a form: the name of its field, its size in bytes, and its first bytes."""
+    """One file of a form: the name of its field, its size, its first bytes, and its place in the form (0: unknown)."""
 
     name: str
     size: int = 0
     begins: bytes = b""
+    at: int = 0
 
 
 def boundary_of(content_type: bytes) -> bytes:
@@ -266,6 +266,7 @@ class FormReader:
             raise InvalidRequest(f"The Content-Length of {name} is not its length.", param=name)
         if file is not None:
             if not self.closed:
+                file.at = self._content_at
                 self.files.append(file)
             self._file = None
             return
@@ -301,68 +302,3 @@ def _marked() -> InvalidRequest:
         "The boundary of the form must stand at the beginning, between its parts and at its end, each in a"
         " line of its own that ends in CR LF, and nowhere else."
     )
-
-
-# The duration of a recording: exact by its header if possible, else an upper bound by its size.
-
-# Six kbit/s, the least of Opus: no usual recording has a second in fewer bytes.
-SOUND_BYTES_PER_SECOND_MIN: Final = 750
-# The longest recording that OpenAI's models of sound take (its page on speech to text, 2026-11-30).
-RECORDING_SECONDS_MAX: Final = 1_500
-# Tokens of one second of sound in models of sound.
-SOUND_TOKENS_PER_SECOND: Final = 10
-_PCM: Final = frozenset({1, 3})
-# Bits of a sample. 16 is left out: FFmpeg may take such sound for MP3, AAC or DTS, which lasts longer.
-_BITS: Final = frozenset({8, 24, 32, 64})
-_EXTENSIBLE: Final = 0xFFFE
-_RATE_MAX, _CHANNELS_MAX = 384_000, 32
-
-
-def seconds_of(file: FormFile) -> tuple[int, bool]:
-    """Return a recording's seconds, rounded up, and whether they are exact, as for uncompressed WAV.
-
-    FLAC stores silence in fewer bytes than any other sound. So the seconds in its head count if they are more.
-    """
-    per_second, starts = _wav(file.begins)
-    known = per_second > 0 and file.size > starts
-    size = file.size - starts if known else file.size
-    seconds = -(-size // (per_second if known else SOUND_BYTES_PER_SECOND_MIN))
-    return max(1, seconds, _flac(file.begins)), known
-
-
-def _flac(begins: bytes) -> int:
-    """Return the seconds that the head of a FLAC file states, 0 if it states none (RFC 9639, 8.2)."""
-    if begins[:4] != b"fLaC" or begins[4:5] not in {b"\0", b"\x80"} or len(begins) < 26:
-        return 0
-    stated = int.from_bytes(begins[18:26], "big")  # 20 bits of rate, 8 of channels and bits, 36 of samples
-    rate, samples = stated >> 44, stated & (1 << 36) - 1
-    return -(-samples // rate) if rate else 0
-
-
-def _wav(begins: bytes) -> tuple[int, int]:
-    """Return the bytes a second of a WAV file, and the offset of its sound; zeros unless it is plain PCM.
-
-    `begins` are the first bytes of the file.
-    """
-    if begins[:4] != b"RIFF" or begins[8:12] != b"WAVE":
-        return 0, 0
-    at, per_second = 12, 0
-    while at + 8 <= len(begins):
-        kind, size = begins[at : at + 4], int.from_bytes(begins[at + 4 : at + 8], "little")
-        if kind == b"data":
-            return per_second, at + 8
-        if kind == b"fmt ":
-            said = begins[at + 8 : at + 8 + size]
-            if per_second or size < 16 or len(said) < size:
-                return 0, 0
-            tag, channels, rate, stated, block, bits = struct.unpack_from("<HHIIHH", said)
-            valid = bits
-            if tag == _EXTENSIBLE and size >= 26:
-                valid, tag = struct.unpack_from("<H4xH", said, 18)
-            per_second = rate * channels * bits // 8
-            plain = tag in _PCM and 0 < rate <= _RATE_MAX and 0 < channels <= _CHANNELS_MAX
-            plain = plain and bits == valid and bits in _BITS and block == channels * bits // 8
-            if not plain or stated != per_second:
-                return 0, 0
-        at += 8 + size + size % 2
-    return 0, 0

@@ -263,10 +263,12 @@ def _take(meter: Meter, said: Document) -> None:
 
 CHECKED: Final = Dialect(_read_checked)
 CONVERSE: Final = Dialect(_read_whole, _read_event, ending=_ENDING)
+_IN_BUCKET: Final = (("source", "s3Location", "uri"),)
 _MEDIA: Final = MediaPlaces(
     by_name={
-        "document": MediaPart(("source", "bytes"), "application/pdf", ("format",)),
-        **{kind: MediaPart(("source", "bytes"), kind) for kind in ("image", "audio", "video")},
+        "document": MediaPart(("source", "bytes"), "application/pdf", ("format",), named=_IN_BUCKET),
+        "image": MediaPart(("source", "bytes"), "image"),
+        **{kind: MediaPart(("source", "bytes"), kind, named=_IN_BUCKET) for kind in ("audio", "video")},
     },
     inside=frozenset({"messages", "system", "content", "toolResult", "guardContent"}),
     page=3_000,

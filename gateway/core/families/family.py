@@ -17,6 +17,7 @@ import msgspec
 from gateway.core.accounts.upstream_jobs import OPERATIONS
 from gateway.core.calls.call import CallRequest, FieldNames, MediaPlaces, NameCheck, UsageBounds
 from gateway.core.calls.forms import FormKind
+from gateway.core.calls.recordings import Length
 from gateway.core.calls.routes import Route, UpstreamTarget
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
@@ -231,6 +232,8 @@ class CallKind:
     of_tools: bool = False  # calls a tool of a server: there is no model, and no token
     any_model: bool = False  # other models may answer than the body names
     form: FormKind | None = None  # the body may be a form
+    # sets what a call holds for the one recording of its form, once its seconds are counted
+    hear: Callable[[CallRequest, Length | None], None] | None = None
     # reads the messages of one WebSocket, if calls may come by one
     messages: Callable[[], SocketMessages] | None = None
     stores: bool = False  # changes stored objects: its body may have known fields alone
@@ -516,6 +519,10 @@ class ApiFamily:
     ceilings: Mapping[str, int] = field(default_factory=dict)
     # tokens of one image at most, by model, if more than usual
     pictures: Mapping[str, int] = field(default_factory=dict)
+    # the side in pixels of a part of an image that is at most so many hundredths of a token, by prefix
+    patches: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    # the most tokens of a second of sound, by prefix
+    seconds: Mapping[str, int] = field(default_factory=dict)
     # the most tokens of text on a page of a PDF, beside its picture, by prefix
     page_text: Mapping[str, int] = field(default_factory=dict)
     # the most tokens that a model reads, by prefix

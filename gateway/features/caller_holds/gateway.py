@@ -178,7 +178,7 @@ async def authorize(exchange: Exchange) -> None:
                 if not routed.buffered:
                     said.amount, body = routed.units, b""
                 call = read(worker, head, received, caller, body)
-                if call.documents:
+                if call.unmeasured:
                     await count_in_turn(worker, caller, call)
             except Refusal:
                 await by_head(exchange, caller)
@@ -478,7 +478,7 @@ async def _call(
         call = read_call(route, {"model": said.model}, write_document(said.request), worker.bounds)
         if said.model and call.model != said.model:
             raise InvalidRequest("model is another one in the request.", param="model")
-        if call.documents:
+        if call.unmeasured:
             await count_in_turn(worker, caller, call)
         if route.objects != "shared":
             read_objects(ObjectAccess((), SHAPES[route.meter].keeps), call)

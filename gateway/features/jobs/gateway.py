@@ -43,7 +43,7 @@ from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, UsageBounds, write_document
-from gateway.core.calls.claims import budget_claim, count_pages, read_call
+from gateway.core.calls.claims import budget_claim, measure_media, read_call
 from gateway.core.calls.estimate import Estimate
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.calls.tariff import NO_PRICES, CallPrices, know_reports
@@ -560,7 +560,7 @@ def _calls_of(
 ) -> list[CallRequest]:
     """Return the calls of lines with the objects that each names; `first` is the first line's number."""
     calls = [_call_of(route, line, number, bounds, params) for number, line in enumerate(lines, first)]
-    count_pages(*calls)
+    measure_media(*calls)
     for call in calls:
         read_objects(_NAMES, call)
     return calls

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import random
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import pytest
 
 from gateway.core.calls.call import BLOB_TOKENS, CallRequest, names_in
-from gateway.core.calls.claims import read_call
+from gateway.core.calls.claims import measure_media, read_call
 from gateway.core.calls.estimate import (
     CEILING,
     LEARNED_BYTES,
@@ -25,7 +25,8 @@ from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.families.controlled import elements, models_beside
 from gateway.core.model import INTEGER_MAX, Family, TokenUsage
 from gateway.errors import InvalidRequest
-from tests.core.calls.test_forms import FILE, flac, form
+from tests.core.calls.test_forms import FILE, form
+from tests.core.calls.test_recordings import flac, wav
 
 
 def call(
@@ -376,7 +377,7 @@ _PROFILE = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile
         *[("openai", model, 1_600) for model in (
             "gpt-3.5-turbo", "gpt-4-0613", "gpt-4o", "gpt-4o-2024-11-20", "gpt-4.1", "gpt-5", "gpt-5-2025-08-07",
             "gpt-5-pro", "gpt-5.1", "gpt-5.2-codex", "gpt-5.3", "o1", "o3-2025-04-16", "o4", "chatgpt-4o-latest",
-            "gpt-realtime", "Qwen/Qwen2.5-VL-7B", "meta-llama/Llama-4-Scout", "mistral-medium", "grok-4",
+            "gpt-realtime", "meta-llama/Llama-4-Scout",
             "google/gemma-3-27b-it",
         )],
         ("openai", "gpt-5.4-mini", 10_000), ("openai", "gpt-6", 12_000),
@@ -387,6 +388,7 @@ _PROFILE = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile
         # Unknown: the dearest of the API's.
         ("openai", "azure-gpt-54", 48_169), ("openai", "my-deployment", 48_169),
         ("anthropic", "opus-latest", 4_784), ("anthropic", "claude-opus-4-10", 4_784),
+        ("openai", "Qwen/Qwen2.5-VL-7B", 16_384), ("openai", "mistral-medium", 4_160), ("openai", "grok-4", 1_792),
         ("gemini", "tunedModels/mine", 2_304), ("bedrock", _PROFILE, 4_784),
         ("cohere", "c5", 1_600), ("ollama", "mine", 1_600),
     ],
@@ -431,15 +433,42 @@ def test_a_picture_in_a_body_is_held_once_and_its_size_is_not_multiplied(model: 
     assert 2 * most <= held(picture, picture) - held() <= 2 * most + 2 * beside
 
 
-def test_a_recording_of_unknown_length_holds_the_longest_at_most() -> None:
-    """48 seconds by its bytes, 25 minutes at most, at 10 tokens a second."""
+def transcribed(file: bytes, model: bytes, written: bytes) -> tuple[CallRequest, Estimate]:
     route = Route(("POST",), "/x", "u", "s", Family("openai"), "openai_transcriptions")
-    for written in ("text", "json"):
-        parts = [(FILE, flac(1)), (b"model", b"gpt-4o-transcribe"), (b"response_format", written.encode())]
-        call = read_call(route, {}, form(*parts), form=b"multipart/form-data; boundary=b")
-        found = Estimator().hold(call, 1, "s")
-        assert found.read >= 15_000
-        assert found.need < 480 + 2_000 + 100
+    parts = [(FILE, file), (b"model", model), (b"response_format", written)]
+    call = read_call(route, {}, form(*parts), form=b"multipart/form-data; boundary=b")
+    measure_media(call)
+    return call, Estimator().hold(call, 1, "s")
+
+
+UNREAD: Final = b"#!AMR" + bytes(35_995)  # 48 seconds at 6 kbit/s
+
+
+@pytest.mark.parametrize(
+    ("file", "model", "written", "likely", "most"),
+    [
+        # Silence of 183 blocks of 65,535 samples at 8 kHz: 1,500 seconds in 2,238 bytes.
+        (flac(183), b"gpt-4o-transcribe", b"text", 1_500, 1_500),
+        (flac(183), b"whisper-1", b"json", 1_500, 1_500),
+        (wav(3), b"whisper-1", b"text", 3, 3),
+        # What cannot be read: likely by its bytes, at most as long as the model takes; all of it where nobody reports.
+        (UNREAD, b"gpt-4o-transcribe", b"json", 48, 1_500),
+        (UNREAD, b"gpt-4o-transcribe", b"text", 1_500, 1_500),
+        (UNREAD, b"whisper-1", b"verbose_json", 48, 86_400),
+        (wav(3, bits=16), b"gpt-4o-transcribe", b"json", 65, 1_500),  # 48,044 bytes, which may be an MP3
+        (wav(3, bits=16), b"gpt-4o-transcribe", b"text", 65, 1_500),
+    ],
+)
+def test_a_recording_holds_its_seconds_or_the_longest_of_its_model(
+    file: bytes, model: bytes, written: bytes, likely: int, most: int
+) -> None:
+    """A second is 10 tokens."""
+    call, found = transcribed(file, model, written)
+    assert call.blob_tokens == likely * 10
+    assert most * 10 <= found.read <= most * 10 + 200
+    assert found.need <= likely * 10 + 2_200
+    seconds = {**(call.measured or {}), **(call.measured_most or {})}.get("audio_second")
+    assert seconds == most or (seconds is None and written == b"text")
 
 
 def test_blobs_are_held_but_do_not_teach_the_ratio() -> None:

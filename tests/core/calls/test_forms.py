@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import struct
-
 import pytest
 
 from gateway.core.calls.forms import (
     PART_HEAD_BYTES_MAX,
     PARTS_MAX,
     TEXTS_BYTES_MAX,
-    FormFile,
     FormReader,
     boundary_of,
-    seconds_of,
 )
 from gateway.core.families.openai.media import EDIT_FORM, HEARD_FORM
 from gateway.errors import InvalidRequest, RequestTooLarge
@@ -132,47 +128,3 @@ def test_a_picture_may_be_one_of_a_list() -> None:
     reader.feed(form((b'image[]"; filename="a', b"1"), (b'image[]"; filename="b', b"2"), (b"n", b"2")))
     reader.end()
     assert (len(reader.files), reader.fields) == (2, {"n": 2})
-
-
-def wav(seconds: int, *, rate: int = 8_000, channels: int = 1, bits: int = 24, tag: int = 1) -> bytes:
-    """A recording of silence."""
-    each = rate * channels * bits // 8
-    said = struct.pack("<4sIHHIIHH", b"fmt ", 16, tag, channels, rate, each, channels * bits // 8, bits)
-    sound = bytes(each * seconds)
-    return b"RIFF\0\0\0\0WAVE" + said + struct.pack("<4sI", b"data", len(sound)) + sound
-
-
-def extensible(valid: int) -> bytes:
-    """One second, by a longer head, which says how many bits of a sample count."""
-    plain = wav(1, tag=0xFFFE)
-    more = struct.pack("<HHIH14x", 22, valid, 0, 1)
-    return plain[:16] + struct.pack("<I", 40) + plain[20:36] + more + plain[36:]
-
-
-def flac(seconds: int, *, rate: int = 8_000, kind: int = 0x80) -> bytes:
-    """The head of a recording of 36,000 bytes."""
-    stated = struct.pack(">Q", rate << 44 | 15 << 36 | rate * seconds)
-    return b"fLaC" + bytes((kind, 0, 0, 34)) + bytes(10) + stated + bytes(36_000 - 26)
-
-
-def recorded(raw: bytes) -> tuple[int, bool]:
-    return seconds_of(FormFile("file", len(raw), raw[:4096]))
-
-
-def test_the_seconds_of_wav_are_known_and_of_all_else_what_its_size_could_hold() -> None:
-    assert recorded(wav(3)) == (3, True)
-    assert recorded(wav(2, rate=44_100, channels=2, bits=32, tag=3) + b"\0") == (3, True), "by what is there"
-    assert recorded(bytes(7_501)) == (11, False)
-    assert recorded(b"") == (1, False)
-    assert recorded(flac(1_500)) == (1_500, False), "silence"
-    assert recorded(flac(1)) == recorded(flac(1, rate=0)) == recorded(flac(1_500, kind=4)) == (48, False)
-    of_16 = wav(3, bits=16)  # which may be an MP3
-    blocks = wav(3)[:32] + b"\1" + wav(3)[33:]
-    for lie in (
-        wav(3, tag=85), wav(3, rate=10**6), wav(3).replace(b"fmt ", b"fmx "), wav(3)[:40], of_16, blocks,
-        wav(1, channels=4, bits=1024), extensible(16),
-    ):  # fmt: skip
-        assert recorded(lie) == (-(-max(len(lie), 1) // 750), False)
-    assert recorded(extensible(24)) == (1, True)
-    twice = wav(3)
-    assert recorded(twice[:36] + wav(1, rate=384_000)[12:36] + twice[36:])[1] is False

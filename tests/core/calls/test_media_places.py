@@ -14,13 +14,14 @@ import pytest
 
 from deploy.costs import classes_of, leaves, members_of, type_names
 from gateway.core.calls.call import MediaPart
-from gateway.core.calls.claims import count_pages, read_call
+from gateway.core.calls.claims import measure_media, read_call
 from gateway.core.calls.estimate import Estimate, Estimator
 from gateway.core.calls.routes import Route
 from gateway.core.families.costs import costs_of
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import Family
 from tests.core.calls.test_documents import of_pages, packed
+from tests.core.calls.test_recordings import REAL, adts, flac, m4a, mp3
 from tests.core.families.test_tools import ANTHROPIC, GEMINI, OPENAI, planted
 
 
@@ -58,8 +59,10 @@ def contents(part: Any) -> dict[str, Any]:
 OF_OPENAI = ("gpt-5.1", 1_600, 1_050_000)
 OF_CLAUDE = ("claude-opus-4-7", 4_784, 1_000_000)
 OF_GEMINI = ("gemini-3.5-flash", 2_240, 1_048_576)
-OF_MISTRAL = ("mistral-medium-3", 1_600, 2_097_152)
-OF_QWEN = ("Qwen/Qwen3-VL-8B", 1_600, 2_097_152)
+OF_MISTRAL = ("mistral-medium-3", 4_160, 2_097_152)
+OF_QWEN = ("Qwen/Qwen3-VL-8B", 16_384, 2_097_152)
+# The picture below is 56 x 56 parts of 28 x 28 pixels.
+DRAWN = {"claude-opus-4-7": 3_136, "Qwen/Qwen3-VL-8B": 3_136}
 UNKNOWN = ("some-model", 1_600, 2_097_152)
 CALLS: dict[str, tuple[Wrap, tuple[str, int, int]]] = {
     "openai_chat": (said, OF_OPENAI),
@@ -111,7 +114,7 @@ def held(meter: str, part: object) -> Estimate:
         del body["model"]
     route = Route(("POST",), "/x", "u", "s", OF_METER[meter].name, meter)
     call = read_call(route, {"model": model, "now": "1796000000"}, json.dumps(body).encode())
-    count_pages(call)
+    measure_media(call)
     return Estimator().hold(call, 1, "s")
 
 
@@ -131,7 +134,10 @@ def tried(meter: str, by: str, name: str, value: Any) -> Estimate:
 def test_the_smallest_file_at_a_place_holds_what_its_kind_costs(
     meter: str, by: str, name: str, part: MediaPart
 ) -> None:
-    """A page is 3,000 tokens of text and an image, but at Gemini, where it is an image."""
+    """A page is 3,000 tokens of text and an image, but at Gemini, where it is an image.
+
+    A sound is 1,600 tokens at least. Nobody knows how long the video is.
+    """
     _, (model, image, context) = CALLS[meter]
     kind = part.kind or "image"
     stated = TYPES.get(kind, kind)
@@ -143,13 +149,28 @@ def test_the_smallest_file_at_a_place_holds_what_its_kind_costs(
         value = f"data:{stated};base64,{text}" if takes_urls else text
         found = tried(meter, by, name, placed(part.path, value, beside) if part.path else [value])
         page = image if model.startswith("gemini") else image + 3_000
-        most, likely = (min(100 * page, context), 25_800) if kind == "application/pdf" else (image, 1_600)
+        pages, sound, video = (min(100 * page, context), 25_800), (1_600, 1_600), (context, 1_600)
+        most, likely = {"application/pdf": pages, "audio": sound, "video": video}.get(
+            kind, (DRAWN.get(model, image), 1_600)
+        )
         assert most <= found.read < most + 8_000
         assert found.need >= likely
     for path in part.named or ([part.path] if takes_urls and kind != "image" else []):
         address = placed(path, "https://files.example/1", beside)
         most = image if kind == "image" else context
-        assert most <= tried(meter, by, name, address).read < most + 8_000
+        assert most <= tried(meter, by, name, address).read < most + image + 8_000
+
+
+def test_a_packed_file_is_held_as_one_whatever_type_it_states() -> None:
+    for packed_file in (b"PK\3\4\x14\0\6\0", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
+        text = base64.b64encode(packed_file).decode()
+        part = {"type": "input_file", "filename": "a.docx", "file_data": f"data:text/plain;base64,{text}"}
+        assert held("openai_responses", part).read >= 1_050_000
+
+
+def test_a_picture_of_a_phone_is_no_text() -> None:
+    heic = struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(300_000)
+    assert 2_240 <= held("gemini_generate", inline("image/heic", heic)).read < 2_240 + 800
 
 
 def test_names_of_ollama_count_in_any_case_as_go_reads_them() -> None:
@@ -162,7 +183,7 @@ def test_a_medium_under_an_escaped_name_is_held() -> None:
     body = b'{"model":"claude-opus-4-7","max_tokens":1,"messages":[{"role":"user","content":[{"type":"image",'
     body += b'"source":{"type":"base64","media_type":"image/png","d\\u0061ta":"%b"}}]}]}' % text.encode()
     route = Route(("POST",), "/x", "u", "s", Family("anthropic"), "anthropic_messages")
-    assert Estimator().hold(read_call(route, {}, body), 1, "s").read >= 4_784
+    assert Estimator().hold(read_call(route, {}, body), 1, "s").read >= 3_136
 
 
 # Types of requests and of parts in them, by meter, with the place of a part.
@@ -224,3 +245,68 @@ def test_a_medium_is_read_at_each_place_that_a_type_of_an_sdk_has(meter: str) ->
         large = len(call.documents) + call.endless + call.heard
         is_large = innermost(costs, body, media) in LARGE
         assert large or (not is_large and call.pictures + call.names.files), body
+
+
+def inline(kind: str, data: bytes, **beside: Any) -> dict[str, Any]:
+    return {"inlineData": {"mimeType": kind, "data": base64.b64encode(data).decode()}, **beside}
+
+
+def spoken(data: bytes) -> dict[str, Any]:
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": "mp3"}}
+
+
+def addressed(kind: str, data: bytes) -> dict[str, Any]:
+    name = f"{kind.partition('/')[0]}_url"
+    return {"type": name, name: {"url": f"data:{kind};base64,{base64.b64encode(data).decode()}"}}
+
+
+def step(kind: str, data: bytes, **beside: Any) -> dict[str, Any]:
+    text = base64.b64encode(data).decode()
+    return {"type": kind.partition("/")[0], "mime_type": kind, "data": text, **beside}
+
+
+def block(kind: str, name: str, data: bytes) -> dict[str, Any]:
+    return {kind: {"format": name, "source": {"bytes": base64.b64encode(data).decode()}}}
+
+
+SILENCE = flac(183)  # 1,500 seconds in 2,238 bytes
+FILM = m4a(1, stated=600, handlers=(b"vide",))  # ten minutes in some 500 bytes
+PACE, SPAN = {"videoMetadata": {"fps": 24}}, {"videoMetadata": {"startOffset": "1s"}}
+AGENTIC = {"processing": "agentic"}
+
+
+# A second of sound is 10 tokens at OpenAI (its guide to costs of the Realtime API), 32 at Gemini (Google's page on
+# tokens), and 50 at most in other models, as in Whisper's encoder. A second of video is one frame of 258 tokens at
+# Gemini, 280 since Gemini 3, and its sound (Google's page on media resolution). All of 2026-11-30.
+@pytest.mark.parametrize(
+    ("meter", "part", "least", "most"),
+    [
+        ("openai_chat", spoken(mp3(10_000)), 3_600, 3_610),  # 360 s at 8 kbit/s
+        ("openai_responses", spoken(mp3(10_000)), 3_600, 3_610),
+        ("vllm_chats", addressed("audio/flac", SILENCE), 75_000, 75_050),
+        ("mistral_conversations", addressed("audio/flac", SILENCE), 75_000, 75_050),
+        ("bedrock_converse", block("audio", "flac", SILENCE), 75_000, 75_050),
+        ("gemini_generate", inline("audio/flac", SILENCE), 48_000, 48_050),
+        ("gemini_cache", inline("audio/flac", SILENCE), 48_000, 48_050),
+        ("gemini_embed", inline("audio/flac", SILENCE), 48_000, 48_050),
+        ("gemini_generate", inline("audio/aac", adts(10_000)), 40_960, 40_960),  # 1,280 s
+        ("gemini_interactions", step("audio/aac", adts(10_000)), 40_960, 40_960),
+        ("gemini_generate", inline("image/png", SILENCE), 48_000, 600_000),  # it says that it is a picture
+        ("gemini_generate", inline("video/mp4", FILM), 600 * (280 + 32), 600 * 332),
+        ("gemini_generate", inline("video/mp4", FILM, **SPAN), 600 * (280 + 32), 600 * 332),
+        ("gemini_interactions", step("video/mp4", FILM), 600 * (280 + 32), 600 * 332),
+        ("gemini_generate", inline("video/mp4", REAL["mp4"][1]), 1_600, 1_610),  # two seconds
+        # Other frames than one a second, a model's own way through a video, and what nobody can read.
+        ("gemini_generate", inline("video/mp4", FILM, **PACE), 1_048_576, 1_048_576),
+        ("gemini_interactions", step("video/mp4", FILM, **AGENTIC), 1_048_576, 1_048_576),
+        ("gemini_generate", inline("audio/amr", b"#!AMR\n" + bytes(99)), 1_048_576, 1_048_576),
+        ("openai_chat", addressed("video/mp4", FILM), 1_050_000, 1_050_000),
+        ("bedrock_converse", block("video", "mp4", FILM), 1_000_000, 1_000_000),
+    ],
+)
+def test_a_recording_holds_the_seconds_that_it_has_not_its_bytes(
+    meter: str, part: dict[str, Any], least: int, most: int
+) -> None:
+    """Of the rest of a call 400 tokens at most are read, its base64 included, where that may be text as well."""
+    found = held(meter, part)
+    assert least <= found.read <= most + 400 + len(json.dumps(part)) // 8

@@ -10,7 +10,15 @@ import pytest
 from gateway.core.billing.price_book import KINDS, read_price
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import TOOL_USES, find_tool, limit_uses, unpriced_tools, uses_of
+from gateway.core.calls.claims import (
+    TOOL_USES,
+    asks_of,
+    find_tool,
+    likely_asks,
+    limit_uses,
+    unpriced_tools,
+    uses_of,
+)
 from gateway.core.calls.estimate import TOOL_USES_MAX
 from gateway.core.calls.routes import ModelTarget
 from gateway.core.calls.tariff import makes, unpriced_part
@@ -19,6 +27,7 @@ from gateway.core.families.registry import OF_METER
 from gateway.core.families.tools import tools_of
 from gateway.core.model import Family
 from tests.core.billing.prices import price_row
+from tests.core.calls.test_estimate import UNREAD, transcribed
 
 CHAT, MESSAGES, RESPONSES, GEMINI, BEDROCK = (
     "openai_chat", "anthropic_messages", "openai_responses", "gemini_generate", "bedrock_converse",
@@ -406,6 +415,14 @@ def test_sound_that_is_paid_by_the_second_needs_no_price_of_its_tokens() -> None
     bare, by_second = read_price(row).vector, read_price(row | {"audio_second": "0.0001"}).vector
     assert unpriced_part(call, [by_second]) is None
     assert unpriced_part(call, [by_second, bare]) is not None  # either may answer
+
+
+def test_seconds_that_nobody_knows_are_likely_by_the_bytes_and_at_most_what_the_model_takes() -> None:
+    vector = read_price(price_row(audio_second="0.0001")).vector
+    call, found = transcribed(UNREAD, b"whisper-1", b"json")
+    most = asks_of(call, [vector], found.read)
+    assert most.tools == {"audio_second": 86_400}
+    assert likely_asks(call, most, found.need).tools == {"audio_second": 48}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.core.families.gemini.live import GeminiLiveSession
 from gateway.core.families.openai.realtime import RealtimeSession
+from gateway.errors import InvalidRequest
 from tests.features.websockets.live_upstream import LiveUpstream
 from tests.features.websockets.test_live import GEMINI_ROUTES, LIVE, SETUP, connected, live, received, until
 from tests.features.websockets.test_live_debts import Strict, played
@@ -89,13 +90,39 @@ SOUND = "A" * 1_280_000
         ({"audio": {"data": SOUND}}, 1_920),
         ({"audio": {"data": SOUND, "mimeType": "audio/pcm;rate=999999999"}}, 1_920),
         ({"audio": {"data": SOUND, "mimeType": "audio/pcm;rate=-1"}}, 1_920),
-        ({"audio": {"data": SOUND, "mimeType": "audio/ogg"}}, 40_960),  # 1,280 s of six kbit/s
     ],
 )
 def test_a_medium_of_gemini_live_counts_by_its_type_and_rate(said: dict[str, Any], tokens: int) -> None:
     session = GeminiLiveSession({})
     before = needs(session, {"setup": {"model": "models/m"}})
     assert tokens <= needs(session, {"realtimeInput": said}) - before <= tokens + 1
+
+
+def spoken_content(kind: str) -> dict[str, Any]:
+    part = {"inlineData": {"data": SOUND, "mimeType": kind}}
+    return {"clientContent": {"turns": [{"parts": [part]}], "turnComplete": True}}
+
+
+def test_sound_in_a_content_of_gemini_live_counts_by_its_rate() -> None:
+    session = GeminiLiveSession({})
+    before = needs(session, {"setup": {"model": "models/m"}})
+    assert needs(session, spoken_content("audio/pcm;rate=16000")) - before >= 960
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"realtimeInput": {"audio": {"data": SOUND, "mimeType": "audio/ogg"}}},
+        {"realtimeInput": {"video": {"data": FRAME, "mimeType": "video/mp4"}}},
+        {"realtimeInput": {"video": {"data": "ZkxhQwAA" + FRAME, "mimeType": "image/jpeg"}}},
+        spoken_content("audio/flac"),
+    ],
+)
+def test_sound_of_unknown_length_is_refused_in_a_message_of_gemini_live(said: dict[str, Any]) -> None:
+    session = GeminiLiveSession({})
+    needs(session, {"setup": {"model": "models/m"}})
+    with pytest.raises(InvalidRequest, match="audio/pcm"):
+        needs(session, said)
 
 
 def test_a_text_beside_a_medium_of_gemini_live_counts_too() -> None:

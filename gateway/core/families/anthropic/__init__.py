@@ -179,6 +179,7 @@ print(answer.content[0].text)
         "claude-opus-4-5": 1_600, "claude-opus-4-6": 1_600, "claude-2": 1_600, "claude-3": 1_600,
         "claude-sonnet-4": 1_600, "claude-haiku-4": 1_600,
     },
+    patches={"claude": (28, 100)},
     # 600 pages, or 100 at a smaller model, may have more: no model reads that (Anthropic's page on PDFs, 2026-11-30).
     contexts={"claude": 1_000_000, "claude-2": 200_000, "claude-3": 200_000, "claude-haiku-4": 200_000},
     ceilings={

@@ -168,7 +168,15 @@ FAMILY = ApiFamily(
             keeps=lambda document: KEPT_ANSWERS,
             operation="generate_content",
             numbers=frozenset({"max_output_tokens"}),
-            media=MediaPlaces("input", _TYPED, inside=frozenset({"content", "result", "summary"}), page=258),
+            media=MediaPlaces(
+                "input",
+                _TYPED,
+                inside=frozenset({"content", "result", "summary"}),
+                page=258,
+                second=live.TOKENS_S,
+                frame=live.FRAME_TOKENS,
+                paces=frozenset({"processing"}),
+            ),
         ),
         "gemini_embed": CallKind(calls.read_embed, answers.DIALECT, operation="embeddings", media=live.PARTS),
         "gemini_videos": CallKind(
@@ -239,6 +247,7 @@ print(answer.text)
     ),
     # 2,240 at ultra_high; 256 and some 2,048 of crops before (Google's page on media resolution, 2026-11-30).
     pictures={"gemini": 2_304},
+    seconds={"gemini": live.TOKENS_S},
     # 2,240 at most for a page, whose own text costs nothing; 1,000 pages are more than a model reads.
     page_text={"gemini": 0},
     contexts={"gemini": 1_048_576, "gemini-1.5-pro": 2_097_152, "gemini-2.0-pro": 2_097_152},

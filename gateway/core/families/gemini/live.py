@@ -51,6 +51,10 @@ _MODEL = re.compile(r"(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/google/)
 _TYPES: Final = ("mimeType", "mime_type")
 _INLINE = MediaPart(("data",), "application/pdf", _TYPES)
 _FILE = MediaPart(("",), "application/pdf", _TYPES, named=(("fileUri",), ("file_uri",)))
+# A second of sound is 32 tokens. A second of video is one frame: 258 tokens, 280 at most since Gemini 3, and its
+# timestamp (Google's pages on tokens and on media resolution, 2026-11-30).
+TOKENS_S: Final = 32
+FRAME_TOKENS: Final = 300
 # Parts of contents, within a body too. A page is 258 tokens (Google's page on documents, 2026-11-30).
 PARTS: Final = MediaPlaces(
     "",
@@ -61,19 +65,19 @@ PARTS: Final = MediaPlaces(
             "systemInstruction", "system_instruction", "turns", "functionResponses", "function_responses",
         }
     ),
-    page=258,
+    page=258, second=TOKENS_S, frame=FRAME_TOKENS,
+    paces=frozenset({"videoMetadata", "video_metadata", "mediaProcessing", "media_processing"}),
+    spans=frozenset({"startOffset", "endOffset", "start_offset", "end_offset"}),
 )  # fmt: skip
 # Where `realtimeInput` has media, and the types that these may have if they state none.
 _STREAMS: Final[Mapping[str, tuple[str, ...]]] = {
     "audio": ("audio/pcm",), "video": ("image/jpeg",),
     "mediaChunks": ("audio/pcm", "image/jpeg"), "media_chunks": ("audio/pcm", "image/jpeg"),
 }  # fmt: skip
-# A second of sound is 32 tokens at most. It is base64 of 16 bits at the stated rate, and at the lowest usual
-# one if none is stated, or none that a microphone has. Compressed sound has six kbit/s at least.
-_TOKENS_S: Final = 32
+# Sound is base64 of 16 bits at the stated rate, and at the lowest usual one if none is stated, or none that a
+# microphone has. The API takes no other sound (Google's page on the Live API, 2026-11-30).
 _PCM: Final = frozenset({"audio/pcm", "audio/l16"})
 _RATE_MIN, _RATE_MAX = 8_000, 48_000
-_COMPRESSED_BYTES_S: Final = 750
 # Of a model a token is 40 ms at 24 kHz.
 _MADE_CHARACTERS: Final = 2_560
 _BYTES_PER_TOKEN: Final = 3
@@ -160,9 +164,10 @@ class GeminiLiveSession:
             tokens, characters = _streamed(said)
             tokens += (size - characters) // _BYTES_PER_TOKEN if "text" in said else 1
         else:
-            media = _bounded(media_in(said, PARTS), name)
-            tokens = (size - media.size) // _BYTES_PER_TOKEN + media.tokens
-            self.has_media = self.has_media or media.tokens > 0
+            media = media_in(said, PARTS)
+            seen = _tokens_of_media(media, name)
+            tokens = (size - media.size) // _BYTES_PER_TOKEN + seen
+            self.has_media = self.has_media or seen > 0
         self._last = tokens, asked, len(tools), before
         self.tokens += tokens
         self._said += tokens
@@ -224,24 +229,33 @@ def _streamed(message: Document) -> tuple[int, int]:
 
 def _tokens_of(kind: str, data: str) -> int:
     """Return the tokens of a medium of this type: of sound by its duration, else as in the body of a call."""
+    tokens = _tokens_of_sound(kind, data)
+    if tokens is not None:
+        return tokens
+    part = {"inlineData": {"data": data, "mimeType": kind.lower().partition(";")[0].strip()}}
+    return max(BLOB_TOKENS, _tokens_of_media(media_in(part, PARTS), _INPUT))
+
+
+def _tokens_of_sound(kind: str, data: str) -> int | None:
+    """Return the tokens of sound that is not compressed; None of another medium."""
     name, *parameters = kind.lower().replace(" ", "").split(";")
-    if not name.startswith("audio/"):
-        part = {"inlineData": {"data": data, "mimeType": name}}
-        return max(BLOB_TOKENS, _bounded(media_in(part, PARTS), _INPUT).tokens)
-    bytes_s = _COMPRESSED_BYTES_S
-    if name in _PCM:
-        rates = [parameter[5:] for parameter in parameters if parameter.startswith("rate=")]
-        bytes_s = 2 * min([_rate(rate) for rate in rates], default=_RATE_MIN)
-    return -(-len(data) * 3 * _TOKENS_S // (4 * bytes_s))
+    if name not in _PCM:
+        return None
+    rates = [parameter[5:] for parameter in parameters if parameter.startswith("rate=")]
+    bytes_s = 2 * min([_rate(rate) for rate in rates], default=_RATE_MIN)
+    return -(-len(data) * 3 * TOKENS_S // (4 * bytes_s))
 
 
-def _bounded(media: Media, name: str) -> Media:
-    """Return the media of the message `name`; raise `InvalidRequest` if the size of one is unknown."""
-    if media.documents or media.far:
+def _tokens_of_media(media: Media, name: str) -> int:
+    """Return the tokens of media in the message `name`; raise `InvalidRequest` if those of one are unknown."""
+    heard = [_tokens_of_sound(recording.kind, str(recording.data)) for recording in media.recordings]
+    known = [tokens for tokens in heard if tokens is not None]
+    if media.documents or media.far or len(known) < len(heard):
         raise InvalidRequest(
-            f"{name} has a document: a live session takes text, pictures, sound and video.", param=name
-        )
-    return media
+            f"{name} has a document, a video or compressed sound: a live session takes text, pictures and"
+            " sound of audio/pcm.", param=name,
+        )  # fmt: skip
+    return media.tokens + sum(known)
 
 
 def _rate(stated: str) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from gateway.core.calls.alphabets import CL100K, O200K
 from gateway.core.calls.call import BLOB_TOKENS, MediaPart, MediaPlaces
+from gateway.core.calls.recordings import SOUND_TOKENS_PER_SECOND
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import object_at
 from gateway.core.families.family import (
@@ -50,6 +52,7 @@ _CHAT_MEDIA = MediaPlaces(
         "audio_url": MediaPart(("audio_url", "url"), "audio"),
         "video_url": MediaPart(("video_url", "url"), "video"),
     },
+    second=SOUND_TOKENS_PER_SECOND,
 )
 _IMAGE = MediaPart(("image_url",))
 
@@ -69,7 +72,7 @@ _RESPONSES_MEDIA = MediaPlaces(
         "image_generation_call": MediaPart(("result",), kind="image"),
     },
     inside=frozenset({"content", "output"}),
-    beside=_variables,
+    beside=_variables, second=SOUND_TOKENS_PER_SECOND,
 )  # fmt: skip
 
 _SHAPES = {
@@ -119,7 +122,11 @@ _SHAPES = {
         form=media.EDIT_FORM,
     ),
     "openai_transcriptions": CallKind(
-        media.read_heard, media.HEARD, operation="generate_content", form=media.HEARD_FORM
+        media.read_heard,
+        media.HEARD,
+        operation="generate_content",
+        form=media.HEARD_FORM,
+        hear=media.hear,
     ),
     "openai_speech": CallKind(
         media.read_speech, media.DIALECT, unframed=OpaqueMeter, operation="generate_content"
@@ -158,7 +165,7 @@ _SHAPES = {
         always_reports=True,
         keeps=lambda document: True,
         numbers=frozenset({"max_tokens"}),
-        media=MediaPlaces("inputs", _CHAT_MEDIA.by_type),
+        media=replace(_CHAT_MEDIA, root="inputs"),
     ),
     # vLLM: a list of chats in one call.
     "vllm_chats": CallKind(
@@ -297,10 +304,16 @@ _USUAL_PICTURES: Final = (
     "gpt-3.5", "gpt-35", "gpt-4", "gpt-5", "gpt-5.1", "gpt-5.2", "gpt-5.3", "gpt-oss", "gpt-realtime",
     "gpt-audio", "chatgpt-4o", "o1", "o3", "o4", "computer-use", "omni-moderation", "text-", "dall-e", "sora",
     "whisper",
-    "llama", "meta-llama", "llava", "qwen", "qwq", "qvq", "mistral", "ministral", "magistral", "devstral",
-    "codestral", "pixtral", "mixtral", "voxtral", "gemma", "deepseek", "grok", "phi-", "nova", "command",
+    "llama", "meta-llama", "llava", "gemma", "deepseek", "phi-", "nova", "command",
     "aya", "kimi", "moonshot", "glm", "minimax", "internvl", "minicpm", "molmo", "smolvlm", "granite",
-    "nemotron", "ernie", "hunyuan", "doubao", "sonar", "falcon", "ag_", "ag:",
+    "nemotron", "ernie", "hunyuan", "doubao", "sonar", "falcon",
+)  # fmt: skip
+# Qwen's have 16,384 tokens of 28 x 28 pixels (cards of Qwen2-VL and its successors), xAI's 1,792 (its page on
+# images), and Mistral's a token for 16 x 16 of 1,024 x 1,024 pixels, and one for each row (its page on vision).
+_QWEN: Final = ("qwen", "qwq", "qvq")
+_MISTRAL: Final = (
+    "mistral", "ministral", "magistral", "devstral", "codestral", "pixtral", "mixtral", "voxtral",
+    "ag_", "ag:",
 )  # fmt: skip
 FAMILY = ApiFamily(
     NAME,
@@ -341,15 +354,23 @@ print(answer.choices[0].message.content)
     # Base and tiles at most; patches at most, times the model's factor.
     # 10,000 patches of an original since GPT-5.4, times 1.2 since GPT-5.6. Later ones are held as the newest.
     pictures={
-        **dict.fromkeys(_USUAL_PICTURES, BLOB_TOKENS), "gpt-": 12_000, "gpt-5.": 12_000, "codex-mini": 2_642,
+        **dict.fromkeys(_USUAL_PICTURES, BLOB_TOKENS), **dict.fromkeys(_QWEN, 16_384),
+        **dict.fromkeys(_MISTRAL, 4_160), "grok": 1_792, "gpt-": 12_000, "gpt-5.": 12_000, "codex-mini": 2_642,
         "gpt-4o-mini": 48_169, "gpt-4.1-mini": 2_489, "gpt-4.1-nano": 3_779, "o4-mini": 2_642,
         "gpt-5-mini": 2_489, "gpt-5-nano": 3_779, "gpt-5.4": 10_000, "gpt-5.5": 10_000, "gpt-5.6": 12_000,
         "gpt-6": 12_000, "gpt-image": media.EDITED_TOKENS, "chatgpt-image": media.EDITED_TOKENS,
     },
+    # 32 x 32 pixels, times 2.46 at most, the factor of the smallest models (OpenAI's page on images, 2026-11-30).
+    patches={
+        **dict.fromkeys(("gpt-5.4", "gpt-5.5", "gpt-5.6", "gpt-6"), (32, 246)),
+        **dict.fromkeys(_QWEN, (28, 100)), **dict.fromkeys(_MISTRAL, (16, 107)),
+    },
+    # A token is 100 ms of a caller's sound (OpenAI's guide to costs of the Realtime API, 2026-11-30).
+    seconds={"gpt-": SOUND_TOKENS_PER_SECOND, "whisper": SOUND_TOKENS_PER_SECOND},
     # OpenAI bounds a file by its bytes alone (its page on file inputs, 2026-11-30).
     contexts={
         "gpt-4-turbo": 128_000, "gpt-4o": 128_000, "gpt-4.1": 1_047_576, "gpt-5": 1_050_000, "o1": 200_000,
-        "o3": 200_000, "o4": 200_000,
+        "o3": 200_000, "o4": 200_000, "gpt-audio": 128_000,
     },
     tokenizers={
         "gpt-3.5": CL100K, "gpt-35": CL100K, "gpt-4": CL100K, "gpt-4o": O200K, "gpt-4.1": O200K,

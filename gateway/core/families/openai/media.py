@@ -7,18 +7,21 @@ seconds of its file. Tokens are those that the answer reports.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 
 import msgspec
 
 from gateway.core.billing.vector import AUTO, IMAGES
-from gateway.core.calls.call import CallRequest, UsageBounds
-from gateway.core.calls.forms import (
-    RECORDING_SECONDS_MAX,
+from gateway.core.calls.call import CallRequest, Recording, UsageBounds
+from gateway.core.calls.forms import FormKind
+from gateway.core.calls.recordings import (
+    SOUND_BYTES_PER_SECOND_MIN,
     SOUND_TOKENS_PER_SECOND,
-    FormKind,
-    seconds_of,
+    Length,
+    flac_claim,
+    wav_head,
 )
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
@@ -74,6 +77,11 @@ HEARD_FORM: Final = FormKind(
 # Formats of a transcript with a report of usage, and those of a text alone.
 _TELLING: Final = (None, "json", "verbose_json", "diarized_json")
 _TEXTS: Final = ("text", "srt", "vtt")
+# The longest recording that models of sound take, by the beginning of their names. Whisper's has 25 MB at most, and
+# no documented length: a day (OpenAI's page on speech to text, its help on the Audio API, 2026-11-30).
+RECORDING_SECONDS_MAX: Final = 1_500
+_LIMITED: Final = "gpt-"
+_DAY: Final = 86_400
 
 
 def read_images(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -108,11 +116,37 @@ def read_heard(call: CallRequest, document: Document, params: PathParams, bounds
         raise InvalidRequest(f"response_format must be one of {right}.", param="response_format")
     if len(call.files) != 1:
         raise InvalidRequest("file must be a file of the form.", param="file")
-    seconds, known = seconds_of(call.files[0])
+    file = call.files[0]
+    if file.at and call.body:
+        call.recordings = (Recording(memoryview(call.body)[file.at : file.at + file.size]),)
+    hear(call, None)
+
+
+def hear(call: CallRequest, length: Length | None) -> None:
+    """Hold what the recording of a form may cost; `length` is None if it is unknown.
+
+    Then its likely seconds follow from its bytes, and the most are those that its model takes.
+    """
+    file, document = call.files[0], call.document or {}
+    tells = document.get("response_format") in _TELLING
+    per_second, starts, bits = wav_head(file.begins)
+    is_long_wav = bits == 16  # which may be an MP3
+    if length is None and per_second and not is_long_wav and file.size > starts:
+        length = Length((file.size - starts) / per_second)  # of a file that is too long to be read
+    is_known = length is not None and length.exact
+    if length is not None and length.exact:
+        seconds = most = max(1, math.ceil(length.seconds))
+    else:
+        by_size = -(-file.size // SOUND_BYTES_PER_SECOND_MIN)
+        seconds = max(1, by_size, math.ceil(flac_claim(file.begins)[0]))
+        limited = is_long_wav or call.model.startswith(_LIMITED)
+        most = max(seconds, RECORDING_SECONDS_MAX if limited else _DAY)
+        # An answer that reports nothing is charged what is held: all that no bytes bound.
+        seconds = seconds if tells or is_long_wav else most
     call.blob_tokens = call.heard = seconds * SOUND_TOKENS_PER_SECOND
-    if not known:
-        call.sound_beyond = max(0, RECORDING_SECONDS_MAX - seconds) * SOUND_TOKENS_PER_SECOND
-    call.measured = {"audio_second": seconds} if known or written in _TELLING else {"audio_file": 1}
+    call.sound_beyond = (most - seconds) * SOUND_TOKENS_PER_SECOND
+    call.measured = {"audio_second": seconds} if is_known or tells else {"audio_file": 1}
+    call.measured_most = {"audio_second": most} if tells and most > seconds else None
 
 
 def read_speech(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
