@@ -91,8 +91,11 @@ _READ_MAX: Final = 2_097_152  # tokens from a model's own tools: no model reads 
 _ON_DEMAND = "on_demand_"  # prefix of tiers at Vertex AI
 
 
-class _Grounding(msgspec.Struct, rename="camel"):
+class Grounding(msgspec.Struct, rename="camel"):
+    """What an answer of a model was looked up by, as far as Google bills it."""
+
     web_search_queries: list[Any] | None = None
+    image_search_queries: list[Any] | None = None
     grounding_chunks: list[Any] | None = None
 
 
@@ -109,7 +112,7 @@ class _Candidate(msgspec.Struct, rename="camel"):
     index: Any = None
     content: _Content | None = None
     finish_reason: str | None = None
-    grounding_metadata: _Grounding | None = None
+    grounding_metadata: Grounding | None = None
 
 
 class _Feedback(msgspec.Struct, rename="camel"):
@@ -152,10 +155,7 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
     before, whole = meter.text_bytes, final
     for place, candidate in enumerate(read.candidates or ()):
         if candidate.grounding_metadata is not None:
-            meter.detail.searched(candidate.grounding_metadata.web_search_queries or ())
-            chunks = candidate.grounding_metadata.grounding_chunks or ()
-            if any(isinstance(chunk, dict) and "maps" in chunk for chunk in chunks):
-                meter.detail.used_tool("google_maps", 1)  # an answer with places is one use
+            note_grounding(meter.detail, candidate.grounding_metadata)
         _see(meter, candidate)
         finished = candidate.finish_reason not in _NO_END
         meter.note_choice(candidate.index, place, finished=finished)
@@ -170,6 +170,15 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
         meter.finished += 1
     if is_there(read.usage_metadata):
         report(meter, bytes(read.usage_metadata), final)
+
+
+def note_grounding(detail: Detail, grounding: Grounding) -> None:
+    """Note the searches of an answer, of pages and of pictures, and whether it has places of a map."""
+    for kind, queries in (("", grounding.web_search_queries), ("image", grounding.image_search_queries)):
+        if queries:
+            detail.searched(queries, kind)
+    if any(isinstance(chunk, dict) and "maps" in chunk for chunk in grounding.grounding_chunks or ()):
+        detail.used_tool("google_maps", 1)  # an answer with places is one use
 
 
 def _ends(reason: object) -> bool:
@@ -211,6 +220,10 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
     total, cached = usage.total_token_count, usage.cached_content_token_count or 0
     if cached > used >= 0:  # cached tokens cannot exceed the prompt
         used += cached
+    # Numbers that an earlier report told alone may be in no total of this one.
+    carried = (used - (tools or 0) if prompt is None else 0) + (0 if written else output)
+    if total is not None and carried > 0 and total < used + output:
+        total = min(total + carried, used + output)
     if total is None:
         if prompt is None and candidates is None:
             return
