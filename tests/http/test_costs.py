@@ -672,3 +672,25 @@ async def test_tokens_of_an_image_tool_cost_what_its_model_does_and_one_without_
 RESPONSES = Route(("POST",), "/v1/responses", "up", "chat", Family("openai"), "openai_responses")
 LUNA = Vector(1, "USD", tuple(int(each * MILLION) for each in (0.2, 0, 0, 0, 1.2, 1.2, 0.2, 1.2, 0.2, 1.2)))
 DRAWS = Vector(2, "USD", tuple(int(each * MILLION) for each in (5, 1.25, 0, 0, 30, 30, 5, 30, 8, 30)))
+
+
+@pytest.mark.parametrize(
+    ("error", "price", "told"),
+    [
+        ("Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO", 50, (50_000_000, "", 1)),
+        # A price without the fee costs nothing, and the fee is told.
+        ("Content violates usage guidelines.", None, (0, "usage_guidelines_violation", 1)),
+    ],
+)
+async def test_a_request_that_its_vendor_refuses_for_a_fee_costs_that_fee(
+    error: str, price: int | None, told: tuple[int, str, int]
+) -> None:
+    """By xAI's answer (docs.x.ai/docs/models: 0.05 dollars for each)."""
+    grok = LUNA._replace(tools={} if price is None else {"usage_guidelines_violation": price * MILLION})
+    body = {"code": "The caller does not have permission to execute the specified operation", "error": error}
+    async with staged((*ROUTES, RESPONSES)) as stage:
+        stage.directory.prices = {"grok-4.5": grok}
+        stage.upstream.scripts.append([answer(json.dumps(body).encode(), status=b"403 Forbidden")])
+        got = await stage.ask(post(b'{"model": "grok-4.5", "input": "hi"}', b"/v1/responses"))
+        facts = stage.facts()
+    assert (got.status, facts.cost or 0, facts.unpriced, facts.units) == (403, *told)

@@ -802,3 +802,27 @@ def test_detail_counts_searches_for_pictures_as_those_for_pages(told: dict[str, 
     live = make_meter(call("gemini_live"), 200, SSE)
     live.feed(frame({"serverContent": {"groundingMetadata": told}}))
     assert live.detail.tools == {"web_search": searches}
+
+
+VIOLATES = "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO"
+
+
+@pytest.mark.parametrize("meter", ["openai_chat", "openai_responses", "anthropic_messages"])
+@pytest.mark.parametrize(
+    ("status", "error", "tools"),
+    [
+        (403, VIOLATES, {"usage_guidelines_violation": 1}),
+        (400, {"message": VIOLATES}, {"usage_guidelines_violation": 1}),
+        (403, f"It said: {VIOLATES}", {}),
+        (500, VIOLATES, {}),
+        (200, VIOLATES, {}),
+    ],
+)
+def test_detail_has_the_fee_of_a_refused_request_by_how_its_error_begins(
+    meter: str, status: int, error: object, tools: dict[str, int]
+) -> None:
+    made = make_meter(call(meter), status, JSON)
+    made.whole(json.dumps({"code": "permission", "error": error}).encode())
+    assert made.detail.tools == tools
+    if tools:
+        assert (made.usage().units, made.usage().total) == (1, 0)
