@@ -558,6 +558,7 @@ def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[in
         and _billed_uses(vector, name, uses)[0] not in vector.tools
         and name not in vector.units
         and name not in FREE_TOOLS
+        and not (name == SEARCH and vector.request > 0)  # as a price of each request covers its search
         and not (drawn and name.startswith(IMAGES))
         and not (heard and name in SOUND)
     ]

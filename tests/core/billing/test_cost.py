@@ -211,6 +211,11 @@ def test_a_tool_that_a_price_does_not_name_is_unpriced_but_for_those_that_cost_n
     assert unpriced(made, used | dict.fromkeys(FREE_TOOLS, 1)) == ["image_generation", "google_maps"]
 
 
+def test_a_price_of_each_request_covers_its_searches() -> None:
+    assert unpriced(vector(price_row(input="1", output="1", request="0.014")), {"web_search": 2}) == []
+    assert unpriced(vector(price_row(input="1", output="1")), {"web_search": 2}) == ["web_search"]
+
+
 def test_kinds_and_tiers_that_a_price_does_not_name_are_unpriced() -> None:
     bare = vector(price_row(input="1", output="2", service_tiers={"flex": "0.5", "batch": {"input": "1"}}))
     counts = tuple(range(10))

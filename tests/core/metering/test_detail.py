@@ -826,3 +826,16 @@ def test_detail_has_the_fee_of_a_refused_request_by_how_its_error_begins(
     assert made.detail.tools == tools
     if tools:
         assert (made.usage().units, made.usage().total) == (1, 0)
+
+
+@pytest.mark.parametrize("total", [7_196, 27_212, None])
+def test_detail_has_searches_and_texts_of_sources_of_perplexity(total: int | None) -> None:
+    """By Perplexity's reference of sonar-deep-research: texts of sources are read, and in no other number."""
+    usage = {
+        "prompt_tokens": 33, "completion_tokens": 7_163, "total_tokens": total, "citation_tokens": 20_016,
+        "num_search_queries": 13, "reasoning_tokens": 92_936, "search_context_size": "low",
+    }  # fmt: skip
+    made = whole("openai_chat", {"model": "sonar-deep-research", "choices": [], "usage": usage})
+    assert made.detail.tools == {"web_search": 13}
+    # 33 + 20,016 read; 7,163 + 92,936 written.
+    assert made.detail.counts(made.usage())[:6] == (20_049, 0, 0, 0, 100_099, 92_936)
