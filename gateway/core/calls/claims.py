@@ -69,6 +69,7 @@ from gateway.core.families.controlled import (
     top_names,
 )
 from gateway.core.families.family import CallKind, SocketMessages
+from gateway.core.families.objects import unit_later
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.families.tools import tools_of
 from gateway.core.model import INTEGER_MAX, Decision, Service
@@ -138,9 +139,30 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     asked = [*_kinds(call.tools), *_plugins(call.plugins)]
     free = family.free_tools
     kinds = {kind: plainly for kind in asked if (plainly := _plain(kind)).rstrip(_DIGITS) not in free}
+    dear = [
+        f"{kind} with a memory_limit of {size}, where only 1g has a price,"
+        for kind, size in _large_containers(call.tools)
+    ]
+    if dear:
+        return dear
     if _searches(call, document, by_plugin=False):
         kinds[SEARCH] = _plain(SEARCH)
     return [kind for kind, plainly in kinds.items() if not all(_has_price(plainly, one) for one in vectors)]
+
+
+# Members of tools with a container that is made for the call, and the size whose session has the price `container`
+# (openai 3.51.0: `ToolAuto` and `ContainerAuto`, of 1g, 4g, 16g and 64g).
+_CONTAINERS: Final = ("container", "environment")
+_USUAL_SIZES: Final = (None, "1g")
+
+
+def _large_containers(tools: Sequence[Document]) -> Iterator[tuple[object, object]]:
+    """Yield the type of each tool whose container costs more than a usual one, and the size of it."""
+    for tool in tools:
+        for name in _CONTAINERS:
+            container = tool.get(name)
+            if isinstance(container, dict) and container.get("memory_limit") not in _USUAL_SIZES:
+                yield tool.get("type"), container["memory_limit"]
 
 
 def _has_price(kind: str, vector: Vector) -> bool:
@@ -631,6 +653,9 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
     """Set the fields of a call from its decoded body, as the reader `shape` of its API defines them."""
     call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
     shape.read(call, document, path_params, bounds)
+    if shape.stores and not (shape.lasts or call.measured):
+        unit = unit_later(route.family, route.path)
+        call.measured = {unit: 1} if unit else None
     call.output_default = shape.output_default
     # Each tool and plugin is priced and held by itself.
     call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")

@@ -154,6 +154,10 @@ def test_else_a_call_is_sent_as_it_came(meter: str, fields: dict[str, Any]) -> N
     [
         (RESPONSES, [{"type": "image_generation", "quality": "high"}], ["image_generation"]),
         (RESPONSES, [{"type": "code_interpreter", "container": {"type": "auto"}}], ["code_interpreter"]),
+        (RESPONSES, [{"type": "code_interpreter", "container": {"type": "auto", "memory_limit": "64g"}}],
+         ["code_interpreter with a memory_limit of 64g, where only 1g has a price,"]),
+        (RESPONSES, [{"type": "shell", "environment": {"type": "container_auto", "memory_limit": "4g"}}],
+         ["shell with a memory_limit of 4g, where only 1g has a price,"]),
         (RESPONSES, [{"type": "computer_use_preview"}], ["computer_use_preview"]),
         (RESPONSES, [{"type": "image_generation", "name": "x", "web_search": 1}], ["image_generation"]),
         (RESPONSES, [{"type": "namespace", "tools": [{"type": "shell"}, {"type": "function"}]}], ["shell"]),
