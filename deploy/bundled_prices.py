@@ -75,6 +75,7 @@ A_CALL = "requests_kcount"
 UNIT_OF = {
     "audio_hours": ("audio_second", 3600), "input_audio_hours": ("audio_second", 3600),
     "input_mchars": ("character", 1_000_000), "input_document_kpages": ("page", 1_000),
+    "cache_audio_read_mtok": ("cache_audio", 1),
 }  # fmt: skip
 # Fields by which the library selects a variant that we call a service tier.
 SELECTORS = ("processing", "service_tier", "speed")

@@ -19,11 +19,11 @@ from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.vector import CACHE_HOUR
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, NameCheck, look_out_of_turn
 from gateway.core.calls.claims import count_pages, find_tools, read_call, read_form, unpriced_tools
-from gateway.core.calls.storage import STORED_UNITS
 from gateway.core.calls.facts import NO_FACTS, take_facts
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.models import ConfiguredModels, ModelTable, fitting, is_repeatable, named_by
 from gateway.core.calls.routes import ModelRule, ModelTarget
+from gateway.core.calls.storage import STORED_UNITS
 from gateway.core.calls.tariff import (
     NO_PRICES,
     UNPRICED,

@@ -131,7 +131,12 @@ async def test_the_sdk_gets_at_its_own_and_others_at_nothing(stage: Stage) -> No
         ("/v1/containers", {"name": "c", "file_ids": ["file_1"]}, "containers", "container"),
         ("/v1/vector_stores", {"file_ids": ["file_1"]}, "vector_stores", "gigabyte_day"),
         ("/v1/vector_stores/vs_1/files", {"file_id": "file_1"}, "vector_stores", "gigabyte_day"),
-        ("/v1/vector_stores/vs_1/file_batches", {"files": [{"file_id": "file_1"}]}, "vector_stores", "gigabyte_day"),
+        (
+            "/v1/vector_stores/vs_1/file_batches",
+            {"files": [{"file_id": "file_1"}]},
+            "vector_stores",
+            "gigabyte_day",
+        ),
         ("/v1/vector_stores/vs_1/search", {"query": "file_1"}, "vector_stores", "file_search"),
         (
             "/v1/vector_stores/vs_1",

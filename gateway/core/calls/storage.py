@@ -23,7 +23,7 @@ STORAGE_TOKENS_MAX: Final = 1_048_576
 # What upstreams bill for stored objects, most of it later, by unit, in words: see `ObjectRules.collections`.
 STORED_UNITS: Final = {
     CACHE_HOUR: "an hour of stored contents (cache_hour)",
-    "gigabyte_day": "a day of what a vector store keeps (gigabyte_day)",
+    "gigabyte_day": "a gigabyte in a vector store for a day (gigabyte_day)",
     "file_search": "a search of a vector store (file_search)",
     "container": "a session of a container (container)",
     "fine_tuning_job": "the training of a model (fine_tuning_job)",

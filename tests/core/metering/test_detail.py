@@ -89,7 +89,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, int], str, s
             },
         },
         (80, 20, 0, 0, 45, 15, 24, 0, 6, 25),
-        {"web_search": 2},
+        {"web_search": 2, "cache_audio": 16},
         "on_demand",
         "gemini-3-pro",
     ),
@@ -698,7 +698,13 @@ DRAWN = {
 }  # fmt: skip
 SEARCHED = [{"type": "web_search_call", "action": {"type": "search", "query": word}} for word in "abc"]
 PICTURE_ITEM = {"type": "image_generation_call", "result": "aGk=", "model": "gpt-image-2"}
-SVG = {"input_tokens": 30, "model": "gpt-5.6", "output_tokens": 70, "reasoning_tokens": 20, "total_tokens": 100}
+SVG = {
+    "input_tokens": 30,
+    "model": "gpt-5.6",
+    "output_tokens": 70,
+    "reasoning_tokens": 20,
+    "total_tokens": 100,
+}
 
 
 def response_of(output: list[dict[str, Any]], **more: object) -> dict[str, Any]:
@@ -790,7 +796,10 @@ def test_detail_keeps_usage_of_a_tool_that_nobody_knows() -> None:
     [
         ({"imageSearchQueries": ["a", "b"]}, 2),
         ({"imageSearchQueries": ["a", "a", " "]}, 1),
-        ({"webSearchQueries": ["a", "b"], "imageSearchQueries": ["a"]}, 3),  # a page and a picture: two searches
+        (
+            {"webSearchQueries": ["a", "b"], "imageSearchQueries": ["a"]},
+            3,
+        ),  # a page and a picture: two searches
     ],
 )
 def test_detail_counts_searches_for_pictures_as_those_for_pages(told: dict[str, Any], searches: int) -> None:

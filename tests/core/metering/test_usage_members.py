@@ -54,7 +54,7 @@ GEMINI = {
     **{f"{name}TokensDetails.modality": WHOSE for name in ("prompt", "cache", "candidates", "response", "toolUsePrompt")},
     **{f"{name}TokensDetails.tokenCount": "audio_input" for name in ("prompt", "toolUsePrompt")},
     **{f"{name}TokensDetails.tokenCount": "audio_output" for name in ("candidates", "response")},
-    "cacheTokensDetails.tokenCount": REST,
+    "cacheTokensDetails.tokenCount": "tools.cache_audio",
 }  # fmt: skip
 INTERACTIONS = {
     "total_input_tokens": "input", "total_tool_use_tokens": "input", "total_cached_tokens": "cache_read",
@@ -62,7 +62,7 @@ INTERACTIONS = {
     "initial_input_tokens": REST, "grounding_tool_count.count": "tools.web_search", "grounding_tool_count.type": WHOSE,
     **{f"{name}_tokens_by_modality.modality": WHOSE for name in ("input", "cached", "output", "tool_use")},
     **{f"{name}_tokens_by_modality.tokens": "audio_input" for name in ("input", "tool_use")},
-    "output_tokens_by_modality.tokens": "audio_output", "cached_tokens_by_modality.tokens": REST,
+    "output_tokens_by_modality.tokens": "audio_output", "cached_tokens_by_modality.tokens": "tools.cache_audio",
 }  # fmt: skip
 CHAT = {
     "prompt_tokens": "input", "completion_tokens": "output", "total_tokens": TOTAL,
@@ -105,7 +105,8 @@ REALTIME = {
     "input_tokens": "input", "output_tokens": "output", "total_tokens": TOTAL,
     "input_token_details.audio_tokens": "audio_input", "input_token_details.image_tokens": "image_input",
     "input_token_details.text_tokens": REST, "input_token_details.cached_tokens": "cache_read",
-    **{f"input_token_details.cached_tokens_details.{kind}_tokens": REST for kind in ("audio", "image", "text")},
+    "input_token_details.cached_tokens_details.audio_tokens": "tools.cache_audio",
+    **{f"input_token_details.cached_tokens_details.{kind}_tokens": REST for kind in ("image", "text")},
     "output_token_details.audio_tokens": "audio_output", "output_token_details.text_tokens": REST,
 }  # fmt: skip
 SIZES = {
@@ -128,11 +129,8 @@ TYPES: dict[str, tuple[str, dict[str, str]]] = {
     "images_response.SvgUsage": ("svg_usage", SVG), "ImageGenerationCallSvgUsage": ("svg_item", SVG),
     **{f"{name}.Usage": ("openai_images", IMAGES)
        for name in ("images_response", "image_edit_completed_event", "image_gen_completed_event")},
-    **{name: ("openai_transcriptions", HEARD) for name in (
-        "UsageDuration", "UsageTokens", "transcription_text_done_event.Usage", "transcription_verbose.Usage",
-    )},
-    **{name: ("openai_realtime", HEARD)
-       for name in ("UsageTranscriptTextUsageDuration", "UsageTranscriptTextUsageTokens")},
+    **dict.fromkeys(("UsageDuration", "UsageTokens", "transcription_text_done_event.Usage", "transcription_verbose.Usage"), ("openai_transcriptions", HEARD)),
+    **dict.fromkeys(("UsageTranscriptTextUsageDuration", "UsageTranscriptTextUsageTokens"), ("openai_realtime", HEARD)),
     "realtime_response_usage.RealtimeResponseUsage": ("openai_realtime", REALTIME),
     # The sum of lines whose own reports are charged.
     "batch_usage.BatchUsage": (UNIT, {}),

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.core.billing.vector import CACHE_AUDIO
 from gateway.core.families.family import object_in, objects_in
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import Detail, Dialect, Meter
@@ -220,10 +221,9 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
     total, cached = usage.total_token_count, usage.cached_content_token_count or 0
     if cached > used >= 0:  # cached tokens cannot exceed the prompt
         used += cached
-    # Numbers that an earlier report told alone may be in no total of this one.
-    carried = (used - (tools or 0) if prompt is None else 0) + (0 if written else output)
-    if total is not None and carried > 0 and total < used + output:
-        total = min(total + carried, used + output)
+    total = _with_carried(
+        total, used + output, (0 if written else output) + (used - (tools or 0) if prompt is None else 0)
+    )
     if total is None:
         if prompt is None and candidates is None:
             return
@@ -244,6 +244,13 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
     meter.report(used, output, cached, thoughts, total, final=final)
 
 
+def _with_carried(total: int | None, parts: int, carried: int) -> int | None:
+    """Return the total of a report with the numbers that an earlier one told alone, at most the sum of `parts`."""
+    if total is None or carried <= 0 or total >= parts:
+        return total
+    return min(total + carried, parts)
+
+
 def _note(detail: Detail, usage: _GeminiUsage) -> None:
     """Note the service tier in a usage report, and its tokens of sound and images."""
     tier = usage.service_tier or usage.traffic_type
@@ -252,6 +259,8 @@ def _note(detail: Detail, usage: _GeminiUsage) -> None:
         usage.prompt_tokens_details, usage.tool_use_prompt_tokens_details,
         usage.cache_tokens_details, usage.candidates_tokens_details,
     )  # fmt: skip
+    if cached is not None:
+        detail.used_tool(CACHE_AUDIO, _of(cached, _AUDIO))
     if read is not None or tools is not None:
         detail.audio_input = _of(read, _AUDIO) + _of(tools, _AUDIO) - _of(cached, _AUDIO)
         detail.image_input = _of(read, _IMAGES) + _of(tools, _IMAGES) - _of(cached, _IMAGES)
