@@ -53,6 +53,7 @@ from gateway.core.billing.price_book import (
     read_price,
 )
 from gateway.core.billing.sellers import Seller
+from gateway.core.metering.refusals import VIOLATION
 from gateway.run.bundled_prices import EPOCH, LIST, Bundle, Row
 
 Moment = tuple[datetime, types.ModelPrice, Mapping[str, types.ModelPrice]]
@@ -74,6 +75,7 @@ A_CALL = "requests_kcount"
 UNIT_OF = {
     "audio_hours": ("audio_second", 3600), "input_audio_hours": ("audio_second", 3600),
     "input_mchars": ("character", 1_000_000), "input_document_kpages": ("page", 1_000),
+    "cache_audio_read_mtok": ("cache_audio", 1),
 }  # fmt: skip
 # Fields by which the library selects a variant that we call a service tier.
 SELECTORS = ("processing", "service_tier", "speed")
@@ -94,6 +96,9 @@ CACHE_HOURS = {
     "gemini-3.5-flash": "1", "gemini-3.6-flash": "1", "gemini-3.7-flash": "1", "gemini-3.8-flash": "1",
     "gemini-flash-latest": "1", "gemini-flash-lite-latest": "1", "gemini-pro-latest": "4.5",
 }  # fmt: skip
+# Fees of a thousand refused requests, by seller: 0.05 dollars each (https://docs.x.ai/docs/models, "Usage
+# Guidelines Violation Fee", since September 2025), which neither table knows.
+FEES = {"x-ai": {VIOLATION: "50"}}
 # Words in the names of models that have no such cache.
 NO_CACHE = ("image", "tts", "live", "audio")
 # Regions of inference, as Bedrock writes them in front of a model's name.
@@ -126,6 +131,10 @@ def made(*, alone: bool = False) -> Bundle:
             _add(bundle, provider, model, taken, alone=alone)
     if not alone:
         bundle.rows.extend([*_unknown_names(bundle.rows)])
+        for row in bundle.rows:
+            fees = FEES.get(row["provider"])
+            if fees is not None and "input" in row:
+                row["tools"] = {**row.get("tools", {}), **fees}
     return bundle
 
 

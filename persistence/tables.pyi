@@ -902,6 +902,7 @@ class PriceColumns(Columns):
     search: Column[Decimal | None]
     container: Column[Decimal | None]
     cache_hour: Column[Decimal | None]
+    cache_audio: Column[Decimal | None]
 
 class QuarantineColumns(Columns):
     id: Column[int]

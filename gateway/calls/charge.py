@@ -163,7 +163,12 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
     elif told:
         currency, price_id, rate = terms.currency or currency, 0, ""
     elif price is not None:
-        without = named_unpriced(unpriced(price, tools, counts, detail.service_tier))
+        without = named_unpriced(
+            [
+                *unpriced(price, tools, counts, detail.service_tier),
+                *[part.model for part in parts if part.model and not part.is_own],
+            ]
+        )
     elif tools:
         without = named_unpriced(tools)
     facts = _facts_of(use, detail, cost, currency, price_id, without, rate, parts)

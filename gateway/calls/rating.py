@@ -22,11 +22,12 @@ _NO_TOOLS: Final[Mapping[str, int]] = {}
 
 
 class ModelPart(NamedTuple):
-    """The tokens of another model within a use, and their price."""
+    """The tokens of another model within a use, and their price, which is its own or the dearest of the use's."""
 
     model: str
     counts: Counts
     vector: Vector
+    is_own: bool = True
 
 
 NO_PARTS: Final[tuple[ModelPart, ...]] = ()
@@ -89,13 +90,14 @@ def parts_of(  # noqa: PLR0917  # as `price_of`, whose answer's price is `vector
         own = max(known, key=lambda one: len(one.model)).vector if known else None
         if own is None and model:
             own = look_up(caller, model, now_s - prices.at_s, prices.own)
-        if own is None or own.currency != vector.currency:
+        is_own = own is not None and own.currency == vector.currency
+        if own is None or not is_own:
             own, most = vector, cost_of_part(vector, part, detail.service_tier)
             for other in prices.in_currency(vector.currency):
                 cost = cost_of_part(other, part, detail.service_tier)
                 if cost > most:
                     own, most = other, cost
-        parts.append(ModelPart(model, part, own))
+        parts.append(ModelPart(model, part, own, is_own))
     return tuple(parts)
 
 

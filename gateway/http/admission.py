@@ -30,6 +30,7 @@ from gateway.core.calls.facts import NO_FACTS, take_facts
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.models import ConfiguredModels, ModelTable, fitting, is_repeatable, named_by
 from gateway.core.calls.routes import ModelRule, ModelTarget
+from gateway.core.calls.storage import STORED_UNITS
 from gateway.core.calls.tariff import (
     NO_PRICES,
     UNPRICED,
@@ -552,15 +553,18 @@ def check_parts(
     if shape is not None and shape.live is not None:  # the others write transcripts
         makers = [price.vector for price in named[: len(call.targets) or 1] if price.vector is not None]
     part, right = None if tools else unpriced_part(call, vectors, makers), ""
-    if tools:
+    later = STORED_UNITS.get(tools[0]) if tools and call.measured else None
+    if later is not None:
+        part = later, "ttl" if CACHE_HOUR in tools else ""
+        right = " A key that no budget of money limits may ask for it." if asking else ""
+    elif tools:
         place, name = ("tools", "") if call.measured else find_tool(call, tools[0])
         part = f"the tool {tools[0]}", place
         right = f" Leave it out, or add tools.{name} to that price." if name else ""
-    if CACHE_HOUR in tools:
-        part = "an hour of stored contents (cache_hour)", "ttl"
     if part is not None:
-        of = " or ".join([one.model for one in named]) or "any model"
-        raise ModelNotPriced(_unpriced(f"{part[0]} of {of}", asking, by_cost) + right, param=part[1])
+        of = " or ".join([one.model for one in named]) or ("" if later else "any model")
+        what = f"{part[0]} of {of}" if of else part[0]
+        raise ModelNotPriced(_unpriced(what, asking, by_cost) + right, param=part[1] or None)
     return vectors
 
 
@@ -619,7 +623,9 @@ def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | No
 
     Under a budget in money a call must name its model: the upstream's default model has no known price.
     """
-    if budgets is not None and not call.model and call.meter in SHAPES:
+    # `check_parts` says what has no price of a call without a model that its upstream bills later.
+    stores = call.measured and not STORED_UNITS.keys().isdisjoint(call.measured)
+    if budgets is not None and not call.model and call.meter in SHAPES and not stores:
         name = budgets.refusing(MONEY)
         raise ModelNotPriced(f"The budget {name} limits what calls cost, and this one names no model.")
     for one in prices.named:

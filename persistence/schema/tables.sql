@@ -1083,7 +1083,9 @@ CREATE TABLE price (
     search numeric CHECK ((search >= 0) AND (scale(search) <= 9)),
     container numeric CHECK ((container >= 0) AND (scale(container) <= 9)),
     -- A million tokens that the provider keeps for an hour.
-    cache_hour numeric CHECK ((cache_hour >= 0) AND (scale(cache_hour) <= 6))
+    cache_hour numeric CHECK ((cache_hour >= 0) AND (scale(cache_hour) <= 6)),
+    -- A million tokens of sound that were read from a cache.
+    cache_audio numeric CHECK ((cache_audio >= 0) AND (scale(cache_audio) <= 6))
 );
 CREATE UNIQUE INDEX price_same_key
     ON price (lower(model), match, currency, source, lower(COALESCE(provider, '')), effective_from);

@@ -17,12 +17,13 @@ from gateway.core.billing.stand_ins import read_stand_ins
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.claims import TOOL_USES
 from gateway.core.calls.estimate import CEILING, MODEL_USES
+from gateway.core.calls.routes import Route
 from gateway.core.histograms import COSTS_MAX, OTHER_MODELS
-from gateway.core.model import Service
+from gateway.core.model import Family, Service
 from gateway.errors import ServiceNotIncluded
 from gateway.http.tally import Tally
 from tests.http.fakes import CHAT, answer, get, post
-from tests.http.stage import Stage, staged
+from tests.http.stage import ROUTES, Stage, staged
 
 ASKED = "claude-opus-5"
 ANSWERED = "claude-opus-5-20260701"
@@ -665,3 +666,62 @@ async def test_an_answer_that_was_counted_costs_no_less_than_the_price_book_says
         assert facts.estimated
         assert facts.cost is not None
         assert facts.cost > 50_000
+
+
+@pytest.mark.parametrize(
+    ("model", "cost", "unpriced"),
+    [
+        # 0.0004 + 0.00012, and 0.00025 + 0.1248 of the tool's model, else 0.00001 + 0.004992 of the call's.
+        ("gpt-image-2", 125_570_000, ""),
+        ("gpt-image-9", 5_522_000, "gpt-image-9"),
+    ],
+)
+async def test_tokens_of_an_image_tool_cost_what_its_model_does_and_one_without_a_price_is_told(
+    model: str, cost: int, unpriced: str
+) -> None:
+    """By the numbers of a response of OpenAI's with `tool_usage.image_gen` (openai 3.51.0)."""
+    body = {
+        "model": "gpt-5.6-luna", "status": "completed",
+        "output": [{"type": "image_generation_call", "model": model}],
+        "usage": {"input_tokens": 2_000, "output_tokens": 100, "total_tokens": 2_100},
+        "tool_usage": {
+            "image_gen": {
+                "input_tokens": 50, "output_tokens": 4_160, "total_tokens": 4_210,
+                "output_tokens_details": {"image_tokens": 4_160, "text_tokens": 0},
+            }
+        },
+    }  # fmt: skip
+    asked = {"model": "gpt-5.6-luna", "input": "hi", "tools": [{"type": "image_generation"}]}
+    async with staged((*ROUTES, RESPONSES)) as stage:
+        stage.directory.prices = {"gpt-5.6-luna": LUNA, "gpt-image-2": DRAWS}
+        stage.upstream.scripts.append([answer(json.dumps(body).encode())])
+        await stage.ask(post(json.dumps(asked).encode(), b"/v1/responses"))
+        facts = stage.facts()
+    assert (facts.cost, facts.unpriced, facts.tools) == (cost, unpriced, {})
+
+
+RESPONSES = Route(("POST",), "/v1/responses", "up", "chat", Family("openai"), "openai_responses")
+LUNA = Vector(1, "USD", tuple(int(each * MILLION) for each in (0.2, 0, 0, 0, 1.2, 1.2, 0.2, 1.2, 0.2, 1.2)))
+DRAWS = Vector(2, "USD", tuple(int(each * MILLION) for each in (5, 1.25, 0, 0, 30, 30, 5, 30, 8, 30)))
+
+
+@pytest.mark.parametrize(
+    ("error", "price", "told"),
+    [
+        ("Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO", 50, (50_000_000, "", 1)),
+        # A price without the fee costs nothing, and the fee is told.
+        ("Content violates usage guidelines.", None, (0, "usage_guidelines_violation", 1)),
+    ],
+)
+async def test_a_request_that_its_vendor_refuses_for_a_fee_costs_that_fee(
+    error: str, price: int | None, told: tuple[int, str, int]
+) -> None:
+    """By xAI's answer (docs.x.ai/docs/models: 0.05 dollars for each)."""
+    grok = LUNA._replace(tools={} if price is None else {"usage_guidelines_violation": price * MILLION})
+    body = {"code": "The caller does not have permission to execute the specified operation", "error": error}
+    async with staged((*ROUTES, RESPONSES)) as stage:
+        stage.directory.prices = {"grok-4.5": grok}
+        stage.upstream.scripts.append([answer(json.dumps(body).encode(), status=b"403 Forbidden")])
+        got = await stage.ask(post(b'{"model": "grok-4.5", "input": "hi"}', b"/v1/responses"))
+        facts = stage.facts()
+    assert (got.status, facts.cost or 0, facts.unpriced, facts.units) == (403, *told)

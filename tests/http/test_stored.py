@@ -126,28 +126,35 @@ async def test_the_sdk_gets_at_its_own_and_others_at_nothing(stage: Stage) -> No
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "service"),
+    ("path", "body", "service", "unit"),
     [
-        ("/v1/containers", {"name": "c", "file_ids": ["file_1"]}, "containers"),
-        ("/v1/vector_stores", {"file_ids": ["file_1"]}, "vector_stores"),
-        ("/v1/vector_stores/vs_1/files", {"file_id": "file_1"}, "vector_stores"),
-        ("/v1/vector_stores/vs_1/file_batches", {"files": [{"file_id": "file_1"}]}, "vector_stores"),
-        ("/v1/vector_stores/vs_1/search", {"query": "file_1"}, "vector_stores"),
+        ("/v1/containers", {"name": "c", "file_ids": ["file_1"]}, "containers", "container"),
+        ("/v1/vector_stores", {"file_ids": ["file_1"]}, "vector_stores", "gigabyte_day"),
+        ("/v1/vector_stores/vs_1/files", {"file_id": "file_1"}, "vector_stores", "gigabyte_day"),
+        (
+            "/v1/vector_stores/vs_1/file_batches",
+            {"files": [{"file_id": "file_1"}]},
+            "vector_stores",
+            "gigabyte_day",
+        ),
+        ("/v1/vector_stores/vs_1/search", {"query": "file_1"}, "vector_stores", "file_search"),
         (
             "/v1/vector_stores/vs_1",
             {"expires_after": {"anchor": "last_active_at", "days": 99}},
             "vector_stores",
+            "gigabyte_day",
         ),
-        ("/v1/fine_tuning/jobs", {"model": "m", "training_file": "file_1"}, "fine_tuning"),
+        ("/v1/fine_tuning/jobs", {"model": "m", "training_file": "file_1"}, "fine_tuning", "fine_tuning_job"),
         (
             "/v1/evals/vs_1/runs",
             {"data_source": {"type": "jsonl", "source": {"type": "file_id", "id": "file_1"}, "model": "m"}},
             "evals",
+            "eval_run",
         ),
     ],
 )
 async def test_what_its_provider_bills_beside_tokens_counts_a_unit(
-    stage: Stage, path: str, body: dict[str, Any], service: str
+    stage: Stage, path: str, body: dict[str, Any], service: str, unit: str
 ) -> None:
     request = post(json.dumps(body).encode(), path.encode(), JSON)
     mine(stage, "vs_1")
@@ -158,9 +165,15 @@ async def test_what_its_provider_bills_beside_tokens_counts_a_unit(
     assert (await stage.ask(request)).status == 200
     charge = stage.counters.charges[-1]
     assert (charge.service.key, charge.units, charge.tokens) == (service, 1, 0)
+    assert (stage.facts().tools, stage.facts().unpriced) == ({unit: 1}, unit)
     assert (CALLER.organization_id, "made_1") in stage.objects.kept
     assert (await stage.ask(request)).status == 500
     assert len(stage.counters.charges) == 1
+    stage.directory.budgets_there = [MONEY]
+    refused = await stage.ask(request)
+    assert (refused.status, refused.reason) == (403, "model_not_priced")
+    assert ("the model m" if "model" in body else unit).encode() in refused.body
+    stage.directory.budgets_there = []
     del stage.directory.services[service]
     assert (await stage.ask(request)).reason == "service_not_included"
 

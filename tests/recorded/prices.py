@@ -44,6 +44,9 @@ class ListPrice:
             - counts["reasoning"] - counts["audio_output"] - counts["image_output"],
         }  # fmt: skip
         tokens = sum((apart[kind] * price_of(prices, kind) for kind in KINDS), Fraction(0)) / 10**6
+        if "cache_audio" in prices:  # cached tokens that are sound
+            dearer = Fraction(prices["cache_audio"]) - price_of(prices, "cache_read")
+            tokens += tools.get("cache_audio", 0) * dearer / 10**6
         used = sum((Fraction(self.tools.get(name, "0")) * uses for name, uses in tools.items()), Fraction(0))
         return (tokens * Fraction(self.tiers.get(tier, "1")) + used / 1000) * NANO
 
@@ -122,7 +125,7 @@ PRICES: dict[str, ListPrice] = {
     # Google
     "gemini-2.5-flash": ListPrice(
         ("google", "gemini-2.5-flash"),
-        {"input": "0.3", "cache_read": "0.03", "output": "2.5", "audio_input": "1"},
+        {"input": "0.3", "cache_read": "0.03", "cache_audio": "0.1", "output": "2.5", "audio_input": "1"},
         tools={"web_search": "35"},
     ),
     "gemini-2.5-flash-lite": ListPrice(

@@ -460,6 +460,9 @@ class UnitRates(In):
     search: Rate | None = optional("A search; also of a tool that searches and has no price in tools.")
     container: Rate | None = optional("A container; also of a tool that runs code and has no price in tools.")
     cache_hour: MillionthRate | None = optional("A million tokens that the provider keeps for an hour.")
+    cache_audio: MillionthRate | None = optional(
+        "A million tokens of cached sound; null is what cache_read costs."
+    )
 
 
 # Another name of the longer of two cache lifetimes: no provider has three.
@@ -625,6 +628,7 @@ class QuoteQuery(In):
     search: Amount = 0
     container: Amount = 0
     cache_hour: Amount = Field(default=0, description="Tokens that the provider keeps, times hours.")
+    cache_audio: Amount = Field(default=0, description="Of cache_read: sound.")
     service_tier: LowerName | None = None
 
 

@@ -23,6 +23,7 @@ from gateway.core.billing.sellers import Seller, order_prices, place_factor, ran
 from gateway.core.billing.service_tiers import PLACES, at_tier, lacks_tier, places_of
 from gateway.core.billing.vector import (
     AUTO,
+    CACHE_AUDIO,
     CACHE_HOUR,
     IMAGES,
     SAME,
@@ -68,9 +69,11 @@ NAMED_ALONE: Final = ("audio_input", "audio_output", "image_output")
 # The currency of bundled prices, and of organizations by default.
 BASE_CURRENCY: Final = "USD"
 # Units other than tokens and images, with a price each.
-UNITS: Final = ("audio_second", "video_second", "character", "page", "search", "container", CACHE_HOUR)
+UNITS: Final = (
+    "audio_second", "video_second", "character", "page", "search", "container", CACHE_HOUR, CACHE_AUDIO,
+)  # fmt: skip
 # The number of units that a price is of, where it is more than one.
-UNITS_A_PRICE: Final = {CACHE_HOUR: 1_000_000}
+UNITS_A_PRICE: Final = {CACHE_HOUR: 1_000_000, CACHE_AUDIO: 1_000_000}
 # Tools whose uses are priced as units if a price does not name the tool.
 TOOLS_OF_UNITS: Final[Mapping[str, tuple[str, ...]]] = {
     "search": ("web_search", "web_search_preview", "file_search"),
@@ -378,8 +381,16 @@ def in_table(usual: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, An
 
 
 def of_tier(usual: Vector, prices: tuple[int, ...], steps: tuple[tuple[int, tuple[int, ...]], ...]) -> Vector:
-    """Return the price of a service tier from its own `prices` by kind and its context tiers `steps`."""
-    return usual._replace(prices=prices, context_tiers=steps, service_tiers=places_of(usual), tiers={})
+    """Return the price of a service tier from its own `prices` by kind and its context tiers `steps`.
+
+    Cached sound changes by the same factor as `cache_read`.
+    """
+    units, before = usual.units, usual.prices[_CACHED]
+    if CACHE_AUDIO in units and before:
+        units = {**units, CACHE_AUDIO: -(-units[CACHE_AUDIO] * prices[_CACHED] // before)}
+    return usual._replace(
+        prices=prices, context_tiers=steps, service_tiers=places_of(usual), tiers={}, units=units
+    )
 
 
 def _units(row: Mapping[str, Any]) -> dict[str, int]:
@@ -430,6 +441,7 @@ _WRITES: Final = KINDS.index("output")
 _SEEN: Final = KINDS.index("image_input")
 _DRAWN: Final = KINDS.index("image_output")
 _HEARD: Final = KINDS.index("audio_input")
+_CACHED: Final = KINDS.index("cache_read")
 # Seconds of sound, and a recording of unknown length.
 SOUND: Final = ("audio_second", "audio_file")
 TIER: Final = "service_tier."  # the prefix of a tier without a price
@@ -472,6 +484,9 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
         count = apiece[kind]
         if count:
             whole += count * prices[kind]
+    if tools and CACHE_AUDIO in tools:
+        sound, price = _cached_sound(vector, apiece, prices, tools)
+        whole += sound * (price - prices[_CACHED])
     scale = TOKENS_A_PRICE
     if tier_factor != SAME:
         whole *= tier_factor[0]
@@ -495,9 +510,14 @@ def lines(
         vector, rate = vector.exact
     prices = prices_at(vector, sum(counts[:4]))
     factor = (numerator * rate[0], denominator * rate[1])
+    apiece = apart(counts)
+    sound, of_sound = _cached_sound(vector, apiece, prices, tools)
+    apiece = tuple([count - sound if kind == _CACHED else count for kind, count in enumerate(apiece)])
     made = [
         _line(kind, count, price, TOKENS_A_PRICE, factor)
-        for kind, count, price in zip(KINDS, apart(counts), prices, strict=True)
+        for kind, count, price in zip(
+            (*KINDS, CACHE_AUDIO), (*apiece, sound), (*prices, of_sound), strict=True
+        )
         if count
     ]
     if vector.request:
@@ -510,16 +530,29 @@ def lines(
     made += [
         _line(name, uses, price * (per := UNITS_A_PRICE.get(name, 1)) // USES_A_PRICE, per, rate)
         for name, uses, price in [(name, uses, unit_price(vector, name)) for name, uses in tools.items()]
-        if uses and price is not None and name not in vector.tools
+        if uses and price is not None and name not in vector.tools and name != CACHE_AUDIO
     ]
     return made
 
 
+def _cached_sound(
+    vector: Vector, counts: Sequence[int], prices: Sequence[int], tools: Mapping[str, int]
+) -> tuple[int, int]:
+    """Return the tokens of `cache_read` that are sound and have a price of their own, and that of a million."""
+    price = vector.units.get(CACHE_AUDIO)
+    if price is None:
+        return 0, prices[_CACHED]
+    return min(tools.get(CACHE_AUDIO, 0), counts[_CACHED]), price * USES_A_PRICE
+
+
 def uses_price(vector: Vector, name: str, uses: int) -> int:
-    """Return a thousand times the cost of uses of a tool or unit, in nano-units; 0 if it has no price."""
+    """Return a thousand times the cost of uses of a tool or unit, in nano-units; 0 if it has no price.
+
+    Cached sound costs nothing here: it is one of the kinds of tokens.
+    """
     name, uses = _billed_uses(vector, name, uses)
     price = vector.tools.get(name)
-    if price is None:
+    if price is None and name != CACHE_AUDIO:
         price = unit_price(vector, name)
     return 0 if price is None else uses * price
 
@@ -558,6 +591,8 @@ def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[in
         and _billed_uses(vector, name, uses)[0] not in vector.tools
         and name not in vector.units
         and name not in FREE_TOOLS
+        and name != CACHE_AUDIO  # without a price it costs what `cache_read` does
+        and not (name == SEARCH and vector.request > 0)  # as a price of each request covers its search
         and not (drawn and name.startswith(IMAGES))
         and not (heard and name in SOUND)
     ]

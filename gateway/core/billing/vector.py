@@ -18,6 +18,8 @@ IMAGES: Final = "images."
 AUTO: Final = "auto"
 # A token that a provider keeps for an hour. Its price is of a million of them.
 CACHE_HOUR: Final = "cache_hour"
+# A token of sound that was read from a cache: one of the tokens of `cache_read`. Its price is of a million.
+CACHE_AUDIO: Final = "cache_audio"
 
 
 class Vector(NamedTuple):

@@ -72,6 +72,7 @@ from gateway.core.families.controlled import (
 )
 from gateway.core.families.costs import FREE, UNKNOWN, plugin_cost, tool_costs
 from gateway.core.families.family import CallKind, SocketMessages
+from gateway.core.families.objects import unit_later
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.families.tools import kinds_of, path_to, tools_of
 from gateway.core.model import INTEGER_MAX, Decision, Service
@@ -139,6 +140,10 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
             return list(dict.fromkeys(name for names in units for name in names))
     if document is None or family is None or _asks_for_none(call, document):
         return []
+    large = _large_containers(call.tools)
+    dear = [f"{kind} with a memory_limit of {size}, where only 1g has a price," for kind, size in large]
+    if dear:
+        return dear
     costs = tool_costs(family.name)
     asked = [kind for tool in call.tools for kind in kinds_of(tool, costs)]
     asked += _plugins(call.plugins)
@@ -146,6 +151,21 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
         asked.append((SEARCH, SEARCH))
     kinds = dict([each for each in asked if each[1] != FREE])
     return [kind for kind, cost in kinds.items() if not all(_has_price(kind, cost, one) for one in vectors)]
+
+
+# Members of tools with a container that is made for the call, and the size whose session has the price `container`
+# (openai 3.51.0: `ToolAuto` and `ContainerAuto`, of 1g, 4g, 16g and 64g).
+_CONTAINERS: Final = ("container", "environment")
+_USUAL_SIZES: Final = (None, "1g")
+
+
+def _large_containers(tools: Sequence[Document]) -> Iterator[tuple[object, object]]:
+    """Yield the type of each tool whose container costs more than a usual one, and the size of it."""
+    for tool in tools:
+        for name in _CONTAINERS:
+            container = tool.get(name)
+            if isinstance(container, dict) and container.get("memory_limit") not in _USUAL_SIZES:
+                yield tool.get("type"), container["memory_limit"]
 
 
 def find_tool(call: CallRequest, kind: str) -> tuple[str, str]:
@@ -157,7 +177,7 @@ def find_tool(call: CallRequest, kind: str) -> tuple[str, str]:
         if costs:
             place = path_to(call.document, tool) or "tools"
             return f"{place}.{'type' if 'type' in tool else kind}", kind if costs[0] == UNKNOWN else costs[0]
-    return "tools", kind
+    return "tools", "" if " " in kind else kind  # no price can be set for a large container
 
 
 def _has_price(kind: str, cost: str, vector: Vector) -> bool:
@@ -663,6 +683,9 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
     """Set the fields of a call from its decoded body, as the reader `shape` of its API defines them."""
     call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
     shape.read(call, document, path_params, bounds)
+    if shape.stores and not (shape.lasts or call.measured):
+        unit = unit_later(route.family, route.path)
+        call.measured = {unit: 1} if unit else None
     call.output_default = shape.output_default
     # Each tool and plugin is priced and held by itself.
     call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from gateway.core.billing.vector import CACHE_HOUR
 from gateway.errors import InvalidRequest
 
 # The time of contents whose call states none, and the longest time that a call may state.
@@ -19,6 +20,16 @@ STORAGE_S: Final = 3_600
 STORAGE_S_MAX: Final = 366 * 86_400
 # The most tokens of contents with a file that a call only names: the context of models that store any.
 STORAGE_TOKENS_MAX: Final = 1_048_576
+# What upstreams bill for stored objects, most of it later, by unit, in words: see `ObjectRules.collections`.
+STORED_UNITS: Final = {
+    CACHE_HOUR: "an hour of stored contents (cache_hour)",
+    "gigabyte_day": "a gigabyte in a vector store for a day (gigabyte_day)",
+    "file_search": "a search of a vector store (file_search)",
+    "container": "a session of a container (container)",
+    "fine_tuning_job": "the training of a model (fine_tuning_job)",
+    "eval_run": "a run of an eval (eval_run)",
+    "indexed_file": "a file that a store of files indexes (indexed_file)",
+}  # fmt: skip
 _HOUR_S: Final = 3_600
 _DURATION = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?s")  # a Duration in JSON
 _TIMESTAMP = re.compile(  # RFC 3339

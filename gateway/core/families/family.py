@@ -281,6 +281,8 @@ class ObjectRules:
 
     # Their paths after the version; the unit that the upstream bills after the answer, "" if there is none.
     collections: Mapping[str, str] = field(default_factory=dict)
+    # Paths below an object whose calls are uses of a tool instead, and the tools.
+    uses: Mapping[str, str] = field(default_factory=dict)
     marks: re.Pattern[bytes] | None = None  # fields of messages with ids, whose names do not end like an id
     # Add the ids in a field, and return whether the API's tables know it; the arguments are its name, value
     # and holder, the list around the holder or the field of the holder with a point, and the result.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import cache
 from urllib.parse import unquote
 
 from gateway.core.calls.call import CallRequest
@@ -98,6 +99,18 @@ def places_of(family: Family, path: str) -> tuple[ObjectPath, ...]:
     plainly = "".join([f"/{segment}" for segment in segments])
     found = [_PATHS[family].search(one) for one in dict.fromkeys((unquote(path), plainly))]
     return tuple([_place(objects, one) for one in found if one is not None])
+
+
+@cache
+def unit_later(family: Family, path: str) -> str:
+    """Return the unit that an upstream bills after a call of a route with this `path`; "" if there is none."""
+    objects = FAMILIES[family].objects
+    found = objects.path.search(path) if objects.collections else None
+    if found is None:
+        return ""
+    collection = _COLLECTIONS[found[1].casefold()]
+    below = f"{collection}/{(found[3] or '').strip('/')}"
+    return objects.uses.get(below, objects.collections[collection])
 
 
 def _place(objects: ObjectRules, found: re.Match[str]) -> ObjectPath:

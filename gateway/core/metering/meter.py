@@ -84,14 +84,14 @@ class Detail:
         self.tools[name] = min(times, TOOL_USES_MAX)
         return True
 
-    def searched(self, queries: Iterable[object]) -> None:
-        """Count the search queries of the whole answer: each distinct one counts once, an empty one not."""
+    def searched(self, queries: Iterable[object], kind: str = "") -> None:
+        """Count the search queries of the whole answer: each distinct one of a `kind` counts once, an empty one not."""
         known = self._queries
         if known is None:
             known = self._queries = set()
         for query in queries:
             if isinstance(query, str) and query.strip() and len(known) < QUERIES_MAX:
-                known.add(hash(query))
+                known.add(hash((kind, query)) if kind else hash(query))
         self.used_tool("web_search", len(known))
 
     def believe(self, of_input: bool, of_output: bool) -> None:

@@ -24,6 +24,7 @@ from gateway.core.metering.reading import (
     is_object,
     loose_document,
 )
+from gateway.core.metering.refusals import note_fee
 from gateway.core.metering.stream import (
     CODED_BYTES,
     OpaqueMeter,
@@ -308,6 +309,8 @@ class WholeMeter(Meter):
         self.ended = True
         document = self._document()
         self._dialect.read_whole(self, document)
+        if 400 <= self.status < 500:
+            note_fee(self, document)
         if self._shortened is not None and not document:
             self._shortened.read_ends(self, self._dialect)
         elif self.call.keeps and may_tell(self.call.family, document, self.call.keeps):

@@ -1,4 +1,4 @@
-"""Refusals of Claude, in every API that serves it, and the models that took over from one that refused.
+"""Refusals of models: of Claude in every API that serves it, models that took over, and fees of other vendors.
 
 A refusal before any output is not billed in every category, so an answer notes it, and the charge decides.
 Content is the test of output: a vendor reports a few tokens of an answer without any. Each model is judged by
@@ -13,11 +13,27 @@ from typing import Final
 
 from gateway.core.billing.unbilled import Declined, VendorOutcome
 from gateway.core.metering.meter import Meter
+from gateway.core.metering.reading import loose_document
 
 REFUSAL: Final = "refusal"
 FALLBACK: Final = "fallback"  # the type of a content block between two models
+# The use that a vendor bills for a request which it refused, and how the error of such a refusal begins: of
+# xAI, {"code": …, "error": "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO"}.
+VIOLATION: Final = "usage_guidelines_violation"
+_VIOLATES: Final = "Content violates usage guidelines"
 FEW_TOKENS: Final = 16  # a vendor reports at most so many of an answer without content
 _CLAUDE: Final = "claude"
+
+
+def note_fee(meter: Meter, answer: bytes) -> None:
+    """Note the fee that a vendor takes for a request which it refuses with this error."""
+    if _VIOLATES.encode() not in answer:
+        return
+    error = loose_document(answer).get("error")
+    text = error.get("message") if isinstance(error, dict) else error
+    if isinstance(text, str) and text.startswith(_VIOLATES):
+        meter.detail.used_tool(VIOLATION, 1)
+        meter.report_units()
 
 
 class Attempts:

@@ -163,7 +163,7 @@ def test_the_example_says_every_field_of_every_kind() -> None:
 UNSAID = {
     "prices": {"cache_read", "cache_write", "cache_write_1h", "reasoning", "audio_input", "audio_output",
                "image_input", "image_output", "audio_second", "video_second", "page", "search", "container",
-               "cache_hour", "source"},
+               "cache_hour", "cache_audio", "source"},
     "budgets": {"user", "project_id", "anchor_day"},
     "token-plans": {"rollover_max", "admission", "on_exhausted", "on_store_failure"},
     "organization-subscriptions": {"end_date", "trial_end", "negotiated_cost", "overage_unit_price",

@@ -211,6 +211,36 @@ def test_a_tool_that_a_price_does_not_name_is_unpriced_but_for_those_that_cost_n
     assert unpriced(made, used | dict.fromkeys(FREE_TOOLS, 1)) == ["image_generation", "google_maps"]
 
 
+@pytest.mark.parametrize(
+    ("named", "tier", "sound", "nano"),
+    [
+        # 273 x 0.1 + 9,727 x 0.03 + 100 x 0.4 dollars a million: 27,300 + 291,810 + 40,000.
+        ({"cache_audio": "0.03"}, "", 9_727, 359_110),
+        ({"cache_audio": "0.03"}, "flex", 9_727, 179_555),
+        # 5,000 of the cached tokens are text: 27,300 + 141,810 + 50,000 + 40,000.
+        ({"cache_audio": "0.03"}, "", 4_727, 259_110),
+        # A table that doubles `cache_read` doubles cached sound: 27,300 + 583,620 + 40,000.
+        ({"cache_audio": "0.03"}, "priority", 9_727, 650_920),
+        # No more than was read from the cache.
+        ({"cache_audio": "0.03"}, "", 20_000, 359_110),
+        # Without a price of its own it costs what cached text does: 27,300 + 97,270 + 40,000.
+        ({}, "", 9_727, 164_570),
+    ],
+)
+def test_cached_sound_costs_its_own_price(named: dict[str, str], tier: str, sound: int, nano: int) -> None:
+    tiers = {"flex": "0.5", "priority": {"cache_read": "0.02"}}
+    made = vector(price_row(input="0.1", cache_read="0.01", output="0.4", service_tiers=tiers, **named))
+    counts, tools = (273, 9_727, 0, 0, 100, 0, 0, 0, 0, 0), {"cache_audio": sound}
+    assert cost_nano(made, counts, tools, tier) == nano
+    assert sum(line.amount for line in lines(made, counts, tools, tier)) * 10**9 == nano
+    assert unpriced(made, tools, counts, tier) == []
+
+
+def test_a_price_of_each_request_covers_its_searches() -> None:
+    assert unpriced(vector(price_row(input="1", output="1", request="0.014")), {"web_search": 2}) == []
+    assert unpriced(vector(price_row(input="1", output="1")), {"web_search": 2}) == ["web_search"]
+
+
 def test_kinds_and_tiers_that_a_price_does_not_name_are_unpriced() -> None:
     bare = vector(price_row(input="1", output="2", service_tiers={"flex": "0.5", "batch": {"input": "1"}}))
     counts = tuple(range(10))

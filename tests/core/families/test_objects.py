@@ -446,7 +446,7 @@ def test_what_answers_tell() -> None:
 # What goes on costing after the answer that made it.
 COSTS_LATER = {
     "cachedContents": "cache_hour", "vector_stores": "gigabyte_day", "containers": "container",
-    "fine_tuning/jobs": "fine_tuning_job", "evals": "eval_run",
+    "fine_tuning/jobs": "fine_tuning_job", "evals": "eval_run", "fileSearchStores": "indexed_file",
 }  # fmt: skip
 
 
@@ -472,4 +472,5 @@ def test_each_route_that_makes_what_costs_later_is_metered() -> None:
         "cachedContents": {"gemini_cache", "gemini_cache_end"}, "vector_stores": {"openai_stored"},
         "containers": {"openai_stored"}, "fine_tuning/jobs": {"openai_training"},
         "evals": {"openai_runs", "none"},  # an eval costs nothing, its runs do
+        "fileSearchStores": {"gemini_stored", "none"},  # neither does an empty store
     }  # fmt: skip

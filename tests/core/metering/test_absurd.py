@@ -224,6 +224,31 @@ def test_a_total_on_the_way_may_lack_what_comes() -> None:
     assert not made.detail.says_more
 
 
+@pytest.mark.parametrize(
+    ("last", "counts"),
+    [
+        # As a chain of gateways sends it: the prompt early, and the rest alone at the end.
+        ({"candidatesTokenCount": 892, "totalTokenCount": 892}, (2_758, 892, 0)),
+        ({"candidatesTokenCount": 892, "totalTokenCount": 3_650}, (2_758, 892, 0)),
+        ({"candidatesTokenCount": 892, "thoughtsTokenCount": 100, "totalTokenCount": 992}, (2_758, 992, 100)),
+        # These candidates have the thoughts in them.
+        ({"candidatesTokenCount": 892, "thoughtsTokenCount": 100, "totalTokenCount": 892}, (2_758, 892, 100)),
+    ],
+)
+def test_a_prompt_that_is_told_early_alone_is_in_the_total(
+    last: dict[str, int], counts: tuple[int, int, int]
+) -> None:
+    made = make_meter(call("gemini_stream", streamed=True), 200, SSE)
+    early = {"promptTokenCount": 2_758, "totalTokenCount": 2_758}
+    for usage, end in ((early, {}), (last, {"finishReason": "STOP"})):
+        candidate = {"content": {"parts": [{"text": "word"}]}, **end}
+        made.feed(framed({"candidates": [candidate], "usageMetadata": usage}))
+    made.finish()
+    kinds = made.detail.counts(made.usage())
+    assert (kinds[0], kinds[4], kinds[5]) == counts
+    assert (made.usage().total, made.usage().estimated) == (counts[0] + counts[1], False)
+
+
 def test_the_total_of_gemini_is_charged_whatever_its_candidates_are() -> None:
     usage = {
         "promptTokenCount": 10, "candidatesTokenCount": -32, "thoughtsTokenCount": 41, "totalTokenCount": 19,

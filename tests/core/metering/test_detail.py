@@ -89,7 +89,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, int], str, s
             },
         },
         (80, 20, 0, 0, 45, 15, 24, 0, 6, 25),
-        {"web_search": 2},
+        {"web_search": 2, "cache_audio": 16},
         "on_demand",
         "gemini-3-pro",
     ),
@@ -688,3 +688,163 @@ def test_a_configured_model_searches_as_its_targets_do(
     answer = {"model": answered, "choices": [{"message": {"content": "hi"}}], "usage": usage}
     made.whole(json.dumps(answer).encode())
     assert made.detail.tools == ({"web_search": 1} if searches else {})
+
+
+# What OpenAI tells beside `usage` (openai 3.51.0, `Response.tool_usage`): 4,160 tokens of a picture from 50 of text.
+DRAWN = {
+    "input_tokens": 50, "input_tokens_details": {"image_tokens": 0, "text_tokens": 50},
+    "output_tokens": 4_160, "output_tokens_details": {"image_tokens": 4_160, "text_tokens": 0},
+    "total_tokens": 4_210,
+}  # fmt: skip
+SEARCHED = [{"type": "web_search_call", "action": {"type": "search", "query": word}} for word in "abc"]
+PICTURE_ITEM = {"type": "image_generation_call", "result": "aGk=", "model": "gpt-image-2"}
+SVG = {
+    "input_tokens": 30,
+    "model": "gpt-5.6",
+    "output_tokens": 70,
+    "reasoning_tokens": 20,
+    "total_tokens": 100,
+}
+
+
+def response_of(output: list[dict[str, Any]], **more: object) -> dict[str, Any]:
+    usage = {"input_tokens": 2_000, "output_tokens": 100, "total_tokens": 2_100}
+    return {"model": "gpt-5.6-luna", "status": "completed", "output": output, "usage": usage, **more}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("told", "items", "tools"),
+    [
+        ({"web_search": {"num_requests": 1}}, SEARCHED, {"web_search": 1}),
+        ({"web_search": {"num_requests": 0}}, SEARCHED, {}),
+        ({"web_search": {"num_requests": 2}}, [], {"web_search": 2}),
+        ({"image_gen": {"input_tokens": 0, "output_tokens": 0}}, SEARCHED, {"web_search": 3}),
+        ({"web_search": {"num_requests": -1}}, SEARCHED, {"web_search": 3}),
+        (None, SEARCHED, {"web_search": 3}),
+        # Records of some pictures may be missing, so uses count where no token is told.
+        ({"image_gen": {"input_tokens": 0, "output_tokens": 0}}, [PICTURE_ITEM], {"image_generation": 1}),
+        ({"image_gen": DRAWN}, [PICTURE_ITEM], {}),
+    ],
+)
+def test_detail_has_the_uses_that_a_response_says_are_billed(
+    told: dict[str, Any] | None, items: list[dict[str, Any]], tools: dict[str, int], streamed: bool
+) -> None:
+    response = response_of(items, tool_usage=told)
+    if not streamed:
+        made = whole("openai_responses", response)
+    else:
+        made = make_meter(call("openai_responses"), 200, SSE)
+        begun = {"status": "in_progress", "output": [], "usage": None, "tool_usage": None}
+        made.feed(frame({"type": "response.created", "response": begun}))
+        for item in items:
+            made.feed(frame({"type": "response.output_item.done", "item": item}))
+        made.feed(frame({"type": "response.completed", "response": response}))
+        made.finish()
+    assert made.detail.tools == tools
+    assert made.usage().input == (2_050 if told and told.get("image_gen") == DRAWN else 2_000)
+
+
+@pytest.mark.parametrize(
+    ("items", "tools", "model"),
+    [
+        ([PICTURE_ITEM], [], "gpt-image-2"),
+        ([], [{"type": "image_generation", "model": "gpt-image-1.5"}], "gpt-image-1.5"),
+        # The tool's default of openai 3.51.0.
+        ([], [{"type": "image_generation"}, {"type": "web_search", "model": "x"}], "gpt-image-2.6-sunburst"),
+        # Nobody says which tokens are whose: the dearest counts.
+        ([PICTURE_ITEM], [{"type": "image_generation", "model": "gpt-image-1.5"}], ""),
+    ],
+)
+def test_detail_has_tokens_of_image_tools_as_those_of_the_tools_model(
+    items: list[dict[str, Any]], tools: list[dict[str, Any]], model: str
+) -> None:
+    made = whole("openai_responses", response_of(items, tools=tools, tool_usage={"image_gen": DRAWN}))
+    assert made.detail.beside == [(model, (50, 0, 0, 0, 4_160, 0, 0, 0, 0, 4_160))]
+    assert made.detail.counts(made.usage()) == (2_050, 0, 0, 0, 4_260, 0, 0, 0, 0, 4_160)
+    assert (made.usage().total, made.usage().estimated, made.detail.unknown) == (6_310, False, b"")
+
+
+def test_detail_takes_cached_pictures_off_the_read_ones_and_unsaid_output_for_pictures() -> None:
+    told = {
+        "input_tokens": 300, "input_tokens_details": {"image_tokens": 200, "text_tokens": 100},
+        "cached_tokens": 90, "cached_tokens_details": {"cached_image_tokens": 60, "cached_text_tokens": 30},
+        "output_tokens": 1_000, "total_tokens": 1_300,
+    }  # fmt: skip
+    made = whole("openai_responses", response_of([PICTURE_ITEM], tool_usage={"image_gen": told}))
+    # 210 read, of these 140 of pictures; 90 cached.
+    assert made.detail.beside == [("gpt-image-2", (210, 90, 0, 0, 1_000, 0, 0, 0, 140, 1_000))]
+
+
+def test_detail_has_tokens_of_a_model_that_writes_an_svg_whole_and_in_pictures() -> None:
+    part = ("gpt-5.6", (30, 0, 0, 0, 70, 20, 0, 0, 0, 0))
+    made = whole("openai_responses", response_of([{**PICTURE_ITEM, "svg_usage": SVG}]))
+    assert (made.detail.beside, made.usage().total) == ([part], 2_200)
+    usage = {"input_tokens": 50, "output_tokens": 1_000, "total_tokens": 1_050}
+    drawn = whole("openai_images", {"data": [{"b64_json": ""}], "usage": usage, "svg_usage": SVG})
+    assert (drawn.detail.beside, drawn.usage().total) == ([part], 1_150)
+
+
+def test_detail_keeps_usage_of_a_tool_that_nobody_knows() -> None:
+    told = {"web_search": {"num_requests": 0}, "code_interpreter": {"num_sessions": 2}}
+    made = whole("openai_responses", response_of([], tool_usage=told))
+    assert json.loads(made.detail.unknown) == told
+
+
+@pytest.mark.parametrize(
+    ("told", "searches"),
+    [
+        ({"imageSearchQueries": ["a", "b"]}, 2),
+        ({"imageSearchQueries": ["a", "a", " "]}, 1),
+        (
+            {"webSearchQueries": ["a", "b"], "imageSearchQueries": ["a"]},
+            3,
+        ),  # a page and a picture: two searches
+    ],
+)
+def test_detail_counts_searches_for_pictures_as_those_for_pages(told: dict[str, Any], searches: int) -> None:
+    answer = {
+        "candidates": [{"finishReason": "STOP", "groundingMetadata": told}],
+        "usageMetadata": {"promptTokenCount": 10, "totalTokenCount": 10},
+    }
+    assert whole("gemini_generate", answer).detail.tools == {"web_search": searches}
+    live = make_meter(call("gemini_live"), 200, SSE)
+    live.feed(frame({"serverContent": {"groundingMetadata": told}}))
+    assert live.detail.tools == {"web_search": searches}
+
+
+VIOLATES = "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO"
+
+
+@pytest.mark.parametrize("meter", ["openai_chat", "openai_responses", "anthropic_messages"])
+@pytest.mark.parametrize(
+    ("status", "error", "tools"),
+    [
+        (403, VIOLATES, {"usage_guidelines_violation": 1}),
+        (400, {"message": VIOLATES}, {"usage_guidelines_violation": 1}),
+        (403, f"It said: {VIOLATES}", {}),
+        (500, VIOLATES, {}),
+        (200, VIOLATES, {}),
+    ],
+)
+def test_detail_has_the_fee_of_a_refused_request_by_how_its_error_begins(
+    meter: str, status: int, error: object, tools: dict[str, int]
+) -> None:
+    made = make_meter(call(meter), status, JSON)
+    made.whole(json.dumps({"code": "permission", "error": error}).encode())
+    assert made.detail.tools == tools
+    if tools:
+        assert (made.usage().units, made.usage().total) == (1, 0)
+
+
+@pytest.mark.parametrize("total", [7_196, 27_212, None])
+def test_detail_has_searches_and_texts_of_sources_of_perplexity(total: int | None) -> None:
+    """By Perplexity's reference of sonar-deep-research: texts of sources are read, and in no other number."""
+    usage = {
+        "prompt_tokens": 33, "completion_tokens": 7_163, "total_tokens": total, "citation_tokens": 20_016,
+        "num_search_queries": 13, "reasoning_tokens": 92_936, "search_context_size": "low",
+    }  # fmt: skip
+    made = whole("openai_chat", {"model": "sonar-deep-research", "choices": [], "usage": usage})
+    assert made.detail.tools == {"web_search": 13}
+    # 33 + 20,016 read; 7,163 + 92,936 written.
+    assert made.detail.counts(made.usage())[:6] == (20_049, 0, 0, 0, 100_099, 92_936)

@@ -41,7 +41,6 @@ NOW = datetime(2026, 11, 21, tzinfo=UTC)
 NOW_MS = round(NOW.timestamp() * 1000)
 # What the library cannot say of an answer, by the beginnings of names.
 BEYOND_LIBRARY = {
-    "gemini/audio in a cache": "a price of its own for audio in a cache, which rows of prices do not have",
     "gemini/priority": "no price of this tier",
     "openrouter/search": "no price of this host's searches",
     "xai/responses, searches": "no price of this provider's tools",
@@ -259,7 +258,7 @@ def theirs(answer: Answer) -> int | None:
         "output_audio_tokens": of["audio_output"],
         "input_image_tokens": of["image_input"],
         "output_image_tokens": of["image_output"],
-        "cache_audio_read_tokens": 1900 if answer.name.startswith("gemini/audio in a cache") else 0,
+        "cache_audio_read_tokens": tools.get("cache_audio", 0),
         "cache_audio_write_tokens": 0,
         "cache_image_read_tokens": 0,
         "web_searches": tools.get("web_search", 0),

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.core.billing.vector import CACHE_AUDIO
 from gateway.core.families.family import object_in, objects_in
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import Detail, Dialect, Meter
@@ -91,8 +92,11 @@ _READ_MAX: Final = 2_097_152  # tokens from a model's own tools: no model reads 
 _ON_DEMAND = "on_demand_"  # prefix of tiers at Vertex AI
 
 
-class _Grounding(msgspec.Struct, rename="camel"):
+class Grounding(msgspec.Struct, rename="camel"):
+    """What an answer of a model was looked up by, as far as Google bills it."""
+
     web_search_queries: list[Any] | None = None
+    image_search_queries: list[Any] | None = None
     grounding_chunks: list[Any] | None = None
 
 
@@ -109,7 +113,7 @@ class _Candidate(msgspec.Struct, rename="camel"):
     index: Any = None
     content: _Content | None = None
     finish_reason: str | None = None
-    grounding_metadata: _Grounding | None = None
+    grounding_metadata: Grounding | None = None
 
 
 class _Feedback(msgspec.Struct, rename="camel"):
@@ -152,10 +156,7 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
     before, whole = meter.text_bytes, final
     for place, candidate in enumerate(read.candidates or ()):
         if candidate.grounding_metadata is not None:
-            meter.detail.searched(candidate.grounding_metadata.web_search_queries or ())
-            chunks = candidate.grounding_metadata.grounding_chunks or ()
-            if any(isinstance(chunk, dict) and "maps" in chunk for chunk in chunks):
-                meter.detail.used_tool("google_maps", 1)  # an answer with places is one use
+            note_grounding(meter.detail, candidate.grounding_metadata)
         _see(meter, candidate)
         finished = candidate.finish_reason not in _NO_END
         meter.note_choice(candidate.index, place, finished=finished)
@@ -170,6 +171,15 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
         meter.finished += 1
     if is_there(read.usage_metadata):
         report(meter, bytes(read.usage_metadata), final)
+
+
+def note_grounding(detail: Detail, grounding: Grounding) -> None:
+    """Note the searches of an answer, of pages and of pictures, and whether it has places of a map."""
+    for kind, queries in (("", grounding.web_search_queries), ("image", grounding.image_search_queries)):
+        if queries:
+            detail.searched(queries, kind)
+    if any(isinstance(chunk, dict) and "maps" in chunk for chunk in grounding.grounding_chunks or ()):
+        detail.used_tool("google_maps", 1)  # an answer with places is one use
 
 
 def _ends(reason: object) -> bool:
@@ -211,6 +221,9 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
     total, cached = usage.total_token_count, usage.cached_content_token_count or 0
     if cached > used >= 0:  # cached tokens cannot exceed the prompt
         used += cached
+    total = _with_carried(
+        total, used + output, (0 if written else output) + (used - (tools or 0) if prompt is None else 0)
+    )
     if total is None:
         if prompt is None and candidates is None:
             return
@@ -231,6 +244,13 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
     meter.report(used, output, cached, thoughts, total, final=final)
 
 
+def _with_carried(total: int | None, parts: int, carried: int) -> int | None:
+    """Return the total of a report with the numbers that an earlier one told alone, at most the sum of `parts`."""
+    if total is None or carried <= 0 or total >= parts:
+        return total
+    return min(total + carried, parts)
+
+
 def _note(detail: Detail, usage: _GeminiUsage) -> None:
     """Note the service tier in a usage report, and its tokens of sound and images."""
     tier = usage.service_tier or usage.traffic_type
@@ -239,6 +259,8 @@ def _note(detail: Detail, usage: _GeminiUsage) -> None:
         usage.prompt_tokens_details, usage.tool_use_prompt_tokens_details,
         usage.cache_tokens_details, usage.candidates_tokens_details,
     )  # fmt: skip
+    if cached is not None:
+        detail.used_tool(CACHE_AUDIO, _of(cached, _AUDIO))
     if read is not None or tools is not None:
         detail.audio_input = _of(read, _AUDIO) + _of(tools, _AUDIO) - _of(cached, _AUDIO)
         detail.image_input = _of(read, _IMAGES) + _of(tools, _IMAGES) - _of(cached, _IMAGES)

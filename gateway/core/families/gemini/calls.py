@@ -295,7 +295,7 @@ _CALLED = frozenset(
 )  # fmt: skip
 _LISTS = frozenset({"filesearchstorenames", "uris"})
 _COLLECTIONS = {
-    "cachedContents": CACHE_HOUR, "files": "", "batches": "", "fileSearchStores": "", "tunedModels": "",
+    "cachedContents": CACHE_HOUR, "files": "", "batches": "", "fileSearchStores": "indexed_file", "tunedModels": "",
     "corpora": "", "operations": "", _INTERACTIONS: "",
 }  # fmt: skip
 _MARK = re.compile(rb'"(?i:(?:file_?)?uri|file_?name|cached_?content)":')

@@ -17,7 +17,7 @@ from gateway.core.calls.call import BLOB_TOKENS, Media, MediaPart, MediaPlaces, 
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.families.controlled import Document, elements, model_name, models_beside, refuse_inside
 from gateway.core.families.family import LiveEvent, object_in, objects_in
-from gateway.core.families.gemini.answers import report
+from gateway.core.families.gemini.answers import Grounding, note_grounding, report
 from gateway.core.families.gemini.calls import CHOOSING
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import integer, loose_document
@@ -45,6 +45,8 @@ _INPUT_ENDS: Final = ("activityEnd", "activity_end", "audioStreamEnd", "audio_st
 _UNSET: Final[tuple[object, ...]] = (None, False)
 # Fields that end an answer of the model.
 _OVER: Final = ("turnComplete", "interrupted")
+# Members of `groundingMetadata`, in the order of `Grounding`.
+_GROUNDING: Final = ("webSearchQueries", "imageSearchQueries", "groundingChunks")
 # Files, and sessions, that another caller of the account may have made.
 _OTHERS: Final = frozenset({"handle", "filedata", "cachedcontent", "retrieval", *map(str.lower, CHOOSING)})
 _MODEL = re.compile(r"(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/google/)?(?:models/)?([^/]+)")
@@ -289,9 +291,9 @@ def _read_event(meter: Meter, data: bytes) -> bool:
             meter.saw(text)
         elif isinstance(sound, str):
             meter.text_bytes += 4 * (len(sound) // _MADE_CHARACTERS)
-    queries = object_in(content, "groundingMetadata").get("webSearchQueries")
-    if isinstance(queries, list):
-        meter.detail.searched(queries)
+    grounding = object_in(content, "groundingMetadata")
+    lists = [value if isinstance(value := grounding.get(name), list) else None for name in _GROUNDING]
+    note_grounding(meter.detail, Grounding(*lists))
     usage = dict(object_in(said, "usageMetadata"))
     if usage:
         for name in ("TokenCount", "TokensDetails"):

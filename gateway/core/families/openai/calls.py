@@ -333,6 +333,7 @@ OBJECTS = ObjectRules(
         "fine_tuning/jobs": "fine_tuning_job", "evals": "eval_run", "containers": "container",
         "vector_stores": "gigabyte_day",
     },
+    uses={"vector_stores/search": "file_search"},
     add=FIELDS.add,
     is_free=_is_free,
     told=_told,

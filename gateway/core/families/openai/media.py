@@ -37,6 +37,7 @@ from gateway.core.families.controlled import (
 from gateway.core.families.family import object_in
 from gateway.core.families.openai.calls import model_of
 from gateway.core.families.openai.responses import report
+from gateway.core.families.openai.tool_usage import svg_part
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import integer, loose_document, loose_event
@@ -299,9 +300,10 @@ def _take_heard(meter: Meter, said: dict[str, object]) -> None:
 
 
 def _take(meter: Meter, said: dict[str, object]) -> None:
-    usage = said.get("usage")
+    usage, svg = said.get("usage"), said.get("svg_usage")
     if isinstance(usage, dict):
-        report(meter, msgspec.json.encode(usage))
+        beside = [] if svg is None else svg_part(meter, msgspec.Raw(msgspec.json.encode(svg)))
+        report(meter, msgspec.json.encode(usage), beside)
 
 
 def _told(said: dict[str, object], name: str, asked: str) -> str:

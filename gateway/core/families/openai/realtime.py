@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.core.billing.vector import CACHE_AUDIO
 from gateway.core.calls.call import BLOB_TOKENS, MediaPart, MediaPlaces, media_in, names_in
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.families.controlled import (
@@ -480,6 +481,7 @@ def _take(meter: Meter, usage: Document) -> None:
     for name in ("audio_tokens", "image_tokens"):  # cached tokens have the price of the cache
         if cached.get(name):
             read[name] = max(0, (integer(read.get(name)) or 0) - (integer(cached.get(name)) or 0))
+    meter.detail.used_tool(CACHE_AUDIO, integer(cached.get("audio_tokens")) or 0)
     told = {name: usage.get(name) for name in ("input_tokens", "output_tokens", "total_tokens")}
     report(
         meter,

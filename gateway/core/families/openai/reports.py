@@ -9,6 +9,7 @@ from __future__ import annotations
 from math import ceil, isqrt
 from typing import Final
 
+from gateway.core.billing.price_book import SEARCH
 from gateway.core.families.family import objects_in
 from gateway.core.families.openai.shapes import USAGE, InputDetails, OutputDetails, ReportedUsage
 from gateway.core.metering.content import content_bytes
@@ -58,8 +59,10 @@ def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
     cached, reasoning, within = _note(meter.detail, usage)
     for uses in (usage.server_tool_use, usage.server_side_tool_usage_details):
         note_tools(meter.detail, uses, raw)
+    meter.detail.used_tool(SEARCH, usage.num_search_queries or 0)
     if min(prompt, completion) < 0:
         return prompt, completion, cached, reasoning
+    total, cited = _without_sources(usage, prompt + completion)
     if within > prompt:  # the parts exceed the prompt, so they are not included in it
         prompt += within
     elif total is not None and total - prompt - completion in {cached, within} - {0, reasoning}:
@@ -72,7 +75,16 @@ def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
         if total - prompt - completion != reasoning_beside:
             meter.detail.keep(raw)
         completion = bounded_output(meter, completion, total - prompt)
-    return prompt, completion, cached, reasoning
+    return prompt + cited, completion, cached, reasoning
+
+
+def _without_sources(usage: ReportedUsage, parts: int) -> tuple[int | None, int]:
+    """Return the total without the texts of sources that the model read, and the tokens of these texts.
+
+    They are in no other number, and in some totals.
+    """
+    total, cited = usage.total_tokens, max(0, usage.citation_tokens or 0)
+    return (total - cited if total == parts + cited else total), cited
 
 
 def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:

@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
+from gateway.core.billing.price_book import Counts
 from gateway.core.families.family import object_in, told_of
 from gateway.core.families.openai.calls import OBJECTS, ids_in_item
 from gateway.core.families.openai.reports import read_usage
+from gateway.core.families.openai.tool_usage import Parts, note_tool_usage
 from gateway.core.metering.content import UNCOUNTED, content_bytes
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import Detail, Dialect, Meter
-from gateway.core.metering.reading import UNREADABLE, count_text, decoded, is_there, loose_document
+from gateway.core.metering.reading import (
+    UNREADABLE,
+    count_text,
+    decoded,
+    is_there,
+    loose_document,
+    summed,
+)
 from gateway.core.metering.report import may_hold_more, see_content, see_whole
 
 
@@ -34,6 +43,8 @@ class _Response(msgspec.Struct):
     model: Any = None
     service_tier: Any = None
     output: list[msgspec.Raw] | None = None
+    tools: msgspec.Raw = msgspec.Raw(b"[]")
+    tool_usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _ResponseEvent(msgspec.Struct):
@@ -69,6 +80,9 @@ _OVER = frozenset({"completed", "incomplete", "failed", "cancelled"})
 _whole = msgspec.json.Decoder(_Response).decode
 _event = msgspec.json.Decoder(_ResponseEvent).decode
 _item = msgspec.json.Decoder(_Item).decode
+_raw_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_SVG_USAGE = b'"svg_usage"'
+_RAW = ("usage", "tools", "tool_usage")  # members that are read by themselves
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
@@ -158,15 +172,29 @@ def _place(meter: Meter, event: _ResponseEvent, kind: str) -> tuple[int, str]:
     return place if place in meter.said or len(meter.said) < _PLACES_MAX else (-1, "")
 
 
-def _take(meter: Meter, response: _Response) -> None:
+def _take(meter: Meter, response: _Response) -> bool:
+    """Note what a response says; return whether it reports its usage."""
     if response.status == "failed":
         meter.failed = True
     detail = meter.detail
     detail.answered_by(response.model)
     detail.served_as(response.service_tier)
     _note_items(detail, response.output or ())
-    if is_there(response.usage):
-        report(meter, bytes(response.usage))
+    beside = _note_beside(meter, response)
+    return is_there(response.usage) and report(meter, bytes(response.usage), beside)
+
+
+def _note_beside(meter: Meter, response: _Response) -> Parts:
+    """Note what a response reports beside its usage, and return the tokens of other models in it."""
+    output = response.output or []
+    told = bytes(response.tool_usage) if is_there(response.tool_usage) else b""
+    if not told and not any(_SVG_USAGE in bytes(item) for item in output):
+        return []
+    try:
+        tools = _raw_list(bytes(response.tools))
+    except UNREADABLE:
+        tools = []
+    return note_tool_usage(meter, told, output, tools)
 
 
 def _note_items(detail: Detail, output: Iterable[msgspec.Raw]) -> None:
@@ -203,25 +231,36 @@ def _is_use(item: _Item) -> bool:
     return not isinstance(action, dict) or {"type": action.get("type")} not in _READING
 
 
-def report(meter: Meter, raw: bytes) -> bool:
-    """Report the usage in `raw`; return whether it has any."""
+def report(meter: Meter, raw: bytes, beside: Sequence[tuple[str, Counts]] = ()) -> bool:
+    """Report the usage in `raw`, and tokens of other models `beside` it; return whether it has any."""
+    detail = meter.detail
+    if beside:  # tokens of an earlier report have those of the others in them
+        detail.image_input = detail.image_output = 0
     numbers = read_usage(meter, raw)
     if numbers is None:
         return False
     used, output, cached, reasoning = numbers
+    detail.beside = list(beside)
+    for _, counts in beside:
+        used, output = summed(used, counts[0], counts[1]), summed(output, counts[4])
+        cached, reasoning = cached + counts[1], reasoning + counts[5]
+        detail.image_input += counts[8]
+        detail.image_output += counts[9]
     meter.report(used, output, cached, reasoning, used + output, final=True)
     return True
 
 
-def _report_loose(meter: Meter, response: dict[str, object]) -> None:
+def _report_loose(meter: Meter, said: dict[str, object]) -> None:
     """Report the usage in a response whose fields have other types than documented."""
-    usage = response.get("usage")
-    meter.detail.answered_by(response.get("model"))
-    meter.detail.served_as(response.get("service_tier"))
-    output = response.get("output")
-    if isinstance(output, list):
-        _note_items(meter.detail, [msgspec.Raw(msgspec.json.encode(item)) for item in output])
-    if isinstance(usage, dict) and report(meter, msgspec.json.encode(usage)):
+    fields = {name: msgspec.Raw(msgspec.json.encode(said[name])) for name in _RAW if name in said}
+    status, output = said.get("status"), said.get("output")
+    items = output if isinstance(output, list) else []
+    response = _Response(
+        model=said.get("model"), service_tier=said.get("service_tier"),
+        status=status if isinstance(status, str) else None,
+        output=[msgspec.Raw(msgspec.json.encode(item)) for item in items], **fields,
+    )  # fmt: skip
+    if _take(meter, response):
         meter.marked = True
 
 

@@ -44,7 +44,7 @@ class ReportedUsage(UsageShape):
     """The usage that a document or an event reports, by the names of chats and of responses.
 
     Further fields are additions of some servers: tokens of caches, reasoning (Perplexity, SGLang), uses of
-    tools (OpenRouter, xAI), and times (Groq).
+    tools (OpenRouter, xAI), searches and the texts of their sources (Perplexity), and times (Groq).
     """
 
     prompt_tokens: int | None = None
@@ -65,6 +65,9 @@ class ReportedUsage(UsageShape):
     reasoning_tokens: int | None = None
     server_tool_use: dict[str, int] | None = None
     server_side_tool_usage_details: dict[str, int] | None = None
+    num_search_queries: int | None = None
+    citation_tokens: int | None = None
+    search_context_size: Any = None
     num_sources_used: Any = None
     num_server_side_tools_used: Any = None
     context_details: Any = None
