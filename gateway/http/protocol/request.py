@@ -505,17 +505,21 @@ def _read_framing(head: RequestHead) -> None:
 
 
 def _read_connection(head: RequestHead) -> None:
-    tokens = frozenset(
-        token.strip(b" \t").lower() for value in head.all(b"connection") for token in value.split(b",")
-    )
-    head.nominated = tokens - _CONNECTION_OPTIONS
-    head.keep_alive = b"close" not in tokens and (head.minor == 1 or b"keep-alive" in tokens)
-    head.upgrades = any(b"websocket" in value.lower() for value in head.all(b"upgrade"))
+    options = _tokens(head.all(b"connection"))
+    head.nominated = options - _CONNECTION_OPTIONS
+    head.keep_alive = b"close" not in options and (head.minor == 1 or b"keep-alive" in options)
+    # Without the option an intermediary may have forwarded the field unread: RFC 9110, 7.8.
+    head.upgrades = b"upgrade" in options and b"websocket" in _tokens(head.all(b"upgrade"))
     expectations = head.all(b"expect")
     if expectations and head.minor == 1:
         if [value.lower() for value in expectations] != [b"100-continue"]:
             raise ExpectationFailed
         head.expects = True
+
+
+def _tokens(values: list[bytes]) -> frozenset[bytes]:
+    """Return the members of a field's values that are lists, in lower case."""
+    return frozenset(token.strip(b" \t").lower() for value in values for token in value.split(b","))
 
 
 def accept_of(head: RequestHead) -> bytes:
