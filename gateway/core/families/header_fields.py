@@ -100,7 +100,7 @@ _USUAL = VARYING.union(
     b"http-referer x-title x-initiator x-interaction-id x-interaction-type x-session-affinity "
     b"copilot-integration-id editor-version editor-plugin-version openai-intent x-github-api-version".split(),
 )  # fmt: skip
-# SDKs that Stainless (OpenAI, Anthropic, Groq, …) and Fern (Cohere, …) generate tell of themselves.
+# Fields by which SDKs that Stainless and Fern generate tell of themselves.
 _USUAL_PREFIXES = (b"x-stainless-", b"x-fern-")
 
 # Fields by which servers and proxies choose a service tier, a deployment, a model or another account:
