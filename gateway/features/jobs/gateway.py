@@ -725,6 +725,8 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
         call.choices, call.measured = job.videos, {SECONDS: job.seconds}
     meter = make_meter(call, line.status, b"application/json", bounds=bounds)
     meter.whole(line.body)
+    if job.kind != VIDEO:  # a report without a prompt is none: the rest of the hold is the prompt's
+        call.blob_tokens = max(1, -(-(job.raw_tokens or job.tokens) // job.lines) - meter.output)
     usage, detail = meter.usage(), meter.detail
     passes = job.kind == RESPONSE and not line.free and usage.total > max(job.tokens, job.raw_tokens) > 0
     if not passes and (not usage.reported or not (usage.total or job.kind == VIDEO)):
