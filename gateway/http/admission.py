@@ -159,6 +159,8 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
             else await _read_in_turn(worker, head, received, caller, body, look, says)
         )
         exchange.call = call
+        if routed.form and not routed.metered:
+            await _check_upload(worker, head, caller, body)
         if call.documents:
             held = held or await by_head(exchange, caller)
             await count_in_turn(worker, caller, call)
@@ -290,6 +292,17 @@ async def _read_in_turn(  # noqa: PLR0917  # as `read`
     return await worker.bodies.read(caller.organization_id, reads)
 
 
+async def _check_upload(worker: Worker, head: CallHead, caller: Caller, body: bytes) -> None:
+    """Check the lines of a file for a batch that a form uploads, in turns of the organization."""
+    routed = head.routed
+    paths = BATCH_AT.get(routed.label)
+    content = await worker.bodies.read(caller.organization_id, partial(uploaded, routed.form, body))
+    if content is not None and paths is not None:
+        lines = await worker.bodies.gather(caller.organization_id, batch_lines(content, paths.calls))
+        call_of_all = CallRequest("none", routed.family, b"", model=model_of(lines[0]))
+        check_batch_models(worker, head.attribution, caller, call_of_all)
+
+
 async def count_in_turn(worker: Worker, caller: Caller, call: CallRequest) -> None:
     """Count the pages of a call's documents when it is the organization's turn."""
     await worker.bodies.read(caller.organization_id, partial(count_pages, call))
@@ -319,12 +332,6 @@ def read(  # noqa: PLR0917  # what a request has arrived as
         call = read_call(
             routed.route, params, body, bounds, reads=reads, look=look, form=kind, messages=messages
         )
-    if routed.form and not routed.metered:
-        content, paths = uploaded(routed.form, body), BATCH_AT.get(routed.label)
-        if content is not None and paths is not None:
-            lines = batch_lines(content, paths.calls)
-            call_of_all = CallRequest("none", routed.family, b"", model=model_of(lines[0]))
-            check_batch_models(worker, head.attribution, caller, call_of_all)
     if owned is not None:
         if owned.bare and (received.length or routed.chunked):
             raise InvalidRequest(f"{routed.route.path} takes no body with this method.")

@@ -420,16 +420,16 @@ async def _lines(  # noqa: PLR0917  # where the lines of a batch are
     if route is None or route.meter != paths.calls[route.path]:
         raise ServiceNotIncluded(f"Nothing here serves {endpoint}.")
     if paths.makers:
-        read = partial(calls_of, document, route.path, paths.inline, model)
+        found = calls_of(document, route.path, paths.inline, model)
     elif paths.inline:
-        read = partial(inline_lines, document.get(paths.inline), route.path, paths.inline)
+        found = inline_lines(document.get(paths.inline), route.path, paths.inline)
     else:
         content = await jobs.fetch(
             upstream, paths.content(input_id),
             worker.limits.body_bytes_max, arrive,
         )  # fmt: skip
-        read = partial(batch_lines, content, (route.path,))
-    lines = await worker.bodies.read(caller.organization_id, read)
+        found = batch_lines(content, (route.path,))
+    lines = await worker.bodies.gather(caller.organization_id, found)
     return input_id, route, lines
 
 
