@@ -149,7 +149,8 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
     messages = received.messages
     shape = SHAPES.get(routed.route.meter) if body and routed.route is not None else None
     look = look_out_of_turn(body, shape is not None and shape.skips_texts)
-    light = look is not None and look.light and (messages is None or messages.size <= UNCOUNTED_BYTES_MAX)
+    light = look is not None and look.light and not (routed.form and not routed.metered)
+    light = light and (messages is None or messages.size <= UNCOUNTED_BYTES_MAX)
     if not light and held is None:
         held = await by_head(exchange, caller)
     try:
@@ -159,8 +160,6 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
             else await _read_in_turn(worker, head, received, caller, body, look, says)
         )
         exchange.call = call
-        if routed.form and not routed.metered:
-            await _check_upload(worker, head, caller, body)
         if call.documents:
             held = held or await by_head(exchange, caller)
             await count_in_turn(worker, caller, call)
@@ -289,7 +288,10 @@ async def _read_in_turn(  # noqa: PLR0917  # as `read`
     if not received.claim(caller, len(body)):
         raise full()
     reads = partial(read, worker, head, received, caller, body, look, says)
-    return await worker.bodies.read(caller.organization_id, reads)
+    call = await worker.bodies.read(caller.organization_id, reads)
+    if head.routed.form and not head.routed.metered:
+        await _check_upload(worker, head, caller, body)
+    return call
 
 
 async def _check_upload(worker: Worker, head: CallHead, caller: Caller, body: bytes) -> None:
