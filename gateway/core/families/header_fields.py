@@ -112,8 +112,10 @@ _USUAL_PREFIXES = (b"x-stainless-", b"x-fern-")
 CHOOSING = (
     b"x-vertex-ai-llm-", b"azureml-", b"extra-parameters", b"x-ms-oai-", b"x-gateway-model-name",
     b"x-gateway-destination-endpoint", b"x-ai-eg-", b"x-amzn-sagemaker-", b"x-pass-",
-    b"chatgpt-account-id", b"x-databricks-org-id", b"cookie",
+    b"chatgpt-account-id", b"x-databricks-org-id",
 )  # fmt: skip
+# It may choose an account as well, but browsers send it to every server.
+COOKIE = b"cookie"
 
 
 def is_usual(lower: bytes) -> bool:

@@ -23,6 +23,7 @@ from gateway.core.families.header_fields import (
     BAGGAGE_FIELD,
     CHOOSING,
     CONTROLLED,
+    COOKIE,
     CREDENTIAL_FIELDS,
     OURS_PREFIX,
     READ,
@@ -180,14 +181,16 @@ def field_kind(name: bytes) -> FieldKind:
     ended = is_ended(lower)
     read = ours or lower in READ or lower in READ_AND_PASSED
     shadows = plain != lower and (plain in CONTROLLED or plain.startswith((OURS_PREFIX, b"x-forwarded-")))
+    chooses = plain.startswith(CHOOSING)
     if read:
         role = _purpose(lower)
     else:
-        role = AMBIGUOUS if shadows else DECIDES if is_withheld(plain, WITHHELD_SOMEWHERE) else 0
+        decides = chooses or is_withheld(plain, WITHHELD_SOMEWHERE)
+        role = AMBIGUOUS if shadows else DECIDES if decides else 0
     role |= VARIES if lower in VARYING else 0
     if not ended:
         role |= PASSES if is_usual(lower) else PASSES | LISTED
-    kind = FieldKind(lower, plain, not ended, read, shadows, role, plain.startswith(CHOOSING))
+    kind = FieldKind(lower, plain, not ended, read, shadows, role, chooses or plain == COOKIE)
     _names.keep(name, kind)
     return kind
 
