@@ -157,7 +157,8 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
     messages = received.messages
     shape = SHAPES.get(routed.route.meter) if body and routed.route is not None else None
     look = look_out_of_turn(body, shape is not None and shape.skips_texts)
-    light = look is not None and look.light and (messages is None or messages.size <= UNCOUNTED_BYTES_MAX)
+    light = look is not None and look.light and not (routed.form and not routed.metered)
+    light = light and (messages is None or messages.size <= UNCOUNTED_BYTES_MAX)
     if not light and held is None:
         held = await by_head(exchange, caller)
     try:
@@ -295,7 +296,21 @@ async def _read_in_turn(  # noqa: PLR0917  # as `read`
     if not received.claim(caller, len(body)):
         raise full()
     reads = partial(read, worker, head, received, caller, body, look, says)
-    return await worker.bodies.read(caller.organization_id, reads)
+    call = await worker.bodies.read(caller.organization_id, reads)
+    if head.routed.form and not head.routed.metered:
+        await _check_upload(worker, head, caller, body)
+    return call
+
+
+async def _check_upload(worker: Worker, head: CallHead, caller: Caller, body: bytes) -> None:
+    """Check the lines of a file for a batch that a form uploads, in turns of the organization."""
+    routed = head.routed
+    paths = BATCH_AT.get(routed.label)
+    content = await worker.bodies.read(caller.organization_id, partial(uploaded, routed.form, body))
+    if content is not None and paths is not None:
+        lines = await worker.bodies.gather(caller.organization_id, batch_lines(content, paths.calls))
+        call_of_all = CallRequest("none", routed.family, b"", model=model_of(lines[0]))
+        check_batch_models(worker, head.attribution, caller, call_of_all)
 
 
 async def count_in_turn(worker: Worker, caller: Caller, call: CallRequest) -> None:
@@ -327,12 +342,6 @@ def read(  # noqa: PLR0917  # what a request has arrived as
         call = read_call(
             routed.route, params, body, bounds, reads=reads, look=look, form=kind, messages=messages
         )
-    if routed.form and not routed.metered:
-        content, paths = uploaded(routed.form, body), BATCH_AT.get(routed.label)
-        if content is not None and paths is not None:
-            lines = batch_lines(content, paths.calls)
-            call_of_all = CallRequest("none", routed.family, b"", model=model_of(lines[0]))
-            check_batch_models(worker, head.attribution, caller, call_of_all)
     if owned is not None:
         if owned.bare and (received.length or routed.chunked):
             raise InvalidRequest(f"{routed.route.path} takes no body with this method.")

@@ -18,6 +18,7 @@ from uuid import UUID
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.facts import fit_body
 from gateway.core.calls.models import check_word
+from gateway.core.calls.routes import ANY as EVERY_FIELD
 from gateway.core.calls.routes import FAILED, TOLD, UNREACHABLE
 from gateway.core.calls.routes import LIMITED as FALLBACK_LIMITED
 from gateway.core.circuit_breaker import EVERYBODY, KEYS_TELL_EACH_S, wait_hint
@@ -39,6 +40,7 @@ from gateway.errors import (
 from gateway.http.charge import AdmittedCall
 from gateway.http.ports import Ports
 from gateway.http.protocol.answer import LIMITED, AnswerHead
+from gateway.http.protocol.request import field_kind, known_fields
 from gateway.http.routing.head import RoutedHead
 from gateway.http.server.buffers import bare
 from gateway.http.server.exchange import Attempt, ClientGone, ClientPort, Exchange, Worker
@@ -371,6 +373,8 @@ def _opening(admitted: AdmittedCall, upstream: Upstream, trace: Trace | None) ->
     """Return the head of the request to the upstream, without the fields that frame its body."""
     head, begins, call = admitted.head, admitted.attempt.begins, admitted.call
     routed, passed = head.routed, head.passed
+    if head.others or routed.unpassed:
+        passed += _others(admitted, upstream)
     if begins is None:
         beginning, closing = routed.opening, routed.closing_plain if call.strip_usage else routed.closing
     else:
@@ -386,6 +390,25 @@ def _opening(admitted: AdmittedCall, upstream: Upstream, trace: Trace | None) ->
     if call.narrow is not None:
         beginning, passed = _json_opening(beginning, passed)
     return b"".join((beginning, passed, closing, b"x-request-id: ", admitted.request_id.encode(), b"\r\n"))
+
+
+def _others(admitted: AdmittedCall, upstream: Upstream) -> bytes:
+    """Return those of a head's lines that clients of its API do not send, and that its upstream gets.
+
+    Fields that it does not get are counted.
+    """
+    head, names = admitted.head, upstream.other_fields
+    passed, withheld = list[bytes](), head.routed.unpassed.split()
+    for line in head.others.splitlines(keepends=True):
+        name = line.partition(b":")[0]
+        kind = known_fields.get(name) or field_kind(name)
+        if kind.lower.decode() in names or (EVERY_FIELD in names and not kind.chooses):
+            passed.append(line)
+        else:
+            withheld.append(kind.lower)
+    for name in withheld:
+        admitted.worker.ports.tally.withheld(upstream.name, name.decode())
+    return b"".join(passed)
 
 
 def _told(fields: tuple[tuple[str, str], ...], caller: Caller, priority: str) -> bytes:

@@ -13,18 +13,18 @@ from urllib.parse import unquote_to_bytes
 from gateway.core.accounts.outbox import ROW_MARKERS
 from gateway.core.accounts.runs import FIELD_BYTES_MAX, ID_CHARACTERS_MAX, is_id, read_run
 from gateway.core.calls.routes import Route
-from gateway.core.issuers import is_token, may_be_read
-from gateway.core.model import INTEGER_MAX, PRIORITIES, Attribution, Family, RunRequest
-from gateway.errors import InvalidApiKey, InvalidRequest
-from gateway.http.protocol.request import (
+from gateway.core.families.header_fields import (
     BAGGAGE_FIELD,
     CREDENTIAL_FIELDS,
     KEY_PROTOCOLS,
     OURS_PREFIX,
     PROTOCOLS_FIELD,
     SESSION_FIELDS,
-    Values,
 )
+from gateway.core.issuers import is_token, may_be_read
+from gateway.core.model import INTEGER_MAX, PRIORITIES, Attribution, Family, RunRequest
+from gateway.errors import InvalidApiKey, InvalidRequest
+from gateway.http.protocol.request import Values
 
 # Names without `$`, case, hyphens and underscores, since APIs accept many spellings.
 _QUERY_NAMES = frozenset(b"key accesstoken oauthtoken bearertoken idtoken jwt".split()) | {

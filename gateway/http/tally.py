@@ -18,6 +18,9 @@ from gateway.core.wait import Awake
 
 SERIES_MAX = 4096
 TENANTS_MAX = 4096
+# Names of withheld header fields, and their characters.
+NAMES_MAX = 64
+NAME_CHARS_MAX = 64
 # Statuses with a label of their own; others are counted by class.
 OWN_STATUSES = frozenset({400, 401, 403, 404, 408, 429, 529})
 ANSWERS = ("2xx", "3xx", *map(str, sorted(OWN_STATUSES)), "4xx", "5xx")
@@ -105,6 +108,9 @@ class Tally:
     cooled_calls: dict[str, int] = field(default_factory=dict)
     # By upstream and cause: calls that went to another target.
     fallbacks: dict[tuple[str, str], int] = field(default_factory=dict)
+    # By upstream: header fields of calls that it did not get; by upstream and name, of the first names.
+    fields_withheld: dict[str, int] = field(default_factory=dict)
+    withheld_names: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def begin_with(self, upstreams: Iterable[str]) -> None:
         """Start the counts of these upstreams at 0, so that metrics show the first failure as a rise."""
@@ -114,6 +120,7 @@ class Tally:
             self.upstream_answers.setdefault(name, {})
             self.untrue_reports.setdefault(name, 0)
             self.costs_apart.setdefault(name, 0)
+            self.fields_withheld.setdefault(name, 0)
             self.cooling_seconds.setdefault(name, 0.0)
             self.cooled_calls.setdefault(name, 0)
 
@@ -154,6 +161,13 @@ class Tally:
         """Count a call that went to the next target after this upstream failed."""
         series = upstream, cause
         self.fallbacks[series] = self.fallbacks.get(series, 0) + 1
+
+    def withheld(self, upstream: str, name: str) -> None:
+        """Count a header field that an upstream did not get; names beyond the maximum are not stored."""
+        self.fields_withheld[upstream] = self.fields_withheld.get(upstream, 0) + 1
+        series, names = (upstream, name[:NAME_CHARS_MAX]), self.withheld_names
+        if series in names or len(names) < NAMES_MAX:
+            names[series] = names.get(series, 0) + 1
 
     def cost(self, service: str, model: str, currency: str, nano: int) -> None:
         """Count the cost of a settled call in nano-units.
@@ -251,6 +265,8 @@ class Tally:
             "settlements_estimated": self.settlements_estimated,
             "settlements_failed": self.settlements_failed,
             "budgets_exceeding": self.budgets_exceeding,
+            "fields_withheld": list(self.fields_withheld.items()),
+            "withheld_names": [(*series, count) for series, count in self.withheld_names.items()],
             "upstream_connections": self.upstream_connections,
             "upstream_cooling_seconds": list(self.cooling_seconds.items()),
             "upstream_cooled_calls": list(self.cooled_calls.items()),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -99,6 +99,22 @@ class LargeBodies:
             return result
         finally:
             one.read = None  # a client that left loses its turn, and its body is freed
+
+    async def gather(self, organization_id: int, items: Iterator[T]) -> list[T]:
+        """Return all that `items` yields, made in turns of the organization of a millisecond each."""
+        made: list[T] = []
+        while await self.read(organization_id, partial(self._make, items, made)):
+            pass
+        return made
+
+    def _make(self, items: Iterator[T], made: list[T]) -> bool:
+        """Add items to those `made` for `TURN_S_MAX`; return whether there may be more."""
+        until = self._seconds() + TURN_S_MAX
+        for item in items:
+            made.append(item)
+            if self._seconds() >= until:
+                return True
+        return False
 
     def rest(self, took_s: float) -> asyncio.Future[None]:
         """Return a future that ends after a pause for other work; the pause grows with `took_s`."""

@@ -39,6 +39,7 @@ from gateway.run.model_lists import ask_models
 from gateway.settings.checking import PREFIXES, wanted
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import PREFIX, Settings
+from gateway.telemetry.metrics import WITHHELD_NAMES, collect
 from gateway.tls.certificates import load
 
 _NOT_TWICE = "whether a pooler shares sessions could not be asked: two connections at once were not had"
@@ -111,6 +112,8 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             yield finding
     for target in _called(settings) if role != "keeper" else ():
         yield await _upstream_in_use(target)
+    for finding in _of_fields(settings) if role != "keeper" else ():
+        yield finding
     async for finding in _issuers(settings, role):
         yield finding
 
@@ -231,6 +234,18 @@ async def _issuer(issuer: Issuer, named: str = "", read: Read = read_keys) -> Fi
         said = f"none of its {len(found.keys)} keys is for {', '.join(issuer.algorithms)}"
         return Finding(False, subject, f"{said}: put what it signs by into `algorithms`")
     return Finding(True, subject, f"{len(found.keys)} keys were read, for {', '.join(usable)}")
+
+
+def _of_fields(settings: Settings) -> Iterator[Finding]:
+    """Yield findings on the header fields that running workers did not pass to their upstreams."""
+    names: dict[str, list[str]] = {}
+    with suppress(OSError):
+        for upstream, name, _ in collect(settings.metrics_dir).get(WITHHELD_NAMES, ()):
+            names.setdefault(upstream, []).append(name)
+    for upstream, fields in sorted(names.items()):
+        said = f"it did not get these header fields of calls: {', '.join(sorted(fields))}"
+        wants = "; name those that it needs in its `headers_pass`"
+        yield Finding(True, f"upstream {upstream}", said + wants)
 
 
 async def _upstream_in_use(target: UpstreamTarget) -> Finding:

@@ -51,6 +51,7 @@ from gateway.core.calls.routes import (
 )
 from gateway.core.calls.routes import MODELS_MAX as OWN_LIMITS_MAX
 from gateway.core.families import mcp
+from gateway.core.families.header_fields import may_pass
 from gateway.core.families.registry import ALL, FAMILIES, SHAPES
 from gateway.core.http_limits import Count, Seconds
 from gateway.core.issuers import (
@@ -237,6 +238,7 @@ else:
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Pointer = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)*)*\Z", max_length=256)]
 FieldName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+HeaderPassed = Annotated[str, msgspec.Meta(pattern=r"^(\*|[A-Za-z0-9.-]{1,64})\Z")]
 Query = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}\Z")]
 Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 # A model, as callers or an upstream name it.
@@ -358,6 +360,7 @@ class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Literal["account", "caller"] = "account"
     proxy: str = ""
     fields: Annotated[tuple[FieldName, ...], msgspec.Meta(max_length=FIELDS_MAX)] = ()
+    headers_pass: Annotated[tuple[HeaderPassed, ...], msgspec.Meta(max_length=FIELDS_MAX)] | None = None
     capacity: _UpstreamCapacity | None = None
     output_max: Tokens | None = None
     output_min: Tokens | dict[MeterName, Tokens] | None = None
@@ -576,6 +579,7 @@ def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> Upstre
         **{one: getattr(written, one) for one in _AS_WRITTEN},
         proxies=own_proxies(written.proxy, f"{place}.proxy"),
         fields=frozenset(written.fields),
+        headers_pass=_headers_pass(written, place),
         family="" if written.family is None else str(written.family),
         path=path,
         query=query,
@@ -585,6 +589,22 @@ def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> Upstre
         held=_held(written, place),
         facts=_facts(written, place),
     )
+
+
+def _headers_pass(written: _Upstream, place: str) -> frozenset[str] | None:
+    """Return the header fields that an upstream gets besides those that its API's clients send.
+
+    Raise `SettingError` for a field that no upstream gets.
+    """
+    if written.headers_pass is None:
+        return None
+    for number, name in enumerate(written.headers_pass):
+        if not may_pass(name):
+            raise SettingError(
+                f"{place}.headers_pass[{number}]: {name} reaches no upstream: it is a credential, ends here, or "
+                "asks for another answer or account. What every call is to have stands in `headers`"
+            )
+    return frozenset(name.lower() for name in written.headers_pass)
 
 
 def _facts(written: _Upstream, place: str) -> UpstreamFacts | None:

@@ -47,6 +47,7 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
             "Settled calls whose report of use is contradicted by what passed, such as zeros.",
         "costs_apart upstream":
             "Settled calls whose reported cost and that by the price book are more than a tenth apart.",
+        "fields_withheld upstream": "Header fields of calls that their upstream did not get.",
         "settlements_estimated": "Calls settled by the gateway's own count.",
         "settlements_failed": "Settlements that the counters did not acknowledge at once.",
         "upstream_failures upstream cause": "Upstream connections or answers that failed.",
@@ -166,8 +167,10 @@ FACTS = (
     Fact(LAST, "gauge", "When a counter that must wake somebody last grew.", ("event",)),
 )
 PREFIX = "tollkeeper_"
-# Metrics of the current state: they end with their worker.
-GAUGES = frozenset(fact.name for fact in FACTS if fact.kind == "gauge") - {LAST}
+# Names of withheld header fields by upstream: they are in a snapshot for `doctor`, and no metric.
+WITHHELD_NAMES = "withheld_names"
+# Values of the current state: they end with their worker.
+GAUGES = frozenset({WITHHELD_NAMES, *(fact.name for fact in FACTS if fact.kind == "gauge")}) - {LAST}
 
 # Counters with an alert as soon as they grow. Prometheus does not see the growth of a counter whose first
 # sample is above zero, so the alert uses the time of the last growth.

@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -278,6 +278,22 @@ async def test_organizations_take_turns_and_one_body_is_read_at_a_time() -> None
     assert await asyncio.gather(*greedy, *others) == ["A0", "A1", "A2", "A3", "A4", "B0", "C0", "B1"]
     assert readers.order == ["a0", "a1", "b0", "c0", "a2", "b1", "a3", "a4"]
     assert (readers.most, bodies.turns) == (1, 8)
+
+
+async def test_items_are_made_in_turns_of_a_millisecond_between_those_of_others() -> None:
+    ticks, order = iter(range(99)), list[str]()
+    bodies = LargeBodies(asyncio.get_running_loop(), lambda: next(ticks) * 2 * TURN_S_MAX)
+
+    def made(name: str) -> Iterator[str]:
+        for number in range(3):
+            order.append(f"{name}{number}")
+            yield name
+
+    found = await asyncio.gather(bodies.gather(1, made("a")), bodies.gather(2, made("b")))
+    assert (found, bodies.turns) == ([["a"] * 3, ["b"] * 3], 8)
+    assert order == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    with pytest.raises(ZeroDivisionError):
+        await bodies.gather(1, (1 // number for number in (1, 0)))
 
 
 async def test_who_left_is_not_read_and_what_fails_is_told() -> None:

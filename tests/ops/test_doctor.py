@@ -20,15 +20,18 @@ from gateway.core.calls.routes import UpstreamTarget
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.errors import SettingError
 from gateway.extras import LIBRARIES, install
+from gateway.http.tally import Tally
 from gateway.ops import hints
 from gateway.ops.doctor import _data_directory, _open_files, examine, upstream_finding
 from gateway.ops.doctor_redis import Finding, verification
 from gateway.settings.settings import Settings, load
+from gateway.telemetry.metrics import publish
 from tests.certificates import authority_until, issued, write
 from tests.conftest import ValkeyServer, free_port
 from tests.http.fakes import answer
 from tests.http.stage import FakeUpstream
 from tests.signing import ISSUER, issuer, jwks
+from tests.waiting import eventually
 
 SECRET = "not-for-anybodys-eyes"
 
@@ -282,6 +285,18 @@ async def test_an_upstream_that_is_away_is_told_with_its_reason(
     said = one(await wrong(given.with_values(upstreams=upstreams), "serve"), "upstream openai")
     assert "Connect call failed" in said
     assert "correct base_url" in said
+
+
+async def test_fields_that_an_upstream_did_not_get_are_named(tmp_path: Path) -> None:
+    tally = Tally()
+    for name in ("x-team", "cookie", "x-team"):
+        tally.withheld("openai", name)
+    given = settings(tmp_path)
+    telling = asyncio.create_task(publish(given.metrics_dir, tally.snapshot))
+    await eventually(lambda: any(given.metrics_dir.glob("*.json")))
+    telling.cancel()
+    found = [each async for each in examine(given, "serve") if each.subject == "upstream openai"]
+    assert [(one.well, "of calls: cookie, x-team; name" in one.says) for one in found] == [(True, True)]
 
 
 @pytest.mark.parametrize(

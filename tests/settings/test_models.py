@@ -80,6 +80,7 @@ def test_an_upstream_says_what_it_takes_and_makes(tmp_path: Path) -> None:
         choices: each
         on_cut: goes_on
         cost: reported
+        headers_pass: [X-Team, x-vertex-ai-llm-request-type]
       plain: {base_url: https://x.example}
     models:
       - {name: m, targets: [{upstream: azure}], output_max: 50, context: 60}
@@ -90,6 +91,7 @@ def test_an_upstream_says_what_it_takes_and_makes(tmp_path: Path) -> None:
         False, "max_tokens", frozenset({"stream_options"}), "each", "goes_on",
     )  # fmt: skip
     assert azure(settings).cost == "reported"
+    assert azure(settings).other_fields == {"x-team", "x-vertex-ai-llm-request-type"}
     assert [(one.facts, one.cost) for one in settings.upstreams if one.name == "plain"] == [(None, "book")]
     assert [(one.output_max, one.context) for one in settings.models] == [(50, 60)]
     assert from_json(to_json(settings)) == settings
@@ -105,6 +107,14 @@ def test_an_upstream_says_what_it_takes_and_makes(tmp_path: Path) -> None:
         ("adds: [max_tokens]", "adds"),
         ("maximum: max_output_tokens", "maximum"),
         ("context: listed, auth: google", "azure.context: no list"),
+        ("headers_pass: ['x team']", "headers_pass"),
+        (
+            "headers_pass: [x-team, Authorization]",
+            r"azure.headers_pass\[1\]: Authorization reaches no upstream",
+        ),
+        ("headers_pass: [connection]", "connection reaches no upstream"),
+        ("headers_pass: [x-forwarded-for]", "x-forwarded-for reaches no upstream"),
+        ("headers_pass: [x-goog-fieldmask]", "x-goog-fieldmask reaches no upstream"),
     ],
 )
 def test_what_no_upstream_can_say_is_refused(tmp_path: Path, facts: str, said: str) -> None:

@@ -238,8 +238,8 @@ def uploaded(content_type: bytes, body: bytes) -> bytes | None:
     return fields[b"file"]
 
 
-def batch_lines(content: bytes, endpoints: Collection[str]) -> list[BatchLine]:
-    """Return the calls of a batch file: of one model, for one of `endpoints`, each with a unique id.
+def batch_lines(content: bytes, endpoints: Collection[str]) -> Iterator[BatchLine]:
+    """Yield the calls of a batch file: of one model, for one of `endpoints`, each with a unique id.
 
     Raise `InvalidRequest` with the number of a wrong line.
     """
@@ -252,8 +252,8 @@ def batch_lines(content: bytes, endpoints: Collection[str]) -> list[BatchLine]:
     return _checked(_numbered(content), read, endpoints, "file")
 
 
-def inline_lines(calls: object, endpoint: str, field: str) -> list[BatchLine]:
-    """Return the calls of a batch from a list in the body's `field`, checked like `batch_lines`."""
+def inline_lines(calls: object, endpoint: str, field: str) -> Iterator[BatchLine]:
+    """Yield the calls of a batch from a list in the body's `field`, checked like `batch_lines`."""
 
     def read(call: object) -> BatchLine:
         one = msgspec.convert(call, _InlineCall)
@@ -263,8 +263,8 @@ def inline_lines(calls: object, endpoint: str, field: str) -> list[BatchLine]:
     return _checked(enumerate(listed, 1), read, (endpoint,), field)
 
 
-def calls_of(document: object, endpoint: str, field: str, model: str) -> list[BatchLine]:
-    """Return the calls of a batch in a nested body `field` (dotted path); `InvalidRequest` if one is wrong.
+def calls_of(document: object, endpoint: str, field: str, model: str) -> Iterator[BatchLine]:
+    """Yield the calls of a batch in a nested body `field` (dotted path); `InvalidRequest` if one is wrong.
 
     They are checked like lines of a batch file. Each uses `model`, the model in the request's path, and
     may name no other. Names may have both spellings of proto3 JSON, camelCase and snake_case.
@@ -304,12 +304,11 @@ def _member(place: object, name: str) -> object:
 
 def _checked(
     found: Iterable[tuple[int, T]], read: Callable[[T], BatchLine], endpoints: Collection[str], field: str
-) -> list[BatchLine]:
-    lines: list[BatchLine] = []
+) -> Iterator[BatchLine]:
     seen: set[str] = set()
-    first = ""
+    url = first = ""
     for number, raw in found:
-        if len(lines) == LINES_MAX:
+        if len(seen) == LINES_MAX:
             raise InvalidRequest(f"Line {number}: a batch has at most {LINES_MAX} lines.", param=field)
         try:
             line = read(raw)
@@ -324,16 +323,15 @@ def _checked(
             raise _wrong(field, number, f"method must be POST, and url one of {', '.join(sorted(endpoints))}")
         if not model:
             raise _wrong(field, number, "body.model must name a model")
-        if lines and line.url != lines[0].url:
-            raise _wrong(field, number, f"url must be {lines[0].url}, as on the first line")
-        first = first or model
+        url, first = url or line.url, first or model
+        if line.url != url:
+            raise _wrong(field, number, f"url must be {url}, as on the first line")
         if model != first:
             raise _wrong(field, number, f"body.model must be {first}, as on the first line")
         seen.add(line.custom_id)
-        lines.append(line)
-    if not lines:
+        yield line
+    if not seen:
         raise InvalidRequest(f"There is no line in {field}.", param=field)
-    return lines
 
 
 def model_of(line: BatchLine) -> str:

@@ -14,8 +14,9 @@ from ipaddress import IPv6Address, ip_address
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
+from gateway.core.billing.sellers import seller_of
 from gateway.core.model import GENERIC, Family
-from gateway.core.network import Proxies, Proxy
+from gateway.core.network import Proxies, Proxy, address_refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,8 @@ class UpstreamTarget:
     prices: str = ""  # its price list, empty for that of its family or host
     price_factor: str = ""  # factor on all its prices
     cost: str = "book"  # `reported`: its usage reports state the cost
+    # header fields that it gets besides those that its API's clients send, `*` for any; None: by its address
+    headers_pass: frozenset[str] | None = None
 
     def place_of_key(self, key: int) -> str:
         """Return the name of the variable or setting that holds this credential."""
@@ -164,6 +167,18 @@ class UpstreamTarget:
     def by_model(self) -> bool:
         """Whether the path at this upstream contains the model."""
         return "{model}" in self.path
+
+    @property
+    def other_fields(self) -> frozenset[str]:
+        """The header fields that it gets besides those that its API's clients send, with `*` for any.
+
+        By default a vendor's API gets none, and a server of one's own or of tools gets any.
+        """
+        if self.headers_pass is not None:
+            return self.headers_pass
+        sold = self.auth != "header" or seller_of(self.prices, "", self.family, self.base_url) is not None
+        of_vendor = sold or address_refusal(self.base_url, private=False) is None
+        return frozenset() if of_vendor and self.family != "mcp" else frozenset({ANY})
 
 
 # Headers that an AWS signature adds.

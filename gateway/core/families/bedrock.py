@@ -338,6 +338,8 @@ FAMILY = ApiFamily(
             b"amz-sdk-invocation-id",
         }
     ),
+    # botocore 1.44.5, and AWS' SDK for JavaScript.
+    headers=frozenset({b"x-amz-user-agent"}),
     withheld_prefixes=(b"x-amzn-bedrock-",),
     objects=OBJECTS,
     exclusions=Exclusions(

@@ -193,6 +193,7 @@ FAMILY = ApiFamily(
     },
     brings=_routes,
     prefixes=("/v2/",),
+    headers=frozenset({b"x-client-name"}),  # cohere 5
     provider="cohere",
     ceilings={"command": 4_096, "command-a": 8_192},
 )  # fmt: skip

@@ -508,6 +508,8 @@ class ApiFamily:
     segment: str = SEGMENT  # the pattern of a path parameter
     # query parameters of a metered call, and their values; None for any plain word
     queries: Mapping[bytes, frozenset[bytes] | None] = field(default_factory=dict)
+    # headers that its SDKs and clients send: they reach upstreams that get no others
+    headers: frozenset[bytes] = frozenset()
     withheld: frozenset[bytes] = frozenset()  # headers that are not forwarded with a metered call
     # Headers that are never forwarded: some choose which account of the operator pays.
     withheld_prefixes: tuple[bytes, ...] = ()

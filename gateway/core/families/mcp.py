@@ -198,5 +198,6 @@ FAMILY = ApiFamily(
     session_field=SESSION,
     # The `id` of a message numbers it.
     objects=ObjectRules(add=lambda name, inside, holder, *_: name == "id" and "jsonrpc" in holder),
+    headers=frozenset({SESSION, METHOD.encode(), NAMED.encode(), VERSION.encode(), b"last-event-id"}),
     said_twice=(METHOD.encode(), NAMED.encode(), VERSION.encode()),
 )

@@ -420,16 +420,16 @@ async def _lines(  # noqa: PLR0917  # where the lines of a batch are
     if route is None or route.meter != paths.calls[route.path]:
         raise ServiceNotIncluded(f"Nothing here serves {endpoint}.")
     if paths.makers:
-        read = partial(calls_of, document, route.path, paths.inline, model)
+        found = calls_of(document, route.path, paths.inline, model)
     elif paths.inline:
-        read = partial(inline_lines, document.get(paths.inline), route.path, paths.inline)
+        found = inline_lines(document.get(paths.inline), route.path, paths.inline)
     else:
         content = await jobs.fetch(
             upstream, paths.content(input_id),
             worker.limits.body_bytes_max, arrive,
         )  # fmt: skip
-        read = partial(batch_lines, content, (route.path,))
-    lines = await worker.bodies.read(caller.organization_id, read)
+        found = batch_lines(content, (route.path,))
+    lines = await worker.bodies.gather(caller.organization_id, found)
     return input_id, route, lines
 
 
@@ -725,6 +725,8 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
         call.choices, call.measured = job.videos, {SECONDS: job.seconds}
     meter = make_meter(call, line.status, b"application/json", bounds=bounds)
     meter.whole(line.body)
+    if job.kind != VIDEO:  # a report without a prompt is none: the rest of the hold is the prompt's
+        call.blob_tokens = max(1, -(-(job.raw_tokens or job.tokens) // job.lines) - meter.output)
     usage, detail = meter.usage(), meter.detail
     passes = job.kind == RESPONSE and not line.free and usage.total > max(job.tokens, job.raw_tokens) > 0
     if not passes and (not usage.reported or not (usage.total or job.kind == VIDEO)):

@@ -19,6 +19,7 @@ from wsproto import ConnectionType
 from wsproto.connection import Connection
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
+from gateway.core.families.header_fields import KEY_PROTOCOLS, PROTOCOLS_FIELD
 from gateway.core.families.refusal import render
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.reading import UNREADABLE
@@ -28,7 +29,7 @@ from gateway.core.wait import OVER
 from gateway.errors import InvalidRequest, Overloaded, Refusal, RequestTooLarge, UpstreamUnreachable
 from gateway.http.admission import identify, known
 from gateway.http.protocol.answer import EVENT_STREAM
-from gateway.http.protocol.request import KEY_PROTOCOLS, PROTOCOLS_FIELD, HeadCut, cut_head
+from gateway.http.protocol.request import HeadCut, cut_head
 from gateway.http.routing.head import RoutedHead
 from gateway.http.server.buffers import full
 from gateway.http.server.connection import ReadPause

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import httptools
 
+from gateway.core.families.header_fields import HOP_BY_HOP, OURS_PREFIX
 from gateway.core.families.registry import ALL
 from gateway.core.http_limits import HttpLimits
 from gateway.http.protocol.framing import (
@@ -42,7 +43,7 @@ from gateway.http.protocol.framing import (
     decimal,
     has_bare_newline,
 )
-from gateway.http.protocol.request import HOP_BY_HOP, OURS_PREFIX, ParseCache
+from gateway.http.protocol.request import ParseCache
 
 STATUS_LINES_BYTES_MAX = 64 * 1024
 READ_LINES_BYTES_MAX = 2 * 1024 * 1024

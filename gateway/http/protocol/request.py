@@ -19,7 +19,23 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import httptools
 
 from gateway.core.calls.routes import CHARACTER, TWO_READINGS
-from gateway.core.families.registry import ALL
+from gateway.core.families.header_fields import (
+    BAGGAGE_FIELD,
+    CHOOSING,
+    CONTROLLED,
+    COOKIE,
+    CREDENTIAL_FIELDS,
+    OURS_PREFIX,
+    READ,
+    READ_AND_PASSED,
+    SESSIONS,
+    UNITS_FIELD,
+    VARYING,
+    WITHHELD_SOMEWHERE,
+    is_ended,
+    is_usual,
+    is_withheld,
+)
 from gateway.core.http_limits import HttpLimits
 from gateway.core.lru import LruCache, LruEntry
 from gateway.core.traces import FIELD as TRACE_FIELD
@@ -123,96 +139,16 @@ class LruParseCache(LruCache[K, U]):
             self.put(key, value, size)
 
 
-# Kinds of request fields by name: whether the field is forwarded, and what the gateway reads it for.
-#
-# Hop-by-hop fields (RFC 9110, 7.6.1), credentials, forwarding fields and `x-tollkeeper-*` are not forwarded.
-# The kind of each spelling of a short name is cached, within bounds, as the sender is not authenticated yet.
+# Kinds of request fields by name, as `header_fields.py` says: the kind of each spelling of a short name is
+# cached, within bounds, as the sender is not authenticated yet.
 
-# Browsers can send a key only in the protocols of a WebSocket, after one of these prefixes.
-PROTOCOLS_FIELD: Final = b"sec-websocket-protocol"
-KEY_PROTOCOLS: Final = tuple(one.key_protocol for one in ALL if one.key_protocol)
-CREDENTIAL_FIELDS = frozenset(name for one in ALL for name in one.credentials) | {PROTOCOLS_FIELD}
-HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
-    b"transfer-encoding upgrade http2-settings".split()
-)
-OURS_PREFIX = b"x-tollkeeper-"
-# Fields by which clients name the session of a call; they are forwarded.
-_ANY_CALL = tuple(one.names_session for one in ALL if one.names_session)
-# Belongs to no API: opencode sends it to every API with models. Other clients may use it for a secret.
-_CALL_OF_MODEL = b"x-session-id"
-SESSION_FIELDS = {
-    one.name: tuple(filter(None, (one.own_session, *_ANY_CALL, _CALL_OF_MODEL if one.models_at else b"")))
-    for one in ALL
-}
-_SESSIONS = frozenset(name for names in SESSION_FIELDS.values() for name in names)
 NAMES_BYTES_MAX = 256 * 1024
 NAME_BYTES_MAX = 64
 
-# W3C baggage: members that clients' tools attach to each call, perhaps a run.
-BAGGAGE_FIELD = b"baggage"
-
-_READ_AND_PASSED = frozenset(
-    {b"content-type", b"content-encoding", b"accept-encoding", TRACE_FIELD, BAGGAGE_FIELD, *_SESSIONS}
-).union(*((one.spoken_by, one.session_field, *one.said_twice) for one in ALL)) - {b""}
-# The parser takes Proxy-Connection for Connection, so it decides which refusal a head has.
-_READ = CREDENTIAL_FIELDS | frozenset(
-    b"connection proxy-connection transfer-encoding upgrade host content-length expect "
-    b"sec-websocket-key sec-websocket-version".split()
-)
-_ENDED = HOP_BY_HOP | frozenset(
-    b"x-request-id forwarded x-real-ip x-client-ip client-ip true-client-ip cf-connecting-ip "
-    b"x-cluster-client-ip x-original-url x-rewrite-url x-http-method-override x-original-host via "
-    b"sec-websocket-extensions".split()
-)
-# An underscore must not smuggle in a second spelling of a name that decides something.
-_CONTROLLED = (
-    _READ
-    | _ENDED
-    | frozenset({b"content-type", b"content-encoding"}).union(
-        *((one.session_field, *one.said_twice) for one in ALL)
-    )
-)
-
-UNITS_FIELD = OURS_PREFIX + b"units"
-OVERRIDES = frozenset(
-    {b"x-http-method", b"x-http-method-override", b"x-method-override", b"http-method-override"}
-)
-# Type and digests of a body: no longer true once the gateway has rewritten the body.
-OF_BODIES = frozenset(b"content-type content-encoding content-md5 digest content-digest repr-digest".split())
-# Fields that ask for a part of an answer, or another form.
-_OF_ANSWERS = frozenset(
-    b"range if-range if-match if-none-match if-modified-since if-unmodified-since prefer a-im want-digest "
-    b"want-content-digest".split()
-)
-WITHHELD = OVERRIDES | OF_BODIES | _OF_ANSWERS
-# Prefixes of fields that set system parameters, or choose which of the operator's accounts pays.
-_WITHHELD_PREFIXES = (
-    *(prefix for one in ALL for prefix in one.withheld_prefixes),
-    # Gateways in front of a provider choose another model, cache or credential by these.
-    b"x-litellm-", b"x-portkey-", b"cf-aig-", b"helicone-", b"ocp-apim-",
-    # Inference gateways read priority and owner of a call from these.
-    b"x-gateway-inference-", b"x-llm-d-inference-",
-    # An inference router bills another account by this.
-    b"x-hf-bill-to",
-)  # fmt: skip
-# Timeouts for the services behind the gateway: they would have read the input, and not be paid.
-_GIVES_UP = re.compile(rb"(?!x-stainless-).*(?:timeout|deadline|stream-duration)")
-_PASSED = frozenset(one.spoken_by for one in ALL)
-_WITHHELD_SOMEWHERE = WITHHELD.union(*(one.withheld for one in ALL))
-# Fields of tracers, retries and proxies: the value differs in nearly every request.
-_VARYING = frozenset(
-    b"traceparent tracestate baggage b3 x-b3-traceid x-b3-spanid x-b3-parentspanid sentry-trace "
-    b"uber-trace-id x-amzn-trace-id x-cloud-trace-context x-datadog-trace-id x-datadog-parent-id "
-    b"x-datadog-tags x-request-id x-client-request-id x-correlation-id idempotency-key x-idempotency-key "
-    b"x-envoy-attempt-start-time x-request-start x-queue-start cf-ray x-amz-cf-id x-vercel-id "
-    b"fly-request-id content-length date".split()
-)
-
 # Roles of a field line, by its name. PASSES: forwarded unless withheld. DECIDES: routing depends on the line.
 # PROVES: contains the credential. SAYS: attribution. TRACES: the trace context. VARIES: not worth caching.
-# AMBIGUOUS: the request is refused.
-PASSES, DECIDES, PROVES, SAYS, TRACES, VARIES, AMBIGUOUS = 1, 2, 4, 8, 16, 32, 64
+# AMBIGUOUS: the request is refused. LISTED: forwarded if the API's clients send it, or its upstream takes it.
+PASSES, DECIDES, PROVES, SAYS, TRACES, VARIES, AMBIGUOUS, LISTED = 1, 2, 4, 8, 16, 32, 64, 128
 
 
 class FieldKind(NamedTuple):
@@ -220,7 +156,8 @@ class FieldKind(NamedTuple):
 
     `lower` is the name in lower case, `plain` also has hyphens for underscores, as an upstream may read it.
     `passes`: forwarded to the upstream; `read`: read here; `shadows`: a second spelling of a name that is
-    read here. `role` combines the constants above.
+    read here. `chooses`: an upstream gets it only if its configuration names it. `role` combines the
+    constants above.
     """
 
     lower: bytes
@@ -229,6 +166,7 @@ class FieldKind(NamedTuple):
     read: bool
     shadows: bool
     role: int
+    chooses: bool
 
 
 _names: ParseCache[bytes, FieldKind] = ParseCache(NAMES_BYTES_MAX, NAME_BYTES_MAX, 3, 384)
@@ -240,27 +178,21 @@ def field_kind(name: bytes) -> FieldKind:
     lower = name.lower()
     plain = lower.replace(b"_", b"-")
     ours = lower.startswith(OURS_PREFIX)
-    ended = ours or lower in _READ or lower in _ENDED or lower.startswith(b"x-forwarded-")
-    read = ours or lower in _READ or lower in _READ_AND_PASSED
-    shadows = plain != lower and (plain in _CONTROLLED or plain.startswith((OURS_PREFIX, b"x-forwarded-")))
+    ended = is_ended(lower)
+    read = ours or lower in READ or lower in READ_AND_PASSED
+    shadows = plain != lower and (plain in CONTROLLED or plain.startswith((OURS_PREFIX, b"x-forwarded-")))
+    chooses = plain.startswith(CHOOSING)
     if read:
         role = _purpose(lower)
     else:
-        role = AMBIGUOUS if shadows else DECIDES if is_withheld(plain, _WITHHELD_SOMEWHERE) else 0
-    role |= (VARIES if lower in _VARYING else 0) | (0 if ended else PASSES)
-    kind = FieldKind(lower, plain, not ended, read, shadows, role)
+        decides = chooses or is_withheld(plain, WITHHELD_SOMEWHERE)
+        role = AMBIGUOUS if shadows else DECIDES if decides else 0
+    role |= VARIES if lower in VARYING else 0
+    if not ended:
+        role |= PASSES if is_usual(lower) else PASSES | LISTED
+    kind = FieldKind(lower, plain, not ended, read, shadows, role, chooses or plain == COOKIE)
     _names.keep(name, kind)
     return kind
-
-
-def is_withheld(plain: bytes, names: frozenset[bytes]) -> bool:
-    """Return whether a header field is not forwarded, on any route or on a route that withholds `names`.
-
-    `plain` is the field's name in lower case.
-    """
-    return plain not in _PASSED and (
-        plain in names or plain.startswith(_WITHHELD_PREFIXES) or _GIVES_UP.match(plain) is not None
-    )
 
 
 def _purpose(lower: bytes) -> int:
@@ -274,7 +206,7 @@ def _purpose(lower: bytes) -> int:
         return PROVES
     if (
         (lower.startswith(OURS_PREFIX) and lower != UNITS_FIELD)
-        or lower in _SESSIONS
+        or lower in SESSIONS
         or lower == BAGGAGE_FIELD
     ):
         return SAYS
@@ -505,17 +437,21 @@ def _read_framing(head: RequestHead) -> None:
 
 
 def _read_connection(head: RequestHead) -> None:
-    tokens = frozenset(
-        token.strip(b" \t").lower() for value in head.all(b"connection") for token in value.split(b",")
-    )
-    head.nominated = tokens - _CONNECTION_OPTIONS
-    head.keep_alive = b"close" not in tokens and (head.minor == 1 or b"keep-alive" in tokens)
-    head.upgrades = any(b"websocket" in value.lower() for value in head.all(b"upgrade"))
+    options = _tokens(head.all(b"connection"))
+    head.nominated = options - _CONNECTION_OPTIONS
+    head.keep_alive = b"close" not in options and (head.minor == 1 or b"keep-alive" in options)
+    # Without the option an intermediary may have forwarded the field unread: RFC 9110, 7.8.
+    head.upgrades = b"upgrade" in options and b"websocket" in _tokens(head.all(b"upgrade"))
     expectations = head.all(b"expect")
     if expectations and head.minor == 1:
         if [value.lower() for value in expectations] != [b"100-continue"]:
             raise ExpectationFailed
         head.expects = True
+
+
+def _tokens(values: list[bytes]) -> frozenset[bytes]:
+    """Return the members of a field's values that are lists, in lower case."""
+    return frozenset(token.strip(b" \t").lower() for value in values for token in value.split(b","))
 
 
 def accept_of(head: RequestHead) -> bytes:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from gateway.core.calls.binding import UNREAD_METERS, Binding, is_bound
 from gateway.core.calls.routes import Route, UpstreamTarget, place_of
 from gateway.core.families.family import Listing, is_list, one_of
+from gateway.core.families.header_fields import OF_BODIES
 from gateway.core.families.objects import ObjectAccess
 from gateway.core.families.registry import BATCH_AT, FAMILIES, SHAPES
 from gateway.core.http_limits import HttpLimits
@@ -36,6 +37,7 @@ from gateway.http.protocol.request import (
     AMBIGUOUS,
     CUT_LINES_MAX,
     DECIDES,
+    LISTED,
     PASSES,
     PROVES,
     SAYS,
@@ -59,6 +61,7 @@ from gateway.http.routing.routes import (
     Match,
     RouteTable,
     WorkerBindings,
+    api_of,
     asking,
     check_query,
     check_upgrade,
@@ -100,6 +103,8 @@ class RoutedHead(LruEntry):
     to models, but does not read which one is named. `bound`: the service selects the upstream; `binding` was
     the current one at reading. `listing` shows models: only `listed`, or all if that is empty. `sent` and
     `query` are the upstream's path and query. `varies`: the upstream's address or key depends on the call.
+    `headers` are names of fields that its API's clients send, None where all are passed as they came.
+    `unpassed` are the names of fields that are withdrawn for what they ask.
     `form` is the content type of a form that is read. `asked` is the head of the call that another gateway
     asks about. `host` is the client's name for this gateway. `accept` opens a WebSocket. `key` is a field
     with the key from the address.
@@ -129,6 +134,8 @@ class RoutedHead(LruEntry):
     closing_plain: bytes = b""
     withdrawn: tuple[bytes, ...] = ()
     dropped: frozenset[bytes] = frozenset()
+    headers: frozenset[bytes] | None = None
+    unpassed: bytes = b""
     metered: bool = False
     buffered: bool = False
     any_model: bool = False
@@ -334,6 +341,12 @@ class HeadRouter:
         if is_read:
             taken |= {b"accept-encoding"}
         routed.withdrawn = tuple(line for kind, line in head.fields if kind.passes and kind.lower in taken)
+        family = api_of(route)
+        if family.name != GENERIC:
+            routed.headers = family.headers
+            replaced = OF_BODIES | family.withheld | {b"accept-encoding"}
+            gone = [kind.lower for kind, _ in head.fields if kind.passes and kind.lower in taken - replaced]
+            routed.unpassed = b" ".join(gone)
 
     def opening(self, routed: RoutedHead, target: UpstreamTarget, model: str) -> UpstreamOpening:
         """Return the beginning and end of the upstream's request for a model, from a cache if possible."""
@@ -402,11 +415,14 @@ class CallHead(LruEntry):
     """The head of one call with the meaning of its lines.
 
     `parent` is the caller's span if calls are traced. `passed` are the forwarded lines, in addition to those
-    of `routed`. `news` are new parts for the cache, until they are stored. `free` is the number of lines that
-    a cached head may still add. `cors` are the CORS lines for the answer, empty if no other origin may call.
+    of `routed`, and `others` those that some upstreams get. `news` are new parts for the cache, until they
+    are stored. `free` is the number of lines that a cached head may still add. `cors` are the CORS lines for
+    the answer, empty if no other origin may call.
     """
 
-    __slots__ = ("attribution", "cors", "free", "news", "parent", "passed", "proof", "routed", "said")
+    __slots__ = (
+        "attribution", "cors", "free", "news", "others", "parent", "passed", "proof", "routed", "said",
+    )  # fmt: skip
 
     def __init__(
         self, routed: RoutedHead, proof: HeaderCredential = UNPROVEN, said: HeaderAttribution = NOTHING
@@ -416,7 +432,7 @@ class CallHead(LruEntry):
         self.said = said
         self.attribution = said.attribution
         self.parent: Parent | None = None
-        self.passed = self.cors = b""
+        self.passed = self.others = self.cors = b""
         self.free = 0
         self.news: ParsedHead | None = None
 
@@ -424,7 +440,7 @@ class CallHead(LruEntry):
         """Return a copy with the route `routed` and the credential `proof`."""
         call = CallHead(routed, proof, self.said)
         call.attribution, call.parent = self.attribution, self.parent
-        call.passed, call.cors = self.passed, self.cors
+        call.passed, call.cors, call.others = self.passed, self.cors, self.others
         return call
 
     @property
@@ -451,20 +467,21 @@ class ParsedHead:
     """A head whose lines are sorted by role, with its new parts for the cache.
 
     `proving` and `saying` are lines joined to one text. `trace_id` is the id of a `trace` line in the usual
-    form. `rest` is the head without all of these, if every other line was known, and `new` are lines that
+    form. `listed` are lines of `passing` that not every upstream gets. `rest` is the head without all of these, if every other line was known, and `new` are lines that
     were not. `routed`, `proof` and `said` are set if they were not cached. `said_as` is the cache's key of
     `said`.
     """
 
     __slots__ = (
-        "deciding", "new", "passing", "proof", "proving", "rest", "routed", "said", "said_as", "saying",
-        "trace", "trace_id", "traces",
+        "deciding", "listed", "new", "passing", "proof", "proving", "rest", "routed", "said", "said_as",
+        "saying", "trace", "trace_id", "traces",
     )  # fmt: skip
 
     def __init__(self, rest: bytes, request_line: bytes, trace: bytes, trace_id: str) -> None:
         self.rest = rest
         self.deciding = [request_line]
         self.passing: list[bytes] = []
+        self.listed: list[bytes] = []
         self.proving = self.saying = self.said_as = b""
         self.traces: list[bytes] = []
         self.trace, self.trace_id = trace, trace_id
@@ -590,7 +607,7 @@ class HeadReader:
             self._said.keep(news.said_as, news.said)
         if news.rest:
             known = CallHead(call.routed)
-            known.cors, known.passed = call.cors, call.passed
+            known.cors, known.passed, known.others = call.cors, call.passed, call.others
             known.free = self._limits.head_fields_max - (news.rest.count(b"\r\n") - 2)
             if news.trace:
                 known.passed = call.passed.removesuffix(news.trace + b"\r\n")
@@ -611,7 +628,7 @@ class HeadReader:
         if proof is None:
             return None
         call = CallHead(routed, proof, said)
-        call.cors, call.passed = known.cors, known.passed
+        call.cors, call.passed, call.others = known.cors, known.passed, known.others
         if trace:
             if FIELD not in routed.dropped:
                 call.passed = b"%b%b\r\n" % (known.passed, trace)
@@ -634,6 +651,8 @@ class HeadReader:
                 passing.append(line)
             if role == PASSES:
                 continue
+            if role & LISTED:
+                reading.listed.append(line)
             if role & DECIDES:
                 reading.deciding.append(line)
             elif role & PROVES:
@@ -657,7 +676,11 @@ class HeadReader:
             call = CallHead(routed, self._prove(reading), said)
             if reading.traces or self._traced:
                 self._trace(call, said, reading)
-            call.passed = _passed(routed, reading.passing)
+            lines = _passed(routed, reading.passing)
+            if reading.listed and routed.headers is not None:
+                lines, others = _sort_listed(lines, reading.listed, routed.headers)
+                call.others = _ended(others)
+            call.passed = _ended(lines)
             refused = call.refusal is not None or call.identity_refusal is not None
             if reading.is_news and not routed.accept and not refused:
                 call.news = reading
@@ -788,12 +811,27 @@ def _judge(line: bytes, reading: ParsedHead) -> int:
     return role
 
 
-def _passed(routed: RoutedHead, lines: list[bytes]) -> bytes:
-    """Return the lines to forward to the upstream, each with CRLF."""
+def _passed(routed: RoutedHead, lines: list[bytes]) -> list[bytes]:
+    """Return the lines that some upstream may get."""
     for line in routed.withdrawn:
         lines.remove(line)
     dropped = routed.dropped
     if dropped:
         lines = [line for line in lines if line.partition(b":")[0].lower() not in dropped]
-    lines.append(b"")
-    return b"\r\n".join(lines)
+    return lines
+
+
+def _sort_listed(
+    lines: list[bytes], listed: list[bytes], headers: frozenset[bytes]
+) -> tuple[list[bytes], list[bytes]]:
+    """Return the lines that every upstream gets, and those that some get.
+
+    The API's clients send the fields `headers`. The others are in `listed`.
+    """
+    others = {line for line in listed if line.partition(b":")[0].lower() not in headers}
+    return [line for line in lines if line not in others], [line for line in lines if line in others]
+
+
+def _ended(lines: list[bytes]) -> bytes:
+    """Return these lines as one text, each with CRLF."""
+    return b"\r\n".join((*lines, b""))

@@ -15,20 +15,21 @@ from gateway.core.calls.models import NO_MODELS, ConfiguredModels
 from gateway.core.calls.routes import REST, Route, ServiceRules, UpstreamTarget, expression_of
 from gateway.core.families.controlled import Document
 from gateway.core.families.family import ApiFamily, ObjectRules, UploadRules, is_list, one_of
+from gateway.core.families.header_fields import (
+    COOKIE,
+    CREDENTIAL_FIELDS,
+    OF_BODIES,
+    OVERRIDES,
+    WITHHELD,
+    is_withheld,
+)
 from gateway.core.families.objects import ObjectAccess, places_of, session_of
 from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES, SPEAKERS
 from gateway.core.model import GENERIC, Family, Service
 from gateway.errors import InvalidRequest, ObjectNotFound, Refusal, UnknownRoute, UpgradeRefused
 from gateway.extras import is_installed
 from gateway.http.ports import DirectoryPort, Log
-from gateway.http.protocol.request import (
-    CREDENTIAL_FIELDS,
-    OF_BODIES,
-    OVERRIDES,
-    WITHHELD,
-    RequestHead,
-    is_withheld,
-)
+from gateway.http.protocol.request import RequestHead
 
 OWN_PREFIX = "/.tollkeeper/"
 USAGE_PATH = OWN_PREFIX + "usage"
@@ -480,7 +481,7 @@ def listing_query(query: bytes, route: Route) -> bytes:
 
 def check_query(query: bytes, route: Route) -> None:
     """Raise `InvalidRequest` for a query parameter that neither the API's documents nor the route allow."""
-    family = _family(route)
+    family = api_of(route)
     if family.name == GENERIC:
         return
     free, query = route.meter == "none", listing_query(query, route)
@@ -521,7 +522,7 @@ def withheld(head: RequestHead, route: Route, *, form: bool = False) -> frozense
 
     A `form` keeps its content-type field.
     """
-    family = _family(route)
+    family = api_of(route)
     if family.name == GENERIC:
         return _NONE
     names = OVERRIDES if route.meter == "none" else WITHHELD | family.withheld
@@ -605,7 +606,10 @@ def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
         )
     if is_live(route):
         return UnknownRoute("A WebSocket is not authorized, as nobody here sees what passes: open it here.")
-    said = sorted(name.decode("latin-1") for name in withheld(head, route) - OF_BODIES - _OF_QUESTIONS)
+    asks = withheld(head, route) - OF_BODIES - _OF_QUESTIONS
+    if api_of(route).name != GENERIC:
+        asks |= {kind.lower for kind, _ in head.fields if kind.chooses and kind.lower != COOKIE}
+    said = sorted(name.decode("latin-1") for name in asks)
     if said:
         return InvalidRequest(f"The field {said[0]} may not reach the upstream: leave it out.", param=said[0])
     return None
@@ -633,7 +637,7 @@ def is_rewritten(route: Route) -> bool:
     return route.meter not in UNREAD_METERS
 
 
-def _family(route: Route) -> ApiFamily:
+def api_of(route: Route) -> ApiFamily:
     """Return the API family whose meter the route has; without one, the route's own family."""
     return OF_METER.get(route.meter) or FAMILIES[route.family]
 

@@ -119,15 +119,16 @@ class Upstream:
     `certificate_end` is the end of the last seen certificate as Unix time. `accounts` identify the owner of
     the upstream's limits, one for each key: targets with the same address and credential share one. `signer`
     signs requests if the target needs that. `contexts` are context lengths of models from the upstream's own
-    list, which is read while `listed`. Calls wait at the `limiter` for the capacity that the target states.
+    list, which is read while `listed`. `other_fields` are header fields that it gets besides those that
+    clients of its API send. Calls wait at the `limiter` for the capacity that the target states.
 
     A call that was admitted by `admit` may use one connection, idle or new; `release` ends that.
     """
 
     __slots__ = (
         "_clock", "_connecting", "_idle", "_left", "_limits", "_links", "_names", "_place", "_shares",
-        "_tally", "_turns", "accounts", "certificate_end", "contexts", "limiter", "listed", "name", "signer",
-        "target",
+        "_tally", "_turns", "accounts", "certificate_end", "contexts", "limiter", "listed", "name",
+        "other_fields", "signer", "target",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
@@ -144,6 +145,7 @@ class Upstream:
                 upstream_idle_s=target.idle_s or limits.upstream_idle_s,
             )
         self.target, self.limiter = target, limiter
+        self.other_fields = target.other_fields
         self.signer: CloudSigner | None = signer_of(target)
         self.contexts: dict[str, int] = {}
         self.listed = target.facts is not None and target.facts.listed

@@ -67,21 +67,21 @@ def test_a_line_has_each_of_its_names_once_and_no_other(line: bytes, why: str) -
     second = whole.replace(b'"a"', b'"c:\\u003ad"')
     assert [one.custom_id for one in batch_lines(whole + b"\n" + second, (LINE["url"],))] == ["a", "c::d"]
     with pytest.raises(InvalidRequest, match=f"Line 2: .*{why}"):
-        batch_lines(whole + b"\n" + line % second[1:], (LINE["url"],))
+        list(batch_lines(whole + b"\n" + line % second[1:], (LINE["url"],)))
 
 
 @pytest.mark.parametrize("extra", ["Params", "model", "url"])
 def test_a_call_of_a_body_has_no_other_name_than_its_own(extra: str) -> None:
     call = {"custom_id": "a", "params": {"model": "m"}}
-    assert len(inline_lines([call], "/v1/messages", "requests")) == 1
+    assert len(list(inline_lines([call], "/v1/messages", "requests"))) == 1
     with pytest.raises(InvalidRequest, match=f"Line 1: .*unknown field `{extra}`"):
-        inline_lines([call | {extra: {"model": "dear"}}], "/v1/messages", "requests")
+        list(inline_lines([call | {extra: {"model": "dear"}}], "/v1/messages", "requests"))
 
 
 @pytest.mark.parametrize("extra", ["Request", "model", "metaData"])
 def test_a_call_of_a_model_in_a_path_has_a_request_and_metadata(extra: str) -> None:
     def of(call: dict[str, Any]) -> list[BatchLine]:
-        return calls_of({"batch": {"requests": [call]}}, "/v1", "batch.requests", "m")
+        return list(calls_of({"batch": {"requests": [call]}}, "/v1", "batch.requests", "m"))
 
     call = {"request": {"contents": []}, "metadata": {"key": "a"}}
     assert len(of(call)) == 1

@@ -187,7 +187,10 @@ async def test_what_would_be_taken_away_here_is_refused() -> None:
         assert (await stage.ask(post(body, AUTHORIZE + GEMINI))).status == 200
         for query in (b"?fields=candidates.content", b"?%24fields=usageMetadata", b"?alt=media"):
             assert (await refused(stage, post(body, AUTHORIZE + GEMINI + query)))[0] == 400
-        for field in (b"x-goog-fieldmask", b"X-Goog-FieldMask", b"range", b"x-request-timeout", b"if-match"):
+        for field in (
+            b"x-goog-fieldmask", b"X-Goog-FieldMask", b"range", b"x-request-timeout", b"if-match",
+            b"X-Vertex-AI-LLM-Request-Type", b"azureml-model-deployment",
+        ):  # fmt: skip
             asked = post(body, AUTHORIZE + GEMINI, field + b": 1\r\n")
             assert await refused(stage, asked) == (400, "invalid_request"), field
 

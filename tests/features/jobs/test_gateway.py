@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -342,6 +341,32 @@ async def test_a_line_that_comes_again_costs_nothing_more_and_hides_none_that_is
     assert len({one.settlement.request_id for one in again}) == len(again) == 2
 
 
+# Of the hold of 234 tokens each of three lines has 78: an absent prompt is no report, as over HTTP.
+@pytest.mark.parametrize(
+    ("usage", "total"),
+    [
+        (None, 78),
+        ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, 78),
+        ({"prompt_tokens": 0, "completion_tokens": 30, "total_tokens": 30}, 78),
+        ({"prompt_tokens": 0, "completion_tokens": 90, "total_tokens": 90}, 91),
+        ({"prompt_tokens": 7, "completion_tokens": 40, "total_tokens": 47}, 47),
+    ],
+)
+async def test_a_line_that_reports_no_prompt_costs_its_share_or_the_more_that_it_reports(
+    stage: Stage, usage: dict[str, int] | None, total: int
+) -> None:
+    choices = [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}]
+    body = json.dumps({"model": "draw", "choices": choices, "usage": usage}).encode()
+    job = Job("hold", 1, 2, 3, 0, "", "chat", "up", "/v1/chat/completions", "draw", "", 3, 0, 0, id="b")
+    job.raw_tokens = 234
+    route = next(one for one in ROUTES if one.path == job.endpoint)
+    ports, service = stage.plane._ports, stage.directory.services["chat"]
+    line = BatchResult("a", 200, "", body, False)
+    (made,) = line_charges(ports, job, service, route, [line], 1, DEFAULT_BOUNDS, 0.0)
+    assert made is not None
+    assert (made.counted.total, made.counted.estimated) == (total, total != 47)
+
+
 @pytest.mark.parametrize("each", [False, True])
 async def test_a_line_whose_report_is_about_one_choice_is_charged_for_all(stage: Stage, each: bool) -> None:
     choices = [{"index": at, "message": {"content": "word " * 10}, "finish_reason": "stop"} for at in (0, 1)]
@@ -413,7 +438,8 @@ async def test_files_that_are_read_slowly_cost_nobody_a_call(stage: Stage) -> No
 
 
 async def test_the_first_hold_of_a_batch_is_renewed_while_lines_are_read(stage: Stage) -> None:
-    stage.seconds = partial(next, iter(range(0, 10**6, 10)))
+    ticks = iter(range(0, 10**6, 10))
+    stage.seconds = lambda: next(ticks) if stage.counters.holds else 0
     has_lines(stage, 300)
     said = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions"}
     await asked(stage, b"/v1/batches", said, {"id": "batch_1", "status": "validating"})

@@ -232,6 +232,16 @@ async def test_an_opening_that_is_none_is_refused(stage: Stage, fields: bytes, s
     assert (await client.answer("GET")).status == status
 
 
+# RFC 9110, 7.8: who does not name the upgrade in Connection has only forwarded it.
+@pytest.mark.parametrize("fields", [b"", b"connection: keep-alive\r\n", b"connection: upgrades\r\n"])
+async def test_an_upgrade_that_connection_does_not_name_opens_no_socket(stage: Stage, fields: bytes) -> None:
+    client = await stage.client()
+    opens = b"upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: " + ANY
+    await client.send(b"GET /v1/responses HTTP/1.1\r\nhost: x\r\n" + AUTH + fields + opens + b"\r\n")
+    assert (await client.answer("GET")).status == 405
+    assert not stage.upstream.received
+
+
 async def test_without_its_library_an_upgrade_is_426(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wsproto", None)
     async with staged(ROUTES) as stage:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.core.families import header_fields
 from gateway.core.http_limits import HttpLimits
 from gateway.http.protocol import answer, request
 from gateway.http.protocol.answer import AnswerHead, UpstreamSide
@@ -61,7 +62,7 @@ STATUS_LINES = [
 
 def built(flags: str = "") -> Any:
     here: Any = extensions.built(SOURCE, flags)
-    here.know_credentials(tuple(request.CREDENTIAL_FIELDS))
+    here.know_credentials(tuple(header_fields.CREDENTIAL_FIELDS))
     here.know_fields(answer._FIELDS, answer._PREFIXES)
     return here
 
@@ -82,8 +83,8 @@ def test_kinds_and_maxima_are_those_of_python() -> None:
     said = dict(re.findall(r"^#define (\w+) (\S+)$", text, re.MULTILINE))
     assert int(said["CUT_LINES_MAX"]) == request.CUT_LINES_MAX
     assert int(said["LENGTH_DIGITS_MAX"]) == request.LENGTH_DIGITS_MAX
-    assert said["OURS"] == f'"{request.OURS_PREFIX.decode()}"'
-    assert said["UNITS"] == f'"{request.UNITS_FIELD.decode()}"'
+    assert said["OURS"] == f'"{header_fields.OURS_PREFIX.decode()}"'
+    assert said["UNITS"] == f'"{header_fields.UNITS_FIELD.decode()}"'
     kinds = re.search(r"enum \{\s*PASS,(.*?)KINDS", text, re.DOTALL)
     assert kinds is not None
     names = ["PASS", *re.findall(r"\w+", kinds[1])]
@@ -99,7 +100,7 @@ def test_no_more_names_are_known_than_there_is_room_for(heads: Any) -> None:
             with pytest.raises(ValueError, match="names"):
                 heads.know_fields(dict.fromkeys(wrong, 1), {})
     finally:
-        heads.know_credentials(tuple(request.CREDENTIAL_FIELDS))
+        heads.know_credentials(tuple(header_fields.CREDENTIAL_FIELDS))
         heads.know_fields(answer._FIELDS, answer._PREFIXES)
 
 

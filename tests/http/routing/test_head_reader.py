@@ -12,14 +12,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
+from gateway.core.families.family import ApiFamily
+from gateway.core.families.header_fields import is_usual
 from gateway.core.http_limits import HttpLimits
-from gateway.core.model import Attribution
+from gateway.core.model import GENERIC, Attribution
 from gateway.core.traces import FIELD, STATE_FIELD, cut_usual_line, read_parent
 from gateway.errors import Refusal
 from gateway.http.identity import credential_of, key_digest, read_attribution
 from gateway.http.protocol.request import RequestHead, cut_head, cut_length, read_request_head
 from gateway.http.routing.head import NEW_LINES_MAX, CallHead, HeadReader, HeadRouter, RoutedHead
-from gateway.http.routing.routes import WorkerBindings, withheld
+from gateway.http.routing.routes import WorkerBindings, api_of, withheld
 from tests.http.fakes import AUTH, CHAT, KEY, PEPPER, ROUTES, FakeDirectory, get, post
 from tests.http.stage import Stage
 from tests.search import examples
@@ -62,7 +64,7 @@ def picture(call: CallHead) -> Picture:
         routed.units, routed.length, routed.chunked, routed.keep_alive, routed.expects, routed.minor,
         routed.method, routed.upstream, routed.buffered, routed.opening, routed.closing,
         routed.closing_plain, forwarded(routed, call.passed), said(call.identity_refusal), said(call.refusal),
-        call.proof.digest, call.attribution, call.said.columns, call.parent,
+        call.proof.digest, call.attribution, call.said.columns, call.parent, call.others,
     )  # fmt: skip
 
 
@@ -96,13 +98,21 @@ def whole(head: bytes, traced: bool) -> Picture:
     usual = cut_usual_line(head)[1]
     if usual in lines and len(read.read.get(FIELD, [])) == 1:
         lines = [line for line in lines if line != usual] + [usual]
-    passed = b"".join(line + b"\r\n" for line in lines)
+    family = api_of(routed.route)
+    others = [line for line in lines if family.name != GENERIC and not is_of(line, family)]
+    passed = b"".join(line + b"\r\n" for line in lines if line not in others)
     return (
         *picture(CallHead(routed))[:18], forwarded(routed, passed), said(routed.query_refusal or refused),
         said(routed.object_refusal or misled or routed.field_refusal), digest,
         replace(attribution, session=session), text,
-        parent,
+        parent, b"".join(line + b"\r\n" for line in others) if routed.upstream in TARGETS else b"",
     )  # fmt: skip
+
+
+def is_of(line: bytes, family: ApiFamily) -> bool:
+    """Whether the family's clients send a field with this name."""
+    name = line.partition(b":")[0].lower()
+    return is_usual(name) or name in family.headers
 
 
 def passing(read: RequestHead, route: Route, buffered: bool, traced: bool) -> Iterator[bytes]:
@@ -132,6 +142,7 @@ FINE = [
     b"expect: 100-continue", b"upgrade: h2c", b"Proxy-Connection: upgrade", b"x-tollkeeper-user: ann",
     b"x-tollkeeper-session: s", b"good: \xe9", b"good:", b"x-claude-code-session-id: c", b"Session-Id: d",
     b"X-Claude-Code-Session-Id: \xff", b"x-tollkeeper-project-id: 7", b'x-tollkeeper-metadata: {"a": 1}',
+    b"x-vertex-ai-llm-request-type: shared", b"Cookie: a=b", b"X_Vertex_AI_LLM_Request_Type: shared",
     b"x-tollkeeper-made-up: 1", b"x-stainless-retry-count: 1", b"Good:\t ", b"CONTENT-LENGTH: 5",
 ]  # fmt: skip
 ODD = [
@@ -285,7 +296,7 @@ def test_of_one_head_no_more_lines_are_remembered_at_once_than_the_bound() -> No
     long = head(b"".join(b"x-%d: 1\r\n" % number for number in range(80)))
     memory.remember(memory.read(long))
     assert len(memory._lines.known) == NEW_LINES_MAX
-    assert memory.read(long).passed.count(b"\r\n") == 80
+    assert memory.read(long).others.count(b"\r\n") == 80
     for _ in range(3):
         memory.remember(memory.read(long))
     assert list(memory.known) == [cut_head(long)[1]]

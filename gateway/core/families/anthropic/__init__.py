@@ -144,6 +144,13 @@ FAMILY = ApiFamily(
     credentials=(b"x-api-key",),
     limits_prefix=b"anthropic-ratelimit-",
     queries={b"api-version": None, b"beta": None},
+    # anthropic 2.10.0, its SDK for JavaScript, and Claude Code 2.1.
+    headers=frozenset(
+        b"anthropic-version anthropic-beta anthropic-dangerous-direct-browser-access anthropic-worker-id "
+        b"x-app x-client-app x-anthropic-additional-protection x-claude-remote-container-id "
+        b"x-claude-remote-session-id x-claude-code-agent-id x-claude-code-parent-agent-id "
+        b"x-claude-code-agent-type x-claude-code-prompt-id x-claude-code-request-class".split()
+    ),
     withheld_prefixes=(b"anthropic-workspace-id", b"anthropic-organization", b"anthropic-user-profile-id"),
     names_requests=True,
     names_session=b"x-claude-code-session-id",

@@ -208,6 +208,12 @@ FAMILY = ApiFamily(
     # A colon separates a name and an action (AIP-136): another action is another path.
     segment="(?:(?!%3[Aa])[^/:])+",
     credentials=(b"x-goog-api-key",),
+    # google-genai 3.3.0, and gemini-cli 0.61.
+    headers=frozenset(
+        b"x-goog-api-client x-gemini-api-privileged-user-id x-goog-upload-protocol x-goog-upload-command "
+        b"x-goog-upload-offset x-goog-upload-file-name x-goog-upload-header-content-length "
+        b"x-goog-upload-header-content-type".split()
+    ),
     withheld_prefixes=(b"x-goog-", b"x-google-"),
     queries={b"api-version": None, b"alt": frozenset({b"json", b"sse"})},
     withheld=frozenset({b"accept"}),

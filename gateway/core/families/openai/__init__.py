@@ -325,6 +325,13 @@ FAMILY = ApiFamily(
     shares_paths=True,
     credentials=(b"authorization", b"api-key"),
     queries={b"api-version": None},
+    # openai 3.51.0, Azure's SDKs, Codex 0.171, and clients of OpenRouter and xAI.
+    headers=frozenset(
+        b"openai-beta x-ms-useragent x-ms-client-request-id semantic-kernel-version originator version "
+        b"conversation-id thread-id x-codex-beta-features x-codex-installation-id x-codex-parent-thread-id "
+        b"x-codex-turn-metadata x-codex-turn-state x-codex-window-id x-openai-subagent x-openrouter-title "
+        b"x-openrouter-categories x-grok-conv-id".split()
+    ),
     withheld_prefixes=(b"openai-organization", b"openai-project"),
     key_protocol=b"openai-insecure-api-key.",
     own_session=b"session-id",  # Codex's
