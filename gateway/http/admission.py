@@ -16,6 +16,7 @@ from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import FIELD, Run, make_provisional
 from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
 from gateway.core.billing.money import ServicePricing
+from gateway.core.billing.service_tiers import lacks_tier
 from gateway.core.billing.vector import CACHE_HOUR
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, NameCheck, look_out_of_turn
 from gateway.core.calls.claims import count_pages, find_tools, read_call, read_form, unpriced_tools
@@ -329,7 +330,8 @@ def read(  # noqa: PLR0917  # what a request has arrived as
         if owned.bare and (received.length or routed.chunked):
             raise InvalidRequest(f"{routed.route.path} takes no body with this method.")
         if owned.counts and call.document is not None:
-            call.model, call.models_beside = models_counted(call.document, routed.params.get("model"))
+            lists = FAMILIES[call.family].model_lists
+            call.model, call.models_beside = models_counted(call.document, routed.params.get("model"), lists)
             if call.names.tools:
                 find_tools(call, call.document)
         read_objects(owned, call)
@@ -398,7 +400,8 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
             for model in (call.model, *call.models_beside):
                 if model and model not in listed and not on_list(model, listed):
                     kind = "tool" if call.tool else "model"
-                    raise ModelNotAllowed(f"This {whose} may not use the {kind} {model}.")
+                    by = call.chosen_by(model) if call.attempts else ""
+                    raise ModelNotAllowed(f"This {whose} may not use the {kind} {model}{by}.")
         elif without_model:
             raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
     table = worker.models.table()
@@ -545,12 +548,23 @@ def check_parts(
     if shape is not None and shape.live is not None:  # the others write transcripts
         makers = [price.vector for price in named[: len(call.targets) or 1] if price.vector is not None]
     part = (f"the tool {tools[0]}", "tools") if tools else unpriced_part(call, vectors, makers)
+    part = part or _unpriced_attempt(call, named)
     if CACHE_HOUR in tools:
         part = "an hour of stored contents (cache_hour)", "ttl"
     if part is not None:
         of = " or ".join([one.model for one in named]) or "any model"
         raise ModelNotPriced(_unpriced(f"{part[0]} of {of}", asking, by_cost), param=part[1])
     return vectors
+
+
+def _unpriced_attempt(call: CallRequest, named: tuple[PriceMatch, ...]) -> tuple[str, str] | None:
+    """Return the service tier of an attempt that its model has no price for, in words, and its field."""
+    vectors = {price.model: price.vector for price in named}
+    for attempt in call.attempts:
+        vector = vectors.get(attempt.model)
+        if attempt.tier and vector is not None and lacks_tier(vector, attempt.tier):
+            return f"the service tier {attempt.tier}", "fallbacks"
+    return None
 
 
 def named_prices(
@@ -613,7 +627,7 @@ def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | No
         raise ModelNotPriced(f"The budget {name} limits what calls cost, and this one names no model.")
     for one in prices.named:
         if one.vector is None:
-            raise ModelNotPriced(_unpriced(f"the model {one.model}", budgets))
+            raise ModelNotPriced(_unpriced(f"the model {one.model}{call.chosen_by(one.model)}", budgets))
 
 
 def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> str:

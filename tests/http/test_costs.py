@@ -233,6 +233,35 @@ async def test_a_service_tier_without_a_price_is_refused_where_a_model_without_o
         assert (await stage.ask(post(fast, b"/v1/messages"))).status == 200
 
 
+async def test_fallbacks_that_the_vendor_may_choose_need_a_price_and_a_place_on_the_list() -> None:
+    default = json.dumps(json.loads(MESSAGE) | {"fallbacks": "default"}).encode()
+    async with staged(refuses_unpriced=True) as stage:
+        stage.directory.prices |= {ASKED: OPUS, "claude-opus-5": OPUS}
+        got = await stage.ask(post(default, b"/v1/messages"))
+        assert (got.status, got.reason) == (403, "model_not_priced")
+        assert b'the model claude-opus-4-8, which fallbacks \\"default\\" may choose' in got.body
+        stage.directory.prices["claude-opus-4-8"] = OPUS
+        for listed, status in (({"claude-*"}, 200), ({"claude-opus-5*"}, 403)):
+            stage.directory.caller = replace(stage.directory.caller, models=frozenset(listed))
+            stage.upstream.scripts.append([answer(b'{"type":"message"}')])
+            got = await stage.ask(post(default, b"/v1/messages"))
+            assert got.status == status
+        assert b'claude-opus-4-8, which fallbacks \\"default\\" may choose' in got.body
+
+
+async def test_speed_of_a_fallback_needs_a_price_of_that_model_alone() -> None:
+    entry = {"model": "claude-opus-4-8", "speed": "fast"}
+    fast = json.dumps(json.loads(MESSAGE) | {"fallbacks": [entry]}).encode()
+    async with staged(refuses_unpriced=True) as stage:
+        stage.directory.prices |= {ASKED: OPUS, "claude-opus-4-8": OPUS}
+        got = await stage.ask(post(fast, b"/v1/messages"))
+        assert (got.status, got.reason) == (403, "model_not_priced")
+        assert b"the service tier fast" in got.body
+        stage.directory.prices["claude-opus-4-8"] = OPUS._replace(tiers={"fast": DEAR})
+        stage.upstream.scripts.append([answer(b'{"type":"message"}')])
+        assert (await stage.ask(post(fast, b"/v1/messages"))).status == 200
+
+
 @pytest.mark.parametrize(
     ("said", "tier", "factor"),
     [

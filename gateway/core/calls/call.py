@@ -22,6 +22,7 @@ from gateway.core.families.controlled import (
     PROMPT_BYTES_MAX,
     CountTokens,
     Document,
+    ModelAttempt,
     prompt_tokens,
 )
 from gateway.core.families.tools import is_member
@@ -643,6 +644,7 @@ class CallRequest:
     tools: Sequence[Document] = ()  # list in `document`
     plugins: Sequence[Document] = ()  # list in `document`
     models_beside: tuple[str, ...] = ()  # other models that may answer
+    attempts: tuple[ModelAttempt, ...] = ()  # those of them that follow one that gave way
     user: str = ""  # the user that the body names
     changed: bool = False  # `document` differs from `body`
     input_ceiling: int = 0  # tokens of the prompt at most
@@ -704,6 +706,16 @@ class CallRequest:
         """All models that may answer: those that the call names, and those of its targets."""
         models = (self.model, *self.models_beside)
         return (*models, *[target.model for target in self.targets]) if self.targets else models
+
+    def tiers_of(self, answered: str) -> tuple[str, ...]:
+        """Return the service tiers that the call asks of the model that `answered`."""
+        attempts = [one for one in self.attempts if one.tier and answered.startswith(one.model)]
+        return (*self.tiers, *[one.tier for one in attempts]) if attempts else self.tiers
+
+    def chosen_by(self, model: str) -> str:
+        """Return why a `model` that the call does not name may answer, in words; empty if it names the model."""
+        by = next((attempt.chosen for attempt in self.attempts if attempt.model == model), "")
+        return f", which {by} may choose: name the fallbacks instead" if by else ""
 
     def units(self, read: int) -> dict[str, int]:
         """Return the units in `measured`; those of storage follow from the `read` tokens."""

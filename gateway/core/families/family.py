@@ -22,6 +22,7 @@ from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
     Document,
+    ListReaders,
     PathParams,
     maximum,
     model_name,
@@ -526,6 +527,7 @@ class ApiFamily:
     batches: tuple[BatchPaths, ...] = ()
     jobs: tuple[JobPaths, ...] = ()
     exclusions: Exclusions = NONE  # which of the higher prices do not apply to a call
+    model_lists: ListReaders = field(default_factory=dict)  # readers of lists that hold more than names
     # Types of tools, in small letters without `_` and date, that cost nothing besides their tokens.
     free_tools: frozenset[str] = frozenset()
     provider: str = ""  # the provider's name in OpenTelemetry

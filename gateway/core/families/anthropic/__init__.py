@@ -10,6 +10,7 @@ from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.anthropic import calls, messages
 from gateway.core.families.anthropic.calls import EXCLUSIONS, OBJECTS, OF_AGENTS
+from gateway.core.families.anthropic.fallbacks import FALLBACKS, read_fallbacks
 from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, Listing, SdkExample, target
 from gateway.core.model import BudgetWindow, Family
 from gateway.errors import BudgetExceeded, Refusal
@@ -150,6 +151,7 @@ FAMILY = ApiFamily(
     objects=OBJECTS,
     batches=(BATCHES,),
     exclusions=EXCLUSIONS,
+    model_lists={FALLBACKS: read_fallbacks},
     # Clients run the first five themselves; an advisor is charged by its tokens.
     free_tools=frozenset(
         {
