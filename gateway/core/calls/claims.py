@@ -737,6 +737,9 @@ HARMLESS = frozenset(
         "stop_token_ids", "allowed_token_ids", "bad_words_ids",
     }
 )  # fmt: skip
+# Fields by which a call has no bound, each with its switch. OpenAI bounds neither the number nor the depth of the
+# agents of a response (`MultiAgent` of openai 3.51.0).
+_BOUNDLESS: Final = {"multi_agent": "enabled"}
 # Minima of output, of vLLM, SGLang and LMDeploy. A server that obeys the larger number would pass the maximum.
 MINIMA = frozenset({"min_tokens", "min_new_tokens"})
 # Texts that may be digits. Several of these servers read a body by pydantic, which takes other such texts for
@@ -799,6 +802,18 @@ def check_numbers(call: CallRequest, allowed: frozenset[str], bound: int = INTEG
         return
     elements(document, "messages")  # some servers take each list in it for a chat
     place = document if shape.place is None else shape.place(document)
+    for name, asks in _BOUNDLESS.items():
+        inside = document.get(name)
+        if (
+            inside is not None
+            and name not in allowed
+            and not (isinstance(inside, dict) and inside.get(asks) in (None, False))
+        ):
+            raise InvalidRequest(
+                f"{name}: nothing bounds what its agents read and write, and this call must not use more than is"
+                " held. Leave it out.",
+                param=name,
+            )
     known = _Numbers(HARMLESS | allowed, bound if call.output_max is None else call.output_max)
     for part in (document,) if place is document else (document, place):
         for name, value in part.items():

@@ -52,7 +52,7 @@ _HOLDING: Final = frozenset(
 # Types that are text, and calls of tools with all that these say.
 _TEXTS: Final = frozenset(
     {
-        "text", "input_text", "output_text", "refusal", "thinking", "redacted_thinking", "reasoning",
+        "text", "input_text", "input_json", "output_text", "refusal", "thinking", "redacted_thinking", "reasoning",
         "reasoning_text", "summary_text",
         # items of responses
         "file_search_call", "computer_call", "web_search_call", "function_call", "tool_search_call",

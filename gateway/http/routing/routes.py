@@ -428,7 +428,9 @@ _OF_LISTS = frozenset(
     b"limit after before after_id before_id order pageSize pageToken page_size page_token page filter include"
     b" include[] include%5B%5D include%5b%5d purpose type starting_after include_obfuscation stream model"
     b" return_partial_success returnPartialSuccess updateMask scope_id include_archived created_after"
-    b" created_before order_by status source force".split()
+    b" created_before order_by status source force ids name version view depth path_prefix"
+    b" expected_content_sha256 created_at[gte] created_at[lte] created_at%5Bgte%5D created_at%5Blte%5D"
+    b" created_at%5bgte%5d created_at%5blte%5d".split()
 )
 _EVERYWHERE = {name: values for one in ALL for name, values in one.queries.items()}
 _LISTING = frozenset({*_EVERYWHERE, *_OF_LISTS})

@@ -201,6 +201,15 @@ def test_a_number_nobody_knows_is_refused_by_its_name_unless_it_is_allowed(meter
         checked(meter, {name: value}, frozenset({name}))
 
 
+def test_agents_that_nothing_bounds_are_refused_where_a_hold_binds() -> None:
+    for more in ({"enabled": True}, {"enabled": 1}, "x", [1]):
+        with pytest.raises(InvalidRequest, match=r"^multi_agent:"):
+            checked("openai_responses", {"multi_agent": more})
+    checked("openai_responses", {"multi_agent": {"enabled": True}}, frozenset({"multi_agent"}))
+    for less in ({"enabled": False}, {}, None):
+        checked("openai_responses", {"multi_agent": less})
+
+
 @pytest.mark.parametrize("name", ["min_tokens", "min_new_tokens"])
 @pytest.mark.parametrize("value", [101, 20_000, "20000", 99.5, True, [20_000]])
 def test_a_minimum_above_the_held_maximum_is_refused_by_its_name(name: str, value: object) -> None:

@@ -93,6 +93,9 @@ _SHAPES = {
         messages=ResponseMessages,
         skips_texts=True,
     ),
+    "openai_decisions": CallKind(
+        calls.read_decisions, responses.DIALECT, operation="generate_content", media=_RESPONSES_MEDIA
+    ),
     "openai_embeddings": CallKind(calls.read_embeddings, chat.DIALECT, operation="embeddings"),
     "openai_moderations": CallKind(
         calls.read_moderations,
@@ -265,7 +268,8 @@ def _routes() -> Iterator[Route]:
     yield Route(("GET",), VIDEOS.path, NAME, family=NAME)
     yield Route(("GET", "DELETE"), VIDEOS.one, NAME, family=NAME)
     yield Route(("GET",), VIDEOS.results, NAME, family=NAME, queries=("variant",))
-    yield Route(("POST",), "/v1/responses/compact", NAME, "responses", NAME, "openai_responses")
+    for path, meter in (("responses/compact", "openai_responses"), ("decisions", "openai_decisions")):
+        yield Route(("POST",), f"/v1/{path}", NAME, "responses", NAME, meter)
     for path, service, meter in (*((*one, "openai_stored") for one in _UNITS), *_RUNS):
         yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, meter)
     for path, methods in _STORED.items():
@@ -301,7 +305,7 @@ FAMILY = ApiFamily(
     prefixes=("/v1/",),
     shares_paths=True,
     credentials=(b"authorization", b"api-key"),
-    queries={b"api-version": None},
+    queries={b"api-version": None, b"beta": frozenset({b"true"})},
     withheld_prefixes=(b"openai-organization", b"openai-project"),
     key_protocol=b"openai-insecure-api-key.",
     own_session=b"session-id",  # Codex's
