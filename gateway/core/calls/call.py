@@ -685,6 +685,7 @@ class CallRequest:
     facts: tuple[UpstreamFacts, ...] = ()  # of the upstream, or of each target
     output_default: int = 0  # the upstream's maximum of a choice if none is stated, 0 if unknown
     output_least: int = 1  # the smallest maximum that the upstream accepts
+    bound: bool = False  # its hold is the most that it may use
     reports_each: bool = False  # a usage report is about one choice
     put_in: tuple[str, ...] = ()  # fields that the gateway added
     stated: dict[str, int] | None = None  # the client's maxima, by field

@@ -473,6 +473,7 @@ def bind_output(call: CallRequest, bound: int, allowed: frozenset[str]) -> None:
     Raise `InvalidRequest` if the body has a number that could make the upstream ignore the limit. Numbers
     with a name in `allowed` are known to be harmless.
     """
+    call.bound = True
     check_numbers(call, allowed, bound)
     limit_output(call, bound)
     limit_models(call)

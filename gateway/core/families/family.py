@@ -181,6 +181,7 @@ class LiveSession(Protocol):
 
     refuses_by_event: bool  # a refusal is an event, not the end of the connection
     named_later: bool  # the first message names the model, not the path
+    output_max: int | None  # the most tokens of an answer in the present turn, None where no hold binds it
     model: str
     models: tuple[str, ...]
     has_media: bool  # whether the client has sent sound, pictures or video
@@ -196,11 +197,13 @@ class LiveSession(Protocol):
     def take_back(self) -> None: ...  # undo the last message, which is not sent
     def forget(self) -> None: ...  # close open requests: they are charged by estimate
     def hear(self, event: bytes) -> LiveEvent: ...  # process an event of the upstream
+    # Return the messages to send for one of the client. Where a hold binds the turn, no answer has more tokens.
+    def limited(self, message: bytes) -> list[bytes]: ...
     # Return the first message, with the upstream's own name of the model.
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes: ...
 
 
-_TURN = ControlledNames("model", "input_tokens", *OF_EVERY_FAMILY)
+_TURN = ControlledNames("model", "input_tokens", "max_output_tokens", *OF_EVERY_FAMILY)
 
 
 def read_turn(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -208,6 +211,7 @@ def read_turn(call: CallRequest, document: Document, params: PathParams, bounds:
     _TURN.check(document)
     call.model, call.streamed = model_name(document.get("model")), True
     call.blob_tokens = maximum(document, "input_tokens", bounds.usage_tokens_max) or 0
+    call.output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +244,12 @@ class CallKind:
     skips_texts: bool = False
     # makes the session of a WebSocket from its query
     live: Callable[[Mapping[str, str]], LiveSession] | None = None
+
+
+def live_kind(dialect: Dialect, live: Callable[[Mapping[str, str]], LiveSession]) -> CallKind:
+    """Return the kind of a WebSocket's turns: their answers are read by `dialect`, and `live` makes a session."""
+    numbers = frozenset({"input_tokens", "max_output_tokens"})
+    return CallKind(read_turn, dialect, "max_output_tokens", numbers=numbers, live=live)
 
 
 @dataclass(slots=True)

@@ -150,7 +150,8 @@ class LiveSocket(WebSocket):
                     self._asked[0] = self._session.sent_as(self._asked[0], admitted.attempt.model, target)
             else:
                 await self._aim(admitted)
-            self._admitted = admitted
+            self._admitted, call = admitted, admitted.call
+            self._session.output_max = call.output_max if call.bound else None
             if exchange.gone or ((self._ends is not None or self._spent) and not self._heard):
                 self._take_back()
                 if self._session.pending:  # its events will not be read
@@ -167,7 +168,7 @@ class LiveSocket(WebSocket):
                 self._session.forget()
                 self._close(_REFUSED)
         finally:
-            self._link = None
+            self._link = self._session.output_max = None
 
     async def _admit(self, exchange: Exchange) -> AdmittedCall:
         """Admit the call of a turn.
@@ -488,7 +489,7 @@ class LiveSocket(WebSocket):
         if exchange is not None and exchange.call is not None:
             self._count_input(exchange.call)
         if upstream is not None:
-            for one in asked:
+            for one in [message for each in asked for message in self._session.limited(each)]:
                 upstream.send(one)
         if not self._kept:
             self.go_on(WAITING)

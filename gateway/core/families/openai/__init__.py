@@ -17,7 +17,7 @@ from gateway.core.families.family import (
     JobPaths,
     Listing,
     SdkExample,
-    read_turn,
+    live_kind,
     target,
 )
 from gateway.core.families.openai import calls, chat, media, mistral, realtime, responses
@@ -124,7 +124,7 @@ _SHAPES = {
         operation="generate_content",
         form=media.VIDEO_FORM,
     ),
-    "openai_realtime": CallKind(read_turn, realtime.REALTIME, live=realtime.RealtimeSession),
+    "openai_realtime": live_kind(realtime.REALTIME, realtime.RealtimeSession),
     # Mistral has this API, but accepts no `stream_options` and always reports its usage.
     "mistral_fim": CallKind(
         calls.read_completions,
