@@ -35,9 +35,9 @@ from gateway.core.calls.tariff import (
     vectors_of,
 )
 from gateway.core.credentials import WORKLOAD
-from gateway.core.families.controlled import models_counted
+from gateway.core.families.controlled import models_counted, models_stored
 from gateway.core.families.family import Listing, narrowed
-from gateway.core.families.objects import read_objects
+from gateway.core.families.objects import field_of, read_objects
 from gateway.core.families.registry import BATCH_AT, FAMILIES, SHAPES
 from gateway.core.model import (
     GENERIC,
@@ -329,11 +329,16 @@ def read(  # noqa: PLR0917  # what a request has arrived as
     if owned is not None:
         if owned.bare and (received.length or routed.chunked):
             raise InvalidRequest(f"{routed.route.path} takes no body with this method.")
-        if owned.counts and call.document is not None:
-            lists = FAMILIES[call.family].model_lists
-            call.model, call.models_beside = models_counted(call.document, routed.params.get("model"), lists)
-            if call.names.tools:
-                find_tools(call, call.document)
+        family, document = FAMILIES[call.family], call.document
+        if owned.counts and document is not None:
+            call.model, call.models_beside = models_counted(
+                document, routed.params.get("model"), family.model_lists
+            )
+        elif owned.reads and document is not None and routed.label not in BATCH_AT:  # its lines are judged
+            prefix = family.lists.prefix if family.lists is not None else ""
+            call.models_beside = models_stored(document, family.model_lists, prefix)
+        if owned.reads and document is not None and call.names.tools:
+            find_tools(call, document)
         read_objects(owned, call)
     return call
 
@@ -405,11 +410,11 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
         elif without_model:
             raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
     table = worker.models.table()
-    if not table.rules or not call.model or call.tool:
+    if not table.rules or call.tool:
         return None
     for beside in call.models_beside:  # the upstream may use one of these instead
         table.find(beside, caller.organization_id)
-    return table.find(call.model, caller.organization_id)
+    return table.find(call.model, caller.organization_id) if call.model else None
 
 
 async def check_objects(
@@ -423,8 +428,9 @@ async def check_objects(
         return
     refused = await objects.refused(caller, named, call.unsure)
     if refused is not None:
-        name = (call.id_fields or {}).get(refused)
-        raise ObjectNotFound(name and f"{ObjectNotFound.__doc__} The field is {name}.", param=name)
+        place = field_of(call, refused)
+        where = f"The field is {place}." if place else "The path or a header names it."
+        raise ObjectNotFound(f"{ObjectNotFound.__doc__} {where}", param=place or None)
 
 
 def named_objects(

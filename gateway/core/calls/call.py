@@ -654,7 +654,6 @@ class CallRequest:
     gives_up: bool = False  # it states a timeout, by which its upstream may end it
     named: tuple[str, ...] = ()  # ids of stored objects in path and body
     unsure: tuple[str, ...] = ()  # texts in the body that may be ids of stored objects
-    id_fields: Mapping[str, str] | None = None  # the fields of both in the body; None if there are none
     brought: frozenset[str] = frozenset()  # ids of objects inside the body, and those reported already
     names: FieldNames = NO_NAMES  # facts about all field names
     # Filters a list of models for the caller: yields empty steps, then the list.

@@ -66,12 +66,18 @@ _NO_MODELS = frozenset(
         "client_metadata", "labels", "logit_bias", "response_format", "text", "output_config",
         "output_format", "safetySettings", "safety_settings", "stream_options", "chat_template_kwargs",
         "documents", "guided_json", "json_schema",
-        "structured_outputs", "model", *MODEL_LISTS,
+        "structured_outputs", "attributes", "model", *MODEL_LISTS,
     }
 )  # fmt: skip
 _DEPTH_MAX = 16
 # Fields with names that the caller chooses: arguments of functions, and tools of a server.
-_NAMING = ("model", "models", "modelname", "model_name")
+_NAMING = (
+    "model", "models", "modelname", "model_name", "modelid", "model_id", "model_ids", "modelarn", "model_arn",
+)  # fmt: skip
+# Data that callers write, and rows of an eval: what they call a model is none.
+_ROWS = frozenset(
+    {"metadata", "attributes", "customMetadata", "client_metadata", "item", "sample", "item_schema"}
+)
 OWN_NAMES = frozenset(
     {
         "function", "functionDeclarations", "function_declarations", "input_schema", "input_examples",
@@ -79,6 +85,7 @@ OWN_NAMES = frozenset(
         "response_schema", "responseJsonSchema", "response_json_schema", "_responseJsonSchema",
     }
 )  # fmt: skip
+_OWN_NAMES_OR_ROWS = OWN_NAMES | _ROWS
 # What callers write freely, whatever the API.
 FREE = frozenset(
     {
@@ -370,6 +377,17 @@ def models_counted(
     return model, tuple([name for one in (rest, *parts[1:]) for name in models_beside(one, readers=readers)])
 
 
+def models_stored(document: Document, readers: ListReaders, prefix: str) -> tuple[str, ...]:
+    """Return all models that the body of a stored object names, such as an agent, an eval or a store.
+
+    Its API may have `prefix` in front of a model's name.
+    """
+    found = [*models_beside(document, readers=readers)]
+    if document.get("model") is not None:
+        found.append(model_name(_of_object(document["model"])))
+    return tuple(dict.fromkeys([model.removeprefix(prefix) for model in found]))
+
+
 def models_beside(
     document: Document, names: TopNames | None = None, readers: ListReaders = NO_READERS
 ) -> tuple[str, ...]:
@@ -448,7 +466,9 @@ def _add_nested(value: object, path: str, found: list[str], depth: int, *, stric
     elif isinstance(value, dict):
         functions = value.get("type") == "function"
         for name, inside in value.items():
-            if name in OWN_NAMES or (depth > 1 and name in _TOLD and isinstance(inside, str)):
+            if name in (OWN_NAMES if strict else _OWN_NAMES_OR_ROWS):
+                continue
+            if depth > 1 and name in _TOLD and isinstance(inside, str):
                 continue
             folded = name.casefold()
             names = folded.endswith(_NAMING) or folded in MODEL_LISTS
@@ -462,7 +482,13 @@ def _add_nested(value: object, path: str, found: list[str], depth: int, *, stric
                 _add_nested(inside, f"{path}.{name}", found, depth - 1, strict=strict)
 
 
+def _of_object(value: object) -> object:
+    """Return the name in an object that is a model with settings of its own, as Anthropic's agents have it."""
+    return value["id"] if isinstance(value, dict) and isinstance(value.get("id"), str) else value
+
+
 def _is_name(value: object) -> bool:
+    value = _of_object(value)
     return isinstance(value, str) and bool(value)
 
 
@@ -487,6 +513,7 @@ def _named(value: object, param: str) -> Iterator[object]:
     Raise `InvalidRequest` for other values. An entry may have no other field: an upstream would use it
     instead of the call's own field.
     """
+    value = _of_object(value)
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list):
         raise _mistyped(param, "a list of names of models")

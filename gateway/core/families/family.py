@@ -256,15 +256,14 @@ def live_kind(dialect: Dialect, live: Callable[[Mapping[str, str]], LiveSession]
 class BodyIds:
     """Ids of stored objects in a request body.
 
-    `named` refer to objects of the upstream, each by the field in `fields`. `brought` belong to objects
-    inside the body itself. `unknown` are texts, each with its field, which ends like an id and has no table.
+    `named` refer to objects of the upstream. `brought` belong to objects inside the body itself. `unknown` are
+    texts in fields that end like an id and are in no table.
     `known` says whether the APIs have the top field that is searched: an `id` in it refers to an object.
     """
 
     named: list[object] = field(default_factory=list)
-    fields: list[str] = field(default_factory=list)
     brought: list[object] = field(default_factory=list)
-    unknown: list[tuple[str, str]] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
     known: bool = True
 
 

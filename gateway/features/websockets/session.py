@@ -25,7 +25,7 @@ from gateway.core.families.family import LiveEvent, LiveSession
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
-from gateway.errors import ModelNotAllowed, Refusal, RequestTooLarge, UpstreamUnreachable
+from gateway.errors import InvalidRequest, ModelNotAllowed, Refusal, RequestTooLarge, UpstreamUnreachable
 from gateway.features.websockets.sockets import (
     INNER,
     SLOW,
@@ -37,7 +37,7 @@ from gateway.features.websockets.sockets import (
     open_as,
     take_place,
 )
-from gateway.http.admission import admit, identify, judge, known, prices_of
+from gateway.http.admission import admit, identify, judge, known, named_objects, prices_of
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import forward, socket_key
 from gateway.http.protocol.answer import EVENT_STREAM, AnswerHead
@@ -470,8 +470,14 @@ class LiveSocket(WebSocket):
         charge = None if exchange is None else exchange.charge
         if exchange is None or call is None or self._link is None or not isinstance(charge, AdmittedCall):
             return
+        models, routed, caller = charge.worker.models, charge.head.routed, charge.caller
+        owned = named_objects(models, routed, caller, call)
         before, call.models_beside = call.models_beside, self._session.models
         try:
+            if len(named_objects(models, routed, caller, call)) > len(owned):
+                raise InvalidRequest(
+                    "A model that was trained is named where the connection opens.", param="model"
+                )
             judge(charge.worker, charge.head.attribution, charge.caller, call, charge.user)
             prices = prices_of(charge.worker.ports, charge.caller, charge.service, call, charge.budgets)
         except Refusal:
