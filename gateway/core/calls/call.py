@@ -709,8 +709,8 @@ class CallRequest:
 
     def tiers_of(self, answered: str) -> tuple[str, ...]:
         """Return the service tiers that the call asks of the model that `answered`."""
-        attempts = [one for one in self.attempts if one.tier and answered.startswith(one.model)]
-        return (*self.tiers, *[one.tier for one in attempts]) if attempts else self.tiers
+        tiers = [attempt.tier for attempt in self.attempts if answered.startswith(attempt.model)]
+        return (*self.tiers, *filter(None, tiers)) if tiers else self.tiers
 
     def chosen_by(self, model: str) -> str:
         """Return why a `model` that the call does not name may answer, in words; empty if it names the model."""

@@ -382,10 +382,10 @@ def models_stored(document: Document, readers: ListReaders, prefix: str) -> tupl
 
     Its API may have `prefix` in front of a model's name.
     """
-    found = [*models_beside(document, readers=readers)]
+    models = [*models_beside(document, readers=readers)]
     if document.get("model") is not None:
-        found.append(model_name(_of_object(document["model"])))
-    return tuple(dict.fromkeys([model.removeprefix(prefix) for model in found]))
+        models.append(model_name(_of_object(document["model"])))
+    return tuple(dict.fromkeys([model.removeprefix(prefix) for model in models]))
 
 
 def models_beside(
@@ -483,7 +483,7 @@ def _add_nested(value: object, path: str, found: list[str], depth: int, *, stric
 
 
 def _of_object(value: object) -> object:
-    """Return the name in an object that is a model with settings of its own, as Anthropic's agents have it."""
+    """Return the name in an object that is a model with settings of its own."""
     return value["id"] if isinstance(value, dict) and isinstance(value.get("id"), str) else value
 
 

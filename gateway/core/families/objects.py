@@ -194,12 +194,12 @@ def field_of(call: CallRequest, id_: str) -> str:
         if isinstance(value, str) and (value == id_ or id_ in objects.readings(value)):
             return place
         if isinstance(value, list):
-            waiting += [(f"{place}.{number}", each) for number, each in enumerate(value)][::-1]
+            waiting += [(f"{place}.{number}", item) for number, item in enumerate(value)][::-1]
         elif isinstance(value, dict):
             waiting += [
-                (f"{place}.{name}".lstrip("."), each)
-                for name, each in reversed(value.items())
-                if name not in FREE and (name not in _TEXTS or not isinstance(each, str))
+                (f"{place}.{name}".lstrip("."), inside)
+                for name, inside in reversed(value.items())
+                if name not in FREE and (name not in _TEXTS or not isinstance(inside, str))
             ]
     return ""
 

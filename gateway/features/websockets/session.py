@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Final
 from urllib.parse import unquote
 
@@ -495,8 +496,8 @@ class LiveSocket(WebSocket):
         if exchange is not None and exchange.call is not None:
             self._count_input(exchange.call)
         if upstream is not None:
-            for one in [message for each in asked for message in self._session.limited(each)]:
-                upstream.send(one)
+            for message in chain.from_iterable(map(self._session.limited, asked)):
+                upstream.send(message)
         if not self._kept:
             self.go_on(WAITING)
 

@@ -74,7 +74,7 @@ def _no_tier(document: Document, tier: str) -> bool:
     if tier == FAST:
         entries = document.get(FALLBACKS)
         asking = (document, *(entries if isinstance(entries, list) else ()))
-        return all(one.get("speed") in (None, "standard") for one in asking if isinstance(one, dict))
+        return all(body.get("speed") in (None, "standard") for body in asking if isinstance(body, dict))
     if tier == US:
         return document.get("inference_geo") == "global"
     return document.get("service_tier") == "standard_only"

@@ -246,7 +246,7 @@ class RealtimeSession:
         """Return the body of the next turn's call, which may read and produce sound."""
         beside = {"beside": [{"model": one} for one in self.models]} if self.models else {}
         said = [{"type": "input_audio"}]
-        most = max([each for each in self._maxima.values() if each], default=None)
+        most = max(filter(None, self._maxima.values()), default=None)
         return {
             "model": self.model, "input_tokens": self.needs, "max_output_tokens": most, "audio": {},
             "input": said, **beside,
@@ -355,12 +355,12 @@ class RealtimeSession:
         if self.output_max is None:
             return [message]
         most, kind = min(self.output_max, OUTPUT_MAX), ""
-        if any(b'"%b"' % each.encode() in message for each in _PLACES):
+        if any(b'"%b"' % asked.encode() in message for asked in _PLACES):
             document = msgspec.json.decode(message)
             kind = document["type"] if document["type"] in _PLACES else ""
             if kind:
                 holder = document.setdefault(_PLACES[kind], {})
-                if isinstance(holder, dict) and all(holder.get(each) in {None, _ENDLESS} for each in _MAXIMA):
+                if isinstance(holder, dict) and all(holder.get(name) in {None, _ENDLESS} for name in _MAXIMA):
                     holder.pop(_MAXIMA[1], None)
                     holder[_MAXIMA[0]] = most
                     message = msgspec.json.encode(document)
@@ -378,13 +378,13 @@ class RealtimeSession:
 
         Raise `InvalidRequest` for another value than a number or `inf`, and above what the present turn holds.
         """
-        found: dict[str, int | None] = {}
+        maxima: dict[str, int | None] = {}
         place = _PLACES.get(kind, "")
         holder = object_in(message, place)
         for name in _MAXIMA:
             value = holder.get(name)
             if name in holder and (value is None or value == _ENDLESS):
-                found.setdefault(kind, None)
+                maxima.setdefault(kind, None)
             elif name in holder:
                 most = self.output_max or OUTPUT_TOKENS_MAX
                 if type(value) is not int or not 0 < value <= most:
@@ -392,10 +392,10 @@ class RealtimeSession:
                         f'{place}.{name} must be "{_ENDLESS}" or a whole number up to {most}.',
                         param=f"{place}.{name}",
                     )
-                found[kind] = max(value, found.get(kind) or 0)
-        if kind == _CREATE and found.get(kind):
-            found[kind] = max(found[kind] or 0, self._maxima[kind] or 0)
-        return found
+                maxima[kind] = max(value, maxima.get(kind) or 0)
+        if kind == _CREATE and maxima.get(kind):
+            maxima[kind] = max(maxima[kind] or 0, self._maxima[kind] or 0)
+        return maxima
 
     def forget(self) -> None:
         """Note that all open requests are charged."""
