@@ -61,8 +61,8 @@ def operations_of(sdk: Sdk) -> Operations:
             verb, _, path = operation.partition(" ")
             path, _, query = path.partition("?")
             fixed = {pair.partition("=")[0] for pair in query.split("&") if pair}
-            front = _UPLOAD + sdk.front if path.startswith(_UPLOAD) else sdk.front
-            whole = _named(front + path.removeprefix(_UPLOAD))
+            front = _UPLOAD + sdk.front if path.startswith(f"{_UPLOAD}/") else sdk.front
+            whole = _named(front + (path.removeprefix(_UPLOAD) if front != sdk.front else path))
             found.setdefault(f"{verb} {whole}", set()).update(names, fixed)
     return {operation: frozenset(names) for operation, names in found.items()}
 

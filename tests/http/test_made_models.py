@@ -56,6 +56,9 @@ async def test_nobody_else_calls_a_trained_model(model: str) -> None:
         assert await asked(pair, OTHERS, model) == 404
         assert await asked(pair, OTHERS, model.replace("ft:", "FT:")) == 404
         assert await asked(pair, OTHERS, "m", models=[model.removeprefix("x/")]) == 404
+        for place in ("tools", "plugins", "new_field"):
+            judges = [{"type": "advisor", "model": model.removeprefix("x/")}]
+            assert await asked(pair, OTHERS, "m", **{place: judges}) == 404
         assert pair.asked == before
 
 

@@ -19,7 +19,7 @@ from deploy.operations import REFUSED, SDKS, Sdk, operations_of
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import GENERIC
 from gateway.http.routing.head import HeadRouter, RoutedHead
-from gateway.http.routing.routes import WorkerBindings
+from gateway.http.routing.routes import WorkerBindings, unknown_path
 from gateway.settings.settings import load
 from tests.http.fakes import FakeDirectory
 from tests.settings.test_providers import ENVIRON, FOLDER
@@ -40,7 +40,7 @@ SOCKET = (
 VALUES = {"alt": "sse", "beta": "true"}
 NONE: frozenset[str] = frozenset({"-"})
 OF_SDK_MIN = 80
-OPERATIONS = 875
+OPERATIONS = 871
 _COUNTS = re.compile(r".*(?:count_tokens|:countTokens|input_tokens|tokenize)")
 
 
@@ -108,6 +108,18 @@ def test_no_operation_passes_without_a_meter_or_an_owner(place: str) -> None:
         if found != listed:
             wrong.append(f"{row.method} {row.path}{query}: {found}, listed as {listed}")
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/v1/organization/costs", "administers the account"), ("/v1/projects/p/roles", "administers the account"),
+        ("/v1/sessions", "no answer tells what it uses"), ("/v1/threads/t/runs", "no answer tells what it uses"),
+        ("/v1/content_provenance_checks", "no answer tells what it uses"), ("/v1/nowhere", "No route"),
+    ],
+)  # fmt: skip
+def test_a_path_that_is_not_served_is_refused_with_a_reason(path: str, words: str) -> None:
+    assert words in unknown_path(path, "").told
 
 
 @pytest.mark.parametrize("sdk", SDKS, ids=lambda sdk: sdk.package)
