@@ -554,7 +554,8 @@ def check_parts(
     if shape is not None and shape.live is not None:  # the others write transcripts
         makers = [price.vector for price in named[: len(call.targets) or 1] if price.vector is not None]
     part = (f"the tool {tools[0]}", "tools") if tools else unpriced_part(call, vectors, makers)
-    part = part or _unpriced_attempt(call, named)
+    if call.attempts:
+        part = part or _unpriced_attempt(call, named)
     if CACHE_HOUR in tools:
         part = "an hour of stored contents (cache_hour)", "ttl"
     if part is not None:
