@@ -16,6 +16,7 @@ from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import FIELD, Run, make_provisional
 from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
 from gateway.core.billing.money import ServicePricing
+from gateway.core.billing.service_tiers import lacks_tier
 from gateway.core.billing.vector import CACHE_HOUR
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, NameCheck, look_out_of_turn
 from gateway.core.calls.claims import (
@@ -42,9 +43,9 @@ from gateway.core.calls.tariff import (
     vectors_of,
 )
 from gateway.core.credentials import WORKLOAD
-from gateway.core.families.controlled import models_counted
+from gateway.core.families.controlled import models_counted, models_stored
 from gateway.core.families.family import Listing, narrowed
-from gateway.core.families.objects import read_objects
+from gateway.core.families.objects import field_of, read_objects
 from gateway.core.families.registry import BATCH_AT, FAMILIES, SHAPES
 from gateway.core.model import (
     GENERIC,
@@ -345,10 +346,16 @@ def read(  # noqa: PLR0917  # what a request has arrived as
     if owned is not None:
         if owned.bare and (received.length or routed.chunked):
             raise InvalidRequest(f"{routed.route.path} takes no body with this method.")
-        if owned.counts and call.document is not None:
-            call.model, call.models_beside = models_counted(call.document, routed.params.get("model"))
-            if call.names.tools:
-                find_tools(call, call.document)
+        family, document = FAMILIES[call.family], call.document
+        if owned.counts and document is not None:
+            call.model, call.models_beside = models_counted(
+                document, routed.params.get("model"), family.model_lists
+            )
+        elif owned.reads and document is not None and routed.label not in BATCH_AT:  # its lines are judged
+            prefix = family.lists.prefix if family.lists is not None else ""
+            call.models_beside = models_stored(document, family.model_lists, prefix)
+        if owned.reads and document is not None and call.names.tools:
+            find_tools(call, document)
         read_objects(owned, call)
     return call
 
@@ -415,15 +422,16 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
             for model in (call.model, *call.models_beside):
                 if model and model not in listed and not on_list(model, listed):
                     kind = "tool" if call.tool else "model"
-                    raise ModelNotAllowed(f"This {whose} may not use the {kind} {model}.")
+                    by = call.chosen_by(model) if call.attempts else ""
+                    raise ModelNotAllowed(f"This {whose} may not use the {kind} {model}{by}.")
         elif without_model:
             raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
     table = worker.models.table()
-    if not table.rules or not call.model or call.tool:
+    if not table.rules or call.tool:
         return None
     for beside in call.models_beside:  # the upstream may use one of these instead
         table.find(beside, caller.organization_id)
-    return table.find(call.model, caller.organization_id)
+    return table.find(call.model, caller.organization_id) if call.model else None
 
 
 async def check_objects(
@@ -437,8 +445,9 @@ async def check_objects(
         return
     refused = await objects.refused(caller, named, call.unsure)
     if refused is not None:
-        name = (call.id_fields or {}).get(refused)
-        raise ObjectNotFound(name and f"{ObjectNotFound.__doc__} The field is {name}.", param=name)
+        place = field_of(call, refused)
+        where = f"The field is {place}." if place else "The path or a header names it."
+        raise ObjectNotFound(f"{ObjectNotFound.__doc__} {where}", param=place or None)
 
 
 def named_objects(
@@ -562,6 +571,8 @@ def check_parts(
     if shape is not None and shape.live is not None:  # the others write transcripts
         makers = [price.vector for price in named[: len(call.targets) or 1] if price.vector is not None]
     part, right = None if tools else unpriced_part(call, vectors, makers), ""
+    if part is None and call.attempts:
+        part = None if tools else _unpriced_attempt(call, named)
     later = STORED_UNITS.get(tools[0]) if tools and call.measured else None
     if later is not None:
         part = later, "ttl" if CACHE_HOUR in tools else ""
@@ -575,6 +586,16 @@ def check_parts(
         what = f"{part[0]} of {of}" if of else part[0]
         raise ModelNotPriced(_unpriced(what, asking, by_cost) + right, param=part[1] or None)
     return vectors
+
+
+def _unpriced_attempt(call: CallRequest, named: tuple[PriceMatch, ...]) -> tuple[str, str] | None:
+    """Return the service tier of an attempt that its model has no price for, in words, and its field."""
+    vectors = {price.model: price.vector for price in named}
+    for attempt in call.attempts:
+        vector = vectors.get(attempt.model)
+        if attempt.tier and vector is not None and lacks_tier(vector, attempt.tier):
+            return f"the service tier {attempt.tier}", "fallbacks"
+    return None
 
 
 def named_prices(
@@ -639,7 +660,7 @@ def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | No
         raise ModelNotPriced(f"The budget {name} limits what calls cost, and this one names no model.")
     for one in prices.named:
         if one.vector is None:
-            raise ModelNotPriced(_unpriced(f"the model {one.model}", budgets))
+            raise ModelNotPriced(_unpriced(f"the model {one.model}{call.chosen_by(one.model)}", budgets))
 
 
 def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> str:

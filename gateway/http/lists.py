@@ -42,7 +42,9 @@ async def list_objects(exchange: Exchange) -> None:
     path = exchange.head.routed.label
     limit, after, asked = _read(exchange.head.routed.query, lists)
     if after and not await ports.objects.owned(caller, (after,)):
-        raise ObjectNotFound
+        raise ObjectNotFound(
+            f"The {lists.after} of this list names no object of this organization.", param=lists.after
+        )
     found: list[Any] = []
     more, document = False, dict[str, object]()
     at = objects.path.search(path)

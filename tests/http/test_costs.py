@@ -235,6 +235,58 @@ async def test_a_service_tier_without_a_price_is_refused_where_a_model_without_o
         assert (await stage.ask(post(fast, b"/v1/messages"))).status == 200
 
 
+async def test_decisions_cost_what_their_report_says() -> None:
+    """By the reference of openai 3.51.0; pictures stand in the questions too."""
+    route = Route(("POST",), "/v1/decisions", "up", "chat", Family("openai"), "openai_decisions")
+    picture = {"type": "input_image", "image_url": "https://example.org/a.png"}
+    asked = {
+        "model": ASKED, "input": [{"role": "user", "content": [{"type": "input_json", "data": {"a": 1}}]}],
+        "questions": [{"type": "predicate", "instructions": [picture]}],
+    }  # fmt: skip
+    usage = {
+        "input_tokens": 1_000, "input_tokens_details": {"cache_write_tokens": 0, "cached_tokens": 200},
+        "output_tokens": 100, "output_tokens_details": {"reasoning_tokens": 60}, "total_tokens": 1_100,
+    }  # fmt: skip
+    answered = json.dumps({"answers": [], "model": ASKED, "usage": usage}).encode()
+    async with staged((route,), refuses_unpriced=True) as stage:
+        stage.directory.prices[ASKED] = OPUS._replace(lacks=("audio_input",))
+        stage.upstream.scripts.append([answer(answered)])
+        assert (await stage.ask(post(json.dumps(asked).encode(), b"/v1/decisions"))).status == 200
+        facts = stage.facts()
+        # 800 at 5, 200 at 0.5 and 100 at 25 a million: 4,000 + 100 + 2,500 in millionths.
+        assert (facts.cost, facts.estimated) == (6_600_000, False)
+        assert stage.counters.holds[-1].ceiling > 65_536 + 1_600  # and the picture
+
+
+async def test_fallbacks_that_the_vendor_may_choose_need_a_price_and_a_place_on_the_list() -> None:
+    default = json.dumps(json.loads(MESSAGE) | {"fallbacks": "default"}).encode()
+    async with staged(refuses_unpriced=True) as stage:
+        stage.directory.prices |= {ASKED: OPUS, "claude-opus-5": OPUS}
+        got = await stage.ask(post(default, b"/v1/messages"))
+        assert (got.status, got.reason) == (403, "model_not_priced")
+        assert b'the model claude-opus-4-8, which fallbacks \\"default\\" may choose' in got.body
+        stage.directory.prices["claude-opus-4-8"] = OPUS
+        for listed, status in (({"claude-*"}, 200), ({"claude-opus-5*"}, 403)):
+            stage.directory.caller = replace(stage.directory.caller, models=frozenset(listed))
+            stage.upstream.scripts.append([answer(b'{"type":"message"}')])
+            got = await stage.ask(post(default, b"/v1/messages"))
+            assert got.status == status
+        assert b'claude-opus-4-8, which fallbacks \\"default\\" may choose' in got.body
+
+
+async def test_speed_of_a_fallback_needs_a_price_of_that_model_alone() -> None:
+    entry = {"model": "claude-opus-4-8", "speed": "fast"}
+    fast = json.dumps(json.loads(MESSAGE) | {"fallbacks": [entry]}).encode()
+    async with staged(refuses_unpriced=True) as stage:
+        stage.directory.prices |= {ASKED: OPUS, "claude-opus-4-8": OPUS}
+        got = await stage.ask(post(fast, b"/v1/messages"))
+        assert (got.status, got.reason) == (403, "model_not_priced")
+        assert b"the service tier fast" in got.body
+        stage.directory.prices["claude-opus-4-8"] = OPUS._replace(tiers={"fast": DEAR})
+        stage.upstream.scripts.append([answer(b'{"type":"message"}')])
+        assert (await stage.ask(post(fast, b"/v1/messages"))).status == 200
+
+
 @pytest.mark.parametrize(
     ("said", "tier", "factor"),
     [

@@ -26,7 +26,7 @@ MODELS = {"object": "list", "data": [{"id": one} for one in ("m", TRAINED, CHECK
 FREE = tuple(
     replace(one, upstream="up")
     for one in FAMILY.routes
-    if "fine_tuning/jobs/" in one.path or "models" in one.path
+    if "fine_tuning/jobs/" in one.path or "models" in one.path or one.path == "/v1/evals"
 )
 ROUTED: tuple[Route, ...] = (*ROUTES, *FREE)
 
@@ -56,7 +56,47 @@ async def test_nobody_else_calls_a_trained_model(model: str) -> None:
         assert await asked(pair, OTHERS, model) == 404
         assert await asked(pair, OTHERS, model.replace("ft:", "FT:")) == 404
         assert await asked(pair, OTHERS, "m", models=[model.removeprefix("x/")]) == 404
+        for place in ("tools", "plugins", "new_field"):
+            judges = [{"type": "advisor", "model": model.removeprefix("x/")}]
+            assert await asked(pair, OTHERS, "m", **{place: judges}) == 404
         assert pair.asked == before
+
+
+GRADERS = [
+    {"type": "label_model", "model": TRAINED, "labels": ["a"]},
+    {"type": "score_model", "model": TRAINED.upper()},
+    {"type": "multi", "graders": {"one": {"type": "score_model", "model": CHECKPOINT}}},
+]
+
+
+@pytest.mark.parametrize("grader", GRADERS)
+async def test_nobody_else_is_judged_by_a_trained_model(grader: dict[str, object]) -> None:
+    body = json.dumps({"name": "e", "testing_criteria": [{"type": "string_check"}, grader]}).encode()
+    async with trained() as pair:
+        stage = pair.stage
+        stage.objects.kept.add((CALLER.organization_id, TRAINED.upper()))
+        for caller, models, status in (
+            (OTHERS, None, 404), (CALLER, None, 200), (CALLER, frozenset({"m"}), 403),
+            (CALLER, frozenset({"ft:*", "FT:*"}), 200),
+        ):  # fmt: skip
+            stage.directory.caller = replace(caller, models=models)
+            stage.upstream.scripts = [[answer(b'{"id":"eval_1"}')]]
+            got = await pair.ask(body, b"/v1/evals")
+            assert got.status == status
+            if status == 404:
+                assert b"The field is testing_criteria.1." in got.body
+
+
+async def test_a_model_of_another_organization_judges_in_no_stored_body() -> None:
+    own = rule("secret", ("up", "m"), organization_id=CALLER.organization_id)
+    body = json.dumps(
+        {"name": "e", "testing_criteria": [{"type": "label_model", "model": "secret"}]}
+    ).encode()
+    async with paired(own, routes=ROUTED) as pair:
+        for caller, status in ((OTHERS, 403), (CALLER, 200)):
+            pair.stage.directory.caller = caller
+            pair.stage.upstream.scripts = [[answer(b'{"id":"eval_1"}')]]
+            assert (await pair.ask(body, b"/v1/evals")).status == status
 
 
 @pytest.mark.parametrize("caller", [CALLER, OTHERS])

@@ -25,6 +25,7 @@ from gateway.core.families.controlled import (
     PROMPT_BYTES_MAX,
     CountTokens,
     Document,
+    ModelAttempt,
     prompt_tokens,
 )
 from gateway.core.families.tools import is_member
@@ -713,6 +714,7 @@ class CallRequest:
     tools: Sequence[Document] = ()  # list in `document`
     plugins: Sequence[Document] = ()  # list in `document`
     models_beside: tuple[str, ...] = ()  # other models that may answer
+    attempts: tuple[ModelAttempt, ...] = ()  # those of them that follow one that gave way
     user: str = ""  # the user that the body names
     changed: bool = False  # `document` differs from `body`
     input_ceiling: int = 0  # tokens of the prompt at most
@@ -722,7 +724,6 @@ class CallRequest:
     gives_up: bool = False  # it states a timeout, by which its upstream may end it
     named: tuple[str, ...] = ()  # ids of stored objects in path and body
     unsure: tuple[str, ...] = ()  # texts in the body that may be ids of stored objects
-    id_fields: Mapping[str, str] | None = None  # the fields of both in the body; None if there are none
     brought: frozenset[str] = frozenset()  # ids of objects inside the body, and those reported already
     names: FieldNames = NO_NAMES  # facts about all field names
     # Filters a list of models for the caller: yields empty steps, then the list.
@@ -754,6 +755,7 @@ class CallRequest:
     facts: tuple[UpstreamFacts, ...] = ()  # of the upstream, or of each target
     output_default: int = 0  # the upstream's maximum of a choice if none is stated, 0 if unknown
     output_least: int = 1  # the smallest maximum that the upstream accepts
+    bound: bool = False  # its hold is the most that it may use
     reports_each: bool = False  # a usage report is about one choice
     put_in: tuple[str, ...] = ()  # fields that the gateway added
     stated: dict[str, int] | None = None  # the client's maxima, by field
@@ -785,6 +787,16 @@ class CallRequest:
     def unmeasured(self) -> bool:
         """Whether the call has documents or recordings whose pages or seconds are not counted yet."""
         return bool(self.documents or self.recordings)
+
+    def tiers_of(self, answered: str) -> tuple[str, ...]:
+        """Return the service tiers that the call asks of the model that `answered`."""
+        tiers = [attempt.tier for attempt in self.attempts if answered.startswith(attempt.model)]
+        return (*self.tiers, *filter(None, tiers)) if tiers else self.tiers
+
+    def chosen_by(self, model: str) -> str:
+        """Return why a `model` that the call does not name may answer, in words; empty if it names the model."""
+        by = next((attempt.chosen for attempt in self.attempts if attempt.model == model), "")
+        return f", which {by} may choose: name the fallbacks instead" if by else ""
 
     def units(self, read: int) -> dict[str, int]:
         """Return the units in `measured`; those of storage follow from the `read` tokens."""

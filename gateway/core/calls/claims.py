@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.core.accounts.budgets import MAXIMUM, MONEY, TOKENS, UNIT_OF
 from gateway.core.billing.money import ENDLESS
@@ -59,6 +59,7 @@ from gateway.core.families.controlled import (
     BACKGROUND,
     KEPT,
     LATER,
+    NO_READERS,
     SEARCH_OPTIONS,
     SEARCH_PARAMETERS,
     SEARCHING_MODELS,
@@ -364,7 +365,7 @@ def likely_asks(call: CallRequest, may: PriceQualifiers, read: int) -> PriceQual
         name: known.get(name) or min(most, TOOL_USES_LIKELY) for name, most in may.tools.items()
     }
     media = call.blob_tokens > 0 or names.files > 0
-    tiers = call.tiers
+    tiers = (*call.tiers, *[attempt.tier for attempt in call.attempts if attempt.tier])
     return PriceQualifiers(names.caches, names.long_caches, media, may.sound, tiers, uses)
 
 
@@ -504,7 +505,8 @@ def bind_output(call: CallRequest, bound: int, allowed: frozenset[str]) -> None:
     Raise `InvalidRequest` if the body has a number that could make the upstream ignore the limit. Numbers
     with a name in `allowed` are known to be harmless.
     """
-    check_numbers(call, allowed)
+    call.bound = True
+    check_numbers(call, allowed, bound)
     limit_output(call, bound)
     limit_models(call)
 
@@ -690,11 +692,11 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
     # Each tool and plugin is priced and held by itself.
     call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
     names = top_names(document)
-    call.models_beside = models_beside(document, names)
+    family = OF_METER.get(call.meter)
+    call.models_beside = models_beside(document, names, NO_READERS if family is None else family.model_lists)
     call.gives_up, call.asks = names.times_out, names.asks
     if names.later:
         _refuse_later(call, document)
-    family = OF_METER.get(call.meter)
     if family is not None and not document.keys().isdisjoint(family.exclusions.tier_fields):
         call.tiers = family.exclusions.asked_tiers(document)
 
@@ -778,8 +780,8 @@ HARMLESS = frozenset(
         "frequencyPenalty",
         # what is told of tokens
         "logprobs", "top_logprobs", "prompt_logprobs", "n_probs", "top_n_tokens", "responseLogprobs",
-        # less prompt, less thinking, or a minimum of output that is bounded anyway
-        "truncate", "truncate_prompt_tokens", "n_keep", "n_discard", "num_keep", "min_tokens", "min_keep",
+        # less prompt, less thinking
+        "truncate", "truncate_prompt_tokens", "n_keep", "n_discard", "num_keep", "min_keep",
         "n_indent",
         "thinking_token_budget", "thinking_budget_tokens", "reasoning_budget", "dimensions",
         # where and how long it runs
@@ -791,6 +793,11 @@ HARMLESS = frozenset(
         "stop_token_ids", "allowed_token_ids", "bad_words_ids",
     }
 )  # fmt: skip
+# Fields by which a call has no bound, each with its switch. OpenAI bounds neither the number nor the depth of the
+# agents of a response (`MultiAgent` of openai 3.51.0).
+_BOUNDLESS: Final = {"multi_agent": "enabled"}
+# Minima of output, of vLLM, SGLang and LMDeploy. A server that obeys the larger number would pass the maximum.
+MINIMA = frozenset({"min_tokens", "min_new_tokens"})
 # Texts that may be digits. Several of these servers read a body by pydantic, which takes other such texts for
 # numbers.
 TEXTS = frozenset(
@@ -822,6 +829,7 @@ FREE_OBJECTS = frozenset(
 # Names that are known in other objects at the top: numbers that the maximum bounds, or that set none, and
 # schemas.
 NESTED = {
+    "fallbacks": frozenset({"max_tokens", "budget_tokens", "token_budget", "remaining", "total", "format"}),
     "thinking": frozenset({"budget_tokens", "token_budget"}),
     "reasoning": frozenset({"max_tokens"}),
     "reasoning_config": frozenset({"budget_tokens"}),
@@ -839,18 +847,30 @@ _FLOAT_CHARACTERS_MAX: Final = 64
 _NUMBER_DIGITS: Final = re.compile(r"[\s_+\-.eE]*\d[\s_+\-.eE\d]*")
 
 
-def check_numbers(call: CallRequest, allowed: frozenset[str]) -> None:
+def check_numbers(call: CallRequest, allowed: frozenset[str], bound: int = INTEGER_MAX) -> None:
     """Raise `InvalidRequest` for unknown numbers in a body, which could overrule its output maximum.
 
-    Raise it also for several chats in one call. `allowed` are names that the upstream's configuration
-    permits.
+    Raise it also for several chats in one call, and for a minimum above the maximum, which is `bound` where
+    the call states none. `allowed` are names that the upstream's configuration permits.
     """
     shape, document = SHAPES.get(call.meter), call.document
     if shape is None or document is None or not shape.maximum:
         return
     elements(document, "messages")  # some servers take each list in it for a chat
     place = document if shape.place is None else shape.place(document)
-    known = HARMLESS | allowed
+    for name, asks in _BOUNDLESS.items():
+        inside = document.get(name)
+        if (
+            inside is not None
+            and name not in allowed
+            and not (isinstance(inside, dict) and inside.get(asks) in (None, False))
+        ):
+            raise InvalidRequest(
+                f"{name}: nothing bounds what its agents read and write, and this call must not use more than is"
+                " held. Leave it out.",
+                param=name,
+            )
+    known = _Numbers(HARMLESS | allowed, bound if call.output_max is None else call.output_max)
     for part in (document,) if place is document else (document, place):
         for name, value in part.items():
             if name not in shape.numbers:
@@ -860,8 +880,22 @@ def check_numbers(call: CallRequest, allowed: frozenset[str]) -> None:
                 _check_inside(value, name, known, NESTED.get(name, _NONE), _OBJECTS_DEPTH_MAX)
 
 
-def _check_number(name: str, param: str, value: object, known: Collection[str]) -> None:
-    if name not in known and name not in TEXTS and _is_number(value):
+class _Numbers(NamedTuple):
+    """Names whose numbers are `known` to be harmless, and the maximum of output, which no minimum may exceed."""
+
+    known: frozenset[str]
+    output_max: int
+
+
+def _check_number(name: str, param: str, value: object, numbers: _Numbers) -> None:
+    most = numbers.output_max
+    if name in MINIMA and name not in numbers.known:
+        if value is not None and (type(value) is not int or value > most):
+            raise InvalidRequest(
+                f"{param} must be a whole number up to {most}, the most that this call may write.",
+                param=param,
+            )
+    elif name not in numbers.known and name not in TEXTS and _is_number(value):
         raise InvalidRequest(
             f"{param}: nobody here knows what this number does, and this call must not use more than is"
             " held. Leave it out, or have the operator allow it by `fields` of the upstream.",
@@ -869,9 +903,7 @@ def _check_number(name: str, param: str, value: object, known: Collection[str]) 
         )
 
 
-def _check_inside(
-    value: object, path: str, known: Collection[str], inner: Collection[str], depth: int
-) -> None:
+def _check_inside(value: object, path: str, known: _Numbers, inner: Collection[str], depth: int) -> None:
     """Raise `InvalidRequest` for a number, at any depth, under a name that is not in `known` or `inner`."""
     if depth == 0:
         raise InvalidRequest(f"{path} is nested more than {_OBJECTS_DEPTH_MAX} deep.", param=path)

@@ -486,6 +486,10 @@ def answers_within(call: CallRequest) -> InnerAnswers | None:
         found.models += [(model, uses or MODEL_USES, most) for model in models_of(tool, "tools")]
     for plugin in call.plugins if call.models_beside else ():
         found.models += [(model, 1, None) for model in models_of(plugin, "plugins")]
+    found.models += [
+        (attempt.model, 1, call.output_max if attempt.output_max is None else attempt.output_max)
+        for attempt in call.attempts
+    ]
     return found if found.models or found.compactions else None
 
 

@@ -16,6 +16,7 @@ from gateway.core.calls.call import CallRequest, FieldNames, MediaPart, MediaPla
 from gateway.core.calls.routes import Route
 from gateway.core.families import anthropic
 from gateway.core.families.anthropic import calls, messages
+from gateway.core.families.anthropic.fallbacks import FALLBACKS, read_fallbacks
 from gateway.core.families.cohere import searches_of
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
@@ -321,6 +322,7 @@ def _routes(upstream: str) -> tuple[Route, ...]:
 FAMILY = ApiFamily(
     NAME,
     _refusal,
+    model_lists={FALLBACKS: read_fallbacks},
     shapes={
         "bedrock_rerank": CallKind(read_rerank, STORED, operation="embeddings"),
         "bedrock_guardrail": CallKind(read_guardrail, CHECKED, operation="generate_content"),

@@ -6,8 +6,8 @@ has one spelling and one type. All other fields pass unread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -66,12 +66,18 @@ _NO_MODELS = frozenset(
         "client_metadata", "labels", "logit_bias", "response_format", "text", "output_config",
         "output_format", "safetySettings", "safety_settings", "stream_options", "chat_template_kwargs",
         "documents", "guided_json", "json_schema",
-        "structured_outputs", "model", *MODEL_LISTS,
+        "structured_outputs", "attributes", "model", *MODEL_LISTS,
     }
 )  # fmt: skip
 _DEPTH_MAX = 16
 # Fields with names that the caller chooses: arguments of functions, and tools of a server.
-_NAMING = ("model", "models", "modelname", "model_name")
+_NAMING = (
+    "model", "models", "modelname", "model_name", "modelid", "model_id", "model_ids", "modelarn", "model_arn",
+)  # fmt: skip
+# Data that callers write, and rows of an eval: what they call a model is none.
+_ROWS = frozenset(
+    {"metadata", "attributes", "customMetadata", "client_metadata", "item", "sample", "item_schema"}
+)
 OWN_NAMES = frozenset(
     {
         "function", "functionDeclarations", "function_declarations", "input_schema", "input_examples",
@@ -79,6 +85,7 @@ OWN_NAMES = frozenset(
         "response_schema", "responseJsonSchema", "response_json_schema", "_responseJsonSchema",
     }
 )  # fmt: skip
+_OWN_NAMES_OR_ROWS = OWN_NAMES | _ROWS
 # What callers write freely, whatever the API.
 FREE = frozenset(
     {
@@ -96,6 +103,26 @@ _JUDGES = frozenset(
 )  # fmt: skip
 # Fields whose texts name no model.
 _TOLD = frozenset({"type", "name", "description"})
+
+
+class ModelAttempt(NamedTuple):
+    """A model that a vendor asks where the one before it gives way, with a maximum and a tier of its own.
+
+    Each attempt reads the input, and may write before it gives way. `output_max` is None where it has that of
+    the call. `chosen` is the value by which the vendor may choose this model.
+    """
+
+    model: str
+    output_max: int | None = None
+    tier: str = ""
+    chosen: str = ""
+
+
+# Reads one list of models of an API, by the value and the name of its field. Lists that have no reader of
+# their own hold names of models alone.
+ListReader = Callable[[object, str], Sequence[ModelAttempt]]
+ListReaders = Mapping[str, ListReader]
+NO_READERS: Final[ListReaders] = {}
 _PRESET = "@preset/"
 MODELS_MAX = 64
 MODEL_CHARACTERS_MAX = 256
@@ -332,11 +359,13 @@ def model_in_path(document: Document, named: str | None) -> str:
     return model
 
 
-def models_counted(document: Document, named: str | None) -> tuple[str, tuple[str, ...]]:
+def models_counted(
+    document: Document, named: str | None, readers: ListReaders = NO_READERS
+) -> tuple[str, tuple[str, ...]]:
     """Return the model of a call that is free (it counts tokens, for example), and other models in its body.
 
     The first is empty if the path names the model (`named`) or the body none. A body for Gemini may
-    contain a whole call.
+    contain a whole call. `readers` are those of its API.
     """
     _COUNTED.check(document)
     parts = [document, *[one for name in INNER_CALLS if isinstance(one := document.get(name), dict)]]
@@ -345,15 +374,31 @@ def models_counted(document: Document, named: str | None) -> tuple[str, tuple[st
     for one in parts if named else ():
         model = model_in_path(one, named)
     rest = {name: value for name, value in document.items() if name not in INNER_CALLS}
-    return model, tuple([name for one in (rest, *parts[1:]) for name in models_beside(one)])
+    return model, tuple([name for one in (rest, *parts[1:]) for name in models_beside(one, readers=readers)])
 
 
-def models_beside(document: Document, names: TopNames | None = None) -> tuple[str, ...]:
-    """Return all models that a body names besides the requested one; each may answer the call."""
+def models_stored(document: Document, readers: ListReaders, prefix: str) -> tuple[str, ...]:
+    """Return all models that the body of a stored object names, such as an agent, an eval or a store.
+
+    Its API may have `prefix` in front of a model's name.
+    """
+    models = [*models_beside(document, readers=readers)]
+    if document.get("model") is not None:
+        models.append(model_name(_of_object(document["model"])))
+    return tuple(dict.fromkeys([model.removeprefix(prefix) for model in models]))
+
+
+def models_beside(
+    document: Document, names: TopNames | None = None, readers: ListReaders = NO_READERS
+) -> tuple[str, ...]:
+    """Return all models that a body names besides the requested one; each may answer the call.
+
+    `readers` read the lists in which its API has more than names.
+    """
     found: list[str] = []
     names = names or top_names(document)
     if names.elsewhere:
-        _add_lists(document, found)
+        _add_lists(document, found, readers)
     for name in names.others:
         value = document[name]
         if isinstance(value, dict | list):
@@ -391,7 +436,7 @@ def models_of(tool: Document, path: str) -> list[str]:
     return found
 
 
-def _add_lists(document: Document, found: list[str]) -> None:
+def _add_lists(document: Document, found: list[str], readers: ListReaders) -> None:
     """Add to `found` the models in lists at the top of a body, such as fallbacks.
 
     Raise `InvalidRequest` for a field that would send the call to another server.
@@ -399,7 +444,10 @@ def _add_lists(document: Document, found: list[str]) -> None:
     for name in document.keys() & ELSEWHERE:
         raise InvalidRequest(f"The field {name} is not accepted: leave it out.", param=name)
     for name in MODEL_LISTS:
-        _add_models(document.get(name), name, found)
+        if name in readers:
+            found += [attempt.model for attempt in readers[name](document.get(name), name)]
+        else:
+            _add_models(document.get(name), name, found)
 
 
 def _add_nested(value: object, path: str, found: list[str], depth: int, *, strict: bool) -> None:
@@ -418,7 +466,9 @@ def _add_nested(value: object, path: str, found: list[str], depth: int, *, stric
     elif isinstance(value, dict):
         functions = value.get("type") == "function"
         for name, inside in value.items():
-            if name in OWN_NAMES or (depth > 1 and name in _TOLD and isinstance(inside, str)):
+            if name in (OWN_NAMES if strict else _OWN_NAMES_OR_ROWS):
+                continue
+            if depth > 1 and name in _TOLD and isinstance(inside, str):
                 continue
             folded = name.casefold()
             names = folded.endswith(_NAMING) or folded in MODEL_LISTS
@@ -432,7 +482,13 @@ def _add_nested(value: object, path: str, found: list[str], depth: int, *, stric
                 _add_nested(inside, f"{path}.{name}", found, depth - 1, strict=strict)
 
 
+def _of_object(value: object) -> object:
+    """Return the name in an object that is a model with settings of its own."""
+    return value["id"] if isinstance(value, dict) and isinstance(value.get("id"), str) else value
+
+
 def _is_name(value: object) -> bool:
+    value = _of_object(value)
     return isinstance(value, str) and bool(value)
 
 
@@ -457,6 +513,7 @@ def _named(value: object, param: str) -> Iterator[object]:
     Raise `InvalidRequest` for other values. An entry may have no other field: an upstream would use it
     instead of the call's own field.
     """
+    value = _of_object(value)
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list):
         raise _mistyped(param, "a list of names of models")

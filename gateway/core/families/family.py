@@ -23,6 +23,7 @@ from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
     Document,
+    ListReaders,
     PathParams,
     maximum,
     model_name,
@@ -181,6 +182,7 @@ class LiveSession(Protocol):
 
     refuses_by_event: bool  # a refusal is an event, not the end of the connection
     named_later: bool  # the first message names the model, not the path
+    output_max: int | None  # the most tokens of an answer in the present turn, None where no hold binds it
     model: str
     models: tuple[str, ...]
     has_media: bool  # whether the client has sent sound, pictures or video
@@ -196,11 +198,13 @@ class LiveSession(Protocol):
     def take_back(self) -> None: ...  # undo the last message, which is not sent
     def forget(self) -> None: ...  # close open requests: they are charged by estimate
     def hear(self, event: bytes) -> LiveEvent: ...  # process an event of the upstream
+    # Return the messages to send for one of the client. Where a hold binds the turn, no answer has more tokens.
+    def limited(self, message: bytes) -> list[bytes]: ...
     # Return the first message, with the upstream's own name of the model.
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes: ...
 
 
-_TURN = ControlledNames("model", "input_tokens", *OF_EVERY_FAMILY)
+_TURN = ControlledNames("model", "input_tokens", "max_output_tokens", *OF_EVERY_FAMILY)
 
 
 def read_turn(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -208,6 +212,7 @@ def read_turn(call: CallRequest, document: Document, params: PathParams, bounds:
     _TURN.check(document)
     call.model, call.streamed = model_name(document.get("model")), True
     call.blob_tokens = maximum(document, "input_tokens", bounds.usage_tokens_max) or 0
+    call.output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,19 +249,24 @@ class CallKind:
     live: Callable[[Mapping[str, str]], LiveSession] | None = None
 
 
+def live_kind(dialect: Dialect, live: Callable[[Mapping[str, str]], LiveSession]) -> CallKind:
+    """Return the kind of a WebSocket's turns: their answers are read by `dialect`, and `live` makes a session."""
+    numbers = frozenset({"input_tokens", "max_output_tokens"})
+    return CallKind(read_turn, dialect, "max_output_tokens", numbers=numbers, live=live)
+
+
 @dataclass(slots=True)
 class BodyIds:
     """Ids of stored objects in a request body.
 
-    `named` refer to objects of the upstream, each by the field in `fields`. `brought` belong to objects
-    inside the body itself. `unknown` are texts, each with its field, which ends like an id and has no table.
+    `named` refer to objects of the upstream. `brought` belong to objects inside the body itself. `unknown` are
+    texts in fields that end like an id and are in no table.
     `known` says whether the APIs have the top field that is searched: an `id` in it refers to an object.
     """
 
     named: list[object] = field(default_factory=list)
-    fields: list[str] = field(default_factory=list)
     brought: list[object] = field(default_factory=list)
-    unknown: list[tuple[str, str]] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
     known: bool = True
 
 
@@ -537,6 +547,7 @@ class ApiFamily:
     batches: tuple[BatchPaths, ...] = ()
     jobs: tuple[JobPaths, ...] = ()
     exclusions: Exclusions = NONE  # which of the higher prices do not apply to a call
+    model_lists: ListReaders = field(default_factory=dict)  # readers of lists that hold more than names
     provider: str = ""  # the provider's name in OpenTelemetry
     # headers that state the used part of a budget
     budget_fields: Callable[[BudgetWindow, Refusal | None], list[tuple[bytes, bytes]]] | None = None

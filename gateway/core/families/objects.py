@@ -34,6 +34,7 @@ from gateway.core.model import Family
 from gateway.errors import InvalidRequest
 
 NAMED_MAX = 10_000  # ids a request may name
+PLACES_MAX = 10_000  # members that are searched for the place of one
 
 # Names at the top of a body, and of a tool, that name no object and hold none.
 _PLAIN = frozenset(
@@ -193,11 +194,34 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
         call.brought = frozenset([one for value in found.brought for one in ids_of(value)])
 
 
+def field_of(call: CallRequest, id_: str) -> str:
+    """Return where the body of a call names a stored object or a model, such as `trace.parent_span_id`.
+
+    Empty if it is not in the first members of the body.
+    """
+    objects, left = FAMILIES[call.family].objects, PLACES_MAX
+    waiting: list[tuple[str, object]] = [("", call.document)]
+    while waiting and left:
+        left -= 1
+        place, value = waiting.pop()
+        if isinstance(value, str) and (value == id_ or id_ in objects.readings(value)):
+            return place
+        if isinstance(value, list):
+            waiting += [(f"{place}.{number}", item) for number, item in enumerate(value)][::-1]
+        elif isinstance(value, dict):
+            waiting += [
+                (f"{place}.{name}".lstrip("."), inside)
+                for name, inside in reversed(value.items())
+                if name not in FREE and (name not in _TEXTS or not isinstance(inside, str))
+            ]
+    return ""
+
+
 def _take_ids(call: CallRequest, objects: ObjectRules, asked: Document, closed: bool, found: BodyIds) -> None:
     """Set in `call` the ids of stored objects that the body `asked` names, and collect details in `found`.
 
-    Raise `InvalidRequest` for too many ids. If the body is that of a stored object (`closed`), unknown
-    fields with ids raise it too.
+    Raise `InvalidRequest` for too many ids, and in the body of a stored object (`closed`) for what selects
+    objects otherwise.
     """
     try:
         for name, inside in asked.items():
@@ -208,15 +232,11 @@ def _take_ids(call: CallRequest, objects: ObjectRules, asked: Document, closed: 
             _check_kinds(objects, asked)
     except RecursionError as error:
         raise InvalidRequest("The request is nested too deeply.") from error
-    if closed and found.unknown:
-        name = found.unknown[0][1]
-        raise InvalidRequest(f"The field {name} is not known to name nothing: leave it out.", param=name)
-    fields = zip(found.named, found.fields, strict=True)
-    named = {id_: name for value, name in fields for id_ in ids_of(value)}
-    unsure = {id_: name for value, name in found.unknown for id_ in ids_of(value) if id_ not in named}
+    named = dict.fromkeys([id_ for value in found.named for id_ in ids_of(value)])
+    unsure = dict.fromkeys([id_ for value in found.unknown for id_ in ids_of(value) if id_ not in named])
     if len(named) + len(unsure) > NAMED_MAX:
         raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")
-    call.named, call.unsure, call.id_fields = (*call.named, *named), tuple(unsure), named | unsure
+    call.named, call.unsure = (*call.named, *named), tuple(unsure)
 
 
 def _close(path: str, holder: Document, takes: Collection[str]) -> None:
@@ -273,7 +293,6 @@ def _look_at(  # noqa: PLR0917  # a member, and where it stands
     if name in FREE or objects.is_free(name, holder):
         return
     add_known(objects, name, inside, holder, place, found)
-    found.fields += [name] * (len(found.named) - len(found.fields))
     if name == "variables" and isinstance(inside, dict):  # names and texts are the caller's own
         _look(objects, list(inside.values()), "", found)
     elif isinstance(inside, dict):

@@ -1,12 +1,12 @@
 """Fields of requests that refer to stored objects, and fields that end like an id and do not.
 
 Both are tables by API. A name in neither table is judged by its value: it must be no object that another
-organization owns. In the body of a stored object such a name is refused. A test reads the request types of
-the vendors' SDKs, and fails for a name that no table has.
+organization owns. A test reads the request types of the vendors' SDKs, and fails for a name that no table has.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -21,6 +21,8 @@ def names(written: str) -> frozenset[str]:
 
 
 _ENDS: Final = ("_id", "_ids")
+_CAMEL_ENDS: Final = ("Id", "Ids")
+_CAMEL: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 # Ids that callers choose, in any API: of tool calls, users, requests, and lines of a file.
 OF_CALLERS: Final = names(
     "call_id tool_call_id tool_use_id user_id request_id session_id trace_id custom_id connector_id"
@@ -99,12 +101,14 @@ def add_known(  # noqa: PLR0917  # a member, and where it stands
     may stand for.
     """
     folded = name.lower()
+    if name.endswith(_CAMEL_ENDS):
+        folded = _CAMEL.sub("_", name).lower()
     if folded == "id" and found.known and _is_whole(holder, place):
         found.brought.append(id_in(inside, name))
     elif not objects.add(name, inside, holder, place, found) and (
         folded == "id" or (folded.endswith(_ENDS) and folded not in OF_CALLERS)
     ):
-        found.unknown += [(id_, name) for text in _texts(inside) for id_ in objects.readings(text)]
+        found.unknown += [id_ for text in _texts(inside) for id_ in objects.readings(text)]
 
 
 def _texts(value: object) -> list[str]:

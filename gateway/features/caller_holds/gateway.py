@@ -440,10 +440,11 @@ def _overruling(  # noqa: PLR0917  # a call, and the decision on it
     None if there is none, or if the call needs no maximum.
     """
     enforced = NO_UNITS if budgets is None else budgets.enforced
-    if route is None or answer_bound(call, claim, decision, enforced) is None:
+    bound = None if route is None else answer_bound(call, claim, decision, enforced)
+    if route is None or bound is None:
         return None
     try:
-        check_numbers(call, fields_allowed(worker, call, route.upstream))
+        check_numbers(call, fields_allowed(worker, call, route.upstream), bound)
     except InvalidRequest as refusal:
         return refusal
     return None

@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Final
 from urllib.parse import unquote
 
@@ -25,7 +26,7 @@ from gateway.core.families.family import LiveEvent, LiveSession
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
-from gateway.errors import ModelNotAllowed, Refusal, RequestTooLarge, UpstreamUnreachable
+from gateway.errors import InvalidRequest, ModelNotAllowed, Refusal, RequestTooLarge, UpstreamUnreachable
 from gateway.features.websockets.sockets import (
     INNER,
     SLOW,
@@ -37,7 +38,7 @@ from gateway.features.websockets.sockets import (
     open_as,
     take_place,
 )
-from gateway.http.admission import admit, identify, judge, known, prices_of
+from gateway.http.admission import admit, identify, judge, known, named_objects, prices_of
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import forward, socket_key
 from gateway.http.protocol.answer import EVENT_STREAM, AnswerHead
@@ -150,7 +151,8 @@ class LiveSocket(WebSocket):
                     self._asked[0] = self._session.sent_as(self._asked[0], admitted.attempt.model, target)
             else:
                 await self._aim(admitted)
-            self._admitted = admitted
+            self._admitted, call = admitted, admitted.call
+            self._session.output_max = call.output_max if call.bound else None
             if exchange.gone or ((self._ends is not None or self._spent) and not self._heard):
                 self._take_back()
                 if self._session.pending:  # its events will not be read
@@ -167,7 +169,7 @@ class LiveSocket(WebSocket):
                 self._session.forget()
                 self._close(_REFUSED)
         finally:
-            self._link = None
+            self._link = self._session.output_max = None
 
     async def _admit(self, exchange: Exchange) -> AdmittedCall:
         """Admit the call of a turn.
@@ -469,8 +471,14 @@ class LiveSocket(WebSocket):
         charge = None if exchange is None else exchange.charge
         if exchange is None or call is None or self._link is None or not isinstance(charge, AdmittedCall):
             return
+        models, routed, caller = charge.worker.models, charge.head.routed, charge.caller
+        owned = named_objects(models, routed, caller, call)
         before, call.models_beside = call.models_beside, self._session.models
         try:
+            if len(named_objects(models, routed, caller, call)) > len(owned):
+                raise InvalidRequest(
+                    "A model that was trained is named where the connection opens.", param="model"
+                )
             judge(charge.worker, charge.head.attribution, charge.caller, call, charge.user)
             prices = prices_of(charge.worker.ports, charge.caller, charge.service, call, charge.budgets)
         except Refusal:
@@ -488,8 +496,8 @@ class LiveSocket(WebSocket):
         if exchange is not None and exchange.call is not None:
             self._count_input(exchange.call)
         if upstream is not None:
-            for one in asked:
-                upstream.send(one)
+            for message in chain.from_iterable(map(self._session.limited, asked)):
+                upstream.send(message)
         if not self._kept:
             self.go_on(WAITING)
 

@@ -65,6 +65,18 @@ _SLASHES = re.compile("/{2,}")
 ALIKE_CHARS_MIN = len("/v1beta/")
 # Paths that let a client talk to the provider directly: by WebRTC, SIP, or from a browser.
 _PAST = re.compile(r"/realtime/(?:client_secrets|calls|sessions|transcription_sessions)\b|/auth_?[tT]okens\b")
+# Paths of vendors that are not served: of the account itself, and of what reports no use.
+_OF_OPERATOR = re.compile(
+    r"/(?:organizations?|projects|safety|webhook_endpoints|webhooks|user_profiles|tunnels|credentials)(?:[/:]|\Z)"
+)
+_UNTOLD = re.compile(
+    r"/(?:sessions|automations|assistants|threads|chatkit|dreams|deployments|deployment_runs|triggers|voices"
+    r"|voice_consents|content_provenance_checks)(?:[/:]|\Z)"
+)
+_UNSERVED = (
+    (_OF_OPERATOR, "it administers the account of the upstream, which is its operator's to do"),
+    (_UNTOLD, "no answer tells what it uses, so nothing could be charged for it"),
+)
 # Maximum of an unknown path in its error message.
 PATH_CHARS_SHOWN = 200
 
@@ -244,6 +256,9 @@ def unknown_path(path: str, nearest: str) -> Refusal:
             f"{shown} is not served: who has its answer talks to the provider past this gateway, unmetered."
             " Open a WebSocket here instead."
         )
+    for paths, why in _UNSERVED:
+        if paths.search(path):
+            return UnknownRoute(f"{shown} is not served: {why}.")
     meant = f" Did you mean {nearest}?" if nearest else ""
     return UnknownRoute(f"No route is configured for {shown}.{meant}")
 
@@ -429,7 +444,9 @@ _OF_LISTS = frozenset(
     b"limit after before after_id before_id order pageSize pageToken page_size page_token page filter include"
     b" include[] include%5B%5D include%5b%5d purpose type starting_after include_obfuscation stream model"
     b" return_partial_success returnPartialSuccess updateMask scope_id include_archived created_after"
-    b" created_before order_by status source force".split()
+    b" created_before order_by status source force ids name version view depth path_prefix"
+    b" expected_content_sha256 created_at[gte] created_at[lte] created_at%5Bgte%5D created_at%5Blte%5D"
+    b" created_at%5bgte%5d created_at%5blte%5d".split()
 )
 _EVERYWHERE = {name: values for one in ALL for name, values in one.queries.items()}
 _LISTING = frozenset({*_EVERYWHERE, *_OF_LISTS})
@@ -669,7 +686,7 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
     rules = FAMILIES[route.family].objects
     at = _kept_at(rules, route.path)
     if at.endswith("/{}") and not any(place.id for place in places):
-        raise ObjectNotFound  # an action without an id on a route of one object
+        raise ObjectNotFound("This path is that of one stored object: put its id there.")
     takes = rules.takes.get(at)
     if route.meter != "none":
         shape = SHAPES.get(route.meter)

@@ -70,6 +70,7 @@ CALLS: dict[str, tuple[Wrap, tuple[str, int, int]]] = {
     "mistral_conversations": (lambda part: {"inputs": said(part)["messages"]}, OF_MISTRAL),
     "vllm_chats": (lambda part: {"messages": [said(part)["messages"]]}, OF_QWEN),
     "openai_responses": (lambda part: {"input": said(part)["messages"]}, OF_OPENAI),
+    "openai_decisions": (lambda part: {"input": said(part)["messages"], "questions": []}, OF_OPENAI),
     "openai_moderations": (lambda part: {"input": [part]}, ("omni-moderation-latest", 1_600, 2_097_152)),
     "openai_image_edits": (lambda part: {"prompt": "x", "images": [part]}, ("gpt-image-2", 6_800, 2_097_152)),
     "anthropic_messages": (said, OF_CLAUDE),

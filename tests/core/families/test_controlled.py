@@ -178,6 +178,9 @@ SDK_PARAMS: dict[str, object] = {
 }
 
 
+ROUTE = Route(("POST",), "/x", "u", "s", Family("openai"), "openai_chat")
+
+
 def checked(meter: str, more: dict[str, Any], allowed: frozenset[str] = frozenset()) -> None:
     body = json.dumps({**BODIES[meter], **more}).encode()
     route = Route(("POST",), "/x", "u", "s", Family(meter.partition("_")[0]), meter)
@@ -196,6 +199,31 @@ def test_a_number_nobody_knows_is_refused_by_its_name_unless_it_is_allowed(meter
         with pytest.raises(InvalidRequest, match=f"^{name}:"):
             checked(meter, {name: value})
         checked(meter, {name: value}, frozenset({name}))
+
+
+def test_agents_that_nothing_bounds_are_refused_where_a_hold_binds() -> None:
+    for more in ({"enabled": True}, {"enabled": 1}, "x", [1]):
+        with pytest.raises(InvalidRequest, match=r"^multi_agent:"):
+            checked("openai_responses", {"multi_agent": more})
+    checked("openai_responses", {"multi_agent": {"enabled": True}}, frozenset({"multi_agent"}))
+    for less in ({"enabled": False}, {}, None):
+        checked("openai_responses", {"multi_agent": less})
+
+
+@pytest.mark.parametrize("name", ["min_tokens", "min_new_tokens"])
+@pytest.mark.parametrize("value", [101, 20_000, "20000", 99.5, True, [20_000]])
+def test_a_minimum_above_the_held_maximum_is_refused_by_its_name(name: str, value: object) -> None:
+    """Servers that obey the larger number would write 20,000 tokens where 100 are held."""
+    stated = {"model": "m", "max_tokens": 100, "messages": MESSAGES}
+    for body, bound in ((stated, 9), ({"model": "m", "messages": MESSAGES}, 100)):
+        for more in ({name: value}, {"sampling": {name: value}}):
+            call = read_call(ROUTE, {}, json.dumps({**body, **more}).encode())
+            with pytest.raises(InvalidRequest, match=rf"{name} must be a whole number up to 100,"):
+                check_numbers(call, frozenset(), bound)
+            check_numbers(call, frozenset({name}), bound)
+        for right in (100, 0, None):
+            call = read_call(ROUTE, {}, json.dumps({**body, name: right}).encode())
+            check_numbers(call, frozenset(), bound)
 
 
 def test_where_a_maximum_stands_deeper_numbers_are_known_there_too() -> None:

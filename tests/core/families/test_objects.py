@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.families.controlled import elements
 from gateway.core.families.family import ID_CHARACTERS_MAX
-from gateway.core.families.objects import NAMED_MAX, ObjectAccess, ObjectPath, places_of, read_objects, told
+from gateway.core.families.objects import (
+    NAMED_MAX,
+    ObjectAccess,
+    ObjectPath,
+    field_of,
+    places_of,
+    read_objects,
+    told,
+)
 from gateway.core.families.registry import FAMILIES, SHAPES
 from gateway.core.families.tools import tools_of
 from gateway.core.model import Family
@@ -127,38 +135,42 @@ def test_what_a_body_of_openai_names(document: dict[str, Any], expected: tuple[s
     [
         ({"litellm_session_id": "s", "litellm_trace_id": "t"},
          {"s": "litellm_session_id", "t": "litellm_trace_id"}),
-        ({"trace": {"trace_id": "t", "parent_span_id": "p", "id": "i"}}, {"p": "parent_span_id", "i": "id"}),
-        ({"session_params": {"id": "s", "rid": "r"}, "id": "top", "ID": 5}, {"s": "id", "top": "id"}),
+        ({"trace": {"trace_id": "t", "parent_span_id": "p", "id": "i"}}, {"p": "trace.parent_span_id", "i": "trace.id"}),
+        ({"session_params": {"id": "s", "rid": "r"}, "id": "top", "ID": 5}, {"s": "session_params.id", "top": "id"}),
         ({"kv_transfer_params": {"remote_engine_id": "e", "remote_block_ids": [[1, 2], ["b"]]}},
-         {"e": "remote_engine_id", "b": "remote_block_ids"}),
+         {"e": "kv_transfer_params.remote_engine_id", "b": "kv_transfer_params.remote_block_ids.1.0"}),
         ({"user_profile_id": None, "adapter_id": ["a", {"x": 1}], "Span_ID": "s"},
-         {"a": "adapter_id", "s": "Span_ID"}),
+         {"a": "adapter_id.0", "s": "Span_ID"}),
         ({"session_id": "s", "trace_id": "t", "user_id": "u", "request_id": "r"}, {}),
-        ({"messages": [{"content": [{"type": "thing", "thing_id": "t"}]}]}, {"t": "thing_id"}),
+        ({"messages": [{"content": [{"type": "thing", "thing_id": "t"}]}]},
+         {"t": "messages.0.content.0.thing_id"}),
+        ({"fileId": "f", "sessionId": "s", "traceIds": ["t"]}, {"f": "fileId", "t": "traceIds.0"}),
     ],
 )  # fmt: skip
 def test_a_text_in_a_field_that_no_table_has_is_judged_by_its_value(
     document: dict[str, Any], fields: dict[str, str]
 ) -> None:
     call = named_by(Family("openai"), document)
-    assert (call.named, set(call.unsure), call.id_fields) == ((), set(fields), fields)
+    assert (call.named, {id_: field_of(call, id_) for id_ in call.unsure}) == ((), fields)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("document", "field"),
     [
-        ({"foo_id": "x_1"}, "foo_id"), ({"foo_ids": ["x_1"]}, "foo_ids"), ({"id": "x_1"}, "id"),
-        ({"thing": {"cache_id": "x_1"}}, "cache_id"), ({"thing": [{"more": {"ID": "x_1"}}]}, "ID"),
-        ({"messages": [{"content": [{"Foo_Id": "x_1"}]}]}, "Foo_Id"),
-        ({"contents": [{"parts": [{"thing": {"foo_ids": [["x_1"]]}}]}]}, "foo_ids"),
+        ({"foo_id": "x_1"}, "foo_id"), ({"foo_ids": ["x_1"]}, "foo_ids.0"), ({"id": "x_1"}, "id"),
+        ({"thing": {"cache_id": "x_1"}}, "thing.cache_id"),
+        ({"thing": [{"more": {"ID": "x_1"}}]}, "thing.0.more.ID"),
+        ({"messages": [{"content": [{"Foo_Id": "x_1"}]}]}, "messages.0.content.0.Foo_Id"),
+        ({"contents": [{"parts": [{"thing": {"foo_ids": [["x_1"]]}}]}]},
+         "contents.0.parts.0.thing.foo_ids.0.0"),
     ],
 )  # fmt: skip
 def test_each_family_judges_a_text_in_a_field_that_no_table_has(
     family: Family, document: dict[str, Any], field: str
 ) -> None:
     call = named_by(family, document)
-    assert (call.named, call.id_fields) == ((), dict.fromkeys(call.unsure, field))
+    assert (call.named, {field_of(call, id_) for id_ in call.unsure}) == ((), {field})
     assert "x_1" in call.unsure
 
 
@@ -196,7 +208,7 @@ def test_a_text_of_gemini_is_judged_as_each_name_that_it_may_stand_for(text: str
 
 def test_a_text_that_a_table_names_once_is_judged_by_the_table() -> None:
     call = named_by(Family("openai"), {"file_id": "file-1", "thing_id": "file-1"})
-    assert (call.named, call.unsure, call.id_fields) == (("file-1",), (), {"file-1": "file_id"})
+    assert (call.named, call.unsure) == (("file-1",), ())
 
 
 def test_texts_that_may_be_ids_are_bounded_with_those_that_are() -> None:

@@ -168,7 +168,6 @@ ROWS = {"type": "file_content", "content": [{"item": {"customer_id": "A-17"}, "s
         (RUNS, {"data_source": {"type": "jsonl", "source": FROM_FILE, "query": "x"}}, "data_source.query"),
         (RUNS, {"query": {"metadata": {}}}, "query"),
         ("/v1/vector_stores", {"name": "x", "source_project": "y"}, "source_project"),
-        ("/v1/containers", {"skills": [{"new_object_id": "x"}]}, "new_object_id"),
     ],
 )  # fmt: skip
 def test_what_selects_by_anything_but_an_id_is_refused_by_its_name(

@@ -335,6 +335,16 @@ def transcribing(model: str) -> dict[str, Any]:
     return {"audio": {"input": {"transcription": {"model": model}}}}
 
 
+async def test_a_trained_model_of_another_organization_writes_no_transcript() -> None:
+    async with live(responding) as (stage, sockets), connected(stage) as socket:
+        await until(socket, "session.created")
+        await socket.send_json({"type": "session.update", "session": transcribing("ft:whisper:bravo:x")})
+        assert (await received(socket))["type"] == "error"
+        await socket.send_json(CREATE)
+        await until(socket, "response.done")
+        assert [message["type"] for message in sockets[0].heard] == ["response.create"]
+
+
 async def test_each_transcript_has_the_price_of_its_own_model_under_a_budget_of_money() -> None:
     """Models that write transcripts make no sound, so they need no price of it."""
     usage = {"type": "tokens", "input_tokens": 6_000, "output_tokens": 500, "total_tokens": 6_500}

@@ -136,7 +136,7 @@ async def test_any_other_parameter_of_a_metered_call_is_refused(stage: Stage) ->
 def test_a_route_may_take_more_parameters() -> None:
     route = Route(("POST",), "/x", "u", "s", Family("openai"), "openai_chat", queries=("provider", "region"))
     check_query(b"?provider=a%26b&region=x&api-version=1", route)
-    with pytest.raises(InvalidRequest, match="api-version, provider, region"):
+    with pytest.raises(InvalidRequest, match="api-version, beta, provider, region"):
         check_query(b"?Region=x", route)
     with pytest.raises(InvalidRequest, match="Route".lower()):
         check_query(b"?provider=x;region=y", route)

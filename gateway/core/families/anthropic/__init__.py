@@ -10,6 +10,7 @@ from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.anthropic import calls, messages
 from gateway.core.families.anthropic.calls import EXCLUSIONS, OBJECTS, OF_AGENTS
+from gateway.core.families.anthropic.fallbacks import FALLBACKS, read_fallbacks
 from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, Listing, SdkExample, target
 from gateway.core.model import BudgetWindow, Family
 from gateway.errors import BudgetExceeded, Refusal
@@ -157,6 +158,7 @@ FAMILY = ApiFamily(
     objects=OBJECTS,
     batches=(BATCHES,),
     exclusions=EXCLUSIONS,
+    model_lists={FALLBACKS: read_fallbacks},
     models_at="/v1/models",
     lists=Listing(
         each=(("type", "model"), ("created_at", "1970-01-01T00:00:00Z")), shown="display_name",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
+from gateway.core.families.anthropic.fallbacks import FALLBACKS, FAST, read_fallbacks
 from gateway.core.families.anthropic.references import NAMED, OTHERS
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
@@ -48,13 +49,14 @@ def read_messages(call: CallRequest, document: Document, params: PathParams, bou
     metadata = inner(document, "metadata", _METADATA)
     if metadata is not None:
         call.user = stated_user(metadata.get("user_id"))
+    if document.get(FALLBACKS) is not None:
+        call.attempts = read_fallbacks(document[FALLBACKS], FALLBACKS, bounds.usage_tokens_max)
 
 
 # Which of the higher prices do not apply to a call of Anthropic's messages.
 #
 # A call writes to a cache only with `cache_control` or `caching`. It makes no sound.
 
-FAST: Final = "fast"  # a speed with its own prices, like a service tier
 US: Final = "us"  # a region of inference with its own prices; its default comes from the workspace
 
 
@@ -70,8 +72,9 @@ def _no_media(document: Document, names: FieldNames) -> bool:
 
 def _no_tier(document: Document, tier: str) -> bool:
     if tier == FAST:
-        speed = document.get("speed")
-        return speed is None or speed == "standard"
+        entries = document.get(FALLBACKS)
+        asking = (document, *(entries if isinstance(entries, list) else ()))
+        return all(body.get("speed") in (None, "standard") for body in asking if isinstance(body, dict))
     if tier == US:
         return document.get("inference_geo") == "global"
     return document.get("service_tier") == "standard_only"

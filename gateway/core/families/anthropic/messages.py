@@ -15,7 +15,8 @@ import msgspec
 from gateway.core.billing.price_book import Counts
 from gateway.core.billing.service_tiers import tier_at
 from gateway.core.billing.unbilled import Declined
-from gateway.core.families.anthropic.calls import FAST, US, ids_in_event, may_tell
+from gateway.core.families.anthropic.calls import US, ids_in_event, may_tell
+from gateway.core.families.anthropic.fallbacks import FAST
 from gateway.core.families.family import KEPT_LINKED, ids_of, object_in
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import Dialect, Meter
@@ -219,7 +220,7 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     detail = meter.detail
     lacking = _add_iterations(meter, usage, raw)
     detail.note_cost(raw)
-    detail.served_as(_tier(usage, meter.call.tiers))
+    detail.served_as(_tier(usage, meter.call.tiers_of(detail.model)))
     for name, times in (usage.server_tool_use or {}).items():
         if not detail.used_tool(name.removesuffix("_requests"), times):
             detail.keep(raw)

@@ -18,7 +18,7 @@ from gateway.core.families.family import (
     Listing,
     SdkExample,
     UploadRules,
-    read_turn,
+    live_kind,
     target,
 )
 from gateway.core.families.gemini import answers, calls, interactions, live
@@ -157,7 +157,7 @@ FAMILY = ApiFamily(
         "gemini_generate": _shape(streamed=False),
         "gemini_stream": _shape(streamed=True),
         "gemini_stored": unit(read_stored),
-        "gemini_live": CallKind(read_turn, live.LIVE, live=live.GeminiLiveSession),
+        "gemini_live": live_kind(live.LIVE, live.GeminiLiveSession),
         "gemini_predict": CallKind(calls.read_predict, answers.PREDICTED, operation="generate_content"),
         "gemini_interactions": CallKind(
             interactions.read_interaction,

@@ -15,7 +15,14 @@ import msgspec
 
 from gateway.core.calls.call import BLOB_TOKENS, Media, MediaPart, MediaPlaces, media_in
 from gateway.core.calls.routes import UpstreamTarget
-from gateway.core.families.controlled import Document, elements, model_name, models_beside, refuse_inside
+from gateway.core.families.controlled import (
+    Document,
+    elements,
+    maximum,
+    model_name,
+    models_beside,
+    refuse_inside,
+)
 from gateway.core.families.family import LiveEvent, object_in, objects_in
 from gateway.core.families.gemini.answers import Grounding, note_grounding, report
 from gateway.core.families.gemini.calls import CHOOSING
@@ -85,6 +92,10 @@ _MADE_CHARACTERS: Final = 2_560
 _BYTES_PER_TOKEN: Final = 3
 # The most answers under way that are held for: the API runs one, and an ask on its way interrupts it.
 ANSWERS_MAX: Final = 8
+# The most tokens of one answer, which the setup states for the session, in both spellings of proto3 JSON.
+_CONFIGS: Final = ("generationConfig", "generation_config")
+_MAXIMA: Final = ("maxOutputTokens", "max_output_tokens")
+OUTPUT_TOKENS_MAX: Final = 1_000_000
 
 
 class GeminiLiveSession:
@@ -102,6 +113,8 @@ class GeminiLiveSession:
         self.models: tuple[str, ...] = ()
         self.tokens = 0
         self.has_media = False
+        self.output_max: int | None = None
+        self._output_max: int | None = None  # of an answer, as the setup says
         self._tools: list[Document] = []
         self._asked = 0  # answers under way
         self._said = self._said_before = 0  # tokens of the client in all, and before the present answer
@@ -127,8 +140,8 @@ class GeminiLiveSession:
         """Return the body of the next turn's call, which may read and produce sound."""
         sound = {"responseModalities": ["AUDIO"]}
         return {
-            "model": self.model, "input_tokens": self.needs, "generationConfig": sound, "tools": self._tools,
-            "contents": [{"parts": [{"inlineData": {}}]}],
+            "model": self.model, "input_tokens": self.needs, "max_output_tokens": self._output_max,
+            "generationConfig": sound, "tools": self._tools, "contents": [{"parts": [{"inlineData": {}}]}],
         }  # fmt: skip
 
     def ask(self, message: Document, size: int) -> bool:
@@ -153,6 +166,7 @@ class GeminiLiveSession:
             if stated is None:
                 raise InvalidRequest("setup.model must be a model, such as models/gemini-live-2.5-flash.")
             self.model = model_name(stated[1])
+            self._output_max = _stated(said)
         self._tools += tools
         # Input that comes before the answer begins belongs to the same answer.
         joins = kind == _INPUT and self._asked > 0 and not self._begun
@@ -207,6 +221,20 @@ class GeminiLiveSession:
             self._begun = self._reported = self._over = False
         return LiveEvent(event, bool(said) and said.keys() <= _FREE, ends)
 
+    def limited(self, message: bytes) -> list[bytes]:
+        """Return the message to send: a setup that states no maximum of output with that of its hold."""
+        if self.output_max is None or self._output_max is not None or b'"setup"' not in message:
+            return [message]
+        document = msgspec.json.decode(message)
+        if _SETUP not in document:
+            return [message]
+        self._output_max = self.output_max
+        named = next((name for name in _CONFIGS if name in document[_SETUP]), _CONFIGS[0])
+        config = document[_SETUP][named] = object_in(document[_SETUP], named)
+        config.pop(_MAXIMA[1], None)
+        config[_MAXIMA[0]] = self.output_max
+        return [msgspec.json.encode(document)]
+
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
         """Return the setup message with the model's name at its upstream."""
         document = msgspec.json.decode(message)
@@ -215,6 +243,18 @@ class GeminiLiveSession:
             name = f"projects/{target.project}/locations/{target.region}/publishers/google/{name}"
         document[_SETUP]["model"] = name
         return msgspec.json.encode(document)
+
+
+def _stated(setup: Document) -> int | None:
+    """Return the maximum of output tokens that a setup states; raise `InvalidRequest` if it states several."""
+    places = [object_in(setup, name) for name in _CONFIGS if setup.get(name)]
+    stated = [place for place in places for name in _MAXIMA if place.get(name) is not None]
+    if len(places) > 1 or len(stated) > 1:
+        raise InvalidRequest("setup.generationConfig is stated twice.", param="setup.generationConfig")
+    if not stated:
+        return None
+    name = next(name for name in _MAXIMA if stated[0].get(name) is not None)
+    return maximum(stated[0], name, OUTPUT_TOKENS_MAX, "setup.generationConfig.")
 
 
 def _streamed(message: Document) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from gateway.core.families.family import (
     JobPaths,
     Listing,
     SdkExample,
-    read_turn,
+    live_kind,
     target,
 )
 from gateway.core.families.openai import calls, chat, media, mistral, realtime, responses
@@ -106,6 +106,9 @@ _SHAPES = {
         messages=ResponseMessages,
         skips_texts=True,
     ),
+    "openai_decisions": CallKind(
+        calls.read_decisions, responses.DIALECT, operation="generate_content", media=_RESPONSES_MEDIA
+    ),
     "openai_embeddings": CallKind(calls.read_embeddings, chat.DIALECT, operation="embeddings"),
     "openai_moderations": CallKind(
         calls.read_moderations,
@@ -138,7 +141,7 @@ _SHAPES = {
         operation="generate_content",
         form=media.VIDEO_FORM,
     ),
-    "openai_realtime": CallKind(read_turn, realtime.REALTIME, live=realtime.RealtimeSession),
+    "openai_realtime": live_kind(realtime.REALTIME, realtime.RealtimeSession),
     # Mistral has this API, but accepts no `stream_options` and always reports its usage.
     "mistral_fim": CallKind(
         calls.read_completions,
@@ -282,7 +285,8 @@ def _routes() -> Iterator[Route]:
     yield Route(("GET",), VIDEOS.path, NAME, family=NAME)
     yield Route(("GET", "DELETE"), VIDEOS.one, NAME, family=NAME)
     yield Route(("GET",), VIDEOS.results, NAME, family=NAME, queries=("variant",))
-    yield Route(("POST",), "/v1/responses/compact", NAME, "responses", NAME, "openai_responses")
+    for path, meter in (("responses/compact", "openai_responses"), ("decisions", "openai_decisions")):
+        yield Route(("POST",), f"/v1/{path}", NAME, "responses", NAME, meter)
     for path, service, meter in (*((*one, "openai_stored") for one in _UNITS), *_RUNS):
         yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, meter)
     for path, methods in _STORED.items():
@@ -324,7 +328,7 @@ FAMILY = ApiFamily(
     prefixes=("/v1/",),
     shares_paths=True,
     credentials=(b"authorization", b"api-key"),
-    queries={b"api-version": None},
+    queries={b"api-version": None, b"beta": frozenset({b"true"})},
     # openai 3.51.0, Azure's SDKs, Codex 0.171, and clients of OpenRouter and xAI.
     headers=frozenset(
         b"openai-beta x-ms-useragent x-ms-client-request-id semantic-kernel-version originator version "

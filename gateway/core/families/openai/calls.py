@@ -52,6 +52,8 @@ _RESPONSES = ControlledNames(
     "model", "stream", "background", "max_output_tokens", "user", "safety_identifier", *OF_EVERY_FAMILY
 )
 _PROMPT = ControlledNames("id", "version", "variables")
+_DECISIONS = ControlledNames("model", "user", "safety_identifier", "questions", *OF_EVERY_FAMILY)
+_DECISION_TOKENS_MAX: Final = 65_536  # of answers to 400 questions: as of a model whose maximum nobody states
 _EMBEDDINGS = ControlledNames("model", "encoding_format", "user", "safety_identifier", *OF_EVERY_FAMILY)
 _STORED = ControlledNames(*OF_EVERY_FAMILY)
 _TRAINING = ControlledNames("model", "training_file", "validation_file", *OF_EVERY_FAMILY)
@@ -99,6 +101,12 @@ def read_responses(call: CallRequest, document: Document, params: PathParams, bo
     if call.background and call.streamed:
         raise InvalidRequest("background: such a response is not streamed here.", param="background")
     call.output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
+
+
+def read_decisions(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """Read a call for decisions (openai 3.51.0): no field bounds its output, and it has no tools."""
+    _read_common(call, document, _DECISIONS, params)
+    call.output_max, call.streamed = _DECISION_TOKENS_MAX, False
 
 
 def read_embeddings(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:

@@ -8,7 +8,7 @@ ends a turn, which is a call.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -72,6 +72,13 @@ _BETWEEN: Final = (
 MODELS_MAX: Final = 8
 # Messages of a client that wait for an answer of the upstream, such as `input_audio_buffer.committed`.
 OPEN_MAX: Final = 64
+# Fields with the most tokens of one response, of a session and of a response, and the value for no maximum. The
+# API takes up to 4,096 (openai 3.51.0).
+_MAXIMA: Final = ("max_output_tokens", "max_response_output_tokens")
+_ENDLESS: Final = "inf"
+OUTPUT_MAX: Final = 4_096
+OUTPUT_TOKENS_MAX: Final = 1_000_000  # that a response may state at servers that take more
+_PLACES: Final = {_UPDATE: "session", _CREATE: "response"}
 _MEDIA = MediaPlaces("said", {"input_image": MediaPart(("image_url",))})
 # A token of sound is 100 ms of the client's or 50 ms of the model's, in base64 of 16 bits at 24 kHz. Other
 # formats of a client have 8 bits at 8 kHz.
@@ -172,12 +179,13 @@ class _Transcripts:
 
 @dataclass(slots=True)
 class _LastMessage:
-    """The counts that the last message added, to undo them; and the session's models before that message."""
+    """The counts that the last message added, to undo them; and models and maxima before that message."""
 
     name: str
     tokens: int
     sound: int
     models: tuple[str, ...]
+    maxima: Mapping[str, int | None] = field(default_factory=dict)
 
 
 class RealtimeSession:
@@ -195,6 +203,9 @@ class RealtimeSession:
         self.models: tuple[str, ...] = ()
         self.tokens = 0
         self.has_media = False
+        self.output_max: int | None = None
+        # The maximum of a response that the session has, and the largest of those asked for; None for none.
+        self._maxima: dict[str, int | None] = dict.fromkeys(_PLACES)
         self._number = 0
         self._asked = _OpenRequests()
         self._responses: dict[str, int] = {}  # the client's tokens before each response
@@ -236,7 +247,11 @@ class RealtimeSession:
         """Return the body of the next turn's call, which may read and produce sound."""
         beside = {"beside": [{"model": one} for one in self.models]} if self.models else {}
         said = [{"type": "input_audio"}]
-        return {"model": self.model, "input_tokens": self.needs, "audio": {}, "input": said, **beside}
+        most = max(filter(None, self._maxima.values()), default=None)
+        return {
+            "model": self.model, "input_tokens": self.needs, "max_output_tokens": most, "audio": {},
+            "input": said, **beside,
+        }  # fmt: skip
 
     def ask(self, message: Document, size: int) -> bool:
         """Check a message of the client, of `size` bytes, and count it; return whether `message` was changed.
@@ -271,7 +286,9 @@ class RealtimeSession:
                 f"A connection may name {MODELS_MAX} models of transcripts.", param="session"
             )
         refuse_inside(message, _OTHERS, "")
+        stated = self._stated(message, str(kind))
         self._take(message, str(kind), size, written)
+        self._maxima |= stated
         self.models = tuple(found)
         if not self._last.name:
             return False
@@ -302,7 +319,8 @@ class RealtimeSession:
             response = object_in(message, "response")
             self._partial = self._partial or "input" in response or response.get("conversation") == "none"
         committed = kind == _COMMIT
-        self._last = _LastMessage(name, tokens, tokens if kind == _APPEND else 0, self.models)
+        sound_said = tokens if kind == _APPEND else 0
+        self._last = _LastMessage(name, tokens, sound_said, self.models, dict(self._maxima))
         self._sound = 0 if committed else self._sound
         self._said += tokens
         self.tokens += tokens
@@ -328,6 +346,57 @@ class RealtimeSession:
         self._sound = max(0, self._sound - last.sound) + (0 if asked is None else asked.tokens)
         self.tokens, self._said = max(0, self.tokens - last.tokens), self._said - last.tokens
         self.models = last.models
+        self._maxima |= last.maxima
+
+    def limited(self, message: bytes) -> list[bytes]:
+        """Return the messages to send for one of the client: with a maximum of output, where none is stated.
+
+        Before sound, to which the API may respond by itself, an update sets the maximum of the session.
+        """
+        if self.output_max is None:
+            return [message]
+        most, kind = min(self.output_max, OUTPUT_MAX), ""
+        if any(b'"%b"' % asked.encode() in message for asked in _PLACES):
+            document = msgspec.json.decode(message)
+            kind = document["type"] if document["type"] in _PLACES else ""
+            if kind:
+                holder = document.setdefault(_PLACES[kind], {})
+                if isinstance(holder, dict) and all(holder.get(name) in {None, _ENDLESS} for name in _MAXIMA):
+                    holder.pop(_MAXIMA[1], None)
+                    holder[_MAXIMA[0]] = most
+                    message = msgspec.json.encode(document)
+                    self._maxima[kind] = most
+        if kind or self._maxima[_UPDATE] or b'"input_audio_buffer.' not in message:
+            return [message]
+        self._number += 1
+        name, self._maxima[_UPDATE] = f"{_OURS}{self._number}:", most
+        self._asked.add(name, _OpenRequest(_UPDATE, self._said))
+        session = {"type": "realtime", _MAXIMA[0]: most}
+        return [msgspec.json.encode({"type": _UPDATE, "event_id": name, "session": session}), message]
+
+    def _stated(self, message: Document, kind: str) -> dict[str, int | None]:
+        """Return the maximum of output that a message states, by its kind; empty if its kind states none.
+
+        Raise `InvalidRequest` for another value than a number or `inf`, and above what the present turn holds.
+        """
+        maxima: dict[str, int | None] = {}
+        place = _PLACES.get(kind, "")
+        holder = object_in(message, place)
+        for name in _MAXIMA:
+            value = holder.get(name)
+            if name in holder and (value is None or value == _ENDLESS):
+                maxima.setdefault(kind, None)
+            elif name in holder:
+                most = self.output_max or OUTPUT_TOKENS_MAX
+                if type(value) is not int or not 0 < value <= most:
+                    raise InvalidRequest(
+                        f'{place}.{name} must be "{_ENDLESS}" or a whole number up to {most}.',
+                        param=f"{place}.{name}",
+                    )
+                maxima[kind] = max(value, maxima.get(kind) or 0)
+        if kind == _CREATE and maxima.get(kind):
+            maxima[kind] = max(maxima[kind] or 0, self._maxima[kind] or 0)
+        return maxima
 
     def forget(self) -> None:
         """Note that all open requests are charged."""
@@ -396,6 +465,7 @@ class RealtimeSession:
             since = self._said - said if whole and said is not None else 0
             self.tokens = total + since if whole else max(self.tokens, total)
         self._partial = self._partial and self._busy
+        self._maxima[_CREATE] = self._maxima[_CREATE] if self._busy else None
 
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
         """Return a message unchanged: the query of the connection names the model."""
