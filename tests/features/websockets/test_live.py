@@ -327,7 +327,8 @@ async def test_a_transcript_is_a_call_by_the_model_that_wrote_it() -> None:
         facts = [read_facts(one.metadata) for one in stage.counters.charges]
         said = [(one.total, one.tools, one.response_model) for one in facts if one is not None]
         assert said == [
-            (22, {}, "whisper-1"), (253, {}, ""), (0, {"audio_second": 3}, "whisper-1"), (253, {}, ""),
+            (22, {}, "whisper-1"), (253, {"cache_audio": 20}, ""),
+            (0, {"audio_second": 3}, "whisper-1"), (253, {"cache_audio": 20}, ""),
         ]  # fmt: skip
 
 
