@@ -202,7 +202,7 @@ class Estimator:
         self.learned: Callable[[], None] | None = None
 
     def note_plan(self, tenant_id: int, *, binds: bool) -> None:
-        """Note whether a tenant's plan made a hold its call's limit. One of whom nothing is known may be bound."""
+        """Note whether a tenant's plan made a hold its call's limit. An unknown plan counts as one that does."""
         if len(self.unbound) >= TENANTS_REMEMBERED_MAX:
             self.unbound.clear()
         if binds:
