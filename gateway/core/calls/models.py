@@ -13,6 +13,7 @@ from gateway.core.billing.price_book import folded
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import EVERYBODY, ModelRule, ModelTarget, UpstreamTarget
 from gateway.core.families.controlled import Document
+from gateway.core.families.costs import tool_costs
 from gateway.errors import InvalidRequest, ModelNotAllowed
 
 
@@ -169,11 +170,12 @@ def is_repeatable(call: CallRequest) -> bool:
         return False
     if call.background:  # the first one would continue unnoticed
         return False
-    return all(_is_harmless(tool) for tool in call.tools)
+    costs = tool_costs(call.family)
+    return all(_is_harmless(tool, costs) for tool in call.tools)
 
 
-def _is_harmless(tool: Document) -> bool:
+def _is_harmless(tool: Document, costs: Mapping[str, str]) -> bool:
     kind = tool.get("type")
     if isinstance(kind, str):
-        return kind in _OF_CLIENT or kind.startswith(_ONLY_READ)
+        return kind in _OF_CLIENT or (kind in costs and kind.startswith(_ONLY_READ))
     return kind is None and ("input_schema" in tool or tool.keys() <= _DECLARED)

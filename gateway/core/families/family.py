@@ -128,7 +128,8 @@ def only_own_tools(document: Document) -> bool:
     return tools is None or (
         isinstance(tools, list)
         and all(
-            isinstance(one, dict) and (one.get("type") in _OF_CLIENT or "input_schema" in one)
+            isinstance(one, dict)
+            and (one.get("type") in _OF_CLIENT or (one.get("type") is None and "input_schema" in one))
             for one in tools
         )
     )

@@ -21,7 +21,7 @@ from gateway.core.families.costs import (
 from gateway.errors import InvalidRequest
 
 # Types of entries that are no tool of their own. A reference names a tool that another place defines.
-_NO_TOOLS: Final = tools_of_cost(GROUP, NAME)
+_NO_TOOLS: Final = tuple(tools_of_cost(GROUP, NAME))  # of any value, also one that cannot be hashed
 # Members that only name tools, and data that callers and their functions write. An inner `input` is data too.
 _NAMING: Final = frozenset({"tool_choice", "toolChoice", "toolAddition", "toolRemoval"})
 _DATA: Final = FREE | OWN_NAMES | _NAMING | {"response", "json", "documents"}

@@ -177,13 +177,28 @@ def test_a_converse_call_with_functions_is_repeatable_and_one_with_another_tool_
         assert is_repeatable(asked("bedrock_converse", json.dumps(body).encode())) is repeats
 
 
-@pytest.mark.parametrize("tool", [OWN, {"name": "f", "input_schema": {}}, ADVISOR, {"type": "web_search"}])
+PROVIDERS = (
+    {"type": "web_search"},
+    {"type": "web_search", "input_schema": {}},
+    {"type": [], "input_schema": {}},
+)
+
+
+def test_a_call_is_repeatable_with_tools_that_a_table_says_only_read() -> None:
+    for kind, repeats in (("web_search", True), ("web_search_20270101", False), ("bash_20250124", False)):
+        call = asked(
+            "openai_responses", json.dumps({"model": "m", "input": "hi", "tools": [{"type": kind}]}).encode()
+        )
+        assert is_repeatable(call) is repeats
+
+
+@pytest.mark.parametrize("tool", [OWN, {"name": "f", "input_schema": {}}, ADVISOR, *PROVIDERS])
 def test_a_conversation_stores_tools_of_the_client_alone(tool: dict[str, Any]) -> None:
     """Later calls would use another one without a word of it."""
     document: dict[str, Any] = {"items": [{"type": "additional_tools", "role": "developer", "tools": [tool]}]}
     call = CallRequest("none", Family("openai"), b"", document=document, names=names_in(document))
     access = ObjectAccess((), None, reads=True, closed=True, takes=frozenset({"items"}))
-    if tool in (ADVISOR, {"type": "web_search"}):
+    if tool in (ADVISOR, *PROVIDERS):
         with pytest.raises(InvalidRequest):
             read_objects(access, call)
     else:
