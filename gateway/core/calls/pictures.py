@@ -10,7 +10,8 @@ import binascii
 import struct
 from typing import Final
 
-HEAD_CHARACTERS: Final = 64 << 10  # of base64 in front of the size; a multiple of four
+# Characters of base64 that are read, at first and at most; multiples of four.
+_CHARACTERS: Final = (1 << 10, 64 << 10)
 _SEGMENTS_MAX: Final = 64
 # Heads of JPEG's frames (ISO 10918-1, B.1.1.3); between them stand tables.
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -20,12 +21,13 @@ _PNG: Final = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 def size_of(text: str) -> tuple[int, int] | None:
     """Return the width and height of a picture in base64; None if they are unknown."""
-    try:
-        data = binascii.a2b_base64(text[: 64 if not text.startswith("/9j/") else HEAD_CHARACTERS])
-        size = _size(data)
-    except (ValueError, IndexError, struct.error):
-        return None
-    return size if size is not None and min(size) > 0 else None
+    for many in _CHARACTERS:
+        try:
+            size = _size(binascii.a2b_base64(text[:many]))
+        except (ValueError, IndexError, struct.error):
+            continue  # what is read ends in front of it
+        return size if size is not None and min(size) > 0 else None
+    return None
 
 
 def _size(data: bytes) -> tuple[int, int] | None:
