@@ -40,9 +40,11 @@ from persistence.resources.usage import ConsoleQueries
 from persistence.schema import migrate, standing
 from persistence.schema.standing import NEEDED
 from persistence.store import Store
+from tests import connections
+from tests.connections import connected
 from tests.databases import make_database
 from tests.letterhead import LETTERHEAD
-from tests.persistence.emptying import clear, connected
+from tests.persistence.emptying import clear
 from tests.persistence.migrated import template_of
 from tests.waiting import eventually
 
@@ -63,15 +65,8 @@ FRESH = LiveQuota(
 
 
 def rows_of(url: str, statement: str, *values: object) -> list[tuple[Any, ...]]:
-    """Return what a statement finds, over the connection of a database that stays open."""
-    connection = connected(url)
-    try:
-        found = connection.execute(statement, values)
-    except psycopg.OperationalError:
-        if not connection.closed:
-            raise
-        found = connected(url).execute(statement, values)  # a test ended every connection
-    return found.fetchall() if found.description else []
+    """Return what a statement finds."""
+    return connections.rows_of(url, statement, values)
 
 
 class MemoryCounters:
@@ -310,7 +305,7 @@ def _migrated(postgres: str) -> str:
     """One migrated database for the session: making partitions anew for each test takes half a second."""
     url = make_database(postgres, f"admin{os.getpid()}", template_of(postgres))
     migrate.upgrade(url)  # the roles of a database have its name
-    with psycopg.connect(url, autocommit=True) as connection:
+    with connected(url, autocommit=True) as connection:
         connection.execute("create schema seed")
         for table in SEEDED:
             connection.execute(f"create table seed.{table} as table {table}")

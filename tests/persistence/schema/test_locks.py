@@ -25,6 +25,7 @@ from gateway.errors import StartError
 from persistence import engine
 from persistence.schema import migrate
 from persistence.schema.standing import KNOWN, NEEDED
+from tests.connections import connected
 from tests.persistence.scenario import rows_of
 from tests.persistence.schema.baseline import bring_to_baseline
 from tests.waiting import wait_until
@@ -116,7 +117,7 @@ def test_it_comes_through_beside_transactions_that_lock_in_the_other_order(
 
     def work(number: int) -> None:
         tables = ("tenant", "partition_state") if number else ("partition_state", "tenant")
-        with psycopg.connect(cloned, autocommit=True) as connection:
+        with connected(cloned, autocommit=True) as connection:
             while not over.is_set():
                 try:
                     with connection.transaction():
