@@ -19,9 +19,9 @@ from psycopg.rows import tuple_row
 
 Connection = psycopg.Connection[Any]
 
-# By address: those that nobody has now, and one for statements that stand alone.
+# By address: those that nobody has now; those for statements that stand alone, one for each use.
 _SPARE: Final = defaultdict[str, list[Connection]](list)
-_KEPT: Final[dict[str, Connection]] = {}
+_KEPT: Final = defaultdict[str, dict[str, Connection]](dict)
 # DISCARD ALL without DISCARD PLANS: what functions and triggers have planned is dear.
 _AS_NEW: Final = (
     "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DEALLOCATE ALL; UNLISTEN *;"
@@ -46,11 +46,12 @@ def connected(url: str, *, autocommit: bool = False, row_factory: Any = tuple_ro
             _SPARE[url].append(connection)
 
 
-def kept(url: str) -> Connection:
+def kept(url: str, use: str = "statements") -> Connection:
     """Return the connection for statements that stand alone: each commits, and leaves nothing behind."""
-    if url not in _KEPT or not _is_open(_KEPT[url]):
-        _KEPT[url] = _connect(url)
-    return _KEPT[url]
+    by_use = _KEPT[url]
+    if use not in by_use or not _is_open(by_use[use]):
+        by_use[use] = _connect(url)
+    return by_use[use]
 
 
 def rows_of(
@@ -63,7 +64,7 @@ def rows_of(
 
 def leave(url: str) -> None:
     """Close what is open there: only a database without sessions can be dropped, or copied."""
-    for connection in (*_SPARE.pop(url, ()), *filter(None, [_KEPT.pop(url, None)])):
+    for connection in (*_SPARE.pop(url, ()), *_KEPT.pop(url, {}).values()):
         connection.close()
 
 
