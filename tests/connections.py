@@ -58,7 +58,7 @@ def rows_of(
     url: str, statement: str, values: Sequence[object] = (), *, prepare: bool | None = None
 ) -> list[tuple[Any, ...]]:
     """Return the rows of a statement that stands alone; `prepare` has it planned once."""
-    cursor = kept(url).execute(statement.encode(), values or None, prepare=prepare)
+    cursor = kept(url).execute(statement.encode(), values, prepare=prepare)
     return cursor.fetchall() if cursor.description else []
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache, partial
-from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
 
 import psycopg
@@ -48,9 +47,10 @@ from persistence.store import Store
 from tests import connections
 from tests.databases import give_back, make_database, take_engine
 from tests.letterhead import LETTERHEAD
+from tests.one_loop import LASTING
 from tests.persistence.emptying import clear
 from tests.persistence.migrated import template_of
-from tests.waiting import HUNG_S, eventually
+from tests.waiting import eventually
 
 
 def pytest_asyncio_loop_factories(
@@ -58,19 +58,6 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The keeper runs on uvloop, so its tests do."""
     return {"uvloop": uvloop.new_event_loop}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Have tests of the Admin API's database run on one loop, with their fixtures: connections have a loop."""
-    if "admin_database" in metafunc.fixturenames and iscoroutinefunction(metafunc.function):
-        mark = pytest.mark.asyncio(loop_scope="session")
-        mark(metafunc.function)
-        metafunc.definition.add_marker(mark)
-        for definitions in metafunc.definition._fixtureinfo.name2fixturedefs.values():
-            function = definitions[-1].func
-            if iscoroutinefunction(function) or isasyncgenfunction(function):
-                pytest_asyncio.fixture(loop_scope="session")(function)
 
 
 ADMIN = "admin-token-of-the-tests"
@@ -463,9 +450,8 @@ class SharedApp:
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Api]:
-        """Lend the application; what a test leaves running ends with it, as it would with a loop."""
+        """Lend the application to one test."""
         server = self._server or await self._begin()
-        running = asyncio.all_tasks()
         renew(self._counters, MemoryCounters(self._urls[0]))
         renew(self._failures, _patient())
         renew(self._answers, Answers())
@@ -476,7 +462,6 @@ class SharedApp:
             async with TestClient(server, cookie_jar=DummyCookieJar()) as client:
                 yield Api(client, self._counters, self._urls[0], failures=self._failures)
         finally:
-            await _cancel(asyncio.all_tasks() - running - {asyncio.current_task()})
             if not self._is_blank:
                 await self._end()
 
@@ -490,8 +475,9 @@ class SharedApp:
         self._answers, self._is_blank = ports.answers, True
         app = build(ports)
         app.middlewares.append(self._note)
-        self._server = SharedServer(app)
+        self._server, others = SharedServer(app), asyncio.all_tasks()
         await self._server.start_server()
+        LASTING.update(asyncio.all_tasks() - others)
         return self._server
 
     async def _end(self) -> None:
@@ -513,17 +499,8 @@ def renew(shared: object, fresh: object) -> None:
     vars(shared).update(vars(fresh))
 
 
-async def _cancel(tasks: Collection[asyncio.Task[Any] | None]) -> None:
-    left = {task for task in tasks if task is not None}
-    for task in left:
-        task.cancel()
-    if left:
-        _, hung = await asyncio.wait(left, timeout=HUNG_S)
-        assert not hung, hung
-
-
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def shared_app(migrated: str, keeper_login: str) -> AsyncIterator[SharedApp]:
+async def shared_app(migrated: str, keeper_login: str, one_loop: None) -> AsyncIterator[SharedApp]:
     app = SharedApp(migrated, keeper_login)
     yield app
     await app.close()

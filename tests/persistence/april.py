@@ -142,7 +142,7 @@ AnyApril = TypeVar("AnyApril", bound=April)
 
 
 @pytest.fixture
-async def april(migrated: str) -> AsyncIterator[April]:
+async def april(migrated: str, one_loop: None) -> AsyncIterator[April]:
     """A store and a ledger, whose rows contradict nothing when the test ends."""
     async with opened(migrated, at(3, 25)) as made:
         yield made
