@@ -63,9 +63,11 @@ def rows_of(
 
 
 def leave(url: str) -> None:
-    """Close what is open there: only a database without sessions can be dropped, or copied."""
-    for connection in (*_SPARE.pop(url, ()), *_KEPT.pop(url, {}).values()):
-        connection.close()
+    """Close what any user has open there: only a database without sessions can be copied, or renamed."""
+    for known in {*_SPARE, *_KEPT}:
+        if known.rpartition("@")[2] == url.rpartition("@")[2]:
+            for connection in (*_SPARE.pop(known, ()), *_KEPT.pop(known, {}).values()):
+                connection.close()
 
 
 def _connect(url: str) -> Connection:

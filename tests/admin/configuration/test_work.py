@@ -206,7 +206,7 @@ async def test_a_trial_keeps_nobody_waiting_for_what_it_holds(api: Api, admin_da
     }
     url = plain_url(admin_database)
     async with await psycopg.AsyncConnection.connect(url) as third:
-        other = psycopg.connect(url)
+        other = psycopg.connect(url)  # it ends in the midst of its transaction
         other.execute("SELECT FROM tenant WHERE name = 'Web' FOR UPDATE")
         trial = asyncio.create_task(plan(api, wanted, trial=True))
         await eventually(lambda: other.execute(WAIT).fetchone() == (1,))

@@ -518,7 +518,7 @@ async def test_a_turn_outlasts_what_the_server_allows_idle_transactions(valkey: 
         bound = psycopg.sql.SQL("ALTER DATABASE {} SET idle_in_transaction_session_timeout = '100ms'")
         connection.execute(bound.format(name))
         async with backend_at(valkey, cloned) as backend, reconciler_of(backend).alone():
-            idle = psycopg.connect(cloned)
+            idle = psycopg.connect(cloned)  # the server ends it
             idle.execute("SELECT 1")
             there = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
             await eventually(lambda: connection.execute(there, [idle.info.backend_pid]).fetchone() is None)

@@ -152,7 +152,10 @@ def test_a_database_that_was_left_goes_and_one_of_others_stays(filled: str) -> N
         for name in (left, used, foreign):
             connection.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
         try:
-            with psycopg.connect(filled, dbname=used), backups.database_beside(filled):
+            with (
+                psycopg.connect(filled, dbname=used),
+                backups.database_beside(filled),
+            ):  # a copy that is in use
                 assert {*rows_of(filled, there)} == {(foreign,), (used,)}
         finally:
             for name in (left, used, foreign):

@@ -143,7 +143,7 @@ def test_it_comes_through_beside_transactions_that_lock_in_the_other_order(
 @contextmanager
 def held_by(database: str, name: str, query: str) -> Iterator[int]:
     """A session in a transaction that has asked this; its pid."""
-    with psycopg.connect(database, application_name=name) as connection:
+    with psycopg.connect(database, application_name=name) as connection:  # of a name
         connection.execute(query)
         ((pid,),) = rows_of(database, f"SELECT pid FROM pg_stat_activity WHERE application_name = '{name}'")
         yield int(pid)
