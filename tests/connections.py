@@ -59,7 +59,7 @@ def rows_of(
 ) -> list[tuple[Any, ...]]:
     """Return the rows of a statement that stands alone; `prepare` has it planned once."""
     cursor = kept(url).execute(statement.encode(), values, prepare=prepare)
-    return cursor.fetchall() if cursor.description else []
+    return [] if cursor.rownumber is None else cursor.fetchall()  # also of rows without columns
 
 
 def leave(url: str) -> None:
