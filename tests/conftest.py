@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import forked, search, servers
+from tests.one_loop import one_loop, pytest_generate_tests, pytest_runtest_teardown  # noqa: F401  # by name
 from tests.stacks import (  # noqa: F401  # fixtures, by name
     breakable_stack,
     broken_stack,

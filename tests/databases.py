@@ -2,42 +2,64 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 
-import psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from persistence import engine as engines
+from tests.connections import kept, leave
 
 # Engines that no test has now. Each knows the statements that it compiled, which costs more than to run them.
 _SPARE: Final = defaultdict[str, list[AsyncEngine]](list)
+# Those that have connections, by their loop.
+_OPEN: Final[dict[asyncio.AbstractEventLoop, defaultdict[str, list[AsyncEngine]]]] = {}
 
 
 def make_database(postgres: str, name: str, template: str = "") -> str:
     """Make a database of this server, like the template where one is named; return its URL."""
     like = f" template {template}" if template else ""
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"create database {name}{like}".encode())
+    kept(postgres).execute(f"create database {name}{like}".encode())
     return postgres.rsplit("/", 1)[0] + "/" + name
 
 
 @contextmanager
 def own_database(postgres: str, name: str, template: str = "") -> Iterator[str]:
     """The URL of a new database of this server, like the template where one is named; it goes afterwards."""
-    yield make_database(postgres, name, template)
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"drop database if exists {name} with (force)".encode())
+    url = make_database(postgres, name, template)
+    yield url
+    leave(url)
+    kept(postgres).execute(f"drop database if exists {name} with (force)".encode())
 
 
 def take_engine(url: str) -> AsyncEngine:
     """Return an engine that a test has alone until it gives it back."""
-    return _SPARE[url].pop() if _SPARE[url] else engines.create(url)
+    spare = _spare()[url]
+    return spare.pop() if spare else engines.create(url)
 
 
 async def give_back(url: str, engine: AsyncEngine) -> None:
-    """End the connections of an engine; a later test may have it."""
-    await engine.dispose()
-    _SPARE[url].append(engine)
+    """Give an engine to a later test; its connections stay open only on the loop of `open_engines`."""
+    if _spare() is _SPARE or engine.pool.checkedout():  # type: ignore[attr-defined]  # of pools that have a bound
+        await engine.dispose()
+    _spare()[url].append(engine)
+
+
+@asynccontextmanager
+async def open_engines() -> AsyncIterator[None]:
+    """Have the engines of this loop keep their connections, from taker to taker."""
+    loop = asyncio.get_running_loop()
+    _OPEN[loop] = defaultdict(list)
+    yield
+    for url, spare in _OPEN.pop(loop).items():
+        for engine in spare:
+            await give_back(url, engine)
+
+
+def _spare() -> defaultdict[str, list[AsyncEngine]]:
+    with suppress(RuntimeError):  # no loop runs
+        return _OPEN.get(asyncio.get_running_loop(), _SPARE)
+    return _SPARE

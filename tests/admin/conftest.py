@@ -9,19 +9,24 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import psycopg
 import pytest
+import pytest_asyncio
 import uvloop
-from aiohttp import DummyCookieJar
+from aiohttp import DummyCookieJar, web
 from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.typedefs import Handler
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from gateway.admin.api.views import ResourceHandlers
 from gateway.admin.application import build
-from gateway.admin.ports import AdminPorts, BuiltIn, Mount
-from gateway.core.accounts.administration import Realm
+from gateway.admin.http.requests import HOURS, PLACES
+from gateway.admin.http.server import Answers, WorkSlots
+from gateway.admin.ports import ROOM, AdminPorts, BuiltIn, Mount
+from gateway.core.accounts.administration import HOURLY, Hours, Realm
 from gateway.core.accounts.budgets import LiveWindow
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.billing.document import Letterhead
@@ -35,15 +40,16 @@ from gateway.feature import features
 from gateway.issuers.sign_in import SignIns
 from gateway.run.keeper_doors import AdminParts, KeeperSettings
 from gateway.settings.settings import Settings
-from persistence import engine as engines
 from persistence.entity import WriteRules
 from persistence.resources.usage import ConsoleQueries
 from persistence.schema import migrate, standing
 from persistence.schema.standing import NEEDED
 from persistence.store import Store
-from tests.databases import make_database
+from tests import connections
+from tests.databases import give_back, make_database, take_engine
 from tests.letterhead import LETTERHEAD
-from tests.persistence.emptying import clear, connected
+from tests.one_loop import LASTING
+from tests.persistence.emptying import clear
 from tests.persistence.migrated import template_of
 from tests.waiting import eventually
 
@@ -64,15 +70,8 @@ FRESH = LiveQuota(
 
 
 def rows_of(url: str, statement: str, *values: object) -> list[tuple[Any, ...]]:
-    """Return what a statement finds, over the connection of a database that stays open."""
-    connection = connected(url)
-    try:
-        found = connection.execute(statement, values)
-    except psycopg.OperationalError:
-        if not connection.closed:
-            raise
-        found = connected(url).execute(statement, values)  # a test ended every connection
-    return found.fetchall() if found.description else []
+    """Return what a statement finds."""
+    return connections.rows_of(url, statement, values)
 
 
 class MemoryCounters:
@@ -315,7 +314,7 @@ def _migrated(postgres: str) -> str:
     """One migrated database for the session: making partitions anew for each test takes half a second."""
     url = make_database(postgres, f"admin{os.getpid()}", template_of(postgres))
     migrate.upgrade(url)  # the roles of a database have its name
-    with psycopg.connect(url, autocommit=True) as connection:
+    with connections.connected(url, autocommit=True) as connection:
         connection.execute("create schema seed")
         for table in SEEDED:
             connection.execute(f"create table seed.{table} as table {table}")
@@ -415,19 +414,104 @@ async def api_of(
     port: int | None = None,
     routes: Sequence[Mount] = (),
 ) -> AsyncIterator[Api]:
-    engine = engines.create(keeper_database)
+    """An application of a test's own: one with another letterhead, store, port, sign-in or other routes."""
+    engine = take_engine(keeper_database)
     counters = MemoryCounters(admin_database)
-    # Cookies are kept by who has them, not by the client.
-    failures = Failures(time.monotonic, free_max=10_000)  # a test that is refused often does not wait
-    ports = ports_over(engine, counters, failures, letterhead, store)
+    ports = ports_over(engine, counters, _patient(), letterhead, store)
     ports = replace(ports, sign_ins=sign_ins, routes=(*ports.routes, *routes))
     server = TestServer(build(ports), port=port)
     async with TestClient(server, cookie_jar=DummyCookieJar()) as client:
-        yield Api(client, counters, admin_database, failures=failures)
-    await engine.dispose()
+        yield Api(client, counters, admin_database, failures=ports.failures)
+    await give_back(keeper_database, engine)
+
+
+def _patient() -> Failures:
+    """Failed authentications of a test, which may be refused often and need not wait."""
+    return Failures(time.monotonic, free_max=10_000)
+
+
+class SharedServer(TestServer):
+    """A server that stays when a client of it is closed."""
+
+    async def close(self) -> None:
+        pass
+
+    async def end(self) -> None:
+        await super().close()
+
+
+class SharedApp:
+    """The application that the tests of a process have in turn, and its engine with open connections.
+
+    What remembers something of a test is new for the next one: counters in memory, failures, answers, hours,
+    work slots. Handlers of resources remember nothing; a test that asks any other handler (console, files,
+    documents, plans) has the next test begin with another application.
+    """
+
+    def __init__(self, admin_database: str, keeper_database: str) -> None:
+        self._urls = admin_database, keeper_database
+        self._engine = take_engine(keeper_database)
+        self._server: SharedServer | None = None
+
+    @asynccontextmanager
+    async def lend(self) -> AsyncIterator[Api]:
+        """Lend the application to one test."""
+        server = self._server or await self._begin()
+        renew(self._counters, MemoryCounters(self._urls[0]))
+        renew(self._failures, _patient())
+        renew(self._answers, Answers())
+        renew(server.app[HOURS], Hours(HOURLY, time.time))
+        renew(server.app[PLACES], WorkSlots(ROOM))
+        try:
+            # Cookies are kept by who has them, not by the client.
+            async with TestClient(server, cookie_jar=DummyCookieJar()) as client:
+                yield Api(client, self._counters, self._urls[0], failures=self._failures)
+        finally:
+            if not self._is_blank:
+                await self._end()
+
+    async def close(self) -> None:
+        await self._end()
+        await give_back(self._urls[1], self._engine)
+
+    async def _begin(self) -> SharedServer:
+        self._counters, self._failures = MemoryCounters(self._urls[0]), _patient()
+        ports = ports_over(self._engine, self._counters, self._failures)
+        self._answers, self._is_blank = ports.answers, True
+        app = build(ports)
+        app.middlewares.append(self._note)
+        self._server, others = SharedServer(app), asyncio.all_tasks()
+        await self._server.start_server()
+        LASTING.update(asyncio.all_tasks() - others)
+        return self._server
+
+    async def _end(self) -> None:
+        if self._server is not None:
+            await self._server.end()
+        self._server = None
+
+    @web.middleware
+    async def _note(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        asked = request.match_info.handler
+        owner = getattr(asked.func if isinstance(asked, partial) else asked, "__self__", None)
+        self._is_blank &= isinstance(owner, ResourceHandlers)
+        return await handler(request)
+
+
+def renew(shared: object, fresh: object) -> None:
+    """Have an object that others hold be as a fresh one."""
+    vars(shared).clear()
+    vars(shared).update(vars(fresh))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shared_app(migrated: str, keeper_login: str, one_loop: None) -> AsyncIterator[SharedApp]:
+    app = SharedApp(migrated, keeper_login)
+    yield app
+    await app.close()
 
 
 @pytest.fixture
-async def api(admin_database: str, keeper_database: str) -> AsyncIterator[Api]:
-    async with api_of(admin_database, keeper_database) as made:
+async def api(admin_database: str, keeper_database: str, shared_app: SharedApp) -> AsyncIterator[Api]:
+    async with shared_app.lend() as made:
         yield made

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 import pytest
 
 from gateway.core.accounts.budgets import OTHERS, Budget, LiveWindow, account_of, bounds, owner_of
 from tests.admin.conftest import Api
+from tests.connections import connected
 
 DAY = timedelta(days=1)
 THRESHOLDS = [0.5, 0.8, 1]
@@ -71,7 +71,7 @@ class Desk:
     ) -> None:
         """Have PostgreSQL know of uses in the window that runs, or one that is over."""
         start = bounds(budget["interval"], budget["time_zone"], budget["anchor_day"], now_ms())[0]
-        with psycopg.connect(self.api.url, autocommit=True) as connection:
+        with connected(self.api.url, autocommit=True) as connection:
             connection.execute(
                 "INSERT INTO budget_use (budget_id, start, value, name, used)"
                 " VALUES (%s, to_timestamp(%s / 1000.0), %s, %s, %s)",

@@ -6,11 +6,10 @@ import asyncio
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-import psycopg
-
 from gateway.core.billing.money import read_pricing
 from gateway.core.calls.tariff import misfit
 from tests.admin.conftest import Answer, Api
+from tests.connections import connected
 
 SERVICE = {"name": "Search", "key": "search", "credits": 3, "service_type": "Pay-As-You-Go"}
 
@@ -368,7 +367,7 @@ async def test_tenants_without_a_plan_get_the_subscriptions(api: Api) -> None:
 async def test_a_tenant_made_while_the_plan_changes_gets_the_new_one(api: Api) -> None:
     organization_id, made = await subscribed(api)
     pro = await plan(api, "Pro", "99.00", tokens=10_000_000)
-    with psycopg.connect(api.url) as making:
+    with connected(api.url) as making:
         making.execute("select id from organization where id = %s for share", (organization_id,))
         adding = "insert into tenant (organization_id, name) values (%s, 'late') returning id"
         [tenant_id] = making.execute(adding, (organization_id,)).fetchone() or [0]

@@ -13,6 +13,7 @@ import pytest
 from tests.admin.conftest import READONLY, Api
 from tests.admin.test_catalogue import day
 from tests.admin.test_invoices import acme, draft
+from tests.connections import connected
 
 
 async def charged(api: Api) -> tuple[dict[str, int], dict[str, Any]]:
@@ -194,7 +195,7 @@ async def test_prices_from_before_their_bound_are_shown(api: Api) -> None:
     plan = await api.make(
         "token-plans", name="Dear", total_amount=5, overage_policy="bill", overage_unit_price="1"
     )
-    with psycopg.connect(api.url) as connection:
+    with connected(api.url) as connection:
         connection.execute("UPDATE token_plan SET overage_unit_price = 5000 WHERE id = %s", (plan["id"],))
     shown = await api.get(f"token-plans/{plan['id']}")
     assert (shown.status, shown.json["overage_unit_price"]) == (200, "5000.00")
@@ -207,7 +208,7 @@ async def test_an_invoice_leaves_what_none_can_bear_and_says_so(api: Api) -> Non
         (8 * 10**14, 1, "first"),
         (3 * 10**14, 1, "next"),
     ]
-    with psycopg.connect(api.url) as connection:
+    with connected(api.url) as connection:
         for quantity, price, fact in rows:
             connection.execute(CHARGE, (ids["organization"], quantity, price, quantity * price, fact))
     made = await draft(api, ids)
@@ -420,7 +421,7 @@ async def test_why_nothing_is_taxed_is_said_on_the_invoice(api: Api) -> None:
 
 async def test_a_credit_note_gives_back_each_tax_of_its_lines(api: Api) -> None:
     ids = await acme(api)
-    with psycopg.connect(api.url) as connection:
+    with connected(api.url) as connection:
         connection.execute("UPDATE usage_tier SET day = '2026-04-20' WHERE unit_price = 0.04")
     await rated(api, ids["organization"], "2026-04-15", "0.10")
     made = await draft(api, ids)
@@ -433,7 +434,7 @@ async def test_a_credit_note_gives_back_each_tax_of_its_lines(api: Api) -> None:
     rest = (await api.post(f"invoices/{made['id']}/credit-note")).json
     assert Decimal(rest["total_amount"]) + Decimal("-4.40") == -Decimal(made["total_amount"])
     await api.post(f"invoices/{rest['id']}/finalize")
-    with psycopg.connect(api.url) as connection:
+    with connected(api.url) as connection:
         left = connection.execute(
             "SELECT sum(exact) FROM invoice_line WHERE kind = 'usage'"
             " GROUP BY coalesce(corrects_position, position)"
@@ -447,5 +448,5 @@ async def test_rates_are_only_added_to(api: Api) -> None:
     assert (await api.patch(f"tax-rates/{made['id']}", {"rate": "0"})).status == 405
     assert (await api.delete(f"tax-rates/{made['id']}")).status == 405
     for statement in ("UPDATE tax_rate SET rate = 0", "DELETE FROM tax_rate", "TRUNCATE tax_rate"):
-        with psycopg.connect(api.url) as connection, pytest.raises(psycopg.errors.RestrictViolation):
+        with connected(api.url) as connection, pytest.raises(psycopg.errors.RestrictViolation):
             connection.execute(statement)

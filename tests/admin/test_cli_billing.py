@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import fields_of
 from gateway.cli.admin.commands import option_of
@@ -16,6 +14,7 @@ from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import Api
 from tests.admin.test_budgets import now_ms
 from tests.admin.test_cli import Run, from_json, run
+from tests.connections import connected
 from tests.persistence.scenario import Account, batch_of, broken, settle_in
 
 __all__ = ["run"]
@@ -213,7 +212,7 @@ async def test_everybodys_use_is_a_table(run: Run, api: Api) -> None:
     await from_json(run, "org", "create", "acme")
     made = await from_json(run, "budget", "create", "acme", "team", "tokens", "5M", "day", "--each", "user")
     start = bounds("day", "UTC", 1, now_ms())[0]
-    with psycopg.connect(api.url, autocommit=True) as connection:
+    with connected(api.url, autocommit=True) as connection:
         for n in range(3):
             connection.execute(
                 "INSERT INTO budget_use (budget_id, start, value, name, used)"

@@ -11,7 +11,6 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import psycopg
 import pytest
 
 from gateway.admin.http.requests import check_body
@@ -29,6 +28,7 @@ from tests.admin.conftest import Api
 from tests.admin.console.elsewhere import Browser, World, console_of_people
 from tests.admin.test_cli import Run, from_json, run
 from tests.builders import encode
+from tests.connections import connected
 from tests.in_turn import in_turn
 from tests.persistence.ledger.test_budget_uses import budget_of, moves
 from tests.persistence.scenario import Account, batch_of, broken, busy, entries_of, settle_in
@@ -202,7 +202,7 @@ async def test_a_resolved_letter_stays_a_listed_gap_and_finishes_its_control_wri
     [account] = settle_in(api.url, 1000)
     account.reset()
     event = account.grant(EventKind.RECHARGE, 50)
-    with psycopg.connect(api.url) as connection:
+    with connected(api.url) as connection:
         connection.execute(
             "insert into control_write (id, partition, account, verb, state)"
             " values (%s, %s, 'tenant:1', 'recharge', 'applied')",

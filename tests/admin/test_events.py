@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
-import psycopg
 import pytest
 
 from gateway.core.accounts.administration import Claim, Row
@@ -19,6 +18,7 @@ from gateway.core.billing.events import AGE_DAYS_MAX, AMOUNT_MAX, EVENTS_MAX, re
 from gateway.errors import StoreUnavailable
 from persistence.store import Store
 from tests.admin.conftest import Answer, Api, api_of
+from tests.connections import connected
 from tests.in_turn import in_turn
 
 
@@ -70,7 +70,7 @@ async def test_an_event_is_known_when_its_row_has_ended(api: Api) -> None:
     made, other = await tenant(api), await tenant(api, "Other")
     sent = event(f"tenant:{made['id']}")
     assert (await api.post("events", sent)).json["accepted"] == 1
-    with psycopg.connect(api.url) as owner:
+    with connected(api.url) as owner:
         owner.execute("SET LOCAL session_replication_role = replica")
         owner.execute("DELETE FROM use_event")
     for subject in (made, other):
@@ -88,7 +88,7 @@ async def test_deliveries_in_other_orders_never_wait_for_each_other(api: Api) ->
         " used_at, late_tokens, actor) values ('importer', %s, 'use', %s, %s, %s, %s, now(), 0, 'other')"
     )
     whose = (made["organization_id"], made["id"], service)
-    with psycopg.connect(api.url) as other:
+    with connected(api.url) as other:
         other.execute("set lock_timeout = '60s'")
         other.execute(take, ("a", *whose, uuid4()))
         ours = asyncio.create_task(api.post("events", [second, first]))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import psycopg
 import pytest
 from psycopg import errors
 
 from tests.admin.conftest import Api
+from tests.connections import connected
 
 AT, LATER = "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"
 
@@ -33,7 +33,7 @@ async def test_a_rate_is_never_changed(api: Api) -> None:
     assert (await api.patch(f"exchange-rates/{made['id']}", {"rate": "1"})).status == 405
     assert (await api.delete(f"exchange-rates/{made['id']}")).status == 405
     for statement in ("UPDATE exchange_rate SET rate = 1", "DELETE FROM exchange_rate"):
-        with psycopg.connect(api.url) as connection, pytest.raises(errors.RestrictViolation):
+        with connected(api.url) as connection, pytest.raises(errors.RestrictViolation):
             connection.execute(statement)
     again = await api.post("exchange-rates", rate("SEK"))
     assert (again.status, again.json["errors"][0]["field"]) == (422, "effective_from")

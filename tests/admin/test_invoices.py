@@ -15,7 +15,6 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from psycopg import errors
@@ -26,6 +25,7 @@ from gateway.core.billing.document import InvoiceParty, Letterhead
 from persistence import engine as engines
 from persistence.store import FontCoverage, Store
 from tests.admin.conftest import ADMIN, READONLY, Api, api_of, ports_over
+from tests.connections import connected
 from tests.waiting import HUNG_S, eventually
 
 APRIL = {"period_start": "2026-04-01", "period_end": "2026-05-01"}
@@ -80,7 +80,7 @@ async def acme(api: Api, **more: Any) -> dict[str, int]:
         pricing={"tiers": [{"up_to": 1000, "unit_price": "0.05"}, {"up_to": None, "unit_price": "0.04"}]},
     )  # fmt: skip
     ids = {"organization": organization["id"], "tenant": tenant["id"], "service": service["id"]}
-    with psycopg.connect(api.url) as connection:
+    with connected(api.url) as connection:
         for statement in (USES, ROLL_UP, PRICED):
             connection.execute(statement, ids | {"count": 12})
         connection.execute("UPDATE organization SET spend_last_seq = 12 WHERE id = %s", (organization["id"],))
@@ -137,7 +137,7 @@ async def test_a_finalized_invoice_is_immutable_even_to_sql(api: Api) -> None:
     made = await draft(api, await acme(api))
     await api.post(f"invoices/{made['id']}/finalize")
     await api.get(f"invoices/{made['id']}.pdf")
-    with psycopg.connect(api.url, autocommit=True) as connection:
+    with connected(api.url, autocommit=True) as connection:
         for statement in (
             "UPDATE invoice SET total_amount = 0", "UPDATE invoice SET status = 'draft'",
             "UPDATE invoice SET document = NULL", "UPDATE invoice SET customer = 'x'", "DELETE FROM invoice",

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
 from gateway.admin.resources.registry import RESOURCES
@@ -18,6 +17,7 @@ from persistence.ledger.writer import LedgerWriter
 from tests.admin.configuration.world import plan
 from tests.admin.conftest import Api
 from tests.admin.test_catalogue import SERVICE, model
+from tests.connections import connected
 from tests.persistence.scenario import batch_of, settle_in
 
 
@@ -311,7 +311,7 @@ async def test_who_waits_long_for_another_of_the_organization_is_told_and_holds_
         api.acting_as((await api.make("admin-tokens", name="t", role="admin", organization_id=one))["token"])
         for one in (acme, globex)
     ]
-    with psycopg.connect(plain_url(admin_database)) as other:
+    with connected(plain_url(admin_database)) as other:
         other.execute("SELECT pg_advisory_xact_lock(7812, hashint8(%s))", (acme,))
         refused = await theirs.post("tenants", {"organization_id": acme, "name": "Web"})
         assert (refused.status, refused.json["detail"]) == (

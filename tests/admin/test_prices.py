@@ -9,12 +9,12 @@ from typing import Any
 from urllib.parse import quote_plus
 from uuid import uuid4
 
-import psycopg
 import pytest
 from psycopg import errors
 
 from gateway.core.billing.price_book import PriceBook, read_price
 from tests.admin.conftest import Answer, Api
+from tests.connections import connected
 from tests.in_turn import in_turn
 
 AT = "2026-01-01T00:00:00Z"
@@ -108,7 +108,7 @@ async def test_prices_are_listed_by_filter(prices: Prices) -> None:
 async def test_a_price_is_never_changed_in_the_database(prices: Prices) -> None:
     await prices.set()
     for change in ("UPDATE price SET input = 1", "DELETE FROM price", "TRUNCATE price CASCADE"):
-        with psycopg.connect(prices.api.url) as connection, pytest.raises(errors.RestrictViolation):
+        with connected(prices.api.url) as connection, pytest.raises(errors.RestrictViolation):
             connection.execute(change)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 
-import psycopg
 import pytest
 from pydantic import TypeAdapter
 
@@ -13,6 +12,7 @@ from gateway.admin.resources.values import Metadata
 from gateway.core.accounts.outbox import CallFacts, write_facts
 from persistence.resources import access
 from tests.admin.conftest import Api
+from tests.connections import connected
 
 
 async def test_a_write_that_breaks_leaves_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ async def test_every_write_is_audited_and_no_read_is(api: Api) -> None:
 async def test_a_deadlock_is_tried_again(api: Api) -> None:
     plan = await api.make("token-plans", name="p")
     tenant = await api.make("tenants", name="web")
-    with psycopg.connect(api.url) as other:
+    with connected(api.url) as other:
         # The other transaction holds the plan and will ask for the tenant; ours takes them the other way.
         other.execute("set deadlock_timeout = '10s'")
         other.execute("select 1 from token_plan where id = %s for update", (plan["id"],))
@@ -67,7 +67,7 @@ async def test_a_deadlock_is_tried_again(api: Api) -> None:
 async def test_without_postgres_the_answer_is_503(api: Api, postgres: str) -> None:
     await api.get("organizations")
     name = api.url.rsplit("/", 1)[1]
-    with psycopg.connect(postgres, autocommit=True) as admin:
+    with connected(postgres, autocommit=True) as admin:
         admin.execute(f"alter database {name} with allow_connections false")
         try:
             admin.execute(

@@ -14,14 +14,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-import psycopg
-
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import RowScope
 from gateway.core.accounts.usage import SPANS, SUMS
 from gateway.core.billing.price_book import KINDS
 from gateway.features.usage_feed.events import AMOUNTS
 from tests.admin.conftest import Api
+from tests.connections import connected
 
 FIRST = 7_000_000
 TRACE = re.compile(r"bravo|\b70000\d\d\b", re.IGNORECASE)
@@ -186,7 +185,7 @@ def _ids_from(api: Api, first: int) -> Iterator[None]:
 
 def _rows(api: Api, bravos: dict[str, int], shared: Mapping[str, int]) -> None:
     """What calls, bills and faults leave of Bravo, written as they are stored."""
-    with psycopg.connect(api.url, autocommit=True) as connection:
+    with connected(api.url, autocommit=True) as connection:
         # What it refers to beside is not there, and what only grows has no other way in.
         connection.execute("set session_replication_role = replica")
         for resource, table, values in _stored(bravos, shared):

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-import psycopg
 import redis
 from psycopg.rows import dict_row
 
@@ -38,6 +37,7 @@ from persistence.keeper.verification import LedgerReader
 from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
 from tests.builders import World
+from tests.connections import connected
 from tests.databases import give_back, take_engine
 from tests.letterhead import LETTERHEAD
 from tests.persistence.keeper.agenda import on_agenda
@@ -146,7 +146,7 @@ class Backend:
     # --- what is there ------------------------------------------------------------------
 
     def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
-        with psycopg.connect(self.database, row_factory=dict_row) as connection:
+        with connected(self.database, row_factory=dict_row) as connection:
             return connection.execute(query, values).fetchall()
 
     def ledger(self, tenant_id: int) -> list[tuple[int, str, int, int | None]]:

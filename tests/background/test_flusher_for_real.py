@@ -10,7 +10,6 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-import psycopg
 import pytest
 import redis
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -27,6 +26,7 @@ from persistence import engine
 from persistence.keeper.sweeps import KeeperShares
 from persistence.ledger.writer import LedgerWriter
 from persistence.resources.integrity import Quarantines
+from tests.connections import connected
 from tests.persistence.scenario import Account, broken, release, rows_of, settle_in, stop
 from tests.search import steps
 from tests.waiting import eventually
@@ -351,7 +351,7 @@ async def test_tenants_are_refused_once_where_too_much_waits(migrated: str, pool
         (f"tenant:{one.tenant_id}", one.partition, "pending") for one in (account, other)
     }
     # Whoever was let in again by a person is refused again, if still too much comes in.
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute(
             "INSERT INTO control_write (partition, account, verb) VALUES (%s, %s, 'unblock')",
             (account.partition, f"tenant:{account.tenant_id}"),

@@ -15,7 +15,6 @@ from decimal import Decimal
 from itertools import count
 from typing import Any
 
-import psycopg
 import pytest
 
 from gateway.admin.http import requests
@@ -38,6 +37,7 @@ from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.background.test_zones import compared
 from tests.builders import World
 from tests.conftest import ValkeyServer
+from tests.connections import connected
 from tests.persistence.scenario import broken
 from tests.search import histories
 from tests.waiting import eventually
@@ -272,12 +272,12 @@ async def between_row_and_intent(scene: Scene) -> None:
     waiting = (
         "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
     )
-    with psycopg.connect(scene.backend.database) as other:
+    with connected(scene.backend.database) as other:
         other.execute("lock table control_write in share mode")
         new = [scene.event(kind) for kind in scene.services]
         scene.sent += new
         delivering = asyncio.create_task(scene.deliver(new))
-        with psycopg.connect(scene.backend.database, autocommit=True) as looking:
+        with connected(scene.backend.database, autocommit=True) as looking:
             await eventually(lambda: looking.execute(waiting).fetchall())
             [(pid,)] = looking.execute(waiting).fetchall()
             looking.execute("select pg_terminate_backend(%s)", [pid])

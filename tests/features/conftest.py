@@ -15,6 +15,7 @@ from tests.admin.conftest import (  # noqa: F401  # fixtures are found by their 
     keeper_login,
     migrated,
     pytest_asyncio_loop_factories,
+    shared_app,
 )
 from tests.persistence.migrated import pool  # noqa: F401  # as above
 

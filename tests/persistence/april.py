@@ -10,7 +10,6 @@ from decimal import Decimal
 from itertools import chain, count
 from typing import Any, TypeVar
 
-import psycopg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -49,8 +48,6 @@ class April:
     account: Account
     writer: LedgerWriter
     pool: AsyncEngine
-    # For what is only looked at, and often.
-    connection: psycopg.Connection[tuple[object, ...]]
     # Whether all invariants hold when a test ends; one that breaks them says so.
     is_sound: bool = True
 
@@ -62,12 +59,12 @@ class April:
         return next(each for each in names if each not in taken)
 
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
-        """What a query answers, over one connection."""
-        return self.connection.execute(sql, values).fetchall()
+        """What a query answers."""
+        return rows_of(self.url, sql, values)
 
     def broken(self) -> list[tuple[object, ...]]:
-        """Every invariant these rows violate; read over and over, planned once."""
-        return self.connection.execute(INVARIANTS, prepare=True).fetchall()
+        """Every invariant these rows violate."""
+        return rows_of(self.url, INVARIANTS, prepare=True)
 
     async def do(
         self, resource: str, verb: str, row_id: int | None = None, **values: object
@@ -145,7 +142,7 @@ AnyApril = TypeVar("AnyApril", bound=April)
 
 
 @pytest.fixture
-async def april(migrated: str) -> AsyncIterator[April]:
+async def april(migrated: str, one_loop: None) -> AsyncIterator[April]:
     """A store and a ledger, whose rows contradict nothing when the test ends."""
     async with opened(migrated, at(3, 25)) as made:
         yield made
@@ -165,13 +162,12 @@ async def opened(
     pool = take_engine(written)
     store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
     writer = LedgerWriter(written)
-    with psycopg.connect(url, autocommit=True) as connection:
-        made = kind(url, store, Allocations(pool), begins, Account(0, 0), writer, pool, connection)
-        try:
-            yield made
-        finally:
-            writer.close()
-            await give_back(written, pool)
+    made = kind(url, store, Allocations(pool), begins, Account(0, 0), writer, pool)
+    try:
+        yield made
+    finally:
+        writer.close()
+        await give_back(written, pool)
 
 
 async def plan(april: April, name: str, cost: str, tokens: int, **more: object) -> int:

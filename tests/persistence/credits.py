@@ -5,8 +5,7 @@ from __future__ import annotations
 import uuid
 from datetime import UTC, datetime
 
-import psycopg
-
+from tests.connections import connected
 from tests.persistence.scenario import Account, one
 
 
@@ -23,7 +22,7 @@ def give(
     """Add credits; the posting is the account's next movement. Answers the addition's id."""
     write_id = uuid.uuid4()
     expires_at = None if expires_ms is None else datetime.fromtimestamp(expires_ms / 1000, UTC)
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         addition = one(
             connection,
             "INSERT INTO credit_addition (organization_id, credits_added, priority, expires_at, category,"
@@ -38,7 +37,7 @@ def give(
 def post_expiries(url: str, account: Account) -> int:
     """Post the intents that wait, as the pusher and the scripts do; answers what they took."""
     taken = 0
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         waiting = connection.execute(
             "UPDATE control_write SET state = 'applied' WHERE state = 'pending' AND verb = 'credits'"
             " AND account = %s RETURNING id::text, (payload->>'amount')::bigint",

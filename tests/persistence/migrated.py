@@ -50,7 +50,7 @@ def migrated(shared: str) -> str:
 
 
 @pytest.fixture
-async def pool(migrated: str) -> AsyncIterator[AsyncEngine]:
+async def pool(migrated: str, one_loop: None) -> AsyncIterator[AsyncEngine]:
     engine = take_engine(migrated)
     yield engine
     await give_back(migrated, engine)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,8 +19,8 @@ from gateway.counters.redis.keys import partition_of
 from persistence.ledger import checkpoints
 from persistence.store import Store
 from tests.builders import encode
+from tests.connections import connected, rows_of
 from tests.databases import give_back, take_engine
-from tests.persistence.emptying import planned_once
 
 NOW_MS = 1_790_000_000_000
 BLANK = OutboxEntry(
@@ -185,7 +184,7 @@ def settle_in(url: str, *totals: int | None, together: bool = False) -> list[Acc
     Each lives in a partition of its own, or all `together` in one.
     """
     accounts: list[Account] = []
-    with psycopg.connect(url, autocommit=True) as connection:
+    with connected(url, autocommit=True) as connection:
         for total in totals:
             plan = one(
                 connection,
@@ -239,14 +238,14 @@ def busy(account: Account) -> None:
 
 
 async def broken(url: str) -> list[checkpoints.Violation]:
-    """Every invariant these rows violate."""
-    return [checkpoints.Violation(*row) for row in planned_once(url, INVARIANTS)]  # type: ignore[arg-type]  # a view's columns
+    """Every invariant these rows violate; to plan them all takes ten times as long, so that is done once."""
+    return [checkpoints.Violation(*row) for row in rows_of(url, INVARIANTS, prepare=True)]  # type: ignore[arg-type]  # a view's columns
 
 
 def stop(url: str, partition: int, organization_id: int, tenant_id: int) -> str:
     """Quarantine a tenant's account, whatever comes; answers its name."""
     account = f"tenant:{tenant_id}"
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         connection.execute(
             "INSERT INTO quarantine (account, partition, organization_id, tenant_id, kind, entry_id, epoch,"
             " stored_seq, found_seq, reason) VALUES (%s, %s, %s, %s, 'gap', '', 1, 0, 2, 'a test')",
@@ -295,12 +294,6 @@ def batch_of(*accounts: Account) -> Batch:
 def entries_of(batch: Batch) -> int:
     """How many entries a batch holds."""
     return sum(map(len, batch.values()))
-
-
-def rows_of(url: str, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
-    """What a query answers."""
-    with psycopg.connect(url) as connection:
-        return connection.execute(sql, values).fetchall()
 
 
 def document(**facts: object) -> bytes:

@@ -30,6 +30,7 @@ from persistence.error_mapping import complaint, is_away, refuses_values
 from persistence.store import Store
 from persistence.tables import api_key
 from tests.conftest import free_port
+from tests.connections import connected
 from tests.persistence.scenario import plain, settle_in
 
 SHORT_S = 0.02
@@ -221,7 +222,7 @@ async def test_bad_values_are_not_repeated(
     with pytest.raises(DBAPIError) as caught:
         async with pool.connect() as connection:
             await connection.exec_driver_sql(statement, values)
-    with psycopg.connect(migrated) as bare, pytest.raises(psycopg.DataError) as raised:
+    with connected(migrated) as bare, pytest.raises(psycopg.DataError) as raised:
         bare.execute(statement.encode(), values)
     for said in (str(caught.value), complaint(caught.value), complaint(raised.value)):
         assert "s3cr3t" not in said
@@ -230,7 +231,7 @@ async def test_bad_values_are_not_repeated(
 
 async def test_what_is_wrong_with_the_way_there_is_told(migrated: str, pool: AsyncEngine) -> None:
     with pytest.raises(psycopg.OperationalError) as caught:
-        psycopg.connect(migrated, dbname="nowhere")
+        psycopg.connect(migrated, dbname="nowhere")  # which no session can have
     assert 'database "nowhere" does not exist' in complaint(caught.value)
     with pytest.raises(DBAPIError) as missing:
         async with pool.connect() as connection:

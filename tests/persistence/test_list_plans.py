@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import psycopg
 import pytest
 from psycopg import _queries
 from sqlalchemy import Text, cast, create_engine, event, func
@@ -18,6 +17,7 @@ from persistence.entity import Entity
 from persistence.registry import SUBJECTS
 from persistence.resources import people
 from persistence.tables import tenant
+from tests.connections import connected
 from tests.databases import own_database
 from tests.in_turn import in_turn
 from tests.persistence.migrated import template_of
@@ -63,7 +63,7 @@ OWNERS = (
 def filled(postgres: str) -> Iterator[str]:
     """Every list with rows of many, in a database of its own."""
     with own_database(postgres, "list_plans", template_of(postgres)) as url:
-        with psycopg.connect(url, autocommit=True) as connection:
+        with connected(url, autocommit=True) as connection:
             connection.execute("SELECT ensure_partitions(timestamptz '2026-04-15Z', 2)")
             for statement in FILLS.values():
                 rows = f"{statement} FROM generate_series(1, {ROWS}) AS n"
@@ -103,7 +103,7 @@ async def test_a_list_of_all_calls_reads_the_rows_it_shows(filled: str) -> None:
 async def test_calls_are_listed_by_moment_whatever_their_ids(migrated: str, descending: bool) -> None:
     """Two sessions of keepers have blocks of a thousand ids each, and write in turns."""
     fill = FILLS["calls"].format(names=NAMES)
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         for moment in range(1, 8):
             rows = f"{fill} FROM generate_series({moment}, {moment}) AS n RETURNING id"
             [(here,)] = connection.execute(rows).fetchall()  # type: ignore[arg-type]  # SQL of our own
@@ -172,7 +172,7 @@ SLOW = Entity(tenant, conditions={"slow": lambda seconds: cast(func.pg_sleep(sec
 
 @pytest.fixture
 def named(cloned: str) -> str:
-    with psycopg.connect(cloned, autocommit=True) as connection:
+    with connected(cloned, autocommit=True) as connection:
         connection.execute("insert into organization (name) values ('o')")
         connection.execute(
             "insert into tenant (organization_id, name, deleted_at) select max(organization.id), 't' || n,"
@@ -220,6 +220,6 @@ def test_a_count_that_takes_too_long_is_given_up_and_its_transaction_goes_on(nam
 def test_search_takes_words_apart_on_both_sides(
     cloned: str, name: str, wanted: str, found: bool | None
 ) -> None:
-    with psycopg.connect(cloned) as connection:
+    with connected(cloned) as connection:
         said = connection.execute("select name_words(%s) @@ name_query(%s)", (name, wanted)).fetchone()
     assert said == (found,)

@@ -45,6 +45,7 @@ from persistence.store import Store
 from tests.background.backend import Backend, backend_at
 from tests.background.test_flusher_for_real import append, sharing, waiting
 from tests.conftest import free_port
+from tests.connections import connected
 from tests.deploy.programs import program
 from tests.letterhead import LETTERHEAD
 from tests.persistence.april import April, april, at, plan
@@ -89,7 +90,7 @@ async def test_who_waits_for_another_keepers_push_has_no_connection(
         async with of.waiting([ACCOUNT]):
             taken += 1
 
-    with psycopg.connect(migrated) as other:
+    with connected(migrated) as other:
         other.execute(LOCK, (ACCOUNT,))
         waiting = [asyncio.create_task(push(of)) for of in pushes for _ in range(3)]
         for _ in range(20):
@@ -129,7 +130,7 @@ async def test_counters_that_hang_have_so_many_connections_at_most(
 async def test_files_that_are_read_slowly_have_none_of_the_pool(
     migrated: str, small: Callable[[int], AsyncEngine]
 ) -> None:
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         found = connection.execute(INVOICE).fetchone()
     assert found is not None
     store = Store(small(1), partition_of)
@@ -208,7 +209,7 @@ async def test_who_we_are_is_read_again_from_the_file_of_the_url(migrated: str, 
         path.write_text(url)
         return url
 
-    with psycopg.connect(migrated, autocommit=True) as admin:
+    with connected(migrated, autocommit=True) as admin:
         for name in names:
             admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'p'").format(sql.Identifier(name)))
         try:
@@ -287,7 +288,7 @@ async def test_what_breaks_is_counted_by_its_cause_and_what_a_statement_says_wro
         assert failures(engine) == {"statement": 1}
         async with engine.connect() as connection:
             pid = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
-            with psycopg.connect(database, autocommit=True) as other:
+            with connected(database, autocommit=True) as other:
                 other.execute("SELECT pg_terminate_backend(%s)", (pid,))
             with pytest.raises(DBAPIError):
                 await connection.execute(text("SELECT 1"))
@@ -304,7 +305,7 @@ async def test_no_question_meets_a_connection_that_the_server_ended(database: st
     try:
         async with engine.connect() as one, engine.connect() as another:
             ours = [await each.scalar(text("SELECT pg_backend_pid()")) for each in (one, another)]
-        with psycopg.connect(database, autocommit=True) as server:
+        with connected(database, autocommit=True) as server:
             for pid in ours:
                 server.execute("SELECT pg_terminate_backend(%s, 30000)", (pid,))
         for _ in range(2):
@@ -365,7 +366,9 @@ max_client_conn = 200
 
         def answers() -> bool:
             try:
-                psycopg.connect(through(postgres), connect_timeout=1).close()
+                psycopg.connect(
+                    through(postgres), connect_timeout=1
+                ).close()  # whether a new session is let in
             except psycopg.OperationalError:
                 return False
             return True

@@ -73,7 +73,7 @@ class Standby:
 
     def answers(self, primary: str) -> bool:
         try:
-            psycopg.connect(self.url(primary), connect_timeout=1).close()
+            psycopg.connect(self.url(primary), connect_timeout=1).close()  # whether a new session is let in
         except psycopg.OperationalError:
             return False
         return True

@@ -10,7 +10,6 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
-import psycopg
 import pytest
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -21,6 +20,7 @@ from gateway.core.billing.invoice import CONFLICT, INCOMPLETE, NOT_AGREED, TOOK_
 from persistence import engine
 from persistence.schedule import Schedule
 from persistence.store import FontCoverage, Store
+from tests.connections import connected
 from tests.letterhead import LETTERHEAD
 from tests.persistence.april import April, april, at, invoiced, plan
 from tests.persistence.billing.test_due import act, customer
@@ -444,12 +444,12 @@ async def test_one_whose_letters_are_never_known_is_left_and_others_are_made(apr
 async def test_one_whose_statement_takes_too_long_is_left_and_others_are_made(april: April) -> None:
     slow, fine = await several(april, 2)
     await april.on(at(5, 2, 1))
-    april.connection.execute(
+    april.rows(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
         " IF current_setting('statement_timeout') <> '0' THEN"
         " PERFORM pg_cancel_backend(pg_backend_pid()), pg_sleep(60); END IF; RETURN NEW; END $$"
     )
-    april.connection.execute(
+    april.rows(
         "CREATE TRIGGER slow BEFORE UPDATE ON invoice FOR EACH ROW"
         f" WHEN (NEW.status = 'finalized' AND NEW.organization_id = {slow:d}) EXECUTE FUNCTION slow()"
     )
@@ -462,7 +462,7 @@ async def test_one_whose_statement_takes_too_long_is_left_and_others_are_made(ap
 async def test_one_that_a_person_invoices_now_is_waited_for(april: April) -> None:
     busy, free = await several(april, 2)
     await april.on(at(5, 2, 1))
-    with psycopg.connect(april.url) as person:
+    with connected(april.url) as person:
         person.execute("SELECT pg_advisory_xact_lock(7803, hashint8(%s))", [busy])
         turning = asyncio.create_task(turn(april))
         final = "SELECT organization_id FROM invoice WHERE status = 'finalized'"

@@ -9,9 +9,8 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
-import psycopg
-
 from gateway.core.billing.money import PriceTier
+from tests.connections import connected
 from tests.persistence.april import April, april, at, invoiced, set_up, use
 from tests.persistence.credits import give, post_expiries
 from tests.persistence.scenario import rows_of
@@ -112,7 +111,7 @@ async def test_tokens_beyond_a_plan_cost_what_they_did_when_their_cycle_began(ap
     await april.do("token-plans", "change", int(str(plan_id)), overage_unit_price=Decimal("0.00001"))
     await april.do("token-plans", "change", int(str(plan_id)), overage_policy="block")
     changes = ((3, 1, "0.000003", "bill"), (4, 20, "0.00001", "bill"), (6, 20, "0.00001", "block"))
-    with psycopg.connect(april.url) as connection:
+    with connected(april.url) as connection:
         connection.execute("DELETE FROM token_plan_price WHERE plan_id = %s", (plan_id,))
         for month, day, price, policy in changes:
             connection.execute(

@@ -21,6 +21,7 @@ from persistence.schema import migrate
 from tests.background.test_flusher_for_real import append, sharing, waiting
 from tests.bench.flush import postmaster
 from tests.conftest import postgres_bin, postgres_of
+from tests.connections import connected
 from tests.persistence.lossy_proxy import LossyProxy
 from tests.persistence.scenario import batch_of, broken, busy, entries_of, rows_of, settle_in
 from tests.persistence.test_replica import Standby
@@ -32,7 +33,7 @@ async def test_a_partition_another_flusher_holds_is_left(migrated: str, writer: 
     account.reset()
     other.reset()
     batch = batch_of(account, other)
-    with psycopg.connect(migrated) as rival:
+    with connected(migrated) as rival:
         rival.execute("SELECT pg_advisory_xact_lock(7800, %s)", (account.partition,))
         report = await writer.write(batch)
         assert report.left_over == {account.partition}
@@ -82,7 +83,7 @@ async def test_a_connection_killed_before_the_commit_leaves_nothing(
     [account] = settle_in(migrated, 1000)
     busy(account)
     batch = batch_of(account)
-    with psycopg.connect(migrated) as rival:
+    with connected(migrated) as rival:
         rival.execute("LOCK TABLE tenant_quota IN EXCLUSIVE MODE")  # the writer waits here, behind its COPY
         failed: list[BaseException] = []
 
@@ -94,7 +95,7 @@ async def test_a_connection_killed_before_the_commit_leaves_nothing(
 
         thread = threading.Thread(target=attempt)
         thread.start()
-        with psycopg.connect(migrated, autocommit=True) as admin:
+        with connected(migrated, autocommit=True) as admin:
             sql = (
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -111,11 +112,11 @@ async def test_a_deadlock_is_retried(migrated: str, writer: LedgerWriter) -> Non
     [account] = settle_in(migrated, 1000)
     busy(account)
     batch = batch_of(account)
-    with psycopg.connect(migrated) as rival, ThreadPoolExecutor(1) as pool:
+    with connected(migrated) as rival, ThreadPoolExecutor(1) as pool:
         rival.execute("SET deadlock_timeout = '20s'")  # the writer is the one to be cancelled
         rival.execute("UPDATE organization SET name = 'x'")
         writing = pool.submit(writer.write_now, batch)
-        with psycopg.connect(migrated, autocommit=True) as admin:
+        with connected(migrated, autocommit=True) as admin:
             sql = (
                 "SELECT 1 FROM pg_stat_activity"
                 " WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -148,7 +149,7 @@ def pair() -> Iterator[tuple[str, Standby]]:
         migrate.upgrade(primary)
         standby = Standby(primary)
         try:
-            with psycopg.connect(primary, autocommit=True) as connection:
+            with connected(primary, autocommit=True) as connection:
                 connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
                 connection.execute("SELECT pg_reload_conf()")
             there = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"

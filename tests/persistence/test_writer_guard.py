@@ -6,12 +6,12 @@ import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import psycopg
 import pytest
 
 from gateway.core.accounts.outbox import OutboxEntry, fan_out
 from persistence.ledger.writer import LedgerWriter
 from tests.builders import encode
+from tests.connections import connected
 from tests.persistence.scenario import (
     Account,
     batch_of,
@@ -275,7 +275,7 @@ async def test_a_row_that_is_there_without_its_balance_is_a_conflict(
     account.reset()
     other.reset()
     at = datetime.fromtimestamp((account.at_ms - 1) / 1000, UTC)
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO token_ledger (tenant_id, transaction_type, amount, direction, created_at, epoch,"
             " seq, cycle) VALUES (%s, 'consume', 1, 'OUT', %s, 1, 1, 1)",

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
-import psycopg
 import pytest
 
 from gateway.run.keeper import housekeeping
 from gateway.settings.settings import Settings
 from persistence import engine as engines
+from tests.connections import connected
 from tests.persistence.explaining import rerated, told
 from tests.persistence.migrated import migrated, shared, template
 from tests.persistence.scenario import rows_of
@@ -40,7 +40,7 @@ async def test_what_explained_calls_that_are_gone_ends(migrated: str, ended: str
     at = datetime.now(UTC) - timedelta(days=50)
     for ledger in ("token_ledger", "credit_transaction", "feature_usage", "call"):
         rows_of(migrated, "INSERT INTO kept_since VALUES (%s, now()) RETURNING 1", [ledger])
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         told(connection, str(uuid4()), at, created_at=at)
         rerated(connection, "a price", at)
     both = "SELECT 'use_event' FROM use_event UNION ALL SELECT 'rerating' FROM rerating"

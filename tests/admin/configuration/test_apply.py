@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
-import psycopg
 import pytest
 
 from gateway.admin.configuration.applying import ApplyRequest, Configurator
@@ -18,6 +17,7 @@ from gateway.errors import Unprocessable
 from persistence import engine as engines
 from tests.admin.configuration.world import Objects, apply, plan, refused, world
 from tests.admin.conftest import READONLY, Api, ports_over
+from tests.connections import connected
 
 ACME: Objects = {
     "tenants": [{"name": "Web", "organization": "Acme", "plan": "Pro", "limits": {"concurrency": 5}}],
@@ -248,7 +248,7 @@ async def test_a_change_under_way_elsewhere_is_waited_for_and_seen(api: Api) -> 
     web = await tenant(api)
     wanted = {**ACME, "tenants": [{"name": "Web", "organization": "Acme", "limits": {"concurrency": 9}}]}
     planned = await plan(api, wanted)
-    with psycopg.connect(api.url) as other:
+    with connected(api.url) as other:
         other.execute("update tenant set limits = '{\"concurrency\": 1}' where id = %s", (web["id"],))
         asked = {"objects": wanted, "digest": planned["digest"]}
         late = asyncio.create_task(api.post("configuration", asked))

@@ -47,6 +47,7 @@ from persistence.store import Store
 from tests.admin.configuration.test_many import person
 from tests.admin.configuration.world import WORLD, Objects, apply, exported, plan, refused
 from tests.admin.conftest import Api
+from tests.connections import connected
 from tests.waiting import eventually
 
 FEW = 120
@@ -179,7 +180,7 @@ async def test_while_one_applies_a_trial_is_answered_and_another_one_ends_in_tim
 ) -> None:
     pool = engines.create(admin_database, connections_max=1)
     store = Store(pool, partition_of)
-    with psycopg.connect(plain_url(admin_database)) as other:
+    with connected(plain_url(admin_database)) as other:
         other.execute("SELECT pg_advisory_xact_lock(7809, 0)")
         assert (await plan(api, PRO, trial=True))["tried"]
         with pytest.raises(Overloaded, match="Somebody else is applying, and takes long: try again"):
@@ -205,7 +206,7 @@ async def test_a_trial_keeps_nobody_waiting_for_what_it_holds(api: Api, admin_da
     }
     url = plain_url(admin_database)
     async with await psycopg.AsyncConnection.connect(url) as third:
-        other = psycopg.connect(url)
+        other = psycopg.connect(url)  # it ends in the midst of its transaction
         other.execute("SELECT FROM tenant WHERE name = 'Web' FOR UPDATE")
         trial = asyncio.create_task(plan(api, wanted, trial=True))
         await eventually(lambda: other.execute(WAIT).fetchone() == (1,))
@@ -229,7 +230,7 @@ async def test_staff_wait_for_no_organization_that_they_touch_nothing_of(
     """One whose people apply takes as long as the test likes here: their turn is somebody's."""
     busy, theirs = await operator_of(api, "Busy")
     _, others = await operator_of(api, "Quiet")
-    with psycopg.connect(plain_url(admin_database)) as other:
+    with connected(plain_url(admin_database)) as other:
         other.execute("SELECT pg_advisory_xact_lock(7809, %s)", (apply_transaction.of(busy),))
         slow = asyncio.create_task(apply(theirs, {"tenants": [{"name": "Theirs"}]}))
         await eventually(lambda: waiting_for_a_turn(other) == 1)
@@ -249,7 +250,7 @@ async def test_staff_who_touch_something_of_an_organization_wait_their_turn_and_
     await apply(api, {"tenants": [{"organization": "Acme", "name": "Web"}]})
     wanted: Objects = {"api-keys": [{"tenant": {"organization": "Acme", "name": "Web"}, "name": "CI"}]}
     planned = await plan(api, wanted)
-    with psycopg.connect(plain_url(admin_database)) as other:
+    with connected(plain_url(admin_database)) as other:
         other.execute("SELECT pg_advisory_xact_lock(7809, %s)", (apply_transaction.of(organization_id),))
         done = {"objects": wanted, "digest": planned["digest"]}
         asked = asyncio.create_task(api.post("configuration", done))
@@ -268,7 +269,7 @@ async def test_one_turn_of_an_organization_is_as_long_as_staff_wait(api: Api, ad
     assert views.ORGANIZATION.work_s_max < apply_transaction.LOCK_WAIT_S
     pool = engines.create(admin_database, connections_max=1)
     staff, touched = Store(pool, partition_of), [("organizations", organization_id, {})]
-    with psycopg.connect(plain_url(admin_database)) as other:
+    with connected(plain_url(admin_database)) as other:
         other.execute("SELECT pg_advisory_xact_lock(7809, %s)", (apply_transaction.of(organization_id),))
         with pytest.raises(Overloaded, match="Somebody else is applying"):
             await staff.applying(lambda session: session.hold_touched(touched, wait_s=1), keep=True)
@@ -298,7 +299,7 @@ async def test_whose_what_is_written_is_is_known_by_its_row_and_by_what_it_names
     pool = engines.create(admin_database, connections_max=1)
 
     def row(statement: str) -> int:
-        with psycopg.connect(plain_url(admin_database)) as other:
+        with connected(plain_url(admin_database)) as other:
             return int(other.execute(statement).fetchone()[0])  # type: ignore[index]  # there is one
 
     owner = "(SELECT id FROM organization WHERE name = 'Acme')"
@@ -374,7 +375,7 @@ async def test_many_rows_of_one_name_are_looked_for_once_as_they_are_left_out(
     api: Api, admin_database: str, looked: list[tuple[str, int]]
 ) -> None:
     tenant = await api.make("tenants", name="Web")
-    with psycopg.connect(plain_url(admin_database)) as other:
+    with connected(plain_url(admin_database)) as other:
         other.execute(
             "INSERT INTO api_key (tenant_id, name, digest, prefix)"
             " SELECT %s, CASE n WHEN 0 THEN 'Own' ELSE 'Same' END, lpad(n::text, 64, '0'), 'tk'"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-import psycopg
-
 from tests.admin.conftest import Api
+from tests.connections import connected
 from tests.in_turn import in_turn
 
 
@@ -86,7 +85,7 @@ async def test_many_at_once_write_once(api: Api) -> None:
 
 async def test_while_the_first_runs_the_second_is_a_conflict(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
-    with psycopg.connect(api.url) as holding:
+    with connected(api.url) as holding:
         holding.execute("select id from tenant where id = %s for update", (tenant["id"],))
         first = asyncio.create_task(api.post(f"tenants/{tenant['id']}/reset", {}, key="k"))
         await api.until_locked()

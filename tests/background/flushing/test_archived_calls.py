@@ -7,7 +7,6 @@ import time
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
 from gateway.core.accounts.administration import Actor, Command, CommittedWrite
@@ -24,6 +23,7 @@ from persistence.ledger.writer import LedgerWriter
 from tests.background.backend import Backend
 from tests.background.flushing.test_late import drained
 from tests.builders import CHAT, CREDITS, Call, World
+from tests.connections import connected
 from tests.persistence.ledger.test_budget_uses import opened
 from tests.persistence.scenario import batch_of, broken, rows_of
 
@@ -129,7 +129,7 @@ def late_of(request_id: str) -> LateSettlement:
 
 def archive(url: str, bound: datetime) -> None:
     """Take rows out as archiving does, and say so."""
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute("DELETE FROM token_ledger WHERE created_at < %s", [bound])
         connection.execute("DELETE FROM call WHERE created_at < %s", [bound])

@@ -23,6 +23,7 @@ from gateway.errors import LedgerUnavailable
 from persistence.ledger.redrive import NAMED_A_DAY_MAX, RefusedJournal
 from tests.background.backend import Backend, backend_at
 from tests.builders import World, new_id
+from tests.connections import connected
 from tests.persistence.scenario import broken, rows_of
 from tests.waiting import eventually
 
@@ -222,7 +223,7 @@ async def test_what_is_no_batch_holds_nothing_up(valkey: str, migrated: str) -> 
 @pytest.fixture
 def no_teapots(migrated: str) -> Iterator[None]:
     """A table that refuses one of all statuses."""
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         connection.execute("ALTER TABLE call ADD CONSTRAINT no_teapots CHECK (status <> 418)")
         yield
         connection.execute("ALTER TABLE call DROP CONSTRAINT no_teapots")
@@ -250,7 +251,7 @@ async def test_what_cannot_be_stored_now_waits_in_the_stream_and_the_drain_says_
     async with lined(valkey, migrated) as (line, world):
         line.refuse(world)
         await line.worker.send()
-        with psycopg.connect(migrated, autocommit=True) as connection:
+        with connected(migrated, autocommit=True) as connection:
             connection.execute("ALTER TABLE refused_batch RENAME TO not_there")
             with pytest.raises(LedgerUnavailable):
                 await line.drain.loop().run()

@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psycopg
-
 from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.late import Rollbacks
 from gateway.core.accounts.outbox import AccountPosition
@@ -25,7 +23,7 @@ from persistence.resources.integrity import Quarantines
 from tests.background.backend import Backend, backend_at
 from tests.background.verifying.test_reconciler import busy, reconciler_of
 from tests.builders import CREDITS, UNITS, World
-from tests.persistence.emptying import leave
+from tests.connections import connected, leave
 from tests.persistence.scenario import broken, release, stop
 
 
@@ -42,7 +40,7 @@ def older_copy(url: str) -> Iterator[str]:
     base, _, name = url.rpartition("/")
     copy = f"older_{os.getpid()}_{name}"[:63]
     leave(url)
-    with psycopg.connect(f"{base}/postgres", autocommit=True) as admin:
+    with connected(f"{base}/postgres", autocommit=True) as admin:
         admin.execute(f"create database {copy} template {name}")
         try:
             yield f"{base}/{copy}"
@@ -55,7 +53,7 @@ async def brought_back(url: str, folder: Path) -> AsyncIterator[Callable[[], Awa
     """A real backup of the database as it is now, and what brings it back later, into another one."""
     base, name = url.rpartition("/")[0], f"brought_back_{os.getpid()}"
     file, _ = await asyncio.to_thread(back_up, url, Folder(folder), datetime.now(UTC))
-    with psycopg.connect(f"{base}/postgres", autocommit=True) as admin:
+    with connected(f"{base}/postgres", autocommit=True) as admin:
         admin.execute(f"create database {name}")
 
         async def back() -> str:
@@ -86,7 +84,7 @@ async def test_what_is_stored_or_waits_is_no_setback(backend: Backend) -> None:
     assert await rollbacks.stop_accounts() == []
     # Deleted, and stored all the same: a mark that is behind only has everything compared.
     await backend.flush()
-    with psycopg.connect(backend.database) as connection:
+    with connected(backend.database) as connection:
         connection.execute("UPDATE partition_state SET last_entry_id = NULL")
     use(world, 1)
     assert await rollbacks.stop_accounts() == []
@@ -107,7 +105,7 @@ async def test_what_waits_apart_is_no_setback(backend: Backend) -> None:
     # Its newest entry is on file as one that left; where it is not, everything is compared.
     rollbacks = rollbacks_of(backend)
     for mark in ("last_entry_id", "NULL"):
-        with psycopg.connect(backend.database) as connection:
+        with connected(backend.database) as connection:
             connection.execute(f"UPDATE partition_state SET last_entry_id = {mark}")
         assert await rollbacks.stop_accounts() == []
 
@@ -223,7 +221,7 @@ async def test_a_keeper_started_again_before_it_could_compare_still_notices(
         async with backend_at(valkey, older) as backend:
             use(world, 2)
             assert await rollbacks_of(backend, look_entries_max=1).stop_accounts() == []
-            with psycopg.connect(older) as connection:  # as a flush notes it that stores others' entries
+            with connected(older) as connection:  # as a flush notes it that stores others' entries
                 connection.execute("UPDATE partition_state SET last_entry_id = '99999999999999-0'")
         async with backend_at(valkey, older) as backend:
             rollbacks = rollbacks_of(backend)

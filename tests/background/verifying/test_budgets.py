@@ -11,7 +11,6 @@ from decimal import Decimal
 from hashlib import sha256
 from typing import Any
 
-import psycopg
 import pytest
 
 from gateway.background.verifying import reconciler as verifying
@@ -43,6 +42,7 @@ from persistence.keeper.verification import Accounts, BudgetUses
 from persistence.resources.integrity import ReconciliationResults
 from tests.background.backend import Backend, backend_at
 from tests.builders import Call, World, encode
+from tests.connections import connected
 from tests.persistence.scenario import BLANK, stop
 
 ADA, BOB = "a" * 24, "b" * 24
@@ -198,7 +198,7 @@ async def endless(kept: BudgetWorld, each: str) -> Budget:
     await kept.backend.flush()
     found = await BudgetUses(kept.backend.engine).budgets([organization_id])
     [budget] = [one for one in found[organization_id] if one.name == each]
-    with psycopg.connect(kept.backend.database, autocommit=True) as connection:
+    with connected(kept.backend.database, autocommit=True) as connection:
         for value, days in (("0" * 24, 0), ("1" * 24, 29), ("2" * 24, 32), ("3" * 24, 500)):
             connection.execute(
                 "INSERT INTO budget_use (budget_id, start, value, used, moved_at)"
@@ -258,7 +258,7 @@ async def test_an_emptied_redis_has_the_limits_of_who_is_raised(kept: BudgetWorl
     for user in (ADA, BOB):
         kept.use(5, user)
     await kept.backend.flush()
-    with psycopg.connect(kept.backend.database, autocommit=True) as connection:
+    with connected(kept.backend.database, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO budget_raise (budget_id, value, name, amount, until, reason)"
             " VALUES (%s, %s, 'ada', 2000, now() + interval '1 day', 'a fair')",
@@ -304,7 +304,7 @@ async def test_no_window_that_runs_is_forgotten_however_long_nobody_calls(kept: 
     await kept.backend.push()
     found = (await BudgetUses(kept.backend.engine).budgets([organization_id]))[organization_id]
     budgets = [one for one in found if one.model]
-    with psycopg.connect(kept.backend.database, autocommit=True) as connection:
+    with connected(kept.backend.database, autocommit=True) as connection:
         for budget in budgets:
             for at, days in enumerate(PAUSES_DAYS):
                 moved = now - timedelta(days=days)
@@ -395,7 +395,7 @@ async def test_what_is_set_aside_is_counted_before_it_is_stored(kept: BudgetWorl
 
 async def test_dead_letters_are_counted(kept: BudgetWorld) -> None:
     packed = kept.use(5)
-    with psycopg.connect(kept.backend.database, autocommit=True) as connection:
+    with connected(kept.backend.database, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id)"
             " VALUES (%s, '1-1', %s, 'a test', %s)",

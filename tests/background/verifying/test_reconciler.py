@@ -29,6 +29,7 @@ from persistence.ledger.checkpoints import Checkpoints
 from persistence.resources.integrity import ReconciliationResults
 from tests.background.backend import Backend, backend_at
 from tests.builders import CHAT, CREDITS, UNITS, World, encode
+from tests.connections import connected
 from tests.persistence.scenario import broken
 from tests.waiting import eventually
 
@@ -186,7 +187,7 @@ async def test_deleted_tenants_still_agree(backend: Backend) -> None:
 
 async def test_a_changed_note_in_postgresql_is_found_and_follows_the_next_row(backend: Backend) -> None:
     world = await busy(backend)
-    with psycopg.connect(backend.database) as connection:
+    with connected(backend.database) as connection:
         connection.execute("UPDATE tenant_quota SET tokens_remaining = 1")
     reconciler = reconciler_of(backend)
     row = await reconciler.run_now(repair=True)
@@ -201,7 +202,7 @@ async def test_a_changed_note_in_postgresql_is_found_and_follows_the_next_row(ba
 
 async def test_a_changed_row_in_postgresql_is_found(backend: Backend) -> None:
     world = await busy(backend)
-    with psycopg.connect(backend.database) as connection:
+    with connected(backend.database) as connection:
         connection.execute("SET LOCAL session_replication_role = replica")
         connection.execute("UPDATE token_ledger SET amount = amount + 5 WHERE seq = 3")
     row = await reconciler_of(backend).run_now()
@@ -235,7 +236,7 @@ async def test_a_last_movement_that_died_is_a_listed_gap_and_no_drift(
 
 async def test_missing_rows_are_a_gap(backend: Backend) -> None:
     world = await busy(backend)
-    with psycopg.connect(backend.database) as connection:
+    with connected(backend.database) as connection:
         connection.execute("SET LOCAL session_replication_role = replica")
         connection.execute("DELETE FROM token_ledger WHERE seq IN (3, 4)")
     assert kinds(await reconciler_of(backend).run_now()) == [(f"tenant:{world.caller.tenant_id}", "gap", 2)]
@@ -368,7 +369,7 @@ async def test_counters_that_are_away_settle_nothing(backend: Backend) -> None:
 async def test_an_entry_that_could_not_be_stored_blocks_its_own_account_only(backend: Backend) -> None:
     world, other = await busy(backend), await busy(backend)
     account_closing = AccountCloser(backend.counters, Accounts(backend.engine), reconciler_of(backend))
-    with psycopg.connect(backend.database) as connection:
+    with connected(backend.database) as connection:
         connection.execute(
             "INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id)"
             " VALUES (1, '1-1', '', 'its numbers are out of range', %s)", (world.caller.organization_id,),
@@ -385,7 +386,7 @@ async def test_a_closed_month_that_was_changed_is_told_and_never_repaired(backen
     assert await Checkpoints(backend.engine).close_months(owners, later) == 3
     reconciler = reconciler_of(backend)
     assert (await reconciler.run_now())["items"] == []
-    with psycopg.connect(backend.database) as connection:
+    with connected(backend.database) as connection:
         connection.execute("SET LOCAL session_replication_role = replica")
         connection.execute("UPDATE token_ledger SET amount = amount + 4 WHERE transaction_type = 'reset'")
         # One checkpoint of an owner's is proved at a time.
@@ -432,7 +433,7 @@ async def test_rows_are_asked_within_the_time_that_is_left_and_over_a_connection
     accounts = Accounts(one)
     async with one.connect():
         assert await accounts.contradictions(within_s=60) == []
-    with psycopg.connect(backend.database) as connection:
+    with connected(backend.database) as connection:
         connection.execute("LOCK TABLE known_drift")  # so that asking takes longer than it may
         assert await accounts.contradictions(within_s=0.2) is None
     row = await reconciler_of(backend).run_now(within_s=KEEP_S)
@@ -512,12 +513,12 @@ async def test_a_run_whose_turn_broke_meanwhile_has_ended_all_the_same(backend: 
 
 
 async def test_a_turn_outlasts_what_the_server_allows_idle_transactions(valkey: str, cloned: str) -> None:
-    with psycopg.connect(cloned, autocommit=True) as connection:
+    with connected(cloned, autocommit=True) as connection:
         name = psycopg.sql.Identifier(connection.info.dbname)
         bound = psycopg.sql.SQL("ALTER DATABASE {} SET idle_in_transaction_session_timeout = '100ms'")
         connection.execute(bound.format(name))
         async with backend_at(valkey, cloned) as backend, reconciler_of(backend).alone():
-            idle = psycopg.connect(cloned)
+            idle = psycopg.connect(cloned)  # the server ends it
             idle.execute("SELECT 1")
             there = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
             await eventually(lambda: connection.execute(there, [idle.info.backend_pid]).fetchone() is None)
@@ -529,7 +530,7 @@ async def test_a_turn_outlasts_what_the_server_allows_idle_transactions(valkey: 
 
 def broken_turns(url: str) -> list[tuple[bool]]:
     """End the session of who has the turn."""
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         return connection.execute(
             "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
             "WHERE l.locktype = 'advisory' AND l.classid = 7813 AND d.datname = current_database()"

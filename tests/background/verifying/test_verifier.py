@@ -41,6 +41,7 @@ from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.background.verifying.scene import TOTAL, WAITS_LATE_S, WAITS_S, Scene, scene_at, worker_slots
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, driven, new_id
 from tests.conftest import ValkeyServer
+from tests.connections import connected
 from tests.waiting import eventually
 from tests.worker import Worker, worker_at
 
@@ -390,7 +391,7 @@ async def test_a_postgresql_that_was_restored_is_told_the_epochs_anew(backend: B
     world = await backend.settle_in(100)
     world.client.delete(keys.marker(world.p))
     assert [(one.partition, one.epoch) for one in await backend.verify()] == [(world.p, 2)]
-    with psycopg.connect(backend.database) as connection:
+    with connected(backend.database) as connection:
         connection.execute("update partition_state set run_id = %s, epoch = 1", ["o" * 40])
     world.reserve(need=1).settle(tokens=30)
     await backend.flush()

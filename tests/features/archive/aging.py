@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pyarrow.parquet as pq
 import pytest
 
@@ -29,6 +28,7 @@ from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
 from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
+from tests.connections import connected
 from tests.databases import own_database
 from tests.letterhead import LETTERHEAD
 from tests.persistence.ledger.test_checkpoints import BEGINS, Past
@@ -172,7 +172,7 @@ async def lived(url: str, root: Path) -> Aging:
 def _lived(postgres: str, template: str) -> Aging:
     """An organization that lived so once a process, in a database that is copied for each test."""
     name = f"lived_{os.getpid()}"
-    with psycopg.connect(postgres, autocommit=True) as admin:
+    with connected(postgres, autocommit=True) as admin:
         admin.execute(f"create database {name} template {template}")
 
     async def made() -> Aging:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -28,6 +27,7 @@ from persistence.archive import months as archive_months
 from persistence.archive.months import BY_NAME, ArchivedMonth, Connection
 from persistence.schema import database
 from persistence.store import Store
+from tests.connections import connected
 from tests.features.archive.aging import LEDGERS, Aging, Clones, clones, held, months_made, old
 from tests.persistence.billing.drawn import some
 from tests.persistence.credits import give
@@ -278,7 +278,7 @@ def why_open(connection: Connection, month: date) -> list[str]:
 
 async def test_a_month_that_is_not_closed_says_why(old: Aging) -> None:
     january = BEGINS.date().replace(day=1)
-    with psycopg.connect(old.url, autocommit=True) as connection:
+    with connected(old.url, autocommit=True) as connection:
         assert why_open(connection, january) == []
         for why, statement in OPENS.items():
             with connection.transaction(force_rollback=True):
@@ -298,7 +298,7 @@ async def test_of_many_reasons_the_first_are_named_and_all_are_counted(old: Agin
         .replace("FROM organization", f"FROM generate_series(11, {10 + more}) AS n")
     )
     pool = engines.create(old.url)
-    with psycopg.connect(old.url, autocommit=True) as connection:
+    with connected(old.url, autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute(use.encode())
         said = why_open(connection, january)
@@ -349,7 +349,7 @@ async def test_what_is_deferred_is_told_of_each_day_of_archived_months(old: Agin
         old.on(31)
         old.use(6)
     await old.settle()
-    with psycopg.connect(old.url) as connection:
+    with connected(old.url) as connection:
         connection.execute(AS_OF_THEN.encode())
     ends = [ReportPeriod(begins + timedelta(days=days)) for days in range(1, 130, 9)]
     before = [await store.report("deferred-revenue", asked, 0, 99) for asked in ends]

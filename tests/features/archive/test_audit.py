@@ -7,7 +7,6 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +15,7 @@ from gateway.features.archive import archiving
 from gateway.features.archive.archiving import ArchiveRun, archive
 from gateway.features.archive.reading import RowFilter, prove, rows
 from gateway.ops.storage import FileStore
+from tests.connections import connected
 from tests.features.archive.aging import Clones, clones, months_made
 from tests.persistence.migrated import template
 from tests.persistence.scenario import rows_of
@@ -68,7 +68,7 @@ def test_months_go_only_when_that_is_said_and_the_rest_stays(old: str, tmp_path:
 
 def test_what_is_archived_is_what_was_there(old: str, tmp_path: Path) -> None:
     names = "id, actor, action, resource, resource_id, person, organization_id, created_at, before, after"
-    with psycopg.connect(old) as connection:
+    with connected(old) as connection:
         found = connection.execute(f"SELECT {names} FROM audit_log ORDER BY id LIMIT 4".encode()).fetchall()
     archived(old, tmp_path, date(2026, 5, 1))
     asked: list[dict[str, Any]] = [

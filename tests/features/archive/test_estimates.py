@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import date
 
-import psycopg
 import pytest
 
 from persistence.archive import months
 from persistence.archive.months import BY_NAME
+from tests.connections import connected
 from tests.features.archive.aging import Clones, clones, months_made
 from tests.persistence.migrated import template
 
@@ -17,7 +17,7 @@ __all__ = ["clones", "template"]
 
 @pytest.mark.parametrize("by", ["month", "day"])
 def test_each_row_of_a_month_is_estimated_once(clones: Clones, by: str) -> None:
-    with clones() as url, psycopg.connect(url, autocommit=True) as connection:
+    with clones() as url, connected(url, autocommit=True) as connection:
         months_made(url, "2026-02-01Z", 2, by=by)
         connection.execute("SET session_replication_role = replica")
         connection.execute(

@@ -12,10 +12,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-import psycopg
-
 from gateway.features.archive.reading import RowFilter, rows
 from gateway.ops.storage import FileStore
+from tests.connections import connected
 from tests.features.archive.aging import Aging, clones, held, old
 from tests.persistence.migrated import template
 from tests.persistence.scenario import broken, rows_of
@@ -64,7 +63,7 @@ async def ended(old: Aging, to: str) -> None:
 @contextmanager
 def locked(url: str, table: str, mode: str) -> Iterator[Met]:
     """Have a table; lends what says that somebody waits for it."""
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         connection.execute(f"LOCK TABLE {table} IN {mode} MODE".encode())
         yield lambda: rows_of(url, WAITS, [table]) != [(0,)]
 

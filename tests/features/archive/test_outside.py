@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, date, datetime
 
-import psycopg
 import pytest
 
 from gateway.errors import ArchiveFailed
@@ -19,6 +18,7 @@ from gateway.settings.settings import Settings
 from persistence import engine as engines
 from persistence.archive import months as archive_rows
 from persistence.archive.months import BY_NAME, behind, connected
+from tests import connections
 from tests.features.archive.aging import Aging, clones, held, old
 from tests.persistence.migrated import template
 from tests.persistence.scenario import broken, rows_of
@@ -32,7 +32,7 @@ OUTSIDE = " UNION ALL ".join(f"SELECT FROM {name}_default" for name in BY_NAME)
 def without_february(url: str) -> dict[str, int]:
     """Have its rows where they had been, had nobody made that month; how many each ledger has of it."""
     found = {}
-    with psycopg.connect(url) as connection:
+    with connections.connected(url) as connection:
         for ledger in BY_NAME.values():
             month = ledger.partition(FEBRUARY)
             connection.execute(f"ALTER TABLE {ledger.name} DETACH PARTITION {month}".encode())
@@ -102,7 +102,7 @@ async def test_they_are_told_as_months_that_nobody_archives(
 ) -> None:
     """By a keeper, who owns nothing."""
     name = template.rpartition("/")[2]
-    with psycopg.connect(old.url) as connection:
+    with connections.connected(old.url) as connection:
         connection.execute(f"CREATE ROLE {name}_keeper LOGIN IN ROLE {name}_writer".encode())
     engine = engines.create(old.url.replace("postgres@", f"{name}_keeper@"))
     for month in ("2026-01", "2026-03"):

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +19,7 @@ from gateway.errors import ArchiveFailed
 from gateway.features.archive.reading import ArchiveProof, compare, prove
 from gateway.ops.storage import FileStore
 from persistence.archive.months import MovementRun
+from tests.connections import connected
 from tests.features.archive.aging import LEDGERS, Aging, clones, old
 from tests.persistence.migrated import template
 from tests.persistence.scenario import rows_of
@@ -73,7 +73,7 @@ async def proved(old: Aging) -> ArchiveProof:
 @contextmanager
 def changed(url: str, change: str, back: str) -> Iterator[None]:
     """Have rows be otherwise, as nobody of ours could."""
-    with psycopg.connect(url, autocommit=True) as connection:
+    with connected(url, autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
         assert connection.execute(change.encode()).rowcount > 0
         try:
@@ -148,7 +148,7 @@ def _write_otherwise(old: Aging, file: Path, manifest: Path, name: str) -> None:
         if one["file"] == name:
             one["bytes"], one["sha256"] = size, digest
     manifest.write_text(json.dumps(said))
-    with psycopg.connect(old.url, autocommit=True) as connection:
+    with connected(old.url, autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute(
             "UPDATE archived_month SET bytes = %s, sha256 = %s WHERE file = %s", (size, digest, name)

@@ -9,7 +9,6 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +23,7 @@ from gateway.ops.storage import FileStore
 from gateway.settings.settings import Settings
 from persistence import engine as engines
 from persistence.archive.months import AUDIT, BY_NAME, CALLS, CREDITS, LEDGERS, SPENDS, TOKENS, behind
+from tests.connections import connected
 from tests.features.archive.aging import Aging, clones, held, old
 from tests.persistence.migrated import template
 from tests.persistence.scenario import broken, rows_of
@@ -179,7 +179,7 @@ async def test_sums_are_compared_with_each_ledger_that_is_still_here(old: Aging)
         "requests": {"2026-04"},
         "credits": {"2026-01", "2026-02", "2026-03", "2026-04"},
     }
-    with psycopg.connect(old.url) as connection:
+    with connected(old.url) as connection:
         for column, months in here.items():
             with connection.transaction(force_rollback=True):
                 connection.execute(f"UPDATE usage_daily SET {column} = {column} + 1".encode())

@@ -10,7 +10,6 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +25,7 @@ from gateway.ops.storage import FileStore
 from persistence import backup as backups
 from persistence.schema import migrate
 from persistence.schema import standing as schema
+from tests.connections import connected
 from tests.features.backup.test_taking import NOW
 from tests.persistence.scenario import rows_of
 from tests.search import examples
@@ -48,7 +48,7 @@ back_up(sys.argv[1], Bucket(sys.argv[2], piece_bytes=200), datetime.fromisoforma
 @pytest.fixture
 def filled(database: str) -> str:
     migrate.upgrade(database)
-    with psycopg.connect(database, autocommit=True) as connection:
+    with connected(database, autocommit=True) as connection:
         connection.execute("INSERT INTO organization (name) VALUES ('kept')")
     return database
 
@@ -134,7 +134,7 @@ def test_one_that_fails_leaves_nothing(filled: str, store: str) -> None:
         assert len(FileStore(store).folders("")) == 1
         growing.write(bytes(1 // 0))
     assert all_of(store) == set()
-    with psycopg.connect(filled, autocommit=True) as connection:
+    with connected(filled, autocommit=True) as connection:
         connection.execute("DROP TABLE alembic_version")
     with pytest.raises(BackupFailed, match="no schema"):
         back_up(filled, there, NOW)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from gateway.errors import BackupFailed
@@ -14,6 +13,7 @@ from gateway.features.backup.taking import PLACES, back_up, major_of, program, r
 from gateway.local.embedded import postgres
 from persistence.schema import migrate
 from tests.conftest import postgres_of
+from tests.connections import connected
 from tests.features.backup.test_taking import NOW
 from tests.features.backup.test_versions import VERSIONS
 from tests.persistence.scenario import rows_of
@@ -67,12 +67,12 @@ def test_the_oldest_server_is_backed_up_and_restored_by_its_own_programs(tmp_pat
     if not (tools / "initdb").exists():
         pytest.skip(f"PostgreSQL {OLDEST} is not installed")
     with postgres_of(tools) as server:
-        with psycopg.connect(server, autocommit=True) as connection:
+        with connected(server, autocommit=True) as connection:
             for name in ("old", "new"):
                 connection.execute(f"CREATE DATABASE {name}".encode())
         old, new = (server.rpartition("/")[0] + f"/{name}" for name in ("old", "new"))
         migrate.upgrade(old)
-        with psycopg.connect(old, autocommit=True) as connection:
+        with connected(old, autocommit=True) as connection:
             connection.execute("INSERT INTO organization (name) VALUES ('kept')")
         file, manifest = back_up(old, Folder(tmp_path), NOW)
         assert manifest.server_version.startswith(f"{OLDEST}.")

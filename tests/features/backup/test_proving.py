@@ -25,6 +25,7 @@ from persistence import backup as backups
 from persistence import engine as engines
 from persistence.schema import migrate
 from persistence.schema import standing as schema
+from tests.connections import connected
 from tests.features.backup.test_taking import NOW
 from tests.persistence.scenario import rows_of
 from tests.tree import ROOT
@@ -48,7 +49,7 @@ SELECT count(*) FROM pg_stat_activity
 @pytest.fixture
 def filled(database: str) -> str:
     migrate.upgrade(database)
-    with psycopg.connect(database, autocommit=True) as connection:
+    with connected(database, autocommit=True) as connection:
         connection.execute("INSERT INTO organization (name) VALUES ('kept')")
     return database
 
@@ -90,7 +91,7 @@ def test_an_owner_who_may_make_no_database_is_told_what_to_grant(filled: str, tm
     role = f"owner_{os.getpid()}"
     file, manifest = back_up(filled, Folder(tmp_path), NOW)
     number = taking.note(filled, file, manifest)
-    with psycopg.connect(filled, autocommit=True) as connection:
+    with connected(filled, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {role} LOGIN".encode())
         connection.execute(f"GRANT UPDATE, SELECT ON backup_run TO {role}".encode())
         try:
@@ -109,7 +110,7 @@ def test_what_could_not_be_proven_is_not_begun(
     filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with psycopg.connect(filled, autocommit=True) as connection:
+    with connected(filled, autocommit=True) as connection:
         connection.execute("UPDATE alembic_version SET version_num = %s", (schema.KNOWN[-2],))
     with pytest.raises(
         BackupFailed, match=f"{schema.KNOWN[-2]}, {schema.NEEDED} is needed: run tollkeeper mig"
@@ -129,7 +130,7 @@ def test_failing_proofs_fill_no_volume_and_spare_the_last_that_was_proven(
     for name in (proven, *later):
         (tmp_path / name).touch()
     noted = "INSERT INTO backup_run (file, taken_at, bytes, sha256, proved_at) VALUES (%s, %s, 1, %s, now())"
-    with psycopg.connect(filled, autocommit=True) as connection:
+    with connected(filled, autocommit=True) as connection:
         connection.execute(noted, (proven, NOW, "0" * 64))
         # So no proof can begin.
         with backups.database_beside(filled), pytest.raises(BackupFailed, match="is being proven"):
@@ -147,11 +148,14 @@ def test_a_database_that_was_left_goes_and_one_of_others_stays(filled: str) -> N
         f"tollkeeper_proof_{which}" for which in (f"{oid}_left", f"{oid}_used", "1_foreign")
     )
     there = f"SELECT datname FROM pg_database WHERE datname IN ('{left}', '{used}', '{foreign}')"
-    with psycopg.connect(filled, autocommit=True) as connection:
+    with connected(filled, autocommit=True) as connection:
         for name in (left, used, foreign):
             connection.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
         try:
-            with psycopg.connect(filled, dbname=used), backups.database_beside(filled):
+            with (
+                psycopg.connect(filled, dbname=used),
+                backups.database_beside(filled),
+            ):  # a copy that is in use
                 assert {*rows_of(filled, there)} == {(foreign,), (used,)}
         finally:
             for name in (left, used, foreign):
@@ -175,7 +179,7 @@ def test_a_proof_is_beside_the_database_however_that_is_addressed(filled: str, s
 
 
 def test_a_proof_that_is_told_to_end_leaves_nothing(filled: str, tmp_path: Path) -> None:
-    with psycopg.connect(filled, autocommit=True) as connection:
+    with connected(filled, autocommit=True) as connection:
         connection.execute(_SLOW.encode())
     words = ("backup", "--to", str(tmp_path), "--database-url", filled, "--prove")
     environ = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}

@@ -20,6 +20,7 @@ from gateway.features.backup.taking import back_up, restore
 from persistence.ledger.writer import LedgerWriter
 from persistence.schema import migrate
 from persistence.schema import standing as schema
+from tests.connections import connected
 from tests.persistence.scenario import Account, batch_of, broken, busy, one, rows_of, settle_in
 
 NOW = datetime(2026, 4, 16, 12, tzinfo=UTC)
@@ -65,7 +66,7 @@ def test_a_backup_under_load_is_one_moment_that_can_be_gone_on_from(
     assert rows_of(empty, "SELECT count(*) FROM token_ledger") == [(manifest.rows["token_ledger"],)]
     # Whoever goes on from it gives out no id again, and its ledgers take the next row.
     last = rows_of(empty, "SELECT max(id) FROM organization")[0][0]
-    with psycopg.connect(empty) as connection:
+    with connected(empty) as connection:
         assert (
             one(connection, "INSERT INTO organization (name) VALUES ('new') RETURNING id")
             > int(str(last)) + 1_000
@@ -93,7 +94,7 @@ async def test_what_is_restored_is_whole(
     assert await broken(empty) == []
     shape = "SELECT relname, relkind FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1, 2"
     assert rows_of(empty, shape) == rows_of(database, shape)
-    with psycopg.connect(empty) as connection, pytest.raises(psycopg.Error, match=r"append-only|refused"):
+    with connected(empty) as connection, pytest.raises(psycopg.Error, match=r"append-only|refused"):
         connection.execute("DELETE FROM token_ledger")
 
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from gateway.errors import StartError
@@ -15,6 +14,7 @@ from gateway.features.backup.taking import back_up, restore
 from persistence import engine as engines
 from persistence.schema import migrate, roles
 from tests.conftest import ValkeyServer, free_port
+from tests.connections import connected, leave
 from tests.databases import own_database
 from tests.deploy.deployment import ADMIN_TOKEN, answers
 from tests.deploy.processes import Admin, Process
@@ -38,7 +38,7 @@ async def test_a_keeper_starts_on_what_was_restored_and_renamed(
 ) -> None:
     name = database.rpartition("/")[2]
     again, renamed = f"{name}_again", f"{name}_renamed"
-    with psycopg.connect(postgres, autocommit=True) as admin:
+    with connected(postgres, autocommit=True) as admin:
         admin.execute(f"CREATE ROLE {name}_owner LOGIN CREATEROLE".encode())
         admin.execute(f"ALTER DATABASE {name} OWNER TO {name}_owner".encode())
 
@@ -46,7 +46,7 @@ async def test_a_keeper_starts_on_what_was_restored_and_renamed(
         return f"{database.replace('postgres@', f'{name}_{user}@').rpartition('/')[0]}/{database_name}"
 
     migrate.upgrade(url("owner", name), pytest.fail)
-    with psycopg.connect(url("owner", name), autocommit=True) as owner:
+    with connected(url("owner", name), autocommit=True) as owner:
         owner.execute(f"CREATE ROLE {name}_keeper LOGIN IN ROLE {name}_writer".encode())
         owner.execute(f"CREATE ROLE {name}_person LOGIN IN ROLE {name}_reader".encode())
     async with opened(url("owner", name), at(3, 25)) as april:
@@ -57,7 +57,7 @@ async def test_a_keeper_starts_on_what_was_restored_and_renamed(
     backup, _ = await asyncio.to_thread(back_up, url("owner", name), Folder(tmp_path), NOW)
 
     with own_database(postgres, again):
-        with psycopg.connect(postgres, autocommit=True) as admin:
+        with connected(postgres, autocommit=True) as admin:
             admin.execute(f"ALTER DATABASE {again} OWNER TO {name}_owner".encode())
         assert (await asyncio.to_thread(restore, url("owner", again), backup, ids_ahead=0))[1] == []
         pool = engines.create(url("keeper", again))
@@ -83,12 +83,14 @@ async def test_a_keeper_starts_on_what_was_restored_and_renamed(
             assert keeper.stop() == 0
         assert snapshot(url("person", again)) == before
 
-        with psycopg.connect(postgres, autocommit=True) as admin:
+        leave(url("person", again))
+        with connected(postgres, autocommit=True) as admin:
             admin.execute(f"ALTER DATABASE {again} RENAME TO {renamed}".encode())
         migrate.upgrade(url("owner", renamed), pytest.fail)
         assert roles.privileges(url("keeper", renamed)).lacking == ()
         assert snapshot(url("person", renamed)) == before
         held = f"SELECT count(*) FROM pg_class WHERE strpos(relacl::text, '{again}') > 0"
         assert rows_of(url("owner", renamed), held) == [(0,)]  # a database that has this name next is another
-        with psycopg.connect(postgres, autocommit=True) as admin:
+        leave(url("person", renamed))
+        with connected(postgres, autocommit=True) as admin:
             admin.execute(f"ALTER DATABASE {renamed} RENAME TO {again}".encode())

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from gateway.errors import BackupFailed
@@ -29,6 +28,7 @@ from gateway.features.backup.taking import PLACES, back_up, restore
 from persistence.ledger.writer import LedgerWriter
 from persistence.schema import migrate
 from tests.conftest import postgres_bin, postgres_of
+from tests.connections import connected
 from tests.features.backup.test_taking import NOW
 from tests.journey.node import install
 from tests.persistence.april import at, opened
@@ -91,7 +91,7 @@ def _fetch(major: int, folder: Path) -> None:
 
 def databases(postgres: str, *names: str) -> list[str]:
     """Empty databases of a server."""
-    with psycopg.connect(postgres, autocommit=True) as connection:
+    with connected(postgres, autocommit=True) as connection:
         for name in names:
             connection.execute(f"CREATE DATABASE {name}".encode())
     return [f"{postgres.rpartition('/')[0]}/{name}" for name in names]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from persistence.jobs import count_open_jobs
+from tests.connections import connected
 
 # One is settled, one is long past its end.
 JOBS = """
@@ -21,7 +21,7 @@ SELECT gen_random_uuid(), t.organization_id, t.id, 'j', 'video', 'm', 'running',
 
 
 async def test_open_jobs_are_counted_with_the_age_of_the_oldest(migrated: str, pool: AsyncEngine) -> None:
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute(JOBS)
     found = await count_open_jobs(pool)
     assert found["jobs_open"] == 2

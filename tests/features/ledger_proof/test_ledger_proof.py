@@ -10,7 +10,6 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
-import psycopg
 import pyarrow.parquet as pq
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -39,6 +38,7 @@ from gateway.settings.settings import Settings
 from persistence import ledger_proof as stored
 from persistence.ledger_proof import LedgerSigner
 from persistence.tables import metadata
+from tests.connections import connected
 from tests.features.archive.aging import Aging, clones, old
 from tests.persistence.migrated import template
 from tests.persistence.scenario import rows_of
@@ -177,7 +177,7 @@ async def sign(old: Aging, **more: Any) -> LedgerHead | None:
 
 def compared(url: str, *forgery: str, kept: dict[int, str] | None = None) -> LedgerVerification:
     """What is found with these changes, as nobody of ours could make them; they are taken back."""
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         connection.execute("SET session_replication_role = replica")
         for one in forgery:
             assert connection.execute(one.encode()).rowcount > 0, one
@@ -197,7 +197,7 @@ CHANGES = {
 
 async def test_rows_of_the_database_and_of_the_archive_are_compared(old: Aging, tmp_path: Path) -> None:
     url = old.url
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute(f"UPDATE token_ledger SET feature_version = {ODD} WHERE seq % 3 = 0".encode())
     assert compared(url).heads == 0
@@ -328,7 +328,7 @@ async def test_a_row_that_takes_the_place_it_left_is_signed_later(old: Aging) ->
     letter = f"""
 INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id, tenant_id, token_seq)
 VALUES (0, '1-0', '', 'unreadable', {old.account.organization_id}, {old.account.tenant_id}, 5)"""
-    with psycopg.connect(old.url, autocommit=True) as connection:
+    with connected(old.url, autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute(f"CREATE TABLE aside AS SELECT * FROM token_ledger WHERE {mine}".encode())
         connection.execute(f"DELETE FROM token_ledger WHERE {mine}".encode())

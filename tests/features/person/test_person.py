@@ -20,6 +20,7 @@ from gateway.features.person.command import add_person
 from persistence.ledger.writer import LedgerWriter
 from persistence.person import KEPT, KeptPerson, connect, delete_person, find_person, read_person
 from tests.admin.conftest import Api
+from tests.connections import connected
 from tests.persistence.scenario import batch_of, settle_in
 from tests.persistence.schema.baseline import postgres_bin
 from tests.waiting import HUNG_S
@@ -144,7 +145,7 @@ async def test_what_is_taken_out_names_nobody_and_no_sum_moves(
     assert {"corrects", "reason", "other_models", "supplied_on", "used_at"} < told.keys()
     assert api.rows(f"SELECT DISTINCT metadata FROM token_ledger WHERE user_id = {person.id}") == [(told,)]
     with (
-        psycopg.connect(admin_database) as connection,
+        connected(admin_database) as connection,
         pytest.raises(psycopg.Error, match=r"append|added"),
     ):
         connection.execute("UPDATE token_ledger SET metadata = NULL")
@@ -193,7 +194,7 @@ async def test_rows_of_a_signed_ledger_change_where_that_is_said(
 def test_every_table_that_knows_users_is_read(admin_database: str) -> None:
     """A new column that names a user has its table here, or a reason."""
     counted = {"usage_outbox"}  # by the user's id alone, until it is sent
-    with psycopg.connect(admin_database) as connection:
+    with connected(admin_database) as connection:
         found = connection.execute(
             "SELECT DISTINCT c.relname FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid"
             " WHERE a.attname IN ('user', 'user_id') AND c.relkind IN ('r', 'p') AND NOT c.relispartition"

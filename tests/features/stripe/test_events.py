@@ -11,7 +11,6 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
 import stripe
 from aiohttp import DummyCookieJar
@@ -26,6 +25,7 @@ from persistence import engine as engines
 from persistence.stripe.queue import forget
 from tests.admin.conftest import Answer, Api, MemoryCounters, ports_over
 from tests.admin.test_payments import finalized
+from tests.connections import connected
 from tests.in_turn import in_turn
 
 SECRET = "whsec_of_the_tests_only"
@@ -237,7 +237,7 @@ async def test_what_was_told_is_forgotten_in_time_and_nothing_else_is(
     for name in ("evt_1", "evt_2"):
         await send(told, event(name))
     at = "update handover_event set created_at = now() - make_interval(days => %s) where name = %s"
-    with psycopg.connect(told.url, autocommit=True) as owner:
+    with connected(told.url, autocommit=True) as owner:
         owner.execute("alter table handover_event disable trigger append_only")
         for days, name in ((401, "evt_1"), (34, "evt_2")):
             owner.execute(at, (days, name))

@@ -6,7 +6,6 @@ import asyncio
 import time
 import uuid
 
-import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +19,7 @@ from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
 from persistence.usage_feed import queue as usage_feed
 from persistence.usage_feed.queue import FeedQueue, usage_feeds
+from tests.connections import connected
 from tests.features.usage_feed.fed import Fed, fed
 from tests.persistence.billing.drawn import some
 from tests.persistence.scenario import Account, batch_of, partition_of, rows_of, settle_in
@@ -149,7 +149,7 @@ async def test_a_feed_begins_and_ends_behind_every_flush_that_is_under_way(migra
     async with fed(migrated) as feed:
         if turn != "end":
             await do(feed, "end")
-        with psycopg.connect(migrated) as flush:
+        with connected(migrated) as flush:
             flush.execute(HOLD)
             turning = asyncio.ensure_future(turned(feed, turn))
             await eventually(lambda: rows_of(migrated, WAITS))
@@ -164,7 +164,7 @@ async def test_what_a_flush_under_way_stores_is_counted_when_a_feed_is_dropped(
 ) -> None:
     async with fed(migrated) as feed:
         await ended(feed, writer, 2)
-        with psycopg.connect(migrated) as flush:
+        with connected(migrated) as flush:
             flush.execute(HOLD)
             dropping = asyncio.ensure_future(turned(feed, "drop"))
             await eventually(lambda: rows_of(migrated, WAITS))
@@ -179,14 +179,14 @@ async def test_what_a_flush_under_way_stores_is_counted_when_a_feed_is_dropped(
 async def test_flushes_are_not_kept_from_being_made_while_one_of_them_takes_long(migrated: str) -> None:
     free = "SELECT bool_and(pg_try_advisory_xact_lock(7800, p)) FROM generate_series(0, 62) AS p"
     async with fed(migrated) as feed:
-        with psycopg.connect(migrated) as flush:
+        with connected(migrated) as flush:
             flush.execute(HOLD)
             with pytest.raises(Conflict, match="try again"):
                 await do(feed, "end")
             assert rows_of(migrated, free) == [(True,)]
         await turned(feed, "end")
         feed.terms = Terms("openmeter")
-        with psycopg.connect(migrated) as flush:
+        with connected(migrated) as flush:
             flush.execute(HOLD)
             telling = asyncio.create_task(feed.loop().run())
             await eventually(lambda: feed.said)

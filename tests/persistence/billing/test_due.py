@@ -10,7 +10,6 @@ from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 import pytest
 from msgspec.structs import replace as replace_fields
 
@@ -25,6 +24,7 @@ from gateway.run.timed_loops import billing_loops
 from persistence.billing import charges
 from persistence.billing.amendments import PIECE_CALLS_MAX
 from persistence.store import Store
+from tests.connections import connected
 from tests.persistence.april import April, april, at, invoiced, plan, set_up, use
 from tests.persistence.credits import give
 from tests.persistence.scenario import Account, broken, rows_of
@@ -219,7 +219,7 @@ async def test_what_ends_a_cycle_is_stored_with_its_charge_or_not_at_all(april: 
     april.account.reset()
     kept = list(april.account.entries)
     charged = "SELECT count(*) FROM charge WHERE kind = 'overage'"
-    with psycopg.connect(april.url, autocommit=True) as connection:
+    with connected(april.url, autocommit=True) as connection:
         connection.execute("ALTER TABLE charge ADD CONSTRAINT no_room CHECK (false) NOT VALID")
         try:
             with pytest.raises(LedgerUnavailable):
@@ -480,7 +480,7 @@ async def free(april: April, owners: Sequence[int]) -> Sequence[int]:
 
 async def test_those_that_nobody_holds_are_charged_together_and_the_others_told(april: April) -> None:
     first, held, last = await three(april)
-    with psycopg.connect(april.url) as other:
+    with connected(april.url) as other:
         other.execute("SELECT pg_advisory_xact_lock(7803, hashint8(%s))", [held])
         assert await free(april, [first, held, last]) == [held]
         assert april.rows(OF_TEN_DAYS, [held]) == [(0, None)]

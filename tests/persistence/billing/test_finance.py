@@ -10,7 +10,6 @@ from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
 from typing import Any
 
-import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from psycopg.rows import dict_row
 
 from gateway.core.billing.finance import ReportPeriod, tax_by_month
 from gateway.core.billing.money import PriceTier
+from tests.connections import connected
 from tests.persistence.april import TIERS, April, april, at, invoiced, plan, service
 from tests.persistence.billing.drawn import some
 from tests.persistence.billing.test_due import customer
@@ -125,7 +125,7 @@ def dated(april: April, known: int, drawn: Sequence[tuple[int, str, int, datetim
 
     What was drawn of additions is kept by that clock too.
     """
-    with psycopg.connect(april.url) as connection:
+    with connected(april.url) as connection:
         connection.execute("SET LOCAL session_replication_role = replica")
         connection.execute("UPDATE charge SET created_at = %s WHERE id > %s", (april.now, known))
         found = connection.execute("SELECT coalesce(max(id), 0) FROM charge").fetchone()
@@ -214,7 +214,7 @@ async def step(books: Books, what: str, number: int, rerank: int) -> None:
         await april.do("invoices", "payments", chosen, amount=amount, reference=f"r{len(books.payments)}")
         books.payments.append((now, chosen, amount))
     elif what == "reverse" and paid > 0:
-        with psycopg.connect(april.url) as connection:
+        with connected(april.url) as connection:
             found = connection.execute(
                 "SELECT p.id, p.amount FROM payment AS p WHERE p.invoice_id = %s AND p.amount > 0"
                 " AND NOT EXISTS (SELECT FROM payment AS b WHERE b.corrects_id = p.id)"
@@ -311,7 +311,7 @@ async def test_reports_are_what_happened(
         upto = [row for row in whole if row["at"].date() <= day and row["account"] == "receivables"]
         assert add_up(upto, "account").get("receivables", 0) == owed.get("total", 0) + standing(books, day)
 
-    with psycopg.connect(april.url, row_factory=dict_row) as connection:
+    with connected(april.url, row_factory=dict_row) as connection:
         charges = connection.execute("SELECT * FROM charge").fetchall()
     unbilled = sum((each["amount"] for each in charges if each["invoice_id"] is None), Decimal(0))
     assert add_up(whole, "account").get("unbilled", 0) == unbilled

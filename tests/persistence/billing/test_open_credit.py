@@ -11,6 +11,7 @@ import pytest
 
 from gateway.errors import Conflict, Unprocessable
 from persistence.dunning import DunningSchedule
+from tests.connections import connected
 from tests.persistence.april import April, april, at, plan
 from tests.persistence.billing.test_due import act, customer
 from tests.persistence.scenario import broken
@@ -220,7 +221,7 @@ async def test_credit_stays_in_its_organization(april: April) -> None:
 
 async def test_what_is_applied_never_changes(april: April) -> None:
     await downgraded(april)
-    with psycopg.connect(april.url, autocommit=True) as connection:
+    with connected(april.url, autocommit=True) as connection:
         for statement in (
             "UPDATE note_application SET amount = 1", "DELETE FROM note_application",
             "TRUNCATE note_application",

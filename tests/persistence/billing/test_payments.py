@@ -15,6 +15,7 @@ from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, Unprocessable
 from persistence import engine
 from persistence.store import Store
+from tests.connections import connected
 from tests.letterhead import LETTERHEAD
 from tests.persistence.april import April, april, at, invoiced
 from tests.persistence.credits import give
@@ -157,7 +158,7 @@ async def test_what_a_person_gave_up_is_paid_all_the_same(april: April) -> None:
 async def test_the_database_keeps_payments_and_what_is_final(april: April) -> None:
     made = await bought(april)
     await pay(april, made, "20.00")
-    with psycopg.connect(april.url, autocommit=True) as connection:
+    with connected(april.url, autocommit=True) as connection:
         for statement in (
             "UPDATE payment SET amount = 1",
             "DELETE FROM payment",

@@ -15,7 +15,6 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +24,7 @@ from gateway.core.billing import events
 from gateway.core.billing.money import PriceTier, read_tiers
 from gateway.core.times import ms_of
 from persistence.billing import charges
+from tests.connections import connected
 from tests.persistence.april import TIERS, April, april, at, invoiced, opened, plan, set_up
 from tests.persistence.billing.drawn import over_years, some
 from tests.persistence.billing.owed import DAY, Term, days
@@ -441,7 +441,7 @@ async def test_what_was_charged_on_the_day_it_was_told_is_given_back_there(
 ) -> None:
     await april.on(at(5, 10))
     request = await told(april, at(4, 20), 3_000)
-    with psycopg.connect(april.url, autocommit=True) as connection:
+    with connected(april.url, autocommit=True) as connection:
         connection.execute("DELETE FROM usage_told")  # as a keeper of before stored it
     await april.on(at(6, 1, 6))
     assert said(await invoiced(april, ids, *IN_MAY))[-1] == ("Tax 10 %", Decimal("0.30"))
@@ -457,11 +457,11 @@ async def test_what_was_charged_on_the_day_it_was_told_is_given_back_there(
 async def test_a_keeper_of_before_leaves_what_a_new_one_puts_right(april: April, ids: dict[str, int]) -> None:
     await april.on(at(5, 10))
     await told(april, at(4, 20), 3_000)
-    with psycopg.connect(april.url, autocommit=True) as connection:
+    with connected(april.url, autocommit=True) as connection:
         # It charges the day's sum as it is, and knows of no other.
         connection.execute("UPDATE usage_told SET quantity = 0")
     await april.charge(ids["organization"])
-    with psycopg.connect(april.url, autocommit=True) as connection:
+    with connected(april.url, autocommit=True) as connection:
         connection.execute("UPDATE usage_told SET quantity = 3000")
     await april.on(at(6, 1, 6))
     made = await invoiced(april, ids, *IN_MAY)

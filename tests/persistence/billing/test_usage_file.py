@@ -11,13 +11,13 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-import psycopg
 import pytest
 
 from gateway.core.accounts.outbox import CallFacts, EventKind, write_facts
 from gateway.errors import NotFound
 from persistence import engine
 from persistence.billing.invoice_usage import InvoiceUsage
+from tests.connections import connected
 from tests.persistence.april import TIERS, April, april, at, invoiced, plan, set_up, use
 from tests.persistence.billing.test_due import customer
 from tests.persistence.billing.test_events import send
@@ -131,7 +131,7 @@ async def test_what_a_call_cost_is_computed_from_its_row(april: April, tier: Any
         price_id=price["id"],
     )  # fmt: skip
     account = april.account
-    with psycopg.connect(april.url, autocommit=True) as connection:
+    with connected(april.url, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO api_key (id, tenant_id, name, digest, prefix, limits)"
             " OVERRIDING SYSTEM VALUE VALUES (5, %s, '=key', repeat('a', 64), 'tk', '{}')",
@@ -238,7 +238,7 @@ async def test_events_of_a_cycle_that_is_over_are_told_by_their_ids(april: April
     await invoiced(april, ids, *IN_APRIL)
     await april.on(at(5, 2))
     await send(april, ids["tenant"], at(4, 21), 1_200_000, "late-1")
-    with psycopg.connect(april.url, autocommit=True) as connection:
+    with connected(april.url, autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute("UPDATE use_event SET created_at = %s", (april.now,))
     await april.on(at(6, 1, 6))
@@ -264,7 +264,7 @@ async def test_rows_from_before_say_no_price_and_are_made_up_for(april: April) -
     await april.on(at(4, 2))
     use(april.account, ids["rerank"], units=50)
     april.flush()
-    with psycopg.connect(april.url, autocommit=True) as connection:
+    with connected(april.url, autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute("UPDATE feature_usage SET unit_prices = NULL")
     await april.on(at(5, 1, 0))

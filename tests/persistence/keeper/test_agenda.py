@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
-import psycopg
 import pytest
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -13,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from persistence import engine as engines
 from persistence.keeper.agenda import AHEAD_S, AgendaReader, Writes
 from persistence.keeper.sweeps import KeeperShares
+from tests.connections import connected
 
 HELD_S = 3_600.0
 PENDING = """
@@ -55,7 +55,7 @@ async def test_only_what_others_write_and_time_have_it_asked_again(
     for _ in range(3):
         assert await agenda.look() == (set(), 1)
         await keeper.keep(range(64), (), HELD_S)
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute(PENDING)
         assert await agenda.look() == (set(), 1), "it is not committed"
         connection.commit()

@@ -6,7 +6,6 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import psycopg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -15,6 +14,7 @@ from persistence import engine
 from persistence.keeper import news as keeper_news
 from persistence.keeper.news import WAITING_MAX
 from persistence.keeper.verification import KEPT_DAYS, forget_budget_uses
+from tests.connections import connected
 from tests.persistence.scenario import insert_budget, rows_of, settle_in
 
 NOW = datetime(2026, 11, 20, 13, 0, tzinfo=UTC)
@@ -34,14 +34,14 @@ class Desk:
         self.do("UPDATE organization SET name = 'Acme', currency = 'EUR'")
 
     def do(self, statement: str, *values: object) -> None:
-        with psycopg.connect(self.url) as connection:
+        with connected(self.url) as connection:
             connection.execute(statement, values)
 
     def budget(self, **fields: object) -> int:
         values = {
             "name": "Team", "interval": "month", "time_zone": "Europe/Berlin", "created_at": EPOCH,
         } | fields  # fmt: skip
-        with psycopg.connect(self.url, autocommit=True) as connection:
+        with connected(self.url, autocommit=True) as connection:
             return insert_budget(connection, self.organization_id, **values)
 
     def use(self, budget: int, used: int, start: datetime = MONTH, value: str = "", name: str = "") -> None:
@@ -313,7 +313,7 @@ async def test_a_webhook_with_too_much_waiting_hears_nothing_new(desk: Desk) -> 
 
 async def test_windows_that_ended_long_ago_are_forgotten(migrated: str, pool: AsyncEngine) -> None:
     [account] = settle_in(migrated, None)
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         for name, interval, each in (
             ("year", "year", None), ("each", "day", "user"), ("total", "total", None),
             ("users", "total", "user"), ("sessions", "total", "session"), ("gone", "total", "user"),

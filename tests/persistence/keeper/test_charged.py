@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-import psycopg
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -39,6 +38,7 @@ from persistence.ledger import redrive, statements
 from persistence.ledger.writer import LedgerWriter
 from persistence.registry import SUBJECTS
 from tests.builders import CHAT
+from tests.connections import connected
 from tests.databases import own_database
 from tests.persistence.april import April, april, at, plan
 from tests.persistence.billing.test_due import act, customer
@@ -147,7 +147,7 @@ def test_what_asks_for_one_request_opens_no_month_before_it(years: str, name: st
     new, event, other = RequestIds(os.urandom, time.time).next_id(0.0), *(str(uuid.uuid4()) for _ in "ab")
     for request in (new, event, other):
         asked = {"request": request, "request_id": request, "ids": [request], "more_units": False}
-        with psycopg.connect(years) as connection:
+        with connected(years) as connection:
             if request == event:
                 told(connection, event, now)
             values = {**empty, **asked, **times_of([request])}
@@ -173,7 +173,7 @@ def test_use_that_a_clock_of_redis_told_too_early_is_found(cloned: str) -> None:
     writer.write_now(batch_of(account))
     writer.close()
     asked = f"SELECT ({SINCE_BEGAN})::text"
-    with psycopg.connect(cloned) as connection:
+    with connected(cloned) as connection:
         told(connection, event.source, at + timedelta(days=9))
         connection.execute("SET TIME ZONE 'UTC'")
         [(since,)] = connection.execute(asked.encode(), times_of([event.source]))
@@ -208,7 +208,7 @@ async def test_a_list_of_one_request_looks_into_no_month_before_it(cloned: str, 
     subject, pool = SUBJECTS[name], engines.create(cloned)
     opened_months = {}
     event = str(uuid.uuid4())
-    with psycopg.connect(cloned) as connection:
+    with connected(cloned) as connection:
         told(connection, event, now)
     for request in (RequestIds(os.urandom, time.time).next_id(0.0), event, str(uuid.uuid4())):
         asked = subject.rows.where(subject.condition("request_id", uuid.UUID(request)))
@@ -282,7 +282,7 @@ async def test_events_end_behind_their_calls(cloned: str) -> None:
     writer = LedgerWriter(cloned)
     writer.write_now(batch_of(account))
     writer.close()
-    with psycopg.connect(cloned) as connection:
+    with connected(cloned) as connection:
         told(connection, kept, OLD, event_id="moved a ledger that is here", created_at=OLD)
         told(connection, str(uuid.uuid4()), OLD, event_id="late", created_at=OLD, late_tokens=1)
         told(connection, str(uuid.uuid4()), OLD, event_id="of a plan before", created_at=OLD, quota_tokens=1)
@@ -298,7 +298,7 @@ async def test_events_end_behind_their_calls(cloned: str) -> None:
     assert await forget_events(pool, 1, at_once=2) == 5
     await pool.dispose()
     assert named(cloned, EVENTS) == every[:4]
-    with psycopg.connect(cloned, autocommit=True) as connection:
+    with connected(cloned, autocommit=True) as connection:
         for event_id in every[1:4]:
             with pytest.raises(errors.RestrictViolation, match="stands: DELETE refused"):
                 connection.execute("DELETE FROM use_event WHERE event_id = %s", (event_id,))
@@ -307,7 +307,7 @@ async def test_events_end_behind_their_calls(cloned: str) -> None:
 
 
 async def test_reratings_end_behind_their_calls(cloned: str) -> None:
-    with psycopg.connect(cloned) as connection:
+    with connected(cloned) as connection:
         for n in range(5):
             rerated(connection, f"gone {n}", OLD)
         rerated(connection, "of a call that is here", YOUNG)
@@ -318,7 +318,7 @@ async def test_reratings_end_behind_their_calls(cloned: str) -> None:
     assert await forget_reratings(pool, 1, at_once=2) == 5
     await pool.dispose()
     assert named(cloned, RERATINGS) == ["of a call that is here"]
-    with psycopg.connect(cloned, autocommit=True) as connection:
+    with connected(cloned, autocommit=True) as connection:
         for refused in ("DELETE FROM rerating", "UPDATE rerating SET reason = 'another'"):
             with pytest.raises(errors.RestrictViolation, match="refused"):
                 connection.execute(refused.encode())

@@ -6,11 +6,11 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 
-import psycopg
 import pytest
 
 from persistence import engine
 from persistence.keeper.news import Deliveries
+from tests.connections import connected
 from tests.persistence.scenario import rows_of
 
 
@@ -23,7 +23,7 @@ async def deliveries(migrated: str) -> AsyncIterator[Deliveries]:
 
 def wait(url: str, *messages: int) -> list[int]:
     """Webhooks that so many messages wait for; their ids."""
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         connection.execute(
             "WITH w AS (INSERT INTO webhook (url, secret) SELECT 'https://example.com/' || n, 's'"
             " FROM generate_series(1, %s) AS n RETURNING id, split_part(url, '/', 4)::integer AS n)"
@@ -51,7 +51,7 @@ async def test_two_senders_never_take_the_same(migrated: str, deliveries: Delive
 
 async def test_webhooks_that_are_gone_keep_nothing_waiting(migrated: str, deliveries: Deliveries) -> None:
     wait(migrated, 3)
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute("UPDATE webhook SET enabled = false")
     assert await deliveries.claim_due(32, 4) == []
     assert rows_of(migrated, "SELECT DISTINCT state, error FROM webhook_delivery") == [

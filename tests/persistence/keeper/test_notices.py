@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
-import psycopg
 import pytest
 
 from gateway.background.timed.deliveries import WebhookDeliveries
@@ -13,6 +12,7 @@ from gateway.core.alerts.messages import Delivery, DeliveryOutcome, Mail
 from persistence import engine
 from persistence.keeper.news import Deliveries, Notices
 from persistence.ledger.writer import LedgerWriter
+from tests.connections import connected
 from tests.persistence.credits import give
 from tests.persistence.scenario import Account, batch_of, rows_of, settle_in
 
@@ -48,7 +48,7 @@ def now() -> datetime:
 
 
 def hook(url: str, events: str = "[]") -> None:
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         connection.execute(
             "INSERT INTO webhook (url, events, secret) VALUES ('https://example.com/', %s, 'whsec_AAAA')",
             (events,),
@@ -92,7 +92,7 @@ async def test_an_organizations_webhook_hears_of_no_other(migrated: str, notices
     ours, theirs = settle_in(migrated, 100, 100)
     for account in (ours, theirs):
         hook(migrated)
-        with psycopg.connect(migrated) as connection:
+        with connected(migrated) as connection:
             connection.execute(
                 "UPDATE webhook SET organization_id = %s WHERE organization_id IS NULL",
                 [account.organization_id],
@@ -141,7 +141,7 @@ async def test_what_still_stands_is_remembered_longer_than_its_message(
     hook(migrated)
     account = half_used(migrated)
     await look(notices)
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute(
             "UPDATE webhook_delivery SET state = 'delivered', created_at = now() - interval '31 days'"
         )
@@ -156,7 +156,7 @@ async def test_what_still_stands_is_remembered_longer_than_its_message(
 async def test_who_did_not_answer_is_forgotten_with_the_link(migrated: str, notices: Notices) -> None:
     hook(migrated)
     [account] = settle_in(migrated, 100)
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute(
             """INSERT INTO mail_consent (organization_id, address, mailbox, asked_at, expires_at, given_at)
                SELECT %s, address, address, now() - asked::interval, now() + expires::interval, given
@@ -177,7 +177,7 @@ async def test_messages_of_a_webhook_that_is_gone_end_too(migrated: str, notices
     store(migrated, account)
     await look(notices)
     assert told(migrated) == ["tenant.blocked"]
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute("UPDATE webhook SET deleted_at = now()")
         connection.execute(
             "UPDATE webhook_delivery SET state = 'delivered', created_at = now() - interval '31 days'"
@@ -225,7 +225,7 @@ async def test_credits_are_low_at_a_tenth_of_the_last_addition(migrated: str, no
 async def test_a_subscription_that_ends_soon(migrated: str, notices: Notices) -> None:
     hook(migrated, '["subscription.ending"]')
     [account] = settle_in(migrated, None)
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute(
             "WITH p AS (INSERT INTO subscription_plan (name, monthly_cost, annual_cost) VALUES ('p', 1, 1)"
             " RETURNING id) INSERT INTO organization_subscription (organization_id, plan_id, start_date,"
@@ -250,7 +250,7 @@ async def test_a_message_is_tried_until_it_is_taken(
     assert await deliver(webhook_deliveries) == 0
     state = "SELECT state, attempts, response_status, error, next_attempt_at > now() FROM webhook_delivery"
     assert rows_of(migrated, state) == [("pending", 1, 503, "refused", True)]
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute("UPDATE webhook_delivery SET next_attempt_at = now()")
     receiver.status = 204
     assert await deliver(webhook_deliveries) == 1
@@ -276,7 +276,7 @@ async def test_a_message_goes_by_mail_where_the_url_says_so(
     migrated: str, notices: Notices, deliveries: Deliveries
 ) -> None:
     hook(migrated)
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute("UPDATE webhook SET url = 'mailto:a@example.com,b@example.com'")
     half_used(migrated)
     receiver, post = Receiver(), Postbox()
@@ -295,7 +295,7 @@ async def test_without_a_mail_server_a_mail_waits(
 ) -> None:
     """One that was set up, and is no longer."""
     hook(migrated)
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute("UPDATE webhook SET url = 'mailto:a@example.com'")
     half_used(migrated)
     webhook_deliveries = WebhookDeliveries(deliveries, Receiver(), now)
@@ -315,7 +315,7 @@ async def test_a_message_nobody_takes_is_given_up(
         [delivery] = await deliveries.claim_due(10, 10)
         assert isinstance(delivery, Delivery)
         await deliveries.done(delivery, DeliveryOutcome(None, "no answer"))
-        with psycopg.connect(migrated) as connection:
+        with connected(migrated) as connection:
             connection.execute("UPDATE webhook_delivery SET next_attempt_at = now()")
     assert await deliveries.claim_due(10, 10) == []
     assert rows_of(migrated, "SELECT state, attempts FROM webhook_delivery") == [("failed", 10)]
@@ -327,7 +327,7 @@ async def test_a_webhook_that_is_gone_is_told_nothing(
     hook(migrated)
     half_used(migrated)
     await look(notices)
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute("UPDATE webhook SET deleted_at = now()")
     assert await deliveries.claim_due(10, 10) == []
     assert rows_of(migrated, "SELECT state FROM webhook_delivery") == [("failed",)]

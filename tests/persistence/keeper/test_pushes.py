@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 
-import psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.timed.pusher import Pusher
@@ -15,6 +14,7 @@ from gateway.core.integrity.recovery import NewestWrite
 from gateway.core.model import Limits
 from persistence import engine as engines
 from persistence.keeper.definitions import WRITES_MAX, Pushes, catalogue
+from tests.connections import connected
 from tests.persistence.scenario import settle_in
 
 
@@ -25,7 +25,7 @@ async def test_a_plan_is_pushed_as_it_was_committed(migrated: str, pool: AsyncEn
         "rollover_max": 2, "admission": "strict", "on_exhausted": "cut", "on_store_failure": "allow",
         "anchor": 5,
     }  # fmt: skip
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         connection.execute("DELETE FROM control_write")
         connection.execute(
             "INSERT INTO control_write (account, verb, payload) VALUES (%s, 'plan', %s)",
@@ -43,7 +43,7 @@ async def test_a_plan_is_pushed_as_it_was_committed(migrated: str, pool: AsyncEn
 async def test_pushes_of_no_partition_wait_for_a_keeper_of_any_partition(
     migrated: str, pool: AsyncEngine
 ) -> None:
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         connection.execute("DELETE FROM control_write")
         connection.execute(
             "INSERT INTO control_write (account, verb, payload, partition)"
@@ -63,7 +63,7 @@ async def test_the_catalogue_weighs_tokens_of_plans_that_are_there(migrated: str
         ("empty", "{}", None),
         ("gone", weights, gone),
     ]
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         insert = "INSERT INTO token_plan (name, weights, deleted_at) VALUES (%s, %s, %s) RETURNING id"
         weighed, *_ = [connection.execute(insert, plan).fetchone() for plan in plans]
     async with pool.connect() as connection:
@@ -75,7 +75,7 @@ async def test_the_catalogue_weighs_tokens_of_plans_that_are_there(migrated: str
 async def test_a_key_that_was_deleted_says_that_its_subject_is_nobodys(
     migrated: str, pool: AsyncEngine
 ) -> None:
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO control_write (account, verb, payload) VALUES ('key:987654', 'define', %s),"
             " ('key:987655', 'define', '{}')",
@@ -109,7 +109,7 @@ async def test_an_account_that_is_stuck_with_all_the_oldest_writes_keeps_no_othe
     migrated: str,
 ) -> None:
     stuck, many, one = names = ["organization:987001", "organization:987002", "organization:987003"]
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         for name, count in zip(names, (WRITES_MAX + 1, WRITES_MAX // 2, 1), strict=True):
             connection.execute(
                 "INSERT INTO control_write (account, verb, payload)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -16,6 +15,7 @@ from persistence import engine
 from persistence.keeper import sweeps, verification
 from persistence.keeper.verification import Accounts
 from persistence.resources.integrity import ReconciliationResults
+from tests.connections import connected
 
 # Nobody listens there.
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
@@ -59,7 +59,7 @@ async def test_without_postgresql_there_is_no_last_result() -> None:
 async def test_a_sample_is_of_everybody_before_anybody_is_looked_at_again(
     migrated: str, pool: AsyncEngine
 ) -> None:
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         made = connection.execute(
             "insert into organization (name) select 'one ' || n from generate_series(1, 11) as n returning id"
         ).fetchall()

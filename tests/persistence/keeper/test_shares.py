@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection
 
-import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +16,7 @@ from gateway.core.model import PARTITIONS
 from gateway.errors import LedgerUnavailable
 from persistence import engine as engines
 from persistence.keeper.sweeps import KeeperShares
+from tests.connections import connected
 from tests.search import examples
 from tests.waiting import eventually
 
@@ -58,7 +58,7 @@ async def settled(*members: Member) -> list[int]:
 
 def silence(database: str) -> None:
     """By the server's clock nobody has said anything for long."""
-    with psycopg.connect(database, autocommit=True) as connection:
+    with connected(database, autocommit=True) as connection:
         connection.execute("UPDATE keeper SET until = clock_timestamp() - interval '1 second'")
 
 
@@ -74,7 +74,7 @@ async def test_who_is_alone_has_all_and_the_next_ones_have_their_part(engine: As
 async def test_who_has_all_it_is_to_have_writes_of_itself_alone(engine: AsyncEngine, migrated: str) -> None:
     first, second = Member(engine), Member(engine)
     await settled(first, second)
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         rows = connection.execute("SELECT partition, xmin, xmax FROM keeper_partition").fetchall()
         [ends] = connection.execute("SELECT min(until) FROM keeper").fetchone() or [None]
         assert [len(await one.say()) for one in (first, second)] == [32, 32]
@@ -152,7 +152,7 @@ async def test_whatever_happens_no_partition_is_read_by_two(
                 await one.ledger.leave()
                 members[number] = Member(engine)
             elif what == "fall silent":
-                with psycopg.connect(shared, autocommit=True) as connection:
+                with connected(shared, autocommit=True) as connection:
                     connection.execute(
                         "UPDATE keeper SET until = clock_timestamp() WHERE id = %s", [one.ledger.id]
                     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from persistence.keeper import news
+from tests.connections import connected
 from tests.persistence.scenario import Account, one, rows_of, settle_in
 
 HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
@@ -17,7 +17,7 @@ UNIT = 10**9
 
 
 def hook(url: str) -> None:
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         connection.execute("INSERT INTO webhook (url, secret) VALUES ('https://example.com/', 'whsec_AAAA')")
 
 
@@ -25,7 +25,7 @@ def settled(url: str, days: int = 100) -> tuple[Account, int]:
     """An organization, with its key, that has been there for some days."""
     [account] = settle_in(url, None)
     since = NOW - timedelta(days=days)
-    with psycopg.connect(url, autocommit=True) as connection:
+    with connected(url, autocommit=True) as connection:
         key = one(
             connection,
             "INSERT INTO api_key (tenant_id, name, digest, prefix, created_at)"
@@ -42,7 +42,7 @@ def spend(url: str, account: Account, key: int, cost: int, hour: datetime = HOUR
     spans = {
         "hour": (hour, key), "team_hour": (hour, 0), "team_day": (hour.replace(hour=0), 0),
     }  # fmt: skip
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         for span, (start, of) in spans.items():
             connection.execute(
                 "INSERT INTO usage_rollup (span, start, organization_id, tenant_id, api_key_id, user_id,"
@@ -115,7 +115,7 @@ async def test_of_newcomers_and_small_numbers_nothing_is_told(migrated: str, poo
     account, key = settled(migrated, days=2)
     spend(migrated, account, key, 99 * UNIT)
     old, old_key = settled(migrated)
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute(
             "UPDATE organization SET created_at = now() WHERE id = %s", [account.organization_id]
         )
@@ -127,7 +127,7 @@ async def test_of_newcomers_and_small_numbers_nothing_is_told(migrated: str, poo
 
 async def test_nobody_is_looked_at_whom_nobody_wants_to_hear_of(migrated: str, pool: AsyncEngine) -> None:
     hook(migrated)
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute("""UPDATE webhook SET events = '["quota.50"]'""")
     account, key = settled(migrated)
     spend(migrated, account, key, 99 * UNIT)

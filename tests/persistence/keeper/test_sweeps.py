@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-import psycopg
 import pytest
 from sqlalchemy import event
 
 from persistence import engine
 from persistence.keeper.sweeps import LOOKS_A_ROUND, Sweeps
+from tests.connections import connected
 
 TENANT = "insert into tenant (organization_id, name, deleted_at) values (%s, %s, %s) returning id"
 QUOTA = """insert into tenant_quota (tenant_id, next_reset_at) values (%s, now() - cast(%s as interval))
@@ -26,7 +26,7 @@ async def test_who_was_deleted_is_looked_at_once_a_round_and_whoever_comes_is_fo
         if "tenant_quota" in statement:
             looks.append(values)
 
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
 
         def one(query: str, *values: object) -> Any:
             return connection.execute(query.encode(), values).fetchone()[0]  # type: ignore[index]  # one row

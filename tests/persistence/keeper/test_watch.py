@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-import psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.billing.invoice import LEFT_REASONS
@@ -13,6 +12,7 @@ from gateway.core.integrity.reconciliation import UNASKED, DifferenceKind, Item,
 from gateway.counters.redis.keys import partition_of
 from persistence.keeper.sweeps import certificate_end, watch_gauges
 from persistence.resources.integrity import ReconciliationResults
+from tests.connections import connected
 
 KEYS = """
 INSERT INTO organization (name) VALUES ('o');
@@ -40,7 +40,7 @@ SELECT w.id, 'quota.80', '{}', m.state || m.age, m.state, now() - m.age
 
 async def test_the_next_end_is_that_of_a_valid_credential(migrated: str, pool: AsyncEngine) -> None:
     assert (await watch_gauges(pool))["credential_expiry_timestamp_seconds"] == []
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute(KEYS)
     [(kind, end)] = (await watch_gauges(pool))["credential_expiry_timestamp_seconds"]
     assert kind == "api_key"
@@ -68,7 +68,7 @@ async def test_what_the_last_comparison_found_is_counted_by_kind(pool: AsyncEngi
 
 async def test_entries_put_aside_are_counted(migrated: str, pool: AsyncEngine) -> None:
     assert (await watch_gauges(pool))["dead_letters"] == 0
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute(
             "INSERT INTO dead_letter (partition, entry_id, raw, reason) VALUES (1, '1-1', 'x', 'torn')"
         )
@@ -79,7 +79,7 @@ async def test_movements_that_were_found_lost_are_dated_by_their_rows(
     migrated: str, pool: AsyncEngine
 ) -> None:
     lost = "INSERT INTO redis_loss VALUES ('tenant:1', %s, 7, 3, 9, 0, %s)"
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute(lost, (1, 0))  # all were brought back
         connection.commit()
         assert (await watch_gauges(pool))["last_timestamp_seconds"] == [("lost_events", 0.0)]
@@ -93,7 +93,7 @@ async def test_the_oldest_message_is_of_a_webhook_that_somebody_wants(
     migrated: str, pool: AsyncEngine
 ) -> None:
     assert (await watch_gauges(pool))["webhook_messages_oldest_seconds"] == 0
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute(MESSAGES)
     found = await watch_gauges(pool)
     assert found["webhook_messages_waiting"] == 4
@@ -101,7 +101,7 @@ async def test_the_oldest_message_is_of_a_webhook_that_somebody_wants(
 
 
 async def test_what_the_schedule_left_is_counted_by_reason(migrated: str, pool: AsyncEngine) -> None:
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute(
             "INSERT INTO organization (name, invoicing_left, invoicing_left_reason, deleted_at) VALUES"
             " ('a', 'Invoice 7 has days of this period.', 'conflict', null),"

@@ -11,6 +11,7 @@ import pytest
 from persistence.ledger import statements
 from persistence.ledger.copying import KNOWN_S, REFUSED_S, Users
 from persistence.ledger.guard import Placed
+from tests.connections import connected
 from tests.persistence.scenario import Account, batch_of, rows_of, settle_in
 
 
@@ -34,7 +35,7 @@ class Recorded:
 
 @pytest.fixture
 def recorded(migrated: str) -> Iterator[Any]:
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         yield Recorded(connection)
 
 
@@ -74,7 +75,7 @@ def test_a_refused_name_is_not_asked_for_again_for_a_while(migrated: str, record
         (statements.KNOW_USERS, 2), (statements.NEW_TODAY, 2), (statements.MEET_USERS, 1),
         (statements.KNOW_USERS, 1),
     ]  # fmt: skip
-    with psycopg.connect(migrated) as admin:
+    with connected(migrated) as admin:
         admin.execute(
             "INSERT INTO app_user (organization_id, external_id) VALUES (%s, 'new')",
             (account.organization_id,),
@@ -89,7 +90,7 @@ def test_a_name_that_was_taken_out_is_somebody_new_soon(migrated: str) -> None:
     now = [0.0]
     users, [account] = Users(clock=lambda: now[0]), settle_in(migrated, 9000)
     fresh = called(account, ["ada"])
-    with psycopg.connect(migrated, autocommit=True) as keeper:
+    with connected(migrated, autocommit=True) as keeper:
         before = users.resolve(keeper, fresh)
         users.remember(before)
         keeper.execute("UPDATE app_user SET external_id = 'deleted-' || id")

@@ -6,7 +6,6 @@ import random
 import uuid
 from typing import Any
 
-import psycopg
 import pytest
 
 from gateway.core.accounts.outbox import (
@@ -21,6 +20,7 @@ from gateway.core.accounts.outbox import (
 )
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger.writer import LedgerWriter
+from tests.connections import connected
 from tests.persistence.scenario import Account, batch_of, broken, insert_budget, rows_of, settle_in, stop
 from tests.search import histories
 
@@ -31,7 +31,7 @@ FACTS = CallFacts(model="m", status=200, counts=(7, 0, 0, 0, 0, 0, 0, 0, 0, 0), 
 
 
 def budget_of(url: str, account: Account, unit: str = "money", each: str | None = None) -> int:
-    with psycopg.connect(url, autocommit=True) as connection:
+    with connected(url, autocommit=True) as connection:
         return insert_budget(connection, account.organization_id, unit=unit, each=each)
 
 
@@ -134,7 +134,7 @@ async def test_budgets_nobody_knows_are_left_out(migrated: str, writer: LedgerWr
 async def test_a_deleted_budget_is_still_counted(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     budget = budget_of(migrated, account)
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         connection.execute("UPDATE budget SET deleted_at = now()")
     account.consume(7, **moves(budget))
     await writer.write(batch_of(account))
@@ -151,7 +151,7 @@ async def test_what_waits_moves_when_it_is_stored(migrated: str, writer: LedgerW
     batch: Batch = batch_of(account)
     await writer.write(batch)
     assert used(migrated) == [5]  # of the call that moves no account
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         connection.execute("UPDATE quarantine SET released_at = now()")
     await writer.write({account.partition: batch[account.partition][:1]})
     await writer.write(batch)
@@ -179,7 +179,7 @@ async def test_a_call_that_was_taken_back_costs_what_budgets_were_charged(
 async def test_windows_are_compared_with_the_calls_they_are_of(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     budget, tokens = budget_of(migrated, account), budget_of(migrated, account, "tokens", "user")
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         connection.execute("UPDATE budget SET updated_at = to_timestamp(%s)", (START / 1000 - 61,))
     for _ in range(2):
         told = CallFacts(total=7, cost=5, currency="USD")
@@ -192,7 +192,7 @@ async def test_windows_are_compared_with_the_calls_they_are_of(migrated: str, wr
     await writer.write(batch_of(account))
     assert used(migrated) == [0, 21]
     assert await broken(migrated) == []
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         connection.execute("UPDATE budget_use SET used = used + 1")
     found = [(each.invariant, each.account) for each in await broken(migrated)]
     assert sorted(found) == [("budgets", f"budget:{budget}"), ("budgets", f"budget:{tokens}")]
@@ -218,7 +218,7 @@ async def test_a_sum_beyond_its_column_stops_no_flush(migrated: str, writer: Led
 async def test_a_window_counts_as_far_as_the_counters_do(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     budget = budget_of(migrated, account, "tokens")
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         connection.execute("UPDATE budget SET updated_at = to_timestamp(%s)", (START / 1000 - 61,))
     for tokens in (INTEGER_MAX - 3, 7):
         account.consume(7, **moves(budget) | {"raw_tokens": tokens})

@@ -6,7 +6,6 @@ import uuid
 from typing import Any
 
 import msgspec
-import psycopg
 import pytest
 from psycopg.rows import dict_row
 
@@ -16,6 +15,7 @@ from gateway.core.accounts.usage import SPANS, SUMS
 from gateway.core.times import DAY_MS, HOUR_MS
 from persistence.ledger.rows import NULL, json_field
 from persistence.ledger.writer import LedgerWriter
+from tests.connections import connected
 from tests.persistence.scenario import Account, batch_of, broken, settle_in
 
 FACTS = CallFacts(
@@ -28,7 +28,7 @@ FACTS = CallFacts(
 
 
 def calls_in(url: str) -> list[dict[str, Any]]:
-    with psycopg.connect(url, row_factory=dict_row) as connection:
+    with connected(url, row_factory=dict_row) as connection:
         return connection.execute("SELECT * FROM call ORDER BY id").fetchall()
 
 
@@ -128,7 +128,7 @@ async def test_nothing_an_upstream_says_keeps_a_charge_from_its_ledger(
 
 
 def rollup_in(url: str, span: str) -> list[dict[str, Any]]:
-    with psycopg.connect(url, row_factory=dict_row) as connection:
+    with connected(url, row_factory=dict_row) as connection:
         return connection.execute(
             "SELECT * FROM usage_rollup WHERE span = %s ORDER BY start, tenant_id, model, user_id", (span,)
         ).fetchall()
@@ -187,7 +187,7 @@ async def test_a_roll_up_that_was_changed_is_found(migrated: str, writer: Ledger
     account = opened(migrated)
     account.consume(21, metadata=write_facts(FACTS))
     await writer.write(batch_of(account))
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         connection.execute("UPDATE usage_rollup SET cost = cost + 1 WHERE span = 'day'")
     assert [one.invariant for one in await broken(migrated)] == ["usage_adds_up"]
 

@@ -21,6 +21,7 @@ from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints, count_again
 from persistence.ledger.writer import LedgerWriter
 from tests.builders import encode
+from tests.connections import connected
 from tests.persistence.scenario import batch_of, broken, rows_of, settle_in
 from tests.search import examples
 
@@ -224,7 +225,7 @@ async def test_a_movement_that_takes_its_place_is_counted_in_its_month(migrated:
     past.use(3)
     assert await past.close() == 3
     assert {kind.account for kind in await broken(migrated)} == set()
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute(
             "INSERT INTO token_ledger (tenant_id, transaction_type, amount, total_remaining, direction,"
             " created_at, epoch, seq, cycle, request_id)"
@@ -246,7 +247,7 @@ async def test_a_movement_that_takes_its_place_is_counted_in_its_month(migrated:
 async def test_a_closed_month_that_was_changed_is_told(old: Past) -> None:
     url, account = old.url, old.account
     owner = Owner(account.organization_id, (account.tenant_id,))
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         connection.execute("SET LOCAL session_replication_role = replica")
         connection.execute("UPDATE token_ledger SET amount = amount + 5 WHERE seq = 10")
     found = await Accounts(old.pool).disproved([owner], 100)
@@ -262,7 +263,7 @@ async def test_a_closed_month_that_was_changed_is_told(old: Past) -> None:
     "statement", ["UPDATE account_checkpoint SET amount = 0", "DELETE FROM account_checkpoint"]
 )
 async def test_a_checkpoint_is_never_changed(old: Past, statement: str) -> None:
-    with psycopg.connect(old.url) as connection, pytest.raises(psycopg.errors.RestrictViolation):
+    with connected(old.url) as connection, pytest.raises(psycopg.errors.RestrictViolation):
         connection.execute(statement)  # type: ignore[arg-type]  # SQL of our own
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import psycopg
 import pytest
 
 from persistence import engine
 from persistence.ledger import checkpoints
+from tests.connections import connected
 from tests.persistence.scenario import settle_in
 
 TOKEN = (
@@ -121,7 +121,7 @@ async def test_an_empty_database_contradicts_nothing(migrated: str) -> None:
 
 async def _violations(url: str, statements: list[str]) -> list[checkpoints.Violation]:
     [account] = settle_in(url, 100)
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         for statement in statements:
             connection.execute(statement.format(o=account.organization_id, t=account.tenant_id))
     pool = engine.create(url)

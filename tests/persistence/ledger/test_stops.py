@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import psycopg
 import pytest
 
 from persistence.ledger.guard import Movement, misfit
 from persistence.ledger.writer import LedgerWriter
+from tests.connections import connected
 from tests.persistence.scenario import Account, batch_of, broken, release, rows_of, settle_in
 
 
@@ -95,7 +95,7 @@ async def test_a_gap_that_was_filled_meanwhile_is_not_accepted_again(
     # It turns up although the account is noted as stopped: as in a database restored to a later moment.
     await release(migrated, name)
     await writer.write(missing)
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute("UPDATE quarantine SET released_at = NULL")
     await release(migrated, name, accept=True)
     assert rows_of(migrated, "SELECT first_seq, last_seq FROM lost_event") == []

@@ -6,12 +6,12 @@ import asyncio
 import uuid
 
 import msgspec
-import psycopg
 
 from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
 from gateway.core.accounts.usage import NO_PROJECT, OTHER, OTHER_PROJECTS, SPANS
 from persistence.ledger.rollup import MODELS_A_DAY_MAX, PROJECTS_A_DAY_MAX
 from persistence.ledger.writer import LedgerWriter
+from tests.connections import connected
 from tests.persistence.ledger.test_calls import added, calls_in, rollup_in
 from tests.persistence.scenario import Account, batch_of, broken, rows_of, settle_in
 from tests.waiting import eventually
@@ -116,13 +116,13 @@ async def test_two_writers_that_learn_a_name_at_once_put_it_into_one_row(
     account = opened(migrated)
     account.consume(7, metadata=named("both"))
     day = account.at_ms // A_DAY_MS
-    with psycopg.connect(migrated) as other:
+    with connected(migrated) as other:
         other.execute(
             "INSERT INTO usage_name VALUES (%s, date '1970-01-01' + %s, 'model', 'both')",
             (account.organization_id, day),
         )
         writing = asyncio.create_task(writer.write(batch_of(account)))
-        with psycopg.connect(migrated, autocommit=True) as looking:
+        with connected(migrated, autocommit=True) as looking:
             waiting = (
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
                 " AND wait_event_type = 'Lock'"

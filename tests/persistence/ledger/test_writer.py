@@ -6,7 +6,6 @@ import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +19,7 @@ from persistence.ledger.rollup import report_day, supplied_day
 from persistence.ledger.statements import SUM_MAX, added, bounded
 from persistence.ledger.writer import LedgerWriter
 from tests.builders import encode
+from tests.connections import connected
 from tests.persistence.ledger.test_calls import rollup_in
 from tests.persistence.scenario import (
     METADATA,
@@ -117,7 +117,7 @@ async def test_unlimited_accounts_have_no_remainder(migrated: str, writer: Ledge
 async def test_a_control_write_is_done_by_its_row_alone(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     verbs = ("recharge", "adjust", "reset", "block", "credits", "recharge")
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         ids = [
             str(
                 connection.execute(
@@ -153,7 +153,7 @@ async def test_a_plan_is_in_force_once_its_movement_is_stored(migrated: str, wri
     [account] = settle_in(migrated, 1000)
     account.reset()
     await writer.write(batch_of(account))
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         plan = one(
             connection, "INSERT INTO token_plan (name, total_amount) VALUES ('big', 5000) RETURNING id"
         )
@@ -202,7 +202,7 @@ async def test_months_have_their_own_partitions_and_spend(migrated: str, writer:
     account.reset()
     account.consume(1, credits_=1, units=1, spend=5)
     account.consume(2, credits_=1, units=1, spend=7)
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         connection.execute("SELECT ensure_partitions('2026-12-01Z', 1)")
     await writer.write(batch_of(account))
     for table in ("token_ledger", "credit_transaction", "feature_usage"):
@@ -346,7 +346,7 @@ async def test_what_is_full_stays_full_and_nothing_false_is_said_of_it(
     request = str(uuid.uuid4())
     large.consume(7, credits_=1, units=1, request_id=request, metadata=b'{"estimated":true,"reclaimed":true}')
     await writer.write(batch_of(large))
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         connection.execute(
             f"UPDATE usage_daily SET tokens = {SUM_MAX}, credits = {SUM_MAX}, usage_amount = {SUM_MAX}"
         )
@@ -366,7 +366,7 @@ async def test_what_is_full_stays_full_and_nothing_false_is_said_of_it(
     assert rows_of(migrated, "SELECT quantity FROM usage_told") == [(-1,)]
     said = {one.invariant for one in await broken(migrated)}
     assert said.isdisjoint({"rollup", "usage_adds_up", "invoice"})
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         connection.execute("UPDATE usage_daily SET requests = requests + 1")
         connection.execute("UPDATE usage_rollup SET tokens = tokens + 1 WHERE span = 'day'")
     assert {one.invariant for one in await broken(migrated)} >= {"rollup", "usage_adds_up"}

@@ -9,7 +9,6 @@ from decimal import Decimal
 from itertools import count
 from typing import Any, LiteralString
 
-import psycopg
 import pytest
 
 from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Query, Realm, Row
@@ -19,6 +18,7 @@ from gateway.errors import Conflict, Unprocessable
 from persistence import engine as engines
 from persistence.keeper.definitions import of_accounts
 from persistence.store import Store
+from tests.connections import connected
 
 ACTOR = Actor("builtin:admin", "admin")
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -59,7 +59,7 @@ class Desk:
         return dict(caught.value.errors)
 
     def rows(self, query: LiteralString) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.url) as connection:
+        with connected(self.url) as connection:
             return connection.execute(query).fetchall()
 
     async def told(self, organization_id: int = ORGANIZATION) -> list[Budget]:
@@ -74,7 +74,7 @@ class Desk:
 
 @pytest.fixture
 async def desk(migrated: str) -> AsyncIterator[Desk]:
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         for one in (ORGANIZATION, OTHER):
             connection.execute("INSERT INTO organization (id, name) VALUES (%s, %s)", (one, f"o{one}"))
             connection.execute(
@@ -186,7 +186,7 @@ async def test_so_many_of_a_budget_and_of_an_organization_are_raised(desk: Desk)
     first, second, third = [int(str((await desk.make(each="user"))["id"])) for _ in range(3)]
 
     def fill(budget_id: int, count: int) -> None:
-        with psycopg.connect(desk.url) as connection:
+        with connected(desk.url) as connection:
             connection.execute(
                 "INSERT INTO budget_raise (budget_id, value, name, amount, until, reason)"
                 " SELECT %s, n, n, 20, now() + interval '1 day', '-' FROM generate_series(1, %s) AS n",
@@ -249,7 +249,7 @@ async def test_a_name_is_an_organizations_own_until_its_budget_is_deleted(desk: 
 
 
 async def test_an_organization_has_so_many(desk: Desk) -> None:
-    with psycopg.connect(desk.url) as connection:
+    with connected(desk.url) as connection:
         connection.execute(
             'INSERT INTO budget (organization_id, name, tenant_id, "user", unit, amount, "interval")'
             " SELECT 1, n, 1, 'u' || n, 'tokens', 1, 'day' FROM generate_series(2, %s) AS n",
@@ -269,7 +269,7 @@ async def test_so_many_windows_are_of_the_same_calls(desk: Desk) -> None:
 async def test_what_budgets_are_of_is_not_deleted_before_them(desk: Desk) -> None:
     key = await desk.make(api_key_id=1)
     tenant = await desk.make(tenant_id=3)
-    with psycopg.connect(desk.url, autocommit=True) as connection:
+    with connected(desk.url, autocommit=True) as connection:
         connection.execute("UPDATE api_key SET revoked_at = now()")
     for resource, row_id in (("api-keys", 1), ("tenants", 3)):
         with pytest.raises(Conflict, match="A budget is of this"):
@@ -290,7 +290,7 @@ async def test_a_currency_stays_while_there_are_budgets_in_it(desk: Desk) -> Non
 
 async def test_what_was_stored_is_of_the_last_window(desk: Desk) -> None:
     plain, each = await desk.make(), await desk.make(each="user")
-    with psycopg.connect(desk.url) as connection:
+    with connected(desk.url) as connection:
         for row, value in ((plain, ""), (each, "abc")):
             for day, used in ((1, 7), (2, 9)):
                 connection.execute(

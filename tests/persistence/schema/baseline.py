@@ -10,9 +10,8 @@ import re
 import subprocess
 from pathlib import Path
 
-import psycopg
-
 from tests.conftest import postgres_bin
+from tests.connections import connected
 from tests.databases import own_database
 
 BASELINE = lzma.decompress((Path(__file__).parent / "v0114.sql.xz").read_bytes())
@@ -20,13 +19,13 @@ BASELINE = lzma.decompress((Path(__file__).parent / "v0114.sql.xz").read_bytes()
 
 def bring_to_baseline(url: str) -> None:
     """Make an empty database one of the baseline."""
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         connection.execute(BASELINE)
 
 
 def described(postgres: str, url: str) -> list[str]:
     """A schema, line by line, restored once: PostgreSQL leaves out parentheses then that mean nothing."""
-    with own_database(postgres, f"again_{url.rpartition('/')[2]}") as again, psycopg.connect(again) as there:
+    with own_database(postgres, f"again_{url.rpartition('/')[2]}") as again, connected(again) as there:
         there.execute("\n".join(_dumped(url)).encode())
         there.commit()
         return _dumped(again)

@@ -6,6 +6,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from tests.connections import connected
 from tests.persistence.scenario import insert_budget, settle_in
 
 FIELDS = {"name": "a", "unit": "money", "amount": "0.000000001", "interval": "month"}
@@ -42,7 +43,7 @@ def add(connection: psycopg.Connection[tuple[object, ...]], **over: object) -> i
 )
 def test_what_no_budget_is_is_refused(migrated: str, over: dict[str, object]) -> None:
     settle_in(migrated, 10)
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         organization = _organization(connection)
         with pytest.raises(errors.CheckViolation):
             add(connection, organization_id=organization, **over)
@@ -50,7 +51,7 @@ def test_what_no_budget_is_is_refused(migrated: str, over: dict[str, object]) ->
 
 def test_what_is_of_nothing_is_refused(migrated: str) -> None:
     settle_in(migrated, 10)
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         organization = _organization(connection)
         for name in ("organization_id", "tenant_id", "api_key_id", "service_id"):
             with pytest.raises(errors.ForeignKeyViolation):
@@ -59,7 +60,7 @@ def test_what_is_of_nothing_is_refused(migrated: str) -> None:
 
 def test_an_amount_of_money_is_kept_to_the_last_nano_unit(migrated: str) -> None:
     settle_in(migrated, 10)
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         add(connection, organization_id=_organization(connection), amount="999999999999999.999999999")
         told = connection.execute("SELECT amount::text, thresholds FROM budget").fetchone()
     assert told == ("999999999999999.999999999", [0.5, 0.8, 1])
@@ -67,7 +68,7 @@ def test_an_amount_of_money_is_kept_to_the_last_nano_unit(migrated: str) -> None
 
 def test_a_name_is_one_budgets_until_it_is_deleted(migrated: str) -> None:
     settle_in(migrated, 10)
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with connected(migrated, autocommit=True) as connection:
         organization = _organization(connection)
         add(connection, organization_id=organization)
         with pytest.raises(errors.UniqueViolation):

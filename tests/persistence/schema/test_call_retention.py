@@ -27,6 +27,7 @@ from persistence.schema import database
 from persistence.schema.standing import ENSURE_PARTITIONS
 from persistence.store import Store
 from persistence.tables import metadata
+from tests.connections import connected
 from tests.in_turn import in_turn
 from tests.persistence.migrated import BY_MONTH
 from tests.persistence.scenario import Account, batch_of, broken, rows_of, settle_in
@@ -37,12 +38,12 @@ DAY_MS = 86_400_000
 
 
 def calls(url: str) -> int:
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         return int(connection.execute("SELECT count(*) FROM call").fetchone()[0])  # type: ignore[index]  # one row
 
 
 def sums(url: str) -> int:
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         found = connection.execute("SELECT sum(requests) FROM usage_rollup WHERE span = 'month'").fetchone()
         return int(found[0])  # type: ignore[index]  # one row
 
@@ -53,7 +54,7 @@ async def test_months_that_ended_are_dropped_and_all_else_stays(
     [account] = settle_in(migrated, 10**6)
     account.reset()
     now_ms = int(NOW.timestamp() * 1000)
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         for days in (400, 100):
             at = NOW - timedelta(days=days)
             connection.execute("SELECT ensure_partitions(%s, 1)", (at,))
@@ -72,7 +73,7 @@ async def test_months_that_ended_are_dropped_and_all_else_stays(
     await database.drop_calls(pool, 0)  # the last month is safe whatever is asked
     assert (calls(migrated), await broken(migrated)) == (2, [])
     # What is missing of a time that is kept is told.
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute("DELETE FROM call WHERE created_at > now() - interval '12 hours'")
     assert {one.invariant for one in await broken(migrated)} == {"usage_adds_up"}
 
@@ -145,7 +146,7 @@ async def test_what_lies_outside_of_the_months_is_dropped_too(
     ],
 )  # fmt: skip
 def test_a_drop_of_anything_else_or_without_a_moment_is_refused(migrated: str, asked: str) -> None:
-    with psycopg.connect(migrated) as connection, pytest.raises(errors.InvalidParameterValue):
+    with connected(migrated) as connection, pytest.raises(errors.InvalidParameterValue):
         connection.execute(f"SELECT drop_months({asked})")
 
 
@@ -165,7 +166,7 @@ def opened(url: str) -> Account:
     """An account whose calls of some months ago have partitions of their own."""
     [account] = settle_in(url, 10**9)
     account.reset()
-    with psycopg.connect(url) as connection:
+    with connected(url) as connection:
         connection.execute("SELECT ensure_partitions(%s, 1)", (NOW - 100 * DAY,))
     return account
 
@@ -219,7 +220,7 @@ async def test_every_proof_holds_in_each_order_and_longer_spans_stay(
     }
     assert await broken(migrated) == []
     # What is missing of hours that are kept is told.
-    with psycopg.connect(migrated) as connection:
+    with connected(migrated) as connection:
         connection.execute("DELETE FROM usage_rollup WHERE span = 'team_hour'")
     assert {one.invariant for one in await broken(migrated)} == {"usage_adds_up"}
 
@@ -357,7 +358,7 @@ def made(connection: psycopg.Connection[Any], by: str, ahead: int = 1) -> int:
 
 @pytest.fixture
 def connection(cloned: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(cloned, autocommit=True) as connection:
+    with connected(cloned, autocommit=True) as connection:
         yield connection
 
 
@@ -415,7 +416,7 @@ def test_months_are_made_while_others_write_and_read(
     cloned: str, connection: psycopg.Connection[Any]
 ) -> None:
     made(connection, "month", 0)
-    with psycopg.connect(cloned) as writer:
+    with connected(cloned) as writer:
         writer.execute(ROW, (AT, 1))
         # A month ahead is made as ever. The present one, which it writes to, would have to be had alone.
         assert made(connection, "day") == 2 * EACH - 1

@@ -25,6 +25,7 @@ from gateway.errors import StartError
 from persistence import engine
 from persistence.schema import migrate
 from persistence.schema.standing import KNOWN, NEEDED
+from tests.connections import connected
 from tests.persistence.scenario import rows_of
 from tests.persistence.schema.baseline import bring_to_baseline
 from tests.waiting import wait_until
@@ -116,7 +117,7 @@ def test_it_comes_through_beside_transactions_that_lock_in_the_other_order(
 
     def work(number: int) -> None:
         tables = ("tenant", "partition_state") if number else ("partition_state", "tenant")
-        with psycopg.connect(cloned, autocommit=True) as connection:
+        with connected(cloned, autocommit=True) as connection:
             while not over.is_set():
                 try:
                     with connection.transaction():
@@ -142,7 +143,7 @@ def test_it_comes_through_beside_transactions_that_lock_in_the_other_order(
 @contextmanager
 def held_by(database: str, name: str, query: str) -> Iterator[int]:
     """A session in a transaction that has asked this; its pid."""
-    with psycopg.connect(database, application_name=name) as connection:
+    with psycopg.connect(database, application_name=name) as connection:  # of a name
         connection.execute(query)
         ((pid,),) = rows_of(database, f"SELECT pid FROM pg_stat_activity WHERE application_name = '{name}'")
         yield int(pid)

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -29,6 +28,7 @@ from persistence.schema import database, migrate, roles, standing
 from persistence.schema import database as schema
 from persistence.schema.standing import KNOWN, NEEDED, SchemaStatus
 from persistence.tables import metadata
+from tests.connections import connected
 from tests.persistence.migrated import BY_MONTH, KEYS_ALWAYS_THERE, LEDGERS, PARTITIONED
 from tests.persistence.scenario import one, rows_of, settle_in
 from tests.persistence.schema.baseline import bring_to_baseline, described
@@ -78,7 +78,7 @@ CHANGES = (
 
 
 def test_a_start_leaves_alone_what_is_as_migrations_leave_it(cloned: str) -> None:
-    with psycopg.connect(cloned, autocommit=True) as connection:
+    with connected(cloned, autocommit=True) as connection:
         for change in CHANGES:
             migrate.upgrade(cloned)
             assert standing.is_current(cloned)
@@ -93,7 +93,7 @@ def test_a_database_without_a_schema_or_an_answer_is_not_left_alone(database: st
 
 def in_future(database: str, comment: str) -> None:
     """As a program of tomorrow leaves it: a later version, and what it says of programs."""
-    with psycopg.connect(database) as connection:
+    with connected(database) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
         connection.execute(f"COMMENT ON TABLE alembic_version IS '{comment}'")
 
@@ -122,7 +122,7 @@ async def test_nobody_starts_on_a_newer_schema_that_does_not_say_so(
 
 
 async def test_nobody_starts_on_a_schema_whose_version_cannot_be_read(cloned: str, pool: AsyncEngine) -> None:
-    with psycopg.connect(cloned) as connection:
+    with connected(cloned) as connection:
         connection.execute("ALTER TABLE alembic_version RENAME version_num TO number")
     with pytest.raises(StartError, match="version_num"):
         await roles.refuse_unfit(pool)
@@ -196,7 +196,7 @@ async def test_who_says_no_schema_knew_the_last_one_that_nobody_said(
     cloned: str, pool: AsyncEngine, tomorrow: Path
 ) -> None:
     await KeeperShares(pool, 8081).keep([0], [], held_s=3600)
-    with psycopg.connect(cloned) as connection:
+    with connected(cloned) as connection:
         connection.execute("UPDATE keeper SET schema_version = NULL")
     with pytest.raises(StartError, match=r"8081 .knows 0078"):
         migrate.upgrade(cloned, migrations=tomorrow)
@@ -333,7 +333,7 @@ async def test_partitions_are_made_ahead_and_only_once(pool: AsyncEngine) -> Non
 
 
 def test_months_begin_at_midnight_utc(cloned: str) -> None:
-    with psycopg.connect(cloned, autocommit=True) as connection:
+    with connected(cloned, autocommit=True) as connection:
         connection.execute("SET timezone = 'Asia/Kolkata'")
         connection.execute("SELECT ensure_partitions('2031-02-10Z', 1)")
         connection.execute(TOKEN_ROW, (datetime(2031, 1, 31, 23, 59, 59, 999_000, UTC), 1))
@@ -345,7 +345,7 @@ def test_months_begin_at_midnight_utc(cloned: str) -> None:
 
 
 def test_a_row_of_any_month_is_taken_and_its_partition_may_come_too_late(cloned: str) -> None:
-    with psycopg.connect(cloned, autocommit=True) as connection:
+    with connected(cloned, autocommit=True) as connection:
         connection.execute(TOKEN_ROW, (datetime(2041, 5, 2, tzinfo=UTC), 1))
         made = connection.execute("SELECT ensure_partitions('2041-05-10Z', 1)").fetchall()
         connection.execute(TOKEN_ROW, (datetime(2041, 5, 3, tzinfo=UTC), 2))
@@ -370,7 +370,7 @@ def test_ledgers_are_append_only(cloned: str, ledger: str) -> None:
         "audit_log": "INSERT INTO audit_log (actor, action, resource) VALUES ('a', 'b', 'c')",
     }
     assert account.seq == 0
-    with psycopg.connect(cloned, autocommit=True) as connection:
+    with connected(cloned, autocommit=True) as connection:
         connection.execute(rows[ledger])
         [(partition,)] = connection.execute(f"SELECT tableoid::regclass::text FROM {ledger}").fetchall()
         for table in {ledger, partition}:
@@ -382,7 +382,7 @@ def test_ledgers_are_append_only(cloned: str, ledger: str) -> None:
 
 def test_a_finalized_invoice_can_only_become_void(cloned: str) -> None:
     [account] = settle_in(cloned, 10)
-    with psycopg.connect(cloned, autocommit=True) as connection:
+    with connected(cloned, autocommit=True) as connection:
         invoice = one(
             connection,
             "INSERT INTO invoice (organization_id, currency, period_start, period_end)"
@@ -417,5 +417,5 @@ def test_a_finalized_invoice_can_only_become_void(cloned: str) -> None:
 
 
 def test_counts_stay_below_two_to_the_53(cloned: str) -> None:
-    with psycopg.connect(cloned, autocommit=True) as connection, pytest.raises(errors.CheckViolation):
+    with connected(cloned, autocommit=True) as connection, pytest.raises(errors.CheckViolation):
         connection.execute("INSERT INTO token_plan (name, total_amount) VALUES ('p', 9007199254740992)")
