@@ -597,7 +597,7 @@ def _running(
     found_resets = change.connection.execute(_RESETS, {"accounts": accounts}) if rows else ()
     resets = {each.budget_id: ms_of(each.at) for each in found_resets}
     for row in rows:
-        of = read_budget(row)
+        of = read_budget(dict(row))
         try:
             start, _ = window_of(of, ms_of(change.now))
         except (ZoneInfoNotFoundError, ValueError):  # its window is not known here
