@@ -91,7 +91,7 @@ SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id,
        coalesce(c.exchange_rate, '') AS exchange_rate, c.price_id, c.tools,
        coalesce(c.service_tier, '') AS service_tier, c.content_id, c.project_id, c.api_key_id,
        coalesce(p.external_id, '') AS "user", coalesce(c.session, '') AS session,
-       u.units + coalesce(w.units, 0)::bigint AS units, u.day AS told_on, k.credits,
+       u.units + coalesce(w.units, 0)::bigint AS units, u.day AS told_on, c.credits,
        coalesce(u.others, l.others, k.others) AS other_models, a.id IS NOT NULL AS is_amended,
        NOT :amends AND u.day IS NOT NULL AND (
         SELECT coalesce(sum(h.quantity) FILTER (WHERE (h.reason = 'void') = (h.quantity < 0)), 0)
@@ -120,8 +120,7 @@ SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id,
     SELECT (array_agg(metadata->'{OTHER_MODELS}') FILTER (WHERE metadata ? '{OTHER_MODELS}'))[1] AS others
       FROM token_ledger WHERE request_id = c.request_id AND created_at >= :since) AS l
   CROSS JOIN LATERAL (
-    SELECT sum(credits_used::numeric * {NANO} - carried) AS credits,
-           (array_agg(metadata->'{OTHER_MODELS}') FILTER (WHERE metadata ? '{OTHER_MODELS}'))[1] AS others
+    SELECT (array_agg(metadata->'{OTHER_MODELS}') FILTER (WHERE metadata ? '{OTHER_MODELS}'))[1] AS others
       FROM credit_transaction WHERE request_id = c.request_id AND "timestamp" >= :since) AS k
  ORDER BY c.id"""  # noqa: S608  # our own words
 _PAGES = {is_parts: text(_OPEN.format(of=_OF_PARTS if is_parts else _OF_MODEL)) for is_parts in (False, True)}
@@ -407,8 +406,11 @@ class _Rates:
                 factor = SAME if service is None else factor_of(service)
                 if call.units is not None:
                     more = min(_times(call.units, call.cost, rating.cost, factor), INTEGER_MAX) - call.units
-                elif call.credits and self.amends and _is_at_cost_in_credits(service):
-                    credits_ = _times(int(call.credits), call.cost, rating.cost, factor) - int(call.credits)
+                elif self.amends and _is_at_cost_in_credits(service) and (call.credits or not call.cost):
+                    was = charged(call.cost, factor)
+                    if abs(call.credits * NANO - was) > NANO:  # another markup was in force
+                        was = call.credits * NANO
+                    credits_ = _times(was, call.cost, rating.cost, factor) - was
             yield _RepricedCall(call, rating, more, credits_)
 
     def _service(self, call: Any) -> Service | None:

@@ -32,7 +32,12 @@ MARKUP = 2
 
 
 async def price(april: April, day: int = 1, *, model: str = "dated", **amounts: str) -> int:
-    asked: dict[str, object] = {"model": model, "currency": "USD", "effective_from": at(4, day).isoformat(), **amounts}
+    asked: dict[str, object] = {
+        "model": model,
+        "currency": "USD",
+        "effective_from": at(4, day).isoformat(),
+        **amounts,
+    }
     sent: Any = requests.check_body(PriceCreate, asked)
     return int((await april.do("prices", "create", **sent))["id"])
 
@@ -285,3 +290,75 @@ async def test_tokens_of_another_model_in_a_call_are_rated_by_its_amended_price(
     # 0.75 of the model's own tokens, and 2.50 of the advisor's.
     assert rows_of(april.url, "SELECT cost, price_id FROM call") == [(3_250_000_000, main)]
     assert await broken(april.url) == []
+
+
+async def budget_since(april: April, ids: Mapping[str, int], day: int, **terms: Any) -> int:
+    made = await april.do(
+        "budgets", "create", organization_id=ids["organization"], name=str(uuid4()),
+        **{"unit": "money", "amount": Decimal(1000), "interval": "month"} | terms,
+    )  # fmt: skip
+    rows_of(
+        april.url, "UPDATE budget SET created_at = %s WHERE id = %s RETURNING 1", [at(4, day), made["id"]]
+    )
+    return int(made["id"])
+
+
+def taken(april: April) -> dict[int, tuple[int, list[int]]]:
+    """By budget, the start of the window and what is taken from its accounts."""
+    found: Any = rows_of(
+        april.url, "SELECT payload FROM control_write WHERE payload ? 'taken' ORDER BY position"
+    )
+    return {said["budget_id"]: (said["start_ms"], sorted(said["taken"].values())) for (said,) in found}
+
+
+async def test_budgets_of_money_follow_where_they_counted_the_call_and_run_still(april: April) -> None:
+    ids = await in_plan(april)
+    wrong = await price(april, input="100")
+    month = await budget_since(april, ids, 1)
+    day = await budget_since(april, ids, 1, interval="day")
+    total_ = await budget_since(april, ids, 1, interval="total", each="user")
+    await budget_since(april, ids, 1, unit="tokens", amount=10**9)
+    await budget_since(april, ids, 1, model="other")
+    later = await budget_since(april, ids, 8)
+    reset = await budget_since(april, ids, 1)
+    await april.do("budgets", "reset", reset)
+    rows_of(
+        april.url, "UPDATE control_write SET applied_at = %s WHERE verb = 'budget' RETURNING 1", [at(4, 9)]
+    )
+    deleted = await budget_since(april, ids, 1)
+    await april.do("budgets", "delete", deleted)
+    for when, user in ((7, "ann"), (7, "bob"), (10, "ann")):
+        await april.on(at(4, when))
+        call(april, wrong, 100 * NANO, user=user)
+    await amend(april, wrong, input="1")
+    ms = {when: int(at(4, when, 0).timestamp() * 1000) for when in (1, 10)}
+    one = 99 * NANO
+    assert taken(april) == {
+        month: (ms[1], [3 * one]),
+        day: (ms[10], [one]),  # of the days that are over nothing
+        total_: (0, [one, 2 * one]),
+        later: (ms[1], [one]),
+        reset: (ms[1], [one]),
+    }
+
+
+async def test_credits_at_cost_come_back_or_are_charged(april: April) -> None:
+    """10 credits a dollar: 1,000 for 100.00, and 10 for 1.00; 10.5 are 10 for whoever pays more."""
+    ids = await in_plan(april)
+    at_cost = {"at_cost": {"markup": "1", "credits_per_unit": "10"}}
+    made = await service(april, "paid", "Consumption", pricing=at_cost)
+    april.account = Account(ids["organization"], ids["tenant"], None, service_id=made)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    first = call(april, wrong, 100 * NANO, tokens=None, credits_=1000)
+    first_right = await amend(april, wrong, input="1")
+    given = "SELECT credits_added, category, remark FROM credit_addition ORDER BY id"
+    remark = f"price {first_right['id']} of dated amends price {wrong}: 1 calls"
+    assert rows_of(april.url, given) == [(990, "refund", remark)]
+    assert rows_of(april.url, "SELECT credits FROM call") == [(10,)]
+    assert rows_of(april.url, "SELECT request_id::text, credits, charged FROM rerating") == [(first, -990, 0)]
+    # What it costs now is 2.05.
+    second_right = await amend(april, first_right["id"], input="2.05")
+    moved = "SELECT payload->'credits', payload->>'corrects' FROM control_write WHERE verb = 'amend'"
+    assert rows_of(april.url, moved) == [(-10, first)]
+    assert rows_of(april.url, "SELECT credits, price_id FROM call") == [(20, second_right["id"])]
