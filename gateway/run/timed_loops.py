@@ -84,6 +84,10 @@ def billing_loops(
         of = {"organization_id": one.organization_id, "source_id": one.addition_id}
         await store.write(keeper_command("invoices", "top-up", None, source="credit_addition", **of))
 
+    async def rate_again(price_id: int) -> None:
+        command = keeper_command("prices", "rate", price_id)
+        await store.run(lambda connection: reratings.rate(store.change(connection, command)))
+
     async def correct_invoices(one: tuple[int, int]) -> None:
         price_id, organization_id = one
         of = {"price_id": price_id, "organization_id": organization_id}
@@ -121,7 +125,7 @@ def billing_loops(
         Loop("rating", 5.0, (
             each(
                 sql(lambda connection, _, count: reratings.open_reratings(connection, count)),
-                write("prices", "rate"), count=PRICES_A_PASS,
+                rate_again, count=PRICES_A_PASS,
             ),
             each(
                 sql(lambda connection, _, count: reratings.open_bills(connection, count)),

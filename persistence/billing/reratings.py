@@ -128,7 +128,7 @@ _PAGES = {is_parts: text(_OPEN.format(of=_OF_PARTS if is_parts else _OF_MODEL)) 
 # ever more rarely.
 _LEFT = text("""
 SELECT price_id FROM rerating_left
- WHERE rated_at IS NULL OR looked_at < now() - least(interval '1 minute', (now() - rated_at) / 10)
+ WHERE rated_at IS NULL OR looked_at < now() - least(interval '1 hour', (now() - rated_at) / 10)
  ORDER BY rated_at IS NOT NULL, price_id LIMIT :count""")
 _HOLD = text("SELECT * FROM rerating_left WHERE price_id = :price FOR UPDATE")
 _MOVE = text("""
@@ -292,26 +292,26 @@ def _begin(change: EntityWrite, row: Row) -> None:
 # Pieces.
 
 
-def rate(change: EntityWrite) -> Row:
+def rate(change: EntityWrite) -> None:
     """Rate the next piece of the calls that a price has left, or those that came since."""
     connection, named = change.connection, {"price": change.row_id}
     connection.execute(catalogue.LOCK_PRICES)
     row, left = change.fetch(), connection.execute(_HOLD, named).first()
     if left is None:
-        return row
+        return
     rates = _Rates(connection, row)
     if left.rated_at is not None:
         _rate_late(change, rates, left)
-        return row
+        return
     place = _rate(change, rates, _Place(left.after_id, left.of_parts), left.actor)
     if place is not None:
         connection.execute(_MOVE, named | {"rated_at": None, **_position(place)})
-    elif rates.amends:
+        return
+    if rates.amends:
         connection.execute(_MOVE, named | {"rated_at": change.now, **_position(_Place(_newest(change)))})
-        _tell(change, row, left.actor)
     else:
         connection.execute(_DONE, named)
-    return row
+    _tell(change, row, left.actor)
 
 
 def open_reratings(connection: Connection, count: int) -> Sequence[int]:
@@ -329,18 +329,22 @@ def forget_bill(connection: Connection, price_id: int, organization_id: int) -> 
 
 def _rate_late(change: EntityWrite, rates: _Rates, left: Any) -> None:
     """Rate calls that were stored since; forget the price once none can come any more."""
+    newest, found = _newest(change), 0
     after = _Place(max(0, left.after_id - _IDS_APART))
-    since = max(rates.since, left.rated_at - timedelta(hours=1))
-    newest = _newest(change)
-    calls = rates.open(after)
-    calls += rates.open(after._replace(of_parts=True), since=since)
-    _write(change, rates, calls, left.actor)
-    if change.now - left.rated_at < LATE_CALLS:
-        position = _position(_Place(left.after_id if calls else max(newest, left.after_id)))
-        change.connection.execute(_MOVE, {"price": left.price_id, "rated_at": left.rated_at, **position})
+    for place, since in (
+        (after, rates.since),
+        (after._replace(of_parts=True), max(rates.since, left.looked_at - timedelta(hours=1))),
+    ):
+        calls = rates.open(place, since=since)
+        found += len(calls)
+        _write(change, rates, calls, left.actor)
+    if found:
+        _tell(change, rates.row, left.actor)
+    if change.now - left.rated_at >= LATE_CALLS:
+        change.connection.execute(_DONE, {"price": left.price_id})
         return
-    change.connection.execute(_DONE, {"price": left.price_id})
-    _tell(change, rates.row, left.actor)
+    position = _position(_Place(left.after_id if found else max(newest, left.after_id)))
+    change.connection.execute(_MOVE, {"price": left.price_id, "rated_at": left.rated_at, **position})
 
 
 def _position(place: _Place) -> dict[str, object]:
@@ -636,7 +640,7 @@ def _tell(change: EntityWrite, row: Row, actor: str) -> None:
     )  # fmt: skip
 
 
-PRICES = replace(catalogue.PRICE_SUBJECT, verbs={"create": create_rerating, "amend": amend, "rate": rate})
+PRICES = replace(catalogue.PRICE_SUBJECT, verbs={"create": create_rerating, "amend": amend})
 SUBJECT = Entity(
     rerating,
     source=select(

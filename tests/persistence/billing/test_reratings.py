@@ -362,3 +362,38 @@ async def test_credits_at_cost_come_back_or_are_charged(april: April) -> None:
     moved = "SELECT payload->'credits', payload->>'corrects' FROM control_write WHERE verb = 'amend'"
     assert rows_of(april.url, moved) == [(-10, first)]
     assert rows_of(april.url, "SELECT credits, price_id FROM call") == [(20, second_right["id"])]
+
+
+async def test_a_call_of_the_model_twice_is_rated_once_by_either_way(april: April) -> None:
+    await in_plan(april)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    made = await amend(april, wrong, input="1")
+    part = ("dated", wrong, (MILLION // 2, *[0] * 9))
+    call(april, wrong, 100 * NANO, facts={"beside": (part,)})
+    await looked_at(april)
+    assert rows_of(april.url, CALLS) == [(NANO, made["id"], -99 * NANO)]
+    assert rows_of(april.url, "SELECT count(*) FROM rerating") == [(1,)]
+
+
+async def test_what_dies_half_way_goes_on_where_it_was(april: April) -> None:
+    """The amendment dies behind its first piece; another keeper has the rest, and none twice."""
+    await in_plan(april)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    for _ in range(3):
+        call(april, wrong, 100 * NANO)
+    made = await amend(april, wrong, input="1")
+    [(last,)] = rows_of(april.url, "SELECT max(id) FROM call")
+    call(april, wrong, 100 * NANO)
+    # As a piece leaves it that ended with the third call.
+    rows_of(april.url, "UPDATE rerating_left SET rated_at = NULL, after_id = %s RETURNING 1", [last])
+    rating = april.loop("rating")
+    while await rating.turn():
+        pass
+    assert rows_of(april.url, CALLS) == [(NANO, made["id"], -99 * NANO)] * 4
+    assert rows_of(april.url, "SELECT count(*) FROM rerating") == [(4,)]
+    told: Any = rows_of(
+        april.url, "SELECT after->'rated'->0->'calls' FROM audit_log WHERE action = 'rated' ORDER BY id"
+    )
+    assert told == [(3,), (4,)]
