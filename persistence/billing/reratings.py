@@ -32,7 +32,7 @@ from gateway.core.calls.tariff import CONSUMPTION, factor_of
 from gateway.core.model import INTEGER_MAX, Service
 from gateway.core.text import batched
 from gateway.core.times import ms_of, rfc3339
-from gateway.errors import Conflict, Unprocessable
+from gateway.errors import Conflict
 from persistence import entity
 from persistence.billing.amendments import correcting_write
 from persistence.billing.events import service_of
@@ -228,11 +228,10 @@ def amend(change: EntityWrite) -> Row:
     _refuse_amendment(connection, before)
     said = {name: value for name, value in values.items() if name in AMOUNTS}
     amounts = {name: said.get(name, before[name]) for name in AMOUNTS}
-    errors = tuple(catalogue.empty_price(amounts))
-    if not errors and amounts_in(amounts) == amounts_in(before):
-        errors = (("input", f"or another amount must differ from price {before['id']}"),)
-    if errors:
-        raise Unprocessable(errors=errors)
+    left = amounts_in(amounts)
+    if not left or left == amounts_in(before):
+        why = "differs from it" if left else "is left of it"
+        raise Conflict(f"No amount of price {before['id']} {why}: name the right ones.")
     kept = {
         name: before[name] for name in ("provider", "model", "match", "currency", "effective_from", "source")
     }

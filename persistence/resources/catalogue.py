@@ -399,7 +399,7 @@ def check_values(change: EntityWrite) -> None:
     """Raise `Unprocessable` for an empty or duplicate price, or one in an unused currency."""
     connection, values = change.connection, change.command.values
     connection.execute(LOCK_PRICES)
-    errors = [*empty_price(values), *_unused(connection, str(values["currency"]))]
+    errors = [*_empty(values), *_unused(connection, str(values["currency"]))]
     same = select(_prices_here.id).where(
         *(column == value for column, value in zip(_same, _kind(values), strict=True)),
         _prices_here.effective_from == values["effective_from"],
@@ -426,7 +426,7 @@ def define_price(change: EntityWrite, _: Row) -> None:
     change.intend([PRICES_ACCOUNT], "define", {}, organization_id=None)
 
 
-def empty_price(values: Row) -> Iterator[tuple[str, str]]:
+def _empty(values: Row) -> Iterator[tuple[str, str]]:
     others = (*KINDS[1:], "request", "tools", "images", *UNITS)
     if not any(values.get(name) not in (None, {}) for name in ("input", *others)):
         yield "input", f"required, unless there is another price: {', '.join(others[:-1])} or {others[-1]}"

@@ -17,7 +17,7 @@ from gateway.admin.http import requests
 from gateway.admin.resources.catalogue import PriceAmend, PriceCreate
 from gateway.core.accounts.outbox import CallFacts, EventKind, write_facts
 from gateway.core.billing.money import IN_MONEY, NANO
-from gateway.errors import Conflict, Unprocessable
+from gateway.errors import Conflict
 from tests.persistence.april import April, april, at, invoiced, plan, service
 from tests.persistence.billing.test_due import customer, total
 from tests.persistence.billing.whole_histories import told_of
@@ -144,9 +144,9 @@ async def test_what_an_amendment_does_not_name_stays_and_null_takes_it_away(apri
     wrong = await price(april, input="100", output="5", request="0.5")
     made = await amend(april, wrong, input="1", request=None)
     assert (made["input"], made["output"], made["request"]) == (1, 5, None)
-    with pytest.raises(Unprocessable):
+    with pytest.raises(Conflict, match="differs from it"):
         await amend(april, made["id"], input="1.0")
-    with pytest.raises(Unprocessable):
+    with pytest.raises(Conflict, match="is left of it"):
         await amend(april, made["id"], input=None, output=None)
 
 
