@@ -77,8 +77,8 @@ class PricesThen:
         ]
         self._named: dict[str, list[ModelPrice]] = {}
 
-    def amended_by(self, price_id: int) -> list[int]:
-        """Return the ids of the prices in whose place this one stands, the latest first; itself is none."""
+    def _amended_by(self, price_id: int) -> list[int]:
+        """Return the ids of the prices in whose place this one stands, the latest first."""
         found = list[int]()
         at = self._amends.get(price_id)
         while at is not None:
@@ -124,7 +124,7 @@ class PricesThen:
         """
         if was is None:
             return None, None
-        amended = self.amended_by(about.vector.price_id)
+        amended = self._amended_by(about.vector.price_id)
         if was.vector.price_id in amended:
             return about, self._by_id[amended[0]]
         name = was.model

@@ -15,14 +15,12 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfoNotFoundError
 
-from sqlalchemy import Connection, bindparam, insert, select, text
+from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from gateway.calls.journal import JournalUse, PricesThen, Rating
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budgets import MONEY, Budget, CallAttributes, account_of, read_budget, window_of
 from gateway.core.accounts.outbox import OTHER_MODELS, read_other_models
 from gateway.core.billing.money import IN_MONEY, NANO, pack_tiers
 from gateway.core.billing.price_book import KINDS, OPERATOR, charged, read_price
@@ -30,20 +28,19 @@ from gateway.core.billing.price_changes import AMOUNTS, amounts_in
 from gateway.core.billing.vector import SAME, Factor
 from gateway.core.calls.tariff import CONSUMPTION, factor_of
 from gateway.core.model import INTEGER_MAX, Service
-from gateway.core.text import batched
 from gateway.core.times import ms_of, rfc3339
 from gateway.errors import Conflict
 from persistence import entity
 from persistence.billing.amendments import correcting_write
 from persistence.billing.events import service_of
-from persistence.entity import Entity, EntityWrite, write_of
+from persistence.billing.rerated_budgets import budget_writes
+from persistence.entity import Entity, EntityWrite
 from persistence.ledger import listeners, rollup, statements
 from persistence.ledger.rows import stored_text
 from persistence.resources import catalogue
 from persistence.resources.app_users import acting
 from persistence.tables import (
     audit_log,
-    budget,
     credit_addition,
     money,
     price,
@@ -54,8 +51,6 @@ from persistence.tables import (
 
 # Calls that one transaction rates again.
 PIECE_CALLS_MAX = 10_000
-# Accounts of a budget that one control write moves: one script does, so that it is done once or not at all.
-BUDGET_ACCOUNTS_A_WRITE = 250
 # For so long calls are rated again that were admitted before a price was amended, and come later.
 LATE_CALLS = timedelta(days=7)
 # Ids of calls may be stored in another order than they were given out, by as many.
@@ -164,12 +159,6 @@ SELECT count(*) AS calls, count(*) FILTER (WHERE reason LIKE '%: left out, %') A
        sum(cost_before) AS cost_before, sum(cost_after) AS cost_after, sum(charged) AS charged,
        sum(credits) AS credits
   FROM rerating WHERE price_id = :price GROUP BY currency ORDER BY currency""")
-# When the use of budgets was set back last.
-_RESETS = text("""
-SELECT (payload->>'budget_id')::bigint AS budget_id, max(coalesce(applied_at, now())) AS at
-  FROM control_write WHERE verb = 'budget' AND state <> 'refused' AND account = ANY(:accounts)
- GROUP BY 1""")
-
 _SUMS = f"""
 SELECT {statements.SUMS_OF_CALL} FROM call
  WHERE request_id = ANY(%(ids)s::uuid[]) AND created_at BETWEEN %(first)s AND %(last)s FOR UPDATE"""  # noqa: S608  # our own words
@@ -266,7 +255,7 @@ def _refuse_amendment(connection: Connection, before: Row) -> None:
 
 def _begin(change: EntityWrite, row: Row) -> None:
     """Rate the first piece of a price's calls, and leave the rest, with those that come later, to the keeper."""
-    if _effective(row) >= change.now:
+    if _effective(row) >= change.now and row["amends_id"] is None:
         return
     rates, actor = _Rates(change.connection, row), change.command.actor.scope
     # Of many prices of one time and currency the journal is asked once whether it has calls.
@@ -487,7 +476,8 @@ def _write(change: EntityWrite, rates: _Rates, calls: Sequence[Any], actor: str)
     moved = [one for one in rated if not one.rating.left_out]
     if moved:
         _tell_rerating(connection, moved, is_amended=rates.amends)
-        change.intend_all(list(_budget_writes(change, moved, reason)))
+        costs = ((one.call, one.rating.cost) for one in moved)
+        change.intend_all(list(budget_writes(change, costs, reason)))
     bills = sorted({one.call.organization_id for one in rated if one.more})
     if rates.amends and bills:
         due = [{"price_id": row["id"], "organization_id": owner} for owner in bills]
@@ -550,72 +540,6 @@ def _tell_rerating(connection: Connection, rated: Sequence[_RepricedCall], *, is
     was = {listeners.request_in(row): row for row in before}
     moved = ((was[listeners.request_in(row)], row) for row in after)
     listeners.tell_changes(connection, "rerated", moved)
-
-
-# Budgets: a window that runs counts what its calls cost now. A call counts in it if it came in the window,
-# since the budget was made and since its use was set back last.
-
-
-def _budget_writes(change: EntityWrite, rated: Iterable[_RepricedCall], reason: str) -> Iterator[Row]:
-    """Yield control writes that take from budgets what calls were counted too much."""
-    calls = defaultdict[int, list[_RepricedCall]](list)
-    for one in rated:
-        if one.call.cost != one.rating.cost:
-            calls[one.call.organization_id].append(one)
-    for budget_id, begun, since, of in _running(change, list(calls)):
-        taken = defaultdict[str, int](int)
-        for one in calls[of.organization_id]:
-            asked = _attributes(one.call)
-            if ms_of(one.call.created_at) >= since and of.budget.matches(asked):
-                name = account_of(of.organization_id, of.budget, of.budget.value_of(asked))
-                taken[name] += one.call.cost - one.rating.cost
-        amounts = [
-            (name, max(-INTEGER_MAX, min(amount, INTEGER_MAX)))
-            for name, amount in sorted(taken.items())
-            if amount
-        ]
-        for some in batched(amounts, BUDGET_ACCOUNTS_A_WRITE):
-            payload = {
-                "tenant_id": 0, "service_id": 0, "tokens": 0, "units": 0, "tiers": "", "attribution": "",
-                "reason": reason, "budget_id": budget_id, "start_ms": begun, "taken": dict(some),
-            }  # fmt: skip
-            account, partition = f"organization:{of.organization_id}", change.partition_of(of.organization_id)
-            yield write_of(partition, account, "amend", payload)
-
-
-class _OwnedBudget(NamedTuple):
-    organization_id: int
-    budget: Budget
-
-
-def _running(
-    change: EntityWrite, organization_ids: Sequence[int]
-) -> Iterator[tuple[int, int, int, _OwnedBudget]]:
-    """Yield budgets of money: the id, the start of the window that runs, and since when calls count in it."""
-    here = budget.c
-    found = select(budget).where(
-        here.organization_id.in_(bindparam("owners", expanding=True)), here.unit == MONEY,
-        here.deleted_at.is_(None), here.tool.is_(None), here.server.is_(None),
-    )  # fmt: skip
-    rows = change.connection.execute(found, {"owners": list(organization_ids)}).mappings().all()
-    accounts = [f"organization:{owner}" for owner in organization_ids]
-    found_resets = change.connection.execute(_RESETS, {"accounts": accounts}) if rows else ()
-    resets = {each.budget_id: ms_of(each.at) for each in found_resets}
-    for row in rows:
-        of = read_budget(dict(row))
-        try:
-            start, _ = window_of(of, ms_of(change.now))
-        except (ZoneInfoNotFoundError, ValueError):  # its window is not known here
-            continue
-        since = max(start, of.created_ms, resets.get(of.id, 0))
-        yield of.id, start, since, _OwnedBudget(row["organization_id"], of)
-
-
-def _attributes(call: Any) -> CallAttributes:
-    return CallAttributes(
-        call.tenant_id, call.api_key_id, call.service_id, call.user, call.project_id, (call.model,),
-        call.session,
-    )  # fmt: skip
 
 
 def _tell(change: EntityWrite, row: Row, actor: str) -> None:
