@@ -79,12 +79,12 @@ class PricesThen:
 
     def _amended_by(self, price_id: int) -> list[int]:
         """Return the ids of the prices in whose place this one stands, the latest first."""
-        found = list[int]()
+        amended = list[int]()
         at = self._amends.get(price_id)
         while at is not None:
-            found.append(at)
+            amended.append(at)
             at = self._amends.get(at)
-        return found
+        return amended
 
     def rate_again(self, use: JournalUse, ours: int) -> Rating | None:
         """Return the new cost of a use after the price with the id `ours` was added.

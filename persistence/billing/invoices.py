@@ -182,7 +182,7 @@ def bill_top_up(change: EntityWrite) -> Row:
 
 
 def correct(change: EntityWrite) -> Row:
-    """Give back what invoices billed too much for calls that an amended price has rated again.
+    """Refund the amounts that invoices billed too much for calls that an amended price has rated again.
 
     A final credit note has it. What they billed too little is left to the next invoice, and so is all where no
     note can become final. Drafts are recomputed.

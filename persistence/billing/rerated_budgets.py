@@ -69,14 +69,14 @@ def _running(
 ) -> Iterator[tuple[int, int, int, _OwnedBudget]]:
     """Yield budgets of money: the id, the start of the window that runs, and since when calls count in it."""
     here = budget.c
-    found = select(budget).where(
+    query = select(budget).where(
         here.organization_id.in_(bindparam("owners", expanding=True)), here.unit == MONEY,
         here.deleted_at.is_(None), here.tool.is_(None), here.server.is_(None),
     )  # fmt: skip
-    rows = change.connection.execute(found, {"owners": list(organization_ids)}).mappings().all()
+    rows = change.connection.execute(query, {"owners": list(organization_ids)}).mappings().all()
     accounts = [f"organization:{owner}" for owner in organization_ids]
     found_resets = change.connection.execute(_RESETS, {"accounts": accounts}) if rows else ()
-    resets = {each.budget_id: ms_of(each.at) for each in found_resets}
+    resets = {reset.budget_id: ms_of(reset.at) for reset in found_resets}
     for row in rows:
         of = read_budget(dict(row))
         try:

@@ -185,14 +185,11 @@ class _RepricedCall:
     credits: int = 0
 
 
-class _Place(NamedTuple):
+class _CallPosition(NamedTuple):
     """How far the calls of a price are rated: up to an id, of the model's price or of parts' prices."""
 
     after_id: int
     of_parts: bool = False
-
-
-# Creation of prices that rate calls again.
 
 
 def create_rerating(change: EntityWrite) -> Row:
@@ -215,8 +212,8 @@ def amend(change: EntityWrite) -> Row:
     connection.execute(catalogue.LOCK_PRICES)
     before = change.fetch()
     _refuse_amendment(connection, before)
-    said = {name: value for name, value in values.items() if name in AMOUNTS}
-    amounts = {name: said.get(name, before[name]) for name in AMOUNTS}
+    given = {name: value for name, value in values.items() if name in AMOUNTS}
+    amounts = {name: given.get(name, before[name]) for name in AMOUNTS}
     left = amounts_in(amounts)
     if not left or left == amounts_in(before):
         why = "differs from it" if left else "is left of it"
@@ -263,21 +260,18 @@ def _begin(change: EntityWrite, row: Row) -> None:
     known = set() if change.batch is None else change.batch.held
     if without_calls not in known and not rates.any_calls():
         known.add(without_calls)
-    place: _Place | None = _Place(0)
+    place: _CallPosition | None = _CallPosition(0)
     if without_calls in known or not rates.prices:
         place = None
     if place is not None:
         place = _rate(change, rates, place, actor)
     if place is None and not rates.amends:
         return
-    after = place or _Place(_newest(change))
+    after = place or _CallPosition(_newest(change))
     left = {"price_id": row["id"], "actor": actor, "rated_at": change.now if place is None else None}
     change.connection.execute(insert(rerating_left).values(**left, **after._asdict()))
     if place is None:
         _tell(change, row, actor)
-
-
-# Pieces.
 
 
 def rate(change: EntityWrite) -> None:
@@ -291,12 +285,14 @@ def rate(change: EntityWrite) -> None:
     if left.rated_at is not None:
         _rate_late(change, rates, left)
         return
-    place = _rate(change, rates, _Place(left.after_id, left.of_parts), left.actor)
+    place = _rate(change, rates, _CallPosition(left.after_id, left.of_parts), left.actor)
     if place is not None:
-        connection.execute(_MOVE, named | {"rated_at": None, **_position(place)})
+        connection.execute(_MOVE, named | {"rated_at": None, **_columns(place)})
         return
     if rates.amends:
-        connection.execute(_MOVE, named | {"rated_at": change.now, **_position(_Place(_newest(change)))})
+        connection.execute(
+            _MOVE, named | {"rated_at": change.now, **_columns(_CallPosition(_newest(change)))}
+        )
     else:
         connection.execute(_DONE, named)
     _tell(change, row, left.actor)
@@ -317,34 +313,34 @@ def forget_bill(connection: Connection, price_id: int, organization_id: int) -> 
 
 def _rate_late(change: EntityWrite, rates: _Rates, left: Any) -> None:
     """Rate calls that were stored since; forget the price once none can come any more."""
-    newest, found = _newest(change), 0
-    after = _Place(max(0, left.after_id - _IDS_APART))
+    newest, count = _newest(change), 0
+    after = _CallPosition(max(0, left.after_id - _IDS_APART))
     for place, since in (
         (after, rates.since),
         (after._replace(of_parts=True), max(rates.since, left.looked_at - timedelta(hours=1))),
     ):
         calls = rates.open(place, since=since)
-        found += len(calls)
+        count += len(calls)
         _write(change, rates, calls, left.actor)
-    if found:
+    if count:
         _tell(change, rates.row, left.actor)
     if change.now - left.rated_at >= LATE_CALLS:
         change.connection.execute(_DONE, {"price": left.price_id})
         return
-    position = _position(_Place(left.after_id if found else max(newest, left.after_id)))
+    position = _columns(_CallPosition(left.after_id if count else max(newest, left.after_id)))
     change.connection.execute(_MOVE, {"price": left.price_id, "rated_at": left.rated_at, **position})
 
 
-def _position(place: _Place) -> dict[str, object]:
+def _columns(place: _CallPosition) -> dict[str, object]:
     return {"after": place.after_id, "of_parts": place.of_parts}
 
 
 def _newest(change: EntityWrite) -> int:
-    found = change.connection.execute(_NEWEST, {"since": change.now - timedelta(hours=1)}).scalar()
-    return int(found or 0)
+    newest = change.connection.execute(_NEWEST, {"since": change.now - timedelta(hours=1)}).scalar()
+    return int(newest or 0)
 
 
-def _rate(change: EntityWrite, rates: _Rates, place: _Place, actor: str) -> _Place | None:
+def _rate(change: EntityWrite, rates: _Rates, place: _CallPosition, actor: str) -> _CallPosition | None:
     """Rate the next piece of calls; return the place behind it, or None if no calls are left."""
     calls = rates.open(place)
     _write(change, rates, calls, actor)
@@ -352,7 +348,7 @@ def _rate(change: EntityWrite, rates: _Rates, place: _Place, actor: str) -> _Pla
         return place._replace(after_id=calls[-1].id)
     if place.of_parts:
         return None
-    return _rate(change, rates, _Place(0, of_parts=True), actor)
+    return _rate(change, rates, _CallPosition(0, of_parts=True), actor)
 
 
 class _Rates:
@@ -370,12 +366,12 @@ class _Rates:
 
     @cached_property
     def _then(self) -> PricesThen:
-        rows = [dict(each) for each in self.connection.execute(select(price)).mappings()]
-        amends = {each["id"]: each["amends_id"] for each in rows if each["amends_id"] is not None}
+        rows = [dict(stored) for stored in self.connection.execute(select(price)).mappings()]
+        amends = {stored["id"]: stored["amends_id"] for stored in rows if stored["amends_id"] is not None}
         return PricesThen(map(read_price, rows), str(self.row["currency"]), amends)
 
     def open(
-        self, place: _Place, *, piece: int = PIECE_CALLS_MAX, since: datetime | None = None
+        self, place: _CallPosition, *, piece: int = PIECE_CALLS_MAX, since: datetime | None = None
     ) -> list[Any]:
         """Return the next calls that this price has not rated, up to `piece`."""
         sought = {
@@ -438,9 +434,6 @@ def _times(was_charged: int, cost_before: int, cost_after: int, factor: Factor) 
     return charged(cost_after, factor)
 
 
-# Writes.
-
-
 def _write(change: EntityWrite, rates: _Rates, calls: Sequence[Any], actor: str) -> None:
     """Store a row for each of the calls that the price applies to, and what moves by it.
 
@@ -456,61 +449,61 @@ def _write(change: EntityWrite, rates: _Rates, calls: Sequence[Any], actor: str)
         insert(rerating),
         [
             {
-                "price_id": row["id"], "request_id": one.call.request_id, "currency": one.call.currency,
-                "organization_id": one.call.organization_id, "tenant_id": one.call.tenant_id,
-                "service_id": one.call.service_id, "cost_before": one.call.cost,
-                "cost_after": one.rating.cost, "charged": one.more, "credits": one.credits, "actor": actor,
-                "reason": f"{reason}: left out, {why}" if (why := one.rating.left_out) else reason,
+                "price_id": row["id"], "request_id": repriced.call.request_id, "currency": repriced.call.currency,
+                "organization_id": repriced.call.organization_id, "tenant_id": repriced.call.tenant_id,
+                "service_id": repriced.call.service_id, "cost_before": repriced.call.cost,
+                "cost_after": repriced.rating.cost, "charged": repriced.more, "credits": repriced.credits, "actor": actor,
+                "reason": f"{reason}: left out, {why}" if (why := repriced.rating.left_out) else reason,
             }
-            for one in rated
+            for repriced in rated
         ],
     )  # fmt: skip
     change.intend_all(
         [
-            correcting_write(change, one.call, _moves(one, reason))
-            for one in rated
-            if one.more or one.credits > 0
+            correcting_write(change, repriced.call, _moves(repriced, reason))
+            for repriced in rated
+            if repriced.more or repriced.credits > 0
         ]
     )
     _give_credits_back(change, rated, reason)
-    moved = [one for one in rated if not one.rating.left_out]
+    moved = [repriced for repriced in rated if not repriced.rating.left_out]
     if moved:
         _tell_rerating(connection, moved, is_amended=rates.amends)
-        costs = ((one.call, one.rating.cost) for one in moved)
+        costs = ((repriced.call, repriced.rating.cost) for repriced in moved)
         change.intend_all(list(budget_writes(change, costs, reason)))
-    bills = sorted({one.call.organization_id for one in rated if one.more})
+    bills = sorted({repriced.call.organization_id for repriced in rated if repriced.more})
     if rates.amends and bills:
         due = [{"price_id": row["id"], "organization_id": owner} for owner in bills]
         connection.execute(upsert(rerating_bill).on_conflict_do_nothing(), due)
 
 
-def _moves(one: _RepricedCall, reason: str) -> dict[str, object]:
+def _moves(repriced: _RepricedCall, reason: str) -> dict[str, object]:
     moves: dict[str, object] = {
-        "tokens": 0, "units": -one.more, "tiers": pack_tiers(IN_MONEY if one.more else ()).hex(),
-        "corrects": one.call.request_id, "reason": reason,
+        "tokens": 0, "units": -repriced.more, "tiers": pack_tiers(IN_MONEY if repriced.more else ()).hex(),
+        "corrects": repriced.call.request_id, "reason": reason,
     }  # fmt: skip
-    if one.more:
-        moves["told_on"] = one.call.told_on.isoformat()
-    return moves | ({"credits": -one.credits} if one.credits > 0 else {})
+    if repriced.more:
+        moves["told_on"] = repriced.call.told_on.isoformat()
+    return moves | ({"credits": -repriced.credits} if repriced.credits > 0 else {})
 
 
 def _round_credits(rated: Sequence[_RepricedCall]) -> None:
     """Turn differences in nano-credits into whole credits; those of an organization add up, rounded down."""
     exact, whole = defaultdict[int, int](int), defaultdict[int, int](int)
-    for one in rated:
-        owner = one.call.organization_id
-        exact[owner] += one.credits
-        one.credits = exact[owner] // NANO - whole[owner]
-        whole[owner] += one.credits
+    for repriced in rated:
+        owner = repriced.call.organization_id
+        exact[owner] += repriced.credits
+        repriced.credits = exact[owner] // NANO - whole[owner]
+        whole[owner] += repriced.credits
 
 
 def _give_credits_back(change: EntityWrite, rated: Sequence[_RepricedCall], reason: str) -> None:
-    """Give each organization the credits that its calls were charged too much, by one addition."""
+    """Refund each organization the credits that its calls were charged too much, by one addition."""
     back, calls = defaultdict[int, int](int), defaultdict[int, int](int)
-    for one in rated:
-        if one.credits < 0:
-            back[one.call.organization_id] -= one.credits
-            calls[one.call.organization_id] += 1
+    for repriced in rated:
+        if repriced.credits < 0:
+            back[repriced.call.organization_id] -= repriced.credits
+            calls[repriced.call.organization_id] += 1
     for organization_id, credits_ in sorted(back.items()):
         account = f"organization:{organization_id}"
         [write_id] = change.intend(
@@ -526,11 +519,11 @@ def _give_credits_back(change: EntityWrite, rated: Sequence[_RepricedCall], reas
 
 
 def _tell_rerating(connection: Connection, rated: Sequence[_RepricedCall], *, is_amended: bool) -> None:
-    times = [one.call.created_at for one in rated]
+    times = [repriced.call.created_at for repriced in rated]
     values = {
-        "ids": [one.call.request_id for one in rated], "costs": [one.rating.cost for one in rated],
-        "unpriced": [stored_text(one.rating.unpriced) or None for one in rated],
-        "prices": [one.rating.price_id for one in rated], "credits": [one.credits for one in rated],
+        "ids": [repriced.call.request_id for repriced in rated], "costs": [repriced.rating.cost for repriced in rated],
+        "unpriced": [stored_text(repriced.rating.unpriced) or None for repriced in rated],
+        "prices": [repriced.rating.price_id for repriced in rated], "credits": [repriced.credits for repriced in rated],
         "first": min(times), "last": max(times), "amends": is_amended,
     }  # fmt: skip
     before = connection.exec_driver_sql(_SUMS, values).fetchall()
@@ -547,13 +540,13 @@ def _tell(change: EntityWrite, row: Row, actor: str) -> None:
     totals = change.connection.execute(_TOTALS, {"price": row["id"]}).mappings().all()
     after = [
         {
-            "calls": each["calls"], "left_out": each["left_out"], "currency": each["currency"],
+            "calls": stored["calls"], "left_out": stored["left_out"], "currency": stored["currency"],
             **{
-                name: f"{each[name] / NANO:f}" if name != "credits" else str(each[name])
+                name: f"{stored[name] / NANO:f}" if name != "credits" else str(stored[name])
                 for name in ("cost_before", "cost_after", "charged", "credits")
             },
         }
-        for each in totals
+        for stored in totals
     ]  # fmt: skip
     change.connection.execute(
         insert(audit_log).values(
@@ -567,7 +560,7 @@ PRICES = replace(catalogue.PRICE_SUBJECT, verbs={"create": create_rerating, "ame
 SUBJECT = Entity(
     rerating,
     source=select(
-        *(each for each in rerating.c if each.name not in {"cost_before", "cost_after", "charged"}),
+        *(stored for stored in rerating.c if stored.name not in {"cost_before", "cost_after", "charged"}),
         *(money(rerating.c[name]).label(name) for name in ("cost_before", "cost_after", "charged")),
     ),
 )

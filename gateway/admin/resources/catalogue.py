@@ -579,7 +579,7 @@ class _Amounts(UnitRates, TokenRates):
 
 
 class PriceAmend(_Amounts):
-    """The right amounts of a price that was set wrong. What is not named stays; null takes an amount away."""
+    """The right amounts of a price that was set wrong. Other amounts stay; null takes one away."""
 
     reason: Text
 

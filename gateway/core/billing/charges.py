@@ -153,9 +153,9 @@ def gathered(
     """
     if only is not None:
         charges = [
-            each
-            for each in charges
-            if only[0] in {each.source, each.kind} and only[1] in {None, each.source_id}
+            charge
+            for charge in charges
+            if only[0] in {charge.source, charge.kind} and only[1] in {None, charge.source_id}
         ]
     ends, alone = midnight(until), only is not None and only[1] is not None
     replaced = [_replacement(charge, segments) is not None for charge in charges]

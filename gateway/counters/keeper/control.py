@@ -160,15 +160,15 @@ class ControlClient(Client):
         return code in {APPLIED, APPLIED_BEFORE}
 
     async def take_from_budget(self, write: ControlWrite) -> bool:
-        """Take from a budget's window what an amended price had counted too much, in some of its accounts.
+        """Subtract from a budget's window the cost that an amended price has taken off, in some accounts.
 
         A window that is over stays as it is.
         """
-        said: Any = write.payload
+        payload: Any = write.payload
         code = await self.grant(
-            "budget", 0, write.organization_id, amount=said["budget_id"], write_id=write.id,
-            metadata=_metadata(write), accounts=list(said["taken"]),
-            parts=[(said["start_ms"], amount) for amount in said["taken"].values()],
+            "budget", 0, write.organization_id, amount=payload["budget_id"], write_id=write.id,
+            metadata=_metadata(write), accounts=list(payload["taken"]),
+            parts=[(payload["start_ms"], amount) for amount in payload["taken"].values()],
         )  # fmt: skip
         if code == UNVERIFIED:
             raise CountersUnavailable
