@@ -18,6 +18,7 @@ from gateway.admin.resources.catalogue import PriceAmend, PriceCreate
 from gateway.core.accounts.outbox import CallFacts, EventKind, write_facts
 from gateway.core.billing.money import IN_MONEY, NANO
 from gateway.errors import Conflict
+from persistence.schema.database import why_unbilled
 from tests.persistence.april import April, april, at, invoiced, plan, service
 from tests.persistence.billing.test_due import customer, total
 from tests.persistence.billing.whole_histories import told_of
@@ -265,6 +266,9 @@ async def test_a_price_is_not_amended_while_its_calls_are_rated(april: April) ->
     rows_of(april.url, "UPDATE rerating_left SET rated_at = NULL RETURNING 1")
     with pytest.raises(Conflict, match="still rated again"):
         await amend(april, made["id"], input="2")
+    async with april.pool.connect() as connection:  # nor is its month dropped
+        why = await why_unbilled(connection, date(2026, 5, 1))
+    assert why == f"price {made['id']} still rates calls again: from 2026-04-01"
 
 
 async def test_an_exchange_rate_stays_with_an_amended_price(april: April) -> None:
