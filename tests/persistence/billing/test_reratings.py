@@ -21,6 +21,7 @@ from gateway.errors import Conflict
 from persistence.schema.database import why_unbilled
 from tests.persistence.april import April, april, at, invoiced, plan, service
 from tests.persistence.billing.test_due import customer, total
+from tests.persistence.billing.test_usage_file import adds_up, read
 from tests.persistence.billing.whole_histories import told_of
 from tests.persistence.scenario import Account, broken, rows_of
 
@@ -244,6 +245,28 @@ async def test_a_final_invoice_is_followed_by_a_credit_note_or_the_next_invoice(
         assert (kind, status, amount) == ("credit_note", "finalized", Decimal(back))
         assert [each["number"] for each in corrects] == [final["number"]]
     assert await broken(april.url) == []
+
+
+async def test_the_files_of_a_note_and_of_the_next_invoice_add_up(april: April) -> None:
+    ids = await in_plan(april)
+    await at_cost(april, ids)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    cost_call(april, wrong, 100 * NANO)
+    await april.on(at(5, 1, 6))
+    final = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
+    made = await amend(april, wrong, input="1")
+    settled(april)
+    await looked_at(april)
+    [(note_id,)] = rows_of(april.url, "SELECT id FROM invoice WHERE kind = 'credit_note'")
+    note = await april.store.get("invoices", int(str(note_id)))
+    await april.on(at(5, 10))
+    cost_call(april, made["id"], NANO)
+    await april.on(at(6, 1, 6))
+    following = await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))
+    assert total(following) == Decimal("31.00")
+    for document in (final, note, following):
+        adds_up(await read(april, document), document)
 
 
 async def test_a_price_of_archived_months_or_of_the_bundled_list_is_not_amended(april: April) -> None:
