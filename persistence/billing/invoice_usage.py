@@ -184,8 +184,8 @@ SELECT 'credits' AS kind, %(credits_line)s::integer AS line, l."timestamp" AS at
        l.balance_after, {_SAYS}
   FROM credit_transaction AS l
  WHERE l.organization_id = %(owner)s AND {_OF_BOX.format(at='"timestamp"')}"""  # noqa: S608  # our own words
-# For use at cost the quantity is money. Older rows get the price of their day, if that day had only one. What
-# has no line here, such as a correction that a credit note gave back, has no amount.
+# For use at cost the quantity is money. Older rows get the price of their day, if that day had only one. A
+# movement without a line here, such as a correction that a credit note gave back, has no amount.
 _UNITS = f"""
 SELECT CASE WHEN l.in_money THEN 'money' ELSE 'units' END AS kind, n.line, l.at, l.service_id, l.place,
        l.quantity, l.unit_price,
