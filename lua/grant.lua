@@ -7,9 +7,10 @@
 -- ARGV[1] packed: run id (40), verb, amount (adjust and credits: signed; plan: the time in ms since which it is in force, by the
 --   clock of the process that set it: a cycle that was over by then ends first, if that clock is at most a minute ahead), id (36)
 --   verbs: 1 recharge, 2 reset, 3 adjust, 4 block, 5 unblock, 6 plan, 7 credits, 8 sweep (only a due reset),
---   9 budget: reset its window (amount: its id); with an empty id more accounts follow in other calls
+--   9 budget: reset its window (amount: its id), or take a part of it away; with an empty id more accounts follow in other calls
 -- ARGV[2] metadata (JSON object or empty)
--- ARGV[3] the plan's terms, for verb 6, packed: plan id (0 none), the tenant's anchor, and each term of the plan
+-- ARGV[3] the plan's terms, for verb 6, packed: plan id (0 none), the tenant's anchor, and each term of the plan; for verb 9 nothing, or
+--   for each account the start of its window and the money to be taken from that, at most what it has used (below 0: added)
 -- Returns packed: 1 applied or 2 applied before, now, seq, remaining (-1 unlimited), balance, epoch,
 --     how far the tenant's seq moved, the credits' seq (0: not moved)
 --   | 0 unverified | -2 unknown account | -3 out of range: the account would pass 2^53 - 1
@@ -40,7 +41,7 @@ local events, before = {tenant and due(tenant, at, epoch) or nil}, tenant and re
 local facts = {source = id, metadata = ARGV[2]}
 local accounts
 if verb == VERB_BUDGET then
-  accounts = reset_windows(events, KEYS, raw, 6, 2, amount, now, epoch, organization.organization_id, once and id or '', ARGV[2])
+  accounts = reset_windows(events, KEYS, raw, 6, 2, amount, now, epoch, organization.organization_id, once and id or '', ARGV[2], ARGV[3])
 elseif verb == VERB_CREDITS then events[#events + 1] = credit(organization, now, epoch, amount, facts)
 elseif verb ~= VERB_SWEEP then events[#events + 1] = tenant_grant(tenant, at, epoch, verb, amount, ARGV[3], facts) end
 if #events == 0 then return answer(2) end

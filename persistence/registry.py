@@ -16,6 +16,7 @@ from persistence.billing import (
     payments,
     plans,
     quotas,
+    reratings,
     subscriptions,
 )
 from persistence.entity import Entity
@@ -38,9 +39,9 @@ SUBJECTS: dict[str, Entity] = {
     "subscription-plans": catalogue.SUBSCRIPTION_PLANS,
     "organization-subscriptions": subscriptions.SUBJECT,
     "credit-additions": quota.ADDITION_SUBJECT,
-    "prices": amendments.PRICES,
+    "prices": reratings.PRICES,
     "exchange-rates": catalogue.RATE_SUBJECT,
-    "reratings": amendments.RERATING_SUBJECT,
+    "reratings": reratings.SUBJECT,
     "budgets": quota.BUDGET_SUBJECT,
     "budget-accounts": quota.BUDGET_ACCOUNTS,
     "charges": charges.CHARGE_SUBJECT,

@@ -903,6 +903,8 @@ class PriceColumns(Columns):
     container: Column[Decimal | None]
     cache_hour: Column[Decimal | None]
     cache_audio: Column[Decimal | None]
+    amends_id: Column[int | None]
+    amend_reason: Column[str | None]
 
 class QuarantineColumns(Columns):
     id: Column[int]
@@ -988,12 +990,21 @@ class ReratingColumns(Columns):
     reason: Column[str]
     actor: Column[str]
     created_at: Column[datetime]
+    credits: Column[int]
+
+class ReratingBillColumns(Columns):
+    price_id: Column[int]
+    organization_id: Column[int]
+    created_at: Column[datetime]
 
 class ReratingLeftColumns(Columns):
     price_id: Column[int]
     after_id: Column[int]
     actor: Column[str]
     created_at: Column[datetime]
+    rated_at: Column[datetime | None]
+    looked_at: Column[datetime]
+    of_parts: Column[bool]
 
 class RunColumns(Columns):
     id: Column[int]
@@ -1439,6 +1450,7 @@ recovered_event: Table[RecoveredEventColumns]
 redis_loss: Table[RedisLossColumns]
 refused_batch: Table[RefusedBatchColumns]
 rerating: Table[ReratingColumns]
+rerating_bill: Table[ReratingBillColumns]
 rerating_left: Table[ReratingLeftColumns]
 run: Table[RunColumns]
 service: Table[ServiceColumns]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from gateway.calls.rating import ModelPart, cost_of
@@ -56,15 +57,34 @@ class Rating(NamedTuple):
 
 
 class PricesThen:
-    """Prices the uses of one currency again, by all prices that were ever set."""
+    """Prices the uses of one currency again, by all prices that were ever set.
 
-    __slots__ = ("_book", "_by_id", "_currency", "_named")
+    `amends` has the ids of prices that stand in the place of another one, which was never in force then.
+    """
 
-    def __init__(self, prices: Iterable[ModelPrice], currency: str) -> None:
+    __slots__ = ("_amends", "_book", "_by_id", "_currency", "_named")
+
+    def __init__(
+        self, prices: Iterable[ModelPrice], currency: str, amends: Mapping[int, int] = MappingProxyType({})
+    ) -> None:
         self._by_id = {one.vector.price_id: one for one in prices}
-        self._currency = currency
-        self._book = [one for one in self._by_id.values() if one.vector.currency == currency]
+        self._currency, self._amends = currency, amends
+        replaced = set(amends.values())
+        self._book = [
+            one
+            for price_id, one in self._by_id.items()
+            if one.vector.currency == currency and price_id not in replaced
+        ]
         self._named: dict[str, list[ModelPrice]] = {}
+
+    def _amended_by(self, price_id: int) -> list[int]:
+        """Return the ids of the prices in whose place this one stands, the latest first."""
+        amended = list[int]()
+        at = self._amends.get(price_id)
+        while at is not None:
+            amended.append(at)
+            at = self._amends.get(at)
+        return amended
 
     def rate_again(self, use: JournalUse, ours: int) -> Rating | None:
         """Return the new cost of a use after the price with the id `ours` was added.
@@ -104,6 +124,9 @@ class PricesThen:
         """
         if was is None:
             return None, None
+        amended = self._amended_by(about.vector.price_id)
+        if was.vector.price_id in amended:
+            return about, self._by_id[amended[0]]
         name = was.model
         if was.is_prefix:
             name = next((one for one in map(folded, names) if one.startswith(was.model)), "")

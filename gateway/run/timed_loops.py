@@ -19,7 +19,7 @@ from gateway.core.times import clock_of, ms_of
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.errors import Conflict, CountersUnavailable, Unprocessable
 from gateway.settings.settings import Settings
-from persistence.billing import amendments, charges, payments, subscriptions, top_ups
+from persistence.billing import charges, payments, reratings, subscriptions, top_ups
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Connection
 from persistence.entity import keeper_command
@@ -84,6 +84,15 @@ def billing_loops(
         of = {"organization_id": one.organization_id, "source_id": one.addition_id}
         await store.write(keeper_command("invoices", "top-up", None, source="credit_addition", **of))
 
+    async def rate_again(price_id: int) -> None:
+        command = keeper_command("prices", "rate", price_id)
+        await store.run(lambda connection: reratings.rate(store.change(connection, command)))
+
+    async def correct_invoices(one: tuple[int, int]) -> None:
+        price_id, organization_id = one
+        of = {"price_id": price_id, "organization_id": organization_id}
+        await store.write(keeper_command("invoices", "correct", None, **of))
+
     not_now = (Conflict, Unprocessable)
 
     loops = (
@@ -115,8 +124,12 @@ def billing_loops(
         )),
         Loop("rating", 5.0, (
             each(
-                sql(lambda connection, _, count: amendments.open_reratings(connection, count)),
-                write("prices", "rate"), count=PRICES_A_PASS,
+                sql(lambda connection, _, count: reratings.open_reratings(connection, count)),
+                rate_again, count=PRICES_A_PASS,
+            ),
+            each(
+                sql(lambda connection, _, count: reratings.open_bills(connection, count)),
+                correct_invoices, count=page, leaves=not_now, name="price {0[0]}, organization {0[1]}".format,
             ),
         ), again=True),
         Loop("top-ups", 1.0, (

@@ -7,40 +7,30 @@ charges are kept, and the next invoice refunds or bills the difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, case, insert, select, text
 
-from gateway.calls.journal import JournalUse, PricesThen, Rating
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.holds import correction_id
-from gateway.core.accounts.outbox import OTHER_MODELS, read_other_models
 from gateway.core.billing.money import IN_MONEY, MICRO, NANO, PriceTier, pack_tiers, spend_micro
-from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
-from gateway.core.billing.price_book import charged, read_price
 from gateway.core.billing.proration import CARRY
-from gateway.core.billing.vector import SAME, Factor
-from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, factor_of, is_in_money
+from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, is_in_money
 from gateway.core.model import INTEGER_MAX, Service
-from gateway.core.times import ms_of, rfc3339
+from gateway.core.times import rfc3339
 from gateway.errors import Conflict, Unprocessable
-from persistence import entity
 from persistence.billing import charges, credit_balances
 from persistence.billing.events import service_of
 from persistence.billing.plans import carried, in_cycle
 from persistence.entity import Entity, EntityWrite, write_of
 from persistence.keeper.retention import SINCE_BEGAN, times_of
 from persistence.ledger import listeners, rollup, statements
-from persistence.ledger.rows import stored_text
-from persistence.resources import catalogue
 from persistence.resources.app_users import acting
-from persistence.tables import amendment, credit_addition, money, price, rerating, rerating_left
+from persistence.tables import amendment, credit_addition, money
 
 # A call that is amended: its charges, and the time of its use.
 
@@ -359,231 +349,4 @@ SUBJECT = Entity(
         case((amendment.c.in_money, money(amendment.c.units))).label("amount"),
     ),
     verbs={"create": create},
-)
-
-
-# A price with a start in the past: calls since then at cost, which no invoice has, are rated again.
-#
-# Each re-rated call gets a row with the reason and the actor; the counters and the charges move by the
-# difference. Billed charges are kept. Budgets keep the original cost. Calls beyond one transaction's maximum
-# are rated by the keeper, piece by piece.
-
-# Calls at cost that one transaction rates again.
-PIECE_CALLS_MAX = 10_000
-# Calls at cost since a time, in a currency, on days without billed charges; with the amount they are charged
-# once all pending control writes are stored.
-_OPEN = text(f"""
-SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id, c.service_id, s.key,
-       c.created_at, coalesce(c.model, '') AS model, coalesce(c.response_model, '') AS response_model,
-       c.cost, c.currency, coalesce(c.exchange_rate, '') AS exchange_rate, c.price_id, c.tools,
-       coalesce(c.service_tier, '') AS service_tier, c.content_id, c.project_id, u.units,
-       u.day AS told_on, u.other_models,
-       {", ".join("c." + kind for kind in KINDS_OF_TOKENS)}
-  FROM (SELECT request_id, sum(units)::bigint AS units, (min(at) AT TIME ZONE 'UTC')::date AS day,
-               (array_agg(others ORDER BY at DESC) FILTER (WHERE others IS NOT NULL))[1] AS other_models
-          FROM (SELECT request_id, usage_amount AS units, "timestamp" AS at,
-                       metadata->'{OTHER_MODELS}' AS others FROM feature_usage
-                 WHERE in_money AND "timestamp" >= :since
-                 UNION ALL
-                SELECT (payload->>'corrects')::uuid, -(payload->>'units')::bigint, NULL, NULL
-                  FROM control_write
-                 WHERE verb = 'amend' AND state IN ('pending', 'applied')) AS moved
-         GROUP BY 1 HAVING min(at) IS NOT NULL) AS u
-  JOIN call AS c ON c.request_id = u.request_id AND c.created_at >= :since
-  JOIN service AS s ON s.id = c.service_id
- WHERE c.currency = :currency AND c.cost IS NOT NULL AND NOT c.refused AND c.id > :after
-   AND NOT EXISTS (SELECT FROM amendment AS a WHERE a.request_id = c.request_id)
-   AND (SELECT coalesce(sum(h.quantity) FILTER (WHERE (h.reason = 'void') = (h.quantity < 0)), 0)
-          FROM (SELECT least(u.day, (c.created_at AT TIME ZONE 'UTC')::date) AS supplied_on) AS of
-          JOIN charge AS h ON h.period_start = of.supplied_on::timestamp AT TIME ZONE 'UTC'
-         WHERE h.organization_id = c.organization_id AND h.kind = 'usage' AND h.tenant_id = c.tenant_id
-           AND h.service_id = c.service_id AND h.invoice_id IS NOT NULL
-           AND h.reason NOT IN ('credited', 'credit_void')
-           AND CASE WHEN of.supplied_on = u.day THEN h.source = 'usage_tier'
-                    ELSE h.source = 'usage_told' AND h.source_id IN (
-                        SELECT t.id FROM usage_told AS t
-                         WHERE t.tenant_id = c.tenant_id AND t.day = u.day AND t.service_id = c.service_id
-                           AND t.supplied_on = of.supplied_on AND NOT t.is_back) END) = 0
- ORDER BY c.id LIMIT :piece""")  # noqa: S608  # our own words
-_LEFT = text("SELECT price_id FROM rerating_left ORDER BY price_id LIMIT :count")
-_HOLD = text("SELECT after_id, actor FROM rerating_left WHERE price_id = :price FOR UPDATE")
-_MOVE = text("UPDATE rerating_left SET after_id = :after WHERE price_id = :price")
-_RERATING_DONE = text("DELETE FROM rerating_left WHERE price_id = :price")
-
-_SUMS = f"""
-SELECT {statements.SUMS_OF_CALL} FROM call
- WHERE request_id = ANY(%(ids)s::uuid[]) AND created_at BETWEEN %(first)s AND %(last)s FOR UPDATE"""  # noqa: S608  # our own words
-_RERATE = f"""
-UPDATE call SET cost = n.k, unpriced = n.u, price_id = n.p, rerated = rerated + n.k - cost,
-       exchange_rate = CASE WHEN price_id = n.p THEN exchange_rate END
-  FROM unnest(%(ids)s::uuid[], %(costs)s::bigint[], %(unpriced)s::text[], %(prices)s::bigint[])
-       AS n (r, k, u, p)
- WHERE request_id = n.r AND created_at BETWEEN %(first)s AND %(last)s RETURNING {statements.SUMS_OF_CALL}"""  # noqa: S608  # our own words
-
-
-@dataclass(frozen=True, slots=True)
-class _RepricedCall:
-    """A call, its rating by today's prices, and the money units by which its charge grows."""
-
-    call: Any
-    rating: Rating
-    more: int
-
-
-def create_rerating(change: EntityWrite) -> Row:
-    """Create a price and rate the calls that it applies to again.
-
-    Calls beyond one transaction's maximum are left for `rate`.
-    """
-    row = entity.create(change)
-    if (effective := _effective(row)) < change.now:
-        span = effective, str(row["currency"])
-        without_calls = ("calls", span)
-        known = set() if change.batch is None else change.batch.held
-        if without_calls not in known and not _open(change.connection, span, after=0, piece=1):
-            known.add(without_calls)
-        if without_calls not in known:
-            # Rate the first piece of a price's calls.
-            actor = change.command.actor.scope
-            after = _rate(change, row, 0, actor)
-            if after is not None:
-                left = {"price_id": row["id"], "after_id": after, "actor": actor}
-                change.connection.execute(insert(rerating_left).values(left))
-    return row
-
-
-def rate(change: EntityWrite) -> Row:
-    """Rate the next batch of calls that an earlier re-rating of a price left over."""
-    connection, named = change.connection, {"price": change.row_id}
-    row, left = change.fetch(), connection.execute(_HOLD, named).first()
-    if left is not None:
-        after = _rate(change, row, left.after_id, left.actor)
-        connection.execute(_RERATING_DONE if after is None else _MOVE, named | {"after": after})
-    return row
-
-
-def open_reratings(connection: Connection, count: int) -> Sequence[int]:
-    return connection.execute(_LEFT, {"count": count}).scalars().all()
-
-
-def _rate(change: EntityWrite, row: Row, after: int, actor: str) -> int | None:
-    """Rate, by the price in `row`, the next batch of calls with ids above `after`.
-
-    Return the last id of the batch, or None if no calls are left.
-    """
-    span = (_effective(row), str(row["currency"]))
-    calls = _open(change.connection, span, after=after, piece=PIECE_CALLS_MAX)
-    rated = list(_rated(change.connection, row, calls)) if calls else []
-    if rated:
-        _write(change, row, rated, actor)
-    return calls[-1].id if len(calls) == PIECE_CALLS_MAX else None
-
-
-def _open(connection: Connection, span: tuple[datetime, str], *, after: int, piece: int) -> Sequence[Any]:
-    """Return up to `piece` calls with ids above `after` that may be rated again.
-
-    `span` is the time from which calls are wanted, and their currency.
-    """
-    since, currency = span
-    sought = {"since": since, "currency": currency, "after": after, "piece": piece}
-    return connection.execute(_OPEN, sought).all()
-
-
-def _effective(row: Row) -> datetime:
-    effective = row["effective_from"]
-    assert isinstance(effective, datetime)
-    return effective
-
-
-def _rated(connection: Connection, row: Row, calls: Iterable[Any]) -> Iterator[_RepricedCall]:
-    """Yield those of the calls that the price in `row` applies to, each with its new cost."""
-    every = [read_price(dict(each)) for each in connection.execute(select(price)).mappings()]
-    prices = PricesThen(every, str(row["currency"]))
-    factors: dict[tuple[int, str], Factor] = {}
-    for call in calls:
-        rating = prices.rate_again(_use_of(call), int(str(row["id"])))
-        if rating is None:
-            continue
-        whose = (call.organization_id, call.key)
-        if whose not in factors:
-            service = service_of(connection, *whose)
-            factors[whose] = SAME if service is None else factor_of(service)
-        more = 0 if rating.left_out else _units(call, rating.cost, factors[whose]) - call.units
-        yield _RepricedCall(call, rating, more)
-
-
-def _use_of(call: Any) -> JournalUse:
-    counts = tuple([getattr(call, kind) for kind in KINDS_OF_TOKENS])
-    return JournalUse(
-        call.model, call.response_model, call.currency, call.exchange_rate, call.price_id, call.cost,
-        ms_of(call.created_at), counts, call.tools or {}, call.service_tier,
-        read_other_models(call.other_models),
-    )  # fmt: skip
-
-
-def _units(call: Any, cost: int, factor: Factor) -> int:
-    """Return the billionths of the currency to charge for a call that costs `cost`.
-
-    The markup is the one by which the call was charged first.
-    """
-    if call.cost and charged(call.cost, factor) != call.units:
-        factor = Fraction(call.units, call.cost).as_integer_ratio()
-    return min(charged(cost, factor), INTEGER_MAX)
-
-
-def _write(change: EntityWrite, row: Row, rated: Sequence[_RepricedCall], actor: str) -> None:
-    """Store a row of the re-rating for each call in `rated`.
-
-    A call excluded from the new price keeps its cost, and the row gives the reason.
-    """
-    connection = change.connection
-    reason = f"price {row['id']} of {row['model']} from {rfc3339(_effective(row))}"
-    connection.execute(
-        insert(rerating),
-        [
-            {
-                "price_id": row["id"], "request_id": one.call.request_id, "currency": row["currency"],
-                "organization_id": one.call.organization_id, "tenant_id": one.call.tenant_id,
-                "service_id": one.call.service_id, "cost_before": one.call.cost,
-                "cost_after": one.rating.cost, "charged": one.more, "actor": actor,
-                "reason": f"{reason}: left out, {why}" if (why := one.rating.left_out) else reason,
-            }
-            for one in rated
-        ],
-    )  # fmt: skip
-    tiers = pack_tiers(IN_MONEY).hex()
-    change.intend_all([
-        correcting_write(change, one.call, {
-            "tokens": 0, "units": -one.more, "tiers": tiers, "corrects": one.call.request_id,
-            "reason": reason, "told_on": one.call.told_on.isoformat(),
-        }) for one in rated if one.more
-    ])  # fmt: skip
-    moved = [one for one in rated if not one.rating.left_out]
-    if moved:
-        _tell_rerating(connection, moved)
-
-
-def _tell_rerating(connection: Connection, rated: Sequence[_RepricedCall]) -> None:
-    times = [one.call.created_at for one in rated]
-    values = {
-        "ids": [one.call.request_id for one in rated], "costs": [one.rating.cost for one in rated],
-        "unpriced": [stored_text(one.rating.unpriced) or None for one in rated],
-        "prices": [one.rating.price_id for one in rated], "first": min(times), "last": max(times),
-    }  # fmt: skip
-    before = connection.exec_driver_sql(_SUMS, values).fetchall()
-    after = connection.exec_driver_sql(_RERATE, values).fetchall()
-    columns = rollup.moved_columns(zip(before, after, strict=True))
-    connection.exec_driver_sql(rollup.ROLL_UP_CALLS, columns)
-    was = {listeners.request_in(row): row for row in before}
-    moved = ((was[listeners.request_in(row)], row) for row in after)
-    listeners.tell_changes(connection, "rerated", moved)
-
-
-PRICES = replace(catalogue.PRICE_SUBJECT, verbs={"create": create_rerating, "rate": rate})
-RERATING_SUBJECT = Entity(
-    rerating,
-    source=select(
-        *(each for each in rerating.c if each.name not in {"cost_before", "cost_after", "charged"}),
-        *(money(rerating.c[name]).label(name) for name in ("cost_before", "cost_after", "charged")),
-    ),
 )

@@ -284,6 +284,18 @@ UPDATE charge AS c SET invoice_id = n.invoice_id, line = n.line
  WHERE c.id = n.id AND c.invoice_id IS NULL""")
 
 
+# The day behind the last one whose use an invoice has.
+_USE_BILLED = text("""
+SELECT (max(period_end) AT TIME ZONE 'UTC')::date FROM charge
+ WHERE organization_id = :organization AND kind = 'usage' AND invoice_id IS NOT NULL""")
+
+
+def billed_use_end(connection: Connection, organization_id: int) -> date | None:
+    """Return the day after the last one whose use is on an invoice; None without any."""
+    found: date | None = connection.execute(_USE_BILLED, {"organization": organization_id}).scalar()
+    return found
+
+
 def hold(connection: Connection, organization_id: int) -> None:
     """Lock an organization against other charging and invoicing until the end of the transaction."""
     connection.execute(_LOCK, {"organization": organization_id})

@@ -184,11 +184,13 @@ SELECT 'credits' AS kind, %(credits_line)s::integer AS line, l."timestamp" AS at
        l.balance_after, {_SAYS}
   FROM credit_transaction AS l
  WHERE l.organization_id = %(owner)s AND {_OF_BOX.format(at='"timestamp"')}"""  # noqa: S608  # our own words
-# For use at cost the quantity is money. Older rows get the price of their day, if that day had only one.
+# For use at cost the quantity is money. Older rows get the price of their day, if that day had only one. A
+# movement without a line here, such as a correction that a credit note gave back, has no amount.
 _UNITS = f"""
 SELECT CASE WHEN l.in_money THEN 'money' ELSE 'units' END AS kind, n.line, l.at, l.service_id, l.place,
        l.quantity, l.unit_price,
-       l.quantity * coalesce(l.unit_price, CASE WHEN l.in_money THEN 1 END) AS amount,
+       CASE WHEN n.line IS NOT NULL
+            THEN l.quantity * coalesce(l.unit_price, CASE WHEN l.in_money THEN 1 END) END AS amount,
        NULL::bigint AS balance_after, l.seq, l.request_id, l.tenant_id, l.api_key_id, l.user_id, l.content_id,
        l.project_id, l.feature_version, l.model, l.corrects, l.reason
   FROM (
@@ -301,7 +303,7 @@ def usage_charge_rows(connection: Connection, invoice: Any, placed: NumberedLine
         found += [
             _charge(invoice, line, each, tenants, services.get(each.service_id))
             for each in charges
-            if each.kind != USAGE or invoice.corrects_id is not None
+            if each.kind != USAGE or invoice.corrects_id is not None or invoice.source is not None
         ]
         rest = line.amount - sum((charge.amount for charge in charges), Decimal(0))
         if rest:

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select, update
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.charges import NOTHING, ONE_DAY, left_out
+from gateway.core.billing.charges import NOTHING, ONE_DAY, USAGE, left_out
 from gateway.core.billing.document import CREDIT_NOTE, require_complete
 from gateway.core.billing.payments import PAID
 from gateway.errors import Conflict, Unprocessable
@@ -25,6 +25,7 @@ from persistence.billing import (
     invoice_build,
     invoice_lines,
     payments,
+    reratings,
     top_ups,
 )
 from persistence.billing.accounting_rates import read_rates
@@ -180,6 +181,51 @@ def bill_top_up(change: EntityWrite) -> Row:
     return change.fetch(made)
 
 
+def correct(change: EntityWrite) -> Row:
+    """Refund the amounts that invoices billed too much for calls that an amended price has rated again.
+
+    A final credit note has it. What they billed too little is left to the next invoice, and so is all where no
+    note can become final. Drafts are recomputed.
+    """
+    values, connection = change.command.values, change.connection
+    organization_id = id_in(values, "organization_id")
+    charges.hold(connection, organization_id)
+    change.hold_flushes(change.partition_of(organization_id))
+    here = invoice.c
+    note_id = _give_back_use(change, organization_id)
+    drafts = select(here.id).where(
+        here.organization_id == organization_id, here.status == "draft", here.corrects_id.is_(None)
+    )
+    for draft_id in connection.execute(drafts.order_by(here.id)).scalars().all():
+        change.command = replace(change.command, id=draft_id)
+        recompute(change)
+    reratings.forget_bill(connection, id_in(values, "price_id"), organization_id)
+    return {"id": note_id or 0, "organization_id": organization_id}
+
+
+def _give_back_use(change: EntityWrite, organization_id: int) -> int | None:
+    """Return the id of a final credit note about use of days that invoices have; None if it is not due."""
+    until = charges.billed_use_end(change.connection, organization_id)
+    if until is None:
+        return None
+    asked = {"organization_id": organization_id, "source": USAGE, "period_end": min(until, change.today)}
+    before, note_id = change.command, None
+    try:
+        with change.connection.begin_nested() as trial:
+            change.command = replace(before, values=asked)
+            note = _create_one_off(change)
+            if Decimal(str(note["total_amount"])) < 0:
+                note_id = id_in(note, "id")
+                change.command = replace(before, values=asked, id=note_id)
+                finalize(change)
+            else:
+                trial.rollback()
+    except (Conflict, Unprocessable):
+        note_id = None
+    change.command = before
+    return note_id
+
+
 def void(change: EntityWrite) -> Row:
     """Void a final invoice: its number is kept, and its charges are unbilled again."""
     row = payments.held(change)
@@ -265,6 +311,7 @@ SUBJECT = Entity(
         "refund": payments.refund,
         "uncollectible": payments.give_up,
         "top-up": bill_top_up,
+        "correct": correct,
         "delete": remove,
     },
     refers={"organization_id": organization},

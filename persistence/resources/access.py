@@ -200,7 +200,7 @@ ROWS_WRITTEN_MAX = 1_000
 # Columns that identify a person.
 BY_PEOPLE = ("issuer", "identity", "person")
 _audit_here = audit_log.c
-MADE_OR_CHANGED = frozenset({"create", "change", "rotate"})
+MADE_OR_CHANGED = frozenset({"create", "change", "rotate", "amend"})
 
 
 def record_audit(change: EntityWrite, row: Row) -> None:

@@ -369,7 +369,7 @@ IN_FORCE_MAX = 20_000
 KEPT = timedelta(days=1)
 
 # Advisory lock class 7805: writers of prices, so that no two prices are for the same.
-_LOCK = text("SELECT pg_advisory_xact_lock(7805, 0)")
+LOCK_PRICES = text("SELECT pg_advisory_xact_lock(7805, 0)")
 _COLUMNS = ", ".join(column.name for column in price.c if column.name not in {"id", "created_at"})
 _PUT_IN = text(
     f"INSERT INTO price ({_COLUMNS}) SELECT {_COLUMNS}"  # noqa: S608  # its own columns
@@ -378,6 +378,7 @@ _PUT_IN = text(
 _ANY_BUNDLED = select(price.c.id).where(price.c.source == BUNDLED).limit(1)
 _DEFINE = {"account": PRICES_ACCOUNT, "verb": "define", "payload": {}}
 _prices_here = price.c
+_amending = price.alias("amending")
 
 
 def _folded(name: ColumnElement[str]) -> ColumnElement[str]:
@@ -397,7 +398,7 @@ _same = (
 def check_values(change: EntityWrite) -> None:
     """Raise `Unprocessable` for an empty or duplicate price, or one in an unused currency."""
     connection, values = change.connection, change.command.values
-    connection.execute(_LOCK)
+    connection.execute(LOCK_PRICES)
     errors = [*_empty(values), *_unused(connection, str(values["currency"]))]
     same = select(_prices_here.id).where(
         *(column == value for column, value in zip(_same, _kind(values), strict=True)),
@@ -507,7 +508,8 @@ def _superseded_later_than(at: datetime) -> tuple[Any, Select[Any]]:
     following = func.lead(_prices_here.effective_from).over(
         partition_by=_same, order_by=_prices_here.effective_from
     )
-    each = select(price, following.label("following")).subquery().c
+    is_amended = exists().where(_amending.c.amends_id == _prices_here.id)
+    each = select(price, following.label("following")).where(~is_amended).subquery().c
     columns = [each[column.name] for column in price.c]
     return each, select(*columns).where(or_(each.following.is_(None), each.following > at))
 
@@ -524,7 +526,7 @@ class PriceTable:
         """Store the bundled prices if none are stored yet; return the number of stored rows."""
         document = dumps([{**row, "effective_from": str(row["effective_from"])} for row in rows])
         async with self._engine.begin() as connection:
-            await connection.execute(_LOCK)
+            await connection.execute(LOCK_PRICES)
             if (await connection.execute(_ANY_BUNDLED)).first() is not None:
                 return 0
             await connection.execute(_PUT_IN, {"rows": document})
@@ -540,7 +542,7 @@ RATES_MAX = 2_000
 def check_rate(change: EntityWrite) -> None:
     """Raise `Unprocessable` for a second rate of the same pair and time; `Conflict` beyond `RATES_MAX`."""
     values = change.command.values
-    change.connection.execute(_LOCK)
+    change.connection.execute(LOCK_PRICES)
     base = values.get("base", BASE_CURRENCY)
     if values["currency"] == base:
         raise Unprocessable(errors=(("currency", "must be another one than base"),))
@@ -561,8 +563,11 @@ RATE_SUBJECT = Entity(
     define=define_price,
 )
 
+_amended_by = select(_amending.c.id).where(_amending.c.amends_id == _prices_here.id).scalar_subquery()
+
 PRICE_SUBJECT = Entity(
     price,
+    source=select(price, _amended_by.label("amended_by_id")),
     time="effective_from",
     conditions={
         "model": lambda value: _folded(_prices_here.model) == folded(str(value)),

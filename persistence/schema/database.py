@@ -71,6 +71,10 @@ SELECT 'organization ' || organization_id, 'credits of ' || min(day) FROM credit
 UNION ALL
 SELECT 'organization ' || organization_id, 'the end of a plan' FROM plan_end
  WHERE quantity IS NULL AND supplied_from < %(end)s""",
+    "still rates calls again": """
+SELECT 'price ' || l.price_id, 'from ' || (p.effective_from AT TIME ZONE 'UTC')::date
+  FROM rerating_left AS l JOIN price AS p ON p.id = l.price_id
+ WHERE l.rated_at IS NULL AND p.effective_from < %(end)s""",
     "is a draft of an invoice": """
 SELECT 'invoice ' || id, 'from ' || period_start::text FROM invoice
  WHERE status = 'draft' AND period_start < %(end)s""",

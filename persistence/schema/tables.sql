@@ -548,7 +548,7 @@ CREATE TABLE invoice (
     finalized_at timestamptz,
     voided_at timestamptz,
     -- What alone it bills, as charges name it; null of an invoice over a period.
-    source text CHECK (source IN ('subscription_segment', 'credit_addition')),
+    source text CHECK (source IN ('subscription_segment', 'credit_addition', 'usage')),
     source_id bigint,
     -- Seller, buyer, terms and what it corrects, as they were when it became final; null of older ones.
     document jsonb,
@@ -1085,10 +1085,15 @@ CREATE TABLE price (
     -- A million tokens that the provider keeps for an hour.
     cache_hour numeric CHECK ((cache_hour >= 0) AND (scale(cache_hour) <= 6)),
     -- A million tokens of sound that were read from a cache.
-    cache_audio numeric CHECK ((cache_audio >= 0) AND (scale(cache_audio) <= 6))
+    cache_audio numeric CHECK ((cache_audio >= 0) AND (scale(cache_audio) <= 6)),
+    -- The price in whose place it stands, as if that had never been, and why. A price is amended once.
+    amends_id bigint UNIQUE REFERENCES price(id),
+    amend_reason text,
+    CONSTRAINT price_amend_check CHECK ((amends_id IS NULL) = (amend_reason IS NULL))
 );
 CREATE UNIQUE INDEX price_same_key
-    ON price (lower(model), match, currency, source, lower(COALESCE(provider, '')), effective_from);
+    ON price (lower(model), match, currency, source, lower(COALESCE(provider, '')), effective_from)
+    WHERE amends_id IS NULL;
 CREATE INDEX price_effective_from_idx ON price (effective_from);
 
 -- How much of a currency a unit of the base is, since when: never changed, superseded by a later one.
@@ -1474,6 +1479,8 @@ CREATE TABLE rerating (
     reason text NOT NULL,
     actor text NOT NULL,
     created_at timestamptz DEFAULT now() NOT NULL,
+    -- By how much the credits move that it was charged.
+    credits bigint DEFAULT 0 NOT NULL,
     UNIQUE (price_id, request_id)
 );
 CREATE INDEX rerating_organization_id_idx ON rerating (organization_id, id);
@@ -1557,7 +1564,21 @@ CREATE TABLE rerating_left (
     price_id bigint PRIMARY KEY REFERENCES price(id),
     after_id bigint NOT NULL,
     actor text NOT NULL,
-    created_at timestamptz DEFAULT now() NOT NULL
+    created_at timestamptz DEFAULT now() NOT NULL,
+    -- Of a price that amends another: since when all stored calls are rated, and when calls that came later
+    -- were looked for.
+    rated_at timestamptz,
+    looked_at timestamptz DEFAULT now() NOT NULL,
+    -- Whether the id is of calls with other models in them, which come last.
+    of_parts boolean DEFAULT false NOT NULL
+);
+
+-- Organizations whose charges an amended price has moved: their drafts, and what final invoices have billed, follow.
+CREATE TABLE rerating_bill (
+    price_id bigint NOT NULL REFERENCES price(id),
+    organization_id bigint NOT NULL REFERENCES organization(id),
+    created_at timestamptz DEFAULT now() NOT NULL,
+    PRIMARY KEY (price_id, organization_id)
 );
 
 -- A balance that was seen there, with the movement that brought it; open until its credits are, or will not

@@ -113,6 +113,33 @@ def test_a_late_price_of_an_advisor_is_about_its_tokens_alone() -> None:
     )
 
 
+def amended(use: JournalUse, ours: ModelPrice, amends: dict[int, int], *others: ModelPrice) -> Rating | None:
+    return PricesThen((ours, *others), "USD", amends).rate_again(use, ours.vector.price_id)
+
+
+def test_a_price_that_amends_another_is_about_all_calls_by_that_and_by_what_that_amended() -> None:
+    use = journal(charged(M, Detail(), counts(100, 50), "m"))
+    right, again = price(3, "m", "2"), price(4, "m", "3")
+    assert amended(use, right, {3: 1}, M, ADVISOR) == Rating(int(nano(100, 50, "2")), 3, "")
+    both = {3: 1, 4: 3}
+    assert amended(use, again, both, M, right) == Rating(int(nano(100, 50, "3")), 4, "")
+    by_right = use._replace(price_id=3, cost=int(nano(100, 50, "2")))
+    assert amended(by_right, again, both, M, right) == Rating(int(nano(100, 50, "3")), 4, "")
+    # A later price was in force when the call ended, and the call was admitted before.
+    late = price(5, "m", "7", LATE)
+    assert amended(use, right, {3: 1}, M, late) == Rating(int(nano(100, 50, "2")), 3, "")
+    assert amended(use._replace(price_id=5), right, {3: 1}, M, late) is None
+
+
+def test_an_amended_price_is_in_force_for_no_other() -> None:
+    """Rated by a late price of the advisor, the model costs what its right price says."""
+    use = journal(charged(M, advised(), counts(100, 50), "m", ADVISOR))
+    right, late = price(3, "m", "2"), price(4, "adv", "4", LATE)
+    now = use._replace(price_id=3, cost=int(nano(60, 30, "2") + nano(40, 20, "10")))
+    found = amended(now, late, {3: 1}, M, ADVISOR, right)
+    assert found == Rating(int(nano(60, 30, "2") + nano(40, 20, "4")), 3, "")
+
+
 @pytest.mark.parametrize("why", ["facts of before", "a cost that its caller told"])
 def test_a_call_whose_prices_do_not_make_up_its_cost_is_left_out_and_says_so(why: str) -> None:
     use = journal(charged(M, advised(), counts(100, 50), "m", ADVISOR))

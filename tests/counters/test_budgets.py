@@ -286,6 +286,25 @@ async def test_a_keeper_resets_a_budget_once(world: World, connect: Connect) -> 
     ]
 
 
+async def test_a_keeper_takes_once_what_an_amended_price_counted_too_much(
+    world: World, connect: Connect
+) -> None:
+    world.plan(None)
+    here = budgeted(world, DAILY)
+    world.reserve(budgets=(here,), money=20).settle(money=15)
+    [window] = world.windows(here.name)
+    payload = {"budget_id": DAILY.id, "start_ms": window.start, "taken": {here.name: 12}, "reason": "a price"}
+    write = ControlWrite(new_id(), 1, "organization:1", "amend", payload, organization_id=1)
+    keeper = KeeperCounters(await connect(world.url))
+    for _ in range(2):
+        assert await keeper.apply(write)
+        assert used(world, here) == [(3, 0)]
+    told = [one for one in world.events() if one.kind == EventKind.BUDGET]
+    assert [(one.source, one.money, one.metadata) for one in told] == [
+        (write.id, 12, b'{"reason":"a price"}')
+    ]
+
+
 async def test_a_keeper_resets_all_accounts_of_each(world: World, connect: Connect) -> None:
     world.plan(None)
     accounts = [budgeted(world, EACH, f"user {at}") for at in range(RESET_ACCOUNTS + 3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -190,10 +191,10 @@ def test_two_values_of_one_budget_have_their_own_accounts(world: World) -> None:
 # --- a window begins again --------------------------------------------------------------------
 
 
-def reset(world: World, *names: str, write_id: str) -> Granted:
+def reset(world: World, *names: str, write_id: str, parts: Sequence[tuple[int, int]] = ()) -> Granted:
     call = packing.grant(
         world.run_id, "budget", 1, write_id, tenant_id=0, organization_id=1, metadata=b'{"reason":"r"}',
-        accounts=names,
+        accounts=names, parts=parts,
     )  # fmt: skip
     answer = world.run("grant", call)
     return Granted(*(packing.code_of(answer[at : at + 8]) for at in range(0, len(answer), 8)))
@@ -217,6 +218,37 @@ def test_a_reset_takes_what_was_used_once_and_tells_it(world: World) -> None:
     assert len(world.events()) == count + 2
     held.settle(money=3)
     assert [one.used for one in world.windows(ann.name)] == [3, 10]
+
+
+def test_a_reset_of_a_part_takes_what_was_used_at_most_and_may_add(world: World) -> None:
+    ann, bob, eve = (account(window(1, 100), window(2, 100), value=name) for name in ("ann", "bob", "eve"))
+    for one, used in ((ann, 7), (bob, 9), (eve, 3)):
+        world.reserve(budgets=(one,), money=10).settle(money=used)
+    write_id, count = new_id(), len(world.events())
+    names = ann.name, bob.name, eve.name, f"{NAME}:nobody"
+    parts = [(0, 5), (0, 10), (0, -4), (0, 1)]
+    for code in (1, 2):
+        assert reset(world, *names, write_id=write_id, parts=parts).code == code
+    told = world.events()[count:]
+    assert [(one.source, one.money, one.budgets) for one in told] == [
+        (write_id, 5, (WindowKey(1, 0, "ann"),)),
+        (write_id, 9, (WindowKey(1, 0, "bob"),)),
+        (write_id, -4, (WindowKey(1, 0, "eve"),)),
+    ]
+    left = [[each.used for each in world.windows(one.name)] for one in (ann, bob, eve)]
+    assert left == [[2, 7], [0, 9], [7, 3]]
+
+
+def test_a_part_is_of_the_window_that_began_then(world: World) -> None:
+    now = world.now_ms()
+    here = account(window(1, 100, at=(now - 1_000, now + 100_000, now + 200_000)))
+    world.reserve(budgets=(here,), money=10).settle(money=7)
+    before = len(world.events())
+    assert reset(world, NAME, write_id=new_id(), parts=[(now - 2_000, 5)]).code == 1
+    [told] = world.events()[before:]
+    assert (told.money, told.budgets, world.windows(NAME)[0].used) == (0, (), 7)
+    assert reset(world, NAME, write_id=new_id(), parts=[(now - 1_000, 5)]).code == 1
+    assert world.windows(NAME)[0].used == 2
 
 
 def test_a_reset_of_nothing_is_told_too(world: World) -> None:

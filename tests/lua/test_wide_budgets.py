@@ -51,7 +51,7 @@ class Story:
     def play(self) -> None:
         self.chance.choice([
             self.reserve, self.reserve, self.reserve, self.settle, self.settle, self.release, self.change,
-            self.reset, self.fill, self.correct, self.rebuild,
+            self.reset, self.take, self.fill, self.correct, self.rebuild,
         ])()  # fmt: skip
         first, second, tokens = self.world.windows(NAME) or (None, None, None)
         if first and second and tokens:
@@ -119,6 +119,21 @@ class Story:
             entry = self.world.events()[-1]
             assert (money_moved(entry), entry.raw_tokens, entry.requests) == (self.used, 0, 0)
         self.used = 0
+
+    def take(self) -> None:
+        """A part is taken off, no more than is used, or added, as far as one number counts."""
+        amount = self.chance.choice([self.amount(), -min(self.amount(), max(0, INTEGER_MAX - self.used))])
+        call = packing.grant(
+            self.world.run_id, "budget", 1, new_id(), tenant_id=0,
+            organization_id=self.world.caller.organization_id, accounts=[NAME], parts=[(0, amount)],
+        )  # fmt: skip
+        self.world.run("grant", call)
+        if not self.world.windows(NAME):
+            return
+        taken = min(amount, self.used)
+        if taken:
+            assert money_moved(self.world.events()[-1]) == taken
+        self.used -= taken
 
     def fill(self) -> None:
         """So much was used before: a rebuild says it, and calls of years."""

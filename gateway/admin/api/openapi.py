@@ -156,6 +156,7 @@ BODIES: Mapping[str, Json] = {
         "token_plan_id": 1,
     },
     "SubscriptionPlanPatch": {"monthly_cost": "59.00"},
+    "PriceAmend": {"reason": "typed 100 for 1", "input": "1"},
     "PriceCreate": {
         "model": "gpt-4o",
         "currency": "USD",

@@ -394,6 +394,7 @@ class Rerating(Out):
     cost_before: Exactly
     cost_after: Exactly
     charged: Exactly = Field(description="By how much its charge moves.")
+    credits: int = Field(description="By how much the credits move that it was charged.")
     currency: str
     reason: str
     actor: str = Field(description="Who set the price.")

@@ -62,7 +62,7 @@ from gateway.admin.resources.values import (
 from gateway.admin.resources.values import (
     Rate as CreditRate,
 )
-from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, RowScope, access
+from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, Row, RowScope, access
 from gateway.core.billing.price_book import BASE_CURRENCY, KINDS, MATCHES, SOURCES
 from gateway.core.billing.price_book import OPERATOR as BY_OPERATOR
 from gateway.core.calls.routes import PATHS_MAX, TARGETS_MAX
@@ -568,8 +568,8 @@ class _Priced(In):
     match: Literal["exact", "prefix"] = "exact"
 
 
-class PriceCreate(UnitRates, TokenRates, _Priced):
-    """A new price. It never changes; a later price for the same replaces it."""
+class _Amounts(UnitRates, TokenRates):
+    """All that a price says of amounts."""
 
     request: Rate | None = optional("A call, whatever it uses.")
     tools: Annotated[Rates, Field(max_length=TOOLS_MAX)] | None = optional(
@@ -579,6 +579,17 @@ class PriceCreate(UnitRates, TokenRates, _Priced):
     service_tiers: ServiceTiers | None = optional(
         "By service tier: what tokens and the call cost, times the usual, or prices of each kind of token."
     )
+
+
+class PriceAmend(_Amounts):
+    """The right amounts of a price that was set wrong. Other amounts stay; null takes one away."""
+
+    reason: Text
+
+
+class PriceCreate(_Amounts, _Priced):
+    """A new price. It never changes; a later price for the same replaces it."""
+
     source: Literal["bundled", "operator"] = Field(
         default="operator", description="Prices of the operator precede the bundled list."
     )
@@ -594,6 +605,9 @@ Price = answer_of(
     images=dict[str, str] | None,
     context_tiers=list[dict[str, Any]] | None,
     service_tiers=dict[str, str | dict[str, Any]] | None,
+    amends_id=(Id | None, Field(description="The price in whose place it stands.")),
+    amend_reason=str | None,
+    amended_by_id=(Id | None, Field(description="The price that stands in its place.")),
 )
 
 
@@ -676,6 +690,12 @@ ExchangeRate = answer_of(
     ExchangeRateCreate, "What a unit of a currency is in another since a time. Never changed."
 )
 
+
+def _is_amendable(row: Row) -> bool:
+    """Return whether a price is the operator's own, and no other one stands in its place."""
+    return row["source"] == BY_OPERATOR and row["amended_by_id"] is None
+
+
 QUOTE = Question("quote", "Say what a call would cost", QuoteQuery, Quote)
 PRICE_RESOURCES = (
     Resource(
@@ -687,11 +707,19 @@ PRICE_RESOURCES = (
         create=PriceCreate,
         filters=filters("model:text provider:text currency:text source match", match=MATCHES, source=SOURCES),
         questions=(QUOTE,),
+        actions=(
+            Action(
+                "amend",
+                "Set it right as if it had always been so; its calls are rated again",
+                PriceAmend,
+                offered=_is_amendable,
+            ),
+        ),
         declared=ConfigDeclaration(
             by=("provider", "match", "currency", "source", "model"),
             folded=True,
             after=("organizations",),
-            is_kept=lambda row: row["source"] == BY_OPERATOR,
+            is_kept=_is_amendable,
             since="effective_from",
         ),
     ),

@@ -334,11 +334,11 @@ def _take_over(api: AdminClient, found: Sequence[PriceChange]) -> None:
     """Create all prices in one transaction, so that gateways read the price book once."""
     from gateway.cli.admin.configuration import TIMEOUT_S, WHERE  # noqa: PLC0415  # only asked here
     from gateway.core.billing.price_book import BUNDLED  # noqa: PLC0415  # as above
-    from gateway.core.billing.price_changes import SAID  # noqa: PLC0415  # as above
+    from gateway.core.billing.price_changes import AMOUNTS  # noqa: PLC0415  # as above
 
     prices = [
         {
-            **{name: change.row[name] for name in SAID if change.row.get(name) is not None},
+            **{name: change.row[name] for name in AMOUNTS if change.row.get(name) is not None},
             **{name: change.row[name] for name in NAMING},
             "source": BUNDLED, "effective_from": rfc3339(change.at),
         }

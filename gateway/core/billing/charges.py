@@ -30,7 +30,7 @@ REASONS = ("fact", "returned", "void", "reissued", "credited", "credit_void")
 ONE_DAY = timedelta(days=1)
 # A kind, its source and the id of its row, a tenant, a service, a start and an end.
 Supply = tuple[str, str, int | None, int | None, int | None, datetime, datetime]
-# A source and the id of its row; None means all rows.
+# A source, or a kind of charge, and the id of its row; None means all rows.
 Wanted = tuple[str, int | None]
 
 
@@ -149,10 +149,14 @@ def gathered(
     They are the charges due by then, and refunds of later supply that was billed ahead. For days that
     were taken from a segment they include new debts whose refund is billed. A fee in advance is refunded
     together with the fee that replaces it: never earlier, and never in an invoice for one segment. `only`
-    selects the charges of one source, or of one row of it.
+    selects the charges of one source or kind, or of one row of the source.
     """
     if only is not None:
-        charges = [each for each in charges if each.source == only[0] and only[1] in (None, each.source_id)]
+        charges = [
+            charge
+            for charge in charges
+            if only[0] in {charge.source, charge.kind} and only[1] in {None, charge.source_id}
+        ]
     ends, alone = midnight(until), only is not None and only[1] is not None
     replaced = [_replacement(charge, segments) is not None for charge in charges]
     waits = [

@@ -19,7 +19,8 @@ Name = tuple[str, str, str, str]  # provider, model, match, currency
 Timeline = dict[datetime, Row]
 
 A_MOMENT = timedelta(seconds=1)
-SAID = (*KINDS, "request", "tools", "images", *UNITS, "context_tiers", "service_tiers")
+# What a price says of amounts.
+AMOUNTS = (*KINDS, "request", "tools", "images", *UNITS, "context_tiers", "service_tiers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,8 @@ class PriceChange:
     def says(self) -> dict[str, tuple[object, object]]:
         """The changed fields, with their values before and after."""
         before, after = self.before or {}, {} if self.kind == "gone" else self.row
-        was, becomes = _said(before), _said(after)
-        names = [name for name in SAID if was.get(name) != becomes.get(name)]
+        was, becomes = amounts_in(before), amounts_in(after)
+        names = [name for name in AMOUNTS if was.get(name) != becomes.get(name)]
         return {name: (before.get(name), after.get(name)) for name in names}
 
 
@@ -64,10 +65,10 @@ def _catch_up(wanted: Timeline, kept: Timeline, at: datetime) -> Iterator[PriceC
         row, since = _in_force(wanted, moment), moment
         if row is None:
             continue
-        while since in there and _said(there[since]) != _said(row):
+        while since in there and amounts_in(there[since]) != amounts_in(row):
             since += A_MOMENT
         before = _in_force(there, since)
-        if before is None or _said(before) != _said(row):
+        if before is None or amounts_in(before) != amounts_in(row):
             there[since] = row
             yield PriceChange(kind, row, since, before)
 
@@ -85,9 +86,9 @@ def _in_force(timeline: Timeline, at: datetime) -> Row | None:
     return None if since is None else timeline[since]
 
 
-def _said(row: Row) -> dict[str, object]:
+def amounts_in(row: Row) -> dict[str, object]:
     """Return the set fields of a price row in a normal form, in which equal prices compare equal."""
-    return {name: _exact(row[name]) for name in SAID if row.get(name) not in (None, {}, [])}
+    return {name: _exact(row[name]) for name in AMOUNTS if row.get(name) not in (None, {}, [])}
 
 
 def _exact(value: object) -> object:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from operator import attrgetter
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
@@ -108,6 +108,8 @@ class ControlClient(Client):
             return True
         if write.verb == "budget":
             return await self.reset_budget(write)
+        if "taken" in write.payload:
+            return await self.take_from_budget(write)
         if write.verb in CHARGES:
             return await CHARGES[write.verb](self, write)
         code = await self.grant(
@@ -157,6 +159,21 @@ class ControlClient(Client):
                 raise CountersUnavailable
         return code in {APPLIED, APPLIED_BEFORE}
 
+    async def take_from_budget(self, write: ControlWrite) -> bool:
+        """Subtract from a budget's window the cost that an amended price has taken off, in some accounts.
+
+        A window that is over stays as it is.
+        """
+        payload: Any = write.payload
+        code = await self.grant(
+            "budget", 0, write.organization_id, amount=payload["budget_id"], write_id=write.id,
+            metadata=_metadata(write), accounts=list(payload["taken"]),
+            parts=[(payload["start_ms"], amount) for amount in payload["taken"].values()],
+        )  # fmt: skip
+        if code == UNVERIFIED:
+            raise CountersUnavailable
+        return code in {APPLIED, APPLIED_BEFORE}
+
     async def sweep(self, tenant_id: int, organization_id: int) -> bool:
         """Reset a tenant's quota if its period is over; return whether it was reset."""
         return await self.grant("sweep", tenant_id, organization_id) == APPLIED
@@ -164,14 +181,14 @@ class ControlClient(Client):
     async def grant(
         self, verb: str, tenant_id: int, organization_id: int, *,
         amount: int = 0, write_id: str = NO_ID, metadata: bytes = b"", terms: PlanTerms | None = None,
-        accounts: Sequence[str] = (),
+        accounts: Sequence[str] = (), parts: Sequence[tuple[int, int]] = (),
     ) -> int:  # fmt: skip
         """Run the script `grant`; add its answer's movements to `moved`, and return the answer's code."""
         partition = keys.partition_of(organization_id)
         call = packing.grant(
             self.run_id_of(partition), verb, amount, write_id,
             tenant_id=tenant_id, organization_id=organization_id, metadata=metadata, terms=terms,
-            accounts=accounts,
+            accounts=accounts, parts=parts,
         )  # fmt: skip
         answer = await self.run("grant", call)
         self.moved += acknowledged(Caller(organization_id, tenant_id, 0, partition), answer)

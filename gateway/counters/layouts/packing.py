@@ -110,6 +110,8 @@ LEASED = Layout("LEASED", "f64 code now tokens credits strict cuts capped charge
 NO_LEASE = Layout("NO_LEASE", "f64 code now")
 
 GRANT = Layout("GRANT", "s40 run_id, u8 verb, f64 amount, s36 id")
+# The window of a budget account, and the money that an amended price takes from it.
+AMENDED = Layout("AMENDED", "f64 start amount")
 GRANTED = Layout("GRANTED", "f64 code now seq remaining balance epoch moved credit_seq")
 
 LOAD = Layout("LOAD", "s40 run_id, u8 verb kind, f64 version, u8 create")
@@ -147,7 +149,7 @@ RECORDS = {
 }  # fmt: skip
 LAYOUTS = (
     *states.LAYOUTS, *states.WINDOW_LAYOUTS, ENTRY, PRICED, CARRIED, BUDGETED, DEFINED_WINDOW, TIER, CODE,
-    MARKER, NEED, BUDGETS, PAID,
+    MARKER, NEED, BUDGETS, PAID, AMENDED,
     RESERVE, ADMITTED, REFUSED, KEPT, SETTLEMENT, SETTLED, GONE, ACKNOWLEDGED, EXTEND, EXTENDED,
     LEASE, LEASED, NO_LEASE, GRANT, GRANTED,
     LOAD, PLAN, DEFINE_KEY, DEFINE_USER, DEFINE_TENANT, DEFINE_ORGANIZATION, PARK, PARKED, STREAM_ID,
@@ -426,12 +428,13 @@ def _number(term: Term, value: str | int | None) -> int:
 def grant(
     run_id: bytes, verb: str, amount: int, write_id: str, *,
     tenant_id: int, organization_id: int, metadata: bytes = b"", terms: PlanTerms | None = None,
-    accounts: Sequence[str] = (),
+    accounts: Sequence[str] = (), parts: Sequence[tuple[int, int]] = (),
 ) -> Call:  # fmt: skip
     """Return keys and arguments of `grant`.
 
     `amount` is signed for adjust and credits. For a plan it is the time (ms) since which it is in force, and
-    for a reset of budget `accounts` the budget's id.
+    for a reset of budget `accounts` the budget's id. With `parts` only these amounts are taken from each
+    account, from the window with this start (Unix ms).
     """
     assert abs(amount) <= INTEGER_MAX
     p = keys.partition_of(organization_id)
@@ -445,7 +448,7 @@ def grant(
     ), (
         GRANT.pack(run_id, VERBS[verb], amount, write_id.encode()),
         metadata,
-        PLAN.pack(*plan(terms).values()) if terms else b"",
+        PLAN.pack(*plan(terms).values()) if terms else b"".join(AMENDED.pack(*part) for part in parts),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from gateway.admin.http import requests
-from gateway.admin.resources.catalogue import PriceCreate
+from gateway.admin.resources.catalogue import PriceAmend, PriceCreate
 from gateway.core.accounts.outbox import CallFacts, EventKind, EventNote, write_facts
 from gateway.core.billing import events
 from gateway.core.billing.money import IN_MONEY, PriceTier, read_tiers
@@ -32,7 +32,7 @@ MARKUP, MODEL = Fraction("1.25"), "dated"
 
 @dataclass
 class Call:
-    """A call as it was charged: each part of its units with the price of one."""
+    """A call as it was charged: each part of its units with the price of one; at cost, since when its price is."""
 
     request: str
     used_at: datetime
@@ -40,6 +40,7 @@ class Call:
     amount: int
     counts: tuple[int, int] = (0, 0)
     parts: list[tuple[int, Fraction]] = field(default_factory=list)
+    since: datetime | None = None
 
     @property
     def day(self) -> date:
@@ -83,6 +84,7 @@ class Called(WholeHistory):
         kinds = ("tokens", "units", "credits", "amount", "changed")
         self.made: dict[str, list[Call]] = {kind: [] for kind in kinds}
         self.prices: list[tuple[datetime, int]] = []
+        self.price_ids: dict[datetime, int] = {}
         self.papers: dict[int, Paper] = {}
         # By the day that it was told on, and the day it was used on.
         self.at_cost: dict[tuple[date, date], int] = {}
@@ -121,16 +123,14 @@ class Called(WholeHistory):
         self, request: str, counts: tuple[int, int], at: datetime, told: CallFacts | None = None
     ) -> None:
         units = self._charged(counts, at)
-        [(price_id,)] = self.april.rows("SELECT id FROM price WHERE model = %s AND effective_from <= %s"
-            " ORDER BY effective_from DESC LIMIT 1", [MODEL, at],
-        )  # fmt: skip
+        since, _ = self._rate(at)
         facts = told or CallFacts(
             model=MODEL, counts=(counts[0], 0, 0, 0, counts[1], 0, 0, 0, 0, 0), total=sum(counts), status=200,
-            cost=self._price_of(counts, at), currency="USD", price_id=int(str(price_id)),
+            cost=self._price_of(counts, at), currency="USD", price_id=self.price_ids[since],
         )  # fmt: skip
         note = EventNote.LATE if told else 0
         self._use(units, IN_MONEY, self.ids["at-cost"], request, write_facts(facts), note=int(note))
-        self.made["amount"].append(Call(request, at, self.today, units, counts))
+        self.made["amount"].append(Call(request, at, self.today, units, counts, since=since))
         self._costs(units, at.date())
         await self._flush()
 
@@ -181,7 +181,8 @@ class Called(WholeHistory):
             "model": MODEL, "currency": "USD", "input": per_million[0], "output": per_million[1],
             "effective_from": at.isoformat(),
         }  # fmt: skip
-        await self.april.do("prices", "create", **requests.check_body(PriceCreate, asked))
+        made = await self.april.do("prices", "create", **requests.check_body(PriceCreate, asked))
+        self.price_ids[at] = int(made["id"])
         billed = {told for paper in self.papers.values() if not paper.is_void for told in paper.at_cost}
         self.prices.append((at, rate))
         moved: dict[str, int] = {}
@@ -192,7 +193,32 @@ class Called(WholeHistory):
                 if units != call.amount:
                     moved[call.request] = units - call.amount
                     self._costs(units - call.amount, call.day)
-                call.amount = units
+                call.amount, call.since = units, at
+        await self._moved_by(moved)
+
+    async def _right(self, how: tuple[int, int]) -> None:
+        """Set a price right as if it had always been so: its calls follow, those that invoices have too."""
+        number, rate = how
+        at, was = self.prices[number % len(self.prices)]
+        if rate == was:
+            return
+        per_million = [f"{Decimal(nano).scaleb(-9):f}" for nano in (rate, 3 * rate)]
+        asked = {"input": per_million[0], "output": per_million[1], "reason": "typed wrong"}
+        made = await self.april.do(
+            "prices", "amend", self.price_ids[at], **requests.check_body(PriceAmend, asked)
+        )
+        self.price_ids[at] = int(made["id"])
+        self.prices[number % len(self.prices)] = at, rate
+        moved: dict[str, int] = {}
+        for call in self.made["amount"]:
+            if call.since == at and (more := self._charged(call.counts, at) - call.amount):
+                moved[call.request] = more
+                self._costs(more, call.day)
+                call.amount += more
+        await self._moved_by(moved)
+
+    async def _moved_by(self, moved: dict[str, int]) -> None:
+        """The counters are told of just these differences, by call."""
         writes = {str(payload["corrects"]): (request, payload) for request, payload in self._writes("amend")}
         assert {request: -payload["units"] for request, (_, payload) in writes.items()} == moved
         for request, payload in writes.values():

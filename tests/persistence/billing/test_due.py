@@ -22,7 +22,7 @@ from gateway.core.billing.price_book import KINDS
 from gateway.errors import Conflict, LedgerUnavailable, Unprocessable
 from gateway.run.timed_loops import billing_loops
 from persistence.billing import charges
-from persistence.billing.amendments import PIECE_CALLS_MAX
+from persistence.billing.reratings import PIECE_CALLS_MAX
 from persistence.store import Store
 from tests.connections import connected
 from tests.persistence.april import April, april, at, invoiced, plan, set_up, use
@@ -337,7 +337,7 @@ async def test_wrong_fields(april: April, fields: dict[str, object], named: list
 # A price that is about more calls than one transaction rates again: all are, each once.
 
 
-CALLS = PIECE_CALLS_MAX + 3_007
+CALLS = PIECE_CALLS_MAX * 3 // 2 + 3_007
 TOKENS, MARKUP = 1_000, 2
 # Calls at cost of one model, and those of another one that the price is not about.
 FILL = """

@@ -44,6 +44,7 @@ STEPS = st.one_of(
     st.tuples(st.just("cost_call"), st.tuples(st.integers(0, 900_000), st.integers(0, 90_000))),
     st.tuples(st.just("cost_event"), st.tuples(st.integers(0, 300), st.integers(0, 900_000))),
     st.tuples(st.just("price"), st.tuples(st.integers(-20, 200), st.integers(0, 10**10))),
+    st.tuples(st.just("right"), st.tuples(st.integers(0, 9), st.integers(0, 10**10))),
     st.tuples(st.just("unit_call"), st.integers(1, 3_000)),
     st.tuples(st.just("credit_call"), st.integers(1, 900)),
     st.tuples(st.just("credit_call"), st.integers(1, 900)),
@@ -66,6 +67,13 @@ MET: list[tuple[str, Any]] = [
     ("credit_call", 300), ("wait", 3), ("invoice", 0), ("pay", (1, 1)), ("void", 0),
     ("unit_call", 2_500), ("change_call", ("units", 0, 70, "IN")),
     ("top_up", ("prepaid", 500, 9_000)), ("pay", (1, 3)), ("note", 1),
+]  # fmt: skip
+# Prices are set right: of calls that no invoice has, that one has, and that a late price has rated before.
+RIGHT: list[tuple[str, Any]] = [
+    ("cost_call", (900_000, 10_000)), ("cost_event", (3, 500_000)), ("right", (0, 10**9)), ("wait", 2),
+    ("invoice", 0), ("right", (0, 3 * 10**9)), ("wait", 31), ("invoice", 0), ("cost_call", (1_000, 7)),
+    ("price", (40, 5 * 10**9)), ("right", (1, 2 * 10**9)), ("right", (0, 0)), ("wait", 40), ("invoice", 0),
+    ("note", 1),
 ]  # fmt: skip
 # Two invoices are unpaid. One blocks and is given back, so the other does, and goes on once it is given up.
 PASSED_ON: list[tuple[str, Any]] = [
@@ -558,7 +566,7 @@ class EveryHistory(Called):
 
 
 MET_ONCE = {
-    "met": MET, "passed on": PASSED_ON, "ordered again": ORDERED_AGAIN, "netted": NETTED, "carried": CARRIED,
+    "met": MET, "right": RIGHT, "passed on": PASSED_ON, "ordered again": ORDERED_AGAIN, "netted": NETTED, "carried": CARRIED,
     "told back": TOLD_BACK, "told": TOLD, "forth and back": FORTH_AND_BACK, "billed behind": BILLED_BEHIND,
     "debt": DEBT, "beyond the balance": BEYOND, "agreed": AGREED,
 }  # fmt: skip

@@ -1,0 +1,94 @@
+"""Budgets of money after calls were rated again: a window that still runs counts what its calls cost now.
+
+A call counts in a window if it came in it, since the budget was made and since its use was reset last.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfoNotFoundError
+
+from sqlalchemy import bindparam, select, text
+
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.budgets import MONEY, Budget, CallAttributes, account_of, read_budget, window_of
+from gateway.core.model import INTEGER_MAX
+from gateway.core.text import batched
+from gateway.core.times import ms_of
+from persistence.entity import EntityWrite, write_of
+from persistence.tables import budget
+
+# Accounts of a budget that one control write moves: one script does, so that it is done once or not at all.
+BUDGET_ACCOUNTS_A_WRITE = 250
+# When the use of budgets was reset last.
+_RESETS = text("""
+SELECT (payload->>'budget_id')::bigint AS budget_id, max(coalesce(applied_at, now())) AS at
+  FROM control_write WHERE verb = 'budget' AND state <> 'refused' AND account = ANY(:accounts)
+ GROUP BY 1""")
+
+
+def budget_writes(change: EntityWrite, rated: Iterable[tuple[Any, int]], reason: str) -> Iterator[Row]:
+    """Yield control writes that take from budgets what calls were counted too much.
+
+    `rated` are rows of calls with what they cost before, and what they cost now.
+    """
+    calls = defaultdict[int, list[tuple[Any, int]]](list)
+    for call, cost in rated:
+        if call.cost != cost:
+            calls[call.organization_id].append((call, cost))
+    for budget_id, begun, since, of in _running(change, list(calls)):
+        taken = defaultdict[str, int](int)
+        for call, cost in calls[of.organization_id]:
+            asked = _attributes(call)
+            if ms_of(call.created_at) >= since and of.budget.matches(asked):
+                name = account_of(of.organization_id, of.budget, of.budget.value_of(asked))
+                taken[name] += call.cost - cost
+        amounts = [
+            (name, max(-INTEGER_MAX, min(amount, INTEGER_MAX)))
+            for name, amount in sorted(taken.items())
+            if amount
+        ]
+        for some in batched(amounts, BUDGET_ACCOUNTS_A_WRITE):
+            payload = {
+                "tenant_id": 0, "service_id": 0, "tokens": 0, "units": 0, "tiers": "", "attribution": "",
+                "reason": reason, "budget_id": budget_id, "start_ms": begun, "taken": dict(some),
+            }  # fmt: skip
+            account, partition = f"organization:{of.organization_id}", change.partition_of(of.organization_id)
+            yield write_of(partition, account, "amend", payload)
+
+
+class _OwnedBudget(NamedTuple):
+    organization_id: int
+    budget: Budget
+
+
+def _running(
+    change: EntityWrite, organization_ids: Sequence[int]
+) -> Iterator[tuple[int, int, int, _OwnedBudget]]:
+    """Yield budgets of money: the id, the start of the window that runs, and since when calls count in it."""
+    here = budget.c
+    query = select(budget).where(
+        here.organization_id.in_(bindparam("owners", expanding=True)), here.unit == MONEY,
+        here.deleted_at.is_(None), here.tool.is_(None), here.server.is_(None),
+    )  # fmt: skip
+    rows = change.connection.execute(query, {"owners": list(organization_ids)}).mappings().all()
+    accounts = [f"organization:{owner}" for owner in organization_ids]
+    found_resets = change.connection.execute(_RESETS, {"accounts": accounts}) if rows else ()
+    resets = {reset.budget_id: ms_of(reset.at) for reset in found_resets}
+    for row in rows:
+        of = read_budget(dict(row))
+        try:
+            start, _ = window_of(of, ms_of(change.now))
+        except (ZoneInfoNotFoundError, ValueError):  # its window is not known here
+            continue
+        since = max(start, of.created_ms, resets.get(of.id, 0))
+        yield of.id, start, since, _OwnedBudget(row["organization_id"], of)
+
+
+def _attributes(call: Any) -> CallAttributes:
+    return CallAttributes(
+        call.tenant_id, call.api_key_id, call.service_id, call.user, call.project_id, (call.model,),
+        call.session,
+    )  # fmt: skip

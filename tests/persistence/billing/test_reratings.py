@@ -1,0 +1,426 @@
+"""A price that was set wrong is amended: its calls cost what they would have, each once, and what follows from that.
+
+Amounts are worked out by hand: a million tokens cost 100.00 by mistake, and 1.00 by right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from gateway.admin.http import requests
+from gateway.admin.resources.catalogue import PriceAmend, PriceCreate
+from gateway.core.accounts.outbox import CallFacts, EventKind, write_facts
+from gateway.core.billing.money import IN_MONEY, NANO
+from gateway.errors import Conflict
+from persistence.schema.database import why_unbilled
+from tests.persistence.april import April, april, at, invoiced, plan, service
+from tests.persistence.billing.test_due import customer, total
+from tests.persistence.billing.test_usage_file import adds_up, read
+from tests.persistence.billing.whole_histories import told_of
+from tests.persistence.scenario import Account, broken, rows_of
+
+__all__ = ["april"]
+
+MILLION = 1_000_000
+CALLS = "SELECT cost::bigint, price_id, rerated FROM call ORDER BY id"
+ROLLED_UP = "SELECT sum(cost)::bigint FROM usage_rollup WHERE span = 'day'"
+MARKUP = 2
+
+
+async def price(april: April, day: int = 1, *, model: str = "dated", **amounts: str) -> int:
+    asked: dict[str, object] = {
+        "model": model,
+        "currency": "USD",
+        "effective_from": at(4, day).isoformat(),
+        **amounts,
+    }
+    sent: Any = requests.check_body(PriceCreate, asked)
+    return int((await april.do("prices", "create", **sent))["id"])
+
+
+async def amend(april: April, price_id: int, **amounts: str | None) -> dict[str, Any]:
+    asked: Any = requests.check_body(PriceAmend, {"reason": "typed wrong", **amounts})
+    return await april.do("prices", "amend", price_id, **asked)
+
+
+def call(april: April, price_id: int, cost: int, **more: Any) -> str:
+    """A call of a million tokens, which cost so many nano-units by a price, in a plan unless `units` are said."""
+    used = {"model": "dated", "counts": (MILLION, *[0] * 9), "total": MILLION, "currency": "USD"}
+    facts = CallFacts(**used | {"status": 200, "cost": cost, "price_id": price_id} | more.pop("facts", {}))
+    request_id = str(uuid4())
+    april.account.consume(
+        more.pop("tokens", MILLION), request_id=request_id, metadata=write_facts(facts), **more
+    )
+    april.flush()
+    return request_id
+
+
+async def in_plan(april: April) -> dict[str, int]:
+    await april.on(at(4, 1))
+    return await customer(april, await plan(april, "Starter", "29.00", 50 * MILLION), date(2026, 4, 1), None)
+
+
+async def at_cost(april: April, ids: Mapping[str, int]) -> None:
+    made = await service(april, "at-cost", "Pay-Per-Use", pricing={"at_cost": {"markup": str(MARKUP)}})
+    april.account = Account(ids["organization"], ids["tenant"], None, service_id=made)
+    april.account.tiers = IN_MONEY
+
+
+def cost_call(april: April, price_id: int, cost: int) -> str:
+    return call(april, price_id, cost, tokens=None, units=MARKUP * cost, facts={"units": 1})
+
+
+def settled(april: April) -> None:
+    """Have the counters move what corrections say, and the ledger know it."""
+    found: Any = rows_of(
+        april.url,
+        "UPDATE control_write SET state = 'applied' WHERE state = 'pending' AND verb = 'amend'"
+        " AND payload ? 'corrects' RETURNING id::text, payload",
+    )
+    for write_id, payload in sorted(found):
+        april.account.consume(
+            None,
+            units=-payload["units"],
+            request_id=write_id,
+            kind=EventKind.ADJUST,
+            metadata=told_of(payload),
+        )
+    april.flush()
+
+
+async def looked_at(april: April) -> None:
+    """Have the keeper look again at prices that are done but for calls that come late."""
+    rows_of(april.url, "UPDATE rerating_left SET looked_at = 'epoch' RETURNING 1")
+    rating = april.loop("rating")
+    while await rating.turn():
+        pass
+
+
+async def test_an_amended_price_sets_the_cost_of_calls_in_a_plan_right(april: April) -> None:
+    await in_plan(april)
+    wrong, other = await price(april, input="100"), await price(april, model="other", input="7")
+    await april.on(at(4, 10))
+    for _ in range(3):
+        call(april, wrong, 100 * NANO)
+    call(april, other, 7 * NANO, facts={"model": "other"})
+    made = await amend(april, wrong, input="1")
+    assert (made["amends_id"], made["input"], made["effective_from"]) == (wrong, Decimal(1), at(4, 1))
+    again = (NANO, made["id"], -99 * NANO)
+    assert rows_of(april.url, CALLS) == [again, again, again, (7 * NANO, other, 0)]
+    assert rows_of(april.url, ROLLED_UP) == [(10 * NANO,)]
+    told = "SELECT cost_before, cost_after, charged, credits, reason, actor FROM rerating"
+    reason = f"price {made['id']} of dated amends price {wrong}"
+    assert rows_of(april.url, told) == [(100 * NANO, NANO, 0, 0, reason, "builtin:admin")] * 3
+    # Nothing is owed by calls in a plan, and their tokens stay.
+    assert rows_of(april.url, "SELECT 1 FROM control_write WHERE verb = 'amend'") == []
+    assert await broken(april.url) == []
+
+
+async def test_the_audit_log_has_both_prices_and_what_was_rated_again(april: April) -> None:
+    await in_plan(april)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    for _ in range(2):
+        call(april, wrong, 100 * NANO)
+    made = await amend(april, wrong, input="1")
+    found: Any = rows_of(
+        april.url, "SELECT action, resource_id, actor, after FROM audit_log WHERE action IN ('amend', 'rated')"
+        " ORDER BY action",
+    )  # fmt: skip
+    assert [row[:3] for row in found] == [
+        ("amend", str(made["id"]), "builtin:admin"), ("rated", str(made["id"]), "builtin:admin")
+    ]  # fmt: skip
+    [rated] = found[1][3]["rated"]
+    assert (rated["calls"], rated["left_out"], rated["currency"]) == (2, 0, "USD")
+    assert (rated["cost_before"], rated["cost_after"]) == ("200", "2")
+
+
+async def test_what_an_amendment_does_not_name_stays_and_null_takes_it_away(april: April) -> None:
+    await in_plan(april)
+    wrong = await price(april, input="100", output="5", request="0.5")
+    made = await amend(april, wrong, input="1", request=None)
+    assert (made["input"], made["output"], made["request"]) == (1, 5, None)
+    with pytest.raises(Conflict, match="differs from it"):
+        await amend(april, made["id"], input="1.0")
+    with pytest.raises(Conflict, match="is left of it"):
+        await amend(april, made["id"], input=None, output=None)
+
+
+async def test_a_price_is_amended_once_and_what_amends_it_in_its_turn(april: April) -> None:
+    await in_plan(april)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    call(april, wrong, 100 * NANO)
+    first = await amend(april, wrong, input="10")
+    with pytest.raises(Conflict, match=f"amended already, by price {first['id']}"):
+        await amend(april, wrong, input="1")
+    # One that was admitted before, and comes now.
+    call(april, wrong, 100 * NANO)
+    last = await amend(april, first["id"], input="1")
+    assert rows_of(april.url, CALLS) == [(NANO, last["id"], -99 * NANO)] * 2
+    assert await broken(april.url) == []
+
+
+async def test_a_call_that_comes_after_the_amendment_is_rated_once(april: April) -> None:
+    await in_plan(april)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    made = await amend(april, wrong, input="1")
+    call(april, wrong, 100 * NANO)
+    call(april, made["id"], NANO)
+    for _ in range(2):
+        await looked_at(april)
+    assert rows_of(april.url, CALLS) == [(NANO, made["id"], -99 * NANO), (NANO, made["id"], 0)]
+    assert rows_of(april.url, "SELECT count(*) FROM rerating") == [(1,)]
+    # A call can come no later than a week.
+    await april.on(at(4, 18))
+    await looked_at(april)
+    assert rows_of(april.url, "SELECT count(*) FROM rerating_left") == [(0,)]
+
+
+async def test_a_later_price_reaches_calls_in_a_plan_too(april: April) -> None:
+    await in_plan(april)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    call(april, wrong, 100 * NANO)
+    late = await price(april, day=5, input="1")
+    assert rows_of(april.url, CALLS) == [(NANO, late, -99 * NANO)]
+
+
+async def test_an_amended_price_moves_what_is_owed_at_cost(april: April) -> None:
+    ids = await in_plan(april)
+    await at_cost(april, ids)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    cost_call(april, wrong, 100 * NANO)
+    draft = await april.do(
+        "invoices", "create", organization_id=ids["organization"], period_start=date(2026, 4, 1),
+        period_end=date(2026, 5, 1),
+    )  # fmt: skip
+    before = total(draft)
+    await amend(april, wrong, input="1")
+    await looked_at(april)
+    # 200.00 and 2.00 with the markup. The draft waits for the ledger.
+    read = f"SELECT total_amount FROM invoice WHERE id = {draft['id']}"
+    assert rows_of(april.url, read) == [(before,)]
+    settled(april)
+    await looked_at(april)
+    assert rows_of(april.url, read) == [(before - 198,)]
+    assert rows_of(april.url, "SELECT count(*) FROM rerating_bill") == [(0,)]
+    assert await broken(april.url) == []
+
+
+@pytest.mark.parametrize(("right", "back"), [("1", "-198.00"), ("150", None)])
+async def test_a_final_invoice_is_followed_by_a_credit_note_or_the_next_invoice(
+    april: April, right: str, back: str | None
+) -> None:
+    ids = await in_plan(april)
+    await at_cost(april, ids)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    cost_call(april, wrong, 100 * NANO)
+    await april.on(at(5, 1, 6))
+    final = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
+    assert total(final) == Decimal("229.00")
+    await amend(april, wrong, input=right)
+    settled(april)
+    await looked_at(april)
+    documents = "SELECT number, kind, status, total_amount, document->'corrects' FROM invoice ORDER BY id"
+    found: Any = rows_of(april.url, documents)
+    first, *notes = found
+    assert first[:4] == (final["number"], "invoice", "finalized", Decimal("229.00"))
+    if back is None:
+        assert notes == []
+        # 300.00 were right: the next invoice has 100.00 more, and May's fee.
+        await april.on(at(6, 1, 6))
+        assert total(await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))) == Decimal("129.00")
+    else:
+        [(_, kind, status, amount, corrects)] = notes
+        assert (kind, status, amount) == ("credit_note", "finalized", Decimal(back))
+        assert [each["number"] for each in corrects] == [final["number"]]
+    assert await broken(april.url) == []
+
+
+async def test_the_files_of_a_note_and_of_the_next_invoice_add_up(april: April) -> None:
+    ids = await in_plan(april)
+    await at_cost(april, ids)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    cost_call(april, wrong, 100 * NANO)
+    await april.on(at(5, 1, 6))
+    final = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
+    made = await amend(april, wrong, input="1")
+    settled(april)
+    await looked_at(april)
+    [(note_id,)] = rows_of(april.url, "SELECT id FROM invoice WHERE kind = 'credit_note'")
+    note = await april.store.get("invoices", int(str(note_id)))
+    await april.on(at(5, 10))
+    cost_call(april, made["id"], NANO)
+    await april.on(at(6, 1, 6))
+    following = await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))
+    assert total(following) == Decimal("31.00")
+    for document in (final, note, following):
+        adds_up(await read(april, document), document)
+
+
+async def test_a_price_of_archived_months_or_of_the_bundled_list_is_not_amended(april: April) -> None:
+    await in_plan(april)
+    wrong = await price(april, input="100")
+    bundled = await price(april, model="listed", input="100", source="bundled")
+    with pytest.raises(Conflict, match="bundled list"):
+        await amend(april, bundled, input="1")
+    rows_of(april.url, "INSERT INTO kept_since VALUES ('call', %s) RETURNING 1", [at(4, 2)])
+    with pytest.raises(Conflict, match="archived, those before 2026-04"):
+        await amend(april, wrong, input="1")
+
+
+async def test_a_price_is_not_amended_while_its_calls_are_rated(april: April) -> None:
+    await in_plan(april)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    call(april, wrong, 100 * NANO)
+    made = await amend(april, wrong, input="1")
+    rows_of(april.url, "UPDATE rerating_left SET rated_at = NULL RETURNING 1")
+    with pytest.raises(Conflict, match="still rated again"):
+        await amend(april, made["id"], input="2")
+    async with april.pool.connect() as connection:  # nor is its month dropped
+        why = await why_unbilled(connection, date(2026, 5, 1))
+    assert why == f"price {made['id']} still rates calls again: from 2026-04-01"
+
+
+async def test_an_exchange_rate_stays_with_an_amended_price(april: April) -> None:
+    await in_plan(april)
+    await april.do("organizations", "create", name="Euros", currency="EUR")
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    call(april, wrong, 92 * NANO, facts={"currency": "EUR", "exchange_rate": "0.92"})
+    made = await amend(april, wrong, input="1")
+    assert rows_of(april.url, "SELECT cost, currency, exchange_rate, price_id FROM call") == [
+        (92 * NANO // 100, "EUR", "0.92", made["id"])
+    ]
+    assert rows_of(april.url, "SELECT currency FROM rerating") == [("EUR",)]
+
+
+async def test_tokens_of_another_model_in_a_call_are_rated_by_its_amended_price(april: April) -> None:
+    await in_plan(april)
+    main, advisor = await price(april, input="1"), await price(april, model="advisor", input="1000")
+    await april.on(at(4, 10))
+    part = ("advisor", advisor, (MILLION // 4, *[0] * 9))
+    call(april, main, (750_000 * 1_000) + 250_000 * 1_000_000, facts={"beside": (part,)})
+    await amend(april, advisor, input="10")
+    # 0.75 of the model's own tokens, and 2.50 of the advisor's.
+    assert rows_of(april.url, "SELECT cost, price_id FROM call") == [(3_250_000_000, main)]
+    assert await broken(april.url) == []
+
+
+async def budget_since(april: April, ids: Mapping[str, int], day: int, **terms: Any) -> int:
+    made = await april.do(
+        "budgets", "create", organization_id=ids["organization"], name=str(uuid4()),
+        **{"unit": "money", "amount": Decimal(1000), "interval": "month"} | terms,
+    )  # fmt: skip
+    rows_of(
+        april.url, "UPDATE budget SET created_at = %s WHERE id = %s RETURNING 1", [at(4, day), made["id"]]
+    )
+    return int(made["id"])
+
+
+def taken(april: April) -> dict[int, tuple[int, list[int]]]:
+    """By budget, the start of the window and what is taken from its accounts."""
+    found: Any = rows_of(
+        april.url, "SELECT payload FROM control_write WHERE payload ? 'taken' ORDER BY position"
+    )
+    return {said["budget_id"]: (said["start_ms"], sorted(said["taken"].values())) for (said,) in found}
+
+
+async def test_budgets_of_money_follow_where_they_counted_the_call_and_run_still(april: April) -> None:
+    ids = await in_plan(april)
+    wrong = await price(april, input="100")
+    month = await budget_since(april, ids, 1)
+    day = await budget_since(april, ids, 1, interval="day")
+    total_ = await budget_since(april, ids, 1, interval="total", each="user")
+    await budget_since(april, ids, 1, unit="tokens", amount=10**9)
+    await budget_since(april, ids, 1, model="other")
+    later = await budget_since(april, ids, 8)
+    reset = await budget_since(april, ids, 1)
+    await april.do("budgets", "reset", reset)
+    rows_of(
+        april.url, "UPDATE control_write SET applied_at = %s WHERE verb = 'budget' RETURNING 1", [at(4, 9)]
+    )
+    deleted = await budget_since(april, ids, 1)
+    await april.do("budgets", "delete", deleted)
+    for when, user in ((7, "ann"), (7, "bob"), (10, "ann")):
+        await april.on(at(4, when))
+        call(april, wrong, 100 * NANO, user=user)
+    await amend(april, wrong, input="1")
+    ms = {when: int(at(4, when, 0).timestamp() * 1000) for when in (1, 10)}
+    one = 99 * NANO
+    assert taken(april) == {
+        month: (ms[1], [3 * one]),
+        day: (ms[10], [one]),  # of the days that are over nothing
+        total_: (0, [one, 2 * one]),
+        later: (ms[1], [one]),
+        reset: (ms[1], [one]),
+    }
+
+
+async def test_credits_at_cost_come_back_or_are_charged(april: April) -> None:
+    """10 credits a dollar: 1,000 for 100.00, and 10 for 1.00; 10.5 are 10 for whoever pays more."""
+    ids = await in_plan(april)
+    at_cost = {"at_cost": {"markup": "1", "credits_per_unit": "10"}}
+    made = await service(april, "paid", "Consumption", pricing=at_cost)
+    april.account = Account(ids["organization"], ids["tenant"], None, service_id=made)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    first = call(april, wrong, 100 * NANO, tokens=None, credits_=1000)
+    first_right = await amend(april, wrong, input="1")
+    given = "SELECT credits_added, category, remark FROM credit_addition ORDER BY id"
+    remark = f"price {first_right['id']} of dated amends price {wrong}: 1 calls"
+    assert rows_of(april.url, given) == [(990, "refund", remark)]
+    assert rows_of(april.url, "SELECT credits FROM call") == [(10,)]
+    assert rows_of(april.url, "SELECT request_id::text, credits, charged FROM rerating") == [(first, -990, 0)]
+    # What it costs now is 2.05.
+    second_right = await amend(april, first_right["id"], input="2.05")
+    moved = "SELECT payload->'credits', payload->>'corrects' FROM control_write WHERE verb = 'amend'"
+    assert rows_of(april.url, moved) == [(-10, first)]
+    assert rows_of(april.url, "SELECT credits, price_id FROM call") == [(20, second_right["id"])]
+
+
+async def test_a_call_of_the_model_twice_is_rated_once_by_either_way(april: April) -> None:
+    await in_plan(april)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    made = await amend(april, wrong, input="1")
+    part = ("dated", wrong, (MILLION // 2, *[0] * 9))
+    call(april, wrong, 100 * NANO, facts={"beside": (part,)})
+    await looked_at(april)
+    assert rows_of(april.url, CALLS) == [(NANO, made["id"], -99 * NANO)]
+    assert rows_of(april.url, "SELECT count(*) FROM rerating") == [(1,)]
+
+
+async def test_what_dies_half_way_goes_on_where_it_was(april: April) -> None:
+    """The amendment dies behind its first piece; another keeper has the rest, and none twice."""
+    await in_plan(april)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    for _ in range(3):
+        call(april, wrong, 100 * NANO)
+    made = await amend(april, wrong, input="1")
+    [(last,)] = rows_of(april.url, "SELECT max(id) FROM call")
+    call(april, wrong, 100 * NANO)
+    # As a piece leaves it that ended with the third call.
+    rows_of(april.url, "UPDATE rerating_left SET rated_at = NULL, after_id = %s RETURNING 1", [last])
+    rating = april.loop("rating")
+    while await rating.turn():
+        pass
+    assert rows_of(april.url, CALLS) == [(NANO, made["id"], -99 * NANO)] * 4
+    assert rows_of(april.url, "SELECT count(*) FROM rerating") == [(4,)]
+    told: Any = rows_of(
+        april.url, "SELECT after->'rated'->0->'calls' FROM audit_log WHERE action = 'rated' ORDER BY id"
+    )
+    assert told == [(3,), (4,)]
