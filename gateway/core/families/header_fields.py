@@ -114,8 +114,6 @@ CHOOSING = (
     b"x-gateway-destination-endpoint", b"x-ai-eg-", b"x-amzn-sagemaker-", b"x-pass-",
     b"chatgpt-account-id", b"x-databricks-org-id",
 )  # fmt: skip
-# It may choose an account as well, but browsers send it to every server.
-COOKIE = b"cookie"
 
 
 def is_usual(lower: bytes) -> bool:
