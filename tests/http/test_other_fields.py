@@ -133,7 +133,7 @@ def test_a_tally_stores_few_names_and_counts_all() -> None:
 
 @pytest.fixture
 def heard() -> Iterator[tuple[str, set[str]]]:
-    """The address of a server that answers anything by an empty object, and the names of fields it was sent."""
+    """The address of a server that answers by an empty object, and the names of fields that it was sent."""
     names: set[str] = set()
 
     class Answers(BaseHTTPRequestHandler):

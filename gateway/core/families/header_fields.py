@@ -1,4 +1,4 @@
-"""Kinds of header fields of requests by name: which ones an upstream gets, and what the gateway reads them for.
+"""Kinds of header fields of requests by name: who gets them, and what the gateway reads them for.
 
 Hop-by-hop fields (RFC 9110, 7.6.1), credentials, forwarding fields and `x-tollkeeper-*` are not forwarded. An
 upstream gets what clients of its API send, and what its configuration names. Pure: no line, no route.
