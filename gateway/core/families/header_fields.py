@@ -1,4 +1,4 @@
-"""Kinds of header fields of requests by name: which ones an upstream gets, and what the gateway reads them for.
+"""Kinds of header fields of requests by name: who gets them, and what the gateway reads them for.
 
 Hop-by-hop fields (RFC 9110, 7.6.1), credentials, forwarding fields and `x-tollkeeper-*` are not forwarded. An
 upstream gets what clients of its API send, and what its configuration names. Pure: no line, no route.
@@ -114,8 +114,6 @@ CHOOSING = (
     b"x-gateway-destination-endpoint", b"x-ai-eg-", b"x-amzn-sagemaker-", b"x-pass-",
     b"chatgpt-account-id", b"x-databricks-org-id",
 )  # fmt: skip
-# It may choose an account as well, but browsers send it to every server.
-COOKIE = b"cookie"
 
 
 def is_usual(lower: bytes) -> bool:

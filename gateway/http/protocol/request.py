@@ -23,7 +23,6 @@ from gateway.core.families.header_fields import (
     BAGGAGE_FIELD,
     CHOOSING,
     CONTROLLED,
-    COOKIE,
     CREDENTIAL_FIELDS,
     OURS_PREFIX,
     READ,
@@ -190,7 +189,7 @@ def field_kind(name: bytes) -> FieldKind:
     role |= VARIES if lower in VARYING else 0
     if not ended:
         role |= PASSES if is_usual(lower) else PASSES | LISTED
-    kind = FieldKind(lower, plain, not ended, read, shadows, role, chooses or plain == COOKIE)
+    kind = FieldKind(lower, plain, not ended, read, shadows, role, chooses)
     _names.keep(name, kind)
     return kind
 

@@ -16,7 +16,6 @@ from gateway.core.calls.routes import REST, Route, ServiceRules, UpstreamTarget,
 from gateway.core.families.controlled import Document
 from gateway.core.families.family import ApiFamily, ObjectRules, UploadRules, is_list, one_of
 from gateway.core.families.header_fields import (
-    COOKIE,
     CREDENTIAL_FIELDS,
     OF_BODIES,
     OVERRIDES,
@@ -625,7 +624,7 @@ def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
         return UnknownRoute("A WebSocket is not authorized, as nobody here sees what passes: open it here.")
     asks = withheld(head, route) - OF_BODIES - _OF_QUESTIONS
     if api_of(route).name != GENERIC:
-        asks |= {kind.lower for kind, _ in head.fields if kind.chooses and kind.lower != COOKIE}
+        asks |= {kind.lower for kind, _ in head.fields if kind.chooses}
     said = sorted(name.decode("latin-1") for name in asks)
     if said:
         return InvalidRequest(f"The field {said[0]} may not reach the upstream: leave it out.", param=said[0])
