@@ -64,7 +64,7 @@ _SLASHES = re.compile("/{2,}")
 ALIKE_CHARS_MIN = len("/v1beta/")
 # Paths that let a client talk to the provider directly: by WebRTC, SIP, or from a browser.
 _PAST = re.compile(r"/realtime/(?:client_secrets|calls|sessions|transcription_sessions)\b|/auth_?[tT]okens\b")
-# Paths of vendors that are not served: of the account itself, and of what reports no use.
+# Paths of vendors that are not served: those of the account itself, and those whose answers report no use.
 _OF_OPERATOR = re.compile(
     r"/(?:organizations?|projects|safety|webhook_endpoints|webhooks|user_profiles|tunnels|credentials)(?:[/:]|\Z)"
 )
