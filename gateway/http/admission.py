@@ -169,7 +169,7 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
             else await _read_in_turn(worker, head, received, caller, body, look, says)
         )
         exchange.call = call
-        if call.unmeasured:
+        if call.documents or call.recordings:
             held = held or await by_head(exchange, caller)
             await count_in_turn(worker, caller, call)
         attribution, attempt = head.attribution, exchange.attempt

@@ -59,7 +59,6 @@ def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
     cached, reasoning, within = _note(meter.detail, usage)
     for uses in (usage.server_tool_use, usage.server_side_tool_usage_details):
         note_tools(meter.detail, uses, raw)
-    meter.detail.used_tool(SEARCH, usage.num_search_queries or 0)
     if min(prompt, completion) < 0:
         return prompt, completion, cached, reasoning
     total, cited = _without_sources(usage, prompt + completion)
@@ -102,6 +101,8 @@ def _note(detail: Detail, usage: ReportedUsage) -> tuple[int, int, int]:
     Return three counts: cached tokens, reasoning tokens, and all that were read from or written to a
     cache.
     """
+    if usage.num_search_queries:
+        detail.used_tool(SEARCH, usage.num_search_queries)
     read: InputDetails | None = usage.prompt_tokens_details or usage.input_tokens_details
     made: OutputDetails | None = usage.completion_tokens_details or usage.output_tokens_details
     cached, written, reasoning = _told(usage, _CACHED) or 0, usage.cache_creation_input_tokens or 0, 0
