@@ -18,9 +18,9 @@ import heapq
 import json
 import lzma
 import re
+import sys
 import unicodedata
 from array import array
-from bisect import bisect_left
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
@@ -34,6 +34,7 @@ from gateway.core.calls.alphabets import O200K, TOKENIZERS
 UNKNOWN_TENTHS: Final = 12
 PIECE_BYTES_MAX: Final = 4_096  # a longer piece has a token a byte
 _SINGLES: Final = 256  # bytes: the first entries of a list
+_SLOTS: Final = 0x10000  # of a table of merges, which has at most a third as many
 _KINDS: Final = 0x32000  # characters behind these are marks or none of the kinds
 _OTHER, _UPPER, _LOWER, _BOTH, _MARK, _NUMBER, _SPACE, _LINE_END = range(8)
 _KIND_OF: Final = {
@@ -68,12 +69,18 @@ def _tables() -> dict[str, tuple[bytes, array[int], array[int]]]:
         ids, at = raw[at : at + _SINGLES], at + _SINGLES
         parts = [raw[at + number * count : at + (number + 1) * count] for number in range(4)]
         at += 4 * count
-        left, right = (
-            array("H", [low | high << 8 for low, high in zip(*pair, strict=True)])
-            for pair in (parts[:2], parts[2:])
-        )
-        found[name] = ids, left, right
+        found[name] = ids, _joined(*parts[:2]), _joined(*parts[2:])
     return found
+
+
+def _joined(low: bytes, high: bytes) -> array[int]:
+    """Return the numbers that have these lower and higher bytes."""
+    both, numbers = bytearray(2 * len(low)), array("H")
+    both[::2], both[1::2] = low, high
+    numbers.frombytes(both)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
 
 
 def prepare(compiled: Any) -> BoundInC:
@@ -192,15 +199,34 @@ _PIECE: Final = {name: _pattern(name) for name in TOKENIZERS}
 
 
 @lru_cache(1)
-def _ranks() -> dict[str, tuple[bytes, array[int], array[int]]]:
-    """Return by tokenizer the ids of all bytes, then pairs of ids (as one number, in order) and their wholes."""
-    found = {}
-    for name, (ids, left, right) in _tables().items():
-        pairs = array("Q", [first << 16 | last for first, last in zip(left, right, strict=True)])
-        order = sorted(range(len(pairs)), key=pairs.__getitem__)
-        wholes = array("H", [_SINGLES + at for at in order])
-        found[name] = ids, array("Q", [pairs[at] for at in order]), wholes
-    return found
+def _ranks() -> dict[str, _Merges]:
+    return {name: _Merges(*tables) for name, tables in _tables().items()}
+
+
+class _Merges:
+    """The merges of a tokenizer, found by a hash of both parts: `slots` has the place of each entry, from 1 on."""
+
+    def __init__(self, ids: bytes, left: array[int], right: array[int]) -> None:
+        self.ids, self._left, self._right = ids, left, right
+        self._slots = array("H", bytes(2 * _SLOTS))
+        for entry, (first, last) in enumerate(zip(left, right, strict=True), 1):
+            slot = _slot(first, last)
+            while self._slots[slot]:
+                slot = (slot + 1) % _SLOTS
+            self._slots[slot] = entry
+
+    def whole(self, first: int, last: int) -> int:
+        """Return the id of two parts together; 0 if they are no entry."""
+        slot = _slot(first, last)
+        while entry := self._slots[slot]:
+            if self._left[entry - 1] == first and self._right[entry - 1] == last:
+                return _SINGLES + entry - 1
+            slot = (slot + 1) % _SLOTS
+        return 0
+
+
+def _slot(first: int, last: int) -> int:
+    return ((first << 16 | last) * 0x9E3779B1 >> 12) % _SLOTS
 
 
 @lru_cache(8_192)
@@ -209,18 +235,16 @@ def _piece_tokens(piece: bytes, tokenizer: str) -> int:
     size = len(piece)
     if size > PIECE_BYTES_MAX:
         return size
-    known, pairs, wholes = _ranks()[tokenizer]
-    ids, behind = [known[byte] for byte in piece], list(range(1, size + 1))
+    merges = _ranks()[tokenizer]
+    ids, behind = [merges.ids[byte] for byte in piece], list(range(1, size + 1))
     ahead, left, heap = list(range(-1, size - 1)), size, list[tuple[int, int, int, int]]()
 
     def look(place: int) -> None:
         after = behind[place]
         if after == size:
             return
-        pair = ids[place] << 16 | ids[after]
-        at = bisect_left(pairs, pair)
-        if at < len(pairs) and pairs[at] == pair:
-            heapq.heappush(heap, (wholes[at], place, ids[place], ids[after]))
+        if whole := merges.whole(ids[place], ids[after]):
+            heapq.heappush(heap, (whole, place, ids[place], ids[after]))
 
     for place in range(size):
         look(place)
