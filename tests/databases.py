@@ -21,9 +21,11 @@ _OPEN: Final[dict[asyncio.AbstractEventLoop, defaultdict[str, list[AsyncEngine]]
 
 def make_database(postgres: str, name: str, template: str = "") -> str:
     """Make a database of this server, like the template where one is named; return its URL."""
+    server = postgres.rsplit("/", 1)[0]
+    leave(f"{server}/{template}")
     like = f" template {template}" if template else ""
     kept(postgres).execute(f"create database {name}{like}".encode())
-    return postgres.rsplit("/", 1)[0] + "/" + name
+    return f"{server}/{name}"
 
 
 @contextmanager
