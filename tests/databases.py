@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from persistence import engine as engines
@@ -21,9 +22,11 @@ _OPEN: Final[dict[asyncio.AbstractEventLoop, defaultdict[str, list[AsyncEngine]]
 
 def make_database(postgres: str, name: str, template: str = "") -> str:
     """Make a database of this server, like the template where one is named; return its URL."""
+    server = postgres.rsplit("/", 1)[0]
+    leave(f"{server}/{template}")
     like = f" template {template}" if template else ""
     kept(postgres).execute(f"create database {name}{like}".encode())
-    return postgres.rsplit("/", 1)[0] + "/" + name
+    return f"{server}/{name}"
 
 
 @contextmanager
@@ -45,7 +48,21 @@ async def give_back(url: str, engine: AsyncEngine) -> None:
     """Give an engine to a later test; its connections stay open only on the loop of `open_engines`."""
     if _spare() is _SPARE or engine.pool.checkedout():  # type: ignore[attr-defined]  # of pools that have a bound
         await engine.dispose()
+    else:
+        await forget_ids(engine)
     _spare()[url].append(engine)
+
+
+async def forget_ids(engine: AsyncEngine) -> None:
+    """Have idle sessions forget the ids that they have ahead: a database that is emptied begins anew."""
+    idle: int = engine.pool.checkedin()  # type: ignore[attr-defined]  # the same
+    try:
+        connections = [await engine.connect() for _ in range(idle)]
+        for connection in connections:
+            await connection.exec_driver_sql("DISCARD SEQUENCES")
+            await connection.close()
+    except DBAPIError:  # a test had sessions ended
+        await engine.dispose()
 
 
 @asynccontextmanager

@@ -46,7 +46,7 @@ from persistence.schema import migrate, standing
 from persistence.schema.standing import NEEDED
 from persistence.store import Store
 from tests import connections
-from tests.databases import give_back, make_database, take_engine
+from tests.databases import forget_ids, give_back, make_database, take_engine
 from tests.letterhead import LETTERHEAD
 from tests.one_loop import LASTING
 from tests.persistence.emptying import clear
@@ -467,6 +467,7 @@ class SharedApp:
             async with TestClient(server, cookie_jar=DummyCookieJar()) as client:
                 yield Api(client, self._counters, self._urls[0], failures=self._failures)
         finally:
+            await forget_ids(self._engine)
             if not self._is_blank:
                 await self._end()
 

@@ -26,6 +26,7 @@ def clear(url: str, always_there: Collection[str], afterwards: Work = lambda _: 
     """Delete every row but what is always there, and do `afterwards` in the same transaction."""
     # To have triggers rest, a session forgets whatever it has planned; no other session does.
     connection = kept(url, "emptying")
+    kept(url).execute("DISCARD SEQUENCES")  # ids that its session has ahead
     names = [one.name for one in metadata.sorted_tables if one.name not in always_there]
     held = [Identifier(name) for (name,) in connection.execute(_HELD, [names])]
     with connection.transaction():
