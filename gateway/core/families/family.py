@@ -298,6 +298,8 @@ class ObjectRules:
     # Add the ids in a field, and return whether the API's tables know it; the arguments are its name, value
     # and holder, the list around the holder or the field of the holder with a point, and the result.
     add: Callable[[str, object, Document, str, BodyIds], bool] = lambda *_: False
+    # the key of an id in the store that knows the owners of objects, by the server that it is sent to
+    key: Callable[[str, str], str] = lambda server, id_: id_
     # the ids that a text in a field of no table may stand for
     readings: Callable[[str], tuple[str, ...]] = lambda text: (text,)
     told: Callable[[Document], Iterator[str]] = lambda document: iter(())  # the ids in an answer
