@@ -178,7 +178,8 @@ async def test_a_message_that_could_be_read_in_two_ways_is_refused_by_its_id(
 
 
 async def test_a_call_that_is_asked_for_input_is_charged_once_with_the_input(stage: Stage) -> None:
-    given = {"inputResponses": {"a": {"action": "accept", "content": {"taskId": "mine"}}}, "requestState": "s"}
+    response = {"action": "accept", "content": {"taskId": "mine"}}
+    given = {"inputResponses": {"a": response}, "requestState": "s"}
     retry = message(params={"name": "search", "arguments": {}, **given})
     stage.upstream.scripts.append([asked(inputRequests={"a": {"method": "roots/list"}}), answer(RESULT)])
     for body in (message(), retry):

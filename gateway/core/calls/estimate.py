@@ -343,10 +343,11 @@ class Estimator:
         `call` is the turn of the session that was last admitted.
         """
         rare = len(body) - len(body.translate(None, NOT_ASCII))
-        said = CallRequest("", GENERIC, body, input_bytes=size, rare_bytes=min(rare, size))
+        message = CallRequest("", GENERIC, body, input_bytes=size, rare_bytes=min(rare, size))
         if call is not None:
-            said.model, said.targets, said.models_beside = call.model, call.targets, call.models_beside
-        return min(self._most_text(said, "" if call is None else _tokenizer_of_all(said)), size)
+            message.model, message.targets = call.model, call.targets
+            message.models_beside = call.models_beside
+        return min(self._most_text(message, "" if call is None else _tokenizer_of_all(message)), size)
 
     def speed(self, call: CallRequest) -> float:
         """Return the likely speed of one answer, in output tokens a second."""

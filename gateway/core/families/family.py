@@ -15,7 +15,14 @@ from urllib.parse import quote
 import msgspec
 
 from gateway.core.accounts.upstream_jobs import OPERATIONS
-from gateway.core.calls.call import BYTES_PER_TOKEN, CallRequest, FieldNames, MediaPlaces, NameCheck, UsageBounds
+from gateway.core.calls.call import (
+    BYTES_PER_TOKEN,
+    CallRequest,
+    FieldNames,
+    MediaPlaces,
+    NameCheck,
+    UsageBounds,
+)
 from gateway.core.calls.forms import FormKind
 from gateway.core.calls.recordings import Length
 from gateway.core.calls.routes import Route, UpstreamTarget
@@ -175,7 +182,7 @@ class LiveEvent(NamedTuple):
     model: str = ""  # the model that answered, if that is known
 
 
-class TextsBeyond:
+class TextExcess:
     """The tokens that texts of a live session may have beyond the likely ones.
 
     `there`: of its context. `said`: of all messages. `size`: bytes of text in the last message.
@@ -218,7 +225,7 @@ class LiveSession(Protocol):
     model: str
     models: tuple[str, ...]
     has_media: bool  # whether the client has sent sound, pictures or video
-    texts: TextsBeyond
+    texts: TextExcess
 
     @property
     def pending(self) -> bool: ...  # whether requests of the client are open

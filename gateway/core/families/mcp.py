@@ -177,13 +177,13 @@ def _add_ids(name: str, inside: object, holder: Document, place: str, found: Bod
 
 
 # A tool that ran costs its call, also where its result says `isError`, or where its client cancelled it: the
-# server has worked. So does one that goes on as a task. Free is an error that says that nothing ran, before
-# anything else of the call came, and a result that asks for input: the call with the input is charged.
+# server has worked. A tool that goes on as a task costs its call too. Free is an error that says that nothing
+# ran, before anything else of the call came, and a result that asks for input: the call with the input costs.
 _NOTHING_RAN: Final = frozenset({
     -32700, -32600, -32601, -32602, -32603, -32020, -32021, -32022, -32042,
 })  # fmt: skip
 _EVENTS: Final = (0, "events")
-# All members of a result that asks for input, and those of which it has one (`InputRequiredResult`).
+# The members that a result which asks for input may have (`InputRequiredResult`). It has one of `_ASKING`.
 _QUESTION: Final = frozenset({"resultType", "inputRequests", "requestState", "_meta"})
 _ASKING: Final = {"inputRequests": dict, "requestState": str}
 

@@ -440,7 +440,7 @@ class LiveSocket(WebSocket):
         return session.needs + beyond - self._covered
 
     def _bound_text(self, body: bytes, document: Document) -> None:
-        """Tell the session the most tokens of the text in its last message, if a hold may bind it."""
+        """Count the most tokens of the text in the session's last message, if a hold may bind it."""
         charge, texts = self._admitted, self._session.texts
         if not texts.size or (charge is not None and not charge.binds):
             return

@@ -23,7 +23,7 @@ from gateway.core.families.controlled import (
     models_beside,
     refuse_inside,
 )
-from gateway.core.families.family import LiveEvent, TextsBeyond, object_in, objects_in
+from gateway.core.families.family import LiveEvent, TextExcess, object_in, objects_in
 from gateway.core.families.gemini.answers import Grounding, note_grounding, report
 from gateway.core.families.gemini.calls import CHOOSING
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
@@ -114,7 +114,8 @@ class GeminiLiveSession:
         self.models: tuple[str, ...] = ()
         self.tokens = 0
         self.has_media = False
-        self.texts, self._beyond_before = TextsBeyond(), 0  # and what was said before the present answer
+        self.texts = TextExcess()
+        self._beyond_before = 0  # tokens that texts before the present answer may have beyond the likely ones
         self.output_max: int | None = None
         self._output_max: int | None = None  # of an answer, as the setup says
         self._tools: list[Document] = []

@@ -23,7 +23,7 @@ from gateway.core.families.controlled import (
     models_beside,
     refuse_inside,
 )
-from gateway.core.families.family import LiveEvent, TextsBeyond, object_in, objects_in
+from gateway.core.families.family import LiveEvent, TextExcess, object_in, objects_in
 from gateway.core.families.openai.responses import report
 from gateway.core.families.tools import tools_of
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
@@ -207,7 +207,7 @@ class RealtimeSession:
         self._maxima: dict[str, int | None] = dict.fromkeys(_PLACES)
         self._number = 0
         self._asked = _OpenRequests()
-        self.texts = TextsBeyond()
+        self.texts = TextExcess()
         # The client's tokens before each response, and what its texts may have beyond them.
         self._responses: dict[str, tuple[int, int]] = {}
         self._transcripts = _Transcripts()
