@@ -102,8 +102,8 @@ class AdmittedCall:
 
     __slots__ = (
         "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request",
-        "attempt", "binds", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "head", "meter",
-        "prices", "request_id", "room", "service", "upstream_id", "user", "worker",
+        "attempt", "binds", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "head",
+        "meter", "prices", "request_id", "room", "service", "upstream_id", "user", "worker",
     )  # fmt: skip
 
     claim: CallClaim

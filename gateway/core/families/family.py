@@ -208,9 +208,9 @@ class TextExcess:
         self.there, self.said = max(0, self.there - self._last), self.said - self._last
         self._last = 0
 
-    def report(self, said: int) -> None:
-        """Note that the upstream told the tokens of all messages up to those with `said`."""
-        self.there = self.said - said
+    def report(self, before: int) -> None:
+        """Note that the upstream told the tokens of the messages with the first `before` of `said`."""
+        self.there = self.said - before
 
 
 class LiveSession(Protocol):

@@ -164,15 +164,15 @@ def task_key(server: str, id_: str) -> str:
     return f"task {server} {id_}"
 
 
-def _add_ids(name: str, inside: object, holder: Document, place: str, found: BodyIds) -> bool:
-    """Add to `found` the tasks that a member of a message names, and return whether the member is known."""
+def _add_ids(name: str, inside: object, holder: Document, place: str, body: BodyIds) -> bool:
+    """Add to `body` the tasks that a member of a message names, and return whether the member is known."""
     if name == "id":  # of a message, which it numbers
         return "jsonrpc" in holder
     read = _TASK_NAMES.get(name.lower().replace("_", "")) if place.lower() in _TASK_PLACES else None
     if read is None:
         return False
     ids = read(inside, name)
-    found.named += ids if isinstance(ids, list) else [ids]
+    body.named += ids if isinstance(ids, list) else [ids]
     return True
 
 

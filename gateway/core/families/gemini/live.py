@@ -149,7 +149,8 @@ class GeminiLiveSession:
         sound = {"responseModalities": ["AUDIO"]}
         return {
             "model": self.model, "input_tokens": self.needs, "input_beyond": self.beyond,
-            "max_output_tokens": self._output_max, "generationConfig": sound, "tools": self._tools, "contents": [{"parts": [{"inlineData": {}}]}],
+            "max_output_tokens": self._output_max, "generationConfig": sound, "tools": self._tools,
+            "contents": [{"parts": [{"inlineData": {}}]}],
         }  # fmt: skip
 
     def ask(self, message: Document, size: int) -> bool:

@@ -102,8 +102,9 @@ _event = msgspec.json.Decoder(_LiveEvent).decode
 class _OpenRequest:
     """A message of the client that is not answered yet.
 
-    `said`: tokens of the conversation before the message, and what its texts may have beyond them. `tokens`: tokens of committed sound that a model
-    transcribes. `writers`: the models that an update of the session names for transcripts.
+    `said`: tokens of the conversation before the message, and what its texts may have beyond them. `tokens`:
+    tokens of committed sound that a model transcribes. `writers`: the models that an update of the session
+    names for transcripts.
     """
 
     kind: str
