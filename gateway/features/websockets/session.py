@@ -445,8 +445,10 @@ class LiveSocket(WebSocket):
         if not texts.size or (charge is not None and not charge.binds):
             return
         plain = write_document(document) if b"\\u" in body else body  # letters, not their escapes
-        size, call = texts.size + len(plain) - len(body), None if charge is None else charge.call
-        texts.add(self._worker.ports.estimator.most_of_message(plain, max(0, size), call))
+        size = max(0, texts.size + len(plain) - len(body))
+        self._bucket.spend(size)
+        call = None if charge is None else charge.call
+        texts.add(self._worker.ports.estimator.most_of_message(plain, size, call))
 
     def _pass_held(self, link: Link | None, step: int) -> None:
         """Send the message that waited for a larger hold, or refuse it because too little is left.
