@@ -102,8 +102,8 @@ class AdmittedCall:
 
     __slots__ = (
         "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request",
-        "attempt", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "head", "meter",
-        "prices", "request_id", "room", "service", "upstream_id", "user", "worker",
+        "attempt", "binds", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "head",
+        "meter", "prices", "request_id", "room", "service", "upstream_id", "user", "worker",
     )  # fmt: skip
 
     claim: CallClaim
@@ -131,6 +131,7 @@ class AdmittedCall:
         self._observed: HoldExtension | None = None
         self._covered = -1
         self._rate: TokenRate | None = None
+        self.binds = False  # whether the hold may be the limit of its call
         self._money_rate: TokenRate | None = None
         self.meter: Meter | None = None
         self.room: Room | None = None
@@ -147,9 +148,9 @@ class AdmittedCall:
         estimate = NO_ESTIMATE
         if service.counts_tokens or vectors or budgets is not None:
             binds = bool(vectors) or caller.tenant_id not in ports.estimator.unbound
-            binds = binds or (budgets is not None and budgets.hold == MAXIMUM)
+            self.binds = binds or (budgets is not None and budgets.hold == MAXIMUM)
             estimate = ports.estimator.hold(
-                call, caller.organization_id, service.key, caller.key_id, binds=binds
+                call, caller.organization_id, service.key, caller.key_id, binds=self.binds
             )
         claim, request = hold_request(
             caller, self.request_id, user, service, call, estimate, self.prices, budgets, head.routed.units,
@@ -238,11 +239,8 @@ class AdmittedCall:
         `answered` is None, nothing is requested.
         """
         observed, weights = self._observed or self._watch(), self.decision.weights
-        need, covered_, held_quota = (
-            self.claim.estimate.need,
-            self._tokens_covered(),
-            self.decision.held_tokens,
-        )
+        covered_, held_quota = self._tokens_covered(), self.decision.held_tokens
+        need = self.claim.estimate.need + (self.call.text_beyond if self.call.bound else 0)
         if weights is not None:
             held_quota = min(held_quota, weights.at_most(need, need))
         wanted = 0 if covered_ >= ENDLESS else min(covered_, need) + tokens
@@ -282,7 +280,7 @@ class AdmittedCall:
     def owe(self, before: AdmittedCall) -> None:
         """Charge this call to the hold of `before`, an earlier call on the same WebSocket."""
         self.user, self.claim, self._accounts = before.user, before.claim, before._accounts
-        self.decision, self.due = Decision(_ADMITTED), True
+        self.decision, self.due, self.binds = Decision(_ADMITTED), True, before.binds
         self._exchange.charge = self
 
     def _watch(self) -> HoldExtension:

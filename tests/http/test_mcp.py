@@ -18,7 +18,7 @@ from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import Vector
-from gateway.core.families.mcp import routes_of
+from gateway.core.families.mcp import TASKS, routes_of, task_key
 from gateway.core.families.objects import session_of
 from gateway.core.model import Verdict
 from tests.http.fakes import CALLER, ROUTES, STREAM_HEAD, answer, chunks, get, post
@@ -49,6 +49,14 @@ async def served(**limits: Any) -> AsyncIterator[Stage]:
 def streamed(*messages: dict[str, object]) -> bytes:
     events = [f"data: {json.dumps({'jsonrpc': '2.0', **one})}\n\n".encode() for one in messages]
     return STREAM_HEAD + chunks(*events)
+
+
+QUESTION = {"resultType": "input_required", "requestState": "s"}
+
+
+def asked(**members: object) -> bytes:
+    result = {"resultType": "input_required", **members}
+    return answer(json.dumps({"jsonrpc": "2.0", "id": 7, "result": result}).encode())
 
 
 def error_of(body: bytes) -> dict[str, Any]:
@@ -107,6 +115,17 @@ async def test_other_messages_cost_nothing_and_are_limited_all_the_same(stage: S
         (streamed({"id": [8], "error": {"code": -32602}}, {"id": 7, "result": {}}), 1),
         (streamed({"id": 7, "error": {"code": -32603}}), 0),
         (streamed({"method": "notifications/progress"}, {"id": 7, "error": {"code": -32603}}), 1),
+        (asked(inputRequests={"a": {"method": "roots/list"}}), 0),
+        (asked(requestState="s", _meta={}), 0),
+        (streamed({"method": "notifications/progress"}, {"id": 7, "result": {**QUESTION}}), 0),
+        # A result that has more than a question, or no question at all, is one that is complete.
+        (asked(requestState="s", content=[]), 1),
+        (asked(requestState="s", structuredContent={}), 1),
+        (asked(inputRequests=None, requestState=None), 1),
+        (asked(), 1),
+        (asked(resultType="complete", requestState="s"), 1),
+        (streamed({"id": 7, "result": {**QUESTION}}, {"id": 7, "result": {"content": []}}), 1),
+        (asked(resultType="task", taskId="t", status="working"), 1),
     ],
 )
 async def test_a_tool_that_ran_is_charged_and_an_error_of_the_protocol_is_not(
@@ -133,6 +152,12 @@ async def test_a_tool_that_ran_is_charged_and_an_error_of_the_protocol_is_not(
             head("2025-06-18"), -32020, "mcp-protocol-version",
         ),
         (message("tools/burn"), b"", -32601, "method"),
+        (message("tasks/list"), b"", -32601, "method"),
+        (message("tasks/get", params={}), b"", -32600, "params.taskId"),
+        (message("tasks/get", params={"taskId": ""}), b"", -32600, "params.taskId"),
+        (message("tasks/get", params={"taskId": 1}), b"", -32600, "params.taskId"),
+        (message("tasks/get", params={"TaskId": "t"}), b"", -32600, "params.taskId"),
+        (message("tasks/get", params={"taskId": "t"}), head(method="tasks/get", name="u"), -32020, "mcp-name"),
         (message("Tools/Call"), b"", -32601, "method"),
         (message(Method="tools/list"), b"", -32600, "method"),
         (message(name="ѕearch"), b"", -32600, "params.name"),
@@ -150,6 +175,68 @@ async def test_a_message_that_could_be_read_in_two_ways_is_refused_by_its_id(
     assert (got.status, said["id"], said["data"]["param"]) == (400, 7, param)
     assert said["code"] == (code if param != "method" or code == -32601 else -32601)
     assert stage.upstream.received == []
+
+
+async def test_a_call_that_is_asked_for_input_is_charged_once_with_the_input(stage: Stage) -> None:
+    response = {"action": "accept", "content": {"taskId": "mine"}}
+    given = {"inputResponses": {"a": response}, "requestState": "s"}
+    retry = message(params={"name": "search", "arguments": {}, **given})
+    stage.upstream.scripts.append([asked(inputRequests={"a": {"method": "roots/list"}}), answer(RESULT)])
+    for body in (message(), retry):
+        assert (await stage.ask(post(body, b"/mcp/up"))).status == 200
+    [charge] = stage.counters.charges
+    assert (charge.units, len(stage.counters.holds)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [{"resultType": "task", "taskId": "t-1", "status": "working"}, {"task": {"taskId": "t-1"}}],
+)  # fmt: skip
+@pytest.mark.parametrize("as_stream", [False, True])
+async def test_a_task_is_charged_when_it_begins_and_belongs_to_its_organization(
+    stage: Stage, result: dict[str, object], as_stream: bool
+) -> None:
+    told = {"id": 7, "result": result}
+    began = streamed(told) if as_stream else answer(json.dumps({"jsonrpc": "2.0", **told}).encode())
+    stage.upstream.scripts.append([began])
+    assert (await stage.ask(post(message(), b"/mcp/up"))).status == 200
+    assert stage.objects.kept == {(CALLER.organization_id, task_key("up", "t-1"))}
+    about = [message(method, params={"taskId": "t-1"}) for method in sorted(TASKS)]
+    about.append(message("subscriptions/listen", params={"notifications": {"taskIds": ["t-1"]}}))
+    for body in about:
+        stage.upstream.scripts.append([answer(RESULT)])
+        fields = head(method=json.loads(body)["method"])
+        assert (await stage.ask(post(body, b"/mcp/up", fields))).status == 200
+    assert len(stage.counters.charges) == 1
+    stage.directory.caller = replace(CALLER, organization_id=2)
+    for body in about:
+        got = await stage.ask(post(body, b"/mcp/up"))
+        assert (got.status, error_of(got.body)["data"]["reason"]) == (404, "object_not_found")
+        assert error_of(got.body)["data"]["param"].startswith("params.")
+    assert len(stage.upstream.received) == 1 + len(about)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"taskId": "t-2"}, {"taskId": "t-1", "task_id": "t-2"},
+        {"taskId": "t-1", "_meta": {"io.modelcontextprotocol/related-task": {"taskId": "t-2"}}},
+        {"taskId": "t-1", "notifications": {"taskids": ["t-1", "t-2"]}},
+    ],
+)  # fmt: skip
+async def test_a_message_may_name_no_task_of_nobody(stage: Stage, params: dict[str, object]) -> None:
+    stage.objects.kept = {
+        (CALLER.organization_id, task_key("up", "t-1")), (CALLER.organization_id, task_key("other", "t-2")),
+    }  # fmt: skip
+    got = await stage.ask(post(message("tasks/get", params=params), b"/mcp/up"))
+    assert (got.status, stage.upstream.received) == (404, [])
+
+
+async def test_arguments_of_a_tool_name_no_task(stage: Stage) -> None:
+    stage.upstream.scripts.append([answer(RESULT)])
+    params = {"name": "search", "arguments": {"taskId": "a row of a board"}}
+    assert (await stage.ask(post(message(params=params), b"/mcp/up"))).status == 200
+    assert stage.objects.kept == set()
 
 
 @pytest.mark.parametrize("name", ["search", "=?base64?c2VhcmNo?="])

@@ -652,6 +652,7 @@ def _kind(name: str) -> int:
 _known: Final[dict[str, int]] = {}
 
 
+NOT_ASCII: Final = bytes(range(128, 256))
 BYTES_PER_TOKEN = 3  # a careful value: English has nearly 4, so a hold covers its input
 
 
@@ -772,6 +773,7 @@ class CallRequest:
     video_seconds: int = 0  # of those that are videos
     sound_beyond: int = 0  # tokens that a recording of a form may have beyond `heard`
     heard: int = 0  # part of `blob_tokens` that is sound
+    text_beyond: int = 0  # tokens that texts in `blob_tokens` may have beyond it: of a live session
     mute: bool = False  # all of `blob_tokens` is text: of a live session without sound and pictures
     upstream: str = ""  # the upstream without targets, empty if unknown
     tiers: tuple[str, ...] = ()  # service tiers that it asks for

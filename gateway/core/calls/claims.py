@@ -28,6 +28,7 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.vector import IMAGES, Vector
 from gateway.core.calls.call import (
     DEFAULT_BOUNDS,
+    NOT_ASCII,
     UNCOUNTED_BYTES_MAX,
     BodyLook,
     CallRequest,
@@ -544,7 +545,6 @@ def lower_task(call: CallRequest, claim: BudgetClaim, decision: Decision) -> Non
 # `stream_options.include_usage` or a maximum, are fields of the document, which is then written again. A
 # plain body in which nothing is decided is sent as it came.
 
-_NOT_ASCII = bytes(range(128, 256))
 _ASKS_FOR_USAGE = b',"stream_options":{"include_usage":true}}'  # the last member of a document
 
 
@@ -738,7 +738,7 @@ def _write(call: CallRequest, document: Document, body: bytes, look: BodyLook, a
         check_names(body, written, added)
         call.names = names_in(document)
         if not written.isascii():
-            call.rare_bytes = len(written) - len(written.translate(None, _NOT_ASCII))
+            call.rare_bytes = len(written) - len(written.translate(None, NOT_ASCII))
     call.body, call.input_bytes = written, len(written)
 
 

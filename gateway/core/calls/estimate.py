@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from gateway.core.calls.alphabets import rare_tokens
-from gateway.core.calls.call import BLOB_TOKENS, BYTES_PER_TOKEN, CallRequest, dense_bytes
+from gateway.core.calls.call import BLOB_TOKENS, BYTES_PER_TOKEN, NOT_ASCII, CallRequest, dense_bytes
 from gateway.core.calls.text_bound import bound_tokens, counted, load
 from gateway.core.families.controlled import Document, Tokenizer, elements, models_of
 from gateway.core.families.registry import ALL, SHAPES
 from gateway.core.lru import LruCache, LruEntry
-from gateway.core.model import INTEGER_MAX, Family, TokenUsage
+from gateway.core.model import GENERIC, INTEGER_MAX, Family, TokenUsage
 
 TOOL_USES_MAX: Final = 1_000_000
 MODELS_REMEMBERED_MAX: Final = 4_096
@@ -337,6 +337,18 @@ class Estimator:
         left = max(0, size - covered) + _beyond_words(call)
         return tokens + -(-left // WORST_BYTES_PER_TOKEN)
 
+    def most_of_message(self, body: bytes, size: int, call: CallRequest | None) -> int:
+        """Return the most tokens of the text in a message of a live session, which has `size` bytes of it.
+
+        `call` is the turn of the session that was last admitted.
+        """
+        rare = len(body) - len(body.translate(None, NOT_ASCII))
+        message = CallRequest("", GENERIC, body, input_bytes=size, rare_bytes=min(rare, size))
+        if call is not None:
+            message.model, message.targets = call.model, call.targets
+            message.models_beside = call.models_beside
+        return min(self._most_text(message, "" if call is None else _tokenizer_of_all(message)), size)
+
     def speed(self, call: CallRequest) -> float:
         """Return the likely speed of one answer, in output tokens a second."""
         learned = call.learned
@@ -564,7 +576,7 @@ def _media_beyond(call: CallRequest) -> int:
         pages = call.pages * (picture + text) + -(-call.unsure_bytes // WORST_BYTES_PER_TOKEN)
         most = min(most, pages + max(heard, call.recording_tokens))
     beyond = call.pictures * (picture - BLOB_TOKENS) - _smaller(call, picture, patches)
-    beyond += call.names.files * picture + call.sound_beyond
+    beyond += call.names.files * picture + call.sound_beyond + call.text_beyond
     return beyond + max(0, most - call.document_tokens - call.recording_tokens)
 
 

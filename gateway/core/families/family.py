@@ -15,7 +15,14 @@ from urllib.parse import quote
 import msgspec
 
 from gateway.core.accounts.upstream_jobs import OPERATIONS
-from gateway.core.calls.call import CallRequest, FieldNames, MediaPlaces, NameCheck, UsageBounds
+from gateway.core.calls.call import (
+    BYTES_PER_TOKEN,
+    CallRequest,
+    FieldNames,
+    MediaPlaces,
+    NameCheck,
+    UsageBounds,
+)
 from gateway.core.calls.forms import FormKind
 from gateway.core.calls.recordings import Length
 from gateway.core.calls.routes import Route, UpstreamTarget
@@ -175,6 +182,37 @@ class LiveEvent(NamedTuple):
     model: str = ""  # the model that answered, if that is known
 
 
+class TextExcess:
+    """The tokens that texts of a live session may have beyond the likely ones.
+
+    `there`: of its context. `said`: of all messages. `size`: bytes of text in the last message.
+    """
+
+    __slots__ = ("_last", "said", "size", "there")
+
+    def __init__(self) -> None:
+        self.there = self.said = self.size = self._last = 0
+
+    def begin(self, size: int) -> int:
+        """Note that a message has `size` bytes of text, and return its likely tokens."""
+        self.size, self._last = size, 0
+        return size // BYTES_PER_TOKEN
+
+    def add(self, most: int) -> None:
+        """Note that the text of the last message has `most` tokens at most."""
+        self._last = max(0, most - self.size // BYTES_PER_TOKEN)
+        self.there, self.said = self.there + self._last, self.said + self._last
+
+    def take_back(self) -> None:
+        """Undo the counts of the last message."""
+        self.there, self.said = max(0, self.there - self._last), self.said - self._last
+        self._last = 0
+
+    def report(self, before: int) -> None:
+        """Note that the upstream told the tokens of the messages with the first `before` of `said`."""
+        self.there = self.said - before
+
+
 class LiveSession(Protocol):
     """A WebSocket that is forwarded to its upstream: its client's requests, and the upstream's reports.
 
@@ -187,11 +225,14 @@ class LiveSession(Protocol):
     model: str
     models: tuple[str, ...]
     has_media: bool  # whether the client has sent sound, pictures or video
+    texts: TextExcess
 
     @property
     def pending(self) -> bool: ...  # whether requests of the client are open
     @property
-    def needs(self) -> int: ...  # tokens that all open requests may read
+    def needs(self) -> int: ...  # tokens that all open requests are likely to read
+    @property
+    def beyond(self) -> int: ...  # tokens that they may read beyond these
     def waits(self, message: Document) -> bool: ...  # whether it asks for an answer during another one
     def document(self) -> Document: ...
     # Check a message of the client, or raise `InvalidRequest`; return whether `message` was changed.
@@ -205,7 +246,7 @@ class LiveSession(Protocol):
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes: ...
 
 
-_TURN = ControlledNames("model", "input_tokens", "max_output_tokens", *OF_EVERY_FAMILY)
+_TURN = ControlledNames("model", "input_tokens", "input_beyond", "max_output_tokens", *OF_EVERY_FAMILY)
 
 
 def read_turn(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -213,6 +254,7 @@ def read_turn(call: CallRequest, document: Document, params: PathParams, bounds:
     _TURN.check(document)
     call.model, call.streamed = model_name(document.get("model")), True
     call.blob_tokens = maximum(document, "input_tokens", bounds.usage_tokens_max) or 0
+    call.text_beyond = maximum(document, "input_beyond", bounds.usage_tokens_max) or 0
     call.output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
 
 
@@ -252,7 +294,7 @@ class CallKind:
 
 def live_kind(dialect: Dialect, live: Callable[[Mapping[str, str]], LiveSession]) -> CallKind:
     """Return the kind of a WebSocket's turns: their answers are read by `dialect`, and `live` makes a session."""
-    numbers = frozenset({"input_tokens", "max_output_tokens"})
+    numbers = frozenset({"input_tokens", "input_beyond", "max_output_tokens"})
     return CallKind(read_turn, dialect, "max_output_tokens", numbers=numbers, live=live)
 
 
@@ -298,6 +340,8 @@ class ObjectRules:
     # Add the ids in a field, and return whether the API's tables know it; the arguments are its name, value
     # and holder, the list around the holder or the field of the holder with a point, and the result.
     add: Callable[[str, object, Document, str, BodyIds], bool] = lambda *_: False
+    # the key of an id in the store that knows the owners of objects, by the server that it is sent to
+    key: Callable[[str, str], str] = lambda server, id_: id_
     # the ids that a text in a field of no table may stand for
     readings: Callable[[str], tuple[str, ...]] = lambda text: (text,)
     told: Callable[[Document], Iterator[str]] = lambda document: iter(())  # the ids in an answer

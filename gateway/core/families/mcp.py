@@ -1,7 +1,8 @@
 """MCP over streamable HTTP: each message is one request, and only tool calls cost something.
 
-Sources: modelcontextprotocol.io, revisions 2025-03-26 to 2026-07-28, "Transports". An unknown method is
-refused, because its effect on a server is unknown.
+Sources: modelcontextprotocol.io, revisions 2025-03-26 to 2026-07-28, "Transports", SEP-2322 (a result that asks
+for input) and SEP-2663 (tasks); types of `mcp` 2.3.0. An unknown method is refused, because its effect on a
+server is unknown.
 """
 
 from __future__ import annotations
@@ -14,8 +15,18 @@ from typing import Final
 
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.calls.routes import Route
-from gateway.core.families.controlled import ControlledNames, Document, PathParams
-from gateway.core.families.family import ApiFamily, CallKind, ObjectRules, object_in
+from gateway.core.families.controlled import ControlledNames, Document, PathParams, id_in, ids_in
+from gateway.core.families.family import (
+    ID_CHARACTERS_MAX,
+    KEPT_NOTHING,
+    KEPT_OBJECTS,
+    ApiFamily,
+    BodyIds,
+    CallKind,
+    ObjectRules,
+    ids_of,
+    object_in,
+)
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import loose_document
 from gateway.core.model import Family
@@ -28,6 +39,9 @@ CALL: Final = "tools/call"
 SESSION: Final = b"mcp-session-id"
 METHOD, NAMED, VERSION = "mcp-method", "mcp-name", "mcp-protocol-version"
 
+# Methods about one task, whose call of a tool is charged already. `tasks/list` would tell those of all
+# organizations.
+TASKS: Final = frozenset({"tasks/get", "tasks/update", "tasks/cancel", "tasks/result"})
 # Methods that cost nothing. A client's answer to its server has no method.
 FREE: Final = frozenset(
     {
@@ -35,14 +49,21 @@ FREE: Final = frozenset(
         "prompts/list", "prompts/get", "resources/list", "resources/templates/list", "resources/read",
         "resources/subscribe", "resources/unsubscribe", "subscriptions/listen",
         "notifications/initialized", "notifications/cancelled", "notifications/progress",
-        "notifications/roots/list_changed",
+        "notifications/roots/list_changed", *TASKS,
     }
 )  # fmt: skip
 _NOTIFIES: Final = "notifications/"
 # The parameter that a header repeats, by method.
-_SUBJECTS: Final = {CALL: "name", "prompts/get": "name", "resources/read": "uri"}
+_SUBJECTS: Final = {
+    CALL: "name", "prompts/get": "name", "resources/read": "uri", **dict.fromkeys(TASKS, "taskId"),
+}  # fmt: skip
 _MESSAGE = ControlledNames("jsonrpc", "id", "method", "params", "result", "error")
-_PARAMS = ControlledNames("name", "uri", "arguments", "_meta")
+_PARAMS = ControlledNames(
+    "name", "uri", "arguments", "_meta", "taskId", "inputResponses", "requestState", "notifications"
+)
+# Where a message names tasks, and the members that do so, in small letters and without `_`.
+_TASK_PLACES: Final = frozenset({"params.", "notifications.", "io.modelcontextprotocol/related-task."})
+_TASK_NAMES: Final = {"taskid": id_in, "taskids": ids_in}
 _TOOL = re.compile(r"[A-Za-z0-9_./:-]{1,128}")
 _ENCODED = re.compile(r"=\?base64\?([A-Za-z0-9+/=]*)\?=")
 _META_VERSION: Final = "io.modelcontextprotocol/protocolVersion"
@@ -96,6 +117,8 @@ def _read(call: CallRequest, document: Document, said: Mapping[str, str]) -> Non
     _PARAMS.check(params, "params.")
     subject = params.get(_SUBJECTS.get(method, ""))
     _check_head(method, subject, params, said)
+    if method in TASKS and not (isinstance(subject, str) and 0 < len(subject) <= ID_CHARACTERS_MAX):
+        raise _wrong("params.taskId", f"a task's id is a text of 1 to {ID_CHARACTERS_MAX} characters")
     if method != CALL:
         call.free = True
     elif not isinstance(subject, str) or _TOOL.fullmatch(subject) is None:
@@ -114,7 +137,8 @@ def _check_head(method: str, subject: object, params: Document, said: Mapping[st
     for name, wanted in ((METHOD, method), (NAMED, subject)):
         value = said.get(name)
         if value is None:
-            if by_head and wanted is not None:
+            # The core's revision does not ask for the name of a task, which is the extension's.
+            if by_head and wanted is not None and not (name == NAMED and method in TASKS):
                 raise _wrong(name, f"must be in the head, from revision {_BY_HEAD} on")
         elif _decoded(value) != wanted:
             raise _wrong(name, "the head says another one than the body")
@@ -135,12 +159,33 @@ def _wrong(param: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"{param}: {why}.", param=param)
 
 
+def task_key(server: str, id_: str) -> str:
+    """Return the key of a server's task in the store that knows the owners of objects."""
+    return f"task {server} {id_}"
+
+
+def _add_ids(name: str, inside: object, holder: Document, place: str, body: BodyIds) -> bool:
+    """Add to `body` the tasks that a member of a message names, and return whether the member is known."""
+    if name == "id":  # of a message, which it numbers
+        return "jsonrpc" in holder
+    read = _TASK_NAMES.get(name.lower().replace("_", "")) if place.lower() in _TASK_PLACES else None
+    if read is None:
+        return False
+    ids = read(inside, name)
+    body.named += ids if isinstance(ids, list) else [ids]
+    return True
+
+
 # A tool that ran costs its call, also where its result says `isError`, or where its client cancelled it: the
-# server has worked. Free is an error that says that nothing ran, before anything else of the call came.
+# server has worked. A tool that goes on as a task costs its call too. Free is an error that says that nothing
+# ran, before anything else of the call came, and a result that asks for input: the call with the input costs.
 _NOTHING_RAN: Final = frozenset({
     -32700, -32600, -32601, -32602, -32603, -32020, -32021, -32022, -32042,
 })  # fmt: skip
 _EVENTS: Final = (0, "events")
+# The members that a result which asks for input may have (`InputRequiredResult`). It has one of `_ASKING`.
+_QUESTION: Final = frozenset({"resultType", "inputRequests", "requestState", "_meta"})
+_ASKING: Final = {"inputRequests": dict, "requestState": str}
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
@@ -149,11 +194,23 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _end(meter: Meter, message: Document) -> None:
-    code = object_in(message, "error").get("code")
-    if isinstance(code, int) and code in _NOTHING_RAN and not meter.said.get(_EVENTS):
+    code, result = object_in(message, "error").get("code"), object_in(message, "result")
+    nothing_ran = isinstance(code, int) and code in _NOTHING_RAN and not meter.said.get(_EVENTS)
+    if nothing_ran or _asks_first(result):
         meter.failed = True
-    else:
-        meter.report_units()
+        return
+    meter.report_units()
+    task = result if result.get("resultType") == "task" else object_in(result, "task")
+    meter.told += [task_key(meter.call.server, id_) for id_ in ids_of(task.get("taskId"))]
+
+
+def _asks_first(result: Document) -> bool:
+    """Return whether a result is a question alone. One that has anything else, such as content, is none."""
+    return (
+        result.get("resultType") == "input_required"
+        and result.keys() <= _QUESTION
+        and any(isinstance(result.get(name), kind) for name, kind in _ASKING.items())
+    )
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
@@ -189,6 +246,7 @@ FAMILY = ApiFamily(
             read_message,
             Dialect(_read_whole, _read_event),
             operation="execute_tool",
+            keeps=lambda document: KEPT_OBJECTS if document.get("method") == CALL else KEPT_NOTHING,
             of_tools=True,
         )
     },
@@ -196,8 +254,12 @@ FAMILY = ApiFamily(
     prefixes=(PREFIX,),
     provider="mcp",
     session_field=SESSION,
-    # The `id` of a message numbers it.
-    objects=ObjectRules(add=lambda name, inside, holder, *_: name == "id" and "jsonrpc" in holder),
+    objects=ObjectRules(
+        add=_add_ids,
+        key=task_key,
+        is_free=lambda name, holder: name == "inputResponses",
+        tell=(b'"taskId"',),
+    ),
     headers=frozenset({SESSION, METHOD.encode(), NAMED.encode(), VERSION.encode(), b"last-event-id"}),
     said_twice=(METHOD.encode(), NAMED.encode(), VERSION.encode()),
 )

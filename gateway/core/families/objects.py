@@ -204,7 +204,9 @@ def field_of(call: CallRequest, id_: str) -> str:
     while waiting and left:
         left -= 1
         place, value = waiting.pop()
-        if isinstance(value, str) and (value == id_ or id_ in objects.readings(value)):
+        if isinstance(value, str) and (
+            objects.key(call.server, value) == id_ or value == id_ or id_ in objects.readings(value)
+        ):
             return place
         if isinstance(value, list):
             waiting += [(f"{place}.{number}", item) for number, item in enumerate(value)][::-1]
@@ -232,7 +234,8 @@ def _take_ids(call: CallRequest, objects: ObjectRules, asked: Document, closed: 
             _check_kinds(objects, asked)
     except RecursionError as error:
         raise InvalidRequest("The request is nested too deeply.") from error
-    named = dict.fromkeys([id_ for value in found.named for id_ in ids_of(value)])
+    key, server = objects.key, call.server
+    named = dict.fromkeys([key(server, id_) for value in found.named for id_ in ids_of(value)])
     unsure = dict.fromkeys([id_ for value in found.unknown for id_ in ids_of(value) if id_ not in named])
     if len(named) + len(unsure) > NAMED_MAX:
         raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")

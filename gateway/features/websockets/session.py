@@ -132,7 +132,7 @@ class LiveSocket(WebSocket):
 
     async def turn(self, exchange: Exchange) -> None:
         """Run a turn, which is one charged call: admit it, forward messages and events, charge the use."""
-        self._turning, self._covered = True, self._session.needs
+        self._turning, self._covered, beyond = True, self._session.needs, self._session.beyond
         try:
             admitted = await self._admit(exchange)
             if self._upstream is None:
@@ -152,7 +152,8 @@ class LiveSocket(WebSocket):
             else:
                 await self._aim(admitted)
             self._admitted, call = admitted, admitted.call
-            self._session.output_max = call.output_max if call.bound else None
+            if call.bound:
+                self._session.output_max, self._covered = call.output_max, self._covered + beyond
             if exchange.gone or ((self._ends is not None or self._spent) and not self._heard):
                 self._take_back()
                 if self._session.pending:  # its events will not be read
@@ -397,6 +398,7 @@ class LiveSocket(WebSocket):
             written = written_of(document, body, BodyLook(body))
             if session.ask(document, len(body)):
                 written = write_document(document)
+            self._bound_text(body, document)
             if session.models != before:
                 try:
                     self._judge()
@@ -424,12 +426,29 @@ class LiveSocket(WebSocket):
 
         `step` tokens are held ahead of later messages.
         """
-        charge, more = self._admitted, self._session.needs - self._covered
+        charge, more = self._admitted, self._uncovered()
         held = partial(self._loop.call_soon, self._pass_held, self._link, step)
         if self._asked and charge is not None and more > 0 and not charge.reserves(more, step, held):
             self.hold(WAITING)
         else:
             self._send()
+
+    def _uncovered(self) -> int:
+        """Return the tokens that the session needs beyond those that its turn's hold covers."""
+        session, charge = self._session, self._admitted
+        beyond = session.beyond if charge is not None and charge.call.bound else 0
+        return session.needs + beyond - self._covered
+
+    def _bound_text(self, body: bytes, document: Document) -> None:
+        """Count the most tokens of the text in the session's last message, if a hold may bind it."""
+        charge, texts = self._admitted, self._session.texts
+        if not texts.size or (charge is not None and not charge.binds):
+            return
+        plain = write_document(document) if b"\\u" in body else body  # letters, not their escapes
+        size = max(0, texts.size + len(plain) - len(body))
+        self._bucket.spend(size)
+        call = None if charge is None else charge.call
+        texts.add(self._worker.ports.estimator.most_of_message(plain, size, call))
 
     def _pass_held(self, link: Link | None, step: int) -> None:
         """Send the message that waited for a larger hold, or refuse it because too little is left.
@@ -439,7 +458,7 @@ class LiveSocket(WebSocket):
         charge = self._admitted
         if link is None or link is not self._link or charge is None or not self._asked:
             return
-        more = self._session.needs - self._covered
+        more = self._uncovered()
         if charge.reserves(more, 0, None):
             self._send()
             return

@@ -44,6 +44,7 @@ INNER, _BLOCKED, TURN, WAITING, SLOW, _RATE = 1, 2, 4, 8, 16, 32
 _HELD = _BLOCKED | WAITING | SLOW | _RATE
 # How many seconds' messages may come at once.
 BURST_S: Final = 5.0
+COUNTED_BYTES: Final = 4_096  # of text, which take as long as a message
 # Bytes of an answer that is no stream: a refusal, ours or the upstream's.
 REFUSAL_BYTES_MAX: Final = 64 * 1024
 # Headers that belong only to the opening of a socket, or to a request's body.
@@ -111,6 +112,10 @@ class MessageBucket:
         self._left = min(self._most, self._left + (now - self._at) * self._rate) - 1
         self._at = now
         return max(0.0, (1 - self._left) / self._rate)
+
+    def spend(self, size: int) -> None:
+        """Count a message of `size` bytes, whose text is counted, as one more for each `COUNTED_BYTES`."""
+        self._left -= size // COUNTED_BYTES
 
 
 class FrameReader(asyncio.Protocol):

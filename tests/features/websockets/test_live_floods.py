@@ -55,6 +55,14 @@ def test_a_bucket_lets_five_seconds_of_messages_through_at_once() -> None:
     assert [bucket.take(10_000.0) for _ in range(10)] == [0.0] * 9 + [0.5]
 
 
+def test_a_message_whose_text_is_counted_is_one_more_for_each_four_kib() -> None:
+    bucket = MessageBucket(2, now=100.0)
+    bucket.spend(4_095)
+    assert bucket.take(100.0) == 0.0  # nine are left
+    bucket.spend(10 * 4_096)
+    assert bucket.take(100.0) == 1.5  # two lack, and the next one
+
+
 def test_what_a_session_needs_is_known_without_a_walk_over_its_open_messages() -> None:
     def steps(act: Callable[[], object]) -> int:
         count = 0

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.features.websockets.test_live_debts import (
     ASIDE,
     COMMIT,
     NOT_THERE,
+    RUN,
     SOUND,
     TRANSCRIBED,
     Provider,
@@ -143,6 +145,40 @@ async def test_what_its_hold_has_is_there_for_what_a_session_says(
             assert (await socket.receive_json(timeout=WITHIN_S))["status"] in {402, 429}
         await eventually(lambda: limits.held(stage) == 0)
         assert limits.used(stage) == provider.tokens > 500
+
+
+@pytest.mark.parametrize("kind", ["strict", "prepaid", "money"])
+@pytest.mark.parametrize(("most", "fits"), [(4_000, False), (12_000, True)])
+async def test_a_text_is_held_at_the_most_that_it_can_have_where_a_hold_binds_it(
+    valkey: str, tmp_path: Path, kind: str, most: int, fits: bool
+) -> None:
+    """Of some 4,250 bytes, a third of which 4,000 would cover, 4,100 are a token each."""
+    async with limited(valkey, tmp_path, kind, most, 1.0) as (stage, provider, limits):
+        budgets = stage.directory.budgets_there
+        stage.directory.budgets_there = [replace(budget, hold="maximum") for budget in budgets]
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json(said(RUN))
+            await socket.send_json({"type": "response.create", "response": {}})
+            event = await socket.receive_json(timeout=WITHIN_S)
+            assert event.get("status") in ({None} if fits else {402, 429})
+            await until(socket, "response.done")
+        await eventually(lambda: limits.held(stage) == 0)
+        assert limits.used(stage) == provider.tokens <= most
+        assert (provider.tokens > len(RUN)) is fits
+
+
+async def test_a_text_is_held_at_the_likely_tokens_by_a_budget_that_holds_these(
+    valkey: str, tmp_path: Path
+) -> None:
+    async with limited(valkey, tmp_path, "money", 4_000, 1.0) as (stage, provider, limits):
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json(said(RUN))
+            await socket.send_json({"type": "response.create", "response": {}})
+            await until(socket, "response.done")
+        await eventually(lambda: limits.held(stage) == 0)
+        assert limits.used(stage) == provider.tokens > len(RUN)
 
 
 @pytest.mark.parametrize("kind", ["strict", "prepaid", "money"])

@@ -23,7 +23,7 @@ from gateway.core.families.controlled import (
     models_beside,
     refuse_inside,
 )
-from gateway.core.families.family import LiveEvent, object_in, objects_in
+from gateway.core.families.family import LiveEvent, TextExcess, object_in, objects_in
 from gateway.core.families.gemini.answers import Grounding, note_grounding, report
 from gateway.core.families.gemini.calls import CHOOSING
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
@@ -89,7 +89,6 @@ _PCM: Final = frozenset({"audio/pcm", "audio/l16"})
 _RATE_MIN, _RATE_MAX = 8_000, 48_000
 # Of a model a token is 40 ms at 24 kHz.
 _MADE_CHARACTERS: Final = 2_560
-_BYTES_PER_TOKEN: Final = 3
 # The most answers under way that are held for: the API runs one, and an ask on its way interrupts it.
 ANSWERS_MAX: Final = 8
 # The most tokens of one answer, which the setup states for the session, in both spellings of proto3 JSON.
@@ -100,6 +99,8 @@ OUTPUT_TOKENS_MAX: Final = 1_000_000
 
 class GeminiLiveSession:
     """One connection of the Live API. `tokens` is the size of its context: by bytes, corrected by reports.
+
+    What its texts may have beyond that is in `texts`.
 
     There is one answer at a time, and another request interrupts it. Answers have no ids, so the session
     counts those under way, up to `ANSWERS_MAX`.
@@ -113,6 +114,8 @@ class GeminiLiveSession:
         self.models: tuple[str, ...] = ()
         self.tokens = 0
         self.has_media = False
+        self.texts = TextExcess()
+        self._beyond_before = 0  # tokens that texts before the present answer may have beyond the likely ones
         self.output_max: int | None = None
         self._output_max: int | None = None  # of an answer, as the setup says
         self._tools: list[Document] = []
@@ -132,6 +135,11 @@ class GeminiLiveSession:
         """The input tokens of all answers under way. Each of them reads the whole context."""
         return self.tokens * max(1, self._asked)
 
+    @property
+    def beyond(self) -> int:
+        """The input tokens that the texts of all answers under way may have beyond `needs`."""
+        return self.texts.there * max(1, self._asked)
+
     def waits(self, message: Document) -> bool:
         """Return False: messages are forwarded at once."""
         return False
@@ -140,8 +148,9 @@ class GeminiLiveSession:
         """Return the body of the next turn's call, which may read and produce sound."""
         sound = {"responseModalities": ["AUDIO"]}
         return {
-            "model": self.model, "input_tokens": self.needs, "max_output_tokens": self._output_max,
-            "generationConfig": sound, "tools": self._tools, "contents": [{"parts": [{"inlineData": {}}]}],
+            "model": self.model, "input_tokens": self.needs, "input_beyond": self.beyond,
+            "max_output_tokens": self._output_max, "generationConfig": sound, "tools": self._tools,
+            "contents": [{"parts": [{"inlineData": {}}]}],
         }  # fmt: skip
 
     def ask(self, message: Document, size: int) -> bool:
@@ -178,11 +187,11 @@ class GeminiLiveSession:
         self._unasked = self._unasked and not asks
         if kind == _INPUT:
             tokens, characters = _streamed(said)
-            tokens += (size - characters) // _BYTES_PER_TOKEN if "text" in said else 1
+            tokens += self.texts.begin(size - characters) if "text" in said else 1 + self.texts.begin(0)
         else:
             media = media_in(said, PARTS)
             seen = _tokens_of_media(media, name)
-            tokens = (size - media.size) // _BYTES_PER_TOKEN + seen
+            tokens = self.texts.begin(size - media.size) + seen
             self.has_media = self.has_media or seen > 0
         self._last = tokens, asked, len(tools), before
         self.tokens += tokens
@@ -193,6 +202,7 @@ class GeminiLiveSession:
         """Undo the counts of the last message, which is not sent."""
         (tokens, asked, tools, self._unasked), self._last = self._last, (0, 0, 0, self._unasked)
         self.tokens, self._said = max(0, self.tokens - tokens), self._said - tokens
+        self.texts.take_back()
         self._asked = max(0, self._asked - asked)
         del self._tools[len(self._tools) - tools :]
 
@@ -205,7 +215,7 @@ class GeminiLiveSession:
         said = loose_document(event)
         content, usage = object_in(said, "serverContent"), object_in(said, "usageMetadata")
         if content.get("modelTurn") is not None and not self._begun:
-            self._begun, self._said_before = True, self._said
+            self._begun, self._said_before, self._beyond_before = True, self._said, self.texts.said
             self._asked = self._asked or 1  # it may speak by itself
         if usage:
             self._reported = True
@@ -214,6 +224,8 @@ class GeminiLiveSession:
             if read:
                 since = self._said - self._said_before
                 self.tokens = read + since if self._begun else max(self.tokens, read)
+                if self._begun:
+                    self.texts.report(self._beyond_before)
         self._over = self._over or _is_over(said, content)
         ends = self._reported and self._over
         if ends:

@@ -23,7 +23,7 @@ from gateway.core.families.controlled import (
     models_beside,
     refuse_inside,
 )
-from gateway.core.families.family import LiveEvent, object_in, objects_in
+from gateway.core.families.family import LiveEvent, TextExcess, object_in, objects_in
 from gateway.core.families.openai.responses import report
 from gateway.core.families.tools import tools_of
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
@@ -87,7 +87,6 @@ _SAID_CHARACTERS: Final = 6_400
 _SHORT_CHARACTERS: Final = 1_066
 _LONG_FORMATS: Final = frozenset({None, "audio/pcm", "pcm16"})
 _MADE_CHARACTERS: Final = 3_200
-_BYTES_PER_TOKEN: Final = 3
 
 
 class _LiveEvent(msgspec.Struct):
@@ -103,12 +102,13 @@ _event = msgspec.json.Decoder(_LiveEvent).decode
 class _OpenRequest:
     """A message of the client that is not answered yet.
 
-    `said`: tokens of the conversation before the message. `tokens`: tokens of committed sound that a model
-    transcribes. `writers`: the models that an update of the session names for transcripts.
+    `said`: tokens of the conversation before the message, and what its texts may have beyond them. `tokens`:
+    tokens of committed sound that a model transcribes. `writers`: the models that an update of the session
+    names for transcripts.
     """
 
     kind: str
-    said: int
+    said: tuple[int, int]
     tokens: int = 0
     writers: tuple[str, ...] = ()
 
@@ -208,7 +208,9 @@ class RealtimeSession:
         self._maxima: dict[str, int | None] = dict.fromkeys(_PLACES)
         self._number = 0
         self._asked = _OpenRequests()
-        self._responses: dict[str, int] = {}  # the client's tokens before each response
+        self.texts = TextExcess()
+        # The client's tokens before each response, and what its texts may have beyond them.
+        self._responses: dict[str, tuple[int, int]] = {}
         self._transcripts = _Transcripts()
         self._configured = False  # whether the upstream has confirmed transcripts
         self._writer = ""  # the model that writes them, if it is one
@@ -227,8 +229,16 @@ class RealtimeSession:
     def needs(self) -> int:
         """The input tokens of all responses under way, and the tokens of sound to transcribe."""
         sound = self._sound if self._transcribes else 0
-        answers = self._asked.creates + len(self._responses)
-        return self.tokens * max(1, answers) + self._transcripts.tokens + self._asked.tokens + sound
+        return self.tokens * self._answers + self._transcripts.tokens + self._asked.tokens + sound
+
+    @property
+    def beyond(self) -> int:
+        """The input tokens that the texts of all responses under way may have beyond `needs`."""
+        return self.texts.there * self._answers
+
+    @property
+    def _answers(self) -> int:
+        return max(1, self._asked.creates + len(self._responses))
 
     @property
     def _transcribes(self) -> bool:
@@ -237,6 +247,10 @@ class RealtimeSession:
     @property
     def _busy(self) -> bool:
         return bool(self._responses) or self._asked.creates > 0
+
+    @property
+    def _before(self) -> tuple[int, int]:
+        return self._said, self.texts.said
 
     def waits(self, message: Document) -> bool:
         """Return whether a message must wait: for the end of a response, or because too many are open."""
@@ -249,8 +263,8 @@ class RealtimeSession:
         said = [{"type": "input_audio"}]
         most = max(filter(None, self._maxima.values()), default=None)
         return {
-            "model": self.model, "input_tokens": self.needs, "max_output_tokens": most, "audio": {},
-            "input": said, **beside,
+            "model": self.model, "input_tokens": self.needs, "input_beyond": self.beyond,
+            "max_output_tokens": most, "audio": {}, "input": said, **beside,
         }  # fmt: skip
 
     def ask(self, message: Document, size: int) -> bool:
@@ -300,7 +314,7 @@ class RealtimeSession:
 
         `size` is its size in bytes. `writers` are the models that it names for transcripts.
         """
-        tokens, sound, name = 0, message.get("audio"), ""
+        tokens, sound, name = self.texts.begin(0), message.get("audio"), ""
         if kind == _APPEND and isinstance(sound, str):
             tokens, self._rest = divmod(self._rest + len(sound), self._sound_characters)
             self._sound += tokens
@@ -309,12 +323,12 @@ class RealtimeSession:
             items = [object_in(message, "item"), *objects_in(object_in(message, "response"), "input")]
             tokens = self._said_by(items, size)
         elif kind == _UPDATE:
-            tokens = size // _BYTES_PER_TOKEN
+            tokens = self.texts.begin(size)
         if kind in _OPENING:
             self._number += 1
             name = f"{_OURS}{self._number}:"
             owed = self._sound + 1 if kind == _COMMIT and self._transcribes else 0
-            self._asked.add(name, _OpenRequest(kind, self._said, owed, writers))
+            self._asked.add(name, _OpenRequest(kind, self._before, owed, writers))
         if kind == _CREATE:
             response = object_in(message, "response")
             self._partial = self._partial or "input" in response or response.get("conversation") == "none"
@@ -336,7 +350,7 @@ class RealtimeSession:
         media = media_in(document, _MEDIA)
         tokens = media.tokens + (names_in(document).files - media.named) * BLOB_TOKENS
         self.has_media = self.has_media or tokens + characters > 0
-        tokens += max(0, size - characters - media.size) // _BYTES_PER_TOKEN
+        tokens += self.texts.begin(max(0, size - characters - media.size))
         return tokens + -(-characters // self._sound_characters)
 
     def take_back(self) -> None:
@@ -345,6 +359,7 @@ class RealtimeSession:
         asked = self._asked.end(last.name)
         self._sound = max(0, self._sound - last.sound) + (0 if asked is None else asked.tokens)
         self.tokens, self._said = max(0, self.tokens - last.tokens), self._said - last.tokens
+        self.texts.take_back()
         self.models = last.models
         self._maxima |= last.maxima
 
@@ -370,7 +385,7 @@ class RealtimeSession:
             return [message]
         self._number += 1
         name, self._maxima[_UPDATE] = f"{_OURS}{self._number}:", most
-        self._asked.add(name, _OpenRequest(_UPDATE, self._said))
+        self._asked.add(name, _OpenRequest(_UPDATE, self._before))
         session = {"type": "realtime", _MAXIMA[0]: most}
         return [msgspec.json.encode({"type": _UPDATE, "event_id": name, "session": session}), message]
 
@@ -415,7 +430,7 @@ class RealtimeSession:
         elif kind == _CREATED:
             asked = self._asked.end_first(_CREATE)
             name = object_in(loose_document(event), "response").get("id")
-            self._responses[str(name)] = self._said if asked is None else asked.said
+            self._responses[str(name)] = self._before if asked is None else asked.said
         elif kind == _COMMITTED:
             asked = self._asked.end_first(_COMMIT)
             tokens, self._sound = (self._sound, 0) if asked is None else (asked.tokens, self._sound)
@@ -462,8 +477,11 @@ class RealtimeSession:
         total = integer(object_in(response, "usage").get("total_tokens"))
         if total:
             whole = said is not None and not self._partial and response.get("status") == "completed"
-            since = self._said - said if whole and said is not None else 0
-            self.tokens = total + since if whole else max(self.tokens, total)
+            if said is None or not whole:
+                self.tokens = max(self.tokens, total)
+            else:
+                self.tokens = total + self._said - said[0]
+                self.texts.report(said[1])
         self._partial = self._partial and self._busy
         self._maxima[_CREATE] = self._maxima[_CREATE] if self._busy else None
 
