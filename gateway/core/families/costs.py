@@ -26,6 +26,11 @@ PAGES: Final = "pages"
 SOUND: Final = "sound"
 VIDEO: Final = "video"
 STATED: Final = "stated"  # the medium whose type it states
+# Costs of members.
+MODEL: Final = "model"
+MODELS: Final = "models"
+OBJECT: Final = "object"
+NOTHING: Final = "nothing"
 # Members that have tools, in messages, items, parts and groups of all APIs.
 TOOL_MEMBERS: Final = frozenset({"tools", "tool", "definition"})
 # The member of a tool that says who runs it: its type is written behind that of the tool, with a colon.
@@ -69,6 +74,11 @@ def names_of(what: str, *costs: str) -> frozenset[str]:
     return frozenset(
         name for section in sections for name, cost in costs_of(section).items() if cost in costs
     )
+
+
+def members_of_cost(api: str, cost: str) -> frozenset[str]:
+    """Return the members of an API that have this cost."""
+    return frozenset(name for name, one in costs_of(f"{api} members").items() if one == cost)
 
 
 _NONE: Final[Mapping[str, str]] = {}
