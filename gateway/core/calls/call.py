@@ -533,9 +533,9 @@ def _media(value: object, part: MediaPart) -> Iterator[tuple[str, str, bool]]:
     if part.only and (not holders or holders[-1].get("type") != part.only):
         value = None
     stated = [holder[name] for holder in holders for name in part.states if isinstance(holder.get(name), str)]
-    kind = max([*[str(each).lower() for each in reversed(stated)], part.kind], key=_rank)
+    kind = max([*[str(name).lower() for name in reversed(stated)], part.kind], key=_rank)
     # An address may stand for much, whatever its part states of it.
-    far = any(each and not each.startswith("image") for each in (kind, part.kind))
+    far = any(name and not name.startswith("image") for name in (kind, part.kind))
     could_be_named = bool(part.path) and part.path[-1].endswith(_FILES)
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and text:

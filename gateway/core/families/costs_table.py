@@ -4,9 +4,10 @@
 botocore 1.44.5; sections `by hand` have names that no SDK has. To add a tool of next month, install the SDK,
 run that program, and move the new name from `unknown` to its cost.
 
-- `tools`, by `type` (Gemini, Bedrock: by member): a `free` one costs its tokens alone, since the caller runs it
-  or the provider takes no more; a `group` has tools inside; a `name` only names one; `like` is another API.
-  Else the cost is the name of a price.
+- `tools`, by `type` (Gemini, Bedrock: by member): a `free` one costs its tokens alone, and so does a `safe` one, by
+  which nothing is changed: the caller runs it, or it only reads. A `group` has tools inside; a `name` only names
+  one; `like` is another API. Else the cost is the name of a price.
+- `limits`, the types of tools that take a maximum of uses: of a tool, or of another model.
 - `parts`, all other values of `type`, and `fields`, the members of parts without one: `text`, `picture`,
   `pages`, `sound`, `video`; `stated` is the medium that its type states, `source` that of the part around it,
   and `parts` costs what it holds. A `setting` is no part of a prompt.
@@ -22,8 +23,8 @@ from typing import Final
 ROWS: Final = """\
 [openai tools]
 # A program has no container, and `tool_usage` of answers counts none (openai 3.51.0).
-free: apply_patch computer computer_use_preview custom function local_shell mcp programmatic_tool_calling
-  shell:local tool_search
+safe: apply_patch computer computer_use_preview custom function local_shell shell:local
+free: mcp programmatic_tool_calling tool_search
 group: namespace
 web_search: web_search web_search_2025_08_26
 web_search_preview: web_search_preview web_search_preview_2025_03_11
@@ -135,18 +136,23 @@ nothing: access_token additional_instructions after agent_id agent_name allowed_
   user users value version voice workflow_name working_directory workspace_directory
 
 [anthropic tools]
-free: advisor_20260301 bash_20241022 bash_20250124 browser_toolset_20260801 computer_20241022
-  computer_20250124 computer_20251124 computer_toolset_20260801 custom mcp_toolset memory_20250818
-  text_editor_20241022 text_editor_20250124 text_editor_20250429 text_editor_20250728
-  tool_search_tool_bm25 tool_search_tool_bm25_20251119 tool_search_tool_regex
-  tool_search_tool_regex_20251119 web_fetch_20250910 web_fetch_20260209 web_fetch_20260309
-  web_fetch_20260318
+safe: bash_20241022 bash_20250124 browser_toolset_20260801 computer_20241022 computer_20250124
+  computer_20251124 computer_toolset_20260801 custom memory_20250818 text_editor_20241022
+  text_editor_20250124 text_editor_20250429 text_editor_20250728
+free: advisor_20260301 mcp_toolset tool_search_tool_bm25 tool_search_tool_bm25_20251119
+  tool_search_tool_regex tool_search_tool_regex_20251119 web_fetch_20250910 web_fetch_20260209
+  web_fetch_20260309 web_fetch_20260318
 group: tool_definition
 name: mcp_tool_reference mcp_toolset_reference tool_reference
 web_search: web_search_20250305 web_search_20260209 web_search_20260318
 code_execution: code_execution_20250522 code_execution_20250825 code_execution_20260120
   code_execution_20260521
 unknown: agent_toolset_20260401
+
+[anthropic limits]
+model: advisor_20260301
+tool: web_fetch_20250910 web_fetch_20260209 web_fetch_20260309 web_fetch_20260318 web_search_20250305
+  web_search_20260209 web_search_20260318
 
 [anthropic parts]
 source: base64 content file url
@@ -205,8 +211,9 @@ nothing: access_token allowed_domains allowed_hosts allowed_tools amount apt aut
   tool_use_id toolset_name trigger user_id version
 
 [gemini tools]
-free: codeExecution code_execution computerUse computer_use function functionDeclarations mcpServers
-  mcp_server urlContext url_context
+safe: codeExecution code_execution computerUse computer_use function functionDeclarations urlContext
+  url_context
+free: mcpServers mcp_server
 web_search: googleSearch googleSearchRetrieval google_search
 file_search: fileSearch file_search
 google_maps: googleMaps google_maps
@@ -279,7 +286,7 @@ nothing: accessToken adaptationPhrases adaptation_phrases allowedFunctionNames a
   voice voiceName widget_context_token word
 
 [bedrock tools]
-free: cachePoint toolSpec
+safe: cachePoint toolSpec
 unknown: systemTool
 
 [bedrock tools by hand]
@@ -305,8 +312,8 @@ nothing: additionalModelResponseFieldPaths bucketOwner context description domai
   message name serverName signature stopSequences text title toolUseId type
 
 [cohere tools by hand]
-free: function
+safe: function
 
 [ollama tools by hand]
-free: function
+safe: function
 """

@@ -325,9 +325,7 @@ _KINDS: Final = {
 }
 
 
-FIELDS: Final = id_fields(
-    "openai", lambda holder, id_: isinstance(id_, str) and id_.startswith("openai-")
-)
+FIELDS: Final = id_fields("openai", lambda holder, id_: isinstance(id_, str) and id_.startswith("openai-"))
 OBJECTS = ObjectRules(
     collections={
         **dict.fromkeys(
