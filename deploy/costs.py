@@ -43,6 +43,7 @@ NO_BODIES: Final = re.compile(r"\.(admin|compliance|organization|user_profiles|w
 # Of google-genai: what an answer has, options of the SDK itself, and jobs that no route makes.
 NO_REQUESTS: Final = re.compile(r"HttpOptions|\w+Response|\w*(Tuning|Evaluation|Reward|Destination)\w*")
 _CHOICE: Final = "tool_choice"  # its types are those of tools
+_USES: Final = "max_uses"  # the member of tools that take a maximum of uses
 _LITERALS: Final = (typing.Literal, typing_extensions.Literal)
 _OPEN: Final = (dict, object, Any)
 Drawn = dict[str, set[str]]
@@ -145,6 +146,8 @@ def _draw_types(api: str, classes: list[Any], drawn: Drawn) -> None:
             for inner in classes_of(hint):
                 if name in TOOL_MEMBERS:
                     tools.update(type_names(inner), _environments(inner))
+                    if _USES in members_of(inner):
+                        drawn[f"{api} limits"].update(type_names(inner))
                 elif name != _CHOICE:
                     elsewhere.update(type_names(inner))
     types -= tools - elsewhere

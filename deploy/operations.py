@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """Write the operations of the vendors' SDKs into the list of operations, with their query parameters.
 
-`python -m deploy.operations` adds what the list lacks as `refused`, the answer to an unknown path. A test fails
-for a path or parameter of an SDK that has no row, and for a row that says what is not so.
+`python deploy/operations.py` adds what the list lacks as `refused`, the answer to an unknown path; with `--check`
+it only prints these rows. A test fails for a path or parameter of an SDK that has no row, and for a row that says
+what is not so. Only SDKs that are installed are read.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -132,11 +134,28 @@ def _whole(path: str, module: str) -> str:
     return _WHOLE.sub(f"{holder}/{{id}}", path) if holder else path
 
 
-def main() -> None:
-    """Add the operations and query parameters that the list lacks."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or print what the list lacks, and return the exit status."""
+    known = FILE.read_text()
+    if "--check" not in (sys.argv[1:] if arguments is None else arguments):
+        FILE.write_text(updated(known))
+        return 0
+    new = new_rows(known)
+    sys.stdout.write("".join(f"{row} is new\n" for row in new))
+    return 1 if new else 0
+
+
+def new_rows(known: str) -> list[str]:
+    """Return the rows that a list lacks, or has with other query parameters."""
+    rows = set(known.splitlines())
+    return [row for row in updated(known).splitlines() if row not in rows]
+
+
+def updated(rows: str) -> str:
+    """Return the list with the operations and query parameters of SDKs that it lacks."""
     lines, part = list[str](), ""
-    known = {sdk.part: dict(operations_of(sdk)) for sdk in SDKS}
-    for line in [*FILE.read_text().splitlines(), ""]:
+    known = {sdk.part: dict(operations_of(sdk)) for sdk in SDKS if _is_installed(sdk.package)}
+    for line in [*rows.splitlines(), ""]:
         if line.startswith("["):
             part = line.strip("[]")
         elif not line and part in known:
@@ -150,7 +169,11 @@ def main() -> None:
             lines.append(_row(outcome, f"{verb} {path}", names))
             continue
         lines.append(line)
-    FILE.write_text("\n".join(lines).rstrip() + "\n")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _is_installed(package: str) -> bool:
+    return all(find_spec(name) is not None for name in dict.fromkeys((package.partition(".")[0], package)))
 
 
 def _row(outcome: str, operation: str, names: frozenset[str]) -> str:
@@ -158,4 +181,4 @@ def _row(outcome: str, operation: str, names: frozenset[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

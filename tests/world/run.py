@@ -149,16 +149,19 @@ def _compared_with_page(one: newest.Newest, options: argparse.Namespace) -> newe
         return row.wrong, page.differences(row)
     (played,) = play_clients([one], fresh=options.fresh)
     wrong = [f"{cell.title}: {cell.wrong}" for _, cell in _wrong_cells([played])]
-    return wrong, clients_page.differences(played) + _new_costs(one)
+    return wrong, clients_page.differences(played) + _news(one)
 
 
-def _new_costs(client: newest.Newest) -> list[str]:
-    """Return what the table of costs lacks of the types of an SDK, and what it has that these have no more."""
+def _news(client: newest.Newest) -> list[str]:
+    """Return what differs of an SDK from the table of costs, and from the list of operations."""
     python = client.place / "venv" / "bin" / "python"
     if client.name not in SDKS:
         return []
-    words = [python, ROOT / "deploy" / "costs.py", "--check"]
-    return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False).stdout.splitlines()
+    lines = list[str]()
+    for program in ("costs.py", "operations.py"):
+        words = [python, ROOT / "deploy" / program, "--check"]
+        lines += subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False).stdout.splitlines()
+    return lines
 
 
 def _row(program: Program, options: argparse.Namespace) -> Row:

@@ -517,6 +517,12 @@ def _is_paced(part: Mapping[str, object], places: MediaPlaces) -> bool:
     return False
 
 
+def _rank(kind: str) -> int:
+    """Return which of several media types of one part costs most: that of a video, else that of sound."""
+    top = kind.partition("/")[0]
+    return _SOUND.index(top) if top in _SOUND else -1
+
+
 def _media(value: object, part: MediaPart) -> Iterator[tuple[str, str, bool]]:
     """Yield the media at the place `part` of a value, as `_found` does, without the last member."""
     whole, holders = value, list[dict[str, object]]()
@@ -527,14 +533,15 @@ def _media(value: object, part: MediaPart) -> Iterator[tuple[str, str, bool]]:
     if part.only and (not holders or holders[-1].get("type") != part.only):
         value = None
     stated = [holder[name] for holder in holders for name in part.states if isinstance(holder.get(name), str)]
-    kind = str(stated[-1] if stated else part.kind).lower()
-    far = bool(kind) and not kind.startswith("image")  # an address may stand for much
+    kind = max([*[str(name).lower() for name in reversed(stated)], part.kind], key=_rank)
+    # An address may stand for much, whatever its part states of it.
+    far = any(name and not name.startswith("image") for name in (kind, part.kind))
     could_be_named = bool(part.path) and part.path[-1].endswith(_FILES)
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and text:
             url = _DATA_URL.match(text)
             if url is not None:
-                yield url[1].lower(), text[url.end() :], could_be_named
+                yield max(url[1].lower(), kind, key=_rank), text[url.end() :], could_be_named
             elif not could_be_named and not (far and text.startswith(_ADDRESSES)):
                 yield kind, text, False
             elif far:

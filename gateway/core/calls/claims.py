@@ -116,7 +116,7 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
     costs = tool_costs(OF_METER[call.meter].name)
     for tool in tools:
         kinds = kinds_of(tool, costs)
-        if all(cost == FREE for _, cost in kinds):
+        if all(cost in FREE for _, cost in kinds):
             continue
         said = _said(tool, kinds)
         uses = _uses(tool.get(shape.tool_uses) if shape.tool_uses else total)
@@ -151,7 +151,7 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     asked += _plugins(call.plugins)
     if _searches(call, document, by_plugin=False):
         asked.append((SEARCH, SEARCH))
-    kinds = dict([each for each in asked if each[1] != FREE])
+    kinds = dict([each for each in asked if each[1] not in FREE])
     return [kind for kind, cost in kinds.items() if not all(_has_price(kind, cost, one) for one in vectors)]
 
 
@@ -175,7 +175,7 @@ def find_tool(call: CallRequest, kind: str) -> tuple[str, str]:
     family = OF_METER.get(call.meter)
     table = tool_costs("" if family is None else family.name)
     for tool in call.tools:
-        costs = [cost for name, cost in kinds_of(tool, table) if name == kind and cost != FREE]
+        costs = [cost for name, cost in kinds_of(tool, table) if name == kind and cost not in FREE]
         if costs:
             place = path_to(call.document, tool) or "tools"
             return f"{place}.{'type' if 'type' in tool else kind}", kind if costs[0] == UNKNOWN else costs[0]
@@ -199,7 +199,7 @@ def _plugins(plugins: Sequence[Document]) -> Iterator[tuple[str, str]]:
     for plugin in plugins:
         name = str(plugin.get("id"))
         cost = plugin_cost(name)
-        yield (name if cost in {FREE, UNKNOWN} else cost), cost
+        yield (name if cost in {*FREE, UNKNOWN} else cost), cost
 
 
 def limit_uses(call: CallRequest, vectors: Vectors) -> None:
@@ -218,11 +218,7 @@ def limit_uses(call: CallRequest, vectors: Vectors) -> None:
         call.changed = True
     for tool in call.tools if shape.tool_uses else ():
         kind = tool.get("type")
-        if (
-            isinstance(kind, str)
-            and kind.startswith(shape.limited_tools)
-            and tool.get(shape.tool_uses) is None
-        ):
+        if isinstance(kind, str) and kind in shape.limited_tools and tool.get(shape.tool_uses) is None:
             tool[shape.tool_uses] = TOOL_USES
             call.put_in += (shape.tool_uses,)
             call.changed = True

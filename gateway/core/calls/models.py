@@ -12,8 +12,8 @@ from typing import Final
 from gateway.core.billing.price_book import folded
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import EVERYBODY, ModelRule, ModelTarget, UpstreamTarget
-from gateway.core.families.controlled import Document
-from gateway.core.families.costs import tool_costs
+from gateway.core.families.costs import SAFE, tool_costs
+from gateway.core.families.tools import kinds_of
 from gateway.errors import InvalidRequest, ModelNotAllowed
 
 
@@ -152,14 +152,6 @@ def named_by(rule: ModelRule, asked: str) -> tuple[ModelTarget, ...]:
 # Whether a request may be sent again, to another upstream, although the first one may have processed it.
 #
 # Its tools show whether it may do more than answer: tools of the client and tools that only read do not.
-_OF_CLIENT: Final = frozenset({"function", "custom"})
-_ONLY_READ: Final = (
-    "web_search", "file_search", "google_search", "url_context", "computer", "text_editor", "bash", "memory",
-)  # fmt: skip
-_DECLARED: Final = frozenset(
-    {"functionDeclarations", "function_declarations", "googleSearch", "google_search", "urlContext",
-     "url_context", "codeExecution", "code_execution", "toolSpec", "cachePoint"}
-)  # fmt: skip
 _ACTING: Final = ("mcp_servers", "plugins", "conversation", "previous_response_id", "prompt")
 
 
@@ -171,11 +163,4 @@ def is_repeatable(call: CallRequest) -> bool:
     if call.background:  # the first one would continue unnoticed
         return False
     costs = tool_costs(call.family)
-    return all(_is_harmless(tool, costs) for tool in call.tools)
-
-
-def _is_harmless(tool: Document, costs: Mapping[str, str]) -> bool:
-    kind = tool.get("type")
-    if isinstance(kind, str):
-        return kind in _OF_CLIENT or (kind in costs and kind.startswith(_ONLY_READ))
-    return kind is None and ("input_schema" in tool or tool.keys() <= _DECLARED)
+    return all(cost in SAFE for tool in call.tools for _, cost in kinds_of(tool, costs))

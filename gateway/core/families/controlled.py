@@ -11,23 +11,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from gateway.core.families.costs import MODEL, MODELS, members_of_cost, names_of
 from gateway.errors import InvalidRequest
 
 Document = dict[str, object]
 PathParams = Mapping[str, str]
 
-# Models that an upstream in front of others may use instead (OpenRouter, LiteLLM).
-MODEL_LISTS = (
-    "models",
-    "fallbacks",
-    "fallback",
-    "fallback_model",
-    "fallback_models",
-    "context_window_fallbacks",
-    "content_policy_fallbacks",
-    "context_window_fallback_dict",
-    "default_fallbacks",
-)
+# Models that an upstream in front of others may use instead.
+MODEL_LISTS = ("models", *sorted(members_of_cost("all", MODELS)))
 # Fields by which such an upstream sends a call to another server, with another credential, or changes it:
 # their values replace fields that were read here.
 ELSEWHERE = frozenset(
@@ -70,14 +61,13 @@ _NO_MODELS = frozenset(
     }
 )  # fmt: skip
 _DEPTH_MAX = 16
-# Fields with names that the caller chooses: arguments of functions, and tools of a server.
-_NAMING = (
-    "model", "models", "modelname", "model_name", "modelid", "model_id", "model_ids", "modelarn", "model_arn",
-)  # fmt: skip
+# Ends of names of members that name models, in small letters.
+_NAMING = tuple({name.casefold() for name in names_of("members", MODEL)})
 # Data that callers write, and rows of an eval: what they call a model is none.
 _ROWS = frozenset(
     {"metadata", "attributes", "customMetadata", "client_metadata", "item", "sample", "item_schema"}
 )
+# Fields with names that the caller chooses: arguments of functions, and tools of a server.
 OWN_NAMES = frozenset(
     {
         "function", "functionDeclarations", "function_declarations", "input_schema", "input_examples",
@@ -454,15 +444,14 @@ def _add_nested(value: object, path: str, found: list[str], depth: int, *, stric
     """Add to `found` the models in fields such as `model`, `models` or `modelName`, at any depth.
 
     With `strict` (tools and plugins) another value in such a field raises `InvalidRequest`; else it is
-    ignored.
+    ignored. A value nested deeper than `depth` is refused: it could name a model.
     """
     if depth == 0:
-        if strict:
-            raise InvalidRequest(f"{path} is nested more than {_DEPTH_MAX} deep.", param=path)
-        return
+        raise InvalidRequest(f"{path} is nested more than {_DEPTH_MAX} deep.", param=path)
     if isinstance(value, list):
         for each in value:
-            _add_nested(each, path, found, depth - 1, strict=strict)
+            if isinstance(each, list | dict):
+                _add_nested(each, path, found, depth - 1, strict=strict)
     elif isinstance(value, dict):
         functions = value.get("type") == "function"
         for name, inside in value.items():

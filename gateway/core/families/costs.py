@@ -13,7 +13,8 @@ from typing import Final
 from gateway.core.families.costs_table import ROWS
 
 # Costs of tools beside prices, which have the name of a price.
-FREE: Final = "free"  # nothing but tokens: the caller runs it, or its provider takes no more
+FREE: Final = frozenset({"free", "safe"})  # nothing but tokens
+SAFE: Final = frozenset({"safe", "file_search", "web_search", "web_search_preview"})  # changes nothing
 GROUP: Final = "group"  # an object around tools
 LIKE: Final = "like"  # an API whose tools this one has too
 NAME: Final = "name"  # names a tool that another place defines
@@ -26,6 +27,11 @@ PAGES: Final = "pages"
 SOUND: Final = "sound"
 VIDEO: Final = "video"
 STATED: Final = "stated"  # the medium whose type it states
+# Costs of members.
+MODEL: Final = "model"
+MODELS: Final = "models"
+OBJECT: Final = "object"
+NOTHING: Final = "nothing"
 # Members that have tools, in messages, items, parts and groups of all APIs.
 TOOL_MEMBERS: Final = frozenset({"tools", "tool", "definition"})
 # The member of a tool that says who runs it: its type is written behind that of the tool, with a colon.
@@ -69,6 +75,11 @@ def names_of(what: str, *costs: str) -> frozenset[str]:
     return frozenset(
         name for section in sections for name, cost in costs_of(section).items() if cost in costs
     )
+
+
+def members_of_cost(api: str, cost: str) -> frozenset[str]:
+    """Return the members of an API that have this cost."""
+    return frozenset(name for name, its in costs_of(f"{api} members").items() if its == cost)
 
 
 _NONE: Final[Mapping[str, str]] = {}

@@ -4,14 +4,16 @@
 botocore 1.44.5; sections `by hand` have names that no SDK has. To add a tool of next month, install the SDK,
 run that program, and move the new name from `unknown` to its cost.
 
-- `tools`, by `type` (Gemini, Bedrock: by member): a `free` one costs its tokens alone, since the caller runs it
-  or the provider takes no more; a `group` has tools inside; a `name` only names one; `like` is another API.
-  Else the cost is the name of a price.
+- `tools`, by `type` (Gemini, Bedrock: by member): a `free` one costs its tokens alone, and so does a `safe` one, by
+  which nothing is changed: the caller runs it, or it only reads. A `group` has tools inside; a `name` only names
+  one; `like` is another API. Else the cost is the name of a price.
+- `limits`, the types of tools that take a maximum of uses: of a tool, or of another model.
 - `parts`, all other values of `type`, and `fields`, the members of parts without one: `text`, `picture`,
   `pages`, `sound`, `video`; `stated` is the medium that its type states, `source` that of the part around it,
   and `parts` costs what it holds. A `setting` is no part of a prompt.
 - `members`, those that are a text or an open object: each may name a `model` or an `object`, hold a `medium` or
-  `parts`, or be `data` that the caller writes freely. `nothing` does none of it.
+  `parts`, or be `data` that the caller writes freely. `nothing` does none of it. In `all members` are those of
+  any API, with lists of `models` that may answer instead.
 
 A tool that is `unknown`, or has no row, is refused by its type where money decides.
 """
@@ -21,8 +23,8 @@ from typing import Final
 ROWS: Final = """\
 [openai tools]
 # A program has no container, and `tool_usage` of answers counts none (openai 3.51.0).
-free: apply_patch computer computer_use_preview custom function local_shell mcp programmatic_tool_calling
-  shell:local tool_search
+safe: apply_patch computer computer_use_preview custom function local_shell shell:local
+free: mcp programmatic_tool_calling tool_search
 group: namespace
 web_search: web_search web_search_2025_08_26
 web_search_preview: web_search_preview web_search_preview_2025_03_11
@@ -90,15 +92,29 @@ text: agent.handoff context_compaction function.call function.result reference t
 # of openai 3.57.0
 setting: speech
 
+[all members by hand]
+# A member is a model's by the end of its name, so that `judge_model` is one too.
+model: model model_arn model_id model_ids model_name modelarn modelid modelname models
+# Of upstreams in front of others (OpenRouter, LiteLLM).
+models: content_policy_fallbacks context_window_fallback_dict context_window_fallbacks default_fallbacks
+  fallback fallback_model fallback_models fallbacks
+# Ids that callers choose: of tool calls, users, requests, and lines of a file.
+nothing: call_id connector_id custom_id request_id session_id tool_call_id tool_use_id trace_id user_id
+
 [openai members by hand]
-nothing: connector_id continuation_id
+# of Mistral; and of the account itself, to which no route leads
+object: actor_ids api_key_ids certificate_ids document_id external_id external_key_id from_entry_id
+  group_ids kms_project_id library_id library_ids model_ids resource_ids role_id service_account_id
+  subscription_id tenant_id user_ids workload_identity_pool_id workload_identity_provider_id
+# of openai 3.57.0
+unknown: continuation_id
 
 [openai members]
 object: approval_request_id assistant_id client_id comparison_response_id container container_id
   conversation conversation_id credential_id delegation_id environment_id environment_template_id eval_id
   field_id file_id file_ids id input_file_id item_id part_ids previous_item_id previous_response_id
   project_id project_ids response_id run_id skill_id stream_id subagent_id thread_id training_file
-  tunnel_id turn_id validation_file vault_id vault_ids vector_store_id vector_store_ids voice
+  tunnel_id turn_id validation_file vault_id vault_ids vector_store_id vector_store_ids
 model: model
 medium: audio audio_sample data file file_data file_url files image image_url input_reference
   known_speaker_references mask recording result url video
@@ -117,21 +133,26 @@ nothing: access_token additional_instructions after agent_id agent_name allowed_
   revised_prompt role safety_identifier scope script_hint sdp secret_name secret_value selected_option
   server_description server_label server_url session_id size status stderr stdout stop suffix tags
   target_uri text timezone title token token_endpoint tool_call_id tool_choice tool_names transcript type
-  user users value version workflow_name working_directory workspace_directory
+  user users value version voice workflow_name working_directory workspace_directory
 
 [anthropic tools]
-free: advisor_20260301 bash_20241022 bash_20250124 browser_toolset_20260801 computer_20241022
-  computer_20250124 computer_20251124 computer_toolset_20260801 custom mcp_toolset memory_20250818
-  text_editor_20241022 text_editor_20250124 text_editor_20250429 text_editor_20250728
-  tool_search_tool_bm25 tool_search_tool_bm25_20251119 tool_search_tool_regex
-  tool_search_tool_regex_20251119 web_fetch_20250910 web_fetch_20260209 web_fetch_20260309
-  web_fetch_20260318
+safe: bash_20241022 bash_20250124 browser_toolset_20260801 computer_20241022 computer_20250124
+  computer_20251124 computer_toolset_20260801 custom memory_20250818 text_editor_20241022
+  text_editor_20250124 text_editor_20250429 text_editor_20250728
+free: advisor_20260301 mcp_toolset tool_search_tool_bm25 tool_search_tool_bm25_20251119
+  tool_search_tool_regex tool_search_tool_regex_20251119 web_fetch_20250910 web_fetch_20260209
+  web_fetch_20260309 web_fetch_20260318
 group: tool_definition
 name: mcp_tool_reference mcp_toolset_reference tool_reference
 web_search: web_search_20250305 web_search_20260209 web_search_20260318
 code_execution: code_execution_20250522 code_execution_20250825 code_execution_20260120
   code_execution_20260521
 unknown: agent_toolset_20260401
+
+[anthropic limits]
+model: advisor_20260301
+tool: web_fetch_20250910 web_fetch_20260209 web_fetch_20260309 web_fetch_20260318 web_search_20250305
+  web_search_20260209 web_search_20260318
 
 [anthropic parts]
 source: base64 content file url
@@ -161,11 +182,18 @@ setting: adaptive advisor advisor_redacted_result advisor_result advisor_tool_re
   user.tool_confirmation user.tool_result web_fetch web_search web_search_result
   web_search_result_location web_search_tool_result_error write xhigh
 
+[anthropic members by hand]
+# of answers and lists; and of the account: who pays is the operator's to say
+object: actor_ids agent_ids api_key_ids channel_id claude_tag_user_ids created_by_user_id deployment_ids
+  environment_ids external_key_id issuer_id marketplace_id organization_id organization_ids owner_user_id
+  plugin_id rbac_group_ids served_version_id slack_channel_id slack_channel_ids slack_workspace_id
+  tenant_id user_ids user_profile_ids workspace_ids
+
 [anthropic members]
 object: after_id agent agent_id agents anthropic_worker_id api_key_id before_id client_id container
-  deployment_id environment_id external_id file_id id ids memory_id memory_store_id previous_message_id
-  reference_id scope_id service_account_id session_ids session_thread_id skill_id user_profile_id vault_id
-  vault_ids workspace_id
+  deployment_id environment_id external_id file_id id ids memory_id memory_store_id predefined_agents
+  previous_message_id reference_id scope_id service_account_id session_ids session_thread_id skill_id
+  user_profile_id vault_id vault_ids workspace_id
 model: model
 medium: data file files url
 parts: content source system
@@ -177,14 +205,15 @@ nothing: access_token allowed_domains allowed_hosts allowed_tools amount apt aut
   encrypted_index encrypted_stdout error error_message exclude_tools expected_content_sha256
   expected_last_heartbeat expires_at expression external_user_onboarded_at fallback_credit_token gem go
   inference_geo instructions lines mcp_server_name mcp_server_url media_type mount_path name name_hash npm
-  onboarded_at page page_age path path_prefix pip predefined_agents reason refresh_token region required
-  resource retrieved_at role_arn scope secret_name secret_value server_name session_id sha signature
-  stderr stdout stop_reason stop_sequences tab_id text thinking timezone title token token_endpoint
-  tool_id tool_name tool_use_id toolset_name trigger user_id version
+  onboarded_at page page_age path path_prefix pip reason refresh_token region required resource
+  retrieved_at role_arn scope secret_name secret_value server_name session_id sha signature stderr stdout
+  stop_reason stop_sequences tab_id text thinking timezone title token token_endpoint tool_id tool_name
+  tool_use_id toolset_name trigger user_id version
 
 [gemini tools]
-free: codeExecution code_execution computerUse computer_use function functionDeclarations mcpServers
-  mcp_server urlContext url_context
+safe: codeExecution code_execution computerUse computer_use function functionDeclarations urlContext
+  url_context
+free: mcpServers mcp_server
 web_search: googleSearch googleSearchRetrieval google_search
 file_search: fileSearch file_search
 google_maps: googleMaps google_maps
@@ -257,7 +286,7 @@ nothing: accessToken adaptationPhrases adaptation_phrases allowedFunctionNames a
   voice voiceName widget_context_token word
 
 [bedrock tools]
-free: cachePoint toolSpec
+safe: cachePoint toolSpec
 unknown: systemTool
 
 [bedrock tools by hand]
@@ -283,8 +312,8 @@ nothing: additionalModelResponseFieldPaths bucketOwner context description domai
   message name serverName signature stopSequences text title toolUseId type
 
 [cohere tools by hand]
-free: function
+safe: function
 
 [ollama tools by hand]
-free: function
+safe: function
 """

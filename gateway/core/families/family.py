@@ -273,7 +273,7 @@ class CallKind:
     unframed: Callable[[CallRequest, int, UsageBounds], Meter] | None = None  # meters a stream without events
     uses: str = ""  # the field with the maximum of tool uses of a call
     tool_uses: str = ""  # the field with the maximum of uses of one tool
-    limited_tools: tuple[str, ...] = ()  # types of tools, by prefix, that have the field `tool_uses`
+    limited_tools: frozenset[str] = frozenset()  # types of tools that have the field `tool_uses`
     operation: str = "chat"  # the operation's name in OpenTelemetry
     numbers: frozenset[str] = frozenset()  # number fields that `read` uses
     media: MediaPlaces = field(default_factory=MediaPlaces)  # fields with pictures, sound and files

@@ -1,7 +1,7 @@
 """Fields of requests that refer to stored objects, and fields that end like an id and do not.
 
-Both are tables by API. A name in neither table is judged by its value: it must be no object that another
-organization owns. A test reads the request types of the vendors' SDKs, and fails for a name that no table has.
+Both are in the table of costs. A name that it does not have is judged by its value: it must be no object that
+another organization owns.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.core.families.controlled import Document, id_in, ids_in
+from gateway.core.families.costs import NOTHING, OBJECT, members_of_cost
 from gateway.core.families.family import BodyIds, ObjectRules
 
 
@@ -23,10 +24,8 @@ def names(written: str) -> frozenset[str]:
 _ENDS: Final = ("_id", "_ids")
 _CAMEL_ENDS: Final = ("Id", "Ids")
 _CAMEL: Final = re.compile("(?<=[a-z])(?=[A-Z])")
-# Ids that callers choose, in any API: of tool calls, users, requests, and lines of a file.
-OF_CALLERS: Final = names(
-    "call_id tool_call_id tool_use_id user_id request_id session_id trace_id custom_id connector_id"
-)
+# Ids that callers choose, in any API.
+_OF_CALLERS: Final = members_of_cost("all", NOTHING)
 
 # A complete object in a request of any API may have an id that refers to no stored object. It is an element of one of
 # these lists, with a documented type and the member given here. Items of the API's own tools come back as
@@ -88,8 +87,16 @@ class IdFields:
             return True
         if folded not in self.named or (isinstance(inside, dict) and not folded.endswith(_ENDS)):
             return False
-        found.named += ids_in(inside, name) if folded.endswith("_ids") else [id_in(inside, name)]
+        if folded.endswith("ids"):
+            found.named += ids_in(inside, name)
+        else:  # a list in a plural has ids, and objects with one
+            found.named += _texts(inside) if folded.endswith("s") else [id_in(inside, name)]
         return True
+
+
+def id_fields(api: str, vendors: Callable[[Document, object], bool]) -> IdFields:
+    """Return the id fields of an API by the table of costs."""
+    return IdFields(members_of_cost(api, OBJECT), _OF_CALLERS | members_of_cost(api, NOTHING), vendors)
 
 
 def add_known(  # noqa: PLR0917  # a member, and where it stands
@@ -106,7 +113,7 @@ def add_known(  # noqa: PLR0917  # a member, and where it stands
     if folded == "id" and found.known and _is_whole(holder, place):
         found.brought.append(id_in(inside, name))
     elif not objects.add(name, inside, holder, place, found) and (
-        folded == "id" or (folded.endswith(_ENDS) and folded not in OF_CALLERS)
+        folded == "id" or (folded.endswith(_ENDS) and folded not in _OF_CALLERS)
     ):
         found.unknown += [id_ for text in _texts(inside) for id_ in objects.readings(text)]
 

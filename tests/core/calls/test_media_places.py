@@ -162,6 +162,34 @@ def test_the_smallest_file_at_a_place_holds_what_its_kind_costs(
         assert most <= tried(meter, by, name, address).read < most + image + 8_000
 
 
+SILENT = base64.b64encode(bytes(48)).decode()  # begins as no medium
+FILE_URI = "https://generativelanguage.googleapis.com/v1beta/files/x"
+
+
+@pytest.mark.parametrize(
+    ("meter", "part", "least"),
+    [
+        ("gemini_interactions", {"type": "video", "uri": FILE_URI}, OF_GEMINI[2]),
+        ("gemini_interactions", {"type": "audio", "uri": FILE_URI}, OF_GEMINI[2]),
+        ("gemini_interactions", {"type": "document", "uri": FILE_URI}, OF_GEMINI[2]),
+        ("gemini_interactions", {"type": "video", "data": SILENT}, OF_GEMINI[2]),
+        ("gemini_interactions", {"type": "audio", "data": SILENT}, OF_GEMINI[2]),
+        ("gemini_generate", {"fileData": {"mimeType": "image/png", "fileUri": FILE_URI}}, OF_GEMINI[2]),
+        ("openai_chat", {"type": "audio_url", "audio_url": {"url": f"data:image/png;base64,{SILENT}"}},
+         OF_OPENAI[2]),
+    ],
+)  # fmt: skip
+def test_a_part_that_states_an_image_is_held_as_the_dearer_of_that_and_its_type(
+    meter: str, part: dict[str, Any], least: int
+) -> None:
+    assert held(meter, {"mime_type": "image/png", **part}).read >= least
+
+
+def test_a_picture_that_states_an_image_is_held_as_one() -> None:
+    part = {"type": "image", "mime_type": "image/png", "uri": FILE_URI}
+    assert held("gemini_interactions", part).read < OF_GEMINI[1] + 8_000
+
+
 def test_a_packed_file_is_held_as_one_whatever_type_it_states() -> None:
     for packed_file in (b"PK\3\4\x14\0\6\0", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
         text = base64.b64encode(packed_file).decode()

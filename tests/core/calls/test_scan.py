@@ -35,6 +35,7 @@ from gateway.core.calls.estimate import answers_within, limit_models
 from gateway.core.calls.models import is_repeatable
 from gateway.core.calls.routes import Route
 from gateway.core.families import objects
+from gateway.core.families.costs import members_of_cost
 from gateway.core.families.family import BodyIds, only_text
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import FAMILIES, OF_METER, SHAPES
@@ -756,6 +757,16 @@ def test_functions_in_a_row_are_cut_as_one(scan: Scan) -> None:
         assert found is not None
         assert found[4] is not None
         assert found[4].endswith(b'"tools":[{%b,"strict":false}]}' % left)
+
+
+@pytest.mark.parametrize("api", ["openai", "anthropic"])
+def test_what_a_function_was_given_is_judged_alike_by_each_name_of_an_object(scan: Scan, api: str) -> None:
+    names = members_of_cost(api, "object")
+    assert len(names) > 20
+    for name in names:
+        used = {"type": "tool_use", "id": "t", "name": "f", "input": {name: "x" * 9, "y": "z" * 400}}
+        said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": [used]}]
+        assert judge(scan, plain({"model": "m", "max_tokens": 1, "messages": [*said, said[0]]}))
 
 
 def test_long_texts_are_walked_alike(scan: Scan, slowest: Scan) -> None:

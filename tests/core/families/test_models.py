@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
 import pytest
 import typing_extensions
 
-from gateway.core.families.controlled import models_of, models_stored
+from gateway.core.families.controlled import models_beside, models_of, models_stored
 from gateway.core.families.openai.realtime import RealtimeSession
 from gateway.core.families.registry import FAMILIES
 from gateway.core.families.tools import tools_of
@@ -95,6 +95,19 @@ def test_a_model_is_read_at_each_place_that_a_type_of_an_sdk_has(kind: str) -> N
 )
 def test_data_of_a_caller_names_no_model(body: dict[str, Any]) -> None:
     assert models_stored(body, {}, "") == ()
+
+
+@pytest.mark.parametrize("shape", [lambda value: {"x": value}, lambda value: [value]])
+def test_a_model_is_read_sixteen_deep_and_what_is_nested_deeper_is_refused(
+    shape: Callable[[Any], Any],
+) -> None:
+    value: Any = {"model": TRAINED}
+    for _ in range(15):
+        value = shape(value)
+    assert models_beside({"extra": value}) == (TRAINED,)
+    with pytest.raises(InvalidRequest, match=r"^extra\S* is nested more than 16 deep\.$") as refused:
+        models_beside({"extra": shape(value)})
+    assert (refused.value.param or "").startswith("extra")
 
 
 def test_a_model_of_a_stored_body_has_no_prefix_of_its_api() -> None:

@@ -185,7 +185,10 @@ PROVIDERS = (
 
 
 def test_a_call_is_repeatable_with_tools_that_a_table_says_only_read() -> None:
-    for kind, repeats in (("web_search", True), ("web_search_20270101", False), ("bash_20250124", False)):
+    for kind, repeats in (
+        ("web_search", True), ("web_search_20270101", False), ("bash_20250124", False), ("shell", False),
+        ("apply_patch", True), ("mcp", False), ("tool_search", False),
+    ):  # fmt: skip
         call = asked(
             "openai_responses", json.dumps({"model": "m", "input": "hi", "tools": [{"type": kind}]}).encode()
         )

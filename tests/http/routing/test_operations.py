@@ -2,7 +2,7 @@
 
 `operations.txt` has them by vendor, with the file of `deploy/providers` that they are tried with, and says
 what becomes of each: `metered`, `owned`, `free` (lists of models, counts of tokens) or `refused`. Behind a
-`?` stand query parameters. `python -m deploy.operations` adds those of the SDKs.
+`?` stand query parameters. `python deploy/operations.py` adds those of the SDKs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from deploy.operations import REFUSED, SDKS, Sdk, operations_of
+from deploy.operations import REFUSED, SDKS, Sdk, new_rows, operations_of, updated
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import GENERIC
 from gateway.http.routing.head import HeadRouter, RoutedHead
@@ -147,3 +147,13 @@ def test_the_page_of_providers_says_how_many_pass() -> None:
 def row(vendor: str, counts: Counter[str]) -> str:
     numbers = [counts.total(), *(counts[name] for name in ("metered", "owned", "free", "refused"))]
     return f"| {vendor} | " + " | ".join(map(str, numbers)) + " |"
+
+
+def test_new_rows_are_the_operations_and_query_parameters_that_a_list_lacks() -> None:
+    rows = (HERE / "operations.txt").read_text()
+    assert updated(rows) == rows
+    fewer = rows.replace("metered POST /v1/embeddings\n", "", 1)
+    fewer = fewer.replace("GET /v1/files ?after,limit,order,purpose\n", "GET /v1/files ?after,order\n", 1)
+    assert new_rows(fewer) == [
+        "owned GET /v1/files ?after,limit,order,purpose", "refused POST /v1/embeddings",
+    ]  # fmt: skip

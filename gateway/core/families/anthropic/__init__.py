@@ -11,6 +11,7 @@ from gateway.core.calls.routes import Route
 from gateway.core.families.anthropic import calls, messages
 from gateway.core.families.anthropic.calls import EXCLUSIONS, OBJECTS, OF_AGENTS
 from gateway.core.families.anthropic.fallbacks import FALLBACKS, read_fallbacks
+from gateway.core.families.costs import UNKNOWN, names_of
 from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, Listing, SdkExample, target
 from gateway.core.model import BudgetWindow, Family
 from gateway.errors import BudgetExceeded, Refusal
@@ -119,7 +120,7 @@ FAMILY = ApiFamily(
             calls.read_messages, messages.DIALECT, "max_tokens",
             always_reports=True, keeps=calls.keeps,
             numbers=frozenset({"max_tokens"}),
-            tool_uses="max_uses", limited_tools=("web_search_", "web_fetch_"),
+            tool_uses="max_uses", limited_tools=names_of("limits", "tool", UNKNOWN),
             # A page is 1,500 to 3,000 tokens of text, and an image (Anthropic's page on PDFs, 2026-11-30).
             media=MediaPlaces(
                 "messages", {"image": _BASE64, "document": _DOCUMENT},

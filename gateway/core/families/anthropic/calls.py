@@ -7,7 +7,6 @@ from typing import Final
 
 from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
 from gateway.core.families.anthropic.fallbacks import FALLBACKS, FAST, read_fallbacks
-from gateway.core.families.anthropic.references import NAMED, OTHERS
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
@@ -33,7 +32,7 @@ from gateway.core.families.family import (
     only_own_tools,
     only_text,
 )
-from gateway.core.families.references import IdFields, names
+from gateway.core.families.references import id_fields, names
 
 _MESSAGES = ControlledNames("model", "stream", "max_tokens", "metadata", *OF_EVERY_FAMILY)
 _METADATA = ControlledNames("user_id")
@@ -143,7 +142,7 @@ def _is_free(name: str, holder: Document) -> bool:
     return name == "input" and isinstance(kind, str) and kind in _CALLS
 
 
-FIELDS: Final = IdFields(NAMED, OTHERS, lambda holder, id_: holder.get("type") == _BUILT_IN_SKILLS)
+FIELDS: Final = id_fields("anthropic", lambda holder, id_: holder.get("type") == _BUILT_IN_SKILLS)
 # Fields that bodies of stored objects may have, by Anthropic's reference.
 _AGENT: Final = (
     "description execution_identity mcp_servers metadata model multiagent name skills system tools"

@@ -34,8 +34,7 @@ from gateway.core.families.family import (
     only_own_tools,
     only_text,
 )
-from gateway.core.families.openai.references import NAMED, OTHERS
-from gateway.core.families.references import IdFields, names
+from gateway.core.families.references import id_fields, names
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import InvalidRequest
@@ -326,9 +325,7 @@ _KINDS: Final = {
 }
 
 
-FIELDS: Final = IdFields(
-    NAMED, OTHERS, lambda holder, id_: isinstance(id_, str) and id_.startswith("openai-")
-)
+FIELDS: Final = id_fields("openai", lambda holder, id_: isinstance(id_, str) and id_.startswith("openai-"))
 OBJECTS = ObjectRules(
     collections={
         **dict.fromkeys(
