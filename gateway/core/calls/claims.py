@@ -37,6 +37,7 @@ from gateway.core.calls.call import (
     check_size,
     media_in,
     names_in,
+    quotes_in,
     read_document,
     write_document,
     written_of,
@@ -602,6 +603,7 @@ def read_call(
         call.documents, call.document_tokens, call.endless = media.documents, media.document_tokens, media.far
         call.recordings, call.recording_tokens = media.recordings, media.recording_tokens
         call.names.files -= media.named
+        call.names.files -= quotes_in(document) if call.names.files > 0 else 0
     if call.names.tools:
         find_tools(call, document)
     return call
@@ -777,7 +779,7 @@ HARMLESS = frozenset(
         # what is told of tokens
         "logprobs", "top_logprobs", "prompt_logprobs", "n_probs", "top_n_tokens", "responseLogprobs",
         # less prompt, less thinking
-        "truncate", "truncate_prompt_tokens", "n_keep", "n_discard", "num_keep", "min_keep",
+        "truncate", "truncate_prompt_tokens", "prompt_truncate_len", "num_search_results", "n_keep", "n_discard", "num_keep", "min_keep",
         "n_indent",
         "thinking_token_budget", "thinking_budget_tokens", "reasoning_budget", "dimensions",
         # where and how long it runs

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import decoded_segments
-from gateway.core.families.controlled import FREE, OF_EVERY_FAMILY, Document, elements
+from gateway.core.families.controlled import FREE, Document, elements
 from gateway.core.families.family import (
     KEPT_LINKED,
     KEPT_NOTHING,
@@ -27,7 +27,7 @@ from gateway.core.families.family import (
     only_own_tools,
     told_of,
 )
-from gateway.core.families.references import add_known
+from gateway.core.families.references import PLACES, add_known
 from gateway.core.families.registry import FAMILIES
 from gateway.core.families.tools import tools_of
 from gateway.core.model import Family
@@ -57,10 +57,6 @@ _SAID = frozenset(
 _PLAIN_OR_SAID = _PLAIN | _SAID
 # Names of most texts, passed over at once.
 _TEXTS = frozenset({"type", "role", "content", "text", "name", "arguments", "description"})
-# Fields at the top of a body in which the APIs have an `id` that refers to a stored object, in small letters.
-_TOPS = frozenset(
-    map(str.lower, (*OF_EVERY_FAMILY, "audio", "inputs", "items", "requests", "skills", "thread", "voice"))
-)
 _PATHS = {name: family.objects.path for name, family in FAMILIES.items()}
 _NOTHING: tuple[tuple[str, ...], frozenset[str]] = (), frozenset()
 # Each collection as its family writes it.
@@ -227,7 +223,7 @@ def _take_ids(call: CallRequest, objects: ObjectRules, asked: Document, closed: 
     """
     try:
         for name, inside in asked.items():
-            found.known = closed or name.lower() in _TOPS
+            found.known = closed or name.lower() in PLACES
             _look_at(objects, name, inside, asked, "", found)
         found.known = True
         if closed and objects.kinds:

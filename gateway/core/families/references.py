@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.core.families.controlled import Document, id_in, ids_in
+from gateway.core.families.controlled import OF_EVERY_FAMILY, Document, id_in, ids_in
 from gateway.core.families.costs import NOTHING, OBJECT, members_of_cost
 from gateway.core.families.family import BodyIds, ObjectRules
 
@@ -26,6 +26,15 @@ _CAMEL_ENDS: Final = ("Id", "Ids")
 _CAMEL: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 # Ids that callers choose, in any API.
 _OF_CALLERS: Final = members_of_cost("all", NOTHING)
+
+# Fields in which the APIs have an `id` that refers to a stored object, in small letters, and the top of a body. In any
+# other place such an `id` is judged by its value, unless its object says that it is a reference.
+PLACES: Final = frozenset(
+    map(
+        str.lower, (*OF_EVERY_FAMILY, "audio", "inputs", "items", "requests", "skills", "thread", "voice", "")
+    )
+)
+_REFERENCES: Final = ("reference", "_id")  # end the types of such objects
 
 # A complete object in a request of any API may have an id that refers to no stored object. It is an element of one of
 # these lists, with a documented type and the member given here. Items of the API's own tools come back as
@@ -80,9 +89,10 @@ class IdFields:
         """
         folded = name.lower()
         if folded == "id":
-            if found.known:
+            refers = found.known and _refers(holder, place)
+            if refers:
                 found.named.append(id_in(inside, name))
-            return found.known
+            return refers
         if folded in self.others or (folded == "skill_id" and self.vendors(holder, inside)):
             return True
         if folded not in self.named or (isinstance(inside, dict) and not folded.endswith(_ENDS)):
@@ -128,6 +138,12 @@ def _texts(value: object) -> list[str]:
         elif isinstance(inside, str):
             texts.append(inside)
     return texts
+
+
+def _refers(holder: Document, place: str) -> bool:
+    """Return whether the `id` of an object at `place` refers to a stored object."""
+    kind = holder.get("type")
+    return place.rstrip(".").lower() in PLACES or (isinstance(kind, str) and kind.endswith(_REFERENCES))
 
 
 def _is_whole(holder: Document, place: str) -> bool:

@@ -339,3 +339,36 @@ def test_a_recording_holds_the_seconds_that_it_has_not_its_bytes(
     """Of the rest of a call 400 tokens at most are read, its base64 included, where that may be text as well."""
     found = held(meter, part)
     assert least <= found.read <= most + 400 + len(json.dumps(part)) // 8
+
+
+@pytest.mark.parametrize(
+    ("meter", "quoted", "fetched"),
+    [
+        ("openai_responses", {"input": [{"type": "message", "role": "assistant", "content": [{
+            "type": "output_text", "text": "x", "annotations": [{"type": "url_citation", "url": URL, "title": "t"}]}]}]},
+         {"input": [{"type": "message", "role": "user", "content": [{"type": "input_image", "image_url": URL}]}]}),
+        ("openai_chat", {"messages": [{"role": "assistant", "content": "x", "annotations": [
+            {"type": "url_citation", "url_citation": {"url": URL}}]}]},
+         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": URL}}]}]}),
+        ("openai_responses", {"input": "x", "tools": [{"type": "mcp", "server_label": "s", "server_url": URL}]},
+         {"input": "x", "tools": [{"type": "new", "server_url": URL}]}),
+        ("anthropic_messages", {"messages": [{"role": "assistant", "content": [{"type": "web_search_tool_result",
+            "tool_use_id": "t", "content": [{"type": "web_search_result", "url": URL, "encrypted_content": "e"}]}]}]},
+         {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": URL}}]}]}),
+        ("anthropic_messages", {"messages": [], "mcp_servers": [{"type": "url", "url": URL, "name": "s"}]},
+         {"messages": [], "servers": [{"type": "url", "url": URL, "name": "s"}]}),
+    ],
+)  # fmt: skip
+def test_an_address_that_is_quoted_holds_no_picture(
+    meter: str, quoted: dict[str, Any], fetched: dict[str, Any]
+) -> None:
+    """A picture of these models is 10,000 and 4,784 tokens; an unknown place may have one."""
+    model, least = ("gpt-5.5", 10_000) if meter.startswith("openai") else ("claude-opus-4-7", 4_784)
+    route = Route(("POST",), "/x", "u", "s", OF_METER[meter].name, meter)
+
+    def read(body: dict[str, Any]) -> int:
+        call = read_call(route, {}, json.dumps({"model": model, "max_tokens": 1, **body}).encode())
+        return Estimator().hold(call, 1, "s").read
+
+    assert read(quoted) < 300
+    assert read(fetched) >= least

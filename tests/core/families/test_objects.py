@@ -67,7 +67,12 @@ CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
                      "pending_safety_checks": [{"id": "cu_sc_1"}]}]}, ()),
         ({"input": [{"type": "computer_call_output", "call_id": "c", "output": {},
                      "acknowledged_safety_checks": [{"id": "cu_sc_1"}]}]}, ()),
-        ({"input": [{"type": "message", "acknowledged_safety_checks": [{"id": "x_1"}]}]}, ("x_1",)),
+        ({"input": [{"type": "message", "acknowledged_safety_checks": [{"id": "x_1"}]}]}, ()),
+        ({"input": [{"type": "message", "parts": [{"type": "new_reference", "id": "x_1"}]}]}, ("x_1",)),
+        # Of OpenRouter and LiteLLM, which ask for them back.
+        ({"messages": [{"role": "assistant", "content": "x", "reasoning_details": [
+            {"type": "reasoning.encrypted", "id": "rs_1", "data": "g"}]}]}, ()),
+        ({"messages": [{"role": "assistant", "content": "x", "provider_specific_fields": {"id": "x_1"}}]}, ()),
         ({"tools": [{"type": "shell", "environment": {"skills": [{"skill_id": "openai-slides"}]}}]}, ()),
         ({"tools": [{"environment": {"skills": [{"skill_id": "openai-x", "Skill_Id": "skill_1"}]}}]},
          ("skill_1",)),
@@ -145,6 +150,8 @@ def test_what_a_body_of_openai_names(document: dict[str, Any], expected: tuple[s
         ({"messages": [{"content": [{"type": "thing", "thing_id": "t"}]}]},
          {"t": "messages.0.content.0.thing_id"}),
         ({"fileId": "f", "sessionId": "s", "traceIds": ["t"]}, {"f": "fileId", "t": "traceIds.0"}),
+        ({"messages": [{"reasoning_details": [{"type": "reasoning.encrypted", "id": "rs_1", "data": "g"}]}]},
+         {"rs_1": "messages.0.reasoning_details.0.id"}),
     ],
 )  # fmt: skip
 def test_a_text_in_a_field_that_no_table_has_is_judged_by_its_value(
