@@ -490,14 +490,14 @@ class AdmittedCall:
         Outside of budgets in money it is None as well for a usual call: one without a cache, of a key whose
         input is held at its price.
         """
-        budget, budgets, cost = self.claim.budget, self.budgets, counted.cost
+        budget, estimate = self.claim.budget, self.claim.estimate
+        rate, share = None if budget is None or budget.holds_most else budget.likely, estimate.input_share
+        if rate is None and not usage.cached and share == 1 and estimate.need:
+            return None
+        budgets, cost = self.budgets, counted.cost
         if cost is None or self.call.storage is not None:
             return None
-        estimate = self.claim.estimate
-        rate, share = None if budget is None or budget.holds_most else budget.likely, estimate.input_share
         if rate is None or budgets is None or counted.currency != budgets.currency:
-            if not usage.cached and share == 1 and estimate.need:
-                return None
             if self.meter is None or self.meter.detail.tools:
                 return None
             share, rate = 1.0, unheld_rate(self.prices.in_currency(counted.currency), estimate, self.call)

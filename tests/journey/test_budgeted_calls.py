@@ -9,8 +9,8 @@ from decimal import Decimal
 import pytest
 
 from tests.journey.budgets import MODEL, Spender, cost, reasons
-from tests.journey.stack import Body
 from tests.journey.parallel import CALLS, at_once, obedient
+from tests.journey.stack import Body
 from tests.stage import Stage
 from tests.waiting import wait_until
 
