@@ -40,6 +40,7 @@ from gateway.core.calls.claims import (
     bind_uses,
     claim_of,
     lower_task,
+    unheld_rate,
 )
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.tariff import (
@@ -482,19 +483,25 @@ class AdmittedCall:
         )  # fmt: skip
 
     def _input_share(self, usage: TokenUsage, counted: Counted) -> float | None:
-        """Return the actual cost of the input as a share of its cost without a cache; None if unknown."""
-        budget, budgets, cost = self.claim.budget, self.budgets, counted.cost
-        if budget is None or budgets is None or cost is None or counted.currency != budgets.currency:
+        """Return the actual cost of the input as a share of its cost without a cache; None if unknown.
+
+        Outside of budgets in money it is None as well for a usual call: one without a cache, of a key whose
+        input is held at its price.
+        """
+        budget, estimate = self.claim.budget, self.claim.estimate
+        rate, share = None if budget is None or budget.holds_most else budget.likely, estimate.input_share
+        if rate is None and not usage.cached and share == 1 and estimate.need:
             return None
-        rate = budget.likely
-        if (
-            rate is None
-            or budget.holds_most
-            or not (rate.input and rate.read)
-            or self.call.storage is not None
-        ):
+        budgets, cost = self.budgets, counted.cost
+        if cost is None or self.call.storage is not None:
             return None
-        asked = rate.input / self.claim.estimate.input_share
+        if rate is None or budgets is None or counted.currency != budgets.currency:
+            if self.meter is None or self.meter.detail.tools:
+                return None
+            share, rate = 1.0, unheld_rate(self.prices.in_currency(counted.currency), estimate, self.call)
+        if rate is None or not (rate.input and rate.read):
+            return None
+        asked = rate.input / share
         paid = (cost - rate.cost(0, usage.output)) * TOKENS_A_PRICE
         # Without a cache, a small input does not predict the next one, whose size is held at the full price.
         read = rate.read if usage.cached else usage.input

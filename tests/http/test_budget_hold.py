@@ -14,6 +14,7 @@ from gateway.core.accounts.budgets import (
     FLAG_MONEY,
     FLAG_REQUESTS,
     FLAG_TOKENS,
+    MAXIMUM,
     MONEY,
     TOKENS,
     Budget,
@@ -31,6 +32,7 @@ from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope,
 from gateway.errors import ModelNotPriced
 from gateway.http.admission import check_known
 from tests.http.fakes import (
+    ANSWER,
     CHAT,
     CHAT_STREAM,
     DONE_EVENT,
@@ -90,6 +92,53 @@ async def test_a_call_takes_from_its_budgets_and_is_charged_what_it_cost(stage: 
     assert hold.raw_tokens >= 10
     assert hold.money_least == 0
     assert (charge.money, charge.raw_tokens) == (7 * 2 + 5 * 5, 12)
+
+
+# As `PRICE`, but a tenth of it for what is read from a cache.
+CACHING = Vector(
+    8,
+    "USD",
+    tuple(MILLION // 5 if kind == "cache_read" else PRICE.prices[at] for at, kind in enumerate(KINDS)),
+)
+FROM_CACHE = answer(
+    ANSWER.replace(b'"prompt_tokens":7', b'"prompt_tokens_details":{"cached_tokens":20},"prompt_tokens":20')
+)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        (), (replace(BUDGET, unit=TOKENS),), (replace(BUDGET, hold=MAXIMUM),), (replace(BUDGET, enforce=False),),
+        (BUDGET,),
+    ],
+)  # fmt: skip
+async def test_a_new_budget_holds_what_its_callers_input_cost_before(
+    stage: Stage, before: tuple[Budget, ...]
+) -> None:
+    """73 bytes are held as 25 tokens at 2. Of 20 tokens from the cache at 0.2 each an eighth of that is learned.
+
+    After one answer the organization's share is 1/8 + 7/8 / 4, and from there that of the key 0.1796875. So the
+    next call holds 25 x 0.359375 and 10 x 5.
+    """
+    budgeted(stage, *before)
+    stage.directory.prices["m"] = CACHING
+    stage.upstream.scripts.append([FROM_CACHE])
+    assert (await stage.ask(post(CHAT))).status == 200
+    stage.directory.budgets_there = [BUDGET]
+    assert (await stage.ask(post(CHAT))).status == 200
+    assert stage.counters.holds[-1].money == 59
+
+
+async def test_a_call_without_a_cache_teaches_beside_calls_with_one(stage: Stage) -> None:
+    """It costs its price. The share of the key is 1 - 0.65625 / 9: 25 x 1.854167 and 10 x 5 are held."""
+    stage.directory.prices["m"] = CACHING
+    stage.upstream.scripts += [[answer()], [FROM_CACHE], [answer()]]
+    for _ in range(3):
+        assert (await stage.ask(post(CHAT))).status == 200
+    budgeted(stage, BUDGET)
+    stage.directory.prices["m"] = CACHING
+    assert (await stage.ask(post(CHAT))).status == 200
+    assert stage.counters.holds[-1].money == 97
 
 
 async def test_what_only_counts_tokens_asks_for_no_money(stage: Stage) -> None:

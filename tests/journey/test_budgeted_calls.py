@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from decimal import Decimal
 
 import pytest
 
 from tests.journey.budgets import MODEL, Spender, cost, reasons
 from tests.journey.parallel import CALLS, at_once, obedient
+from tests.journey.stack import Body
 from tests.stage import Stage
 from tests.waiting import wait_until
 
@@ -93,3 +95,70 @@ def test_a_stream_that_crosses_a_budget_is_cut_where_it_says_so(spender: Spender
     spender.idle(budget)
     assert spender.used(budget) == spender.spent(1) > cost(0, 100)
     assert reasons([spender.chat()]) == [USED_UP]
+
+
+# An agent's turn of 100,000 bytes at 3 dollars a million tokens of input: 0.3 read from a cache, 3.75 written to
+# one, 15 of output. 22,500 x 0.3 + 2,500 x 3.75 + 450 x 15 is 0.022875. Without a cache it is read as 25,000 x 3.75
+# + 450 x 15: 0.1005.
+AGENT = "stormy-1"
+LONG, CACHED, UNCACHED = 50_000, "0,450,22500,0,2500", "0,450,0,0,25000"
+
+
+def turn(words: int = LONG) -> Body:
+    """A call to Claude that asks for a cache, and states far more than it writes."""
+    content = [{"type": "text", "text": "a " * words, "cache_control": {"type": "ephemeral"}}]
+    return {"model": AGENT, "max_tokens": 32_000, "messages": [{"role": "user", "content": content}]}
+
+
+def storm(spender: Spender, usage: str) -> bytes:
+    """The same as bytes, to be sent many times at the same instant."""
+    body = json.dumps(turn()).encode()
+    return (
+        f"POST /v1/messages HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {spender.key}\r\n"
+        f"x-demo-usage: {usage}\r\nx-demo-delay-s: 2\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+@pytest.fixture
+def agent(spender: Spender) -> Spender:
+    """Somebody without a budget, whose model has a price that the gateway knows."""
+    stage = spender.stack
+    if not stage.admin("GET", f"/prices?model={AGENT}")[1]["items"]:
+        stage.make("prices", model=AGENT, currency="USD", effective_from="2026-01-01T00:00:00Z", input="3",
+                   cache_read="0.3", cache_write="3.75", cache_write_1h="6", output="15")  # fmt: skip
+        spender.known(spender.budget(100))
+        wait_until(lambda: spender.ask("/v1/messages", turn(1)).status_code == 200)
+        return Spender(stage)
+    return spender
+
+
+def test_the_first_crowd_under_a_new_budget_holds_what_calls_without_one_cost(agent: Spender) -> None:
+    """Each is held at 0.016125 of input, as the calls before cost, and 1,024 x 15 of output: 0.0315."""
+    for _ in range(30):
+        assert agent.ask("/v1/messages", turn(), CACHED).status_code == 200
+    budget = agent.budget(1)
+    agent.known(budget)
+    outcomes = asyncio.run(at_once(agent.stack.gateway_url, storm(agent, CACHED), 100))
+    assert outcomes.keys() <= {(200, ""), (429, "quota_held"), (429, USED_UP)}
+    assert outcomes[200, ""] >= 25
+    agent.idle(budget)
+    assert agent.used(budget) == outcomes[200, ""] * Decimal("0.022875") <= 1
+
+
+@pytest.mark.parametrize("hold", ["maximum", "likely"])
+def test_small_calls_without_a_budget_teach_nobody_to_pass_a_new_one(agent: Spender, hold: str) -> None:
+    """Its small prompts are read from a cache. Then a hundred large ones come at once, and none is.
+
+    Under `likely` an eighth of 33,334 x 3.75 and 1,024 x 15 is the least that each holds: 0.0309.
+    """
+    for _ in range(30):
+        assert agent.ask("/v1/messages", turn(150), "0,1,100").status_code == 200
+    budget = agent.budget(1, hold=hold)
+    agent.known(budget)
+    outcomes = asyncio.run(at_once(agent.stack.gateway_url, storm(agent, UNCACHED), 100))
+    assert outcomes.keys() <= {(200, ""), (429, "quota_held"), (429, USED_UP)}
+    agent.idle(budget)
+    served = outcomes[200, ""]
+    assert agent.used(budget) == served * Decimal("0.1005")
+    assert 1 <= served <= (32 if hold == "likely" else 9)

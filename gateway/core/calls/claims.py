@@ -355,16 +355,21 @@ def likely_asks(call: CallRequest, may: PriceQualifiers, read: int) -> PriceQual
 
     `read` are its likely input tokens.
     """
-    document, names, family = call.document, call.names, OF_METER.get(call.meter)
-    if document is None or family is None:
+    if call.document is None or OF_METER.get(call.meter) is None:
         return may
     known = _held_units(call, read)
     uses = may.tools and {
         name: known.get(name) or min(most, TOOL_USES_LIKELY) for name, most in may.tools.items()
     }
+    return _named_asks(call, may.sound, uses)
+
+
+def _named_asks(call: CallRequest, sound: bool, uses: Mapping[str, int] | None) -> PriceQualifiers:
+    """Return the priced extras that a call asks for by name, with its `sound` and its `uses` of tools."""
+    names = call.names
     media = call.blob_tokens > 0 or names.files > 0
     tiers = (*call.tiers, *[attempt.tier for attempt in call.attempts if attempt.tier])
-    return PriceQualifiers(names.caches, names.long_caches, media, may.sound, tiers, uses)
+    return PriceQualifiers(names.caches, names.long_caches, media, sound, tiers, uses)
 
 
 def _held_units(call: CallRequest, read: int) -> dict[str, int]:
@@ -446,7 +451,7 @@ def budget_claim(
     rate = dearest
     money = most = min(dearest.cost(read, ceiling - read), INTEGER_MAX)
     if not holds_most:
-        likely_read = min(min(read, need), call.input_estimate)  # noqa: PLW3301  # of two it is compiled
+        likely_read = _likely_read(estimate, call)
         likely = plain_rate(vectors[0], likely_read) if may is None else None
         if likely is None:
             may = may or asks_of(call, vectors, read)
@@ -457,6 +462,24 @@ def budget_claim(
         money = min(rate.cost(likely_read, need - likely_read), most)
     least = min(dearest.cost(read, fewest - read), money) if fewest else 0
     return BudgetClaim(money, money if hold else most, least, raw, raw_most, dearest, rate, holds_most)
+
+
+def _likely_read(estimate: Estimate, call: CallRequest) -> int:
+    """Return the input tokens in the likely hold of a call."""
+    return min(min(estimate.read, estimate.need), call.input_estimate)  # noqa: PLW3301  # of two it is compiled
+
+
+def unheld_rate(vectors: Sequence[Vector], estimate: Estimate, call: CallRequest) -> TokenRate | None:
+    """Return the rate of the likely hold that a call without a budget of money would have, without tools.
+
+    None if it has no price, or if other units than tokens set its cost. The call may have been sent, so that
+    its document is released.
+    """
+    if not vectors or call.measured:
+        return None
+    read = _likely_read(estimate, call) or call.input_estimate  # nothing is estimated where no limit asks
+    rate = plain_rate(vectors[0], read) if len(vectors) == 1 else None
+    return rate or dearest_rate(vectors, read, _named_asks(call, False, None), in_money=True)
 
 
 def budget_bound(
