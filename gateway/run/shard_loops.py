@@ -23,7 +23,7 @@ from gateway.background.verifying.verifier import Verifier
 from gateway.core.accounts.holds import MovementRange, ReclaimPolicy
 from gateway.core.integrity.recovery import VerificationResult
 from gateway.counters.history_guard import HistoryGuards
-from gateway.counters.keeper.outbox import DeletedEntries, OrphanReader, Outbox, depth
+from gateway.counters.keeper.outbox import DeletedEntries, OrphanReader, Outbox
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late import ReclaimClient
 from gateway.counters.redis.cluster import RedisConnections
@@ -249,7 +249,7 @@ class AllShardLoops:
         answered = False
         for one in list(self._kept.values()):  # servers may be added and removed meanwhile
             with suppress(CountersUnavailable):
-                count, oldest_ms = await depth(one.counters)
+                count, oldest_ms = await one.counters.depth()
                 apart = await one.outbox.parked(one.wire.part.partitions)
                 holds += await one.counters.holds()
                 entries, waiting, answered = entries + count, waiting + sum(apart.values()), True

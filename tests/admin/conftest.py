@@ -165,8 +165,8 @@ class MemoryCounters:
             raise CountersUnavailable
         return self.busy, float(window_s)
 
-    async def oldest_entry_ms(self) -> int:
-        return self.waiting_since_ms
+    async def depth(self) -> tuple[int, int]:
+        return int(self.waiting_since_ms > 0), self.waiting_since_ms
 
     async def close(self, organization_id: int) -> None:
         if self.unsettled is not None:

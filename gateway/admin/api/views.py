@@ -580,7 +580,7 @@ def mount_activity(app: web.Application, ports: AdminPorts, root: str) -> None:
         counts, covered_s = await ports.activity.read(asked["window"])
         waiting_s = None
         if mine.actor.organization_id is None:
-            oldest_ms = await ports.counters.oldest_entry_ms()
+            _, oldest_ms = await ports.counters.depth()
             waiting_s = round(max(0.0, time.time() - oldest_ms / 1000), 3) if oldest_ms else None
         else:
             own = await mine.figures.names("tenants", {tenant_id for (tenant_id, _), _ in counts})

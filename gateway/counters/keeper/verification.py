@@ -64,10 +64,9 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         self.newer = frozenset(found.others)
         return found
 
-    async def oldest_entry_ms(self) -> int:
-        """Return the time of the oldest entry in all outboxes; 0 if there is none."""
-        _, oldest_ms = await depth(self)
-        return oldest_ms
+    async def depth(self) -> tuple[int, int]:
+        """Return the number of entries in all outboxes, and the oldest one's time in ms (0: none)."""
+        return await depth(self)
 
     async def close_again(self, run_id: bytes, partitions: Collection[int]) -> None:
         """Replace markers with this run id by invalid ones, so that these partitions are not served or read.
