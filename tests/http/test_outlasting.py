@@ -95,7 +95,7 @@ async def test_what_a_late_upstream_refuses_costs_nothing() -> None:
 
 
 async def test_a_route_that_aborts_reads_nothing_on_and_charges_by_time() -> None:
-    async with staged(upstream_first_byte_s=0.1) as stage:
+    async with staged(upstream_first_byte_s=0.3) as stage:
         stage.upstream.scripts.append([30.0])
         assert (await stage.ask(post(LONG, b"/v1/abort"))).status == 504
         await stage.settled(1)
