@@ -104,12 +104,6 @@ DEAR: Final[Mapping[str, str]] = {
             "admin/http/test_places.py::test_no_request_of_somebody_is_answered_without_a_place",
             "admin/test_roles.py::test_every_operation_is_open_to_those_roles_it_is_stated_for",
         ),
-        "a day has as many projects as it may have": (
-            (
-                "persistence/ledger/test_usage_spans.py::"
-                "test_projects_are_bounded_by_day_and_none_is_not_one_of_them"
-            ),
-        ),
         "a document of a million values is read": (
             (
                 "admin/configuration/test_documents.py::"

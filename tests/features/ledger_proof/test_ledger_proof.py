@@ -42,6 +42,7 @@ from tests.connections import connected
 from tests.features.archive.aging import Aging, clones, old
 from tests.persistence.migrated import template
 from tests.persistence.scenario import rows_of
+from tests.search import examples
 from tests.tree import ROOT
 
 __all__ = ["clones", "old", "template"]
@@ -96,7 +97,7 @@ def test_a_thousand_forgeries_are_each_found_and_named() -> None:
     ]
     segments, heads = signed(rows, 4)
     assert checked(segments, heads, rows).wrong == []
-    for _ in range(FORGERIES):
+    for _ in range(examples(FORGERIES)):
         forged, where, one = list(rows), drawn.randrange(len(rows)), drawn.choice(rows)
         row = forged[where]
         match drawn.choice(("change", "delete", "insert", "fill", "swap", "move", "append")):
