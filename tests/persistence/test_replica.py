@@ -269,8 +269,8 @@ async def test_one_that_was_promoted_is_never_read(apart: Reader) -> None:
     assert "is no replica of this one any more, and never read" in says
 
 
-async def test_without_the_replica_the_primary_answers(reader: Reader) -> None:
-    """Last of its file: it stops the replica."""
+async def test_without_the_replica_the_primary_answers(apart: Reader) -> None:
+    reader = apart
     await reader.make("first")
     await reader.caught_up()
     assert await reader.replica.serves()
