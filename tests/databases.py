@@ -53,6 +53,15 @@ async def give_back(url: str, engine: AsyncEngine) -> None:
     _spare()[url].append(engine)
 
 
+async def leave_with_engines(url: str) -> None:
+    """Close all that nobody has open there: only a database without sessions can be copied."""
+    leave(url)
+    for known, engines_there in _spare().items():
+        if known.rpartition("@")[2] == url.rpartition("@")[2]:
+            for engine in engines_there:
+                await engine.dispose()
+
+
 async def forget_ids(engine: AsyncEngine) -> None:
     """Have idle sessions forget the ids that they have ahead: a database that is emptied begins anew."""
     idle: int = engine.pool.checkedin()  # type: ignore[attr-defined]  # the same

@@ -101,20 +101,6 @@ DEAR: Final[Mapping[str, str]] = {
         ),
         "every operation of the Admin API is asked for": (
             "admin/test_described.py::test_requests_made_from_the_document_are_answered_as_it_says",
-            "admin/http/test_places.py::test_no_request_of_somebody_is_answered_without_a_place",
-            "admin/test_roles.py::test_every_operation_is_open_to_those_roles_it_is_stated_for",
-        ),
-        "a day has as many projects as it may have": (
-            (
-                "persistence/ledger/test_usage_spans.py::"
-                "test_projects_are_bounded_by_day_and_none_is_not_one_of_them"
-            ),
-        ),
-        "a document of a million values is read": (
-            (
-                "admin/configuration/test_documents.py::"
-                "test_what_is_hostile_or_ambiguous_is_refused_with_its_line"
-            ),
         ),
         "the first test that reads the SDKs imports all types of requests": (
             "core/families/test_costs.py::test_the_table_has_a_row_for_each_name_of_an_sdk_and_for_no_other",

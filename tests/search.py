@@ -1,4 +1,4 @@
-"""How far tests search: a fifth of their examples and one step in four for a change, all of it at night.
+"""How far tests search: a fifth of examples and cases, one step in four for a change, all of it at night.
 
 A night draws its seed, which is printed with what failed: `make nightly SEED=…` plays the same again. What
 hypothesis found stays in `build/examples` and is tried first in the next night.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,11 @@ def another(usual: int) -> int:
 def examples(number: int) -> int:
     """Return how many of a number of examples are tried: all at night, else a fifth."""
     return number if is_night() else max(number // SHARE, min(number, EXAMPLES_MIN))
+
+
+def cases(every: Sequence[_T]) -> list[_T]:
+    """Return the cases of a matrix that are tried: all at night, else a fifth, and the same ones each day."""
+    return [*every] if is_night() else random.Random(SHARE).sample(every, -(-len(every) // SHARE))
 
 
 def histories(number: int) -> int:

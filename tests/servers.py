@@ -28,8 +28,8 @@ from tests.waiting import HUNG_S, wait_until
 STATE: Final = ROOT / "build" / "servers.json"
 # The migrated database from which others are cloned.
 TEMPLATE: Final = "template_kept"
-# Names of the databases of a process of tests, with its id.
-_OWN: Final = re.compile(r"(?:template_|shared_|admin|t|m)(\d+)(?:_\d+)?")
+# Names of the databases of a process of tests, and of what is kept for its replicas, with its id.
+_OWN: Final = re.compile(r"(?:template_|shared_|admin|standby_|t|m)(\d+)(?:_\d+)?")
 START_S_MAX: Final = 60.0
 
 
@@ -49,7 +49,7 @@ def kept(key: str, state: Path = STATE) -> str | None:
 
 
 def drop_left(url: str) -> None:
-    """Drop the databases of processes of tests that have ended."""
+    """Drop the databases of processes of tests that have ended, and what is kept for their replicas."""
     import psycopg
 
     with psycopg.connect(url, autocommit=True) as admin:
@@ -57,6 +57,10 @@ def drop_left(url: str) -> None:
             own = _OWN.fullmatch(name)
             if own is not None and not Path(f"/proc/{own[1]}").exists():
                 admin.execute(f"drop database if exists {name} with (force)".encode())
+        for (slot,) in admin.execute("select slot_name from pg_replication_slots where not active").fetchall():
+            own = _OWN.fullmatch(slot)
+            if own is not None and not Path(f"/proc/{own[1]}").exists():
+                admin.execute("select pg_drop_replication_slot(%s)", [slot])
 
 
 def start(state: Path = STATE) -> str:

@@ -20,6 +20,7 @@ import schemathesis
 from hypothesis import Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import TypeAdapter, ValidationError
 from schemathesis.core.failures import FailureGroup
 from schemathesis.core.result import Ok
@@ -136,6 +137,10 @@ def _tried(described: Json, url: str, rows: Mapping[str, int]) -> Iterator[str]:
 def _no_schema_says(told: str) -> bool:
     errors = json.loads(told).get("errors", [])
     return bool(errors) and all(NO_SCHEMA_SAYS.search(each["message"]) for each in errors)
+
+
+def test_the_openapi_document_is_valid(described: Json) -> None:
+    OpenAPIV31SpecValidator(described).validate()
 
 
 def test_each_list_says_what_it_is_of(described: Json) -> None:

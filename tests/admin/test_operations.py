@@ -7,7 +7,6 @@ import re
 from datetime import UTC, datetime
 
 import pytest
-from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from gateway.admin.api.openapi import document
 from gateway.admin.resources.registry import REPORTS, RESOURCES
@@ -19,12 +18,9 @@ from tests.admin.conftest import READONLY, Api
 from tests.in_turn import in_turn
 
 
-def test_the_openapi_document_is_valid() -> None:
-    described = document(RESOURCES, REPORTS, version="1")
-    OpenAPIV31SpecValidator(described).validate()
-    # Of alternatives beside fields, generators of clients make classes and lose the fields:
-    # openapi-python-client 0.29.1 made one that imports what is not there.
-    schemas = described["components"]["schemas"]
+def test_schemas_have_no_alternatives_beside_fields() -> None:
+    """Generators of clients lose such fields: openapi-python-client 0.29.1 made a class without them."""
+    schemas = document(RESOURCES, REPORTS, version="1")["components"]["schemas"]
     both = [name for name, one in schemas.items() if "properties" in one and {"oneOf", "anyOf"} & one.keys()]
     assert both == []
 

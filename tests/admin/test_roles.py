@@ -6,6 +6,7 @@ Whoever is of one organization never decides what it owes, or whether it is shut
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from gateway.core.accounts.administration import (
 )
 from tests.admin.conftest import READONLY, Api
 from tests.in_turn import in_turn
+from tests.search import cases
 
 # Who may write besides an admin, by hand: b is billing, o is operator. A resource that is added has its line.
 WRITERS = {
@@ -190,7 +192,7 @@ async def test_a_member_reads_what_is_their_organizations_and_changes_its_keys_a
     refused = await api.post("admin-tokens", {"name": "of all", "role": MEMBER})
     assert (refused.status, "organization_id" in str(refused.json)) == (422, True)
     wrong = []
-    for name, operation, method, path in await operations(api):
+    for name, operation, method, path in cases(await operations(api)):
         sent = {} if method != "GET" else None
         answer = await member.call(method, path.replace("{id}", "999999"), sent)
         report = REPORTS.get(name) or RESOURCES.get(name)
@@ -205,20 +207,18 @@ async def test_every_operation_is_open_to_those_roles_it_is_stated_for(
     api: Api, holders: dict[str, Api]
 ) -> None:
     wrong = []
-    for name, operation, method, path in await operations(api):
+    for (name, operation, method, path), role in cases([*product(await operations(api), holders)]):
         told = OTHERWISE.get(operation, WRITERS[name])
         may = {"admin", *(SHORT[each] for each in told)}
         if method == "GET":
             may = READERS.get(name, set(ROLES))
-        for role, holder in holders.items():
-            answer = await holder.call(
-                method, path.replace("{id}", "999999"), {} if method != "GET" else None
-            )
-            if (answer.status != 403) != (role in may):
-                wrong.append((role, operation, answer.status))
-            elif answer.status == 403:
-                assert "admin" in answer.json["detail"], "it says which role may"
-                assert answer.json["type"].endswith("read_only" if role == "readonly" else "forbidden")
+        sent = {} if method != "GET" else None
+        answer = await holders[role].call(method, path.replace("{id}", "999999"), sent)
+        if (answer.status != 403) != (role in may):
+            wrong.append((role, operation, answer.status))
+        elif answer.status == 403:
+            assert "admin" in answer.json["detail"], "it says which role may"
+            assert answer.json["type"].endswith("read_only" if role == "readonly" else "forbidden")
     assert wrong == []
 
 

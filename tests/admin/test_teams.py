@@ -6,6 +6,7 @@ Every operation of the OpenAPI document is walked by each role, so one that is a
 from __future__ import annotations
 
 import re
+from itertools import product
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from tests.admin.console.conftest import Person
 from tests.admin.test_confined import BODIES, CREATES, _writes
 from tests.admin.test_roles import app_of, verbs_of
 from tests.admin.two_organizations import World, state, traces
+from tests.search import cases
 
 # What a token of one tenant may, by hand: r reads, and which verbs each role has besides.
 TEAMS: dict[str, dict[str, str]] = {
@@ -80,7 +82,7 @@ async def test_of_another_tenant_nothing_is_read(world: World, teams: dict[str, 
     """As who may most in a tenant: what each role may read is stated above."""
     document = (await world.admin.get("openapi.json")).json
     for role, team in (("operator", teams["operator"]),):
-        for path, methods in document["paths"].items():
+        for path, methods in cases([*document["paths"].items()]):
             if "get" not in methods:
                 continue
             name = methods["get"]["tags"][0]
@@ -134,24 +136,20 @@ async def _state(world: World, teams: dict[str, Api]) -> list[tuple[Any, ...]]:
 
 async def test_of_another_tenant_nothing_is_changed(world: World, teams: dict[str, Api]) -> None:
     before = await _state(world, teams)
-    for role, team in teams.items():
-        for name, operation, method, path, spec in await _writes(world.admin):
-            if operation == "api-keys.create":
-                continue  # it needs to name nothing
-            body = BODIES.get(operation, {}) if "requestBody" in spec else None
-            rows = [world.bravos.get(name), world.alphas.get(name)] if "{id}" in path else [None]
-            for row in rows:
-                asked = path.replace("{id}", str(row or two_organizations.UNKNOWN))
-                answer = await team.call(method, asked, body if row else {})
-                assert answer.status in ({403, 404} if "{id}" in path else {403, 422}), (
-                    role,
-                    asked,
-                    answer.raw,
-                )
-                verb = operation.partition(".")[2]
-                may = verb in TEAMS.get(name, {}).get(role, "").split()
-                if "{id}" in path and row:
-                    assert answer.status == (404 if may else 403) or (may and answer.status == 403), operation
+    for role, (name, operation, method, path, spec) in cases([*product(teams, await _writes(world.admin))]):
+        if operation == "api-keys.create":
+            continue  # it needs to name nothing
+        body = BODIES.get(operation, {}) if "requestBody" in spec else None
+        rows = [world.bravos.get(name), world.alphas.get(name)] if "{id}" in path else [None]
+        for row in rows:
+            asked = path.replace("{id}", str(row or two_organizations.UNKNOWN))
+            answer = await teams[role].call(method, asked, body if row else {})
+            expected = {403, 404} if "{id}" in path else {403, 422}
+            assert answer.status in expected, (role, asked, answer.raw)
+            verb = operation.partition(".")[2]
+            may = verb in TEAMS.get(name, {}).get(role, "").split()
+            if "{id}" in path and row:
+                assert answer.status == (404 if may else 403) or (may and answer.status == 403), operation
     assert await _state(world, teams) == before
 
 
@@ -178,7 +176,7 @@ async def test_no_page_of_the_console_shows_what_is_another_tenants(
     for role, team in (("operator", teams["operator"]),):
         person = Person(team.client)
         assert (await person.sign_in(team.token)).headers["Location"] == "/"
-        for route in app_of(team.client).router.routes():
+        for route in cases([*app_of(team.client).router.routes()]):
             path = route.resource.canonical
             if path in {"/readyz", "/livez", "/metrics"}:
                 continue  # everybody's

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.core.wait import Wait
 from tests.faults.crashing import Plan, Stepped
-from tests.faults.servers import ROOT
+from tests.tree import ROOT
 
 PROGRAM = """
 import asyncio

@@ -93,7 +93,7 @@ async def set_back(valkey: str, database: str) -> AsyncIterator[SetBack]:
     async with backend_at(valkey, database) as backend:
         await backend.verify()
         await customer(backend, SURVIVING)
-    with older_copy(database) as older:
+    async with older_copy(database) as older:
         async with backend_at(valkey, database) as backend:
             lost = await customer(backend, LOST)
             await limit(backend, 9)
@@ -109,7 +109,7 @@ async def test_ids_go_on_above_those_that_redis_knows_behind_a_database_set_back
         lost = there.lost
         await there.backend.close()
         for digest in (NEW, "d" * 64):
-            with older_copy(there.database) as once:
+            async with older_copy(there.database) as once:
                 async with backend_at(valkey, once) as backend:
                     given = await customer(backend, digest)
                     assert all(new > old + AHEAD for new, old in zip(given, lost, strict=True))

@@ -45,7 +45,12 @@ class Standby:
         self._command = borrowed.command if borrowed else list
         if borrowed:
             os.chown(self.folder, borrowed.uid, borrowed.gid)
+        # What it has not yet is kept for it, whoever else writes and has a checkpoint made.
+        self._primary, self._slot = primary, f"standby_{os.getpid()}_{self.port}"
         copy = [
+            "-C",
+            "-S",
+            self._slot,
             "-d",
             primary,
             "-D",
@@ -59,13 +64,15 @@ class Standby:
         subprocess.run(self._command([str(tools / "pg_basebackup"), *copy]), check=True, cwd=self.folder)
         options = ["-k", str(self.folder), "-c", "listen_addresses=127.0.0.1", "-c", "log_min_messages=fatal"]
         options += ["-c", "max_connections=200"]  # a replica must allow as many as its primary
-        self._server = subprocess.Popen(
-            self._command(
-                [str(tools / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), *options]
-            ),
-            cwd=self.folder, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        wait_until(lambda: self.answers(primary))
+        self._words = self._command(
+            [str(tools / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), *options]
+        )
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Have it run, also where a test stopped it."""
+        if self._server is None:
+            self._server = subprocess.Popen(self._words, cwd=self.folder, stderr=subprocess.DEVNULL)
 
     def url(self, primary: str) -> str:
         """A database of the primary as the replica has it."""
@@ -79,9 +86,16 @@ class Standby:
         return True
 
     def stop(self) -> None:
-        if self._server.poll() is None:
+        if self._server is not None:
             self._server.send_signal(signal.SIGINT)
             self._server.wait(HUNG_S)
+        self._server = None
+
+    def remove(self) -> None:
+        self.stop()
+        mine = "FROM pg_replication_slots WHERE slot_name = %s"
+        wait_until(lambda: not rows_of(self._primary, f"SELECT {mine} AND active", [self._slot]))
+        rows_of(self._primary, f"SELECT pg_drop_replication_slot(slot_name) {mine}", [self._slot])
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -89,7 +103,7 @@ class Standby:
 def standby(postgres: str) -> Iterator[Standby]:
     made = Standby(postgres)
     yield made
-    made.stop()
+    made.remove()
 
 
 class Reader:
@@ -139,6 +153,7 @@ class Reader:
 
 @pytest.fixture
 async def reader(cloned: str, standby: Standby) -> AsyncIterator[Reader]:
+    standby.start()
     await eventually(lambda: standby.answers(cloned))
     made = Reader(cloned, standby)
     yield made
@@ -246,10 +261,12 @@ async def test_the_primary_is_read_as_its_own_replica(reader: Reader) -> None:
 async def apart(cloned: str) -> AsyncIterator[Reader]:
     """Of a replica of its own."""
     standby = Standby(cloned)
+    standby.start()
+    await eventually(lambda: standby.answers(cloned))
     made = Reader(cloned, standby)
     yield made
     await made.store.dispose()
-    standby.stop()
+    standby.remove()
 
 
 async def test_one_that_was_promoted_is_never_read(apart: Reader) -> None:
@@ -270,7 +287,6 @@ async def test_one_that_was_promoted_is_never_read(apart: Reader) -> None:
 
 
 async def test_without_the_replica_the_primary_answers(reader: Reader) -> None:
-    """Last of its file: it stops the replica."""
     await reader.make("first")
     await reader.caught_up()
     assert await reader.replica.serves()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 
+from gateway.__main__ import main
 from gateway.core.model import PARTITIONS, Service
 from gateway.core.processes import report, there
 from gateway.core.wait import in_task
@@ -37,8 +36,7 @@ from gateway.run.lifecycle import ASK_INTERVAL_S, catalogue_of, reached
 from gateway.settings.settings import Settings, load
 from gateway.telemetry import metrics as tallies
 from tests.conftest import ValkeyServer, free_port
-from tests.tree import ROOT
-from tests.waiting import HUNG_S, eventually
+from tests.waiting import eventually
 
 OF_WORKERS = ("redis", "counters_verified", "every_partition")
 
@@ -259,15 +257,14 @@ async def test_a_last_look_that_takes_its_time_still_says_what_is_wrong() -> Non
         await reached("Redis", trouble, wait_s=ASK_INTERVAL_S * 2, stop=asyncio.Event(), log=Log())
 
 
-def test_a_migration_that_cannot_begin_says_of_which_setting_and_what_to_do() -> None:
+def test_a_migration_that_cannot_begin_says_of_which_setting_and_what_to_do(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     url = f"postgresql://u:p@127.0.0.1:{free_port()}/x"
-    ended = subprocess.run(
-        [sys.executable, "-m", "gateway", "migrate", "--database-url", url],
-        capture_output=True, text=True, cwd=ROOT, timeout=HUNG_S, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 1
-    assert "start PostgreSQL, or correct host and port of TOLLKEEPER_DATABASE_URL" in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+    assert main(["migrate", "--database-url", url]) == 1
+    told = capsys.readouterr().err
+    assert "start PostgreSQL, or correct host and port of TOLLKEEPER_DATABASE_URL" in told
+    assert len(told.splitlines()) == 1
 
 
 # --- redis state ------------------------------------------------------------------------

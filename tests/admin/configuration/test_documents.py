@@ -82,10 +82,13 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("tenants: \x00", "not valid YAML"), ("a: " + "[" * 1_000_000, "nested more than 32 deep"),
         ("a: " + "{b: " * 1_000_000, "nested more than 32 deep"),
         ("- " * 100_000, "nested more than 32 deep"),
-        ("a: [" + "1," * 1_000_001 + "]", "more than 1000000 values"),
     ],
 )  # fmt: skip
 def test_what_is_hostile_or_ambiguous_is_refused_with_its_line(text: str, said: str) -> None:
+    assert_refused(text, said)
+
+
+def assert_refused(text: str, said: str) -> None:
     with pytest.raises(CommandFailed) as refused:
         list(documents(text, "it.yaml"))
     assert said in refused.value.message

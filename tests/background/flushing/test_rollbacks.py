@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from persistence.resources.integrity import Quarantines
 from tests.background.backend import Backend, backend_at
 from tests.background.verifying.test_reconciler import busy, reconciler_of
 from tests.builders import CREDITS, UNITS, World
-from tests.connections import connected, leave
+from tests.connections import connected
+from tests.databases import leave_with_engines
 from tests.persistence.scenario import broken, release, stop
 
 
@@ -34,12 +35,12 @@ def rollbacks_of(backend: Backend, **bounds: int) -> Rollbacks:
     )  # fmt: skip
 
 
-@contextmanager
-def older_copy(url: str) -> Iterator[str]:
+@asynccontextmanager
+async def older_copy(url: str) -> AsyncIterator[str]:
     """The database as it is now, under another name: what a backup would bring back later."""
     base, _, name = url.rpartition("/")
     copy = f"older_{os.getpid()}_{name}"[:63]
-    leave(url)
+    await leave_with_engines(url)
     with connected(f"{base}/postgres", autocommit=True) as admin:
         admin.execute(f"create database {copy} template {name}")
         try:
@@ -184,7 +185,7 @@ async def test_a_look_follows_where_entries_were_removed_or_somebody_wrote_a_whi
 async def test_an_account_at_rest_is_noticed_however_soon_others_flush(valkey: str, migrated: str) -> None:
     async with backend_at(valkey, migrated) as backend:
         world = await busy(backend)
-    with older_copy(migrated) as older:
+    async with older_copy(migrated) as older:
         async with backend_at(valkey, migrated) as backend:
             use(world, 4)
             await backend.flush()
@@ -212,7 +213,7 @@ async def test_a_keeper_started_again_before_it_could_compare_still_notices(
     """Too much waited to compare at once; what is stored meanwhile hides that rows are gone."""
     async with backend_at(valkey, migrated) as backend:
         world = await busy(backend)
-    with older_copy(migrated) as older:
+    async with older_copy(migrated) as older:
         async with backend_at(valkey, migrated) as backend:
             other = await backend.settle_in(100)
             use(world, 4)
@@ -232,7 +233,7 @@ async def test_a_keeper_started_again_before_it_could_compare_still_notices(
 async def test_an_account_at_rest_may_be_accepted_too(valkey: str, migrated: str) -> None:
     async with backend_at(valkey, migrated) as backend:
         world = await busy(backend)
-    with older_copy(migrated) as older:
+    async with older_copy(migrated) as older:
         async with backend_at(valkey, migrated) as backend:
             use(world, 1)
             await backend.flush()
@@ -247,7 +248,7 @@ async def test_an_account_at_rest_may_be_accepted_too(valkey: str, migrated: str
 async def test_what_still_waits_beside_what_is_gone_is_kept(valkey: str, migrated: str) -> None:
     async with backend_at(valkey, migrated) as backend:
         world = await busy(backend)
-    with older_copy(migrated) as older:
+    async with older_copy(migrated) as older:
         async with backend_at(valkey, migrated) as backend:
             use(world, 2)
             await backend.flush()

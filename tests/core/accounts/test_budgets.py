@@ -489,12 +489,12 @@ MODELS = ("gpt-5", "gpt-5-mini", "gpt-4", "other")
 
 def matching(selectors: set[Selector]) -> int:
     """The most that any call meets: all calls are tried."""
-    most = 0
+    most, budgets = 0, [budget_of(one) for one in selectors]
     for tenant, user, key, project, service, model, tool, server in product(
         (1, 2), ("ada", "bob"), (3, 4), (0, 1), (7, 8), MODELS, ("search", ""), ("git", "")
     ):
         asked = CallAttributes(tenant, key, service, user, project, (model,), "", tool, server)
-        most = max(most, sum(budget_of(one).matches(asked) for one in selectors))
+        most = max(most, sum(budget.matches(asked) for budget in budgets))
     return most
 
 

@@ -67,9 +67,9 @@ def test_an_entry_larger_than_the_whole_budget_is_not_kept() -> None:
     assert memory.held_bytes == 0
 
 
-@pytest.mark.parametrize("length", [8, 64, 65, 60_000])
-def test_names_of_fields_stay_within_their_bytes(length: int) -> None:
-    for n in range(2000):
+@pytest.mark.parametrize(("length", "count"), [(8, 2000), (64, 2000), (65, 2000), (60_000, 100)])
+def test_names_of_fields_stay_within_their_bytes(length: int, count: int) -> None:
+    for n in range(count):
         field_kind((b"x-%d-" % n).ljust(length, b"x"))
     assert request._names.held_bytes <= request.NAMES_BYTES_MAX
     assert all(len(name) <= 64 for name in request.known_fields)

@@ -60,8 +60,16 @@ async def test_projects_are_bounded_by_day_and_none_is_not_one_of_them(
     migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
-    for number in range(PROJECTS_A_DAY_MAX + 5):
-        account.consume(7, attribution=f"\t{number * 10**9}\t", metadata=named("m"))
+    # Of the day's names, all but three are taken.
+    rows_of(
+        migrated,
+        "INSERT INTO usage_name (organization_id, day, kind, name)"
+        " SELECT %s, to_timestamp(%s / 1000) AT TIME ZONE 'UTC', 'project', n"
+        " FROM generate_series(1, %s) AS n",
+        (account.organization_id, account.at_ms, PROJECTS_A_DAY_MAX - 3),
+    )
+    for number in range(3 + 5):
+        account.consume(7, attribution=f"\t{(number + 1) * 10**9}\t", metadata=named("m"))
     account.consume(7, metadata=named("m"))
     await writer.write(batch_of(account))
     account.at_ms += A_DAY_MS
@@ -70,7 +78,7 @@ async def test_projects_are_bounded_by_day_and_none_is_not_one_of_them(
     days = rollup_in(migrated, "day")
     first = [row for row in days if row["start"] == days[0]["start"]]
     by_project = {row["project_id"]: row["requests"] for row in first}
-    assert len(by_project) == PROJECTS_A_DAY_MAX + 2
+    assert len(by_project) == 3 + 2
     assert (by_project[OTHER_PROJECTS], by_project[NO_PROJECT]) == (5, 1)
     assert {row["project_id"] for row in days if row not in first} == {17}
     assert await broken(migrated) == []
