@@ -24,8 +24,11 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.vector import ModelPrice, Vector
 from gateway.core.model import INTEGER_MAX
 
-UNEXPLAINED: Final = "the prices of its models do not make up its cost"
+UNEXPLAINED: Final = (
+    "the prices of its models do not make up its cost, as where its upstream has a price_factor"
+)
 UNKNOWN_MODEL: Final = "its price was for all models of a name, and nobody knows for which"
+AMENDED: Final = "it was amended"
 
 
 class JournalUse(NamedTuple):

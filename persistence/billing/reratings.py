@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from gateway.calls.journal import JournalUse, PricesThen, Rating
+from gateway.calls.journal import AMENDED, JournalUse, PricesThen, Rating
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.outbox import OTHER_MODELS, read_other_models
 from gateway.core.billing.money import IN_MONEY, NANO, pack_tiers
@@ -38,6 +38,7 @@ from persistence.entity import Entity, EntityWrite
 from persistence.ledger import listeners, rollup, statements
 from persistence.ledger.rows import stored_text
 from persistence.resources import catalogue
+from persistence.resources.access import STAFF
 from persistence.resources.app_users import acting
 from persistence.tables import (
     audit_log,
@@ -383,11 +384,13 @@ class _Rates:
     def rated(self, calls: Iterable[Any]) -> Iterator[_RepricedCall]:
         """Yield those of the calls that the price applies to, each with its new cost and charge."""
         for call in calls:
-            if call.is_amended or call.is_billed:
+            if call.is_billed:
                 continue
             rating = self._then.rate_again(_use_of(call), self.id)
             if rating is None:
                 continue
+            if call.is_amended:
+                rating = Rating(call.cost, call.price_id, "", AMENDED)
             more = credits_ = 0
             if not rating.left_out:
                 service = self._service(call)
@@ -563,4 +566,5 @@ SUBJECT = Entity(
         *(stored for stored in rerating.c if stored.name not in {"cost_before", "cost_after", "charged"}),
         *(money(rerating.c[name]).label(name) for name in ("cost_before", "cost_after", "charged")),
     ),
+    told=lambda row, _: {**row, "actor": STAFF},
 )

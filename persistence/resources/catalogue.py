@@ -568,6 +568,7 @@ _amended_by = select(_amending.c.id).where(_amending.c.amends_id == _prices_here
 PRICE_SUBJECT = Entity(
     price,
     source=select(price, _amended_by.label("amended_by_id")),
+    told=lambda row, _: {**row, "amend_reason": None},
     time="effective_from",
     conditions={
         "model": lambda value: _folded(_prices_here.model) == folded(str(value)),

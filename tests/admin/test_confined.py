@@ -311,6 +311,23 @@ async def test_an_organizations_audit_log_is_its_own_and_names_no_staff(few: Wor
     ]
 
 
+async def test_who_amended_a_price_and_why_is_not_told_to_an_organization(few: World) -> None:
+    since = {"currency": "USD", "effective_from": "2026-01-01T00:00:00Z"}
+    price = await few.admin.make("prices", model="wrong", input="100", **since)
+    amended = await few.admin.post(f"prices/{price['id']}/amend", {"reason": "typed wrong", "input": "1"})
+    right = f"prices/{amended.json['id']}"
+    few.admin.rows(
+        "insert into rerating (price_id, request_id, organization_id, tenant_id, service_id, cost_before,"
+        " cost_after, charged, currency, reason, actor) values (%s, gen_random_uuid(), %s, %s, 1, 1, 1, 0,"
+        " 'USD', 'a price', 'token:4')",
+        amended.json["id"], few.alphas["organizations"], few.alphas["tenants"],
+    )  # fmt: skip
+    for caller, reason, actor in ((few.admin, "typed wrong", "token:4"), (few.alpha, None, "staff")):
+        assert (await caller.get(right)).json["amend_reason"] == reason
+        rows = (await caller.get(f"reratings?price_id={amended.json['id']}")).json["items"]
+        assert [row["actor"] for row in rows] == [actor]
+
+
 async def test_a_token_makes_none_that_reaches_further_than_itself(few: World) -> None:
     made = await few.alpha.make("admin-tokens", name="reader", role="readonly")
     reader = few.alpha.acting_as(made["token"])

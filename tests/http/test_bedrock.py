@@ -13,7 +13,7 @@ from gateway.core.accounts.outbox import CallFacts, read_facts
 from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.families import bedrock
 from gateway.core.metering.eventstream import frame_of
-from tests.http.fakes import CALLER, ROUTES, answer, chunks, post
+from tests.http.fakes import CALLER, CHAT, ROUTES, answer, chunks, post
 from tests.http.stage import Answer, Close, Stage, Step, staged
 
 BEDROCK = (*ROUTES, *bedrock.FAMILY.brings("up"))
@@ -181,14 +181,34 @@ async def test_what_is_not_metered_is_refused_by_name(
 async def test_fields_of_amazons_do_not_pass() -> None:
     fields = (
         b"x-amz-date: 20200101T000000Z\r\nx-amz-security-token: mine\r\nx-amz-content-sha256: a\r\n"
-        b"X-Amzn-Bedrock-GuardrailIdentifier: g\r\nX-Amzn-Bedrock-Service-Tier: priority\r\n"
-        b"amz-sdk-request: attempt=1\r\naccept: application/cbor\r\n"
+        b"amz-sdk-request: attempt=1\r\naccept: application/cbor\r\nX-Amzn-Bedrock-Accept: a/b\r\n"
+        b"X-Amzn-Bedrock-Request-Metadata: {}\r\n"
     )
     async with staged(routes=BEDROCK) as stage:
         assert (await ask(stage, f"/model/{CLAUDE}/invoke", INVOKED, fields=fields)).status == 200
         names = {name.lower() for name, _ in stage.upstream.received[0].headers}
         assert not [name for name in names if name.startswith((b"x-amz", b"amz-"))]
         assert b"accept" not in names
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["GuardrailIdentifier", "GuardrailVersion", "Trace", "PerformanceConfig-Latency", "Service-Tier", "New"],
+)
+async def test_a_field_that_guards_a_call_or_chooses_is_refused_by_name(name: str) -> None:
+    async with staged(routes=BEDROCK) as stage:
+        fields = f"X-Amzn-Bedrock-{name}: x\r\n".encode()
+        got = await ask(stage, f"/model/{CLAUDE}/invoke", INVOKED, fields=fields)
+        assert got.status == 400
+        assert f"x-amzn-bedrock-{name.lower()} is not accepted" in json.loads(got.body)["message"]
+        assert stage.upstream.received == []
+
+
+async def test_a_guardrail_of_a_call_of_another_api_is_refused() -> None:
+    async with staged() as stage:  # Bedrock serves OpenAI's API too
+        fields = b"X-Amzn-Bedrock-GuardrailIdentifier: g\r\n"
+        assert (await stage.ask(post(CHAT, b"/v1/chat/completions", fields))).status == 400
+        assert stage.upstream.received == []
 
 
 ARN = "arn:aws:bedrock:eu-central-1:123456789012:inference-profile/eu.anthropic.claude"

@@ -32,6 +32,8 @@ CHOICES = (
     b"x-vertex-ai-llm-request-type", b"X-Vertex-AI-LLM-Shared-Request-Type", b"azureml-model-deployment",
     b"extra-parameters", b"x-gateway-model-name", b"x-ms-oai-image-generation-deployment",
     b"X-Amzn-SageMaker-Target-Model", b"x-pass-x-vertex-ai-llm-request-type", b"x_vertex_ai_llm_request_type",
+    b"service-tier", b"X_Service_Tier", b"anthropic-service-tier", b"x-openai-service-tier", b"x-model", b"model",
+    b"x-target-model", b"x-route", b"x-oai-web-search-eligible",
 )  # fmt: skip
 OWN = b"x-team: a\r\n"
 VENDOR: dict[str, object] = {"headers_pass": frozenset()}
@@ -94,6 +96,22 @@ async def test_a_field_of_another_api_does_not_reach_a_vendor() -> None:
         await stage.ask(post(CHAT, COMPLETIONS, b"anthropic-beta: b\r\nopenai-beta: o\r\n"))
         received = stage.upstream.received[0]
         assert (received.all(b"anthropic-beta"), received.all(b"openai-beta")) == ([], [b"o"])
+
+
+async def test_codexs_and_stainless_fields_reach_a_vendor_by_their_whole_names() -> None:
+    sent = b"session_id", b"thread_id", b"conversation_id", b"aoai-evals", b"x-stainless-kotlin-version"
+    others = b"x-stainless-workspace-id", b"x-stainless-service-tier", b"x-oai-web-search-eligible"
+    async with staged(of_target=VENDOR) as stage:
+        fields = b"".join(name + b": x\r\n" for name in sent + others)
+        assert (await stage.ask(post(CHAT, COMPLETIONS, fields))).status == 200
+        names = {name.lower() for name, _ in stage.upstream.received[0].headers}
+        assert names.intersection(sent + others) == set(sent)
+
+
+async def test_an_upstream_of_ones_own_gets_a_browsers_device() -> None:
+    async with staged() as stage:
+        await stage.ask(post(CHAT, COMPLETIONS, b"sec-ch-ua-model: x\r\n"))
+        assert stage.upstream.received[0].all(b"sec-ch-ua-model") == [b"x"]
 
 
 async def test_each_target_of_a_model_gets_the_fields_of_its_own_configuration() -> None:

@@ -446,11 +446,15 @@ static int may_name(const byte *name, Py_ssize_t size)
 
 static inline int is_id(const byte *end, Py_ssize_t size)
 {
-    if (size < 2)
+    int many = size > 2 && folded(end[-1]) == 's';
+    end -= many, size -= many;
+    if (size < 2 || folded(end[-1]) != 'd' || folded(end[-2]) != 'i')
         return 0;
-    if (folded(end[-1]) == 'd' && folded(end[-2]) == 'i' && (size == 2 || end[-3] == '_'))
-        return 1;
-    return size > 3 && folded(end[-1]) == 's' && folded(end[-2]) == 'd' && folded(end[-3]) == 'i' && end[-4] == '_';
+    if (size == 2)
+        return !many;
+    if (size > 4 && folded(end[-3]) == 'u' && folded(end[-4]) == 'u')
+        end -= 2;
+    return end[-3] == '_' || end[-3] == '-';
 }
 
 /* What may stand under a name, NULL where nobody knows. */

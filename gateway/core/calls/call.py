@@ -21,6 +21,7 @@ from gateway.core.calls.recordings import is_recording
 from gateway.core.calls.routes import ModelTarget, UpstreamFacts
 from gateway.core.calls.storage import StorageTime
 from gateway.core.families.controlled import (
+    ID_ENDS,
     INNER_CALLS,
     PROMPT_BYTES_MAX,
     CountTokens,
@@ -607,7 +608,7 @@ def quotes_in(document: Document) -> int:
 class FieldNames:
     """Facts about a body by the ends of all its field names.
 
-    `ids`: one ends like `_id`, `_ids` or is `id`. `files`: the number of texts with the address or id of an
+    `ids`: one has one of `ID_ENDS`, or is `id`. `files`: the number of texts with the address or id of an
     image or file. `caches`: one begins with `cach`. `long_caches`: a cache lifetime of an hour is requested.
     `media`: a medium may stand in the body itself. `tools`: a member of an inner object may have tools.
     """
@@ -676,7 +677,7 @@ def _kind(name: str) -> int:
         param = name.partition("\0")[0]
         raise InvalidRequest(f"The field {param} has NUL in its name.", param=param)
     folded = name.lower()
-    kind = _ID if folded == "id" or folded.endswith(("_id", "_ids")) else 0
+    kind = _ID if folded == "id" or folded.endswith(ID_ENDS) else 0
     kind |= _FILE if name.endswith(_FILES) else 0
     kind |= _CACHE if folded.startswith(_CACHES) else 0
     kind |= _LIFETIME if name in _LONG else 0

@@ -337,12 +337,13 @@ FAMILY = ApiFamily(
     withheld=frozenset(
         {
             b"accept", b"x-amz-date", b"x-amz-security-token", b"x-amz-content-sha256", b"amz-sdk-request",
-            b"amz-sdk-invocation-id",
+            b"amz-sdk-invocation-id", b"x-amzn-bedrock-accept", b"x-amzn-bedrock-request-metadata",
         }
     ),
     # botocore 1.44.5, and AWS' SDK for JavaScript.
     headers=frozenset({b"x-amz-user-agent"}),
     withheld_prefixes=(b"x-amzn-bedrock-",),
+    refused_prefixes=(b"x-amzn-bedrock-",),
     objects=OBJECTS,
     exclusions=Exclusions(
         cache=lambda document, names: not names.caches,

@@ -49,6 +49,8 @@ _TOOLS = frozenset(
         "web_search_options", "search_parameters", "mcp_servers", "context_management", "advisor",
     }
 )  # fmt: skip
+# Ends of names that may have an id, in small letters.
+ID_ENDS: Final = ("_id", "_ids", "-id", "-ids", "_uuid", "_uuids", "-uuid", "-uuids")
 # Texts, and values in a form that the caller chooses. A name in them selects no model.
 _NO_MODELS = frozenset(
     {

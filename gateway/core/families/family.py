@@ -568,6 +568,8 @@ class ApiFamily:
     withheld: frozenset[bytes] = frozenset()  # headers that are not forwarded with a metered call
     # Headers that are never forwarded: some choose which account of the operator pays.
     withheld_prefixes: tuple[bytes, ...] = ()
+    # Prefixes of headers that guard a call or choose, but for those in `withheld`: it is refused on all APIs.
+    refused_prefixes: tuple[bytes, ...] = ()
     credentials: tuple[bytes, ...] = ()  # headers in which clients send their key
     limits_prefix: bytes = b"x-ratelimit-"  # the prefix of headers with an upstream's limits
     names_requests: bool = False  # answers have the request id as `request-id`

@@ -81,6 +81,7 @@ _WITHHELD_PREFIXES = (
 _GIVES_UP = re.compile(rb"(?!x-stainless-).*(?:timeout|deadline|stream-duration)")
 _PASSED = frozenset(one.spoken_by for one in ALL)
 WITHHELD_SOMEWHERE = WITHHELD.union(*(one.withheld for one in ALL))
+_REFUSED_PREFIXES = tuple(prefix for one in ALL for prefix in one.refused_prefixes)
 # Fields of tracers, retries and proxies: the value differs in nearly every request.
 VARYING = frozenset(
     b"traceparent tracestate baggage b3 x-b3-traceid x-b3-spanid x-b3-parentspanid sentry-trace "
@@ -99,9 +100,16 @@ _USUAL = VARYING.union(
     b"x-b3-sampled x-b3-flags x-datadog-origin x-datadog-sampling-priority newrelic elastic-apm-traceparent "
     b"http-referer x-title x-initiator x-interaction-id x-interaction-type x-session-affinity "
     b"copilot-integration-id editor-version editor-plugin-version openai-intent x-github-api-version".split(),
+    # openai 3.51.0, anthropic 2.10.0, and Stainless' SDKs for Java and Kotlin of 2026.
+    [
+        b"x-stainless-" + name
+        for name in b"arch async custom-event-handler custom-poll-interval helper helper-method kotlin-version "
+        b"lang os os-version package-version poll-helper raw-response read-timeout retry-count runtime "
+        b"runtime-version stream-helper timeout".split()
+    ],
 )  # fmt: skip
-# Fields by which SDKs that Stainless and Fern generate tell of themselves.
-_USUAL_PREFIXES = (b"x-stainless-", b"x-fern-")
+# Fields by which SDKs that Fern generates tell of themselves.
+_USUAL_PREFIXES = (b"x-fern-",)
 
 # Fields by which servers and proxies choose a service tier, a deployment, a model or another account:
 # docs.cloud.google.com/vertex-ai/generative-ai/docs/priority-paygo (read 2026-11-30),
@@ -109,11 +117,23 @@ _USUAL_PREFIXES = (b"x-stainless-", b"x-fern-")
 # …/azure/ai-foundry/model-inference/reference, gateway-api-inference-extension.sigs.k8s.io,
 # docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html,
 # docs.litellm.ai/docs/tutorials/vertex_ai_pay_go (`x-pass-` before any name).
-CHOOSING = (
+_CHOOSING = (
     b"x-vertex-ai-llm-", b"azureml-", b"extra-parameters", b"x-ms-oai-", b"x-gateway-model-name",
     b"x-gateway-destination-endpoint", b"x-ai-eg-", b"x-amzn-sagemaker-", b"x-pass-",
     b"chatgpt-account-id", b"x-databricks-org-id",
+    # Codex says by this whether its call may search the web, which is priced.
+    b"x-oai-web-search-eligible",
 )  # fmt: skip
+# Names that say so themselves, such as `x-service-tier` and `x-target-model`; `sec-ch-ua-model` is a device.
+_CHOOSES = re.compile(rb"(?!sec-)(?:.*-)?(?:service-tier|model)|x-route")
+
+
+def is_choosing(plain: bytes) -> bool:
+    """Return whether an upstream gets a header field only if its configuration names it.
+
+    `plain` is the field's name in lower case, with hyphens.
+    """
+    return plain.startswith(_CHOOSING) or _CHOOSES.fullmatch(plain) is not None
 
 
 def is_usual(lower: bytes) -> bool:
@@ -130,6 +150,11 @@ def may_pass(name: str) -> bool:
     """Return whether an upstream may get the header field `name`, if its configuration names it."""
     lower = name.lower().encode()
     return not is_ended(lower) and not is_withheld(lower, WITHHELD_SOMEWHERE)
+
+
+def is_refused(plain: bytes) -> bool:
+    """Return whether a call of an API with models may not have a field of this name, as `is_choosing` has it."""
+    return plain.startswith(_REFUSED_PREFIXES) and plain not in WITHHELD_SOMEWHERE
 
 
 def is_withheld(plain: bytes, names: frozenset[bytes]) -> bool:

@@ -201,7 +201,7 @@ def field_of(call: CallRequest, id_: str) -> str:
         left -= 1
         place, value = waiting.pop()
         if isinstance(value, str) and (
-            objects.key(call.server, value) == id_ or value == id_ or id_ in objects.readings(value)
+            objects.key(call.server, value) == id_ or value == id_ or id_ in objects.readings(value.strip())
         ):
             return place
         if isinstance(value, list):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.core.families.controlled import OF_EVERY_FAMILY, Document, id_in, ids_in
+from gateway.core.families.controlled import ID_ENDS, OF_EVERY_FAMILY, Document, id_in, ids_in
 from gateway.core.families.costs import NOTHING, OBJECT, members_of_cost
 from gateway.core.families.family import BodyIds, ObjectRules
 
@@ -22,7 +22,7 @@ def names(written: str) -> frozenset[str]:
 
 
 _ENDS: Final = ("_id", "_ids")
-_CAMEL_ENDS: Final = ("Id", "Ids")
+_CAMEL_ENDS: Final = ("Id", "Ids", "ID", "IDs", "Uuid", "Uuids", "UUID", "UUIDs")
 _CAMEL: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 # Ids that callers choose, in any API.
 _OF_CALLERS: Final = members_of_cost("all", NOTHING)
@@ -123,18 +123,20 @@ def add_known(  # noqa: PLR0917  # a member, and where it stands
     if folded == "id" and found.known and _is_whole(holder, place):
         found.brought.append(id_in(inside, name))
     elif not objects.add(name, inside, holder, place, found) and (
-        folded == "id" or (folded.endswith(_ENDS) and folded not in _OF_CALLERS)
+        folded == "id" or (folded.endswith(ID_ENDS) and folded.replace("-", "_") not in _OF_CALLERS)
     ):
-        found.unknown += [id_ for text in _texts(inside) for id_ in objects.readings(text)]
+        found.unknown += [id_ for text in _texts(inside) for id_ in objects.readings(text.strip())]
 
 
 def _texts(value: object) -> list[str]:
-    """Return a text, or all texts in a list, at any depth. Objects are searched by their own members."""
+    """Return a text, or all texts in a list or an object, at any depth."""
     texts, waiting = list[str](), [value]
     while waiting:
         inside = waiting.pop()
         if isinstance(inside, list):
             waiting += inside
+        elif isinstance(inside, dict):
+            waiting += inside.values()
         elif isinstance(inside, str):
             texts.append(inside)
     return texts

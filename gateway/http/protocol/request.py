@@ -21,7 +21,6 @@ import httptools
 from gateway.core.calls.routes import CHARACTER, TWO_READINGS
 from gateway.core.families.header_fields import (
     BAGGAGE_FIELD,
-    CHOOSING,
     CONTROLLED,
     CREDENTIAL_FIELDS,
     OURS_PREFIX,
@@ -31,6 +30,7 @@ from gateway.core.families.header_fields import (
     UNITS_FIELD,
     VARYING,
     WITHHELD_SOMEWHERE,
+    is_choosing,
     is_ended,
     is_usual,
     is_withheld,
@@ -180,7 +180,7 @@ def field_kind(name: bytes) -> FieldKind:
     ended = is_ended(lower)
     read = ours or lower in READ or lower in READ_AND_PASSED
     shadows = plain != lower and (plain in CONTROLLED or plain.startswith((OURS_PREFIX, b"x-forwarded-")))
-    chooses = plain.startswith(CHOOSING)
+    chooses = is_choosing(plain)
     if read:
         role = _purpose(lower)
     else:

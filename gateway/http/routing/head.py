@@ -63,6 +63,7 @@ from gateway.http.routing.routes import (
     WorkerBindings,
     api_of,
     asking,
+    check_fields,
     check_query,
     check_upgrade,
     family_of,
@@ -284,6 +285,7 @@ class HeadRouter:
         try:
             routed.units = read_units(head.read, charges)
             check_query(head.query, route)
+            check_fields(head, route)
             reads = routed.buffered and not routed.form
             routed.form = take_type(routed.params, head, charges, reads=reads) or routed.form
         except Refusal as refusal:

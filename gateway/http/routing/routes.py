@@ -20,6 +20,7 @@ from gateway.core.families.header_fields import (
     OF_BODIES,
     OVERRIDES,
     WITHHELD,
+    is_refused,
     is_withheld,
 )
 from gateway.core.families.objects import ObjectAccess, places_of, session_of
@@ -503,7 +504,7 @@ def check_query(query: bytes, route: Route) -> None:
     free, query = route.meter == "none", listing_query(query, route)
     known, of_lists = (_EVERYWHERE, _OF_LISTS) if free else (family.queries, _NONE)
     seen: set[bytes] = set()
-    if not query:
+    if query in {b"", b"?"}:
         return
     for pair in query[1:].split(b"&"):
         name, _, value = pair.partition(b"=")
@@ -522,6 +523,16 @@ def check_query(query: bytes, route: Route) -> None:
             raise InvalidRequest(f"The query parameter {text} must be {right}.", param=text)
         if values is None and name in known and _PLAIN.fullmatch(value) is None:
             raise InvalidRequest(f"The query parameter {text} must be a plain word.", param=text)
+
+
+def check_fields(head: RequestHead, route: Route) -> None:
+    """Raise `InvalidRequest` for a header field that guards a call or chooses, and that nobody meters."""
+    if api_of(route).name == GENERIC:
+        return
+    for kind, _ in head.fields:
+        if is_refused(kind.plain):
+            name = kind.lower.decode()
+            raise InvalidRequest(f"{name} is not accepted: what it costs cannot be metered.", param=name)
 
 
 def is_long_form(route: Route | None, form: bytes) -> bool:

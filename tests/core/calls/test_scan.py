@@ -648,6 +648,17 @@ def test_what_all_read_alike_is_known(scan: Scan, body: bytes) -> None:
     assert judge(scan, body)
 
 
+@pytest.mark.parametrize("separator", ["", "_", "-", "x", "xu", "u", "_u"])
+def test_a_name_that_ends_like_an_id_is_one_in_both(scan: Scan, separator: str) -> None:
+    for start in ("", "a", "_", "uu"):
+        for end in ("id", "ids", "ID", "iDs", "uuid", "UUIDs", "d", "s", "idss", "uid"):
+            document = {start + separator + end: "x"}
+            found = scan(plain(document))
+            assert found is not None
+            assert bool(found[0] & 1) is names_in(document).ids, document
+    assert names_in({"a-uuids": ""}).ids
+
+
 def test_media_are_known_by_the_names_of_their_places(scan: Scan) -> None:
     names = [*MEDIA_NAMES, "url", "image_url", "fileUri", "dat", "datas", "file-data", "fata", "x"]
     for name in [*names, *map(str.upper, names), *map(str.title, names)]:

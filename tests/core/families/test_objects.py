@@ -166,9 +166,12 @@ def test_a_text_in_a_field_that_no_table_has_is_judged_by_its_value(
     ("document", "field"),
     [
         ({"foo_id": "x_1"}, "foo_id"), ({"foo_ids": ["x_1"]}, "foo_ids.0"), ({"id": "x_1"}, "id"),
-        ({"thing": {"cache_id": "x_1"}}, "thing.cache_id"),
+        ({"thing": {"cache_id": "x_1"}}, "thing.cache_id"), ({"foo_id": " x_1\t"}, "foo_id"),
+        ({"foo_id": {"value": ["x_1"]}}, "foo_id.value.0"), ({"foo-id": "x_1"}, "foo-id"),
+        ({"foo_uuid": "x_1"}, "foo_uuid"), ({"fooUUID": "x_1"}, "fooUUID"), ({"fooID": "x_1"}, "fooID"),
         ({"thing": [{"more": {"ID": "x_1"}}]}, "thing.0.more.ID"),
         ({"messages": [{"content": [{"Foo_Id": "x_1"}]}]}, "messages.0.content.0.Foo_Id"),
+        ({"messages": [{"content": [{"foo-uuid": "x_1"}]}]}, "messages.0.content.0.foo-uuid"),
         ({"contents": [{"parts": [{"thing": {"foo_ids": [["x_1"]]}}]}]},
          "contents.0.parts.0.thing.foo_ids.0.0"),
     ],

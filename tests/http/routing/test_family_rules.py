@@ -90,6 +90,8 @@ async def test_any_other_api_gets_its_content_type_and_query_as_they_came(stage:
 @pytest.mark.parametrize(
     ("path", "query"),
     [
+        (MESSAGES, b""),
+        (GENERATE, b""),
         (MESSAGES, b"beta=true"),
         (MESSAGES, b"beta=true&api-version=1"),
         (GENERATE, b"alt=sse"),
@@ -117,7 +119,8 @@ OTHER_PARAMETERS = (
     (GENERATE, b"$httpMethod=GET", b"$httpMethod"), (GENERATE, b"$.xgafv=2", b"$.xgafv"),
     (GENERATE, b"prettyPrint=false", b"prettyPrint"), (GENERATE, b"quotaUser=x", b"quotaUser"),
     (GENERATE, b"beta=true", b"beta"), (GENERATE, b"api-version=%26fields%3Dx", b"api-version"),
-    (GENERATE, b"", b""), (GENERATE, b"&", b""), (GENERATE, b"alt=sse&", b""), (GENERATE, b"=x", b""),
+    (MESSAGES, b"beta=false", b"beta"), (MESSAGES, b"beta=TRUE", b"beta"), (MESSAGES, b"beta", b"beta"),
+    (GENERATE, b"&", b""), (GENERATE, b"alt=sse&", b""), (GENERATE, b"=x", b""),
     (MESSAGES, b"alt=sse", b"alt"), (MESSAGES, b"beta=true&beta=false", b"beta"),
     (MESSAGES, b"beta[]=true", b"beta"), (MESSAGES, b"x=1", b"x"), (COMPLETIONS, b"stream=true", b"stream"),
     (COMPLETIONS, b"api_version=1", b"api_version"), (COMPLETIONS, b"model=other", b"model"),

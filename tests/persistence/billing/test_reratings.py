@@ -424,3 +424,22 @@ async def test_what_dies_half_way_goes_on_where_it_was(april: April) -> None:
         april.url, "SELECT after->'rated'->0->'calls' FROM audit_log WHERE action = 'rated' ORDER BY id"
     )
     assert told == [(3,), (4,)]
+
+
+async def test_a_call_that_was_amended_by_hand_is_left_out_and_its_row_says_why(april: April) -> None:
+    await at_cost(april, await in_plan(april))
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    by_hand = cost_call(april, wrong, 100 * NANO)
+    cost_call(april, wrong, 100 * NANO)
+    await april.do("amendments", "create", request_id=by_hand, reason="an outage", amount=Decimal(1))
+    made = await amend(april, wrong, input="1")
+    reason = f"price {made['id']} of dated amends price {wrong}"
+    rows = "SELECT cost_before, cost_after, charged, reason FROM rerating ORDER BY request_id = %s DESC"
+    assert rows_of(april.url, rows, [by_hand]) == [
+        (100 * NANO, 100 * NANO, 0, f"{reason}: left out, it was amended"),
+        (100 * NANO, NANO, -99 * NANO * MARKUP, reason),
+    ]
+    logged: Any = rows_of(april.url, "SELECT after FROM audit_log WHERE action = 'rated'")
+    [rated] = logged[-1][0]["rated"]
+    assert (rated["calls"], rated["left_out"]) == (2, 1)

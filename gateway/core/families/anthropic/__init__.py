@@ -145,7 +145,7 @@ FAMILY = ApiFamily(
     also=("/v1/models/", "/v1/files/", "/v1/skills/"),
     credentials=(b"x-api-key",),
     limits_prefix=b"anthropic-ratelimit-",
-    queries={b"api-version": None, b"beta": None},
+    queries={b"api-version": None, b"beta": frozenset({b"true"})},
     # anthropic 2.10.0, its SDK for JavaScript, and Claude Code 2.1.
     headers=frozenset(
         b"anthropic-version anthropic-beta anthropic-dangerous-direct-browser-access anthropic-worker-id "

@@ -49,9 +49,12 @@ def read_fallbacks(value: object, param: str, most: int = INTEGER_MAX) -> tuple[
         speed = entry.get("speed")
         if speed not in (None, "standard", FAST):
             raise InvalidRequest(f'{param}.speed must be "standard" or "{FAST}".', param=f"{param}.speed")
+        model = model_name(entry.get("model"), f"{param}.model")
+        if model.lower() == _DEFAULT:
+            raise InvalidRequest(f'{param} must be the text "{_DEFAULT}", or name models.', param=param)
         attempts.append(
             ModelAttempt(
-                model_name(entry.get("model"), f"{param}.model"),
+                model,
                 maximum(entry, "max_tokens", most, f"{param}."),
                 FAST if speed == FAST else "",
             )

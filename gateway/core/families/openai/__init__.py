@@ -334,7 +334,7 @@ FAMILY = ApiFamily(
         b"openai-beta x-ms-useragent x-ms-client-request-id semantic-kernel-version originator version "
         b"conversation-id thread-id x-codex-beta-features x-codex-installation-id x-codex-parent-thread-id "
         b"x-codex-turn-metadata x-codex-turn-state x-codex-window-id x-openai-subagent x-openrouter-title "
-        b"x-openrouter-categories x-grok-conv-id".split()
+        b"x-openrouter-categories x-grok-conv-id session_id conversation_id thread_id aoai-evals".split()
     ),
     withheld_prefixes=(b"openai-organization", b"openai-project"),
     key_protocol=b"openai-insecure-api-key.",

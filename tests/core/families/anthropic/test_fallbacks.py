@@ -64,6 +64,9 @@ def test_entries_of_fallbacks_have_a_maximum_and_a_speed_of_their_own(
         ({"model": "a"}, "fallbacks"),
         ([1], "fallbacks"),
         (["a"] * 65, "fallbacks"),
+        ("DEFAULT", "fallbacks"),
+        (["default"], "fallbacks"),
+        ([{"model": "Default"}], "fallbacks"),
     ],
 )
 def test_entries_of_fallbacks_with_other_members_are_refused_by_name(entries: object, param: str) -> None:
