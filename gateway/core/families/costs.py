@@ -71,6 +71,18 @@ def names_of(what: str, *costs: str) -> frozenset[str]:
     )
 
 
+# What the types of parts and the members of all APIs cost; a part that is a medium in one is a text in none.
+_PARTS: Final = frozenset(
+    name for section in _SECTIONS if {"parts", "fields"} & set(section.split()) for name in costs_of(section)
+)
+_MEDIA: Final = {name: cost for cost in (PICTURE, PAGES, SOUND, VIDEO) for name in names_of("parts", cost)}
+
+
+def medium_of(kind: str, unknown: str = "") -> str:
+    """Return the cost of a medium in a part of the type `kind`: empty if it has none, `unknown` without a row."""
+    return _MEDIA.get(kind) or ("" if kind in _PARTS else unknown)
+
+
 _NONE: Final[Mapping[str, str]] = {}
 _TOOLS: Final = {
     section.partition(" ")[0]: costs_of(section.removesuffix(f" {BY_HAND}"))

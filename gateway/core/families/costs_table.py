@@ -80,11 +80,11 @@ setting: agent.session.input.cancel agent.session.input.computer_use_approval_re
   transport.dtmf.send type unrestricted update_file url url_citation wait wandb webrtc
 
 [openai parts by hand]
-# of vLLM, Mistral and Codex
+# of vLLM, Mistral and Codex; of Jina, Qwen-VL and Volcengine
 picture: image_embeds output_image
-pages: document_url
+pages: document_url pdf
 sound: audio_embeds audio_url
-video: input_video video_url
+video: input_video video video_url
 parts: message.input message.output
 text: agent.handoff context_compaction function.call function.result reference tool.execution tool_file
 # of openai 3.57.0
