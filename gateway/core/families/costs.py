@@ -84,19 +84,37 @@ def medium_of(kind: str, unknown: str = "") -> str:
 
 
 _NONE: Final[Mapping[str, str]] = {}
-_TOOLS: Final = {
-    section.partition(" ")[0]: costs_of(section.removesuffix(f" {BY_HAND}"))
-    for section in _SECTIONS
-    if "tools" in section.split()
+
+
+def _by_api(what: str) -> dict[str, dict[str, str]]:
+    """Return the cost of each name in the sections of this kind, by API, with those of another that it is like."""
+    found = {
+        section.partition(" ")[0]: costs_of(section.removesuffix(f" {BY_HAND}"))
+        for section in _SECTIONS
+        if what in section.split()
+    }
+    for rows in found.values():
+        for other in [name for name, cost in rows.items() if cost == LIKE]:
+            rows |= found[other]
+    return found
+
+
+_TOOLS: Final = _by_api("tools")
+_TOKENS: Final = {
+    api: {name: int(cost) for name, cost in rows.items() if cost != LIKE}
+    for api, rows in _by_api("tokens").items()
 }
-for _rows in _TOOLS.values():
-    for _other in [name for name, cost in _rows.items() if cost == LIKE]:
-        _rows |= _TOOLS[_other]
+_NO_TOKENS: Final[Mapping[str, int]] = {}
 
 
 def tool_costs(api: str) -> Mapping[str, str]:
     """Return what each tool of an API costs, by its type or member."""
     return _TOOLS.get(api, _NONE)
+
+
+def tool_tokens(api: str) -> Mapping[str, int]:
+    """Return the tokens that each tool of an API adds to a prompt, by its type or member."""
+    return _TOKENS.get(api, _NO_TOKENS)
 
 
 def tools_of_cost(*costs: str) -> frozenset[str]:

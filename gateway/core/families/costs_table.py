@@ -7,6 +7,8 @@ run that program, and move the new name from `unknown` to its cost.
 - `tools`, by `type` (Gemini, Bedrock: by member): a `free` one costs its tokens alone, since the caller runs it
   or the provider takes no more; a `group` has tools inside; a `name` only names one; `like` is another API.
   Else the cost is the name of a price.
+- `tokens`, by a tool as in `tools`: the most tokens that its provider adds to the prompt for it, beside its JSON. A
+  tool without a row adds as many as the dearest of its API.
 - `parts`, all other values of `type`, and `fields`, the members of parts without one: `text`, `picture`,
   `pages`, `sound`, `video`; `stated` is the medium that its type states, `source` that of the part around it,
   and `parts` costs what it holds. A `setting` is no part of a prompt.
@@ -133,6 +135,16 @@ code_execution: code_execution_20250522 code_execution_20250825 code_execution_2
   code_execution_20260521
 unknown: agent_toolset_20260401
 
+[anthropic tokens by hand]
+# Of platform.claude.com/docs/en/about-claude/pricing, 2026-11-30: the dearest model of each. Those of a computer have
+# 735 and up to 499 of a system prompt; the toolsets about 4,590, and 6,670 with 880 of optional members.
+0: custom
+325: bash_20241022 bash_20250124
+700: text_editor_20241022 text_editor_20250124 text_editor_20250429 text_editor_20250728
+1234: computer_20241022 computer_20250124 computer_20251124
+4600: computer_toolset_20260801
+7600: browser_toolset_20260801
+
 [anthropic parts]
 source: base64 content file url
 picture: image
@@ -190,6 +202,12 @@ file_search: fileSearch file_search
 google_maps: googleMaps google_maps
 enterprise_web_search: enterpriseWebSearch
 unknown: exaAiSearch parallelAiSearch retrieval
+
+[gemini tokens by hand]
+# Google documents no number: a computer has as many as Anthropic's, which is the dearest that is documented.
+0: codeExecution enterpriseWebSearch fileSearch function functionDeclarations googleMaps googleSearch
+  googleSearchRetrieval mcpServers mcp_server tool_search urlContext
+4600: computerUse
 
 [gemini tools by hand]
 # Of google-genai 3.6.1: it loads definitions of tools, as at OpenAI and Anthropic.
@@ -262,6 +280,10 @@ unknown: systemTool
 
 [bedrock tools by hand]
 # of InvokeModel
+like: anthropic
+
+[bedrock tokens by hand]
+0: cachePoint toolSpec
 like: anthropic
 
 [bedrock fields]
