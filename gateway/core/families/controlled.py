@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from gateway.core.families.costs import OPTIONS
 from gateway.errors import InvalidRequest
 
 Document = dict[str, object]
@@ -184,7 +185,7 @@ SEARCH_OPTIONS, SEARCH_PARAMETERS = ("web_search_options", "search_parameters")
 SEARCHING_MODELS: Final = {
     "-search-preview": False, "-search-api": False, "search": True, "sonar": True, ":online": True,
 }  # fmt: skip
-_ASKING = frozenset({"tools", "prompt", "plugins", SEARCH_PARAMETERS, SEARCH_OPTIONS, *KEPT})
+_ASKING = frozenset({"tools", "prompt", "plugins", SEARCH_PARAMETERS, SEARCH_OPTIONS, *KEPT, *OPTIONS})
 
 
 class TopNames:

@@ -117,6 +117,28 @@ def tool_tokens(api: str) -> Mapping[str, int]:
     return _TOKENS.get(api, _NO_TOKENS)
 
 
+_OPTIONS: Final = _by_api("options")
+OPTIONS: Final = frozenset(name for rows in _OPTIONS.values() for name in rows)
+# Members of an option that say whether it is on, and values that say no.
+_SWITCHES: Final = ("enable", "enabled")
+_OFF: Final = (None, False, 0, "", "false", "off", "disabled")
+
+
+def options_of(api: str, document: Mapping[str, object]) -> dict[str, str]:
+    """Return the options of a body that make a provider use a tool, each with its price."""
+    return {
+        name: cost
+        for name, cost in _OPTIONS.get(api, _NONE).items()
+        if name in document and not _is_off(document[name])
+    }
+
+
+def _is_off(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(name in value and _is_off(value[name]) for name in _SWITCHES)
+    return not isinstance(value, list) and value in _OFF
+
+
 def tools_of_cost(*costs: str) -> frozenset[str]:
     """Return the types of tools of any API that have one of these costs."""
     return frozenset(name for rows in _TOOLS.values() for name, cost in rows.items() if cost in costs)

@@ -9,6 +9,7 @@ run that program, and move the new name from `unknown` to its cost.
   Else the cost is the name of a price.
 - `tokens`, by a tool as in `tools`: the most tokens that its provider adds to the prompt for it, beside its JSON. A
   tool without a row adds as many as the dearest of its API.
+- `options`, members at the top of a body that make a provider use a tool unless they say no: its price.
 - `parts`, all other values of `type`, and `fields`, the members of parts without one: `text`, `picture`,
   `pages`, `sound`, `video`; `stated` is the medium that its type states, `source` that of the part around it,
   and `parts` costs what it holds. A `setting` is no part of a prompt.
@@ -46,6 +47,11 @@ web_search: openrouter:web_search web_search_premium
 [openai plugins by hand]
 free: response-healing
 web_search: web
+
+[openai options by hand]
+# of Alibaba, Baidu and Tencent, 2026-11-30
+web_search: enable_enhancement enable_search force_search_enhancement search_strategy web_search
+code_interpreter: enable_code_interpreter
 
 [openai parts]
 picture: computer_screenshot image image_file image_url input_image
@@ -212,6 +218,10 @@ unknown: exaAiSearch parallelAiSearch retrieval
 [gemini tools by hand]
 # Of google-genai 3.6.1: it loads definitions of tools, as at OpenAI and Anthropic.
 free: tool_search
+
+[gemini options by hand]
+# Model Armor of Vertex AI is billed by the token, and no answer reports it.
+model_armor: modelArmorConfig
 
 [gemini parts by hand]
 setting: function

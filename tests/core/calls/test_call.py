@@ -127,6 +127,18 @@ def test_gemini_in_both_spellings(config: str, most: str, count: str) -> None:
             "generationConfig.candidateCount",
         ),
         ({"GenerationConfig": {}}, "generationConfig"),
+        (
+            {"generationOutputConfig": {"outputUriPrefix": "gs://b"}},
+            "generationOutputConfig.outputUriPrefix",
+        ),
+        (
+            {"generation_output_config": {"output_uri_prefix": "gs://b"}},
+            "generation_output_config.output_uri_prefix",
+        ),
+        (
+            {"generationConfig": {"responseFormat": [{"image": {"gcsUri": "gs://b"}}]}},
+            "responseFormat.image.gcsUri",
+        ),
         ({"generationConfig": {"MaxOutputTokens": 1}}, "generationConfig.maxOutputTokens"),
         ({"generationConfig": {"maxOutputTokens": -1}}, "generationConfig.maxOutputTokens"),
         ({"generationConfig": {"candidateCount": 10**9}}, "generationConfig.candidateCount"),

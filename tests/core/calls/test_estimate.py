@@ -181,10 +181,11 @@ def test_what_answers_within_a_call_is_in_its_most(
 ) -> None:
     """Each reads the input again. An advisor writes up to its own maximum, a compaction up to the call's.
 
-    Tools have 589 tokens of a prompt, and each that is not the caller's own and has no documented number 7,600.
+    Tools have 589 tokens of a prompt of this model, 804 of the others, and each that has no documented number 7,600.
     """
-    tools = fields.get("tools", [])
-    size = 150 + 589 * bool(tools) + 7_600 * sum(tool["type"] != "custom" for tool in tools)
+    tools = [tool["type"] for tool in fields.get("tools", [])]
+    of_others = [kind for kind in tools if kind != "custom"]
+    size = 150 + (804 if of_others else 589 if tools else 0) + 7_600 * len(of_others)
     one = asked(**fields, **({} if stated is None else {"max_tokens": stated}))
     found = Estimator().hold(one, 1, "messages")
     assert (found.read, found.beside) == (size * readings, beside)
