@@ -51,7 +51,7 @@
 #define ZEROS_MAX 4           /* in front of a small decimal's digits: it is written without an exponent */
 
 enum { IDS = 1, CACHES = 2, LONG_CACHES = 4, MEDIA = 8, INNER_TOOLS = 16 };
-enum { NAMES_FILE = 1, NAMES_LIFETIME = 2, NAMES_TEXT = 3, NAMES_MEDIUM = 4 };
+enum { NAMES_FILE = 1, NAMES_LIFETIME = 2, NAMES_TEXT = 3, NAMES_MEDIUM = 4, NAMES_SCHEMA = 5 };
 
 typedef unsigned char byte;
 
@@ -545,15 +545,35 @@ static inline int may_have_tools(const byte *name, Py_ssize_t size)
 /* Whether a text under this name, or a list, may be a medium: one of `MEDIA_NAMES`, in any case. */
 static inline int is_medium(const byte *name, Py_ssize_t size)
 {
-    static const char *const by_size[] = {[4] = "data", [5] = "bytes", [6] = "result\0images", [9] = "file_data",
-        [11] = "input_audio"};
-    const char *like = size < (Py_ssize_t)(sizeof by_size / sizeof *by_size) ? by_size[size] : NULL;
-    if (like != NULL && size == 6 && folded(name[0]) == 'i')
-        like += 7;
-    for (Py_ssize_t one = 0; like != NULL && one < size; one++)
-        if (folded(name[one]) != (byte)like[one])
-            like = NULL;
-    return like != NULL;
+    static const char *const by_size[][5] = {[3] = {"pdf"}, [4] = {"data", "file"},
+        [5] = {"bytes", "image", "audio", "video"}, [6] = {"result", "images"}, [8] = {"document"}, [9] = {"file_data"},
+        [11] = {"input_audio"}};
+    if (size >= (Py_ssize_t)(sizeof by_size / sizeof *by_size))
+        return 0;
+    for (const char *const *like = by_size[size]; *like != NULL; like++) {
+        Py_ssize_t one = 0;
+        while (one < size && folded(name[one]) == (byte)(*like)[one])
+            one++;
+        if (one == size)
+            return 1;
+    }
+    return 0;
+}
+
+/* Whether a text begins as one of `_SCHEMES`. */
+static inline int is_address(const byte *text, Py_ssize_t size)
+{
+    static const char *const schemes[] = {"http", "data:", "gs://", "s3://", "file:", "oss:/"};
+    if (size < 4 || strchr("hdgsfo", folded(*text)) == NULL)
+        return 0;
+    for (size_t one = 0; one < sizeof schemes / sizeof *schemes; one++) {
+        Py_ssize_t at = 0;
+        while (schemes[one][at] && at < size && folded(text[at]) == (byte)schemes[one][at])
+            at++;
+        if (!schemes[one][at])
+            return 1;
+    }
+    return 0;
 }
 
 /* What a name says, as `_kind` does. No letter beyond ASCII becomes one of these when it is made small. */
@@ -573,6 +593,8 @@ static inline int kind_of(const byte *name, Py_ssize_t size, Found *found)
         kind = NAMES_TEXT;
     else if (is_medium(name, size))
         kind = NAMES_MEDIUM;
+    else if (*name == '$')
+        kind = NAMES_SCHEMA;
     if (size > 3 && folded(name[0]) == 'c' && folded(name[1]) == 'a' && folded(name[2]) == 'c' && folded(name[3]) == 'h')
         found->flags |= CACHES;
     return kind;
@@ -712,7 +734,7 @@ value:
             if (to - from > 4 && from[4] == ':' && folded(from[0]) == 'd' && folded(from[1]) == 'a' && folded(from[2]) == 't'
                 && folded(from[3]) == 'a')
                 found->flags |= MEDIA;
-        } else if (kind == NAMES_MEDIUM && to > from)
+        } else if ((kind == NAMES_MEDIUM && to > from) || (kind == 0 && is_address(from, to - from)))
             found->flags |= MEDIA;
         else if (kind == NAMES_LIFETIME && to - from == 2 && from[0] == '1' && from[1] == 'h')
             found->flags |= LONG_CACHES;
@@ -823,7 +845,7 @@ name:
         return 0;
     found->inside += to - from + 2;
     at = to + 2;
-    if (kind == NAMES_MEDIUM && *at == '[' && at[1] != ']')
+    if ((kind == NAMES_MEDIUM || kind == NAMES_FILE) && *at == '[' && at[1] != ']')
         found->flags |= MEDIA;
     if (*at == '{' || *at == '[')
         kind = 0;

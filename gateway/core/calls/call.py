@@ -29,6 +29,7 @@ from gateway.core.families.controlled import (
     ModelAttempt,
     prompt_tokens,
 )
+from gateway.core.families.costs import PAGES, PICTURE, SOUND, UNKNOWN, VIDEO, medium_of
 from gateway.core.families.tools import is_member
 from gateway.core.lru import LruEntry
 from gateway.core.model import Family
@@ -374,10 +375,11 @@ class MediaPlaces:
     by a field's name.
 
     Parts stand in lists, and in the members `inside` of objects: anything else is text, whatever it says of
-    itself. `untyped` is the place in parts without a type, and `page` are the usual tokens of a page. `folds`
-    says that the API takes names in any case. `second` are the usual tokens of a second of sound, `frame` those
-    of a second of video beside them (0: unknown). A member in `paces` asks for other frames of a part's video,
-    unless it has the members `spans` alone. `beside` finds lists of parts outside `root`.
+    itself. A part whose type is not among these, or without their places, has its media by the table of costs.
+    `untyped` is the place in parts without a type, and `page` are the usual tokens of a page. `folds` says that
+    the API takes names in any case. `second` are the usual tokens of a second of sound, `frame` those of a second
+    of video beside them (0: unknown). A member in `paces` asks for other frames of a part's video, unless it has
+    the members `spans` alone. `beside` finds lists of parts outside `root`.
     """
 
     root: str = ""
@@ -438,7 +440,8 @@ def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
     for kind, data, by_name, is_paced in _found(roots, places, DEPTH_MAX + 1):
         named += by_name
         if not data:
-            far += 1
+            seen = kind.startswith("image")
+            far, count, tokens = far + (not seen), count + seen, tokens + seen * BLOB_TOKENS
             continue
         costs, is_document = BLOB_TOKENS, _is_document(kind, data)
         plays = not is_document and _is_recording(data)
@@ -487,7 +490,8 @@ def _is_document(kind: str, data: str) -> bool:
 def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, str, bool, bool]]:
     """Yield (type, data, whether an address could stand in its place, whether its part asks for other frames).
 
-    The data is empty for a document, sound or video that is only named. At most `depth` levels are searched.
+    The data is empty for a medium that is only named, or stands where the API has no place for it. At most
+    `depth` levels are searched.
     """
     if depth == 0:
         return
@@ -500,13 +504,51 @@ def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str
         if part is not None:
             for medium in _media(value, part):
                 yield *medium, _is_paced(value, places)
+        if isinstance(kind, str) and (part is None or part.path[0] not in value):
+            yield from _elsewhere(value, medium_of(kind, UNKNOWN), depth)
+        is_bare = kind is None and part is None
         for name, member in value.items():
-            named = places.by_name.get(name.lower() if places.folds else name)
-            if named is not None:
-                for medium in _media(member, named):
-                    yield *medium, _is_paced(value, places)
-            elif name in places.inside and isinstance(member, list | dict):
-                yield from _found(member, places, depth - 1)
+            yield from _found_in(value, name, member, places, depth, is_bare)
+
+
+def _found_in(  # noqa: PLR0917  # a member, and where it stands
+    holder: dict[str, object], name: str, member: object, places: MediaPlaces, depth: int, is_bare: bool
+) -> Iterator[tuple[str, str, bool, bool]]:
+    """Yield the media in a member of an object, as `_found` does; a `bare` one states no type."""
+    named = places.by_name.get(name.lower() if places.folds else name)
+    if named is not None:
+        for medium in _media(member, named):
+            yield *medium, _is_paced(holder, places)
+        return
+    if is_bare and isinstance(member, str | list):
+        yield from _elsewhere(member, medium_of(name), depth, name)
+    if name in places.inside and isinstance(member, list | dict):
+        yield from _found(member, places, depth - 1)
+
+
+def _elsewhere(value: object, cost: str, depth: int, name: str = "") -> Iterator[tuple[str, str, bool, bool]]:
+    """Yield media of this `cost` at places that their API does not document, as `_found` does, without data.
+
+    Such a medium is an address, or a text under a medium's name. `FieldNames.files` counts pictures already.
+    """
+    if not cost or depth == 0:
+        return
+    if isinstance(value, dict):
+        for inner, member in value.items():
+            if isinstance(member, str) and member and inner.endswith(_FILES):
+                if cost != PICTURE:
+                    yield _MEDIUM_TYPES[cost], "", True, False
+            elif inner not in _CAPTIONS:
+                yield from _elsewhere(member, cost, depth - 1, inner)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _elsewhere(item, cost, depth - 1, name)
+    elif (
+        isinstance(value, str)
+        and value
+        and (name.lower() in MEDIA_NAMES or name.endswith(_FILES) or _is_address(value))
+    ):
+        yield _MEDIUM_TYPES[cost], "", False, False
 
 
 def _is_paced(part: Mapping[str, object], places: MediaPlaces) -> bool:
@@ -536,23 +578,27 @@ def _media(value: object, part: MediaPart) -> Iterator[tuple[str, str, bool]]:
     stated = [holder[name] for holder in holders for name in part.states if isinstance(holder.get(name), str)]
     kind = max([*[str(name).lower() for name in reversed(stated)], part.kind], key=_rank)
     # An address may stand for much, whatever its part states of it.
-    far = any(name and not name.startswith("image") for name in (kind, part.kind))
+    far = next((name for name in (kind, part.kind) if name and not name.startswith("image")), "")
     could_be_named = bool(part.path) and part.path[-1].endswith(_FILES)
+    several = isinstance(value, list)  # of these `FieldNames.files` counts none
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and text:
             url = _DATA_URL.match(text)
             if url is not None:
-                yield max(url[1].lower(), kind, key=_rank), text[url.end() :], could_be_named
+                yield max(url[1].lower(), kind, key=_rank), text[url.end() :], could_be_named and not several
             elif not could_be_named and not (far and text.startswith(_ADDRESSES)):
                 yield kind, text, False
-            elif far:
-                yield kind, "", False
-    for path in part.named:
-        named = whole
-        for name in path:
-            named = named.get(name) if isinstance(named, dict) else None
-        if far and isinstance(named, str) and named:
-            yield kind, "", False
+            elif far or several:
+                yield far or kind or "image", "", False
+    if far and any(_text_at(whole, path) for path in part.named):
+        yield far, "", False
+
+
+def _text_at(value: object, path: Sequence[str]) -> str:
+    """Return the text at a path of members in a value; empty if there is none."""
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else ""
 
 
 # Facts about a body by the ends of its field names. Each name is classified once.
@@ -562,14 +608,33 @@ def _media(value: object, part: MediaPart) -> Iterator[tuple[str, str, bool]]:
 
 NAMES_REMEMBERED_MAX: Final = 4_096
 NAME_CHARACTERS_MAX: Final = 64  # of a cached name
-_ID, _FILE, _CACHE, _LIFETIME, _TOOLS, _MEDIUM = 1, 2, 4, 8, 16, 32
+_ID, _FILE, _CACHE, _LIFETIME, _TOOLS, _MEDIUM, _CAPTION = 1, 2, 4, 8, 16, 32, 64
+_LOOKED: Final = _FILE | _LIFETIME | _MEDIUM | _CAPTION  # whose texts are looked at by their name
 # Ends of fields that name an image or a file, by its address or by the id of its stored object.
 _FILES: Final = ("url", "ri", "file_id")
 _CACHES: Final = "cach"  # `cache_control`, `caching`
 _LONG: Final = {"ttl": "1h"}  # asks for the longer of two lifetimes
 # Names, in any case, of texts and lists of texts that may be media. Other media have names that end like `_FILES`.
-MEDIA_NAMES: Final = frozenset({"data", "bytes", "result", "images", "file_data", "input_audio"})
+MEDIA_NAMES: Final = frozenset(
+    {
+        "data", "bytes", "result", "images", "file_data", "input_audio", "image", "audio", "video", "file", "pdf",
+        "document",
+    }
+)  # fmt: skip
 _ADDRESSES: Final = ("https://", "http://", "gs://")
+# Beginnings of addresses and of media in a text, in the five letters that are compared.
+_SCHEMES: Final = ("http", "data:", "gs://", "s3://", "file:", "oss:/")
+# Names of texts that no API takes for a medium, whatever they begin with. Names of schemas begin with a dollar.
+_CAPTIONS: Final = frozenset(
+    {
+        "text", "output", "content", "thinking", "arguments", "signature", "description", "reasoning_content",
+        "encrypted_content",
+    }
+)  # fmt: skip
+# The media type that stands for each cost of a part.
+_MEDIUM_TYPES: Final = {
+    PICTURE: "image", PAGES: "application/pdf", SOUND: "audio", VIDEO: "video", UNKNOWN: "application/octet-stream",
+}  # fmt: skip
 
 
 # Types of parts, results and tools whose addresses and ids are quoted, and never read as a medium, with the members that
@@ -649,10 +714,14 @@ def _look(value: Document, names: FieldNames, of_inner: int = _TOOLS) -> None:
             if kind & _FILE and isinstance(inside, str):
                 names.files += 1
                 names.media = names.media or inside[:5].lower() == "data:"
-            elif kind & _MEDIUM and isinstance(inside, str | list) and inside:
+            elif kind & (_MEDIUM | _FILE) and isinstance(inside, str | list) and inside:
                 names.media = True
             elif kind & _LIFETIME and inside == _LONG[name]:
                 names.long_caches = True
+            elif not kind & _LOOKED and isinstance(inside, str) and _is_address(inside):
+                names.media = True
+        elif isinstance(inside, str) and _is_address(inside):
+            names.media = True
         if isinstance(inside, dict):
             _look(inside, names)
         elif isinstance(inside, list):
@@ -665,6 +734,13 @@ def _look_at_each(values: list[object], names: FieldNames) -> None:
             _look(each, names)
         elif isinstance(each, list):
             _look_at_each(each, names)
+        elif isinstance(each, str) and _is_address(each):
+            names.media = True
+
+
+def _is_address(text: str) -> bool:
+    """Return whether a text under a name that nobody knows begins as an address or as a medium does."""
+    return text[:5].lower().startswith(_SCHEMES)
 
 
 def _kind(name: str) -> int:
@@ -683,6 +759,7 @@ def _kind(name: str) -> int:
     kind |= _LIFETIME if name in _LONG else 0
     kind |= _TOOLS if is_member(name) else 0
     kind |= _MEDIUM if folded in MEDIA_NAMES else 0
+    kind |= _CAPTION if name in _CAPTIONS or name.startswith("$") else 0
     if len(name) <= NAME_CHARACTERS_MAX:
         if len(_known) >= NAMES_REMEMBERED_MAX:
             _known.clear()

@@ -73,7 +73,7 @@ from gateway.core.families.controlled import (
     models_of,
     top_names,
 )
-from gateway.core.families.costs import FREE, UNKNOWN, plugin_cost, tool_costs
+from gateway.core.families.costs import FREE, UNKNOWN, options_of, plugin_cost, tool_costs
 from gateway.core.families.family import CallKind, SocketMessages
 from gateway.core.families.objects import unit_later
 from gateway.core.families.registry import OF_METER, SHAPES
@@ -111,10 +111,12 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
         return found
     tools, searches = call.tools, _searches(call, document)
     names_kept = any(field in document for field in KEPT) or isinstance(document.get("prompt"), dict)
-    if not tools and not searches and not names_kept:
+    family = OF_METER[call.meter].name
+    ordered = {_plain(cost) for cost in options_of(family, document).values()}
+    if not tools and not searches and not names_kept and not ordered:
         return found
     total = document.get(shape.uses) if shape.uses else None
-    costs = tool_costs(OF_METER[call.meter].name)
+    costs = tool_costs(family)
     for tool in tools:
         kinds = kinds_of(tool, costs)
         if all(cost in FREE for _, cost in kinds):
@@ -127,7 +129,7 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
     for name in priced:
         if searches and "search" in name and "file" not in name:
             found.setdefault(name, searches)
-        if names_kept:
+        if names_kept or _plain(name) in ordered:
             found.setdefault(name, _uses(total))
     if SEARCH_PROMPT in found:
         found[SEARCH_PROMPT] = 1
@@ -152,6 +154,7 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     asked += _plugins(call.plugins)
     if _searches(call, document, by_plugin=False):
         asked.append((SEARCH, SEARCH))
+    asked += [(cost, cost) for cost in options_of(family.name, document).values()]
     kinds = dict([each for each in asked if each[1] not in FREE])
     return [kind for kind, cost in kinds.items() if not all(_has_price(kind, cost, one) for one in vectors)]
 
@@ -180,6 +183,9 @@ def find_tool(call: CallRequest, kind: str) -> tuple[str, str]:
         if costs:
             place = path_to(call.document, tool) or "tools"
             return f"{place}.{'type' if 'type' in tool else kind}", kind if costs[0] == UNKNOWN else costs[0]
+    for option, cost in options_of("" if family is None else family.name, call.document or {}).items():
+        if cost == kind:
+            return option, cost
     return "tools", "" if " " in kind else kind  # no price can be set for a large container
 
 

@@ -19,7 +19,9 @@ from gateway.core.calls.alphabets import rare_tokens
 from gateway.core.calls.call import BLOB_TOKENS, BYTES_PER_TOKEN, NOT_ASCII, CallRequest, dense_bytes
 from gateway.core.calls.text_bound import bound_tokens, counted, load
 from gateway.core.families.controlled import Document, Tokenizer, elements, models_of
-from gateway.core.families.registry import ALL, SHAPES
+from gateway.core.families.costs import tool_costs, tool_tokens
+from gateway.core.families.registry import ALL, OF_METER, SHAPES
+from gateway.core.families.tools import kinds_of
 from gateway.core.lru import LruCache, LruEntry
 from gateway.core.model import GENERIC, INTEGER_MAX, Family, TokenUsage
 
@@ -65,6 +67,8 @@ FINE_TUNED: Final = "ft:"  # stands in front of the name of the model that was t
 _PICTURES: Final = {prefix: most for family in ALL for prefix, most in family.pictures.items()}
 # The most of one image where no prefix is known: that of the dearest model of the API.
 _PICTURES_UNKNOWN: Final = {family.name: max(family.pictures.values(), default=BLOB_TOKENS) for family in ALL}
+_TOOL_PROMPTS: Final = {prefix: most for family in ALL for prefix, most in family.tool_prompts.items()}
+_TOOL_PROMPTS_UNKNOWN: Final = {family.name: max(family.tool_prompts.values(), default=0) for family in ALL}
 _PAGE_TEXT: Final = {prefix: most for family in ALL for prefix, most in family.page_text.items()}
 _PATCHES: Final = {prefix: patch for family in ALL for prefix, patch in family.patches.items()}
 _SECONDS: Final = {prefix: most for family in ALL for prefix, most in family.seconds.items()}
@@ -242,6 +246,10 @@ class Estimator:
         read = max(used, worst + blobs)
         if blobs or call.names.files or call.endless:  # calls of text alone have none
             read = max(used, worst + blobs + _media_beyond(call))
+        if call.tools:
+            added = _added_for_tools(call)
+            read += added
+            used += 0 if kept else added  # what was learned has them
         call.input_ceiling, call.output_ceiling = read, _within(call, learned.ceiling)
         answers, beside, stated = choices, 0, call.output_max
         if stated is None and call.output_default:
@@ -580,6 +588,17 @@ def _media_beyond(call: CallRequest) -> int:
     return beyond + max(0, most - call.document_tokens - call.recording_tokens)
 
 
+def _added_for_tools(call: CallRequest) -> int:
+    """Return the most tokens that a provider adds to the prompt of a call with tools, beside the text of these."""
+    family = OF_METER.get(call.meter)
+    if family is None:
+        return 0
+    costs, tokens = tool_costs(family.name), tool_tokens(family.name)
+    dearest = max(tokens.values(), default=0)
+    own = [tokens.get(kind, dearest) for tool in call.tools for kind, _ in kinds_of(tool, costs)]
+    return max([_media_costs(family.name, model)[4] for model in _answering(call)]) + sum(own)
+
+
 def _smaller(call: CallRequest, picture: int, patches: list[tuple[int, int]]) -> int:
     """Return how many tokens less than `picture` each the images of known size have at most."""
     if picture <= BLOB_TOKENS or not patches or _NO_PATCH in patches:
@@ -591,10 +610,10 @@ def _smaller(call: CallRequest, picture: int, patches: list[tuple[int, int]]) ->
     return sum([max(0, picture - max(cost, BLOB_TOKENS)) for cost in costs])
 
 
-def _media_costs(family: Family, model: str) -> tuple[int, int, int, int]:
+def _media_costs(family: Family, model: str) -> tuple[int, int, int, int, int]:
     """Return the most tokens of one image, of the text on a page, that a model of an API reads, and of a second.
 
-    Results are cached.
+    The last are those of the prompt that is added for tools. Results are cached.
     """
     costs = _costs.get((family, model))
     if costs is None:
@@ -605,11 +624,12 @@ def _media_costs(family: Family, model: str) -> tuple[int, int, int, int]:
             _by_name(model, _PAGE_TEXT, PAGE_TEXT_TOKENS),
             _by_name(model, _CONTEXTS, CONTEXT_MAX),
             _by_name(model, _SECONDS, SECOND_TOKENS),
+            _by_name(model, _TOOL_PROMPTS, _TOOL_PROMPTS_UNKNOWN[family]),
         )
     return costs
 
 
-_costs: Final[dict[tuple[Family, str], tuple[int, int, int, int]]] = {}
+_costs: Final[dict[tuple[Family, str], tuple[int, int, int, int, int]]] = {}
 # A version goes on with one or two more digits, not with those of a date.
 _GOES_ON: Final = r"(?<=\d)\d{1,2}(?!\d)"
 

@@ -354,6 +354,7 @@ FAMILY = ApiFamily(
         tier_objects={"serviceTier": "type", "performanceConfig": "latency"},
     ),
     provider="aws.bedrock",
+    tool_prompts=anthropic.FAMILY.tool_prompts,
     pictures=anthropic.FAMILY.pictures,
     ceilings={"anthropic.claude": 128_000},
 )  # fmt: skip

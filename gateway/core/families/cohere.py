@@ -189,7 +189,10 @@ FAMILY = ApiFamily(
                 inside=frozenset({"inputs", "content"}),
             ),
         ),
-        "cohere_rerank": CallKind(read_rerank, DIALECT, operation="embeddings"),
+        "cohere_rerank": CallKind(
+            read_rerank, DIALECT, operation="embeddings",
+            media=MediaPlaces(inside=frozenset({"query", "documents", "content"})),  # of Jina
+        ),
     },
     brings=_routes,
     prefixes=("/v2/",),

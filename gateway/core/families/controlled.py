@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from gateway.core.families.costs import MODEL, MODELS, members_of_cost, names_of
+from gateway.core.families.costs import MODEL, MODELS, OPTIONS, members_of_cost, names_of
 from gateway.errors import InvalidRequest
 
 Document = dict[str, object]
@@ -176,7 +176,7 @@ SEARCH_OPTIONS, SEARCH_PARAMETERS = ("web_search_options", "search_parameters")
 SEARCHING_MODELS: Final = {
     "-search-preview": False, "-search-api": False, "search": True, "sonar": True, ":online": True,
 }  # fmt: skip
-_ASKING = frozenset({"tools", "prompt", "plugins", SEARCH_PARAMETERS, SEARCH_OPTIONS, *KEPT})
+_ASKING = frozenset({"tools", "prompt", "plugins", SEARCH_PARAMETERS, SEARCH_OPTIONS, *KEPT, *OPTIONS})
 
 
 class TopNames:

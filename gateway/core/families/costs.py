@@ -82,20 +82,72 @@ def members_of_cost(api: str, cost: str) -> frozenset[str]:
     return frozenset(name for name, its in costs_of(f"{api} members").items() if its == cost)
 
 
+# What the types of parts and the members of all APIs cost; a part that is a medium in one is a text in none.
+_PARTS: Final = frozenset(
+    name for section in _SECTIONS if {"parts", "fields"} & set(section.split()) for name in costs_of(section)
+)
+_MEDIA: Final = {name: cost for cost in (PICTURE, PAGES, SOUND, VIDEO) for name in names_of("parts", cost)}
+
+
+def medium_of(kind: str, unknown: str = "") -> str:
+    """Return the cost of a medium in a part of the type `kind`: empty if it has none, `unknown` without a row."""
+    return _MEDIA.get(kind) or ("" if kind in _PARTS else unknown)
+
+
 _NONE: Final[Mapping[str, str]] = {}
-_TOOLS: Final = {
-    section.partition(" ")[0]: costs_of(section.removesuffix(f" {BY_HAND}"))
-    for section in _SECTIONS
-    if "tools" in section.split()
+
+
+def _by_api(what: str) -> dict[str, dict[str, str]]:
+    """Return the cost of each name in the sections of this kind, by API, with those of another that it is like."""
+    found = {
+        section.partition(" ")[0]: costs_of(section.removesuffix(f" {BY_HAND}"))
+        for section in _SECTIONS
+        if what in section.split()
+    }
+    for rows in found.values():
+        for other in [name for name, cost in rows.items() if cost == LIKE]:
+            rows.update(found[other])
+    return found
+
+
+_TOOLS: Final = _by_api("tools")
+_TOKENS: Final = {
+    api: {name: int(cost) for name, cost in rows.items() if cost != LIKE}
+    for api, rows in _by_api("tokens").items()
 }
-for _rows in _TOOLS.values():
-    for _other in [name for name, cost in _rows.items() if cost == LIKE]:
-        _rows |= _TOOLS[_other]
+_NO_TOKENS: Final[Mapping[str, int]] = {}
 
 
 def tool_costs(api: str) -> Mapping[str, str]:
     """Return what each tool of an API costs, by its type or member."""
     return _TOOLS.get(api, _NONE)
+
+
+def tool_tokens(api: str) -> Mapping[str, int]:
+    """Return the tokens that each tool of an API adds to a prompt, by its type or member."""
+    return _TOKENS.get(api, _NO_TOKENS)
+
+
+_OPTIONS: Final = _by_api("options")
+OPTIONS: Final = frozenset(name for rows in _OPTIONS.values() for name in rows)
+# Members of an option that say whether it is on, and values that say no.
+_SWITCHES: Final = ("enable", "enabled")
+_OFF: Final = (None, False, 0, "", "false", "off", "disabled")
+
+
+def options_of(api: str, document: Mapping[str, object]) -> dict[str, str]:
+    """Return the options of a body that make a provider use a tool, each with its price."""
+    return {
+        name: cost
+        for name, cost in _OPTIONS.get(api, _NONE).items()
+        if name in document and not _is_off(document[name])
+    }
+
+
+def _is_off(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(name in value and _is_off(value[name]) for name in _SWITCHES)
+    return not isinstance(value, list) and value in _OFF
 
 
 def tools_of_cost(*costs: str) -> frozenset[str]:

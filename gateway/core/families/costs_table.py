@@ -8,6 +8,9 @@ run that program, and move the new name from `unknown` to its cost.
   which nothing is changed: the caller runs it, or it only reads. A `group` has tools inside; a `name` only names
   one; `like` is another API. Else the cost is the name of a price.
 - `limits`, the types of tools that take a maximum of uses: of a tool, or of another model.
+- `tokens`, by a tool as in `tools`: the most tokens that its provider adds to the prompt for it, beside its JSON. A
+  tool without a row adds as many as the dearest of its API.
+- `options`, members at the top of a body that make a provider use a tool unless they say no: its price.
 - `parts`, all other values of `type`, and `fields`, the members of parts without one: `text`, `picture`,
   `pages`, `sound`, `video`; `stated` is the medium that its type states, `source` that of the part around it,
   and `parts` costs what it holds. A `setting` is no part of a prompt.
@@ -47,6 +50,11 @@ web_search: openrouter:web_search web_search_premium
 free: response-healing
 web_search: web
 
+[openai options by hand]
+# of Alibaba, Baidu and Tencent, 2026-11-30
+web_search: enable_enhancement enable_search force_search_enhancement search_strategy web_search
+code_interpreter: enable_code_interpreter
+
 [openai parts]
 picture: computer_screenshot image image_file image_url input_image
 pages: file input_file
@@ -82,11 +90,11 @@ setting: agent.session.input.cancel agent.session.input.computer_use_approval_re
   transport.dtmf.send type unrestricted update_file url url_citation wait wandb webrtc
 
 [openai parts by hand]
-# of vLLM, Mistral and Codex
+# of vLLM, Mistral and Codex; of Jina, Qwen-VL and Volcengine
 picture: image_embeds output_image
-pages: document_url
+pages: document_url pdf
 sound: audio_embeds audio_url
-video: input_video video_url
+video: input_video video video_url
 parts: message.input message.output
 text: agent.handoff context_compaction function.call function.result reference tool.execution tool_file
 # of openai 3.57.0
@@ -154,6 +162,16 @@ model: advisor_20260301
 tool: web_fetch_20250910 web_fetch_20260209 web_fetch_20260309 web_fetch_20260318 web_search_20250305
   web_search_20260209 web_search_20260318
 
+[anthropic tokens by hand]
+# Of platform.claude.com/docs/en/about-claude/pricing, 2026-11-30: the dearest model of each. Those of a computer have
+# 735 and up to 499 of a system prompt; the toolsets about 4,590, and 6,670 with 880 of optional members.
+0: custom
+325: bash_20241022 bash_20250124
+700: text_editor_20241022 text_editor_20250124 text_editor_20250429 text_editor_20250728
+1234: computer_20241022 computer_20250124 computer_20251124
+4600: computer_toolset_20260801
+7600: browser_toolset_20260801
+
 [anthropic parts]
 source: base64 content file url
 picture: image
@@ -220,9 +238,19 @@ google_maps: googleMaps google_maps
 enterprise_web_search: enterpriseWebSearch
 unknown: exaAiSearch parallelAiSearch retrieval
 
+[gemini tokens by hand]
+# Google documents no number: a computer has as many as Anthropic's, which is the dearest that is documented.
+0: codeExecution enterpriseWebSearch fileSearch function functionDeclarations googleMaps googleSearch
+  googleSearchRetrieval mcpServers mcp_server tool_search urlContext
+4600: computerUse
+
 [gemini tools by hand]
 # Of google-genai 3.6.1: it loads definitions of tools, as at OpenAI and Anthropic.
 free: tool_search
+
+[gemini options by hand]
+# Model Armor of Vertex AI is billed by the token, and no answer reports it.
+model_armor: modelArmorConfig
 
 [gemini parts by hand]
 setting: function
@@ -291,6 +319,10 @@ unknown: systemTool
 
 [bedrock tools by hand]
 # of InvokeModel
+like: anthropic
+
+[bedrock tokens by hand]
+0: cachePoint toolSpec
 like: anthropic
 
 [bedrock fields]

@@ -580,6 +580,8 @@ class ApiFamily:
     ceilings: Mapping[str, int] = field(default_factory=dict)
     # tokens of one image at most, by model, if more than usual
     pictures: Mapping[str, int] = field(default_factory=dict)
+    # tokens of the prompt that a provider adds to a call with any tool, at most, by prefix
+    tool_prompts: Mapping[str, int] = field(default_factory=dict)
     # the side in pixels of a part of an image that is at most so many hundredths of a token, by prefix
     patches: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     # the most tokens of a second of sound, by prefix

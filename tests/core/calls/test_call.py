@@ -127,6 +127,18 @@ def test_gemini_in_both_spellings(config: str, most: str, count: str) -> None:
             "generationConfig.candidateCount",
         ),
         ({"GenerationConfig": {}}, "generationConfig"),
+        (
+            {"generationOutputConfig": {"outputUriPrefix": "gs://b"}},
+            "generationOutputConfig.outputUriPrefix",
+        ),
+        (
+            {"generation_output_config": {"output_uri_prefix": "gs://b"}},
+            "generation_output_config.output_uri_prefix",
+        ),
+        (
+            {"generationConfig": {"responseFormat": [{"image": {"gcsUri": "gs://b"}}]}},
+            "responseFormat.image.gcsUri",
+        ),
         ({"generationConfig": {"MaxOutputTokens": 1}}, "generationConfig.maxOutputTokens"),
         ({"generationConfig": {"maxOutputTokens": -1}}, "generationConfig.maxOutputTokens"),
         ({"generationConfig": {"candidateCount": 10**9}}, "generationConfig.candidateCount"),
@@ -487,7 +499,6 @@ _TEXT = [
     ("openai_chat", {"model": "m", "messages": [{"role": "user", "content": _URL}]}),
     ("openai_chat", _said({"type": "text", "text": "x", "image_url": {"url": _URL}})),
     ("openai_chat", _said({"type": "image_url", "image_url": {"url": _PNG}})),
-    ("openai_chat", _of_anthropic("image", "image/png", _PNG)),
     ("openai_chat", {"model": "m", "messages": [], "tools": [_PICTURE]}),
     ("openai_completions", {"model": "m", "prompt": _URL}),
     ("openai_embeddings", {"model": "m", "input": [_URL]}),
@@ -505,6 +516,7 @@ _BOTH = [
     ("openai_chat", _said({"type": "image_url", "image_url": {"url": f"data:text/plain;base64,{_PNG}"}})),
     ("gemini_generate", _of_gemini("inlineData", {"mimeType": "text/plain", "data": _PNG})),
     ("anthropic_messages", _of_anthropic("image", "image/png", _LETTERS)),
+    ("openai_chat", _of_anthropic("image", "image/png", _PNG)),  # not where this API has a picture
 ]  # fmt: skip
 
 

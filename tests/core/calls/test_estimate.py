@@ -23,6 +23,7 @@ from gateway.core.calls.estimate import (
 )
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.families.controlled import elements, models_beside
+from gateway.core.families.registry import OF_METER
 from gateway.core.model import INTEGER_MAX, Family, TokenUsage
 from gateway.errors import InvalidRequest
 from tests.core.calls.test_forms import FILE, form
@@ -178,15 +179,21 @@ def asked(meter: str = "anthropic_messages", **fields: Any) -> CallRequest:
 def test_what_answers_within_a_call_is_in_its_most(
     fields: dict[str, Any], readings: int, answers: int, beside: int, stated: int | None
 ) -> None:
-    """Each reads the input again. An advisor writes up to its own maximum, a compaction up to the call's."""
+    """Each reads the input again. An advisor writes up to its own maximum, a compaction up to the call's.
+
+    Tools have 589 tokens of a prompt of this model, 804 of the others, and each that has no documented number 7,600.
+    """
+    tools = [tool["type"] for tool in fields.get("tools", [])]
+    of_others = [kind for kind in tools if kind != "custom"]
+    size = 150 + (804 if of_others else 589 if tools else 0) + 7_600 * len(of_others)
     one = asked(**fields, **({} if stated is None else {"max_tokens": stated}))
     found = Estimator().hold(one, 1, "messages")
-    assert (found.read, found.beside) == (150 * readings, beside)
+    assert (found.read, found.beside) == (size * readings, beside)
     each = 64_000 if stated is None else stated
-    assert found.ceiling == 150 * readings + beside + each * answers
+    assert found.ceiling == size * readings + beside + each * answers
     assert found.bound(found.ceiling, one) == each
     assert stated is not None or found.bound(found.least, one) == 1
-    assert one.input_ceiling == 150
+    assert one.input_ceiling == size
 
 
 def test_other_apis_have_no_field_for_the_uses_of_a_model() -> None:
@@ -528,3 +535,47 @@ def test_what_texts_have_at_most_covers_ids_and_numbers_and_words_stay_at_two_by
     read = Estimator().hold(asked, 1, "chat", binds=False).read
     assert read * 1_000 >= len(text) * a_thousand
     assert (read == -(-asked.input_bytes // 2)) == (kind == "english")
+
+
+FUNCTION = {"name": "f", "input_schema": {"type": "object"}}
+
+
+# Of Anthropic's page on pricing, 2026-11-30: 804 for any tool of Opus 4.7, and 589 of Sonnet 4.6; 325 of the shell, 700
+# of the editor, 735 and 499 of a computer. The dearest, of a browser, is held at 7,600.
+@pytest.mark.parametrize(
+    ("meter", "model", "tools", "added"),
+    [
+        ("anthropic_messages", "claude-opus-4-7", [FUNCTION], 804),
+        ("anthropic_messages", "claude-sonnet-4-6", [FUNCTION, FUNCTION], 589),
+        (
+            "anthropic_messages", "claude-opus-4-7",
+            [{"type": "bash_20250124"}, {"type": "text_editor_20250728"}, {"type": "computer_20251124"}],
+            804 + 325 + 700 + 735 + 499,
+        ),
+        ("anthropic_messages", "claude-opus-4-7", [{"type": "browser_toolset_20260801"}], 804 + 7_600),
+        ("anthropic_messages", "claude-opus-4-7", [{"type": "kitchen_20270101"}], 804 + 7_600),
+        ("anthropic_messages", "my-deployment", [{"type": "custom", **FUNCTION}], 804),
+        ("openai_chat", "anthropic/claude-opus-4.7", [{"type": "function", "function": FUNCTION}], 804),
+        ("openai_chat", "gpt-5.5", [{"type": "function", "function": FUNCTION}], 0),
+        ("gemini_interactions", "gemini-3-flash", [{"type": "computer_use"}], 4_600),
+    ],
+)  # fmt: skip
+def test_tools_hold_what_their_provider_adds_to_the_prompt(
+    meter: str, model: str, tools: list[dict[str, object]], added: int
+) -> None:
+    said = (
+        {"input": "hi"}
+        if meter == "gemini_interactions"
+        else {"messages": [{"role": "user", "content": "hi"}]}
+    )
+    asked = {"model": model, "max_tokens": 1, **said}
+    call, bare = (
+        read_call(
+            Route(("POST",), "/x", "u", "s", OF_METER[meter].name, meter), {}, json.dumps(body).encode()
+        )
+        for body in ({**asked, "tools": tools}, {**asked, "padding": tools})
+    )
+    # `padding` has three bytes more than `tools`, which are a token or two.
+    estimate, without = Estimator().hold(call, 1, "s"), Estimator().hold(bare, 1, "s")
+    assert added - 3 <= estimate.read - without.read <= added
+    assert estimate.need - without.need >= added - 3

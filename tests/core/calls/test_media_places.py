@@ -215,6 +215,43 @@ def test_a_medium_under_an_escaped_name_is_held() -> None:
     assert Estimator().hold(read_call(route, {}, body), 1, "s").read >= 3_136
 
 
+ADDRESS = "https://files.example/1"
+SHORT = base64.b64encode(PNG).decode()
+
+
+# A picture is 1,600 tokens at this model, and 1,050,000 is all that it reads.
+@pytest.mark.parametrize(
+    ("part", "most"),
+    [
+        ({"type": "video", "video": [ADDRESS] * 8}, 1_050_000),
+        ({"type": "input_video", "video_url": ADDRESS}, 1_050_000),
+        ({"type": "audio", "audio": ADDRESS}, 1_050_000),
+        ({"type": "hologram", "hologram": {"place": "s3://bucket/1"}}, 1_050_000),
+        ({"type": "image", "image": ADDRESS}, 1_600),
+        ({"type": "image", "image": SHORT}, 1_600),
+        ({"type": "image", "image": [ADDRESS, {"url": ADDRESS}]}, 2 * 1_600),
+        ({"type": "image_url", "image_url": [ADDRESS] * 3}, 3 * 1_600),
+        ({"type": "image_url", "image_url": {"url": [ADDRESS] * 3}}, 3 * 1_600),
+        ({"image": ADDRESS}, 1_600),
+        ({"type": "hologram", "text": ADDRESS}, 0),
+        ({"type": "text", "text": ADDRESS, "image": ADDRESS}, 0),
+    ],
+)
+@pytest.mark.parametrize("meter", ["openai_chat", "openai_responses"])
+def test_a_medium_at_a_place_that_its_api_does_not_document_holds_what_it_costs(
+    meter: str, part: Any, most: int
+) -> None:
+    assert most <= held(meter, part).read < most + 400 + len(str(part))
+
+
+# Of a model that nobody knows, a picture is 48,169 tokens as of gpt-4o-mini, and a document 2,097,152.
+@pytest.mark.parametrize(("part", "most"), [({"image": ADDRESS}, 48_169), ({"pdf": ADDRESS}, 2_097_152)])
+def test_a_medium_to_embed_holds_what_it_costs(part: Any, most: int) -> None:
+    body = json.dumps({"model": "jina-embeddings-v4", "input": [part, {"text": "x"}]}).encode()
+    call = read_call(Route(("POST",), "/x", "u", "s", Family("openai"), "openai_embeddings"), {}, body)
+    assert most <= Estimator().hold(call, 1, "s").read < most + 200
+
+
 # Types of requests and of parts in them, by meter, with the place of a part.
 REQUESTS: dict[str, tuple[str, str, Wrap]] = {
     "openai_responses": (f"{OPENAI}responses.response_create_params", "ResponseCreateParamsBase", dict),

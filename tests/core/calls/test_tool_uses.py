@@ -436,3 +436,70 @@ def test_a_configured_model_makes_pictures_as_a_target_does(target: str, *, is_m
     call = asked(GEMINI, {}, "drawer")
     call.targets = (ModelTarget("up", target),)
     assert ("image_output" in makes(call)) is is_made
+
+
+FREE: list[dict[str, Any]] = [
+    {"enable_search": False}, {"enable_search": None}, {"web_search": {"enable": False}}, {"web_search": {"enabled": "off"}},
+    {"enable_code_interpreter": 0}, {"stream": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "tool"),
+    [
+        ({"enable_search": True}, "web_search"),
+        ({"enable_search": 1}, "web_search"),
+        ({"enable_search": "true"}, "web_search"),
+        ({"search_strategy": "agent"}, "web_search"),
+        ({"web_search": {"enable": True}}, "web_search"),
+        ({"web_search": {}}, "web_search"),
+        ({"web_search": [False]}, "web_search"),
+        ({"enable_enhancement": True}, "web_search"),
+        ({"enable_code_interpreter": True}, "code_interpreter"),
+    ],
+)
+def test_an_option_that_uses_a_tool_needs_its_price_and_holds_its_uses(
+    fields: dict[str, Any], tool: str
+) -> None:
+    bare = (Vector(1, "USD", (0,) * len(KINDS)),)
+    call = asked(CHAT, fields)
+    assert unpriced_tools(call, bare) == [tool]
+    assert find_tool(call, tool) == (next(iter(fields)), tool)
+    priced = (Vector(1, "USD", (0,) * len(KINDS), tools={tool: 10**9}),)
+    assert unpriced_tools(call, priced) == []
+    assert uses_of(call, fields, [tool]) == {tool: TOOL_USES}
+    assert uses_of(call, fields, ["file_search"]) == {}
+    assert asks_of(call, priced).tools == {tool: TOOL_USES}
+
+
+@pytest.mark.parametrize("fields", FREE)
+def test_an_option_that_is_off_uses_no_tool(fields: dict[str, Any]) -> None:
+    call = asked(CHAT, fields)
+    assert unpriced_tools(call, (Vector(1, "USD", (0,) * len(KINDS)),)) == []
+    assert uses_of(call, fields, ["web_search", "code_interpreter"]) == {}
+
+
+def test_a_screen_of_prompts_by_model_armor_needs_its_price() -> None:
+    call = asked(GEMINI, {"modelArmorConfig": {"promptTemplateName": "t"}})
+    assert unpriced_tools(call, (Vector(1, "USD", (0,) * len(KINDS)),)) == ["model_armor"]
+    priced = (Vector(1, "USD", (0,) * len(KINDS), tools={"model_armor": 10**9}),)
+    assert unpriced_tools(call, priced) == []
+
+
+@pytest.mark.parametrize("config", ["generationConfig", "generation_config"])
+@pytest.mark.parametrize("name", ["responseFormat", "response_format"])
+@pytest.mark.parametrize(
+    ("formats", "made"),
+    [
+        ([{"text": {}}], []),
+        ([{"image": {}}], ["image_output"]),
+        ([{"text": {}}, {"audio": {}}], ["audio_output"]),
+        ([{"video": {}}], ["audio_output", "image_output"]),
+        ({"image": {}}, ["image_output"]),
+        ("image", ["audio_output", "image_output"]),
+    ],
+)
+def test_a_format_of_an_answer_makes_what_it_names(
+    config: str, name: str, formats: object, made: list[str]
+) -> None:
+    assert makes(asked(GEMINI, {config: {name: formats}}, "gemini-3-pro")) == made

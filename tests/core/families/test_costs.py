@@ -102,7 +102,7 @@ def test_a_part_with_a_medium_has_a_place_where_its_size_is_read(api: str) -> No
     parts = {name for what in ("parts", "fields") for name, cost in costs_of(f"{api} {what}").items()
              if cost in MEDIA or cost == "stated"}  # fmt: skip
     assert parts
-    of_others = {"audio_embeds", "image_embeds", "input_video", "output_image", "blob"}
+    of_others = {"audio_embeds", "image_embeds", "input_video", "output_image", "blob", "pdf", "video"}
     of_openai = {"image"} | ELSEWHERE if api == "openai" else set()
     assert parts - known - of_others - of_openai == set()
 

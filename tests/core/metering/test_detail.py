@@ -837,6 +837,26 @@ def test_detail_has_the_fee_of_a_refused_request_by_how_its_error_begins(
         assert (made.usage().units, made.usage().total) == (1, 0)
 
 
+@pytest.mark.parametrize(
+    ("plugins", "tools", "is_unknown"),
+    [
+        ({"search": {"count": 2, "strategy": "agent"}}, {"web_search": 2}, False),
+        ({"search": {"count": 0}, "code_interpreter": {"count": 1}}, {"code_interpreter": 1}, False),
+        ({"search": {"count": "2"}}, {}, True),
+        ({"search": 1}, {}, True),
+        (["search"], {}, True),
+    ],
+)
+def test_detail_has_uses_of_plugins_of_alibaba(
+    plugins: object, tools: dict[str, int], is_unknown: bool
+) -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8, "plugins": plugins}
+    made = whole("openai_chat", {"model": "qwen-plus", "choices": [], "usage": usage})
+    assert made.detail.tools == tools
+    assert (made.usage().input, made.usage().output) == (5, 3)
+    assert bool(made.detail.unknown) is is_unknown
+
+
 @pytest.mark.parametrize("total", [7_196, 27_212, None])
 def test_detail_has_searches_and_texts_of_sources_of_perplexity(total: int | None) -> None:
     """By Perplexity's reference of sonar-deep-research: texts of sources are read, and in no other number."""

@@ -46,6 +46,7 @@ _GENERATE = ControlledNames("model", "generationConfig", "generation_config", *O
 _CACHE = ControlledNames("model", "name", "ttl", "expireTime", "expire_time", *OF_EVERY_FAMILY)
 # Fields with the address of a medium: Google would read or write it with the gateway's credential.
 _ELSEWHERE = frozenset({"uri", "gcsuri", "fileuri", "storageuri"})
+_WRITING = _ELSEWHERE | {"outputuriprefix", "outputgcsuri"}
 _EMBED = ControlledNames("model", "requests", *OF_EVERY_FAMILY)
 _PREDICT = ControlledNames("instances", "parameters", *OF_EVERY_FAMILY)
 _PARAMETERS = ControlledNames("sampleCount", "sampleImageSize", "storageUri")
@@ -56,6 +57,8 @@ CHOOSING = (
     "routingConfig", "routing_config", "modelConfig", "model_config", "modelSelectionConfig",
     "model_selection_config",
 )  # fmt: skip
+_OUTPUT_CONFIGS: Final = ("generationOutputConfig", "generation_output_config")
+_RESPONSE_FORMATS: Final = ("responseFormat", "response_format")
 _GENERATION_CONFIG = ControlledNames(
     "maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count", *CHOOSING
 )
@@ -71,6 +74,9 @@ def read_generate(call: CallRequest, document: Document, params: PathParams, bou
     config = _one(camel, snake, "generationConfig")
     if any("retrieval" in tool for tool in elements(document, "tools")):  # Vertex AI reads a store by it
         raise InvalidRequest("tools.retrieval is not accepted: its stores are no caller's.", param="tools")
+    for place in (document, config or {}):  # google-genai 3.3.0
+        for name in (*_OUTPUT_CONFIGS, *_RESPONSE_FORMATS):
+            refuse_inside(place.get(name), _WRITING, f"{name}.")
     if config is not None:
         inside = "generationConfig."
         for name in CHOOSING:
@@ -251,13 +257,20 @@ def _configs(document: Document) -> list[Document]:
 
 
 def _answers_by(configs: list[Document], modalities: set[str]) -> bool:
-    """Return whether `modalities` contains all response modalities that a call states, if any."""
+    """Return whether `modalities` contains all response modalities and formats that a call states, if any."""
     for config in configs:
         for field in ("responseModalities", "response_modalities"):
             asked = config.get(field)
             if asked is not None and not (
                 isinstance(asked, list)
                 and all(isinstance(one, str) and one.upper() in modalities for one in asked)
+            ):
+                return False
+        for field in _RESPONSE_FORMATS:
+            formats = config.get(field)
+            if formats is not None and not all(
+                isinstance(one, dict) and all(name.upper() in modalities for name in one)
+                for one in (formats if isinstance(formats, list) else [formats])
             ):
                 return False
     return True

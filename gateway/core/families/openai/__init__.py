@@ -109,7 +109,12 @@ _SHAPES = {
     "openai_decisions": CallKind(
         calls.read_decisions, responses.DIALECT, operation="generate_content", media=_RESPONSES_MEDIA
     ),
-    "openai_embeddings": CallKind(calls.read_embeddings, chat.DIALECT, operation="embeddings"),
+    "openai_embeddings": CallKind(
+        calls.read_embeddings,
+        chat.DIALECT,
+        operation="embeddings",
+        media=MediaPlaces(inside=frozenset({"input", "inputs", "content"})),  # of Jina and Voyage
+    ),
     "openai_moderations": CallKind(
         calls.read_moderations,
         chat.DIALECT,

@@ -57,8 +57,7 @@ def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
     if prompt < 0 and (told is None or told < 0):
         return None
     cached, reasoning, within = _note(meter.detail, usage)
-    for uses in (usage.server_tool_use, usage.server_side_tool_usage_details):
-        note_tools(meter.detail, uses, raw)
+    _note_uses(meter.detail, usage, raw)
     if min(prompt, completion) < 0:
         return prompt, completion, cached, reasoning
     total, cited = _without_sources(usage, prompt + completion)
@@ -86,12 +85,28 @@ def _without_sources(usage: ReportedUsage, parts: int) -> tuple[int | None, int]
     return (total - cited if total == parts + cited else total), cited
 
 
+def _note_uses(detail: Detail, usage: ReportedUsage, raw: bytes) -> None:
+    for uses in (usage.server_tool_use, usage.server_side_tool_usage_details):
+        note_tools(detail, uses, raw)
+    if usage.plugins is not None:
+        _note_plugins(detail, usage.plugins, raw)
+
+
 def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:
     """Note uses of a provider's tools, by names such as `web_search_requests` and `x_search_calls`."""
     if not uses:
         return
     for name, times in uses.items():
         if not detail.used_tool(name.removesuffix("_requests").removesuffix("_calls"), times):
+            detail.keep(raw)
+
+
+def _note_plugins(detail: Detail, plugins: object, raw: bytes) -> None:
+    """Note uses of a provider's plugins, each with a `count` (Alibaba, whose web search is `search`)."""
+    for name, plugin in plugins.items() if isinstance(plugins, dict) else ((None, None),):
+        count = plugin.get("count") if isinstance(plugin, dict) else None
+        tool = SEARCH if name == "search" else str(name)
+        if type(count) is not int or count < 0 or not detail.used_tool(tool, count):
             detail.keep(raw)
 
 

@@ -66,6 +66,7 @@ class ReportedUsage(UsageShape):
     server_tool_use: dict[str, int] | None = None
     server_side_tool_usage_details: dict[str, int] | None = None
     num_search_queries: int | None = None
+    plugins: Any = None
     citation_tokens: int | None = None
     search_context_size: Any = None
     num_sources_used: Any = None
