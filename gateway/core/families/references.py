@@ -100,7 +100,7 @@ class IdFields:
         if folded.endswith("ids"):
             found.named += ids_in(inside, name)
         else:  # a list in a plural has ids, and objects with one
-            found.named += _texts(inside) if folded.endswith("s") else [id_in(inside, name)]
+            found.named += _texts_in(inside) if folded.endswith("s") else [id_in(inside, name)]
         return True
 
 
@@ -126,6 +126,11 @@ def add_known(  # noqa: PLR0917  # a member, and where it stands
         folded == "id" or (folded.endswith(ID_ENDS) and folded.replace("-", "_") not in _OF_CALLERS)
     ):
         found.unknown += [id_ for text in _texts(inside) for id_ in objects.readings(text.strip())]
+
+
+def _texts_in(value: object) -> list[str]:
+    """Return a text, or the texts in a list. Objects in it are searched by their own members."""
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
 
 
 def _texts(value: object) -> list[str]:
