@@ -57,7 +57,9 @@ def drop_left(url: str) -> None:
             own = _OWN.fullmatch(name)
             if own is not None and not Path(f"/proc/{own[1]}").exists():
                 admin.execute(f"drop database if exists {name} with (force)".encode())
-        for (slot,) in admin.execute("select slot_name from pg_replication_slots where not active").fetchall():
+        for (slot,) in admin.execute(
+            "select slot_name from pg_replication_slots where not active"
+        ).fetchall():
             own = _OWN.fullmatch(slot)
             if own is not None and not Path(f"/proc/{own[1]}").exists():
                 admin.execute("select pg_drop_replication_slot(%s)", [slot])
