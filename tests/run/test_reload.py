@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +24,7 @@ from gateway.run.letterhead import letterhead
 from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, SettingsListener, keep_renewing, watch_credentials
 from gateway.run.supervisor import _placed, renewal_of
 from gateway.settings.settings import Settings, load, to_json
-from tests.waiting import HUNG_S, eventually
+from tests.waiting import eventually, wait_until
 
 CONFIG = """
 settings: {body_bytes_max: %d}
@@ -324,33 +326,48 @@ async def test_settings_that_cannot_be_served_by_are_told_and_all_of_those_befor
 
 
 TAKE = """
-import pathlib, sys
-from gateway.local.demo.seed import DEMO_SELLER
+import os, pathlib, signal, sys
 from gateway.run.gateway_worker import take_worker_slot
-print(take_worker_slot(pathlib.Path(sys.argv[1])), flush=True)
-sys.stdin.read()
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for directory in sys.stdin:
+    if os.fork() == 0:
+        print(os.getpid(), take_worker_slot(pathlib.Path(directory.strip())), flush=True)
+        signal.pause()
 """
+Sit = Callable[[Path], tuple[int, UUID]]
 
 
-def sit(directory: Path) -> tuple[subprocess.Popen[str], UUID]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", TAKE, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    return process, UUID(process.stdout.readline().strip())
+@pytest.fixture(scope="module")
+def sit() -> Iterator[Sit]:
+    """Have another process take a slot of a directory: its id, and the slot. The code is loaded once."""
+    words = [sys.executable, "-c", TAKE]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as loaded:
+        assert loaded.stdin is not None
+        assert loaded.stdout is not None
+        sent, told = loaded.stdin, loaded.stdout
+
+        def take(directory: Path) -> tuple[int, UUID]:
+            print(directory, file=sent, flush=True)
+            process, worker_slot = told.readline().split()
+            return int(process), UUID(worker_slot)
+
+        yield take
 
 
-def test_a_slot_is_taken_once_and_found_again_after_a_kill(tmp_path: Path) -> None:
+def kill(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{process}").exists())
+
+
+def test_a_slot_is_taken_once_and_found_again_after_a_kill(tmp_path: Path, sit: Sit) -> None:
     first, its = sit(tmp_path / "worker_slots")
     second, other = sit(tmp_path / "worker_slots")
     assert its != other
-    first.kill()
-    first.wait(HUNG_S)
+    kill(first)
     third, again = sit(tmp_path / "worker_slots")
     assert again == its
     for process in (second, third):
-        process.kill()
-        process.wait(HUNG_S)
+        kill(process)
 
 
 def test_a_slot_that_cannot_be_kept_is_a_slot_all_the_same(tmp_path: Path) -> None:
@@ -359,9 +376,8 @@ def test_a_slot_that_cannot_be_kept_is_a_slot_all_the_same(tmp_path: Path) -> No
     assert take_worker_slot(blocked) != take_worker_slot(blocked)
 
 
-def test_a_slot_that_was_half_written_is_made_anew(tmp_path: Path) -> None:
+def test_a_slot_that_was_half_written_is_made_anew(tmp_path: Path, sit: Sit) -> None:
     (tmp_path / "0").write_text("half of i")
     process, worker_slot = sit(tmp_path)
     assert (tmp_path / "0").read_text() == str(worker_slot)
-    process.kill()
-    process.wait(HUNG_S)
+    kill(process)
