@@ -503,12 +503,9 @@ def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str
         if part is not None:
             for medium in _media(value, part):
                 yield *medium, _is_paced(value, places)
-        if isinstance(kind, str) and (part is None or part.path[0] not in value):
-            yield from _elsewhere(value, medium_of(kind, UNKNOWN), depth)
+        yield from _undocumented(value, part, places, depth)
         for name, member in value.items():
             named = places.by_name.get(name.lower() if places.folds else name)
-            if kind is None and named is None and part is None and isinstance(member, str | list):
-                yield from _elsewhere(member, medium_of(name), depth, name)
             if named is not None:
                 for medium in _media(member, named):
                     yield *medium, _is_paced(value, places)
@@ -516,9 +513,21 @@ def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str
                 yield from _found(member, places, depth - 1)
 
 
-def _elsewhere(
-    value: object, cost: str, depth: int, name: str = ""
+def _undocumented(
+    value: Mapping[str, object], part: MediaPart | None, places: MediaPlaces, depth: int
 ) -> Iterator[tuple[str, str, bool, bool]]:
+    """Yield the media in an object for which its API has no place, by the table of costs, as `_found` does."""
+    kind = value.get("type")
+    if isinstance(kind, str):
+        if part is None or part.path[0] not in value:
+            yield from _elsewhere(value, medium_of(kind, UNKNOWN), depth)
+    elif kind is None and part is None:
+        for name, member in value.items():
+            if isinstance(member, str | list) and name not in places.by_name:
+                yield from _elsewhere({name: member}, medium_of(name), depth)
+
+
+def _elsewhere(value: object, cost: str, depth: int, name: str = "") -> Iterator[tuple[str, str, bool, bool]]:
     """Yield media of this `cost` at places that their API does not document, as `_found` does, without data.
 
     Such a medium is an address, or a text under a medium's name. `FieldNames.files` counts pictures already.
@@ -535,9 +544,12 @@ def _elsewhere(
     elif isinstance(value, list):
         for item in value:
             yield from _elsewhere(item, cost, depth - 1, name)
-    elif isinstance(value, str) and value:
-        if name.lower() in MEDIA_NAMES or name.endswith(_FILES) or _is_address(value):
-            yield _MEDIUM_TYPES[cost], "", False, False
+    elif (
+        isinstance(value, str)
+        and value
+        and (name.lower() in MEDIA_NAMES or name.endswith(_FILES) or _is_address(value))
+    ):
+        yield _MEDIUM_TYPES[cost], "", False, False
 
 
 def _is_paced(part: Mapping[str, object], places: MediaPlaces) -> bool:
@@ -561,16 +573,14 @@ def _media(value: object, part: MediaPart) -> Iterator[tuple[str, str, bool]]:
     stated = [holder[name] for holder in holders for name in part.states if isinstance(holder.get(name), str)]
     kind = str(stated[-1] if stated else part.kind).lower()
     far = bool(kind) and not kind.startswith("image")  # an address may stand for much
-    could_be_named = bool(part.path) and part.path[-1].endswith(_FILES)
-    several = isinstance(value, list)  # of these `FieldNames.files` counts none
+    # `FieldNames.files` counts it, unless it is one of a list
+    counted = bool(part.path) and part.path[-1].endswith(_FILES) and not isinstance(value, list)
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and text:
             url = _DATA_URL.match(text)
             if url is not None:
-                yield url[1].lower(), text[url.end() :], could_be_named and not several
-            elif several and could_be_named and not far:
-                yield kind or "image", "", False
-            elif not could_be_named and not (far and text.startswith(_ADDRESSES)):
+                yield url[1].lower(), text[url.end() :], counted
+            elif not counted and not (far and text.startswith(_ADDRESSES)):
                 yield kind, text, False
             elif far:
                 yield kind, "", False

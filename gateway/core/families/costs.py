@@ -95,7 +95,7 @@ def _by_api(what: str) -> dict[str, dict[str, str]]:
     }
     for rows in found.values():
         for other in [name for name, cost in rows.items() if cost == LIKE]:
-            rows |= found[other]
+            rows.update(found[other])
     return found
 
 

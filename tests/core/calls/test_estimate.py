@@ -563,10 +563,16 @@ FUNCTION = {"name": "f", "input_schema": {"type": "object"}}
 def test_tools_hold_what_their_provider_adds_to_the_prompt(
     meter: str, model: str, tools: list[dict[str, object]], added: int
 ) -> None:
-    said = {"input": "hi"} if meter == "gemini_interactions" else {"messages": [{"role": "user", "content": "hi"}]}
+    said = (
+        {"input": "hi"}
+        if meter == "gemini_interactions"
+        else {"messages": [{"role": "user", "content": "hi"}]}
+    )
     asked = {"model": model, "max_tokens": 1, **said}
     call, bare = (
-        read_call(Route(("POST",), "/x", "u", "s", OF_METER[meter].name, meter), {}, json.dumps(body).encode())
+        read_call(
+            Route(("POST",), "/x", "u", "s", OF_METER[meter].name, meter), {}, json.dumps(body).encode()
+        )
         for body in ({**asked, "tools": tools}, {**asked, "padding": tools})
     )
     # `padding` has three bytes more than `tools`, which are a token or two.

@@ -458,7 +458,9 @@ FREE: list[dict[str, Any]] = [
         ({"enable_code_interpreter": True}, "code_interpreter"),
     ],
 )
-def test_an_option_that_uses_a_tool_needs_its_price_and_holds_its_uses(fields: dict[str, Any], tool: str) -> None:
+def test_an_option_that_uses_a_tool_needs_its_price_and_holds_its_uses(
+    fields: dict[str, Any], tool: str
+) -> None:
     bare = (Vector(1, "USD", (0,) * len(KINDS)),)
     call = asked(CHAT, fields)
     assert unpriced_tools(call, bare) == [tool]
@@ -497,5 +499,7 @@ def test_a_screen_of_prompts_by_model_armor_needs_its_price() -> None:
         ("image", ["audio_output", "image_output"]),
     ],
 )
-def test_a_format_of_an_answer_makes_what_it_names(config: str, name: str, formats: object, made: list[str]) -> None:
+def test_a_format_of_an_answer_makes_what_it_names(
+    config: str, name: str, formats: object, made: list[str]
+) -> None:
     assert makes(asked(GEMINI, {config: {name: formats}}, "gemini-3-pro")) == made

@@ -847,7 +847,9 @@ def test_detail_has_the_fee_of_a_refused_request_by_how_its_error_begins(
         (["search"], {}, True),
     ],
 )
-def test_detail_has_uses_of_plugins_of_alibaba(plugins: object, tools: dict[str, int], is_unknown: bool) -> None:
+def test_detail_has_uses_of_plugins_of_alibaba(
+    plugins: object, tools: dict[str, int], is_unknown: bool
+) -> None:
     usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8, "plugins": plugins}
     made = whole("openai_chat", {"model": "qwen-plus", "choices": [], "usage": usage})
     assert made.detail.tools == tools

@@ -110,9 +110,11 @@ _SHAPES = {
         calls.read_decisions, responses.DIALECT, operation="generate_content", media=_RESPONSES_MEDIA
     ),
     "openai_embeddings": CallKind(
-        calls.read_embeddings, chat.DIALECT, operation="embeddings",
+        calls.read_embeddings,
+        chat.DIALECT,
+        operation="embeddings",
         media=MediaPlaces(inside=frozenset({"input", "inputs", "content"})),  # of Jina and Voyage
-    ),  # fmt: skip
+    ),
     "openai_moderations": CallKind(
         calls.read_moderations,
         chat.DIALECT,

@@ -59,8 +59,7 @@ def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
     cached, reasoning, within = _note(meter.detail, usage)
     for uses in (usage.server_tool_use, usage.server_side_tool_usage_details):
         note_tools(meter.detail, uses, raw)
-    if usage.plugins is not None:
-        _note_plugins(meter.detail, usage.plugins, raw)
+    _note_plugins(meter.detail, usage.plugins, raw)
     if min(prompt, completion) < 0:
         return prompt, completion, cached, reasoning
     total, cited = _without_sources(usage, prompt + completion)
@@ -99,6 +98,8 @@ def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:
 
 def _note_plugins(detail: Detail, plugins: object, raw: bytes) -> None:
     """Note uses of a provider's plugins, each with a `count` (Alibaba, whose web search is `search`)."""
+    if plugins is None:
+        return
     for name, plugin in plugins.items() if isinstance(plugins, dict) else ((None, None),):
         count = plugin.get("count") if isinstance(plugin, dict) else None
         tool = SEARCH if name == "search" else str(name)
