@@ -18,6 +18,7 @@ from gateway.core.billing.vector import Vector
 from gateway.core.calls.claims import TOOL_USES
 from gateway.core.calls.estimate import CEILING, MODEL_USES
 from gateway.core.calls.routes import Route
+from gateway.core.calls.text_bound import bound_tokens
 from gateway.core.histograms import COSTS_MAX, OTHER_MODELS
 from gateway.core.model import Family, Service
 from gateway.errors import ServiceNotIncluded
@@ -487,10 +488,9 @@ async def test_an_advisor_is_held_at_the_dearest_price_for_each_of_its_uses(
         stage.directory.services["messages"] = IN_CREDITS
         body = {**json.loads(MESSAGE), "tools": [advisor | stated]}
         await facts_of(stage, ASKED, body)
-        text = json.dumps(body, separators=(",", ":"))
-        # Two bytes are a token. Digits and capitals beyond an eighth count 2.25 times.
-        dense = sum(letter.isdigit() or letter.isupper() for letter in text) - len(text) // 8
-        size = -(-(len(text) + dense * 5 // 4) // 2) + 804 + 7_600  # for tools, and for this one
+        text = bound_tokens(json.dumps(body, separators=(",", ":")).encode(), "")
+        assert text is not None
+        size = text[0] + 804 + 7_600  # for tools, and for this one
         read = size * (1 + uses)
         dollars = Decimal(45 * read + 225 * (5 + 2_000 * uses)) / 10**6
         assert stage.counters.holds[-1].credits == math.ceil(dollars * 300)  # 250 a dollar, times 1.2
