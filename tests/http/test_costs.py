@@ -18,6 +18,7 @@ from gateway.core.billing.vector import Vector
 from gateway.core.calls.claims import TOOL_USES
 from gateway.core.calls.estimate import CEILING, MODEL_USES
 from gateway.core.calls.routes import Route
+from gateway.core.calls.text_bound import bound_tokens
 from gateway.core.histograms import COSTS_MAX, OTHER_MODELS
 from gateway.core.model import Family, Service
 from gateway.errors import ServiceNotIncluded
@@ -468,8 +469,9 @@ async def test_searches_without_a_maximum_are_held_and_sent_with_one(stage: Stag
     await facts_of(stage, ASKED, plain)
     await facts_of(stage, ASKED, plain | {"tools": [tool]})
     without, with_ = [hold.credits for hold in stage.counters.holds[-2:]]
-    # A search is a hundredth of a dollar, that three credits.
-    assert 3 * TOOL_USES <= with_ - without <= 3 * TOOL_USES + 1
+    # A search is a hundredth of a dollar, that three credits. The prompt for tools has 804 tokens, and 7,600 for a
+    # tool without a number: 8,404 at 5 dollars a million and 300 credits a dollar are 12.6 credits.
+    assert 3 * TOOL_USES + 12 <= with_ - without <= 3 * TOOL_USES + 13
     sent = json.loads(stage.upstream.received[-1].body)
     assert sent["tools"] == [tool | {"max_uses": TOOL_USES}]
 
@@ -486,7 +488,10 @@ async def test_an_advisor_is_held_at_the_dearest_price_for_each_of_its_uses(
         stage.directory.services["messages"] = IN_CREDITS
         body = {**json.loads(MESSAGE), "tools": [advisor | stated]}
         await facts_of(stage, ASKED, body)
-        read = -(-len(json.dumps(body, separators=(",", ":"))) // 2) * (1 + uses)
+        text = bound_tokens(json.dumps(body, separators=(",", ":")).encode(), "")
+        assert text is not None
+        size = text[0] + 804 + 7_600  # for tools, and for this one
+        read = size * (1 + uses)
         dollars = Decimal(45 * read + 225 * (5 + 2_000 * uses)) / 10**6
         assert stage.counters.holds[-1].credits == math.ceil(dollars * 300)  # 250 a dollar, times 1.2
         sent = json.loads(stage.upstream.received[-1].body)

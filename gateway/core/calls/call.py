@@ -504,26 +504,28 @@ def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str
         if part is not None:
             for medium in _media(value, part):
                 yield *medium, _is_paced(value, places)
-        if isinstance(kind, str) and (part is None or part.path[0] not in value):
-            yield from _elsewhere(value, medium_of(kind, UNKNOWN), depth)
-        is_bare = kind is None and part is None
+        yield from _undocumented(value, part, places, depth)
         for name, member in value.items():
-            yield from _found_in(value, name, member, places, depth, is_bare)
+            named = places.by_name.get(name.lower() if places.folds else name)
+            if named is not None:
+                for medium in _media(member, named):
+                    yield *medium, _is_paced(value, places)
+            elif name in places.inside and isinstance(member, list | dict):
+                yield from _found(member, places, depth - 1)
 
 
-def _found_in(  # noqa: PLR0917  # a member, and where it stands
-    holder: dict[str, object], name: str, member: object, places: MediaPlaces, depth: int, is_bare: bool
+def _undocumented(
+    value: Mapping[str, object], part: MediaPart | None, places: MediaPlaces, depth: int
 ) -> Iterator[tuple[str, str, bool, bool]]:
-    """Yield the media in a member of an object, as `_found` does; a `bare` one states no type."""
-    named = places.by_name.get(name.lower() if places.folds else name)
-    if named is not None:
-        for medium in _media(member, named):
-            yield *medium, _is_paced(holder, places)
-        return
-    if is_bare and isinstance(member, str | list):
-        yield from _elsewhere(member, medium_of(name), depth, name)
-    if name in places.inside and isinstance(member, list | dict):
-        yield from _found(member, places, depth - 1)
+    """Yield the media in an object for which its API has no place, by the table of costs, as `_found` does."""
+    kind = value.get("type")
+    if isinstance(kind, str):
+        if part is None or part.path[0] not in value:
+            yield from _elsewhere(value, medium_of(kind, UNKNOWN), depth)
+    elif kind is None and part is None:
+        for name, member in value.items():
+            if isinstance(member, str | list) and name not in places.by_name:
+                yield from _elsewhere({name: member}, medium_of(name), depth)
 
 
 def _elsewhere(value: object, cost: str, depth: int, name: str = "") -> Iterator[tuple[str, str, bool, bool]]:
@@ -579,17 +581,17 @@ def _media(value: object, part: MediaPart) -> Iterator[tuple[str, str, bool]]:
     kind = max([*[str(name).lower() for name in reversed(stated)], part.kind], key=_rank)
     # An address may stand for much, whatever its part states of it.
     far = next((name for name in (kind, part.kind) if name and not name.startswith("image")), "")
-    could_be_named = bool(part.path) and part.path[-1].endswith(_FILES)
-    several = isinstance(value, list)  # of these `FieldNames.files` counts none
+    # `FieldNames.files` counts it, unless it is one of a list.
+    counted = bool(part.path) and part.path[-1].endswith(_FILES) and not isinstance(value, list)
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and text:
             url = _DATA_URL.match(text)
             if url is not None:
-                yield max(url[1].lower(), kind, key=_rank), text[url.end() :], could_be_named and not several
-            elif not could_be_named and not (far and text.startswith(_ADDRESSES)):
+                yield max(url[1].lower(), kind, key=_rank), text[url.end() :], counted
+            elif not counted and not (far and text.startswith(_ADDRESSES)):
                 yield kind, text, False
-            elif far or several:
-                yield far or kind or "image", "", False
+            elif far:
+                yield far, "", False
     if far and any(_text_at(whole, path) for path in part.named):
         yield far, "", False
 

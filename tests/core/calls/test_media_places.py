@@ -233,6 +233,7 @@ SHORT = base64.b64encode(PNG).decode()
         ({"type": "image_url", "image_url": [ADDRESS] * 3}, 3 * 1_600),
         ({"type": "image_url", "image_url": {"url": [ADDRESS] * 3}}, 3 * 1_600),
         ({"image": ADDRESS}, 1_600),
+        ({"image_url": ADDRESS}, 1_600),
         ({"type": "hologram", "text": ADDRESS}, 0),
         ({"type": "text", "text": ADDRESS, "image": ADDRESS}, 0),
     ],

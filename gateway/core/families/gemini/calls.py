@@ -269,8 +269,8 @@ def _answers_by(configs: list[Document], modalities: set[str]) -> bool:
         for field in _RESPONSE_FORMATS:
             formats = config.get(field)
             if formats is not None and not all(
-                isinstance(one, dict) and all(name.upper() in modalities for name in one)
-                for one in (formats if isinstance(formats, list) else [formats])
+                isinstance(entry, dict) and all(name.upper() in modalities for name in entry)
+                for entry in (formats if isinstance(formats, list) else [formats])
             ):
                 return False
     return True

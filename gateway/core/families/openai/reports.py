@@ -88,8 +88,7 @@ def _without_sources(usage: ReportedUsage, parts: int) -> tuple[int | None, int]
 def _note_uses(detail: Detail, usage: ReportedUsage, raw: bytes) -> None:
     for uses in (usage.server_tool_use, usage.server_side_tool_usage_details):
         note_tools(detail, uses, raw)
-    if usage.plugins is not None:
-        _note_plugins(detail, usage.plugins, raw)
+    _note_plugins(detail, usage.plugins, raw)
 
 
 def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:
@@ -103,6 +102,8 @@ def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:
 
 def _note_plugins(detail: Detail, plugins: object, raw: bytes) -> None:
     """Note uses of a provider's plugins, each with a `count` (Alibaba, whose web search is `search`)."""
+    if plugins is None:
+        return
     for name, plugin in plugins.items() if isinstance(plugins, dict) else ((None, None),):
         count = plugin.get("count") if isinstance(plugin, dict) else None
         tool = SEARCH if name == "search" else str(name)
