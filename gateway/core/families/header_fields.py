@@ -100,7 +100,7 @@ _USUAL = VARYING.union(
     b"x-b3-sampled x-b3-flags x-datadog-origin x-datadog-sampling-priority newrelic elastic-apm-traceparent "
     b"http-referer x-title x-initiator x-interaction-id x-interaction-type x-session-affinity "
     b"copilot-integration-id editor-version editor-plugin-version openai-intent x-github-api-version".split(),
-    # openai 3.51.0, anthropic 2.10.0, and Stainless' SDKs for Java and Kotlin of 2026.
+    # Stainless' SDKs of vendors: for Python of November 2026, and for Java and Kotlin.
     [
         b"x-stainless-" + name
         for name in b"arch async custom-event-handler custom-poll-interval helper helper-method kotlin-version "

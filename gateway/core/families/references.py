@@ -21,7 +21,7 @@ def names(written: str) -> frozenset[str]:
     return frozenset(written.split())
 
 
-_ENDS: Final = ("_id", "_ids")
+_ENDS: Final = ID_ENDS
 _CAMEL_ENDS: Final = ("Id", "Ids", "ID", "IDs", "Uuid", "Uuids", "UUID", "UUIDs")
 _CAMEL: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 # Ids that callers choose, in any API.
@@ -123,7 +123,7 @@ def add_known(  # noqa: PLR0917  # a member, and where it stands
     if folded == "id" and found.known and _is_whole(holder, place):
         found.brought.append(id_in(inside, name))
     elif not objects.add(name, inside, holder, place, found) and (
-        folded == "id" or (folded.endswith(ID_ENDS) and folded.replace("-", "_") not in _OF_CALLERS)
+        folded == "id" or (folded.endswith(_ENDS) and folded.replace("-", "_") not in _OF_CALLERS)
     ):
         found.unknown += [id_ for text in _texts(inside) for id_ in objects.readings(text.strip())]
 
