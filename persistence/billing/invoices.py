@@ -231,7 +231,7 @@ def void(change: EntityWrite) -> Row:
     row = payments.held(change)
     if row["status"] != "finalized":
         raise Conflict(f"The invoice is {row['status']}; only a finalized one can be made void.")
-    payments.refuse_while_there(change)
+    payments.refuse_while_there(change, row)
     for listener in invoice_listeners():
         payments.take_from_balance(change, listener.reference)
     payments.refuse_while_paid(change)
