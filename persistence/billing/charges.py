@@ -18,7 +18,8 @@ from sqlalchemy import Connection, select, text
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.charges import DEBT, SupplyCharge, due, spread_amount
 from gateway.core.billing.money import EXACT
-from gateway.core.billing.subscription import PlanSegment
+from gateway.core.billing.subscription import PlanSegment, midnight
+from gateway.errors import Conflict
 from persistence.billing import credit_balances, proration
 from persistence.billing.proration import NamedCharge, segment_of
 from persistence.entity import Entity, hold_flushes
@@ -61,6 +62,30 @@ SELECT c.organization_id, c.kind, c.period_start, c.period_end, n.quantity, c.un
     AS n (id, quantity, amount) JOIN charge AS c ON c.id = n.id
  WHERE c.invoice_id = :invoice AND c.line = :position""")
 
+# What unbilled use gives back of supplies that final notes by hand have given back: once, so it is owed again.
+_OWED_AFTER_NOTES = text("""
+WITH back AS (
+    SELECT organization_id, source, tenant_id, service_id, period_start, -sum(amount) AS amount, max(id) AS id
+      FROM charge WHERE organization_id = :organization AND invoice_id IS NULL AND kind = 'usage'
+     GROUP BY 1, 2, 3, 4, 5 HAVING sum(amount) < 0
+), noted AS (
+    SELECT c.*, b.amount AS back, b.id AS back_id, -c.amount - coalesce((
+               SELECT sum(a.amount) FROM charge AS a WHERE a.corrects_id = c.id), 0) AS rest
+      FROM back AS b JOIN charge AS c USING (organization_id, source, period_start)
+      JOIN invoice AS n ON n.id = c.invoice_id
+     WHERE c.reason = 'credited' AND c.kind = 'usage' AND n.status = 'finalized'
+       AND c.tenant_id IS NOT DISTINCT FROM b.tenant_id AND c.service_id IS NOT DISTINCT FROM b.service_id
+), spread AS (
+    SELECT *, least(rest, back - (sum(rest) OVER (PARTITION BY back_id ORDER BY id) - rest)) AS again
+      FROM noted WHERE rest > 0
+)
+INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
+                    source, source_id, reason, corrects_id, fact, tenant_id, service_id, place)
+SELECT organization_id, kind, period_start, period_end, coalesce(again / nullif(unit_price, 0), 0), unit_price,
+       again, currency, source, source_id, 'credit_void', id, format('noted:%s:%s', back_id, id), tenant_id,
+       service_id, place
+  FROM spread WHERE again > 0""")
+
 
 def void_charges(connection: Connection, invoice_id: int) -> None:
     connection.execute(_OWED_AGAIN, {"invoice": invoice_id})
@@ -70,6 +95,22 @@ def void_charges(connection: Connection, invoice_id: int) -> None:
 
 def void_note_charges(connection: Connection, note_id: int) -> None:
     connection.execute(_VOID_NOTE, {"invoice": note_id})
+
+
+def owe_noted(connection: Connection, organization_id: int, until: date, today: date) -> None:
+    """Charge again what notes by hand gave back of use, as far as unbilled use gives it back a second time."""
+    accrue(connection, [organization_id], until, today=today, running=midnight(until))
+    connection.execute(_OWED_AFTER_NOTES, {"organization": organization_id})
+
+
+def refuse_noted(connection: Connection, invoice_id: int) -> None:
+    """Raise `Conflict` if an invoice takes account of notes by hand: its charges cannot be owed again."""
+    here = table.c
+    found = select(here.id).where(
+        here.invoice_id == invoice_id, here.reason == "credit_void", here.fact.startswith("noted:")
+    )
+    if connection.execute(found.limit(1)).first() is not None:
+        raise Conflict("It takes account of other credit notes of the same use, and cannot be made void.")
 
 
 def credit_charges(

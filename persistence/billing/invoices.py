@@ -208,6 +208,7 @@ def _give_back_use(change: EntityWrite, organization_id: int) -> int | None:
     until = charges.billed_use_end(change.connection, organization_id)
     if until is None:
         return None
+    charges.owe_noted(change.connection, organization_id, min(until, change.today), change.today)
     asked = {"organization_id": organization_id, "source": USAGE, "period_end": min(until, change.today)}
     before, note_id = change.command, None
     try:
@@ -231,7 +232,8 @@ def void(change: EntityWrite) -> Row:
     row = payments.held(change)
     if row["status"] != "finalized":
         raise Conflict(f"The invoice is {row['status']}; only a finalized one can be made void.")
-    payments.refuse_while_there(change)
+    payments.refuse_while_there(change, row)
+    charges.refuse_noted(change.connection, change.row_id)
     for listener in invoice_listeners():
         payments.take_from_balance(change, listener.reference)
     payments.refuse_while_paid(change)

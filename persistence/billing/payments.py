@@ -7,7 +7,7 @@ or `apply_open` if credit may be open.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, case, func, insert, select, text, update
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.invoice import partial_note, whole_note
+from gateway.core.billing.invoice import BillLine, amended_back, partial_note, whole_note
 from gateway.core.billing.payments import (
     ASKED,
     OLDEST,
@@ -443,6 +443,29 @@ _GIVEN_BY = text("""
 SELECT l.corrects_position AS position, -sum(l.amount) AS amount
   FROM invoice_line AS l JOIN invoice AS n ON n.id = l.invoice_id
  WHERE n.corrects_id = :id AND (n.status = 'finalized' OR n.id = :note) GROUP BY 1""")
+# What final notes of an amended price gave back of an invoice's lines: of each supply, the latest charges
+# first, as far as notes by hand left them.
+_GIVEN_BY_AMENDMENTS = text("""
+WITH back AS (
+    SELECT c.kind, c.source, c.tenant_id, c.service_id, c.period_start, -sum(c.amount) AS amount
+      FROM charge AS c JOIN invoice AS n ON n.id = c.invoice_id
+     WHERE n.organization_id = :organization AND n.kind = 'credit_note' AND n.corrects_id IS NULL
+       AND n.status = 'finalized' AND c.kind = 'usage' GROUP BY 1, 2, 3, 4, 5 HAVING sum(c.amount) < 0
+), kept AS (
+    SELECT o.invoice_id, o.line, o.id, b.*, o.amount + coalesce((
+               SELECT sum(c.amount) FROM charge AS c JOIN invoice AS n ON n.id = c.invoice_id
+                WHERE c.corrects_id = o.id AND c.reason = 'credited' AND n.status = 'finalized'), 0) AS rest
+      FROM back AS b JOIN charge AS o ON (o.kind, o.source, o.period_start) = (b.kind, b.source, b.period_start)
+       AND o.tenant_id IS NOT DISTINCT FROM b.tenant_id AND o.service_id IS NOT DISTINCT FROM b.service_id
+      JOIN invoice AS i ON i.id = o.invoice_id
+     WHERE i.organization_id = :organization AND i.kind = 'invoice' AND i.status = 'finalized' AND o.amount > 0
+), spread AS (
+    SELECT *, sum(rest) OVER (PARTITION BY kind, source, tenant_id, service_id, period_start ORDER BY id DESC)
+              - rest AS later FROM kept
+)
+SELECT line AS position, sum(least(rest, greatest(amount - later, 0))) AS amount
+  FROM spread WHERE invoice_id = :id AND line IS NOT NULL GROUP BY 1
+HAVING sum(least(rest, greatest(amount - later, 0))) > 0""")
 _THERE = {
     "finalized": "A credit note gives this invoice back already.",
     "draft": "There is a draft of a credit note for this invoice; delete it.",
@@ -452,9 +475,7 @@ _THERE = {
 def draft_credit_note(change: EntityWrite, row: Row) -> int:
     """Create a draft note for the rest of the command's invoice, or the requested lines; return its id."""
     lines = {each.position: line_of(each) for each in lines_of(change, change.row_id)}
-    given = {
-        int(each.position): each.amount for each in change.connection.execute(_GIVEN, {"id": change.row_id})
-    }
+    given = _given(change, row, lines)
     asked = change.command.values.get("lines")
     if isinstance(asked, list):
         wanted = {line["position"]: line.get("amount") for line in asked}
@@ -471,12 +492,28 @@ def draft_credit_note(change: EntityWrite, row: Row) -> int:
     return note_id
 
 
+def _given(change: EntityWrite, row: Row, lines: Mapping[int, BillLine]) -> dict[int, Decimal]:
+    """Return by line what notes gave back of an invoice, those of an amended price included."""
+    found = change.connection.execute(_GIVEN, {"id": row["id"]})
+    given = {int(each.position): each.amount for each in found}
+    amended = _amended(change.connection, row)
+    for position, amount in amended_back(lines, given, amended, str(row["currency"])).items():
+        given[position] = given.get(position, Decimal(0)) + amount
+    return given
+
+
+def _amended(connection: Connection, row: Row) -> dict[int, Decimal]:
+    of = {"id": row["id"], "organization": row["organization_id"]}
+    return {int(each.position): each.amount for each in connection.execute(_GIVEN_BY_AMENDMENTS, of)}
+
+
 def give_back(change: EntityWrite, invoice_id: int) -> None:
     """Refund the charges of the invoice lines that the command's credit note refunds.
 
     If all of a line is refunded now, the rest of its exact charges is refunded, without a rounding
     difference.
     """
+    require_left(change, invoice_id)
     here = {"id": invoice_id, "note": change.row_id}
     given = {row.position: row.amount for row in change.connection.execute(_GIVEN_BY, here)}
     billed = {row.position: row for row in lines_of(change, invoice_id)}
@@ -489,8 +526,21 @@ def give_back(change: EntityWrite, invoice_id: int) -> None:
         change.connection.execute(kept.values(exact=exact, basis=None if exact is None else line.basis))
 
 
-def refuse_while_there(change: EntityWrite) -> None:
-    """Raise `Conflict` if the command's invoice has a credit note, final or draft."""
+def require_left(change: EntityWrite, invoice_id: int) -> None:
+    """Raise `Conflict` if a draft note gives back more than a note of an amended price has left since."""
+    here = invoice.c
+    found = select(here.id, here.organization_id, here.currency).where(here.id == invoice_id)
+    row = change.connection.execute(found).one()._asdict()
+    lines = {each.position: line_of(each) for each in lines_of(change, invoice_id)}
+    given = _given(change, row, lines)
+    if any(given.get(at, Decimal(0)) > line.amount for at, line in lines.items() if line.amount > 0):
+        raise Conflict("Another credit note has given back some of this; delete the draft.")
+
+
+def refuse_while_there(change: EntityWrite, row: Row) -> None:
+    """Raise `Conflict` if a credit note, final or draft, gives back the command's invoice."""
+    if _amended(change.connection, row):
+        raise Conflict(_THERE["finalized"])
     for status, message in _THERE.items():
         notes = select(func.count()).where(invoice.c.corrects_id == change.row_id, invoice.c.status == status)
         if change.connection.execute(notes).scalar_one():

@@ -455,9 +455,10 @@ async def _named(connection: AsyncConnection, kind: str, names: Sequence[str]) -
 # Control writes for the pusher: in order, many accounts at a time, with their definitions.
 #
 # An account's writes are read under a transaction-level advisory lock, so that two keepers never push the
-# same account. Waiting for an account holds no connection, and pushes hold a limited number, as Redis may
-# hang. A definition is read here at the moment of its push: the tables are the truth, and an older definition
-# never replaces a newer one.
+# same account. Their rows are locked too: the flusher finishes a write before Redis forgets its id, so it
+# waits for a push that may apply the write again, and a write that it is finishing is not read. Waiting for
+# an account holds no connection, and pushes hold a limited number, as Redis may hang. A definition is read
+# here at the moment of its push: the tables are the truth, and an older definition never replaces a newer one.
 
 # Maximum of writes read at a time, divided among the accounts that are pushed together.
 WRITES_MAX = 1_000
@@ -477,11 +478,11 @@ _LOCK = text("""
 SELECT account FROM unnest(cast(:accounts AS text[])) AS account
  WHERE pg_try_advisory_xact_lock(hashtextextended('control:' || account, 0))""")
 _TAKE = text("""
-SELECT id, position, account, verb, payload, turn FROM (
-       SELECT id, position, account, verb, payload,
-              row_number() OVER (PARTITION BY account ORDER BY position) AS turn
-         FROM control_write WHERE account = ANY(cast(:accounts AS text[])) AND state = 'pending') AS w
- WHERE turn <= :n ORDER BY position""")
+SELECT w.id, w.position, w.account, w.verb, w.payload, t.turn FROM control_write AS w JOIN (
+       SELECT id, row_number() OVER (PARTITION BY account ORDER BY position) AS turn
+         FROM control_write WHERE account = ANY(cast(:accounts AS text[])) AND state = 'pending') AS t
+    ON t.id = w.id
+ WHERE t.turn <= :n AND w.state = 'pending' ORDER BY w.position FOR NO KEY UPDATE OF w SKIP LOCKED""")
 _APPLIED = text("""
 UPDATE control_write SET applied_at = coalesce(applied_at, now()),
        state = CASE WHEN verb = 'define' THEN 'done' ELSE 'applied' END,

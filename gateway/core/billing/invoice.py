@@ -559,6 +559,12 @@ def partial_note(
     return note | _tax(lines, given, note, currency)
 
 
+def amended_back(lines: Lines, given: Amounts, amended: Amounts, currency: str) -> dict[int, Decimal]:
+    """Return what amended prices gave back of an invoice, rounded, by line, with the lines of its tax."""
+    note = {at: _turned(lines[at], rounded(amount, currency)) for at, amount in amended.items()}
+    return {at: -line.amount for at, line in (note | _tax(lines, given, note, currency)).items()}
+
+
 def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, BillLine]:
     """Return the tax lines of a credit note, by position in the invoice.
 

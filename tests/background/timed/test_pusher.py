@@ -21,8 +21,11 @@ from gateway.counters.admission.catalogue import CachedTerms
 from gateway.counters.admission.stored import decode_identity
 from gateway.counters.redis import keys
 from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange, ServiceNotIncluded
+from persistence.keeper.definitions import PendingWrites, Pushes
 from tests.background.backend import Backend, backend_at
 from tests.builders import World
+from tests.connections import connected
+from tests.waiting import eventually
 
 # --- alone ------------------------------------------------------------------------------
 
@@ -228,6 +231,56 @@ async def test_two_keepers_push_one_account_once(valkey: str, migrated: str) -> 
         await asyncio.gather(one.push(), other.push())
         assert world.tenant.remaining == 105
         assert [event.seq for event in world.events()] == [1, 2, 3, 4, 5, 6]
+
+
+# Sessions that wait for a lock of another one.
+BLOCKED = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+
+
+async def test_pusher_applies_writes_once_when_their_rows_are_stored_during_its_push(
+    backend: Backend,
+) -> None:
+    world = await backend.settle_in(100)
+    tenant_id, owner = world.caller.tenant_id, world.caller.organization_id
+    await backend.flush()
+    await backend.write("tenants", "recharge", tenant_id, amount=50)
+    await backend.write("tenants", "adjust", tenant_id, amount=30, direction="OUT", reason="too much")
+    await backend.made("credit-additions", organization_id=owner, credits_added=500)
+    names, pushes = [f"tenant:{tenant_id}", f"organization:{owner}"], Pushes(backend.engine)
+
+    async def apply_all(waiting: PendingWrites) -> list[str]:
+        writes = [write for name in names for write in waiting.by_account[name]]
+        assert all([await backend.counters.apply(write) for write in writes])
+        return [write.verb for write in writes]
+
+    with pytest.raises(ConnectionResetError):  # the keeper dies before it notes what it has applied
+        async with pushes.waiting(names) as waiting:
+            assert await apply_all(waiting) == ["recharge", "adjust", "credits"]
+            raise ConnectionResetError
+    async with asyncio.TaskGroup() as both, pushes.waiting(names) as waiting:
+        flush = both.create_task(backend.flush())
+        await eventually(lambda: flush.done() or bool(backend.rows(BLOCKED)))
+        assert await apply_all(waiting) == ["recharge", "adjust", "credits"]
+    await backend.push()
+    await backend.flush()
+    assert backend.ledger(tenant_id) == [
+        (1, "reset", 100, 100),
+        (2, "recharge", 50, 150),
+        (3, "adjust", -30, 120),
+    ]
+    assert [row["amount"] for row in backend.rows("select amount from credit_posting")] == [500]
+    assert {state for _, _, state in backend.writes()} == {"done"}
+    assert world.client.hlen(keys.control(world.p)) == 0
+
+
+async def test_pusher_reads_no_write_that_the_flusher_is_finishing(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    name = f"tenant:{world.caller.tenant_id}"
+    await backend.write("tenants", "recharge", world.caller.tenant_id, amount=50)
+    with connected(backend.database) as flushing:
+        flushing.execute("update control_write set state = 'done' where state = 'pending'")
+        async with Pushes(backend.engine).waiting([name]) as waiting:
+            assert waiting.by_account == {name: []}
 
 
 async def test_what_a_key_makes_of_users_is_written_anew(backend: Backend) -> None:
