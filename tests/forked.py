@@ -85,10 +85,10 @@ DEAR: Final[Mapping[str, str]] = {
             "contract/test_compiled.py::test_compiled_hot_path_passes_the_tests_of_all_that_it_reads",
         ),
         "four times as much of a ledger is four times the work": (
-            "persistence/billing/test_work.py::test_credit_of_four_times_the_notes_is_four_times_the_work",
+            "persistence/billing/test_work.py::test_database_work_of_applying_credit_is_not_quadratic_in_the_credit_notes",
             (
                 "persistence/billing/test_work.py::"
-                "test_four_times_the_charges_are_four_times_the_work_whatever_is_done_with_them"
+                "test_database_work_of_billing_and_reports_is_not_quadratic_in_the_charges"
             ),
         ),
         "everything starts on this machine, some of it twice": (
@@ -100,7 +100,7 @@ DEAR: Final[Mapping[str, str]] = {
             "deploy/test_wheels.py::test_up_runs_from_an_environment_that_has_the_wheel_alone",
         ),
         "every operation of the Admin API is asked for": (
-            "admin/test_described.py::test_requests_made_from_the_document_are_answered_as_it_says",
+            "admin/test_described.py::test_random_requests_made_from_the_openapi_document_are_answered_as_documented",
         ),
         "the first test that reads the SDKs imports all types of requests": (
             "core/families/test_costs.py::test_the_table_has_a_row_for_each_name_of_an_sdk_and_for_no_other",

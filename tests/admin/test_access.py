@@ -17,7 +17,7 @@ from persistence.resources.access import MEMBERS_KEYS_MAX
 from tests.admin.conftest import ADMIN, Api
 
 
-async def test_a_key_is_shown_once_and_kept_as_its_digest(api: Api) -> None:
+async def test_api_key_secret_is_shown_once_and_stored_as_a_digest(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     sent = {
         "tenant_id": tenant["id"],
@@ -44,7 +44,7 @@ async def test_a_key_is_shown_once_and_kept_as_its_digest(api: Api) -> None:
     assert digest not in str(api.rows("select t::text from audit_log as t"))
 
 
-async def test_keys_are_found_by_how_they_begin(api: Api) -> None:
+async def test_api_keys_can_be_listed_by_the_beginning_of_the_key(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     made = [await api.make("api-keys", tenant_id=tenant["id"], name=f"k{n}") for n in range(3)]
     for begins in (made[1]["prefix"], made[1]["prefix"][:7]):
@@ -56,7 +56,7 @@ async def test_keys_are_found_by_how_they_begin(api: Api) -> None:
         assert (await api.get(f"api-keys?prefix={nobodys}")).json["items"] == []
 
 
-async def test_revoking_is_for_ever_and_keeps_its_time(api: Api) -> None:
+async def test_revoked_api_key_keeps_the_first_revocation_time_and_cannot_be_restored(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     key = await api.make("api-keys", tenant_id=tenant["id"], name="k")
     api.counters.pushed.clear()
@@ -69,7 +69,7 @@ async def test_revoking_is_for_ever_and_keeps_its_time(api: Api) -> None:
     assert refused.json["errors"] == [{"field": "revoked_at", "message": "cannot be set here"}]
 
 
-async def test_deleting_a_key_revokes_it_first(api: Api) -> None:
+async def test_deleting_an_api_key_while_the_counters_are_unreachable_only_revokes_the_key(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     key = await api.make("api-keys", tenant_id=tenant["id"], name="k")
     api.counters.away = True
@@ -82,7 +82,7 @@ async def test_deleting_a_key_revokes_it_first(api: Api) -> None:
     assert (await api.get(f"api-keys/{key['id']}")).status == 404
 
 
-async def test_nobody_gets_in_without_a_token(api: Api) -> None:
+async def test_request_without_a_valid_admin_token_is_refused(api: Api) -> None:
     for token in (None, "", "wrong", ADMIN + "x", "tka_" + "0" * 32, "tka_" + "é" * 32):
         answer = await api.acting_as(token).post("organizations", {"name": "x"})
         assert answer.status == 401
@@ -97,7 +97,7 @@ async def test_nobody_gets_in_without_a_token(api: Api) -> None:
         assert asked.status == status, sent
 
 
-async def test_a_token_that_was_used_can_be_deleted_even_by_itself(api: Api) -> None:
+async def test_admin_token_may_delete_itself_and_the_audit_entries_of_the_token_remain(api: Api) -> None:
     made = await api.make("admin-tokens", name="ci", role="admin")
     holder = api.acting_as(made["token"])
     await holder.make("organizations", name="x")
@@ -112,7 +112,7 @@ async def test_a_token_that_was_used_can_be_deleted_even_by_itself(api: Api) -> 
     ]  # fmt: skip
 
 
-async def test_named_tokens_act_until_they_expire_or_are_revoked(api: Api) -> None:
+async def test_admin_token_has_the_rights_of_the_role_until_revoked_or_expired(api: Api) -> None:
     admin = await api.make("admin-tokens", name="ci", role="admin")
     reader = await api.make("admin-tokens", name="dashboard", role="readonly")
     acting = api.acting_as(admin["token"])
@@ -128,7 +128,7 @@ async def test_named_tokens_act_until_they_expire_or_are_revoked(api: Api) -> No
     assert (await api.acting_as(reader["token"]).get("organizations")).status == 401
 
 
-async def test_a_member_makes_no_keys_without_end(api: Api) -> None:
+async def test_member_may_not_create_more_api_keys_than_the_maximum_of_unrevoked_keys(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     token = await api.make(
         "admin-tokens", name="theirs", role="member", organization_id=tenant["organization_id"]
@@ -164,7 +164,9 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-async def test_the_new_key_has_the_terms_and_the_old_one_ends_after_the_overlap(api: Api) -> None:
+async def test_rotated_api_key_is_replaced_by_a_key_of_the_same_terms_and_ends_after_the_overlap(
+    api: Api,
+) -> None:
     tenant = await api.make("tenants", name="web")
     old = await api.make("api-keys", tenant_id=tenant["id"], **TERMS)
     api.counters.pushed.clear()
@@ -192,7 +194,7 @@ async def test_the_new_key_has_the_terms_and_the_old_one_ends_after_the_overlap(
     assert not any(digest in str(api.rows("select t::text from audit_log as t")) for digest in digests)
 
 
-async def test_the_overlap_is_a_day_by_default_and_has_a_maximum(api: Api) -> None:
+async def test_api_key_rotation_overlap_is_a_day_by_default_and_has_a_maximum(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     old = await api.make("api-keys", tenant_id=tenant["id"], name="k")
     refused = await api.post(f"api-keys/{old['id']}/rotate", {"overlap_s": OVERLAP_S_MAX + 1})
@@ -202,7 +204,7 @@ async def test_the_overlap_is_a_day_by_default_and_has_a_maximum(api: Api) -> No
     assert timedelta(0) <= datetime.now(UTC) + timedelta(seconds=OVERLAP_S) - ends < timedelta(minutes=5)
 
 
-async def test_no_overlap_revokes_the_old_key_at_once(api: Api) -> None:
+async def test_api_key_rotation_with_zero_overlap_revokes_the_old_key_at_once(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     old = await api.make("api-keys", tenant_id=tenant["id"], name="k")
     new = (await api.post(f"api-keys/{old['id']}/rotate", {"overlap_s": 0})).json
@@ -212,7 +214,9 @@ async def test_no_overlap_revokes_the_old_key_at_once(api: Api) -> None:
 
 
 @pytest.mark.parametrize("said", [{}, {"expires_at": None}, {"expires_at": "2040-01-01T00:00:00Z"}])
-async def test_an_end_that_a_key_has_is_never_later_and_goes_over(api: Api, said: dict[str, object]) -> None:
+async def test_api_key_rotation_never_extends_the_old_key_and_the_new_key_inherits_the_expiry(
+    api: Api, said: dict[str, object]
+) -> None:
     tenant = await api.make("tenants", name="web")
     soon = (datetime.now(UTC) + timedelta(minutes=30)).replace(microsecond=0)
     end = soon.isoformat().replace("+00:00", "Z")
@@ -222,7 +226,9 @@ async def test_an_end_that_a_key_has_is_never_later_and_goes_over(api: Api, said
     assert new["expires_at"] == said.get("expires_at", end)
 
 
-async def test_what_cannot_be_rotated_is_refused_and_stays(api: Api) -> None:
+async def test_api_key_that_is_revoked_expired_already_rotated_or_limited_by_a_budget_is_not_rotated(
+    api: Api,
+) -> None:
     tenant = await api.make("tenants", name="web")
     owner = tenant["organization_id"]
 
@@ -253,7 +259,7 @@ async def test_what_cannot_be_rotated_is_refused_and_stays(api: Api) -> None:
     assert (await api.get(f"api-keys/{rotated}")).json["replaced_by_id"] is None
 
 
-async def test_a_key_that_was_replaced_is_not_brought_back(api: Api) -> None:
+async def test_api_key_replaced_by_rotation_cannot_be_given_a_later_expiry(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     old = (await api.make("api-keys", tenant_id=tenant["id"], name="k"))["id"]
     new = (await api.post(f"api-keys/{old}/rotate", {"overlap_s": 3600})).json
@@ -269,7 +275,9 @@ async def test_a_key_that_was_replaced_is_not_brought_back(api: Api) -> None:
     assert (await api.patch(f"api-keys/{new['id']}", {"expires_at": "2999-01-01T00:00:00Z"})).status == 200
 
 
-async def test_a_program_that_does_not_know_of_it_deletes_the_new_key_as_any_other(api: Api) -> None:
+async def test_api_key_can_be_rotated_again_after_an_older_keeper_version_deleted_the_new_key(
+    api: Api,
+) -> None:
     """As an older keeper does, beside this one on the same schema: by the row's id alone."""
     tenant = await api.make("tenants", name="web")
     old = (await api.make("api-keys", tenant_id=tenant["id"], user="ann"))["id"]
@@ -280,7 +288,7 @@ async def test_a_program_that_does_not_know_of_it_deletes_the_new_key_as_any_oth
     assert (await api.post(f"api-keys/{old}/rotate")).status == 200
 
 
-async def test_the_same_request_again_makes_no_second_key_and_shows_none(api: Api) -> None:
+async def test_repeated_api_key_rotation_request_creates_no_second_key_and_shows_no_secret(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     old = await api.make("api-keys", tenant_id=tenant["id"], name="k")
     first = await api.post(f"api-keys/{old['id']}/rotate", {}, key="r1")
@@ -290,7 +298,7 @@ async def test_the_same_request_again_makes_no_second_key_and_shows_none(api: Ap
     assert api.rows("select count(*) from api_key") == [(2,)]
 
 
-async def test_a_member_rotates_its_own_keys_as_far_as_it_makes_any(api: Api) -> None:
+async def test_member_may_rotate_api_keys_of_the_own_organization_up_to_the_key_maximum(api: Api) -> None:
     ours = await api.make("tenants", name="ours")
     theirs = await api.make("tenants", name="theirs")
     within = {"organization_id": ours["organization_id"]}
@@ -322,7 +330,7 @@ ISSUER = "https://kubernetes.default.svc"
 PODS = {"name": "pods", "issuer": ISSUER, "subject": "prod"}
 
 
-async def test_a_key_of_a_subject_has_no_secret_and_is_found_as_gateways_look_for_it(
+async def test_api_key_for_a_subject_of_an_identity_issuer_has_no_secret_and_is_found_by_gateways(
     api: Api,
 ) -> None:
     tenant = await api.make("tenants", name="web")
@@ -339,7 +347,7 @@ async def test_a_key_of_a_subject_has_no_secret_and_is_found_as_gateways_look_fo
     assert (await api.patch(f"api-keys/{plain['id']}", {"issuer": ISSUER, "subject": "prod"})).status == 422
 
 
-async def test_a_subject_has_one_key_at_a_time(api: Api) -> None:
+async def test_identity_issuer_subject_has_at_most_a_single_unrevoked_api_key(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     made = await api.make("api-keys", tenant_id=tenant["id"], **PODS)
     refused = await api.post("api-keys", {"tenant_id": tenant["id"], **PODS})
@@ -357,7 +365,9 @@ async def test_a_subject_has_one_key_at_a_time(api: Api) -> None:
     assert (await api.post("api-keys", {"tenant_id": tenant["id"], **expired})).status == 409
 
 
-async def test_what_is_deleted_says_so_to_the_counters_where_its_end_is_kept(api: Api) -> None:
+async def test_deleted_key_of_an_identity_subject_leaves_the_counters_unless_a_newer_key_took_over(
+    api: Api,
+) -> None:
     tenant = await api.make("tenants", name="web")
     said = []
     for subject in ("a", "b", "b"):
@@ -371,7 +381,7 @@ async def test_what_is_deleted_says_so_to_the_counters_where_its_end_is_kept(api
     assert sorted(written) == sorted((f"key:{number}", digest) for number, digest in (said[0], said[2]))
 
 
-async def test_an_organizations_own_people_claim_no_subject(api: Api) -> None:
+async def test_organization_token_may_not_create_an_api_key_for_an_identity_issuer_subject(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     token = await api.make(
         "admin-tokens", name="own", role="operator", organization_id=tenant["organization_id"]

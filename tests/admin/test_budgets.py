@@ -94,7 +94,7 @@ async def desk(api: Api) -> Desk:
     return Desk(api, tenant["organization_id"], tenant["id"], key["id"])
 
 
-async def test_a_budget_comes_back_as_it_was_said(desk: Desk) -> None:
+async def test_created_budget_is_returned_with_every_field_that_was_sent(desk: Desk) -> None:
     more = {
         "tenant_id": desk.tenant, "user": "ada", "api_key_id": desk.key, "project_id": 0, "model": "gpt-5*",
         "service_id": 1, "each": "session", "time_zone": "Europe/Berlin", "anchor_day": 31, "mode": "audit",
@@ -108,7 +108,7 @@ async def test_a_budget_comes_back_as_it_was_said(desk: Desk) -> None:
     assert await desk.shown(made) == made
 
 
-async def test_what_is_left_out_is_as_usual(desk: Desk) -> None:
+async def test_budget_created_without_optional_fields_has_default_values(desk: Desk) -> None:
     made = await desk.make()
     assert (made["time_zone"], made["anchor_day"], made["mode"], made["on_exhausted"]) == (
         "UTC",
@@ -132,7 +132,7 @@ async def test_what_is_left_out_is_as_usual(desk: Desk) -> None:
     assert (made["used"], made["held"], made["remaining"]) == ("0.00", "0.00", "12.50")
 
 
-async def test_what_makes_the_windows_stays(desk: Desk) -> None:
+async def test_fields_that_define_how_budget_use_is_counted_cannot_be_changed(desk: Desk) -> None:
     made = await desk.make()
     for name in (
         "tenant_id",
@@ -151,7 +151,7 @@ async def test_what_makes_the_windows_stays(desk: Desk) -> None:
     }
 
 
-async def test_the_rest_may_be_changed(desk: Desk) -> None:
+async def test_budget_name_amount_mode_exhaustion_behavior_and_thresholds_may_be_changed(desk: Desk) -> None:
     made = await desk.make()
     changes = {"name": "other", "amount": "20.00", "mode": "audit", "on_exhausted": "cut", "thresholds": []}
     answer = await desk.api.patch(f"budgets/{made['id']}", changes)
@@ -160,7 +160,7 @@ async def test_the_rest_may_be_changed(desk: Desk) -> None:
     assert set(await desk.refusals("PATCH", f"budgets/{made['id']}", {"amount": 20})) == {"amount"}
 
 
-async def test_the_counters_know_best_what_is_used(desk: Desk) -> None:
+async def test_budget_use_is_read_from_the_counters_rather_than_from_the_database(desk: Desk) -> None:
     made = await desk.make()
     desk.store(made, 1_000_000_000)
     desk.hold(desk.account(), made, 2_500_000_000, 250_000_001)
@@ -170,7 +170,7 @@ async def test_the_counters_know_best_what_is_used(desk: Desk) -> None:
     assert listed == [shown]
 
 
-async def test_where_the_counters_are_away_it_is_what_was_stored(desk: Desk) -> None:
+async def test_budget_shows_use_from_the_database_while_the_counters_are_unreachable(desk: Desk) -> None:
     made = await desk.make()
     desk.store(made, 1_000_000_000)
     desk.hold(desk.account(), made, 2_500_000_000, 1)
@@ -180,7 +180,7 @@ async def test_where_the_counters_are_away_it_is_what_was_stored(desk: Desk) -> 
     assert shown["is_current"] is False
 
 
-async def test_an_account_that_nobody_can_read_is_what_was_stored(desk: Desk) -> None:
+async def test_budget_shows_use_from_the_database_while_the_counter_account_is_unreadable(desk: Desk) -> None:
     made = await desk.make()
     desk.store(made, 1_000_000_000)
     assert (await desk.shown(made))["is_current"] is True
@@ -189,7 +189,7 @@ async def test_an_account_that_nobody_can_read_is_what_was_stored(desk: Desk) ->
     assert (shown["used"], shown["is_current"]) == ("1.00", False)
 
 
-async def test_a_window_that_is_over_says_nothing_of_this_one(desk: Desk) -> None:
+async def test_budget_use_of_an_ended_interval_does_not_count_in_the_current_interval(desk: Desk) -> None:
     stored, live = await desk.make(interval="hour"), await desk.make(interval="hour")
     desk.store(stored, 7, start_ms=now_ms() - 7_200_000)
     desk.hold(desk.account(), live, 9, 3, now_ms() - 7_200_000)
@@ -198,13 +198,13 @@ async def test_a_window_that_is_over_says_nothing_of_this_one(desk: Desk) -> Non
     assert (shown["used"], shown["held"]) == ("0.00", "0.000000003")
 
 
-async def test_what_was_passed_is_told_as_below_zero(desk: Desk) -> None:
+async def test_exceeded_budget_in_audit_mode_shows_a_negative_remaining_amount(desk: Desk) -> None:
     made = await desk.make(unit="tokens", amount=100, mode="audit")
     desk.hold(desk.account(), made, 130, 0)
     assert (await desk.shown(made))["remaining"] == -30
 
 
-async def test_a_raise_has_an_end_and_is_told(desk: Desk) -> None:
+async def test_raised_budget_shows_the_new_amount_end_and_reason_and_gateways_are_updated(desk: Desk) -> None:
     made = await desk.make()
     until = said(datetime.now(UTC).replace(microsecond=0) + DAY)
     answer = await desk.api.post(
@@ -216,7 +216,9 @@ async def test_a_raise_has_an_end_and_is_told(desk: Desk) -> None:
     assert f"organization:{desk.organization}" in desk.api.counters.pushed
 
 
-async def test_a_raise_of_one_is_told_with_its_account_alone(desk: Desk) -> None:
+async def test_raise_of_a_per_user_budget_for_a_single_user_leaves_the_limit_of_other_users(
+    desk: Desk,
+) -> None:
     made = await desk.make(each="user", amount="20")
     for n, name in enumerate(("ada", "bob")):
         desk.store(made, (n + 1) * 1_000_000_000, owner_of(name), name)
@@ -234,7 +236,9 @@ async def test_a_raise_of_one_is_told_with_its_account_alone(desk: Desk) -> None
     assert {(one["limit"], one["limit_by"]) for one in found} == {("60.00", "budget")}
 
 
-async def test_a_raise_of_one_that_cannot_be_is_refused_with_its_field(desk: Desk) -> None:
+async def test_invalid_raise_for_a_single_user_key_or_project_is_refused_with_the_field_named(
+    desk: Desk,
+) -> None:
     user, key, project = [await desk.make(each=each, amount="20") for each in ("user", "key", "project")]
     whole = await desk.make()
     elsewhere = (await desk.api.post("tenants", {"name": "elsewhere"})).json
@@ -261,7 +265,7 @@ async def test_a_raise_of_one_that_cannot_be_is_refused_with_its_field(desk: Des
 
 
 @pytest.mark.parametrize("each", [None, "user"])
-async def test_a_reset_is_the_counters_work(desk: Desk, each: str | None) -> None:
+async def test_budget_reset_queues_a_reset_command_for_the_counters(desk: Desk, each: str | None) -> None:
     made = await desk.make(each=each)
     answer = await desk.api.post(f"budgets/{made['id']}/reset")
     assert (answer.status, answer.json) == (200, made)
@@ -271,7 +275,7 @@ async def test_a_reset_is_the_counters_work(desk: Desk, each: str | None) -> Non
     assert set(await desk.refusals("POST", f"budgets/{made['id']}/reset", {"amount": "1"})) == {"amount"}
 
 
-async def test_everybodys_use_is_told_page_by_page(desk: Desk) -> None:
+async def test_use_of_each_user_of_a_per_user_budget_is_listed_page_by_page(desk: Desk) -> None:
     made = await desk.make(each="user")
     for n in range(5):
         desk.store(made, n * 1_000_000_000, f"{n:024x}", f"user {n}")
@@ -290,7 +294,7 @@ async def test_everybodys_use_is_told_page_by_page(desk: Desk) -> None:
     assert {each["resets_at"] for each in found} == {made["resets_at"]}
 
 
-async def test_the_account_that_all_others_share_is_told_as_such(desk: Desk) -> None:
+async def test_use_shared_by_all_unlisted_users_of_a_per_user_budget_is_marked_as_shared(desk: Desk) -> None:
     made = await desk.make(each="user")
     desk.store(made, 1_000_000_000, OTHERS, "")
     desk.store(made, 2_000_000_000, f"{1:024x}", "ada")
@@ -298,13 +302,13 @@ async def test_the_account_that_all_others_share_is_told_as_such(desk: Desk) -> 
     assert {each["who"]: each["shared"] for each in found} == {"": True, "ada": False}
 
 
-async def test_windows_that_are_over_have_no_accounts(desk: Desk) -> None:
+async def test_per_user_budget_lists_no_use_of_ended_intervals(desk: Desk) -> None:
     made = await desk.make(each="user", interval="hour")
     desk.store(made, 7, "a" * 24, "ada", now_ms() - 7_200_000)
     assert (await desk.api.get(f"budgets/{made['id']}/accounts")).json == {"items": [], "next_cursor": None}
 
 
-async def test_a_budget_of_all_has_one_account(desk: Desk) -> None:
+async def test_budget_that_is_not_per_user_lists_a_single_row_of_use(desk: Desk) -> None:
     made = await desk.make(unit="tokens", amount=50)
     desk.hold(desk.account(), made, 20, 10)
     [one] = (await desk.api.get(f"budgets/{made['id']}/accounts")).json["items"]
@@ -315,7 +319,9 @@ async def test_a_budget_of_all_has_one_account(desk: Desk) -> None:
     }  # fmt: skip
 
 
-async def test_a_cursor_of_another_budget_or_kind_is_refused(desk: Desk) -> None:
+async def test_page_cursor_of_budget_use_is_refused_by_another_budget_and_by_the_budget_list(
+    desk: Desk,
+) -> None:
     first, second = await desk.make(each="user"), await desk.make(each="user")
     for n in range(2):
         desk.store(first, 1, f"{n:024x}", "u")

@@ -18,7 +18,7 @@ async def model(api: Api, name: str = "Consumption") -> int:
     return int((await api.get(f"business-models?name={name}")).json["items"][0]["id"])
 
 
-async def test_three_business_models_are_always_there(api: Api) -> None:
+async def test_three_built_in_business_models_cannot_be_deleted_or_given_another_meter(api: Api) -> None:
     found = (await api.get("business-models")).json["items"]
     assert [(row["name"], row["meter"]) for row in found] == [
         ("Consumption", "consumption"),
@@ -31,7 +31,7 @@ async def test_three_business_models_are_always_there(api: Api) -> None:
         assert (await api.patch(f"business-models/{row['id']}", {"description": "x"})).status == 200
 
 
-async def test_more_business_models_may_be_added(api: Api) -> None:
+async def test_business_model_in_use_by_a_service_cannot_be_deleted(api: Api) -> None:
     made = await api.make("business-models", name="Prepaid", meter="consumption")
     assert (await api.post("business-models", {"name": "Prepaid", "meter": "consumption"})).status == 409
     service = await api.make("services", **SERVICE, business_model_id=made["id"])
@@ -40,7 +40,7 @@ async def test_more_business_models_may_be_added(api: Api) -> None:
     assert (await api.delete(f"business-models/{made['id']}")).status in {204, 409}
 
 
-async def test_a_service_is_a_new_catalogue(api: Api) -> None:
+async def test_new_service_and_new_price_update_gateways_but_a_renamed_service_does_not(api: Api) -> None:
     made = await api.make("services", **SERVICE, business_model_id=await model(api))
     assert api.counters.pushed == ["catalogue"]
     await api.patch(f"services/{made['id']}", {"name": "Find"})
@@ -50,7 +50,7 @@ async def test_a_service_is_a_new_catalogue(api: Api) -> None:
     assert api.rows("select distinct partition from control_write") == [(None,)]
 
 
-async def test_what_counts_tokens_is_said_or_left_to_the_business_model(api: Api) -> None:
+async def test_counts_tokens_setting_of_a_service_or_negotiated_price_may_be_left_unset(api: Api) -> None:
     built_in = (await api.get("services?key=chat")).json["items"][0]
     assert built_in["counts_tokens"] is None
     organization = await api.make("organizations", name="Acme")
@@ -72,7 +72,7 @@ async def test_what_counts_tokens_is_said_or_left_to_the_business_model(api: Api
     assert (await api.make("services", **said_at_once))["counts_tokens"] is False
 
 
-async def test_a_service_key_is_unique_until_its_service_is_deleted(api: Api) -> None:
+async def test_service_key_cannot_be_reused_until_the_service_is_deleted(api: Api) -> None:
     sent = {**SERVICE, "business_model_id": await model(api)}
     first = await api.make("services", **sent)
     assert (await api.post("services", sent)).status == 409
@@ -92,7 +92,7 @@ async def test_a_service_is_bound_to_an_upstream_and_paths(api: Api) -> None:
     assert (again.json["upstream"], again.json["paths"]) == (None, None)
 
 
-async def test_one_negotiated_price_a_pair(api: Api) -> None:
+async def test_second_negotiated_price_of_an_organization_for_the_same_service_is_refused(api: Api) -> None:
     organization = await api.make("organizations", name="Acme")
     service = await api.make("services", **SERVICE, business_model_id=await model(api))
     sent = {"organization_id": organization["id"], "service_id": service["id"], "negotiated_credits": 1}
@@ -106,7 +106,7 @@ async def test_one_negotiated_price_a_pair(api: Api) -> None:
     assert (await api.delete(f"services/{service['id']}")).status == 204
 
 
-async def test_a_subscription_plan_includes_services_that_are_there(api: Api) -> None:
+async def test_subscription_plan_that_includes_an_unknown_service_is_refused(api: Api) -> None:
     sent = {"name": "Gold", "monthly_cost": "10.00", "annual_cost": "99.00", "feature_access": ["chat"]}
     made = await api.make("subscription-plans", **sent)
     assert {name: made[name] for name in sent} == sent
@@ -131,14 +131,14 @@ def wrong(answer: Answer) -> tuple[int, list[str]]:
     return answer.status, [error["field"] for error in answer.json["errors"]]
 
 
-def test_a_price_fits_its_business_model_or_is_named() -> None:
+def test_pricing_check_names_the_pricing_field_that_does_not_suit_the_business_model() -> None:
     found = [misfit(meter, False, read_pricing(pricing)) for meter, pricing, _ in MISFITS]
     assert [one and one[0] for one in found] == [field for *_, field in MISFITS]
     right = (("consumption", IN_CREDITS), ("pay_per_use", IN_MONEY), ("pay_per_use", TIERED))
     assert [misfit(meter, False, read_pricing(pricing)) for meter, pricing in right] == [None] * 3
 
 
-async def test_a_price_its_business_model_cannot_use_is_refused_and_one_it_can_comes_back(api: Api) -> None:
+async def test_service_price_that_does_not_suit_the_business_model_is_refused(api: Api) -> None:
     asked = {**SERVICE, "business_model_id": await model(api), "pricing": TIERED}
     assert wrong(await api.post("services", asked)) == (422, ["pricing.tiers"])
     made = await api.make("services", **{**asked, "pricing": IN_CREDITS})
@@ -157,7 +157,7 @@ async def test_a_price_its_business_model_cannot_use_is_refused_and_one_it_can_c
     assert wrong(changed) == (422, ["pricing.tiers"])
 
 
-async def test_a_business_model_does_not_change_to_one_that_cannot_use_the_price(api: Api) -> None:
+async def test_service_may_not_change_to_a_business_model_that_the_price_does_not_suit(api: Api) -> None:
     models = {name: await model(api, name) for name in ("Consumption", "Subscription", "Pay-Per-Use")}
     made = await api.make("services", **SERVICE, business_model_id=models["Consumption"], pricing=BY_TOKEN)
     for name in ("Subscription", "Pay-Per-Use"):
@@ -170,7 +170,9 @@ async def test_a_business_model_does_not_change_to_one_that_cannot_use_the_price
     assert (await api.patch(f"services/{made['id']}", whole)).status == 200
 
 
-async def test_an_organization_that_goes_another_way_needs_a_price_of_its_own(api: Api) -> None:
+async def test_negotiated_business_model_is_refused_without_a_negotiated_price_that_suits_the_model(
+    api: Api,
+) -> None:
     by_token = await api.make(
         "services", **SERVICE, business_model_id=await model(api, "Consumption"), pricing=BY_TOKEN
     )
@@ -190,7 +192,7 @@ async def test_an_organization_that_goes_another_way_needs_a_price_of_its_own(ap
     )
 
 
-async def test_at_cost_follows_no_business_model_that_pays_otherwise(api: Api) -> None:
+async def test_at_cost_price_in_money_is_refused_for_a_business_model_paid_in_credits(api: Api) -> None:
     models = {name: await model(api, name) for name in ("Consumption", "Subscription", "Pay-Per-Use")}
     made = await api.make("services", **SERVICE, business_model_id=models["Pay-Per-Use"], pricing=IN_MONEY)
     where = f"services/{made['id']}"
@@ -214,7 +216,9 @@ async def test_at_cost_follows_no_business_model_that_pays_otherwise(api: Api) -
     assert (await api.patch(where, {"pricing": IN_MONEY})).status == 422
 
 
-async def test_a_service_does_not_leave_behind_whoever_negotiated_its_price(api: Api) -> None:
+async def test_service_may_not_change_business_model_while_a_negotiated_price_would_not_suit(
+    api: Api,
+) -> None:
     made = await api.make("services", **SERVICE, business_model_id=await model(api, "Consumption"))
     buyer = (await api.make("organizations", name="Buyer"))["id"]
     await api.make(
@@ -262,7 +266,7 @@ async def subscribed(api: Api, **more: Any) -> tuple[int, dict[str, Any]]:
     return organization["id"], await api.make("organization-subscriptions", **sent | more)
 
 
-async def test_a_subscription_begins_with_one_segment(api: Api) -> None:
+async def test_new_subscription_has_a_single_segment_with_plan_cost_and_dates(api: Api) -> None:
     organization_id, made = await subscribed(api)
     assert (made["status"], made["billing_interval"], made["cancel_at"]) == ("active", "monthly", None)
     [segment] = made["segments"]
@@ -273,7 +277,7 @@ async def test_a_subscription_begins_with_one_segment(api: Api) -> None:
     assert f"organization:{organization_id}" in api.counters.pushed
 
 
-async def test_an_organization_has_one_subscription(api: Api) -> None:
+async def test_second_subscription_is_refused_until_cancellation_and_then_renews_the_first(api: Api) -> None:
     organization_id, made = await subscribed(api)
     whose = {"organization_id": organization_id, "plan_id": made["plan_id"]}
     sent = whose | {"start_date": day(0), "end_date": day(9)}
@@ -283,7 +287,9 @@ async def test_an_organization_has_one_subscription(api: Api) -> None:
     assert (again["id"], len(again["segments"])) == (made["id"], 2)
 
 
-async def test_of_many_at_once_one_begins_and_the_others_are_told(api: Api) -> None:
+async def test_concurrent_subscription_requests_of_an_organization_create_a_single_subscription(
+    api: Api,
+) -> None:
     organization = await api.make("organizations", name="Acme")
     sent = {
         "organization_id": organization["id"], "plan_id": (await plan(api, "Starter"))["id"],
@@ -293,7 +299,7 @@ async def test_of_many_at_once_one_begins_and_the_others_are_told(api: Api) -> N
     assert sorted(answer.status for answer in answers) == [201, *[409] * 7]
 
 
-async def test_an_upgrade_now_splits_the_segment_today(api: Api) -> None:
+async def test_immediate_subscription_upgrade_starts_a_new_segment_today(api: Api) -> None:
     _, made = await subscribed(api)
     pro = await plan(api, "Pro", "99.00")
     changed = await api.post(
@@ -309,7 +315,7 @@ async def test_an_upgrade_now_splits_the_segment_today(api: Api) -> None:
     assert again.status == 409
 
 
-async def test_a_downgrade_waits_for_the_period_end(api: Api) -> None:
+async def test_subscription_downgrade_takes_effect_at_the_end_of_the_billing_period(api: Api) -> None:
     _, made = await subscribed(api)
     small = await plan(api, "Small", "9.00")
     where = f"organization-subscriptions/{made['id']}"
@@ -322,7 +328,9 @@ async def test_a_downgrade_waits_for_the_period_end(api: Api) -> None:
     assert (await api.delete(f"subscription-plans/{small['id']}")).status == 409
 
 
-async def test_cancelling_and_taking_it_back(api: Api) -> None:
+async def test_subscription_cancelled_at_period_end_may_be_extended_but_not_after_cancellation_now(
+    api: Api,
+) -> None:
     _, made = await subscribed(api)
     where = f"organization-subscriptions/{made['id']}"
     ending = await api.post(f"{where}/cancel")
@@ -337,7 +345,7 @@ async def test_cancelling_and_taking_it_back(api: Api) -> None:
     assert (await api.post(f"{where}/change", {"plan_id": made["plan_id"]})).status == 409
 
 
-async def test_tenants_without_a_plan_get_the_subscriptions(api: Api) -> None:
+async def test_tenant_without_a_plan_gets_the_token_plan_of_the_subscription(api: Api) -> None:
     organization_id, made = await subscribed(api)
     own = await api.make("token-plans", name="Own", total_amount=5)
     follows = await api.make("tenants", name="follows", organization_id=organization_id)
@@ -364,7 +372,7 @@ async def test_tenants_without_a_plan_get_the_subscriptions(api: Api) -> None:
     assert (await api.get(f"tenant-quotas/{keeps['id']}")).json["plan_id"] is None
 
 
-async def test_a_tenant_made_while_the_plan_changes_gets_the_new_one(api: Api) -> None:
+async def test_tenant_created_during_a_subscription_change_gets_the_new_token_plan(api: Api) -> None:
     organization_id, made = await subscribed(api)
     pro = await plan(api, "Pro", "99.00", tokens=10_000_000)
     with connected(api.url) as making:
@@ -380,7 +388,9 @@ async def test_a_tenant_made_while_the_plan_changes_gets_the_new_one(api: Api) -
     assert (await api.get(f"tenant-quotas/{tenant_id}")).json["plan_id"] == pro["token_plan_id"]
 
 
-async def test_a_plan_that_gets_another_token_plan_moves_its_tenants(api: Api) -> None:
+async def test_new_token_plan_of_a_subscription_plan_changes_the_quota_of_subscribed_tenants(
+    api: Api,
+) -> None:
     organization_id, made = await subscribed(api)
     tenant = await api.make("tenants", name="web", organization_id=organization_id)
     more = await api.make("token-plans", name="More", total_amount=7)
@@ -391,7 +401,9 @@ async def test_a_plan_that_gets_another_token_plan_moves_its_tenants(api: Api) -
     assert api.counters.pushed[pushed:] == [f"organization:{organization_id}"]
 
 
-async def test_one_cancelled_before_it_began_stands_in_nobodys_way(api: Api) -> None:
+async def test_subscription_cancelled_before_the_start_lets_the_plan_and_organization_be_deleted(
+    api: Api,
+) -> None:
     organization_id, made = await subscribed(api, start_date=day(10))
     where = f"organization-subscriptions/{made['id']}"
     assert (await api.post(f"{where}/cancel", {"when": "now"})).json["status"] == "over"
@@ -402,7 +414,7 @@ async def test_one_cancelled_before_it_began_stands_in_nobodys_way(api: Api) -> 
     assert (await api.delete(f"organizations/{organization_id}")).status == 204
 
 
-async def test_terms_and_prices_change_from_a_day_on_and_refusals_name_the_field(api: Api) -> None:
+async def test_subscription_terms_and_plan_prices_can_change_from_a_given_day(api: Api) -> None:
     _, made = await subscribed(api)
     terms, price = (
         f"organization-subscriptions/{made['id']}/terms",

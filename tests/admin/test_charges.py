@@ -23,7 +23,9 @@ async def charged(api: Api) -> tuple[dict[str, int], dict[str, Any]]:
     return ids, (await api.post(f"invoices/{made['id']}/finalize")).json
 
 
-async def test_an_invoice_is_what_its_charges_come_to(api: Api) -> None:
+async def test_charge_shows_quantity_price_amount_and_the_invoice_line_that_bills_the_charge(
+    api: Api,
+) -> None:
     ids, made = await charged(api)
     found = (await api.get(f"charges?organization_id={ids['organization']}")).json["items"]
     assert [(each["kind"], each["quantity"], each["unit_price"], each["amount"]) for each in found] == [
@@ -36,7 +38,7 @@ async def test_an_invoice_is_what_its_charges_come_to(api: Api) -> None:
     assert (await api.get(f"charges/{first['id']}")).json == first
 
 
-async def test_they_are_narrowed_and_come_in_pages(api: Api) -> None:
+async def test_charges_can_be_filtered_and_are_listed_page_by_page(api: Api) -> None:
     ids, made = await charged(api)
     await api.post(f"invoices/{made['id']}/void")
     here = f"charges?organization_id={ids['organization']}"
@@ -55,7 +57,9 @@ async def test_they_are_narrowed_and_come_in_pages(api: Api) -> None:
     assert (wrong.status, wrong.json["errors"][0]["field"]) == (422, "kind")
 
 
-async def test_what_is_unbilled_is_told_to_readers_and_nobody_writes(api: Api) -> None:
+async def test_readonly_token_sees_the_sum_of_unbilled_charges_and_charges_cannot_be_written(
+    api: Api,
+) -> None:
     ids = await acme(api)
     reader = api.acting_as(READONLY)
     where = f"organizations/{ids['organization']}/unbilled"
@@ -73,14 +77,14 @@ async def test_what_is_unbilled_is_told_to_readers_and_nobody_writes(api: Api) -
     assert (await api.delete("charges/1")).status == 405
 
 
-async def test_a_currency_stays_while_charges_are_open(api: Api) -> None:
+async def test_currency_of_an_organization_cannot_change_while_charges_are_unbilled(api: Api) -> None:
     ids, made = await charged(api)
     await api.post(f"invoices/{made['id']}/void")
     refused = await api.patch(f"organizations/{ids['organization']}", {"currency": "JPY"})
     assert (refused.status, "charges" in refused.json["detail"]) == (409, True)
 
 
-async def test_a_month_within_a_year_that_was_invoiced_may_be_invoiced_and_none_crosses(
+async def test_month_within_an_invoiced_year_may_be_invoiced_but_an_overlapping_period_may_not(
     api: Api,
 ) -> None:
     ids = await acme(api)
@@ -136,7 +140,7 @@ async def rejected(api: Api, body: dict[str, Any]) -> tuple[str, str]:
     return why["field"], why["message"]
 
 
-async def test_credits_for_more_than_can_be_billed_are_refused(api: Api) -> None:
+async def test_credit_purchase_beyond_the_maximum_amount_of_an_invoice_is_refused(api: Api) -> None:
     made = await api.make("organizations", name="Acme")
     body = {
         "organization_id": made["id"], "credits_added": 10**15, "unit_cost": HUGE, "invoicing": "prepaid",
@@ -148,7 +152,9 @@ async def test_credits_for_more_than_can_be_billed_are_refused(api: Api) -> None
     assert (await api.post("credit-additions", {**body, "credits_added": most})).status in {201, 202}
 
 
-async def test_every_sibling_names_its_field(api: Api) -> None:
+async def test_every_amount_beyond_the_maximum_amount_of_an_invoice_is_refused_with_the_field_named(
+    api: Api,
+) -> None:
     ids = await acme(api)
     here, tenant = f"organizations/{ids['organization']}", f"tenants/{ids['tenant']}"
     top_up = {"threshold": 1, "credits": 10**15, "unit_cost": HUGE}
@@ -191,7 +197,7 @@ async def test_every_sibling_names_its_field(api: Api) -> None:
     )
 
 
-async def test_prices_from_before_their_bound_are_shown(api: Api) -> None:
+async def test_overage_price_stored_before_the_maximum_was_lowered_is_still_shown(api: Api) -> None:
     plan = await api.make(
         "token-plans", name="Dear", total_amount=5, overage_policy="bill", overage_unit_price="1"
     )
@@ -201,7 +207,7 @@ async def test_prices_from_before_their_bound_are_shown(api: Api) -> None:
     assert (shown.status, shown.json["overage_unit_price"]) == (200, "5000.00")
 
 
-async def test_an_invoice_leaves_what_none_can_bear_and_says_so(api: Api) -> None:
+async def test_invoice_leaves_out_charges_above_the_maximum_total_and_states_the_omission(api: Api) -> None:
     ids = await acme(api)
     rows = [
         (10**15, 10**8, "impossible"),
@@ -241,7 +247,7 @@ PLAN = {"name": "Starter", "monthly_cost": "29.00", "annual_cost": "290.00", "fe
 TERM = {"start_date": "2026-04-01", "end_date": "2027-04-01"}
 
 
-async def test_a_plan_is_in_its_own_currency(api: Api) -> None:
+async def test_subscription_plan_in_another_currency_than_the_organization_is_refused(api: Api) -> None:
     plan = await api.make("subscription-plans", **PLAN)
     assert plan["currency"] == "USD"
     yen = await api.make("subscription-plans", **PLAN | {"name": "Yen"}, currency="JPY")
@@ -263,7 +269,7 @@ async def test_a_plan_is_in_its_own_currency(api: Api) -> None:
 TIERS = [{"up_to": None, "unit_price": "29"}]
 
 
-async def test_units_are_in_the_currency_of_their_price(api: Api) -> None:
+async def test_unit_price_in_another_currency_than_the_organization_is_refused(api: Api) -> None:
     [pay] = (await api.get("business-models?name=Pay-Per-Use")).json["items"]
     service = {
         "name": "Maps", "key": "maps-in-yen", "credits": 0, "service_type": "Pay-As-You-Go",
@@ -295,7 +301,9 @@ async def test_units_are_in_the_currency_of_their_price(api: Api) -> None:
     assert (refused.status, refused.json["errors"][0]["field"]) == (422, "service_id")
 
 
-async def test_a_price_without_a_currency_is_in_what_is_paid(api: Api) -> None:
+async def test_service_price_without_a_currency_is_accepted_for_organizations_of_any_currency(
+    api: Api,
+) -> None:
     [pay] = (await api.get("business-models?name=Pay-Per-Use")).json["items"]
     made = await api.make(
         "services", name="Maps", key="maps-in-any", credits=0, service_type="Pay-As-You-Go",
@@ -312,7 +320,7 @@ async def test_a_price_without_a_currency_is_in_what_is_paid(api: Api) -> None:
     assert (refused.status, "costs JPY" in refused.json["detail"]) == (409, True)
 
 
-async def test_tokens_beyond_a_plan_are_in_its_currency(api: Api) -> None:
+async def test_overage_price_of_a_plan_in_another_currency_than_the_organization_is_refused(api: Api) -> None:
     bills = {
         "name": "Yen", "total_amount": 1_000, "overage_policy": "bill", "overage_unit_price": "0.1",
         "currency": "JPY",
@@ -346,7 +354,7 @@ async def test_tokens_beyond_a_plan_are_in_its_currency(api: Api) -> None:
     )  # fmt: skip
 
 
-async def test_no_event_is_charged_in_another_currency(api: Api) -> None:
+async def test_usage_event_for_a_service_priced_in_another_currency_is_refused(api: Api) -> None:
     [pay] = (await api.get("business-models?name=Pay-Per-Use")).json["items"]
     await api.make(
         "services", name="Maps", key="maps-by-event", credits=0, service_type="Pay-As-You-Go",
@@ -382,14 +390,14 @@ def taxes(made: dict[str, Any]) -> list[tuple[str, str]]:
     return [(line["description"], line["amount"]) for line in made["lines"] if line["kind"] == "tax"]
 
 
-async def test_use_is_taxed_with_what_was_in_force_on_its_day(api: Api) -> None:
+async def test_use_is_taxed_at_the_rate_in_force_on_the_day_of_use(api: Api) -> None:
     ids = await acme(api)
     await rated(api, ids["organization"], "2026-04-11", "0.30")
     await rated(api, ids["organization"], "2026-04-10", "0.16")
     assert taxes(await draft(api, ids)) == [("Tax 16 %", "9.28")]
 
 
-async def test_a_change_of_the_organizations_rate_is_a_row_from_today(api: Api) -> None:
+async def test_changing_the_tax_rate_of_an_organization_adds_a_tax_rate_row_effective_today(api: Api) -> None:
     ids = await acme(api)
     where = f"organizations/{ids['organization']}"
     assert (await api.patch(where, {"tax_rate": "0.19"})).json["tax_rate"] == "0.19"
@@ -407,7 +415,7 @@ async def test_a_change_of_the_organizations_rate_is_a_row_from_today(api: Api) 
     assert (await api.get(where)).json["tax_rate"] == "0.00"
 
 
-async def test_why_nothing_is_taxed_is_said_on_the_invoice(api: Api) -> None:
+async def test_invoice_with_a_zero_tax_rate_states_the_reason(api: Api) -> None:
     ids = await acme(api)
     await rated(
         api, ids["organization"], "2026-04-01", "0", category="reverse_charge",
@@ -419,7 +427,7 @@ async def test_why_nothing_is_taxed_is_said_on_the_invoice(api: Api) -> None:
     assert made["total_amount"] == made["subtotal"] == "58.00"
 
 
-async def test_a_credit_note_gives_back_each_tax_of_its_lines(api: Api) -> None:
+async def test_credit_note_refunds_the_tax_of_each_credited_line(api: Api) -> None:
     ids = await acme(api)
     with connected(api.url) as connection:
         connection.execute("UPDATE usage_tier SET day = '2026-04-20' WHERE unit_price = 0.04")
@@ -442,7 +450,7 @@ async def test_a_credit_note_gives_back_each_tax_of_its_lines(api: Api) -> None:
         assert left.fetchall() == [(0,), (0,)]
 
 
-async def test_rates_are_only_added_to(api: Api) -> None:
+async def test_tax_rates_cannot_be_changed_or_deleted(api: Api) -> None:
     organization = (await api.make("organizations", name="Acme"))["id"]
     made = await rated(api, organization, "2026-04-01", "0.2")
     assert (await api.patch(f"tax-rates/{made['id']}", {"rate": "0"})).status == 405

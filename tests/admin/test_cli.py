@@ -50,7 +50,9 @@ async def from_json(run: Run, *arguments: str) -> Any:
     return json.loads(result.stdout)
 
 
-async def test_a_day_of_administration(run: Run, api: Api) -> None:
+async def test_cli_creates_changes_and_deletes_an_organization_plan_tenant_and_key(
+    run: Run, api: Api
+) -> None:
     organization = await from_json(run, "org", "create", "Acme", "--currency", "EUR", "--rpm", "5")
     assert (organization["currency"], organization["limits"]) == ("EUR", {"requests_per_minute": 5})
     plan = await from_json(run, "plan", "create", "Basic", "--total", "1_000", "--reset", "daily")
@@ -83,7 +85,7 @@ async def test_a_day_of_administration(run: Run, api: Api) -> None:
         assert (await api.get(path)).status == 404
 
 
-async def test_what_is_there_is_changed_and_the_rest_stays(run: Run) -> None:
+async def test_cli_change_command_keeps_fields_that_are_not_given(run: Run) -> None:
     await from_json(run, "org", "create", "Acme", "--rpm", "5", "--spend-cap", "10")
     made = await from_json(run, "org", "change", "Acme", "--tpm", "7", "--spend-cap", "none")
     assert made["limits"] == {"requests_per_minute": 5, "tokens_per_minute": 7}
@@ -101,7 +103,7 @@ async def test_what_is_there_is_changed_and_the_rest_stays(run: Run) -> None:
     assert (await run("key", "show", where)).exit_code == 1
 
 
-async def test_people_get_tables(run: Run, api: Api) -> None:
+async def test_cli_prints_tables_by_default(run: Run, api: Api) -> None:
     plan = await api.make("token-plans", name="Basic [1]", total_amount=1234567)
     await api.make("tenants", name="web", plan_id=plan["id"])
     for arguments, expected in (
@@ -118,14 +120,14 @@ async def test_people_get_tables(run: Run, api: Api) -> None:
         assert expected in result.stdout
 
 
-async def test_a_new_key_is_shown_to_people_with_a_warning(run: Run, api: Api) -> None:
+async def test_cli_key_create_warns_that_the_api_key_is_not_shown_again(run: Run, api: Api) -> None:
     await api.make("tenants", name="web")
     result = await run("key", "create", "web", "laptop")
     assert "tk_" in result.stdout
     assert "not shown again" in result.stdout
 
 
-async def test_usage_and_ledger_show_the_movements(run: Run, api: Api) -> None:
+async def test_cli_lists_ledger_rows_oldest_first_or_newest_first(run: Run, api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     api.rows(
         "insert into token_ledger (tenant_id, transaction_type, amount, total_remaining, direction,"
@@ -143,7 +145,9 @@ async def test_usage_and_ledger_show_the_movements(run: Run, api: Api) -> None:
     assert "1,500" in (await run("usage")).stdout
 
 
-async def test_what_up_left_in_the_data_directory_is_found(run: Run, api: Api, tmp_path: Path) -> None:
+async def test_cli_reads_url_and_token_from_the_file_written_by_the_up_command(
+    run: Run, api: Api, tmp_path: Path
+) -> None:
     noted = {"admin_url": str(api.client.make_url("")), "admin_token": ADMIN}
     (tmp_path / "up.json").write_text(json.dumps(noted))
     result = await run("org", "list", TOLLKEEPER_ADMIN_URL="", TOLLKEEPER_ADMIN_TOKEN="")
@@ -179,7 +183,7 @@ async def test_what_up_left_in_the_data_directory_is_found(run: Run, api: Api, t
         (("plan", "change", "1"), {}, "Nothing to change"),
     ],
 )
-async def test_failures_say_what_to_do(
+async def test_cli_error_explains_the_remedy_and_prints_no_traceback(
     run: Run, arguments: tuple[str, ...], environ: dict[str, str], expected: str
 ) -> None:
     result = await run(*arguments, **environ)
@@ -188,7 +192,7 @@ async def test_failures_say_what_to_do(
     assert "Traceback" not in result.output
 
 
-async def test_a_table_that_does_not_fit_is_told_row_by_row(run: Run, api: Api) -> None:
+async def test_cli_table_wider_than_the_terminal_is_printed_row_by_row(run: Run, api: Api) -> None:
     await api.make("tenants", name="a name that is rather long", limits={"requests_per_minute": 60})
     terminal = {"FORCE_COLOR": "1", "TERM": "xterm"}
     wide, narrow = [
@@ -203,7 +207,7 @@ async def test_a_table_that_does_not_fit_is_told_row_by_row(run: Run, api: Api) 
     assert "a name that is rather long" in wide
 
 
-async def test_beside_an_id_stands_the_name_of_what_it_is_of(run: Run, api: Api) -> None:
+async def test_cli_table_shows_the_name_beside_each_id(run: Run, api: Api) -> None:
     plan = await api.make("token-plans", name="Basic")
     made = [await api.make("tenants", name=name, plan_id=plan["id"]) for name in ("web", "shop")]
     for tenant in made:
@@ -221,7 +225,7 @@ async def test_beside_an_id_stands_the_name_of_what_it_is_of(run: Run, api: Api)
     ]
 
 
-async def test_names_cost_one_call_a_column_and_none_for_programs(
+async def test_cli_table_fetches_names_with_a_single_request_per_column_and_json_output_fetches_none(
     run: Run, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("web", "shop", "bank"):
@@ -242,12 +246,12 @@ async def test_names_cost_one_call_a_column_and_none_for_programs(
     assert asked == ["api-keys"]
 
 
-async def test_what_is_deleted_is_said_to_programs_too(run: Run, api: Api) -> None:
+async def test_cli_delete_command_prints_the_deleted_id_as_json(run: Run, api: Api) -> None:
     tenant = await api.make("tenants", name="gone")
     assert await from_json(run, "tenant", "delete", "gone") == {"id": tenant["id"], "deleted": True}
 
 
-async def test_what_waits_for_redis_is_said(run: Run, api: Api) -> None:
+async def test_cli_warns_that_a_change_takes_effect_only_when_redis_is_back(run: Run, api: Api) -> None:
     await api.make("tenants", name="web")
     api.counters.away = True
     result = await run("tenant", "block", "web", "--json")
@@ -256,14 +260,16 @@ async def test_what_waits_for_redis_is_said(run: Run, api: Api) -> None:
     assert json.loads(result.stdout)["tenant_id"]
 
 
-async def test_a_damaged_note_is_named(run: Run, tmp_path: Path) -> None:
+async def test_cli_error_names_the_damaged_up_json_file(run: Run, tmp_path: Path) -> None:
     (tmp_path / "up.json").write_text("{")
     result = await run("org", "list", TOLLKEEPER_ADMIN_URL="")
     assert result.exit_code == 1
     assert "up.json" in result.stderr
 
 
-async def test_usage_by_what_is_asked_shows_names_and_costs(run: Run, admin_database: str) -> None:
+async def test_cli_usage_report_grouped_by_fields_shows_names_and_costs(
+    run: Run, admin_database: str
+) -> None:
     [account] = settle_in(admin_database, 10**9)
     account.reset()
     account.at_ms = int(datetime(2026, 11, 3, 4, tzinfo=UTC).timestamp() * 1000)

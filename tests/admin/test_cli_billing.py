@@ -37,7 +37,7 @@ async def set_up(api: Api) -> None:
     )  # fmt: skip
 
 
-async def test_a_plans_weights(run: Run) -> None:
+async def test_cli_plan_commands_set_change_and_clear_token_weights(run: Run) -> None:
     made = await from_json(
         run, "plan", "create", "Cached", "--weights", "cache_read=0.10", "--weights", "output=4"
     )
@@ -50,7 +50,7 @@ async def test_a_plans_weights(run: Run) -> None:
     assert (refused.exit_code, "weights.cached" in refused.stderr) == (1, True)
 
 
-async def test_a_service_is_changed(run: Run, api: Api) -> None:
+async def test_cli_service_change_command_sets_and_clears_fields(run: Run, api: Api) -> None:
     await set_up(api)
     before = await from_json(run, "service", "show", "rerank")
     flat = {"tiers": [{"up_to": None, "unit_price": "0.01"}]}
@@ -71,7 +71,7 @@ async def test_a_service_is_changed(run: Run, api: Api) -> None:
     assert "Pay-Per-Use" in (await run("business-model", "list")).stdout
 
 
-async def test_credits(run: Run, api: Api) -> None:
+async def test_credits_commands_add_correct_and_list_credits(run: Run, api: Api) -> None:
     await set_up(api)
     paid = await from_json(run, "credits", "add", "Acme", "8000", "--unit-cost", "0.01")
     assert (paid["credits_added"], paid["unit_cost"]) == (8_000, "0.01")
@@ -89,7 +89,9 @@ async def test_credits(run: Run, api: Api) -> None:
     assert (await run("credits", "add", "Acme", "0")).exit_code != 0
 
 
-async def test_a_subscription(run: Run, api: Api) -> None:
+async def test_cli_subscription_commands_create_change_cancel_and_extend_a_subscription(
+    run: Run, api: Api
+) -> None:
     await set_up(api)
     assert (await run("subscription", "show", "Acme")).exit_code == 1
     made = await from_json(
@@ -106,7 +108,9 @@ async def test_a_subscription(run: Run, api: Api) -> None:
     assert "active" in (await run("subscription", "list")).stdout
 
 
-async def test_an_invoice_from_draft_to_document(run: Run, api: Api, tmp_path: Path) -> None:
+async def test_cli_invoice_commands_draft_finalize_export_credit_and_void_an_invoice(
+    run: Run, api: Api, tmp_path: Path
+) -> None:
     await set_up(api)
     await from_json(run, "credits", "add", "Acme", "8000", "--unit-cost", "0.01")
     api.rows("""update credit_addition set "timestamp" = '2026-04-05T00:00:00Z'""")
@@ -142,7 +146,9 @@ async def test_an_invoice_from_draft_to_document(run: Run, api: Api, tmp_path: P
     assert (await run("invoice", "create", "Acme", "--month", "2026-13")).exit_code == 1
 
 
-async def test_a_month_for_everybody_goes_on_where_it_was(run: Run, api: Api) -> None:
+async def test_cli_invoice_run_for_a_month_resumes_after_a_failure_without_double_invoices(
+    run: Run, api: Api
+) -> None:
     await set_up(api)
     for name in ("Acme", "Bolt", "Cog"):
         if name != "Acme":
@@ -165,7 +171,7 @@ async def test_a_month_for_everybody_goes_on_where_it_was(run: Run, api: Api) ->
     assert [invoice["number"] for invoice in again["items"]] == numbers
 
 
-async def test_reconciling_from_the_command_line(run: Run, api: Api) -> None:
+async def test_cli_reconcile_reports_token_drift_and_exits_1_on_a_contradiction(run: Run, api: Api) -> None:
     found = await run("reconcile")
     assert found.exit_code == 0, found.output
     assert "drift_tokens" in found.stdout
@@ -181,7 +187,7 @@ async def test_reconciling_from_the_command_line(run: Run, api: Api) -> None:
 UNTIL = "2999-01-31T00:00:00Z"
 
 
-async def test_amounts_are_read_in_the_unit_of_their_budget(run: Run) -> None:
+async def test_cli_budget_commands_read_amounts_in_the_unit_of_the_budget(run: Run) -> None:
     await from_json(run, "org", "create", "acme")
     money = await from_json(run, "budget", "create", "acme", "all", "money", "1,250.50", "month")
     assert (money["amount"], money["interval"]) == ("1250.50", "month")
@@ -199,7 +205,7 @@ async def test_amounts_are_read_in_the_unit_of_their_budget(run: Run) -> None:
     assert (changed["amount"], changed["raised_to"], changed["thresholds"]) == (7_000_000, None, [])
 
 
-async def test_what_is_no_amount_is_said_by_its_option(run: Run) -> None:
+async def test_cli_refuses_an_invalid_budget_amount_and_names_the_option(run: Run) -> None:
     await from_json(run, "org", "create", "acme")
     for unit, amount in (("money", "a lot"), ("tokens", "1.5")):
         said = await run("budget", "create", "acme", "all", unit, "--amount", amount, "--interval", "day")
@@ -208,7 +214,7 @@ async def test_what_is_no_amount_is_said_by_its_option(run: Run) -> None:
     assert (said.exit_code, "--thresholds" in said.stderr) == (1, True), said.stderr
 
 
-async def test_everybodys_use_is_a_table(run: Run, api: Api) -> None:
+async def test_cli_budget_accounts_command_prints_the_use_of_each_user_as_a_table(run: Run, api: Api) -> None:
     await from_json(run, "org", "create", "acme")
     made = await from_json(run, "budget", "create", "acme", "team", "tokens", "5M", "day", "--each", "user")
     start = bounds("day", "UTC", 1, now_ms())[0]
@@ -237,7 +243,7 @@ async def test_everybodys_use_is_a_table(run: Run, api: Api) -> None:
     assert [each["who"] for each in some["items"]] == ["user 0", "user 1"]
 
 
-def test_whose_amounts_there_may_be_is_said() -> None:
+def test_cli_help_lists_user_key_project_and_session_as_values_of_the_each_option() -> None:
     budgets = RESOURCES["budgets"]
     assert budgets.create is not None
     [each] = (field for field in fields_of(budgets, budgets.create) if field.name == "each")
@@ -248,7 +254,7 @@ def test_whose_amounts_there_may_be_is_said() -> None:
 # The commands about prices: one set, one asked for, and the bundled list compared and taken over.
 
 
-async def test_a_price_is_set_and_asked_for(run: Run) -> None:
+async def test_cli_price_commands_create_list_and_quote_a_price(run: Run) -> None:
     made = await from_json(
         run, "price", "create", "cli-x", "USD", "--input", "2.50", "--output", "10", "--from",
         "2026-01-01T00:00:00Z", "--tools", "web_search=10", "--service-tiers", "batch=0.5",
@@ -271,7 +277,7 @@ async def test_a_price_is_set_and_asked_for(run: Run) -> None:
     assert (await run("price", "quote", "cli-unknown")).exit_code == 1
 
 
-async def test_a_price_is_in_force_from_now_on_where_nothing_is_said(run: Run) -> None:
+async def test_cli_price_created_without_a_start_time_is_in_force_from_now(run: Run) -> None:
     await from_json(run, "price", "create", "cli-now", "USD", "--input", "3")
     quote = await from_json(run, "price", "quote", "cli-now", "--input", "1000000")
     assert quote["cost"] == "3"
@@ -283,7 +289,9 @@ async def differences(run: Run, *more: str) -> list[dict[str, Any]]:
     return items
 
 
-async def test_the_bundled_list_is_compared_and_taken_over(run: Run, api: Api) -> None:
+async def test_cli_prices_diff_compares_stored_prices_with_the_bundled_list_and_applies_changes(
+    run: Run, api: Api
+) -> None:
     since = ("--from", "2026-01-01T00:00:00Z")
     first = await differences(run, *since)
     assert {each["change"] for each in first} == {"new"}
@@ -306,13 +314,15 @@ async def test_the_bundled_list_is_compared_and_taken_over(run: Run, api: Api) -
     assert [each["change"] for each in await differences(run)] == ["gone"]
 
 
-async def test_what_prices_cannot_say_is_told(run: Run) -> None:
+async def test_cli_prices_diff_lists_prices_that_cannot_be_taken_from_the_bundled_price_list(
+    run: Run,
+) -> None:
     found = await from_json(run, "prices", "diff", "--left-out")
     assert any("hours of the day" in line for line in found["left_out"])
     assert "input_text_messages_kcount" in (await run("prices", "diff", "--left-out")).stdout
 
 
-async def test_a_time_that_is_none_is_refused(run: Run) -> None:
+async def test_cli_prices_diff_refuses_an_invalid_start_time(run: Run) -> None:
     for since in ("soon", "2026-01-01T00:00:00"):
         said = await run("prices", "diff", "--from", since)
         assert (said.exit_code, "--from must" in said.stderr) == (1, True)
@@ -333,7 +343,7 @@ async def torn(api: Api) -> tuple[Account, LedgerWriter]:
     return account, writer
 
 
-async def test_a_letter_is_listed_and_driven_again(run: Run, api: Api) -> None:
+async def test_cli_deadletter_commands_list_show_and_redrive_a_dead_letter(run: Run, api: Api) -> None:
     _, writer = await torn(api)
     writer.close()
     [letter] = (await from_json(run, "deadletter", "list"))["items"]

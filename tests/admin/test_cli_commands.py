@@ -44,7 +44,7 @@ SECTIONS: dict[str, Any] = {
 }
 
 
-def test_a_section_that_is_asked_for_alone_has_all_its_commands() -> None:
+def test_cli_loads_a_single_command_group_with_all_commands_of_that_group() -> None:
     for name, whole in SECTIONS.items():
         alone = typer.Typer()
         if mount_section(alone, name):
@@ -85,7 +85,7 @@ def options_of(command: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("name", RESOURCES)
-def test_what_the_api_can_do_the_command_line_can(name: str) -> None:
+def test_cli_has_a_command_or_option_for_every_action_field_and_filter_of_the_api(name: str) -> None:
     resource, commands = RESOURCES[name], SECTIONS[section_of(name)]
     wanted = {"list", "show", *(action.name for action in resource.actions)}
     wanted |= {"create"} if resource.create else set()
@@ -131,13 +131,13 @@ def _words_of(operation: str) -> tuple[str, ...]:
     return section_of(name), "show" if verb == "get" else verb
 
 
-def test_each_command_says_what_it_takes() -> None:
+def test_cli_prints_usage_for_help_of_each_command() -> None:
     for words in ((name, verb) for name, each in SECTIONS.items() for verb in each):
         said = CliRunner().invoke(COMMAND, [*words, "--help"], env={"COLUMNS": "200"})
         assert (said.exit_code, "Usage" in said.output) == (0, True), said.output
 
 
-async def test_what_must_be_given_is_named(run: Run) -> None:
+async def test_cli_create_command_names_every_missing_required_option(run: Run) -> None:
     for name, resource in RESOURCES.items():
         if resource.create is None or name == "invoices":
             continue
@@ -148,7 +148,7 @@ async def test_what_must_be_given_is_named(run: Run) -> None:
         assert (said.exit_code, missing) == (1, []), name
 
 
-def test_each_command_says_what_it_is_for() -> None:
+def test_cli_has_a_short_description_for_each_command() -> None:
     groups = COMMAND.commands
     named = groups | {
         f"{name} {one}": command for name, group in SECTIONS.items() for one, command in group.items()
@@ -156,7 +156,7 @@ def test_each_command_says_what_it_is_for() -> None:
     assert [name for name, command in named.items() if not command.get_short_help_str()] == []
 
 
-def test_second_places_are_places_of_commands_there_are() -> None:
+def test_cli_command_aliases_refer_to_existing_commands() -> None:
     assert {(alias.section, alias.verb) for alias in ALIASES} <= {
         (name, verb) for name, each in SECTIONS.items() for verb in each
     }
@@ -169,14 +169,14 @@ def test_second_places_are_places_of_commands_there_are() -> None:
         ("-3", -3),
     ],
 )  # fmt: skip
-def test_numbers_are_read_as_people_write_them(text: str, read: int) -> None:
+def test_cli_accepts_whole_numbers_with_separators_and_suffixes(text: str, read: int) -> None:
     assert number(text) == read
 
 
 @pytest.mark.parametrize(
     "text", ["", "M", "5.5M", "5 M", "٥", "5MM", "1e6", "--5", "1,50", "1,2345", ",100", "1.000", "9" * 31]
 )
-def test_what_is_no_number_is_refused(text: str) -> None:
+def test_cli_refuses_text_that_is_not_a_whole_number(text: str) -> None:
     with pytest.raises(ValueError, match="whole number"):
         number(text)
     assert form_fields.amount("tokens", text) == text
@@ -190,7 +190,7 @@ def test_what_is_no_number_is_refused(text: str) -> None:
         ("1e3", "1e3"), ("٣", "٣"),
     ],
 )  # fmt: skip
-def test_money_is_read_only_where_it_is_sure(text: str, sent: str) -> None:
+def test_cli_rewrites_a_money_amount_only_if_the_meaning_is_unambiguous(text: str, sent: str) -> None:
     assert form_fields.amount("money", text) == sent
 
 
@@ -201,7 +201,7 @@ def test_money_is_read_only_where_it_is_sure(text: str, sent: str) -> None:
         (["up", "--help"], {"asyncio", "gateway.admin", "gateway.local", "persistence"}),
     ],
 )
-def test_a_command_loads_what_it_needs(words: list[str], spared: set[str]) -> None:
+def test_cli_help_loads_no_heavy_modules(words: list[str], spared: set[str]) -> None:
     asked = "import sys; from gateway.cli.main import run\ntry: run(sys.argv[1:])\nexcept SystemExit: pass\n"
     asked += "print(*sys.modules, file=sys.stderr)"
     ran = subprocess.run(
@@ -221,7 +221,7 @@ def test_a_command_loads_what_it_needs(words: list[str], spared: set[str]) -> No
         ["export"],
     ],
 )
-def test_a_command_asks_the_network_before_it_loads_much(words: list[str]) -> None:
+def test_cli_sends_the_request_before_loading_heavy_modules(words: list[str]) -> None:
     """A module costs a command half a millisecond of CPU, and a model of pydantic more."""
     asked = "import sys; from gateway.cli.main import run; from gateway.cli.admin.client import AdminClient\n"
     asked += "AdminClient._send = lambda *_: sys.exit(print(*sys.modules))\nrun(sys.argv[1:])"
@@ -236,7 +236,7 @@ def test_a_command_asks_the_network_before_it_loads_much(words: list[str]) -> No
     assert len(loaded) < MODULES_MAX
 
 
-def test_up_reads_its_options_without_models() -> None:
+def test_cli_up_command_reads_options_without_loading_pydantic() -> None:
     asked = "import sys, gateway.run.supervisor as one; from gateway.cli.main import run\n"
     asked += "one.up = lambda *_, **its: print(its['data_dir'], its['json'], 'pydantic' in sys.modules)\n"
     asked += "run(['up', '--data-dir', '/there', '--json', '--gateway-port', '0', '--no-demo'])"
@@ -246,7 +246,7 @@ def test_up_reads_its_options_without_models() -> None:
     assert ran.stdout == "/there True False\n"
 
 
-async def test_every_id_may_be_a_name(run: Run, api: Api) -> None:
+async def test_cli_accepts_names_in_place_of_ids(run: Run, api: Api) -> None:
     made = await from_json(run, "org", "create", "Acme", "--credit-limit", "5k")
     assert made["credit_limit"] == 5_000
     await from_json(run, "tenant", "create", "web", "--organization", "Acme")
@@ -286,13 +286,17 @@ async def test_every_id_may_be_a_name(run: Run, api: Api) -> None:
         (("key", "create", "nobody", "laptop"), "no tenant named 'nobody'"),
     ],
 )
-async def test_what_is_wrong_is_said_by_option(run: Run, words: tuple[str, ...], expected: str) -> None:
+async def test_cli_error_names_the_wrong_option_or_value(
+    run: Run, words: tuple[str, ...], expected: str
+) -> None:
     said = await run(*words)
     assert said.exit_code != 0
     assert expected in said.stderr
 
 
-async def test_reports_are_shown_by_their_own_names(run: Run, api: Api) -> None:
+async def test_cli_activity_and_reconciliation_commands_show_the_reports_of_the_api(
+    run: Run, api: Api
+) -> None:
     tenant = await api.make("tenants", name="web")
     api.counters.busy = [((tenant["id"], "requests"), 7), ((tenant["id"], "rate_limited"), 2)]
     busy = await from_json(run, "activity", "show", "--window", "30", "--limit", "1")
@@ -306,7 +310,7 @@ async def test_reports_are_shown_by_their_own_names(run: Run, api: Api) -> None:
     assert "drift_tokens" in (await run("reconciliation", "show")).stdout
 
 
-async def test_activity_tells_staff_alone_how_long_the_oldest_use_waits(api: Api) -> None:
+async def test_activity_report_shows_the_age_of_the_oldest_unstored_use_to_staff_only(api: Api) -> None:
     owner = await api.make("organizations", name="one")
     token = await api.make("admin-tokens", name="t", role="readonly", organization_id=owner["id"])
     assert (await api.get("activity")).json["waiting_s"] is None
@@ -315,7 +319,7 @@ async def test_activity_tells_staff_alone_how_long_the_oldest_use_waits(api: Api
     assert (await api.acting_as(token["token"]).get("activity")).json["waiting_s"] is None
 
 
-async def test_names_are_completed(run: Run, api: Api) -> None:
+async def test_cli_shell_completion_completes_organization_names(run: Run, api: Api) -> None:
     await from_json(run, "org", "create", "Acme")
     await from_json(run, "org", "create", "Bolt")
     asked = {
@@ -348,7 +352,7 @@ MOMENT = "2026-11-20T13:31:29.859000Z"
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
-def test_nothing_is_cut_off_and_no_line_is_too_wide(
+def test_cli_row_wraps_at_the_terminal_width_without_losing_text(
     columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -359,7 +363,7 @@ def test_nothing_is_cut_off_and_no_line_is_too_wide(
     assert "".join(pieces) == "x" * 120 + MOMENT
 
 
-def test_a_pipe_is_as_wide_as_columns_says_and_wide_otherwise(
+def test_cli_table_in_a_pipe_is_wide_unless_the_columns_variable_sets_a_width(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = [{"name": "a" * 30, "description": "b" * 60}]
@@ -371,7 +375,9 @@ def test_a_pipe_is_as_wide_as_columns_says_and_wide_otherwise(
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 50
 
 
-def test_other_character_sets_get_what_they_can_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cli_escapes_or_replaces_characters_that_the_output_encoding_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     raw = BytesIO()
     out = TextIOWrapper(raw, encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
@@ -383,7 +389,7 @@ def test_other_character_sets_get_what_they_can_show(monkeypatch: pytest.MonkeyP
     assert "Gr??e" in written
 
 
-def test_what_nobody_sees_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cli_escapes_invisible_characters_in_all_output(capsys: pytest.CaptureFixture[str]) -> None:
     name = "a\u202eb\u200b\x1b[31m\x9b2J"
     rows([{"name": name}], ("name",), as_json=False)
     row({"name": name}, as_json=False)
@@ -399,7 +405,7 @@ def test_what_nobody_sees_is_escaped(capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(said.out.splitlines()[-1]) == {"name": name}
 
 
-def test_a_full_disk_is_one_line() -> None:
+def test_cli_prints_an_error_and_no_traceback_when_the_disk_is_full() -> None:
     with open("/dev/full", "w") as full:
         ended = subprocess.run(
             [sys.executable, "-m", "gateway", "--version"],
@@ -414,14 +420,16 @@ def test_a_full_disk_is_one_line() -> None:
 # Long runs say how far they are: a bar on a terminal, a line a step where nobody looks.
 
 
-def test_where_nobody_looks_each_step_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cli_prints_a_line_for_each_step_of_progress_without_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with steps(2, "Invoices") as step:
         step("Acme [b]: draft 1")
         step("Beta: nothing to bill")
     assert capsys.readouterr().err.splitlines() == ["1/2 Acme [b]: draft 1", "2/2 Beta: nothing to bill"]
 
 
-def test_on_a_terminal_there_is_a_bar_below_the_steps(
+def test_cli_shows_a_progress_bar_below_the_finished_steps_on_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -435,7 +443,7 @@ def test_on_a_terminal_there_is_a_bar_below_the_steps(
     assert "Invoices" in said
 
 
-def test_what_takes_long_is_named_on_a_terminal_alone(
+def test_cli_prints_a_please_wait_message_only_on_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with waiting("Comparing every account"):
@@ -461,7 +469,7 @@ async def busy(api: Api) -> None:
     ]
 
 
-async def test_one_look_is_json_for_programs(run: Run, api: Api) -> None:
+async def test_cli_top_with_once_and_json_prints_request_token_and_refusal_rates(run: Run, api: Api) -> None:
     await busy(api)
     result = await run("top", "--once", "--json", "--window", "60")
     look = json.loads(result.stdout)
@@ -470,7 +478,7 @@ async def test_one_look_is_json_for_programs(run: Run, api: Api) -> None:
     assert look["latency_s"] == {"p50": None, "p99": None, "added_p99": None}
 
 
-async def test_one_look_is_a_table_for_people_and_pipes(run: Run, api: Api) -> None:
+async def test_cli_top_prints_a_table_when_piped(run: Run, api: Api) -> None:
     await busy(api)
     result = await run("top")
     assert result.exit_code == 0
@@ -478,7 +486,7 @@ async def test_one_look_is_a_table_for_people_and_pipes(run: Run, api: Api) -> N
     assert "rate_limited 30" in result.stdout
 
 
-async def test_without_anybody_it_says_so_in_numbers(run: Run, api: Api) -> None:
+async def test_cli_top_prints_zero_rates_without_traffic(run: Run, api: Api) -> None:
     result = await run("top", "--once")
     assert result.exit_code == 0
     assert "requests/s 0" in result.stdout
@@ -532,7 +540,7 @@ class Terminal:
 
 
 @pytest.mark.parametrize("columns", [120, 60])
-async def test_it_is_live_until_q_and_leaves_the_terminal_as_it_was(api: Api, columns: int) -> None:
+async def test_cli_top_refreshes_until_q_is_pressed_and_restores_the_terminal(api: Api, columns: int) -> None:
     await busy(api)
     terminal = Terminal(api, columns)
     try:

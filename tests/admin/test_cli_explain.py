@@ -58,7 +58,7 @@ def step(found: Any, name: str) -> dict[str, Any]:
     return dict(one)
 
 
-async def test_a_cost_is_told_line_by_line(run: Run, ids: dict[str, Any]) -> None:
+async def test_cli_explain_shows_the_cost_of_a_call_line_by_line(run: Run, ids: dict[str, Any]) -> None:
     found = await from_json(run, "explain", ADMITTED)
     assert "organization Acme" in step(found, "caller")["says"]
     assert "key laptop" in step(found, "caller")["says"]
@@ -75,7 +75,9 @@ async def test_a_cost_is_told_line_by_line(run: Run, ids: dict[str, Any]) -> Non
     assert "REFUSED" not in shown
 
 
-async def test_a_refusal_is_told_at_its_step_with_what_is_left(run: Run, ids: dict[str, Any]) -> None:
+async def test_cli_explain_marks_the_step_that_refused_the_call_and_shows_the_budget_left(
+    run: Run, ids: dict[str, Any]
+) -> None:
     found = await from_json(run, "explain", REFUSED)
     assert [each["step"] for each in found["steps"] if each["refused"]] == ["budgets"]
     search, keys = step(found, "budgets")["facts"]
@@ -89,7 +91,7 @@ async def test_a_refusal_is_told_at_its_step_with_what_is_left(run: Run, ids: di
     assert [line for line in shown.splitlines() if "Budgets" in line and "REFUSED HERE" in line]
 
 
-async def test_a_limit_that_is_raised_for_one_is_told_as_such(
+async def test_cli_explain_shows_a_budget_limit_raised_for_a_single_api_key(
     run: Run, api: Api, ids: dict[str, Any]
 ) -> None:
     [key] = (await api.get("api-keys")).json["items"]
@@ -101,12 +103,16 @@ async def test_a_limit_that_is_raised_for_one_is_told_as_such(
     assert ", by a raise until 2999-01-31T00:00:00Z." in keys
 
 
-async def test_a_refusal_without_a_step_is_told_at_the_outcome(run: Run, ids: dict[str, Any]) -> None:
+async def test_cli_explain_marks_only_the_outcome_as_refused_if_no_step_refused_the_call(
+    run: Run, ids: dict[str, Any]
+) -> None:
     found = await from_json(run, "explain", RUN_SPENT)
     assert [each["step"] for each in found["steps"] if each["refused"]] == ["outcome"]
 
 
-async def test_a_call_of_others_and_no_id_are_refused(run: Run, api: Api, ids: dict[str, Any]) -> None:
+async def test_cli_explain_refuses_calls_of_another_organization_and_malformed_ids(
+    run: Run, api: Api, ids: dict[str, Any]
+) -> None:
     other = await api.make("organizations", name="Other")
     token = await api.make("admin-tokens", name="o", role="readonly", organization_id=other["id"])
     result = await run("explain", ADMITTED, TOLLKEEPER_ADMIN_TOKEN=token["token"])

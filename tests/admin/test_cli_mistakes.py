@@ -64,7 +64,9 @@ MISTAKES = {
 }
 
 
-async def test_each_mistake_has_a_way_out(run: Run, api: Api, tmp_path: Path) -> None:
+async def test_cli_answers_each_mistyped_command_with_advice_and_exit_code_1_or_2(
+    run: Run, api: Api, tmp_path: Path
+) -> None:
     owners = [await api.make("organizations", name=name) for name in ("Acme", "Bolt")]
     await api.make("token-plans", name="Open", total_amount=1000)
     await api.make("tenants", name="Search", organization_id=owners[0]["id"])

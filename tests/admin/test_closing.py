@@ -15,7 +15,9 @@ async def ids(api: Api) -> dict[str, int]:
     return {"organization": organization, "tenant": tenant}
 
 
-async def test_deletions_and_a_currency_close_the_accounts_first(api: Api, ids: dict[str, int]) -> None:
+async def test_tenant_or_organization_deletion_and_currency_change_first_settle_the_accounts(
+    api: Api, ids: dict[str, int]
+) -> None:
     where = f"organizations/{ids['organization']}"
     assert (await api.patch(where, {"name": "Other", "currency": "USD"})).status == 200
     assert api.counters.settled == []
@@ -26,7 +28,7 @@ async def test_deletions_and_a_currency_close_the_accounts_first(api: Api, ids: 
     assert api.counters.settled == [Realm(organization), Realm(organization, tenant), Realm(organization)]
 
 
-async def test_writes_that_cannot_close_the_accounts_in_time_change_nothing(
+async def test_deletion_and_currency_change_are_409_and_change_no_row_while_accounts_cannot_settle(
     api: Api, ids: dict[str, int]
 ) -> None:
     api.counters.behind = True
@@ -39,7 +41,7 @@ async def test_writes_that_cannot_close_the_accounts_in_time_change_nothing(
     assert (await api.get(tenant)).status == 200
 
 
-async def test_calls_that_have_not_ended_keep_their_tenant_organization_and_currency(
+async def test_tenant_or_organization_with_open_calls_cannot_be_deleted_or_change_currency(
     api: Api, ids: dict[str, int]
 ) -> None:
     tenant, where = Realm(ids["organization"], ids["tenant"]), f"organizations/{ids['organization']}"
@@ -56,7 +58,7 @@ async def test_calls_that_have_not_ended_keep_their_tenant_organization_and_curr
     assert (await api.delete(where)).status == 204
 
 
-async def test_a_configuration_asks_for_the_calls_of_each_tenant_that_it_deletes(
+async def test_configuration_apply_that_would_delete_a_tenant_with_open_calls_is_refused(
     api: Api, ids: dict[str, int]
 ) -> None:
     tenants = [{"name": name, "organization": "Acme"} for name in ("kept", "quiet", "busy")]
@@ -74,7 +76,9 @@ async def test_a_configuration_asks_for_the_calls_of_each_tenant_that_it_deletes
     assert (await api.get(f"tenants/{busy['id']}")).status == 200
 
 
-async def test_a_configuration_closes_the_accounts_first(api: Api, ids: dict[str, int]) -> None:
+async def test_configuration_apply_that_changes_a_currency_first_settles_the_accounts(
+    api: Api, ids: dict[str, int]
+) -> None:
     wish = {"objects": {"organizations": [{"name": "Acme", "currency": "EUR"}]}}
     planned = await api.post("configuration", wish)
     api.counters.behind = True

@@ -79,7 +79,7 @@ async def few(api: Api) -> World:
     return await two_organizations.few(api)
 
 
-async def test_of_another_organization_nothing_is_read(world: World) -> None:
+async def test_organization_token_may_not_read_rows_or_reports_of_another_organization(world: World) -> None:
     assert two_organizations.owned() <= world.bravos.keys(), "each has a row of Bravo's to look for"
     for resource in RESOURCES.values():
         seen = await world.admin.get(f"{resource.name}?limit=1000")
@@ -184,7 +184,7 @@ def told(answer: Answer) -> tuple[object, ...]:
     return answer.status, detail, errors
 
 
-async def test_of_another_organization_nothing_is_changed(world: World) -> None:
+async def test_organization_token_may_not_change_rows_of_another_organization(world: World) -> None:
     before = state(world.admin)
     for name, operation, method, path, spec in await _writes(world.admin):
         access = (RESOURCES.get(name) or REPORTS[name]).access
@@ -242,7 +242,9 @@ async def _writes(api: Api) -> list[tuple[str, str, str, str, Any]]:
     return list(found())
 
 
-async def test_what_is_made_without_an_owner_is_its_own(few: World) -> None:
+async def test_organization_token_creates_rows_that_belong_to_the_organization_of_the_token(
+    few: World,
+) -> None:
     own = few.alphas["organizations"]
     for name in ("tenants", "users", "webhooks", "admin-tokens", "budgets", "credit-additions", "tax-rates"):
         made = await few.alpha.make(name, **CREATES[name])
@@ -253,7 +255,7 @@ async def test_what_is_made_without_an_owner_is_its_own(few: World) -> None:
     assert refused.status == 422
 
 
-async def test_events_are_taken_for_its_own_tenants_alone(world: World) -> None:
+async def test_organization_token_may_send_usage_events_only_for_own_tenants(world: World) -> None:
     event = {
         "specversion": "1.0", "id": "bravo event", "source": "bravo source", "type": "use",
         "data": {"service": "sms", "units": 1},
@@ -272,7 +274,9 @@ async def test_events_are_taken_for_its_own_tenants_alone(world: World) -> None:
     assert (await world.admin.post("events", {**event, "subject": "bravo tenant"})).json["duplicates"] == 1
 
 
-async def test_no_page_of_the_console_shows_what_is_anothers(world: World) -> None:
+async def test_console_shows_no_row_of_another_organization_to_a_person_with_an_organization_token(
+    world: World,
+) -> None:
     person, everybody = Person(world.alpha.client), Person(world.alpha.client)
     await person.sign_in(str(world.alpha.token))
     await everybody.sign_in(str(world.admin.token))
@@ -299,7 +303,7 @@ async def test_no_page_of_the_console_shows_what_is_anothers(world: World) -> No
     assert shown > 20, "to who may see everything they do show it"
 
 
-async def test_an_organizations_audit_log_is_its_own_and_names_no_staff(few: World) -> None:
+async def test_audit_log_shown_to_an_organization_names_own_tokens_but_no_staff_member(few: World) -> None:
     await few.admin.patch(f"tenants/{few.alphas['tenants']}", {"name": "renamed by staff"})
     await few.alpha.patch(f"tenants/{few.alphas['tenants']}", {"name": "renamed by itself"})
     told_all = (await few.admin.get("audit-log?resource=tenants&action=change")).json["items"]
@@ -328,7 +332,7 @@ async def test_who_amended_a_price_and_why_is_not_told_to_an_organization(few: W
         assert [row["actor"] for row in rows] == [actor]
 
 
-async def test_a_token_makes_none_that_reaches_further_than_itself(few: World) -> None:
+async def test_admin_token_cannot_create_a_token_with_more_rights(few: World) -> None:
     made = await few.alpha.make("admin-tokens", name="reader", role="readonly")
     reader = few.alpha.acting_as(made["token"])
     assert (await reader.post("admin-tokens", {"name": "x", "role": "admin"})).status == 403
@@ -342,7 +346,9 @@ async def test_a_token_makes_none_that_reaches_further_than_itself(few: World) -
         assert (await few.alpha.acting_as(other["token"]).get("admin-tokens")).status == 403
 
 
-async def test_a_token_ends_with_its_organization_its_time_and_its_revocation(few: World) -> None:
+async def test_organization_token_is_refused_after_expiry_revocation_or_organization_deletion(
+    few: World,
+) -> None:
     one = f"admin-tokens/{few.token['id']}"
     assert (await few.admin.get(one)).json["last_used_at"] is None
     assert (await few.alpha.get("tenants")).status == 200
@@ -357,7 +363,7 @@ async def test_a_token_ends_with_its_organization_its_time_and_its_revocation(fe
     assert (await few.alpha.get("tenants")).status == 401
 
 
-async def test_an_organization_is_not_deleted_under_its_tokens(few: World) -> None:
+async def test_organization_with_unrevoked_admin_tokens_cannot_be_deleted(few: World) -> None:
     made = await few.admin.make("organizations", name="short lived")
     token = await few.admin.make("admin-tokens", name="t", role="readonly", organization_id=made["id"])
     refused = await few.admin.delete(f"organizations/{made['id']}")
@@ -366,7 +372,7 @@ async def test_an_organization_is_not_deleted_under_its_tokens(few: World) -> No
     assert (await few.admin.delete(f"organizations/{made['id']}")).status == 204
 
 
-async def test_keys_of_requests_are_everybodys_own(few: World) -> None:
+async def test_same_idempotency_key_used_with_two_tokens_creates_two_rows(few: World) -> None:
     body = {"name": "once"}
     first = await few.admin.post("tenants", body, key="bravo's key")
     own = await few.alpha.post("tenants", body, key="bravo's key")

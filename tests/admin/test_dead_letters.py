@@ -51,7 +51,9 @@ async def bury(api: Api, writer: LedgerWriter, account: Account, /, **poison: An
     return dict(letter)
 
 
-async def test_a_letter_is_shown_with_what_it_says(api: Api, writer: LedgerWriter) -> None:
+async def test_dead_letter_is_shown_with_the_decoded_ledger_event_and_the_raw_bytes(
+    api: Api, writer: LedgerWriter
+) -> None:
     [account] = settle_in(api.url, 1000)
     account.reset()
     event = account.consume(10)
@@ -66,7 +68,9 @@ async def test_a_letter_is_shown_with_what_it_says(api: Api, writer: LedgerWrite
     assert (await api.get("dead-letters?resolved=true")).json["items"] == []
 
 
-async def test_a_letter_that_is_put_back_is_told_to_a_billing_service(api: Api, writer: LedgerWriter) -> None:
+async def test_redriven_dead_letter_sends_the_use_to_the_billing_service_queue(
+    api: Api, writer: LedgerWriter
+) -> None:
     api.rows(
         "insert into usage_feed (service, begun_at, waiting_max)"
         " values ('lago', '2000-01-01', 1000) returning id"
@@ -81,7 +85,7 @@ async def test_a_letter_that_is_put_back_is_told_to_a_billing_service(api: Api, 
 
 
 @pytest.mark.parametrize("moved_on", [False, True])
-async def test_a_corrected_letter_takes_its_place_once(
+async def test_corrected_dead_letter_fills_the_missing_ledger_row_only_once(
     api: Api, writer: LedgerWriter, *, moved_on: bool
 ) -> None:
     [account] = settle_in(api.url, 1000)
@@ -117,7 +121,7 @@ async def test_a_corrected_letter_takes_its_place_once(
     assert audited == [("redrive", "dead-letters", "builtin:admin")]
 
 
-async def test_a_letter_put_back_moves_its_budgets_once(api: Api, writer: LedgerWriter) -> None:
+async def test_redriven_dead_letter_counts_in_budget_use_only_once(api: Api, writer: LedgerWriter) -> None:
     [account] = settle_in(api.url, 1000)
     account.reset()
     budget = budget_of(api.url, account)
@@ -134,7 +138,9 @@ async def test_a_letter_put_back_moves_its_budgets_once(api: Api, writer: Ledger
     assert api.rows(used, budget) == [(5,)]
 
 
-async def test_credits_put_back_behind_allocated_ones_are_allocated(api: Api, writer: LedgerWriter) -> None:
+async def test_credits_of_a_redriven_dead_letter_are_allocated_after_later_credits_were_allocated(
+    api: Api, writer: LedgerWriter
+) -> None:
     [account] = settle_in(api.url, 1000)
     account.reset()
     account.consume(1, credits_=7)
@@ -151,7 +157,9 @@ async def test_credits_put_back_behind_allocated_ones_are_allocated(api: Api, wr
     assert api.rows("select seq, amount from credit_allocation order by seq") == [(1, 7), (2, 2)]
 
 
-async def test_bytes_that_say_nothing_are_sent_whole(api: Api, writer: LedgerWriter) -> None:
+async def test_undecodable_dead_letter_is_redriven_only_with_replacement_bytes_for_the_whole_entry(
+    api: Api, writer: LedgerWriter
+) -> None:
     [account] = settle_in(api.url, 1000)
     account.reset()
     account.consume(10)
@@ -170,7 +178,9 @@ async def test_bytes_that_say_nothing_are_sent_whole(api: Api, writer: LedgerWri
     assert await broken(api.url) == []
 
 
-async def test_metadata_that_was_set_aside_is_stored_already(api: Api, writer: LedgerWriter) -> None:
+async def test_redriven_dead_letter_with_unreadable_metadata_creates_no_second_ledger_row(
+    api: Api, writer: LedgerWriter
+) -> None:
     [account] = settle_in(api.url, 1000)
     account.reset()
     account.consume(10, metadata=b"{broken")
@@ -181,7 +191,7 @@ async def test_metadata_that_was_set_aside_is_stored_already(api: Api, writer: L
     assert api.rows("select count(*) from token_ledger") == [(2,)]
 
 
-async def test_a_request_that_was_charged_meanwhile_is_not_charged_again(
+async def test_dead_letter_of_a_request_that_was_charged_meanwhile_cannot_be_redriven(
     api: Api, writer: LedgerWriter
 ) -> None:
     [account] = settle_in(api.url, 1000)
@@ -196,7 +206,7 @@ async def test_a_request_that_was_charged_meanwhile_is_not_charged_again(
     assert await broken(api.url) == []
 
 
-async def test_a_resolved_letter_stays_a_listed_gap_and_finishes_its_control_write(
+async def test_resolved_dead_letter_is_listed_as_a_ledger_gap_and_marks_the_recharge_as_done(
     api: Api, writer: LedgerWriter
 ) -> None:
     [account] = settle_in(api.url, 1000)
@@ -220,7 +230,9 @@ async def test_a_resolved_letter_stays_a_listed_gap_and_finishes_its_control_wri
     assert await broken(api.url) == []
 
 
-async def test_wrong_corrections_are_named(api: Api, writer: LedgerWriter) -> None:
+async def test_dead_letter_redrive_with_invalid_corrections_is_refused_with_errors(
+    api: Api, writer: LedgerWriter
+) -> None:
     [account] = settle_in(api.url, 1000)
     account.reset()
     account.consume(10)
@@ -276,7 +288,7 @@ async def counts(api: Api) -> tuple[int, int]:
     return found["dead_letters"], found["quarantine"]
 
 
-async def test_all_of_it_is_put_back_some_a_call_and_nothing_twice(api: Api) -> None:
+async def test_bulk_redrive_of_dead_letters_runs_in_batches_and_stores_each_letter_once(api: Api) -> None:
     [account], behind = await left_behind(api)
     assert await counts(api) == (3, 1)
     first = (await api.post("letters", {**LETTERS, "limit": 2})).json
@@ -300,7 +312,7 @@ async def test_all_of_it_is_put_back_some_a_call_and_nothing_twice(api: Api) -> 
     }  # fmt: skip
 
 
-async def test_one_that_is_refused_keeps_no_other(api: Api) -> None:
+async def test_bulk_redrive_of_dead_letters_continues_after_a_refused_letter(api: Api) -> None:
     await left_behind(api)
     [(poisoned,)] = api.rows("select max(id) from dead_letter")
     api.rows("update dead_letter set raw = 'torn' where id = %s returning id", poisoned)
@@ -310,7 +322,7 @@ async def test_one_that_is_refused_keeps_no_other(api: Api) -> None:
     assert (len(found["done"]), await counts(api)) == (2, (1, 1))
 
 
-async def test_filters_take_their_own_alone(api: Api) -> None:
+async def test_bulk_redrive_and_release_filters_select_only_matching_letters_and_accounts(api: Api) -> None:
     [one, other], _ = await left_behind(api, letters=1, accounts=2)
     assert await counts(api) == (2, 2)
     for what in ({**LETTERS, "partition": one.partition}, {**ACCOUNTS, "tenant_id": one.tenant_id}):
@@ -331,7 +343,9 @@ async def test_filters_take_their_own_alone(api: Api) -> None:
         ({**ACCOUNTS, "kind": "odd"}, "kind"), ({**ACCOUNTS, "after_id": -1}, "after_id"),
     ],
 )  # fmt: skip
-def test_what_makes_no_sense_is_refused_by_its_name(sent: dict[str, Any], said: str) -> None:
+def test_invalid_bulk_redrive_or_release_is_refused_with_the_field_named(
+    sent: dict[str, Any], said: str
+) -> None:
     run = REPORTS["letters"].run
     assert run is not None
     assert run.body is not None
@@ -340,7 +354,9 @@ def test_what_makes_no_sense_is_refused_by_its_name(sent: dict[str, Any], said: 
     assert said in str(refused.value.errors)
 
 
-async def test_commands_go_through_all_of_it(run: Run, api: Api) -> None:
+async def test_cli_letters_commands_redrive_all_dead_letters_and_release_all_quarantined_accounts(
+    run: Run, api: Api
+) -> None:
     await left_behind(api)
     assert (await run("letters", "redrive")).exit_code != 0
     done = await from_json(run, "letters", "redrive", "--reason", "an older keeper")
@@ -368,7 +384,7 @@ class Busy(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_a_command_waits_as_long_as_a_call_may_decide() -> None:
+def test_cli_bulk_redrive_waits_longer_than_the_usual_request_timeout() -> None:
     assert TIMEOUT_S > REQUEST_S_MAX  # this call may take RUN_S_MAX more
     with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server, ThreadPoolExecutor(2) as pool:
         pool.submit(server.serve_forever)
@@ -405,7 +421,7 @@ async def stopped(api: Api) -> tuple[Account, dict[str, Any]]:
     return account, next(item for item in items if item["kind"] == "gap")
 
 
-async def test_a_stopped_account_is_shown_and_released_with_those_behind_it(api: Api) -> None:
+async def test_quarantined_account_is_shown_and_can_be_released_with_the_lost_events_noted(api: Api) -> None:
     account, row = await stopped(api)
     assert (row["account"], row["stored_seq"], row["found_seq"]) == (
         f"credits:{account.organization_id}", 0, 2,
@@ -459,7 +475,7 @@ def of(row: object, word: str) -> dict[str, object]:
     return {name: found[f"{word}_{name}"] for name in ("by", "issuer", "identity", "person")}
 
 
-async def test_who_decides_is_named_and_is_staff_to_the_organization(world: World) -> None:
+async def test_staff_person_deciding_on_a_dead_letter_is_named_to_staff_only(world: World) -> None:
     api = world.api
     token = await world.let_in()
     own = (await api.make("organizations", name="of-decisions"))["id"]
@@ -479,7 +495,7 @@ async def test_who_decides_is_named_and_is_staff_to_the_organization(world: Worl
         assert seen[f"{word}_reason"] == "looked at"
 
 
-async def test_an_organization_sees_which_of_its_own_tokens_decided(world: World) -> None:
+async def test_organization_sees_the_own_token_that_resolved_a_dead_letter(world: World) -> None:
     api = world.api
     own = (await api.make("organizations", name="that-decides"))["id"]
     [(letter,)] = api.rows(LETTER, own)

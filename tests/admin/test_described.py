@@ -76,7 +76,9 @@ def described() -> Json:
     return document(RESOURCES, REPORTS, version="1")
 
 
-async def test_requests_made_from_the_document_are_answered_as_it_says(api: Api, described: Json) -> None:
+async def test_random_requests_made_from_the_openapi_document_are_answered_as_documented(
+    api: Api, described: Json
+) -> None:
     world = await two_organizations.make(api)
     rows = {name: world.bravos.get(name) or world.shared.get(name, 1) for name in RESOURCES}
     wrong = await asyncio.to_thread(lambda: list(_tried(described, str(api.client.make_url("")), rows)))
@@ -143,7 +145,7 @@ def test_the_openapi_document_is_valid(described: Json) -> None:
     OpenAPIV31SpecValidator(described).validate()
 
 
-def test_each_list_says_what_it_is_of(described: Json) -> None:
+def test_openapi_document_declares_the_items_of_every_array(described: Json) -> None:
     def lists(part: Any) -> Iterator[Json]:
         if isinstance(part, dict):
             if part.get("type") == "array":
@@ -155,7 +157,7 @@ def test_each_list_says_what_it_is_of(described: Json) -> None:
     assert all("items" in each for each in lists(described))
 
 
-def test_each_body_has_an_example_that_its_model_takes() -> None:
+def test_openapi_example_of_each_request_body_is_accepted_by_the_api() -> None:
     bodies: list[type[In] | None] = []
     for resource in RESOURCES.values():
         bodies += [resource.create, resource.patch, *(action.body for action in resource.actions)]
@@ -168,7 +170,7 @@ def test_each_body_has_an_example_that_its_model_takes() -> None:
         check_body(model, dict(body_of(name, {name: model.model_json_schema()})))
 
 
-def test_each_operation_says_whom_it_is_for_and_shows_what_it_is_sent_and_answers(described: Json) -> None:
+def test_openapi_document_has_a_description_and_examples_for_each_operation(described: Json) -> None:
     without = []
     for path, methods in described["paths"].items():
         for method, operation in methods.items():
@@ -186,7 +188,7 @@ def test_each_operation_says_whom_it_is_for_and_shows_what_it_is_sent_and_answer
     assert without == []
 
 
-async def test_a_change_without_a_body_is_refused_and_one_of_nothing_changes_nothing(api: Api) -> None:
+async def test_patch_request_without_a_body_is_refused_and_an_empty_patch_changes_no_field(api: Api) -> None:
     made = await api.make("organizations", name="one")
     nothing = await api.call("PATCH", f"organizations/{made['id']}")
     assert (nothing.status, nothing.json["detail"]) == (
@@ -196,7 +198,7 @@ async def test_a_change_without_a_body_is_refused_and_one_of_nothing_changes_not
     assert (await api.patch(f"organizations/{made['id']}", {})).json == made
 
 
-async def test_what_a_change_may_not_set_to_null_is_named(api: Api) -> None:
+async def test_patch_request_setting_a_field_to_null_never_causes_a_server_error(api: Api) -> None:
     world = await two_organizations.make(api)
     for resource in RESOURCES.values():
         if resource.patch is None:
@@ -209,14 +211,16 @@ async def test_what_a_change_may_not_set_to_null_is_named(api: Api) -> None:
     assert [each["field"] for each in key.json["errors"]] == ["name"]
 
 
-async def test_a_document_of_a_row_has_methods_of_its_own(api: Api) -> None:
+async def test_csv_document_of_an_invoice_allows_only_get_and_head(api: Api) -> None:
     refused = await api.call("DELETE", "invoices/1.csv")
     assert (refused.status, refused.headers["Allow"]) == (405, "GET, HEAD")
     assert (await api.call("DELETE", "organizations/1.csv")).status == 404
 
 
 @pytest.mark.parametrize("asked", ["reports/revenue?from=1985-05", "usage?from=1985-05-01T00:00:00Z"])
-async def test_a_span_that_is_too_long_is_a_refusal_that_no_schema_says(api: Api, asked: str) -> None:
+async def test_report_over_a_too_long_time_span_is_422_for_a_reason_no_schema_can_express(
+    api: Api, asked: str
+) -> None:
     refused = await api.get(asked)
     assert refused.status == 422
     assert _no_schema_says(json.dumps(refused.json))
@@ -225,7 +229,7 @@ async def test_a_span_that_is_too_long_is_a_refusal_that_no_schema_says(api: Api
 @pytest.mark.parametrize(
     ("key", "taken"), [("k", True), ("a b", True), ("", False), (" k", False), ("\xe9", False)]
 )
-def test_a_key_for_repeating_is_described_as_it_is_taken(key: str, taken: bool) -> None:
+def test_openapi_schema_of_the_idempotency_key_accepts_exactly_the_valid_keys(key: str, taken: bool) -> None:
     assert Draft202012Validator(KEY_PARAMETER["schema"]).is_valid(key) is taken
 
 
@@ -244,7 +248,9 @@ def test_a_key_for_repeating_is_described_as_it_is_taken(key: str, taken: bool) 
         (Pictures, "1024x1024/high", "1024x1024 a/b/c /a a/ a//b"),
     ],
 )
-def test_texts_and_names_are_described_as_they_are_taken(kind: Any, right: str, wrong: str) -> None:
+def test_openapi_schemas_of_texts_and_names_accept_exactly_the_values_the_api_accepts(
+    kind: Any, right: str, wrong: str
+) -> None:
     described, read = Draft202012Validator(TypeAdapter(kind).json_schema()), TypeAdapter(kind)
     for text in [*right.split(), *wrong.split()]:
         event = BODIES["CloudEvent"] | {text: "1"}
@@ -255,7 +261,9 @@ def test_texts_and_names_are_described_as_they_are_taken(kind: Any, right: str, 
             read.validate_python(value)
 
 
-async def test_a_head_that_is_too_long_is_refused_as_the_document_says(api: Api, described: Json) -> None:
+async def test_overlong_request_head_is_refused_as_the_openapi_document_describes(
+    api: Api, described: Json
+) -> None:
     async with api.client.get(f"/admin/v1/prices/quote?tools[{'n' * 9_000}]=1") as refused:
         answers = described["paths"]["/admin/v1/prices/quote"]["get"]["responses"]
         assert answers["400"]["$ref"].endswith("/400")
@@ -263,7 +271,9 @@ async def test_a_head_that_is_too_long_is_refused_as_the_document_says(api: Api,
     assert "text/plain" in described["components"]["responses"]["400"]["content"]
 
 
-async def test_fields_of_another_decision_are_refused_as_the_document_says(api: Api, described: Json) -> None:
+async def test_bulk_dead_letter_decision_refuses_the_same_fields_as_the_openapi_schema(
+    api: Api, described: Json
+) -> None:
     schema = described["components"]["schemas"]["LettersDecide"] | {"components": described["components"]}
     for what, wrong in {"dead_letters": {"kind": "conflict"}, "quarantine": {"partition": 1}}.items():
         for more in ({}, wrong):
@@ -272,14 +282,14 @@ async def test_fields_of_another_decision_are_refused_as_the_document_says(api: 
             assert (await api.post("letters", asked)).status == (422 if more else 200)
 
 
-async def test_a_key_for_repeating_is_looked_at_wherever_it_is_sent(api: Api) -> None:
+async def test_overlong_idempotency_key_is_refused_on_a_configuration_plan_too(api: Api) -> None:
     plan: Json = {"objects": {}}
     refused = await api.post("configuration", plan, key="k" * 300)
     assert refused.status == 400
     assert (await api.post("configuration", plan, key="k")).status == 200
 
 
-async def test_a_report_of_numbers_names_what_it_does_not_know(api: Api) -> None:
+async def test_activity_report_refuses_unknown_and_repeated_parameters(api: Api) -> None:
     refused = await api.get("activity?windows=60&limit=5&limit=6")
     assert refused.status == 422
     assert {each["field"]: each["message"] for each in refused.json["errors"]} == {

@@ -39,7 +39,9 @@ def waiting(api: Api) -> list[tuple[Any, ...]]:
     return api.rows("select id, payload from control_write where verb = 'use' order by position")
 
 
-async def test_an_event_is_a_row_and_an_intent_with_the_id_of_its_call(api: Api) -> None:
+async def test_accepted_usage_event_is_stored_and_queued_for_charging_under_the_same_request_id(
+    api: Api,
+) -> None:
     made = await tenant(api)
     sent = event(f"tenant:{made['id']}", data={"service": "chat", "usage": {"input": 3, "output": 4}})
     answer = await api.post("events", sent)
@@ -56,7 +58,7 @@ async def test_an_event_is_a_row_and_an_intent_with_the_id_of_its_call(api: Api)
     assert after == {"accepted": 1, "duplicates": 0, "rejected": []}
 
 
-async def test_redelivery_changes_nothing_even_at_the_same_moment(api: Api) -> None:
+async def test_usage_events_delivered_again_count_as_duplicates_even_when_concurrent(api: Api) -> None:
     made = await tenant(api)
     sent = [event(f"tenant:{made['id']}") for _ in range(5)]
     answers = await asyncio.gather(*(api.post("events", sent) for _ in range(4)))
@@ -65,7 +67,7 @@ async def test_redelivery_changes_nothing_even_at_the_same_moment(api: Api) -> N
     assert len(waiting(api)) == 5
 
 
-async def test_an_event_is_known_when_its_row_has_ended(api: Api) -> None:
+async def test_usage_event_still_counts_as_a_duplicate_after_the_stored_event_is_deleted(api: Api) -> None:
     """Whoever told it names it, whomever it is of."""
     made, other = await tenant(api), await tenant(api, "Other")
     sent = event(f"tenant:{made['id']}")
@@ -79,7 +81,7 @@ async def test_an_event_is_known_when_its_row_has_ended(api: Api) -> None:
     assert len(waiting(api)) == 1
 
 
-async def test_deliveries_in_other_orders_never_wait_for_each_other(api: Api) -> None:
+async def test_concurrent_usage_event_batches_in_opposite_orders_do_not_deadlock(api: Api) -> None:
     made = await tenant(api)
     first, second = (event(f"tenant:{made['id']}", id=name) for name in ("a", "b"))
     [(service,)] = api.rows("select id from service where key = 'chat'")
@@ -100,7 +102,7 @@ async def test_deliveries_in_other_orders_never_wait_for_each_other(api: Api) ->
     assert (await ours).json == {"accepted": 0, "duplicates": 2, "rejected": []}
 
 
-async def test_intents_are_in_the_order_that_was_sent(api: Api) -> None:
+async def test_usage_events_are_queued_for_charging_in_the_order_of_the_batch(api: Api) -> None:
     made = await tenant(api)
     sent = [event(f"tenant:{made['id']}", id=name) for name in ("c", "a", "b")]
     assert (await api.post("events", sent)).json["accepted"] == 3
@@ -119,7 +121,9 @@ class Silent(Store):
         raise StoreUnavailable
 
 
-async def test_what_is_committed_is_told_whatever_fails_behind_it(api: Api, keeper_database: str) -> None:
+async def test_stored_usage_events_are_answered_202_even_if_postgres_fails_after_the_commit(
+    api: Api, keeper_database: str
+) -> None:
     made = await tenant(api)
     sent = [event(f"tenant:{made['id']}")]
     async with api_of(api.url, keeper_database, store=Silent) as silent:
@@ -131,7 +135,7 @@ async def test_what_is_committed_is_told_whatever_fails_behind_it(api: Api, keep
     assert len(waiting(api)) == 1
 
 
-async def test_while_the_counters_are_away_it_is_applied_later(api: Api) -> None:
+async def test_usage_event_is_accepted_with_202_while_the_counters_are_unreachable(api: Api) -> None:
     made = await tenant(api)
     api.counters.away = True
     answer = await api.post("events", event(f"tenant:{made['id']}"))
@@ -189,7 +193,9 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-async def test_a_bad_event_refuses_itself_alone_and_says_why(api: Api, subject: str) -> None:
+async def test_bad_usage_event_in_a_batch_is_rejected_alone_with_field_and_reason(
+    api: Api, subject: str
+) -> None:
     good, before = [event(subject), event(subject)], len(waiting(api))
     answer = await api.post("events", [good[0], *(event(subject, **over) for _, over in WRONG), good[1]])
     assert (answer.status, answer.json["accepted"]) == (200, 2), answer.json
@@ -199,7 +205,7 @@ async def test_a_bad_event_refuses_itself_alone_and_says_why(api: Api, subject: 
     assert len(waiting(api)) == before + 2
 
 
-async def test_a_time_has_any_fraction_of_a_second(api: Api) -> None:
+async def test_usage_event_time_may_have_any_fraction_of_a_second(api: Api) -> None:
     made = await tenant(api)
     day = f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}"
     times = [f"{day}T10:00:00.{digits}Z" for digits in ("1234567", "9" * 9)]
@@ -209,7 +215,7 @@ async def test_a_time_has_any_fraction_of_a_second(api: Api) -> None:
     assert sorted(used) == [f"{day}T10:00:00.123456Z", f"{day}T10:00:00.999999Z"]
 
 
-async def test_an_event_in_binary_mode_is_what_it_is_in_structured_mode(api: Api) -> None:
+async def test_usage_event_in_binary_mode_is_stored_like_the_same_event_in_structured_mode(api: Api) -> None:
     made = await tenant(api, "Zoë")
     sent = event("Zoë")
     data = sent.pop("data")
@@ -226,7 +232,7 @@ async def test_an_event_in_binary_mode_is_what_it_is_in_structured_mode(api: Api
     assert (wrong.status, wrong.json["errors"][0]["field"]) == (422, "0.data.service")
 
 
-async def test_data_in_base64_is_json_in_it(api: Api) -> None:
+async def test_usage_event_data_in_base64_is_read_as_json(api: Api) -> None:
     await tenant(api)
     sent = event("Main")
     said = base64.b64encode(json.dumps(sent.pop("data")).encode()).decode()
@@ -250,7 +256,7 @@ async def test_data_in_base64_is_json_in_it(api: Api) -> None:
         (b"[" + b",".join([b"{}"] * (EVENTS_MAX + 1)) + b"]", "application/json", 422),
     ],
 )  # fmt: skip
-async def test_a_body_that_is_no_batch_is_refused_whole(
+async def test_request_body_that_is_not_a_batch_of_usage_events_is_refused_whole(
     api: Api, data: bytes, kind: str, status: int
 ) -> None:
     answer: Answer = await api.call("POST", "events", data=data, headers={"Content-Type": kind})
@@ -260,7 +266,7 @@ async def test_a_body_that_is_no_batch_is_refused_whole(
         assert answer.json["accepted"] == 0
 
 
-async def test_a_subject_is_a_tenant_or_an_organization_with_one(api: Api) -> None:
+async def test_usage_event_subject_may_be_a_tenant_or_an_organization_with_a_single_tenant(api: Api) -> None:
     made = await tenant(api, "Only")
     await tenant(api, "Same")
     await tenant(api, "Same 2")
@@ -275,7 +281,9 @@ async def test_a_subject_is_a_tenant_or_an_organization_with_one(api: Api) -> No
     assert {row[0] for row in api.rows("select distinct tenant_id from use_event")} == {made["id"]}
 
 
-async def test_use_costs_what_its_model_cost_at_its_time(api: Api) -> None:
+async def test_usage_event_of_an_at_cost_service_is_priced_by_the_model_price_at_the_event_time(
+    api: Api,
+) -> None:
     made = await tenant(api)
     [(own,)] = api.rows("select id from business_model where meter = 'pay_per_use'")
     service = await api.make(

@@ -18,7 +18,7 @@ def rate(currency: str, **over: Any) -> dict[str, Any]:
     return {"currency": currency, "rate": "0.92", "effective_from": AT, **over}
 
 
-async def test_a_rate_is_of_dollars_unless_it_says_otherwise_and_gateways_are_told(api: Api) -> None:
+async def test_exchange_rate_is_from_us_dollars_by_default_and_is_sent_to_the_gateways(api: Api) -> None:
     made = await api.make("exchange-rates", **rate("EUR"))
     assert {name: made[name] for name in ("currency", "base", "rate", "effective_from")} == {
         "currency": "EUR", "base": "USD", "rate": "0.92", "effective_from": AT,
@@ -28,7 +28,7 @@ async def test_a_rate_is_of_dollars_unless_it_says_otherwise_and_gateways_are_to
     assert [one["id"] for one in listed] == [made["id"]]
 
 
-async def test_a_rate_is_never_changed(api: Api) -> None:
+async def test_exchange_rate_cannot_be_changed_or_deleted(api: Api) -> None:
     made = await api.make("exchange-rates", **rate("SEK"))
     assert (await api.patch(f"exchange-rates/{made['id']}", {"rate": "1"})).status == 405
     assert (await api.delete(f"exchange-rates/{made['id']}")).status == 405
@@ -40,7 +40,7 @@ async def test_a_rate_is_never_changed(api: Api) -> None:
     await api.make("exchange-rates", **rate("SEK", effective_from=LATER, rate="0.9"))
 
 
-async def test_a_quote_tells_the_conversion(api: Api) -> None:
+async def test_price_quote_in_another_currency_shows_the_exchange_rate_in_force(api: Api) -> None:
     await api.make("prices", model="rated", currency="USD", effective_from=AT, input="2.5", output="10")
     asked = "prices/quote?model=rated&currency=GBP&input=1001&output=200"
     none = await api.get(asked)
@@ -60,7 +60,9 @@ async def test_a_quote_tells_the_conversion(api: Api) -> None:
     assert (own["currency"], own["base"], own["exchange_rate"]) == ("USD", None, None)
 
 
-async def test_prices_may_be_in_a_currency_that_there_is_a_rate_from(api: Api) -> None:
+async def test_price_in_another_currency_is_refused_until_an_exchange_rate_from_that_currency_exists(
+    api: Api,
+) -> None:
     price = {"model": "swiss", "currency": "CHF", "effective_from": AT, "input": "1"}
     assert (await api.post("prices", price)).status == 422
     await api.make("exchange-rates", **rate("PLN", base="CHF", rate="1.05"))

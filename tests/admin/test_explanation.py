@@ -18,7 +18,7 @@ def outcomes(found: Any) -> dict[str, str]:
     return {each["step"]: each["outcome"] for each in found["steps"]}
 
 
-async def test_steps_of_an_admitted_call_passed_and_the_one_that_refused_is_named(
+async def test_call_explanation_marks_decisions_as_passed_or_names_the_step_that_refused_the_call(
     api: Api, ids: dict[str, Any]
 ) -> None:
     admitted = (await api.get(f"calls/{ADMITTED}/explanation")).json
@@ -30,7 +30,7 @@ async def test_steps_of_an_admitted_call_passed_and_the_one_that_refused_is_name
     assert outcomes(refused) == {**dict.fromkeys(outcomes(refused), "stated"), "budgets": "refused"}
 
 
-async def test_a_tenant_of_a_call_sees_budgets_of_all_that_apply_and_no_row_that_is_not_its_own(
+async def test_call_explanation_for_a_tenant_token_shows_budgets_but_no_organization_data(
     api: Api, ids: dict[str, Any]
 ) -> None:
     organization = {"organization_id": ids["organization"]}
@@ -67,13 +67,13 @@ async def test_a_tenant_of_a_call_sees_budgets_of_all_that_apply_and_no_row_that
         (f"calls/{ADMITTED}/explanation?limit=1", 422),
     ],
 )
-async def test_no_call_and_no_question_are_refused(
+async def test_call_explanation_is_refused_for_unknown_calls_and_unknown_parameters(
     api: Api, ids: dict[str, Any], path: str, status: int
 ) -> None:
     assert (await api.get(path)).status == status
 
 
-async def test_a_call_names_its_run_and_what_refused_it_as_that_is_called_now(
+async def test_refused_call_shows_the_run_and_the_current_name_of_the_budget_run_or_plan_at_fault(
     api: Api, ids: dict[str, Any]
 ) -> None:
     [(tenant, key, budget)] = api.rows(

@@ -35,7 +35,7 @@ def table(raw: bytes) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(raw.decode())))
 
 
-async def test_what_is_owed(api: Api) -> None:
+async def test_finance_reports_show_the_receivables_unbilled_amounts_balances_and_revenue(api: Api) -> None:
     await billed(api)
     reader = api.acting_as(READONLY)
     [row] = (await reader.get("reports/receivables")).json["items"]
@@ -73,7 +73,7 @@ async def test_what_is_owed(api: Api) -> None:
         assert (await reader.get(f"reports/{name}?at=2020-01-01")).json["items"] == []
 
 
-async def test_tax_by_document_and_by_supply(api: Api) -> None:
+async def test_tax_report_sums_tax_by_month_of_the_invoice_or_by_month_of_use(api: Api) -> None:
     await billed(api)
     this = f"{datetime.now(UTC):%Y-%m}"
     [row] = (await api.get("reports/taxes")).json["items"]
@@ -89,7 +89,9 @@ async def test_tax_by_document_and_by_supply(api: Api) -> None:
     ]
 
 
-async def test_entries_balance_and_have_the_accounts_codes(api: Api) -> None:
+async def test_every_ledger_report_entry_has_equal_debit_and_credit_and_the_given_account_codes(
+    api: Api,
+) -> None:
     done = await billed(api)
     asked = "from=2026-01&accounts=receivables:1200,bank:1800 EUR,revenue_usage:8400"
     rows = table((await api.get(f"reports/ledger.csv?{asked}")).raw)
@@ -132,12 +134,14 @@ async def test_entries_balance_and_have_the_accounts_codes(api: Api) -> None:
         ("ledger?cursor=WzFd", "cursor"),
     ],
 )  # fmt: skip
-async def test_what_cannot_be_asked(api: Api, asked: str, field: str) -> None:
+async def test_finance_report_with_an_invalid_parameter_is_422_naming_the_parameter(
+    api: Api, asked: str, field: str
+) -> None:
     answer = await api.get(f"reports/{asked}")
     assert (answer.status, [error["field"] for error in answer.json["errors"]]) == (422, [field])
 
 
-async def test_nobody_reads_without_a_token(api: Api) -> None:
+async def test_finance_reports_need_a_token(api: Api) -> None:
     for name in NAMES:
         for path in (name, f"{name}.csv"):
             assert (await api.acting_as(None).get(f"reports/{path}")).status == 401
@@ -145,7 +149,7 @@ async def test_nobody_reads_without_a_token(api: Api) -> None:
     assert (await api.get("reports/ledger.parquet")).status == 404
 
 
-async def test_reports_on_the_command_line(run: Run, api: Api, tmp_path: Path) -> None:
+async def test_report_commands_print_tables_csv_and_parquet(run: Run, api: Api, tmp_path: Path) -> None:
     await billed(api)
     shown = await run("report", "receivables", "--org", "Acme")
     assert (shown.exit_code, "60" in shown.stdout, "Acme" in shown.stdout) == (0, True, True)

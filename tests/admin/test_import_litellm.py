@@ -82,7 +82,9 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-async def test_what_is_made_is_read_and_applied(run: Run, api: Api, source: Path, tmp_path: Path) -> None:
+async def test_configuration_imported_from_litellm_is_accepted_and_applied(
+    run: Run, api: Api, source: Path, tmp_path: Path
+) -> None:
     to = tmp_path / "new"
     ours = ("--teams", str(tmp_path / "teams.json"), "--keys", str(tmp_path / "keys.json"))
     done = await run("import", "litellm", str(source), "--to", str(to), *ours)
@@ -124,7 +126,9 @@ async def test_what_is_made_is_read_and_applied(run: Run, api: Api, source: Path
     assert (again.exit_code != 0, "is there already" in str(again.exception)) == (True, True)
 
 
-async def test_each_setting_that_is_left_is_named(run: Run, source: Path, tmp_path: Path) -> None:
+async def test_litellm_import_lists_each_ignored_setting_with_a_reason(
+    run: Run, source: Path, tmp_path: Path
+) -> None:
     made = await from_json(run, "import", "litellm", str(source), "--to", str(tmp_path / "new"))
     assert {each["place"] for each in made["left_out"]} == {
         "model_list[0].litellm_params.rpm", "model_list[2].model_info.supports_vision",
@@ -146,7 +150,7 @@ def targets(*rows: dict[str, Any], **more: Any) -> Any:
     return {each.get("name") or each["prefix"]: each["targets"] for each in found.config["models"]}
 
 
-def test_fallbacks_and_aliases_are_targets() -> None:
+def test_litellm_fallbacks_and_aliases_are_imported_as_targets_of_a_model() -> None:
     settings = {"fallbacks": [{"a": ["b"]}], "model_group_alias": {"c": {"model": "a", "hidden": True}}}
     first, second = {"upstream": "openai", "model": "gpt-4o"}, {"upstream": "groq", "model": "llama"}
     assert targets(row("a", "gpt-4o"), row("b", "groq/llama"), router_settings=settings) == {
@@ -154,7 +158,9 @@ def test_fallbacks_and_aliases_are_targets() -> None:
     }  # fmt: skip
 
 
-def test_models_in_clouds_have_upstreams_that_sign_in(tmp_path: Path) -> None:
+def test_litellm_import_gives_bedrock_and_vertex_models_upstreams_with_cloud_credentials(
+    tmp_path: Path,
+) -> None:
     rows = [
         {"model": "bedrock/converse/eu.amazon.nova-pro-v1:0", "aws_region_name": "eu-central-1",
          "aws_profile_name": "p"},
@@ -213,7 +219,9 @@ HOUSE = {"api_base": "http://127.0.0.1:8000/v1", "api_key": "os.environ/HOUSE_KE
         ({"organization": "org-1"}, "openai-2"),
     ],
 )
-def test_default_routes_lead_to_no_upstream_that_is_imported(params: dict[str, Any], upstream: str) -> None:
+def test_litellm_import_does_not_name_a_customized_openai_upstream_like_the_default_upstream(
+    params: dict[str, Any], upstream: str
+) -> None:
     made = made_of(row("m", "openai/gpt-4o", **params))
     assert list(made.config["upstreams"]) == [upstream]
     assert made.objects["organizations"] == [{"name": "Company", "models": ["m"]}]
@@ -233,7 +241,9 @@ def test_default_routes_lead_to_no_upstream_that_is_imported(params: dict[str, A
         ("two words", "openai/gpt-4o", None),
     ],
 )
-def test_special_names_are_read_or_left_out(name: str, model: str, target: str | None) -> None:
+def test_litellm_import_reads_unusual_model_names_or_ignores_the_row(
+    name: str, model: str, target: str | None
+) -> None:
     made = made_of(row(name, model, **({"api_base": "https://a.example"} if "azure" in model else {})))
     assert [each["targets"][0]["model"] for each in made.config["models"]] == ([target] if target else [])
     assert bool(made.left) is (target is None)
@@ -241,7 +251,7 @@ def test_special_names_are_read_or_left_out(name: str, model: str, target: str |
         assert not made.config["upstreams"]
 
 
-def test_names_that_nobody_listed_pass_where_a_row_for_all_leads_where_their_paths_do() -> None:
+def test_litellm_import_allows_unlisted_models_only_if_a_wildcard_uses_the_default_upstream() -> None:
     everything = made_of(row("m", "gpt-4o"), row("*", "openai/*"))
     assert everything.objects["organizations"] == [{"name": "Company"}]
     assert [each["name"] for each in everything.config["models"]] == ["m"]
@@ -250,7 +260,7 @@ def test_names_that_nobody_listed_pass_where_a_row_for_all_leads_where_their_pat
     assert [place for place, _ in house.left] == ["model_list[1].model_name"]
 
 
-def test_keys_that_may_ask_for_nothing_are_left_out_by_name() -> None:
+def test_litellm_import_lists_keys_that_cannot_be_used_as_ignored() -> None:
     teams = [
         {"team_id": "t", "models": ["fast"], "team_member_budget": 4}, {"team_id": "gone", "blocked": True},
     ]  # fmt: skip
@@ -286,7 +296,7 @@ def test_keys_that_may_ask_for_nothing_are_left_out_by_name() -> None:
     assert made_of(model, keys=[{"blocked": True}]).objects.get("api-keys") is None
 
 
-def test_a_credential_of_the_list_signs_in_where_it_is_named() -> None:
+def test_litellm_import_takes_a_named_credential_from_the_credential_list() -> None:
     listed = {"credential_name": "one", "credential_values": {"api_key": "os.environ/ONE"}}
     source = {
         "model_list": [row("m", "gpt-4o", litellm_credential_name="one"),
@@ -301,7 +311,7 @@ def test_a_credential_of_the_list_signs_in_where_it_is_named() -> None:
     ]
 
 
-def test_a_target_of_another_api_is_said_to_be_passed_over() -> None:
+def test_litellm_import_warns_that_a_target_with_another_api_is_skipped() -> None:
     rows = row("gpt-4o", "gpt-4o"), row("gpt-4o", "anthropic/claude-opus-4"), row("c", "claude-opus-4")
     of_another = [note for note in made_of(*rows).notes if "API" in note]
     alone = "calls of the API of anthropic alone"
@@ -312,7 +322,9 @@ def test_a_target_of_another_api_is_said_to_be_passed_over() -> None:
 
 
 @pytest.mark.parametrize(("text", "said"), [("- a", "must be one document"), ("a: [", "line 1")])
-async def test_a_source_that_is_none_is_refused(run: Run, tmp_path: Path, text: str, said: str) -> None:
+async def test_litellm_import_refuses_an_invalid_source_and_writes_no_files(
+    run: Run, tmp_path: Path, text: str, said: str
+) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     done = await run("import", "litellm", str(path), "--to", str(tmp_path / "new"))

@@ -91,7 +91,7 @@ async def draft(api: Api, ids: dict[str, int], **period: Any) -> dict[str, Any]:
     return await api.make("invoices", organization_id=ids["organization"], **(APRIL | period))
 
 
-async def test_a_draft_has_lines_and_no_number(api: Api) -> None:
+async def test_draft_invoice_has_lines_and_no_number(api: Api) -> None:
     ids = await acme(api)
     made = await draft(api, ids)
     assert (made["status"], made["number"], made["kind"], made["customer"]) == (
@@ -109,7 +109,7 @@ async def test_a_draft_has_lines_and_no_number(api: Api) -> None:
     assert listed == [made]
 
 
-async def test_finalizing_closes_the_accounts_and_gives_a_number(api: Api) -> None:
+async def test_finalizing_an_invoice_settles_the_accounts_and_assigns_an_invoice_number(api: Api) -> None:
     ids = await acme(api)
     made = await draft(api, ids)
     done = await api.post(f"invoices/{made['id']}/finalize")
@@ -125,7 +125,7 @@ async def test_finalizing_closes_the_accounts_and_gives_a_number(api: Api) -> No
     assert (await api.get(f"invoices?number={year}-000001")).json["items"] == [done.json]
 
 
-async def test_accounts_that_do_not_agree_are_not_invoiced(api: Api) -> None:
+async def test_invoice_is_not_finalized_while_redis_and_database_accounts_disagree(api: Api) -> None:
     made = await draft(api, await acme(api))
     api.counters.unsettled = "The accounts do not agree."
     refused = await api.post(f"invoices/{made['id']}/finalize")
@@ -157,7 +157,7 @@ async def test_a_finalized_invoice_is_immutable_even_to_sql(api: Api) -> None:
     assert (await api.get(f"invoices/{made['id']}.pdf")).status == 503
 
 
-async def test_periods_never_overlap(api: Api) -> None:
+async def test_invoice_periods_of_an_organization_never_overlap(api: Api) -> None:
     ids = await acme(api)
     await draft(api, ids)
     for start, end, status in (
@@ -171,7 +171,7 @@ async def test_periods_never_overlap(api: Api) -> None:
     assert (made["lines"], made["total_amount"]) == ([], "0.00")
 
 
-async def test_void_and_credit_note(api: Api) -> None:
+async def test_invoice_with_a_credit_note_is_voided_only_after_the_note_is_deleted(api: Api) -> None:
     ids = await acme(api)
     made = await draft(api, ids)
     assert (await api.post(f"invoices/{made['id']}/void")).status == 409
@@ -186,7 +186,7 @@ async def test_void_and_credit_note(api: Api) -> None:
     assert (await draft(api, ids))["total_amount"] == "69.60"
 
 
-async def test_documents(api: Api) -> None:
+async def test_finalized_invoice_has_pdf_and_csv_documents(api: Api) -> None:
     ids = await acme(api)
     made = await draft(api, ids)
     where = f"invoices/{made['id']}"
@@ -204,7 +204,7 @@ async def test_documents(api: Api) -> None:
     assert (await api.acting_as(None).get(f"{where}.pdf")).status == 401
 
 
-async def test_every_use_behind_an_invoice(api: Api) -> None:
+async def test_invoice_usage_csv_lists_every_use_behind_the_invoice(api: Api) -> None:
     ids = await acme(api)
     made = await draft(api, ids)
     await api.post(f"invoices/{made['id']}/finalize")
@@ -222,7 +222,7 @@ async def test_every_use_behind_an_invoice(api: Api) -> None:
     assert {use["feature_version"] for use in uses} == {"'=1+1"}
 
 
-async def test_no_more_readers_of_uses_at_once_than_connections_can_be_spared(api: Api) -> None:
+async def test_invoice_usage_download_is_503_when_too_many_downloads_run_at_once(api: Api) -> None:
     made = await draft(api, await acme(api))
     engine = engines.create(api.url)
     ports = ports_over(engine, api.counters)
@@ -257,7 +257,9 @@ OTHER = Letterhead(
 CUSTOMERS_ADDRESS = {"address": ["5 Main Road", "Springfield"], "country": "US", "tax_number": "US-77"}
 
 
-async def test_seller_buyer_and_terms_are_copied(api: Api, admin_database: str, keeper_database: str) -> None:
+async def test_finalized_invoice_keeps_seller_buyer_and_terms_after_later_changes(
+    api: Api, admin_database: str, keeper_database: str
+) -> None:
     ids = await acme(api, **CUSTOMERS_ADDRESS)
     made = await draft(api, ids)
     assert (made["seller"]["name"], made["buyer"]["address"], made["due_date"]) == (
@@ -282,7 +284,7 @@ async def test_seller_buyer_and_terms_are_copied(api: Api, admin_database: str, 
     assert {row["service"] for row in csv.DictReader(io.StringIO(text))} == {"Rerank", ""}
 
 
-async def test_without_a_seller_nothing_becomes_final(
+async def test_invoice_is_not_finalized_without_a_seller(
     api: Api, admin_database: str, keeper_database: str
 ) -> None:
     made = await draft(api, await acme(api))
@@ -298,7 +300,7 @@ def han(text: str) -> str:
     return "".join(one for one in text if "\u4e00" <= one <= "\u9fff")
 
 
-async def test_letters_that_no_font_has_keep_an_invoice_from_becoming_final(
+async def test_invoice_with_a_character_missing_from_all_fonts_is_not_finalized(
     api: Api, admin_database: str, keeper_database: str
 ) -> None:
     ids = await acme(api, address=["東京都 1"])
@@ -319,7 +321,7 @@ async def test_letters_that_no_font_has_keep_an_invoice_from_becoming_final(
     assert (await api.post(f"invoices/{note['id']}/finalize")).status == 200
 
 
-async def test_letters_are_looked_for_while_nothing_is_held_and_others_are_served(
+async def test_slow_font_check_while_finalizing_an_invoice_blocks_no_other_request(
     api: Api, admin_database: str, keeper_database: str
 ) -> None:
     ids = await acme(api, address=["Ωμέγα 1"])
@@ -351,7 +353,9 @@ async def test_letters_are_looked_for_while_nothing_is_held_and_others_are_serve
     assert asked == ["Ωμέγα"], "what is known is not looked for again"
 
 
-async def test_a_pdf_is_made_once(api: Api, admin_database: str, keeper_database: str) -> None:
+async def test_pdf_of_a_finalized_invoice_is_made_once_and_kept(
+    api: Api, admin_database: str, keeper_database: str
+) -> None:
     ids = await acme(api, **CUSTOMERS_ADDRESS)
     made = await draft(api, ids)
     where = f"invoices/{made['id']}.pdf"

@@ -113,7 +113,7 @@ async def world(api: Api) -> AsyncIterator[World]:
     await pool.dispose()
 
 
-async def test_addresses_of_an_organization_get_mail_once_they_agreed_and_until_they_end_it(
+async def test_mail_address_set_by_an_organization_gets_mail_only_from_consent_until_withdrawal(
     world: World,
 ) -> None:
     hook = await world.hook(ADA, BOB)
@@ -149,7 +149,9 @@ async def test_addresses_of_an_organization_get_mail_once_they_agreed_and_until_
     assert (await world.own.post(f"webhooks/{hook}/test")).status == 409  # they were asked
 
 
-async def test_staff_write_addresses_that_get_mail_at_once_until_others_write_them(world: World) -> None:
+async def test_mail_address_set_by_staff_needs_no_consent_until_the_organization_changes_the_address(
+    world: World,
+) -> None:
     made = await world.api.make(
         "admin-tokens", name="x", role="admin", organization_id=world.owner, ours=True
     )
@@ -165,7 +167,7 @@ async def test_staff_write_addresses_that_get_mail_at_once_until_others_write_th
         await world.own.delete(one)
 
 
-async def test_files_of_configuration_ask_as_well(world: World) -> None:
+async def test_mail_address_in_an_applied_configuration_is_sent_a_consent_request(world: World) -> None:
     objects = {"webhooks": [{"url": f"mailto:{ADA}"}]}
     planned = await world.own.post("configuration", {"objects": objects, "trial": True})
     assert (planned.status, await world.mailed()) == (200, {}), planned.json
@@ -173,7 +175,7 @@ async def test_files_of_configuration_ask_as_well(world: World) -> None:
     assert (done.status, await world.mailed()) == (200, {ADA: 1})
 
 
-async def test_nobody_is_mailed_much_whatever_people_of_an_organization_do(world: World) -> None:
+async def test_consent_requests_are_limited_per_organization_and_per_mailbox(world: World) -> None:
     hooks = []
     for number in range(24):
         to = [
@@ -196,7 +198,9 @@ async def test_nobody_is_mailed_much_whatever_people_of_an_organization_do(world
     assert max(by_mailbox.values()) <= ASKED_OF_MAILBOX_MAX
 
 
-async def test_messages_of_an_hour_are_bounded_and_those_to_try_it_count(world: World) -> None:
+async def test_mails_per_hour_including_test_mails_are_limited_per_webhook_and_organization(
+    world: World,
+) -> None:
     hooks = [await world.hook(ADA, events=["credits.low"])]
     await world.mailed()
     await world.say(world.links()[ADA], "yes")
@@ -226,7 +230,7 @@ async def test_messages_of_an_hour_are_bounded_and_those_to_try_it_count(world: 
     assert (refused.status, "in this hour" in refused.json["detail"]) == (409, True)
 
 
-async def test_a_link_is_good_for_a_while_and_made_up_ones_never(world: World) -> None:
+async def test_expired_or_made_up_consent_link_is_404(world: World) -> None:
     hook = await world.hook(ADA)
     await world.mailed()
     link = world.links()[ADA]
@@ -281,7 +285,7 @@ def mail(*recipients: str) -> Mail:
     return mail_of(Delivery(7, url, "", "webhook.test", {"webhook_id": 3}, NOW, 1), FROM, NOW)
 
 
-async def test_a_mail_goes_out_under_tls_with_credentials(place: Place) -> None:
+async def test_mail_is_sent_under_tls_with_credentials(place: Place) -> None:
     async with place.open() as server:
         outcome = await place.mail_server(server).send(mail("a@example.com", "b@example.org"))
     assert (outcome.status, outcome.error, outcome.delivered) == (250, None, True)
@@ -297,14 +301,14 @@ async def test_a_mail_goes_out_under_tls_with_credentials(place: Place) -> None:
     assert (read["subject"], read["to"]) == ("[Tollkeeper] A test", "a@example.com, b@example.org")
 
 
-async def test_a_server_that_wants_tls_from_the_first_byte_and_a_login(place: Place) -> None:
+async def test_mail_is_sent_to_a_server_with_implicit_tls_that_needs_auth_login(place: Place) -> None:
     async with place.open(tls=True, offers=("AUTH LOGIN",)) as server:
         outcome = await place.mail_server(server, "first").send(mail())
     assert outcome.delivered, outcome
     assert server.said[1:3] == ["AUTH LOGIN dXNlcg==", "cEBzcw=="]
 
 
-async def test_without_starttls_nothing_is_said(place: Place) -> None:
+async def test_mail_and_credentials_are_withheld_from_a_server_without_starttls(place: Place) -> None:
     async with place.open(offers=("AUTH PLAIN",)) as server:
         outcome = await place.mail_server(server).send(mail())
     assert (outcome.status, outcome.delivered) == (None, False)
@@ -324,18 +328,18 @@ async def test_without_starttls_nothing_is_said(place: Place) -> None:
         ("smtps://localhost", MailServer("localhost", 465, "first")),
     ],
 )
-def test_only_a_server_on_this_machine_needs_no_tls(url: str, where: MailServer) -> None:
+def test_smtp_url_allows_mail_without_tls_for_a_local_server_only(url: str, where: MailServer) -> None:
     assert read_url(url) == where
 
 
-async def test_on_this_machine_mail_goes_without_tls(place: Place) -> None:
+async def test_mail_to_a_local_server_is_sent_without_tls_or_credentials(place: Place) -> None:
     async with place.open(offers=()) as server:
         outcome = await place.mail_server(server, "none").send(mail())
     assert outcome.delivered
     assert not any(line.startswith(("AUTH", "STARTTLS")) for line in server.said)
 
 
-async def test_another_servers_certificate_is_refused(place: Place) -> None:
+async def test_mail_server_with_an_untrusted_certificate_is_refused(place: Place) -> None:
     other = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     trustme.CA().issue_cert(HOST).configure_cert(other)
     place.context = other
@@ -345,7 +349,7 @@ async def test_another_servers_certificate_is_refused(place: Place) -> None:
     assert "CERTIFICATE_VERIFY_FAILED" in (outcome.error or "")
 
 
-async def test_another_authority_and_another_password_are_gone_by_from_the_next_mail_on(
+async def test_changed_smtp_ca_file_and_password_are_used_for_the_next_mail(
     place: Place, tmp_path: Path
 ) -> None:
     async with place.open(tls=True) as server:
@@ -363,7 +367,7 @@ async def test_another_authority_and_another_password_are_gone_by_from_the_next_
     assert [b64decode(each).split(b"\0")[-1] for each in known] == [b"one", b"two"]
 
 
-async def test_what_comes_before_tls_counts_for_nothing(place: Place) -> None:
+async def test_smtp_answers_injected_before_the_tls_handshake_are_ignored(place: Place) -> None:
     """An answer slipped in behind that to STARTTLS is not taken for the answer to what is asked under TLS."""
     async with place.open(injected=b"250-evil\r\n250 AUTH LOGIN\r\n") as server:
         outcome = await place.mail_server(server).send(mail())
@@ -380,14 +384,18 @@ async def test_what_comes_before_tls_counts_for_nothing(place: Place) -> None:
         ({"DATA": "554 no"}, 554),
     ],
 )
-async def test_what_is_refused_is_told(place: Place, refuses: dict[str, str], status: int) -> None:
+async def test_mail_refused_by_the_smtp_server_is_reported_with_status_and_text(
+    place: Place, refuses: dict[str, str], status: int
+) -> None:
     async with place.open(refuses=refuses) as server:
         outcome = await place.mail_server(server).send(mail())
     assert (outcome.status, outcome.delivered, server.mails) == (status, False, [])
     assert (outcome.error or "").startswith(str(status))
 
 
-async def test_a_mail_that_some_get_is_delivered_and_says_so(place: Place) -> None:
+async def test_mail_refused_for_a_single_recipient_counts_as_delivered_and_reports_the_refusal(
+    place: Place,
+) -> None:
     async with place.open(refuses={"RCPT TO:<b@": "550 nobody"}) as server:
         outcome = await place.mail_server(server).send(mail("a@example.com", "b@example.com"))
     assert (outcome.delivered, outcome.error) == (True, "1 of 2 recipients refused: 550 nobody")
@@ -397,7 +405,9 @@ async def test_a_mail_that_some_get_is_delivered_and_says_so(place: Place) -> No
     "said",
     [b"HTTP/1.1 200 OK\r\n", b"220" + b"x" * 5_000, b"220-more\r\n" * 200, b"\xff\xff\xff\xff\r\n", b""],
 )
-async def test_a_server_that_speaks_something_else(place: Place, said: bytes) -> None:
+async def test_mail_to_a_server_that_does_not_speak_smtp_fails_with_an_error(
+    place: Place, said: bytes
+) -> None:
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(said)
         writer.close()
@@ -409,7 +419,7 @@ async def test_a_server_that_speaks_something_else(place: Place, said: bytes) ->
     assert outcome.error
 
 
-async def test_a_server_that_says_nothing_is_left(place: Place) -> None:
+async def test_mail_to_a_server_that_never_answers_fails_after_the_timeout(place: Place) -> None:
     done = asyncio.Event()
 
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -423,7 +433,7 @@ async def test_a_server_that_says_nothing_is_left(place: Place) -> None:
     assert (outcome.status, outcome.error) == (None, "TimeoutError")
 
 
-async def test_lines_of_a_mail_do_not_end_it(place: Place) -> None:
+async def test_mail_line_consisting_of_a_dot_does_not_end_the_message(place: Place) -> None:
     content = b"Subject: x\r\n\r\n.\r\nMAIL FROM:<evil@example.com>\r\n..\r\n"
     async with place.open() as server:
         outcome = await place.mail_server(server).send(Mail(FROM, ("a@example.com",), content))
@@ -432,7 +442,7 @@ async def test_lines_of_a_mail_do_not_end_it(place: Place) -> None:
     assert sum(line.startswith("MAIL") for line in server.said) == 1
 
 
-def test_a_file_of_authorities_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
+def test_start_fails_naming_the_setting_when_the_smtp_ca_file_is_unusable(tmp_path: Path) -> None:
     assert SmtpMailer.of(lambda: "", "", "") is None
     (tmp_path / "ca.pem").write_text("nothing")
     for name in ("ca.pem", "none.pem"):

@@ -28,7 +28,7 @@ async def test_a_model_is_made_changed_and_deleted(api: Api) -> None:
     assert (await api.get("models")).json["items"] == []
 
 
-async def test_a_prefix_is_a_name_with_a_star(api: Api) -> None:
+async def test_model_created_by_prefix_equals_a_model_created_by_a_name_ending_in_a_star(api: Api) -> None:
     first = (await made(api, prefix="local/", targets=[{"upstream": "gpu", "model": "*"}])).json
     assert (first["name"], first["prefix"]) == ("local/*", "local/")
     second = (await made(api, name="gpt-*")).json
@@ -38,7 +38,7 @@ async def test_a_prefix_is_a_name_with_a_star(api: Api) -> None:
     assert (await made(api, name="local/*")).status == 409
 
 
-async def test_two_of_one_name_and_organization_are_refused(api: Api) -> None:
+async def test_duplicate_model_name_within_an_organization_is_refused(api: Api) -> None:
     organization = await api.make("organizations", name="Acme")
     assert (await made(api, name="fast")).status == 201
     assert (await made(api, name="fast")).status == 409
@@ -47,7 +47,7 @@ async def test_two_of_one_name_and_organization_are_refused(api: Api) -> None:
     assert (await made(api, **own)).status == 409
 
 
-async def test_an_organizations_own_people_read_theirs_and_change_none(api: Api) -> None:
+async def test_organization_admin_can_read_own_models_but_not_change_models(api: Api) -> None:
     here, there = [await api.make("organizations", name=name) for name in ("Acme", "Globex")]
     for name, owner in (("mine", here["id"]), ("theirs", there["id"]), ("all", None)):
         assert (await made(api, name=name, organization_id=owner)).status == 201

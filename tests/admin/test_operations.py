@@ -25,7 +25,7 @@ def test_schemas_have_no_alternatives_beside_fields() -> None:
     assert both == []
 
 
-async def test_every_route_is_described_and_nothing_else(api: Api) -> None:
+async def test_openapi_document_describes_exactly_the_served_routes(api: Api) -> None:
     described = (await api.acting_as(None).get("openapi.json")).json
     told = {
         (method.upper(), path)
@@ -43,14 +43,14 @@ async def test_every_route_is_described_and_nothing_else(api: Api) -> None:
     }
 
 
-async def test_every_answer_fits_its_description(api: Api) -> None:
+async def test_openapi_schema_lists_exactly_the_fields_of_each_resource(api: Api) -> None:
     schemas = (await api.get("openapi.json")).json["components"]["schemas"]
     for name, resource in RESOURCES.items():
         assert set(schemas[resource.title]["properties"]) == resource.known.keys()
         assert (await api.get(name)).status == 200
 
 
-async def test_the_docs_are_one_page_that_fetches_nothing(api: Api) -> None:
+async def test_api_docs_page_describes_every_resource_and_loads_no_external_file(api: Api) -> None:
     answer = await api.acting_as(None).get("/admin/docs")
     page = answer.raw.decode()
     assert answer.status == 200
@@ -74,7 +74,7 @@ async def test_health_and_metrics_need_no_token(api: Api) -> None:
 
 
 @in_turn("path", ["organizations", "organizations/9", "/admin/docs", "/livez", "/nothing"])
-async def test_every_answer_is_guarded(api: Api, path: str) -> None:
+async def test_every_admin_api_answer_has_the_security_headers(api: Api, path: str) -> None:
     answer = await api.get(path)
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.headers["X-Frame-Options"] == "DENY"
@@ -83,7 +83,7 @@ async def test_every_answer_is_guarded(api: Api, path: str) -> None:
     assert "aiohttp" not in answer.headers["Server"]
 
 
-async def test_other_origins_get_no_permission(api: Api) -> None:
+async def test_admin_api_gives_other_origins_no_cors_permission(api: Api) -> None:
     origin = {"Origin": "https://example.com", "Access-Control-Request-Method": "POST"}
     preflight = await api.call("OPTIONS", "organizations", headers=origin)
     assert preflight.status == 405
@@ -91,7 +91,7 @@ async def test_other_origins_get_no_permission(api: Api) -> None:
     assert not [name for name in plain.headers if name.lower().startswith("access-control-")]
 
 
-async def test_a_compressed_body_is_refused(api: Api) -> None:
+async def test_compressed_request_body_is_refused(api: Api) -> None:
     bomb = gzip.compress(b" " * 50_000_000)
     answer = await api.call("POST", "organizations", data=bomb, headers={"Content-Encoding": "gzip"})
     assert answer.status == 415
@@ -101,7 +101,7 @@ async def test_a_compressed_body_is_refused(api: Api) -> None:
 # The last comparison, and a new one on demand.
 
 
-async def test_runs_and_the_last_result(api: Api) -> None:
+async def test_reconciliation_result_is_returned_by_later_reads(api: Api) -> None:
     before = await api.get("reconciliation")
     assert (before.status, before.json["items"], before.json["checked"]) == (200, [], 0)
     assert (before.json["started_at"], before.json["finished_at"]) == (None, None)
@@ -112,13 +112,15 @@ async def test_runs_and_the_last_result(api: Api) -> None:
     assert (await api.post("reconciliation", {"repair": True})).json["drift_tokens"] == 0
 
 
-async def test_all_rows_are_asked_where_somebody_says_so(api: Api) -> None:
+async def test_reconciliation_of_all_rows_lists_contradictory_ledger_rows(api: Api) -> None:
     assert (await api.post("reconciliation", {"whole": False})).json["items"] == []
     [item] = (await api.post("reconciliation", {"whole": True})).json["items"]
     assert (item["account"], item["kind"], item["seq"]) == ("tenant:1", "contradiction", 4)
 
 
-async def test_a_run_is_done_once_under_a_key(api: Api) -> None:
+async def test_reconciliation_repeated_with_the_same_idempotency_key_returns_the_first_result(
+    api: Api,
+) -> None:
     first = await api.post("reconciliation", {"repair": True}, key="k")
     again = await api.post("reconciliation", {"repair": True}, key="k")
     assert (again.status, again.json, again.headers["Idempotent-Replayed"]) == (200, first.json, "true")
@@ -127,13 +129,13 @@ async def test_a_run_is_done_once_under_a_key(api: Api) -> None:
     assert (await api.post("reconciliation", {"repair": True})).json != first.json
 
 
-async def test_a_run_under_a_key_may_take_its_ten_minutes(api: Api) -> None:
+async def test_reconciliation_retried_within_ten_minutes_of_an_unfinished_run_is_409(api: Api) -> None:
     await api.post("reconciliation", key="k")
     api.rows("update idempotency_key set status = null, created_at = now() - interval '9 minutes'")
     assert (await api.post("reconciliation", key="k")).status == 409
 
 
-async def test_a_run_that_came_to_no_end_is_done_again(api: Api) -> None:
+async def test_retry_with_same_idempotency_key_reruns_an_abandoned_reconciliation(api: Api) -> None:
     first = await api.post("reconciliation", key="k")
     api.rows("update idempotency_key set status = null, created_at = now() - interval '11 minutes'")
     again = await api.post("reconciliation", key="k")
@@ -142,7 +144,9 @@ async def test_a_run_that_came_to_no_end_is_done_again(api: Api) -> None:
     assert (await api.post("reconciliation", key="k")).json == again.json
 
 
-async def test_one_run_at_a_time_and_a_key_that_was_refused_is_free(api: Api) -> None:
+async def test_reconciliation_during_another_is_503_and_may_be_retried_with_the_same_idempotency_key(
+    api: Api,
+) -> None:
     api.counters.comparing = True
     refused = await api.post("reconciliation", key="k")
     assert (refused.status, refused.json["type"][-10:]) == (503, "overloaded")
@@ -162,7 +166,7 @@ OLD = {
 NEW = OLD | {"id": "a", "role": "keeper", "version": "1.0", "host": "new", "layout": LAYOUT, "refused": None}
 
 
-async def test_programs_are_listed_with_what_they_know(api: Api) -> None:
+async def test_list_of_running_processes_shows_version_and_reason_an_old_version_is_refused(api: Api) -> None:
     api.counters.running = [NEW, OLD]
     found = (await api.acting_as(READONLY).get("programs")).json
     assert (found["layout"], found["runs_from"]) == (LAYOUT, "0069")
@@ -172,7 +176,7 @@ async def test_programs_are_listed_with_what_they_know(api: Api) -> None:
     assert found["items"][0]["started_at"] == "2026-01-01T00:00:00Z"
 
 
-async def test_nobody_knows_programs_while_redis_is_away(api: Api) -> None:
+async def test_list_of_running_processes_is_503_while_redis_is_unavailable(api: Api) -> None:
     api.counters.away = True
     assert (await api.get("programs")).status == 503
 
@@ -181,7 +185,7 @@ async def test_nobody_knows_programs_while_redis_is_away(api: Api) -> None:
 # `GET /activity`: who is busy, by name, within bounds.
 
 
-async def test_the_busiest_tenants_are_named(api: Api) -> None:
+async def test_activity_report_names_the_busiest_tenants(api: Api) -> None:
     one, other = [await api.make("tenants", name=name) for name in ("web", "batch <b>")]
     api.counters.busy = [
         ((one["id"], "requests"), 3),
@@ -217,25 +221,25 @@ def scrape(*counts: int) -> Scrape:
     return read_scrape(render("text/plain", snapshot)[0].decode())
 
 
-def test_values_and_histograms_are_read_and_labels_left_out() -> None:
+def test_metrics_scrape_reads_values_and_histograms_and_ignores_labelled_series() -> None:
     read = scrape(1, 2)
     assert read.values["holds"] == 3
     assert "requests_total" not in read.values
     assert read.histograms["request_seconds"][float("inf")] == 3
 
 
-def test_a_quantile_is_drawn_straight_between_two_bounds() -> None:
+def test_metrics_quantile_is_interpolated_linearly_between_two_histogram_bounds() -> None:
     assert scrape(0, 100).quantile("request_seconds", 0.5) == pytest.approx((SECONDS[0] + SECONDS[1]) / 2)
     assert scrape(50, 50).quantile("request_seconds", 0.5) == pytest.approx(SECONDS[0])
 
 
-def test_only_calls_since_an_earlier_scrape_count() -> None:
+def test_metrics_quantile_counts_only_calls_since_the_earlier_scrape() -> None:
     earlier = scrape(100)
     assert scrape(100, 0, 10).quantile("request_seconds", 0.99, earlier) > SECONDS[1]  # type: ignore[operator]  # there are calls
     assert earlier.quantile("request_seconds", 0.5, earlier) is None
 
 
-def test_without_calls_or_beyond_all_bounds_nothing_is_made_up() -> None:
+def test_metrics_quantile_is_none_without_calls_and_at_most_the_last_histogram_bound() -> None:
     assert Scrape().quantile("request_seconds", 0.5) is None
     slow = scrape(*[0] * len(SECONDS), 4)
     assert slow.quantile("request_seconds", 0.5) == SECONDS[-1]

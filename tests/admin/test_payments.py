@@ -16,7 +16,7 @@ async def finalized(api: Api, **more: Any) -> dict[str, Any]:
     return done
 
 
-async def test_a_finalized_invoice_is_open_and_has_a_day(api: Api) -> None:
+async def test_finalized_invoice_is_open_with_a_due_date_until_paid(api: Api) -> None:
     made = await finalized(api)
     assert (made["payment_status"], made["amount_paid"], made["amount_due"]) == ("open", "0.00", "69.60")
     assert made["due_date"] > made["finalized_at"][:10]
@@ -30,7 +30,7 @@ async def test_a_finalized_invoice_is_open_and_has_a_day(api: Api) -> None:
     assert (await api.get(f"payments/{payment['id']}")).json == payment
 
 
-async def test_what_is_not_to_be_paid_is_409_and_unknown_404(api: Api) -> None:
+async def test_payment_of_a_draft_or_void_invoice_is_409_and_of_an_unknown_invoice_404(api: Api) -> None:
     made = await draft(api, await acme(api))
     sent = {"amount": "1.00", "reference": "x"}
     assert (await api.post(f"invoices/{made['id']}/payments", sent)).status == 409
@@ -46,7 +46,7 @@ async def test_what_is_not_to_be_paid_is_409_and_unknown_404(api: Api) -> None:
     assert (await api.post("payments/999/reverse", {"reference": "x"})).status == 404
 
 
-async def test_a_payment_goes_back(api: Api) -> None:
+async def test_reversed_payment_reopens_the_invoice(api: Api) -> None:
     made = await finalized(api)
     await api.post(f"invoices/{made['id']}/payments", {"amount": "69.60", "reference": "bank-7"})
     [payment] = (await api.get("payments")).json["items"]
@@ -61,7 +61,7 @@ async def test_a_payment_goes_back(api: Api) -> None:
     assert (await api.post(f"payments/{returned['id']}/reverse", {"reference": "y"})).status == 409
 
 
-async def test_what_a_note_gives_back_of_a_paid_invoice_is_applied_or_paid_back(api: Api) -> None:
+async def test_credit_note_on_a_paid_invoice_can_be_refunded_or_applied_to_an_invoice(api: Api) -> None:
     made = await finalized(api)
     await api.post(f"invoices/{made['id']}/payments", {"amount": "69.60", "reference": "bank-7"})
     note = (await api.post(f"invoices/{made['id']}/credit-note")).json
@@ -93,7 +93,7 @@ async def test_what_a_note_gives_back_of_a_paid_invoice_is_applied_or_paid_back(
         assert (await api.post(where, body)).status == 409
 
 
-async def test_what_is_given_up_says_why_in_the_audit_log(api: Api) -> None:
+async def test_audit_log_records_the_reason_an_invoice_was_marked_uncollectible(api: Api) -> None:
     made = await finalized(api)
     given_up = await api.post(f"invoices/{made['id']}/uncollectible", {"reason": "insolvent"})
     assert (given_up.status, given_up.json["payment_status"]) == (200, "uncollectible")
@@ -117,7 +117,7 @@ async def balance(api: Api, organization_id: int) -> int:
     return int((await api.get(f"organizations/{organization_id}")).json["credit_balance"])
 
 
-async def test_credits_are_given_and_taken_back(api: Api) -> None:
+async def test_added_and_corrected_credits_change_the_balance(api: Api) -> None:
     owner = await organization(api)
     paid = await api.make("credit-additions", organization_id=owner, credits_added=8_000, unit_cost="0.01")
     assert (paid["category"], paid["priority"], paid["unit_cost"]) == ("paid", 100, "0.01")
@@ -140,7 +140,7 @@ async def test_credits_are_given_and_taken_back(api: Api) -> None:
     ) == [(3,)]
 
 
-async def test_users_are_named_for_their_own_organization_alone(api: Api) -> None:
+async def test_credits_added_in_the_name_of_a_user_of_another_organization_are_refused(api: Api) -> None:
     owner, other = await organization(api), await organization(api, "Globex")
     ann = (await api.make("users", external_id="ann", organization_id=owner))["id"]
     staff = (await api.make("users", external_id="ada"))["id"]
@@ -154,7 +154,7 @@ async def test_users_are_named_for_their_own_organization_alone(api: Api) -> Non
     assert await balance(api, other) == 0
 
 
-async def test_who_added_them_is_the_caller(api: Api) -> None:
+async def test_added_credits_record_the_user_of_the_calling_token(api: Api) -> None:
     owner = await organization(api)
     staff = await api.make("users", external_id="ada")
     token = await api.make("admin-tokens", name="ada", role="admin", user_id=staff["id"])

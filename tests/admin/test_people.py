@@ -21,7 +21,7 @@ from tests.connections import connected
 from tests.persistence.scenario import batch_of, settle_in
 
 
-async def test_an_organization_answers_as_it_was_made(api: Api) -> None:
+async def test_created_organization_returns_every_field_that_was_sent(api: Api) -> None:
     sent = {
         "name": "Acme",
         "currency": "EUR",
@@ -45,7 +45,7 @@ async def test_an_organization_answers_as_it_was_made(api: Api) -> None:
         ("subscription-plans", {"monthly_cost": "1", "annual_cost": "9", "feature_access": []}),
     ],
 )
-async def test_a_name_is_its_owners_own_until_its_row_is_deleted(
+async def test_name_can_be_used_again_only_after_the_row_with_that_name_is_deleted(
     api: Api, resource: str, more: dict[str, object]
 ) -> None:
     made = await api.make(resource, name="Acme", **more)
@@ -61,14 +61,14 @@ async def test_a_name_is_its_owners_own_until_its_row_is_deleted(
     await api.make(resource, name="Acme", **more)
 
 
-async def test_defaults_of_an_organization(api: Api) -> None:
+async def test_organization_created_with_only_a_name_has_the_defaults(api: Api) -> None:
     made = await api.make("organizations", name="Acme")
     assert (made["currency"], made["credit_limit"], made["spend_cap"], made["limits"], made["tax_rate"]) == (
         "USD", 0, None, {}, "0.00",
     )  # fmt: skip
 
 
-async def test_a_change_touches_only_the_fields_sent(api: Api) -> None:
+async def test_organization_change_touches_only_the_fields_sent(api: Api) -> None:
     made = await api.make("organizations", name="Acme", limits={"concurrency": 2}, spend_cap="5.00")
     changed = await api.patch(f"organizations/{made['id']}", {"spend_cap": None})
     assert changed.status == 200
@@ -78,26 +78,26 @@ async def test_a_change_touches_only_the_fields_sent(api: Api) -> None:
     assert cleared.json["limits"] == {}
 
 
-async def test_a_created_row_says_where_it_is(api: Api) -> None:
+async def test_answer_to_a_create_request_has_the_location_of_the_new_row(api: Api) -> None:
     answer = await api.post("organizations", {"name": "Acme"})
     assert answer.headers["Location"] == f"/admin/v1/organizations/{answer.json['id']}"
     assert (await api.get(answer.headers["Location"])).status == 200
 
 
-async def test_a_tenant_without_organization_gets_one_of_its_name(api: Api) -> None:
+async def test_tenant_without_an_organization_gets_a_new_organization_of_the_same_name(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     organization = (await api.get(f"organizations/{tenant['organization_id']}")).json
     assert organization["name"] == "web"
     assert api.counters.pushed == [f"organization:{organization['id']}", f"tenant:{tenant['id']}"]
 
 
-async def test_a_deleted_organization_takes_no_tenants(api: Api) -> None:
+async def test_deleted_organization_accepts_no_new_tenant(api: Api) -> None:
     made = await api.make("organizations", name="Acme")
     await api.delete(f"organizations/{made['id']}")
     assert (await api.post("tenants", {"name": "web", "organization_id": made["id"]})).status == 422
 
 
-async def test_a_tenant_with_working_keys_stays(api: Api) -> None:
+async def test_tenant_with_unrevoked_keys_cannot_be_deleted(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     key = await api.make("api-keys", tenant_id=tenant["id"], name="k")
     assert (await api.delete(f"tenants/{tenant['id']}")).status == 409
@@ -106,7 +106,7 @@ async def test_a_tenant_with_working_keys_stays(api: Api) -> None:
     assert (await api.get(f"tenant-quotas/{tenant['id']}")).status == 404
 
 
-async def test_limits_are_loaded_anew_when_they_change_and_only_then(api: Api) -> None:
+async def test_tenant_limits_are_sent_to_redis_only_when_changed(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     api.counters.pushed.clear()
     await api.patch(f"tenants/{tenant['id']}", {"name": "www"})
@@ -117,7 +117,7 @@ async def test_limits_are_loaded_anew_when_they_change_and_only_then(api: Api) -
     assert api.counters.pushed == [f"tenant:{tenant['id']}"]
 
 
-async def test_users_are_unique_within_their_organization(api: Api) -> None:
+async def test_user_external_id_is_unique_within_an_organization(api: Api) -> None:
     one = await api.make("organizations", name="One")
     two = await api.make("organizations", name="Two")
     await api.make("users", external_id="ann", organization_id=one["id"])
@@ -128,7 +128,7 @@ async def test_users_are_unique_within_their_organization(api: Api) -> None:
         assert refused.status == 409
 
 
-async def test_a_deleted_user_can_come_back(api: Api) -> None:
+async def test_deleted_user_created_again_has_the_old_id_but_no_old_name_or_limits(api: Api) -> None:
     organization = await api.make("organizations", name="One")
     sent = {"external_id": "ann", "organization_id": organization["id"]}
     made = await api.make("users", **sent, limits={"concurrency": 4}, name="Ann")
@@ -137,13 +137,13 @@ async def test_a_deleted_user_can_come_back(api: Api) -> None:
     assert (again["id"], again["limits"], again["name"]) == (made["id"], {}, None)
 
 
-async def test_the_built_in_staff_user_stays(api: Api) -> None:
+async def test_built_in_staff_user_cannot_be_deleted(api: Api) -> None:
     [built_in] = (await api.get("users?external_id=built-in")).json["items"]
     assert (await api.delete(f"users/{built_in['id']}")).status == 409
     assert (await api.get(f"users/{built_in['id']}")).status == 200
 
 
-async def test_a_users_limits_reach_each_tenant_of_the_organization(api: Api) -> None:
+async def test_changed_user_limits_are_sent_to_redis_for_each_tenant_of_the_organization(api: Api) -> None:
     organization = await api.make("organizations", name="One")
     tenants = [await api.make("tenants", name=name, organization_id=organization["id"]) for name in "ab"]
     api.counters.pushed.clear()
@@ -156,7 +156,7 @@ async def test_a_users_limits_reach_each_tenant_of_the_organization(api: Api) ->
     assert api.counters.pushed == expected * 2
 
 
-async def test_a_currency_is_changed_while_there_is_no_money_in_it(api: Api) -> None:
+async def test_organization_currency_may_change_while_no_money_is_recorded(api: Api) -> None:
     made = await api.make("organizations", name="Acme")
     where = f"organizations/{made['id']}"
     await api.make("tenants", name="web", organization_id=made["id"])
@@ -166,7 +166,7 @@ async def test_a_currency_is_changed_while_there_is_no_money_in_it(api: Api) -> 
 
 
 @pytest.mark.parametrize("money", ["use", "subscription", "invoice", "overage", "sold"])
-async def test_what_was_in_one_currency_is_never_in_another(api: Api, money: str) -> None:
+async def test_organization_currency_cannot_change_once_money_is_recorded(api: Api, money: str) -> None:
     made = await api.make("organizations", name="Acme")
     where = f"organizations/{made['id']}"
     match money:
@@ -213,7 +213,7 @@ async def test_what_was_in_one_currency_is_never_in_another(api: Api, money: str
     assert (await api.patch(where, {"currency": before["currency"], "name": "other"})).status == 200
 
 
-async def test_an_organization_says_what_credits_cost_it(api: Api) -> None:
+async def test_organization_stores_credit_unit_cost_and_auto_top_up_terms(api: Api) -> None:
     terms = {"threshold": 0, "credits": 10, "unit_cost": "0.5000", "invoicing": "prepaid", "monthly_max": 3}
     made = await api.make("organizations", name="Acme", credit_unit_cost="0.02", auto_top_up=terms)
     assert (made["credit_unit_cost"], made["auto_top_up"]) == ("0.02", terms | {"unit_cost": "0.50"})
@@ -225,7 +225,7 @@ async def test_an_organization_says_what_credits_cost_it(api: Api) -> None:
 # What an organization's own people make has an end; staff may make more.
 
 
-def test_every_kind_that_an_organizations_role_makes_has_a_maximum() -> None:
+def test_every_resource_an_organization_may_create_has_a_maximum_count() -> None:
     actors = [Actor("somebody", role, organization_id=1) for role in ROLES]
     made = {
         name
@@ -260,7 +260,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_one_more_is_refused_until_another_is_gone_and_staff_may_make_it(api: Api, kind: str) -> None:
+async def test_organization_at_the_maximum_cannot_create_more_until_a_row_ends_but_staff_can(
+    api: Api, kind: str
+) -> None:
     how = KINDS[kind]
     acme = (await api.make("organizations", name="Acme"))["id"]
     globex = (await api.make("organizations", name="Globex"))["id"]
@@ -289,7 +291,7 @@ async def test_one_more_is_refused_until_another_is_gone_and_staff_may_make_it(a
     await api.make(kind, **one("two"))
 
 
-async def test_who_makes_the_last_ones_at_once_makes_no_more_than_there_may_be(api: Api) -> None:
+async def test_concurrent_creations_never_exceed_the_maximum_count_of_an_organization(api: Api) -> None:
     acme = (await api.make("organizations", name="Acme"))["id"]
     token = await api.make("admin-tokens", name="t", role="admin", organization_id=acme)
     theirs = api.acting_as(token["token"])
@@ -303,7 +305,7 @@ async def test_who_makes_the_last_ones_at_once_makes_no_more_than_there_may_be(a
     assert sorted(answer.status for answer in answers) == [201, 201, 409, 409, 409, 409]
 
 
-async def test_who_waits_long_for_another_of_the_organization_is_told_and_holds_nobody_up(
+async def test_creation_waiting_too_long_for_another_creation_of_the_organization_is_503(
     api: Api, admin_database: str
 ) -> None:
     acme, globex = [(await api.make("organizations", name=name))["id"] for name in ("Acme", "Globex")]
@@ -322,7 +324,7 @@ async def test_who_waits_long_for_another_of_the_organization_is_told_and_holds_
     await theirs.make("tenants", organization_id=acme, name="Web")
 
 
-async def test_what_is_made_and_ended_in_turns_has_an_end_within_a_day(api: Api) -> None:
+async def test_number_of_keys_created_in_a_day_is_limited_even_if_revoked(api: Api) -> None:
     acme = (await api.make("organizations", name="Acme"))["id"]
     web = (await api.make("tenants", organization_id=acme, name="Web"))["id"]
     token = await api.make("admin-tokens", name="t", role="member", organization_id=acme)
@@ -350,7 +352,7 @@ async def test_what_is_made_and_ended_in_turns_has_an_end_within_a_day(api: Api)
     await theirs.make("api-keys", tenant_id=web, name="three")
 
 
-async def test_configuration_that_would_make_too_many_is_refused_as_a_whole(api: Api) -> None:
+async def test_configuration_exceeding_the_maximum_of_an_organization_creates_no_row(api: Api) -> None:
     acme = (await api.make("organizations", name="Acme"))["id"]
     token = await api.make("admin-tokens", name="t", role="admin", organization_id=acme)
     theirs = api.acting_as(token["token"])
@@ -383,7 +385,7 @@ async def kept_by(api: Api, kept: str, said: str) -> None:
     assert (refused.status, refused.json["detail"]) == (409, said)
 
 
-async def test_what_others_refer_to_stays_until_they_are_deleted(api: Api) -> None:
+async def test_key_service_user_or_tenant_still_referenced_cannot_be_deleted(api: Api) -> None:
     acme = (await api.make("organizations", name="Acme"))["id"]
     web = (await api.make("tenants", name="web", organization_id=acme))["id"]
     user = (await api.make("users", external_id="ann", organization_id=acme))["id"]
@@ -411,7 +413,7 @@ async def test_what_others_refer_to_stays_until_they_are_deleted(api: Api) -> No
         assert (await api.delete(kept)).status == 204
 
 
-async def test_a_service_that_plans_include_stays(api: Api) -> None:
+async def test_service_included_in_a_subscription_plan_cannot_be_deleted(api: Api) -> None:
     service = await api.make("services", **SERVICE, business_model_id=await model(api))
     other = await api.make("services", **{**SERVICE, "key": "sear"}, business_model_id=await model(api))
     plan = await api.make(
@@ -423,7 +425,7 @@ async def test_a_service_that_plans_include_stays(api: Api) -> None:
     assert (await api.delete(f"services/{service['id']}")).status == 204
 
 
-async def test_a_token_plan_that_is_followed_or_sold_stays(api: Api) -> None:
+async def test_token_plan_used_by_a_tenant_or_subscription_plan_cannot_be_deleted(api: Api) -> None:
     plan = await api.make("token-plans", name="Small", total_amount=10)
     tenant = await api.make("tenants", name="web", plan_id=plan["id"])
     await kept_by(api, f"token-plans/{plan['id']}", "Tenants still follow this plan; move them first.")
@@ -441,7 +443,7 @@ async def test_a_token_plan_that_is_followed_or_sold_stays(api: Api) -> None:
     assert (await api.delete(f"token-plans/{plan['id']}")).status == 204
 
 
-async def test_an_organization_with_tenants_or_users_stays(api: Api) -> None:
+async def test_organization_with_tenants_or_users_cannot_be_deleted(api: Api) -> None:
     made = await api.make("organizations", name="Acme")
     here = f"organizations/{made['id']}"
     user = await api.make("users", external_id="ann", organization_id=made["id"])
@@ -457,7 +459,7 @@ async def test_an_organization_with_tenants_or_users_stays(api: Api) -> None:
     assert (await api.get("organizations")).json["items"] == []
 
 
-async def test_an_organization_with_a_subscription_or_a_draft_stays(api: Api) -> None:
+async def test_organization_with_a_subscription_or_unbilled_money_cannot_be_deleted(api: Api) -> None:
     made = await api.make("organizations", name="Acme")
     plan = await api.make(
         "subscription-plans", name="Pro", monthly_cost="1", annual_cost="10", feature_access=[]
@@ -485,7 +487,7 @@ async def test_an_organization_with_a_subscription_or_a_draft_stays(api: Api) ->
     assert (await api.delete(here)).status == 204
 
 
-async def test_a_user_with_admin_tokens_stays(api: Api) -> None:
+async def test_user_with_unrevoked_admin_tokens_cannot_be_deleted(api: Api) -> None:
     user = await api.make("users", external_id="ann")
     token = await api.make("admin-tokens", name="t", role="admin", user_id=user["id"])
     await kept_by(api, f"users/{user['id']}", "Admin tokens still belong to this user; delete them first.")

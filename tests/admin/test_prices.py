@@ -61,7 +61,7 @@ def prices(api: Api) -> Prices:
     return Prices(api, uuid4().hex[:12])
 
 
-async def test_a_price_comes_back_as_it_was_set(prices: Prices) -> None:
+async def test_created_price_returns_every_field_that_was_set(prices: Prices) -> None:
     more = {
         "provider": "openai", "match": "prefix", "cache_read": "0.125", "request": "0.001",
         "tools": {"web_search": "10"}, "service_tiers": {"batch": "0.5"},
@@ -74,7 +74,7 @@ async def test_a_price_comes_back_as_it_was_set(prices: Prices) -> None:
     assert prices.api.counters.pushed == ["prices"]
 
 
-async def test_the_longer_lifetime_of_a_cache_has_two_names(prices: Prices) -> None:
+async def test_price_field_cache_write_12h_is_an_alias_of_cache_write_1h(prices: Prices) -> None:
     made = await prices.set(
         cache_write_12h="7.5",
         context_tiers=[{"above": 200_000, "cache_write_12h": "15"}],
@@ -112,14 +112,14 @@ async def test_a_price_is_never_changed_in_the_database(prices: Prices) -> None:
             connection.execute(change)
 
 
-async def test_a_currency_counts_once_an_organization_has_it(prices: Prices) -> None:
+async def test_price_in_a_currency_no_organization_uses_is_refused(prices: Prices) -> None:
     told = (await prices.refused(currency="ISK"))["currency"]
     assert told == "no organization's money is in ISK, and no exchange rate is from it"
     await prices.api.post("organizations", {"name": "Acme", "currency": "ISK"})
     assert (await prices.set(currency="ISK"))["currency"] == "ISK"
 
 
-async def test_two_prices_for_the_same_from_the_same_time_overlap(prices: Prices) -> None:
+async def test_second_price_for_the_same_model_and_start_time_is_refused(prices: Prices) -> None:
     first = await prices.set()
     same = {"model": first["model"].upper(), "effective_from": "2026-01-01T01:00:00+01:00"}
     said = await prices.refused(**same, input="3")
@@ -134,7 +134,7 @@ async def test_two_prices_for_the_same_from_the_same_time_overlap(prices: Prices
 # --- quotes -----------------------------------------------------------------------------
 
 
-async def test_a_quote_says_what_each_kind_costs(prices: Prices) -> None:
+async def test_price_quote_lists_the_cost_of_each_kind_of_token_tool_and_request(prices: Prices) -> None:
     made = await prices.set(
         cache_read="0.25", tools={"web_search": "10"}, request="0.001", service_tiers={"flex": "0.5"}
     )
@@ -154,7 +154,7 @@ async def test_a_quote_says_what_each_kind_costs(prices: Prices) -> None:
     assert quote["unpriced"] == ["image_generation"]
 
 
-async def test_a_quote_says_what_tokens_cost_that_are_kept_for_hours(prices: Prices) -> None:
+async def test_price_quote_includes_the_hourly_cost_of_cached_tokens(prices: Prices) -> None:
     assert (await prices.set(cache_hour="4.500001"))["cache_hour"] == "4.500001"
     quote = await prices.quoted("gpt-x&cache_hour=900000")
     assert (quote["cost"], quote["unpriced"]) == ("4.0500009", [])
@@ -162,13 +162,13 @@ async def test_a_quote_says_what_tokens_cost_that_are_kept_for_hours(prices: Pri
     assert await prices.refused(cache_hour="4.5000001") == {"cache_hour": "must have at most six decimals"}
 
 
-async def test_what_is_used_is_said_once_in_a_quote(prices: Prices) -> None:
+async def test_price_quote_refuses_a_tool_count_given_twice(prices: Prices) -> None:
     await prices.set(tools={"web_search": "10"})
     answer = await prices.ask("gpt-x&input=1&tools.web_search=7&tools[web_search]=8")
     assert (answer.status, "tools.web_search" in str(answer.json["errors"])) == (422, True)
 
 
-async def test_a_quote_is_by_the_price_of_its_time(prices: Prices) -> None:
+async def test_price_quote_uses_the_price_in_force_at_the_given_time(prices: Prices) -> None:
     await prices.set()
     await prices.set(input="5", effective_from="2026-02-01T00:00:00Z")
     for at, cost in (("2026-01-31T23:59:59Z", "2.5"), ("2026-02-01T01:00:00+01:00", "5")):
@@ -179,7 +179,9 @@ async def test_a_quote_is_by_the_price_of_its_time(prices: Prices) -> None:
 
 
 @pytest.mark.parametrize("beyond", ["i̇", "\u212a"])
-async def test_a_quote_is_by_the_price_that_a_gateway_charges_by(prices: Prices, beyond: str) -> None:
+async def test_price_quote_matches_model_names_exactly_as_the_gateway_does(
+    prices: Prices, beyond: str
+) -> None:
     """Languages and libraries fold letters beyond ASCII each in their own way: no price is of such a name."""
     made = await prices.set(model=f"{prices.family}-KISS")
     row = {**made, "effective_from": datetime.fromisoformat(made["effective_from"])}
@@ -202,7 +204,9 @@ async def test_a_quote_is_by_the_price_that_a_gateway_charges_by(prices: Prices,
         ("gpt-x&tools.Web_Search=1", "tools.Web_Search"),
     ],
 )  # fmt: skip
-async def test_a_quote_names_what_it_cannot_read(prices: Prices, query: str, field: str) -> None:
+async def test_price_quote_with_an_invalid_parameter_is_422_naming_the_parameter(
+    prices: Prices, query: str, field: str
+) -> None:
     answer = await prices.ask(query)
     assert answer.status == 422
     assert [each["field"] for each in answer.json["errors"]] == [field]

@@ -13,7 +13,7 @@ from tests.admin.conftest import Api
 PLAN = {"name": "Basic", "total_amount": 1000, "reset_interval": "daily", "rollover_max": 50}
 
 
-async def test_a_tenants_plan_is_a_definition_and_then_a_move(api: Api) -> None:
+async def test_creating_a_tenant_with_a_plan_sends_definitions_to_redis_before_the_plan(api: Api) -> None:
     plan = await api.make("token-plans", **PLAN)
     before = int(time.time() * 1000)
     tenant = await api.make("tenants", name="web", plan_id=plan["id"])
@@ -36,7 +36,7 @@ async def test_a_tenants_plan_is_a_definition_and_then_a_move(api: Api) -> None:
     ]
 
 
-async def test_the_quota_is_the_counters(api: Api) -> None:
+async def test_tenant_quota_is_read_from_redis(api: Api) -> None:
     plan = await api.make("token-plans", **PLAN)
     tenant = await api.make("tenants", name="web", plan_id=plan["id"])
     quota = (await api.get(f"tenant-quotas/{tenant['id']}")).json
@@ -56,7 +56,7 @@ async def test_the_quota_is_the_counters(api: Api) -> None:
     assert api.counters.peeked[-1] == (partition_of(tenant["organization_id"]), tenant["id"])
 
 
-async def test_without_counters_the_quota_is_what_was_flushed(api: Api) -> None:
+async def test_tenant_quota_shows_the_last_stored_values_while_redis_is_unavailable(api: Api) -> None:
     plan = await api.make("token-plans", **PLAN)
     tenant = await api.make("tenants", name="web", plan_id=plan["id"])
     api.counters.away = True
@@ -73,7 +73,7 @@ async def test_without_counters_the_quota_is_what_was_flushed(api: Api) -> None:
     assert found["next_reset_at"] == "2026-02-01T00:00:00Z"
 
 
-async def test_an_account_that_nobody_can_read_is_told_as_last_stored(api: Api) -> None:
+async def test_quota_and_balance_are_marked_not_current_if_redis_cannot_read_the_account(api: Api) -> None:
     plan = await api.make("token-plans", **PLAN)
     made = [await api.make("tenants", name=name, plan_id=plan["id"]) for name in ("odd", "good")]
     api.counters.unreadable = {made[0]["id"], made[0]["organization_id"]}
@@ -86,7 +86,7 @@ async def test_an_account_that_nobody_can_read_is_told_as_last_stored(api: Api) 
     }
 
 
-async def test_an_action_answers_with_the_quota_after_it(api: Api) -> None:
+async def test_recharge_adjust_and_reset_of_a_tenant_return_the_resulting_quota(api: Api) -> None:
     plan = await api.make("token-plans", **PLAN)
     tenant = await api.make("tenants", name="web", plan_id=plan["id"])
     for action, body, remaining in (
@@ -100,7 +100,7 @@ async def test_an_action_answers_with_the_quota_after_it(api: Api) -> None:
         assert last == [(action, body or {})]
 
 
-async def test_block_and_unblock(api: Api) -> None:
+async def test_tenant_block_and_unblock_show_in_the_tenant_quota(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     for action, blocked in (("block", True), ("block", True), ("unblock", False)):
         answer = await api.post(f"tenants/{tenant['id']}/{action}")
@@ -111,7 +111,7 @@ async def test_block_and_unblock(api: Api) -> None:
         )
 
 
-async def test_moving_to_another_plan(api: Api) -> None:
+async def test_tenant_can_be_moved_to_another_plan_and_off_any_plan(api: Api) -> None:
     plan = await api.make("token-plans", **PLAN)
     bigger = await api.make("token-plans", **{**PLAN, "name": "Bigger", "total_amount": 5000})
     tenant = await api.make("tenants", name="web", plan_id=plan["id"])
@@ -126,7 +126,7 @@ async def test_moving_to_another_plan(api: Api) -> None:
     assert verbs == [(4,)]
 
 
-async def test_the_same_plan_again_moves_nothing(api: Api) -> None:
+async def test_assigning_a_tenant_the_plan_already_in_use_changes_no_quota(api: Api) -> None:
     plan = await api.make("token-plans", **PLAN)
     tenant = await api.make("tenants", name="web", plan_id=plan["id"])
     await api.patch(f"tenant-quotas/{tenant['id']}", {"plan_id": plan["id"]})
@@ -134,7 +134,7 @@ async def test_the_same_plan_again_moves_nothing(api: Api) -> None:
     assert api.rows("select count(*) from control_write where verb = 'plan'") == [(1,)]
 
 
-async def test_a_plans_change_is_loaded_for_its_tenants_only(api: Api) -> None:
+async def test_plan_change_updates_quotas_only_of_tenants_on_that_plan(api: Api) -> None:
     plan = await api.make("token-plans", **PLAN)
     other = await api.make("token-plans", name="Other")
     tenants = [await api.make("tenants", name=name, plan_id=plan["id"]) for name in "ab"]
@@ -147,7 +147,9 @@ async def test_a_plans_change_is_loaded_for_its_tenants_only(api: Api) -> None:
     assert sorted(api.counters.pushed) == [f"tenant:{tenant['id']}" for tenant in tenants]
 
 
-async def test_a_plan_with_more_tenants_than_are_pushed_inline_is_applied_later(api: Api) -> None:
+async def test_change_of_a_plan_with_very_many_tenants_is_202_and_completed_in_the_background(
+    api: Api,
+) -> None:
     plan = await api.make("token-plans", **PLAN)
     api.rows(
         "with o as (insert into organization (name) values ('many') returning id)"
@@ -162,7 +164,7 @@ async def test_a_plan_with_more_tenants_than_are_pushed_inline_is_applied_later(
     assert len(api.counters.pushed) == 64
 
 
-async def test_a_day_that_another_interval_has_not_is_named(api: Api) -> None:
+async def test_anchor_day_invalid_for_the_new_reset_interval_is_refused(api: Api) -> None:
     plan = await api.make("token-plans", name="Monthly", anchor_day=8)
     refused = await api.patch(f"token-plans/{plan['id']}", {"reset_interval": "weekly"})
     said = "must be 1 (Monday) to 7 (Sunday) where the interval is a week"
@@ -170,7 +172,7 @@ async def test_a_day_that_another_interval_has_not_is_named(api: Api) -> None:
     assert api.rows("select reset_interval, anchor_day from token_plan") == [("monthly", 8)]
 
 
-async def test_a_plan_counts_the_days_of_its_zone(api: Api) -> None:
+async def test_change_of_plan_time_zone_or_anchor_day_is_stored_and_sent_to_redis(api: Api) -> None:
     plain = await api.make("token-plans", **PLAN)
     assert (plain["time_zone"], plain["anchor_day"]) == ("UTC", None)
     plan = await api.make("token-plans", name="Berlin", time_zone="Europe/Berlin", anchor_day=31)
@@ -185,7 +187,7 @@ async def test_a_plan_counts_the_days_of_its_zone(api: Api) -> None:
     assert api.counters.pushed == [f"tenant:{tenant['id']}"] * 2
 
 
-async def test_a_plans_weights_are_kept_as_they_were_said_and_told_to_every_gateway(api: Api) -> None:
+async def test_changed_token_weights_of_a_plan_are_stored_and_published_to_the_gateways(api: Api) -> None:
     plain = await api.make("token-plans", **PLAN)
     assert plain["weights"] is None
     assert not catalogues(api)
@@ -207,7 +209,7 @@ def catalogues(api: Api) -> list[tuple[object, ...]]:
     return list(api.rows("select verb from control_write where account = 'catalogue'"))
 
 
-async def test_no_more_plans_have_weights_than_gateways_carry(api: Api) -> None:
+async def test_number_of_plans_with_token_weights_is_limited_to_the_gateway_maximum(api: Api) -> None:
     first = await api.make("token-plans", **PLAN, weights={"cache_read": "0"})
     weighing = """insert into token_plan (name, weights)
                   select 'weighing ' || n, '{"input": "2"}' from generate_series(2, %s) as n returning id"""
@@ -220,7 +222,7 @@ async def test_no_more_plans_have_weights_than_gateways_carry(api: Api) -> None:
     assert (await api.patch(f"token-plans/{second['id']}", {"weights": {"input": "2"}})).status == 200
 
 
-async def test_counters_away_means_stored_and_applied_later(api: Api) -> None:
+async def test_writes_while_redis_is_unavailable_are_202_and_stored_as_pending(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     api.counters.away = True
     made = await api.post("api-keys", {"tenant_id": tenant["id"], "name": "k"})
@@ -236,7 +238,9 @@ async def test_counters_away_means_stored_and_applied_later(api: Api) -> None:
     assert api.rows("select verb from control_write where state = 'pending'") == [("define",)]
 
 
-async def test_a_push_that_breaks_is_a_push_that_waits(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_recharge_is_202_when_the_update_of_redis_fails(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tenant = await api.make("tenants", name="web")
 
     async def break_down(account: str) -> bool:
@@ -246,7 +250,7 @@ async def test_a_push_that_breaks_is_a_push_that_waits(api: Api, monkeypatch: py
     assert (await api.post(f"tenants/{tenant['id']}/recharge", {"amount": 5})).status == 202
 
 
-async def test_what_the_counters_refuse_is_a_conflict(api: Api) -> None:
+async def test_recharge_refused_by_redis_is_409_and_stored_only_once(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     api.counters.refuses = "the amount is too large"
     for _ in range(2):

@@ -105,7 +105,9 @@ def fields_of(one: Endpoint, verb: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", OWNED)
-def test_every_write_is_ours_or_theirs_and_no_field_of_theirs_is_ours(name: str) -> None:
+def test_every_write_of_an_organization_resource_is_declared_as_staff_or_organization_write(
+    name: str,
+) -> None:
     one = OWNED[name]
     to, verbs = one.access, verbs_of(one)
     fields = set().union(*(fields_of(one, verb) for verb in verbs))
@@ -119,7 +121,7 @@ def test_every_write_is_ours_or_theirs_and_no_field_of_theirs_is_ours(name: str)
 
 
 @pytest.mark.parametrize("name", [*RESOURCES, *REPORTS])
-def test_who_is_of_one_organization_writes_what_is_theirs_and_more_if_staff_said_so(name: str) -> None:
+def test_organization_token_can_make_staff_writes_only_with_the_ours_flag(name: str) -> None:
     """Each verb and field, by each role, of all organizations, of one, and of one for staff."""
     one = RESOURCES.get(name) or REPORTS[name]
     of_all, ours = OF_ALL.get(name, "").split(), OUR_FIELDS.get(name, "").split()
@@ -144,7 +146,9 @@ def test_who_is_of_one_organization_writes_what_is_theirs_and_more_if_staff_said
                         assert settable(actor, one.access, verb, [sent]) == [sent]
 
 
-async def test_what_is_ours_is_refused_and_a_token_for_staff_does_it(api: Api) -> None:
+async def test_adding_credits_is_403_for_an_organization_token_unless_staff_set_the_ours_flag(
+    api: Api,
+) -> None:
     acme = (await api.make("organizations", name="Acme"))["id"]
     own = await holder_of(api, ADMIN, acme)
     made = await api.make("admin-tokens", name="key account", role=ADMIN, organization_id=acme, ours=True)
@@ -170,7 +174,9 @@ async def test_what_is_ours_is_refused_and_a_token_for_staff_does_it(api: Api) -
     assert (await ours.post("credit-additions", credits_)).status == 403
 
 
-async def test_who_is_shut_out_makes_no_tenant_to_go_on_with_and_deletes_none(api: Api) -> None:
+async def test_organization_blocked_by_staff_can_neither_create_a_tenant_nor_delete_a_blocked_tenant(
+    api: Api,
+) -> None:
     owner = (await api.make("organizations", name="Acme"))["id"]
     own = await holder_of(api, ADMIN, owner)
     one, two = [(await own.make("tenants", name=name))["id"] for name in ("one", "two")]
@@ -186,7 +192,7 @@ async def test_who_is_shut_out_makes_no_tenant_to_go_on_with_and_deletes_none(ap
     assert (await own.delete(f"tenants/{one}")).status == 204
 
 
-async def test_a_member_reads_what_is_their_organizations_and_changes_its_keys_alone(api: Api) -> None:
+async def test_member_reads_the_own_organization_and_writes_only_keys_and_raise_requests(api: Api) -> None:
     own = (await api.make("organizations", name="x"))["id"]
     member = await holder_of(api, MEMBER, own)
     refused = await api.post("admin-tokens", {"name": "of all", "role": MEMBER})
@@ -203,9 +209,7 @@ async def test_a_member_reads_what_is_their_organizations_and_changes_its_keys_a
     assert wrong == []
 
 
-async def test_every_operation_is_open_to_those_roles_it_is_stated_for(
-    api: Api, holders: dict[str, Api]
-) -> None:
+async def test_every_operation_is_open_to_exactly_the_stated_roles(api: Api, holders: dict[str, Api]) -> None:
     wrong = []
     for (name, operation, method, path), role in cases([*product(await operations(api), holders)]):
         told = OTHERWISE.get(operation, WRITERS[name])
@@ -222,7 +226,7 @@ async def test_every_operation_is_open_to_those_roles_it_is_stated_for(
     assert wrong == []
 
 
-async def test_every_route_of_the_api_is_an_operation_of_its_document(api: Api) -> None:
+async def test_every_admin_api_route_is_in_the_openapi_document_and_no_other(api: Api) -> None:
     told = {(method, path) for _, _, method, path in await operations(api)}
     served = {
         (route.method, route.resource.canonical.replace("{id:[0-9]+}", "{id}"))
@@ -262,7 +266,7 @@ def app_of(client: TestClient[Any, Any]) -> Any:
         ("admin", {"credit_limit": 5}, 200),
     ],
 )
-async def test_money_and_limits_of_an_organization_are_of_different_roles(
+async def test_billing_role_sets_money_fields_and_operator_role_sets_limits_of_an_organization(
     api: Api, holders: dict[str, Api], role: str, sent: dict[str, object], status: int
 ) -> None:
     made = await api.make("organizations", name=f"of {role} {sent}")
@@ -277,7 +281,7 @@ async def test_money_and_limits_of_an_organization_are_of_different_roles(
         assert (await api.get(f"organizations/{made['id']}")).json == made
 
 
-async def test_a_service_has_a_price_from_one_role_and_an_upstream_from_another(
+async def test_billing_role_sets_the_price_and_operator_role_sets_the_paths_of_a_service(
     api: Api, holders: dict[str, Api]
 ) -> None:
     service = {
@@ -292,7 +296,9 @@ async def test_a_service_has_a_price_from_one_role_and_an_upstream_from_another(
     assert (await holders["billing"].patch(one, {"paths": ["/*"]})).status == 403
 
 
-async def test_the_audit_log_says_which_role_changed_whose_row(api: Api, holders: dict[str, Api]) -> None:
+async def test_audit_log_names_the_role_and_the_organization_of_a_changed_row(
+    api: Api, holders: dict[str, Api]
+) -> None:
     tenant = await holders["operator"].make("tenants", name="t")
     await holders["billing"].make("organizations", name="o")
     told = (await api.get("audit-log?resource=tenants")).json["items"]
@@ -303,7 +309,7 @@ async def test_the_audit_log_says_which_role_changed_whose_row(api: Api, holders
     assert (made["resource"], made["organization_id"]) == ("organizations", tenant["organization_id"] + 1)
 
 
-async def test_the_tokens_of_the_settings_are_what_they_were(api: Api) -> None:
+async def test_readonly_token_from_the_settings_can_read_but_not_write(api: Api) -> None:
     reader = api.acting_as(READONLY)
     assert (await reader.get("admin-tokens")).status == 200
     refused = await reader.post("tenants", {"name": "x"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.admin.conftest import Api
 
 
-async def test_a_share_is_an_organizations_or_a_tenants(api: Api) -> None:
+async def test_upstream_share_can_be_given_to_an_organization_or_a_tenant(api: Api) -> None:
     organization = (await api.make("organizations", name="Acme"))["id"]
     tenant = (await api.make("tenants", name="Web", organization_id=organization))["id"]
     whole = await api.make("shares", upstream="openai", organization_id=organization)
@@ -25,7 +25,7 @@ async def test_a_share_is_an_organizations_or_a_tenants(api: Api) -> None:
     assert (await api.delete(f"shares/{own['id']}")).status == 204
 
 
-async def test_an_organizations_own_people_read_theirs_and_change_none(api: Api) -> None:
+async def test_organization_admin_can_read_own_upstream_shares_but_not_change_shares(api: Api) -> None:
     here, there = [(await api.make("organizations", name=name))["id"] for name in ("Acme", "Globex")]
     tenant = (await api.make("tenants", name="Web", organization_id=here))["id"]
     mine = await api.make("shares", upstream="openai", tenant_id=tenant)

@@ -15,7 +15,9 @@ from tests.admin.conftest import Api
 from tests.connections import connected
 
 
-async def test_a_write_that_breaks_leaves_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_write_stores_no_row_and_may_be_retried_with_the_same_idempotency_key(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def break_down(*_: object) -> None:
         raise RuntimeError
 
@@ -29,7 +31,7 @@ async def test_a_write_that_breaks_leaves_nothing(api: Api, monkeypatch: pytest.
     assert (await api.post("tenants", {"name": "web"}, key="k")).status == 201
 
 
-async def test_every_write_is_audited_and_no_read_is(api: Api) -> None:
+async def test_every_write_is_audited_and_reads_are_not(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     await api.get(f"tenants/{tenant['id']}")
     await api.patch(f"tenants/{tenant['id']}", {"name": "www"})
@@ -47,7 +49,7 @@ async def test_every_write_is_audited_and_no_read_is(api: Api) -> None:
     assert rows[2][5] == recharged.headers["x-request-id"]
 
 
-async def test_a_deadlock_is_tried_again(api: Api) -> None:
+async def test_write_that_deadlocks_is_tried_again(api: Api) -> None:
     plan = await api.make("token-plans", name="p")
     tenant = await api.make("tenants", name="web")
     with connected(api.url) as other:
@@ -64,7 +66,7 @@ async def test_a_deadlock_is_tried_again(api: Api) -> None:
     assert api.rows("select count(*) from control_write where verb = 'plan'") == [(1,)]
 
 
-async def test_without_postgres_the_answer_is_503(api: Api, postgres: str) -> None:
+async def test_request_without_postgres_is_answered_503(api: Api, postgres: str) -> None:
     await api.get("organizations")
     name = api.url.rsplit("/", 1)[1]
     with connected(postgres, autocommit=True) as admin:
@@ -88,7 +90,7 @@ async def test_without_postgres_the_answer_is_503(api: Api, postgres: str) -> No
 told = TypeAdapter(Metadata | None).validate_python
 
 
-def test_facts_that_an_older_keeper_stored_as_they_came_are_told_as_metadata() -> None:
+def test_call_metadata_stored_in_raw_form_by_an_older_keeper_is_shown_decoded() -> None:
     stored = json.loads(write_facts(CallFacts(model="m", status=200, counts=(5, 4, 3, 2, 7, 6, 1, 0, 0, 0))))
     assert told(stored) == {
         "model": "m", "streamed": False, "status": 200, "duration_ms": 0, "input": 14, "output": 7,
@@ -96,6 +98,6 @@ def test_facts_that_an_older_keeper_stored_as_they_came_are_told_as_metadata() -
     }  # fmt: skip
 
 
-def test_a_list_that_is_no_facts_keeps_no_page_from_being_read() -> None:
+def test_call_metadata_of_an_unknown_form_is_shown_as_unreadable() -> None:
     assert told([1]) == {"unreadable": True}
     assert (told({"a": [1]}), told(None)) == ({"a": [1]}, None)

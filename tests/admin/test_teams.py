@@ -63,7 +63,7 @@ def leaks(world: World, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [*RESOURCES, *REPORTS])
-def test_who_is_of_one_tenant_may_what_is_stated_and_nothing_that_anybody_owes(name: str) -> None:
+def test_tenant_token_may_make_only_the_writes_declared_for_tenants(name: str) -> None:
     one = RESOURCES.get(name) or REPORTS[name]
     stated = TEAMS.get(name)
     for role in (*TEAM_ROLES, "admin", "billing"):
@@ -78,7 +78,7 @@ def test_who_is_of_one_tenant_may_what_is_stated_and_nothing_that_anybody_owes(n
     assert one.access.teams.keys() <= {READ, *verbs_of(one)}
 
 
-async def test_of_another_tenant_nothing_is_read(world: World, teams: dict[str, Api]) -> None:
+async def test_tenant_token_reads_no_row_of_another_tenant(world: World, teams: dict[str, Api]) -> None:
     """As who may most in a tenant: what each role may read is stated above."""
     document = (await world.admin.get("openapi.json")).json
     for role, team in (("operator", teams["operator"]),):
@@ -134,7 +134,7 @@ async def _state(world: World, teams: dict[str, Api]) -> list[tuple[Any, ...]]:
     return state(world.admin)
 
 
-async def test_of_another_tenant_nothing_is_changed(world: World, teams: dict[str, Api]) -> None:
+async def test_tenant_token_changes_no_row_of_another_tenant(world: World, teams: dict[str, Api]) -> None:
     before = await _state(world, teams)
     for role, (name, operation, method, path, spec) in cases([*product(teams, await _writes(world.admin))]):
         if operation == "api-keys.create":
@@ -153,7 +153,9 @@ async def test_of_another_tenant_nothing_is_changed(world: World, teams: dict[st
     assert await _state(world, teams) == before
 
 
-async def test_what_a_lead_names_of_another_tenant_is_not_there(world: World, teams: dict[str, Api]) -> None:
+async def test_tenant_operator_naming_a_row_of_another_tenant_gets_the_error_for_an_unknown_row(
+    world: World, teams: dict[str, Api]
+) -> None:
     before, lead = await _state(world, teams), teams["operator"]
     for of in (world.bravos, world.alphas):
         for name, field, target in (
@@ -170,7 +172,7 @@ async def test_what_a_lead_names_of_another_tenant_is_not_there(world: World, te
     assert await _state(world, teams) == before
 
 
-async def test_no_page_of_the_console_shows_what_is_another_tenants(
+async def test_console_shows_a_tenant_operator_no_row_of_another_tenant(
     world: World, teams: dict[str, Api]
 ) -> None:
     for role, team in (("operator", teams["operator"]),):
@@ -197,7 +199,7 @@ async def test_no_page_of_the_console_shows_what_is_another_tenants(
             assert leaks(world, found) == [], (role, path)
 
 
-async def test_a_lead_sees_and_limits_the_own_team(api: Api) -> None:
+async def test_tenant_operator_can_see_and_limit_only_the_own_tenant(api: Api) -> None:
     of = (await api.make("organizations", name="acme"))["id"]
     tenant, other = [(await api.make("tenants", name=name, organization_id=of))["id"] for name in "ab"]
     lead, engineer, reader = [await narrowed(api, tenant, role) for role in TEAM_ROLES]
@@ -245,7 +247,9 @@ async def test_a_lead_sees_and_limits_the_own_team(api: Api) -> None:
 BUDGET: dict[str, Any] = {"unit": "tokens", "amount": 50, "interval": "day"}
 
 
-async def test_a_token_of_a_tenant_is_of_its_organization_and_of_no_other_role(api: Api) -> None:
+async def test_tenant_token_belongs_to_the_organization_and_cannot_have_role_admin_or_billing(
+    api: Api,
+) -> None:
     ones = [await api.make("tenants", name=name) for name in ("one", "two")]
     [one, two] = [each["organization_id"] for each in ones]
     good = {"name": "lead", "role": "operator", "tenant_id": ones[0]["id"]}
@@ -268,7 +272,7 @@ async def test_a_token_of_a_tenant_is_of_its_organization_and_of_no_other_role(a
     assert kept["id"] == made["id"]
 
 
-async def test_a_token_ends_with_its_tenant(api: Api) -> None:
+async def test_tenant_with_tokens_cannot_be_deleted_and_a_token_of_a_deleted_tenant_is_401(api: Api) -> None:
     tenant = await api.make("tenants", name="t")
     lead = await narrowed(api, tenant["id"], "operator")
     assert (await lead.get("tenants")).status == 200

@@ -89,7 +89,7 @@ STARTS: dict[str, Callable[[datetime], datetime]] = {
 
 
 @pytest.mark.usefixtures("calls")
-async def test_a_day_begins_at_its_midnight_and_a_time_is_in_its_hour(api: Api) -> None:
+async def test_usage_report_between_dates_covers_whole_days_and_between_times_whole_hours(api: Api) -> None:
     days, times = "from=2026-03-30&to=2026-04-02", "from=2026-03-30T00:59:01Z&to=2026-04-01T23:00:01Z"
     whole = await api.get("usage?from=2026-03-30T00:00:00Z&to=2026-04-02T00:00:00Z")
     assert whole.json["items"]
@@ -98,7 +98,7 @@ async def test_a_day_begins_at_its_midnight_and_a_time_is_in_its_hour(api: Api) 
 
 @in_turn("interval", STARTS)
 @in_turn("groups", ["", "model", "user,project", ",".join(GROUPS)])
-async def test_every_grouping_adds_up_to_what_its_calls_do(
+async def test_usage_report_groups_add_up_to_the_individual_calls(
     api: Api, calls: list[dict[str, Any]], interval: str, groups: str
 ) -> None:
     asked = f"usage?{SPAN}&interval={interval}" + (f"&group_by={groups}" if groups else "")
@@ -125,7 +125,7 @@ async def test_every_grouping_adds_up_to_what_its_calls_do(
     assert {item["currency"] for item in items} == {"USD"}
 
 
-async def test_a_key_says_the_last_day_of_its_calls(api: Api, calls: list[dict[str, Any]]) -> None:
+async def test_api_key_shows_the_day_of_the_last_call(api: Api, calls: list[dict[str, Any]]) -> None:
     used = calls[0]["api_key_id"]
     for _ in range(used):
         await api.make("api-keys", tenant_id=calls[0]["tenant_id"])
@@ -135,7 +135,9 @@ async def test_a_key_says_the_last_day_of_its_calls(api: Api, calls: list[dict[s
     assert days == dict.fromkeys(days) | {used: f"{last[:10]}T00:00:00Z"}
 
 
-async def test_groups_have_names_and_others_are_left_out(api: Api, calls: list[dict[str, Any]]) -> None:
+async def test_usage_report_rows_have_only_the_fields_chosen_by_group_by(
+    api: Api, calls: list[dict[str, Any]]
+) -> None:
     [item] = (await api.get(f"usage?{SPAN}&group_by=user&user_id={calls[0]['user_id']}")).json["items"]
     assert item["user"].startswith("u")
     assert "tenant_id" not in item
@@ -147,7 +149,9 @@ async def test_groups_have_names_and_others_are_left_out(api: Api, calls: list[d
     assert None in {item["project_id"] for item in items}
 
 
-async def test_filters_narrow_and_csv_says_the_same(api: Api, calls: list[dict[str, Any]]) -> None:
+async def test_usage_report_filters_give_the_same_rows_in_json_and_csv(
+    api: Api, calls: list[dict[str, Any]]
+) -> None:
     organization = calls[0]["organization_id"]
     asked = f"{SPAN}&group_by=model&organization_id={organization}&model=m1"
     [item] = (await api.get(f"usage?{asked}")).json["items"]
@@ -174,7 +178,9 @@ async def test_filters_narrow_and_csv_says_the_same(api: Api, calls: list[dict[s
         ("colour=red", "colour"), ("from=2006-03-01T00:00:00Z&to=2026-03-01T00:00:00Z", "from"),
     ],
 )  # fmt: skip
-async def test_what_is_asked_wrongly_is_named(api: Api, query: str, field: str) -> None:
+async def test_usage_report_with_an_invalid_parameter_is_422_naming_the_parameter(
+    api: Api, query: str, field: str
+) -> None:
     for name in ("usage", "usage.csv"):
         answer = await api.get(f"{name}?{query}")
         assert answer.status == 422
@@ -183,7 +189,7 @@ async def test_what_is_asked_wrongly_is_named(api: Api, query: str, field: str) 
 
 @in_turn("interval", STARTS)
 @in_turn("limit", [11, 1000])
-async def test_pages_are_together_what_one_answer_is(
+async def test_usage_report_pages_together_equal_the_answer_without_pages(
     api: Api, calls: list[dict[str, Any]], interval: str, limit: int
 ) -> None:
     asked = f"usage?{SPAN}&interval={interval}&group_by=user,project,model"
@@ -200,7 +206,9 @@ async def test_pages_are_together_what_one_answer_is(
     assert dearest == sorted(dearest)
 
 
-async def test_a_cursor_is_of_its_report_alone(api: Api, calls: list[dict[str, Any]]) -> None:
+async def test_usage_report_refuses_a_forged_cursor_or_the_cursor_of_another_query(
+    api: Api, calls: list[dict[str, Any]]
+) -> None:
     asked = f"usage?{SPAN}&group_by=user&limit=1"
     cursor = (await api.get(asked)).json["next_cursor"]
     assert (await api.get(f"{asked}&cursor={cursor}")).status == 200
@@ -220,7 +228,7 @@ async def test_a_cursor_is_of_its_report_alone(api: Api, calls: list[dict[str, A
         assert (answer.status, [each["field"] for each in answer.json["errors"]]) == (422, ["limit"])
 
 
-async def test_a_sum_beyond_a_column_is_told_all_the_same(api: Api, admin_database: str) -> None:
+async def test_usage_report_sum_too_large_for_a_bigint_is_exact(api: Api, admin_database: str) -> None:
     accounts = settle_in(admin_database, 10**9, 10**9)
     for account in accounts:
         account.at_ms = int(BEGAN.timestamp() * 1000)
@@ -233,13 +241,13 @@ async def test_a_sum_beyond_a_column_is_told_all_the_same(api: Api, admin_databa
     assert Decimal(item["cost"]) == 2 * Decimal(2**62 + 2**61) / 10**9
 
 
-async def test_nothing_used_is_no_item_and_it_needs_a_token(api: Api) -> None:
+async def test_usage_report_without_calls_is_empty_and_without_a_token_refused(api: Api) -> None:
     assert (await api.get("usage")).json == {"items": [], "next_cursor": None}
     assert (await api.get("usage.csv?group_by=model")).raw.startswith(b"start,model,requests,")
     assert (await api.acting_as(None).get("usage")).status == 401
 
 
-async def test_by_default_it_is_of_the_last_thirty_days(api: Api, admin_database: str) -> None:
+async def test_usage_report_covers_the_last_thirty_days_by_default(api: Api, admin_database: str) -> None:
     [account] = settle_in(admin_database, 10**9)
     account.reset()
     for days in (0, 29, 31):
@@ -253,7 +261,9 @@ async def test_by_default_it_is_of_the_last_thirty_days(api: Api, admin_database
 
 
 @pytest.mark.parametrize("interval", ["none", "day"])
-async def test_a_file_is_longer_than_a_page(api: Api, admin_database: str, interval: str) -> None:
+async def test_usage_report_file_contains_all_rows_even_if_more_than_a_page(
+    api: Api, admin_database: str, interval: str
+) -> None:
     [account] = settle_in(admin_database, 1)
     count = usage.PAGE_ROWS * 2 + 7
     sums = ", ".join("n" if name == "cost" else "1" for name in SUMS)
@@ -272,7 +282,9 @@ async def test_a_file_is_longer_than_a_page(api: Api, admin_database: str, inter
     assert sum(table["cost"].to_pylist()) == cost
 
 
-async def test_parquet_says_the_same_in_types_of_its_own(api: Api, calls: list[dict[str, Any]]) -> None:
+async def test_usage_report_in_parquet_equals_the_json_with_typed_columns(
+    api: Api, calls: list[dict[str, Any]]
+) -> None:
     asked = f"{SPAN}&interval=hour&group_by=user,project,service,model"
     file = await api.acting_as(READONLY).get(f"usage.parquet?{asked}")
     table = pq.read_table(io.BytesIO(file.raw))
@@ -292,7 +304,7 @@ async def test_parquet_says_the_same_in_types_of_its_own(api: Api, calls: list[d
     ] == [{**item, "cost": format(Decimal(item["cost"]).normalize(), "f")} for item in items]
 
 
-async def test_a_parquet_file_of_nothing_has_its_columns(api: Api) -> None:
+async def test_usage_report_in_parquet_without_calls_has_all_columns_and_no_rows(api: Api) -> None:
     table = pq.read_table(io.BytesIO((await api.get("usage.parquet?group_by=model")).raw))
     assert table.num_rows == 0
     assert table.schema.names[:3] == ["start", "model", "requests"]
@@ -300,7 +312,9 @@ async def test_a_parquet_file_of_nothing_has_its_columns(api: Api) -> None:
     assert (await api.get("usage.parquet?group_by=colour")).status == 422
 
 
-async def test_charges_of_focus_are_what_the_calls_cost(api: Api, calls: list[dict[str, Any]]) -> None:
+async def test_focus_report_charges_add_up_to_the_cost_of_the_calls(
+    api: Api, calls: list[dict[str, Any]]
+) -> None:
     answer = await api.acting_as(READONLY).get(f"usage/focus.csv?{SPAN}")
     rows = list(csv.DictReader(io.StringIO(answer.raw.decode())))
     assert list(rows[0]) == list(focus.FOCUS_COLUMNS)
@@ -331,7 +345,7 @@ async def test_charges_of_focus_are_what_the_calls_cost(api: Api, calls: list[di
     assert {row["BillingAccountId"] for row in rows} == {f"organization/{one}"}
 
 
-async def test_a_file_of_charges_has_its_own_groups_and_needs_a_token(api: Api) -> None:
+async def test_focus_report_with_a_grouping_parameter_is_422_and_without_a_token_401(api: Api) -> None:
     for name in ("interval=hour", "group_by=model", "limit=5", "colour=red"):
         answer = await api.get(f"usage/focus.csv?{name}")
         assert (answer.status, [each["field"] for each in answer.json["errors"]]) == (
@@ -344,7 +358,7 @@ async def test_a_file_of_charges_has_its_own_groups_and_needs_a_token(api: Api) 
         assert (await api.acting_as(None).get(file)).status == 401
 
 
-async def test_what_came_to_nothing_is_no_item(api: Api, admin_database: str) -> None:
+async def test_usage_report_omits_a_group_corrected_to_zero(api: Api, admin_database: str) -> None:
     [account] = settle_in(admin_database, 10**9)
     account.at_ms = int(BEGAN.timestamp() * 1000)
     account.reset()
@@ -360,7 +374,7 @@ async def test_what_came_to_nothing_is_no_item(api: Api, admin_database: str) ->
     assert (item["model"], item["requests"]) == ("m", 1)
 
 
-async def test_hours_that_are_gone_are_422_with_their_field_and_days_are_as_they_were(
+async def test_usage_report_by_hour_is_422_after_hours_are_deleted_and_by_day_is_unchanged(
     api: Api, calls: list[dict[str, Any]]
 ) -> None:
     days = "from=2026-03-31T00:00:00Z&to=2026-04-03T00:00:00Z"

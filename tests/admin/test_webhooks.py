@@ -15,7 +15,7 @@ from tests.admin.conftest import Api
 URL = "https://example.com/hook"
 
 
-async def test_a_webhook_and_its_secret(api: Api) -> None:
+async def test_webhook_secret_is_shown_once_and_never_in_the_audit_log(api: Api) -> None:
     made = await api.make("webhooks", url=URL, events=["quota.80", "invoice.finalized"])
     assert made["secret"].startswith("whsec_")
     assert api.rows("select secret from webhook") == [(made["secret"],)]
@@ -31,7 +31,7 @@ async def test_a_webhook_and_its_secret(api: Api) -> None:
     assert (await api.get(f"webhooks/{made['id']}")).status == 404
 
 
-async def test_a_webhook_of_one_organization(api: Api) -> None:
+async def test_webhook_can_belong_to_a_single_organization_or_to_all(api: Api) -> None:
     one = await api.make("organizations", name="Acme")
     made = await api.make("webhooks", url=URL, organization_id=one["id"])
     everybody = await api.make("webhooks", url=URL)
@@ -45,13 +45,15 @@ async def test_a_webhook_of_one_organization(api: Api) -> None:
     ] is None
 
 
-async def test_an_unknown_event_is_refused_with_those_there_are(api: Api) -> None:
+async def test_webhook_with_an_unknown_event_is_refused_listing_the_known_events(api: Api) -> None:
     refused = await api.post("webhooks", {"url": URL, "events": ["quota.99"]})
     [error] = refused.json["errors"]
     assert all(event in error["message"] for event in EVENTS), error
 
 
-async def test_without_a_mail_server_no_webhook_is_a_mail(admin_database: str) -> None:
+async def test_webhook_to_a_mail_address_is_refused_without_a_configured_mail_server(
+    admin_database: str,
+) -> None:
     pool = engine.create(admin_database)
     store, actor = Store(pool, partition_of), Actor("builtin:admin", "admin")
     values = {"url": "mailto:ada@example.com"}
@@ -62,7 +64,7 @@ async def test_without_a_mail_server_no_webhook_is_a_mail(admin_database: str) -
     assert (field, "TOLLKEEPER_SMTP_URL is not set" in said) == ("url", True)
 
 
-async def test_messages_are_listed_with_what_came_of_them(api: Api) -> None:
+async def test_webhook_deliveries_can_be_listed_and_a_webhook_shows_the_last_delivery(api: Api) -> None:
     made = await api.make("webhooks", url=URL)
     assert (await api.post(f"webhooks/{made['id']}/test")).status == 200
     [waiting] = (await api.get(f"webhook-deliveries?webhook_id={made['id']}")).json["items"]

@@ -61,7 +61,7 @@ print([name for name in ("pydantic", "aiohttp.web", "jinja2", "stripe", "typst")
 
 
 @pytest.mark.parametrize("feature", features(), ids=lambda feature: feature.name)
-def test_what_a_record_names_is_there(feature: Feature) -> None:
+def test_every_table_setting_and_metric_declared_by_a_feature_exists(feature: Feature) -> None:
     assert isinstance(feature, Feature)
     assert set(feature.tables) <= set(metadata.tables)
     assert set(feature.settings) <= set(Settings.__struct_fields__)
@@ -78,7 +78,7 @@ def test_what_a_record_names_is_there(feature: Feature) -> None:
     )
 
 
-def test_each_place_that_a_record_names_is_there() -> None:
+def test_every_code_location_declared_by_a_feature_can_be_imported() -> None:
     records = sorted((ROOT / "gateway" / "features").glob("*/feature.py"))
     places = [
         place
@@ -90,12 +90,12 @@ def test_each_place_that_a_record_names_is_there() -> None:
         assert load(place) is not None, place
 
 
-def test_the_work_of_features_loads_nothing_that_people_ask() -> None:
+def test_keeper_background_work_imports_no_web_template_or_payment_library() -> None:
     ran = subprocess.run([sys.executable, "-c", WORK], cwd=ROOT, check=True, text=True, capture_output=True)
     assert ran.stdout.strip() == "[]"
 
 
-def test_a_feature_is_imported_by_itself_alone() -> None:
+def test_no_module_outside_a_feature_imports_that_feature() -> None:
     graph = imports()
     for name in NAMES:
         roots = [f"gateway.features.{name}", f"persistence.{name}"]
@@ -105,13 +105,13 @@ def test_a_feature_is_imported_by_itself_alone() -> None:
         assert others == set(), name
 
 
-def test_a_feature_stands_in_few_folders() -> None:
+def test_code_of_a_feature_lies_in_no_more_than_the_allowed_number_of_folders() -> None:
     for name in NAMES:
         assert len(folders_of(name)) <= FOLDERS_A_FEATURE_MAX, folders_of(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_rest_runs_without_a_feature(name: str, tmp_path: Path) -> None:
+def test_program_still_loads_when_the_code_of_a_feature_is_deleted(name: str, tmp_path: Path) -> None:
     for package in ("gateway", "persistence", "lua"):
         shutil.copytree(ROOT / package, tmp_path / package)  # with what is compiled of it
     shutil.rmtree(tmp_path / "gateway" / "features" / name)
@@ -128,7 +128,7 @@ def test_the_rest_runs_without_a_feature(name: str, tmp_path: Path) -> None:
     assert ran.stdout.split() == [other for other in NAMES if other != name]
 
 
-async def test_what_a_feature_that_is_left_out_would_follow_is_refused() -> None:
+async def test_background_calls_and_runs_are_refused_without_the_installed_feature() -> None:
     runs, asked = RefusedRuns(), read_run("r1")
     for refused in (refuse_later(), runs.find(CALLER, asked, ())):
         with pytest.raises(InvalidRequest):

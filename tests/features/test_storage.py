@@ -18,7 +18,7 @@ from gateway.ops.storage import FileStore
     "url",
     ["s3://AKIA:Geheim1@ledgers/all", "s3://AKIA:Geheim1/2@ledgers", "s3://AKIA@ledgers", "S3://a:Geheim1@b"],
 )
-def test_no_password_stands_in_an_address_which_is_kept_and_shown(url: str) -> None:
+def test_archive_address_with_a_password_is_refused_without_showing_the_password(url: str) -> None:
     with pytest.raises(PlaceFailed, match="AWS_ACCESS_KEY_ID") as refused:
         FileStore(url)
     assert "Geheim1" not in refused.value.message
@@ -33,26 +33,26 @@ def test_no_password_stands_in_an_address_which_is_kept_and_shown(url: str) -> N
         "s3://ledgers?endpoint_override=AKIA:Geheim1@minio:9000",
     ],
 )
-def test_what_an_address_says_beside_its_store_is_refused_and_not_repeated(url: str) -> None:
+def test_archive_address_with_secrets_in_the_query_is_refused_without_showing_the_secrets(url: str) -> None:
     with pytest.raises(PlaceFailed, match="AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE") as refused:
         FileStore(url)
     assert "Geheim1" not in refused.value.message
 
 
 @pytest.mark.parametrize("url", ["", " "])
-def test_an_address_is_said(url: str) -> None:
+def test_empty_archive_address_is_refused(url: str) -> None:
     with pytest.raises(PlaceFailed, match="empty"):
         FileStore(url)
 
 
-def test_an_address_is_parted_and_put_together_again() -> None:
+def test_archive_address_splits_into_folder_and_name_and_joins_back_unchanged() -> None:
     folder, name = FileStore.parted("s3://ledgers/all/one?region=eu-central-1&scheme=http")
     assert (folder, name) == ("s3://ledgers/all?region=eu-central-1&scheme=http", "one")
     assert FileStore(folder).address(name) == "s3://ledgers/all/one?region=eu-central-1&scheme=http"
     assert FileStore.parted("s3://ledgers") == ("s3://ledgers", "")
 
 
-def test_what_a_directory_does_not_allow_is_told_whoever_asks(tmp_path: Path) -> None:
+def test_every_failed_file_operation_of_an_archive_directory_names_the_directory(tmp_path: Path) -> None:
     place = FileStore(str(tmp_path))
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "full.json").mkdir()
@@ -75,7 +75,9 @@ def test_what_a_directory_does_not_allow_is_told_whoever_asks(tmp_path: Path) ->
             one()
 
 
-def test_a_program_without_its_libraries_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_archive_without_pyarrow_fails_with_the_command_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.fs", None)
     with pytest.raises(MissingExtra, match=re.escape(install("archive"))):
         FileStore(str(tmp_path))

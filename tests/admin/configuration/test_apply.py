@@ -35,7 +35,7 @@ async def tenant(api: Api) -> Any:
     return found
 
 
-async def test_rows_are_made_in_the_order_they_refer_to_each_other_whatever_the_files_is(api: Api) -> None:
+async def test_apply_creates_referenced_rows_first_and_a_plan_or_trial_run_creates_no_rows(api: Api) -> None:
     planned = await plan(api, ACME)
     assert told(planned) == [
         ("create", "organizations", "Acme"),
@@ -54,7 +54,9 @@ async def test_rows_are_made_in_the_order_they_refer_to_each_other_whatever_the_
     assert (again["changes"], again["unchanged"], again["noted"]) == ([], 3, 0)
 
 
-async def test_each_change_has_one_entry_in_the_audit_log_and_its_counters_are_told_once(api: Api) -> None:
+async def test_configuration_apply_audits_each_change_and_updates_each_account_in_redis_once(
+    api: Api,
+) -> None:
     await apply(api, ACME)
     entries = (await api.get("audit-log")).json["items"]
     assert [(one["action"], one["resource"]) for one in entries] == [
@@ -67,7 +69,9 @@ async def test_each_change_has_one_entry_in_the_audit_log_and_its_counters_are_t
     assert writes == [("define",), ("plan",)]
 
 
-async def test_what_is_not_said_stays_and_what_is_no_longer_said_has_its_default(api: Api) -> None:
+async def test_field_removed_from_a_configuration_file_is_reset_and_a_field_never_in_a_file_is_kept(
+    api: Api,
+) -> None:
     await apply(api, ACME)
     web = await tenant(api)
     await api.patch(f"tenants/{web['id']}", {"user_limits": {"concurrency": 2}})
@@ -81,7 +85,9 @@ async def test_what_is_not_said_stays_and_what_is_no_longer_said_has_its_default
     assert (web["limits"], web["user_limits"]) == ({}, {"concurrency": 2})
 
 
-async def test_a_change_names_others_and_is_not_done_where_another_was_shown(api: Api) -> None:
+async def test_apply_of_a_plan_that_no_longer_matches_the_database_is_409_and_changes_no_row(
+    api: Api,
+) -> None:
     await apply(api, ACME)
     other: Objects = {
         "token-plans": [*ACME["token-plans"], {"name": "Free", "total_amount": 5}],
@@ -98,7 +104,7 @@ async def test_a_change_names_others_and_is_not_done_where_another_was_shown(api
     assert (await api.get("token-plans?name=Free")).json["items"] == [], "nothing of it is done"
 
 
-async def test_of_two_that_apply_at_once_the_second_is_told_that_its_plan_is_another_by_now(api: Api) -> None:
+async def test_second_of_two_concurrent_applies_of_the_same_plan_is_409(api: Api) -> None:
     planned = await plan(api, ACME)
     asked = {"objects": ACME, "digest": planned["digest"]}
     answers = await asyncio.gather(*(api.post("configuration", asked) for _ in range(2)))
@@ -106,7 +112,7 @@ async def test_of_two_that_apply_at_once_the_second_is_told_that_its_plan_is_ano
     assert len((await api.get("tenants")).json["items"]) == 1
 
 
-async def test_one_object_that_is_refused_leaves_all_undone_and_is_named(api: Api) -> None:
+async def test_apply_with_a_refused_object_names_the_object_and_writes_no_object(api: Api) -> None:
     objects = world()
     objects["subscription-plans"][0]["feature_access"] = ["chat", "smss"]
     planned = await plan(api, objects)
@@ -121,7 +127,7 @@ async def test_one_object_that_is_refused_leaves_all_undone_and_is_named(api: Ap
     assert api.counters.pushed == []
 
 
-async def test_wrong_objects_are_named_with_what_would_be_right(api: Api) -> None:
+async def test_plan_names_each_invalid_object_and_suggests_the_correct_spelling(api: Api) -> None:
     wrong = await refused(
         api,
         {
@@ -159,7 +165,7 @@ async def test_wrong_objects_are_named_with_what_would_be_right(api: Api) -> Non
     }
 
 
-async def test_a_name_that_several_rows_have_is_refused_until_it_says_which(api: Api) -> None:
+async def test_name_shared_by_several_rows_is_refused_until_the_organization_is_stated(api: Api) -> None:
     for name in ("Acme", "Globex"):
         await apply(
             api, {"organizations": [{"name": name}], "tenants": [{"name": "Web", "organization": name}]}
@@ -175,7 +181,7 @@ async def test_a_name_that_several_rows_have_is_refused_until_it_says_which(api:
     assert planned["tried"], "the budget's own organization says which tenant"
 
 
-async def test_what_cannot_be_changed_is_refused_and_says_what_it_stays(api: Api) -> None:
+async def test_change_of_an_immutable_field_is_refused_and_the_error_states_the_kept_value(api: Api) -> None:
     await apply(api, world())
     objects = world()
     objects["budgets"][1]["interval"] = "day"
@@ -189,7 +195,7 @@ async def test_what_cannot_be_changed_is_refused_and_says_what_it_stays(api: Api
     }
 
 
-async def test_prices_and_rates_of_tax_take_each_others_place_and_are_never_changed(api: Api) -> None:
+async def test_changed_price_or_tax_rate_is_stored_as_a_new_row_effective_from_now(api: Api) -> None:
     name = "model-of-test-apply"
     price = {"model": name, "currency": "USD", "input": "1", "output": "2"}
     await apply(api, {"prices": [price]})
@@ -217,7 +223,7 @@ async def test_prices_and_rates_of_tax_take_each_others_place_and_are_never_chan
     assert acme["tax_rate"] == "0.25"
 
 
-async def test_a_subscription_follows_its_file_to_another_plan(api: Api) -> None:
+async def test_apply_moves_a_subscription_to_the_plan_named_in_the_file(api: Api) -> None:
     await apply(api, world())
     objects = world()
     objects["subscription-plans"].append(
@@ -242,7 +248,7 @@ async def test_a_subscription_follows_its_file_to_another_plan(api: Api) -> None
     assert (await plan(api, objects))["changes"] == []
 
 
-async def test_a_change_under_way_elsewhere_is_waited_for_and_seen(api: Api) -> None:
+async def test_apply_waits_for_a_concurrent_change_of_a_row_and_then_answers_409(api: Api) -> None:
     """Between the plan's reading of a row and its writing, somebody changes it by hand."""
     await apply(api, ACME)
     web = await tenant(api)
@@ -259,7 +265,9 @@ async def test_a_change_under_way_elsewhere_is_waited_for_and_seen(api: Api) -> 
     assert (await tenant(api))["limits"] == {"concurrency": 1}
 
 
-async def test_a_repeated_key_gives_the_first_answer_without_its_secrets(api: Api) -> None:
+async def test_apply_repeated_with_the_same_idempotency_key_returns_the_first_answer_without_secrets(
+    api: Api,
+) -> None:
     objects = {**ACME, "api-keys": [{"tenant": "Web", "name": "CI"}]}
     planned = await plan(api, objects)
     asked = {"objects": objects, "digest": planned["digest"]}
@@ -273,7 +281,7 @@ async def test_a_repeated_key_gives_the_first_answer_without_its_secrets(api: Ap
     assert (await api.post("configuration", {**asked, "prune": True}, key="once")).status == 409
 
 
-async def test_pruning_ends_what_applying_made_and_nothing_that_people_made(api: Api) -> None:
+async def test_prune_deletes_only_rows_that_the_same_configuration_name_applied_before(api: Api) -> None:
     await api.make("organizations", name="By hand")
     full: Objects = {
         "organizations": [{"name": "Acme"}, {"name": "By hand", "limits": {"concurrency": 3}}],
@@ -302,7 +310,7 @@ async def test_pruning_ends_what_applying_made_and_nothing_that_people_made(api:
     assert nothing == {"prune": "needs objects: without any, everything would be deleted"}
 
 
-async def test_what_has_money_or_use_stays_and_says_why(api: Api) -> None:
+async def test_prune_keeps_rows_with_money_or_recorded_use_and_states_the_reason(api: Api) -> None:
     await apply(api, world())
     tried = await plan(api, {"users": world()["users"][1:]}, prune=True, trial=True)
     stays = {f"{each['resource']} {each['name']}": each["stays"] for each in tried["changes"]}
@@ -313,7 +321,7 @@ async def test_what_has_money_or_use_stays_and_says_why(api: Api) -> None:
     assert not [name for name in stays if name.startswith(("prices", "tax-rates"))], "they are history"
 
 
-async def test_roles_may_apply_what_they_may_do_one_by_one(api: Api) -> None:
+async def test_configuration_apply_allows_a_role_only_the_changes_that_role_may_make(api: Api) -> None:
     await apply(api, ACME)
     operator, billing = [
         api.acting_as((await api.make("admin-tokens", name=role, role=role))["token"])
@@ -340,7 +348,7 @@ async def test_roles_may_apply_what_they_may_do_one_by_one(api: Api) -> None:
     assert (await reader.post("configuration", {**asked, "digest": None, "trial": True})).status == 403
 
 
-async def test_a_token_of_one_organization_applies_its_own_and_sees_nothing_else(api: Api) -> None:
+async def test_organization_token_applies_and_exports_only_rows_of_the_own_organization(api: Api) -> None:
     await apply(
         api, {"organizations": [{"name": "Acme"}, {"name": "Globex"}], "token-plans": [{"name": "Pro"}]}
     )
@@ -375,7 +383,9 @@ async def test_a_token_of_one_organization_applies_its_own_and_sees_nothing_else
     ]  # fmt: skip
 
 
-async def test_too_much_and_what_is_no_plan_are_refused(api: Api) -> None:
+async def test_apply_of_too_many_objects_is_422_an_overlong_body_413_and_an_unknown_plan_409(
+    api: Api,
+) -> None:
     many = [{"name": f"plan {number}"} for number in range(20_001)]
     assert "at most 20000 at once" in (await refused(api, {"token-plans": many}))["token-plans"]
     asked = {"objects": ACME, "digest": "0" * 64}
@@ -399,9 +409,7 @@ async def bounded(ports: AdminPorts, rows_max: int, objects: Objects, **more: An
     return (await configurator.do(ApplyRequest(objects, **more))).content
 
 
-async def test_rows_of_the_same_name_elsewhere_are_not_read_and_too_many_that_may_be_meant_are_refused(
-    api: Api, ports: AdminPorts
-) -> None:
+async def test_plan_of_names_that_match_too_many_rows_is_refused(api: Api, ports: AdminPorts) -> None:
     everybody = [{"name": name} for name in ("Acme", "Bell", "Cole", "Dell")]
     webs = [{"name": "Web", "organization": one["name"]} for one in everybody]
     await apply(api, {"organizations": everybody, "tenants": webs})
@@ -417,7 +425,9 @@ async def test_rows_of_the_same_name_elsewhere_are_not_read_and_too_many_that_ma
     assert (await bounded(ports, 4, {"api-keys": [key]}, name="other"))["unchanged"] == 0
 
 
-async def test_a_name_stands_for_so_many_rows_at_most(api: Api, ports: AdminPorts) -> None:
+async def test_apply_is_refused_when_the_configuration_name_already_has_too_many_rows(
+    api: Api, ports: AdminPorts
+) -> None:
     plans: list[object] = [{"name": name} for name in ("One", "Two", "Three")]
     await apply(api, {"token-plans": plans})
     assert (await bounded(ports, 3, {"token-plans": plans}))["unchanged"] == 3

@@ -50,7 +50,9 @@ def run(api: Api) -> Run:
     return invoke
 
 
-async def test_a_file_is_shown_applied_and_then_says_nothing_new(run: Run, api: Api, tmp_path: Path) -> None:
+async def test_diff_command_shows_the_changes_of_a_file_and_apply_command_makes_the_changes(
+    run: Run, api: Api, tmp_path: Path
+) -> None:
     file = tmp_path / "acme.yaml"
     file.write_text(ACME)
     differs = await run("diff", "-f", str(file))
@@ -76,7 +78,9 @@ async def test_a_file_is_shown_applied_and_then_says_nothing_new(run: Run, api: 
     assert from_standard_input.exit_code == 0
 
 
-async def test_a_directory_is_read_whatever_its_files_are_called(run: Run, api: Api, tmp_path: Path) -> None:
+async def test_apply_command_reads_every_yaml_file_of_a_directory_except_in_hidden_folders(
+    run: Run, api: Api, tmp_path: Path
+) -> None:
     first, second = ACME.split("---\n")
     (tmp_path / "z").mkdir()
     (tmp_path / ".git").mkdir()
@@ -88,7 +92,7 @@ async def test_a_directory_is_read_whatever_its_files_are_called(run: Run, api: 
     assert [one["name"] for one in (await api.get("tenants")).json["items"]] == ["Web"]
 
 
-async def test_what_is_wrong_is_named_by_file_document_line_and_field(run: Run, tmp_path: Path) -> None:
+async def test_diff_and_apply_errors_name_file_document_line_and_field(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "acme.yaml"
     file.write_text(ACME.replace("plan: Pro", "plan: Por") + "tenant: []\n")
     told = await run("diff", "-f", str(file))
@@ -108,7 +112,7 @@ async def test_what_is_wrong_is_named_by_file_document_line_and_field(run: Run, 
     assert (missing.exit_code, "cannot be read" in missing.stderr) == (2, True)
 
 
-async def test_secrets_go_into_files_of_their_own_and_nowhere_else(
+async def test_apply_command_writes_secrets_only_into_private_files_of_the_secrets_folder(
     run: Run, api: Api, tmp_path: Path
 ) -> None:
     file, safe = tmp_path / "keys.yaml", tmp_path / "safe"
@@ -135,7 +139,7 @@ def digest_of(key: str) -> str:
     return hmac.new(b"pepper", key.encode(), "sha256").hexdigest()
 
 
-async def test_a_secret_can_be_a_manifest_of_kubernetes(run: Run, tmp_path: Path) -> None:
+async def test_apply_command_writes_a_secret_as_a_kubernetes_manifest(run: Run, tmp_path: Path) -> None:
     file, safe = tmp_path / "keys.yaml", tmp_path / "safe"
     file.write_text(f"{ACME}api-keys:\n  - {{name: CI, tenant: Web}}\n")
     done = await run("apply", "-f", str(file), "--secrets-dir", str(safe), "--secrets-as", "kubernetes")
@@ -147,7 +151,7 @@ async def test_a_secret_can_be_a_manifest_of_kubernetes(run: Run, tmp_path: Path
     assert manifest["stringData"]["key"].startswith("tk_")
 
 
-async def test_of_secrets_that_cannot_be_written_each_is_named_and_all_others_are_kept(
+async def test_apply_command_reports_each_secret_file_not_written_and_keeps_the_written_secrets(
     run: Run, api: Api, tmp_path: Path
 ) -> None:
     file, safe = tmp_path / "keys.yaml", tmp_path / "safe"
@@ -170,7 +174,9 @@ async def test_of_secrets_that_cannot_be_written_each_is_named_and_all_others_ar
     assert not list(safe.glob(".*")), "nothing waits any more"
 
 
-def test_each_of_many_secrets_is_in_its_own_file_and_told_in_the_order_they_came(tmp_path: Path) -> None:
+def test_each_secret_is_written_to_a_separate_file_despite_a_file_that_cannot_be_written(
+    tmp_path: Path,
+) -> None:
     keeping = SecretFiles(tmp_path, SecretFormat.FILE)
     secrets = [
         {"resource": "api-keys", "name": f"k{n}", "field": "key", "value": f"v{n}"} for n in range(150)
@@ -198,15 +204,15 @@ def test_each_of_many_secrets_is_in_its_own_file_and_told_in_the_order_they_came
         {"TOLLKEEPER_ADMIN_URL": "http://127.0.0.1:1"},
     ],
 )
-async def test_a_comparison_that_fails_does_not_say_that_something_differs(
-    run: Run, wrong: dict[str, str | None]
-) -> None:
+async def test_diff_command_exits_2_on_an_error(run: Run, wrong: dict[str, str | None]) -> None:
     told = await run("diff", "-f", "-", stdin=ACME, **wrong)
     assert (told.exit_code, "Error:" in told.stderr) == (2, True), told.output
     assert (await run("apply", "-f", "-", stdin=ACME, **wrong)).exit_code == 1
 
 
-async def test_where_a_secret_cannot_be_kept_nothing_is_applied(run: Run, api: Api, tmp_path: Path) -> None:
+async def test_apply_command_changes_no_row_if_the_secrets_folder_cannot_be_written(
+    run: Run, api: Api, tmp_path: Path
+) -> None:
     file, blocked = tmp_path / "keys.yaml", tmp_path / "a-file"
     file.write_text(f"{ACME}api-keys:\n  - {{name: CI, tenant: Web}}\n")
     blocked.write_text("in the way")
@@ -215,7 +221,7 @@ async def test_where_a_secret_cannot_be_kept_nothing_is_applied(run: Run, api: A
     assert (await api.get("api-keys")).json["items"] == []
 
 
-async def test_what_is_exported_is_unchanged_when_applied(run: Run, api: Api, tmp_path: Path) -> None:
+async def test_diff_of_freshly_exported_files_shows_no_change(run: Run, api: Api, tmp_path: Path) -> None:
     source, copy = tmp_path / "world.yaml", tmp_path / "copy"
     source.write_text(written(world()))
     done = await run("apply", "-f", str(source), "--secrets-dir", str(tmp_path / "safe"))
@@ -237,7 +243,7 @@ async def test_what_is_exported_is_unchanged_when_applied(run: Run, api: Api, tm
     assert (unknown.exit_code, "token-plans" in unknown.stderr) == (1, True)
 
 
-async def test_pruning_forgets_what_others_deleted_and_says_so_once(
+async def test_prune_mentions_a_row_already_deleted_by_hand_only_in_the_first_run(
     run: Run, api: Api, tmp_path: Path
 ) -> None:
     file = tmp_path / "acme.yaml"
@@ -255,7 +261,9 @@ async def test_pruning_forgets_what_others_deleted_and_says_so_once(
     assert ("gone already" in again.stdout, "Applied." in again.stderr) == (False, False)
 
 
-async def test_the_schema_is_printed_served_and_the_one_in_the_documents(run: Run, api: Api) -> None:
+async def test_configuration_schema_printed_by_the_cli_equals_the_schema_served_by_the_api(
+    run: Run, api: Api
+) -> None:
     printed = json.loads((await run("export", "--schema")).stdout)
     assert printed == schema() == (await api.acting_as(None).get("configuration/schema.json")).json
     assert printed["properties"].keys() == KINDS.keys()

@@ -30,12 +30,12 @@ values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(("tenants", "budgets", "no", "2024")), values, min_size=1))
-def test_what_is_written_reads_the_same(value: dict[str, object]) -> None:
+def test_written_yaml_reads_back_as_the_same_value(value: dict[str, object]) -> None:
     [document] = documents(written(value), "it")
     assert document.value == value
 
 
-def test_plain_values_are_those_of_yaml_1_2() -> None:
+def test_yaml_reader_reads_unquoted_values_by_the_rules_of_yaml_1_2() -> None:
     text = """
         country: NO
         day: 2026-01-31
@@ -84,7 +84,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("- " * 100_000, "nested more than 32 deep"),
     ],
 )  # fmt: skip
-def test_what_is_hostile_or_ambiguous_is_refused_with_its_line(text: str, said: str) -> None:
+def test_yaml_reader_refuses_hostile_or_ambiguous_text_with_the_line(text: str, said: str) -> None:
     assert_refused(text, said)
 
 
@@ -96,7 +96,7 @@ def assert_refused(text: str, said: str) -> None:
     assert len(refused.value.message) < 300
 
 
-def test_what_is_wrong_has_its_own_place_behind_a_file_that_names_the_kind_and_nothing_of_it(
+def test_configuration_error_names_the_file_and_line_of_the_wrong_object_among_several_files(
     tmp_path: Path,
 ) -> None:
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
@@ -112,7 +112,7 @@ def test_what_is_wrong_has_its_own_place_behind_a_file_that_names_the_kind_and_n
     assert sources.located("  tenant: unknown kind") == "  tenant: unknown kind"
 
 
-def test_of_files_and_bytes_there_are_so_many_at_most(tmp_path: Path) -> None:
+def test_yaml_reader_refuses_too_many_files_or_bytes_and_malformed_documents(tmp_path: Path) -> None:
     (tmp_path / "big.yaml").write_bytes(b"#" * (BYTES_MAX + 1))
     with pytest.raises(CommandFailed, match="too much"):
         read_sources([str(tmp_path)])
@@ -149,13 +149,13 @@ OTHERS = {
 }
 
 
-def test_whatever_can_be_made_is_configuration_or_says_why_not() -> None:
+def test_every_creatable_resource_is_supported_in_configuration_files_or_listed_as_excluded() -> None:
     made = {resource.name for resource in RESOURCES.values() if resource.create is not None}
     assert made == KINDS.keys() | OTHERS.keys()
     assert not KINDS.keys() & OTHERS.keys()
 
 
-def test_the_example_says_every_field_of_every_kind() -> None:
+def test_example_configuration_sets_every_field_except_listed_exceptions() -> None:
     for kind, resource in KINDS.items():
         said = {name for one in WORLD[kind] for name in one}
         told = {word(resource, name) for name in model(resource).model_fields}
@@ -175,7 +175,9 @@ UNSAID = {
 }  # fmt: skip
 
 
-async def test_what_is_exported_changes_nothing_there_and_makes_the_same_elsewhere(api: Api) -> None:
+async def test_applying_an_export_changes_no_row_and_recreates_all_objects_in_an_empty_database(
+    api: Api,
+) -> None:
     made = await apply(api, world())
     assert made["applied"]
     again = await plan(api, world())
@@ -195,7 +197,7 @@ async def test_what_is_exported_changes_nothing_there_and_makes_the_same_elsewhe
     assert (await plan(api, first["objects"]))["changes"] == []
 
 
-async def test_prices_of_the_bundled_list_and_users_met_by_requests_are_not_exported(api: Api) -> None:
+async def test_export_leaves_out_bundled_prices_and_users_first_seen_in_requests(api: Api) -> None:
     bundled = {"model": "of-the-list", "currency": "USD", "input": "1", "source": "bundled"}
     await api.make("prices", **bundled, effective_from="2026-01-01T00:00:00Z")
     organization = (await api.make("organizations", name="Acme"))["id"]
@@ -211,7 +213,7 @@ async def test_prices_of_the_bundled_list_and_users_met_by_requests_are_not_expo
     assert [one["external_id"] for one in objects["users"] if one.get("organization")] == ["limited"]
 
 
-async def test_what_files_cannot_name_is_left_out_and_said(api: Api) -> None:
+async def test_export_leaves_out_and_lists_rows_with_an_ambiguous_name(api: Api) -> None:
     tenant = await api.make("tenants", name="Web")
     twice = [await api.make("api-keys", name="Twice", tenant_id=tenant["id"]) for _ in range(2)]
     its = {"organization_id": tenant["organization_id"], "api_key_id": twice[0]["id"], "interval": "day"}
@@ -236,13 +238,15 @@ def faults(document: Any) -> list[str]:
     return [f"{error.json_path}: {error.message}" for error in VALIDATOR.iter_errors(document)]
 
 
-def test_it_is_a_schema_and_has_every_kind() -> None:
+def test_configuration_schema_is_valid_json_schema_with_every_kind() -> None:
     Draft202012Validator.check_schema(schema())
     assert schema()["properties"].keys() == KINDS.keys() == WORLD.keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_objects_of_each_kind_are_valid_and_mistyped_ones_are_not(kind: str) -> None:
+def test_configuration_schema_accepts_valid_objects_of_each_kind_and_refuses_mistyped_objects(
+    kind: str,
+) -> None:
     assert faults({kind: world()[kind]}) == []
     for one in world()[kind]:
         assert faults({kind: [{**one, "nmae": "Acme"}]}), "a field that there is not"
@@ -255,7 +259,7 @@ def test_objects_of_each_kind_are_valid_and_mistyped_ones_are_not(kind: str) -> 
     assert faults({kind + "s": []})
 
 
-def test_what_the_documents_show_is_valid() -> None:
+def test_yaml_examples_in_the_documentation_are_valid_by_the_configuration_schema() -> None:
     text = (ROOT / "docs" / "howto" / "git.md").read_text()
     shown = [one or other for one, other in FENCES.findall(text)]
     documents = [each for one in shown for each in yaml.load_all(one, yaml.BaseLoader) if "steps" not in each]

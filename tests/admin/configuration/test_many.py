@@ -17,7 +17,9 @@ from tests.admin.conftest import Api
 FEW, SOME = 3, 4
 
 
-async def test_an_organization_is_told_once_of_all_its_changes_and_each_has_an_entry(api: Api) -> None:
+async def test_apply_of_many_budgets_of_an_organization_updates_the_organization_in_redis_once(
+    api: Api,
+) -> None:
     api.counters.away = True
     budgets = [
         {"organization": "Acme", "name": f"b{n}", "unit": "tokens", "amount": 9, "interval": "day"}
@@ -33,7 +35,7 @@ async def test_an_organization_is_told_once_of_all_its_changes_and_each_has_an_e
     assert api.rows(entries) == [("budgets", FEW), ("organizations", 1)]
 
 
-async def test_one_of_many_that_is_refused_is_named_and_nothing_is_applied(api: Api) -> None:
+async def test_apply_of_many_objects_names_the_refused_object_and_applies_none(api: Api) -> None:
     budgets = [
         {"organization": "Acme", "name": f"b{n}", "unit": "tokens", "amount": 1 + n, "interval": "day"}
         for n in range(WINDOWS_MAX + 1)
@@ -68,7 +70,7 @@ async def test_one_of_many_that_is_refused_is_named_and_nothing_is_applied(api: 
     assert (await api.get("organizations")).json["items"] == []
 
 
-async def test_a_deleted_user_comes_back_among_many_that_are_new(api: Api) -> None:
+async def test_apply_of_many_users_restores_the_deleted_user_among_new_users(api: Api) -> None:
     users: list[dict[str, Any]] = [{"organization": "Acme", "external_id": f"u{n}"} for n in range(FEW)]
     objects: Objects = {"organizations": [{"name": "Acme"}], "users": users[:1]}
     await apply(api, objects)
@@ -82,7 +84,7 @@ async def test_a_deleted_user_comes_back_among_many_that_are_new(api: Api) -> No
     assert {"u0", "u1", "u2"} <= there.keys()
 
 
-async def test_the_ones_that_must_stay_are_found_among_those_that_go(api: Api) -> None:
+async def test_prune_of_many_organizations_keeps_rows_still_used_and_states_the_reason(api: Api) -> None:
     names = [f"o{n}" for n in range(40)]
     objects: Objects = {
         "token-plans": [{"name": "Pro"}],
@@ -132,7 +134,7 @@ class Watched(dict[str, Any]):
 
 
 @given(st.lists(MOMENTS, max_size=12), MOMENTS, st.randoms())
-def test_the_newest_row_of_a_moment_and_the_last_one_before_it(
+def test_lookup_by_date_finds_the_newest_row_of_that_date_and_the_row_in_force(
     moments: list[int], asked: int, any_: Any
 ) -> None:
     rows = [{"id": number, "since": moment} for number, moment in enumerate(moments)]
@@ -144,7 +146,7 @@ def test_the_newest_row_of_a_moment_and_the_last_one_before_it(
     assert dated.in_force(asked) == max(before, key=lambda row: (row["since"], row["id"]), default=None)
 
 
-def test_thousands_of_objects_of_one_name_look_at_each_row_a_few_times() -> None:
+def test_lookup_by_date_in_thousands_of_rows_reads_each_row_at_most_four_times() -> None:
     rows = [Watched(id=number, since=number) for number in range(2_000)]
     dated = DateOrder(rows, "since")
     for number in range(2_000):
@@ -175,7 +177,9 @@ async def only(api: Api, path: str) -> Any:
     return found
 
 
-async def test_a_key_that_a_member_gives_the_name_of_an_applied_one_stops_nobody(api: Api) -> None:
+async def test_apply_still_changes_the_applied_key_after_a_member_creates_a_key_of_the_same_name(
+    api: Api,
+) -> None:
     await apply(api, ACME)
     made = await only(api, "api-keys")
     member, _ = await person(api, "member", "Acme")
@@ -191,7 +195,9 @@ async def test_a_key_that_a_member_gives_the_name_of_an_applied_one_stops_nobody
     assert (await api.get(f"api-keys/{made['id']}")).json["limits"] == {"concurrency": 2}
 
 
-async def test_what_was_taken_for_the_files_own_stays_the_one_that_is_meant(api: Api) -> None:
+async def test_apply_still_changes_the_key_first_matched_by_name_after_a_second_key_takes_that_name(
+    api: Api,
+) -> None:
     await apply(api, {"organizations": ACME["organizations"], "tenants": ACME["tenants"]})
     web = await only(api, "tenants")
     there = await api.make("api-keys", tenant_id=web["id"], name="CI")
@@ -206,7 +212,7 @@ async def test_what_was_taken_for_the_files_own_stays_the_one_that_is_meant(api:
     assert [(each["change"], each["resource"]) for each in planned["changes"]] == [("create", "api-keys")]
 
 
-async def test_what_is_exported_and_pruned_deletes_no_key_that_shares_its_name(api: Api) -> None:
+async def test_prune_deletes_no_key_while_another_key_has_the_same_name(api: Api) -> None:
     await apply(api, ACME)
     made = await only(api, "api-keys")
     member, _ = await person(api, "member", "Acme")
@@ -226,7 +232,9 @@ async def test_what_is_exported_and_pruned_deletes_no_key_that_shares_its_name(a
     assert (await api.get(f"api-keys/{made['id']}")).json["revoked_at"] is not None
 
 
-async def test_a_tenant_of_the_files_is_meant_whatever_another_organization_names_its_own(api: Api) -> None:
+async def test_tenant_name_in_a_file_means_the_tenant_of_that_file_despite_a_namesake_elsewhere(
+    api: Api,
+) -> None:
     await apply(api, {"organizations": ACME["organizations"]})
     operator, globex = await person(api, "operator", "Globex")
     await operator.make("tenants", organization_id=globex, name="Web")
@@ -238,7 +246,9 @@ async def test_a_tenant_of_the_files_is_meant_whatever_another_organization_name
     assert made["tenant_id"] == mine["id"]
 
 
-async def test_whom_part_of_a_name_stood_for_is_remembered(api: Api) -> None:
+async def test_tenant_name_without_organization_keeps_the_first_meaning_after_a_namesake_appears(
+    api: Api,
+) -> None:
     await apply(api, {"organizations": ACME["organizations"]})
     [acme] = (await api.get("organizations?name=Acme")).json["items"]
     web = await api.make("tenants", organization_id=acme["id"], name="Web")
@@ -287,7 +297,7 @@ def with_limit(limit: int) -> Objects:
     }
 
 
-async def test_a_rotated_key_is_the_files_own_whatever_else_has_its_name(api: Api) -> None:
+async def test_apply_changes_the_rotated_key_despite_another_key_of_the_same_name(api: Api) -> None:
     await apply(api, FILES)
     made = await only(api, "api-keys")
     member, _ = await person(api, "member", "Acme")
@@ -305,7 +315,7 @@ async def test_a_rotated_key_is_the_files_own_whatever_else_has_its_name(api: Ap
     assert (await api.get(f"api-keys/{other['id']}")).json["revoked_at"] is None
 
 
-async def test_a_renamed_row_is_named_again_as_its_file_says(api: Api) -> None:
+async def test_apply_renames_a_row_renamed_by_hand_back_to_the_name_of_the_file(api: Api) -> None:
     await apply(api, FILES)
     ids = {kind: (await only(api, kind))["id"] for kind in ("tenants", "api-keys", "budgets", "webhooks")}
     operator, _ = await person(api, "admin", "Acme")
@@ -320,7 +330,7 @@ async def test_a_renamed_row_is_named_again_as_its_file_says(api: Api) -> None:
     assert (await plan(api, FILES))["changes"] == []
 
 
-async def test_where_a_row_is_gone_a_new_one_is_made_beside_what_others_named_so(api: Api) -> None:
+async def test_apply_recreates_a_deleted_key_and_budget_despite_other_rows_of_the_same_name(api: Api) -> None:
     await apply(api, FILES)
     made, budget = await only(api, "api-keys"), await only(api, "budgets")
     member, acme = await person(api, "member", "Acme")
@@ -351,7 +361,9 @@ async def test_where_a_row_is_gone_a_new_one_is_made_beside_what_others_named_so
     assert change["id"] == own
 
 
-async def test_a_key_of_a_subject_that_another_key_has_waits_alone(api: Api) -> None:
+async def test_key_with_a_subject_taken_by_another_key_waits_while_the_rest_of_the_files_is_applied(
+    api: Api,
+) -> None:
     tokens = {"issuer": "https://idp.example.com", "subject": "ci"}
     files: Objects = {**FILES, "api-keys": [{**KEY, **tokens}]}
     await apply(api, files)
@@ -371,7 +383,9 @@ async def test_a_key_of_a_subject_that_another_key_has_waits_alone(api: Api) -> 
     assert not [each for each in (await plan(api, files))["changes"] if each["at"] == "api-keys.0"]
 
 
-async def test_what_a_file_only_names_keeps_the_rest_of_it_waiting_for_nothing(api: Api) -> None:
+async def test_apply_continues_with_other_objects_when_a_referenced_tenant_is_renamed_or_deleted(
+    api: Api,
+) -> None:
     await apply(api, {"organizations": FILES["organizations"]})
     operator, acme = await person(api, "operator", "Acme")
     web = await api.make("tenants", organization_id=acme, name="Web")
@@ -389,7 +403,7 @@ async def test_what_a_file_only_names_keeps_the_rest_of_it_waiting_for_nothing(a
     assert (left["at"], "tenant is not there any more" in left["stays"]) == ("api-keys.0", True)
 
 
-async def test_a_budget_of_a_key_that_was_revoked_stays_and_stops_nothing(api: Api) -> None:
+async def test_apply_recreates_a_revoked_key_and_keeps_the_budget_of_the_revoked_key(api: Api) -> None:
     files = {**FILES, "budgets": [{**BUDGET, "tenant": "Web", "api_key": "web"}]}
     await apply(api, files)
     key = await only(api, "api-keys")
@@ -401,7 +415,7 @@ async def test_a_budget_of_a_key_that_was_revoked_stays_and_stops_nothing(api: A
 
 
 @pytest.mark.parametrize("role", ["operator", "billing", "admin"])
-async def test_nobody_of_one_organization_gives_it_the_name_of_another(api: Api, role: str) -> None:
+async def test_organization_token_may_not_rename_the_own_organization(api: Api, role: str) -> None:
     await api.make("organizations", name="Acme")
     somebody, acme = await person(api, role, "Acme")
     refused = await somebody.patch(f"organizations/{acme}", {"name": "Newco"})
@@ -410,7 +424,7 @@ async def test_nobody_of_one_organization_gives_it_the_name_of_another(api: Api,
     assert (await api.patch(f"organizations/{acme}", {"name": "Acme Ltd"})).status == 200
 
 
-async def test_a_row_made_by_hand_is_taken_in_plain_sight(api: Api) -> None:
+async def test_apply_reports_a_row_created_by_hand_as_taken_over_only_the_first_time(api: Api) -> None:
     made = await api.make("organizations", name="Acme")
     files = {"organizations": [{"name": "Acme"}]}
     taken = {"resource": "organizations", "name": "Acme", "at": "organizations.0", "id": made["id"]}
@@ -477,7 +491,9 @@ class Somebody:
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_whatever_people_do_between_two_applies_staffs_files_are_applied(api: Api, seed: int) -> None:
+async def test_files_of_staff_still_apply_after_random_changes_by_an_organization(
+    api: Api, seed: int
+) -> None:
     await apply(api, FILES)
     admin, acme = await person(api, "operator", "Acme")
     somebody = Somebody(admin, acme, seed)

@@ -129,13 +129,13 @@ def calls_of(objects: Objects) -> int:
 
 
 @pytest.mark.parametrize("made", [wrong, right, one_name, twice])
-def test_twice_as_much_takes_no_more_than_twice_the_work(made: Any) -> None:
+def test_plan_of_twice_as_many_objects_makes_about_twice_as_many_function_calls(made: Any) -> None:
     calls_of(made(FEW))  # what is made once
     few, many = calls_of(made(FEW)), calls_of(made(2 * FEW))
     assert many < 2.2 * few, (few, many)
 
 
-async def test_of_what_is_wrong_so_much_is_told_and_the_first_few_with_what_was_meant(api: Api) -> None:
+async def test_plan_lists_a_limited_number_of_errors_and_suggests_names_for_the_first_few(api: Api) -> None:
     errors = await refused(api, wrong(FEW))
     assert len(errors) == ERRORS_MAX
     near = {
@@ -152,7 +152,7 @@ async def test_of_what_is_wrong_so_much_is_told_and_the_first_few_with_what_was_
     assert "no object here makes one" in str(await refused(api, long))
 
 
-async def test_who_may_write_none_of_it_is_told_so_before_anything_is_looked_at(api: Api) -> None:
+async def test_apply_by_a_role_without_write_rights_is_403_before_the_objects_are_checked(api: Api) -> None:
     await api.make("organizations", name="Acme")
     reader, _ = await person(api, "readonly", "Acme")
     asked = {"objects": {"tenants": [{"name": 5}], "api-keys": "wrong"}, "digest": "0" * 64}
@@ -175,7 +175,7 @@ SOME = 300
 WAIT = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 
-async def test_while_one_applies_a_trial_is_answered_and_another_one_ends_in_time(
+async def test_running_apply_lets_trial_runs_pass_and_makes_other_applies_time_out(
     api: Api, admin_database: str
 ) -> None:
     pool = engines.create(admin_database, connections_max=1)
@@ -195,7 +195,9 @@ async def test_while_one_applies_a_trial_is_answered_and_another_one_ends_in_tim
     assert (await apply(api, PRO))["applied"]
 
 
-async def test_a_trial_keeps_nobody_waiting_for_what_it_holds(api: Api, admin_database: str) -> None:
+async def test_trial_run_waiting_for_a_locked_row_releases_the_locks_already_taken(
+    api: Api, admin_database: str
+) -> None:
     """It has changed an organization and waits for a tenant, which somebody else has as long as we like."""
     await apply(
         api, {"organizations": [{"name": "Acme"}], "tenants": [{"organization": "Acme", "name": "Web"}]}
@@ -224,7 +226,7 @@ async def operator_of(api: Api, name: str) -> tuple[int, Api]:
     return made["id"], api.acting_as(token["token"])
 
 
-async def test_staff_wait_for_no_organization_that_they_touch_nothing_of(
+async def test_apply_by_staff_does_not_wait_for_an_apply_by_an_organization_the_files_do_not_change(
     api: Api, admin_database: str
 ) -> None:
     """One whose people apply takes as long as the test likes here: their turn is somebody's."""
@@ -243,7 +245,7 @@ async def test_staff_wait_for_no_organization_that_they_touch_nothing_of(
 
 
 @pytest.mark.parametrize("is_changed", [False, True])
-async def test_staff_who_touch_something_of_an_organization_wait_their_turn_and_plan_again(
+async def test_apply_by_staff_waits_for_the_organization_being_changed_and_is_409_after_a_change(
     api: Api, admin_database: str, is_changed: bool
 ) -> None:
     organization_id, _ = await operator_of(api, "Acme")
@@ -264,7 +266,9 @@ async def test_staff_who_touch_something_of_an_organization_wait_their_turn_and_
         assert "plan again" in str(answer.json)
 
 
-async def test_one_turn_of_an_organization_is_as_long_as_staff_wait(api: Api, admin_database: str) -> None:
+async def test_apply_by_staff_times_out_while_an_apply_of_the_changed_organization_is_running(
+    api: Api, admin_database: str
+) -> None:
     organization_id, _ = await operator_of(api, "Acme")
     assert views.ORGANIZATION.work_s_max < apply_transaction.LOCK_WAIT_S
     pool = engines.create(admin_database, connections_max=1)
@@ -281,7 +285,7 @@ async def test_one_turn_of_an_organization_is_as_long_as_staff_wait(api: Api, ad
     await pool.dispose()
 
 
-def test_an_object_that_is_planned_again_keeps_nobody_of_the_first_time() -> None:
+def test_replanned_object_drops_the_row_ids_found_by_the_first_plan() -> None:
     tenants = RESOURCES["tenants"]
     row = ApiKeyCreate(tenant_id=1, name="CI")
     to = {"tenant_id": Reference(tenants, {"name": "Web"})}
@@ -292,7 +296,7 @@ def test_an_object_that_is_planned_again_keeps_nobody_of_the_first_time() -> Non
     assert (second.resolve(wanted), wanted.ids) == (False, {})
 
 
-async def test_whose_what_is_written_is_is_known_by_its_row_and_by_what_it_names(
+async def test_organization_affected_by_a_write_is_found_from_the_row_and_from_referenced_rows(
     api: Api, admin_database: str
 ) -> None:
     await apply(api, WORLD)
@@ -353,7 +357,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return found
 
 
-async def test_many_objects_that_say_one_name_of_many_rows_look_for_it_once(
+async def test_plan_of_many_objects_that_name_the_same_tenant_looks_the_name_up_once(
     api: Api, looked: list[tuple[str, int]]
 ) -> None:
     api.counters.away = True
@@ -371,7 +375,7 @@ async def test_many_objects_that_say_one_name_of_many_rows_look_for_it_once(
     assert looked == [("tenants", SOME)]
 
 
-async def test_many_rows_of_one_name_are_looked_for_once_as_they_are_left_out(
+async def test_export_looks_a_name_shared_by_many_rows_up_once_and_leaves_the_rows_out(
     api: Api, admin_database: str, looked: list[tuple[str, int]]
 ) -> None:
     tenant = await api.make("tenants", name="Web")
@@ -399,7 +403,7 @@ def somebody(organization: int | None) -> Actor:
     return Actor("somebody", "readonly", organization_id=organization)
 
 
-async def test_no_organization_takes_the_turns_of_another_nor_those_of_staff() -> None:
+async def test_configuration_uploads_by_organizations_never_take_the_upload_slots_of_staff() -> None:
     free = UploadSlots()
     async with AsyncExitStack() as held:
         for number in range(1, 1 + ORGANIZATIONS_THERE_MAX):
@@ -429,7 +433,7 @@ async def test_an_organization_plans_fewer_objects_at_once_than_staff(api: Api, 
     assert f"at most {most} at once" in refused.json["errors"][0]["message"]
 
 
-def test_who_plans_or_pushes_leaves_connections_to_others() -> None:
+def test_maximum_of_concurrent_plans_is_below_the_number_of_database_connections() -> None:
     assert STAFF.at_once_max + PUSHES_AT_ONCE_MAX + 1 < STAFF_CONNECTIONS_MAX
     assert ORGANIZATIONS_AT_ONCE_MAX + 1 < ORGANIZATIONS_CONNECTIONS_MAX
 
@@ -453,7 +457,9 @@ async def sending(api: Api, token: str) -> asyncio.StreamWriter:
         writer.close()  # the one that looked was there before it, so it was refused itself
 
 
-async def test_who_is_still_sending_takes_no_place_of_other_organizations(api: Api) -> None:
+async def test_slow_configuration_uploads_by_organizations_do_not_block_another_organization(
+    api: Api,
+) -> None:
     tokens = []
     for number in range(ORGANIZATIONS_AT_ONCE_MAX + 1):
         owner = await api.make("organizations", name=f"Slow {number}")
@@ -465,7 +471,7 @@ async def test_who_is_still_sending_takes_no_place_of_other_organizations(api: A
         writer.close()
 
 
-async def test_the_administrator_plans_while_an_organization_does_until_it_hangs_up(api: Api) -> None:
+async def test_staff_plan_is_answered_while_an_organization_is_still_uploading_a_plan(api: Api) -> None:
     """Theirs waits for its body here, so that it is under way for as long as the test likes."""
     acme = await api.make("organizations", name="Acme")
     token = await api.make("admin-tokens", name="t", role="readonly", organization_id=acme["id"])
@@ -483,7 +489,7 @@ def _answers(api: Api, wanted: int) -> Callable[[], Awaitable[bool]]:
     return ask
 
 
-async def test_a_plan_that_only_reads_ends_with_its_caller() -> None:
+async def test_configuration_plan_is_cancelled_when_the_caller_disconnects() -> None:
     ended = asyncio.Event()
 
     async def work() -> None:
@@ -500,7 +506,7 @@ async def test_a_plan_that_only_reads_ends_with_its_caller() -> None:
     await eventually(ended.is_set)
 
 
-async def test_a_share_has_so_many_bytes_and_values(api: Api) -> None:
+async def test_plan_by_an_organization_is_refused_beyond_the_maximum_of_bytes_or_values(api: Api) -> None:
     acme = await api.make("organizations", name="Acme")
     token = await api.make("admin-tokens", name="t", role="readonly", organization_id=acme["id"])
     theirs = api.acting_as(token["token"])
@@ -526,7 +532,7 @@ def errors_of(sent: Any) -> list[tuple[str, str]]:
     return [*refused.value.errors]
 
 
-def test_of_what_is_unknown_the_first_few_are_told_and_nothing_else_is_looked_at(
+def test_configuration_reader_stops_after_the_first_few_unknown_kinds_and_fields(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = []
@@ -546,7 +552,7 @@ def test_of_what_is_unknown_the_first_few_are_told_and_nothing_else_is_looked_at
     assert max(len(name), len(message)) < 1_000
 
 
-def test_an_object_holds_so_much() -> None:
+def test_configuration_object_of_more_than_5000_values_is_refused() -> None:
     deep = json.loads("[" * 50 + "1" + "]" * 50)
     for value in ([[]] * 5_001, {str(number): 1 for number in range(5_001)}, [deep] * 150):
         [(name, message)] = errors_of({"webhooks": [{"url": "https://x.example", "events": value}]})

@@ -21,7 +21,9 @@ from tests.admin.test_invoices import acme, draft
 PAGES = {"tenants": "tenant_id", "api-keys": "api_key_id", "users": "user_id"}
 
 
-async def test_an_account_shows_what_it_cost_and_where_more_of_it_is(api: Api, reader: Person) -> None:
+async def test_tenant_key_and_user_pages_show_cost_and_link_to_usage_and_calls(
+    api: Api, reader: Person
+) -> None:
     organization = await api.make("organizations", name="Acme")
     tenant = await api.make("tenants", name="Search", organization_id=organization["id"])
     key = await api.make("api-keys", tenant_id=tenant["id"])
@@ -50,7 +52,7 @@ async def test_an_account_shows_what_it_cost_and_where_more_of_it_is(api: Api, r
         assert (await reader.open(f"/{name}/{row['id']}?of=x&by=y")).text == page.text
 
 
-async def test_an_organization_shows_what_it_spent_this_month(api: Api, reader: Person) -> None:
+async def test_organization_page_shows_the_spend_of_this_month(api: Api, reader: Person) -> None:
     organization = await api.make("organizations", name="Acme", currency="EUR")
     tenant = await api.make("tenants", name="Search", organization_id=organization["id"])
     address = f"/organizations/{organization['id']}"
@@ -77,7 +79,9 @@ async def overview_of(person: Person, address: str = "/") -> Page:
     return page
 
 
-async def test_it_says_what_is_spent_in_each_currency_and_for_what(api: Api, reader: Person) -> None:
+async def test_overview_shows_spend_per_currency_and_by_tenant_key_and_model(
+    api: Api, reader: Person
+) -> None:
     organization = await api.make("organizations", name="Acme")
     tenant = await api.make("tenants", name=HOSTILE, organization_id=organization["id"])
     key = await api.make("api-keys", tenant_id=tenant["id"], name="ci")
@@ -105,7 +109,7 @@ async def test_it_says_what_is_spent_in_each_currency_and_for_what(api: Api, rea
     assert "€5.00" in fragment.text
 
 
-async def test_it_says_of_a_range_and_an_account_what_was_used_limited_and_refused(
+async def test_overview_filtered_by_tenant_and_time_range_shows_spend_budgets_and_refusals(
     api: Api, admin: Person
 ) -> None:
     organization = await api.make("organizations", name="Acme")
@@ -146,7 +150,9 @@ async def test_it_says_of_a_range_and_an_account_what_was_used_limited_and_refus
     assert '<span class="mark good">200</span>' in calls.text
 
 
-async def test_it_says_what_is_wrong(api: Api, admin: Person) -> None:
+async def test_overview_page_warns_of_unreachable_redis_and_of_calls_that_could_not_be_stored(
+    api: Api, admin: Person
+) -> None:
     api.rows(
         "insert into dead_letter (partition, entry_id, raw, reason) values (1, '1-0', '\\x00', 'unreadable')"
     )
@@ -155,7 +161,9 @@ async def test_it_says_what_is_wrong(api: Api, admin: Person) -> None:
     assert "1 calls that could not be stored" in said
 
 
-async def test_without_spend_it_says_so(reader: Person, nobody: Person) -> None:
+async def test_overview_page_without_spend_shows_zero_and_links_to_a_90_day_range(
+    reader: Person, nobody: Person
+) -> None:
     page = await overview_of(reader)
     assert "Who and what" not in page.text
     assert '<p class="figure number">0</p>' in page.text
@@ -181,7 +189,7 @@ async def desk(api: Api) -> Desk:
     return Desk(api, organization["id"], tenant["id"], key["id"])
 
 
-async def test_a_list_shows_what_is_used_of_each(desk: Desk, reader: Person) -> None:
+async def test_budget_list_shows_use_limit_state_and_scope_of_each_budget(desk: Desk, reader: Person) -> None:
     half = await desk.make(name="all of it", amount="10")
     over = await desk.make(name="a model", model="gpt-5*", unit="tokens", amount=5_000_000, interval="day")
     told = await desk.make(name="told", user="ada", amount="1", mode="audit")
@@ -202,7 +210,9 @@ async def test_a_list_shows_what_is_used_of_each(desk: Desk, reader: Person) -> 
     assert 'aria-label="50.0 % used, 10.0 % held"' in page.text
 
 
-async def test_a_page_says_what_is_left_and_until_when(desk: Desk, reader: Person) -> None:
+async def test_budget_page_shows_the_amount_left_or_the_time_until_which_calls_are_refused(
+    desk: Desk, reader: Person
+) -> None:
     made = await desk.make(amount="10", thresholds=[0.5, 1])
     desk.hold(desk.account(), made, 9 * NANO, NANO // 2)
     page = await reader.open(f"/budgets/{made['id']}")
@@ -215,7 +225,9 @@ async def test_a_page_says_what_is_left_and_until_when(desk: Desk, reader: Perso
     assert "Used up: calls are refused until" in words_of(fragment)
 
 
-async def test_accounts_of_everybody_are_there_those_that_used_most_first(desk: Desk, reader: Person) -> None:
+async def test_budget_page_lists_use_by_api_key_with_the_largest_use_first(
+    desk: Desk, reader: Person
+) -> None:
     made = await desk.make(each="key", amount="10")
     desk.store(made, 2 * NANO, "a" * 24, "999999")
     desk.store(made, 9 * NANO, "b" * 24, str(desk.key))
@@ -229,7 +241,7 @@ async def test_accounts_of_everybody_are_there_those_that_used_most_first(desk: 
     assert "all others" in words_of(await reader.open(f"/budgets/{made['id']}"), "use")
 
 
-async def test_hostile_names_are_text(desk: Desk, reader: Person) -> None:
+async def test_budget_pages_escape_html_in_names(desk: Desk, reader: Person) -> None:
     made = await desk.make(name=HOSTILE[:200], user=HOSTILE[:128])
     each = await desk.make(each="user")
     desk.store(each, NANO, "a" * 24, HOSTILE)
@@ -244,7 +256,7 @@ async def test_hostile_names_are_text(desk: Desk, reader: Person) -> None:
         assert "<img src=x" not in page.text
 
 
-async def test_pages_of_accounts_show_their_budgets(desk: Desk, reader: Person) -> None:
+async def test_tenant_key_and_user_pages_show_the_budgets_that_apply(desk: Desk, reader: Person) -> None:
     user = await desk.api.make("users", external_id="ada", organization_id=desk.organization)
     for name, selector in (
         ("the tenant's", {"tenant_id": desk.tenant}), ("the key's", {"api_key_id": desk.key}),
@@ -274,7 +286,9 @@ async def test_pages_of_accounts_show_their_budgets(desk: Desk, reader: Person) 
     assert 'id="budgets"' not in (await reader.open(f"/users/{staff['id']}")).text
 
 
-async def test_a_person_raises_one_and_sees_that_ones_limit(desk: Desk, admin: Person) -> None:
+async def test_raising_a_per_key_budget_for_a_single_key_leaves_the_limit_of_other_keys(
+    desk: Desk, admin: Person
+) -> None:
     made = await desk.make(each="key", amount="20", interval="day")
     desk.store(made, 5 * NANO, owner_of(str(desk.key)), str(desk.key))
     desk.store(made, 5 * NANO, owner_of("0"), "0")
@@ -290,7 +304,9 @@ async def test_a_person_raises_one_and_sees_that_ones_limit(desk: Desk, admin: P
     assert "$5.00 of $50.00" in own
 
 
-async def test_a_person_makes_changes_raises_and_deletes_one(desk: Desk, admin: Person) -> None:
+async def test_budget_is_created_changed_raised_and_deleted_through_console_forms(
+    desk: Desk, admin: Person
+) -> None:
     form = await admin.fill(
         f"/budgets/new?organization_id={desk.organization}", "/budgets",
         organization_id=str(desk.organization), name="team", unit="tokens", amount="5,000,000",
@@ -324,7 +340,7 @@ def text_of(html: str) -> str:
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", joined)))
 
 
-async def test_it_says_what_each_kind_cost(api: Api, reader: Person) -> None:
+async def test_call_page_shows_cost_per_kind_of_token_and_tool(api: Api, reader: Person) -> None:
     organization = await api.make("organizations", name="Acme")
     tenant = await api.make("tenants", name=HOSTILE, organization_id=organization["id"])
     user = await api.make("users", external_id=HOSTILE[:100], organization_id=organization["id"])
@@ -372,7 +388,7 @@ async def test_it_says_what_each_kind_cost(api: Api, reader: Person) -> None:
     assert "add up to something else" in (await reader.open(f"/calls/{wrong}")).text
 
 
-async def test_without_a_price_and_refused_it_says_so(api: Api, reader: Person) -> None:
+async def test_call_page_says_when_a_call_has_no_price_or_was_refused(api: Api, reader: Person) -> None:
     tenant = await api.make("tenants", name="Search")
     own = {"organization": tenant["organization_id"], "tenant": tenant["id"]}
     unpriced = await reader.open(f"/calls/{call(api, str(uuid4()), **own, model='mine', output=5, tokens=5)}")
@@ -399,7 +415,9 @@ def history(text: str) -> list[str]:
     return [" ".join(unescape(re.sub("<[^>]+>", " ", item)).split()) for item in items]
 
 
-async def test_an_invoice_tells_what_became_of_it(api: Api, admin: Person) -> None:
+async def test_invoice_page_history_lists_finalization_payment_and_credit_note(
+    api: Api, admin: Person
+) -> None:
     ids = await acme(api)
     made = await draft(api, ids)
     one = f"/invoices/{made['id']}"
@@ -425,7 +443,7 @@ async def test_an_invoice_tells_what_became_of_it(api: Api, admin: Person) -> No
     assert said[0] == f"Drafted, of invoice {done['number']} draft"
 
 
-async def test_an_invoice_tells_what_stripe_has_of_it(api: Api, admin: Person) -> None:
+async def test_invoice_page_shows_the_state_of_the_transfer_to_stripe(api: Api, admin: Person) -> None:
     ids = await acme(api, stripe_customer="cus_1")
     made = await draft(api, ids)
     await api.post(f"invoices/{made['id']}/finalize")
@@ -444,7 +462,9 @@ async def test_an_invoice_tells_what_stripe_has_of_it(api: Api, admin: Person) -
     assert f"/handovers/{row}/retry" not in (await admin.open(f"/handovers/{row}")).text
 
 
-async def test_what_nothing_takes_back_is_ticked_first(api: Api, admin: Person, reader: Person) -> None:
+async def test_irreversible_invoice_actions_need_a_ticked_confirmation(
+    api: Api, admin: Person, reader: Person
+) -> None:
     made = await draft(api, await acme(api))
     one = f"/invoices/{made['id']}"
 
@@ -469,7 +489,9 @@ async def test_what_nothing_takes_back_is_ticked_first(api: Api, admin: Person, 
     assert "<form" not in (await reader.open(one)).text.split("<main")[1]
 
 
-async def test_who_owes_what_since_when(api: Api, admin: Person, reader: Person) -> None:
+async def test_receivables_page_shows_amounts_owed_by_organization_and_age(
+    api: Api, admin: Person, reader: Person
+) -> None:
     assert "Nobody has anything to pay." in (await admin.open("/receivables")).text
     ids = await acme(api)
     made = await draft(api, ids)
@@ -496,7 +518,7 @@ async def test_who_owes_what_since_when(api: Api, admin: Person, reader: Person)
     assert (await admin.open("/receivables?colour=red")).status == 422
 
 
-async def test_a_sentence_is_a_budget_with_a_name_and_its_tenants_organization(
+async def test_new_budget_form_is_a_sentence_and_names_the_created_budget_after_the_sentence(
     desk: Desk, admin: Person
 ) -> None:
     form = await admin.open("/budgets/new")
@@ -533,7 +555,9 @@ MEANINGS = (
 )
 
 
-async def test_a_form_says_what_it_means_and_what_it_would_have_refused(desk: Desk, admin: Person) -> None:
+async def test_new_budget_form_explains_the_budget_and_shows_past_spend_above_the_limit(
+    desk: Desk, admin: Person
+) -> None:
     ada, bob = [
         (await desk.api.make("users", external_id=name, organization_id=desk.organization))["id"]
         for name in ("ada", "bob")

@@ -21,7 +21,9 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, library, None)
 
 
-async def test_an_invoice_becomes_final_and_is_read_without_documents(api: Api, admin: Person) -> None:
+async def test_invoice_can_be_finalized_without_the_documents_extra_but_pdf_and_xml_are_501(
+    api: Api, admin: Person
+) -> None:
     made = await final(api)
     assert (made["status"], (await api.get(f"invoices/{made['id']}.csv")).status) == ("finalized", 200)
     assert made["number"] in (await admin.open(f"/invoices/{made['id']}")).text
@@ -36,7 +38,7 @@ async def test_an_invoice_becomes_final_and_is_read_without_documents(api: Api, 
 
 
 @pytest.mark.parametrize("report", ["usage", "reports/revenue"])
-async def test_a_report_has_no_parquet_without_finance(api: Api, report: str) -> None:
+async def test_finance_report_as_parquet_is_501_without_the_finance_extra(api: Api, report: str) -> None:
     assert (await api.get(f"{report}.csv")).status == 200
     asked = await api.get(f"{report}.parquet")
     assert (asked.status, asked.json["detail"].endswith(install("finance"))) == (501, True)

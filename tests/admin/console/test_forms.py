@@ -21,7 +21,9 @@ async def tenant_of(api: Api, total: int | None = 1000) -> Any:
     return await api.make("tenants", name="Acme", plan_id=plan["id"])
 
 
-async def test_recharge_adjust_reset_block_and_unblock(api: Api, admin: Person) -> None:
+async def test_tenant_recharge_adjust_reset_block_and_unblock_forms_take_effect_and_are_audited(
+    api: Api, admin: Person
+) -> None:
     made = await tenant_of(api)
     page, one = f"/tenants/{made['id']}", f"/tenants/{made['id']}"
     done = await admin.fill(page, f"{one}/recharge", amount="1,000,000")
@@ -41,14 +43,14 @@ async def test_recharge_adjust_reset_block_and_unblock(api: Api, admin: Person) 
     assert {actor for _, actor in said} == {"builtin:admin"}
 
 
-def test_the_consequence_stands_before_whatever_refuses_calls_or_cannot_be_taken_back() -> None:
+def test_every_dangerous_console_action_asks_for_a_confirmation() -> None:
     for screen in SCREENS.values():
         for action in screen.resource.actions:
             if action.name in DANGEROUS:
                 assert action.confirmed or (screen.name, action.name) in CONFIRMED, (screen.name, action.name)
 
 
-async def test_each_action_says_that_it_is_done(admin: Person) -> None:
+async def test_console_shows_a_success_message_after_every_action(admin: Person) -> None:
     silent = [
         (screen.name, action.name)
         for screen in SCREENS.values()
@@ -58,7 +60,7 @@ async def test_each_action_says_that_it_is_done(admin: Person) -> None:
     assert silent == []
 
 
-async def test_a_consequence_is_ticked_first(api: Api, admin: Person) -> None:
+async def test_block_and_delete_forms_state_the_consequence_and_need_a_tick(api: Api, admin: Person) -> None:
     made = await tenant_of(api)
     page = (await admin.open(f"/tenants/{made['id']}")).text
     for verb, said in (("block", "Every call of the tenant is refused"), ("delete", "gone from all lists")):
@@ -98,7 +100,9 @@ async def test_a_key_is_shown_once(api: Api, admin: Person) -> None:
     assert "revoked" in (await admin.open(f"/tenants/{made['id']}")).text
 
 
-async def test_a_rotated_key_shows_the_new_one_once_and_names_it_on_the_old(api: Api, admin: Person) -> None:
+async def test_console_shows_a_rotated_api_key_once_and_links_the_old_key_to_the_new_key(
+    api: Api, admin: Person
+) -> None:
     made = await tenant_of(api)
     old = await api.make("api-keys", tenant_id=made["id"], name="k")
     where = f"/api-keys/{old['id']}"
@@ -127,7 +131,7 @@ async def web(api: Api) -> dict[str, Any]:
         ({"amount": "<script>alert(1)</script>"}, "must be a whole number"),
     ],
 )
-async def test_what_is_wrong_stands_at_its_field(
+async def test_recharge_form_shows_an_error_beside_the_invalid_amount(
     api: Api, admin: Person, web: dict[str, Any], typed: dict[str, str], said: str
 ) -> None:
     answer = await admin.fill(f"/tenants/{web['id']}", f"/tenants/{web['id']}/recharge", **typed)
@@ -140,7 +144,7 @@ async def test_what_is_wrong_stands_at_its_field(
 
 
 @pytest.mark.parametrize(("typed", "said"), [("Twin", "one of their numbers"), ("Nope", "names nothing")])
-async def test_a_name_that_says_no_row_comes_back_beside_its_field(
+async def test_form_shows_an_error_beside_the_field_for_an_unknown_or_ambiguous_name(
     api: Api, admin: Person, typed: str, said: str
 ) -> None:
     for name in ("First", "Second"):
@@ -155,7 +159,7 @@ async def test_a_name_that_says_no_row_comes_back_beside_its_field(
         assert said in answer.text.partition('name="tenant_id"')[2].partition("</form>")[0]
 
 
-async def test_a_form_comes_back_as_it_was_typed(admin: Person) -> None:
+async def test_refused_console_form_is_shown_again_with_the_typed_values(admin: Person) -> None:
     answer = await admin.fill(
         "/services/new", "/services", name="Vision", key="NOT A KEY", credits="12", service_type="One-Time",
         business_model_id="1", pricing='{"tiers": [{"up_to": 5, "unit_price": "x"}]}', description='"><b>',
@@ -172,7 +176,7 @@ async def test_a_form_comes_back_as_it_was_typed(admin: Person) -> None:
     assert '<option value="One-Time" selected>' in answer.text
 
 
-async def test_only_what_was_typed_over_is_changed(api: Api, admin: Person) -> None:
+async def test_change_form_saves_only_the_fields_the_user_edited(api: Api, admin: Person) -> None:
     made = await api.make("token-plans", name="Team", total_amount=5, description="first", rollover_max=3)
     one = f"/token-plans/{made['id']}"
     hidden = (await admin.open(one)).fields(f"{one}/change")
@@ -205,7 +209,9 @@ async def test_a_tenant_moves_to_another_plan_and_gets_limits(api: Api, admin: P
     assert (now["plan_id"], now["limits"], now["name"]) == (other["id"], {"requests_per_minute": 60}, "Acme")
 
 
-async def test_what_the_books_say_against_it_is_shown(api: Api, admin: Person) -> None:
+async def test_refused_invoice_finalization_shows_the_pending_movements_as_the_reason(
+    api: Api, admin: Person
+) -> None:
     made = await furnish(api)
     one = f"/invoices/{made['invoices']['id']}"
     api.counters.unsettled = "Movements of tenant 7 are still on their way."
@@ -215,7 +221,9 @@ async def test_what_the_books_say_against_it_is_shown(api: Api, admin: Person) -
     assert '<details name="actions" open><summary>Finalize' in answer.text
 
 
-async def test_what_is_no_longer_offered_is_refused_aloud(api: Api, admin: Person) -> None:
+async def test_submitting_an_old_form_for_an_action_no_longer_allowed_is_409_with_an_alert(
+    api: Api, admin: Person
+) -> None:
     made = await furnish(api)
     one = f"/invoices/{made['invoices']['id']}"
     hidden = (await admin.open(one)).fields(f"{one}/recompute")
@@ -225,7 +233,9 @@ async def test_what_is_no_longer_offered_is_refused_aloud(api: Api, admin: Perso
     assert 'role="alert"' in answer.text
 
 
-async def test_what_waits_for_the_counters_is_said(api: Api, admin: Person) -> None:
+async def test_recharge_form_says_the_recharge_applies_later_while_counters_are_unreachable(
+    api: Api, admin: Person
+) -> None:
     made = await tenant_of(api)
     api.counters.away = True
     answer = await admin.fill(f"/tenants/{made['id']}", f"/tenants/{made['id']}/recharge", amount="5")
@@ -242,11 +252,13 @@ async def test_reconciliation_is_run_and_audited(api: Api, admin: Person) -> Non
     assert said == [("run", {"repair": repair, "whole": False}) for repair in (False, True)]
 
 
-async def test_hints_name_fields_as_their_labels_do(admin: Person) -> None:
+async def test_form_hint_refers_to_other_fields_by_the_labels_on_the_page(admin: Person) -> None:
     assert "How much of “Currency” a unit of “Base” is." in (await admin.open("/exchange-rates/new")).text
 
 
-async def test_rows_are_made_and_deleted(api: Api, admin: Person) -> None:
+async def test_webhook_is_created_and_deleted_and_a_tenant_with_keys_is_not_deleted(
+    api: Api, admin: Person
+) -> None:
     answer = await admin.fill("/webhooks/new", "/webhooks", url="https://hooks.example/x", enabled="false")
     assert answer.status == 201
     assert "whsec_" in answer.text
@@ -286,7 +298,9 @@ async def test_a_forged_form_is_refused(
     assert api.counters.quotas[web["id"]].tokens_remaining == 1000
 
 
-async def test_a_form_token_is_one_sessions(api: Api, admin: Person) -> None:
+async def test_console_form_with_the_form_token_of_another_session_is_refused(
+    api: Api, admin: Person
+) -> None:
     other = Person(admin.client)
     await other.sign_in(ADMIN)
     stolen = (await other.open("/")).form_token
@@ -295,7 +309,9 @@ async def test_a_form_token_is_one_sessions(api: Api, admin: Person) -> None:
     assert answer.status == 403
 
 
-async def test_json_and_files_are_no_forms(api: Api, admin: Person) -> None:
+async def test_console_form_with_a_wrong_content_type_bad_encoding_or_overlong_body_is_refused(
+    api: Api, admin: Person
+) -> None:
     made = await tenant_of(api)
     token = (await admin.open("/")).form_token
     for kind in ("application/json", "text/plain", "multipart/form-data; boundary=x"):
@@ -324,7 +340,7 @@ def writes() -> list[str]:
     return found
 
 
-async def test_a_reader_can_change_nothing_anywhere(api: Api, reader: Person) -> None:
+async def test_readonly_person_is_refused_every_write_in_the_console(api: Api, reader: Person) -> None:
     await furnish(api)
     before = api.rows("select count(*) from audit_log")
     token = (await reader.open("/")).form_token
@@ -335,7 +351,9 @@ async def test_a_reader_can_change_nothing_anywhere(api: Api, reader: Person) ->
     assert api.rows("select count(*) from audit_log") == before
 
 
-async def test_a_reader_sees_no_button(api: Api, reader: Person) -> None:
+async def test_console_pages_of_a_readonly_person_have_no_forms_except_search_and_sign_out(
+    api: Api, reader: Person
+) -> None:
     made = await furnish(api)
     for address in [f"/{name}/{row['id']}" for name, row in made.items()] + [f"/{name}" for name in SCREENS]:
         page = await reader.open(address)

@@ -68,14 +68,14 @@ async def test_headings_sort_a_list_both_ways(reader: Person, tenants: dict[str,
     assert names_in(await reader.open(narrowed)) == ["Alpha", "=1+1"]
 
 
-async def test_money_and_numbers_are_sorted_as_such_and_nothing_comes_last(api: Api, reader: Person) -> None:
+async def test_money_column_sorts_by_amount_with_empty_values_last(api: Api, reader: Person) -> None:
     for name, cap in (("a", "9"), ("b", None), ("c", "10.5"), ("d", "100")):
         await api.make("organizations", name=name, spend_cap=cap)
     assert names_in(await reader.open("/organizations?sort=-spend_cap")) == ["d", "c", "a", "b"]
     assert names_in(await reader.open("/organizations?sort=spend_cap")) == ["a", "c", "d", "b"]
 
 
-async def test_a_sorted_list_goes_on_where_it_ends_and_a_long_one_stays_as_it_is(
+async def test_list_is_sorted_up_to_1000_rows_and_a_longer_list_keeps_the_default_order(
     api: Api, reader: Person
 ) -> None:
     made = await api.make("tenants", name="T0")
@@ -103,7 +103,7 @@ async def test_a_sorted_list_goes_on_where_it_ends_and_a_long_one_stays_as_it_is
     await until_said(reader, "/tenants", ">more than 10,000 in all<")
 
 
-async def test_a_file_has_what_the_filters_let_through(
+async def test_csv_file_of_a_console_list_has_only_rows_that_match_the_filters(
     api: Api, reader: Person, tenants: dict[str, Any]
 ) -> None:
     page = await reader.open(f"/tenants?organization_id={tenants['acme']}")
@@ -116,7 +116,9 @@ async def test_a_file_has_what_the_filters_let_through(
     assert (await reader.open("/tenants.csv?organization_id=x")).status == 422
 
 
-async def test_every_list_has_a_file_of_all_its_rows_in_batches(api: Api, reader: Person) -> None:
+async def test_every_console_list_can_be_downloaded_as_a_csv_file_of_all_rows(
+    api: Api, reader: Person
+) -> None:
     made = await api.make("tenants", name="T0")
     api.rows(
         "insert into tenant (organization_id, name) select %s, 'T' || n from generate_series(1, 2500) as n",
@@ -134,7 +136,7 @@ async def test_every_list_has_a_file_of_all_its_rows_in_batches(api: Api, reader
     assert ledger.text.startswith("id,")
 
 
-async def test_a_list_that_is_too_long_is_no_file(
+async def test_csv_file_of_a_console_list_is_refused_beyond_the_maximum_of_rows(
     admin_database: str, keeper_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(Exports.__init__.__kwdefaults__, "rows_max", 40)
@@ -148,7 +150,7 @@ async def test_a_list_that_is_too_long_is_no_file(
         assert (await reader.open("/calls.csv?model=few")).status == 200
 
 
-async def test_files_need_a_session(nobody: Person) -> None:
+async def test_csv_files_of_the_console_are_refused_without_a_session(nobody: Person) -> None:
     answer = await nobody.open("/tenants.csv")
     assert (answer.status, answer.headers["Location"]) == (303, "/sign-in?next=%2Ftenants.csv")
 
@@ -171,7 +173,9 @@ async def two_organizations(api: Api) -> dict[str, Any]:
     return {"organizations": organization, "tenants": tenant, "api-keys": key, "users": user}
 
 
-async def test_the_only_hit_is_led_to(api: Api, reader: Person, two_organizations: dict[str, Any]) -> None:
+async def test_console_search_with_a_single_hit_redirects_to_the_row(
+    api: Api, reader: Person, two_organizations: dict[str, Any]
+) -> None:
     request_id = str(uuid4())
     number = call(
         api,
@@ -197,7 +201,7 @@ async def test_the_only_hit_is_led_to(api: Api, reader: Person, two_organization
         assert (await reader.open(address)).status == 200
 
 
-async def test_several_are_listed_and_none_is_said(
+async def test_console_search_lists_several_hits_or_reports_no_hit(
     api: Api, reader: Person, two_organizations: dict[str, Any]
 ) -> None:
     await api.make("tenants", name="Acme two")
@@ -212,7 +216,7 @@ async def test_several_are_listed_and_none_is_said(
     assert "Nothing is looked for yet" in (await reader.open("/search")).text
 
 
-async def test_a_request_that_left_the_journal_leads_to_what_it_moved(
+async def test_search_for_a_request_id_without_a_stored_call_opens_the_ledger_of_the_tenant(
     api: Api, reader: Person, two_organizations: dict[str, Any]
 ) -> None:
     request_id, tenant = str(uuid4()), two_organizations["tenants"]["id"]
@@ -225,7 +229,7 @@ async def test_a_request_that_left_the_journal_leads_to_what_it_moved(
     assert answer.headers["Location"] == f"/tenants/{tenant}?request_id={request_id}#ledger"
 
 
-async def test_a_whole_key_is_in_no_address_no_page_and_no_log(
+async def test_search_for_a_pasted_api_key_never_puts_the_whole_key_in_a_url_page_or_log(
     api: Api, reader: Person, two_organizations: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = two_organizations["api-keys"]["key"]
@@ -249,7 +253,7 @@ async def test_a_whole_key_is_in_no_address_no_page_and_no_log(
         assert secret[8:20] not in text
 
 
-async def test_what_is_pasted_is_in_no_address(
+async def test_search_text_never_appears_in_a_url(
     api: Api, reader: Person, two_organizations: dict[str, Any]
 ) -> None:
     await api.make("tenants", name="Acme two")
@@ -260,14 +264,16 @@ async def test_what_is_pasted_is_in_no_address(
         assert f"?q={pasted}" not in answer.text
 
 
-def test_what_only_looks_like_a_key_is_looked_for_as_it_is() -> None:
+def test_search_cuts_api_keys_to_the_prefix_and_leaves_other_text_unchanged() -> None:
     for text in ("tk_", "tk_ab", "tk_abcde", "network", "tk-abcdefgh", ""):
         assert reduced(text) == text
     assert reduced("tk_abcdefghi") == "tk_abcde"
     assert reduced("x tka_0123456 y tk_abcdefgh") == "tka_01234"
 
 
-async def test_it_needs_a_session_and_the_form_of_a_page(reader: Person, nobody: Person) -> None:
+async def test_console_search_needs_a_session_and_a_form_token_from_the_same_origin(
+    reader: Person, nobody: Person
+) -> None:
     assert (await nobody.open("/search?q=a")).headers["Location"].startswith("/sign-in")
     assert (await reader.post("/search", {"q": "a"})).status == 403
     token = (await reader.open("/")).form_token
@@ -315,7 +321,7 @@ def rows_of(page: Page) -> list[list[str]]:
     ]
 
 
-async def test_the_table_says_what_each_group_cost_to_the_nano_unit(
+async def test_usage_table_shows_the_cost_of_each_group_to_the_nano_unit(
     reader: Person, made: dict[str, Any]
 ) -> None:
     page = await reader.open(f"/usage?{SPAN}&group_by=tenant")
@@ -328,7 +334,9 @@ async def test_the_table_says_what_each_group_cost_to_the_nano_unit(
     assert re.search(r"\b1 request\b", page.text)  # without a price
 
 
-async def test_groups_filters_and_sorting_narrow_it(reader: Person, made: dict[str, Any]) -> None:
+async def test_usage_report_is_grouped_filtered_and_sorted_by_the_query(
+    reader: Person, made: dict[str, Any]
+) -> None:
     tenant = made["search"]["id"]
     page = await reader.open(f"/usage?{SPAN}&group_by=tenant&group_by=model&group_by=none&tenant_id={tenant}")
     assert [row[:3] for row in rows_of(page)] == [
@@ -343,7 +351,7 @@ async def test_groups_filters_and_sorting_narrow_it(reader: Person, made: dict[s
     assert "Nothing was used in this time." in nothing.text
 
 
-async def test_what_a_link_leads_to_is_what_it_was_made_of(
+async def test_links_and_csv_files_of_the_usage_report_keep_the_filters_of_the_page(
     api: Api, admin: Person, made: dict[str, Any]
 ) -> None:
     page = await admin.open(f"/usage?{SPAN}&group_by=tenant,model&tenant_id={made['search']['id']}")
@@ -359,7 +367,7 @@ async def test_what_a_link_leads_to_is_what_it_was_made_of(
     assert starts == ["2026-03-01", "2026-03-03"]
 
 
-async def test_the_chart_is_drawn_from_a_table_of_every_time(reader: Person, made: dict[str, Any]) -> None:
+async def test_usage_chart_table_has_a_row_for_each_day(reader: Person, made: dict[str, Any]) -> None:
     page = await reader.open(f"/usage?{SPAN}&interval=day&currency=USD")
     table = page.text.split('class="small over-time"')[1].split("</table>")[0]
     days = re.findall(r'<tr data-at="(\d+)"><th scope="row">([^<]*)</th>', table)
@@ -371,7 +379,9 @@ async def test_the_chart_is_drawn_from_a_table_of_every_time(reader: Person, mad
     assert 'data-chart="lines" data-currency=""' in lines.text
 
 
-async def test_of_too_many_groups_the_most_are_drawn(api: Api, made: dict[str, Any]) -> None:
+async def test_usage_chart_of_many_groups_draws_the_largest_and_sums_the_rest(
+    api: Api, made: dict[str, Any]
+) -> None:
     own = {"organization": made["acme"]["id"], "tenant": made["search"]["id"]}
     for hour in range(12):
         used(api, datetime(2026, 2, 1, hour, tzinfo=UTC), NANO * (hour + 1), **own, model=f"x{hour}")
@@ -396,7 +406,7 @@ async def test_of_too_many_groups_the_most_are_drawn(api: Api, made: dict[str, A
     await engine.dispose()
 
 
-async def test_what_is_asked_wrongly_is_said(reader: Person) -> None:
+async def test_usage_report_with_an_invalid_query_names_the_invalid_field(reader: Person) -> None:
     wrong = {"group_by=colour": "group_by", "range=ever": "from", "interval=hour&range=90d": "interval"}
     for query, field in wrong.items():
         page = await reader.open(f"/usage?{query}")
@@ -409,7 +419,7 @@ FILTERED = ("/?", "/spend?", "/usage?", "/calls?", "/calls.csv?", "/budgets?", "
 
 
 @pytest.mark.parametrize("address", FILTERED)
-async def test_every_filter_takes_a_name_and_says_what_is_wrong_with_it(
+async def test_report_filter_accepts_a_name_and_refuses_an_unknown_or_ambiguous_name(
     api: Api, admin: Person, made: dict[str, Any], address: str
 ) -> None:
     acme, euro = made["acme"]["id"], made["bank"]["organization_id"]
@@ -431,7 +441,7 @@ def figures_of(page: str) -> list[str]:
     return re.findall(r"[$€][\d,.]+", page)
 
 
-async def test_times_are_whole_days_hours_and_ranges() -> None:
+async def test_report_date_range_is_rounded_to_whole_days_or_hours() -> None:
     now = datetime(2026, 3, 15, 10, 20, tzinfo=UTC)
     spans = {
         "range=24h": ("2026-03-14T11:00:00Z", "2026-03-15T11:00:00Z"),
@@ -447,7 +457,7 @@ async def test_times_are_whole_days_hours_and_ranges() -> None:
         assert ReportQuery(sent, (), now).span == span, query
 
 
-async def test_files_of_the_explorer_need_a_session(nobody: Person) -> None:
+async def test_usage_report_page_and_csv_file_need_a_session(nobody: Person) -> None:
     assert (await nobody.open("/usage.csv")).status == 401
     assert (await nobody.open("/usage")).headers["Location"] == "/sign-in?next=%2Fusage"
 
@@ -456,7 +466,7 @@ async def test_files_of_the_explorer_need_a_session(nobody: Person) -> None:
 # The page of running programs: who is too old stands first, and nothing that a host says is markup.
 
 
-async def test_who_is_too_old_stands_first(api: Api, reader: Person) -> None:
+async def test_programs_page_lists_programs_of_an_outdated_version_first(api: Api, reader: Person) -> None:
     api.counters.running = [NEW, OLD]
     page = (await reader.open("/programs")).text
     assert page.index("&lt;b&gt;old&lt;/b&gt;") < page.index("<code>new</code>")
@@ -464,13 +474,13 @@ async def test_who_is_too_old_stands_first(api: Api, reader: Person) -> None:
     assert '>Outdated</p><p class="figure number">1<' in page
 
 
-async def test_the_page_says_where_nobody_knows(api: Api, reader: Person) -> None:
+async def test_programs_page_is_503_while_the_counters_are_unreachable(api: Api, reader: Person) -> None:
     api.counters.away = True
     assert (await reader.open("/programs")).status == 503
 
 
 @pytest.mark.parametrize("name", ["jobs", "runs"])
-async def test_rows_with_texts_for_ids_are_listed(name: str) -> None:
+async def test_console_list_shows_a_row_with_a_text_id(name: str) -> None:
     async def names(_: object) -> dict[tuple[str, int], str]:
         return {}
 

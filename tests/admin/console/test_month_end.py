@@ -43,7 +43,9 @@ def outcomes(page: Page) -> dict[str, str]:
     return {name: re.sub("<[^>]+>", "", said).strip() for name, said in rows}
 
 
-async def test_a_month_is_invoiced_for_everybody_and_goes_on_where_it_was(api: Api, admin: Person) -> None:
+async def test_invoicing_a_month_covers_all_organizations_and_a_repeat_makes_no_second_invoice(
+    api: Api, admin: Person
+) -> None:
     first, this = last_month()
     for name in ("Acme", "Bolt"):
         await subscribed(api, name, first)
@@ -74,13 +76,13 @@ async def test_a_month_is_invoiced_for_everybody_and_goes_on_where_it_was(api: A
     assert (wrong.status, "must be one of these months" in wrong.text) == (422, True)
 
 
-async def test_readers_invoice_no_month(api: Api, reader: Person) -> None:
+async def test_readonly_person_may_not_invoice_a_month(api: Api, reader: Person) -> None:
     assert (await reader.open("/invoices/month")).status == 404
     token = (await reader.open("/")).form_token
     assert (await reader.post("/invoices/month", {"form_token": token, "month": "2020-01"})).status == 403
 
 
-async def test_the_form_of_an_invoice_offers_whole_months(api: Api, admin: Person) -> None:
+async def test_new_invoice_form_offers_the_last_whole_month(api: Api, admin: Person) -> None:
     first, this = last_month()
     page = (await admin.open("/invoices/new?organization_id=3")).text
     [href] = re.findall(r'href="([^"]+)">Last month<', page)
@@ -90,7 +92,9 @@ async def test_the_form_of_an_invoice_offers_whole_months(api: Api, admin: Perso
     }  # fmt: skip
 
 
-async def test_ticked_lines_are_given_back(api: Api, admin: Person) -> None:
+async def test_credit_note_form_credits_the_ticked_invoice_lines_by_the_typed_amounts(
+    api: Api, admin: Person
+) -> None:
     made = await draft(api, await acme(api))
     one = f"/invoices/{made['id']}"
     await api.post(f"invoices/{made['id']}/finalize")
@@ -107,7 +111,9 @@ async def test_ticked_lines_are_given_back(api: Api, admin: Person) -> None:
     assert given == [(2, "-3.00")]
 
 
-async def test_what_waits_for_the_end_of_a_cycle_says_until_when(api: Api, admin: Person) -> None:
+async def test_subscription_billed_in_arrears_is_shown_as_waiting_with_the_day_of_billing(
+    api: Api, admin: Person
+) -> None:
     today = datetime.now(UTC).date()
     this = today.replace(day=min(today.day, 28))  # a cycle that does not end tomorrow
     following = (this + timedelta(days=31)).replace(day=this.day)
@@ -127,7 +133,9 @@ async def test_what_waits_for_the_end_of_a_cycle_says_until_when(api: Api, admin
     assert Decimal(said.replace(",", "")) == Decimal(unbilled["amount"])
 
 
-async def test_finance_reads_every_report_as_a_page_and_as_a_file(api: Api, admin: Person) -> None:
+async def test_every_finance_report_has_a_page_and_a_csv_file_of_the_same_rows(
+    api: Api, admin: Person
+) -> None:
     made = await draft(api, await acme(api))
     await api.post(f"invoices/{made['id']}/finalize")
     assert {statement.name for statement in STATEMENTS} == set(ITEMS)
@@ -152,7 +160,9 @@ async def test_finance_reads_every_report_as_a_page_and_as_a_file(api: Api, admi
         assert (await admin.open(f"/{statement.name}?currency=dollars")).status == 422
 
 
-async def test_numbers_that_no_id_has_are_no_fault_of_a_page(api: Api, admin: Person) -> None:
+async def test_console_answers_an_id_of_thousands_of_digits_without_a_server_error(
+    api: Api, admin: Person
+) -> None:
     """5,000 digits are more than Python reads as a number."""
     digits, month = "7" * 5_000, f"{last_month()[0]:%Y-%m}"
     made = await draft(api, await acme(api))

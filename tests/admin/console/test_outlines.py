@@ -29,7 +29,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=examples(100), deadline=None)
 @given(VALUES)
-def test_what_is_written_is_read_back(value: object) -> None:
+def test_nested_value_written_as_form_text_reads_back_as_the_same_value(value: object) -> None:
     assert read_outline(write_outline(value)) == as_text(value)
 
 
@@ -42,7 +42,7 @@ def as_text(value: object) -> object:
     return read_outline(value) if isinstance(value, str) and value.lstrip("+-").isdecimal() else value
 
 
-def test_each_nested_field_has_an_example_that_its_model_takes() -> None:
+def test_example_shown_for_each_nested_form_field_is_valid_input() -> None:
     seen = set()
     for screen in SCREENS.values():
         resource = screen.resource
@@ -58,7 +58,9 @@ def test_each_nested_field_has_an_example_that_its_model_takes() -> None:
     assert len(seen) >= 12
 
 
-async def test_models_and_prices_are_made_by_lines(api: Api, admin: Person) -> None:
+async def test_model_targets_and_tool_prices_are_typed_as_lines_of_text_in_the_form(
+    api: Api, admin: Person
+) -> None:
     targets = "openai: gpt-4o-mini\nazure: small"
     done = await admin.fill("/models/new", "/models", name="fast", targets=targets)
     assert done.status == 303
@@ -79,7 +81,9 @@ async def test_models_and_prices_are_made_by_lines(api: Api, admin: Person) -> N
     assert (wrong.status, "must be lines as in the example" in wrong.text) == (422, True)
 
 
-async def test_an_address_is_lines_or_its_parts(api: Api, admin: Person) -> None:
+async def test_organization_form_accepts_an_address_as_lines_or_as_named_parts(
+    api: Api, admin: Person
+) -> None:
     for typed, kept in (
         ("Main Road 5\n10115 Berlin", ["Main Road 5", "10115 Berlin"]),
         ("street: Main Road 5\npost_code: 10115", {"street": "Main Road 5", "post_code": "10115"}),

@@ -93,7 +93,7 @@ async def team(api: Api) -> Team:
     return Team(api, organization, tenants[0], users, keys, budgets)
 
 
-async def test_an_engineer_sees_own_keys_calls_and_what_is_left(team: Team) -> None:
+async def test_me_page_shows_a_user_only_the_keys_calls_and_budgets_of_that_user(team: Team) -> None:
     for person in (await team.person(user="ann"), await team.holder("ann")):
         assert (await person.open("/")).headers["Location"] == "/me"
         page = await person.open("/me")
@@ -111,7 +111,7 @@ async def test_an_engineer_sees_own_keys_calls_and_what_is_left(team: Team) -> N
         assert BAD not in page.text
 
 
-async def test_who_is_no_user_sees_the_team_and_who_reads_alone_has_no_button(team: Team) -> None:
+async def test_me_page_of_a_readonly_token_without_a_user_shows_the_team_without_forms(team: Team) -> None:
     page = unescape((await (await team.person("readonly")).open("/me")).text)
     assert ("ann's" in page, "bob's" in page, "secret" in page) == (True, True, False)
     assert 'action="/me/' not in page
@@ -122,7 +122,7 @@ async def test_who_is_no_user_sees_the_team_and_who_reads_alone_has_no_button(te
         assert (await reader.post(address, form)).status == 403, address
 
 
-async def test_a_key_opens_its_page_and_nothing_else(team: Team) -> None:
+async def test_person_signed_in_by_api_key_is_refused_every_page_except_me(team: Team) -> None:
     person = await team.holder()
     form = {"form_token": (await person.open("/me")).form_token}
     seen = 0
@@ -140,7 +140,7 @@ async def test_a_key_opens_its_page_and_nothing_else(team: Team) -> None:
     assert (await bearer.get("api-keys")).status == 401
 
 
-async def test_a_key_is_rotated_with_one_click_and_shown_once(team: Team) -> None:
+async def test_person_signed_in_by_api_key_rotates_only_that_key_and_only_once(team: Team) -> None:
     person, own, others = await team.holder(), team.keys["ann"]["id"], team.keys["bob"]["id"]
     page = await person.open("/me")
     form = {"form_token": page.form_token}
@@ -160,7 +160,7 @@ async def test_a_key_is_rotated_with_one_click_and_shown_once(team: Team) -> Non
     assert (entry["actor"], new in str(entry)) == (f"key:{own}", False)
 
 
-async def test_who_holds_a_key_has_no_limits_twice_by_rotating_it(team: Team) -> None:
+async def test_person_signed_in_by_api_key_may_not_rotate_twice_or_under_a_per_key_budget(team: Team) -> None:
     person, own = await team.holder(), team.keys["ann"]["id"]
     form = {"form_token": (await person.open("/me")).form_token}
     made = await person.post(f"/me/keys/{own}/rotate", form)
@@ -180,7 +180,7 @@ async def test_who_holds_a_key_has_no_limits_twice_by_rotating_it(team: Team) ->
     assert (await team.api.post(f"api-keys/{team.keys['bob']['id']}/rotate", {})).status == 200
 
 
-async def test_a_member_rotates_own_keys_alone(team: Team) -> None:
+async def test_member_may_rotate_only_the_own_api_keys(team: Team) -> None:
     person = await team.person(user="ann")
     form = {"form_token": (await person.open("/me")).form_token}
     made = await person.post(f"/me/keys/{team.keys['ann']['id']}/rotate", form)
@@ -189,7 +189,7 @@ async def test_a_member_rotates_own_keys_alone(team: Team) -> None:
         assert (await person.post(f"/me/keys/{team.keys[name]['id']}/rotate", form)).status == 404
 
 
-async def test_more_is_asked_of_budgets_that_own_calls_take_from(team: Team) -> None:
+async def test_user_may_request_a_raise_only_of_budgets_that_limit_calls_of_that_user(team: Team) -> None:
     asking = {"amount": "80", "reason": f"release {BAD}"}
     for person, scope in ((await team.person(user="ann"), "token:"), (await team.holder(), "key:")):
         budget = team.budgets[f"each {BAD}"]
@@ -218,7 +218,7 @@ async def test_more_is_asked_of_budgets_that_own_calls_take_from(team: Team) -> 
     assert (await (await team.holder()).open("/waiting")).status == 403
 
 
-async def test_a_key_that_has_ended_opens_nothing(team: Team) -> None:
+async def test_revoked_api_key_ends_the_console_session_and_may_not_sign_in_again(team: Team) -> None:
     person, key = await team.holder(), team.keys["ann"]
     assert (await team.api.post(f"api-keys/{key['id']}/revoke")).status == 200
     assert (await person.open("/me")).headers["Location"].startswith("/sign-in")
@@ -226,12 +226,12 @@ async def test_a_key_that_has_ended_opens_nothing(team: Team) -> None:
     assert (door.status, "not known" in door.text) == (401, True)
 
 
-async def test_who_is_of_no_tenant_has_no_page_of_this_kind(team: Team) -> None:
+async def test_me_page_is_403_for_staff_without_a_tenant(team: Team) -> None:
     page = await (await signed_in(team.api, ADMIN)).open("/me")
     assert (page.status, "people of one tenant" in page.text) == (403, True)
 
 
-def test_a_snippet_for_each_sdk_is_a_program() -> None:
+def test_sample_code_for_each_sdk_compiles_and_contains_the_model_and_the_gateway_address() -> None:
     models = {"openai": "gpt-4o-mini", "anthropic": "claude-x", "google-genai": "gemini-x"}
     found = dict(snippets("https://ai.example", models))
     assert found.keys() == {*models, "curl"}
@@ -242,7 +242,7 @@ def test_a_snippet_for_each_sdk_is_a_program() -> None:
     assert snippets("", {}) == []
 
 
-async def test_a_lead_makes_a_budget_as_a_sentence(team: Team) -> None:
+async def test_team_lead_creates_a_budget_through_the_new_budget_form(team: Team) -> None:
     lead = await team.person("operator")
     [new] = re.findall(r'href="(/budgets/new[^"]*)"', (await lead.open("/team")).text)
     form = (await lead.open(unescape(new))).text
@@ -256,7 +256,7 @@ async def test_a_lead_makes_a_budget_as_a_sentence(team: Team) -> None:
     assert (budget["name"], budget["organization_id"], budget["each"]) == (meant, team.organization, "user")
 
 
-async def test_a_lead_sees_the_team_and_decides_what_is_the_teams(team: Team) -> None:
+async def test_team_lead_sees_the_own_tenant_and_may_approve_raises_of_team_budgets_only(team: Team) -> None:
     lead = await team.person("operator")
     own = await lead.fill(
         "/budgets/new", "/budgets", name="ours", amount="9", unit="money", interval="day",
@@ -284,7 +284,7 @@ async def test_a_lead_sees_the_team_and_decides_what_is_the_teams(team: Team) ->
     assert ('href="/me"' in menu, 'href="/team"' in menu) == (True, False)
 
 
-async def test_a_customer_sees_plan_use_credits_and_invoices(team: Team) -> None:
+async def test_account_page_shows_plan_use_credits_and_invoices_of_the_customer(team: Team) -> None:
     api, own = team.api, {"organization_id": team.organization}
     plan = await api.make(
         "subscription-plans", name="Gold", monthly_cost="10", annual_cost="100", feature_access=[]
@@ -307,7 +307,7 @@ async def test_a_customer_sees_plan_use_credits_and_invoices(team: Team) -> None
     assert (await (await signed_in(api, ADMIN)).open("/account")).status == 403
 
 
-async def test_a_call_of_ones_own_is_told_step_by_step_with_each_budget_that_it_takes_from(
+async def test_call_page_shows_a_user_the_steps_of_own_calls_and_is_404_for_calls_of_others(
     team: Team,
 ) -> None:
     anns, bobs = (str(UUID(int=number)) for number in (1, 2))
@@ -323,7 +323,9 @@ async def test_a_call_of_ones_own_is_told_step_by_step_with_each_budget_that_it_
             assert (await person.open(f"/me/calls/{other}")).status == 404
 
 
-async def test_a_calls_page_has_its_steps_and_links_the_budget_that_refused_it(team: Team) -> None:
+async def test_call_page_links_the_refusing_budget_only_for_people_allowed_to_read_that_budget(
+    team: Team,
+) -> None:
     secret = team.budgets["secret-budget"]
     team.api.rows(
         "update call set refused_kind = 'budget', refused_by = case when request_id = %s then %s else %s end",
@@ -337,7 +339,9 @@ async def test_a_calls_page_has_its_steps_and_links_the_budget_that_refused_it(t
     assert f"/budgets/{secret}" not in (await lead.open(f"/calls/{rows['gpt-bob']}")).text
 
 
-async def test_who_decides_a_raise_request_sees_use_limit_and_the_rest_after_it(team: Team) -> None:
+async def test_raise_request_page_shows_used_limit_held_and_the_amount_left_after_the_raise(
+    team: Team,
+) -> None:
     each = team.budgets[f"each {BAD}"]
     key, now = await team.holder("ann"), int(datetime.now(UTC).timestamp() * 1000)
     form = {"form_token": (await key.open("/me")).form_token, "reason": "more"}

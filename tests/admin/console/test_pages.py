@@ -152,7 +152,7 @@ def _write_ledgers(api: Api, organization: int, tenant: int, service: int) -> No
     )
 
 
-async def test_every_page_without_data(admin: Person) -> None:
+async def test_every_console_page_is_well_formed_html_without_any_data(admin: Person) -> None:
     for address in [*cases([*ADDRESSES, *NEW]), "/sign-in"]:
         page = await admin.open(address)
         assert page.status == (303 if address == "/sign-in" else 200), address
@@ -160,7 +160,7 @@ async def test_every_page_without_data(admin: Person) -> None:
             well_formed(page)
 
 
-async def test_every_page_escapes_what_nobody_sees(api: Api, admin: Person) -> None:
+async def test_every_console_page_escapes_invisible_characters(api: Api, admin: Person) -> None:
     made = await furnish(api)
     for table in ("organization", "tenant", "api_key", "token_plan", "service", "subscription_plan"):
         api.rows(f"update {table} set name = 'a' || chr(8238) || chr(8203) || id")
@@ -176,7 +176,7 @@ async def test_every_page_escapes_what_nobody_sees(api: Api, admin: Person) -> N
     assert shown > len(owners)
 
 
-async def test_every_page_with_hostile_data(api: Api, admin: Person) -> None:
+async def test_every_console_page_escapes_hostile_data(api: Api, admin: Person) -> None:
     made = await furnish(api)
     owners = [f"/{name}/{row['id']}" for name, row in made.items()]
     rows = [f"/{name}/{api.rows(f'select max(id) from {table}')[0][0]}" for name, table in TABLES.items()]
@@ -201,7 +201,9 @@ async def test_every_page_with_hostile_data(api: Api, admin: Person) -> None:
     assert "&lt;script&gt;alert" in page.text
 
 
-async def test_lists_say_what_rows_say(api: Api, admin: Person) -> None:
+async def test_console_lists_show_failed_states_right_aligned_numbers_and_links_to_rows(
+    api: Api, admin: Person
+) -> None:
     await api.make("organizations", name="No cap")
     made = await furnish(api)
     deliveries = await admin.open("/webhook-deliveries")
@@ -218,7 +220,9 @@ async def test_lists_say_what_rows_say(api: Api, admin: Person) -> None:
     assert "/console-sessions/" not in (await admin.open("/audit-log")).text
 
 
-async def test_pages_run_nothing_but_their_own_files(admin: Person) -> None:
+async def test_console_pages_load_only_scripts_of_the_console_under_a_strict_security_policy(
+    admin: Person,
+) -> None:
     page = await admin.open("/tenants")
     policy = page.headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
@@ -242,7 +246,7 @@ async def test_pages_run_nothing_but_their_own_files(admin: Person) -> None:
         assert (await admin.open(address)).status == 404
 
 
-async def test_the_theme_is_what_was_chosen(admin: Person) -> None:
+async def test_console_theme_follows_the_theme_cookie(admin: Person) -> None:
     assert "data-theme=" not in (await admin.open("/")).text.split("<body")[0]
     admin.cookie += "; tollkeeper_theme=dark"
     assert '<html lang="en" data-theme="dark">' in (await admin.open("/")).text
@@ -250,7 +254,9 @@ async def test_the_theme_is_what_was_chosen(admin: Person) -> None:
     assert "data-theme=" not in (await admin.open("/")).text.split("<body")[0]
 
 
-async def test_what_is_not_there_is_a_page_for_people_and_a_problem_for_programs(admin: Person) -> None:
+async def test_unknown_address_is_an_html_page_in_the_console_and_problem_json_in_the_api(
+    admin: Person,
+) -> None:
     for address in ("/nothing", "/tenants/99", "/tenants/0", f"/tenants/{'9' * 30}", "/invoices/99.pdf"):
         page = await admin.open(address)
         assert (page.status, "404" in page.text) == (404, True), address
@@ -258,7 +264,7 @@ async def test_what_is_not_there_is_a_page_for_people_and_a_problem_for_programs
     assert page.headers["Content-Type"] == "application/problem+json"
 
 
-async def test_lists_go_on_where_they_end(api: Api, admin: Person) -> None:
+async def test_paging_through_a_console_list_shows_every_row_once(api: Api, admin: Person) -> None:
     made = await api.make("tenants", name="Tenant 0")
     api.rows(
         "insert into tenant (organization_id, name)"
@@ -286,7 +292,7 @@ def links(page: Page, prefix: str) -> Iterator[str]:
     )  # fmt: skip
 
 
-async def test_an_invoice_of_many_lines_goes_on(api: Api, admin: Person) -> None:
+async def test_invoice_of_230_lines_is_shown_in_pages_of_at_most_100_lines(api: Api, admin: Person) -> None:
     made = await furnish(api)
     invoice = made["invoices"]["id"]
     api.rows("delete from invoice_line where invoice_id = %s", invoice)
@@ -314,7 +320,7 @@ async def test_an_invoice_of_many_lines_goes_on(api: Api, admin: Person) -> None
         assert (await admin.open(f"/invoices/{invoice}?after={other}")).status == 200
 
 
-async def test_an_organization_of_many_tenants_shows_its_last_days(
+async def test_organization_page_charts_fewer_days_when_the_organization_has_many_tenants(
     api: Api, admin: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = await furnish(api)
@@ -338,14 +344,14 @@ async def test_an_organization_of_many_tenants_shows_its_last_days(
         *("/tenants?organization_id=x", "/tenants?cursor=bad", "/audit-log?to=9999-12-31"),
     ],
 )
-async def test_filters_that_cannot_be_used_are_said(admin: Person, address: str) -> None:
+async def test_list_with_an_invalid_filter_is_a_422_page(admin: Person, address: str) -> None:
     page = await admin.open(address)
     assert page.status == 422
     assert "cannot be used" in page.text
     well_formed(page)
 
 
-async def test_filters_find(api: Api, admin: Person) -> None:
+async def test_console_list_filters_and_search_select_matching_rows(api: Api, admin: Person) -> None:
     made = await furnish(api)
     tenant = f"/tenants/{made['tenants']['id']}"
     assert "Nothing matches" in (await admin.open(f"{tenant}?transaction_type=recharge")).text
@@ -355,7 +361,9 @@ async def test_filters_find(api: Api, admin: Person) -> None:
     assert "Nothing matches" in (await admin.open("/audit-log?actor=nobody")).text
 
 
-async def test_ids_are_found_by_name(api: Api, admin: Person) -> None:
+async def test_name_lookup_suggests_matching_rows_and_list_filters_accept_names(
+    api: Api, admin: Person
+) -> None:
     made = await api.make("organizations", name="Acme <Europe>")
     page = await admin.open("/find/organizations?organization_id=eur")
     assert f'<option value="{made["id"]}">Acme &lt;Europe&gt;</option>' in page.text
@@ -378,7 +386,7 @@ async def test_ids_are_found_by_name(api: Api, admin: Person) -> None:
         assert "<option" not in (await admin.open(address)).text
 
 
-async def test_the_overview_says_what_gateways_do(api: Api, admin: Person) -> None:
+async def test_live_and_health_pages_show_totals_over_all_gateways(api: Api, admin: Person) -> None:
     assert "Nothing was called elsewhere" in (await admin.open("/live")).text
     api.counters.busy = [((7, "requests"), 60), ((7, "tokens"), 6000), ((0, "invalid_api_key"), 12)]
     elsewhere = await admin.open("/live")

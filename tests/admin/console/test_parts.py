@@ -39,7 +39,7 @@ def test_numbers(value: int | None, text: str) -> None:
         (123 * 10**12, "123 T"), (-1500, "−1.5 k"),
     ],
 )  # fmt: skip
-def test_short_numbers(value: float, text: str) -> None:
+def test_large_number_is_shortened_to_three_digits_and_a_unit(value: float, text: str) -> None:
     assert formatting.short(value) == text
 
 
@@ -64,11 +64,11 @@ def test_money(value: str | None, currency: str, text: str) -> None:
         ("12.345678901", "$12.35"), ("0.0999999", "$0.10"), ("1234.5", "$1,234.50"), ("-0.004", "−$0.004"),
     ],
 )  # fmt: skip
-def test_money_at_a_glance(value: str, text: str) -> None:
+def test_approximate_money_amount_is_rounded_to_a_few_digits(value: str, text: str) -> None:
     assert formatting.about_url(value, "USD") == text
 
 
-def test_money_in_a_column_has_its_decimals_below_each_other() -> None:
+def test_money_amounts_in_a_table_column_are_split_for_aligned_decimals() -> None:
     assert formatting.money_parts("12.345678", "USD", 6) == ("$12.34", "5678", "")
     assert formatting.money_parts("0.000354", "USD", 6) == ("$0.000354", "", "")
     assert formatting.money_parts("0", "USD", 6) == ("$0.00", "0000", "")
@@ -82,7 +82,7 @@ def test_money_in_a_column_has_its_decimals_below_each_other() -> None:
         (90.0, "1 min 30 s"), (3600.0, "1 h"), (7260.0, "2 h 1 min"), (10**6, "11 d 13 h"),
     ],
 )  # fmt: skip
-def test_spans_of_time(seconds: float, text: str) -> None:
+def test_time_span_is_shown_in_the_most_suitable_unit(seconds: float, text: str) -> None:
     assert formatting.time_span(seconds) == text
 
 
@@ -90,7 +90,7 @@ def test_spans_of_time(seconds: float, text: str) -> None:
 OF_OTHERS = {"me", "team", "account"}
 
 
-def test_every_resource_has_its_place_in_the_menu() -> None:
+def test_every_console_page_is_in_the_menu_exactly_once() -> None:
     found = menu(Actor("builtin:admin", "admin"))
     entries = [entry for part in found.values() for entry in (*part.shown, *part.more)]
     named = {name for name, _, _ in entries}
@@ -105,7 +105,7 @@ def test_every_resource_has_its_place_in_the_menu() -> None:
         assert set(screen.filters) <= screen.resource.filters.keys(), screen.name
 
 
-def test_what_nobody_configured_is_not_in_the_menu() -> None:
+def test_menu_hides_pages_of_features_that_are_not_configured() -> None:
     off = screens_off(Settings())
     assert {"handovers", "handover-events", "usage-feeds", "usage-events", "dunning-steps"} <= off
     found = menu(Actor("builtin:admin", "admin"), off)
@@ -115,7 +115,7 @@ def test_what_nobody_configured_is_not_in_the_menu() -> None:
 
 
 @pytest.mark.parametrize("role", ["admin", "billing", "operator", "member", "readonly"])
-def test_people_of_an_organization_find_no_lists_of_staff(role: str) -> None:
+def test_menu_of_an_organization_token_hides_lists_meant_for_staff(role: str) -> None:
     staffs = {
         "token-plans", "exchange-rates", "models", "shares", "business-models", "quarantine", "dead-letters",
         "handovers", "handover-events", "usage-events",
@@ -146,12 +146,12 @@ def test_every_empty_list_has_a_next_step() -> None:
         (429, "limit reached", "warn"), (502, "failed", "bad"),
     ],
 )  # fmt: skip
-def test_what_a_call_came_to_is_a_word_and_a_tone(status: int, word: str, tone: str) -> None:
+def test_call_outcome_has_a_word_and_a_color_for_each_status(status: int, word: str, tone: str) -> None:
     assert formatting.outcome_of(status) == (word, tone)
 
 
 @pytest.mark.parametrize("name", ["credit-transactions", "feature-usage"])
-def test_a_use_leads_to_its_call(name: str) -> None:
+def test_request_id_in_the_token_ledger_links_to_the_call(name: str) -> None:
     request = "0190aaaa-0000-7000-8000-000000000001"
     found = formatting.cell(SCREENS[name], {"request_id": request}, "request_id", {})
     assert (found.text, found.href) == (request, f"/calls?request_id={request}")
@@ -159,7 +159,7 @@ def test_a_use_leads_to_its_call(name: str) -> None:
     assert formatting.cell(SCREENS[name], {"request_id": None}, "request_id", {}).kind == "none"
 
 
-def test_fields_come_from_the_model() -> None:
+def test_form_derives_field_types_and_required_marks_from_the_api_model() -> None:
     found = {each.name: each for each in fields_of(RESOURCES["tenants"], RESOURCES["tenants"].create)}  # type: ignore[arg-type]  # has one
     assert found["organization_id"].refers == "organizations"
     assert found["limits.requests_per_minute"].kind == "whole"
@@ -178,7 +178,7 @@ def test_fields_come_from_the_model() -> None:
     assert (events.kind, "quota.80" in events.choices) == ("many", True)
 
 
-def test_whole_numbers_are_read_only_where_they_are_sure() -> None:
+def test_form_reads_a_number_with_spaces_and_does_not_guess_an_ambiguous_number() -> None:
     """As on the command line, and with blanks that pages are copied with."""
     model: Any = RESOURCES["token-plans"].create
     fields = fields_of(RESOURCES["token-plans"], model)
@@ -187,7 +187,7 @@ def test_whole_numbers_are_read_only_where_they_are_sure() -> None:
         assert found["total_amount"] == sent
 
 
-def test_a_body_holds_what_was_filled_in() -> None:
+def test_create_form_sends_only_the_fields_that_were_filled_in() -> None:
     model: Any = RESOURCES["api-keys"].create
     posted = MultiDict(tenant_id="7", name="", models="a\r\n\r\n b ", expires_at="2030-01-31T10:00")
     posted["limits.concurrency"] = "3"
@@ -199,7 +199,7 @@ def test_a_body_holds_what_was_filled_in() -> None:
     }
 
 
-def test_a_change_holds_what_differs() -> None:
+def test_change_form_sends_only_the_fields_that_were_changed() -> None:
     model: Any = RESOURCES["api-keys"].patch
     former = {
         "name": "old", "models": "a\nb", "expires_at": "2030-01-31T10:00:00", "limits.concurrency": "3",
@@ -218,7 +218,7 @@ def test_a_change_holds_what_differs() -> None:
 DAYS = [date(2026, 1, day) for day in (1, 2, 3)]
 
 
-def test_use_is_stacked_by_day() -> None:
+def test_usage_chart_stacks_the_use_of_each_day() -> None:
     used = [(DAYS[0], 1, 30), (DAYS[0], 2, 10), (DAYS[2], 2, 20)]
     chart = formatting.stacked(used, DAYS, {1: "a", 2: "b"}, unit="tokens")
     assert (chart.series, chart.top, chart.total) == (("a", "b"), 40, 60)
@@ -235,7 +235,7 @@ def test_use_is_stacked_by_day() -> None:
     assert formatting.stacked([], DAYS, {}, unit="tokens").is_empty
 
 
-def test_many_series_become_a_few_and_money_stays_exact() -> None:
+def test_chart_merges_groups_beyond_the_maximum_and_keeps_the_exact_total() -> None:
     used = [(DAYS[0], n, Decimal(f"{100 - n}.000000001")) for n in range(20)]
     chart = formatting.stacked(used, DAYS[:1], {n: f"m{n}" for n in range(20)}, unit="cost", currency="USD")
     assert len(chart.series) == formatting.SERIES_MAX
@@ -247,7 +247,7 @@ def test_many_series_become_a_few_and_money_stays_exact() -> None:
 @pytest.mark.parametrize(
     ("interval", "label"), [("hour", "2026-01-31 13:00"), ("day", "2026-01-31"), ("month", "2026-01")]
 )
-def test_times_are_named_by_their_interval(interval: str, label: str) -> None:
+def test_chart_formats_the_time_label_by_the_interval_of_the_chart(interval: str, label: str) -> None:
     at = datetime(2026, 1, 31, 13, tzinfo=UTC)
     chart = formatting.stacked([(at, 1, 1)], [at], {1: "a"}, unit="tokens", interval=interval)
     assert chart.label(chart.columns[0]) == label
@@ -260,7 +260,7 @@ class Clock:
         return self.now
 
 
-async def test_samples_start_anew_when_counts_do() -> None:
+async def test_live_rates_restart_from_zero_after_the_request_counts_are_reset() -> None:
     clock, counts = Clock(), [100]
 
     async def snapshot() -> dict[str, Any]:
@@ -280,14 +280,14 @@ async def test_samples_start_anew_when_counts_do() -> None:
     assert await live.history() == [[], [], [], [], [], []]
 
 
-async def test_no_numbers_are_no_error() -> None:
+async def test_live_numbers_are_marked_unknown_when_the_counters_cannot_be_read() -> None:
     async def snapshot() -> dict[str, Any]:
         raise OSError
 
     assert (await Live(snapshot, Clock()).now())["is_known"] is False
 
 
-def test_each_kind_of_what_differs_is_set_in_a_tone_and_faults_in_that_of_faults() -> None:
+def test_reconciliation_differences_that_are_faults_and_no_others_are_shown_as_bad() -> None:
     tones = {kind: formatting.status_tone(kind) for kind in DifferenceKind}
     assert {kind for kind, tone in tones.items() if tone == "bad"} == {*DifferenceKind} - NO_FAULTS
     assert "plain" not in tones.values()

@@ -49,7 +49,9 @@ def asked(world: World) -> int:
     return world.provider.asked.count("/token")
 
 
-async def test_whom_the_provider_knows_no_more_is_out_with_the_next_request(world: World) -> None:
+async def test_session_ends_at_the_next_renewal_after_the_identity_provider_removed_the_person(
+    world: World,
+) -> None:
     browser = await renewed(world)
     assert (await browser.person.open("/")).status == 200
     world.provider.is_gone = True
@@ -61,7 +63,7 @@ async def test_whom_the_provider_knows_no_more_is_out_with_the_next_request(worl
     assert [entry["person"] for entry in entries] == ["Kim"]
 
 
-async def test_who_leaves_the_group_they_came_in_by_is_out(world: World) -> None:
+async def test_session_ends_when_the_person_leaves_the_group_that_gave_access(world: World) -> None:
     await world.let_in("others")
     browser = await renewed(world)
     world.provider.person |= {"groups": ["others"]}
@@ -69,13 +71,17 @@ async def test_who_leaves_the_group_they_came_in_by_is_out(world: World) -> None
     assert (await Browser.at(world).sign_in()).status == 200
 
 
-async def test_a_renewal_is_of_the_same_person_or_the_end(world: World) -> None:
+async def test_session_ends_when_the_identity_provider_renews_a_session_for_another_person(
+    world: World,
+) -> None:
     browser = await renewed(world)
     world.provider.person |= {"sub": "u-9"}
     assert (await browser.person.open("/")).status == 303
 
 
-async def test_a_provider_is_asked_by_one_request_of_many(world: World) -> None:
+async def test_concurrent_requests_of_a_session_ask_the_identity_provider_for_a_single_renewal(
+    world: World,
+) -> None:
     browser = await renewed(world)
     for times in (2, 3):  # a code was redeemed before
         answers = await asyncio.gather(*(browser.person.open("/tenants") for _ in range(8)))
@@ -84,7 +90,7 @@ async def test_a_provider_is_asked_by_one_request_of_many(world: World) -> None:
         make_due(world)
 
 
-async def test_a_renewal_that_does_not_say_who_it_is_makes_a_session_no_longer(world: World) -> None:
+async def test_session_is_not_extended_by_a_renewal_without_an_id_token(world: World) -> None:
     """Whoever left the group has tokens still; what does not name them says nothing of that."""
     browser = await renewed(world)
     ends = world.api.rows(
@@ -100,7 +106,7 @@ async def test_a_renewal_that_does_not_say_who_it_is_makes_a_session_no_longer(w
     assert (await browser.person.open("/")).status == 303
 
 
-async def test_who_goes_away_while_the_provider_is_asked_loses_nothing(world: World) -> None:
+async def test_request_cancelled_during_renewal_still_stores_the_new_renewal_token(world: World) -> None:
     """What is asked with is good once here: the next one is kept, whoever waits for the page."""
     browser = await renewed(world)
     [first] = world.provider.renewals
@@ -120,7 +126,7 @@ async def test_who_goes_away_while_the_provider_is_asked_loses_nothing(world: Wo
     assert (await browser.person.open("/")).status == 200
 
 
-async def test_one_person_ends_no_sessions_of_others_by_beginning_many(world: World) -> None:
+async def test_person_opening_too_many_sessions_ends_no_sessions_of_other_people(world: World) -> None:
     await world.let_in()
     other = Browser.at(world)
     await other.sign_in()
@@ -148,7 +154,9 @@ OF_OTHERS = (
 )
 
 
-async def test_an_organization_ends_sessions_of_its_own_alone(world: World) -> None:
+async def test_organization_opening_too_many_sessions_ends_no_sessions_of_other_organizations(
+    world: World,
+) -> None:
     """However many tokens it makes, or people its provider names."""
     tenants = [await world.api.make("tenants", name=name) for name in ("acme", "bolt")]
     acme, bolt = (int(one["organization_id"]) for one in tenants)
@@ -167,7 +175,7 @@ async def test_an_organization_ends_sessions_of_its_own_alone(world: World) -> N
         assert (await one.open("/")).status == 200
 
 
-async def test_staff_has_a_share_of_its_own(world: World) -> None:
+async def test_staff_opening_too_many_sessions_end_no_sessions_of_organizations(world: World) -> None:
     tenant = await world.api.make("tenants", name="acme")
     own = {"organization_id": int(tenant["organization_id"])}
     made = await world.api.make("admin-tokens", name="own", role="readonly", **own)
@@ -181,7 +189,9 @@ async def test_staff_has_a_share_of_its_own(world: World) -> None:
     assert [(await one.open("/")).status for one in (theirs, clerk)] == [200, 200]
 
 
-async def test_where_all_organizations_have_too_many_the_one_with_most_makes_room(world: World) -> None:
+async def test_new_session_at_the_total_maximum_ends_a_session_of_the_organization_with_most(
+    world: World,
+) -> None:
     tenant = await world.api.make("tenants", name="acme")
     own = {"organization_id": int(tenant["organization_id"])}
     made = await world.api.make("admin-tokens", name="own", role="readonly", **own)
@@ -208,7 +218,7 @@ async def both(world: World) -> tuple[Browser, Browser]:
     return mine, theirs
 
 
-async def test_two_providers_may_name_two_people_alike(world: World) -> None:
+async def test_audit_log_distinguishes_people_with_the_same_identity_at_two_providers(world: World) -> None:
     for number, browser in enumerate(await both(world)):
         made = await browser.person.fill("/tenants/new", "/tenants", name=f"of-{number}")
         assert made.status == 303
@@ -224,7 +234,7 @@ async def test_two_providers_may_name_two_people_alike(world: World) -> None:
     assert all(f">{one.url}<" in page.text for one in (world.provider, world.other))
 
 
-async def test_who_is_called_alike_elsewhere_is_not_ended_or_answered_with(world: World) -> None:
+async def test_session_limit_counts_the_same_identity_at_two_providers_as_two_people(world: World) -> None:
     mine, theirs = await both(world)
     copied = "digest, token_digest, expires_at, issuer, identity, person"
     world.api.rows(
@@ -237,7 +247,7 @@ async def test_who_is_called_alike_elsewhere_is_not_ended_or_answered_with(world
     assert [(await one.person.open("/")).status for one in (mine, theirs)] == [200, 303]
 
 
-async def test_a_person_has_so_many_sessions_by_whichever_group_they_came_in(world: World) -> None:
+async def test_session_limit_of_a_person_covers_sessions_opened_through_any_group(world: World) -> None:
     await world.let_in()
     browser = Browser.at(world)
     await browser.sign_in()
@@ -250,7 +260,7 @@ async def test_a_person_has_so_many_sessions_by_whichever_group_they_came_in(wor
     assert world.api.rows("select count(*) from console_session") == [(SESSIONS_EACH_MAX,)]
 
 
-async def test_a_form_is_done_once_for_each_of_the_people_a_token_stands_for(world: World) -> None:
+async def test_form_submitted_twice_is_done_once_for_each_person_sharing_an_admin_token(world: World) -> None:
     await world.let_in()
     once = "0" * 32
     for number in (1, 2):
@@ -265,7 +275,7 @@ async def test_a_form_is_done_once_for_each_of_the_people_a_token_stands_for(wor
     assert sorted(entry["identity"] for entry in entries) == ["u-1", "u-2"]
 
 
-async def test_entries_of_before_say_whose_word_it_was_by_their_token(world: World) -> None:
+async def test_old_audit_entry_without_an_issuer_shows_the_issuer_of_the_admin_token(world: World) -> None:
     made = await world.let_in()
     before = "actor, action, resource, admin_token_id, person"
     world.api.rows(
@@ -281,7 +291,7 @@ async def test_entries_of_before_say_whose_word_it_was_by_their_token(world: Wor
         assert len(found) == count
 
 
-async def test_while_the_provider_is_away_a_session_runs_out_by_itself(world: World) -> None:
+async def test_session_is_not_extended_while_the_identity_provider_is_unreachable(world: World) -> None:
     browser = await renewed(world)
     ends = "select expires_at > now() + interval '59 minutes', expires_at > now() + interval '61 minutes'"
     world.api.rows("update console_session set expires_at = now() + interval '5 minutes'")
@@ -298,7 +308,7 @@ async def test_while_the_provider_is_away_a_session_runs_out_by_itself(world: Wo
     assert world.api.rows(f"{ends} from console_session") == [(False, False)]
 
 
-async def test_what_a_provider_is_asked_with_is_of_no_use_to_who_reads_the_database(world: World) -> None:
+async def test_stored_renewal_token_can_be_decrypted_only_with_the_session_cookie(world: World) -> None:
     browser = await renewed(world)
     [renewal] = world.provider.renewals
     [(sealed, row)] = world.api.rows("select renewal, s::text from console_session as s")
@@ -310,7 +320,7 @@ async def test_what_a_provider_is_asked_with_is_of_no_use_to_who_reads_the_datab
     assert "renewal" not in str((await world.api.get("audit-log?resource=console-sessions")).json)
 
 
-async def test_a_customers_own_person_sees_what_is_theirs_and_looks_after_its_keys(world: World) -> None:
+async def test_member_signed_in_by_an_identity_provider_sees_only_the_own_organization(world: World) -> None:
     tenant = await world.api.make("tenants", name="acme")
     other = await world.api.make("tenants", name="bravo")
     own, tenant_id = tenant["organization_id"], tenant["id"]
@@ -368,7 +378,7 @@ async def person_of(api: Api, role: str, organization_id: int | None = None) -> 
 
 
 @pytest.mark.parametrize("whose", ["all", "one"])
-async def test_no_button_is_dead(api: Api, whose: str) -> None:
+async def test_every_form_the_console_offers_to_a_role_is_allowed_for_that_role(api: Api, whose: str) -> None:
     world = await two_organizations.make(api)
     rows = {**world.shared, **world.alphas}
     own = world.alphas["organizations"]
@@ -399,7 +409,7 @@ async def test_no_button_is_dead(api: Api, whose: str) -> None:
     assert "/webhooks/new" not in offered["billing"] | offered["operator"]
 
 
-async def test_every_route_that_writes_is_of_a_class_and_keeps_to_it(api: Api) -> None:
+async def test_organization_admin_is_refused_every_write_not_allowed_to_organizations(api: Api) -> None:
     """Those of the API and of the console, asked by an organization's own administrator."""
     own = (await api.make("organizations", name="x"))["id"]
     token = (await api.make("admin-tokens", name="t", role="admin", organization_id=own))["token"]
@@ -424,7 +434,7 @@ async def test_every_route_that_writes_is_of_a_class_and_keeps_to_it(api: Api) -
     assert {"invoices", "payments", "events", "letters", "configuration", "credit-additions"} <= seen
 
 
-async def test_a_form_asks_for_what_its_role_may_set(api: Api) -> None:
+async def test_forms_of_an_organization_admin_have_only_fields_that_admin_may_set(api: Api) -> None:
     made = await api.make("organizations", name="x", credit_limit=5)
     one = f"/organizations/{made['id']}"
     operator, billing = await person_of(api, "operator"), await person_of(api, "billing")
@@ -437,7 +447,7 @@ async def test_a_form_asks_for_what_its_role_may_set(api: Api) -> None:
     assert (await api.get(f"organizations/{made['id']}")).json == {**made, "name": "y"}
 
 
-async def test_the_menu_has_what_may_be_read(api: Api) -> None:
+async def test_console_menu_links_only_pages_the_role_may_read(api: Api) -> None:
     made = await api.make("organizations", name="x")
     everybody, billing = await person_of(api, "admin"), await person_of(api, "billing")
     own = await person_of(api, "admin", made["id"])

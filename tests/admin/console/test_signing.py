@@ -12,7 +12,7 @@ from tests.in_turn import in_turn
 from tests.waiting import eventually
 
 
-async def test_the_cookie_names_a_session_and_nothing_else(nobody: Person, api: Api) -> None:
+async def test_session_cookie_holds_no_token_and_no_stored_digest(nobody: Person, api: Api) -> None:
     answer = await nobody.sign_in(ADMIN)
     assert (answer.status, answer.headers["Location"]) == (303, "/")
     cookie = answer.headers["Set-Cookie"]
@@ -26,12 +26,12 @@ async def test_the_cookie_names_a_session_and_nothing_else(nobody: Person, api: 
     assert (await nobody.open("/")).status == 200
 
 
-async def test_the_cookie_is_secure_behind_tls(nobody: Person) -> None:
+async def test_session_cookie_is_marked_secure_behind_tls(nobody: Person) -> None:
     answer = await nobody.post("/sign-in", {"token": ADMIN}, X_Forwarded_Proto="https")
     assert "Secure" in answer.headers["Set-Cookie"]
 
 
-async def test_behind_tls_no_other_host_of_the_domain_can_set_the_cookie(
+async def test_console_behind_tls_sets_and_accepts_only_a_host_prefixed_session_cookie(
     nobody: Person, admin: Person
 ) -> None:
     """`__Host-` cookies have no domain, the path / and TLS, else no browser takes them."""
@@ -52,13 +52,13 @@ async def test_behind_tls_no_other_host_of_the_domain_can_set_the_cookie(
 
 
 @in_turn("token", ["", "wrong-token-of-nobody", "x" * 600, "\x00", "töken"])
-async def test_unknown_tokens_stay_outside(nobody: Person, token: str) -> None:
+async def test_sign_in_with_an_unknown_token_is_401(nobody: Person, token: str) -> None:
     answer = await nobody.sign_in(token)
     assert (answer.status, nobody.cookie) == (401, "")
     assert "not known" in answer.text
 
 
-async def test_who_is_not_signed_in_is_shown_the_door(nobody: Person) -> None:
+async def test_request_without_a_session_is_redirected_to_sign_in(nobody: Person) -> None:
     answer = await nobody.open("/tenants?search=acme")
     assert answer.status == 303
     assert answer.headers["Location"] == "/sign-in?next=%2Ftenants%3Fsearch%3Dacme"
@@ -76,12 +76,16 @@ async def test_who_is_not_signed_in_is_shown_the_door(nobody: Person) -> None:
         ("https://evil.example", "/"),
     ],
 )
-async def test_the_door_leads_nowhere_else(nobody: Person, wanted: str, sent_to: str) -> None:
+async def test_sign_in_with_a_token_redirects_only_to_console_pages(
+    nobody: Person, wanted: str, sent_to: str
+) -> None:
     answer = await nobody.post(f"/sign-in?next={wanted}", {"token": ADMIN})
     assert answer.headers["Location"] == sent_to
 
 
-async def test_wrong_tokens_wait_and_a_right_one_never_does(nobody: Person, api: Api) -> None:
+async def test_sign_ins_with_wrong_tokens_are_delayed_without_delaying_a_right_token(
+    nobody: Person, api: Api
+) -> None:
     api.failures.free_max = FREE_MAX
     wrong = credentials.mint_credential(credentials.ADMIN_TOKEN).secret
     slow = [asyncio.create_task(nobody.sign_in(wrong)) for _ in range(20)]
@@ -103,7 +107,7 @@ async def test_signing_out_ends_the_session(admin: Person, api: Api) -> None:
     assert said == [("create", "builtin:admin"), ("end", "builtin:admin")]
 
 
-async def test_a_session_ends_with_its_token(nobody: Person, api: Api) -> None:
+async def test_session_ends_when_the_token_is_revoked(nobody: Person, api: Api) -> None:
     token = await api.make("admin-tokens", name="ops", role="admin")
     assert (await nobody.sign_in(token["token"])).status == 303
     assert (await nobody.open("/")).status == 200
@@ -111,18 +115,18 @@ async def test_a_session_ends_with_its_token(nobody: Person, api: Api) -> None:
     assert (await nobody.open("/")).status == 303
 
 
-async def test_a_session_is_over_in_time(admin: Person, api: Api) -> None:
+async def test_session_past_the_expiry_time_is_refused(admin: Person, api: Api) -> None:
     api.rows("update console_session set expires_at = now() - interval '1 second'")
     assert (await admin.open("/")).status == 303
 
 
 @in_turn("cookie", ["tollkeeper_session=", "tollkeeper_session=" + "A" * 43, "tollkeeper_session=../x"])
-async def test_made_up_sessions_are_nobodys(nobody: Person, cookie: str) -> None:
+async def test_forged_session_cookie_is_refused(nobody: Person, cookie: str) -> None:
     nobody.cookie = cookie
     assert (await nobody.open("/")).status == 303
 
 
-async def test_sessions_are_bounded(nobody: Person, api: Api) -> None:
+async def test_sign_in_keeps_at_most_1000_sessions(nobody: Person, api: Api) -> None:
     api.rows(
         "insert into console_session (digest, token_digest, expires_at)"
         " select 'd' || n, 't', now() + interval '1 hour' from generate_series(1, 1100) as n"

@@ -16,7 +16,7 @@ from tests.identity_provider import identity_provider
 from tests.waiting import HUNG_S
 
 
-async def test_a_browser_that_comes_back_from_another_site_is_signed_in_where_it_wanted_to_be(
+async def test_browser_returning_from_the_identity_provider_is_signed_in_and_sees_the_wanted_page(
     admin_database: str, keeper_database: str, tmp_path: Path
 ) -> None:
     browser, port = await asyncio.to_thread(chromium), free_port()

@@ -39,7 +39,7 @@ async def world(admin_database: str, keeper_database: str) -> AsyncIterator[Worl
         yield made
 
 
-async def test_who_is_known_elsewhere_is_let_in_and_named_in_the_audit_log(world: World) -> None:
+async def test_person_signed_in_at_an_identity_provider_is_named_in_the_audit_log(world: World) -> None:
     made = await world.let_in()
     assert "token" not in made
     browser = Browser.at(world)
@@ -62,7 +62,7 @@ async def test_who_is_known_elsewhere_is_let_in_and_named_in_the_audit_log(world
     assert ">Kim<" in (await browser.person.open("/audit-log")).text
 
 
-async def test_the_cookies_are_kept_from_scripts_and_other_sites(world: World) -> None:
+async def test_sign_in_and_session_cookies_are_httponly_secure_and_same_site(world: World) -> None:
     await world.let_in()
     person = Person(world.api.client)  # no proxy says so: the console's own address does
     left = await person.open("/sign-in/example")
@@ -82,7 +82,7 @@ async def test_the_cookies_are_kept_from_scripts_and_other_sites(world: World) -
     assert landed.headers["Cache-Control"] == "no-store"
 
 
-async def test_nothing_secret_is_shown_on_the_way(world: World) -> None:
+async def test_redirect_to_the_identity_provider_contains_no_secret(world: World) -> None:
     left = await Person(world.api.client).open("/sign-in/example")
     asked = parse_qs(urlsplit(left.headers["Location"]).query)
     assert asked["redirect_uri"] == [f"{CONSOLE}/sign-in/example/back"]
@@ -95,7 +95,9 @@ async def test_nothing_secret_is_shown_on_the_way(world: World) -> None:
     assert begun.seed not in left.headers["Location"]
 
 
-async def test_who_nobody_lets_in_is_told_so(world: World) -> None:
+async def test_sign_in_of_a_person_without_access_is_403_and_counted_as_a_failed_attempt(
+    world: World,
+) -> None:
     browser = Browser.at(world)
     answer = await browser.sign_in()
     assert (answer.status, browser.session) == (403, "")
@@ -105,7 +107,7 @@ async def test_who_nobody_lets_in_is_told_so(world: World) -> None:
     assert world.api.failures.counts["token_subject"] == 1
 
 
-async def test_the_first_of_a_persons_groups_that_is_let_in_counts(world: World) -> None:
+async def test_sign_in_gives_the_role_of_the_first_of_several_groups_that_have_access(world: World) -> None:
     tenant = await world.api.make("tenants", name="acme")
     own = tenant["organization_id"]
     await world.let_in("acme-billing", role="billing", organization_id=own)
@@ -118,7 +120,7 @@ async def test_the_first_of_a_persons_groups_that_is_let_in_counts(world: World)
     assert (await browser.person.open(f"/organizations/{own + 1}")).status == 404
 
 
-async def test_a_person_is_out_as_soon_as_nobody_lets_them_in(world: World) -> None:
+async def test_session_ends_when_access_of_the_group_of_the_person_is_revoked(world: World) -> None:
     made = await world.let_in()
     browser = Browser.at(world)
     await browser.sign_in()
@@ -131,7 +133,7 @@ async def test_a_person_is_out_as_soon_as_nobody_lets_them_in(world: World) -> N
     assert (await Browser.at(world).sign_in()).status == 200
 
 
-async def test_each_sign_in_is_a_new_session_whatever_the_browser_had(world: World) -> None:
+async def test_sign_in_starts_a_new_session_and_ignores_a_planted_cookie(world: World) -> None:
     await world.let_in()
     browser = Browser.at(world)
     back = await browser.leave()
@@ -144,7 +146,7 @@ async def test_each_sign_in_is_a_new_session_whatever_the_browser_had(world: Wor
     assert (await browser.person.open("/")).status == 303
 
 
-async def test_a_code_is_good_once(world: World) -> None:
+async def test_sign_in_callback_is_accepted_once(world: World) -> None:
     await world.let_in()
     browser = Browser.at(world)
     back = await browser.leave()
@@ -158,7 +160,7 @@ async def test_a_code_is_good_once(world: World) -> None:
     assert world.held.times == 1
 
 
-async def test_a_sign_in_is_used_up_by_the_first_of_many_who_come_back_at_once(world: World) -> None:
+async def test_only_the_first_of_concurrent_callbacks_of_the_same_sign_in_succeeds(world: World) -> None:
     await world.let_in()
     browsers = [Browser.at(world) for _ in range(6)]
     back = await browsers[0].leave()
@@ -177,7 +179,7 @@ async def test_a_sign_in_is_used_up_by_the_first_of_many_who_come_back_at_once(w
     assert world.api.rows("select count(*) from used_sign_in") == [(1,)]
 
 
-async def test_only_so_many_used_sign_ins_are_remembered(world: World) -> None:
+async def test_number_of_remembered_completed_sign_ins_is_limited(world: World) -> None:
     await world.let_in()
     world.api.rows(
         "insert into used_sign_in (state, created_at) select 's' || n, now() - interval '1 minute'"
@@ -191,7 +193,9 @@ async def test_only_so_many_used_sign_ins_are_remembered(world: World) -> None:
     assert many <= USED_MAX + 1
 
 
-async def test_a_first_group_whose_token_has_ended_lets_nobody_in_by_the_next(world: World) -> None:
+async def test_revoked_token_of_the_first_group_refuses_the_person_even_if_a_second_group_has_access(
+    world: World,
+) -> None:
     first = await world.let_in("first", role="billing")
     await world.let_in("second")
     world.provider.person |= {"groups": ["first", "second"]}
@@ -209,7 +213,7 @@ async def test_a_first_group_whose_token_has_ended_lets_nobody_in_by_the_next(wo
     assert (await Browser.at(world).sign_in()).status == 200
 
 
-async def test_an_answer_counts_for_the_browser_alone_that_asked(world: World) -> None:
+async def test_sign_in_callback_is_refused_in_a_browser_that_did_not_begin_the_sign_in(world: World) -> None:
     await world.let_in()
     theirs, mine = Browser.at(world), Browser.at(world)
     back = await theirs.leave()
@@ -227,7 +231,7 @@ async def test_an_answer_counts_for_the_browser_alone_that_asked(world: World) -
     assert (await theirs.arrive(back)).status == 200
 
 
-async def test_a_sign_in_is_over_after_ten_minutes_and_only_ours_counts(world: World) -> None:
+async def test_pending_sign_in_expires_after_ten_minutes_and_is_refused_if_forged(world: World) -> None:
     begun = PendingSignIn.now("example", "/", 1_000.0)
     written = begun.written(PEPPERS.digest)
     assert read_begun(written, PEPPERS.digests, 1_599.0) == begun
@@ -240,7 +244,7 @@ async def test_a_sign_in_is_over_after_ten_minutes_and_only_ours_counts(world: W
     assert read_begun(f"{other}.{proof}", PEPPERS.digests, 1_000.0) is None
 
 
-async def test_an_answer_of_another_provider_is_refused(world: World) -> None:
+async def test_sign_in_callback_from_another_identity_provider_is_refused(world: World) -> None:
     """Mix-up: what one provider answered is never sent to another (RFC 9700, 4.4)."""
     await world.let_in()
     browser = Browser.at(world)
@@ -260,7 +264,9 @@ async def test_an_answer_of_another_provider_is_refused(world: World) -> None:
     assert "/token" not in world.other.asked[known:]
 
 
-async def test_a_provider_that_does_not_name_itself_need_not(world: World) -> None:
+async def test_sign_in_callback_without_issuer_is_accepted_if_the_provider_never_sends_an_issuer(
+    world: World,
+) -> None:
     await world.let_in()
     world.provider.names_itself = False
     world.provider.sends_post = True
@@ -285,7 +291,7 @@ BENT: list[tuple[Callable[[Json], Json | None], str]] = [
 ]  # fmt: skip
 
 
-async def test_an_id_token_that_was_not_made_for_this_is_refused(world: World) -> None:
+async def test_id_token_with_wrong_or_missing_claims_is_refused(world: World) -> None:
     await world.let_in()
     for bent, why in BENT:
         world.provider.bent = bent
@@ -310,7 +316,7 @@ async def test_an_id_token_that_the_provider_did_not_sign_is_refused(world: Worl
     assert world.api.rows("select count(*) from console_session") == [(0,)]
 
 
-async def test_the_door_leads_nowhere_else(world: World) -> None:
+async def test_sign_in_through_a_provider_redirects_only_to_console_pages(world: World) -> None:
     await world.let_in()
     for wanted in ("//evil.example", "https://evil.example", "/\\evil.example", "/%09/evil.example", "x"):
         landed = await Browser.at(world).sign_in(f"/sign-in/example?next={wanted}")
@@ -322,7 +328,7 @@ async def test_the_door_leads_nowhere_else(world: World) -> None:
     assert "<script>;" not in landed.text
 
 
-async def test_what_a_provider_says_of_why_not_is_told_in_its_word_alone(world: World) -> None:
+async def test_failed_provider_sign_in_shows_the_error_code_but_not_the_description(world: World) -> None:
     browser = Browser.at(world)
     back = changed(await browser.leave(), code=None, error="access_denied", error_description="<b>call me")
     answer = await browser.arrive(back)
@@ -333,7 +339,9 @@ async def test_what_a_provider_says_of_why_not_is_told_in_its_word_alone(world: 
     assert "The provider has sent no code." in answer.text
 
 
-async def test_a_provider_that_is_away_is_503_and_tokens_of_ours_still_count(world: World) -> None:
+async def test_sign_in_is_503_while_the_identity_provider_is_away_and_admin_tokens_still_sign_in(
+    world: World,
+) -> None:
     browser = Browser.at(world)
     back = await browser.leave()
     world.provider.is_away = world.other.is_away = True
@@ -344,7 +352,9 @@ async def test_a_provider_that_is_away_is_503_and_tokens_of_ours_still_count(wor
     assert (await browser.person.sign_in(ADMIN)).status == 303
 
 
-async def test_a_client_whose_secret_is_wrong_gets_nobody_in(world: World, tmp_path: Any) -> None:
+async def test_sign_in_with_a_wrong_or_missing_client_secret_fails_at_the_identity_provider(
+    world: World, tmp_path: Any
+) -> None:
     secret = tmp_path / "secret"
     secret.write_text("wrong\n")
     provider = configured("example", world.provider, client_secret="", client_secret_file=str(secret))
@@ -366,7 +376,7 @@ async def test_a_client_whose_secret_is_wrong_gets_nobody_in(world: World, tmp_p
     assert "cannot be read" in said[-1]
 
 
-async def test_a_head_begins_and_ends_nothing(world: World) -> None:
+async def test_head_request_to_start_or_finish_a_sign_in_is_405(world: World) -> None:
     await world.let_in()
     browser = Browser.at(world)
     assert (await browser.person.send("HEAD", "/sign-in/example")).status == 405
@@ -376,7 +386,9 @@ async def test_a_head_begins_and_ends_nothing(world: World) -> None:
     assert (await browser.person.open("/sign-in/nobody")).status == 404
 
 
-async def test_an_organizations_own_people_let_nobody_in(world: World) -> None:
+async def test_organization_admin_may_not_give_access_to_a_group_of_an_identity_provider(
+    world: World,
+) -> None:
     tenant = await world.api.make("tenants", name="acme")
     own = tenant["organization_id"]
     token_ = await world.api.make("admin-tokens", name="own", role="admin", organization_id=own)
@@ -390,7 +402,7 @@ async def test_an_organizations_own_people_let_nobody_in(world: World) -> None:
         assert (await world.api.post("admin-tokens", {"name": "p", "role": "admin"} | wrong)).status == 422
 
 
-async def test_no_filter_tells_an_organization_which_of_the_staff_it_was(world: World) -> None:
+async def test_audit_log_filters_do_not_let_an_organization_identify_staff(world: World) -> None:
     tenant = await world.api.make("tenants", name="acme")
     own, staff = tenant["organization_id"], await world.let_in()
     browser = Browser.at(world)
@@ -463,7 +475,9 @@ def is_over_here(page: Page) -> bool:
     return (page.status, page.headers["Location"]) == (303, HERE)
 
 
-async def test_who_signs_out_does_so_here_first_and_then_at_the_provider(house: World) -> None:
+async def test_sign_out_ends_the_console_session_before_redirecting_to_the_identity_provider(
+    house: World,
+) -> None:
     await house.let_in()
     browser = await signed_in(house)
     left = await sign_out(browser)
@@ -496,7 +510,7 @@ async def test_who_signs_out_does_so_here_first_and_then_at_the_provider(house: 
     assert [(entry["person"], entry["issuer"]) for entry in entries] == [("Kim", house.provider.url)]
 
 
-async def test_the_id_token_is_in_no_row_no_log_and_no_address_of_ours(house: World) -> None:
+async def test_id_token_appears_in_no_database_row_log_or_console_url(house: World) -> None:
     await house.let_in()
     browser = await signed_in(house)
     [id_token] = house.provider.given
@@ -511,7 +525,7 @@ async def test_the_id_token_is_in_no_row_no_log_and_no_address_of_ours(house: Wo
     assert id_token not in str((await house.api.get("audit-log?limit=100")).json)
 
 
-async def test_who_is_sent_to_the_way_back_is_told_nothing_and_loses_nothing(house: World) -> None:
+async def test_invalid_callback_after_sign_out_ends_no_session(house: World) -> None:
     await house.let_in()
     browser, other = await signed_in(house), await signed_in(house)
     left = await sign_out(browser)
@@ -535,7 +549,7 @@ async def test_who_is_sent_to_the_way_back_is_told_nothing_and_loses_nothing(hou
     assert (await browser.arrive(back.replace("/sign-out/", "/sign-in/") + "&code=c")).status == 403
 
 
-async def test_another_site_signs_nobody_out_and_leads_nobody_away(house: World) -> None:
+async def test_forged_sign_out_request_is_403_and_ends_no_session(house: World) -> None:
     await house.let_in()
     browser, other = await signed_in(house), await signed_in(house)
     own, others = [(await one.person.open("/")).form_token for one in (browser, other)]
@@ -553,7 +567,7 @@ async def test_another_site_signs_nobody_out_and_leads_nobody_away(house: World)
     assert house.api.rows(SESSIONS) == [(2,)]
 
 
-async def test_where_a_provider_names_no_place_or_is_not_to_be_left_it_ends_here(house: World) -> None:
+async def test_sign_out_stays_in_the_console_if_the_provider_has_no_sign_out_address(house: World) -> None:
     await house.let_in()
     await house.let_in(name="others", issuer=house.other.url)
     other = Browser.at(house)
@@ -573,7 +587,7 @@ async def test_where_a_provider_names_no_place_or_is_not_to_be_left_it_ends_here
     assert house.api.rows(SESSIONS) == [(0,)]
 
 
-async def test_a_token_too_long_for_an_address_is_left_out_and_the_client_says_who_asks(
+async def test_sign_out_omits_an_overlong_id_token_and_sends_the_client_id(
     house: World,
 ) -> None:
     await house.let_in()
@@ -582,7 +596,7 @@ async def test_a_token_too_long_for_an_address_is_left_out_and_the_client_says_w
     assert (asked["client_id"], "id_token_hint" in asked) == ([CLIENT], False)
 
 
-async def test_an_address_nobody_may_be_led_to_is_none_and_keeps_nobody_outside(house: World) -> None:
+async def test_sign_out_ignores_an_unsafe_sign_out_address_published_by_the_provider(house: World) -> None:
     await house.let_in()
     for odd in ("http://a.example/", "javascript:alert(1)", "https://a.example/ x", "https://[", 7, None):
         house.provider.published = {"end_session_endpoint": odd}

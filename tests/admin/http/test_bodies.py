@@ -56,7 +56,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("raw", MALFORMED, ids=lambda raw: repr(raw[:24]))
-def test_what_is_not_one_unambiguous_object_is_malformed(raw: bytes) -> None:
+def test_request_body_that_is_not_a_single_unambiguous_json_object_is_refused(raw: bytes) -> None:
     with pytest.raises(AdminRefusal) as refused:
         parse_body(raw)
     assert refused.value.status == 400
@@ -71,18 +71,18 @@ async def test_malformed_bodies_are_400_problems(api: Api) -> None:
     assert api.rows("select count(*) from organization") == [(0,)]
 
 
-async def test_a_body_that_is_too_large(api: Api) -> None:
+async def test_request_body_that_is_too_large_is_413(api: Api) -> None:
     answer = await api.call("POST", "organizations", data=b'{"name":"' + b"x" * 70_000 + b'"}')
     assert (answer.status, answer.json["status"]) == (413, 413)
 
 
-async def test_a_body_said_to_be_too_large_is_refused_before_it_comes(api: Api) -> None:
+async def test_request_with_too_large_a_content_length_is_413_before_the_body_arrives(api: Api) -> None:
     reader, writer = await _sent(api, length=10**9)
     assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
     writer.close()
 
 
-async def test_a_client_that_leaves_amid_its_body_is_no_error_of_ours(
+async def test_client_that_disconnects_mid_body_is_counted_as_400_and_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def left(_request: web.Request) -> web.StreamResponse:
@@ -115,7 +115,7 @@ async def _sent(api: Api, *, length: int) -> tuple[asyncio.StreamReader, asyncio
         *("invoices/9.pdf", "invoices/9/usage.csv", "invoices/99999999999999999999.pdf", "invoices/0.pdf"),
     ],
 )
-async def test_addresses_that_do_not_exist(api: Api, path: str) -> None:
+async def test_unknown_api_address_is_404_with_a_problem_document(api: Api, path: str) -> None:
     answer = await api.get(path)
     assert answer.status == 404
     assert answer.headers["Content-Type"] == "application/problem+json"
@@ -131,7 +131,9 @@ async def test_addresses_that_do_not_exist(api: Api, path: str) -> None:
         ("GET", "tenants/1/reset", "POST"),
     ],
 )
-async def test_methods_a_path_does_not_know(api: Api, method: str, path: str, allow: str) -> None:
+async def test_unknown_method_of_a_path_is_405_with_the_allowed_methods(
+    api: Api, method: str, path: str, allow: str
+) -> None:
     answer = await api.call(method, path)
     assert (answer.status, answer.headers["Allow"]) == (405, allow)
 
@@ -173,7 +175,9 @@ def bodies(draw: st.DrawFn) -> tuple[str, str, Any]:
 
 @given(bodies())
 @settings(max_examples=examples(300))
-def test_no_body_is_beyond_the_checks(sent: tuple[str, str, Any]) -> None:
+def test_random_request_body_is_accepted_or_refused_without_an_unexpected_exception(
+    sent: tuple[str, str, Any],
+) -> None:
     name, verb, body = sent
     model = RESOURCES[name].create if verb == "POST" else RESOURCES[name].patch
     assert model is not None
@@ -181,7 +185,7 @@ def test_no_body_is_beyond_the_checks(sent: tuple[str, str, Any]) -> None:
         check_body(model, parse_body(json.dumps(body).encode()), known=RESOURCES[name].known)
 
 
-async def test_whatever_is_said_is_kept_or_refused_by_name_and_no_body_gives_a_500(api: Api) -> None:
+async def test_random_request_body_is_stored_as_sent_or_refused_by_field_and_never_a_500(api: Api) -> None:
     """One database, many bodies: each is made, changed or refused."""
     await two_organizations.few(api)
     seen: list[tuple[str, str, Any]] = []
@@ -228,7 +232,9 @@ def is_same(said: Any, told: Any) -> bool:
     st.lists(st.tuples(st.text(max_size=12), st.text(max_size=30)), max_size=4),
 )
 @settings(max_examples=examples(200))
-def test_no_query_is_beyond_the_checks(name: str, sent: list[tuple[str, str]]) -> None:
+def test_random_query_string_is_accepted_or_refused_without_an_unexpected_exception(
+    name: str, sent: list[tuple[str, str]]
+) -> None:
     with suppress(Unprocessable):
         assert 1 <= read_query(name, RESOURCES[name].filters, MultiDict(sent)).limit <= LIMIT_MAX
 
@@ -243,7 +249,7 @@ def test_no_query_is_beyond_the_checks(name: str, sent: list[tuple[str, str]]) -
         "organizations?name=" + "x" * 300,
     ],
 )
-async def test_strange_targets_are_refused(api: Api, target: str) -> None:
+async def test_malformed_request_targets_never_cause_a_500(api: Api, target: str) -> None:
     async with api.client.session.get(
         URL(str(api.client.make_url("/admin/v1/")) + target, encoded=True),
         headers={"Authorization": f"Bearer {ADMIN}"},

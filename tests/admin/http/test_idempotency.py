@@ -9,7 +9,7 @@ from tests.connections import connected
 from tests.in_turn import in_turn
 
 
-async def test_the_same_request_again_gets_the_first_answer(api: Api) -> None:
+async def test_repeated_request_with_an_idempotency_key_gets_the_first_answer(api: Api) -> None:
     first = await api.post("organizations", {"name": "x", "limits": None}, key="k1")
     again = await api.call(
         "POST",
@@ -25,7 +25,7 @@ async def test_the_same_request_again_gets_the_first_answer(api: Api) -> None:
     assert api.rows("select count(*) from organization") == [(1,)]
 
 
-async def test_a_replayed_secret_is_left_out(api: Api) -> None:
+async def test_answer_repeated_for_an_idempotency_key_leaves_out_the_secret(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     sent = {"tenant_id": tenant["id"], "name": "k"}
     first = await api.post("api-keys", sent, key="k1")
@@ -34,7 +34,7 @@ async def test_a_replayed_secret_is_left_out(api: Api) -> None:
     assert again.json == first.json
 
 
-async def test_an_action_is_done_once(api: Api) -> None:
+async def test_action_repeated_with_the_idempotency_key_is_done_once(api: Api) -> None:
     plan = await api.make("token-plans", name="p", total_amount=100)
     tenant = await api.make("tenants", name="web", plan_id=plan["id"])
     for _ in range(3):
@@ -45,24 +45,26 @@ async def test_an_action_is_done_once(api: Api) -> None:
 @in_turn(
     ("path", "body"), [("organizations", {"name": "y"}), ("tenants", {"name": "x"}), ("organizations", {})]
 )
-async def test_another_request_under_the_key_is_a_conflict(api: Api, path: str, body: dict[str, str]) -> None:
+async def test_another_request_under_a_used_idempotency_key_is_409(
+    api: Api, path: str, body: dict[str, str]
+) -> None:
     await api.post("organizations", {"name": "x"}, key="k")
     assert (await api.post(path, body, key="k")).status == 409
     assert (await api.post(path, {}, key="other")).status == 422
 
 
-async def test_an_actions_other_body_is_a_conflict_even_where_it_is_wrong(api: Api) -> None:
+async def test_action_with_another_body_under_a_used_idempotency_key_is_409_even_if_invalid(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     assert (await api.post(f"tenants/{tenant['id']}/recharge", {"amount": 5}, key="k")).status == 200
     assert (await api.post(f"tenants/{tenant['id']}/recharge", {"amount": -5}, key="k")).status == 409
 
 
-async def test_a_refused_request_leaves_the_key_free(api: Api) -> None:
+async def test_idempotency_key_of_a_refused_request_may_be_used_again(api: Api) -> None:
     assert (await api.post("tenants", {"name": "x", "organization_id": 5}, key="k")).status == 422
     assert (await api.post("tenants", {"name": "x"}, key="k")).status == 201
 
 
-async def test_each_caller_has_keys_of_its_own(api: Api) -> None:
+async def test_idempotency_keys_of_two_callers_are_separate(api: Api) -> None:
     token = (await api.make("admin-tokens", name="ci", role="admin"))["token"]
     one = await api.post("organizations", {"name": "x"}, key="k")
     two = await api.acting_as(token).post("organizations", {"name": "y"}, key="k")
@@ -70,20 +72,20 @@ async def test_each_caller_has_keys_of_its_own(api: Api) -> None:
 
 
 @in_turn("key", ["", " ", "x" * 256, "ü", "a\tb"])
-async def test_a_key_that_is_no_key(api: Api, key: str) -> None:
+async def test_malformed_idempotency_key_is_400(api: Api, key: str) -> None:
     answer = await api.call("POST", "organizations", {"name": "x"}, headers={"Idempotency-Key": key})
     assert answer.status == 400
     assert api.rows("select count(*) from organization") == [(0,)]
 
 
-async def test_many_at_once_write_once(api: Api) -> None:
+async def test_concurrent_requests_with_the_same_idempotency_key_create_a_single_row(api: Api) -> None:
     answers = await asyncio.gather(*(api.post("organizations", {"name": "x"}, key="k") for _ in range(8)))
     assert {answer.status for answer in answers} <= {201, 409}
     assert len({answer.json["id"] for answer in answers if answer.status == 201}) == 1
     assert api.rows("select count(*) from organization") == [(1,)]
 
 
-async def test_while_the_first_runs_the_second_is_a_conflict(api: Api) -> None:
+async def test_repeated_request_with_an_idempotency_key_is_409_while_the_first_still_runs(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     with connected(api.url) as holding:
         holding.execute("select id from tenant where id = %s for update", (tenant["id"],))
@@ -94,7 +96,7 @@ async def test_while_the_first_runs_the_second_is_a_conflict(api: Api) -> None:
     assert api.rows("select count(*) from control_write where verb = 'reset'") == [(1,)]
 
 
-async def test_a_crash_after_the_commit_is_answered_from_what_was_committed(api: Api) -> None:
+async def test_request_repeated_after_a_crash_is_answered_from_the_row_already_committed(api: Api) -> None:
     made = await api.post("organizations", {"name": "x"}, key="k")
     api.rows("update idempotency_key set status = null")
     assert (await api.post("organizations", {"name": "x"}, key="k")).status == 409
@@ -103,7 +105,7 @@ async def test_a_crash_after_the_commit_is_answered_from_what_was_committed(api:
     assert (again.status, again.json) == (201, made.json)
 
 
-async def test_a_key_is_forgotten_after_30_days(api: Api) -> None:
+async def test_idempotency_key_is_forgotten_after_30_days(api: Api) -> None:
     await api.post("organizations", {"name": "x"}, key="k")
     await api.post("organizations", {"name": "x"}, key="other")
     [(days,)] = api.rows("select extract(day from expires_at - created_at)::int from idempotency_key limit 1")

@@ -37,7 +37,7 @@ async def fill_ledger(api: Api, tenants: int, rows: int) -> None:
     )
 
 
-async def test_pages_neither_skip_nor_repeat_while_rows_are_added(api: Api) -> None:
+async def test_list_pages_neither_skip_nor_repeat_while_rows_are_added(api: Api) -> None:
     made = [(await api.make("organizations", name=f"o{n}"))["id"] for n in range(5)]
     first = (await api.get("organizations?limit=2")).json
     await api.make("organizations", name="late")
@@ -48,7 +48,7 @@ async def test_pages_neither_skip_nor_repeat_while_rows_are_added(api: Api) -> N
     assert rest["next_cursor"] is None
 
 
-async def test_exactly_full_pages_end(api: Api) -> None:
+async def test_list_ends_after_an_exactly_full_page(api: Api) -> None:
     for n in range(4):
         await api.make("organizations", name=f"o{n}")
     assert len(await walk(api, "organizations", 2)) == 4
@@ -56,7 +56,7 @@ async def test_exactly_full_pages_end(api: Api) -> None:
     assert [row["name"] for row in await walk(api, "organizations?order=desc", 3)] == ["o3", "o2", "o1", "o0"]
 
 
-async def test_filters_by_foreign_key_and_name(api: Api) -> None:
+async def test_list_filters_select_by_foreign_key_and_name(api: Api) -> None:
     one = await api.make("tenants", name="one")
     two = await api.make("tenants", name="two", organization_id=one["organization_id"])
     await api.make("tenants", name="three")
@@ -72,7 +72,7 @@ async def test_filters_by_foreign_key_and_name(api: Api) -> None:
     assert [row["tenant_id"] for row in quotas] == [one["id"], two["id"]]
 
 
-async def test_a_row_of_the_ledger_is_read_by_its_id(api: Api) -> None:
+async def test_ledger_row_is_read_by_id(api: Api) -> None:
     await fill_ledger(api, tenants=2, rows=3)
     rows = await walk(api, "token-ledger", 10)
     for row in rows:
@@ -83,7 +83,7 @@ async def test_a_row_of_the_ledger_is_read_by_its_id(api: Api) -> None:
         assert (await api.get(f"{name}/{beyond}")).status == 404
 
 
-async def test_the_ledger_comes_by_seq(api: Api) -> None:
+async def test_token_ledger_is_listed_in_the_order_of_tenant_and_sequence_number(api: Api) -> None:
     await fill_ledger(api, tenants=3, rows=12)
     rows = await walk(api, "token-ledger?tenant_id=2", 5)
     assert [row["seq"] for row in rows] == list(range(1, 13))
@@ -98,7 +98,7 @@ async def test_the_ledger_comes_by_seq(api: Api) -> None:
     assert [row["seq"] for row in newest] == [12, 11]
 
 
-async def test_the_ledger_by_request_kind_and_time(api: Api) -> None:
+async def test_token_ledger_is_filtered_by_request_kind_and_time(api: Api) -> None:
     await fill_ledger(api, tenants=2, rows=4)
     row = (await api.get("token-ledger?tenant_id=1")).json["items"][2]
     assert (await api.get(f"token-ledger?request_id={row['request_id']}")).json["items"] == [row]
@@ -118,14 +118,14 @@ WRONG = [
 ]  # fmt: skip
 
 
-async def test_wrong_parameters_are_named(api: Api) -> None:
+async def test_list_with_a_wrong_parameter_is_422_and_names_the_parameter(api: Api) -> None:
     for query, field in WRONG:
         refused = await api.get(f"organizations?{query}")
         assert refused.status == 422, query
         assert [error["field"] for error in refused.json["errors"]] == [field], query
 
 
-async def test_a_cursor_belongs_to_its_list(api: Api) -> None:
+async def test_page_cursor_of_another_list_or_filter_is_refused(api: Api) -> None:
     for n in range(2):
         await api.make("tenants", name=f"t{n}")
     cursor = (await api.get("tenants?limit=1")).json["next_cursor"]
@@ -134,12 +134,12 @@ async def test_a_cursor_belongs_to_its_list(api: Api) -> None:
         assert (await api.get(elsewhere)).status == 422
 
 
-async def test_from_and_to_accept_an_unescaped_plus(api: Api) -> None:
+async def test_time_filter_accepts_an_unescaped_plus_in_the_utc_offset(api: Api) -> None:
     await api.make("organizations", name="x")
     assert len((await api.get("organizations?from=2020-01-01T00:00:00+02:00")).json["items"]) == 1
 
 
-async def test_search_finds_names_by_words_and_rows_by_id(api: Api) -> None:
+async def test_search_finds_rows_by_words_of_the_name_and_by_id(api: Api) -> None:
     for name in ("Acme Europe", "Acme America", "Zenith"):
         await api.make("tenants", name=name)
     found = (await api.get("tenants?search=eur")).json["items"]
@@ -155,7 +155,7 @@ async def test_search_finds_names_by_words_and_rows_by_id(api: Api) -> None:
     assert (await api.get("tenants?search=%25%27--")).json["items"] == []
 
 
-async def test_the_ledger_by_direction(api: Api) -> None:
+async def test_token_ledger_is_filtered_by_direction(api: Api) -> None:
     plan = await api.make("token-plans", name="Some", total_amount=10)
     tenant = await api.make("tenants", name="Acme", plan_id=plan["id"])
     api.rows(
@@ -176,7 +176,7 @@ async def test_the_ledger_by_direction(api: Api) -> None:
     assert await seqs("direction=IN&transaction_type=adjust") == [103]
 
 
-async def test_every_filter_there_is_can_be_asked_for(api: Api) -> None:
+async def test_every_filter_of_every_resource_is_accepted(api: Api) -> None:
     refused = []
     for resource, made in RESOURCES.items():
         for name, wanted in made.filters.items():

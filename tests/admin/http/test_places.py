@@ -77,7 +77,9 @@ STEP = st.tuples(st.sampled_from(("come", "come", "go", "cancel")), st.integers(
 
 
 @given(st.lists(STEP, max_size=60))
-def test_bounds_hold_nobody_waits_who_could_go_and_all_is_given_back(steps: list[tuple[str, int]]) -> None:
+def test_request_slots_stay_within_limits_are_never_idle_while_requests_wait_and_end_free(
+    steps: list[tuple[str, int]],
+) -> None:
     async def run() -> None:
         places, workers, order = WorkSlots(ROOM), list[Worker](), list[Whose]()
         for step, number in steps:
@@ -113,7 +115,7 @@ def check(places: WorkSlots, workers: list[Worker]) -> None:
     assert all(count <= ROOM.waiting_max for count in waiting.values())
 
 
-async def test_staff_go_first_then_organizations_in_turn() -> None:
+async def test_free_request_slot_goes_to_staff_first_and_then_to_organizations_in_turn() -> None:
     places, order = (
         WorkSlots(ConcurrencyLimits(1, 1, 1, all_max=1, waiting_max=9, wait_s=None)),
         list[Whose](),
@@ -135,7 +137,7 @@ async def test_staff_go_first_then_organizations_in_turn() -> None:
         ((None, 1, 1, 2), None, "4 of these are under way already: try again in a while."),
     ],
 )
-async def test_who_has_no_place_in_time_is_told_whose_they_are(
+async def test_request_refused_for_lack_of_a_free_slot_is_answered_with_the_holders_of_the_slots(
     taken: tuple[Whose, ...], whose: Whose, told: str
 ) -> None:
     places = WorkSlots(ConcurrencyLimits(2, 2, 3, all_max=4, waiting_max=1, wait_s=0.001))
@@ -192,7 +194,7 @@ def addresses(app: web.Application) -> Iterator[tuple[str, str]]:
             yield route.method, re.sub(r"{(\w+)}", lambda m: FIRST.get(m[1], "1"), route.resource.canonical)
 
 
-async def test_no_request_of_somebody_is_answered_without_a_place(
+async def test_every_authenticated_route_is_429_when_the_organization_may_run_no_requests(
     port: Callable[..., Awaitable[tuple[Api, web.Application]]],
 ) -> None:
     """Where an organization has none, each request is 429, or its address asks nobody who they are."""
@@ -215,7 +217,7 @@ async def test_no_request_of_somebody_is_answered_without_a_place(
     assert not wrong
 
 
-async def test_who_has_no_place_is_told_when_to_come_again_and_staff_are_answered(
+async def test_organization_without_a_free_request_slot_is_429_while_staff_are_answered(
     port: Callable[..., Awaitable[tuple[Api, web.Application]]],
 ) -> None:
     (api, _), (full, _) = await port(), await port(room=NOBODYS)
@@ -226,7 +228,7 @@ async def test_who_has_no_place_is_told_when_to_come_again_and_staff_are_answere
     assert (await full.get("tenants")).status == 200
 
 
-async def test_reports_files_and_plans_end_with_the_hours_budget_and_nothing_else_does(
+async def test_organization_beyond_the_hourly_work_budget_is_429_only_for_reports_files_and_plans(
     port: Callable[..., Awaitable[tuple[Api, web.Application]]],
 ) -> None:
     api, app = await port(budget=HourlyBudget(cpu_s=300.0, rows=1, work_s=1800.0))
@@ -248,7 +250,7 @@ async def test_reports_files_and_plans_end_with_the_hours_budget_and_nothing_els
     assert (await api.get("usage")).status == 200, "staff are counted nowhere"
 
 
-def test_what_answers_files_and_reports_is_what_counts() -> None:
+def test_every_report_and_file_route_counts_toward_the_hourly_work_budget() -> None:
     """An address that ends with a file's name, or is of reports, is among those that cost much."""
     app = build(ports_over(engines.create("postgresql://nobody@127.0.0.1/none"), MemoryCounters("")))
     told = {
@@ -267,7 +269,7 @@ def test_what_answers_files_and_reports_is_what_counts() -> None:
 
 
 @pytest.mark.parametrize("spent", [{"cpu_s": 10.0}, {"rows": 10}, {"work_s": 10.0}])
-def test_an_hour_ends_an_hour_after_it_began(spent: dict[str, Any]) -> None:
+def test_hourly_work_budget_starts_again_an_hour_after_the_first_use(spent: dict[str, Any]) -> None:
     now = [1000.0]
     hours = Hours(HourlyBudget(10.0, 10, 10.0), lambda: now[0], known_max=2)
     hour = hours.of(1)
@@ -284,7 +286,7 @@ def test_an_hour_ends_an_hour_after_it_began(spent: dict[str, Any]) -> None:
     assert list(hours._known) == [1, 3], "those that began first are forgotten"
 
 
-async def test_what_tasks_and_threads_do_for_a_request_is_counted_and_what_others_do_is_not() -> None:
+async def test_cpu_time_of_a_request_includes_the_own_tasks_and_threads_and_no_others() -> None:
     guard.count_tasks(asyncio.get_running_loop())
     meter, other = WorkMeter(HourlyUse(0.0)), WorkMeter(HourlyUse(0.0))
 

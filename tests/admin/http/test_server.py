@@ -118,7 +118,7 @@ async def port(
         await listening.stop()
 
 
-async def test_a_connection_takes_no_request_after_the_certificate_of_its_client(tmp_path: Path) -> None:
+async def test_expired_client_certificate_ends_a_connection_before_the_next_request(tmp_path: Path) -> None:
     """What is under way is answered."""
     now, clients = [time.time()], trustme.CA()
     files = issued(tmp_path, clients, clients=clients)
@@ -157,7 +157,7 @@ async def closed(streams: Streams) -> None:
         pass
 
 
-async def test_half_heads_keep_nobody_out() -> None:
+async def test_clients_with_half_sent_request_heads_do_not_block_other_requests() -> None:
     async with port() as there:
         held = [await there.send(b"GET /quick HT") for _ in range(5 * FEW)]
         assert (await there.ask()).startswith(b"HTTP/1.1 200 ")
@@ -165,7 +165,7 @@ async def test_half_heads_keep_nobody_out() -> None:
         assert not held[-1][0].at_eof()
 
 
-async def test_half_bodies_keep_nobody_out() -> None:
+async def test_clients_with_half_sent_request_bodies_do_not_block_other_requests() -> None:
     async with port() as there:
         half = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345"
         held = []
@@ -177,7 +177,7 @@ async def test_half_bodies_keep_nobody_out() -> None:
         await closed(held[0])
 
 
-async def test_silent_and_idle_connections_keep_nobody_out() -> None:
+async def test_silent_and_idle_connections_do_not_block_other_requests() -> None:
     async with port() as there:
         for _ in range(FEW):
             await there.send(b"")
@@ -188,7 +188,7 @@ async def test_silent_and_idle_connections_keep_nobody_out() -> None:
             assert (await there.ask()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_who_is_identified_is_not_closed_out() -> None:
+async def test_server_out_of_connections_closes_an_unauthenticated_connection_for_a_new_client() -> None:
     async with port() as there:
         known = await there.held(b"/known", FEW - 1)
         [unknown] = await there.held(b"/held", 1)
@@ -199,7 +199,7 @@ async def test_who_is_identified_is_not_closed_out() -> None:
             assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_where_all_are_identified_the_newcomer_is_closed() -> None:
+async def test_new_connection_is_closed_when_all_open_connections_are_authenticated() -> None:
     async with port() as there:
         known = await there.held(b"/known", FEW)
         await closed(await there.send(WHOLE))
@@ -209,7 +209,7 @@ async def test_where_all_are_identified_the_newcomer_is_closed() -> None:
         assert (await there.ask()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_head_that_does_not_end_is_closed() -> None:
+async def test_connection_with_an_endless_request_head_is_closed_after_a_time_limit() -> None:
     async with port(head_s=0.05) as there:
         dripping = await there.send(b"GET /quick HTTP/1.1\r\nx-drip: ")
         gone = asyncio.create_task(closed(dripping))
@@ -219,7 +219,7 @@ async def test_a_head_that_does_not_end_is_closed() -> None:
         await gone
 
 
-async def test_an_answer_that_is_not_read_and_a_connection_that_idles_are_closed() -> None:
+async def test_idle_connection_and_connection_with_an_unread_answer_are_closed_after_a_time_limit() -> None:
     async with port(next_s=0.05) as there:
         unread = await there.send(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
         await asyncio.wait_for(there.begun.acquire(), 30)
@@ -235,7 +235,7 @@ async def test_an_answer_that_is_not_read_and_a_connection_that_idles_are_closed
         assert len(received) < LARGE_BYTES
 
 
-async def test_a_request_that_takes_long_is_not_closed() -> None:
+async def test_long_running_request_is_not_closed() -> None:
     async with port(head_s=0.05, next_s=0.05) as there:
         [long] = await there.held(b"/held", 1)
         await closed(await there.send(b"GET /quick HT"))
@@ -243,14 +243,14 @@ async def test_a_request_that_takes_long_is_not_closed() -> None:
         assert (await asyncio.wait_for(long[0].read(), 30)).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_body_beyond_the_maximum_is_refused() -> None:
+async def test_chunked_request_body_beyond_the_maximum_is_413() -> None:
     async with port() as there:
         chunked = b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         answer = await there.send(chunked + b"3e9\r\n" + b"x" * 1001 + b"\r\n0\r\n\r\n")
         assert (await asyncio.wait_for(answer[0].readline(), 30)).startswith(b"HTTP/1.1 413 ")
 
 
-async def test_administrators_are_who_is_identified(keeper_database: str) -> None:
+async def test_connection_of_an_administrator_counts_as_authenticated(keeper_database: str) -> None:
     engine = engines.create(keeper_database)
     app = build(ports_over(engine, MemoryCounters(keeper_database)))
     listening = await listen(app, "127.0.0.1", 0, ConnectionLimits(connections_max=2))
@@ -314,7 +314,7 @@ async def sent(port: int, raw: bytes) -> bytes:
         writer.close()
 
 
-async def test_what_is_no_http_is_told_once_and_not_what_it_was(lines: list[str]) -> None:
+async def test_input_that_is_not_http_is_logged_once_without_the_bytes(lines: list[str]) -> None:
     port = await listen(web.Application(), "127.0.0.1", 0)
     try:
         for _ in range(3):
@@ -328,7 +328,7 @@ async def test_what_is_no_http_is_told_once_and_not_what_it_was(lines: list[str]
     assert not any("hush" in one for one in lines)
 
 
-async def test_what_a_handler_did_wrong_is_told_as_before(lines: list[str]) -> None:
+async def test_exception_in_a_request_handler_is_logged_every_time(lines: list[str]) -> None:
     async def broken(_: web.Request) -> web.Response:
         raise RuntimeError("the handler broke")
 
@@ -345,7 +345,7 @@ async def test_what_a_handler_did_wrong_is_told_as_before(lines: list[str]) -> N
     assert len([one for one in lines if "the handler broke" in one]) == 2
 
 
-def test_each_while_it_is_told_how_many_there_were() -> None:
+def test_unreadable_requests_are_logged_once_per_interval_with_the_count() -> None:
     now = 100.0
     told = Unreadable(lambda: now)
 
@@ -388,19 +388,19 @@ def _application(ends: str) -> web.Application:
     return app
 
 
-async def test_pieces_are_one_file() -> None:
+async def test_file_sent_in_several_pieces_is_received_whole() -> None:
     async with TestClient(TestServer(_application("whole"))) as client, client.get("/some.csv") as answer:
         assert (answer.status, await answer.read()) == (200, b"piece\r\n" * 3)
         assert answer.headers["Content-Type"] == CSV
         assert answer.headers["Content-Disposition"] == 'attachment; filename="some.csv"'
 
 
-async def test_what_is_wrong_before_the_first_piece_is_a_refusal() -> None:
+async def test_file_download_refused_before_the_first_piece_is_422() -> None:
     async with TestClient(TestServer(_application("refused"))) as client, client.get("/some.csv") as answer:
         assert answer.status == 422
 
 
-async def test_a_file_that_breaks_off_does_not_look_whole() -> None:
+async def test_file_download_that_breaks_off_is_an_error_at_the_client() -> None:
     async with TestClient(TestServer(_application("broken"))) as client:
         with pytest.raises(ClientError):
             async with client.get("/some.csv") as answer:
@@ -423,11 +423,11 @@ NOTHING = "There is nothing at this address."
         ("%25%7B", ""), ("tenants" + "x" * 200, ""),
     ],
 )  # fmt: skip
-async def test_the_nearest_path_is_named(api: Api, path: str, meant: str) -> None:
+async def test_unknown_path_answer_suggests_the_nearest_path(api: Api, path: str, meant: str) -> None:
     answer = await api.get(path)
     assert answer.status == 404
     assert answer.json["detail"] == (f"{NOTHING} Did you mean {meant}?" if meant else NOTHING)
 
 
-async def test_a_row_that_is_not_there_is_not_taken_for_a_wrong_path(api: Api) -> None:
+async def test_answer_for_a_missing_row_suggests_no_other_path(api: Api) -> None:
     assert (await api.get("tenants/999999")).json["detail"] == NOTHING

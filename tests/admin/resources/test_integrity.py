@@ -84,11 +84,11 @@ def call(flags: EventFlag, tail: bytes) -> bytes:
 @example(call(EventFlag.CREDITS, CARRIED.pack(3, 4)))
 @example(call(EventFlag.USAGE, PRICED.pack(float("nan")) + struct.pack("<3d", -1, float("inf"), 0)))
 @settings(max_examples=examples(400))
-def test_any_entry_can_be_shown(raw: bytes) -> None:
+def test_dead_letter_of_arbitrary_bytes_is_shown(raw: bytes) -> None:
     assert base64.b64decode(shown(raw)["raw"]) == raw
 
 
-def test_a_letter_of_a_call_says_what_the_call_did_and_what_its_units_were_priced_by() -> None:
+def test_dead_letter_of_a_call_shows_model_cost_tools_and_price_tiers() -> None:
     tiers = pack_tiers([PriceTier(100, Decimal(10)), PriceTier(None, Decimal("0.5"))])
     said = shown(call(EventFlag.USAGE, PRICED.pack(7) + tiers))["event"]
     assert said["priced"] == {

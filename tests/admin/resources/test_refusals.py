@@ -280,7 +280,7 @@ def fields_refused(model: type[In], body: Mapping[str, object]) -> list[str]:
 
 
 @pytest.mark.parametrize("where", WRONG)
-def test_what_is_wrong_is_told_by_its_field(where: str) -> None:
+def test_wrong_value_is_refused_with_the_field_named(where: str) -> None:
     usual, rows = WRONG[where]
     model, resource = model_of(where), RESOURCES[where.partition("/")[0]]
     assert fields_refused(model, usual) == []
@@ -293,7 +293,7 @@ def test_what_is_wrong_is_told_by_its_field(where: str) -> None:
             assert fields_refused(resource.patch, over) == [named], (named, over)
 
 
-async def test_every_resource_refuses_over_http_what_is_wrong_and_keeps_none_of_it(api: Api) -> None:
+async def test_wrong_request_body_is_422_with_the_field_named_and_writes_no_row(api: Api) -> None:
     owner = (await api.make("organizations", name="One"))["id"]
     assert (owner, (await api.make("tenants", name="One", organization_id=owner))["id"]) == (1, 1)
     await api.make("subscription-plans", **WRONG["subscription-plans"][0])
@@ -309,7 +309,7 @@ async def test_every_resource_refuses_over_http_what_is_wrong_and_keeps_none_of_
     assert api.rows("select count(*) from control_write where verb <> 'define'") == [(0,)]
 
 
-async def test_fields_that_must_be_given_are_named_and_so_are_unknown_ones(api: Api) -> None:
+async def test_missing_and_unknown_request_fields_are_named_in_the_refusal(api: Api) -> None:
     for name, required in (
         ("organizations", ["name"]), ("prices", ["model", "currency", "effective_from"]),
         ("budgets", ["organization_id", "name", "unit", "amount", "interval"]),
@@ -325,13 +325,13 @@ async def test_fields_that_must_be_given_are_named_and_so_are_unknown_ones(api: 
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
-def test_a_character_nobody_sees_is_named(hidden: str) -> None:
+def test_invisible_character_in_a_name_is_refused_with_the_code_point(hidden: str) -> None:
     with pytest.raises(Unprocessable) as refused:
         check_body(model_of("organizations"), {"name": f"a{hidden}b"})
     assert f"U+{ord(hidden):04X}" in refused.value.errors[0][1]
 
 
-def test_a_description_may_have_several_lines_and_credits_of_a_unit_are_also_a_whole_number() -> None:
+def test_plan_description_may_have_several_lines_and_credits_per_unit_may_be_a_whole_number() -> None:
     usual = WRONG["token-plans"][0]
     assert fields_refused(model_of("token-plans"), usual | {"description": "a\nb\tc\r\n"}) == []
     asked = WRONG["services"][0] | {"pricing": {"at_cost": {"credits_per_unit": 1000}}}

@@ -103,7 +103,9 @@ def key_of(world: World, tokens: dict[str, Any]) -> tuple[Any, ...]:
     return row
 
 
-async def test_an_agent_gets_a_key_of_the_person_who_approves_it_and_of_nobody_else(world: World) -> None:
+async def test_agent_receives_a_key_only_after_a_person_approves_and_in_the_name_of_that_person(
+    world: World,
+) -> None:
     async with world.api.client.get(METADATA_PATH) as answer:
         said = await answer.json()
     assert said["token_endpoint"] == GATEWAY + TOKEN_PATH
@@ -128,7 +130,7 @@ async def test_an_agent_gets_a_key_of_the_person_who_approves_it_and_of_nobody_e
     assert not [one for one in secrets if one in stored]
 
 
-async def test_a_code_is_good_for_as_long_as_was_told_and_no_longer(world: World) -> None:
+async def test_agent_device_code_expires_after_the_announced_lifetime(world: World) -> None:
     _, device = await asked(world, DEVICE_PATH)
     lasts = "select extract(epoch from expires_at - created_at)::int from agent_sign_in"
     [(lasts_s,)] = world.api.rows(lasts)
@@ -140,7 +142,7 @@ async def test_a_code_is_good_for_as_long_as_was_told_and_no_longer(world: World
     assert await asked(world, TOKEN_PATH, **poll) == (400, {"error": "expired_token"})
 
 
-async def test_what_somebody_else_decides_or_guesses_signs_nobody_in(world: World) -> None:
+async def test_agent_is_not_signed_in_by_a_denied_or_guessed_device_code(world: World) -> None:
     _, device = await asked(world, DEVICE_PATH)
     anonymous = await Person(world.api.client).open(f"{PAGE}?user_code={device['user_code']}")
     assert (anonymous.status, anonymous.headers["Location"].split("?")[0]) == (303, "/sign-in")
@@ -157,7 +159,7 @@ async def test_what_somebody_else_decides_or_guesses_signs_nobody_in(world: Worl
     assert (await asked(world, TOKEN_PATH, grant_type="password"))[1] == {"error": "unsupported_grant_type"}
 
 
-async def test_who_is_of_no_tenant_or_no_person_signs_no_agent_in(world: World) -> None:
+async def test_staff_member_without_a_tenant_cannot_approve_an_agent_sign_in(world: World) -> None:
     await world.let_in()
     staff = Browser.at(world)
     await staff.sign_in()
@@ -167,7 +169,9 @@ async def test_who_is_of_no_tenant_or_no_person_signs_no_agent_in(world: World) 
     assert world.api.rows("select count(*) from api_key") == [(0,)]
 
 
-async def test_devices_that_ask_are_bounded_and_the_oldest_untyped_code_makes_room(world: World) -> None:
+async def test_new_agent_sign_in_beyond_the_limit_drops_the_oldest_code_no_person_has_entered(
+    world: World,
+) -> None:
     person = await engineer(world)
     devices = [(await asked(world, DEVICE_PATH))[1] for _ in range(3)]
     assert (await person.open(f"{PAGE}?user_code={devices[0]['user_code']}")).status == 200
@@ -178,7 +182,7 @@ async def test_devices_that_ask_are_bounded_and_the_oldest_untyped_code_makes_ro
     await given(world, devices[0])
 
 
-async def test_where_every_code_was_typed_another_device_has_to_wait(world: World) -> None:
+async def test_new_agent_sign_in_is_429_while_persons_have_entered_all_pending_codes(world: World) -> None:
     person = await engineer(world)
     for _ in range(3):
         _, device = await asked(world, DEVICE_PATH)
@@ -187,7 +191,9 @@ async def test_where_every_code_was_typed_another_device_has_to_wait(world: Worl
 
 
 @of(AgentLimits(asking_max=4, asking_each_max=3))
-async def test_a_sender_of_many_devices_takes_the_code_of_no_other_sender(world: World) -> None:
+async def test_many_sign_ins_from_the_same_address_do_not_drop_the_code_of_another_address(
+    world: World,
+) -> None:
     person = await engineer(world)
     told = {SENDER_FIELD: told_sender(PEPPERS, DEVICE_PATH, "203.0.113.7", time.time())}
     async with world.api.client.post(DEVICE_PATH, headers=told) as answer:
@@ -199,7 +205,9 @@ async def test_a_sender_of_many_devices_takes_the_code_of_no_other_sender(world:
     assert (await person.open(f"{PAGE}?user_code={other['user_code']}")).status == 200
 
 
-async def test_two_who_refresh_at_once_have_the_same_successor(world: World) -> None:
+async def test_agent_refresh_repeated_within_the_grace_period_returns_the_same_new_token(
+    world: World,
+) -> None:
     first = await signed_in(world, await engineer(world))
     status, second = await refreshed(world, first)
     assert status == 200
@@ -213,7 +221,9 @@ async def test_two_who_refresh_at_once_have_the_same_successor(world: World) -> 
     assert [key_of(world, one)[0] for one in (first, second, third)] == [False, True, True]
 
 
-async def test_a_refresh_that_broke_off_behind_its_key_goes_on(world: World) -> None:
+async def test_agent_refresh_retried_after_an_interruption_returns_the_key_already_created(
+    world: World,
+) -> None:
     first = await signed_in(world, await engineer(world))
     _, second = await refreshed(world, first)
     world.api.rows(
@@ -225,7 +235,7 @@ async def test_a_refresh_that_broke_off_behind_its_key_goes_on(world: World) -> 
 
 
 @of(AgentLimits(grace_s=0, renewal_s_min=0))
-async def test_a_refresh_token_used_again_ends_all_its_family(world: World) -> None:
+async def test_reuse_of_an_old_refresh_token_revokes_all_tokens_of_that_sign_in(world: World) -> None:
     first = await signed_in(world, await engineer(world))
     _, second = await refreshed(world, first)
     number = second["refresh_token"].split("_")[1]
@@ -238,14 +248,16 @@ async def test_a_refresh_token_used_again_ends_all_its_family(world: World) -> N
 
 
 @of(AgentLimits(renewal_s_min=600))
-async def test_keys_are_not_made_faster_than_they_are_needed(world: World) -> None:
+async def test_agent_refresh_too_soon_after_the_last_refresh_is_429(world: World) -> None:
     first = await signed_in(world, await engineer(world))
     _, second = await refreshed(world, first)
     assert await refreshed(world, second) == (429, {"error": "slow_down"})
 
 
 @pytest.mark.parametrize("by", ["access_token", "refresh_token"])
-async def test_who_signs_out_is_out(world: World, by: str) -> None:
+async def test_agent_sign_out_with_either_token_revokes_access_key_and_refresh_token(
+    world: World, by: str
+) -> None:
     tokens = await signed_in(world, await engineer(world))
     assert await asked(world, REVOKE_PATH, token="tk_" + "0" * 32) == (200, {})
     assert key_of(world, tokens)[0]
@@ -255,7 +267,7 @@ async def test_who_signs_out_is_out(world: World, by: str) -> None:
 
 
 @of(AgentLimits(sweep_s=0.05))
-async def test_a_leaver_is_out_with_the_next_sweep(world: World) -> None:
+async def test_agent_key_is_revoked_soon_after_the_admin_token_of_the_person_is_revoked(world: World) -> None:
     tokens = await signed_in(world, await engineer(world))
     [token] = (await world.api.get("admin-tokens")).json["items"]
     assert (await world.api.post(f"admin-tokens/{token['id']}/revoke")).status == 200
@@ -264,7 +276,7 @@ async def test_a_leaver_is_out_with_the_next_sweep(world: World) -> None:
 
 
 @of(AgentLimits(sweep_s=0.05, asked_each_s=0))
-async def test_who_leaves_a_group_at_the_provider_is_out_and_nobody_is_while_it_does_not_answer(
+async def test_agent_key_ends_when_the_person_leaves_the_group_but_not_while_the_provider_is_down(
     world: World,
 ) -> None:
     provider = world.provider
@@ -287,14 +299,14 @@ async def test_who_leaves_a_group_at_the_provider_is_out_and_nobody_is_while_it_
     assert await refreshed(world, tokens) == (401, {"error": "invalid_grant"})
 
 
-async def test_who_is_no_member_any_more_refreshes_nothing(world: World) -> None:
+async def test_agent_refresh_by_a_former_member_is_refused_and_revokes_the_key(world: World) -> None:
     tokens = await signed_in(world, await engineer(world))
     world.api.rows("update admin_token set revoked_at = now()")
     assert await refreshed(world, tokens) == (401, {"error": "invalid_grant"})
     assert not key_of(world, tokens)[0]
 
 
-async def test_an_agent_is_told_its_settings_once_and_its_telemetry_is_taken(world: World) -> None:
+async def test_agent_settings_are_304_for_a_known_etag_and_agent_metrics_are_accepted(world: World) -> None:
     key = (await signed_in(world, await engineer(world)))["access_token"]
     bearer = {"Authorization": f"Bearer {key}"}
     answer = await world.api.call("GET", SETTINGS_PATH, headers=bearer)

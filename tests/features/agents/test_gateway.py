@@ -67,7 +67,7 @@ def bearer(key: str) -> bytes:
     return b"authorization: Bearer " + key.encode() + b"\r\n"
 
 
-async def test_an_agent_signs_in_is_told_its_settings_and_signs_out_at_one_origin(world: World) -> None:
+async def test_agent_signs_in_reads_settings_and_signs_out_through_the_gateway_alone(world: World) -> None:
     async with staged(answers=in_front(world)) as stage:
         assert said(await stage.ask(fetching(METADATA_PATH), "GET"))["token_endpoint"].endswith(TOKEN_PATH)
         device = said(await stage.ask(form(DEVICE_PATH)))
@@ -91,7 +91,7 @@ async def test_an_agent_signs_in_is_told_its_settings_and_signs_out_at_one_origi
         assert not stage.upstream.received
 
 
-async def test_a_gateway_tells_from_where_an_agent_asks_and_nobody_else_can(world: World) -> None:
+async def test_keeper_accepts_a_client_address_only_when_signed_by_a_gateway(world: World) -> None:
     forged = b"%b: 1 203.0.113.9 0\r\nx-forwarded-for: 203.0.113.9\r\n" % SENDER_FIELD.encode()
     async with staged(answers=in_front(world)) as stage:
         assert (await stage.ask(form(DEVICE_PATH, forged))).status == 200
@@ -107,7 +107,7 @@ async def test_a_gateway_tells_from_where_an_agent_asks_and_nobody_else_can(worl
     assert sites == [("203.0.113.7",), ("127.0.0.1",), ("127.0.0.1",)]
 
 
-def test_what_a_gateway_told_long_ago_or_of_another_path_is_not_believed() -> None:
+def test_signed_client_address_is_rejected_on_another_path_or_when_too_old() -> None:
     told = told_sender(PEPPERS, TOKEN_PATH, "::1", 1000)
     assert sender_of(PEPPERS, TOKEN_PATH, told, 1001) == "::1"
     assert not sender_of(PEPPERS, DEVICE_PATH, told, 1001)
@@ -123,7 +123,7 @@ def passing_to(stage_url: str, each: int = 16) -> dict[Route, object]:
     }
 
 
-async def test_only_named_paths_and_fields_of_a_bounded_request_reach_a_keeper() -> None:
+async def test_gateway_forwards_to_the_keeper_only_listed_agent_paths_and_headers() -> None:
     async with (
         staged() as keeper,
         staged(answers=passing_to(f"http://127.0.0.1:{keeper.upstream.port}")) as stage,
@@ -153,7 +153,7 @@ async def test_only_named_paths_and_fields_of_a_bounded_request_reach_a_keeper()
         assert len(keeper.upstream.received) == 1
 
 
-async def test_a_sender_has_a_part_of_what_is_asked_at_once_and_a_keeper_that_is_away_is_told() -> None:
+async def test_gateway_answers_503_to_too_many_agent_requests_at_once_or_if_the_keeper_is_down() -> None:
     async with staged() as keeper:
         goes_on = asyncio.Event()
         keeper.upstream.scripts = [[goes_on, answer(b"{}")] for _ in range(2)]
@@ -177,7 +177,7 @@ def budget(unit: str, limit: object, used: object, reset: str | None, interval: 
     return row | {"remaining": 0, "reset_at": reset, "interval": interval}
 
 
-def test_budgets_are_told_as_an_agent_shows_them() -> None:
+def test_agent_usage_answer_shows_budgets_in_the_format_agents_expect() -> None:
     day, month = "2026-11-28T00:00:00.000Z", "2026-12-01T00:00:00.000Z"
     rows = [
         {"scope": "key", "name": "requests_per_minute", "limit": 60, "used": 1, "reset_at": day},
@@ -207,7 +207,7 @@ def test_budgets_are_told_as_an_agent_shows_them() -> None:
     assert usage_of({"limits": []}, "USD") == {"limits": []}
 
 
-async def test_a_caller_is_told_its_own_usage_and_nobody_without_a_key() -> None:
+async def test_agent_usage_path_shows_the_usage_of_the_caller_and_is_401_without_a_key() -> None:
     async with staged(answers=answers(Settings(agents_keeper_url="http://127.0.0.1:1"), print)) as stage:
         stage.usage_said = json.dumps({"limits": [budget("money", "2", "1", None, "total")]}).encode()
         told = json.loads((await stage.ask(fetching(USAGE_PATH, AUTH), "GET")).body)
@@ -215,7 +215,7 @@ async def test_a_caller_is_told_its_own_usage_and_nobody_without_a_key() -> None
         assert (await stage.ask(fetching(USAGE_PATH), "GET")).status == 401
 
 
-async def test_what_agents_measure_goes_on_to_a_collector_and_nobody_waits_for_it() -> None:
+async def test_agent_telemetry_goes_to_the_collector_without_delaying_the_answer() -> None:
     async with staged() as there:
         said = list[str]()
         settings = Settings(
@@ -249,5 +249,5 @@ async def test_what_agents_measure_goes_on_to_a_collector_and_nobody_waits_for_i
             assert len(there.upstream.received) == 6
 
 
-def test_no_path_is_passed_on_where_no_keeper_is_named() -> None:
+def test_gateway_serves_no_agent_path_when_no_keeper_is_configured() -> None:
     assert not answers(Settings(), lambda *_, **__: None)

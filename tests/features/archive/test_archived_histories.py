@@ -61,7 +61,7 @@ class Archiving(History):
 
 @some(2)
 @given(steps=st.lists(st.one_of(STEPS, STEPS, STEPS, st.tuples(st.just("archive"), st.none())), max_size=16))
-def test_what_is_charged_is_what_is_owed_with_its_months_archived(
+def test_random_billing_history_is_charged_the_same_when_past_months_are_archived(
     clones: Clones, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any]]
 ) -> None:
     Archiving.root = tmp_path_factory.mktemp("archive")

@@ -44,7 +44,7 @@ MOVED = st.one_of(STEPS, STEPS, STEPS, STEPS, st.tuples(st.just("archive"), st.n
 @pytest.mark.parametrize("by", ["month", "day"])
 @some(1)
 @given(steps=st.lists(MOVED, min_size=8, max_size=24), movements_max=st.sampled_from([2, 5, 1_000]))
-def test_an_archive_and_what_is_left_are_all_there_was(
+def test_archive_and_database_together_hold_every_row_after_archiving_a_random_history(
     clones: Clones,
     tmp_path_factory: pytest.TempPathFactory,
     by: str,
@@ -114,7 +114,7 @@ class Failing(FileStore):
         return super()._path(name)
 
 
-async def test_whenever_it_stops_nothing_is_lost_and_nothing_is_there_twice(old: Aging) -> None:
+async def test_archiving_that_fails_at_any_file_write_neither_loses_nor_duplicates_rows(old: Aging) -> None:
     failed, every = 0, 5 if is_night() else 5 * STRIDE
     while True:
         try:
@@ -150,7 +150,7 @@ def set_aside_for(old: Aging, days: int) -> ArchiveRun:
     return archive(old.url, FileStore(str(old.root)), old.today, None, drop_after=days)
 
 
-async def test_a_file_that_is_not_what_was_archived_keeps_its_rows_here(old: Aging) -> None:
+async def test_archived_rows_stay_in_the_database_if_the_archive_file_was_changed(old: Aging) -> None:
     done = await old.archive(drop=False)
     (old.root / done.files[0].file).write_bytes(b"something else")
     with pytest.raises(ArchiveFailed, match="is not what was archived: nothing is dropped"):
@@ -158,7 +158,7 @@ async def test_a_file_that_is_not_what_was_archived_keeps_its_rows_here(old: Agi
     assert rows_of(old.url, "SELECT count(*) FROM archived_month WHERE dropped_at IS NOT NULL") == [(0,)]
 
 
-async def test_rows_that_come_while_a_month_is_written_are_written_as_well(old: Aging) -> None:
+async def test_row_inserted_while_a_month_is_being_archived_is_archived_too(old: Aging) -> None:
     """A file that was read back is compared again with the rows, once nobody can add any."""
 
     class Late(FileStore):
@@ -190,13 +190,13 @@ async def with_little(url: str, root: Path, refused: str) -> None:
     await other.end()
 
 
-async def test_two_databases_never_write_into_one_archive(old: Aging, clones: Clones) -> None:
+async def test_archiving_into_the_archive_of_another_database_is_refused(old: Aging, clones: Clones) -> None:
     await old.archive()
     with clones() as url:
         await with_little(url, old.root, "2026-01 of another database")
 
 
-async def test_a_database_that_is_older_than_its_archive_overwrites_nothing(
+async def test_database_restored_from_an_old_backup_does_not_overwrite_newer_archive_files(
     old: Aging, clones: Clones
 ) -> None:
     """It was restored from before: it calls itself the same, and has less of the month."""
@@ -210,7 +210,7 @@ async def test_a_database_that_is_older_than_its_archive_overwrites_nothing(
     assert {one: one.read_bytes() for one in old.root.rglob("*") if one.is_file()} == kept
 
 
-async def test_a_later_month_of_another_database_is_left_as_it_is(old: Aging) -> None:
+async def test_archiving_stops_at_a_month_written_by_another_database_and_keeps_that_file(old: Aging) -> None:
     """Programs of before looked at one month at a time: the first ones may be ours, and these not."""
     place, february = FileStore(str(old.root)), date(2026, 2, 1)
     january = (await asyncio.to_thread(archive, old.url, place, old.today, february)).files
@@ -276,7 +276,7 @@ def why_open(connection: Connection, month: date) -> list[str]:
     return [one for ledger in BY_NAME.values() for one in archive_months.why_open(connection, ledger, month)]
 
 
-async def test_a_month_that_is_not_closed_says_why(old: Aging) -> None:
+async def test_archiving_lists_every_reason_a_month_is_not_closed(old: Aging) -> None:
     january = BEGINS.date().replace(day=1)
     with connected(old.url, autocommit=True) as connection:
         assert why_open(connection, january) == []
@@ -289,7 +289,9 @@ async def test_a_month_that_is_not_closed_says_why(old: Aging) -> None:
         assert why_open(connection, january) == []
 
 
-async def test_of_many_reasons_the_first_are_named_and_all_are_counted(old: Aging) -> None:
+async def test_archiving_lists_the_first_reasons_a_month_is_not_closed_and_counts_the_rest(
+    old: Aging,
+) -> None:
     january, more = BEGINS.date().replace(day=1), database.NAMED_MAX + 3
     use = (
         OPENS["use that no invoice has: USD"]
@@ -312,7 +314,7 @@ async def test_of_many_reasons_the_first_are_named_and_all_are_counted(old: Agin
     await pool.dispose()
 
 
-async def test_no_month_is_archived_behind_one_that_is_not_closed(old: Aging) -> None:
+async def test_archiving_stops_at_the_first_month_not_closed(old: Aging) -> None:
     rows_of(old.url, OPENS["dead letter that nobody resolved: a test"] + " RETURNING 1")
     done = await old.archive()
     assert [(one.month, one.ledgers) for one in done.open] == [
@@ -322,7 +324,7 @@ async def test_no_month_is_archived_behind_one_that_is_not_closed(old: Aging) ->
     assert rows_of(old.url, "SELECT count(*) FROM archived_month") == [(0,)]
 
 
-async def test_what_may_still_settle_is_not_archived(old: Aging) -> None:
+async def test_archiving_refuses_a_month_too_recent_for_all_calls_to_be_settled(old: Aging) -> None:
     latest = old.today.replace(day=1)
     with pytest.raises(ArchiveFailed, match="at the latest"):
         archive(old.url, FileStore(str(old.root)), old.today, latest)
@@ -340,7 +342,7 @@ SELECT a.organization_id, a.credit_addition_id, 'use',
   JOIN credit_posting AS p USING (credit_addition_id) GROUP BY 1, 2, 4"""
 
 
-async def test_what_is_deferred_is_told_of_each_day_of_archived_months(old: Aging) -> None:
+async def test_deferred_revenue_report_is_the_same_before_and_after_archiving(old: Aging) -> None:
     """As before they were archived, though none of their uses is left."""
     store = Store(old.pool, partition_of, lambda: datetime.combine(old.today, time(12), UTC))
     give(old.url, old.account, 5_000, unit_cost="0.01")
@@ -359,7 +361,7 @@ async def test_what_is_deferred_is_told_of_each_day_of_archived_months(old: Agin
     assert [await store.report("deferred-revenue", asked, 0, 99) for asked in ends] == before
 
 
-async def test_what_an_archived_month_took_of_a_purchase_is_one_row(old: Aging) -> None:
+async def test_archiving_merges_the_credit_use_of_a_month_into_a_single_row_per_purchase(old: Aging) -> None:
     """Debt of it stays use by use, and is covered by what is bought later."""
     sums = "SELECT credit_addition_id, sum(amount) FROM credit_allocation GROUP BY 1 ORDER BY 1"
     of_runs = """
@@ -395,7 +397,7 @@ async def command(arguments: list[str]) -> int:
     return int(ended.value.code or 0)
 
 
-async def test_the_command_tells_what_it_did_and_what_it_could_not(
+async def test_archive_command_reports_archived_files_and_months_not_closed(
     old: Aging, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["archive", "--to", str(old.root), "--database-url", old.url, "--json"]

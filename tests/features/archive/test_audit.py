@@ -50,7 +50,9 @@ def archived(url: str, to: Path, before: date | None, *, drop: bool = False) -> 
     return archive(url, FileStore(str(to)), TODAY, NONE, audit_before=before, drop_after=0 if drop else None)
 
 
-def test_months_go_only_when_that_is_said_and_the_rest_stays(old: str, tmp_path: Path) -> None:
+def test_audit_log_is_archived_only_on_request_and_only_before_the_given_date(
+    old: str, tmp_path: Path
+) -> None:
     before = rows_of(old, ALL)
     assert archived(old, tmp_path, None).files == []
     assert rows_of(old, ALL) == before
@@ -66,7 +68,7 @@ def test_months_go_only_when_that_is_said_and_the_rest_stays(old: str, tmp_path:
     assert number not in {row[0] for row in before}
 
 
-def test_what_is_archived_is_what_was_there(old: str, tmp_path: Path) -> None:
+def test_archived_audit_log_rows_equal_the_original_rows(old: str, tmp_path: Path) -> None:
     names = "id, actor, action, resource, resource_id, person, organization_id, created_at, before, after"
     with connected(old) as connection:
         found = connection.execute(f"SELECT {names} FROM audit_log ORDER BY id LIMIT 4".encode()).fetchall()
@@ -83,7 +85,9 @@ def test_what_is_archived_is_what_was_there(old: str, tmp_path: Path) -> None:
     assert pq.read_table(file)["resource_id"].to_pylist() == ["0", "0"]
 
 
-def test_it_is_proved_and_a_changed_file_is_named_and_nothing_dropped(old: str, tmp_path: Path) -> None:
+def test_changed_audit_log_archive_file_is_reported_and_no_audit_rows_are_dropped(
+    old: str, tmp_path: Path
+) -> None:
     archived(old, tmp_path, date(2026, 5, 1))
     proof = prove(old, FileStore(str(tmp_path)))
     assert (proof.files, proof.rows, proof.broken) == (2, 4, [])
@@ -100,6 +104,6 @@ def test_it_is_proved_and_a_changed_file_is_named_and_nothing_dropped(old: str, 
     assert rows_of(old, "SELECT to_regclass('audit_log_y2026m03_archived')") == [(None,)]
 
 
-def test_a_month_that_may_still_grow_is_refused(old: str, tmp_path: Path) -> None:
+def test_audit_log_archiving_refuses_a_month_too_recent_to_be_complete(old: str, tmp_path: Path) -> None:
     with pytest.raises(ArchiveFailed, match="--audit-before is 2026-05-01 at the latest"):
         archived(old, tmp_path, date(2026, 6, 1))

@@ -16,7 +16,7 @@ __all__ = ["clones", "template"]
 
 
 @pytest.mark.parametrize("by", ["month", "day"])
-def test_each_row_of_a_month_is_estimated_once(clones: Clones, by: str) -> None:
+def test_estimated_row_count_of_a_partitioned_month_counts_each_row_once(clones: Clones, by: str) -> None:
     with clones() as url, connected(url, autocommit=True) as connection:
         months_made(url, "2026-02-01Z", 2, by=by)
         connection.execute("SET session_replication_role = replica")

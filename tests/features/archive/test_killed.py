@@ -76,7 +76,7 @@ def at_once(met: Met) -> Callable[[], AbstractContextManager[Met]]:
     return lend
 
 
-async def test_a_process_that_is_killed_anywhere_leaves_nothing_twice_and_nothing_out(old: Aging) -> None:
+async def test_archive_process_killed_at_any_step_neither_loses_nor_duplicates_rows(old: Aging) -> None:
     to, tokens = str(old.root), {"token_ledger"}
     three = {*tokens, "credit_transaction", "feature_usage"}
     moments: list[tuple[Callable[[], AbstractContextManager[Met]], set[str] | None]] = [
@@ -103,7 +103,9 @@ async def test_a_process_that_is_killed_anywhere_leaves_nothing_twice_and_nothin
     await old.compare()
 
 
-async def test_a_store_that_speaks_s3_has_the_same(old: Aging, store: str) -> None:
+async def test_archive_process_killed_while_writing_to_s3_neither_loses_nor_duplicates_rows(
+    old: Aging, store: str
+) -> None:
     place = FileStore(store)
     with locked(old.url, FIRST, "ROW EXCLUSIVE") as met:
         killed(old, store, met)

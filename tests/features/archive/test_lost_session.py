@@ -62,7 +62,9 @@ class Overtaken(FileStore):
 
 
 @pytest.mark.parametrize("moment", ["write", "digest", "open"])
-async def test_who_was_overtaken_writes_over_nothing(old: Aging, moment: str) -> None:
+async def test_archive_run_that_lost_the_database_connection_does_not_overwrite_a_newer_run(
+    old: Aging, moment: str
+) -> None:
     """While a file is written, or read back, or one that is torn is looked at."""
     await old.settle()
     root = str(old.root)
@@ -76,7 +78,9 @@ async def test_who_was_overtaken_writes_over_nothing(old: Aging, moment: str) ->
     assert not [*old.root.rglob("*.part")]
 
 
-async def test_a_torn_file_is_looked_at_while_another_writes_it_anew(old: Aging) -> None:
+async def test_archive_run_that_lost_the_connection_does_not_damage_a_file_rewritten_by_a_newer_run(
+    old: Aging,
+) -> None:
     await old.settle()
     root, file = str(old.root), old.root / FILE
 

@@ -52,7 +52,7 @@ def archived(old: Aging) -> ArchiveRun:
     return archive(old.url, FileStore(str(old.root)), old.today, None, drop_after=0)
 
 
-async def test_they_get_a_month_of_their_own_and_are_archived_as_all_others(
+async def test_rows_in_the_default_partition_move_to_a_month_partition_and_are_archived(
     old: Aging, gone: dict[str, int]
 ) -> None:
     assert {"token_ledger", "credit_transaction", "feature_usage"} <= gone.keys()
@@ -73,7 +73,7 @@ async def test_they_get_a_month_of_their_own_and_are_archived_as_all_others(
     assert (again.moved, again.files) == ([], [])
 
 
-async def test_killed_before_its_end_it_has_moved_nothing(
+async def test_interrupted_move_of_rows_from_the_default_partition_is_rolled_back(
     old: Aging, gone: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A ledger's rows are where they were until its one transaction is done."""
@@ -90,14 +90,16 @@ async def test_killed_before_its_end_it_has_moved_nothing(
     assert await broken(old.url) == []
 
 
-async def test_no_more_are_moved_at_once_than_readers_can_wait_for(old: Aging, gone: dict[str, int]) -> None:
+async def test_default_partition_is_emptied_only_for_ledgers_within_the_row_limit(
+    old: Aging, gone: dict[str, int]
+) -> None:
     with connected(old.url) as connection:
         moved = archive_rows.bring_in_rows(connection, min(gone.values()))
     few = {name: rows for name, rows in gone.items() if rows == min(gone.values())}
     assert {one.ledger: one.rows for one in moved} == few
 
 
-async def test_they_are_told_as_months_that_nobody_archives(
+async def test_rows_in_the_default_partition_raise_the_archive_behind_seconds_metric(
     old: Aging, gone: dict[str, int], template: str
 ) -> None:
     """By a keeper, who owns nothing."""
@@ -116,7 +118,9 @@ async def test_they_are_told_as_months_that_nobody_archives(
     await engine.dispose()
 
 
-async def test_doctor_tells_of_which_months_they_are(old: Aging, gone: dict[str, int]) -> None:
+async def test_doctor_command_lists_the_months_of_rows_in_the_default_partition(
+    old: Aging, gone: dict[str, int]
+) -> None:
     settings = Settings(database_url=old.url, data_dir=str(old.root))
     told = [one async for one in examine(settings, "keeper") if "months without" in one.says]
     found = {one.says.partition(" ")[0]: one.says for one in told if one.well is False}
@@ -129,7 +133,7 @@ async def test_doctor_tells_of_which_months_they_are(old: Aging, gone: dict[str,
     assert months_findings(old.url) == []
 
 
-async def test_what_comes_for_an_archived_month_of_calls_stays_where_it_is(old: Aging) -> None:
+async def test_late_call_of_an_archived_month_stays_in_the_default_partition(old: Aging) -> None:
     await old.archive()
     late = "jsonb_populate_record(NULL::call, to_jsonb(c) || jsonb_build_object('created_at', '2026-01-20Z'))"
     one = "(SELECT * FROM call LIMIT 1) AS c"

@@ -35,7 +35,7 @@ FILE = (moved(1, 1, 9, 9), moved(1, 2, -2, 7), moved(1, 3, -3, 4), moved(2, 5, 1
 STANDS = (moved(1, 1, 9, 9), MovementRun(1, 2, 3, 1, -5, 4), moved(2, 5, 1, 1))
 
 
-def test_rows_and_runs_that_come_to_the_same_are_the_same() -> None:
+def test_archive_proof_finds_no_difference_if_archived_rows_match_the_database() -> None:
     assert list(compare(iter(FILE), STANDS)) == []
 
 
@@ -59,7 +59,7 @@ def test_rows_and_runs_that_come_to_the_same_are_the_same() -> None:
         (FILE, (*STANDS[:2], replace(STANDS[2], epoch=2)), "2 from 5 to 5: the archive comes to 1"),
     ],
 )
-def test_a_difference_is_named(
+def test_archive_proof_describes_the_difference_of_an_archived_row_from_the_database(
     rows: tuple[MovementRun, ...], stands: tuple[MovementRun, ...], said: str
 ) -> None:
     (found,) = compare(iter(rows), stands)
@@ -107,7 +107,7 @@ CHANGES = (
 )
 
 
-async def test_what_is_changed_on_either_side_is_named(old: Aging) -> None:
+async def test_archive_proof_reports_any_later_change_in_the_database_or_the_archive(old: Aging) -> None:
     with pytest.raises(ArchiveFailed, match="nothing of this database was archived"):
         await proved(old)
     done = await old.archive()
@@ -155,7 +155,9 @@ def _write_otherwise(old: Aging, file: Path, manifest: Path, name: str) -> None:
         )
 
 
-async def test_the_command_says_whether_they_agree(old: Aging, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_archive_prove_command_reports_whether_archive_and_database_match(
+    old: Aging, capsys: pytest.CaptureFixture[str]
+) -> None:
     elsewhere = str(old.root / "other")
     await old.archive()
     rows_of(old.url, "UPDATE archived_month SET url = %s WHERE ledger = 'call' RETURNING 1", [elsewhere])

@@ -93,7 +93,7 @@ def kept(clones: Clones, tmp_path_factory: pytest.TempPathFactory) -> ArchivedMo
         return asyncio.run(made(url))
 
 
-def test_archived_rows_are_what_their_ledgers_showed(kept: ArchivedMonths) -> None:
+def test_archived_rows_equal_the_rows_listed_before_archiving(kept: ArchivedMonths) -> None:
     for name, before in kept.before.items():
         assert len(before) > 12, name
         found = kept.read(name)
@@ -107,7 +107,7 @@ def test_archived_rows_are_what_their_ledgers_showed(kept: ArchivedMonths) -> No
     assert kept.read("calls", newest=True) == kept.read("calls")[::-1]
 
 
-def test_archived_rows_are_found_by_what_ledgers_are_asked_by(kept: ArchivedMonths) -> None:
+def test_archived_rows_can_be_filtered_by_request_id_time_and_type(kept: ArchivedMonths) -> None:
     uses = kept.before["credit-transactions"]
     one = uses[len(uses) // 2]
     assert kept.read("credit-transactions", filters={"request_id": one["request_id"]}) == [one]
@@ -129,7 +129,7 @@ def command(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def test_the_command_needs_the_archive_alone(
+def test_ledger_list_command_reads_an_archive_without_keeper_or_database(
     kept: ArchivedMonths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No keeper is asked, and no database."""
@@ -151,7 +151,9 @@ def test_the_command_needs_the_archive_alone(
         assert wrong[0] in capsys.readouterr().err
 
 
-def test_a_file_that_is_another_one_is_not_read(kept: ArchivedMonths, tmp_path: Path) -> None:
+def test_reading_an_archive_fails_if_a_file_was_replaced_or_removed(
+    kept: ArchivedMonths, tmp_path: Path
+) -> None:
     torn = replace(kept, root=tmp_path / "torn")
     shutil.copytree(kept.root, torn.root)
     files = sorted((torn.root / "token_ledger").rglob("*.parquet"), key=lambda one: one.stat().st_size)
@@ -169,7 +171,7 @@ def other(kept: ArchivedMonths, tmp_path: Path) -> ArchivedMonths:
     return replace(kept, root=Path(shutil.copytree(kept.root, tmp_path / "other")))
 
 
-def test_a_file_with_other_amounts_is_not_read(other: ArchivedMonths) -> None:
+def test_reading_an_archive_fails_if_an_amount_in_a_file_was_changed(other: ArchivedMonths) -> None:
     """As many rows as its manifest says, of which one has another amount."""
     file = max((other.root / "token_ledger").rglob("*.parquet"))
     table = pq.read_table(file, partitioning=None)
@@ -181,7 +183,7 @@ def test_a_file_with_other_amounts_is_not_read(other: ArchivedMonths) -> None:
     assert other.read("token-ledger", limit=1) == other.before["token-ledger"][:1], "the first month is sound"
 
 
-def test_a_month_without_its_manifest_is_told(
+def test_ledger_list_command_warns_of_an_archived_month_left_out_for_a_missing_manifest(
     other: ArchivedMonths, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ledger = other.before["token-ledger"]
@@ -205,7 +207,9 @@ def test_a_month_without_its_manifest_is_told(
     assert f"{last.stem} is left out, for {last} is not there" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_place_without_any_archive_is_no_empty_ledger(other: ArchivedMonths, tmp_path: Path) -> None:
+def test_directory_without_an_archive_is_refused_instead_of_read_as_empty(
+    other: ArchivedMonths, tmp_path: Path
+) -> None:
     """A name that is misspelt, or a volume that is not there."""
     for root in (tmp_path / "nothing", tmp_path):
         with pytest.raises(ArchiveFailed, match=f"{root} is no archive"):
@@ -226,7 +230,7 @@ def test_a_place_without_any_archive_is_no_empty_ledger(other: ArchivedMonths, t
         ("ledger", "../token_ledger", "is of '../token_ledger', which is no ledger"),
     ],
 )
-def test_a_manifest_names_files_of_ours_alone(
+def test_archive_manifest_pointing_to_another_file_or_ledger_is_refused(
     other: ArchivedMonths, name: str, value: str, said: str
 ) -> None:
     manifest = min((other.root / "manifests" / "token_ledger").iterdir())
@@ -274,7 +278,7 @@ def with_first(value: Any) -> Callable[[Any], Any]:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("by_tenant", [True, False])
-def test_a_file_that_was_changed_with_its_manifest_is_named(
+def test_archive_file_with_foreign_content_but_matching_digest_is_refused_naming_the_file(
     other: ArchivedMonths,
     change: Callable[[Any], Any],
     said: str,
@@ -305,7 +309,7 @@ def test_a_file_that_was_changed_with_its_manifest_is_named(
         ),
     ],
 )
-def test_a_manifest_that_says_something_else_is_named(
+def test_malformed_archive_manifest_is_refused_naming_the_manifest(
     other: ArchivedMonths, document: str, said: str
 ) -> None:
     """It is not left out as one that is not there."""
@@ -320,12 +324,12 @@ def test_a_manifest_that_says_something_else_is_named(
     assert str(manifest) in str(refused.value)
 
 
-def test_what_a_program_of_before_had_no_column_for_is_null(other: ArchivedMonths) -> None:
+def test_column_missing_from_an_archive_file_of_an_older_version_reads_as_null(other: ArchivedMonths) -> None:
     rewritten(other, lambda table: table.drop_columns(["feature_version"]))
     assert other.read("token-ledger") == other.before["token-ledger"]
 
 
-def test_other_tools_read_the_files_as_they_stand(kept: ArchivedMonths) -> None:
+def test_duckdb_reads_the_archive_files_directly(kept: ArchivedMonths) -> None:
     """By DuckDB: months are a column, moments are moments, numbers are numbers."""
     database = duckdb.connect()
 

@@ -40,7 +40,9 @@ DAYS = st.dates(date(2001, 1, 1), date(2090, 12, 31))
 
 
 @given(today=DAYS, months=st.integers(1, 60))
-def test_months_that_are_kept_are_whole_ones_behind_the_one_that_runs(today: date, months: int) -> None:
+def test_archive_retention_keeps_the_given_number_of_whole_months_before_the_current_month(
+    today: date, months: int
+) -> None:
     """Counted day by day: each month is over as often as its end has been passed."""
     found = Retention(tokens=months).before(TOKENS, today)
     assert found is not None
@@ -55,7 +57,9 @@ def test_months_that_are_kept_are_whole_ones_behind_the_one_that_runs(today: dat
 
 
 @given(today=DAYS, months=st.integers(1, 60), days=st.integers(1, 3_000))
-def test_calls_go_to_the_archive_before_they_would_be_dropped(today: date, months: int, days: int) -> None:
+def test_calls_are_archived_before_the_setting_calls_keep_days_would_delete_the_calls(
+    today: date, months: int, days: int
+) -> None:
     found = Retention(calls=months, calls_days=days).before(CALLS, today)
     by_days, latest = ((today - timedelta(days=n)).replace(day=1) for n in (days, 31))
     longest = Retention(calls=months).before(CALLS, today)
@@ -68,7 +72,7 @@ def test_calls_go_to_the_archive_before_they_would_be_dropped(today: date, month
 
 
 @given(month=DAYS, months=st.integers(0, 60), days=st.integers(0, 3_000), ledger=st.sampled_from([*BY_NAME]))
-def test_a_month_is_due_on_the_first_day_that_takes_it(
+def test_month_is_due_for_archiving_on_the_first_day_the_retention_setting_selects_that_month(
     month: date, months: int, days: int, ledger: str
 ) -> None:
     kept = Retention(months, months, months, months, months, calls_days=days)
@@ -85,7 +89,7 @@ def test_a_month_is_due_on_the_first_day_that_takes_it(
     assert day_before < end <= before
 
 
-async def test_a_month_that_nobody_archives_is_told_for_as_long(old: Aging) -> None:
+async def test_archive_behind_seconds_metric_counts_from_the_day_a_month_was_due(old: Aging) -> None:
     """2026-03 was due on 2 May, and 2026-04 will be on 1 June; calls are kept for a month more."""
     engine, kept = engines.create(old.url), Retention(calls=2)
     now = datetime(2026, 5, 24, 12, tzinfo=UTC)
@@ -108,7 +112,7 @@ async def test_a_month_that_nobody_archives_is_told_for_as_long(old: Aging) -> N
     await engine.dispose()
 
 
-def test_settings_say_how_long_each_is_kept() -> None:
+def test_archive_settings_set_a_separate_retention_for_each_ledger() -> None:
     """By default as before there were any: ledgers and calls a month, the audit log for ever."""
     today = date(2026, 6, 20)
     by_default = Retention.of(Settings())
@@ -128,7 +132,7 @@ def test_settings_say_how_long_each_is_kept() -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-async def test_whatever_goes_first_everything_that_was_proved_holds(
+async def test_ledgers_archived_in_any_order_leave_invariants_and_archive_proof_intact(
     old: Aging, order: tuple[Retention, ...]
 ) -> None:
     place, gone = FileStore(str(old.root)), set[str]()
@@ -147,7 +151,9 @@ async def test_whatever_goes_first_everything_that_was_proved_holds(
     assert gone == {one.name for one in LEDGERS}
 
 
-async def test_how_long_a_ledger_is_kept_says_which_of_its_months_go(old: Aging) -> None:
+async def test_each_ledger_is_archived_up_to_the_month_set_by_the_retention_of_that_ledger(
+    old: Aging,
+) -> None:
     assert old.today == date(2026, 5, 24)
     done = await old.archive(retention=Retention(tokens=1, credits=2, usage=3, calls=0))
     assert months_of(done) == {
@@ -172,7 +178,9 @@ def months_of(done: ArchiveRun) -> dict[str, list[str]]:
     return found
 
 
-async def test_sums_are_compared_with_each_ledger_that_is_still_here(old: Aging) -> None:
+async def test_invariant_check_compares_daily_usage_sums_with_every_month_not_yet_archived(
+    old: Aging,
+) -> None:
     await old.archive(retention=Retention(tokens=1, credits=0, usage=0, calls=0))
     here = {
         "tokens": {"2026-04"},
@@ -188,7 +196,7 @@ async def test_sums_are_compared_with_each_ledger_that_is_still_here(old: Aging)
     assert await broken(old.url) == []
 
 
-async def test_what_one_ledger_lacks_keeps_no_other(old: Aging) -> None:
+async def test_month_not_closed_in_a_ledger_does_not_stop_archiving_of_other_ledgers(old: Aging) -> None:
     [(seq,)] = rows_of(old.url, "SELECT allocated_seq FROM organization")
     rows_of(old.url, "UPDATE organization SET allocated_seq = 1 RETURNING 1")
     done = await asyncio.to_thread(archive, old.url, FileStore(str(old.root)), old.today, None)
@@ -212,7 +220,7 @@ def as_before(root: Path, months: set[date]) -> None:
             (root / name).unlink(missing_ok=True)
 
 
-async def test_archives_of_before_are_read_and_proved_as_they_stand(old: Aging) -> None:
+async def test_archive_with_manifests_of_an_older_version_is_read_and_proved_unchanged(old: Aging) -> None:
     done = await old.archive()
     place, tenant = FileStore(str(old.root)), {"tenant_id": old.account.tenant_id}
     read = rows(place, "token-ledger", RowFilter(tenant, limit=1_000))
@@ -234,7 +242,7 @@ class Stopping(FileStore):
         raise OSError("the machine is gone")
 
 
-async def test_what_a_program_of_before_left_half_done_is_gone_on_with(old: Aging) -> None:
+async def test_archiving_completes_a_month_left_half_archived_by_an_older_version(old: Aging) -> None:
     """Its manifest names all ledgers, none of which was taken out. What is torn is written again."""
     for alone in ("tokens", "credits", "usage", "calls"):
         with pytest.raises(PlaceFailed, match="the machine is gone"):
@@ -254,7 +262,7 @@ async def test_what_a_program_of_before_left_half_done_is_gone_on_with(old: Agin
     assert await broken(old.url) == []
 
 
-async def test_the_command_archives_what_settings_say(
+async def test_archive_command_archives_only_the_ledgers_enabled_in_settings(
     old: Aging, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for ledger in ("token_ledger", "credit_transactions", "calls"):

@@ -15,7 +15,9 @@ __all__ = ["clones", "old", "template"]
 GB = 10**9
 
 
-async def test_a_month_that_no_bucket_takes_is_refused_and_a_directory_has_it(old: Aging, store: str) -> None:
+async def test_month_too_large_for_an_s3_bucket_is_refused_but_can_be_archived_to_a_directory(
+    old: Aging, store: str
+) -> None:
     small = FileStore(store, stored_bytes_max=100)
     said = r"2026-\d\d \w+ comes to 0\.0 GB, .* archive into a directory, such as --to /archive"
     with pytest.raises(ArchiveFailed, match=said):
@@ -38,7 +40,7 @@ async def test_a_month_that_no_bucket_takes_is_refused_and_a_directory_has_it(ol
         (10**9, STORED_BYTES_MAX, 10**9, 0),
     ],
 )
-def test_what_a_file_will_come_to_is_told_by_its_beginning(
+def test_final_archive_file_size_is_estimated_from_the_rows_written_so_far(
     written: int, size: int, expected: int, whole: int
 ) -> None:
     assert outgrown(written, size, expected, STORED_BYTES_MAX) == whole

@@ -68,7 +68,7 @@ def held(content: bytes, digest: str, to: Bucket) -> PiecesBackup:
         )
 
 
-def test_a_backup_comes_back_from_its_pieces(
+def test_backup_split_into_pieces_in_an_s3_bucket_is_restored_completely(
     filled: str, empty: str, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = Bucket(store, piece_bytes=PIECE_BYTES)
@@ -82,7 +82,7 @@ def test_a_backup_comes_back_from_its_pieces(
     assert rows_of(empty, "SELECT name FROM organization") == [("kept",)]
 
 
-def test_the_command_proves_and_keeps_there(
+def test_backup_command_to_an_s3_bucket_deletes_old_backups_only_after_a_proof(
     filled: str, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -103,7 +103,9 @@ def test_the_command_proves_and_keeps_there(
     assert list(tmp_path.iterdir()) == []  # nothing goes by a disk
 
 
-def test_one_that_is_killed_is_no_backup_and_goes_another_night(filled: str, store: str) -> None:
+def test_killed_backup_to_a_bucket_is_not_listed_and_is_removed_by_a_later_backup(
+    filled: str, store: str
+) -> None:
     there = Bucket(store)
     process = subprocess.Popen(
         [sys.executable, "-c", _SLOW, filled, store, NOW.isoformat()], cwd=ROOT,
@@ -127,7 +129,7 @@ def test_one_that_is_killed_is_no_backup_and_goes_another_night(filled: str, sto
     assert there.names() == [soon.name, late.name]
 
 
-def test_one_that_fails_leaves_nothing(filled: str, store: str) -> None:
+def test_failed_backup_to_a_bucket_leaves_no_file_behind(filled: str, store: str) -> None:
     there = Bucket(store, piece_bytes=10)
     with pytest.raises(ZeroDivisionError), there.growing(NOW) as growing:  # noqa: PT012  # it fails in the midst
         growing.write(bytes(25))
@@ -141,7 +143,7 @@ def test_one_that_fails_leaves_nothing(filled: str, store: str) -> None:
     assert all_of(store) == set()
 
 
-def test_what_is_damaged_or_lacks_is_said_and_nothing_of_it_is_restored(
+def test_damaged_or_incomplete_bucket_backup_is_refused_and_restores_no_table(
     filled: str, empty: str, store: str
 ) -> None:
     there = Bucket(store, piece_bytes=PIECE_BYTES)
@@ -161,7 +163,7 @@ def test_what_is_damaged_or_lacks_is_said_and_nothing_of_it_is_restored(
     assert rows_of(empty, _TABLES) == [(0,)]
 
 
-def test_an_address_without_a_backup_is_answered_with_those_that_are_there(
+def test_restore_from_an_address_without_a_backup_fails_and_lists_the_existing_backups(
     store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(BackupFailed, match="has none; name one as s3://bucket/folder/tollkeeper-"):
@@ -181,7 +183,7 @@ def test_an_address_without_a_backup_is_answered_with_those_that_are_there(
     assert told == {there.address(first): True, there.address(second): False}
 
 
-def test_a_bucket_that_is_not_there_is_named_and_what_to_do(filled: str, store: str) -> None:
+def test_backup_to_a_missing_bucket_fails_with_advice_and_records_no_backup(filled: str, store: str) -> None:
     other = store.replace("s3://ledgers", "s3://none")
     with pytest.raises(PlaceFailed, match=r"s3://none.*make the bucket, or name another one"):
         command(to=other, database_url=filled)
@@ -190,7 +192,7 @@ def test_a_bucket_that_is_not_there_is_named_and_what_to_do(filled: str, store: 
 
 @settings(max_examples=examples(30))
 @given(chunks=st.lists(st.binary(max_size=40), max_size=12), piece_bytes=st.integers(1, 17))
-def test_pieces_are_the_dump_however_it_came(
+def test_backup_pieces_in_a_bucket_join_to_exactly_the_original_dump(
     tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes], piece_bytes: int
 ) -> None:
     whole = b"x" + b"".join(chunks)
@@ -207,7 +209,7 @@ def test_pieces_are_the_dump_however_it_came(
     assert b"".join(taken.dump(manifest)) == whole
 
 
-def test_the_oldest_go_and_nothing_of_others(store: str) -> None:
+def test_pruning_of_bucket_backups_keeps_the_protected_backup_and_unrelated_files(store: str) -> None:
     there, place = Bucket(store), FileStore(store)
     names = []
     for day in range(3):

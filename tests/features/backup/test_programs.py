@@ -35,11 +35,11 @@ def says(place: Path, version: str) -> str:
 @pytest.mark.parametrize(
     ("said", "major"), [("15.18 (Debian 15.18-1.pgdg120+1)", 15), ("18.0", 18), ("19beta1", 19), ("", 0)]
 )
-def test_a_servers_major_version_is_read_from_what_it_says(said: str, major: int) -> None:
+def test_postgres_major_version_is_parsed_from_the_server_version_text(said: str, major: int) -> None:
     assert major_of(said) == major
 
 
-def test_the_program_of_that_version_is_taken_wherever_it_is(
+def test_pg_dump_of_the_server_version_is_found_in_known_folders_path_or_embedded_binaries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = [says(tmp_path, "97"), str(tmp_path / "none")]
@@ -51,7 +51,7 @@ def test_the_program_of_that_version_is_taken_wherever_it_is(
     assert program("pg_dump", 18, []) in {str(embedded), str(tmp_path / "98" / "bin" / "pg_dump")}
 
 
-def test_another_version_is_refused_and_which_one_is_wanted_is_said(
+def test_pg_dump_of_another_version_is_refused_naming_the_needed_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     says(tmp_path, "98")
@@ -62,7 +62,9 @@ def test_another_version_is_refused_and_which_one_is_wanted_is_said(
         program("pg_dump", 99, [])
 
 
-def test_the_oldest_server_is_backed_up_and_restored_by_its_own_programs(tmp_path: Path) -> None:
+def test_oldest_supported_postgres_is_backed_up_and_restored_by_programs_of_that_version(
+    tmp_path: Path,
+) -> None:
     tools = Path(PLACES[0].format(OLDEST))
     if not (tools / "initdb").exists():
         pytest.skip(f"PostgreSQL {OLDEST} is not installed")
@@ -80,7 +82,7 @@ def test_the_oldest_server_is_backed_up_and_restored_by_its_own_programs(tmp_pat
         assert rows_of(new, "SELECT name FROM organization") == [("kept",)]
 
 
-def test_the_image_for_backups_has_the_programs_of_each_version_that_is_promised() -> None:
+def test_backup_image_installs_the_client_programs_of_every_supported_version() -> None:
     text = (ROOT / "deploy" / "Dockerfile.backup").read_text()
     found = re.search(r'^ARG MAJORS="([\d ]+)"$', text, re.MULTILINE)
     assert found is not None

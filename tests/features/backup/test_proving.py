@@ -54,7 +54,9 @@ def filled(database: str) -> str:
     return database
 
 
-async def test_ages_are_told_once_there_is_something_to_tell(filled: str, tmp_path: Path) -> None:
+async def test_backup_age_metrics_appear_after_the_first_backup_and_the_first_proof(
+    filled: str, tmp_path: Path
+) -> None:
     engine = engines.create(filled)
     try:
         missing = await backup.backed_up(engine)
@@ -73,7 +75,7 @@ async def test_ages_are_told_once_there_is_something_to_tell(filled: str, tmp_pa
     assert rows_of(filled, _PROOFS) == [(0,)]
 
 
-def test_a_backup_that_cannot_be_restored_proves_nothing_and_leaves_nothing(
+def test_backup_proof_of_a_damaged_file_fails_and_removes_the_temporary_database(
     filled: str, tmp_path: Path
 ) -> None:
     file, manifest = back_up(filled, Folder(tmp_path), NOW)
@@ -87,7 +89,9 @@ def test_a_backup_that_cannot_be_restored_proves_nothing_and_leaves_nothing(
     assert rows_of(filled, _PROOFS) == [(0,)]
 
 
-def test_an_owner_who_may_make_no_database_is_told_what_to_grant(filled: str, tmp_path: Path) -> None:
+def test_backup_proof_by_a_database_owner_without_createdb_is_refused_naming_createdb(
+    filled: str, tmp_path: Path
+) -> None:
     role = f"owner_{os.getpid()}"
     file, manifest = back_up(filled, Folder(tmp_path), NOW)
     number = taking.note(filled, file, manifest)
@@ -106,7 +110,7 @@ def test_an_owner_who_may_make_no_database_is_told_what_to_grant(filled: str, tm
             connection.execute(f"DROP ROLE {role}".encode())
 
 
-def test_what_could_not_be_proven_is_not_begun(
+def test_backup_with_proof_on_an_old_schema_is_refused_before_any_file_is_written(
     filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -122,7 +126,7 @@ def test_what_could_not_be_proven_is_not_begun(
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_failing_proofs_fill_no_volume_and_spare_the_last_that_was_proven(
+def test_failed_backup_proof_keeps_the_last_proven_and_the_new_backup_and_deletes_the_rest(
     filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -142,7 +146,9 @@ def test_failing_proofs_fill_no_volume_and_spare_the_last_that_was_proven(
     command(to=str(tmp_path / "own.tar"), database_url=filled, prove=True)  # the next one can
 
 
-def test_a_database_that_was_left_goes_and_one_of_others_stays(filled: str) -> None:
+def test_backup_proof_drops_an_abandoned_proof_database_but_no_database_in_use_or_foreign(
+    filled: str,
+) -> None:
     ((oid,),) = rows_of(filled, "SELECT oid FROM pg_database WHERE datname = current_database()")
     left, used, foreign = (
         f"tollkeeper_proof_{which}" for which in (f"{oid}_left", f"{oid}_used", "1_foreign")
@@ -170,7 +176,9 @@ def test_a_database_that_was_left_goes_and_one_of_others_stays(filled: str) -> N
         "postgresql://{user}@{host}:{port}/postgres?dbname={dbname}",
     ],
 )
-def test_a_proof_is_beside_the_database_however_that_is_addressed(filled: str, shape: str) -> None:
+def test_backup_proof_creates_a_temporary_database_for_every_form_of_database_url(
+    filled: str, shape: str
+) -> None:
     url = shape.format(**conninfo_to_dict(filled))
     with backups.database_beside(url) as beside:
         ((name,),) = rows_of(beside, "SELECT current_database()")
@@ -178,7 +186,9 @@ def test_a_proof_is_beside_the_database_however_that_is_addressed(filled: str, s
     assert rows_of(filled, _PROOFS) == [(0,)]
 
 
-def test_a_proof_that_is_told_to_end_leaves_nothing(filled: str, tmp_path: Path) -> None:
+def test_terminated_backup_proof_keeps_the_backup_and_removes_the_temporary_database(
+    filled: str, tmp_path: Path
+) -> None:
     with connected(filled, autocommit=True) as connection:
         connection.execute(_SLOW.encode())
     words = ("backup", "--to", str(tmp_path), "--database-url", filled, "--prove")
@@ -198,7 +208,7 @@ def test_a_proof_that_is_told_to_end_leaves_nothing(filled: str, tmp_path: Path)
     assert len(list(tmp_path.iterdir())) == 1  # the backup
 
 
-def test_the_oldest_go_and_nothing_that_is_no_backup(tmp_path: Path) -> None:
+def test_pruning_deletes_the_oldest_backups_and_no_other_file(tmp_path: Path) -> None:
     names = [f"tollkeeper-{NOW + timedelta(days=day):%Y%m%dT%H%M%SZ}.tar" for day in range(4)]
     for name in (*names, "tollkeeper-mine.tar", "notes.txt"):
         (tmp_path / name).touch()
@@ -208,7 +218,9 @@ def test_the_oldest_go_and_nothing_that_is_no_backup(tmp_path: Path) -> None:
     assert taking.drop_older(Folder(tmp_path), 2) == []
 
 
-def test_the_command_takes_proves_and_keeps(filled: str, tmp_path: Path) -> None:
+def test_backup_command_takes_and_proves_a_backup_and_deletes_older_backups(
+    filled: str, tmp_path: Path
+) -> None:
     old = tmp_path / "tollkeeper-20200101T000000Z.tar"
     old.touch()
     words = ("backup", "--to", str(tmp_path), "--database-url", filled, "--prove", "--keep", "1", "--json")

@@ -38,7 +38,7 @@ def filled(database: str) -> Iterator[tuple[str, Account, LedgerWriter]]:
     writer.close()
 
 
-def test_a_backup_under_load_is_one_moment_that_can_be_gone_on_from(
+def test_backup_taken_under_load_restores_a_consistent_database_that_accepts_new_rows(
     filled: tuple[str, Account, LedgerWriter], empty: str, tmp_path: Path
 ) -> None:
     database, account, writer = filled
@@ -85,7 +85,7 @@ def test_a_backup_under_load_is_one_moment_that_can_be_gone_on_from(
     follower.close()
 
 
-async def test_what_is_restored_is_whole(
+async def test_restored_database_passes_all_invariants_and_keeps_the_ledger_append_only(
     filled: tuple[str, Account, LedgerWriter], empty: str, tmp_path: Path
 ) -> None:
     database, _, _ = filled
@@ -98,7 +98,7 @@ async def test_what_is_restored_is_whole(
         connection.execute("DELETE FROM token_ledger")
 
 
-def test_who_may_do_what_in_a_restored_database_is_said_by_migrate(
+def test_migrate_command_grants_role_privileges_in_a_restored_database(
     filled: tuple[str, Account, LedgerWriter], empty: str, tmp_path: Path
 ) -> None:
     database, _, _ = filled
@@ -113,7 +113,7 @@ def test_who_may_do_what_in_a_restored_database_is_said_by_migrate(
     assert rows_of(empty, rights) == [(True, False, False)]
 
 
-def test_a_path_without_its_suffix_is_a_directory_each_night(
+def test_backup_path_without_tar_suffix_is_used_as_a_directory_with_a_file_per_backup(
     filled: tuple[str, Account, LedgerWriter], tmp_path: Path
 ) -> None:
     database, there = filled[0], Folder(tmp_path / "nightly" / "backups")
@@ -125,7 +125,7 @@ def test_a_path_without_its_suffix_is_a_directory_each_night(
         back_up(database, Folder(written[0].rename(tmp_path / "one")), NOW)
 
 
-def test_nothing_that_is_there_is_overwritten(
+def test_backup_refuses_an_existing_file_and_restore_refuses_a_filled_database(
     filled: tuple[str, Account, LedgerWriter], tmp_path: Path
 ) -> None:
     database, _, _ = filled
@@ -138,7 +138,7 @@ def test_nothing_that_is_there_is_overwritten(
     assert rows_of(database, "SELECT count(*) FROM token_ledger") == before
 
 
-def test_a_damaged_or_foreign_file_is_refused_before_anything_is_written(
+def test_restore_refuses_a_damaged_or_foreign_file_before_writing(
     filled: tuple[str, Account, LedgerWriter], empty: str, tmp_path: Path
 ) -> None:
     database, _, _ = filled
@@ -165,7 +165,7 @@ def test_a_damaged_or_foreign_file_is_refused_before_anything_is_written(
     assert manifest.rows["token_ledger"] == 6
 
 
-def test_what_a_killed_one_left_goes_and_what_is_written_stays(
+def test_backup_removes_files_of_a_killed_backup_but_not_a_file_still_being_written(
     filled: tuple[str, Account, LedgerWriter], tmp_path: Path
 ) -> None:
     database, _, _ = filled
@@ -179,7 +179,7 @@ def test_what_a_killed_one_left_goes_and_what_is_written_stays(
     assert {path.name for path in tmp_path.iterdir()} == {growing.name, target.name, *others}
 
 
-def test_what_cannot_be_backed_up_leaves_nothing_behind(database: str, tmp_path: Path) -> None:
+def test_failed_backup_leaves_no_file_behind(database: str, tmp_path: Path) -> None:
     with pytest.raises(BackupFailed, match="no schema"):
         back_up(database, Folder(tmp_path / "a.tar"), NOW)
     with pytest.raises(BackupFailed, match="PostgreSQL: "):

@@ -33,7 +33,7 @@ def snapshot(url: str) -> dict[str, list[tuple[object, ...]]]:
     return {table: rows_of(url, f"SELECT {row} FROM {table} AS t ORDER BY 1") for table in MONEY}
 
 
-async def test_a_keeper_starts_on_what_was_restored_and_renamed(
+async def test_keeper_starts_on_a_restored_database_and_again_after_that_database_is_renamed(
     postgres: str, database: str, own_valkey: Callable[..., ValkeyServer], tmp_path: Path
 ) -> None:
     name = database.rpartition("/")[2]

@@ -110,7 +110,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[tuple[int, Path, str]]:
         yield request.param, tools, url
 
 
-async def test_what_is_flushed_is_invoiced_backed_up_and_restored(
+async def test_invoice_survives_backup_and_restore_on_every_supported_postgres_version(
     server: tuple[int, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     major, tools, postgres = server
@@ -137,7 +137,7 @@ async def test_what_is_flushed_is_invoiced_backed_up_and_restored(
     assert len(rows_of(new, invoice)) == 1
 
 
-async def test_a_backup_is_restored_into_each_newer_version(
+async def test_backup_can_be_restored_into_each_newer_postgres_version(
     server: tuple[int, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     major, tools, postgres = server

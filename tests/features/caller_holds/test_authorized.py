@@ -126,7 +126,9 @@ BESIDE = chat("cheap", models=["dear"])
         ("/v1/messages", "messages", chat("cheap", max_tokens=900), {"type": "message", "model": "cheap"}),
     ],
 )  # fmt: skip
-async def test_a_call_costs_the_same_by_every_door(path: str, service: str, body: bytes, told: Any) -> None:
+async def test_call_costs_the_same_when_proxied_as_when_authorized_or_held_for_another_gateway(
+    path: str, service: str, body: bytes, told: Any
+) -> None:
     models = (rule("fast", ("up", "dear")),)
     async with staged(THERE, holds=Holds(), models=models) as stage:
         opened(stage, images=IMAGES)
@@ -148,7 +150,9 @@ async def refused(stage: Stage, asked: bytes, method: str = "POST") -> tuple[int
 
 
 @pytest.mark.parametrize("door", [b"", AUTHORIZE, b"/.tollkeeper/holds"])
-async def test_whose_models_and_objects_these_are_counts_at_every_door(door: bytes) -> None:
+async def test_model_object_user_and_run_rules_apply_to_proxied_authorized_and_held_calls(
+    door: bytes,
+) -> None:
     def ask(path: bytes, service: str, body: bytes) -> bytes:
         if door.endswith(b"holds"):
             return post(said(service=service, request=json.loads(body)), door)
@@ -171,7 +175,7 @@ async def test_whose_models_and_objects_these_are_counts_at_every_door(door: byt
         assert (await stage.ask(get(b"/v1/models"))).reason != "run_required"
 
 
-async def test_whose_a_model_is_counts_for_the_lines_of_a_batch() -> None:
+async def test_batch_file_line_naming_a_model_of_another_organization_is_refused() -> None:
     line = said(custom_id="1", method="POST", url=OPENAI, body=json.loads(chat("own-model")))
     head = b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b\r\n'
     head += b'content-disposition: form-data; name="file"; filename="b.jsonl"\r\n\r\n'
@@ -181,7 +185,7 @@ async def test_whose_a_model_is_counts_for_the_lines_of_a_batch() -> None:
         assert (got.status, got.reason, b"Line 1" in got.body) == (403, "model_not_allowed", True)
 
 
-async def test_what_would_be_taken_away_here_is_refused() -> None:
+async def test_authorization_refuses_a_call_with_query_or_headers_the_gateway_would_remove() -> None:
     body = said(contents=[{"parts": [{"text": "hi"}]}], generationConfig={"maxOutputTokens": 9})
     async with staged(THERE, holds=Holds()) as stage:
         assert (await stage.ask(post(body, AUTHORIZE + GEMINI))).status == 200
@@ -195,14 +199,14 @@ async def test_what_would_be_taken_away_here_is_refused() -> None:
             assert await refused(stage, asked) == (400, "invalid_request"), field
 
 
-async def test_calls_of_tools_are_not_authorized() -> None:
+async def test_authorization_of_mcp_tool_calls_is_refused() -> None:
     async with staged(THERE, holds=Holds()) as stage:
         call = said(jsonrpc="2.0", id=1, method="tools/call", params={"name": "find"})
         got = await stage.ask(post(call, AUTHORIZE + b"/mcp/up"))
         assert (got.status, b"are not authorized" in got.body) == (404, True)
 
 
-async def test_a_list_of_models_is_told_whole_or_not_at_all() -> None:
+async def test_authorization_of_a_model_list_is_refused_if_some_models_must_be_hidden() -> None:
     """Nobody here sees what is in it, so it is told where no model can be another organization's own."""
     listed = AUTHORIZE + b"/v1/models"
     async with staged(holds=Holds()) as stage:
@@ -216,7 +220,7 @@ async def test_a_list_of_models_is_told_whole_or_not_at_all() -> None:
         assert await refused(stage, get(listed + b"/other"), "GET") == (403, "model_not_allowed")
 
 
-async def test_a_route_that_reads_no_model_asks_for_a_key_without_a_list() -> None:
+async def test_authorization_of_a_route_without_a_model_refuses_a_key_limited_to_some_models() -> None:
     route = Route(("POST",), "/v1/units", "up", "search", OPENAI_FAMILY, "generic")
     async with staged((*THERE, route), holds=Holds()) as stage:
         asked = post(b"", AUTHORIZE + b"/v1/units")
@@ -226,7 +230,9 @@ async def test_a_route_that_reads_no_model_asks_for_a_key_without_a_list() -> No
 
 
 @pytest.mark.parametrize("door", [b"", AUTHORIZE, b"/.tollkeeper/holds"])
-async def test_a_number_that_may_overrule_a_bound_call_is_refused_at_every_door(door: bytes) -> None:
+async def test_unknown_numeric_field_is_refused_in_a_call_with_limited_output_on_every_path(
+    door: bytes,
+) -> None:
     def ask(**fields: Any) -> bytes:
         body = chat("m", max_tokens=9, **fields)
         if door.endswith(b"holds"):
@@ -262,7 +268,7 @@ MADE = {"id": "resp_new", "object": "response", "model": "m", "status": "complet
                             for at in range(200)]}, MADE, set()),
     ],
 )  # fmt: skip
-async def test_an_answer_that_is_told_makes_objects_where_the_route_says_so(
+async def test_objects_in_a_reported_answer_are_registered_only_if_the_route_allows(
     door: bytes, objects: str, fields: dict[str, Any], told: dict[str, Any], kept: set[str]
 ) -> None:
     routes = [replace(one, objects=objects) if one.path == "/v1/responses" else one for one in THERE]

@@ -24,19 +24,19 @@ MONEY_LEFT, TOKENS_LEFT = BudgetWindow(1, 100, 70, 0, FLAG_MONEY), BudgetWindow(
         (MONEY, PRICED, MONEY_LEFT, 30), (MONEY, FREE, TOKENS_LEFT, None),
     ],
 )  # fmt: skip
-def test_the_tightest_limit_that_is_in_the_unit_counts(
+def test_remaining_amount_of_a_hold_is_the_smallest_limit_in_the_unit_of_the_hold(
     unit: str, service: Service, window: BudgetWindow | None, remaining: int | None
 ) -> None:
     decision = Decision(Verdict.ADMITTED, tokens_remaining=40, credits_remaining=20, budget=window)
     assert _remaining(decision, service, unit) == remaining
 
 
-def test_credits_in_debt_leave_nothing() -> None:
+def test_remaining_units_of_a_hold_are_zero_with_a_negative_credit_balance() -> None:
     assert _remaining(Decision(Verdict.ADMITTED, credits_remaining=-4), PRICED, UNITS) == 0
 
 
 @pytest.mark.parametrize("name", ["gpt-4o\0x", "gpt\u202eo4", "gpt\n", "a,b", " gpt"])
-def test_a_model_of_a_hold_is_named_as_a_call_names_it(name: str) -> None:
+def test_hold_request_with_a_malformed_model_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         read_body(HoldBody, json.dumps({"service": "chat", "model": name}).encode())
     assert refusal.value.param == "model"

@@ -11,7 +11,7 @@ from tests.counters.conftest import Connect
 LIMITS = CapacityLimits(tokens_per_minute=60, concurrency=2)
 
 
-async def test_calls_are_let_in_and_give_back_what_they_left(
+async def test_waiting_call_is_admitted_with_the_upstream_capacity_an_ended_call_returns(
     valkey: str, connect: Connect, world: World
 ) -> None:
     accounts = CapacityAccounts(await connect(valkey))

@@ -102,7 +102,7 @@ async def asking(stage: Stage, *requests: bytes) -> list[asyncio.Task[Answer]]:
     return [asyncio.ensure_future(stage.ask(one)) for one in requests]
 
 
-async def test_a_call_is_let_in_at_once_and_gives_back_what_it_did_not_use(
+async def test_call_within_upstream_capacity_is_admitted_at_once_and_returns_the_unused_part(
     stage: Stage, capacity: FakeCapacity
 ) -> None:
     answer = await stage.ask(post(chat("gpt")))
@@ -113,7 +113,7 @@ async def test_a_call_is_let_in_at_once_and_gives_back_what_it_did_not_use(
     assert (ended.by, ended.requests, ended.tokens) == (1, 0, one.need - 12)
 
 
-async def test_a_call_is_charged_though_its_room_cannot_be_given_back(
+async def test_call_is_charged_even_if_returning_the_unused_upstream_capacity_fails(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -127,7 +127,7 @@ async def test_a_call_is_charged_though_its_room_cannot_be_given_back(
     stage.logged.clear()
 
 
-async def test_a_call_that_finds_no_room_waits_and_says_how_long(
+async def test_call_without_upstream_capacity_waits_and_the_answer_states_the_waiting_time(
     stage: Stage, capacity: FakeCapacity
 ) -> None:
     capacity.room = 0
@@ -141,7 +141,7 @@ async def test_a_call_that_finds_no_room_waits_and_says_how_long(
     assert stage.plane.snapshot()["capacity_waiting"] == [("up", 0)]
 
 
-async def test_who_waits_for_too_long_is_told_when_there_is_room_and_its_hold_is_released(
+async def test_call_waiting_too_long_for_upstream_capacity_is_429_with_retry_after(
     capacity: FakeCapacity,
 ) -> None:
     capacity.room = 0
@@ -155,7 +155,7 @@ async def test_who_waits_for_too_long_is_told_when_there_is_room_and_its_hold_is
         assert limiter_in(stage).refused_calls == {"up": 1}
 
 
-async def test_a_client_that_leaves_leaves_the_queue_and_the_next_one_is_let_in(
+async def test_client_that_disconnects_leaves_the_capacity_queue_and_the_next_call_is_admitted(
     stage: Stage, capacity: FakeCapacity
 ) -> None:
     capacity.room = 0
@@ -171,7 +171,9 @@ async def test_a_client_that_leaves_leaves_the_queue_and_the_next_one_is_let_in(
     assert [one.used for one in (*made.places, made.bytes)] == [0, 0, 0]
 
 
-async def test_one_organization_has_its_part_of_the_places_and_no_more(capacity: FakeCapacity) -> None:
+async def test_organization_over_the_share_of_waiting_places_is_429_but_may_queue_batch_calls(
+    capacity: FakeCapacity,
+) -> None:
     capacity.room = 0
     bounds = {"capacity_waiting_max": 2, "capacity_waiting_share": 1.0}
     async with staged(of_target={"capacity": CAPACITY}, limiter=limiter_of(capacity), **bounds) as stage:
@@ -196,7 +198,7 @@ class _Loop:
         return object()
 
 
-def test_a_call_may_end_before_a_question_of_no_delay_is_asked() -> None:
+def test_call_ending_before_the_scheduled_capacity_request_still_returns_unused_capacity() -> None:
     loop = cast("asyncio.AbstractEventLoop", _Loop())
     made = CapacityQueues(FakeCapacity(), cast("Ports", None), loop, HttpLimits())
     queue, share = CapacityQueue(made, "up", ""), Share("up", "", CALLER.organization_id)
@@ -205,7 +207,9 @@ def test_a_call_may_end_before_a_question_of_no_delay_is_asked() -> None:
     assert queue._ended == [CapacityEnd(share.name, 1, share.weight, 0, 2)]
 
 
-async def test_the_share_and_priority_of_a_call_are_told(stage: Stage, capacity: FakeCapacity) -> None:
+async def test_capacity_request_of_a_call_states_the_share_and_priority_of_the_tenant(
+    stage: Stage, capacity: FakeCapacity
+) -> None:
     mine = Share("up", "", CALLER.organization_id, CALLER.tenant_id, 3, 60, 900)
     stage.directory.shares_there = (Share("up", "", CALLER.organization_id), mine, replace(mine, model="x"))
     assert (await stage.ask(post(chat("gpt")))).status == 200
@@ -220,7 +224,7 @@ async def test_the_share_and_priority_of_a_call_are_told(stage: Stage, capacity:
     assert capacity.asked[-1].batch == 1
 
 
-async def test_a_priority_above_that_of_the_key_is_refused(stage: Stage, capacity: FakeCapacity) -> None:
+async def test_call_priority_above_the_key_priority_is_refused(stage: Stage, capacity: FakeCapacity) -> None:
     stage.directory.caller = replace(CALLER, priority=BATCH)
     refused = await stage.ask(post(chat("gpt"), fields=b"x-tollkeeper-priority: interactive\r\n"))
     assert (refused.status, refused.one(b"x-tollkeeper-reason")) == (403, b"priority_not_allowed")
@@ -230,7 +234,7 @@ async def test_a_priority_above_that_of_the_key_is_refused(stage: Stage, capacit
     assert [one.batch for one in capacity.asked] == [1]
 
 
-async def test_a_model_with_limits_of_its_own_is_another_account(
+async def test_model_with_own_limits_uses_a_capacity_account_apart_from_the_upstream_account(
     stage: Stage, capacity: FakeCapacity
 ) -> None:
     for model in ("gpt", "own"):
@@ -239,13 +243,15 @@ async def test_a_model_with_limits_of_its_own_is_another_account(
     await eventually(lambda: capacity.over)
 
 
-async def test_while_accounts_cannot_be_asked_nobody_waits(stage: Stage, capacity: FakeCapacity) -> None:
+async def test_call_is_forwarded_without_waiting_while_capacity_accounts_are_unavailable(
+    stage: Stage, capacity: FakeCapacity
+) -> None:
     capacity.down = True
     assert (await stage.ask(post(chat("gpt")))).status == 200
 
 
 @pytest.mark.parametrize("refuses", [True, False])
-async def test_a_call_that_ends_while_accounts_cannot_be_asked_is_told_afterwards(
+async def test_call_ended_during_an_outage_of_capacity_accounts_is_reported_after_the_outage(
     stage: Stage, capacity: FakeCapacity, refuses: bool
 ) -> None:
     """What it left may have been given back already where nobody knows: it is not given back twice."""
@@ -267,7 +273,7 @@ async def test_a_call_that_ends_while_accounts_cannot_be_asked_is_told_afterward
 
 
 @pytest.mark.parametrize("broken", [False, True])
-async def test_slots_of_calls_that_ended_while_redis_stood_still_are_free_once_it_goes_on(
+async def test_concurrency_slots_of_calls_that_ended_while_redis_hung_are_freed_afterwards(
     own_valkey: Callable[..., ValkeyServer], broken: bool
 ) -> None:
     """Whether its connection held or broke; and those of calls that it was asked about in vain."""
@@ -295,20 +301,24 @@ async def test_slots_of_calls_that_ended_while_redis_stood_still_are_free_once_i
     await wire.close()
 
 
-async def test_a_capacity_that_nobody_limits_by_is_refused() -> None:
+async def test_upstream_capacity_setting_is_refused_if_the_capacity_feature_is_not_installed() -> None:
     target = UpstreamTarget("up", "http://127.0.0.1:9", capacity=CAPACITY)
     async with staged() as stage:
         with pytest.raises(StartError, match=r"upstreams\.up\.capacity: .* not installed"):
             stage.plane.renew([], [target], HttpLimits())
 
 
-async def test_a_worker_that_ends_tells_which_calls_are_over(stage: Stage, capacity: FakeCapacity) -> None:
+async def test_stopping_worker_reports_finished_calls_to_the_capacity_account(
+    stage: Stage, capacity: FakeCapacity
+) -> None:
     assert (await stage.ask(post(chat("own")))).status == 200
     await stage.plane.drain(1)
     assert capacity.over == [one.id for one in capacity.asked]
 
 
-async def test_another_target_is_asked_at_once_where_the_first_has_no_room(capacity: FakeCapacity) -> None:
+async def test_call_goes_to_the_next_target_at_once_when_the_first_has_no_capacity(
+    capacity: FakeCapacity,
+) -> None:
     capacity.room = 0
     rule = ModelRule("fast", False, (ModelTarget("up", "first"), ModelTarget("other", "second")))
     of_target: dict[str, object] = {"capacity": CAPACITY}
@@ -332,7 +342,7 @@ LEARNED = Capacity(models=(("own", CapacityLimits(concurrency=3)),), learned=Tru
 
 
 @pytest.mark.parametrize(("said", "limits"), [(OPENAI, (500, 30_000)), (ANTHROPIC, (50, 24_000))])
-async def test_limits_are_learned_from_answers_by_model(
+async def test_capacity_limits_are_learned_per_model_from_upstream_response_headers(
     capacity: FakeCapacity, said: bytes, limits: tuple[int, int]
 ) -> None:
     async with staged(of_target={"capacity": LEARNED}, limiter=limiter_of(capacity)) as stage:
@@ -347,7 +357,7 @@ async def test_limits_are_learned_from_answers_by_model(
         assert capacity.limits["up", "own"] == CapacityLimits(concurrency=3)
 
 
-async def test_nothing_is_learned_from_what_failed_nor_of_more_models_than_are_kept(
+async def test_capacity_limits_are_not_learned_from_failed_calls_or_for_too_many_models(
     capacity: FakeCapacity,
 ) -> None:
     async with staged(of_target={"capacity": LEARNED}, limiter=limiter_of(capacity)) as stage:
@@ -362,7 +372,7 @@ async def test_nothing_is_learned_from_what_failed_nor_of_more_models_than_are_k
     assert (learned.of("m0", 1), learned.of(f"m{MODELS_MAX}", 1)) == (CapacityLimits(10), CapacityLimits())
 
 
-def test_keys_that_were_not_heard_of_are_taken_for_such_as_the_others() -> None:
+def test_upstream_key_without_an_answer_so_far_counts_with_the_average_learned_limit() -> None:
     learned = LearnedLimits()
     learned.note("m", 0, 100, 0)
     assert learned.of("m", 3) == CapacityLimits(300)

@@ -41,7 +41,7 @@ AMOUNTS = {"invoice": "49.38", "credit note": "45.97"}
     ids=lambda each: getattr(each, "name", each),
 )
 @pytest.mark.parametrize("case", DOCUMENTS)
-def test_a_document_says_both_taxes_by_the_rules_of_the_norm(
+def test_electronic_invoice_states_the_tax_in_accounting_currency_and_obeys_en_16931(
     case: str, syntax: str, profile: Profile
 ) -> None:
     made = electronic_invoice(full(DOCUMENTS[case]), syntax, profile)
@@ -54,7 +54,7 @@ def test_a_document_says_both_taxes_by_the_rules_of_the_norm(
 
 
 @pytest.mark.parametrize(("syntax", "rule"), [(FACTUR_X, "BT-111"), (UBL, "BR-53")])
-def test_the_rules_miss_the_second_amount(syntax: str, rule: str) -> None:
+def test_en_16931_check_reports_a_missing_tax_amount_in_accounting_currency(syntax: str, rule: str) -> None:
     made = electronic_invoice(DOCUMENTS["invoice"], syntax).decode()
     without = re.sub(
         r"<ram:TaxTotalAmount currencyID=.PLN.>.*?</ram:TaxTotalAmount>"
@@ -65,13 +65,13 @@ def test_the_rules_miss_the_second_amount(syntax: str, rule: str) -> None:
     assert any(rule in each for each in broken(without.encode(), syntax))
 
 
-def test_paper_says_it_with_rate_source_and_day() -> None:
+def test_invoice_pdf_notes_state_the_tax_in_accounting_currency_with_rate_source_and_day() -> None:
     said = "Tax in PLN: 49.38, at 4.2567 PLN for 1 EUR (NBP 83/A/NBP/2026, 30 April 2026)"
     assert InvoiceRenderer().content(DOCUMENTS["invoice"])["notes"] == [said, "Thank you."]
     assert InvoiceRenderer().pdf(DOCUMENTS["invoice"]).startswith(b"%PDF-")
 
 
-def test_amounts_of_three_decimals_are_not_of_the_norm() -> None:
+def test_electronic_invoice_refuses_a_tax_in_accounting_currency_with_three_decimals() -> None:
     with pytest.raises(Unprocessable) as refused:
         terms_of(invoice(accounting_tax=ZLOTY | {"currency": "KWD", "amount": "3.561"}))
     assert [field for field, _ in refused.value.errors] == ["accounting_tax.currency"]
@@ -83,7 +83,7 @@ def test_amounts_of_three_decimals_are_not_of_the_norm() -> None:
     st.sampled_from([("PLN", 2), ("ISK", 0), ("KWD", 3)]),
 )
 @settings(max_examples=examples(200))
-def test_the_amount_is_the_tax_times_the_rate_rounded_half_up_once(
+def test_tax_in_accounting_currency_is_tax_times_exchange_rate_rounded_half_up_once(
     cents: int, nano: int, currency: tuple[str, int]
 ) -> None:
     code, digits = currency
@@ -111,7 +111,7 @@ def stated(rate: str, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
-async def test_an_invoice_waits_for_its_rate_and_its_note_keeps_it(
+async def test_invoice_waits_for_a_required_exchange_rate_and_the_credit_note_uses_the_same_rate(
     admin_database: str, keeper_database: str
 ) -> None:
     head = Letterhead(SELLER, accounting_currency="PLN", requires_rate=True)
@@ -137,7 +137,7 @@ async def test_an_invoice_waits_for_its_rate_and_its_note_keeps_it(
         assert final == said | {"amount": "-6.81"}
 
 
-async def test_a_rate_that_is_not_required_is_used_where_there_is_one(
+async def test_invoice_finalized_before_an_optional_rate_exists_has_no_tax_in_accounting_currency(
     admin_database: str, keeper_database: str
 ) -> None:
     async with api_of(admin_database, keeper_database, Letterhead(SELLER, accounting_currency="PLN")) as api:
@@ -149,7 +149,7 @@ async def test_a_rate_that_is_not_required_is_used_where_there_is_one(
         assert (await api.post(f"invoices/{back['id']}/finalize")).json["accounting_tax"] is None
 
 
-async def test_rates_stay_as_they_were_stated(api: Api) -> None:
+async def test_exchange_rate_for_the_accounting_currency_cannot_be_changed_or_deleted(api: Api) -> None:
     made = await api.make("accounting-rates", **stated("4.25"))
     assert (await api.patch(f"accounting-rates/{made['id']}", {"rate": "1"})).status == 405
     assert (await api.delete(f"accounting-rates/{made['id']}")).status == 405

@@ -25,7 +25,7 @@ async def final(api: Api, **more: Any) -> dict[str, Any]:
     return done
 
 
-async def test_xml_is_made_once_and_stays_to_the_byte(
+async def test_invoice_xml_is_generated_once_and_stays_identical_after_the_invoice_is_voided(
     api: Api, admin_database: str, keeper_database: str
 ) -> None:
     made = await final(api)
@@ -52,7 +52,7 @@ async def test_xml_is_made_once_and_stays_to_the_byte(
     assert (await api.get(where)).raw == first.raw
 
 
-async def test_what_is_accepted_or_asked_for_says_which_xml(api: Api) -> None:
+async def test_accept_header_or_format_parameter_selects_the_xml_format(api: Api) -> None:
     where = f"invoices/{(await final(api))['id']}.xml"
     accepted = await api.call("GET", where, headers={"Accept": "application/vnd.oasis.ubl+xml"})
     assert (accepted.raw, accepted.headers["Vary"]) == ((await api.get(f"{where}?format=ubl")).raw, "Accept")
@@ -61,7 +61,7 @@ async def test_what_is_accepted_or_asked_for_says_which_xml(api: Api) -> None:
     assert (refused.status, refused.json["errors"][0]["field"]) == (422, "format")
 
 
-async def test_a_draft_has_none_and_a_void_one_gets_none(api: Api) -> None:
+async def test_xml_of_a_draft_or_void_invoice_is_refused(api: Api) -> None:
     ids = await acme(api, **ADDRESS)
     made = await draft(api, ids)
     where = f"invoices/{made['id']}.xml"
@@ -73,7 +73,7 @@ async def test_a_draft_has_none_and_a_void_one_gets_none(api: Api) -> None:
 
 
 @pytest.mark.parametrize(("more", "field"), [({"country": None}, "buyer.country")])
-async def test_what_the_norm_asks_for_is_named_and_the_pdf_is_made(
+async def test_invoice_xml_is_422_naming_a_missing_en_16931_field_while_the_pdf_is_still_served(
     api: Api, more: dict[str, Any], field: str
 ) -> None:
     made = await final(api, **more)
@@ -84,7 +84,7 @@ async def test_what_the_norm_asks_for_is_named_and_the_pdf_is_made(
     assert api.rows("SELECT format FROM invoice_document") == [("pdf",)]
 
 
-async def test_a_credit_note_is_one_and_names_its_invoice(api: Api) -> None:
+async def test_xml_of_a_credit_note_names_the_corrected_invoice(api: Api) -> None:
     made = await final(api)
     note = (await api.post(f"invoices/{made['id']}/credit-note", {"lines": [{"position": 2}]})).json
     done = (await api.post(f"invoices/{note['id']}/finalize")).json
@@ -100,7 +100,7 @@ PARTS = {"street": "Main Road 5", "city": "Paris", "post_code": "75001", "countr
 NETWORK = {"address": PARTS, "country": None, "buyer_reference": "PO 7", "endpoint_id": "9957:FR40303265045"}
 
 
-async def test_a_profile_is_made_once_of_the_fields_that_it_asks_for(
+async def test_peppol_xml_is_stored_and_a_profile_with_missing_fields_is_422_naming_the_fields(
     admin_database: str, keeper_database: str
 ) -> None:
     seller = InvoiceParty("Seller", (), "FR", "FR83404833048", endpoint_id="9957:FR83404833048")
@@ -121,7 +121,9 @@ async def test_a_profile_is_made_once_of_the_fields_that_it_asks_for(
 
 
 @pytest.mark.parametrize("written", [str, dict])
-async def test_an_address_by_its_parts_is_taken_from_a_line_too(api: Api, written: type) -> None:
+async def test_organization_address_parts_are_also_accepted_inside_a_single_address_line(
+    api: Api, written: type
+) -> None:
     """A form sends the line, a command what the line says."""
     parts = {"street": "Main Road 5", "post_code": "10115", "city": "Berlin"}
     made = await api.make("organizations", name="Acme")

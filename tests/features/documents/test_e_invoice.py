@@ -14,7 +14,7 @@ from tests.features.documents.made import BUYER, SELLER, invoice, note
 
 
 @pytest.mark.parametrize("status", ["draft", "void"])
-def test_only_what_is_final_has_xml(status: str) -> None:
+def test_electronic_invoice_content_of_a_draft_or_void_invoice_is_refused(status: str) -> None:
     with pytest.raises(Conflict, match=status):
         terms_of(invoice(status=status))
 
@@ -35,18 +35,20 @@ MIXED = invoice(((1, "10", "10.00", "0", "outside_scope"), (1, "10", "10.00", "0
         (invoice(seller=None), ["seller"]),
     ],
 )
-def test_what_is_missing_is_named(made: dict[str, Any], fields: list[str]) -> None:
+def test_electronic_invoice_error_names_the_missing_or_unusable_field(
+    made: dict[str, Any], fields: list[str]
+) -> None:
     with pytest.raises(Unprocessable) as refused:
         terms_of(made)
     assert [field for field, _ in refused.value.errors] == fields
 
 
-def test_dinars_that_need_no_third_decimal_can_be_written() -> None:
+def test_electronic_invoice_accepts_dinar_amounts_ending_in_a_zero_third_decimal() -> None:
     made = terms_of(invoice(((1, "1.5", "1.500", "0", None),), currency="KWD"))
     assert (made["BT-106"], made["BG-25"][0]["BT-131"]) == ("1.50", "1.50")
 
 
-def test_lines_from_before_taxes_were_kept_have_the_one_of_their_invoice() -> None:
+def test_electronic_invoice_gives_old_lines_without_a_tax_rate_the_rate_of_the_invoice() -> None:
     old = invoice()
     for line in old["lines"]:
         line["tax_rate"] = None
@@ -54,7 +56,7 @@ def test_lines_from_before_taxes_were_kept_have_the_one_of_their_invoice() -> No
     assert [line["BT-152"] for line in terms_of(old)["BG-25"]] == ["20", "20"]
 
 
-def test_a_line_says_when_what_it_bills_was_supplied() -> None:
+def test_electronic_invoice_line_states_the_period_of_supply() -> None:
     made = invoice()
     made["lines"][0] |= {"period_start": "2026-03-31", "period_end": "2026-04-02"}
     made["lines"][1] |= {"period_start": None, "period_end": None}
@@ -63,7 +65,7 @@ def test_a_line_says_when_what_it_bills_was_supplied() -> None:
     assert not {"BT-134", "BT-135"} & second.keys()
 
 
-def test_a_note_is_turned_round() -> None:
+def test_electronic_credit_note_content_has_positive_amounts_and_no_due_date() -> None:
     made = terms_of(note())
     assert (made["BT-3"], made["BT-112"], made["BG-23"][0]["BT-117"]) == ("381", "64.80", "10.80")
     assert [line["BT-129"] for line in made["BG-25"]] == ["1000", "1"]
@@ -79,10 +81,12 @@ def test_a_note_is_turned_round() -> None:
         ("DE", "DE123456789\n", True), ("AT", "ATU12345678", True),
     ],
 )  # fmt: skip
-def test_a_vat_number_begins_with_its_country(country: str | None, number: str | None, known: bool) -> None:
+def test_vat_number_is_valid_only_with_the_prefix_of_the_country(
+    country: str | None, number: str | None, known: bool
+) -> None:
     assert is_vat_number(InvoiceParty("x", (), country, number)) is known
 
 
-def test_what_xml_cannot_have_is_marked() -> None:
+def test_characters_not_allowed_in_xml_become_replacement_characters() -> None:
     assert legible("a\x00b\x0bc\ud800\uffff") == "a\N{REPLACEMENT CHARACTER}b\ufffdc\ufffd\ufffd"
     assert legible("tab\t<&> \U0001f600 é") == "tab\t<&> \U0001f600 é"

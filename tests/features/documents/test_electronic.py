@@ -51,12 +51,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("syntax", [FACTUR_X, UBL])
 @pytest.mark.parametrize("case", CASES)
-def test_every_rule_of_the_norm_is_kept(case: str, syntax: str) -> None:
+def test_electronic_invoice_breaks_no_rule_of_en_16931(case: str, syntax: str) -> None:
     assert broken(electronic_invoice(CASES[case], syntax), syntax) == []
 
 
 @pytest.mark.parametrize("syntax", [FACTUR_X, UBL])
-def test_the_rules_find_what_is_wrong(syntax: str) -> None:
+def test_en_16931_check_finds_a_wrong_invoice_total(syntax: str) -> None:
     wrong = invoice(total_amount="69.61")
     assert any(
         "BR-CO-15" in rule or "BT-112" in rule for rule in broken(electronic_invoice(wrong, syntax), syntax)
@@ -68,7 +68,7 @@ def texts(content: bytes, name: str) -> list[str]:
     return [each.text or "" for each in ET.fromstring(content).iter() if each.tag.endswith(f"}}{name}")]
 
 
-def test_an_invoice_says_what_it_is() -> None:
+def test_electronic_invoice_states_the_type_dates_taxes_and_totals_of_the_invoice() -> None:
     made = electronic_invoice(CASES["two rates"], FACTUR_X)
     assert texts(made, "TypeCode")[0] == "380"
     supplied = ["20260401", "20260430"]
@@ -85,7 +85,9 @@ def test_an_invoice_says_what_it_is() -> None:
 
 
 @pytest.mark.parametrize(("syntax", "quantity"), [(FACTUR_X, "BilledQuantity"), (UBL, "CreditedQuantity")])
-def test_a_credit_note_gives_back_above_zero_and_names_its_invoice(syntax: str, quantity: str) -> None:
+def test_electronic_credit_note_has_positive_amounts_and_names_the_invoice(
+    syntax: str, quantity: str
+) -> None:
     made = electronic_invoice(note(), syntax)
     assert texts(made, quantity) == ["1000", "1"]
     assert "381" in made.decode()
@@ -98,7 +100,7 @@ def test_a_credit_note_gives_back_above_zero_and_names_its_invoice(syntax: str, 
 @pytest.mark.parametrize(("syntax", "names"), [
     (FACTUR_X, ("TotalPrepaidAmount", "DuePayableAmount")), (UBL, ("PrepaidAmount", "PayableAmount")),
 ])  # fmt: skip
-def test_credit_that_was_applied_as_it_became_final_leaves_less_to_pay(
+def test_credit_applied_to_an_invoice_reduces_the_amount_due_in_xml_and_pdf(
     syntax: str, names: tuple[str, str]
 ) -> None:
     found = CASES["credit was applied"]
@@ -110,7 +112,7 @@ def test_credit_that_was_applied_as_it_became_final_leaves_less_to_pay(
     assert (on_paper["total_label"], on_paper["total"]) == ("Amount due", "49.60")
 
 
-def test_paper_says_each_rate_with_its_base_zero_and_reasons_too() -> None:
+def test_invoice_pdf_lists_every_tax_rate_with_base_and_reason_even_a_zero_rate() -> None:
     lines = (
         (15, "1", "15.00", "0.19", None), (-5, "1", "-5.00", "0.16", "standard"),
         (9, "1", "9.00", "0", None), (2, "1", "2.00", "0", "reverse_charge"),
@@ -126,7 +128,7 @@ def test_paper_says_each_rate_with_its_base_zero_and_reasons_too() -> None:
     assert [each["quantity"] for each in group["lines"]][1] == "−5"
 
 
-def test_the_pdf_carries_the_xml_to_the_byte() -> None:
+def test_invoice_pdf_embeds_exactly_the_invoice_xml() -> None:
     from facturx import get_xml_from_pdf
 
     content = electronic_invoice(invoice(), FACTUR_X)

@@ -25,12 +25,12 @@ INVOICE = {
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><rect width="9" height="9"/></svg>'
 
 
-def test_nothing_set_still_makes_an_invoice() -> None:
+def test_invoice_pdf_is_made_without_a_configured_logo() -> None:
     assert logo_of(Settings()) is None
     assert InvoiceRenderer().pdf(INVOICE).startswith(b"%PDF-")
 
 
-def test_a_logo_is_on_an_invoice(tmp_path: Path) -> None:
+def test_invoice_pdf_is_made_with_the_configured_logo(tmp_path: Path) -> None:
     logo = tmp_path / "logo.svg"
     logo.write_text(SVG)
     made = InvoiceRenderer(Letterhead(), logo_of(Settings(invoice_logo=str(logo))))
@@ -39,6 +39,6 @@ def test_a_logo_is_on_an_invoice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "said"), [("logo.exe", "svg"), ("logo.svg", "INVOICE_LOGO")])
-def test_a_logo_is_a_picture_that_is_there(tmp_path: Path, name: str, said: str) -> None:
+def test_logo_file_that_is_missing_or_not_an_image_is_refused(tmp_path: Path, name: str, said: str) -> None:
     with pytest.raises(SettingError, match=said):
         logo_of(Settings(invoice_logo=str(tmp_path / name)))

@@ -67,7 +67,7 @@ def press(slow: Slow, **bounds: Any) -> tuple[DocumentMaker, Asks]:
     return DocumentMaker(cast("InvoiceRenderer", slow), **bounds), Asks()
 
 
-async def test_what_outlasts_its_request_is_there_for_the_next_one() -> None:
+async def test_pdf_slower_than_the_request_is_503_first_and_ready_for_a_later_request() -> None:
     slow = Slow()
     made, mine = press(slow, wait_s=AT_ONCE)
     for _ in range(2):
@@ -85,7 +85,7 @@ async def test_what_outlasts_its_request_is_there_for_the_next_one() -> None:
     assert slow.made == 1
 
 
-async def test_whoever_leaves_keeps_nobody_from_it() -> None:
+async def test_pdf_is_still_delivered_to_a_client_when_another_waiting_client_leaves() -> None:
     slow = Slow()
     made, mine = press(slow, wait_s=60.0)
     leaves, stays = (asyncio.create_task(made.pdf(mine, 7, invoice())) for _ in range(2))
@@ -96,7 +96,7 @@ async def test_whoever_leaves_keeps_nobody_from_it() -> None:
     assert leaves.cancelled() or leaves.cancelling()
 
 
-async def test_what_failed_is_told_and_made_again() -> None:
+async def test_failed_pdf_is_reported_and_generated_again_on_the_next_request() -> None:
     slow = Slow(fails=lambda number: number == 1)
     slow.let.set()
     made, mine = press(slow)
@@ -105,7 +105,7 @@ async def test_what_failed_is_told_and_made_again() -> None:
     assert await made.pdf(mine, 7, invoice()) == b"%PDF-2"
 
 
-async def test_a_draft_is_set_once_for_what_it_says() -> None:
+async def test_draft_pdf_is_generated_again_only_when_the_draft_content_changes() -> None:
     slow = Slow()
     made, mine = press(slow)
     drafted = invoice(status="draft", number=None)
@@ -119,7 +119,7 @@ async def test_a_draft_is_set_once_for_what_it_says() -> None:
     assert await mine.kept(7, "draft") is None
 
 
-async def test_only_some_drafts_are_kept() -> None:
+async def test_cache_of_draft_pdfs_drops_the_least_recently_used_beyond_the_maximum() -> None:
     slow = Slow()
     slow.let.set()
     made, mine = press(slow)
@@ -131,7 +131,7 @@ async def test_only_some_drafts_are_kept() -> None:
     assert await made.pdf(mine, 1, drafted) == b"%%PDF-%d" % (DRAFTS_KEPT_MAX + 2)
 
 
-async def test_drafts_wait_in_the_same_line() -> None:
+async def test_draft_pdf_beyond_the_limit_of_pdfs_generated_at_once_is_refused() -> None:
     slow = Slow()
     made, mine = press(slow, wait_s=AT_ONCE, under_way=ConcurrencyLimits(1, 1, 1))
     drafted = invoice(status="draft", number=None)
@@ -143,7 +143,7 @@ async def test_drafts_wait_in_the_same_line() -> None:
     await made.stop(cast("Any", None))
 
 
-async def test_only_so_many_are_under_way() -> None:
+async def test_pdf_beyond_the_limit_of_pdfs_generated_at_once_is_refused() -> None:
     slow = Slow()
     made, mine = press(slow, wait_s=AT_ONCE, under_way=ConcurrencyLimits(1, 1, 1))
     with pytest.raises(Overloaded, match="being made:"):
@@ -154,7 +154,7 @@ async def test_only_so_many_are_under_way() -> None:
     await made.stop(cast("Any", None))
 
 
-async def test_an_organization_that_asks_for_many_keeps_staff_and_others_from_nothing() -> None:
+async def test_organization_over_the_pdf_limit_is_refused_while_staff_and_others_get_pdfs() -> None:
     slow = Slow()
     made, staff = press(slow, wait_s=60.0, under_way=ConcurrencyLimits(1, 2, 3))
     acme, beta = Asks(1, staff.store), Asks(2, staff.store)

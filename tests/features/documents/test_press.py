@@ -42,7 +42,9 @@ def names(content: bytes) -> list[str]:
 
 @settings(max_examples=examples(25))
 @given(name=TEXTS, description=TEXTS)
-def test_names_are_read_again_as_they_were(name: str, description: str) -> None:
+def test_names_and_descriptions_read_back_from_the_invoice_xml_are_unchanged(
+    name: str, description: str
+) -> None:
     made = named(name, description)
     assert names(RENDERER.xml(made, FACTUR_X)) == [
         legible(description), "Rerank 2", legible(name), legible(name),
@@ -57,7 +59,7 @@ def test_a_pdf_is_made_of_any_text(name: str, description: str) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_hostile_name_is_only_a_name(text: str) -> None:
+def test_name_containing_markup_is_written_as_plain_text_in_xml_and_the_pdf_is_made(text: str) -> None:
     made = named(text, text)
     content = RENDERER.xml(made, FACTUR_X)
     assert names(content)[0] == legible(text)
@@ -67,13 +69,13 @@ def test_a_hostile_name_is_only_a_name(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "Zoë & Łukasz", "Ωμέγα Жук", "€ – “x”"])
-def test_what_no_font_lacks_is_set_in_full(text: str) -> None:
+def test_archivable_pdf_is_made_only_if_every_character_has_a_font_glyph(text: str) -> None:
     """What an archive refuses is what finalizing refuses before."""
     archived = press.archive(RENDERER.content(named(text, "plain")), None, 1)
     assert (archived is None) == bool(missing_glyphs(text))
 
 
-def test_letters_of_nobody_are_told_once_each() -> None:
+def test_list_of_characters_without_a_font_glyph_names_each_character_once() -> None:
     assert missing_glyphs("Zoë \U000f0000\U000f0001 and \U000f0000") == "\U000f0000\U000f0001"
     assert missing_glyphs("") == missing_glyphs("Zoë, 12 Łódź – Ωμέγα") == ""
 
@@ -85,13 +87,15 @@ def long(lines: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("syntax", "lines"), [(FACTUR_X, 10_000), (UBL, 2_000)])
-def test_thousands_of_lines_are_written(syntax: str, lines: int) -> None:
+def test_invoice_xml_of_thousands_of_lines_stays_within_the_document_size_limit(
+    syntax: str, lines: int
+) -> None:
     content = RENDERER.xml(long(lines), syntax)
     assert len(content) < DOCUMENT_BYTES_MAX // 2
     assert f"Rerank {lines}<".encode() in content
 
 
-def test_many_lines_are_set_apart_and_too_many_are_not() -> None:
+def test_invoice_pdf_with_many_lines_has_no_embedded_xml_and_with_too_many_is_refused() -> None:
     made = long(LINES_HERE_MAX + 1)
     content = RENDERER.xml(made, FACTUR_X)
     pdf = RENDERER.pdf(made, content)

@@ -37,7 +37,7 @@ def full(made: Made | None = None, **more: Any) -> Made:
 
 
 @pytest.mark.parametrize("syntax", [FACTUR_X, UBL])
-def test_a_document_names_its_profile_and_process_reference_contact_place_and_endpoints(syntax: str) -> None:
+def test_xrechnung_invoice_states_buyer_reference_contact_address_and_endpoint_ids(syntax: str) -> None:
     made = electronic_invoice(full(buyer=BY_MAIL), syntax, XRECHNUNG).decode()
     for said in (
         ">urn:cen.eu:en16931:2017#compliant#urn:xeinkauf.de:kosit:xrechnung_3.0<",
@@ -49,7 +49,7 @@ def test_a_document_names_its_profile_and_process_reference_contact_place_and_en
     assert "urn:fdc" not in electronic_invoice(full(), syntax, EN_16931).decode()
 
 
-def test_peppol_has_its_own_specification_and_one_note() -> None:
+def test_peppol_invoice_names_the_peppol_specification_and_merges_all_notes_into_a_single_note() -> None:
     made = electronic_invoice(full(invoice(notes=["Thank you.", "Pay soon."])), UBL, PEPPOL).decode()
     assert ">urn:cen.eu:en16931:2017#compliant#urn:fdc:peppol.eu:2017:poacc:billing:3.0<" in made
     assert made.count("<cbc:Note>") == 1
@@ -73,26 +73,30 @@ def test_peppol_has_its_own_specification_and_one_note() -> None:
         (PEPPOL, {"buyer": GERMAN | {"postal": None}}, ["buyer.address.city", "buyer.address.post_code"]),
     ],
 )
-def test_fields_that_a_profile_asks_for_are_named(profile: Profile, more: Made, fields: list[str]) -> None:
+def test_xrechnung_or_peppol_invoice_error_names_each_missing_or_unusable_field(
+    profile: Profile, more: Made, fields: list[str]
+) -> None:
     with pytest.raises(Unprocessable) as refused:
         terms_of(full(**more), profile)
     assert [field for field, _ in refused.value.errors] == fields
     terms_of(full(**more), EN_16931)
 
 
-def test_between_others_than_germans_peppol_asks_for_no_account_and_no_place() -> None:
+def test_peppol_invoice_outside_germany_needs_no_bank_account_and_no_postal_address() -> None:
     parties = {"seller": OF_SELLER | {"postal": None, "contact": None}, "buyer": OF_BUYER | {"postal": None}}
     assert terms_of(full(iban=None, **parties), PEPPOL)["BT-81"] == "1"
 
 
 @pytest.mark.parametrize("profile", [XRECHNUNG, PEPPOL])
-def test_a_credit_note_says_how_it_is_paid_without_an_account(profile: Profile) -> None:
+def test_xrechnung_or_peppol_credit_note_states_payment_means_without_a_bank_account(
+    profile: Profile,
+) -> None:
     terms = terms_of(full(note()), profile)
     assert (terms["BT-81"], "BT-84" in terms) == ("1", False)
     assert broken(electronic_invoice(full(note()), UBL, profile), UBL) == []
 
 
-def test_a_line_that_rounding_moved_multiplies_by_the_price_of_all_of_it() -> None:
+def test_peppol_line_with_a_rounded_amount_states_the_price_for_the_whole_quantity() -> None:
     made = full(invoice(((3, "0.4", "2", "0", "export"), (5, "2", "10", "0", "export")), currency="JPY"))
     first, second = terms_of(made, PEPPOL)["BG-25"]
     assert (first["BT-146"], first["BT-149"], second["BT-146"]) == ("2", "3", "2")
@@ -100,14 +104,14 @@ def test_a_line_that_rounding_moved_multiplies_by_the_price_of_all_of_it() -> No
     assert [line["BT-146"] for line in terms_of(made)["BG-25"]] == ["0.4", "2"]
 
 
-def test_a_line_outside_the_days_of_the_invoice_has_none_in_a_network() -> None:
+def test_xrechnung_line_with_dates_outside_the_invoice_period_states_no_dates() -> None:
     made = full()
     made["lines"][0] |= {"period_start": "2026-03-31", "period_end": "2026-04-02"}
     assert ["BT-134" in line for line in terms_of(made, XRECHNUNG)["BG-25"]] == [False, True]
     assert ["BT-134" in line for line in terms_of(made)["BG-25"]] == [True, True]
 
 
-def test_outside_the_scope_of_a_tax_the_breakdown_has_a_rate_of_zero() -> None:
+def test_tax_out_of_scope_is_stated_with_rate_zero_in_xrechnung_and_peppol_only() -> None:
     made = full(invoice(((1, "10", "10.00", "0", "outside_scope"),)))
     assert [terms_of(made, profile)["BG-23"][0].get("BT-119") for profile in PROFILES.values()] == [
         None, "0", "0",

@@ -68,7 +68,7 @@ def verbs(april: April) -> list[object]:
     return [verb for (verb,) in found]
 
 
-async def test_reminders_then_a_block_then_with_the_payment_none(april: April) -> None:
+async def test_unpaid_invoice_sends_reminders_and_then_blocks_all_tenants_until_paid(april: April) -> None:
     invoice = await owing(april)
     rows_of(
         april.url,
@@ -101,7 +101,7 @@ async def test_reminders_then_a_block_then_with_the_payment_none(april: April) -
     assert len(verbs(april)) == 4
 
 
-async def test_a_payment_that_goes_back_blocks_again(april: April) -> None:
+async def test_reversed_payment_blocks_the_tenant_again(april: April) -> None:
     invoice = await owing(april)
     for day in (5, 9, 12):
         await look(april, 5, day)
@@ -115,7 +115,7 @@ async def test_a_payment_that_goes_back_blocks_again(april: April) -> None:
     assert verbs(april) == ["block", "unblock", "block", "unblock"]
 
 
-async def test_what_a_person_has_blocked_stays_that_persons(april: April) -> None:
+async def test_dunning_does_not_undo_a_block_or_unblock_made_by_an_operator(april: April) -> None:
     invoice = await owing(april)
     tenant = april.account.tenant_id
     await april.do("tenants", "block", tenant)
@@ -134,7 +134,7 @@ async def test_what_a_person_has_blocked_stays_that_persons(april: April) -> Non
     assert verbs(april) == ["block", "block", "block", "block", "unblock"]
 
 
-async def test_two_invoices_block_until_the_last_is_paid(april: April) -> None:
+async def test_two_unpaid_invoices_block_the_tenant_until_the_last_payment(april: April) -> None:
     first = await owing(april)
     second = await invoice_of(april, date(2026, 5, 1), date(2026, 6, 1), at(6, 2))
     for day in (3, 4, 9, 12, 13):
@@ -151,7 +151,7 @@ async def test_two_invoices_block_until_the_last_is_paid(april: April) -> None:
     assert open_ == 0
 
 
-async def test_an_invoice_that_another_leaves_the_block_goes_on_blocking_once_it_is_given_up(
+async def test_tenant_stays_blocked_by_a_second_unpaid_invoice_even_if_marked_uncollectible(
     april: April,
 ) -> None:
     first = await owing(april)
@@ -174,7 +174,9 @@ async def test_an_invoice_that_another_leaves_the_block_goes_on_blocking_once_it
     assert verbs(april) == ["block", "unblock"]
 
 
-async def test_what_is_switched_on_late_reminds_once_before_it_blocks(april: April) -> None:
+async def test_dunning_enabled_long_after_the_due_date_sends_a_single_reminder_before_the_block(
+    april: April,
+) -> None:
     await owing(april)
     await look(april, 8, 1, DunningSchedule())
     assert rows_of(april.url, STEPS) == []
@@ -184,7 +186,7 @@ async def test_what_is_switched_on_late_reminds_once_before_it_blocks(april: Apr
     assert rows_of(april.url, STEPS) == [REMINDED_7, BLOCKED]
 
 
-async def test_who_is_excepted_is_let_alone_and_let_go(april: April) -> None:
+async def test_organization_exempted_from_dunning_gets_no_reminder_and_is_unblocked(april: April) -> None:
     invoice = await owing(april, dunning=False)
     await look(april, 6, 1)
     assert rows_of(april.url, STEPS) == []
@@ -197,7 +199,9 @@ async def test_who_is_excepted_is_let_alone_and_let_go(april: April) -> None:
     assert rows_of(april.url, STEPS) == [REMINDED_7, BLOCKED, LET_GO]
 
 
-async def test_what_is_given_up_goes_on_blocking_and_a_note_lets_go(april: April) -> None:
+async def test_uncollectible_invoice_keeps_the_tenant_blocked_until_a_credit_note_covers_the_invoice(
+    april: April,
+) -> None:
     invoice = await owing(april)
     for day in (5, 9, 12):
         await look(april, 5, day)
@@ -210,7 +214,7 @@ async def test_what_is_given_up_goes_on_blocking_and_a_note_lets_go(april: April
     assert verbs(april) == ["block", "unblock"]
 
 
-async def test_steps_never_change(april: April) -> None:
+async def test_database_refuses_update_and_delete_of_recorded_dunning_steps(april: April) -> None:
     await owing(april)
     await look(april, 5, 5)
     for change in ("UPDATE dunning_step SET days = 1", "DELETE FROM dunning_step"):
@@ -226,7 +230,7 @@ async def test_steps_never_change(april: April) -> None:
     reminders=st.sets(st.integers(0, 30), max_size=4), block=st.integers(0, 30), starts=st.integers(0, 40),
     skipped=st.sets(st.integers(0, 70)),
 )  # fmt: skip
-def test_every_schedule_reminds_in_order_and_blocks_last(
+def test_every_dunning_schedule_reminds_in_order_and_blocks_last(
     reminders: set[int], block: int, starts: int, skipped: set[int]
 ) -> None:
     """Whatever days nobody looked on: each reminder once, rising, and no block on the day of the last."""

@@ -317,7 +317,7 @@ def well(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(("kind", "fault"), steps(list(product(KINDS, (*UNKNOWN, *TOLD)))))
-async def test_what_an_upstream_made_is_charged_once(
+async def test_job_accepted_by_the_upstream_is_charged_exactly_once_after_a_fault_in_the_gateway(
     gateway: Gateway, kind: str, fault: Callable[[Gateway, asyncio.StreamWriter], Any]
 ) -> None:
     gateway.maker.fault = lambda writer: fault(gateway, writer)
@@ -344,7 +344,7 @@ async def test_what_an_upstream_made_is_charged_once(
 
 
 @pytest.mark.parametrize("kind", ["response", "operation"])
-async def test_a_failure_of_the_upstream_itself_costs_nothing_where_no_list_tells(
+async def test_job_creation_answered_500_by_the_upstream_is_neither_stored_nor_charged(
     gateway: Gateway, kind: str
 ) -> None:
     async def fails_itself(_: asyncio.StreamWriter) -> tuple[int, bytes]:
@@ -366,7 +366,7 @@ async def shown(gateway: Gateway, kind: str) -> int:
 
 
 @pytest.mark.parametrize("fault", [resets, fails, is_full], ids=lambda one: one.__name__)
-async def test_a_remix_is_charged_once_too(gateway: Gateway, fault: Callable[..., Any]) -> None:
+async def test_video_remix_is_charged_once_after_a_fault(gateway: Gateway, fault: Callable[..., Any]) -> None:
     assert await gateway.ask("video") == 200
     gateway.maker.fault = lambda writer: fault(gateway, writer)
     status = (await gateway.stage.ask(post(b'{"prompt": "b"}', b"/v1/videos/video_0/remix"))).status
@@ -379,7 +379,7 @@ async def test_a_remix_is_charged_once_too(gateway: Gateway, fault: Callable[...
     assert len(gateway.charged()) == 2
 
 
-async def test_a_charge_without_its_hold_is_shown_as_no_cost(gateway: Gateway) -> None:
+async def test_finished_job_is_charged_later_by_a_keeper_after_the_hold_was_lost(gateway: Gateway) -> None:
     job = await begun(gateway)
     gateway.world.client.delete(keys.hold(gateway.world.p, job.hold_id))
     (job,) = await gateway.looked()
@@ -388,7 +388,7 @@ async def test_a_charge_without_its_hold_is_shown_as_no_cost(gateway: Gateway) -
 
 
 @pytest.mark.parametrize("fault", [None, resets], ids=["answered", "resets"])
-async def test_open_jobs_are_stored_again_in_a_redis_that_lost_them(
+async def test_gateway_stores_open_jobs_again_after_redis_lost_the_jobs(
     gateway: Gateway, fault: Callable[..., Any] | None
 ) -> None:
     job = await begun(gateway, fault)
@@ -409,7 +409,9 @@ async def test_open_jobs_are_stored_again_in_a_redis_that_lost_them(
 
 
 @pytest.mark.parametrize("fault", [*UNKNOWN, *TOLD], ids=lambda one: one.__name__)
-async def test_a_batch_keeps_its_hold_and_its_id(gateway: Gateway, fault: Callable[..., Any]) -> None:
+async def test_batch_keeps_the_hold_after_a_fault_and_keeps_the_id_if_the_upstream_answered(
+    gateway: Gateway, fault: Callable[..., Any]
+) -> None:
     gateway.maker.fault = lambda writer: fault(gateway, writer)
     status = await gateway.ask("batch")
     well(gateway)
@@ -427,7 +429,7 @@ async def test_a_batch_keeps_its_hold_and_its_id(gateway: Gateway, fault: Callab
 @pytest.mark.parametrize(
     ("tokens", "refused"), [(2, "quota_exceeded"), (3, "invalid_request"), (10**9, "invalid_request")]
 )
-async def test_a_batch_whose_lines_cannot_fit_is_refused_before_they_are_judged(
+async def test_batch_with_more_lines_than_remaining_tokens_is_refused_before_lines_are_checked(
     gateway: Gateway, tokens: int, refused: str
 ) -> None:
     gateway.world.plan(tokens)
@@ -466,7 +468,7 @@ async def begun(gateway: Gateway, fault: Callable[..., Any] | None = None, kind:
         (False, 0, "", [True]),
     ],
 )
-async def test_a_video_is_taken_from_the_list_where_it_can_be_no_other(
+async def test_video_with_a_lost_creation_answer_is_found_by_listing_only_if_unambiguous(
     gateway: Gateway, lists: bool, others: int, owner: str, charged: list[bool]
 ) -> None:
     job = await begun(gateway, resets)
@@ -494,7 +496,7 @@ def replace_hold(job: Job, owner: str) -> Job:
 
 
 @pytest.mark.parametrize(("kind", "back", "other"), steps(list(product(KINDS, range(4), (False, True)))))
-async def test_a_job_that_is_not_found_is_charged_as_held_at_the_third_look(
+async def test_job_missing_at_the_upstream_is_charged_the_full_hold_after_the_third_lookup(
     gateway: Gateway, kind: str, back: int, other: bool
 ) -> None:
     """Minutes later, then an hour: where it is `back` by then it is charged as it is."""
@@ -516,7 +518,9 @@ async def test_a_job_that_is_not_found_is_charged_as_held_at_the_third_look(
 
 @pytest.mark.parametrize("ahead_s", [-3600, 3600])
 @pytest.mark.parametrize("maker", [False, True])
-async def test_ages_go_by_the_clock_of_redis(gateway: Gateway, ahead_s: int, maker: bool) -> None:
+async def test_job_age_is_measured_by_the_redis_clock_even_if_a_gateway_clock_is_wrong(
+    gateway: Gateway, ahead_s: int, maker: bool
+) -> None:
     """Whichever clock is an hour off, that of the gateway that makes a job or of the one that looks at it."""
 
     def clock(is_off: bool) -> None:
@@ -531,7 +535,7 @@ async def test_ages_go_by_the_clock_of_redis(gateway: Gateway, ahead_s: int, mak
     gateway.check("response")
 
 
-async def test_a_look_takes_more_jobs_than_it_may_by_turns_of_organizations(gateway: Gateway) -> None:
+async def test_too_many_jobs_due_for_polling_are_taken_in_turn_by_organization(gateway: Gateway) -> None:
     p = gateway.world.p
     other = next(one for one in count(2) if keys.partition_of(one) == p)
     mine = [
@@ -554,7 +558,7 @@ async def test_a_look_takes_more_jobs_than_it_may_by_turns_of_organizations(gate
 @pytest.mark.parametrize(
     ("open_jobs", "key_id", "scope"), [(OPEN_KEY_MAX, 3, b"key"), (OPEN_MAX, 4, b"organization")]
 )
-async def test_one_more_open_job_than_may_be_is_refused_before_it_is_made(
+async def test_job_beyond_the_maximum_of_open_jobs_is_refused_before_the_upstream_is_called(
     gateway: Gateway, open_jobs: int, key_id: int, scope: bytes
 ) -> None:
     name = keys.open_jobs(gateway.world.p, 1)
@@ -573,7 +577,7 @@ async def test_one_more_open_job_than_may_be_is_refused_before_it_is_made(
     assert gateway.world.client.zcard(name) == open_jobs - 1
 
 
-async def test_an_id_that_is_another_jobs_by_then_costs_nothing(gateway: Gateway) -> None:
+async def test_job_with_an_upstream_id_that_belongs_to_another_job_is_not_charged(gateway: Gateway) -> None:
     async def taken(writer: asyncio.StreamWriter) -> None:
         await is_full(gateway, writer)
 
@@ -588,7 +592,7 @@ async def test_an_id_that_is_another_jobs_by_then_costs_nothing(gateway: Gateway
     assert not gateway.world.client.keys(keys.hold(gateway.world.p, "*"))
 
 
-async def test_what_neither_redis_nor_the_disk_takes_is_charged_as_held(
+async def test_job_that_could_be_stored_neither_in_redis_nor_on_disk_is_charged_the_full_hold(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def strike(writer: asyncio.StreamWriter) -> None:
@@ -609,7 +613,7 @@ async def test_what_neither_redis_nor_the_disk_takes_is_charged_as_held(
     gateway.check("response")
 
 
-async def test_a_successor_stores_what_a_killed_worker_had_on_its_disk(
+async def test_new_worker_stores_the_job_that_a_killed_worker_left_on_disk(
     gateway: Gateway, tmp_path: Path
 ) -> None:
     gateway.maker.fault = lambda writer: is_full(gateway, writer)
@@ -677,7 +681,7 @@ STRIKES = {"leaves": leaves, "stops": stops, "freezes": pauses, "is_full": fills
     "kind", ["video", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("response", "operation"))]
 )
 @pytest.mark.parametrize("strike", STRIKES)
-async def test_at_each_moment_of_a_call_a_fault_loses_nothing_that_was_made(
+async def test_fault_at_any_step_of_a_request_leaves_every_created_job_charged_once(
     gateway: Gateway, kind: str, strike: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle, plan = server.proxy, Striking()

@@ -104,7 +104,7 @@ async def asked(stage: Stage, path: bytes, said: dict[str, Any], told: dict[str,
     return jobs(stage).kept[-1]
 
 
-async def test_a_job_is_told_by_the_upstream_that_has_it() -> None:
+async def test_job_status_is_requested_from_the_upstream_that_accepted_the_job() -> None:
     other = FakeUpstream()
     await other.start()
     target = UpstreamTarget("other", f"http://127.0.0.1:{other.port}", (("authorization", "Bearer theirs"),))
@@ -130,7 +130,9 @@ async def test_a_job_is_told_by_the_upstream_that_has_it() -> None:
     await other.stop()
 
 
-async def test_a_video_is_held_for_until_it_is_there(stage: Stage) -> None:
+async def test_video_cost_is_held_by_requested_seconds_and_not_charged_before_completion(
+    stage: Stage,
+) -> None:
     told = {"id": "video_1", "object": "video", "status": "queued", "model": "draw", "seconds": "8"}
     job = await asked(stage, b"/v1/videos", {"model": "draw", "prompt": "a", "seconds": 8}, told)
     assert (job.id, job.status, job.seconds, job.endpoint) == ("video_1", RUNNING, 8, "/v1/videos")
@@ -151,7 +153,9 @@ async def test_a_video_is_held_for_until_it_is_there(stage: Stage) -> None:
         ({"status": "failed", "seconds": "4"}, 0),
     ],
 )
-async def test_a_video_costs_the_seconds_that_it_has(stage: Stage, said: dict[str, Any], nano: int) -> None:
+async def test_video_is_charged_by_the_seconds_generated(
+    stage: Stage, said: dict[str, Any], nano: int
+) -> None:
     told = {"id": "video_1", "status": "queued"}
     job = await asked(stage, b"/v1/videos", {"model": "draw", "prompt": "a", "seconds": "8"}, told)
     await charges(stage, job, "openai_videos", said, nano)
@@ -166,7 +170,7 @@ async def test_a_video_costs_the_seconds_that_it_has(stage: Stage, said: dict[st
         ({}, 1_200_000_000),
     ],
 )
-async def test_videos_of_gemini_cost_as_many_as_were_made(
+async def test_gemini_videos_are_charged_by_the_number_generated(
     stage: Stage, response: dict[str, Any], nano: int
 ) -> None:
     said = {"instances": [{"prompt": "a"}], "parameters": {"sampleCount": 2, "durationSeconds": 6}}
@@ -186,7 +190,7 @@ async def test_videos_of_gemini_cost_as_many_as_were_made(
         ({}, {"image": {"gcs_uri": "gs://b/x"}}),
     ],
 )
-async def test_a_number_or_a_place_in_another_spelling_is_refused(
+async def test_gemini_video_parameter_in_an_alternative_spelling_is_refused(
     stage: Stage, parameters: dict[str, Any], instance: dict[str, Any]
 ) -> None:
     said = json.dumps({"instances": [{"prompt": "a", **instance}], "parameters": parameters}).encode()
@@ -202,7 +206,7 @@ RUNNING_RESPONSE: dict[str, Any] = {
 }  # fmt: skip
 
 
-async def test_nobody_is_told_the_output_of_a_response_that_is_not_charged(stage: Stage) -> None:
+async def test_background_response_is_shown_without_output_until_charged(stage: Stage) -> None:
     stage.directory.services["responses"] = Service(95, "responses", "subscription")
     said = {"model": "draw", "input": "x", "background": True}
     await asked(stage, b"/v1/responses", said, {"id": "resp_1", "status": "queued"})
@@ -228,7 +232,7 @@ async def test_nobody_is_told_the_output_of_a_response_that_is_not_charged(stage
     ("letters", "most", "tokens"),
     [(15, None, 1_000), (6_000, None, 1_500), (6_000, 1_200, 1_200), (6_000, 900, 1_000)],
 )
-async def test_a_cancelled_response_costs_its_hold_or_its_text_within_its_maximum(
+async def test_cancelled_background_response_is_charged_the_hold_or_the_text_within_the_maximum(
     stage: Stage, letters: int, most: int | None, tokens: int
 ) -> None:
     stage.directory.services["responses"] = Service(95, "responses", "subscription", counts_tokens=True)
@@ -272,7 +276,7 @@ async def charges(stage: Stage, job: Job, meter: str, said: dict[str, Any], nano
         (answer(b"{}", status=b"400 Wrong"), 400, 0),
     ],
 )
-async def test_a_training_that_nobody_hears_of_is_one_unit(
+async def test_fine_tuning_job_is_charged_after_a_lost_upstream_answer_but_not_after_a_refusal(
     stage: Stage, step: Step, status: int, units: int
 ) -> None:
     stage.directory.services["fine_tuning"] = Service(94, "fine_tuning", "subscription")
@@ -290,7 +294,7 @@ async def test_a_training_that_nobody_hears_of_is_one_unit(
     assert facts.tools == ({"fine_tuning_job": 1} if units else {})
 
 
-async def test_a_batch_of_gemini_holds_what_its_calls_would(stage: Stage) -> None:
+async def test_gemini_batch_holds_the_sum_of_the_holds_of_the_batched_calls(stage: Stage) -> None:
     call = {"contents": [{"parts": [{"text": "hi"}]}], "generationConfig": {"maxOutputTokens": 100}}
     calls = {"requests": [{"request": call}] * 3}
     said = {"batch": {"displayName": "x", "input_config": {"requests": calls}}}
@@ -305,7 +309,9 @@ async def test_a_batch_of_gemini_holds_what_its_calls_would(stage: Stage) -> Non
 
 
 @pytest.mark.parametrize(("stated", "each"), [(100, 50), (5, 16), (None, 30)])
-async def test_a_line_of_a_batch_holds_by_the_facts_of_its_upstream(stated: int | None, each: int) -> None:
+async def test_batch_line_holds_output_tokens_within_the_minimum_and_maximum_of_the_upstream(
+    stated: int | None, each: int
+) -> None:
     facts = UpstreamFacts(output_max=50, output_min=TokenCounts(16), output_default=TokenCounts(30))
     async with staged(ROUTES, jobs=cast("JobsPort", FakeJobs()), of_target={"facts": facts}) as made:
         made.directory.services["gemini"] = Service(92, "gemini", "subscription")
@@ -319,7 +325,7 @@ async def test_a_line_of_a_batch_holds_by_the_facts_of_its_upstream(stated: int 
         made.counters.holds.clear()
 
 
-async def test_a_line_that_comes_again_costs_nothing_more_and_hides_none_that_is_missing(
+async def test_batch_line_answered_twice_is_charged_once_and_a_missing_line_a_share_of_the_hold(
     stage: Stage,
 ) -> None:
     usage = {"prompt_tokens": 7, "completion_tokens": 40, "total_tokens": 47}
@@ -352,7 +358,7 @@ async def test_a_line_that_comes_again_costs_nothing_more_and_hides_none_that_is
         ({"prompt_tokens": 7, "completion_tokens": 40, "total_tokens": 47}, 47),
     ],
 )
-async def test_a_line_that_reports_no_prompt_costs_its_share_or_the_more_that_it_reports(
+async def test_batch_line_without_reported_prompt_tokens_costs_at_least_a_share_of_the_hold(
     stage: Stage, usage: dict[str, int] | None, total: int
 ) -> None:
     choices = [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}]
@@ -368,7 +374,9 @@ async def test_a_line_that_reports_no_prompt_costs_its_share_or_the_more_that_it
 
 
 @pytest.mark.parametrize("each", [False, True])
-async def test_a_line_whose_report_is_about_one_choice_is_charged_for_all(stage: Stage, each: bool) -> None:
+async def test_batch_line_with_usage_of_a_single_choice_is_charged_an_estimate_for_all_choices(
+    stage: Stage, each: bool
+) -> None:
     choices = [{"index": at, "message": {"content": "word " * 10}, "finish_reason": "stop"} for at in (0, 1)]
     usage = {"prompt_tokens": 7, "completion_tokens": 40, "total_tokens": 47}
     body = json.dumps({"model": "draw", "choices": choices, "usage": usage}).encode()
@@ -383,7 +391,7 @@ async def test_a_line_whose_report_is_about_one_choice_is_charged_for_all(stage:
 
 
 @pytest.mark.parametrize(("category", "cost"), [("cyber", None), ("bio", 47)])
-async def test_a_line_that_was_refused_costs_nothing_or_what_it_used_and_never_its_share(
+async def test_refused_batch_line_is_charged_the_reported_use_or_zero_but_never_a_share_of_the_hold(
     stage: Stage, category: str, cost: int | None
 ) -> None:
     """A job of 26 November 2026. Of the hold its line has 3,000, and a token of it costs a billionth."""
@@ -402,7 +410,9 @@ async def test_a_line_that_was_refused_costs_nothing_or_what_it_used_and_never_i
     assert (None if made is None else made.cost) == cost
 
 
-async def test_files_that_are_read_slowly_cost_nobody_a_call(stage: Stage) -> None:
+async def test_slow_batch_file_downloads_block_no_other_call_and_are_limited_per_organization(
+    stage: Stage,
+) -> None:
     """Batches of two organizations, whose files come slowly; one more of the first is too many."""
     read = Jobs(cast("Any", None), Settings(key_pepper="x" * 32), lambda *_, **__: None)
     read.serve(stage.plane, stage.plane._ports)
@@ -449,7 +459,9 @@ async def test_the_first_hold_of_a_batch_is_renewed_while_lines_are_read(stage: 
     assert (whole.raises, whole.need > least.need) == (True, True)
 
 
-async def test_lines_of_a_batch_are_judged_in_turns_of_their_organization(stage: Stage) -> None:
+async def test_lines_of_a_large_batch_are_checked_in_small_steps_that_let_other_calls_run(
+    stage: Stage,
+) -> None:
     has_lines(stage, 300)
     turns = stage.plane.bodies.turns
     said = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions"}
@@ -462,7 +474,7 @@ async def test_lines_of_a_batch_are_judged_in_turns_of_their_organization(stage:
     assert lasting == replace(whole, ttl_ms=1000 * HOLD_S_MAX)
 
 
-async def test_no_hold_outlives_its_call_before_its_job_is_stored(stage: Stage) -> None:
+async def test_hold_of_a_job_expires_soon_while_the_job_is_not_stored(stage: Stage) -> None:
     has_lines(stage, 1)
 
     async def fail(job: Job) -> None:
@@ -490,7 +502,7 @@ def has_lines(stage: Stage, count: int, last: object = "hi") -> None:
     ("part", "status"),
     [({"type": "thing", "thing": "https://x/a.mp3"}, 403), ({"type": "text", "text": "a"}, 200)],
 )
-async def test_a_line_of_a_batch_is_refused_that_may_be_sound_without_a_price(
+async def test_batch_line_that_may_contain_audio_is_refused_for_a_model_without_an_audio_price(
     stage: Stage, part: dict[str, str], status: int
 ) -> None:
     has_lines(stage, 3, [part])
@@ -502,7 +514,7 @@ async def test_a_line_of_a_batch_is_refused_that_may_be_sound_without_a_price(
     assert (b"Line 3: " in got.body) is (status == 403)
 
 
-async def test_a_batch_behind_another_path_is_its_own(stage: Stage) -> None:
+async def test_batch_is_looked_up_under_the_same_path_used_to_create_the_batch(stage: Stage) -> None:
     has_lines(stage, 1)
     said = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions"}
     job = await asked(stage, b"/openai/v1/batches", said, {"id": "batch_1", "status": "validating"})

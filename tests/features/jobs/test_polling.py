@@ -73,7 +73,7 @@ def one(id_: str, at_s: int = 1, lines: int = 3, **metadata: str) -> dict[str, A
         ([[]], "key", OPENING, ""),  # it may be in the account of another key
     ],
 )
-def test_a_batch_is_taken_by_its_mark(
+def test_batch_with_a_lost_creation_answer_is_recognized_by_the_mark_sent_with_the_batch(
     pages: list[list[dict[str, Any]]], other: str, status: str, id_: str
 ) -> None:
     job = Job(
@@ -106,7 +106,7 @@ async def later(value: Any) -> Any:
     return value
 
 
-async def test_a_slow_upstream_holds_up_its_own_jobs_alone() -> None:
+async def test_slow_upstream_delays_polling_of_jobs_at_that_upstream_only() -> None:
     jobs = Slow([
         Job("hold", 1, 2, 3, 0, "", "chat", upstream, "/v1/messages", "m", "", 3, 1000 * CREATED_S, 0)
         for upstream in ("slow",) * 10 + ("fast",) * 10

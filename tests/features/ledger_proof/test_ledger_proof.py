@@ -87,7 +87,7 @@ def checked(
     return found
 
 
-def test_a_thousand_forgeries_are_each_found_and_named() -> None:
+def test_ledger_verification_names_each_of_a_thousand_forged_rows() -> None:
     drawn = random.Random(20_261)
     rows = [
         ProvenRow(owner, seq, leaf(f"{owner} {seq}".encode()))
@@ -134,7 +134,7 @@ def test_a_thousand_forgeries_are_each_found_and_named() -> None:
         }
 
 
-def test_what_was_signed_cannot_be_changed_with_the_rows() -> None:
+def test_ledger_verification_finds_forged_segments_signed_heads_and_signatures() -> None:
     rows = [
         ProvenRow(owner, seq, leaf(f"{owner} {seq}".encode())) for owner in (1, 2) for seq in range(1, 31)
     ]
@@ -196,7 +196,9 @@ CHANGES = {
 }
 
 
-async def test_rows_of_the_database_and_of_the_archive_are_compared(old: Aging, tmp_path: Path) -> None:
+async def test_ledger_verification_finds_rows_changed_in_the_database_or_in_the_archive(
+    old: Aging, tmp_path: Path
+) -> None:
     url = old.url
     with connected(url) as connection:
         connection.execute("SET session_replication_role = replica")
@@ -330,7 +332,9 @@ def proofs(old: Aging, tmp_path: Path) -> None:
         ]  # fmt: skip
 
 
-async def test_a_row_that_takes_the_place_it_left_is_signed_later(old: Aging) -> None:
+async def test_ledger_row_stored_late_from_a_dead_letter_is_signed_by_the_next_signed_head(
+    old: Aging,
+) -> None:
     mine = f"tenant_id = {old.account.tenant_id} AND seq = 5"
     letter = f"""
 INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id, tenant_id, token_seq)
@@ -359,7 +363,7 @@ def asked(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, 
     return int(ended.value.code or 0), capsys.readouterr().out
 
 
-async def test_the_commands_say_what_is_proven(
+async def test_ledger_commands_verify_rows_and_print_the_proof_of_a_row_and_the_public_key(
     old: Aging, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, wrong = tmp_path / "key.pem", tmp_path / "wrong.pem"
@@ -390,7 +394,7 @@ async def test_the_commands_say_what_is_proven(
     assert asked(capsys, "key", "--key", file) == (0, f"{KEY.public.hex()}\n")
 
 
-def test_a_keeper_signs_where_a_setting_names_a_key(tmp_path: Path) -> None:
+def test_keeper_signs_the_ledger_only_if_a_signing_key_file_is_configured(tmp_path: Path) -> None:
     assert FEATURE.work(parts_with("")) is None
     file = tmp_path / "key.pem"
     file.write_bytes(PRIVATE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

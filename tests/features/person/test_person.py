@@ -97,7 +97,7 @@ def named_in(text: str) -> list[str]:
     return [word for word in (ADA, NAME, SESSION) if word in text]
 
 
-async def test_every_row_of_a_user_is_written_out_without_secrets(
+async def test_person_export_command_writes_every_row_of_the_user_without_secrets(
     api: Api, admin_database: str, person: KeptPerson, tmp_path: Path
 ) -> None:
     file = tmp_path / "ada.jsonl"
@@ -124,7 +124,7 @@ async def test_every_row_of_a_user_is_written_out_without_secrets(
     assert not [each for each in digests if each in file.read_text()]
 
 
-async def test_what_is_taken_out_names_nobody_and_no_sum_moves(
+async def test_person_delete_command_removes_every_name_of_the_user_and_keeps_ledger_sums(
     api: Api, admin_database: str, person: KeptPerson
 ) -> None:
     await end(api, person)
@@ -156,7 +156,9 @@ async def test_what_is_taken_out_names_nobody_and_no_sum_moves(
         find_person(connection, ADA, None)
 
 
-async def test_a_user_in_use_is_not_taken_out(api: Api, admin_database: str, person: KeptPerson) -> None:
+async def test_person_delete_command_is_refused_while_the_user_is_in_use(
+    api: Api, admin_database: str, person: KeptPerson
+) -> None:
     with connect(admin_database) as connection:
         with pytest.raises(Conflict, match="not deleted"):
             delete_person(connection, person)
@@ -173,7 +175,7 @@ async def test_a_user_in_use_is_not_taken_out(api: Api, admin_database: str, per
             connection.rollback()
 
 
-async def test_rows_of_a_signed_ledger_change_where_that_is_said(
+async def test_person_delete_command_on_a_signed_ledger_requires_the_signed_option(
     api: Api, admin_database: str, person: KeptPerson
 ) -> None:
     await end(api, person)
@@ -191,7 +193,7 @@ async def test_rows_of_a_signed_ledger_change_where_that_is_said(
         assert delete_person(connection, gone, signed=True)["token_ledger"] == 10
 
 
-def test_every_table_that_knows_users_is_read(admin_database: str) -> None:
+def test_person_commands_cover_every_table_with_a_user_column(admin_database: str) -> None:
     """A new column that names a user has its table here, or a reason."""
     counted = {"usage_outbox"}  # by the user's id alone, until it is sent
     with connected(admin_database) as connection:
@@ -203,7 +205,9 @@ def test_every_table_that_knows_users_is_read(admin_database: str) -> None:
     assert {name for (name,) in found if not name.startswith("usage_rollup")} <= {*KEPT, *counted}
 
 
-async def test_two_organizations_may_call_two_users_alike(api: Api, admin_database: str) -> None:
+async def test_person_command_needs_the_organization_name_when_two_organizations_share_the_user_id(
+    api: Api, admin_database: str
+) -> None:
     first, second = [await api.make("organizations", name=name) for name in ("One", "Two")]
     for each in (first, second):
         await api.make("users", organization_id=each["id"], external_id="x")

@@ -95,7 +95,7 @@ def file(folder: Path, *results: dict[str, Any]) -> str:
     return str(path)
 
 
-async def test_days_and_models_are_compared_with_a_file(
+async def test_reconcile_provider_compares_days_and_models_with_a_report_file(
     run: Run, services: dict[str, int], admin_database: str, tmp_path: Path
 ) -> None:
     await used(
@@ -154,7 +154,7 @@ async def test_days_and_models_are_compared_with_a_file(
     assert lenient["verdicts"] == {"matched": 2, "differs": 0, "ours only": 0, "theirs only": 1}
 
 
-async def test_a_report_that_says_the_same_is_matched(
+async def test_reconcile_provider_matches_equal_anthropic_usage_and_cost_files(
     run: Run, services: dict[str, int], admin_database: str, tmp_path: Path
 ) -> None:
     await used(
@@ -186,7 +186,7 @@ async def test_a_report_that_says_the_same_is_matched(
     assert (wide.exit_code, "Neither side" in wide.stderr) == (0, True)
 
 
-async def test_usage_is_compared_whatever_currencies_ours_costs_are_in(
+async def test_reconcile_provider_compares_usage_although_gateway_costs_are_in_two_currencies(
     run: Run, services: dict[str, int], admin_database: str, tmp_path: Path
 ) -> None:
     for currency in ("USD", "EUR"):
@@ -202,7 +202,7 @@ async def test_usage_is_compared_whatever_currencies_ours_costs_are_in(
     assert "costs must be in one currency" in done.stderr
 
 
-async def test_a_report_may_come_on_standard_input(
+async def test_reconcile_provider_reads_a_provider_report_from_standard_input(
     run: Run, services: dict[str, int], tmp_path: Path
 ) -> None:
     report = file(tmp_path, completions("gpt-4o", 1, 1, 0, 1))
@@ -212,7 +212,7 @@ async def test_a_report_may_come_on_standard_input(
     assert (said.exit_code, "standard input: Input data was truncated" in said.stderr) == (2, True)
 
 
-async def test_names_that_callers_make_up_are_in_nobodys_way(
+async def test_reconcile_provider_ignores_unknown_model_names_that_callers_sent_without_use(
     run: Run, api: Api, services: dict[str, int], admin_database: str, tmp_path: Path
 ) -> None:
     # A caller may ask for a model that is nobody's, under another name each time: more than a page of them.
@@ -230,7 +230,7 @@ async def test_names_that_callers_make_up_are_in_nobodys_way(
     assert (said.exit_code, json.loads(said.stdout)["verdicts"]["matched"]) == (0, 3), said.output
 
 
-async def test_the_journal_tells_which_model_answered(
+async def test_reconcile_provider_compares_a_model_alias_under_the_model_that_answered(
     run: Run, services: dict[str, int], admin_database: str, tmp_path: Path
 ) -> None:
     await used(admin_database, (services["chat"], "house", (10, 0, 0, 0, 1), 0), answered="gpt-5-2025-08-07")
@@ -240,7 +240,7 @@ async def test_the_journal_tells_which_model_answered(
     assert (said.exit_code, row["verdict"], row["matched_by"]) == (0, "matched", "answered")
 
 
-async def test_both_apis_are_read_page_by_page(
+async def test_reconcile_provider_reads_openai_and_anthropic_apis_page_by_page(
     run: Run, services: dict[str, int], admin_database: str, fake: Vendor
 ) -> None:
     await used(
@@ -295,7 +295,7 @@ async def test_both_apis_are_read_page_by_page(
     assert (headers["x-api-key"], headers["anthropic-version"]) == (KEY, "2023-06-01")
 
 
-async def test_the_key_may_be_in_a_file_and_is_never_shown(
+async def test_reconcile_provider_reads_the_api_key_from_a_file_and_never_prints_the_key(
     run: Run, services: dict[str, int], fake: Vendor, tmp_path: Path
 ) -> None:
     key = tmp_path / "key"
@@ -321,7 +321,9 @@ async def test_the_key_may_be_in_a_file_and_is_never_shown(
         assert KEY not in refused.output
 
 
-async def test_the_key_goes_nowhere_else(run: Run, services: dict[str, int], fake: Vendor) -> None:
+async def test_reconcile_provider_never_sends_the_api_key_to_a_redirect_target_or_a_plain_http_host(
+    run: Run, services: dict[str, int], fake: Vendor
+) -> None:
     with vendor() as other:
         fake.fails = [(302, {"location": f"{other.url}/v1/organization/usage/completions"}, b"")]
         said = await run(
@@ -351,7 +353,7 @@ def caller(fake: Vendor, paused: list[float]) -> provider_api.ProviderApi:
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 529])
-def test_a_provider_that_is_busy_is_asked_again(fake: Vendor, status: int) -> None:
+def test_reconcile_provider_retries_when_the_provider_api_is_busy(fake: Vendor, status: int) -> None:
     fake.pages["/v1/organization/costs"] = [[bucket(costs("gpt-4o, input", 2))]]
     fake.fails = [
         (status, {"retry-after": "7"}, b""),
@@ -366,14 +368,16 @@ def test_a_provider_that_is_busy_is_asked_again(fake: Vendor, status: int) -> No
         caller(fake, []).read(DAY.date(), date(2026, 3, 2))
 
 
-def test_a_span_is_asked_for_in_pieces_a_page_can_have(fake: Vendor) -> None:
+def test_reconcile_provider_requests_a_long_time_span_in_pieces_of_31_days(fake: Vendor) -> None:
     caller(fake, []).read(date(2026, 1, 1), date(2026, 3, 10))
     asked = [(int(query["start_time"][0]), int(query["end_time"][0])) for _, query, _ in fake.asked[:3]]
     assert [(last - first) // 86_400 for first, last in asked] == [31, 31, 6]
     assert [first for first, _ in asked[1:]] == [last for _, last in asked[:-1]]
 
 
-def test_what_a_provider_may_send_is_bounded(fake: Vendor) -> None:
+def test_reconcile_provider_stops_at_too_many_pages_bytes_or_seconds_of_provider_answers(
+    fake: Vendor,
+) -> None:
     span = DAY.date(), date(2026, 3, 2)
     fake.pages["/v1/organization/usage/completions"] = [[], [], [], []]
     with pytest.raises(CommandFailed, match="more than 3 pages"):
@@ -394,7 +398,7 @@ def test_what_a_provider_may_send_is_bounded(fake: Vendor) -> None:
         caller(fake, []).read(*span)
 
 
-async def test_bad_input_ends_with_2_and_says_what_would_be_right(
+async def test_reconcile_provider_exits_2_on_bad_input_and_explains_the_mistake(
     run: Run, services: dict[str, int], admin_database: str, tmp_path: Path
 ) -> None:
     report = file(tmp_path, completions("gpt-4o", 1, 1, 0, 1), costs("gpt-4o, input", 1))
@@ -423,7 +427,9 @@ async def test_bad_input_ends_with_2_and_says_what_would_be_right(
         assert (refused.exit_code, said in " ".join(refused.output.split())) == (2, True), refused.output
 
 
-async def test_where_nothing_can_be_compared_it_says_so(run: Run, api: Api, tmp_path: Path) -> None:
+async def test_reconcile_provider_exits_2_without_matching_services_admin_api_or_days_in_the_report(
+    run: Run, api: Api, tmp_path: Path
+) -> None:
     report = file(tmp_path, completions("gpt-4o", 1, 1, 0, 1))
     for row in (await api.get("services?limit=100")).json["items"]:
         assert (await api.delete(f"services/{row['id']}")).status == 204

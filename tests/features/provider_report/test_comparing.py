@@ -50,7 +50,7 @@ def verdicts(
     return {row.model: row.verdict.value for row in compare_reports(ours, theirs, tolerance, asked)}
 
 
-def test_each_day_and_model_has_its_verdict() -> None:
+def test_provider_report_comparison_gives_a_verdict_for_each_day_and_model() -> None:
     ours, theirs = report(a=1, b=2, c=3), report(a=1, b=5, d=4)
     assert verdicts(ours, theirs) == {"a": "matched", "b": "differs", "c": "ours only", "d": "theirs only"}
     rows = compare_reports(ours, theirs, NONE, {})
@@ -65,7 +65,7 @@ def test_each_day_and_model_has_its_verdict() -> None:
     assert [(row.day, row.model) for row in compare_reports(ours, theirs, NONE, {})][-1] == (NEXT, "a")
 
 
-def test_only_what_their_report_says_is_compared() -> None:
+def test_provider_report_comparison_covers_only_fields_that_the_report_contains() -> None:
     ours = report("USD", a=5)
     ours.add(DAY, ReportLine("a", {"requests": Decimal(9), "cost": Decimal(1)}, "USD"))
     assert verdicts(ours, report(a=5)) == {"a": "matched"}
@@ -73,7 +73,7 @@ def test_only_what_their_report_says_is_compared() -> None:
     assert verdicts(ours, report("USD", a=5, b="1")) == {"a": "differs", "b": "theirs only"}
 
 
-def test_calls_that_used_nothing_are_no_row() -> None:
+def test_provider_report_comparison_ignores_calls_that_used_no_tokens() -> None:
     ours = report()
     ours.add(DAY, ReportLine("mistyped", {"requests": Decimal(3), "input": Decimal(0), "cost": Decimal(0)}))
     assert compare_reports(ours, report(mistyped=0), NONE, {}) == []
@@ -94,11 +94,13 @@ def test_calls_that_used_nothing_are_no_row() -> None:
         ("model-9999", "model-9999", False),
     ],
 )
-def test_a_version_is_no_part_of_the_plain_name(name: str, plain: str, dated: bool) -> None:
+def test_dated_model_name_is_shortened_to_the_name_without_the_date(
+    name: str, plain: str, dated: bool
+) -> None:
     assert (bare(name), is_dated(name)) == (plain, dated)
 
 
-def test_what_was_asked_without_a_version_is_compared_with_all_that_may_have_answered() -> None:
+def test_use_of_a_model_without_a_date_is_compared_with_the_sum_of_all_dated_versions() -> None:
     ours, theirs = report(gpt_4o=100, other=1), report(other=1)
     for model, tokens in (("gpt-4o-2024-08-06", 60), ("gpt-4o-2024-11-20", 50)):
         theirs.add(DAY, ReportLine(model, {"input": Decimal(tokens)}))
@@ -114,14 +116,14 @@ def test_what_was_asked_without_a_version_is_compared_with_all_that_may_have_ans
     assert row.their_names == ("gpt-4o-2024-08-06", "gpt-4o-2024-11-20")
 
 
-def test_versions_that_are_all_named_are_never_mixed() -> None:
+def test_model_versions_of_different_dates_are_not_compared_with_each_other() -> None:
     ours, theirs = ProviderReport(), ProviderReport()
     ours.add(DAY, ReportLine("gpt-4o-2024-08-06", {"input": Decimal(1)}))
     theirs.add(DAY, ReportLine("gpt-4o-2024-11-20", {"input": Decimal(1)}))
     assert verdicts(ours, theirs) == {"gpt-4o-2024-08-06": "ours only", "gpt-4o-2024-11-20": "theirs only"}
 
 
-def test_the_journal_says_which_model_answered() -> None:
+def test_model_alias_is_compared_under_the_name_of_the_model_that_answered() -> None:
     ours, theirs = report(house=7), report(gpt_5=7)
     assert lost_rows(compare_reports(ours, theirs, NONE, {})) == {"house"}
     [row] = compare_reports(ours, theirs, NONE, {"house": {"gpt-5", "gpt-unknown"}})
@@ -132,19 +134,21 @@ def test_the_journal_says_which_model_answered() -> None:
 
 
 @pytest.mark.parametrize(("requests", "verdict"), [(9, "matched"), (10, "matched"), (11, "differs")])
-def test_requests_that_failed_are_ours_alone(requests: int, verdict: str) -> None:
+def test_provider_may_report_fewer_requests_than_the_gateway_but_not_more(
+    requests: int, verdict: str
+) -> None:
     ours, theirs = report(a=1), report(a=1)
     ours.add(DAY, ReportLine("a", {"requests": Decimal(10)}))
     theirs.add(DAY, ReportLine("a", {"requests": Decimal(requests)}))
     assert verdicts(ours, theirs) == {"a": verdict}
 
 
-def test_costs_of_two_currencies_are_not_compared() -> None:
+def test_provider_report_comparison_refuses_costs_in_two_currencies() -> None:
     with pytest.raises(BadReport, match="Our costs are in EUR, theirs in USD"):
         compare_reports(report("EUR", a="1"), report("USD", a="1"), NONE, {})
 
 
-def test_rounding_to_nano_units_is_no_difference() -> None:
+def test_provider_report_comparison_ignores_rounding_below_a_nano_unit() -> None:
     ours, theirs = report("USD", a="0.000000003"), report("USD", a="0.0000000021")
     assert verdicts(ours, theirs) == {"a": "matched"}
     assert verdicts(ours, report("USD", a="0.0000000019999")) == {"a": "differs"}
@@ -161,7 +165,9 @@ def test_rounding_to_nano_units_is_no_difference() -> None:
         (["0.1%", "input=10"], "matched"),
     ],
 )  # fmt: skip
-def test_what_may_differ_is_a_share_or_an_amount(texts: list[str], verdict: str) -> None:
+def test_difference_within_a_percentage_or_amount_of_tolerance_is_accepted(
+    texts: list[str], verdict: str
+) -> None:
     assert verdicts(report(a=1010), report(a=1000), read_tolerance(texts)) == {"a": verdict}
     assert verdicts(report(a=990), report(a=1000), read_tolerance(texts)) == {"a": verdict}
 
@@ -169,7 +175,7 @@ def test_what_may_differ_is_a_share_or_an_amount(texts: list[str], verdict: str)
 @pytest.mark.parametrize(
     "text", ["", "%", "-1", "much", "tokens=1", "input=", "=1", "1%%", "cost=-1%", "nan"]
 )
-def test_a_tolerance_that_is_none_is_refused(text: str) -> None:
+def test_malformed_tolerance_of_a_provider_report_comparison_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must"):
         read_tolerance([text])
 
@@ -192,7 +198,7 @@ def made(some: list[tuple[date, str, dict[str, Decimal]]]) -> ProviderReport:
 
 
 @given(lines, lines, st.dictionaries(names, st.sets(names)))
-def test_every_amount_of_both_sides_is_in_one_row(
+def test_provider_report_comparison_rows_add_up_to_the_totals_of_both_reports(
     mine: list[tuple[date, str, dict[str, Decimal]]],
     its: list[tuple[date, str, dict[str, Decimal]]],
     answered: dict[str, set[str]],
@@ -220,6 +226,8 @@ def test_a_report_matches_itself(mine: list[tuple[date, str, dict[str, Decimal]]
 
 
 @given(st.sets(names), st.dictionaries(names, st.sets(names)))
-def test_each_name_is_in_one_group(some: set[str], answered: dict[str, set[str]]) -> None:
+def test_each_model_name_is_compared_in_a_single_group_of_names(
+    some: set[str], answered: dict[str, set[str]]
+) -> None:
     found = groups(some, answered)
     assert sorted(name for group in found for name in group) == sorted(some)

@@ -75,18 +75,18 @@ def cost(amount: str) -> dict[str, Decimal]:
         ("anthropic_cost.csv", {"claude opus 4.5": cost("0.07"), "web_search": cost("0.07")}),
     ],
 )
-def test_a_report_is_read_exactly(name: str, rows: dict[str, dict[str, Decimal]]) -> None:
+def test_provider_report_amounts_are_read_exactly(name: str, rows: dict[str, dict[str, Decimal]]) -> None:
     report = sample(name)
     assert report.rows == {(FIRST, model): amounts for model, amounts in rows.items()}
     assert report.currency == ("USD" if "cost" in name else "")
 
 
-def test_days_on_which_nothing_was_used_are_of_the_report() -> None:
+def test_provider_report_includes_days_without_any_use() -> None:
     for name in ("openai_completions.json", "openai_usage.csv", "openai_costs.csv", "anthropic_usage.json"):
         assert sample(name).days == {FIRST, SECOND}
 
 
-def test_several_files_are_one_report() -> None:
+def test_several_provider_report_files_are_read_as_a_single_report() -> None:
     report = ProviderReport()
     for name in ("openai_completions.json", "openai_embeddings.json", "openai_costs.json"):
         read_file(report, (SAMPLES / name).read_bytes(), ReportPosition(name, FORMATS["openai"]))
@@ -98,7 +98,7 @@ def document(name: str) -> Any:
     return json.loads((SAMPLES / name).read_bytes())
 
 
-def test_pages_may_stand_in_an_array_or_a_line_each_and_so_may_buckets() -> None:
+def test_provider_report_may_be_a_json_array_or_a_json_document_per_line() -> None:
     name = "openai_completions.json"
     last, whole = document(name), sample(name).rows
     first = {**last, "data": last["data"][1:], "has_more": True, "next_page": "AAAA"}
@@ -127,7 +127,7 @@ def changed(name: str, change: Callable[[Any], object]) -> bytes:
         *(("anthropic_cost.json", field) for field in ("currency", "model", "description")),
     ],
 )  # fmt: skip
-def test_a_field_that_is_missing_is_named_with_its_place(name: str, field: str) -> None:
+def test_missing_provider_report_field_is_refused_with_the_place_named(name: str, field: str) -> None:
     for change in (lambda result: result.pop(field), lambda result: result.update({field: []})):
         with pytest.raises(BadReport, match=rf"report.json, data\[0\], results\[0\].*{field}.*Readable are"):
             read(changed(name, change), name.partition("_")[0])
@@ -169,7 +169,7 @@ def test_a_field_that_is_missing_is_named_with_its_place(name: str, field: str) 
         ),
     ],
 )
-def test_a_wrong_field_is_refused_with_what_would_be_right(
+def test_wrong_provider_report_field_is_refused_with_the_expected_value(
     name: str, field: str, value: object, said: str
 ) -> None:
     with pytest.raises(BadReport) as refused:
@@ -177,14 +177,14 @@ def test_a_wrong_field_is_refused_with_what_would_be_right(
     assert said in refused.value.message
 
 
-def test_what_is_repeated_of_a_report_is_bounded() -> None:
+def test_error_message_about_a_huge_provider_report_field_is_cut_short() -> None:
     data = changed("openai_completions.json", lambda result: result.update(object="o" * 10**6))
     with pytest.raises(BadReport) as refused:
         read(data)
     assert len(refused.value.message) < 600
 
 
-def test_a_cost_without_a_model_and_a_description_asks_for_groups() -> None:
+def test_anthropic_cost_report_without_model_and_description_is_refused_with_advice_to_group() -> None:
     data = changed("anthropic_cost.json", lambda result: result.update(model=None, description=None))
     with pytest.raises(BadReport, match=r"group_by\[\]=description"):
         read(data, "anthropic")
@@ -218,14 +218,14 @@ def bucket(**fields: object) -> bytes:
         (b'{"data":[' * 100_000, "too many brackets"),
     ],
 )
-def test_what_is_no_page_is_refused(data: bytes, said: str) -> None:
+def test_malformed_provider_report_page_is_refused(data: bytes, said: str) -> None:
     with pytest.raises(BadReport) as refused:
         read(data)
     assert said in refused.value.message
 
 
 @pytest.mark.parametrize("name", [path.name for path in sorted(SAMPLES.glob("*.csv"))])
-def test_a_column_that_is_missing_is_named(name: str) -> None:
+def test_missing_csv_column_of_a_provider_report_is_named(name: str) -> None:
     head, first, *_ = (SAMPLES / name).read_text("utf-8-sig").splitlines()
     provider = name.partition("_")[0]
     table = next(table for table in FORMATS[provider].tables if table.mark in head.split(","))
@@ -258,7 +258,9 @@ def test_a_column_that_is_missing_is_named(name: str) -> None:
         ("anthropic_cost.csv", "cost_usd", "cost", "one of the columns cost_usd, usage_output_tokens"),
     ],
 )  # fmt: skip
-def test_a_wrong_row_is_refused_with_its_line(name: str, old: str, new: str, said: str) -> None:
+def test_wrong_csv_row_of_a_provider_report_is_refused_with_the_line_number(
+    name: str, old: str, new: str, said: str
+) -> None:
     text = (SAMPLES / name).read_text("utf-8-sig")
     assert old in text
     with pytest.raises(BadReport) as refused:
@@ -266,7 +268,7 @@ def test_a_wrong_row_is_refused_with_its_line(name: str, old: str, new: str, sai
     assert said in refused.value.message
 
 
-def test_a_page_names_the_next() -> None:
+def test_provider_report_page_contains_the_token_of_the_next_page() -> None:
     page = json.dumps({"data": [], "has_more": True, "next_page": "AAA="}).encode()
     assert add_page(ProviderReport(), page, ReportPosition("api", FORMATS["anthropic"])) == "AAA="
     assert not add_page(
@@ -274,14 +276,14 @@ def test_a_page_names_the_next() -> None:
     )
 
 
-def test_a_part_of_a_report_is_its_days() -> None:
+def test_provider_report_cut_to_a_time_span_contains_only_days_of_that_span() -> None:
     report = sample("openai_completions.json")
     assert within(report, SECOND, date(2026, 3, 9)).rows == {}
     assert within(report, FIRST, SECOND).days == {FIRST}
     assert within(report, FIRST, SECOND).rows == report.rows
 
 
-def test_a_report_is_bounded() -> None:
+def test_provider_report_of_more_than_the_maximum_of_rows_is_refused() -> None:
     report = ProviderReport(rows_max=2)
     for model in ("a", "b", "a"):
         report.add(FIRST, ReportLine(model, {}))
@@ -290,7 +292,7 @@ def test_a_report_is_bounded() -> None:
 
 
 @given(st.text(), st.sampled_from(sorted(FORMATS)))
-def test_whatever_is_no_report_is_refused(text: str, provider: str) -> None:
+def test_random_text_is_refused_as_a_provider_report(text: str, provider: str) -> None:
     with pytest.raises(BadReport):
         read(text.encode("utf-8", "surrogatepass"), provider)
 
@@ -304,6 +306,6 @@ def test_a_damaged_report_is_read_or_refused(some: bytes, at: int, path: Path) -
 
 
 @given(st.decimals(-(10**14), 10**14, allow_nan=False, places=12))
-def test_money_is_read_as_it_is_written(amount: Decimal) -> None:
+def test_money_amount_of_a_provider_report_is_read_exactly(amount: Decimal) -> None:
     assert money(f"{amount:f}") == amount
     assert money(f"{amount:E}") == amount

@@ -80,7 +80,7 @@ async def links(api: Api) -> AsyncIterator[Links]:
     await pool.dispose()
 
 
-async def test_who_is_told_decides_by_the_link_once(links: Links) -> None:
+async def test_link_in_a_raise_request_message_approves_the_request_only_once(links: Links) -> None:
     link = await links.link()
     said = links.chats.told[CHAT]
     assert (said["data"]["amount"], said["data"]["reason"]) == ("20", "release")
@@ -100,7 +100,7 @@ async def test_who_is_told_decides_by_the_link_once(links: Links) -> None:
     assert f"webhook:{hook}" in {one["actor"] for one in by}
 
 
-async def test_a_message_and_its_page_say_whom_they_would_raise(links: Links) -> None:
+async def test_raise_request_message_and_linked_page_name_the_user_that_gets_the_raise(links: Links) -> None:
     links.here = await budget(links.api, each="user", name="each engineer",
                               organization_id=links.here["organization_id"])  # fmt: skip
     assert (await asked(links.own, links.here, who="ada")).status == 201
@@ -114,12 +114,12 @@ async def test_a_message_and_its_page_say_whom_they_would_raise(links: Links) ->
     assert await links.raised_to() is None
 
 
-async def test_the_link_denies_too(links: Links) -> None:
+async def test_link_in_a_raise_request_message_can_deny_the_request(links: Links) -> None:
     status, page = await links.decided(await links.link(), "deny")
     assert (status, "It is denied" in page, await links.raised_to()) == (200, True, None)
 
 
-async def test_nothing_else_is_decided_by_a_link(links: Links) -> None:
+async def test_forged_or_altered_raise_request_link_is_404(links: Links) -> None:
     link = await links.link()
     first, hook, ends, mac = link.rpartition("/")[2].split("-")
     there = await budget(links.api, name="theirs")
@@ -137,7 +137,9 @@ async def test_nothing_else_is_decided_by_a_link(links: Links) -> None:
 
 
 @pytest.mark.parametrize("change", [{"enabled": False}, {"url": "https://chat.example.com/other"}, None])
-async def test_a_link_ends_with_its_webhook(links: Links, change: dict[str, object] | None) -> None:
+async def test_raise_request_link_is_404_after_the_webhook_is_disabled_deleted_or_given_another_url(
+    links: Links, change: dict[str, object] | None
+) -> None:
     link = await links.link()
     hook = (await links.own.get("webhooks")).json["items"][0]["id"]
     done = await links.own.call("DELETE" if change is None else "PATCH", f"webhooks/{hook}", change)
@@ -146,7 +148,7 @@ async def test_a_link_ends_with_its_webhook(links: Links, change: dict[str, obje
     assert await links.raised_to() is None
 
 
-async def test_a_link_is_good_for_a_week(links: Links) -> None:
+async def test_raise_request_link_older_than_a_week_is_404(links: Links) -> None:
     await links.own.get("webhooks")
     assert (await asked(links.own, links.here, "20")).status == 201
     links.api.rows("UPDATE webhook_delivery SET created_at = now() - interval '8 days' RETURNING id")

@@ -34,7 +34,7 @@ async def asked(api: Api, of: dict[str, Any], amount: object = "20", **more: Any
     )
 
 
-async def test_an_approved_request_is_the_budgets_raise(api: Api) -> None:
+async def test_approving_a_raise_request_raises_the_budget_and_a_second_decision_is_refused(api: Api) -> None:
     """A member asks, and may not decide; who decides for the organization does it once."""
     here = await budget(api)
     member = await token(api, "member", here["organization_id"])
@@ -64,7 +64,7 @@ def raises(api: Api) -> list[tuple[Any, ...]]:
     return api.rows("SELECT name, amount, reason FROM budget_raise ORDER BY name")
 
 
-async def test_an_approved_request_raises_the_one_that_asked(api: Api) -> None:
+async def test_approving_a_raise_request_of_a_user_raises_only_the_limit_of_that_user(api: Api) -> None:
     here = await budget(api, each="user")
     ada = await of_user(api, "ada", here["organization_id"])
     made = await asked(ada, here)
@@ -76,7 +76,9 @@ async def test_an_approved_request_raises_the_one_that_asked(api: Api) -> None:
 
 
 @pytest.mark.parametrize("who", ["eve", None])
-async def test_a_request_below_what_was_raised_since_is_not_approved(api: Api, who: str | None) -> None:
+async def test_raise_request_below_an_amount_already_raised_to_cannot_be_approved(
+    api: Api, who: str | None
+) -> None:
     """Of three, raised to eight: six are more than the budget's own, and less than there is by now."""
     here = await budget(api, each="user" if who else None)
     of = {"who": who} if who else {}
@@ -91,7 +93,7 @@ async def test_a_request_below_what_was_raised_since_is_not_approved(api: Api, w
     assert (await asked(api, here, "8", **of)).status == 201
 
 
-async def test_a_request_may_name_whom_to_raise(api: Api) -> None:
+async def test_raise_request_may_name_the_session_that_gets_the_raise(api: Api) -> None:
     here = await budget(api, each="session")
     made = await asked(api, here, who="night-run")
     assert made.json["who"] == "night-run"
@@ -100,14 +102,16 @@ async def test_a_request_may_name_whom_to_raise(api: Api) -> None:
 
 
 @pytest.mark.parametrize("each", ["user", "key", "project", "session"])
-async def test_who_has_none_of_each_must_say_whom(api: Api, each: str) -> None:
+async def test_raise_request_must_name_a_target_when_the_requester_has_no_own_account_in_the_budget(
+    api: Api, each: str
+) -> None:
     here = await budget(api, each=each)
     member = await token(api, "member", here["organization_id"])
     refused = await asked(member, here)
     assert (refused.status, [one["field"] for one in refused.json["errors"]]) == (422, ["who"])
 
 
-async def test_a_user_of_staff_is_none_of_the_organizations(api: Api) -> None:
+async def test_raise_request_by_a_staff_user_must_name_the_user_that_gets_the_raise(api: Api) -> None:
     here = await budget(api, each="user")
     user = await api.make("users", external_id="ops")
     made = await api.make("admin-tokens", name="ops", role="admin", user_id=user["id"])
@@ -118,12 +122,12 @@ async def test_a_user_of_staff_is_none_of_the_organizations(api: Api) -> None:
 @pytest.mark.parametrize(
     ("each", "who"), [(None, "ada"), ("key", "999"), ("key", "laptop"), ("project", "one")]
 )
-async def test_whom_no_account_is_of_is_refused(api: Api, each: str | None, who: str) -> None:
+async def test_raise_request_for_an_unknown_target_is_refused(api: Api, each: str | None, who: str) -> None:
     refused = await asked(api, await budget(api, each=each), who=who)
     assert (refused.status, [one["field"] for one in refused.json["errors"]]) == (422, ["who"])
 
 
-async def test_a_request_that_names_nobody_raises_nobody(api: Api) -> None:
+async def test_old_raise_request_stored_without_a_target_cannot_be_approved(api: Api) -> None:
     """A keeper of an earlier version stored it, by which everybody would be raised."""
     here = await budget(api, each="user")
     made = (await asked(api, here, who="ada")).json
@@ -133,7 +137,7 @@ async def test_a_request_that_names_nobody_raises_nobody(api: Api) -> None:
     assert raises(api) == []
 
 
-async def test_a_denied_request_changes_nothing(api: Api) -> None:
+async def test_denied_raise_request_leaves_the_budget_unchanged(api: Api) -> None:
     here = await budget(api, unit="tokens", amount=100)
     made = await asked(api, here, 500)
     assert made.json["amount"] == 500
@@ -148,14 +152,14 @@ async def test_a_denied_request_changes_nothing(api: Api) -> None:
         ({"reason": ""}, "reason"), ({"budget_id": 10**9}, "budget_id"),
     ],
 )  # fmt: skip
-async def test_a_request_that_no_raise_could_be_is_refused(
+async def test_invalid_raise_request_is_refused_with_the_field_named(
     api: Api, more: dict[str, Any], field: str
 ) -> None:
     refused = await asked(api, await budget(api), **more)
     assert (refused.status, [each["field"] for each in refused.json["errors"]]) == (422, [field])
 
 
-async def test_without_a_time_it_ends_with_the_interval(api: Api) -> None:
+async def test_raise_requested_without_an_end_time_lasts_until_the_budget_interval_ends(api: Api) -> None:
     here = await budget(api)
     made = await asked(api, here)
     assert made.json["until"] == here["resets_at"]
@@ -163,7 +167,7 @@ async def test_without_a_time_it_ends_with_the_interval(api: Api) -> None:
     assert [each["field"] for each in refused.json["errors"]] == ["until"]
 
 
-async def test_requests_of_others_are_not_there(api: Api) -> None:
+async def test_raise_requests_of_another_organization_are_not_visible(api: Api) -> None:
     here, there = await budget(api), await budget(api, name="theirs")
     made = await asked(api, there)
     other = await token(api, "admin", here["organization_id"])
@@ -173,7 +177,7 @@ async def test_requests_of_others_are_not_there(api: Api) -> None:
     assert (await asked(api.acting_as(READONLY), here)).status == 403
 
 
-async def test_what_was_lowered_or_raised_meanwhile_is_said(api: Api) -> None:
+async def test_raise_request_for_a_changed_or_deleted_budget_can_be_denied_but_not_approved(api: Api) -> None:
     here = await budget(api)
     made = await asked(api, here, "5")
     await api.call("PATCH", f"budgets/{here['id']}", {"amount": "9"})

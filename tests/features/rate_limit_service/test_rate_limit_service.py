@@ -192,7 +192,7 @@ def reason(answer: Any) -> str:
     return {one.key: one.value for one in answer.response_headers_to_add}.get("x-tollkeeper-reason", "")
 
 
-async def test_hits_are_charged_at_once_and_what_remains_is_told() -> None:
+async def test_rate_limit_request_charges_hits_at_once_and_the_answer_shows_the_remaining_amount() -> None:
     gateway = Gateway(tk_team=100, tk_gold=3)
     ask = RateLimitAsker(gateway)
     answer = await ask({"team": "search"}, hits_addend=30)
@@ -212,14 +212,14 @@ async def test_hits_are_charged_at_once_and_what_remains_is_told() -> None:
     assert answer.raw_body == b'{"title": "over"}'
 
 
-async def test_all_descriptors_have_room_or_none_is_charged() -> None:
+async def test_rate_limit_request_charges_all_descriptors_or_none_of_the_descriptors() -> None:
     gateway = Gateway(tk_team=100, tk_gold=0)
     answer = await RateLimitAsker(gateway)({"team": "search"} | hits(30), {"plan": "gold"})
     assert codes(answer) == [OVER_LIMIT, OK, OVER_LIMIT]
     assert (gateway.charged, gateway.room["tk_team"], gateway.open) == ([], 100, {})
 
 
-async def test_no_hits_only_look() -> None:
+async def test_rate_limit_request_of_zero_hits_checks_the_limit_without_charging() -> None:
     gateway = Gateway(tk_team=1)
     ask = RateLimitAsker(gateway)
     assert codes(await ask({"team": "a"} | hits(0))) == [OK, OK]
@@ -228,7 +228,7 @@ async def test_no_hits_only_look() -> None:
     assert codes(await ask({"team": "a"} | hits(0))) == [OVER_LIMIT, OVER_LIMIT]
 
 
-async def test_a_call_is_held_at_first_and_charged_by_its_end_also_above_its_hold() -> None:
+async def test_first_rate_limit_request_of_a_call_holds_an_amount_and_the_last_charges_actual_hits() -> None:
     gateway = Gateway(tk_team=250)
     ask = RateLimitAsker(gateway)
     for number, end in enumerate((hits(7), hits(300), hits(60, back=True), hits(0))):
@@ -241,7 +241,7 @@ async def test_a_call_is_held_at_first_and_charged_by_its_end_also_above_its_hol
     assert gateway.charged == [("tk_team", 7), ("tk_team", 300), ("tk_team", 40)]
 
 
-async def test_the_id_of_a_call_begins_one_call_and_an_end_without_a_beginning_is_not_charged() -> None:
+async def test_repeated_start_or_unstarted_end_of_a_rate_limited_call_is_over_limit_and_not_charged() -> None:
     gateway = Gateway(tk_team=250)
     ask, one = RateLimitAsker(gateway), {"team": "a", "id": "1"}
     assert codes(await ask(one)) == [OK, OK]
@@ -257,7 +257,7 @@ async def test_the_id_of_a_call_begins_one_call_and_an_end_without_a_beginning_i
 
 
 @pytest.mark.parametrize(("on_failure", "code"), [("deny", OVER_LIMIT), ("allow", OK)])
-async def test_a_gateway_that_is_silent_is_asked_again_and_then_the_table_decides(
+async def test_rate_limit_service_retries_an_unresponsive_gateway_and_then_follows_on_failure(
     on_failure: str, code: int
 ) -> None:
     gateway = Gateway(tk_team=100)
@@ -273,7 +273,7 @@ async def test_a_gateway_that_is_silent_is_asked_again_and_then_the_table_decide
     assert gateway.charged == [("tk_team", 1)]
 
 
-async def test_who_answers_in_the_gateways_place_admits_nobody() -> None:
+async def test_rate_limit_service_answers_over_limit_when_the_gateway_reply_is_not_understood() -> None:
     for status, body in ((200, b"<html>"), (201, b"{}"), (302, b""), (201, b"\xff"), (404, b"<html>")):
         gateway = Gateway(tk_team=100)
 
@@ -285,7 +285,7 @@ async def test_who_answers_in_the_gateways_place_admits_nobody() -> None:
         assert codes(await ask({"team": "a"})) == [OVER_LIMIT] * 2
 
 
-async def test_a_retry_of_our_own_that_meets_its_hold_is_no_second_call() -> None:
+async def test_rate_limit_service_retry_after_a_lost_gateway_reply_makes_no_second_hold() -> None:
     gateway = Gateway(tk_team=250)
     ask, gateway.lost = RateLimitAsker(gateway), 1
     assert codes(await ask({"team": "a", "id": "1"})) == [OK, OK]
@@ -303,7 +303,9 @@ async def test_a_retry_of_our_own_that_meets_its_hold_is_no_second_call() -> Non
         ([{"key": "tk\r\nx-evil: 1"}], "api"), ([{"team": "a"}] * 33, "api"), ([], "api"),
     ],
 )  # fmt: skip
-async def test_nothing_is_asked_for_a_question_that_is_not_understood(descriptors: Any, domain: str) -> None:
+async def test_rate_limit_request_malformed_or_without_a_matching_rule_is_over_limit(
+    descriptors: Any, domain: str
+) -> None:
     gateway = Gateway(tk_team=100)
     answer = await RateLimitAsker(gateway)(*descriptors, domain=domain)
     assert answer.overall_code == OVER_LIMIT
@@ -311,7 +313,7 @@ async def test_nothing_is_asked_for_a_question_that_is_not_understood(descriptor
     assert gateway.bodies == []
 
 
-async def test_what_no_rule_fits_passes_where_the_table_says_so() -> None:
+async def test_rate_limit_request_without_a_matching_rule_passes_if_on_unknown_is_allow() -> None:
     assert codes(await RateLimitAsker(Gateway(), on_unknown="allow")({"unheard": "of"})) == [OK, OK]
 
 
@@ -320,7 +322,7 @@ def served_by(one: str, **more: Any) -> dict[str, Any]:
     return {"domain": "api", "entries": {"service": one}, "key": f"tk_{one}", "service": "chat", **more}
 
 
-async def test_in_quota_mode_one_account_with_room_is_enough_and_envoy_is_told_which() -> None:
+async def test_quota_mode_passes_if_any_key_has_room_and_tells_envoy_which_key_was_charged() -> None:
     rules = [served_by(one, quota_mode=True, metadata={"serves": {"name": one}, one: "yes"}) for one in "ab"]
     gateway = Gateway(tk_a=1, tk_b=2)
     ask = RateLimitAsker(gateway, rules=[*rules, served_by("c")])
@@ -335,7 +337,7 @@ async def test_in_quota_mode_one_account_with_room_is_enough_and_envoy_is_told_w
     assert gateway.charged == [("tk_a", 1), ("tk_b", 1), ("tk_b", 1)]
 
 
-async def test_a_rule_that_is_replaced_does_not_count_in_that_question() -> None:
+async def test_rate_limit_rule_replaced_by_another_matching_rule_is_not_applied() -> None:
     gateway = Gateway(tk_a=0, tk_b=1)
     rules = [served_by("a", name="small"), served_by("b", replaces=["small"])]
     ask = RateLimitAsker(gateway, rules=rules)
@@ -345,7 +347,7 @@ async def test_a_rule_that_is_replaced_does_not_count_in_that_question() -> None
     assert gateway.charged == [("tk_b", 1)]
 
 
-async def test_kuadrant_reserves_for_all_or_none_and_commits_what_was_used_once() -> None:
+async def test_kuadrant_reserve_holds_for_all_descriptors_or_none_and_commit_charges_once() -> None:
     gateway = Gateway(tk_team=100, tk_gold=50)
     ask, both = RateLimitAsker(gateway), ({"team": "a"}, {"plan": "gold"})
     held = await ask.reserve(*both, amount=30, ttl={"seconds": 2**33})
@@ -365,7 +367,7 @@ async def test_kuadrant_reserves_for_all_or_none_and_commits_what_was_used_once(
     assert (len(gateway.charged), gateway.room["tk_team"]) == (2, 55)
 
 
-async def test_kuadrant_looks_and_reports_and_a_commit_without_a_reservation_is_a_report() -> None:
+async def test_kuadrant_check_charges_no_hits_while_report_and_commit_without_reservation_charge() -> None:
     gateway = Gateway(tk_team=100)
     ask, team = RateLimitAsker(gateway), {"team": "a"}
     assert (
@@ -385,13 +387,13 @@ async def test_kuadrant_looks_and_reports_and_a_commit_without_a_reservation_is_
     assert (call.code, len(gateway.charged), gateway.open) == (OVER_LIMIT, 4, {})
 
 
-async def test_a_key_of_an_entry_is_asked_for_without_its_scheme() -> None:
+async def test_rate_limit_descriptor_key_is_used_without_the_bearer_prefix() -> None:
     gateway = Gateway(tk_own=5)
     await RateLimitAsker(gateway)({"key": "Bearer tk_own"})
     assert gateway.charged == [("tk_own", 1)]
 
 
-def test_cut_or_other_bytes_are_a_value_error_and_nothing_else() -> None:
+def test_truncated_or_random_rate_limit_message_is_refused_with_value_error_only() -> None:
     raw, draw = asked({"team": "a"} | hits(300)), random.Random(7)
     cut = [raw[:at] for at in range(len(raw))]
     for one in [*cut, *(draw.randbytes(draw.randrange(40)) for _ in range(5_000)), b"\x80" * 64]:
@@ -409,7 +411,9 @@ def test_cut_or_other_bytes_are_a_value_error_and_nothing_else() -> None:
         ({"colour": "red"}, "is not known"), ({"entries": {}}, "entries"), ({"key": "${NOT_SET}"}, "NOT_SET"),
     ],
 )  # fmt: skip
-def test_a_table_names_the_place_of_a_fault(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_rate_limit_rules_file_error_names_the_position_of_the_mistake(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
     path = tmp_path / "rls.yaml"
     path.write_text(json.dumps({"gateway": "http://g", "rules": [RULES[0] | change]}))
     with pytest.raises(SettingError, match=said):

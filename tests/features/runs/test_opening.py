@@ -99,7 +99,7 @@ def refusal_of(call: Call) -> Refusal:
 # --- what a run is -------------------------------------------------------------------------------
 
 
-async def test_a_run_holds_its_calls_to_its_amount_and_tells_what_is_left(worker: Worker) -> None:
+async def test_run_refuses_calls_beyond_the_amount_and_shows_the_amount_left(worker: Worker) -> None:
     first = await worker.call("nightly; max=1.00; ttl=600", money=600_000_000)
     assert first.verdict is Verdict.ADMITTED
     second = await worker.call("nightly", money=600_000_000)
@@ -119,7 +119,7 @@ async def test_a_run_holds_its_calls_to_its_amount_and_tells_what_is_left(worker
     )
 
 
-async def test_a_number_of_calls_and_an_amount_of_tokens(worker: Worker) -> None:
+async def test_run_refuses_calls_beyond_max_calls_and_counts_tokens(worker: Worker) -> None:
     for _ in range(2):
         (await worker.call("two; max_calls=2; max_tokens=100", raw_tokens=10)).settle(raw_tokens=10)
     third = await worker.call("two", raw_tokens=10)
@@ -129,14 +129,16 @@ async def test_a_number_of_calls_and_an_amount_of_tokens(worker: Worker) -> None
     assert (told["unit"], told["used"], told["max"], told["max_calls"]) == ("tokens", 20, 100, 2)
 
 
-async def test_one_without_limits_counts_and_tells_nobody_of_a_limit(worker: Worker) -> None:
+async def test_run_without_limits_counts_calls_and_shows_no_remaining_amount(worker: Worker) -> None:
     (await worker.call("free", money=5)).settle(money=5)
     told = await worker.told("free")
     assert (told["max"], told["left"], told["used"], told["calls"]) == (None, None, "0.000000005", 1)
 
 
 @pytest.mark.parametrize("field", ["a; max=2.00", "a; max_tokens=5", "a; max_calls=4", "a; parent=b"])
-async def test_it_never_changes(worker: Worker, world: World, connect: Connect, field: str) -> None:
+async def test_run_reused_with_other_limits_or_another_parent_is_refused_as_a_conflict(
+    worker: Worker, world: World, connect: Connect, field: str
+) -> None:
     await worker.run("b; max=9.00")
     await worker.run("a; max=1.00; max_calls=3")
     for one in (worker, await another(world, connect)):
@@ -145,7 +147,7 @@ async def test_it_never_changes(worker: Worker, world: World, connect: Connect, 
         assert (await one.run("a; max=1; max_calls=3")).amount == DOLLAR
 
 
-async def test_two_that_open_it_at_once_have_one(world: World, connect: Connect) -> None:
+async def test_run_opened_by_several_workers_at_once_exists_once(world: World, connect: Connect) -> None:
     workers = [await another(world, connect) for _ in range(4)]
     found = [await one.run(f"once; max={number + 1}.00") for number, one in enumerate(workers[:1])]
     for one in workers[1:]:
@@ -171,7 +173,7 @@ POLICIES = (
         ("; max_calls=2", (2 * DOLLAR, 2, 60)),
     ],
 )
-async def test_what_a_call_does_not_say_is_as_the_narrowest_policy_has_it(
+async def test_run_opened_without_limits_takes_the_limits_of_the_narrowest_run_policy(
     worker: Worker, said: str, opened: tuple[int, int, int]
 ) -> None:
     parent = await worker.run("above; max=9.00")
@@ -194,7 +196,7 @@ async def test_what_a_call_does_not_say_is_as_the_narrowest_policy_has_it(
         ("ttl=61", "has ttl=61, and runs of this API key have ttl=60 at most"),
     ],
 )
-async def test_more_than_a_policy_gives_is_refused_and_opens_nothing(
+async def test_run_opened_with_limits_beyond_a_run_policy_is_refused(
     worker: Worker, world: World, connect: Connect, said: str, says: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=says):
@@ -209,7 +211,7 @@ async def test_more_than_a_policy_gives_is_refused_and_opens_nothing(
 # --- children ------------------------------------------------------------------------------------
 
 
-async def test_a_child_draws_from_all_above_it(worker: Worker) -> None:
+async def test_calls_of_a_child_run_count_against_all_ancestor_runs(worker: Worker) -> None:
     await worker.run("root; max=1.00")
     await worker.run("lead; max=5.00; parent=root")
     calls = [await worker.call(f"agent-{n}; max=0.50; parent=lead", money=300_000_000) for n in range(4)]
@@ -226,7 +228,7 @@ async def test_a_child_draws_from_all_above_it(worker: Worker) -> None:
     ]
 
 
-async def test_a_parent_must_be_open_and_of_the_same_tenant(worker: Worker, world: World) -> None:
+async def test_parent_run_must_be_open_and_of_the_same_tenant(worker: Worker, world: World) -> None:
     with pytest.raises(InvalidRequest, match="no open run"):
         await worker.run("child; parent=made-up")
     await worker.run("theirs; max=1.00")
@@ -244,7 +246,7 @@ async def test_a_parent_must_be_open_and_of_the_same_tenant(worker: Worker, worl
     stranger.world.client.close()
 
 
-async def test_there_are_so_many_levels(worker: Worker) -> None:
+async def test_run_deeper_than_the_maximum_of_levels_is_refused(worker: Worker) -> None:
     await worker.run("1")
     for level in range(2, LEVELS_MAX + 1):
         await worker.run(f"{level}; parent={level - 1}")
@@ -252,12 +254,12 @@ async def test_there_are_so_many_levels(worker: Worker) -> None:
         await worker.run(f"{LEVELS_MAX + 1}; parent={LEVELS_MAX}")
 
 
-async def test_a_child_ends_no_later_than_its_parent(worker: Worker) -> None:
+async def test_child_run_expires_no_later_than_the_parent(worker: Worker) -> None:
     parent = await worker.run("parent; ttl=60")
     assert (await worker.run("child; parent=parent; ttl=86400")).expires_ms == parent.expires_ms
 
 
-async def test_a_child_draws_from_a_parent_that_another_worker_opens_in_the_same_moment(
+async def test_child_run_counts_against_a_parent_that_another_worker_opens_at_the_same_moment(
     world: World, connect: Connect
 ) -> None:
     world.plan(None)
@@ -278,7 +280,7 @@ async def test_a_child_draws_from_a_parent_that_another_worker_opens_in_the_same
     assert (await first.told("root"))["used"] == "0.9"
 
 
-async def test_the_tree_below_a_run_is_told(worker: Worker) -> None:
+async def test_run_shows_the_tree_of_child_runs(worker: Worker) -> None:
     await worker.run("root; max=9.00")
     for lead in range(3):
         await worker.run(f"lead-{lead}; parent=root")
@@ -324,7 +326,7 @@ async def lost(world: World) -> World:
     return found
 
 
-async def test_runs_that_were_lost_are_restored_by_those_that_remember_them(
+async def test_worker_restores_known_runs_after_redis_lost_the_runs(
     worker: Worker, world: World, connect: Connect
 ) -> None:
     await worker.run("root; max=1.00; max_calls=7")
@@ -346,7 +348,7 @@ async def test_runs_that_were_lost_are_restored_by_those_that_remember_them(
     assert len([event for event in found.events() if event.kind == EventKind.RUN]) == 2
 
 
-async def test_what_others_opened_again_meanwhile_counts_for_all(
+async def test_worker_restoring_runs_after_a_redis_loss_keeps_a_run_already_reopened_elsewhere(
     worker: Worker, world: World, connect: Connect
 ) -> None:
     await worker.keep(await worker.run("job; max=1.00"))
@@ -361,7 +363,7 @@ async def test_what_others_opened_again_meanwhile_counts_for_all(
 # --- its end -------------------------------------------------------------------------------------
 
 
-async def test_no_call_is_admitted_once_it_was_ended_wherever_it_is_known(
+async def test_calls_of_an_ended_run_or_of_child_runs_are_refused_by_every_worker(
     worker: Worker, world: World, connect: Connect
 ) -> None:
     elsewhere = await another(world, connect)
@@ -384,16 +386,14 @@ async def test_no_call_is_admitted_once_it_was_ended_wherever_it_is_known(
     ) == 2  # of "job": no call was one of "task"
 
 
-async def test_one_that_nobody_called_yet_can_be_ended(
-    worker: Worker, world: World, connect: Connect
-) -> None:
+async def test_run_without_calls_can_be_ended(worker: Worker, world: World, connect: Connect) -> None:
     elsewhere = await another(world, connect)
     await elsewhere.run("idle; max=1.00")
     await worker.end("idle")
     assert refusal_of(await elsewhere.call("idle", money=5)).reason == "run_ended"
 
 
-async def test_a_call_that_is_refused_by_its_parents_amount_leaves_no_run(
+async def test_child_run_is_not_created_when_the_first_call_exceeds_the_amount_of_the_parent(
     worker: Worker, world: World, connect: Connect
 ) -> None:
     (await worker.call("root; max=1.00", money=DOLLAR)).settle(money=DOLLAR)
@@ -414,7 +414,7 @@ def refused_name(world: World) -> str:
     return account_of(world.caller.organization_id, world.caller.tenant_id, "child")
 
 
-async def test_it_is_over_when_it_expires(worker: Worker) -> None:
+async def test_calls_of_an_expired_run_are_refused(worker: Worker) -> None:
     run = await worker.run("short; ttl=5")
     worker.ahead_s = 6
     with pytest.raises(RunEnded):
@@ -423,7 +423,9 @@ async def test_it_is_over_when_it_expires(worker: Worker) -> None:
     assert run.expires_ms - run.created_ms == 5000
 
 
-async def test_what_is_remembered_goes_a_day_after_it_ends(worker: Worker, world: World) -> None:
+async def test_redis_keys_of_a_run_expire_within_about_a_day_after_the_run_ends(
+    worker: Worker, world: World
+) -> None:
     await worker.call("short; ttl=5", money=5)
     name = (await worker.run("short")).account.name
     longest = packing.RUN_KEPT_MS + CLOCKS_DIFFER_MS + 6_000
@@ -431,7 +433,9 @@ async def test_what_is_remembered_goes_a_day_after_it_ends(worker: Worker, world
         assert 0 < world.client.pttl(key) <= longest  # type: ignore[operator]  # it does not wait
 
 
-async def test_a_tenant_has_so_many_and_the_last_one_is_refused(worker: Worker, world: World) -> None:
+async def test_tenant_at_the_maximum_of_open_runs_may_not_open_another_run(
+    worker: Worker, world: World
+) -> None:
     soon = world.now_ms() + 60_000
     name = keys.runs(world.p, world.caller.tenant_id)
     world.client.zadd(name, {f"run {n}": soon for n in range(packing.RUNS_MAX - 1)})
@@ -443,7 +447,7 @@ async def test_a_tenant_has_so_many_and_the_last_one_is_refused(worker: Worker, 
     await worker.run("another")  # others are forgotten
 
 
-async def test_a_key_leaves_as_many_runs_to_others_as_it_has(worker: Worker, world: World) -> None:
+async def test_api_key_may_open_at_most_half_of_the_runs_of_a_tenant(worker: Worker, world: World) -> None:
     soon, half = world.now_ms() + 60_000, packing.RUNS_MAX // 2
     own = {f"run {n}": soon for n in range(half - 1)}
     for name in (keys.runs(world.p, world.caller.tenant_id), keys.opened_runs(world.p, world.caller.key_id)):
@@ -457,7 +461,7 @@ async def test_a_key_leaves_as_many_runs_to_others_as_it_has(worker: Worker, wor
     assert world.client.pttl(keys.opened_runs(world.p, other.key_id)) > 0  # type: ignore[operator]  # it does not wait
 
 
-async def test_who_asks_too_often_is_refused(worker: Worker) -> None:
+async def test_reading_the_state_of_a_run_too_often_is_refused(worker: Worker) -> None:
     await worker.run("job")
 
     async def many() -> None:
@@ -472,7 +476,9 @@ async def test_who_asks_too_often_is_refused(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_a_tree_is_never_over_its_root_and_counts_all_its_calls(worker: Worker, seed: int) -> None:
+async def test_random_tree_of_child_runs_never_exceeds_any_amount_and_counts_all_calls(
+    worker: Worker, seed: int
+) -> None:
     """Calls of fifty agents on four levels, with what they hold and use at random; beside it plain sums."""
     draw = random.Random(seed)
     parents: dict[str, str] = {}

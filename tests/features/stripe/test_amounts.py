@@ -26,7 +26,9 @@ from gateway.features.stripe.service import Unspeakable, from_stripe, to_stripe
         ("0", "BHD", 0),
     ],
 )
-def test_amounts_are_as_stripe_documents_them(amount: str, currency: str, number: int) -> None:
+def test_amount_converts_to_the_minor_unit_of_stripe_and_back(
+    amount: str, currency: str, number: int
+) -> None:
     assert to_stripe(Decimal(amount), currency) == number
     assert from_stripe(number, currency) == Decimal(amount)
 
@@ -35,13 +37,17 @@ def test_amounts_are_as_stripe_documents_them(amount: str, currency: str, number
     ("amount", "currency"),
     [("0.001", "USD"), ("1.5", "JPY"), ("12.345", "KWD"), ("10.40", "MGA"), ("0.5", "ISK")],
 )
-def test_what_stripe_has_no_number_for_is_not_rounded(amount: str, currency: str) -> None:
+def test_amount_below_the_minor_unit_of_stripe_is_refused_rather_than_rounded(
+    amount: str, currency: str
+) -> None:
     with pytest.raises(Unspeakable, match=f"{currency} {Decimal(amount).normalize():f}"):
         to_stripe(Decimal(amount), currency)
 
 
 @given(st.sampled_from(sorted(MINOR_DIGITS)), st.integers(-(10**12), 10**12))
-def test_an_amount_comes_back_as_it_went(currency: str, number: int) -> None:
+def test_random_amount_survives_conversion_to_the_minor_unit_of_stripe_and_back(
+    currency: str, number: int
+) -> None:
     amount = Decimal(number).scaleb(-MINOR_DIGITS[currency])
     try:
         there = to_stripe(amount, currency)

@@ -85,7 +85,7 @@ async def shop_of(admin_database: str, keeper_database: str) -> AsyncIterator[Sh
     await engine.dispose()
 
 
-async def test_credits_are_paid_there_and_given_once_with_a_paid_invoice(shop: Shop) -> None:
+async def test_credits_paid_at_stripe_checkout_are_added_once_with_a_paid_invoice(shop: Shop) -> None:
     offer = (await shop.persons["billing"].open("/account")).text
     assert "$5.00" in offer
     assert "$50.00" in offer
@@ -115,7 +115,7 @@ async def test_credits_are_paid_there_and_given_once_with_a_paid_invoice(shop: S
     assert actor == "stripe"
 
 
-async def test_what_is_forged_or_anothers_gives_nothing(shop: Shop) -> None:
+async def test_forged_or_mismatched_stripe_checkout_event_adds_no_credits(shop: Shop) -> None:
     await shop.begin()
     other = (await shop.api.make("organizations", name="Other"))["id"]
     [session] = shop.stripe.sessions.values()
@@ -132,7 +132,9 @@ async def test_what_is_forged_or_anothers_gives_nothing(shop: Shop) -> None:
     assert len(shop.given) == 1
 
 
-async def test_who_may_not_buy_is_offered_nothing_and_refused(shop: Shop) -> None:
+async def test_credit_purchase_is_refused_without_the_billing_role_a_valid_count_or_a_unit_price(
+    shop: Shop,
+) -> None:
     operator = shop.persons["operator"]
     page = (await operator.open("/account")).text
     assert BUY not in page

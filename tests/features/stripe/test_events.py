@@ -78,7 +78,7 @@ async def handed(api: Api) -> dict[str, Any]:
     return made
 
 
-async def test_a_payment_is_recorded_once_and_ends_what_waits_for_it(told: Api) -> None:
+async def test_stripe_invoice_paid_event_records_the_payment_once(told: Api) -> None:
     made = await handed(told)
     assert (await send(told, event("evt_1"))).json == {"taken": True}
     assert (await send(told, event("evt_1"))).json == {"taken": True}
@@ -105,7 +105,7 @@ async def test_a_payment_is_recorded_once_and_ends_what_waits_for_it(told: Api) 
         ({"header": "nonsense"}, "not Stripe's"),
     ],
 )
-async def test_what_is_not_signed_by_stripe_or_old_is_401_and_counted(
+async def test_stripe_event_with_a_wrong_or_old_signature_is_401_and_counted_in_metrics(
     told: Api, how: dict[str, Any], said: str
 ) -> None:
     await handed(told)
@@ -116,7 +116,7 @@ async def test_what_is_not_signed_by_stripe_or_old_is_401_and_counted(
     assert told.rows("select id from handover_event") == []
 
 
-async def test_a_changed_byte_is_401(told: Api) -> None:
+async def test_stripe_event_with_a_changed_byte_is_401(told: Api) -> None:
     await handed(told)
     body = json.dumps(event("evt_1"))
     signed = stripe.WebhookSignature.generate_signature_header(body, SECRET, int(time.time()))
@@ -136,11 +136,11 @@ async def test_a_changed_byte_is_401(told: Api) -> None:
         json.dumps(event("evt_1")).replace("6960", "Infinity"),
     ],
 )
-async def test_what_is_signed_and_no_event_is_400(told: Api, body: str) -> None:
+async def test_signed_request_body_that_is_no_stripe_event_is_400(told: Api, body: str) -> None:
     assert (await send(told, body)).status == 400
 
 
-async def test_what_is_about_others_is_answered_and_not_kept(told: Api) -> None:
+async def test_stripe_event_about_an_unknown_object_is_answered_and_not_stored(told: Api) -> None:
     await handed(told)
     other = {
         "id": "evt_2",
@@ -152,7 +152,9 @@ async def test_what_is_about_others_is_answered_and_not_kept(told: Api) -> None:
     assert told.rows("select id from handover_event") == []
 
 
-async def test_an_amount_in_another_currency_is_for_a_person(told: Api) -> None:
+async def test_stripe_payment_event_in_another_currency_records_no_payment_and_stores_the_reason(
+    told: Api,
+) -> None:
     await handed(told)
     await send(told, event("evt_1", currency="jpy"))
     [kept] = (await told.get("handover-events")).json["items"]
@@ -164,7 +166,7 @@ async def test_an_amount_in_another_currency_is_for_a_person(told: Api) -> None:
     ("kind", "about"),
     [("charge.refunded", "charge"), ("refund.failed", "refund"), ("charge.dispute.closed", "dispute")],
 )
-async def test_money_that_went_back_is_looked_up_or_told_again(
+async def test_stripe_refund_event_is_checked_at_stripe_or_answered_503_without_an_api_key(
     admin_database: str, keeper_database: str, kind: str, about: str
 ) -> None:
     asked: list[PaymentReturn] = []
@@ -192,7 +194,7 @@ async def test_money_that_went_back_is_looked_up_or_told_again(
     assert asked == [PaymentReturn("evt_1", kind, "pi_1")]
 
 
-async def test_where_nobody_is_told_anything_there_is_nothing(
+async def test_stripe_events_route_is_404_without_a_webhook_secret(
     admin_database: str, keeper_database: str
 ) -> None:
     async with told_by(admin_database, keeper_database, read=None) as deaf:
@@ -200,12 +202,12 @@ async def test_where_nobody_is_told_anything_there_is_nothing(
 
 
 @in_turn("customer", ["", "cus 1", "cus/1", "x" * 256, 7])
-async def test_a_customer_is_an_id_of_stripes(api: Api, customer: Any) -> None:
+async def test_malformed_stripe_customer_id_of_an_organization_is_refused(api: Api, customer: Any) -> None:
     refused = await api.post("organizations", {"name": "Acme", "stripe_customer": customer})
     assert (refused.status, refused.json["errors"][0]["field"]) == (422, "stripe_customer")
 
 
-async def test_a_token_of_one_organization_does_not_say_who_pays(api: Api) -> None:
+async def test_organization_token_may_not_change_the_stripe_customer_of_the_organization(api: Api) -> None:
     mine = await api.make("organizations", name="Acme", stripe_customer="cus_1")
     made = await api.make("admin-tokens", name="theirs", role="billing", organization_id=mine["id"])
     theirs = api.acting_as(made["token"])
@@ -214,7 +216,7 @@ async def test_a_token_of_one_organization_does_not_say_who_pays(api: Api) -> No
     assert (await theirs.patch(where, {"country": "DE"})).status == 200
 
 
-async def test_hand_overs_are_read_and_begun_anew(api: Api) -> None:
+async def test_transfer_of_an_invoice_to_stripe_can_be_listed_canceled_and_retried(api: Api) -> None:
     made = await finalized(api, stripe_customer="cus_1")
     [row] = (await api.get(f"handovers?invoice_id={made['id']}")).json["items"]
     assert (row["kind"], row["state"], row["customer"], row["remote"]) == (
@@ -230,7 +232,7 @@ async def test_hand_overs_are_read_and_begun_anew(api: Api) -> None:
     assert (await api.post(f"invoices/{made['id']}/hand-over")).status == 409
 
 
-async def test_what_was_told_is_forgotten_in_time_and_nothing_else_is(
+async def test_received_stripe_events_are_deleted_only_after_the_retention_days(
     told: Api, keeper_database: str
 ) -> None:
     await handed(told)
@@ -252,7 +254,7 @@ async def test_what_was_told_is_forgotten_in_time_and_nothing_else_is(
     assert [each["name"] for each in (await told.get("handover-events")).json["items"]] == ["evt_2"]
 
 
-async def test_a_hand_over_is_left_by_people_of_all_organizations_alone(api: Api) -> None:
+async def test_organization_token_may_not_cancel_the_transfer_of_an_invoice_to_stripe(api: Api) -> None:
     made = await finalized(api, stripe_customer="cus_1")
     [row] = (await api.get(f"handovers?invoice_id={made['id']}")).json["items"]
     terms = {"role": "billing", "organization_id": made["organization_id"]}

@@ -16,7 +16,7 @@ LINES = st.lists(st.tuples(st.sampled_from("abcdefgh"), AMOUNTS, st.sampled_from
 
 
 @given(LINES, st.integers(len(KINDS), 40))
-def test_folded_lines_come_to_the_same_and_are_no_more_than_may_be(
+def test_invoice_lines_merged_for_stripe_keep_the_total_and_stay_within_the_line_maximum(
     drawn: list[tuple[str, Decimal, str]], most: int
 ) -> None:
     lines = [PayableLine(at, said, amount, kind) for at, (said, amount, kind) in enumerate(drawn, 1)]
@@ -27,7 +27,7 @@ def test_folded_lines_come_to_the_same_and_are_no_more_than_may_be(
     assert folded(lines, most) == told
 
 
-def test_lines_that_fit_stay_as_they_are_but_those_of_nothing() -> None:
+def test_few_invoice_lines_are_sent_to_stripe_unmerged_without_lines_of_zero() -> None:
     lines = [
         PayableLine(1, "Chat", Decimal("1.00"), "usage"),
         PayableLine(2, "Credits used", Decimal(0), "credits_consumed"),
@@ -36,7 +36,7 @@ def test_lines_that_fit_stay_as_they_are_but_those_of_nothing() -> None:
     assert folded(lines[1:]) == (lines[1],)
 
 
-def test_pauses_grow_and_end_after_two_days() -> None:
+def test_retries_of_a_transfer_to_stripe_end_after_about_two_days() -> None:
     pauses = [RETRIES.after_s(attempt) for attempt in range(1, 17)]
     known = [pause for pause in pauses if pause is not None]
     assert len(known) == 15

@@ -93,7 +93,7 @@ async def handed(desk: Desk) -> tuple[dict[str, Any], dict[str, Any]]:
     return made, there
 
 
-async def test_an_invoice_is_there_line_by_line_and_to_the_cent(desk: Desk) -> None:
+async def test_invoice_is_created_at_stripe_line_by_line_with_exact_cents(desk: Desk) -> None:
     made, there = await handed(desk)
     assert [(line["description"], line["amount"]) for line in there["of_lines"]] == [
         (line["description"], int(Decimal(line["amount"]) * 100)) for line in made["lines"]
@@ -116,7 +116,7 @@ async def test_an_invoice_is_there_line_by_line_and_to_the_cent(desk: Desk) -> N
     assert await desk.turn() == 0
 
 
-async def test_what_the_schedule_makes_final_in_a_batch_is_handed_over_each_once(desk: Desk) -> None:
+async def test_each_invoice_finalized_by_the_schedule_is_sent_to_stripe_once(desk: Desk) -> None:
     april = desk.april
     owners = await several(april, 3)
     for number, owner in enumerate(owners[:2], 1):
@@ -139,7 +139,9 @@ async def test_what_the_schedule_makes_final_in_a_batch_is_handed_over_each_once
     }  # fmt: skip
 
 
-async def test_whose_customer_is_not_known_there_is_not_handed_over_and_may_be_later(desk: Desk) -> None:
+async def test_invoice_without_a_stripe_customer_is_sent_to_stripe_only_on_a_later_request(
+    desk: Desk,
+) -> None:
     made = await bought(desk.april)
     assert await desk.turn() == 0
     with pytest.raises(Conflict, match="no stripe_customer"):
@@ -154,7 +156,9 @@ async def test_whose_customer_is_not_known_there_is_not_handed_over_and_may_be_l
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("ending", ["told", "died", "forgotten"])
-async def test_whatever_is_cut_off_it_is_there_once_and_whole(desk: Desk, when: str, ending: str) -> None:
+async def test_transfer_to_stripe_interrupted_at_any_request_leaves_a_single_complete_stripe_invoice(
+    desk: Desk, when: str, ending: str
+) -> None:
     """Each request's answer is lost in turn; whoever asked learns of it, or dies; keys are kept, or not."""
     await bought(desk.april, stripe_customer="cus_1")
     for number in steps(range(1, REQUESTS + 1)):
@@ -181,7 +185,9 @@ async def test_whatever_is_cut_off_it_is_there_once_and_whole(desk: Desk, when: 
         assert desk.states() == [("invoice", "done")]
 
 
-async def test_two_keepers_at_once_hand_over_once(desk: Desk) -> None:
+async def test_two_keepers_sending_the_same_invoice_to_stripe_create_a_single_stripe_invoice(
+    desk: Desk,
+) -> None:
     await bought(desk.april, stripe_customer="cus_1")
     claimed = await asyncio.gather(*(desk.queue.claim(4) for _ in range(4)))
     [due] = [each for some in claimed for each in some]
@@ -202,7 +208,7 @@ async def test_two_keepers_at_once_hand_over_once(desk: Desk) -> None:
     assert (there["status"], there["total"], desk.states()) == ("open", 120_00, [("invoice", "done")])
 
 
-async def test_what_comes_to_something_else_is_not_collected(desk: Desk) -> None:
+async def test_stripe_invoice_with_a_different_total_stays_a_draft_and_the_transfer_fails(desk: Desk) -> None:
     await bought(desk.april, stripe_customer="cus_1")
     desk.stripe.beside = -1
     await desk.turn()
@@ -223,7 +229,7 @@ async def test_what_comes_to_something_else_is_not_collected(desk: Desk) -> None
         (400, "invalid_request_error", "failed", 1),
     ],
 )
-async def test_what_is_refused_waits_or_is_for_a_person(
+async def test_transfer_refused_by_stripe_is_retried_or_fails_depending_on_the_status(
     desk: Desk, status: int, kind: str, state: str, version: int
 ) -> None:
     made = await bought(desk.april, stripe_customer="cus_1")
@@ -247,7 +253,7 @@ async def test_what_is_refused_waits_or_is_for_a_person(
     assert [each["number"] for each in desk.stripe.invoices.values()] == [made["number"]]
 
 
-async def test_attempts_have_an_end(desk: Desk) -> None:
+async def test_transfer_to_stripe_fails_after_the_maximum_of_attempts(desk: Desk) -> None:
     await bought(desk.april, stripe_customer="cus_1")
     desk.stripe.refuse = lambda _: Refused(503, "away", "api_error")
     for _ in range(RETRIES.attempts_max):
@@ -263,7 +269,9 @@ async def test_attempts_have_an_end(desk: Desk) -> None:
         await desk.april.do("handovers", "ended", handover_id, attempt=3, state="done", credited=Decimal(0))
 
 
-async def test_an_unknown_customer_is_for_a_person_who_may_leave_it(desk: Desk) -> None:
+async def test_transfer_to_an_unknown_stripe_customer_fails_and_may_be_canceled_or_retried(
+    desk: Desk,
+) -> None:
     made = await bought(desk.april, stripe_customer="cus_gone")
     await desk.turn()
     [(handover_id, state, error)] = rows_of(desk.april.url, "SELECT id, state, error FROM handover")
@@ -285,7 +293,7 @@ async def test_an_unknown_customer_is_for_a_person_who_may_leave_it(desk: Desk) 
     assert [each["customer"] for each in desk.stripe.invoices.values()] == ["cus_1"]
 
 
-async def test_money_that_comes_in_there_is_paid_here_once_however_often_it_is_told(desk: Desk) -> None:
+async def test_payment_at_stripe_is_recorded_once_despite_repeated_stripe_events(desk: Desk) -> None:
     made, there = await handed(desk)
     early = dict(desk.stripe.pay(there["id"], 50_00))
     late = desk.stripe.pay(there["id"])
@@ -303,7 +311,7 @@ async def test_money_that_comes_in_there_is_paid_here_once_however_often_it_is_t
     assert await broken(desk.april.url) == []
 
 
-async def test_parts_are_recorded_as_they_come(desk: Desk) -> None:
+async def test_partial_payments_at_stripe_are_recorded_as_received(desk: Desk) -> None:
     made, there = await handed(desk)
     await desk.told(desk.stripe.pay(there["id"], 50_00), "evt_1", "invoice.updated")
     assert await desk.now(made) == ("open", "50.00", "70.00")
@@ -311,7 +319,7 @@ async def test_parts_are_recorded_as_they_come(desk: Desk) -> None:
     assert await desk.now(made) == ("paid", "120.00", "0.00")
 
 
-async def test_of_an_invoice_that_nobody_handed_over_nothing_is_taken(desk: Desk) -> None:
+async def test_stripe_event_about_an_invoice_never_sent_to_stripe_is_ignored(desk: Desk) -> None:
     _, there = await handed(desk)
     other = {**there, "id": "in_other", "metadata": {}, "status": "paid"}
     assert not await desk.told(other, "evt_1")
@@ -319,7 +327,7 @@ async def test_of_an_invoice_that_nobody_handed_over_nothing_is_taken(desk: Desk
     assert rows_of(desk.april.url, "SELECT id FROM handover_event") == []
 
 
-async def test_money_a_person_records_ends_the_collection_there(desk: Desk) -> None:
+async def test_payment_recorded_by_hand_marks_the_stripe_invoice_as_paid(desk: Desk) -> None:
     made, there = await handed(desk)
     await pay(desk.april, made, "20.00")
     assert await desk.turn() == 0
@@ -331,7 +339,9 @@ async def test_money_a_person_records_ends_the_collection_there(desk: Desk) -> N
     assert rows_of(desk.april.url, "SELECT remains FROM handover_event") == [(None,)]
 
 
-async def test_money_beyond_what_is_left_is_for_a_person(desk: Desk) -> None:
+async def test_stripe_payment_above_the_amount_due_is_recorded_up_to_the_amount_due_with_a_note(
+    desk: Desk,
+) -> None:
     made, there = await handed(desk)
     await pay(desk.april, made, "20.00")
     await desk.told(desk.stripe.pay(there["id"]), "evt_1")
@@ -341,7 +351,9 @@ async def test_money_beyond_what_is_left_is_for_a_person(desk: Desk) -> None:
     ]
 
 
-async def test_what_is_given_up_on_one_side_is_on_the_other(desk: Desk) -> None:
+async def test_invoice_marked_uncollectible_is_uncollectible_at_stripe_and_may_still_be_paid(
+    desk: Desk,
+) -> None:
     made, there = await handed(desk)
     await desk.april.do("invoices", "uncollectible", made["id"])
     assert await desk.turn() == 1
@@ -355,7 +367,7 @@ async def test_what_is_given_up_on_one_side_is_on_the_other(desk: Desk) -> None:
     assert rows_of(desk.april.url, "SELECT remains FROM handover_event") == [(None,), (None,)]
 
 
-async def test_what_is_void_here_is_void_there(desk: Desk) -> None:
+async def test_voided_invoice_is_voided_at_stripe(desk: Desk) -> None:
     made, there = await handed(desk)
     await desk.april.do("invoices", "void", made["id"])
     assert await desk.turn() == 1
@@ -369,7 +381,9 @@ async def test_what_is_void_here_is_void_there(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("began", [False, True])
-async def test_what_is_void_before_it_is_there_never_comes_there(desk: Desk, began: bool) -> None:
+async def test_invoice_voided_before_the_transfer_to_stripe_is_done_leaves_no_stripe_invoice(
+    desk: Desk, began: bool
+) -> None:
     made = await bought(desk.april, stripe_customer="cus_1")
     if began:
         with cutting(desk.stripe, 3, "before"):
@@ -382,7 +396,7 @@ async def test_what_is_void_before_it_is_there_never_comes_there(desk: Desk, beg
     assert desk.states() == [("invoice", "canceled"), ("void", "canceled")]
 
 
-async def test_a_draft_that_somebody_deleted_is_made_again(desk: Desk) -> None:
+async def test_stripe_draft_deleted_at_stripe_during_the_transfer_is_created_again(desk: Desk) -> None:
     await bought(desk.april, stripe_customer="cus_1")
     with cutting(desk.stripe, 3, "before"):
         await desk.turn()
@@ -394,7 +408,9 @@ async def test_a_draft_that_somebody_deleted_is_made_again(desk: Desk) -> None:
     assert (there["status"], there["total"], desk.states()) == ("open", 120_00, [("invoice", "done")])
 
 
-async def test_somebody_makes_it_void_there(desk: Desk) -> None:
+async def test_invoice_voided_only_at_stripe_stays_open_and_the_stripe_event_stores_a_note(
+    desk: Desk,
+) -> None:
     made, there = await handed(desk)
     told = CollectionStatus("evt_1", "invoice.voided", there["id"], "", "USD", None, void=True)
     assert await collected(desk.april.store, told)
@@ -410,7 +426,7 @@ async def noted(desk: Desk, made: dict[str, Any], amount: str | None = None) -> 
     return await desk.april.do("invoices", "finalize", note["id"])
 
 
-async def test_a_note_leaves_less_to_collect_and_its_void_more(desk: Desk) -> None:
+async def test_credit_note_lowers_the_amount_due_at_stripe_until_the_note_is_voided(desk: Desk) -> None:
     made, there = await handed(desk)
     note = await noted(desk, made, "50")
     assert await desk.turn() == 1
@@ -422,7 +438,7 @@ async def test_a_note_leaves_less_to_collect_and_its_void_more(desk: Desk) -> No
     assert await desk.now(made) == ("paid", "120.00", "0.00")
 
 
-async def test_a_note_over_all_ends_the_collection(desk: Desk) -> None:
+async def test_credit_note_for_the_full_amount_settles_the_stripe_invoice(desk: Desk) -> None:
     made, there = await handed(desk)
     await noted(desk, made)
     await desk.turn()
@@ -431,7 +447,7 @@ async def test_a_note_over_all_ends_the_collection(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("when", ["", "before", "after"])
-async def test_a_note_over_what_is_paid_goes_to_the_balance_and_leaves_the_payment(
+async def test_credit_note_on_a_paid_invoice_is_added_to_the_stripe_customer_balance(
     desk: Desk, when: str
 ) -> None:
     made, there = await handed(desk)
@@ -462,7 +478,9 @@ async def test_a_note_over_what_is_paid_goes_to_the_balance_and_leaves_the_payme
     assert await broken(desk.april.url) == []
 
 
-async def test_what_gives_back_more_than_it_bills_is_on_the_balance(desk: Desk) -> None:
+async def test_standalone_credit_note_is_added_to_the_stripe_customer_balance_and_may_be_voided(
+    desk: Desk,
+) -> None:
     made, _ = await handed(desk)
     [base] = rows_of(desk.april.url, "SELECT invoice_id FROM handover")
     desk.april.is_sound = False  # a document of its own below zero, whatever it gives back
@@ -502,7 +520,9 @@ async def test_what_gives_back_more_than_it_bills_is_on_the_balance(desk: Desk) 
     assert rows_of(desk.april.url, "SELECT * FROM invariant_payments") == []
 
 
-async def test_those_of_one_invoice_wait_for_each_other_and_for_nobody_else(desk: Desk) -> None:
+async def test_credit_note_waits_for_the_transfer_of_the_invoice_but_not_for_other_invoices(
+    desk: Desk,
+) -> None:
     first = await bought(desk.april, stripe_customer="cus_gone")
     second = await bought(desk.april, stripe_customer="cus_1")
     await noted(desk, first, "10")
@@ -511,7 +531,7 @@ async def test_those_of_one_invoice_wait_for_each_other_and_for_nobody_else(desk
     assert [each["number"] for each in desk.stripe.invoices.values()] == [second["number"]]
 
 
-async def test_invoices_to_be_sent_say_until_when(desk: Desk) -> None:
+async def test_stripe_invoice_collected_by_sending_an_invoice_has_a_due_date(desk: Desk) -> None:
     made = await bought(desk.april, stripe_customer="cus_1", due_days=365)
     desk.collector._collection = "send_invoice"
     desk.april.now = datetime.now(UTC)

@@ -100,7 +100,9 @@ class History:
 
 @some(6)
 @given(st.lists(STEPS, min_size=5, max_size=16))
-def test_random_histories_agree_on_both_sides(shared: str, steps: list[tuple[str, int]]) -> None:
+def test_random_invoice_changes_end_with_the_same_amounts_at_stripe(
+    shared: str, steps: list[tuple[str, int]]
+) -> None:
     asyncio.run(_play(shared, steps))
 
 

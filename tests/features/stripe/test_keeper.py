@@ -54,7 +54,9 @@ def routes_of(settings: Settings, later: KeeperSettings | None = None) -> tuple[
     return (*routes.mount.args, routes)
 
 
-async def test_without_a_key_nothing_is_loaded_or_run(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_keeper_without_stripe_settings_loads_no_stripe_library_and_runs_no_stripe_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "stripe", None)
     work, (read, look_up, routes) = work_of(of()), routes_of(of())
     assert (work.tasks, read, look_up) == ({}, None, None)
@@ -62,7 +64,7 @@ async def test_without_a_key_nothing_is_loaded_or_run(monkeypatch: pytest.Monkey
     await routes.aclose()
 
 
-async def test_with_a_key_it_hands_over_and_with_a_secret_it_reads() -> None:
+async def test_keeper_with_a_stripe_api_key_sends_invoices_and_with_a_webhook_secret_reads_events() -> None:
     handing, hearing = of(API_KEY=KEY, COLLECTION="send_invoice"), of(WEBHOOK_SECRET=SECRET)
     work, (read, look_up, routes) = work_of(handing), routes_of(hearing)
     [run] = work.tasks.values()
@@ -74,7 +76,7 @@ async def test_with_a_key_it_hands_over_and_with_a_secret_it_reads() -> None:
     await routes.aclose()
 
 
-async def test_a_hand_over_that_fails_here_is_named_by_its_id() -> None:
+async def test_failed_transfer_to_stripe_is_logged_by_id_without_invoice_contents() -> None:
     said: list[dict[str, Any]] = []
     isolation = Isolation(lambda _, **more: said.append(more))
     handover = HandoverStep(12, HUSH, 1, 1, "customer", HUSH, datetime.now(UTC), paper=HUSH)  # type: ignore[arg-type]  # only its id is read
@@ -97,7 +99,7 @@ async def test_stripe_is_reached_through_a_proxy() -> None:
         await routes.aclose()
 
 
-async def test_stripe_is_asked_and_believed_by_the_secrets_of_now() -> None:
+async def test_changed_stripe_api_key_and_webhook_secret_are_used_without_a_restart() -> None:
     """Another key from the next request on; what was signed with the secret before is Stripe's no more."""
     async with stripe_server() as stripe:
         said = {"TOLLKEEPER_STRIPE_API_URL": stripe.url, "TOLLKEEPER_STRIPE_WEBHOOK_SECRET": SECRET}
@@ -127,7 +129,9 @@ def signed(body: bytes, secret: str) -> str:
     return f"t={at},v1={digest}"
 
 
-def test_where_the_library_is_missing_the_start_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keeper_start_without_the_stripe_library_names_the_extra_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delitem(sys.modules, "gateway.features.stripe.service", raising=False)
     monkeypatch.setitem(sys.modules, "stripe", None)
     with pytest.raises(MissingExtra, match=re.escape(install("stripe"))):

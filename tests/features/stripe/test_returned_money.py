@@ -53,7 +53,7 @@ def back(desk: Desk) -> list[tuple[Any, ...]]:
     return rows_of(desk.april.url, "SELECT amount FROM payment WHERE amount < 0 ORDER BY id")
 
 
-async def test_a_refund_is_due_again_once_however_often_it_is_told(desk: Desk) -> None:
+async def test_refund_at_stripe_reopens_the_invoice_once_despite_repeated_stripe_events(desk: Desk) -> None:
     made, payment = await paid(desk)
     desk.stripe.give_back(payment, 120_00)
     for name, kind in (
@@ -71,7 +71,7 @@ async def test_a_refund_is_due_again_once_however_often_it_is_told(desk: Desk) -
     assert await broken(desk.april.url) == []
 
 
-async def test_parts_add_up_in_any_order(desk: Desk) -> None:
+async def test_partial_refunds_at_stripe_add_up_in_any_order(desk: Desk) -> None:
     made, payment = await paid(desk)
     for amount in (20_00, 30_00, 10_00):
         desk.stripe.give_back(payment, amount)
@@ -84,7 +84,7 @@ async def test_parts_add_up_in_any_order(desk: Desk) -> None:
     assert [amount for amount, _ in said_of_returns(desk)] == [-60, 0, -5]
 
 
-async def test_two_payments_of_one_invoice_are_told_apart(desk: Desk) -> None:
+async def test_refunds_at_stripe_of_two_payments_of_the_same_invoice_are_both_recorded(desk: Desk) -> None:
     made, there = await handed(desk)
     payments = []
     for number, amount in enumerate((70_00, 50_00)):
@@ -96,7 +96,9 @@ async def test_two_payments_of_one_invoice_are_told_apart(desk: Desk) -> None:
     assert await desk.now(made) == ("open", "20.00", "100.00")
 
 
-async def test_a_payment_of_two_invoices_gives_back_of_each_what_is_its(desk: Desk) -> None:
+async def test_refund_of_a_stripe_payment_for_two_invoices_counts_only_the_share_of_each_invoice(
+    desk: Desk,
+) -> None:
     made, payment = await paid(desk)
     there = next(iter(desk.stripe.invoices))
     other = desk.stripe.invoices[there] | {"id": "in_other", "metadata": {}}
@@ -108,7 +110,9 @@ async def test_a_payment_of_two_invoices_gives_back_of_each_what_is_its(desk: De
     assert await desk.now(made) == ("open", "100.00", "20.00")
 
 
-async def test_a_refund_that_is_told_before_its_payment_is_due_again_all_the_same(desk: Desk) -> None:
+async def test_stripe_refund_event_that_arrives_before_the_payment_event_still_reopens_the_invoice(
+    desk: Desk,
+) -> None:
     made, there = await handed(desk)
     told = desk.stripe.pay(there["id"])
     payment = desk.stripe.payment_of(there["id"])
@@ -122,7 +126,7 @@ async def test_a_refund_that_is_told_before_its_payment_is_due_again_all_the_sam
     ("status", "wanted"),
     [("needs_response", "open"), ("lost", "open"), ("won", "paid"), ("prevented", "paid")],
 )
-async def test_money_that_a_bank_takes_back_is_due_again_unless_it_was_won(
+async def test_disputed_stripe_payment_reopens_the_invoice_unless_the_dispute_is_won(
     desk: Desk, status: str, wanted: str
 ) -> None:
     made, payment = await paid(desk)
@@ -131,7 +135,9 @@ async def test_money_that_a_bank_takes_back_is_due_again_unless_it_was_won(
     assert (await desk.now(made))[0] == wanted
 
 
-async def test_money_that_comes_again_is_for_a_person(desk: Desk) -> None:
+async def test_failed_stripe_refund_records_no_payment_and_stores_a_note_to_record_the_payment(
+    desk: Desk,
+) -> None:
     made, payment = await paid(desk)
     refund = desk.stripe.give_back(payment, 40_00, status="pending")
     await returned(desk, payment, "evt_1")
@@ -144,7 +150,9 @@ async def test_money_that_comes_again_is_for_a_person(desk: Desk) -> None:
     )
 
 
-async def test_what_a_note_gave_to_the_balance_is_not_taken_out_twice(desk: Desk) -> None:
+async def test_stripe_refund_of_money_already_credited_by_a_credit_note_leaves_the_paid_amount(
+    desk: Desk,
+) -> None:
     made, payment = await paid(desk)
     await noted(desk, made, "50")
     await desk.turn()
@@ -156,7 +164,9 @@ async def test_what_a_note_gave_to_the_balance_is_not_taken_out_twice(desk: Desk
     assert (amount, str(remains).startswith("USD 60 of what went back had left")) == (0, True)
 
 
-async def test_more_than_came_in_there_is_for_a_person(desk: Desk) -> None:
+async def test_stripe_refund_above_the_payments_received_at_stripe_stores_a_note_about_the_excess(
+    desk: Desk,
+) -> None:
     made, there = await handed(desk)
     await desk.told(desk.stripe.pay(there["id"], 70_00), "evt_paid")
     await pay(desk.april, made, "50.00")
@@ -170,7 +180,9 @@ async def test_more_than_came_in_there_is_for_a_person(desk: Desk) -> None:
     ]
 
 
-async def test_where_stripe_does_not_say_it_has_to_tell_again(desk: Desk) -> None:
+async def test_refund_lookup_refused_by_stripe_records_no_refund_and_does_not_reveal_the_api_key(
+    desk: Desk,
+) -> None:
     _, payment = await paid(desk)
     desk.stripe.give_back(payment, 1_00)
     for refused in (Refused(500, "busy"), Refused(403, "no permission: sk_live_abc")):
@@ -181,7 +193,9 @@ async def test_where_stripe_does_not_say_it_has_to_tell_again(desk: Desk) -> Non
     assert said_of_returns(desk) == []
 
 
-async def test_a_payment_of_nobodys_is_not_looked_further(desk: Desk) -> None:
+async def test_refund_event_for_an_unknown_stripe_payment_costs_a_single_request_to_stripe(
+    desk: Desk,
+) -> None:
     await paid(desk)
     asked = len(desk.stripe.asked)
     assert await returned(desk, "pi_of_others", "evt_1") == []

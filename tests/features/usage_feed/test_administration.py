@@ -38,7 +38,7 @@ async def listed(api: Api, asked: str = "") -> list[dict[str, Any]]:
     return found
 
 
-async def test_a_feed_says_how_it_does_and_what_it_could_not_tell(fed: Api) -> None:
+async def test_usage_feed_page_shows_the_state_of_the_feed_and_the_refused_events(fed: Api) -> None:
     [feed] = (await fed.get("usage-feeds")).json["items"]
     assert {name: feed[name] for name in ("service", "sent", "attempts", "error", "ended_at")} == {
         "service": "lago", "sent": 7, "attempts": 2, "error": "it answers 503", "ended_at": None,
@@ -51,13 +51,13 @@ async def test_a_feed_says_how_it_does_and_what_it_could_not_tell(fed: Api) -> N
     assert [first[name] for name in ("user_id", "api_key_id", "project_id", "request_id")] == [None] * 4
 
 
-async def test_a_pause_is_ended_by_a_person(fed: Api) -> None:
+async def test_resume_action_ends_the_pause_of_a_usage_feed(fed: Api) -> None:
     [feed] = (await fed.get("usage-feeds")).json["items"]
     resumed = await fed.post(f"usage-feeds/{feed['id']}/resume")
     assert (resumed.status, resumed.json["paused_until"], resumed.json["attempts"]) == (200, None, 0)
 
 
-async def test_one_is_sent_again_behind_those_that_wait_or_left(fed: Api) -> None:
+async def test_failed_usage_event_can_be_canceled_or_retried_behind_the_waiting_events(fed: Api) -> None:
     one, two, three = sorted(await listed(fed, "?state=failed"), key=lambda each: str(each["name"]))
     again = await fed.post(f"usage-events/{one['id']}/retry")
     assert (again.json["state"], again.json["error"]) == ("waiting", None)
@@ -77,13 +77,15 @@ async def test_one_is_sent_again_behind_those_that_wait_or_left(fed: Api) -> Non
     assert [each["name"] for each in await listed(fed, "?state=canceled")] == ["e3"]
 
 
-async def test_all_that_failed_are_sent_again_at_once(fed: Api) -> None:
+async def test_retry_action_of_a_usage_feed_queues_all_failed_events_again(fed: Api) -> None:
     [feed] = (await fed.get("usage-feeds")).json["items"]
     assert (await fed.post(f"usage-feeds/{feed['id']}/retry")).status == 200
     assert len(await listed(fed, "?state=waiting")) == 5
 
 
-async def test_a_feed_that_has_ended_goes_on_until_it_is_dropped(fed: Api) -> None:
+async def test_ended_usage_feed_can_be_resumed_and_retried_until_an_administrator_drops_the_feed(
+    fed: Api,
+) -> None:
     [feed] = (await fed.get("usage-feeds")).json["items"]
     assert (feed["waiting"], feed["failed"], feed["dropped"]) == (2, 3, None)
     where = f"usage-feeds/{feed['id']}"
@@ -104,7 +106,7 @@ async def test_a_feed_that_has_ended_goes_on_until_it_is_dropped(fed: Api) -> No
     assert (before["id"], before["waiting"]) == (feed["id"], 5)
 
 
-async def test_a_person_has_a_feed_begin_again_where_none_is_open(fed: Api) -> None:
+async def test_new_usage_feed_can_be_opened_only_after_the_former_feed_has_ended(fed: Api) -> None:
     [feed] = (await fed.get("usage-feeds")).json["items"]
     where = f"usage-feeds/{feed['id']}"
     assert (await fed.post(f"{where}/begin")).status == 409

@@ -36,7 +36,7 @@ def numbers(path: Path) -> list[int]:
     return [int(one["data"]["tokens"]) for one in lines(path)]
 
 
-async def test_each_line_is_a_cloud_event_in_the_order_of_use(tmp_path: Path) -> None:
+async def test_usage_event_file_has_a_cloud_event_per_line_in_the_order_of_use(tmp_path: Path) -> None:
     file = EventFile(str(tmp_path / "use.ndjson"), TYPE)
     sent = await file.send(events(1, 3))
     assert (sent.taken, sent.refused, sent.pause) == ({1, 2, 3}, {}, None)
@@ -51,7 +51,9 @@ async def test_each_line_is_a_cloud_event_in_the_order_of_use(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("seed", range(histories(2)))
-async def test_wherever_a_keeper_dies_each_event_is_there_once(tmp_path: Path, seed: int) -> None:
+async def test_usage_event_file_has_each_event_once_although_keepers_die_while_writing(
+    tmp_path: Path, seed: int
+) -> None:
     path, draw, noted = tmp_path / "use.ndjson", random.Random(seed), 0
     while noted < 400:
         file = EventFile(str(path), TYPE)
@@ -67,7 +69,7 @@ async def test_wherever_a_keeper_dies_each_event_is_there_once(tmp_path: Path, s
     assert numbers(path) == list(range(1, 401))
 
 
-async def test_a_file_that_was_moved_away_begins_again(tmp_path: Path) -> None:
+async def test_usage_event_file_that_was_moved_away_is_created_again(tmp_path: Path) -> None:
     path = tmp_path / "use.ndjson"
     file = EventFile(str(path), TYPE)
     await file.send(events(1, 2))
@@ -76,7 +78,9 @@ async def test_a_file_that_was_moved_away_begins_again(tmp_path: Path) -> None:
     assert (numbers(tmp_path / "use.1"), numbers(path)) == ([1, 2], [3, 4])
 
 
-async def test_lines_of_others_stay_and_only_the_last_ones_are_looked_through(tmp_path: Path) -> None:
+async def test_usage_event_file_keeps_foreign_lines_and_skips_events_already_among_the_recent_lines(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "use.ndjson"
     path.write_bytes(b"not ours\n")
     await EventFile(str(path), TYPE).send(events(1, RECENT_MAX + 1))
@@ -85,7 +89,7 @@ async def test_lines_of_others_stay_and_only_the_last_ones_are_looked_through(tm
 
 
 @pytest.mark.parametrize("what", ["directory", "pipe", "nowhere", "held"])
-async def test_a_file_that_cannot_be_written_is_a_pause(tmp_path: Path, what: str) -> None:
+async def test_usage_feed_pauses_while_the_event_file_cannot_be_written(tmp_path: Path, what: str) -> None:
     path = tmp_path / "use.ndjson"
     if what == "directory":
         path.mkdir()

@@ -95,7 +95,7 @@ class FedHistory(EveryHistory):
             billing.fail, billing.poison = lambda _: None, set()
 
 
-def test_every_kind_of_difference_is_told_and_adds_up(migrated: str) -> None:
+def test_usage_events_of_every_kind_of_correction_add_up_to_the_recorded_use(migrated: str) -> None:
     history = asyncio.run(_live(migrated, MET, lago=True))
     kinds = {each["kind"] for each in history.feed.billing.events.values()}
     assert kinds >= {"use", "amended", "rerated", "folded"}
@@ -104,7 +104,7 @@ def test_every_kind_of_difference_is_told_and_adds_up(migrated: str) -> None:
 
 @some(1)
 @given(steps=st.lists(st.one_of(CALLS, CALLS, FEED), min_size=12, max_size=20), lago=st.booleans())
-def test_what_is_told_adds_up_to_what_was_used(
+def test_usage_events_after_random_calls_and_crashes_add_up_to_the_recorded_use(
     migrated: str, *, steps: list[tuple[str, Any]], lago: bool
 ) -> None:
     asyncio.run(_live(migrated, steps, lago=lago))

@@ -38,7 +38,7 @@ def of(pool: Any = None, **said: str) -> Work:
     return work
 
 
-async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:
+async def test_keeper_sends_recorded_use_to_the_configured_billing_service(migrated: str) -> None:
     pool, writer = engine.create(migrated), LedgerWriter(migrated)
     [account] = settle_in(migrated, 1000)
     account.reset()
@@ -67,7 +67,9 @@ async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:
     await pool.dispose()
 
 
-async def test_what_is_used_is_a_line_of_a_file(migrated: str, tmp_path: Path) -> None:
+async def test_keeper_writes_recorded_use_to_the_configured_usage_event_file(
+    migrated: str, tmp_path: Path
+) -> None:
     pool, writer = engine.create(migrated), LedgerWriter(migrated)
     [account] = settle_in(migrated, 1000)
     account.reset()
@@ -90,11 +92,11 @@ async def test_what_is_used_is_a_line_of_a_file(migrated: str, tmp_path: Path) -
     await pool.dispose()
 
 
-def test_without_a_service_nothing_runs() -> None:
+def test_keeper_without_a_configured_billing_service_runs_no_usage_feed_task() -> None:
     assert of().tasks == {}
 
 
-def test_lago_wants_a_key() -> None:
+def test_usage_feed_to_lago_requires_a_token_in_the_settings() -> None:
     with pytest.raises(StartError, match="TOLLKEEPER_USAGE_FEED_TOKEN is not set"):
         of(**{"": "lago", "_URL": "https://lago.example"})
 
@@ -114,7 +116,9 @@ def test_lago_wants_a_key() -> None:
         ({"_TOKEN": "short"}, "16 to 512 visible"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(said: dict[str, str], wrong: str) -> None:
+def test_invalid_usage_feed_setting_is_refused_with_the_setting_named(
+    said: dict[str, str], wrong: str
+) -> None:
     with pytest.raises(SettingError) as refused:
         of(**said)
     assert wrong in refused.value.message

@@ -39,7 +39,7 @@ def use(account: Account, count: int = 1, **facts: object) -> None:
 
 
 @pytest.mark.parametrize("lago", [True, False], ids=["lago", "openmeter"])
-async def test_a_use_is_told_with_whose_it_is_and_what_it_was(
+async def test_usage_event_contains_the_organization_tenant_user_and_amounts_of_a_call(
     migrated: str, writer: LedgerWriter, *, lago: bool
 ) -> None:
     account = opened(migrated)
@@ -70,7 +70,9 @@ async def test_a_use_is_told_with_whose_it_is_and_what_it_was(
         feed.agree()
 
 
-async def test_without_a_feed_and_before_it_nothing_is_written(migrated: str, writer: LedgerWriter) -> None:
+async def test_usage_events_are_queued_only_for_use_between_the_begin_and_end_of_a_usage_feed(
+    migrated: str, writer: LedgerWriter
+) -> None:
     account = opened(migrated)
     use(account, 3)
     await writer.write(batch_of(account))
@@ -91,7 +93,7 @@ async def test_without_a_feed_and_before_it_nothing_is_written(migrated: str, wr
         assert len(feed.out()) == 3
 
 
-async def test_calls_that_used_nothing_are_not_told(migrated: str, writer: LedgerWriter) -> None:
+async def test_call_that_used_no_tokens_makes_no_usage_event(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     async with fed(migrated) as feed:
         account.consume(0, metadata=write_facts(CallFacts(status=502, reason="upstream_unreachable")))
@@ -100,7 +102,7 @@ async def test_calls_that_used_nothing_are_not_told(migrated: str, writer: Ledge
         assert feed.out() == []
 
 
-async def test_an_entry_that_comes_twice_is_told_once(migrated: str, writer: LedgerWriter) -> None:
+async def test_call_stored_twice_makes_a_single_usage_event(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     async with fed(migrated) as feed:
         use(account, 4)
@@ -110,7 +112,7 @@ async def test_an_entry_that_comes_twice_is_told_once(migrated: str, writer: Led
         assert len(feed.out()) == 4
 
 
-async def test_what_is_known_late_is_an_event_of_its_own_with_the_difference(
+async def test_late_settlement_of_a_call_is_sent_as_a_separate_usage_event_with_the_difference(
     migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
@@ -140,7 +142,7 @@ async def test_what_is_known_late_is_an_event_of_its_own_with_the_difference(
         feed.agree()
 
 
-async def test_credits_that_a_late_settlement_gives_back_are_a_difference(
+async def test_credits_refunded_by_a_late_settlement_are_sent_once_as_a_negative_usage_event(
     migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
@@ -160,7 +162,7 @@ async def test_credits_that_a_late_settlement_gives_back_are_a_difference(
         feed.agree()
 
 
-async def test_a_model_that_was_another_one_is_taken_out_and_put_in(
+async def test_late_correction_of_the_model_of_a_call_moves_the_sent_tokens_to_the_new_model(
     migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
@@ -180,7 +182,7 @@ async def test_a_model_that_was_another_one_is_taken_out_and_put_in(
 
 
 @pytest.mark.parametrize("lago", [True, False], ids=["lago", "openmeter"])
-async def test_a_keeper_that_dies_between_sending_and_noting_counts_nothing_twice(
+async def test_keeper_that_dies_after_sending_usage_events_causes_no_use_to_be_counted_twice(
     migrated: str, writer: LedgerWriter, *, lago: bool
 ) -> None:
     account = opened(migrated)
@@ -203,7 +205,9 @@ async def test_a_keeper_that_dies_between_sending_and_noting_counts_nothing_twic
         feed.agree()
 
 
-async def test_a_keeper_that_ends_lets_another_one_go_on(migrated: str, writer: LedgerWriter) -> None:
+async def test_stopping_keeper_releases_the_usage_feed_to_another_keeper(
+    migrated: str, writer: LedgerWriter
+) -> None:
     account = opened(migrated)
     async with fed(migrated) as feed:
         use(account)
@@ -216,7 +220,7 @@ async def test_a_keeper_that_ends_lets_another_one_go_on(migrated: str, writer: 
         assert len(await feed.queue.claim(feed.terms.service, 1)) == 1
 
 
-async def test_a_service_that_is_down_pauses_the_feed_longer_and_longer(
+async def test_usage_feed_pauses_longer_each_time_the_billing_service_is_unavailable(
     migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
@@ -241,7 +245,7 @@ async def test_a_service_that_is_down_pauses_the_feed_longer_and_longer(
         feed.agree()
 
 
-async def test_a_service_that_asks_for_time_has_it_within_an_hour(
+async def test_usage_feed_pauses_as_long_as_retry_after_says_up_to_an_hour(
     migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
@@ -260,7 +264,7 @@ async def test_a_service_that_asks_for_time_has_it_within_an_hour(
 
 
 @pytest.mark.parametrize("lago", [True, False], ids=["lago", "openmeter"])
-async def test_one_that_is_refused_is_set_aside_with_the_reason_and_the_others_go_on(
+async def test_usage_event_refused_by_the_service_is_stored_as_failed_and_other_events_are_sent(
     migrated: str, writer: LedgerWriter, *, lago: bool
 ) -> None:
     account = opened(migrated)
@@ -278,7 +282,9 @@ async def test_one_that_is_refused_is_set_aside_with_the_reason_and_the_others_g
         assert [each["what"] for each in feed.said] == ["usage event refused"]
 
 
-async def test_with_too_many_refused_nothing_more_is_sent(migrated: str, writer: LedgerWriter) -> None:
+async def test_usage_feed_stops_sending_after_the_service_refused_too_many_events(
+    migrated: str, writer: LedgerWriter
+) -> None:
     account = opened(migrated)
     async with fed(migrated, failed_max=10) as feed:
         use(account, 12)
@@ -293,7 +299,7 @@ async def test_with_too_many_refused_nothing_more_is_sent(migrated: str, writer:
         assert [state for _, state, *_ in feed.out()].count("waiting") == 1
 
 
-async def test_where_too_many_wait_an_hour_of_them_is_one_and_nothing_is_lost(
+async def test_too_many_waiting_usage_events_are_merged_by_hour_without_losing_use(
     migrated: str, writer: LedgerWriter
 ) -> None:
     account, other = settle_in(migrated, 10**9, 10**9)
@@ -325,7 +331,7 @@ async def test_where_too_many_wait_an_hour_of_them_is_one_and_nothing_is_lost(
         feed.agree()
 
 
-async def test_with_twice_as_many_waiting_models_are_not_told_apart_either(
+async def test_far_too_many_waiting_usage_events_are_merged_even_across_models(
     migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
@@ -340,14 +346,14 @@ async def test_with_twice_as_many_waiting_models_are_not_told_apart_either(
         feed.agree()
 
 
-async def test_a_feed_that_is_open_goes_on_with_other_terms(migrated: str) -> None:
+async def test_open_usage_feed_continues_after_a_change_of_service_and_maximum(migrated: str) -> None:
     async with fed(migrated) as feed:
         await feed.queue.begin(Terms("openmeter", 5_000))
         assert feed.feed("service, waiting_max, begun_at::date::text") == ("openmeter", 5_000, "2000-01-01")
         assert rows_of(migrated, "SELECT count(*) FROM usage_feed") == [(1,)]
 
 
-async def test_costs_are_told_to_the_last_digit(migrated: str, writer: LedgerWriter) -> None:
+async def test_cost_in_a_usage_event_is_exact_to_the_last_digit(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     costs = [1, 10**9, 10**9 + 1, 999_999_999, 123_456_789_012_345_678]
     async with fed(migrated) as feed:

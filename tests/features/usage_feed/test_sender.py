@@ -67,7 +67,7 @@ def sender(queue: Queue, service: Service, isolation: Isolation) -> UsageFeedSen
     )
 
 
-async def test_events_that_cannot_be_sent_are_set_aside_and_all_others_are_told() -> None:
+async def test_usage_events_that_cannot_be_encoded_are_marked_failed_and_all_others_are_sent() -> None:
     queue, isolation = Queue([*range(100)]), Isolation()
     service = Service(breaks=frozenset({0, 3, 50, 99}))
     loop = sender(queue, service, isolation)
@@ -81,7 +81,7 @@ async def test_events_that_cannot_be_sent_are_set_aside_and_all_others_are_told(
     assert len(service.batches) < 100 // 8 + 1 + 4 * 2 * 3 + 1, "by halves"
 
 
-async def test_what_is_everybodys_ends_a_pass_once_all_others_of_it_are_kept() -> None:
+async def test_usage_sender_stops_at_an_outage_without_marking_any_usage_event_failed() -> None:
     queue, isolation = Queue([*range(32)]), Isolation(is_away=lambda error: isinstance(error, KeyError))
     service = Service(breaks=frozenset({9}))
     with pytest.raises(KeyError):
@@ -90,14 +90,14 @@ async def test_what_is_everybodys_ends_a_pass_once_all_others_of_it_are_kept() -
     assert (queue.refused, isolation.figures()) == ({}, {"loop_failures": []})
 
 
-async def test_a_database_that_is_away_sets_nothing_aside() -> None:
+async def test_usage_sender_marks_no_usage_event_failed_while_the_database_is_unavailable() -> None:
     queue, isolation = Queue([1, 2], away=True), Isolation()
     with pytest.raises(StoreUnavailable):
         await sender(queue, Service(), isolation).turn()
     assert (queue.refused, isolation.figures()) == ({}, {"loop_failures": []})
 
 
-async def test_behind_a_pause_the_other_half_is_left_for_later() -> None:
+async def test_service_pause_in_the_middle_of_a_split_batch_leaves_the_second_half_for_later() -> None:
     queue, isolation = Queue([*range(8)]), Isolation()
     service = Service(breaks=frozenset({7}), tires=2)
     assert await sender(queue, service, isolation).turn() is False

@@ -43,7 +43,9 @@ def events(count: int) -> list[FeedEvent]:
     ]
 
 
-async def test_a_batch_is_taken_whole_and_says_who_used_what_and_when(way: Way) -> None:
+async def test_billing_service_receives_a_batch_of_usage_events_with_subject_amount_and_time(
+    way: Way,
+) -> None:
     sent = await way.to().send(events(100))
     assert (len(sent.taken), sent.refused, sent.pause) == (100, {}, None)
     assert way.billing.sizes == [100]
@@ -52,7 +54,7 @@ async def test_a_batch_is_taken_whole_and_says_who_used_what_and_when(way: Way) 
     assert set(way.billing.times.values()) == {AT.timestamp()}
 
 
-async def test_a_webhook_is_posted_a_batch_at_its_own_address() -> None:
+async def test_cloud_events_webhook_receives_the_batch_of_usage_events_at_the_configured_url() -> None:
     async with billing_server(lago=False) as billing:
         outgoing = Outgoing(private=True)
         events_ = UsageEvents(outgoing.ask, CloudEventsWebhook(CODE), billing.url + "/hook", lambda: TOKEN)
@@ -61,7 +63,7 @@ async def test_a_webhook_is_posted_a_batch_at_its_own_address() -> None:
     assert (sent.taken, billing.total("tokens"), billing.sizes) == (set(range(1, 8)), 28, [7])
 
 
-async def test_what_is_sent_again_counts_once_and_is_taken(way: Way) -> None:
+async def test_usage_events_sent_twice_are_accepted_and_counted_once_by_the_billing_service(way: Way) -> None:
     await way.to().send(events(6))
     sent = await way.to().send(events(10))
     assert sent.taken == set(range(1, 11))
@@ -69,7 +71,9 @@ async def test_what_is_sent_again_counts_once_and_is_taken(way: Way) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 37, 100])
-async def test_one_that_is_poison_keeps_no_other_from_being_taken(way: Way, at: int) -> None:
+async def test_usage_event_refused_by_the_billing_service_blocks_no_other_event_of_the_batch(
+    way: Way, at: int
+) -> None:
     way.billing.poison = {f"e{at:03}"}
     sent = await way.to().send(events(100))
     assert sent.taken == set(range(1, 101)) - {at}
@@ -81,7 +85,7 @@ async def test_one_that_is_poison_keeps_no_other_from_being_taken(way: Way, at: 
     assert way.billing.requests <= (2 if way.billing.lago else 2 * 7 + 1)
 
 
-async def test_of_poison_and_repeats_each_is_told_apart(way: Way) -> None:
+async def test_refused_usage_events_are_distinguished_from_repeated_events(way: Way) -> None:
     await way.to().send(events(3))
     way.billing.poison = {"e005", "e006"}
     sent = await way.to().send(events(8))
@@ -89,7 +93,9 @@ async def test_of_poison_and_repeats_each_is_told_apart(way: Way) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 401, 403, 404, 405, 408, 429, 500, 502, 503])
-async def test_what_says_nothing_of_events_is_a_pause_of_all(way: Way, status: int) -> None:
+async def test_service_error_that_names_no_event_pauses_the_feed_and_leaves_the_whole_batch_unsent(
+    way: Way, status: int
+) -> None:
     way.billing.fail = lambda _: Failure(status, {"Retry-After": "17"}, body=f"say {TOKEN} nobody")
     sent = await way.to().send(events(10))
     assert (sent.taken, sent.refused, way.billing.requests) == (set(), {}, 1)
@@ -99,7 +105,7 @@ async def test_what_says_nothing_of_events_is_a_pause_of_all(way: Way, status: i
     assert TOKEN not in sent.pause.reason
 
 
-async def test_a_moment_to_come_back_at_is_understood(way: Way) -> None:
+async def test_retry_after_date_in_the_answer_of_the_billing_service_sets_the_pause(way: Way) -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True)
     way.billing.fail = lambda _: Failure(503, {"Retry-After": soon})
     sent = await way.to().send(events(1))
@@ -108,14 +114,16 @@ async def test_a_moment_to_come_back_at_is_understood(way: Way) -> None:
 
 
 @pytest.mark.parametrize("said", ["", "soon", "-3", "Fri, 99 Xxx 2026 99:99:99 GMT", "²"])
-async def test_what_says_no_time_is_none(way: Way, said: str) -> None:
+async def test_invalid_retry_after_of_the_billing_service_sets_no_waiting_time(way: Way, said: str) -> None:
     way.billing.fail = lambda _: Failure(503, {"Retry-After": said.encode().decode("latin-1")})
     sent = await way.to().send(events(1))
     assert sent.pause is not None
     assert sent.pause.seconds == 0
 
 
-async def test_who_does_not_answer_or_does_not_know_us_is_a_pause(way: Way) -> None:
+async def test_usage_feed_pauses_when_the_billing_service_is_unreachable_or_refuses_the_token(
+    way: Way,
+) -> None:
     sent = await way.to("http://127.0.0.1:9").send(events(2))
     assert sent.pause is not None
     assert "does not answer" in sent.pause.reason
@@ -125,7 +133,9 @@ async def test_who_does_not_answer_or_does_not_know_us_is_a_pause(way: Way) -> N
     assert way.billing.events == {}
 
 
-async def test_a_pause_amid_halves_leaves_what_was_not_answered(way: Way) -> None:
+async def test_pause_while_a_refused_batch_is_split_leaves_unanswered_events_for_the_next_send(
+    way: Way,
+) -> None:
     way.billing.poison = {"e001"}
     way.billing.fail = lambda number: Failure(503) if number == 3 else None
     sent = await way.to().send(events(8))
@@ -137,7 +147,9 @@ async def test_a_pause_amid_halves_leaves_what_was_not_answered(way: Way) -> Non
     assert way.billing.total("tokens") == 35
 
 
-async def test_halving_ends_when_its_time_is_over_and_something_was_found(way: Way) -> None:
+async def test_splitting_a_refused_batch_ends_at_the_time_limit_after_a_refused_event_is_found(
+    way: Way,
+) -> None:
     way.billing.lago = False
     way.billing.poison = {"e"}
     ticks = itertools.count()
@@ -150,7 +162,9 @@ async def test_halving_ends_when_its_time_is_over_and_something_was_found(way: W
 
 
 @pytest.mark.parametrize("body", ["", "[]", '{"error_details": {"events": ["x"]}}', '{"error_details": 3}'])
-async def test_a_refusal_that_names_no_event_is_found_by_halves(way: Way, body: str) -> None:
+async def test_batch_refused_without_naming_an_event_is_split_until_the_service_accepts_the_parts(
+    way: Way, body: str
+) -> None:
     def fail(number: int) -> Failure | None:
         return Failure(422, body=body) if way.billing.sizes[number - 1] > 2 else None
 
@@ -160,7 +174,7 @@ async def test_a_refusal_that_names_no_event_is_found_by_halves(way: Way, body: 
     assert max(way.billing.sizes[1:]) <= 3
 
 
-async def test_what_a_service_says_is_kept_in_bounds(way: Way) -> None:
+async def test_refusal_text_of_the_billing_service_is_cut_to_500_characters(way: Way) -> None:
     way.billing.fail = lambda _: Failure(400, body="é\0x" * 100_000)
     sent = await way.to().send(events(1))
     [why] = sent.refused.values()

@@ -120,7 +120,9 @@ MET = [
 ]  # fmt: skip
 
 
-def test_what_is_told_is_what_was_used_in_the_feeds_time(migrated: str, writer: LedgerWriter) -> None:
+def test_usage_feed_sends_exactly_the_use_between_begin_and_end_of_the_feed(
+    migrated: str, writer: LedgerWriter
+) -> None:
     @some(10)
     @given(steps=st.lists(STEPS, min_size=6, max_size=24))
     def live(steps: list[tuple[str, int]]) -> None:
@@ -145,7 +147,9 @@ async def _live(url: str, writer: LedgerWriter, steps: list[tuple[str, int]]) ->
 
 
 @pytest.mark.parametrize("turn", ["end", "begin", "first"])
-async def test_a_feed_begins_and_ends_behind_every_flush_that_is_under_way(migrated: str, turn: str) -> None:
+async def test_opening_or_ending_a_usage_feed_waits_for_a_ledger_write_in_progress(
+    migrated: str, turn: str
+) -> None:
     async with fed(migrated) as feed:
         if turn != "end":
             await do(feed, "end")
@@ -159,7 +163,7 @@ async def test_a_feed_begins_and_ends_behind_every_flush_that_is_under_way(migra
         assert rows_of(migrated, border, last) == [(True,)]
 
 
-async def test_what_a_flush_under_way_stores_is_counted_when_a_feed_is_dropped(
+async def test_dropping_a_usage_feed_also_counts_events_of_a_ledger_write_in_progress(
     migrated: str, writer: LedgerWriter
 ) -> None:
     async with fed(migrated) as feed:
@@ -176,7 +180,9 @@ async def test_what_a_flush_under_way_stores_is_counted_when_a_feed_is_dropped(
         assert rows_of(migrated, "SELECT dropped FROM usage_feed") == [(3,)]
 
 
-async def test_flushes_are_not_kept_from_being_made_while_one_of_them_takes_long(migrated: str) -> None:
+async def test_slow_ledger_write_delays_usage_feed_changes_but_blocks_no_other_ledger_write(
+    migrated: str,
+) -> None:
     free = "SELECT bool_and(pg_try_advisory_xact_lock(7800, p)) FROM generate_series(0, 62) AS p"
     async with fed(migrated) as feed:
         with connected(migrated) as flush:
@@ -198,7 +204,7 @@ async def test_flushes_are_not_kept_from_being_made_while_one_of_them_takes_long
         assert feed.feed("service") == ("openmeter",)
 
 
-async def test_a_clock_that_is_ahead_leaves_no_call_between_begin_and_feed(
+async def test_call_stored_before_a_usage_feed_opens_is_dated_before_despite_a_clock_ahead(
     migrated: str, pool: AsyncEngine, writer: LedgerWriter
 ) -> None:
     """A call that was stored before the feed was there counts as used before, whatever its clock says."""
@@ -214,7 +220,9 @@ async def test_a_clock_that_is_ahead_leaves_no_call_between_begin_and_feed(
     assert before
 
 
-async def test_a_keeper_that_starts_again_begins_nothing_that_a_person_ended(migrated: str) -> None:
+async def test_restarted_keeper_does_not_reopen_a_usage_feed_that_an_administrator_ended(
+    migrated: str,
+) -> None:
     async with fed(migrated) as feed:
         await do(feed, "end")
         assert not await feed.queue.begin(feed.terms)
@@ -247,7 +255,7 @@ async def ended(feed: Fed, writer: LedgerWriter, count: int) -> Account:
     return account
 
 
-async def test_what_a_feed_left_is_sent_beside_the_next_one_and_not_to_another_service(
+async def test_events_left_by_an_ended_usage_feed_are_sent_only_to_the_service_of_that_feed(
     migrated: str, writer: LedgerWriter
 ) -> None:
     async with fed(migrated) as feed:
@@ -265,7 +273,9 @@ async def test_what_a_feed_left_is_sent_beside_the_next_one_and_not_to_another_s
         assert len(feed.out()) == 3
 
 
-async def test_an_hour_of_two_feeds_is_added_up_for_each(migrated: str, writer: LedgerWriter) -> None:
+async def test_merging_waiting_usage_events_by_hour_keeps_events_of_two_feeds_apart(
+    migrated: str, writer: LedgerWriter
+) -> None:
     async with fed(migrated, waiting_max=1) as feed:
         account = await ended(feed, writer, 1)
         await do(feed, "begin")
@@ -282,7 +292,7 @@ async def test_an_hour_of_two_feeds_is_added_up_for_each(migrated: str, writer: 
         assert (feed.out(), feed.billing.total("requests")) == ([], 7)
 
 
-async def test_a_feed_that_is_dropped_is_told_nothing_and_counts_nowhere(
+async def test_dropped_usage_feed_sends_no_events_and_disappears_from_the_metrics(
     migrated: str, writer: LedgerWriter
 ) -> None:
     async with fed(migrated) as feed:
@@ -306,7 +316,7 @@ async def test_a_feed_that_is_dropped_is_told_nothing_and_counts_nowhere(
         assert await usage_feed.forget(feed.pool) == 0
 
 
-async def test_events_beyond_those_that_are_counted_are_told_by_their_places(
+async def test_metrics_show_the_number_of_waiting_usage_events_even_beyond_the_counting_maximum(
     migrated: str, writer: LedgerWriter
 ) -> None:
     async with fed(migrated) as feed:

@@ -26,7 +26,7 @@ async def budgets(world: World) -> list[Any]:
     return [tuple(one[name] for name in names) for one in found]
 
 
-async def test_anthropics_own_client_sets_reads_and_deletes_limits(world: World) -> None:
+async def test_anthropic_client_sets_reads_and_deletes_spend_limits(world: World) -> None:
     url, tenant = str(world.alpha.client.make_url("")), world.alphas["tenants"]
 
     def ask() -> tuple[Any, ...]:
@@ -50,7 +50,7 @@ async def test_anthropics_own_client_sets_reads_and_deletes_limits(world: World)
     ]
 
 
-async def test_openais_own_client_sets_reads_and_deletes_limits(world: World) -> None:
+async def test_openai_client_sets_reads_and_deletes_spend_limits(world: World) -> None:
     url, tenant = str(world.alpha.client.make_url("/v1")), world.alphas["tenants"]
 
     def ask() -> tuple[Any, ...]:
@@ -72,7 +72,9 @@ async def test_openais_own_client_sets_reads_and_deletes_limits(world: World) ->
     assert [one[:3] for one in await budgets(world)] == [(f"Spend limit of tenant {tenant}", "0.01", "month")]
 
 
-async def test_nobody_reads_or_sets_the_limits_of_another_organization(world: World) -> None:
+async def test_organization_token_may_not_read_or_set_spend_limits_of_another_organization(
+    world: World,
+) -> None:
     of = world.bravos["organizations"]
     made = await world.admin.make(
         "budgets", organization_id=of, name="b", unit="money", amount="5", interval="month"
@@ -88,7 +90,7 @@ async def test_nobody_reads_or_sets_the_limits_of_another_organization(world: Wo
     assert len(await budgets(world)) == 1
 
 
-async def test_who_may_not_make_budgets_sets_no_limit(world: World) -> None:
+async def test_readonly_token_may_read_but_not_set_spend_limits(world: World) -> None:
     of = world.alphas["organizations"]
     made = await world.admin.make("admin-tokens", name="reader", role="readonly", organization_id=of)
     other = world.alpha.acting_as(made["token"])
@@ -112,7 +114,7 @@ async def test_who_may_not_make_budgets_sets_no_limit(world: World) -> None:
         (ANTHROPIC, {"amount": "1", "scope": {"type": "organization"}, "period": "yearly"}, "period"),
     ],
 )
-async def test_what_no_budget_can_say_is_refused_by_its_field(
+async def test_invalid_spend_limit_is_refused_with_the_field_named(
     world: World, path: str, body: dict[str, Any], field: str
 ) -> None:
     refused = await world.alpha.call("POST", path, body)
@@ -121,7 +123,9 @@ async def test_what_no_budget_can_say_is_refused_by_its_field(
     assert await budgets(world) == []
 
 
-async def test_the_vendors_own_clients_send_one_credential_in_two_fields(world: World) -> None:
+async def test_spend_limit_request_accepts_the_same_token_in_two_headers_but_not_two_tokens(
+    world: World,
+) -> None:
     url, token = str(world.alpha.client.make_url("")), str(world.alpha.token)
 
     def ask(key: str) -> Any:
@@ -138,7 +142,9 @@ async def test_the_vendors_own_clients_send_one_credential_in_two_fields(world: 
     assert "Authorization and x-api-key have 2 credentials that differ: send one." in str(refused.value)
 
 
-async def test_what_is_not_served_is_refused_as_the_vendor_does(world: World) -> None:
+async def test_vendor_api_route_that_is_not_served_is_404_with_the_error_format_of_the_vendor(
+    world: World,
+) -> None:
     url, token = str(world.alpha.client.make_url("")), str(world.alpha.token)
 
     def ask() -> tuple[Any, Any]:

@@ -60,7 +60,10 @@ def expected(calls: list[dict[str, Any]], *names: str) -> Sums:  # noqa: F811  #
     return found
 
 
-async def test_anthropics_reports_are_what_the_calls_were(api: Api, calls: list[dict[str, Any]]) -> None:  # noqa: F811  # the fixture
+async def test_anthropic_usage_and_cost_reports_match_the_recorded_calls(
+    api: Api,
+    calls: list[dict[str, Any]],  # noqa: F811  # the fixture
+) -> None:
     path = "/v1/organizations/usage_report/messages"
     buckets = await pages(api, path, f"{OF_ANTHROPIC}&group_by[]=model")
     assert [one["starting_at"][:10] for one in buckets] == [f"2026-03-{day}" for day in (30, 31)] + [
@@ -72,7 +75,10 @@ async def test_anthropics_reports_are_what_the_calls_were(api: Api, calls: list[
     assert read(anthropic.FORMAT, costs) == expected(calls, "cost")
 
 
-async def test_openais_reports_are_what_the_calls_were(api: Api, calls: list[dict[str, Any]]) -> None:  # noqa: F811  # the fixture
+async def test_openai_usage_and_cost_reports_match_the_recorded_calls(
+    api: Api,
+    calls: list[dict[str, Any]],  # noqa: F811  # the fixture
+) -> None:
     buckets = await pages(api, "/v1/organization/usage/completions", f"{OF_OPENAI}&group_by=model")
     names = ("requests", "input", "cache_read", "cache_write", "output")
     assert read(openai.FORMAT, buckets) == expected(calls, *names)
@@ -82,7 +88,10 @@ async def test_openais_reports_are_what_the_calls_were(api: Api, calls: list[dic
     assert [one["results"] for one in embeddings] == [[]] * 5
 
 
-async def test_groups_and_filters_are_ids_of_ours(api: Api, calls: list[dict[str, Any]]) -> None:  # noqa: F811  # the fixture
+async def test_vendor_report_can_be_grouped_and_filtered_by_tenant_and_user_ids(
+    api: Api,
+    calls: list[dict[str, Any]],  # noqa: F811  # the fixture
+) -> None:
     tenant = calls[0]["tenant_id"]
     buckets = await pages(
         api,
@@ -102,7 +111,10 @@ async def test_groups_and_filters_are_ids_of_ours(api: Api, calls: list[dict[str
     assert read_ == sum(one["usage"]["input"] for one in mine if one["model"] == "m1")
 
 
-async def test_a_token_of_one_organization_sees_its_own(api: Api, calls: list[dict[str, Any]]) -> None:  # noqa: F811  # the fixture
+async def test_organization_token_sees_only_use_of_the_own_organization_in_vendor_reports(
+    api: Api,
+    calls: list[dict[str, Any]],  # noqa: F811  # the fixture
+) -> None:
     owner = calls[0]["organization_id"]
     token = (await api.make("admin-tokens", name="theirs", role="readonly", organization_id=owner))["token"]
     theirs = api.acting_as(None)
@@ -128,7 +140,7 @@ NO_TOKEN = "A valid admin token is needed: send `Authorization: Bearer <token>`.
         ({"x-api-key": READONLY, "authorization": "Bearer b"}, DIFFER),
     ],
 )
-async def test_nobody_is_told_nothing_in_the_shape_of_the_vendor(
+async def test_vendor_report_without_a_valid_token_is_401_with_the_error_format_of_the_vendor(
     api: Api, headers: dict[str, str], said: str
 ) -> None:
     nobody = api.acting_as(None)
@@ -141,7 +153,7 @@ async def test_nobody_is_told_nothing_in_the_shape_of_the_vendor(
     assert (answer.status, answer.json) == (401, {"type": "error", "error": wrong})
 
 
-async def test_one_credential_in_two_fields_is_one(api: Api) -> None:
+async def test_vendor_report_accepts_the_same_token_in_two_headers(api: Api) -> None:
     headers = {"x-api-key": READONLY, "authorization": f"bearer  {READONLY}"}
     path = f"/v1/organizations/cost_report?{OF_ANTHROPIC}"
     assert (await api.acting_as(None).call("GET", path, headers=headers)).status == 200
@@ -161,14 +173,16 @@ async def test_one_credential_in_two_fields_is_one(api: Api) -> None:
         ("start_time=1775000000&end_time=1775000000", "end_time"),
     ],
 )
-async def test_what_cannot_be_asked_is_refused_by_name(api: Api, query: str, name: str) -> None:
+async def test_invalid_openai_report_parameter_is_refused_with_the_parameter_named(
+    api: Api, query: str, name: str
+) -> None:
     answer = await api.acting_as(READONLY).get(f"/v1/organization/usage/completions?{query}")
     assert answer.status in {400, 422}
     assert answer.json["error"]["param"] == name
     assert name in answer.json["error"]["message"]
 
 
-async def test_anthropics_refusals_are_its_own(api: Api) -> None:
+async def test_refused_anthropic_report_has_the_error_format_of_anthropic(api: Api) -> None:
     answer = await api.get("/v1/organizations/cost_report?starting_at=2026-01-01")
     assert answer.json["type"] == "error"
     assert "time zone" in answer.json["error"]["message"]

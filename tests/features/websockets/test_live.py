@@ -117,7 +117,7 @@ def counts(stage: Stage, number: int) -> dict[str, int]:
     return {name: many for name, many in zip(names, facts.counts, strict=False) if many}
 
 
-async def test_each_response_is_a_call_that_is_charged_before_its_end() -> None:
+async def test_each_realtime_response_is_a_call_charged_before_the_client_receives_the_done_event() -> None:
     async with live() as (stage, sockets):
         async with connected(stage, "/v1/realtime?model=m") as socket:
             assert await until(socket, "session.created") == ["session.created"]
@@ -137,7 +137,7 @@ async def test_each_response_is_a_call_that_is_charged_before_its_end() -> None:
         assert [one["type"] for one in sockets[0].heard] == ["response.create"] * 2
 
 
-async def test_openais_own_clients_talk_by_it() -> None:
+async def test_openai_and_azure_client_libraries_hold_realtime_sessions_through_the_gateway() -> None:
     async with live() as (stage, sockets):
         base = f"http://127.0.0.1:{stage.port}"
         plain = AsyncOpenAI(api_key=KEY, base_url=f"{base}/v1")
@@ -169,7 +169,7 @@ async def until_done(socket: Any) -> AsyncIterator[Any]:
             return
 
 
-async def test_a_browser_sends_its_key_by_a_protocol_which_goes_no_further() -> None:
+async def test_api_key_in_the_websocket_subprotocol_is_accepted_and_not_sent_to_the_upstream() -> None:
     async with live() as (stage, sockets):
         protocols = ("realtime", f"openai-insecure-api-key.{KEY}")
         async with connected(stage, headers={}, protocols=protocols) as socket:
@@ -195,7 +195,9 @@ async def test_a_browser_sends_its_key_by_a_protocol_which_goes_no_further() -> 
         ("/v1/realtime/translations?model=m", 426),
     ],
 )
-async def test_a_model_that_is_not_known_or_not_on_the_list_opens_nothing(target: str, status: int) -> None:
+async def test_realtime_request_for_a_model_not_allowed_or_with_a_bad_query_opens_no_upstream_socket(
+    target: str, status: int
+) -> None:
     async with live() as (stage, sockets):
         stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
         with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
@@ -206,7 +208,7 @@ async def test_a_model_that_is_not_known_or_not_on_the_list_opens_nothing(target
         assert not stage.counters.charges
 
 
-async def test_it_is_nothing_but_a_websocket() -> None:
+async def test_realtime_get_without_a_websocket_upgrade_is_426_and_post_is_405() -> None:
     async with live() as (stage, sockets), aiohttp.ClientSession(headers=KEY_FIELD) as session:
         for method in ("GET", "POST"):
             url = f"http://127.0.0.1:{stage.port}/v1/realtime?model=m"
@@ -222,7 +224,9 @@ async def test_it_is_nothing_but_a_websocket() -> None:
         "/openai/v1/realtime/client_secrets", "/v1alpha/auth_tokens",
     ],
 )  # fmt: skip
-async def test_what_leads_past_the_gateway_is_refused_and_says_so(path: str) -> None:
+async def test_realtime_route_that_would_connect_clients_past_the_gateway_is_404_with_the_reason(
+    path: str,
+) -> None:
     async with live() as (stage, _), aiohttp.ClientSession(headers=KEY_FIELD) as session:
         async with session.post(f"http://127.0.0.1:{stage.port}{path}", json={"model": "m"}) as refused:
             assert (refused.status, refused.headers["x-tollkeeper-reason"]) == (404, "unknown_route")
@@ -230,7 +234,7 @@ async def test_what_leads_past_the_gateway_is_refused_and_says_so(path: str) -> 
         assert not stage.upstream.connections
 
 
-async def test_an_upstream_that_opens_no_socket_is_told_of_as_it_is() -> None:
+async def test_upstream_refusal_to_open_a_socket_is_passed_to_the_client_and_not_charged() -> None:
     async with staged(ROUTES) as stage:
         stage.upstream.scripts = [
             [answer(b'{"error":{"message":"No such model."}}', status=b"404 Not Found")]
@@ -243,7 +247,7 @@ async def test_an_upstream_that_opens_no_socket_is_told_of_as_it_is() -> None:
         assert stage.plane.sockets.used == 0
 
 
-async def test_a_turn_that_is_refused_is_told_of_and_the_session_goes_on() -> None:
+async def test_turn_refused_by_a_limit_is_sent_as_an_error_event_and_the_session_goes_on() -> None:
     async with live() as (stage, sockets), connected(stage) as socket:
         await socket.send_json(CREATE)
         await until(socket, "response.done")
@@ -287,7 +291,7 @@ async def test_a_turn_that_is_refused_is_told_of_and_the_session_goes_on() -> No
         ([], None),
     ],
 )
-async def test_what_may_not_pass_is_refused_and_the_socket_stays_open(
+async def test_disallowed_realtime_message_gets_an_error_event_and_the_socket_stays_open(
     message: Any, param: str | None
 ) -> None:
     async with live() as (stage, sockets):
@@ -302,7 +306,7 @@ async def test_what_may_not_pass_is_refused_and_the_socket_stays_open(
         assert [one["type"] for one in sockets[0].heard] == ["response.create"]
 
 
-async def test_a_transcript_is_a_call_by_the_model_that_wrote_it() -> None:
+async def test_transcript_in_a_realtime_session_is_a_separate_call_of_the_transcription_model() -> None:
     heard = {"audio": {"input": {"transcription": {"model": "whisper-1"}}}}
     tokens = {"type": "tokens", "input_tokens": 13, "output_tokens": 9, "total_tokens": 22}
     tokens |= {"input_token_details": {"audio_tokens": 13}}
@@ -336,7 +340,7 @@ def transcribing(model: str) -> dict[str, Any]:
     return {"audio": {"input": {"transcription": {"model": model}}}}
 
 
-async def test_a_trained_model_of_another_organization_writes_no_transcript() -> None:
+async def test_fine_tuned_transcription_model_of_another_organization_is_refused() -> None:
     async with live(responding) as (stage, sockets), connected(stage) as socket:
         await until(socket, "session.created")
         await socket.send_json({"type": "session.update", "session": transcribing("ft:whisper:bravo:x")})
@@ -346,7 +350,7 @@ async def test_a_trained_model_of_another_organization_writes_no_transcript() ->
         assert [message["type"] for message in sockets[0].heard] == ["response.create"]
 
 
-async def test_each_transcript_has_the_price_of_its_own_model_under_a_budget_of_money() -> None:
+async def test_transcript_under_a_money_budget_is_charged_the_price_of_the_transcription_model() -> None:
     """Models that write transcripts make no sound, so they need no price of it."""
     usage = {"type": "tokens", "input_tokens": 6_000, "output_tokens": 500, "total_tokens": 6_500}
     usage |= {"input_token_details": {"audio_tokens": 6_000}}
@@ -382,7 +386,7 @@ async def test_each_transcript_has_the_price_of_its_own_model_under_a_budget_of_
 
 
 @pytest.mark.parametrize("asks", [True, False])
-async def test_a_client_gone_in_the_middle_is_charged_for_what_it_asked(asks: bool) -> None:
+async def test_client_that_leaves_mid_response_is_charged_for_the_requested_response(asks: bool) -> None:
     go_on = asyncio.Event()
 
     async def script(socket: LiveUpstream) -> None:
@@ -408,7 +412,7 @@ async def test_a_client_gone_in_the_middle_is_charged_for_what_it_asked(asks: bo
 
 
 @pytest.mark.parametrize("begins", [True, False])
-async def test_each_of_several_responses_at_once_is_charged_though_its_client_leaves(begins: bool) -> None:
+async def test_concurrent_realtime_responses_are_each_charged_after_the_client_leaves(begins: bool) -> None:
     go_on = asyncio.Event()
 
     async def script(socket: LiveUpstream) -> None:
@@ -434,7 +438,9 @@ async def test_each_of_several_responses_at_once_is_charged_though_its_client_le
 
 
 @pytest.mark.parametrize("refused", [True, False])
-async def test_a_response_that_is_asked_for_meanwhile_waits_for_its_own_hold(refused: bool) -> None:
+async def test_realtime_response_requested_during_another_response_waits_for_a_separate_hold(
+    refused: bool,
+) -> None:
     go_on = asyncio.Event()
 
     async def script(socket: LiveUpstream) -> None:
@@ -472,7 +478,7 @@ async def test_a_response_that_is_asked_for_meanwhile_waits_for_its_own_hold(ref
 @pytest.mark.parametrize(
     ("kind", "part"), [("input_text", {"text": "x" * 300}), ("input_image", {"image_url": TINY})]
 )
-async def test_where_its_route_says_abort_it_is_charged_its_input_at_once(
+async def test_client_that_leaves_on_a_route_set_to_abort_is_charged_the_input_at_once(
     kind: str, part: dict[str, str]
 ) -> None:
     async def script(socket: LiveUpstream) -> None:
@@ -498,7 +504,9 @@ async def test_where_its_route_says_abort_it_is_charged_its_input_at_once(
 
 
 @pytest.mark.parametrize(("asks", "code"), [(True, 1011), (False, 1000)])
-async def test_an_upstream_that_closes_closes_the_client_too(asks: bool, code: int) -> None:
+async def test_upstream_closing_a_socket_closes_the_client_socket_and_charges_an_estimate(
+    asks: bool, code: int
+) -> None:
     async def script(socket: LiveUpstream) -> None:
         await socket.send(CREATED)
         if asks:
@@ -524,7 +532,7 @@ def facts_of(charge: Any) -> Any:
     return read_facts(charge.metadata)
 
 
-async def test_messages_have_a_bound_on_both_sides() -> None:
+async def test_overlong_live_message_from_client_or_upstream_closes_the_socket() -> None:
     async def script(socket: LiveUpstream) -> None:
         await socket.until("response.create")
         await socket.send(BEGUN | {"padding": "x" * (5 << 20)})
@@ -542,14 +550,14 @@ async def test_messages_have_a_bound_on_both_sides() -> None:
         assert [facts_of(one).estimated for one in stage.counters.charges] == [True]
 
 
-async def test_an_idle_socket_holds_nothing_for_long() -> None:
+async def test_idle_live_socket_is_closed_and_the_client_is_not_charged() -> None:
     async with live(socket_idle_s=0.05) as (stage, _), connected(stage) as socket:
         await until(socket, "session.created")
         assert (await socket.receive(WITHIN_S)).data == 1001
     assert not stage.counters.charges
 
 
-async def test_two_sockets_at_once_get_what_funds_for_one_let_through() -> None:
+async def test_second_of_two_concurrent_sockets_is_429_when_tokens_suffice_for_a_single_turn() -> None:
     async with live() as (stage, _):
         left, admitted, reserve = 1, stage.counters.decision, stage.counters.reserve
 
@@ -574,7 +582,7 @@ async def test_two_sockets_at_once_get_what_funds_for_one_let_through() -> None:
         assert len(stage.counters.charges) == 1
 
 
-async def test_a_model_leads_to_the_first_of_its_targets_that_opens_a_socket() -> None:
+async def test_realtime_session_by_model_alias_uses_the_first_target_that_opens_a_socket() -> None:
     sockets: list[LiveUpstream] = []
     down = UpstreamTarget("down", "http://127.0.0.1:9", family="openai")
     targets = ModelTarget("down", "x"), ModelTarget("up", "deployed 1")
@@ -635,7 +643,7 @@ def trusts(tmp_path: Path) -> Iterator[ssl.SSLContext]:
     OVER.reset(reset)
 
 
-async def test_googles_own_client_talks_by_it(trusts: ssl.SSLContext) -> None:
+async def test_google_client_library_holds_a_live_session_through_the_gateway(trusts: ssl.SSLContext) -> None:
     async with talking() as (stage, sockets):
         base = f"https://127.0.0.1:{stage.port}"
         options = types.HttpOptions(base_url=base, async_client_args={"ssl": trusts})
@@ -658,7 +666,7 @@ async def test_googles_own_client_talks_by_it(trusts: ssl.SSLContext) -> None:
         assert sockets[0].heard[0]["setup"]["model"] == "models/m"
 
 
-async def test_a_key_in_the_address_of_a_live_session_goes_no_further() -> None:
+async def test_api_key_in_the_url_of_a_live_session_is_accepted_and_not_sent_to_the_upstream() -> None:
     async with talking() as (stage, sockets), connected(stage, f"{LIVE}?key={KEY}", headers={}) as socket:
         await socket.send_json(SETUP)
         assert await received(socket) == {"setupComplete": {}}
@@ -686,7 +694,9 @@ async def test_a_key_in_the_address_of_a_live_session_goes_no_further() -> None:
         ({"setup": SETUP["setup"] | {"generationConfig": {"routing_config": {}}}}, 1007, "is not accepted"),
     ],
 )
-async def test_a_setup_that_may_not_pass_opens_nothing_there(message: Any, code: int, words: str) -> None:
+async def test_disallowed_gemini_live_setup_closes_the_client_socket_and_opens_no_upstream_socket(
+    message: Any, code: int, words: str
+) -> None:
     async with talking() as (stage, sockets):
         stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
         async with connected(stage, LIVE, headers={"x-goog-api-key": KEY}) as socket:
@@ -697,7 +707,7 @@ async def test_a_setup_that_may_not_pass_opens_nothing_there(message: Any, code:
         assert not sockets
 
 
-async def test_vertex_gets_its_own_name_of_the_model() -> None:
+async def test_vertex_receives_the_model_name_with_the_configured_project_and_region() -> None:
     place: dict[str, object] = {"project": "ours", "region": "here", "path": "/v1/models/{model}:{operation}"}
     async with live(speaking, GEMINI_ROUTES, of_target=place) as (stage, sockets):
         async with connected(stage, VERTEX) as socket:
@@ -710,7 +720,7 @@ async def test_vertex_gets_its_own_name_of_the_model() -> None:
         )
 
 
-def test_what_interrupts_an_answer_is_held_for_although_nothing_of_its_own_answer_is_here() -> None:
+def test_gemini_live_message_that_interrupts_an_answer_stays_open_until_the_next_answer_ends() -> None:
     session = GeminiLiveSession({})
     session.ask(SETUP, 60)
     said = {"clientContent": {"turns": [{"parts": [{"text": "hi"}]}], "turnComplete": True}}
@@ -742,14 +752,16 @@ def test_what_interrupts_an_answer_is_held_for_although_nothing_of_its_own_answe
         ({"toolResponse": {}}, True),
     ],
 )
-def test_a_message_of_gemini_live_asks_where_it_says_so(message: dict[str, Any], asks: bool) -> None:
+def test_gemini_live_session_waits_for_an_answer_only_after_a_message_that_requests_an_answer(
+    message: dict[str, Any], asks: bool
+) -> None:
     session = GeminiLiveSession({})
     session.ask(SETUP, 60)
     session.ask(message, 60)
     assert session.pending is asks
 
 
-def test_an_end_of_live_input_asks_once_about_it() -> None:
+def test_end_of_live_speech_input_requests_a_single_answer() -> None:
     session = GeminiLiveSession({})
     end = {"realtimeInput": {"activityEnd": {}}}
     for message in (SETUP, {"realtimeInput": {"audio": {"data": "AAAA"}}}, end):
@@ -767,7 +779,7 @@ def test_an_end_of_live_input_asks_once_about_it() -> None:
     [({"clientContent": {}}, 6_020), ({"clientContent": {"turnComplete": True}}, 8 * 6_020),
      ({"realtimeInput": {"activityEnd": {}}}, 320)],
 )  # fmt: skip
-def test_what_a_session_of_gemini_live_needs_grows_with_its_messages_alone(
+def test_tokens_needed_by_a_gemini_live_session_grow_only_with_the_messages_sent(
     message: dict[str, Any], needs: int
 ) -> None:
     session = GeminiLiveSession({})
@@ -791,6 +803,8 @@ FREE: dict[str, object] = {
     ("said", "is_free"),
     [(FREE, True), ({"goAway": {}}, True), ({}, False), (FREE | {"serverContent": {}}, False)],
 )
-def test_what_costs_nothing_passes_between_turns(said: dict[str, object], is_free: bool) -> None:
+def test_gemini_live_events_that_cost_no_tokens_are_recognized_as_free(
+    said: dict[str, object], is_free: bool
+) -> None:
     event = json.dumps(said).encode()
     assert GeminiLiveSession({}).hear(event) == (event, is_free, False, "")

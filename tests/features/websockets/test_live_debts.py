@@ -251,7 +251,9 @@ def drawn(draw: random.Random) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(search.histories(6)))
-async def test_a_caller_that_leaves_at_any_time_pays_for_all_that_was_begun(seed: int) -> None:
+async def test_client_that_leaves_a_live_session_at_any_time_is_charged_for_all_work_started(
+    seed: int,
+) -> None:
     draw = random.Random(search.another(seed))
     async with played(draw.random()) as (stage, provider):
         strict = Strict(stage, draw.choice((6_000, 40_000)))
@@ -269,7 +271,7 @@ async def test_a_caller_that_leaves_at_any_time_pays_for_all_that_was_begun(seed
 
 
 @pytest.mark.parametrize("named", [True, False])
-async def test_an_error_closes_what_it_names_and_nothing_else(named: bool) -> None:
+async def test_upstream_error_event_ends_only_the_request_named_in_the_event(named: bool) -> None:
     async with played() as (stage, provider):
         async with connected(stage) as socket:
             await until(socket, "session.created")
@@ -294,7 +296,7 @@ async def test_an_error_closes_what_it_names_and_nothing_else(named: bool) -> No
         assert provider.began == 11
 
 
-async def test_a_client_that_leaves_ten_responses_made_at_once_pays_for_each() -> None:
+async def test_client_that_leaves_ten_concurrent_responses_is_charged_for_all_ten() -> None:
     """The upstream begins those that nobody asked for, as by the voice that it hears."""
     async with played() as (stage, provider):
         async with connected(stage) as socket:
@@ -310,7 +312,9 @@ async def test_a_client_that_leaves_ten_responses_made_at_once_pays_for_each() -
 
 
 @pytest.mark.parametrize("politely", [True, False])
-async def test_ten_commits_of_one_that_left_are_ten_transcripts(politely: bool) -> None:
+async def test_client_that_leaves_after_ten_audio_commits_is_charged_for_ten_transcripts(
+    politely: bool,
+) -> None:
     async with played() as (stage, provider):
         async with connected(stage) as socket:
             await until(socket, "session.created")
@@ -324,7 +328,9 @@ async def test_ten_commits_of_one_that_left_are_ten_transcripts(politely: bool) 
 
 
 @pytest.mark.parametrize("kind", ["item", "sound", "update", "output"])
-async def test_what_is_said_behind_the_first_message_is_held_before_it_is_sent(kind: str) -> None:
+async def test_each_later_live_message_is_held_against_the_quota_before_reaching_the_upstream(
+    kind: str,
+) -> None:
     """Sockets whose openings fit say as much as they can at once: more than all have is not used."""
     output = {"type": "function_call_output", "call_id": "c", "output": "word " * 9_000}
     message = {
@@ -353,7 +359,9 @@ async def test_what_is_said_behind_the_first_message_is_held_before_it_is_sent(k
         assert strict.used <= strict.quota
 
 
-async def test_a_message_that_is_too_much_is_refused_by_an_event_and_the_session_goes_on() -> None:
+async def test_live_message_beyond_the_quota_is_answered_with_an_error_event_and_the_session_goes_on() -> (
+    None
+):
     async with played(1) as (stage, provider):
         Strict(stage, 10_000)
         async with connected(stage) as socket:
@@ -370,7 +378,7 @@ async def test_a_message_that_is_too_much_is_refused_by_an_event_and_the_session
 
 
 @pytest.mark.parametrize(("lacks", "passes"), [(0, True), (1, False)])
-async def test_a_message_that_just_fits_passes_without_what_is_held_ahead(lacks: int, passes: bool) -> None:
+async def test_live_message_that_exactly_fits_the_remaining_quota_passes(lacks: int, passes: bool) -> None:
     async with played(1) as (stage, provider):
         strict = Strict(stage, 100_000)
         async with connected(stage) as socket:
@@ -384,7 +392,7 @@ async def test_a_message_that_just_fits_passes_without_what_is_held_ahead(lacks:
             assert (provider.said > 0) is passes
 
 
-async def test_sound_is_held_in_steps_and_not_by_each_frame() -> None:
+async def test_streamed_live_audio_grows_the_hold_in_a_few_steps_rather_than_with_each_frame() -> None:
     async with played(1) as (stage, _), connected(stage) as socket:
         await until(socket, "session.created")
         for _ in range(500):  # ten seconds by frames of 20 ms: a hundred tokens
@@ -394,7 +402,7 @@ async def test_sound_is_held_in_steps_and_not_by_each_frame() -> None:
         assert len(stage.counters.outgrowths) <= 3
 
 
-async def test_idle_sessions_hold_nothing_and_go_on_when_something_is_asked() -> None:
+async def test_idle_live_session_releases_the_hold_and_takes_a_new_hold_on_the_next_request() -> None:
     async with played(1, socket_unasked_s=0.05) as (stage, _):
         strict = Strict(stage, 20_000)
         async with connected(stage) as one, connected(stage) as other:
@@ -409,7 +417,7 @@ async def test_idle_sessions_hold_nothing_and_go_on_when_something_is_asked() ->
         assert strict.used == sum(one.tokens for one in stage.counters.charges) > 0
 
 
-def test_a_response_beside_the_conversation_does_not_lower_what_is_known_of_it() -> None:
+def test_realtime_response_outside_the_conversation_keeps_the_known_size_of_the_conversation() -> None:
     for response in ({"conversation": "none", "input": []}, {"input": []}):
         session = RealtimeSession({"model": "m"})
         session.ask(said("word " * 3_000), 15_000)
@@ -422,7 +430,7 @@ def test_a_response_beside_the_conversation_does_not_lower_what_is_known_of_it()
         assert not session.pending
 
 
-def test_a_name_of_the_gateways_own_is_no_callers() -> None:
+def test_client_may_not_reuse_an_event_id_that_the_gateway_assigned() -> None:
     session = RealtimeSession({"model": "m"})
     asked: dict[str, Any] = {"type": "response.create"}
     assert session.ask(asked, 30)
@@ -431,7 +439,7 @@ def test_a_name_of_the_gateways_own_is_no_callers() -> None:
     assert session.pending
 
 
-async def test_what_is_on_its_way_when_reading_on_ends_is_charged_by_estimate() -> None:
+async def test_live_work_still_unfinished_at_the_drain_time_limit_is_charged_an_estimate() -> None:
     async with played(None, drain_s=0.1) as (stage, provider):
         async with connected(stage) as socket:
             await until(socket, "session.created")
@@ -447,7 +455,7 @@ async def test_what_is_on_its_way_when_reading_on_ends_is_charged_by_estimate() 
         provider.release.set()
 
 
-async def test_three_requests_of_gemini_live_are_charged_though_their_client_leaves() -> None:
+async def test_three_gemini_live_requests_are_charged_after_the_client_leaves() -> None:
     released, sockets_left = asyncio.Event(), 0
     usage = {"promptTokenCount": 80, "responseTokenCount": 40, "totalTokenCount": 120}
 
@@ -479,7 +487,7 @@ async def test_three_requests_of_gemini_live_are_charged_though_their_client_lea
 
 
 @pytest.mark.parametrize("politely", [True, False])
-async def test_who_leaves_before_its_socket_is_open_costs_and_keeps_nothing(politely: bool) -> None:
+async def test_client_that_leaves_before_the_upstream_socket_opens_is_not_charged(politely: bool) -> None:
     asked = asyncio.Event()
 
     async def opens_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
@@ -502,7 +510,9 @@ async def test_who_leaves_before_its_socket_is_open_costs_and_keeps_nothing(poli
 
 
 @pytest.mark.parametrize("owed", [True, False])
-async def test_who_leaves_while_a_turn_is_admitted_waits_for_no_silent_upstream(owed: bool) -> None:
+async def test_upstream_socket_is_closed_although_the_client_left_while_a_turn_was_being_admitted(
+    owed: bool,
+) -> None:
     """What the upstream began before that is charged. Behind a client that owes nothing nothing is read."""
     begins, read = asyncio.Event(), asyncio.Event()
 

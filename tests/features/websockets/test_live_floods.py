@@ -47,7 +47,7 @@ async def committing(socket: LiveUpstream) -> None:
     await silent(socket)
 
 
-def test_a_bucket_lets_five_seconds_of_messages_through_at_once() -> None:
+def test_message_rate_limit_lets_a_burst_of_five_seconds_of_messages_through_at_once() -> None:
     bucket = MessageBucket(2, now=100.0)
     assert [bucket.take(100.0) for _ in range(10)] == [0.0] * 9 + [0.5]
     assert bucket.take(100.5) == 0.5
@@ -63,7 +63,7 @@ def test_a_message_whose_text_is_counted_is_one_more_for_each_four_kib() -> None
     assert bucket.take(100.0) == 1.5  # two lack, and the next one
 
 
-def test_what_a_session_needs_is_known_without_a_walk_over_its_open_messages() -> None:
+def test_cost_of_computing_the_tokens_a_session_needs_does_not_grow_with_open_messages() -> None:
     def steps(act: Callable[[], object]) -> int:
         count = 0
 
@@ -93,7 +93,7 @@ def test_what_a_session_needs_is_known_without_a_walk_over_its_open_messages() -
         assert steps(lambda: act(few)) == steps(lambda: act(many))  # noqa: B023  # called at once
 
 
-async def test_a_session_with_too_many_open_messages_is_not_read_and_nothing_is_refused() -> None:
+async def test_session_with_too_many_unanswered_messages_is_read_later_and_loses_no_message() -> None:
     async with live(committing) as (stage, sockets), connected(stage) as socket:
         await until(socket, "session.created")
         for _ in range(OPEN_MAX + 6):
@@ -102,7 +102,7 @@ async def test_a_session_with_too_many_open_messages_is_not_read_and_nothing_is_
         assert len(sockets[0].heard) == OPEN_MAX + 6
 
 
-async def test_a_socket_has_one_message_in_each_turn_of_the_loop() -> None:
+async def test_socket_handles_a_single_message_in_each_turn_of_the_event_loop() -> None:
     async with live(silent) as (stage, _), connected(stage) as socket:
         await until(socket, "session.created")
         [connection] = stage.plane._connections
@@ -116,7 +116,7 @@ async def test_a_socket_has_one_message_in_each_turn_of_the_loop() -> None:
         assert counts[0] == 1
 
 
-async def test_others_are_served_while_a_flood_waits_that_ends_with_its_client() -> None:
+async def test_client_flooding_a_socket_with_messages_does_not_block_other_sockets() -> None:
     async def script(socket: LiveUpstream) -> None:
         await (responding if len(sockets) > 1 else silent)(socket)
 
@@ -134,7 +134,7 @@ async def test_others_are_served_while_a_flood_waits_that_ends_with_its_client()
         assert 5 <= len(sockets[0].heard) < 3_000
 
 
-async def test_a_client_is_missed_whose_end_is_behind_messages_that_wait() -> None:
+async def test_disconnect_of_a_client_is_noticed_behind_thousands_of_unread_messages() -> None:
     async with live(silent, live_messages_s=1_000) as (stage, sockets):
         async with connected(stage) as socket:
             await until(socket, "session.created")
@@ -145,7 +145,7 @@ async def test_a_client_is_missed_whose_end_is_behind_messages_that_wait() -> No
         assert len(sockets[0].heard) == OPEN_MAX
 
 
-async def test_messages_that_cost_nothing_keep_no_hold_and_begin_no_turn() -> None:
+async def test_live_messages_that_cost_no_tokens_leave_no_hold_and_start_no_call() -> None:
     async with played(1, socket_unasked_s=0.05) as (stage, _):
         strict = Strict(stage, 20_000)
         async with connected(stage) as socket:
@@ -163,7 +163,7 @@ async def test_messages_that_cost_nothing_keep_no_hold_and_begin_no_turn() -> No
         assert not strict.used
 
 
-async def test_all_that_an_upstream_says_before_it_breaks_off_is_passed_on() -> None:
+async def test_events_the_upstream_sent_before_disconnecting_all_reach_the_client() -> None:
     async def script(socket: LiveUpstream) -> None:
         await socket.send(*[CREATED] * 200)
         socket.writer.close()

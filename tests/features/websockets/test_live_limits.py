@@ -131,7 +131,7 @@ async def until_over(socket: aiohttp.ClientWebSocketResponse) -> None:
 
 
 @pytest.mark.parametrize("kind", ["strict", "prepaid", "money"])
-async def test_what_its_hold_has_is_there_for_what_a_session_says(
+async def test_live_session_may_use_all_tokens_held_for_the_session_and_no_more(
     valkey: str, tmp_path: Path, kind: str
 ) -> None:
     """A strict plan, and credits, hold all that is left, as no message says how much it may come to."""
@@ -182,7 +182,7 @@ async def test_a_text_is_held_at_the_likely_tokens_by_a_budget_that_holds_these(
 
 
 @pytest.mark.parametrize("kind", ["strict", "prepaid", "money"])
-async def test_a_message_that_is_refused_leaves_what_is_free_to_others(
+async def test_refused_message_of_a_live_session_leaves_unheld_tokens_to_other_sessions(
     valkey: str, tmp_path: Path, kind: str
 ) -> None:
     path = "/v1/realtime?model=gpt-realtime"  # whose answers have a known maximum, which is held
@@ -200,7 +200,7 @@ async def test_a_message_that_is_refused_leaves_what_is_free_to_others(
 
 @pytest.mark.parametrize("kind", ["strict", "prepaid", "money"])
 @pytest.mark.parametrize("seed", range(search.histories(3)))
-async def test_no_order_of_messages_and_departures_passes_a_limit(
+async def test_random_live_messages_and_disconnects_of_many_clients_never_exceed_a_limit(
     valkey: str, tmp_path: Path, kind: str, seed: int
 ) -> None:
     draw = random.Random(search.another(seed))

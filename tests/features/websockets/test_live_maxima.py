@@ -49,7 +49,9 @@ def stated(session: LiveSession) -> int | None:
 @pytest.mark.parametrize(
     "response", [None, {}, {"max_output_tokens": "inf"}, {"max_response_output_tokens": None}]
 )
-def test_a_response_without_a_maximum_has_that_of_its_hold(response: dict[str, Any] | None) -> None:
+def test_realtime_response_request_without_an_output_maximum_is_sent_with_the_held_maximum(
+    response: dict[str, Any] | None,
+) -> None:
     message = {"type": CREATE} if response is None else {"type": CREATE, "response": response}
     [one] = sent(opened(), message)
     assert one["response"] == {"max_output_tokens": 700}
@@ -59,7 +61,7 @@ def test_a_response_without_a_maximum_has_that_of_its_hold(response: dict[str, A
     assert one.get("response") == response
 
 
-def test_an_update_of_the_session_has_the_maximum_that_later_turns_hold() -> None:
+def test_realtime_session_update_is_sent_with_the_output_maximum_that_later_turns_hold() -> None:
     session = opened()
     [one] = sent(session, {"type": UPDATE, "session": {"type": "realtime", "max_output_tokens": "inf"}})
     assert one["session"] == {"type": "realtime", "max_output_tokens": 700}
@@ -68,7 +70,7 @@ def test_an_update_of_the_session_has_the_maximum_that_later_turns_hold() -> Non
     assert stated(opened()) is None
 
 
-def test_sound_before_any_update_is_behind_one_that_sets_the_maximum() -> None:
+def test_audio_sent_before_any_session_update_is_preceded_by_an_update_with_the_output_maximum() -> None:
     """The API may respond to sound by itself."""
     session = opened()
     update, sound = sent(session, SOUND)
@@ -81,7 +83,7 @@ def test_sound_before_any_update_is_behind_one_that_sets_the_maximum() -> None:
 
 @pytest.mark.parametrize("kind", [UPDATE, CREATE])
 @pytest.mark.parametrize("name", ["max_output_tokens", "max_response_output_tokens"])
-def test_a_stated_maximum_stays_and_is_held(kind: str, name: str) -> None:
+def test_output_maximum_stated_in_a_realtime_message_is_kept_and_held(kind: str, name: str) -> None:
     place = "session" if kind == UPDATE else "response"
     session = opened()
     [one] = sent(session, {"type": kind, place: {name: 500}})
@@ -99,7 +101,7 @@ def test_a_stated_maximum_stays_and_is_held(kind: str, name: str) -> None:
     assert stated(free) is None
 
 
-def test_the_maximum_of_a_response_is_held_while_it_is_under_way() -> None:
+def test_output_maximum_of_a_realtime_response_is_held_until_the_response_ends() -> None:
     session = opened(None)
     session.ask({"type": CREATE, "response": {"max_output_tokens": 500}}, 300)
     assert stated(session) == 500
@@ -109,7 +111,7 @@ def test_the_maximum_of_a_response_is_held_while_it_is_under_way() -> None:
 
 
 @pytest.mark.parametrize("config", ["generationConfig", "generation_config"])
-def test_a_setup_of_gemini_live_has_the_maximum_of_its_hold(config: str) -> None:
+def test_gemini_live_setup_without_an_output_maximum_is_sent_with_the_held_maximum(config: str) -> None:
     session = GeminiLiveSession({})
     session.output_max = 700
     [one] = sent(
@@ -122,7 +124,7 @@ def test_a_setup_of_gemini_live_has_the_maximum_of_its_hold(config: str) -> None
 
 
 @pytest.mark.parametrize("name", ["maxOutputTokens", "max_output_tokens"])
-def test_a_maximum_in_a_setup_of_gemini_live_stays_and_is_held(name: str) -> None:
+def test_output_maximum_stated_in_a_gemini_live_setup_is_kept_and_held(name: str) -> None:
     session = GeminiLiveSession({})
     session.output_max = 700
     setup = {"setup": {"model": "models/m", "generation_config": {name: 500}}}
@@ -137,13 +139,13 @@ def test_a_maximum_in_a_setup_of_gemini_live_stays_and_is_held(name: str) -> Non
         {"generationConfig": {"maxOutputTokens": "5"}},
     ],
 )
-def test_a_setup_of_gemini_live_with_two_maxima_is_refused(setup: dict[str, Any]) -> None:
+def test_gemini_live_setup_with_two_or_malformed_output_maxima_is_refused(setup: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=r"setup\.generationConfig"):
         GeminiLiveSession({}).ask({"setup": {"model": "models/m", **setup}}, 60)
 
 
 @pytest.mark.parametrize("kind", ["strict", "prepaid", "money"])
-async def test_an_upstream_gets_the_maximum_that_a_limit_holds(
+async def test_realtime_upstream_receives_the_output_maximum_held_under_a_budget_or_plan(
     valkey: str, tmp_path: Path, kind: str
 ) -> None:
     """Of 50,000 tokens a response of `gpt-realtime` holds 4,096, the most that the API takes."""

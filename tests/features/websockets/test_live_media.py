@@ -34,14 +34,14 @@ def needs(session: Any, *messages: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize("url", [TINY, "https://example.com/a.png"])
-def test_a_picture_of_the_realtime_api_counts_as_one_whatever_its_bytes(url: str) -> None:
+def test_realtime_image_counts_a_fixed_number_of_tokens_whatever_the_size_in_bytes(url: str) -> None:
     parts = [{"type": "input_image", "image_url": url}] * 25
     aside = {"type": "response.create", "response": {"conversation": "none", "input": [item(*parts)["item"]]}}
     for message in (item(*parts), aside):
         assert 25 * PICTURE < needs(RealtimeSession({"model": "m"}), message) < 25 * (PICTURE + 40)
 
 
-def test_sound_of_a_response_of_its_own_input_counts_by_its_duration() -> None:
+def test_audio_in_the_input_of_a_realtime_response_request_counts_by_duration() -> None:
     # Ten seconds at 24 kHz, of 10 tokens each, by 64,000 characters a second.
     spoken = item({"type": "input_audio", "audio": "A" * 640_000})["item"]
     aside = {"type": "response.create", "response": {"conversation": "none", "input": [spoken]}}
@@ -59,7 +59,9 @@ def test_sound_of_a_response_of_its_own_input_counts_by_its_duration() -> None:
         ({"type": "audio/pcmu"}, 600),
     ],
 )
-def test_sound_of_the_realtime_api_counts_by_the_stated_rate(stated: dict[str, Any], tokens: int) -> None:
+def test_realtime_audio_tokens_are_counted_by_the_stated_sample_rate(
+    stated: dict[str, Any], tokens: int
+) -> None:
     session = RealtimeSession({"model": "m"})
     before = needs(session, {"type": "session.update", "session": {"audio": {"input": {"format": stated}}}})
     after = needs(session, {"type": "input_audio_buffer.append", "audio": "A" * 640_000})
@@ -92,7 +94,9 @@ SOUND = "A" * 1_280_000
         ({"audio": {"data": SOUND, "mimeType": "audio/pcm;rate=-1"}}, 1_920),
     ],
 )
-def test_a_medium_of_gemini_live_counts_by_its_type_and_rate(said: dict[str, Any], tokens: int) -> None:
+def test_gemini_live_media_tokens_are_counted_by_media_type_and_sample_rate(
+    said: dict[str, Any], tokens: int
+) -> None:
     session = GeminiLiveSession({})
     before = needs(session, {"setup": {"model": "models/m"}})
     assert tokens <= needs(session, {"realtimeInput": said}) - before <= tokens + 1
@@ -103,7 +107,7 @@ def spoken_content(kind: str) -> dict[str, Any]:
     return {"clientContent": {"turns": [{"parts": [part]}], "turnComplete": True}}
 
 
-def test_sound_in_a_content_of_gemini_live_counts_by_its_rate() -> None:
+def test_gemini_live_audio_inside_content_is_counted_by_the_sample_rate() -> None:
     session = GeminiLiveSession({})
     before = needs(session, {"setup": {"model": "models/m"}})
     assert needs(session, spoken_content("audio/pcm;rate=16000")) - before >= 960
@@ -118,21 +122,21 @@ def test_sound_in_a_content_of_gemini_live_counts_by_its_rate() -> None:
         spoken_content("audio/flac"),
     ],
 )
-def test_sound_of_unknown_length_is_refused_in_a_message_of_gemini_live(said: dict[str, Any]) -> None:
+def test_gemini_live_audio_of_unknown_length_is_refused(said: dict[str, Any]) -> None:
     session = GeminiLiveSession({})
     needs(session, {"setup": {"model": "models/m"}})
     with pytest.raises(InvalidRequest, match="audio/pcm"):
         needs(session, said)
 
 
-def test_a_text_beside_a_medium_of_gemini_live_counts_too() -> None:
+def test_gemini_live_text_sent_beside_an_image_is_counted_too() -> None:
     session = GeminiLiveSession({})
     before = needs(session, {"setup": {"model": "models/m"}})
     said = {"realtimeInput": {"text": "word " * 600, "video": {"data": FRAME}}}
     assert PICTURE + 1_000 <= needs(session, said) - before < PICTURE + 1_050
 
 
-async def test_pictures_of_many_sessions_stay_within_a_strict_plan() -> None:
+async def test_images_of_many_concurrent_realtime_sessions_stay_within_a_strict_plan() -> None:
     """The upstream reads each of a hundred pictures as 1,105 tokens."""
     async with played(1) as (stage, _):
         strict = Strict(stage, 100_000)
@@ -149,7 +153,7 @@ async def test_pictures_of_many_sessions_stay_within_a_strict_plan() -> None:
         assert 0 < strict.used <= strict.quota
 
 
-async def test_frames_of_many_sessions_of_gemini_live_stay_within_a_strict_plan() -> None:
+async def test_gemini_live_video_frames_of_a_session_stay_within_a_strict_plan() -> None:
     async def script(socket: LiveUpstream) -> None:
         read = 0
         await socket.receive()

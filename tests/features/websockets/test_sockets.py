@@ -104,7 +104,7 @@ async def stage() -> AsyncIterator[Stage]:
         yield made
 
 
-async def test_each_message_is_a_call_of_its_own(stage: Stage) -> None:
+async def test_each_message_on_a_responses_websocket_is_a_separate_call(stage: Stage) -> None:
     stage.upstream.scripts = [[WHOLE], [stream(DELTA, completed(2, "incomplete"))]]
     async with connected(stage) as socket:
         assert await turn(socket) == ["response.output_text.delta", "response.completed"]
@@ -122,7 +122,7 @@ async def test_each_message_is_a_call_of_its_own(stage: Stage) -> None:
     assert [one["status"] for one in stage.events("request")] == [101, 200, 200]
 
 
-async def test_openais_own_client_has_its_responses(stage: Stage) -> None:
+async def test_openai_client_receives_responses_over_the_websocket(stage: Stage) -> None:
     stage.upstream.scripts = [[WHOLE], [WHOLE]]
     async with (
         AsyncOpenAI(api_key=KEY, base_url=f"http://127.0.0.1:{stage.port}/v1") as client,
@@ -154,7 +154,7 @@ async def test_openais_own_client_has_its_responses(stage: Stage) -> None:
         (b"binary", 400, "invalid_request", "A message must be text"),
     ],
 )
-async def test_what_is_no_call_is_refused_by_name_and_the_socket_stays_open(
+async def test_invalid_message_on_a_responses_websocket_is_refused_and_the_socket_stays_open(
     stage: Stage, message: object, status: int, reason: str, words: str
 ) -> None:
     stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
@@ -172,7 +172,7 @@ async def test_what_is_no_call_is_refused_by_name_and_the_socket_stays_open(
         assert await turn(socket) == ["response.output_text.delta", "response.completed"]
 
 
-async def test_limits_refuse_a_message_as_they_do_a_call() -> None:
+async def test_rate_limit_refuses_a_websocket_message_like_a_posted_call() -> None:
     async with staged(ROUTES) as stage, connected(stage) as socket:
         admitted = stage.counters.decision
         stage.counters.decision = Decision(
@@ -194,7 +194,9 @@ async def test_limits_refuse_a_message_as_they_do_a_call() -> None:
         assert len(stage.counters.charges) == 1
 
 
-async def test_a_key_that_was_revoked_has_no_further_turn_and_an_unknown_one_no_socket(stage: Stage) -> None:
+async def test_revoked_api_key_gets_no_further_response_and_an_unknown_key_opens_no_websocket(
+    stage: Stage,
+) -> None:
     stage.upstream.scripts = [[WHOLE]]
     async with connected(stage) as socket:
         await turn(socket)
@@ -226,7 +228,7 @@ async def test_a_key_that_was_revoked_has_no_further_turn_and_an_unknown_one_no_
         ),
     ],
 )
-async def test_an_opening_that_is_none_is_refused(stage: Stage, fields: bytes, status: int) -> None:
+async def test_malformed_websocket_handshake_is_refused(stage: Stage, fields: bytes, status: int) -> None:
     client = await stage.client()
     head = b"GET /v1/responses HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
     await client.send(head + AUTH + fields + b"\r\n")
@@ -235,7 +237,9 @@ async def test_an_opening_that_is_none_is_refused(stage: Stage, fields: bytes, s
 
 # RFC 9110, 7.8: who does not name the upgrade in Connection has only forwarded it.
 @pytest.mark.parametrize("fields", [b"", b"connection: keep-alive\r\n", b"connection: upgrades\r\n"])
-async def test_an_upgrade_that_connection_does_not_name_opens_no_socket(stage: Stage, fields: bytes) -> None:
+async def test_websocket_upgrade_not_named_in_the_connection_header_opens_no_socket(
+    stage: Stage, fields: bytes
+) -> None:
     client = await stage.client()
     opens = b"upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: " + ANY
     await client.send(b"GET /v1/responses HTTP/1.1\r\nhost: x\r\n" + AUTH + fields + opens + b"\r\n")
@@ -243,7 +247,9 @@ async def test_an_upgrade_that_connection_does_not_name_opens_no_socket(stage: S
     assert not stage.upstream.received
 
 
-async def test_without_its_library_an_upgrade_is_426(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_websocket_upgrade_is_426_when_the_wsproto_library_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "wsproto", None)
     async with staged(ROUTES) as stage:
         with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
@@ -252,7 +258,9 @@ async def test_without_its_library_an_upgrade_is_426(monkeypatch: pytest.MonkeyP
         assert caught.value.status == 426
 
 
-async def test_what_no_upstream_stores_is_said_again_on_the_same_connection(stage: Stage) -> None:
+async def test_response_the_upstream_does_not_store_is_sent_again_as_input_on_the_same_socket(
+    stage: Stage,
+) -> None:
     thought = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "sealed"}
     lost = {"type": "reasoning", "id": "rs_2", "summary": []}
     call = {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": "{}"}
@@ -285,7 +293,9 @@ async def test_what_no_upstream_stores_is_said_again_on_the_same_connection(stag
     await eventually(lambda: stage.plane.sockets_keep.used == 0)
 
 
-async def test_what_is_not_stored_goes_on_from_what_is(stage: Stage) -> None:
+async def test_unstored_responses_are_continued_from_the_last_response_stored_at_the_upstream(
+    stage: Stage,
+) -> None:
     stage.upstream.scripts = [[stream(completed(1))], [stream(completed(2))], [stream(completed(3))]]
     async with connected(stage) as socket:
         await turn(socket)
@@ -296,7 +306,7 @@ async def test_what_is_not_stored_goes_on_from_what_is(stage: Stage) -> None:
     assert [one["content"] for one in body["input"]] == ["more", "most"]
 
 
-async def test_what_has_no_room_is_forgotten() -> None:
+async def test_unstored_response_larger_than_the_kept_bytes_is_forgotten_and_cannot_be_continued() -> None:
     async with staged(ROUTES, sockets_kept_bytes_max=1024) as stage:
         stage.upstream.scripts = [[WHOLE], [answer(UNKNOWN, status=b"400 Bad Request")]]
         async with connected(stage) as socket:
@@ -305,7 +315,9 @@ async def test_what_has_no_room_is_forgotten() -> None:
         assert stage.plane.sockets_keep.used == 0
 
 
-async def test_what_is_asked_counts_while_it_is_kept_and_goes_with_a_refusal(stage: Stage) -> None:
+async def test_input_kept_for_a_websocket_counts_toward_the_kept_bytes_until_refused_or_closed(
+    stage: Stage,
+) -> None:
     stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
     go_on = asyncio.Event()
     stage.upstream.scripts = [[stream(DELTA, end=False), go_on, chunks(event(completed()))]]
@@ -324,7 +336,7 @@ async def test_what_is_asked_counts_while_it_is_kept_and_goes_with_a_refusal(sta
     await eventually(lambda: stage.plane.sockets_keep.used == 0)
 
 
-async def test_who_takes_no_answers_is_not_asked_for_more_frames() -> None:
+async def test_gateway_stops_reading_from_a_websocket_client_that_does_not_read_answers() -> None:
     async with staged(ROUTES) as stage, connected(stage) as socket:
         transport, reader = socket._conn.transport, socket._reader._protocol.transport
         connection = next(iter(stage.plane._connections))
@@ -343,7 +355,7 @@ async def test_who_takes_no_answers_is_not_asked_for_more_frames() -> None:
         assert await turn(socket) == ["response.output_text.delta", "response.completed"]
 
 
-async def test_one_response_at_a_time(stage: Stage) -> None:
+async def test_second_response_on_a_websocket_is_refused_while_the_first_is_in_progress(stage: Stage) -> None:
     go_on = asyncio.Event()
     stage.upstream.scripts = [[stream(DELTA, end=False), go_on, chunks(event(completed()))], [WHOLE]]
     async with connected(stage) as socket:
@@ -358,7 +370,7 @@ async def test_one_response_at_a_time(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-async def test_a_client_gone_in_the_middle_is_charged_as_a_stream_that_is_hung_up_on(
+async def test_client_that_leaves_a_responses_websocket_is_charged_the_whole_response(
     stage: Stage, how: str
 ) -> None:
     go_on = asyncio.Event()
@@ -379,7 +391,7 @@ async def test_a_client_gone_in_the_middle_is_charged_as_a_stream_that_is_hung_u
     assert stage.plane.sockets.used == 0
 
 
-async def test_an_upstream_that_breaks_off_ends_the_socket_and_costs_what_a_posted_call_costs(
+async def test_upstream_breaking_off_closes_the_websocket_and_is_charged_like_a_posted_call(
     stage: Stage,
 ) -> None:
     stage.upstream.scripts = [[stream(DELTA, end=False), Close()] for _ in range(2)]
@@ -395,7 +407,7 @@ async def test_an_upstream_that_breaks_off_ends_the_socket_and_costs_what_a_post
     assert (first.tokens, first.credits) == (second.tokens, second.credits)
 
 
-async def test_a_message_has_a_bound_in_bytes_and_in_frames() -> None:
+async def test_websocket_message_of_too_many_bytes_or_frames_is_413_and_closes_the_socket() -> None:
     async with staged(ROUTES, body_bytes_max=4096, socket_frames_max=10) as stage:
         for frames in ([b"x" * 5000], [b"x" * 2000] * 3, [b""] * 11):
             async with connected(stage) as socket:
@@ -409,7 +421,7 @@ async def test_a_message_has_a_bound_in_bytes_and_in_frames() -> None:
         await eventually(lambda: stage.plane.buffers.used == stage.plane.sockets.used == 0)
 
 
-async def test_sockets_have_a_bound_and_an_organization_a_share() -> None:
+async def test_organization_may_open_only_a_configured_share_of_all_websockets() -> None:
     async with staged(ROUTES, sockets_max=4, sockets_share=0.5) as stage:
         async with connected(stage), connected(stage):
             with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
@@ -422,7 +434,7 @@ async def test_sockets_have_a_bound_and_an_organization_a_share() -> None:
         await eventually(lambda: stage.plane.sockets.used == 0)
 
 
-async def test_an_idle_socket_is_closed_and_so_is_one_at_the_end_of_its_worker() -> None:
+async def test_idle_websocket_and_websocket_of_a_stopping_worker_are_closed() -> None:
     async with staged(ROUTES, socket_idle_s=0.05) as stage, connected(stage) as socket:
         assert (await socket.receive(WITHIN_S)).data == 1001
     async with staged(ROUTES) as stage, connected(stage) as socket:
@@ -433,7 +445,7 @@ async def test_an_idle_socket_is_closed_and_so_is_one_at_the_end_of_its_worker()
         await ended
 
 
-async def test_a_client_that_takes_no_events_holds_up_its_upstream_and_is_let_go() -> None:
+async def test_websocket_client_that_reads_no_events_is_disconnected_and_charged() -> None:
     async with staged(ROUTES, client_write_s=1.0, drain_bytes_max=1 << 16) as stage:
         written = 0
 
@@ -459,7 +471,7 @@ async def test_a_client_that_takes_no_events_holds_up_its_upstream_and_is_let_go
         assert written < 64 << 20
 
 
-async def test_a_stream_of_many_or_long_events_arrives_as_it_was_sent(stage: Stage) -> None:
+async def test_many_events_and_long_events_reach_the_websocket_client_unchanged(stage: Stage) -> None:
     long = DELTA | {"delta": "é" * 700_000}
     stage.upstream.scripts = [[stream(*[DELTA] * 300, long, completed())]]
     async with connected(stage) as socket:

@@ -67,7 +67,7 @@ async def reprice(april: April, plan_id: int, since: date, monthly: str) -> dict
         (28, {"minimum": "100.00"}, "50.00", "100.00"),
     ],
 )
-async def test_terms_change_from_a_day_on_whenever_that_is_told(
+async def test_changed_subscription_terms_bill_from_the_start_day_even_when_entered_after_that_day(
     april: April, told: int, said: dict[str, Any], april_owes: str, may_owes: str
 ) -> None:
     starter = await plan(april, "Starter", "30.00", 1_000)
@@ -92,7 +92,7 @@ async def test_terms_change_from_a_day_on_whenever_that_is_told(
         ("quarterly", "change", Fraction(1, 2)), ("annual", "cancel", 0),
     ],
 )  # fmt: skip
-async def test_a_fee_in_advance_is_given_back_together_with_the_one_in_its_place(
+async def test_plan_change_with_fees_in_advance_invoices_refund_and_new_fee_together(
     april: April, interval: str, how: str, times: Fraction
 ) -> None:
     """By day of the cycle, 1 April on: a change on 1 June owes what its other days cost more, and no less."""
@@ -142,7 +142,7 @@ async def open_fees(april: April, ids: dict[str, int]) -> Fraction:
     return sum((Fraction(str(each["amount"])) for each in rows), Fraction(0))
 
 
-async def test_a_cycle_in_advance_is_charged_by_the_hour_on_its_first_day(april: April) -> None:
+async def test_advance_fee_is_charged_once_on_the_first_day_of_each_cycle(april: April) -> None:
     starter = await plan(april, "Starter", "30.00", 1_000)
     ids = await customer(april, starter, BEGINS, None, billing="advance")
     for month, sold in ((4, 30), (5, 60)):
@@ -154,7 +154,7 @@ async def test_a_cycle_in_advance_is_charged_by_the_hour_on_its_first_day(april:
         assert await to_charge(april) == []
 
 
-async def test_a_change_of_plan_keeps_all_but_the_fee_that_was_negotiated(april: April) -> None:
+async def test_plan_change_keeps_the_quantity_and_drops_the_negotiated_fee(april: April) -> None:
     starter, pro = await plan(april, "Starter", "30.00", 1_000), await plan(april, "Pro", "90.00", 9_000)
     ids = await customer(april, starter, BEGINS, None, negotiated_cost=Decimal("15.00"), quantity=2)
     await april.on(at(4, 1))
@@ -173,7 +173,9 @@ async def test_a_change_of_plan_keeps_all_but_the_fee_that_was_negotiated(april:
     assert await billed(april, ids, 6) == 90
 
 
-async def test_what_cannot_be_agreed_is_refused_by_its_field(april: April) -> None:
+async def test_subscription_change_without_terms_or_dated_outside_the_subscription_is_refused(
+    april: April,
+) -> None:
     starter = await plan(april, "Starter", "30.00", 1_000)
     ids = await customer(april, starter, BEGINS, date(2026, 7, 1))
     for day, month, said, fields in (
@@ -189,7 +191,9 @@ async def test_what_cannot_be_agreed_is_refused_by_its_field(april: April) -> No
         await agree(april, ids, 2, quantity=2)
 
 
-async def test_a_price_reaches_all_who_have_the_plan_from_a_day_on(april: April) -> None:
+async def test_new_plan_price_bills_every_subscriber_without_a_negotiated_fee_from_the_start_day(
+    april: April,
+) -> None:
     starter = await plan(april, "Starter", "30.00", 1_000)
     plain = await customer(april, starter, BEGINS, None)
     terms: tuple[dict[str, object], ...] = (
@@ -240,7 +244,7 @@ STEPS = st.lists(
 @given(
     steps=STEPS, billing=st.sampled_from([None, "advance", "arrears"]), interval=st.sampled_from([1, 3, 12])
 )
-def test_terms_that_are_told_in_any_order_come_to_what_each_day_owes(
+def test_subscription_terms_entered_in_any_order_charge_each_day_by_the_terms_of_that_day(
     migrated: str, steps: list[tuple[int, int, dict[str, Any]]], billing: str | None, interval: int
 ) -> None:
     asyncio.run(live(migrated, steps, billing, interval))

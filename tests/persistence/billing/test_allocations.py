@@ -51,7 +51,9 @@ async def allocate(kept: Allocations) -> None:
             pass
 
 
-async def test_uses_are_allocated_in_the_stated_order(migrated: str, kept: Allocations) -> None:
+async def test_expiring_promotional_credits_are_used_before_paid_credits(
+    migrated: str, kept: Allocations
+) -> None:
     [account] = settle_in(migrated, None)
     paid = give(migrated, account, 8_000)
     gift = give(migrated, account, 2_000, category="promotional", expires_ms=account.at_ms + HOUR_MS)
@@ -82,7 +84,7 @@ async def test_uses_are_allocated_in_the_stated_order(migrated: str, kept: Alloc
     ],
 )
 @in_turn("zone", ["UTC", "America/New_York", "Pacific/Apia"])
-def test_a_month_is_open_until_a_day_behind_its_end_by_utc(
+def test_ledger_entry_may_be_dated_in_a_past_month_until_a_day_after_month_end_in_utc(
     migrated: str, zone: str, known: str, ended: str, entered: str
 ) -> None:
     """Whatever zone a session is in."""
@@ -96,7 +98,9 @@ SELECT entered_at(k, e) AT TIME ZONE 'UTC' FROM set_config('TimeZone', '{zone}',
 DRAWN = "SELECT credit_addition_id, kind, day, credits FROM credit_drawdown ORDER BY 1, 2, 3"
 
 
-async def test_what_is_drawn_is_kept_by_the_day_it_is_an_entry_of(migrated: str, kept: Allocations) -> None:
+async def test_credits_used_in_a_closed_month_are_booked_on_the_day_of_processing(
+    migrated: str, kept: Allocations
+) -> None:
     """A month that is closed gets nothing more: what comes that late is of the day it is known on."""
     today = datetime.now(UTC)
     [account] = settle_in(migrated, None)
@@ -124,7 +128,7 @@ async def test_what_is_drawn_is_kept_by_the_day_it_is_an_entry_of(migrated: str,
     assert await broken(migrated) == []
 
 
-async def test_debt_is_covered_by_a_later_addition(migrated: str, kept: Allocations) -> None:
+async def test_added_credits_cover_the_oldest_credit_debt_first(migrated: str, kept: Allocations) -> None:
     [account] = settle_in(migrated, None)
     account.consume(None, credits_=30)
     account.consume(None, credits_=10)
@@ -138,7 +142,9 @@ async def test_debt_is_covered_by_a_later_addition(migrated: str, kept: Allocati
     assert await broken(migrated) == []
 
 
-async def test_expiry_takes_exactly_what_was_not_used_in_time(migrated: str, kept: Allocations) -> None:
+async def test_credit_expiry_removes_exactly_the_credits_unused_at_the_expiry_time(
+    migrated: str, kept: Allocations
+) -> None:
     [account] = settle_in(migrated, None)
     until = account.at_ms + HOUR_MS
     gift = give(migrated, account, 2_000, category="promotional", expires_ms=until)
@@ -164,7 +170,9 @@ async def test_expiry_takes_exactly_what_was_not_used_in_time(migrated: str, kep
     assert await broken(migrated) == []
 
 
-async def test_a_spent_addition_expires_without_a_posting(migrated: str, kept: Allocations) -> None:
+async def test_expiry_of_fully_spent_credits_removes_no_credits_from_the_balance(
+    migrated: str, kept: Allocations
+) -> None:
     [account] = settle_in(migrated, None)
     gift = give(migrated, account, 10, expires_ms=account.at_ms + HOUR_MS)
     account.consume(None, credits_=10)
@@ -176,7 +184,7 @@ async def test_a_spent_addition_expires_without_a_posting(migrated: str, kept: A
     assert rows_of(migrated, "SELECT count(*) FROM control_write") == [(0,)]
 
 
-async def test_an_addition_that_was_never_posted_does_not_expire(migrated: str, kept: Allocations) -> None:
+async def test_credits_not_yet_added_to_the_balance_do_not_expire(migrated: str, kept: Allocations) -> None:
     [account] = settle_in(migrated, None)
     give(migrated, account, 10, expires_ms=account.at_ms + HOUR_MS)
     assert await kept.expired(account.at_ms + 2 * HOUR_MS, 10) == []
@@ -195,7 +203,7 @@ STEP = st.one_of(
 
 @given(history=st.lists(STEP, max_size=25), page=st.integers(1, 6))
 @settings(max_examples=examples(25))
-async def test_random_histories_are_allocated_to_the_last_credit(
+async def test_credits_left_of_all_purchases_equal_the_balance_after_a_random_history(
     shared: str, history: list[tuple[object, ...]], page: int
 ) -> None:
     """Whatever the pages: allocations prove themselves, and the balance is what additions have left."""
@@ -261,7 +269,7 @@ def day(number: int) -> datetime:
         min_size=1, max_size=6,
     )
 )  # fmt: skip
-def test_boxes_are_what_is_left_to_an_invoice_when_it_becomes_final(
+def test_final_invoice_covers_exactly_the_movements_left_open_by_earlier_invoices(
     drawn: list[tuple[int, int, int, int | None]],
 ) -> None:
     covers, upto = [], 0

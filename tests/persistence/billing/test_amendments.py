@@ -43,7 +43,7 @@ async def billed(april: April, given: str = "") -> tuple[dict[str, int], str]:
     return ids, request_id
 
 
-async def test_what_was_billed_of_a_cycle_is_given_back_by_the_next_invoice(april: April) -> None:
+async def test_amendment_of_usage_in_a_billed_cycle_is_refunded_on_the_next_invoice(april: April) -> None:
     ids, request_id = await billed(april)
     made = await amend(april, request_id, tokens=300_000)
     assert made["late_tokens"] == 300_000
@@ -59,7 +59,7 @@ async def test_what_was_billed_of_a_cycle_is_given_back_by_the_next_invoice(apri
 
 
 @pytest.mark.parametrize("ledger", ["token_ledger", "credit_transaction", "feature_usage"])
-async def test_a_call_of_a_ledgers_archived_month_is_not_amended(april: April, ledger: str) -> None:
+async def test_amendment_of_a_call_in_an_archived_month_is_refused(april: April, ledger: str) -> None:
     """Its row is here: what it moved may not be."""
     _, request_id = await billed(april)
     rows_of(april.url, "INSERT INTO kept_since VALUES (%s, %s) RETURNING 1", [ledger, at(4, 2)])
@@ -72,7 +72,7 @@ async def test_a_call_of_a_ledgers_archived_month_is_not_amended(april: April, l
 
 
 @pytest.mark.parametrize("ahead", [timedelta(0), timedelta(days=365)])
-async def test_a_call_is_amended_though_its_gateways_clock_was_a_year_ahead(
+async def test_call_recorded_by_a_gateway_clock_a_year_ahead_can_be_amended(
     april: April, ahead: timedelta
 ) -> None:
     given = RequestIds(os.urandom, (at(4, 1) + ahead).timestamp).next_id(0.0)
@@ -84,7 +84,7 @@ async def test_a_call_is_amended_though_its_gateways_clock_was_a_year_ahead(
     ]
 
 
-async def test_an_event_is_amended_as_a_call_is(april: April) -> None:
+async def test_usage_event_cannot_be_amended_before_the_matching_call_is_stored(april: April) -> None:
     ids, _ = await billed(april)
     await send(april, ids["tenant"], at(4, 20), 300_000, "late")
     [(request_id,)] = rows_of(april.url, "SELECT request_id::text FROM use_event")
@@ -92,7 +92,7 @@ async def test_an_event_is_amended_as_a_call_is(april: April) -> None:
         await amend(april, str(request_id), tokens=1)
 
 
-async def test_a_call_is_amended_once_and_by_no_more_than_it_was(april: April) -> None:
+async def test_call_is_amended_only_once_and_by_no_more_than_the_recorded_usage(april: April) -> None:
     _, request_id = await billed(april)
     for values in ({"tokens": 400_001}, {"credits": 1}, {"units": 1}, {"amount": Decimal("0.01")}):
         with pytest.raises(Unprocessable) as refused:
@@ -113,7 +113,7 @@ async def test_a_call_is_amended_once_and_by_no_more_than_it_was(april: April) -
         (10, "OUT", 3, "0.30"), (10, "OUT", 10, "1.00"), (0, "OUT", 3, "0.15"),
     ],
 )  # fmt: skip
-async def test_units_that_crossed_a_tier_are_moved_at_what_each_cost(
+async def test_amendment_of_units_priced_in_several_tiers_uses_the_price_of_each_tier(
     april: April, used: int, direction: str, units: int, worth: str
 ) -> None:
     """Where a call used none, at the price of now."""

@@ -67,7 +67,7 @@ async def act(april: April, ids: dict[str, int], verb: str, **values: object) ->
     april.follow()
 
 
-async def test_tokens_are_billed_where_the_term_ends_inside_a_cycle(april: April) -> None:
+async def test_overage_tokens_are_billed_when_the_subscription_ends_inside_a_cycle(april: April) -> None:
     starter = await plan(april, "Starter", "29.00", 2_000_000)
     ids = await customer(april, starter, date(2026, 5, 1), date(2026, 5, 5))
     await april.on(at(5, 1))
@@ -77,7 +77,7 @@ async def test_tokens_are_billed_where_the_term_ends_inside_a_cycle(april: April
     assert total(await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))) == Decimal("6.74")
 
 
-async def test_a_part_that_was_given_back_is_not_given_back_again(april: April) -> None:
+async def test_cancellation_does_not_refund_again_the_part_refunded_by_a_credit_note(april: April) -> None:
     starter = await plan(april, "Starter", "30.00", 1)
     ids = await customer(april, starter, date(2026, 6, 1), date(2027, 6, 1))
     await april.on(at(6, 1, 6))
@@ -96,7 +96,7 @@ async def test_a_part_that_was_given_back_is_not_given_back_again(april: April) 
     assert await billed(april, ids, 8) == -10
 
 
-async def test_a_year_in_twelve_invoices_and_a_month_in_three(april: April) -> None:
+async def test_partial_period_invoices_add_up_exactly_to_the_annual_or_monthly_fee(april: April) -> None:
     starter = await plan(april, "Starter", "29.00", 1)
     ids = await customer(april, starter, date(2026, 1, 1), date(2027, 1, 1), billing_interval="annual")
     await april.on(datetime(2027, 1, 2, tzinfo=UTC))
@@ -112,7 +112,9 @@ async def test_a_year_in_twelve_invoices_and_a_month_in_three(april: April) -> N
     assert (sum(parts), sorted(parts)) == (10, [Decimal("3.33"), Decimal("3.33"), Decimal("3.34")])
 
 
-async def test_a_year_billed_ahead_leaves_its_use_to_the_months(april: April) -> None:
+async def test_invoice_for_a_year_ahead_bills_the_fee_while_monthly_invoices_bill_the_usage(
+    april: April,
+) -> None:
     ids = await set_up(april)
     await april.on(at(4, 1))
     year = await invoiced(april, ids, date(2026, 4, 1), date(2027, 4, 1))
@@ -124,7 +126,9 @@ async def test_a_year_billed_ahead_leaves_its_use_to_the_months(april: April) ->
     assert lines(month) == [("usage", 9_000, "9.00"), ("tax", 1, "1.80")]
 
 
-async def test_a_top_up_that_was_billed_alone_stands_in_no_months_way(april: April) -> None:
+async def test_top_up_on_a_single_day_invoice_is_not_billed_again_on_the_monthly_invoice(
+    april: April,
+) -> None:
     starter = await plan(april, "Starter", "29.00", 1)
     ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
     await april.on(at(4, 10))
@@ -135,7 +139,7 @@ async def test_a_top_up_that_was_billed_alone_stands_in_no_months_way(april: Apr
     assert total(alone) + await billed(april, ids, 4) == 39
 
 
-async def test_what_was_before_the_first_invoice_is_on_it(april: April) -> None:
+async def test_first_invoice_bills_all_earlier_cycles_and_credit_purchases(april: April) -> None:
     starter = await plan(april, "Starter", "29.00", 1)
     ids = await customer(april, starter, date(2026, 1, 31), date(2027, 1, 31))
     await april.on(at(2, 5))
@@ -147,7 +151,9 @@ async def test_what_was_before_the_first_invoice_is_on_it(april: April) -> None:
     assert total(made) == 29 * 3 + Decimal("0.94") + 10  # one day of 31
 
 
-async def test_credits_dated_before_what_was_invoiced_are_on_the_next(april: April) -> None:
+async def test_credit_purchase_dated_before_an_invoiced_period_is_billed_on_the_next_invoice(
+    april: April,
+) -> None:
     starter = await plan(april, "Starter", "29.00", 1)
     ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
     assert await billed(april, ids, 4) == 29
@@ -168,7 +174,7 @@ async def test_credits_dated_before_what_was_invoiced_are_on_the_next(april: Apr
     ]
 
 
-async def test_thousandths_of_every_day_come_to_cents(april: April) -> None:
+async def test_daily_overage_below_a_cent_adds_up_to_cents_on_the_invoice(april: April) -> None:
     daily = await plan(
         april, "Daily", "0.00", 1_000, reset_interval="daily", overage_unit_price=Decimal("0.00004")
     )
@@ -186,7 +192,7 @@ async def test_thousandths_of_every_day_come_to_cents(april: April) -> None:
     assert amounts == [Decimal("0.04")] * 3
 
 
-async def test_an_organization_is_kept_until_all_is_billed(april: April) -> None:
+async def test_organization_with_unbilled_usage_may_not_be_deleted_or_change_currency(april: April) -> None:
     ids = await set_up(april)
     await april.on(at(4, 1))
     await act(april, ids, "cancel", when="now")
@@ -210,7 +216,7 @@ async def test_an_organization_is_kept_until_all_is_billed(april: April) -> None
     await april.do("organizations", "delete", organization)
 
 
-async def test_what_ends_a_cycle_is_stored_with_its_charge_or_not_at_all(april: April) -> None:
+async def test_cycle_reset_and_overage_charge_are_stored_together_or_not_at_all(april: April) -> None:
     starter = await plan(april, "Starter", "29.00", 2_000_000)
     await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
     await april.on(at(4, 1))
@@ -233,7 +239,7 @@ async def test_what_ends_a_cycle_is_stored_with_its_charge_or_not_at_all(april: 
     assert rows_of(april.url, charged) == [(1,)]
 
 
-async def test_an_amount_of_any_size_keeps_no_row_back(april: April) -> None:
+async def test_overage_charge_of_a_huge_amount_is_exact(april: April) -> None:
     dear = await plan(april, "Dear", "0.00", 1, overage_unit_price=Decimal(900000000000000000))
     ids = await customer(april, dear, date(2026, 4, 1), date(2027, 4, 1))
     await april.on(at(4, 1))
@@ -262,7 +268,7 @@ def kinds(made: Row) -> list[str]:
     return [line["kind"] for line in lines]
 
 
-async def test_a_top_up_is_billed_at_once_and_the_month_without_it(april: April) -> None:
+async def test_separate_invoice_of_a_top_up_keeps_that_top_up_off_the_monthly_invoice(april: April) -> None:
     ids = await set_up(april)
     await april.on(at(4, 10))
     first = give(april.url, april.account, 1_000, unit_cost="0.01")
@@ -286,7 +292,9 @@ async def test_a_top_up_is_billed_at_once_and_the_month_without_it(april: April)
     assert month["total_amount"] == Decimal("46.92")
 
 
-async def test_a_year_is_billed_ahead_alone_and_its_use_by_month(april: April) -> None:
+async def test_separate_subscription_invoice_bills_a_year_ahead_while_usage_stays_monthly(
+    april: April,
+) -> None:
     ids = await set_up(april)
     await april.on(at(4, 2))
     year = await one_off(april, ids, source="subscription_segment", period_end=date(2027, 4, 1))
@@ -301,7 +309,7 @@ async def test_a_year_is_billed_ahead_alone_and_its_use_by_month(april: April) -
     assert (kinds(month), month["subtotal"]) == (["usage", "tax"], Decimal("1.00"))
 
 
-async def test_one_that_is_void_is_owed_again(april: April) -> None:
+async def test_top_up_can_be_invoiced_again_after_the_first_invoice_is_voided(april: April) -> None:
     ids = await set_up(april)
     await april.on(at(4, 10))
     give(april.url, april.account, 1_000, unit_cost="0.01")
@@ -326,7 +334,9 @@ async def test_one_that_is_void_is_owed_again(april: April) -> None:
         ({"source": "subscription_segment", "period_end": date(2036, 4, 1)}, ["period_end"]),
     ],
 )
-async def test_wrong_fields(april: April, fields: dict[str, object], named: list[str]) -> None:
+async def test_invoice_creation_error_names_the_missing_or_wrong_period_or_source_field(
+    april: April, fields: dict[str, object], named: list[str]
+) -> None:
     ids = await set_up(april)
     with pytest.raises(Unprocessable) as refused:
         await one_off(april, ids, **fields)
@@ -383,7 +393,7 @@ async def used(april: April) -> dict[str, Any]:
     return {"owner": owner, "first": first, "other": other}
 
 
-async def test_all_of_many_calls_are_rated_in_the_end(april: April) -> None:
+async def test_backdated_price_reprices_every_past_call_of_the_model_in_several_batches(april: April) -> None:
     made = await used(april)
     await april.on(at(4, 20))
     dearer = await price(april, "dated", "1.5", 5)
@@ -409,7 +419,9 @@ async def test_all_of_many_calls_are_rated_in_the_end(april: April) -> None:
     assert rows_of(april.url, moved) == [(about * MARKUP * TOKENS * 500,)]
 
 
-async def test_calls_of_several_models_are_rated_by_all_of_them_or_left_out(april: April) -> None:
+async def test_repricing_covers_every_model_of_a_call_and_skips_a_call_without_counts_per_model(
+    april: April,
+) -> None:
     """One tells the tokens of its advisor, and one was charged before calls told them."""
     await april.on(at(4, 1))
     main, advisor = await price(april, "main", "1", 1), await price(april, "advisor", "10", 1)
@@ -445,7 +457,7 @@ async def test_calls_of_several_models_are_rated_by_all_of_them_or_left_out(apri
     ])  # fmt: skip
 
 
-async def test_a_price_for_days_to_come_leaves_nothing(april: April) -> None:
+async def test_price_starting_on_a_future_day_reprices_no_past_call(april: April) -> None:
     await april.on(at(4, 1))
     await price(april, "later", "1", 20)
     assert rows_of(april.url, "SELECT count(*) FROM rerating_left") == [(0,)]
@@ -478,7 +490,9 @@ async def free(april: April, owners: Sequence[int]) -> Sequence[int]:
     return await april.store.run(lambda connection: charges.charge_free(connection, owners, partition, today))
 
 
-async def test_those_that_nobody_holds_are_charged_together_and_the_others_told(april: April) -> None:
+async def test_charging_skips_an_organization_locked_by_another_process_and_charges_the_rest(
+    april: April,
+) -> None:
     first, held, last = await three(april)
     with connected(april.url) as other:
         other.execute("SELECT pg_advisory_xact_lock(7803, hashint8(%s))", [held])
@@ -491,7 +505,7 @@ async def test_those_that_nobody_holds_are_charged_together_and_the_others_told(
         assert april.rows(OF_TEN_DAYS, [owner]) == [(10, Decimal(10))]
 
 
-async def test_an_hour_charges_everybody_once(april: April) -> None:
+async def test_charging_loop_charges_each_organization_once_and_a_repeat_charges_none(april: April) -> None:
     owners = await three(april)
     store = Store(april.pool, lambda _: 0, lambda: april.now)
     loop = billing_loops(store, lambda: april.now, page=2)["charging"]

@@ -48,7 +48,7 @@ async def use(april: April, day: int, tokens: int) -> None:
         (2, 600_000, {"billing": "arrears"}, "180.00"),
     ],
 )
-async def test_who_cancels_pays_for_the_tokens_that_were_used(
+async def test_cancellation_bills_the_elapsed_days_or_the_used_tokens_whichever_costs_more(
     april: April, day: int, tokens: int, terms: dict[str, Any], due: str
 ) -> None:
     big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS)
@@ -60,7 +60,7 @@ async def test_who_cancels_pays_for_the_tokens_that_were_used(
 
 
 @pytest.mark.parametrize("reset_first", [True, False])
-async def test_a_plan_for_the_last_day_of_a_cycle_is_paid_by_its_tokens(
+async def test_plan_taken_only_for_the_last_day_of_a_cycle_is_billed_by_used_tokens(
     april: April, reset_first: bool
 ) -> None:
     small, big = await small_and_big(april)
@@ -91,7 +91,7 @@ async def test_a_plan_for_the_last_day_of_a_cycle_is_paid_by_its_tokens(
         ("cancel", 16, None, ("449.70", "304.84")),
     ],
 )
-async def test_tokens_that_come_back_within_their_cycle_are_owed_once(
+async def test_tokens_of_a_plan_cancelled_and_resumed_within_a_cycle_are_billed_once(
     april: April, left: str, back: int, anchor: int | None, due: tuple[str, str]
 ) -> None:
     small = await plan(april, "Small", "1.00", 1_000, **BLOCKS)
@@ -114,7 +114,7 @@ async def test_tokens_that_come_back_within_their_cycle_are_owed_once(
 
 
 @pytest.mark.parametrize(("leaves", "due"), [(None, "150.00"), (21, "295.16"), (30, "295.16")])
-async def test_what_a_plan_that_came_back_uses_is_owed_beyond_its_days_once_it_leaves(
+async def test_resumed_plan_is_billed_by_used_tokens_only_if_cancelled_again(
     april: April, leaves: int | None, due: str
 ) -> None:
     big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS | {"anchor_day": 1})
@@ -136,7 +136,9 @@ async def test_what_a_plan_that_came_back_uses_is_owed_beyond_its_days_once_it_l
     assert await billed(april, ids, 4) == Decimal(due)
 
 
-async def test_what_is_delivered_and_made_again_is_owed_once(april: April) -> None:
+async def test_tokens_used_before_a_cancellation_are_charged_once_despite_redelivery_and_void(
+    april: April,
+) -> None:
     big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS)
     ids = await customer(april, big, BEGINS, None)
     await april.on(at(4, 1))
@@ -170,7 +172,9 @@ async def test_what_is_delivered_and_made_again_is_owed_once(april: April) -> No
 
 
 @pytest.mark.parametrize(("month", "due"), [(4, "299.70"), (5, "300.00")])
-async def test_who_deletes_the_tenant_first_pays_as_well(april: April, month: int, due: str) -> None:
+async def test_cancellation_after_deleting_the_tenant_still_bills_the_used_tokens(
+    april: April, month: int, due: str
+) -> None:
     big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS)
     ids = await customer(april, big, BEGINS, None)
     await use(april, 2, 999_000)
@@ -183,7 +187,9 @@ async def test_who_deletes_the_tenant_first_pays_as_well(april: April, month: in
     assert await billed(april, ids, 5) == 0
 
 
-async def test_a_term_that_ends_inside_a_cycle_pays_for_its_tokens(april: April) -> None:
+async def test_subscription_ending_within_a_cycle_also_bills_tokens_used_beyond_the_paid_days(
+    april: April,
+) -> None:
     big = await plan(april, "Big", "300.00", 1_000_000, **BLOCKS)
     ids = await customer(april, big, BEGINS, date(2026, 4, 11), minimum_commitment=Decimal("60.00"))
     await use(april, 5, 700_000)

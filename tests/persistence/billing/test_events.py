@@ -29,7 +29,9 @@ async def send(april: April, tenant_id: int, moment: datetime, tokens: int, even
     return await april.do("events", "create", events=[(0, event)], rejected=[])
 
 
-async def test_late_tokens_are_owed_beyond_the_plan_of_their_cycle(april: April) -> None:
+async def test_tokens_of_a_late_event_beyond_the_plan_are_billed_as_overage_of_the_ended_cycle(
+    april: April,
+) -> None:
     starter = await plan(april, "Starter", "0.00", 2_000_000)
     ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
     await april.on(at(4, 1))
@@ -59,7 +61,7 @@ async def test_late_tokens_are_owed_beyond_the_plan_of_their_cycle(april: April)
 
 
 @pytest.mark.parametrize(("day", "late"), [(5, 700), (20, 0)])
-async def test_use_of_a_plan_that_carries_is_todays_whatever_plan_was_before(
+async def test_late_event_counts_in_the_current_cycle_only_if_the_plan_then_carries_overage(
     april: April, day: int, late: int
 ) -> None:
     blocks, carries = [
@@ -76,7 +78,7 @@ async def test_use_of_a_plan_that_carries_is_todays_whatever_plan_was_before(
     assert april.rows("SELECT late_tokens FROM use_event") == [(late,)]
 
 
-async def test_a_flush_while_an_event_is_taken_makes_it_no_other_cycles(april: April) -> None:
+async def test_ledger_flush_while_an_event_is_being_stored_does_not_make_the_event_late(april: April) -> None:
     """The first cycle of a tenant is stored between what is read of it and its event."""
     starter = await plan(april, "Starter", "0.00", 2_000_000)
     ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
@@ -103,7 +105,7 @@ async def test_a_flush_while_an_event_is_taken_makes_it_no_other_cycles(april: A
     assert april.rows("SELECT late_tokens FROM use_event") == [(0,)]
 
 
-async def test_a_batch_asks_as_often_as_one_event(april: April) -> None:
+async def test_batch_of_sixty_events_runs_as_many_sql_statements_as_a_batch_of_three(april: April) -> None:
     """Each has a time of its own, before and in the cycle that runs; one statement asks for all of them."""
     starter = await plan(april, "Starter", "0.00", 2_000_000)
     ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
@@ -146,7 +148,7 @@ async def test_a_batch_asks_as_often_as_one_event(april: April) -> None:
     assert await broken(april.url) == []
 
 
-async def test_what_no_plan_can_bear_is_refused_by_its_time(april: April) -> None:
+async def test_usage_event_dated_when_the_tenant_had_no_plan_is_refused(april: April) -> None:
     blocks = {"overage_policy": "block", "overage_unit_price": None}
     small = await plan(april, "Small", "300.00", 1_000_000, **blocks)
     ids = await customer(april, small, date(2026, 4, 3), None)
@@ -173,7 +175,7 @@ async def test_what_no_plan_can_bear_is_refused_by_its_time(april: April) -> Non
 
 @settings(max_examples=examples(15))
 @given(st.permutations([("a", 300_000), ("b", 900_000), ("c", 5), ("a", 300_000), ("c", 5)]), st.data())
-async def test_order_and_redelivery_say_nothing(
+async def test_late_events_bill_the_same_overage_in_any_order_and_when_delivered_twice(
     april: April, sent: list[tuple[str, int]], data: st.DataObject
 ) -> None:
     name = str(uuid4())

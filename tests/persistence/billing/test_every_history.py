@@ -573,13 +573,17 @@ MET_ONCE = {
 
 
 @pytest.mark.parametrize("name", MET_ONCE)
-def test_what_met_once_is_owed_once(migrated: str, name: str) -> None:
+def test_billing_history_that_failed_in_the_past_matches_an_independent_calculation(
+    migrated: str, name: str
+) -> None:
     asyncio.run(live(EveryHistory, migrated, [("subscribe", FIRST | {"renews": True}), *MET_ONCE[name]]))
 
 
 @some(3)
 @given(steps=over_years(STEPS, 20, 50))
-def test_everything_that_happens_is_owed_once(migrated: str, steps: list[tuple[str, Any]]) -> None:
+def test_random_billing_history_over_years_matches_an_independent_calculation(
+    migrated: str, steps: list[tuple[str, Any]]
+) -> None:
     asyncio.run(live(EveryHistory, migrated, [("subscribe", FIRST | {"renews": True}), *steps]))
 
 

@@ -288,7 +288,7 @@ def add_up(rows: Sequence[dict[str, Any]], name: str) -> dict[Any, Decimal]:
 
 @some(3)
 @given(st.sampled_from((None, "advance", "arrears")), st.tuples(*(STEPS for _ in MONTHS)))
-async def test_reports_are_what_happened(
+async def test_finance_reports_and_ledger_of_random_histories_match_an_independent_calculation(
     april: April, billing: str | None, steps: tuple[list[tuple[str, int]], ...]
 ) -> None:
     books = await live(april, billing, steps)
@@ -481,7 +481,7 @@ def taxed(books: Books) -> tuple[Decimal, Decimal]:
     st.integers(-10_000, 10_000),
     st.dictionaries(st.sampled_from(MONTHS), st.integers(-9_999, 9_999).map(Decimal), min_size=1),
 )
-def test_tax_in_months_adds_up(tax: int, nets: dict[date, Decimal]) -> None:
+def test_tax_split_by_month_adds_up_to_the_total_tax(tax: int, nets: dict[date, Decimal]) -> None:
     found = tax_by_month(Decimal(tax) / 100, nets, "USD")
     assert sum(found.values()) == Decimal(tax) / 100
     assert found.keys() == nets.keys()
@@ -489,7 +489,9 @@ def test_tax_in_months_adds_up(tax: int, nets: dict[date, Decimal]) -> None:
 
 
 @pytest.mark.parametrize("month", [date(2026, 7, 1), date(2026, 12, 1)])
-async def test_a_month_has_earned_what_was_supplied_in_it(april: April, month: date) -> None:
+async def test_usage_reported_within_a_day_of_month_end_is_revenue_of_the_month_of_use(
+    april: April, month: date
+) -> None:
     """30.00 a month with 100 tokens, 1.00 beyond them, 0.50 a unit; some of all on the last evening."""
     after = following(month)
     await april.on(moment(month, 1))
@@ -536,7 +538,7 @@ async def left_of_credits(april: April, day: date) -> Decimal:
     return sum((row["amount"] for row in rows), Decimal(0))
 
 
-async def test_credits_are_deferred_until_they_are_used_or_expire(april: April) -> None:
+async def test_credit_purchase_is_deferred_revenue_until_the_credits_are_used_or_expire(april: April) -> None:
     made = await april.do("organizations", "create", name="Acme", tax_rate=Decimal(0))
     tenant = await april.do("tenants", "create", name="Main", organization_id=made["id"])
     april.account = Account(made["id"], tenant["id"], None)
@@ -599,7 +601,7 @@ async def test_credits_are_deferred_until_they_are_used_or_expire(april: April) 
     }  # fmt: skip
 
 
-async def test_credits_that_wait_for_their_payment_are_deferred_as_they_are_paid(april: April) -> None:
+async def test_each_partial_payment_of_prepaid_credits_becomes_deferred_revenue(april: April) -> None:
     """10,000 at 0.01 and 20 % tax: 120.00 are asked for, and nobody has to pay them."""
     made = await april.do("organizations", "create", name="Acme", tax_rate=Decimal("0.20"))
     tenant = await april.do("tenants", "create", name="Main", organization_id=made["id"])
@@ -659,7 +661,9 @@ async def test_credits_that_wait_for_their_payment_are_deferred_as_they_are_paid
     assert [await left(day) for day in (1, 3, 5, 7)] == [0, 25, 25, 80]
 
 
-async def test_what_is_given_up_and_paid_in_one_moment_is_the_same_in_report_and_ledger(april: April) -> None:
+async def test_receivables_report_equals_ledger_for_a_payment_and_write_off_at_the_same_moment(
+    april: April,
+) -> None:
     books, _ = await begin(april, None)
     await april.on(moment(date(2026, 10, 2), 3))
     await april.charge(books.organization)

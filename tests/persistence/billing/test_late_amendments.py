@@ -98,7 +98,7 @@ async def early(april: April, ids: dict[str, int]) -> Decimal:
         ("OUT", 5_000, "0.30"),  # the plan has no more than its fee
     ],
 )
-async def test_an_amendment_behind_a_plan_moves_what_was_used_of_it(
+async def test_amendment_after_a_cancelled_plan_adjusts_the_charge_for_used_tokens(
     april: April, direction: str, tokens: int, due: str, late: bool
 ) -> None:
     ids = await big_plan(april)
@@ -119,7 +119,7 @@ async def test_an_amendment_behind_a_plan_moves_what_was_used_of_it(
     assert await billed(april, ids, 5) == Decimal(due)
 
 
-async def test_an_event_behind_a_plan_is_used_of_it_once(april: April) -> None:
+async def test_usage_event_received_twice_after_the_plan_ended_is_charged_once(april: April) -> None:
     ids = await big_plan(april)
     await use(april, 1, 500_000)
     await april.on(at(4, 4))
@@ -139,7 +139,7 @@ async def test_an_event_behind_a_plan_is_used_of_it_once(april: April) -> None:
     assert await early(april, ids) == Decimal("210.00")
 
 
-async def test_tokens_beyond_a_plan_that_bills_are_owed_behind_it_too(april: April) -> None:
+async def test_late_event_and_amendment_after_a_cancellation_adjust_the_overage_charge(april: April) -> None:
     ids = await big_plan(april, total_amount=1_000, overage_policy="bill", overage_unit_price=Decimal("0.01"))
     await april.on(at(4, 2))
     request_id = call(april, 900)
@@ -156,7 +156,9 @@ async def test_tokens_beyond_a_plan_that_bills_are_owed_behind_it_too(april: Apr
     assert Decimal(str(rows_of(april.url, charged)[0][0])) == 2
 
 
-async def test_debt_goes_from_one_plan_that_carries_to_another_and_a_person_ends_it(april: April) -> None:
+async def test_token_debt_carried_between_plans_is_charged_when_an_operator_sets_a_blocking_plan(
+    april: April,
+) -> None:
     ids = await big_plan(april)
     first, second = [await plan(april, name, "1.00", 1_000, **CARRIES) for name in ("First", "Second")]
     await use(april, 1, 999_000)
@@ -169,7 +171,7 @@ async def test_debt_goes_from_one_plan_that_carries_to_another_and_a_person_ends
     assert await early(april, ids) == Decimal("299.40")
 
 
-async def test_debt_goes_down_with_each_reset_of_the_plan_that_carries_it(april: April) -> None:
+async def test_each_quota_reset_reduces_the_token_debt_carried_from_an_earlier_plan(april: April) -> None:
     ids = await big_plan(april)
     small = await plan(april, "Small", "1.00", 1_000, **CARRIES)
     await use(april, 1, 999_000)
@@ -184,7 +186,9 @@ async def test_debt_goes_down_with_each_reset_of_the_plan_that_carries_it(april:
     assert await early(april, ids) == Decimal("298.80")
 
 
-async def test_debt_of_a_tenant_that_is_deleted_is_owed_with_the_end_of_its_plan(april: April) -> None:
+async def test_token_debt_of_a_deleted_tenant_is_charged_when_the_subscription_is_cancelled(
+    april: April,
+) -> None:
     ids = await big_plan(april)
     small = await plan(april, "Small", "1.00", 1_000, **CARRIES)
     await use(april, 1, 999_000)
@@ -194,7 +198,7 @@ async def test_debt_of_a_tenant_that_is_deleted_is_owed_with_the_end_of_its_plan
     assert await early(april, ids) == Decimal("299.70")
 
 
-async def test_ends_of_plans_are_changed_by_what_is_known_alone(april: April) -> None:
+async def test_database_refuses_changes_to_the_charged_end_of_a_plan(april: April) -> None:
     ids = await big_plan(april)
     await use(april, 1, 999_000)
     await act(april, ids, "cancel", when="now")
@@ -205,7 +209,7 @@ async def test_ends_of_plans_are_changed_by_what_is_known_alone(april: April) ->
 
 
 @pytest.mark.parametrize("reset_first", [True, False])
-async def test_a_plan_that_ends_with_its_cycle_is_owed_for_or_carried_on(
+async def test_token_debt_at_a_plan_change_on_cycle_end_is_charged_or_carried_but_never_both(
     april: April, reset_first: bool
 ) -> None:
     """Whichever the ledger has first: never both, and never neither."""
@@ -235,7 +239,7 @@ async def test_a_plan_that_ends_with_its_cycle_is_owed_for_or_carried_on(
     )
 
 
-async def test_debt_that_many_plans_carried_on_is_read_once(april: April) -> None:
+async def test_charging_queries_token_debt_carried_through_many_plans_only_once(april: April) -> None:
     ids = await big_plan(april, overage_policy="carry")
     await use(april, 1, 999_000)
     for count in range(4):
@@ -291,7 +295,7 @@ async def amended(april: April, request_id: str, tokens: int) -> dict[str, Any]:
 @pytest.mark.parametrize("then", ["cancel", "change"])
 @pytest.mark.parametrize("later", [0, 40])
 @pytest.mark.parametrize("tokens", [(500_000, 400_000, 400_000), (649_000, 500_000, 200_000)])
-async def test_what_is_taken_back_of_an_event_is_of_the_plan_it_was_used_by(
+async def test_amendment_of_a_late_event_is_billed_by_the_plan_in_force_at_the_event_time(
     april: April, then: str, later: int, tokens: tuple[int, int, int]
 ) -> None:
     used, late, back = tokens

@@ -60,7 +60,7 @@ async def downgraded(april: April, *, paid: bool = False) -> tuple[dict[str, int
     return ids, first, await bill(april, ids)
 
 
-async def test_what_a_month_gives_back_is_taken_off_what_is_due(april: April) -> None:
+async def test_credit_note_of_a_downgrade_reduces_the_open_invoice_and_prevents_dunning(april: April) -> None:
     """Who owes 125.92, and pays it, is never blocked."""
     _, first, note = await downgraded(april)
     assert (str(first["amount_due"]), note["kind"], str(note["total_amount"])) == (
@@ -78,7 +78,7 @@ async def test_what_a_month_gives_back_is_taken_off_what_is_due(april: April) ->
     assert (await stands(april, first))[0] == "paid"
 
 
-async def test_notes_name_the_invoice_that_billed_what_they_give_back_and_no_other_note(april: April) -> None:
+async def test_credit_notes_name_only_the_invoice_that_billed_the_refunded_fee(april: April) -> None:
     ids, first, note = await downgraded(april)
     least = await plan(april, "Least", "6.00", 1)
     await april.on(at(6, 4))
@@ -88,7 +88,7 @@ async def test_notes_name_the_invoice_that_billed_what_they_give_back_and_no_oth
         assert (each["kind"], corrected) == ("credit_note", [first["number"]])
 
 
-async def test_credit_of_what_is_paid_goes_to_the_next_invoice_and_the_rest_is_paid_back(
+async def test_credit_note_on_a_paid_invoice_pays_the_next_invoice_and_the_rest_is_refunded(
     april: April,
 ) -> None:
     _, first, note = await downgraded(april, paid=True)
@@ -126,7 +126,9 @@ async def test_credit_of_what_is_paid_goes_to_the_next_invoice_and_the_rest_is_p
     assert await stands(april, top_up) == ("open", "0.00", "0.00", "74.08")
 
 
-async def test_a_person_applies_credit_to_an_invoice_of_their_choice(april: April) -> None:
+async def test_operator_applies_part_of_a_credit_note_and_the_keeper_the_rest_on_the_due_date(
+    april: April,
+) -> None:
     _, first, note = await downgraded(april, paid=True)
     [(payment,)] = april.rows("SELECT id FROM payment")
     await april.do("payments", "reverse", int(str(payment)), reference="bounced", amount=Decimal("600.00"))
@@ -158,7 +160,7 @@ async def test_a_person_applies_credit_to_an_invoice_of_their_choice(april: Apri
     ]  # fmt: skip
 
 
-async def test_money_that_goes_back_while_there_is_credit_makes_nothing_overdue(april: April) -> None:
+async def test_open_credit_covers_a_reversed_payment_so_the_invoice_is_not_overdue(april: April) -> None:
     _, first, note = await downgraded(april, paid=True)
     april.rows("INSERT INTO webhook (url, events, secret) VALUES ('https://x', '[]', 'x') RETURNING id")
     await april.on(at(6, 25))
@@ -170,7 +172,9 @@ async def test_money_that_goes_back_while_there_is_credit_makes_nothing_overdue(
     assert april.rows("SELECT event FROM webhook_delivery WHERE event ~ 'overdue|remind|block'") == []
 
 
-async def test_a_note_over_an_invoice_gives_it_back_first_and_the_rest_to_the_oldest(april: April) -> None:
+async def test_credit_note_covers_the_corrected_invoice_first_and_then_the_oldest_open_invoice(
+    april: April,
+) -> None:
     starter, made = await plan(april, "Starter", "30.00", 1), []
     ids = await customer(april, starter, date(2026, 4, 1), None)
     await april.do("organizations", "change", ids["organization"], due_days=200)
@@ -205,7 +209,7 @@ async def test_a_note_over_an_invoice_gives_it_back_first_and_the_rest_to_the_ol
     ]  # fmt: skip
 
 
-async def test_credit_stays_in_its_organization(april: April) -> None:
+async def test_open_credit_may_not_be_applied_to_an_invoice_of_another_organization(april: April) -> None:
     _, _, note = await downgraded(april, paid=True)
     ids = await customer(april, await plan(april, "Other", "5.00", 1), date(2026, 6, 1), None)
     await april.on(at(7, 1, 6))
@@ -219,7 +223,9 @@ async def test_credit_stays_in_its_organization(april: April) -> None:
     assert (await stands(april, note))[3] == "-1074.08"
 
 
-async def test_what_is_applied_never_changes(april: April) -> None:
+async def test_applied_credit_cannot_be_changed_and_excess_credit_fails_the_invariant_check(
+    april: April,
+) -> None:
     await downgraded(april)
     with connected(april.url, autocommit=True) as connection:
         for statement in (

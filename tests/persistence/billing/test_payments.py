@@ -49,7 +49,7 @@ def stands(row: dict[str, Any]) -> tuple[str, str, str]:
     return row["payment_status"], str(row["amount_paid"]), str(row["amount_due"])
 
 
-async def test_an_invoice_is_open_until_its_last_part_is_paid(april: April) -> None:
+async def test_invoice_stays_open_until_the_last_partial_payment(april: April) -> None:
     made = await bought(april)
     assert (stands(made), made["due_date"]) == (("open", "0.00", "120.00"), date(2026, 5, 16))
     assert stands(await pay(april, made, "20.00")) == ("open", "20.00", "100.00")
@@ -57,7 +57,7 @@ async def test_an_invoice_is_open_until_its_last_part_is_paid(april: April) -> N
     assert stands(await pay(april, made, "0.01", "bank-3")) == ("paid", "120.00", "0.00")
 
 
-async def test_a_payment_told_twice_is_taken_once(april: April) -> None:
+async def test_payment_with_a_repeated_reference_is_recorded_once(april: April) -> None:
     made = await bought(april)
     told = await asyncio.gather(*(pay(april, made, "120.00") for _ in range(8)))
     assert {stands(row) for row in told} == {("paid", "120.00", "0.00")}
@@ -66,7 +66,7 @@ async def test_a_payment_told_twice_is_taken_once(april: April) -> None:
     assert len(rows_of(april.url, "SELECT id FROM payment")) == 1
 
 
-async def test_of_payments_at_once_no_more_is_taken_than_is_left(april: April) -> None:
+async def test_concurrent_payments_never_exceed_the_amount_due(april: April) -> None:
     made = await bought(april)
     told = await asyncio.gather(
         *(pay(april, made, "50.00", f"bank-{n}") for n in range(6)), return_exceptions=True
@@ -76,7 +76,7 @@ async def test_of_payments_at_once_no_more_is_taken_than_is_left(april: April) -
     assert stands(dict(row)) == ("open", "100.00", "20.00")
 
 
-async def test_what_is_no_final_invoice_is_not_paid(april: April) -> None:
+async def test_payment_is_refused_for_a_draft_invoice_void_invoice_or_draft_credit_note(april: April) -> None:
     made = await bought(april)
     note = await april.do("invoices", "credit-note", made["id"])
     with pytest.raises(Conflict, match="draft credit note cannot be paid"):
@@ -94,7 +94,7 @@ async def test_what_is_no_final_invoice_is_not_paid(april: April) -> None:
         await pay(april, draft, "1.00")
 
 
-async def test_an_invoice_is_overdue_the_day_after_it_was_due(april: April) -> None:
+async def test_invoice_is_overdue_from_the_day_after_the_due_date(april: April) -> None:
     made, payments = await bought(april), april.loop("payments", page=1)
     rows_of(
         april.url,
@@ -112,14 +112,14 @@ async def test_an_invoice_is_overdue_the_day_after_it_was_due(april: April) -> N
     ]  # fmt: skip
 
 
-async def test_nothing_to_pay_is_paid_at_once(april: April) -> None:
+async def test_invoice_totalling_zero_counts_as_paid_at_once(april: April) -> None:
     made = await bought(april, unit_cost="0.0000001")
     assert stands(made) == ("paid", "0.00", "0.00")
     with pytest.raises(Unprocessable):
         await pay(april, made, "0.01")
 
 
-async def test_an_organization_has_days_to_pay_of_its_own(april: April) -> None:
+async def test_payment_term_of_an_organization_overrides_the_payment_term_of_the_seller(april: April) -> None:
     pool = engine.create(april.url)
     april.store = Store(pool, partition_of, lambda: april.now, letterhead=replace(LETTERHEAD, due_days=30))
     assert (await bought(april))["due_date"] == date(2026, 5, 16)
@@ -127,7 +127,7 @@ async def test_an_organization_has_days_to_pay_of_its_own(april: April) -> None:
     await pool.dispose()
 
 
-async def test_an_invoice_that_is_paid_is_void_once_the_money_went_back(april: April) -> None:
+async def test_partly_paid_invoice_may_be_voided_only_after_the_payment_is_reversed(april: April) -> None:
     made = await bought(april)
     await pay(april, made, "20.00")
     with pytest.raises(Conflict, match="20 of this invoice is paid"):
@@ -146,7 +146,7 @@ async def test_an_invoice_that_is_paid_is_void_once_the_money_went_back(april: A
     assert (made_void["status"], made_void["payment_status"]) == ("void", None)
 
 
-async def test_what_a_person_gave_up_is_paid_all_the_same(april: April) -> None:
+async def test_uncollectible_invoice_still_accepts_payments(april: April) -> None:
     made = await bought(april)
     assert (await april.do("invoices", "uncollectible", made["id"]))["payment_status"] == "uncollectible"
     with pytest.raises(Conflict, match="uncollectible invoice waits for no payment"):
@@ -155,7 +155,7 @@ async def test_what_a_person_gave_up_is_paid_all_the_same(april: April) -> None:
     assert stands(await pay(april, made, "100.00", "bank-2")) == ("paid", "120.00", "0.00")
 
 
-async def test_the_database_keeps_payments_and_what_is_final(april: April) -> None:
+async def test_database_refuses_changes_of_payments_and_of_final_invoice_amounts(april: April) -> None:
     made = await bought(april)
     await pay(april, made, "20.00")
     with connected(april.url, autocommit=True) as connection:

@@ -49,7 +49,9 @@ async def owed(april: April, owner: int) -> list[tuple[str, str]]:
     return [(str(row["kind"]), str(row["amount"])) for row in await april.store.unbilled(owner)]
 
 
-async def test_what_is_used_beyond_the_balance_is_billed_and_filled_by_its_payment(april: April) -> None:
+async def test_credits_used_beyond_the_balance_are_billed_and_granted_once_by_the_payment(
+    april: April,
+) -> None:
     owner = await customer(april)
     await april.on(at(4, 10))
     spend(april, 5_000)
@@ -76,7 +78,9 @@ async def test_what_is_used_beyond_the_balance_is_billed_and_filled_by_its_payme
     assert await owed(april, owner) == []
 
 
-async def test_a_void_invoice_owes_what_nobody_has_covered_since(april: April) -> None:
+async def test_voiding_an_invoice_for_overused_credits_bills_again_only_credits_not_covered_since(
+    april: April,
+) -> None:
     owner = await customer(april)
     await april.on(at(4, 10))
     spend(april, 8_000)
@@ -114,7 +118,7 @@ async def noted(april: April, invoice: dict[str, Any], amount: str) -> int:
         (["159.99"], "0.01", 1),
     ],
 )
-async def test_of_what_a_note_gives_back_in_part_the_credits_of_the_rest_are_given(
+async def test_payment_after_a_partial_credit_note_grants_only_the_credits_paid_for(
     april: April, notes: list[str], rest: str, given: int
 ) -> None:
     owner = await customer(april)
@@ -134,7 +138,9 @@ async def test_of_what_a_note_gives_back_in_part_the_credits_of_the_rest_are_giv
     assert await owed(april, owner) == []
 
 
-async def test_a_note_made_void_owes_and_gives_its_credits_again(april: April) -> None:
+async def test_voiding_a_credit_note_restores_the_amount_due_and_the_credits_granted_on_payment(
+    april: April,
+) -> None:
     owner = await customer(april)
     await april.on(at(4, 10))
     spend(april, 8_000)
@@ -145,7 +151,7 @@ async def test_a_note_made_void_owes_and_gives_its_credits_again(april: April) -
     assert (post(april), await owed(april, owner)) == (7_000, [])
 
 
-async def test_a_note_behind_the_payment_gives_money_back_and_leaves_the_credits(april: April) -> None:
+async def test_credit_note_after_the_payment_does_not_take_back_the_granted_credits(april: April) -> None:
     owner = await customer(april)
     await april.on(at(4, 10))
     spend(april, 8_000)
@@ -159,7 +165,7 @@ async def test_a_note_behind_the_payment_gives_money_back_and_leaves_the_credits
     assert await owed(april, owner) == []
 
 
-async def test_an_organization_that_owes_credits_stays(april: April) -> None:
+async def test_organization_owing_credits_may_not_be_deleted_or_change_currency(april: April) -> None:
     owner = await customer(april)
     spend(april, 8_000)
     await april.do("tenants", "delete", april.account.tenant_id)

@@ -56,7 +56,7 @@ async def sold(april: April, **terms: Any) -> dict[str, int]:
         (2_000_000, {"total_amount": 3_000_000}, 300),
     ],
 )
-async def test_a_change_of_a_plan_is_of_the_next_cycle(
+async def test_plan_edit_during_a_cycle_does_not_change_the_cancellation_charge_of_that_cycle(
     april: April, used: int, terms: dict[str, Any], due: int
 ) -> None:
     ids = await sold(april)
@@ -69,7 +69,7 @@ async def test_a_change_of_a_plan_is_of_the_next_cycle(
 
 
 @pytest.mark.parametrize("terms", [{"overage_policy": "block"}, {"total_amount": 10}])
-async def test_what_was_sold_with_a_price_for_more_is_paid_by_its_days(
+async def test_plan_sold_with_overage_price_still_bills_days_and_overage_after_the_plan_is_edited(
     april: April, terms: dict[str, Any]
 ) -> None:
     ids = await sold(april, overage_policy="bill", overage_unit_price=Decimal("0.1"))
@@ -81,7 +81,7 @@ async def test_what_was_sold_with_a_price_for_more_is_paid_by_its_days(
     assert await charged(april, ids) == 10 + 5
 
 
-async def test_the_next_cycle_has_what_the_plan_says_by_then(april: April) -> None:
+async def test_plan_edit_takes_effect_in_the_cycle_that_starts_with_the_next_reset(april: April) -> None:
     ids = await sold(april)
     await change(april, "Big", total_amount=2_000_000)
     await april.on(at(5, 1, 0))
@@ -95,7 +95,7 @@ async def test_the_next_cycle_has_what_the_plan_says_by_then(april: April) -> No
     assert await charged(april, ids) == 300 + 75
 
 
-async def test_a_plan_that_is_had_behind_a_change_is_had_with_it(april: April) -> None:
+async def test_customer_returning_to_an_edited_plan_is_billed_by_the_edited_terms(april: April) -> None:
     ids = await sold(april)
     small = await plan(april, "Small", "30.00", 1_000, **BLOCKS)
     await change(april, "Big", total_amount=2_000_000)
@@ -110,7 +110,9 @@ async def test_a_plan_that_is_had_behind_a_change_is_had_with_it(april: April) -
 
 
 @pytest.mark.parametrize("reset_first", [True, False])
-async def test_a_cycle_that_is_over_keeps_what_it_was_sold_with(april: April, reset_first: bool) -> None:
+async def test_plan_edit_before_a_downgrade_does_not_change_the_bill_of_the_ended_cycle(
+    april: April, reset_first: bool
+) -> None:
     ids = await sold(april)
     free = await plan(april, "Free", "0.00", 1, **BLOCKS)
     await act(april, ids, "cancel", when="now")
@@ -135,7 +137,9 @@ async def test_a_cycle_that_is_over_keeps_what_it_was_sold_with(april: April, re
     assert await charged(april, ids) == 300
 
 
-async def test_what_is_told_of_a_plan_is_of_what_was_sold(april: April) -> None:
+async def test_late_event_and_amendment_after_a_plan_edit_are_billed_by_the_terms_before_the_edit(
+    april: April,
+) -> None:
     ids = await sold(april)
     call(april, 300_000)
     await change(april, "Big", total_amount=10)

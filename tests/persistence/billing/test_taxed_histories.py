@@ -282,7 +282,7 @@ class Taxed:
 
 @some(4)
 @given(steps=over_years(STEPS, 12, 30))
-def test_what_is_supplied_is_taxed_with_the_rate_of_its_day(
+def test_usage_in_random_histories_is_taxed_with_the_rate_of_the_day_of_use(
     migrated: str, steps: list[tuple[str, Any]]
 ) -> None:
     asyncio.run(live(migrated, steps))
@@ -379,7 +379,9 @@ def said(invoice: dict[str, Any]) -> list[tuple[str, Decimal]]:
     return [(line["description"], Decimal(str(line["amount"]))) for line in lines]
 
 
-async def test_units_told_late_have_the_tax_of_their_day_and_month(april: April, ids: dict[str, int]) -> None:
+async def test_units_reported_late_are_invoiced_and_taxed_by_the_day_of_use(
+    april: April, ids: dict[str, int]
+) -> None:
     await april.on(at(5, 10))
     called(april, 4_000)
     request = await told(april, at(4, 20), 3_000)
@@ -407,7 +409,7 @@ async def test_units_told_late_have_the_tax_of_their_day_and_month(april: April,
     assert Decimal(str(note["total_amount"])) == Decimal("-8.00")
 
 
-async def test_what_is_taken_back_before_it_is_billed_leaves_no_tax(
+async def test_units_reported_late_and_amended_to_zero_before_billing_are_not_taxed(
     april: April, ids: dict[str, int]
 ) -> None:
     await april.on(at(4, 10))
@@ -436,7 +438,7 @@ async def test_what_is_taken_back_before_it_is_billed_leaves_no_tax(
     assert said(made) == []
 
 
-async def test_what_was_charged_on_the_day_it_was_told_is_given_back_there(
+async def test_refund_of_units_taxed_by_report_day_in_an_older_version_uses_the_same_tax_rate(
     april: April, ids: dict[str, int]
 ) -> None:
     await april.on(at(5, 10))
@@ -454,7 +456,9 @@ async def test_what_was_charged_on_the_day_it_was_told_is_given_back_there(
     ]  # fmt: skip
 
 
-async def test_a_keeper_of_before_leaves_what_a_new_one_puts_right(april: April, ids: dict[str, int]) -> None:
+async def test_upgraded_keeper_moves_late_units_to_the_day_of_use_before_invoicing(
+    april: April, ids: dict[str, int]
+) -> None:
     await april.on(at(5, 10))
     await told(april, at(4, 20), 3_000)
     with connected(april.url, autocommit=True) as connection:

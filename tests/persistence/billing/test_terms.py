@@ -33,7 +33,7 @@ async def months(april: April, ids: dict[str, int], *which: int) -> list[str]:
         (None, "quarterly", ["28.68", "29.64", "28.68", "29.32"]),
     ],
 )
-async def test_a_fee_is_charged_as_one_in_advance_or_arrears(
+async def test_fee_billed_in_advance_or_arrears_is_charged_whole_and_any_other_fee_by_days(
     april: April, billing: str | None, interval: str, expected: list[str]
 ) -> None:
     starter = await plan(april, "Starter", "29.00", 2_000_000)
@@ -43,7 +43,7 @@ async def test_a_fee_is_charged_as_one_in_advance_or_arrears(
 
 
 @pytest.mark.parametrize("again", ["by its source", "by its period"])
-async def test_a_year_made_void_behind_an_upgrade_is_billed_again_at_once_and_whole(
+async def test_annual_fee_voided_after_an_upgrade_is_billed_again_for_the_whole_year(
     april: April, again: str
 ) -> None:
     small = await plan(april, "Small", "36.50", 1_000)
@@ -70,7 +70,7 @@ async def test_a_year_made_void_behind_an_upgrade_is_billed_again_at_once_and_wh
     assert total(upgrade) + total(made) + total(back) == Decimal("30.00")  # ten days at 1.00, ten at 2.00
 
 
-async def test_a_trial_is_free_and_said(april: April) -> None:
+async def test_invoice_shows_trial_days_on_a_line_with_amount_zero(april: April) -> None:
     starter = await plan(april, "Starter", "30.00", 2_000_000)
     ids = await customer(april, starter, BEGINS, NEVER, trial_end=date(2026, 4, 16))
     await april.on(at(5, 1))
@@ -81,7 +81,7 @@ async def test_a_trial_is_free_and_said(april: April) -> None:
     ]
 
 
-async def test_a_discount_ends(april: April) -> None:
+async def test_subscription_discount_is_not_applied_after_the_discount_end_date(april: April) -> None:
     starter = await plan(april, "Starter", "30.00", 2_000_000)
     off = {"discount_rate": Decimal("0.20"), "discount_end": date(2026, 5, 1)}
     ids = await customer(april, starter, BEGINS, NEVER, **off)
@@ -93,7 +93,7 @@ async def test_a_discount_ends(april: April) -> None:
     assert await months(april, ids, 5) == ["30.00"]
 
 
-async def test_a_negotiated_fee_and_overage(april: April) -> None:
+async def test_negotiated_fee_and_overage_price_replace_the_plan_prices(april: April) -> None:
     starter = await plan(april, "Starter", "29.00", 2_000_000)
     prices = {"negotiated_cost": Decimal("20.00"), "overage_unit_price": Decimal("0.000001")}
     ids = await customer(april, starter, BEGINS, NEVER, **prices)
@@ -107,7 +107,7 @@ async def test_a_negotiated_fee_and_overage(april: April) -> None:
     assert [line[2] for line in lines(made)] == ["20.00", "1.00"]
 
 
-async def test_what_is_missing_to_a_minimum_is_charged_once_the_cycle_is_over(april: April) -> None:
+async def test_shortfall_to_the_minimum_commitment_is_charged_after_the_cycle_ends(april: April) -> None:
     starter = await plan(april, "Starter", "29.00", 2_000_000)
     ids = await customer(april, starter, BEGINS, NEVER, minimum_commitment=Decimal("100.00"))
     await april.on(at(4, 1))
@@ -123,7 +123,7 @@ async def test_what_is_missing_to_a_minimum_is_charged_once_the_cycle_is_over(ap
     assert total(made) == Decimal("100.00")
 
 
-async def test_what_a_credit_note_gives_back_is_not_charged_again_up_to_a_minimum(april: April) -> None:
+async def test_credit_note_does_not_trigger_a_new_minimum_commitment_charge(april: April) -> None:
     starter = await plan(april, "Starter", "29.00", 2_000_000)
     ids = await customer(april, starter, BEGINS, date(2026, 5, 1), minimum_commitment=Decimal("31.00"))
     await april.on(at(4, 1))
@@ -149,7 +149,9 @@ async def test_what_a_credit_note_gives_back_is_not_charged_again_up_to_a_minimu
         ({"discount_rate": Decimal("0.1"), "discount_end": date(2026, 3, 1)}, "discount_end"),
     ],
 )
-async def test_wrong_fields(april: April, fields: dict[str, Any], named: str) -> None:
+async def test_subscription_creation_error_names_the_invalid_terms_field(
+    april: April, fields: dict[str, Any], named: str
+) -> None:
     starter = await plan(april, "Starter", "29.00", 2_000_000)
     with pytest.raises(Unprocessable) as refused:
         await customer(april, starter, BEGINS, NEVER, **fields)
@@ -159,7 +161,7 @@ async def test_wrong_fields(april: April, fields: dict[str, Any], named: str) ->
 @pytest.mark.parametrize(
     ("cost", "off", "days", "due"), [("29.00", "0.15", 2, "6.67"), ("20.00", "0.15", 1, "3.33")]
 )
-async def test_a_minimum_takes_the_rest_of_the_rounding(
+async def test_invoice_with_a_minimum_commitment_totals_exactly_despite_rounded_lines(
     april: April, cost: str, off: str, days: int, due: str
 ) -> None:
     """Each line rounded by itself is a cent less: 1.93, 0.29 off that, and 5.02."""

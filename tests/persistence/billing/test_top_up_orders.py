@@ -45,7 +45,7 @@ async def bought(april: April) -> list[dict[str, Any]]:
     return [dict(await april.store.get("credit-additions", int(str(id_)))) for (id_,) in ids]
 
 
-async def test_the_movement_that_brings_the_threshold_buys_once(april: April) -> None:
+async def test_auto_top_up_buys_credits_once_when_the_balance_reaches_the_threshold(april: April) -> None:
     keeper = april.loop("top-ups")
     await customer(april)
     spend(april, 399)
@@ -76,7 +76,7 @@ async def test_the_movement_that_brings_the_threshold_buys_once(april: April) ->
     assert [each["crossed_seq"] for each in await bought(april)] == [3, april.account.credit_seq]
 
 
-async def test_what_is_not_enough_is_followed_by_more_up_to_the_months_maximum(april: April) -> None:
+async def test_auto_top_up_repeats_while_the_balance_is_low_up_to_the_monthly_maximum(april: April) -> None:
     await customer(april, credits=10, unit_cost="1", monthly_max=3)
     keeper = april.loop("top-ups")
     spend(april, 1_500)
@@ -102,7 +102,7 @@ async def test_what_is_not_enough_is_followed_by_more_up_to_the_months_maximum(a
         ("SELECT 1", 0),
     ],
 )
-async def test_the_clock_orders_for_a_low_balance_that_nothing_moves(
+async def test_auto_top_up_buys_for_an_idle_account_once_the_monthly_maximum_no_longer_blocks(
     april: April, freed: str, more: int
 ) -> None:
     await customer(april, credits=10, unit_cost="1", monthly_max=1)
@@ -116,7 +116,7 @@ async def test_the_clock_orders_for_a_low_balance_that_nothing_moves(
     assert len(await bought(april)) == 1 + more
 
 
-async def test_prepaid_ones_wait_for_their_payment_one_at_a_time(april: April) -> None:
+async def test_prepaid_auto_top_up_buys_no_more_until_the_last_purchase_is_paid(april: April) -> None:
     await customer(april, invoicing="prepaid")
     keeper = april.loop("top-ups")
     for _ in range(3):
@@ -138,7 +138,7 @@ async def test_prepaid_ones_wait_for_their_payment_one_at_a_time(april: April) -
     assert (len(await bought(april)), post(april)) == (3, 0)
 
 
-async def test_who_switches_it_on_again_has_credits_ordered_where_a_note_cancelled_those_before(
+async def test_auto_top_up_cancelled_by_a_credit_note_buys_again_only_after_switching_off_and_on(
     april: April,
 ) -> None:
     owner, keeper = await customer(april, invoicing="prepaid"), april.loop("top-ups")
@@ -159,7 +159,9 @@ async def test_who_switches_it_on_again_has_credits_ordered_where_a_note_cancell
     assert len(await bought(april)) == 2
 
 
-async def test_a_low_balance_orders_when_it_is_switched_on_and_nothing_once_it_is_off(april: April) -> None:
+async def test_auto_top_up_order_of_a_low_balance_is_closed_without_purchase_when_switched_off(
+    april: April,
+) -> None:
     made = await april.do("organizations", "create", name="Acme")
     keeper, owner = april.loop("top-ups"), int(made["id"])
     await april.do("organizations", "change", owner, auto_top_up=TERMS)
@@ -170,7 +172,7 @@ async def test_a_low_balance_orders_when_it_is_switched_on_and_nothing_once_it_i
     assert (await bought(april), rows_of(april.url, ORDERS)) == ([], [(0, 0, False, True)])
 
 
-async def test_what_the_counters_refuse_keeps_no_other_from_being_ordered(april: April) -> None:
+async def test_auto_top_up_refused_by_redis_does_not_block_the_next_purchase(april: April) -> None:
     await customer(april)
     keeper = april.loop("top-ups")
     spend(april, 450)
@@ -182,7 +184,7 @@ async def test_what_the_counters_refuse_keeps_no_other_from_being_ordered(april:
     assert post(april) == 1_000
 
 
-async def test_people_are_told_and_amounts_keep_their_currency(april: April) -> None:
+async def test_auto_top_up_sends_a_webhook_and_prevents_a_change_of_currency(april: April) -> None:
     owner = await customer(april)
     rows_of(
         april.url,

@@ -34,7 +34,7 @@ async def sell(april: April, owner: int, invoicing: str, **more: object) -> dict
     )
 
 
-async def test_additions_are_due_behind_the_last_that_was_taken(april: April) -> None:
+async def test_list_of_top_ups_to_invoice_continues_after_the_last_seen_id(april: April) -> None:
     owner = await customer(april)
     first, second = [(await sell(april, owner, "prepaid"))["id"] for _ in range(2)]
     for after, ids in ((0, [first, second]), (first, [second]), (second, [])):
@@ -74,7 +74,7 @@ async def pay(april: April, invoice: dict[str, Any], amount: str, reference: str
     return await april.do("invoices", "payments", invoice["id"], amount=Decimal(amount), reference=reference)
 
 
-async def test_a_top_up_has_its_invoice_at_once_and_april_goes_without_it(april: April) -> None:
+async def test_top_up_is_invoiced_at_once_and_left_out_of_the_monthly_invoice(april: April) -> None:
     owner, keeper = await customer(april), april.loop("top-ups")
     sold = await sell(april, owner, "now")
     assert sold["in_force"] is True
@@ -91,7 +91,7 @@ async def test_a_top_up_has_its_invoice_at_once_and_april_goes_without_it(april:
     assert (await drafted(april, owner))["lines"] == []
 
 
-async def test_prepaid_credits_are_in_force_once_all_is_paid(april: April) -> None:
+async def test_prepaid_credits_are_granted_once_the_invoice_is_paid_in_full(april: April) -> None:
     owner, keeper = await customer(april), april.loop("top-ups")
     sold = await sell(april, owner, "prepaid")
     assert (sold["in_force"], sold["credits_remaining"]) == (False, 0)
@@ -111,7 +111,9 @@ async def test_prepaid_credits_are_in_force_once_all_is_paid(april: April) -> No
     assert (await drafted(april, owner))["lines"] == []
 
 
-async def test_prepaid_credits_are_given_once_however_often_money_comes_and_goes(april: April) -> None:
+async def test_prepaid_credits_are_granted_only_once_despite_repeated_payments_and_reversals(
+    april: April,
+) -> None:
     owner, keeper = await customer(april), april.loop("top-ups")
     sold = await sell(april, owner, "prepaid")
     await keeper.turn()
@@ -123,7 +125,7 @@ async def test_prepaid_credits_are_given_once_however_often_money_comes_and_goes
     assert post(april) == 10_000
 
 
-async def test_prepaid_credits_that_are_cancelled_are_neither_owed_nor_given(april: April) -> None:
+async def test_prepaid_credits_cancelled_by_a_credit_note_are_neither_owed_nor_granted(april: April) -> None:
     owner, keeper = await customer(april), april.loop("top-ups")
     sold = await sell(april, owner, "prepaid")
     await keeper.turn()
@@ -137,7 +139,7 @@ async def test_prepaid_credits_that_are_cancelled_are_neither_owed_nor_given(apr
     assert await april.store.unbilled(owner) == []
 
 
-async def test_what_is_paid_in_part_and_then_cancelled_is_not_given(april: April) -> None:
+async def test_partly_paid_prepaid_credits_are_not_granted_after_a_credit_note(april: April) -> None:
     owner, keeper = await customer(april), april.loop("top-ups")
     sold = await sell(april, owner, "prepaid")
     await keeper.turn()
@@ -154,7 +156,7 @@ async def test_what_is_paid_in_part_and_then_cancelled_is_not_given(april: April
     assert post(april) == 10_000
 
 
-async def test_two_keepers_make_one_invoice(april: April) -> None:
+async def test_concurrent_keepers_create_only_a_single_invoice_for_each_top_up(april: April) -> None:
     owner = await customer(april)
     for _ in range(3):
         await sell(april, owner, "prepaid")
@@ -162,7 +164,7 @@ async def test_two_keepers_make_one_invoice(april: April) -> None:
     assert len(rows_of(april.url, "SELECT id FROM invoice")) == 3
 
 
-async def test_what_a_person_billed_before_is_not_billed_again(april: April) -> None:
+async def test_top_up_invoiced_by_an_operator_is_not_invoiced_again_by_the_keeper(april: April) -> None:
     owner, keeper = await customer(april), april.loop("top-ups")
     sold = await sell(april, owner, "now")
     post(april)
@@ -186,7 +188,7 @@ async def test_what_a_person_billed_before_is_not_billed_again(april: April) -> 
         ({"expires_at": at(12, 1)}, "expires_at"),
     ],
 )
-async def test_what_has_no_invoice_of_its_own_is_refused(
+async def test_prepaid_credits_that_cannot_be_invoiced_are_refused_naming_the_field(
     april: April, sent: dict[str, object], field: str
 ) -> None:
     owner = await customer(april)

@@ -57,7 +57,7 @@ def of(rows: list[Line], kind: str) -> list[Line]:
     return [row for row in rows if row["kind"] == kind]
 
 
-async def test_the_worked_example_adds_up_from_its_file(april: April) -> None:
+async def test_usage_file_rows_add_up_to_each_invoice_line(april: April) -> None:
     ids = await set_up(april)
     await live_through(april, ids)
     here = {"organization_id": ids["organization"]}
@@ -85,7 +85,9 @@ async def test_the_worked_example_adds_up_from_its_file(april: April) -> None:
     assert len({row["period_start"] for row in of(rows, "subscription")}) == 30
 
 
-async def test_uses_are_on_the_line_with_the_tax_of_their_day(april: April) -> None:
+async def test_usage_file_assigns_usage_to_the_invoice_line_with_the_tax_rate_of_the_day_of_use(
+    april: April,
+) -> None:
     ids = await set_up(april)
     for day, units in ((5, 9_000), (15, 2_000), (25, 400)):
         await april.on(at(4, day))
@@ -116,7 +118,9 @@ OF_TABLE = (2000 * 3 + 500 * 3 + 100 * Decimal(9)) / 1_000_000 + Decimal("0.001"
 
 
 @pytest.mark.parametrize(("tier", "cost"), [("0.5", LONG), (TABLE, OF_TABLE)])
-async def test_what_a_call_cost_is_computed_from_its_row(april: April, tier: Any, cost: Decimal) -> None:
+async def test_call_cost_can_be_recomputed_from_the_row_in_the_usage_file(
+    april: April, tier: Any, cost: Decimal
+) -> None:
     ids = await set_up(april)
     await april.on(at(4, 1))
     price = await april.do(
@@ -158,7 +162,9 @@ async def test_what_a_call_cost_is_computed_from_its_row(april: April, tier: Any
     )
 
 
-async def test_a_use_is_behind_one_final_invoice_whatever_was_made_void(april: April) -> None:
+async def test_usage_files_of_other_invoices_do_not_change_when_an_invoice_is_voided_and_redone(
+    april: April,
+) -> None:
     ids = await set_up(april)
     await april.on(at(4, 1))
     use(april.account, ids["rerank"], units=10_100)
@@ -184,7 +190,7 @@ async def test_a_use_is_behind_one_final_invoice_whatever_was_made_void(april: A
     assert not requests & {row["request_id"] for row in of(before, "units")}
 
 
-async def test_what_was_given_back_says_which_request_and_why(april: April) -> None:
+async def test_usage_file_row_of_a_refund_names_the_corrected_request_and_the_reason(april: April) -> None:
     ids = await set_up(april)
     await april.on(at(4, 1))
     call = april.account
@@ -210,7 +216,7 @@ async def test_what_was_given_back_says_which_request_and_why(april: April) -> N
     adds_up(await read(april, done), done)
 
 
-async def test_what_a_call_says_as_its_reason_is_not_shown_as_ours(april: April) -> None:
+async def test_usage_file_ignores_a_reason_sent_by_the_caller_in_metadata(april: April) -> None:
     ids = await set_up(april)
     await april.on(at(4, 1))
     call = april.account
@@ -226,7 +232,7 @@ async def test_what_a_call_says_as_its_reason_is_not_shown_as_ours(april: April)
     assert {row["reason"] for row in used} == {""}
 
 
-async def test_events_of_a_cycle_that_is_over_are_told_by_their_ids(april: April) -> None:
+async def test_usage_file_lists_late_events_of_an_ended_cycle_by_event_id(april: April) -> None:
     starter = await plan(april, "Starter", "0.00", 2_000_000)
     ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
     await april.on(at(4, 1))
@@ -256,7 +262,7 @@ async def test_events_of_a_cycle_that_is_over_are_told_by_their_ids(april: April
     assert (beyond["quantity"], beyond["amount"]) == ("1000000", "3")
 
 
-async def test_rows_from_before_say_no_price_and_are_made_up_for(april: April) -> None:
+async def test_usage_file_adds_a_row_for_the_amount_of_old_units_stored_without_a_price(april: April) -> None:
     ids = await set_up(april)
     await april.on(at(4, 1))
     use(april.account, ids["rerank"], units=10_100)
@@ -276,6 +282,6 @@ async def test_rows_from_before_say_no_price_and_are_made_up_for(april: April) -
     assert [row["amount"] for row in of(rows, "usage")] == ["10", "0.08"]
 
 
-async def test_of_no_invoice_there_is_no_file(april: April) -> None:
+async def test_usage_file_of_an_unknown_invoice_is_not_found(april: April) -> None:
     with pytest.raises(NotFound):
         await read(april, {"id": 77})

@@ -61,7 +61,7 @@ def watched(april: April) -> Counter[str]:
     return work
 
 
-async def test_a_note_over_four_times_the_days_is_four_times_the_work(april: April) -> None:
+async def test_database_work_of_a_credit_note_is_not_quadratic_in_the_credited_days(april: April) -> None:
     work, done = watched(april), []
     small = await plan(april, "Small", "10.00", 1_000)
     large = await plan(april, "Large", "100.00", 1_000)
@@ -109,7 +109,7 @@ WITH made AS (
 SELECT count(*) FROM made"""
 
 
-async def test_credit_of_four_times_the_notes_is_four_times_the_work(april: April) -> None:
+async def test_database_work_of_applying_credit_is_not_quadratic_in_the_credit_notes(april: April) -> None:
     """Whatever is due is given credit, dunned, reported; a document becomes final; one is void."""
     april.is_sound = False  # its rows are made by hand
     work, done = watched(april), []
@@ -170,7 +170,9 @@ SELECT {of}, 'credits_purchased', '2026-04-01', '2026-04-02', 90, 1, 90, 'USD', 
        'addition:' || id, '2026-04-01' FROM addition RETURNING id"""
 
 
-async def test_books_of_four_times_the_credits_are_four_times_the_work(april: April) -> None:
+async def test_database_work_of_revenue_reports_is_not_quadratic_in_the_credit_purchases(
+    april: April,
+) -> None:
     april.is_sound = False  # its rows are made by hand
     work, done = watched(april), []
     starter = await plan(april, "Starter", "10.00", 1_000)
@@ -275,7 +277,7 @@ async def work_of(url: str, days: int) -> Counter[str]:
         return work
 
 
-def test_four_times_the_charges_are_four_times_the_work_whatever_is_done_with_them(migrated: str) -> None:
+def test_database_work_of_billing_and_reports_is_not_quadratic_in_the_charges(migrated: str) -> None:
     """Of one organization alone with 2,500 charges, and of one with 10,000."""
     few, many = (asyncio.run(work_of(migrated, days)) for days in (DAYS, 4 * DAYS))
     assert len(many) > 3 * STATEMENTS
