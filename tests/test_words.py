@@ -10,6 +10,7 @@ import ast
 import io
 import re
 import tokenize
+from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -124,6 +125,37 @@ def bare_names(file: SourceFile) -> Iterator[str]:
             yield f"{file.name}:{node.lineno}: {node.id}"
         elif isinstance(node, ast.arg) and node.arg in BARE:
             yield f"{file.name}:{node.lineno}: {node.arg}"
+
+
+# Words in the name of a test that stand for its subject, and do not say it.
+PRONOUNS = frozenset(
+    {
+        "what", "who", "whose", "whom", "it", "one", "ones", "those", "these", "they", "them", "there", "here", "such",
+        "nobody", "nothing", "somebody", "something", "everybody", "everything", "anybody", "anything", "told", "said",
+        "asked",
+    }
+)  # fmt: skip
+# How many names of tests have one, by folder: these numbers may only fall.
+PRONOUNS_MAX = {
+    ".": 28, "background": 234, "bench": 5, "calls": 10, "client": 4, "contract": 14, "core": 533,
+    "counters": 358, "deploy": 59, "faults": 20, "http": 399, "issuers": 30, "journey": 94, "local": 39,
+    "lua": 216, "model": 1, "ops": 51, "outbound": 9, "persistence": 203, "run": 90, "settings": 37,
+    "telemetry": 16, "tls": 14, "world": 3,
+}  # fmt: skip
+
+
+def test_names_of_tests_have_a_subject() -> None:
+    counts = Counter(line.partition(":")[0] for line in names_of_tests_with_pronouns())
+    more = {folder: count for folder, count in counts.items() if count > PRONOUNS_MAX.get(folder, 0)}
+    assert not more, f"name what is tested: {more}"
+
+
+@by_file(".py", below=("tests/",))
+def names_of_tests_with_pronouns(file: SourceFile) -> Iterator[str]:
+    for node in file.nodes:
+        is_test = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+        if is_test and PRONOUNS & set(node.name.split("_")):
+            yield f"{file.name.split('/')[1] if file.name.count('/') > 1 else '.'}: {file.name} {node.name}"
 
 
 def test_phrases_are_plain() -> None:

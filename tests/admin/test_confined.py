@@ -315,7 +315,7 @@ async def test_audit_log_shown_to_an_organization_names_own_tokens_but_no_staff_
     ]
 
 
-async def test_who_amended_a_price_and_why_is_not_told_to_an_organization(few: World) -> None:
+async def test_organization_token_does_not_see_the_author_and_reason_of_a_price_amendment(few: World) -> None:
     since = {"currency": "USD", "effective_from": "2026-01-01T00:00:00Z"}
     price = await few.admin.make("prices", model="wrong", input="100", **since)
     amended = await few.admin.post(f"prices/{price['id']}/amend", {"reason": "typed wrong", "input": "1"})

@@ -61,11 +61,11 @@ _UPPER: Final = re.compile("(?<=[a-z0-9])[A-Z]")
 
 def costs_of(section: str) -> dict[str, str]:
     """Return the cost of each name in a section, and of those that no SDK has; Gemini's in both spellings."""
-    found = _SECTIONS.get(section, {}) | _SECTIONS.get(f"{section} {BY_HAND}", {})
+    costs = _SECTIONS.get(section, {}) | _SECTIONS.get(f"{section} {BY_HAND}", {})
     if not section.startswith("gemini "):
-        return found
-    return found | {
-        _UPPER.sub(lambda upper: f"_{upper[0].lower()}", name): cost for name, cost in found.items()
+        return costs
+    return costs | {
+        _UPPER.sub(lambda upper: f"_{upper[0].lower()}", name): cost for name, cost in costs.items()
     }
 
 
@@ -99,15 +99,15 @@ _NONE: Final[Mapping[str, str]] = {}
 
 def _by_api(what: str) -> dict[str, dict[str, str]]:
     """Return the cost of each name in the sections of this kind, by API, with those of another that it is like."""
-    found = {
+    costs = {
         section.partition(" ")[0]: costs_of(section.removesuffix(f" {BY_HAND}"))
         for section in _SECTIONS
         if what in section.split()
     }
-    for rows in found.values():
+    for rows in costs.values():
         for other in [name for name, cost in rows.items() if cost == LIKE]:
-            rows.update(found[other])
-    return found
+            rows.update(costs[other])
+    return costs
 
 
 _TOOLS: Final = _by_api("tools")

@@ -14,20 +14,20 @@ from gateway.core.traces import FIELD as TRACE_FIELD
 
 # Browsers can send a key only in the protocols of a WebSocket, after one of these prefixes.
 PROTOCOLS_FIELD: Final = b"sec-websocket-protocol"
-KEY_PROTOCOLS: Final = tuple(one.key_protocol for one in ALL if one.key_protocol)
-CREDENTIAL_FIELDS = frozenset(name for one in ALL for name in one.credentials) | {PROTOCOLS_FIELD}
+KEY_PROTOCOLS: Final = tuple(api.key_protocol for api in ALL if api.key_protocol)
+CREDENTIAL_FIELDS = frozenset(name for api in ALL for name in api.credentials) | {PROTOCOLS_FIELD}
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
     b"transfer-encoding upgrade http2-settings".split()
 )
 OURS_PREFIX = b"x-tollkeeper-"
 # Fields by which clients name the session of a call; they are forwarded.
-_ANY_CALL = tuple(one.names_session for one in ALL if one.names_session)
+_ANY_CALL = tuple(api.names_session for api in ALL if api.names_session)
 # Belongs to no API: opencode sends it to every API with models. Other clients may use it for a secret.
 _CALL_OF_MODEL = b"x-session-id"
 SESSION_FIELDS = {
-    one.name: tuple(filter(None, (one.own_session, *_ANY_CALL, _CALL_OF_MODEL if one.models_at else b"")))
-    for one in ALL
+    api.name: tuple(filter(None, (api.own_session, *_ANY_CALL, _CALL_OF_MODEL if api.models_at else b"")))
+    for api in ALL
 }
 SESSIONS = frozenset(name for names in SESSION_FIELDS.values() for name in names)
 # W3C baggage: members that clients' tools attach to each call, perhaps a run.
@@ -35,7 +35,7 @@ BAGGAGE_FIELD = b"baggage"
 
 READ_AND_PASSED = frozenset(
     {b"content-type", b"content-encoding", b"accept-encoding", TRACE_FIELD, BAGGAGE_FIELD, *SESSIONS}
-).union(*((one.spoken_by, one.session_field, *one.said_twice) for one in ALL)) - {b""}
+).union(*((api.spoken_by, api.session_field, *api.said_twice) for api in ALL)) - {b""}
 # The parser takes Proxy-Connection for Connection, so it decides which refusal a head has.
 READ = CREDENTIAL_FIELDS | frozenset(
     b"connection proxy-connection transfer-encoding upgrade host content-length expect "
@@ -51,7 +51,7 @@ CONTROLLED = (
     READ
     | ENDED
     | frozenset({b"content-type", b"content-encoding"}).union(
-        *((one.session_field, *one.said_twice) for one in ALL)
+        *((api.session_field, *api.said_twice) for api in ALL)
     )
 )
 
@@ -69,7 +69,7 @@ _OF_ANSWERS = frozenset(
 WITHHELD = OVERRIDES | OF_BODIES | _OF_ANSWERS
 # Prefixes of fields that set system parameters, or choose which of the operator's accounts pays.
 _WITHHELD_PREFIXES = (
-    *(prefix for one in ALL for prefix in one.withheld_prefixes),
+    *(prefix for api in ALL for prefix in api.withheld_prefixes),
     # Gateways in front of a provider choose another model, cache or credential by these.
     b"x-litellm-", b"x-portkey-", b"cf-aig-", b"helicone-", b"ocp-apim-",
     # Inference gateways read priority and owner of a call from these.
@@ -79,9 +79,9 @@ _WITHHELD_PREFIXES = (
 )  # fmt: skip
 # Timeouts for the services behind the gateway: they would have read the input, and not be paid.
 _GIVES_UP = re.compile(rb"(?!x-stainless-).*(?:timeout|deadline|stream-duration)")
-_PASSED = frozenset(one.spoken_by for one in ALL)
-WITHHELD_SOMEWHERE = WITHHELD.union(*(one.withheld for one in ALL))
-_REFUSED_PREFIXES = tuple(prefix for one in ALL for prefix in one.refused_prefixes)
+_PASSED = frozenset(api.spoken_by for api in ALL)
+WITHHELD_SOMEWHERE = WITHHELD.union(*(api.withheld for api in ALL))
+_REFUSED_PREFIXES = tuple(prefix for api in ALL for prefix in api.refused_prefixes)
 # Fields of tracers, retries and proxies: the value differs in nearly every request.
 VARYING = frozenset(
     b"traceparent tracestate baggage b3 x-b3-traceid x-b3-spanid x-b3-parentspanid sentry-trace "

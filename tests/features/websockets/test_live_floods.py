@@ -55,7 +55,7 @@ def test_message_rate_limit_lets_a_burst_of_five_seconds_of_messages_through_at_
     assert [bucket.take(10_000.0) for _ in range(10)] == [0.0] * 9 + [0.5]
 
 
-def test_a_message_whose_text_is_counted_is_one_more_for_each_four_kib() -> None:
+def test_long_text_counts_as_another_live_message_for_each_four_kib() -> None:
     bucket = MessageBucket(2, now=100.0)
     bucket.spend(4_095)
     assert bucket.take(100.0) == 0.0  # nine are left

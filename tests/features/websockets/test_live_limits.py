@@ -149,7 +149,7 @@ async def test_live_session_may_use_all_tokens_held_for_the_session_and_no_more(
 
 @pytest.mark.parametrize("kind", ["strict", "prepaid", "money"])
 @pytest.mark.parametrize(("most", "fits"), [(4_000, False), (12_000, True)])
-async def test_a_text_is_held_at_the_most_that_it_can_have_where_a_hold_binds_it(
+async def test_live_text_is_held_at_its_most_possible_tokens_under_a_strict_limit(
     valkey: str, tmp_path: Path, kind: str, most: int, fits: bool
 ) -> None:
     """Of some 4,250 bytes, a third of which 4,000 would cover, 4,100 are a token each."""
@@ -168,7 +168,7 @@ async def test_a_text_is_held_at_the_most_that_it_can_have_where_a_hold_binds_it
         assert (provider.tokens > len(RUN)) is fits
 
 
-async def test_a_text_is_held_at_the_likely_tokens_by_a_budget_that_holds_these(
+async def test_live_text_is_held_at_its_likely_tokens_by_a_budget_of_likely_holds(
     valkey: str, tmp_path: Path
 ) -> None:
     async with limited(valkey, tmp_path, "money", 4_000, 1.0) as (stage, provider, limits):

@@ -34,7 +34,7 @@ def opened() -> RealtimeSession:
     return session
 
 
-def test_a_text_has_tokens_beyond_the_likely_ones_until_it_is_taken_back() -> None:
+def test_text_taken_back_from_a_live_session_no_longer_counts_beyond_its_likely_tokens() -> None:
     session = opened()
     assert (session.needs, session.beyond) == (100, 150)
     asked(session, said("x"), 30, 5)  # likely 10: the most is not more
@@ -55,7 +55,7 @@ def test_sound_of_the_realtime_api_has_no_tokens_of_text() -> None:
     assert session.beyond == 150
 
 
-def test_a_response_tells_the_tokens_of_what_it_read_and_of_nothing_later() -> None:
+def test_live_response_corrects_the_tokens_of_texts_sent_before_and_not_of_later_texts() -> None:
     session = opened()
     asked(session, {"type": "response.create", "response": {}}, 30, 30)  # likely 10
     asked(session, said("x"), 60, 40)  # likely 20, while the response is under way
@@ -67,7 +67,7 @@ def test_a_response_tells_the_tokens_of_what_it_read_and_of_nothing_later() -> N
     assert (session.needs, session.beyond) == (500 + 10 + 20, 20 + 20)
 
 
-def test_a_response_that_read_a_part_tells_nothing_about_the_rest() -> None:
+def test_live_response_that_read_some_texts_does_not_correct_the_unread_texts() -> None:
     session = opened()
     asked(session, {"type": "response.create", "response": {"conversation": "none"}}, 30, 30)
     heard(session, type="response.created", response={"id": "r"})
@@ -76,7 +76,7 @@ def test_a_response_that_read_a_part_tells_nothing_about_the_rest() -> None:
     assert (session.needs, session.beyond) == (500, 150 + 20)
 
 
-def test_each_answer_under_way_of_gemini_live_may_read_what_texts_have_beyond() -> None:
+def test_each_open_gemini_live_answer_may_read_texts_at_their_most_tokens() -> None:
     session = GeminiLiveSession({})
     asked(session, {"setup": {"model": "models/m", "systemInstruction": {}}}, 60, 50)  # likely 20
     asked(session, TURN, 90, 70)  # likely 30
@@ -93,7 +93,7 @@ def test_each_answer_under_way_of_gemini_live_may_read_what_texts_have_beyond() 
 
 
 @pytest.mark.parametrize("escaped", [False, True])
-async def test_a_turn_of_gemini_live_holds_its_texts_at_the_most(escaped: bool) -> None:
+async def test_gemini_live_turn_holds_its_texts_at_their_most_tokens(escaped: bool) -> None:
     """A letter of Linear B has four bytes, and no tokenizer has fewer than three tokens for it."""
     text = "\U00010000" * 2_000 if escaped else RUN
     setup = {"setup": {"model": "models/m", "systemInstruction": {"parts": [{"text": text}]}}}

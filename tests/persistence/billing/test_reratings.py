@@ -122,7 +122,7 @@ async def test_an_amended_price_sets_the_cost_of_calls_in_a_plan_right(april: Ap
     assert await broken(april.url) == []
 
 
-async def test_the_audit_log_has_both_prices_and_what_was_rated_again(april: April) -> None:
+async def test_price_amendment_audit_has_both_prices_and_the_count_of_rerated_calls(april: April) -> None:
     await in_plan(april)
     wrong = await price(april, input="100")
     await april.on(at(4, 10))
@@ -141,7 +141,7 @@ async def test_the_audit_log_has_both_prices_and_what_was_rated_again(april: Apr
     assert (rated["cost_before"], rated["cost_after"]) == ("200", "2")
 
 
-async def test_what_an_amendment_does_not_name_stays_and_null_takes_it_away(april: April) -> None:
+async def test_price_amendment_keeps_amounts_left_out_and_removes_null_amounts(april: April) -> None:
     await in_plan(april)
     wrong = await price(april, input="100", output="5", request="0.5")
     made = await amend(april, wrong, input="1", request=None)
@@ -152,7 +152,7 @@ async def test_what_an_amendment_does_not_name_stays_and_null_takes_it_away(apri
         await amend(april, made["id"], input=None, output=None)
 
 
-async def test_a_price_is_amended_once_and_what_amends_it_in_its_turn(april: April) -> None:
+async def test_price_is_amended_once_and_its_amendment_may_be_amended_again(april: April) -> None:
     await in_plan(april)
     wrong = await price(april, input="100")
     await april.on(at(4, 10))
@@ -193,7 +193,7 @@ async def test_a_later_price_reaches_calls_in_a_plan_too(april: April) -> None:
     assert rows_of(april.url, CALLS) == [(NANO, late, -99 * NANO)]
 
 
-async def test_an_amended_price_moves_what_is_owed_at_cost(april: April) -> None:
+async def test_price_amendment_changes_the_unbilled_amount_of_services_sold_at_cost(april: April) -> None:
     ids = await in_plan(april)
     await at_cost(april, ids)
     wrong = await price(april, input="100")
@@ -280,7 +280,7 @@ async def test_a_price_of_archived_months_or_of_the_bundled_list_is_not_amended(
         await amend(april, wrong, input="1")
 
 
-async def test_a_price_is_not_amended_while_its_calls_are_rated(april: April) -> None:
+async def test_price_amendment_is_refused_while_calls_are_still_rated_by_the_price(april: April) -> None:
     await in_plan(april)
     wrong = await price(april, input="100")
     await april.on(at(4, 10))
@@ -307,7 +307,7 @@ async def test_an_exchange_rate_stays_with_an_amended_price(april: April) -> Non
     assert rows_of(april.url, "SELECT currency FROM rerating") == [("EUR",)]
 
 
-async def test_tokens_of_another_model_in_a_call_are_rated_by_its_amended_price(april: April) -> None:
+async def test_amended_price_of_an_inner_model_rerates_only_the_tokens_of_that_model(april: April) -> None:
     await in_plan(april)
     main, advisor = await price(april, input="1"), await price(april, model="advisor", input="1000")
     await april.on(at(4, 10))
@@ -338,7 +338,7 @@ def taken(april: April) -> dict[int, tuple[int, list[int]]]:
     return {said["budget_id"]: (said["start_ms"], sorted(said["taken"].values())) for (said,) in found}
 
 
-async def test_budgets_of_money_follow_where_they_counted_the_call_and_run_still(april: April) -> None:
+async def test_price_amendment_moves_only_running_budgets_that_counted_the_call(april: April) -> None:
     ids = await in_plan(april)
     wrong = await price(april, input="100")
     month = await budget_since(april, ids, 1)
@@ -403,7 +403,7 @@ async def test_a_call_of_the_model_twice_is_rated_once_by_either_way(april: Apri
     assert rows_of(april.url, "SELECT count(*) FROM rerating") == [(1,)]
 
 
-async def test_what_dies_half_way_goes_on_where_it_was(april: April) -> None:
+async def test_rerating_interrupted_half_way_resumes_without_rating_a_call_twice(april: April) -> None:
     """The amendment dies behind its first piece; another keeper has the rest, and none twice."""
     await in_plan(april)
     wrong = await price(april, input="100")
@@ -426,7 +426,7 @@ async def test_what_dies_half_way_goes_on_where_it_was(april: April) -> None:
     assert told == [(3,), (4,)]
 
 
-async def test_a_call_that_was_amended_by_hand_is_left_out_and_its_row_says_why(april: April) -> None:
+async def test_rerating_leaves_out_a_call_amended_by_hand_and_its_row_states_the_reason(april: April) -> None:
     await at_cost(april, await in_plan(april))
     wrong = await price(april, input="100")
     await april.on(at(4, 10))
