@@ -106,10 +106,10 @@ def owe_noted(connection: Connection, organization_id: int, until: date, today: 
 def refuse_noted(connection: Connection, invoice_id: int) -> None:
     """Raise `Conflict` if an invoice takes account of notes by hand: its charges cannot be owed again."""
     here = table.c
-    found = select(here.id).where(
+    charge_ids = select(here.id).where(
         here.invoice_id == invoice_id, here.reason == "credit_void", here.fact.startswith("noted:")
     )
-    if connection.execute(found.limit(1)).first() is not None:
+    if connection.execute(charge_ids.limit(1)).first() is not None:
         raise Conflict("It takes account of other credit notes of the same use, and cannot be made void.")
 
 

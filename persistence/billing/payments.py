@@ -494,8 +494,8 @@ def draft_credit_note(change: EntityWrite, row: Row) -> int:
 
 def _given(change: EntityWrite, row: Row, lines: Mapping[int, BillLine]) -> dict[int, Decimal]:
     """Return by line what notes gave back of an invoice, those of an amended price included."""
-    found = change.connection.execute(_GIVEN, {"id": row["id"]})
-    given = {int(each.position): each.amount for each in found}
+    sums = change.connection.execute(_GIVEN, {"id": row["id"]})
+    given = {int(line.position): line.amount for line in sums}
     amended = _amended(change.connection, row)
     for position, amount in amended_back(lines, given, amended, str(row["currency"])).items():
         given[position] = given.get(position, Decimal(0)) + amount
@@ -504,7 +504,7 @@ def _given(change: EntityWrite, row: Row, lines: Mapping[int, BillLine]) -> dict
 
 def _amended(connection: Connection, row: Row) -> dict[int, Decimal]:
     of = {"id": row["id"], "organization": row["organization_id"]}
-    return {int(each.position): each.amount for each in connection.execute(_GIVEN_BY_AMENDMENTS, of)}
+    return {int(line.position): line.amount for line in connection.execute(_GIVEN_BY_AMENDMENTS, of)}
 
 
 def give_back(change: EntityWrite, invoice_id: int) -> None:
@@ -529,9 +529,9 @@ def give_back(change: EntityWrite, invoice_id: int) -> None:
 def require_left(change: EntityWrite, invoice_id: int) -> None:
     """Raise `Conflict` if a draft note gives back more than a note of an amended price has left since."""
     here = invoice.c
-    found = select(here.id, here.organization_id, here.currency).where(here.id == invoice_id)
-    row = change.connection.execute(found).one()._asdict()
-    lines = {each.position: line_of(each) for each in lines_of(change, invoice_id)}
+    head = select(here.id, here.organization_id, here.currency).where(here.id == invoice_id)
+    row = change.connection.execute(head).one()._asdict()
+    lines = {line.position: line_of(line) for line in lines_of(change, invoice_id)}
     given = _given(change, row, lines)
     if any(given.get(at, Decimal(0)) > line.amount for at, line in lines.items() if line.amount > 0):
         raise Conflict("Another credit note has given back some of this; delete the draft.")

@@ -215,3 +215,16 @@ def test_note_of_an_amended_price_gives_back_what_a_note_by_hand_leaves(
     assert [note["total_amount"] for note in notes(stage, owner)] == [noted, *amended]
     assert unbilled(stage, owner) == {}
     assert agrees(stage)
+
+
+def test_note_by_hand_stays_a_draft_when_a_note_of_an_amended_price_leaves_less(stage: Stage) -> None:
+    wrong, owner, final = three_billed_calls(stage, "0")
+    status, draft = stage.admin("POST", f"/invoices/{final['id']}/credit-note", {})
+    assert (status, draft["total_amount"]) == (200, "-300.00"), draft
+    assert stage.admin("POST", f"/prices/{wrong['id']}/amend", {"request": "2.5", "reason": "typo"})[0] == 200
+    wait_until(lambda: [note["total_amount"] for note in notes(stage, owner)] == ["-300.00", "-292.50"])
+    status, refused = stage.admin("POST", f"/invoices/{draft['id']}/finalize")
+    assert (status, refused["detail"]) == (
+        409, "Another credit note has given back some of this; delete the draft."
+    )  # fmt: skip
+    assert agrees(stage)

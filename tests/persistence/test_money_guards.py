@@ -29,6 +29,7 @@ WITHOUT_CLOSING = {
     "persistence/billing/payments.py reverse": ROW,
     "persistence/billing/payments.py refuse_while_paid": ROW,
     "persistence/billing/payments.py refuse_while_there": ROW,
+    "persistence/billing/payments.py require_left": ROW,
     "persistence/dunning.py advance": ROW,
     "persistence/stripe/checkouts.py create": "refuses by prices and by orders, which PostgreSQL alone has",
     "persistence/stripe/collection.py ended": ROW,
