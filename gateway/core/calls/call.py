@@ -639,39 +639,6 @@ _MEDIUM_TYPES: Final = {
 }  # fmt: skip
 
 
-# Types of parts, results and tools whose addresses and ids are quoted, and never read as a medium, with the members that
-# have them: citations, results of searches and servers of tools (openai 3.51.0, anthropic 2.10.0).
-QUOTES: Final[Mapping[str, tuple[str, ...]]] = {
-    **dict.fromkeys(("file_citation", "container_file_citation", "file_path"), ("file_id",)),
-    **dict.fromkeys(("url_citation", "web_search_result", "web_search_result_location"), ("url",)),
-    **dict.fromkeys(("web_fetch_result", "open_page", "find_in_page"), ("url",)),
-    "mcp": ("server_url",),
-}  # fmt: skip
-
-
-def quotes_in(document: Document) -> int:
-    """Return how many texts with the address or id of a file are only quoted in a body."""
-    servers = document.get("mcp_servers")
-    count = (
-        sum("url" in server for server in servers if isinstance(server, dict))
-        if isinstance(servers, list)
-        else 0
-    )
-    waiting = list[object]([document])
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            kind = value.get("type")
-            if isinstance(kind, str) and kind in QUOTES:
-                inside = value.get(kind)  # chat completions have a citation in a member by its type
-                holder = inside if isinstance(inside, dict) else value
-                count += sum(isinstance(holder.get(name), str) for name in QUOTES[kind])
-            value = list(value.values())
-        if isinstance(value, list):
-            waiting += [item for item in value if isinstance(item, dict | list)]
-    return count
-
-
 class FieldNames:
     """Facts about a body by the ends of all its field names.
 

@@ -37,7 +37,6 @@ from gateway.core.calls.call import (
     check_size,
     media_in,
     names_in,
-    quotes_in,
     read_document,
     write_document,
     written_of,
@@ -73,7 +72,7 @@ from gateway.core.families.controlled import (
     models_of,
     top_names,
 )
-from gateway.core.families.costs import FREE, UNKNOWN, options_of, plugin_cost, tool_costs
+from gateway.core.families.costs import FREE, UNKNOWN, options_of, plugin_cost, quotes_in, tool_costs
 from gateway.core.families.family import CallKind, SocketMessages
 from gateway.core.families.objects import unit_later
 from gateway.core.families.registry import OF_METER, SHAPES

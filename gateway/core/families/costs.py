@@ -161,3 +161,29 @@ _PLUGINS: Final = costs_of("openai plugins")
 def plugin_cost(name: str) -> str:
     """Return what one of OpenRouter's plugins costs, by its id."""
     return _PLUGINS.get(name, UNKNOWN)
+
+
+_QUOTES: Final = costs_of("all quotes")
+
+
+def quotes_in(document: Mapping[str, object]) -> int:
+    """Return how many addresses and ids of files a body only quotes: in citations, results and tools' servers."""
+    servers = document.get("mcp_servers")
+    count = (
+        sum("url" in server for server in servers if isinstance(server, dict))
+        if isinstance(servers, list)
+        else 0
+    )
+    waiting = list[object]([document])
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            kind = value.get("type")
+            if isinstance(kind, str) and kind in _QUOTES:
+                inside = value.get(kind)  # chat completions have a citation in a member by its type
+                holder = inside if isinstance(inside, dict) else value
+                count += isinstance(holder.get(_QUOTES[kind]), str)
+            value = list(value.values())
+        if isinstance(value, list):
+            waiting += [item for item in value if isinstance(item, dict | list)]
+    return count

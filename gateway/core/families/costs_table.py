@@ -10,6 +10,7 @@ run that program, and move the new name from `unknown` to its cost.
 - `limits`, the types of tools that take a maximum of uses: of a tool, or of another model.
 - `tokens`, by a tool as in `tools`: the most tokens that its provider adds to the prompt for it, beside its JSON. A
   tool without a row adds as many as the dearest of its API.
+- `quotes`, types of parts and tools that have an address or id only to name it, by the member that has it.
 - `options`, members at the top of a body that make a provider use a tool unless they say no: its price.
 - `parts`, all other values of `type`, and `fields`, the members of parts without one: `text`, `picture`,
   `pages`, `sound`, `video`; `stated` is the medium that its type states, `source` that of the part around it,
@@ -99,6 +100,12 @@ parts: message.input message.output
 text: agent.handoff context_compaction function.call function.result reference tool.execution tool_file
 # of openai 3.57.0
 setting: speech
+
+[all quotes by hand]
+# of types of parts, results and tools: the member with an address or id that nobody reads as a medium
+file_id: container_file_citation file_citation file_path
+server_url: mcp
+url: find_in_page open_page url_citation web_fetch_result web_search_result web_search_result_location
 
 [all members by hand]
 # A member is a model's by the end of its name, so that `judge_model` is one too.
