@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     try:
         if words == ["--version"]:
-            from gateway.extras import version  # noqa: PLC0415  # loaded where it is needed
+            from gateway.extras import version
 
             print(f"tollkeeper {version()}", flush=True)  # noqa: T201  # the answer
             return 0
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         if len(words) == 3 and words[0] == "demo-upstream" and words[2] == "--worker":
             return _demo_upstream(int(words[1]))
         if words[:1] == ["serve"] and "--help" not in words:
-            from gateway.run import serving  # noqa: PLC0415  # and a lone gateway too
+            from gateway.run import serving  # and a lone gateway too
 
             options = serving.plain_options(words[1:])
             if options is not None:
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
                 serving.serve(Path(config) if config else None, **options)
                 return 0
         gc.disable()  # while commands are loaded: this saves a seventh of the time
-        from gateway.cli.main import run  # noqa: PLC0415  # workers are spared the command line's libraries
+        from gateway.cli.main import run  # workers are spared the command line's libraries
 
         return run(words)
     except TollkeeperError as error:
@@ -70,15 +70,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _worker(role: str) -> int:
     """Run one process for a supervisor: a gateway worker, a keeper, or a keeper's Admin API; return 0."""
-    import faulthandler  # noqa: PLC0415  # loaded where it is needed
-    import signal  # noqa: PLC0415  # loaded where it is needed
+    import faulthandler
+    import signal
 
-    from gateway.run.loading import loading_code  # noqa: PLC0415  # loaded where it is needed
+    from gateway.run.loading import loading_code
 
     with loading_code():
         run = _load_code(role)
-    from gateway.local.processes import run_to_end  # noqa: PLC0415  # loaded where it is needed
-    from gateway.run import coarse_loop  # noqa: PLC0415  # loaded where it is needed
+    from gateway.local.processes import run_to_end
+    from gateway.run import coarse_loop
 
     faulthandler.register(signal.SIGUSR2)  # prints where each thread is, without values
     run_to_end(coarse_loop.run, _to_its_end(_read_settings_and_run(run)))
@@ -92,37 +92,37 @@ def _load_code(role: str) -> Callable[[Settings, ParentPipe], Coroutine[None, No
     Code that a keeper and its Admin API's process share is loaded once, then the keeper forks. So this
     function returns twice: in the keeper and in the fork.
     """
-    from functools import partial  # noqa: PLC0415  # loaded where it is needed
+    from functools import partial
 
-    from gateway.counters.redis.scripts import library  # noqa: PLC0415  # loaded where it is needed
+    from gateway.counters.redis.scripts import library
 
     library()  # build it before a request waits for it
     if role == "keeper":
-        from gateway.run import keeper_doors, people_process  # noqa: F401, PLC0415  # what both need
+        from gateway.run import keeper_doors, people_process  # noqa: F401  # what both need
 
         is_keeper, people = people_process.fork()
         if is_keeper:
-            from gateway.run.keeper import run_keeper  # noqa: PLC0415  # loaded where it is needed
+            from gateway.run.keeper import run_keeper
 
             return partial(run_keeper, people=people)
         role = "admin"
     if role == "admin":
-        from gateway.run.administration import run_administration  # noqa: PLC0415  # loaded where it is needed
+        from gateway.run.administration import run_administration
 
         return run_administration
-    from gateway.app import run_gateway  # noqa: PLC0415  # loaded where it is needed
+    from gateway.app import run_gateway
 
     return run_gateway
 
 
 async def _read_settings_and_run(run: Callable[[Settings, ParentPipe], Coroutine[None, None, None]]) -> None:
     """Read the settings, one line of JSON from standard input, and call `run` with them."""
-    import asyncio  # noqa: PLC0415  # loaded where it is needed
+    import asyncio
 
-    from gateway.local import heartbeat  # noqa: PLC0415  # loaded where it is needed
-    from gateway.local.parent_pipe import ParentPipe  # noqa: PLC0415  # loaded where it is needed
-    from gateway.settings.settings import from_json  # noqa: PLC0415  # loaded where it is needed
-    from gateway.telemetry import logs  # noqa: PLC0415  # loaded where it is needed
+    from gateway.local import heartbeat
+    from gateway.local.parent_pipe import ParentPipe
+    from gateway.settings.settings import from_json
+    from gateway.telemetry import logs
 
     parent_pipe = ParentPipe(sys.stdin.fileno())
     line = parent_pipe.first()
@@ -139,7 +139,7 @@ async def _read_settings_and_run(run: Callable[[Settings, ParentPipe], Coroutine
 
 async def _to_its_end(work: Coroutine[None, None, None]) -> None:
     """Run `work`. If it fails, report the error and exit the process at once with status 1."""
-    import traceback  # noqa: PLC0415  # loaded where it is needed
+    import traceback
 
     try:
         await work
@@ -152,10 +152,10 @@ async def _to_its_end(work: Coroutine[None, None, None]) -> None:
 
 
 def _demo_upstream(port: int) -> int:
-    import asyncio  # noqa: PLC0415  # loaded where it is needed
+    import asyncio
 
-    from gateway.local.demo.upstream import serve_until_stopped  # noqa: PLC0415  # loaded where it is needed
-    from gateway.local.parent_pipe import ParentPipe  # noqa: PLC0415  # loaded where it is needed
+    from gateway.local.demo.upstream import serve_until_stopped
+    from gateway.local.parent_pipe import ParentPipe
 
     parent_pipe = ParentPipe(sys.stdin.fileno())
     parent_pipe.first()

@@ -79,7 +79,7 @@ SELECT d.id, d.seq, g.number, g.first_seq, g.last_seq AS segment_last, g.root, g
 _COVERING = f"""
 SELECT substr(marks, ((d.seq - first_seq) * {MARK_BYTES} + 1)::integer, {MARK_BYTES})
        = '\\x{NO_MARK.hex()}' AS is_empty FROM ledger_segment
- WHERE kind = '{{kind}}' AND owner_id = d.id AND d.seq BETWEEN first_seq AND last_seq"""  # noqa: S608  # our own words
+ WHERE kind = '{{kind}}' AND owner_id = d.id AND d.seq BETWEEN first_seq AND last_seq"""  # our own words
 _LETTERS = {
     "tenant": ("tenant_id", "token_seq"),
     "credits": ("organization_id", "credit_seq"),
@@ -87,13 +87,13 @@ _LETTERS = {
 }
 _SEGMENT = ("kind", "owner_id", "number", "head", "first_seq", "last_seq", "up_to", "root", "previous")
 _PUT = text(
-    f"INSERT INTO ledger_segment ({', '.join(_SEGMENT)}, marks)"  # noqa: S608  # our own words
+    f"INSERT INTO ledger_segment ({', '.join(_SEGMENT)}, marks)"  # our own words
     f" VALUES ({', '.join(f':{name}' for name in _SEGMENT)}, :marks)"
 )
 _IN_ORDER = 'kind COLLATE "C", owner_id, number'
 _HEAD = "number, body AS text, key, signature, created_at"
-_LAST_HEAD = text(f"SELECT {_HEAD} FROM ledger_head ORDER BY number DESC LIMIT 1")  # noqa: S608  # as above
-_SEGMENTS = f"SELECT {', '.join(_SEGMENT)} FROM ledger_segment WHERE head = "  # noqa: S608  # as above
+_LAST_HEAD = text(f"SELECT {_HEAD} FROM ledger_head ORDER BY number DESC LIMIT 1")
+_SEGMENTS = f"SELECT {', '.join(_SEGMENT)} FROM ledger_segment WHERE head = "
 _PUT_HEAD = text("""
 INSERT INTO ledger_head (number, body, key, signature, created_at)
 VALUES (:number, :text, :key, :signature, :at)""")
@@ -105,13 +105,13 @@ def text_in_sql(ledger: SignedLedger, row: str) -> str:
     kinds[ledger.at] = "(extract(epoch FROM {}) * 1000000)::bigint"
     named = (f'{kinds.get(name, "{}").format(f"{row}.{name}")} AS "{name}"' for name in ledger.columns)
     cells = ", ".join(named)
-    return f"row_to_json((SELECT cells FROM (SELECT '{ledger.name}' AS ledger, {cells}) AS cells))::text"  # noqa: S608  # our own words
+    return f"row_to_json((SELECT cells FROM (SELECT '{ledger.name}' AS ledger, {cells}) AS cells))::text"  # our own words
 
 
 def _rows(kind: str, where: str, more: str = "") -> str:
     """Return SQL for the hashed rows of a kind of account; `where` and `more` may use the alias `r`."""
     return " UNION ALL ".join(
-        f"SELECT r.{each.owner} AS owner_id, r.seq,"  # noqa: S608  # our own words
+        f"SELECT r.{each.owner} AS owner_id, r.seq,"  # our own words
         f" sha256('\\x00'::bytea || convert_to({text_in_sql(each, 'r')}, 'UTF8')) AS leaf{more}"
         f" FROM {each.name} AS r WHERE {where.format(owner=each.owner)}"
         for each in LEDGERS[kind]
@@ -297,13 +297,13 @@ def reading(url: str) -> Iterator[Connection]:
 
 def heads(connection: Connection) -> list[LedgerHead]:
     with connection.cursor(row_factory=class_row(LedgerHead)) as cursor:
-        statement = f"SELECT {_HEAD} FROM ledger_head ORDER BY number"  # noqa: S608  # as above
+        statement = f"SELECT {_HEAD} FROM ledger_head ORDER BY number"
         return cursor.execute(statement.encode()).fetchall()
 
 
 def segments_by_head(connection: Connection) -> Iterator[LedgerSegment]:
     """Return all signed segments (ranges of rows) without their marks, in the order of the signed trees."""
-    statement = f"SELECT {', '.join(_SEGMENT)} FROM ledger_segment ORDER BY head, {_IN_ORDER}"  # noqa: S608  # as above
+    statement = f"SELECT {', '.join(_SEGMENT)} FROM ledger_segment ORDER BY head, {_IN_ORDER}"
     return _segments(connection, statement)
 
 
@@ -313,13 +313,13 @@ def segments_of_head(connection: Connection, number: int) -> list[LedgerSegment]
 
 def segments_by_place(connection: Connection, kind: str) -> Iterator[LedgerSegment]:
     """Return the signed segments (ranges of rows) of a kind of account, in the order of accounts and rows."""
-    statement = f"SELECT {', '.join(_SEGMENT)}, marks FROM ledger_segment WHERE kind = %s"  # noqa: S608  # as above
+    statement = f"SELECT {', '.join(_SEGMENT)}, marks FROM ledger_segment WHERE kind = %s"
     return _segments(connection, f"{statement} ORDER BY owner_id, first_seq, number", (kind,))
 
 
 def segment_at(connection: Connection, kind: str, owner_id: int, seq: int) -> LedgerSegment | None:
     """Return the latest signed segment (range of rows) with a sequence number of an account, or None."""
-    statement = f"SELECT {', '.join(_SEGMENT)}, marks FROM ledger_segment WHERE (kind, owner_id) = (%s, %s)"  # noqa: S608  # as above
+    statement = f"SELECT {', '.join(_SEGMENT)}, marks FROM ledger_segment WHERE (kind, owner_id) = (%s, %s)"
     statement += " AND %s BETWEEN first_seq AND last_seq ORDER BY number DESC LIMIT 1"
     found = list(_segments(connection, statement, (kind, owner_id, seq)))
     return found[0] if found else None
@@ -358,7 +358,7 @@ def rows_of_request(connection: Connection, request_id: str) -> Iterator[tuple[s
         for each in ledgers:
             if "request_id" in each.columns:
                 statement = (
-                    f"SELECT r.{each.owner}, r.seq, {text_in_sql(each, 'r')} FROM {each.name} AS r"  # noqa: S608  # as above
+                    f"SELECT r.{each.owner}, r.seq, {text_in_sql(each, 'r')} FROM {each.name} AS r"
                     " WHERE request_id = %s::text::uuid ORDER BY seq"
                 )
                 for owner_id, seq, said in connection.execute(statement.encode(), (request_id,)).fetchall():

@@ -4,7 +4,7 @@ Rows that are summed keep the user's id, which identifies nobody once the user's
 owner of the ledger tables can change their rows: it disables their append-only triggers for one transaction.
 """
 
-# ruff: noqa: S608  # all statements are of our own words
+# all statements are of our own words
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ Database = Annotated[str | None, typer.Option("--database-url", help="The Postgr
 
 
 def settings_of(config: Path | None, database_url: str | None, data_dir: Path | None) -> Settings:
-    from gateway.run.serving import find_home, resolved  # noqa: PLC0415  # each command loads what it needs
+    from gateway.run.serving import find_home, resolved  # each command loads what it needs
 
     find_home()
     return resolved(config, database_owner_url=database_url, data_dir=str(data_dir) if data_dir else None)
@@ -28,8 +28,8 @@ def settings_of(config: Path | None, database_url: str | None, data_dir: Path | 
 
 def owner_url(config: Path | None, database_url: str | None, data_dir: Path | None) -> str:
     """Return the URL for connecting to the database as its owner, from the settings or a running `up`."""
-    from gateway.local.data_directory import known_values  # noqa: PLC0415  # each command loads what it needs
-    from gateway.settings.settings import PREFIX  # noqa: PLC0415  # loaded where it is needed
+    from gateway.local.data_directory import known_values  # each command loads what it needs
+    from gateway.settings.settings import PREFIX
 
     settings = settings_of(config, database_url, data_dir)
     known = known_values(Path(settings.data_dir), settings.named())

@@ -255,7 +255,7 @@ def _started(place: Path) -> Json:
 
 def _line_of(stream: IO[str]) -> str:
     """Return the first line of a stream; empty if it ends, or sends nothing in time."""
-    import select  # noqa: PLC0415  # needed only for a start
+    import select  # needed only for a start
 
     ready, _, _ = select.select([stream], [], [], START_S_MAX)
     return stream.readline() if ready else ""
@@ -263,7 +263,7 @@ def _line_of(stream: IO[str]) -> str:
 
 def _make_team(place: Path, api: AdminClient) -> None:
     """Apply the team's file, and store its new key in a file before anything is printed."""
-    from gateway.cli.admin.configuration import body_of, read_sources  # noqa: PLC0415  # loaded where needed
+    from gateway.cli.admin.configuration import body_of, read_sources  # loaded where needed
 
     asked = {**body_of(read_sources([str(place / OBJECTS)])), "name": APPLIED_AS}
     with waiting("Making the team"):
@@ -308,7 +308,7 @@ def _tell(place: Path, facts: Json, key: str) -> None:
 
 
 def _provider_of(place: Path) -> SetupProvider | None:
-    from gateway.yaml_reader import documents  # noqa: PLC0415  # loaded where it is needed
+    from gateway.yaml_reader import documents
 
     [document] = documents((place / CONFIG).read_text(encoding="utf-8"), CONFIG)
     upstreams: Json = (document.value or {}).get("upstreams", {})  # type: ignore[attr-defined]  # a mapping

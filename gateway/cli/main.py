@@ -62,10 +62,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check settings, Redis, PostgreSQL and upstreams; exit 1 if anything is wrong, not for ? (not told)."""
-    import asyncio  # noqa: PLC0415  # each command loads what it needs
+    import asyncio  # each command loads what it needs
 
-    from gateway.ops.doctor import examine  # noqa: PLC0415  # loaded where it is needed
-    from gateway.run.serving import resolved  # noqa: PLC0415  # loaded where it is needed
+    from gateway.ops.doctor import examine
+    from gateway.run.serving import resolved
 
     directory = str(data_dir) if data_dir else None
     settings = _known(resolved(config, data_dir=directory, redis_url=redis_url, database_url=database_url))
@@ -88,9 +88,9 @@ def doctor(
 
 def _known(settings: Settings) -> Settings:
     """Return the settings, completed by the files of a running `up` in its data directory."""
-    from gateway.cli.admin.client import is_local  # noqa: PLC0415  # loaded where it is needed
-    from gateway.core.network import DIRECT  # noqa: PLC0415  # loaded where it is needed
-    from gateway.local.data_directory import known_values  # noqa: PLC0415  # loaded where it is needed
+    from gateway.cli.admin.client import is_local
+    from gateway.core.network import DIRECT
+    from gateway.local.data_directory import known_values
 
     known = known_values(Path(settings.data_dir), settings.named())
     if upstream := known.pop("upstream_url", ""):
@@ -137,12 +137,12 @@ def run(arguments: list[str]) -> int:
     completing = "_TOLLKEEPER_COMPLETE" in os.environ
     asked = "" if completing or not arguments else arguments[0]
     if not _has(app, asked):
-        from gateway.cli.admin import commands  # noqa: PLC0415  # not needed by servers
+        from gateway.cli.admin import commands  # not needed by servers
 
         if completing or not commands.mount_section(app, asked):
             mount_features()
     if not _has(app, asked):
-        from gateway.cli.admin import program  # noqa: PLC0415  # the hand-written commands are slow to import
+        from gateway.cli.admin import program  # the hand-written commands are slow to import
 
         program.mount(app, None if completing else arguments[:1])
     read_plainly()
@@ -222,10 +222,10 @@ def up(
     json: Annotated[bool, typer.Option("--json", help="One JSON line on standard output.")] = False,
 ) -> None:
     """Start everything on this machine: databases, demo data, gateway and keeper."""
-    from gateway.run.loading import loading_code  # noqa: PLC0415  # each command loads what it needs
+    from gateway.run.loading import loading_code  # each command loads what it needs
 
     with loading_code():
-        from gateway.run.supervisor import up as run  # noqa: PLC0415  # loaded where it is needed
+        from gateway.run.supervisor import up as run
 
     run(
         config,
@@ -261,7 +261,7 @@ def init(
     ] = True,
 ) -> None:
     """Ask five questions, and leave a running stack with a team, its budget and its key."""
-    from gateway.cli import first_run  # noqa: PLC0415  # each command loads what it needs
+    from gateway.cli import first_run  # each command loads what it needs
 
     ports = {"gateway_port": gateway_port, "admin_port": admin_port}
     given = first_run.Given(
@@ -281,7 +281,7 @@ def serve(
     redis_url: RedisOption = None,
 ) -> None:
     """Run the data plane alone: needs Redis or Valkey, never PostgreSQL."""
-    from gateway.run import serving  # noqa: PLC0415  # each command loads what it needs
+    from gateway.run import serving  # each command loads what it needs
 
     serving.serve(config, gateway_port=gateway_port, ops_port=ops_port, workers=workers, redis_url=redis_url)
 
@@ -295,11 +295,11 @@ def keeper(
     database_url: DatabaseOption = None,
 ) -> None:
     """Run the keeper: flusher, reclaimer, verifier, Admin API."""
-    from gateway.local.processes import run_to_end  # noqa: PLC0415  # loaded where it is needed
-    from gateway.run import coarse_loop  # noqa: PLC0415  # loaded where it is needed
-    from gateway.run.keeper import run_keeper  # noqa: PLC0415  # loaded where it is needed
-    from gateway.run.serving import resolved, tell_overruled  # noqa: PLC0415  # loaded where it is needed
-    from gateway.telemetry import logs  # noqa: PLC0415  # loaded where it is needed
+    from gateway.local.processes import run_to_end
+    from gateway.run import coarse_loop
+    from gateway.run.keeper import run_keeper
+    from gateway.run.serving import resolved, tell_overruled
+    from gateway.telemetry import logs
 
     given = {"admin_port": admin_port, "redis_url": redis_url, "database_url": database_url}
     read = partial(resolved, config, "keeper", **given)
@@ -324,8 +324,8 @@ def migrate(
     json: JsonOption = False,
 ) -> None:
     """Bring the schema up to date; safe to repeat and to run twice at once."""
-    from gateway.run import schema  # noqa: PLC0415  # each command loads what it needs
-    from gateway.run.serving import resolved  # noqa: PLC0415  # loaded where it is needed
+    from gateway.run import schema  # each command loads what it needs
+    from gateway.run.serving import resolved
 
     settings = resolved(config, database_owner_url=database_url)
     if not settings.owner_url:
@@ -339,8 +339,8 @@ def demo_upstream(
     *, port: Annotated[int, typer.Option(min=0, max=65535)] = 9000, host: str = "127.0.0.1"
 ) -> None:
     """Run an upstream that answers as the providers do, for trying things out."""
-    import asyncio  # noqa: PLC0415  # each command loads what it needs
+    import asyncio  # each command loads what it needs
 
-    from gateway.local.demo.upstream import serve_until_stopped  # noqa: PLC0415  # loaded where it is needed
+    from gateway.local.demo.upstream import serve_until_stopped
 
     asyncio.run(serve_until_stopped(host, port))

@@ -51,7 +51,7 @@ def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
 
     The keeper's URL may have such a pooler; a separate owner's may not.
     """
-    from persistence.engine import ASK_OWNER, is_seen_to_share  # noqa: PLC0415  # heavy to load
+    from persistence.engine import ASK_OWNER, is_seen_to_share  # heavy to load
 
     shared = is_seen_to_share(url)
     if shared is None:
@@ -73,7 +73,7 @@ async def replica_findings(url: str, read_url: str, shown: str, answer_s_max: fl
 
     `shown` is the replica's address in the message. A replica that does not answer in time cannot be used.
     """
-    from persistence.engine import examine  # noqa: PLC0415  # heavy to load
+    from persistence.engine import examine  # heavy to load
 
     try:
         async with asyncio.timeout(answer_s_max):
@@ -281,7 +281,7 @@ async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
 
 async def _keys_of(target: UpstreamTarget) -> tuple[bool | None, str]:
     """Return whether an upstream accepts each of its keys (None: unknown), and the message."""
-    from gateway.core.families.registry import FAMILIES  # noqa: PLC0415  # heavy to load
+    from gateway.core.families.registry import FAMILIES  # heavy to load
 
     family = FAMILIES[cast("Family", target.family or GENERIC)]
     path, fields = family.models_at, dict(family.batches[0].headers) if family.batches else {}
@@ -306,10 +306,10 @@ def _day(moment: float) -> str:
 
 async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
     """Yield findings on the database as the keeper's user sees it, and on a separate owner."""
-    from persistence.keeper.sweeps import certificate_end  # noqa: PLC0415  # heavy to load
-    from persistence.schema.database import refuse_other  # noqa: PLC0415  # heavy to load
-    from persistence.schema.migrate import schema_status  # noqa: PLC0415  # heavy to load
-    from persistence.schema.standing import NEEDED  # noqa: PLC0415  # as above
+    from persistence.keeper.sweeps import certificate_end  # heavy to load
+    from persistence.schema.database import refuse_other  # heavy to load
+    from persistence.schema.migrate import schema_status  # heavy to load
+    from persistence.schema.standing import NEEDED
 
     url = settings.database_url
     shown = without_password(url)
@@ -349,7 +349,7 @@ async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
 
 def _of_maxima(settings: Settings, url: str) -> Iterator[Finding]:
     """Yield upstreams without a known maximum of output, if the gateway adds one to calls."""
-    from persistence.schema.roles import binding_rules  # noqa: PLC0415  # heavy to load
+    from persistence.schema.roles import binding_rules  # heavy to load
 
     rules: list[str] = []
     with suppress(SchemaUnavailable):

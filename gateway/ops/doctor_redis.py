@@ -280,7 +280,7 @@ def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
 
     Each of them must be among the configured `peppers`.
     """
-    from persistence.schema.roles import in_use  # noqa: PLC0415  # heavy to load
+    from persistence.schema.roles import in_use  # heavy to load
 
     try:
         found = in_use(url)
@@ -372,7 +372,7 @@ def _hint(error: TollkeeperError) -> str:
 
 def postgresql_user_findings(url: str, owner_url: str) -> list[Seen]:
     """Return findings on whether the keeper's user has its rights, and a separate owner owns the tables."""
-    from persistence.schema.roles import privileges  # noqa: PLC0415  # heavy to load
+    from persistence.schema.roles import privileges  # heavy to load
 
     seen: list[Seen] = []
     try:

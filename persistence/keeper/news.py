@@ -67,7 +67,7 @@ INSERT INTO webhook_delivery (webhook_id, event, payload, occasion)
 SELECT w.id, n.event, n.data, n.occasion FROM news AS n
   JOIN listening AS w ON (w.events = '[]'::jsonb OR w.events ? n.event)
    AND (w.organization_id IS NULL OR w.organization_id = (n.data->>'organization_id')::bigint)
-ON CONFLICT (webhook_id, occasion) DO NOTHING"""  # noqa: S608  # a number of ours
+ON CONFLICT (webhook_id, occasion) DO NOTHING"""  # a number of ours
 
 
 class News(NamedTuple):
@@ -121,7 +121,7 @@ _AHEAD: Final = TOTAL_AHEAD_MS * MILLISECOND
 _WANTED = wanted(EVENTS, "b.organization_id")
 _CALENDARS = text(f"""
 SELECT DISTINCT b."interval", b.time_zone, b.anchor_day FROM budget AS b
- WHERE b.deleted_at IS NULL AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # noqa: S608  # our own words
+ WHERE b.deleted_at IS NULL AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # our own words
 # All wanted budgets in their windows; the limit of a raised budget is the raised amount.
 _LIVE = f"""
 WITH calendar AS (
@@ -141,7 +141,7 @@ WITH calendar AS (
      CROSS JOIN LATERAL (SELECT array_agg(x::float8 * {ROUNDED}) AS parts
                            FROM jsonb_array_elements_text(b.thresholds) AS x) AS p
      WHERE b.deleted_at IS NULL AND b.id >= :id AND {_WANTED}
-)"""  # noqa: S608  # our own words, here and below
+)"""  # our own words, here and below
 # Their accounts with at least `least` used, the limit of each, which is never below the usual one, and the
 # news reported of each.
 _ACCOUNTS = """
@@ -162,7 +162,7 @@ _REACHED = text(f"""{_LIVE}
    AND (u.used >= l."limit" AND (NOT coalesce(t.exceeded, false) OR l."limit" > t.level)
         OR u.used >= l."limit" * (SELECT min(x) FROM unnest(b.parts) AS x
                                    WHERE x > coalesce(t.part, 0) OR x * l."limit" > t.level))
-{_IN_ORDER}""")  # noqa: S608
+{_IN_ORDER}""")
 # Accounts whose pace may give a forecast, or whose next sample is due; the rule in the core decides.
 _RUNNING = text(f"""{_LIVE}
 {_ACCOUNTS.format(least="b.usual / 10")}
@@ -412,7 +412,7 @@ SELECT r.*, o.name AS organization, t.name AS tenant, k.name AS api_key,
   LEFT JOIN api_key AS k ON k.id = r.api_key_id
   LEFT JOIN same_hours AS h ON h.organization_id = r.organization_id AND h.currency = r.currency
    AND h.tenant_id = coalesce(r.tenant_id, -1) AND h.api_key_id = coalesce(r.api_key_id, -1)
-  LEFT JOIN days AS d ON d.organization_id = r.organization_id AND d.currency = r.currency""")  # noqa: S608  # ours
+  LEFT JOIN days AS d ON d.organization_id = r.organization_id AND d.currency = r.currency""")  # ours
 
 
 async def look_for_sudden_use(engine: AsyncEngine, now: datetime) -> None:

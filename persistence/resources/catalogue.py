@@ -372,7 +372,7 @@ KEPT = timedelta(days=1)
 LOCK_PRICES = text("SELECT pg_advisory_xact_lock(7805, 0)")
 _COLUMNS = ", ".join(column.name for column in price.c if column.name not in {"id", "created_at"})
 _PUT_IN = text(
-    f"INSERT INTO price ({_COLUMNS}) SELECT {_COLUMNS}"  # noqa: S608  # its own columns
+    f"INSERT INTO price ({_COLUMNS}) SELECT {_COLUMNS}"  # its own columns
     " FROM jsonb_populate_recordset(NULL::price, cast(:rows AS jsonb))"
 )
 _ANY_BUNDLED = select(price.c.id).where(price.c.source == BUNDLED).limit(1)

@@ -260,7 +260,7 @@ def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
 
     Without these variables, the files of a running `up` in the data directory have them.
     """
-    from gateway.settings.secret_files import Environment  # noqa: PLC0415  # `--help` needs no settings
+    from gateway.settings.secret_files import Environment  # `--help` needs no settings
 
     environ = Environment(environ)
     url, token = environ.get("TOLLKEEPER_ADMIN_URL"), environ.get("TOLLKEEPER_ADMIN_TOKEN")

@@ -435,7 +435,7 @@ def export(
 ) -> None:
     """Write down all that is configuration, as apply reads it; secrets are not part of it."""
     if only_schema:
-        from gateway.admin.configuration.words import schema  # noqa: PLC0415  # heavy
+        from gateway.admin.configuration.words import schema
 
         typer.echo(json.dumps(schema(), indent=2, ensure_ascii=False))
         return
@@ -455,7 +455,7 @@ def export(
 
 
 def _require_known(kinds: Sequence[str]) -> None:
-    from gateway.admin.configuration.words import KINDS  # noqa: PLC0415  # heavy
+    from gateway.admin.configuration.words import KINDS
 
     if unknown := [each for each in kinds if each not in KINDS]:
         raise CommandFailed(f"There is no kind {unknown[0]!r}: known are {', '.join(KINDS)}.")

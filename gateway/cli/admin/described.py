@@ -41,7 +41,7 @@ def document() -> dict[str, Any]:
 
 
 def _describe() -> dict[str, Any]:
-    from gateway.cli.admin.describing import describe  # noqa: PLC0415  # heavy
+    from gateway.cli.admin.describing import describe
 
     return describe()
 

@@ -55,7 +55,7 @@ def rows(items: Sequence[Json], columns: Sequence[str], *, as_json: bool, title:
     if not items:
         console().print(f"{title or 'Nothing'}: none yet." if title else "None yet.")
         return
-    from rich.table import Table  # noqa: PLC0415  # loaded where it is needed
+    from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     for column in columns:
@@ -86,7 +86,7 @@ def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
             f"{next(numbers)}/{total} {visible(text)}", highlight=False, markup=False
         )
         return
-    from rich.progress import (  # noqa: PLC0415  # loaded where it is needed
+    from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
@@ -121,7 +121,7 @@ def row(item: Json, *, as_json: bool, note: str | None = None) -> None:
     if as_json:
         print_json(item)
     else:
-        from rich.table import Table  # noqa: PLC0415  # loaded where it is needed
+        from rich.table import Table
 
         table = Table(show_header=False)
         table.add_column(overflow="fold")
@@ -160,7 +160,7 @@ def say(text: str) -> None:
 
 def escape(text: str) -> str:
     """Return a text without control characters, and with Rich's markup escaped."""
-    from rich import markup  # noqa: PLC0415  # loaded where it is needed
+    from rich import markup
 
     return markup.escape(visible(text))
 
@@ -187,7 +187,7 @@ def numbers() -> frozenset[str]:
 
 def _fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:
     """Return whether each column fits with its name and a readable part of its contents."""
-    from rich.cells import cell_len  # noqa: PLC0415  # loaded where it is needed
+    from rich.cells import cell_len
 
     widest = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
     needed = [max(len(name), min(most, READABLE_COLUMNS)) for name, most in zip(columns, widest, strict=True)]
@@ -195,7 +195,7 @@ def _fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) ->
 
 
 def _record(columns: Sequence[str], line: Sequence[str]) -> Table:
-    from rich.table import Table  # noqa: PLC0415  # loaded where it is needed
+    from rich.table import Table
 
     record = Table(show_header=False, expand=True)
     record.add_column(no_wrap=True)
@@ -220,7 +220,7 @@ def console(*, error: bool = False) -> Console:
     stream = sys.stderr if error else sys.stdout
     if isinstance(stream, TextIOWrapper) and not _writes_all(stream):
         stream.reconfigure(errors="replace")
-    from rich.console import Console  # noqa: PLC0415  # loaded where it is needed
+    from rich.console import Console
 
     opened = Console(stderr=error)
     told = opened.is_terminal or os.environ.get("COLUMNS", "").isdecimal()

@@ -303,9 +303,9 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Show how the bundled price list and the database differ; prices missing in the list stay in force."""
-    from gateway.core.billing.price_book import BUNDLED, folded  # noqa: PLC0415  # only asked here
-    from gateway.core.billing.price_changes import changes  # noqa: PLC0415  # as above
-    from gateway.run.bundled_prices import read_bundle  # noqa: PLC0415  # as above
+    from gateway.core.billing.price_book import BUNDLED, folded  # only asked here
+    from gateway.core.billing.price_changes import changes
+    from gateway.run.bundled_prices import read_bundle
 
     with admin() as api:
         at = _moment(since)
@@ -332,9 +332,9 @@ def diff(
 
 def _take_over(api: AdminClient, found: Sequence[PriceChange]) -> None:
     """Create all prices in one transaction, so that gateways read the price book once."""
-    from gateway.cli.admin.configuration import TIMEOUT_S, WHERE  # noqa: PLC0415  # only asked here
-    from gateway.core.billing.price_book import BUNDLED  # noqa: PLC0415  # as above
-    from gateway.core.billing.price_changes import AMOUNTS  # noqa: PLC0415  # as above
+    from gateway.cli.admin.configuration import TIMEOUT_S, WHERE  # only asked here
+    from gateway.core.billing.price_book import BUNDLED
+    from gateway.core.billing.price_changes import AMOUNTS
 
     prices = [
         {

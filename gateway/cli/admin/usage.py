@@ -216,7 +216,7 @@ def _watch(
 
     `again` measures once more. A failed measurement is reported on the screen, and repeated.
     """
-    from rich.live import Live  # noqa: PLC0415  # the request is sent before it is loaded
+    from rich.live import Live  # the request is sent before it is loaded
 
     look, scrape = first
     failed = ""
@@ -274,9 +274,9 @@ def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool =
 
     With `keys`, the text names the key that quits.
     """
-    from rich.console import Group  # noqa: PLC0415  # as above
-    from rich.table import Table  # noqa: PLC0415  # as above
-    from rich.text import Text  # noqa: PLC0415  # as above
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
 
     latency, outbox = look["latency_s"], look["outbox"]
     head = Text.assemble(("tollkeeper ", "bold"), f"{url}, last {look['window_s']:.0f} s")
@@ -314,7 +314,7 @@ def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool =
 
 def _told(facts: list[tuple[str, str]], columns: int) -> list[Text]:
     """Return the facts in lines of at most `columns` characters; a line ends only between two facts."""
-    from rich.text import Text  # noqa: PLC0415  # as above
+    from rich.text import Text
 
     lines = [Text()]
     for name, value in facts:

@@ -18,10 +18,10 @@ def _routes(parts: AdminParts) -> Routes | None:
     settings = parts.settings
     if not settings.agents:
         return None
-    from functools import partial  # noqa: PLC0415  # of people's processes alone
+    from functools import partial  # of people's processes alone
 
-    from gateway.features.agents.api import mount_agents  # noqa: PLC0415  # as above
-    from gateway.run.keeper_doors import Routes  # noqa: PLC0415  # as above
+    from gateway.features.agents.api import mount_agents
+    from gateway.run.keeper_doors import Routes
 
     calls, console, policy = settings.calls_url, settings.links_url, settings.agents_settings_file
     mount = partial(mount_agents, calls=calls, console=console, policy=policy)
@@ -31,7 +31,7 @@ def _routes(parts: AdminParts) -> Routes | None:
 def _answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
     if not settings.agents_keeper_url:
         return {}
-    from gateway.features.agents.gateway import answers  # noqa: PLC0415  # of the gateways that want it alone
+    from gateway.features.agents.gateway import answers  # of the gateways that want it alone
 
     return answers(settings, log)
 

@@ -148,7 +148,7 @@ class _AgentServer:
         self, method: str, path: str, fields: Mapping[str, str], body: bytes | None, within_s: float
     ) -> _Answer:
         """Send one request; raise `OSError` with the reason if no answer came."""
-        from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy: not every worker needs it
+        from gateway.outbound.client import TooLarge, ask  # heavy: not every worker needs it
 
         try:
             if self._context is None and self.url.startswith("https"):

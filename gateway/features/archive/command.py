@@ -62,9 +62,9 @@ def archive(
 
     Settings say how long each ledger, calls and the audit log are kept.
     """
-    from gateway.features.archive.archiving import archive as take_out  # noqa: PLC0415  # each command loads what it needs
-    from gateway.features.archive.retention import Retention  # noqa: PLC0415  # loaded where it is needed
-    from gateway.ops.storage import FileStore  # noqa: PLC0415  # loaded where it is needed
+    from gateway.features.archive.archiving import archive as take_out  # each command loads what it needs
+    from gateway.features.archive.retention import Retention
+    from gateway.ops.storage import FileStore
 
     url = owner_url(config, database_url, data_dir)
     if prove:
@@ -88,7 +88,7 @@ def archive(
 
 
 def _prove(url: str, place: FileStore, *, as_json: bool) -> int:
-    from gateway.features.archive.reading import prove  # noqa: PLC0415  # each command loads what it needs
+    from gateway.features.archive.reading import prove  # each command loads what it needs
 
     with waiting("Proving the archive and the database"):
         proof = prove(url, place)

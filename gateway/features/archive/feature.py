@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def _work(parts: KeeperParts) -> Work:
-    from gateway.features.archive.retention import Retention  # noqa: PLC0415  # of keepers alone
-    from gateway.run.keeper_doors import Work  # noqa: PLC0415  # as above
-    from persistence.archive.months import behind  # noqa: PLC0415  # as above
+    from gateway.features.archive.retention import Retention  # of keepers alone
+    from gateway.run.keeper_doors import Work
+    from persistence.archive.months import behind
 
     return Work(gauges=(partial(behind, parts.engine, Retention.of(parts.settings).due),))
 
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
-    import asyncio  # noqa: PLC0415  # of the doctor alone
+    import asyncio  # of the doctor alone
 
-    from gateway.features.archive.outside import months_findings  # noqa: PLC0415  # as above
+    from gateway.features.archive.outside import months_findings
 
     if not settings.database_url:
         return

@@ -31,9 +31,9 @@ ARCHIVE = (
 
 def archived_rows(described: CliResource, fields: Sequence[FormField], typed: dict[str, Any]) -> list[Json]:
     """Return the rows of an archive that a list's options select, as the Admin API shows them."""
-    from gateway.admin.resources.registry import RESOURCES  # noqa: PLC0415  # heavy, and only rows need it
-    from gateway.features.archive import reading  # noqa: PLC0415  # its library is heavy to load
-    from gateway.ops.storage import FileStore  # noqa: PLC0415  # loaded where it is needed
+    from gateway.admin.resources.registry import RESOURCES  # heavy, and only rows need it
+    from gateway.features.archive import reading  # its library is heavy to load
+    from gateway.ops.storage import FileStore
 
     resource = RESOURCES[described.name]
     given = {field: typed[field.control] for field in fields if typed[field.control] not in (None, [])}
@@ -66,7 +66,7 @@ def _number(said: str) -> int:
 
 
 def _moment(name: str, said: str) -> datetime:
-    from gateway.admin.resources.values import read_instant  # noqa: PLC0415  # heavy, as above
+    from gateway.admin.resources.values import read_instant  # heavy, as above
 
     found = read_option(name, said, read_instant)
     assert isinstance(found, datetime)

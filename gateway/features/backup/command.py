@@ -41,7 +41,7 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Write what PostgreSQL holds to one file, as of one moment; everything goes on meanwhile."""
-    from gateway.run.lifecycle import exit_on_signal  # noqa: PLC0415  # each command loads what it needs
+    from gateway.run.lifecycle import exit_on_signal  # each command loads what it needs
 
     there = _backups(to, several=keep is not None)
     url = owner_url(config, database_url, data_dir)
@@ -66,8 +66,8 @@ def _taken(
     url: str, there: Backups, prove: bool, keep: int | None
 ) -> tuple[Backup, BackupManifest, list[str]]:
     """Write a backup, prove it if `prove`, delete old ones; return it, its manifest and deleted addresses."""
-    from gateway.features.backup import taking as proving  # noqa: PLC0415  # each command loads what it needs
-    from gateway.features.backup.taking import back_up  # noqa: PLC0415  # loaded where it is needed
+    from gateway.features.backup import taking as proving  # each command loads what it needs
+    from gateway.features.backup.taking import back_up
 
     if prove:
         proving.refuse_unless_provable(url)
@@ -130,11 +130,11 @@ def restore(
 
 def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str, BackupManifest, list[str]]:
     """Restore a backup; return the database's URL, the manifest and the contradictions among its rows."""
-    import asyncio  # noqa: PLC0415  # each command loads what it needs
+    import asyncio  # each command loads what it needs
 
-    from gateway.core.network import without_password  # noqa: PLC0415  # loaded where it is needed
-    from gateway.features.backup.taking import restore as bring_back  # noqa: PLC0415  # loaded where it is needed
-    from gateway.run.supervisor import postgres_alone  # noqa: PLC0415  # loaded where it is needed
+    from gateway.core.network import without_password
+    from gateway.features.backup.taking import restore as bring_back
+    from gateway.run.supervisor import postgres_alone
 
     one = _backup(source)
     one.manifest()
@@ -166,10 +166,10 @@ def _tell_all(there: Backups, *, as_json: bool) -> None:
 def _backups(to: str, *, several: bool) -> Backups:
     """Return the folder or bucket of backups. The library for buckets is loaded only for a bucket."""
     if _is_bucket(to):
-        from gateway.features.backup.storage import Bucket  # noqa: PLC0415  # each command loads what it needs
+        from gateway.features.backup.storage import Bucket  # each command loads what it needs
 
         return Bucket(to)
-    from gateway.features.backup.storage import Folder  # noqa: PLC0415  # loaded where it is needed
+    from gateway.features.backup.storage import Folder
 
     folder = Folder(_path(to))
     if several and folder.is_file:
@@ -180,10 +180,10 @@ def _backups(to: str, *, several: bool) -> Backups:
 def _backup(source: str) -> Backup:
     """Return the backup in a file, or at an address in a bucket."""
     if _is_bucket(source):
-        from gateway.features.backup.storage import named  # noqa: PLC0415  # each command loads what it needs
+        from gateway.features.backup.storage import named  # each command loads what it needs
 
         return named(source)
-    from gateway.features.backup.storage import TarBackup  # noqa: PLC0415  # loaded where it is needed
+    from gateway.features.backup.storage import TarBackup
 
     return TarBackup(_path(source))
 

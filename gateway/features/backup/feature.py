@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def _work(parts: KeeperParts) -> Work:
-    from gateway.run.keeper_doors import Work  # noqa: PLC0415  # of keepers alone
-    from persistence.backup import backed_up  # noqa: PLC0415  # as above
+    from gateway.run.keeper_doors import Work  # of keepers alone
+    from persistence.backup import backed_up
 
     return Work(gauges=(partial(backed_up, parts.engine),))
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def _handlers() -> Mapping[str, Answerer]:
-    from gateway.features.caller_holds import gateway  # noqa: PLC0415  # of gateways alone
-    from gateway.http.routing import routes  # noqa: PLC0415  # as above
+    from gateway.features.caller_holds import gateway  # of gateways alone
+    from gateway.http.routing import routes
 
     return {
         routes.HOLDS_PATH: gateway.take_hold,
@@ -27,8 +27,8 @@ def _handlers() -> Mapping[str, Answerer]:
 
 
 def _log_handlers(ports: Ports) -> Mapping[int, Callable[[bytes], Awaitable[None]]]:
-    from gateway.counters.settlement_log.log import DELETION  # noqa: PLC0415  # as above
-    from gateway.features.caller_holds.gateway import delete_again  # noqa: PLC0415  # as above
+    from gateway.counters.settlement_log.log import DELETION
+    from gateway.features.caller_holds.gateway import delete_again
 
     return {DELETION: partial(delete_again, ports)}
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def _ports(parts: WorkerParts) -> Mapping[str, Any]:
-    from gateway.features.capacity.accounts import CapacityAccounts  # noqa: PLC0415  # of gateways alone
-    from gateway.features.capacity.queues import CapacityQueues  # noqa: PLC0415  # as above
+    from gateway.features.capacity.accounts import CapacityAccounts  # of gateways alone
+    from gateway.features.capacity.queues import CapacityQueues
 
     return {"limiter": partial(CapacityQueues, CapacityAccounts(parts.wires))}
 

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 def _missing_glyphs() -> Callable[[str], str] | None:
     if not is_installed("documents"):  # no PDF is made in which letters could be missing
         return None
-    from gateway.features.documents.press import missing_glyphs  # noqa: PLC0415  # its library is large
+    from gateway.features.documents.press import missing_glyphs  # its library is large
 
     return missing_glyphs
 
 
 def logo_of(settings: Settings) -> Path | None:
     """Return the path of the configured logo, or None; `SettingError` if the file cannot be used."""
-    from gateway.features.documents.renderer import LOGO_KINDS  # noqa: PLC0415  # of keepers alone
-    from gateway.run.letterhead import readable, wrong  # noqa: PLC0415  # as above
+    from gateway.features.documents.renderer import LOGO_KINDS  # of keepers alone
+    from gateway.run.letterhead import readable, wrong
 
     if not settings.invoice_logo:
         return None
@@ -43,8 +43,8 @@ def _work(parts: KeeperParts) -> Work | None:
 
 
 def _routes(parts: AdminParts) -> Routes:
-    from gateway.features.documents.maker import mount_documents  # noqa: PLC0415  # of people's processes alone
-    from gateway.run.keeper_doors import Routes  # noqa: PLC0415  # as above
+    from gateway.features.documents.maker import mount_documents  # of people's processes alone
+    from gateway.run.keeper_doors import Routes
 
     return Routes(files=partial(mount_documents, logo_of(parts.settings)))
 

@@ -64,7 +64,7 @@ def electronic_invoice(invoice: Row, syntax: str, profile: Profile = EN_16931) -
     library knows the norm's profile alone, so the identifier of another profile is inserted afterwards.
     """
     with loading(EXTRA):
-        from facturx import generate_xml  # noqa: PLC0415  # 35 MB that few keepers need
+        from facturx import generate_xml  # 35 MB that few keepers need
 
     made: bytes = generate_xml(
         terms_of(invoice, profile), flavor=_SYNTAXES[syntax], level=_LEVEL, check_xsd=True,
@@ -75,7 +75,7 @@ def electronic_invoice(invoice: Row, syntax: str, profile: Profile = EN_16931) -
 
 def pdf_carrying(pdf: bytes, content: bytes, invoice: Row) -> bytes:
     with loading(EXTRA):
-        from facturx import generate_from_binary  # noqa: PLC0415  # as above
+        from facturx import generate_from_binary
 
     title = f"{invoice['kind']} {invoice['number']}".replace("_", " ").capitalize()
     seller: Any = invoice["seller"]
@@ -123,7 +123,7 @@ class InvoiceRenderer:
     def pdf(self, invoice: Row, xml: bytes = b"") -> bytes:
         """Return the PDF of an invoice, given as the API answers it. It contains the XML if possible."""
         with loading(EXTRA):
-            from gateway.features.documents import press  # noqa: PLC0415  # as above
+            from gateway.features.documents import press
 
         lines: Any = invoice["lines"]
         content = self.content(invoice)

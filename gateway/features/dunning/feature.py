@@ -20,10 +20,10 @@ def dunning_loop(
     store: Store, clock: Callable[[], datetime], schedule: DunningSchedule, page: int = 200
 ) -> Loop:
     """Return the loop that runs due dunning steps, such as reminders, for `page` organizations at once."""
-    from gateway.background.loops import Loop, each  # noqa: PLC0415  # of keepers alone
-    from gateway.errors import Conflict  # noqa: PLC0415  # as above
-    from persistence.dunning import due  # noqa: PLC0415  # as above
-    from persistence.entity import keeper_command  # noqa: PLC0415  # as above
+    from gateway.background.loops import Loop, each  # of keepers alone
+    from gateway.errors import Conflict
+    from persistence.dunning import due
+    from persistence.entity import keeper_command
 
     async def find(after: int, count: int) -> Sequence[int]:
         today = clock().astimezone(UTC).date()
@@ -38,8 +38,8 @@ def dunning_loop(
 
 
 def _work(parts: KeeperParts) -> Work:
-    from gateway.run.keeper_doors import Work  # noqa: PLC0415  # of keepers alone
-    from persistence.dunning import DunningSchedule, blocked_tenants  # noqa: PLC0415  # as above
+    from gateway.run.keeper_doors import Work  # of keepers alone
+    from persistence.dunning import DunningSchedule, blocked_tenants
 
     settings = parts.settings
     schedule = DunningSchedule.read(settings.dunning_reminder_days, settings.dunning_block_days)

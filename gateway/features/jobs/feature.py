@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def _handlers() -> Mapping[str, Answerer]:
-    from gateway.core.families.registry import (  # noqa: PLC0415  # of gateways alone
+    from gateway.core.families.registry import (  # of gateways alone
         BATCH_COLLECTIONS,
         BATCH_MAKERS,
         OF_JOBS,
         REMAKERS,
     )
-    from gateway.features.jobs import gateway  # noqa: PLC0415  # as above
+    from gateway.features.jobs import gateway
 
     return {
         **dict.fromkeys(OF_JOBS, gateway.tell_job),
@@ -34,9 +34,9 @@ def _handlers() -> Mapping[str, Answerer]:
 
 
 def _ports(parts: WorkerParts) -> Mapping[str, Any]:
-    from gateway.features.jobs.gateway import run_later  # noqa: PLC0415  # as above
-    from gateway.features.jobs.polling import Jobs  # noqa: PLC0415  # as above
-    from gateway.features.jobs.stored import StoredJobs  # noqa: PLC0415  # as above
+    from gateway.features.jobs.gateway import run_later
+    from gateway.features.jobs.polling import Jobs
+    from gateway.features.jobs.stored import StoredJobs
 
     stored = StoredJobs(parts.wires, parts.objects, parts.settlements)
     return {"jobs": Jobs(stored, parts.settings, parts.log), "run_later": run_later}
@@ -49,15 +49,15 @@ def _worker_loops(plane: DataPlane, ports: Ports) -> Mapping[str, Callable[[], A
 
 
 def _log_handlers(ports: Ports) -> Mapping[int, Callable[[bytes], Awaitable[None]]]:
-    from gateway.counters.settlement_log.log import JOB  # noqa: PLC0415  # as above
+    from gateway.counters.settlement_log.log import JOB
 
     return {JOB: cast("Jobs", ports.jobs).resend}
 
 
 def _work(parts: KeeperParts) -> Work:
-    from gateway.features.jobs.rows import JobsDrain, ListedJobs  # noqa: PLC0415  # of keepers alone
-    from gateway.run.keeper_doors import Work  # noqa: PLC0415  # as above
-    from persistence.jobs import JobRows, count_open_jobs  # noqa: PLC0415  # as above
+    from gateway.features.jobs.rows import JobsDrain, ListedJobs  # of keepers alone
+    from gateway.run.keeper_doors import Work
+    from persistence.jobs import JobRows, count_open_jobs
 
     drain = JobsDrain(ListedJobs(parts.counters), JobRows(parts.engine), parts.isolation)
     return Work(loops=(drain.loop(),), gauges=(partial(count_open_jobs, parts.engine),))

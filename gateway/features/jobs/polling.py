@@ -203,7 +203,7 @@ class Jobs:
         A body above `bytes_max` gives status 413. `within_s` is the time-out; `arrive` is called with the
         number of bytes that arrived.
         """
-        from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy: few workers need it
+        from gateway.outbound.client import TooLarge, ask  # heavy: few workers need it
 
         target = self._target(upstream)
         plain, mark, query = path.partition("?")

@@ -69,7 +69,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Compare every row of the database and the archive with what was signed, and name what differs."""
-    from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
+    from persistence import ledger_proof as stored  # of the commands that read it alone
 
     keys, kept = _keys(key, config, database_url, data_dir), dict(_kept(one) for one in head or ())
     with (
@@ -89,7 +89,7 @@ def verified(
     `kept` are hashes of heads stored elsewhere, by number. Archived months are read at their own URL, or at
     `archive`.
     """
-    from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
+    from persistence import ledger_proof as stored  # of the commands that read it alone
 
     found, files = LedgerVerification(), stored.archived_files(here)
     check_heads(stored.heads(here), stored.segments_by_head(here), keys, found, verifies=is_signed, kept=kept)
@@ -111,7 +111,7 @@ def proof(
     database_url: Database = None,
 ) -> None:  # fmt: skip
     """Print, as JSON, what a call is charged and the way from there to a signed head."""
-    from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
+    from persistence import ledger_proof as stored  # of the commands that read it alone
 
     with stored.reading(owner_url(config, database_url, data_dir)) as here:
         typer.echo(json.dumps(proven(here, str(request_id), archive), indent=1, ensure_ascii=False))
@@ -211,8 +211,8 @@ def _texts(
 
 def _gone(here: stored.Connection, kind: str, archive: str | None, **wanted: object) -> Iterator[_Named]:
     """Yield the rows with the `wanted` values from archived months, at their own URL or at `archive`."""
-    from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
-    from persistence.schema.database import end_of  # noqa: PLC0415  # as above
+    from persistence import ledger_proof as stored  # of the commands that read it alone
+    from persistence.schema.database import end_of
 
     moment = began(str(wanted.get("request_id", "")))
     for ledger in LEDGERS[kind]:
@@ -226,7 +226,7 @@ def _gone(here: stored.Connection, kind: str, archive: str | None, **wanted: obj
 
 def proven(here: stored.Connection, request_id: str, archive: str | None = None) -> dict[str, Any]:
     """Return the rows of a call, and the proof path from each to a signed head."""
-    from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
+    from persistence import ledger_proof as stored  # of the commands that read it alone
 
     named = {one[:3]: one[3] for one in stored.rows_of_request(here, request_id)}
     for kind in LEDGERS:
@@ -255,7 +255,7 @@ def proven(here: stored.Connection, request_id: str, archive: str | None = None)
 
 def _leaves(here: stored.Connection, segment: LedgerSegment, archive: str | None) -> list[bytes]:
     """Return the hashes of a segment's rows; `LedgerProofFailed` if they differ from what was signed."""
-    from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
+    from persistence import ledger_proof as stored  # of the commands that read it alone
 
     places = range(segment.first_seq, segment.last_seq + 1)
     found = dict(stored.leaves_between(here, segment))

@@ -16,10 +16,10 @@ LOOK_S = 60.0
 def _work(parts: KeeperParts) -> Work | None:
     if not parts.settings.ledger_key_file:
         return None
-    from gateway.background.loops import Loop, call  # noqa: PLC0415  # of keepers that sign alone
-    from gateway.features.ledger_proof.keys import read_key  # noqa: PLC0415  # as above
-    from gateway.run.keeper_doors import Work  # noqa: PLC0415  # as above
-    from persistence.ledger_proof import LedgerSigner, age_of_head  # noqa: PLC0415  # as above
+    from gateway.background.loops import Loop, call  # of keepers that sign alone
+    from gateway.features.ledger_proof.keys import read_key
+    from gateway.run.keeper_doors import Work
+    from persistence.ledger_proof import LedgerSigner, age_of_head
 
     signer = LedgerSigner(parts.engine, read_key(parts.settings.ledger_key_file), parts.log)
     return Work(

@@ -13,8 +13,8 @@ from gateway.files import SECRET_BYTES_MAX, read_regular
 def read_key(path: str) -> LedgerKey:
     """Return the private key in a file, for signing; `StartError` if it is not Ed25519 in PEM."""
     with loading("proof"):
-        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415  # of keepers that sign alone
-        from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415  # as above
+        from cryptography.hazmat.primitives import serialization  # of keepers that sign alone
+        from cryptography.hazmat.primitives.asymmetric import ed25519
     try:
         key: Any = serialization.load_pem_private_key(read_regular(path, SECRET_BYTES_MAX), password=None)
     except (OSError, ValueError, TypeError) as error:
@@ -27,8 +27,8 @@ def read_key(path: str) -> LedgerKey:
 def read_public(path: str) -> bytes:
     """Return the public key in a file with a public or private key; `StartError` if it has neither."""
     with loading("proof"):
-        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415  # of commands alone
-        from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415  # as above
+        from cryptography.hazmat.primitives import serialization  # of commands alone
+        from cryptography.hazmat.primitives.asymmetric import ed25519
     try:
         raw = read_regular(path, SECRET_BYTES_MAX)
         if b"PRIVATE" in raw:
@@ -43,8 +43,8 @@ def read_public(path: str) -> bytes:
 
 def is_signed(key: bytes, signature: bytes, said: bytes) -> bool:
     with loading("proof"):
-        from cryptography.exceptions import InvalidSignature  # noqa: PLC0415  # of commands alone
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415  # as above
+        from cryptography.exceptions import InvalidSignature  # of commands alone
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, said)
     except (InvalidSignature, ValueError):

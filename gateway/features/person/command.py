@@ -31,7 +31,7 @@ def export(
     config: Config = None, data_dir: DataDir = None, database_url: Database = None,
 ) -> None:  # fmt: skip
     """Write every row of a user, a JSON object a line, without secrets."""
-    from persistence.person import connect, find_person, read_person  # noqa: PLC0415  # loaded where it is needed
+    from persistence.person import connect, find_person, read_person
 
     with connect(owner_url(config, database_url, data_dir)) as connection:
         found = find_person(connection, user, of)
@@ -53,8 +53,8 @@ def delete(
     config: Config = None, data_dir: DataDir = None, database_url: Database = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Take out names, sign-ins, sessions and metadata of a deleted user. Amounts and counts stay."""
-    from persistence.ledger.copying import KNOWN_S  # noqa: PLC0415  # loaded where it is needed
-    from persistence.person import connect, delete_person, find_person  # noqa: PLC0415  # loaded where it is needed
+    from persistence.ledger.copying import KNOWN_S
+    from persistence.person import connect, delete_person, find_person
 
     with connect(owner_url(config, database_url, data_dir)) as connection:
         found = find_person(connection, user, of)

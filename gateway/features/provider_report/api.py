@@ -155,7 +155,7 @@ def spans(since: date, until: date) -> Iterator[tuple[date, date]]:
 
 def _key(of: Format, environ: Mapping[str, str]) -> str:
     """Return the provider's API key, from its environment variable or the file that another one names."""
-    from gateway.settings.secret_files import Environment  # noqa: PLC0415  # help is shown without settings
+    from gateway.settings.secret_files import Environment  # help is shown without settings
 
     name = of.key_variable
     key = Environment(environ).get(name, "").strip()

@@ -49,7 +49,7 @@ def reconcile_provider(
     as_json: AsJson = False,
 ) -> None:
     """Compare days and models with a provider's report; exit 1 if any differs, 2 if it cannot be read."""
-    from gateway.features.provider_report import api as comparing  # noqa: PLC0415  # each command loads what it needs
+    from gateway.features.provider_report import api as comparing  # each command loads what it needs
 
     with output.admin(failed=BAD_INPUT) as admin:
         asked = comparing.ProviderOptions(

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 def _links(settings: Settings) -> Mapping[str, Callable[[Delivery], str]]:
     if not settings.links_url:
         return {}
-    from functools import partial  # noqa: PLC0415  # of keepers alone
+    from functools import partial  # of keepers alone
 
-    from gateway.core.credentials import peppers_of  # noqa: PLC0415  # as above
-    from gateway.features.raise_requests.signed import link_of  # noqa: PLC0415  # as above
+    from gateway.core.credentials import peppers_of
+    from gateway.features.raise_requests.signed import link_of
 
     return {"raise.requested": partial(link_of, peppers_of(settings).digest, settings.links_url)}
 

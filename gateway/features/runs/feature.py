@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def _handlers() -> Mapping[str, Answerer]:
-    from gateway.features.runs.gateway import run  # noqa: PLC0415  # of gateways alone
-    from gateway.http.routing.routes import RUN_PATH  # noqa: PLC0415  # as above
+    from gateway.features.runs.gateway import run  # of gateways alone
+    from gateway.http.routing.routes import RUN_PATH
 
     return {RUN_PATH: run}
 
 
 def _ports(parts: WorkerParts) -> Mapping[str, Any]:
-    from gateway.features.runs.opening import Runs  # noqa: PLC0415  # as above
+    from gateway.features.runs.opening import Runs
 
     return {"runs": Runs(parts.wires, time.monotonic, time.time, os.urandom)}
 

@@ -96,7 +96,7 @@ def routes(parts: AdminParts) -> Routes:
     """Return the routes for Stripe's events. The webhook secret enables events, the API key look-ups."""
     settings, read, look_up, aclose, checkout = parts.settings, None, None, None, None
     if is_used(settings):
-        from gateway.features.stripe.service import (  # noqa: PLC0415  # large
+        from gateway.features.stripe.service import (  # large
             StripeCheckout,
             StripeEvents,
             StripeReturns,

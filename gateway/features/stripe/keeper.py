@@ -91,19 +91,19 @@ def is_used(settings: Settings) -> bool:
     if not (settings.stripe_api_key or settings.stripe_webhook_secret):
         return False
     with loading("stripe"):
-        import gateway.features.stripe.service  # noqa: F401, PLC0415  # large, and an extra
+        import gateway.features.stripe.service  # noqa: F401  # large, and an extra
     return True
 
 
 def api_of(settings: Settings, later: KeeperSettings) -> StripeApi:
     """Return the Stripe API, by the current key and proxies."""
-    from gateway.features.stripe.service import StripeApi  # noqa: PLC0415  # large
+    from gateway.features.stripe.service import StripeApi  # large
 
     # Where nobody is before any of them, nobody ever is: variables do not change while a process runs, and
     # files of proxies are never empty.
     connector = None
     if later.proxies() != DIRECT:
-        from gateway.outbound.client import Connector  # noqa: PLC0415  # heavy, and few keepers need it
+        from gateway.outbound.client import Connector  # heavy, and few keepers need it
 
         connector = Connector(later.proxies, None)
     return StripeApi(later.saying("stripe_api_key"), settings.stripe_api_url, connector)
@@ -118,7 +118,7 @@ def work(parts: KeeperParts) -> Work:
     )
     if not is_used(settings) or not settings.stripe_api_key:
         return does
-    from gateway.features.stripe.service import StripeInvoices  # noqa: PLC0415  # large
+    from gateway.features.stripe.service import StripeInvoices  # large
 
     api = api_of(settings, parts.later)
     how = cast("Literal['charge_automatically', 'send_invoice']", settings.stripe_collection)

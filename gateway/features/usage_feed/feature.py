@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 def _work(parts: KeeperParts) -> Work:
-    from gateway.features.usage_feed.events import Terms  # noqa: PLC0415  # of keepers alone
-    from gateway.features.usage_feed.file import WRITTEN_AT_ONCE, EventFile  # noqa: PLC0415  # as above
-    from gateway.features.usage_feed.sender import UsageFeedSender  # noqa: PLC0415  # as above
-    from gateway.features.usage_feed.services import (  # noqa: PLC0415  # as above
+    from gateway.features.usage_feed.events import Terms  # of keepers alone
+    from gateway.features.usage_feed.file import WRITTEN_AT_ONCE, EventFile
+    from gateway.features.usage_feed.sender import UsageFeedSender
+    from gateway.features.usage_feed.services import (
         CloudEventsWebhook,
         FeedApi,
         Lago,
         OpenMeter,
         UsageEvents,
     )
-    from gateway.outbound.posting import Outgoing  # noqa: PLC0415  # as above
-    from gateway.run.keeper_doors import Work  # noqa: PLC0415  # as above
-    from persistence.usage_feed.queue import FeedQueue, forget, usage_feeds  # noqa: PLC0415  # as above
+    from gateway.outbound.posting import Outgoing
+    from gateway.run.keeper_doors import Work
+    from persistence.usage_feed.queue import FeedQueue, forget, usage_feeds
 
     settings, engine = parts.settings, parts.engine
     work = Work(gauges=(partial(usage_feeds, engine),), hourly=(partial(forget, engine),))
@@ -62,8 +62,8 @@ def _work(parts: KeeperParts) -> Work:
 
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
-    from gateway.core.calls.routes import UpstreamTarget  # noqa: PLC0415  # of the doctor alone
-    from gateway.ops.doctor import upstream_finding  # noqa: PLC0415  # as above
+    from gateway.core.calls.routes import UpstreamTarget  # of the doctor alone
+    from gateway.ops.doctor import upstream_finding
 
     if settings.usage_feed not in {"off", "file"}:
         url = settings.usage_feed_url

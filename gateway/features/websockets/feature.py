@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 def open_socket(exchange: Exchange) -> Coroutine[Any, Any, None]:
     """Serve a client that asks for a WebSocket, as its route says."""
-    from gateway.features.websockets import session, sockets  # noqa: PLC0415  # heavy: few clients want one
-    from gateway.http.routing.routes import is_live  # noqa: PLC0415  # of gateways alone
+    from gateway.features.websockets import session, sockets  # heavy: few clients want one
+    from gateway.http.routing.routes import is_live  # of gateways alone
 
     return (session.open_live if is_live(exchange.head.routed.route) else sockets.open_socket)(exchange)
 
