@@ -115,7 +115,7 @@ def test_a_draft_follows_and_a_final_invoice_gets_a_credit_note(stage: Stage) ->
     status, made = stage.admin(
         "POST", f"/prices/{wrong['id']}/amend", {"request": "1", "reason": "typed wrong"}
     )
-    assert status == 200, made
+    assert status in {200, 202}, made  # the counters may be told later
     billed, follows, note = wait_until(lambda: len(found := documents()) == 3 and found)
     assert (billed["status"], billed["total_amount"]) == ("finalized", "600.00")
     assert (note["kind"], note["status"], note["total_amount"]) == ("credit_note", "finalized", "-594.00")
@@ -209,7 +209,7 @@ def test_note_of_an_amended_price_gives_back_what_a_note_by_hand_leaves(
     assert (status, draft["total_amount"]) == (200, noted), draft
     assert stage.admin("POST", f"/invoices/{draft['id']}/finalize")[0] == 200
     status, made = stage.admin("POST", f"/prices/{wrong['id']}/amend", {"request": "2.5", "reason": "typo"})
-    assert status == 200, made
+    assert status in {200, 202}, made  # the counters may be told later
     corrected = f"SELECT FROM charge WHERE organization_id = {owner} AND fact LIKE 'noted:%'"
     wait_until(lambda: stage.rows(corrected))
     assert [note["total_amount"] for note in notes(stage, owner)] == [noted, *amended]

@@ -22,6 +22,7 @@ import binascii
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 FRAMES_MAX: Final = 200_000  # frames and packets of the recordings of one body: 87 minutes of MP3
@@ -143,7 +144,9 @@ def _mp3_frames() -> Iterator[tuple[int, tuple[int, float]]]:
                         yield second << 8 | third, (size, samples / rate)
 
 
-_MP3_FRAMES: Final = dict(_mp3_frames())
+@lru_cache(1)
+def _mp3_table() -> dict[int, tuple[int, float]]:
+    return dict(_mp3_frames())
 
 
 _MP3_FRAME = re.compile(rb"\xff(?=[\xe2-\xff][\x10-\xef])")
@@ -151,7 +154,7 @@ _MP3_FRAME = re.compile(rb"\xff(?=[\xe2-\xff][\x10-\xef])")
 
 def _mp3_frame(data: bytes, at: int) -> tuple[int, float] | None:
     """Return the bytes and the seconds of the frame that begins with 255 at `at`; None if it is no frame."""
-    return _MP3_FRAMES.get((data[at + 1] & 0xFE) << 8 | data[at + 2] & 0xFE)
+    return _mp3_table().get((data[at + 1] & 0xFE) << 8 | data[at + 2] & 0xFE)
 
 
 def _mp3(data: bytes, frames: _Frames) -> float:

@@ -34,16 +34,16 @@ from gateway.core.calls.alphabets import O200K, TOKENIZERS
 UNKNOWN_TENTHS: Final = 12
 PIECE_BYTES_MAX: Final = 4_096  # a longer piece has a token a byte
 _SINGLES: Final = 256  # bytes: the first entries of a list
-_SLOTS: Final = 0x10000  # of a table of merges, which has at most a third as many
 _KINDS: Final = 0x32000  # characters behind these are marks or none of the kinds
 _OTHER, _UPPER, _LOWER, _BOTH, _MARK, _NUMBER, _SPACE, _LINE_END = range(8)
 _KIND_OF: Final = {
     "Lu": _UPPER, "Lt": _UPPER, "Ll": _LOWER, "Lo": _BOTH, "Lm": _BOTH, "Mn": _MARK, "Mc": _MARK,
     "Me": _MARK, "Nd": _NUMBER, "Nl": _NUMBER, "No": _NUMBER,
 }  # fmt: skip
-_BLANKS: Final = (
-    9, 11, 12, 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000,
-)  # fmt: skip
+_BLANKS: Final = frozenset(
+    {9, 11, 12, 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}
+)
+FOLDED_MAX: Final = 4_096  # characters whose kinds are remembered
 _STRING = re.compile(rb'"((?:[^"\\]|\\.)*+)"', re.DOTALL)
 _LONG_S: Final = 0x17F  # as good as an s behind an apostrophe
 
@@ -53,11 +53,14 @@ BoundInC = Callable[[bytes, int, bool], tuple[int, int] | None]
 
 
 def _kinds() -> bytes:
-    kinds = bytearray(_KIND_OF.get(unicodedata.category(chr(code)), _OTHER) for code in range(_KINDS))
-    for code in _BLANKS:
-        kinds[code] = _SPACE
-    kinds[10] = kinds[13] = _LINE_END
-    return bytes(kinds)
+    return bytes(map(_kind, range(_KINDS)))
+
+
+def _kind(code: int) -> int:
+    """Return the kind of a character."""
+    if code in _BLANKS or code in {10, 13}:
+        return _SPACE if code in _BLANKS else _LINE_END
+    return _KIND_OF.get(unicodedata.category(chr(code)), _OTHER)
 
 
 def _tables() -> dict[str, tuple[bytes, array[int], array[int]]]:
@@ -96,7 +99,6 @@ def load() -> None:
     """Load the tables, which takes some 40 ms, and longer where nothing is compiled."""
     if bound_in_c() is None:
         _ranks()
-        _fold()
 
 
 @lru_cache(1)
@@ -164,19 +166,26 @@ def _plain(raw: bytes) -> str | None:
 
 def most_tokens(text: str, tokenizer: str) -> int:
     """Return the most tokens of a text, as `_text.c` does."""
-    folded, at, tokens = text.translate(_fold()), 0, 0
+    folded, at, tokens = text.translate(_folded), 0, 0
     for match in _PIECE[tokenizer].finditer(folded):
         tokens += _piece_tokens(text[at : match.end()].encode(), tokenizer)
         at = match.end()
     return tokens
 
 
-@lru_cache(1)
-def _fold() -> str:
-    """Return for each character one that stands for its kind in `_PIECE`: itself, if it is ASCII."""
-    signs = b"!Aa\xaa\xa80\t\n"
-    folded = bytes(range(128)) + _kinds()[128:].translate(signs + bytes(256 - len(signs)))
-    return (folded[:_LONG_S] + b"s" + folded[_LONG_S + 1 :]).decode("latin-1")
+class _Fold(dict[int, str]):
+    """For each character that was met one that stands for its kind in `_PIECE`: itself, if it is ASCII."""
+
+    def __missing__(self, code: int) -> str:
+        if len(self) >= FOLDED_MAX:
+            self.clear()
+        sign = _SIGNS[_kind(code)] if 128 <= code < _KINDS else chr(code)
+        self[code] = "s" if code == _LONG_S else sign
+        return self[code]
+
+
+_SIGNS: Final = "!Aa\xaa\xa80\t\n"
+_folded = _Fold()
 
 
 def _pattern(tokenizer: str) -> re.Pattern[str]:
@@ -208,25 +217,24 @@ class _Merges:
 
     def __init__(self, ids: bytes, left: array[int], right: array[int]) -> None:
         self.ids, self._left, self._right = ids, left, right
-        self._slots = array("H", bytes(2 * _SLOTS))
+        self._slots = array("H", bytes(2 << (3 * len(left) // 2).bit_length()))
         for entry, (first, last) in enumerate(zip(left, right, strict=True), 1):
-            slot = _slot(first, last)
+            slot = self._slot(first, last)
             while self._slots[slot]:
-                slot = (slot + 1) % _SLOTS
+                slot = (slot + 1) % len(self._slots)
             self._slots[slot] = entry
 
     def whole(self, first: int, last: int) -> int:
         """Return the id of two parts together; 0 if they are no entry."""
-        slot = _slot(first, last)
+        slot = self._slot(first, last)
         while entry := self._slots[slot]:
             if self._left[entry - 1] == first and self._right[entry - 1] == last:
                 return _SINGLES + entry - 1
-            slot = (slot + 1) % _SLOTS
+            slot = (slot + 1) % len(self._slots)
         return 0
 
-
-def _slot(first: int, last: int) -> int:
-    return ((first << 16 | last) * 0x9E3779B1 >> 12) % _SLOTS
+    def _slot(self, first: int, last: int) -> int:
+        return ((first << 16 | last) * 0x9E3779B1 >> 12) % len(self._slots)
 
 
 @lru_cache(8_192)
