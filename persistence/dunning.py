@@ -37,7 +37,7 @@ SELECT i.id FROM invoice AS i JOIN organization AS g ON g.id = i.organization_id
    AND EXISTS (SELECT FROM dunning_step AS s WHERE s.invoice_id = i.id AND s.action = 'block')"""
 _UNTOUCHED = f"""
 SELECT t.id FROM tenant AS t WHERE t.organization_id = {{organization}} AND t.deleted_at IS NULL
-   AND NOT EXISTS (SELECT FROM ({_OPEN} AND b.tenant_id = t.id) AS open)"""  # our own words
+   AND NOT EXISTS (SELECT FROM ({_OPEN} AND b.tenant_id = t.id) AS open)"""
 _BLOCKING_OF_O, _UNTOUCHED_OF_O = (each.format(organization="o.id") for each in (_BLOCKING, _UNTOUCHED))
 _DUE = text(f"""
 SELECT o.id FROM organization AS o
@@ -53,7 +53,7 @@ SELECT o.id FROM organization AS o
     OR EXISTS ({_BLOCKING_OF_O}) AND EXISTS ({_UNTOUCHED_OF_O})
     OR EXISTS (SELECT FROM ({_OPEN} AND b.organization_id = o.id) AS open)
        AND NOT EXISTS ({_BLOCKING_OF_O}))
- ORDER BY o.id LIMIT :count""")  # our own words
+ ORDER BY o.id LIMIT :count""")
 _OVERDUE = text("""
 SELECT i.id, i.number, i.due_date,
        coalesce(array_agg(s.days) FILTER (WHERE s.action = 'reminder'), '{}') AS told,
@@ -67,7 +67,7 @@ _UNTOUCHED_NOW = text(
     f"{_UNTOUCHED.format(organization=':organization')} ORDER BY t.id LIMIT :count FOR UPDATE OF t"
 )
 _OPEN_NOW = text(f"{_OPEN} AND b.organization_id = :organization ORDER BY b.id LIMIT :count")
-_BLOCKED = text(f"SELECT count(*) FROM ({_OPEN} AND b.control_write_id IS NOT NULL) AS open")  # our own words
+_BLOCKED = text(f"SELECT count(*) FROM ({_OPEN} AND b.control_write_id IS NOT NULL) AS open")
 # The last block or unblock of a tenant; and whether the tenant still exists.
 _LAST = text("""
 SELECT w.id, w.verb FROM control_write AS w

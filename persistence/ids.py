@@ -30,11 +30,11 @@ _MOVE = text("SELECT move_ids_past(:known)")
 _STORE_AGAIN = text(f"""
 INSERT INTO control_write (id, account, verb)
 VALUES (cast(:id AS uuid), '{CATALOGUE_ACCOUNT}', 'define'),
-       (gen_random_uuid(), '{CREDENTIALS_ACCOUNT}', 'define')""")  # our own words
-_HIGHEST = ", ".join(f"(SELECT max(id) FROM {name})" for name in KNOWN_TO_REDIS)  # our own words
+       (gen_random_uuid(), '{CREDENTIALS_ACCOUNT}', 'define')""")
+_HIGHEST = ", ".join(f"(SELECT max(id) FROM {name})" for name in KNOWN_TO_REDIS)
 _NEWEST = text(f"""
 SELECT position, id::text, coalesce(greatest({_HIGHEST}), 0)
-  FROM control_write ORDER BY position DESC LIMIT 1""")  # our own words
+  FROM control_write ORDER BY position DESC LIMIT 1""")
 
 
 def keep_ahead(connection: Connection, known: NewestWrite | None) -> bool:

@@ -79,7 +79,7 @@ SELECT d.id, d.seq, g.number, g.first_seq, g.last_seq AS segment_last, g.root, g
 _COVERING = f"""
 SELECT substr(marks, ((d.seq - first_seq) * {MARK_BYTES} + 1)::integer, {MARK_BYTES})
        = '\\x{NO_MARK.hex()}' AS is_empty FROM ledger_segment
- WHERE kind = '{{kind}}' AND owner_id = d.id AND d.seq BETWEEN first_seq AND last_seq"""  # our own words
+ WHERE kind = '{{kind}}' AND owner_id = d.id AND d.seq BETWEEN first_seq AND last_seq"""
 _LETTERS = {
     "tenant": ("tenant_id", "token_seq"),
     "credits": ("organization_id", "credit_seq"),
@@ -87,7 +87,7 @@ _LETTERS = {
 }
 _SEGMENT = ("kind", "owner_id", "number", "head", "first_seq", "last_seq", "up_to", "root", "previous")
 _PUT = text(
-    f"INSERT INTO ledger_segment ({', '.join(_SEGMENT)}, marks)"  # our own words
+    f"INSERT INTO ledger_segment ({', '.join(_SEGMENT)}, marks)"
     f" VALUES ({', '.join(f':{name}' for name in _SEGMENT)}, :marks)"
 )
 _IN_ORDER = 'kind COLLATE "C", owner_id, number'
@@ -105,13 +105,13 @@ def text_in_sql(ledger: SignedLedger, row: str) -> str:
     kinds[ledger.at] = "(extract(epoch FROM {}) * 1000000)::bigint"
     named = (f'{kinds.get(name, "{}").format(f"{row}.{name}")} AS "{name}"' for name in ledger.columns)
     cells = ", ".join(named)
-    return f"row_to_json((SELECT cells FROM (SELECT '{ledger.name}' AS ledger, {cells}) AS cells))::text"  # our own words
+    return f"row_to_json((SELECT cells FROM (SELECT '{ledger.name}' AS ledger, {cells}) AS cells))::text"
 
 
 def _rows(kind: str, where: str, more: str = "") -> str:
     """Return SQL for the hashed rows of a kind of account; `where` and `more` may use the alias `r`."""
     return " UNION ALL ".join(
-        f"SELECT r.{each.owner} AS owner_id, r.seq,"  # our own words
+        f"SELECT r.{each.owner} AS owner_id, r.seq,"
         f" sha256('\\x00'::bytea || convert_to({text_in_sql(each, 'r')}, 'UTF8')) AS leaf{more}"
         f" FROM {each.name} AS r WHERE {where.format(owner=each.owner)}"
         for each in LEDGERS[kind]

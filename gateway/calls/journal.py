@@ -28,7 +28,7 @@ UNEXPLAINED: Final = (
     "the prices of its models do not make up its cost, as where its upstream has a price_factor"
 )
 UNKNOWN_MODEL: Final = "its price was for all models of a name, and nobody knows for which"
-AMENDED: Final = "it was amended"
+AMENDED: Final = "its charge was amended by hand"
 
 
 class JournalUse(NamedTuple):

@@ -251,7 +251,7 @@ def _said(
 # The delay of overdue months, to detect an archive that is no longer written.
 
 _OUTSIDE = " UNION ALL ".join(
-    f"SELECT '{ledger.name}', date_trunc('month', min({ledger.at}), 'UTC') FROM {ledger.name}_default"  # our own words
+    f"SELECT '{ledger.name}', date_trunc('month', min({ledger.at}), 'UTC') FROM {ledger.name}_default"
     for ledger in BY_NAME.values()
 )
 # The oldest unarchived month of each ledger, if this database was ever archived; also months without a
@@ -268,7 +268,7 @@ SELECT ledger, min(month) AS month
         SELECT ledger, (month AT TIME ZONE 'UTC')::date FROM ({_OUTSIDE}) AS outside (ledger, month)
          WHERE month IS NOT NULL
         EXCEPT SELECT ledger, month FROM archived_month) AS open
- WHERE EXISTS (SELECT FROM archive_identity) GROUP BY 1""")  # our own words
+ WHERE EXISTS (SELECT FROM archive_identity) GROUP BY 1""")
 
 # Returns the day on which a month of a ledger is due for archiving, or None.
 Due = Callable[[str, date], date | None]
@@ -301,7 +301,9 @@ def as_csv(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterat
     cells = ", ".join(
         _WRITTEN.get(kind, '"{name}"').format(name=name) for name, kind in columns_of(ledger).items()
     )
-    statement = f"COPY (SELECT {cells} FROM {ledger.partition(month)} ORDER BY {ledger.order}) TO STDOUT (FORMAT csv)"  # our own words
+    statement = (
+        f"COPY (SELECT {cells} FROM {ledger.partition(month)} ORDER BY {ledger.order}) TO STDOUT (FORMAT csv)"
+    )
     with connection.cursor() as cursor, cursor.copy(statement.encode()) as copied:
         yield (bytes(piece) for piece in copied)
 
@@ -309,7 +311,7 @@ def as_csv(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterat
 def about(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
     """Return PostgreSQL's estimate of the number of rows in a month; 0 before the first estimate."""
     statement = (
-        "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint"  # our own words
+        "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint"
         f" FROM pg_partition_tree('{ledger.partition(month)}') AS t"
         " JOIN pg_class AS c ON c.oid = t.relid WHERE t.isleaf"
     )
@@ -324,7 +326,7 @@ def figures(connection: Connection, ledger: MonthlyLedger, month: date) -> tuple
         f'count("{name}"), coalesce(sum({_ADDED[kind].format(name=name)}), 0)'
         for name, kind in columns.items()
     )
-    statement = f"SELECT count(*), {sums} FROM {ledger.partition(month)}"  # our own words
+    statement = f"SELECT count(*), {sums} FROM {ledger.partition(month)}"
     rows, *found = (int(value) for value in one(connection, statement))
     return rows, dict(zip(columns, zip(found[::2], found[1::2], strict=True), strict=True))
 
@@ -500,7 +502,7 @@ def _stand_for(connection: Connection, ledger: MonthlyLedger, month: date) -> in
         **names,
     )
     stood = sum(int(row[0]) for row in connection.execute(runs.encode(), {"month": month}))
-    rows = int(one(connection, f"SELECT count(*) FROM {names['partition']}")[0])  # our own words
+    rows = int(one(connection, f"SELECT count(*) FROM {names['partition']}")[0])
     if kept + stood != rows:
         raise ArchiveFailed(
             f"{names['partition']} has {rows} rows, and {kept} kept ones and runs of {stood} stand for it:"
@@ -616,8 +618,7 @@ def kept(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterator
 def contradictions(connection: Connection) -> list[str]:
     """Return violated invariants of rows and runs: at most `VIOLATIONS_MAX`, then a note if more exist."""
     views = " UNION ALL ".join(
-        f"SELECT '{name}', account, seq, detail FROM invariant_{name}"  # our own words
-        for name in INVARIANTS
+        f"SELECT '{name}', account, seq, detail FROM invariant_{name}" for name in INVARIANTS
     )
     found = connection.execute(f"{views} LIMIT {VIOLATIONS_MAX + 1}".encode())
     told = [f"{account} at {seq} breaks {name}: {detail}" for name, account, seq, detail in found]
@@ -640,10 +641,8 @@ _ROWS = """
 SELECT date_trunc('month', {at}, 'UTC')::date AS month FROM {ledger}_default
  WHERE date_trunc('month', {at}, 'UTC')::date NOT IN (
        SELECT month FROM archived_month WHERE ledger = '{ledger}')"""
-_MONTHS = (
-    f"SELECT month, count(*) FROM ({_ROWS}) AS found GROUP BY 1 ORDER BY 1 LIMIT {{most}}"  # our own words
-)
-_TOLD = f"SELECT min(month), max(month), count(*) FROM ({_ROWS} LIMIT {{most}}) AS found"  # our own words
+_MONTHS = f"SELECT month, count(*) FROM ({_ROWS}) AS found GROUP BY 1 ORDER BY 1 LIMIT {{most}}"
+_TOLD = f"SELECT min(month), max(month), count(*) FROM ({_ROWS} LIMIT {{most}}) AS found"
 _MOVE = """
 WITH gone AS (DELETE FROM {ledger}_default WHERE {at} >= '{since}' AND {at} < '{until}' RETURNING {columns})
 INSERT INTO {kept} ({columns}) SELECT {columns} FROM gone"""

@@ -38,7 +38,7 @@ _CALL = f"""
 SELECT organization_id, tenant_id, service_id, created_at, tokens, credits, content_id, project_id,
        (SELECT t.updated_at FROM tenant AS t WHERE t.id = call.tenant_id) AS tenant_changed_at
   FROM call WHERE request_id = %(request)s AND created_at >= {SINCE_BEGAN} AND NOT refused
-   FOR UPDATE"""  # our own words
+   FOR UPDATE"""
 # The quota's movement by the call, its time and cycle; an event of an ended cycle moved none.
 _TOKENS = f"""
 SELECT coalesce(sum(CASE direction WHEN 'OUT' THEN amount ELSE -amount END), 0)::bigint AS moved,
@@ -47,13 +47,13 @@ SELECT coalesce(sum(CASE direction WHEN 'OUT' THEN amount ELSE -amount END), 0):
        (SELECT used_at FROM use_event WHERE request_id = %(request)s) AS told_of
   FROM token_ledger
  WHERE request_id = %(request)s AND created_at >= {SINCE_BEGAN}
-   AND transaction_type IN ('consume', 'adjust')"""  # our own words
+   AND transaction_type IN ('consume', 'adjust')"""
 _UNITS = f"""
 SELECT coalesce(sum(usage_amount), 0)::bigint AS units, coalesce(sum(spend), 0)::bigint AS spend,
        coalesce(bool_or(in_money), false) AS in_money, min("timestamp") AS at,
        jsonb_agg(unit_prices ORDER BY "timestamp") -> 0 AS prices
   FROM feature_usage
- WHERE request_id = %(request)s AND "timestamp" >= {SINCE_BEGAN}"""  # our own words
+ WHERE request_id = %(request)s AND "timestamp" >= {SINCE_BEGAN}"""
 # The time from which all ledgers have their rows: earlier ones may be in an archive.
 _SINCE = text("""
 SELECT max(since) FROM kept_since

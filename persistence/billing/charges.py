@@ -110,7 +110,9 @@ def refuse_noted(connection: Connection, invoice_id: int) -> None:
         here.invoice_id == invoice_id, here.reason == "credit_void", here.fact.startswith("noted:")
     )
     if connection.execute(charge_ids.limit(1)).first() is not None:
-        raise Conflict("It takes account of other credit notes of the same use, and cannot be made void.")
+        raise Conflict(
+            "It takes account of credit notes by hand for the same use, so it cannot be made void: draft a credit note."
+        )
 
 
 def credit_charges(
@@ -240,7 +242,7 @@ SELECT u.organization_id, 'usage' AS kind, u.supplied_on::timestamp AT TIME ZONE
        AND o.supplied_on = u.supplied_on
      WHERE u.organization_id = ANY(cast(:organizations AS bigint[])) AND u.quantity <> u.charged_quantity
        ) AS u JOIN organization AS g ON g.id = u.organization_id
- WHERE u.quantity <> 0"""  # our own words
+ WHERE u.quantity <> 0"""
 
 # Credits of a day used beyond the balance at a price, as far as they exceed those already charged.
 DEBTS = """
@@ -308,13 +310,13 @@ WITH due AS (
      WHERE u.tenant_id = due.tenant_id AND u.day = due.day AND u.service_id = due.service_id
        AND u.unit_price = due.unit_price
 )
-SELECT count(*) FROM due""")  # our own words
+SELECT count(*) FROM due""")
 # Allocation of debt is locked meanwhile.
 _WRITE_DEBTS = text(f"""
 WITH made AS ({insert_of(DEBTS)})
 UPDATE credit_debt SET charged_quantity = quantity, charges = charges + 1
  WHERE organization_id = ANY(cast(:organizations AS bigint[]))
-   AND quantity <> charged_quantity""")  # our own words
+   AND quantity <> charged_quantity""")
 _UNBILLED = text("""
 SELECT * FROM charge WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND invoice_id IS NULL
  ORDER BY id""")
@@ -518,7 +520,7 @@ SELECT id FROM (
      WHERE organization_id > :after AND start_date < least(end_date, {_BEGUN})
        AND (charged_until IS NULL OR charged_until < least(end_date, {_BEGUN})
             OR charged_until > end_date)) AS due
- ORDER BY id LIMIT :count""")  # our own words
+ ORDER BY id LIMIT :count""")
 
 
 def charges_due(connection: Connection, today: date, after: int, count: int) -> Sequence[int]:

@@ -69,12 +69,12 @@ _OF_INVOICE = """
  WHERE d.organization_id = n.organization_id AND d.day = n.day AND d.unit_cost = n.unit_price"""
 _BILL = text(f"""
 UPDATE credit_debt AS d SET billed_quantity = d.billed_quantity + n.quantity
-{_OF_INVOICE}""")  # our own words
+{_OF_INVOICE}""")
 _UNBILL = text(f"""
 UPDATE credit_debt AS d SET billed_quantity = d.billed_quantity - n.quantity,
        quantity = d.billed_quantity - n.quantity
            + least(d.quantity - d.billed_quantity + n.quantity, d.open_quantity)
-{_OF_INVOICE}""")  # our own words
+{_OF_INVOICE}""")
 _BILLED = text("""
 SELECT DISTINCT (period_start AT TIME ZONE 'UTC')::date AS day, unit_price FROM charge
  WHERE invoice_id = :invoice AND source = 'credit_debt'

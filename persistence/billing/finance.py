@@ -46,7 +46,7 @@ CHARGED = f"""
      WHERE c.amount <> 0 AND c.reason NOT IN ('void', 'reissued')
        AND NOT (c.reason = 'fact' AND l.position IS NOT NULL AND l.exact IS NULL)
        AND (cast(:organization AS bigint) IS NULL OR c.organization_id = :organization)
-       AND (cast(:currency AS text) IS NULL OR c.currency = :currency)"""  # our own words
+       AND (cast(:currency AS text) IS NULL OR c.currency = :currency)"""
 # Invoices and notes, once as they became final and once more as they were made void.
 _DOCUMENTS = """
     SELECT i.id, i.organization_id, i.currency, i.number, i.kind, i.total_amount, d.source, d.at, d.sign,
@@ -133,7 +133,7 @@ def moves_of(additions: str) -> str:
                unpaid - lag(unpaid, 1, 0::numeric) OVER w AS unpaid
           FROM worth WINDOW w AS (PARTITION BY addition_id ORDER BY at, place, source, source_id)
     )
-    SELECT *, sold - deferred - unpaid AS earned FROM moved"""  # our own words
+    SELECT *, sold - deferred - unpaid AS earned FROM moved"""
 
 
 _LEGS = f"""
@@ -204,13 +204,13 @@ SELECT 'write_off', i.id, i.uncollectible_at, i.organization_id, i.currency, leg
        LATERAL (VALUES ('bad_debt', r.rest), ('receivables', -r.rest)) AS leg (account, amount)
  WHERE i.uncollectible_at >= :since AND i.uncollectible_at < :until
    AND (cast(:organization AS bigint) IS NULL OR i.organization_id = :organization)
-   AND (cast(:currency AS text) IS NULL OR i.currency = :currency)"""  # our own words
+   AND (cast(:currency AS text) IS NULL OR i.currency = :currency)"""
 
 _ENTRIES = f"""
 SELECT g.source || ':' || g.source_id AS entry_id, g.at, g.organization_id, o.name AS organization,
        g.account, g.amount, g.currency, g.source, g.source_id, g.invoice_id, i.number, g.said
   FROM ({_LEGS}) AS g JOIN organization AS o ON o.id = g.organization_id
-  LEFT JOIN invoice AS i ON i.id = g.invoice_id"""  # our own words
+  LEFT JOIN invoice AS i ON i.id = g.invoice_id"""
 # In the order of time; an entry's legs together, debits first. No two legs have the same position.
 _PLACE = "g.at, g.source, g.source_id, g.amount < 0, g.account"
 ENTRIES = f"{_ENTRIES}\n ORDER BY {_PLACE}"
@@ -223,7 +223,7 @@ SELECT g.organization_id, o.name AS organization, g.currency, date_trunc('month'
        substr(g.account, 9) AS kind, -sum(g.amount) AS amount
   FROM ({_LEGS}) AS g JOIN organization AS o ON o.id = g.organization_id
  WHERE g.account LIKE 'revenue!_%' ESCAPE '!'
- GROUP BY 1, 2, 3, 4, 5 HAVING sum(g.amount) <> 0 ORDER BY 4, 1, 3, 5"""  # our own words
+ GROUP BY 1, 2, 3, 4, 5 HAVING sum(g.amount) <> 0 ORDER BY 4, 1, 3, 5"""
 
 
 ROWS_A_BATCH = 5_000
@@ -254,7 +254,7 @@ SELECT d.organization_id, o.name AS organization, d.currency, count(*) FILTER (W
        coalesce(sum(d.rest) FILTER (WHERE NOT (d.rest > 0 AND given_up)), 0) AS total
   FROM (SELECT organization_id, currency, coalesce(given_up, false) AS given_up, days, rest FROM due) AS d
   JOIN organization AS o ON o.id = d.organization_id
- WHERE d.rest <> 0 GROUP BY 1, 2, 3 ORDER BY 1, 3""")  # our own words
+ WHERE d.rest <> 0 GROUP BY 1, 2, 3 ORDER BY 1, 3""")
 # Charges on no final invoice at that time. The charges of a voided invoice are unbilled again from then on;
 # the rows that reverse them belong to it.
 _NOT_BILLED = f"""
@@ -264,13 +264,13 @@ UNION ALL
 SELECT c.*, {ENTERED} FROM invoice AS i JOIN charge AS c ON c.invoice_id = i.id
  WHERE greatest(i.finalized_at, i.voided_at) >= :until AND {ENTERED} < :until AND c.reason <> 'void'
    AND CASE c.reason WHEN 'credit_void' THEN i.voided_at ELSE i.finalized_at END >= :until
-   {_OF}"""  # our own words
+   {_OF}"""
 _UNBILLED = text(f"""
 SELECT c.organization_id, o.name AS organization, c.currency,
        date_trunc('month', c.period_start, 'UTC') AS month, c.kind, sum(c.amount) AS amount,
        count(*) AS charges
   FROM ({_NOT_BILLED}) AS c JOIN organization AS o ON o.id = c.organization_id
- GROUP BY 1, 2, 3, 4, 5 HAVING sum(c.amount) <> 0 ORDER BY 4, 1, 3, 5""")  # our own words
+ GROUP BY 1, 2, 3, 4, 5 HAVING sum(c.amount) <> 0 ORDER BY 4, 1, 3, 5""")
 _BALANCES = text(f"""
 WITH document AS (
     SELECT i.id, i.organization_id, i.currency, i.kind = 'credit_note' AS is_note, i.total_amount,
@@ -297,7 +297,7 @@ SELECT p.organization_id, o.name AS organization, p.currency, coalesce(sum(invoi
        coalesce(sum(due), 0) AS due, coalesce(sum(open_credit), 0) AS open_credit, sum(unbilled) AS unbilled,
        coalesce(sum(due), 0) - coalesce(sum(open_credit), 0) + sum(unbilled) AS balance
   FROM part AS p JOIN organization AS o ON o.id = p.organization_id
- GROUP BY 1, 2, 3 ORDER BY 1, 3""")  # our own words
+ GROUP BY 1, 2, 3 ORDER BY 1, 3""")
 _SOME_LEFT = """(a.spent < a.credits_added OR EXISTS (
     SELECT FROM credit_drawdown AS n WHERE n.credit_addition_id = a.id AND n.day >= :day))"""
 # Charges ahead of their supply, invoiced or not, with their reversals; and the part of credit additions that
@@ -312,7 +312,7 @@ UNION ALL
 SELECT m.organization_id, o.name, m.currency, NULL, 'credits_purchased', trim_scale(sum(m.deferred))
   FROM ({moves_of(_SOME_LEFT)}) AS m
   JOIN organization AS o ON o.id = m.organization_id GROUP BY 1, 2, 3 HAVING sum(m.deferred) <> 0
- ORDER BY 4 NULLS LAST, 1, 3, 5""")  # our own words
+ ORDER BY 4 NULLS LAST, 1, 3, 5""")
 # Lines with their tax rate: the line's, else that of the document's only tax line.
 _TAXED = f"""
 SELECT i.id, i.organization_id, o.name AS organization, i.currency, i.at, i.sign, l.kind = 'tax' AS is_tax,
@@ -321,7 +321,7 @@ SELECT i.id, i.organization_id, o.name AS organization, i.currency, i.at, i.sign
             WHERE t.invoice_id = i.id AND t.kind = 'tax'), 0) AS rate, {{supplied}} AS supplied
   FROM ({{documents}}) AS i JOIN organization AS o ON o.id = i.organization_id
   JOIN invoice_line AS l ON l.invoice_id = i.id
- WHERE l.kind <> 'credits_consumed' {_OF} ORDER BY i.id, i.at, l.position"""  # our own words
+ WHERE l.kind <> 'credits_consumed' {_OF} ORDER BY i.id, i.at, l.position"""
 _BY_DOCUMENT = text(_TAXED.format(
     documents="""SELECT i.*, d.at, d.sign FROM invoice AS i,
        LATERAL (VALUES (i.finalized_at, 1), (i.voided_at, -1)) AS d (at, sign)

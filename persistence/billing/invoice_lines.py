@@ -263,7 +263,7 @@ INSERT INTO invoice_line ({", ".join(_NAMES)}, tenant, service)
 SELECT {", ".join(f"n.{name}" for name in _NAMES)}, t.name, s.name
   FROM unnest({_ARRAYS}) WITH ORDINALITY AS n ({", ".join(_NAMES)}, place)
   LEFT JOIN tenant AS t ON t.id = n.tenant_id LEFT JOIN service AS s ON s.id = n.service_id
- ORDER BY n.place""")  # our own words
+ ORDER BY n.place""")
 
 
 def lines_of(change: EntityWrite, invoice_id: int) -> Sequence[Any]:
@@ -319,7 +319,7 @@ SELECT o.id, o.name, o.currency, o.tax_rate, o.address, o.country, o.tax_number,
          WHERE u.organization_id = o.id AND u.day < w.until AND u.credits <> u.billed_credits) AS consumed,
        least(w.start, (SELECT min(u.day) FROM usage_daily AS u WHERE u.organization_id = o.id),
              (SELECT min(u.supplied_on) FROM usage_told AS u WHERE u.organization_id = o.id)) AS since
-  FROM {_WANTED} JOIN organization AS o ON o.id = w.organization_id""")  # our own words
+  FROM {_WANTED} JOIN organization AS o ON o.id = w.organization_id""")
 _FEES = text("""
 SELECT s.*, p.name FROM subscription_segment AS s JOIN subscription_plan AS p ON p.id = s.plan_id
  WHERE s.id = ANY(cast(:ids AS bigint[]))""")

@@ -177,13 +177,13 @@ SELECT 'tokens' AS kind, n.line, l.created_at AS at, l.service_id, 1 AS place,
   FROM token_ledger AS l
   LEFT JOIN unnest(%(cycles)s::bigint[], %(cycle_lines)s::integer[]) AS n (cycle, line) ON n.cycle = l.cycle
  WHERE l.tenant_id = %(owner)s AND {_OF_BOX.format(at="created_at")}
-   AND l.transaction_type IN ('consume', 'adjust') AND l.request_id IS NOT NULL"""  # our own words
+   AND l.transaction_type IN ('consume', 'adjust') AND l.request_id IS NOT NULL"""
 _CREDITS = f"""
 SELECT 'credits' AS kind, %(credits_line)s::integer AS line, l."timestamp" AS at, l.feature_id AS service_id,
        1 AS place, l.credits_used::numeric AS quantity, NULL::numeric AS unit_price, NULL::numeric AS amount,
        l.balance_after, {_SAYS}
   FROM credit_transaction AS l
- WHERE l.organization_id = %(owner)s AND {_OF_BOX.format(at='"timestamp"')}"""  # our own words
+ WHERE l.organization_id = %(owner)s AND {_OF_BOX.format(at='"timestamp"')}"""
 # For use at cost the quantity is money. Older rows get the price of their day, if that day had only one. A
 # movement without a line here, such as a correction that a credit note gave back, has no amount.
 _UNITS = f"""
@@ -216,7 +216,7 @@ SELECT CASE WHEN l.in_money THEN 'money' ELSE 'units' END AS kind, n.line, l.at,
     ON n.service_id = coalesce(l.service_id, 0)
    AND n.unit_price = CASE WHEN l.in_money THEN 0.000000001 ELSE l.unit_price END
    AND CASE WHEN l.supplied IS NULL THEN (l.at AT TIME ZONE 'UTC')::date BETWEEN n.first_day AND n.last_day
-            ELSE l.supplied BETWEEN {_day("n.first_day")} AND {_day("n.last_day")} END"""  # our own words
+            ELSE l.supplied BETWEEN {_day("n.first_day")} AND {_day("n.last_day")} END"""
 _AT = '"timestamp"'
 _LEDGERS = {
     "tokens": (_TOKENS, "token_ledger", "tenant_id", "created_at", _OF_BOX.format(at="created_at")),
@@ -241,10 +241,10 @@ def slice_of(account: str) -> str:
 SELECT max(l.seq), least(min(l.at), min(e.used_at)), greatest(max(l.at), max(e.used_at))
   FROM (SELECT l.seq, l.{at} AS at, l.request_id FROM {ledger} AS l
          WHERE l.{owner} = %(owner)s AND {of_box} ORDER BY l.seq LIMIT %(rows)s) AS l
-  LEFT JOIN use_event AS e ON e.request_id = l.request_id"""  # our own words
+  LEFT JOIN use_event AS e ON e.request_id = l.request_id"""
 
 
-SUMS = f"SELECT line, sum(amount) FROM ({_UNITS}) AS l WHERE line IS NOT NULL GROUP BY 1"  # our own words
+SUMS = f"SELECT line, sum(amount) FROM ({_UNITS}) AS l WHERE line IS NOT NULL GROUP BY 1"
 
 
 # CSV rows for charges that are no requests: fees, tokens beyond a plan, credits, tax.

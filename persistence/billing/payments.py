@@ -51,7 +51,7 @@ def rest_before(moment: str) -> str:
            - coalesce((SELECT sum(a.amount) FROM note_application AS a
                         WHERE a.invoice_id = i.id AND a.created_at < {moment}), 0)
            + coalesce((SELECT sum(a.amount) FROM note_application AS a
-                        WHERE a.note_id = i.id AND a.created_at < {moment}), 0)"""  # our own words
+                        WHERE a.note_id = i.id AND a.created_at < {moment}), 0)"""
 
 
 # Credit of notes, applied to invoices: append-only rows, negative for a reversal.
@@ -65,12 +65,12 @@ _HERE = " AND ".join(f"NOT ({each.elsewhere})" for each in invoice_listeners()) 
 _NOTE = "i.kind = 'credit_note' AND i.status = 'finalized' AND NOT i.used_up"
 _NOTES = f"""
 SELECT i.id, i.organization_id, i.currency, i.corrects_id, -({_LEFT}) AS open
-  FROM invoice AS i WHERE {_NOTE}"""  # our own words
+  FROM invoice AS i WHERE {_NOTE}"""
 _OPEN = text(f"""
 {_NOTES} AND i.organization_id = ANY(cast(:organizations AS bigint[])) AND {_HERE}
- ORDER BY i.finalized_at, i.id""")  # our own words
+ ORDER BY i.finalized_at, i.id""")
 _OWN = text(f"""
-{_NOTES} AND i.corrects_id = :invoice ORDER BY i.finalized_at, i.id""")  # our own words
+{_NOTES} AND i.corrects_id = :invoice ORDER BY i.finalized_at, i.id""")
 _USED_UP = text("UPDATE invoice SET used_up = :used_up WHERE id = ANY(cast(:notes AS bigint[]))")
 # Few organizations have overdue invoices, so their notes are searched, not all notes.
 _WAITING = text(f"""
@@ -81,8 +81,8 @@ WITH late AS MATERIALIZED (
 )
 SELECT DISTINCT i.organization_id FROM late AS l
   JOIN invoice AS i ON i.organization_id = l.organization_id AND i.currency = l.currency
- WHERE {_NOTE} AND {_HERE} AND {_LEFT} < 0 ORDER BY 1 LIMIT :count""")  # our own words
-_LEFT_OF = text(f"SELECT {_LEFT} FROM invoice AS i WHERE i.id = :invoice")  # our own words
+ WHERE {_NOTE} AND {_HERE} AND {_LEFT} < 0 ORDER BY 1 LIMIT :count""")
+_LEFT_OF = text(f"SELECT {_LEFT} FROM invoice AS i WHERE i.id = :invoice")
 _DUE = text(f"""
 SELECT * FROM (
     SELECT i.id, i.organization_id, i.currency, i.due_date, {_LEFT} AS due FROM invoice AS i
@@ -90,7 +90,7 @@ SELECT * FROM (
        AND (i.payment_status IN ('open', 'overdue', 'uncollectible') OR i.id = ANY(cast(:also AS bigint[])))
        AND i.payment_status IS NOT NULL
        AND (NOT :past_due OR i.due_date < :today OR i.uncollectible_at IS NOT NULL)) AS d
- WHERE due > 0 ORDER BY due_date NULLS FIRST, id""")  # our own words
+ WHERE due > 0 ORDER BY due_date NULLS FIRST, id""")
 _ADD = text("""
 INSERT INTO note_application (organization_id, note_id, invoice_id, amount, currency, reason, actor,
                               created_at)
@@ -101,7 +101,7 @@ SELECT n.organization_id, n.id, a.invoice_id, a.amount, n.currency, :reason, :ac
 _APPLIED = text("""
 SELECT note_id, invoice_id, -sum(amount) AS amount FROM note_application
  WHERE note_id = :document OR invoice_id = :document GROUP BY 1, 2 HAVING sum(amount) <> 0 ORDER BY 1, 2""")
-_IS_HERE = text(f"SELECT {_HERE} FROM invoice AS i WHERE i.id = :document")  # our own words
+_IS_HERE = text(f"SELECT {_HERE} FROM invoice AS i WHERE i.id = :document")
 
 
 def open_credit_due(connection: Connection, today: date, after: int, count: int) -> list[int]:
@@ -207,7 +207,7 @@ SELECT i.organization_id, i.number, i.payment_status, i.due_date, i.uncollectibl
                         WHERE a.invoice_id = i.id AND n.corrects_id IS DISTINCT FROM i.id), 0) AS came,
        i.total_amount + coalesce((SELECT sum(n.total_amount) FROM invoice AS n
                                    WHERE n.corrects_id = i.id AND n.status = 'finalized'), 0) AS wanted
-  FROM invoice AS i WHERE i.id = :id FOR UPDATE OF i""")  # our own words
+  FROM invoice AS i WHERE i.id = :id FOR UPDATE OF i""")
 _TO_APPLY = text("""
 SELECT id FROM invoice WHERE id = :id AND organization_id = :organization AND currency = :currency
    AND payment_status IS NOT NULL""")
@@ -534,7 +534,9 @@ def require_left(change: EntityWrite, invoice_id: int) -> None:
     lines = {line.position: line_of(line) for line in lines_of(change, invoice_id)}
     given = _given(change, row, lines)
     if any(given.get(at, Decimal(0)) > line.amount for at, line in lines.items() if line.amount > 0):
-        raise Conflict("Another credit note has given back some of this; delete the draft.")
+        raise Conflict(
+            "Another credit note has given back some of these lines since: delete this draft and draft a new one."
+        )
 
 
 def refuse_while_there(change: EntityWrite, row: Row) -> None:

@@ -227,7 +227,7 @@ KNOWN_EARLY_USES = """(e.is_gone OR EXISTS (SELECT FROM token_ledger AS w WHERE 
 _OPEN = text(f"""
 SELECT e.id, e.paid_from, e.cycle_ends_at FROM plan_end AS e
  WHERE e.organization_id = :organization AND e.quantity IS NULL AND {KNOWN_EARLY_USES}
- ORDER BY e.id LIMIT :count""")  # our own words
+ ORDER BY e.id LIMIT :count""")
 # Ended plans that are settled, and whose sum may change by uses reported since a moment.
 _TOLD = text("""
 SELECT e.id, e.paid_from, e.cycle_ends_at

@@ -67,7 +67,7 @@ request_id IN (
              UNION ALL SELECT request_id, metadata FROM credit_transaction WHERE "timestamp" >= :since) AS m
      WHERE metadata ? '{OTHER_MODELS}'
        AND EXISTS (SELECT FROM jsonb_array_elements(metadata->'{OTHER_MODELS}') AS part
-                    WHERE (part->>'price_id')::bigint = ANY(:prices)))"""  # our own words
+                    WHERE (part->>'price_id')::bigint = ANY(:prices)))"""
 # Calls since a time that this price has not rated, with what they are charged once all pending control writes
 # are stored. A call at cost on a day with billed charges is rated by a price that amends another alone.
 _OPEN = f"""
@@ -118,7 +118,7 @@ SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id,
   CROSS JOIN LATERAL (
     SELECT (array_agg(metadata->'{OTHER_MODELS}') FILTER (WHERE metadata ? '{OTHER_MODELS}'))[1] AS others
       FROM credit_transaction WHERE request_id = c.request_id AND "timestamp" >= :since) AS k
- ORDER BY c.id"""  # our own words
+ ORDER BY c.id"""
 _PAGES = {is_parts: text(_OPEN.format(of=_OF_PARTS if is_parts else _OF_MODEL)) for is_parts in (False, True)}
 # Prices that are not done: first those whose stored calls are not all rated. The others are looked at again,
 # ever more rarely.
@@ -162,14 +162,14 @@ SELECT count(*) AS calls, count(*) FILTER (WHERE reason LIKE '%: left out, %') A
   FROM rerating WHERE price_id = :price GROUP BY currency ORDER BY currency""")
 _SUMS = f"""
 SELECT {statements.SUMS_OF_CALL} FROM call
- WHERE request_id = ANY(%(ids)s::uuid[]) AND created_at BETWEEN %(first)s AND %(last)s FOR UPDATE"""  # our own words
+ WHERE request_id = ANY(%(ids)s::uuid[]) AND created_at BETWEEN %(first)s AND %(last)s FOR UPDATE"""
 _RERATE = f"""
 UPDATE call SET cost = n.k, unpriced = n.u, price_id = n.p, rerated = rerated + n.k - cost,
        credits = greatest(0, credits + n.c),
        exchange_rate = CASE WHEN price_id = n.p OR %(amends)s THEN exchange_rate END
   FROM unnest(%(ids)s::uuid[], %(costs)s::bigint[], %(unpriced)s::text[], %(prices)s::bigint[],
               %(credits)s::bigint[]) AS n (r, k, u, p, c)
- WHERE request_id = n.r AND created_at BETWEEN %(first)s AND %(last)s RETURNING {statements.SUMS_OF_CALL}"""  # our own words
+ WHERE request_id = n.r AND created_at BETWEEN %(first)s AND %(last)s RETURNING {statements.SUMS_OF_CALL}"""
 
 
 @dataclass(slots=True)
@@ -217,8 +217,11 @@ def amend(change: EntityWrite) -> Row:
     amounts = {name: given.get(name, before[name]) for name in AMOUNTS}
     left = amounts_in(amounts)
     if not left or left == amounts_in(before):
-        why = "differs from it" if left else "is left of it"
-        raise Conflict(f"No amount of price {before['id']} {why}: name the right ones.")
+        if left:
+            raise Conflict(
+                f"This amendment changes no amount of price {before['id']}: name at least one that differs."
+            )
+        raise Conflict(f"This amendment leaves price {before['id']} without any amount: leave at least one.")
     kept = {
         name: before[name] for name in ("provider", "model", "match", "currency", "effective_from", "source")
     }

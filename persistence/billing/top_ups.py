@@ -30,11 +30,9 @@ UPDATE credit_addition SET invoice_id = :invoice WHERE id = :addition AND invoic
 _WAITING = """
   FROM credit_addition AS a WHERE a.invoice_id = :invoice AND a.invoicing = 'prepaid'
    AND a.control_write_id IS NULL"""
-_RELEASED = text(
-    f"SELECT a.id, a.organization_id, a.credits_added {_WAITING} ORDER BY a.id FOR UPDATE"
-)  # our own words
+_RELEASED = text(f"SELECT a.id, a.organization_id, a.credits_added {_WAITING} ORDER BY a.id FOR UPDATE")
 _IN_FORCE = text("UPDATE credit_addition SET control_write_id = :write WHERE id = :addition")
-_WAITS = text(f"SELECT EXISTS (SELECT {_WAITING})")  # our own words
+_WAITS = text(f"SELECT EXISTS (SELECT {_WAITING})")
 
 
 class TopUp(NamedTuple):

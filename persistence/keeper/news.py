@@ -67,7 +67,7 @@ INSERT INTO webhook_delivery (webhook_id, event, payload, occasion)
 SELECT w.id, n.event, n.data, n.occasion FROM news AS n
   JOIN listening AS w ON (w.events = '[]'::jsonb OR w.events ? n.event)
    AND (w.organization_id IS NULL OR w.organization_id = (n.data->>'organization_id')::bigint)
-ON CONFLICT (webhook_id, occasion) DO NOTHING"""  # a number of ours
+ON CONFLICT (webhook_id, occasion) DO NOTHING"""
 
 
 class News(NamedTuple):
@@ -99,7 +99,7 @@ def wanted(events: Sequence[str], organization: str) -> str:
     names = ", ".join(f"'{event}'" for event in events)
     return f"""EXISTS (SELECT FROM webhook AS h WHERE h.enabled AND h.deleted_at IS NULL
        AND (h.organization_id IS NULL OR h.organization_id = {organization})
-       AND (h.events = '[]'::jsonb OR h.events ?| array[{names}]))"""  # our own words
+       AND (h.events = '[]'::jsonb OR h.events ?| array[{names}]))"""
 
 
 # News of budgets: reached thresholds, each second, and forecasts of their end, each minute.
@@ -121,7 +121,7 @@ _AHEAD: Final = TOTAL_AHEAD_MS * MILLISECOND
 _WANTED = wanted(EVENTS, "b.organization_id")
 _CALENDARS = text(f"""
 SELECT DISTINCT b."interval", b.time_zone, b.anchor_day FROM budget AS b
- WHERE b.deleted_at IS NULL AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # our own words
+ WHERE b.deleted_at IS NULL AND {_WANTED} LIMIT {CALENDARS_MAX}""")
 # All wanted budgets in their windows; the limit of a raised budget is the raised amount.
 _LIVE = f"""
 WITH calendar AS (
@@ -412,7 +412,7 @@ SELECT r.*, o.name AS organization, t.name AS tenant, k.name AS api_key,
   LEFT JOIN api_key AS k ON k.id = r.api_key_id
   LEFT JOIN same_hours AS h ON h.organization_id = r.organization_id AND h.currency = r.currency
    AND h.tenant_id = coalesce(r.tenant_id, -1) AND h.api_key_id = coalesce(r.api_key_id, -1)
-  LEFT JOIN days AS d ON d.organization_id = r.organization_id AND d.currency = r.currency""")  # ours
+  LEFT JOIN days AS d ON d.organization_id = r.organization_id AND d.currency = r.currency""")
 
 
 async def look_for_sudden_use(engine: AsyncEngine, now: datetime) -> None:

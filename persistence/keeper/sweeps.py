@@ -83,14 +83,14 @@ WITH here AS (
 SELECT partition, m.partition IS NOT NULL AS is_mine, d.keeper_id IS NULL OR d.keeper_id = :id AS is_due,
        (SELECT {_OTHERS} FROM other) AS others
   FROM mine AS m FULL JOIN due AS d USING (partition)
- WHERE m.partition IS NOT NULL OR d.keeper_id = :id""")  # our own words
+ WHERE m.partition IS NOT NULL OR d.keeper_id = :id""")
 # A renewal if nothing has changed since the last registration of all keepers.
 _RENEW = text(f"""
 UPDATE keeper SET until = clock_timestamp() + make_interval(secs => :held_s)
  WHERE id = :id AND NOT EXISTS (SELECT FROM keeper WHERE until <= clock_timestamp())
    AND (SELECT {_OTHERS} FROM keeper WHERE id <> :id) = :others
    AND ARRAY(SELECT partition FROM keeper_partition WHERE keeper_id = :id ORDER BY partition)
-       = cast(:own AS smallint[])""")  # our own words
+       = cast(:own AS smallint[])""")
 _LEAVE = text("""
 WITH gone AS (DELETE FROM keeper WHERE id = :id)
 DELETE FROM keeper_partition WHERE keeper_id = :id""")
@@ -402,7 +402,7 @@ SELECT request, sum(tokens)::bigint AS weighed, sum(credits)::bigint AS credits,
     SELECT request_id::text, 0, 0, 0, reason IS NOT DISTINCT FROM 'reclaimed', 0 FROM call
      WHERE request_id = ANY(cast(:ids AS uuid[])) AND NOT refused AND created_at >= {SINCE}
        AND (reason IS DISTINCT FROM 'reclaimed' OR tokens <> 0 OR cost > 0)
-  ) AS rows GROUP BY request""")  # our own words
+  ) AS rows GROUP BY request""")
 # The control write and its credit addition, both once.
 _REFUND = text("""
 WITH intent AS (

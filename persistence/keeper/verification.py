@@ -54,22 +54,20 @@ SELECT u.budget_id, k.start AS start_ms, u.value, u.used,
   FROM unnest(cast(:ids AS bigint[]), cast(:starts AS bigint[])) AS k (id, start)
   JOIN budget_use AS u ON u.budget_id = k.id AND u.start = to_timestamp(k.start / 1000.0)
   LEFT JOIN budget AS b ON b.id = u.budget_id AND {_FORGOTTEN}
- WHERE b.id IS NULL""")  # our own words
+ WHERE b.id IS NULL""")
 _FORGET_WINDOWS = text("""
 DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
     SELECT u.ctid FROM budget_use AS u JOIN budget AS b ON b.id = u.budget_id
      WHERE u.start > 'epoch' AND u.start < now() - make_interval(days => :days)
        AND u.moved_at < now() - make_interval(days => :days) LIMIT :n))""")
 # Windows without end are kept, except those of sessions, and of budgets that were deleted long ago.
-_FORGET_ENDLESS = (
-    text(f"""
+_FORGET_ENDLESS = text(f"""
 DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
     SELECT u.ctid FROM budget AS b
      CROSS JOIN LATERAL (SELECT ctid, moved_at FROM budget_use
                           WHERE budget_id = b.id AND start = 'epoch' OFFSET 0) AS u
      WHERE (b.each = 'session' OR b.deleted_at < now() - make_interval(days => :days))
        AND ({_FORGOTTEN} OR b.deleted_at < now() - make_interval(days => :days)) LIMIT :n))""")
-)  # our own words
 # Runs that Redis keeps.
 _RUNS = text("""
 SELECT r.*, coalesce(u.used, 0)::bigint AS calls FROM run AS r
@@ -169,7 +167,7 @@ SELECT request_id::text AS request FROM token_ledger
  UNION SELECT request_id::text FROM credit_transaction
         WHERE request_id = ANY(cast(:ids AS uuid[])) AND "timestamp" >= {SINCE}
  UNION SELECT request_id::text FROM feature_usage
-        WHERE request_id = ANY(cast(:ids AS uuid[])) AND "timestamp" >= {SINCE}""")  # our own words
+        WHERE request_id = ANY(cast(:ids AS uuid[])) AND "timestamp" >= {SINCE}""")
 _WORKERS = text("SELECT worker_slot FROM gateway_worker")
 _CAME = text(
     "INSERT INTO gateway_worker (worker_slot) SELECT unnest(cast(:worker_slots AS text[]))"
@@ -184,7 +182,7 @@ _CREDENTIALS = text(
 # Organizations and keys defined after a position. Other writes to an account are entries of its partition,
 # too: data that continues contains them, or they are stored nowhere, and are pushed again.
 _DEFINED = "FROM control_write WHERE verb = 'define' AND position > :position"
-_CHANGES = text(f"SELECT count(*) FROM (SELECT {_DEFINED} LIMIT :n) AS w")  # our own words
+_CHANGES = text(f"SELECT count(*) FROM (SELECT {_DEFINED} LIMIT :n) AS w")
 _CHANGED = text(f"""
 WITH w AS (SELECT DISTINCT split_part(account, ':', 1) AS kind, split_part(account, ':', 2)::bigint AS id
              {_DEFINED} AND account ~ '^(organization|tenant|key|user):[0-9]{{1,18}}(:|$)')
@@ -193,7 +191,7 @@ UNION ALL SELECT t.organization_id, NULL, NULL FROM w JOIN tenant AS t ON t.id =
            WHERE kind IN ('tenant', 'user')
 UNION ALL SELECT t.organization_id, k.id, k.digest
             FROM w JOIN api_key AS k ON k.id = w.id JOIN tenant AS t ON t.id = k.tenant_id
-           WHERE kind = 'key'""")  # our own words
+           WHERE kind = 'key'""")
 _LIMITED = "u.organization_id = ANY(:ids) AND u.deleted_at IS NULL AND u.limits <> '{}'"
 _VERSION = text("SELECT coalesce(max(position), 1) FROM control_write")
 # A concurrent transaction may have a lower position; none takes as long as this.
@@ -436,7 +434,7 @@ SELECT 'tenant:' || k.id AS account, c.movements + s.movements AS rows,
  CROSS JOIN LATERAL ({closed("tenant", "")}) AS c
  CROSS JOIN LATERAL ({sums("tenant", **_OPEN)}) AS s
  CROSS JOIN LATERAL (SELECT coalesce(s.since_seq, c.since_seq) AS unlimited,
-                            greatest(s.last_seq, nullif(c.last_seq, 0)) AS last) AS u""")  # our own words
+                            greatest(s.last_seq, nullif(c.last_seq, 0)) AS last) AS u""")
 _CREDITS = text("""
 SELECT 'credits:' || k.id AS account, o.credit_last_seq AS last_seq, o.credit_balance AS head,
        found.seq IS NOT NULL AS found, found.balance_after + coalesce(d.difference, 0) AS at_seq,
@@ -465,7 +463,7 @@ SELECT 'credits:' || k.id AS account, c.movements + s.movements AS rows, false A
   FROM unnest(cast(:ids AS bigint[])) AS k (id)
   JOIN organization AS o ON o.id = k.id
  CROSS JOIN LATERAL ({closed("credits", "")}) AS c
- CROSS JOIN LATERAL ({sums("credits", **_OPEN)}) AS s""")  # our own words
+ CROSS JOIN LATERAL ({sums("credits", **_OPEN)}) AS s""")
 _SPENDS = text("""
 SELECT 'spend:' || k.id AS account, o.spend_last_seq AS last_seq, o.spent AS head,
        found.seq IS NOT NULL AS found, found.spent_after + coalesce(d.difference, 0) AS at_seq,
@@ -487,7 +485,7 @@ SELECT 'spend:' || k.id AS account, c.movements + s.movements AS rows, false AS 
   JOIN organization AS o ON o.id = k.id
  CROSS JOIN LATERAL ({closed("spend", "o.spend_month")}) AS c
  CROSS JOIN LATERAL ({sums("spend", **_OPEN)}) AS s
- CROSS JOIN LATERAL (SELECT least(c.since_seq, s.since_seq) AS since_seq) AS b""")  # our own words
+ CROSS JOIN LATERAL (SELECT least(c.since_seq, s.since_seq) AS since_seq) AS b""")
 _LISTED = text("SELECT account, count(*) AS n FROM listed_gap GROUP BY account")
 _STOPPED = text("SELECT account, reason FROM quarantine WHERE released_at IS NULL")
 _UNRESOLVED = text("""

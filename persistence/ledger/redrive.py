@@ -276,7 +276,7 @@ class _CopyCursor:
 _CALLED = f"""
 SELECT 1 FROM call WHERE request_id = %(request)s AND created_at >= {SINCE_BEGAN} AND NOT refused
    AND (reason IS DISTINCT FROM 'reclaimed' OR tokens <> 0 OR cost > 0)
-UNION ALL SELECT 1 FROM control_write WHERE id = %(request)s"""  # our own words
+UNION ALL SELECT 1 FROM control_write WHERE id = %(request)s"""
 
 SEQS = {"tenant": "token_seq", "credits": "credit_seq", "spend": "spend_seq"}
 

@@ -186,7 +186,7 @@ SELECT {_NAMED} FROM named JOIN usage_name USING ({_NAMED}) UNION ALL SELECT {_N
 ), hours AS MATERIALIZED (
 SELECT {", ".join(f"{_SHOWN[each]} AS {each}" if each in _SHOWN else each for each in DIMENSIONS)},
        {", ".join(SUMS)} FROM given)
-{ADD_HOURS}"""  # our own words
+{ADD_HOURS}"""
 
 
 # Use of budgets by entries, summed by window.
@@ -336,7 +336,7 @@ SELECT t, d, s, p, CASE WHEN b AND NOT EXISTS (
             AS n (t, d, s, p, w, l, b, o, q)) AS n
  GROUP BY t, d, s, p, 5, l, b, o ORDER BY t, d, s, p, 5, l, b
 ON CONFLICT (tenant_id, day, service_id, unit_price, supplied_on, told_on, is_back)
-DO UPDATE SET quantity = {added("quantity")}"""  # our own words
+DO UPDATE SET quantity = {added("quantity")}"""
 
 
 def supplied_day(event: OutboxEntry) -> int:

@@ -71,7 +71,7 @@ SELECT account, extract(epoch FROM max(released_at)) * 1000, max(released_reason
    AND released_at > now() - interval '7 days' GROUP BY account"""
 FILE_DRIFT = f"""
 INSERT INTO known_drift AS u (account, seq, difference) VALUES (%s, %s, %s)
-ON CONFLICT (account, seq) DO UPDATE SET difference = {added("difference")}"""  # our own words
+ON CONFLICT (account, seq) DO UPDATE SET difference = {added("difference")}"""
 STOPPED = "SELECT account FROM quarantine WHERE released_at IS NULL AND partition = ANY(%s)"
 
 # A redelivered entry is looked up by account and seq: its content must equal the stored row.
@@ -123,7 +123,7 @@ SELECT 'credits:' || organization_id, seq FROM credit_transaction
 UNION ALL
 SELECT 'spend:' || organization_id, seq FROM feature_usage
  WHERE request_id = %(request)s AND "timestamp" >= {SINCE_BEGAN}
-   AND NOT coalesce(metadata ? 'corrects', false)"""  # our own words
+   AND NOT coalesce(metadata ? 'corrects', false)"""
 
 MOVE_QUOTAS = """
 INSERT INTO tenant_quota AS q (tenant_id, tokens_used, tokens_remaining, tokens_granted, is_blocked,
@@ -190,14 +190,14 @@ SELECT t, date '1970-01-01' + d, s, o, r, k, c, a
               %s::bigint[], %s::bigint[]) AS n (t, d, s, o, r, k, c, a)
 ON CONFLICT (tenant_id, day, service_id) DO UPDATE SET
     requests = {added("requests")}, tokens = {added("tokens")}, credits = {added("credits")},
-    usage_amount = {added("usage_amount")}"""  # our own words
+    usage_amount = {added("usage_amount")}"""
 ROLL_UP_TIERS = f"""
 INSERT INTO usage_tier AS u (tenant_id, day, service_id, unit_price, organization_id, first_unit, quantity)
 SELECT t, date '1970-01-01' + d, s, p, o, f, q
   FROM unnest(%s::bigint[], %s::integer[], %s::bigint[], %s::numeric[], %s::bigint[], %s::bigint[],
               %s::bigint[]) AS n (t, d, s, p, o, f, q)
 ON CONFLICT (tenant_id, day, service_id, unit_price) DO UPDATE SET
-    first_unit = least(u.first_unit, excluded.first_unit), quantity = {added("quantity")}"""  # our own words
+    first_unit = least(u.first_unit, excluded.first_unit), quantity = {added("quantity")}"""
 # An unknown budget is skipped. The first call that names the owner of an account sets its name.
 _MOVE_BUDGETS = """
 INSERT INTO budget_use AS u (budget_id, start, value, name, used{reset})
@@ -218,7 +218,7 @@ ON CONFLICT (budget_id, start, value) DO UPDATE SET
 # Tokens and requests count as far as the counters do, money without end. The unit is asked for beyond that
 # alone.
 _USED = f"""CASE WHEN u.used + excluded.used <= {INTEGER_MAX} OR (SELECT unit FROM {{}}) = 'money'
-    THEN u.used + excluded.used ELSE {INTEGER_MAX} END"""  # our own number
+    THEN u.used + excluded.used ELSE {INTEGER_MAX} END"""
 _MOVED = {"others": OTHERS, "used": _USED.format("budget AS b WHERE b.id = u.budget_id")}
 MOVE_BUDGETS = _MOVE_BUDGETS.format(reset="", taken="", more="", **_MOVED)
 # A reset subtracts its amount from the use, and is summed separately.
@@ -244,7 +244,7 @@ SELECT n.budget_id, to_timestamp(n.start / 1000.0), n.value,
   JOIN run AS r ON r.id = n.budget_id - n.budget_id %% 2 AND r.organization_id = n.organization_id
  ORDER BY 1, 2, 3
 ON CONFLICT (budget_id, start, value) DO UPDATE SET
-    used = {_USED.format("run AS r WHERE r.id = u.budget_id - 1")}, moved_at = now()"""  # our own words
+    used = {_USED.format("run AS r WHERE r.id = u.budget_id - 1")}, moved_at = now()"""
 ACTIVATE = """
 INSERT INTO service_activation (organization_id, service_id, request_id, activated_at)
 SELECT o, s, r::uuid, to_timestamp(at_ms / 1000.0)
@@ -309,7 +309,7 @@ SELECT request_id::text FROM call
 _CALL = f"request_id = %(request_id)s AND created_at >= {SINCE_BEGAN}"
 KNOWN_CALLS = f"""
 SELECT request_id::text FROM call
- WHERE request_id = ANY(%(ids)s::uuid[]) AND created_at >= {SINCE_BEGAN}"""  # our own words
+ WHERE request_id = ANY(%(ids)s::uuid[]) AND created_at >= {SINCE_BEGAN}"""
 # A call in the form of the roll-ups: `DIMENSIONS`, then `SUMS`; and for reports its request id and time.
 SUMS_OF_CALL = f"""
        organization_id, (extract(epoch FROM date_trunc('hour', created_at, 'UTC')) * 1000)::bigint, tenant_id,
@@ -320,7 +320,7 @@ SUMS_OF_CALL = f"""
        (unpriced IS NOT NULL OR (cost IS NULL AND tokens > 0))::integer, cache_write_1h,
        request_id::text, (extract(epoch FROM created_at) * 1000)::bigint"""
 # Its row is locked.
-CALL_SUMS = f"SELECT {SUMS_OF_CALL} FROM call WHERE {_CALL} FOR UPDATE"  # our own words
+CALL_SUMS = f"SELECT {SUMS_OF_CALL} FROM call WHERE {_CALL} FOR UPDATE"
 # The real use of a call, once known: credits and charged units are differences.
 CORRECT_CALL = f"""
 UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
@@ -333,15 +333,15 @@ UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
        upstream_request_id = %(upstream_request_id)s, unpriced = %(unpriced)s,
        response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s,
        exchange_rate = %(exchange_rate)s
- WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""  # our own words
+ WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""
 REFUND_CALL = f"""
 UPDATE call SET credits = credits - %(amount)s
- WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""  # our own words
+ WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""
 
 AMEND_CALL = f"""
 UPDATE call SET tokens = tokens - %(tokens)s, amended = amended + %(tokens)s, credits = credits - %(credits)s,
        units = units - %(units)s
- WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""  # our own words
+ WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""
 
 
 def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
@@ -359,6 +359,4 @@ SELECT DISTINCT objid::integer FROM pg_locks
  WHERE locktype = 'advisory' AND classid = 7800 AND objsubid = 2 AND granted AND objid::integer = ANY(%s)
    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 # Locks all partitions in order: all running flushes have ended then, and none begins.
-HOLD_FLUSHES = (
-    f"SELECT pg_advisory_xact_lock(7800, p) FROM generate_series(0, {PARTITIONS - 1}) AS p"  # our own words
-)
+HOLD_FLUSHES = f"SELECT pg_advisory_xact_lock(7800, p) FROM generate_series(0, {PARTITIONS - 1}) AS p"

@@ -231,11 +231,11 @@ _IS_BLOCKED = """coalesce((
      ORDER BY w.position DESC LIMIT 1), q.manual_block, false)"""
 _BLOCKED = text(f"""
 SELECT t.id FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id
- WHERE t.id = :id AND {_IS_BLOCKED}""")  # ours
+ WHERE t.id = :id AND {_IS_BLOCKED}""")
 _SHUT_OUT = text(f"""
 SELECT t.organization_id FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id
  WHERE t.organization_id = :id AND t.deleted_at IS NULL
- GROUP BY t.organization_id HAVING bool_and({_IS_BLOCKED})""")  # ours
+ GROUP BY t.organization_id HAVING bool_and({_IS_BLOCKED})""")
 
 
 def create(change: EntityWrite) -> Row:

@@ -237,12 +237,11 @@ SELECT u.day, u.service_id, least(sum(u.tokens), {SUM_MAX})::bigint AS tokens,
   FROM usage_daily AS u LEFT JOIN usage_tier AS m ON m.tenant_id = u.tenant_id AND m.day = u.day
    AND m.service_id = u.service_id AND m.unit_price = 0.000000001
  WHERE u.organization_id = :owner AND u.day >= :since
- GROUP BY u.day, u.service_id ORDER BY u.day, u.service_id LIMIT :rows""")  # our own words
+ GROUP BY u.day, u.service_id ORDER BY u.day, u.service_id LIMIT :rows""")
 _TENANTS = text("""
 SELECT count(*) FROM (SELECT FROM tenant WHERE organization_id = :owner LIMIT :most) AS t""")
 # The tenants with the most tokens of a day, each row with the sums of all tenants, in one pass.
-_BUSIEST = (
-    text(f"""
+_BUSIEST = text(f"""
 SELECT u.tenant_id, t.name, u.requests, u.tokens, u.all_requests, u.all_tokens, u.all_credits, u.tenants
   FROM (SELECT tenant_id, requests, tokens, sum(requests) OVER () AS all_requests,
                sum(tokens) OVER () AS all_tokens, sum(credits) OVER () AS all_credits,
@@ -256,7 +255,6 @@ SELECT u.tenant_id, t.name, u.requests, u.tokens, u.all_requests, u.all_tokens, 
                  GROUP BY tenant_id) AS used
          ORDER BY tokens DESC, requests DESC, tenant_id LIMIT :rows) AS u
   JOIN tenant AS t ON t.id = u.tenant_id ORDER BY u.tokens DESC, u.requests DESC, u.tenant_id""")
-)  # our own words
 
 # Columns with the names of rows, and the number of newest rows that are searched for a name.
 FOUND_BY = ("external_id", "url", "number", "name")

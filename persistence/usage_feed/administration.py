@@ -108,7 +108,7 @@ def _kept(change: EntityWrite) -> None:
 def _count(state: str) -> ColumnElement[Any]:
     """Return an SQL expression for the number of a feed's events in a state, up to `COUNTED_MAX`."""
     return literal_column(
-        "(SELECT count(*) FROM (SELECT FROM usage_outbox AS o WHERE o.feed_id = usage_feed.id"  # our own words
+        "(SELECT count(*) FROM (SELECT FROM usage_outbox AS o WHERE o.feed_id = usage_feed.id"
         f" AND o.state = '{state}' LIMIT {COUNTED_MAX}) AS counted)"
     ).label(state)
 

@@ -98,7 +98,7 @@ SELECT {
 }, max(last) + row_number() OVER (PARTITION BY feed_id), true
   FROM given WHERE waiting >= waiting_max GROUP BY {_GROUPS} ORDER BY {_GROUPS})
 ON CONFLICT ({", ".join(_FOLD)}) WHERE folding DO UPDATE SET
-       {", ".join(f"{each} = {added(each)}" for each in AMOUNTS)}"""  # our own words
+       {", ".join(f"{each} = {added(each)}" for each in AMOUNTS)}"""
 
 
 def hold_flushes(connection: Connection) -> None:

@@ -40,7 +40,7 @@ UPDATE usage_feed SET service = :service, waiting_max = :waiting_max WHERE ended
 _ENDED = text("SELECT EXISTS (SELECT FROM usage_feed WHERE service = :service)")
 _BEGIN = text(f"""
 INSERT INTO usage_feed (service, waiting_max, begun_at) VALUES (:service, :waiting_max, {BORDER})
-ON CONFLICT ((true)) WHERE ended_at IS NULL DO NOTHING""")  # our own words
+ON CONFLICT ((true)) WHERE ended_at IS NULL DO NOTHING""")
 _LEASE = text("""
 UPDATE usage_feed SET leased_by = :me, leased_until = now() + make_interval(secs => :lease)
  WHERE id = (

@@ -225,6 +225,6 @@ def test_note_by_hand_stays_a_draft_when_a_note_of_an_amended_price_leaves_less(
     wait_until(lambda: [note["total_amount"] for note in notes(stage, owner)] == ["-300.00", "-292.50"])
     status, refused = stage.admin("POST", f"/invoices/{draft['id']}/finalize")
     assert (status, refused["detail"]) == (
-        409, "Another credit note has given back some of this; delete the draft."
+        409, "Another credit note has given back some of these lines since: delete this draft and draft a new one."
     )  # fmt: skip
     assert agrees(stage)

@@ -563,7 +563,7 @@ def _is_paced(part: Mapping[str, object], places: MediaPlaces) -> bool:
 
 
 def _rank(kind: str) -> int:
-    """Return which of several media types of one part costs most: that of a video, else that of sound."""
+    """Return the rank of a media type by its cost: 1 of video, 0 of sound, else -1."""
     top = kind.partition("/")[0]
     return _SOUND.index(top) if top in _SOUND else -1
 

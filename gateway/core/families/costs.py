@@ -70,7 +70,7 @@ def costs_of(section: str) -> dict[str, str]:
 
 
 def names_of(what: str, *costs: str) -> frozenset[str]:
-    """Return the names in the `parts` or `fields` of any API that have one of these costs."""
+    """Return the names in the sections of the kind `what`, of any API, that have one of these costs."""
     sections = [section for section in _SECTIONS if what in section.split()]
     return frozenset(
         name for section in sections for name, cost in costs_of(section).items() if cost in costs

@@ -496,7 +496,8 @@ class LiveSocket(WebSocket):
         try:
             if len(named_objects(models, routed, caller, call)) > len(owned):
                 raise InvalidRequest(
-                    "A model that was trained is named where the connection opens.", param="model"
+                    "A trained model cannot be named in a message: name it in the address that opens the connection.",
+                    param="model",
                 )
             judge(charge.worker, charge.head.attribution, charge.caller, call, charge.user)
             prices = prices_of(charge.worker.ports, charge.caller, charge.service, call, charge.budgets)

@@ -532,7 +532,10 @@ def check_fields(head: RequestHead, route: Route) -> None:
     for kind, _ in head.fields:
         if is_refused(kind.plain):
             name = kind.lower.decode()
-            raise InvalidRequest(f"{name} is not accepted: what it costs cannot be metered.", param=name)
+            raise InvalidRequest(
+                f"The header field {name} is not accepted, as its cost cannot be metered: leave it out.",
+                param=name,
+            )
 
 
 def is_long_form(route: Route | None, form: bytes) -> bool:

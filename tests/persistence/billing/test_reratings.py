@@ -146,9 +146,9 @@ async def test_price_amendment_keeps_amounts_left_out_and_removes_null_amounts(a
     wrong = await price(april, input="100", output="5", request="0.5")
     made = await amend(april, wrong, input="1", request=None)
     assert (made["input"], made["output"], made["request"]) == (1, 5, None)
-    with pytest.raises(Conflict, match="differs from it"):
+    with pytest.raises(Conflict, match="changes no amount"):
         await amend(april, made["id"], input="1.0")
-    with pytest.raises(Conflict, match="is left of it"):
+    with pytest.raises(Conflict, match="without any amount"):
         await amend(april, made["id"], input=None, output=None)
 
 
@@ -437,7 +437,7 @@ async def test_rerating_leaves_out_a_call_amended_by_hand_and_its_row_states_the
     reason = f"price {made['id']} of dated amends price {wrong}"
     rows = "SELECT cost_before, cost_after, charged, reason FROM rerating ORDER BY request_id = %s DESC"
     assert rows_of(april.url, rows, [by_hand]) == [
-        (100 * NANO, 100 * NANO, 0, f"{reason}: left out, it was amended"),
+        (100 * NANO, 100 * NANO, 0, f"{reason}: left out, its charge was amended by hand"),
         (100 * NANO, NANO, -99 * NANO * MARKUP, reason),
     ]
     logged: Any = rows_of(april.url, "SELECT after FROM audit_log WHERE action = 'rated'")

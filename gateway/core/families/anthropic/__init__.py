@@ -183,12 +183,12 @@ print(answer.content[0].text)
         '{"model": "{model}", "max_tokens": 256, "messages": [{"role": "user", "content": "Hello"}]}',
     ),
     budget_fields=_budget_fields,
-    # Of 28 x 28 pixels each: 4,784 since Opus 4.7, 1,568 before (Anthropic's page on vision, 2026-11-30).
     # Anthropic's page on pricing, 2026-11-30: with the tool choice `auto` or `any`, whichever has more.
     tool_prompts={
         "claude": 804, "claude-3": 589, "claude-haiku-4": 589, "claude-sonnet-4": 589, "claude-opus-4-5": 589,
         "claude-opus-4-6": 589,
     },
+    # Of 28 x 28 pixels each: 4,784 since Opus 4.7, 1,568 before (Anthropic's page on vision, 2026-11-30).
     pictures={
         "claude": 4_784, "claude-opus-4-0": 1_600, "claude-opus-4-1": 1_600, "claude-opus-4-2": 1_600,
         "claude-opus-4-5": 1_600, "claude-opus-4-6": 1_600, "claude-2": 1_600, "claude-3": 1_600,

@@ -44,7 +44,7 @@ def read_fallbacks(value: object, param: str, most: int = INTEGER_MAX) -> tuple[
         for name in entry.keys() - _ENTRY:
             right = ", ".join(sorted(_ENTRY))
             raise InvalidRequest(
-                f"{param}.{name} is not accepted in an entry: {right}.", param=f"{param}.{name}"
+                f"{param}.{name} is not accepted: an entry may have {right} alone.", param=f"{param}.{name}"
             )
         speed = entry.get("speed")
         if speed not in (None, "standard", FAST):

@@ -262,7 +262,10 @@ def _stated(setup: Document) -> int | None:
     places = [object_in(setup, name) for name in _CONFIGS if setup.get(name)]
     stated = [place for place in places for name in _MAXIMA if place.get(name) is not None]
     if len(places) > 1 or len(stated) > 1:
-        raise InvalidRequest("setup.generationConfig is stated twice.", param="setup.generationConfig")
+        raise InvalidRequest(
+            "setup.generationConfig, or its maxOutputTokens, is stated in two spellings: state it once.",
+            param="setup.generationConfig",
+        )
     if not stated:
         return None
     name = next(name for name in _MAXIMA if stated[0].get(name) is not None)
@@ -307,7 +310,7 @@ def _tokens_of_media(media: Media, name: str) -> int:
     if media.documents or media.far or len(known) < len(heard):
         raise InvalidRequest(
             f"{name} has a document, a video or compressed sound: a live session takes text, pictures and"
-            " sound of audio/pcm.", param=name,
+            " sound as audio/pcm or audio/l16.", param=name,
         )  # fmt: skip
     return media.tokens + sum(known)
 
