@@ -570,9 +570,8 @@ def check_parts(
     shape = SHAPES.get(call.meter) if call.models_beside else None
     if shape is not None and shape.live is not None:  # the others write transcripts
         makers = [price.vector for price in named[: len(call.targets) or 1] if price.vector is not None]
-    part, right = None if tools else unpriced_part(call, vectors, makers), ""
-    if part is None and call.attempts:
-        part = None if tools else _unpriced_attempt(call, named)
+    part: tuple[str, str] | None
+    right = ""
     later = STORED_UNITS.get(tools[0]) if tools and call.measured else None
     if later is not None:
         part = later, "ttl" if CACHE_HOUR in tools else ""
@@ -581,6 +580,10 @@ def check_parts(
         place, name = ("tools", "") if call.measured else find_tool(call, tools[0])
         part = f"the tool {tools[0]}", place
         right = f" Leave it out, or add tools.{name} to that price." if name else ""
+    else:
+        part = unpriced_part(call, vectors, makers)
+        if part is None and call.attempts:
+            part = _unpriced_attempt(call, named)
     if part is not None:
         of = " or ".join([one.model for one in named]) or ("" if later else "any model")
         what = f"{part[0]} of {of}" if of else part[0]

@@ -216,12 +216,12 @@ def amend(change: EntityWrite) -> Row:
     given = {name: value for name, value in values.items() if name in AMOUNTS}
     amounts = {name: given.get(name, before[name]) for name in AMOUNTS}
     left = amounts_in(amounts)
-    if not left or left == amounts_in(before):
-        if left:
-            raise Conflict(
-                f"This amendment changes no amount of price {before['id']}: name at least one that differs."
-            )
+    if not left:
         raise Conflict(f"This amendment leaves price {before['id']} without any amount: leave at least one.")
+    if left == amounts_in(before):
+        raise Conflict(
+            f"This amendment changes no amount of price {before['id']}: name at least one that differs."
+        )
     kept = {
         name: before[name] for name in ("provider", "model", "match", "currency", "effective_from", "source")
     }
@@ -259,16 +259,9 @@ def _begin(change: EntityWrite, row: Row) -> None:
     if _effective(row) >= change.now and row["amends_id"] is None:
         return
     rates, actor = _Rates(change.connection, row), change.command.actor.scope
-    # Of many prices of one time and currency the journal is asked once whether it has calls.
-    without_calls = ("calls", (rates.since, row["currency"]))
-    known = set() if change.batch is None else change.batch.held
-    if without_calls not in known and not rates.any_calls():
-        known.add(without_calls)
-    place: _CallPosition | None = _CallPosition(0)
-    if without_calls in known or not rates.prices:
-        place = None
-    if place is not None:
-        place = _rate(change, rates, place, actor)
+    place = None
+    if rates.prices and _has_calls(change, rates):
+        place = _rate(change, rates, _CallPosition(0), actor)
     if place is None and not rates.amends:
         return
     after = place or _CallPosition(_newest(change))
@@ -276,6 +269,15 @@ def _begin(change: EntityWrite, row: Row) -> None:
     change.connection.execute(insert(rerating_left).values(**left, **after._asdict()))
     if place is None:
         _tell(change, row, actor)
+
+
+def _has_calls(change: EntityWrite, rates: _Rates) -> bool:
+    """Return whether the journal has calls since a price's start; of many prices of one batch it is asked once."""
+    without_calls = ("calls", (rates.since, rates.row["currency"]))
+    known = set() if change.batch is None else change.batch.held
+    if without_calls not in known and not rates.any_calls():
+        known.add(without_calls)
+    return without_calls not in known
 
 
 def rate(change: EntityWrite) -> None:

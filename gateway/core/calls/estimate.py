@@ -13,7 +13,7 @@ import re
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from gateway.core.calls.alphabets import rare_tokens
 from gateway.core.calls.call import BLOB_TOKENS, BYTES_PER_TOKEN, NOT_ASCII, CallRequest, dense_bytes
@@ -572,7 +572,8 @@ def _media_beyond(call: CallRequest) -> int:
     A named image counts as one, and a named file that may be long as all that the model reads.
     """
     costs = [_media_costs(call.family, model) for model in _answering(call)]
-    picture, text, most, second = [max([cost[kind] for cost in costs]) for kind in range(4)]
+    picture, text = max([cost.picture for cost in costs]), max([cost.page_text for cost in costs])
+    most, second = max([cost.context for cost in costs]), max([cost.second for cost in costs])
     patches = (
         [_by_name(model, _PATCHES, _NO_PATCH) for model in _answering(call)] if call.picture_sizes else []
     )
@@ -596,7 +597,7 @@ def _added_for_tools(call: CallRequest) -> int:
     costs, tokens = tool_costs(family.name), tool_tokens(family.name)
     dearest = max(tokens.values(), default=0)
     own = [tokens.get(kind, dearest) for tool in call.tools for kind, _ in kinds_of(tool, costs)]
-    return max([_media_costs(family.name, model)[4] for model in _answering(call)]) + sum(own)
+    return max([_media_costs(family.name, model).tool_prompt for model in _answering(call)]) + sum(own)
 
 
 def _smaller(call: CallRequest, picture: int, patches: list[tuple[int, int]]) -> int:
@@ -610,16 +611,23 @@ def _smaller(call: CallRequest, picture: int, patches: list[tuple[int, int]]) ->
     return sum([max(0, picture - max(cost, BLOB_TOKENS)) for cost in costs])
 
 
-def _media_costs(family: Family, model: str) -> tuple[int, int, int, int, int]:
-    """Return the most tokens of one image, of the text on a page, that a model of an API reads, and of a second.
+class _ModelCosts(NamedTuple):
+    """The most tokens of parts of a prompt, as one model of an API counts them."""
 
-    The last are those of the prompt that is added for tools. Results are cached.
-    """
+    picture: int
+    page_text: int
+    context: int  # that the model reads at all
+    second: int
+    tool_prompt: int  # added where a call has tools
+
+
+def _media_costs(family: Family, model: str) -> _ModelCosts:
+    """Return what a model of an API counts at most; results are cached."""
     costs = _costs.get((family, model))
     if costs is None:
         if len(_costs) >= MODELS_REMEMBERED_MAX:
             _costs.clear()
-        costs = _costs[family, model] = (
+        costs = _costs[family, model] = _ModelCosts(
             _by_name(model, _PICTURES, _PICTURES_UNKNOWN[family]),
             _by_name(model, _PAGE_TEXT, PAGE_TEXT_TOKENS),
             _by_name(model, _CONTEXTS, CONTEXT_MAX),
@@ -629,7 +637,7 @@ def _media_costs(family: Family, model: str) -> tuple[int, int, int, int, int]:
     return costs
 
 
-_costs: Final[dict[tuple[Family, str], tuple[int, int, int, int, int]]] = {}
+_costs: Final[dict[tuple[Family, str], _ModelCosts]] = {}
 # A version goes on with one or two more digits, not with those of a date.
 _GOES_ON: Final = r"(?<=\d)\d{1,2}(?!\d)"
 

@@ -287,6 +287,11 @@ def elements(document: Document, name: str, path: str = "") -> list[Document]:
     return value
 
 
+def is_untyped_function(tool: Document) -> bool:
+    """Return whether a tool without a type is a function of the caller's."""
+    return tool.get("type") is None and "input_schema" in tool
+
+
 def id_in(value: object, param: str) -> object:
     """Return a value that names a stored object, if it is a text; `InvalidRequest` for a list or an object.
 

@@ -32,6 +32,7 @@ from gateway.core.families.controlled import (
     Document,
     ListReaders,
     PathParams,
+    is_untyped_function,
     maximum,
     model_name,
 )
@@ -135,8 +136,7 @@ def only_own_tools(document: Document) -> bool:
     return tools is None or (
         isinstance(tools, list)
         and all(
-            isinstance(one, dict)
-            and (one.get("type") in _OF_CLIENT or (one.get("type") is None and "input_schema" in one))
+            isinstance(one, dict) and (one.get("type") in _OF_CLIENT or is_untyped_function(one))
             for one in tools
         )
     )

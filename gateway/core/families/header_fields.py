@@ -21,6 +21,7 @@ HOP_BY_HOP = frozenset(
     b"transfer-encoding upgrade http2-settings".split()
 )
 OURS_PREFIX = b"x-tollkeeper-"
+ENDED_PREFIXES: Final = (OURS_PREFIX, b"x-forwarded-")  # of fields that end at the gateway
 # Fields by which clients name the session of a call; they are forwarded.
 _ANY_CALL = tuple(api.names_session for api in ALL if api.names_session)
 # Belongs to no API: opencode sends it to every API with models. Other clients may use it for a secret.
@@ -143,7 +144,7 @@ def is_usual(lower: bytes) -> bool:
 
 def is_ended(lower: bytes) -> bool:
     """Return whether a header field with this lower-case name ends at the gateway, on every route."""
-    return lower in READ or lower in ENDED or lower.startswith((OURS_PREFIX, b"x-forwarded-"))
+    return lower in READ or lower in ENDED or lower.startswith(ENDED_PREFIXES)
 
 
 def may_pass(name: str) -> bool:

@@ -21,7 +21,6 @@ def names(written: str) -> frozenset[str]:
     return frozenset(written.split())
 
 
-_ENDS: Final = ID_ENDS
 _CAMEL_ENDS: Final = ("Id", "Ids", "ID", "IDs", "Uuid", "Uuids", "UUID", "UUIDs")
 _CAMEL: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 # Ids that callers choose, in any API.
@@ -95,7 +94,7 @@ class IdFields:
             return refers
         if folded in self.others or (folded == "skill_id" and self.vendors(holder, inside)):
             return True
-        if folded not in self.named or (isinstance(inside, dict) and not folded.endswith(_ENDS)):
+        if folded not in self.named or (isinstance(inside, dict) and not folded.endswith(ID_ENDS)):
             return False
         if folded.endswith("ids"):
             found.named += ids_in(inside, name)
@@ -123,7 +122,7 @@ def add_known(  # noqa: PLR0917  # a member, and where it stands
     if folded == "id" and found.known and _is_whole(holder, place):
         found.brought.append(id_in(inside, name))
     elif not objects.add(name, inside, holder, place, found) and (
-        folded == "id" or (folded.endswith(_ENDS) and folded.replace("-", "_") not in _OF_CALLERS)
+        folded == "id" or (folded.endswith(ID_ENDS) and folded.replace("-", "_") not in _OF_CALLERS)
     ):
         found.unknown += [id_ for text in _texts(inside) for id_ in objects.readings(text.strip())]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from gateway.core.families.controlled import FREE, OWN_NAMES, Document, elements
+from gateway.core.families.controlled import FREE, OWN_NAMES, Document, elements, is_untyped_function
 from gateway.core.families.costs import (
     ENVIRONMENT,
     GROUP,
@@ -66,8 +66,8 @@ def kinds_of(tool: Document, costs: Mapping[str, str]) -> list[tuple[str, str]]:
         if isinstance(place, dict):
             cost = costs.get(f"{kind}:{place.get('type')}", cost)
         return [(kind, cost)]
-    if kind is None and "input_schema" in tool:
-        return []  # a function of the caller's
+    if is_untyped_function(tool):
+        return []
     return [(name, costs.get(name, UNKNOWN)) for name in tool]
 
 

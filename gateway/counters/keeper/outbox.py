@@ -422,20 +422,6 @@ class Outbox:
         return None
 
 
-async def depth(client: Client) -> tuple[int, int]:
-    """Return the number of entries in all outboxes, and the oldest one's time in ms (0: none)."""
-    names = [keys.outbox(partition) for partition in client.partitions]
-    firsts = await entries_of(client, dict.fromkeys(names, b""), 1)
-    waiting = [
-        (name, read[0][0])
-        for name, read in zip(names, firsts, strict=True)
-        if isinstance(read, list) and read
-    ]
-    lengths = await client.ask_each((b"XLEN", name.encode()) for name, _ in waiting)
-    times = [stream_place(first)[0] for _, first in waiting]
-    return sum(length for length in lengths if isinstance(length, int)), min(times, default=0)
-
-
 # Finds and deletes the entries that older data added to an outbox, which do not follow from PostgreSQL's
 # rows.
 

@@ -12,6 +12,7 @@ from typing import Annotated, cast
 import msgspec
 
 from gateway.core.accounts.budgets import LiveWindow
+from gateway.core.accounts.outbox import stream_place
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.accounts.refusals import Counts, bounded
 from gateway.core.integrity.reconciliation import Owner
@@ -20,7 +21,7 @@ from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS
 from gateway.core.processes import Program, ProgramReport
 from gateway.core.wait import Wait, in_task
-from gateway.counters.keeper.client import Client, are_any_there, is_readable
+from gateway.counters.keeper.client import Client, are_any_there, entries_of, is_readable
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.packing import live_windows
 from gateway.counters.redis import keys
@@ -113,6 +114,19 @@ class AccountHeads(Client):
             run_id = self.run_id_of(partition)
             if not run_id or packing.read_marker(await self.marker(partition))[0] != run_id:
                 raise CountersUnavailable
+
+    async def depth(self) -> tuple[int, int]:
+        """Return the number of entries in all outboxes, and the oldest one's time in ms (0: none)."""
+        names = [keys.outbox(partition) for partition in self.partitions]
+        firsts = await entries_of(self, dict.fromkeys(names, b""), 1)
+        waiting = [
+            (name, read[0][0])
+            for name, read in zip(names, firsts, strict=True)
+            if isinstance(read, list) and read
+        ]
+        lengths = await self.ask_each((b"XLEN", name.encode()) for name, _ in waiting)
+        times = [stream_place(first)[0] for _, first in waiting]
+        return sum(length for length in lengths if isinstance(length, int)), min(times, default=0)
 
     async def holds(self) -> int:
         """Return the number of holds of calls in flight, over all partitions."""

@@ -23,7 +23,6 @@ from gateway.counters.keeper.client import (
     with_late,
 )
 from gateway.counters.keeper.control import BudgetAccounts, BulkLoader
-from gateway.counters.keeper.outbox import depth
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
@@ -63,10 +62,6 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
                 found.closed[partition] = epoch
         self.newer = frozenset(found.others)
         return found
-
-    async def depth(self) -> tuple[int, int]:
-        """Return the number of entries in all outboxes, and the oldest one's time in ms (0: none)."""
-        return await depth(self)
 
     async def close_again(self, run_id: bytes, partitions: Collection[int]) -> None:
         """Replace markers with this run id by invalid ones, so that these partitions are not served or read.

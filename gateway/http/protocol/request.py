@@ -23,6 +23,7 @@ from gateway.core.families.header_fields import (
     BAGGAGE_FIELD,
     CONTROLLED,
     CREDENTIAL_FIELDS,
+    ENDED_PREFIXES,
     OURS_PREFIX,
     READ,
     READ_AND_PASSED,
@@ -179,7 +180,7 @@ def field_kind(name: bytes) -> FieldKind:
     ours = lower.startswith(OURS_PREFIX)
     ended = is_ended(lower)
     read = ours or lower in READ or lower in READ_AND_PASSED
-    shadows = plain != lower and (plain in CONTROLLED or plain.startswith((OURS_PREFIX, b"x-forwarded-")))
+    shadows = plain != lower and (plain in CONTROLLED or plain.startswith(ENDED_PREFIXES))
     chooses = is_choosing(plain)
     if read:
         role = _purpose(lower)

@@ -11,7 +11,8 @@ import pytest
 from gateway.core.accounts.outbox import VERSION
 from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.client import Client, are_any_there, entries_of, markers_of, with_late
-from gateway.counters.keeper.outbox import KEPT_S, DeletedEntries, Outbox, depth, park
+from gateway.counters.keeper.outbox import KEPT_S, DeletedEntries, Outbox, park
+from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.late import ReclaimClient
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
@@ -133,13 +134,13 @@ async def test_an_id_never_outlives_its_entry(world: World, outbox: Outbox) -> N
 
 
 async def test_depth_counts_entries_and_finds_the_oldest(world: World, connect: Connect) -> None:
-    client = Client(await connect(world.url))
-    assert await depth(client) == (0, 0)
+    client = AccountHeads(await connect(world.url))
+    assert await client.depth() == (0, 0)
     other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
     world.plan(1)
     other.plan(1)
     other.grant("recharge", 1)
-    total, oldest = await depth(client)
+    total, oldest = await client.depth()
     first = min(int(one.entries(keys.outbox(one.p))[0][0].split(b"-")[0]) for one in (world, other))
     assert (total, oldest) == (3, first)
 
@@ -152,7 +153,7 @@ async def test_an_entry_without_its_field_is_an_empty_event(world: World, outbox
 
 async def test_a_stream_that_is_none_keeps_no_other_partition_waiting(world: World, connect: Connect) -> None:
     said: list[str] = []
-    client = Client(await connect(world.url))
+    client = AccountHeads(await connect(world.url))
     outbox = Outbox(client, lambda event, **facts: said.append(f"{event}: {facts['partition']}"))
     other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
     for one in (world, other):
@@ -164,7 +165,7 @@ async def test_a_stream_that_is_none_keeps_no_other_partition_waiting(world: Wor
         found = await outbox.read(everything, 10)
         assert list(found) == [other.p]
     assert "WRONGTYPE" in outbox.broken[world.p]
-    assert (await depth(client))[0] == 1
+    assert (await client.depth())[0] == 1
     with pytest.raises(CountersUnavailable):
         await outbox.acknowledge({world.p: [b"1-1"], other.p: [found[other.p][0][0]]}, {})
     assert other.events() == []
