@@ -589,8 +589,8 @@ async def test_a_service_the_organization_may_not_use_is_refused_before_anything
 # --- the hold as the call's limit -------------------------------------------------------
 
 UNSTATED = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
-# Seven strings, of which `messages`, `role` and `hi` are two tokens by the first entries of cl100k_base, and 12
-# marks: 22 x 1.2.
+# The body has seven strings and 12 marks. `messages`, `role` and `hi` are two tokens each by the first entries of
+# cl100k_base, the other strings and marks are one: 22 x 1.2.
 READ = 27
 
 

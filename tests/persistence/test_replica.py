@@ -45,7 +45,7 @@ class Standby:
         self._command = borrowed.command if borrowed else list
         if borrowed:
             os.chown(self.folder, borrowed.uid, borrowed.gid)
-        # What it has not yet is kept for it, whoever else writes and has a checkpoint made.
+        # The slot keeps the log that the replica lacks, even if others write and a checkpoint is made.
         self._primary, self._slot = primary, f"standby_{os.getpid()}_{self.port}"
         copy = [
             "-C",

@@ -56,7 +56,7 @@ def test_a_strict_hold_covers_the_dearest_letters_of_each_block(row: dict[str, A
 
 
 def test_a_strict_hold_covers_rare_letters_threefold_dearer_than_common_ones() -> None:
-    """A thousand of the letters from U+0460 on, of which o200k_base makes two tokens each."""
+    """The text has a thousand letters from U+0460 on. Each is two tokens of o200k_base."""
     text = ("".join(map(chr, range(0x460, 0x482))) * 30)[:1_000]
     assert read(text, "gpt-4o") - read("", "gpt-4o") == 2_000
 

@@ -370,7 +370,7 @@ async def test_price_amendment_moves_only_running_budgets_that_counted_the_call(
 
 
 async def test_credits_at_cost_come_back_or_are_charged(april: April) -> None:
-    """10 credits a dollar: 1,000 for 100.00, and 10 for 1.00; 10.5 are 10 for whoever pays more."""
+    """A dollar costs 10 credits. So 100.00 cost 1,000, and 1.00 costs 10. A debt of 10.5 is rounded down to 10."""
     ids = await in_plan(april)
     at_cost = {"at_cost": {"markup": "1", "credits_per_unit": "10"}}
     made = await service(april, "paid", "Consumption", pricing=at_cost)
