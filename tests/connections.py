@@ -84,4 +84,8 @@ def _take(url: str) -> Connection:
 
 def _is_open(connection: Connection) -> bool:
     """Return whether a session that nobody uses is there: the socket of one that ended can be read."""
-    return not connection.closed and not select.select([connection], [], [], 0)[0]
+    if connection.closed:
+        return False
+    poll = select.poll()  # select() takes no descriptor above 1,023
+    poll.register(connection, select.POLLIN)
+    return not poll.poll(0)
