@@ -464,7 +464,9 @@ WITH back AS (
               - rest AS later FROM kept
 )
 SELECT line AS position, sum(least(rest, greatest(amount - later, 0))) AS amount
-  FROM spread WHERE invoice_id = :id AND line IS NOT NULL GROUP BY 1
+  FROM spread WHERE invoice_id = :id AND line IS NOT NULL
+   AND EXISTS (SELECT FROM invoice AS n WHERE n.organization_id = :organization  -- asked first, and seldom true
+                  AND n.kind = 'credit_note' AND n.corrects_id IS NULL AND n.status = 'finalized') GROUP BY 1
 HAVING sum(least(rest, greatest(amount - later, 0))) > 0""")
 _THERE = {
     "finalized": "A credit note gives this invoice back already.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -148,6 +149,7 @@ def pair() -> Iterator[tuple[str, Standby]]:
     with postgres_of(postgres_bin()) as primary:
         migrate.upgrade(primary)
         standby = Standby(primary)
+        standby.start()
         try:
             with connected(primary, autocommit=True) as connection:
                 connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
@@ -157,6 +159,7 @@ def pair() -> Iterator[tuple[str, Standby]]:
             yield primary, standby
         finally:
             standby.stop()
+            shutil.rmtree(standby.folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize(

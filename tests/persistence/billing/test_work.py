@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from sqlalchemy import event
 
 from gateway.admin.resources.reports import ITEMS
@@ -37,8 +39,9 @@ def rows_in(node: Mapping[str, Any]) -> int:
     return own * int(node["Actual Loops"]) + sum(map(rows_in, node.get("Plans", ())))
 
 
-def watched(april: April) -> Counter[str]:
-    """The rows of each statement from now on, by its text, those in functions too."""
+@asynccontextmanager
+async def watched(april: April) -> AsyncIterator[Counter[str]]:
+    """The rows of each statement within, by its text, those in functions too."""
     work = Counter[str]()
 
     def told(notice: Any) -> None:
@@ -58,11 +61,24 @@ def watched(april: April) -> Counter[str]:
         connection.commit()  # else a first use that only reads takes it back
 
     event.listen(april.pool.sync_engine, "connect", connected)
-    return work
+    await april.pool.dispose()  # a test before left it with connections
+    try:
+        yield work
+    finally:
+        event.remove(april.pool.sync_engine, "connect", connected)
+        await april.pool.dispose()
 
 
-async def test_database_work_of_a_credit_note_is_not_quadratic_in_the_credited_days(april: April) -> None:
-    work, done = watched(april), []
+@pytest.fixture
+async def work(april: April) -> AsyncIterator[Counter[str]]:
+    async with watched(april) as rows:
+        yield rows
+
+
+async def test_database_work_of_a_credit_note_is_not_quadratic_in_the_credited_days(
+    april: April, work: Counter[str]
+) -> None:
+    done = []
     small = await plan(april, "Small", "10.00", 1_000)
     large = await plan(april, "Large", "100.00", 1_000)
     for interval in ("quarterly", "annual"):
@@ -109,10 +125,12 @@ WITH made AS (
 SELECT count(*) FROM made"""
 
 
-async def test_database_work_of_applying_credit_is_not_quadratic_in_the_credit_notes(april: April) -> None:
+async def test_database_work_of_applying_credit_is_not_quadratic_in_the_credit_notes(
+    april: April, work: Counter[str]
+) -> None:
     """Whatever is due is given credit, dunned, reported; a document becomes final; one is void."""
     april.is_sound = False  # its rows are made by hand
-    work, done = watched(april), []
+    done = []
     starter = await plan(april, "Starter", "10.00", 1_000)
     # Of somebody else there is more: a small table is read from its first to its last row.
     ids = await customer(april, starter, at(4, 1).date(), None)
@@ -171,10 +189,10 @@ SELECT {of}, 'credits_purchased', '2026-04-01', '2026-04-02', 90, 1, 90, 'USD', 
 
 
 async def test_database_work_of_revenue_reports_is_not_quadratic_in_the_credit_purchases(
-    april: April,
+    april: April, work: Counter[str]
 ) -> None:
     april.is_sound = False  # its rows are made by hand
-    work, done = watched(april), []
+    done = []
     starter = await plan(april, "Starter", "10.00", 1_000)
     ids = await customer(april, starter, at(4, 1).date(), None)
     april.rows(CREDITS.format(of=ids["organization"], count=1_000))
@@ -268,10 +286,10 @@ async def everything(april: April, ids: dict[str, int], days: int) -> None:
 async def work_of(url: str, days: int) -> Counter[str]:
     empty(url)
     async with opened(url, datetime.combine(TODAY - timedelta(days=days), time(12), UTC)) as april:
-        work = watched(april)
-        ids = await lived(april, days)
-        work.clear()
-        await everything(april, ids, days)
+        async with watched(april) as work:
+            ids = await lived(april, days)
+            work.clear()
+            await everything(april, ids, days)
         [(charges,)] = april.rows("SELECT count(*) FROM charge WHERE reason = 'fact'")
         assert int(str(charges)) >= A_DAY * days
         return work
