@@ -27,6 +27,7 @@ from gateway import errors  # noqa: E402
 from gateway.admin.configuration.words import schema  # noqa: E402
 from gateway.cli import main as cli  # noqa: E402
 from gateway.cli.admin import program as cli_admin  # noqa: E402
+from gateway.settings.settings import SECRETS, Settings  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 HELP_COLUMNS = 100
@@ -91,7 +92,14 @@ def pages() -> dict[str, str]:
     written = {name: "\n".join([MADE, "", *lines]).rstrip() + "\n" for name, lines in made.items()}
     written["../../gateway/cli/help.txt"] = help_text()
     written["../../persistence/tables.pyi"] = stub()
+    written["../../deploy/helm/tollkeeper/files/settings.json"] = chart_settings()
     return {**written, "configuration.schema.json": json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"}
+
+
+def chart_settings() -> str:
+    """Return the defaults of all settings for the Helm chart: JSON, null for a secret."""
+    defaults = {name.upper(): None if name in SECRETS else value for name, value in Settings().named().items()}
+    return json.dumps(dict(sorted(defaults.items())), indent=1) + "\n"
 
 
 def help_text() -> str:

@@ -1,6 +1,7 @@
 """Memory that shipped files allow, by the sums of docs/internals/caches.md and the settings' defaults."""
 
 import re
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from gateway.core.http_limits import HttpLimits
 from gateway.core.lru import POOL_BYTES_MAX
 from gateway.features.jobs.stored import REMEMBERED_MAX as JOBS_REMEMBERED_MAX
 from gateway.features.runs.opening import REMEMBERED_MAX
+from tests.deploy import helm
+from tests.deploy.manifests import containers, pod
 from tests.deploy.shipped import DEPLOY, interpolated
+from tests.deploy.test_chart import SIDECAR
 from tests.tree import ROOT
 
 # Measured: of processes that nobody has called yet, of a run, and of a million keys in a keeper.
@@ -40,10 +44,31 @@ def mib(text: str) -> int:
     return int(number) << (10 if unit in "Gg" else 0)
 
 
+@cache
+def in_chart(name: str, workers: int = 1) -> dict[str, str]:
+    """Return the memory that the chart asks for and allows: `requests` and `limits`."""
+    (objects,) = helm.rendered({"settings": {"WORKERS": workers}}, extra=SIDECAR)
+    (found,) = (each for each in objects if isinstance(each, dict) and each["metadata"]["name"] == name
+                and each["kind"] == "Deployment")  # fmt: skip
+    resources = containers(pod(found))[0]["resources"]
+    return {kind: amounts["memory"] for kind, amounts in resources.items()}
+
+
 def test_a_sidecar_has_room_for_what_its_settings_may_take() -> None:
-    chart = yaml.safe_load((DEPLOY / "helm/tollkeeper/values.yaml").read_text())["sidecar"]["resources"]
-    assert mib(chart["requests"]["memory"]) >= ALWAYS["gateway"]
-    assert mib(chart["limits"]["memory"]) >= NEEDED["gateway"]
+    chart = in_chart("llm")
+    assert mib(chart["requests"]) >= ALWAYS["gateway"]
+    assert mib(chart["limits"]) >= NEEDED["gateway"]
+
+
+def test_memory_of_gateways_goes_by_their_workers() -> None:
+    assert in_chart("prod-gateway", 8) == {"requests": "768Mi", "limits": "6144Mi"}  # 8 x 96, 8 x 768
+
+
+def test_what_the_chart_counts_without_settings_is_what_a_worker_takes() -> None:
+    checks = (DEPLOY / "helm/tollkeeper/templates/_checks.tpl").read_text()
+    idle = sum(WORKER[part] for part in ("a worker that is idle", "runs", "open jobs"))
+    assert f"mul {idle} 1048576" in checks
+    assert f"sub .limit {2 * NEEDED['gateway']}" in checks
 
 
 def test_the_page_has_the_sums() -> None:
@@ -55,12 +80,12 @@ def test_the_page_has_the_sums() -> None:
 @pytest.mark.parametrize("name", NEEDED)
 def test_each_program_has_the_memory_that_its_settings_may_take(name: str) -> None:
     """Twice that, as a limit: connections, answers and reports in progress take memory besides."""
-    chart = yaml.safe_load((DEPLOY / "helm/tollkeeper/values.yaml").read_text())[name]["resources"]
-    assert mib(chart["requests"]["memory"]) >= ALWAYS[name]
+    chart = in_chart(f"prod-{name}")
+    assert mib(chart["requests"]) >= ALWAYS[name]
     compose: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"][name]
     workers = int(interpolated(compose["environment"].get("TOLLKEEPER_WORKERS", "1"), {}))
     unit = (DEPLOY / f"systemd/tollkeeper-{name}.service").read_text()
     high, most = (mib(*re.findall(rf"^Memory{word}=(\w+)$", unit, re.MULTILINE)) for word in ("High", "Max"))
-    limits = {mib(chart["limits"]["memory"]), mib(interpolated(compose["mem_limit"], {})) // workers, most}
+    limits = {mib(chart["limits"]), mib(interpolated(compose["mem_limit"], {})) // workers, most}
     assert len(limits) == 1, "all that is shipped allows the same"
     assert 2 * NEEDED[name] <= high < most

@@ -286,9 +286,11 @@ class RequestDriver(Waiter):
         if type(awaited) is Wait:
             self._wait = awaited
             awaited.resumes(self)
-        else:
+        elif asyncio.isfuture(awaited):
             self._future = awaited
             awaited.add_done_callback(self._resume_after)
+        else:  # such as that of `asyncio.sleep(0)`: nobody would ever resume it
+            self._step(TypeError(f"a request waits for {awaited!r}, neither a Wait nor a future of asyncio"))
 
     def _end(self, error: BaseException | None) -> None:
         given_up = self._given_up

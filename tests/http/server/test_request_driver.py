@@ -101,3 +101,18 @@ async def test_a_future_that_was_cancelled_ends_its_handler() -> None:
     future.cancel()
     await asyncio.sleep(0)
     assert [type(end) for end in driver.ends] == [asyncio.CancelledError]
+
+
+async def test_request_that_waits_for_what_nobody_resumes_ends_with_an_error_in_the_coroutine() -> None:
+    first, driver = Wait[None](), EndsRecorder()
+
+    async def yielding_to_the_loop() -> None:
+        await first
+        await asyncio.sleep(0)
+
+    driver.tell(yielding_to_the_loop())
+    first.set(None)
+    assert driver.over
+    (error,) = driver.ends
+    assert isinstance(error, TypeError)
+    assert "neither a Wait nor a future" in str(error)

@@ -141,10 +141,9 @@ securityContext:
 
 {{/* What gateways keep: the settlement log of each worker, and as much besides as one has. */}}
 {{- define "tollkeeper.dataSize" -}}
-{{- $said := dig "settings" dict .config -}}
-{{- $workers := .settings.WORKERS | default (get $said "workers") | default 1 | int64 -}}
-{{- $log := .settings.SETTLEMENT_LOG_BYTES_MAX | default (get $said "settlement_log_bytes_max") | default 536870912 | int64 -}}
-{{- .gateway.dataSize | default (mul (add 1 $workers) $log) -}}
+{{- $workers := include "tollkeeper.setting" (dict "root" . "name" "WORKERS") -}}
+{{- $log := include "tollkeeper.setting" (dict "root" . "name" "SETTLEMENT_LOG_BYTES_MAX") -}}
+{{- .Values.gateway.dataSize | default (mul (add 1 $workers) $log) -}}
 {{- end }}
 
 {{- define "tollkeeper.gatewayVolumes" -}}
@@ -159,7 +158,7 @@ securityContext:
 {{- end -}}
 {{ include "tollkeeper.secretsVolume" $sources }}
 - name: data
-  emptyDir: { sizeLimit: {{ include "tollkeeper.dataSize" $values }} }
+  emptyDir: { sizeLimit: {{ include "tollkeeper.dataSize" .root }} }
 {{- include "tollkeeper.fileVolumes" (dict "root" .root "ports" (list "gateway" "ops")) }}
 {{- end }}
 

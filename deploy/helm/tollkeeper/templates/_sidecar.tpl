@@ -42,7 +42,7 @@ listens on 127.0.0.1 alone; the Service leads to the port `http`. By the label P
     # The traffic ends first: calls are finished while your container still runs.
     preStop: { exec: { command: [sh, -c, "sleep 5; kill -TERM 1"] } }
   resources:
-    {{- toYaml .root.Values.sidecar.resources | nindent 4 }}
+    {{- include "tollkeeper.gatewayResources" (dict "root" .root "resources" .root.Values.sidecar.resources "limit" 512) | nindent 4 }}
   # All is said here: the pod is yours, and may say another user, or none.
   {{- include "tollkeeper.security" . | nindent 2 }}
     runAsNonRoot: true
