@@ -98,7 +98,9 @@ def pages() -> dict[str, str]:
 
 def chart_settings() -> str:
     """Return the defaults of all settings for the Helm chart: JSON, null for a secret."""
-    defaults = {name.upper(): None if name in SECRETS else value for name, value in Settings().named().items()}
+    defaults = {
+        name.upper(): None if name in SECRETS else value for name, value in Settings().named().items()
+    }
     return json.dumps(dict(sorted(defaults.items())), indent=1) + "\n"
 
 

@@ -602,7 +602,7 @@ def test_the_settlement_logs_of_all_workers_fit(charts: dict[str, list[Resource]
             assert int(size) == (workers + 1) * Settings().settlement_log_bytes_max
 
 
-def test_a_number_is_written_out(charts: dict[str, list[Resource] | str]) -> None:
+def test_numbers_are_written_out(charts: dict[str, list[Resource] | str]) -> None:
     """Helm's own text of a number above a million is `1e+06`, which no setting takes."""
     data = one(of(charts, "changed"), "ConfigMap", "prod-settings")["data"]
     assert data["TOLLKEEPER_SETTLEMENT_LOG_BYTES_MAX"] == "1073741824"

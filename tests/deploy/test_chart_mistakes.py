@@ -120,7 +120,7 @@ def _rendered() -> dict[str, list[dict[str, Any]] | str]:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_refused_with_its_path_and_what_would_be_right(mistake: str) -> None:
+def test_mistake_in_values_is_refused_with_its_path(mistake: str) -> None:
     _, path, right = MISTAKES[mistake]
     refusal = _rendered()[mistake]
     assert isinstance(refusal, str)
@@ -129,11 +129,15 @@ def test_a_mistake_is_refused_with_its_path_and_what_would_be_right(mistake: str
 
 
 @pytest.mark.parametrize("mistake", RENDERED)
-def test_what_helm_cannot_know_is_rendered(mistake: str) -> None:
+def test_values_that_only_others_can_judge_are_rendered(mistake: str) -> None:
     assert not isinstance(_rendered()[mistake], str)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
-    (refusal,) = helm.rendered({"settings": {"WORKER": 2}, "gateway": {"dataSize": "1Mi"}, "ingress": {"enabled": True}})
+def test_refusal_names_all_mistakes() -> None:
+    (refusal,) = helm.rendered(
+        {"settings": {"WORKER": 2}, "gateway": {"dataSize": "1Mi"}, "ingress": {"enabled": True}}
+    )
     assert isinstance(refusal, str)
-    assert [path for path in ("settings.WORKER ", "gateway.dataSize", "ingress.hosts") if path not in refusal] == []
+    assert [
+        path for path in ("settings.WORKER ", "gateway.dataSize", "ingress.hosts") if path not in refusal
+    ] == []

@@ -64,7 +64,7 @@ def test_memory_of_gateways_goes_by_their_workers() -> None:
     assert in_chart("prod-gateway", 8) == {"requests": "768Mi", "limits": "6144Mi"}  # 8 x 96, 8 x 768
 
 
-def test_what_the_chart_counts_without_settings_is_what_a_worker_takes() -> None:
+def test_template_counts_the_memory_of_an_idle_worker() -> None:
     checks = (DEPLOY / "helm/tollkeeper/templates/_checks.tpl").read_text()
     idle = sum(WORKER[part] for part in ("a worker that is idle", "runs", "open jobs"))
     assert f"mul {idle} 1048576" in checks

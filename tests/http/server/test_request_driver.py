@@ -103,7 +103,7 @@ async def test_a_future_that_was_cancelled_ends_its_handler() -> None:
     assert [type(end) for end in driver.ends] == [asyncio.CancelledError]
 
 
-async def test_request_that_waits_for_what_nobody_resumes_ends_with_an_error_in_the_coroutine() -> None:
+async def test_coroutine_that_awaits_a_bare_yield_ends_with_an_error() -> None:
     first, driver = Wait[None](), EndsRecorder()
 
     async def yielding_to_the_loop() -> None:
