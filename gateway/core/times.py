@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from typing import Final, NamedTuple
@@ -68,10 +67,6 @@ def began(request_id: str) -> datetime | None:
 # The scripts know no zones, only offsets to UTC: those of a zone are exact until its clocks change for the
 # second time.
 
-# Intervals of budgets and of token plans that begin on an anchor day.
-WEEKS: Final = frozenset({"week", "weekly"})
-MONTHS: Final = frozenset({"month", "quarter", "year", "monthly"})
-DAYS_OF_WEEK: Final = 7
 # How far apart the clocks of a keeper and of Redis may be: an offset is kept for so long after its change.
 APART_MS: Final = DAY_MS
 # How far ahead, and in what steps, a change is searched: clocks keep a changed offset for weeks.
@@ -115,16 +110,6 @@ def _zones() -> frozenset[str]:
 def is_zone(name: str) -> bool:
     """Return whether this is the name of a known time zone."""
     return name in _zones()
-
-
-def wrong_calendar(interval: str, time_zone: str, anchor_day: int | None) -> Iterator[tuple[str, str]]:
-    """Yield (field, fault) if the anchor day or the time zone does not fit an interval."""
-    if interval in WEEKS and anchor_day is not None and anchor_day > DAYS_OF_WEEK:
-        yield "anchor_day", f"must be 1 (Monday) to {DAYS_OF_WEEK} (Sunday) where the interval is a week"
-    if interval not in {*WEEKS, *MONTHS} and anchor_day not in {None, 1}:
-        yield "anchor_day", f"there is none of the interval {interval}: leave it out"
-    if not is_zone(time_zone):
-        yield "time_zone", "must be a name of the IANA's, such as Europe/Berlin"
 
 
 @lru_cache(_ZONES_KEPT)

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, func, select, text
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT
+from gateway.core.accounts.intervals import wrong_calendar
 from gateway.core.accounts.plans import TERMS, WEIGHTED_PLANS_MAX
 from gateway.core.billing.proration import (
     ALL,
@@ -28,7 +29,7 @@ from gateway.core.billing.proration import (
     tokens_used,
 )
 from gateway.core.billing.subscription import midnight
-from gateway.core.times import moment_of, wrong_calendar
+from gateway.core.times import moment_of
 from gateway.errors import Unprocessable
 from persistence import entity
 from persistence.entity import THIS, Entity, EntityWrite, live

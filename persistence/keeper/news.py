@@ -20,7 +20,8 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection, Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OTHERS, bounds, shown_amount
+from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OTHERS, shown_amount
+from gateway.core.accounts.intervals import INTERVALS, bounds
 from gateway.core.alerts.messages import (
     CONSENT_EVENT,
     HOURLY_OF_ORGANIZATION_MAX,
@@ -38,7 +39,6 @@ from gateway.core.alerts.messages import (
 from gateway.core.alerts.thresholds import (
     COST_LEAST,
     DAYS,
-    LOOK_BACK_MS,
     TOTAL_AHEAD_MS,
     AlertState,
     HourlySpend,
@@ -302,7 +302,7 @@ async def _calendars(connection: AsyncConnection, *moments: datetime) -> dict[st
             anchor,
             moment_of(start_ms),
             moment_of(next_ms) if next_ms else None,
-            LOOK_BACK_MS[interval] * MILLISECOND,
+            INTERVALS[interval].look_back_ms * MILLISECOND,
         )
         for (interval, zone, anchor, start_ms), next_ms in windows.items()
     ]

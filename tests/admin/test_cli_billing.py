@@ -9,7 +9,7 @@ from typing import Any
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import fields_of
 from gateway.cli.admin.commands import option_of
-from gateway.core.accounts.budgets import bounds
+from gateway.core.accounts.intervals import bounds
 from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import Api
 from tests.admin.test_budgets import now_ms

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.background.verifying.reconciler import Reconciler
-from gateway.core.accounts.budgets import bounds
+from gateway.core.accounts.intervals import bounds
 from gateway.counters.redis.keys import partition_of
 from persistence.keeper.verification import Accounts
 from persistence.resources.integrity import ReconciliationResults

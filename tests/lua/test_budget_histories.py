@@ -15,15 +15,8 @@ import redis
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.core.accounts.budgets import (
-    DEFINED_WINDOW,
-    Budget,
-    PersonalRaise,
-    account_of,
-    bounds,
-    defined,
-    owner_in,
-)
+from gateway.core.accounts.budgets import DEFINED_WINDOW, Budget, PersonalRaise, account_of, defined, owner_in
+from gateway.core.accounts.intervals import bounds
 from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import BudgetAccount, HoldExtension, SettleResult, Verdict
 from gateway.counters.layouts import packing

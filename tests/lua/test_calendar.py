@@ -10,7 +10,7 @@ from typing import Protocol
 import pytest
 import redis
 
-from gateway.core.accounts.budgets import bounds
+from gateway.core.accounts.intervals import bounds
 from gateway.core.times import CLOCK_OF_UTC, ZoneOffset, clock_of
 from tests.lua.boundaries import boundary_after
 from tests.search import examples

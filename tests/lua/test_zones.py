@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from gateway.core.accounts.budgets import bounds
+from gateway.core.accounts.intervals import bounds
 from gateway.core.accounts.outbox import EventKind
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import Verdict

@@ -14,12 +14,11 @@ from gateway.admin.console.formatting import amount, budget_selector, limit_of, 
 from gateway.admin.console.home import ConsoleShell, query
 from gateway.admin.console.screens import SCREENS
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budgets import DAY, ENFORCE, HOUR, MONEY, MONTH, SELECTING, WEEK
+from gateway.core.accounts.budgets import ENFORCE, MONEY, SELECTING
+from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.usage import UsageQuery, end_of
 from gateway.errors import StoreUnavailable, TollkeeperError, Unprocessable
 
-# Days to look back, and the interval of their sums.
-LOOKED_BACK = {HOUR: (7, "hour"), DAY: (7, "day"), WEEK: (7, "none"), MONTH: (30, "none")}
 ROWS_MAX = 5_000
 # The groups of usage reports for budgets with an account for each user, key or project.
 GROUPS_EACH = {"user": "user", "key": "api_key", "project": "project"}
@@ -32,15 +31,14 @@ _EACH = {"key": "API key"}
 
 def sentence_of(budget: Row, of: str) -> str:
     """Return the sentence of a budget: its limit and the effect of reaching it; `of` is its selector."""
-    each, interval = budget.get("each"), str(budget["interval"])
+    each, interval = budget.get("each"), INTERVALS[str(budget["interval"])]
     who = f"Each {_EACH.get(str(each), each)}" if each else "All calls together"
     whose = "" if of in {"everything", f"each {each}"} else f" of {of.removesuffix(f', each {each}')}"
-    per = "in all" if interval == "total" else f"{'an' if interval == HOUR else 'a'} {interval}"
-    until = "somebody raises or resets it" if interval == "total" else f"the next {interval} begins"
+    until = "somebody raises or resets it" if interval.is_endless else f"the next {interval.name} begins"
     then = "Alerts are sent, and no call is refused."
     if budget.get("mode", ENFORCE) == ENFORCE:
         then = f"A call that does not fit is refused (429) until {until}."
-    return f"{who}{whose} may use {limit_text(budget)} {per}. {then}"
+    return f"{who}{whose} may use {limit_text(budget)} {interval.per}. {then}"
 
 
 async def meaning_of(desk: ConsoleShell, budget: Row) -> list[str]:
@@ -84,12 +82,12 @@ async def typed(desk: ConsoleShell, sent: Row) -> list[str]:
 
 async def _past(desk: ConsoleShell, budget: Row) -> str:
     """Return a sentence on how often a budget would have refused lately; "" if usage reports cannot tell."""
-    interval, each = str(budget["interval"]), budget["each"]
-    if interval not in LOOKED_BACK or any(budget.get(name) is not None for name in _UNKNOWN):
+    past, each = INTERVALS[str(budget["interval"])].past, budget["each"]
+    if past is None or any(budget.get(name) is not None for name in _UNKNOWN):
         return ""
     if each is not None and each not in GROUPS_EACH:
         return ""
-    days, by = LOOKED_BACK[interval]
+    days, by = past
     end = end_of("day", datetime.now(UTC)) - timedelta(days=1)
     groups = (GROUPS_EACH[str(each)],) if each else ()
     filters = await _filters(desk, budget)

@@ -54,7 +54,6 @@ from gateway.core.accounts.budgets import (
     ENFORCE,
     FINISH,
     HOLDS,
-    INTERVALS,
     MODES,
     MONEY,
     ON_EXHAUSTED,
@@ -63,6 +62,7 @@ from gateway.core.accounts.budgets import (
     THRESHOLDS_MAX,
     UNITS,
 )
+from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
 from gateway.core.billing.price_book import FALLBACK
 from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
@@ -237,7 +237,7 @@ ANY_NAME = "*"
 WINDOW = ("organization_id", *SELECTING, "each", "unit", "interval", "time_zone", "anchor_day")
 # The choices come from the domain's own constants.
 Unit: Any = Literal[UNITS]
-Interval: Any = Literal[INTERVALS]
+Interval: Any = Literal[tuple(INTERVALS)]
 Each: Any = Literal[EACH]
 Mode: Any = Literal[MODES]
 OnExhausted: Any = Literal[ON_EXHAUSTED]
@@ -416,7 +416,7 @@ BUDGET_RESOURCES = (
             "interval each mode project_id:count service_id tool:text server:text",
             each=EACH,
             unit=UNITS,
-            interval=INTERVALS,
+            interval=tuple(INTERVALS),
             mode=MODES,
         ),
         actions=(

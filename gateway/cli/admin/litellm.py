@@ -23,6 +23,7 @@ from gateway.cli.admin.client import CommandFailed, Json
 from gateway.cli.admin.configuration import documents, written
 from gateway.cli.admin.output import AsJson, print_json, say
 from gateway.core.accounts.budgets import MONEY, wrong_amount
+from gateway.core.accounts.intervals import INTERVALS, TOTAL
 from gateway.core.billing.price_book import folded
 from gateway.core.calls.routes import TARGETS_MAX
 from gateway.core.families.registry import ALL
@@ -117,15 +118,7 @@ _ALL_MODELS, _MODELS_OF_TEAM = "all-proxy-models", "all-team-models"
 # The routes of a key that may call models.
 _ANSWERS = "llm_api_routes"
 _NAME = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,256}")
-_INTERVALS = {
-    "1h": "hour",
-    "24h": "day",
-    "1d": "day",
-    "7d": "week",
-    "1w": "week",
-    "30d": "month",
-    "1mo": "month",
-}
+_INTERVALS = {spelled: one.name for one in INTERVALS.values() for spelled in one.durations}
 # Reasons for omissions, by a pattern of the part's path; other parts have no counterpart.
 _WHY = (
     (r"guardrails.*|.*\.guardrails", "Tollkeeper filters no content"),
@@ -399,7 +392,7 @@ class _Translation:
         said, duration = (source.get(one) for one in names)
         if said is None:
             return
-        interval = _INTERVALS.get(str(duration), "") if duration is not None else "total"
+        interval = _INTERVALS.get(str(duration), "") if duration is not None else TOTAL
         try:
             amount = Decimal(str(said))
             faults = [fault for _, fault in wrong_amount(MONEY, amount, "")]

@@ -6,37 +6,24 @@ calls without a user share one account.
 
 from __future__ import annotations
 
-import calendar
 import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
-from zoneinfo import ZoneInfo
 
+from gateway.core.accounts.intervals import TOTAL, bounds, wrong_calendar
 from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import money
 from gateway.core.layout import Layout
 from gateway.core.model import INTEGER_MAX
-from gateway.core.times import (
-    DAY_MS,
-    EPOCH,
-    HOUR_MS,
-    MILLISECOND,
-    moment_of,
-    ms_of,
-    offset_at,
-    wrong_calendar,
-)
+from gateway.core.times import DAY_MS, ms_of
 
 MONEY, TOKENS, REQUESTS = UNITS = ("money", "tokens", "requests")
-HOUR, DAY, WEEK, MONTH, QUARTER, YEAR, TOTAL = INTERVALS = (
-    "hour", "day", "week", "month", "quarter", "year", "total",
-)  # fmt: skip
 USER, KEY, PROJECT, SESSION = EACH = ("user", "key", "project", "session")
 ENFORCE, AUDIT = MODES = ("enforce", "audit")
 FINISH, CUT = ON_EXHAUSTED = ("finish", "cut")
@@ -70,8 +57,6 @@ WIDE_STEPS: Final = {
     FLAG_TOKENS | FLAG_REQUESTS: 10**9,
     FLAGS_OVERFLOWED: 1,
 }
-
-_MONTHS: Final = {MONTH: 1, QUARTER: 3, YEAR: 12}
 
 
 class PersonalRaise(NamedTuple):
@@ -242,21 +227,6 @@ def are_raised(budgets: Iterable[Budget], owner: str) -> bool:
     return any(owner in budget.raises for budget in budgets)
 
 
-def bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[int, int, int]:
-    """Return start and end of the window at a time, and the end of the next window (Unix ms; 0 is never).
-
-    Months, quarters and years begin on the anchor day, or on the last day of a shorter month. Weeks begin on
-    weekday `anchor_day`, 1 being Monday. Days are those of the zone's clocks, with 23 or 25 hours when these
-    change. An hour lasts from one full hour of these clocks to the next. Raise ZoneInfoNotFoundError for an
-    unknown zone.
-    """
-    if interval == TOTAL:
-        return 0, 0, 0
-    zone = ZoneInfo(time_zone)
-    start, next_ = _window(interval, zone, anchor_day, at_ms)
-    return start, next_, _window(interval, zone, anchor_day, next_)[1]
-
-
 def defined(budgets: Iterable[Budget], at_ms: int, owner: str = "") -> bytes:
     """Return the current windows of one account's budgets at `at_ms` (Unix ms), packed for Lua scripts.
 
@@ -348,59 +318,6 @@ def shown_amount(unit: str, amount: int) -> str:
         return str(amount)
     text = f"{money(amount):f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _window(interval: str, zone: ZoneInfo, anchor_day: int, at_ms: int) -> tuple[int, int]:
-    """Return the start of the window at a time and the start of the next one (Unix ms)."""
-    if interval == HOUR:
-        start = _hour(zone, at_ms)
-        # If clocks change by half an hour, one hour lasts 30 or 90 minutes.
-        after = start + HOUR_MS // 2
-        while (next_ := _hour(zone, after)) == start:
-            after += HOUR_MS // 4
-        return start, next_
-    today = moment_of(at_ms).astimezone(zone).date()
-    first, following = _days(interval, anchor_day, today)
-    if _begins(following, zone) <= at_ms:  # clocks were set back over midnight
-        first, following = _days(interval, anchor_day, following)
-    return _begins(first, zone), _begins(following, zone)
-
-
-def _hour(zone: ZoneInfo, at_ms: int) -> int:
-    """Return the last moment (Unix ms) up to `at_ms` at which the zone's clocks showed a full hour."""
-    found = 0
-    for shift in {offset_at(zone, at_ms), offset_at(zone, at_ms - 2 * HOUR_MS)}:
-        full = at_ms - (at_ms + shift) % HOUR_MS
-        while offset_at(zone, full) != shift:
-            full -= HOUR_MS
-        found = max(found, full)
-    return found
-
-
-def _days(interval: str, anchor_day: int, today: date) -> tuple[date, date]:
-    """Return the first day of the window that contains `today`, and the first day of the next window."""
-    if interval == DAY:
-        return today, today + timedelta(days=1)
-    if interval == WEEK:
-        start = today - timedelta(days=(today.isoweekday() - min(anchor_day, 7)) % 7)
-        return start, start + timedelta(days=7)
-    months = _MONTHS[interval]
-    first = today.year * 12 + today.month - 1
-    first -= first % months
-    if today < _day(first, anchor_day):
-        first -= months
-    return _day(first, anchor_day), _day(first + months, anchor_day)
-
-
-def _day(month: int, anchor_day: int) -> date:
-    """Return the anchor day of a month, at most its last day. `month` counts from January of year 0."""
-    year, month = month // 12, month % 12 + 1
-    return date(year, month, min(anchor_day, calendar.monthrange(year, month)[1]))
-
-
-def _begins(day: date, zone: ZoneInfo) -> int:
-    """Return the first moment of a day (Unix ms). If clocks skip midnight, it is the moment of the change."""
-    return (datetime.combine(day, time(), zone).astimezone(UTC) - EPOCH) // MILLISECOND
 
 
 @lru_cache(4096)

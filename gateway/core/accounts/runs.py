@@ -24,12 +24,12 @@ from gateway.core.accounts.budgets import (
     MONEY,
     REQUESTS,
     TOKENS,
-    TOTAL,
     UNIT_OF,
     Budget,
     flags_of,
     told_amount,
 )
+from gateway.core.accounts.intervals import TOTAL
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.layout import Layout
 from gateway.core.model import INTEGER_MAX, BudgetAccount, Caller, RunRequest

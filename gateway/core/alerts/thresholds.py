@@ -1,7 +1,7 @@
 """When to notify about a budget: at thresholds of its amount, and when its pace will use it up. Pure.
 
 The pace is that of the window so far. In a window that is old enough it is that of the last hours or days: at
-least `LOOK_BACK_MS` and at most twice that, so that a week includes a weekend. A pace counts once a hundredth
+least `look_back_ms` of its interval and at most twice that, so that a week includes a weekend. A pace counts once a hundredth
 of the window has passed and a tenth of the amount is used.
 
 A crossing is reported once. After a raise of the amount, thresholds of the new amount above the largest
@@ -15,14 +15,10 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final, NamedTuple
 
-from gateway.core.accounts.budgets import DAY, HOUR, MONTH, QUARTER, TOTAL, WEEK, YEAR
+from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.billing.money import NANO
 from gateway.core.times import DAY_MS, HOUR_MS
 
-LOOK_BACK_MS: Final = {
-    HOUR: HOUR_MS // 6, DAY: 3 * HOUR_MS, WEEK: DAY_MS, MONTH: 7 * DAY_MS, QUARTER: 7 * DAY_MS,
-    YEAR: 7 * DAY_MS, TOTAL: 7 * DAY_MS,
-}  # fmt: skip
 # A pace counts once a tenth of the amount is used and a hundredth of the window has passed.
 USED_LEAST: Final = 10
 PASSED_LEAST: Final = 100
@@ -81,14 +77,14 @@ def exceeds(told: AlertState, used: int, limit: int) -> bool:
 
 
 def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
-    """Return the samples of a window's use to store: the latest is replaced after each `LOOK_BACK_MS`.
+    """Return the samples of a window's use to store: the latest is replaced after each `look_back_ms`.
 
     If less is used than in the latest sample, the window was reset, and earlier samples are dropped.
     """
     now = UsageSample(window.used, now_ms)
     if samples.seen is None or window.used < samples.seen.used:
         return Samples(None, now)
-    if now_ms - samples.seen.at_ms < LOOK_BACK_MS[window.interval]:
+    if now_ms - samples.seen.at_ms < INTERVALS[window.interval].look_back_ms:
         return samples
     return Samples(samples.seen, now)
 

@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime
 from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
 from itertools import pairwise
 
-from gateway.core.accounts.budgets import bounds
+from gateway.core.accounts.intervals import PERIODS, bounds
 from gateway.core.billing.charges import day_fees
 from gateway.core.billing.money import EXACT, ONE_NANO
 from gateway.core.billing.subscription import PlanSegment, cycle_of, midnight
@@ -29,10 +29,6 @@ HALF_NANO = EXACT.divide(ONE_NANO, Decimal(2))
 BILL, CARRY = "bill", "carry"
 # All tokens of a debt: the next plan is unlimited, or bills them itself.
 ALL = INTEGER_MAX
-# The budget interval that has the same windows as a cycle of tokens.
-WINDOWS = {"daily": "day", "weekly": "week", "monthly": "month"}
-
-
 # The key of the current plan, which has not ended.
 _RUNS = -1
 
@@ -348,10 +344,10 @@ def token_cycle(terms: TokenTerms, anchor: date, at: datetime) -> tuple[date, da
     Tokens that are granted once, and not in each cycle, are paid by all days since `anchor`, the first
     day of the subscription; the end is then None.
     """
-    window = WINDOWS.get(terms.interval)
+    window = PERIODS.get(terms.interval)
     if window is None:
         return anchor, None
-    start_ms, end_ms, _ = bounds(window, terms.time_zone, terms.anchor_day, ms_of(at))
+    start_ms, end_ms, _ = bounds(window.name, terms.time_zone, terms.anchor_day, ms_of(at))
     return moment_of(start_ms).astimezone(UTC).date(), moment_of(end_ms)
 
 
@@ -408,7 +404,7 @@ def _begin_of(terms: TokenTerms, at: datetime) -> datetime:
 
     For tokens that are granted once it is the earliest possible time.
     """
-    window = WINDOWS.get(terms.interval)
+    window = PERIODS.get(terms.interval)
     if window is None:
         return _ALWAYS
-    return moment_of(bounds(window, terms.time_zone, terms.anchor_day, ms_of(at))[0])
+    return moment_of(bounds(window.name, terms.time_zone, terms.anchor_day, ms_of(at))[0])

@@ -19,10 +19,10 @@ from gateway.core.accounts.budgets import (
     account_of,
     accounts_of,
     are_raised,
-    bounds,
     defined,
     is_forgotten_unused,
 )
+from gateway.core.accounts.intervals import bounds
 from gateway.core.accounts.outbox import (
     AccountPosition,
     MalformedEvent,

@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.core.accounts.budgets import MONEY
+from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.calls.routes import Route
 from gateway.core.credentials import Peppers, peppers_of, site_of
 from gateway.core.model import Caller
@@ -56,8 +57,7 @@ FIELD_BYTES_MAX: Final = 1024
 # All sign-ins share one bound of stored bodies, like the callers of one organization.
 NOBODY: Final = Caller(0, 0, 0, 0)
 _JSON: Final = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-# Names of budget intervals in the gateway protocol; then a text that sorts after every time.
-_PERIODS: Final = {"day": "daily", "week": "weekly", "month": "monthly"}
+# A text that sorts after every time.
 _NEVER: Final = "~"
 # Its status, its fields and its body.
 _Answer = tuple[int, Mapping[str, str], bytes]
@@ -107,7 +107,7 @@ def usage_of(left: Mapping[str, Any], currency: str) -> dict[str, object]:
     limits = [
         {
             "kind": "spend" if one["unit"] == MONEY else one["unit"],
-            "group": _PERIODS.get(one["interval"], one["interval"]), "percent": _percent(one),
+            "group": INTERVALS[one["interval"]].period or one["interval"], "percent": _percent(one),
             "resets_at": one["reset_at"], "severity": _severity(_percent(one)), "is_active": one is shown,
         }
         for one in budgets

@@ -22,6 +22,7 @@ from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import CREATE, Query, Row
 from gateway.core.accounts.budgets import ENFORCE, MONEY, SELECTING
+from gateway.core.accounts.intervals import INTERVALS, PERIODS
 from gateway.errors import NotFound, Unprocessable
 from gateway.features.vendor_admin import anthropic, openai
 from gateway.features.vendor_admin.report import handler
@@ -30,7 +31,6 @@ BUDGETS_READ_MAX: Final = 1_000
 LIMITS_MAX: Final = 1_000
 AMOUNT_DIGITS_MAX: Final = 12
 NAME: Final = "Spend limit"
-PERIODS: Final = {"daily": "day", "weekly": "week", "monthly": "month"}
 # Fields of a budget that are the scope of a spend limit.
 _SCOPES: Final = ("tenant_id", "user")
 _PREFIX: Final = "spl_"
@@ -89,7 +89,7 @@ class _Limits:
 def _is_limit(row: Row) -> bool:
     narrowed = [name for name in (*SELECTING, "each") if name not in _SCOPES and row.get(name) is not None]
     plain = (row["mode"], row["time_zone"], row["anchor_day"]) == (ENFORCE, "UTC", 1)
-    in_period = row["interval"] in PERIODS.values()
+    in_period = INTERVALS[str(row["interval"])].period != ""
     return plain and in_period and not narrowed and not (row["tenant_id"] and row["user"])
 
 
@@ -164,7 +164,7 @@ async def _set(limits: _Limits, request: web.Request, sent: Body) -> Shown:
         raise _wrong("period", f"must be one of {', '.join(PERIODS)}")
     scope = _scope(sent.get("scope"))
     row = await limits.set(
-        _write(request), _money("amount", sent.get("amount")), PERIODS[str(period)], **scope
+        _write(request), _money("amount", sent.get("amount")), PERIODS[str(period)].name, **scope
     )
     return _of_anthropic(row, await limits.currency())
 
@@ -206,10 +206,9 @@ def _of_anthropic(row: Row, currency: str) -> Shown:
         scope = {"type": "workspace", "workspace_id": str(row["tenant_id"])}
     elif row["user"] is not None:
         scope = {"type": "user", "user_id": row["user"]}
-    [period] = [name for name, interval in PERIODS.items() if interval == row["interval"]]
     return {
         "type": "spend_limit", "id": f"{_PREFIX}{row['id']}", "amount": _cents(row), "currency": currency,
-        "period": period, "scope": scope, "is_enabled": True, "created_at": row["created_at"],
+        "period": INTERVALS[str(row["interval"])].period, "scope": scope, "is_enabled": True, "created_at": row["created_at"],
         "updated_at": row["created_at"],
     }  # fmt: skip
 

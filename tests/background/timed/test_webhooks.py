@@ -14,7 +14,7 @@ from gateway.background.loops import FailureTeller
 from gateway.background.timed.deliveries import DELIVERIES_AT_ONCE, DELIVERIES_EACH, WebhookDeliveries
 from gateway.background.timed.invoicing import PriceList
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budgets import bounds
+from gateway.core.accounts.intervals import bounds
 from gateway.core.alerts.messages import Delivery, DeliveryOutcome
 from gateway.core.credentials import FailureReport, Failures
 from gateway.core.times import HOUR_MS, ZoneOffset, clock_of

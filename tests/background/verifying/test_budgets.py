@@ -15,16 +15,8 @@ import pytest
 
 from gateway.background.verifying import reconciler as verifying
 from gateway.background.verifying.reconciler import Reconciler
-from gateway.core.accounts.budgets import (
-    EACH,
-    EACH_UNUSED_DAYS,
-    INTERVALS,
-    Budget,
-    account_of,
-    accounts_of,
-    bounds,
-    defined,
-)
+from gateway.core.accounts.budgets import EACH, EACH_UNUSED_DAYS, Budget, account_of, accounts_of, defined
+from gateway.core.accounts.intervals import INTERVALS, bounds
 from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.layout import LAYOUT
 from gateway.core.model import INTEGER_MAX, PARTITIONS, BudgetAccount, SettleResult, Verdict

@@ -25,16 +25,7 @@ from gateway.core.accounts.plans import (
 )
 from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import FALLBACK, KINDS
-from gateway.core.times import (
-    APART_MS,
-    CLOCK_OF_UTC,
-    DAY_MS,
-    HOUR_MS,
-    ZoneOffset,
-    clock_of,
-    offset_at,
-    wrong_calendar,
-)
+from gateway.core.times import APART_MS, CLOCK_OF_UTC, DAY_MS, HOUR_MS, ZoneOffset, clock_of, offset_at
 
 SAID = st.dictionaries(st.sampled_from(KINDS), st.integers(0, WEIGHT_MAX * ONE))
 TOKENS = st.integers(0, 10**8)
@@ -250,25 +241,3 @@ def test_a_clock_is_exact_up_to_its_change_and_behind_it(zone: str) -> None:
         for at in range(day, clock.turns_at + 27 * DAY_MS, 7 * DAY_MS):
             wanted = clock.offset if at < clock.turns_at else clock.offset_after
             assert offset_at(ZoneInfo(zone), at) == wanted, (zone, day, at)
-
-
-@pytest.mark.parametrize(
-    ("interval", "zone", "anchor", "fields"),
-    [
-        ("monthly", "Europe/Berlin", 31, []),
-        ("weekly", "UTC", 7, []),
-        ("weekly", "UTC", None, []),
-        ("daily", "Asia/Kolkata", 1, []),
-        ("none", "UTC", None, []),
-        ("weekly", "UTC", 8, ["anchor_day"]),
-        ("daily", "UTC", 2, ["anchor_day"]),
-        ("none", "Mars/Base", 31, ["anchor_day", "time_zone"]),
-        ("monthly", "europe/berlin", 1, ["time_zone"]),
-        ("monthly", "localtime", 1, ["time_zone"]),
-        ("monthly", "../etc/passwd", 1, ["time_zone"]),
-    ],
-)
-def test_what_is_wrong_with_days_of_a_zone(
-    interval: str, zone: str, anchor: int | None, fields: list[str]
-) -> None:
-    assert [field for field, _ in wrong_calendar(interval, zone, anchor)] == fields

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.budgets import MONEY, TOKENS, Budget, account_of, bounds, defined
+from gateway.core.accounts.budgets import MONEY, TOKENS, Budget, account_of, defined
+from gateway.core.accounts.intervals import bounds
 from gateway.core.billing.money import PriceTier, ServicePricing
 from gateway.core.model import Attribution, BudgetAccount, Caller
 from gateway.counters.admission.refusals import Throttle

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.core.accounts.budgets import DAY, FLAG_MONEY, MONTH, WEEK
+from gateway.core.accounts.budgets import FLAG_MONEY
+from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.spent_answers import show_id
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
@@ -43,7 +44,7 @@ _DOCUMENT = MediaPart(
 # headers): the overage is a calendar budget; the client's notices are shown at these thresholds.
 _UNIFIED: Final = b"anthropic-ratelimit-unified-"
 _THRESHOLDS: Final = (95, 75)
-_PERIODS: Final = {DAY: b"daily", WEEK: b"weekly", MONTH: b"monthly"}
+_PERIODS: Final = {one.name: one.period.encode() for one in INTERVALS.values() if one.period}
 _SPENT: Final = {"error_code": "enforced_spend_limit_reached"}
 
 
