@@ -36,7 +36,6 @@ from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable
 from gateway.local import heartbeat
-from gateway.local.heartbeat import SILENT_S_MAX
 from gateway.settings.settings import Settings
 from gateway.telemetry import metrics as tallies
 
@@ -529,7 +528,7 @@ async def of_gateway(
     found = state()
     every = PARTITIONS * found.get("workers", 0)
     away, unverified = (found.get(name, 0) for name in ("partitions_away", "partitions_unverified"))
-    silent = "" if every else f"no worker has reported for {SILENT_S_MAX:g} s"
+    silent = "" if every else "no worker reports its state"
     why = silent or in_words((server, cause) for server, cause, _ in found.get(tallies.REDIS_REASONS, ()))
     return {
         "gateway": serves() or "no worker accepts calls",

@@ -397,6 +397,13 @@ def test_a_target_that_answers_with_other_metrics_is_told(tmp_path: Path) -> Non
     tried(tmp_path, ("GatewayDown", other, 4, 1))
 
 
+def test_breaker_open_names_each_server_of_redis(tmp_path: Path) -> None:
+    places = ("redis-2:6379", "redis-3:6379")
+    faults = {f"tollkeeper_redis_away{{instance='a',server='{place}'}}": "0 1x99" for place in places}
+    tried(tmp_path, ("BreakerOpen", WELL | faults, 5, 2))
+    assert "{{ $labels.server }}" in alerts()["BreakerOpen"]["annotations"]["summary"]
+
+
 def test_a_flush_in_another_namespace_hides_no_stall(tmp_path: Path) -> None:
     series = {
         "tollkeeper_outbox_entries{namespace='production'}": "7x100",

@@ -127,7 +127,7 @@ async def test_a_gateway_is_ready_while_it_serves_any_partition(
     disk = DiskWatch(settings, lambda *_, **__: None)
     nobody = await of_gateway(dict, lambda: False, disk)
     assert not any(there(nobody)[name] for name in ("gateway", *OF_WORKERS))
-    silent = dict.fromkeys(("redis", "every_partition"), "no worker has reported for 10 s")
+    silent = dict.fromkeys(("redis", "every_partition"), "no worker reports its state")
     assert report(False, nobody)["reasons"] == {"gateway": "no worker accepts calls", **silent}
     numbers = {"workers": 1, "partitions_away": away, "partitions_unverified": unverified}
     said = dict(await of_gateway(lambda: numbers, lambda: True, disk))

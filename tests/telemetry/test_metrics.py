@@ -56,14 +56,14 @@ def test_snapshots_are_added_label_by_label_and_bucket_by_bucket() -> None:
     assert found["tollkeeper_request_seconds_sum",] == pytest.approx(800.006)
 
 
-def test_server_is_away_where_one_worker_finds_it_so() -> None:
+def test_merge_keeps_a_server_away_that_any_worker_misses() -> None:
     one, another = ({"redis_away": [["redis-1:6379", away], ["redis-2:6379", 0]]} for away in (0, 1))
     found = samples(scrape.render("", tallies.merge(one, another))[0])
     assert found["tollkeeper_redis_away", "server=redis-1:6379"] == 1
     assert found["tollkeeper_redis_away", "server=redis-2:6379"] == 0
 
 
-def test_numbers_of_an_ended_worker_are_told_although_the_disk_takes_none(tmp_path: Path) -> None:
+def test_collect_adds_ended_workers_on_a_full_disk(tmp_path: Path) -> None:
     ended = tmp_path / "1-ended.json"
     ended.write_text(json.dumps({"shed": 3}))
     (tmp_path / "retired.tmp").mkdir()  # what cannot be written

@@ -101,7 +101,7 @@ async def test_a_server_that_had_all_data_or_is_of_a_cluster_is_not_taken(
     await is_refused(url_of(valkey_cluster, empty), "it is no standalone server")
 
 
-async def test_each_server_that_is_away_is_named_with_its_cause(own_valkey: Start) -> None:
+async def test_wires_name_each_server_that_is_away_with_its_cause(own_valkey: Start) -> None:
     servers = first, second, third = own_valkey(), own_valkey(), own_valkey()
     names = [f"127.0.0.1:{server.port}" for server in servers]
     wires = wires_of(url_of(*servers))

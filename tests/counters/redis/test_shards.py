@@ -154,7 +154,7 @@ async def test_without_a_member_that_knows_there_is_no_cluster() -> None:
     await shards.close()
 
 
-async def test_slots_that_no_primary_has_are_named() -> None:
+async def test_shards_name_slots_without_a_primary() -> None:
     place = "127.0.0.1", free_port()
     shards = Shards(Address("", 0, members=(place,)), lambda where: RedisConnection(where, time.monotonic))
     shards._apply(SlotMap(1, (SlotRange(0, SLOTS // 2 - 1, place),)))
@@ -396,9 +396,7 @@ async def test_a_primary_that_hangs_keeps_nobody_from_learning_what_the_others_s
     cluster.move(partition, source)
 
 
-async def test_a_primary_that_hangs_is_named_until_it_answers(
-    cluster: ValkeyCluster, connect: Connect
-) -> None:
+async def test_shards_name_a_primary_that_hangs(cluster: ValkeyCluster, connect: Connect) -> None:
     shards = await connect(call_s=0.5)
     hangs = cluster.primaries[0]
     wire = shards.of(cluster.partitions_of(hangs)[0])
