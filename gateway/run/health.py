@@ -230,12 +230,12 @@ class RedisState:
         Log when they begin to refuse calls, and when they stop.
         """
         while True:
-            before = self.refusing
+            before = self._codes
             await self.ask()
-            for code in self.refusing.keys() - before.keys():
+            for code in {code for server, code in self._codes.items() if before.get(server) != code}:
                 servers = ", ".join(server for server, theirs in self._codes.items() if theirs == code)
                 self._log("redis refuses", code=code, servers=servers, why=WHY[code], level="error")
-            if before and not self.refusing:
+            if before and not self._codes:
                 self._log("redis takes everything again", level="info")
             await asyncio.sleep(ask_s)
 
