@@ -256,6 +256,7 @@ def test_a_migration_that_cannot_begin_says_of_which_setting_and_what_to_do(
     assert main(["migrate", "--database-url", url]) == 1
     told = capsys.readouterr().err
     assert "start PostgreSQL, or correct host and port of TOLLKEEPER_DATABASE_URL" in told
+    assert told.startswith("tollkeeper: PostgreSQL cannot be used: "), "no schema was seen"
     assert len(told.splitlines()) == 1
 
 

@@ -369,6 +369,7 @@ async def test_password_user_database_and_socket(own_valkey: START, connect: Con
             (f"unix://:s3cret%2F%3F@{socket}?db=2", 2),
         ):
             wire = await connect(url)
+            assert wire.server == (str(socket) if url.startswith("unix") else f"127.0.0.1:{server.port}")
             await ask(wire, b"SET", b"who", url.encode())
             with redis.Redis(port=server.port, password="s3cret/?", db=database) as look:
                 assert look.get("who") == url.encode()
