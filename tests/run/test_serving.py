@@ -83,8 +83,7 @@ def test_readyz_names_a_redis_that_hangs_or_is_gone_although_no_file_can_be_writ
             server.process.send_signal(signal.SIGCONT)
         wait_until(lambda: readiness(ops)[0] == 200)
         server.stop(signal.SIGKILL)
-        said = wait_until(lambda: unready(ops))
-        assert said["reasons"]["redis"].startswith(f"{name}: [Errno 111]")
+        wait_until(lambda: f"{name}: [Errno 111]" in (unready(ops) or {}).get("reasons", {}).get("redis", ""))
 
 
 def test_readyz_is_no_longer_ready_once_no_worker_reports(
