@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 def allow_connections(postgres: str, name: str, allowed: str) -> None:
     """Set whether a database takes connections, and end those that it has."""
     with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {allowed}")  # type: ignore[call-overload]  # its own name
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {allowed}")
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
         )
@@ -48,6 +48,7 @@ def test_readyz_of_a_keeper_names_the_database_and_the_server_that_are_away(
             )
             allow_connections(postgres, name, "true")
             wait_until(lambda: not reasons())
+            assert server.process
             server.process.send_signal(signal.SIGSTOP)
             try:
                 said = wait_until(lambda: reasons().get("redis"))

@@ -73,6 +73,7 @@ def test_readyz_names_a_redis_that_hangs_or_is_gone_although_no_file_can_be_writ
         assert not away(ops, name)
         fill_disk(process)
         assert readiness(ops)[0] == 200
+        assert server.process
         server.process.send_signal(signal.SIGSTOP)
         try:
             said = wait_until(lambda: unready(ops))

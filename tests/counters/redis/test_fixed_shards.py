@@ -109,6 +109,7 @@ async def test_wires_name_each_server_that_is_away_with_its_cause(own_valkey: St
         await wires.open()
         assert await wires.connected_within(WITHIN_S)
         assert (wires.servers, wires.missing, wires.trouble) == (names, {}, "")
+        assert second.process
         second.process.send_signal(signal.SIGSTOP)
         asked = wires.wires[1].send(encode(b"PING"))
         with pytest.raises(CountersUnavailable):
