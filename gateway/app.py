@@ -18,6 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import msgspec
+
 from gateway import extras
 from gateway.background.loops import FailureTeller
 from gateway.core.accounts.refusals import Refusals
@@ -43,6 +45,7 @@ from gateway.errors import StartError
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
+from gateway.local.heartbeat import keep_reporting
 from gateway.local.parent_pipe import ParentPipe
 from gateway.outbound.cloud import first_tried, keep_renewed
 from gateway.run import gateway_worker, lifecycle
@@ -114,14 +117,18 @@ async def serve_calls(
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     redis_state = RedisState(wires, log)
+    # What the parent process is told besides, without a disk between the two.
+    state: list[Callable[[], metrics.Snapshot]] = [
+        lambda: _partitions(wires, directory, resubmitter.newer), redis_state.snapshot, port.state,
+    ]  # fmt: skip
     snapshots: list[Callable[[], metrics.Snapshot]] = [
-        lambda: _snapshot(tally, scripts, plane.certificate_ends, wires.away > 0),
+        lambda: _snapshot(tally, scripts, plane.certificate_ends),
         lambda: _log_snapshot(settlements, resubmitter),
-        lambda: {**_partitions(wires, directory, resubmitter.newer), "counters_exchanged": fences.noticed},
+        lambda: {"counters_exchanged": fences.noticed},
         lambda: {"auth_failures": failures.rows("gateway"), "budgets_shared": counters.crowded.calls},
         refusals.snapshot,
-        redis_state.snapshot,
         port.snapshot,
+        *state,
         door.allowances.snapshot,
         lambda: {"cache_bytes": door.caches.sizes()},
         *([exporter.snapshot] if exporter is not None else []),
@@ -142,6 +149,7 @@ async def serve_calls(
         asyncio.create_task(forever("failures", FailureTeller("gateway", failures, log).loop().run, log)),
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
         asyncio.create_task(forever("port", port.keep, log)),
+        asyncio.create_task(forever("reports", lambda: keep_reporting(lambda: _report(state)), log)),
         *(
             asyncio.create_task(forever(name, loop, log))
             for name, loop in merged(lambda one: one.worker_loops(plane, ports)).items()
@@ -306,11 +314,9 @@ def _snapshot(
     tally: Tally,
     scripts: dict[str, Histogram],
     certificate_ends: list[tuple[str, float]],
-    breaker_open: bool,
 ) -> metrics.Snapshot:
     return {
         **tally.snapshot(),
-        "counters_breaker_open": int(breaker_open),
         "script_errors": SCRIPT_ERRORS.snapshot(),
         "script_seconds": {verb: histogram.snapshot() for verb, histogram in scripts.items()},
         "certificate_expiry_timestamp_seconds": certificate_ends,
@@ -319,6 +325,7 @@ def _snapshot(
 
 def _partitions(wires: RedisConnections, directory: Directory, newer: frozenset[int]) -> metrics.Snapshot:
     return {
+        "counters_breaker_open": int(wires.away > 0),
         "counters_unverified": int(not directory.verified),
         "partitions_away": wires.away,
         "partitions_unverified": len(directory.unverified | newer),
@@ -328,6 +335,10 @@ def _partitions(wires: RedisConnections, directory: Directory, newer: frozenset[
 
 def _merged(snapshots: Iterable[Callable[[], metrics.Snapshot]]) -> metrics.Snapshot:
     return {name: value for snapshot in snapshots for name, value in snapshot().items()}
+
+
+def _report(state: Iterable[Callable[[], metrics.Snapshot]]) -> bytes:
+    return msgspec.json.encode(_merged(state))
 
 
 def _log_snapshot(settlements: SettlementLog, resubmitter: Resubmitter) -> metrics.Snapshot:

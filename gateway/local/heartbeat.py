@@ -1,6 +1,7 @@
 """The heartbeat of a worker: a byte a second through a pipe, sent by its event loop; and its listener.
 
-The same pipe reports when the worker is ready. A blocked event loop sends nothing. Time in which the listener
+The same pipe carries when the worker is ready, and each second a report of its state: no disk is between the
+two, because a full disk must hide nothing. A blocked event loop sends nothing. Time in which the listener
 itself was suspended does not count, such as sleep of the machine.
 """
 
@@ -22,7 +23,12 @@ HEARTBEAT_VARIABLE = "HEARTBEAT_DESCRIPTOR"
 BEAT_S = 1.0
 LOOK_S = 0.5
 BEAT, READY = b".", b"!"
-BEATS_READ_MAX = 4_096
+# What a pipe holds at most.
+BEATS_READ_MAX = 65_536
+# A report is a line of JSON. After this time without one, nothing is known of its sender.
+REPORT_S = 1.0
+REPORT_BYTES_MAX = 32_768
+SILENT_S_MAX = 10.0
 
 
 async def keep_beating(beat_s: float = BEAT_S) -> None:
@@ -32,10 +38,18 @@ async def keep_beating(beat_s: float = BEAT_S) -> None:
         await asyncio.sleep(beat_s)
 
 
+async def keep_reporting(report: Callable[[], bytes], report_s: float = REPORT_S) -> None:
+    """Send a `report`, a JSON object without line breaks, at intervals; return at once if no process listens."""
+    while os.environ.get(HEARTBEAT_VARIABLE, ""):
+        if len(line := report()) <= REPORT_BYTES_MAX:
+            _say(b"\n%b\n" % line)
+        await asyncio.sleep(report_s)
+
+
 def say_ready() -> None:
     """Report to the process that started this one that this process is ready."""
     if os.environ.get(HEARTBEAT_VARIABLE, ""):
-        _say(READY)
+        _say(b"\n" + READY)
 
 
 def _say(sign: bytes) -> None:
@@ -48,10 +62,14 @@ def _say(sign: bytes) -> None:
 class Heartbeat:
     """A pipe for the heartbeats of a child process: this is the reading end, `theirs` the sending end."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._ours, self.theirs = os.pipe()
         os.set_blocking(self._ours, False)
         self._beaten = self._ready = False
+        self._clock = clock
+        # The beginning of a report; the last whole one, and when it came.
+        self._begun = self._report = b""
+        self._reported_at = clock()
 
     def started(self) -> None:
         os.close(self.theirs)
@@ -86,11 +104,22 @@ class Heartbeat:
         self._hear()
         return self._ready
 
+    def report(self) -> bytes:
+        """Return the newest report, if it came within `SILENT_S_MAX` seconds, else b""."""
+        self._hear()
+        return self._report if self._clock() - self._reported_at <= SILENT_S_MAX else b""
+
     def _hear(self) -> None:
         with contextlib.suppress(BlockingIOError):
             said = os.read(self._ours, BEATS_READ_MAX)
             self._beaten |= bool(said)
-            self._ready |= READY in said
+            *lines, last = (self._begun + said).split(b"\n")
+            self._begun = last if last.startswith(b"{") else b""
+            for line in (*lines, last):
+                if not line.startswith(b"{"):
+                    self._ready |= READY in line
+                elif line is not last:
+                    self._report, self._reported_at = line, self._clock()
 
 
 # The number of open files (and sockets) of a process, and its maximum.

@@ -86,6 +86,10 @@ class Child:
     def is_ready(self) -> bool:
         return self.pid is not None and self._heartbeat is not None and self._heartbeat.is_ready()
 
+    def report(self) -> bytes:
+        """Return the last report of the process (`heartbeat.py`); b"" if there is none, or it is too old."""
+        return self._heartbeat.report() if self.pid is not None and self._heartbeat is not None else b""
+
     async def load(self) -> None:
         """Start the process early, to import its code; `start` sends its settings later."""
         program, self.program = self.program, replace(self.program, stdin=b"")

@@ -56,7 +56,7 @@ _RIGHTS = (
     " (deploy/README.md, PostgreSQL)"
 )
 _TOO_MANY = (
-    "close other sessions, or allow more: max_connections of the server (a keeper wants 40), ALTER ROLE …"
+    "close other sessions, or allow more: max_connections of the server (a keeper wants 42), ALTER ROLE …"
     " CONNECTION LIMIT, ALTER DATABASE … CONNECTION LIMIT, or those of the pooler"
 )
 # By SQLSTATE, or its class. Libpq gives none if there was no connection: then the message decides.

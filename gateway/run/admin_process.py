@@ -17,6 +17,7 @@ import msgspec
 
 from gateway.errors import LoopsSilent, StartError
 from gateway.local import ports
+from gateway.local.heartbeat import SILENT_S_MAX
 from gateway.local.parent_pipe import ParentPipe
 from gateway.local.processes import Child
 from gateway.run import people_process
@@ -30,8 +31,6 @@ from gateway.telemetry import metrics
 # No disk is between the two, because a full disk is one of the facts.
 
 TOLD_EACH_S = 2.0
-# After this time without facts the loops count as hung or stopped, and earlier facts as unknown.
-SILENT_S_MAX = 10.0
 # The prefix of a line with facts. Lines with settings are JSON.
 _MARK = b"facts "
 
@@ -50,6 +49,7 @@ def written_fact(facts: LoopFacts) -> bytes:
 class FactsReader:
     """Receives facts in the process for people; a line is decoded only when it is needed.
 
+    After `silent_s_max` seconds without facts the loops count as hung or stopped, and earlier facts as unknown.
     `first` is called after the first facts, and `others` with lines that are no facts, both from another
     thread.
     """

@@ -37,6 +37,7 @@ from gateway.issuers.sign_in import SignIns
 from gateway.local import heartbeat
 from gateway.local import ports as sockets
 from gateway.local.parent_pipe import ParentPipe
+from gateway.ops import hints
 from gateway.run.admin_process import FactsReader
 from gateway.run.health import (
     CLOCK,
@@ -220,7 +221,7 @@ class Administration:
         self._losses = LossCounter(Losses(pools.staff), (doors.counters.moved,), self._log, at_rest=_nowhere)
         self._gauges = Gauges((self._losses.count, *([replica.figures] if replica is not None else [])))
         self._programs = ProgramList(doors.wires, doors.counters, pools.staff)
-        self._reads_only = ""
+        self._write_trouble = ""
         self._database = Probe(lambda: self._takes_writes(pools.probe))
         self._redis = Probe(lambda: one_answers(doors.wires.wires))
         self._every_redis = Probe(lambda: all_answer(doors.wires.wires))
@@ -303,8 +304,11 @@ class Administration:
         return (False, {"keeper": STOPPING}) if self._stops else await self._ready.now()
 
     async def _takes_writes(self, probe: engines.Engine) -> bool:
+        self._write_trouble = "it does not answer"  # until it does
         why = await engines.write_trouble(probe)
-        self._reads_only = why if why == engines.READS_ONLY else ""
+        # An error of PostgreSQL may name users, and everybody may ask whether this process is ready.
+        hint = hints.postgresql_hint(why, sqlstate=why.partition(" ")[0])
+        self._write_trouble = why if why in {"", engines.READS_ONLY} else f"it cannot be used: {hint}"
         return not why
 
     async def _look_ready(self) -> tuple[bool, Found]:
@@ -316,13 +320,17 @@ class Administration:
         except LoopsSilent:
             well, is_last = {}, False
         parts = {"postgresql": database, "redis": redis, VERIFIED: well.get(VERIFIED, False)}
-        ours = has_free_files(self._admin_port.vitals.snapshot())
+        ours, every_well = (
+            has_free_files(self._admin_port.vitals.snapshot()),
+            well.get(EVERY_PARTITION, False),
+        )
+        away = self._doors.wires.trouble or (every_well is not True and every_well)
         # If Redis refuses calls, people still need this port: it is reported, and the port stays ready.
         return all(parts.values()), {
             **parts,
-            "postgresql": database or self._reads_only or False,
-            "redis": redis and well.get("redis", True),
-            EVERY_PARTITION: every and well.get(EVERY_PARTITION, False),
+            "postgresql": database or self._write_trouble or False,
+            "redis": well.get("redis", True) if redis else away,
+            EVERY_PARTITION: every_well if every else away,
             **{name: well.get(name, True) for name in (DISK, CLOCK)},
             OPEN_FILES: ours and well.get(OPEN_FILES, True),
             CONFIGURATION: is_last,

@@ -88,11 +88,14 @@ class GatewayPort:
         """Measure the event loop's delay and open files until cancelled."""
         await self._vitals.keep_looking()
 
+    def state(self) -> Mapping[str, Any]:
+        """Return what the parent process is told of this one, as metrics."""
+        return {"configuration_stale": int(self.sent.is_stale), **self._vitals.open_files()}
+
     def snapshot(self) -> Mapping[str, Any]:
         buffers = self._plane.buffers
         kept = {"buffered_bytes": buffers.used + buffers.heads, "shed": buffers.shed}
-        stale = {"configuration_stale": int(self.sent.is_stale)}
-        ours = {**self._plane.snapshot(), **self._vitals.snapshot(), **stale}
+        ours = {**self._plane.snapshot(), **self._vitals.snapshot(), **self.state()}
         return {**kept, **self._tls.snapshot(), **self._tokens.snapshot(), **ours}
 
     def _take(self, settings: Settings) -> None:

@@ -27,6 +27,7 @@ from gateway.counters.redis.address import (
     WHY,
     facts_of,
     files_failing,
+    in_words,
     refusal_in,
     replica_lags,
     why_refused,
@@ -89,12 +90,14 @@ class ProcessVitals:
             if now - files_at >= FILES_LOOK_S:
                 self.files, files_at = heartbeat.count_open_files(), now
 
-    def snapshot(self) -> dict[str, object]:
+    def open_files(self) -> dict[str, object]:
         return {
-            "loop_lag_seconds": {self.process: self.seconds.snapshot()},
             "open_files": [(self.process, self.files)],
             "open_files_max": [(self.process, self.files_max)],
         }
+
+    def snapshot(self) -> dict[str, object]:
+        return {"loop_lag_seconds": {self.process: self.seconds.snapshot()}, **self.open_files()}
 
 
 def has_free_files(snapshot: Mapping[str, Any]) -> bool:
@@ -197,6 +200,8 @@ ANSWERED = {"MISCONF", "NOREPLICAS"}
 ANSWERED_S = 10.0
 # The largest tolerated difference of two clocks.
 CLOCK_OFF_S_MAX = 10.0
+# The most reasons that are told, and the length of each.
+REASONS_MAX, CAUSE_CHARS_MAX = 16, 200
 
 
 class RedisState:
@@ -214,6 +219,8 @@ class RedisState:
         self.refusing: Mapping[str, int] = {}
         self.taking = PARTITIONS
         self.clock_off_s = 0.0
+        # By the name of each server that refuses calls, its code.
+        self._codes: Mapping[str, str] = {}
         self._facts: list[dict[str, str]] = []
         self._wires, self._log, self._wall, self._seconds = wires, log, wall, seconds
 
@@ -223,35 +230,48 @@ class RedisState:
         Log when they begin to refuse calls, and when they stop.
         """
         while True:
-            before = self.refusing
+            before = self._codes
             await self.ask()
-            for code in self.refusing.keys() - before.keys():
-                self._log("redis refuses", code=code, why=WHY[code], level="error")
-            if before and not self.refusing:
+            for code in {code for server, code in self._codes.items() if before.get(server) != code}:
+                servers = ", ".join(server for server, theirs in self._codes.items() if theirs == code)
+                self._log("redis refuses", code=code, servers=servers, why=WHY[code], level="error")
+            if before and not self._codes:
                 self._log("redis takes everything again", level="info")
             await asyncio.sleep(ask_s)
 
     async def ask(self) -> None:
         wires = self._wires.wires
         found = await asyncio.gather(*(self._asked(wire) for wire in wires))
-        refusing, taking, off_s = Counter[str](), 0, 0.0
+        refusing, taking, off_s, codes = Counter[str](), 0, 0.0, dict[str, str]()
         for wire, (facts, ahead_s) in zip(wires, found, strict=True):
             by_itself = why_refused(facts)
             if code := by_itself or self._answered(wire):
                 refusing[code] += len(wire.partitions)
+                codes[wire.server] = code
             if wire.available and not by_itself:
                 taking += len(wire.partitions)
             off_s = max(off_s, ahead_s, key=abs)
-        self.refusing, self.taking, self.clock_off_s = refusing, taking, off_s
+        self.refusing, self.taking, self.clock_off_s, self._codes = refusing, taking, off_s, codes
         self._facts = [facts for facts, _ in found if facts]
 
     @property
+    def reasons(self) -> list[tuple[str, str]]:
+        """Why calls of some partitions are refused: (server, cause), at most `REASONS_MAX`."""
+        refusals = {server: f"{code}: {WHY[code]}" for server, code in self._codes.items()}
+        found = {**self._wires.missing, **refusals}
+        return [(server, cause[:CAUSE_CHARS_MAX]) for server, cause in found.items()][:REASONS_MAX]
+
+    @property
     def why(self) -> str:
-        """The reason why Redis refuses calls, as a sentence; empty if it refuses none."""
-        return why(self.refusing)
+        """The reasons why Redis refuses calls, as a sentence; empty if it refuses none."""
+        return in_words(self.reasons)
 
     def snapshot(self) -> dict[str, object]:
+        missing = self._wires.missing
+        servers = dict.fromkeys([*self._wires.servers, *missing])
         return {
+            "redis_away": [(server, int(server in missing)) for server in servers],
+            tallies.REDIS_REASONS: [(server, cause, 1) for server, cause in self.reasons],
             "partitions_refusing": [*self.refusing.items()],
             "partitions_taking": self.taking,
             "clock_offset_seconds": [("redis", self.clock_off_s)],
@@ -291,14 +311,10 @@ class RedisState:
         code, at = wire.refusal
         if wire.available and code in ANSWERED and self._seconds() - at < ANSWERED_S:
             return code
-        return "" if wire.available else refusal_in(wire.trouble)
+        return "" if wire.available else refusal_in(wire.cause)
 
 
-def why(codes: Mapping[str, float]) -> str:
-    return ", ".join(f"{code}: {WHY.get(code, 'Redis refuses calls')}" for code in sorted(codes))
-
-
-# Logs when Redis goes away and when it is back; for a cluster, the number of partitions.
+# Logs when servers of Redis go away and when all are back.
 
 AWAY_LOOK_S = 0.2
 
@@ -306,13 +322,15 @@ AWAY_LOOK_S = 0.2
 async def tell_of_redis(
     ways: RedisConnections, log: Callable[..., None], *, look_s: float = AWAY_LOOK_S
 ) -> None:
-    """Log when partitions become unreachable in Redis, and when all are back; runs until cancelled."""
-    said = 0
+    """Log the servers that are away, whenever they are others, and when all are back, until cancelled."""
+    logged: tuple[int, frozenset[str]] = (0, frozenset())
     while True:
-        if (away := ways.away) != said:
-            said = away
-            if away:
-                log("redis is away", partitions=away, why=ways.trouble, level="error")
+        missing = ways.missing
+        now = ways.away if missing else 0, frozenset(missing)
+        if now != logged:
+            logged = now
+            if missing:
+                log("redis is away", partitions=ways.away, why=in_words(missing.items()), level="error")
             else:
                 log("redis is back", level="info")
         await asyncio.sleep(look_s)
@@ -498,22 +516,25 @@ async def _pinged(wire: RedisConnection) -> bool:
 STOPPING = "it stops: what is under way is finished, and no more should come"
 
 
-async def of_gateway(settings: Settings, serves: Callable[[], bool | str], disk: DiskWatch) -> Found:
-    """Return the readiness checks of a gateway that runs no keeper, from the metrics of its workers.
+async def of_gateway(
+    state: Callable[[], Mapping[str, Any]], serves: Callable[[], bool | str], disk: DiskWatch
+) -> Found:
+    """Return the readiness checks of a gateway that runs no keeper; `state` is that of its workers.
 
     `serves` returns True if a worker accepts calls, or else the reason why none does. One reachable primary
     of a Redis cluster is enough for `redis`; the check `every_partition` requires all of them. The check
     `configuration` fails if the file on disk is invalid, and so not applied.
     """
-    found = tallies.collect(settings.metrics_dir)
+    found = state()
     every = PARTITIONS * found.get("workers", 0)
     away, unverified = (found.get(name, 0) for name in ("partitions_away", "partitions_unverified"))
-    refuses = why(dict(found.get("partitions_refusing", ())))
+    silent = "" if every else "no worker reports its state"
+    why = silent or in_words((server, cause) for server, cause, _ in found.get(tallies.REDIS_REASONS, ()))
     return {
         "gateway": serves() or "no worker accepts calls",
-        "redis": (away < every and found.get("partitions_taking", 1) > 0) or refuses,
+        "redis": (away < every and found.get("partitions_taking", 1) > 0) or why,
         "counters_verified": unverified < every,
-        EVERY_PARTITION: every > away + unverified == 0 and (refuses or True),
+        EVERY_PARTITION: why or every > away + unverified == 0,
         CONFIGURATION: not found.get("configuration_stale", 0),
         **of_process(found, disk),
     }

@@ -374,13 +374,13 @@ class Keeper:
         self._waiting = await self._servers.waiting()
 
     async def _facts(self) -> LoopFacts:
-        verified, snapshot, refused = self._servers.verified, self._snapshot(), self._redis_state.why
+        verified, snapshot, why = self._servers.verified, self._snapshot(), self._redis_state.why
         return LoopFacts(
             snapshot,
             {
-                "redis": self._redis_state.taking > 0 or refused,
+                "redis": self._redis_state.taking > 0 or why,
                 "counters_verified": verified > 0,
-                EVERY_PARTITION: verified == PARTITIONS and (refused or True),
+                EVERY_PARTITION: why or verified == PARTITIONS,
                 **of_process(snapshot, self._disk),
             },
         )

@@ -13,8 +13,12 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from gateway.errors import SettingError, StartError
 from gateway.local import ports
@@ -94,7 +98,10 @@ async def _serve(now: Renewal, voice: Voice) -> None:
         def serves() -> bool | str:
             return STOPPING if stop.is_set() else any(one.is_ready for one in children)
 
-        operations = await _operations(settings, serves, tls, disk)
+        def state() -> metrics.Snapshot:
+            return state_of(children, now.snapshot())
+
+        operations = await _operations(settings, state, serves, tls, disk)
         ops_port = operations.sockets[0].getsockname()[1]
         ready_s_max = settings.start_wait_s + LOADING_S_MAX
         programs = gateway_workers(command("serve", "--worker"), settings, held, ready_s_max)
@@ -127,9 +134,13 @@ async def _serve(now: Renewal, voice: Voice) -> None:
 
 
 async def _operations(
-    settings: Settings, serves: Callable[[], bool | str], tls: TlsPort, disk: DiskWatch
+    settings: Settings,
+    state: Callable[[], metrics.Snapshot],
+    serves: Callable[[], bool | str],
+    tls: TlsPort,
+    disk: DiskWatch,
 ) -> asyncio.Server:
-    ops = Ops(partial(of_gateway, settings, serves, disk), partial(_metrics, settings, tls))
+    ops = Ops(partial(of_gateway, state, serves, disk), partial(_metrics, settings, state, tls))
     try:
         given = next(iter(ports.handed_over(settings.ops_port)), None)
         return await listen(ops, settings.ops_host, settings.ops_port, wrapped=tls.wrapped, given=given)
@@ -175,6 +186,16 @@ def restarts_of(children: Iterable[Child]) -> metrics.Snapshot:
     return {"worker_restarts": [(why, sum(each[why] for each in counts)) for why in (DIED, HUNG)]}
 
 
+def state_of(children: Iterable[Child], beside: metrics.Snapshot) -> metrics.Snapshot:
+    """Return the merged reports of `children`, the `workers` that are not silent, and the metrics `beside`."""
+    state = beside
+    for child in children:
+        with suppress(msgspec.DecodeError):  # it has sent none, or a part
+            report = msgspec.json.decode(child.report(), type=dict[str, Any])
+            state = metrics.merge(state, {**report, "workers": 1})
+    return state
+
+
 async def tell_restarts(now: Renewal, children: Callable[[], Iterable[Child]]) -> None:
     """Publish metrics of the restarts of `children`, and of the configuration `now`, until cancelled."""
     await metrics.publish(
@@ -205,8 +226,11 @@ def tell_overruled(settings: Settings, warn: Callable[[str], None]) -> None:
         warn(f"the environment or an option overrides what {settings.config_path} sets: {names}")
 
 
-def _metrics(settings: Settings, tls: TlsPort, accept: str) -> tuple[bytes, str]:
+def _metrics(
+    settings: Settings, state: Callable[[], metrics.Snapshot], tls: TlsPort, accept: str
+) -> tuple[bytes, str]:
     from gateway.telemetry import scrape  # noqa: PLC0415  # loaded once somebody scrapes
 
-    found = metrics.merge(metrics.collect(settings.metrics_dir), tls.snapshot())
+    # A full disk keeps the files of workers as they were: what they report besides is newer.
+    found = metrics.merge({**metrics.collect(settings.metrics_dir), **state()}, tls.snapshot())
     return scrape.render(accept, metrics.merge(found, disks(settings)))

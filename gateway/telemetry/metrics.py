@@ -97,6 +97,7 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "issuers_unread issuer": "Workers that could not read the keys of an issuer.",
         "counters_unverified": "Workers whose Redis no keeper has verified since its last start.",
         "counters_breaker_open": "Workers that ask Redis nothing: it is away or stalls.",
+        "redis_away server": "Whether a server of Redis is away, or does not answer.",
         "partitions_away": "Partitions that a worker cannot ask for, added for each worker.",
         "partitions_refusing reason": "Partitions whose Redis refuses calls.",
         "partitions_taking": "Partitions whose Redis takes calls, added for each worker.",
@@ -169,8 +170,12 @@ FACTS = (
 PREFIX = "tollkeeper_"
 # Names of withheld header fields by upstream: they are in a snapshot for `doctor`, and no metric.
 WITHHELD_NAMES = "withheld_names"
+# Why Redis refuses calls, for `/readyz`: rows (server, cause, 1). They are no metric either.
+REDIS_REASONS = "redis_reasons"
 # Values of the current state: they end with their worker.
-GAUGES = frozenset({WITHHELD_NAMES, *(fact.name for fact in FACTS if fact.kind == "gauge")}) - {LAST}
+GAUGES = frozenset(
+    {WITHHELD_NAMES, REDIS_REASONS, *(fact.name for fact in FACTS if fact.kind == "gauge")}
+) - {LAST}
 
 # Counters with an alert as soon as they grow. Prometheus does not see the growth of a counter whose first
 # sample is above zero, so the alert uses the time of the last growth.
@@ -193,7 +198,7 @@ FILES_MAX = 1_000
 # How to combine values that are not added: the earliest, the latest, the worst.
 TOGETHER: dict[str, Callable[[Any, Any], Any]] = {
     "certificate_expiry_timestamp_seconds": min, LAST: max, "open_files": max, "open_files_max": min,
-    "clock_offset_seconds": partial(max, key=abs),
+    "clock_offset_seconds": partial(max, key=abs), "redis_away": max,
 }  # fmt: skip
 
 Snapshot = Mapping[str, Any]
@@ -310,9 +315,10 @@ def _collected(directory: Path) -> dict[str, Any]:
             folded.append(path)
     if folded:
         retired = _bounded(retired)
-        _replace(directory / RETIRED, msgspec.json.encode(retired))
-        for path in folded:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a full disk hides no numbers: they are added again next time
+            _replace(directory / RETIRED, msgspec.json.encode(retired))
+            for path in folded:
+                path.unlink(missing_ok=True)
     if workers:
         # A worker with a hanging loop, or a full disk, writes no new file.
         total |= {"workers": workers, "worker_report_age_seconds": max(0.0, time.time() - oldest)}

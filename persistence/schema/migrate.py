@@ -279,9 +279,9 @@ def _connected(url: str) -> Iterator[Connection]:
         if found is not None and found.sqlstate in BUSY:
             raise SchemaInUse(complaint(error)) from error
         first = complaint(error) + _ended(str(getattr(error, "orig", None) or error), url)
-        raise SchemaUnavailable(
-            f"the schema of PostgreSQL cannot be used: {first}", sqlstate=sqlstate(error)
-        ) from error
+        is_away = found is not None and found.sqlstate is None
+        what = "PostgreSQL" if is_away else "the schema of PostgreSQL"
+        raise SchemaUnavailable(f"{what} cannot be used: {first}", sqlstate=sqlstate(error)) from error
 
 
 def _ended(said: str, url: str) -> str:

@@ -45,7 +45,8 @@ WELL = {
     "tollkeeper_invoices_left{reason='conflict'}": "0 3x20 0x80",  # soon made good
     "tollkeeper_webhook_messages_oldest_seconds": "0 0+60x14 0x86",  # heard at last
     "tollkeeper_handover_events_remaining": "0x100",
-    "tollkeeper_counters_breaker_open{instance='a'}": "0x100",
+    "tollkeeper_redis_away{instance='a',server='redis-1:6379'}": "0x100",
+    "tollkeeper_redis_away{instance='a',server='redis-2:6379'}": "0x100",
     "tollkeeper_last_timestamp_seconds{instance='a',event='counters_exchanged'}": "-7200x100",
     "tollkeeper_last_timestamp_seconds{instance='a',event='settlements_dropped_early'}": "-7200x100",
     "tollkeeper_shed_total{instance='a'}": "0+1x100",
@@ -154,7 +155,7 @@ FAULTS = {
     "HandoversLeft": Fault(10, {"tollkeeper_handovers{state='failed'}": "0 1x99"}),
     "UsageFeedLeft": Fault(10, {"tollkeeper_usage_feed_events{state='failed'}": "0 1x99"}),
     "WebhooksFailing": Fault(25, {"tollkeeper_webhook_messages_oldest_seconds": "0+60x100"}),
-    "BreakerOpen": Fault(5, {"tollkeeper_counters_breaker_open{instance='a'}": "0 1x99"}),
+    "BreakerOpen": Fault(5, {"tollkeeper_redis_away{instance='a',server='redis-2:6379'}": "0 1x99"}),
     "CountersUnavailable": Fault(
         8, {"tollkeeper_requests_total{status='503',reason='counters_unavailable'}": "0+6x100"}
     ),
@@ -394,6 +395,13 @@ def both(job: str, namespace: str, up: str, told: str) -> dict[str, str]:
 def test_a_target_that_answers_with_other_metrics_is_told(tmp_path: Path) -> None:
     other = WELL | {f"tollkeeper_build_info{{{GATEWAY},instance='a'}}": "_x100"}
     tried(tmp_path, ("GatewayDown", other, 4, 1))
+
+
+def test_breaker_open_names_each_server_of_redis(tmp_path: Path) -> None:
+    places = ("redis-2:6379", "redis-3:6379")
+    faults = {f"tollkeeper_redis_away{{instance='a',server='{place}'}}": "0 1x99" for place in places}
+    tried(tmp_path, ("BreakerOpen", WELL | faults, 5, 2))
+    assert "{{ $labels.server }}" in alerts()["BreakerOpen"]["annotations"]["summary"]
 
 
 def test_a_flush_in_another_namespace_hides_no_stall(tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.local.embedded import valkey
+from tests import plain_http
 from tests.journey.callers import TOKENS, Cast, Tenant, examined, went_on
 from tests.journey.stack import Stack
 from tests.waiting import HUNG_S, wait_until
@@ -76,6 +79,39 @@ def test_a_server_that_stands_still_or_dies_stops_its_own_tenants_alone(cast: Sh
         wait_until(went_on([struck, *others]), HUNG_S)
     for one in (struck, *others):
         cast.is_exact(one)
+
+
+def test_each_place_names_two_servers_that_hang(cast: Shared) -> None:
+    """The log of gateway and keeper, the reasons of readiness, and the metric; the third server goes on."""
+    names = [f"127.0.0.1:{port}" for _, port in cast.address.shards]
+    hang = f"{names[0]}, {names[2]}: does not answer in time"
+
+    def asked(path: str) -> str:
+        return plain_http.get(f"{cast.stack.admin_url}{path}", timeout=HUNG_S).text
+
+    def loggers(why: str) -> set[str]:
+        lines = [
+            json.loads(line) for line in cast.stack.log.read_text().splitlines() if "redis is away" in line
+        ]
+        return {line["logger"] for line in lines if line["why"] == why}
+
+    def reasons() -> Any:
+        return json.loads(asked("/readyz")).get("reasons", {})
+
+    for server in (0, 2):
+        os.kill(cast.process_of(server), signal.SIGSTOP)
+    try:
+        wait_until(lambda: reasons().get("every_partition") == hang)
+        samples = [
+            f'tollkeeper_redis_away{{server="{name}"}} {away}'
+            for name, away in zip(names, (1.0, 0.0, 1.0), strict=True)
+        ]
+        wait_until(lambda: all(sample in asked("/metrics") for sample in samples))
+        wait_until(lambda: loggers(hang) == {"tollkeeper.gateway", "tollkeeper.keeper"})
+    finally:
+        for server in (0, 2):
+            os.kill(cast.process_of(server), signal.SIGCONT)
+    wait_until(lambda: not reasons(), HUNG_S)
 
 
 def test_doctor_sees_each_server_and_refuses_another_order(cast: Shared) -> None:

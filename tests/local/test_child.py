@@ -228,6 +228,24 @@ async def test_time_in_which_the_listener_stood_still_does_not_count() -> None:
     beats.close()
 
 
+def test_report_is_known_whole_and_for_ten_seconds() -> None:
+    now = [0.0]
+    beats = Heartbeat(lambda: now[0])
+    assert beats.report() == b""
+    os.write(beats.theirs, b'.\n{"away":1}\n.\n{"aw')
+    assert beats.report() == b'{"away":1}'
+    now[0] = 10.0
+    assert beats.report() == b'{"away":1}'
+    now[0] = 10.1
+    assert beats.report() == b""
+    os.write(beats.theirs, b'ay":"!"}\n.')
+    assert (beats.report(), beats.is_ready()) == (b'{"away":"!"}', False)
+    os.write(beats.theirs, b"\n!")
+    assert beats.is_ready()
+    beats.started()
+    beats.close()
+
+
 async def test_who_is_not_listened_to_beats_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(heartbeat.HEARTBEAT_VARIABLE, raising=False)
     await asyncio.wait_for(heartbeat.keep_beating(), 10)

@@ -19,7 +19,7 @@ from gateway.core.processes import report, there
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.redis import keys
-from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.address import WHY, parse_url
 from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable, StartError
 from gateway.run.health import (
@@ -34,10 +34,10 @@ from gateway.run.health import (
 )
 from gateway.run.lifecycle import ASK_INTERVAL_S, catalogue_of, reached
 from gateway.settings.settings import Settings, load
-from gateway.telemetry import metrics as tallies
 from tests.conftest import ValkeyServer, free_port
 from tests.waiting import eventually
 
+SERVER = "127.0.0.1:7001"
 OF_WORKERS = ("redis", "counters_verified", "every_partition")
 
 
@@ -125,19 +125,15 @@ async def test_a_gateway_is_ready_while_it_serves_any_partition(
 ) -> None:
     settings = Settings(data_dir=str(tmp_path), gateway_host="127.0.0.1")
     disk = DiskWatch(settings, lambda *_, **__: None)
-    nobody = await of_gateway(settings, lambda: False, disk)
+    nobody = await of_gateway(dict, lambda: False, disk)
     assert not any(there(nobody)[name] for name in ("gateway", *OF_WORKERS))
-    assert report(False, nobody)["reasons"] == {"gateway": "no worker accepts calls"}
-    numbers = {"partitions_away": away, "partitions_unverified": unverified}
-    telling = asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: numbers))
-    try:
-        await eventually(lambda: any(settings.metrics_dir.glob("*.json")))
-        said = dict(await of_gateway(settings, lambda: True, disk))
-        disk.full = (str(tmp_path),)  # as was seen last
-        full = await of_gateway(settings, lambda: True, disk)
-        assert full["disk"] == f"the disk of {tmp_path} is full"
-    finally:
-        telling.cancel()
+    silent = dict.fromkeys(("redis", "every_partition"), "no worker reports its state")
+    assert report(False, nobody)["reasons"] == {"gateway": "no worker accepts calls", **silent}
+    numbers = {"workers": 1, "partitions_away": away, "partitions_unverified": unverified}
+    said = dict(await of_gateway(lambda: numbers, lambda: True, disk))
+    disk.full = (str(tmp_path),)  # as was seen last
+    full = await of_gateway(lambda: numbers, lambda: True, disk)
+    assert full["disk"] == f"the disk of {tmp_path} is full"
     assert said.pop("every_partition") is every
     assert [said.pop(name) for name in ("disk", "configuration", "open_files", "clock")] == [True] * 4
     assert all(there(said).values()) is ready
@@ -146,23 +142,19 @@ async def test_a_gateway_is_ready_while_it_serves_any_partition(
 
 @pytest.mark.parametrize(
     ("refusing", "taking", "ready"),
-    [({}, PARTITIONS, True), ({"OOM": 21}, 43, True), ({"OOM": PARTITIONS}, 0, False)],
+    [({}, PARTITIONS, True), ({SERVER: 21}, 43, True), ({SERVER: PARTITIONS}, 0, False)],
 )
 async def test_a_gateway_whose_redis_refuses_all_calls_is_not_ready_and_says_why(
     tmp_path: Path, refusing: dict[str, int], taking: int, ready: bool
 ) -> None:
     settings = Settings(data_dir=str(tmp_path))
     disk = DiskWatch(settings, lambda *_, **__: None)
-    numbers = {"partitions_refusing": [*refusing.items()], "partitions_taking": taking}
+    numbers: dict[str, Any] = {"workers": 1, "partitions_taking": taking}
+    numbers |= {"redis_reasons": [(server, "OOM: its memory is full", 1) for server in refusing]}
     numbers |= {"clock_offset_seconds": [("redis", -7200.0)]}
-    telling = asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: numbers))
-    try:
-        await eventually(lambda: any(settings.metrics_dir.glob("*.json")))
-        said = await of_gateway(settings, lambda: True, disk)
-    finally:
-        telling.cancel()
-    assert said["redis"] == (True if ready else "OOM: its memory is full")
-    assert said["every_partition"] == ("OOM: its memory is full" if refusing else True)
+    said = await of_gateway(lambda: numbers, lambda: True, disk)
+    assert said["redis"] == (True if ready else f"{SERVER}: OOM: its memory is full")
+    assert said["every_partition"] == (f"{SERVER}: OOM: its memory is full" if refusing else True)
     assert said["clock"] == "the clock is 7,200 s behind that of redis"
 
 
@@ -264,6 +256,7 @@ def test_a_migration_that_cannot_begin_says_of_which_setting_and_what_to_do(
     assert main(["migrate", "--database-url", url]) == 1
     told = capsys.readouterr().err
     assert "start PostgreSQL, or correct host and port of TOLLKEEPER_DATABASE_URL" in told
+    assert told.startswith("tollkeeper: PostgreSQL cannot be used: "), "no schema was seen"
     assert len(told.splitlines()) == 1
 
 
@@ -344,7 +337,7 @@ async def test_why_redis_refuses_is_told_until_it_takes_calls_again(
             await break_it(server, client, wire)
             await eventually(lambda: state.refusing)
             assert state.snapshot()["partitions_refusing"] == [(code, PARTITIONS)]
-            assert state.why.startswith(f"{code}: ")
+            assert state.why == f"127.0.0.1:{server.port}: {code}: {WHY[code]}"
             assert (state.taking > 0) is takes
             if code == "MISCONF":
                 assert state.figures()["redis_files_failing"] == [("append_only", 0), ("snapshot", 1)]
@@ -387,19 +380,23 @@ async def test_a_clock_that_is_wrong_is_told_by_how_much(
 
 
 async def test_it_is_said_when_redis_goes_and_when_it_is_back() -> None:
-    """Of a cluster also when more or fewer partitions are away."""
+    """Of several servers also when others are away than before, or as many others."""
     said: list[tuple[str, str, int, str]] = []
-    seen = iter([0, 21, 21, 64, 43, 0, 0])
+    first, second, third = (f"127.0.0.1:{port}" for port in (7001, 7002, 7003))
+    servers = [(), (first,), (first,), (first, second), (second, third), (second,), (), ()]
+    seen = iter([dict.fromkeys(names, "does not answer") for names in servers])
 
     class Seen:
-        trouble = "refused"
+        away = 0
 
         @property
-        def away(self) -> int:
+        def missing(self) -> dict[str, str]:
             try:
-                return next(seen)
+                missing = next(seen)
             except StopIteration:
                 raise asyncio.CancelledError from None
+            self.away = 21 * len(missing)
+            return missing
 
     def say(event: str, *, level: str, partitions: int = 0, why: str = "") -> None:
         said.append((event, level, partitions, why))
@@ -407,6 +404,9 @@ async def test_it_is_said_when_redis_goes_and_when_it_is_back() -> None:
     with suppress(asyncio.CancelledError):
         await tell_of_redis(Seen(), say, look_s=0.0)
     assert said == [
-        *(("redis is away", "error", away, "refused") for away in (21, 64, 43)),
+        ("redis is away", "error", 21, "127.0.0.1:7001: does not answer"),
+        ("redis is away", "error", 42, "127.0.0.1:7001, 127.0.0.1:7002: does not answer"),
+        ("redis is away", "error", 42, "127.0.0.1:7002, 127.0.0.1:7003: does not answer"),
+        ("redis is away", "error", 21, "127.0.0.1:7002: does not answer"),
         ("redis is back", "info", 0, ""),
     ]

@@ -56,6 +56,24 @@ def test_snapshots_are_added_label_by_label_and_bucket_by_bucket() -> None:
     assert found["tollkeeper_request_seconds_sum",] == pytest.approx(800.006)
 
 
+def test_merge_keeps_a_server_away_that_any_worker_misses() -> None:
+    one, another = ({"redis_away": [["redis-1:6379", away], ["redis-2:6379", 0]]} for away in (0, 1))
+    found = samples(scrape.render("", tallies.merge(one, another))[0])
+    assert found["tollkeeper_redis_away", "server=redis-1:6379"] == 1
+    assert found["tollkeeper_redis_away", "server=redis-2:6379"] == 0
+
+
+def test_collect_adds_ended_workers_on_a_full_disk(tmp_path: Path) -> None:
+    ended = tmp_path / "1-ended.json"
+    ended.write_text(json.dumps({"shed": 3}))
+    (tmp_path / "retired.tmp").mkdir()  # what cannot be written
+    assert [tallies.collect(tmp_path)["shed"] for _ in range(2)] == [3, 3]
+    assert ended.exists()
+    (tmp_path / "retired.tmp").rmdir()
+    assert [tallies.collect(tmp_path)["shed"] for _ in range(2)] == [3, 3]
+    assert not ended.exists()
+
+
 def test_both_formats_are_served_by_accept_and_parse() -> None:
     snapshot = tally()
     snapshot["script_seconds"] = {"reserve": snapshot["request_seconds"]}

@@ -81,6 +81,8 @@ def _why(error: OSError) -> str:
 
 DEFAULT_PORT, SENTINEL_PORT = 6379, 26379
 PLACES_MAX = 16
+# The cause where a server neither refuses nor answers.
+SILENT = "does not answer in time"
 # The message for a connection that ended before any answer.
 NO_REDIS = "what answers there is no Redis, or closed the connection"
 _PREFIX = "TOLLKEEPER_REDIS_"
@@ -222,6 +224,14 @@ def _by_sentinels(parts: SplitResult, tls: RedisTls | None) -> Address:
     )  # fmt: skip
 
 
+def in_words(reasons: Iterable[tuple[str, str]]) -> str:
+    """Return a sentence about `reasons`, each a server's name and a cause; servers of one cause together."""
+    causes: dict[str, list[str]] = {}
+    for server, cause in reasons:
+        causes.setdefault(cause, []).append(server)
+    return "; ".join(f"{', '.join(servers)}: {cause}" for cause, servers in causes.items())
+
+
 def why_not(error: Exception) -> str:
     """Return why there is no connection, as a message that an operator can act on."""
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -337,6 +347,11 @@ class RedisRoute:
             await self._loop.create_connection(protocol, host, port, ssl=tls, server_hostname=name)
         except UnicodeError as error:
             raise CountersUnavailable(f"{host[:80]} is no name of a host: {error}") from error
+
+    def name_of(self, address: Address) -> str:
+        """Return the name of the server at an address: with sentinels, of the primary they named last."""
+        host, port = (address.host, address.port) if address.host else self._place
+        return f"{host}:{port}" if host else address.path or address.primary_name
 
     def leads_elsewhere(self, waited_s: float) -> bool:
         """Return whether sentinels name another primary, while a server has not answered for `waited_s`."""

@@ -18,7 +18,16 @@ from typing import Protocol
 
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import AwakeTimeout, Wait, in_task
-from gateway.counters.redis.address import Address, ask_apart, first_known, is_primary, note_parts, said
+from gateway.counters.redis.address import (
+    SILENT,
+    Address,
+    ask_apart,
+    first_known,
+    in_words,
+    is_primary,
+    note_parts,
+    said,
+)
 from gateway.counters.redis.calls import BatchWaiters, Hop, Reply
 from gateway.counters.redis.connection import CALL_S, Asked, RedisConnection, encode
 from gateway.counters.redis.keys import (
@@ -250,6 +259,8 @@ class Redirects:
             hop.fail(CountersUnavailable("a key moved to a server that has to be verified first"))
 
 
+# The name of the server of slots that no primary has.
+NOBODY = "nobody"
 LOOK_S = 1.0
 # The interval while a primary is away, or after a key was found elsewhere.
 LOOK_SOON_S = 0.1
@@ -363,9 +374,23 @@ class Shards:
         return sum(not one.available for one in self._by_partition)
 
     @property
+    def servers(self) -> Sequence[str]:
+        return [wire.server for wire in self.wires] or [
+            f"{host}:{port}" for host, port in self._address.members or self._address.shards
+        ]
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """By name, each primary whose calls fail at once, and why; all known members while none is known."""
+        if not self.map.owned:
+            return dict.fromkeys(self.servers, self._fault or SILENT)
+        lacking = self._by_partition.count(self._nobody)
+        nobody = {NOBODY: f"no primary has the slots of {lacking} partitions"} if lacking else {}
+        return {name: cause for wire in self.wires for name, cause in wire.missing.items()} | nobody
+
+    @property
     def trouble(self) -> str:
-        """Why there is no connection to one of the primaries, or why no member knows them."""
-        return next((one.trouble for one in self.wires if one.trouble), self._fault)
+        return in_words(self.missing.items())
 
     def hear(self, changed: Callable[[bytes], None]) -> None:
         """Call `changed` with the name of each changed key that any server reports."""
@@ -562,8 +587,18 @@ class RedisConnections(Protocol):
         ...
 
     @property
+    def servers(self) -> Sequence[str]:
+        """The names (host and port) of all servers that have partitions."""
+        ...
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """By name, each server whose calls fail without waiting, and why."""
+        ...
+
+    @property
     def trouble(self) -> str:
-        """Why a server is not connected; empty if all are."""
+        """The servers that are missing, and why, as a sentence; empty if none is."""
         ...
 
     def of(self, partition: int) -> RedisConnection:

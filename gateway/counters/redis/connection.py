@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count, takewhile
 from secrets import randbits
@@ -27,12 +27,14 @@ import hiredis
 from gateway.core.credentials import end_of
 from gateway.core.wait import LOOKS_MIN, Awake, AwakeTimeout, Wait, in_task
 from gateway.counters.redis.address import (
+    SILENT,
     WHY,
     Address,
     Ask,
     RedisRoute,
     Server,
     greet,
+    in_words,
     refuse_evicting,
     why_evicts,
     why_not,
@@ -165,8 +167,8 @@ class RedisConnection(asyncio.Protocol):
       used, made of it: the name of the data's history.
     - `evicts` says why the server may delete counters (empty: it does not). With `refuses_eviction` such a
       server is not used, and is tried again later.
-    - `trouble` is the error of the last attempt to connect; `refusal` the last code of `WHY` in an error, and
-      its time.
+    - `cause` is the error of the last attempt to connect; `missing` adds the server's name to it while calls
+      fail at once. `refusal` is the last code of `WHY` in an error, and its time.
     - `available` is False while calls fail at once: not connected, or the circuit breaker is open. `closed`
       is for good.
     - `batch` is the number of the write with the next command; numbers of other connections differ.
@@ -202,7 +204,7 @@ class RedisConnection(asyncio.Protocol):
         self.connected = self.available = False
         self.evicts, self._refuses_eviction, self.loads = "", refuses_eviction, loads
         self.certificate_end: float | None = None
-        self.trouble = ""
+        self.cause = ""
         self.refusal = "", 0.0
         self.hearing = InvalidationListener(hears)
         self.address, self._clock, self._call_s = address, clock, call_s
@@ -339,6 +341,23 @@ class RedisConnection(asyncio.Protocol):
     @property
     def away(self) -> int:
         return 0 if self.available else len(self.partitions)
+
+    @property
+    def server(self) -> str:
+        """The server's name: host and port, or the path of its socket."""
+        return self._way.name_of(self.address)
+
+    @property
+    def servers(self) -> Sequence[str]:
+        return [self.server]
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        return {} if self.available else {self.server: self.cause or SILENT}
+
+    @property
+    def trouble(self) -> str:
+        return in_words(self.missing.items())
 
     def hear(self, changed: Callable[[bytes], None]) -> None:
         """Add a listener: `changed` is called with the name of each changed key."""
@@ -514,7 +533,7 @@ class RedisConnection(asyncio.Protocol):
                 await self._connect()
                 return
             except Exception as error:  # noqa: BLE001  # after any error it tries again
-                self.trouble = why_not(error)
+                self.cause = SILENT if isinstance(error, TimeoutError) else why_not(error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, most)
 
@@ -533,7 +552,7 @@ class RedisConnection(asyncio.Protocol):
             self._drop()
             raise
         self.connected = self.available = True
-        self.trouble = ""
+        self.cause = ""
         self._opened.set()
 
     async def _ask(self, *parts: bytes) -> Reply:

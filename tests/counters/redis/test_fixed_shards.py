@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
 
@@ -98,6 +99,32 @@ async def test_a_server_that_had_all_data_or_is_of_a_cluster_is_not_taken(
     await is_refused(url_of(whole, empty), "it has data of other parts")
     assert (part_in(whole), part_in(empty)) == (None, None)
     await is_refused(url_of(valkey_cluster, empty), "it is no standalone server")
+
+
+async def test_wires_name_each_server_that_is_away_with_its_cause(own_valkey: Start) -> None:
+    servers = first, second, third = own_valkey(), own_valkey(), own_valkey()
+    names = [f"127.0.0.1:{server.port}" for server in servers]
+    wires = wires_of(url_of(*servers))
+    try:
+        await wires.open()
+        assert await wires.connected_within(WITHIN_S)
+        assert (wires.servers, wires.missing, wires.trouble) == (names, {}, "")
+        assert second.process
+        second.process.send_signal(signal.SIGSTOP)
+        asked = wires.wires[1].send(encode(b"PING"))
+        with pytest.raises(CountersUnavailable):
+            await in_task(asked)
+        assert wires.trouble == f"{names[1]}: does not answer in time"
+        third.stop(signal.SIGKILL)
+        await eventually(lambda: "Errno 111" in wires.missing.get(names[2], ""))
+        assert wires.missing.keys() == {names[1], names[2]}
+        assert wires.missing[names[1]] == "does not answer in time"
+        first.stop(signal.SIGKILL)
+        await eventually(lambda: len(wires.missing) == 3)
+        assert wires.away == PARTITIONS
+    finally:
+        second.process.send_signal(signal.SIGCONT)
+        await wires.close()
 
 
 async def test_calls_of_all_partitions_of_a_server_are_one_command(own_valkey: Start) -> None:

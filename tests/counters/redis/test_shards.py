@@ -148,6 +148,19 @@ async def test_without_a_member_that_knows_there_is_no_cluster() -> None:
         await shards.open()
     with pytest.raises(CountersUnavailable):
         await ask(shards.of(0), "GET", name(0))
+    shards.start()
+    (member,) = address.members
+    await eventually(lambda: shards.trouble.startswith(f"127.0.0.1:{member[1]}: no member of the cluster"))
+    await shards.close()
+
+
+async def test_shards_name_slots_without_a_primary() -> None:
+    place = "127.0.0.1", free_port()
+    shards = Shards(Address("", 0, members=(place,)), lambda where: RedisConnection(where, time.monotonic))
+    shards._apply(SlotMap(1, (SlotRange(0, SLOTS // 2 - 1, place),)))
+    lacking = sum(slot >= SLOTS // 2 for slot in SLOT_OF_PARTITION)
+    assert [*shards.missing] == [f"127.0.0.1:{place[1]}", "nobody"]
+    assert shards.missing["nobody"] == f"no primary has the slots of {lacking} partitions"
     await shards.close()
 
 
@@ -381,6 +394,23 @@ async def test_a_primary_that_hangs_keeps_nobody_from_learning_what_the_others_s
         hangs.process.send_signal(signal.SIGCONT)
     await asyncio.to_thread(cluster.mend)
     cluster.move(partition, source)
+
+
+async def test_shards_name_a_primary_that_hangs(cluster: ValkeyCluster, connect: Connect) -> None:
+    shards = await connect(call_s=0.5)
+    hangs = cluster.primaries[0]
+    wire = shards.of(cluster.partitions_of(hangs)[0])
+    assert (shards.missing, len(shards.servers)) == ({}, len(cluster.primaries))
+    assert hangs.process
+    hangs.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(CountersUnavailable):
+            await ask(wire, "PING")
+        assert shards.trouble == f"127.0.0.1:{hangs.port}: does not answer in time"
+    finally:
+        hangs.process.send_signal(signal.SIGCONT)
+    await asyncio.to_thread(cluster.mend)
+    await eventually(lambda: not shards.missing)
 
 
 # --- what guards a shard's data -----------------------------------------------------------

@@ -369,6 +369,7 @@ async def test_password_user_database_and_socket(own_valkey: START, connect: Con
             (f"unix://:s3cret%2F%3F@{socket}?db=2", 2),
         ):
             wire = await connect(url)
+            assert wire.server == (str(socket) if url.startswith("unix") else f"127.0.0.1:{server.port}")
             await ask(wire, b"SET", b"who", url.encode())
             with redis.Redis(port=server.port, password="s3cret/?", db=database) as look:
                 assert look.get("who") == url.encode()
@@ -527,11 +528,13 @@ async def test_the_sentinels_name_the_primary_and_the_next_one(
 ) -> None:
     url, primary = sentinel
     wire = await connect(url)
-    run_id = wire.run_id
+    run_id, server = wire.run_id, f"127.0.0.1:{primary.port}"
     assert await in_task(wire.send(encode(b"SET", b"written", b"1"))) == b"OK"
     assert await in_task(wire.send(encode(b"WAIT", b"1", b"5000"))) == 1
+    assert wire.server == server
     primary.stop(signal.SIGKILL)
     await eventually(lambda: wire.connected and wire.run_id != run_id)
+    assert wire.server != server
     assert await in_task(wire.send(encode(b"GET", b"written"))) == b"1"
     assert await in_task(wire.send(encode(b"SET", b"written", b"2"))) == b"OK"
 
