@@ -39,6 +39,7 @@ from gateway.run.model_lists import ask_models
 from gateway.settings.checking import PREFIXES, wanted
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import PREFIX, Settings
+from gateway.settings.slips import check_ports, open_secrets, slips
 from gateway.telemetry.metrics import WITHHELD_NAMES, collect
 from gateway.tls.certificates import load
 
@@ -119,13 +120,19 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
 
 
 def _of_settings(settings: Settings, role: str) -> Iterator[Finding]:
-    """Yield findings on needed settings, and on installed extras."""
+    """Yield findings on needed settings, on slips, and on installed extras."""
     routes = f"{len(settings.routes)} routes, {len(settings.upstreams)} upstreams"
     yield Finding(True, "settings", f"read and valid: {routes}")
     for name in ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper"):
         if not getattr(settings, name):
             said = f"TOLLKEEPER_{name.upper()} is not set: 16 to 512 visible characters, such as "
             yield Finding(False, "settings", said + "`openssl rand -base64 33` makes")
+    try:
+        check_ports(settings, role)
+    except SettingError as error:
+        yield Finding(False, "settings", error.message)
+    for line in (*slips(settings, role), *open_secrets(settings)):
+        yield Finding(None, "settings", line)
     for extra, name in settings.extras(role).items():
         lacks = "" if is_installed(extra) else f"{name} is set, and its libraries are not installed: "
         yield Finding(not lacks, extra, lacks + install(extra) if lacks else "its libraries are installed")

@@ -34,8 +34,8 @@ def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Pro
     if ca_file:
         said = f"TOLLKEEPER_PROXY_CA_FILE={ca_file!r} cannot be used"
         authority_at(ca_file, f"{said}: expected a PEM file of the authority of a proxy")
-    named = (_said(environ, name) for name in ("HTTP_PROXY", "HTTPS_PROXY"))
-    http, https = (_read(text, name) if text.strip() else None for name, text in named)
+    named = proxy_variables(environ)
+    http, https = (_read(text, name) if text.strip() else None for name, text in named.items())
     if http is None and https is None:
         return Proxies(ca_file=ca_file)
     name, text = _said(environ, "NO_PROXY")
@@ -51,6 +51,16 @@ def own_proxies(text: str, place: str) -> Proxies | None:
         return DIRECT if text else None
     found = _read(text, place)
     return Proxies(found, found)
+
+
+def proxy_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of the variables that name a proxy, by the name that counts."""
+    return dict(_said(environ, name) for name in ("HTTP_PROXY", "HTTPS_PROXY"))
+
+
+def has_scheme(text: str) -> bool:
+    """Return whether a proxy is written with its scheme; an empty value or `none` names no proxy."""
+    return text.strip() in {"", NONE} or "://" in text
 
 
 def _said(environ: Mapping[str, str], variable: str) -> tuple[str, str]:

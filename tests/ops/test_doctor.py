@@ -266,6 +266,37 @@ async def test_what_is_not_set_is_named_with_what_would_be_right(tmp_path: Path)
     assert any(each.startswith("TOLLKEEPER_DATABASE_URL is not set") for each in said)
 
 
+async def test_settings_that_are_hardly_meant_so_are_told(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
+) -> None:
+    secret = tmp_path / "pepper"
+    secret.write_text(SECRET)
+    secret.chmod(0o644)
+    redis_url = own_valkey("--appendonly", "yes").url
+    values: dict[str, Any] = {"gateway_port": 7000, "ops_port": 7000, "redis_servers": 3}
+    asked = settings(tmp_path, redis_url=redis_url, secret_files=(("key_pepper", str(secret)),), **values)
+    found = [each async for each in examine(asked, "serve") if each.subject == "settings"]
+    assert SECRET not in str(found)
+    assert [each.well for each in found] == [True, False, None, None]
+    _, ports, servers, file = (each.says for each in found)
+    assert ports.startswith(
+        "TOLLKEEPER_GATEWAY_PORT and TOLLKEEPER_OPS_PORT are both 7000: expected different"
+    )
+    assert servers.startswith("TOLLKEEPER_REDIS_SERVERS=3 has no effect")
+    assert file == (
+        f"the file of a secret {secret}: every user of this machine may read or change it (mode 0644): chmod 600"
+    )
+
+
+async def test_a_server_that_the_url_has_by_two_names_is_told(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
+) -> None:
+    port = own_valkey("--appendonly", "yes").port
+    asked = settings(tmp_path, redis_url=f"redis+shards://127.0.0.1:{port},localhost:{port}")
+    said = [each.says for each in await wrong(asked, "serve") if each.subject == "redis"]
+    assert f"127.0.0.1:{port} and localhost:{port} are one server: name it once" in " ".join(said)
+
+
 async def test_a_data_directory_nobody_can_write(
     tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
 ) -> None:
