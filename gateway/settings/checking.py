@@ -72,7 +72,7 @@ PORT_MAX = 65_535
 _PORT = re.compile(r"(?:^[^:]*|\]):(.*)$")
 _FAULT = re.compile(r"(?P<said>.*?)(?: - at (?P<key>`key` in )?`\$(?P<place>.*)`)?", re.DOTALL)
 _STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
-VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<otherwise>[^}]*))?\})")
+_VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<otherwise>[^}]*))?\})")
 _NOUNS = {
     "object": "a mapping", "array": "a list", "str": "text", "int": "a whole number", "bool": "true or false",
     "null": "nothing", "float": "a number",
@@ -357,6 +357,19 @@ def check_together(values: Mapping[str, Any], prefix: str) -> None:
         raise SettingError(f"{said}: expected {right}")
 
 
+# The ports that one process listens on, by role; `all` is `up`.
+PORTS = {"serve": ("gateway_port", "ops_port"), "all": ("gateway_port", "admin_port")}
+
+
+def check_ports(values: Mapping[str, Any], role: str, prefix: str) -> None:
+    """Raise `SettingError` if a process of this role would listen on one port for two purposes."""
+    names = PORTS.get(role, ())
+    numbers = {values[name] for name in names}
+    if len(numbers) < len(names) and numbers != {0}:
+        said = f"{' and '.join(prefix + name.upper() for name in names)} are both {numbers.pop()}"
+        raise SettingError(f"{said}: expected different ports, or 0 for any free one")
+
+
 def name_of(variable: str, prefix: str) -> str:
     """Return a setting's name for an environment variable: without `prefix`, and in lower case.
 
@@ -476,7 +489,19 @@ def substituted(value: Any, environ: Mapping[str, str], place: str) -> Any:
             raise SettingError(f"{place}: the environment variable {name} is not set")
         return found
 
-    return VARIABLE.sub(replacement, value)
+    return _VARIABLE.sub(replacement, value)
+
+
+# `$NAME` or `$(NAME)` as a word of its own, which shells and Kubernetes replace.
+_NAME_ALONE = re.compile(r"(?<![^\s:/@=])\$\(?[A-Z][A-Z0-9_]+(?![\w$])")
+
+
+def unreplaced(document: Any, place: str) -> Iterator[str]:
+    """Yield a line for each text of a document with a `$NAME` that `substituted` takes as it stands."""
+    for where, text in texts_of(document, place):
+        if _NAME_ALONE.search(_VARIABLE.sub("", text)):
+            said = "has a $ before a name, which is taken as it stands"
+            yield f"{where} {said}: write ${{NAME}} for a variable, and $$ for a dollar sign"
 
 
 def explained(fault: str, document: Any, shape: Any) -> str:

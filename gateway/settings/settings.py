@@ -55,6 +55,7 @@ from gateway.settings.checking import (
     Secret,
     Token,
     check_pairs,
+    check_ports,
     check_together,
     check_workloads,
     checked,
@@ -66,6 +67,7 @@ from gateway.settings.checking import (
     name_of,
     shown,
     unknown,
+    unreplaced,
     wanted_of,
 )
 from gateway.settings.config_file import (
@@ -77,7 +79,7 @@ from gateway.settings.config_file import (
     table_of,
 )
 from gateway.settings.controls import refuse_controls
-from gateway.settings.proxies import read_proxies
+from gateway.settings.proxies import read_proxies, without_scheme
 from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
 
 # Settings for keepers only: credentials that a gateway does not get.
@@ -384,8 +386,6 @@ def load(environ: Mapping[str, str], config: Path | None = None, role: str = "")
     Without `config` the file is the one named by `TOLLKEEPER_CONFIG`, if any. The ports that a process of
     `role` listens on must differ.
     """
-    from gateway.settings.slips import check_ports, written_slips  # noqa: PLC0415  # workers load no sources
-
     refuse_controls(CONFIG_NAME, environ.get(CONFIG_NAME))
     config = config or (Path(environ[CONFIG_NAME]) if environ.get(CONFIG_NAME) else None)
     environment = Environment(environ)
@@ -408,11 +408,12 @@ def load(environ: Mapping[str, str], config: Path | None = None, role: str = "")
     settings = settings.with_table(table_of(written, environment) if written else default_table(environment))
     read, path = environment.named(files), str(config or "")
     over = tuple(sorted(name for name in told if told[name] != values[name]))
-    unread = tuple(written_slips(document, path, written, environment))
+    own = {f"upstreams.{name}.proxy": one.proxy for name, one in written.upstreams.items()} if written else {}
+    unread = (*unreplaced(document, path), *without_scheme(environment, own))
     settings = settings.with_values(
         **values, secret_files=read, config_path=path, overruled=over, unread=unread
     )
-    check_ports(settings, role)
+    check_ports(settings.values(), role, PREFIX)
     return settings
 
 
@@ -434,7 +435,7 @@ def _read(
         elif name not in NAMES:
             raise unknown(place, name, str(value), NAMES, prefix)
         else:
-            # What is no URL may be a password or a token that stands in the wrong place.
+            # Another text than a URL may be a password or a token in the wrong place.
             is_hidden = name in SECRETS and "://" not in str(value)
             text = "(hidden)" if is_hidden else shown(name, value)
             values[name] = checked(f"{place}={text}", name, value, _TYPES[name])

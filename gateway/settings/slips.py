@@ -1,67 +1,26 @@
-"""Slips: settings that are valid each by itself, and hardly meant so.
+"""Slips: settings that are valid, may even work, and are hardly meant so.
 
-What can never work is refused at the start. What may work is a warning, at the start and by `doctor`: `slips` is
-the list of these. No value is shown: a header or a proxy may be a credential.
+One list, for the start and for `doctor`. No value is shown: a header or a proxy may be a credential.
 """
 
 from __future__ import annotations
 
-import re
-import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import GENERIC, Family
-from gateway.errors import SettingError
-from gateway.settings.checking import VARIABLE
-from gateway.settings.controls import texts_of
-from gateway.settings.proxies import has_scheme, proxy_variables
+from gateway.settings.settings import Settings
 
-if TYPE_CHECKING:
-    from gateway.settings.config_file import ConfigFile
-    from gateway.settings.settings import Settings
-
-# The ports that one process listens on, by role; `all` is `up`.
-PORTS = {"serve": ("gateway_port", "ops_port"), "all": ("gateway_port", "admin_port")}
-# `$NAME` or `$(NAME)` as a word of its own: what shells and Kubernetes replace, and a configuration file does not.
-_NAME_ALONE = re.compile(r"(?<![^\s:/@=])\$\(?[A-Z][A-Z0-9_]+(?![\w$])")
 # Settings of a process that have no effect without another one, by the roles that read them.
 _NEEDS = {
     "smtp_from": ("smtp_url", "keeper"), "smtp_ca_file": ("smtp_url", "keeper"),
     "usage_feed_url": ("usage_feed", "keeper"), "usage_feed_token": ("usage_feed", "keeper"),
     "agents_settings_file": ("agents", "keeper"), "agents_collector_url": ("agents_keeper_url", "serve"),
 }  # fmt: skip
-
-
-def check_ports(settings: Settings, role: str) -> None:
-    """Raise `SettingError` if a process of this role would listen on one port for two purposes."""
-    names = PORTS.get(role, ())
-    numbers = {getattr(settings, name) for name in names}
-    if len(numbers) < len(names) and numbers != {0}:
-        said = f"{' and '.join(map(_variable, names))} are both {numbers.pop()}"
-        raise SettingError(f"{said}: expected different ports, or 0 for any free one")
-
-
-def written_slips(
-    document: object, place: str, written: ConfigFile | None, environ: Mapping[str, str]
-) -> Iterator[str]:
-    """Yield the slips in how a configuration file (`document`, read as `written`) and variables are written."""
-    for where, text in texts_of(document, place):
-        if _NAME_ALONE.search(VARIABLE.sub("", text)):
-            said = "has a $ before a name, which is taken as it stands"
-            yield f"{where} {said}: write ${{NAME}} for a variable, and $$ for a dollar sign"
-    proxies = (
-        {f"upstreams.{name}.proxy": one.proxy for name, one in written.upstreams.items()} if written else {}
-    )
-    for where, text in (proxies | proxy_variables(environ)).items():
-        if not has_scheme(text):
-            said = "has no scheme and is taken as http://"
-            yield f"{where} {said}: begin it with http://, or https:// where the proxy itself speaks TLS"
 
 
 def slips(settings: Settings, role: str) -> Iterator[str]:
@@ -139,20 +98,6 @@ def _missing_files(settings: Settings, role: str) -> Iterator[str]:
 _CHECKS: tuple[Callable[[Settings, str], Iterator[str]], ...] = (
     _base_urls, _credentials, _without_effect, _missing_files,
 )  # fmt: skip
-
-
-def open_secrets(settings: Settings) -> Iterator[str]:
-    """Yield the files of secrets and keys that every user of this machine may read or change.
-
-    The start does not warn of these: the files of a sidecar in Kubernetes are so on purpose.
-    """
-    keys = {value for name, value in settings.named().items() if name.endswith("key_file") and value}
-    for path in sorted(keys.union(path for _, path in settings.secret_files)):
-        with suppress(OSError):
-            mode = Path(path).stat().st_mode
-            if mode & (stat.S_IROTH | stat.S_IWOTH):
-                said = f"every user of this machine may read or change it (mode {stat.S_IMODE(mode):04o})"
-                yield f"the file of a secret {path}: {said}: chmod 600"
 
 
 def _variable(name: str) -> str:

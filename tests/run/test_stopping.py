@@ -201,7 +201,7 @@ class SpokenVoice(Voice):
         self.lines.append(sentence)
 
 
-def test_resolved_refuses_one_port_for_two_purposes_of_the_process() -> None:
+def test_resolved_refuses_the_same_port_for_two_purposes() -> None:
     said = "TOLLKEEPER_GATEWAY_PORT and TOLLKEEPER_OPS_PORT are both 7000"
     with pytest.raises(SettingError, match=said):
         resolved(None, "serve", gateway_port=7000, ops_port=7000)

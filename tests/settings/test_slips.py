@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import SettingError
+from gateway.settings.checking import PORTS
 from gateway.settings.settings import Settings, load
-from gateway.settings.slips import PORTS, open_secrets, slips
+from gateway.settings.slips import slips
 
 URL = "https://u.example"
 HUSH = "hush-hush-hush-hush"
@@ -42,7 +43,7 @@ def told(settings: Settings, role: str = "serve") -> str:
 @pytest.mark.parametrize(
     ("role", "names"), [("serve", ("GATEWAY_PORT", "OPS_PORT")), ("all", ("GATEWAY_PORT", "ADMIN_PORT"))]
 )
-def test_load_refuses_one_port_for_two_purposes_of_a_process(role: str, names: tuple[str, str]) -> None:
+def test_load_refuses_the_same_port_for_two_purposes_of_a_process(role: str, names: tuple[str, str]) -> None:
     one, other = (f"TOLLKEEPER_{name}" for name in names)
     with pytest.raises(SettingError) as refused:
         load({one: "7000", other: "7000"}, role=role)
@@ -55,7 +56,7 @@ def test_load_refuses_one_port_for_two_purposes_of_a_process(role: str, names: t
     assert load({one: "7000", other: "7001"}, role=role).gateway_port == 7000
 
 
-def test_load_takes_one_port_for_two_processes() -> None:
+def test_load_takes_the_same_port_for_two_processes() -> None:
     shared = {"TOLLKEEPER_ADMIN_PORT": "9464", "TOLLKEEPER_OPS_PORT": "9464"}
     assert {load(shared, role=role).ops_port for role in ("serve", "keeper", "all", "")} == {9464}
 
@@ -79,7 +80,7 @@ def test_load_takes_one_port_for_two_processes() -> None:
         ({"upstreams": {"own": OWN | {"path": "/{path}"}}, "models": OWN_MODELS}, "v1"),
     ],
 )
-def test_slips_name_a_base_url_that_ends_in_what_its_paths_begin_with(
+def test_slips_name_a_base_url_with_the_first_segment_of_its_paths(
     written: Written, document: dict[str, object], segment: str
 ) -> None:
     line = told(written(**document))
@@ -97,13 +98,13 @@ def test_slips_name_a_base_url_that_ends_in_what_its_paths_begin_with(
         {"upstreams": {"own": OWN | {"path": "/openai/{path}"}}, "models": OWN_MODELS},
     ],
 )
-def test_slips_leave_a_base_url_alone_whose_end_no_path_begins_with(
+def test_slips_pass_a_base_url_with_another_segment_than_its_paths(
     written: Written, document: dict[str, object]
 ) -> None:
     assert told(written(**document)) == ""
 
 
-def test_slips_name_the_base_url_of_an_option_once() -> None:
+def test_slips_name_a_shared_base_url_once() -> None:
     line = told(load({}).with_upstream(f"{URL}/v1"), "all")
     assert line.startswith(f"upstreams openai, anthropic, gemini: the base URL {URL}/v1 ends in /v1, and so")
 
@@ -115,7 +116,7 @@ def test_slips_name_the_base_url_of_an_option_once() -> None:
         ("Bearer ${KEY}", False), ("Bearer $$KEY", False), ("hush$WORD", False), ("Bearer $hush", False),
     ],
 )  # fmt: skip
-def test_slips_name_a_place_with_a_name_that_nobody_replaces(
+def test_slips_name_a_place_with_an_unreplaced_variable(
     tmp_path: Path, written: Written, text: str, is_told: bool
 ) -> None:
     upstreams = {"own": {"base_url": URL, "headers": {"x-key": text}}}
@@ -135,7 +136,7 @@ def test_slips_name_a_place_with_a_name_that_nobody_replaces(
         ("own", {"authorization": HUSH}, ""),
     ],
 )
-def test_slips_name_an_authorization_without_a_scheme_where_the_api_has_one(
+def test_slips_name_an_authorization_without_the_scheme_of_its_api(
     written: Written, name: str, headers: dict[str, str], right: str
 ) -> None:
     line = told(written(upstreams={name: {"base_url": URL, "headers": headers}}))
@@ -161,7 +162,7 @@ def test_slips_name_a_proxy_without_a_scheme(written: Written, variable: str) ->
 
 
 @pytest.mark.parametrize("role", ["serve", "keeper", "all"])
-def test_slips_name_servers_of_up_beside_a_redis_of_ones_own(role: str) -> None:
+def test_slips_name_servers_of_up_beside_a_redis_url(role: str) -> None:
     environ = {"TOLLKEEPER_REDIS_SERVERS": "3", "TOLLKEEPER_REDIS_URL": "redis://h"}
     line = "it is how many servers `up` starts, where TOLLKEEPER_REDIS_URL is not set"
     assert told(load(environ), role) == f"TOLLKEEPER_REDIS_SERVERS=3 has no effect: {line}"
@@ -169,7 +170,7 @@ def test_slips_name_servers_of_up_beside_a_redis_of_ones_own(role: str) -> None:
     assert told(load({"TOLLKEEPER_REDIS_SERVERS": "3"}), "all") == ""
 
 
-def test_slips_name_a_setting_without_the_one_that_it_needs() -> None:
+def test_slips_name_a_setting_without_its_other_half() -> None:
     settings = load({"TOLLKEEPER_SMTP_FROM": "a@example.com"})
     assert (
         told(settings, "keeper") == "TOLLKEEPER_SMTP_FROM has no effect, since TOLLKEEPER_SMTP_URL is not set"
@@ -180,7 +181,7 @@ def test_slips_name_a_setting_without_the_one_that_it_needs() -> None:
     assert "since TOLLKEEPER_AGENTS_KEEPER_URL is not set" in told(agents, "serve")
 
 
-def test_slips_name_a_file_that_is_first_opened_when_it_is_needed(tmp_path: Path) -> None:
+def test_slips_name_an_absent_file_of_a_keeper(tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     mail = {"TOLLKEEPER_SMTP_FROM": "a@b.example", "TOLLKEEPER_SMTP_URL": "smtp://h"}
     settings = load(mail | {"TOLLKEEPER_SMTP_CA_FILE": str(path)})
@@ -192,21 +193,5 @@ def test_slips_name_a_file_that_is_first_opened_when_it_is_needed(tmp_path: Path
     assert told(settings, "keeper") == ""
 
 
-def test_slips_are_none_where_nothing_is_set() -> None:
+def test_slips_are_empty_for_the_defaults() -> None:
     assert [*slips(load({}), "serve"), *slips(load({}), "keeper"), *slips(load({}), "all")] == []
-
-
-@pytest.mark.parametrize(("mode", "is_told"), [(0o644, True), (0o602, True), (0o460, False), (0o600, False)])
-def test_open_secrets_are_files_that_every_user_may_read_or_change(
-    tmp_path: Path, mode: int, is_told: bool
-) -> None:
-    pepper, key = tmp_path / "pepper", tmp_path / "key.pem"
-    pepper.write_text(HUSH)
-    key.write_text(HUSH)
-    pepper.chmod(mode)
-    key.chmod(0o600)
-    environ = {"TOLLKEEPER_KEY_PEPPER_FILE": str(pepper), "TOLLKEEPER_LEDGER_KEY_FILE": str(key)}
-    lines = list(open_secrets(load(environ)))
-    assert [str(pepper) in line and f"(mode {mode:04o})" in line for line in lines] == [True] * is_told
-    key.chmod(0o604)
-    assert any(str(key) in line for line in open_secrets(load(environ)))

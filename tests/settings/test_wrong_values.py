@@ -166,7 +166,7 @@ def test_each_setting_has_words_for_its_valid_values() -> None:
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_load_says_what_is_valid_or_takes_a_harmless_value(valid: dict[str, str], kind: str) -> None:
+def test_load_says_the_valid_values_or_takes_a_harmless_value(valid: dict[str, str], kind: str) -> None:
     change, harmless = WRONG[kind]
     for name in NAMES:
         message = refused(variables(valid | {name: change(valid, name)}))
@@ -182,7 +182,9 @@ def test_load_says_what_is_valid_or_takes_a_harmless_value(valid: dict[str, str]
         )
 
 
-def test_load_says_what_is_valid_of_a_value_of_the_wrong_type(valid: dict[str, str], tmp_path: Path) -> None:
+def test_load_says_the_valid_values_for_a_value_of_the_wrong_type(
+    valid: dict[str, str], tmp_path: Path
+) -> None:
     path = tmp_path / "config.yaml"
     for name in NAMES:
         for value in ([1], {}, None):
