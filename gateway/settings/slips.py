@@ -1,25 +1,25 @@
 """Slips: settings that are valid, may even work, and are hardly meant so.
 
-One list, for the start and for `doctor`. No value is shown: a header or a proxy may be a credential.
+One list, for the start and for `doctor`. No header or proxy is shown: it may have a credential.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from gateway.core.calls.routes import UpstreamTarget
+from gateway.core.calls.routes import Route, UpstreamTarget
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import GENERIC, Family
 from gateway.settings.settings import Settings
 
-# Settings of a process that have no effect without another one, by the roles that read them.
+# Settings that have no effect without another one, and the roles that read them. `up` knows its own keeper's URL.
+_KEEPERS = ("keeper", "all")
 _NEEDS = {
-    "smtp_from": ("smtp_url", "keeper"), "smtp_ca_file": ("smtp_url", "keeper"),
-    "usage_feed_url": ("usage_feed", "keeper"), "usage_feed_token": ("usage_feed", "keeper"),
-    "agents_settings_file": ("agents", "keeper"), "agents_collector_url": ("agents_keeper_url", "serve"),
+    "smtp_from": ("smtp_url", _KEEPERS), "smtp_ca_file": ("smtp_url", _KEEPERS),
+    "usage_feed_url": ("usage_feed", _KEEPERS), "usage_feed_token": ("usage_feed", _KEEPERS),
+    "agents_settings_file": ("agents", _KEEPERS), "agents_collector_url": ("agents_keeper_url", ("serve",)),
 }  # fmt: skip
 
 
@@ -52,13 +52,14 @@ def _paths(settings: Settings, target: UpstreamTarget) -> list[str]:
     return [target.path.replace("{path}", path[1:]) for path in paths] if target.path else paths
 
 
-def _routes(settings: Settings, target: UpstreamTarget) -> list[Any]:
+def _routes(settings: Settings, target: UpstreamTarget) -> list[Route]:
+    """Return the routes whose calls may go to an upstream: its own, and those of models in its API."""
     models = any(one.upstream == target.name for model in settings.models for one in model.targets)
     return [
         route
         for route in settings.routes
         if route.upstream == target.name
-        or (models and route.family != GENERIC and target.family in {"", route.family})
+        or (route.family != GENERIC and (target.family == route.family or (models and not target.family)))
     ]
 
 
@@ -81,15 +82,15 @@ def _without_effect(settings: Settings, role: str) -> Iterator[str]:
     if settings.redis_url and servers not in {1, settings.redis_url.rpartition("@")[2].count(",") + 1}:
         said = "it is how many servers `up` starts, where TOLLKEEPER_REDIS_URL is not set"
         yield f"TOLLKEEPER_REDIS_SERVERS={servers} has no effect: {said}"
-    for name, (needed, reader) in _NEEDS.items():
+    for name, (needed, readers) in _NEEDS.items():
         unset = getattr(settings, needed) == getattr(usual, needed)
-        if role in {reader, "all"} and unset and getattr(settings, name) != getattr(usual, name):
+        if role in readers and unset and getattr(settings, name) != getattr(usual, name):
             yield f"{_variable(name)} has no effect, since {_variable(needed)} is not set"
 
 
 def _missing_files(settings: Settings, role: str) -> Iterator[str]:
     """Yield the files that a keeper first opens when it needs them; it starts without."""
-    for name in ("smtp_ca_file", "agents_settings_file") if role != "serve" else ():
+    for name in ("smtp_ca_file", "agents_settings_file") if role in _KEEPERS else ():
         path = getattr(settings, name)
         if path and not Path(path).is_file():
             yield f"{_variable(name)}={path!r} is no file: expected the path of one"

@@ -68,7 +68,8 @@ def test_load_takes_the_same_port_for_two_processes() -> None:
         ({"upstreams": {"openai": {"base_url": f"{URL}/api/v1/"}}}, "v1"),
         ({"upstreams": {"gemini": {"base_url": f"{URL}/v1beta"}}}, "v1beta"),
         ({"upstreams": {"own": {"base_url": f"{URL}/api", "family": "ollama"}}}, "api"),
-        ({"upstreams": {"own": OWN}, "models": OWN_MODELS}, "v1"),
+        ({"upstreams": {"own": OWN}}, "v1"),
+        ({"upstreams": {"own": {"base_url": f"{URL}/v1"}}, "models": OWN_MODELS}, "v1"),
         (
             {
                 "upstreams": {"own": {"base_url": f"{URL}/v1"}},
@@ -94,7 +95,7 @@ def test_slips_name_a_base_url_with_the_first_segment_of_its_paths(
     [
         {"upstreams": {"openai": {"base_url": f"{URL}/api"}}},
         {"upstreams": {"own": {"base_url": f"{URL}/v1"}}, "services": {"sms": {"upstream": "own"}}},
-        {"upstreams": {"own": OWN}},
+        {"upstreams": {"own": {"base_url": f"{URL}/v1"}}},
         {"upstreams": {"own": OWN | {"path": "/openai/{path}"}}, "models": OWN_MODELS},
     ],
 )
@@ -179,6 +180,7 @@ def test_slips_name_a_setting_without_its_other_half() -> None:
     assert told(load({"TOLLKEEPER_SMTP_FROM": "a@b.example", "TOLLKEEPER_SMTP_URL": "smtp://h"}), "all") == ""
     agents = load({"TOLLKEEPER_AGENTS_COLLECTOR_URL": URL})
     assert "since TOLLKEEPER_AGENTS_KEEPER_URL is not set" in told(agents, "serve")
+    assert told(agents, "all") == ""
 
 
 def test_slips_name_an_absent_file_of_a_keeper(tmp_path: Path) -> None:
