@@ -298,7 +298,7 @@ def keeper(
     from gateway.local.processes import run_to_end
     from gateway.run import coarse_loop
     from gateway.run.keeper import run_keeper
-    from gateway.run.serving import resolved, tell_overruled
+    from gateway.run.serving import resolved, tell_slips
     from gateway.telemetry import logs
 
     given = {"admin_port": admin_port, "redis_url": redis_url, "database_url": database_url}
@@ -306,7 +306,7 @@ def keeper(
     settings = read()
     settings.require("redis_url", "database_url", "admin_token", "key_pepper")
     logs.configure(settings.log_level)
-    tell_overruled(settings, partial(logs.logger("tollkeeper.keeper"), level="warning"))
+    tell_slips(settings, "keeper", partial(logs.logger("tollkeeper.keeper"), level="warning"))
     run_to_end(coarse_loop.run, run_keeper(settings, read))
 
 

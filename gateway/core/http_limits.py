@@ -130,7 +130,14 @@ class HttpLimits:
     show_upstream: bool = _setting(default=False, valid=bool)
     # No limit: the gateway's public URL; empty means the host that each client used.
     public_url: str = _setting(
-        "", Annotated[str, msgspec.Meta(pattern=r'^(https?://[^\s"?#@]+[^\s"?#@/])?\Z')]
+        "",
+        Annotated[
+            str,
+            msgspec.Meta(
+                pattern=r'^(https?://[^\s"?#@]+[^\s"?#@/])?\Z',
+                description="a URL such as https://llm.example.com, without a slash at its end",
+            ),
+        ],
     )
 
     def within(self, files: int, upstreams: int) -> HttpLimits:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ssl
+import stat
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -36,9 +37,10 @@ from gateway.ops.doctor_redis import ANSWER_MAX_S, Finding, clock_against, exami
 from gateway.outbound.cloud import signer_of
 from gateway.run.health import FREE_BYTES_MIN, few_files, full_disks, limits_here
 from gateway.run.model_lists import ask_models
-from gateway.settings.checking import PREFIXES, wanted
+from gateway.settings.checking import PREFIXES, check_ports, wanted
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import PREFIX, Settings
+from gateway.settings.slips import slips
 from gateway.telemetry.metrics import WITHHELD_NAMES, collect
 from gateway.tls.certificates import load
 
@@ -119,16 +121,36 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
 
 
 def _of_settings(settings: Settings, role: str) -> Iterator[Finding]:
-    """Yield findings on needed settings, and on installed extras."""
+    """Yield findings on needed settings, on slips, and on installed extras."""
     routes = f"{len(settings.routes)} routes, {len(settings.upstreams)} upstreams"
     yield Finding(True, "settings", f"read and valid: {routes}")
     for name in ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper"):
         if not getattr(settings, name):
             said = f"TOLLKEEPER_{name.upper()} is not set: 16 to 512 visible characters, such as "
             yield Finding(False, "settings", said + "`openssl rand -base64 33` makes")
+    try:
+        check_ports(settings.values(), role, PREFIX)
+    except SettingError as error:
+        yield Finding(False, "settings", error.message)
+    for line in (*slips(settings, role), *_open_secrets(settings)):
+        yield Finding(None, "settings", line)
     for extra, name in settings.extras(role).items():
         lacks = "" if is_installed(extra) else f"{name} is set, and its libraries are not installed: "
         yield Finding(not lacks, extra, lacks + install(extra) if lacks else "its libraries are installed")
+
+
+def _open_secrets(settings: Settings) -> Iterator[str]:
+    """Yield the files of secrets and keys that every user of this machine may read or change.
+
+    The start does not warn of these: the files of a sidecar in Kubernetes are so on purpose.
+    """
+    keys = {value for name, value in settings.named().items() if name.endswith("key_file") and value}
+    for path in sorted(keys.union(path for _, path in settings.secret_files)):
+        with suppress(OSError):
+            mode = Path(path).stat().st_mode
+            if mode & (stat.S_IROTH | stat.S_IWOTH):
+                said = f"every user of this machine may read or change it (mode {stat.S_IMODE(mode):04o})"
+                yield f"the file of a secret {path}: {said}: chmod 600"
 
 
 def _of_this_machine(settings: Settings, role: str) -> Iterator[Finding]:

@@ -163,8 +163,9 @@ def disks(settings: Settings) -> dict[str, object]:
     for name, place in _places(settings):
         with suppress(OSError):
             usage = shutil.disk_usage(_existing(place))
-            free.append((name, usage.free))
-            size.append((name, usage.total))
+            if usage.total:  # what has no size is no disk, such as /proc
+                free.append((name, usage.free))
+                size.append((name, usage.total))
     return {"disk_free_bytes": free, "disk_size_bytes": size}
 
 
@@ -174,7 +175,8 @@ def full_disks(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) -> tupl
     for _, place in _places(settings):
         with suppress(OSError):
             there = _existing(place)
-            if shutil.disk_usage(there).free < free_bytes_min:
+            usage = shutil.disk_usage(there)
+            if usage.total and usage.free < free_bytes_min:
                 found.setdefault(there.stat().st_dev, str(place))
     return tuple(found.values())
 

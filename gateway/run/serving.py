@@ -30,6 +30,7 @@ from gateway.run.reload import Renewal, SettingsListener, keep_renewing, watch_c
 from gateway.run.tls_port import TlsPort, check_files
 from gateway.settings.secret_files import SUFFIX
 from gateway.settings.settings import PREFIX, Settings, load, to_json
+from gateway.settings.slips import slips
 from gateway.telemetry import logs, metrics
 
 HOME = str(Path(__file__).resolve().parents[2])
@@ -63,7 +64,7 @@ def serve(config: Path | None, **options: str | int | None) -> None:
     settings.require("redis_url", "key_pepper")
     logs.configure(settings.log_level)
     voice = Voice() if sys.stderr.isatty() else JsonVoice(logs.logger("tollkeeper.serve"))
-    tell_overruled(settings, voice.warn)
+    tell_slips(settings, "serve", voice.warn)
     if few := few_files(settings):
         voice.warn(few)
     run_to_end(asyncio.run, _serve(Renewal(settings, read), voice))
@@ -209,19 +210,21 @@ def find_home() -> None:
 
 
 def resolved(config: Path | None, role: str = "", **options: str | int | None) -> Settings:
-    """Return settings, overridden by options; with a role, check that its extras are installed."""
+    """Return settings, overridden by options; with a role, check its ports, and that its extras are installed."""
     environ = dict(os.environ)
     for name, value in options.items():
         if value is not None:
             environ[f"{PREFIX}{name.upper()}"] = str(value)
             environ.pop(f"{PREFIX}{name.upper()}{SUFFIX}", None)
-    settings = load(environ, config)
+    settings = load(environ, config, role)
     settings.require_extras(role)
     return settings
 
 
-def tell_overruled(settings: Settings, warn: Callable[[str], None]) -> None:
-    """Warn about settings of the file that the environment or an option overrides, by name."""
+def tell_slips(settings: Settings, role: str, warn: Callable[[str], None]) -> None:
+    """Warn of slips, and of settings of the file that the environment or an option overrides, by name."""
+    for line in slips(settings, role):
+        warn(line)
     if names := ", ".join(PREFIX + name.upper() for name in settings.overruled):
         warn(f"the environment or an option overrides what {settings.config_path} sets: {names}")
 

@@ -50,8 +50,8 @@ from gateway.run.serving import (
     gateway_port,
     gateway_workers,
     resolved,
-    tell_overruled,
     tell_restarts,
+    tell_slips,
 )
 from gateway.run.tls_port import check_files
 from gateway.settings.checking import PREFIXES
@@ -91,7 +91,7 @@ def up(
     settings.table.check_services({})
     logs.configure(settings.log_level)
     voice = JsonVoice(logs.logger("tollkeeper.up")) if json else Voice()
-    tell_overruled(settings, voice.warn)
+    tell_slips(settings, "all", voice.warn)
     if few := few_files(settings):
         voice.warn(few)
     apart = not json and sys.stderr.isatty()

@@ -213,8 +213,8 @@ _READ_BY: Mapping[str, tuple[Callable[[str], object], str]] = {
 SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
 # The annotation of secret settings.
 IS_SECRET = msgspec.Meta(extra={"secret": True})
-# The type of settings that may have line breaks.
-Lines = Annotated[str, msgspec.Meta(extra={"lines": True})]
+# The `description` of a text's type says what is valid, for messages. Settings of `Lines` may have line breaks.
+Lines = Annotated[str, msgspec.Meta(description="a text, with line breaks if needed", extra={"lines": True})]
 
 
 def is_secret(hint: Any) -> bool:
@@ -229,12 +229,15 @@ def has_lines(hint: Any) -> bool:
 
 def checked(said: str, name: str, value: Any, hint: Any) -> Any:
     """Return the value converted to its type. Raise `SettingError` with a message that begins with `said`."""
+    if isinstance(value, str) and value != value.strip() and not has_lines(hint):
+        right = wanted_of(name, hint)
+        raise SettingError(f"{said} is not valid: it begins or ends with a space; expected {right}")
     try:
         found = msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError as error:
         raise SettingError(f"{said} is not valid: expected {wanted_of(name, hint)}") from error
-    if name == "smtp_from" and not _is_address(found):
-        raise SettingError(f"{said} is not valid: expected name@example.com")
+    if name in _HOLDS and not _HOLDS[name](found):
+        raise SettingError(f"{said} is not valid: expected {wanted_of(name, hint)}")
     if name in SCHEMES and (expected := fault(name, str(found))):
         raise SettingError(f"{said} is not valid: expected {expected}")
     if name in _READ_BY:
@@ -246,23 +249,30 @@ def checked(said: str, name: str, value: Any, hint: Any) -> Any:
     return found
 
 
+# The unit of a number, by its setting's name: the first row that is found in it.
+_UNITS = (
+    (r"_messages_s$", " messages a second"), (r"_s(_max|_an_hour)?$", " seconds"), (r"_bytes_max$", " bytes"),
+    (r"_hours$", " hours"), (r"_days$", " days"), (r"_months$", " months"), ("", ""),
+)  # fmt: skip
+
+
 def wanted_of(name: str, hint: Any) -> str:
     """Return the valid values of a setting in words, derived from its type."""
     if name in SCHEMES:
         return wanted(name)
-    meta = next(iter(_metas(hint)), None)
-    kind = getattr(hint, "__origin__", hint)
-    if meta is not None and meta.pattern is not None:
-        if meta.pattern.startswith("^(") and "[" not in meta.pattern:
-            return f"one of {', '.join(meta.pattern[2:-3].split('|'))}"
-        several = f", up to {EARLIER_MAX} with a space between two" if "( [" in meta.pattern else ""
-        return f"16 to 512 visible ASCII characters{several}"
-    noun = {int: "a whole number", float: "a number"}.get(kind, "text")
-    if meta is None or meta.le is None:
-        return noun
-    low = f"above {meta.gt}" if meta.gt is not None else f"from {meta.ge}"
-    unit = " seconds" if name.endswith("_s") else " bytes" if "_bytes_" in name else ""
-    return f"{noun} {low} to {meta.le}{unit}"
+    if name in _READ_BY:
+        return _READ_BY[name][1]
+    if hint is bool:
+        return "true or false"
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    meta = _metas(hint)[0]
+    if meta.description is not None:
+        return meta.description
+    noun = {int: "a whole number", float: "a number"}[hint.__origin__]
+    low = f"from {meta.ge} to" if meta.gt is None else f"above {meta.gt}, at most"
+    unit = next(unit for ending, unit in _UNITS if re.search(ending, name))
+    return f"{noun} {low} {meta.le}{unit}"
 
 
 # How many names are suggested for a setting that resembles none.
@@ -272,6 +282,11 @@ NEAREST_MAX = 3
 def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: str) -> SettingError:
     from difflib import get_close_matches  # noqa: PLC0415  # where something is misspelt
 
+    plain = name.lower().removeprefix("tollkeeper_")
+    if plain in names:
+        written = "in capitals" if prefix else "in lower case, without the prefix"
+        right = f"did you mean {prefix}{plain.upper() if prefix else plain}? It is written {written}"
+        return SettingError(f"{place}={shown(plain, value)} is not a setting; {right}")
     close = _of_words(name, names) or get_close_matches(name, names, n=1, cutoff=0.6)
     nearest = close or get_close_matches(name, names, n=NEAREST_MAX, cutoff=0.0)
     spelled = [prefix + (each.upper() if prefix else each) for each in nearest]
@@ -316,6 +331,10 @@ def _is_address(text: str) -> bool:
     return is_address(text, private=True)
 
 
+# Settings with a rule that no pattern says; the words of their types say it.
+_HOLDS: Mapping[str, Callable[[str], bool]] = {"smtp_from": _is_address, "usage_feed_code": str.isprintable}
+
+
 def _metas(hint: Any) -> list[msgspec.Meta]:
     return [one for one in getattr(hint, "__metadata__", ()) if isinstance(one, msgspec.Meta)]
 
@@ -336,10 +355,19 @@ def check_together(values: Mapping[str, Any], prefix: str) -> None:
         right = "file:///path for file, and https://host:port for every other feed"
         said = f"{prefix}USAGE_FEED_URL is not valid for {prefix}USAGE_FEED={feed}"
         raise SettingError(f"{said}: expected {right}")
-    code = values.get("usage_feed_code", USAGE_FEED_CODE)
-    if not (code.isprintable() and 1 <= len(code) <= USAGE_FEED_CODE_CHARS_MAX and code == code.strip()):
-        said = f"{prefix}USAGE_FEED_CODE={shown('', code)} is not valid"
-        raise SettingError(f"{said}: expected 1 to {USAGE_FEED_CODE_CHARS_MAX} characters that can be seen")
+
+
+# The ports that one process listens on, by role; `all` is `up`.
+PORTS = {"serve": ("gateway_port", "ops_port"), "all": ("gateway_port", "admin_port")}
+
+
+def check_ports(values: Mapping[str, Any], role: str, prefix: str) -> None:
+    """Raise `SettingError` if a process of this role would listen on one port for two purposes."""
+    names = PORTS.get(role, ())
+    numbers = {values[name] for name in names}
+    if len(numbers) < len(names) and numbers != {0}:
+        said = f"{' and '.join(prefix + name.upper() for name in names)} are both {numbers.pop()}"
+        raise SettingError(f"{said}: expected different ports, or 0 for any free one")
 
 
 def name_of(variable: str, prefix: str) -> str:
@@ -348,7 +376,7 @@ def name_of(variable: str, prefix: str) -> str:
     A variable with lower-case letters is not converted, so that it is refused as unknown.
     """
     name = variable.removeprefix(prefix)
-    return name.lower() if name == name.upper() else name
+    return name.lower() if name == name.upper() else variable
 
 
 # Types of settings.
@@ -357,15 +385,48 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 # How long to keep data: 0 is for ever.
 Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
 Months = Annotated[int, msgspec.Meta(ge=0, le=1_200)]
-Reclaim = Annotated[str, msgspec.Meta(pattern=r"^(charge_observed|release|charge_hold)\Z")]
-Collection = Annotated[str, msgspec.Meta(pattern=r"^(charge_automatically|send_invoice)\Z")]
+Reclaim = Literal["charge_observed", "release", "charge_hold"]
+Collection = Literal["charge_automatically", "send_invoice"]
+# An empty host would be every address, and an empty data directory the current one.
+Host = Annotated[
+    str, msgspec.Meta(min_length=1, description="an address or name of this machine, such as 127.0.0.1")
+]
+Folder = Annotated[str, msgspec.Meta(description="the path of a directory")]
+DataFolder = Annotated[str, msgspec.Meta(min_length=1, description="the path of a directory")]
+FilePath = Annotated[str, msgspec.Meta(description="the path of a file")]
+FeedCode = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1,
+        max_length=USAGE_FEED_CODE_CHARS_MAX,
+        description=f"1 to {USAGE_FEED_CODE_CHARS_MAX} characters that can be seen",
+    ),
+]
 # A secret may be given by a file instead: `<NAME>_FILE`.
 Secret = Annotated[str, IS_SECRET]
-Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?\Z"), IS_SECRET]
+_TOKEN, _VISIBLE = r"[\x21-\x7e]{16,512}", "16 to 512 visible ASCII characters"
+Token = Annotated[str, msgspec.Meta(pattern=rf"^({_TOKEN})?\Z", description=_VISIBLE), IS_SECRET]
 # Peppers are separated by a space, which none contains.
-_PEPPER = r"[\x21-\x7e]{16,512}"
 EarlierPeppers = Annotated[
-    str, msgspec.Meta(pattern=rf"^({_PEPPER}( {_PEPPER}){{0,{EARLIER_MAX - 1}}})?\Z"), IS_SECRET
+    str,
+    msgspec.Meta(
+        pattern=rf"^({_TOKEN}( {_TOKEN}){{0,{EARLIER_MAX - 1}}})?\Z",
+        description=f"{_VISIBLE}, up to {EARLIER_MAX} with a space between two",
+    ),
+    IS_SECRET,
+]
+Country = Annotated[
+    str, msgspec.Meta(pattern=r"^([A-Z]{2})?\Z", description="two letters of ISO 3166, such as DE")
+]
+Currency = Annotated[
+    str, msgspec.Meta(pattern=r"^([A-Z]{3})?\Z", description="three letters of ISO 4217, such as PLN")
+]
+ReminderDays = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(\d{1,3}(,\d{1,3}){0,9})?\Z",
+        description="up to ten numbers of days with commas between, such as 7,14,21",
+    ),
 ]
 
 
@@ -429,6 +490,18 @@ def substituted(value: Any, environ: Mapping[str, str], place: str) -> Any:
         return found
 
     return _VARIABLE.sub(replacement, value)
+
+
+# `$NAME` or `$(NAME)` as a word of its own, which shells and Kubernetes replace.
+_NAME_ALONE = re.compile(r"(?<![^\s:/@=])\$\(?[A-Z][A-Z0-9_]+(?![\w$])")
+
+
+def unreplaced(document: Any, place: str) -> Iterator[str]:
+    """Yield a line for each text of a document with a `$NAME` that `substituted` takes as it stands."""
+    for where, text in texts_of(document, place):
+        if _NAME_ALONE.search(_VARIABLE.sub("", text)):
+            said = "has a $ before a name, which is taken as it stands"
+            yield f"{where} {said}: write ${{NAME}} for a variable, and $$ for a dollar sign"
 
 
 def explained(fault: str, document: Any, shape: Any) -> str:

@@ -68,7 +68,7 @@ from gateway.core.model import GENERIC, Family, Service
 from gateway.core.network import Proxies, without_password
 from gateway.errors import SettingError
 from gateway.files import require_regular
-from gateway.settings.checking import authority_at
+from gateway.settings.checking import authority_at, converted, parsed, read_file
 from gateway.settings.proxies import own_proxies
 from gateway.settings.secret_files import Environment, read_secret
 
@@ -431,13 +431,16 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
     """Read a YAML file and replace `${NAME}`. Raise `SettingError` with the path of a wrong field."""
-    from gateway.settings.checking import converted, parsed, read_file  # noqa: PLC0415  # spares workers, which never read it, memory
+    return converted(read_document(path), environ, ConfigFile, str(path))
 
+
+def read_document(path: Path) -> Any:
+    """Return the document in a YAML file as it is written. Raise `SettingError` if there is none."""
     document = parsed(read_file(path, CONFIG_BYTES_MAX), str(path))
     if document is None:
         # A file may be empty while an editor saves it. Then every built-in route would be open.
         raise SettingError(f"{path}: is empty; {{}} stands for a file that says nothing")
-    return converted(document, environ, ConfigFile, str(path))
+    return document
 
 
 def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -34,8 +34,7 @@ def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Pro
     if ca_file:
         said = f"TOLLKEEPER_PROXY_CA_FILE={ca_file!r} cannot be used"
         authority_at(ca_file, f"{said}: expected a PEM file of the authority of a proxy")
-    named = (_said(environ, name) for name in ("HTTP_PROXY", "HTTPS_PROXY"))
-    http, https = (_read(text, name) if text.strip() else None for name, text in named)
+    http, https = (_read(text, name) if text.strip() else None for name, text in _variables(environ))
     if http is None and https is None:
         return Proxies(ca_file=ca_file)
     name, text = _said(environ, "NO_PROXY")
@@ -51,6 +50,18 @@ def own_proxies(text: str, place: str) -> Proxies | None:
         return DIRECT if text else None
     found = _read(text, place)
     return Proxies(found, found)
+
+
+def without_scheme(environ: Mapping[str, str], own: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each proxy that is written without its scheme; `own` has those of upstreams, by place."""
+    for place, text in (*_variables(environ), *own.items()):
+        if text.strip() not in {"", NONE} and "://" not in text:
+            said = "has no scheme and is taken as http://"
+            yield f"{place} {said}: begin it with http://, or https:// where the proxy itself speaks TLS"
+
+
+def _variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [_said(environ, name) for name in ("HTTP_PROXY", "HTTPS_PROXY")]
 
 
 def _said(environ: Mapping[str, str], variable: str) -> tuple[str, str]:

@@ -38,18 +38,28 @@ from gateway.files import UrlFile
 from gateway.settings.checking import (
     USAGE_FEED_CODE,
     Collection,
+    Country,
+    Currency,
+    DataFolder,
     Days,
     EarlierPeppers,
+    FeedCode,
+    FilePath,
+    Folder,
+    Host,
     Lines,
     Months,
     Port,
     Reclaim,
+    ReminderDays,
     Secret,
     Token,
     check_pairs,
+    check_ports,
     check_together,
     check_workloads,
     checked,
+    converted,
     files_of,
     has_lines,
     is_secret,
@@ -57,17 +67,19 @@ from gateway.settings.checking import (
     name_of,
     shown,
     unknown,
+    unreplaced,
     wanted_of,
 )
 from gateway.settings.config_file import (
+    ConfigFile,
     RouteConfig,
     base_url_of,
     default_table,
-    read_config,
+    read_document,
     table_of,
 )
 from gateway.settings.controls import refuse_controls
-from gateway.settings.proxies import read_proxies
+from gateway.settings.proxies import read_proxies, without_scheme
 from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
 
 # Settings for keepers only: credentials that a gateway does not get.
@@ -113,18 +125,18 @@ class Servers(msgspec.Struct, frozen=True, kw_only=True):
 
     redis_url: Secret = ""
     redis_servers: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
-    redis_ca_file: str = ""
-    redis_cert_file: str = ""
-    redis_key_file: str = ""
-    tls_cert_file: str = ""
-    tls_key_file: str = ""
-    tls_client_ca_file: str = ""
-    admin_tls_cert_file: str = ""
-    admin_tls_key_file: str = ""
-    admin_tls_client_ca_file: str = ""
-    ops_tls_cert_file: str = ""
-    ops_tls_key_file: str = ""
-    ops_tls_client_ca_file: str = ""
+    redis_ca_file: FilePath = ""
+    redis_cert_file: FilePath = ""
+    redis_key_file: FilePath = ""
+    tls_cert_file: FilePath = ""
+    tls_key_file: FilePath = ""
+    tls_client_ca_file: FilePath = ""
+    admin_tls_cert_file: FilePath = ""
+    admin_tls_key_file: FilePath = ""
+    admin_tls_client_ca_file: FilePath = ""
+    ops_tls_cert_file: FilePath = ""
+    ops_tls_key_file: FilePath = ""
+    ops_tls_client_ca_file: FilePath = ""
     database_url: Secret = ""
     database_owner_url: Secret = ""
     database_read_url: Secret = ""
@@ -143,22 +155,22 @@ class Settings(Servers, frozen=True, kw_only=True):
     readonly_token: Token = ""
     key_pepper: Token = ""
     earlier_key_peppers: EarlierPeppers = ""
-    gateway_host: str = "127.0.0.1"
+    gateway_host: Host = "127.0.0.1"
     gateway_port: Port = 8080
-    admin_host: str = "127.0.0.1"
+    admin_host: Host = "127.0.0.1"
     admin_port: Port = 8081
-    ops_host: str = "0.0.0.0"  # noqa: S104  # probes and scrapes come from outside the pod
+    ops_host: Host = "0.0.0.0"  # noqa: S104  # probes and scrapes come from outside the pod
     ops_port: Port = 9464
-    data_dir: str = ".tollkeeper"
+    data_dir: DataFolder = ".tollkeeper"
     workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
-    log_level: Annotated[str, msgspec.Meta(pattern=r"^(debug|info|warning|error)\Z")] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     access_log: bool = False
 
     hold_ttl_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
     hold_quantile: Annotated[float, msgspec.Meta(ge=0.5, le=0.999)] = QUANTILE
     reclaim: Reclaim = "charge_observed"
     spent_status: Literal[429, 402] = 429
-    unpriced_models: Annotated[str, msgspec.Meta(pattern=r"^(free|refuse)\Z")] = "free"
+    unpriced_models: Literal["free", "refuse"] = "free"
     price_as: str = ""
     cors_origins: str = ""
     redis_wait_s: Seconds = 1.0
@@ -173,7 +185,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     flush_interval_s: Seconds = 0.25
     waiting_entries_max: Count = 50_000
     calls_keep_days: Days = 0
-    partitions_by: Annotated[str, msgspec.Meta(pattern=r"^(month|day)\Z")] = "month"
+    partitions_by: Literal["month", "day"] = "month"
     usage_hours_keep_days: Days = 0
     events_keep_days: Days = 0
     reratings_keep_days: Days = 0
@@ -182,26 +194,26 @@ class Settings(Servers, frozen=True, kw_only=True):
     archive_feature_usage_after_months: Months = 1
     archive_calls_after_months: Months = 1
     archive_audit_log_after_months: Months = 0
-    ledger_key_file: str = ""
-    settlement_log_dir: str = ""
+    ledger_key_file: FilePath = ""
+    settlement_log_dir: Folder = ""
     settlement_log_s: Seconds = 60.0
     settlement_log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 34)] = 512 * 1024 * 1024
     cache_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 34)] = POOL_BYTES_MAX
 
     invoice_issuer: Lines = ""
-    invoice_country: Annotated[str, msgspec.Meta(pattern=r"^([A-Z]{2})?\Z")] = ""
-    invoice_tax_number: str = ""
-    invoice_tax_currency: Annotated[str, msgspec.Meta(pattern=r"^([A-Z]{3})?\Z")] = ""
+    invoice_country: Country = ""
+    invoice_tax_number: Annotated[str, msgspec.Meta(description="a text such as DE123456789")] = ""
+    invoice_tax_currency: Currency = ""
     invoice_seller: Lines = ""
-    invoice_iban: str = ""
-    invoice_logo: str = ""
+    invoice_iban: Annotated[str, msgspec.Meta(description="an IBAN, with or without blanks")] = ""
+    invoice_logo: FilePath = ""
     invoice_notes: Lines = ""
-    invoice_addresses: str = ""
-    invoice_schedule: Annotated[str, msgspec.Meta(pattern=r"^(off|draft|finalize)\Z")] = "off"
+    invoice_addresses: FilePath = ""
+    invoice_schedule: Literal["off", "draft", "finalize"] = "off"
     invoice_grace_hours: Annotated[int, msgspec.Meta(ge=0, le=720)] = 24
     invoices_at_once: Annotated[int, msgspec.Meta(ge=1, le=32)] = 4
     invoice_due_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
-    dunning_reminder_days: Annotated[str, msgspec.Meta(pattern=r"^(\d{1,3}(,\d{1,3}){0,9})?\Z")] = ""
+    dunning_reminder_days: ReminderDays = ""
     dunning_block_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
     stripe_api_key: Token = ""
     stripe_webhook_secret: Token = ""
@@ -211,19 +223,19 @@ class Settings(Servers, frozen=True, kw_only=True):
     stripe_events_keep_days: Annotated[int, msgspec.Meta(ge=35, le=36_500)] = 400
     # The largest purchase of credits, in units of the organization's currency; 0 disables purchases.
     stripe_checkout_max: Annotated[int, msgspec.Meta(ge=0, le=900_000)] = 0
-    usage_feed: Annotated[str, msgspec.Meta(pattern=r"^(off|lago|openmeter|webhook|file)\Z")] = "off"
+    usage_feed: Literal["off", "lago", "openmeter", "webhook", "file"] = "off"
     usage_feed_url: str = ""
     usage_feed_token: Token = ""
-    usage_feed_code: str = USAGE_FEED_CODE
+    usage_feed_code: FeedCode = USAGE_FEED_CODE
     usage_feed_waiting_max: Annotated[int, msgspec.Meta(ge=1_000, le=100_000_000)] = 1_000_000
     webhook_private_addresses: bool = False
     smtp_url: Secret = ""
-    smtp_ca_file: str = ""
-    proxy_ca_file: str = ""
-    smtp_from: str = ""
+    smtp_ca_file: FilePath = ""
+    proxy_ca_file: FilePath = ""
+    smtp_from: Annotated[str, msgspec.Meta(description="name@example.com")] = ""
     console_url: str = ""
     agents: bool = False
-    agents_settings_file: str = ""
+    agents_settings_file: FilePath = ""
     agents_keeper_url: str = ""
     agents_collector_url: str = ""
     http: HttpLimits = HttpLimits()
@@ -245,6 +257,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     secret_files: tuple[tuple[str, str], ...] = ()
     config_path: str = ""  # the configuration file
     overruled: tuple[str, ...] = ()  # settings in which the environment overrules the file
+    unread: tuple[str, ...] = ()  # slips in how the sources are written, which no value shows
 
     def require(self, *names: str) -> None:
         """Raise `SettingError` for the first of these settings that has no value."""
@@ -332,7 +345,7 @@ class Settings(Servers, frozen=True, kw_only=True):
 
     def values(self) -> dict[str, Any]:
         """Return all values by name, routes and upstreams included."""
-        own = {one: getattr(self, one) for one in self.__struct_fields__ if one not in {"http", "overruled"}}
+        own = {one: getattr(self, one) for one in self.__struct_fields__ if one not in _OF_SOURCES}
         return own | {name: getattr(self.http, name) for name in SETTABLE}
 
     def named(self) -> dict[str, Any]:
@@ -360,20 +373,24 @@ class Settings(Servers, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, **values, http=replace(self.http, **http))
 
 
-# Fields that are no settings: tables of the file, and values of standard variables.
-_ELSEWHERE = {*RouteConfig._fields, "tracing", "proxies", "http", "secret_files", "config_path", "overruled"}
+# Fields that say how the sources are written, and are no values; and all that are no settings: tables of the
+# file, and values of standard variables.
+_OF_SOURCES = {"http", "overruled", "unread"}
+_ELSEWHERE = {*RouteConfig._fields, *_OF_SOURCES, "tracing", "proxies", "secret_files", "config_path"}
 NAMES = (*(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE), *SETTABLE)
 
 
-def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
+def load(environ: Mapping[str, str], config: Path | None = None, role: str = "") -> Settings:
     """Resolve all settings. Raise `SettingError` for one that is unknown or invalid.
 
-    Without `config` the file is the one named by `TOLLKEEPER_CONFIG`, if any.
+    Without `config` the file is the one named by `TOLLKEEPER_CONFIG`, if any. The ports that a process of
+    `role` listens on must differ.
     """
     refuse_controls(CONFIG_NAME, environ.get(CONFIG_NAME))
     config = config or (Path(environ[CONFIG_NAME]) if environ.get(CONFIG_NAME) else None)
     environment = Environment(environ)
-    written = read_config(config, environment) if config else None
+    document = read_document(config) if config else None
+    written = converted(document, environment, ConfigFile, str(config)) if config else None
     files: dict[str, str] = {}
     of_file = written.settings.items() if written else ()
     theirs = [(name, f"{config}: settings.{name}", value) for name, value in of_file]
@@ -391,7 +408,13 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
     settings = settings.with_table(table_of(written, environment) if written else default_table(environment))
     read, path = environment.named(files), str(config or "")
     over = tuple(sorted(name for name in told if told[name] != values[name]))
-    return settings.with_values(**values, secret_files=read, config_path=path, overruled=over)
+    own = {f"upstreams.{name}.proxy": one.proxy for name, one in written.upstreams.items()} if written else {}
+    unread = (*unreplaced(document, path), *without_scheme(environment, own))
+    settings = settings.with_values(
+        **values, secret_files=read, config_path=path, overruled=over, unread=unread
+    )
+    check_ports(settings.values(), role, PREFIX)
+    return settings
 
 
 def _read(
@@ -412,7 +435,10 @@ def _read(
         elif name not in NAMES:
             raise unknown(place, name, str(value), NAMES, prefix)
         else:
-            values[name] = checked(f"{place}={shown(name, value)}", name, value, _TYPES[name])
+            # Another text than a URL may be a password or a token in the wrong place.
+            is_hidden = name in SECRETS and "://" not in str(value)
+            text = "(hidden)" if is_hidden else shown(name, value)
+            values[name] = checked(f"{place}={text}", name, value, _TYPES[name])
     for name in values:
         files.pop(name, None)
     for name, place, path in by_file:

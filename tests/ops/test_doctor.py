@@ -266,6 +266,41 @@ async def test_what_is_not_set_is_named_with_what_would_be_right(tmp_path: Path)
     assert any(each.startswith("TOLLKEEPER_DATABASE_URL is not set") for each in said)
 
 
+async def test_doctor_names_slips_in_settings(tmp_path: Path) -> None:
+    asked = settings(
+        tmp_path, gateway_port=7000, ops_port=7000, redis_servers=3, redis_url="redis://127.0.0.1:1"
+    )
+    found = [each async for each in examine(asked, "serve") if each.subject == "settings"]
+    assert [each.well for each in found] == [True, False, None]
+    said = "TOLLKEEPER_GATEWAY_PORT and TOLLKEEPER_OPS_PORT are both 7000: expected different ports"
+    assert found[1].says.startswith(said)
+    assert found[2].says.startswith("TOLLKEEPER_REDIS_SERVERS=3 has no effect")
+
+
+@pytest.mark.parametrize(("mode", "is_told"), [(0o644, True), (0o602, True), (0o460, False), (0o600, False)])
+async def test_doctor_names_files_of_secrets_open_to_every_user(
+    tmp_path: Path, mode: int, is_told: bool
+) -> None:
+    pepper, key = tmp_path / "pepper", tmp_path / "key.pem"
+    for file in (pepper, key):
+        file.write_text(SECRET)
+        file.chmod(mode)
+    environ = {"TOLLKEEPER_KEY_PEPPER_FILE": str(pepper), "TOLLKEEPER_LEDGER_KEY_FILE": str(key)}
+    asked = load(environ).with_values(data_dir=str(tmp_path), upstreams=())
+    says = [each.says async for each in examine(asked, "serve") if each.well is None]
+    wrong = f"every user of this machine may read or change it (mode {mode:04o}): chmod 600"
+    assert says == [f"the file of a secret {file}: {wrong}" for file in (key, pepper) if is_told]
+
+
+async def test_doctor_names_a_server_with_two_names_in_the_url(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
+) -> None:
+    port = own_valkey("--appendonly", "yes").port
+    asked = settings(tmp_path, redis_url=f"redis+shards://127.0.0.1:{port},localhost:{port}")
+    said = [each.says for each in await wrong(asked, "serve") if each.subject == "redis"]
+    assert f"127.0.0.1:{port} and localhost:{port} are one server: name it once" in " ".join(said)
+
+
 async def test_a_data_directory_nobody_can_write(
     tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
 ) -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersUnavailable, SettingError
 from gateway.local.data_directory import DataDirectory
 from gateway.local.ports import Voice
 from gateway.local.processes import DIED, HUNG, ProcessSpec, run_to_end
 from gateway.run import lifecycle
 from gateway.run.reload import Renewal
-from gateway.run.serving import plain_options, tell_overruled
+from gateway.run.serving import plain_options, resolved, tell_slips
 from gateway.run.supervisor import Supervisor, _watching
 from gateway.settings.settings import load
 from gateway.telemetry import metrics as tallies
@@ -201,14 +201,20 @@ class SpokenVoice(Voice):
         self.lines.append(sentence)
 
 
+def test_resolved_refuses_the_same_port_for_two_purposes() -> None:
+    said = "TOLLKEEPER_GATEWAY_PORT and TOLLKEEPER_OPS_PORT are both 7000"
+    with pytest.raises(SettingError, match=said):
+        resolved(None, "serve", gateway_port=7000, ops_port=7000)
+
+
 def test_settings_a_file_states_in_vain_are_told_by_name_and_never_by_value(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(f"settings: {{workers: 4, admin_token: {'a' * 20}, log_level: debug}}")
     said: list[str] = []
-    tell_overruled(load({"TOLLKEEPER_LOG_LEVEL": "debug"}, path), said.append)
+    tell_slips(load({"TOLLKEEPER_LOG_LEVEL": "debug"}, path), "serve", said.append)
     assert said == []
     environ = {"TOLLKEEPER_WORKERS": "2", "TOLLKEEPER_ADMIN_TOKEN": "b" * 20}
-    tell_overruled(load(environ, path), said.append)
+    tell_slips(load(environ, path), "serve", said.append)
     [line] = said
     assert (str(path) in line, line.endswith(": TOLLKEEPER_ADMIN_TOKEN, TOLLKEEPER_WORKERS")) == (True, True)
     assert not any(value * 20 in line for value in "ab")

@@ -118,6 +118,11 @@ async def test_of_two_disks_each_change_is_told(tmp_path: Path) -> None:
     assert said == [(full, "/data"), (full, "/settlements"), (room, "/data"), (room, "/settlements")]
 
 
+def test_a_place_without_a_size_is_no_full_disk() -> None:
+    settings = Settings(data_dir="/proc/x")
+    assert (full_disks(settings), disks(settings)) == ((), {"disk_free_bytes": [], "disk_size_bytes": []})
+
+
 def test_a_disk_with_less_room_than_is_wanted_is_full(tmp_path: Path) -> None:
     settings = Settings(data_dir=str(tmp_path))
     total = shutil.disk_usage(tmp_path).total

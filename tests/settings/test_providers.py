@@ -9,6 +9,7 @@ import pytest
 from gateway.core.calls.models import ModelTable, named_by
 from gateway.core.calls.routes import PARAMETER, TokenCounts, UpstreamFacts, own_path, own_query
 from gateway.settings.settings import load
+from gateway.settings.slips import slips
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "providers"
 CHAT = "/v1/chat/completions"
@@ -72,6 +73,7 @@ def test_each_file_is_tried() -> None:
 @pytest.mark.parametrize("name", [*SENT])
 def test_a_chat_goes_where_its_provider_takes_it(name: str) -> None:
     settings = load(ENVIRON, FOLDER / f"{name}.yaml")
+    assert list(slips(settings, "serve")) == []
     asked, model, address = SENT[name]
     rule = ModelTable(settings.models).find(asked, 1)
     assert rule is not None
@@ -94,6 +96,7 @@ def test_a_chat_goes_where_its_provider_takes_it(name: str) -> None:
 )
 def test_a_providers_own_path_leads_to_the_same_address(name: str, path: str) -> None:
     settings = load(ENVIRON, FOLDER / f"{name}.yaml")
+    assert list(slips(settings, "serve")) == []
     _, model, address = SENT[name]
     route = next(one for one in settings.routes if one.path == path)
     upstream = next(one for one in settings.upstreams if one.name == route.upstream)
@@ -104,6 +107,7 @@ def test_a_providers_own_path_leads_to_the_same_address(name: str, path: str) ->
 @pytest.mark.parametrize("name", [*OWN])
 def test_a_path_of_a_provider_goes_where_it_takes_it(name: str) -> None:
     settings = load(ENVIRON, FOLDER / f"{name}.yaml")
+    assert list(slips(settings, "serve")) == []
     path, model, address = OWN[name]
     route = next(one for one in settings.routes if one.path == path)
     upstream = next(one for one in settings.upstreams if one.name == route.upstream)

@@ -518,11 +518,13 @@ async def note_parts(address: Address, *, claims: bool) -> None:
     parts of new ones.
 
     Nothing is noted unless all servers answer. CountersUnavailable if one has another part, or data of
-    others: programs whose URLs differ would count one organization in two places.
+    others: programs whose URLs differ would count one organization in two places. So would a server that the
+    URL has by two names.
     """
     shards, login = address.shards, address.now()
     own = {place: _own_part(shards, place) for place in shards}
     select = [("SELECT", str(address.database))] if address.database else []
+    names: dict[bytes, str] = {}
 
     async def ask(place: Place, *commands: Sequence[str]) -> list[Reply]:
         who = login.username, login.password
@@ -532,9 +534,13 @@ async def note_parts(address: Address, *, claims: bool) -> None:
         """Return the note of a server, empty if it has none and may have one; None if it does not answer."""
         others = {*range(PARTITIONS)}.difference(shard_map(shards).partitions_of(place))
         try:
-            found, markers = await ask(place, ("GET", SHARD.decode()), ("MGET", *map(marker, others)))
+            note, others_there = ("GET", SHARD.decode()), ("MGET", *map(marker, others))
+            info, found, markers = await ask(place, ("INFO", "server"), note, others_there)
         except CountersUnavailable:
             return None
+        name = f"{place[0]}:{place[1]}"
+        if (same := names.setdefault(said(info, b"run_id"), name)) != name:
+            raise CountersUnavailable(f"{' and '.join(sorted((same, name)))} are one server: name it once")
         if found is None and isinstance(markers, list) and any(markers):
             why = "it has data of other parts: begin with servers that are empty"
             raise CountersUnavailable(f"{place[0]}:{place[1]}: {why}")

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING
 
 from gateway.background.loops import Isolation
 from gateway.core.network import DIRECT
@@ -121,7 +121,6 @@ def work(parts: KeeperParts) -> Work:
     from gateway.features.stripe.service import StripeInvoices  # large
 
     api = api_of(settings, parts.later)
-    how = cast("Literal['charge_automatically', 'send_invoice']", settings.stripe_collection)
-    stripe = StripeInvoices(api, how, partial(datetime.now, UTC))
+    stripe = StripeInvoices(api, settings.stripe_collection, partial(datetime.now, UTC))
     handovers = Handovers(HandoverQueue(engine, parts.store), stripe, parts.log, isolation=parts.isolation)
     return replace(does, tasks={"handovers": handovers.run}, aclose=api.aclose)

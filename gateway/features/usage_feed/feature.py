@@ -39,7 +39,7 @@ def _work(parts: KeeperParts) -> Work:
     if settings.usage_feed == "lago" and not settings.usage_feed_token:
         raise StartError("TOLLKEEPER_USAGE_FEED_TOKEN is not set: Lago wants an API key")
     queue, code, url = FeedQueue(engine), settings.usage_feed_code, settings.usage_feed_url
-    terms = Terms(settings.usage_feed, settings.usage_feed_waiting_max)  # type: ignore[arg-type]  # one of them
+    terms = Terms(settings.usage_feed, settings.usage_feed_waiting_max)
     if settings.usage_feed == "file":
         file = EventFile(unquote(urlsplit(url).path), code)
         sender = UsageFeedSender(

@@ -1,0 +1,105 @@
+"""Slips: settings that are valid, may even work, and are hardly meant so.
+
+One list, for the start and for `doctor`. No header or proxy is shown: it may have a credential.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from gateway.core.calls.routes import Route, UpstreamTarget
+from gateway.core.families.registry import FAMILIES
+from gateway.core.model import GENERIC, Family
+from gateway.settings.settings import Settings
+
+# Settings that have no effect without another one, and the roles that read them. `up` knows its own keeper's URL.
+_KEEPERS = ("keeper", "all")
+_NEEDS = {
+    "smtp_from": ("smtp_url", _KEEPERS), "smtp_ca_file": ("smtp_url", _KEEPERS),
+    "usage_feed_url": ("usage_feed", _KEEPERS), "usage_feed_token": ("usage_feed", _KEEPERS),
+    "agents_settings_file": ("agents", _KEEPERS), "agents_collector_url": ("agents_keeper_url", ("serve",)),
+}  # fmt: skip
+
+
+def slips(settings: Settings, role: str) -> Iterator[str]:
+    """Yield a line for each setting that is hardly meant so in a process of this role."""
+    yield from settings.unread
+    for check in _CHECKS:
+        yield from check(settings, role)
+
+
+def _base_urls(settings: Settings, role: str) -> Iterator[str]:
+    """Yield the base URLs that end in what the paths of their calls begin with."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for target in settings.upstreams if role != "keeper" else ():
+        last = urlsplit(target.base_url).path.rpartition("/")[2]
+        if last and any(path.startswith(f"/{last}/") for path in _paths(settings, target)):
+            names.setdefault((target.base_url, last), []).append(target.name)
+    for (url, last), upstreams in names.items():
+        said = (
+            f"the base URL {url} ends in /{last}, and so begin the paths of calls: they go to {url}/{last}/…"
+        )
+        yield f"upstreams {', '.join(upstreams)}: {said}. Leave /{last} out"
+
+
+def _paths(settings: Settings, target: UpstreamTarget) -> list[str]:
+    """Return the paths, or patterns of paths, of calls behind the base URL of an upstream."""
+    services = [key for key, name in settings.services.upstreams if name == target.name]
+    patterns = [path for key, paths in settings.services.paths if key in services for path in paths]
+    paths = patterns + [route.path for route in _routes(settings, target)]
+    return [target.path.replace("{path}", path[1:]) for path in paths] if target.path else paths
+
+
+def _routes(settings: Settings, target: UpstreamTarget) -> list[Route]:
+    """Return the routes whose calls may go to an upstream: its own, and those of models in its API."""
+    models = any(one.upstream == target.name for model in settings.models for one in model.targets)
+    return [
+        route
+        for route in settings.routes
+        if route.upstream == target.name
+        or (route.family != GENERIC and (target.family == route.family or (models and not target.family)))
+    ]
+
+
+def _credentials(settings: Settings, role: str) -> Iterator[str]:
+    """Yield the upstreams whose `authorization` has no scheme, if they speak an API whose keys have one."""
+    for target in settings.upstreams if role != "keeper" else ():
+        fields = (*target.headers, *(field for key in target.keys for field in key))
+        if all(name != "authorization" or " " in value for name, value in fields):
+            continue
+        families = [target.family] if target.family else [route.family for route in _routes(settings, target)]
+        family = next((name for name in families if name != GENERIC), None)
+        if family is not None:
+            name, scheme = FAMILIES[Family(family)].key_field
+            place = f"upstreams.{target.name}.headers.authorization"
+            yield f"{place} is one word, without a scheme: {family} expects `{name}: {scheme}KEY`"
+
+
+def _without_effect(settings: Settings, role: str) -> Iterator[str]:
+    servers, usual = settings.redis_servers, type(settings)()
+    if settings.redis_url and servers not in {1, settings.redis_url.rpartition("@")[2].count(",") + 1}:
+        said = "it is how many servers `up` starts, where TOLLKEEPER_REDIS_URL is not set"
+        yield f"TOLLKEEPER_REDIS_SERVERS={servers} has no effect: {said}"
+    for name, (needed, readers) in _NEEDS.items():
+        unset = getattr(settings, needed) == getattr(usual, needed)
+        if role in readers and unset and getattr(settings, name) != getattr(usual, name):
+            yield f"{_variable(name)} has no effect, since {_variable(needed)} is not set"
+
+
+def _missing_files(settings: Settings, role: str) -> Iterator[str]:
+    """Yield the files that a keeper first opens when it needs them; it starts without."""
+    for name in ("smtp_ca_file", "agents_settings_file") if role in _KEEPERS else ():
+        path = getattr(settings, name)
+        if path and not Path(path).is_file():
+            yield f"{_variable(name)}={path!r} is no file: expected the path of one"
+
+
+_CHECKS: tuple[Callable[[Settings, str], Iterator[str]], ...] = (
+    _base_urls, _credentials, _without_effect, _missing_files,
+)  # fmt: skip
+
+
+def _variable(name: str) -> str:
+    return f"TOLLKEEPER_{name.upper()}"
