@@ -70,10 +70,10 @@ async def _markers(ask: Ask, partitions: Sequence[int]) -> dict[int, bytes]:
 
 async def _read_here(ask: Ask, key: bytes) -> Reply:
     """Return the value of a key; None if its slot is being moved and the key is at the other server."""
-    found: Reply = None
+    value: Reply = None
     with suppress(SlotMoving):
-        found = await ask(b"GET", key)
-    return found
+        value = await ask(b"GET", key)
+    return value
 
 
 def _is_whole(raw: bytes) -> bool:
@@ -188,7 +188,7 @@ class HistoryGuard:
             await self._ask(b"SET", keys.promotion(self._anchor).encode(), self._server.promoted)
 
     async def _choose_anchor(self, *, at_once: bool = False) -> None:
-        """Take the lowest partition for the anchor whose slot is not given away at present.
+        """Choose the lowest partition for the anchor whose slot is not given away at present.
 
         Keys of a slot that is given away may be at another server, which says nothing of this one's data. All
         processes choose the same partition, because they go by what the server answers.
@@ -365,8 +365,8 @@ def _since(followed: bool, same_name: bool, keeps_pulse: bool) -> str:
 async def moving_partitions(wire: RedisConnection, *, at_once: bool = False) -> frozenset[int]:
     """Return the partitions whose slot a server gives away key by key: it answers ASK for a missing key."""
     asked = wire.part.partitions
-    waits = wire.send_together(*(encode(b"GET", keys.never(one).encode()) for one in asked), at_once=at_once)
-    return frozenset([one for one, wait in zip(asked, waits, strict=True) if await _is_moving(wait)])
+    waits = wire.send_together(*(encode(b"GET", keys.never(p).encode()) for p in asked), at_once=at_once)
+    return frozenset([p for p, wait in zip(asked, waits, strict=True) if await _is_moving(wait)])
 
 
 async def _is_moving(probe: Wait[Reply]) -> bool:

@@ -31,7 +31,7 @@ from gateway.counters.redis.address import (
     replica_lags,
     why_refused,
 )
-from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.cluster import WHY_MOVING, RedisConnections
 from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable
 from gateway.local import heartbeat
@@ -203,7 +203,8 @@ class RedisState:
     """The state of Redis: `refusing` has the partitions whose calls are refused, by code; `taking` the
     others.
 
-    Both are numbers of partitions. `clock_off_s` is how far our clock is ahead of the server's with the
+    Both are numbers of partitions. `moving` are the slots of a cluster that are moved key by key, and how many
+    commands met that. `clock_off_s` is how far our clock is ahead of the server's with the
     largest difference.
     """
 
@@ -213,6 +214,7 @@ class RedisState:
     ) -> None:  # fmt: skip
         self.refusing: Mapping[str, int] = {}
         self.taking = PARTITIONS
+        self.moving: Mapping[int, int] = {}
         self.clock_off_s = 0.0
         self._facts: list[dict[str, str]] = []
         self._wires, self._log, self._wall, self._seconds = wires, log, wall, seconds
@@ -220,11 +222,15 @@ class RedisState:
     async def keep_asking(self, *, ask_s: float = ASK_S) -> None:
         """Query the Redis servers until cancelled.
 
-        Log when they begin to refuse calls, and when they stop.
+        Log when they begin to refuse calls, and when they stop, and so of each slot that is being moved.
         """
         while True:
-            before = self.refusing
+            before, moving = self.refusing, self.moving
             await self.ask()
+            for slot in self.moving.keys() - moving.keys():
+                self._log("redis slot is being moved", slot=slot, why=WHY_MOVING, level="warning")
+            for slot in moving.keys() - self.moving.keys():
+                self._log("redis slot is at rest again", slot=slot, level="info")
             for code in self.refusing.keys() - before.keys():
                 self._log("redis refuses", code=code, why=WHY[code], level="error")
             if before and not self.refusing:
@@ -243,6 +249,7 @@ class RedisState:
                 taking += len(wire.partitions)
             off_s = max(off_s, ahead_s, key=abs)
         self.refusing, self.taking, self.clock_off_s = refusing, taking, off_s
+        self.moving = self._wires.moving
         self._facts = [facts for facts, _ in found if facts]
 
     @property
@@ -254,6 +261,7 @@ class RedisState:
         return {
             "partitions_refusing": [*self.refusing.items()],
             "partitions_taking": self.taking,
+            "redis_slots_moving": [(str(slot), met) for slot, met in sorted(self.moving.items())],
             "clock_offset_seconds": [("redis", self.clock_off_s)],
         }
 
@@ -292,6 +300,11 @@ class RedisState:
         if wire.available and code in ANSWERED and self._seconds() - at < ANSWERED_S:
             return code
         return "" if wire.available else refusal_in(wire.trouble)
+
+
+def why_moving(slots: Iterable[int | str]) -> str:
+    """Return the reason that slots of a cluster are being moved, as a sentence; empty without one."""
+    return ", ".join(f"slot {slot} is being moved: {WHY_MOVING}" for slot in slots)
 
 
 def why(codes: Mapping[str, float]) -> str:
@@ -509,11 +522,12 @@ async def of_gateway(settings: Settings, serves: Callable[[], bool | str], disk:
     every = PARTITIONS * found.get("workers", 0)
     away, unverified = (found.get(name, 0) for name in ("partitions_away", "partitions_unverified"))
     refuses = why(dict(found.get("partitions_refusing", ())))
+    moving = why_moving(dict(found.get("redis_slots_moving", ())))
     return {
         "gateway": serves() or "no worker accepts calls",
         "redis": (away < every and found.get("partitions_taking", 1) > 0) or refuses,
         "counters_verified": unverified < every,
-        EVERY_PARTITION: every > away + unverified == 0 and (refuses or True),
+        EVERY_PARTITION: every > away + unverified == 0 and (refuses or moving or True),
         CONFIGURATION: not found.get("configuration_stale", 0),
         **of_process(found, disk),
     }

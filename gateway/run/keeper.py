@@ -47,6 +47,7 @@ from gateway.run.health import (
     RedisState,
     of_process,
     tell_of_redis,
+    why_moving,
 )
 from gateway.run.keeper_doors import (
     KeeperDoors,
@@ -375,12 +376,13 @@ class Keeper:
 
     async def _facts(self) -> LoopFacts:
         verified, snapshot, refused = self._servers.verified, self._snapshot(), self._redis_state.why
+        moving = why_moving(self._redis_state.moving)
         return LoopFacts(
             snapshot,
             {
                 "redis": self._redis_state.taking > 0 or refused,
                 "counters_verified": verified > 0,
-                EVERY_PARTITION: verified == PARTITIONS and (refused or True),
+                EVERY_PARTITION: verified == PARTITIONS and (refused or moving or True),
                 **of_process(snapshot, self._disk),
             },
         )

@@ -158,7 +158,7 @@ HOPS_MAX = 8
 # A slot counts as being moved once commands met that for this time, and until none did for this time. Most
 # slots are moved in less.
 MOVING_S_MIN, MOVING_S_KEPT = 0.5, 10.0
-# The most slots of which that is known; those of organizations are as many as partitions.
+# The most moving slots that are known; those of organizations are as many as partitions.
 MOVING_MAX = 2 * PARTITIONS
 WHY_MOVING = (
     "its calls are refused until its keys are at one server; redis-cli --cluster fix ends a move that stands"
@@ -194,8 +194,10 @@ class MovingSlots:
     def now(self) -> dict[int, int]:
         """Return the slots that are being moved, and how many commands met that."""
         now = self._clock()
-        self._slots = {slot: one for slot, one in self._slots.items() if now - one.last < MOVING_S_KEPT}
-        return {slot: one.met for slot, one in self._slots.items() if one.last - one.since >= MOVING_S_MIN}
+        self._slots = {slot: move for slot, move in self._slots.items() if now - move.last < MOVING_S_KEPT}
+        return {
+            slot: move.met for slot, move in self._slots.items() if move.last - move.since >= MOVING_S_MIN
+        }
 
 
 class Redirects:

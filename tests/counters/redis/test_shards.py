@@ -33,7 +33,14 @@ from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address, parse_url
-from gateway.counters.redis.cluster import ANOTHER_S, ClusterViews, Shards
+from gateway.counters.redis.cluster import (
+    ANOTHER_S,
+    MOVING_MAX,
+    MOVING_S_MIN,
+    ClusterViews,
+    MovingSlots,
+    Shards,
+)
 from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.counters.redis.keys import (
     PRIMARIES_MAX,
@@ -304,6 +311,38 @@ async def test_who_finds_no_place_in_time_is_told_so(cluster: ValkeyCluster, con
     while not await asyncio.to_thread(go_on, 20):
         pass
     assert await ask(wire, "MGET", name(9, "a"), name(9, "b")) == [b"1", b"1"]
+
+
+async def test_slot_is_named_while_its_commands_wait_for_their_keys(
+    cluster: ValkeyCluster, connect: Connect
+) -> None:
+    shards = await connect(call_s=2 * MOVING_S_MIN)
+    wire, written = shards.of(9), ("MSET", name(9, "a"), "1", name(9, "b"), "1")
+    await ask(wire, *written)
+    close = cluster.open_slot(9, others(cluster, 9)[0])
+    assert shards.moving == {}
+    with pytest.raises(CountersUnavailable, match="in time"):
+        await ask(wire, *written)
+    assert shards.moving.keys() == {SLOT_OF_PARTITION[9]}
+    close()
+    assert await ask(wire, *written) == b"OK"
+
+
+def test_slot_counts_as_moved_after_half_a_second_until_ten_without_commands() -> None:
+    now = [100.0]
+    slots = MovingSlots(lambda: now[0])
+    for now[0], found in ((100.0, {}), (100.4, {}), (100.6, {7: 3}), (110.5, {7: 4}), (120.6, {})):
+        if now[0] < 120:
+            slots.note(7)
+        assert slots.now() == found
+    slots.note(7)
+    assert slots.now() == {}, "another move begins"
+    for slot in range(2 * MOVING_MAX):
+        slots.note(slot)
+    now[0] += MOVING_S_MIN
+    for slot in range(2 * MOVING_MAX):
+        slots.note(slot)
+    assert len(slots.now()) == MOVING_MAX
 
 
 # --- a primary that is replaced -----------------------------------------------------------
