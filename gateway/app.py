@@ -113,7 +113,7 @@ async def serve_calls(
         restore=partial(_restore, ports), others=merged(lambda one: one.log_handlers(ports)),
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
-    redis_state = RedisState(wires, log)
+    redis_state = RedisState(wires, log, adjust=directory.adjust)
     snapshots: list[Callable[[], metrics.Snapshot]] = [
         lambda: _snapshot(tally, scripts, plane.certificate_ends, wires.away > 0),
         lambda: _log_snapshot(settlements, resubmitter),

@@ -204,13 +204,14 @@ class RedisState:
     others.
 
     Both are numbers of partitions. `moving` are the slots of a cluster that are moved key by key, and how many
-    commands met that. `clock_off_s` is how far our clock is ahead of the server's with the
+    commands met that. `adjust` is called with the seconds that our clock is ahead of all servers, 0 if it agrees
+    with one. `clock_off_s` is how far our clock is ahead of the server's with the
     largest difference.
     """
 
     def __init__(
         self, wires: RedisConnections, log: Callable[..., None], *, wall: Callable[[], float] = time.time,
-        seconds: Callable[[], float] = time.monotonic,
+        seconds: Callable[[], float] = time.monotonic, adjust: Callable[[float], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self.refusing: Mapping[str, int] = {}
         self.taking = PARTITIONS
@@ -218,6 +219,7 @@ class RedisState:
         self.clock_off_s = 0.0
         self._facts: list[dict[str, str]] = []
         self._wires, self._log, self._wall, self._seconds = wires, log, wall, seconds
+        self._adjust = adjust
 
     async def keep_asking(self, *, ask_s: float = ASK_S) -> None:
         """Query the Redis servers until cancelled.
@@ -240,15 +242,19 @@ class RedisState:
     async def ask(self) -> None:
         wires = self._wires.wires
         found = await asyncio.gather(*(self._asked(wire) for wire in wires))
-        refusing, taking, off_s = Counter[str](), 0, 0.0
+        refusing, taking, offsets = Counter[str](), 0, list[float]()
         for wire, (facts, ahead_s) in zip(wires, found, strict=True):
             by_itself = why_refused(facts)
             if code := by_itself or self._answered(wire):
                 refusing[code] += len(wire.partitions)
             if wire.available and not by_itself:
                 taking += len(wire.partitions)
-            off_s = max(off_s, ahead_s, key=abs)
-        self.refusing, self.taking, self.clock_off_s = refusing, taking, off_s
+            if facts:
+                offsets.append(ahead_s)
+        self.refusing, self.taking, self.clock_off_s = refusing, taking, max(offsets, key=abs, default=0.0)
+        if offsets:
+            least = min(offsets, key=abs)
+            self._adjust(least if abs(least) >= CLOCK_OFF_S_MAX else 0.0)
         self.moving = self._wires.moving
         self._facts = [facts for facts, _ in found if facts]
 

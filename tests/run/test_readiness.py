@@ -412,9 +412,13 @@ async def test_memory_of_the_server_and_what_follows_it_are_figures(
 async def test_a_clock_that_is_wrong_is_told_by_how_much(
     own_valkey: Callable[..., ValkeyServer], ahead_s: int
 ) -> None:
-    async with looked_at(own_valkey(), [], wall=lambda: time.time() + ahead_s) as (state, _):
+    adjusted = list[float]()
+    wrong = {"wall": lambda: time.time() + ahead_s, "adjust": adjusted.append}
+    async with looked_at(own_valkey(), [], **wrong) as (state, _):
         await eventually(state.figures)
         assert abs(state.clock_off_s - ahead_s) < 5
+        assert abs(adjusted[-1] - ahead_s) < 5
+        assert ahead_s or adjusted[-1] == 0
 
 
 # --- away -------------------------------------------------------------------------------

@@ -49,9 +49,7 @@ async def test_who_is_silent_goes_by_itself(world: World, connect: Connect) -> N
     assert world.client.zcard(keys.PROGRAMS) == 1
 
 
-async def test_program_that_spoke_while_the_clock_was_ahead_is_gone(
-    world: World, connect: Connect
-) -> None:
+async def test_program_that_spoke_while_the_clock_was_ahead_is_gone(world: World, connect: Connect) -> None:
     wire = await connect(world.url)
     ended, running = gateway(wire), gateway(wire)
     await ended.say()
