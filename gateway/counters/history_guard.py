@@ -111,7 +111,8 @@ class HistoryGuard:
 
     `pulse` is the unique name of this process; `clock` is monotonic. `noticed` counts the exchanges that this
     process was the first to announce. `promoted` has the last promotion of each server by run id, and
-    outlives a connection whose server is replaced and later becomes a primary again.
+    outlives a connection whose server is replaced and later becomes a primary again. With `vouches` this process
+    may write that all data is verified.
     """
 
     def __init__(
@@ -121,8 +122,11 @@ class HistoryGuard:
         clock: Callable[[], float],
         say: Callable[..., None] = lambda *_, **__: None,
         promoted: dict[bytes, bytes] | None = None,
+        *,
+        vouches: bool = False,
     ) -> None:
         self.noticed = 0
+        self._vouches = vouches
         self._promoted = {} if promoted is None else promoted
         self._wire, self._pulse, self._clock, self._say = wire, pulse.encode(), clock, say
         self._looking = asyncio.Lock()
@@ -193,10 +197,18 @@ class HistoryGuard:
         Keys of a slot that is given away may be at another server, which says nothing of this one's data. All
         processes choose the same partition, because they go by what the server answers.
         """
-        part = self._wire.part
-        moving = await moving_partitions(self._wire, at_once=at_once)
-        if part is self._wire.part:
-            self._wire.part, self._moving = part_of(part.partitions, moving), False
+        before = self._wire.part
+        part = part_of(before.partitions, await moving_partitions(self._wire, at_once=at_once))
+        if self._vouches and not at_once and part.anchor != before.anchor:
+            await self._carry_word(before.anchor, part.anchor)
+        if before is self._wire.part:
+            self._wire.part, self._moving = part, False
+
+    async def _carry_word(self, before: int, anchor: int) -> None:
+        """Write the word that all data is verified to the slot of a new anchor, or delete it, as it was before."""
+        word = await in_task(self._wire.send(encode(b"GET", keys.verified(before).encode())))
+        name = keys.verified(anchor).encode()
+        await (self._ask(b"SET", name, word) if isinstance(word, bytes) else self._ask(b"DEL", name))
 
     async def _follow_anchor(self) -> None:
         """Copy the data's name to the slot of the server's new anchor partition, after slots were moved."""
@@ -426,8 +438,14 @@ class HistoryGuards:
     """The history guards of one process. `pulse` is the unique name of this process."""
 
     def __init__(
-        self, pulse: str, clock: Callable[[], float], say: Callable[..., None] = lambda *_, **__: None
+        self,
+        pulse: str,
+        clock: Callable[[], float],
+        say: Callable[..., None] = lambda *_, **__: None,
+        *,
+        vouches: bool = False,
     ) -> None:
+        self._vouches = vouches
         self._pulse, self._clock, self._say = pulse, clock, say
         self._fences: dict[RedisConnection, HistoryGuard] = {}
         self._promoted: dict[bytes, bytes] = {}
@@ -442,7 +460,9 @@ class HistoryGuards:
         """Make the guard of a new connection before it connects; drop guards of closed connections."""
         for closed in [one for one in self._fences if one.closed]:
             self._noticed_before += self._fences.pop(closed).noticed
-        self._fences[wire] = HistoryGuard(wire, self._pulse, self._clock, self._say, self._promoted)
+        self._fences[wire] = HistoryGuard(
+            wire, self._pulse, self._clock, self._say, self._promoted, vouches=self._vouches
+        )
 
     def of(self, wire: RedisConnection) -> HistoryGuard:
         """Return the guard of a connection."""

@@ -507,6 +507,33 @@ async def test_history_stays_while_the_slot_of_its_anchor_is_open(
     assert (wire.part.moving, wire.run_id) == (set(), before)
 
 
+async def test_word_that_all_is_verified_goes_with_the_anchor(
+    cluster: ValkeyCluster, connect: Connect
+) -> None:
+    fences = HistoryGuards("a keeper", time.monotonic, vouches=True)
+    shards = await connect(begun=fences.guard)
+    source, to = cluster.primaries[:2]
+    first, second, *_ = cluster.partitions_of(source)
+    wire = shards.of(first)
+    counters = KeeperCounters(wire)
+
+    async def anchor_is(partition: int) -> bool:
+        with suppress(CountersUnavailable):
+            await fences.of(wire).check_history()
+        return wire.part.anchor == partition
+
+    await counters.all_verified(wire.run_id)
+    close = cluster.open_slot(first, to)
+    await eventually(lambda: anchor_is(second))
+    assert await counters.last_verified() == wire.run_id
+    assert source.client.get(keys.verified(second)) == wire.run_id
+    assert not await counters.is_marked_verified(b"another history")
+    assert await counters.is_marked_verified(wire.run_id, unverified=[7]), "it was, and is withdrawn"
+    close()
+    await eventually(lambda: anchor_is(first))
+    assert await counters.last_verified() == b"", "nor is an earlier word of the slot one"
+
+
 async def test_exchange_is_noticed_while_the_slot_of_the_anchor_is_open(
     cluster: ValkeyCluster, connect: Connect
 ) -> None:
