@@ -116,7 +116,7 @@ async def serve_calls(
         restore=partial(_restore, ports), others=merged(lambda one: one.log_handlers(ports)),
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
-    redis_state = RedisState(wires, log)
+    redis_state = RedisState(wires, log, adjust=directory.adjust)
     # What the parent process is told besides, without a disk between the two.
     state: list[Callable[[], metrics.Snapshot]] = [
         lambda: _partitions(wires, directory, resubmitter.newer), redis_state.snapshot, port.state,

@@ -297,6 +297,10 @@ class CountersRefused(CountersUnavailable):
     """The counters are reachable, and answered this one request with an error."""
 
 
+class SlotMoving(CountersRefused):
+    """Redis Cluster moves the slot of this request's keys, and not all of them are at this server."""
+
+
 class ScriptFailed(CountersRefused):
     """A script answered an error that is no outage: asked again, it answers the same."""
 

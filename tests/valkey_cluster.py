@@ -186,6 +186,26 @@ class ValkeyCluster:
 
         return go_on
 
+    def open_slot(self, partition: int, to: Member) -> Callable[[], None]:
+        """Begin to move a slot, move the first half of its keys by name, and stop there.
+
+        What is answered moves them back, and closes the slot.
+        """
+        slot, source = slot_of(partition), self.owner(partition)
+        self.begin_move(partition, to)
+        names = sorted(source.do("CLUSTER GETKEYSINSLOT", slot, 10_000))
+        moved = names[: (len(names) + 1) // 2]
+        if moved:
+            source.do("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *moved)
+
+        def close() -> None:
+            source.do("CLUSTER SETSLOT", slot, "STABLE")  # before that it takes no key that it has not
+            if moved:
+                to.do("MIGRATE", "127.0.0.1", source.port, "", 0, 5000, "REPLACE", "KEYS", *moved)
+            to.do("CLUSTER SETSLOT", slot, "STABLE")
+
+        return close
+
     def _says(self, one: Member, partition: int, owner: Member) -> bool:
         return _owners(one, slot_of(partition)) == [owner.announced]
 

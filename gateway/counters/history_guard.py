@@ -33,7 +33,8 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.address import Ask, Server
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.connection import RedisConnection, encode, script_parts
-from gateway.errors import CountersRefused, CountersUnavailable
+from gateway.counters.redis.keys import part_of
+from gateway.errors import CountersRefused, CountersUnavailable, SlotMoving
 
 # The markers of a server's partitions: their history, and how to make all of another history invalid.
 
@@ -62,9 +63,17 @@ async def replace(ask: Ask, key: bytes, before: bytes, after: bytes) -> bool:
 
 async def _markers(ask: Ask, partitions: Sequence[int]) -> dict[int, bytes]:
     """Return the markers that this version can read, by partition."""
-    found = await asyncio.gather(*(ask(b"GET", keys.marker(one).encode()) for one in partitions))
+    found = await asyncio.gather(*(_read_here(ask, keys.marker(one).encode()) for one in partitions))
     there = {one: raw for one, raw in zip(partitions, found, strict=True) if isinstance(raw, bytes) and raw}
     return {one: raw for one, raw in there.items() if raw[0] <= LAYOUT and _is_whole(raw)}
+
+
+async def _read_here(ask: Ask, key: bytes) -> Reply:
+    """Return the value of a key; None if its slot is being moved and the key is at the other server."""
+    value: Reply = None
+    with suppress(SlotMoving):
+        value = await ask(b"GET", key)
+    return value
 
 
 def _is_whole(raw: bytes) -> bool:
@@ -102,7 +111,8 @@ class HistoryGuard:
 
     `pulse` is the unique name of this process; `clock` is monotonic. `noticed` counts the exchanges that this
     process was the first to announce. `promoted` has the last promotion of each server by run id, and
-    outlives a connection whose server is replaced and later becomes a primary again.
+    outlives a connection whose server is replaced and later becomes a primary again. With `vouches` this process
+    may write that all data is verified.
     """
 
     def __init__(
@@ -112,8 +122,11 @@ class HistoryGuard:
         clock: Callable[[], float],
         say: Callable[..., None] = lambda *_, **__: None,
         promoted: dict[bytes, bytes] | None = None,
+        *,
+        vouches: bool = False,
     ) -> None:
         self.noticed = 0
+        self._vouches = vouches
         self._promoted = {} if promoted is None else promoted
         self._wire, self._pulse, self._clock, self._say = wire, pulse.encode(), clock, say
         self._looking = asyncio.Lock()
@@ -125,7 +138,7 @@ class HistoryGuard:
         # The server's time of day minus the clock, in seconds.
         self._ahead_s = 0.0
         self._anchor = wire.part.anchor
-        self._full = False
+        self._full = self._moving = False
         wire.identify = self._greeted
 
     @property
@@ -145,9 +158,15 @@ class HistoryGuard:
         `run_id` afterwards, if it has read anything before.
         """
         async with self._looking:
+            if self._moving or self._wire.part.moving:
+                await self._choose_anchor()
             if self._anchor != self._wire.part.anchor:
                 await self._follow_anchor()
-            name, trouble, refused = await self._looked(commands)
+            try:
+                name, trouble, refused = await self._looked(commands)
+            except SlotMoving:
+                self._moving = True
+                raise
             self._trouble = self._trouble or trouble
             if self._trouble or name != self._name:
                 await self._another(self._ask, name)
@@ -171,6 +190,25 @@ class HistoryGuard:
         """
         if self._server.promoted and self._anchor >= 0 and self._wire.run_id == run_id:
             await self._ask(b"SET", keys.promotion(self._anchor).encode(), self._server.promoted)
+
+    async def _choose_anchor(self, *, at_once: bool = False) -> None:
+        """Choose the lowest partition for the anchor whose slot is not given away at present.
+
+        Keys of a slot that is given away may be at another server, which says nothing of this one's data. All
+        processes choose the same partition, because they go by what the server answers.
+        """
+        before = self._wire.part
+        part = part_of(before.partitions, await moving_partitions(self._wire, at_once=at_once))
+        if self._vouches and not at_once and part.anchor != before.anchor:
+            await self._carry_word(before.anchor, part.anchor)
+        if before is self._wire.part:
+            self._wire.part, self._moving = part, False
+
+    async def _carry_word(self, before: int, anchor: int) -> None:
+        """Write the word that all data is verified to the slot of a new anchor, or delete it, as it was before."""
+        word = await in_task(self._wire.send(encode(b"GET", keys.verified(before).encode())))
+        name = keys.verified(anchor).encode()
+        await (self._ask(b"SET", name, word) if isinstance(word, bytes) else self._ask(b"DEL", name))
 
     async def _follow_anchor(self) -> None:
         """Copy the data's name to the slot of the server's new anchor partition, after slots were moved."""
@@ -196,11 +234,13 @@ class HistoryGuard:
         # Commands belong to a partition, whose slot may differ from that of the pulses: no pulse is written.
         beats = not self._full and not commands
         pulse = [encode(b"ZADD", self._pulses, b"GT", b"%d" % beat, self._pulse)] if beats else []
+        probe = [encode(b"GET", keys.never(self._anchor).encode())] if self._wire.redirected else []
         waits = self._wire.send_together(
             encode(b"ZSCORE", self._pulses, self._pulse),
             encode(b"MULTI"), *pulse, *commands, encode(b"EXEC"),
-            encode(b"WATCH", self._named), encode(b"GET", self._named),
+            encode(b"WATCH", self._named), encode(b"GET", self._named), *probe,
         )  # fmt: skip
+        probed = waits.pop() if probe else None
         floor = self._floor
         if beats:
             self._floor = beat  # earlier commands on this connection run before later ones
@@ -219,6 +259,7 @@ class HistoryGuard:
             self._full = False
         await in_task(waits[-2])
         name = _text(await in_task(waits[-1]))
+        self._moving = probed is not None and await _is_moving(probed)
         if not unbroken:
             return name, "its keys were replaced", refused
         if score < floor:
@@ -227,6 +268,8 @@ class HistoryGuard:
         return name, "", refused
 
     async def _greeted(self, server: Server, ask: Ask) -> bytes:
+        if self._wire.redirected:
+            await self._choose_anchor(at_once=True)
         before, anchor = self._server, self._wire.part.anchor
         self._ahead_s = _seconds(await ask(b"TIME")) - self._clock()
         if anchor < 0:
@@ -331,6 +374,23 @@ def _since(followed: bool, same_name: bool, keeps_pulse: bool) -> str:
     return "" if keeps_pulse else OLDER
 
 
+async def moving_partitions(wire: RedisConnection, *, at_once: bool = False) -> frozenset[int]:
+    """Return the partitions whose slot a server gives away key by key: it answers ASK for a missing key."""
+    asked = wire.part.partitions
+    waits = wire.send_together(*(encode(b"GET", keys.never(p).encode()) for p in asked), at_once=at_once)
+    return frozenset([p for p, wait in zip(asked, waits, strict=True) if await _is_moving(wait)])
+
+
+async def _is_moving(probe: Wait[Reply]) -> bool:
+    try:
+        await in_task(probe)
+    except SlotMoving:
+        return True
+    except CountersRefused:  # it was given away just now
+        return False
+    return False
+
+
 async def _watched(ask: Ask, key: bytes) -> bytes:
     """Return the name in a key, and watch it (WATCH) from now on.
 
@@ -378,8 +438,14 @@ class HistoryGuards:
     """The history guards of one process. `pulse` is the unique name of this process."""
 
     def __init__(
-        self, pulse: str, clock: Callable[[], float], say: Callable[..., None] = lambda *_, **__: None
+        self,
+        pulse: str,
+        clock: Callable[[], float],
+        say: Callable[..., None] = lambda *_, **__: None,
+        *,
+        vouches: bool = False,
     ) -> None:
+        self._vouches = vouches
         self._pulse, self._clock, self._say = pulse, clock, say
         self._fences: dict[RedisConnection, HistoryGuard] = {}
         self._promoted: dict[bytes, bytes] = {}
@@ -394,7 +460,9 @@ class HistoryGuards:
         """Make the guard of a new connection before it connects; drop guards of closed connections."""
         for closed in [one for one in self._fences if one.closed]:
             self._noticed_before += self._fences.pop(closed).noticed
-        self._fences[wire] = HistoryGuard(wire, self._pulse, self._clock, self._say, self._promoted)
+        self._fences[wire] = HistoryGuard(
+            wire, self._pulse, self._clock, self._say, self._promoted, vouches=self._vouches
+        )
 
     def of(self, wire: RedisConnection) -> HistoryGuard:
         """Return the guard of a connection."""

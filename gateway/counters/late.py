@@ -7,6 +7,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count as numbers
 from math import isfinite
 from typing import cast
 
@@ -37,7 +38,9 @@ from gateway.core.accounts.outbox import (
     stream_place,
 )
 from gateway.core.accounts.runs import prefix_of, stored_run
+from gateway.core.accounts.upstream_jobs import HOLD_S_MAX
 from gateway.core.billing.money import are_money
+from gateway.core.due import beyond
 from gateway.core.model import Caller, Settlement
 from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.caller_holds import read_hold
@@ -426,6 +429,8 @@ RECLAIMED = b'{"estimated":true,"reclaimed":true,"units":%d}'
 RECLAIMED_WEIGHED = b'{"estimated":true,"reclaimed":true,"units":%d,"tokens":%d}'
 # Holds of a partition that one look reads, apart from the rest of the last page.
 LOOK_MAX = 2_000
+# The longest distance of a deadline: that of a job. One look in so many asks for deadlines beyond it.
+DEADLINE_MS_MAX, FAR_EACH = 1000 * HOLD_S_MAX, 60
 _FIRST = b"-inf"
 # Our names are UTF-8: a name with other bytes is queried unchanged, found missing, and removed.
 STRANGE = "surrogateescape"
@@ -436,6 +441,7 @@ class ReclaimClient:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._looks = numbers()
         self._lane = LateLane(client)
         self._looked_under = b""
         self._begun: dict[int, tuple[bytes, bool]] = {}
@@ -443,13 +449,17 @@ class ReclaimClient:
     async def expired(self, count: int) -> Sequence[ExpiredHold]:
         """Return up to `count` holds of each partition that are past their deadline by Redis' clock.
 
-        An unreadable hold is left unchanged, and the holds after it are found all the same.
+        An unreadable hold is left unchanged, and the holds after it are found all the same. Every
+        `FAR_EACH`th look makes deadlines due that stand too far ahead.
         """
-        until = b"%d" % await self._client.now_ms()
+        now_ms = await self._client.now_ms()
+        until = b"%d" % now_ms
         asked = list(self._client.partitions)
         begin = {one: self._begun.get(one, (_FIRST, False))[0] for one in asked}
         due: list[Reply] = [None] * len(asked)
         if await are_any_there(self._client, [keys.deadlines(one) for one in asked]):
+            if next(self._looks) % FAR_EACH == 0:
+                await self._bring_near(asked, now_ms, count)
             due = await self._client.ask_each(_due(one, begin[one], until, count) for one in asked)
         elif not self._begun and not self._client.left_alone.count("hold"):
             return []
@@ -457,6 +467,15 @@ class ReclaimClient:
         for partition, first in zip(asked, due, strict=True):
             found += await self._look_through(partition, first, until, count)
         return found
+
+    async def _bring_near(self, partitions: Sequence[int], now_ms: int, most: int) -> None:
+        names = [keys.deadlines(partition).encode() for partition in partitions]
+        which = *beyond(now_ms, DEADLINE_MS_MAX), b"BYSCORE", b"LIMIT", b"0", b"%d" % most
+        answers = await self._client.ask_each((b"ZRANGE", name, *which) for name in names)
+        for name, far in zip(names, answers, strict=True):
+            if isinstance(far, list) and far:
+                due = [part for id_ in cast("list[bytes]", far) for part in (b"%d" % now_ms, id_)]
+                await self._client.ask(b"ZADD", name, b"XX", b"LT", *due)
 
     async def _look_through(
         self, partition: int, first: Reply, until: bytes, count: int

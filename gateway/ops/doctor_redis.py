@@ -17,7 +17,7 @@ from gateway.core.credentials import Peppers, peppers_of
 from gateway.core.network import without_password
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import services_of, version_standing
-from gateway.counters.history_guard import ask_word, history
+from gateway.counters.history_guard import ask_word, history, moving_partitions
 from gateway.counters.keeper import client
 from gateway.counters.keeper.status import PRESENCE_KEPT_S, KeeperInfo, heard
 from gateway.counters.redis import keys
@@ -31,8 +31,9 @@ from gateway.counters.redis.address import (
     why_refused,
 )
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.cluster import FixedShards, RedisConnections, Shards, wires_to
+from gateway.counters.redis.cluster import WHY_MOVING, FixedShards, RedisConnections, Shards, wires_to
 from gateway.counters.redis.connection import RedisConnection, encode
+from gateway.counters.redis.keys import SLOT_OF_PARTITION
 from gateway.counters.redis.scripts import VERBS, library
 from gateway.errors import CountersRefused, CountersUnavailable, SettingError, TollkeeperError
 from gateway.ops import hints
@@ -401,6 +402,10 @@ def postgresql_user_findings(url: str, owner_url: str) -> list[Seen]:
 
 REDIS_VERSION_MIN = (7, 0)
 ANSWER_MAX_S = 5.0
+_BRING = (
+    "no call finds them. CLUSTER SETSLOT IMPORTING here, with the id of that primary, and then"
+    " redis-cli --cluster fix bring them there"
+)
 _LISTS = keys.CATALOGUE, keys.PRICES, keys.PRICES_HEAD
 
 
@@ -419,6 +424,9 @@ class _Server:
     asked_at: float
     # Why it would not load its append-only file completely; empty if it would.
     forgets: str
+    # The slots that it gives away key by key; and how many keys it has of slots of other primaries.
+    moving: list[int]
+    strays: dict[int, int]
 
 
 def _wire(address: Address, call_s: float = ANSWER_MAX_S) -> RedisConnection:
@@ -451,7 +459,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
     for subject, server in servers.items():
         for finding in _server(settings, role, subject, shown, server):
             yield finding
-    for finding in await _replicas(address, wires, servers):
+    for finding in (*_slots(servers), *await _replicas(address, wires, servers)):
         yield finding
     ran_before = any(server.confirmed for server in servers.values())
     for finding in _missing(lists) if ran_before else ():
@@ -513,7 +521,19 @@ async def _asked(wire: RedisConnection, address: Address) -> _Server:
         info, _text(confirmed), _text(named), isinstance(known, list) and bool(known),
         _text(covers[1]).decode() if isinstance(covers, list) and len(covers) > 1 else "", fsync,
         wire.certificate_end, wire.address, asked_at, await _forgets(wire, info),
+        sorted(SLOT_OF_PARTITION[p] for p in await moving_partitions(wire)) if address.members else [],
+        await _strays(wire) if asks and address.members else {},
     )  # fmt: skip
+
+
+async def _strays(wire: RedisConnection) -> dict[int, int]:
+    """Return how many keys a server has of slots that are another primary's, by slot."""
+    slots = {slot for p, slot in enumerate(SLOT_OF_PARTITION) if p not in wire.part.partitions}
+    asked = {slot: wire.send(encode(b"CLUSTER", b"COUNTKEYSINSLOT", b"%d" % slot)) for slot in slots}
+    with suppress(CountersRefused):
+        counts = {slot: await in_task(wait) for slot, wait in asked.items()}
+        return {slot: count for slot, count in counts.items() if isinstance(count, int) and count}
+    return {}
 
 
 # A server loads its append-only file as the user `default`. Before this version of Valkey, and in Redis up to
@@ -591,6 +611,18 @@ def _cluster(shown: str, shards: Shards) -> Finding:
         return Finding(True, "redis", there)
     said = f"{there}, none with the slots of {len(lacking)} partitions"
     return Finding(False, "redis", f"{said}: give each slot to a primary (CLUSTER SHARDS)")
+
+
+def _slots(servers: Mapping[str, _Server]) -> Iterator[Finding]:
+    """Yield findings on slots that are moved key by key, and on keys that a move has left behind."""
+    for subject, server in servers.items():
+        for slot in server.moving:
+            yield Finding(False, subject, f"slot {slot}: {WHY_MOVING}")
+    moving = {slot for server in servers.values() for slot in server.moving}
+    for subject, server in servers.items():
+        for slot in server.strays.keys() - moving:
+            strays = f"it has {server.strays[slot]} keys of slot {slot}, which is another primary's"
+            yield Finding(False, subject, f"{strays}: {_BRING}")
 
 
 def _server(settings: Settings, role: str, subject: str, shown: str, server: _Server) -> Iterator[Finding]:

@@ -32,7 +32,7 @@ from gateway.counters.redis.address import (
     replica_lags,
     why_refused,
 )
-from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.cluster import WHY_MOVING, RedisConnections
 from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable
 from gateway.local import heartbeat
@@ -210,30 +210,38 @@ class RedisState:
     """The state of Redis: `refusing` has the partitions whose calls are refused, by code; `taking` the
     others.
 
-    Both are numbers of partitions. `clock_off_s` is how far our clock is ahead of the server's with the
+    Both are numbers of partitions. `moving` are the slots of a cluster that are moved key by key, and how many
+    commands met that. `adjust` is called with the seconds that our clock is ahead of all servers, 0 if it agrees
+    with one. `clock_off_s` is how far our clock is ahead of the server's with the
     largest difference.
     """
 
     def __init__(
         self, wires: RedisConnections, log: Callable[..., None], *, wall: Callable[[], float] = time.time,
-        seconds: Callable[[], float] = time.monotonic,
+        seconds: Callable[[], float] = time.monotonic, adjust: Callable[[float], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self.refusing: Mapping[str, int] = {}
         self.taking = PARTITIONS
+        self.moving: Mapping[int, int] = {}
         self.clock_off_s = 0.0
         # By the name of each server that refuses calls, its code.
         self._codes: Mapping[str, str] = {}
         self._facts: list[dict[str, str]] = []
         self._wires, self._log, self._wall, self._seconds = wires, log, wall, seconds
+        self._adjust = adjust
 
     async def keep_asking(self, *, ask_s: float = ASK_S) -> None:
         """Query the Redis servers until cancelled.
 
-        Log when they begin to refuse calls, and when they stop.
+        Log when they begin to refuse calls, and when they stop, and so of each slot that is being moved.
         """
         while True:
-            before = self._codes
+            before, moving = self._codes, self.moving
             await self.ask()
+            for slot in self.moving.keys() - moving.keys():
+                self._log("redis slot is being moved", slot=slot, why=WHY_MOVING, level="warning")
+            for slot in moving.keys() - self.moving.keys():
+                self._log("redis slot is at rest again", slot=slot, level="info")
             for code in {code for server, code in self._codes.items() if before.get(server) != code}:
                 servers = ", ".join(server for server, theirs in self._codes.items() if theirs == code)
                 self._log("redis refuses", code=code, servers=servers, why=WHY[code], level="error")
@@ -244,7 +252,7 @@ class RedisState:
     async def ask(self) -> None:
         wires = self._wires.wires
         found = await asyncio.gather(*(self._asked(wire) for wire in wires))
-        refusing, taking, off_s, codes = Counter[str](), 0, 0.0, dict[str, str]()
+        refusing, taking, offsets, codes = Counter[str](), 0, list[float](), dict[str, str]()
         for wire, (facts, ahead_s) in zip(wires, found, strict=True):
             by_itself = why_refused(facts)
             if code := by_itself or self._answered(wire):
@@ -252,15 +260,22 @@ class RedisState:
                 codes[wire.server] = code
             if wire.available and not by_itself:
                 taking += len(wire.partitions)
-            off_s = max(off_s, ahead_s, key=abs)
-        self.refusing, self.taking, self.clock_off_s, self._codes = refusing, taking, off_s, codes
+            if facts:
+                offsets.append(ahead_s)
+        self.refusing, self.taking, self._codes = refusing, taking, codes
+        self.clock_off_s = max(offsets, key=abs, default=0.0)
+        if offsets:
+            least = min(offsets, key=abs)
+            self._adjust(least if abs(least) >= CLOCK_OFF_S_MAX else 0.0)
+        self.moving = self._wires.moving
         self._facts = [facts for facts, _ in found if facts]
 
     @property
     def reasons(self) -> list[tuple[str, str]]:
         """Why calls of some partitions are refused: (server, cause), at most `REASONS_MAX`."""
         refusals = {server: f"{code}: {WHY[code]}" for server, code in self._codes.items()}
-        found = {**self._wires.missing, **refusals}
+        moved = {f"slot {slot}": WHY_MOVING for slot in sorted(self.moving)}
+        found = {**self._wires.missing, **refusals, **moved}
         return [(server, cause[:CAUSE_CHARS_MAX]) for server, cause in found.items()][:REASONS_MAX]
 
     @property
@@ -276,6 +291,7 @@ class RedisState:
             tallies.REDIS_REASONS: [(server, cause, 1) for server, cause in self.reasons],
             "partitions_refusing": [*self.refusing.items()],
             "partitions_taking": self.taking,
+            "redis_slots_moving": [(str(slot), met) for slot, met in sorted(self.moving.items())],
             "clock_offset_seconds": [("redis", self.clock_off_s)],
         }
 

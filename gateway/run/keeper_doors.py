@@ -72,7 +72,7 @@ class KeeperDoors:
     """A keeper process' access to Redis; `left_alone` counts values of other versions."""
 
     def __init__(self, settings: Settings, log: Callable[..., None], left_alone: UnsupportedVersions) -> None:
-        self.fences = HistoryGuards(str(uuid4()), time.monotonic, log)
+        self.fences = HistoryGuards(str(uuid4()), time.monotonic, log, vouches=True)
         self.wires = wires_to(
             parse_url(settings.url_file("redis_url"), settings.redis_files),
             lambda where: RedisConnection(

@@ -101,6 +101,7 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "partitions_away": "Partitions that a worker cannot ask for, added for each worker.",
         "partitions_refusing reason": "Partitions whose Redis refuses calls.",
         "partitions_taking": "Partitions whose Redis takes calls, added for each worker.",
+        "redis_slots_moving slot": "Commands that met a slot of a cluster while it is moved key by key.",
         "partitions_unverified": "Partitions that nobody verified, added for each worker.",
         "leases": "Tenants that have a lease for while Redis is away.",
         "spool_entries": "Settlements waiting in the local log for the counters.",

@@ -45,8 +45,10 @@ OF_OTHERS = {
     f"{PREFIX}unpriced_calls_total", f"{PREFIX}cost_total", f"{PREFIX}replica_lag_seconds",
     f"{PREFIX}tls_handshake_failures_total",
 }  # fmt: skip
-# Of a Redis that refuses calls, and of one with replicas; tests/run/test_readiness.py.
-OF_REDIS = {f"{PREFIX}partitions_refusing", f"{PREFIX}redis_replica_lag_seconds"}
+# Of a Redis that refuses calls or moves a slot, and of one with replicas; tests/run/test_readiness.py.
+OF_REDIS = {
+    f"{PREFIX}partitions_refusing", f"{PREFIX}redis_slots_moving", f"{PREFIX}redis_replica_lag_seconds",
+}  # fmt: skip
 
 
 class Prometheus:

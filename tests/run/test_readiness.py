@@ -8,7 +8,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import redis
@@ -20,6 +21,7 @@ from gateway.core.wait import in_task
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import WHY, parse_url
+from gateway.counters.redis.cluster import WHY_MOVING, RedisConnections
 from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable, StartError
 from gateway.run.health import (
@@ -138,6 +140,36 @@ async def test_a_gateway_is_ready_while_it_serves_any_partition(
     assert [said.pop(name) for name in ("disk", "configuration", "open_files", "clock")] == [True] * 4
     assert all(there(said).values()) is ready
     assert said.keys() == {"gateway", "redis", "counters_verified"}
+
+
+async def test_gateway_names_a_slot_that_is_being_moved_and_stays_ready(tmp_path: Path) -> None:
+    wires = SimpleNamespace(wires=[], moving={12182: 31}, missing={}, servers=[])
+    state = RedisState(cast("RedisConnections", wires), lambda *_, **__: None)
+    await state.ask()
+    numbers = {"workers": 1, **state.snapshot(), "partitions_taking": PARTITIONS}
+    disk = DiskWatch(Settings(data_dir=str(tmp_path)), lambda *_, **__: None)
+    said = await of_gateway(lambda: numbers, lambda: True, disk)
+    assert said["every_partition"] == f"slot 12182: {WHY_MOVING}"
+    assert [name for name, well in said.items() if well is not True] == ["every_partition"]
+
+
+async def test_redis_state_logs_each_moved_slot_once() -> None:
+    wires, said = SimpleNamespace(wires=[], moving={}, missing={}, servers=[]), list[tuple[str, object]]()
+    state = RedisState(
+        cast("RedisConnections", wires), lambda event, **facts: said.append((event, facts.get("slot")))
+    )
+    asking = asyncio.create_task(state.keep_asking(ask_s=0.001))
+    try:
+        for met in (1, 2, 3):
+            wires.moving = {12182: met}
+            await eventually(lambda met=met: state.moving == {12182: met})
+        assert state.snapshot()["redis_slots_moving"] == [("12182", 3)]
+        wires.moving = {}
+        await eventually(lambda: state.moving == {})
+        await eventually(lambda: len(said) == 2)
+    finally:
+        asking.cancel()
+    assert said == [("redis slot is being moved", 12182), ("redis slot is at rest again", 12182)]
 
 
 @pytest.mark.parametrize(
@@ -370,9 +402,13 @@ async def test_memory_of_the_server_and_what_follows_it_are_figures(
 async def test_a_clock_that_is_wrong_is_told_by_how_much(
     own_valkey: Callable[..., ValkeyServer], ahead_s: int
 ) -> None:
-    async with looked_at(own_valkey(), [], wall=lambda: time.time() + ahead_s) as (state, _):
+    adjusted = list[float]()
+    wrong = {"wall": lambda: time.time() + ahead_s, "adjust": adjusted.append}
+    async with looked_at(own_valkey(), [], **wrong) as (state, _):
         await eventually(state.figures)
         assert abs(state.clock_off_s - ahead_s) < 5
+        assert abs(adjusted[-1] - ahead_s) < 5
+        assert ahead_s or adjusted[-1] == 0
 
 
 # --- away -------------------------------------------------------------------------------

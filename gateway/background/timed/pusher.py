@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from gateway.background.loops import Isolation
 from gateway.core.accounts.definitions import CREDENTIALS_ACCOUNT, ControlWrite
 from gateway.core.accounts.holds import ReclaimPolicy
-from gateway.errors import CountersUnavailable, OutOfRange
+from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 
 if TYPE_CHECKING:
     from gateway.counters.keeper.verification import KeeperCounters
@@ -186,20 +186,25 @@ class Reclaimer:
     async def sweep(self) -> int:
         """Reclaim holds that the last sweep also found past their deadline; return how many.
 
-        If the counters refuse one hold, the others are still tried, and then the error is raised.
+        If the counters refuse one hold, the others are still tried, and then the error is raised. A partition
+        that does not answer, as while its slot is moved, is left until the next sweep.
         """
         seen, self._seen = self._seen, frozenset()  # after a failed sweep none counts as seen
         expired = await self._holds.expired(HOLDS_MAX)
         again = [hold for hold in expired if hold.release.request_id in seen]
         self._seen = frozenset(hold.release.request_id for hold in expired)
-        done, refused = 0, None
+        done, refused, silent = 0, None, set[int]()
         for hold in again:
+            if (partition := hold.release.caller.partition) in silent:
+                continue
             try:
                 if await self._holds.reclaim(hold, hold.charge(self._policy)):
                     self.reclaimed["hold" if hold.unsettled else "call"] += 1
                     done += 1
             except CountersUnavailable as error:
                 refused = error
+                if not isinstance(error, CountersRefused):
+                    silent.add(partition)
         if refused is not None:
             self._seen = frozenset()
             raise refused

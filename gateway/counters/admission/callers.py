@@ -149,7 +149,7 @@ class CallerCache(Catalogue):
         pool: CachePool | None = None,
     ) -> None:
         super().__init__(wires, Changes(wires, self._changed), clock, log)
-        self._today = today
+        self._today, self._wall = today, today
         self._allowances = allowances if allowances is not None else Allowances(clock)
         self._stale_s = stale_s
         self._known: LruCache[str, CachedCaller] = LruCache(bounds.known_bytes_max)
@@ -163,6 +163,10 @@ class CallerCache(Catalogue):
         if pool is not None:
             pool.join("callers", self._known)
             pool.join("terms", self._terms)
+
+    def adjust(self, ahead_s: float) -> None:
+        """Set by how many seconds our clock is ahead: keys end, and prices begin, by the time of Redis."""
+        self._today = (lambda: self._wall() - ahead_s) if ahead_s else self._wall
 
     def cached(self, digest: str) -> Caller | None:
         """Return the caller of a digest if its cache entry is valid; otherwise None."""

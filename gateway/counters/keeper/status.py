@@ -15,6 +15,7 @@ from gateway.core.accounts.budgets import LiveWindow
 from gateway.core.accounts.outbox import stream_place
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.accounts.refusals import Counts, bounded
+from gateway.core.due import DISTANCES
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.recovery import AccountHead, WorkerReport
 from gateway.core.layout import LAYOUT
@@ -324,9 +325,10 @@ class ProgramRegistry:
 
         CountersUnavailable if Redis does not answer.
         """
-        since = b"(%.3f" % (await self._now() - self._silent_s)
+        now = await self._now()
+        since, until = b"(%.3f" % (now - self._silent_s), b"%.3f" % (now + DISTANCES * self._silent_s)
         gone = self._send(b"ZREMRANGEBYSCORE", b"-inf", since[1:])
-        there = self._send(b"ZRANGE", since, b"+inf", b"BYSCORE", b"WITHSCORES")
+        there = self._send(b"ZRANGE", since, until, b"BYSCORE", b"WITHSCORES")
         await in_task(gone)
         flat = cast("list[bytes]", await in_task(there))
         found = [

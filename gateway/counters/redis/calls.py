@@ -33,7 +33,7 @@ from gateway.counters.layouts.packing import (
 )
 from gateway.counters.redis.script_errors import SCRIPT_ERRORS
 from gateway.counters.redis.scripts import library
-from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout, ScriptFailed
+from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout, ScriptFailed, SlotMoving
 
 # Bounds of one command: calls, bytes of arguments, and accounts, whose indexes are bytes. More accounts make
 # each cost more in Redis: 64 calls of as many organizations take a tenth less time as two commands than as
@@ -50,7 +50,9 @@ class AnotherType(CountersRefused):
 
 # The errors by which scripts report a newer version's values: see lua/lib/state.lua.
 NEWER_CODE: Final = "NEWERLAYOUT "
-_KINDS: Final = {NEWER_CODE.strip(): NewerLayout, "WRONGTYPE": AnotherType}
+_KINDS: Final = {
+    NEWER_CODE.strip(): NewerLayout, "WRONGTYPE": AnotherType, "ASK": SlotMoving, "TRYAGAIN": SlotMoving,
+}  # fmt: skip
 
 # Encoded numeric arguments, and encoded lengths of arguments.
 _NUMBERS: Final = [b"$%d\r\n%d\r\n" % (len(b"%d" % number), number) for number in range(1_024)]
@@ -225,6 +227,13 @@ def verb_in(command: bytes) -> str:
     """Return the verb that an encoded command calls; empty if it calls none."""
     parts = command.split(b"\r\n", 5)
     return _verbs().get(parts[4], "") if len(parts) == 6 and parts[2] == b"FCALL" else ""
+
+
+def key_in(command: bytes) -> bytes:
+    """Return the first key of an encoded command."""
+    parts = command.split(b"\r\n", 9)
+    at = 8 if parts[2] == b"FCALL" else 4
+    return parts[at] if at < len(parts) else b""
 
 
 @cache

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from typing import Protocol
@@ -28,7 +28,7 @@ from gateway.counters.redis.address import (
     note_parts,
     said,
 )
-from gateway.counters.redis.calls import BatchWaiters, Hop, Reply
+from gateway.counters.redis.calls import BatchWaiters, Hop, Reply, key_in
 from gateway.counters.redis.connection import CALL_S, Asked, RedisConnection, encode
 from gateway.counters.redis.keys import (
     NOTHING,
@@ -164,9 +164,50 @@ def _read(info: Reply, slots: Reply, asked: Place) -> SlotMap | None:
 
 # The most servers that a command is sent to; TRYAGAIN, which only the time limits, does not count.
 HOPS_MAX = 8
+# A slot counts as being moved once commands met that for this time, and until none did for this time. Most
+# slots are moved in less.
+MOVING_S_MIN, MOVING_S_KEPT = 0.5, 10.0
+# The most moving slots that are known; those of organizations are as many as partitions.
+MOVING_MAX = 2 * PARTITIONS
+WHY_MOVING = (
+    "it is being moved, and its calls are refused until its keys are at one server;"
+    " redis-cli --cluster fix ends a move that stands"
+)
 PAUSE_S = 0.02
 # The most commands that may be redirected at a time.
 UNDER_WAY_MAX = 20_000
+
+
+@dataclass(slots=True)
+class _MovingSlot:
+    """Since when, until when, and how often commands met a slot that is moved key by key."""
+
+    since: float
+    last: float
+    met: int = 1
+
+
+class MovingSlots:
+    """Slots that are moved key by key: commands are sent on (ASK), or wait for the other keys (TRYAGAIN)."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._slots: dict[int, _MovingSlot] = {}
+
+    def note(self, slot: int) -> None:
+        now, known = self._clock(), self._slots.get(slot)
+        if known is not None and now - known.last < MOVING_S_KEPT:
+            known.last, known.met = now, known.met + 1
+        elif known is not None or len(self._slots) < MOVING_MAX:
+            self._slots[slot] = _MovingSlot(now, now)
+
+    def now(self) -> dict[int, int]:
+        """Return the slots that are being moved, and how many commands met that."""
+        now = self._clock()
+        self._slots = {slot: move for slot, move in self._slots.items() if now - move.last < MOVING_S_KEPT}
+        return {
+            slot: move.met for slot, move in self._slots.items() if move.last - move.since >= MOVING_S_MIN
+        }
 
 
 class Redirects:
@@ -186,6 +227,7 @@ class Redirects:
     ) -> None:
         self._call_s, self._place_of, self._at, self._gave_away = call_s, place_of, at, gave_away
         self._loop = asyncio.get_running_loop()
+        self.moving = MovingSlots(self._loop.time)
         self._under_way = 0
         # By connection, the redirected calls that wait, and the task that asks its server.
         self._moved: dict[RedisConnection, list[Callable[[bool], None]]] = {}
@@ -198,6 +240,8 @@ class Redirects:
         """
         wait, command, calls, waited_s = asked
         to = read_redirection(message, self._place_of(source))
+        if to is not None and to.word != "MOVED" and (to.slot is not None or command):
+            self.moving.note(slot_of(key_in(command)) if to.slot is None else to.slot)
         if to is None or not command or self._under_way >= UNDER_WAY_MAX:
             return False
         hop = wait if isinstance(wait, Hop) else self._begin(wait, waited_s)
@@ -389,6 +433,10 @@ class Shards:
         return {name: cause for wire in self.wires for name, cause in wire.missing.items()} | nobody
 
     @property
+    def moving(self) -> dict[int, int]:
+        return self._redirects.moving.now()
+
+    @property
     def trouble(self) -> str:
         return in_words(self.missing.items())
 
@@ -475,7 +523,8 @@ class Shards:
         for place in owners:
             self._at(place)
         for place, wire in list(self._wires.items()):
-            before_here, wire.part = wire.part.partitions, part_of(found.partitions_of(place))
+            before_here = wire.part.partitions
+            wire.part = part_of(found.partitions_of(place), wire.part.moving)
             if not set(before_here) <= set(wire.part.partitions):
                 wire.hearing.again()  # it may have reported no changes in moved slots
             if place not in owners:
@@ -594,6 +643,11 @@ class RedisConnections(Protocol):
     @property
     def missing(self) -> Mapping[str, str]:
         """By name, each server whose calls fail without waiting, and why."""
+        ...
+
+    @property
+    def moving(self) -> dict[int, int]:
+        """The slots that a cluster moves key by key at present, and how many commands met that."""
         ...
 
     @property

@@ -297,9 +297,12 @@ class RedisConnection(asyncio.Protocol):
             wait.fail(CountersUnavailable())
         return wait
 
-    def send_together(self, *commands: bytes) -> list[Wait[Reply]]:
-        """Queue commands for this server without others in between: all, or raise CountersUnavailable."""
-        if not self.available or self._waiting + len(commands) > PENDING_MAX:
+    def send_together(self, *commands: bytes, at_once: bool = False) -> list[Wait[Reply]]:
+        """Queue commands for this server without others in between: all, or raise CountersUnavailable.
+
+        None is sent on to another server. With `at_once` they are queued before the connection is available.
+        """
+        if not (self.available or at_once) or self._waiting + len(commands) > PENDING_MAX:
             raise CountersUnavailable
         waits: list[Wait[Reply]] = [Wait() for _ in commands]
         for wait, command in zip(waits, commands, strict=True):
@@ -358,6 +361,10 @@ class RedisConnection(asyncio.Protocol):
     @property
     def trouble(self) -> str:
         return in_words(self.missing.items())
+
+    @property
+    def moving(self) -> dict[int, int]:  # one server moves none
+        return {}
 
     def hear(self, changed: Callable[[bytes], None]) -> None:
         """Add a listener: `changed` is called with the name of each changed key."""

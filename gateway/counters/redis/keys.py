@@ -148,6 +148,11 @@ def marked(partition: int) -> str:
     return f"{HISTORIES.decode()}{{p{partition:02d}}}:m"
 
 
+def never(partition: int) -> str:
+    """Return a key that is never written: a server that gives the partition's slot away answers ASK for it."""
+    return f"{HISTORIES.decode()}{{p{partition:02d}}}:never"
+
+
 _MARKED = {marked(partition).encode(): partition for partition in range(PARTITIONS)}
 
 
@@ -210,19 +215,27 @@ SLOT_OF_PARTITION: Final = tuple(slot_of(marker(one).encode()) for one in range(
 
 @dataclass(frozen=True, slots=True)
 class ServerPartitions:
-    """The partitions of a server; keys about all of them are in the slot of its `anchor` partition."""
+    """The partitions of a server; keys about all of them are in the slot of its `anchor` partition.
+
+    `moving` are the partitions whose slot it gives away, key by key.
+    """
 
     partitions: tuple[int, ...]
     anchor: int
+    moving: frozenset[int] = frozenset()
 
 
 WHOLE: Final = ServerPartitions(tuple(range(PARTITIONS)), 0)
 NOTHING: Final = ServerPartitions((), -1)
 
 
-def part_of(partitions: tuple[int, ...]) -> ServerPartitions:
-    """Return a server's partitions with their anchor: the lowest, which has the keys of the whole server."""
-    return ServerPartitions(partitions, partitions[0]) if partitions else NOTHING
+def part_of(partitions: tuple[int, ...], moving: frozenset[int] = frozenset()) -> ServerPartitions:
+    """Return a server's partitions with their anchor, which has the keys of the whole server.
+
+    It is the lowest that is not `moving`, or the lowest if all are.
+    """
+    anchor = min(set(partitions) - moving or partitions, default=NOTHING.anchor)
+    return ServerPartitions(partitions, anchor, moving.intersection(partitions))
 
 
 # --- who has what -----------------------------------------------------------------------
@@ -332,10 +345,14 @@ def _place(said: object, asked: Place) -> Place:
 
 @dataclass(frozen=True, slots=True)
 class Redirection:
-    """A member's answer about keys that it has not, or not all of: `word` is MOVED, ASK or TRYAGAIN."""
+    """A member's answer about keys that it has not, or not all of: `word` is MOVED, ASK or TRYAGAIN.
+
+    `slot` is theirs, which TRYAGAIN does not say.
+    """
 
     word: str
     place: Place = ("", 0)
+    slot: int | None = None
 
 
 def read_redirection(message: str, asked: Place) -> Redirection | None:
@@ -345,7 +362,9 @@ def read_redirection(message: str, asked: Place) -> Redirection | None:
         return Redirection(word)
     if word not in ("MOVED", "ASK"):
         return None
-    host, _, port = rest.partition(" ")[2].rpartition(":")
-    if not port.isdecimal() or not 0 < int(port) <= PORT_MAX:
+    slot, _, where = rest.partition(" ")
+    host, _, port = where.rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) <= PORT_MAX or not slot.isdecimal():
         return None
-    return Redirection(word, (asked[0] if host in ("", "?") else host.strip("[]"), int(port)))
+    place = asked[0] if host in ("", "?") else host.strip("[]"), int(port)
+    return Redirection(word, place, int(slot))

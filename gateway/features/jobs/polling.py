@@ -42,6 +42,7 @@ from gateway.core.accounts.upstream_jobs import (
 )
 from gateway.core.calls.call import UsageBounds
 from gateway.core.calls.routes import Route, UpstreamTarget, own_path, own_query
+from gateway.core.due import is_due
 from gateway.core.families.family import BatchPaths, JobList
 from gateway.core.families.registry import BATCH_AT, FAMILIES, JOBS
 from gateway.core.model import Caller, Service, SettleResult
@@ -356,9 +357,9 @@ class Jobs:
         `gone`.
         """
         now_ms = await self._stored.now_ms(job)
-        if is_sure or (job.misses >= len(AGAIN_S) and now_ms >= job.next_look_ms):
+        if is_sure or (job.misses >= len(AGAIN_S) and is_due(job, now_ms)):
             await self._charge_as_held(job, gone)
-        elif now_ms >= job.next_look_ms:
+        elif is_due(job, now_ms):
             job.next_look_ms = now_ms + 1000 * AGAIN_S[job.misses]
             job.misses += 1
             await in_task(self._stored.keep(job))

@@ -9,7 +9,7 @@ its open jobs, which bounds their number. All of these are in the partition's sl
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Sequence
 from hashlib import sha256
 from itertools import islice
 from typing import Any, Final, cast
@@ -23,6 +23,7 @@ from gateway.core.accounts.upstream_jobs import (
     round_robin,
     write_job,
 )
+from gateway.core.due import beyond, is_due
 from gateway.core.model import PARTITIONS, Caller
 from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.admission.objects import ObjectOwners
@@ -220,7 +221,8 @@ class StoredJobs:
     async def due(self, within_s: int) -> list[Job]:
         """Return the jobs that are due for a poll, in turn by organization. Must run in an asyncio task.
 
-        Each becomes due again `within_s` seconds later, whether or not it is polled now.
+        Each becomes due again `within_s` seconds later, whether or not it is polled now. A job that
+        stands further ahead is due by its own time, if it was not found, and now otherwise.
         """
         found: list[Job] = []
         for partition in range(PARTITIONS):
@@ -235,6 +237,9 @@ class StoredJobs:
         name, half_ms = keys.job_look(job.partition, job.hold_id).encode(), b"%d" % (500 * within_s)
         asked = self._wires.of(job.partition).send(encode(b"SET", name, b"1", b"NX", b"PX", half_ms))
         if await in_task(asked) is None:
+            # A claim that was made while the clock of Redis was ahead ends as any other.
+            lasting = b"%d" % (within_s // 2 + 1), b"LT"
+            await in_task(self._wires.of(job.partition).send(encode(b"EXPIRE", name, *lasting)))
             return None
         there = await in_task(begin(self._stored(job.partition, job.hold_id)))
         return None if there is None or there.settled_ms else there
@@ -262,17 +267,30 @@ class StoredJobs:
         if not await size:
             return []
         within = b"BYSCORE", b"LIMIT", b"0", b"%d" % LISTED_MAX
-        due = await wire.send(encode(b"ZRANGE", listed, b"-inf", b"%d" % now_ms, *within))
-        taken = list(islice(round_robin(cast("list[bytes]", due), _organization_of), LOOK_MAX))
+        due = wire.send(encode(b"ZRANGE", listed, b"-inf", b"%d" % now_ms, *within))
+        far = wire.send(encode(b"ZRANGE", listed, *beyond(now_ms, again_ms), *within))
+        past, ahead = cast("list[bytes]", await due), cast("list[bytes]", await far)
+        if ahead:
+            jobs = await self._read(partition, ahead)
+            ahead = [member for member, job in jobs.items() if job and is_due(job, now_ms)]
+        taken = list(islice(round_robin([*past, *ahead], _organization_of), LOOK_MAX))
         if not taken:
             return []
-        behind = [part for member in taken for part in (b"%d" % (now_ms + again_ms), member)]
-        moved = wire.send(encode(b"ZADD", listed, b"XX", b"GT", *behind))
-        names = [keys.job(partition, keys.job_of(member)).encode() for member in taken]
-        raw = cast("list[bytes | None]", await wire.send(encode(b"MGET", *names)))
-        await moved
-        jobs = [read_job(one) for one in raw if one is not None]
-        return [one for one in jobs if one is not None and not one.settled_ms]
+        again = b"%d" % (now_ms + again_ms)
+        for order, members in ((b"GT", set(past)), (b"LT", set(ahead))):
+            if moved := [part for member in taken if member in members for part in (again, member)]:
+                await wire.send(encode(b"ZADD", listed, b"XX", order, *moved))
+        listed_jobs = (await self._read(partition, taken)).values()
+        return [job for job in listed_jobs if job is not None and not job.settled_ms]
+
+    async def _read(self, partition: int, members: Sequence[bytes]) -> dict[bytes, Job | None]:
+        """Return the jobs of a partition's list by member; None for one that is gone or unreadable."""
+        names = [keys.job(partition, keys.job_of(member)).encode() for member in members]
+        raw = cast("list[bytes | None]", await self._wires.of(partition).send(encode(b"MGET", *names)))
+        return {
+            member: None if packed is None else read_job(packed)
+            for member, packed in zip(members, raw, strict=True)
+        }
 
 
 def _read_ms(time: object) -> int:

@@ -22,7 +22,7 @@ from gateway.core.model import (
 )
 from gateway.counters.leases.allowance import lease
 from gateway.counters.redis import keys
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersRefused, CountersUnavailable
 from tests.background.backend import Backend
 from tests.builders import BY_TOKEN, CHAT, CREDITS, ONE_TIME, UNITS, Call, World, new_id
 
@@ -30,9 +30,11 @@ from tests.builders import BY_TOKEN, CHAT, CREDITS, ONE_TIME, UNITS, Call, World
 
 
 def expired(request_id: str) -> ExpiredHold:
-    """A hold; that of `b` is one of the API."""
+    """A hold; that of `b` is one of the API, and those of names with `m` are in another partition."""
     unsettled = UNSETTLED_CHARGED if request_id == "b" else ""
-    settlement = Settlement(Caller(1, 7, 3, 0), request_id, "", CHAT, charge=False)
+    settlement = Settlement(
+        Caller(1, 7, 3, 9 if request_id.startswith("m") else 0), request_id, "", CHAT, charge=False
+    )
     return ExpiredHold(settlement, 5, 0, 1, unsettled=unsettled)
 
 
@@ -43,6 +45,8 @@ class Holds:
     sweeps: list[list[str]]
     settled: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
+    moving: set[str] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
     reclaimed: list[str] = field(default_factory=list)
 
     async def expired(self, count: int) -> list[ExpiredHold]:
@@ -50,6 +54,9 @@ class Holds:
 
     async def reclaim(self, hold: ExpiredHold, charge: ChargedAmounts) -> bool:
         if hold.release.request_id in self.refused:
+            raise CountersRefused
+        if hold.release.request_id in self.moving:
+            self.asked.append(hold.release.request_id)
             raise CountersUnavailable
         self.reclaimed.append(hold.release.request_id)
         return hold.release.request_id not in self.settled
@@ -83,6 +90,15 @@ async def test_a_hold_the_counters_refuse_keeps_no_other() -> None:
     with pytest.raises(CountersUnavailable):
         await reclaimer.sweep()
     assert (holds.reclaimed, reclaimer.reclaimed.total()) == (["b"], 1)
+
+
+async def test_partition_without_answers_is_tried_once_in_a_sweep() -> None:
+    holds = Holds([["m1", "a", "m2", "c"]] * 2, moving={"m1", "m2"})
+    reclaimer = Reclaimer(holds)
+    await reclaimer.sweep()
+    with pytest.raises(CountersUnavailable):
+        await reclaimer.sweep()
+    assert (holds.asked, holds.reclaimed) == (["m1"], ["a", "c"])
 
 
 # --- with the counters ------------------------------------------------------------------

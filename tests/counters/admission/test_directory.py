@@ -417,6 +417,30 @@ async def test_a_key_is_nobodys_from_its_end_on_however_lately_it_was_read(
         await desk.identify()
 
 
+@pytest.mark.parametrize(("ahead_s", "left_s"), [(600, 400), (-600, -1)])
+async def test_key_ends_by_the_time_of_redis_where_our_clock_is_wrong(
+    valkey: str, connect: Connect, ahead_s: int, left_s: int
+) -> None:
+    wire, clock = await connect(valkey), Clock()
+    desk = Desk(
+        Directory(wire, clock, lambda: clock.now + ahead_s), wire, clock, redis.Redis.from_url(valkey)
+    )
+    desk.client.set(keys.identity(DIGEST), encode_identity(CALLER, round((clock.now + left_s) * 1000)))
+    desk.directory.adjust(ahead_s)
+    if left_s > 0:
+        assert await desk.identify() == CALLER
+    else:
+        with pytest.raises(EndedApiKey):
+            await desk.identify()
+    desk.directory.adjust(0.0)  # our clock alone says the opposite
+    clock.now += IDENTITY_S + 0.001
+    if left_s > 0:
+        with pytest.raises(EndedApiKey):
+            await desk.identify()
+    else:
+        assert await desk.identify() == CALLER
+
+
 async def test_a_key_expires_while_redis_is_away(leasing: tuple[Desk, Allowances]) -> None:
     desk, leases = leasing
     desk.client.set(keys.identity(DIGEST), encode_identity(CALLER, round((desk.clock.now + 60) * 1000)))

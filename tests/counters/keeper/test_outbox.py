@@ -269,6 +269,17 @@ async def test_a_look_where_nothing_happens_is_some_commands_however_many_partit
     assert calls(world) == 6  # what is set aside, markers, entries, late ones, the time, deadlines
 
 
+async def test_deadline_beyond_twice_the_longest_is_due(world: World, connect: Connect) -> None:
+    """A job's hold lasts 49 hours, the longest; beyond twice that a clock was ahead."""
+    keeping, name = ReclaimClient(Client(await connect(world.url))), keys.deadlines(world.p)
+    world.plan(100)
+    waiting, due = world.reserve(need=1), world.reserve(need=1)
+    seconds, _ = world.client.time()
+    world.client.zadd(name, {waiting.id: 1000 * (seconds + 97 * 3600), due.id: 1000 * (seconds + 99 * 3600)})
+    assert [hold.release.request_id for hold in await keeping.expired(10)] == [due.id]
+    assert [hold.release.request_id for hold in await keeping.expired(10)] == [due.id]
+
+
 async def test_who_may_not_ask_so_finds_the_same(
     own_valkey: Callable[..., ValkeyServer], connect: Connect
 ) -> None:

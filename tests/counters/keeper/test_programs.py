@@ -49,6 +49,17 @@ async def test_who_is_silent_goes_by_itself(world: World, connect: Connect) -> N
     assert world.client.zcard(keys.PROGRAMS) == 1
 
 
+async def test_program_that_spoke_while_the_clock_was_ahead_is_gone(world: World, connect: Connect) -> None:
+    wire = await connect(world.url)
+    ended, running = gateway(wire), gateway(wire)
+    await ended.say()
+    await running.say()
+    for program in (ended, running):
+        world.client.zincrby(keys.PROGRAMS, 3600, next(iter(_members(world, program))))
+    await running.say()
+    assert [report.program for report in await running.read()] == [running.said]
+
+
 async def test_those_that_spoke_last_are_kept(world: World, connect: Connect) -> None:
     wire = await connect(world.url)
     several = [gateway(wire, programs_max=3) for _ in range(5)]

@@ -25,6 +25,7 @@ from gateway.counters.redis.calls import (
     Reply,
     bulks,
     commands,
+    key_in,
     refused,
 )
 from gateway.counters.redis.connection import RedisConnection, encode
@@ -66,6 +67,13 @@ def test_one_call_is_a_call_of_its_own() -> None:
     assert parts[3:] == [
         b"tk:{p07}:d", b"tk:{p07}:x", b"tk:{p07}:m", b"a", b"b", b"h:" + IDS[3].encode(), b"first", b"second",
     ]  # fmt: skip
+
+
+def test_key_of_a_command_is_its_first_key() -> None:
+    [(_, command, _)] = commands([call(group(), ("a", "b"), 3, b"first", b"second")], spread=False)
+    assert key_in(command) == b"tk:{p07}:d"
+    assert key_in(encode(b"MSET", b"x", b"\r\n", b"y", b"")) == b"x"
+    assert key_in(encode(b"PING")) == b""
 
 
 def test_calls_of_a_group_are_one_that_names_each_account_once() -> None:

@@ -555,6 +555,43 @@ async def test_too_many_jobs_due_for_polling_are_taken_in_turn_by_organization(g
     assert [await gateway.stored.claim(late, 60) for _ in range(2)] == [now, None]
 
 
+async def test_job_too_far_ahead_is_due_unless_its_next_look_is_later(
+    gateway: Gateway,
+) -> None:
+    """Redis was an hour ahead when jobs were looked at, each minute; jobs not found wait for 300 or 3600 s."""
+    client, p, seconds = gateway.world.client, gateway.world.p, gateway.world.client.time()[0]
+    ahead = {"found": (0, 0), "missed": (1, 3600 + 300), "waits": (1, 300), "again": (2, 3600 + 3500)}
+    listed = [
+        Job(
+            name, 1, 2, 3, p, "", "chat", "up", "/v1/videos", "draw", "", 1, 1, 0,
+            misses=misses, next_look_ms=1000 * (seconds + wait_s) if wait_s else 0,
+        )
+        for name, (misses, wait_s) in ahead.items()
+    ]  # fmt: skip
+    for job in listed:
+        await driven(gateway.stored.keep(job))
+        until = job.next_look_ms or 1000 * (seconds + 3600 + 60)
+        client.zadd(keys.jobs(p), {keys.listed_job(1, job.hold_id): until})
+    settled = msgspec.structs.replace(listed[0], hold_id="settled", settled_ms=1)
+    await driven(gateway.stored.keep(settled))
+    assert {job.hold_id for job in await gateway.stored.due(60)} == {"found", "missed"}
+    assert await gateway.stored.due(60) == [], "they are due in a minute, as any others"
+    scores = {name: client.zscore(keys.jobs(p), keys.listed_job(1, name)) for name in (*ahead, "settled")}
+    assert scores["settled"] == float("inf")
+    assert scores["waits"] == 1000 * (seconds + 300)
+    assert scores["found"] < 1000 * (seconds + 120)
+
+
+async def test_claim_from_a_time_ahead_ends_in_half_an_interval(gateway: Gateway) -> None:
+    job = Job("claimed", 1, 2, 3, gateway.world.p, "", "chat", "up", "/v1/videos", "draw", "", 1, 1, 0)
+    await driven(gateway.stored.keep(job))
+    assert await gateway.stored.claim(job, 60) == job
+    name = keys.job_look(job.partition, job.hold_id)
+    gateway.world.client.expire(name, 3600)
+    assert await gateway.stored.claim(job, 60) is None
+    assert gateway.world.client.ttl(name) <= 31
+
+
 @pytest.mark.parametrize(
     ("open_jobs", "key_id", "scope"), [(OPEN_KEY_MAX, 3, b"key"), (OPEN_MAX, 4, b"organization")]
 )
