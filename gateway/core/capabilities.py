@@ -27,7 +27,7 @@ Uses = Callable[[str, Row, Row], bool]
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """What is written, in words; the writes that use it, by resource; and the first version that knows it.
+    """A name in words, the writes that use the capability, by resource, and the first version that knows it.
 
     `layout` is that of all programs, 0 if gateways need not know it; `schema` is that of keepers.
     """
@@ -119,12 +119,16 @@ def wait_reason(name: str, programs: Sequence[Program], written: int) -> str:
     if earlier:
         named = ", ".join(f"{one.role} {one.version} on {one.host}" for one in earlier[:PROGRAMS_NAMED_MAX])
         more = f" and {len(earlier) - PROGRAMS_NAMED_MAX} more" if len(earlier) > PROGRAMS_NAMED_MAX else ""
-        return f"{capability.what} wait for programs that do not know them, replace these first: {named}{more}."
+        return (
+            f"{capability.what} wait for programs that do not know them, replace these first: {named}{more}."
+        )
     if written < capability.layout:
         return (
             f"{capability.what} wait until layout {capability.layout} is taken up: an earlier program that ended"
             " less than 90 seconds ago may run still. Try again in a while."
         )
     if not any(one.role == "keeper" for one in programs):
-        return f"{capability.what} wait for the list of programs, which names no keeper: try again in a while."
+        return (
+            f"{capability.what} wait for the list of programs, which names no keeper: try again in a while."
+        )
     return ""

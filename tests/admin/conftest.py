@@ -67,7 +67,16 @@ READONLY = "readonly-token-of-the-tests"
 PEPPERS = Peppers(b"pepper")
 KEEPER_NOW = Program("now", "keeper", "1.1.0", LAYOUT, "db-1", 0.0, NEEDED, tuple(CAPABILITIES))
 FRESH = LiveQuota(
-    0, None, 0, is_blocked=False, manual_block=False, block_cause=None, last_reset_ms=0, next_reset_ms=0, cycle=1, seq=0
+    0,
+    None,
+    0,
+    is_blocked=False,
+    manual_block=False,
+    block_cause=None,
+    last_reset_ms=0,
+    next_reset_ms=0,
+    cycle=1,
+    seq=0,
 )
 
 
@@ -394,9 +403,12 @@ def ports_over(
     figures = ConsoleQueries(engine, partition_of)
     return AdminPorts(
         store=store(
-            engine, partition_of, rules=WriteRules(mail_allowed=True), letterhead=letterhead,
+            engine,
+            partition_of,
+            rules=WriteRules(mail_allowed=True),
+            letterhead=letterhead,
             wait_reason=counters.wait_reason,
-        ),  # fmt: skip
+        ),
         pusher=counters,
         counters=counters,
         account_closing=counters,

@@ -37,7 +37,7 @@ async def writes(api: Api) -> dict[str, tuple[str, str, dict[str, Any]]]:
     "name",
     ["large_budgets", "personal_raises", "budget_webhooks", "amended_prices", "cache_prices", "run_policies"],
 )
-async def test_write_of_a_capability_is_409_with_the_programs_to_replace_and_changes_nothing(
+async def test_write_of_a_capability_is_409_with_the_programs_to_replace_and_changes_no_row(
     api: Api, name: str
 ) -> None:
     method, path, body = (await writes(api))[name]
@@ -82,7 +82,7 @@ async def test_approval_of_a_large_raise_request_waits_for_earlier_programs(api:
     assert (await api.post(f"raise-requests/{request['id']}/approve")).status == 200
 
 
-async def test_people_of_an_organization_are_not_told_which_programs_run(api: Api) -> None:
+async def test_people_of_an_organization_do_not_learn_which_programs_run(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     owner = {"organization_id": tenant["organization_id"]}
     token = (await api.make("admin-tokens", name="theirs", role="billing", **owner))["token"]
@@ -94,7 +94,7 @@ async def test_people_of_an_organization_are_not_told_which_programs_run(api: Ap
     )
 
 
-async def test_configuration_with_a_capability_is_409_when_it_is_applied(api: Api) -> None:
+async def test_apply_of_a_configuration_with_a_capability_is_409(api: Api) -> None:
     await api.make("tenants", name="web")
     [(organization,)] = api.rows("select name from organization")
     wish = {"objects": {"budgets": [{**BUDGET, "organization": organization, "amount": "9000001"}]}}

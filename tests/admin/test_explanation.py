@@ -82,12 +82,15 @@ async def test_call_explanation_is_refused_for_unknown_calls_and_unknown_paramet
         ("backlog", "the tenant is blocked because too much of its use waits to be stored"),
     ],
 )
-async def test_explanation_of_a_blocked_call_names_the_cause_and_what_ends_the_block(
+async def test_explanation_of_a_blocked_call_names_the_cause_and_the_end_of_the_block(
     api: Api, ids: dict[str, Any], cause: str, fact: str
 ) -> None:
     [(tenant,)] = api.rows("select id from tenant where name = 'Search'")
     await api.post(f"tenants/{tenant}/block")
-    api.rows("update control_write set payload = %s::jsonb where verb = 'block'", json.dumps({"cause": cause} if cause else {}))
+    api.rows(
+        "update control_write set payload = %s::jsonb where verb = 'block'",
+        json.dumps({"cause": cause} if cause else {}),
+    )
     api.rows(
         "insert into tenant_quota (tenant_id, is_blocked, manual_block) values (%s, true, true)"
         " on conflict (tenant_id) do update set is_blocked = true, manual_block = true", tenant,

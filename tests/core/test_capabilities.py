@@ -57,7 +57,7 @@ def test_used_by_names_the_capabilities_that_a_write_uses(
     assert list(used_by(resource, verb, values, row)) == names
 
 
-def test_wait_reason_names_earlier_programs_and_at_most_five_of_them() -> None:
+def test_wait_reason_names_at_most_five_earlier_programs() -> None:
     one = wait_reason("large_budgets", [KEEPER, OLD_GATEWAY], NEW)
     assert one.endswith("replace these first: gateway 1.0.0 on web-1.")
     seven = wait_reason("large_budgets", [KEEPER, *[OLD_GATEWAY] * 7], NEW)

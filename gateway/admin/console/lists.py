@@ -202,9 +202,7 @@ async def page_of(
         "labels": [label_of(name) for name in screen.columns],
         "lines": await lines_of(desk, screen, found.rows),
         "controls": _controls(screen, request, choices, errors),
-        "errors": {
-            name if text == NO_FILTER else label_of(name): text for name, text in errors.items()
-        },
+        "errors": {name if text == NO_FILTER else label_of(name): text for name, text in errors.items()},
         "next": _address(request, **found.next) if found.next else "",
         "is_first": not request.query.keys() & {"cursor", "page"},
         "first": _address(request),

@@ -200,7 +200,9 @@ _WORDS: Final[Mapping[str, Callable[[Data], str]]] = {
     "exhausted_at": lambda data: spoken(data.get("exhausted_at"), data.get("time_zone")),
     "until": lambda data: spoken(data.get("until")),
     "hour": lambda data: spoken(data.get("hour")),
-    "why": lambda data: _BLOCKED[plain(data.get("block_cause")) or ("manual" if data.get("manual_block") else "")],
+    "why": lambda data: _BLOCKED[
+        plain(data.get("block_cause")) or ("manual" if data.get("manual_block") else "")
+    ],
     "when": lambda data: "once their invoice is paid" if data.get("invoicing") == "prepaid" else "now",
     "block": lambda data: (
         f" Calls are refused from {block} on." if (block := plain(data.get("block_date"))) else ""

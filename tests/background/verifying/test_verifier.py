@@ -185,7 +185,7 @@ async def test_what_remains_is_never_fresh_after_a_loss(
         assert (after.manual_block, world.reserve(need=1).verdict) == (True, Verdict.TENANT_BLOCKED)
 
 
-async def test_cause_of_a_block_is_there_again_after_a_loss(own_valkey: START, migrated: str) -> None:
+async def test_rebuild_restores_the_cause_of_a_block(own_valkey: START, migrated: str) -> None:
     server = own_valkey()
     async with backend_at(server.url, migrated) as backend:
         world = await backend.settle_in(1000)
@@ -198,7 +198,10 @@ async def test_cause_of_a_block_is_there_again_after_a_loss(own_valkey: START, m
             pass
         world = world.again()
         await backend.verify()
-        assert (world.tenant.block_cause, world.reserve(need=1).decision.used) == (BlockCause.BACKLOG, BlockCause.BACKLOG)
+        assert (world.tenant.block_cause, world.reserve(need=1).decision.used) == (
+            BlockCause.BACKLOG,
+            BlockCause.BACKLOG,
+        )
         assert (await backend.store.get("tenant-quotas", tenant_id))["block_cause"] == "backlog"
 
 
