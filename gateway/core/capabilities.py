@@ -72,6 +72,7 @@ def _of_budgets(verb: str, values: Row, row: Row) -> bool:
     return not events or any(event.startswith("budget.") for event in events)
 
 
+# Names are said by running programs, so none is ever removed.
 CAPABILITIES: Mapping[str, Capability] = {
     "large_budgets": Capability(
         f"Budget amounts above {USUAL_MONEY_MAX}",

@@ -69,7 +69,10 @@ class Verdict(IntEnum):
 
 
 class BlockCause(IntEnum):
-    """Why a tenant is blocked: a person decided so, an invoice is unpaid, or too much use is not stored."""
+    """Why a tenant is blocked: a person decided so, an invoice is unpaid, or too much use is not stored.
+
+    The number is part of a stored state: another cause needs another layout.
+    """
 
     MANUAL = 0
     DUNNING = 1

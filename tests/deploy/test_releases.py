@@ -130,9 +130,14 @@ def _bill(rollout: Rollout, organization: int) -> None:
 
 
 def _snapshot(database: str) -> dict[str, set[str]]:
-    """Each row as text."""
+    """Return each row as text, without empty columns: those that came since are empty."""
     with psycopg.connect(database) as connection:
         return {
-            table: {str(row) for row in connection.execute(f"SELECT to_jsonb(t)::text FROM {table} AS t")}
+            table: {
+                str(row)
+                for row in connection.execute(
+                    f"SELECT jsonb_strip_nulls(to_jsonb(t))::text FROM {table} AS t"
+                )
+            }
             for table in SNAPSHOT
         }
