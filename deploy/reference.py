@@ -182,7 +182,9 @@ HINTS = {
     "model_not_allowed": "Use a model of the key's list, or make a key with another list.",
     "service_not_included": "`tollkeeper subscription change` to a plan with this service, "
     "or give the tenant a token plan.",
-    "tenant_blocked": "`tollkeeper tenant unblock`.",
+    "tenant_blocked": "By an administrator: `tollkeeper tenant unblock`. For an unpaid invoice: "
+    "[pay it](../dunning.md); an unblock leaves the debt. As too much waits: "
+    "[decide about the account](../api.md#accounts-in-quarantine), then unblock.",
     "unknown_route": "Correct the path, or add a route to the "
     "[configuration](../settings.md#upstreams-and-routes).",
     "object_not_found": "Name objects that this organization's own calls made; see "

@@ -98,7 +98,7 @@ class SpendCapReached(Refusal, reason="spend_cap_reached", status=402):
 
 
 class TenantBlocked(Refusal, reason="tenant_blocked", status=403):
-    """This tenant was blocked by an administrator."""
+    """This tenant is blocked: by an administrator, for an unpaid invoice, or as too much of its use waits."""
 
 
 class ServiceNotIncluded(Refusal, reason="service_not_included", status=403):
@@ -383,6 +383,14 @@ class AccountsOpen(TollkeeperError):
     def __init__(self, organization_id: int, tenant_id: int | None = None) -> None:
         super().__init__()
         self.organization_id, self.tenant_id = organization_id, tenant_id
+
+
+class CapabilityNeeded(TollkeeperError):
+    """A write uses a capability of this name, which earlier programs that run may not know."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
 
 
 class UnsupportedEncoding(AdminRefusal, reason="unsupported_encoding", status=415):

@@ -4,7 +4,7 @@
 -- KEYS[1] m  KEYS[2] g ids of control writes not yet in PostgreSQL (HASH)  KEYS[3] x outbox
 -- KEYS[4] t tenant  KEYS[5] o organization  KEYS[6 on] up to 256 b accounts of a budget, for verb 9; each account of one owner
 --   is followed by its index (ZSET)
--- ARGV[1] packed: run id (40), verb, amount (adjust and credits: signed; plan: the time in ms since which it is in force, by the
+-- ARGV[1] packed: run id (40), verb, amount (adjust and credits: signed; block: the number of its cause; plan: the time in ms since which it is in force, by the
 --   clock of the process that set it: a cycle that was over by then ends first, if that clock is at most a minute ahead), id (36)
 --   verbs: 1 recharge, 2 reset, 3 adjust, 4 block, 5 unblock, 6 plan, 7 credits, 8 sweep (only a due reset),
 --   9 budget: reset its window (amount: its id), or take a part of it away; with an empty id more accounts follow in other calls

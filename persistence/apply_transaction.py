@@ -50,7 +50,15 @@ from gateway.core.accounts.administration import (
     StepResult,
     settled,
 )
-from gateway.errors import AdminRefusal, Conflict, NotFound, StepRefused, Unprocessable
+from gateway.core.capabilities import used_by
+from gateway.errors import (
+    AdminRefusal,
+    CapabilityNeeded,
+    Conflict,
+    NotFound,
+    StepRefused,
+    Unprocessable,
+)
 from persistence.entity import THROUGH, Entity, EntityWrite, WriteBatch, id_in, live, owned, owners, require
 from persistence.error_mapping import TRY_AGAIN, lock_within, sqlstate, translated
 from persistence.registry import SUBJECTS
@@ -187,6 +195,10 @@ def _number(change: EntityWrite, rows: Select[tuple[int]], most: int) -> int:
     return change.count((change.command.resource, most), lambda: change.connection.scalars(counted).one())
 
 
+# A connection's option: names of the capabilities that all running programs know.
+CAPABLE_OF = "capable_of"
+
+
 # Writes of a caller of one organization: what it names is its own, what it makes is too.
 #
 # Checked here for every write, before a verb of a resource sees it and after it: whose a row is says
@@ -196,7 +208,16 @@ def confined(change: EntityWrite) -> Row:
     refuse_more(change)
     row = change.subject.verbs[change.command.verb](change)
     leave(change, row)
+    require_known(change, row)
     return row
+
+
+def require_known(change: EntityWrite, row: Row) -> None:
+    """Raise `CapabilityNeeded` for a capability that the write uses and that this transaction may not."""
+    command = change.command
+    for name in used_by(command.resource, command.verb, command.values, row):
+        if name not in change.connection.get_execution_options().get(CAPABLE_OF, ()):
+            raise CapabilityNeeded(name)
 
 
 def enter(change: EntityWrite) -> None:

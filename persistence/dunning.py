@@ -16,6 +16,7 @@ from sqlalchemy import Connection, insert, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
+from gateway.core.model import BlockCause
 from gateway.errors import Conflict
 from persistence.billing import charges, payments
 from persistence.billing.invoice_build import rest_of
@@ -229,7 +230,8 @@ def _last(change: EntityWrite, tenant_id: int) -> Any:
 
 def _intend(change: EntityWrite, organization_id: int, tenant_id: int, verb: str, reason: str) -> UUID:
     account = [f"tenant:{tenant_id}"]
-    [write] = change.intend(account, verb, {"reason": reason}, organization_id=organization_id)
+    cause = {"cause": BlockCause.DUNNING.word} if verb == BLOCK else {}
+    [write] = change.intend(account, verb, {"reason": reason, **cause}, organization_id=organization_id)
     return write
 
 

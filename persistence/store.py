@@ -31,11 +31,12 @@ from gateway.core.accounts.administration import (
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
 from gateway.core.billing.finance import LegPlace, ReportPeriod
+from gateway.core.capabilities import CAPABILITIES, WAITS
 from gateway.core.integrity.recovery import NewestWrite
-from gateway.errors import Conflict, CountersUnavailable, NotFound, TrialEnded
+from gateway.errors import CapabilityNeeded, Conflict, CountersUnavailable, NotFound, TrialEnded
 from persistence import apply_transaction, entity, ids
 from persistence import engine as engines
-from persistence.apply_transaction import ApplyTransaction
+from persistence.apply_transaction import CAPABLE_OF, ApplyTransaction
 from persistence.billing import charges, finance, invoice_build
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.engine import Engine, Replica, answered, apart
@@ -140,6 +141,11 @@ async def _no_write() -> NewestWrite | None:
     return None
 
 
+async def unlisted(capability: str) -> str:
+    """Return why a capability cannot be used where the running programs are not known."""
+    return f"{CAPABILITIES[capability].what} wait: nobody knows here which programs run."
+
+
 def _in_transaction(
     work: Callable[Concatenate[Connection, P], T],
 ) -> Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]:
@@ -156,6 +162,7 @@ class Store:
 
     Work restricted to an organization uses the pool `organizations`, if there is one. `newest_write` returns
     the newest control write that the counters know: a database without it was set back (`ids.py`).
+    `wait_reason` returns why a capability of `capabilities.py` cannot be used yet, "" if it can.
     """
 
     def __init__(
@@ -170,6 +177,7 @@ class Store:
         glyphs: FontCoverage | None = None,
         organizations: AsyncEngine | None = None,
         newest_write: Callable[[], Awaitable[NewestWrite | None]] = _no_write,
+        wait_reason: Callable[[str], Awaitable[str]] = unlisted,
     ) -> None:
         self._engine = engine
         self._organizations = organizations or engine
@@ -182,6 +190,7 @@ class Store:
         self._within: Realm | None = None
         self.replica = replica
         self._newest_write = newest_write
+        self._wait_reason = wait_reason
 
     def within(self, realm: Realm | None) -> Store:
         """Return a store with only the rows that a realm (organization or tenant) may see; None means all."""
@@ -402,9 +411,12 @@ class Store:
 
     async def _tried(self, work: Callable[[AsyncConnection], Awaitable[T]], *, keep: bool) -> T:
         tries = looks = 0
+        capable_of = frozenset[str]()
         while True:
             try:
                 async with self._engine.connect() as connection, connection.begin() as transaction:
+                    if capable_of:
+                        await connection.execution_options(**{CAPABLE_OF: capable_of})
                     found = await work(connection)
                     if not keep:
                         await transaction.rollback()
@@ -414,6 +426,11 @@ class Store:
                 if self._glyphs is None or (looks := looks + 1) > LOOKS_MAX:
                     raise
                 await self._glyphs.look(unseen.texts)
+            except CapabilityNeeded as needed:
+                if why := await self._wait_reason(needed.name):
+                    public = WAITS.format(CAPABILITIES[needed.name].what)
+                    raise Conflict(why if self._within is None else public) from None
+                capable_of |= {needed.name}
             except (SQLAlchemyError, OSError) as error:
                 if (tries := tries + 1) == TRIES_MAX or sqlstate(error) not in TRY_AGAIN:
                     raise translated(error) from error

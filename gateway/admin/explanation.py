@@ -50,6 +50,14 @@ _REFUSES = {
     "quota_exceeded": "tokens", "budget_exceeded": "budgets", "insufficient_credits": "balance",
     "spend_cap_reached": "balance", "run_exceeded": "run", "run_ended": "run",
 }  # fmt: skip
+# A block that is in force, and what ends it, by its cause.
+_BLOCKED = {
+    "manual": "the tenant is blocked by a person; `tollkeeper tenant unblock` lets it go",
+    "dunning": "the tenant is blocked because an invoice is not paid; its payment lets it go, and so does "
+    "`dunning: false` of the organization",
+    "backlog": "the tenant is blocked because too much of its use waits to be stored; decide about the "
+    "account in quarantine, then `tollkeeper tenant unblock` lets it go",
+}
 # Steps that let a call pass, or refuse it; the others state facts.
 _DECIDING = frozenset({"caller", "service", "limits", "tokens", "balance", "budgets", "run"})
 
@@ -94,13 +102,15 @@ class Explanation:
         self._organization: Json = {}
         self._tenant: Json = {}
         self._key: Json = {}
+        self._quota: Json = {}
         self._user = ""
 
     async def read(self) -> None:
         """Read the rows of the call's organization, tenant, API key and user."""
         call = self._call
-        self._organization, self._tenant, self._key, self._user = await asyncio.gather(
+        self._organization, self._tenant, self._quota, self._key, self._user = await asyncio.gather(
             self._read("organizations", call["organization_id"]), self._read("tenants", call["tenant_id"]),
+            self._read("tenant-quotas", call["tenant_id"]),
             self._read("api-keys", call["api_key_id"]), self._user_of(call["user_id"]),
         )  # fmt: skip
 
@@ -186,6 +196,8 @@ class Explanation:
             facts.append("the key must name a user for each call")
         if self._key.get("revoked_at"):
             facts.append(f"the key was revoked at {self._key['revoked_at']}")
+        if (cause := self._quota.get("block_cause")) is not None:
+            facts.append(_BLOCKED[cause])
         return ExplainedStep("caller", ", ".join(said) + ".", facts)
 
     async def _service(self) -> ExplainedStep | None:
@@ -211,7 +223,7 @@ class Explanation:
 
     async def _tokens(self) -> ExplainedStep | None:
         """Return the step of the tenant's token plan; None if it has none."""
-        quota = await self._read("tenant-quotas", self._call["tenant_id"])
+        quota = self._quota
         plan = await self._read("token-plans", quota.get("plan_id")) if quota else {}
         if not plan:
             return None

@@ -68,6 +68,25 @@ class Verdict(IntEnum):
     OTHER_ACCOUNT = -14
 
 
+class BlockCause(IntEnum):
+    """Why a tenant is blocked: a person decided so, an invoice is unpaid, or too much use is not stored.
+
+    The number is part of a stored state: another cause needs another layout.
+    """
+
+    MANUAL = 0
+    DUNNING = 1
+    BACKLOG = 2
+
+    @property
+    def word(self) -> str:
+        """The name of this cause in the Admin API and in control writes."""
+        return self.name.lower()
+
+
+BLOCK_CAUSES = {cause.word: cause for cause in BlockCause}
+
+
 class SettleResult(IntEnum):
     """The first number in an answer of `settle`. SPOOLED is from the worker's log, not from a script."""
 

@@ -19,6 +19,7 @@ class Program:
     """One gateway worker or keeper, as it describes itself.
 
     `schema` is the newest PostgreSQL schema that a keeper knows. `started_at` is Unix time by its own clock.
+    `knows` are the names of `CAPABILITIES` that it knows; earlier programs name none.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Program:
     host: str
     started_at: float
     schema: str = ""
+    knows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,9 +204,10 @@ class Administration:
         pools = self._pools = PeoplePools.create(settings.url_file("database_url"))
         self._doors = doors = KeeperDoors(settings, self._log, UnsupportedVersions())
         replica = Replica.of(settings.url_file("database_read_url"), pools.staff)
+        self._programs = ProgramList(doors.wires, doors.counters, pools.staff)
         self._store = store_over(
             settings, letterhead(settings), doors.counters, pools.staff,
-            organizations=pools.organizations, replica=replica,
+            organizations=pools.organizations, replica=replica, programs=self._programs,
         )  # fmt: skip
         self._pusher = Pusher(Pushes(pools.staff), doors.counters, isolation=doors.isolation)
         self._reconciler, self._account_closing = doors.comparers(
@@ -220,7 +221,6 @@ class Administration:
         # rest.
         self._losses = LossCounter(Losses(pools.staff), (doors.counters.moved,), self._log, at_rest=_nowhere)
         self._gauges = Gauges((self._losses.count, *([replica.figures] if replica is not None else [])))
-        self._programs = ProgramList(doors.wires, doors.counters, pools.staff)
         self._write_trouble = ""
         self._database = Probe(lambda: self._takes_writes(pools.probe))
         self._redis = Probe(lambda: one_answers(doors.wires.wires))

@@ -22,6 +22,7 @@ from gateway.background.timed.invoicing import AccountCloser
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.document import Letterhead
+from gateway.core.capabilities import wait_reason
 from gateway.core.layout import FIRST, LAYOUT
 from gateway.core.network import Proxies
 from gateway.core.processes import ProgramReport, StoredVersions, TakeUp, counted
@@ -57,7 +58,7 @@ from persistence.keeper.verification import Accounts
 from persistence.resources.integrity import ReconciliationResults
 from persistence.schema.database import outgrown, status
 from persistence.schema.standing import NEEDED
-from persistence.store import FontCoverage, Store
+from persistence.store import FontCoverage, Store, unlisted
 
 if TYPE_CHECKING:
     from gateway.admin.ports import Checkout, Mount, MountFiles
@@ -94,12 +95,12 @@ class KeeperDoors:
 
 def store_over(
     settings: Settings, letterhead: Letterhead, counters: KeeperCounters, engine: Engine, *,
-    organizations: Engine | None = None, replica: Replica | None = None,
+    organizations: Engine | None = None, replica: Replica | None = None, programs: ProgramList | None = None,
 ) -> Store:  # fmt: skip
     """Return the store of the Admin API and background loops over PostgreSQL.
 
     `letterhead` is the sender on invoices, `organizations` an engine for reads within one organization, and
-    `replica` the read replica, if any.
+    `replica` the read replica, if any. Without `programs`, no write may use a capability.
     """
     missing = next((find for feature in features() if (find := feature.missing_glyphs()) is not None), None)
     rules = WriteRules(
@@ -110,6 +111,7 @@ def store_over(
         engine, partition_of, rules=rules, letterhead=letterhead,
         replica=replica, glyphs=None if missing is None else FontCoverage(missing),
         organizations=organizations, newest_write=counters.newest_write,
+        wait_reason=unlisted if programs is None else programs.wait_reason,
     )  # fmt: skip
 
 
@@ -325,13 +327,24 @@ class ProgramList(ProgramRegistry):
         refused = sum(bool(stored.refused(one.program)) for one in seen)
         return {"programs": counted(seen), "programs_refused": refused}
 
+    async def wait_reason(self, capability: str) -> str:
+        """Return why a capability cannot be used yet, or "" if it can.
+
+        Raise CountersUnavailable if Redis does not answer.
+        """
+        seen, layouts = await self.read(), await self._layouts()
+        return wait_reason(capability, [one.program for one in seen], min(layouts))
+
     async def _stored(self) -> StoredVersions:
         """Return the layout version of the data in Redis, and the schema version in PostgreSQL."""
-        markers = await self._counters.ask_all(b"GET", keys.marker)
-        numbers = (raw[0] for raw in markers.values() if isinstance(raw, bytes) and raw)
-        layout = max((one for one in numbers if one >= FIRST), default=0)
-        at = await status(self._engine)
-        return StoredVersions(layout, at.version or "", at.runs_from)
+        layouts, at = await self._layouts(), await status(self._engine)
+        return StoredVersions(max(layouts), at.version or "", at.runs_from)
+
+    async def _layouts(self) -> list[int]:
+        """Return the layout in which each partition is written; 0 if it has none."""
+        markers = (await self._counters.ask_all(b"GET", keys.marker)).values()
+        numbers = (raw[0] if isinstance(raw, bytes) and raw else 0 for raw in markers)
+        return [number if number >= FIRST else 0 for number in numbers]
 
 
 def _row(one: ProgramReport, stored: StoredVersions) -> Row:

@@ -20,6 +20,7 @@ from uuid import uuid4
 
 from gateway import extras
 from gateway.background.loops import Isolation
+from gateway.core.capabilities import CAPABILITIES
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Service
 from gateway.core.processes import Program
@@ -248,4 +249,5 @@ def give_back_large_blocks() -> bool:
 # This process as an entry in the list of programs.
 def this_program(role: Literal["gateway", "keeper"], schema: str = "") -> Program:
     host = socket.gethostname()[:HOST_CHARS_MAX]
-    return Program(str(uuid4()), role, extras.version(), LAYOUT, host, round(time.time(), 3), schema)
+    began = round(time.time(), 3)
+    return Program(str(uuid4()), role, extras.version(), LAYOUT, host, began, schema, tuple(CAPABILITIES))

@@ -7,10 +7,10 @@ local function credit(organization, now, epoch, amount, facts)
   return event(nil, organization.organization_id, facts)
 end
 
-local function mark(tenant, now, epoch, kind, facts)
-  local blocked = has(tenant.flags, MANUAL_BLOCK)
-  if kind == EVENT_BLOCK and not blocked then tenant.flags = tenant.flags + MANUAL_BLOCK end
-  if kind == EVENT_UNBLOCK and blocked then tenant.flags = tenant.flags - MANUAL_BLOCK end
+local function mark(tenant, now, epoch, kind, cause, facts)
+  local flags = tenant.flags % BLOCK_CAUSE
+  if has(flags, MANUAL_BLOCK) then flags = flags - MANUAL_BLOCK end
+  tenant.flags = kind == EVENT_BLOCK and flags + MANUAL_BLOCK + cause * BLOCK_CAUSE or flags
   tenant.ledger_at = max(now, tenant.ledger_at)
   facts.kind, facts.flags, facts.at, facts.epoch = kind, status_flag(tenant), tenant.ledger_at, epoch
   return event(tenant, tenant.organization_id, facts)
@@ -32,8 +32,8 @@ end
 
 local function tenant_grant(tenant, now, epoch, verb, amount, plan, facts)
   if verb == VERB_PLAN then return change_plan(tenant, now, epoch, plan, facts) end
-  if verb == VERB_BLOCK then return mark(tenant, now, epoch, EVENT_BLOCK, facts) end
-  if verb == VERB_UNBLOCK then return mark(tenant, now, epoch, EVENT_UNBLOCK, facts) end
+  if verb == VERB_BLOCK then return mark(tenant, now, epoch, EVENT_BLOCK, amount, facts) end
+  if verb == VERB_UNBLOCK then return mark(tenant, now, epoch, EVENT_UNBLOCK, 0, facts) end
   if verb == VERB_RESET then
     return renew(tenant, now, epoch, 1, next_reset_of(tenant, now), facts)
   end

@@ -63,7 +63,9 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   if api_key then key_id, expires = api_key.key_id, has(api_key.flags, REVOKED) and LONG_AGO or api_key.expires
   else key_id, expires = key_of_state(raw_of[at_key]) end
   if expires > 0 and now >= expires then return refused(VERDICT_REVOKED, now, SCOPE_KEY) end
-  if has(tenant.flags, MANUAL_BLOCK) then return refused(VERDICT_TENANT_BLOCKED, now, SCOPE_TENANT) end
+  if has(tenant.flags, MANUAL_BLOCK) then
+    return refused(VERDICT_TENANT_BLOCKED, now, SCOPE_TENANT, 0, floor(tenant.flags / BLOCK_CAUSE))
+  end
   if plan_id >= 0 and plan_id ~= tenant.plan_id then return refused(VERDICT_OTHER_PLAN, now, SCOPE_TENANT, KIND_QUOTA, 0, tenant.plan_id) end
   if unlike then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
   local lacking, short, requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used =

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date
 
-from sqlalchemy import case, func, insert, literal, select, update
+from sqlalchemy import case, func, insert, literal, literal_column, select, update
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.plans import plan_payload
 from gateway.core.billing.proration import SegmentEnd
+from gateway.core.model import BlockCause
 from gateway.core.times import ms_of
 from gateway.errors import Unprocessable
 from persistence.billing import plans, proration
@@ -148,6 +149,14 @@ def change_plan(change: EntityWrite) -> Row:
     return change.fetch()
 
 
+def block_cause(tenant_id: str, blocked: str) -> str:
+    """Return an SQL expression: the cause of a tenant's last block, null unless the tenant is `blocked`."""
+    return f"""CASE WHEN {blocked} THEN coalesce((
+        SELECT w.payload->>'cause' FROM control_write AS w
+         WHERE w.account = 'tenant:' || {tenant_id} AND w.verb = 'block' AND w.state <> 'refused'
+         ORDER BY w.position DESC LIMIT 1), '{BlockCause.MANUAL.word}') END"""
+
+
 SUBJECT = Entity(
     tenant,
     source=(
@@ -163,6 +172,7 @@ SUBJECT = Entity(
             literal(0).label("tokens_held"),
             func.coalesce(tenant_quota.c.is_blocked, False).label("is_blocked"),
             func.coalesce(tenant_quota.c.manual_block, False).label("manual_block"),
+            literal_column(block_cause("tenant.id", "tenant_quota.manual_block")).label("block_cause"),
             tenant_quota.c.last_reset,
             tenant_quota.c.next_reset_at,
         )

@@ -51,9 +51,10 @@ from gateway.core.billing.money import read_pricing
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.routes import EVERYBODY, ModelRule, ModelTarget
 from gateway.core.integrity.recovery import NewestWrite
-from gateway.core.model import Limits, Service
+from gateway.core.model import BLOCK_CAUSES, BlockCause, Limits, Service
 from gateway.core.times import ZoneOffset, ms_of
 from persistence import ids
+from persistence.billing.quotas import block_cause
 from persistence.engine import looking
 from persistence.resources.access import GIVEN_UP
 from persistence.resources.catalogue import KEPT, in_force, rates_in_force
@@ -110,7 +111,7 @@ SELECT t.id, t.organization_id, (extract(epoch FROM t.created_at) * 1000000)::bi
        CAST(t.limits AS text) AS limits,
        CAST(t.user_limits AS text) AS user_limits, p.id AS plan_id, p.{terms},
        coalesce(q.anchor, 1) AS anchor, coalesce(q.last_seq, 0) AS last_seq, q.total, q.tokens_used,
-       q.tokens_remaining, q.tokens_granted, q.manual_block,
+       q.tokens_remaining, q.tokens_granted, q.manual_block, {cause} AS cause,
        q.last_reset, q.next_reset_at, q.cycle, coalesce(q.epoch, 0) AS epoch,
        -- Whether it is settled what is beyond a plan that carries: by a plan of before, or before it carried.
        -- A change of a plan says so; a correction may say the same, by what its caller wrote.
@@ -128,7 +129,7 @@ SELECT t.id, t.organization_id, (extract(epoch FROM t.created_at) * 1000000)::bi
   FROM tenant AS t LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
   LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id WHERE {where} ORDER BY t.id""".replace(
     "{terms}", ", p.".join(one.name for one in TERMS)
-)
+).replace("{cause}", block_cause("t.id", "q.manual_block"))
 _KEYS = """
 SELECT k.id, k.tenant_id, t.organization_id, (extract(epoch FROM k.created_at) * 1000000)::bigint AS created,
        k.digest, CAST(k.limits AS text) AS limits, k.user, k.models,
@@ -225,6 +226,7 @@ async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, 
             cycle=row["cycle"] or 0,
             total=row["total"],
             manual_block=bool(row["manual_block"]),
+            block_cause=BLOCK_CAUSES.get(row["cause"], BlockCause.MANUAL),
             last_reset_ms=ms_of(row["last_reset"]),
             next_reset_ms=ms_of(row["next_reset_at"]),
             seq=row["last_seq"],

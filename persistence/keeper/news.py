@@ -53,6 +53,7 @@ from gateway.core.alerts.thresholds import (
     same_hours,
 )
 from gateway.core.times import EPOCH, MILLISECOND, moment_of, ms_of, rfc3339
+from persistence.billing.quotas import block_cause
 
 # A webhook with this many pending messages gets no new ones until some are delivered or given up.
 WAITING_MAX = 10_000
@@ -476,7 +477,7 @@ WITH news AS (
      WHERE q.updated_at >= :since AND q.plan_id IS NOT NULL AND q.tokens_remaining IS NOT NULL
        AND q.tokens_used * 100 >= p.percent * (q.tokens_used + q.tokens_remaining)
 )""")
-_BLOCKS = told("""
+_BLOCKS = told(f"""
 WITH changed AS (
     UPDATE tenant_quota SET noticed_blocked = is_blocked WHERE is_blocked <> noticed_blocked
     RETURNING tenant_id, is_blocked, manual_block, tokens_remaining
@@ -485,7 +486,8 @@ WITH changed AS (
            'blocked:' || gen_random_uuid() AS occasion,
            jsonb_build_object('organization_id', t.organization_id,
                'tenant_id', c.tenant_id, 'tenant', t.name,
-               'manual_block', c.manual_block, 'tokens_remaining', c.tokens_remaining) AS data
+               'manual_block', c.manual_block, 'block_cause', {block_cause("t.id", "c.manual_block")},
+               'tokens_remaining', c.tokens_remaining) AS data
       FROM changed AS c JOIN tenant AS t ON t.id = c.tenant_id
 )""")
 _CREDITS = told("""

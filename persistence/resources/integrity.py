@@ -118,7 +118,7 @@ UPDATE tenant_quota AS q SET is_blocked = q.manual_block
 _REFUSE = text("""
 INSERT INTO control_write (id, partition, account, verb, payload)
 SELECT gen_random_uuid(), :partition, 'tenant:' || t.id, 'block',
-       '{"reason": "too many entries wait behind an account in quarantine"}'::jsonb
+       '{"reason": "too many entries wait behind an account in quarantine", "cause": "backlog"}'::jsonb
   FROM tenant AS t
  WHERE t.id = ANY(:ids) AND t.deleted_at IS NULL
    AND 'block' IS DISTINCT FROM (SELECT w.verb FROM control_write AS w

@@ -30,10 +30,11 @@ from gateway.core.accounts.administration import HOURLY, Hours, Realm
 from gateway.core.accounts.budgets import LiveWindow
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.billing.document import Letterhead
+from gateway.core.capabilities import CAPABILITIES, wait_reason
 from gateway.core.credentials import Failures, Peppers
 from gateway.core.integrity.reconciliation import DifferenceKind, Item
 from gateway.core.layout import LAYOUT
-from gateway.core.processes import Found
+from gateway.core.processes import Found, Program
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CallsOpen, Conflict, CountersUnavailable, NotStoredYet, Overloaded
 from gateway.feature import features
@@ -64,8 +65,18 @@ def pytest_asyncio_loop_factories(
 ADMIN = "admin-token-of-the-tests"
 READONLY = "readonly-token-of-the-tests"
 PEPPERS = Peppers(b"pepper")
+KEEPER_NOW = Program("now", "keeper", "1.1.0", LAYOUT, "db-1", 0.0, NEEDED, tuple(CAPABILITIES))
 FRESH = LiveQuota(
-    0, None, 0, is_blocked=False, manual_block=False, last_reset_ms=0, next_reset_ms=0, cycle=1, seq=0
+    0,
+    None,
+    0,
+    is_blocked=False,
+    manual_block=False,
+    block_cause=None,
+    last_reset_ms=0,
+    next_reset_ms=0,
+    cycle=1,
+    seq=0,
 )
 
 
@@ -98,6 +109,9 @@ class MemoryCounters:
         self.behind = False
         self.busy: list[tuple[tuple[int, str], int]] = []
         self.running: list[dict[str, object]] = []
+        # Programs of earlier versions, and the layout in which all partitions are written.
+        self.earlier: list[Program] = []
+        self.written = LAYOUT
         self.waiting_since_ms = 0
         self.pushed: list[str] = []
         self.peeked: list[tuple[int, int]] = []
@@ -141,6 +155,11 @@ class MemoryCounters:
         if self.away:
             raise CountersUnavailable
         return {"layout": LAYOUT, "schema_version": NEEDED, "runs_from": "0069", "items": self.running}
+
+    async def wait_reason(self, capability: str) -> str:
+        if self.away:
+            raise CountersUnavailable
+        return wait_reason(capability, [KEEPER_NOW, *self.earlier], self.written)
 
     async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
         if self.away:
@@ -218,7 +237,8 @@ class MemoryCounters:
         elif verb in {"recharge", "adjust"} and remaining is not None:
             remaining += -payload["amount"] if payload.get("direction") == "OUT" else payload["amount"]
         elif verb in {"block", "unblock"}:
-            quota = replace(quota, manual_block=verb == "block")
+            cause = payload.get("cause", "manual") if verb == "block" else None
+            quota = replace(quota, manual_block=verb == "block", block_cause=cause)
         blocked = quota.manual_block or (remaining is not None and remaining <= 0)
         moved = 0 if verb == "define" else 1
         self.quotas[tenant] = replace(
@@ -382,7 +402,13 @@ def ports_over(
 
     figures = ConsoleQueries(engine, partition_of)
     return AdminPorts(
-        store=store(engine, partition_of, rules=WriteRules(mail_allowed=True), letterhead=letterhead),
+        store=store(
+            engine,
+            partition_of,
+            rules=WriteRules(mail_allowed=True),
+            letterhead=letterhead,
+            wait_reason=counters.wait_reason,
+        ),
         pusher=counters,
         counters=counters,
         account_closing=counters,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -71,6 +72,35 @@ async def test_call_explanation_is_refused_for_unknown_calls_and_unknown_paramet
     api: Api, ids: dict[str, Any], path: str, status: int
 ) -> None:
     assert (await api.get(path)).status == status
+
+
+@pytest.mark.parametrize(
+    ("cause", "fact"),
+    [
+        ("", "the tenant is blocked by a person; `tollkeeper tenant unblock` lets it go"),
+        ("dunning", "the tenant is blocked because an invoice is not paid; its payment lets it go"),
+        ("backlog", "the tenant is blocked because too much of its use waits to be stored"),
+    ],
+)
+async def test_explanation_of_a_blocked_call_names_the_cause_and_the_end_of_the_block(
+    api: Api, ids: dict[str, Any], cause: str, fact: str
+) -> None:
+    [(tenant,)] = api.rows("select id from tenant where name = 'Search'")
+    await api.post(f"tenants/{tenant}/block")
+    api.rows(
+        "update control_write set payload = %s::jsonb where verb = 'block'",
+        json.dumps({"cause": cause} if cause else {}),
+    )
+    api.rows(
+        "insert into tenant_quota (tenant_id, is_blocked, manual_block) values (%s, true, true)"
+        " on conflict (tenant_id) do update set is_blocked = true, manual_block = true", tenant,
+    )  # fmt: skip
+    api.counters.quotas.clear()  # the stored block counts where the counters know nothing
+    blocked = "00000000-0000-4000-8000-000000000005"
+    call(api, blocked, organization=ids["organization"], tenant=tenant, status=403, reason="tenant_blocked",
+         refused=True)  # fmt: skip
+    found = step((await api.get(f"calls/{blocked}/explanation")).json, "caller")
+    assert (found["outcome"], found["facts"][-1].startswith(fact)) == ("refused", True)
 
 
 async def test_refused_call_shows_the_run_and_the_current_name_of_the_budget_run_or_plan_at_fault(

@@ -49,6 +49,7 @@ async def test_tenant_quota_is_read_from_redis(api: Api) -> None:
         "tokens_held": 0,
         "is_blocked": False,
         "manual_block": False,
+        "block_cause": None,
         "last_reset": None,
         "next_reset_at": None,
         "is_current": True,

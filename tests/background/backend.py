@@ -39,6 +39,7 @@ from persistence.store import Store
 from tests.builders import World
 from tests.connections import connected
 from tests.databases import give_back, take_engine
+from tests.everywhere import known_everywhere
 from tests.letterhead import LETTERHEAD
 from tests.persistence.keeper.agenda import on_agenda
 from tests.waiting import eventually
@@ -82,8 +83,9 @@ class Backend:
         )
         self.late_settlements = LateSettlements(self.keeping, sweeps)
         self.store = Store(
-            self.engine, partition_of, letterhead=LETTERHEAD, newest_write=self.counters.newest_write
-        )
+            self.engine, partition_of, letterhead=LETTERHEAD, newest_write=self.counters.newest_write,
+            wait_reason=known_everywhere,
+        )  # fmt: skip
 
     async def close(self) -> None:
         self.writer.close()

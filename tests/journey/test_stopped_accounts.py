@@ -61,6 +61,7 @@ def test_calls_are_refused_where_too_much_waits_and_none_is_lost(broken_stack: S
 
     wait_until(refused)
     assert (answers[-1].status_code, answers[-1].headers["x-tollkeeper-reason"]) == (403, "tenant_blocked")
+    assert "too much of its use waits to be stored" in answers[-1].json()["error"]["message"]
     served = len(answers) - 1
     assert served > MAX
     wait_until(lambda: waiting(stack) >= served)

@@ -9,7 +9,8 @@ import pytest
 
 from gateway.core.accounts.outbox import EventFlag, EventKind
 from gateway.core.accounts.plans import PlanTerms
-from gateway.core.model import INTEGER_MAX, Verdict
+from gateway.core.model import INTEGER_MAX, BlockCause, Verdict
+from gateway.counters.layouts.states import HAS_PLAN
 from gateway.counters.redis import keys
 from tests.builders import Granted, World, new_id
 
@@ -121,6 +122,19 @@ def test_block_and_unblock_are_entries_without_a_movement(world: World) -> None:
         (EventKind.BLOCK, EventFlag.BLOCKED | EventFlag.MANUAL_BLOCK, 1),
         (EventKind.UNBLOCK, 0, 1),
     ]
+
+
+@pytest.mark.parametrize("cause", BlockCause)
+def test_reserve_refuses_a_blocked_tenant_with_the_cause_of_the_last_block(
+    world: World, cause: BlockCause
+) -> None:
+    world.plan(100)
+    for last in (BlockCause.BACKLOG, BlockCause.DUNNING, cause):
+        world.grant("block", last)
+    assert (world.reserve().decision.used, world.tenant.block_cause) == (cause, cause)
+    world.grant("unblock")
+    assert (world.tenant.block_cause, world.tenant.flags) == (None, HAS_PLAN)
+    assert world.reserve().verdict is Verdict.ADMITTED
 
 
 def test_blocking_twice_is_blocked_once(world: World) -> None:

@@ -25,6 +25,7 @@ from persistence.dunning import DunningSchedule
 from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
 from tests.databases import give_back, take_engine
+from tests.everywhere import known_everywhere
 from tests.letterhead import LETTERHEAD
 from tests.persistence.keeper.agenda import on_agenda
 from tests.persistence.scenario import INVARIANTS, Account, batch_of, broken, document, rows_of
@@ -160,7 +161,9 @@ async def opened(
     """All of it over a database, beginning at a time; written as a keeper's user, if one is named."""
     written = keeper_url or url
     pool = take_engine(written)
-    store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
+    store = Store(
+        pool, partition_of, lambda: made.now, letterhead=LETTERHEAD, wait_reason=known_everywhere
+    )  # fmt: skip
     writer = LedgerWriter(written)
     made = kind(url, store, Allocations(pool), begins, Account(0, 0), writer, pool)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -45,6 +45,9 @@ SORTED_MAX = 1_000
 # The columns of time. Lists are in this order, except lists by account.
 IN_ORDER = ("created_at", "timestamp", "id")
 BY_ACCOUNT = frozenset({"token-ledger", "credit-transactions", "feature-usage"})
+# Parameters of each page of the console: what was done just now.
+EVERY_PAGES = frozenset({"done", "later"})
+NO_FILTER = "is not a filter"
 # Columns that cannot be sorted.
 UNSORTED = frozenset((
     "quota", "use", "of", "amount", "state", "change", "after", "limits", "last_delivery", "events",
@@ -199,7 +202,7 @@ async def page_of(
         "labels": [label_of(name) for name in screen.columns],
         "lines": await lines_of(desk, screen, found.rows),
         "controls": _controls(screen, request, choices, errors),
-        "errors": {label_of(name): text for name, text in errors.items()},
+        "errors": {name if text == NO_FILTER else label_of(name): text for name, text in errors.items()},
         "next": _address(request, **found.next) if found.next else "",
         "is_first": not request.query.keys() & {"cursor", "page"},
         "first": _address(request),
@@ -314,21 +317,33 @@ async def _find_named(desk: ConsoleShell, target: str, text: str) -> int | str:
 
 
 def read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str, str]) -> Query:
-    """Return a page's list query without empty filters; dates are whole UTC days, times are as given."""
+    """Return a page's list query without empty filters; dates are whole UTC days, times are as given.
+
+    Raise `Unprocessable` for a parameter that is no filter of the list: it never shows other rows than asked.
+    """
     wanted = order_of(screen, request.query.get("sort", ""))
     is_back = wanted.descending if wanted.is_own else screen.newest_first
     order = "desc" if is_back else "asc"
     sent = MultiDict({"limit": str(rows_max), "order": order, **fixed})
-    for name in (*screen.filters, "cursor"):
-        text = request.query.get(name, "").strip()
-        if text and name not in fixed:
-            sent[name] = text
-    if screen.spans_time:
-        for name, days in (("from", 0), ("to", 1)):
-            text = request.query.get(name, "").strip()
-            if text:
-                sent[name] = text if "T" in text else _midnight(name, text, days)
+    days = {"from": 0, "to": 1} if screen.spans_time else {}
+    known = {*screen.filters, *days, *screen.besides, "cursor", "page", "sort"}
+    if wrong := unknown(request.query, known):
+        raise Unprocessable("Some query parameters are wrong.", tuple(wrong.items()))
+    for name in (*screen.filters, "cursor", *days):
+        for text in map(str.strip, request.query.getall(name, ())):
+            if text and name not in fixed:
+                is_day = name in days and "T" not in text
+                sent.add(name, _midnight(name, text, days[name]) if is_day else text)
     return read_query(screen.name, screen.resource.filters, sent)
+
+
+def unknown(sent: Iterable[str], known: Collection[str], wrong: str = NO_FILTER) -> dict[str, str]:
+    """Return the error `wrong` by name of each query parameter in `sent` that is not `known`."""
+    return {name: wrong for name in sent if name not in known and name not in EVERY_PAGES}
+
+
+def in_words(errors: Mapping[str, str]) -> str:
+    return "; ".join(f"{name} {text}" for name, text in errors.items())
 
 
 def targets_of(screen: Screen) -> dict[str, str]:

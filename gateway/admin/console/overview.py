@@ -30,7 +30,7 @@ from gateway.admin.console.formatting import (
     use_of,
 )
 from gateway.admin.console.home import CachedAnswer, ConsoleShell, SignedInPerson, query
-from gateway.admin.console.lists import FilterControl, find_names
+from gateway.admin.console.lists import FilterControl, find_names, unknown
 from gateway.admin.console.reports import (
     PAGES,
     RANGES,
@@ -160,7 +160,7 @@ class OverviewQuery:
         names = ("range", *(["organization_id"] if realm is None else []), "tenant_id")
         typed = {name: text for name in names if (text := request.query.get(name, "").strip())}
         ids, errors = await find_names(desk, typed, _TARGETS)
-        return cls(typed | ids, realm, errors)
+        return cls(typed | ids, realm, errors | unknown(request.query, names))
 
     @property
     def key(self) -> tuple[Realm | None, tuple[tuple[str, str], ...]]:

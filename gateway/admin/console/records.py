@@ -171,9 +171,9 @@ class Records:
         usual = {slot.field: slot.usual for slot, _ in form.sentence if slot.usual}
         own = {"organization_id": str(signed.actor.organization_id or "")}
         values = await self._with_names(form, {**form.values, **usual, **own, **said})
-        return await self._form_page(
-            request, signed, replace(form, values=values, presets=self._presets(said))
-        )
+        wrong = lists.unknown(request.query, said, "is not a field to fill in by an address")
+        form = replace(form, values=values, presets=self._presets(said), message=lists.in_words(wrong))
+        return await self._form_page(request, signed, form, 422 if wrong else 200)
 
     async def create(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
         """`POST /<resource>`; a new secret is shown once."""
@@ -612,7 +612,7 @@ LEDGER = Screen(
     "", "token-ledger", "Ledger", "movement",
     ("created_at", "transaction_type", "change", "total_remaining", "service_id", "model", "request_id"),
     empty="No movement yet.", only=("transaction_type", "direction", "request_id"), has_page=False,
-    spans_time=True,
+    spans_time=True, besides=("of", "by"),
 )  # fmt: skip
 
 

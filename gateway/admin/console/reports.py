@@ -20,7 +20,7 @@ from multidict import MultiDict
 from gateway.admin.api.usage import ITEMS_MAX, read
 from gateway.admin.console.formatting import REST, SERIES_MAX, Amount, Chart, Used, label_of, stacked
 from gateway.admin.console.home import FOUND, ConsoleShell, SignedInPerson
-from gateway.admin.console.lists import FilterControl, find_names
+from gateway.admin.console.lists import FilterControl, find_names, unknown
 from gateway.admin.http.requests import id_of
 from gateway.admin.resources.form_fields import REFERS
 from gateway.admin.resources.reports import REPORTS, UsageReportQuery
@@ -180,6 +180,7 @@ NO_GROUP = "none"
 SHAPES = ("stacked", "lines")
 INTERVALS = ("hour", "day", "month", "none")
 FILTERS = (*(name for name in UsageReportQuery.model_fields if name.endswith("_id")), "model", "currency")
+PARAMETERS = frozenset({*FILTERS, "from", "to", "range", "group_by", "interval", "measure", "shape", "sort"})
 COLUMNS = ("cost", "requests", "refused", "tokens", "input", "cache_read", "cache_write", "output")
 _LOCAL = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?)?", re.ASCII)
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
@@ -264,6 +265,7 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
     """`GET /usage`: the page of the usage explorer."""
     sent = {name: text.strip() for name, text in request.query.items()}
     ids, errors = await find_names(desk, sent, REFERS)
+    errors |= unknown(sent, PARAMETERS)
     sent |= ids
     groups = ",".join(request.query.getall("group_by", [USUAL_GROUP])).split(",")
     groups = [each for each in groups if each not in {"", NO_GROUP}]

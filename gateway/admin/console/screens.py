@@ -41,7 +41,8 @@ class Screen:
     `columns` are fields of its rows, the first one links to the row's page. `only` are the offered filters,
     by default the resource's. `next_step` is the text and address of the button on an empty list without a
     form. The form of a new row begins with its `sentence`. With `is_staffs`, people of one organization see
-    it in the menu only if they may change something there.
+    it in the menu only if they may change something there. `besides` are parameters of the page that shows
+    the list beside others.
     """
 
     heading: str
@@ -58,6 +59,7 @@ class Screen:
     next_step: tuple[str, str] = ("See the overview", "/")
     sentence: tuple[Slot, ...] = ()
     is_staffs: bool = False
+    besides: tuple[str, ...] = ()
 
     @property
     def resource(self) -> Resource:

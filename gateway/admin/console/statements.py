@@ -15,7 +15,7 @@ from aiohttp import web
 from gateway.admin.api.finance import LEDGER, checked, first_entry, period_of, shown_as
 from gateway.admin.console.formatting import label_of
 from gateway.admin.console.home import ConsoleShell, SignedInPerson
-from gateway.admin.console.lists import FilterControl, find_names
+from gateway.admin.console.lists import FilterControl, find_names, unknown
 from gateway.admin.console.records import preview
 from gateway.admin.http.requests import read_once, require_read
 from gateway.admin.ports import AdminPorts
@@ -113,6 +113,7 @@ async def show_statement(
     require_read(ports.actor, REPORTS[f"reports/{name}"])
     sent = {field: text.strip() for field, text in read_once(request.query).items() if text.strip()}
     ids, errors = await find_names(desk, sent, REFERS)
+    errors |= unknown(sent, {field.alias or key for key, field in ASKED[name].model_fields.items()})
     rows: Sequence[Row] = ()
     asked = None
     if not errors:

@@ -340,6 +340,9 @@ class RunningProgram(Out):
         description="Of PostgreSQL, the newest that it knows; null of a gateway."
     )
     host: str
+    knows: list[str] = Field(
+        default=[], description="Capabilities that it knows; none of a program before 1.1.0."
+    )
     started_at: Instant
     said_at: Instant = Field(description="When it said last that it is there, by the clock of Redis.")
     refused: str | None = Field(description="Why it serves nothing, and what helps; null where it serves.")

@@ -160,7 +160,10 @@ class TenantQuota(Out):
     tokens_remaining: int | None = Field(description="Settled; below 0 is debt, null is unlimited.")
     tokens_held: int = Field(description="Held by calls in flight.")
     is_blocked: bool
-    manual_block: bool
+    manual_block: bool = Field(description="Whether a block is in force, whatever its cause.")
+    block_cause: Literal["manual", "dunning", "backlog"] | None = Field(
+        description="A person, an unpaid invoice, or too much use that is not stored; null without a block."
+    )
     last_reset: Instant | None
     next_reset_at: Instant | None
     is_current: bool = Field(default=False, description=IS_CURRENT)

@@ -16,7 +16,16 @@ from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.price_book import BASE_CURRENCY
 from gateway.core.billing.vector import ExchangeRate, ModelPrice
 from gateway.core.calls.routes import ModelRule
-from gateway.core.model import BATCH, INTERACTIVE, UNSETTLED_CHARGED, USER_ACCEPTED, Caller, Limits, Service
+from gateway.core.model import (
+    BATCH,
+    INTERACTIVE,
+    UNSETTLED_CHARGED,
+    USER_ACCEPTED,
+    BlockCause,
+    Caller,
+    Limits,
+    Service,
+)
 
 CATALOGUE_ACCOUNT = "catalogue"
 PRICES_ACCOUNT = "prices"
@@ -219,7 +228,7 @@ class TenantAccount:
     """A tenant's token account as PostgreSQL has it: the start of a rebuild.
 
     `granted` are tokens granted beyond an unlimited plan; then `remaining` is None. `forgives`: the next
-    reset forgives debt, although the plan carries debt over.
+    reset forgives debt, although the plan carries debt over. `block_cause` is that of a `manual_block`.
     """
 
     definition: TenantDefinition
@@ -234,6 +243,7 @@ class TenantAccount:
     epoch: int
     granted: int = 0
     forgives: bool = False
+    block_cause: BlockCause = BlockCause.MANUAL
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,7 @@ class LiveQuota:
     """A tenant's token account as Redis holds it now.
 
     `tokens_remaining` ignores holds, and is None if unlimited. `next_reset_ms` is 0 if the plan never resets.
-    Tokens are counted by the weights of the plan.
+    Tokens are counted by the weights of the plan. `block_cause` is the word of a `BlockCause`.
     """
 
     tokens_used: int
@@ -196,6 +196,7 @@ class LiveQuota:
     tokens_held: int
     is_blocked: bool
     manual_block: bool
+    block_cause: str | None
     last_reset_ms: int
     next_reset_ms: int
     cycle: int

@@ -179,6 +179,14 @@ def _resets_on(moment: object, time_zone: object = None) -> str:
     return f" It resets on {spoken(moment, time_zone)}." if moment else ""
 
 
+# How a tenant was blocked, by the cause; without one its tokens are used up.
+_BLOCKED: Final = {
+    "": "as nothing remains of its tokens",
+    "manual": "by hand",
+    "dunning": "as an invoice is not paid",
+    "backlog": "as too much of its use waits to be stored",
+}
+
 # Values for placeholders in sentences; any other placeholder is a field of the event.
 _WORDS: Final[Mapping[str, Callable[[Data], str]]] = {
     "tenant": lambda data: _who(data, "tenant"),
@@ -192,7 +200,9 @@ _WORDS: Final[Mapping[str, Callable[[Data], str]]] = {
     "exhausted_at": lambda data: spoken(data.get("exhausted_at"), data.get("time_zone")),
     "until": lambda data: spoken(data.get("until")),
     "hour": lambda data: spoken(data.get("hour")),
-    "why": lambda data: "by hand" if data.get("manual_block") else "as nothing remains of its tokens",
+    "why": lambda data: _BLOCKED[
+        plain(data.get("block_cause")) or ("manual" if data.get("manual_block") else "")
+    ],
     "when": lambda data: "once their invoice is paid" if data.get("invoicing") == "prepaid" else "now",
     "block": lambda data: (
         f" Calls are refused from {block} on." if (block := plain(data.get("block_date"))) else ""

@@ -20,7 +20,7 @@ from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED_CALLS, counts_calls, is_run, run_of
 from gateway.core.accounts.spent_answers import SPENT, UNSAID, SpentAnswer, is_read_as_status
 from gateway.core.families.registry import FAMILIES
-from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
+from gateway.core.model import BlockCause, BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
 
 RETRY_HELPS_S = 60
@@ -251,6 +251,14 @@ def _spend_cap_reached(decision: Decision) -> Refusal:
     )
 
 
+# What a blocked tenant's callers are told, by the number of a cause.
+_BLOCKED: dict[int, str] = {
+    BlockCause.MANUAL: "This tenant was blocked by an administrator.",
+    BlockCause.DUNNING: "This tenant is blocked because an invoice of its organization is not paid.",
+    BlockCause.BACKLOG: "This tenant is blocked because too much of its use waits to be stored.",
+}
+
+
 def _revoked(decision: Decision) -> Refusal:
     refusal = errors.InvalidApiKey()
     refusal.failure = "revoked"
@@ -263,7 +271,9 @@ _MAKERS: dict[Verdict, Callable[[Decision], Refusal]] = {
         lambda decision: errors.CountersUnavailable(retry_after_s=1),
     ),
     Verdict.REVOKED: _revoked,
-    Verdict.TENANT_BLOCKED: lambda decision: errors.TenantBlocked(retry_helps=False),
+    Verdict.TENANT_BLOCKED: lambda decision: errors.TenantBlocked(
+        _BLOCKED.get(decision.used), retry_helps=False
+    ),
     Verdict.NOT_INCLUDED: lambda decision: errors.ServiceNotIncluded(retry_helps=False),
     Verdict.RATE_LIMITED: _rate_limited,
     Verdict.CONCURRENCY_LIMITED: lambda decision: errors.ConcurrencyLimited(

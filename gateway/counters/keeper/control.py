@@ -34,7 +34,7 @@ from gateway.core.billing.money import are_money, folded, read_tiers, spend_micr
 from gateway.core.integrity.reconciliation import BudgetAccountUse, Live
 from gateway.core.integrity.recovery import LedgerState, NewestWrite
 from gateway.core.layout import LAYOUT
-from gateway.core.model import INTEGER_MAX, PARTITIONS, Caller, Limits
+from gateway.core.model import BLOCK_CAUSES, INTEGER_MAX, PARTITIONS, BlockCause, Caller, Limits
 from gateway.core.text import batched
 from gateway.core.times import DAY_MS
 from gateway.core.wait import in_task
@@ -438,7 +438,12 @@ class ControlClient(Client):
 
 
 def _amount(write: ControlWrite) -> int:
-    """Return the amount of a control write, negative for OUT; for a plan, the ms from which it applies."""
+    """Return the amount of a control write, negative for OUT.
+
+    For a plan it is the ms from which it applies, for a block the number of its cause.
+    """
+    if write.verb == "block":
+        return BLOCK_CAUSES.get(str(write.payload.get("cause")), BlockCause.MANUAL)
     amount = write.payload.get(SINCE_MS if write.verb == "plan" else "amount", 0)
     assert isinstance(amount, int)
     return -amount if write.payload.get("direction") == "OUT" else amount
@@ -634,7 +639,7 @@ def tenant_state(account: TenantAccount, version: int = 0) -> states.TenantState
         **_limits(definition.limits),
         **_limits(definition.user_limits, "user_"),
         version=version,
-        flags=(states.MANUAL_BLOCK if account.manual_block else 0)
+        flags=(states.MANUAL_BLOCK + states.BLOCK_CAUSE * account.block_cause if account.manual_block else 0)
         | (states.HAS_PLAN if has_plan else 0)
         | (states.FORGIVES if account.forgives else 0),
         total=total if started else -1,

@@ -147,12 +147,14 @@ def _remaining(tenant: states.TenantState) -> int | None:
 
 
 def _quota(state: states.TenantState) -> LiveQuota:
+    cause = state.block_cause
     return LiveQuota(
         tokens_used=state.used,
         tokens_remaining=_remaining(state),
         tokens_held=state.held,
         is_blocked=state.is_blocked,
         manual_block=state.manual_block,
+        block_cause=None if cause is None else cause.word,
         last_reset_ms=state.last_reset,
         next_reset_ms=state.next_reset,
         cycle=state.cycle,

@@ -23,7 +23,7 @@ from gateway.core.accounts.budgets import (
 )
 from gateway.core.billing.money import NANO
 from gateway.core.layout import KINDS, LAYOUT, NUMBER, Layout, LayoutField
-from gateway.core.model import INTEGER_MAX
+from gateway.core.model import INTEGER_MAX, BlockCause
 
 # An account of budgets, packed: a header, the definitions of its windows, then their meters. Pure.
 
@@ -135,6 +135,8 @@ ORDERS = {
 
 
 MANUAL_BLOCK, HAS_PLAN, FORGIVES = 1, 2, 4
+# The flags of a blocked tenant have the number of its `BlockCause` from this bit on.
+BLOCK_CAUSE = 8
 ACTIVE = 2
 POLICY_BILL = 2
 # How far the clock of the process that set a plan may be ahead of Redis' clock.
@@ -233,8 +235,13 @@ class TenantState(Account):
 
     @property
     def manual_block(self) -> bool:
-        """Whether an administrator blocked the tenant."""
+        """Whether a control write blocked the tenant."""
         return bool(self.flags & MANUAL_BLOCK)
+
+    @property
+    def block_cause(self) -> BlockCause | None:
+        """The cause of a control write that blocked the tenant, None if none did."""
+        return BlockCause(self.flags // BLOCK_CAUSE) if self.manual_block else None
 
     @property
     def is_blocked(self) -> bool:

@@ -489,3 +489,51 @@ async def test_console_list_shows_a_row_with_a_text_id(name: str) -> None:
     desk: Any = SimpleNamespace(names=names)
     [line] = await lines_of(desk, screen, [row])
     assert line.id == 'a"b'
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("/tenants?weekday=1", "weekday is not a filter"),
+        ("/budgets?tenant_id=&limit=5", "limit is not a filter"),
+        ("/organizations?from=2026-01-01", "from is not a filter"),
+        ("/invoices?status=red", "Status must be one of"),
+        ("/tenants?plan_id=1&plan_id=2", "given twice"),
+        ("/usage?weekday=1", "is not a filter"),
+        ("/?weekday=1", "is not a filter"),
+        ("/balances?weekday=1", "is not a filter"),
+        ("/tenants/new?weekday=1", "weekday is not a field to fill in by an address"),
+    ],
+)
+async def test_page_with_an_unknown_parameter_says_so_in_a_line_and_shows_no_rows(
+    reader: Person, admin: Person, tenants: dict[str, Any], path: str, line: str
+) -> None:
+    page = await (admin if "/new" in path else reader).open(path)
+    well_formed(page)
+    assert (line in unescape(page.text), page.status) == (True, 422)
+    assert names_in(page) == []
+
+
+async def test_unknown_parameter_is_written_on_a_console_page_as_text(
+    reader: Person, tenants: dict[str, Any]
+) -> None:
+    for name in ("%3Cscript%3E", "%ff", "%00", "a" * 4_000):
+        page = await reader.open(f"/tenants?{name}=1")
+        well_formed(page)
+        assert (page.status, "<script>" in page.text.partition("<main")[2]) == (422, False)
+
+
+async def test_csv_file_of_a_list_is_refused_for_an_unknown_parameter(
+    reader: Person, tenants: dict[str, Any]
+) -> None:
+    assert (await reader.open("/tenants.csv?weekday=1")).status == 422
+    assert (await reader.open("/tenants.csv?sort=name&done=deleted")).status == 200
+
+
+async def test_page_of_a_tenant_keeps_the_parameters_of_its_chart_beside_its_ledger(
+    api: Api, reader: Person, tenants: dict[str, Any]
+) -> None:
+    [(tenant,)] = api.rows("select id from tenant where name = 'beta'")
+    page = await reader.open(f"/tenants/{tenant}?of=tokens&by=model")
+    assert (page.status, "is not a filter" in page.text) == (200, False)
+    assert "weekday is not a filter" in (await reader.open(f"/tenants/{tenant}?weekday=1")).text

@@ -26,7 +26,7 @@ from gateway.background.verifying.verifier import (
     together,
 )
 from gateway.core.integrity.recovery import VerificationResult
-from gateway.core.model import PARTITIONS, Service, SettleResult, Verdict
+from gateway.core.model import PARTITIONS, BlockCause, Service, SettleResult, Verdict
 from gateway.core.wait import in_task
 from gateway.counters.admission.callers import Directory
 from gateway.counters.layouts import packing
@@ -37,6 +37,7 @@ from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.verification import LedgerReader
+from persistence.resources.integrity import Quarantines
 from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.background.verifying.scene import TOTAL, WAITS_LATE_S, WAITS_S, Scene, scene_at, worker_slots
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, driven, new_id
@@ -182,6 +183,26 @@ async def test_what_remains_is_never_fresh_after_a_loss(
             before.seq,
         )
         assert (after.manual_block, world.reserve(need=1).verdict) == (True, Verdict.TENANT_BLOCKED)
+
+
+async def test_rebuild_restores_the_cause_of_a_block(own_valkey: START, migrated: str) -> None:
+    server = own_valkey()
+    async with backend_at(server.url, migrated) as backend:
+        world = await backend.settle_in(1000)
+        tenant_id = world.caller.tenant_id
+        partition = backend.store.partition(world.caller.organization_id)
+        assert await Quarantines(backend.engine).refuse({partition: [tenant_id]}) == [f"tenant:{tenant_id}"]
+        await backend.push()
+        await backend.flush()
+        async with restarted(server, backend):
+            pass
+        world = world.again()
+        await backend.verify()
+        assert (world.tenant.block_cause, world.reserve(need=1).decision.used) == (
+            BlockCause.BACKLOG,
+            BlockCause.BACKLOG,
+        )
+        assert (await backend.store.get("tenant-quotas", tenant_id))["block_cause"] == "backlog"
 
 
 async def test_what_was_granted_beyond_an_unlimited_plan_is_there_again_after_a_loss(

@@ -291,6 +291,19 @@ SUDDEN = {
         ),
         (
             "tenant.blocked",
+            {"tenant_id": 3, "manual_block": True},
+            "Blocked: tenant 3. Calls of tenant 3 are refused from now on: it was blocked by hand.",
+        ),
+        (
+            "tenant.blocked",
+            {"tenant_id": 3, "manual_block": True, "block_cause": "dunning"},
+            (
+                "Blocked: tenant 3. Calls of tenant 3 are refused from now on: it was blocked as an invoice is"
+                " not paid."
+            ),
+        ),
+        (
+            "tenant.blocked",
             {"tenant_id": 3},
             (
                 "Blocked: tenant 3. Calls of tenant 3 are refused from now on: it was blocked as"

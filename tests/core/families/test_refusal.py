@@ -16,7 +16,7 @@ from gateway.core.accounts.runs import BUDGET_ID_MIN
 from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.families.refusal import from_decision, refused_by, render
 from gateway.core.families.registry import FAMILIES
-from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
+from gateway.core.model import BlockCause, BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
 
 NOW = 1_700_000_000_000
@@ -79,6 +79,21 @@ def test_every_verdict_has_its_refusal(verdict: Verdict, error: type[Refusal]) -
     for kind in range(8):
         for scope in range(6):
             assert type(refused(verdict, scope, kind)) is error
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (BlockCause.MANUAL, "This tenant was blocked by an administrator."),
+        (BlockCause.DUNNING, "This tenant is blocked because an invoice of its organization is not paid."),
+        (BlockCause.BACKLOG, "This tenant is blocked because too much of its use waits to be stored."),
+    ],
+)
+def test_refusal_of_a_blocked_tenant_names_the_cause_of_the_block(cause: BlockCause, message: str) -> None:
+    refusal = from_decision(Decision(Verdict.TENANT_BLOCKED, scope=int(Scope.TENANT), used=cause))
+    headers, body = render(refusal, Family("openai"), ID)
+    assert (refusal.status, dict(headers)[b"x-tollkeeper-reason"]) == (403, b"tenant_blocked")
+    assert json.loads(body)["error"]["message"] == message
 
 
 @pytest.mark.parametrize("verdict", [Verdict.QUOTA_EXCEEDED, Verdict.BUDGET_EXCEEDED])

@@ -80,6 +80,8 @@ async def test_unpaid_invoice_sends_reminders_and_then_blocks_all_tenants_until_
         steps = (day >= 5) + (day >= 9) + (day >= 12)
         assert rows_of(april.url, STEPS) == [REMINDED_3, REMINDED_7, BLOCKED][:steps], day
     assert verbs(april) == ["block"]
+    [(cause,)] = rows_of(april.url, "SELECT payload->>'cause' FROM control_write WHERE verb = 'block'")
+    assert cause == "dunning"
     later = await april.do("tenants", "create", name="Later", organization_id=invoice["organization_id"])
     await look(april, 5, 15)
     [(account,)] = rows_of(

@@ -19,6 +19,7 @@ from persistence import engine as engines
 from persistence.keeper.definitions import of_accounts
 from persistence.store import Store
 from tests.connections import connected
+from tests.everywhere import known_everywhere
 
 ACTOR = Actor("builtin:admin", "admin")
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -86,7 +87,8 @@ async def desk(migrated: str) -> AsyncIterator[Desk]:
             )
         connection.execute("INSERT INTO tenant (id, organization_id, name) VALUES (3, 1, 'another')")
     engine = engines.create(migrated)
-    found = Desk(Store(engine, lambda _: 0, lambda: found.now), migrated)
+    store = Store(engine, lambda _: 0, lambda: found.now, wait_reason=known_everywhere)
+    found = Desk(store, migrated)
     yield found
     await engine.dispose()
 
