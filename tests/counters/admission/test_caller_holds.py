@@ -260,7 +260,7 @@ def server(tmp_path: Path) -> Iterator[ValkeyServer]:
 
 
 @pytest.mark.parametrize("has_disk", [True, False])
-async def test_next_worker_knows_holds_of_a_killed_one_by_its_log_after_redis_came_back_empty(
+async def test_next_worker_knows_holds_of_a_killed_worker_by_its_log_after_redis_came_back_empty(
     server: ValkeyServer, connect: Connect, tmp_path: Path, has_disk: bool
 ) -> None:
     world, folder = World(server.url), tmp_path / "log"
@@ -303,7 +303,7 @@ DAY_AGO_MS = admission.KNOWN_MS + 60_000
     ("ago_ms", "since_ago_ms", "count"),
     [(2_000, 1_000, 1), (1_000, 2_000, 0), (2_000, 0, 0), (DAY_AGO_MS, 1_000, 0), (-60_000, 1_000, 0)],
 )  # fmt: skip
-async def test_unknown_hold_counts_as_forgotten_if_it_is_older_than_the_data_of_redis(
+async def test_unknown_hold_counts_as_forgotten_if_older_than_the_data_of_redis(
     world: World, holds: admission.CallerHolds, ago_ms: int, since_ago_ms: int, count: int
 ) -> None:
     world.client.set(keys.verified(0), world.run_id)
@@ -328,7 +328,7 @@ async def test_unknown_hold_is_no_answer_until_all_workers_stored_theirs_again(
     assert holds.forgotten == 0
 
 
-async def test_worker_notes_since_when_it_sees_each_epoch(world: World, holds: admission.CallerHolds) -> None:
+async def test_worker_notes_the_time_of_each_epoch(world: World, holds: admission.CallerHolds) -> None:
     name, before_ms = keys.holds_since(world.p), int(time.time() * 1000)
     await holds.restore({world.p})
     epoch, first_ms = map(int, cast("bytes", world.client.get(name)).split())

@@ -24,7 +24,7 @@ def known(remembered: RememberedHolds) -> list[tuple[int, bool]]:
     return [(int(one.hold.id[-12:]), one.end is not None) for one in remembered]
 
 
-def test_remembered_holds_drop_the_oldest_beyond_their_bytes_and_no_open_one_for_an_ended_one() -> None:
+def test_remembered_holds_drop_the_oldest_beyond_the_bytes_of_open_and_of_ended_holds() -> None:
     noted = list[bytes]()
     RememberedHolds(noted.append).remember(record(1))
     size = len(noted[0])
