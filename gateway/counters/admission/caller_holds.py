@@ -197,6 +197,10 @@ class CallerHolds:
         listed = [(b"ZADD", name, until, hold.id.encode()) for name in names]
         await self._pipeline(hold.partition, *listed, *((b"EXPIRE", name, _INDEX_S) for name in names))
 
+    async def _unlist(self, hold: CallerHold) -> None:
+        names = _open_indexes(hold.caller)
+        await self._pipeline(hold.partition, *((b"ZREM", name, hold.id.encode()) for name in names))
+
     async def find(self, caller: Caller, id_: str) -> CallerHold:
         if not id_.isascii() or len(id_) != ID_CHARACTERS:
             raise HoldNotFound
@@ -243,11 +247,12 @@ class CallerHolds:
 
         The inner hold, which reserves its amounts, is not made again.
         """
-        now_ms, lost = self.now_ms(), list[RememberedHold]()
-        for record in self._remembered:
-            if record.hold.partition in partitions and record.until_ms > now_ms:
-                lost.append(record)
-        before = self.restored
+        now_ms, before = self.now_ms(), self.restored
+        lost = (
+            record
+            for record in self._remembered
+            if record.hold.partition in partitions and record.until_ms > now_ms
+        )
         for some in batched(lost, RESTORED_AT_ONCE):
             for wait in [begin(self._store_again(record, now_ms)) for record in some]:
                 self.restored += await in_task(wait)
@@ -258,18 +263,25 @@ class CallerHolds:
 
     async def _store_again(self, record: RememberedHold, now_ms: int) -> bool:
         """Store a remembered hold with its end, unless Redis has it as it is; return whether it had none."""
-        hold, end, name = record.hold, record.end, _record(record.hold)
-        life_ms = record.until_ms - now_ms
-        if end is not None:  # first: no hold that has ended may be seen without its end
-            await self._set(hold.partition, _end(hold), end, life_ms, b"NX")
-        if await self._set(hold.partition, name, hold, life_ms, b"NX"):
-            if end is None:
-                await self._list(hold)
-            return True
-        stored = read_hold(await self._ask(hold.partition, b"GET", name))
-        if end is None and stored is not None and stored.expires_ms < hold.expires_ms:
-            await self._set(hold.partition, name, hold, life_ms)  # another worker extended it
-        return False
+        hold, p, name, life_ms = (
+            record.hold,
+            record.hold.partition,
+            _record(record.hold),
+            record.until_ms - now_ms,
+        )
+        if record.end is not None:  # first: no hold that has ended may be seen without its end
+            await self._set(p, _end(hold), record.end, life_ms, b"NX")
+        is_new = await self._set(p, name, hold, life_ms, b"NX")
+        if await self.end_of(hold) is not None:  # also where another worker stored it as open
+            await self._unlist(hold)
+            await self._ask(p, b"EXPIRE", name, b"%d" % (ENDED_MS // 1000), b"LT")
+        elif is_new:
+            await self._list(hold)
+        else:
+            stored = read_hold(await self._ask(p, b"GET", name))
+            if stored is not None and stored.expires_ms < hold.expires_ms:  # extended since by this worker
+                await self._set(p, name, hold, life_ms)
+        return is_new
 
     async def _note_since(self, partition: int, now_ms: int) -> None:
         """Store when the present epoch of a partition was seen first: Redis may have lost older holds."""
@@ -317,8 +329,7 @@ class CallerHolds:
         await self._set(hold.partition, _end(hold), end, life_ms)
         await self._set(hold.partition, _record(hold), hold, life_ms)
         self._remembered.remember(RememberedHold(hold, self.now_ms() + ENDED_MS, end))
-        names = _open_indexes(hold.caller)
-        await self._pipeline(hold.partition, *((b"ZREM", name, hold.id.encode()) for name in names))
+        await self._unlist(hold)
         index = keys.ended_holds(hold.partition, hold.organization_id).encode()
         for gone in await self._index(hold.partition, index, hold.id.encode(), life_ms, self._ended_max):
             record, ended = (of(hold.partition, gone.decode()) for of in (keys.caller_hold, keys.hold_end))

@@ -43,7 +43,7 @@ class RememberedHolds:
         """Remember a hold as it is now, and note it in the settlement log."""
         id_, raw = record.hold.id, msgspec.json.encode(record)
         self._open.drop(id_)
-        (self._open if record.end is None else self._ended).put(id_, raw)
+        (self._open if record.end is None else self._ended).put(id_, record.until_ms, raw)
         self._note(raw)
 
     def recall(self, raw: bytes) -> None:
@@ -58,13 +58,12 @@ class RememberedHolds:
     def forget(self, now_ms: int) -> None:
         """Forget the holds that Redis would not store any more."""
         for records in (self._open, self._ended):
-            for record in records:
-                if record.until_ms <= now_ms:
-                    records.drop(record.hold.id)
+            for id_ in [id_ for id_, (until_ms, _) in records.raw.items() if until_ms <= now_ms]:
+                records.drop(id_)
 
     def note_again(self) -> None:
         """Write the open holds to the settlement log again, since it drops older records."""
-        for raw in self._open.raw.values():
+        for _, raw in self._open.raw.values():
             self._note(raw)
 
     def __iter__(self) -> Iterator[RememberedHold]:
@@ -74,22 +73,22 @@ class RememberedHolds:
 
 
 class _Records:
-    """Encoded records by id, of `bytes_max` bytes at most."""
+    """Encoded records by id, each with the time until which it counts; of `bytes_max` bytes at most."""
 
     def __init__(self, bytes_max: int) -> None:
-        self.raw: OrderedDict[str, bytes] = OrderedDict()
+        self.raw: OrderedDict[str, tuple[int, bytes]] = OrderedDict()
         self._size, self._bytes_max = 0, bytes_max
 
-    def put(self, id_: str, raw: bytes) -> None:
+    def put(self, id_: str, until_ms: int, raw: bytes) -> None:
         self.drop(id_)
-        self.raw[id_] = raw
+        self.raw[id_] = until_ms, raw
         self._size += len(raw)
         while self._size > self._bytes_max:
-            self._size -= len(self.raw.popitem(last=False)[1])
+            self.drop(next(iter(self.raw)))
 
     def drop(self, id_: str) -> None:
-        self._size -= len(self.raw.pop(id_, b""))
+        self._size -= len(self.raw.pop(id_, (0, b""))[1])
 
     def __iter__(self) -> Iterator[RememberedHold]:
-        for raw in list(self.raw.values()):
+        for _, raw in list(self.raw.values()):
             yield _decode(raw)

@@ -231,6 +231,27 @@ async def test_worker_stores_the_longest_time_of_a_lost_hold_and_none_that_is_ov
     assert (await driven(holds.find(world.caller, short.id))).expires_ms == short.expires_ms + 1_000
 
 
+async def test_lost_hold_is_stored_with_the_end_that_another_worker_remembers(
+    world: World, holds: admission.CallerHolds, connect: Connect, tmp_path: Path
+) -> None:
+    hold = hold_of(world.caller, 1)
+    hold.expires_ms += 86_400_000
+    log = settlement_log(tmp_path / "other")
+    other = admission.CallerHolds(await connect(world.url), time.time, log)
+    await driven(holds.keep(hold))
+    await driven(other.ended(hold, HoldEnd(False, True, "facts", "told")))
+    for workers in ((holds, other), (other, holds)):
+        lose(world)
+        for worker in workers:
+            await worker.restore({world.p})
+        end = await driven(holds.end_of(hold))
+        assert end is not None
+        assert (end.answer, counted(world)) == ("told", [0, 0])
+        record = cast("int", world.client.pttl(keys.caller_hold(world.p, hold.id)))
+        assert 0 < record <= admission.ENDED_MS
+    await log.close()
+
+
 @asynccontextmanager
 async def working(
     world: World, connect: Connect, folder: Path
