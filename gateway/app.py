@@ -28,6 +28,7 @@ from gateway.core.calls.estimate import Estimator
 from gateway.core.credentials import Failures, peppers_of
 from gateway.core.histograms import Histogram
 from gateway.counters.admission.cache import HEARD
+from gateway.counters.admission.caller_holds import CallerHolds
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.lessons import SharedLessons
 from gateway.counters.admission.refusals import RefusedCalls
@@ -113,7 +114,8 @@ async def serve_calls(
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
         report=door.worker_reports.report, announce=fences.announce,
-        restore=partial(_restore, ports), others=merged(lambda one: one.log_handlers(ports)),
+        restore=partial(_restore, ports, door.holds), recall=door.holds.recall,
+        others=merged(lambda one: one.log_handlers(ports)),
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     redis_state = RedisState(wires, log, adjust=directory.adjust)
@@ -125,6 +127,7 @@ async def serve_calls(
         lambda: _snapshot(tally, scripts, plane.certificate_ends),
         lambda: _log_snapshot(settlements, resubmitter),
         lambda: {"counters_exchanged": fences.noticed},
+        lambda: {"holds_restored": door.holds.restored, "holds_forgotten": door.holds.forgotten},
         lambda: {"auth_failures": failures.rows("gateway"), "budgets_shared": counters.crowded.calls},
         refusals.snapshot,
         port.snapshot,
@@ -147,6 +150,7 @@ async def serve_calls(
         asyncio.create_task(forever("refused", refused_calls.keep_sending, log)),
         asyncio.create_task(forever("programs", programs.keep_saying, log)),
         asyncio.create_task(forever("failures", FailureTeller("gateway", failures, log).loop().run, log)),
+        asyncio.create_task(forever("holds", door.holds.keep_noting, log)),
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
         asyncio.create_task(forever("port", port.keep, log)),
         asyncio.create_task(forever("reports", lambda: keep_reporting(lambda: _report(state)), log)),
@@ -218,6 +222,7 @@ def _collect_seldom() -> None:
 
 async def _end(door: Door, settlements: SettlementLog, wires: RedisConnections, log: Log) -> None:
     """Store pending settlements and close connections. A disk or Redis that hangs does not delay the end."""
+    door.holds.note_again()  # for the next worker
     waiting = settlements.waiting
     closed = await settlements.close()
     if closed and not settlements.left_behind:
@@ -229,9 +234,10 @@ async def _end(door: Door, settlements: SettlementLog, wires: RedisConnections, 
         os._exit(0)  # the thread that waits for the disk would be joined
 
 
-async def _restore(ports: Ports, partitions: Collection[int]) -> None:
-    """Store the runs and jobs that this worker knows again in partitions whose data Redis has lost."""
+async def _restore(ports: Ports, holds: CallerHolds, partitions: Collection[int]) -> None:
+    """Store the runs, holds and jobs that this worker knows again in partitions whose data Redis has lost."""
     await ports.runs.restore(partitions)
+    await holds.restore(partitions)
     if ports.jobs is not None:
         await ports.jobs.restore(partitions)
 

@@ -13,10 +13,11 @@ from gateway.errors import LedgerUnavailable
 from persistence.engine import looking
 from persistence.entity import Entity
 from persistence.error_mapping import complaint, refuses_values
+from persistence.keeper import retention
 from persistence.ledger.rows import stored_text
 from persistence.tables import job, money
 
-# A settled job never changes. A job of an unknown organization is skipped.
+# A settled job never changes, but by its cost that was not known. A job of an unknown organization is skipped.
 _STORE = text("""
 INSERT INTO job AS j (request_id, organization_id, tenant_id, name, kind, model, status, held, cost, currency,
                       lines, created_at, expires_at, settled_at)
@@ -26,7 +27,12 @@ SELECT cast(:request_id AS uuid), t.organization_id, t.id, :name, :kind, :model,
   FROM tenant AS t WHERE t.id = :tenant_id AND t.organization_id = :organization_id
 ON CONFLICT (request_id) DO UPDATE SET name = excluded.name, status = excluded.status, held = excluded.held,
     cost = excluded.cost, settled_at = excluded.settled_at
- WHERE j.settled_at IS NULL""")
+ WHERE j.settled_at IS NULL OR (j.cost IS NULL AND excluded.cost IS NOT NULL)""")
+# A reclaimed call is corrected later by what it used.
+_COSTS = text(f"""
+SELECT request_id::text AS request, max(cost) AS cost FROM call
+ WHERE request_id = ANY(cast(:ids AS uuid[])) AND NOT refused AND reason IS DISTINCT FROM 'reclaimed'
+   AND created_at >= {retention.SINCE} GROUP BY request_id""")
 
 # A job expires within two days; older ones are left to the loops of jobs.
 _OPEN = text("""
@@ -71,6 +77,22 @@ class JobRows:
             if refuses_values(error):
                 raise
             raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
+
+    async def costs(self, jobs: Sequence[Job]) -> dict[str, int]:
+        """Return the costs of jobs by the ids of their holds, as far as the journal has them.
+
+        Raise `LedgerUnavailable` if PostgreSQL cannot be read now.
+        """
+        found = dict[str, int]()
+        try:
+            async with self._engine.connect() as connection:
+                times = await retention.places(connection, [job.hold_id for job in jobs])
+                for some, since in retention.by_month(times):
+                    rows = await connection.execute(_COSTS, {"ids": some, "since": since})
+                    found |= {row.request: row.cost for row in rows if row.cost is not None}
+        except SQLAlchemyError as error:
+            raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
+        return found
 
 
 def _row(one: Job) -> dict[str, object]:

@@ -87,6 +87,7 @@ class Stage(Stack):
     """A gateway, a keeper and its Admin API in a thread; attributes as the line of `up` names them."""
 
     together = 1
+    server: ValkeyServer
 
     def __init__(
         self, data_dir: Path, redis_url: str, database_url: str, config: Path | None = None, **environ: str
@@ -179,5 +180,6 @@ def staged(postgres: str, config: Path | None = None, **environ: str) -> Iterato
         name = f"stage{os.getpid()}_{time.monotonic_ns()}"
         database = ends.enter_context(own_database(postgres, name, template_of(postgres)))
         one = Stage(Path(folder) / "data", server.url, database, config, **environ)
+        one.server = server
         ends.callback(one.stop)
         yield one

@@ -251,7 +251,7 @@ def make_door(
     objects = ObjectOwners(wires, time.time, settings.object_ttl_s, settings.objects_max, log=log)
     reports = WorkerReports(wires, str(worker_slot), time.time_ns(), clock)
     cooling, tokens = SharedCircuitBreaker(wires, clock), token_callers(settings, directory, log)
-    holds = CallerHolds(wires, time.time, settlements)
+    holds = CallerHolds(wires, time.time, settlements, say=log)
     for name, cache in (("frames", frames.known), ("tokens", tokens.known)):
         caches.join(name, cache)
     return Door(

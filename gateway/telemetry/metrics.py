@@ -73,6 +73,8 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "settlements_spooled": "Settlements the local log keeps for the counters.",
         "settlements_resubmitted": "Spooled settlements that the counters have by now.",
         "settlements_recovered": "Acknowledged settlements sent again after a loss.",
+        "holds_restored": "Holds by the API that workers stored again since Redis had lost them.",
+        "holds_forgotten": "Requests for holds by the API that Redis lost and nobody remembers.",
         "settlements_refused": "Settlements kept nowhere: their answers were cut.",
         "settlements_set_aside": "Settlements that a script refused: they stay in the local log.",
         "script_errors script": "Errors that scripts answered, outages left out.",
@@ -183,6 +185,7 @@ GAUGES = frozenset(
 WAKING = (
     "worker_restarts", "counters_exchanged", "budgets_shared", "settlements_failed", "settlements_refused",
     "settlements_dropped_early", "settlements_unlogged", "connections_refused", "script_errors",
+    "holds_forgotten",
 )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ WELL = {
     "tollkeeper_outbox_streams_broken": "0x100",
     "tollkeeper_flush_seconds_count": "0+9x100",
     "tollkeeper_last_timestamp_seconds{event='lost_events'}": "-7200x100",
+    "tollkeeper_last_timestamp_seconds{instance='a',event='holds_forgotten'}": "-7200x100",
     "tollkeeper_lost_events_pending": "0 3 0x98",  # a recovery, while gateways bring what they have
     "tollkeeper_drift_tokens": "0x100",
     "tollkeeper_drift_credits": "0x100",
@@ -172,6 +173,9 @@ FAULTS = {
     "ClockWrong": Fault(6, {"tollkeeper_clock_offset_seconds{instance='a',of='redis'}": "0 -7200x99"}),
     "CountersExchanged": Fault(
         5, {"tollkeeper_last_timestamp_seconds{instance='a',event='counters_exchanged'}": "-7200 60x99"}
+    ),
+    "HoldsForgotten": Fault(
+        5, {"tollkeeper_last_timestamp_seconds{instance='a',event='holds_forgotten'}": "-7200 60x99"}
     ),
     "SettlementsDroppedEarly": Fault(
         5,

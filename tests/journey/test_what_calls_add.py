@@ -246,6 +246,7 @@ def check(stage: Stage, found: dict[str, dict[str, int]], users: int) -> None:
             elif family in {
                 "a:", "own:", "run:", "runs:", "opened:", "children:", "hold:", "end:", "idem:", "holds:",
                 "mine:", "ended:", "idems:", "job:", "jobs", "open:", "cap:", "caps:", "note:",
+                "since",
             }:  # fmt: skip
                 assert keys == {}
             else:

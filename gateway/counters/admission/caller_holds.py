@@ -5,11 +5,16 @@ Besides the hold itself, Redis stores a record of it, the end that its caller ch
 requests with an `Idempotency-Key`. A worker first writes the end of a hold, once (`SET NX`), and then
 settles. If another worker finds an end that was not applied yet, it settles in the same way, and settling
 twice charges once.
+
+If Redis loses a hold, the workers that remember it store it again, without what it reserved. Its settlement
+then finds no hold, and a keeper charges it, unless the ledger has its charge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import re
+from collections.abc import Callable, Collection
 from hashlib import sha256
 from typing import Final, cast
 
@@ -19,10 +24,12 @@ from msgspec.structs import replace
 from gateway.core.accounts.caller_holds import LIFE_S_MAX, CallerHold, HeldAmounts, HoldDeletion, HoldEnd
 from gateway.core.model import Caller
 from gateway.core.shares import leaves_others
-from gateway.core.wait import Wait, begin
+from gateway.core.text import batched
+from gateway.core.wait import Wait, begin, in_task
+from gateway.counters.admission.remembered_holds import RememberedHold, RememberedHolds
 from gateway.counters.admission.stored import UNREADABLE
 from gateway.counters.history_guard import ask_word
-from gateway.counters.layouts.packing import CODE, EXTEND, EXTENDED, account_keys
+from gateway.counters.layouts.packing import CLOSED, CODE, EXTEND, EXTENDED, account_keys, read_marker
 from gateway.counters.layouts.states import HOLD_RECLAIMED, unpack_hold
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
@@ -58,6 +65,12 @@ IDEMPOTENT_MS: Final = 86_400_000
 # After this time without an answer its worker counts as dead: a repeated request takes over.
 RUNNING_MS: Final = 10_000
 ID_CHARACTERS: Final = 36
+# An id begins with the time when it was made, in ms (RFC 9562, version 7).
+_ID = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+# The longest time from the beginning of a hold to its last settlement.
+KNOWN_MS: Final = 1000 * LIFE_S_MAX + ENDED_MS
+# Remembered holds that are stored again by one write.
+RESTORED_AT_ONCE: Final = 64
 # How long the indexes of open holds outlive the last one.
 _INDEX_S: Final = b"%d" % (LIFE_S_MAX + ENDED_MS // 1000)
 _GONE: Final = -1
@@ -88,16 +101,21 @@ def read_hold(raw: object) -> CallerHold | None:
 class CallerHolds:
     """The holds of callers, for one worker. `today` returns the time of day in seconds.
 
-    The settlement log `log` keeps deletions while Redis is away.
+    The settlement log `log` keeps deletions while Redis is away, and what this worker knows of holds.
+    `restored` counts the holds that it stored again after a loss, `forgotten` requests for a hold that Redis
+    may have lost and nobody stored again.
     """
 
     def __init__(
         self, wires: RedisConnections, today: Callable[[], float], log: SettlementLog,
         ended_max: int = ENDED_MAX, idempotent_max: int = IDEMPOTENT_MAX,
+        *, say: Callable[..., None] = lambda *_, **__: None,
     ) -> None:  # fmt: skip
-        self._wires, self._today, self._log = wires, today, log
+        self.restored = self.forgotten = 0
+        self._wires, self._today, self._log, self._say = wires, today, log, say
         self._ended_max, self._idempotent_max = ended_max, idempotent_max
         self._entered: set[str] = set()  # ids whose place is taken, and whose hold is not stored yet
+        self._remembered = RememberedHolds(log.note_hold)
 
     def now_ms(self) -> int:
         return int(self._today() * 1000)
@@ -167,13 +185,21 @@ class CallerHolds:
         life_ms = max(0, hold.expires_ms - self.now_ms()) + OPEN_MS
         self._entered.discard(hold.id)
         await self._set(hold.partition, _record(hold), hold, life_ms)
+        await self._list(hold)
+        self._remembered.remember(RememberedHold(hold, hold.expires_ms + ENDED_MS))
+        if key:
+            done = _Request(_digest(body), hold.id, hold.created_ms, answer.decode())
+            await self._set(hold.partition, _idempotent(hold.caller, key), done, IDEMPOTENT_MS)
+
+    async def _list(self, hold: CallerHold) -> None:
         until = b"%d" % (hold.expires_ms + ENDED_MS)  # by then a keeper has ended it
         names = _open_indexes(hold.caller)
         listed = [(b"ZADD", name, until, hold.id.encode()) for name in names]
         await self._pipeline(hold.partition, *listed, *((b"EXPIRE", name, _INDEX_S) for name in names))
-        if key:
-            done = _Request(_digest(body), hold.id, hold.created_ms, answer.decode())
-            await self._set(hold.partition, _idempotent(hold.caller, key), done, IDEMPOTENT_MS)
+
+    async def _unlist(self, hold: CallerHold) -> None:
+        names = _open_indexes(hold.caller)
+        await self._pipeline(hold.partition, *((b"ZREM", name, hold.id.encode()) for name in names))
 
     async def find(self, caller: Caller, id_: str) -> CallerHold:
         if not id_.isascii() or len(id_) != ID_CHARACTERS:
@@ -182,9 +208,8 @@ class CallerHolds:
         hold = read_hold(raw)
         if hold is None and raw is not None:
             raise CountersRefused("Redis has a hold that cannot be read.")
-        wire = self._wires.of(caller.partition)
-        if raw is None and await ask_word(wire) != wire.run_id:
-            raise CountersUnavailable  # only a verified Redis may say that a hold does not exist
+        if raw is None:
+            await self._miss(caller, id_)
         if (
             hold is None
             or hold.tenant_id != caller.tenant_id
@@ -192,6 +217,96 @@ class CallerHolds:
         ):
             raise HoldNotFound
         return hold
+
+    async def _miss(self, caller: Caller, id_: str) -> None:
+        """Count a hold that Redis may have lost.
+
+        Raise `CountersUnavailable` unless all of Redis' data is verified, and all workers stored again what
+        they remember: only then a missing hold does not exist.
+        """
+        wire = self._wires.of(caller.partition)
+        named = keys.marker(caller.partition).encode(), keys.holds_since(caller.partition).encode()
+        asked = ask_word(wire), wire.send(encode(b"GET", named[0])), wire.send(encode(b"GET", named[1]))
+        word, marker, since = [await one for one in asked]
+        run_id, _, catalogue = read_marker(marker)
+        if not word == run_id == wire.run_id:
+            raise CountersUnavailable
+        if catalogue == CLOSED:
+            raise CountersUnavailable(retry_after_s=1)
+        made = _ID.fullmatch(id_)
+        made_ms = 0 if made is None else int(made[1] + made[2], 16)
+        if self.now_ms() - KNOWN_MS < made_ms < _read_since(since)[1]:
+            self.forgotten += 1
+            self._say(
+                "hold forgotten", hold=id_, organization_id=caller.organization_id, level="error",
+                tenant_id=caller.tenant_id, api_key_id=caller.key_id,
+            )  # fmt: skip
+
+    async def restore(self, partitions: Collection[int]) -> None:
+        """Store the remembered holds again that these partitions have lost. Must run in an asyncio task.
+
+        The inner hold, which reserves its amounts, is not made again.
+        """
+        now_ms, before = self.now_ms(), self.restored
+        lost = (
+            record
+            for record in self._remembered
+            if record.hold.partition in partitions and record.until_ms > now_ms
+        )
+        for some in batched(lost, RESTORED_AT_ONCE):
+            for wait in [begin(self._store_again(record, now_ms)) for record in some]:
+                self.restored += await in_task(wait)
+        if self.restored > before:
+            self._say("holds stored again", count=self.restored - before, level="warning")
+        for noted in [begin(self._note_since(one, now_ms)) for one in partitions]:
+            await in_task(noted)
+
+    async def _store_again(self, record: RememberedHold, now_ms: int) -> bool:
+        """Store a remembered hold with its end, unless Redis has it as it is; return whether it had none."""
+        hold, p, name, life_ms = (
+            record.hold,
+            record.hold.partition,
+            _record(record.hold),
+            record.until_ms - now_ms,
+        )
+        if record.end is not None:  # first: no hold that has ended may be seen without its end
+            await self._set(p, _end(hold), record.end, life_ms, b"NX")
+        is_new = await self._set(p, name, hold, life_ms, b"NX")
+        if await self.end_of(hold) is not None:  # also where another worker stored it as open
+            await self._unlist(hold)
+            await self._ask(p, b"EXPIRE", name, b"%d" % (ENDED_MS // 1000), b"LT")
+        elif is_new:
+            await self._list(hold)
+        else:
+            stored = read_hold(await self._ask(p, b"GET", name))
+            if stored is not None and stored.expires_ms < hold.expires_ms:  # extended since by this worker
+                await self._set(p, name, hold, life_ms)
+        return is_new
+
+    async def _note_since(self, partition: int, now_ms: int) -> None:
+        """Store when the present epoch of a partition was seen first: Redis may have lost older holds."""
+        name = keys.holds_since(partition).encode()
+        raw, marker = await self._pipeline(
+            partition, (b"GET", name), (b"GET", keys.marker(partition).encode())
+        )
+        _, epoch, _ = read_marker(marker)
+        if _read_since(raw)[0] != epoch:
+            await self._ask(partition, b"SET", name, b"%d %d" % (epoch, now_ms))
+
+    def recall(self, raw: bytes) -> None:
+        """Remember a hold that the settlement log of a dead worker has."""
+        self._remembered.recall(raw)
+
+    def note_again(self) -> None:
+        """Write the open holds to the settlement log again: for its next owner, or as it drops old records."""
+        self._remembered.note_again()
+
+    async def keep_noting(self) -> None:
+        """Note open holds again within the time that the settlement log keeps its records, until cancelled."""
+        while True:
+            await asyncio.sleep(self._log.keep_s / 2)
+            self._remembered.forget(self.now_ms())
+            self.note_again()
 
     async def end_of(self, hold: CallerHold) -> HoldEnd | None:
         raw = await self._ask(hold.partition, b"GET", _end(hold))
@@ -210,10 +325,11 @@ class CallerHolds:
         end.applied = True
         life_ms = RELEASED_MS if end.released else ENDED_MS
         # Nothing is settled again: the call's facts are in its row alone.
-        await self._set(hold.partition, _end(hold), replace(end, facts=""), life_ms)
-        await self._set(hold.partition, _record(hold), replace(hold, metadata="", columns=""), life_ms)
-        names = _open_indexes(hold.caller)
-        await self._pipeline(hold.partition, *((b"ZREM", name, hold.id.encode()) for name in names))
+        end, hold = replace(end, facts=""), replace(hold, metadata="", columns="")
+        await self._set(hold.partition, _end(hold), end, life_ms)
+        await self._set(hold.partition, _record(hold), hold, life_ms)
+        self._remembered.remember(RememberedHold(hold, self.now_ms() + ENDED_MS, end))
+        await self._unlist(hold)
         index = keys.ended_holds(hold.partition, hold.organization_id).encode()
         for gone in await self._index(hold.partition, index, hold.id.encode(), life_ms, self._ended_max):
             record, ended = (of(hold.partition, gone.decode()) for of in (keys.caller_hold, keys.hold_end))
@@ -297,6 +413,12 @@ def _requests(caller: Caller) -> bytes:
 
 def _end(hold: CallerHold) -> bytes:
     return keys.hold_end(hold.partition, hold.id).encode()
+
+
+def _read_since(raw: Reply) -> tuple[int, int]:
+    """Return the epoch and the time in ms of `keys.holds_since`; (0, 0) if nothing is stored."""
+    epoch, ms = raw.split() if isinstance(raw, bytes) else (0, 0)
+    return int(epoch), int(ms)
 
 
 def _idempotent(caller: Caller, key: str) -> bytes:

@@ -107,8 +107,8 @@ verified, workers = map(_of_server, ("verified", "workers"))
 # organization, settlements without a hold, and ids of control writes that are not in PostgreSQL.
 marker, deadlines, outbox = _of_partition("m"), _of_partition("d"), _of_partition("x")
 parked, late, control = _of_partition("w"), _of_partition("late"), _of_partition("g")
-# The jobs of a partition's organizations, by the time of their next look.
-jobs = _of_partition("jobs")
+# The jobs of a partition's organizations, by the time of their next look; the present epoch and since when.
+jobs, holds_since = _of_partition("jobs"), _of_partition("since")
 # By the partition and an API key's id: its state, and the bucket of its queries of its own usage.
 key_state, bucket = _of_account("k"), _of_account("q")
 tenant_state = _of_account("t")

@@ -41,6 +41,8 @@ ACKNOWLEDGED, SPOOLED, DONE = 1, 2, 3
 # callers' holds. A version that does not know a kind skips such blocks.
 JOB, RELEASE, DELETION = 4, 5, 6
 _WAITING = (SPOOLED, RELEASE, JOB, DELETION)
+# Holds by the API as a worker knows them, in case Redis loses them: kept for a time, as acknowledged records.
+HELD = 7
 # Kinds whose records are no arguments of `settle`.
 OTHERS = frozenset({JOB, DELETION})
 NO_KINDS: Final[Mapping[int, int]] = MappingProxyType({})
@@ -415,13 +417,14 @@ class SettlementLog:
         self.woken = asyncio.Event()
         self.left_behind = False
         self.layout = EARLIER
-        self._directory, self._keep_s, self._bytes_max = directory, keep_s, bytes_max
+        self.keep_s, self._directory, self._bytes_max = keep_s, directory, bytes_max
         self._clock, self._wall, self._say, self._bounds = clock, wall, say, bounds
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1, "settlement-log")
         self._current: LogSegment | None = None
         self._left_alone: set[Path] = set()
         self._notes: list[tuple[bytes, bytes]] = []
+        self._held: list[tuple[bytes, bytes]] = []
         self._spools: list[tuple[int, bytes, Wait[None]]] = []
         self._done: dict[LogSegment, list[int]] = {}
         self._unsynced: set[LogSegment] = set()
@@ -455,6 +458,14 @@ class SettlementLog:
             self.counts.unlogged += 1
             return
         self._notes.append((answer, arguments))
+        self._soon()
+
+    def note_hold(self, record: bytes) -> None:
+        """Store what this worker knows of a hold by the API, as `note` stores a settlement."""
+        if len(self._held) >= self._bounds.notes_max:
+            self.counts.unlogged += 1
+            return
+        self._held.append((b"", record))
         self._soon()
 
     def spool(self, arguments: bytes, kind: int = SPOOLED) -> Wait[None]:
@@ -504,7 +515,7 @@ class SettlementLog:
         now = self._clock()
         for one in list(self.segments) if self._writing is None else ():
             adopted = one.adopted and not one.waiting and one.newest <= now - sure_s
-            if adopted or (one.spare and one.newest < now - self._keep_s):
+            if adopted or (one.spare and one.newest < now - self.keep_s):
                 self._drop(one)
 
     def others(self) -> list[Path]:
@@ -540,7 +551,7 @@ class SettlementLog:
     async def written(self) -> None:
         """Wait until all records noted so far are written."""
         for _ in range(2):  # one write in progress, and one for the rest
-            if self._notes or self._writing is not None:
+            if self._notes or self._held or self._writing is not None:
                 self._turned.clear()
                 await self._turned.wait()
 
@@ -617,6 +628,7 @@ class SettlementLog:
         turn, now, ms = LogWrite(), self._clock(), int(self._wall() * 1000)
         notes, self._notes = self._notes, []
         spools, self._spools = self._spools, []
+        held, self._held = self._held, []
         if self.layout != LAYOUT:
             notes = [(answer, KEPT.earlier(arguments)) for answer, arguments in notes]
             spools = [
@@ -626,11 +638,15 @@ class SettlementLog:
         done, self._done = self._done, {}
         kept = {kind: [one for each, one, _ in spools if each == kind] for kind in _WAITING}
         spooled = {kind: records([(b"", one) for one in some]) for kind, some in kept.items() if some}
-        noted, size = records(notes), sum(BLOCK_BYTES + len(one) for one in spooled.values())
-        segment = self._room(size + len(noted)) if notes or spools else None
-        if segment is None and notes:
-            self.counts.unlogged += len(notes)
-            notes, segment = [], self._room(size) if spools else None
+        noted = [
+            (kind, records(some), len(some)) for kind, some in ((ACKNOWLEDGED, notes), (HELD, held)) if some
+        ]
+        size, turn.notes = sum(BLOCK_BYTES + len(one) for one in spooled.values()), len(notes) + len(held)
+        wanted = size + sum(BLOCK_BYTES + len(payload) for _, payload, _ in noted)
+        segment = self._room(wanted) if noted or spools else None
+        if segment is None and noted:
+            self.counts.unlogged += turn.notes
+            noted, turn.notes, segment = [], 0, self._room(size) if spools else None
         if segment is None:
             self._refuse([wait for *_, wait in spools])
         elif spools:
@@ -642,9 +658,10 @@ class SettlementLog:
                     if kind != SPOOLED:
                         turn.kinds[at] = kind
                     at += turn.spooled[at]
-        if segment is not None and notes:
-            self._place(turn, segment, block(ACKNOWLEDGED, ms, noted), len(notes))
-            self._noted_at, turn.notes = now, len(notes)
+        for kind, payload, number in noted:
+            assert segment is not None
+            self._place(turn, segment, block(kind, ms, payload), number)
+            self._noted_at = now
         for marked, places in done.items():
             if marked in self.segments:  # making room may have removed it
                 self._place(turn, marked, block(DONE, ms, offsets(places)))
@@ -685,7 +702,7 @@ class SettlementLog:
                 wait.set(None)
         if self._spools:
             self._turn()
-        elif self._notes or self._done or self._unsynced:
+        elif self._notes or self._held or self._done or self._unsynced:
             self._soon()
 
     def _give_up_behind(self, writing: asyncio.Future[None]) -> None:
@@ -732,7 +749,7 @@ class SettlementLog:
 
     def _goes_on(self, segment: LogSegment, needed: int, now: float) -> bool:
         has_room = segment.size + needed <= self._bytes_max // FILES_MIN
-        return has_room and now - segment.began <= self._keep_s / FILES_MIN
+        return has_room and now - segment.began <= self.keep_s / FILES_MIN
 
     def _begin(self) -> LogSegment:
         segment = self._current = create(self._directory, self._clock(), self.layout)
@@ -742,9 +759,9 @@ class SettlementLog:
     def _drop_early(self, segment: LogSegment, now: float) -> None:
         """Drop a file to make room; the first time, log that records are kept for too short a time."""
         age_s = now - segment.newest
-        if age_s < self._keep_s and segment.notes:
+        if age_s < self.keep_s and segment.notes:
             if not self.counts.dropped_early:
-                facts = {"kept_s": round(age_s, 1), "wanted_s": self._keep_s, "bytes_max": self._bytes_max}
+                facts = {"kept_s": round(age_s, 1), "wanted_s": self.keep_s, "bytes_max": self._bytes_max}
                 self._say("settlement log is too small: it drops the oldest early", **facts, level="warning")
             self.counts.dropped_early += segment.notes
         self._drop(segment)

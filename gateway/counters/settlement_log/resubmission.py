@@ -26,6 +26,7 @@ from gateway.counters.redis.connection import RedisConnection, encode, encode_sc
 from gateway.counters.settlement_log.log import (
     ACKNOWLEDGED,
     BOUNDS,
+    HELD,
     OTHERS,
     LogLimits,
     LogSegment,
@@ -202,6 +203,7 @@ class Resubmitter:
         announce: Callable[[RedisConnection, str], Awaitable[None]] | None = None,
         restore: Callable[[Collection[int]], Awaitable[None]] | None = None,
         others: Mapping[int, Callable[[bytes], Awaitable[None]]] = NOTHING_ELSE,
+        recall: Callable[[bytes], None] = lambda _: None,
         bounds: LogLimits = BOUNDS,
     ) -> None:
         self.resubmitted = 0
@@ -212,7 +214,7 @@ class Resubmitter:
         self._verified = VerifiedEpochs(wires, clock, say)
         self._wires, self._log, self._clock, self._say = wires, log, clock, say
         self._report, self._in_flight, self._announce, self._bounds = report, in_flight, announce, bounds
-        self._restore, self._others = restore, others
+        self._restore, self._others, self._recall = restore, others, recall
         self._uncompared: list[LogSegment] = []
         self._compared_under: list[int] = []
         self._epochs: list[int] = []
@@ -330,6 +332,10 @@ class Resubmitter:
             self._compared_under = []
             self._epochs = []  # unknown: no worker has compared the epochs of its records
             self._sent_again = [0] * PARTITIONS
+        for segment in adopted:
+            async with aclosing(_records_of(segment, HELD, self._bounds.piece_bytes)) as held:
+                async for record in held:
+                    self._recall(record.arguments)
         self._adopted_at = self._clock()
 
     async def _compare(self, epochs: list[int]) -> None:
@@ -345,7 +351,7 @@ class Resubmitter:
         self._compared_under = epochs
         for segment in list(self._uncompared):
             positions = Positions(epochs)
-            async with aclosing(_acknowledged_in(segment, self._bounds.piece_bytes)) as answered:
+            async with aclosing(_records_of(segment, ACKNOWLEDGED, self._bounds.piece_bytes)) as answered:
                 async for record in answered:
                     caller, answer = unpack(record.arguments).caller, record.answer
                     moved = recovered(caller, argument(answer))
@@ -440,7 +446,7 @@ class Resubmitter:
     async def _recover(self, segment: LogSegment, epochs: list[int]) -> set[int]:
         """Send one file's records of earlier epochs again; return the partitions where that failed."""
         failed, batch = set[int](), list[Record]()
-        async with aclosing(_acknowledged_in(segment, self._bounds.piece_bytes)) as answered:
+        async with aclosing(_records_of(segment, ACKNOWLEDGED, self._bounds.piece_bytes)) as answered:
             async for record in answered:
                 partition = partition_of(record.arguments)
                 if segment.may_be_forgotten(partition, epoch_of(record.answer), epochs[partition]):
@@ -495,14 +501,12 @@ class Resubmitter:
         return True
 
 
-async def _acknowledged_in(segment: LogSegment, piece_bytes: int) -> AsyncGenerator[Record]:
-    """Yield a file's records with answers; let other tasks run now and then."""
+async def _records_of(segment: LogSegment, kind: int, piece_bytes: int) -> AsyncGenerator[Record]:
+    """Yield a file's records of one kind; let other tasks run now and then."""
     seen = 0
     with closing(segment.reading()) as reading:
         while blocks := await asyncio.to_thread(reading.piece, piece_bytes):
-            for record in (
-                one for block in blocks if block.kind == ACKNOWLEDGED for one in records_in(block)
-            ):
+            for record in (one for block in blocks if block.kind == kind for one in records_in(block)):
                 yield record
                 seen += 1
                 if seen % TURN_MAX == 0:

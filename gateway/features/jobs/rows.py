@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from gateway.background.loops import Isolation, Loop, call
-from gateway.core.accounts.upstream_jobs import OPENING, Job, read_job
+from gateway.core.accounts.upstream_jobs import NO_COST, OPENING, Job, read_job
 from gateway.core.text import batched
 from gateway.counters.keeper.client import Client, are_any_there
 from gateway.counters.redis import keys
@@ -18,6 +18,8 @@ from gateway.errors import CountersUnavailable
 from persistence.jobs import JobRows
 
 JOBS_S = 1.0
+# A job whose hold was gone when it was charged: how long its cost is looked for in the journal.
+COST_MS_MAX = 600_000
 # Jobs read by one command.
 _AT_ONCE = 200
 
@@ -42,6 +44,9 @@ class ListedJobs:
                 found += [one for one in jobs if one is not None]
         return found
 
+    async def now_ms(self) -> int:
+        return await self._client.now_ms()
+
     async def forget(self, jobs: Sequence[Job]) -> None:
         await self._client.ask_each(_removal(one) for one in jobs)
 
@@ -62,14 +67,30 @@ class JobsDrain:
     async def drain(self) -> int:
         """Store the jobs that changed in Redis since the last pass in PostgreSQL; return how many."""
         listed = await self._listed.read()
+        waiting = await self._charged_elsewhere(
+            [job for job in listed if job.settled_ms and job.cost == NO_COST]
+        )
         news = [job for job in listed if job.status != OPENING and self._stored.get(job.hold_id) != job]
         if news:
             await self._isolation.together("jobs", news, self._rows.store, name=lambda job: job.hold_id)
-        settled = [job for job in listed if job.settled_ms]
+        settled = [job for job in listed if job.settled_ms and job.hold_id not in waiting]
         if settled:
             await self._listed.forget(settled)
-        self._stored = {job.hold_id: job for job in listed if not job.settled_ms and job.status != OPENING}
+        left = [job for job in listed if not job.settled_ms or job.hold_id in waiting]
+        self._stored = {job.hold_id: job for job in left if job.status != OPENING}
         return len(news)
+
+    async def _charged_elsewhere(self, jobs: Sequence[Job]) -> set[str]:
+        """Set the costs of jobs that the ledger charged, since their holds were gone.
+
+        Return the ids of holds whose call is no row yet.
+        """
+        if not jobs:
+            return set()
+        costs, since_ms = await self._rows.costs(jobs), await self._listed.now_ms() - COST_MS_MAX
+        for job in jobs:
+            job.cost = costs.get(job.hold_id, NO_COST)
+        return {job.hold_id for job in jobs if job.cost == NO_COST and job.settled_ms > since_ms}
 
     def loop(self) -> Loop:
         """Return the loop that stores changed jobs once a second."""
