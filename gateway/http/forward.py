@@ -19,9 +19,17 @@ from gateway.core.calls.call import CallRequest
 from gateway.core.calls.facts import fit_body
 from gateway.core.calls.models import check_word
 from gateway.core.calls.routes import ANY as EVERY_FIELD
-from gateway.core.calls.routes import FAILED, TOLD, UNREACHABLE
+from gateway.core.calls.routes import CREDIT, FAILED, TOLD, UNREACHABLE
 from gateway.core.calls.routes import LIMITED as FALLBACK_LIMITED
 from gateway.core.circuit_breaker import EVERYBODY, KEYS_TELL_EACH_S, wait_hint
+from gateway.core.families.credit import (
+    ACCOUNT,
+    CREDIT_STATUSES,
+    ERROR_BYTES_MAX,
+    credit_statuses,
+    opens_seals,
+    read_credit,
+)
 from gateway.core.families.refusal import RETRY_HELPS_S
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meters import make_meter
@@ -105,6 +113,7 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
     if last and received.kept:
         received.let_go()  # the answer proves that the upstream read the request
     _take_head(admitted, upstream, answer)
+    attempt.empty = answer.status in CREDIT_STATUSES and await _hear_credit(admitted, upstream, link, answer)
     return answer
 
 
@@ -205,6 +214,8 @@ def _take_head(admitted: AdmittedCall, upstream: Upstream, answer: AnswerHead) -
     worker, attempt, call = admitted.worker, admitted.attempt, admitted.call
     attempt.status = answer.status
     worker.ports.tally.answered(upstream.name, answer.status)
+    if worker.ports.empty.entries and 200 <= answer.status < 300:
+        worker.ports.empty.answered(upstream.accounts[attempt.key], attempt.began)
     if answer.status in {401, 403}:
         _tell_of_key(admitted, upstream, answer.status)
     if upstream.limiter is not None:
@@ -287,6 +298,7 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
         last = number + 1 == len(targets)
         answer: AnswerHead | None = None
         failure: Refusal | None = None
+        cause: str
         attempt.name, attempt.model, attempt.key = target.upstream, target.model, 0
         if call.facts:
             fit_body(call, call.facts[number])
@@ -297,16 +309,20 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
             failure, cause = cooling, FALLBACK_LIMITED
         else:
             try:
-                answer = await _ask(exchange, admitted, last)
+                ask = _ask_unless_empty if worker.ports.empty.entries else _ask
+                answer = await ask(exchange, admitted, last)
             except (UpstreamFailure, UpstreamFull) as error:
                 failure = bare(error)
             except Overloaded as error:  # no free connection; other overloads are this gateway's
                 if attempt.upstream is not None:
                     raise
                 failure = bare(error)
-            cause = FALLBACK_LIMITED if isinstance(failure, UpstreamFull) else _cause_of(answer)
+            cause = (
+                FALLBACK_LIMITED if isinstance(failure, UpstreamFull) else _cause_of(answer, attempt, call)
+            )
         passes = not last and not exchange.gone and cause in call.fallback
-        passes = passes and (call.repeats or cause == FALLBACK_LIMITED or not attempt.forwarded)
+        passes = passes and (call.repeats or cause in {FALLBACK_LIMITED, CREDIT} or not attempt.forwarded)
+        passes = passes and (not attempt.empty or _may_go_on(admitted))
         if answer is not None and not passes:
             if not last:
                 call.let_go(call.body)
@@ -321,8 +337,10 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
     raise UpstreamUnreachable
 
 
-def _cause_of(answer: AnswerHead | None) -> str:
+def _cause_of(answer: AnswerHead | None, attempt: Attempt, call: CallRequest) -> str:
     """Return the reason to try the next target after this answer (None: no answer); "" if it is final."""
+    if attempt.empty and CREDIT in call.fallback:
+        return CREDIT
     if answer is None:
         return UNREACHABLE
     if answer.status in LIMITED:  # the upstream did not process the call
@@ -350,14 +368,87 @@ def _pass_over(admitted: AdmittedCall, cause: str, failure: Refusal | None) -> N
     attempt.leave(admitted.caller)
     if admitted.room is not None:
         admitted.leave_room(0)
-    attempt.forwarded, attempt.status = False, 0
+    attempt.forwarded = attempt.empty = attempt.chosen = False
+    attempt.status = 0
     admitted.meter, admitted.upstream_id = None, b""
+
+
+# An account that is out of money or quota: its calls go to another key, or to the next target.
+#
+# If no other can be asked, the account is asked all the same, and its answer is the caller's.
+
+
+async def _ask_unless_empty(
+    exchange: Exchange, admitted: AdmittedCall, last: bool = True
+) -> AnswerHead | None:
+    """Forward a call to the first key of its current upstream that is not left alone as empty.
+
+    If all keys are, return None if the call may go to the next target, and ask the first key otherwise.
+    """
+    ports, attempt = admitted.worker.ports, admitted.attempt
+    upstream = admitted.worker.upstreams.get(attempt.name)
+    accounts = () if upstream is None else upstream.accounts
+    kind, name = _asked(admitted.head.routed, attempt.model or admitted.call.model)
+    left, asks = bool(accounts), False
+    for key, account in enumerate(accounts):
+        now = ports.seconds()
+        pause = ports.cooling.of(f"{account} {kind} {name}", now)
+        if pause is not None and pause.concerns(admitted.caller.organization_id):
+            continue
+        left, asks = await ports.empty.leaves_alone(account, now)
+        if not left:
+            attempt.key, attempt.chosen = key, True
+            break
+    if left and not last and not exchange.gone and CREDIT in admitted.call.fallback and _may_go_on(admitted):
+        attempt.empty = True
+        return None
+    try:
+        return await _ask(exchange, admitted, last)
+    finally:
+        if asks and not attempt.empty and not 200 <= attempt.status < 300:
+            ports.empty.ask_again(accounts[attempt.key], ports.seconds())
+
+
+async def _hear_credit(admitted: AdmittedCall, upstream: Upstream, link: Link, answer: AnswerHead) -> bool:
+    """Return whether an answer says that the upstream is out of money or quota; note its account then."""
+    family, attempt, ports = admitted.head.routed.family, admitted.attempt, admitted.worker.ports
+    if answer.status not in credit_statuses(family):
+        return False
+    found = read_credit(family, answer.status, await _short_body(link, answer))
+    if found != ACCOUNT or upstream.target.limits != "account":
+        return found != ""
+    if ports.empty.note(upstream.accounts[attempt.key], upstream.name, answer.status, ports.seconds()):
+        ports.log(
+            "upstream_empty", request_id=admitted.request_id, upstream=upstream.name, status=answer.status,
+            held_in=upstream.target.place_of_key(attempt.key), level="error",
+        )  # fmt: skip
+    return True
+
+
+async def _short_body(link: Link, answer: AnswerHead) -> bytes:
+    """Return the body of a short answer, which stays to be read; empty if it is long, compressed or cut."""
+    if answer.content_encoding or (answer.length or 0) > ERROR_BYTES_MAX:
+        return b""
+    body = link.take_payload()
+    while len(body) <= ERROR_BYTES_MAX and not link.complete and link.failure is None:
+        await link.arrival()
+        body += link.take_payload()
+    link.put_back(body)
+    return body if link.complete and len(body) <= ERROR_BYTES_MAX else b""
+
+
+def _may_go_on(admitted: AdmittedCall) -> bool:
+    """Return whether the target after the current one takes what an account of that one may have sealed."""
+    call = admitted.call
+    number = len(admitted.attempt.passed_over)
+    here, there = call.targets[number : number + 2]
+    return opens_seals(admitted.head.routed.family, call.body, (here.model, there.model))
 
 
 def _begin(admitted: AdmittedCall, upstream: Upstream) -> None:
     """Choose the upstream's key for a call, and prepare the request line if it depends on the model."""
     call, worker, attempt, routed = admitted.call, admitted.worker, admitted.attempt, admitted.head.routed
-    if len(upstream.accounts) > 1:
+    if len(upstream.accounts) > 1 and not attempt.chosen:
         _cooling(worker, routed, attempt, admitted.caller, call)
     model = attempt.model or call.model
     if upstream.target.by_model and not model:
