@@ -11,7 +11,7 @@ import re
 from base64 import b64encode
 from collections.abc import Awaitable
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, cast
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
@@ -73,6 +73,8 @@ def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]
         return _ask_in_order(exchange, admitted)
     if call.facts:
         fit_body(call, call.facts[0])
+    if admitted.worker.ports.empty.entries:
+        return cast("Awaitable[AnswerHead]", _ask_unless_empty(exchange, admitted))  # there is no next target
     return _ask(exchange, admitted)
 
 
