@@ -25,7 +25,7 @@ class EmptyAccount(NamedTuple):
 
 
 class EmptyReport(NamedTuple):
-    """What a worker tells the others of an account: `OPENED` has answered well, `AGAIN` is to be asked again."""
+    """A worker's report on an account: `OPENED` has answered well, `AGAIN` is to be asked again."""
 
     upstream: str = ""
     status: int = 0
@@ -90,7 +90,7 @@ class EmptyAccounts:
         return True, False
 
     def ask_again(self, account: str, now: float) -> None:
-        """Let the next call ask an account: the one that asked got an answer that says nothing about money."""
+        """Allow the next call to ask an account, since the last question had an answer about something else."""
         entry = self.entries.get(account)
         if entry is not None:
             self.entries[account] = entry._replace(until=now)

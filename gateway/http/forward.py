@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import re
 from base64 import b64encode
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, cast
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
@@ -26,12 +27,12 @@ from gateway.core.families.credit import (
     ACCOUNT,
     CREDIT_STATUSES,
     ERROR_BYTES_MAX,
-    credit_statuses,
-    opens_seals,
+    may_show_credit,
     read_credit,
 )
 from gateway.core.families.refusal import RETRY_HELPS_S
-from gateway.core.families.registry import SHAPES
+from gateway.core.families.registry import FAMILIES, SHAPES
+from gateway.core.families.seals import can_open
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
 from gateway.core.traces import Trace
@@ -74,7 +75,8 @@ def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]
     if call.facts:
         fit_body(call, call.facts[0])
     if admitted.worker.ports.empty.entries:
-        return cast("Awaitable[AnswerHead]", _ask_unless_empty(exchange, admitted))  # there is no next target
+        asked = _ask_unless_empty(admitted, last=True, ask=partial(_ask, exchange, admitted))
+        return cast("Awaitable[AnswerHead]", asked)  # there is no next target
     return _ask(exchange, admitted)
 
 
@@ -311,8 +313,11 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
             failure, cause = cooling, FALLBACK_LIMITED
         else:
             try:
-                ask = _ask_unless_empty if worker.ports.empty.entries else _ask
-                answer = await ask(exchange, admitted, last)
+                answer = await (
+                    _ask_unless_empty(admitted, last, partial(_ask, exchange, admitted, last))
+                    if worker.ports.empty.entries
+                    else _ask(exchange, admitted, last)
+                )
             except (UpstreamFailure, UpstreamFull) as error:
                 failure = bare(error)
             except Overloaded as error:  # no free connection; other overloads are this gateway's
@@ -381,44 +386,49 @@ def _pass_over(admitted: AdmittedCall, cause: str, failure: Refusal | None) -> N
 
 
 async def _ask_unless_empty(
-    exchange: Exchange, admitted: AdmittedCall, last: bool = True
+    admitted: AdmittedCall, last: bool, ask: Callable[[], Awaitable[AnswerHead]]
 ) -> AnswerHead | None:
-    """Forward a call to the first key of its current upstream that is not left alone as empty.
+    """Choose the first key of the current upstream that is not left alone as empty, and `ask` the upstream.
 
-    If all keys are, return None if the call may go to the next target, and ask the first key otherwise.
+    If all keys are left alone, return None if the call may go to the next target, and ask with the first key
+    otherwise.
     """
     ports, attempt = admitted.worker.ports, admitted.attempt
     upstream = admitted.worker.upstreams.get(attempt.name)
     accounts = () if upstream is None else upstream.accounts
     kind, name = _asked(admitted.head.routed, attempt.model or admitted.call.model)
-    left, asks = bool(accounts), False
+    left, is_question = bool(accounts), False
     for key, account in enumerate(accounts):
         now = ports.seconds()
         pause = ports.cooling.of(f"{account} {kind} {name}", now)
         if pause is not None and pause.concerns(admitted.caller.organization_id):
             continue
-        left, asks = await ports.empty.leaves_alone(account, now)
+        left, is_question = await ports.empty.leaves_alone(account, now)
         if not left:
             attempt.key, attempt.chosen = key, True
             break
-    if left and not last and not exchange.gone and CREDIT in admitted.call.fallback and _may_go_on(admitted):
+    if left and not last and CREDIT in admitted.call.fallback and _may_go_on(admitted):
         attempt.empty = True
         return None
     try:
-        return await _ask(exchange, admitted, last)
+        return await ask()
     finally:
-        if asks and not attempt.empty and not 200 <= attempt.status < 300:
+        if is_question and not attempt.empty and not 200 <= attempt.status < 300:
             ports.empty.ask_again(accounts[attempt.key], ports.seconds())
 
 
 async def _hear_credit(admitted: AdmittedCall, upstream: Upstream, link: Link, answer: AnswerHead) -> bool:
     """Return whether an answer says that the upstream is out of money or quota; note its account then."""
-    family, attempt, ports = admitted.head.routed.family, admitted.attempt, admitted.worker.ports
-    if answer.status not in credit_statuses(family):
+    signs, attempt, ports = (
+        FAMILIES[admitted.head.routed.family].credit,
+        admitted.attempt,
+        admitted.worker.ports,
+    )
+    if not may_show_credit(signs, answer.status):
         return False
-    found = read_credit(family, answer.status, await _short_body(link, answer))
-    if found != ACCOUNT or upstream.target.limits != "account":
-        return found != ""
+    subject = read_credit(signs, answer.status, await _short_body(link, answer))
+    if subject != ACCOUNT or upstream.target.limits != "account":
+        return subject != ""
     if ports.empty.note(upstream.accounts[attempt.key], upstream.name, answer.status, ports.seconds()):
         ports.log(
             "upstream_empty", request_id=admitted.request_id, upstream=upstream.name, status=answer.status,
@@ -444,7 +454,7 @@ def _may_go_on(admitted: AdmittedCall) -> bool:
     call = admitted.call
     number = len(admitted.attempt.passed_over)
     here, there = call.targets[number : number + 2]
-    return opens_seals(admitted.head.routed.family, call.body, (here.model, there.model))
+    return can_open(FAMILIES[admitted.head.routed.family].seals, call.body, (here.model, there.model))
 
 
 def _begin(admitted: AdmittedCall, upstream: Upstream) -> None:

@@ -469,10 +469,10 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
 
 def _of_accounts(empty: Iterable[StoredEmptyAccount]) -> Iterator[Finding]:
     """Yield a finding on each account of an upstream that is out of money or quota."""
-    for account in sorted(empty, key=lambda one: (one.upstream, one.since_ms)):
+    for account in sorted(empty, key=lambda answer: (answer.upstream, answer.since_ms)):
         since = f"{datetime.fromtimestamp(account.since_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
-        said = f"an account is out of money or quota, as it has said with {account.status} since {since}"
-        yield Finding(False, f"upstream {account.upstream}", f"{said}: pay for it; it is asked once a minute")
+        why = f"an account is out of money or quota, as it has said with {account.status} since {since}"
+        yield Finding(False, f"upstream {account.upstream}", f"{why}: pay for it; it is asked once a minute")
 
 
 async def _read(wires: RedisConnections, name: bytes) -> Reply | CountersRefused:

@@ -274,10 +274,11 @@ def empty_accounts_loop(
 
     async def look() -> None:
         nonlocal known
-        found = {(account, one.upstream, one.status, one.since_ms) for account, one in (await read()).items()}
-        if found - known:
-            await notices.tell_empty(sorted(found - known))
-        known = found
+        stored = (await read()).items()
+        empty = {(account, answer.upstream, answer.status, answer.since_ms) for account, answer in stored}
+        if empty - known:
+            await notices.tell_empty(sorted(empty - known))
+        known = empty
 
     return Loop("empty accounts", 5.0, (call(look),), quiet=(CountersUnavailable,))
 

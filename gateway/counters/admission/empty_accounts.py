@@ -1,8 +1,8 @@
 """Shares, among all workers, which accounts of upstreams are out of money or quota.
 
 A sorted set has the digests of the accounts, by the time at which they may be asked again. A worker reads it as
-soon as Redis reports a change. What an account said first is a key of its own, and so is the question that one of
-all workers may ask. While Redis is away, each worker goes by its own table.
+soon as Redis reports a change. The first answer of an account has a key of its own, and so has the question that one
+of all workers may ask. While Redis is away, each worker goes by its own table.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ALL: Final = b"%d" % (ENTRIES_MAX - 1)
 
 
 class StoredEmptyAccount(msgspec.Struct, array_like=True):
-    """What is stored of an account: the upstream, its status, and the time of its first answer in ms."""
+    """The first answer of an empty account: its upstream, its status, and its time in ms."""
 
     upstream: Annotated[str, msgspec.Meta(max_length=256)]
     status: Annotated[int, msgspec.Meta(ge=100, le=999)]
@@ -54,22 +54,22 @@ _decode = msgspec.json.Decoder(StoredEmptyAccount).decode
 
 
 async def read_empty_accounts(wires: RedisConnections) -> dict[str, StoredEmptyAccount]:
-    """Return what is stored of the empty accounts, by their digests; CountersUnavailable without Redis."""
+    """Return the first answers of the empty accounts, by their digests; CountersUnavailable without Redis."""
     wire = wires.of_key(NAME)
     names = await in_task(wire.send(encode(b"ZRANGE", NAME, b"0", _ALL)))
-    accounts = [one.decode() for one in names if isinstance(one, bytes)] if isinstance(names, list) else []
+    accounts = [name.decode() for name in names if isinstance(name, bytes)] if isinstance(names, list) else []
     if not accounts:
         return {}
     stored = await in_task(
-        wire.send(encode(b"MGET", *[keys.empty_account(one).encode() for one in accounts]))
+        wire.send(encode(b"MGET", *[keys.empty_account(account).encode() for account in accounts]))
     )
     assert isinstance(stored, list)
-    found = {}
+    answers = {}
     for account, raw in zip(accounts, stored, strict=True):
         with suppress(msgspec.MsgspecError, UnicodeDecodeError):  # of another version
             if isinstance(raw, bytes):
-                found[account] = _decode(raw)
-    return found
+                answers[account] = _decode(raw)
+    return answers
 
 
 class SharedEmptyAccounts:
@@ -126,10 +126,10 @@ class SharedEmptyAccounts:
         CountersUnavailable if Redis does not answer: then the reports are sent again.
         """
         wire, table = self._wires.of_key(NAME), self.table
-        told = await in_task(wire.send(encode(b"TIME")))
-        assert isinstance(told, list)
+        moment = await in_task(wire.send(encode(b"TIME")))
+        assert isinstance(moment, list)
         now = self._clock()
-        self._ahead_s = int(told[0]) + int(told[1]) / 1_000_000 - now  # type: ignore[arg-type]  # two numbers
+        self._ahead_s = int(moment[0]) + int(moment[1]) / 1_000_000 - now  # type: ignore[arg-type]  # two numbers
         for account, report in [*table.reports.items()]:
             for wait in wire.send_together(*self._written(account, report)):
                 await in_task(wait)
@@ -169,7 +169,7 @@ class SharedEmptyAccounts:
         ]
 
     def _asked(self, account: str, until_ms: int) -> list[bytes]:
-        """Return the commands that store until when an account is left alone, and keep what is known of it."""
+        """Return the commands that store until when an account is left alone, and keep its first answer."""
         return [
             encode(b"ZADD", NAME, b"%d" % until_ms, account.encode()),
             encode(b"EXPIRE", NAME, _FORGOTTEN_S),
@@ -180,6 +180,6 @@ class SharedEmptyAccounts:
 def _read(raw: object) -> dict[str, float]:
     """Return the Unix times in the sorted set, by account."""
     # RESP 3 has pairs with numbers, RESP 2 one list of texts.
-    found = raw if isinstance(raw, list) else []
-    pairs = found if not found or isinstance(found[0], list) else [*zip(found[::2], found[1::2], strict=True)]
+    parts = raw if isinstance(raw, list) else []
+    pairs = parts if not parts or isinstance(parts[0], list) else [*zip(parts[::2], parts[1::2], strict=True)]
     return {account.decode(): float(score) / 1000 for account, score in pairs}

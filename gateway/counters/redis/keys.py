@@ -86,7 +86,7 @@ def activity(bucket: int) -> str:
 
 
 def empty_account(digest: str) -> str:
-    """Return the key of what an empty account of an upstream said first; the digest is of its credential."""
+    """Return the key of the first answer of an empty account; the digest is of its credential."""
     return f"{EMPTY_ACCOUNTS}:{digest}"
 
 

@@ -12,7 +12,9 @@ from gateway.core.families.anthropic import calls, messages
 from gateway.core.families.anthropic.calls import EXCLUSIONS, OBJECTS, OF_AGENTS
 from gateway.core.families.anthropic.fallbacks import FALLBACKS, read_fallbacks
 from gateway.core.families.costs import UNKNOWN, names_of
+from gateway.core.families.credit import OF_ALL, RECHARGE, begins, equals
 from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, Listing, SdkExample, target
+from gateway.core.families.seals import OF_CLAUDE
 from gateway.core.model import BudgetWindow, Family
 from gateway.errors import BudgetExceeded, Refusal
 
@@ -158,6 +160,16 @@ FAMILY = ApiFamily(
     names_session=b"x-claude-code-session-id",
     objects=OBJECTS,
     batches=(BATCHES,),
+    # platform.claude.com, errors and rate limits, 2026-11-30; the first message recorded 2026-04-10.
+    credit=(
+        *OF_ALL, *RECHARGE,
+        begins(
+            400, "message", "Your credit balance is too low",
+            "You have reached your specified (?:workspace )?API usage limits",
+        ),
+        *equals(429, "details.error_code", "enforced_spend_limit_reached"),
+    ),
+    seals=OF_CLAUDE,
     exclusions=EXCLUSIONS,
     model_lists={FALLBACKS: read_fallbacks},
     models_at="/v1/models",
