@@ -164,7 +164,7 @@ async def test_each_look_at_news_begins_where_the_last_one_that_was_kept_ended()
     assert noticed == list(pairwise(moments))
 
 
-async def test_an_empty_account_is_reported_when_it_is_new_and_when_it_is_empty_again() -> None:
+async def test_an_empty_account_is_reported_when_new_and_when_empty_again() -> None:
     there, told, fails = dict[str, StoredEmptyAccount](), list[list[tuple[str, str, int, int]]](), [True]
 
     class Notices:

@@ -117,7 +117,7 @@ async def test_a_call_that_acts_goes_on_too(pair: Pair) -> None:
         [answer(b'{"error":"' + b"x" * 20_000 + b'"}', status=STATUSES[403])],
     ],
 )
-async def test_an_error_that_only_has_the_words_is_told_as_it_is(pair: Pair, steps: list[Step]) -> None:
+async def test_an_error_that_quotes_the_words_is_relayed(pair: Pair, steps: list[Step]) -> None:
     pair.stage.upstream.scripts.append(list(steps))
     got = await pair.ask(chat())
     assert got.body == bytes(steps[0]).partition(b"\r\n\r\n")[2]  # type: ignore[arg-type]  # an answer
@@ -131,7 +131,7 @@ async def test_a_broken_off_refusal_closes_no_account(pair: Pair) -> None:
     assert pair.stage.empty.entries == {}
 
 
-async def test_a_model_that_leaves_credit_out_tells_what_the_account_said() -> None:
+async def test_a_model_without_credit_relays_the_answer_of_an_empty_account() -> None:
     async with paired(rule("fast", ("up", "a"), ("other", "b"), fallback=frozenset({"429", "5xx"}))) as pair:
         pair.stage.upstream.scripts += [[EMPTY], [QUOTA]]
         assert (await pair.ask(chat())).status == 402
@@ -141,7 +141,7 @@ async def test_a_model_that_leaves_credit_out_tells_what_the_account_said() -> N
         assert pair.asked == (2, 1)
 
 
-async def test_a_model_with_one_target_tells_what_the_account_said_each_time() -> None:
+async def test_a_model_with_a_single_target_relays_the_answer_of_an_empty_account_each_time() -> None:
     async with paired(rule("fast", ("up", "a"))) as pair:
         pair.stage.upstream.scripts += [[EMPTY], [EMPTY]]
         for number in (1, 2):
@@ -154,7 +154,7 @@ async def test_a_model_with_one_target_tells_what_the_account_said_each_time() -
         assert pair.stage.empty.entries == {}
 
 
-async def test_where_all_accounts_are_empty_the_last_answer_is_told(pair: Pair) -> None:
+async def test_the_last_answer_is_relayed_where_all_accounts_are_empty(pair: Pair) -> None:
     last = refusal(402, message="of the last one")
     pair.stage.upstream.scripts.append([EMPTY])
     pair.other.scripts += [[last], [last]]
@@ -174,7 +174,7 @@ async def test_our_own_402_asks_no_upstream(pair: Pair) -> None:
 # What is left alone, and who asks again.
 
 
-async def test_an_empty_account_is_left_alone_for_a_minute_and_then_asked_once(pair: Pair) -> None:
+async def test_an_empty_account_is_left_alone_for_a_minute_and_then_gets_a_single_call(pair: Pair) -> None:
     clock = timed(pair)
     pair.stage.upstream.scripts.append([EMPTY])
     for _ in range(3):
@@ -199,7 +199,7 @@ async def test_many_calls_at_once_over_an_account_that_becomes_empty_are_all_ser
     assert len(pair.stage.events("upstream_empty")) == 1
 
 
-async def test_one_of_many_calls_at_once_asks_again(pair: Pair) -> None:
+async def test_a_single_call_of_many_at_once_asks_again(pair: Pair) -> None:
     clock = timed(pair)
     pair.stage.upstream.scripts.append([EMPTY])
     await pair.ask(chat())
@@ -214,7 +214,7 @@ async def test_one_of_many_calls_at_once_asks_again(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("steps", [[refusal(400, message="no such field")], [FAILED], [Close(reset=True)]])
-async def test_an_answer_that_says_nothing_of_money_is_no_answer_to_the_question(
+async def test_a_question_with_another_answer_is_repeated_by_the_next_call(
     pair: Pair, steps: list[Step]
 ) -> None:
     """Whoever sends a bad request keeps no account shut."""
@@ -270,7 +270,7 @@ async def test_an_empty_key_is_left_alone_by_itself() -> None:
         assert len(stage.empty.entries) == 1
 
 
-async def test_a_call_too_large_for_what_is_left_shuts_no_account(pair: Pair) -> None:
+async def test_a_call_too_large_for_its_account_shuts_no_account(pair: Pair) -> None:
     pair.stage.upstream.scripts.append(
         [refusal(402, message="This request requires more credits, or fewer max_tokens.")]
     )
@@ -280,7 +280,7 @@ async def test_a_call_too_large_for_what_is_left_shuts_no_account(pair: Pair) ->
     assert pair.asked == (2, 1)
 
 
-async def test_an_upstream_that_limits_single_callers_is_left_alone_by_nobody() -> None:
+async def test_an_upstream_that_limits_single_callers_is_never_left_alone() -> None:
     async with paired(of_other={}, of_target={"limits": "caller"}) as pair:
         pair.stage.upstream.scripts += [[EMPTY], [EMPTY]]
         for asked in ((1, 1), (2, 2)):
@@ -315,7 +315,7 @@ def thinking() -> dict[str, object]:
     return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [block]}]}
 
 
-async def test_what_no_other_account_opens_is_answered_by_the_first() -> None:
+async def test_a_call_with_a_seal_of_its_account_has_the_first_answer() -> None:
     details = {"reasoning_details": [{"type": "reasoning.encrypted", "data": "gAAA"}]}
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **details}]
     got, asked = await sealed(

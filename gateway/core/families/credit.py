@@ -43,7 +43,7 @@ def equals(status: int, paths: str, *words: str) -> tuple[CreditSign, ...]:
 OF_ALL: Final = equals(429, "code type", "insufficient_quota")
 # Recorded at the Gemini API, also on its OpenAI paths: discuss.ai.google.dev/t/170539, 2026-06-09.
 PREPAID: Final = begins(429, "message", "Your prepayment credits are depleted")
-# z.ai on OpenAI's paths (zai-org/GLM-5#148, 2026-09-11) and Anthropic's (zai-org/feedback#789, 2026-09-22).
+# z.ai: on OpenAI's paths zai-org/GLM-5#148, 2026-09-11; on those of Claude zai-org/feedback#789, 2026-09-22.
 RECHARGE: Final = equals(429, "code type", "1113")
 
 # OpenRouter, which checks the maximum of a call against its balance: beginnings of messages recorded from 2025-03-21 to

@@ -8,18 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final
 
 # Who opens a sealed member besides its account.
 NOBODY, CLAUDE = "nobody", "claude"
-
-# "`signature` values are compatible across platforms (the Claude API, Amazon Bedrock, and Google Cloud). Values
-# generated on one platform work on another": platform.claude.com/docs, extended thinking, 2026-11-30. The page says it
-# of no other member (anthropic 2.10.0).
-OF_CLAUDE: Final[Mapping[str, str]] = {
-    "signature": CLAUDE, "redacted_thinking": NOBODY, "encrypted_content": NOBODY, "encrypted_index": NOBODY,
-    "encrypted_stdout": NOBODY, "fallback_credit_token": NOBODY,
-}  # fmt: skip
 
 
 def can_open(seals: Mapping[str, str], body: bytes, models: tuple[str, str]) -> bool:

@@ -106,7 +106,7 @@ def test_a_402_about_the_size_of_a_call_is_about_that_call(body: bytes) -> None:
     assert read_credit((), 402, body) == CALL
 
 
-def test_the_statuses_that_are_read_are_those_of_all_signs() -> None:
+def test_credit_statuses_are_the_statuses_of_all_signs() -> None:
     assert {sign.status for family in ALL for sign in family.credit} | {PAYMENT_REQUIRED} == CREDIT_STATUSES
     assert not may_show_credit(FAMILIES[Family("gemini")].credit, 400)
     assert not may_show_credit(FAMILIES[Family("anthropic")].credit, 403)

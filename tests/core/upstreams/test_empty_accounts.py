@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.core.empty_accounts import AGAIN, ENTRIES_MAX, OPENED, EmptyAccounts, EmptyReport
 
 
-async def test_an_empty_account_is_left_alone_and_then_asked_once() -> None:
+async def test_an_empty_account_is_left_alone_until_a_single_question() -> None:
     table = EmptyAccounts()
     assert await table.leaves_alone("a", 0.0) == (False, False)
     assert table.note("a", "up", 402, 100.0)
@@ -50,7 +50,7 @@ def test_a_note_is_news_once_until_the_account_answered() -> None:
     assert table.note("a", "up", 402, 200.0)
 
 
-def test_an_answer_to_a_call_that_began_before_opens_nothing() -> None:
+def test_an_answer_to_an_earlier_call_opens_no_account() -> None:
     table = EmptyAccounts()
     table.note("a", "up", 402, 100.0)
     table.answered("a", 99.0)
@@ -58,7 +58,7 @@ def test_an_answer_to_a_call_that_began_before_opens_nothing() -> None:
     assert [*table.entries] == ["a"]
 
 
-async def test_an_answer_that_says_nothing_of_money_lets_the_next_call_ask() -> None:
+async def test_an_answer_about_another_error_lets_the_next_call_ask() -> None:
     table = EmptyAccounts()
     table.note("a", "up", 402, 100.0)
     assert await table.leaves_alone("a", 160.0) == (False, True)

@@ -50,7 +50,7 @@ async def both(url: str, connect: Connect) -> tuple[Worker, Worker]:
     return first, second
 
 
-async def test_an_account_that_one_worker_notes_is_left_alone_by_all(
+async def test_an_account_that_a_worker_notes_is_left_alone_by_all_workers(
     valkey: str, connect: Connect, world: World
 ) -> None:
     first, second = await both(valkey, connect)
@@ -64,7 +64,7 @@ async def test_an_account_that_one_worker_notes_is_left_alone_by_all(
         assert FORGOTTEN_S - 5 < world.client.ttl(name) <= FORGOTTEN_S
 
 
-async def test_only_one_worker_asks_an_account_again(valkey: str, connect: Connect, world: World) -> None:
+async def test_only_a_single_worker_asks_an_account_again(valkey: str, connect: Connect, world: World) -> None:
     first, second = await both(valkey, connect)
     world.client.delete(keys.empty_account_question(ACCOUNT))  # as after a minute
     first.now += LEFT_ALONE_S
@@ -84,7 +84,7 @@ async def test_an_account_that_answered_is_open_for_all(valkey: str, connect: Co
     assert not world.client.keys(f"{keys.EMPTY_ACCOUNTS}*")
 
 
-async def test_an_account_to_be_asked_again_is_due_for_all(valkey: str, connect: Connect) -> None:
+async def test_an_account_to_ask_again_is_due_for_all_workers(valkey: str, connect: Connect) -> None:
     first, second = await both(valkey, connect)
     first.table.ask_again(ACCOUNT, first.now)
     await first.shared.share()
@@ -93,7 +93,7 @@ async def test_an_account_to_be_asked_again_is_due_for_all(valkey: str, connect:
     assert await first.leaves_alone() == (True, False)
 
 
-async def test_what_an_account_said_first_stays_until_it_answers(valkey: str, connect: Connect) -> None:
+async def test_the_first_answer_of_an_account_stays_until_a_good_answer(valkey: str, connect: Connect) -> None:
     first, second = await both(valkey, connect)
     before = await read_empty_accounts(first.wire)
     second.now += LEFT_ALONE_S
@@ -102,7 +102,7 @@ async def test_what_an_account_said_first_stays_until_it_answers(valkey: str, co
     assert await read_empty_accounts(first.wire) == before
 
 
-async def test_an_account_that_nobody_asked_for_a_day_is_forgotten(
+async def test_an_account_without_calls_for_a_day_is_forgotten(
     valkey: str, connect: Connect, world: World
 ) -> None:
     first, _ = await both(valkey, connect)

@@ -153,7 +153,7 @@ async def test_what_still_stands_is_remembered_longer_than_its_message(
     assert told(migrated) == ["quota.50"]
 
 
-async def test_an_empty_account_is_told_to_staff_once_until_it_answered(
+async def test_staff_hear_once_of_an_empty_account_until_a_good_answer(
     migrated: str, notices: Notices
 ) -> None:
     """An account that is empty again later is another occasion."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from gateway.core.accounts.budgets import DAY, FLAG_MONEY, MONTH, WEEK
@@ -14,7 +15,7 @@ from gateway.core.families.anthropic.fallbacks import FALLBACKS, read_fallbacks
 from gateway.core.families.costs import UNKNOWN, names_of
 from gateway.core.families.credit import OF_ALL, RECHARGE, begins, equals
 from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, Listing, SdkExample, target
-from gateway.core.families.seals import OF_CLAUDE
+from gateway.core.families.seals import CLAUDE, NOBODY
 from gateway.core.model import BudgetWindow, Family
 from gateway.errors import BudgetExceeded, Refusal
 
@@ -114,6 +115,14 @@ _STORED = (
     *((f"{name}/{{id}}", "GET POST DELETE") for name in OF_AGENTS),
     *((f"{name}/{{id}}/archive", "POST") for name in ("agents", *OF_AGENTS)),
 )  # fmt: skip
+# "`signature` values are compatible across platforms (the Claude API, Amazon Bedrock, and Google Cloud). Values
+# generated on one platform work on another": platform.claude.com/docs, extended thinking, 2026-11-30. The page says it
+# of no other member (anthropic 2.10.0).
+SEALS: Final[Mapping[str, str]] = {
+    "signature": CLAUDE, "redacted_thinking": NOBODY, "encrypted_content": NOBODY, "encrypted_index": NOBODY,
+    "encrypted_stdout": NOBODY, "fallback_credit_token": NOBODY,
+}  # fmt: skip
+
 FAMILY = ApiFamily(
     NAME,
     _refusal,
@@ -169,7 +178,7 @@ FAMILY = ApiFamily(
         ),
         *equals(429, "details.error_code", "enforced_spend_limit_reached"),
     ),
-    seals=OF_CLAUDE,
+    seals=SEALS,
     exclusions=EXCLUSIONS,
     model_lists={FALLBACKS: read_fallbacks},
     models_at="/v1/models",
