@@ -75,7 +75,7 @@ def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]
     if call.facts:
         fit_body(call, call.facts[0])
     if admitted.worker.ports.empty.entries:
-        asked = _ask_unless_empty(admitted, last=True, ask=partial(_ask, exchange, admitted))
+        asked = _ask_unless_empty(admitted, 0, partial(_ask, exchange, admitted))
         return cast("Awaitable[AnswerHead]", asked)  # there is no next target
     return _ask(exchange, admitted)
 
@@ -314,7 +314,7 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
         else:
             try:
                 answer = await (
-                    _ask_unless_empty(admitted, last, partial(_ask, exchange, admitted, last))
+                    _ask_unless_empty(admitted, number, partial(_ask, exchange, admitted, last))
                     if worker.ports.empty.entries
                     else _ask(exchange, admitted, last)
                 )
@@ -329,7 +329,7 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
             )
         passes = not last and not exchange.gone and cause in call.fallback
         passes = passes and (call.repeats or cause in {FALLBACK_LIMITED, CREDIT} or not attempt.forwarded)
-        passes = passes and (not attempt.empty or _may_go_on(admitted))
+        passes = passes and (not attempt.empty or _may_go_on(admitted, number))
         if answer is not None and not passes:
             if not last:
                 call.let_go(call.body)
@@ -386,12 +386,12 @@ def _pass_over(admitted: AdmittedCall, cause: str, failure: Refusal | None) -> N
 
 
 async def _ask_unless_empty(
-    admitted: AdmittedCall, last: bool, ask: Callable[[], Awaitable[AnswerHead]]
+    admitted: AdmittedCall, number: int, ask: Callable[[], Awaitable[AnswerHead]]
 ) -> AnswerHead | None:
     """Choose the first key of the current upstream that is not left alone as empty, and `ask` the upstream.
 
-    If all keys are left alone, return None if the call may go to the next target, and ask with the first key
-    otherwise.
+    If all keys are left alone, return None if the call may go to the target behind `number`, and ask with the
+    first key otherwise.
     """
     ports, attempt = admitted.worker.ports, admitted.attempt
     upstream = admitted.worker.upstreams.get(attempt.name)
@@ -407,7 +407,7 @@ async def _ask_unless_empty(
         if not left:
             attempt.key, attempt.chosen = key, True
             break
-    if left and not last and CREDIT in admitted.call.fallback and _may_go_on(admitted):
+    if left and CREDIT in admitted.call.fallback and _may_go_on(admitted, number):
         attempt.empty = True
         return None
     try:
@@ -449,12 +449,13 @@ async def _short_body(link: Link, answer: AnswerHead) -> bytes:
     return body if link.complete and len(body) <= ERROR_BYTES_MAX else b""
 
 
-def _may_go_on(admitted: AdmittedCall) -> bool:
-    """Return whether the target after the current one takes what an account of that one may have sealed."""
+def _may_go_on(admitted: AdmittedCall, number: int) -> bool:
+    """Return whether a target is behind `number`, and takes all that an account of this one may have sealed."""
     call = admitted.call
-    number = len(admitted.attempt.passed_over)
-    here, there = call.targets[number : number + 2]
-    return can_open(FAMILIES[admitted.head.routed.family].seals, call.body, (here.model, there.model))
+    if number + 1 >= len(call.targets):
+        return False
+    models = call.targets[number].model, call.targets[number + 1].model
+    return can_open(FAMILIES[admitted.head.routed.family].seals, call.body, models)
 
 
 def _begin(admitted: AdmittedCall, upstream: Upstream) -> None:
