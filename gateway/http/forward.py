@@ -117,7 +117,9 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
     if last and received.kept:
         received.let_go()  # the answer proves that the upstream read the request
     _take_head(admitted, upstream, answer)
-    attempt.empty = answer.status in CREDIT_STATUSES and await _hear_credit(admitted, upstream, link, answer)
+    attempt.empty = (
+        await _hear_credit(admitted, upstream, link, answer) if answer.status in CREDIT_STATUSES else ""
+    )
     return answer
 
 
@@ -375,8 +377,8 @@ def _pass_over(admitted: AdmittedCall, cause: str, failure: Refusal | None) -> N
     attempt.leave(admitted.caller)
     if admitted.room is not None:
         admitted.leave_room(0)
-    attempt.forwarded = attempt.empty = attempt.chosen = False
-    attempt.status = 0
+    attempt.forwarded = attempt.chosen = False
+    attempt.status, attempt.empty = 0, ""
     admitted.meter, admitted.upstream_id = None, b""
 
 
@@ -408,33 +410,33 @@ async def _ask_unless_empty(
             attempt.key, attempt.chosen = key, True
             break
     if left and CREDIT in admitted.call.fallback and _may_go_on(admitted, number):
-        attempt.empty = True
+        attempt.empty = ACCOUNT
         return None
     try:
         return await ask()
     finally:
-        if is_question and not attempt.empty and not 200 <= attempt.status < 300:
+        if is_question and attempt.empty != ACCOUNT and not 200 <= attempt.status < 300:
             ports.empty.ask_again(accounts[attempt.key], ports.seconds())
 
 
-async def _hear_credit(admitted: AdmittedCall, upstream: Upstream, link: Link, answer: AnswerHead) -> bool:
-    """Return whether an answer says that the upstream is out of money or quota; note its account then."""
+async def _hear_credit(admitted: AdmittedCall, upstream: Upstream, link: Link, answer: AnswerHead) -> str:
+    """Return what is out of money or quota by an answer, as `read_credit` does; note an account."""
     signs, attempt, ports = (
         FAMILIES[admitted.head.routed.family].credit,
         admitted.attempt,
         admitted.worker.ports,
     )
     if not may_show_credit(signs, answer.status):
-        return False
+        return ""
     subject = read_credit(signs, answer.status, await _short_body(link, answer))
     if subject != ACCOUNT or upstream.target.limits != "account":
-        return subject != ""
+        return subject
     if ports.empty.note(upstream.accounts[attempt.key], upstream.name, answer.status, ports.seconds()):
         ports.log(
             "upstream_empty", request_id=admitted.request_id, upstream=upstream.name, status=answer.status,
             held_in=upstream.target.place_of_key(attempt.key), level="error",
         )  # fmt: skip
-    return True
+    return subject
 
 
 async def _short_body(link: Link, answer: AnswerHead) -> bytes:

@@ -32,6 +32,7 @@ def refusal(status: int, **error: object) -> bytes:
 EMPTY = refusal(402, message="Insufficient Balance")
 QUOTA = refusal(429, type="insufficient_quota", code="insufficient_quota")
 LOW = refusal(400, type="invalid_request_error", message="Your credit balance is too low to access the API.")
+LARGE = refusal(402, message="This request requires more credits, or fewer max_tokens.")
 CAUSED = {"attempts": [{"upstream": "up", "cause": "credit"}, {"upstream": "other"}]}
 
 
@@ -213,7 +214,9 @@ async def test_a_single_call_of_many_at_once_asks_again(pair: Pair) -> None:
     assert pair.asked == (2, 21)
 
 
-@pytest.mark.parametrize("steps", [[refusal(400, message="no such field")], [FAILED], [Close(reset=True)]])
+@pytest.mark.parametrize(
+    "steps", [[refusal(400, message="no such field")], [LARGE], [FAILED], [Close(reset=True)]]
+)
 async def test_a_question_with_another_answer_is_repeated_by_the_next_call(
     pair: Pair, steps: list[Step]
 ) -> None:
@@ -271,9 +274,7 @@ async def test_an_empty_key_is_left_alone_by_itself() -> None:
 
 
 async def test_a_call_too_large_for_its_account_shuts_no_account(pair: Pair) -> None:
-    pair.stage.upstream.scripts.append(
-        [refusal(402, message="This request requires more credits, or fewer max_tokens.")]
-    )
+    pair.stage.upstream.scripts.append([LARGE])
     assert (await pair.ask(chat())).status == 200
     assert (pair.asked, pair.stage.empty.entries) == ((1, 1), {})
     assert (await pair.ask(chat())).status == 200

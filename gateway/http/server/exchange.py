@@ -272,7 +272,7 @@ class Attempt:
     all upstreams, in seconds. `passed_over` are the upstreams that failed before, each with the cause;
     `read`: one of them received the whole request, and did not answer in time. `waits` is set during a wait
     for capacity, `waited_ms` is its length. `chosen`: the key is one that is not left alone as empty. `empty`:
-    the upstream is out of money or quota.
+    the upstream is out of money or quota, for its account or the call (`read_credit`), else "".
     """
 
     __slots__ = (
@@ -287,7 +287,8 @@ class Attempt:
         self.begins: UpstreamOpening | None = None
         self.upstream: Upstream | None = None
         self.link: Link | None = None
-        self.forwarded = self.read = self.waits = self.chosen = self.empty = False
+        self.forwarded = self.read = self.waits = self.chosen = False
+        self.empty = ""
         self.passed_over: tuple[tuple[str, str], ...] = ()
 
     def leave(self, caller: Caller | None) -> None:

@@ -64,7 +64,9 @@ async def test_an_account_that_a_worker_notes_is_left_alone_by_all_workers(
         assert FORGOTTEN_S - 5 < world.client.ttl(name) <= FORGOTTEN_S
 
 
-async def test_only_a_single_worker_asks_an_account_again(valkey: str, connect: Connect, world: World) -> None:
+async def test_only_a_single_worker_asks_an_account_again(
+    valkey: str, connect: Connect, world: World
+) -> None:
     first, second = await both(valkey, connect)
     world.client.delete(keys.empty_account_question(ACCOUNT))  # as after a minute
     first.now += LEFT_ALONE_S
@@ -93,7 +95,9 @@ async def test_an_account_to_ask_again_is_due_for_all_workers(valkey: str, conne
     assert await first.leaves_alone() == (True, False)
 
 
-async def test_the_first_answer_of_an_account_stays_until_a_good_answer(valkey: str, connect: Connect) -> None:
+async def test_the_first_answer_of_an_account_stays_until_a_good_answer(
+    valkey: str, connect: Connect
+) -> None:
     first, second = await both(valkey, connect)
     before = await read_empty_accounts(first.wire)
     second.now += LEFT_ALONE_S
