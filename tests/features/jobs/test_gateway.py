@@ -130,7 +130,7 @@ async def test_job_status_is_requested_from_the_upstream_that_accepted_the_job()
     await other.stop()
 
 
-async def test_a_job_goes_on_from_an_empty_account_and_is_looked_at_where_it_was_made() -> None:
+async def test_a_job_goes_on_from_an_empty_account_and_stays_at_its_upstream() -> None:
     other = FakeUpstream()
     await other.start()
     target = UpstreamTarget("other", f"http://127.0.0.1:{other.port}", (("authorization", "Bearer theirs"),))

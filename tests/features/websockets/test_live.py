@@ -601,7 +601,7 @@ async def test_realtime_session_by_model_alias_uses_the_first_target_that_opens_
         await eventually(lambda: stage.plane.buffers.used == 0)
 
 
-async def test_realtime_session_goes_on_from_an_empty_account_before_it_opens() -> None:
+async def test_realtime_session_goes_on_from_an_empty_account_before_opening() -> None:
     sockets: list[LiveUpstream] = []
     poor = FakeUpstream()
     await poor.start()
