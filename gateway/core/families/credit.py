@@ -23,11 +23,15 @@ ACCOUNT, CALL = "account", "call"
 
 
 class CreditSign(NamedTuple):
-    """A status, the path of a text in the error, and the pattern of the whole text; an empty path is the error."""
+    """A status, the path of a text in the error, and the pattern of the whole text; an empty path is the error.
+
+    The `subject` is the account, or the call alone.
+    """
 
     status: int
     path: str
     pattern: re.Pattern[str]
+    subject: str = ACCOUNT
 
 
 def begins(status: int, path: str, *texts: str) -> CreditSign:
@@ -43,8 +47,9 @@ def equals(status: int, paths: str, *words: str) -> tuple[CreditSign, ...]:
 OF_ALL: Final = equals(429, "code type", "insufficient_quota")
 # Recorded at the Gemini API, also on its OpenAI paths: discuss.ai.google.dev/t/170539, 2026-06-09.
 PREPAID: Final = begins(429, "message", "Your prepayment credits are depleted")
-# z.ai: on OpenAI's paths zai-org/GLM-5#148, 2026-09-11; on those of Claude zai-org/feedback#789, 2026-09-22.
-RECHARGE: Final = equals(429, "code type", "1113")
+# z.ai: on OpenAI's paths zai-org/GLM-5#148, 2026-09-11; on those of Claude zai-org/feedback#789, 2026-09-22. It has no
+# package for the model of the call; with the same key free models answered (anomalyco/opencode#12671, 2026-02-13).
+RECHARGE: Final = tuple(sign._replace(subject=CALL) for sign in equals(429, "code type", "1113"))
 
 # OpenRouter, which checks the maximum of a call against its balance: beginnings of messages recorded from 2025-03-21 to
 # 2026-08-24, and words of openrouter.ai/docs, errors and limits, 2026-11-30. Smaller calls may still be paid.
@@ -71,7 +76,7 @@ def read_credit(signs: Iterable[CreditSign], status: int, body: bytes) -> str:
     error = _read_error(body)
     if status == PAYMENT_REQUIRED:
         return CALL if _is_of_call(error) else ACCOUNT
-    return ACCOUNT if any(_has(error, sign) for sign in signs if sign.status == status) else ""
+    return next((sign.subject for sign in signs if sign.status == status and _has(error, sign)), "")
 
 
 def _read_error(body: bytes) -> object:

@@ -42,7 +42,6 @@ def error(**members: object) -> bytes:
         ("openai", 400, error(code="billing_hard_limit_reached")),
         ("openai", 400, error(code="blocked_api_access")),
         ("openai", 429, error(type="exceeded_current_quota_error", message="Your account org-1 is suspended")),
-        ("openai", 429, error(code="1113", message="Insufficient balance or no resource package.")),
         ("openai", 403, json.dumps({"code": "x", "error": TEAM}).encode()),
         ("openai", 429, json.dumps({"error": TEAM}).encode()),
         ("openai", 403, b'{"error":"Your newly created team doesn\'t have any credits or licenses yet."}'),
@@ -51,7 +50,6 @@ def error(**members: object) -> bytes:
         ("anthropic", 400, error(message="You have reached your specified API usage limits. You will")),
         ("anthropic", 400, error(message="You have reached your specified workspace API usage limits.")),
         ("anthropic", 429, error(type="rate_limit_error", details={"error_code": "enforced_spend_limit_reached"})),
-        ("anthropic", 429, error(type="1113", message="Insufficient balance")),
         ("gemini", 429, error(code=429, message="Your prepayment credits are depleted.", status="RESOURCE_EXHAUSTED")),
         ("gemini", 429, b"[" + error(message="Your prepayment credits are depleted.") + b"]"),
     ],
@@ -104,6 +102,13 @@ def test_errors_with_the_words_elsewhere_are_not_about_the_account(
 )  # fmt: skip
 def test_a_402_about_the_size_of_a_call_is_about_that_call(body: bytes) -> None:
     assert read_credit((), 402, body) == CALL
+
+
+@pytest.mark.parametrize("family", ["openai", "anthropic"])
+@pytest.mark.parametrize("member", ["code", "type"])
+def test_an_answer_about_the_package_of_a_model_is_about_the_call(family: Family, member: str) -> None:
+    body = error(**{member: "1113", "message": "Insufficient balance or no resource package."})
+    assert read_credit(FAMILIES[family].credit, 429, body) == CALL
 
 
 def test_credit_statuses_are_the_statuses_of_all_signs() -> None:
