@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import re
 from base64 import b64encode
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Final
+from functools import partial
+from typing import Final, cast
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
@@ -19,11 +20,19 @@ from gateway.core.calls.call import CallRequest
 from gateway.core.calls.facts import fit_body
 from gateway.core.calls.models import check_word
 from gateway.core.calls.routes import ANY as EVERY_FIELD
-from gateway.core.calls.routes import FAILED, TOLD, UNREACHABLE
+from gateway.core.calls.routes import CREDIT, FAILED, TOLD, UNREACHABLE
 from gateway.core.calls.routes import LIMITED as FALLBACK_LIMITED
 from gateway.core.circuit_breaker import EVERYBODY, KEYS_TELL_EACH_S, wait_hint
+from gateway.core.families.credit import (
+    ACCOUNT,
+    CREDIT_STATUSES,
+    ERROR_BYTES_MAX,
+    may_show_credit,
+    read_credit,
+)
 from gateway.core.families.refusal import RETRY_HELPS_S
-from gateway.core.families.registry import SHAPES
+from gateway.core.families.registry import FAMILIES, SHAPES
+from gateway.core.families.seals import can_open
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
 from gateway.core.traces import Trace
@@ -65,6 +74,9 @@ def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]
         return _ask_in_order(exchange, admitted)
     if call.facts:
         fit_body(call, call.facts[0])
+    if admitted.worker.ports.empty.entries:
+        asked = _ask_unless_empty(admitted, 0, partial(_ask, exchange, admitted))
+        return cast("Awaitable[AnswerHead]", asked)  # there is no next target
     return _ask(exchange, admitted)
 
 
@@ -105,6 +117,9 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
     if last and received.kept:
         received.let_go()  # the answer proves that the upstream read the request
     _take_head(admitted, upstream, answer)
+    attempt.empty = (
+        await _hear_credit(admitted, upstream, link, answer) if answer.status in CREDIT_STATUSES else ""
+    )
     return answer
 
 
@@ -205,6 +220,8 @@ def _take_head(admitted: AdmittedCall, upstream: Upstream, answer: AnswerHead) -
     worker, attempt, call = admitted.worker, admitted.attempt, admitted.call
     attempt.status = answer.status
     worker.ports.tally.answered(upstream.name, answer.status)
+    if worker.ports.empty.entries and 200 <= answer.status < 300:
+        worker.ports.empty.answered(upstream.accounts[attempt.key], attempt.began)
     if answer.status in {401, 403}:
         _tell_of_key(admitted, upstream, answer.status)
     if upstream.limiter is not None:
@@ -287,6 +304,7 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
         last = number + 1 == len(targets)
         answer: AnswerHead | None = None
         failure: Refusal | None = None
+        cause: str
         attempt.name, attempt.model, attempt.key = target.upstream, target.model, 0
         if call.facts:
             fit_body(call, call.facts[number])
@@ -297,16 +315,23 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
             failure, cause = cooling, FALLBACK_LIMITED
         else:
             try:
-                answer = await _ask(exchange, admitted, last)
+                answer = await (
+                    _ask_unless_empty(admitted, number, partial(_ask, exchange, admitted, last))
+                    if worker.ports.empty.entries
+                    else _ask(exchange, admitted, last)
+                )
             except (UpstreamFailure, UpstreamFull) as error:
                 failure = bare(error)
             except Overloaded as error:  # no free connection; other overloads are this gateway's
                 if attempt.upstream is not None:
                     raise
                 failure = bare(error)
-            cause = FALLBACK_LIMITED if isinstance(failure, UpstreamFull) else _cause_of(answer)
+            cause = (
+                FALLBACK_LIMITED if isinstance(failure, UpstreamFull) else _cause_of(answer, attempt, call)
+            )
         passes = not last and not exchange.gone and cause in call.fallback
-        passes = passes and (call.repeats or cause == FALLBACK_LIMITED or not attempt.forwarded)
+        passes = passes and (call.repeats or cause in {FALLBACK_LIMITED, CREDIT} or not attempt.forwarded)
+        passes = passes and (not attempt.empty or _may_go_on(admitted, number))
         if answer is not None and not passes:
             if not last:
                 call.let_go(call.body)
@@ -321,8 +346,10 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
     raise UpstreamUnreachable
 
 
-def _cause_of(answer: AnswerHead | None) -> str:
+def _cause_of(answer: AnswerHead | None, attempt: Attempt, call: CallRequest) -> str:
     """Return the reason to try the next target after this answer (None: no answer); "" if it is final."""
+    if attempt.empty and CREDIT in call.fallback:
+        return CREDIT
     if answer is None:
         return UNREACHABLE
     if answer.status in LIMITED:  # the upstream did not process the call
@@ -350,14 +377,93 @@ def _pass_over(admitted: AdmittedCall, cause: str, failure: Refusal | None) -> N
     attempt.leave(admitted.caller)
     if admitted.room is not None:
         admitted.leave_room(0)
-    attempt.forwarded, attempt.status = False, 0
+    attempt.forwarded = attempt.chosen = False
+    attempt.status, attempt.empty = 0, ""
     admitted.meter, admitted.upstream_id = None, b""
+
+
+# An account that is out of money or quota: its calls go to another key, or to the next target.
+#
+# If no other can be asked, the account is asked all the same, and its answer is the caller's.
+
+
+async def _ask_unless_empty(
+    admitted: AdmittedCall, number: int, ask: Callable[[], Awaitable[AnswerHead]]
+) -> AnswerHead | None:
+    """Choose the first key of the current upstream that is not left alone as empty, and `ask` the upstream.
+
+    If all keys are left alone, return None if the call may go to the target behind `number`, and ask with the
+    first key otherwise.
+    """
+    ports, attempt = admitted.worker.ports, admitted.attempt
+    upstream = admitted.worker.upstreams.get(attempt.name)
+    accounts = () if upstream is None else upstream.accounts
+    kind, name = _asked(admitted.head.routed, attempt.model or admitted.call.model)
+    left, is_question = bool(accounts), False
+    for key, account in enumerate(accounts):
+        now = ports.seconds()
+        pause = ports.cooling.of(f"{account} {kind} {name}", now)
+        if pause is not None and pause.concerns(admitted.caller.organization_id):
+            continue
+        left, is_question = await ports.empty.leaves_alone(account, now)
+        if not left:
+            attempt.key, attempt.chosen = key, True
+            break
+    if left and CREDIT in admitted.call.fallback and _may_go_on(admitted, number):
+        attempt.empty = ACCOUNT
+        return None
+    try:
+        return await ask()
+    finally:
+        if is_question and attempt.empty != ACCOUNT and not 200 <= attempt.status < 300:
+            ports.empty.ask_again(accounts[attempt.key], ports.seconds())
+
+
+async def _hear_credit(admitted: AdmittedCall, upstream: Upstream, link: Link, answer: AnswerHead) -> str:
+    """Return what is out of money or quota by an answer, as `read_credit` does; note an account."""
+    signs, attempt, ports = (
+        FAMILIES[admitted.head.routed.family].credit,
+        admitted.attempt,
+        admitted.worker.ports,
+    )
+    if not may_show_credit(signs, answer.status):
+        return ""
+    subject = read_credit(signs, answer.status, await _short_body(link, answer))
+    if subject != ACCOUNT or upstream.target.limits != "account":
+        return subject
+    if ports.empty.note(upstream.accounts[attempt.key], upstream.name, answer.status, ports.seconds()):
+        ports.log(
+            "upstream_empty", request_id=admitted.request_id, upstream=upstream.name, status=answer.status,
+            held_in=upstream.target.place_of_key(attempt.key), level="error",
+        )  # fmt: skip
+    return subject
+
+
+async def _short_body(link: Link, answer: AnswerHead) -> bytes:
+    """Return the body of a short answer, which stays to be read; empty if it is long, compressed or cut."""
+    if answer.content_encoding or (answer.length or 0) > ERROR_BYTES_MAX:
+        return b""
+    body = link.take_payload()
+    while len(body) <= ERROR_BYTES_MAX and not link.complete and link.failure is None:
+        await link.arrival()
+        body += link.take_payload()
+    link.put_back(body)
+    return body if link.complete and len(body) <= ERROR_BYTES_MAX else b""
+
+
+def _may_go_on(admitted: AdmittedCall, number: int) -> bool:
+    """Return whether a target is behind `number`, and takes all that an account of this one may have sealed."""
+    call = admitted.call
+    if number + 1 >= len(call.targets):
+        return False
+    models = call.targets[number].model, call.targets[number + 1].model
+    return can_open(FAMILIES[admitted.head.routed.family].seals, call.body, models)
 
 
 def _begin(admitted: AdmittedCall, upstream: Upstream) -> None:
     """Choose the upstream's key for a call, and prepare the request line if it depends on the model."""
     call, worker, attempt, routed = admitted.call, admitted.worker, admitted.attempt, admitted.head.routed
-    if len(upstream.accounts) > 1:
+    if len(upstream.accounts) > 1 and not attempt.chosen:
         _cooling(worker, routed, attempt, admitted.caller, call)
     model = attempt.model or call.model
     if upstream.target.by_model and not model:

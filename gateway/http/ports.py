@@ -20,6 +20,7 @@ from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import ModelRule, Route
 from gateway.core.circuit_breaker import CircuitBreaker, UnreportedFailures
 from gateway.core.credentials import Failures
+from gateway.core.empty_accounts import EmptyAccounts
 from gateway.core.families.family import KEPT_OBJECTS
 from gateway.core.http_limits import HttpLimits
 from gateway.core.lru import CachePool
@@ -442,3 +443,4 @@ class Ports:
     open_socket: Answerer | None = None
     run_later: Callable[[Any, Any], Coroutine[Any, Any, None]] = refuse_later
     caches: CachePool = field(default_factory=CachePool)
+    empty: EmptyAccounts = field(default_factory=EmptyAccounts)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from gateway.core.calls.binding import Bindings
 from gateway.core.credentials import Peppers, peppers_of
 from gateway.core.network import without_password
 from gateway.core.wait import in_task
+from gateway.counters.admission.empty_accounts import StoredEmptyAccount, read_empty_accounts
 from gateway.counters.admission.stored import services_of, version_standing
 from gateway.counters.history_guard import ask_word, history, moving_partitions
 from gateway.counters.keeper import client
@@ -447,6 +448,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         servers = {_name_of(wires, one): await _asked(one, address) for one in wires.wires if one.connected}
         lists = {name: await _read(wires, name.encode()) for name in _LISTS}
         keeping, may_ask = await _keeping(wires)
+        empty = await read_empty_accounts(wires)
     except (TollkeeperError, OSError, TimeoutError) as error:
         why = str(error).rstrip(": ") or f"no answer within {ANSWER_MAX_S:g} s"
         yield Finding(False, "redis", f"{shown}: {why}; {hints.redis_hint(why)}")
@@ -462,7 +464,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
     for finding in (*_slots(servers), *await _replicas(address, wires, servers)):
         yield finding
     ran_before = any(server.confirmed for server in servers.values())
-    for finding in _missing(lists) if ran_before else ():
+    for finding in (*_of_accounts(empty.values()), *(_missing(lists) if ran_before else ())):
         yield finding
     for finding in of_keeper(settings, role, keeping, ran_before) if may_ask else (_UNHEARD,):
         yield finding
@@ -471,6 +473,14 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
     for subject, server in servers.items():
         well, of, says = await redis_user_findings(server.address, role, ANSWER_MAX_S)
         yield Finding(well, of if subject == "redis" else f"{of} at {subject.partition(' ')[2]}", says)
+
+
+def _of_accounts(empty: Iterable[StoredEmptyAccount]) -> Iterator[Finding]:
+    """Yield a finding on each account of an upstream that is out of money or quota."""
+    for account in sorted(empty, key=lambda answer: (answer.upstream, answer.since_ms)):
+        since = f"{datetime.fromtimestamp(account.since_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        why = f"an account is out of money or quota, as it has said with {account.status} since {since}"
+        yield Finding(False, f"upstream {account.upstream}", f"{why}: pay for it; it is asked once a minute")
 
 
 async def _read(wires: RedisConnections, name: bytes) -> Reply | CountersRefused:

@@ -28,6 +28,7 @@ from gateway.core.histograms import Histogram
 from gateway.core.lru import CachePool
 from gateway.counters.admission.caller_holds import CallerHolds
 from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.empty_accounts import SharedEmptyAccounts
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.quota import AccountLimit, Counters, LiveHolds, ShardedCounters
 from gateway.counters.admission.refusals import SharedCircuitBreaker
@@ -206,6 +207,7 @@ class Door:
     leaser: Leaser
     worker_reports: WorkerReports
     cooling: SharedCircuitBreaker
+    empty: SharedEmptyAccounts
     tokens: TokenCallers
     caches: CachePool
 
@@ -250,10 +252,11 @@ def make_door(
         counters = counters_of(wire)
     objects = ObjectOwners(wires, time.time, settings.object_ttl_s, settings.objects_max, log=log)
     reports = WorkerReports(wires, str(worker_slot), time.time_ns(), clock)
-    cooling, tokens = SharedCircuitBreaker(wires, clock), token_callers(settings, directory, log)
+    cooling, empty = SharedCircuitBreaker(wires, clock), SharedEmptyAccounts(wires, clock)
+    tokens = token_callers(settings, directory, log)
     holds = CallerHolds(wires, time.time, settlements, say=log)
     for name, cache in (("frames", frames.known), ("tokens", tokens.known)):
         caches.join(name, cache)
     return Door(
-        directory, counters, objects, holds, allowances, leaser, reports, cooling, tokens, caches,
+        directory, counters, objects, holds, allowances, leaser, reports, cooling, empty, tokens, caches,
     )  # fmt: skip

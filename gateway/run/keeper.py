@@ -27,6 +27,7 @@ from gateway.core.credentials import peppers_of
 from gateway.core.histograms import SECONDS, Histogram
 from gateway.core.integrity.recovery import VerificationResult, summary
 from gateway.core.model import PARTITIONS
+from gateway.counters.admission.empty_accounts import read_empty_accounts
 from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.moves import SlotMoves
 from gateway.counters.keeper.outbox import RefusedStream
@@ -65,6 +66,7 @@ from gateway.run.shard_loops import AllShardLoops, LoopContext
 from gateway.run.timed_loops import (
     billing_loops,
     clock_changes,
+    empty_accounts_loop,
     expirer,
     invoicing_loops,
     month_ends,
@@ -287,6 +289,7 @@ class Keeper:
             expirer(Allocations(billing), self._counters, partition_of, agenda),
             clock_changes(ClockReports(engine, partition_of), now),
             *news_loops(Notices(engine), now, agenda),
+            empty_accounts_loop(Notices(engine), partial(read_empty_accounts, self._wires)),
             *billing_loops(self._store, now, agenda=agenda).values(),
             month_ends(Checkpoints(billing), now),
             *invoicing_loops(settings, schedule, self._account_closing, log),

@@ -6,7 +6,7 @@ Part of the composition root. Each write is a command of the Admin API, made by 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -16,6 +16,7 @@ from gateway.background.timed.invoicing import AccountCloser, Invoicing
 from gateway.core.billing.charges import ExpiredGrant
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.times import clock_of, ms_of
+from gateway.counters.admission.empty_accounts import StoredEmptyAccount
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.errors import Conflict, CountersUnavailable, Unprocessable
 from gateway.settings.settings import Settings
@@ -263,6 +264,23 @@ def news_loops(notices: Notices, clock: Clock, agenda: Agenda | None = None) -> 
         Loop("news", 1.0, (call(look),), rest=9.0),
         Loop("forecasts", 60.0, (call(lambda: notices.foresee(clock())),), rest=9.0),
     )
+
+
+def empty_accounts_loop(
+    notices: Notices, read: Callable[[], Awaitable[Mapping[str, StoredEmptyAccount]]]
+) -> Loop:
+    """Return the loop that reports accounts of upstreams that are out of money, once until they answer again."""
+    known = set[tuple[str, str, int, int]]()
+
+    async def look() -> None:
+        nonlocal known
+        stored = (await read()).items()
+        empty = {(account, answer.upstream, answer.status, answer.since_ms) for account, answer in stored}
+        if empty - known:
+            await notices.tell_empty(sorted(empty - known))
+        known = empty
+
+    return Loop("empty accounts", 5.0, (call(look),), quiet=(CountersUnavailable,))
 
 
 def invoicing_loops(

@@ -28,6 +28,7 @@ from gateway.core.calls.models import conflict
 from gateway.core.calls.routes import (
     AWS_FIELDS,
     EVERYBODY,
+    FALLBACK_CAUSES,
     MODELS_MAX,
     PARAMETER,
     PATHS_MAX,
@@ -37,6 +38,7 @@ from gateway.core.calls.routes import (
     TOLD,
     Capacity,
     CapacityLimits,
+    FallbackCause,
     ModelRule,
     ModelTarget,
     Route,
@@ -386,7 +388,7 @@ class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     targets: Annotated[tuple[_Target, ...], msgspec.Meta(min_length=1, max_length=TARGETS_MAX)]
     name: ModelName | Literal[""] = ""
     prefix: ModelName | Literal[""] = ""
-    fallback: tuple[Literal["unreachable", "429", "5xx"], ...] = ("unreachable", "429", "5xx")
+    fallback: tuple[FallbackCause, ...] = FALLBACK_CAUSES
     organization_id: Annotated[int, msgspec.Meta(ge=1)] | None = None
     output_max: Tokens | None = None
     context: Tokens | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -536,7 +536,7 @@ _NOBODY = text(f"SELECT NOT EXISTS ({LISTENING})")
 _PRUNE = text("""
 DELETE FROM webhook_delivery
  WHERE state <> 'pending' AND created_at < now() - make_interval(days =>
-       CASE WHEN event LIKE 'quota.%' OR event = 'credits.low' THEN cast(:long AS integer) ELSE :days END)""")
+       CASE WHEN event LIKE 'quota.%' OR event IN ('credits.low', 'upstream.empty') THEN cast(:long AS integer) ELSE :days END)""")
 _UNANSWERED = text("""
 DELETE FROM mail_consent
  WHERE given_at IS NULL AND coalesce(expires_at, asked_at + make_interval(days => :days)) < now()""")
@@ -574,6 +574,17 @@ class Notices:
         async with self._engine.begin() as connection:
             await connection.execute(_PRUNE, {"days": KEPT_DAYS, "long": KEPT_LONG_DAYS})
             await connection.execute(_UNANSWERED, {"days": KEPT_DAYS})
+
+    async def tell_empty(self, accounts: Iterable[tuple[str, str, int, int]]) -> None:
+        """Report empty accounts of upstreams: the digest, the upstream, its status, and since when, in ms."""
+        async with self._engine.begin() as connection:
+            await tell(connection, [
+                News(
+                    "upstream.empty", f"upstream.empty:{account}:{since_ms}",
+                    {"upstream": upstream, "status": status, "since": rfc3339(moment_of(since_ms))},
+                )
+                for account, upstream, status, since_ms in accounts
+            ])  # fmt: skip
 
     async def foresee(self, now: datetime) -> None:
         await foresee_budgets(self._engine, now)

@@ -18,7 +18,7 @@ async def test_a_model_is_made_changed_and_deleted(api: Api) -> None:
     model = (await made(api, **asked)).json
     assert (model["name"], model["prefix"], model["organization_id"]) == ("gpt-4o", None, None)
     assert model["targets"] == asked["targets"]
-    assert model["fallback"] == ["unreachable", "429", "5xx"]
+    assert model["fallback"] == ["unreachable", "429", "5xx", "credit"]
     assert (model["output_max"], model["context"]) == (None, None)
     changes = {"fallback": ["429"], "targets": [OPENAI], "output_max": 4_096, "context": 8_192}
     changed = (await api.patch(f"models/{model['id']}", changes)).json

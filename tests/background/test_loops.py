@@ -12,8 +12,9 @@ from typing import cast
 import pytest
 
 from gateway.background.loops import Agenda, Isolation, Loop, batches, call, each
+from gateway.counters.admission.empty_accounts import StoredEmptyAccount
 from gateway.errors import Conflict, CountersUnavailable, StoreUnavailable
-from gateway.run.timed_loops import LOOK_BACK, news_loops
+from gateway.run.timed_loops import LOOK_BACK, empty_accounts_loop, news_loops
 from persistence.keeper.news import Notices
 from tests.waiting import eventually
 
@@ -161,6 +162,35 @@ async def test_each_look_at_news_begins_where_the_last_one_that_was_kept_ended()
             await news.turn()
     moments = [begun - LOOK_BACK, *(begun + timedelta(seconds=at) for at in (0, 1, 2, 5))]
     assert noticed == list(pairwise(moments))
+
+
+async def test_an_empty_account_is_reported_when_new_and_when_empty_again() -> None:
+    there, told, fails = dict[str, StoredEmptyAccount](), list[list[tuple[str, str, int, int]]](), [True]
+
+    class Notices:
+        async def tell_empty(self, accounts: list[tuple[str, str, int, int]]) -> None:
+            if fails.pop():
+                raise ConnectionError
+            fails.append(False)
+            told.append(accounts)
+
+    async def read() -> dict[str, StoredEmptyAccount]:
+        return dict(there)
+
+    loop = empty_accounts_loop(cast("Notices", Notices()), read)
+    there["a"] = StoredEmptyAccount("deepseek", 402, 7)
+    with suppress(ConnectionError):
+        await loop.turn()
+    fails.append(False)
+    for _ in range(2):
+        await loop.turn()
+    there["b"] = StoredEmptyAccount("openai", 429, 8)
+    await loop.turn()
+    del there["a"]
+    await loop.turn()
+    there["a"] = StoredEmptyAccount("deepseek", 402, 9)
+    await loop.turn()
+    assert told == [[("a", "deepseek", 402, 7)], [("b", "openai", 429, 8)], [("a", "deepseek", 402, 9)]]
 
 
 async def test_a_loop_that_has_nothing_to_do_waits_until_it_is_on_the_agenda() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from gateway.core.model import PARTITIONS
 from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.empty_accounts import SharedEmptyAccounts
 from gateway.counters.admission.refusals import SharedCircuitBreaker
 from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.moves import has_current_history
@@ -43,6 +44,7 @@ class Idle:
         self.log = settlement_log(folder)
         self.directory = Directory(self.wires, time.monotonic)
         self.cooling = SharedCircuitBreaker(self.wires, time.monotonic)
+        self.empty = SharedEmptyAccounts(self.wires, time.monotonic)
         reports = WorkerReports(self.wires, WORKER, 0, time.monotonic)
         self.resubmitter = Resubmitter(self.wires, self.log, time.monotonic, silent, report=reports.report)
         self.programs = ProgramRegistry(self.wires, this_program("gateway"))
@@ -57,6 +59,7 @@ class Idle:
         """Run all of it."""
         loops = [
             self.fences.keep_looking(), self.directory.keep_fresh(), self.cooling.keep_sharing(),
+            self.empty.keep_sharing(),
             self.resubmitter.run(), self.programs.keep_saying(),
         ]  # fmt: skip
         tasks = [asyncio.create_task(loop) for loop in loops]

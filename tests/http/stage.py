@@ -25,6 +25,7 @@ from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
 from gateway.core.circuit_breaker import CircuitBreaker
 from gateway.core.credentials import Failures, TlsFiles
+from gateway.core.empty_accounts import EmptyAccounts
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal
@@ -329,6 +330,7 @@ class Stage:
         self.refusals = Refusals(time.time)
         self.seconds: Callable[[], float] = time.monotonic
         self.cooling = CircuitBreaker()
+        self.empty = EmptyAccounts()
         self.logged: list[tuple[str, dict[str, object]]] = []
         self.usage_refusal: Refusal | None = None
         self.usage_said = USAGE_BODY
@@ -352,6 +354,7 @@ class Stage:
             self.cooling,
             lambda: self.seconds(),  # noqa: PLW0108  # as it is then
             holds=cast("HoldsPort", self.callers_holds),
+            empty=self.empty,
             access_log=True,
             handlers=merged(lambda one: one.handlers()),
             **(merged(lambda one: one.ports(_PARTS)) | {"runs": self.runs, "jobs": None, "limiter": None}),

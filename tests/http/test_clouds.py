@@ -69,6 +69,17 @@ async def test_a_signature_is_of_what_is_sent(tmp_path: Path, monkeypatch: pytes
         assert is_signed("GET", "/a%3Ab?c=d", of_get, b"")
 
 
+async def test_upstreams_with_credentials_of_two_files_are_two_accounts(tmp_path: Path) -> None:
+    """So an account that is limited or out of money leaves the other one alone."""
+    first = UpstreamTarget("first", "http://127.0.0.1:9", **of_aws(tmp_path))  # type: ignore[arg-type]  # as its fields
+    other = tmp_path / "other"
+    other.write_text(PROFILE)
+    same, second = replace(first, name="same"), replace(first, name="second", credentials_file=str(other))
+    async with staged(others=(first, same, second)) as stage:
+        accounts = {name: upstream.accounts for name, upstream in stage.plane._upstreams.items()}
+        assert accounts["first"] == accounts["same"] != accounts["second"]
+
+
 async def test_a_token_of_googles_is_there_before_the_call_and_is_renewed_ahead(tmp_path: Path) -> None:
     with token_place() as place:
         of_google = {"auth": "google", "credentials_file": str(place.account(tmp_path))}

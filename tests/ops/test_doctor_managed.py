@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from gateway.counters.keeper import client as keeper_client
+from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection
 from gateway.errors import CountersUnavailable
@@ -131,3 +132,21 @@ async def test_a_full_server_lacks_no_command(own_valkey: Start) -> None:
         client.config_set("maxmemory", "1")
     found = wrong(await examined(server.url, "keeper"))
     assert [one for one in found if "of its maxmemory" in one] == found
+
+
+async def test_each_empty_account_of_an_upstream_has_a_line(own_valkey: Start) -> None:
+    server = own_valkey("--appendonly", "yes")
+    with redis.Redis.from_url(server.url) as client:
+        for account, stored in (
+            ("a", '["deepseek",402,1796000000000]'),
+            ("b", '["anthropic",400,1796000060000]'),
+        ):
+            client.zadd(keys.EMPTY_ACCOUNTS, {account: 1796000120000})
+            client.set(keys.empty_account(account), stored)
+        client.zadd(keys.EMPTY_ACCOUNTS, {"newer": 1796000120000})
+        client.set(keys.empty_account("newer"), '{"of": "another version"}')
+    found = [one for one in await examined(server.url, "keeper") if one.subject.startswith("upstream")]
+    assert [(one.well, one.subject, one.says.partition(":")[0].rpartition(", ")[2]) for one in found] == [
+        (False, "upstream anthropic", "as it has said with 400 since 2026-11-30T00"),
+        (False, "upstream deepseek", "as it has said with 402 since 2026-11-30T00"),
+    ]

@@ -142,7 +142,7 @@ BODIES: Mapping[str, Json] = {
     "ModelCreate": {
         "name": "gpt-4o",
         "targets": [{"upstream": "azure", "model": "prod-4o"}, {"upstream": "openai"}],
-        "fallback": ["unreachable", "5xx"],
+        "fallback": ["unreachable", "5xx", "credit"],
     },
     "ModelPatch": {"targets": [{"upstream": "openai"}]},
     "SharePatch": {"weight": 2, "priority": "batch"},

@@ -65,7 +65,7 @@ from gateway.admin.resources.values import (
 from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, Row, RowScope, access
 from gateway.core.billing.price_book import BASE_CURRENCY, KINDS, MATCHES, SOURCES
 from gateway.core.billing.price_book import OPERATOR as BY_OPERATOR
-from gateway.core.calls.routes import PATHS_MAX, TARGETS_MAX
+from gateway.core.calls.routes import FALLBACK_CAUSES, PATHS_MAX, TARGETS_MAX, FallbackCause
 
 TIERS_MAX = 100
 PRICED_MODELS_MAX = 1_000
@@ -233,8 +233,8 @@ class ModelCreate(In):
     )
     prefix: AskedModel | None = optional("The same as a name with a * behind it, with or without the *.")
     targets: Targets = Field(description="The upstreams that answer, in the order they are asked.")
-    fallback: Annotated[list[Literal["unreachable", "429", "5xx"]], Field(max_length=3)] = Field(
-        default=["unreachable", "429", "5xx"],
+    fallback: Annotated[list[FallbackCause], Field(max_length=len(FALLBACK_CAUSES))] = Field(
+        default=[*FALLBACK_CAUSES],
         description="The failures that lead to the next target.",
     )
     organization_id: Id | None = optional("Whose calls; null is everybody's.")

@@ -199,6 +199,7 @@ _WORDS: Final[Mapping[str, Callable[[Data], str]]] = {
     "again": lambda data: _resets_on(data.get("resets_at"), data.get("time_zone")),
     "exhausted_at": lambda data: spoken(data.get("exhausted_at"), data.get("time_zone")),
     "until": lambda data: spoken(data.get("until")),
+    "since": lambda data: spoken(data.get("since")),
     "hour": lambda data: spoken(data.get("hour")),
     "why": lambda data: _BLOCKED[
         plain(data.get("block_cause")) or ("manual" if data.get("manual_block") else "")
@@ -306,6 +307,13 @@ _SAID: Final = {
         (
             "The {somebody} has used {cost} {currency} since {hour}; in the last 7 days it was {usual} "
             "{currency} at most at this time of day."
+        ),
+    ),
+    "upstream.empty": (
+        "Out of money or quota: the upstream {upstream}",
+        (
+            "The upstream {upstream} has said with {status} since {since} that an account is out of money or "
+            "quota. Calls go to the next target, where their model has one."
         ),
     ),
     "webhook.test": ("A test", "Messages arrive here: this one was sent to try it."),

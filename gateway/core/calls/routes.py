@@ -187,8 +187,9 @@ AWS_FIELDS = ("x-amz-date", "x-amz-security-token", "authorization")
 # Types of configured models, for `models.py`.
 MODELS_MAX = 2_000
 TARGETS_MAX = 16
-UNREACHABLE, LIMITED, FAILED = "unreachable", "429", "5xx"
-FALLBACK_CAUSES = (UNREACHABLE, LIMITED, FAILED)
+FallbackCause = Literal["unreachable", "429", "5xx", "credit"]
+FALLBACK_CAUSES: tuple[FallbackCause, ...] = ("unreachable", "429", "5xx", "credit")
+UNREACHABLE, LIMITED, FAILED, CREDIT = FALLBACK_CAUSES
 EVERYBODY = 0
 
 

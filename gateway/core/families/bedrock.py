@@ -44,6 +44,7 @@ from gateway.core.families.family import (
     only_text,
 )
 from gateway.core.families.openai.calls import STORED
+from gateway.core.families.seals import NOBODY
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.eventstream import EventStreamMeter
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
@@ -322,6 +323,7 @@ def _routes(upstream: str) -> tuple[Route, ...]:
 FAMILY = ApiFamily(
     NAME,
     _refusal,
+    seals={**anthropic.SEALS, "redactedContent": NOBODY},  # of InvokeModel, and of Converse in botocore 1.44.5
     model_lists={FALLBACKS: read_fallbacks},
     shapes={
         "bedrock_rerank": CallKind(read_rerank, STORED, operation="embeddings"),

@@ -36,6 +36,7 @@ from gateway.core.families.controlled import (
     maximum,
     model_name,
 )
+from gateway.core.families.credit import OF_ALL, CreditSign
 from gateway.core.families.hearing import may_hear
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, decoded
@@ -595,6 +596,10 @@ class ApiFamily:
     models_at: str = ""  # the path of that list at an upstream
     batches: tuple[BatchPaths, ...] = ()
     jobs: tuple[JobPaths, ...] = ()
+    credit: tuple[CreditSign, ...] = OF_ALL  # answers that an account is out of money or quota
+    seals: Mapping[str, str] = field(
+        default_factory=dict
+    )  # members that its provider sealed, by who opens them
     exclusions: Exclusions = NONE  # which of the higher prices do not apply to a call
     model_lists: ListReaders = field(default_factory=dict)  # readers of lists that hold more than names
     provider: str = ""  # the provider's name in OpenTelemetry

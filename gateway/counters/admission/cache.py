@@ -32,9 +32,9 @@ ALONE: Final = -1
 # Keys of global values.
 LISTS = keys.CATALOGUE.encode(), keys.PRICES.encode(), keys.VERIFIED
 # The prefixes of all keys whose changes Redis reports: identities, terms, the catalogue, upstreams in backoff
-# and lessons of calls, prices, verified servers, histories. Redis compares these with each key that it
-# writes.
-HEARD = b"tk:i", b"tk:o", b"tk:c", b"tk:pri", b"tk:v", b"tk:h"
+# and lessons of calls, empty accounts of upstreams, prices, verified servers, histories. Redis compares these with
+# each key that it writes.
+HEARD = b"tk:i", b"tk:o", b"tk:c", keys.EMPTY_ACCOUNTS.encode(), b"tk:pri", b"tk:v", b"tk:h"
 
 
 class Changes:

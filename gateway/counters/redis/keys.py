@@ -27,6 +27,8 @@ KEEPERS = "tk:keepers"
 PROGRAMS = "tk:programs"
 COOLING = "tk:cooling"
 LESSONS = "tk:call-lessons"
+# Accounts of upstreams that are out of money or quota, by the time at which they are asked again.
+EMPTY_ACCOUNTS = "tk:{p00}:empty"
 # The newest control write that Redis was told of.
 NEWEST_WRITE = "tk:newest"
 PRICES = "tk:prices"
@@ -81,6 +83,16 @@ def own_name(name: bytes) -> str:
 def activity(bucket: int) -> str:
     """Return the key of tenants' activity within one bucket of a few seconds, for people to look at."""
     return f"tk:busy:{bucket}"
+
+
+def empty_account(digest: str) -> str:
+    """Return the key of the first answer of an empty account; the digest is of its credential."""
+    return f"{EMPTY_ACCOUNTS}:{digest}"
+
+
+def empty_account_question(digest: str) -> str:
+    """Return the key that exists while one worker asks such an account again."""
+    return f"{EMPTY_ACCOUNTS}-asked:{digest}"
 
 
 def _of_server(name: str) -> Callable[[int], str]:

@@ -271,11 +271,12 @@ class Attempt:
     its head. `forwarded`: the upstream has received the request. `began` and `ended` bound the time spent at
     all upstreams, in seconds. `passed_over` are the upstreams that failed before, each with the cause;
     `read`: one of them received the whole request, and did not answer in time. `waits` is set during a wait
-    for capacity, `waited_ms` is its length.
+    for capacity, `waited_ms` is its length. `chosen`: the key is one that is not left alone as empty. `empty`:
+    the upstream is out of money or quota, for its account or the call (`read_credit`), else "".
     """
 
     __slots__ = (
-        "began", "begins", "ended", "forwarded", "key", "link", "model", "name", "passed_over", "read",
+        "began", "begins", "chosen", "empty", "ended", "forwarded", "key", "link", "model", "name", "passed_over", "read",
         "status", "upstream", "waited_ms", "waits",
     )  # fmt: skip
 
@@ -286,7 +287,8 @@ class Attempt:
         self.begins: UpstreamOpening | None = None
         self.upstream: Upstream | None = None
         self.link: Link | None = None
-        self.forwarded = self.read = self.waits = False
+        self.forwarded = self.read = self.waits = self.chosen = False
+        self.empty = ""
         self.passed_over: tuple[tuple[str, str], ...] = ()
 
     def leave(self, caller: Caller | None) -> None:

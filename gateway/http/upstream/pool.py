@@ -332,6 +332,8 @@ def _untold(event: str, **facts: object) -> None:
 
 def _account(target: UpstreamTarget, key: Fields, pepper: bytes) -> str:
     fields = (*target.headers, *key)
+    if target.auth != "header":  # its credential is in no header
+        fields += (("auth", target.auth), ("file", str(target.credentials_file)), ("project", target.project))
     said = "\0".join((target.base_url, *(part for field in fields for part in field)))
     return hmac.digest(pepper, said.encode(errors="surrogatepass"), "sha256").hex()[:16]
 
@@ -505,6 +507,12 @@ class Link(asyncio.BufferedProtocol):
         if self._paused:
             self.go_on()
         return payload[0] if len(payload) == 1 else b"".join(payload)
+
+    def put_back(self, payload: bytes) -> None:
+        """Put back body bytes that `take_payload` returned, before those that have arrived since."""
+        if payload:
+            self._payload.insert(0, payload)
+            self._payload_bytes += len(payload)
 
     def hold(self) -> None:
         """Stop reading the answer until `go_on`, as the client reads slowly; no deadline runs meanwhile."""

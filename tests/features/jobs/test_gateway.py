@@ -130,6 +130,24 @@ async def test_job_status_is_requested_from_the_upstream_that_accepted_the_job()
     await other.stop()
 
 
+async def test_a_job_goes_on_from_an_empty_account_and_stays_at_its_upstream() -> None:
+    other = FakeUpstream()
+    await other.start()
+    target = UpstreamTarget("other", f"http://127.0.0.1:{other.port}", (("authorization", "Bearer theirs"),))
+    rule = ModelRule("film", False, (ModelTarget("up", "draw"), ModelTarget("other", "paint")))
+    async with staged(ROUTES, jobs=cast("JobsPort", FakeJobs()), others=(target,), models=(rule,)) as stage:
+        stage.directory.services["videos"] = Service(91, "videos", "subscription")
+        jobs(stage).objects = stage.objects
+        stage.upstream.scripts.append([answer(b'{"error":{}}', status=b"402 Payment Required")])
+        made = json.dumps({"id": "video_1", "status": "queued"}).encode()
+        other.scripts += [[answer(made)], [answer(made)]]
+        assert (await stage.ask(post(b'{"model": "film", "prompt": "a"}', b"/v1/videos"))).status == 200
+        assert (jobs(stage).kept[-1].upstream, jobs(stage).kept[-1].sent) == ("other", "paint")
+        assert (await stage.ask(get(b"/v1/videos/video_1"), "GET")).status == 200
+        assert (len(stage.upstream.received), len(other.received)) == (1, 2)
+    await other.stop()
+
+
 async def test_video_cost_is_held_by_requested_seconds_and_not_charged_before_completion(
     stage: Stage,
 ) -> None:

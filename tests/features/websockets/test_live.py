@@ -30,7 +30,7 @@ from tests.certificates import issued, trusting
 from tests.core.billing.prices import price_row
 from tests.features.websockets.live_upstream import LiveUpstream, Script, playing
 from tests.http.fakes import CALLER, KEY, answer
-from tests.http.stage import OVER, WITHIN_S, Stage, Tls, staged
+from tests.http.stage import OVER, WITHIN_S, FakeUpstream, Stage, Tls, staged
 from tests.waiting import eventually
 
 OPENAI = Family("openai")
@@ -599,6 +599,23 @@ async def test_realtime_session_by_model_alias_uses_the_first_target_that_opens_
         assert [facts_of(one).model for one in stage.counters.charges] == ["fast", "fast"]
         assert len(sockets) == 1
         await eventually(lambda: stage.plane.buffers.used == 0)
+
+
+async def test_realtime_session_goes_on_from_an_empty_account_before_opening() -> None:
+    sockets: list[LiveUpstream] = []
+    poor = FakeUpstream()
+    await poor.start()
+    poor.scripts.append([answer(b'{"error":{"code":"insufficient_quota"}}', status=b"429 Too Many Requests")])
+    target = UpstreamTarget("poor", f"http://127.0.0.1:{poor.port}", family="openai")
+    rule = ModelRule("fast", False, (ModelTarget("poor", "x"), ModelTarget("up", "y")))
+    async with staged(ROUTES, others=(target,), models=(rule,)) as stage:
+        stage.upstream.handler = playing(responding, sockets)
+        for _ in range(2):
+            async with connected(stage, "/v1/realtime?model=fast") as socket:
+                await socket.send_json(CREATE)
+                await until(socket, "response.done")
+        assert (len(sockets), len(poor.received), len(stage.empty.entries)) == (2, 1, 1)
+    await poor.stop()
 
 
 GEMINI = Family("gemini")

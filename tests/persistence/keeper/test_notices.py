@@ -153,6 +153,33 @@ async def test_what_still_stands_is_remembered_longer_than_its_message(
     assert told(migrated) == ["quota.50"]
 
 
+async def test_staff_hear_once_of_an_empty_account_until_a_good_answer(
+    migrated: str, notices: Notices
+) -> None:
+    """An account that is empty again later is another occasion."""
+    [account] = settle_in(migrated, 100)
+    hook(migrated)
+    with connected(migrated) as connection:
+        connection.execute("UPDATE webhook SET organization_id = %s", [account.organization_id])
+    hook(migrated, '["upstream.empty"]')
+    first = ("0123456789abcdef", "deepseek", 402, 1_796_000_000_000)
+    await notices.tell_empty([first])
+    await notices.tell_empty([first])
+    with connected(migrated) as connection:
+        connection.execute(
+            "UPDATE webhook_delivery SET state = 'delivered', created_at = now() - interval '31 days'"
+        )
+    await notices.forget()
+    await notices.tell_empty([first, ("fedcba9876543210", "deepseek", 429, 1_796_000_000_500)])
+    await notices.tell_empty([("0123456789abcdef", "deepseek", 402, 1_796_000_900_000)])
+    assert rows_of(migrated, "SELECT organization_id, payload FROM webhook_delivery JOIN webhook AS w"
+                   " ON w.id = webhook_id ORDER BY webhook_delivery.id") == [
+        (None, {"upstream": "deepseek", "status": 402, "since": "2026-11-30T00:53:20Z"}),
+        (None, {"upstream": "deepseek", "status": 429, "since": "2026-11-30T00:53:20.500000Z"}),
+        (None, {"upstream": "deepseek", "status": 402, "since": "2026-11-30T01:08:20Z"}),
+    ]  # fmt: skip
+
+
 async def test_who_did_not_answer_is_forgotten_with_the_link(migrated: str, notices: Notices) -> None:
     hook(migrated)
     [account] = settle_in(migrated, 100)

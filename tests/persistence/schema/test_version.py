@@ -313,6 +313,20 @@ def test_the_baseline_is_taken_over_and_comes_to_the_same_as_the_files(
     assert rows_of(database, "SELECT name FROM organization") == [("Acme",)]
 
 
+def test_models_with_all_causes_go_on_from_an_empty_account_after_a_migration(database: str) -> None:
+    bring_to_baseline(database)
+    with connected(database) as connection:
+        connection.execute("""INSERT INTO model (name, targets, fallback) VALUES ('default', '[]', DEFAULT),
+            ('reordered', '[]', '["5xx", "429", "unreachable"]'), ('chosen', '[]', '["unreachable", "5xx"]')""")
+    migrate.upgrade(database)
+    with connected(database) as connection:
+        connection.execute("INSERT INTO model (name, targets) VALUES ('new', '[]')")
+        stored = dict(connection.execute("SELECT name, fallback FROM model").fetchall())
+    everything = ["unreachable", "429", "5xx", "credit"]
+    assert stored.pop("chosen") == ["unreachable", "5xx"]
+    assert stored == dict.fromkeys(("default", "reordered", "new"), everything)
+
+
 async def test_what_came_before_the_baseline_is_refused_with_what_to_do(database: str) -> None:
     bring_to_baseline(database)
     rows_of(database, "UPDATE alembic_version SET version_num = '0085' RETURNING 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from gateway.core.accounts.budgets import FLAG_MONEY
@@ -13,7 +14,9 @@ from gateway.core.families.anthropic import calls, messages
 from gateway.core.families.anthropic.calls import EXCLUSIONS, OBJECTS, OF_AGENTS
 from gateway.core.families.anthropic.fallbacks import FALLBACKS, read_fallbacks
 from gateway.core.families.costs import UNKNOWN, names_of
+from gateway.core.families.credit import OF_ALL, RECHARGE, begins, equals
 from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, Listing, SdkExample, target
+from gateway.core.families.seals import CLAUDE, NOBODY
 from gateway.core.model import BudgetWindow, Family
 from gateway.errors import BudgetExceeded, Refusal
 
@@ -113,6 +116,14 @@ _STORED = (
     *((f"{name}/{{id}}", "GET POST DELETE") for name in OF_AGENTS),
     *((f"{name}/{{id}}/archive", "POST") for name in ("agents", *OF_AGENTS)),
 )  # fmt: skip
+# "`signature` values are compatible across platforms (the Claude API, Amazon Bedrock, and Google Cloud). Values
+# generated on one platform work on another": platform.claude.com/docs, extended thinking, 2026-11-30. The page says it
+# of no other member (anthropic 2.10.0).
+SEALS: Final[Mapping[str, str]] = {
+    "signature": CLAUDE, "redacted_thinking": NOBODY, "encrypted_content": NOBODY, "encrypted_index": NOBODY,
+    "encrypted_stdout": NOBODY, "fallback_credit_token": NOBODY,
+}  # fmt: skip
+
 FAMILY = ApiFamily(
     NAME,
     _refusal,
@@ -159,6 +170,16 @@ FAMILY = ApiFamily(
     names_session=b"x-claude-code-session-id",
     objects=OBJECTS,
     batches=(BATCHES,),
+    # platform.claude.com, errors and rate limits, 2026-11-30; the first message recorded 2026-04-10.
+    credit=(
+        *OF_ALL, *RECHARGE,
+        begins(
+            400, "message", "Your credit balance is too low",
+            "You have reached your specified (?:workspace )?API usage limits",
+        ),
+        *equals(429, "details.error_code", "enforced_spend_limit_reached"),
+    ),
+    seals=SEALS,
     exclusions=EXCLUSIONS,
     model_lists={FALLBACKS: read_fallbacks},
     models_at="/v1/models",

@@ -10,6 +10,7 @@ from gateway.core.accounts.spent_answers import SPENT, show_id
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import object_at
+from gateway.core.families.credit import OF_ALL, PREPAID
 from gateway.core.families.family import (
     KEPT_ANSWERS,
     ApiFamily,
@@ -25,6 +26,7 @@ from gateway.core.families.gemini import answers, calls, interactions, live
 from gateway.core.families.gemini.array import ArrayMeter
 from gateway.core.families.gemini.calls import BATCHES, EXCLUSIONS, OBJECTS
 from gateway.core.families.openai.calls import read_stored, unit
+from gateway.core.families.seals import NOBODY
 from gateway.core.model import Family
 from gateway.errors import Refusal
 
@@ -153,6 +155,9 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
 FAMILY = ApiFamily(
     NAME,
     _refusal,
+    credit=(*OF_ALL, PREPAID),
+    # Another account refuses them (Wei-Shaw/sub2api PR393, 2026-01-25). Google documents nothing of it.
+    seals=dict.fromkeys(("thoughtSignature", "thought_signature", "signature"), NOBODY),
     shapes={
         "gemini_generate": _shape(streamed=False),
         "gemini_stream": _shape(streamed=True),

@@ -11,6 +11,7 @@ from gateway.core.calls.call import BLOB_TOKENS, MediaPart, MediaPlaces
 from gateway.core.calls.recordings import SOUND_TOKENS_PER_SECOND
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import object_at
+from gateway.core.families.credit import OF_ALL, PREPAID, RECHARGE, begins, equals
 from gateway.core.families.family import (
     ApiFamily,
     BatchPaths,
@@ -25,6 +26,7 @@ from gateway.core.families.family import (
 from gateway.core.families.openai import calls, chat, media, mistral, realtime, responses
 from gateway.core.families.openai.calls import EXCLUSIONS, OBJECTS, keeps_chat, keeps_response
 from gateway.core.families.openai.sockets import ResponseMessages
+from gateway.core.families.seals import NOBODY
 from gateway.core.metering.stream import OpaqueMeter
 from gateway.core.model import Family
 from gateway.errors import Refusal
@@ -347,6 +349,30 @@ FAMILY = ApiFamily(
     objects=OBJECTS,
     batches=(BATCHES, *AT_AZURE),
     jobs=(RESPONSES, VIDEOS),
+    credit=(
+        *OF_ALL, *RECHARGE, PREPAID,
+        # help.openai.com/en/articles/6614457, 2026-11-30; the last one recorded 2025-06-17.
+        *equals(
+            429, "code", "credit_balance_exhausted", "organization_usage_limit_exceeded",
+            "organization_spend_limit_exceeded", "project_spend_limit_exceeded", "billing_not_active",
+        ),
+        # OpenAI's pictures; Groq: console.groq.com/docs/spend-limits, 2026-11-30.
+        *equals(400, "code", "billing_hard_limit_reached", "blocked_api_access"),
+        # Moonshot: forum.moonshot.ai/t/111; recorded 2025-12-29.
+        *equals(429, "type", "exceeded_current_quota_error"),
+        # xAI: recorded as 429 on 2026-02-23, as 403 on 2026-08-09. The first sentence names the team.
+        *(
+            begins(
+                status, "", "Your newly created team doesn't have any credits",
+                r"Your team\b[^.]*\b(?:used all available credits|reached its monthly spending limit)",
+            )
+            for status in (403, 429)
+        ),
+    ),
+    # Reasoning and compaction are sealed for an organization: another one's account answers 400
+    # invalid_encrypted_content (Wei-Shaw/sub2api#2863 and #3038, 2026-06-04; openai 3.51.0). OpenRouter and Gemini
+    # put the others beside a message of a chat. No page says that another account opens them.
+    seals=dict.fromkeys(("encrypted_content", "reasoning.encrypted", "signature", "thought_signature"), NOBODY),
     exclusions=EXCLUSIONS,
     models_at="/v1/models",
     lists=Listing(
