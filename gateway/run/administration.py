@@ -44,6 +44,7 @@ from gateway.run.health import (
     DISK,
     EVERY_PARTITION,
     OPEN_FILES,
+    ROWS,
     STOPPING,
     CachedLookup,
     Probe,
@@ -323,7 +324,7 @@ class Administration:
             "postgresql": database or self._reads_only or False,
             "redis": redis and well.get("redis", True),
             EVERY_PARTITION: every and well.get(EVERY_PARTITION, False),
-            **{name: well.get(name, True) for name in (DISK, CLOCK)},
+            **{name: well.get(name, True) for name in (ROWS, DISK, CLOCK)},
             OPEN_FILES: ours and well.get(OPEN_FILES, True),
             CONFIGURATION: is_last,
         }
