@@ -262,7 +262,7 @@ def of_rows(
 
     `unstored` is why a keeper stores none; `heard` is the last keeper's report, None if none is running.
     """
-    if unstored is not None:
+    if unstored is not None and any(count for count, _ in rows.values()):
         hint = hints.postgresql_hint(unstored.why, unstored.code) if "PostgreSQL" in unstored.why else ""
         hint = hint or hints.redis_hint(unstored.why)
         yield Finding(False, _ROWS, f"{unstored}; {hint}")

@@ -30,7 +30,7 @@ from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.moves import SlotMoves
 from gateway.counters.keeper.outbox import RefusedStream
-from gateway.counters.keeper.status import Presence, say_unstored
+from gateway.counters.keeper.status import Presence, UnstoredRows, say_unstored
 from gateway.counters.redis.cluster import Shards
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.script_errors import SCRIPT_ERRORS
@@ -138,8 +138,9 @@ PRICED_S_MAX = 20.0
 # How long the start of the admin port waits for verified counters, and how often that is checked.
 VERIFIED_S_MAX, VERIFIED_LOOK_S = 2.0, 0.02
 ACCOUNTS_SAID_MAX = 20
-# For how long flushes may fail, or the oldest row may wait, before `/readyz` says so.
-UNSTORED_S_MAX, ROWS_AGE_S_MAX = 10.0, 30.0
+# For how long flushes may fail, or the oldest row may wait, before `/readyz` says so. A server that restarts is
+# back before.
+UNSTORED_S_MIN, ROWS_AGE_S_MAX = 5.0, 30.0
 # Loops that need no pass until PostgreSQL was written to, apart from a few seconds' delay.
 OF_WRITES = frozenset({"clock changes", "dunning", "ids", "payments", "rating", "reconciler", "watcher"})
 APPLICATION = "tollkeeper-keeper"
@@ -225,6 +226,7 @@ class Keeper:
         self._flush_rows: dict[str, int] = {}
         self._flush_seconds, self._vitals = Histogram(), ProcessVitals("keeper")
         self._disk, self._waiting = DiskWatch(settings, log), dict[str, Any]()
+        self._says_unstored = False
         self._loops: list[asyncio.Task[None]] = []
         self._port: int | None = None
 
@@ -376,14 +378,20 @@ class Keeper:
     async def _count_waiting(self) -> None:
         self._waiting = await self._servers.waiting()
 
+    def _unstored(self) -> UnstoredRows | None:
+        found = self._servers.unstored()
+        return found if found is not None and found.seconds >= UNSTORED_S_MIN else None
+
     async def _say_unstored(self) -> None:
-        if (unstored := self._servers.unstored()) is not None:
+        """Store in Redis why no rows are stored, or, once, that they are again."""
+        unstored = self._unstored()
+        if unstored is not None or self._says_unstored:
             await say_unstored(self._wires, unstored)
+        self._says_unstored = unstored is not None
 
     def _rows_are_stored(self) -> bool | str:
         """Return True, or why rows were not stored for long: a flush fails, or waits for a lock."""
-        unstored = self._servers.unstored()
-        if unstored is not None and unstored.seconds >= UNSTORED_S_MAX:
+        if (unstored := self._unstored()) is not None:
             return str(unstored)
         oldest_s = float(self._waiting.get("outbox_oldest_seconds", 0.0))
         return oldest_s < ROWS_AGE_S_MAX or f"the oldest row waits for {oldest_s:,.0f} s"

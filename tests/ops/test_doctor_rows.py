@@ -57,11 +57,17 @@ async def test_doctor_repeats_the_error_of_a_keeper_that_stores_no_rows_with_a_r
     await wire.open()
     try:
         await say_unstored(wire, UnstoredRows(FULL, 12.4, "53100"))
+        (stored,) = await rows(valkey, "keeper")
+        with redis.Redis.from_url(valkey) as client:
+            client.xadd(keys.outbox(3), {"e": b"-"})
         first, _ = await rows(valkey, "keeper")
         await say_unstored(wire, UnstoredRows("Redis refused: NOPERM no", 3.0, "", "10.0.0.7:6379"))
         second, _ = await rows(valkey, "all")
+        await say_unstored(wire, None)
+        (third,) = await rows(valkey, "all")
     finally:
         await wire.close()
+    assert (stored.well, third.well) == (True, True)
     said = f"no row could be stored for 12 s: {FULL}; make room on the disk of PostgreSQL"
     assert first == Finding(False, "rows", said)
     said = "no row of 10.0.0.7:6379 could be stored for 3 s: Redis refused: NOPERM no"
