@@ -541,12 +541,14 @@ async def _of_keepers(
     if role == "serve":
         return found
     rows: dict[str, tuple[int, float]] = {}
-    for name, wire in connected.items():
-        count, oldest_ms = await AccountHeads(wire).depth()
-        now = servers[name].info.get("server_time_usec", "")
-        now_s = int(now) / 1e6 if now.isdecimal() else servers[name].asked_at
-        rows[name] = count, max(0.0, now_s - oldest_ms / 1_000) if oldest_ms else 0.0
-    return [*found, *of_rows(role, keeping, rows, await read_unstored(wires))]
+    with suppress(CountersRefused):  # a user who is no keeper's, which the user's finding names
+        for name, wire in connected.items():
+            count, oldest_ms = await AccountHeads(wire).depth()
+            now = servers[name].info.get("server_time_usec", "")
+            now_s = int(now) / 1e6 if now.isdecimal() else servers[name].asked_at
+            rows[name] = count, max(0.0, now_s - oldest_ms / 1_000) if oldest_ms else 0.0
+        found += of_rows(role, keeping, rows, await read_unstored(wires))
+    return found
 
 
 def _name_of(wires: RedisConnections, wire: RedisConnection) -> str:
