@@ -67,16 +67,16 @@ def looked_at(url: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
             connection.execute(_BOUNDS)
             yield connection
     except psycopg.Error as error:
-        said = complaint(error) + certificate_ended(str(error), url)
-        raise SchemaUnavailable(said, sqlstate=sqlstate(error)) from error
+        message = complaint(error) + certificate_ended(str(error), url)
+        raise SchemaUnavailable(message, sqlstate=sqlstate(error)) from error
 
 
-def certificate_ended(said: str, url: str) -> str:
+def certificate_ended(message: str, url: str) -> str:
     """Return " (it ended on …)" if a connection failed because the server's certificate has expired, else "".
 
-    `said` is the error, in which libpq does not give the date.
+    `message` is the error, in which libpq does not give the date.
     """
-    if "certificate verify failed" in said:
+    if "certificate verify failed" in message:
         with suppress(OSError, UnreadableCertificate):
             end = certificate_end(url)
             if end is not None and end < time.time():
@@ -87,8 +87,8 @@ def certificate_ended(said: str, url: str) -> str:
 def table_locks(url: str) -> list[TableLock]:
     """Return the locks of tables that others wait for, the oldest first; raise `SchemaUnavailable`."""
     with looked_at(url) as connection:
-        found = connection.execute(_LOCKS, (LOCKED_S_MIN,)).fetchall()
-    return [TableLock(few(tables or [part]), pid, seconds) for tables, part, pid, seconds in found]
+        locks = connection.execute(_LOCKS, (LOCKED_S_MIN,)).fetchall()
+    return [TableLock(few(tables or [part]), pid, seconds) for tables, part, pid, seconds in locks]
 
 
 def set_aside(url: str) -> tuple[list[str], int]:

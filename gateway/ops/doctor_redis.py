@@ -271,11 +271,11 @@ def of_rows(
         if age_s < ROWS_AGE_S_MAX:
             yield Finding(True, _ROWS, f"{count:,} wait{where}, none for long")
             continue
-        said = f"{count:,} wait{where}, the oldest for {age_s:,.0f} s"
+        message = f"{count:,} wait{where}, the oldest for {age_s:,.0f} s"
         if heard is None and role == _KEEPER:
-            yield Finding(True, _ROWS, f"{said}: the keeper that starts here stores them")
+            yield Finding(True, _ROWS, f"{message}: the keeper that starts here stores them")
         else:
-            yield Finding(False, _ROWS, f"{said}; {hints.ROWS}")
+            yield Finding(False, _ROWS, f"{message}; {hints.ROWS}")
 
 
 _UNHEARD = Finding(
@@ -537,9 +537,9 @@ async def _of_keepers(
     except CountersRefused:  # a user of an older deploy/users.acl: the user's finding names the right
         return [_UNHEARD]
     ran_before = any(server.confirmed for server in servers.values())
-    found = [*of_keeper(settings, role, keeping, ran_before)]
+    findings = [*of_keeper(settings, role, keeping, ran_before)]
     if role == "serve":
-        return found
+        return findings
     rows: dict[str, tuple[int, float]] = {}
     with suppress(CountersRefused):  # a user who is no keeper's, which the user's finding names
         for name, wire in connected.items():
@@ -547,8 +547,8 @@ async def _of_keepers(
             now = servers[name].info.get("server_time_usec", "")
             now_s = int(now) / 1e6 if now.isdecimal() else servers[name].asked_at
             rows[name] = count, max(0.0, now_s - oldest_ms / 1_000) if oldest_ms else 0.0
-        found += of_rows(role, keeping, rows, await read_unstored(wires))
-    return found
+        findings += of_rows(role, keeping, rows, await read_unstored(wires))
+    return findings
 
 
 def _name_of(wires: RedisConnections, wire: RedisConnection) -> str:

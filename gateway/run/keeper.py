@@ -379,8 +379,8 @@ class Keeper:
         self._waiting = await self._servers.waiting()
 
     def _unstored(self) -> UnstoredRows | None:
-        found = self._servers.unstored()
-        return found if found is not None and found.seconds >= UNSTORED_S_MIN else None
+        unstored = self._servers.unstored()
+        return unstored if unstored is not None and unstored.seconds >= UNSTORED_S_MIN else None
 
     async def _say_unstored(self) -> None:
         """Store in Redis why no rows are stored, or, once, that they are again."""

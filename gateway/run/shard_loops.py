@@ -174,10 +174,10 @@ class AllShardLoops:
 
     def unstored(self) -> UnstoredRows | None:
         """Return why no rows of a server are stored, of the server for which that is so for longest."""
-        found = [(one.trouble, one.wire) for one in self._kept.values() if one.trouble is not None]
-        if not found:
+        failing = [(loops.trouble, wire) for wire, loops in self._kept.items() if loops.trouble is not None]
+        if not failing:
             return None
-        (since, error), wire = min(found, key=lambda one: one[0][0])
+        (since, error), wire = min(failing, key=lambda failure: failure[0][0])
         address = wire.address
         server = f"{address.host}:{address.port}" if address.members or address.shards else ""
         why = error.message if isinstance(error, TollkeeperError) else type(error).__name__

@@ -173,8 +173,8 @@ def schema_status(url: str) -> SchemaStatus:
 
         [clock] = row("SELECT extract(epoch FROM clock_timestamp())::float8")
         unusable = why_unusable(*row(SERVER))
-        found = row(STATUS) if row(THERE)[0] else None
-        return SchemaStatus(*(found or (None,)))._replace(clock=clock, unusable=unusable)
+        version = row(STATUS) if row(THERE)[0] else None
+        return SchemaStatus(*(version or (None,)))._replace(clock=clock, unusable=unusable)
 
 
 def runs_from(scripts: ScriptDirectory) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import cast
 
@@ -23,6 +24,13 @@ from tests.persistence.migrated import migrated, shared, template
 from tests.waiting import eventually
 
 __all__ = ["migrated", "shared", "template"]
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A connection, of which its address alone is asked."""
+
+    address: Address
 
 
 class LeavingServer:
@@ -63,13 +71,12 @@ def test_unstored_rows_name_the_server_that_has_failed_longest() -> None:
     full.__cause__ = DiskFull()
     asked = CountersRefused("Redis refused: ASK 11214 127.0.0.1:7002")
     for port, trouble in ((7000, None), (7001, (now - 40, asked)), (7002, (now - 20, full))):
-        wire = SimpleNamespace(address=Address("127.0.0.1", port, members=(("127.0.0.1", 7000),)))
-        kept = cast("ShardLoops", SimpleNamespace(wire=wire, trouble=trouble))
-        servers._kept[cast("RedisConnection", object())] = kept
+        wire = Wire(Address("127.0.0.1", port, members=(("127.0.0.1", 7000),)))
+        servers._kept[cast("RedisConnection", wire)] = cast("ShardLoops", SimpleNamespace(trouble=trouble))
     said = str(servers.unstored())
     assert said.startswith("no row of 127.0.0.1:7001 could be stored for 4")
     assert said.endswith(f" s: {asked.message}")
-    servers._kept = {wire: kept for wire, kept in servers._kept.items() if kept.wire.address.port == 7002}
+    servers._kept = {wire: kept for wire, kept in servers._kept.items() if wire.address.port == 7002}
     unstored = servers.unstored()
     assert unstored is not None
     assert (unstored.server, unstored.why, unstored.code) == ("127.0.0.1:7002", full.message, "53100")

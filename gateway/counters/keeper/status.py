@@ -293,14 +293,14 @@ class UnstoredRows:
         return f"no row{whose} could be stored for {self.seconds:,.0f} s: {self.why}"
 
 
-async def say_unstored(wires: RedisConnections, said: UnstoredRows | None) -> None:
+async def say_unstored(wires: RedisConnections, unstored: UnstoredRows | None) -> None:
     """Store why no rows are stored, for `UNSTORED_KEPT_S` seconds, or None: they are again.
 
     CountersUnavailable without Redis.
     """
     command = [b"DEL", _UNSTORED]
-    if said is not None:
-        command = [b"SET", _UNSTORED, msgspec.json.encode(said), b"EX", b"%d" % UNSTORED_KEPT_S]
+    if unstored is not None:
+        command = [b"SET", _UNSTORED, msgspec.json.encode(unstored), b"EX", b"%d" % UNSTORED_KEPT_S]
     await in_task(wires.of_key(_UNSTORED).send(encode(*command)))
 
 

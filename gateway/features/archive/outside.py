@@ -19,8 +19,8 @@ def months_findings(url: str) -> list[Finding]:
     except SchemaUnavailable as error:
         if error.sqlstate not in {LOCK_NOT_AVAILABLE, QUERY_CANCELED}:  # another finding says it
             return []
-        said = f"whether rows have no partition of their month could not be asked: {error.message}"
-        return [Finding(None, "postgresql", said)]
+        message = f"whether rows have no partition of their month could not be asked: {error.message}"
+        return [Finding(None, "postgresql", message)]
     for ledger, first, last, rows in outside:
         many = f"{rows:,}" if rows < ROWS_TOLD_MAX else f"{rows:,} or more"
         months = f"{first:%Y-%m}" if first == last else f"{first:%Y-%m} to {last:%Y-%m}"
