@@ -248,8 +248,12 @@ async def listed(subject: str, ask: Callable[..., Iterable[Finding]], *given: ob
 
 
 async def _of_features(settings: Settings) -> AsyncIterator[Finding]:
+    """Yield the findings of features, and last on the locks for which these, or others, had to wait."""
     for feature in features():
         async for finding in feature.findings(settings):
+            yield finding
+    with suppress(SchemaUnavailable, TimeoutError):  # a server that is away is named above
+        for finding in await _answered(lambda: [*_of_locks(settings.database_url)]):
             yield finding
 
 
@@ -350,15 +354,6 @@ def _day(moment: float) -> str:
 
 
 async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
-    """Yield findings on PostgreSQL, and last on the locks for which these, or rows, had to wait."""
-    async for finding in _database(settings, role):
-        yield finding
-    with suppress(SchemaUnavailable, TimeoutError):  # a server that is away is named above
-        for finding in await _answered(lambda: [*_of_locks(settings.database_url)]):
-            yield finding
-
-
-async def _database(settings: Settings, role: str) -> AsyncIterator[Finding]:
     """Yield findings on the database as the keeper's user sees it, and on a separate owner."""
     from persistence.keeper.sweeps import certificate_end  # heavy to load
     from persistence.schema.database import refuse_other  # heavy to load
@@ -425,6 +420,8 @@ def _of_set_aside(url: str) -> Iterator[Finding]:
 
 
 def _of_locks(url: str) -> Iterator[Finding]:
+    if not url:
+        return
     from persistence.examining import table_locks  # heavy to load
 
     for tables, pid, seconds in table_locks(url):
