@@ -30,7 +30,7 @@ from gateway.core.accounts.administration import count_rows
 from gateway.errors import StoreUnavailable
 from gateway.files import UrlFile, is_readable
 from persistence.address import CONNECT, dialect_url, plain_url
-from persistence.error_mapping import QUERY_CANCELED, complaint, quiet, sqlstate, translated
+from persistence.error_mapping import QUERY_CANCELED, complaint, quiet, sqlstate, translated, translating
 
 # Counted connections to PostgreSQL: busy ones, waiting requests, and failures.
 
@@ -214,11 +214,14 @@ async def looking(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 @asynccontextmanager
 async def apart(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Yield a transaction over a separate connection, for work that lasts as long as a slow client reads."""
+    """Yield a transaction over a separate connection, for work that lasts as long as a slow client reads.
+
+    Its errors become errors of the API, also where no connection can be had.
+    """
     own = create_async_engine(engine.url, poolclass=NullPool, hide_parameters=True, connect_args=CONNECT)
     _log_in(own, engine.get_execution_options()[_FILE])
     quiet(own)
-    async with own.begin() as connection:
+    async with translating(own.begin()) as connection:
         yield connection
 
 

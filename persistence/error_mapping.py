@@ -121,6 +121,16 @@ def sqlstate(error: BaseException) -> str:
     return (found.sqlstate or "") if found is not None else ""
 
 
+def code_of(error: BaseException) -> str:
+    """Return PostgreSQL's code of an error, or of the error that caused it; "" if none has one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if state := sqlstate(cause):
+            return state
+        cause = cause.__cause__
+    return ""
+
+
 def lock_within(
     connection: Connection, lock: TextClause, values: Mapping[str, object], wait_s: int, taken: str
 ) -> None:
@@ -157,8 +167,18 @@ def translated(error: Exception) -> Exception:
         return refusals[state]()
     unreachable = state[:2] in {"", "08", "53", "57"} or state in {*TRY_AGAIN, READ_ONLY}
     if isinstance(error, (DBAPIError, PoolTimeout, OSError)) and unreachable:
-        return StoreUnavailable()
+        return StoreUnavailable(_LACKS.get(state) or _LACKS.get(state[:2]))
     return error
+
+
+# What a server that answers lacks, by SQLSTATE or its class (PostgreSQL 18, Appendix A).
+_LACKS = {
+    "53": "PostgreSQL lacks resources; try again in a moment.",
+    "53100": "The disk of PostgreSQL is full; nothing can be written until it has room.",
+    "53200": "PostgreSQL has no memory left; try again in a moment.",
+    "53300": "PostgreSQL has no connection left; try again in a moment.",
+    READ_ONLY: "PostgreSQL reads only; nothing can be written until its primary answers here.",
+}
 
 
 @asynccontextmanager

@@ -33,7 +33,14 @@ from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLette
 from gateway.core.billing.finance import LegPlace, ReportPeriod
 from gateway.core.capabilities import CAPABILITIES, WAITS
 from gateway.core.integrity.recovery import NewestWrite
-from gateway.errors import CapabilityNeeded, Conflict, CountersUnavailable, NotFound, TrialEnded
+from gateway.errors import (
+    CapabilityNeeded,
+    Conflict,
+    CountersUnavailable,
+    NotFound,
+    StoreUnavailable,
+    TrialEnded,
+)
 from persistence import apply_transaction, entity, ids
 from persistence import engine as engines
 from persistence.apply_transaction import CAPABLE_OF, ApplyTransaction
@@ -91,7 +98,7 @@ class Trials:
                     while self._under_way:
                         self._end({*await connection.scalars(_WAITED_FOR)})
                         await asyncio.sleep(self._look_s)
-        except (SQLAlchemyError, OSError):
+        except (SQLAlchemyError, StoreUnavailable):
             self._end({*self._under_way})  # nobody knows who waits
         finally:
             self._looking = None

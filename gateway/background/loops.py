@@ -40,6 +40,8 @@ NAME_CHARS_MAX = 200
 # The interval between two log lines of the same fault; a line has the number of failures since the last.
 FAULT_EACH_S = 60.0
 REDIS, POSTGRESQL = "redis", "postgresql"
+# Classes of SQLSTATE of a server that answers: it lacks resources, or only reads.
+REFUSING = frozenset({"25", "53"})
 # The scope of a failure: a whole pass of a loop, or one item.
 PASS, ITEM = "pass", "item"
 LOOK_INTERVAL_S = 15.0
@@ -68,6 +70,8 @@ def is_store_away(error: Exception) -> bool:
 class Isolation:
     """Counts failures by loop, and logs some of them. `is_away` recognises further errors of a whole server.
 
+    `code` returns the SQLSTATE of an error, or "".
+
     The `name` parameters of its methods give an item's name in the log: no text from callers, and no secret.
     """
 
@@ -76,8 +80,10 @@ class Isolation:
         log: Callable[..., None] = lambda *_, **__: None,
         is_away: Callable[[Exception], bool] = lambda _: False,
         seconds: Callable[[], float] = time.monotonic,
+        *,
+        code: Callable[[Exception], str] = lambda _: "",
     ) -> None:
-        self._log, self._is_away, self._seconds = log, is_away, seconds
+        self._log, self._is_away, self._seconds, self._code = log, is_away, seconds, code
         self._failed: Counter[tuple[str, str]] = Counter()
         self._untold = UnreportedFailures()
 
@@ -92,17 +98,17 @@ class Isolation:
         self.say("loop failed", loop, error)
 
     def say(self, event: str, loop: str, error: Exception) -> None:
-        """Log a failure, at most once a minute for the same fault.
+        """Log a failure, at most once a minute for the same fault: each SQLSTATE is one.
 
         A server that is away is one fault of all loops.
         """
-        server = self._server_away(error)
-        cause = "" if server else f"{loop} {type(error).__name__}"
+        server, code = self._server_away(error), self._code(error)
+        cause = code if server else f"{loop} {type(error).__name__} {code}"
         count = self._untold.note(server or event, cause, self._seconds(), FAULT_EACH_S)
         if count:
             facts = {"loop": loop, "error": repr(error), "failures": count}
             if server:
-                event = f"{server} does not answer"
+                event = f"{server} {'refuses' if code[:2] in REFUSING else 'does not answer'}"
                 facts["do"] = f"look at {_URLS[server]} and the server; tollkeeper doctor says what is wrong"
             self._log(event, **facts, level="error")
 

@@ -64,7 +64,7 @@ def doctor(
     """Check settings, Redis, PostgreSQL and upstreams; exit 1 if anything is wrong, not for ? (not told)."""
     import asyncio  # each command loads what it needs
 
-    from gateway.ops.doctor import examine
+    from gateway.ops.doctor import LeftThreads, examine
     from gateway.run.serving import resolved
 
     directory = str(data_dir) if data_dir else None
@@ -74,6 +74,7 @@ def doctor(
 
     async def look() -> bool:
         found = []
+        asyncio.get_running_loop().set_default_executor(LeftThreads())
         async for finding in examine(settings, role):
             found.append({"subject": finding.subject, "well": finding.well, "says": finding.says})
             if not as_json:

@@ -11,13 +11,15 @@ import errno
 import ssl
 import stat
 import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.credentials import peppers_of
@@ -75,11 +77,11 @@ async def replica_findings(url: str, read_url: str, shown: str, answer_s_max: fl
 
     `shown` is the replica's address in the message. A replica that does not answer in time cannot be used.
     """
-    from persistence.engine import examine  # heavy to load
+    from persistence.engine import examine, within  # heavy to load
 
     try:
-        async with asyncio.timeout(answer_s_max):
-            well, says = await examine(url, read_url)
+        # A server that is silent does not end what is cancelled either.
+        well, says = await within(examine(url, read_url), answer_s_max)
     except TimeoutError:
         well, says = False, f"gives no answer within {answer_s_max:g} s"
     rest = "" if well else "; until then all is read at TOLLKEEPER_DATABASE_URL"
@@ -87,6 +89,8 @@ async def replica_findings(url: str, read_url: str, shown: str, answer_s_max: fl
 
 
 T = TypeVar("T")
+# What blocks is waited for this long.
+BLOCKING_S_MAX = 2 * ANSWER_MAX_S
 # A gateway worker that accepts fewer connections, because it may open too few files, is a failed check.
 CONNECTIONS_FEW = 1_000
 
@@ -95,7 +99,7 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
     """Yield findings on what a process of this role (`serve`, `keeper`, or `all`) needs."""
     for finding in _of_settings(settings, role):
         yield finding
-    for finding in _of_this_machine(settings, role):
+    for finding in await listed("data directory", _of_this_machine, settings, role):
         yield finding
     if settings.redis_url:
         async for finding in examine_redis(settings, role):
@@ -114,7 +118,7 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             yield finding
     for target in _called(settings) if role != "keeper" else ():
         yield await _upstream_in_use(target)
-    for finding in _of_fields(settings) if role != "keeper" else ():
+    for finding in await listed("data directory", _of_fields, settings) if role != "keeper" else ():
         yield finding
     async for finding in _issuers(settings, role):
         yield finding
@@ -228,9 +232,50 @@ def _why_unwritable(place: Path) -> str:
         return "" if error.errno == errno.ENOSPC else error.strerror or str(error)
 
 
+class LeftThreads(ThreadPoolExecutor):
+    """Runs each work in a thread that ends with the process: nobody waits for a disk or a name server."""
+
+    def submit(self, work: Callable[..., T], /, *given: Any, **named: Any) -> Future[T]:
+        future = Future[T]()
+        future.set_running_or_notify_cancel()
+
+        def run() -> None:
+            try:
+                future.set_result(work(*given, **named))
+            except BaseException as error:  # noqa: BLE001  # who waits for it raises it
+                future.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Return at once."""
+
+
+async def _answered(ask: Callable[..., T], *given: object) -> T:
+    """Return the result of a function that blocks; raise `TimeoutError` after `BLOCKING_S_MAX`."""
+    async with asyncio.timeout(BLOCKING_S_MAX):
+        return await asyncio.to_thread(ask, *given)
+
+
+async def listed(subject: str, ask: Callable[..., Iterable[Finding]], *given: object) -> list[Finding]:
+    """Return the findings of a function that blocks, or the one that it gives no answer."""
+    try:
+        return await _answered(lambda: [*ask(*given)])
+    except TimeoutError:
+        return [Finding(False, subject, f"gives no answer within {BLOCKING_S_MAX:g} s")]
+    except SchemaUnavailable as error:
+        hint = hints.postgresql_hint(error.message, error.sqlstate)
+        return [Finding(False, subject, f"{error.message}; {hint}")]
+
+
 async def _of_features(settings: Settings) -> AsyncIterator[Finding]:
+    """Yield the findings of features, and last on the locks for which these, or others, had to wait."""
     for feature in features():
         async for finding in feature.findings(settings):
+            yield finding
+    with suppress(SchemaUnavailable, TimeoutError):  # a server that is away is named above
+        for finding in await _answered(lambda: [*_of_locks(settings.database_url)]):
             yield finding
 
 
@@ -247,10 +292,11 @@ async def _issuers(settings: Settings, role: str) -> AsyncIterator[Finding]:
 async def _issuer(issuer: Issuer, named: str = "", read: Read = read_keys) -> Finding:
     subject = named or f"issuer {issuer.issuer}"
     try:
-        found = await asyncio.to_thread(read, issuer)
-    except UnreadableKeys as error:
-        said = f"its keys cannot be read, so its tokens are refused: {error.message}"
-        return Finding(False, subject, f"{said}; {hints.issuer_hint(error.message)}")
+        found = await _answered(read, issuer)
+    except (UnreadableKeys, TimeoutError) as error:
+        why = str(error) or f"no answer within {BLOCKING_S_MAX:g} s"
+        said = f"its keys cannot be read, so its tokens are refused: {why}"
+        return Finding(False, subject, f"{said}; {hints.issuer_hint(why)}")
     usable = [name for name in issuer.algorithms if any(key.fits(name) for key in found.keys)]
     if not usable:
         said = f"none of its {len(found.keys)} keys is for {', '.join(issuer.algorithms)}"
@@ -291,10 +337,13 @@ async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
         return Finding(False, subject, f"{said}; {hints.upstream_hint(why)}")
     signer = signer_of(target)
     if signer is not None:
-        await asyncio.to_thread(signer.renew, time.time())
-        if signer.why:
+        late = f"no answer within {BLOCKING_S_MAX:g} s"
+        with suppress(TimeoutError):
+            await _answered(signer.renew, time.time())
+            late = ""
+        if why := late or signer.why:
             said = f"its credentials by auth: {target.auth} cannot be had, so its calls are refused"
-            return Finding(False, subject, f"{said}: {signer.why}")
+            return Finding(False, subject, f"{said}: {why}")
     taken, key = await _keys_of(target) if not named else (True, "")
     until = f", its certificate is valid until {_day(end)}" if end else ""
     through = f" through the proxy {target.via}" if target.via is not None else ""
@@ -345,37 +394,70 @@ async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
         yield Finding(False, "postgresql", f"{shown}: {error.message}")
         return
     except Exception as error:  # noqa: BLE001  # the driver's message is the finding
-        first = (str(error).strip().splitlines() or [f"no answer within {ANSWER_MAX_S * 2:g} s"])[0]
+        first = (str(error).strip().splitlines() or [f"no answer within {BLOCKING_S_MAX:g} s"])[0]
         code = error.sqlstate if isinstance(error, SchemaUnavailable) else ""
         yield Finding(False, "postgresql", f"{shown}: {first}; {hints.postgresql_hint(first, code)}")
         return
     until = f", its certificate is valid until {_day(end)}" if end else ""
     newer = f", newer than this program's {NEEDED}, which runs on it" if found.is_newer() else ""
     yield Finding(True, "postgresql", f"{shown} has schema version {found.version}{newer}{until}")
-    for seen in await asyncio.to_thread(doctor_redis.postgresql_user_findings, url, settings.owner_url):
-        yield Finding(*seen)
     # A keeper without other processes needs no owner, unless it archives.
     lone = role == "keeper" and not settings.archive_calls_after_months
     owner_url = settings.database_owner_url if lone else settings.owner_url
-    for one in await asyncio.to_thread(list, pooler_findings(url, owner_url)):
-        yield one
+    looks: list[tuple[str, Callable[..., Iterable[Finding]], tuple[object, ...]]] = [
+        ("postgresql user", _of_users, (url, settings.owner_url)),
+        ("postgresql pooler", pooler_findings, (url, owner_url)),
+        ("rows", _of_set_aside, (url,)),
+        ("postgresql", _of_maxima, (settings, url)),
+    ]
+    if settings.key_pepper:
+        looks.append(("pepper", of_credentials, (url, peppers_of(settings))))
+    for subject, look, given in looks:
+        for finding in await listed(subject, look, *given):
+            yield finding
     if settings.database_read_url:
         shown = without_password(settings.database_read_url)
-        yield Finding(*await replica_findings(url, settings.database_read_url, shown, ANSWER_MAX_S * 2))
-    for finding in await asyncio.to_thread(lambda: [*_of_maxima(settings, url)]):
-        yield finding
-    if settings.key_pepper:
-        for finding in await asyncio.to_thread(lambda: list(of_credentials(url, peppers_of(settings)))):
-            yield finding
+        yield Finding(*await replica_findings(url, settings.database_read_url, shown, BLOCKING_S_MAX))
+
+
+def _of_users(url: str, owner_url: str) -> Iterator[Finding]:
+    for seen in doctor_redis.postgresql_user_findings(url, owner_url):
+        yield Finding(*seen)
+
+
+def _of_set_aside(url: str) -> Iterator[Finding]:
+    """Yield findings on accounts in quarantine, and on dead letters."""
+    from persistence.examining import few, set_aside  # heavy to load
+
+    accounts, letters = set_aside(url)
+    if accounts:
+        said = (
+            f"accounts in quarantine: {len(accounts):,} ({few(accounts)}), and what they use becomes no rows"
+        )
+        yield Finding(False, "rows", f"{said}; {hints.QUARANTINE}")
+    if letters:
+        yield Finding(False, "rows", f"dead letters, which are no rows: {letters:,}; {hints.LETTERS}")
+    if not accounts and not letters:
+        yield Finding(True, "rows", "no account is in quarantine, and there is no dead letter")
+
+
+def _of_locks(url: str) -> Iterator[Finding]:
+    if not url:
+        return
+    from persistence.examining import table_locks  # heavy to load
+
+    for tables, pid, seconds in table_locks(url):
+        by = "a prepared transaction" if pid is None else f"pid {pid}"
+        how_long = "" if seconds is None else f", for {seconds:,.0f} s"
+        mends = hints.PREPARED if pid is None else hints.LOCKED.format(pid)
+        yield Finding(False, "postgresql", f"{tables} is locked by {by}{how_long}: {mends}")
 
 
 def _of_maxima(settings: Settings, url: str) -> Iterator[Finding]:
     """Yield upstreams without a known maximum of output, if the gateway adds one to calls."""
     from persistence.schema.roles import binding_rules  # heavy to load
 
-    rules: list[str] = []
-    with suppress(SchemaUnavailable):
-        rules = binding_rules(url)
+    rules = binding_rules(url)
     for target in _called(settings) if rules else ():
         if _takes_any_maximum(target):
             of = " and ".join(rules)
@@ -393,8 +475,3 @@ def _takes_any_maximum(target: UpstreamTarget) -> bool:
     known = facts is not None and (facts.listed or facts.output_max is not None or facts.context is not None)
     built_in = target.base_url in {one.base_url for one in default_table({}).upstreams}
     return target.family in {"", "openai"} and not known and not built_in
-
-
-async def _answered(ask: Callable[[str], T], url: str) -> T:
-    async with asyncio.timeout(ANSWER_MAX_S * 2):
-        return await asyncio.to_thread(ask, url)

@@ -20,7 +20,14 @@ from gateway.counters.admission.empty_accounts import StoredEmptyAccount, read_e
 from gateway.counters.admission.stored import services_of, version_standing
 from gateway.counters.history_guard import ask_word, history, moving_partitions
 from gateway.counters.keeper import client
-from gateway.counters.keeper.status import PRESENCE_KEPT_S, KeeperInfo, heard
+from gateway.counters.keeper.status import (
+    PRESENCE_KEPT_S,
+    AccountHeads,
+    KeeperInfo,
+    UnstoredRows,
+    heard,
+    read_unstored,
+)
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import (
     WHY,
@@ -235,12 +242,42 @@ def _findings(place: Place, said: _ReplicaStatus) -> Iterator[Finding]:
 
 # Checks whether a keeper runs, and whether all processes use the same pepper for credentials.
 
-_KEEPER, _PEPPER = "keeper", "pepper"
+_KEEPER, _PEPPER, _ROWS = "keeper", "pepper", "rows"
 _UNREADABLE = (
     "start the keeper of a newer version if there was one, else let them be rebuilt"
     " (deploy/README.md, TollkeeperLeftAlone)"
 )
 _NAMES = "TOLLKEEPER_KEY_PEPPER, or TOLLKEEPER_EARLIER_KEY_PEPPERS"
+
+
+# A row that waits longer is behind: rows are stored some tenths of a second after their calls.
+ROWS_AGE_S_MAX = 10.0
+
+
+def of_rows(
+    role: str,
+    heard: KeeperInfo | None,
+    rows: Mapping[str, tuple[int, float]],
+    unstored: UnstoredRows | None,
+) -> Iterator[Finding]:
+    """Yield findings on rows that wait in Redis: by server how many, and for how many seconds the oldest.
+
+    `unstored` is why a keeper stores none; `heard` is the last keeper's report, None if none is running.
+    """
+    if unstored is not None and any(count for count, _ in rows.values()):
+        hint = hints.postgresql_hint(unstored.why, unstored.code) if "PostgreSQL" in unstored.why else ""
+        hint = hint or hints.redis_hint(unstored.why)
+        yield Finding(False, _ROWS, f"{unstored}; {hint}")
+    for server, (count, age_s) in rows.items():
+        where = f" at {server.partition(' ')[2]}" if server != "redis" else ""
+        if age_s < ROWS_AGE_S_MAX:
+            yield Finding(True, _ROWS, f"{count:,} wait{where}, none for long")
+            continue
+        message = f"{count:,} wait{where}, the oldest for {age_s:,.0f} s"
+        if heard is None and role == _KEEPER:
+            yield Finding(True, _ROWS, f"{message}: the keeper that starts here stores them")
+        else:
+            yield Finding(False, _ROWS, f"{message}; {hints.ROWS}")
 
 
 _UNHEARD = Finding(
@@ -445,9 +482,10 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         await wires.open()
         if not await wires.connected_within(ANSWER_MAX_S):
             yield Finding(False, "redis", f"{shown}: {wires.trouble}; {hints.redis_hint(wires.trouble)}")
-        servers = {_name_of(wires, one): await _asked(one, address) for one in wires.wires if one.connected}
+        connected = {_name_of(wires, one): one for one in wires.wires if one.connected}
+        servers = {name: await _asked(one, address) for name, one in connected.items()}
         lists = {name: await _read(wires, name.encode()) for name in _LISTS}
-        keeping, may_ask = await _keeping(wires)
+        of_keepers = await _of_keepers(settings, role, wires, connected, servers)
         empty = await read_empty_accounts(wires)
     except (TollkeeperError, OSError, TimeoutError) as error:
         why = str(error).rstrip(": ") or f"no answer within {ANSWER_MAX_S:g} s"
@@ -466,7 +504,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
     ran_before = any(server.confirmed for server in servers.values())
     for finding in (*_of_accounts(empty.values()), *(_missing(lists) if ran_before else ())):
         yield finding
-    for finding in of_keeper(settings, role, keeping, ran_before) if may_ask else (_UNHEARD,):
+    for finding in of_keepers:
         yield finding
     for finding in _services(settings, lists[keys.CATALOGUE]) if role != "keeper" else ():
         yield finding
@@ -504,12 +542,31 @@ def _missing(lists: Mapping[str, Reply | CountersRefused]) -> Iterator[Finding]:
         yield Finding(False, "redis", f"{said}; {hint}")
 
 
-async def _keeping(wires: RedisConnections) -> tuple[KeeperInfo | None, bool]:
-    """Return the newest keeper's report, and whether this user may read it."""
+async def _of_keepers(
+    settings: Settings,
+    role: str,
+    wires: RedisConnections,
+    connected: Mapping[str, RedisConnection],
+    servers: Mapping[str, _Server],
+) -> list[Finding]:
+    """Return findings on the keepers, and, for one of them, on the rows that wait at connected servers."""
     try:
-        return await heard(wires), True
+        keeping = await heard(wires)
     except CountersRefused:  # a user of an older deploy/users.acl: the user's finding names the right
-        return None, False
+        return [_UNHEARD]
+    ran_before = any(server.confirmed for server in servers.values())
+    findings = [*of_keeper(settings, role, keeping, ran_before)]
+    if role == "serve":
+        return findings
+    rows: dict[str, tuple[int, float]] = {}
+    with suppress(CountersRefused):  # a user who is no keeper's, which the user's finding names
+        for name, wire in connected.items():
+            count, oldest_ms = await AccountHeads(wire).depth()
+            now = servers[name].info.get("server_time_usec", "")
+            now_s = int(now) / 1e6 if now.isdecimal() else servers[name].asked_at
+            rows[name] = count, max(0.0, now_s - oldest_ms / 1_000) if oldest_ms else 0.0
+        findings += of_rows(role, keeping, rows, await read_unstored(wires))
+    return findings
 
 
 def _name_of(wires: RedisConnections, wire: RedisConnection) -> str:

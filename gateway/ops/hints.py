@@ -51,6 +51,14 @@ _REDIS_HINTS = (
     ),
     ("", f"look at {REDIS_URL}, and at the server"),
 )
+LOCKED = "rows and questions wait for it; let it end, or SELECT pg_terminate_backend({})"
+PREPARED = "rows and questions wait for it; COMMIT or ROLLBACK PREPARED (pg_prepared_xacts)"
+ROWS = "see the log of the keepers, and the other lines here"
+QUARANTINE = (
+    "see why by tollkeeper quarantine list, then tollkeeper quarantine release (deploy/README.md,"
+    " TollkeeperAccountsQuarantined)"
+)
+LETTERS = "see why by tollkeeper deadletter list (deploy/README.md, TollkeeperDeadLetters)"
 _RIGHTS = (
     "migrate needs the owner of the database, a keeper one who is in the role <database>_writer"
     " (deploy/README.md, PostgreSQL)"
@@ -69,7 +77,7 @@ _BY_SQLSTATE = {
     "42P01": "run tollkeeper migrate",
     "42883": "run tollkeeper migrate",
     "57014": "try again, or allow statements more time (statement_timeout)",
-    "55P03": "try again, or allow more time for locks (lock_timeout)",
+    "55P03": "see who has the lock (pg_locks), and try again",
     "57P03": "wait: it starts, or ends",
     "57": "wait until PostgreSQL has started again",
 }

@@ -45,6 +45,7 @@ from gateway.run.health import (
     DISK,
     EVERY_PARTITION,
     OPEN_FILES,
+    ROWS,
     STOPPING,
     CachedLookup,
     Probe,
@@ -331,7 +332,7 @@ class Administration:
             "postgresql": database or self._write_trouble or False,
             "redis": well.get("redis", True) if redis else away,
             EVERY_PARTITION: every_well if every else away,
-            **{name: well.get(name, True) for name in (DISK, CLOCK)},
+            **{name: well.get(name, True) for name in (ROWS, DISK, CLOCK)},
             OPEN_FILES: ours and well.get(OPEN_FILES, True),
             CONFIGURATION: is_last,
         }

@@ -60,6 +60,8 @@ BACKLOG = 1_024
 EVERY_PARTITION = "every_partition"
 # Whether the running settings are those of the configuration file.
 CONFIGURATION = "configuration"
+# Whether a keeper stores rows in PostgreSQL.
+ROWS = "rows"
 # Whether there is room on the disks of our directories.
 DISK = "disk"
 # Whether each process can open more files.

@@ -31,7 +31,7 @@ from gateway.counters.admission.empty_accounts import read_empty_accounts
 from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.moves import SlotMoves
 from gateway.counters.keeper.outbox import RefusedStream
-from gateway.counters.keeper.status import Presence
+from gateway.counters.keeper.status import Presence, UnstoredRows, say_unstored
 from gateway.counters.redis.cluster import Shards
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.script_errors import SCRIPT_ERRORS
@@ -43,6 +43,7 @@ from gateway.run import shard_loops
 from gateway.run.admin_process import AdminProcess, LoopFacts
 from gateway.run.health import (
     EVERY_PARTITION,
+    ROWS,
     DiskWatch,
     ProcessVitals,
     RedisState,
@@ -139,6 +140,9 @@ PRICED_S_MAX = 20.0
 # How long the start of the admin port waits for verified counters, and how often that is checked.
 VERIFIED_S_MAX, VERIFIED_LOOK_S = 2.0, 0.02
 ACCOUNTS_SAID_MAX = 20
+# For how long flushes may fail, or the oldest row may wait, before `/readyz` says so. A server that restarts is
+# back before.
+UNSTORED_S_MIN, ROWS_AGE_S_MAX = 5.0, 30.0
 # Loops that need no pass until PostgreSQL was written to, apart from a few seconds' delay.
 OF_WRITES = frozenset({"clock changes", "dunning", "ids", "payments", "rating", "reconciler", "watcher"})
 APPLICATION = "tollkeeper-keeper"
@@ -223,7 +227,8 @@ class Keeper:
         self._gauges, self._growth = self._looked_up(), metrics.LastGrowth()
         self._flush_rows: dict[str, int] = {}
         self._flush_seconds, self._vitals = Histogram(), ProcessVitals("keeper")
-        self._disk, self._waiting = DiskWatch(settings, log), dict[str, object]()
+        self._disk, self._waiting = DiskWatch(settings, log), dict[str, Any]()
+        self._says_unstored = False
         self._loops: list[asyncio.Task[None]] = []
         self._port: int | None = None
 
@@ -303,7 +308,7 @@ class Keeper:
             Loop("reconciler", 10.0, (call(self._reconciler.sample),), quiet=away),
             Loop("nightly comparison", 60.0, (call(self._reconciler.look_at_night),)),
             # A few commands for each server of Redis.
-            Loop("waiting", 2.0, (call(self._count_waiting),)),
+            Loop("waiting", 2.0, (call(self._count_waiting), call(self._say_unstored)), quiet=away),
         )
         return [replace(row, writes=agenda) if row.name in OF_WRITES else row for row in rows]
 
@@ -376,6 +381,24 @@ class Keeper:
     async def _count_waiting(self) -> None:
         self._waiting = await self._servers.waiting()
 
+    def _unstored(self) -> UnstoredRows | None:
+        unstored = self._servers.unstored()
+        return unstored if unstored is not None and unstored.seconds >= UNSTORED_S_MIN else None
+
+    async def _say_unstored(self) -> None:
+        """Store in Redis why no rows are stored, or, once, that they are again."""
+        unstored = self._unstored()
+        if unstored is not None or self._says_unstored:
+            await say_unstored(self._wires, unstored)
+        self._says_unstored = unstored is not None
+
+    def _rows_are_stored(self) -> bool | str:
+        """Return True, or why rows were not stored for long: a flush fails, or waits for a lock."""
+        if (unstored := self._unstored()) is not None:
+            return str(unstored)
+        oldest_s = float(self._waiting.get("outbox_oldest_seconds", 0.0))
+        return oldest_s < ROWS_AGE_S_MAX or f"the oldest row waits for {oldest_s:,.0f} s"
+
     async def _facts(self) -> LoopFacts:
         verified, snapshot, why = self._servers.verified, self._snapshot(), self._redis_state.why
         return LoopFacts(
@@ -384,6 +407,7 @@ class Keeper:
                 "redis": self._redis_state.taking > 0 or why,
                 "counters_verified": verified > 0,
                 EVERY_PARTITION: why or verified == PARTITIONS,
+                ROWS: self._rows_are_stored(),
                 **of_process(snapshot, self._disk),
             },
         )

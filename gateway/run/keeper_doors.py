@@ -53,7 +53,7 @@ from gateway.settings.settings import Settings
 from gateway.telemetry import logs
 from persistence.engine import READS_ONLY, Engine, Replica, reads_only
 from persistence.entity import WriteRules
-from persistence.error_mapping import is_away
+from persistence.error_mapping import code_of, is_away
 from persistence.keeper.verification import Accounts
 from persistence.resources.integrity import ReconciliationResults
 from persistence.schema.database import outgrown, status
@@ -81,7 +81,7 @@ class KeeperDoors:
             ),
             begun=self.fences.guard, call_s=REDIS_CALL_S,
         )  # fmt: skip
-        self.isolation = Isolation(log, is_away)
+        self.isolation = Isolation(log, is_away, code=code_of)
         self.counters = KeeperCounters(self.wires, left_alone=left_alone)
 
     def comparers(

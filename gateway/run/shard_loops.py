@@ -24,16 +24,18 @@ from gateway.core.accounts.holds import MovementRange, ReclaimPolicy
 from gateway.core.integrity.recovery import VerificationResult
 from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.outbox import DeletedEntries, OrphanReader, Outbox
+from gateway.counters.keeper.status import UnstoredRows
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late import ReclaimClient
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of, partition_of_digest
-from gateway.errors import CountersUnavailable, LedgerUnavailable
+from gateway.errors import CountersUnavailable, LedgerUnavailable, TollkeeperError
 from gateway.run.keeper_doors import Run, keep_going
 from gateway.run.lifecycle import cancel
 from gateway.settings.settings import Settings
 from persistence.engine import Engine
+from persistence.error_mapping import code_of
 from persistence.keeper import sweeps
 from persistence.keeper.definitions import Pushes
 from persistence.keeper.sweeps import Sweeps
@@ -122,6 +124,10 @@ class ShardLoops:
     def in_hand(self) -> frozenset[int]:
         return self._flusher.in_hand
 
+    @property
+    def trouble(self) -> tuple[float, Exception] | None:
+        return self._flusher.trouble
+
     def start(self) -> None:
         loops = {
             "verifier": self.verifier.run,
@@ -165,6 +171,17 @@ class AllShardLoops:
         """The numbers of holds reclaimed since the start, by kind."""
         there = [self._reclaimed_before, *(one.reclaimer.reclaimed for one in self._kept.values())]
         return [(of, sum(one[of] for one in there)) for of in RECLAIMED_OF]
+
+    def unstored(self) -> UnstoredRows | None:
+        """Return why no rows of a server are stored, of the server for which that is so for longest."""
+        failing = [(loops.trouble, wire) for wire, loops in self._kept.items() if loops.trouble is not None]
+        if not failing:
+            return None
+        (since, error), wire = min(failing, key=lambda failure: failure[0][0])
+        address = wire.address
+        server = f"{address.host}:{address.port}" if address.members or address.shards else ""
+        why = error.message if isinstance(error, TollkeeperError) else type(error).__name__
+        return UnstoredRows(why, time.monotonic() - since, code_of(error), server)
 
     @property
     def quarantined(self) -> int | None:

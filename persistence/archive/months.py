@@ -21,6 +21,7 @@ from gateway.errors import ArchiveFailed
 from persistence.address import CONNECT, plain_url
 from persistence.engine import ASK_OWNER, Engine, shares_sessions
 from persistence.error_mapping import complaint
+from persistence.examining import looked_at
 from persistence.ledger.checkpoints import INVARIANTS, MORE, VIOLATIONS_MAX
 from persistence.schema import standing
 from persistence.schema.database import UNBILLED, end_of, first_of, named
@@ -666,18 +667,15 @@ def bring_in_rows(connection: Connection, rows_max: int = ROWS_MAX) -> list[Part
 def told(url: str, rows_max: int = ROWS_TOLD_MAX) -> list[tuple[str, date, date, int]]:
     """Return the ledgers with rows outside of monthly partitions: name, first month, last month, rows.
 
-    At most `rows_max` rows of a ledger are counted. Return an empty list if PostgreSQL does not answer.
+    At most `rows_max` rows of a ledger are counted. Raise `SchemaUnavailable` if PostgreSQL does not say so.
     """
     found = []
-    try:
-        with psycopg.connect(plain_url(url), autocommit=True, **CONNECT) as connection:
-            for name, ledger in BY_NAME.items():
-                asked = _TOLD.format(ledger=name, at=ledger.at, most=rows_max)
-                first, last, rows = connection.execute(asked.encode()).fetchall()[0]
-                if rows:
-                    found.append((name, first, last, int(rows)))
-    except psycopg.Error:
-        return []
+    with looked_at(url) as connection:
+        for name, ledger in BY_NAME.items():
+            asked = _TOLD.format(ledger=name, at=ledger.at, most=rows_max)
+            first, last, rows = connection.execute(asked.encode()).fetchall()[0]
+            if rows:
+                found.append((name, first, last, int(rows)))
     return found
 
 

@@ -572,7 +572,7 @@ class Accounts(BudgetUses):
 
         It may take minutes, so it uses a connection of its own.
         """
-        async with translating(apart(self._engine)) as connection:
+        async with apart(self._engine) as connection:
             try:
                 async with connection.begin_nested():
                     await connection.execute(_WITHIN, {"ms": str(max(1, round(within_s * 1_000)))})

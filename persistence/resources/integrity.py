@@ -39,10 +39,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.core.accounts.administration import Actor, Row
 from gateway.core.accounts.holds import read_letter
 from gateway.core.integrity.reconciliation import DifferenceKind, Item, ReconciliationSummary, Rollback
-from gateway.errors import Conflict, Unprocessable
+from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 from persistence.engine import apart, looking
 from persistence.entity import Entity, EntityWrite, alter, lock, write_of
-from persistence.error_mapping import translated, translating
+from persistence.error_mapping import translating
 from persistence.ledger import statements
 from persistence.ledger.redrive import corrected, finish_control_write, redrive, refuse_charged
 from persistence.resources.access import BY_PEOPLE, STAFF, person_of
@@ -447,9 +447,9 @@ class ReconciliationResults:
                 await connection.execute(_UNBOUND)
                 yield bool(await connection.scalar(_TURN))
                 done = True
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, StoreUnavailable):
             if not done:  # else the lock is not needed any more
-                raise translated(error) from error
+                raise
 
     async def keep(self, started: datetime, finished: datetime, found: ReconciliationSummary) -> Row:
         values: dict[str, Any] = {

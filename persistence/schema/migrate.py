@@ -14,8 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from alembic import command
@@ -27,11 +27,10 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from gateway.core.credentials import UnreadableCertificate
 from gateway.errors import SchemaUnavailable, StartError
 from persistence.address import CONNECT_TIMEOUT_S, dialect_url, plain_url
 from persistence.error_mapping import complaint, origin, quiet, sqlstate
-from persistence.keeper.sweeps import certificate_end
+from persistence.examining import certificate_ended, looked_at
 from persistence.schema import roles
 from persistence.schema.database import refuse_other
 from persistence.schema.standing import (
@@ -167,9 +166,15 @@ def _upgraded(
 
 def schema_status(url: str) -> SchemaStatus:
     """Return the schema status of the database at `url`, with the server's clock."""
-    with _connected(url) as connection:
-        clock = connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())::float8"))
-        return _status(connection)._replace(clock=clock)
+    with looked_at(url) as connection:
+
+        def row(statement: str) -> Any:
+            return connection.execute(statement.encode()).fetchone()
+
+        [clock] = row("SELECT extract(epoch FROM clock_timestamp())::float8")
+        unusable = why_unusable(*row(SERVER))
+        version = row(STATUS) if row(THERE)[0] else None
+        return SchemaStatus(*(version or (None,)))._replace(clock=clock, unusable=unusable)
 
 
 def runs_from(scripts: ScriptDirectory) -> str:
@@ -278,20 +283,7 @@ def _connected(url: str) -> Iterator[Connection]:
         found = origin(error)
         if found is not None and found.sqlstate in BUSY:
             raise SchemaInUse(complaint(error)) from error
-        first = complaint(error) + _ended(str(getattr(error, "orig", None) or error), url)
+        first = complaint(error) + certificate_ended(str(getattr(error, "orig", None) or error), url)
         is_away = found is not None and found.sqlstate is None
         what = "PostgreSQL" if is_away else "the schema of PostgreSQL"
         raise SchemaUnavailable(f"{what} cannot be used: {first}", sqlstate=sqlstate(error)) from error
-
-
-def _ended(said: str, url: str) -> str:
-    """Return " (it ended on …)" if a connection failed because the server's certificate has expired, else "".
-
-    `said` is the error, in which libpq does not give the date.
-    """
-    if "certificate verify failed" in said:
-        with suppress(OSError, UnreadableCertificate):
-            end = certificate_end(url)
-            if end is not None and end < time.time():
-                return f" (it ended on {datetime.fromtimestamp(end, UTC):%Y-%m-%d})"
-    return ""

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-import psycopg
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import SchemaUnavailable, StartError
-from persistence.address import CONNECT, plain_url
 from persistence.error_mapping import complaint, origin, sqlstate
+from persistence.examining import looked_at
 from persistence.schema.database import refuse_other, status
 from persistence.schema.standing import (
     EVERYBODY,
@@ -192,16 +191,13 @@ def privileges(url: str) -> Privileges:
     """Return the rights of this URL's user in a database of the newest schema; raise `SchemaUnavailable`."""
     tables = [grant for grant in sorted(WANTED) if (grant.role, grant.kind) == (WRITER, "TABLE")]
     functions = [grant.name for grant in sorted(WANTED) if grant.kind == "FUNCTION"]
-    try:
-        with psycopg.connect(plain_url(url), **CONNECT) as connection:
-            writer = writer_of(connection)
-            kept = [table for table, verbs in writes().items() if verbs == {"INSERT"}]
-            who = {"tables": list(writes()), "kept": kept, "outside": list(OUTSIDE), "writer": writer}
-            row = connection.execute(_WHO, who).fetchone()
-            asked = {"rights": [each.right for each in tables], "names": [each.name for each in tables]}
-            lacking = connection.execute(_LACKING, asked | {"functions": functions}).fetchall()
-    except psycopg.Error as error:
-        raise SchemaUnavailable(complaint(error), sqlstate=sqlstate(error)) from error
+    with looked_at(url) as connection:
+        writer = writer_of(connection)
+        kept = [table for table, verbs in writes().items() if verbs == {"INSERT"}]
+        who = {"tables": list(writes()), "kept": kept, "outside": list(OUTSIDE), "writer": writer}
+        row = connection.execute(_WHO, who).fetchone()
+        asked = {"rights": [each.right for each in tables], "names": [each.name for each in tables]}
+        lacking = connection.execute(_LACKING, asked | {"functions": functions}).fetchall()
     assert row is not None
     user, superuser, owns, creates, changes, leaves, is_writer = row
     beyond = (
@@ -266,11 +262,8 @@ class PepperUse:
 
 def in_use(url: str) -> list[PepperUse]:
     """Return the peppers in use in a database of the newest schema; raise `SchemaUnavailable`."""
-    try:
-        with psycopg.connect(plain_url(url), **CONNECT) as connection:
-            return [PepperUse(*row) for row in connection.execute(_IN_USE).fetchall()]
-    except psycopg.Error as error:
-        raise SchemaUnavailable(complaint(error), sqlstate=sqlstate(error)) from error
+    with looked_at(url) as connection:
+        return [PepperUse(*row) for row in connection.execute(_IN_USE).fetchall()]
 
 
 # Rules that limit a call to its hold, so that a call without a token maximum is sent with one.
@@ -286,8 +279,5 @@ UNION ALL SELECT 'services with credits by token' WHERE EXISTS (
 
 def binding_rules(url: str) -> list[str]:
     """Return the kinds of rules that limit a call to its held amount; raise `SchemaUnavailable`."""
-    try:
-        with psycopg.connect(plain_url(url), **CONNECT) as connection:
-            return [str(row[0]) for row in connection.execute(_BINDING).fetchall()]
-    except psycopg.Error as error:
-        raise SchemaUnavailable(complaint(error), sqlstate=sqlstate(error)) from error
+    with looked_at(url) as connection:
+        return [str(row[0]) for row in connection.execute(_BINDING).fetchall()]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
+import socket
 from collections import defaultdict
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -11,10 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from psycopg import sql
+from sqlalchemy import make_url
 
-from tests.admin.conftest import READONLY, Api
+from gateway.admin.application import build
+from persistence import engine as engines
+from tests.admin.conftest import ADMIN, READONLY, Api, ports_over
 from tests.admin.test_cli import Run, run
 from tests.admin.test_invoices import acme, draft
+from tests.connections import connected
+from tests.faults.proxy import Proxy
 from tests.in_turn import in_turn
 
 __all__ = ["run"]
@@ -122,6 +132,44 @@ async def test_every_ledger_report_entry_has_equal_debit_and_credit_and_the_give
     nobody = (await api.make("organizations", name="Nobody"))["id"]
     for nothing in (f"organization_id={nobody}", "currency=EUR"):
         assert (await api.get(f"reports/ledger?from=2026-01&{nothing}")).json["items"] == []
+
+
+@pytest.mark.parametrize("cause", ["all connections are taken", "login is slow"])
+async def test_file_is_503_as_any_answer_when_its_own_connection_cannot_be_had(api: Api, cause: str) -> None:
+    """The pool has its one connection; a file's own would be the second."""
+    done = await billed(api)
+    address = make_url(api.url)
+    name = f"{address.database}_lone"
+    proxy = Proxy(address.port or 0)
+    await proxy.start()
+    with connected(api.url, autocommit=True) as owner, socket.create_server(("127.0.0.1", 0)) as silent:
+        role, writer = sql.Identifier(name), sql.Identifier(f"{address.database}_writer")
+        limit = sql.Literal(1 if cause == "all connections are taken" else -1)
+        made = sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'p' CONNECTION LIMIT {} IN ROLE {}")
+        owner.execute(made.format(role, limit, writer))
+        engine = engines.create(
+            address.set(username=name, password="p", port=proxy.port).render_as_string(hide_password=False),
+            connections_max=1,
+        )
+        try:
+            app = TestServer(build(ports_over(engine, api.counters)))
+            async with TestClient(app, headers={"Authorization": f"Bearer {ADMIN}"}) as client:
+
+                async def answer(path: str) -> tuple[int, str | None, str]:
+                    async with client.get(f"/admin/v1/{path}") as got:
+                        problem = await got.json()
+                        return got.status, got.headers.get("Retry-After"), problem.get("type")
+
+                assert (await answer(f"invoices/{done['id']}"))[0] == 200
+                if cause == "login is slow":
+                    proxy.target = silent.getsockname()
+                files = f"invoices/{done['id']}/usage.csv", "reports/ledger.csv?from=2026-01"
+                refused = await asyncio.gather(*map(answer, files))
+                assert refused == [(503, "1", "urn:tollkeeper:problem:store_unavailable")] * 2
+        finally:
+            await engine.dispose()
+            await proxy.stop()
+            owner.execute(sql.SQL("DROP ROLE {}").format(role))
 
 
 @in_turn(

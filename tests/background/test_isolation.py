@@ -26,7 +26,7 @@ from gateway.core.alerts.messages import Delivery
 from gateway.core.billing.charges import ExpiredGrant
 from gateway.core.integrity.recovery import LedgerState
 from gateway.core.model import Limits
-from gateway.errors import CountersRefused, CountersUnavailable, StoreUnavailable
+from gateway.errors import CountersRefused, CountersUnavailable, LedgerUnavailable, StoreUnavailable
 from gateway.run.timed_loops import expirer
 
 POISON = 2
@@ -55,6 +55,20 @@ async def test_a_server_that_is_away_is_one_line_a_minute_whatever_fails_of_it()
     assert all("TOLLKEEPER_DATABASE_URL" in one["do"] for one in said.lines)
     isolation.pass_failed("calendar", CountersUnavailable())
     assert said.lines[-1]["what"] == f"{REDIS} does not answer"
+
+
+async def test_isolation_says_a_failure_of_another_sqlstate_at_once() -> None:
+    """A restart, then a full disk, within the same minute: of the flusher, and of the server itself."""
+    said, codes = LogLines(), {"away": "57P01", "full": "53100", "standby": "25006"}
+    isolation = Isolation(said, seconds=lambda: 0.0, code=lambda error: codes[str(error)])
+    for why in ("away", "away", "full", "full", "away", "standby"):
+        isolation.say("flush failed", "flusher", LedgerUnavailable(why))
+        isolation.pass_failed("news", StoreUnavailable(why))
+    assert [one["what"] for one in said.lines] == [
+        "flush failed", f"{POSTGRESQL} does not answer",
+        "flush failed", f"{POSTGRESQL} refuses",
+        "flush failed", f"{POSTGRESQL} refuses",
+    ]  # fmt: skip
 
 
 async def test_faults_that_are_no_servers_are_a_line_each_by_loop_and_error() -> None:

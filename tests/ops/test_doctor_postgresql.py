@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from zlib import crc32
 
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from gateway.core.calls.routes import ModelRule, ModelTarget, UpstreamFacts, UpstreamTarget
 from gateway.errors import StartError
@@ -16,8 +21,11 @@ from gateway.settings.settings import load
 from persistence import engine as engines
 from persistence.schema import migrate, roles
 from tests.databases import own_database
+from tests.faults.proxy import Proxy, Trap, Way
 from tests.persistence.test_replica import Standby
 from tests.persistence.test_writer_failures import pair
+from tests.tree import ROOT
+from tests.waiting import HUNG_S
 
 __all__ = ["pair"]
 
@@ -207,3 +215,28 @@ async def test_a_standby_is_named_until_it_is_promoted(pair: tuple[str, Standby]
     assert await said_of(f"{both}?target_session_attrs=read-write") == ""
     execute(url, "SELECT pg_promote()")
     assert await said_of(url) == ""
+
+
+@pytest.mark.nightly
+async def test_doctor_ends_while_postgresql_is_silent_in_the_middle(
+    keepers: tuple[str, str], valkey: str
+) -> None:
+    """No statement, thread or name that is waited for keeps the command; half a minute of limits."""
+    address = make_url(keepers[1])
+    proxy = Proxy(address.port or 0)
+    await proxy.start()
+    silent = Trap(
+        Way.TO_SERVER, b"FROM quarantine", cuts=False, then=lambda: setattr(proxy, "black_hole", True)
+    )
+    proxy.set_trap(silent)
+    through = address.set(port=proxy.port).render_as_string(hide_password=False)
+    words = "doctor", "--for", "keeper", "--redis-url", valkey, "--database-url", through
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("TOLLKEEPER_")}
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway", *words, cwd=ROOT, env=environ, stdout=subprocess.PIPE
+    )
+    said, _ = await asyncio.wait_for(program.communicate(), HUNG_S)
+    await proxy.stop()
+    assert program.returncode == 1
+    assert "WRONG rows: gives no answer within 10 s" in said.decode()
+    assert silent.sprung.is_set()

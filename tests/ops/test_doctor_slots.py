@@ -42,9 +42,7 @@ async def test_doctor_names_a_slot_that_is_being_moved_and_keys_that_were_left_b
         source.client.set(f"tk:{{p00}}:{number}", "1")
     assert await complaints(cluster) == {}
     cluster.open_slot(partition, to)
-    assert await complaints(cluster) == {
-        f"redis 127.0.0.1:{source.port}": [f"slot {slot}: {WHY_MOVING}"]
-    }
+    assert await complaints(cluster) == {f"redis 127.0.0.1:{source.port}": [f"slot {slot}: {WHY_MOVING}"]}
     for one in (source, to):
         one.do("CLUSTER SETSLOT", slot, "STABLE")
     ((subject, (said,)),) = (await complaints(cluster)).items()

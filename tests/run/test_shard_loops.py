@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import cast
 
+from psycopg.errors import DiskFull
+
 from gateway.core.model import PARTITIONS
+from gateway.counters.redis.address import Address
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import RedisConnection
+from gateway.errors import CountersRefused, LedgerUnavailable
 from gateway.run.keeper import Keeper
 from gateway.run.shard_loops import AllShardLoops, LoopContext, ShardLoops
 from gateway.settings.settings import Settings
@@ -18,6 +24,13 @@ from tests.persistence.migrated import migrated, shared, template
 from tests.waiting import eventually
 
 __all__ = ["migrated", "shared", "template"]
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A connection, of which its address alone is asked."""
+
+    address: Address
 
 
 class LeavingServer:
@@ -49,6 +62,24 @@ async def test_what_waits_is_told_while_servers_come_and_go() -> None:
         "outbox_streams_broken": 3, "holds": 6,
     }  # fmt: skip
     assert await servers.waiting() == {}
+
+
+def test_unstored_rows_name_the_server_that_has_failed_longest() -> None:
+    servers = AllShardLoops(cast("RedisConnections", None), cast("LoopContext", SimpleNamespace(share=None)))
+    assert servers.unstored() is None
+    now, full = time.monotonic(), LedgerUnavailable("PostgreSQL: 53100 could not extend file")
+    full.__cause__ = DiskFull()
+    asked = CountersRefused("Redis refused: ASK 11214 127.0.0.1:7002")
+    for port, trouble in ((7000, None), (7001, (now - 40, asked)), (7002, (now - 20, full))):
+        wire = Wire(Address("127.0.0.1", port, members=(("127.0.0.1", 7000),)))
+        servers._kept[cast("RedisConnection", wire)] = cast("ShardLoops", SimpleNamespace(trouble=trouble))
+    said = str(servers.unstored())
+    assert said.startswith("no row of 127.0.0.1:7001 could be stored for 4")
+    assert said.endswith(f" s: {asked.message}")
+    servers._kept = {wire: kept for wire, kept in servers._kept.items() if wire.address.port == 7002}
+    unstored = servers.unstored()
+    assert unstored is not None
+    assert (unstored.server, unstored.why, unstored.code) == ("127.0.0.1:7002", full.message, "53100")
 
 
 async def test_what_a_server_that_went_had_in_hand_is_in_hand_until_it_has_ended(

@@ -126,10 +126,13 @@ async def _lines(
 ) -> AsyncGenerator[bytes, None]:
     columns = columns_of(name)
     if name == LEDGER:
-        yield csv(columns, (), head=True)
+        is_first = True
         async for batch in mine.store.entries(asked):
             count_rows(len(batch))
-            yield await in_thread(csv, columns, map(shown, batch))
+            yield await in_thread(csv, columns, map(shown, batch), head=is_first)
+            is_first = False
+        if is_first:
+            yield csv(columns, (), head=True)
         return
     rows = await mine.store.report(name, asked, 0, ROWS_MAX)
     yield await in_thread(csv, columns, map(shown, rows), head=True)

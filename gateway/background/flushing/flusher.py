@@ -252,6 +252,8 @@ class Flusher:
         self._drain_timeout_s = drain_timeout_s
         self._epochs: Mapping[int, int] | None = None
         self._stopping = asyncio.Event()
+        # Since when each flush has failed (monotonic), and the last error; None after one that did not.
+        self.trouble: tuple[float, Exception] | None = None
         self._locked = self._reading = self._storing = frozenset[int]()
 
     @property
@@ -275,13 +277,14 @@ class Flusher:
                     await before_storing()
                     before_storing = None
                 calm = 0 if await self.flush() or self._waiting.unread() else calm + 1
-                failures = 0
+                failures, self.trouble = 0, None
                 if calm > CALM_PASSES:
                     delay_s = max(delay_s, min(CALM_INTERVALS * delay_s, CALM_S_MAX))
             except Exception as error:  # noqa: BLE001  # any error: the next try may succeed
                 failures += 1
                 before_storing = self._before_storing
                 delay_s = back_off_s(failures, error)
+                self.trouble = (self.trouble or (time.monotonic(),))[0], error
                 self._observe(FailedBatch(error, failures))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)

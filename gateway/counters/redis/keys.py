@@ -23,6 +23,8 @@ from gateway.core.model import PARTITIONS
 CATALOGUE = "tk:catalogue"
 # The last report of a keeper.
 KEEPERS = "tk:keepers"
+# Why a keeper cannot store rows.
+UNSTORED = "tk:unstored"
 # The running gateway workers and keepers.
 PROGRAMS = "tk:programs"
 COOLING = "tk:cooling"

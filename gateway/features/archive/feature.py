@@ -23,13 +23,12 @@ def _work(parts: KeeperParts) -> Work:
 
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
-    import asyncio  # of the doctor alone
-
-    from gateway.features.archive.outside import months_findings
+    from gateway.features.archive.outside import months_findings  # of the doctor alone
+    from gateway.ops.doctor import listed  # as above
 
     if not settings.database_url:
         return
-    for finding in await asyncio.to_thread(months_findings, settings.database_url):
+    for finding in await listed("postgresql", months_findings, settings.database_url):
         yield finding
 
 

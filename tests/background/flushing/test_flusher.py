@@ -490,3 +490,24 @@ async def test_a_drain_without_redis_ends_at_once() -> None:
     loop.stop()
     await loop.run()
     assert isinstance(seen.failed[0].error, CountersUnavailable)
+
+
+async def test_flusher_keeps_the_time_and_cause_of_a_failure_until_a_flush_succeeds() -> None:
+    outbox = Streams(p1=1)
+    store, seen = Store(outbox), Seen()
+    outbox.away = True
+    loop = flusher(outbox, store, seen, flush_interval_s=0.001)
+    running = asyncio.create_task(loop.run())
+    try:
+        await eventually(lambda: isinstance(loop.trouble and loop.trouble[1], CountersUnavailable))
+        since = loop.trouble and loop.trouble[0]
+        store.failures, outbox.away = 1_000, False
+        await eventually(lambda: isinstance(loop.trouble and loop.trouble[1], LedgerUnavailable))
+        assert loop.trouble is not None
+        assert loop.trouble[0] == since
+        store.failures = 0
+        await eventually(lambda: loop.trouble is None)
+        assert outbox.left() == 0
+    finally:
+        loop.stop()
+        await running
