@@ -22,6 +22,7 @@ from gateway.core.accounts.outbox import (
     write_facts,
 )
 from gateway.core.accounts.plans import Weights
+from gateway.core.billing.hours import decimal_of
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import NO_COUNTS, WHOLES, Counts, charged, unpriced
 from gateway.core.billing.reported_cost import ReportedCost, are_apart
@@ -135,15 +136,15 @@ class ChargedUse:
         return self.counted.cost or 0
 
 
-def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> ChargedUse:
-    """Return the charge of a use by the prices at its admission.
+def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) -> ChargedUse:
+    """Return the charge of a use that ended at `ended_ms` (Unix ms) by the prices at its admission.
 
-    If a model answered that the call did not name, `look_up` finds its price. `now_s` is the present time.
+    If a model answered that the call did not name, `look_up` finds its price.
     """
     use = _billed(use)
     detail, counts, used = _with_measured(use), use.counts, use.used
-    prices, tools = terms.prices, detail.tools
-    priced = price_of(look_up, terms.caller, prices, detail, counts, now_s, use.sent)
+    prices, tools = terms.prices.of_hour(ended_ms), detail.tools
+    priced = price_of(look_up, terms.caller, prices, detail, counts, ended_ms, use.sent)
     price = priced.vector
     parts, cost, told = NO_PARTS, use.cost, use.cost is not None
     currency, price_id, rate, without = "", 0, "", ""
@@ -152,7 +153,7 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
         if use.tiers:
             detail = _at_asked_tier(use, price, detail)
         if detail.beside:
-            parts = parts_of(look_up, terms.caller, prices, price, detail, counts, now_s)
+            parts = parts_of(look_up, terms.caller, prices, price, detail, counts, ended_ms)
         if not told:
             cost = cost_of(price, counts, tools, detail.service_tier, parts) if used else 0
     said = use.reported if used and not told else None
@@ -172,6 +173,7 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
     elif tools:
         without = named_unpriced(tools)
     facts = _facts_of(use, detail, cost, currency, price_id, without, rate, parts)
+    facts += _hour_of(price if price_id else None, parts, prices, ended_ms)
     settlement = release(terms)
     settlement.metadata = write_facts(facts if used else briefly(facts))
     if used:
@@ -188,6 +190,15 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
     counted.says_more, counted.contradicted = detail.says_more, detail.contradicted
     counted.apart = apart
     return ChargedUse(facts, settlement, counted)
+
+
+def _hour_of(
+    price: Vector | None, parts: tuple[ModelPart, ...], prices: CallPrices, ended_ms: int
+) -> tuple[Any, ...]:
+    """Return the facts of a use whose prices change by the hour: the time of its hour, and the factor then."""
+    if price is not None and price.hours is not None:
+        return ended_ms if price.hours.by_end else prices.at_ms, decimal_of(price.hours.factor)
+    return (prices.at_ms, "") if parts and any(part.vector.hours is not None for part in parts) else ()
 
 
 def _billed(use: MeteredUse) -> MeteredUse:

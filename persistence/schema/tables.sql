@@ -1039,6 +1039,9 @@ CREATE TABLE call (
     run_id bigint,
     refused_kind text,
     refused_by bigint,
+    -- Where its price changes by the hour: the time by which it was charged, and the factor of that hour.
+    priced_at timestamptz,
+    hour_factor text,
     CONSTRAINT call_counts_check CHECK (LEAST(input, cache_read, cache_write, cache_write_1h, output,
         reasoning, audio_input, audio_output, image_input, image_output, tokens) >= 0)
 ) PARTITION BY RANGE (created_at);
@@ -1089,6 +1092,9 @@ CREATE TABLE price (
     -- The price in whose place it stands, as if that had never been, and why. A price is amended once.
     amends_id bigint UNIQUE REFERENCES price(id),
     amend_reason text,
+    -- Hours of the week in which it is multiplied, and which moment of a call is in them.
+    hours jsonb CHECK (jsonb_typeof(hours) = 'array'),
+    hours_at text DEFAULT 'begin' NOT NULL CHECK (hours_at IN ('begin', 'end')),
     CONSTRAINT price_amend_check CHECK ((amends_id IS NULL) = (amend_reason IS NULL))
 );
 CREATE UNIQUE INDEX price_same_key

@@ -60,7 +60,8 @@ class CallFacts(msgspec.Struct, array_like=True):
     corrected. `used_ms` is the time of use that was reported afterwards; 0 is the time of the charge.
     `unpriced` names tools without a price, which `cost` does not include. `exchange_rate` is the rate that
     converted the price, empty for none. `beside` are tokens of other models within the call, with separate
-    prices: (model, price id, tokens by `KINDS`).
+    prices: (model, price id, tokens by `KINDS`). If a price changes by the hour, `priced_ms` is the time by which
+    it was charged, and `hour_factor` that of the model's price then.
     """
 
     model: str = ""
@@ -89,6 +90,8 @@ class CallFacts(msgspec.Struct, array_like=True):
     unpriced: str = ""
     exchange_rate: str = ""
     beside: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
+    priced_ms: int = 0
+    hour_factor: str = ""
 
 
 def named_unpriced(names: Iterable[str]) -> str:
