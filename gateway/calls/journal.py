@@ -77,8 +77,8 @@ class JournalUse(NamedTuple):
     counts: Counts
     tools: Mapping[str, int]
     service_tier: str
-    hour: UseHour
     beside: Sequence[tuple[str, int, Counts]] = ()
+    hour: UseHour = UseHour(0, 0)
 
 
 class Rating(NamedTuple):

@@ -432,8 +432,8 @@ def _use_of(call: Any) -> JournalUse:
     return JournalUse(
         call.model, call.response_model, call.currency, call.exchange_rate, call.price_id, call.cost,
         ms_of(call.created_at), counts, call.tools or {}, call.service_tier,
-        UseHour.of(call.request_id, ms_of(call.created_at), call.duration_ms, ms_of(call.priced_at)),
         read_other_models(call.other_models),
+        UseHour.of(call.request_id, ms_of(call.created_at), call.duration_ms, ms_of(call.priced_at)),
     )  # fmt: skip
 
 
