@@ -1335,6 +1335,9 @@ CREATE TABLE budget_told (
     -- The largest amount that was told as reached. What a budget is raised to is another amount: it is told
     -- as well.
     level numeric DEFAULT 0 NOT NULL,
+    -- When use was seen to come, up to three times in different twentieths of the window; and the use then.
+    came_at timestamptz[] DEFAULT '{}' NOT NULL,
+    looked_used numeric,
     PRIMARY KEY (budget_id, start, value),
     CONSTRAINT budget_told_before_check CHECK ((before_used IS NULL) = (before_at IS NULL)),
     CONSTRAINT budget_told_seen_check CHECK ((seen_used IS NULL) = (seen_at IS NULL))

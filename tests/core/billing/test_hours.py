@@ -135,7 +135,11 @@ def test_overlaps_finds_each_two_spans_that_share_a_minute_of_a_week(
 @pytest.mark.parametrize(
     ("berlin", "new_york", "meet"),
     # Berlin is six hours ahead, and five from 8 to 29 March 2026.
-    [("08:00-09:00", "02:00-03:00", True), ("08:00-09:00", "03:00-04:00", True), ("08:00-09:00", "04:00-05:00", False)],
+    [
+        ("08:00-09:00", "02:00-03:00", True),
+        ("08:00-09:00", "03:00-04:00", True),
+        ("08:00-09:00", "04:00-05:00", False),
+    ],
 )
 def test_overlaps_compares_zones_by_all_their_offsets(berlin: str, new_york: str, meet: bool) -> None:
     spans = [

@@ -1,10 +1,10 @@
-"""Prices change by the hour, and calls say by which hour they were charged."""
+"""Prices change by the hour, calls say by which hour they were charged, and paces are of times apart."""
 
 from alembic import op
 
 revision = "0132"
 down_revision = "0131"
-alters = ("call", "price")
+alters = ("budget_told", "call", "price")
 runs_from = "0100"
 version = "1.1.0"
 branch_labels = None
@@ -16,5 +16,6 @@ def upgrade() -> None:
     op.execute(
         "ALTER TABLE price ADD hours jsonb CHECK (jsonb_typeof(hours) = 'array'),"
         " ADD hours_at text DEFAULT 'begin' NOT NULL CHECK (hours_at IN ('begin', 'end'));"
-        "ALTER TABLE call ADD priced_at timestamptz, ADD hour_factor text"
+        "ALTER TABLE call ADD priced_at timestamptz, ADD hour_factor text;"
+        "ALTER TABLE budget_told ADD came_at timestamptz[] DEFAULT '{}' NOT NULL, ADD looked_used numeric"
     )
