@@ -139,11 +139,13 @@ class ChargedUse:
 def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) -> ChargedUse:
     """Return the charge of a use that ended at `ended_ms` (Unix ms) by the prices at its admission.
 
-    If a model answered that the call did not name, `look_up` finds its price.
+    `ended_ms` may be 0 if the prices do not change by the hour. If a model answered that the call did not name, `look_up` finds its price.
     """
     use = _billed(use)
     detail, counts, used = _with_measured(use), use.counts, use.used
-    prices, tools = terms.prices.of_hour(ended_ms), detail.tools
+    prices, tools = terms.prices, detail.tools
+    ended_ms = ended_ms or prices.at_ms + use.duration_ms
+    prices = prices.of_hour(ended_ms) if prices.hourly else prices
     priced = price_of(look_up, terms.caller, prices, detail, counts, ended_ms, use.sent)
     price = priced.vector
     parts, cost, told = NO_PARTS, use.cost, use.cost is not None
@@ -172,8 +174,8 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
         )
     elif tools:
         without = named_unpriced(tools)
-    facts = _facts_of(use, detail, cost, currency, price_id, without, rate, parts)
-    facts += _hour_of(price if price_id else None, parts, prices, ended_ms)
+    hour = _hour_of(price if price_id else None, parts, prices, ended_ms)
+    facts = _facts_of(use, detail, cost, currency, price_id, without, rate, parts, hour)
     settlement = release(terms)
     settlement.metadata = write_facts(facts if used else briefly(facts))
     if used:
@@ -194,11 +196,11 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
 
 def _hour_of(
     price: Vector | None, parts: tuple[ModelPart, ...], prices: CallPrices, ended_ms: int
-) -> tuple[Any, ...]:
-    """Return the facts of a use whose prices change by the hour: the time of its hour, and the factor then."""
+) -> tuple[int, str] | None:
+    """Return the hour of a use whose prices change by the hour: its time (Unix ms), and the factor then."""
     if price is not None and price.hours is not None:
         return ended_ms if price.hours.by_end else prices.at_ms, decimal_of(price.hours.factor)
-    return (prices.at_ms, "") if parts and any(part.vector.hours is not None for part in parts) else ()
+    return (prices.at_ms, "") if parts and any(part.vector.hours is not None for part in parts) else None
 
 
 def _billed(use: MeteredUse) -> MeteredUse:
@@ -290,7 +292,7 @@ def release(terms: UseTerms, hold_ttl_ms: int = 0) -> Settlement:
 
 def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
     use: MeteredUse, detail: Detail, cost: int | None, currency: str, price_id: int, without: str, rate: str,
-    parts: tuple[ModelPart, ...],
+    parts: tuple[ModelPart, ...], hour: tuple[int, str] | None = None,
 ) -> tuple[Any, ...]:  # fmt: skip
     return (
         use.model, detail.model, use.streamed, use.status, use.duration_ms, use.first_token_ms,
@@ -300,7 +302,7 @@ def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
         "",  # the use corrects no other one
         use.reason or (UPSTREAM_ERROR if use.status >= 400 else ""),
         use.used_ms, without, rate,
-        tuple([(one.model, one.vector.price_id, one.counts) for one in parts]) if parts else (),
+        tuple([(one.model, one.vector.price_id, one.counts) for one in parts]) if parts else (), hour,
     )  # fmt: skip
 
 

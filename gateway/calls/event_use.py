@@ -32,7 +32,7 @@ def use_of(
         True, told.counts, told.tokens, told.units, False, detail, told.model, ROUTE, GENERIC, 200,
         NONE, used_ms=told.at_ms,
     )  # fmt: skip
-    prices = CallPrices(vectors, (PriceMatch(told.model, price),), told.at_ms, own=True)
+    prices = CallPrices(vectors, (PriceMatch(told.model, price),), told.at_ms, own=True, hourly=True)
     terms = UseTerms(Caller(0, tenant_id, 0, 0), "", told.user, service, prices, weights=weights)
     made = charge(lambda *_: None, told.at_ms, use, terms)
     moved = made.settlement

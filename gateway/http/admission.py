@@ -38,7 +38,7 @@ from gateway.core.calls.tariff import (
     CallPrices,
     PriceMatch,
     Vectors,
-    held_prices,
+    held_price,
     know_reports,
     unpriced_part,
     vectors_of,
@@ -545,10 +545,13 @@ def prices_of(  # noqa: PLR0917  # whose call it is, and what it takes from
     directory, pricing = ports.directory, service.pricing
     asking, by_cost = money_budgets(budgets), pricing.at_cost is not None
     own = by_cost or asking is not None
-    prices = CallPrices(UNPRICED, (), directory.now_ms(), own)
+    prices = CallPrices(UNPRICED, (), ports.refusals.now_ms(), own)
     if call.model:
-        named = named_prices(directory, caller, call, own, prices.at_ms)
-        prices.named = held_prices(named, prices.at_ms, 1000 * HOLD_S_MAX if call.background else life_ms)
+        life_ms = 1000 * HOLD_S_MAX if call.background else life_ms
+        prices.named = named_prices(directory, caller, call, own, prices.at_ms, life_ms)
+        for one in prices.named:
+            if one.vector is not None and one.vector.hours is not None:
+                prices.hourly = True
     if own:
         _check_currency(directory, caller, prices, asking, by_cost)
     prices.vectors = charging_prices(service, call, prices.named)
@@ -607,20 +610,25 @@ def _unpriced_attempt(call: CallRequest, named: tuple[PriceMatch, ...]) -> tuple
     return None
 
 
-def named_prices(
-    directory: DirectoryPort, caller: Caller, call: CallRequest, own: bool, at_ms: int
+def named_prices(  # noqa: PLR0917  # as `book_price`
+    directory: DirectoryPort, caller: Caller, call: CallRequest, own: bool, at_ms: int, life_ms: int = 0
 ) -> tuple[PriceMatch, ...]:
-    """Return the prices of all models of a call at a time (Unix ms); `own` excludes foreign currencies."""
+    """Return the prices of all models of a call at a time (Unix ms); `own` excludes foreign currencies.
+
+    They are as a hold that lasts for `life_ms` needs them.
+    """
     if not call.targets and not call.models_beside:
-        return (book_price(directory, caller, call.model, own, at_ms, call.upstream),)
+        return (book_price(directory, caller, call.model, own, at_ms, call.upstream, life_ms),)
     models = [*dict.fromkeys((call.model, *call.models_beside))]
     found: tuple[PriceMatch, ...] = ()
     if call.targets:
         theirs = [one.model for one in call.targets]
-        found = tuple([_target_price(directory, caller, call, one, own, at_ms) for one in call.targets])
+        found = tuple(
+            [_target_price(directory, caller, call, one, own, at_ms, life_ms) for one in call.targets]
+        )
         models = [one for one in models[1:] if one not in theirs]
     return found + tuple([
-        book_price(directory, caller, model, own, at_ms, call.upstream) for model in models
+        book_price(directory, caller, model, own, at_ms, call.upstream, life_ms) for model in models
     ])  # fmt: skip
 
 
@@ -687,21 +695,32 @@ def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> 
 
 
 def book_price(  # noqa: PLR0917  # as `named_prices`
-    directory: DirectoryPort, caller: Caller, model: str, own: bool, at_ms: int, upstream: str = ""
+    directory: DirectoryPort, caller: Caller, model: str, own: bool, at_ms: int, upstream: str = "",
+    life_ms: int = 0,
 ) -> PriceMatch:  # fmt: skip
     """Return a model's price at a time (Unix ms); without one, the price of its configured substitute.
 
     With `own`, only prices in the organization's currency are found.
     """
     found = directory.price(caller, model, at_ms, own, upstream)
-    if found is not None:
-        return PriceMatch(model, found)
-    found = directory.price_as(caller, model, at_ms, own, upstream)
-    return PriceMatch(model, found, found is not None)
+    stands_in = found is None
+    if found is None:
+        found = directory.price_as(caller, model, at_ms, own, upstream)
+        if found is None:
+            return PriceMatch(model, None)
+    if found.hours is not None:
+        found = held_price(found, at_ms, life_ms)
+    return PriceMatch(model, found, stands_in)
 
 
 def _target_price(  # noqa: PLR0917  # as `named_prices`
-    directory: DirectoryPort, caller: Caller, call: CallRequest, target: ModelTarget, own: bool, at_ms: int
+    directory: DirectoryPort,
+    caller: Caller,
+    call: CallRequest,
+    target: ModelTarget,
+    own: bool,
+    at_ms: int,
+    life_ms: int,
 ) -> PriceMatch:
     """Return a fallback target's price by the model's name at the upstream, else by the requested name."""
     for stands_in in (False, True):
@@ -709,7 +728,7 @@ def _target_price(  # noqa: PLR0917  # as `named_prices`
         for name in dict.fromkeys((target.model, call.model)):
             found = look_up(caller, name, at_ms, own, target.upstream)
             if found is not None:
-                return PriceMatch(target.model, found, stands_in)
+                return PriceMatch(target.model, held_price(found, at_ms, life_ms), stands_in)
     return PriceMatch(target.model, None)
 
 

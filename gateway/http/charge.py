@@ -197,7 +197,7 @@ class AdmittedCall:
             vectors = (vectors[number], *vectors[targets:])
             if self.service.pricing.per_million is not None:
                 vectors = (dearest(vectors),)
-        self.prices = CallPrices(vectors, named, prices.at_ms, prices.own)
+        self.prices = CallPrices(vectors, named, prices.at_ms, prices.own, prices.hourly)
 
     @property
     def charges(self) -> bool:
@@ -434,9 +434,9 @@ class AdmittedCall:
         )  # fmt: skip
         if detail.cost is not None:
             use.reported = self._reported(detail.cost)
-        ended_ms = ports.directory.now_ms()
-        if detail.declined:
-            use.at_ms = ended_ms
+        ended_ms = 0
+        if detail.declined or self.prices.hourly:
+            use.at_ms = ended_ms = ports.refusals.now_ms()
         charged = charge(ports.directory.price, ended_ms, use, terms)
         if charged.settlement.charge:
             charged.settlement.frame = self.decision.frame

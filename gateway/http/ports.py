@@ -137,9 +137,6 @@ class DirectoryPort(Protocol):
         The other parameters are those of `price`.
         """
 
-    def now_ms(self) -> int:
-        """Return the wall-clock time in milliseconds, by which prices are looked up."""
-
 
 class Tokens(Protocol):
     """Callers with a signed token of one of `issuers`; `accepts` is False without issuers."""

@@ -241,7 +241,7 @@ async def test_quote_is_by_the_hour_of_its_time(prices: Prices) -> None:
         assert sum(Decimal(line["amount"]) for line in quoted["lines"]) == Decimal(cost)
 
 
-async def test_amendment_keeps_hours_that_it_does_not_name(prices: Prices) -> None:
+async def test_amendment_keeps_unnamed_hours(prices: Prices) -> None:
     made = await prices.set(hours=[NIGHT], hours_at="end", input="2")
     answer = await prices.api.post(f"prices/{made['id']}/amend", {"input": "3", "reason": "typed 2 for 3"})
     assert (answer.json["hours"], answer.json["hours_at"]) == ([NIGHT], "end")

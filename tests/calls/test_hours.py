@@ -11,7 +11,7 @@ from gateway.calls.charge import MeteredUse, UseTerms, charge
 from gateway.calls.journal import JournalUse, PricesThen, UseHour, itemize
 from gateway.core.accounts.outbox import CallFacts, read_facts
 from gateway.core.billing.price_book import KINDS, PriceBook, cost_nano, read_price
-from gateway.core.calls.tariff import CallPrices, PriceMatch, held_prices
+from gateway.core.calls.tariff import CallPrices, PriceMatch, held_price
 from gateway.core.metering.meter import Detail
 from gateway.core.model import GENERIC, Caller, Service
 from tests.core.billing.prices import price_row
@@ -36,14 +36,12 @@ def charged(at: str, ended: str, *rows: dict[str, Any]) -> CallFacts:
     book = PriceBook(map(read_price, rows))
     vector = book.vector("m", "USD", ms(at))
     assert vector is not None
-    named = held_prices((PriceMatch("m", vector),), ms(at), 3_600_000)
+    held = held_price(vector, ms(at), 3_600_000)
     use = MeteredUse(True, COUNTS, 2_000_002, 1, False, Detail(), "m", "/v1", GENERIC, 200, NOTHING)
-    prices = CallPrices((), named, ms(at), own=True)
+    prices = CallPrices((), (PriceMatch("m", held),), ms(at), own=True, hourly=True)
     made = charge(lambda *_: None, ms(ended), use, UseTerms(CALLER, "", "", SERVICE, prices))
     facts = read_facts(made.settlement.metadata)
     assert facts is not None
-    held = named[0].vector
-    assert held is not None
     assert cost_nano(held, COUNTS) >= made.cost
     return facts
 
@@ -79,9 +77,8 @@ def test_hold_of_a_price_by_the_end_is_at_the_dearest_hour_within_its_time() -> 
         ("2026-11-30T00:00:00+00:00", 3_600_000, 2), (ENDS, 3_600_000, 1), (ENDS, 24 * 3_600_000, 2),
     ):  # fmt: skip
         vector = PriceBook([price]).vector("m", "USD", ms(at))
-        [held] = held_prices((PriceMatch("m", vector),), ms(at), life_ms)
-        assert held.vector is not None
-        assert held.vector.prices[0] == factor * 660_000_000, at
+        assert vector is not None
+        assert held_price(vector, ms(at), life_ms).prices[0] == factor * 660_000_000, at
 
 
 @pytest.mark.parametrize("hours_at", ["begin", "end"])

@@ -292,9 +292,6 @@ class FakeDirectory:
         other = self.stand_ins.of(model)
         return self.price(caller, other, at_ms, own) if other else None
 
-    def now_ms(self) -> int:
-        return NEW_YEAR_MS
-
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """At the catalogue's price; `refusal` is raised if it is set, `then` is called behind it."""
         if self.refusal is not None:

@@ -21,7 +21,8 @@ from gateway.core.times import DAY_MS, DAYS_OF_WEEK, offset_at
 
 BEGIN, END = MOMENTS = ("begin", "end")
 EXCEPT_MAX: Final = 400
-DAY_MINUTES: Final = 1_440
+HOUR_MINUTES: Final = 60
+DAY_MINUTES: Final = 24 * HOUR_MINUTES
 _MINUTE_MS: Final = 60_000
 _WEEK_MINUTES: Final = DAYS_OF_WEEK * DAY_MINUTES
 _ONE_DAY: Final = timedelta(days=1)
@@ -48,7 +49,7 @@ def read_hours(row: Mapping[str, Any]) -> PriceHours | None:
 
 def minute_of(clock: str) -> int:
     """Return the minute of the day of a time such as `23:59`; `24:00` is the end of a day."""
-    return int(clock[:2]) * 60 + int(clock[3:])
+    return int(clock[:2]) * HOUR_MINUTES + int(clock[3:])
 
 
 def decimal_of(factor: Factor) -> str:
@@ -60,7 +61,7 @@ def factor_at(hours: PriceHours, at_ms: float) -> Factor:
     """Return the factor of a price at a moment (Unix ms), 1 outside of its hours."""
     for span in hours.spans:
         local = datetime.fromtimestamp(at_ms // 1000, _zone(span.time_zone))
-        day, minute = local.date(), local.hour * 60 + local.minute
+        day, minute = local.date(), local.hour * HOUR_MINUTES + local.minute
         over_midnight = span.until <= span.since
         if minute >= span.since and (over_midnight or minute < span.until) and _is_on(span, day):
             return span.factor

@@ -342,18 +342,18 @@ class CallPrices:
     """The prices of a call at its admission, `at_ms` (Unix ms).
 
     `vectors` are the prices that credits or money are charged by, none if tokens do not set the price.
-    `named` are the prices in the price book of each model that it names, the requested one first.
+    `named` are the prices in the price book of each model that it names, the requested one first. `hourly` is False
+    if none of them changes by the hour.
     """
 
     vectors: Vectors = UNPRICED
     named: tuple[PriceMatch, ...] = ()
     at_ms: int = 0
     own: bool = False
+    hourly: bool = False
 
     def of_hour(self, ended_ms: int) -> CallPrices:
         """Return the prices by which a call is charged that ended at a time (Unix ms)."""
-        if not _change_by_hour(self.named):
-            return self
         named = tuple([replace(one, vector=of_hour(one.vector, self.at_ms, ended_ms)) for one in self.named])
         return CallPrices(self.vectors, named, self.at_ms, self.own)
 
@@ -377,21 +377,8 @@ def of_hour(vector: Vector | None, at_ms: int, ended_ms: int) -> Vector | None:
     return at_moment(vector, ended_ms if vector.hours.by_end else at_ms)
 
 
-def held_prices(named: tuple[PriceMatch, ...], at_ms: int, life_ms: int) -> tuple[PriceMatch, ...]:
-    """Return prices as they are held from `at_ms` on for `life_ms`: by the dearest hour if the end decides."""
-    if not _change_by_hour(named):
-        return named
-    return tuple([replace(one, vector=_held_price(one.vector, at_ms, life_ms)) for one in named])
-
-
-def _change_by_hour(named: tuple[PriceMatch, ...]) -> bool:
-    for one in named:  # noqa: SIM110  # a loop is half the time of a generator, and each call asks
-        if one.vector is not None and one.vector.hours is not None:
-            return True
-    return False
-
-
-def _held_price(vector: Vector | None, at_ms: int, life_ms: int) -> Vector | None:
-    if vector is None or vector.hours is None or not vector.hours.by_end:
+def held_price(vector: Vector, at_ms: int, life_ms: int) -> Vector:
+    """Return a price with hours as it is held from `at_ms` on for `life_ms`: the dearest if the end decides."""
+    if vector.hours is None or not vector.hours.by_end:
         return vector
     return at_factor(vector, dearest_factor(vector.hours, at_ms, at_ms + life_ms))

@@ -532,6 +532,3 @@ class Directory(CallerCache):
     ) -> Vector | None:
         other = self.stand_ins.of(model)
         return self.price(caller, other, at_ms, own, upstream) if other else None
-
-    def now_ms(self) -> int:
-        return int(self._today() * 1000)

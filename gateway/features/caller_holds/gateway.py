@@ -604,7 +604,7 @@ def _dearer_ms(ports: Ports, hold: CallerHold) -> int:
 
     So nobody takes cheap hours along by extending a hold through dear ones.
     """
-    then_ms, now_ms = hold.priced_ms or hold.created_ms, ports.directory.now_ms()
+    then_ms, now_ms = hold.priced_ms or hold.created_ms, ports.refusals.now_ms()
     named = named_prices(ports.directory, hold.caller, hold.names(), hold.own, then_ms) if hold.model else ()
     vectors = [one.vector for one in named if one.vector is not None and one.vector.hours is not None]
     dearer = [at_moment(vector, now_ms).prices > vector.prices for vector in vectors]
@@ -631,7 +631,7 @@ def _prices_then(ports: Ports, hold: CallerHold) -> CallPrices:
     call, at_ms = hold.names(), hold.priced_ms or hold.created_ms
     named = named_prices(ports.directory, hold.caller, call, hold.own, at_ms) if hold.model else ()
     vectors = charging_prices(hold.service, call, named)
-    return CallPrices((dearest(vectors),) if len(vectors) > 1 else vectors, named, at_ms, hold.own)
+    return CallPrices((dearest(vectors),) if len(vectors) > 1 else vectors, named, at_ms, hold.own, True)
 
 
 async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> None:

@@ -791,4 +791,4 @@ def _prices_then(ports: Ports, job: Job, service: Service) -> CallPrices:
     if job.sent:
         call.targets = (ModelTarget(job.upstream, job.sent),)
     named = named_prices(ports.directory, job.caller, call, job.own, at_ms)
-    return CallPrices(charging_prices(service, call, named), named, at_ms, job.own)
+    return CallPrices(charging_prices(service, call, named), named, at_ms, job.own, True)

@@ -197,7 +197,7 @@ class LiveSocket(WebSocket):
             before.service,
             call,
             None,
-            replace(before.prices, at_ms=before.worker.ports.directory.now_ms()),
+            replace(before.prices, at_ms=before.worker.ports.refusals.now_ms()),
             before.budgets,
         )
         owed.owe(before)

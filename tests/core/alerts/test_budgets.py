@@ -126,7 +126,7 @@ def test_a_steady_hour_is_foreseen_once_three_twentieths_have_use() -> None:
     assert foreseen(*((minute, 2 * minute) for minute in range(1, 50)))[0] == 6
 
 
-def test_one_or_two_bursts_in_an_hour_are_no_pace() -> None:
+def test_two_bursts_in_an_hour_are_no_pace() -> None:
     assert foreseen((1, 30), (2, 60)) == []
     assert foreseen((1, 30), (2, 40), (20, 80)) == []
     assert foreseen((1, 30), (10, 40), (20, 80))[0] == 20

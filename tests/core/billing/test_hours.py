@@ -89,7 +89,7 @@ def test_factor_changes_at_the_second_that_a_clock_shows_an_edge(zone: str) -> N
     assert edges > 10
 
 
-def test_an_hour_that_comes_twice_is_in_hours_twice_and_a_skipped_one_never() -> None:
+def test_hours_have_an_hour_that_comes_twice_and_none_that_is_skipped() -> None:
     price = hours("Europe/Berlin", {"days": [7], "from": "02:00", "to": "03:00", "factor": "2"})
 
     def factor(moment: str) -> Fraction:
@@ -101,7 +101,7 @@ def test_an_hour_that_comes_twice_is_in_hours_twice_and_a_skipped_one_never() ->
     assert [factor(moment) for moment in spring] == [1, 1]
 
 
-def test_hours_over_midnight_belong_to_the_day_that_they_begin_on() -> None:
+def test_hours_over_midnight_belong_to_the_day_of_their_begin() -> None:
     span = {"days": [5], "from": "22:00", "to": "06:00", "factor": "0.5", "except": ["2026-12-11"]}
     price = hours("UTC", span)
 
@@ -166,7 +166,7 @@ PEAKS = [
 ]
 
 
-def test_a_price_costs_its_factor_in_its_hours_and_tools_what_they_always_do() -> None:
+def test_price_is_multiplied_in_its_hours_and_tools_are_not() -> None:
     tiers = {"batch": "0.5", "priority": {"input": "1", "output": "3"}}
     row = price_row(input="0.66", output="1.98", request="0.01", tools={"web_search": "10"},
                     service_tiers=tiers, context_tiers=[{"above": 2_000_000, "input": "1.32"}], hours=PEAKS)  # fmt: skip
