@@ -219,7 +219,7 @@ async def extend_hold(exchange: Exchange) -> None:
         hold.expires_ms = until_ms
         if short is None:
             hold.held, hold.asked = found, hold.asked + more
-        hold.priced_ms = _dearer_ms(ports, hold)
+        hold.priced_ms = _dearer_ms(ports.directory, hold, ports.refusals.now_ms())
         await holds.keep(hold)
         if short is not None:
             raise short
@@ -599,13 +599,13 @@ async def _more(
     return wanted, asked if isinstance(more, str) else more
 
 
-def _dearer_ms(ports: Ports, hold: CallerHold) -> int:
+def _dearer_ms(directory: DirectoryPort, hold: CallerHold, now_ms: int) -> int:
     """Return the time of the prices of a hold that is extended now: now, if one has a dearer hour than before.
 
     So nobody takes cheap hours along by extending a hold through dear ones.
     """
-    then_ms, now_ms = hold.priced_ms or hold.created_ms, ports.refusals.now_ms()
-    named = named_prices(ports.directory, hold.caller, hold.names(), hold.own, then_ms) if hold.model else ()
+    then_ms = hold.priced_ms or hold.created_ms
+    named = named_prices(directory, hold.caller, hold.names(), hold.own, then_ms) if hold.model else ()
     vectors = [one.vector for one in named if one.vector is not None and one.vector.hours is not None]
     dearer = [at_moment(vector, now_ms).prices > vector.prices for vector in vectors]
     return now_ms if any(dearer) else then_ms
