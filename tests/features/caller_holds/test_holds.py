@@ -51,9 +51,7 @@ HOUR_MS = 3_600_000
 @pytest.mark.parametrize(("factor", "now_ms", "priced_ms"), [
     ("2", HOUR_MS - 1, 5), ("2", HOUR_MS, HOUR_MS), ("2", 2 * HOUR_MS, 5), ("0.5", HOUR_MS, 5),
 ])  # fmt: skip
-def test_extended_hold_has_the_price_of_a_dearer_hour_alone(
-    factor: str, now_ms: int, priced_ms: int
-) -> None:
+def test_extended_hold_has_the_price_of_a_dearer_hour_alone(factor: str, now_ms: int, priced_ms: int) -> None:
     """It was taken at midnight of 1 January 1970, a Thursday, and the hours are the second of that day."""
     span = {"days": [4], "from": "01:00", "to": "02:00", "time_zone": "UTC", "factor": factor}
     directory = FakeDirectory()
