@@ -30,7 +30,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
 from functools import cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 from genai_prices import types
 from genai_prices.data import providers
@@ -135,8 +135,49 @@ def made(*, alone: bool = False) -> Bundle:
             fees = FEES.get(row["provider"])
             if fees is not None and "input" in row:
                 row["tools"] = {**row.get("tools", {}), **fees}
+        _add_peaks(bundle)
     return bundle
 
+
+def _add_peaks(bundle: Bundle) -> None:
+    """Replace the prices of names in `OFF_PEAK` by those outside of peaks, with the hours of the peaks."""
+    for row in bundle.rows:
+        usual = OFF_PEAK.get((row["model"], row["effective_from"])) if row["provider"] == PEAKS_OF else None
+        if usual is not None:
+            dear = {kind: _text(2 * Decimal(price)) for kind, price in usual.items()}
+            listed = {kind: row[kind] for kind in usual}
+            assert listed in (usual, dear), f"the library has other prices of {row['model']}: {listed}"
+            row |= {**usual, "hours": PEAKS}
+    named = tuple([f"{PEAKS_OF} {model}: {DEAREST}" for model, _ in OFF_PEAK])
+    bundle.left_out[:] = [line for line in bundle.left_out if line not in named]
+
+
+DEAREST = "prices of certain hours of the day: the dearest count always"
+# DeepSeek's prices outside of its peaks, and the peaks, in which all of them cost twice: api-docs.deepseek.com/
+# quick_start/pricing, footnote 2, as read on 2026-09-21 ("01:00 - 04:00 and 06:00 - 10:00 UTC, Monday through
+# Friday, excluding Chinese public holidays"), and in Beijing's time in its Chinese edition. Which moment of a
+# call counts it does not say. Holidays are those of the State Council's notice for 2026 (4 November 2025); those
+# of 2027 were not announced on 30 November 2026, so their weekdays have peaks.
+PEAKS_OF = "deepseek"
+OFF_PEAK: Final[Mapping[tuple[str, datetime], Mapping[str, str]]] = {
+    ("deepseek-v4-flash", datetime(2026, 8, 17, tzinfo=UTC)): {
+        "input": "0.22", "cache_read": "0.007", "output": "0.66",
+    },
+    ("deepseek-v4-flash", datetime(2026, 9, 10, tzinfo=UTC)): {
+        "input": "0.15", "cache_read": "0.003", "output": "0.6",
+    },
+    ("deepseek-flash", EPOCH): {"input": "0.15", "cache_read": "0.003", "output": "0.6"},
+    ("deepseek-v4-pro", datetime(2026, 8, 17, tzinfo=UTC)): {
+        "input": "0.66", "cache_read": "0.022", "output": "1.98",
+    },
+}  # fmt: skip
+# Those that are weekdays since the first of these prices.
+HOLIDAYS = ["2026-09-25", "2026-10-01", "2026-10-02", "2026-10-05", "2026-10-06", "2026-10-07"]
+PEAKS = [
+    {"days": [1, 2, 3, 4, 5], "from": begin, "to": end, "time_zone": "Asia/Shanghai", "factor": "2",
+     "except": HOLIDAYS}
+    for begin, end in (("09:00", "12:00"), ("14:00", "18:00"))
+]  # fmt: skip
 
 # Fields that identify a price, and not its amounts.
 _WHOSE = ("provider", "model", "match", "currency", "effective_from", "source")
@@ -468,7 +509,7 @@ def _moments(model: types.ModelInfo, told: Any) -> Iterator[Moment]:
     dated = model.prices if isinstance(model.prices, list) else []
     lasting = _dearest_of_day(dated)
     if len(lasting) < len(dated):
-        told("prices of certain hours of the day: the dearest count always")
+        told(DEAREST)
         model = replace(model, prices=lasting)
     days: set[date] = set()
     contexts: dict[str, dict[str, str]] = {}

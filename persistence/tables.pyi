@@ -242,6 +242,8 @@ class BudgetToldColumns(Columns):
     seen_used: Column[Decimal | None]
     seen_at: Column[datetime | None]
     level: Column[Decimal]
+    came_at: Column[list[datetime]]
+    looked_used: Column[Decimal | None]
 
 class BudgetUseColumns(Columns):
     budget_id: Column[int]
@@ -311,6 +313,8 @@ class CallColumns(Columns):
     run_id: Column[int | None]
     refused_kind: Column[str | None]
     refused_by: Column[int | None]
+    priced_at: Column[datetime | None]
+    hour_factor: Column[str | None]
 
 class ChargeColumns(Columns):
     id: Column[int]
@@ -905,6 +909,8 @@ class PriceColumns(Columns):
     cache_audio: Column[Decimal | None]
     amends_id: Column[int | None]
     amend_reason: Column[str | None]
+    hours: Column[Any | None]
+    hours_at: Column[str]
 
 class QuarantineColumns(Columns):
     id: Column[int]

@@ -22,6 +22,7 @@ from gateway.core.accounts.outbox import (
     write_facts,
 )
 from gateway.core.accounts.plans import Weights
+from gateway.core.billing.hours import decimal_of
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import NO_COUNTS, WHOLES, Counts, charged, unpriced
 from gateway.core.billing.reported_cost import ReportedCost, are_apart
@@ -135,15 +136,17 @@ class ChargedUse:
         return self.counted.cost or 0
 
 
-def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> ChargedUse:
-    """Return the charge of a use by the prices at its admission.
+def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) -> ChargedUse:
+    """Return the charge of a use that ended at `ended_ms` (Unix ms) by the prices at its admission.
 
-    If a model answered that the call did not name, `look_up` finds its price. `now_s` is the present time.
+    `ended_ms` may be 0 if the prices do not change by the hour. If a model answered that the call did not name, `look_up` finds its price.
     """
     use = _billed(use)
     detail, counts, used = _with_measured(use), use.counts, use.used
     prices, tools = terms.prices, detail.tools
-    priced = price_of(look_up, terms.caller, prices, detail, counts, now_s, use.sent)
+    ended_ms = ended_ms or prices.at_ms + use.duration_ms
+    prices = prices.of_hour(ended_ms) if prices.hourly else prices
+    priced = price_of(look_up, terms.caller, prices, detail, counts, ended_ms, use.sent)
     price = priced.vector
     parts, cost, told = NO_PARTS, use.cost, use.cost is not None
     currency, price_id, rate, without = "", 0, "", ""
@@ -152,7 +155,7 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
         if use.tiers:
             detail = _at_asked_tier(use, price, detail)
         if detail.beside:
-            parts = parts_of(look_up, terms.caller, prices, price, detail, counts, now_s)
+            parts = parts_of(look_up, terms.caller, prices, price, detail, counts, ended_ms)
         if not told:
             cost = cost_of(price, counts, tools, detail.service_tier, parts) if used else 0
     said = use.reported if used and not told else None
@@ -171,7 +174,8 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
         )
     elif tools:
         without = named_unpriced(tools)
-    facts = _facts_of(use, detail, cost, currency, price_id, without, rate, parts)
+    hour = _hour_of(price if price_id else None, parts, prices, ended_ms)
+    facts = _facts_of(use, detail, cost, currency, price_id, without, rate, parts, hour)
     settlement = release(terms)
     settlement.metadata = write_facts(facts if used else briefly(facts))
     if used:
@@ -188,6 +192,15 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
     counted.says_more, counted.contradicted = detail.says_more, detail.contradicted
     counted.apart = apart
     return ChargedUse(facts, settlement, counted)
+
+
+def _hour_of(
+    price: Vector | None, parts: tuple[ModelPart, ...], prices: CallPrices, ended_ms: int
+) -> tuple[int, str] | None:
+    """Return the hour of a use whose prices change by the hour: its time (Unix ms), and the factor then."""
+    if price is not None and price.hours is not None:
+        return ended_ms if price.hours.by_end else prices.at_ms, decimal_of(price.hours.factor)
+    return (prices.at_ms, "") if parts and any(part.vector.hours is not None for part in parts) else None
 
 
 def _billed(use: MeteredUse) -> MeteredUse:
@@ -279,7 +292,7 @@ def release(terms: UseTerms, hold_ttl_ms: int = 0) -> Settlement:
 
 def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
     use: MeteredUse, detail: Detail, cost: int | None, currency: str, price_id: int, without: str, rate: str,
-    parts: tuple[ModelPart, ...],
+    parts: tuple[ModelPart, ...], hour: tuple[int, str] | None = None,
 ) -> tuple[Any, ...]:  # fmt: skip
     return (
         use.model, detail.model, use.streamed, use.status, use.duration_ms, use.first_token_ms,
@@ -289,7 +302,7 @@ def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
         "",  # the use corrects no other one
         use.reason or (UPSTREAM_ERROR if use.status >= 400 else ""),
         use.used_ms, without, rate,
-        tuple([(one.model, one.vector.price_id, one.counts) for one in parts]) if parts else (),
+        tuple([(one.model, one.vector.price_id, one.counts) for one in parts]) if parts else (), hour,
     )  # fmt: skip
 
 

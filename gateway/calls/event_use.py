@@ -32,9 +32,9 @@ def use_of(
         True, told.counts, told.tokens, told.units, False, detail, told.model, ROUTE, GENERIC, 200,
         NONE, used_ms=told.at_ms,
     )  # fmt: skip
-    prices = CallPrices(vectors, (PriceMatch(told.model, price),), 0.0, own=True)
+    prices = CallPrices(vectors, (PriceMatch(told.model, price),), told.at_ms, own=True, hourly=True)
     terms = UseTerms(Caller(0, tenant_id, 0, 0), "", told.user, service, prices, weights=weights)
-    made = charge(lambda *_: None, 0.0, use, terms)
+    made = charge(lambda *_: None, told.at_ms, use, terms)
     moved = made.settlement
     _check_amounts(told, service, made.cost, moved.credits, moved.units)
     return EventSettlement(

@@ -29,12 +29,12 @@ def end_released(hold: CallerHold, route: str, now_ms: int) -> HoldEnd:
     """Return the end of a hold that its caller releases."""
     use = _use(hold, route, now_ms, _CLIENT_CLOSED, NO_DETAIL)
     use.reason = RELEASED
-    return _end_unused(hold, use)
+    return _end_unused(hold, use, now_ms)
 
 
 def end_settled(  # noqa: PLR0917  # a hold, what its caller says, and the prices
     hold: CallerHold, said: SettleBody, detail: Detail | None, prices: CallPrices, look_up: PriceOf,
-    now_s: float, route: str, now_ms: int, estimated: bool,
+    route: str, now_ms: int, estimated: bool,
 ) -> HoldEnd:  # fmt: skip
     """Return the end of a hold by the usage that its caller states; `InvalidRequest` if a value is missing.
 
@@ -48,7 +48,7 @@ def end_settled(  # noqa: PLR0917  # a hold, what its caller says, and the price
         detail.tools, detail.service_tier = tools, tier
     use = _use(hold, route, now_ms, said.status, detail)
     if nothing and said.status >= 400:
-        end = _end_unused(hold, use)
+        end = _end_unused(hold, use, now_ms)
         end.answer = _render_answer(hold, end)
         return end
     if said.usage is None and said.cost is None and (prices.vectors or service.counts_tokens):
@@ -62,7 +62,7 @@ def end_settled(  # noqa: PLR0917  # a hold, what its caller says, and the price
     use.sent = hold.targets[0] if hold.targets else ""
     if hold.call is not None and 200 <= said.status < 300:
         use.measured = hold.call.measured
-    made = charge(look_up, now_s, use, _terms(hold, prices))
+    made = charge(look_up, now_ms, use, _terms(hold, prices))
     moved = made.settlement
     most = INTEGER_MAX if is_in_money(service) else UNITS_MAX
     if max(moved.credits, moved.units) > most or made.cost > INTEGER_MAX:
@@ -108,9 +108,9 @@ def _terms(hold: CallerHold, prices: CallPrices) -> UseTerms:
     )  # fmt: skip
 
 
-def _end_unused(hold: CallerHold, use: MeteredUse) -> HoldEnd:
+def _end_unused(hold: CallerHold, use: MeteredUse, now_ms: int) -> HoldEnd:
     """Return the end of a hold by a use that costs nothing."""
-    made = charge(lambda *_: None, 0.0, use, _terms(hold, NO_PRICES))
+    made = charge(lambda *_: None, now_ms, use, _terms(hold, NO_PRICES))
     return HoldEnd(use.reason == RELEASED, False, made.settlement.metadata.decode())
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from gateway.calls.rating import ModelPart, cost_of
 from gateway.core.accounts.outbox import named_unpriced
+from gateway.core.billing.hours import decimal_of, factor_at
 from gateway.core.billing.money import EXACT, ONE_NANO
 from gateway.core.billing.price_book import (
     KINDS,
     CostLine,
     Counts,
+    at_factor,
     choose,
     folded,
     lines,
@@ -22,7 +25,9 @@ from gateway.core.billing.price_book import (
     vector_in,
 )
 from gateway.core.billing.vector import ModelPrice, Vector
+from gateway.core.calls.tariff import of_hour
 from gateway.core.model import INTEGER_MAX
+from gateway.core.times import began, ms_of
 
 UNEXPLAINED: Final = (
     "the prices of its models do not make up its cost, as where its upstream has a price_factor"
@@ -31,10 +36,35 @@ UNKNOWN_MODEL: Final = "its price was for all models of a name, and nobody knows
 AMENDED: Final = "its charge was amended by hand"
 
 
+class UseHour(NamedTuple):
+    """When a use began and ended (Unix ms), for prices that change by the hour.
+
+    `priced_ms` is which of the two it was charged by, if its price changed by the hour; else 0.
+    """
+
+    began_ms: int
+    ended_ms: int
+    priced_ms: int = 0
+
+    @classmethod
+    def of(cls, request_id: str, stored_ms: int, duration_ms: int, priced_ms: int) -> UseHour:
+        """Return the times of a use by its id, the time of its row, its duration, and the time of its hour."""
+        ids = began(request_id)
+        return cls(stored_ms - duration_ms if ids is None else ms_of(ids), stored_ms, priced_ms)
+
+    def charged_by(self, price: ModelPrice | None) -> UseHour:
+        """Return these times where the price of the use is known: its `priced_ms` is exact."""
+        if not self.priced_ms:
+            return self
+        if price is not None and price.vector.hours is not None and price.vector.hours.by_end:
+            return self._replace(ended_ms=self.priced_ms)
+        return self._replace(began_ms=self.priced_ms)
+
+
 class JournalUse(NamedTuple):
     """A charged use, as the journal and the ledger store it.
 
-    `beside` are its parts of other models, as in `CallFacts`.
+    `at_ms` is the time of its charge. `beside` are its parts of other models, as in `CallFacts`.
     """
 
     model: str
@@ -48,15 +78,21 @@ class JournalUse(NamedTuple):
     tools: Mapping[str, int]
     service_tier: str
     beside: Sequence[tuple[str, int, Counts]] = ()
+    hour: UseHour = UseHour(0, 0)
 
 
 class Rating(NamedTuple):
-    """The cost of a use by the prices of today. `left_out` is the reason if the use keeps its cost."""
+    """The cost of a use by the prices of today. `left_out` is the reason if the use keeps its cost.
+
+    `priced_ms` and `hour_factor` are as in `CallFacts`.
+    """
 
     cost: int
     price_id: int
     unpriced: str
     left_out: str = ""
+    priced_ms: int = 0
+    hour_factor: str = ""
 
 
 class PricesThen:
@@ -96,6 +132,7 @@ class PricesThen:
         any name of the call. A use whose stored prices do not give its stored cost keeps this cost.
         """
         about = self._by_id[ours]
+        use = use._replace(hour=use.hour.charged_by(self._by_id.get(use.price_id)))
         charged: list[tuple[int, tuple[str, ...]]] = [(use.price_id, (use.model, use.response_model))]
         charged += [(price_id, (model,)) for model, price_id, _ in use.beside]
         before = [self._by_id.get(price_id) for price_id, _ in charged]
@@ -115,7 +152,11 @@ class PricesThen:
         if cost is None or main is None or use.cost not in known:
             return Rating(use.cost, use.price_id, "", UNEXPLAINED)
         lacking = unpriced(main.vector, use.tools, use.counts, use.service_tier)
-        return Rating(cost, main.vector.price_id, named_unpriced(lacking))
+        priced_ms, factor = use.hour.priced_ms, ""
+        if main.vector.hours is not None:
+            priced_ms = use.hour.ended_ms if main.vector.hours.by_end else use.hour.began_ms
+            factor = decimal_of(factor_at(main.vector.hours, priced_ms))
+        return Rating(cost, main.vector.price_id, named_unpriced(lacking), "", priced_ms, factor)
 
     def _in_force(
         self, was: ModelPrice | None, names: tuple[str, ...], at_ms: int, about: ModelPrice
@@ -159,12 +200,18 @@ class PricesThen:
             own = one is not None and one.vector.currency == use.currency
             if one is None or not (own or use.exchange_rate):
                 return None
-            vectors.append(vector_in(one, use.currency, "" if own else use.exchange_rate))
+            vectors.append(_charging(one, use.currency, "" if own else use.exchange_rate, use.hour))
         parts = [
             ModelPart(model, counts, vector)
             for (model, _, counts), vector in zip(use.beside, vectors[1:], strict=True)
         ]
         return cost_of(vectors[0], use.counts, use.tools, use.service_tier, parts)
+
+
+def _charging(price: ModelPrice, currency: str, rate: str, hour: UseHour) -> Vector:
+    """Return the price by which a use is charged: in its currency, and of its hour."""
+    vector = vector_in(price, currency, rate)
+    return of_hour(vector, hour.began_ms, hour.ended_ms) or vector
 
 
 class Itemized(NamedTuple):
@@ -182,6 +229,8 @@ def itemize(call: Mapping[str, Any], price: Mapping[str, Any]) -> Itemized:
     """
     usage = call["usage"]
     vector = vector_in(read_price(price), str(call["currency"]), str(call["exchange_rate"] or ""))
+    if vector.hours is not None and call["hour_factor"]:
+        vector = at_factor(vector, Fraction(call["hour_factor"]).as_integer_ratio())
     counts = [usage.get(kind, 0) for kind in KINDS]
     found = lines(vector, counts, usage.get("tools") or {}, str(call["service_tier"] or ""))
     whole = sum((line.amount for line in found), Decimal(0)).quantize(ONE_NANO, "ROUND_HALF_UP", EXACT)

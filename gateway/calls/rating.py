@@ -13,7 +13,7 @@ from gateway.core.accounts.outbox import OUTPUT, REASONING
 from gateway.core.billing.price_book import Counts, cost_nano, without_request
 from gateway.core.billing.service_tiers import PLACES, USUAL_TIERS, lacks_tier, tier_at
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.tariff import CallPrices, PriceMatch, PriceOf, answering, is_model
+from gateway.core.calls.tariff import CallPrices, PriceMatch, PriceOf, answering, is_model, of_hour
 from gateway.core.metering.meter import Detail
 from gateway.core.model import Caller
 
@@ -34,13 +34,13 @@ NO_PARTS: Final[tuple[ModelPart, ...]] = ()
 
 
 def price_of(  # noqa: PLR0917  # the caller, the prices at admission, and the outcome
-    look_up: PriceOf, caller: Caller, prices: CallPrices, detail: Detail, counts: Counts, now_s: float,
+    look_up: PriceOf, caller: Caller, prices: CallPrices, detail: Detail, counts: Counts, ended_ms: int,
     sent: str = "",
 ) -> PriceMatch:  # fmt: skip
     """Return the price of a use after its answer, which may name another model than the request.
 
     It is one of the prices at admission if the model was known then. `sent` is the model's name at its
-    upstream.
+    upstream. `ended_ms` is the time of the answer's end (Unix ms), by which some prices change.
     """
     named, answered = prices.named, detail.model
     if not named:
@@ -51,7 +51,7 @@ def price_of(  # noqa: PLR0917  # the caller, the prices at admission, and the o
     if (found.vector is None or found.stands_in) and answered and not prices.own:
         if answered.lower() == found.model.lower():
             return found
-        vector = look_up(caller, answered, now_s - prices.at_s, False)
+        vector = of_hour(look_up(caller, answered, prices.at_ms, False), prices.at_ms, ended_ms)
         if vector is not None:
             return PriceMatch(answered, vector)
     return found
@@ -75,7 +75,7 @@ def served_tier(vector: Vector, asked: Sequence[str], counts: Sequence[int], too
 
 def parts_of(  # noqa: PLR0917  # as `price_of`, whose answer's price is `vector`
     look_up: PriceOf, caller: Caller, prices: CallPrices, vector: Vector, detail: Detail, counts: Counts,
-    now_s: float,
+    ended_ms: int,
 ) -> tuple[ModelPart, ...]:  # fmt: skip
     """Return the parts of a use that models other than the main one produced, each at its model's price.
 
@@ -89,7 +89,7 @@ def parts_of(  # noqa: PLR0917  # as `price_of`, whose answer's price is `vector
         known = [one for one in prices.named if is_model(model, one.model)]
         own = max(known, key=lambda one: len(one.model)).vector if known else None
         if own is None and model:
-            own = look_up(caller, model, now_s - prices.at_s, prices.own)
+            own = of_hour(look_up(caller, model, prices.at_ms, prices.own), prices.at_ms, ended_ms)
         is_own = own is not None and own.currency == vector.currency
         if own is None or not is_own:
             own, most = vector, cost_of_part(vector, part, detail.service_tier)

@@ -96,6 +96,12 @@ CAPABILITIES: Mapping[str, Capability] = {
         {"prices": _sets("cache_hour", "cache_audio")},
         layout=133,
     ),
+    "hourly_prices": Capability(
+        "Prices by the hour",
+        {"prices": lambda verb, values, row: bool(values.get("hours"))},
+        layout=133,
+        schema="0133",
+    ),
     "run_policies": Capability(
         "Policies of runs", dict.fromkeys(("organizations", "tenants", "api-keys"), _sets("runs")), layout=133
     ),

@@ -14,7 +14,7 @@ from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import FIELD, Run, make_provisional
-from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
+from gateway.core.accounts.upstream_jobs import HOLD_S_MAX, batch_lines, model_of, uploaded
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.service_tiers import lacks_tier
 from gateway.core.billing.vector import CACHE_HOUR
@@ -38,6 +38,7 @@ from gateway.core.calls.tariff import (
     CallPrices,
     PriceMatch,
     Vectors,
+    held_price,
     know_reports,
     unpriced_part,
     vectors_of,
@@ -60,6 +61,7 @@ from gateway.core.model import (
     Service,
     on_list,
 )
+from gateway.core.times import HOUR_MS
 from gateway.errors import (
     InvalidApiKey,
     InvalidRequest,
@@ -88,6 +90,8 @@ from gateway.http.upstream.pool import Upstream
 _UNREAD: Final = CallRequest("none", GENERIC, b"")
 # Without path parameters from a job.
 NO_WORDS: Final[Mapping[str, str]] = {}
+# How long the hold of a usual call may last, for prices that go by the end of a call.
+CALL_LIFE_MS: Final = HOUR_MS
 # A name of a model that cannot exist, and has no price.
 _UNHEARD_OF: Final = "\0"
 
@@ -529,20 +533,25 @@ def know_upstreams(worker: Worker, call: CallRequest, rule: ModelRule | None, na
         take_facts(call, tuple([one or NO_FACTS for one in found]))
 
 
-def prices_of(
-    ports: Ports, caller: Caller, service: Service, call: CallRequest, budgets: CallBudgets | None
-) -> CallPrices:
+def prices_of(  # noqa: PLR0917  # whose call it is, and what it takes from
+    ports: Ports, caller: Caller, service: Service, call: CallRequest, budgets: CallBudgets | None,
+    life_ms: int = CALL_LIFE_MS,
+) -> CallPrices:  # fmt: skip
     """Return the prices of a call that takes from these budgets; raise `ModelNotPriced` if one is missing.
 
     If the call is charged in money, or a budget in money applies, every price must be in the organization's
-    currency.
+    currency. `life_ms` is how long its hold may last.
     """
     directory, pricing = ports.directory, service.pricing
     asking, by_cost = money_budgets(budgets), pricing.at_cost is not None
     own = by_cost or asking is not None
-    prices = CallPrices(UNPRICED, (), ports.seconds(), own)
+    prices = CallPrices(UNPRICED, (), ports.refusals.now_ms(), own)
     if call.model:
-        prices.named = named_prices(directory, caller, call, own)
+        life_ms = 1000 * HOLD_S_MAX if call.background else life_ms
+        prices.named = named_prices(directory, caller, call, own, prices.at_ms, life_ms)
+        for one in prices.named:
+            if one.vector is not None and one.vector.hours is not None:
+                prices.hourly = True
     if own:
         _check_currency(directory, caller, prices, asking, by_cost)
     prices.vectors = charging_prices(service, call, prices.named)
@@ -601,20 +610,25 @@ def _unpriced_attempt(call: CallRequest, named: tuple[PriceMatch, ...]) -> tuple
     return None
 
 
-def named_prices(
-    directory: DirectoryPort, caller: Caller, call: CallRequest, own: bool, ago_s: float = 0.0
+def named_prices(  # noqa: PLR0917  # as `book_price`
+    directory: DirectoryPort, caller: Caller, call: CallRequest, own: bool, at_ms: int, life_ms: int = 0
 ) -> tuple[PriceMatch, ...]:
-    """Return the prices of all models of a call `ago_s` seconds ago; `own` excludes foreign currencies."""
+    """Return the prices of all models of a call at a time (Unix ms); `own` excludes foreign currencies.
+
+    They are as a hold that lasts for `life_ms` needs them.
+    """
     if not call.targets and not call.models_beside:
-        return (book_price(directory, caller, call.model, own, ago_s, call.upstream),)
+        return (book_price(directory, caller, call.model, own, at_ms, call.upstream, life_ms),)
     models = [*dict.fromkeys((call.model, *call.models_beside))]
     found: tuple[PriceMatch, ...] = ()
     if call.targets:
         theirs = [one.model for one in call.targets]
-        found = tuple([_target_price(directory, caller, call, one, own, ago_s) for one in call.targets])
+        found = tuple(
+            [_target_price(directory, caller, call, one, own, at_ms, life_ms) for one in call.targets]
+        )
         models = [one for one in models[1:] if one not in theirs]
     return found + tuple([
-        book_price(directory, caller, model, own, ago_s, call.upstream) for model in models
+        book_price(directory, caller, model, own, at_ms, call.upstream, life_ms) for model in models
     ])  # fmt: skip
 
 
@@ -638,8 +652,8 @@ def _check_currency(
     """
     for one in prices.named:
         if one.vector is None:
-            other = directory.price(caller, one.model, 0.0, False) or directory.price_as(
-                caller, one.model, 0.0, False
+            other = directory.price(caller, one.model, prices.at_ms, False) or directory.price_as(
+                caller, one.model, prices.at_ms, False
             )
             if other is not None:
                 pays, why = directory.pays_in(caller), "and its service is charged what it costs"
@@ -681,29 +695,40 @@ def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> 
 
 
 def book_price(  # noqa: PLR0917  # as `named_prices`
-    directory: DirectoryPort, caller: Caller, model: str, own: bool, ago_s: float, upstream: str = ""
+    directory: DirectoryPort, caller: Caller, model: str, own: bool, at_ms: int, upstream: str = "",
+    life_ms: int = 0,
 ) -> PriceMatch:  # fmt: skip
-    """Return a model's price `ago_s` seconds ago; without one, the price of its configured substitute.
+    """Return a model's price at a time (Unix ms); without one, the price of its configured substitute.
 
     With `own`, only prices in the organization's currency are found.
     """
-    found = directory.price(caller, model, ago_s, own, upstream)
-    if found is not None:
-        return PriceMatch(model, found)
-    found = directory.price_as(caller, model, ago_s, own, upstream)
-    return PriceMatch(model, found, found is not None)
+    found = directory.price(caller, model, at_ms, own, upstream)
+    stands_in = found is None
+    if found is None:
+        found = directory.price_as(caller, model, at_ms, own, upstream)
+        if found is None:
+            return PriceMatch(model, None)
+    if found.hours is not None:
+        found = held_price(found, at_ms, life_ms)
+    return PriceMatch(model, found, stands_in)
 
 
 def _target_price(  # noqa: PLR0917  # as `named_prices`
-    directory: DirectoryPort, caller: Caller, call: CallRequest, target: ModelTarget, own: bool, ago_s: float
+    directory: DirectoryPort,
+    caller: Caller,
+    call: CallRequest,
+    target: ModelTarget,
+    own: bool,
+    at_ms: int,
+    life_ms: int,
 ) -> PriceMatch:
     """Return a fallback target's price by the model's name at the upstream, else by the requested name."""
     for stands_in in (False, True):
         look_up = directory.price_as if stands_in else directory.price
         for name in dict.fromkeys((target.model, call.model)):
-            found = look_up(caller, name, ago_s, own, target.upstream)
+            found = look_up(caller, name, at_ms, own, target.upstream)
             if found is not None:
-                return PriceMatch(target.model, found, stands_in)
+                return PriceMatch(target.model, held_price(found, at_ms, life_ms), stands_in)
     return PriceMatch(target.model, None)
 
 

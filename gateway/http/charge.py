@@ -197,7 +197,7 @@ class AdmittedCall:
             vectors = (vectors[number], *vectors[targets:])
             if self.service.pricing.per_million is not None:
                 vectors = (dearest(vectors),)
-        self.prices = CallPrices(vectors, named, prices.at_s, prices.own)
+        self.prices = CallPrices(vectors, named, prices.at_ms, prices.own, prices.hourly)
 
     @property
     def charges(self) -> bool:
@@ -433,23 +433,21 @@ class AdmittedCall:
             measured if done else None, tiers=call.tiers,
         )  # fmt: skip
         if detail.cost is not None:
-            use.reported = self._reported(detail.cost, now_s)
-        if detail.declined:
-            use.at_ms = ports.refusals.now_ms()
-        charged = charge(ports.directory.price, now_s, use, terms)
+            use.reported = self._reported(detail.cost)
+        ended_ms = 0
+        if detail.declined or self.prices.hourly:
+            use.at_ms = ended_ms = ports.refusals.now_ms()
+        charged = charge(ports.directory.price, ended_ms, use, terms)
         if charged.settlement.charge:
             charged.settlement.frame = self.decision.frame
         return charged
 
-    def _reported(self, nano: int, now_s: float) -> ReportedCost:
-        """Return the provider's reported cost (`nano`, in nano-dollars) with the exchange rate at admission.
-
-        `now_s` is the present time on the same clock as the admission's.
-        """
+    def _reported(self, nano: int) -> ReportedCost:
+        """Return the provider's reported cost (`nano`, in nano-dollars) with the exchange rate at admission."""
         directory, upstream = self.worker.ports.directory, self.attempt.upstream
         currency, rate = directory.pays_in(self.caller), ""
         if currency != BASE_CURRENCY:
-            rate = directory.base_rate(self.caller, now_s - self.prices.at_s) or ""
+            rate = directory.base_rate(self.caller, self.prices.at_ms) or ""
             currency = currency if rate else BASE_CURRENCY
         decides = upstream is not None and upstream.target.cost == REPORTED
         return ReportedCost(nano, currency, rate, decides)

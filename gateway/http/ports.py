@@ -116,22 +116,22 @@ class DirectoryPort(Protocol):
         """Return the currency that a caller's organization pays in."""
 
     def price(
-        self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
+        self, caller: Caller, model: str, at_ms: int, own: bool = False, upstream: str = ""
     ) -> Vector | None:
-        """Return a model's price for the caller's organization `ago_s` seconds ago; None if unknown.
+        """Return a model's price for the caller's organization at a time (Unix ms); None if unknown.
 
         With `own`, only prices in the organization's currency count. A price for calls to this `upstream` has
         precedence over a general one.
         """
 
-    def base_rate(self, caller: Caller, ago_s: float) -> str | None:
-        """Return the exchange rate of the organization's currency to the base currency `ago_s` seconds ago.
+    def base_rate(self, caller: Caller, at_ms: int) -> str | None:
+        """Return the exchange rate of the organization's currency to the base currency at a time (Unix ms).
 
         Return None if the rate is unknown.
         """
 
     def price_as(
-        self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
+        self, caller: Caller, model: str, at_ms: int, own: bool = False, upstream: str = ""
     ) -> Vector | None:
         """Return the price of the model that is configured as a substitute for `model`, or None.
 

@@ -85,8 +85,11 @@ def _price(kind: str) -> str:
     return f"CASE WHEN c.{kind} > 0 THEN trim_scale({own} * {_TIER}) END"
 
 
-# A service tier is a factor, or a price table of its own with its own context tiers.
-_TIER = "coalesce((CASE WHEN q.said IS NULL THEN p.service_tiers->>c.service_tier END)::numeric, 1)"
+# A service tier is a factor, or a price table of its own with its own context tiers. Hours are a factor.
+_TIER = (
+    "coalesce((CASE WHEN q.said IS NULL THEN p.service_tiers->>c.service_tier END)::numeric, 1)"
+    " * coalesce(c.hour_factor::numeric, 1)"
+)
 _CALL = """
   LEFT JOIN call AS c ON c.request_id = l.request_id AND l.corrects IS NULL AND l.place = 1
    AND c.created_at >= %(first)s AND c.created_at <= %(last)s

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from gateway.calls.journal import AMENDED, JournalUse, PricesThen, Rating
+from gateway.calls.journal import AMENDED, JournalUse, PricesThen, Rating, UseHour
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.outbox import OTHER_MODELS, read_other_models
 from gateway.core.billing.money import IN_MONEY, NANO, pack_tiers
@@ -28,7 +28,7 @@ from gateway.core.billing.price_changes import AMOUNTS, amounts_in
 from gateway.core.billing.vector import SAME, Factor
 from gateway.core.calls.tariff import CONSUMPTION, factor_of
 from gateway.core.model import INTEGER_MAX, Service
-from gateway.core.times import ms_of, rfc3339
+from gateway.core.times import moment_of, ms_of, rfc3339
 from gateway.errors import Conflict
 from persistence import entity
 from persistence.billing.amendments import correcting_write
@@ -84,7 +84,7 @@ WITH page AS (
 SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id,
        coalesce(c.service_id, 0) AS service_id, coalesce(s.key, '') AS key, c.created_at,
        coalesce(c.model, '') AS model, coalesce(c.response_model, '') AS response_model, c.cost, c.currency,
-       coalesce(c.exchange_rate, '') AS exchange_rate, c.price_id, c.tools,
+       coalesce(c.exchange_rate, '') AS exchange_rate, c.price_id, c.tools, c.duration_ms, c.priced_at,
        coalesce(c.service_tier, '') AS service_tier, c.content_id, c.project_id, c.api_key_id,
        coalesce(p.external_id, '') AS "user", coalesce(c.session, '') AS session,
        u.units + coalesce(w.units, 0)::bigint AS units, u.day AS told_on, c.credits,
@@ -166,9 +166,10 @@ SELECT {statements.SUMS_OF_CALL} FROM call
 _RERATE = f"""
 UPDATE call SET cost = n.k, unpriced = n.u, price_id = n.p, rerated = rerated + n.k - cost,
        credits = greatest(0, credits + n.c),
-       exchange_rate = CASE WHEN price_id = n.p OR %(amends)s THEN exchange_rate END
+       exchange_rate = CASE WHEN price_id = n.p OR %(amends)s THEN exchange_rate END,
+       priced_at = n.t, hour_factor = n.f
   FROM unnest(%(ids)s::uuid[], %(costs)s::bigint[], %(unpriced)s::text[], %(prices)s::bigint[],
-              %(credits)s::bigint[]) AS n (r, k, u, p, c)
+              %(credits)s::bigint[], %(hours)s::timestamptz[], %(factors)s::text[]) AS n (r, k, u, p, c, t, f)
  WHERE request_id = n.r AND created_at BETWEEN %(first)s AND %(last)s RETURNING {statements.SUMS_OF_CALL}"""
 
 
@@ -216,7 +217,7 @@ def amend(change: EntityWrite) -> Row:
     given = {name: value for name, value in values.items() if name in AMOUNTS}
     amounts = {name: given.get(name, before[name]) for name in AMOUNTS}
     left = amounts_in(amounts)
-    if not left:
+    if left.keys() <= {"hours", "hours_at"}:
         raise Conflict(f"This amendment leaves price {before['id']} without any amount: leave at least one.")
     if left == amounts_in(before):
         raise Conflict(
@@ -432,6 +433,7 @@ def _use_of(call: Any) -> JournalUse:
         call.model, call.response_model, call.currency, call.exchange_rate, call.price_id, call.cost,
         ms_of(call.created_at), counts, call.tools or {}, call.service_tier,
         read_other_models(call.other_models),
+        UseHour.of(call.request_id, ms_of(call.created_at), call.duration_ms, ms_of(call.priced_at)),
     )  # fmt: skip
 
 
@@ -532,6 +534,8 @@ def _tell_rerating(connection: Connection, rated: Sequence[_RepricedCall], *, is
         "ids": [repriced.call.request_id for repriced in rated], "costs": [repriced.rating.cost for repriced in rated],
         "unpriced": [stored_text(repriced.rating.unpriced) or None for repriced in rated],
         "prices": [repriced.rating.price_id for repriced in rated], "credits": [repriced.credits for repriced in rated],
+        "hours": [moment_of(at) if (at := repriced.rating.priced_ms) else None for repriced in rated],
+        "factors": [repriced.rating.hour_factor or None for repriced in rated],
         "first": min(times), "last": max(times), "amends": is_amended,
     }  # fmt: skip
     before = connection.exec_driver_sql(_SUMS, values).fetchall()

@@ -39,6 +39,7 @@ from gateway.core.alerts.messages import (
 from gateway.core.alerts.thresholds import (
     COST_LEAST,
     DAYS,
+    PARTS_LEAST,
     TOTAL_AHEAD_MS,
     AlertState,
     HourlySpend,
@@ -148,7 +149,8 @@ WITH calendar AS (
 _ACCOUNTS = """
 SELECT b.*, l."limit", u.value, u.name AS account, u.used,
        coalesce(t.part, 0) AS part, coalesce(t.level, 0) AS level,
-       coalesce(t.exceeded, false) AS exceeded, t.before_used, t.before_at, t.seen_used, t.seen_at
+       coalesce(t.exceeded, false) AS exceeded, t.before_used, t.before_at, t.seen_used, t.seen_at,
+       coalesce(t.came_at, '{{}}') AS came_at, t.looked_used
   FROM live AS b
  CROSS JOIN LATERAL (SELECT value, name, used FROM budget_use
                       WHERE budget_id = b.id AND start = b.start AND used >= {least} OFFSET 0) AS u
@@ -169,6 +171,7 @@ _RUNNING = text(f"""{_LIVE}
 {_ACCOUNTS.format(least="b.usual / 10")}
    AND u.used < l."limit" AND NOT coalesce(t.foreseen, false)
    AND (t.seen_at IS NULL OR :now - t.seen_at >= b.look_back OR u.used < t.seen_used
+        OR (u.used > coalesce(t.looked_used, 0) AND cardinality(t.came_at) < :parts)
         OR (l."limit" - u.used)::float8 * {ROUNDED}
            * extract(epoch FROM :now - coalesce(t.before_at, b.began))::float8
            <= (u.used - coalesce(t.before_used, 0))::float8
@@ -182,14 +185,19 @@ ON CONFLICT (budget_id, start, value) DO UPDATE
    SET part = greatest(t.part, excluded.part), level = greatest(t.level, excluded.level),
        exceeded = t.exceeded OR excluded.exceeded""")
 _FORESEEN = text("""
-INSERT INTO budget_told AS t (budget_id, start, value, foreseen, before_used, before_at, seen_used, seen_at)
-SELECT * FROM unnest(cast(:ids AS bigint[]), cast(:starts AS timestamptz[]), cast(:values AS text[]),
-                     cast(:foreseen AS boolean[]), cast(:before_used AS numeric[]),
-                     cast(:before_at AS timestamptz[]), cast(:seen_used AS numeric[]),
-                     cast(:seen_at AS timestamptz[]))
+INSERT INTO budget_told AS t (budget_id, start, value, foreseen, before_used, before_at, seen_used, seen_at,
+                              looked_used, came_at)
+SELECT id, start, value, foreseen, before_used, before_at, seen_used, seen_at, looked_used,
+       cast(came_at AS timestamptz[])
+  FROM unnest(cast(:ids AS bigint[]), cast(:starts AS timestamptz[]), cast(:values AS text[]),
+              cast(:foreseen AS boolean[]), cast(:before_used AS numeric[]), cast(:before_at AS timestamptz[]),
+              cast(:seen_used AS numeric[]), cast(:seen_at AS timestamptz[]), cast(:looked_used AS numeric[]),
+              cast(:came_at AS text[]))
+    AS n (id, start, value, foreseen, before_used, before_at, seen_used, seen_at, looked_used, came_at)
 ON CONFLICT (budget_id, start, value) DO UPDATE
    SET foreseen = t.foreseen OR excluded.foreseen, before_used = excluded.before_used,
-       before_at = excluded.before_at, seen_used = excluded.seen_used, seen_at = excluded.seen_at""")
+       before_at = excluded.before_at, seen_used = excluded.seen_used, seen_at = excluded.seen_at,
+       looked_used = excluded.looked_used, came_at = excluded.came_at""")
 _FORGET = text("""
 DELETE FROM budget_told AS t USING budget AS b
  WHERE b.id = t.budget_id AND (b.deleted_at IS NOT NULL OR EXISTS (
@@ -234,7 +242,7 @@ async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
         rows: list[tuple[object, ...]] = []
         for found in accounts:
             window = _window(found)
-            known = Samples(_sample(found, "before"), _sample(found, "seen"))
+            known = _samples(found)
             samples = remembered(known, window, now_ms)
             end_ms = exhausted_ms(window, samples, now_ms)
             if end_ms is not None:
@@ -243,11 +251,14 @@ async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
                 at = _said(end_ms)
                 news.append(_news(found, "budget.forecast", exhausted_at=at, exhausted_local=local))
             if end_ms is not None or samples != known:
-                stored = (*_stored(samples.before), *_stored(samples.seen))
-                rows.append((found.id, found.start, found.value, end_ms is not None, *stored))
+                stored = (*_stored(samples.before), *_stored(samples.seen), samples.looked_used)
+                came = ",".join(_said(at_ms) for at_ms in samples.came_ms)
+                row = (found.id, found.start, found.value, end_ms is not None, *stored, f"{{{came}}}")
+                rows.append(row)
         if rows:
             names = (
                 "ids", "starts", "values", "foreseen", "before_used", "before_at", "seen_used", "seen_at",
+                "looked_used", "came_at",
             )  # fmt: skip
             await connection.execute(_FORESEEN, _columns(names, rows))
         await tell(connection, news)
@@ -274,7 +285,9 @@ async def _each_page(
         async with engine.begin() as connection:
             calendars = await _calendars(connection, now, *([now - over] if over else ()))
             accounts = (
-                await connection.execute(statement, calendars | after | {"now": now, "ahead": _AHEAD})
+                await connection.execute(
+                    statement, calendars | after | {"now": now, "ahead": _AHEAD, "parts": PARTS_LEAST}
+                )
             ).all()
             if accounts:
                 await tell_of(connection, accounts)
@@ -317,6 +330,12 @@ def _columns(names: Sequence[str], rows: Sequence[tuple[object, ...]]) -> dict[s
 def _window(found: Found) -> RunningWindow:
     used, limit, _ = _amounts(found)
     return RunningWindow(found.interval, ms_of(found.began), ms_of(found.next), limit, used)
+
+
+def _samples(found: Found) -> Samples:
+    looked = None if found.looked_used is None else int(found.looked_used)
+    came_ms = tuple([ms_of(moment) for moment in found.came_at])
+    return Samples(_sample(found, "before"), _sample(found, "seen"), came_ms, looked)
 
 
 def _sample(found: Found, name: str) -> UsageSample | None:

@@ -328,7 +328,8 @@ CALL_COLUMNS = (
     "organization_id, tenant_id, api_key_id, created_at, tokens, credits, units, status, duration_ms,"
     f" streamed, estimated, {', '.join(KINDS)}, request_id, service_id, user_id, content_id, project_id,"
     " feature_version, session, route, model, response_model, service_tier, tools, cost, currency, price_id,"
-    " first_token_ms, upstream_request_id, unknown_usage, reason, unpriced, exchange_rate, run_id"
+    " first_token_ms, upstream_request_id, unknown_usage, reason, unpriced, exchange_rate, run_id,"
+    " priced_at, hour_factor"
 )
 FIELDS = CALL_COLUMNS.count(",") + 1
 
@@ -372,6 +373,8 @@ def call_row(event: OutboxEntry, user_id: int | None) -> bytes:
             _text(facts.unpriced),
             _text(facts.exchange_rate),
             reference(_run(event)),
+            _BIGINT(8, (facts.priced_ms - EPOCH_MS) * 1000) if facts.priced_ms else NULL,
+            _text(facts.hour_factor),
         )
     )  # fmt: skip
 
@@ -432,7 +435,7 @@ def _moves_units(event: OutboxEntry) -> bool:
 _FACTS = ("first_token_ms", "status", "duration_ms", "streamed", "estimated")
 _TEXTS = (
     "session", "route", "service_tier", "upstream_request_id", "unpriced", "exchange_rate", "model",
-    "response_model", "currency",
+    "response_model", "currency", "hour_factor",
 )  # fmt: skip
 
 
@@ -460,6 +463,7 @@ def correction(event: OutboxEntry) -> dict[str, object]:
         "more_units": _moves_units(event),
         "cost": None if facts.cost is None else bounded(facts.cost),
         "price_id": facts.price_id or None,
+        "priced_at": moment_of(facts.priced_ms) if facts.priced_ms else None,
     }
 
 

@@ -32,6 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT, PRICES_ACCOUNT
+from gateway.core.billing.hours import BEGIN
 from gateway.core.billing.money import read_pricing
 from gateway.core.billing.price_book import (
     BASE_CURRENCY,
@@ -524,7 +525,9 @@ class PriceTable:
 
     async def put_in_bundled(self, rows: Sequence[Row]) -> int:
         """Store the bundled prices if none are stored yet; return the number of stored rows."""
-        document = dumps([{**row, "effective_from": str(row["effective_from"])} for row in rows])
+        document = dumps(
+            [{"hours_at": BEGIN, **row, "effective_from": str(row["effective_from"])} for row in rows]
+        )
         async with self._engine.begin() as connection:
             await connection.execute(LOCK_PRICES)
             if (await connection.execute(_ANY_BUNDLED)).first() is not None:

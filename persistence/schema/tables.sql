@@ -1039,6 +1039,9 @@ CREATE TABLE call (
     run_id bigint,
     refused_kind text,
     refused_by bigint,
+    -- Where its price changes by the hour: the time by which it was charged, and the factor of that hour.
+    priced_at timestamptz,
+    hour_factor text,
     CONSTRAINT call_counts_check CHECK (LEAST(input, cache_read, cache_write, cache_write_1h, output,
         reasoning, audio_input, audio_output, image_input, image_output, tokens) >= 0)
 ) PARTITION BY RANGE (created_at);
@@ -1089,6 +1092,9 @@ CREATE TABLE price (
     -- The price in whose place it stands, as if that had never been, and why. A price is amended once.
     amends_id bigint UNIQUE REFERENCES price(id),
     amend_reason text,
+    -- Hours of the week in which it is multiplied, and which moment of a call is in them.
+    hours jsonb CHECK (jsonb_typeof(hours) = 'array'),
+    hours_at text DEFAULT 'begin' NOT NULL CHECK (hours_at IN ('begin', 'end')),
     CONSTRAINT price_amend_check CHECK ((amends_id IS NULL) = (amend_reason IS NULL))
 );
 CREATE UNIQUE INDEX price_same_key
@@ -1329,6 +1335,9 @@ CREATE TABLE budget_told (
     -- The largest amount that was told as reached. What a budget is raised to is another amount: it is told
     -- as well.
     level numeric DEFAULT 0 NOT NULL,
+    -- When use was seen to come, up to three times in different twentieths of the window; and the use then.
+    came_at timestamptz[] DEFAULT '{}' NOT NULL,
+    looked_used numeric,
     PRIMARY KEY (budget_id, start, value),
     CONSTRAINT budget_told_before_check CHECK ((before_used IS NULL) = (before_at IS NULL)),
     CONSTRAINT budget_told_seen_check CHECK ((seen_used IS NULL) = (seen_at IS NULL))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from time import time
 from typing import Any
 from urllib.parse import quote_plus
@@ -210,3 +211,39 @@ async def test_price_quote_with_an_invalid_parameter_is_422_naming_the_parameter
     answer = await prices.ask(query)
     assert answer.status == 422
     assert [each["field"] for each in answer.json["errors"]] == [field]
+
+
+NIGHT = {
+    "days": [5],
+    "from": "22:00",
+    "to": "06:00",
+    "time_zone": "Europe/Berlin",
+    "factor": "0.5",
+    "except": [],
+}
+
+
+async def test_quote_is_by_the_hour_of_its_time(prices: Prices) -> None:
+    """Berlin is an hour ahead of UTC in December, and two in July. 3 July and 4 December 2026 are Fridays."""
+    made = await prices.set(hours=[NIGHT], input="2")
+    assert (made["hours"], made["hours_at"]) == ([NIGHT], "begin")
+    million = "gpt-x&input=1000000&at="
+    for at, cost, factor in (
+        ("2026-12-04T20:59:59Z", "2.00", "1.00"), ("2026-12-04T21:00:00Z", "1.00", "0.50"),
+        ("2026-12-05T04:59:59Z", "1.00", "0.50"), ("2026-12-05T05:00:00Z", "2.00", "1.00"),
+        ("2026-07-03T19:59:59Z", "2.00", "1.00"), ("2026-07-03T20:00:00Z", "1.00", "0.50"),
+    ):  # fmt: skip
+        quoted = await prices.quoted(million + at)
+        assert (Decimal(quoted["cost"]), Decimal(quoted["hour_factor"])) == (
+            Decimal(cost),
+            Decimal(factor),
+        ), at
+        assert sum(Decimal(line["amount"]) for line in quoted["lines"]) == Decimal(cost)
+
+
+async def test_amendment_keeps_unnamed_hours(prices: Prices) -> None:
+    made = await prices.set(hours=[NIGHT], hours_at="end", input="2")
+    answer = await prices.api.post(f"prices/{made['id']}/amend", {"input": "3", "reason": "typed 2 for 3"})
+    assert (answer.json["hours"], answer.json["hours_at"]) == ([NIGHT], "end")
+    answer = await prices.api.post(f"prices/{answer.json['id']}/amend", {"hours": None, "reason": "none"})
+    assert answer.json["hours"] is None

@@ -11,7 +11,7 @@ from gateway.core.capabilities import CAPABILITIES, used_by, wait_reason
 from gateway.core.processes import Program
 
 # The layout and the schema of 1.0.0, and those of this version.
-OLD, OLD_SCHEMA, NEW, NEW_SCHEMA = 132, "0114", 133, "0131"
+OLD, OLD_SCHEMA, NEW, NEW_SCHEMA = 132, "0114", 133, "0133"
 
 
 def program(

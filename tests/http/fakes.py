@@ -278,19 +278,19 @@ class FakeDirectory:
         return self.currency
 
     def price(
-        self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
+        self, caller: Caller, model: str, at_ms: int, own: bool = False, upstream: str = ""
     ) -> Vector | None:
         found = self.prices.get(model)
         return None if own and found is not None and found.currency != self.currency else found
 
-    def base_rate(self, caller: Caller, ago_s: float) -> str | None:
+    def base_rate(self, caller: Caller, at_ms: int) -> str | None:
         return self.rate
 
     def price_as(
-        self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
+        self, caller: Caller, model: str, at_ms: int, own: bool = False, upstream: str = ""
     ) -> Vector | None:
         other = self.stand_ins.of(model)
-        return self.price(caller, other, ago_s, own) if other else None
+        return self.price(caller, other, at_ms, own) if other else None
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """At the catalogue's price; `refusal` is raised if it is set, `then` is called behind it."""

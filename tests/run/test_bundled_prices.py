@@ -9,7 +9,7 @@ and names by where a word stands in them; those are left out and told.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from functools import cache
 from typing import Any
@@ -29,6 +29,7 @@ from gateway.core.billing.price_book import (
     MATCHES,
     NO_COUNTS,
     PriceBook,
+    at_moment,
     choose,
     cost_nano,
     read_price,
@@ -207,9 +208,27 @@ def test_every_row_costs_what_the_library_says() -> None:
         chosen = choose(prices(), _whole(name), "USD", NOW_MS, provider)
         assert chosen is not None, (provider, name)
         said = theirs(_whole(name), used, searches(chosen.vector, 3), provider_id=provider)
-        assert cost_nano(chosen.vector, counts(used), {"web_search": 3}) == said, (provider, name)
+        vector = chosen.vector if chosen.vector.hours is None else at_moment(chosen.vector, NOW_MS)
+        assert cost_nano(vector, counts(used), {"web_search": 3}) == said, (provider, name)
         compared += 1
     assert compared > 400
+
+
+def test_deepseek_costs_twice_in_its_peaks_but_for_weekends_and_holidays() -> None:
+    """133 of the 168 hours of a week cost half; 1 October 2026 is a holiday, and a Thursday."""
+    book, million = PriceBook(prices()), counts({"input": 1_000_000, "output": 1_000_000})
+
+    def cost(model: str, moment: datetime) -> int:
+        vector = book.vector(model, "USD", moment.timestamp() * 1000)
+        assert vector is not None
+        return cost_nano(vector, million)
+
+    monday = datetime(2026, 11, 30, tzinfo=UTC)
+    week = [cost("deepseek-v4-pro", monday + timedelta(hours=hour)) for hour in range(168)]
+    assert (week.count(2_640_000_000), week.count(5_280_000_000)) == (133, 35)
+    assert [hour for hour in range(24) if week[hour] == 5_280_000_000] == [1, 2, 3, 6, 7, 8, 9]
+    assert cost("deepseek-v4-flash", datetime(2026, 9, 30, 2, tzinfo=UTC)) == 1_500_000_000
+    assert cost("deepseek-v4-flash", datetime(2026, 10, 1, 2, tzinfo=UTC)) == 750_000_000
 
 
 def _whole(name: str) -> str:

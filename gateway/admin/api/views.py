@@ -74,11 +74,13 @@ from gateway.core.accounts.administration import (
 )
 from gateway.core.accounts.refusals import busiest
 from gateway.core.billing.events import EVENTS_MAX
+from gateway.core.billing.hours import decimal_of
 from gateway.core.billing.price_book import (
     BASE_CURRENCY,
     KINDS,
     UNITS,
     PriceFound,
+    at_moment,
     lines,
     money,
     unpriced,
@@ -86,6 +88,7 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.vector import IMAGES
 from gateway.core.integrity.reconciliation import RUN_S_MAX as COMPARISON_S_MAX
 from gateway.core.model import INTEGER_MAX
+from gateway.core.times import ms_of
 from gateway.errors import (
     AdminRefusal,
     Conflict,
@@ -620,7 +623,7 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
             )
             more = f", and no exchange rate from {BASE_CURRENCY} to {currency}" if other else ""
             raise NotFound(f"{why}{more}. The list of prices has those that there are.")
-        return web.json_response(_quoted(asked, found))
+        return web.json_response(_quoted(asked, found, ms_of(at)))
 
     app.router.add_get(f"{root}/prices/{QUOTE.name}", quote)
 
@@ -647,8 +650,10 @@ def _read_quote(sent: MultiMapping[str]) -> requests.Body:
     return asked
 
 
-def _quoted(asked: Mapping[str, Any], found: PriceFound) -> Row:
+def _quoted(asked: Mapping[str, Any], found: PriceFound, at_ms: int) -> Row:
     tier, vector, rate = asked.get("service_tier") or "", found.price.vector, found.rate
+    if vector.hours is not None:
+        vector = at_moment(vector, at_ms)
     counts = tuple([asked.get(kind, 0) for kind in KINDS])
     tools = dict(asked.get("tools", {}))
     tools |= {IMAGES + name: count for name, count in asked.get("images", {}).items()}
@@ -663,6 +668,7 @@ def _quoted(asked: Mapping[str, Any], found: PriceFound) -> Row:
             "cost": money(cost_of(vector, counts, tools, tier)),
             "lines": [line._asdict() for line in lines(vector, counts, tools, tier)],
             "unpriced": unpriced(vector, tools, counts, tier),
+            "hour_factor": None if vector.hours is None else decimal_of(vector.hours.factor),
         }
     ).model_dump(mode="json")
 

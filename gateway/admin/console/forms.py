@@ -37,6 +37,7 @@ EXAMPLES = {
     "tools": "web_search: 10",
     "context_tiers": "- above: 200000\n  input: 6\n  output: 22.5",
     "service_tiers": "batch: 0.5\npriority:\n  input: 5\n  output: 20",
+    "hours": "- days: [1, 2, 3, 4, 5]\n  from: 01:00\n  to: 04:00\n  time_zone: UTC\n  factor: 2\n  except: [2026-12-25]",
     "weights": "cache_read: 0.1",
     "targets": "openai: gpt-4o\nazure: prod-4o",
     "guaranteed": "requests_per_minute: 60\ntokens_per_minute: 100000",

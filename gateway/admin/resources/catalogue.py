@@ -56,6 +56,7 @@ from gateway.admin.resources.values import (
     Text,
     UnitPrice,
     UpstreamName,
+    Zone,
     must,
     optional,
 )
@@ -63,6 +64,8 @@ from gateway.admin.resources.values import (
     Rate as CreditRate,
 )
 from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, Row, RowScope, access
+from gateway.core.accounts.intervals import DAYS_OF_WEEK
+from gateway.core.billing.hours import EXCEPT_MAX, overlaps, read_hours
 from gateway.core.billing.price_book import BASE_CURRENCY, KINDS, MATCHES, SOURCES
 from gateway.core.billing.price_book import OPERATOR as BY_OPERATOR
 from gateway.core.calls.routes import FALLBACK_CAUSES, PATHS_MAX, TARGETS_MAX, FallbackCause
@@ -385,6 +388,7 @@ RESOURCES = (
 TOOLS_MAX = 100
 CONTEXT_TIERS_MAX = 20
 SERVICE_TIERS_MAX = 20
+HOURS_MAX = 50
 ANY_NAME = "*"
 
 _PRICE = {"type": "string", "pattern": r"^[0-9]{1,12}(\.[0-9]{1,9})?$", "examples": ["2.50"]}
@@ -552,6 +556,59 @@ ServiceTiers = Annotated[
 ]
 
 
+Clock = Annotated[str, Field(pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$")]
+HourFactor = Annotated[Rate, must(lambda factor: factor > 0, "be above 0")]
+
+
+class PriceHour(In):
+    """Hours of the week in which a price is multiplied, by the wall clock of a zone."""
+
+    days: Annotated[
+        list[Annotated[int, Field(strict=True, ge=1, le=DAYS_OF_WEEK)]],
+        Field(min_length=1, max_length=DAYS_OF_WEEK),
+        must(lambda days: len(set(days)) == len(days), "have each day once"),
+    ] = Field(description="1 (Monday) to 7 (Sunday): the days that the hours begin on.")
+    since: Annotated[Clock, must(lambda clock: clock != "24:00", "be before the end of the day")] = Field(
+        alias="from", description="When they begin, such as 22:00."
+    )
+    until: Clock = Field(
+        alias="to",
+        description="When they are over; before `from`: on the next day. 24:00 is the end of a day.",
+    )
+    time_zone: Zone
+    factor: HourFactor = Field(description="What the price is multiplied by then.")
+    excepted: Annotated[list[Day], Field(max_length=EXCEPT_MAX)] = Field(
+        default=[], alias="except", description="Dates on which they do not begin, such as holidays."
+    )
+
+    @model_validator(mode="after")
+    def _lasts(self) -> Self:
+        if self.since == self.until:
+            raise ValueError("must end at another time than they begin, such as from 00:00 to 24:00")
+        return self
+
+
+def _hours_as_stored(hours: list[PriceHour] | None) -> list[dict[str, Any]] | None:
+    if hours is None:
+        return None
+    return [hour.model_dump(mode="json", by_alias=True) for hour in hours]
+
+
+def _check_hours(hours: list[PriceHour]) -> list[PriceHour]:
+    read = read_hours({"hours": _hours_as_stored(hours)})
+    for one, other in [] if read is None else overlaps(read.spans):
+        raise ValueError(f"must not overlap: number {one} and number {other} have a time in common")
+    return hours
+
+
+PriceHours = Annotated[
+    list[PriceHour],
+    Field(min_length=1, max_length=HOURS_MAX),
+    AfterValidator(_check_hours),
+    PlainSerializer(_hours_as_stored),
+]
+
+
 class _Priced(In):
     """The model, currency and time of a price."""
 
@@ -579,6 +636,12 @@ class _Amounts(UnitRates, TokenRates):
     service_tiers: ServiceTiers | None = optional(
         "By service tier: what tokens and the call cost, times the usual, or prices of each kind of token."
     )
+    hours: PriceHours | None = optional(
+        "Hours in which tokens and the call cost the usual times a factor; those of one price do not overlap."
+    )
+    hours_at: Literal["begin", "end"] = Field(
+        default="begin", description="Which moment of a call is in the hours, or not."
+    )
 
 
 class PriceAmend(_Amounts):
@@ -605,6 +668,7 @@ Price = answer_of(
     images=dict[str, str] | None,
     context_tiers=list[dict[str, Any]] | None,
     service_tiers=dict[str, str | dict[str, Any]] | None,
+    hours=list[dict[str, Any]] | None,
     amends_id=(Id | None, Field(description="The price in whose place it stands.")),
     amend_reason=str | None,
     amended_by_id=(Id | None, Field(description="The price that stands in its place.")),
@@ -675,6 +739,9 @@ class Quote(Out):
     match: str
     source: str
     effective_from: Instant
+    hour_factor: Exactly | None = Field(
+        description="What the price is multiplied by at that time; null of a price without hours."
+    )
 
 
 class ExchangeRateCreate(In):

@@ -42,6 +42,7 @@ from gateway.admin.resources.values import (
     PositiveAmount,
     RunAmount,
     Text,
+    Zone,
     must,
     optional,
 )
@@ -66,9 +67,7 @@ from gateway.core.billing.invoice import LEFT_REASONS
 from gateway.core.billing.payments import DUE_DAYS_MAX
 from gateway.core.billing.price_book import BASE_CURRENCY
 from gateway.core.issuers import SUBJECT_CHARACTERS_MAX
-from gateway.core.times import is_zone
 
-Zone = Annotated[Text, must(is_zone, "be a name of the IANA's, such as Europe/Berlin")]
 Models = Annotated[list[ModelText], Field(min_length=1, max_length=MODELS_MAX)]
 MODELS = "The models its calls may ask for, besides other lists; null is any."
 

@@ -540,6 +540,10 @@ class Call(Out):
     exchange_rate: str | None = Field(
         description="The exchange rate that its price was converted by; null where it is in this currency."
     )
+    priced_at: Instant | None = Field(
+        description="The time by which it was charged; null where no price of it changes by the hour."
+    )
+    hour_factor: str | None = Field(description="What its price was multiplied by at that time.")
     status: int
     reason: str | None = Field(description="Why it was refused or failed; null where it was not.")
     run: str | None = Field(description="The id that the caller gave to its run; null of a call without one.")

@@ -38,7 +38,7 @@ from gateway.core.billing.money import EXACT, MICRO, MINOR_DIGITS, NANO
 from gateway.core.calls.routes import PATTERN_SCHEMA, read_pattern
 from gateway.core.model import INTEGER_MAX
 from gateway.core.text import hidden_in
-from gateway.core.times import rfc3339
+from gateway.core.times import is_zone, rfc3339
 
 TEXT_CHARS_MAX = 200
 LONG_TEXT_CHARS_MAX = 4000
@@ -239,6 +239,7 @@ PositiveAmount = Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
 AnchorDay = Annotated[int, Field(strict=True, ge=1, le=31)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_CHARS_MAX), AfterValidator(_one_line)]
+Zone = Annotated[Text, must(is_zone, "be a name of the IANA's, such as Europe/Berlin")]
 LongText = Annotated[str, Field(strict=True, max_length=LONG_TEXT_CHARS_MAX), AfterValidator(_legible)]
 # A row's metadata. A keeper older than its gateways stored the packed facts of a call.
 Metadata = Annotated[dict[str, Any], BeforeValidator(_told)]

@@ -60,7 +60,8 @@ class CallFacts(msgspec.Struct, array_like=True):
     corrected. `used_ms` is the time of use that was reported afterwards; 0 is the time of the charge.
     `unpriced` names tools without a price, which `cost` does not include. `exchange_rate` is the rate that
     converted the price, empty for none. `beside` are tokens of other models within the call, with separate
-    prices: (model, price id, tokens by `KINDS`).
+    prices: (model, price id, tokens by `KINDS`). If a price changes by the hour, `hour` is the time by which it was
+    charged (Unix ms), and the factor of the model's price then.
     """
 
     model: str = ""
@@ -89,6 +90,15 @@ class CallFacts(msgspec.Struct, array_like=True):
     unpriced: str = ""
     exchange_rate: str = ""
     beside: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
+    hour: tuple[int, str] | None = None
+
+    @property
+    def priced_ms(self) -> int:
+        return 0 if self.hour is None else self.hour[0]
+
+    @property
+    def hour_factor(self) -> str:
+        return "" if self.hour is None else self.hour[1]
 
 
 def named_unpriced(names: Iterable[str]) -> str:

@@ -78,7 +78,8 @@ class Job(msgspec.Struct):
     makes several `videos` was held for their `seconds` in sum. `batches` is the path of a batch at its
     upstream. `misses` counts polls that did not find the job; before `next_look_ms` another miss does not
     count. Times are those of Redis. A `cost` that must not be charged is `NO_COST`. `output_max` (0: none) is
-    the call's limit of output tokens, and `tiers` are the service tiers that it requested.
+    the call's limit of output tokens, and `tiers` are the service tiers that it requested. `priced_ms` is the
+    time of its prices by its gateway's clock, 0 for `created_ms`.
     """
 
     hold_id: str
@@ -124,6 +125,7 @@ class Job(msgspec.Struct):
     next_look_ms: int = 0
     output_max: int = 0
     tiers: tuple[str, ...] = ()
+    priced_ms: int = 0
 
     @property
     def is_charged(self) -> bool:

@@ -1,8 +1,9 @@
 """When to notify about a budget: at thresholds of its amount, and when its pace will use it up. Pure.
 
 The pace is that of the window so far. In a window that is old enough it is that of the last hours or days: at
-least `look_back_ms` of its interval and at most twice that, so that a week includes a weekend. A pace counts once a hundredth
-of the window has passed and a tenth of the amount is used.
+least `look_back_ms` of its interval and at most twice that, so that a week includes a weekend. A pace counts once a tenth of
+the window has passed, a tenth of the amount is used, and use came in three different twentieths of the window:
+one or two bursts are no pace.
 
 A crossing is reported once. After a raise of the amount, thresholds of the new amount above the largest
 reported value are reported again.
@@ -17,13 +18,16 @@ from typing import Final, NamedTuple
 
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.billing.money import NANO
-from gateway.core.times import DAY_MS, HOUR_MS
+from gateway.core.times import DAY_MS
 
-# A pace counts once a tenth of the amount is used and a hundredth of the window has passed.
+# A pace counts once a tenth of the amount is used, a tenth of the window has passed, and use came in so many
+# different twentieths of it.
 USED_LEAST: Final = 10
-PASSED_LEAST: Final = 100
-# A window that never resets has no length, and its end is reported this far ahead.
-TOTAL_PASSED_LEAST_MS: Final = HOUR_MS
+PASSED_LEAST: Final = 10
+PARTS: Final = 20
+PARTS_LEAST: Final = 3
+# A window that never resets counts as one of a day. Its end is reported this far ahead.
+TOTAL_LENGTH_MS: Final = DAY_MS
 TOTAL_AHEAD_MS: Final = 7 * DAY_MS
 
 
@@ -36,6 +40,14 @@ class RunningWindow(NamedTuple):
     limit: int
     used: int
 
+    @property
+    def length_ms(self) -> int:
+        return self.next_ms - self.began_ms if self.next_ms else TOTAL_LENGTH_MS
+
+    def part_of(self, at_ms: int) -> int:
+        """Return the number of the twentieth of the window at a time."""
+        return (at_ms - self.began_ms) * PARTS // max(1, self.length_ms)
+
 
 class UsageSample(NamedTuple):
     used: int
@@ -43,10 +55,16 @@ class UsageSample(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Samples of a window's use: the pace is counted from `before`; `seen` is the latest stored sample."""
+    """Samples of a window's use: the pace is counted from `before`; `seen` is the latest stored sample.
+
+    `came_ms` are times at which use was seen to come, one in each of up to three twentieths of the window. Until
+    there are three, `looked_used` is the use at the last look; None before the first.
+    """
 
     before: UsageSample | None = None
     seen: UsageSample | None = None
+    came_ms: tuple[int, ...] = ()
+    looked_used: int | None = None
 
 
 class AlertState(NamedTuple):
@@ -82,11 +100,21 @@ def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
     If less is used than in the latest sample, the window was reset, and earlier samples are dropped.
     """
     now = UsageSample(window.used, now_ms)
-    if samples.seen is None or window.used < samples.seen.used:
-        return Samples(None, now)
-    if now_ms - samples.seen.at_ms < INTERVALS[window.interval].look_back_ms:
+    if samples.seen is None or window.used < max(samples.seen.used, samples.looked_used or 0):
+        return _with_parts(Samples(None, now), window, now_ms)
+    if now_ms - samples.seen.at_ms >= INTERVALS[window.interval].look_back_ms:
+        samples = samples._replace(before=samples.seen, seen=now)
+    return _with_parts(samples, window, now_ms)
+
+
+def _with_parts(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
+    """Return samples with the twentieth of the window in which use came since the last look."""
+    came = samples.came_ms
+    if len(came) >= PARTS_LEAST or window.used <= (samples.looked_used or 0):
         return samples
-    return Samples(samples.seen, now)
+    if not came or window.part_of(came[-1]) != window.part_of(now_ms):
+        came = (*came, now_ms)
+    return samples._replace(came_ms=came, looked_used=window.used)
 
 
 def exhausted_ms(window: RunningWindow, samples: Samples, now_ms: int) -> int | None:
@@ -97,7 +125,7 @@ def exhausted_ms(window: RunningWindow, samples: Samples, now_ms: int) -> int | 
     """
     if window.used >= window.limit or window.used * USED_LEAST < window.limit:
         return None
-    if now_ms - window.began_ms < _passed_least_ms(window):
+    if (now_ms - window.began_ms) * PASSED_LEAST < window.length_ms or len(samples.came_ms) < PARTS_LEAST:
         return None
     since = samples.before or UsageSample(0, window.began_ms)
     passed, spent = now_ms - since.at_ms, window.used - since.used
@@ -105,12 +133,6 @@ def exhausted_ms(window: RunningWindow, samples: Samples, now_ms: int) -> int | 
         return None
     end_ms = now_ms + (window.limit - window.used) * passed // spent
     return end_ms if end_ms < (window.next_ms or now_ms + TOTAL_AHEAD_MS) else None
-
-
-def _passed_least_ms(window: RunningWindow) -> int:
-    if not window.next_ms:
-        return TOTAL_PASSED_LEAST_MS
-    return (window.next_ms - window.began_ms) // PASSED_LEAST
 
 
 # Sudden use: an hour that costs many times what is usual at this time of day. Pure.

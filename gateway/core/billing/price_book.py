@@ -13,6 +13,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
+from gateway.core.billing.hours import factor_at, read_hours
 from gateway.core.billing.money import (
     ENDLESS,
     EXACT,
@@ -169,13 +170,16 @@ class PriceBook:
         self._rates = sorted(rates, key=_rate_rank)
 
     def vector(self, model: str, currency: str, at_ms: float, seller: Seller | None = None) -> Vector | None:
-        """Return a model's price in force at `at_ms` (Unix ms), or None; its seller's list comes first."""
+        """Return a model's price in force at `at_ms` (Unix ms), or None; its seller's list comes first.
+
+        A price that changes by the hour is that of its hour at that time.
+        """
         found = self._found.get((model, currency, seller))
         if found is None:
             found = self._look(model, currency, seller)
         for since_ms, vector in found:
             if since_ms <= at_ms:
-                return vector
+                return vector if vector.hours is None else at_moment(vector, at_ms)
         return None
 
     def base_rate(self, currency: str, at_ms: float) -> str | None:
@@ -262,7 +266,43 @@ def _multiplied(vector: Vector, factor: Factor, currency: str, rate: str) -> Vec
         {name: _times(price, factor) for name, price in vector.units.items()},
         {tier: _multiplied(table, factor, currency, rate) for tier, table in vector.tiers.items()},
         vector.lacks,
+        vector.hours,
     )
+
+
+def at_moment(vector: Vector, at_ms: float) -> Vector:
+    """Return a price with hours as it is at a moment (Unix ms): listed times its factor then."""
+    assert vector.hours is not None
+    return at_factor(vector, factor_at(vector.hours, at_ms))
+
+
+def at_factor(vector: Vector, factor: Factor) -> Vector:
+    """Return a price with hours at another of its factors: rounded up for holds, exact for charges.
+
+    Prices of tools and units stay. The same object is returned again, as other caches go by it.
+    """
+    hours = vector.hours
+    assert hours is not None
+    listed = hours.listed or vector
+    if factor in {SAME, hours.factor}:
+        return vector if factor == hours.factor else listed
+    known = _at_factors.get((id(listed), factor))
+    if known is None:
+        if len(_at_factors) >= PRICES_MAX:
+            _at_factors.clear()
+        known = _at_factors[id(listed), factor] = listed._replace(
+            prices=_all_times(listed.prices, factor),
+            request=_times(listed.request, factor),
+            context_tiers=tuple([(above, _all_times(row, factor)) for above, row in listed.context_tiers]),
+            exact=listed.exact or (listed, SAME),
+            tiers={tier: at_factor(table, factor) for tier, table in listed.tiers.items()},
+            hours=hours._replace(factor=factor, listed=listed),
+        )
+    return known
+
+
+# Up to `PRICES_MAX` prices at their factors, by the id of the listed one, which each refers to.
+_at_factors: Final[dict[tuple[int, Factor], Vector]] = {}
 
 
 def vector_in(price: ModelPrice, currency: str, rate: str) -> Vector:
@@ -343,6 +383,7 @@ def _vector(row: Mapping[str, Any]) -> Vector:
         {name: _fraction(factor) for name, factor in tiers.items() if not isinstance(factor, Mapping)},
         units=units,
         lacks=lacking(prices, [kind for kind in NAMED_ALONE if own[kind] is not None]),
+        hours=read_hours(row),
     )
     tables = {name: _table(usual, own, said) for name, said in tiers.items() if isinstance(said, Mapping)}
     return usual._replace(tiers=tables) if tables else usual
@@ -474,6 +515,8 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
         vector, tier_factor = at_tier(vector, tier)
     numerator, denominator = SAME
     if vector.exact is not None:
+        if vector.hours is not None:
+            tier_factor = _product(tier_factor, vector.hours.factor)
         vector, (numerator, denominator) = vector.exact
     prices = vector.prices
     if vector.context_tiers:
@@ -504,12 +547,14 @@ def lines(
     vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = _NONE, tier: str = ""
 ) -> list[CostLine]:
     """Return parts of a call's cost, one for each kind of token or tool. Their rounded sum is the cost."""
-    vector, (numerator, denominator) = at_tier(vector, tier)
+    vector, factor = at_tier(vector, tier)
     rate = SAME
+    if vector.hours is not None:
+        factor = _product(factor, vector.hours.factor)
     if vector.exact is not None:
         vector, rate = vector.exact
     prices = prices_at(vector, sum(counts[:4]))
-    factor = (numerator * rate[0], denominator * rate[1])
+    factor = _product(factor, rate)
     apiece = apart(counts)
     sound, of_sound = _cached_sound(vector, apiece, prices, tools)
     apiece = tuple([count - sound if kind == _CACHED else count for kind, count in enumerate(apiece)])
@@ -844,6 +889,10 @@ def _dearest_tier(vector: Vector, tiers: Collection[str] | None) -> Factor:
         elif numerator * found[1] > found[0] * denominator:
             found = (numerator, denominator)
     return found[0] * at[0], found[1] * at[1]
+
+
+def _product(factor: Factor, other: Factor) -> Factor:
+    return factor[0] * other[0], factor[1] * other[1]
 
 
 def charged(nano: int, factor: Factor) -> int:

@@ -6,12 +6,14 @@ added for that time; if a row of that time exists, which cannot be changed, the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
+from gateway.core.billing.hours import BEGIN
 from gateway.core.billing.price_book import KINDS, UNITS, folded
 
 Row = Mapping[str, Any]
@@ -19,8 +21,19 @@ Name = tuple[str, str, str, str]  # provider, model, match, currency
 Timeline = dict[datetime, Row]
 
 A_MOMENT = timedelta(seconds=1)
-# What a price says of amounts.
-AMOUNTS = (*KINDS, "request", "tools", "images", *UNITS, "context_tiers", "service_tiers")
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+# What a price says of amounts, and of hours that multiply them.
+AMOUNTS = (
+    *KINDS,
+    "request",
+    "tools",
+    "images",
+    *UNITS,
+    "context_tiers",
+    "service_tiers",
+    "hours",
+    "hours_at",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +101,7 @@ def _in_force(timeline: Timeline, at: datetime) -> Row | None:
 
 def amounts_in(row: Row) -> dict[str, object]:
     """Return the set fields of a price row in a normal form, in which equal prices compare equal."""
-    return {name: _exact(row[name]) for name in AMOUNTS if row.get(name) not in (None, {}, [])}
+    return {name: _exact(row[name]) for name in AMOUNTS if row.get(name) not in (None, {}, [], BEGIN)}
 
 
 def _exact(value: object) -> object:
@@ -96,4 +109,6 @@ def _exact(value: object) -> object:
         return {name: _exact(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_exact(each) for each in value]
+    if isinstance(value, str) and _NUMBER.fullmatch(value) is None:
+        return value
     return Decimal(value) if isinstance(value, str | int) else value

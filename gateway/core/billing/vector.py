@@ -34,7 +34,7 @@ class Vector(NamedTuple):
     exchange rate, from which charges are computed, and `rate` is that rate as it was written. `units` are
     nano-units per thousand of other units, such as `character` or `images.1024x1024/high`. `tiers` are
     service tiers with their own prices. `lacks` are kinds that the price does not name, and that no price of
-    text covers.
+    text covers. `hours` is None unless the price changes by the hour.
     """
 
     price_id: int
@@ -49,6 +49,34 @@ class Vector(NamedTuple):
     units: Mapping[str, int] = _NONE
     tiers: Mapping[str, Vector] = _NONE
     lacks: tuple[str, ...] = ()
+    hours: PriceHours | None = None
+
+
+class PriceSpan(NamedTuple):
+    """Hours in which a price is multiplied by `factor`: from the minute `since` of a day until before `until`.
+
+    `days` are 1 (Monday) to 7, by the clocks of `time_zone`. `excepted` are ordinals of days (as of `date`).
+    If `until` is not above `since`, it is a minute of the next day.
+    """
+
+    days: tuple[int, ...]
+    since: int
+    until: int
+    time_zone: str
+    factor: Factor
+    excepted: tuple[int, ...] = ()
+
+
+class PriceHours(NamedTuple):
+    """The hours of a price; `by_end` if the end of a call decides which one counts, and not its beginning.
+
+    A price at one of its factors has that `factor`, and in `listed` the price as it stands in the list.
+    """
+
+    spans: tuple[PriceSpan, ...]
+    by_end: bool = False
+    factor: Factor = SAME
+    listed: Vector | None = None
 
 
 class ExchangeRate(NamedTuple):

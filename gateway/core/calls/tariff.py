@@ -10,9 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from gateway.core.accounts.definitions import NegotiatedTerms
+from gateway.core.billing.hours import dearest_factor
 from gateway.core.billing.money import ENDLESS, NO_PRICING, ServicePricing, whole_credits
 from gateway.core.billing.price_book import (
     TokenRate,
+    at_factor,
+    at_moment,
     charged,
     cost_nano,
     dearest,
@@ -40,9 +43,9 @@ SUBSCRIPTION = "subscription"
 CONSUMPTION = "consumption"
 PAY_PER_USE = "pay_per_use"
 
-# The price of a model for a caller's organization, so many seconds ago, or None. Where the last
+# The price of a model for a caller's organization at a time (Unix ms), or None. Where the last
 # argument is true, in its own currency alone.
-PriceOf = Callable[[Caller, str, float, bool], Vector | None]
+PriceOf = Callable[[Caller, str, int, bool], Vector | None]
 # The prices of the models that may answer a call, the requested one first; none if tokens have no price.
 Vectors = Sequence[Vector]
 UNPRICED: Final[tuple[Vector, ...]] = ()
@@ -336,16 +339,23 @@ def answering(  # noqa: PLR0917  # what it names, what answered, what was used a
 # at its admission, where money does not decide, has that of the name which answers.
 @dataclass(slots=True)
 class CallPrices:
-    """The prices of a call at its admission, `at_s`.
+    """The prices of a call at its admission, `at_ms` (Unix ms).
 
     `vectors` are the prices that credits or money are charged by, none if tokens do not set the price.
-    `named` are the prices in the price book of each model that it names, the requested one first.
+    `named` are the prices in the price book of each model that it names, the requested one first. `hourly` is False
+    if none of them changes by the hour.
     """
 
     vectors: Vectors = UNPRICED
     named: tuple[PriceMatch, ...] = ()
-    at_s: float = 0.0
+    at_ms: int = 0
     own: bool = False
+    hourly: bool = False
+
+    def of_hour(self, ended_ms: int) -> CallPrices:
+        """Return the prices by which a call is charged that ended at a time (Unix ms)."""
+        named = tuple([replace(one, vector=of_hour(one.vector, self.at_ms, ended_ms)) for one in self.named])
+        return CallPrices(self.vectors, named, self.at_ms, self.own)
 
     def in_currency(self, currency: str) -> tuple[Vector, ...]:
         """Return the prices in `currency` of the models that may answer."""
@@ -358,3 +368,17 @@ class CallPrices:
 
 
 NO_PRICES: Final = CallPrices()
+
+
+def of_hour(vector: Vector | None, at_ms: int, ended_ms: int) -> Vector | None:
+    """Return the price of a call from `at_ms` to `ended_ms` as it is charged: one with hours at its factor."""
+    if vector is None or vector.hours is None:
+        return vector
+    return at_moment(vector, ended_ms if vector.hours.by_end else at_ms)
+
+
+def held_price(vector: Vector, at_ms: int, life_ms: int) -> Vector:
+    """Return a price with hours as it is held from `at_ms` on for `life_ms`: the dearest if the end decides."""
+    if vector.hours is None or not vector.hours.by_end:
+        return vector
+    return at_factor(vector, dearest_factor(vector.hours, at_ms, at_ms + life_ms))

@@ -515,26 +515,24 @@ class Directory(CallerCache):
         self.prices.read_for(frozenset({one.name for one in sellers.values()}))
 
     def price(
-        self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
+        self, caller: Caller, model: str, at_ms: int, own: bool = False, upstream: str = ""
     ) -> Vector | None:
-        """Return the price of a model `ago_s` seconds ago, in the organization's currency, or else in the
-        base currency.
+        """Return the price of a model at a time, in the organization's currency, or else in the base currency.
 
         None if there is no price; with `own`, only the organization's currency counts.
         """
-        currency = self.pays_in(caller)
-        at_ms, seller = (self._today() - ago_s) * 1000, self._sellers.get(upstream)
+        currency, seller = self.pays_in(caller), self._sellers.get(upstream)
         found = self.prices.vector(model, currency, at_ms, seller)
         if found is None and currency != BASE_CURRENCY and not own:
             found = self.prices.vector(model, BASE_CURRENCY, at_ms, seller)
         return found
 
-    def base_rate(self, caller: Caller, ago_s: float) -> str | None:
-        """Return the exchange rate `ago_s` seconds ago: the organization's currency per base unit."""
-        return self.prices.base_rate(self.pays_in(caller), (self._today() - ago_s) * 1000)
+    def base_rate(self, caller: Caller, at_ms: int) -> str | None:
+        """Return the exchange rate at a time: the organization's currency per base unit."""
+        return self.prices.base_rate(self.pays_in(caller), at_ms)
 
     def price_as(
-        self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
+        self, caller: Caller, model: str, at_ms: int, own: bool = False, upstream: str = ""
     ) -> Vector | None:
         other = self.stand_ins.of(model)
-        return self.price(caller, other, ago_s, own, upstream) if other else None
+        return self.price(caller, other, at_ms, own, upstream) if other else None

@@ -15,7 +15,7 @@ from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicy
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
 from gateway.core.billing.price_book import KINDS, NAMED_ALONE, of_tier
 from gateway.core.billing.sellers import is_known_by_name
-from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
+from gateway.core.billing.vector import ExchangeRate, ModelPrice, PriceHours, PriceSpan, Vector
 from gateway.core.calls.routes import ModelRule
 from gateway.core.layout import UnknownLayout
 from gateway.core.model import INTERACTIVE, UNSETTLED_CHARGED, USER_ACCEPTED, Caller, Service
@@ -88,8 +88,8 @@ class StoredPrices(_PricesHead):
     """All prices and exchange rates that are in force, were a day ago, or will be.
 
     Prices of units other than tokens are stored apart, by price id, so that a version that does not know them
-    reads the rest. The `tables` of service tiers and the kinds of `NAMED_ALONE` that a price has (`named`)
-    are stored apart, too.
+    reads the rest. The `tables` of service tiers, the kinds of `NAMED_ALONE` that a price has (`named`), and
+    the `hours` of prices that change by the hour are stored apart, too.
     """
 
     prices: list[msgspec.Raw]
@@ -97,6 +97,7 @@ class StoredPrices(_PricesHead):
     units: dict[int, msgspec.Raw] = {}
     tables: dict[int, msgspec.Raw] = {}
     named: dict[int, msgspec.Raw] | None = None
+    hours: dict[int, msgspec.Raw] = {}
 
 
 # By service tier: the prices, and the context tiers with their prices.
@@ -115,6 +116,7 @@ NOTHING_LACKS: tuple[str, ...] = ()
 _decode_price = msgspec.json.Decoder(ModelPrice).decode
 _decode_units = msgspec.json.Decoder(dict[str, int]).decode
 _decode_tables = msgspec.json.Decoder(_Tables).decode
+_decode_hours = msgspec.json.Decoder(tuple[tuple[PriceSpan, ...], bool] | None).decode
 _decode_kinds = msgspec.json.Decoder(list[str]).decode
 _decode_prices_head = msgspec.json.Decoder(_PricesHead).decode
 
@@ -211,6 +213,8 @@ def encode_prices(version: int, prices: Sequence[ModelPrice], rates: Sequence[Ex
         more["units"] = units
     if tables:
         more["tables"] = tables
+    if hours := {one.price_id: (one.hours.spans, one.hours.by_end) for one in vectors if one.hours}:
+        more["hours"] = hours
     return msgspec.json.encode({"version": version, "layout": PRICES_LAYOUT, "prices": listed, **more})
 
 
@@ -244,7 +248,10 @@ def _whole(stored: StoredPrices, vector: Vector) -> Vector:
     if stored.named is not None:
         named = _decode_kinds(stored.named.get(number, b"[]"))
         lacks = tuple([kind for kind in NAMED_ALONE if kind not in named])
-    usual = vector._replace(units=_decode_units(stored.units.get(number, b"{}")), lacks=lacks)
+    said = _decode_hours(stored.hours.get(number, b"null"))
+    usual = vector._replace(
+        units=_decode_units(stored.units.get(number, b"{}")), lacks=lacks, hours=said and PriceHours(*said)
+    )
     tables = _decode_tables(stored.tables.get(number, b"{}"))
     rows = [(vector.prices, vector.context_tiers), *tables.values()]
     every = [row for prices, steps in rows for row in (prices, *[dearer for _, dearer in steps])]

@@ -39,7 +39,7 @@ from gateway.core.accounts.caller_holds import (
 from gateway.core.accounts.limits import limit_headers
 from gateway.core.accounts.runs import FIELD, read_run
 from gateway.core.billing.money import whole_credits
-from gateway.core.billing.price_book import charged, dearest
+from gateway.core.billing.price_book import at_moment, charged, dearest
 from gateway.core.calls.call import CallRequest, write_document
 from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, read_call
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
@@ -219,6 +219,7 @@ async def extend_hold(exchange: Exchange) -> None:
         hold.expires_ms = until_ms
         if short is None:
             hold.held, hold.asked = found, hold.asked + more
+        hold.priced_ms = _dearer_ms(ports.directory, hold, ports.refusals.now_ms())
         await holds.keep(hold)
         if short is not None:
             raise short
@@ -254,12 +255,10 @@ async def _settle_by(
         said, detail, estimated, made = read_use(hold, body)
         end = await ports.holds.end_of(hold)
         if end is None:
-            now_s = ports.seconds()
-            prices = _prices_then(ports, hold, now_s)
+            prices = _prices_then(ports, hold)
             label = exchange.head.routed.label if hold.call is None else hold.call.route
             end = end_settled(
-                hold, said, detail, prices, ports.directory.price, now_s, label, ports.holds.now_ms(),
-                estimated,
+                hold, said, detail, prices, ports.directory.price, label, ports.holds.now_ms(), estimated,
             )  # fmt: skip
             if made:
                 await ports.objects.keep(hold.caller, made, KEPT_ANSWERS)
@@ -421,6 +420,7 @@ async def _taken(
         prices.own, decision.weights, head.said.columns, attribution.session,
         attribution.metadata.decode(), None if route is None else held_call(route, call),
         call.models_beside, tuple([one.model for one in call.targets]), "" if run is None else run.id,
+        prices.at_ms,
     )  # fmt: skip
     if unit == TOKENS and service.counts_tokens and decision.weights is None:
         hold.asked = decision.held_tokens
@@ -599,6 +599,18 @@ async def _more(
     return wanted, asked if isinstance(more, str) else more
 
 
+def _dearer_ms(directory: DirectoryPort, hold: CallerHold, now_ms: int) -> int:
+    """Return the time of the prices of a hold that is extended now: now, if one has a dearer hour than before.
+
+    So nobody takes cheap hours along by extending a hold through dear ones.
+    """
+    then_ms = hold.priced_ms or hold.created_ms
+    named = named_prices(directory, hold.caller, hold.names(), hold.own, then_ms) if hold.model else ()
+    vectors = [one.vector for one in named if one.vector is not None and one.vector.hours is not None]
+    dearer = [at_moment(vector, now_ms).prices > vector.prices for vector in vectors]
+    return now_ms if any(dearer) else then_ms
+
+
 def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
     """Return the refusal by the account in `found` that had too little for an extension, or None."""
     kept = "The hold has no more than before, and its new time."
@@ -614,12 +626,12 @@ def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
 # Its end.
 
 
-def _prices_then(ports: Ports, hold: CallerHold, now_s: float) -> CallPrices:
+def _prices_then(ports: Ports, hold: CallerHold) -> CallPrices:
     """Return the prices at the creation of a hold. The highest of its models' prices counts by default."""
-    call, ago_s = hold.names(), (ports.holds.now_ms() - hold.created_ms) / 1000
-    named = named_prices(ports.directory, hold.caller, call, hold.own, ago_s) if hold.model else ()
+    call, at_ms = hold.names(), hold.priced_ms or hold.created_ms
+    named = named_prices(ports.directory, hold.caller, call, hold.own, at_ms) if hold.model else ()
     vectors = charging_prices(hold.service, call, named)
-    return CallPrices((dearest(vectors),) if len(vectors) > 1 else vectors, named, now_s - ago_s, hold.own)
+    return CallPrices((dearest(vectors),) if len(vectors) > 1 else vectors, named, at_ms, hold.own, True)
 
 
 async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> None:

@@ -459,7 +459,7 @@ async def _taken(
         run = await ports.runs.find(caller, asked, policies)
     budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
     with _naming(1):
-        prices = prices_of(ports, caller, service, first, budgets)
+        prices = prices_of(ports, caller, service, first, budgets, 1000 * HOLD_S_MAX)
     hold_id = id_of("hold", ports.refusals.now_ms(), of=admitted.request_id)
     request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=OPENING_MS, whole=True)
     if budgets is not None:
@@ -520,7 +520,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
             with _naming(number):
                 await check_objects(ports.objects, caller, one, named)
                 if one.tools or one.models_beside:
-                    prices = prices_of(ports, caller, service, one, budgets)
+                    prices = prices_of(ports, caller, service, one, budgets, 1000 * HOLD_S_MAX)
                     models, prices = prices.named, at_batch_prices(prices)
                 elif ports.refuse_unpriced or by_cost or asking is not None:
                     know_reports(one, check_parts(one, models, asking, by_cost))
@@ -580,6 +580,7 @@ def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
         raw_tokens=decision.raw_held, currency="" if vector is None else vector.currency,
         columns=head.said.columns, session=attribution.session,
         metadata=attribution.metadata.decode(), own=prices.own, weights=_packed(decision.weights),
+        priced_ms=prices.at_ms,
     )  # fmt: skip
 
 
@@ -675,14 +676,13 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
     upstream reports every choice of an answer by itself. A line that is missing or has unreadable usage costs
     its share of the hold. A repeated line costs nothing more.
     """
-    now_s = ports.seconds()
-    prices, there = _prices_then(ports, job, service, now_s, ago_s), set[str]()
+    prices, there = _prices_then(ports, job, service), set[str]()
     for number, line in enumerate(found, 1):
         of = job.hold_id if line.custom_id else f"{job.hold_id} unnamed"
         id_ = id_of(line.custom_id or str(number), job.created_ms, of=of)
         charged = None
         if id_ not in there:  # a repeated line is charged once
-            charged = _charged(ports, job, service, route, line, id_, prices, now_s, bounds, each)
+            charged = _charged(ports, job, service, route, line, id_, prices, ago_s, bounds, each)
             if charged is None and not line.free:
                 charged = _share(job, id_, service, line, ago_s)
         if charged is not None:
@@ -702,16 +702,15 @@ def call_charge(  # noqa: PLR0917  # whose job it is, and its result
     A result without usage costs the whole hold, or nothing (None) if the job may be `free`. `each`: the
     upstream reports every choice by itself.
     """
-    now_s = ports.seconds()
     line = BatchResult("", 200, "", body, free)
-    prices = _prices_then(ports, job, service, now_s, ago_s)
-    charged = _charged(ports, job, service, route, line, job.hold_id, prices, now_s, bounds, each)
+    prices = _prices_then(ports, job, service)
+    charged = _charged(ports, job, service, route, line, job.hold_id, prices, ago_s, bounds, each)
     return charged or (None if free else unread_charge(job, service, ago_s))
 
 
 def _charged(  # noqa: PLR0917  # as `line_charges`
     ports: Ports, job: Job, service: Service, route: Route, line: BatchResult, id_: str, prices: CallPrices,
-    now_s: float, bounds: UsageBounds, each: bool,
+    ago_s: float, bounds: UsageBounds, each: bool,
 ) -> ChargedUse | None:  # fmt: skip
     """Return the charge of a result from its reported usage; None if no usage is reported.
 
@@ -733,10 +732,11 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
         return None
     if job.kind == BATCH:
         detail.service_tier = tier_at(SERVICE_TIER, place_of(detail.service_tier))
-    use = _use(job, route.family, line, now_s - prices.at_s, detail)
+    use = _use(job, route.family, line, ago_s, detail)
     use.counts, use.total, use.units, use.estimated = detail.counts(usage), usage.total, 1, usage.estimated
     use.at_ms = job.created_ms
-    return charge(ports.directory.price, now_s, use, _terms(job, id_, service, prices))
+    ended_ms = prices.at_ms + use.duration_ms
+    return charge(ports.directory.price, ended_ms, use, _terms(job, id_, service, prices))
 
 
 def _share(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float) -> ChargedUse:
@@ -783,12 +783,12 @@ def _terms(job: Job, id_: str, service: Service, prices: CallPrices) -> UseTerms
     )  # fmt: skip
 
 
-def _prices_then(ports: Ports, job: Job, service: Service, now_s: float, ago_s: float) -> CallPrices:
-    """Return the prices at the creation of a job, `ago_s` seconds ago."""
-    ago_s = max(0.0, ago_s)
+def _prices_then(ports: Ports, job: Job, service: Service) -> CallPrices:
+    """Return the prices at the creation of a job."""
+    at_ms = job.priced_ms or job.created_ms
     call = CallRequest("none", GENERIC, b"", model=job.model)
     call.upstream = job.upstream
     if job.sent:
         call.targets = (ModelTarget(job.upstream, job.sent),)
-    named = named_prices(ports.directory, job.caller, call, job.own, ago_s)
-    return CallPrices(charging_prices(service, call, named), named, now_s - ago_s, job.own)
+    named = named_prices(ports.directory, job.caller, call, job.own, at_ms)
+    return CallPrices(charging_prices(service, call, named), named, at_ms, job.own, True)

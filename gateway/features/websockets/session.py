@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Final
@@ -191,7 +192,13 @@ class LiveSocket(WebSocket):
         exchange.call = call
         self._count_input(call)
         owed = AdmittedCall(
-            exchange, before.caller, before.service, call, None, before.prices, before.budgets
+            exchange,
+            before.caller,
+            before.service,
+            call,
+            None,
+            replace(before.prices, at_ms=before.worker.ports.refusals.now_ms()),
+            before.budgets,
         )
         owed.owe(before)
         return owed

@@ -56,6 +56,9 @@ WORLD: Objects = {
                 "batch": "0.5",
                 "priority": {"input": "5", "context_tiers": [{"above": 200000, "input": "9"}]},
             },
+            "hours": [{"days": [5], "from": "22:00", "to": "06:00", "time_zone": "Europe/Berlin",
+                       "factor": "0.5", "except": ["2026-12-25"]}],
+            "hours_at": "end",
         },
     ],
     "exchange-rates": [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -20,6 +20,8 @@ LATER = (datetime.now(UTC) + timedelta(days=30)).isoformat()
 ISSUER = "https://kubernetes.default.svc"
 HIDDEN = ("\u202e", "\u200b", "\u2066", "\ufeff", "\x9b", "\U000e0041")
 TIER = {"up_to": None, "unit_price": "1"}
+PEAK: dict[str, Any] = {"days": [5], "from": "22:00", "to": "06:00", "time_zone": "UTC", "factor": "2"}
+EXCEPT_TOO_MANY = [str(date(2026, 1, 1) + timedelta(days=day)) for day in range(401)]
 
 
 class Over(dict[str, Any]):
@@ -143,6 +145,16 @@ WRONG: dict[str, tuple[Over, list[tuple[Any, ...]]]] = {
         ("cached", "1"), ("images", {}, {"1024x1024": "1"}, {"1024x1024/": "1"}),
         ("images.1024x1024/HIGH", {"1024x1024/HIGH": "1"}), ("images.1024x1024/high",
          {"1024x1024/high": "-1"}, {"1024x1024/high": 1}),
+        *((f"hours.0.{field}", [{**PEAK, field: value}]) for field, value in (
+            ("days", []), ("days", [1, 1]), ("days.0", [0]), ("days.0", [8]), ("days.0", ["1"]),
+            ("from", "24:00"), ("from", "9:00"), ("to", "24:30"), ("to", "25:00"), ("time_zone", "UTC+8"),
+            ("factor", "0"), ("factor", "-1"), ("factor", 2), ("factor", "1e3"), ("zone", "UTC"),
+            ("except", EXCEPT_TOO_MANY), ("except.0", ["2026-02-30"]),
+        )),
+        ("hours.0", [{**PEAK, "to": "22:00"}]), ("hours_at", "middle", None),
+        ("hours", [], [PEAK, {**PEAK, "from": "23:00", "to": "23:30"}],  # within
+         [PEAK, {**PEAK, "days": [6], "from": "05:59", "to": "06:30"}],  # the morning after Friday
+         [PEAK, {**PEAK, "days": [6], "from": "14:00", "to": "14:30", "time_zone": "Asia/Tokyo"}]),
         ("page", "-1"), ("search", 1), ("character", "0.0000000001"), ("currency", "usd", "XTS", None),
         ("model", "", "gpt-*", *(f"m{one}" for one in ("İ", "i̇", "\u212a", "ſ", "ẞ", "Σ"))),
         ("provider", "p\u212a"), ("match", "suffix"), ("source", "library"), ("effective_from", "2026-01-01"),

@@ -27,7 +27,9 @@ from gateway.core.alerts.thresholds import (
 from gateway.core.times import DAY_MS, HOUR_MS
 
 PARTS = (Decimal("0.5"), Decimal("0.8"), Decimal(1))
-NEVER = Samples()
+# Use came in three twentieths of the window.
+CAME = (0, 2 * DAY_MS, 4 * DAY_MS)
+NEVER = Samples(came_ms=CAME)
 NOTHING = AlertState()
 HALF, ALL = NOTHING.and_of(PARTS[:1], False, 100), NOTHING.and_of(PARTS, True, 100)
 
@@ -88,16 +90,50 @@ def test_the_pace_of_the_window_so_far() -> None:
 
 def test_the_pace_of_the_last_days_where_there_are_any() -> None:
     """Slow for two weeks, then fast."""
-    samples = Samples(UsageSample(20, 14 * DAY_MS), None)
+    samples = Samples(UsageSample(20, 14 * DAY_MS), None, CAME)
     assert exhausted_ms(month(60), NEVER, 21 * DAY_MS) is None
     assert exhausted_ms(month(60), samples, 21 * DAY_MS) == 28 * DAY_MS
-    assert exhausted_ms(month(60), Samples(UsageSample(60, 14 * DAY_MS), None), 21 * DAY_MS) is None
+    assert exhausted_ms(month(60), Samples(UsageSample(60, 14 * DAY_MS), None, CAME), 21 * DAY_MS) is None
 
 
 def test_a_pace_is_believed_after_a_while() -> None:
-    assert exhausted_ms(month(9), NEVER, DAY_MS // 2) is None
-    assert exhausted_ms(month(50), NEVER, HOUR_MS) is None
-    assert exhausted_ms(month(50), NEVER, 8 * HOUR_MS) == 16 * HOUR_MS
+    """A tenth of thirty days are three, and at least a tenth of the amount is used."""
+    assert exhausted_ms(month(9), NEVER, 3 * DAY_MS) is None
+    assert exhausted_ms(month(50), NEVER, 3 * DAY_MS - 1) is None
+    assert exhausted_ms(month(50), NEVER, 3 * DAY_MS) == 6 * DAY_MS
+
+
+def test_a_pace_is_of_three_twentieths_of_a_window() -> None:
+    assert exhausted_ms(month(50), Samples(came_ms=CAME[:2]), 10 * DAY_MS) is None
+    assert exhausted_ms(month(50), Samples(came_ms=CAME), 10 * DAY_MS) == 20 * DAY_MS
+
+
+def foreseen(*uses: tuple[int, int]) -> list[int]:
+    """The minutes of an hour at which the end of 100 is foreseen; `uses` are (minute, use from then on)."""
+    samples, found = Samples(), list[int]()
+    for minute in range(1, 60):
+        used = max([0, *(use for since, use in uses if since <= minute)])
+        window = RunningWindow("hour", 0, HOUR_MS, 100, used)
+        samples = remembered(samples, window, minute * HOUR_MS // 60)
+        if exhausted_ms(window, samples, minute * HOUR_MS // 60) is not None:
+            found.append(minute)
+    return found
+
+
+def test_a_steady_hour_is_foreseen_once_three_twentieths_have_use() -> None:
+    """Two a minute: use in minutes 1, 3 and 6, and a tenth of the hour has passed."""
+    assert foreseen(*((minute, 2 * minute) for minute in range(1, 50)))[0] == 6
+
+
+def test_two_bursts_in_an_hour_are_no_pace() -> None:
+    assert foreseen((1, 30), (2, 60)) == []
+    assert foreseen((1, 30), (2, 40), (20, 80)) == []
+    assert foreseen((1, 30), (10, 40), (20, 80))[0] == 20
+
+
+def test_a_window_that_was_reset_forgets_its_twentieths() -> None:
+    samples = Samples(None, UsageSample(50, 0), CAME[:2], 70)
+    assert remembered(samples, month(60), DAY_MS).came_ms == (DAY_MS,)
 
 
 def test_what_is_used_up_is_not_foreseen() -> None:
@@ -109,23 +145,27 @@ def test_what_never_begins_again_is_foreseen_some_days_ahead() -> None:
     total = RunningWindow("total", 0, 0, 100, 50)
     assert exhausted_ms(total, NEVER, 6 * DAY_MS) == 12 * DAY_MS
     assert exhausted_ms(total, NEVER, 8 * DAY_MS) is None
+    assert exhausted_ms(total, NEVER, 144 * 60_000) == 288 * 60_000  # a tenth of a day
+    assert exhausted_ms(total, NEVER, 144 * 60_000 - 1) is None
 
 
 def test_samples_are_a_look_back_apart() -> None:
     back = INTERVALS["month"].look_back_ms
     first = remembered(NEVER, month(10), 0)
-    assert first == Samples(None, UsageSample(10, 0))
-    assert remembered(first, month(20), back - 1) == first
+    assert first == Samples(None, UsageSample(10, 0), (0,), 10)
+    assert remembered(first, month(20), back - 1)[:2] == first[:2]
     second = remembered(first, month(20), back)
-    assert second == Samples(UsageSample(10, 0), UsageSample(20, back))
+    assert second == Samples(UsageSample(10, 0), UsageSample(20, back), (0, back), 20)
     assert remembered(second, month(30), 2 * back) == Samples(
-        UsageSample(20, back), UsageSample(30, 2 * back)
+        UsageSample(20, back), UsageSample(30, 2 * back), (0, back, 2 * back), 30
     )
 
 
 def test_what_was_set_back_begins_anew() -> None:
     samples = Samples(UsageSample(50, 0), UsageSample(70, DAY_MS))
-    assert remembered(samples, month(5), 2 * DAY_MS) == Samples(None, UsageSample(5, 2 * DAY_MS))
+    assert remembered(samples, month(5), 2 * DAY_MS) == Samples(
+        None, UsageSample(5, 2 * DAY_MS), (2 * DAY_MS,), 5
+    )
 
 
 @given(
@@ -142,7 +182,7 @@ def test_an_end_lies_between_now_and_the_next_window(
     start, next_, _ = bounds(interval, "Europe/Berlin", 1, at)
     now = start + int(((next_ or start + 400 * DAY_MS) - start) * passed)
     samples = Samples(
-        UsageSample(before[0], start + int((now - start) * before[1])) if before else None, None
+        UsageSample(before[0], start + int((now - start) * before[1])) if before else None, None, CAME
     )
     end = exhausted_ms(RunningWindow(interval, start, next_, limit, used), samples, now)
     if end is not None:

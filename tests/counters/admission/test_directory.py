@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -498,8 +499,8 @@ async def test_a_price_is_in_the_organizations_currency_else_in_that_of_the_base
     desk.client.mset({keys.PRICES: raw, keys.PRICES_HEAD: encode_head(1, raw)})
     await desk.directory.prices.refresh()
 
-    def found(model: str, ago_s: float) -> int:
-        price = desk.directory.price(CALLER, model, ago_s)
+    def found(model: str, ago_s: int) -> int:
+        price = desk.directory.price(CALLER, model, int((time.time() - ago_s) * 1000))
         return price.price_id if price is not None else 0
 
     assert (found("m", 0), found("m", 3600), found("unknown", 0)) == (2, 1, 0)

@@ -7,10 +7,13 @@ import json
 import pytest
 
 from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_TOKENS, MONEY, TOKENS
-from gateway.core.accounts.caller_holds import HoldBody, read_body
+from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldBody, read_body
+from gateway.core.billing.price_book import read_price
 from gateway.core.model import BudgetWindow, Decision, Service, Verdict
 from gateway.errors import InvalidRequest
-from gateway.features.caller_holds.gateway import UNITS, _remaining
+from gateway.features.caller_holds.gateway import UNITS, _dearer_ms, _remaining
+from tests.core.billing.prices import price_row
+from tests.http.fakes import FakeDirectory
 
 PRICED, FREE = Service(1, "search", "consumption", counts_tokens=False, credits=3), Service(2, "chat")
 MONEY_LEFT, TOKENS_LEFT = BudgetWindow(1, 100, 70, 0, FLAG_MONEY), BudgetWindow(1, 100, 95, 0, FLAG_TOKENS)
@@ -40,3 +43,19 @@ def test_hold_request_with_a_malformed_model_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         read_body(HoldBody, json.dumps({"service": "chat", "model": name}).encode())
     assert refusal.value.param == "model"
+
+
+HOUR_MS = 3_600_000
+
+
+@pytest.mark.parametrize(("factor", "now_ms", "priced_ms"), [
+    ("2", HOUR_MS - 1, 5), ("2", HOUR_MS, HOUR_MS), ("2", 2 * HOUR_MS, 5), ("0.5", HOUR_MS, 5),
+])  # fmt: skip
+def test_extended_hold_has_the_price_of_a_dearer_hour_alone(factor: str, now_ms: int, priced_ms: int) -> None:
+    """It was taken at midnight of 1 January 1970, a Thursday, and the hours are the second of that day."""
+    span = {"days": [4], "from": "01:00", "to": "02:00", "time_zone": "UTC", "factor": factor}
+    directory = FakeDirectory()
+    directory.prices["m"] = read_price(price_row(input="1", hours=[span])).vector
+    amounts = HeldAmounts(0, 0, 1, 0, 0)
+    hold = CallerHold("", 1, 2, 3, 0, FREE, MONEY, 1, amounts, 5, 9, "charge", model="m")
+    assert _dearer_ms(directory, hold, now_ms) == priced_ms

@@ -17,6 +17,7 @@ from gateway.admin.http import requests
 from gateway.admin.resources.catalogue import PriceAmend, PriceCreate
 from gateway.core.accounts.outbox import CallFacts, EventKind, write_facts
 from gateway.core.billing.money import IN_MONEY, NANO
+from gateway.core.times import ms_of
 from gateway.errors import Conflict
 from persistence.schema.database import why_unbilled
 from tests.persistence.april import April, april, at, invoiced, plan, service
@@ -33,7 +34,7 @@ ROLLED_UP = "SELECT sum(cost)::bigint FROM usage_rollup WHERE span = 'day'"
 MARKUP = 2
 
 
-async def price(april: April, day: int = 1, *, model: str = "dated", **amounts: str) -> int:
+async def price(april: April, day: int = 1, *, model: str = "dated", **amounts: Any) -> int:
     asked: dict[str, object] = {
         "model": model,
         "currency": "USD",
@@ -443,3 +444,29 @@ async def test_rerating_leaves_out_a_call_amended_by_hand_and_its_row_states_the
     logged: Any = rows_of(april.url, "SELECT after FROM audit_log WHERE action = 'rated'")
     [rated] = logged[-1][0]["rated"]
     assert (rated["calls"], rated["left_out"]) == (2, 1)
+
+
+EVERY_DAY = {
+    "days": [1, 2, 3, 4, 5, 6, 7], "from": "00:00", "to": "24:00", "time_zone": "UTC", "factor": "2",
+    "except": ["2026-04-08"],
+}  # fmt: skip
+
+
+async def test_amended_price_by_the_hour_rates_each_call_by_its_own_hour(april: April) -> None:
+    """One call of 7 April at twice its price, and one of the 8th, which is excepted, stored on the 10th."""
+    await in_plan(april)
+    wrong = await price(april, input="100", hours=[EVERY_DAY])
+    await april.on(at(4, 10))
+    for day, factor in ((7, 2), (8, 1)):
+        hour = (ms_of(at(4, day)), str(factor))
+        call(april, wrong, factor * 100 * NANO, facts={"hour": hour})
+    made = await amend(april, wrong, input="1")
+    assert made["hours"] == [EVERY_DAY]
+    told = "SELECT cost::bigint, price_id, priced_at, hour_factor FROM call ORDER BY id"
+    assert rows_of(april.url, told) == [
+        (2 * NANO, made["id"], at(4, 7), "2"), (NANO, made["id"], at(4, 8), "1"),
+    ]  # fmt: skip
+    plain = await amend(april, made["id"], hours=None)
+    assert rows_of(april.url, told) == [
+        (NANO, plain["id"], at(4, 7), None), (NANO, plain["id"], at(4, 8), None),
+    ]  # fmt: skip

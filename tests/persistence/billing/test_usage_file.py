@@ -117,9 +117,17 @@ LONG = (2000 * 6 + 500 * 6 + 100 * Decimal("22.5")) / 2 / 1_000_000 + Decimal("0
 OF_TABLE = (2000 * 3 + 500 * 3 + 100 * Decimal(9)) / 1_000_000 + Decimal("0.001") + Decimal("0.03")
 
 
-@pytest.mark.parametrize(("tier", "cost"), [("0.5", LONG), (TABLE, OF_TABLE)])
+def thrice(cost: Decimal) -> Decimal:
+    """A cost at an hour of three times the price; three searches stay 0.03."""
+    return 3 * (cost - Decimal("0.03")) + Decimal("0.03")
+
+
+@pytest.mark.parametrize(
+    ("tier", "cost", "factor"),
+    [("0.5", LONG, ""), (TABLE, OF_TABLE, ""), ("0.5", thrice(LONG), "3"), (TABLE, thrice(OF_TABLE), "3")],
+)
 async def test_call_cost_can_be_recomputed_from_the_row_in_the_usage_file(
-    april: April, tier: Any, cost: Decimal
+    april: April, tier: Any, cost: Decimal, factor: str
 ) -> None:
     ids = await set_up(april)
     await april.on(at(4, 1))
@@ -132,7 +140,7 @@ async def test_call_cost_can_be_recomputed_from_the_row_in_the_usage_file(
     facts = CallFacts(
         model="m", response_model="m-1", status=200, counts=(2000, 500, 0, 0, 100, 0, 0, 0, 0, 0), total=2600,
         units=1, tools={"search": 3}, service_tier="batch", cost=int(cost * 10**9), currency="USD",
-        price_id=price["id"],
+        price_id=price["id"], hour=(1, factor) if factor else None,
     )  # fmt: skip
     account = april.account
     with connected(april.url, autocommit=True) as connection:

@@ -240,9 +240,12 @@ async def test_only_what_is_asked_for_is_told(desk: Desk) -> None:
 
 
 async def test_the_end_is_foreseen_once_in_the_budgets_own_time(desk: Desk) -> None:
-    """Seven hundred in seven hours: the other six hundred last six hours more."""
+    """Seven hundred in seven hours, in three of twenty parts: the other six hundred last six hours more."""
     start = datetime(2026, 11, 19, 23, tzinfo=UTC)
     budget = desk.budget(interval="day", amount=1_300, unit="requests")
+    for hour in (2, 4):
+        desk.use(budget, 100 * hour, start)
+        assert await desk.foresee(start + timedelta(hours=hour)) == []
     desk.use(budget, 700, start)
     assert await desk.foresee(start + timedelta(hours=7)) == ["2026-11-20T13:00:00+01:00"]
     desk.use(budget, 900, start)
@@ -254,11 +257,27 @@ async def test_the_end_is_foreseen_once_in_the_budgets_own_time(desk: Desk) -> N
 async def test_the_pace_is_that_of_the_last_hours(desk: Desk) -> None:
     start = datetime(2026, 11, 19, 23, tzinfo=UTC)
     budget = desk.budget(interval="day", amount=1_000, unit="requests")
-    desk.use(budget, 100, start)
     for hour in (9, 12, 15):
+        desk.use(budget, 100 + hour, start)
         assert await desk.foresee(start + timedelta(hours=hour)) == []
-    desk.use(budget, 400, start)
-    assert await desk.foresee(start + timedelta(hours=15, minutes=1)) == ["2026-11-20T21:03:00+01:00"]
+    desk.use(budget, 412, start)
+    # 300 in 181 minutes since the sample of noon: the other 588 last 354 minutes.
+    assert await desk.foresee(start + timedelta(hours=15, minutes=1)) == ["2026-11-20T20:55:45+01:00"]
+
+
+async def test_bursts_are_no_pace_whichever_keeper_looks(desk: Desk) -> None:
+    """Sixty of a hundred in one burst, seen by many looks, and a second burst hours later."""
+    start = datetime(2026, 11, 19, 23, tzinfo=UTC)
+    budget = desk.budget(interval="day", amount=100, unit="requests")
+    desk.use(budget, 60, start)
+    for hour in (1, 3, 6):
+        assert await desk.foresee(start + timedelta(hours=hour)) == []
+    desk.use(budget, 90, start)
+    for hour in (7, 8):
+        assert await desk.foresee(start + timedelta(hours=hour)) == []
+    # A third time: 91 in nine hours, and the other 9 last 53 minutes.
+    desk.use(budget, 91, start)
+    assert len(await desk.foresee(start + timedelta(hours=9))) == 1
 
 
 async def test_a_budget_that_lasts_is_not_told_of(desk: Desk) -> None:
