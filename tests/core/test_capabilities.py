@@ -47,6 +47,8 @@ MONEY = {"unit": "money"}
         ("prices", "amend", {"input": Decimal(1)}, {}, ["amended_prices"]),
         ("prices", "create", {"input": Decimal(1), "cache_hour": None}, {}, []),
         ("prices", "create", {"cache_hour": Decimal(0)}, {}, ["cache_prices"]),
+        ("prices", "create", {"hours": [{"factor": "0.5"}]}, {}, ["hourly_prices"]),
+        ("prices", "create", {"hours": []}, {}, []),
         ("tenants", "change", {"runs": {"required": True}}, {}, ["run_policies"]),
         ("tenants", "change", {"runs": None}, {}, []),
     ],
