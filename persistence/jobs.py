@@ -69,7 +69,7 @@ class JobRows:
         Raise `LedgerUnavailable` if PostgreSQL cannot store them now. Raise PostgreSQL's error if it refuses
         the values.
         """
-        rows = [_row(one) for one in sorted(jobs, key=lambda one: one.hold_id)]
+        rows = [_row(job) for job in sorted(jobs, key=lambda job: job.hold_id)]
         try:
             async with self._engine.begin() as connection:
                 await connection.execute(_STORE, rows)
@@ -83,16 +83,16 @@ class JobRows:
 
         Raise `LedgerUnavailable` if PostgreSQL cannot be read now.
         """
-        found = dict[str, int]()
+        costs = dict[str, int]()
         try:
             async with self._engine.connect() as connection:
                 times = await retention.places(connection, [job.hold_id for job in jobs])
                 for some, since in retention.by_month(times):
                     rows = await connection.execute(_COSTS, {"ids": some, "since": since})
-                    found |= {row.request: row.cost for row in rows if row.cost is not None}
+                    costs |= {row.request: row.cost for row in rows if row.cost is not None}
         except SQLAlchemyError as error:
             raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
-        return found
+        return costs
 
 
 def _row(one: Job) -> dict[str, object]:

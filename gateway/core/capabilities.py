@@ -122,9 +122,11 @@ def wait_reason(name: str, programs: Sequence[Program], written: int) -> str:
     `programs` run, `written` is the lowest layout in which a partition of Redis is written, 0 for unknown.
     """
     capability = CAPABILITIES[name]
-    earlier = [one for one in programs if capability.is_lacked_by(name, one)]
+    earlier = [program for program in programs if capability.is_lacked_by(name, program)]
     if earlier:
-        named = ", ".join(f"{one.role} {one.version} on {one.host}" for one in earlier[:PROGRAMS_NAMED_MAX])
+        named = ", ".join(
+            f"{program.role} {program.version} on {program.host}" for program in earlier[:PROGRAMS_NAMED_MAX]
+        )
         more = f" and {len(earlier) - PROGRAMS_NAMED_MAX} more" if len(earlier) > PROGRAMS_NAMED_MAX else ""
         return (
             f"{capability.what} wait for programs that do not know them, replace these first: {named}{more}."
@@ -134,7 +136,7 @@ def wait_reason(name: str, programs: Sequence[Program], written: int) -> str:
             f"{capability.what} wait until layout {capability.layout} is taken up: an earlier program that ended"
             " less than 90 seconds ago may run still. Try again in a while."
         )
-    if not any(one.role == "keeper" for one in programs):
+    if not any(program.role == "keeper" for program in programs):
         return (
             f"{capability.what} wait for the list of programs, which names no keeper: try again in a while."
         )

@@ -38,10 +38,10 @@ def _base_urls(settings: Settings, role: str) -> Iterator[str]:
         if last and any(path.startswith(f"/{last}/") for path in _paths(settings, target)):
             names.setdefault((target.base_url, last), []).append(target.name)
     for (url, last), upstreams in names.items():
-        said = (
+        why = (
             f"the base URL {url} ends in /{last}, and so begin the paths of calls: they go to {url}/{last}/…"
         )
-        yield f"upstreams {', '.join(upstreams)}: {said}. Leave /{last} out"
+        yield f"upstreams {', '.join(upstreams)}: {why}. Leave /{last} out"
 
 
 def _paths(settings: Settings, target: UpstreamTarget) -> list[str]:
@@ -54,7 +54,7 @@ def _paths(settings: Settings, target: UpstreamTarget) -> list[str]:
 
 def _routes(settings: Settings, target: UpstreamTarget) -> list[Route]:
     """Return the routes whose calls may go to an upstream: its own, and those of models in its API."""
-    models = any(one.upstream == target.name for model in settings.models for one in model.targets)
+    models = any(made.upstream == target.name for model in settings.models for made in model.targets)
     return [
         route
         for route in settings.routes
@@ -80,8 +80,8 @@ def _credentials(settings: Settings, role: str) -> Iterator[str]:
 def _without_effect(settings: Settings, role: str) -> Iterator[str]:
     servers, usual = settings.redis_servers, type(settings)()
     if settings.redis_url and servers not in {1, settings.redis_url.rpartition("@")[2].count(",") + 1}:
-        said = "it is how many servers `up` starts, where TOLLKEEPER_REDIS_URL is not set"
-        yield f"TOLLKEEPER_REDIS_SERVERS={servers} has no effect: {said}"
+        why = "it is how many servers `up` starts, where TOLLKEEPER_REDIS_URL is not set"
+        yield f"TOLLKEEPER_REDIS_SERVERS={servers} has no effect: {why}"
     for name, (needed, readers) in _NEEDS.items():
         unset = getattr(settings, needed) == getattr(usual, needed)
         if role in readers and unset and getattr(settings, name) != getattr(usual, name):

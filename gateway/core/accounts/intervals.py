@@ -50,8 +50,8 @@ HOUR, DAY, WEEK, MONTH, QUARTER, YEAR, TOTAL = (
     "hour", "day", "week", "month", "quarter", "year", "total",
 )  # fmt: skip
 INTERVALS: Final = {
-    one.name: one
-    for one in (
+    interval.name: interval
+    for interval in (
         Interval(HOUR, "an hour", HOUR_MS // 6, past=(7, "hour"), durations=("1h",)),
         Interval(DAY, "a day", 3 * HOUR_MS, "daily", (7, "day"), days=1, durations=("24h", "1d")),
         Interval(WEEK, "a week", DAY_MS, "weekly", (7, "none"), DAYS_OF_WEEK, days=7, durations=("7d", "1w")),
@@ -71,7 +71,7 @@ INTERVALS: Final = {
     )
 }
 # Those that plans of tokens and vendors' APIs have, by their names there.
-PERIODS: Final = {one.period: one for one in INTERVALS.values() if one.period}
+PERIODS: Final = {interval.period: interval for interval in INTERVALS.values() if interval.period}
 
 
 def bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[int, int, int]:
@@ -79,18 +79,18 @@ def bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[
 
     Raise ZoneInfoNotFoundError for an unknown zone.
     """
-    one = INTERVALS[interval]
-    if one.is_endless:
+    facts = INTERVALS[interval]
+    if facts.is_endless:
         return 0, 0, 0
     zone = ZoneInfo(time_zone)
-    start, next_ = _window(one, zone, anchor_day, at_ms)
-    return start, next_, _window(one, zone, anchor_day, next_)[1]
+    start, next_ = _window(facts, zone, anchor_day, at_ms)
+    return start, next_, _window(facts, zone, anchor_day, next_)[1]
 
 
 def wrong_calendar(interval: str, time_zone: str, anchor_day: int | None) -> Iterator[tuple[str, str]]:
     """Yield (field, fault) if the anchor day or the zone does not fit the interval of a budget or a plan."""
-    one = INTERVALS.get(interval) or PERIODS.get(interval)
-    anchor_max = one.anchor_max if one is not None else 1
+    facts = INTERVALS.get(interval) or PERIODS.get(interval)
+    anchor_max = facts.anchor_max if facts is not None else 1
     if anchor_max == DAYS_OF_WEEK and anchor_day is not None and anchor_day > anchor_max:
         yield "anchor_day", f"must be 1 (Monday) to {DAYS_OF_WEEK} (Sunday) where the interval is a week"
     if anchor_max == 1 and anchor_day not in {None, 1}:
@@ -117,13 +117,13 @@ def _window(interval: Interval, zone: ZoneInfo, anchor_day: int, at_ms: int) -> 
 
 def _hour(zone: ZoneInfo, at_ms: int) -> int:
     """Return the last moment (Unix ms) up to `at_ms` at which the zone's clocks showed a full hour."""
-    found = 0
+    latest = 0
     for shift in {offset_at(zone, at_ms), offset_at(zone, at_ms - 2 * HOUR_MS)}:
         full = at_ms - (at_ms + shift) % HOUR_MS
         while offset_at(zone, full) != shift:
             full -= HOUR_MS
-        found = max(found, full)
-    return found
+        latest = max(latest, full)
+    return latest
 
 
 def _days(interval: Interval, anchor_day: int, today: date) -> tuple[date, date]:

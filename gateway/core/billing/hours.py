@@ -39,11 +39,11 @@ def read_hours(row: Mapping[str, Any]) -> PriceHours | None:
         return None
     spans = tuple([
         PriceSpan(
-            tuple(said["days"]), minute_of(said["from"]), minute_of(said["to"]), said["time_zone"],
-            Fraction(said["factor"]).as_integer_ratio(),
-            tuple([date.fromisoformat(day).toordinal() for day in said.get("except") or ()]),
+            tuple(span["days"]), minute_of(span["from"]), minute_of(span["to"]), span["time_zone"],
+            Fraction(span["factor"]).as_integer_ratio(),
+            tuple([date.fromisoformat(day).toordinal() for day in span.get("except") or ()]),
         )
-        for said in row["hours"]
+        for span in row["hours"]
     ])  # fmt: skip
     return PriceHours(spans, row.get("hours_at") == END)
 
@@ -85,8 +85,8 @@ def overlaps(spans: Sequence[PriceSpan]) -> Iterator[tuple[int, int]]:
     for number, span in enumerate(spans):
         if len(set(span.days)) < len(span.days):
             yield number, number
-    for (first, one), (second, other) in combinations(enumerate(spans), 2):
-        if any(_meet(one, other, shift) for shift in _shifts(one.time_zone, other.time_zone)):
+    for (first, span), (second, other) in combinations(enumerate(spans), 2):
+        if any(_meet(span, other, shift) for shift in _shifts(span.time_zone, other.time_zone)):
             yield first, second
 
 
@@ -116,9 +116,9 @@ def _changes(zone: ZoneInfo, midnight: datetime) -> Iterator[float]:
         yield from (since_ms + quarter * 15 * _MINUTE_MS for quarter in range(100))
 
 
-def _meet(one: PriceSpan, other: PriceSpan, shift: int) -> bool:
+def _meet(span: PriceSpan, other: PriceSpan, shift: int) -> bool:
     """Return whether two spans share a minute of a week, where the other's clocks are `shift` minutes ahead."""
-    for since, until in _weekly(one):
+    for since, until in _weekly(span):
         for start, end in _weekly(other):
             begins = (start - shift - since) % _WEEK_MINUTES
             if begins < until - since or begins + end - start > _WEEK_MINUTES:
@@ -139,9 +139,9 @@ def _shifts(zone: str, other: str) -> frozenset[int]:
     """Return by how many minutes clocks of another zone are ahead of those of a zone, on any day."""
     if zone == other:
         return frozenset((0,))
-    one, two = _zone(zone), _zone(other)
+    first, second = _zone(zone), _zone(other)
     days = (_COMPARED_SINCE_MS + day * DAY_MS for day in range(_COMPARED_DAYS))
-    return frozenset((offset_at(two, at) - offset_at(one, at)) // _MINUTE_MS for at in days)
+    return frozenset((offset_at(second, at) - offset_at(first, at)) // _MINUTE_MS for at in days)
 
 
 @lru_cache(_ZONES_MAX)

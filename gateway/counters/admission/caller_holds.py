@@ -227,7 +227,7 @@ class CallerHolds:
         wire = self._wires.of(caller.partition)
         named = keys.marker(caller.partition).encode(), keys.holds_since(caller.partition).encode()
         asked = ask_word(wire), wire.send(encode(b"GET", named[0])), wire.send(encode(b"GET", named[1]))
-        word, marker, since = [await one for one in asked]
+        word, marker, since = [await answer for answer in asked]
         run_id, _, catalogue = read_marker(marker)
         if not word == run_id == wire.run_id:
             raise CountersUnavailable
@@ -258,7 +258,7 @@ class CallerHolds:
                 self.restored += await in_task(wait)
         if self.restored > before:
             self._say("holds stored again", count=self.restored - before, level="warning")
-        for noted in [begin(self._note_since(one, now_ms)) for one in partitions]:
+        for noted in [begin(self._note_since(partition, now_ms)) for partition in partitions]:
             await in_task(noted)
 
     async def _store_again(self, record: RememberedHold, now_ms: int) -> bool:
