@@ -516,7 +516,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
             check_batch_models(worker, attribution, caller, one, number)
             if caller.acts_for(attribution.user, one.user) != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
-            named = named_objects(worker.models, routed, caller, one)
+            named = named_objects(worker.models, routed.owned, caller, one)
             with _naming(number):
                 await check_objects(ports.objects, caller, one, named)
                 if one.tools or one.models_beside:

@@ -491,10 +491,10 @@ class LiveSocket(WebSocket):
         if exchange is None or call is None or self._link is None or not isinstance(charge, AdmittedCall):
             return
         models, routed, caller = charge.worker.models, charge.head.routed, charge.caller
-        owned = named_objects(models, routed, caller, call)
+        owned = named_objects(models, routed.owned, caller, call)
         before, call.models_beside = call.models_beside, self._session.models
         try:
-            if len(named_objects(models, routed, caller, call)) > len(owned):
+            if len(named_objects(models, routed.owned, caller, call)) > len(owned):
                 raise InvalidRequest(
                     "A trained model cannot be named in a message: name it in the address that opens the connection.",
                     param="model",
