@@ -46,7 +46,7 @@ from gateway.core.calls.tariff import (
 from gateway.core.credentials import WORKLOAD
 from gateway.core.families.controlled import models_counted, models_stored
 from gateway.core.families.family import Listing, narrowed
-from gateway.core.families.objects import field_of, read_objects
+from gateway.core.families.objects import ObjectAccess, field_of, read_objects
 from gateway.core.families.registry import BATCH_AT, FAMILIES, SHAPES
 from gateway.core.model import (
     GENERIC,
@@ -182,7 +182,7 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
             policies = run_policies(ports.directory, caller, asked)
             run, opening = run_to_judge(ports, caller, asked, policies)
         service, prices, budgets = priced(worker, head, attempt, caller, call, run, received.long)
-        named = named_objects(worker.models, routed, caller, call)
+        named = named_objects(worker.models, routed.owned, caller, call, routed.listed)
         if named or call.unsure:  # most calls name none, and make no coroutine
             await check_objects(ports.objects, caller, call, named)
         if ports.cooling.entries:
@@ -455,17 +455,17 @@ async def check_objects(
 
 
 def named_objects(
-    models: ConfiguredModels, routed: RoutedHead, caller: Caller, call: CallRequest
+    models: ConfiguredModels, owned: ObjectAccess | None, caller: Caller, call: CallRequest, listed: str = ""
 ) -> tuple[str, ...]:
     """Return the stored objects that a call names, and its models that were created through the API.
 
     Such a model, perhaps a fine-tuned one, has an owner like other stored objects. Names from the operator's
-    configuration are not included.
+    configuration are not included. `listed` is a model that the path of a list names.
     """
-    rules, owned = FAMILIES[call.family].objects, routed.owned
+    rules = FAMILIES[call.family].objects
     if not rules.models or owned is None or not owned.apart:
         return call.named
-    begins, asked = rules.models, (call.model, *call.models_beside, routed.listed)
+    begins, asked = rules.models, (call.model, *call.models_beside, listed)
     if call.targets:
         asked = (*asked, *[one.model for one in call.targets])
     made = [one for one in asked if one.lower().startswith(begins)]

@@ -169,6 +169,8 @@ async def authorize(exchange: Exchange) -> None:
             exchange.charge = None
             call = read(worker, head, received, caller, b"")
             priced(worker, head, exchange.attempt, caller, call, None)
+            named = named_objects(worker.models, routed.owned, caller, call, routed.listed)
+            await check_objects(ports.objects, caller, call, named)
             if call.narrow is not None or call.listing:
                 raise ModelNotAllowed("Nobody here narrows this list of models: ask for one by its name.")
         else:
@@ -373,12 +375,15 @@ async def _taken(
         run, opening = run_to_judge(ports, caller, asked_run, policies)
         budgets: CallBudgets | None
         if authorized is None:
+            _judge(worker, attribution, caller, route, call)
             service = _service(ports.directory, caller, said.service)
             budgets = ports.directory.budgets(caller, service.id, attribution, call, run=run)
             prices = prices_of(ports, caller, service, call, budgets)
         else:
             service, prices, budgets = priced(worker, head, exchange.attempt, caller, call, run)
-        named = named_objects(worker.models, head.routed, caller, call)
+        reader = worker.heads.bindings.read_by(said.service) if authorized is None else None
+        owned = head.routed.owned if reader is None else _access(reader)
+        named = named_objects(worker.models, owned, caller, call)
         await check_objects(ports.objects, caller, call, named)
         estimate = _estimate(ports, caller, service, said, call)
         if authorized is not None:
@@ -468,9 +473,11 @@ async def _call(
         raise InvalidRequest("A hold states one of max_tokens, amount and request.", param="max_tokens")
     if ports.directory.service(said.service) is None:
         raise ServiceNotIncluded(f"There is no service {said.service}.")
-    route, call = None, CallRequest("none", GENERIC, b"", model=said.model, output_max=said.max_tokens)
+    reader = worker.heads.bindings.read_by(said.service)
+    family = GENERIC if reader is None else reader.family
+    route, call = None, CallRequest("none", family, b"", model=said.model, output_max=said.max_tokens)
     if said.request is not None:
-        route = worker.heads.bindings.read_by(said.service)
+        route = reader
         if route is None:
             raise InvalidRequest(
                 f"No route reads requests of the service {said.service}: say max_tokens or amount.",
@@ -481,21 +488,31 @@ async def _call(
             raise InvalidRequest("model is another one in the request.", param="model")
         if call.unmeasured:
             await count_in_turn(worker, caller, call)
-        if route.objects != "shared":
-            read_objects(ObjectAccess((), SHAPES[route.meter].keeps), call)
+        read_objects(_access(route), call)
     if said.run:
         try:
             attribution = replace(attribution, run=read_run(said.run))
         except ValueError as error:
             raise InvalidRequest(f"run {error}.", param="run") from error
     user = caller.acts_for(said.user or attribution.user, call.user)
-    rule = judge(worker, attribution, caller, call, user, "this hold names none", "user")
+    unit = TOKENS if call.has_input else unit_of(said)
+    return route, call, replace(attribution, user=user), unit
+
+
+def _judge(
+    worker: Worker, attribution: Attribution, caller: Caller, route: Route | None, call: CallRequest
+) -> None:
+    """Check the models, user and priority of a hold, and set the targets of its model."""
+    rule = judge(worker, attribution, caller, call, attribution.user, "this hold names none", "user")
     if rule is not None:
         call.targets = named_by(rule, call.model)
     if route is not None:
         know_upstreams(worker, call, rule, route.upstream)
-    unit = TOKENS if call.has_input else unit_of(said)
-    return route, call, replace(attribution, user=user), unit
+
+
+def _access(route: Route) -> ObjectAccess:
+    """Return how the calls of a route access stored objects."""
+    return ObjectAccess((), SHAPES[route.meter].keeps, apart=route.objects != "shared")
 
 
 def _service(directory: DirectoryPort, caller: Caller, key: str) -> Service:

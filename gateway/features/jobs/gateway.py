@@ -43,7 +43,7 @@ from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, UsageBounds, write_document
-from gateway.core.calls.claims import budget_claim, measure_media, read_call
+from gateway.core.calls.claims import answer_bound, budget_claim, check_numbers, measure_media, read_call
 from gateway.core.calls.estimate import Estimate
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.calls.tariff import NO_PRICES, CallPrices, know_reports
@@ -89,7 +89,14 @@ from gateway.http.admission import (
     prices_of,
     run_policies,
 )
-from gateway.http.charge import OPENING_MS, AdmittedCall, hold_request, reserve_hold
+from gateway.http.charge import (
+    NO_UNITS,
+    OPENING_MS,
+    AdmittedCall,
+    fields_allowed,
+    hold_request,
+    reserve_hold,
+)
 from gateway.http.collections import at_collection
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
@@ -445,9 +452,6 @@ async def _taken(
     ports, routed, attribution = worker.ports, head.routed, head.attribution
     document = admitted.call.document or {}
     input_id, route, lines = await _lines(worker, routed, caller, document, jobs, arrive)
-    service = ports.directory.resolve(caller, route.service)
-    if service is None:
-        raise ServiceNotIncluded
     first = _call_of(route, lines[0], 1, worker.bounds, routed.params)
     asked, run = attribution.run, None
     policies = run_policies(ports.directory, caller, asked)
@@ -455,6 +459,9 @@ async def _taken(
     if caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param="x-tollkeeper-user")
     check_batch_models(worker, attribution, caller, first, 1)
+    service = ports.directory.resolve(caller, route.service)
+    if service is None:
+        raise ServiceNotIncluded
     if asked is not None:  # after the checks of the first line: a refused batch opens no run
         run = await ports.runs.find(caller, asked, policies)
     budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
@@ -467,11 +474,11 @@ async def _taken(
     least = replace(request)
     if service.counts_tokens:  # each line has at least one input token
         least.need = least.ceiling = least.read = least.read_likely = len(lines)
-    await reserve_hold(exchange, least, budgets)
+    decision = await reserve_hold(exchange, least, budgets)
     request.budgets, request.names = least.budgets, least.names
     try:
         renewed = replace(least, raises=True)
-        likely, prices = await _add_lines(exchange, request, renewed, route, lines, prices, budgets)
+        likely, prices = await _add_lines(exchange, request, renewed, route, lines, prices, budgets, decision)
         request.raises = True
         decision = await reserve_hold(exchange, request, budgets)
         keep_run(ports, caller, run)
@@ -495,12 +502,12 @@ async def _taken(
 
 async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is held for
     exchange: Exchange, request: HoldRequest, renewed: HoldRequest, route: Route, lines: list[BatchLine],
-    prices: CallPrices, budgets: CallBudgets | None,
+    prices: CallPrices, budgets: CallBudgets | None, decision: Decision,
 ) -> tuple[int, CallPrices]:  # fmt: skip
     """Add each line of a batch to a hold request, in pieces that alternate with other organizations' work.
 
-    Meanwhile `renewed` keeps the small hold that was reserved first. Return the likely cost of all lines in
-    nano-units, and the prices of the last line.
+    Meanwhile `renewed` keeps the small hold that was reserved first, by `decision`. Return the likely cost of
+    all lines in nano-units, and the prices of the last line.
     """
     worker, head, caller, service = exchange.worker, exchange.head, request.caller, request.service
     ports, routed, attribution = worker.ports, head.routed, head.attribution
@@ -516,7 +523,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
             check_batch_models(worker, attribution, caller, one, number)
             if caller.acts_for(attribution.user, one.user) != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
-            named = named_objects(worker.models, routed, caller, one)
+            named = named_objects(worker.models, routed.owned, caller, one)
             with _naming(number):
                 await check_objects(ports.objects, caller, one, named)
                 if one.tools or one.models_beside:
@@ -524,8 +531,8 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
                     models, prices = prices.named, at_batch_prices(prices)
                 elif ports.refuse_unpriced or by_cost or asking is not None:
                     know_reports(one, check_parts(one, models, asking, by_cost))
-            know_upstreams(worker, one, None, routed.upstream)
-            likely += _add(ports, request, one, prices, budgets)
+                know_upstreams(worker, one, None, routed.upstream)
+                likely += _add(worker, request, one, prices, budgets, decision)
         await worker.bodies.rest(ports.seconds() - began_s)
         if ports.seconds() > due_s:
             due_s = ports.seconds() + _RENEWED_S
@@ -535,10 +542,10 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
 
 @contextmanager
 def _naming(number: int) -> Iterator[None]:
-    """Name a line of a batch in its refusal for want of a price or an object."""
+    """Name a line of a batch in its refusal."""
     try:
         yield
-    except (ModelNotPriced, ObjectNotFound) as error:
+    except (InvalidRequest, ModelNotPriced, ObjectNotFound) as error:
         raise type(error)(f"Line {number}: {error.told}", param=error.param) from error
 
 
@@ -597,15 +604,27 @@ def _call_of(
     return call
 
 
-def _add(
-    ports: Ports, request: HoldRequest, call: CallRequest, prices: CallPrices, budgets: CallBudgets | None
-) -> int:
-    """Add one more call to a hold request; return the call's likely cost in nano-units."""
+def _add(  # noqa: PLR0917  # a call, and what holds it
+    worker: Worker, request: HoldRequest, call: CallRequest, prices: CallPrices, budgets: CallBudgets | None,
+    decision: Decision,
+) -> int:  # fmt: skip
+    """Add one more call to a hold request; return the call's likely cost in nano-units.
+
+    Raise `InvalidRequest` for a number in its body that may overrule its maximum, if the plan of `decision`,
+    the price or a budget holds its maximum.
+    """
     caller, service = request.caller, request.service
-    estimate = ports.estimator.hold(call, caller.organization_id, service.key)
-    _, one = hold_request(
+    estimate = worker.ports.estimator.hold(call, caller.organization_id, service.key)
+    claim, one = hold_request(
         caller, request.request_id, request.user, service, call, estimate, prices, budgets, 1, False
     )
+    share = replace(
+        decision, held_tokens=one.ceiling, held_credits=one.credits, money_held=one.money,
+        raw_held=one.raw_tokens,
+    )  # fmt: skip
+    bound = answer_bound(call, claim, share, NO_UNITS if budgets is None else budgets.enforced)
+    if bound is not None:
+        check_numbers(call, fields_allowed(worker, call, call.upstream), bound)
     for name in _SUMMED:
         setattr(request, name, min(getattr(request, name) + getattr(one, name), INTEGER_MAX))
     return _likely(prices, estimate, call, budgets)

@@ -21,15 +21,25 @@ import msgspec
 from wsproto import ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 
-from gateway.core.calls.call import BodyLook, CallRequest, read_document, write_document, written_of
+from gateway.core.calls.call import (
+    BodyLook,
+    CallRequest,
+    FieldNames,
+    read_document,
+    write_document,
+    written_of,
+)
 from gateway.core.families.controlled import Document
 from gateway.core.families.family import LiveEvent, LiveSession
+from gateway.core.families.objects import read_objects
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
+from gateway.core.wait import begin
 from gateway.errors import InvalidRequest, ModelNotAllowed, Refusal, RequestTooLarge, UpstreamUnreachable
 from gateway.features.websockets.sockets import (
     INNER,
+    OWNERS,
     SLOW,
     TURN,
     WAITING,
@@ -39,7 +49,7 @@ from gateway.features.websockets.sockets import (
     open_as,
     take_place,
 )
-from gateway.http.admission import admit, identify, judge, known, named_objects, prices_of
+from gateway.http.admission import admit, check_objects, identify, judge, known, named_objects, prices_of
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import forward, socket_key
 from gateway.http.protocol.answer import EVENT_STREAM, AnswerHead
@@ -106,7 +116,7 @@ class LiveSocket(WebSocket):
         self._session = session
         self._upstream: UpstreamSocket | None = None
         self._aimed, self._key = ("", ""), 0
-        self._route = head.routed.route
+        self._route, self._owned = head.routed.route, head.routed.owned
         # The link of the present turn, while its call is admitted and not ended; whether there is a turn; the
         # last admitted call, and the tokens of the session that its hold covers.
         self._link: Link | None = None
@@ -390,13 +400,55 @@ class LiveSocket(WebSocket):
             self._queue()
 
     def _ask(self, body: bytes) -> None:
-        session, before, needs = self._session, self._session.models, self._session.needs
         if len(body) > MESSAGE_BYTES_MAX:
             self._refuse(RequestTooLarge(f"A message here may have {MESSAGE_BYTES_MAX} bytes."), _TOO_LARGE)
             return
         self._seen_at = self._loop.time()
         try:
             document = read_document(body)
+            named = self._naming(document)
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return
+        if named.unsure:
+            self.keep(len(body))
+            self.hold(OWNERS)
+            begin(self._ask_owned(body, document, named))
+        else:
+            self._ask_checked(body, document)
+
+    def _naming(self, message: Document) -> CallRequest:
+        """Return a call with the texts in a message that may be ids of stored objects.
+
+        Ids of the conversation itself have no owner: no id may be that of another organization's object.
+        """
+        call = CallRequest("none", self.family, b"", document=message)
+        call.names = FieldNames(ids=True)
+        if self._owned is not None:
+            read_objects(self._owned, call)
+        call.unsure = (*call.named, *call.unsure)
+        return call
+
+    async def _ask_owned(self, body: bytes, document: Document, named: CallRequest) -> None:
+        """Process a message, unless it names an object of another organization."""
+        refusal: Refusal | None = None
+        try:
+            await check_objects(self._worker.ports.objects, self._caller, named, ())
+        except Refusal as error:
+            refusal = error
+        self.keep(-len(body))
+        if self.is_closing():
+            return
+        if refusal is None:
+            self._ask_checked(body, document)
+        else:
+            self._refuse(refusal)
+        self.go_on(OWNERS)
+
+    def _ask_checked(self, body: bytes, document: Document) -> None:
+        """Process a message whose objects the caller may use."""
+        session, before, needs = self._session, self._session.models, self._session.needs
+        try:
             if session.waits(document):
                 self._kept, self._kept_asks = body, {"type": document.get("type")}
                 self._owe(len(body))
@@ -498,16 +550,16 @@ class LiveSocket(WebSocket):
         if exchange is None or call is None or self._link is None or not isinstance(charge, AdmittedCall):
             return
         models, routed, caller = charge.worker.models, charge.head.routed, charge.caller
-        owned = named_objects(models, routed, caller, call)
+        owned = named_objects(models, routed.owned, caller, call)
         before, call.models_beside = call.models_beside, self._session.models
         try:
-            if len(named_objects(models, routed, caller, call)) > len(owned):
+            judge(charge.worker, charge.head.attribution, charge.caller, call, charge.user)
+            prices = prices_of(charge.worker.ports, charge.caller, charge.service, call, charge.budgets)
+            if len(named_objects(models, routed.owned, caller, call)) > len(owned):
                 raise InvalidRequest(
                     "A trained model cannot be named in a message: name it in the address that opens the connection.",
                     param="model",
                 )
-            judge(charge.worker, charge.head.attribution, charge.caller, call, charge.user)
-            prices = prices_of(charge.worker.ports, charge.caller, charge.service, call, charge.budgets)
         except Refusal:
             call.models_beside = before
             raise
@@ -537,7 +589,7 @@ class LiveSocket(WebSocket):
             return
         body, self._kept = self._kept, b""
         self._owe(-len(body))
-        self._ask(body)
+        self._ask_checked(body, read_document(body))
         if not self._asked:
             self.go_on(WAITING)
 

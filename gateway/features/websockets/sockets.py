@@ -39,9 +39,10 @@ from gateway.http.turns import FairQueue
 # Codes of RFC 6455, 7.4.1, and IANA's 1013.
 _AWAY, _TOO_LARGE, _BROKEN, _LATER = 1001, 1009, 1011, 1013
 # Reasons not to read a socket: its connection is busy, its client reads slowly, frames of it wait for others,
-# or it has sent too many messages. Of live sockets: a message waits for a turn, the upstream reads slowly.
-INNER, _BLOCKED, TURN, WAITING, SLOW, _RATE = 1, 2, 4, 8, 16, 32
-_HELD = _BLOCKED | WAITING | SLOW | _RATE
+# or it has sent too many messages. Of live sockets: a message waits for a turn, the upstream reads slowly, the
+# owners of a message's objects are looked up.
+INNER, _BLOCKED, TURN, WAITING, SLOW, _RATE, OWNERS = 1, 2, 4, 8, 16, 32, 64
+_HELD = _BLOCKED | WAITING | SLOW | _RATE | OWNERS
 # How many seconds' messages may come at once.
 BURST_S: Final = 5.0
 COUNTED_BYTES: Final = 4_096  # of text, which take as long as a message

@@ -26,6 +26,8 @@ from gateway.core.billing.price_book import KINDS, read_price
 from gateway.core.calls.routes import ModelRule, ModelTarget, Route, UpstreamTarget
 from gateway.core.families.gemini.live import GeminiLiveSession
 from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
+from gateway.core.wait import Wait
+from gateway.errors import CountersUnavailable
 from tests.certificates import issued, trusting
 from tests.core.billing.prices import price_row
 from tests.features.websockets.live_upstream import LiveUpstream, Script, playing
@@ -338,6 +340,66 @@ async def test_transcript_in_a_realtime_session_is_a_separate_call_of_the_transc
 
 def transcribing(model: str) -> dict[str, Any]:
     return {"audio": {"input": {"transcription": {"model": model}}}}
+
+
+@asynccontextmanager
+async def owners_unknown() -> AsyncIterator[tuple[Stage, list[LiveUpstream], list[Wait[str | None]]]]:
+    """A stage that looks up owners of objects for as long as a test says."""
+    waits: list[Wait[str | None]] = []
+
+    def look_up(*_: object) -> Wait[str | None]:
+        waits.append(Wait())
+        return waits[-1]
+
+    async with live() as (stage, sockets):
+        stage.objects.refused = look_up  # type: ignore[method-assign]  # as a Redis that is slow
+        yield stage, sockets, waits
+
+
+ANSWERED = {
+    "type": "conversation.item.create", "previous_item_id": "item_1",
+    "item": {"type": "function_call_output", "call_id": "call_1", "output": "4"},
+}  # fmt: skip
+
+
+async def test_live_message_with_ids_holds_later_messages_back_until_owners_are_known() -> None:
+    async with owners_unknown() as (stage, sockets, waits):
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json(ANSWERED)
+            await socket.send_json(CREATE)
+            await eventually(lambda: waits)
+            assert not sockets[0].heard
+            waits[0].set(None)
+            await until(socket, "response.done")
+        assert [message["type"] for message in sockets[0].heard] == [ANSWERED["type"], CREATE["type"]]
+        assert len(waits) == 1
+
+
+async def test_live_message_with_ids_of_a_client_that_left_is_not_sent() -> None:
+    async with owners_unknown() as (stage, sockets, waits):
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json(ANSWERED)
+            await eventually(lambda: waits)
+            socket._writer.transport.abort()
+            await eventually(lambda: not stage.connections)
+        waits[0].set(None)
+        assert not sockets[0].heard
+
+
+async def test_live_message_with_ids_is_refused_while_owners_cannot_be_looked_up() -> None:
+    async with owners_unknown() as (stage, sockets, waits):
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json(ANSWERED)
+            await eventually(lambda: waits)
+            waits[0].fail(CountersUnavailable())
+            refusal = await received(socket)
+            assert (refusal["type"], refusal["status"]) == ("error", 503)
+            await socket.send_json(CREATE)
+            await until(socket, "response.done")
+        assert [message["type"] for message in sockets[0].heard] == [CREATE["type"]]
 
 
 async def test_fine_tuned_transcription_model_of_another_organization_is_refused() -> None:
