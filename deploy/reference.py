@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,7 +27,8 @@ from gateway import errors  # noqa: E402
 from gateway.admin.configuration.words import schema  # noqa: E402
 from gateway.cli import main as cli  # noqa: E402
 from gateway.cli.admin import program as cli_admin  # noqa: E402
-from gateway.settings.settings import SECRETS, Settings  # noqa: E402
+from gateway.settings import settings  # noqa: E402
+from gateway.settings.checking import wanted_of  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 HELP_COLUMNS = 100
@@ -97,11 +98,32 @@ def pages() -> dict[str, str]:
 
 
 def chart_settings() -> str:
-    """Return the defaults of all settings for the Helm chart: JSON, null for a secret."""
-    defaults = {
-        name.upper(): None if name in SECRETS else value for name, value in Settings().named().items()
+    """Return the rules of all settings for the Helm chart: JSON, null for a secret."""
+    rules = {
+        name.upper(): None if name in settings.SECRETS else {"default": value} | rule_of(name)
+        for name, value in settings.Settings().named().items()
     }
-    return json.dumps(dict(sorted(defaults.items())), indent=1) + "\n"
+    lines = [f" {json.dumps(name)}: {json.dumps(rule)}" for name, rule in sorted(rules.items())]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def rule_of(name: str) -> dict[str, object]:
+    """Return what a value of a setting must be: in words, and by a pattern or bounds where these decide alone."""
+    hint = settings.TYPES[name]
+    rule: dict[str, object] = {"lines": True} if name in settings.LINES else {}
+    if hint is not str:
+        rule["right"] = wanted_of(name, hint)
+    if hint is bool or get_origin(hint) is Literal:
+        choices = ("true", "false") if hint is bool else map(str, get_args(hint))
+        return rule | {"pattern": f"^({'|'.join(choices)})$"}
+    for meta in getattr(hint, "__metadata__", ()):
+        if meta.pattern is not None:
+            rule["pattern"] = meta.pattern.replace(r"\Z", "$")
+        bounds = {"least": meta.ge, "above": meta.gt, "most": meta.le}
+        rule |= {kind: bound for kind, bound in bounds.items() if bound is not None}
+    if "most" in rule:
+        rule["pattern"] = "^[0-9]+$" if hint.__origin__ is int else r"^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$"
+    return rule
 
 
 def help_text() -> str:

@@ -262,7 +262,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     def require(self, *names: str) -> None:
         """Raise `SettingError` for the first of these settings that has no value."""
         for name in (one for one in names if not getattr(self, one)):
-            raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {wanted_of(name, _TYPES[name])}")
+            raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {wanted_of(name, TYPES[name])}")
 
     def extras(self, role: str) -> Mapping[str, str]:
         """Return the extras (optional dependencies) that a role needs, each with a setting that needs it.
@@ -438,14 +438,14 @@ def _read(
             # Another text than a URL may be a password or a token in the wrong place.
             is_hidden = name in SECRETS and "://" not in str(value)
             text = "(hidden)" if is_hidden else shown(name, value)
-            values[name] = checked(f"{place}={text}", name, value, _TYPES[name])
+            values[name] = checked(f"{place}={text}", name, value, TYPES[name])
     for name in values:
         files.pop(name, None)
     for name, place, path in by_file:
         if values.get(name):
             raise both_set(place.removesuffix(SUFFIX).removesuffix(SUFFIX.lower()), place)
         text = environment.read(place, path)
-        values[name] = checked(f"what {place}={path!r} holds", name, text, _TYPES[name])
+        values[name] = checked(f"what {place}={path!r} holds", name, text, TYPES[name])
         files[name] = path
     return values
 
@@ -453,7 +453,7 @@ def _read(
 def reread(name: str, path: str) -> str:
     """Return a secret read again from its file. Raise `SettingError` if it is invalid."""
     place = f"{PREFIX}{name.upper()}{SUFFIX}"
-    return str(checked(f"what {place}={path!r} holds", name, read_secret(place, path), _TYPES[name]))
+    return str(checked(f"what {place}={path!r} holds", name, read_secret(place, path), TYPES[name]))
 
 
 def to_json(settings: Settings) -> bytes:
@@ -465,6 +465,6 @@ def from_json(data: bytes) -> Settings:
     return msgspec.json.decode(data, type=Settings)
 
 
-_TYPES = get_type_hints(Settings, include_extras=True) | SETTABLE
-LINES = frozenset(name for name in NAMES if has_lines(_TYPES[name]))
-SECRETS = frozenset(name for name in NAMES if is_secret(_TYPES[name]))
+TYPES = get_type_hints(Settings, include_extras=True) | SETTABLE
+LINES = frozenset(name for name in NAMES if has_lines(TYPES[name]))
+SECRETS = frozenset(name for name in NAMES if is_secret(TYPES[name]))

@@ -43,6 +43,20 @@ MISTAKES: dict[str, tuple[Values, str, str]] = {
     "port in a file": ({"config": {"settings": {"gateway_port": 1}}}, "config.settings.gateway_port", "leave it out"),
     "value of the chart": ({"settings": {"SHUTDOWN_GRACE_S": 9}}, "settings.SHUTDOWN_GRACE_S", "say gateway.graceSeconds"),
     "certificate by path": ({"settings": {"TLS_KEY_FILE": "/x"}}, "settings.TLS_KEY_FILE", "say tls.gateway"),
+    "word for a number": ({"settings": {"WORKERS": "two"}}, 'settings.WORKERS is "two"', "from 1 to 256"),
+    "too many": ({"settings": {"WORKERS": 1000}}, 'settings.WORKERS is "1000"', "from 1 to 256"),
+    "none": ({"settings": {"WORKERS": 0}}, 'settings.WORKERS is "0"', "from 1 to 256"),
+    "unit": ({"settings": {"HOLD_TTL_S": "30s"}}, 'settings.HOLD_TTL_S is "30s"', "from 1 to 3600 seconds"),
+    "unit of bytes": ({"settings": {"BODY_BYTES_MAX": "32Mi"}}, "settings.BODY_BYTES_MAX", "whole number"),
+    "share above one": ({"config": {"settings": {"lease_fraction": 5}}}, "config.settings.lease_fraction", "0 to 1"),
+    "nothing of what must be more": ({"settings": {"REDIS_WAIT_S": 0}}, "settings.REDIS_WAIT_S", "above 0"),
+    "unknown choice": ({"settings": {"UNPRICED_MODELS": "deny"}}, "settings.UNPRICED_MODELS", "free, refuse"),
+    "space": ({"settings": {"LOG_LEVEL": "info "}}, "settings.LOG_LEVEL", "space"),
+    "address for a name": ({"image": {"repository": "https://registry.example/x"}}, "/image/repository", "pattern"),
+    "address for a host": ({"ingress": {"hosts": ["https://a"]}}, "/ingress/hosts/0", "pattern"),
+    "port that is not open": (
+        {"config": {"upstreams": {"vllm": {"base_url": "http://vllm:8000"}}}}, "config.upstreams.vllm", "port 8000"
+    ),
     "line break": ({"settings": {"UNPRICED_MODELS": "refuse\n"}}, "settings.UNPRICED_MODELS", "behind |-"),
     "list as setting": ({"settings": {"CORS_ORIGINS": ["a"]}}, "/settings/CORS_ORIGINS", "string"),
     "memory of one worker": (
@@ -107,7 +121,13 @@ MISTAKES: dict[str, tuple[Values, str, str]] = {
 # What Helm cannot know, and who says it.
 RENDERED: dict[str, tuple[Values, str]] = {
     "Secret that is not there": ({"secrets": {"gateway": "no-such"}}, "the kubelet, in the pod's events"),
-    "value of a setting": ({"settings": {"WORKERS": 9999}}, "the program at its start, by name"),
+    "country of a seller": ({"settings": {"INVOICE_COUNTRY": "XX"}}, "the program at its start, by name"),
+    "memory as a number": (
+        {"gateway": {"resources": {"limits": {"memory": 805306368}}, "dataSize": 2147483648}}, "nobody: it is right"
+    ),
+    "setting that is left out": ({"settings": {"WORKERS": None}}, "nobody: it is right"),
+    "local upstream": ({"config": {"upstreams": {"a": {"base_url": "http://127.0.0.1:8000"}}}}, "nobody: it is right"),
+    "each day": ({"backup": {"schedule": "@daily"}}, "nobody: it is right"),
     "address of an upstream": ({"config": {"upstreams": {"a": {"base_url": "x"}}}}, "the program at its start, by path"),
     "key that nothing names": (KEYED, "nobody: the routes of an empty `config` name the usual keys"),
 }  # fmt: skip

@@ -1,6 +1,6 @@
 {{/*
 What no schema can say: sums over several values, and names in one that another must have. `fail` tells all of them at once, each
-with its path and what would be right. Defaults of settings are those of files/settings.json; null is a secret.
+with its path and what would be right. files/settings.json has each setting's default and what its value must be; null is a secret.
 */}}
 
 {{/* A quantity of Kubernetes in thousandths, as "600m" of "0.6", or a number of bytes. */}}
@@ -10,11 +10,16 @@ with its path and what would be right. Defaults of settings are those of files/s
 {{- mulf 1000.0 (float64 $number) (get $units (trimPrefix $number .)) | int64 -}}
 {{- end }}
 
+{{/* A value as text: Helm's own writes a number above a million as 1e+06. */}}
+{{- define "tollkeeper.text" -}}
+{{- if kindIs "string" . -}}{{ . }}{{- else -}}{{ toJson . }}{{- end -}}
+{{- end }}
+
 {{/* The value of a setting of a gateway: a variable goes before `config`, and that before the default. */}}
 {{- define "tollkeeper.setting" -}}
 {{- $defaults := .root.Files.Get "files/settings.json" | fromJson -}}
 {{- $of_file := dig "settings" (lower .name) "" .root.Values.config -}}
-{{- get .root.Values.settings .name | default $of_file | default (get $defaults .name) | int64 -}}
+{{- get .root.Values.settings .name | default $of_file | default (get $defaults .name).default | int64 -}}
 {{- end }}
 
 {{/* The bytes that the workers of a gateway may take by their settings; 74 MiB are an idle worker, its runs and its open jobs. */}}
@@ -67,8 +72,21 @@ with its path and what would be right. Defaults of settings are those of files/s
 {{- $wrong = append $wrong (printf "%s is a secret: it belongs into the Secret of secrets.gateway or secrets.keeper, and there into keeper.keys where it is one of those" $path) -}}
 {{- else if hasKey $own $setting -}}
 {{- $wrong = append $wrong (printf "%s is given by the chart: %s" $path (get $own $setting | default "leave it out" | replace "gateway." "say gateway." | replace "tls." "say tls.")) -}}
-{{- else if and (kindIs "string" $value) (ne $value (trimSuffix "\n" $value)) -}}
+{{- else if not (kindIs "invalid" $value) -}}
+{{- $rule := get $defaults $setting | default dict -}}
+{{- $text := include "tollkeeper.text" $value -}}
+{{- $fits := or (not $rule.pattern) (regexMatch $rule.pattern $text) -}}
+{{- if and $fits (hasKey $rule "most") -}}
+{{- $number := float64 $text -}}
+{{- $fits = and (le $number (float64 $rule.most)) (ge $number (float64 ($rule.least | default 0))) (or (not (hasKey $rule "above")) (gt $number (float64 $rule.above))) -}}
+{{- end -}}
+{{- if ne $text (trimSuffix "\n" $text) -}}
 {{- $wrong = append $wrong (printf "%s ends with a line break: write it in quotes, or behind |-" $path) -}}
+{{- else if and (ne $text (trim $text)) (not $rule.lines) -}}
+{{- $wrong = append $wrong (printf "%s begins or ends with a space" $path) -}}
+{{- else if not $fits -}}
+{{- $wrong = append $wrong (printf "%s is %q: expected %s" $path $text $rule.right) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -78,14 +96,14 @@ with its path and what would be right. Defaults of settings are those of files/s
 {{- $least := dict "gateway" (include "tollkeeper.workersBytes" . | int64) "sidecar" (include "tollkeeper.workersBytes" . | int64) "keeper" (mul 149 1048576) -}}
 {{- range $part := list "gateway" "sidecar" "keeper" "migrate" "backup" "archive" -}}
 {{- $resources := (get $values $part).resources -}}
-{{- $limit := dig "limits" "memory" "" $resources | toString -}}
+{{- $limit := include "tollkeeper.text" (dig "limits" "memory" "" $resources) -}}
 {{- $needs := get $least $part | default 0 | int64 -}}
 {{- if and $limit (lt (include "tollkeeper.milli" $limit | int64) (mul 1000 $needs)) -}}
 {{- $wrong = append $wrong (printf "%s.resources.limits.memory is %s, and %s take up to %dMi: give at least that%s" $part $limit (eq $part "keeper" | ternary "a keeper's processes" (printf "%d worker(s)" $workers)) (add 1 (div (sub $needs 1) 1048576)) (eq $part "keeper" | ternary "" ", or leave it empty")) -}}
 {{- end -}}
 {{- range $kind := list "cpu" "memory" -}}
-{{- $asked := dig "requests" $kind "" $resources | toString -}}
-{{- $most := dig "limits" $kind "" $resources | toString -}}
+{{- $asked := include "tollkeeper.text" (dig "requests" $kind "" $resources) -}}
+{{- $most := include "tollkeeper.text" (dig "limits" $kind "" $resources) -}}
 {{- if and $asked $most (gt (include "tollkeeper.milli" $asked | int64) (include "tollkeeper.milli" $most | int64)) -}}
 {{- $wrong = append $wrong (printf "%s.resources.requests.%s is %s, above the limit of %s: ask for that much at most" $part $kind $asked $most) -}}
 {{- end -}}
@@ -93,8 +111,8 @@ with its path and what would be right. Defaults of settings are those of files/s
 {{- end -}}
 {{- $logs := mul $workers (include "tollkeeper.setting" (dict "root" . "name" "SETTLEMENT_LOG_BYTES_MAX")) -}}
 {{- with $values.gateway.dataSize -}}
-{{- if lt (include "tollkeeper.milli" . | int64) (mul 1000 $logs) -}}
-{{- $wrong = append $wrong (printf "gateway.dataSize is %s, and the settlement logs of %d worker(s) take up to %d bytes, beyond which the pod is evicted with its logs: give more, or leave it empty" . $workers $logs) -}}
+{{- if lt (include "tollkeeper.milli" (include "tollkeeper.text" .) | int64) (mul 1000 $logs) -}}
+{{- $wrong = append $wrong (printf "gateway.dataSize is %s, and the settlement logs of %d worker(s) take up to %d bytes, beyond which the pod is evicted with its logs: give more, or leave it empty" (include "tollkeeper.text" .) $workers $logs) -}}
 {{- end -}}
 {{- end -}}
 {{- $scaling := $values.gateway.autoscaling -}}
@@ -102,7 +120,7 @@ with its path and what would be right. Defaults of settings are those of files/s
 {{- if gt (int $scaling.min) (int $scaling.max) -}}
 {{- $wrong = append $wrong (printf "gateway.autoscaling.min is %d, above gateway.autoscaling.max, %d" (int $scaling.min) (int $scaling.max)) -}}
 {{- end -}}
-{{- $most := dig "limits" "cpu" "" $values.gateway.resources | toString -}}
+{{- $most := include "tollkeeper.text" (dig "limits" "cpu" "" $values.gateway.resources) -}}
 {{- if and $most (ge (include "tollkeeper.milli" $scaling.cpu | int64) (include "tollkeeper.milli" $most | int64)) -}}
 {{- $wrong = append $wrong (printf "gateway.autoscaling.cpu is %s, which a gateway never passes by its limit of %s: take less" $scaling.cpu $most) -}}
 {{- end -}}
@@ -116,6 +134,17 @@ with its path and what would be right. Defaults of settings are those of files/s
 {{- range $named -}}
 {{- if not (has . $values.upstreamKeys) -}}
 {{- $wrong = append $wrong (printf "config names ${%s}, and upstreamKeys lacks it: add it there, and to the Secret of secrets.upstreams" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if $values.networkPolicy.enabled -}}
+{{- range $name, $upstream := dig "upstreams" dict $values.config -}}
+{{- $url := dig "base_url" "" $upstream -}}
+{{- $port := regexFind ":[0-9]+" (regexReplaceAll "^[a-z]+://(\\[[^]]*\\]|[^:/]*)" $url "") | trimPrefix ":" | default (hasPrefix "http://" $url | ternary "80" "443") -}}
+{{- $open := list -}}
+{{- range $values.networkPolicy.ports.upstreams }}{{ $open = append $open (toJson .) }}{{ end -}}
+{{- if and $url (not (regexMatch "//(localhost|127\\.|\\[::1)" $url)) (not (has $port $open)) -}}
+{{- $wrong = append $wrong (printf "config.upstreams.%s is at port %s, which networkPolicy.ports.upstreams does not open: add it" $name $port) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if and $values.upstreamKeys (not $values.secrets.upstreams) -}}
