@@ -7,6 +7,7 @@ last is written by `tests/world/second_costs.py`. More names and tiers are drawn
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -14,8 +15,8 @@ import pytest
 
 from gateway.core.billing.price_book import PriceBook, cost_nano
 from gateway.core.billing.sellers import seller_of
+from gateway.core.times import ms_of
 from tests.run.test_bundled_prices import HOSTS, counts, prices, searches, theirs
-from tests.run.test_second_costs import AT_MS
 
 REPORTS: Final = Path(__file__).with_name("usage_reports.txt")
 # Why a cost differs: whose counts here ("first", "second", or neither), and the reason.
@@ -31,7 +32,7 @@ REASONS: Final = {
     "searches": ("first", "the second counts searches in documents, not in reports"),
     "fee": ("first", "a fee a request: docs.perplexity.ai/getting-started/pricing"),
     "window": ("first", "the second has no price of long calls of Sonnet 4.5 any more; the dearer counts"),
-    "peak": ("first", "peak hours count always: api-docs.deepseek.com/quick_start/pricing, Oct 2026"),
+    "peak": ("first", "its peak, which the second does not know: api-docs.deepseek.com/quick_start/pricing, Oct 2026"),
     "12 hours": ("", "the longer lifetime of a cache costs twice the shorter, by the second's table alone"),
     "place": ("", "inference in the US costs 1.1 times: platform.claude.com/docs, data residency"),
     "dearer": ("second", "the first has no tier, and no page that was read says what Vertex bills"),
@@ -58,6 +59,10 @@ def reports() -> Iterator[Report]:
     for line in REPORTS.read_text().splitlines():
         if not line.startswith("#"):
             yield Report(*(part.strip() for part in line.split("|")))
+
+
+# A Monday at 02:00 UTC: DeepSeek's peak.
+AT_MS = ms_of(datetime(2026, 11, 30, 2, tzinfo=UTC))
 
 
 @pytest.mark.parametrize("report", [*reports()], ids=" ".join)
