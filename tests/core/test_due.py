@@ -19,7 +19,7 @@ RULES = {
     "gateway/counters/history_guard.py": "pulses only rise: an older one is what they are for",
     "gateway/counters/admission/caller_holds.py": "places of a caller; each goes with its hold",
     "gateway/counters/admission/objects.py": "objects of a caller; the index is bounded by their number",
-    "gateway/counters/keeper/control.py": "accounts and runs of a caller; each goes with its key",
+    "gateway/counters/keeper/budget_accounts.py": "accounts and runs of a caller; each goes with its key",
     "lua/lib/kept.lua": "the same",
     "lua/run.lua": "the same",
     "gateway/counters/keeper/client.py": "none: the right to do it",

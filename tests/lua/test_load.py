@@ -15,7 +15,7 @@ from gateway.core.accounts.definitions import (
 )
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import Limits, Verdict
-from gateway.counters.keeper.control import call_of
+from gateway.counters.keeper.rebuild import call_of
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from tests.builders import NO_LIMITS, World
