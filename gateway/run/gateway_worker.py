@@ -31,7 +31,7 @@ from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.empty_accounts import SharedEmptyAccounts
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.quota import AccountLimit, Counters, LiveHolds, ShardedCounters
-from gateway.counters.admission.refusals import SharedCircuitBreaker
+from gateway.counters.admission.shared_circuit_breaker import SharedCircuitBreaker
 from gateway.counters.keeper.status import WorkerReports
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import Leaser

@@ -12,7 +12,7 @@ import msgspec
 from gateway.core.accounts.budgets import Budget, BudgetBalance, figures, owner_in, told_amount
 from gateway.core.model import Attribution, Caller, Scope
 from gateway.core.times import moment_of, ms_of, rfc3339
-from gateway.counters.admission.refusals import Throttle
+from gateway.counters.admission.throttle import Throttle
 from gateway.counters.layouts import states
 from gateway.counters.layouts.packing import live_windows
 from gateway.counters.redis import keys

@@ -38,7 +38,7 @@ from gateway.core.accounts.runs import (
 from gateway.core.model import INTEGER_MAX, Caller, RunRequest
 from gateway.core.times import moment_of, rfc3339
 from gateway.core.wait import Wait, begin, in_task
-from gateway.counters.admission.refusals import Throttle
+from gateway.counters.admission.throttle import Throttle
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.packing import live_windows
 from gateway.counters.redis import keys

@@ -22,7 +22,7 @@ from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import AGAIN_S, IDENTITY_S, Directory
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.quota import AccountLimit, Counters, LiveHolds, ShardedCounters
-from gateway.counters.admission.refusals import SharedCircuitBreaker
+from gateway.counters.admission.shared_circuit_breaker import SharedCircuitBreaker
 from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.admission.usage import Usages
 from gateway.counters.keeper.moves import SlotMoves, has_current_history
