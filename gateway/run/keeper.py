@@ -49,19 +49,14 @@ from gateway.run.health import (
     of_process,
     tell_of_redis,
 )
-from gateway.run.keeper_doors import (
-    KeeperDoors,
-    KeeperParts,
-    KeeperSettings,
-    ProgramList,
-    Source,
-    keep_going,
-    store_over,
-    tell_of_postgresql,
-)
+from gateway.run.keeper_doors import KeeperDoors, store_over
+from gateway.run.keeper_loops import keep_going, tell_of_postgresql
+from gateway.run.keeper_parts import KeeperParts
+from gateway.run.keeper_settings import KeeperSettings, Source
 from gateway.run.letterhead import letterhead
 from gateway.run.lifecycle import cancel, ended, reached, redis_reached, stop_signal
 from gateway.run.people_process import Loading
+from gateway.run.program_list import ProgramList
 from gateway.run.shard_loops import AllShardLoops, LoopContext
 from gateway.run.timed_loops import (
     billing_loops,

@@ -39,7 +39,8 @@ from gateway.counters.redis.keys import partition_of
 from gateway.errors import CallsOpen, Conflict, CountersUnavailable, NotStoredYet, Overloaded
 from gateway.feature import features
 from gateway.issuers.sign_in import SignIns
-from gateway.run.keeper_doors import AdminParts, KeeperSettings
+from gateway.run.keeper_parts import AdminParts
+from gateway.run.keeper_settings import KeeperSettings
 from gateway.settings.settings import Settings
 from persistence.entity import WriteRules
 from persistence.resources.usage import ConsoleQueries
