@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from gateway.calls.charge import NO_DETAIL, Counted, MeteredUse, UseTerms, charge
-from gateway.core.accounts.budgets import MONEY, told_amount
+from gateway.core.accounts.budget_amounts import told_amount
+from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.caller_holds import (
     RELEASED,
     UNITS_MAX,

@@ -20,7 +20,8 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection, Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OTHERS, shown_amount
+from gateway.core.accounts.budget_amounts import shown_amount
+from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OTHERS
 from gateway.core.accounts.intervals import INTERVALS, bounds
 from gateway.core.alerts.messages import (
     CONSENT_EVENT,

@@ -27,7 +27,7 @@ from gateway.admin.http.requests import HOURS, PLACES
 from gateway.admin.http.server import Answers, WorkSlots
 from gateway.admin.ports import ROOM, AdminPorts, BuiltIn, Mount
 from gateway.core.accounts.administration import HOURLY, Hours, Realm
-from gateway.core.accounts.budgets import LiveWindow
+from gateway.core.accounts.budget_balances import LiveWindow
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.billing.document import Letterhead
 from gateway.core.capabilities import CAPABILITIES, wait_reason

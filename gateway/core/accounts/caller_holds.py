@@ -13,7 +13,8 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from gateway.core.accounts.budgets import MONEY, TOKENS, told_amount
+from gateway.core.accounts.budget_amounts import told_amount
+from gateway.core.accounts.budgets import MONEY, TOKENS
 from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.runs import FIELD_BYTES_MAX
 from gateway.core.billing.price_book import (

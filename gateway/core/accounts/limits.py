@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
-from gateway.core.accounts.budgets import FLAG_MONEY, UNIT_OF, shown_amount
+from gateway.core.accounts.budget_amounts import shown_amount
+from gateway.core.accounts.budgets import FLAG_MONEY, UNIT_OF
 from gateway.core.billing.money import NANO
 from gateway.core.joined import Part, said
 from gateway.core.model import BudgetWindow, Decision, LimitKind, Verdict, Window

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.core.accounts.budget_amounts import told_amount
 from gateway.core.accounts.budgets import (
     DEFINED_WINDOW,
     FLAG_MONEY,
@@ -27,7 +28,6 @@ from gateway.core.accounts.budgets import (
     UNIT_OF,
     Budget,
     flags_of,
-    told_amount,
 )
 from gateway.core.accounts.intervals import TOTAL
 from gateway.core.accounts.run_policies import CallRunPolicies

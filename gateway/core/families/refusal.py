@@ -14,7 +14,8 @@ from http import HTTPStatus
 import msgspec
 
 from gateway import errors
-from gateway.core.accounts.budgets import MONEY, REQUESTS, UNIT_OF, shown, shown_amount
+from gateway.core.accounts.budget_amounts import shown, shown_amount
+from gateway.core.accounts.budgets import MONEY, REQUESTS, UNIT_OF
 from gateway.core.accounts.limits import budget_headers, refusal_headers
 from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED_CALLS, counts_calls, is_run, run_of

@@ -9,7 +9,9 @@ from typing import Final, cast
 
 import msgspec
 
-from gateway.core.accounts.budgets import Budget, BudgetBalance, figures, owner_in, told_amount
+from gateway.core.accounts.budget_amounts import told_amount
+from gateway.core.accounts.budget_balances import BudgetBalance, figures
+from gateway.core.accounts.budgets import Budget, owner_in
 from gateway.core.model import Attribution, Caller, Scope
 from gateway.core.times import moment_of, ms_of, rfc3339
 from gateway.counters.admission.throttle import Throttle

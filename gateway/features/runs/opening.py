@@ -15,7 +15,8 @@ from typing import Final, cast
 
 import msgspec
 
-from gateway.core.accounts.budgets import LiveWindow, told_amount
+from gateway.core.accounts.budget_amounts import told_amount
+from gateway.core.accounts.budget_balances import LiveWindow
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import (
     ENDED_CALLS,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.accounts.budgets import DEFINED_WINDOW, LiveWindow
+from gateway.core.accounts.budget_balances import LiveWindow
+from gateway.core.accounts.budgets import DEFINED_WINDOW
 from gateway.core.layout import LAYOUT
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts.states import WindowState, pack_windows
