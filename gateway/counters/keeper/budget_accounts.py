@@ -11,11 +11,7 @@ from gateway.core.integrity.reconciliation import BudgetAccountUse, Live
 from gateway.core.model import INTEGER_MAX
 from gateway.core.text import batched
 from gateway.core.times import DAY_MS
-from gateway.counters.keeper.client import (
-    APPLIED,
-    entries_behind,
-    entries_in,
-)
+from gateway.counters.keeper.client import APPLIED, entries_behind, entries_in
 from gateway.counters.keeper.control_writes import ControlClient
 from gateway.counters.keeper.rebuild import call_of
 from gateway.counters.layouts import packing, states

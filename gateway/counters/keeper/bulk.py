@@ -8,20 +8,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from gateway.core.accounts.definitions import (
-    AccountDefinition,
-    KeyDefinition,
-    OrganizationDefinition,
-)
+from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition, OrganizationDefinition
 from gateway.core.text import batched
-from gateway.counters.admission.stored import (
-    encode_terms,
-    version_standing,
-)
-from gateway.counters.keeper.client import (
-    TOGETHER_MAX,
-    UNVERIFIED,
-)
+from gateway.counters.admission.stored import encode_terms, version_standing
+from gateway.counters.keeper.client import TOGETHER_MAX, UNVERIFIED
 from gateway.counters.keeper.control_writes import ControlClient
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.packing import is_as_defined

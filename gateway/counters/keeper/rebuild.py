@@ -8,12 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from operator import attrgetter
 
-from gateway.core.accounts.definitions import (
-    KeyDefinition,
-    OrganizationAccount,
-    ServiceUse,
-    TenantAccount,
-)
+from gateway.core.accounts.definitions import KeyDefinition, OrganizationAccount, ServiceUse, TenantAccount
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.billing.money import are_money, folded, read_tiers, spend_micro
 from gateway.core.integrity.recovery import LedgerState

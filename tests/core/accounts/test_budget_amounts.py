@@ -16,11 +16,7 @@ from gateway.core.accounts.budget_amounts import (
     wrong_raise,
     wrong_window,
 )
-from gateway.core.accounts.budgets import (
-    Budget,
-    PersonalRaise,
-    owner_of,
-)
+from gateway.core.accounts.budgets import Budget, PersonalRaise, owner_of
 from gateway.core.model import INTEGER_MAX
 
 

@@ -10,10 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.accounts.budget_selectors import BUDGETS_MAX, Selector, may_meet_more, selector_of, too_many
-from gateway.core.accounts.budgets import (
-    Budget,
-    CallAttributes,
-)
+from gateway.core.accounts.budgets import Budget, CallAttributes
 
 ANY = Selector(None, None, None, None, None, None, None, None, None)
 VALUES: dict[str, list[Any]] = {
