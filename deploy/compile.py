@@ -45,7 +45,9 @@ MODULES = {
     "gateway/core/families/gemini": ("array", "calls"),
     "gateway/core/families/openai": ("calls", "chat", "reports"),
     "gateway/core/metering": ("content", "eventstream", "meter", "meters", "reading", "stream"),
-    "gateway/counters/admission": ("cache", "callers", "catalogue", "quota"),
+    "gateway/counters/admission": (
+        "account_limit", "cache", "callers", "catalogue", "counters", "live_holds", "releases", "sharded",
+    ),
     "gateway/counters/layouts": ("accounts", "packing"),
     "gateway/counters/leases": ("allowance",),
     "gateway/counters/redis": ("calls", "connection"),
