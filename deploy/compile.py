@@ -56,7 +56,7 @@ MODULES = {
         "admission", "charge", "forward", "ports", "proxy", "relay", "reply", "tally", "turns",
     ),
     "gateway/http/protocol": ("answer", "framing", "request"),
-    "gateway/http/routing": ("cors", "head", "openings", "routes"),
+    "gateway/http/routing": ("cors", "head", "openings", "routed_head", "routes"),
     "gateway/http/server": ("buffers", "connection", "exchange", "server", "traced"),
     "gateway/http/upstream": ("pool",),
 }  # fmt: skip
