@@ -27,7 +27,7 @@ def keep_going(
 READS_ONLY_LOOK_S = 5.0
 
 
-async def tell_of_postgresql(
+async def watch_read_only(
     engine: Engine, log: Callable[..., None], look_s: float = READS_ONLY_LOOK_S
 ) -> None:
     """Log when PostgreSQL begins to refuse writes, as after a failover, and when it accepts them again."""

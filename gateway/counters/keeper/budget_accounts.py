@@ -13,7 +13,7 @@ from gateway.core.text import batched
 from gateway.core.times import DAY_MS
 from gateway.counters.keeper.client import APPLIED, entries_behind, entries_in
 from gateway.counters.keeper.control_writes import ControlClient
-from gateway.counters.keeper.rebuild import call_of
+from gateway.counters.keeper.rebuild import load_call
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.packing import RUN_KEPT_MS, live_windows
 from gateway.counters.redis import keys
@@ -104,7 +104,7 @@ class BudgetAccounts(ControlClient):
             # The index first: a keeper that dies after it writes the account again, which is then in the
             # index.
             await self.ask_together((b"ZADD", index.encode(), *its) for index, its in members.items())
-            call = call_of(self.run_id_of(partition), partition, written, marker)
+            call = load_call(self.run_id_of(partition), partition, written, marker)
             if packing.code_of(await self.run("load", call)) != APPLIED:
                 return False
         return True

@@ -51,7 +51,7 @@ def states_of(partition: int, lost: LedgerState, found: Sequence[Found]) -> Iter
         yield keys.key_state(partition, key.key_id), packed_key(key, lost.version)
 
 
-def call_of(
+def load_call(
     run_id: bytes, partition: int, written: Sequence[tuple[str, bytes]], marker: bytes
 ) -> packing.Call:
     """Return keys and arguments of a `load` call that writes several states."""

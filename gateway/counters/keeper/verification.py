@@ -137,7 +137,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         found = await self._holds(partition, list(await self.held(partition)))
         parts = rebuild.states_of(partition, lost, list(found.values()))
         calls = (
-            rebuild.call_of(self.run_id_of(partition), partition, some, marker)
+            rebuild.load_call(self.run_id_of(partition), partition, some, marker)
             for some in batched(parts, REBUILT_MAX)
         )
         answers = await self.run_all("load", calls, TOGETHER_MAX // REBUILT_MAX)
