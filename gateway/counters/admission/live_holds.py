@@ -20,7 +20,7 @@ from gateway.errors import CountersUnavailable
 
 EXTEND_BATCH_MAX = 64
 EXTEND_MARGIN_TOKENS = 256
-OUTGROWN_S = 0.02
+REQUESTED_S = 0.02
 MISSED_S = 0.5
 CUT, REFUSED = 2, 3
 
@@ -39,7 +39,7 @@ class LiveHolds:
         self._wires, self._allowances = wires, allowances
         self._ttl_ms, self._clock, self._extend_took = hold_ttl_ms, clock, took
         self._live: dict[str, HoldExtension] = {}
-        self._outgrown: dict[str, HoldExtension] = {}
+        self._requested: dict[str, HoldExtension] = {}
         self._missed = False
         self._extending: asyncio.Task[None] | None = None
 
@@ -48,23 +48,23 @@ class LiveHolds:
         """The number of watched calls."""
         return len(self._live)
 
-    def watch(self, observed: HoldExtension) -> None:
+    def watch(self, extension: HoldExtension) -> None:
         """Renew the hold of this running call until `unwatch`."""
-        self._live[observed.request_id] = observed
+        self._live[extension.request_id] = extension
 
-    def unwatch(self, observed: HoldExtension) -> None:
+    def unwatch(self, extension: HoldExtension) -> None:
         """Stop renewing the hold of a call that ended and settles now."""
-        self._live.pop(observed.request_id, None)
-        self._outgrown.pop(observed.request_id, None)
+        self._live.pop(extension.request_id, None)
+        self._requested.pop(extension.request_id, None)
 
-    def outgrown(self, observed: HoldExtension) -> None:
+    def request_extension(self, extension: HoldExtension) -> None:
         """Raise the hold of a watched call that has used all of it, together with other such calls."""
-        if self._allowances.outgrown(observed, EXTEND_MARGIN_TOKENS):
-            observed.end_request()
+        if self._allowances.request_extension(extension, EXTEND_MARGIN_TOKENS):
+            extension.end_request()
             return
-        self._outgrown[observed.request_id] = observed
+        self._requested[extension.request_id] = extension
         if self._extending is None or self._extending.done():
-            self._extending = asyncio.get_running_loop().create_task(self._extend_outgrown())
+            self._extending = asyncio.get_running_loop().create_task(self._extend_requested())
 
     async def keep_extending(self) -> None:
         """Renew the holds of all running calls three times in `ttl_ms`, or soon after a failure."""
@@ -77,16 +77,16 @@ class LiveHolds:
         """Renew every live hold once, in bounded batches by partition."""
         await self._extend_each(list(self._live.values()))
 
-    async def _extend_outgrown(self) -> None:
-        while self._outgrown:
-            await asyncio.sleep(OUTGROWN_S)
-            outgrown, self._outgrown = self._outgrown, {}
-            await self._extend_each(list(outgrown.values()))
+    async def _extend_requested(self) -> None:
+        while self._requested:
+            await asyncio.sleep(REQUESTED_S)
+            requested, self._requested = self._requested, {}
+            await self._extend_each(list(requested.values()))
 
-    async def _extend_each(self, observations: list[HoldExtension]) -> None:
+    async def _extend_each(self, extensions: list[HoldExtension]) -> None:
         by_partition: dict[int, list[HoldExtension]] = {}
-        for observed in observations:
-            by_partition.setdefault(observed.caller.partition, []).append(observed)
+        for extension in extensions:
+            by_partition.setdefault(extension.caller.partition, []).append(extension)
         for partition, live in by_partition.items():
             for start in range(0, len(live), EXTEND_BATCH_MAX):
                 await self._extend(partition, live[start : start + EXTEND_BATCH_MAX])

@@ -67,14 +67,14 @@ class ShardedCounters:
     def settle(self, settlement: Settlement) -> Awaitable[SettleResult]:
         return self._of(settlement.caller.partition).settle(settlement)
 
-    def watch(self, observed: HoldExtension) -> None:
-        self._live.watch(observed)
+    def watch(self, extension: HoldExtension) -> None:
+        self._live.watch(extension)
 
-    def unwatch(self, observed: HoldExtension) -> None:
-        self._live.unwatch(observed)
+    def unwatch(self, extension: HoldExtension) -> None:
+        self._live.unwatch(extension)
 
-    def outgrown(self, observed: HoldExtension) -> None:
-        self._live.outgrown(observed)
+    def request_extension(self, extension: HoldExtension) -> None:
+        self._live.request_extension(extension)
 
     async def keep_extending(self) -> None:
         await self._live.keep_extending()
