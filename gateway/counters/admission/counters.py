@@ -51,8 +51,8 @@ class Counters(LiveHolds):
     """The limits and accounts in Redis, for one worker. `took` gets each script's seconds, by verb.
 
     `log` stores settlements, acknowledged or not; `say` logs for people. In a cluster there is one object for
-    each primary: `elsewhere` returns the present one of a partition, `handed_over` waits while a partition
-    moves, and all share `releases`.
+    each primary: `of_new_primary` returns the present one of a partition, `wait_for_handover` waits while a
+    partition moves, and all share `releases`.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class Counters(LiveHolds):
         held = allowances if allowances is not None else Allowances(clock)
         super().__init__(wire, held, hold_ttl_ms, clock, took["extend"])
         self._wire = wire
-        self.elsewhere: Callable[[int], Counters] | None = None
-        self.handed_over: Callable[[int], Wait[None]] | None = None
+        self.of_new_primary: Callable[[int], Counters] | None = None
+        self.wait_for_handover: Callable[[int], Wait[None]] | None = None
         self._log = log
         self.crowded = AccountLimit(clock, say)
         self._directory = directory
@@ -133,7 +133,7 @@ class Counters(LiveHolds):
                 raise
             return self._allowances.admit(request, weighing.by_plan)
         if verdict is Verdict.UNVERIFIED or verdict in _AGAIN:
-            return await self._unserved(request, weighing.by_plan)
+            return await self._decide_by_lease(request, weighing.by_plan)
         self._allowances.refused(request.caller, verdict)
         return decision
 
@@ -217,17 +217,17 @@ class Counters(LiveHolds):
             frame = self._frames.frame_of(release.caller, release.user, release.service, release.budgets)
             self._log.spool(self._settle_arguments(frame, release)[KEPT_AT:], RELEASE)
 
-    def _elsewhere(self, partition: int) -> Counters | None:
+    def _find_new_primary(self, partition: int) -> Counters | None:
         """Return the counters of a partition's present primary; None if this object is for that primary."""
-        other = self.elsewhere(partition) if self.elsewhere is not None else self
+        other = self.of_new_primary(partition) if self.of_new_primary is not None else self
         return None if other is self else other
 
-    async def _unserved(self, request: HoldRequest, by_plan: Mapping[int, Weights]) -> Decision:
+    async def _decide_by_lease(self, request: HoldRequest, by_plan: Mapping[int, Weights]) -> Decision:
         """Decide a request of an unverified partition: by the partition's new primary, or by the lease."""
         partition = request.caller.partition
-        if self.handed_over is not None:
-            await self.handed_over(partition)
-        other = self._elsewhere(partition)
+        if self.wait_for_handover is not None:
+            await self.wait_for_handover(partition)
+        other = self._find_new_primary(partition)
         if other is not None:
             return await other.reserve(request)
         if request.ttl_ms:
@@ -236,7 +236,7 @@ class Counters(LiveHolds):
 
     def send_release(self, release: Settlement) -> Wait[Reply]:
         """Send a release: the end of a hold without a charge."""
-        other = self._elsewhere(release.caller.partition)
+        other = self._find_new_primary(release.caller.partition)
         if other is not None:
             return other.send_release(release)
         frame = self._frames.frame_of(release.caller, release.user, release.service, release.budgets)

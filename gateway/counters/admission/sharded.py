@@ -81,7 +81,7 @@ class ShardedCounters:
 
     def _begun(self, wire: RedisConnection) -> Counters:
         counters = self._make(wire)
-        counters.elsewhere, counters.handed_over = self._of, self._shards.handed_over
+        counters.of_new_primary, counters.wait_for_handover = self._of, self._shards.wait_for_handover
         counters.releases, counters.crowded = self._releases, self.crowded
         return counters
 
