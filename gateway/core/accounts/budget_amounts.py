@@ -101,9 +101,9 @@ def amount_of(unit: str, number: int) -> Decimal | int:
     return money(number) if unit == MONEY else number
 
 
-def told_amount(unit: str, number: int) -> str | int:
+def render_amount(unit: str, number: int) -> str | int:
     """Return a counted number as callers read it: money as decimal text, other units as a number."""
-    return shown_amount(MONEY, number) if unit == MONEY else number
+    return format_number(MONEY, number) if unit == MONEY else number
 
 
 def read_budget(row: Mapping[str, Any]) -> Budget:
@@ -126,12 +126,12 @@ def read_budget(row: Mapping[str, Any]) -> Budget:
     )  # fmt: skip
 
 
-def shown(unit: str, amount: int, currency: str) -> str:
+def format_amount(unit: str, amount: int, currency: str) -> str:
     """Return an amount as text for people: `12.5 USD`, `3000 tokens`, `20 requests`."""
-    return f"{shown_amount(unit, amount)} {currency if unit == MONEY else unit}"
+    return f"{format_number(unit, amount)} {currency if unit == MONEY else unit}"
 
 
-def shown_amount(unit: str, amount: int) -> str:
+def format_number(unit: str, amount: int) -> str:
     """Return an amount as text without unit: money as a decimal, without trailing zeros."""
     if unit != MONEY:
         return str(amount)

@@ -39,7 +39,7 @@ def window_of(budget: Budget, at_ms: int) -> tuple[int, int]:
     return start, following
 
 
-def figures(
+def compute_balance(
     budget: Budget,
     at_ms: int,
     stored: tuple[int, int] | None,

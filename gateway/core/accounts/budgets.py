@@ -277,7 +277,7 @@ def is_forgotten_unused(budget: Budget) -> bool:
     return budget.each == SESSION and budget.interval == TOTAL
 
 
-def defined_until(budgets: Iterable[Budget], at_ms: int, owner: str = "") -> int:
+def windows_valid_until(budgets: Iterable[Budget], at_ms: int, owner: str = "") -> int:
     """Return the Unix ms at which the result of `defined` next changes; 0 is never.
 
     It changes when a window ends, or when a limit that was raised for a time falls back.

@@ -15,7 +15,7 @@ from typing import Final, cast
 
 import msgspec
 
-from gateway.core.accounts.budget_amounts import told_amount
+from gateway.core.accounts.budget_amounts import render_amount
 from gateway.core.accounts.budget_balances import LiveWindow
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import (
@@ -332,7 +332,7 @@ def _told(run: Run, live: dict[int, LiveWindow], now_ms: int) -> dict[str, objec
     counted = run.calls if calls is None else calls.used
     if counted >= ENDED_CALLS:  # those in flight at its end count on; an earlier version stopped there
         counted = counted - ENDED_CALLS if counted < INTEGER_MAX else run.calls
-    told, limited = partial(told_amount, run.unit), run.amount >= 0
+    told, limited = partial(render_amount, run.unit), run.amount >= 0
     return {
         "id": run.id,
         "parent_id": run.parent_id or None,

@@ -10,8 +10,8 @@ import pytest
 
 from gateway.core.accounts.budget_amounts import (
     MONEY_MAX,
+    format_amount,
     read_budget,
-    shown,
     wrong_amount,
     wrong_raise,
     wrong_window,
@@ -21,10 +21,10 @@ from gateway.core.model import INTEGER_MAX
 
 
 def test_amount_is_shown_in_its_unit() -> None:
-    assert shown("money", 12_500_000_000, "EUR") == "12.5 EUR"
-    assert shown("money", 1, "EUR") == "0.000000001 EUR"
-    assert shown("money", 200_000_000_000, "USD") == "200 USD"
-    assert shown("tokens", 3000, "USD") == "3000 tokens"
+    assert format_amount("money", 12_500_000_000, "EUR") == "12.5 EUR"
+    assert format_amount("money", 1, "EUR") == "0.000000001 EUR"
+    assert format_amount("money", 200_000_000_000, "USD") == "200 USD"
+    assert format_amount("tokens", 3000, "USD") == "3000 tokens"
 
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)

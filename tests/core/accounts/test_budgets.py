@@ -21,9 +21,9 @@ from gateway.core.accounts.budgets import (
     account_of,
     accounts_of,
     defined,
-    defined_until,
     is_of,
     owner_of,
+    windows_valid_until,
 )
 from gateway.core.accounts.intervals import bounds
 
@@ -36,7 +36,7 @@ def ms(text: str) -> int:
 
 
 def test_definition_of_total_never_changes() -> None:
-    assert defined_until([replace(BUDGET, interval="total")], ms("2026-04-14T00:00:00Z")) == 0
+    assert windows_valid_until([replace(BUDGET, interval="total")], ms("2026-04-14T00:00:00Z")) == 0
 
 
 def test_definition_orders_windows_by_id_with_present_limits() -> None:
@@ -48,9 +48,9 @@ def test_definition_orders_windows_by_id_with_present_limits() -> None:
     assert (second["budget_id"], second["limit"]) == (9, 250)
     assert second["flags"] == FLAG_TOKENS | FLAG_ENFORCE | FLAG_CUT
     assert (second["start"], second["next"], second["after"]) == bounds("day", "UTC", 1, at)
-    assert defined_until([raised, BUDGET], at) == at + 1
+    assert windows_valid_until([raised, BUDGET], at) == at + 1
     assert DEFINED_WINDOW.read(defined([raised], at + 1))["limit"] == 100
-    assert defined_until([raised, BUDGET], at + 1) == ms("2026-05-06T00:00:00Z")
+    assert windows_valid_until([raised, BUDGET], at + 1) == ms("2026-05-06T00:00:00Z")
 
 
 @pytest.mark.parametrize(
