@@ -45,7 +45,9 @@ MODULES = {
     "gateway/core/families/gemini": ("array", "calls"),
     "gateway/core/families/openai": ("calls", "chat", "reports"),
     "gateway/core/metering": ("content", "eventstream", "meter", "meters", "reading", "stream"),
-    "gateway/counters/admission": ("cache", "callers", "catalogue", "quota"),
+    "gateway/counters/admission": (
+        "account_limit", "cache", "callers", "catalogue", "counters", "live_holds", "releases", "sharded",
+    ),
     "gateway/counters/layouts": ("accounts", "packing"),
     "gateway/counters/leases": ("allowance",),
     "gateway/counters/redis": ("calls", "connection"),
@@ -54,7 +56,7 @@ MODULES = {
         "admission", "charge", "forward", "ports", "proxy", "relay", "reply", "tally", "turns",
     ),
     "gateway/http/protocol": ("answer", "framing", "request"),
-    "gateway/http/routing": ("cors", "head", "openings", "routes"),
+    "gateway/http/routing": ("cors", "head", "openings", "routed_head", "routes"),
     "gateway/http/server": ("buffers", "connection", "exchange", "server", "traced"),
     "gateway/http/upstream": ("pool",),
 }  # fmt: skip

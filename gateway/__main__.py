@@ -98,7 +98,13 @@ def _load_code(role: str) -> Callable[[Settings, ParentPipe], Coroutine[None, No
 
     library()  # build it before a request waits for it
     if role == "keeper":
-        from gateway.run import keeper_doors, people_process  # noqa: F401  # what both need
+        from gateway.run import (  # noqa: F401  # what both need
+            keeper_doors,
+            keeper_loops,
+            keeper_parts,
+            keeper_settings,
+            people_process,
+        )
 
         is_keeper, people = people_process.fork()
         if is_keeper:

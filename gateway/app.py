@@ -31,7 +31,7 @@ from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.caller_holds import CallerHolds
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.lessons import SharedLessons
-from gateway.counters.admission.refusals import RefusedCalls
+from gateway.counters.admission.refused_calls import RefusedCalls
 from gateway.counters.admission.usage import Usages
 from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.moves import has_current_history

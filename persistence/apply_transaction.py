@@ -17,7 +17,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    Select,
     Table,
     and_,
     any_,
@@ -35,9 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.core.accounts.administration import (
-    CREATE,
     OWNER,
-    TENANT,
     Claim,
     Command,
     Intent,
@@ -50,20 +47,13 @@ from gateway.core.accounts.administration import (
     StepResult,
     settled,
 )
-from gateway.core.capabilities import used_by
-from gateway.errors import (
-    AdminRefusal,
-    CapabilityNeeded,
-    Conflict,
-    NotFound,
-    StepRefused,
-    Unprocessable,
-)
-from persistence.entity import THROUGH, Entity, EntityWrite, WriteBatch, id_in, live, owned, owners, require
+from gateway.errors import AdminRefusal, Conflict, StepRefused
+from persistence.entity import THROUGH, Entity, EntityWrite, WriteBatch, id_in, owners
 from persistence.error_mapping import TRY_AGAIN, lock_within, sqlstate, translated
 from persistence.registry import SUBJECTS
 from persistence.resources import access
-from persistence.tables import applied_row, organization, tenant
+from persistence.tables import applied_row, organization
+from persistence.tenant_boundary import confined
 
 # Locks for applying configuration: one apply at a time for each organization, and for staff.
 #
@@ -137,126 +127,6 @@ async def _owners(connection: AsyncConnection, touched: Sequence[Touched]) -> se
 def _named(subject: Entity, values: Row) -> Iterator[tuple[Table, object]]:
     referred = {OWNER: organization, **THROUGH, **subject.refers}
     return ((table, values[name]) for name, table in referred.items() if name in values)
-
-
-# Maxima of rows that an organization's own people may create, since gateways and pages pay for each row.
-#
-# Staff may create more: a payment, charge or grant is never refused for being one too many.
-
-# Advisory lock class 7812: one transaction at a time creates rows of an organization, so counts are exact.
-_LOCK = text("SELECT pg_advisory_xact_lock(7812, hashint8(:organization))")
-# Seconds to wait for that lock, on a connection that others may need.
-COUNT_LOCK_WAIT_S = 2
-# Ended rows stay stored: a kind grows by at most this many times its maximum in a day.
-TIMES_A_DAY = 2
-# Of rows that are neither deleted nor revoked.
-MOST: Mapping[str, int] = {
-    "admin-tokens": 200,
-    "api-keys": 10_000,
-    "budgets": 500,
-    "raise-requests": 10_000,
-    "tenants": 1_000,
-    "users": 10_000,
-    "webhooks": 50,
-}
-
-
-def refuse_more(change: EntityWrite) -> None:
-    """Raise `Conflict` if an organization already has `MOST` rows of a kind; staff may create more."""
-    most = MOST.get(change.command.resource)
-    if change.within is None or most is None or change.command.verb != CREATE:
-        return
-    whose = {"organization": change.within}
-    taken = "Others of this organization make some as well, and take long"
-    lock_within(change.connection, _LOCK, whose, COUNT_LOCK_WAIT_S, taken)
-    table, kind = change.subject.table, change.command.resource.replace("-", " ")
-    mine = owned(table, Realm(change.within))
-    if "first_sight" in table.c:  # met by requests: nobody has made those
-        mine &= table.c.first_sight.is_(False)
-    there = live(table, table.c.id).where(mine)
-    if "revoked_at" in table.c:
-        there = there.where(table.c.revoked_at.is_(None))
-    if _number(change, there, most) >= most:
-        raise Conflict(
-            f"An organization's own people make at most {most} {kind}: end some first, or ask the provider."
-        )
-    a_day = TIMES_A_DAY * most
-    today: ColumnElement[bool] = table.c.created_at > func.now() - text("interval '1 day'")
-    if _number(change, select(table.c.id).where(mine, today), a_day) >= a_day:
-        raise Conflict(
-            f"An organization's own people make at most {a_day} {kind} within 24 hours, ended ones too: "
-            "go on tomorrow, or ask the provider."
-        )
-
-
-def _number(change: EntityWrite, rows: Select[tuple[int]], most: int) -> int:
-    """Return the number of rows that a query selects, at most `most`."""
-    counted = select(func.count()).select_from(rows.limit(most).subquery())
-    return change.count((change.command.resource, most), lambda: change.connection.scalars(counted).one())
-
-
-# A connection's option: names of the capabilities that all running programs know.
-CAPABLE_OF = "capable_of"
-
-
-# Writes of a caller of one organization: what it names is its own, what it makes is too.
-#
-# Checked here for every write, before a verb of a resource sees it and after it: whose a row is says
-# `persistence.entity`.
-def confined(change: EntityWrite) -> Row:
-    enter(change)
-    refuse_more(change)
-    row = change.subject.verbs[change.command.verb](change)
-    leave(change, row)
-    require_known(change, row)
-    return row
-
-
-def require_known(change: EntityWrite, row: Row) -> None:
-    """Raise `CapabilityNeeded` for a capability that the write uses and that this transaction may not."""
-    command = change.command
-    for name in used_by(command.resource, command.verb, command.values, row):
-        if name not in change.connection.get_execution_options().get(CAPABLE_OF, ()):
-            raise CapabilityNeeded(name)
-
-
-def enter(change: EntityWrite) -> None:
-    """Restrict a write to the organization or tenant that the caller may write in.
-
-    Raise `NotFound` for a row of somebody else; a new row gets the caller's organization or tenant.
-    """
-    if (realm := change.realm) is None:
-        return
-    if change.command.id is not None:
-        change.fetch()
-    _own(change, OWNER, organization, realm.organization_id)
-    if realm.tenant_id is not None:
-        _own(change, TENANT, tenant, realm.tenant_id)
-    require(change)
-
-
-def leave(change: EntityWrite, row: Row) -> None:
-    """Raise `NotFound`, if the written `row` belongs to another organization or tenant than the caller's."""
-    if (realm := change.realm) is None:
-        return
-    for name, within in ((OWNER, realm.organization_id), (TENANT, realm.tenant_id)):
-        if within is not None and row.get(name, within) != within:
-            raise NotFound
-
-
-def _own(change: EntityWrite, name: str, owner: Table, within: int) -> None:
-    command = change.command
-    if name in command.values:
-        named = command.values[name]
-        if named is None:
-            raise Unprocessable(
-                errors=((name, f"must be {within}: this token is of that {owner.name} alone"),)
-            )
-        if named != within:
-            # As `require` says it of one that is not there.
-            raise Unprocessable(errors=((name, f"there is no {owner.name} {named}"),))
-    elif command.verb == CREATE and name in change.subject.table.c:
-        change.command = replace(command, values={**command.values, name: within})
 
 
 ROWS_WRITTEN_MAX = 1_000

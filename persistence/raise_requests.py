@@ -9,17 +9,9 @@ from decimal import Decimal
 from sqlalchemy import func, select
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budgets import (
-    APPROVED,
-    DENIED,
-    KEY,
-    MONEY,
-    OPEN,
-    USER,
-    counted,
-    read_budget,
-    window_of,
-)
+from gateway.core.accounts.budget_amounts import counted, read_budget
+from gateway.core.accounts.budget_balances import window_of
+from gateway.core.accounts.budgets import APPROVED, DENIED, KEY, MONEY, OPEN, USER
 from gateway.core.times import moment_of, ms_of
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.entity import Entity, EntityWrite, add, alter, delete, id_in, live, lock, require

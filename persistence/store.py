@@ -41,9 +41,9 @@ from gateway.errors import (
     StoreUnavailable,
     TrialEnded,
 )
-from persistence import apply_transaction, entity, ids
 from persistence import engine as engines
-from persistence.apply_transaction import CAPABLE_OF, ApplyTransaction
+from persistence import entity, ids
+from persistence.apply_transaction import ApplyTransaction
 from persistence.billing import charges, finance, invoice_build
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.engine import Engine, Replica, answered, apart
@@ -51,6 +51,7 @@ from persistence.entity import DEFAULT_RULES, EntityWrite, WriteBatch, WriteRule
 from persistence.error_mapping import TRY_AGAIN, of_writes, sqlstate, translated
 from persistence.registry import SUBJECTS
 from persistence.resources import access, catalogue, usage, webhooks
+from persistence.tenant_boundary import CAPABLE_OF, confined
 
 # Trial runs, which are rolled back: they end as soon as another session waits for their locks.
 #
@@ -351,7 +352,7 @@ class Store:
             if first is not None:
                 return first
         change = self.change(connection, command, now=now)
-        row = apply_transaction.confined(change)
+        row = confined(change)
         access.record_audit(change, row)
         if command.claim is not None:
             access.keep_first_answer(connection, command.claim, command.render(row))

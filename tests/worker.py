@@ -12,7 +12,7 @@ from typing import Any
 
 from gateway.core.model import HoldRequest, Settlement, SettleResult
 from gateway.counters.admission.callers import Directory
-from gateway.counters.admission.quota import Counters
+from gateway.counters.admission.counters import Counters
 from gateway.counters.keeper.status import WorkerReports
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection

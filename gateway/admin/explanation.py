@@ -21,7 +21,9 @@ from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.registry import RESOURCES
 from gateway.calls.journal import itemize
 from gateway.core.accounts.administration import Query, Row
-from gateway.core.accounts.budgets import BUDGETS_MAX, CallAttributes, read_budget
+from gateway.core.accounts.budget_amounts import read_budget
+from gateway.core.accounts.budget_selectors import BUDGETS_MAX
+from gateway.core.accounts.budgets import CallAttributes
 from gateway.core.billing.price_book import KINDS, TOKENS_A_PRICE, USES_A_PRICE
 from gateway.core.families.mcp import PREFIX
 from gateway.errors import Forbidden, NotFound

@@ -15,18 +15,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from gateway.admin.ports import INLINE_PUSHES_MAX, PEEK_TIMEOUT_S, AdminPorts
 from gateway.core.accounts.administration import Intent, Page, Query, Row
-from gateway.core.accounts.budgets import (
-    BY_RAISE,
-    OTHERS,
-    LiveWindow,
-    account_of,
-    amount_of,
-    figures,
-    owner_in,
-    owner_of,
-    read_budget,
-    window_of,
-)
+from gateway.core.accounts.budget_amounts import amount_of, read_budget
+from gateway.core.accounts.budget_balances import LiveWindow, compute_balance, window_of
+from gateway.core.accounts.budgets import BY_RAISE, OTHERS, account_of, owner_in, owner_of
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.accounts.runs import account_of as run_account
@@ -154,7 +145,7 @@ def _figures(
     """
     budget, (start, used) = read_budget(row), stored
     known = None if start is None else (ms_of(start), int(used))
-    now = figures(budget, at_ms, known, live.get(name), owner_in(name))
+    now = compute_balance(budget, at_ms, known, live.get(name), owner_in(name))
     return {
         "limit": amount_of(budget.unit, now.limit),
         "limit_by": now.limit_by,

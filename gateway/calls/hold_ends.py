@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from gateway.calls.charge import NO_DETAIL, Counted, MeteredUse, UseTerms, charge
-from gateway.core.accounts.budgets import MONEY, told_amount
+from gateway.core.accounts.budget_amounts import render_amount
+from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.caller_holds import (
     RELEASED,
     UNITS_MAX,
@@ -126,7 +127,7 @@ def _render_answer(hold: CallerHold, end: HoldEnd) -> str:
             "tokens": end.tokens,
             "credits": end.credits,
             "units": facts.units,
-            "cost": None if facts.cost is None or not end.charge else told_amount(MONEY, facts.cost),
+            "cost": None if facts.cost is None or not end.charge else render_amount(MONEY, facts.cost),
             "currency": facts.currency or None,
         }
     ).decode()

@@ -22,7 +22,8 @@ import typer
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json, find
 from gateway.cli.admin.configuration import TIMEOUT_S, WHERE, written
 from gateway.cli.admin.output import say, waiting
-from gateway.core.accounts.budgets import MONEY, wrong_amount
+from gateway.core.accounts.budget_amounts import wrong_amount
+from gateway.core.accounts.budgets import MONEY
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
 from gateway.files import SECRET_BYTES_MAX, read_regular

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.core.accounts.budgets import MONEY, MONEY_DIGITS_MAX
+from gateway.core.accounts.budget_amounts import MONEY_DIGITS_MAX
+from gateway.core.accounts.budgets import MONEY
 from gateway.core.processes import Program
 
 # The largest amount of money that programs before layout 133 count.

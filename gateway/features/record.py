@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gateway.http.ports import Answerer, Log, Ports
     from gateway.http.server.server import DataPlane
     from gateway.ops.doctor_redis import Finding
-    from gateway.run.keeper_doors import AdminParts, KeeperParts, Routes, Work
+    from gateway.run.keeper_parts import AdminParts, KeeperParts, Routes, Work
     from gateway.run.worker_parts import WorkerParts
     from gateway.settings.settings import Settings
     from persistence.billing.listeners import InvoiceListener
@@ -68,7 +68,7 @@ def mounts(**places: str) -> Callable[[AdminParts], Routes]:
 
     The settings make no difference to these routes.
     """
-    return lambda _: load("gateway.run.keeper_doors:Routes")(
+    return lambda _: load("gateway.run.keeper_parts:Routes")(
         **{name: load(place) for name, place in places.items()}
     )
 

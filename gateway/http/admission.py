@@ -80,7 +80,8 @@ from gateway.http.charge import AdmittedCall
 from gateway.http.forward import check_circuit
 from gateway.http.identity import passed_digest
 from gateway.http.ports import DirectoryPort, ObjectOwnersPort, Ports
-from gateway.http.routing.head import CallHead, HeaderCredential, RoutedHead
+from gateway.http.routing.head import CallHead, HeaderCredential
+from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.routing.routes import upload_named
 from gateway.http.server.buffers import full
 from gateway.http.server.exchange import Attempt, ClientPort, Exchange, RequestBody, Worker

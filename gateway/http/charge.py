@@ -229,7 +229,7 @@ class AdmittedCall:
             return True
         if observed.exhausted:
             return not observed.cut
-        self.worker.ports.counters.outgrown(observed)
+        self.worker.ports.counters.request_extension(observed)
         return True
 
     def reserves(self, tokens: int, step: int, answered: Callable[[], object] | None) -> bool:
@@ -259,7 +259,7 @@ class AdmittedCall:
         if budget is not None:
             observed.hold_rate = _reading_more(budget.likely, tokens + step)
         observed.most, observed.answered = INTEGER_MAX, answered
-        self.worker.ports.counters.outgrown(observed)
+        self.worker.ports.counters.request_extension(observed)
         return False
 
     def short_of(self) -> Refusal:

@@ -50,7 +50,7 @@ from gateway.http.charge import AdmittedCall
 from gateway.http.ports import Ports
 from gateway.http.protocol.answer import LIMITED, AnswerHead
 from gateway.http.protocol.request import field_kind, known_fields
-from gateway.http.routing.head import RoutedHead
+from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.buffers import bare
 from gateway.http.server.exchange import Attempt, ClientGone, ClientPort, Exchange, Worker
 from gateway.http.upstream.pool import Link, Upstream

@@ -383,14 +383,14 @@ class CountersPort(Protocol):
         The result SPOOLED means that this worker's log on disk has the settlement, which is not lost.
         """
 
-    def watch(self, observed: HoldExtension) -> None:
+    def watch(self, extension: HoldExtension) -> None:
         """Renew the hold of a long call until `unwatch`."""
 
-    def unwatch(self, observed: HoldExtension) -> None:
+    def unwatch(self, extension: HoldExtension) -> None:
         """Stop renewing a hold: its call is about to settle."""
 
-    def outgrown(self, observed: HoldExtension) -> None:
-        """Schedule an extension of the watched hold `observed`, which is used up."""
+    def request_extension(self, extension: HoldExtension) -> None:
+        """Schedule an extension of the watched hold `extension`, which is used up."""
 
 
 class Tracer(Protocol):

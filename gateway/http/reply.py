@@ -26,7 +26,8 @@ from gateway.http.forward import late_answer, note_failure
 from gateway.http.ports import Log, Ports
 from gateway.http.relay import ANSWER_CUT, CLIENT_GONE, own_answer, relay
 from gateway.http.routing.cors import Preflight
-from gateway.http.routing.head import CallHead, RoutedHead
+from gateway.http.routing.head import CallHead
+from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.routing.routes import METADATA_PATH, OWN_PATHS
 from gateway.http.server.buffers import bare
 from gateway.http.server.exchange import AdmittedHold, ClientGone, Drain, Exchange

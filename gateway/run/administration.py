@@ -55,16 +55,13 @@ from gateway.run.health import (
     has_free_files,
     one_answers,
 )
-from gateway.run.keeper_doors import (
-    AdminParts,
-    KeeperDoors,
-    KeeperSettings,
-    ProgramList,
-    keep_going,
-    store_over,
-)
+from gateway.run.keeper_doors import KeeperDoors, store_over
+from gateway.run.keeper_loops import keep_going
+from gateway.run.keeper_parts import AdminParts
+from gateway.run.keeper_settings import KeeperSettings
 from gateway.run.letterhead import letterhead
 from gateway.run.lifecycle import cancel, ended, stop_signal, until_stopped
+from gateway.run.program_list import ProgramList
 from gateway.run.reload import LOOK_S, watch
 from gateway.run.tls_port import TlsPort
 from gateway.settings.settings import Settings, reread

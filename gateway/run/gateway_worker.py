@@ -26,12 +26,15 @@ from gateway.core.credentials import peppers_of
 from gateway.core.families.controlled import CountTokens, Tokenizer
 from gateway.core.histograms import Histogram
 from gateway.core.lru import CachePool
+from gateway.counters.admission.account_limit import AccountLimit
 from gateway.counters.admission.caller_holds import CallerHolds
 from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.counters import Counters
 from gateway.counters.admission.empty_accounts import SharedEmptyAccounts
+from gateway.counters.admission.live_holds import LiveHolds
 from gateway.counters.admission.objects import ObjectOwners
-from gateway.counters.admission.quota import AccountLimit, Counters, LiveHolds, ShardedCounters
-from gateway.counters.admission.refusals import SharedCircuitBreaker
+from gateway.counters.admission.sharded import ShardedCounters
+from gateway.counters.admission.shared_circuit_breaker import SharedCircuitBreaker
 from gateway.counters.keeper.status import WorkerReports
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import Leaser

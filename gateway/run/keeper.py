@@ -50,19 +50,14 @@ from gateway.run.health import (
     of_process,
     tell_of_redis,
 )
-from gateway.run.keeper_doors import (
-    KeeperDoors,
-    KeeperParts,
-    KeeperSettings,
-    ProgramList,
-    Source,
-    keep_going,
-    store_over,
-    tell_of_postgresql,
-)
+from gateway.run.keeper_doors import KeeperDoors, store_over
+from gateway.run.keeper_loops import keep_going, watch_read_only
+from gateway.run.keeper_parts import KeeperParts
+from gateway.run.keeper_settings import KeeperSettings, Source
 from gateway.run.letterhead import letterhead
 from gateway.run.lifecycle import cancel, ended, reached, redis_reached, stop_signal
 from gateway.run.people_process import Loading
+from gateway.run.program_list import ProgramList
 from gateway.run.shard_loops import AllShardLoops, LoopContext
 from gateway.run.timed_loops import (
     billing_loops,
@@ -264,7 +259,7 @@ class Keeper:
             "programs": self.programs.keep_saying,
             "layout": partial(self.programs.keep_looking, self._servers.workers, log),
             "schema": partial(self.programs.keep_to_schema, stop, self._agenda),
-            "postgresql": partial(tell_of_postgresql, self._engine, log),
+            "postgresql": partial(watch_read_only, self._engine, log),
             "webhooks": self._webhook_deliveries.run,
             "settings": self._later.keep,
             "vitals": self._vitals.keep_looking,

@@ -31,7 +31,7 @@ from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of, partition_of_digest
 from gateway.errors import CountersUnavailable, LedgerUnavailable, TollkeeperError
-from gateway.run.keeper_doors import Run, keep_going
+from gateway.run.keeper_loops import Run, keep_going
 from gateway.run.lifecycle import cancel
 from gateway.settings.settings import Settings
 from persistence.engine import Engine

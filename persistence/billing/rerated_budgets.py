@@ -13,7 +13,9 @@ from zoneinfo import ZoneInfoNotFoundError
 from sqlalchemy import bindparam, select, text
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budgets import MONEY, Budget, CallAttributes, account_of, read_budget, window_of
+from gateway.core.accounts.budget_amounts import read_budget
+from gateway.core.accounts.budget_balances import window_of
+from gateway.core.accounts.budgets import MONEY, Budget, CallAttributes, account_of
 from gateway.core.model import INTEGER_MAX
 from gateway.core.text import batched
 from gateway.core.times import ms_of

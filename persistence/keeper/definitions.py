@@ -22,7 +22,8 @@ import msgspec
 from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.accounts.budgets import Budget, read_budget
+from gateway.core.accounts.budget_amounts import read_budget
+from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import (
     CATALOGUE_ACCOUNT,
     CREDENTIALS_ACCOUNT,

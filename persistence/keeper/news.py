@@ -20,7 +20,8 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection, Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OTHERS, shown_amount
+from gateway.core.accounts.budget_amounts import format_number
+from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OTHERS
 from gateway.core.accounts.intervals import INTERVALS, bounds
 from gateway.core.alerts.messages import (
     CONSENT_EVENT,
@@ -352,7 +353,7 @@ def _news(found: Found, event: str, part: Decimal | None = None, **more: object)
     named = "" if part is None else f":{part.normalize():f}"
     amounts = used_now, limit, _ = _amounts(found)
     occasion = f"{event}:{found.id}:{ms_of(found.start)}:{found.value}{named}:{limit}"
-    shown = [shown_amount(found.unit, amount) for amount in amounts]
+    shown = [format_number(found.unit, amount) for amount in amounts]
     used, amount, remaining = shown if found.unit == MONEY else amounts
     data: dict[str, object] = {
         "budget_id": found.id, "budget": found.name, "organization_id": found.organization_id,
@@ -465,7 +466,7 @@ def _news_of_sudden_use(found: Found, hour: datetime) -> News:
             "scope": scope, "organization_id": found.organization_id, "organization": found.organization,
             "tenant_id": found.tenant_id, "tenant": found.tenant, "api_key_id": found.api_key_id,
             "api_key": found.api_key, "hour": rfc3339(hour),
-            "cost": shown_amount(MONEY, int(found.cost)), "usual": shown_amount(MONEY, int(found.usual)),
+            "cost": format_number(MONEY, int(found.cost)), "usual": format_number(MONEY, int(found.usual)),
             "currency": found.currency,
         },
     )  # fmt: skip

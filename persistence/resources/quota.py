@@ -31,20 +31,15 @@ from sqlalchemy import (
 )
 
 from gateway.core.accounts.administration import Row
+from gateway.core.accounts.budget_amounts import read_budget, wrong_amount, wrong_raise, wrong_window
+from gateway.core.accounts.budget_selectors import Selector, selector_of, too_many
 from gateway.core.accounts.budgets import (
     KEY,
     MONEY,
     ORGANIZATION_RAISES_MAX,
     RAISES_MAX,
-    Selector,
     account_of,
     owner_of,
-    read_budget,
-    selector_of,
-    too_many,
-    wrong_amount,
-    wrong_raise,
-    wrong_window,
 )
 from gateway.core.accounts.outbox import SEPARATOR
 from gateway.core.accounts.refusals import RefusingLimit

@@ -27,7 +27,7 @@ from gateway.admin.http.requests import HOURS, PLACES
 from gateway.admin.http.server import Answers, WorkSlots
 from gateway.admin.ports import ROOM, AdminPorts, BuiltIn, Mount
 from gateway.core.accounts.administration import HOURLY, Hours, Realm
-from gateway.core.accounts.budgets import LiveWindow
+from gateway.core.accounts.budget_balances import LiveWindow
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.billing.document import Letterhead
 from gateway.core.capabilities import CAPABILITIES, wait_reason
@@ -39,7 +39,8 @@ from gateway.counters.redis.keys import partition_of
 from gateway.errors import CallsOpen, Conflict, CountersUnavailable, NotStoredYet, Overloaded
 from gateway.feature import features
 from gateway.issuers.sign_in import SignIns
-from gateway.run.keeper_doors import AdminParts, KeeperSettings
+from gateway.run.keeper_parts import AdminParts
+from gateway.run.keeper_settings import KeeperSettings
 from gateway.settings.settings import Settings
 from persistence.entity import WriteRules
 from persistence.resources.usage import ConsoleQueries

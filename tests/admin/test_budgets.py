@@ -9,7 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from gateway.core.accounts.budgets import OTHERS, Budget, LiveWindow, account_of, owner_of
+from gateway.core.accounts.budget_balances import LiveWindow
+from gateway.core.accounts.budgets import OTHERS, Budget, account_of, owner_of
 from gateway.core.accounts.intervals import bounds
 from tests.admin.conftest import Api
 from tests.connections import connected

@@ -11,9 +11,9 @@ import pytest
 
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import CREATE, ROLES, Actor, refused_write
-from persistence.apply_transaction import MOST, TIMES_A_DAY
 from persistence.engine import plain_url
 from persistence.ledger.writer import LedgerWriter
+from persistence.row_maxima import MOST, TIMES_A_DAY
 from tests.admin.configuration.world import plan
 from tests.admin.conftest import Api
 from tests.admin.test_catalogue import SERVICE, model

@@ -24,7 +24,7 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.counters.admission.callers import Directory
-from gateway.counters.admission.quota import Counters
+from gateway.counters.admission.counters import Counters
 from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url

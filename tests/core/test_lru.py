@@ -13,7 +13,7 @@ from gateway.core.accounts.call_budgets import BudgetCache, OrganizationBudgets
 from gateway.core.lru import CachePool, LruCache, LruEntry
 from gateway.core.model import Caller
 from gateway.counters.redis.calls import Frames
-from tests.counters.admission.test_quota import CHAT
+from tests.builders import CHAT
 
 PUTS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 30), st.integers(1, 20)), max_size=60)
 COUNTED = 1_000

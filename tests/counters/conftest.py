@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.counters.admission.callers import Directory
-from gateway.counters.admission.quota import Counters
+from gateway.counters.admission.counters import Counters
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.keeper.status import WorkerReports
 from gateway.counters.leases.allowance import Allowances

@@ -13,7 +13,7 @@ from gateway.core.model import PARTITIONS
 from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.empty_accounts import SharedEmptyAccounts
-from gateway.counters.admission.refusals import SharedCircuitBreaker
+from gateway.counters.admission.shared_circuit_breaker import SharedCircuitBreaker
 from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.moves import has_current_history
 from gateway.counters.keeper.status import ProgramRegistry, WorkerReports, unpack

@@ -13,7 +13,7 @@ from gateway.core.model import (
     Settlement,
     SettleResult,
 )
-from gateway.counters.admission.quota import Counters
+from gateway.counters.admission.counters import Counters
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import RENEW_S, Leaser
 from gateway.counters.redis.connection import RedisConnection

@@ -16,7 +16,7 @@ from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import BudgetAccount, HoldExtension, SettleResult, Verdict
 from gateway.counters.admission.stored import encode_terms
 from gateway.counters.keeper.client import Client
-from gateway.counters.keeper.control import RESET_ACCOUNTS
+from gateway.counters.keeper.control_writes import RESET_ACCOUNTS
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late import ReclaimClient
 from gateway.counters.redis import keys

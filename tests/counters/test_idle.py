@@ -10,7 +10,7 @@ from pathlib import Path
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
 from gateway.counters.admission.cache import HEARD
-from gateway.counters.admission.refusals import SharedCircuitBreaker
+from gateway.counters.admission.shared_circuit_breaker import SharedCircuitBreaker
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys

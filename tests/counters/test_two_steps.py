@@ -15,7 +15,7 @@ from gateway.core.model import NO_SERVICE, HoldRequest, Limits, SettleResult, Ve
 from gateway.counters.leases.leaser import ACTIVE_S
 from tests.builders import CHAT, World, driven
 from tests.conftest import ValkeyServer
-from tests.counters.admission.test_releasing import freeze, thaw
+from tests.counters.admission.test_releases import freeze, thaw
 from tests.counters.lease_stage import Employ, Worker
 from tests.counters.leases.test_leaser import post_late
 from tests.waiting import eventually

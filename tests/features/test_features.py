@@ -47,7 +47,8 @@ WORK = """
 import sys
 from gateway.background.loops import Isolation
 from gateway.feature import features
-from gateway.run.keeper_doors import KeeperParts, KeeperSettings
+from gateway.run.keeper_parts import KeeperParts
+from gateway.run.keeper_settings import KeeperSettings
 from gateway.settings.settings import Settings
 settings = Settings()
 later = KeeperSettings(settings, None, print, print)

@@ -392,20 +392,20 @@ class FakeCounters:
             asyncio.get_running_loop().call_soon(wait.set, self.settled)
         return await wait
 
-    def watch(self, observed: HoldExtension) -> None:
-        self.watched.append(observed)
+    def watch(self, extension: HoldExtension) -> None:
+        self.watched.append(extension)
 
-    def unwatch(self, observed: HoldExtension) -> None:
-        self.unwatched.append(observed)
+    def unwatch(self, extension: HoldExtension) -> None:
+        self.unwatched.append(extension)
 
-    def outgrown(self, observed: HoldExtension) -> None:
+    def request_extension(self, extension: HoldExtension) -> None:
         """Extend at once, by what `extension` says: the hold, and whether the account is exhausted."""
-        self.outgrowths.append(observed.tokens)
+        self.outgrowths.append(extension.tokens)
         if self.extension is not None:
-            observed.held, observed.exhausted, observed.cut = self.extension
-        elif observed.answered is not None:
-            observed.held = max(observed.held, observed.reserved)
-        observed.end_request()
+            extension.held, extension.exhausted, extension.cut = self.extension
+        elif extension.answered is not None:
+            extension.held = max(extension.held, extension.reserved)
+        extension.end_request()
 
     @property
     def charges(self) -> list[Settlement]:

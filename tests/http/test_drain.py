@@ -16,7 +16,8 @@ import pytest
 from gateway.core.billing.money import CreditRates, ServicePricing
 from gateway.core.calls.routes import Route
 from gateway.core.model import Service
-from gateway.http.routing.head import CallHead, ParsedHead, RoutedHead
+from gateway.http.routing.head import CallHead, ParsedHead
+from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import Exchange
 from gateway.http.upstream.pool import Link

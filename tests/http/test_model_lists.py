@@ -16,7 +16,7 @@ from gateway.core.http_limits import HttpLimits
 from gateway.core.metering.meters import LISTED_BYTES_MAX
 from gateway.core.model import Family, Service
 from gateway.errors import ServiceNotIncluded
-from gateway.http.routing.head import HeadRouter
+from gateway.http.routing.routed_head import HeadRouter
 from gateway.http.routing.routes import WorkerBindings
 from tests.http.fakes import AUTH, CALLER, ROUTES, FakeDirectory, answer, get, post
 from tests.http.stage import Answer, Stage, staged

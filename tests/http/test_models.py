@@ -16,7 +16,7 @@ from gateway.core.accounts.outbox import read_facts
 from gateway.core.billing.money import CostMarkup, CreditRates, ServicePricing
 from gateway.core.calls.routes import ModelRule, ModelTarget, ServiceRules, UpstreamTarget
 from gateway.core.model import Service
-from gateway.http.routing.head import OPENINGS_MAX
+from gateway.http.routing.routed_head import OPENINGS_MAX
 from tests.http.fakes import (
     ANSWER,
     CALLER,

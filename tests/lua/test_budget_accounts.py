@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import redis
 
-from gateway.core.accounts.budgets import OTHERS, Budget, LiveWindow, account_of
+from gateway.core.accounts.budget_balances import LiveWindow
+from gateway.core.accounts.budgets import OTHERS, Budget, account_of
 from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.model import SettleResult, Verdict
 from gateway.counters.layouts import packing, states

@@ -18,7 +18,7 @@ from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.calls.claims import BudgetClaim, budget_claim
 from gateway.core.calls.estimate import Estimate, Estimator
 from gateway.core.model import Family, HoldExtension, TokenUsage, Verdict
-from gateway.counters.admission.quota import EXTEND_MARGIN_TOKENS
+from gateway.counters.admission.live_holds import EXTEND_MARGIN_TOKENS
 from tests.builders import Call, World
 from tests.lua.test_budgets import account, meters, window
 from tests.search import examples

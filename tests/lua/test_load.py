@@ -15,7 +15,7 @@ from gateway.core.accounts.definitions import (
 )
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import Limits, Verdict
-from gateway.counters.keeper.control import call_of
+from gateway.counters.keeper.rebuild import load_call
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from tests.builders import NO_LIMITS, World
@@ -198,7 +198,7 @@ def test_many_states_are_rebuilt_in_one_call_or_none_of_them(world: World) -> No
     written[world.tenant_key] = states.pack(replace(world.tenant, seq=99))
 
     def rebuilt(over: bytes) -> int:
-        call = call_of(world.run_id, world.p, list(written.items()), over)
+        call = load_call(world.run_id, world.p, list(written.items()), over)
         return packing.code_of(world.run("load", call))
 
     assert rebuilt(packing.marker(world.run_id, 2, 1)) == MOVED_ON

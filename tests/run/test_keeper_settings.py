@@ -10,7 +10,7 @@ from pathlib import Path
 from gateway.core.network import Proxy
 from gateway.local.parent_pipe import ParentPipe
 from gateway.run.administration import CurrentSignIns
-from gateway.run.keeper_doors import KeeperSettings
+from gateway.run.keeper_settings import KeeperSettings
 from gateway.run.reload import KEEPERS_RENEWABLE, Renewal
 from gateway.settings.settings import Settings, from_json, load, to_json
 from tests.waiting import eventually

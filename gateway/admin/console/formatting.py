@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.resources.form_fields import words
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budgets import ENFORCE, SELECTING
+from gateway.core.accounts.budget_selectors import SELECTING
+from gateway.core.accounts.budgets import ENFORCE
 from gateway.core.accounts.budgets import MONEY as IN_MONEY
 from gateway.core.accounts.plans import TERMS
 from gateway.core.billing.price_book import KINDS

@@ -14,7 +14,8 @@ from gateway.admin.console.formatting import amount, budget_selector, limit_of, 
 from gateway.admin.console.home import ConsoleShell, query
 from gateway.admin.console.screens import SCREENS
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budgets import ENFORCE, MONEY, SELECTING
+from gateway.core.accounts.budget_selectors import SELECTING
+from gateway.core.accounts.budgets import ENFORCE, MONEY
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.usage import UsageQuery, end_of
 from gateway.errors import StoreUnavailable, TollkeeperError, Unprocessable

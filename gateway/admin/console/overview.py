@@ -45,7 +45,7 @@ from gateway.admin.console.reports import (
 from gateway.admin.console.screens import SCREENS, menu
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import Realm, Row, refused_read
-from gateway.core.accounts.budgets import SELECTING
+from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.refusals import busiest
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.outlook import looked_at_since, outlook

@@ -41,7 +41,9 @@ from gateway.core.accounts.administration import (
     access,
     refused_write,
 )
-from gateway.core.accounts.budgets import BUDGETS_MAX, KEY, OPEN, SELECTING, USER, is_of, read_budget
+from gateway.core.accounts.budget_amounts import read_budget
+from gateway.core.accounts.budget_selectors import BUDGETS_MAX, SELECTING
+from gateway.core.accounts.budgets import KEY, OPEN, USER, is_of
 from gateway.core.accounts.usage import UsageQuery, end_of
 from gateway.core.billing.payments import purchase_price
 from gateway.core.families.registry import ALL

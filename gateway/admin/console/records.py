@@ -45,7 +45,8 @@ from gateway.admin.resources.resource import Action, fields_of
 from gateway.admin.resources.values import In
 from gateway.calls.journal import itemize
 from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, OWNER, Row, refused_write, settable
-from gateway.core.accounts.budgets import ALL_OTHERS, SELECTING
+from gateway.core.accounts.budget_selectors import SELECTING
+from gateway.core.accounts.budgets import ALL_OTHERS
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.finance import ReportPeriod
 from gateway.core.billing.payments import PAID, WAITING

@@ -49,19 +49,9 @@ from gateway.admin.resources.values import (
     show_decimal,
 )
 from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, RowScope, access
-from gateway.core.accounts.budgets import (
-    EACH,
-    ENFORCE,
-    FINISH,
-    HOLDS,
-    MODES,
-    MONEY,
-    ON_EXHAUSTED,
-    SELECTING,
-    THRESHOLDS,
-    THRESHOLDS_MAX,
-    UNITS,
-)
+from gateway.core.accounts.budget_amounts import THRESHOLDS, THRESHOLDS_MAX
+from gateway.core.accounts.budget_selectors import SELECTING
+from gateway.core.accounts.budgets import EACH, ENFORCE, FINISH, HOLDS, MODES, MONEY, ON_EXHAUSTED, UNITS
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
 from gateway.core.billing.price_book import FALLBACK

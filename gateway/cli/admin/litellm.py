@@ -22,7 +22,8 @@ import typer
 from gateway.cli.admin.client import CommandFailed, Json
 from gateway.cli.admin.configuration import documents, written
 from gateway.cli.admin.output import AsJson, print_json, say
-from gateway.core.accounts.budgets import MONEY, wrong_amount
+from gateway.core.accounts.budget_amounts import wrong_amount
+from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.intervals import INTERVALS, TOTAL
 from gateway.core.billing.price_book import folded
 from gateway.core.calls.routes import TARGETS_MAX

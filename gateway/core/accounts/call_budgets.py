@@ -27,8 +27,8 @@ from gateway.core.accounts.budgets import (
     accounts_of,
     are_raised,
     defined,
-    defined_until,
     owner_in,
+    windows_valid_until,
 )
 from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.calls.call import CallRequest
@@ -228,7 +228,7 @@ class OrganizationBudgets:
 def _defined_at(group: Sequence[Budget], now_ms: int, owner: str = "") -> tuple[int, int, bytes]:
     """Return an owner's windows of a group of budgets: valid since, valid until (Unix ms), and packed."""
     try:
-        return now_ms, defined_until(group, now_ms, owner), defined(group, now_ms, owner)
+        return now_ms, windows_valid_until(group, now_ms, owner), defined(group, now_ms, owner)
     except (ZoneInfoNotFoundError, ValueError) as error:
         why = f"When a window of the budget {group[0].name} begins is not known here."
         raise CountersUnavailable(why) from error

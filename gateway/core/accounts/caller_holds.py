@@ -13,7 +13,8 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from gateway.core.accounts.budgets import MONEY, TOKENS, told_amount
+from gateway.core.accounts.budget_amounts import render_amount
+from gateway.core.accounts.budgets import MONEY, TOKENS
 from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.runs import FIELD_BYTES_MAX
 from gateway.core.billing.price_book import (
@@ -208,8 +209,8 @@ class CallerHold(msgspec.Struct):
             {
                 "id": self.id,
                 "unit": self.unit,
-                "held": told_amount(self.unit, self.asked),
-                "remaining": None if remaining is None else told_amount(self.unit, remaining),
+                "held": render_amount(self.unit, self.asked),
+                "remaining": None if remaining is None else render_amount(self.unit, remaining),
                 "expires_at": rfc3339(moment_of(self.expires_ms), "milliseconds"),
             }
         )

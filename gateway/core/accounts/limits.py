@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
-from gateway.core.accounts.budgets import FLAG_MONEY, UNIT_OF, shown_amount
+from gateway.core.accounts.budget_amounts import format_number
+from gateway.core.accounts.budgets import FLAG_MONEY, UNIT_OF
 from gateway.core.billing.money import NANO
 from gateway.core.joined import Part, said
 from gateway.core.model import BudgetWindow, Decision, LimitKind, Verdict, Window
@@ -68,8 +69,8 @@ def budget_headers(decision: Decision) -> list[Header]:
     unit = UNIT_OF[window.unit]
     fields = [
         (b"x-tollkeeper-budget", _name(window.name)),
-        (b"x-tollkeeper-needed", shown_amount(unit, window.need).encode()),
-        (b"x-tollkeeper-left", shown_amount(unit, window.left).encode()),
+        (b"x-tollkeeper-needed", format_number(unit, window.need).encode()),
+        (b"x-tollkeeper-left", format_number(unit, window.left).encode()),
     ]
     if decision.verdict is Verdict.BUDGET_EXCEEDED:
         policy = _budget_policy(window)

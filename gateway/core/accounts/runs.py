@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.core.accounts.budget_amounts import render_amount
 from gateway.core.accounts.budgets import (
     DEFINED_WINDOW,
     FLAG_MONEY,
@@ -27,7 +28,6 @@ from gateway.core.accounts.budgets import (
     UNIT_OF,
     Budget,
     flags_of,
-    told_amount,
 )
 from gateway.core.accounts.intervals import TOTAL
 from gateway.core.accounts.run_policies import CallRunPolicies
@@ -193,7 +193,7 @@ def within(asked: RunRequest, policies: CallRunPolicies) -> tuple[RunRequest, st
         most, whose = min((one for one in limits if one[0]), default=(0, ""))
         other = name == "max" and said >= 0 and asked.unit != MONEY
         if most and (said > most or other):
-            right, has = (told_amount(MONEY, one) if name == "max" else one for one in (most, said))
+            right, has = (render_amount(MONEY, one) if name == "max" else one for one in (most, said))
             wrong = f"max_tokens={said}" if other else f"{name}={has}"
             return asked, f"has {wrong}, and runs of this {whose} have {name}={right} at most"
         opened.append(said if said > 0 else most or said)

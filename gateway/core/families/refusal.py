@@ -14,7 +14,8 @@ from http import HTTPStatus
 import msgspec
 
 from gateway import errors
-from gateway.core.accounts.budgets import MONEY, REQUESTS, UNIT_OF, shown, shown_amount
+from gateway.core.accounts.budget_amounts import format_amount, format_number
+from gateway.core.accounts.budgets import MONEY, REQUESTS, UNIT_OF
 from gateway.core.accounts.limits import budget_headers, refusal_headers
 from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED_CALLS, counts_calls, is_run, run_of
@@ -216,8 +217,8 @@ def _named_budget(window: BudgetWindow) -> str:
 def _shown(unit: str, amount: int, currency: str) -> str:
     """Return an amount of a budget as text for people: `$12.50`, `12.50 SEK`, `3000 tokens`."""
     if unit != MONEY:
-        return shown(unit, amount, currency)
-    whole, _, part = shown_amount(unit, amount).partition(".")
+        return format_amount(unit, amount, currency)
+    whole, _, part = format_number(unit, amount).partition(".")
     number = f"{whole}.{part:0<2}" if part else whole
     sign = SIGNS.get(currency)
     return f"{number} {currency}" if sign is None else f"{sign}{number}"

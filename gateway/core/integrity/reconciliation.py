@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
+from gateway.core.accounts.budget_balances import LiveWindow
 from gateway.core.accounts.budgets import (
     MONEY,
     TOKENS,
     Budget,
-    LiveWindow,
     account_of,
     accounts_of,
     are_raised,

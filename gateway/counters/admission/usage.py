@@ -9,10 +9,12 @@ from typing import Final, cast
 
 import msgspec
 
-from gateway.core.accounts.budgets import Budget, BudgetBalance, figures, owner_in, told_amount
+from gateway.core.accounts.budget_amounts import render_amount
+from gateway.core.accounts.budget_balances import BudgetBalance, compute_balance
+from gateway.core.accounts.budgets import Budget, owner_in
 from gateway.core.model import Attribution, Caller, Scope
 from gateway.core.times import moment_of, ms_of, rfc3339
-from gateway.counters.admission.refusals import Throttle
+from gateway.counters.admission.throttle import Throttle
 from gateway.counters.layouts import states
 from gateway.counters.layouts.packing import live_windows
 from gateway.counters.redis import keys
@@ -41,7 +43,7 @@ async def budget_limits(
         raise CountersUnavailable
     windows = {name: live_windows(cast("bytes", raw)) for name, raw in zip(names, raws, strict=True) if raw}
     return [
-        _budget_limit(budget, figures(budget, now_ms, None, windows.get(name), owner_in(name)))
+        _budget_limit(budget, compute_balance(budget, now_ms, None, windows.get(name), owner_in(name)))
         for name, budget in found
     ]
 
@@ -52,10 +54,10 @@ def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
         "scope": "budget",
         "name": budget.name,
         "unit": budget.unit,
-        "limit": told_amount(budget.unit, now.limit),
+        "limit": render_amount(budget.unit, now.limit),
         "limit_by": now.limit_by,
-        "used": told_amount(budget.unit, now.used),
-        "remaining": told_amount(budget.unit, max(0, now.limit - now.used - now.held)),
+        "used": render_amount(budget.unit, now.used),
+        "remaining": render_amount(budget.unit, max(0, now.limit - now.used - now.held)),
         "reset_at": moment(now.resets_ms),
         "interval": budget.interval,
     }

@@ -11,7 +11,7 @@ from typing import Annotated, cast
 
 import msgspec
 
-from gateway.core.accounts.budgets import LiveWindow
+from gateway.core.accounts.budget_balances import LiveWindow
 from gateway.core.accounts.outbox import stream_place
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.accounts.refusals import Counts, bounded

@@ -13,7 +13,9 @@ from gateway.core.layout import EARLIER, LAYOUT
 from gateway.core.text import batched
 from gateway.counters.admission.stored import version_standing
 from gateway.counters.history_guard import NOBODY
-from gateway.counters.keeper import control, status
+from gateway.counters.keeper import rebuild, status
+from gateway.counters.keeper.budget_accounts import BudgetAccounts
+from gateway.counters.keeper.bulk import BulkLoader
 from gateway.counters.keeper.client import (
     APPLIED,
     TOGETHER_MAX,
@@ -22,7 +24,6 @@ from gateway.counters.keeper.client import (
     read_marker,
     with_late,
 )
-from gateway.counters.keeper.control import BudgetAccounts, BulkLoader
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
@@ -134,9 +135,9 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         False if the marker changed meanwhile.
         """
         found = await self._holds(partition, list(await self.held(partition)))
-        parts = control.states_of(partition, lost, list(found.values()))
+        parts = rebuild.states_of(partition, lost, list(found.values()))
         calls = (
-            control.call_of(self.run_id_of(partition), partition, some, marker)
+            rebuild.load_call(self.run_id_of(partition), partition, some, marker)
             for some in batched(parts, REBUILT_MAX)
         )
         answers = await self.run_all("load", calls, TOGETHER_MAX // REBUILT_MAX)

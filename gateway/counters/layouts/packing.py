@@ -10,7 +10,8 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from gateway.core.accounts import runs
-from gateway.core.accounts.budgets import DEFINED_WINDOW, FLAG_MONEY, FLAG_TOKENS, OTHERS, LiveWindow
+from gateway.core.accounts.budget_balances import LiveWindow
+from gateway.core.accounts.budgets import DEFINED_WINDOW, FLAG_MONEY, FLAG_TOKENS, OTHERS
 from gateway.core.accounts.definitions import (
     AccountDefinition,
     CatalogueDefinition,

@@ -311,22 +311,22 @@ class Allowances:
         _correct(taken.allowance.tokens, taken.tokens, settlement.of_quota if used else 0)
         _correct(taken.allowance.credits, taken.credits, settlement.credits if used else 0)
 
-    def outgrown(self, observed: HoldExtension, margin: int) -> bool:
+    def request_extension(self, extension: HoldExtension, margin: int) -> bool:
         """Hold more of the lease for a running call, `margin` tokens ahead; False if not admitted here."""
-        taken = self.calls.get(observed.request_id)
+        taken = self.calls.get(extension.request_id)
         if taken is None:
             return False
         lease, tokens, credits_, short = taken.allowance, 0, 0, False
-        if observed.counts:
-            want = observed.wanted(margin) - taken.tokens
+        if extension.counts:
+            want = extension.wanted(margin) - taken.tokens
             tokens = want if lease.unlimited else min(want, max(0, lease.tokens.left))
             short = tokens < want
-        if observed.rate is not None:
-            want = max(0, observed.rate.credits(observed.ahead(margin)) - taken.credits)
+        if extension.rate is not None:
+            want = max(0, extension.rate.credits(extension.ahead(margin)) - taken.credits)
             credits_ = min(want, max(0, lease.credits.left))
             short = short or credits_ < want
-        refused = short and observed.answered is not None
-        extended(observed, taken.tokens + tokens, taken.credits + credits_, refused=refused)
+        refused = short and extension.answered is not None
+        extended(extension, taken.tokens + tokens, taken.credits + credits_, refused=refused)
         if refused:
             return True
         lease.tokens.spent += tokens
@@ -334,7 +334,7 @@ class Allowances:
         taken.tokens += tokens
         taken.credits += credits_
         if short:
-            observed.exhausted, observed.cut = True, lease.cuts
+            extension.exhausted, extension.cut = True, lease.cuts
         return True
 
 

@@ -373,7 +373,7 @@ class Shards:
         """Return the address of a connection's server."""
         return self._places[wire]
 
-    def handed_over(self, partition: int) -> Wait[None]:
+    def wait_for_handover(self, partition: int) -> Wait[None]:
         """Wait until calls of a partition go to its new primary, at most `hand_over_s_max` seconds."""
         wait: Wait[None] = Wait()
         if partition in self._given:

@@ -10,7 +10,7 @@ from gateway.features.record import Feature
 if TYPE_CHECKING:
     from gateway.core.calls.routes import Route
     from gateway.http.ports import Answerer, Log
-    from gateway.run.keeper_doors import AdminParts, Routes
+    from gateway.run.keeper_parts import AdminParts, Routes
     from gateway.settings.settings import Settings
 
 
@@ -21,7 +21,7 @@ def _routes(parts: AdminParts) -> Routes | None:
     from functools import partial  # of people's processes alone
 
     from gateway.features.agents.api import mount_agents
-    from gateway.run.keeper_doors import Routes
+    from gateway.run.keeper_parts import Routes
 
     calls, console, policy = settings.calls_url, settings.links_url, settings.agents_settings_file
     mount = partial(mount_agents, calls=calls, console=console, policy=policy)

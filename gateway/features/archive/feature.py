@@ -10,13 +10,13 @@ from gateway.features.record import Feature, commands, load
 
 if TYPE_CHECKING:
     from gateway.ops.doctor_redis import Finding
-    from gateway.run.keeper_doors import KeeperParts, Work
+    from gateway.run.keeper_parts import KeeperParts, Work
     from gateway.settings.settings import Settings
 
 
 def _work(parts: KeeperParts) -> Work:
     from gateway.features.archive.retention import Retention  # of keepers alone
-    from gateway.run.keeper_doors import Work
+    from gateway.run.keeper_parts import Work
     from persistence.archive.months import behind
 
     return Work(gauges=(partial(behind, parts.engine, Retention.of(parts.settings).due),))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from gateway.features.record import Feature, commands
 
 if TYPE_CHECKING:
-    from gateway.run.keeper_doors import KeeperParts, Work
+    from gateway.run.keeper_parts import KeeperParts, Work
 
 
 def _work(parts: KeeperParts) -> Work:
-    from gateway.run.keeper_doors import Work  # of keepers alone
+    from gateway.run.keeper_parts import Work  # of keepers alone
     from persistence.backup import backed_up
 
     return Work(gauges=(partial(backed_up, parts.engine),))

@@ -11,7 +11,7 @@ from gateway.extras import is_installed
 from gateway.features.record import Feature
 
 if TYPE_CHECKING:
-    from gateway.run.keeper_doors import AdminParts, KeeperParts, Routes, Work
+    from gateway.run.keeper_parts import AdminParts, KeeperParts, Routes, Work
     from gateway.settings.settings import Settings
 
 
@@ -44,7 +44,7 @@ def _work(parts: KeeperParts) -> Work | None:
 
 def _routes(parts: AdminParts) -> Routes:
     from gateway.features.documents.maker import mount_documents  # of people's processes alone
-    from gateway.run.keeper_doors import Routes
+    from gateway.run.keeper_parts import Routes
 
     return Routes(files=partial(mount_documents, logo_of(parts.settings)))
 

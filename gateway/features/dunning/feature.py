@@ -11,7 +11,7 @@ from gateway.features.record import Feature, lazy, load
 
 if TYPE_CHECKING:
     from gateway.background.loops import Loop
-    from gateway.run.keeper_doors import KeeperParts, Work
+    from gateway.run.keeper_parts import KeeperParts, Work
     from persistence.dunning import DunningSchedule
     from persistence.store import Store
 
@@ -38,7 +38,7 @@ def dunning_loop(
 
 
 def _work(parts: KeeperParts) -> Work:
-    from gateway.run.keeper_doors import Work  # of keepers alone
+    from gateway.run.keeper_parts import Work  # of keepers alone
     from persistence.dunning import DunningSchedule, blocked_tenants
 
     settings = parts.settings

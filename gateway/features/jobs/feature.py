@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gateway.features.jobs.polling import Jobs
     from gateway.http.ports import Answerer, Ports
     from gateway.http.server.server import DataPlane
-    from gateway.run.keeper_doors import KeeperParts, Work
+    from gateway.run.keeper_parts import KeeperParts, Work
     from gateway.run.worker_parts import WorkerParts
 
 
@@ -56,7 +56,7 @@ def _log_handlers(ports: Ports) -> Mapping[int, Callable[[bytes], Awaitable[None
 
 def _work(parts: KeeperParts) -> Work:
     from gateway.features.jobs.rows import JobsDrain, ListedJobs  # of keepers alone
-    from gateway.run.keeper_doors import Work
+    from gateway.run.keeper_parts import Work
     from persistence.jobs import JobRows, count_open_jobs
 
     drain = JobsDrain(ListedJobs(parts.counters), JobRows(parts.engine), parts.isolation)

@@ -102,7 +102,7 @@ from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
 from gateway.http.protocol.answer import refuses
 from gateway.http.relay import own_answer, relay
-from gateway.http.routing.head import RoutedHead
+from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.buffers import RequestDriver
 from gateway.http.server.exchange import Attempt, Exchange, Worker
 

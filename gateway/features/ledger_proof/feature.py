@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gateway.features.record import Feature, lazy
 
 if TYPE_CHECKING:
-    from gateway.run.keeper_doors import KeeperParts, Work
+    from gateway.run.keeper_parts import KeeperParts, Work
 
 LOOK_S = 60.0
 
@@ -18,7 +18,7 @@ def _work(parts: KeeperParts) -> Work | None:
         return None
     from gateway.background.loops import Loop, call  # of keepers that sign alone
     from gateway.features.ledger_proof.keys import read_key
-    from gateway.run.keeper_doors import Work
+    from gateway.run.keeper_parts import Work
     from persistence.ledger_proof import LedgerSigner, age_of_head
 
     signer = LedgerSigner(parts.engine, read_key(parts.settings.ledger_key_file), parts.log)

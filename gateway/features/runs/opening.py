@@ -15,7 +15,8 @@ from typing import Final, cast
 
 import msgspec
 
-from gateway.core.accounts.budgets import LiveWindow, told_amount
+from gateway.core.accounts.budget_amounts import render_amount
+from gateway.core.accounts.budget_balances import LiveWindow
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import (
     ENDED_CALLS,
@@ -38,7 +39,7 @@ from gateway.core.accounts.runs import (
 from gateway.core.model import INTEGER_MAX, Caller, RunRequest
 from gateway.core.times import moment_of, rfc3339
 from gateway.core.wait import Wait, begin, in_task
-from gateway.counters.admission.refusals import Throttle
+from gateway.counters.admission.throttle import Throttle
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.packing import live_windows
 from gateway.counters.redis import keys
@@ -331,7 +332,7 @@ def _told(run: Run, live: dict[int, LiveWindow], now_ms: int) -> dict[str, objec
     counted = run.calls if calls is None else calls.used
     if counted >= ENDED_CALLS:  # those in flight at its end count on; an earlier version stopped there
         counted = counted - ENDED_CALLS if counted < INTEGER_MAX else run.calls
-    told, limited = partial(told_amount, run.unit), run.amount >= 0
+    told, limited = partial(render_amount, run.unit), run.amount >= 0
     return {
         "id": run.id,
         "parent_id": run.parent_id or None,

@@ -27,7 +27,7 @@ from gateway.features.stripe.handover import (
     PaymentReturn,
 )
 from gateway.features.stripe.keeper import api_of, is_used
-from gateway.run.keeper_doors import AdminParts, Routes
+from gateway.run.keeper_parts import AdminParts, Routes
 
 if TYPE_CHECKING:
     from persistence.store import Store

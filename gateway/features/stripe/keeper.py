@@ -18,7 +18,8 @@ from gateway.background.loops import Isolation
 from gateway.core.network import DIRECT
 from gateway.extras import loading
 from gateway.features.stripe.handover import DONE, HandoverStep
-from gateway.run.keeper_doors import KeeperParts, KeeperSettings, Work
+from gateway.run.keeper_parts import KeeperParts, Work
+from gateway.run.keeper_settings import KeeperSettings
 from gateway.settings.settings import Settings
 from persistence.stripe.queue import HandoverQueue, forget, handed_over
 

@@ -13,7 +13,7 @@ from gateway.features.record import Feature, lazy, load
 
 if TYPE_CHECKING:
     from gateway.ops.doctor_redis import Finding
-    from gateway.run.keeper_doors import KeeperParts, Work
+    from gateway.run.keeper_parts import KeeperParts, Work
     from gateway.settings.settings import Settings
 
 
@@ -29,7 +29,7 @@ def _work(parts: KeeperParts) -> Work:
         UsageEvents,
     )
     from gateway.outbound.posting import Outgoing
-    from gateway.run.keeper_doors import Work
+    from gateway.run.keeper_parts import Work
     from persistence.usage_feed.queue import FeedQueue, forget, usage_feeds
 
     settings, engine = parts.settings, parts.engine

@@ -21,7 +21,8 @@ from gateway.admin.operations import Operations, WriteRequest
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import CREATE, Query, Row
-from gateway.core.accounts.budgets import ENFORCE, MONEY, SELECTING
+from gateway.core.accounts.budget_selectors import SELECTING
+from gateway.core.accounts.budgets import ENFORCE, MONEY
 from gateway.core.accounts.intervals import INTERVALS, PERIODS
 from gateway.errors import NotFound, Unprocessable
 from gateway.features.vendor_admin import anthropic, openai

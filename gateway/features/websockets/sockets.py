@@ -30,7 +30,7 @@ from gateway.errors import InvalidRequest, Overloaded, Refusal, RequestTooLarge,
 from gateway.http.admission import identify, known
 from gateway.http.protocol.answer import EVENT_STREAM
 from gateway.http.protocol.request import HeadCut, cut_head
-from gateway.http.routing.head import RoutedHead
+from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.buffers import full
 from gateway.http.server.connection import ReadPause
 from gateway.http.server.exchange import ClientPort, Exchange, Worker

@@ -22,7 +22,8 @@ from gateway.core.wait import Wait
 from gateway.errors import MalformedRequest, Refusal, RequestTimeout, RequestTooLarge
 from gateway.http.protocol.framing import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
 from gateway.http.protocol.request import ClientSide, HeadCut
-from gateway.http.routing.head import CallHead, HeadReader, RoutedHead, unreadable
+from gateway.http.routing.head import CallHead, HeadReader, unreadable
+from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.routing.routes import is_long_form
 from gateway.http.server.buffers import Buffers, ConnectionBuffers, full
 from gateway.http.server.exchange import ClientGone, Exchange, RequestBody, TurnSink

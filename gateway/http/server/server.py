@@ -24,7 +24,8 @@ from gateway.http.protocol.request import RequestIds
 from gateway.http.proxy import proxy, resource, usage
 from gateway.http.reply import FaultLog, given_up, refuse
 from gateway.http.routing.cors import Cors
-from gateway.http.routing.head import CallHead, HeadReader, HeadRouter
+from gateway.http.routing.head import CallHead, HeadReader
+from gateway.http.routing.routed_head import HeadRouter
 from gateway.http.routing.routes import (
     METADATA_PATH,
     OWN_ROUTES,

@@ -57,7 +57,8 @@ class TimedCounters:
 
     def __init__(self, counters: CountersPort, seconds: Callable[[], float]) -> None:
         self._counters = counters
-        self.watch, self.unwatch, self.outgrown = counters.watch, counters.unwatch, counters.outgrown
+        self.watch, self.unwatch = counters.watch, counters.unwatch
+        self.request_extension = counters.request_extension
         self.seconds = seconds
         self.traces: dict[str, Trace] = {}
 

@@ -13,7 +13,8 @@ from uuid import UUID
 import pytest
 
 from gateway.admin.console.own_pages import snippets
-from gateway.core.accounts.budgets import Budget, LiveWindow, account_of
+from gateway.core.accounts.budget_balances import LiveWindow
+from gateway.core.accounts.budgets import Budget, account_of
 from tests.admin.conftest import ADMIN, Api
 from tests.admin.console.conftest import Person
 from tests.admin.console.usage_rows import NANO, call, used

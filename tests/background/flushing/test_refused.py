@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.background.flushing.late import RefusedDrain
 from gateway.background.loops import Isolation
 from gateway.core.accounts.refusals import Refusals, RefusedBatch, RefusedCall
-from gateway.counters.admission.refusals import RefusedCalls
+from gateway.counters.admission.refused_calls import RefusedCalls
 from gateway.counters.keeper.outbox import RefusedStream
 from gateway.counters.redis import keys
 from gateway.errors import LedgerUnavailable

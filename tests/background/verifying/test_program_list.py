@@ -9,7 +9,7 @@ import pytest
 from gateway.core.layout import EARLIER, LAYOUT
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.run.keeper_doors import ProgramList
+from gateway.run.program_list import ProgramList
 from tests.background.backend import Backend
 from tests.builders import World
 

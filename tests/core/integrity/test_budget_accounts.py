@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.accounts.budgets import Budget, LiveWindow, PersonalRaise, account_of, defined
+from gateway.core.accounts.budget_balances import LiveWindow
+from gateway.core.accounts.budgets import Budget, PersonalRaise, account_of, defined
 from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.accounts.runs import BUDGET_ID_MIN, ENDED_CALLS
 from gateway.core.integrity.reconciliation import (

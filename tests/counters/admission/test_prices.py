@@ -17,7 +17,7 @@ from gateway.core.billing.vector import ModelPrice
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.catalogue import CATALOGUE_S
 from gateway.counters.admission.stored import PRICES_LAYOUT, encode_head
-from gateway.counters.keeper.control import ControlClient
+from gateway.counters.keeper.control_writes import ControlClient
 from gateway.counters.redis import keys
 from tests.core.billing.prices import price_row
 from tests.counters.conftest import Connect

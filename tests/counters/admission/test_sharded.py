@@ -18,11 +18,14 @@ import pytest
 from gateway.core.accounts.outbox import EventKind
 from gateway.core.model import Caller, HoldExtension, HoldRequest, Settlement, SettleResult, Verdict
 from gateway.core.wait import in_task
+from gateway.counters.admission.account_limit import AccountLimit
 from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import AGAIN_S, IDENTITY_S, Directory
+from gateway.counters.admission.counters import Counters
+from gateway.counters.admission.live_holds import LiveHolds
 from gateway.counters.admission.objects import ObjectOwners
-from gateway.counters.admission.quota import AccountLimit, Counters, LiveHolds, ShardedCounters
-from gateway.counters.admission.refusals import SharedCircuitBreaker
+from gateway.counters.admission.sharded import ShardedCounters
+from gateway.counters.admission.shared_circuit_breaker import SharedCircuitBreaker
 from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.admission.usage import Usages
 from gateway.counters.keeper.moves import SlotMoves, has_current_history

@@ -15,7 +15,7 @@ from gateway.core.model import Caller, Limits
 from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.stored import decode_identity, encode_identity
-from gateway.counters.keeper.control import BulkLoader
+from gateway.counters.keeper.bulk import BulkLoader
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.errors import InvalidApiKey

@@ -563,13 +563,13 @@ async def test_a_stream_that_outgrows_its_hold_takes_from_the_lease(world: World
     await worker.lose()
     request, decision = await worker.reserve(100)
     observed = HoldExtension(world.caller, request.request_id, decision.held_tokens, tokens=100)
-    worker.counters.outgrown(observed)
+    worker.counters.request_extension(observed)
     assert (observed.held, observed.exhausted, worker.left) == (356, False, 644)
     answers: list[int] = []
     for reserved in (1_001, 1_000 - 44):
         observed.reserved, observed.answered = reserved, lambda: answers.append(worker.left)
-        worker.counters.outgrown(observed)
+        worker.counters.request_extension(observed)
     assert (answers, observed.held, observed.exhausted) == ([644, 44], 956, False)
     observed.tokens = 900
-    worker.counters.outgrown(observed)
+    worker.counters.request_extension(observed)
     assert (observed.held, observed.exhausted, observed.cut, worker.left) == (1000, True, True, 0)

@@ -10,7 +10,7 @@ import redis
 
 from gateway.core.model import HoldRequest, Settlement, SettleResult, Verdict
 from gateway.core.wait import Wait, in_task
-from gateway.counters.admission.quota import Counters
+from gateway.counters.admission.counters import Counters
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import (

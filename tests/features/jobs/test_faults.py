@@ -29,8 +29,8 @@ from gateway.core.billing.price_book import read_price
 from gateway.core.families import gemini, openai
 from gateway.core.model import Service
 from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.counters import Counters
 from gateway.counters.admission.objects import ObjectOwners
-from gateway.counters.admission.quota import Counters
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.keeper.status import WorkerReports
 from gateway.counters.redis import keys

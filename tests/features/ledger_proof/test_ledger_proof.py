@@ -33,7 +33,8 @@ from gateway.features.ledger_proof.tree import (
     text_of_head,
 )
 from gateway.features.ledger_proof.verifying import LedgerVerification, ProvenRow, check_heads, check_rows
-from gateway.run.keeper_doors import KeeperParts, KeeperSettings
+from gateway.run.keeper_parts import KeeperParts
+from gateway.run.keeper_settings import KeeperSettings
 from gateway.settings.settings import Settings
 from persistence import ledger_proof as stored
 from persistence.ledger_proof import LedgerSigner

@@ -21,7 +21,8 @@ from gateway.extras import install
 from gateway.features.stripe.feature import FEATURE
 from gateway.features.stripe.handover import HandoverStep
 from gateway.features.stripe.keeper import Handovers
-from gateway.run.keeper_doors import AdminParts, KeeperParts, KeeperSettings, Routes, Work
+from gateway.run.keeper_parts import AdminParts, KeeperParts, Routes, Work
+from gateway.run.keeper_settings import KeeperSettings
 from gateway.settings.settings import Settings, load
 from tests.features.stripe.stripe_server import stripe_server
 from tests.proxy_server import HERE, ProxyServer

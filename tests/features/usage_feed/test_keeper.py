@@ -14,7 +14,8 @@ import pytest
 from gateway.background.loops import Isolation
 from gateway.errors import SettingError, StartError
 from gateway.features.usage_feed.feature import FEATURE
-from gateway.run.keeper_doors import KeeperParts, KeeperSettings, Work
+from gateway.run.keeper_parts import KeeperParts, Work
+from gateway.run.keeper_settings import KeeperSettings
 from gateway.settings.settings import load
 from persistence import engine
 from persistence.ledger.writer import LedgerWriter

@@ -182,7 +182,7 @@ class Strict:
         self.quota, self.used, self.held = quota, 0, dict[str, int]()
         self.counters, self.admitted = stage.counters, stage.counters.decision
         self._reserve, self._settle = stage.counters.reserve, stage.counters.settle
-        for name in ("reserve", "settle", "outgrown"):
+        for name in ("reserve", "settle", "request_extension"):
             setattr(stage.counters, name, getattr(self, name))
 
     @property
@@ -203,14 +203,14 @@ class Strict:
         assert self.used <= self.quota
         return await self._settle(settlement)
 
-    def outgrown(self, observed: HoldExtension) -> None:
-        wanted = max(0, observed.wanted(0) - observed.held)
-        refused = wanted > self.left and observed.answered is not None
+    def request_extension(self, extension: HoldExtension) -> None:
+        wanted = max(0, extension.wanted(0) - extension.held)
+        refused = wanted > self.left and extension.answered is not None
         more = 0 if refused else min(wanted, self.left)
-        self.held[observed.request_id] += more
-        observed.held += more
-        observed.exhausted = more < wanted and not refused
-        observed.end_request()
+        self.held[extension.request_id] += more
+        extension.held += more
+        extension.exhausted = more < wanted and not refused
+        extension.end_request()
 
 
 async def charged(stage: Stage, provider: Provider) -> None:

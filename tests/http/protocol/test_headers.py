@@ -10,7 +10,7 @@ import pytest
 from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Family
-from gateway.http.routing.head import HeadRouter
+from gateway.http.routing.routed_head import HeadRouter
 from gateway.http.routing.routes import WorkerBindings
 from tests.http.fakes import AUTH, CHAT, KEY, ROUTES, FakeDirectory, answer, get, post, told
 from tests.http.stage import Stage, staged

@@ -20,7 +20,8 @@ from gateway.core.traces import FIELD, STATE_FIELD, cut_usual_line, read_parent
 from gateway.errors import Refusal
 from gateway.http.identity import credential_of, key_digest, read_attribution
 from gateway.http.protocol.request import RequestHead, cut_head, cut_length, read_request_head
-from gateway.http.routing.head import NEW_LINES_MAX, CallHead, HeadReader, HeadRouter, RoutedHead
+from gateway.http.routing.head import NEW_LINES_MAX, CallHead, HeadReader
+from gateway.http.routing.routed_head import HeadRouter, RoutedHead
 from gateway.http.routing.routes import WorkerBindings, api_of, withheld
 from tests.http.fakes import AUTH, CHAT, KEY, PEPPER, ROUTES, FakeDirectory, get, post
 from tests.http.stage import Stage
@@ -192,7 +193,7 @@ REQUEST = st.sampled_from(SERVED) | st.sampled_from(SERVED) | st.sampled_from(SE
     st.sampled_from([3, 3, 3, 2, 0]),
     st.booleans(),
 )
-def test_a_head_is_the_same_by_its_lines_from_memory_and_as_a_whole(
+def test_head_of_cached_lines_equals_head_read_whole(
     request_line: bytes, lines: list[bytes], others: list[bytes], usual: int, traced: bool
 ) -> None:
     memory = reader(traced)
@@ -241,7 +242,7 @@ def alike(one: CallHead, other: CallHead) -> bool:
     return all(mine is its for mine, its in zip(*parts, strict=True)) and one.news is None
 
 
-def test_the_rest_of_a_head_is_known_from_any_client() -> None:
+def test_rest_of_head_is_cached_for_all_clients() -> None:
     memory = reader()
     known = learned(memory, head(b"x-tollkeeper-user: ann\r\n"))
     assert alike(memory.read(head(b"x-tollkeeper-user: ann\r\n")), known)
@@ -255,7 +256,7 @@ def test_the_rest_of_a_head_is_known_from_any_client() -> None:
         assert call.attribution.session == TRACE_1
 
 
-def test_heads_that_are_known_have_no_more_lines_than_others() -> None:
+def test_cached_heads_have_the_same_maximum_of_lines() -> None:
     memory = reader()
     for lines in range(7, 12):
         fields = b"".join(b"x-%d: 1\r\n" % number for number in range(lines))
@@ -266,7 +267,7 @@ def test_heads_that_are_known_have_no_more_lines_than_others() -> None:
                 memory.remember(memory.read(head(fields + more)))
 
 
-def test_another_trace_is_all_that_is_read_of_a_head() -> None:
+def test_reader_reads_only_the_trace_of_cached_head() -> None:
     memory = reader()
     known = learned(memory, head(trace(0) + b"idempotency-key: 0\r\nBaggage: n=0\r\n"))
     before = kept(memory)
@@ -283,7 +284,7 @@ def test_another_trace_is_all_that_is_read_of_a_head() -> None:
 @pytest.mark.parametrize(
     "line", [b"x-stainless-retry-count: %d", b"x-tollkeeper-user: user-%d", b"x-made-up: %d"]
 )
-def test_another_value_of_a_line_costs_nothing_else_of_a_head(line: bytes) -> None:
+def test_another_value_of_line_keeps_rest_of_head_cached(line: bytes) -> None:
     memory = reader()
     known = learned(memory, head(line % 0 + b"\r\n"))
     for number in range(1, 50):
@@ -291,7 +292,7 @@ def test_another_value_of_a_line_costs_nothing_else_of_a_head(line: bytes) -> No
         assert (call.routed, call.proof) == (known.routed, known.proof)
 
 
-def test_of_one_head_no_more_lines_are_remembered_at_once_than_the_bound() -> None:
+def test_reader_bounds_new_lines_of_each_head() -> None:
     memory = HeadReader(router(HttpLimits()), PEPPER, HttpLimits())
     long = head(b"".join(b"x-%d: 1\r\n" % number for number in range(80)))
     memory.remember(memory.read(long))
@@ -302,7 +303,7 @@ def test_of_one_head_no_more_lines_are_remembered_at_once_than_the_bound() -> No
     assert list(memory.known) == [cut_head(long)[1]]
 
 
-def test_what_is_refused_or_not_known_to_be_good_is_not_remembered() -> None:
+def test_refused_or_unproven_heads_are_not_cached() -> None:
     memory = reader()
     for number in range(20):
         for fields in (
@@ -317,7 +318,7 @@ def test_what_is_refused_or_not_known_to_be_good_is_not_remembered() -> None:
     assert not any(kept(memory).values())
 
 
-def test_ten_thousand_callers_in_turn_are_all_known_the_next_time() -> None:
+def test_ten_thousand_callers_in_turn_stay_cached() -> None:
     memory = reader()
     heads = [get(b"/v1/models", b"authorization: Bearer tk_%032d\r\n" % number) for number in range(10_000)]
     for one in heads:
@@ -327,7 +328,7 @@ def test_ten_thousand_callers_in_turn_are_all_known_the_next_time() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 100, 3000])
-def test_made_up_lines_stay_within_their_bytes_and_displace_nobody_in_use(length: int) -> None:
+def test_made_up_lines_stay_within_bytes_and_displace_no_head_in_use(length: int) -> None:
     maxima = {"heads": 200_000, "lines": 200_000, "routed": 100_000, "proofs": 300_000, "said": 200_000}
     memory = HeadReader(router(), PEPPER, LIMITS, bytes_max=1_000_000)
     usual, traced = head(b"x-tollkeeper-user: ann\r\nx-long: y\r\n"), head(b"x-tollkeeper-user: bob\r\n")
@@ -352,7 +353,7 @@ def test_made_up_lines_stay_within_their_bytes_and_displace_nobody_in_use(length
         )
 
 
-def test_what_is_counted_is_no_less_than_what_is_held() -> None:
+def test_counted_bytes_are_at_least_the_held_bytes() -> None:
     def fill(memory: HeadReader) -> None:
         for number in range(400):
             fields = b"x-goog-a: %d\r\nx-tollkeeper-user: u%d\r\nx-made-up: %d\r\n" % (number, number, number)
@@ -378,7 +379,7 @@ def test_what_is_counted_is_no_less_than_what_is_held() -> None:
     assert held <= sum(kept(memory).values())
 
 
-async def test_heads_without_a_good_credential_are_never_remembered(stage: Stage) -> None:
+async def test_heads_without_valid_credential_are_never_cached(stage: Stage) -> None:
     stage.directory.known = False
     client = await stage.client()
     for n in range(20):
@@ -390,7 +391,7 @@ async def test_heads_without_a_good_credential_are_never_remembered(stage: Stage
     assert len(stage.plane.heads.known) == 1
 
 
-async def test_each_call_is_of_its_own_trace_and_user_and_passes_its_own_lines(stage: Stage) -> None:
+async def test_calls_have_their_own_trace_user_and_lines(stage: Stage) -> None:
     client = await stage.client()
     for n in range(6):
         own = b"x-tollkeeper-user: user-%d\r\nx-n: %d\r\nbaggage: n=%d\r\n" % (n // 2, n, n)

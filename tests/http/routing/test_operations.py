@@ -18,7 +18,7 @@ import pytest
 from deploy.operations import REFUSED, SDKS, Sdk, new_rows, operations_of, updated
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import GENERIC
-from gateway.http.routing.head import HeadRouter, RoutedHead
+from gateway.http.routing.routed_head import HeadRouter, RoutedHead
 from gateway.http.routing.routes import WorkerBindings, unknown_path
 from gateway.settings.settings import load
 from tests.http.fakes import FakeDirectory

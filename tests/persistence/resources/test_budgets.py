@@ -12,7 +12,8 @@ from typing import Any, LiteralString
 import pytest
 
 from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Query, Realm, Row
-from gateway.core.accounts.budgets import BUDGETS_MAX, ORGANIZATION_RAISES_MAX, RAISES_MAX, Budget, owner_of
+from gateway.core.accounts.budget_selectors import BUDGETS_MAX
+from gateway.core.accounts.budgets import ORGANIZATION_RAISES_MAX, RAISES_MAX, Budget, owner_of
 from gateway.core.times import ms_of
 from gateway.errors import Conflict, Unprocessable
 from persistence import engine as engines

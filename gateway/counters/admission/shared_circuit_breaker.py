@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated, cast
+from typing import Annotated
 
 import msgspec
 
-from gateway.core.accounts.refusals import Refusals
 from gateway.core.circuit_breaker import (
     ENTRIES_MAX,
     EVERYBODY,
@@ -24,12 +23,11 @@ from gateway.core.circuit_breaker import (
     BackoffEntry,
     CircuitBreaker,
 )
-from gateway.core.model import Caller
 from gateway.core.wait import in_task
 from gateway.counters.redis import keys
 from gateway.counters.redis.cluster import RedisConnections
-from gateway.counters.redis.connection import encode, encode_script
-from gateway.errors import CountersUnavailable, RateLimited
+from gateway.counters.redis.connection import encode
+from gateway.errors import CountersUnavailable
 
 # The pause after each exchange, and then the longest wait for news.
 PAUSE_S, NEWS_S = 0.05, 0.05
@@ -146,112 +144,3 @@ def _kept(name: str, one: BackoffEntry, ahead_s: float) -> _Stored:
         [line.decode("latin-1") for line in one.fields],
         one.organization_id,
     )
-
-
-# A rate limit for queries that cost nothing: a number a minute for each API key, over all workers.
-#
-# A refused key is remembered here until its next query is allowed, so that a flood queries Redis only about
-# once a second.
-
-USAGES_A_MINUTE = 60
-WAITING_MAX = 4096
-
-
-class Throttle:
-    """Limits queries to `a_minute` for each API key. `clock` returns monotonic seconds."""
-
-    def __init__(
-        self,
-        wires: RedisConnections,
-        clock: Callable[[], float],
-        a_minute: int = USAGES_A_MINUTE,
-        *,
-        waiting_max: int = WAITING_MAX,
-    ) -> None:
-        self._wires, self._clock = wires, clock
-        self._a_minute, self._waiting_max = a_minute, waiting_max
-        self._waiting: dict[int, float] = {}
-
-    async def admit(self, caller: Caller) -> None:
-        """Count one query of an API key; RateLimited if it queries too often.
-
-        CountersUnavailable if Redis does not answer.
-        """
-        waiting, key_id = self._waiting, caller.key_id
-        until = waiting.get(key_id)
-        if until is not None:
-            left_s = until - self._clock()
-            if left_s > 0:
-                raise self._refusal(left_s)
-            del waiting[key_id]
-        name, wire = keys.bucket(caller.partition, key_id), self._wires.of(caller.partition)
-        wait_ms = cast("int", await wire.send(encode_script("throttle", (name,), (b"%d" % self._a_minute,))))
-        if wait_ms > 0:
-            if len(waiting) >= self._waiting_max and key_id not in waiting:
-                del waiting[next(iter(waiting))]
-            waiting[key_id] = self._clock() + wait_ms / 1000
-            raise self._refusal(wait_ms / 1000)
-
-    def _refusal(self, left_s: float) -> RateLimited:
-        wait = max(1, -int(-left_s // 1))
-        refusal = RateLimited(
-            f"Rate limit of this API key: {self._a_minute} of {self._a_minute} requests a minute for its own "
-            f"usage are used. Try again in {wait} s.",
-            retry_after_s=wait,
-            retry_helps=True,
-        )
-        refusal.scope = "key"
-        return refusal
-
-
-# Refused calls, as a worker reports them: batches in one stream, each sent until Redis has it.
-#
-# No call waits for this. While Redis is away, or no keeper reads the stream, a batch is kept and sent again
-# with the same number. Later refusals are counted for the next one, within the bounds of `Refusals`.
-
-SEND_S = 0.5
-# Batches of all workers that may wait for a keeper.
-BATCHES_MAX = 64
-FIELD = b"b"
-
-
-class RefusedCalls:
-    """Sends this worker's batches of refused calls to the stream; `worker` is unique to this process."""
-
-    def __init__(
-        self, wires: RedisConnections, refusals: Refusals, worker: str, *, batches_max: int = BATCHES_MAX
-    ) -> None:
-        self._wires, self._refusals, self._worker, self._batches_max = wires, refusals, worker, batches_max
-        self._number, self._waiting = 0, b""
-
-    async def keep_sending(self) -> None:
-        """Send this worker's batches of refused calls at intervals until cancelled."""
-        while True:
-            await asyncio.sleep(SEND_S)
-            with suppress(CountersUnavailable):
-                await self.send()
-
-    async def leave(self) -> None:
-        """Send all remaining batches of refused calls, before this worker stops."""
-        with suppress(CountersUnavailable):
-            while await self.send():
-                pass
-
-    async def send(self) -> bool:
-        """Send the next batch of refused calls to the stream; False if there is none, or the stream is full.
-
-        CountersUnavailable if Redis does not answer: then the same batch is sent again.
-        """
-        if not self._waiting:
-            self._waiting = self._refusals.take(self._worker, self._number + 1)
-            self._number += bool(self._waiting)
-        if not self._waiting:
-            return False
-        name = keys.REFUSED.encode()
-        wire = self._wires.of_key(name)
-        length = await in_task(wire.send(encode(b"XLEN", name)))
-        if not isinstance(length, int) or length >= self._batches_max:
-            return False
-        await in_task(wire.send(encode(b"XADD", name, b"*", FIELD, self._waiting)))
-        self._waiting = b""
-        return True

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.core.accounts.budgets import OTHERS
-from gateway.counters.admission.quota import TELL_INTERVAL_S, AccountLimit
+from gateway.counters.admission.account_limit import TELL_INTERVAL_S, AccountLimit
 from tests.lua.windows import NAME, OTHER_NAME, account, window
 
 
-def test_it_is_told_once_a_minute_which_budget_has_no_place_left() -> None:
+def test_account_limit_logs_full_budgets_once_a_minute() -> None:
     now, said = [0.0], list[dict[str, Any]]()
     crowded = AccountLimit(lambda: now[0], lambda _, **facts: said.append(facts))
     plain, hers = account(window(1, 9)), account(window(2, 9), name=OTHER_NAME, value="ann")

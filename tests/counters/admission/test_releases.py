@@ -20,7 +20,7 @@ from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
 from gateway.core.model import NO_SERVICE, Decision, HoldRequest, Limits, SettleResult, Verdict
 from gateway.core.wait import in_task
 from gateway.counters.admission.caller_holds import CallerHolds
-from gateway.counters.admission.quota import _release_of
+from gateway.counters.admission.counters import _release_of
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.log import DELETION
@@ -28,7 +28,7 @@ from gateway.errors import CountersUnavailable
 from gateway.features.caller_holds.gateway import delete_again
 from tests.builders import CHAT, UNITS, World, driven, new_id
 from tests.conftest import ValkeyServer
-from tests.counters.admission.test_quota import Hire, Worker, hire
+from tests.counters.admission.hired_worker import Hire, Worker, hire
 from tests.waiting import eventually
 from tests.worker import worker_at
 
@@ -70,9 +70,7 @@ def nothing_is_held(world: World) -> bool:
     return (world.tenant.held, world.slots("ann"), world.deadlines()) == (0, [0, 0, 0, 0], {})
 
 
-async def test_an_answer_that_comes_late_is_followed_at_once_by_a_release(
-    server: ValkeyServer, world: World, hire: Hire
-) -> None:
+async def test_release_follows_late_answer_at_once(server: ValkeyServer, world: World, hire: Hire) -> None:
     """Eight callers, a frozen Redis: whoever asks next finds every slot free, in the same write even."""
     world.plan(1000)
     world.define_key(Limits(concurrency=10))
@@ -88,7 +86,7 @@ async def test_an_answer_that_comes_late_is_followed_at_once_by_a_release(
     assert (world.tenant.held, world.user("ann").inflight, len(world.deadlines())) == (100, 0, 10)
 
 
-async def test_a_late_refusal_is_followed_by_nothing(server: ValkeyServer, world: World, hire: Hire) -> None:
+async def test_release_is_not_sent_after_late_refusal(server: ValkeyServer, world: World, hire: Hire) -> None:
     worker = await hire(world, call_s=0.3, stall_s=30)
     freeze(server)
     assert await reserve(worker, worker.request(1)) is None  # its tenant has no plan
@@ -97,7 +95,7 @@ async def test_a_late_refusal_is_followed_by_nothing(server: ValkeyServer, world
     assert (len(worker.counters.releases._owed), world.deadlines()) == (0, {})
 
 
-async def test_a_wait_that_is_given_up_by_its_caller_is_released_too(
+async def test_release_follows_wait_given_up_by_caller(
     server: ValkeyServer, world: World, hire: Hire
 ) -> None:
     """The deadline of a request passes before that of the wire."""
@@ -113,7 +111,7 @@ async def test_a_wait_that_is_given_up_by_its_caller_is_released_too(
     await eventually(lambda: not worker.counters.releases._owed and nothing_is_held(world))
 
 
-async def test_behind_a_broken_connection_holds_are_released_by_their_id(
+async def test_release_is_sent_by_id_after_broken_connection(
     server: ValkeyServer, world: World, hire: Hire
 ) -> None:
     world.plan(1000)
@@ -128,7 +126,7 @@ async def test_behind_a_broken_connection_holds_are_released_by_their_id(
     await eventually(lambda: not worker.counters.releases._owed and nothing_is_held(world))
 
 
-async def test_a_release_that_could_not_be_sent_is_sent_later(
+async def test_release_is_sent_later_if_redis_was_away(
     server: ValkeyServer, world: World, hire: Hire
 ) -> None:
     world.plan(1000)
@@ -144,7 +142,7 @@ async def test_a_release_that_could_not_be_sent_is_sent_later(
     await eventually(lambda: not worker.counters.releases._owed and nothing_is_held(world))
 
 
-async def test_what_is_owed_is_bounded_and_ends_with_the_hold(
+async def test_owed_releases_are_bounded_and_end_with_hold(
     server: ValkeyServer, world: World, hire: Hire
 ) -> None:
     worker = await hire(world, call_s=0.2, stall_s=0.4)
@@ -175,9 +173,7 @@ async def owed_by_a_refusing_redis(world: World, worker: Worker) -> HoldRequest:
     return request
 
 
-async def test_a_release_is_owed_for_as_long_as_its_hold_lives(
-    server: ValkeyServer, world: World, hire: Hire
-) -> None:
+async def test_release_is_owed_until_end_of_hold(server: ValkeyServer, world: World, hire: Hire) -> None:
     worker = await hire(world)
     releases = worker.counters.releases
     releases._ttl_s = 0.1
@@ -192,7 +188,7 @@ async def test_a_release_is_owed_for_as_long_as_its_hold_lives(
 
 
 @pytest.mark.parametrize("charged", [False, True])
-async def test_the_next_worker_releases_a_long_hold_and_takes_nothing_from_one_that_was_charged(
+async def test_next_worker_releases_long_hold_but_no_charged_hold(
     server: ValkeyServer, world: World, hire: Hire, tmp_path: Path, charged: bool
 ) -> None:
     worker = await hire(world)
@@ -213,7 +209,7 @@ async def test_the_next_worker_releases_a_long_hold_and_takes_nothing_from_one_t
         assert len(successor.log.segments) <= 2  # what it has taken over, and its own
 
 
-async def test_the_next_worker_releases_a_long_hold_that_nobody_waited_for(
+async def test_next_worker_releases_long_hold_given_up(
     server: ValkeyServer, world: World, hire: Hire, tmp_path: Path
 ) -> None:
     """Redis stands still, its caller is told so, the worker dies; then the hold is taken all the same."""
@@ -247,7 +243,7 @@ def full(*_: object) -> int:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-async def test_a_settlement_that_no_log_has_room_for_is_charged_if_redis_runs_it_after_all(
+async def test_settlement_without_room_in_log_is_charged_if_redis_runs_script_late(
     server: ValkeyServer, world: World, hire: Hire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its caller is told 503: nobody knows by then, and nobody may take it back."""
@@ -265,7 +261,7 @@ async def test_a_settlement_that_no_log_has_room_for_is_charged_if_redis_runs_it
     assert (world.tenant.used, worker.counters.releases._owed) == (7, {})
 
 
-async def test_a_raise_that_was_given_up_is_released_as_what_it_asked_for(
+async def test_raise_given_up_is_released_by_its_request(
     server: ValkeyServer, world: World, hire: Hire
 ) -> None:
     worker = await hire(world, call_s=0.2, stall_s=0.4)
@@ -283,7 +279,7 @@ async def test_a_raise_that_was_given_up_is_released_as_what_it_asked_for(
     assert not packed or states.unpack(states.ActivationState, packed).held == 0
 
 
-async def test_a_hold_that_its_caller_takes_again_is_not_released(world: World, hire: Hire) -> None:
+async def test_release_is_cancelled_for_hold_taken_again(world: World, hire: Hire) -> None:
     world.plan(1000)
     worker = await hire(world)
     request = replace(worker.request(10), raises=True)
@@ -295,7 +291,7 @@ async def test_a_hold_that_its_caller_takes_again_is_not_released(world: World, 
 
 
 @pytest.mark.parametrize("settled", [False, True])
-async def test_the_next_worker_releases_a_hold_whose_deletion_was_asked_for_in_vain(
+async def test_next_worker_releases_hold_after_failed_deletion(
     server: ValkeyServer, world: World, hire: Hire, tmp_path: Path, settled: bool
 ) -> None:
     world.plan(1000)

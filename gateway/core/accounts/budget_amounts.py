@@ -1,0 +1,139 @@
+"""Budgets as administrators define them: faults of one, and amounts for calls and for people. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final
+
+from gateway.core.accounts.budgets import (
+    CUT,
+    ENFORCE,
+    KEY,
+    MONEY,
+    PROJECT,
+    USER,
+    Budget,
+    PersonalRaise,
+    owner_of,
+)
+from gateway.core.accounts.intervals import wrong_calendar
+from gateway.core.billing.money import NANO
+from gateway.core.billing.price_book import money
+from gateway.core.model import INTEGER_MAX
+from gateway.core.times import ms_of
+
+# In units of the currency, up to so many decimals: beyond 2^53 billionths, in whole millions, those that
+# currencies have.
+MONEY_MAX: Final = 10**15
+MONEY_DIGITS_MAX: Final = {9: 9_000_000, 3: 10**12, 2: 10**13, 0: MONEY_MAX}
+THRESHOLDS_MAX: Final = 10
+THRESHOLDS: Final = (0.5, 0.8, 1.0)
+# Selector fields that exclude a value of `each`: one user cannot be split by user.
+_FIXES: Final = {USER: "user", KEY: "api_key_id", PROJECT: "project_id"}
+
+Wrong = Iterator[tuple[str, str]]
+_ID: Final = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
+
+
+def wrong_window(values: Mapping[str, Any]) -> Wrong:
+    """Yield (field, fault) for each error in the fields of a new budget, such as its amount and interval."""
+    yield from wrong_amount(values["unit"], values["amount"], "amount")
+    each = values.get("each")
+    if each in _FIXES and values.get(_FIXES[each]) is not None:
+        yield "each", f"there is one {each} alone: {_FIXES[each]} names it"
+    yield from wrong_calendar(values["interval"], values.get("time_zone", "UTC"), values.get("anchor_day"))
+
+
+def wrong_amount(unit: str, amount: object, field: str) -> Wrong:
+    """Yield `field` and the fault of an amount that its unit does not allow."""
+    if unit != MONEY:
+        if not isinstance(amount, int) or not 0 < amount <= INTEGER_MAX:
+            yield field, f"must be a whole number from 1 to {INTEGER_MAX} where the unit is {unit}"
+    elif not isinstance(amount, Decimal):
+        yield field, 'must be a decimal in a string, such as "12.50", where the unit is money'
+    elif not (
+        amount > 0
+        and any(
+            amount <= most and amount == round(amount, digits) for digits, most in MONEY_DIGITS_MAX.items()
+        )
+    ):
+        most = ", ".join(
+            f"{digits} decimals up to {most}" for digits, most in MONEY_DIGITS_MAX.items() if digits
+        )
+        yield field, f"must be above 0 and at most {MONEY_MAX}, with at most {most}"
+
+
+def wrong_raise(
+    budget: Budget, amount: object, until: datetime, now: datetime, who: str | None = None
+) -> Wrong:
+    """Yield (field, fault) for each error in a raise of a budget's limit to `amount`, `until` a time.
+
+    With `who`, the raise is of one user, key, project or session, and not below an earlier one of it.
+    """
+    found = list(wrong_amount(budget.unit, amount, "amount"))
+    yield from found
+    has = 0 if who is None else budget.limit_of(owner_of(who), ms_of(now)).amount
+    if not found and counted(budget.unit, amount) < has:
+        yield "amount", "must not be below what this one has: what it is raised to, not by"
+    elif not found and counted(budget.unit, amount) < budget.amount:
+        yield "amount", "must not be below the budget's own: what it is raised to, not by"
+    if until <= now:
+        yield "until", "must be in the future"
+    if who is not None and not budget.each:
+        yield "who", "needs a budget with `each`: this one has one amount for all"
+    elif who is not None and budget.each in {KEY, PROJECT} and _ID.fullmatch(who) is None:
+        yield "who", f"must be the id of a {budget.each}, such as 7"
+
+
+def counted(unit: str, amount: Any) -> int:
+    """Return an amount as it is counted: nano-units of money, tokens, or requests."""
+    exact = Decimal(amount) * (NANO if unit == MONEY else 1)
+    assert exact == int(exact), amount
+    return int(exact)
+
+
+def amount_of(unit: str, number: int) -> Decimal | int:
+    """Return a counted number as an amount: money in its currency, tokens, or requests."""
+    return money(number) if unit == MONEY else number
+
+
+def render_amount(unit: str, number: int) -> str | int:
+    """Return a counted number as callers read it: money as decimal text, other units as a number."""
+    return format_number(MONEY, number) if unit == MONEY else number
+
+
+def read_budget(row: Mapping[str, Any]) -> Budget:
+    """Return the budget of a database row. Fields that are null get the default.
+
+    `raises` of the row are by owner, each beginning with the amount and its end, in Unix ms.
+    """
+    unit = row["unit"]
+    said: dict[str, Any] = {
+        one.name: row[one.name] for one in fields(Budget) if row.get(one.name) is not None
+    }
+    said |= {name: counted(unit, said[name]) for name in ("amount", "raised_to") if name in said}
+    said["raises"] = {
+        owner: PersonalRaise(counted(unit, amount), until_ms)
+        for owner, (amount, until_ms, *_) in (row.get("raises") or {}).items()
+    }
+    return Budget(
+        **said, enforce=row["mode"] == ENFORCE, cut=row["on_exhausted"] == CUT,
+        created_ms=ms_of(row["created_at"]), raised_until_ms=ms_of(row["raised_until"]),
+    )  # fmt: skip
+
+
+def format_amount(unit: str, amount: int, currency: str) -> str:
+    """Return an amount as text for people: `12.5 USD`, `3000 tokens`, `20 requests`."""
+    return f"{format_number(unit, amount)} {currency if unit == MONEY else unit}"
+
+
+def format_number(unit: str, amount: int) -> str:
+    """Return an amount as text without unit: money as a decimal, without trailing zeros."""
+    if unit != MONEY:
+        return str(amount)
+    text = f"{money(amount):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

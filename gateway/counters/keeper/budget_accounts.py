@@ -1,0 +1,213 @@
+"""Compares and rewrites accounts of budgets for the keeper."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_TOKENS, ends_of
+from gateway.core.accounts.runs import TTL_S_MAX, Run, account_of, packed_run
+from gateway.core.integrity.reconciliation import BudgetAccountUse, Live
+from gateway.core.model import INTEGER_MAX
+from gateway.core.text import batched
+from gateway.core.times import DAY_MS
+from gateway.counters.keeper.client import APPLIED, entries_behind, entries_in
+from gateway.counters.keeper.control_writes import ControlClient
+from gateway.counters.keeper.rebuild import load_call
+from gateway.counters.layouts import packing, states
+from gateway.counters.layouts.packing import RUN_KEPT_MS, live_windows
+from gateway.counters.redis import keys
+
+READ_ENTRIES = 1_000
+# The most waiting entries of one partition that are read.
+WAITING_MAX = 100_000
+# Accounts written by one script call, which blocks Redis for some milliseconds.
+RESTORED_MAX = 500
+# How long the account of one owner is stored after its last window.
+KEPT_MS = DAY_MS
+
+# By account and budget: the money, tokens and requests held by calls in flight.
+Held = Mapping[tuple[str, int], Sequence[int]]
+BudgetHolds = tuple[Held, Counter[str]]
+
+
+class BudgetAccounts(ControlClient):
+    """Reads accounts of budgets and their waiting entries, and rewrites accounts."""
+
+    async def live_budgets(self, partition: int, names: Sequence[str]) -> tuple[Live, frozenset[str]]:
+        """Return stored budget accounts by name and budget, and the names of those of another version."""
+        keys_of = [keys.budget_account(partition, name) for name in names]
+        return self._live(partition, names, await self.states(keys_of))
+
+    async def somebodys_budgets(self, partition: int, name: str) -> list[str]:
+        """Return the names of all accounts that have the same budgets as `name`, one for each owner."""
+        prefix = name.partition(":")[0]
+        return [f"{prefix}:{one}" for one in await self.members(keys.each_accounts(partition, name))]
+
+    async def waiting(self, partition: int, mark: bytes, most: int = WAITING_MAX) -> list[bytes] | None:
+        """Return a partition's outbox entries after the id `mark`; None if there are more than `most`."""
+        return await self._entries([(keys.outbox(partition), mark)], most)
+
+    async def waiting_apart(self, partition: int, organizations: Iterable[int]) -> list[bytes] | None:
+        """Return these organizations' parked (set aside) entries; None for more than `WAITING_MAX`."""
+        streams = [(keys.parked_entries(partition, one), b"") for one in organizations]
+        return await self._entries(streams, WAITING_MAX)
+
+    async def _entries(self, streams: Iterable[tuple[str, bytes]], most: int) -> list[bytes] | None:
+        found: list[bytes] = []
+        for stream, after in streams:
+            page = [(after, b"")]
+            while page:
+                page = entries_in(await self.ask(*entries_behind(stream, page[-1][0], READ_ENTRIES)))
+                found += (packed for _, packed in page)
+                if len(found) > most:
+                    return None
+        return found
+
+    async def look(
+        self, partition: int, mark: bytes, names: Sequence[str]
+    ) -> tuple[Live, list[bytes]] | None:
+        """Return budget accounts, and the outbox entries after the id `mark`, both as of one moment.
+
+        None if entries came meanwhile, there are too many, or an account is of another version.
+        """
+        stream = keys.outbox(partition)
+        behind = entries_behind(stream, mark, READ_ENTRIES)
+        wanted = [keys.budget_account(partition, name).encode() for name in names]
+        first, raw, last = await self.ask_each((behind, (b"MGET", *wanted), behind))
+        entries, again = entries_in(first), entries_in(last)
+        states_ = [one if isinstance(one, bytes) else None for one in raw] if isinstance(raw, list) else []
+        whole = len(entries) < READ_ENTRIES and [one for one, _ in entries] == [one for one, _ in again]
+        live, others = self._live(partition, names, states_)
+        return (live, [packed for _, packed in entries]) if whole and not others else None
+
+    async def restore_budgets(
+        self,
+        partition: int,
+        marker: bytes,
+        accounts: Iterable[BudgetAccountUse],
+        now_ms: int,
+        holds: BudgetHolds,
+    ) -> bool:
+        """Write accounts with their use and the amounts of existing holds; False if the marker changed."""
+        held, calls = holds
+        for some in batched(accounts, RESTORED_MAX):
+            written, members = list[tuple[str, bytes]](), defaultdict[str, list[bytes]](list)
+            for account in some:
+                somebody = account.name.partition(":")[2]
+                expires = _expiry(account.defined, account.moved_ms or now_ms) if somebody else 0
+                packed = _packed(account, held, expires, calls[account.name] if somebody else 0)
+                written.append((keys.budget_account(partition, account.name), packed))
+                if somebody:
+                    index = keys.each_accounts(partition, account.name)
+                    members[index] += b"%d" % abs(expires), somebody.encode()
+            # The index first: a keeper that dies after it writes the account again, which is then in the
+            # index.
+            await self.ask_together((b"ZADD", index.encode(), *its) for index, its in members.items())
+            call = load_call(self.run_id_of(partition), partition, written, marker)
+            if packing.code_of(await self.run("load", call)) != APPLIED:
+                return False
+        return True
+
+    async def keep_budgets(self, partition: int, names: Sequence[str]) -> list[str]:
+        """Remove the expiry that an older version gave to accounts; return the names of missing ones."""
+        named = [keys.budget_account(partition, name) for name in names]
+        gone, ending = list[str](), list[tuple[bytes, bytes]]()
+        for name, key, packed in zip(names, named, await self.states(named), strict=True):
+            if packed is None:
+                gone.append(name)
+                continue
+            with self.left_alone.reading("account", key):
+                header = states.BUDGET.read(states.BUDGET.today(packed)[: states.BUDGET.size])
+                if header["expires"] > 0:
+                    ending.append((b"PERSIST", key.encode()))
+        await self.ask_together(ending)
+        return gone
+
+    async def take_up_budgets(self, partition: int, accounts: Iterable[BudgetAccountUse]) -> None:
+        """Write missing accounts with their stored use, unless a call creates them meanwhile."""
+        commands, marker = list[tuple[bytes, ...]](), await self.marker(partition)
+        for one in accounts:
+            expires, value = _expiry(one.defined, one.moved_ms), one.name.partition(":")[2]
+            index, name = keys.each_accounts(partition, one.name), keys.budget_account(partition, one.name)
+            packed = packing.as_written(name, _packed(one, {}, expires, 0), marker)
+            commands += (
+                (b"ZADD", index.encode(), b"NX", b"%d" % abs(expires), value.encode()),
+                (b"SET", name.encode(), packed, b"NX"),
+            )
+        await self.ask_together(commands)
+
+    async def restore_runs(self, partition: int, runs: Sequence[Run]) -> None:
+        """Restore missing runs, and overwrite those that have ended."""
+        for run in runs:
+            name, until = run.account.name, b"%d" % (run.expires_ms + RUN_KEPT_MS)
+            again = () if run.ended_ms else (b"NX",)
+            key, index = keys.run(partition, name).encode(), keys.runs(partition, run.tenant_id).encode()
+            await self.ask(b"SET", key, packed_run(run), b"PXAT", until, *again)
+            await self.ask(b"ZADD", index, until, name.partition(":")[2].encode())
+            if run.parent_id:
+                above = account_of(run.organization_id, run.tenant_id, run.parent_id)
+                children = keys.children(partition, above).encode()
+                await self.ask(b"ZADD", children, until, run.id.encode())
+                await self.ask(b"EXPIRE", children, b"%d" % (TTL_S_MAX + RUN_KEPT_MS // 1000))
+
+    def _live(
+        self, partition: int, names: Sequence[str], raw: Sequence[bytes | None]
+    ) -> tuple[Live, frozenset[str]]:
+        found, others = {}, set(names)
+        for name, packed in zip(names, raw, strict=True):
+            with self.left_alone.reading("account", keys.budget_account(partition, name)):
+                if packed:
+                    found[name] = live_windows(packed)
+                others.discard(name)
+        return found, frozenset(others)
+
+    async def held_of_budgets(self, partition: int) -> BudgetHolds:
+        """Return the amounts that holds have reserved on each account, and the number of calls of each."""
+        ids = await self.members(keys.deadlines(partition))
+        found: dict[tuple[str, int], list[int]] = {}
+        calls = Counter[str]()
+        stored = await self.states([keys.hold(partition, one) for one in ids])
+        for request_id, packed in zip(ids, stored, strict=True):
+            taken: list[tuple[str, tuple[int, ...]]] = []
+            with self.left_alone.reading("hold", f"{partition} {request_id}"):
+                if packed is None:
+                    continue
+                hold, _, _ = states.unpack_hold(packed)
+                if hold.flags & states.HOLD_RECLAIMED:
+                    continue
+                taken = states.held_budgets(packed)
+            for name, budgets in taken:
+                calls[name] += 1
+                for budget in budgets:
+                    sums = found.setdefault((name, budget), [0, 0, 0])
+                    for at, more in enumerate((hold.money, hold.raw_tokens, 1)):
+                        sums[at] += more
+        return found, calls
+
+
+def _held(held: Held, name: str, window: states.WindowState) -> int:
+    """Return the amount that calls in flight hold on a window of the account `name`, in the window's unit."""
+    money, tokens, requests = held.get((name, window.budget_id), (0, 0, 0))
+    if window.flags & FLAG_MONEY:
+        return money
+    return min(tokens if window.flags & FLAG_TOKENS else requests, INTEGER_MAX)
+
+
+def _packed(account: BudgetAccountUse, held: Held, expires: int, calls: int) -> bytes:
+    """Return a budget account's packed state, with the amounts `held` by its `calls` in flight."""
+    windows = states.defined_windows(account.defined)
+    for window, used in zip(windows, account.used, strict=True):
+        window.used, window.held = used, _held(held, account.name, window) if held else 0
+    return states.pack_windows(windows, expires, calls)
+
+
+def _expiry(defined: bytes, moved_ms: int) -> int:
+    """Return when an owner's budget account expires, in ms; `moved_ms` is the time of its last movement.
+
+    The time is negative if the account is kept, but then no longer counts towards its budget's maximum of
+    accounts. The rule is that of `lua/lib/kept.lua`.
+    """
+    forever, ended, unused = ends_of(defined)
+    unused_at = (moved_ms // DAY_MS + states.EACH_UNUSED_DAYS + 1) * DAY_MS
+    return -unused_at if forever else max(ended + KEPT_MS, unused_at if unused else 0)

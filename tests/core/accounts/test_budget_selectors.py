@@ -1,0 +1,100 @@
+"""How many budgets a call may meet."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.accounts.budget_selectors import BUDGETS_MAX, Selector, may_meet_more, selector_of, too_many
+from gateway.core.accounts.budgets import Budget, CallAttributes
+
+ANY = Selector(None, None, None, None, None, None, None, None, None)
+VALUES: dict[str, list[Any]] = {
+    "tenant_id": [1, 2], "user": ["ada", "bob"], "api_key_id": [3], "project_id": [0, 1],
+    "model": ["gpt-5", "gpt-5-mini", "gpt-*", "gpt-5*"], "service_id": [7], "each": ["user", "session"],
+    "tool": ["search"], "server": ["git"],
+}  # fmt: skip
+MODELS = ("gpt-5", "gpt-5-mini", "gpt-4", "other")
+
+
+def matching(selectors: set[Selector]) -> int:
+    """The most that any call meets: all calls are tried."""
+    most, budgets = 0, [budget_of(one) for one in selectors]
+    for tenant, user, key, project, service, model, tool, server in product(
+        (1, 2), ("ada", "bob"), (3, 4), (0, 1), (7, 8), MODELS, ("search", ""), ("git", "")
+    ):
+        asked = CallAttributes(tenant, key, service, user, project, (model,), "", tool, server)
+        most = max(most, sum(budget.matches(asked) for budget in budgets))
+    return most
+
+
+def budget_of(one: Selector) -> Budget:
+    return Budget(
+        1, "", "tokens", 1, "day", tenant_id=one.tenant_id or 0, user=one.user or "",
+        api_key_id=one.api_key_id or 0, project_id=one.project_id, model=one.model or "",
+        service_id=one.service_id or 0, each=one.each or "", tool=one.tool or "", server=one.server or "",
+    )  # fmt: skip
+
+
+@given(
+    st.sets(
+        st.builds(Selector, **{name: st.sampled_from([None, *some]) for name, some in VALUES.items()}),
+        min_size=1, max_size=9,
+    ),
+    st.integers(1, 5),
+)  # fmt: skip
+def test_may_meet_more_agrees_with_trying_all_calls(selectors: set[Selector], most: int) -> None:
+    for new in selectors:
+        others = selectors - {new}
+        if not may_meet_more(others, new, most, looks_max=100_000):
+            here = {one for one in selectors if one == new or matching({one, new}) == 2}
+            assert matching(here) <= most
+    if matching(selectors) <= most:
+        assert not any(may_meet_more(selectors, new, most, looks_max=100_000) for new in selectors)
+
+
+def test_may_meet_more_is_empty_for_a_thousand_disjoint_selectors() -> None:
+    names = ("tenant_id", "user", "project_id", "model")
+    others = {ANY._replace(**{name: f"{name}{n}"}) for n in range(240) for name in names}
+    assert not may_meet_more(others, ANY)
+    assert not may_meet_more(others, ANY._replace(user="somebody"))
+
+
+def test_too_many_refuses_more_selectors_than_accounts_of_call() -> None:
+    fields = ("tenant_id", "user", "api_key_id", "project_id")
+    kinds = [
+        ANY._replace(**{name: 1 for name, is_set in zip(fields, some, strict=True) if is_set})
+        for some in product((False, True), repeat=4)
+    ]
+    assert len(kinds) == 16
+    named = {f"budget {at}": one for at, one in enumerate(kinds)}
+    elsewhere = {"elsewhere": ANY._replace(tenant_id=2)}
+    assert list(too_many({**named, "budget 0": kinds[1]}, kinds[0])) == []
+    [(field, why)] = too_many(elsewhere | named, ANY._replace(each="session"))
+    assert field == "organization_id"
+    assert why.partition("with: ")[2].split(", ") == list(named)
+    # Of another tenant it is never met together with those.
+    assert list(too_many(named, ANY._replace(tenant_id=2, each="session"))) == []
+
+
+def test_may_meet_more_returns_all_selectors_beyond_maximum_of_looks() -> None:
+    kinds = [ANY._replace(**{name: n}) for name in ("tenant_id", "project_id") for n in range(3)]
+    assert may_meet_more(kinds, ANY, most=1, looks_max=0)
+
+
+def test_too_many_refuses_more_budgets_than_windows_of_account() -> None:
+    selector = selector_of({"model": "GPT-5*", "tenant_id": 3})
+    same = {str(at): selector_of({"model": "gpt-5*", "tenant_id": 3}) for at in range(16)}
+    assert list(too_many({name: same[name] for name in list(same)[:15]}, selector)) == []
+    assert [field for field, _ in too_many(same, selector)] == ["name"]
+    assert list(too_many(same, selector._replace(each="user"))) == []
+
+
+@pytest.mark.parametrize(("there", "found"), [(BUDGETS_MAX - 1, []), (BUDGETS_MAX, ["organization_id"])])
+def test_too_many_refuses_more_budgets_than_maximum_of_organization(there: int, found: list[str]) -> None:
+    others = {str(n): ANY._replace(tenant_id=n) for n in range(there)}
+    assert [field for field, _ in too_many(others, ANY._replace(tenant_id=-1))] == found
