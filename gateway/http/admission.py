@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from gateway.calls.ports import DirectoryPort, ObjectOwnersPort
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.run_policies import CallRunPolicies
@@ -79,7 +80,7 @@ from gateway.errors import (
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import check_circuit
 from gateway.http.identity import passed_digest
-from gateway.http.ports import DirectoryPort, ObjectOwnersPort, Ports
+from gateway.http.ports import Ports
 from gateway.http.routing.head import CallHead, HeaderCredential, RoutedHead
 from gateway.http.routing.routes import upload_named
 from gateway.http.server.buffers import full

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final
 
 from gateway.calls.hold_ends import counted_of, end_released, end_settled
+from gateway.calls.ports import DirectoryPort
 from gateway.core.accounts.budgets import MONEY, TOKENS, UNIT_OF
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import (
@@ -101,7 +102,7 @@ from gateway.http.charge import (
     fields_allowed,
     hold_request,
 )
-from gateway.http.ports import DirectoryPort, Ports
+from gateway.http.ports import Ports
 from gateway.http.relay import own_answer
 from gateway.http.routing.head import CallHead
 from gateway.http.server.exchange import Exchange, Worker
