@@ -15,6 +15,7 @@ from typing import Final
 
 from gateway.calls.hold_ends import counted_of, end_released, end_settled
 from gateway.calls.ports import DirectoryPort
+from gateway.calls.prices import charging_prices, named_prices, prices_of
 from gateway.core.accounts.budgets import MONEY, TOKENS, UNIT_OF
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import (
@@ -78,7 +79,6 @@ from gateway.errors import (
 )
 from gateway.http.admission import (
     by_head,
-    charging_prices,
     check_objects,
     check_route,
     count_in_turn,
@@ -88,10 +88,8 @@ from gateway.http.admission import (
     know_upstreams,
     known,
     named_objects,
-    named_prices,
     open_run,
     priced,
-    prices_of,
     read,
     run_policies,
     run_to_judge,

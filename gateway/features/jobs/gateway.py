@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
+from gateway.calls.prices import charging_prices, check_parts, money_budgets, named_prices, prices_of
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.outbox import NONE
 from gateway.core.accounts.plans import Weights
@@ -75,18 +76,13 @@ from gateway.errors import (
 from gateway.http.admission import (
     NO_WORDS,
     admit,
-    charging_prices,
     check_batch_models,
     check_objects,
-    check_parts,
     identify,
     keep_run,
     know_upstreams,
     known,
-    money_budgets,
     named_objects,
-    named_prices,
-    prices_of,
     run_policies,
 )
 from gateway.http.charge import OPENING_MS, AdmittedCall, hold_request, reserve_hold

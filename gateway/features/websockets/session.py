@@ -21,6 +21,7 @@ import msgspec
 from wsproto import ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 
+from gateway.calls.prices import prices_of
 from gateway.core.calls.call import BodyLook, CallRequest, read_document, write_document, written_of
 from gateway.core.families.controlled import Document
 from gateway.core.families.family import LiveEvent, LiveSession
@@ -39,7 +40,7 @@ from gateway.features.websockets.sockets import (
     open_as,
     take_place,
 )
-from gateway.http.admission import admit, identify, judge, known, named_objects, prices_of
+from gateway.http.admission import admit, identify, judge, known, named_objects
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import forward, socket_key
 from gateway.http.protocol.answer import EVENT_STREAM, AnswerHead
