@@ -6,11 +6,19 @@ that refusal first, and a refused request still counts as one of its sender's re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from gateway.calls.ports import DirectoryPort, ObjectOwnersPort
+from gateway.calls.permit import (
+    check_batch_models,
+    check_objects,
+    check_overlapping,
+    judge,
+    lists_of,
+    named_objects,
+)
+from gateway.calls.ports import DirectoryPort
 from gateway.calls.prices import prices_of
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.run_policies import CallRunPolicies
@@ -20,40 +28,25 @@ from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, 
 from gateway.core.calls.claims import find_tools, measure_media, read_call, read_form
 from gateway.core.calls.facts import NO_FACTS, take_facts
 from gateway.core.calls.forms import FormReader, boundary_of
-from gateway.core.calls.models import ConfiguredModels, ModelTable, fitting, is_repeatable, named_by
+from gateway.core.calls.models import ModelTable, fitting, is_repeatable, named_by
 from gateway.core.calls.routes import ModelRule
 from gateway.core.calls.tariff import NO_PRICES, CallPrices
 from gateway.core.credentials import WORKLOAD
 from gateway.core.families.controlled import models_counted, models_stored
 from gateway.core.families.family import Listing, narrowed
-from gateway.core.families.objects import field_of, read_objects
+from gateway.core.families.objects import read_objects
 from gateway.core.families.registry import BATCH_AT, FAMILIES, SHAPES
-from gateway.core.model import (
-    GENERIC,
-    INTERACTIVE,
-    NO_SERVICE,
-    USER_REQUIRED,
-    Attribution,
-    Caller,
-    Family,
-    Patterns,
-    RunRequest,
-    Service,
-    on_list,
-)
+from gateway.core.model import GENERIC, NO_SERVICE, Attribution, Caller, Family, Patterns, RunRequest, Service
 from gateway.errors import (
     InvalidApiKey,
     InvalidRequest,
     ModelNotAllowed,
     ModelNotPriced,
-    ObjectNotFound,
-    PriorityNotAllowed,
     Refusal,
     RunRequired,
     ServiceNotIncluded,
     TooManyBudgets,
     UnknownRoute,
-    UserRequired,
 )
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import check_circuit
@@ -159,7 +152,7 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
             policies = run_policies(ports.directory, caller, asked)
             run, opening = run_to_judge(ports, caller, asked, policies)
         service, prices, budgets = priced(worker, head, attempt, caller, call, run, received.long)
-        named = named_objects(worker.models, routed, caller, call)
+        named = named_objects(worker.models, routed.owned, routed.listed, caller, call)
         if named or call.unsure:  # most calls name none, and make no coroutine
             await check_objects(ports.objects, caller, call, named)
         if ports.cooling.entries:
@@ -292,7 +285,7 @@ async def _check_upload(worker: Worker, head: CallHead, caller: Caller, body: by
     if content is not None and paths is not None:
         lines = await worker.bodies.gather(caller.organization_id, batch_lines(content, paths.calls))
         call_of_all = CallRequest("none", routed.family, b"", model=model_of(lines[0]))
-        check_batch_models(worker, head.attribution, caller, call_of_all)
+        check_batch_models(worker.models, worker.ports.directory, head.attribution, caller, call_of_all)
 
 
 async def count_in_turn(worker: Worker, caller: Caller, call: CallRequest) -> None:
@@ -356,7 +349,8 @@ def priced(  # noqa: PLR0917  # what is asked by whom
     ports, routed, attribution = worker.ports, head.routed, head.attribution
     metered = routed.metered and not call.free
     rule = judge(
-        worker, attribution, caller, call, caller.acts_for(attribution.user, call.user),
+        worker.models, ports.directory, attribution, caller, call,
+        caller.acts_for(attribution.user, call.user),
         "this route does not read which one" if routed.any_model else "",
         "x-tollkeeper-user" if metered else "",
     )  # fmt: skip
@@ -372,110 +366,13 @@ def priced(  # noqa: PLR0917  # what is asked by whom
             raise ServiceNotIncluded
         service = found
         if routed.binding is not None and routed.binding.overlapping:
-            _check_overlapping(ports.directory, caller, service, routed.binding.overlapping)
+            check_overlapping(ports.directory, caller, service, routed.binding.overlapping)
         if service.id:
             budgets = ports.directory.budgets(caller, service.id, attribution, call, run=run)
     prices = prices_of(ports, caller, service, call, budgets) if routed.metered else NO_PRICES
     if not routed.metered and routed.listing is not None:
         _narrow(worker, head, caller, call, routed.listing)
     return service, prices, budgets
-
-
-def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this may not be
-    worker: Worker, attribution: Attribution, caller: Caller, call: CallRequest, user: str,
-    without_model: str = "", user_field: str = "",
-) -> ModelRule | None:  # fmt: skip
-    """Check the models, user and priority of a call; return the rule of its configured model or None.
-
-    Raise `UserRequired` if the key requires a user and the field `user_field` names none. Raise
-    `ModelNotAllowed` if a model that may answer is not on every list that applies to the call, or is
-    configured for other organizations only. A call without a model is refused with the message
-    `without_model`, or passes if that is empty.
-    """
-    if user_field and caller.user_header == USER_REQUIRED and not user:
-        raise UserRequired(param=user_field)
-    if attribution.priority == INTERACTIVE and caller.priority != INTERACTIVE:
-        raise PriorityNotAllowed(
-            f"This API key may claim the priority {caller.priority} alone.", param="x-tollkeeper-priority"
-        )
-    for whose, listed in _lists(worker.ports.directory, caller, user):
-        if call.model or (call.models_beside and not without_model):
-            for model in (call.model, *call.models_beside):
-                if model and model not in listed and not on_list(model, listed):
-                    kind = "tool" if call.tool else "model"
-                    by = call.chosen_by(model) if call.attempts else ""
-                    raise ModelNotAllowed(f"This {whose} may not use the {kind} {model}{by}.")
-        elif without_model:
-            raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
-    table = worker.models.table()
-    if not table.rules or call.tool:
-        return None
-    for beside in call.models_beside:  # the upstream may use one of these instead
-        table.find(beside, caller.organization_id)
-    return table.find(call.model, caller.organization_id) if call.model else None
-
-
-async def check_objects(
-    objects: ObjectOwnersPort, caller: Caller, call: CallRequest, named: tuple[str, ...]
-) -> None:
-    """Raise `ObjectNotFound` if a call has `named` an object or created model that it may not use.
-
-    A text in a field that no table has must be no object of another organization.
-    """
-    if not named and not call.unsure:
-        return
-    refused = await objects.refused(caller, named, call.unsure)
-    if refused is not None:
-        place = field_of(call, refused)
-        where = f"The field is {place}." if place else "The path or a header names it."
-        raise ObjectNotFound(f"{ObjectNotFound.__doc__} {where}", param=place or None)
-
-
-def named_objects(
-    models: ConfiguredModels, routed: RoutedHead, caller: Caller, call: CallRequest
-) -> tuple[str, ...]:
-    """Return the stored objects that a call names, and its models that were created through the API.
-
-    Such a model, perhaps a fine-tuned one, has an owner like other stored objects. Names from the operator's
-    configuration are not included.
-    """
-    rules, owned = FAMILIES[call.family].objects, routed.owned
-    if not rules.models or owned is None or not owned.apart:
-        return call.named
-    begins, asked = rules.models, (call.model, *call.models_beside, routed.listed)
-    if call.targets:
-        asked = (*asked, *[one.model for one in call.targets])
-    made = [one for one in asked if one.lower().startswith(begins)]
-    if not made:
-        return call.named
-    table, whose = models.table(), caller.organization_id
-    rule = table.find(call.model, whose) if call.model else None
-    written = [] if rule is None else [one.model for one in rule.targets]
-    return (
-        *call.named,
-        *[one for one in made if one not in written and not table.names_itself(one, whose, begins)],
-    )
-
-
-def check_batch_models(
-    worker: Worker, attribution: Attribution, caller: Caller, call: CallRequest, number: int = 1
-) -> None:
-    """Check the models of one call of a batch; an error names the call's line `number`."""
-    try:
-        judge(worker, attribution, caller, call, caller.acts_for(attribution.user, call.user))
-    except ModelNotAllowed as error:
-        raise ModelNotAllowed(f"Line {number}: {error.told}") from error
-
-
-def _lists(directory: DirectoryPort, caller: Caller, user: str) -> list[tuple[str, Collection[str]]]:
-    """Return the model allow-lists for a call, each with its owner's name; a model must be on every list."""
-    found: list[tuple[str, Collection[str]]] = []
-    if caller.models is not None:
-        found.append(("API key", caller.models))
-    lists = directory.model_lists(caller)
-    if lists is not None:
-        found += lists.of(caller.tenant_id, user)
-    return found
 
 
 def _aim(
@@ -510,25 +407,6 @@ def know_upstreams(worker: Worker, call: CallRequest, rule: ModelRule | None, na
         take_facts(call, tuple([one or NO_FACTS for one in found]))
 
 
-def _check_overlapping(
-    directory: DirectoryPort, caller: Caller, service: Service, overlapping: tuple[str, ...]
-) -> None:
-    """Raise `UnknownRoute` if one of the services `overlapping` has the same paths at another price.
-
-    Only services that the caller may use are compared.
-    """
-    for key in overlapping:
-        try:
-            other = directory.resolve(caller, key)
-        except ServiceNotIncluded:
-            continue
-        if other is not None and not service.costs_as(other):
-            raise UnknownRoute(
-                f"The services {service.key} and {key} share paths of an upstream at different prices: "
-                "both are refused until each has paths of its own."
-            )
-
-
 def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
     """Return whether the caller's organization may use a model `name`; the operator can reserve names."""
     try:
@@ -544,7 +422,7 @@ def _narrow(worker: Worker, head: CallHead, caller: Caller, call: CallRequest, l
     routed, directory = head.routed, worker.ports.directory
     services, model = _services(worker, head, caller), routed.listed
     user = caller.acts_for(head.attribution.user, call.user)
-    lists = [(whose, listed, Patterns(listed)) for whose, listed in _lists(directory, caller, user)]
+    lists = [(whose, listed, Patterns(listed)) for whose, listed in lists_of(directory, caller, user)]
     configured = worker.models.table()
 
     def shows(name: str) -> bool:

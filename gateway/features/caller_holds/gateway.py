@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final
 
 from gateway.calls.hold_ends import counted_of, end_released, end_settled
+from gateway.calls.permit import check_objects, judge, named_objects
 from gateway.calls.ports import DirectoryPort
 from gateway.calls.prices import charging_prices, named_prices, prices_of
 from gateway.core.accounts.budgets import MONEY, TOKENS, UNIT_OF
@@ -79,15 +80,12 @@ from gateway.errors import (
 )
 from gateway.http.admission import (
     by_head,
-    check_objects,
     check_route,
     count_in_turn,
     identify,
-    judge,
     keep_run,
     know_upstreams,
     known,
-    named_objects,
     open_run,
     priced,
     read,
@@ -377,7 +375,7 @@ async def _taken(
             prices = prices_of(ports, caller, service, call, budgets)
         else:
             service, prices, budgets = priced(worker, head, exchange.attempt, caller, call, run)
-        named = named_objects(worker.models, head.routed, caller, call)
+        named = named_objects(worker.models, head.routed.owned, head.routed.listed, caller, call)
         await check_objects(ports.objects, caller, call, named)
         estimate = _estimate(ports, caller, service, said, call)
         if authorized is not None:
@@ -488,7 +486,9 @@ async def _call(
         except ValueError as error:
             raise InvalidRequest(f"run {error}.", param="run") from error
     user = caller.acts_for(said.user or attribution.user, call.user)
-    rule = judge(worker, attribution, caller, call, user, "this hold names none", "user")
+    rule = judge(
+        worker.models, ports.directory, attribution, caller, call, user, "this hold names none", "user"
+    )
     if rule is not None:
         call.targets = named_by(rule, call.model)
     if route is not None:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
+from gateway.calls.permit import check_batch_models, check_objects, named_objects
 from gateway.calls.prices import charging_prices, check_parts, money_budgets, named_prices, prices_of
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.outbox import NONE
@@ -73,18 +74,7 @@ from gateway.errors import (
     UnknownRoute,
     UserRequired,
 )
-from gateway.http.admission import (
-    NO_WORDS,
-    admit,
-    check_batch_models,
-    check_objects,
-    identify,
-    keep_run,
-    know_upstreams,
-    known,
-    named_objects,
-    run_policies,
-)
+from gateway.http.admission import NO_WORDS, admit, identify, keep_run, know_upstreams, known, run_policies
 from gateway.http.charge import OPENING_MS, AdmittedCall, hold_request, reserve_hold
 from gateway.http.collections import at_collection
 from gateway.http.forward import forward
@@ -450,7 +440,7 @@ async def _taken(
     user = caller.acts_for(attribution.user, first.user)
     if caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param="x-tollkeeper-user")
-    check_batch_models(worker, attribution, caller, first, 1)
+    check_batch_models(worker.models, ports.directory, attribution, caller, first, 1)
     if asked is not None:  # after the checks of the first line: a refused batch opens no run
         run = await ports.runs.find(caller, asked, policies)
     budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
@@ -509,10 +499,10 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
         began_s = ports.seconds()
         for one in calls:
             number += 1
-            check_batch_models(worker, attribution, caller, one, number)
+            check_batch_models(worker.models, ports.directory, attribution, caller, one, number)
             if caller.acts_for(attribution.user, one.user) != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
-            named = named_objects(worker.models, routed, caller, one)
+            named = named_objects(worker.models, routed.owned, routed.listed, caller, one)
             with _naming(number):
                 await check_objects(ports.objects, caller, one, named)
                 if one.tools or one.models_beside:

@@ -21,6 +21,7 @@ import msgspec
 from wsproto import ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 
+from gateway.calls.permit import judge, named_objects
 from gateway.calls.prices import prices_of
 from gateway.core.calls.call import BodyLook, CallRequest, read_document, write_document, written_of
 from gateway.core.families.controlled import Document
@@ -40,7 +41,7 @@ from gateway.features.websockets.sockets import (
     open_as,
     take_place,
 )
-from gateway.http.admission import admit, identify, judge, known, named_objects
+from gateway.http.admission import admit, identify, known
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import forward, socket_key
 from gateway.http.protocol.answer import EVENT_STREAM, AnswerHead
@@ -499,15 +500,16 @@ class LiveSocket(WebSocket):
         if exchange is None or call is None or self._link is None or not isinstance(charge, AdmittedCall):
             return
         models, routed, caller = charge.worker.models, charge.head.routed, charge.caller
-        owned = named_objects(models, routed, caller, call)
+        owned = named_objects(models, routed.owned, routed.listed, caller, call)
         before, call.models_beside = call.models_beside, self._session.models
         try:
-            if len(named_objects(models, routed, caller, call)) > len(owned):
+            if len(named_objects(models, routed.owned, routed.listed, caller, call)) > len(owned):
                 raise InvalidRequest(
                     "A trained model cannot be named in a message: name it in the address that opens the connection.",
                     param="model",
                 )
-            judge(charge.worker, charge.head.attribution, charge.caller, call, charge.user)
+            directory = charge.worker.ports.directory
+            judge(models, directory, charge.head.attribution, caller, call, charge.user)
             prices = prices_of(charge.worker.ports, charge.caller, charge.service, call, charge.budgets)
         except Refusal:
             call.models_beside = before
