@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 from gateway.calls.charge import NO_DETAIL, MeteredUse, UseTerms, charge, release
+from gateway.calls.claim import hold_request
 from gateway.calls.prices import prices_of
 from gateway.core.accounts.outbox import NONE
 from gateway.core.billing.price_book import NO_COUNTS
@@ -17,7 +18,7 @@ from gateway.core.calls.routes import Route
 from gateway.core.model import GENERIC
 from gateway.features.record import Feature
 from gateway.http.admission import identify, known
-from gateway.http.charge import check_admitted, hold_request
+from gateway.http.charge import check_admitted
 from gateway.http.relay import own_answer
 from gateway.http.server.exchange import Exchange
 from tests.features.websockets.test_live import REFUSAL

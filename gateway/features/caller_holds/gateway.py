@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from gateway.calls.claim import hold_request
 from gateway.calls.hold_ends import counted_of, end_released, end_settled
 from gateway.calls.permit import check_objects, judge, named_objects
 from gateway.calls.ports import DirectoryPort
@@ -92,12 +93,7 @@ from gateway.http.admission import (
     run_policies,
     run_to_judge,
 )
-from gateway.http.charge import (
-    NO_UNITS,
-    check_admitted,
-    fields_allowed,
-    hold_request,
-)
+from gateway.http.charge import NO_UNITS, check_admitted, fields_allowed
 from gateway.http.ports import Ports
 from gateway.http.relay import own_answer
 from gateway.http.routing.head import CallHead

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
+from gateway.calls.claim import hold_request
 from gateway.calls.permit import check_batch_models, check_objects, named_objects
 from gateway.calls.prices import charging_prices, check_parts, money_budgets, named_prices, prices_of
 from gateway.core.accounts.call_budgets import CallBudgets
@@ -75,7 +76,7 @@ from gateway.errors import (
     UserRequired,
 )
 from gateway.http.admission import NO_WORDS, admit, identify, keep_run, know_upstreams, known, run_policies
-from gateway.http.charge import OPENING_MS, AdmittedCall, hold_request, reserve_hold
+from gateway.http.charge import OPENING_MS, AdmittedCall, reserve_hold
 from gateway.http.collections import at_collection
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
