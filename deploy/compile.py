@@ -51,7 +51,8 @@ MODULES = {
     "gateway/counters/redis": ("calls", "connection"),
     "gateway/counters/settlement_log": ("log",),
     "gateway/http": (
-        "admission", "charge", "forward", "ports", "proxy", "relay", "reply", "tally", "turns",
+        "admission", "charge", "forward", "model_lists", "ports", "proxy", "relay", "reply", "tally",
+        "turns",
     ),
     "gateway/http/protocol": ("answer", "framing", "request"),
     "gateway/http/routing": ("cors", "head", "openings", "routes"),
