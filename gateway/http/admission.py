@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from gateway.calls.permit import check_batch_models, check_objects, check_overlapping, judge, named_objects
 from gateway.calls.ports import DirectoryPort
 from gateway.calls.prices import prices_of
+from gateway.calls.runs import keep_run, open_run, run_policies, run_to_judge
 from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.accounts.run_policies import CallRunPolicies
-from gateway.core.accounts.runs import FIELD, Run, make_provisional
+from gateway.core.accounts.runs import Run
 from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, look_out_of_turn
 from gateway.core.calls.claims import find_tools, measure_media, read_call, read_form
@@ -28,12 +28,11 @@ from gateway.core.credentials import WORKLOAD
 from gateway.core.families.controlled import models_counted, models_stored
 from gateway.core.families.objects import read_objects
 from gateway.core.families.registry import BATCH_AT, FAMILIES, SHAPES
-from gateway.core.model import GENERIC, NO_SERVICE, Attribution, Caller, RunRequest, Service
+from gateway.core.model import GENERIC, NO_SERVICE, Caller, Service
 from gateway.errors import (
     InvalidApiKey,
     InvalidRequest,
     Refusal,
-    RunRequired,
     ServiceNotIncluded,
     TooManyBudgets,
     UnknownRoute,
@@ -42,7 +41,6 @@ from gateway.http.charge import AdmittedCall
 from gateway.http.forward import check_circuit
 from gateway.http.identity import passed_digest
 from gateway.http.model_lists import narrow
-from gateway.http.ports import Ports
 from gateway.http.routing.head import CallHead, HeaderCredential, RoutedHead
 from gateway.http.routing.routes import upload_named
 from gateway.http.server.buffers import full
@@ -158,63 +156,6 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
     await admitted.reserve()
     keep_run(ports, caller, run)
     return admitted
-
-
-class OpeningRun(NamedTuple):
-    """A run that a call names and this worker has not cached, with its caller, request and policies."""
-
-    caller: Caller
-    asked: RunRequest
-    policies: CallRunPolicies
-
-
-def run_to_judge(
-    ports: Ports, caller: Caller, asked: RunRequest | None, policies: CallRunPolicies
-) -> tuple[Run | None, OpeningRun | None]:
-    """Return the run of a call for its checks, and an `OpeningRun` if this worker has not cached the run.
-
-    Both are None for a call that names none.
-    """
-    if asked is None:
-        return None, None
-    cached = ports.runs.cached(caller, asked)
-    if cached is not None:
-        return cached, None
-    return make_provisional(caller, asked, policies), OpeningRun(caller, asked, policies)
-
-
-async def open_run(
-    ports: Ports, opening: OpeningRun, service: Service, said: Attribution, call: CallRequest
-) -> tuple[Run, CallPrices, CallBudgets | None]:
-    """Open or find the run of a checked call; return the run, and the call's prices and budgets.
-
-    `said` is the attribution of the call. If reserving the hold fails afterwards, the run soon expires.
-    """
-    caller = opening.caller
-    run = await ports.runs.find(caller, opening.asked, opening.policies)
-    budgets = ports.directory.budgets(caller, service.id, said, call, run=run) if service.id else None
-    return run, prices_of(ports, caller, service, call, budgets), budgets
-
-
-def keep_run(ports: Ports, caller: Caller, run: Run | None) -> None:
-    """Store the run of an admitted call, if the call has one."""
-    if run is not None:
-        ports.runs.admitted(caller, run)
-
-
-def run_policies(
-    directory: DirectoryPort, caller: Caller, asked: RunRequest | None, field: str = FIELD
-) -> CallRunPolicies:
-    """Return the run policies of a caller; one may require that each call names a run.
-
-    Raise `RunRequired` if a run is required and `asked` is None; the message names the header field `field`.
-    """
-    policies = directory.run_policies(caller)
-    if asked is None:
-        for whose, policy in policies:
-            if policy.required:
-                raise RunRequired(f"Each call of this {whose} needs a run: name one in {field}.", param=field)
-    return policies
 
 
 async def by_head(exchange: Exchange, caller: Caller) -> AdmittedCall:

@@ -18,6 +18,7 @@ from gateway.calls.hold_ends import counted_of, end_released, end_settled
 from gateway.calls.permit import check_objects, judge, named_objects
 from gateway.calls.ports import DirectoryPort
 from gateway.calls.prices import charging_prices, named_prices, prices_of
+from gateway.calls.runs import keep_run, open_run, run_policies, run_to_judge
 from gateway.core.accounts.budgets import MONEY, TOKENS, UNIT_OF
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import (
@@ -84,14 +85,10 @@ from gateway.http.admission import (
     check_route,
     count_in_turn,
     identify,
-    keep_run,
     know_upstreams,
     known,
-    open_run,
     priced,
     read,
-    run_policies,
-    run_to_judge,
 )
 from gateway.http.charge import NO_UNITS, check_admitted, fields_allowed
 from gateway.http.ports import Ports

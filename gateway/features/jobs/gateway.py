@@ -20,6 +20,7 @@ from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge,
 from gateway.calls.claim import hold_request
 from gateway.calls.permit import check_batch_models, check_objects, named_objects
 from gateway.calls.prices import charging_prices, check_parts, money_budgets, named_prices, prices_of
+from gateway.calls.runs import keep_run, run_policies
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.outbox import NONE
 from gateway.core.accounts.plans import Weights
@@ -75,7 +76,7 @@ from gateway.errors import (
     UnknownRoute,
     UserRequired,
 )
-from gateway.http.admission import NO_WORDS, admit, identify, keep_run, know_upstreams, known, run_policies
+from gateway.http.admission import NO_WORDS, admit, identify, know_upstreams, known
 from gateway.http.charge import OPENING_MS, AdmittedCall, reserve_hold
 from gateway.http.collections import at_collection
 from gateway.http.forward import forward
