@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from gateway.calls.permit import check_batch_models, check_objects, check_overlapping, judge, named_objects
+from gateway.calls.permit import check_batch_models, check_objects, judge, named_objects
 from gateway.calls.ports import DirectoryPort
-from gateway.calls.prices import prices_of
+from gateway.calls.prices import price_call, prices_of
 from gateway.calls.runs import keep_run, open_run, run_policies, run_to_judge
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.runs import Run
@@ -286,21 +286,18 @@ def priced(  # noqa: PLR0917  # what is asked by whom
     )  # fmt: skip
     if rule is not None:
         _aim(worker.upstreams, attempt, call, rule, once)
-    service, budgets = NO_SERVICE, None
+    service, prices, budgets = NO_SERVICE, NO_PRICES, None
     if metered:
         if not call.targets:
             call.upstream = attempt.name
         know_upstreams(worker, call, rule, attempt.name)
-        found = ports.directory.resolve(caller, routed.service_key)
-        if found is None:
-            raise ServiceNotIncluded
-        service = found
-        if routed.binding is not None and routed.binding.overlapping:
-            check_overlapping(ports.directory, caller, service, routed.binding.overlapping)
-        if service.id:
-            budgets = ports.directory.budgets(caller, service.id, attribution, call, run=run)
-    prices = prices_of(ports, caller, service, call, budgets) if routed.metered else NO_PRICES
-    if not routed.metered and routed.listing is not None:
+        overlapping = () if routed.binding is None else routed.binding.overlapping
+        service, prices, budgets = price_call(
+            ports, caller, routed.service_key, overlapping, attribution, call, run
+        )
+    elif routed.metered:
+        prices = prices_of(ports, caller, service, call, None)
+    elif routed.listing is not None:
         narrow(worker, head, caller, call, routed.listing)
     return service, prices, budgets
 

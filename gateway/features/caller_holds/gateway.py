@@ -17,7 +17,7 @@ from gateway.calls.claim import hold_request
 from gateway.calls.hold_ends import counted_of, end_released, end_settled
 from gateway.calls.permit import check_objects, judge, named_objects
 from gateway.calls.ports import DirectoryPort
-from gateway.calls.prices import charging_prices, named_prices, prices_of
+from gateway.calls.prices import charging_prices, named_prices, price_call, prices_of
 from gateway.calls.runs import keep_run, open_run, run_policies, run_to_judge
 from gateway.core.accounts.budgets import MONEY, TOKENS, UNIT_OF
 from gateway.core.accounts.call_budgets import CallBudgets
@@ -363,9 +363,7 @@ async def _taken(
         run, opening = run_to_judge(ports, caller, asked_run, policies)
         budgets: CallBudgets | None
         if authorized is None:
-            service = _service(ports.directory, caller, said.service)
-            budgets = ports.directory.budgets(caller, service.id, attribution, call, run=run)
-            prices = prices_of(ports, caller, service, call, budgets)
+            service, prices, budgets = price_call(ports, caller, said.service, (), attribution, call, run)
         else:
             service, prices, budgets = priced(worker, head, exchange.attempt, caller, call, run)
         named = named_objects(worker.models, head.routed.owned, head.routed.listed, caller, call)
@@ -488,13 +486,6 @@ async def _call(
         know_upstreams(worker, call, rule, route.upstream)
     unit = TOKENS if call.has_input else unit_of(said)
     return route, call, replace(attribution, user=user), unit
-
-
-def _service(directory: DirectoryPort, caller: Caller, key: str) -> Service:
-    found = directory.resolve(caller, key)
-    if found is None:
-        raise ServiceNotIncluded
-    return found
 
 
 def _estimate(ports: Ports, caller: Caller, service: Service, said: HoldBody, call: CallRequest) -> Estimate:
