@@ -1,4 +1,4 @@
-"""Whether a caller may make a call: its models, user, priority, stored objects and service.
+"""Whether a caller may make a call: its models, user, priority, stored objects and run policies.
 
 Prices and limits are no subject of this module.
 """
@@ -8,20 +8,15 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from gateway.calls.ports import DirectoryPort, ObjectOwnersPort
+from gateway.core.accounts.run_policies import CallRunPolicies
+from gateway.core.accounts.runs import FIELD
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule
 from gateway.core.families.objects import ObjectAccess, field_of
 from gateway.core.families.registry import FAMILIES
-from gateway.core.model import INTERACTIVE, USER_REQUIRED, Attribution, Caller, Service, on_list
-from gateway.errors import (
-    ModelNotAllowed,
-    ObjectNotFound,
-    PriorityNotAllowed,
-    ServiceNotIncluded,
-    UnknownRoute,
-    UserRequired,
-)
+from gateway.core.model import INTERACTIVE, USER_REQUIRED, Attribution, Caller, RunRequest, on_list
+from gateway.errors import ModelNotAllowed, ObjectNotFound, PriorityNotAllowed, RunRequired, UserRequired
 
 
 def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this may not be
@@ -122,20 +117,16 @@ def lists_of(directory: DirectoryPort, caller: Caller, user: str) -> list[tuple[
     return found
 
 
-def check_overlapping(
-    directory: DirectoryPort, caller: Caller, service: Service, overlapping: tuple[str, ...]
-) -> None:
-    """Raise `UnknownRoute` if one of the services `overlapping` has the same paths at another price.
+def run_policies(
+    directory: DirectoryPort, caller: Caller, asked: RunRequest | None, field: str = FIELD
+) -> CallRunPolicies:
+    """Return the run policies of a caller; one may require that each call names a run.
 
-    Only services that the caller may use are compared.
+    Raise `RunRequired` if a run is required and `asked` is None; the message names the header field `field`.
     """
-    for key in overlapping:
-        try:
-            other = directory.resolve(caller, key)
-        except ServiceNotIncluded:
-            continue
-        if other is not None and not service.costs_as(other):
-            raise UnknownRoute(
-                f"The services {service.key} and {key} share paths of an upstream at different prices: "
-                "both are refused until each has paths of its own."
-            )
+    policies = directory.run_policies(caller)
+    if asked is None:
+        for whose, policy in policies:
+            if policy.required:
+                raise RunRequired(f"Each call of this {whose} needs a run: name one in {field}.", param=field)
+    return policies

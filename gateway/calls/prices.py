@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.calls.permit import check_overlapping
 from gateway.calls.ports import CallPorts, DirectoryPort
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
@@ -33,13 +32,13 @@ from gateway.core.calls.tariff import (
 from gateway.core.families.registry import SHAPES
 from gateway.core.model import Attribution, Caller, Service
 from gateway.core.times import HOUR_MS
-from gateway.errors import ModelNotPriced, ServiceNotIncluded
+from gateway.errors import ModelNotPriced, ServiceNotIncluded, UnknownRoute
 
 # How long the hold of a usual call may last, for prices that go by the end of a call.
 CALL_LIFE_MS: Final = HOUR_MS
 
 
-def price_call(  # noqa: PLR0917  # whose call it is, and of what
+def price_call(  # noqa: PLR0917  # as `prices_of`
     ports: CallPorts, caller: Caller, service_key: str, overlapping: tuple[str, ...], attribution: Attribution,
     call: CallRequest, run: Run | None,
 ) -> tuple[Service, CallPrices, CallBudgets | None]:  # fmt: skip
@@ -53,10 +52,29 @@ def price_call(  # noqa: PLR0917  # whose call it is, and of what
     if service is None:
         raise ServiceNotIncluded
     if overlapping:
-        check_overlapping(directory, caller, service, overlapping)
+        _check_overlapping(directory, caller, service, overlapping)
     if service.id:
         budgets = directory.budgets(caller, service.id, attribution, call, run=run)
     return service, prices_of(ports, caller, service, call, budgets), budgets
+
+
+def _check_overlapping(
+    directory: DirectoryPort, caller: Caller, service: Service, overlapping: tuple[str, ...]
+) -> None:
+    """Raise `UnknownRoute` if one of the services `overlapping` has the same paths at another price.
+
+    Only services that the caller may use are compared.
+    """
+    for key in overlapping:
+        try:
+            other = directory.resolve(caller, key)
+        except ServiceNotIncluded:
+            continue
+        if other is not None and not service.costs_as(other):
+            raise UnknownRoute(
+                f"The services {service.key} and {key} share paths of an upstream at different prices: "
+                "both are refused until each has paths of its own."
+            )
 
 
 def prices_of(  # noqa: PLR0917  # whose call it is, and what it takes from

@@ -1,18 +1,17 @@
-"""The run that a call names: required or not, judged before it is opened, stored once its call is admitted."""
+"""The run that a call names: judged before it is opened, stored once its call is admitted."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from gateway.calls.ports import CallPorts, DirectoryPort
+from gateway.calls.ports import CallPorts
 from gateway.calls.prices import prices_of
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.run_policies import CallRunPolicies
-from gateway.core.accounts.runs import FIELD, Run, make_provisional
+from gateway.core.accounts.runs import Run, make_provisional
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.tariff import CallPrices
 from gateway.core.model import Attribution, Caller, RunRequest, Service
-from gateway.errors import RunRequired
 
 
 class OpeningRun(NamedTuple):
@@ -55,18 +54,3 @@ def keep_run(ports: CallPorts, caller: Caller, run: Run | None) -> None:
     """Store the run of an admitted call, if the call has one."""
     if run is not None:
         ports.runs.admitted(caller, run)
-
-
-def run_policies(
-    directory: DirectoryPort, caller: Caller, asked: RunRequest | None, field: str = FIELD
-) -> CallRunPolicies:
-    """Return the run policies of a caller; one may require that each call names a run.
-
-    Raise `RunRequired` if a run is required and `asked` is None; the message names the header field `field`.
-    """
-    policies = directory.run_policies(caller)
-    if asked is None:
-        for whose, policy in policies:
-            if policy.required:
-                raise RunRequired(f"Each call of this {whose} needs a run: name one in {field}.", param=field)
-    return policies
