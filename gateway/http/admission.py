@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
+from gateway.calls.call_run import keep_run, open_run, run_to_judge
 from gateway.calls.permit import check_batch_models, check_objects, judge, named_objects, run_policies
 from gateway.calls.ports import DirectoryPort
 from gateway.calls.prices import price_call, prices_of
-from gateway.calls.runs import keep_run, open_run, run_to_judge
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.runs import Run
 from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded

@@ -13,12 +13,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from gateway.calls.call_run import keep_run, open_run, run_to_judge
 from gateway.calls.claim import hold_request
 from gateway.calls.hold_ends import counted_of, end_released, end_settled
 from gateway.calls.permit import check_objects, judge, named_objects, run_policies
 from gateway.calls.ports import DirectoryPort
 from gateway.calls.prices import charging_prices, named_prices, price_call, prices_of
-from gateway.calls.runs import keep_run, open_run, run_to_judge
 from gateway.core.accounts.budgets import MONEY, TOKENS, UNIT_OF
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import (

@@ -16,11 +16,11 @@ from urllib.parse import quote
 
 import msgspec
 
+from gateway.calls.call_run import keep_run
 from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
 from gateway.calls.claim import hold_request
 from gateway.calls.permit import check_batch_models, check_objects, named_objects, run_policies
 from gateway.calls.prices import charging_prices, check_parts, money_budgets, named_prices, prices_of
-from gateway.calls.runs import keep_run
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.outbox import NONE
 from gateway.core.accounts.plans import Weights
