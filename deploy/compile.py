@@ -33,7 +33,7 @@ KEPT = ROOT / "build" / "c"
 KEPT_MAX = 6  # builds of one name: more than there are flags of it
 # Modules whose annotations msgspec reads, and modules that run once per client, are not compiled.
 MODULES = {
-    "gateway/calls": ("charge", "rating"),
+    "gateway/calls": ("call_run", "charge", "claim", "permit", "ports", "prices", "rating"),
     "gateway/core": (
         "circuit_breaker", "histograms", "http_limits", "lru", "model", "shares", "traces", "wait",
     ),
@@ -53,7 +53,8 @@ MODULES = {
     "gateway/counters/redis": ("calls", "connection"),
     "gateway/counters/settlement_log": ("log",),
     "gateway/http": (
-        "admission", "charge", "forward", "ports", "proxy", "relay", "reply", "tally", "turns",
+        "admission", "charge", "forward", "model_lists", "ports", "proxy", "relay", "reply", "tally",
+        "turns",
     ),
     "gateway/http/protocol": ("answer", "framing", "request"),
     "gateway/http/routing": ("cors", "head", "openings", "routed_head", "routes"),

@@ -6,80 +6,41 @@ that refusal first, and a refused request still counts as one of its sender's re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from gateway.core.accounts.budgets import MONEY
+from gateway.calls.call_run import keep_run, open_run, run_to_judge
+from gateway.calls.permit import check_batch_models, check_objects, judge, named_objects, run_policies
+from gateway.calls.ports import DirectoryPort
+from gateway.calls.prices import price_call, prices_of
 from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.accounts.run_policies import CallRunPolicies
-from gateway.core.accounts.runs import FIELD, Run, make_provisional
-from gateway.core.accounts.upstream_jobs import HOLD_S_MAX, batch_lines, model_of, uploaded
-from gateway.core.billing.money import ServicePricing
-from gateway.core.billing.service_tiers import lacks_tier
-from gateway.core.billing.vector import CACHE_HOUR
-from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, NameCheck, look_out_of_turn
-from gateway.core.calls.claims import (
-    find_tool,
-    find_tools,
-    measure_media,
-    read_call,
-    read_form,
-    unpriced_tools,
-)
+from gateway.core.accounts.runs import Run
+from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
+from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, look_out_of_turn
+from gateway.core.calls.claims import find_tools, measure_media, read_call, read_form
 from gateway.core.calls.facts import NO_FACTS, take_facts
 from gateway.core.calls.forms import FormReader, boundary_of
-from gateway.core.calls.models import ConfiguredModels, ModelTable, fitting, is_repeatable, named_by
-from gateway.core.calls.routes import ModelRule, ModelTarget
-from gateway.core.calls.storage import STORED_UNITS
-from gateway.core.calls.tariff import (
-    NO_PRICES,
-    UNPRICED,
-    CallPrices,
-    PriceMatch,
-    Vectors,
-    held_price,
-    know_reports,
-    unpriced_part,
-    vectors_of,
-)
+from gateway.core.calls.models import fitting, is_repeatable
+from gateway.core.calls.routes import ModelRule
+from gateway.core.calls.tariff import NO_PRICES, CallPrices
 from gateway.core.credentials import WORKLOAD
 from gateway.core.families.controlled import models_counted, models_stored
-from gateway.core.families.family import Listing, narrowed
-from gateway.core.families.objects import ObjectAccess, field_of, read_objects
+from gateway.core.families.objects import read_objects
 from gateway.core.families.registry import BATCH_AT, FAMILIES, SHAPES
-from gateway.core.model import (
-    GENERIC,
-    INTERACTIVE,
-    NO_SERVICE,
-    USER_REQUIRED,
-    Attribution,
-    Caller,
-    Family,
-    Patterns,
-    RunRequest,
-    Service,
-    on_list,
-)
-from gateway.core.times import HOUR_MS
+from gateway.core.model import GENERIC, NO_SERVICE, Caller, Service
 from gateway.errors import (
     InvalidApiKey,
     InvalidRequest,
-    ModelNotAllowed,
-    ModelNotPriced,
-    ObjectNotFound,
-    PriorityNotAllowed,
     Refusal,
-    RunRequired,
     ServiceNotIncluded,
     TooManyBudgets,
     UnknownRoute,
-    UserRequired,
 )
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import check_circuit
 from gateway.http.identity import passed_digest
-from gateway.http.ports import DirectoryPort, ObjectOwnersPort, Ports
+from gateway.http.model_lists import narrow
 from gateway.http.routing.head import CallHead, HeaderCredential
 from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.routing.routes import upload_named
@@ -91,10 +52,6 @@ from gateway.http.upstream.pool import Upstream
 _UNREAD: Final = CallRequest("none", GENERIC, b"")
 # Without path parameters from a job.
 NO_WORDS: Final[Mapping[str, str]] = {}
-# How long the hold of a usual call may last, for prices that go by the end of a call.
-CALL_LIFE_MS: Final = HOUR_MS
-# A name of a model that cannot exist, and has no price.
-_UNHEARD_OF: Final = "\0"
 
 
 def known(exchange: Exchange) -> Caller | None:
@@ -202,63 +159,6 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
     return admitted
 
 
-class OpeningRun(NamedTuple):
-    """A run that a call names and this worker has not cached, with its caller, request and policies."""
-
-    caller: Caller
-    asked: RunRequest
-    policies: CallRunPolicies
-
-
-def run_to_judge(
-    ports: Ports, caller: Caller, asked: RunRequest | None, policies: CallRunPolicies
-) -> tuple[Run | None, OpeningRun | None]:
-    """Return the run of a call for its checks, and an `OpeningRun` if this worker has not cached the run.
-
-    Both are None for a call that names none.
-    """
-    if asked is None:
-        return None, None
-    cached = ports.runs.cached(caller, asked)
-    if cached is not None:
-        return cached, None
-    return make_provisional(caller, asked, policies), OpeningRun(caller, asked, policies)
-
-
-async def open_run(
-    ports: Ports, opening: OpeningRun, service: Service, said: Attribution, call: CallRequest
-) -> tuple[Run, CallPrices, CallBudgets | None]:
-    """Open or find the run of a checked call; return the run, and the call's prices and budgets.
-
-    `said` is the attribution of the call. If reserving the hold fails afterwards, the run soon expires.
-    """
-    caller = opening.caller
-    run = await ports.runs.find(caller, opening.asked, opening.policies)
-    budgets = ports.directory.budgets(caller, service.id, said, call, run=run) if service.id else None
-    return run, prices_of(ports, caller, service, call, budgets), budgets
-
-
-def keep_run(ports: Ports, caller: Caller, run: Run | None) -> None:
-    """Store the run of an admitted call, if the call has one."""
-    if run is not None:
-        ports.runs.admitted(caller, run)
-
-
-def run_policies(
-    directory: DirectoryPort, caller: Caller, asked: RunRequest | None, field: str = FIELD
-) -> CallRunPolicies:
-    """Return the run policies of a caller; one may require that each call names a run.
-
-    Raise `RunRequired` if a run is required and `asked` is None; the message names the header field `field`.
-    """
-    policies = directory.run_policies(caller)
-    if asked is None:
-        for whose, policy in policies:
-            if policy.required:
-                raise RunRequired(f"Each call of this {whose} needs a run: name one in {field}.", param=field)
-    return policies
-
-
 async def by_head(exchange: Exchange, caller: Caller) -> AdmittedCall:
     """Reserve one request and one concurrency slot in every limit of the caller, before the body is known."""
     held = AdmittedCall(exchange, caller, NO_SERVICE, _UNREAD)
@@ -316,7 +216,7 @@ async def _check_upload(worker: Worker, head: CallHead, caller: Caller, body: by
     if content is not None and paths is not None:
         lines = await worker.bodies.gather(caller.organization_id, batch_lines(content, paths.calls))
         call_of_all = CallRequest("none", routed.family, b"", model=model_of(lines[0]))
-        check_batch_models(worker, head.attribution, caller, call_of_all)
+        check_batch_models(worker.models, worker.ports.directory, head.attribution, caller, call_of_all)
 
 
 async def count_in_turn(worker: Worker, caller: Caller, call: CallRequest) -> None:
@@ -380,126 +280,27 @@ def priced(  # noqa: PLR0917  # what is asked by whom
     ports, routed, attribution = worker.ports, head.routed, head.attribution
     metered = routed.metered and not call.free
     rule = judge(
-        worker, attribution, caller, call, caller.acts_for(attribution.user, call.user),
+        worker.models, ports.directory, attribution, caller, call,
+        caller.acts_for(attribution.user, call.user),
         "this route does not read which one" if routed.any_model else "",
         "x-tollkeeper-user" if metered else "",
     )  # fmt: skip
     if rule is not None:
         _aim(worker.upstreams, attempt, call, rule, once)
-    service, budgets = NO_SERVICE, None
+    service, prices, budgets = NO_SERVICE, NO_PRICES, None
     if metered:
         if not call.targets:
             call.upstream = attempt.name
         know_upstreams(worker, call, rule, attempt.name)
-        found = ports.directory.resolve(caller, routed.service_key)
-        if found is None:
-            raise ServiceNotIncluded
-        service = found
-        if routed.binding is not None and routed.binding.overlapping:
-            _check_overlapping(ports.directory, caller, service, routed.binding.overlapping)
-        if service.id:
-            budgets = ports.directory.budgets(caller, service.id, attribution, call, run=run)
-    prices = prices_of(ports, caller, service, call, budgets) if routed.metered else NO_PRICES
-    if not routed.metered and routed.listing is not None:
-        _narrow(worker, head, caller, call, routed.listing)
-    return service, prices, budgets
-
-
-def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this may not be
-    worker: Worker, attribution: Attribution, caller: Caller, call: CallRequest, user: str,
-    without_model: str = "", user_field: str = "",
-) -> ModelRule | None:  # fmt: skip
-    """Check the models, user and priority of a call; return the rule of its configured model or None.
-
-    Raise `UserRequired` if the key requires a user and the field `user_field` names none. Raise
-    `ModelNotAllowed` if a model that may answer is not on every list that applies to the call, or is
-    configured for other organizations only. A call without a model is refused with the message
-    `without_model`, or passes if that is empty.
-    """
-    if user_field and caller.user_header == USER_REQUIRED and not user:
-        raise UserRequired(param=user_field)
-    if attribution.priority == INTERACTIVE and caller.priority != INTERACTIVE:
-        raise PriorityNotAllowed(
-            f"This API key may claim the priority {caller.priority} alone.", param="x-tollkeeper-priority"
+        overlapping = () if routed.binding is None else routed.binding.overlapping
+        service, prices, budgets = price_call(
+            ports, caller, routed.service_key, overlapping, attribution, call, run
         )
-    for whose, listed in _lists(worker.ports.directory, caller, user):
-        if call.model or (call.models_beside and not without_model):
-            for model in (call.model, *call.models_beside):
-                if model and model not in listed and not on_list(model, listed):
-                    kind = "tool" if call.tool else "model"
-                    by = call.chosen_by(model) if call.attempts else ""
-                    raise ModelNotAllowed(f"This {whose} may not use the {kind} {model}{by}.")
-        elif without_model:
-            raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
-    table = worker.models.table()
-    if not table.rules or call.tool:
-        return None
-    for beside in call.models_beside:  # the upstream may use one of these instead
-        table.find(beside, caller.organization_id)
-    return table.find(call.model, caller.organization_id) if call.model else None
-
-
-async def check_objects(
-    objects: ObjectOwnersPort, caller: Caller, call: CallRequest, named: tuple[str, ...]
-) -> None:
-    """Raise `ObjectNotFound` if a call has `named` an object or created model that it may not use.
-
-    A text in a field that no table has must be no object of another organization.
-    """
-    if not named and not call.unsure:
-        return
-    refused = await objects.refused(caller, named, call.unsure)
-    if refused is not None:
-        place = field_of(call, refused)
-        where = f"The field is {place}." if place else "The path or a header names it."
-        raise ObjectNotFound(f"{ObjectNotFound.__doc__} {where}", param=place or None)
-
-
-def named_objects(
-    models: ConfiguredModels, owned: ObjectAccess | None, caller: Caller, call: CallRequest, listed: str = ""
-) -> tuple[str, ...]:
-    """Return the stored objects that a call names, and its models that were created through the API.
-
-    Such a model, perhaps a fine-tuned one, has an owner like other stored objects. Names from the operator's
-    configuration are not included. `listed` is a model that the path of a list names.
-    """
-    rules = FAMILIES[call.family].objects
-    if not rules.models or owned is None or not owned.apart:
-        return call.named
-    begins, asked = rules.models, (call.model, *call.models_beside, listed)
-    if call.targets:
-        asked = (*asked, *[one.model for one in call.targets])
-    made = [one for one in asked if one.lower().startswith(begins)]
-    if not made:
-        return call.named
-    table, whose = models.table(), caller.organization_id
-    rule = table.find(call.model, whose) if call.model else None
-    written = [] if rule is None else [one.model for one in rule.targets]
-    return (
-        *call.named,
-        *[one for one in made if one not in written and not table.names_itself(one, whose, begins)],
-    )
-
-
-def check_batch_models(
-    worker: Worker, attribution: Attribution, caller: Caller, call: CallRequest, number: int = 1
-) -> None:
-    """Check the models of one call of a batch; an error names the call's line `number`."""
-    try:
-        judge(worker, attribution, caller, call, caller.acts_for(attribution.user, call.user))
-    except ModelNotAllowed as error:
-        raise ModelNotAllowed(f"Line {number}: {error.told}") from error
-
-
-def _lists(directory: DirectoryPort, caller: Caller, user: str) -> list[tuple[str, Collection[str]]]:
-    """Return the model allow-lists for a call, each with its owner's name; a model must be on every list."""
-    found: list[tuple[str, Collection[str]]] = []
-    if caller.models is not None:
-        found.append(("API key", caller.models))
-    lists = directory.model_lists(caller)
-    if lists is not None:
-        found += lists.of(caller.tenant_id, user)
-    return found
+    elif routed.metered:
+        prices = prices_of(ports, caller, service, call, None)
+    elif routed.listing is not None:
+        narrow(worker, head, caller, call, routed.listing)
+    return service, prices, budgets
 
 
 def _aim(
@@ -532,333 +333,6 @@ def know_upstreams(worker: Worker, call: CallRequest, rule: ModelRule | None, na
     found = [None if upstream is None else upstream.facts_of(model, rule) for upstream, model in asked]
     if any(one is not None for one in found):
         take_facts(call, tuple([one or NO_FACTS for one in found]))
-
-
-def prices_of(  # noqa: PLR0917  # whose call it is, and what it takes from
-    ports: Ports, caller: Caller, service: Service, call: CallRequest, budgets: CallBudgets | None,
-    life_ms: int = CALL_LIFE_MS,
-) -> CallPrices:  # fmt: skip
-    """Return the prices of a call that takes from these budgets; raise `ModelNotPriced` if one is missing.
-
-    If the call is charged in money, or a budget in money applies, every price must be in the organization's
-    currency. `life_ms` is how long its hold may last.
-    """
-    directory, pricing = ports.directory, service.pricing
-    asking, by_cost = money_budgets(budgets), pricing.at_cost is not None
-    own = by_cost or asking is not None
-    prices = CallPrices(UNPRICED, (), ports.refusals.now_ms(), own)
-    if call.model:
-        life_ms = 1000 * HOLD_S_MAX if call.background else life_ms
-        prices.named = named_prices(directory, caller, call, own, prices.at_ms, life_ms)
-        for one in prices.named:
-            if one.vector is not None and one.vector.hours is not None:
-                prices.hourly = True
-    if own:
-        _check_currency(directory, caller, prices, asking, by_cost)
-    prices.vectors = charging_prices(service, call, prices.named)
-    if ports.refuse_unpriced or asking is not None:
-        check_known(prices, call, asking)
-    if ports.refuse_unpriced or own:
-        know_reports(call, check_parts(call, prices.named, asking, by_cost))
-    return prices
-
-
-def money_budgets(budgets: CallBudgets | None) -> CallBudgets | None:
-    """Return the budgets of a call if one of them limits money."""
-    return budgets if budgets is not None and MONEY in budgets.enforced else None
-
-
-def check_parts(
-    call: CallRequest, named: tuple[PriceMatch, ...], asking: CallBudgets | None, by_cost: bool
-) -> Vectors:
-    """Return the known prices of a call; raise `ModelNotPriced` if a tool, tier or medium has none.
-
-    `named` are the prices of the models that the call names.
-    """
-    vectors = [one.vector for one in named if one.vector is not None]
-    tools, makers = unpriced_tools(call, vectors), None
-    shape = SHAPES.get(call.meter) if call.models_beside else None
-    if shape is not None and shape.live is not None:  # the others write transcripts
-        makers = [price.vector for price in named[: len(call.targets) or 1] if price.vector is not None]
-    part: tuple[str, str] | None
-    right = ""
-    later = STORED_UNITS.get(tools[0]) if tools and call.measured else None
-    if later is not None:
-        part = later, "ttl" if CACHE_HOUR in tools else ""
-        right = " A key that no budget of money limits may ask for it." if asking else ""
-    elif tools:
-        place, name = ("tools", "") if call.measured else find_tool(call, tools[0])
-        part = f"the tool {tools[0]}", place
-        right = f" Leave it out, or add tools.{name} to that price." if name else ""
-    else:
-        part = unpriced_part(call, vectors, makers)
-        if part is None and call.attempts:
-            part = _unpriced_attempt(call, named)
-    if part is not None:
-        of = " or ".join([one.model for one in named]) or ("" if later else "any model")
-        what = f"{part[0]} of {of}" if of else part[0]
-        raise ModelNotPriced(_unpriced(what, asking, by_cost) + right, param=part[1] or None)
-    return vectors
-
-
-def _unpriced_attempt(call: CallRequest, named: tuple[PriceMatch, ...]) -> tuple[str, str] | None:
-    """Return the service tier of an attempt that its model has no price for, in words, and its field."""
-    vectors = {price.model: price.vector for price in named}
-    for attempt in call.attempts:
-        vector = vectors.get(attempt.model)
-        if attempt.tier and vector is not None and lacks_tier(vector, attempt.tier):
-            return f"the service tier {attempt.tier}", "fallbacks"
-    return None
-
-
-def named_prices(  # noqa: PLR0917  # as `book_price`
-    directory: DirectoryPort, caller: Caller, call: CallRequest, own: bool, at_ms: int, life_ms: int = 0
-) -> tuple[PriceMatch, ...]:
-    """Return the prices of all models of a call at a time (Unix ms); `own` excludes foreign currencies.
-
-    They are as a hold that lasts for `life_ms` needs them.
-    """
-    if not call.targets and not call.models_beside:
-        return (book_price(directory, caller, call.model, own, at_ms, call.upstream, life_ms),)
-    models = [*dict.fromkeys((call.model, *call.models_beside))]
-    found: tuple[PriceMatch, ...] = ()
-    if call.targets:
-        theirs = [one.model for one in call.targets]
-        found = tuple(
-            [_target_price(directory, caller, call, one, own, at_ms, life_ms) for one in call.targets]
-        )
-        models = [one for one in models[1:] if one not in theirs]
-    return found + tuple([
-        book_price(directory, caller, model, own, at_ms, call.upstream, life_ms) for model in models
-    ])  # fmt: skip
-
-
-def charging_prices(service: Service, call: CallRequest, named: tuple[PriceMatch, ...]) -> Vectors:
-    """Return the prices that the service charges for this call; `named` are the prices of its models."""
-    pricing = service.pricing
-    if pricing.at_cost is None and pricing.per_million is None and not pricing.tiers:
-        return UNPRICED
-    asked = [one.model for one in named] if call.targets else [call.model, *call.models_beside]
-    if call.targets and pricing.per_million is not None:
-        asked = [_name_priced(pricing, call, one) for one in asked]
-    return vectors_of(service, asked, {one.model: one.vector for one in named}.get, apart=len(call.targets))
-
-
-def _check_currency(
-    directory: DirectoryPort, caller: Caller, prices: CallPrices, budgets: CallBudgets | None, by_cost: bool
-) -> None:
-    """Raise `ModelNotPriced` if a model's only price is in a foreign currency, without an exchange rate.
-
-    The message names what requires a price: the service's charge if `by_cost`, otherwise a budget in money.
-    """
-    for one in prices.named:
-        if one.vector is None:
-            other = directory.price(caller, one.model, prices.at_ms, False) or directory.price_as(
-                caller, one.model, prices.at_ms, False
-            )
-            if other is not None:
-                pays, why = directory.pays_in(caller), "and its service is charged what it costs"
-                if budgets is not None and not by_cost:
-                    why = f'so the budget "{budgets.refusing(MONEY)}" cannot be enforced'
-                raise ModelNotPriced(
-                    f"The model {one.model} is priced in {other.currency}, and the organization pays in"
-                    f" {pays}. There is no exchange rate from {other.currency} to {pays}, {why}."
-                )
-
-
-def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | None = None) -> None:
-    """Raise `ModelNotPriced` if a model that may answer has no price; the message names the budget in money.
-
-    Under a budget in money a call must name its model: the upstream's default model has no known price.
-    """
-    # `check_parts` says what has no price of a call without a model that its upstream bills later.
-    stores = call.measured and not STORED_UNITS.keys().isdisjoint(call.measured)
-    if budgets is not None and not call.model and call.meter in SHAPES and not stores:
-        name = budgets.refusing(MONEY)
-        raise ModelNotPriced(f"The budget {name} limits what calls cost, and this one names no model.")
-    for one in prices.named:
-        if one.vector is None:
-            raise ModelNotPriced(_unpriced(f"the model {one.model}{call.chosen_by(one.model)}", budgets))
-
-
-def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> str:
-    """Return the message for a call with `what` (a model, tool or medium) that has no price.
-
-    It says why a price is required: the service charges `by_cost`, a budget limits money, or a setting says
-    so.
-    """
-    if by_cost:
-        return f"No price for {what}, and its service is charged what it costs."
-    if budgets is None:
-        return f"No price for {what}, and calls without one are refused."
-    name = budgets.refusing(MONEY)
-    return f'No {budgets.currency} price for {what}, so the budget "{name}" cannot be enforced.'
-
-
-def book_price(  # noqa: PLR0917  # as `named_prices`
-    directory: DirectoryPort, caller: Caller, model: str, own: bool, at_ms: int, upstream: str = "",
-    life_ms: int = 0,
-) -> PriceMatch:  # fmt: skip
-    """Return a model's price at a time (Unix ms); without one, the price of its configured substitute.
-
-    With `own`, only prices in the organization's currency are found.
-    """
-    found = directory.price(caller, model, at_ms, own, upstream)
-    stands_in = found is None
-    if found is None:
-        found = directory.price_as(caller, model, at_ms, own, upstream)
-        if found is None:
-            return PriceMatch(model, None)
-    if found.hours is not None:
-        found = held_price(found, at_ms, life_ms)
-    return PriceMatch(model, found, stands_in)
-
-
-def _target_price(  # noqa: PLR0917  # as `named_prices`
-    directory: DirectoryPort,
-    caller: Caller,
-    call: CallRequest,
-    target: ModelTarget,
-    own: bool,
-    at_ms: int,
-    life_ms: int,
-) -> PriceMatch:
-    """Return a fallback target's price by the model's name at the upstream, else by the requested name."""
-    for stands_in in (False, True):
-        look_up = directory.price_as if stands_in else directory.price
-        for name in dict.fromkeys((target.model, call.model)):
-            found = look_up(caller, name, at_ms, own, target.upstream)
-            if found is not None:
-                return PriceMatch(target.model, held_price(found, at_ms, life_ms), stands_in)
-    return PriceMatch(target.model, None)
-
-
-def _name_priced(pricing: ServicePricing, call: CallRequest, model: str) -> str:
-    """Return the name of a target's `model` in prices: the requested name if it alone has a price."""
-    of_own = pricing.per_million or {}
-    return call.model if call.model in of_own and model not in of_own else model
-
-
-def _check_overlapping(
-    directory: DirectoryPort, caller: Caller, service: Service, overlapping: tuple[str, ...]
-) -> None:
-    """Raise `UnknownRoute` if one of the services `overlapping` has the same paths at another price.
-
-    Only services that the caller may use are compared.
-    """
-    for key in overlapping:
-        try:
-            other = directory.resolve(caller, key)
-        except ServiceNotIncluded:
-            continue
-        if other is not None and not service.costs_as(other):
-            raise UnknownRoute(
-                f"The services {service.key} and {key} share paths of an upstream at different prices: "
-                "both are refused until each has paths of its own."
-            )
-
-
-def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
-    """Return whether the caller's organization may use a model `name`; the operator can reserve names."""
-    try:
-        configured.find(name, caller.organization_id)
-    except ModelNotAllowed:
-        return False
-    return True
-
-
-# Lists of models show only models that the caller may call, by its key, its services and their prices.
-def _narrow(worker: Worker, head: CallHead, caller: Caller, call: CallRequest, listing: Listing) -> None:
-    """Remove models that the caller may not call from a list; raise 403 if the path names such a model."""
-    routed, directory = head.routed, worker.ports.directory
-    services, model = _services(worker, head, caller), routed.listed
-    user = caller.acts_for(head.attribution.user, call.user)
-    lists = [(whose, listed, Patterns(listed)) for whose, listed in _lists(directory, caller, user)]
-    configured = worker.models.table()
-
-    def shows(name: str) -> bool:
-        for _, listed, patterns in lists:
-            if name not in listed and not patterns.hold(name):
-                return False
-        if configured.rules and not _is_open(configured, caller, name):
-            return False
-        made = checks is not None and name.lower().startswith(begins) and name not in checks.own
-        if made and not configured.names_itself(name, caller.organization_id, begins):
-            return False
-        return services is None or any(_may_call(worker, head, caller, one, name) for one in services)
-
-    rules, owned = FAMILIES[routed.family].objects, routed.owned
-    is_apart = owned is not None and owned.apart and not listing.prefix
-    begins = rules.models if is_apart else ()
-    checks = NameCheck(begins) if begins and not model else None
-    ours = _configured(worker, routed.family, caller, configured) if configured.rules else []
-    if model:
-        if not shows(model):
-            raise ModelNotAllowed(f"This API key may not use the model {model}.")
-        if model in ours:
-            call.listing = listing.one(model)
-    elif ours:
-        call.listing = listing.written([one for one in ours if shows(one)])
-    elif lists or services is not None or configured.rules or checks is not None:
-        call.checks, decides = checks, bool(lists or services is not None or configured.rules)
-        call.narrow = lambda document: (
-            narrowed(document, listing, shows, checks)
-            if decides or any(one.encode() in document.lower() for one in begins)
-            else iter((document,))  # the document names no model
-        )
-        call.strip_usage = True  # ask for a list without compression; its length is unknown
-
-
-def _configured(worker: Worker, family: Family, caller: Caller, models: ModelTable) -> list[str]:
-    """Return the configured models of the caller's organization that answer in the requested list's API."""
-    found: list[str] = []
-    for name in models.names(caller.organization_id):
-        rule = models.find(name, caller.organization_id)
-        targets = () if rule is None else rule.targets
-        there = [worker.upstreams[one.upstream].target for one in targets if one.upstream in worker.upstreams]
-        if any(not one.family or one.family == family for one in there):
-            found.append(name)
-    return found
-
-
-def _services(worker: Worker, head: CallHead, caller: Caller) -> list[Service] | None:
-    """Return the caller's services at the upstream of a head, or None if they allow any model."""
-    ports = worker.ports
-    keys = worker.heads.bindings.services_at(head.routed.upstream)
-    catalogue = ports.directory.catalogue()
-    there = [key for key in keys if key in catalogue]  # services that do not exist yet are left out
-    found: list[Service] = []
-    for key in there:
-        try:
-            service = ports.directory.resolve(caller, key)
-        except ServiceNotIncluded:
-            continue
-        if service is not None:
-            found.append(service)
-    # A service allows any model if even a model without a price may be called.
-    is_any = len(found) == len(there) and all(
-        _may_call(worker, head, caller, one, _UNHEARD_OF) for one in found
-    )
-    if is_any and (there or not keys):
-        return None
-    return found
-
-
-def _may_call(worker: Worker, head: CallHead, caller: Caller, service: Service, model: str) -> bool:
-    """Return whether the model has every price, budget and permission that a call of it needs."""
-    ports, said = worker.ports, head.attribution
-    call = CallRequest("none", head.routed.family, b"", model=model)
-    try:
-        if (table := worker.models.table()).rules:
-            rule = table.find(model, caller.organization_id)
-            call.targets = () if rule is None else named_by(rule, model)
-        budgets = None
-        if service.id:
-            budgets = ports.directory.budgets(caller, service.id, said, call, False)
-        prices_of(ports, caller, service, call, budgets)
-    except (ModelNotPriced, ModelNotAllowed, TooManyBudgets):
-        return False
-    return True
 
 
 async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) -> Caller:

@@ -13,7 +13,8 @@ from typing import Final
 import msgspec
 
 from gateway.calls.charge import NO_DETAIL, ChargedUse, Counted, MeteredUse, UseTerms, charge, release
-from gateway.core.accounts.budgets import MAXIMUM, MONEY, TOKENS
+from gateway.calls.claim import hold_request
+from gateway.core.accounts.budgets import MAXIMUM, TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.outbox import (
     NONE,
@@ -33,16 +34,8 @@ from gateway.core.billing.price_book import (
 )
 from gateway.core.billing.reported_cost import REPORTED, ReportedCost
 from gateway.core.calls.call import TIMED_OUT, CallRequest, input_tokens
-from gateway.core.calls.claims import (
-    CallClaim,
-    answer_bound,
-    bind_output,
-    bind_uses,
-    claim_of,
-    lower_task,
-    unheld_rate,
-)
-from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
+from gateway.core.calls.claims import CallClaim, answer_bound, bind_output, bind_uses, lower_task, unheld_rate
+from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.tariff import (
     NO_PRICES,
     CallPrices,
@@ -65,7 +58,7 @@ from gateway.core.model import (
     TokenUsage,
     Verdict,
 )
-from gateway.errors import CountersUnavailable, InvalidRequest, Refusal
+from gateway.errors import CountersUnavailable, Refusal
 from gateway.http.ports import Ports
 from gateway.http.protocol.answer import refuses
 from gateway.http.server.exchange import Attempt, Exchange, Worker
@@ -543,45 +536,12 @@ def _metadata_of(said: bytes, attempt: Attempt) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(document))
 
 
-# The request for a hold, and its answer: for calls, and for holds through the API.
+# The reservation of a hold: for calls, and for holds through the API.
 def fields_allowed(worker: Worker, call: CallRequest, upstream: str) -> frozenset[str]:
     """Return the names of numeric body fields that every upstream of this call accepts."""
     names = [one.upstream for one in call.targets] or [upstream]
     found = [worker.upstreams[name].target.fields for name in names if name in worker.upstreams]
     return found[0].intersection(*found[1:]) if found else _NO_FIELDS
-
-
-def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
-    caller: Caller, request_id: str, user: str, service: Service, call: CallRequest, estimate: Estimate,
-    prices: CallPrices, budgets: CallBudgets | None, units: int, raises: bool, ttl_ms: int = 0,
-) -> tuple[CallClaim, HoldRequest]:  # fmt: skip
-    """Return what a call claims of each limit, and the request that reserves it as a hold.
-
-    `units` are those that the client states. With `raises`, the request enlarges an existing hold. Raise
-    `InvalidRequest` for a background call without a life of its own, `ttl_ms`.
-    """
-    if call.background and not ttl_ms:
-        raise InvalidRequest("background: only a call by itself is made so.", param="background")
-    of_budgets = None
-    if budgets is not None:
-        of_budgets = prices.in_currency(budgets.currency) if MONEY in budgets.units else ()
-    hold = "" if budgets is None else budgets.hold
-    claim = claim_of(call, service, prices.vectors, estimate, units, of_budgets, hold)
-    held = estimate if service.counts_tokens else NO_ESTIMATE
-    request = HoldRequest(
-        caller, request_id, user, service, held.need, held.ceiling, claim.credits, claim.units, raises,
-        held.least, claim.credits_least, held.read, call.input_estimate if held.need else 0, ttl_ms=ttl_ms,
-    )  # fmt: skip
-    if budgets is not None and claim.budget is not None:
-        asks = claim.budget
-        request.budgets, request.names = budgets.accounts, budgets.names
-        request.money, request.money_most, request.money_least = (
-            asks.money, asks.money_most, asks.money_least,
-        )  # fmt: skip
-        if TOKENS in budgets.units:
-            request.raw_tokens, request.raw_most = asks.raw_tokens, asks.raw_most
-            request.raw_least = min(estimate.least, asks.raw_tokens)
-    return claim, request
 
 
 async def reserve_hold(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Decision:

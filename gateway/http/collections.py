@@ -10,11 +10,12 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
+from gateway.calls.permit import check_objects
 from gateway.core.accounts.cache_payment import CachePayment, read_payment, write_payment
 from gateway.core.families.objects import places_of
 from gateway.core.wait import OVER
 from gateway.errors import CountersUnavailable, ModelNotPriced
-from gateway.http.admission import admit, check_objects, identify, known
+from gateway.http.admission import admit, identify, known
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import forward
 from gateway.http.lists import list_objects

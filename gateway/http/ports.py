@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from gateway.core.accounts.call_budgets import CallBudgets
+from gateway.calls.ports import CallPorts
 from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
-from gateway.core.accounts.definitions import ModelLists, Share
-from gateway.core.accounts.refusals import Refusals
-from gateway.core.accounts.run_policies import CallRunPolicies
-from gateway.core.accounts.runs import Run
-from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.accounts.upstream_jobs import Job
-from gateway.core.billing.vector import Vector
-from gateway.core.calls.call import CallRequest
 from gateway.core.calls.estimate import Estimator
-from gateway.core.calls.routes import ModelRule, Route
+from gateway.core.calls.routes import Route
 from gateway.core.circuit_breaker import CircuitBreaker, UnreportedFailures
 from gateway.core.credentials import Failures
 from gateway.core.empty_accounts import EmptyAccounts
-from gateway.core.families.family import KEPT_OBJECTS
 from gateway.core.http_limits import HttpLimits
 from gateway.core.lru import CachePool
 from gateway.core.model import (
     Attribution,
     Caller,
-    Decision,
-    HoldExtension,
-    HoldRequest,
-    RunRequest,
-    Service,
-    Settlement,
-    SettleResult,
 )
 from gateway.core.traces import Parent, Span, Trace
-from gateway.errors import InvalidRequest, RunNotFound
+from gateway.errors import InvalidRequest
 from gateway.http.protocol.answer import AnswerHead
 from gateway.http.tally import Tally
 from gateway.http.upstream.dialing import LookUp, by_system
@@ -50,93 +35,6 @@ Answerer = Callable[[Any], Coroutine[Any, Any, None]]
 async def refuse_later(*_: object) -> None:
     """Refuse a call that its upstream would complete in the background, if no feature follows such calls."""
     raise InvalidRequest("Nobody looks at its result here.", param="background")
-
-
-class DirectoryPort(Protocol):
-    """Callers, services and prices from bounded caches that are at most a second old."""
-
-    def cached(self, digest: str) -> Caller | None:
-        """Return the caller of a credential's digest from the cache; None if unknown or too old."""
-
-    def identify(self, digest: str) -> Awaitable[Caller]:
-        """Look up the caller of a digest. Fails with `InvalidApiKey` or `CountersUnavailable`."""
-
-    def know(self, organization_id: int) -> Awaitable[None]:
-        """Load an organization's terms for a request that has no caller; fails like `identify`."""
-
-    def service(self, key: str) -> Service | None:
-        """Return the service with this key, or None if the catalogue of services lacks it."""
-
-    def catalogue(self) -> Mapping[str, Service]:
-        """Return every service by key. Fails with `CountersUnavailable`.
-
-        The mapping is a new object after each change, so that callers can compare it by identity.
-        """
-
-    def models(self) -> tuple[ModelRule, ...]:
-        """Return the configured models.
-
-        The tuple is a new object after each change, so that callers can compare it by identity.
-        """
-
-    def shares(self) -> tuple[Share, ...]:
-        """Return the configured shares of upstreams' capacity.
-
-        The tuple is a new object after each change, so that callers can compare it by identity.
-        """
-
-    def resolve(self, caller: Caller, key: str) -> Service | None:
-        """Return the service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""
-
-    def budgets(  # noqa: PLR0917  # whose call it is, and what it says
-        self,
-        caller: Caller,
-        service_id: int,
-        said: Attribution,
-        call: CallRequest,
-        remember: bool = True,
-        run: Run | None = None,
-    ) -> CallBudgets | None:
-        """Return the budgets that a call takes from, including those of its `run`; None if there are none.
-
-        `said` is the attribution of the call. If a call is only considered, not made, `remember` is False,
-        and the result is not cached. Fails with `CountersUnavailable`.
-        """
-
-    def model_lists(self, caller: Caller) -> ModelLists | None:
-        """Return the model lists of the caller's organization, or None. Fails with `CountersUnavailable`."""
-
-    def run_policies(self, caller: Caller) -> CallRunPolicies:
-        """Return the rules that a caller's calls must meet about runs. Fails with `CountersUnavailable`."""
-
-    def spent_answer(self, caller: Caller) -> SpentAnswer:
-        """Return the HTTP status and maximum wait in this caller's refusals for a used-up amount."""
-
-    def pays_in(self, caller: Caller) -> str:
-        """Return the currency that a caller's organization pays in."""
-
-    def price(
-        self, caller: Caller, model: str, at_ms: int, own: bool = False, upstream: str = ""
-    ) -> Vector | None:
-        """Return a model's price for the caller's organization at a time (Unix ms); None if unknown.
-
-        With `own`, only prices in the organization's currency count. A price for calls to this `upstream` has
-        precedence over a general one.
-        """
-
-    def base_rate(self, caller: Caller, at_ms: int) -> str | None:
-        """Return the exchange rate of the organization's currency to the base currency at a time (Unix ms).
-
-        Return None if the rate is unknown.
-        """
-
-    def price_as(
-        self, caller: Caller, model: str, at_ms: int, own: bool = False, upstream: str = ""
-    ) -> Vector | None:
-        """Return the price of the model that is configured as a substitute for `model`, or None.
-
-        The other parameters are those of `price`.
-        """
 
 
 class Tokens(Protocol):
@@ -153,87 +51,6 @@ class Tokens(Protocol):
 
         Fails with `InvalidApiKey`, `IssuerUnavailable` or `CountersUnavailable`.
         """
-
-
-class ObjectOwnersPort(Protocol):
-    """The owners of objects that upstreams store."""
-
-    def owned(self, caller: Caller, ids: Sequence[str]) -> Awaitable[bool]:
-        """Return whether the caller's organization owns all ids. Fails with `CountersUnavailable`."""
-
-    def refused(
-        self, caller: Caller, ids: Sequence[str], unsure: Sequence[str] = ()
-    ) -> Awaitable[str | None]:
-        """Return one of `ids` that the caller's organization does not own, or of `unsure` that another owns.
-
-        None if there is none. Fails with `CountersUnavailable`.
-        """
-
-    def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Awaitable[object]:
-        """Store the caller's organization as the owner of these objects.
-
-        `kept` says for how long, as one of the constants for lifetimes. The request is sent at once, whether
-        or not the result is awaited.
-        """
-
-    def note(self, id_: str, payment: bytes) -> Awaitable[bytes | None]:
-        """Store a payment for an object until its end, unless a later end is paid; return the one before.
-
-        Fails with `CountersUnavailable`.
-        """
-
-    def noted(self, id_: str) -> Awaitable[bytes | None]:
-        """Return the payment that is stored with an object, or None. Fails with `CountersUnavailable`."""
-
-
-class RunsPort(Protocol):
-    """Runs: budgets that callers create, and that their calls name."""
-
-    def cached(self, caller: Caller, asked: RunRequest) -> Run | None:
-        """Return the cached run that a call names, or None. Fails with `RunEnded` or `RunConflict`."""
-
-    def find(self, caller: Caller, asked: RunRequest, policies: CallRunPolicies) -> Awaitable[Run]:
-        """Return the run that a call names, and open it if it does not exist yet.
-
-        A new run is soon forgotten unless a call of it is `admitted`. Fails like `cached`, or if the run
-        cannot be opened.
-        """
-
-    def admitted(self, caller: Caller, run: Run) -> None:
-        """Make the run of an admitted call permanent, together with the runs that contain it."""
-
-    def tell(self, caller: Caller, id_: str) -> Awaitable[bytes]:
-        """Return this run as JSON. Fails with `RunNotFound`, `RateLimited` or `CountersUnavailable`."""
-
-    def end(self, caller: Caller, id_: str) -> Awaitable[None]:
-        """End a run. Fails with `RunNotFound`, `RateLimited` or `CountersUnavailable`."""
-
-    def restore(self, partitions: Collection[int]) -> Awaitable[None]:
-        """Store the runs that this worker knows again in partitions whose data Redis has lost."""
-
-
-class RefusedRuns:
-    """Refuses calls that name a run, if no feature opens runs."""
-
-    def cached(self, _: Caller, asked: RunRequest) -> Run | None:
-        raise InvalidRequest(f"Runs are not installed here: leave the run {asked.id} out.")
-
-    async def find(self, caller: Caller, asked: RunRequest, _: CallRunPolicies) -> Run:
-        found = self.cached(caller, asked)
-        assert found is not None
-        return found
-
-    def admitted(self, caller: Caller, run: Run) -> None:
-        """Return at once: no call with a run is admitted."""
-
-    async def tell(self, *_: object) -> bytes:
-        raise RunNotFound
-
-    async def end(self, *_: object) -> None:
-        raise RunNotFound
-
-    async def restore(self, _: Collection[int]) -> None:
-        """Return at once: no run is known."""
 
 
 class HoldsPort(Protocol):
@@ -371,28 +188,6 @@ class UpstreamLimiter(Protocol):
         """Wait a moment until the last ended calls are reported."""
 
 
-class CountersPort(Protocol):
-    """The limits and the ledger in Redis."""
-
-    def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
-        """Reserve a hold on every limit or on none. Fails with `CountersUnavailable`."""
-
-    def settle(self, settlement: Settlement) -> Awaitable[SettleResult]:
-        """Replace a hold by the actual use, and return the result. Fails with `CountersUnavailable`.
-
-        The result SPOOLED means that this worker's log on disk has the settlement, which is not lost.
-        """
-
-    def watch(self, extension: HoldExtension) -> None:
-        """Renew the hold of a long call until `unwatch`."""
-
-    def unwatch(self, extension: HoldExtension) -> None:
-        """Stop renewing a hold: its call is about to settle."""
-
-    def request_extension(self, extension: HoldExtension) -> None:
-        """Schedule an extension of the watched hold `extension`, which is used up."""
-
-
 class Tracer(Protocol):
     """Records traces of requests for a collector. Never waits, never fails."""
 
@@ -404,37 +199,31 @@ class Tracer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ports:
+class Ports(CallPorts):
     """Everything that the handling of a request uses, apart from the client's and the upstream's connection.
 
     `usage` answers `GET /.tollkeeper/usage` with a JSON body. `failing` limits how often upstream failures
     are logged. `seconds` is a monotonic clock. `access_log` turns on one line a request. `tracer` is None
-    unless requests are traced (`TracedPlane`). With `refuse_unpriced` a model without a price is refused.
+    unless requests are traced (`TracedPlane`).
     `look_up` resolves an upstream's host name. Keys digested under `earlier_peppers` are accepted. `answers`
     are routes of features, `handlers` answer paths that already have a route, `open_socket` continues a call
     as a WebSocket, and `run_later` starts a call that its upstream completes later. `limiter` makes an
     `UpstreamLimiter` from these ports, the event loop and limits.
     """
 
-    directory: DirectoryPort
     tokens: Tokens
-    counters: CountersPort
-    objects: ObjectOwnersPort
     estimator: Estimator
     tally: Tally
     usage: Callable[[Caller, Attribution], Awaitable[bytes]]
     log: Log
     failures: Failures
-    refusals: Refusals
     cooling: CircuitBreaker
     seconds: Callable[[], float]
     holds: HoldsPort
-    runs: RunsPort = field(default_factory=RefusedRuns)
     jobs: JobsPort | None = None
     access_log: bool = False
     limiter: Callable[..., UpstreamLimiter] | None = None
     failing: UnreportedFailures = field(default_factory=UnreportedFailures)
-    refuse_unpriced: bool = False
     tracer: Tracer | None = None
     look_up: LookUp = by_system
     earlier_peppers: tuple[bytes, ...] = ()

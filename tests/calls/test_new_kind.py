@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 
 from gateway.calls.charge import NO_DETAIL, MeteredUse, UseTerms, charge, release
+from gateway.calls.claim import hold_request
+from gateway.calls.prices import prices_of
 from gateway.core.accounts.outbox import NONE
 from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.calls.call import CallRequest
@@ -15,8 +17,8 @@ from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.routes import Route
 from gateway.core.model import GENERIC
 from gateway.features.record import Feature
-from gateway.http.admission import identify, known, prices_of
-from gateway.http.charge import check_admitted, hold_request
+from gateway.http.admission import identify, known
+from gateway.http.charge import check_admitted
 from gateway.http.relay import own_answer
 from gateway.http.server.exchange import Exchange
 from tests.features.websockets.test_live import REFUSAL

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gateway.calls import ports
 from gateway.core.model import (
     Caller,
     Decision,
@@ -30,7 +31,6 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection
 from gateway.errors import CountersUnavailable, InvalidApiKey
-from gateway.http import ports
 from tests.builders import World, driven, new_id, settlement_log
 from tests.http.fakes import CALLER, SERVICES, FakeCounters, FakeDirectory
 

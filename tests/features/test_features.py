@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import typer
 
+from gateway.calls.ports import RefusedRuns
 from gateway.core.accounts.runs import read_run
 from gateway.errors import InvalidRequest, RunNotFound
 from gateway.feature import features
 from gateway.features.record import Feature, load
-from gateway.http.ports import RefusedRuns, refuse_later
+from gateway.http.ports import refuse_later
 from gateway.settings.settings import Settings
 from gateway.telemetry.metrics import FACTS
 from persistence.tables import metadata

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import h11
 
+from gateway.calls.ports import CountersPort, ObjectOwnersPort
 from gateway.core.accounts.outbox import CallFacts, read_facts
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.estimate import Estimator
@@ -31,10 +32,8 @@ from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal
 from gateway.http.ports import (
     Answerer,
-    CountersPort,
     HoldsPort,
     JobsPort,
-    ObjectOwnersPort,
     Ports,
     Tokens,
     Tracer,
@@ -342,15 +341,15 @@ class Stage:
     def ports(self) -> Ports:
         return Ports(
             self.directory,
-            self.tokens,
             self.counters,
             self.stored or self.objects,
+            self.refusals,
+            self.tokens,
             Estimator(),
             self.tally,
             self._usage,
             self._log,
             self.failures,
-            self.refusals,
             self.cooling,
             lambda: self.seconds(),  # noqa: PLW0108  # as it is then
             holds=cast("HoldsPort", self.callers_holds),

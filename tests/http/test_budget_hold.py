@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway.calls.prices import check_known
 from gateway.core.accounts.budgets import (
     BUDGET_ACCOUNTS_MAX,
     FLAG_MONEY,
@@ -30,7 +31,6 @@ from gateway.core.calls.call import CallRequest
 from gateway.core.calls.tariff import NO_PRICES
 from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import ModelNotPriced
-from gateway.http.admission import check_known
 from tests.http.fakes import (
     ANSWER,
     CHAT,

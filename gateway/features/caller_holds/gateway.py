@@ -13,7 +13,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from gateway.calls.call_run import keep_run, open_run, run_to_judge
+from gateway.calls.claim import hold_request
 from gateway.calls.hold_ends import counted_of, end_released, end_settled
+from gateway.calls.permit import check_objects, judge, named_objects, run_policies
+from gateway.calls.ports import DirectoryPort
+from gateway.calls.prices import charging_prices, named_prices, price_call, prices_of
 from gateway.core.accounts.budgets import MONEY, TOKENS, UNIT_OF
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import (
@@ -77,31 +82,16 @@ from gateway.errors import (
 )
 from gateway.http.admission import (
     by_head,
-    charging_prices,
-    check_objects,
     check_route,
     count_in_turn,
     identify,
-    judge,
-    keep_run,
     know_upstreams,
     known,
-    named_objects,
-    named_prices,
-    open_run,
     priced,
-    prices_of,
     read,
-    run_policies,
-    run_to_judge,
 )
-from gateway.http.charge import (
-    NO_UNITS,
-    check_admitted,
-    fields_allowed,
-    hold_request,
-)
-from gateway.http.ports import DirectoryPort, Ports
+from gateway.http.charge import NO_UNITS, check_admitted, fields_allowed
+from gateway.http.ports import Ports
 from gateway.http.relay import own_answer
 from gateway.http.routing.head import CallHead
 from gateway.http.server.exchange import Exchange, Worker
@@ -376,9 +366,7 @@ async def _taken(
         budgets: CallBudgets | None
         if authorized is None:
             _judge(worker, attribution, caller, route, call)
-            service = _service(ports.directory, caller, said.service)
-            budgets = ports.directory.budgets(caller, service.id, attribution, call, run=run)
-            prices = prices_of(ports, caller, service, call, budgets)
+            service, prices, budgets = price_call(ports, caller, said.service, (), attribution, call, run)
         else:
             service, prices, budgets = priced(worker, head, exchange.attempt, caller, call, run)
         reader = worker.heads.bindings.read_by(said.service) if authorized is None else None
@@ -503,7 +491,10 @@ def _judge(
     worker: Worker, attribution: Attribution, caller: Caller, route: Route | None, call: CallRequest
 ) -> None:
     """Check the models, user and priority of a hold, and set the targets of its model."""
-    rule = judge(worker, attribution, caller, call, attribution.user, "this hold names none", "user")
+    rule = judge(
+        worker.models, worker.ports.directory, attribution, caller, call, attribution.user,
+        "this hold names none", "user",
+    )  # fmt: skip
     if rule is not None:
         call.targets = named_by(rule, call.model)
     if route is not None:
@@ -513,13 +504,6 @@ def _judge(
 def _access(route: Route) -> ObjectAccess:
     """Return how the calls of a route access stored objects."""
     return ObjectAccess((), SHAPES[route.meter].keeps, apart=route.objects != "shared")
-
-
-def _service(directory: DirectoryPort, caller: Caller, key: str) -> Service:
-    found = directory.resolve(caller, key)
-    if found is None:
-        raise ServiceNotIncluded
-    return found
 
 
 def _estimate(ports: Ports, caller: Caller, service: Service, said: HoldBody, call: CallRequest) -> Estimate:

@@ -16,7 +16,11 @@ from urllib.parse import quote
 
 import msgspec
 
+from gateway.calls.call_run import keep_run
 from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
+from gateway.calls.claim import hold_request
+from gateway.calls.permit import check_batch_models, check_objects, named_objects, run_policies
+from gateway.calls.prices import charging_prices, check_parts, money_budgets, named_prices, prices_of
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.outbox import NONE
 from gateway.core.accounts.plans import Weights
@@ -72,31 +76,8 @@ from gateway.errors import (
     UnknownRoute,
     UserRequired,
 )
-from gateway.http.admission import (
-    NO_WORDS,
-    admit,
-    charging_prices,
-    check_batch_models,
-    check_objects,
-    check_parts,
-    identify,
-    keep_run,
-    know_upstreams,
-    known,
-    money_budgets,
-    named_objects,
-    named_prices,
-    prices_of,
-    run_policies,
-)
-from gateway.http.charge import (
-    NO_UNITS,
-    OPENING_MS,
-    AdmittedCall,
-    fields_allowed,
-    hold_request,
-    reserve_hold,
-)
+from gateway.http.admission import NO_WORDS, admit, identify, know_upstreams, known
+from gateway.http.charge import NO_UNITS, OPENING_MS, AdmittedCall, fields_allowed, reserve_hold
 from gateway.http.collections import at_collection
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
@@ -458,7 +439,7 @@ async def _taken(
     user = caller.acts_for(attribution.user, first.user)
     if caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param="x-tollkeeper-user")
-    check_batch_models(worker, attribution, caller, first, 1)
+    check_batch_models(worker.models, ports.directory, attribution, caller, first, 1)
     service = ports.directory.resolve(caller, route.service)
     if service is None:
         raise ServiceNotIncluded
@@ -520,7 +501,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
         began_s = ports.seconds()
         for one in calls:
             number += 1
-            check_batch_models(worker, attribution, caller, one, number)
+            check_batch_models(worker.models, ports.directory, attribution, caller, one, number)
             if caller.acts_for(attribution.user, one.user) != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
             named = named_objects(worker.models, routed.owned, caller, one)

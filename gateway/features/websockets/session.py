@@ -21,6 +21,8 @@ import msgspec
 from wsproto import ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 
+from gateway.calls.permit import check_objects, judge, named_objects
+from gateway.calls.prices import prices_of
 from gateway.core.calls.call import (
     BodyLook,
     CallRequest,
@@ -49,7 +51,7 @@ from gateway.features.websockets.sockets import (
     open_as,
     take_place,
 )
-from gateway.http.admission import admit, check_objects, identify, judge, known, named_objects, prices_of
+from gateway.http.admission import admit, identify, known
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import forward, socket_key
 from gateway.http.protocol.answer import EVENT_STREAM, AnswerHead
@@ -553,8 +555,9 @@ class LiveSocket(WebSocket):
         owned = named_objects(models, routed.owned, caller, call)
         before, call.models_beside = call.models_beside, self._session.models
         try:
-            judge(charge.worker, charge.head.attribution, charge.caller, call, charge.user)
-            prices = prices_of(charge.worker.ports, charge.caller, charge.service, call, charge.budgets)
+            ports = charge.worker.ports
+            judge(models, ports.directory, charge.head.attribution, caller, call, charge.user)
+            prices = prices_of(ports, caller, charge.service, call, charge.budgets)
             if len(named_objects(models, routed.owned, caller, call)) > len(owned):
                 raise InvalidRequest(
                     "A trained model cannot be named in a message: name it in the address that opens the connection.",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes
 
+from gateway.calls.ports import DirectoryPort
 from gateway.core.calls import binding
 from gateway.core.calls.binding import UNREAD_METERS, Binding
 from gateway.core.calls.forms import boundary_of
@@ -28,7 +29,7 @@ from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES, SPEA
 from gateway.core.model import GENERIC, Family, Service
 from gateway.errors import InvalidRequest, ObjectNotFound, Refusal, UnknownRoute, UpgradeRefused
 from gateway.extras import is_installed
-from gateway.http.ports import DirectoryPort, Log
+from gateway.http.ports import Log
 from gateway.http.protocol.request import RequestHead
 
 OWN_PREFIX = "/.tollkeeper/"

@@ -12,12 +12,13 @@ from dataclasses import replace
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from gateway.calls.ports import CountersPort
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.calls.routes import Route
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import Decision, HoldRequest, Settlement, SettleResult, Verdict
 from gateway.core.traces import Span, SpanKind, Trace, Value
-from gateway.http.ports import CountersPort, Ports, Tracer
+from gateway.http.ports import Ports, Tracer
 from gateway.http.routing.head import CallHead
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import Attempt, Exchange

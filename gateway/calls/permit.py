@@ -1,0 +1,132 @@
+"""Whether a caller may make a call: its models, user, priority, stored objects and run policies.
+
+Prices and limits are no subject of this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from gateway.calls.ports import DirectoryPort, ObjectOwnersPort
+from gateway.core.accounts.run_policies import CallRunPolicies
+from gateway.core.accounts.runs import FIELD
+from gateway.core.calls.call import CallRequest
+from gateway.core.calls.models import ConfiguredModels
+from gateway.core.calls.routes import ModelRule
+from gateway.core.families.objects import ObjectAccess, field_of
+from gateway.core.families.registry import FAMILIES
+from gateway.core.model import INTERACTIVE, USER_REQUIRED, Attribution, Caller, RunRequest, on_list
+from gateway.errors import ModelNotAllowed, ObjectNotFound, PriorityNotAllowed, RunRequired, UserRequired
+
+
+def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this may not be
+    models: ConfiguredModels, directory: DirectoryPort, attribution: Attribution, caller: Caller,
+    call: CallRequest, user: str, without_model: str = "", user_field: str = "",
+) -> ModelRule | None:  # fmt: skip
+    """Check the models, user and priority of a call; return the rule of its configured model or None.
+
+    Raise `UserRequired` if the key requires a user and the field `user_field` names none. Raise
+    `ModelNotAllowed` if a model that may answer is not on every list that applies to the call, or is
+    configured for other organizations only. A call without a model is refused with the message
+    `without_model`, or passes if that is empty.
+    """
+    if user_field and caller.user_header == USER_REQUIRED and not user:
+        raise UserRequired(param=user_field)
+    if attribution.priority == INTERACTIVE and caller.priority != INTERACTIVE:
+        raise PriorityNotAllowed(
+            f"This API key may claim the priority {caller.priority} alone.", param="x-tollkeeper-priority"
+        )
+    for whose, listed in lists_of(directory, caller, user):
+        if call.model or (call.models_beside and not without_model):
+            for model in (call.model, *call.models_beside):
+                if model and model not in listed and not on_list(model, listed):
+                    kind = "tool" if call.tool else "model"
+                    by = call.chosen_by(model) if call.attempts else ""
+                    raise ModelNotAllowed(f"This {whose} may not use the {kind} {model}{by}.")
+        elif without_model:
+            raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
+    table = models.table()
+    if not table.rules or call.tool:
+        return None
+    for beside in call.models_beside:  # the upstream may use one of these instead
+        table.find(beside, caller.organization_id)
+    return table.find(call.model, caller.organization_id) if call.model else None
+
+
+async def check_objects(
+    objects: ObjectOwnersPort, caller: Caller, call: CallRequest, named: tuple[str, ...]
+) -> None:
+    """Raise `ObjectNotFound` if a call has `named` an object or created model that it may not use.
+
+    A text in a field that no table has must be no object of another organization.
+    """
+    if not named and not call.unsure:
+        return
+    refused = await objects.refused(caller, named, call.unsure)
+    if refused is not None:
+        place = field_of(call, refused)
+        where = f"The field is {place}." if place else "The path or a header names it."
+        raise ObjectNotFound(f"{ObjectNotFound.__doc__} {where}", param=place or None)
+
+
+def named_objects(
+    models: ConfiguredModels, owned: ObjectAccess | None, caller: Caller, call: CallRequest, listed: str = ""
+) -> tuple[str, ...]:
+    """Return the stored objects that a call names, and its models that were created through the API.
+
+    Such a model, perhaps a fine-tuned one, has an owner like other stored objects. Names from the operator's
+    configuration are not included. `listed` is a model that the path of a list names.
+    """
+    rules = FAMILIES[call.family].objects
+    if not rules.models or owned is None or not owned.apart:
+        return call.named
+    begins, asked = rules.models, (call.model, *call.models_beside, listed)
+    if call.targets:
+        asked = (*asked, *[one.model for one in call.targets])
+    made = [one for one in asked if one.lower().startswith(begins)]
+    if not made:
+        return call.named
+    table, whose = models.table(), caller.organization_id
+    rule = table.find(call.model, whose) if call.model else None
+    written = [] if rule is None else [one.model for one in rule.targets]
+    return (
+        *call.named,
+        *[one for one in made if one not in written and not table.names_itself(one, whose, begins)],
+    )
+
+
+def check_batch_models(  # noqa: PLR0917  # as `judge`
+    models: ConfiguredModels, directory: DirectoryPort, attribution: Attribution, caller: Caller,
+    call: CallRequest, number: int = 1,
+) -> None:  # fmt: skip
+    """Check the models of one call of a batch; an error names the call's line `number`."""
+    try:
+        judge(models, directory, attribution, caller, call, caller.acts_for(attribution.user, call.user))
+    except ModelNotAllowed as error:
+        raise ModelNotAllowed(f"Line {number}: {error.told}") from error
+
+
+def lists_of(directory: DirectoryPort, caller: Caller, user: str) -> list[tuple[str, Collection[str]]]:
+    """Return the model allow-lists for a call, each with its owner's name; a model must be on every list."""
+    found: list[tuple[str, Collection[str]]] = []
+    if caller.models is not None:
+        found.append(("API key", caller.models))
+    lists = directory.model_lists(caller)
+    if lists is not None:
+        found += lists.of(caller.tenant_id, user)
+    return found
+
+
+def run_policies(
+    directory: DirectoryPort, caller: Caller, asked: RunRequest | None, field: str = FIELD
+) -> CallRunPolicies:
+    """Return the run policies of a caller; one may require that each call names a run.
+
+    Raise `RunRequired` if a run is required and `asked` is None; the message names the header field `field`.
+    """
+    policies = directory.run_policies(caller)
+    if asked is None:
+        for whose, policy in policies:
+            if policy.required:
+                raise RunRequired(f"Each call of this {whose} needs a run: name one in {field}.", param=field)
+    return policies

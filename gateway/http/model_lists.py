@@ -1,0 +1,121 @@
+"""Lists of models show only models that the caller may call, by its key, its services and their prices."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.calls.permit import lists_of
+from gateway.calls.prices import prices_of
+from gateway.core.calls.call import CallRequest, NameCheck
+from gateway.core.calls.models import ModelTable, named_by
+from gateway.core.families.family import Listing, narrowed
+from gateway.core.families.registry import FAMILIES
+from gateway.core.model import Caller, Family, Patterns, Service
+from gateway.errors import ModelNotAllowed, ModelNotPriced, ServiceNotIncluded, TooManyBudgets
+from gateway.http.routing.head import CallHead
+from gateway.http.server.exchange import Worker
+
+# A name of a model that cannot exist, and has no price.
+_UNHEARD_OF: Final = "\0"
+
+
+def narrow(worker: Worker, head: CallHead, caller: Caller, call: CallRequest, listing: Listing) -> None:
+    """Remove models that the caller may not call from a list; raise 403 if the path names such a model."""
+    routed, directory = head.routed, worker.ports.directory
+    services, model = _services(worker, head, caller), routed.listed
+    user = caller.acts_for(head.attribution.user, call.user)
+    lists = [(whose, listed, Patterns(listed)) for whose, listed in lists_of(directory, caller, user)]
+    configured = worker.models.table()
+
+    def shows(name: str) -> bool:
+        for _, listed, patterns in lists:
+            if name not in listed and not patterns.hold(name):
+                return False
+        if configured.rules and not _is_open(configured, caller, name):
+            return False
+        made = checks is not None and name.lower().startswith(begins) and name not in checks.own
+        if made and not configured.names_itself(name, caller.organization_id, begins):
+            return False
+        return services is None or any(_may_call(worker, head, caller, one, name) for one in services)
+
+    rules, owned = FAMILIES[routed.family].objects, routed.owned
+    is_apart = owned is not None and owned.apart and not listing.prefix
+    begins = rules.models if is_apart else ()
+    checks = NameCheck(begins) if begins and not model else None
+    ours = _configured(worker, routed.family, caller, configured) if configured.rules else []
+    if model:
+        if not shows(model):
+            raise ModelNotAllowed(f"This API key may not use the model {model}.")
+        if model in ours:
+            call.listing = listing.one(model)
+    elif ours:
+        call.listing = listing.written([one for one in ours if shows(one)])
+    elif lists or services is not None or configured.rules or checks is not None:
+        call.checks, decides = checks, bool(lists or services is not None or configured.rules)
+        call.narrow = lambda document: (
+            narrowed(document, listing, shows, checks)
+            if decides or any(one.encode() in document.lower() for one in begins)
+            else iter((document,))  # the document names no model
+        )
+        call.strip_usage = True  # ask for a list without compression; its length is unknown
+
+
+def _configured(worker: Worker, family: Family, caller: Caller, models: ModelTable) -> list[str]:
+    """Return the configured models of the caller's organization that answer in the requested list's API."""
+    found: list[str] = []
+    for name in models.names(caller.organization_id):
+        rule = models.find(name, caller.organization_id)
+        targets = () if rule is None else rule.targets
+        there = [worker.upstreams[one.upstream].target for one in targets if one.upstream in worker.upstreams]
+        if any(not one.family or one.family == family for one in there):
+            found.append(name)
+    return found
+
+
+def _services(worker: Worker, head: CallHead, caller: Caller) -> list[Service] | None:
+    """Return the caller's services at the upstream of a head, or None if they allow any model."""
+    ports = worker.ports
+    keys = worker.heads.bindings.services_at(head.routed.upstream)
+    catalogue = ports.directory.catalogue()
+    there = [key for key in keys if key in catalogue]  # services that do not exist yet are left out
+    found: list[Service] = []
+    for key in there:
+        try:
+            service = ports.directory.resolve(caller, key)
+        except ServiceNotIncluded:
+            continue
+        if service is not None:
+            found.append(service)
+    # A service allows any model if even a model without a price may be called.
+    is_any = len(found) == len(there) and all(
+        _may_call(worker, head, caller, one, _UNHEARD_OF) for one in found
+    )
+    if is_any and (there or not keys):
+        return None
+    return found
+
+
+def _may_call(worker: Worker, head: CallHead, caller: Caller, service: Service, model: str) -> bool:
+    """Return whether the model has every price, budget and permission that a call of it needs."""
+    ports, said = worker.ports, head.attribution
+    call = CallRequest("none", head.routed.family, b"", model=model)
+    try:
+        if (table := worker.models.table()).rules:
+            rule = table.find(model, caller.organization_id)
+            call.targets = () if rule is None else named_by(rule, model)
+        budgets = None
+        if service.id:
+            budgets = ports.directory.budgets(caller, service.id, said, call, False)
+        prices_of(ports, caller, service, call, budgets)
+    except (ModelNotPriced, ModelNotAllowed, TooManyBudgets):
+        return False
+    return True
+
+
+def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
+    """Return whether the caller's organization may use a model `name`; the operator can reserve names."""
+    try:
+        configured.find(name, caller.organization_id)
+    except ModelNotAllowed:
+        return False
+    return True
