@@ -131,6 +131,47 @@ async def slot_moved(scene: Scene) -> Figures:
     return await scene.finish()
 
 
+@row("A primary of a cluster is removed while calls are in flight", clustered=True, alone=True)
+async def primary_removed(scene: Scene) -> Figures:
+    """Some of its slots go key by key, all others at once; it stays in the settings, alone and empty.
+
+    Then a gateway and the keeper, which may not have seen all of it, start again with these settings.
+    """
+    await scene.set_up()
+    world = cluster_of(scene)
+    leaving, _ = await struck(scene)
+    to = await asyncio.to_thread(_other, scene)
+    async with scene.probing() as probes, scene.load() as load:
+        await load.more(30)
+        began = time.monotonic()
+        for partition in (await asyncio.to_thread(world.cluster.partitions_of, leaving))[::4]:
+            go_on = await asyncio.to_thread(world.cluster.begin_move, partition, to)
+            while not await asyncio.to_thread(go_on, KEYS_AT_ONCE):
+                pass
+        await asyncio.to_thread(world.cluster.remove, leaving, to)
+        removed = time.monotonic()
+        await load.more(60)
+        for program in (world.gateways[1].program, world.keepers[0].program):
+            starts = program.starts
+            program.send(signal.SIGKILL)
+            await world.until(lambda program=program, starts=starts: program.starts > starts)
+        await world.until_admin()
+        await load.more(60)
+    ended = time.monotonic()
+    figures = await scene.finish()
+    refused = sum(not one.complete for one in probes)
+    ready = await asyncio.to_thread(world.ready)
+    figures.other = {
+        "removed_s": round(removed - began, 1), "refused": refused,
+        "stored_s": round(time.monotonic() - ended, 1),
+    }  # fmt: skip
+    if refused:
+        figures.broken.append(f"{refused} of {len(probes)} calls were refused")
+    if ready.get("every_partition") is False or ready.get("reasons"):
+        figures.broken.append(f"the keeper says behind it: {ready}")
+    return figures
+
+
 def _other(scene: Scene) -> Member:
     """A primary that has not the organization that is probed."""
     world = cluster_of(scene)
