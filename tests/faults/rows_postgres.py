@@ -306,7 +306,9 @@ async def ids_behind_a_backup(scene: Scene) -> Figures:
     figures.other = {"rows_gone": movements, "released": released, "dead_letters": len(seqs)}
     told = [new.id > gone.id, new.organization_id > gone.organization_id, new.key_id > gone.key_id]
     if not all(told) or statuses != [401] * len(world.gateways):
-        figures.broken.append(f"{gone} is gone, {new} is new, and the key of the former is answered {statuses}")
+        figures.broken.append(
+            f"{gone} is gone, {new} is new, and the key of the former is answered {statuses}"
+        )
     # What was stored and is gone, and what waited: together each movement there was, once.
     if named != [("unknown_account", stored)] or seqs != list(range(stored + 1, stored + 1 + len(seqs))):
         figures.broken.append(f"{stored} movements were stored; named: {named}, dead letters: {seqs[:3]}…")
@@ -333,7 +335,9 @@ async def _statuses(scene: Scene, tenant: Tenant) -> list[int]:
 
 def _last_seq(world: World, tenant: Tenant) -> int:
     """The last movement of a tenant's tokens by a call that is a row; 0 before any."""
-    query = "SELECT coalesce(max(seq), 0) FROM token_ledger WHERE tenant_id = %s AND transaction_type = 'consume'"
+    query = (
+        "SELECT coalesce(max(seq), 0) FROM token_ledger WHERE tenant_id = %s AND transaction_type = 'consume'"
+    )
     return int(world.rows(query, tenant.id)[0][0])
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from tests.faults.audit import Expected, Figures
+from tests.faults.budgets import add_budget, begin, costs_of
 from tests.faults.cast import USERS
 from tests.faults.scene import Scene, row
 from tests.faults.truth import PIECES
@@ -220,6 +221,88 @@ async def clocks_jump(scene: Scene) -> Figures:
     if resets != {2}:
         figures.broken.append(f"one midnight passed and {resets} resets were made, the first grant included")
     return figures
+
+
+# Clocks in Berlin change at 01:00 UTC of the last Sunday of March and of October (2000/84/EC). By month, in seconds
+# from then: the beginning of that day, which has 23 hours or 25, and its end.
+CHANGES = {3: (-7_200, 75_600), 10: (-10_800, 79_200)}
+LEAD_S, CLOSE_S = 4.0, 1.0
+
+
+def _next_day_of_change(now: dt.datetime) -> tuple[dt.datetime, dt.datetime]:
+    """The beginning and end of the next day in Berlin on which clocks change."""
+    for year, month in itertools.product((now.year, now.year + 1), CHANGES):
+        last = dt.datetime(year, month, 31, 1, tzinfo=dt.UTC)
+        change = last - dt.timedelta(days=last.isoweekday() % 7)
+        begins, ends = (change + dt.timedelta(seconds=one) for one in CHANGES[month])
+        if begins > now:
+            return begins, ends
+    raise AssertionError(now)
+
+
+async def _believe(world: World, clock: Clock) -> None:
+    """Have all programs and Redis start again with this clock; PostgreSQL, whose user is another, has its own."""
+    world.valkey.environment |= clock.environment
+    await asyncio.to_thread(world.valkey.stop, signal.SIGTERM)
+    await asyncio.to_thread(world.valkey.start)
+    for program in (one.program for one in (*world.keepers, *world.gateways)):
+        starts = program.starts
+        program.environment |= clock.environment
+        program.send(signal.SIGTERM)
+        await world.until(lambda program=program, starts=starts: program.starts > starts)
+    await world.until_admin()
+
+
+@row("A budget's day of 23 or 25 hours ends while calls are in flight", alone=True)
+async def budgets_at_a_change_of_clocks(scene: Scene) -> Figures:
+    """It ends when clocks there show midnight, for each call once. Redis, gateways and keeper have one clock."""
+    world = scene.world
+    if not libfaketime():
+        raise MissingError("libfaketime is missing and cannot be installed (Debian's package faketime)")
+    clock, now = Clock(world.folder / "clock"), dt.datetime.now(dt.UTC)
+    begins, ends = _next_day_of_change(now)
+    ahead_s = (ends - now).total_seconds() - HOUR_S
+    clock.set(ahead_s)
+    await _believe(world, clock)
+    cast = await scene.set_up()
+    of = cast.tenants[0].organization_id
+    said = {"interval": "day", "time_zone": "Europe/Berlin"}
+    budget = await asyncio.to_thread(add_budget, world, cast.budgets, of, "organization_id", of, **said)
+    await _until_counted(scene, budget)
+    await scene.rest()
+    await asyncio.to_thread(begin, world, cast.budgets, cast.organizations)
+    made = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=ahead_s)  # PostgreSQL has not that clock
+    world.rows("UPDATE budget SET updated_at = %s WHERE organization_id = %s", made, of)
+    clock.set((ends - dt.datetime.now(dt.UTC)).total_seconds() - LEAD_S)
+    ended = time.monotonic() + LEAD_S
+    async with scene.load() as load:
+        await asyncio.sleep(LEAD_S + CLOSE_S)
+        await world.until(partial(_all_called, scene, load, ended + CLOSE_S), what="a call of each tenant")
+    figures = await scene.finish()
+    costs, ours = costs_of(world, [of]), {one.key for one in cast.tenants if one.organization_id == of}
+    calls = [one for one in load.calls if one.complete and one.asked.key in ours]
+    least = {
+        begins: sum(costs.get(one.request_id, 0) for one in calls if one.ended < ended - CLOSE_S),
+        ends: sum(costs.get(one.request_id, 0) for one in calls if one.began > ended + CLOSE_S),
+    }
+    query = "SELECT start, used FROM budget_use WHERE budget_id = %s ORDER BY start"
+    used = {start: int(amount) for start, amount in world.rows(query, budget)}
+    figures.other = {"day": f"{begins:%d %B %H:%M} to {ends:%H:%M} UTC", "calls": len(calls)}
+    if used.keys() != least.keys() or any(not 0 < least[one] <= used[one] for one in least):
+        figures.broken.append(f"the budget's days: {used}, and at least {least} was used")
+    return figures
+
+
+async def _until_counted(scene: Scene, budget: int) -> None:
+    """Wait until calls at every gateway are counted by a budget of the first tenant's organization."""
+    asked = scene.cast.ask(Kind.CHAT, scene.cast.tenants[0], scene.draw)
+    path, used = f"/budgets/{budget}", "0"
+    for node in scene.world.gateways:
+        caller, before = Caller(node.door), used
+        while used == before:
+            await caller.call(asked)
+            used = (await asyncio.to_thread(scene.world.admin, "GET", path))["used"]
+        caller.leave()
 
 
 # --- everything at once -----------------------------------------------------------------
