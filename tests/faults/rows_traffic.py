@@ -28,6 +28,8 @@ from tests.faults.world import MissingError, World
 
 ABORTS_SHORT, ABORTS_LONG = 150, 10_000
 AT_ONCE = 32
+# A whole day of 1,000,000 would take hours of this machine.
+DAY_CALLS_SHORT, DAY_CALLS_LONG, DAY_BYTES_MAX = 5_000, 100_000, 20
 SOAK_S_SHORT, SOAK_S_LONG = 3.0, 1_200.0
 MEMORY_GROWTH_MAX = 1.25
 LIBFAKETIME = "/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1"
@@ -67,6 +69,35 @@ async def clients_leave(scene: Scene) -> Figures:
     await _each(scene, [asked(number) for number in range(aborts)])
     figures = await scene.finish()
     figures.other = {"aborts": sum(not call.complete for call in scene.calls)}
+    return figures
+
+
+@row("One organization makes many calls in a day", limit_s=3600)
+async def calls_of_a_day(scene: Scene) -> Figures:
+    """Each is a row, and its day, budgets and balances have all of them; Redis does not grow by calls that ended."""
+    cast = await scene.set_up()
+    of = cast.tenants[0].organization_id
+    ours = [one for one in cast.tenants if one.organization_id == of and one is not cast.tight]
+    kinds = (Kind.CHAT, Kind.CHAT, Kind.CHAT, Kind.STREAM)
+    calls = DAY_CALLS_LONG if scene.long else DAY_CALLS_SHORT
+    with scene.world.counters() as counters:
+        before = int(counters.info("memory")["used_memory"])
+        began = time.monotonic()
+        await _each(scene, [cast.ask(kinds[one % 4], ours[0], scene.draw) for one in range(calls)])
+        called = time.monotonic()
+        await scene.rest()
+        rested = time.monotonic()
+        grown = int(counters.info("memory")["used_memory"]) - before
+    figures = await scene.finish()
+    rows = scene.world.rows("SELECT count(*) FROM call WHERE tenant_id = %s AND NOT refused", ours[0].id)[0][
+        0
+    ]
+    figures.other = {
+        "calls_a_second": round(calls / (called - began)), "stored_s": round(rested - called, 1),
+        "redis_bytes_a_call": round(grown / calls), "rows": rows,
+    }  # fmt: skip
+    if scene.long and grown > calls * DAY_BYTES_MAX:
+        figures.broken.append(f"Redis has {grown} bytes more behind {calls} calls")
     return figures
 
 
