@@ -10,21 +10,28 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import psutil
 
+from gateway.features.archive.archiving import archive
+from gateway.features.archive.reading import prove
+from gateway.ops.storage import FileStore
+from tests.faults import audit
 from tests.faults.audit import Expected, Figures
 from tests.faults.budgets import add_budget, begin, costs_of
 from tests.faults.cast import USERS
 from tests.faults.scene import Scene, row
+from tests.faults.servers import ROOT
 from tests.faults.truth import PIECES
 from tests.faults.workload import Call, Caller, Kind, Load, PlannedCall
 from tests.faults.world import MissingError, World
+from tests.features.archive.aging import held
 
 ABORTS_SHORT, ABORTS_LONG = 150, 10_000
 AT_ONCE = 32
@@ -257,6 +264,7 @@ async def clocks_jump(scene: Scene) -> Figures:
 # Clocks in Berlin change at 01:00 UTC of the last Sunday of March and of October (2000/84/EC). By month, in seconds
 # from then: the beginning of that day, which has 23 hours or 25, and its end.
 CHANGES = {3: (-7_200, 75_600), 10: (-10_800, 79_200)}
+ARCHIVED_S_MAX = 60.0
 LEAD_S, CLOSE_S = 4.0, 1.0
 
 
@@ -322,6 +330,82 @@ async def budgets_at_a_change_of_clocks(scene: Scene) -> Figures:
     if used.keys() != least.keys() or any(not 0 < least[one] <= used[one] for one in least):
         figures.broken.append(f"the budget's days: {used}, and at least {least} was used")
     return figures
+
+
+@row("A closed month is archived, proven and dropped while calls are in flight", alone=True)
+async def month_archived(scene: Scene) -> Figures:
+    """Each movement is a row or in a file, once, and a backup of what is left is proven."""
+    world = scene.world
+    if not libfaketime():
+        raise MissingError("libfaketime is missing and cannot be installed (Debian's package faketime)")
+    cast, clock = await scene.set_up(), Clock(world.folder / "clock")
+    async with scene.load() as load:
+        await load.more(100)
+    figures = await scene.finish()
+    first = dt.datetime.now(dt.UTC).date().replace(day=1)
+    over = (first + dt.timedelta(days=31)).replace(day=1)
+    today = (over + dt.timedelta(days=31)).replace(day=10)
+    clock.set((dt.datetime.combine(today, dt.time(12), dt.UTC) - dt.datetime.now(dt.UTC)).total_seconds())
+    keeper = world.keepers[0].program
+    keeper.settings = keeper.settings.with_values(invoice_issuer="Tollkeeper Ltd\n12 Gate Street")
+    await _believe(world, clock)
+    place = FileStore(str(world.folder / "archive"))
+    await cast.until_served()
+    async with scene.load(pause_s=0.05) as load:
+        await load.more(20)
+        await asyncio.to_thread(_bill, world, cast.organizations, first, over)
+        began, rows = time.monotonic(), 0
+        while True:
+            done = await asyncio.to_thread(archive, world.postgres.url, place, today, None, drop_after=0)
+            rows += sum(one.rows for one in done.files)
+            if not done.open or time.monotonic() > began + ARCHIVED_S_MAX:
+                break
+            await asyncio.sleep(1.0)  # keepers charge, allocate and close the month meanwhile
+        archived = time.monotonic()
+        await load.more(50)
+    await scene.rest()
+    figures.other = {"rows": rows, "archived_s": round(archived - began, 1), "meanwhile": len(load.calls)}
+    figures.broken += await asyncio.to_thread(_archived_wrongly, scene, place, load)
+    figures.broken += [f"{one.month:%B} is open: {one.reasons}" for one in done.open]
+    if not rows:
+        figures.broken.append("nothing was archived")
+    return figures
+
+
+def _archived_wrongly(scene: Scene, place: FileStore, load: Load) -> Iterator[str]:
+    """Yield what an archive and its database do not have once, and what a backup of it is not proven by."""
+    world, cast = scene.world, scene.cast
+    yield from prove(world.postgres.url, place).broken
+    found = held(world.postgres.url, place)
+    for owner, seq in world.rows("SELECT organization_id, seq FROM credit_posting"):
+        found[("credit_transaction", owner, seq)] += 1
+    last: dict[tuple[str, object], int] = {}
+    for ledger, owner, seq in found:
+        last[ledger, owner] = max(last.get((ledger, owner), 0), int(str(seq)))
+    for (ledger, owner), most in last.items():
+        times = {seq: found[ledger, owner, seq] for seq in range(1, most + 1)}
+        if wrong := {seq: count for seq, count in times.items() if count != 1}:
+            yield f"{ledger} of {owner}: {wrong} are not there once"
+    charged = audit._charged(cast)
+    for request_id in (one.request_id for one in load.calls if one.complete):
+        right = audit.used(world.upstream.told[request_id])
+        if charged.get(request_id, ("", 0))[1] != right:
+            yield f"{request_id} used {right} while its ledger was archived, and has {charged.get(request_id)}"
+    figures = Figures()
+    audit._views(cast, figures, Expected())
+    yield from figures.broken
+    backup = [sys.executable, "-m", "gateway", "backup", "--prove", "--to", str(world.folder / "after.tar")]
+    backup += ["--database-url", world.postgres.url]
+    done = subprocess.run(backup, capture_output=True, text=True, check=False, cwd=ROOT)
+    if done.returncode:
+        yield f"a backup of it: {done.stdout[-300:]}{done.stderr[-300:]}"
+
+
+def _bill(world: World, organizations: list[int], first: dt.date, over: dt.date) -> None:
+    for one in organizations:
+        period = {"period_start": f"{first}", "period_end": f"{over}"}
+        made = world.admin("POST", "/invoices", {"organization_id": one} | period)
+        world.admin("POST", f"/invoices/{made['id']}/finalize", {})
 
 
 async def _until_counted(scene: Scene, budget: int) -> None:

@@ -22,7 +22,7 @@ REAL = ("gateway_crashes", "valkey_killed", "postgres_full", "upstream_resets")
 # kills of a flusher.
 NIGHTLY = (
     "flusher_crashes", "fallback", "sigterm", "soak", "primary_removed", "ids_behind_a_backup",
-    "budgets_at_a_change_of_clocks", "calls_of_a_day",
+    "month_archived",    "budgets_at_a_change_of_clocks", "calls_of_a_day",
 )  # fmt: skip
 LASTING = "lasting_redis_paused_5"
 
