@@ -304,15 +304,15 @@ async def ids_behind_a_backup(scene: Scene) -> Figures:
     seqs = sorted(decode(raw).seq for (raw,) in world.rows(DEAD, gone.organization_id))
     figures.detected_s = detected - back
     figures.other = {"rows_gone": movements, "released": released, "dead_letters": len(seqs)}
-    told = [new.id > gone.id, new.organization_id > gone.organization_id, new.key_id > gone.key_id]
-    if not all(told) or statuses != [401] * len(world.gateways):
+    are_new = [new.id > gone.id, new.organization_id > gone.organization_id, new.key_id > gone.key_id]
+    if not all(are_new) or statuses != [401] * len(world.gateways):
         figures.broken.append(
             f"{gone} is gone, {new} is new, and the key of the former is answered {statuses}"
         )
     # What was stored and is gone, and what waited: together each movement there was, once.
     if named != [("unknown_account", stored)] or seqs != list(range(stored + 1, stored + 1 + len(seqs))):
         figures.broken.append(f"{stored} movements were stored; named: {named}, dead letters: {seqs[:3]}…")
-    if sum(one.complete for one in theirs.calls) > stored + len(seqs):
+    if sum(call.complete for call in theirs.calls) > stored + len(seqs):
         figures.broken.append(f"of {len(theirs.calls)} calls {stored + len(seqs)} are named")
     if figures.counted_lost != movements:
         figures.broken.append(f"{movements} rows are gone, {figures.counted_lost} are counted")
@@ -327,10 +327,10 @@ DEAD = "SELECT raw FROM dead_letter WHERE organization_id = %s"
 async def _statuses(scene: Scene, tenant: Tenant) -> list[int]:
     """What each gateway answers a tenant."""
     callers = [Caller(node.door) for node in scene.world.gateways]
-    calls = [await one.call(scene.cast.ask(Kind.CHAT, tenant, scene.draw)) for one in callers]
-    for one in callers:
-        one.leave()
-    return [one.status for one in calls]
+    calls = [await caller.call(scene.cast.ask(Kind.CHAT, tenant, scene.draw)) for caller in callers]
+    for caller in callers:
+        caller.leave()
+    return [call.status for call in calls]
 
 
 def _last_seq(world: World, tenant: Tenant) -> int:

@@ -83,22 +83,20 @@ async def clients_leave(scene: Scene) -> Figures:
 async def calls_of_a_day(scene: Scene) -> Figures:
     """Each is a row, and its day, budgets and balances have all of them; Redis does not grow by calls that ended."""
     cast = await scene.set_up()
-    of = cast.tenants[0].organization_id
-    ours = [one for one in cast.tenants if one.organization_id == of and one is not cast.tight]
+    tenant = cast.tenants[0]
     kinds = (Kind.CHAT, Kind.CHAT, Kind.CHAT, Kind.STREAM)
     calls = DAY_CALLS_LONG if scene.long else DAY_CALLS_SHORT
     with scene.world.counters() as counters:
         before = int(counters.info("memory")["used_memory"])
         began = time.monotonic()
-        await _each(scene, [cast.ask(kinds[one % 4], ours[0], scene.draw) for one in range(calls)])
+        await _each(scene, [cast.ask(kinds[number % 4], tenant, scene.draw) for number in range(calls)])
         called = time.monotonic()
         await scene.rest()
         rested = time.monotonic()
         grown = int(counters.info("memory")["used_memory"]) - before
     figures = await scene.finish()
-    rows = scene.world.rows("SELECT count(*) FROM call WHERE tenant_id = %s AND NOT refused", ours[0].id)[0][
-        0
-    ]
+    query = "SELECT count(*) FROM call WHERE tenant_id = %s AND NOT refused"
+    ((rows,),) = scene.world.rows(query, tenant.id)
     figures.other = {
         "calls_a_second": round(calls / (called - began)), "stored_s": round(rested - called, 1),
         "redis_bytes_a_call": round(grown / calls), "rows": rows,
@@ -305,8 +303,8 @@ async def budgets_at_a_change_of_clocks(scene: Scene) -> Figures:
     await _believe(world, clock)
     cast = await scene.set_up()
     of = cast.tenants[0].organization_id
-    said = {"interval": "day", "time_zone": "Europe/Berlin"}
-    budget = await asyncio.to_thread(add_budget, world, cast.budgets, of, "organization_id", of, **said)
+    calendar = {"interval": "day", "time_zone": "Europe/Berlin"}
+    budget = await asyncio.to_thread(add_budget, world, cast.budgets, of, "organization_id", of, **calendar)
     await _until_counted(scene, budget)
     await scene.rest()
     await asyncio.to_thread(begin, world, cast.budgets, cast.organizations)
@@ -376,14 +374,14 @@ def _archived_wrongly(scene: Scene, place: FileStore, load: Load) -> Iterator[st
     """Yield what an archive and its database do not have once, and what a backup of it is not proven by."""
     world, cast = scene.world, scene.cast
     yield from prove(world.postgres.url, place).broken
-    found = held(world.postgres.url, place)
+    movements = held(world.postgres.url, place)
     for owner, seq in world.rows("SELECT organization_id, seq FROM credit_posting"):
-        found[("credit_transaction", owner, seq)] += 1
+        movements[("credit_transaction", owner, seq)] += 1
     last: dict[tuple[str, object], int] = {}
-    for ledger, owner, seq in found:
+    for ledger, owner, seq in movements:
         last[ledger, owner] = max(last.get((ledger, owner), 0), int(str(seq)))
     for (ledger, owner), most in last.items():
-        times = {seq: found[ledger, owner, seq] for seq in range(1, most + 1)}
+        times = {seq: movements[ledger, owner, seq] for seq in range(1, most + 1)}
         if wrong := {seq: count for seq, count in times.items() if count != 1}:
             yield f"{ledger} of {owner}: {wrong} are not there once"
     charged = audit._charged(cast)
@@ -402,9 +400,9 @@ def _archived_wrongly(scene: Scene, place: FileStore, load: Load) -> Iterator[st
 
 
 def _bill(world: World, organizations: list[int], first: dt.date, over: dt.date) -> None:
-    for one in organizations:
+    for organization in organizations:
         period = {"period_start": f"{first}", "period_end": f"{over}"}
-        made = world.admin("POST", "/invoices", {"organization_id": one} | period)
+        made = world.admin("POST", "/invoices", {"organization_id": organization} | period)
         world.admin("POST", f"/invoices/{made['id']}/finalize", {})
 
 
