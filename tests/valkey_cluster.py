@@ -71,6 +71,7 @@ class ValkeyCluster:
     def __init__(self, folder: Path, node_timeout_ms: int = NODE_TIMEOUT_MS, *options: str) -> None:
         folders = [folder / f"member{number}" for number in range(2 * SHARDS)]
         self.members = [self.member(one, node_timeout_ms, *options) for one in folders]
+        self.removed: list[Member] = []
 
     def member(self, folder: Path, node_timeout_ms: int, *options: str) -> Member:
         """One of its servers; not started."""
@@ -129,7 +130,7 @@ class ValkeyCluster:
             one.do("FUNCTION FLUSH")
 
     def stop(self) -> None:
-        for one in self.members:
+        for one in [*self.members, *self.removed]:
             one.client.close()
             one.stop(signal.SIGKILL)
 
@@ -163,6 +164,23 @@ class ValkeyCluster:
         slot = slot_of(partition)
         self.owner(partition).do("CLUSTER MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", to.id)
         wait_until(lambda: all(self._says(one, partition, to) for one in self.members if one.lives))
+
+    def remove(self, primary: Member, to: Member) -> None:
+        """Move all slots of a primary at once, and have it and its replica forgotten as `del-node` does.
+
+        Both go on, each alone and without slots.
+        """
+        leaving = [self.replica_of(primary), primary]
+        for first, last in _ranges(primary):
+            primary.do("CLUSTER MIGRATESLOTS", "SLOTSRANGE", first, last, "NODE", to.id)
+        wait_until(lambda: not any(_ranges(one, primary) for one in self.members if one.lives))
+        for one in leaving:
+            self.members.remove(one)
+            for other in self.members:
+                other.do("CLUSTER FORGET", one.id)
+            self.removed.append(one)
+        for one in leaving:
+            one.do("CLUSTER RESET")
 
     def begin_move(self, partition: int, to: Member) -> Callable[[int], bool]:
         """Begin to move a slot key by key, as any Redis does; what is answered moves so many keys more.
@@ -213,6 +231,12 @@ class ValkeyCluster:
 def slot_of(partition: int) -> int:
     """The slot of a partition's keys, by redis-py."""
     return int(key_slot(keys.marker(partition).encode()))  # type: ignore[no-untyped-call]  # untyped in redis-py
+
+
+def _ranges(one: Member, owner: Member | None = None) -> list[tuple[int, int]]:
+    """Return the first and last slots of a primary's ranges, by what a server says: itself by default."""
+    port = (owner or one).announced
+    return [(int(first), int(last)) for first, last, (_, at, *_), *_ in one.do("CLUSTER SLOTS") if at == port]
 
 
 def _owners(one: Member, slot: int) -> list[int]:

@@ -77,24 +77,25 @@ def make_budgets(world: World, tenants: Sequence[Tenant], tight: Tenant | None) 
     """Make them: each organization has one, each tenant, each key, and everybody in each organization."""
     found = Budgets()
     for organization in sorted({one.organization_id for one in tenants}):
-        _add(world, found, organization, "organization_id", organization, interval="total")
-        _add(world, found, organization, "organization_id", organization, each="user", interval="week")
+        add_budget(world, found, organization, "organization_id", organization, interval="total")
+        add_budget(world, found, organization, "organization_id", organization, each="user", interval="week")
     for one in tenants:
         of = one.organization_id
-        _add(world, found, of, "tenant_id", one.id, tenant_id=one.id, interval="month")
-        _add(world, found, of, "api_key_id", one.key_id, api_key_id=one.key_id, interval="day")
+        add_budget(world, found, of, "tenant_id", one.id, tenant_id=one.id, interval="month")
+        add_budget(world, found, of, "api_key_id", one.key_id, api_key_id=one.key_id, interval="day")
     if tight is not None:
         amount = f"{TIGHT_NANO / 10**9:.9f}"
-        found.tight = _add(
+        found.tight = add_budget(
             world, found, tight.organization_id, "tenant_id", tight.id,
             tenant_id=tight.id, interval="year", amount=amount,
         )  # fmt: skip
     return found
 
 
-def _add(
+def add_budget(
     world: World, found: Budgets, organization: int, of: str, owner: int, *, amount: str = WIDE, **said: Any
 ) -> int:
+    """Make one of an organization's budgets, of whose calls a column of the journal tells the owner; its id."""
     name = f"{of} {owner} {said['interval']}"
     fields = {"organization_id": organization, "name": name, "unit": "money", "amount": amount, **said}
     made = int(world.admin("POST", "/budgets", fields)["id"])

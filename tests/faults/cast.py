@@ -112,12 +112,12 @@ async def assemble(
     """Make a cast through the Admin API and wait until it is served; with budgets, unless without."""
     cast = Cast(world)
     await asyncio.to_thread(_services, world)
-    first = await asyncio.to_thread(_tenant, world, WIDE_TOKENS, None, plan)
-    second = await asyncio.to_thread(_tenant, world, WIDE_TOKENS, None, plan)
+    first = await asyncio.to_thread(make_tenant, world, WIDE_TOKENS, None, plan)
+    second = await asyncio.to_thread(make_tenant, world, WIDE_TOKENS, None, plan)
     cast.tenants = [first, second]
     if tight_tokens is not None:
         strict = plan | {"admission": "strict"}  # no call is admitted on less than it may use
-        cast.tight = await asyncio.to_thread(_tenant, world, tight_tokens, first.organization_id, strict)
+        cast.tight = await asyncio.to_thread(make_tenant, world, tight_tokens, first.organization_id, strict)
         cast.tenants.append(cast.tight)
     for organization in cast.organizations:
         addition = {"organization_id": organization, "credits_added": CREDITS}
@@ -144,7 +144,8 @@ def _services(world: World) -> None:
             world.admin("POST", "/services", common | {"key": key, "name": key} | fields)
 
 
-def _tenant(world: World, tokens: int, organization: int | None, plan: dict[str, Any]) -> Tenant:
+def make_tenant(world: World, tokens: int, organization: int | None, plan: dict[str, Any]) -> Tenant:
+    """Make a tenant with a plan and a key, in an organization of its own where none is named."""
     name = f"cast {next(_numbers)}"
     made = world.admin("POST", "/token-plans", {"name": name, "total_amount": tokens} | plan)
     fields: dict[str, Any] = {"name": name, "plan_id": made["id"], "limits": LIMITS, "user_limits": LIMITS}

@@ -254,7 +254,7 @@ class Lasting:
                 world.admin("POST", "/prices", said | price)
         organization = None
         for kind in KINDS:
-            tenant = cast._tenant(world, WIDE_TOKENS, organization, {})
+            tenant = cast.make_tenant(world, WIDE_TOKENS, organization, {})
             self.tenants[kind], organization = tenant, tenant.organization_id
         budget = {"organization_id": organization, "name": f"lasting {organization}", "unit": "money"}
         self.budget = world.admin("POST", "/budgets", budget | {"amount": "1000000", "interval": "total"})[

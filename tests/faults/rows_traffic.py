@@ -10,23 +10,33 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import psutil
 
+from gateway.features.archive.archiving import archive
+from gateway.features.archive.reading import prove
+from gateway.ops.storage import FileStore
+from tests.faults import audit
 from tests.faults.audit import Expected, Figures
+from tests.faults.budgets import add_budget, begin, costs_of
 from tests.faults.cast import USERS
 from tests.faults.scene import Scene, row
+from tests.faults.servers import ROOT
 from tests.faults.truth import PIECES
 from tests.faults.workload import Call, Caller, Kind, Load, PlannedCall
 from tests.faults.world import MissingError, World
+from tests.features.archive.aging import held
 
 ABORTS_SHORT, ABORTS_LONG = 150, 10_000
 AT_ONCE = 32
+# A whole day of 1,000,000 would take hours of this machine.
+DAY_CALLS_SHORT, DAY_CALLS_LONG, DAY_BYTES_MAX = 5_000, 100_000, 20
 SOAK_S_SHORT, SOAK_S_LONG = 3.0, 1_200.0
 MEMORY_GROWTH_MAX = 1.25
 LIBFAKETIME = "/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1"
@@ -66,6 +76,33 @@ async def clients_leave(scene: Scene) -> Figures:
     await _each(scene, [asked(number) for number in range(aborts)])
     figures = await scene.finish()
     figures.other = {"aborts": sum(not call.complete for call in scene.calls)}
+    return figures
+
+
+@row("One organization makes many calls in a day", limit_s=3600)
+async def calls_of_a_day(scene: Scene) -> Figures:
+    """Each is a row, and its day, budgets and balances have all of them; Redis does not grow by calls that ended."""
+    cast = await scene.set_up()
+    tenant = cast.tenants[0]
+    kinds = (Kind.CHAT, Kind.CHAT, Kind.CHAT, Kind.STREAM)
+    calls = DAY_CALLS_LONG if scene.long else DAY_CALLS_SHORT
+    with scene.world.counters() as counters:
+        before = int(counters.info("memory")["used_memory"])
+        began = time.monotonic()
+        await _each(scene, [cast.ask(kinds[number % 4], tenant, scene.draw) for number in range(calls)])
+        called = time.monotonic()
+        await scene.rest()
+        rested = time.monotonic()
+        grown = int(counters.info("memory")["used_memory"]) - before
+    figures = await scene.finish()
+    query = "SELECT count(*) FROM call WHERE tenant_id = %s AND NOT refused"
+    ((rows,),) = scene.world.rows(query, tenant.id)
+    figures.other = {
+        "calls_a_second": round(calls / (called - began)), "stored_s": round(rested - called, 1),
+        "redis_bytes_a_call": round(grown / calls), "rows": rows,
+    }  # fmt: skip
+    if scene.long and grown > calls * DAY_BYTES_MAX:
+        figures.broken.append(f"Redis has {grown} bytes more behind {calls} calls")
     return figures
 
 
@@ -220,6 +257,165 @@ async def clocks_jump(scene: Scene) -> Figures:
     if resets != {2}:
         figures.broken.append(f"one midnight passed and {resets} resets were made, the first grant included")
     return figures
+
+
+# Clocks in Berlin change at 01:00 UTC of the last Sunday of March and of October (2000/84/EC). By month, in seconds
+# from then: the beginning of that day, which has 23 hours or 25, and its end.
+CHANGES = {3: (-7_200, 75_600), 10: (-10_800, 79_200)}
+ARCHIVED_S_MAX = 60.0
+LEAD_S, CLOSE_S = 4.0, 1.0
+
+
+def _next_day_of_change(now: dt.datetime) -> tuple[dt.datetime, dt.datetime]:
+    """The beginning and end of the next day in Berlin on which clocks change."""
+    for year, month in itertools.product((now.year, now.year + 1), CHANGES):
+        last = dt.datetime(year, month, 31, 1, tzinfo=dt.UTC)
+        change = last - dt.timedelta(days=last.isoweekday() % 7)
+        begins, ends = (change + dt.timedelta(seconds=one) for one in CHANGES[month])
+        if begins > now:
+            return begins, ends
+    raise AssertionError(now)
+
+
+async def _believe(world: World, clock: Clock) -> None:
+    """Have all programs and Redis start again with this clock; PostgreSQL, whose user is another, has its own."""
+    world.valkey.environment |= clock.environment
+    await asyncio.to_thread(world.valkey.stop, signal.SIGTERM)
+    await asyncio.to_thread(world.valkey.start)
+    for program in (one.program for one in (*world.keepers, *world.gateways)):
+        starts = program.starts
+        program.environment |= clock.environment
+        program.send(signal.SIGTERM)
+        await world.until(lambda program=program, starts=starts: program.starts > starts)
+    await world.until_admin()
+
+
+@row("A budget's day of 23 or 25 hours ends while calls are in flight", alone=True)
+async def budgets_at_a_change_of_clocks(scene: Scene) -> Figures:
+    """It ends when clocks there show midnight, for each call once. Redis, gateways and keeper have one clock."""
+    world = scene.world
+    if not libfaketime():
+        raise MissingError("libfaketime is missing and cannot be installed (Debian's package faketime)")
+    clock, now = Clock(world.folder / "clock"), dt.datetime.now(dt.UTC)
+    begins, ends = _next_day_of_change(now)
+    ahead_s = (ends - now).total_seconds() - HOUR_S
+    clock.set(ahead_s)
+    await _believe(world, clock)
+    cast = await scene.set_up()
+    of = cast.tenants[0].organization_id
+    calendar = {"interval": "day", "time_zone": "Europe/Berlin"}
+    budget = await asyncio.to_thread(add_budget, world, cast.budgets, of, "organization_id", of, **calendar)
+    await _until_counted(scene, budget)
+    await scene.rest()
+    await asyncio.to_thread(begin, world, cast.budgets, cast.organizations)
+    made = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=ahead_s)  # PostgreSQL has not that clock
+    world.rows("UPDATE budget SET updated_at = %s WHERE organization_id = %s", made, of)
+    clock.set((ends - dt.datetime.now(dt.UTC)).total_seconds() - LEAD_S)
+    ended = time.monotonic() + LEAD_S
+    async with scene.load() as load:
+        await asyncio.sleep(LEAD_S + CLOSE_S)
+        await world.until(partial(_all_called, scene, load, ended + CLOSE_S), what="a call of each tenant")
+    figures = await scene.finish()
+    costs, ours = costs_of(world, [of]), {one.key for one in cast.tenants if one.organization_id == of}
+    calls = [one for one in load.calls if one.complete and one.asked.key in ours]
+    least = {
+        begins: sum(costs.get(one.request_id, 0) for one in calls if one.ended < ended - CLOSE_S),
+        ends: sum(costs.get(one.request_id, 0) for one in calls if one.began > ended + CLOSE_S),
+    }
+    query = "SELECT start, used FROM budget_use WHERE budget_id = %s ORDER BY start"
+    used = {start: int(amount) for start, amount in world.rows(query, budget)}
+    figures.other = {"day": f"{begins:%d %B %H:%M} to {ends:%H:%M} UTC", "calls": len(calls)}
+    if used.keys() != least.keys() or any(not 0 < least[one] <= used[one] for one in least):
+        figures.broken.append(f"the budget's days: {used}, and at least {least} was used")
+    return figures
+
+
+@row("A closed month is archived, proven and dropped while calls are in flight", alone=True)
+async def month_archived(scene: Scene) -> Figures:
+    """Each movement is a row or in a file, once, and a backup of what is left is proven."""
+    world = scene.world
+    if not libfaketime():
+        raise MissingError("libfaketime is missing and cannot be installed (Debian's package faketime)")
+    cast, clock = await scene.set_up(), Clock(world.folder / "clock")
+    async with scene.load() as load:
+        await load.more(100)
+    figures = await scene.finish()
+    first = dt.datetime.now(dt.UTC).date().replace(day=1)
+    over = (first + dt.timedelta(days=31)).replace(day=1)
+    today = (over + dt.timedelta(days=31)).replace(day=10)
+    clock.set((dt.datetime.combine(today, dt.time(12), dt.UTC) - dt.datetime.now(dt.UTC)).total_seconds())
+    keeper = world.keepers[0].program
+    keeper.settings = keeper.settings.with_values(invoice_issuer="Tollkeeper Ltd\n12 Gate Street")
+    await _believe(world, clock)
+    place = FileStore(str(world.folder / "archive"))
+    await cast.until_served()
+    async with scene.load(pause_s=0.05) as load:
+        await load.more(20)
+        await asyncio.to_thread(_bill, world, cast.organizations, first, over)
+        began, rows = time.monotonic(), 0
+        while True:
+            done = await asyncio.to_thread(archive, world.postgres.url, place, today, None, drop_after=0)
+            rows += sum(one.rows for one in done.files)
+            if not done.open or time.monotonic() > began + ARCHIVED_S_MAX:
+                break
+            await asyncio.sleep(1.0)  # keepers charge, allocate and close the month meanwhile
+        archived = time.monotonic()
+        await load.more(50)
+    await scene.rest()
+    figures.other = {"rows": rows, "archived_s": round(archived - began, 1), "meanwhile": len(load.calls)}
+    figures.broken += await asyncio.to_thread(_archived_wrongly, scene, place, load)
+    figures.broken += [f"{one.month:%B} is open: {one.reasons}" for one in done.open]
+    if not rows:
+        figures.broken.append("nothing was archived")
+    return figures
+
+
+def _archived_wrongly(scene: Scene, place: FileStore, load: Load) -> Iterator[str]:
+    """Yield what an archive and its database do not have once, and what a backup of it is not proven by."""
+    world, cast = scene.world, scene.cast
+    yield from prove(world.postgres.url, place).broken
+    movements = held(world.postgres.url, place)
+    for owner, seq in world.rows("SELECT organization_id, seq FROM credit_posting"):
+        movements[("credit_transaction", owner, seq)] += 1
+    last: dict[tuple[str, object], int] = {}
+    for ledger, owner, seq in movements:
+        last[ledger, owner] = max(last.get((ledger, owner), 0), int(str(seq)))
+    for (ledger, owner), most in last.items():
+        times = {seq: movements[ledger, owner, seq] for seq in range(1, most + 1)}
+        if wrong := {seq: count for seq, count in times.items() if count != 1}:
+            yield f"{ledger} of {owner}: {wrong} are not there once"
+    charged = audit._charged(cast)
+    for request_id in (one.request_id for one in load.calls if one.complete):
+        right = audit.used(world.upstream.told[request_id])
+        if charged.get(request_id, ("", 0))[1] != right:
+            yield f"{request_id} used {right} while its ledger was archived, and has {charged.get(request_id)}"
+    figures = Figures()
+    audit._views(cast, figures, Expected())
+    yield from figures.broken
+    backup = [sys.executable, "-m", "gateway", "backup", "--prove", "--to", str(world.folder / "after.tar")]
+    backup += ["--database-url", world.postgres.url]
+    done = subprocess.run(backup, capture_output=True, text=True, check=False, cwd=ROOT)
+    if done.returncode:
+        yield f"a backup of it: {done.stdout[-300:]}{done.stderr[-300:]}"
+
+
+def _bill(world: World, organizations: list[int], first: dt.date, over: dt.date) -> None:
+    for organization in organizations:
+        period = {"period_start": f"{first}", "period_end": f"{over}"}
+        made = world.admin("POST", "/invoices", {"organization_id": organization} | period)
+        world.admin("POST", f"/invoices/{made['id']}/finalize", {})
+
+
+async def _until_counted(scene: Scene, budget: int) -> None:
+    """Wait until calls at every gateway are counted by a budget of the first tenant's organization."""
+    asked = scene.cast.ask(Kind.CHAT, scene.cast.tenants[0], scene.draw)
+    path, used = f"/budgets/{budget}", "0"
+    for node in scene.world.gateways:
+        caller, before = Caller(node.door), used
+        while used == before:
+            await caller.call(asked)
+            used = (await asyncio.to_thread(scene.world.admin, "GET", path))["used"]
+        caller.leave()
 
 
 # --- everything at once -----------------------------------------------------------------

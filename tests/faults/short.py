@@ -18,9 +18,12 @@ from tests.search import is_night
 SEED = 7
 # Of processes, Redis, PostgreSQL, and traffic.
 REAL = ("gateway_crashes", "valkey_killed", "postgres_full", "upstream_resets")
-# Another row has its fault at once with its own, it is long, or it needs a process. `test_histories.py` has
-# kills of a flusher.
-NIGHTLY = ("flusher_crashes", "fallback", "sigterm", "soak")
+# Another row has its fault at once with its own, it is long, or it needs a process, or one's clock.
+# `test_histories.py` has kills of a flusher.
+NIGHTLY = (
+    "flusher_crashes", "fallback", "sigterm", "soak", "primary_removed", "ids_behind_a_backup",
+    "month_archived", "budgets_at_a_change_of_clocks", "calls_of_a_day",
+)  # fmt: skip
 LASTING = "lasting_redis_paused_5"
 
 

@@ -259,10 +259,13 @@ class World:
 
     def _is_ready(self) -> bool:
         with suppress(OSError):
-            url = f"http://127.0.0.1:{self.keepers[0].port}/readyz"
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                return bool(answer.status == 200)
+            return bool(self.ready())
         return False
+
+    def ready(self) -> dict[str, Any]:
+        """What `/readyz` of a keeper that is ready says; OSError where it is not."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.keepers[0].port}/readyz", timeout=2) as answer:
+            return dict(json.load(answer))
 
     def counters(self) -> redis.Redis:
         """A client of the Redis itself, behind no proxy."""
