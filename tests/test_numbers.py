@@ -11,9 +11,9 @@ from tests.walk import walk
 
 FILES_A_PLAN_FIELD_MAX = 9
 BASE_PACKAGES_MAX = 45
-# As it is: each may only fall.
+# As it is: each may only fall. Five new modules of admission made the walk longer by what leads to each.
 WITH_EXCHANGE_MAX, EXCHANGE_FIELDS_MAX = 60, 22
-STAYS_MAX, WALKED_FILES_MAX = 334, 46
+STAYS_MAX, WALKED_FILES_MAX = 336, 47
 HEADINGS_MAX, HEADINGS_A_MODULE_MAX = 436, 7
 
 
