@@ -268,7 +268,7 @@ async def test_a_client_that_leaves_keeps_no_account_shut(pair: Pair) -> None:
         post(b'{"model":"m","input":"a"}', b"/v1/moderations"),
     ],
 )  # fmt: skip
-async def test_an_answer_that_costs_nothing_opens_no_account(free: bytes) -> None:
+async def test_a_free_answer_opens_no_account(free: bytes) -> None:
     """The next call that costs something asks."""
     routes = (
         *ROUTES,
@@ -287,7 +287,7 @@ async def test_an_answer_that_costs_nothing_opens_no_account(free: bytes) -> Non
         assert (pair.asked, pair.stage.empty.entries) == ((4, 1), {})
 
 
-async def test_a_402_of_a_service_of_ones_own_shuts_no_account(pair: Pair) -> None:
+async def test_a_402_of_a_service_shuts_no_account(pair: Pair) -> None:
     pair.stage.upstream.scripts.append([EMPTY])
     assert (await pair.stage.ask(post(b"1", b"/services/search/x"))).status == 402
     assert (await pair.ask(chat())).status == 200
@@ -357,7 +357,7 @@ async def test_an_empty_key_is_left_alone_by_itself() -> None:
         {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]},
     ],
 )  # fmt: skip
-async def test_a_call_that_only_its_account_takes_goes_to_no_other_key(bound: dict[str, object]) -> None:
+async def test_a_call_with_parts_of_its_account_goes_to_no_second_key(bound: dict[str, object]) -> None:
     async with staged(of_target=keyed("one", "two")) as stage:
         stage.objects.kept.add((CALLER.organization_id, "file-1"))
         stage.upstream.scripts += [[EMPTY], [EMPTY]]
@@ -395,7 +395,7 @@ async def test_an_upstream_that_limits_single_callers_is_never_left_alone() -> N
             assert (pair.asked, pair.stage.empty.entries) == (asked, {})
 
 
-async def test_an_upstream_that_limits_single_callers_is_asked_beside_one_of_the_same_account() -> None:
+async def test_an_upstream_that_limits_single_callers_has_calls_beside_an_empty_upstream() -> None:
     upstream = FakeUpstream()
     await upstream.start()
     first = UpstreamTarget("first", f"http://127.0.0.1:{upstream.port}", (("authorization", "Bearer a"),))

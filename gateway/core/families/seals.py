@@ -12,8 +12,8 @@ import msgspec
 
 # Who opens a sealed member besides its account.
 NOBODY, CLAUDE = "nobody", "claude"
-# Members of all APIs whose objects are a caller's or a tool's own: arguments, results, schemas, labels (openai 3.51.0,
-# anthropic 2.10.0, google-genai 3.3.0, botocore 1.44.5).
+# Members of all APIs whose objects are a caller's or a tool's own: arguments, results, schemas, labels. By the types
+# of the vendors' SDKs, 2026-11-30.
 _OWN: Final = frozenset({
     "args", "arguments", "input", "input_schema", "inputSchema", "json", "labels", "metadata", "parameters",
     "parametersJsonSchema", "parameters_json_schema", "requestMetadata", "response", "responseJsonSchema",

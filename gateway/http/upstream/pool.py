@@ -137,7 +137,7 @@ class Upstream:
         limiter: UpstreamLimiter | None = None,
     ) -> None:  # fmt: skip
         self.name = target.name
-        self.accounts = tuple([_account(target, key, pepper) for key in target.keys or ((),)])
+        self.accounts = accounts_of(target, pepper)
         if target.first_byte_s is not None or target.idle_s is not None:
             limits = replace(
                 limits,
@@ -328,6 +328,11 @@ async def reach(target: UpstreamTarget, within_s: float) -> float | None:
 
 def _untold(event: str, **facts: object) -> None:
     """Ignore an event: the default log, which writes nothing."""
+
+
+def accounts_of(target: UpstreamTarget, pepper: bytes) -> tuple[str, ...]:
+    """Return the account of each key of a target, as a digest of the base URL and the credential."""
+    return tuple([_account(target, key, pepper) for key in target.keys or ((),)])
 
 
 def _account(target: UpstreamTarget, key: Fields, pepper: bytes) -> str:
