@@ -6,6 +6,7 @@ used up, all calls wait.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from base64 import b64encode
@@ -61,7 +62,7 @@ JOINED_BYTES_MAX: Final = 16 * 1024
 _FORM: Final = b"alt"
 # How long a key is not used after a refusal that states no time, if there are other keys.
 KEY_LEFT_ALONE_S: Final = 5.0
-# How long parts of an error's body are awaited before the next target may be asked.
+# How long an error's body is awaited before the next target may be asked.
 ERROR_S_MAX: Final = 1.0
 _ACCEPT: Final = b"accept:"
 UPGRADE: Final = (
@@ -454,7 +455,7 @@ async def _hear_credit(admitted: AdmittedCall, upstream: Upstream, link: Link, a
     )
     if not may_show_credit(signs, answer.status):
         return ""
-    subject = read_credit(signs, answer.status, await _short_body(ports, link, answer))
+    subject = read_credit(signs, answer.status, await _short_body(link, answer))
     account = _account(admitted, upstream, attempt.key)
     if subject != ACCOUNT or not account:
         return subject
@@ -466,16 +467,21 @@ async def _hear_credit(admitted: AdmittedCall, upstream: Upstream, link: Link, a
     return subject
 
 
-async def _short_body(ports: Ports, link: Link, answer: AnswerHead) -> bytes:
+async def _short_body(link: Link, answer: AnswerHead) -> bytes:
     """Return the body of a short answer, which stays to be read; empty if it is long, slow, compressed or cut."""
     if answer.content_encoding or (answer.length or 0) > ERROR_BYTES_MAX:
         return b""
-    body, ends = link.take_payload(), ports.seconds() + ERROR_S_MAX
-    while len(body) <= ERROR_BYTES_MAX and not link.complete and link.failure is None:
-        if ports.seconds() >= ends:
-            break
+    body, late = link.take_payload(), list[bool]()
+
+    def end() -> None:
+        late.append(True)
+        link.wake()
+
+    timer = asyncio.get_running_loop().call_later(ERROR_S_MAX, end)
+    while len(body) <= ERROR_BYTES_MAX and not link.complete and link.failure is None and not late:
         await link.arrival()
         body += link.take_payload()
+    timer.cancel()
     link.put_back(body)
     return body if link.complete and len(body) <= ERROR_BYTES_MAX else b""
 
