@@ -310,18 +310,6 @@ async def test_a_slow_error_keeps_no_call_from_the_next_target(pair: Pair) -> No
     assert pair.asked == (1, 1)
 
 
-async def test_a_slow_error_is_relayed_whole_without_a_next_target() -> None:
-    head, _, body = QUOTA.partition(b"\r\n\r\n")
-    async with paired(rule("fast", ("up", "a"))) as pair:
-        rest = asyncio.Event()
-        pair.stage.upstream.scripts.append([head + b"\r\n\r\n" + body[:5], rest, body[5:]])
-        client = await pair.stage.client()
-        await client.send(post(chat()))
-        await client.read_until(b"\r\n\r\n" + body[:5])
-        rest.set()
-        assert await client.read_until(body[-5:]) == body[5:]
-
-
 async def test_an_empty_answer_with_usage_is_not_charged() -> None:
     used = json.loads(ANSWER)["usage"]
     async with paired(rule("fast", ("up", "a"))) as pair:
