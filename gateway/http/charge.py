@@ -326,7 +326,7 @@ class AdmittedCall:
         """
         assert self.due, "a charge ends once"
         exchange, ports = self._exchange, self.worker.ports
-        usage = self.meter.usage() if self.meter is not None else _UNUSED
+        usage = self.meter.usage() if self.meter is not None and not self.attempt.empty else _UNUSED
         if self.charges and (
             (abandoned and _says_nothing(usage) and (status == 0 or 200 <= status < 300))
             or _gave_up(self.call, usage, status)

@@ -6,6 +6,7 @@ used up, all calls wait.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from base64 import b64encode
@@ -61,6 +62,8 @@ JOINED_BYTES_MAX: Final = 16 * 1024
 _FORM: Final = b"alt"
 # How long a key is not used after a refusal that states no time, if there are other keys.
 KEY_LEFT_ALONE_S: Final = 5.0
+# How long an error's body is awaited before the next target may be asked.
+ERROR_S_MAX: Final = 1.0
 _ACCEPT: Final = b"accept:"
 UPGRADE: Final = (
     b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: "
@@ -220,8 +223,8 @@ def _take_head(admitted: AdmittedCall, upstream: Upstream, answer: AnswerHead) -
     worker, attempt, call = admitted.worker, admitted.attempt, admitted.call
     attempt.status = answer.status
     worker.ports.tally.answered(upstream.name, answer.status)
-    if worker.ports.empty.entries and 200 <= answer.status < 300:
-        worker.ports.empty.answered(upstream.accounts[attempt.key], attempt.began)
+    if worker.ports.empty.entries and _shows_money(admitted):
+        worker.ports.empty.answered(_account(admitted, upstream, attempt.key), attempt.began)
     if answer.status in {401, 403}:
         _tell_of_key(admitted, upstream, answer.status)
     if upstream.limiter is not None:
@@ -397,16 +400,18 @@ async def _ask_unless_empty(
     """
     ports, attempt = admitted.worker.ports, admitted.attempt
     upstream = admitted.worker.upstreams.get(attempt.name)
-    accounts = () if upstream is None else upstream.accounts
+    if upstream is None:
+        return await ask()
     kind, name = _asked(admitted.head.routed, attempt.model or admitted.call.model)
-    left, is_question = bool(accounts), False
-    for key, account in enumerate(accounts):
+    left, is_question, account = True, False, ""
+    for key in range(len(upstream.accounts)):
         now = ports.seconds()
-        pause = ports.cooling.of(f"{account} {kind} {name}", now)
+        pause = ports.cooling.of(_entry(upstream, key, kind, name), now)
         if pause is not None and pause.concerns(admitted.caller.organization_id):
             continue
+        account = _account(admitted, upstream, key)
         left, is_question = await ports.empty.leaves_alone(account, now)
-        if not left:
+        if not left or _stays(admitted):
             attempt.key, attempt.chosen = key, True
             break
     if left and CREDIT in admitted.call.fallback and _may_go_on(admitted, number):
@@ -415,8 +420,30 @@ async def _ask_unless_empty(
     try:
         return await ask()
     finally:
-        if is_question and attempt.empty != ACCOUNT and not 200 <= attempt.status < 300:
-            ports.empty.ask_again(accounts[attempt.key], ports.seconds())
+        if is_question and attempt.empty != ACCOUNT and not _shows_money(admitted):
+            ports.empty.ask_again(account, ports.seconds())
+
+
+def _account(admitted: AdmittedCall, upstream: Upstream, key: int) -> str:
+    """Return the account that a call has at its upstream with one of its keys.
+
+    Headers that name the caller may hold its own credential: then each caller named has an account. Empty where an
+    upstream limits single callers: such an account is never left alone.
+    """
+    target = upstream.target
+    if target.limits != "account":
+        return ""
+    names = {name for _, value in target.told for name in TOLD.findall(value)} - {"priority"}
+    words = _words(admitted.caller, "")
+    return ".".join((upstream.accounts[key], *[f"{name}-{words[name]}" for name in sorted(names)]))
+
+
+def _shows_money(admitted: AdmittedCall) -> bool:
+    """Return whether the answer is a good one that a vendor's account has paid for."""
+    routed = admitted.head.routed
+    kind = SHAPES.get(routed.route.meter) if routed.route is not None else None
+    paid = kind is not None and not (kind.stores or kind.unpaid) and bool(FAMILIES[routed.family].credit)
+    return paid and 200 <= admitted.attempt.status < 300
 
 
 async def _hear_credit(admitted: AdmittedCall, upstream: Upstream, link: Link, answer: AnswerHead) -> str:
@@ -429,9 +456,10 @@ async def _hear_credit(admitted: AdmittedCall, upstream: Upstream, link: Link, a
     if not may_show_credit(signs, answer.status):
         return ""
     subject = read_credit(signs, answer.status, await _short_body(link, answer))
-    if subject != ACCOUNT or upstream.target.limits != "account":
+    account = _account(admitted, upstream, attempt.key)
+    if subject != ACCOUNT or not account:
         return subject
-    if ports.empty.note(upstream.accounts[attempt.key], upstream.name, answer.status, ports.seconds()):
+    if ports.empty.note(account, upstream.name, answer.status, ports.seconds()):
         ports.log(
             "upstream_empty", request_id=admitted.request_id, upstream=upstream.name, status=answer.status,
             held_in=upstream.target.place_of_key(attempt.key), level="error",
@@ -440,13 +468,20 @@ async def _hear_credit(admitted: AdmittedCall, upstream: Upstream, link: Link, a
 
 
 async def _short_body(link: Link, answer: AnswerHead) -> bytes:
-    """Return the body of a short answer, which stays to be read; empty if it is long, compressed or cut."""
+    """Return the body of a short answer, which stays to be read; empty if it is long, slow, compressed or cut."""
     if answer.content_encoding or (answer.length or 0) > ERROR_BYTES_MAX:
         return b""
-    body = link.take_payload()
-    while len(body) <= ERROR_BYTES_MAX and not link.complete and link.failure is None:
+    body, late = link.take_payload(), list[bool]()
+
+    def end() -> None:
+        late.append(True)
+        link.wake()
+
+    timer = asyncio.get_running_loop().call_later(ERROR_S_MAX, end)
+    while len(body) <= ERROR_BYTES_MAX and not link.complete and link.failure is None and not late:
         await link.arrival()
         body += link.take_payload()
+    timer.cancel()
     link.put_back(body)
     return body if link.complete and len(body) <= ERROR_BYTES_MAX else b""
 
@@ -458,6 +493,13 @@ def _may_go_on(admitted: AdmittedCall, number: int) -> bool:
         return False
     models = call.targets[number].model, call.targets[number + 1].model
     return can_open(FAMILIES[admitted.head.routed.family].seals, call.body, models)
+
+
+def _stays(admitted: AdmittedCall) -> bool:
+    """Return whether a call stays with one account of its upstream, which made what it names or sealed."""
+    call, seals = admitted.call, FAMILIES[admitted.head.routed.family].seals
+    model = admitted.attempt.model or call.model
+    return bool(call.named) or not can_open(seals, call.body, (model, model))
 
 
 def _begin(admitted: AdmittedCall, upstream: Upstream) -> None:
@@ -522,13 +564,18 @@ def _told(fields: tuple[tuple[str, str], ...], caller: Caller, priority: str) ->
 
     The values are the organization, the tenant, and the `priority` of the call or of its caller.
     """
-    words = {
+    words = _words(caller, priority)
+    lines = [f"{name}: {TOLD.sub(lambda found: words[found[1]], value)}\r\n" for name, value in fields]
+    return "".join(lines).encode("latin-1")
+
+
+def _words(caller: Caller, priority: str) -> dict[str, str]:
+    """Return what placeholders in headers stand for."""
+    return {
         "organization": str(caller.organization_id),
         "tenant": str(caller.tenant_id),
         "priority": priority or caller.priority,
     }
-    lines = [f"{name}: {TOLD.sub(lambda found: words[found[1]], value)}\r\n" for name, value in fields]
-    return "".join(lines).encode("latin-1")
 
 
 def _json_opening(opening: bytes, passed: bytes) -> tuple[bytes, bytes]:

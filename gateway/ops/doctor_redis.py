@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -44,6 +44,7 @@ from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.counters.redis.keys import SLOT_OF_PARTITION
 from gateway.counters.redis.scripts import VERBS, library
 from gateway.errors import CountersRefused, CountersUnavailable, SettingError, TollkeeperError
+from gateway.http.upstream.pool import accounts_of
 from gateway.ops import hints
 from gateway.settings.settings import Settings
 
@@ -502,7 +503,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
     for finding in (*_slots(servers), *await _replicas(address, wires, servers)):
         yield finding
     ran_before = any(server.confirmed for server in servers.values())
-    for finding in (*_of_accounts(empty.values()), *(_missing(lists) if ran_before else ())):
+    for finding in (*_of_accounts(settings, role, empty), *(_missing(lists) if ran_before else ())):
         yield finding
     for finding in of_keepers:
         yield finding
@@ -513,12 +514,21 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         yield Finding(well, of if subject == "redis" else f"{of} at {subject.partition(' ')[2]}", says)
 
 
-def _of_accounts(empty: Iterable[StoredEmptyAccount]) -> Iterator[Finding]:
-    """Yield a finding on each account of an upstream that is out of money or quota."""
-    for account in sorted(empty, key=lambda answer: (answer.upstream, answer.since_ms)):
+def _of_accounts(settings: Settings, role: str, empty: Mapping[str, StoredEmptyAccount]) -> Iterator[Finding]:
+    """Yield a finding on each account of an upstream that is out of money or quota.
+
+    One whose credential no gateway here has any more is only named; a keeper does not know credentials.
+    """
+    pepper = settings.key_pepper.encode()
+    current = {account for target in settings.upstreams for account in accounts_of(target, pepper)}
+    for digest, account in sorted(empty.items(), key=lambda item: (item[1].upstream, item[1].since_ms)):
+        is_current = role == "keeper" or digest.partition(".")[0] in current
         since = f"{datetime.fromtimestamp(account.since_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
-        why = f"an account is out of money or quota, as it has said with {account.status} since {since}"
-        yield Finding(False, f"upstream {account.upstream}", f"{why}: pay for it; it is asked once a minute")
+        verb, what = (
+            ("is", "pay for it; it is asked once a minute") if is_current else ("was", "its key was changed")
+        )
+        why = f"an account {verb} out of money or quota, as it has said with {account.status} since {since}"
+        yield Finding(False if is_current else None, f"upstream {account.upstream}", f"{why}: {what}")
 
 
 async def _read(wires: RedisConnections, name: bytes) -> Reply | CountersRefused:

@@ -270,15 +270,15 @@ def empty_accounts_loop(
     notices: Notices, read: Callable[[], Awaitable[Mapping[str, StoredEmptyAccount]]]
 ) -> Loop:
     """Return the loop that reports accounts of upstreams that are out of money, once until they answer again."""
-    known = set[tuple[str, str, int, int]]()
+    known = set[tuple[str, str, int, int]]()  # those that are reported
 
     async def look() -> None:
         nonlocal known
         stored = (await read()).items()
         empty = {(account, answer.upstream, answer.status, answer.since_ms) for account, answer in stored}
         if empty - known:
-            await notices.tell_empty(sorted(empty - known))
-        known = empty
+            known |= await notices.tell_empty(sorted(empty - known))
+        known &= empty
 
     return Loop("empty accounts", 5.0, (call(look),), quiet=(CountersUnavailable,))
 

@@ -557,6 +557,9 @@ _PRUNE = text("""
 DELETE FROM webhook_delivery
  WHERE state <> 'pending' AND created_at < now() - make_interval(days =>
        CASE WHEN event LIKE 'quota.%' OR event IN ('credits.low', 'upstream.empty') THEN cast(:long AS integer) ELSE :days END)""")
+_TOLD_EMPTY = text("""
+SELECT DISTINCT occasion FROM webhook_delivery
+ WHERE event = 'upstream.empty' AND created_at > now() - interval '1 hour'""")
 _UNANSWERED = text("""
 DELETE FROM mail_consent
  WHERE given_at IS NULL AND coalesce(expires_at, asked_at + make_interval(days => :days)) < now()""")
@@ -595,16 +598,28 @@ class Notices:
             await connection.execute(_PRUNE, {"days": KEPT_DAYS, "long": KEPT_LONG_DAYS})
             await connection.execute(_UNANSWERED, {"days": KEPT_DAYS})
 
-    async def tell_empty(self, accounts: Iterable[tuple[str, str, int, int]]) -> None:
-        """Report empty accounts of upstreams: the digest, the upstream, its status, and since when, in ms."""
+    async def tell_empty(
+        self, accounts: Iterable[tuple[str, str, int, int]]
+    ) -> set[tuple[str, str, int, int]]:
+        """Report empty accounts of upstreams: the digest, the upstream, its status, and since when, in ms.
+
+        Return those that are reported. An account that was reported within the hour, and answered since, waits.
+        """
         async with self._engine.begin() as connection:
+            recent = {*(await connection.execute(_TOLD_EMPTY)).scalars()}
+            waiting = {occasion.split(":")[1] for occasion in recent}
+            due = {
+                f"upstream.empty:{account[0]}:{account[3]}": account for account in accounts
+                if account[0] not in waiting or f"upstream.empty:{account[0]}:{account[3]}" in recent
+            }  # fmt: skip
             await tell(connection, [
                 News(
-                    "upstream.empty", f"upstream.empty:{account}:{since_ms}",
+                    "upstream.empty", occasion,
                     {"upstream": upstream, "status": status, "since": rfc3339(moment_of(since_ms))},
                 )
-                for account, upstream, status, since_ms in accounts
+                for occasion, (_, upstream, status, since_ms) in due.items()
             ])  # fmt: skip
+        return {*due.values()}
 
     async def foresee(self, now: datetime) -> None:
         await foresee_budgets(self._engine, now)

@@ -9,10 +9,22 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from gateway.core.calls.routes import ModelRule
-from gateway.core.model import Decision, Verdict
-from tests.http.fakes import ANSWER, CALLER, DONE_EVENT, EVENT, STREAM_HEAD, USAGE_EVENT, answer, chunks, post
-from tests.http.stage import Answer, Close, Step, staged
+from gateway.core.calls.routes import ModelRule, Route, UpstreamTarget
+from gateway.core.model import Decision, Family, Verdict
+from tests.http.fakes import (
+    ANSWER,
+    CALLER,
+    DONE_EVENT,
+    EVENT,
+    ROUTES,
+    STREAM_HEAD,
+    USAGE_EVENT,
+    answer,
+    chunks,
+    get,
+    post,
+)
+from tests.http.stage import Answer, Close, FakeUpstream, Step, staged
 from tests.http.test_budget_hold import BUDGET
 from tests.http.test_costs import DEAR, OPUS
 from tests.http.test_models import FAILED, Pair, chat, keyed, paired, rule
@@ -249,6 +261,65 @@ async def test_a_client_that_leaves_keeps_no_account_shut(pair: Pair) -> None:
     assert pair.stage.empty.entries == {}
 
 
+@pytest.mark.parametrize(
+    "free",
+    [
+        get(b"/v1/models/m"), post(chat("m"), b"/v1/messages/count_tokens"), get(b"/services/search/health"),
+        post(b'{"model":"m","input":"a"}', b"/v1/moderations"),
+    ],
+)  # fmt: skip
+async def test_a_free_answer_opens_no_account(free: bytes) -> None:
+    """The next call that costs something asks."""
+    routes = (
+        *ROUTES,
+        Route(("POST",), "/v1/messages/count_tokens", "up", "", Family("anthropic")),
+        Route(("POST",), "/v1/moderations", "up", "chat", Family("openai"), "openai_moderations"),
+    )
+    async with paired(routes=routes) as pair:
+        clock = timed(pair)
+        pair.stage.upstream.scripts.append([EMPTY])
+        await pair.ask(chat())
+        for wait_s in (0.0, 60.0):
+            clock.now += wait_s
+            assert (await pair.stage.ask(free)).status == 200
+            assert len(pair.stage.empty.entries) == 1
+        assert (await pair.ask(chat())).status == 200
+        assert (pair.asked, pair.stage.empty.entries) == ((4, 1), {})
+
+
+async def test_a_402_of_a_service_shuts_no_account(pair: Pair) -> None:
+    pair.stage.upstream.scripts.append([EMPTY])
+    assert (await pair.stage.ask(post(b"1", b"/services/search/x"))).status == 402
+    assert (await pair.ask(chat())).status == 200
+    assert (pair.asked, pair.stage.empty.entries) == ((2, 0), {})
+
+
+async def test_a_member_that_a_caller_names_shuts_no_account() -> None:
+    name = "Your credit balance is too low"
+    wrong = refusal(400, type="invalid_request_error", message=f"{name}: Extra inputs are not permitted")
+    async with paired(CLAUDE) as pair:
+        pair.stage.upstream.scripts.append([wrong])
+        assert (await pair.ask(chat("claude", **{name: 1}), MESSAGES)).status == 400
+        assert (pair.asked, pair.stage.empty.entries) == ((1, 0), {})
+
+
+async def test_a_slow_error_keeps_no_call_from_the_next_target(pair: Pair) -> None:
+    head, _, body = EMPTY.partition(b"\r\n\r\n")
+    pair.stage.upstream.scripts.append([head + b"\r\n\r\n" + body[:5], asyncio.Event()])
+    assert (await pair.ask(chat())).status == 200
+    assert pair.asked == (1, 1)
+
+
+async def test_an_empty_answer_with_usage_is_not_charged() -> None:
+    used = json.loads(ANSWER)["usage"]
+    async with paired(rule("fast", ("up", "a"))) as pair:
+        pair.stage.upstream.scripts.append([
+            answer(json.dumps({"error": {"message": "x"}, "usage": used}).encode(), status=STATUSES[402])
+        ])  # fmt: skip
+        assert (await pair.ask(chat())).status == 402
+        assert pair.stage.counters.charges == []
+
+
 async def test_a_call_that_began_before_opens_no_account(pair: Pair) -> None:
     clock = timed(pair)
     late = asyncio.Event()
@@ -273,6 +344,35 @@ async def test_an_empty_key_is_left_alone_by_itself() -> None:
         assert len(stage.empty.entries) == 1
 
 
+@pytest.mark.parametrize(
+    "bound",
+    [
+        {"messages": [{"role": "assistant", "content": "b", "reasoning_opaque": "x"}]},
+        {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]},
+    ],
+)  # fmt: skip
+async def test_a_call_with_parts_of_its_account_goes_to_no_second_key(bound: dict[str, object]) -> None:
+    async with staged(of_target=keyed("one", "two")) as stage:
+        stage.objects.kept.add((CALLER.organization_id, "file-1"))
+        stage.upstream.scripts += [[EMPTY], [EMPTY]]
+        assert (await stage.ask(post(chat("m")))).status == 402
+        got = await stage.ask(post(chat("m", **bound)))
+        assert (got.status, got.body) == (402, EMPTY.partition(b"\r\n\r\n")[2])
+        assert [one.all(b"authorization") for one in stage.upstream.received] == [[b"Bearer one"]] * 2
+
+
+async def test_a_credential_that_names_the_caller_is_an_account_of_its_own() -> None:
+    told = {"headers": (), "told": (("authorization", "Bearer {organization}"), ("x-priority", "{priority}"))}
+    async with paired(of_target=told) as pair:
+        pair.stage.upstream.scripts.append([EMPTY])
+        await pair.ask(chat())
+        assert (await pair.ask(chat())).status == 200
+        assert pair.asked == (1, 2)
+        pair.stage.directory.caller = replace(CALLER, organization_id=CALLER.organization_id + 1)
+        assert (await pair.ask(chat())).status == 200
+        assert (pair.asked, len(pair.stage.empty.entries)) == ((2, 2), 1)
+
+
 async def test_a_call_too_large_for_its_account_shuts_no_account(pair: Pair) -> None:
     pair.stage.upstream.scripts.append([LARGE])
     assert (await pair.ask(chat())).status == 200
@@ -287,6 +387,20 @@ async def test_an_upstream_that_limits_single_callers_is_never_left_alone() -> N
         for asked in ((1, 1), (2, 2)):
             assert (await pair.ask(chat())).status == 200
             assert (pair.asked, pair.stage.empty.entries) == (asked, {})
+
+
+async def test_an_upstream_that_limits_single_callers_has_calls_beside_an_empty_upstream() -> None:
+    upstream = FakeUpstream()
+    await upstream.start()
+    first = UpstreamTarget("first", f"http://127.0.0.1:{upstream.port}", (("authorization", "Bearer a"),))
+    models = rule("fast", ("first", "a"), ("up", "b")), rule("slow", ("same", "a"), ("up", "b"))
+    async with staged(others=(first, replace(first, name="same", limits="caller")), models=models) as stage:
+        upstream.scripts += [[EMPTY], [EMPTY]]
+        for model, asked in (("fast", (1, 1)), ("slow", (2, 2)), ("slow", (3, 2))):
+            assert (await stage.ask(post(chat(model)))).status == 200
+            assert (len(upstream.received), len(stage.upstream.received)) == asked
+        assert len(stage.empty.entries) == 1
+    await upstream.stop()
 
 
 async def test_another_organization_goes_past_the_empty_account_too(pair: Pair) -> None:

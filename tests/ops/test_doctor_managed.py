@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import redis
 
+from gateway.core.calls.routes import UpstreamTarget
 from gateway.counters.keeper import client as keeper_client
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection
 from gateway.errors import CountersUnavailable
+from gateway.http.upstream.pool import accounts_of
 from gateway.ops.doctor_redis import Finding, examine_redis
 from gateway.settings.settings import load
 from tests.conftest import ValkeyServer, free_port
@@ -150,3 +153,20 @@ async def test_each_empty_account_of_an_upstream_has_a_line(own_valkey: Start) -
         (False, "upstream anthropic", "as it has said with 400 since 2026-11-30T00"),
         (False, "upstream deepseek", "as it has said with 402 since 2026-11-30T00"),
     ]
+
+
+async def test_an_empty_account_with_a_changed_key_is_no_failed_check(own_valkey: Start) -> None:
+    server = own_valkey("--appendonly", "yes")
+    target = UpstreamTarget("deepseek", "https://api.deepseek.com", (("authorization", "Bearer new"),))
+    old = replace(target, headers=(("authorization", "Bearer old"),))
+    with redis.Redis.from_url(server.url) as client:
+        for at, account in enumerate((
+            *accounts_of(target, b"pepper"), *accounts_of(old, b"pepper"),
+            f"{accounts_of(target, b'pepper')[0]}.organization-7",
+        )):  # fmt: skip
+            client.zadd(keys.EMPTY_ACCOUNTS, {account: 1796000120000})
+            client.set(keys.empty_account(account), f'["deepseek",402,{1796000000000 + at}]')
+    settings = load({}).with_values(redis_url=server.url, upstreams=(target,), key_pepper="pepper")
+    for role, wells in (("serve", [False, None, False]), ("keeper", [False] * 3)):
+        found = [one async for one in examine_redis(settings, role)]
+        assert [one.well for one in found if one.subject == "upstream deepseek"] == wells

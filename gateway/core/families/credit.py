@@ -1,13 +1,14 @@
 """Answers by which an upstream says that its account is out of money or quota. Pure.
 
 An upstream may repeat texts of a caller. So only the error object of an error status counts, and a message only by
-its beginning. Each family lists its signs in its record; 402 is one of every family.
+its beginning and without an address before a reason. Each family lists its signs in its record; 402 is one of each
+that has signs. Where a caller chooses path and body, its 402 is about the call alone.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 import msgspec
@@ -35,8 +36,11 @@ class CreditSign(NamedTuple):
 
 
 def begins(status: int, path: str, *texts: str) -> CreditSign:
-    """Return the sign of a text that begins with one of `texts`, which are patterns."""
-    return CreditSign(status, path, re.compile(rf"(?:{'|'.join(texts)}).*", re.DOTALL))
+    """Return the sign of a text that begins with one of `texts`, which are patterns, and has no ": " behind it.
+
+    Vendors' validation says "member: reason", and a caller names the member.
+    """
+    return CreditSign(status, path, re.compile(rf"(?:{'|'.join(texts)})(?:(?!:\s).)*", re.DOTALL))
 
 
 def equals(status: int, paths: str, *words: str) -> tuple[CreditSign, ...]:
@@ -68,14 +72,14 @@ def may_show_credit(signs: Iterable[CreditSign], status: int) -> bool:
     return status == PAYMENT_REQUIRED or any(sign.status == status for sign in signs)
 
 
-def read_credit(signs: Iterable[CreditSign], status: int, body: bytes) -> str:
+def read_credit(signs: Collection[CreditSign], status: int, body: bytes) -> str:
     """Return whether an error answer is about its `ACCOUNT` or only about its `CALL`; "" for another error.
 
     `signs` are those of its family. `body` is the whole body, or empty if that is not readable.
     """
     error = _read_error(body)
     if status == PAYMENT_REQUIRED:
-        return CALL if _is_of_call(error) else ACCOUNT
+        return ACCOUNT if signs and not _is_of_call(error) else CALL
     return next((sign.subject for sign in signs if sign.status == status and _has(error, sign)), "")
 
 

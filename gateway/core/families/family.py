@@ -286,6 +286,7 @@ class CallKind:
     # reads the messages of one WebSocket, if calls may come by one
     messages: Callable[[], SocketMessages] | None = None
     stores: bool = False  # changes stored objects: its body may have known fields alone
+    unpaid: bool = False  # its upstream bills nothing
     lasts: bool = False  # its upstream bills what it makes by time (`gateway/core/calls/storage.py`)
     # Long texts, and messages with nothing but texts and function calls, are cut before `read` (`CutParts`).
     skips_texts: bool = False

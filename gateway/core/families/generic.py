@@ -30,4 +30,4 @@ def _problem(refusal: Refusal, request_id: str) -> dict[str, object]:
     return problem
 
 
-FAMILY = ApiFamily(GENERIC, _problem, content_type=b"application/problem+json")
+FAMILY = ApiFamily(GENERIC, _problem, content_type=b"application/problem+json", credit=())

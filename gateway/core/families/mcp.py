@@ -251,6 +251,7 @@ FAMILY = ApiFamily(
         )
     },
     brings=routes_of,
+    credit=(),
     prefixes=(PREFIX,),
     provider="mcp",
     session_field=SESSION,

@@ -271,7 +271,7 @@ class Attempt:
     its head. `forwarded`: the upstream has received the request. `began` and `ended` bound the time spent at
     all upstreams, in seconds. `passed_over` are the upstreams that failed before, each with the cause;
     `read`: one of them received the whole request, and did not answer in time. `waits` is set during a wait
-    for capacity, `waited_ms` is its length. `chosen`: the key is one that is not left alone as empty. `empty`:
+    for capacity, `waited_ms` is its length. `chosen`: the key is that of the account to ask. `empty`:
     the upstream is out of money or quota, for its account or the call (`read_credit`), else "".
     """
 

@@ -137,7 +137,7 @@ class Upstream:
         limiter: UpstreamLimiter | None = None,
     ) -> None:  # fmt: skip
         self.name = target.name
-        self.accounts = tuple([_account(target, key, pepper) for key in target.keys or ((),)])
+        self.accounts = accounts_of(target, pepper)
         if target.first_byte_s is not None or target.idle_s is not None:
             limits = replace(
                 limits,
@@ -328,6 +328,11 @@ async def reach(target: UpstreamTarget, within_s: float) -> float | None:
 
 def _untold(event: str, **facts: object) -> None:
     """Ignore an event: the default log, which writes nothing."""
+
+
+def accounts_of(target: UpstreamTarget, pepper: bytes) -> tuple[str, ...]:
+    """Return the account of each key of a target, as a digest of the base URL and the credential."""
+    return tuple([_account(target, key, pepper) for key in target.keys or ((),)])
 
 
 def _account(target: UpstreamTarget, key: Fields, pepper: bytes) -> str:
@@ -554,7 +559,7 @@ class Link(asyncio.BufferedProtocol):
         self.silent_s = limits.upstream_idle_s if begun else limits.upstream_first_byte_s
         late = "The upstream stopped in the middle of its answer." if begun else None
         self.failure = UpstreamTimeout(late)
-        self._wake()
+        self.wake()
 
     @property
     def is_late(self) -> bool:
@@ -629,7 +634,7 @@ class Link(asyncio.BufferedProtocol):
         self.source = None
         side = self.side
         if side.close(self._clean_end and error is None):
-            self._wake()
+            self.wake()
         elif side.answering == AWAITED:
             self._fail(UpstreamUnreachable("The upstream closed its connection without an answer."))
         elif side.answering == BODY:
@@ -653,15 +658,16 @@ class Link(asyncio.BufferedProtocol):
         self.deadline = NEVER
         if not self._gone:
             self.transport.abort()
-        self._wake()
+        self.wake()
 
     def _take_turn(self) -> None:
         """Wake the handler for received bytes, unless it has read them."""
         self._queued = False
         if self._payload or self.side.answering == COMPLETE:
-            self._wake()
+            self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """End the handler's wait for an arrival, if it waits."""
         wait, self._wait = self._wait, None
         if wait is not None:
             wait.set(None)

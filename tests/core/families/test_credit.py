@@ -30,7 +30,6 @@ def error(**members: object) -> bytes:
     ("family", "status", "body"),
     [
         ("openai", 402, error(message="Insufficient Balance")),
-        ("generic", 402, b""),
         ("cohere", 402, b'{"message":"payment required"}'),
         ("openai", 429, error(message="You exceeded", type="insufficient_quota", code="insufficient_quota")),
         ("openai", 429, error(type="insufficient_quota", code=None)),
@@ -47,7 +46,10 @@ def error(**members: object) -> bytes:
         ("openai", 403, b'{"error":"Your newly created team doesn\'t have any credits or licenses yet."}'),
         ("openai", 429, error(message="Your prepayment credits are depleted. Please go to AI Studio")),
         ("anthropic", 400, error(type="invalid_request_error", message=CREDIT)),
-        ("anthropic", 400, error(message="You have reached your specified API usage limits. You will")),
+        ("anthropic", 400, error(message="Your credit balance is too low")),
+        ("anthropic", 400, error(message="Your credit balance is too low to access the Claude API.")),
+        ("anthropic", 400, error(message="You have reached your specified API usage limits. You will regain access "
+                                         "on 2026-12-01 at 00:00 UTC.")),
         ("anthropic", 400, error(message="You have reached your specified workspace API usage limits.")),
         ("anthropic", 429, error(type="rate_limit_error", details={"error_code": "enforced_spend_limit_reached"})),
         ("gemini", 429, error(code=429, message="Your prepayment credits are depleted.", status="RESOURCE_EXHAUSTED")),
@@ -64,6 +66,18 @@ def test_answers_with_a_sign_are_about_the_account(family: Family, status: int, 
     ("family", "status", "body"),
     [
         ("anthropic", 400, error(message=f"messages.0: {CREDIT}")),
+        *(
+            ("anthropic", 400, error(type="invalid_request_error", message=f"{member}: Extra inputs are not permitted"))
+            for member in (
+                CREDIT, "Your credit balance is too low", "Your credit balance is too low to access it",
+                "You have reached your specified API usage limits",
+                "You have reached your specified workspace API usage limits. You will",
+            )
+        ),
+        ("anthropic", 400, error(message="Your credit balance is too low` is no member")),
+        ("anthropic", 400, error(message="You have reached your specified API usage limits of")),
+        ("openai", 403, json.dumps({"error": f"{TEAM}: unknown member"}).encode()),
+        ("gemini", 429, error(message="Your prepayment credits are depleted: unknown member")),
         ("anthropic", 400, error(type="invalid_request_error", message="prompt is too long", quoted=CREDIT)),
         ("anthropic", 400, json.dumps({"message": CREDIT}).encode()),
         ("anthropic", 400, json.dumps({"error": CREDIT}).encode()),
@@ -101,7 +115,13 @@ def test_errors_with_the_words_elsewhere_are_not_about_the_account(
     ],
 )  # fmt: skip
 def test_a_402_about_the_size_of_a_call_is_about_that_call(body: bytes) -> None:
-    assert read_credit((), 402, body) == CALL
+    assert read_credit(FAMILIES["openai"].credit, 402, body) == CALL
+
+
+@pytest.mark.parametrize("family", ["generic", "mcp"])
+def test_a_402_of_a_path_that_the_caller_chooses_is_about_the_call(family: Family) -> None:
+    assert may_show_credit(FAMILIES[family].credit, 402)
+    assert read_credit(FAMILIES[family].credit, 402, b"") == CALL
 
 
 @pytest.mark.parametrize("family", ["openai", "anthropic"])
@@ -131,11 +151,24 @@ THINKING = b'{"type":"thinking","thinking":"x","signature":"EvgB"}'
         ("openai", b'{"reasoning_details":[{"type":"reasoning.encrypted","data":"x"}]}', ("a", "b"), False),
         ("openai", rb'{"input":"a \"encrypted_content\": \"gAAA\" in a text"}', ("a", "b"), True),
         ("openai", b'{"include":["reasoning.encrypted_content"]}', ("a", "b"), True),
+        ("openai", b'{"thinking_blocks":[{"type":"redacted_thinking","data":"x"}]}', ("a", "b"), False),
+        ("openai", b'{"messages":[{"role":"assistant","reasoning_opaque":"x"}]}', ("a", "b"), False),
+        ("openai", b'{"metadata":{"signature":"mine"}}', ("a", "b"), True),
+        ("openai", b'{"tools":[{"type":"function","parameters":{"signature":"x"}}]}', ("a", "b"), True),
+        ("openai", b'{"encrypted_content":"x"', ("a", "b"), False),
+        ("openai", b'{"encrypted_content":' + b"[" * 100_000, ("a", "b"), False),
+        ("anthropic", b'{"type":"tool_use","input":{"type":"redacted_thinking","signature":"x"}}', ("a", "b"), True),
+        ("bedrock", b'{"toolUse":{"input":{"signature":"x"}}}', ("a", "b"), True),
+        ("bedrock", b'{"toolResult":{"content":[{"json":{"signature":"x"}}]}}', ("a", "b"), True),
+        ("gemini", b'{"functionCall":{"args":{"signature":"x"}}}', ("gemini-4", "gemini-4"), True),
+        ("gemini", b'{"functionResponse":{"response":{"signature":"x"}}}', ("gemini-4", "gemini-4"), True),
+        ("gemini", b'{"functionCall":{"args":{}},"thoughtSignature":"x"}', ("gemini-4", "gemini-4"), False),
+        ("openai", b'{"tools":[{"parameters":{}}],"x":[{"type":["signature","null"]}]}', ("a", "b"), True),
         ("anthropic", THINKING, CLAUDES, True),
         ("anthropic", THINKING, ("claude-sonnet-5", "deepseek-v4"), False),
         ("anthropic", THINKING, ("glm-5", "claude-sonnet-5"), False),
         ("anthropic", b'{"type":"redacted_thinking","data":"x"}', CLAUDES, False),
-        ("anthropic", THINKING + b'{"type":"web_search_result","encrypted_content":"x"}', CLAUDES, False),
+        ("anthropic", b"[%b,%b]" % (THINKING, b'{"type":"web_search_result","encrypted_content":"x"}'), CLAUDES, False),
         ("bedrock", b'{"reasoningText":{"text":"x","signature":"Ev"}}', CLAUDES, True),
         ("bedrock", b'{"reasoningContent":{"redactedContent":"eA=="}}', CLAUDES, False),
         ("gemini", b'{"functionCall":{},"thoughtSignature":"x"}', ("gemini-4", "gemini-4"), False),

@@ -122,6 +122,7 @@ _SHAPES = {
         chat.DIALECT,
         operation="generate_content",
         media=MediaPlaces("input", {"image_url": MediaPart(("image_url", "url"))}),
+        unpaid=True,  # OpenAI's help center, as quoted at evolink.ai/en/blog/openai-moderation-api-pricing, 2026-04-29
     ),
     "openai_images": CallKind(media.read_images, media.DIALECT, operation="generate_content"),
     "openai_image_edits": CallKind(
@@ -371,8 +372,12 @@ FAMILY = ApiFamily(
     ),
     # Reasoning and compaction are sealed for an organization: another one's account answers 400
     # invalid_encrypted_content (Wei-Shaw/sub2api#2863 and #3038, 2026-06-04; openai 3.51.0). OpenRouter and Gemini
-    # put the others beside a message of a chat. No page says that another account opens them.
-    seals=dict.fromkeys(("encrypted_content", "reasoning.encrypted", "signature", "thought_signature"), NOBODY),
+    # put others beside a message of a chat, LiteLLM `thinking_blocks` (BerriAI/litellm#9058), Copilot `reasoning_opaque`
+    # (ericc-ch/copilot-api PR152, 2025-11-19). No page says that another account opens them.
+    seals=dict.fromkeys((
+        "encrypted_content", "reasoning.encrypted", "reasoning_opaque", "redacted_thinking", "signature",
+        "thought_signature",
+    ), NOBODY),
     exclusions=EXCLUSIONS,
     models_at="/v1/models",
     lists=Listing(
