@@ -173,11 +173,11 @@ def _budgets(scene: Scene) -> None:
         Verdict.BUDGET_EXCEEDED, Scope.BUDGET, LimitKind.BUDGET, 100, 100, 61_000, 1_000, budget=SPENT
     )
 
-    def answer_short(observed: HoldExtension) -> None:
-        observed.held, observed.short = 0, BY_BUDGETS
-        observed.end_request()
+    def answer_short(extension: HoldExtension) -> None:
+        extension.held, extension.short = 0, BY_BUDGETS
+        extension.end_request()
 
-    scene.stage.counters.outgrown = answer_short  # type: ignore[method-assign]  # as of a spent budget
+    scene.stage.counters.request_extension = answer_short  # type: ignore[method-assign]  # as of a spent budget
 
 
 def _maxima(scene: Scene) -> None:
