@@ -111,7 +111,7 @@ READ_ONLY = "25006"
 # A lock was not acquired within `lock_timeout`, which bounds this one wait of the transaction.
 LOCK_NOT_AVAILABLE = "55P03"
 # Libpq gives no code of an error before there is a connection. These are the texts of PostgreSQL 18
-# (`proc.c`, `postinit.c`, `miscinit.c`), whose messages are English unless `lc_messages` of the server is another, and of
+# (`proc.c`, `postinit.c`, `miscinit.c`), in English unless `lc_messages` of the server is another, and of
 # PgBouncer (`client.c`).
 NO_CONNECTION_LEFT = "53300"
 _NO_CONNECTION_LEFT = re.compile(

@@ -37,7 +37,7 @@ def change(session: psycopg.Connection, statement: str) -> None:
 @pytest.mark.parametrize(
     ("statement", "of_rows"), [(OF_ROW, True), (CHANGE, True), ("LOCK TABLE quota", False)]
 )
-def test_table_locks_name_the_holder_and_none_of_those_that_wait(
+def test_table_locks_name_the_holder_and_no_session_that_waits(
     database: str, sessions: Session, statement: str, of_rows: bool
 ) -> None:
     holder, *waiting = (sessions() for _ in range(3))
