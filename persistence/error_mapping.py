@@ -110,14 +110,24 @@ QUERY_CANCELED = "57014"
 READ_ONLY = "25006"
 # A lock was not acquired within `lock_timeout`, which bounds this one wait of the transaction.
 LOCK_NOT_AVAILABLE = "55P03"
+# Libpq gives no code of an error before there is a connection. These are the texts of PostgreSQL 18
+# (`proc.c`, `postinit.c`, `miscinit.c`), in English unless `lc_messages` of the server is another, and of
+# PgBouncer (`client.c`).
+NO_CONNECTION_LEFT = "53300"
+_NO_CONNECTION_LEFT = re.compile(
+    "too many clients already|remaining connection slots are reserved|too many connections for (role|database)"
+    "|no more connections allowed"
+)
 _LOCK_WAIT = text("SELECT set_config('lock_timeout', :wait, true)")
 _STATEMENTS_WITHIN = text("SELECT set_config('statement_timeout', :within, true)")
 _LOCK_WAIT_AS_EVER = text("SET LOCAL lock_timeout TO DEFAULT")
 
 
 def sqlstate(error: BaseException) -> str:
-    """Return PostgreSQL's code of an error; "" if the error has none."""
+    """Return PostgreSQL's code of an error; "" if the error has none, and no text that stands for one."""
     found = origin(error)
+    if isinstance(found, psycopg.OperationalError) and _NO_CONNECTION_LEFT.search(str(found)):
+        return found.sqlstate or NO_CONNECTION_LEFT
     return (found.sqlstate or "") if found is not None else ""
 
 
@@ -176,7 +186,7 @@ _LACKS = {
     "53": "PostgreSQL lacks resources; try again in a moment.",
     "53100": "The disk of PostgreSQL is full; nothing can be written until it has room.",
     "53200": "PostgreSQL has no memory left; try again in a moment.",
-    "53300": "PostgreSQL has no connection left; try again in a moment.",
+    NO_CONNECTION_LEFT: "PostgreSQL has no connection left; try again in a moment.",
     READ_ONLY: "PostgreSQL reads only; nothing can be written until its primary answers here.",
 }
 

@@ -27,20 +27,42 @@ SELECT set_config('lock_timeout', '{LOCK_S_MAX}s', true),
        set_config('statement_timeout', '{STATEMENT_S_MAX}s', true)"""
 # A lock that rows wait for, once it is this old. A shorter one is that of a usual change.
 LOCKED_S_MIN = 1
-# The locks that keep a keeper from storing rows (PostgreSQL 18, 13.3, Table 13.2). Since when: others wait, or
-# its transaction runs, which only its own role and monitors are told.
+# Who keeps a keeper from storing rows: sessions that wait for nobody, and that others wait for or that have such
+# a lock of a table (PostgreSQL 18, 13.3, Table 13.2). Who waits for a row waits for a transaction, and has a lock
+# of the tuple. Since when: others wait, or the transaction runs, which only its own role and monitors are told.
+# A wait for an advisory lock is usual, and only followed.
 _LOCKS = """
+WITH RECURSIVE waits AS MATERIALIZED (
+    SELECT l.pid, l.locktype, l.waitstart, unnest(pg_blocking_pids(l.pid)) AS blocker
+      FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
+     WHERE NOT l.granted AND a.datname = current_database()
+), chain AS (
+    SELECT blocker, pid, locktype <> 'relation' AS of_rows, waitstart
+      FROM waits WHERE locktype IN ('relation', 'transactionid', 'tuple')
+     UNION
+    SELECT w.blocker, chain.pid, chain.of_rows, chain.waitstart
+      FROM chain JOIN waits AS w ON w.pid = chain.blocker
+), held AS (
+    SELECT chain.blocker AS pid, l.relation, chain.of_rows, chain.waitstart
+      FROM chain LEFT JOIN pg_locks AS l
+        ON l.pid = chain.pid AND (l.locktype = 'tuple' OR NOT l.granted) AND l.relation IS NOT NULL
+     UNION ALL
+    SELECT coalesce(pid, 0), relation, false, NULL
+      FROM pg_locks
+     WHERE granted AND locktype = 'relation'
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+)
 SELECT array_agg(DISTINCT c.relname::text ORDER BY c.relname::text) FILTER (WHERE NOT c.relispartition),
-       min(c.relname), l.pid,
-       extract(epoch FROM clock_timestamp() - min(least(a.xact_start, w.waitstart)))::float8 AS seconds
-  FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation
-  LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
-  LEFT JOIN pg_locks AS w ON w.relation = l.relation AND w.database = l.database AND NOT w.granted
- WHERE l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-   AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+       coalesce(min(c.relname), ''), h.of_rows, nullif(h.pid, 0),
+       extract(epoch FROM clock_timestamp() - min(least(a.xact_start, h.waitstart)))::float8 AS seconds
+  FROM held AS h
+  LEFT JOIN pg_class AS c ON c.oid = h.relation
    AND c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')
- GROUP BY l.pid
-HAVING coalesce(clock_timestamp() - min(least(a.xact_start, w.waitstart)) >= make_interval(secs => %s), true)
+  LEFT JOIN pg_stat_activity AS a ON a.pid = h.pid
+ WHERE h.pid NOT IN (SELECT pid FROM waits) AND (c.oid IS NOT NULL OR h.relation IS NULL)
+ GROUP BY h.pid, h.of_rows
+HAVING coalesce(clock_timestamp() - min(least(a.xact_start, h.waitstart)) >= make_interval(secs => %s), true)
  ORDER BY seconds DESC NULLS LAST"""
 NAMED_MAX = 3
 _STOPPED = """
@@ -49,9 +71,13 @@ _LETTERS = "SELECT count(*) FROM dead_letter WHERE resolved_at IS NULL"
 
 
 class TableLock(NamedTuple):
-    """The tables that a session has locked (pid None: a prepared transaction), and for how many seconds."""
+    """The tables that a session has locked, or rows of them, and for how many seconds.
+
+    `pid` is None for a prepared transaction. `tables` is "" if only the rows' transaction is known.
+    """
 
     tables: str
+    of_rows: bool
     pid: int | None
     seconds: float | None
 
@@ -85,10 +111,10 @@ def certificate_ended(message: str, url: str) -> str:
 
 
 def table_locks(url: str) -> list[TableLock]:
-    """Return the locks of tables that others wait for, the oldest first; raise `SchemaUnavailable`."""
+    """Return the locks of tables and rows that others wait for, the oldest first; raise `SchemaUnavailable`."""
     with looked_at(url) as connection:
         locks = connection.execute(_LOCKS, (LOCKED_S_MIN,)).fetchall()
-    return [TableLock(few(tables or [part]), pid, seconds) for tables, part, pid, seconds in locks]
+    return [TableLock(few(tables or [part]), *of) for tables, part, *of in locks]
 
 
 def set_aside(url: str) -> tuple[list[str], int]:

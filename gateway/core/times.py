@@ -18,6 +18,11 @@ def ms_of(moment: datetime | None) -> int:
     return 0 if moment is None else round(moment.timestamp() * 1000)
 
 
+def floor_ms(moment: datetime | None) -> int:
+    """Return the millisecond since the epoch that a time is in, by which prices go; 0 for None."""
+    return 0 if moment is None else (moment - EPOCH) // MILLISECOND
+
+
 def rfc3339(moment: datetime, timespec: str = "auto") -> str:
     """Format a time by RFC 3339 in UTC: `2026-01-31T10:00:00Z`; `timespec` as of `isoformat`."""
     return moment.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")

@@ -446,11 +446,13 @@ def _of_locks(url: str) -> Iterator[Finding]:
         return
     from persistence.examining import table_locks  # heavy to load
 
-    for tables, pid, seconds in table_locks(url):
+    for tables, of_rows, pid, seconds in table_locks(url):
         by = "a prepared transaction" if pid is None else f"pid {pid}"
         how_long = "" if seconds is None else f", for {seconds:,.0f} s"
         mends = hints.PREPARED if pid is None else hints.LOCKED.format(pid)
-        yield Finding(False, "postgresql", f"{tables} is locked by {by}{how_long}: {mends}")
+        rows = f"rows of {tables} are held" if tables else "rows are held"
+        what = rows if of_rows else f"{tables} is locked"
+        yield Finding(False, "postgresql", f"{what} by {by}{how_long}: {mends}")
 
 
 def _of_maxima(settings: Settings, url: str) -> Iterator[Finding]:

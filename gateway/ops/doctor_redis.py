@@ -141,9 +141,19 @@ def _memory(info: Mapping[str, str]) -> Iterator[Found]:
         hint = "CONFIG SET maxmemory, below the memory of its machine, and in its configuration"
         yield False, "redis", f"maxmemory is 0, so the system ends it where its memory is full: {hint}"
     if most:
-        said = f"{used / most:.0%} of its maxmemory of {most // 1024**2} MiB is used"
-        well = used < MEMORY_SHARE_MAX * most
-        yield well, "redis", said if well else f"{said}: when it is full, calls are refused. Raise maxmemory"
+        share = f"{used / most:.0%}" if used <= most else _size(used)
+        said, well = f"{share} of its maxmemory of {_size(most)} is used", used < MEMORY_SHARE_MAX * most
+        full = f"it refuses calls with OOM: {WHY['OOM']}: {said}"
+        near = full if why_refused(info) == "OOM" else f"{said}: when it is full, calls are refused"
+        yield well, "redis", said if well else f"{near}. Raise maxmemory"
+
+
+_SIZES = (1024**2, "MiB"), (1024, "KiB"), (1, "B")
+
+
+def _size(count: int) -> str:
+    unit, name = next((size for size in _SIZES if count >= size[0]), _SIZES[-1])
+    return f"{count // unit} {name}"
 
 
 def _clock(info: Mapping[str, str], now: float | None) -> Iterator[Found]:
@@ -375,9 +385,13 @@ async def redis_user_findings(address: Address, role: str, answer_max_s: float) 
             return False, _REDIS, f"{user}: {said}: {hints.redis_hint('unknown command')}"
         return _may(user, ours, lacking.by_server, await _more(wire, beyond))
     except (TollkeeperError, OSError) as error:
-        return False, _REDIS, f"{user}: {error}; {hints.redis_hint(str(error))}"
+        return False, _REDIS, f"{user}: {_reason(error)}; {hints.redis_hint(str(error))}"
     finally:
         await wire.close()
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rstrip(":. ")
 
 
 async def _more(wire: RedisConnection, beyond: tuple[str, ...]) -> list[str]:
@@ -477,20 +491,24 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
     """Yield findings on what a process of this role needs of Redis."""
     shown = without_password(settings.redis_url)
     wires: RedisConnections | None = None
+    trouble = ""
     try:
         address = parse_url(settings.redis_url, settings.redis_files)
         wires = wires_to(address, _wire)
         await wires.open()
         if not await wires.connected_within(ANSWER_MAX_S):
-            yield Finding(False, "redis", f"{shown}: {wires.trouble}; {hints.redis_hint(wires.trouble)}")
+            trouble = wires.trouble
+            yield Finding(False, "redis", f"{shown}: {trouble}; {hints.redis_hint(trouble)}")
         connected = {_name_of(wires, one): one for one in wires.wires if one.connected}
         servers = {name: await _asked(one, address) for name, one in connected.items()}
         lists = {name: await _read(wires, name.encode()) for name in _LISTS}
         of_keepers = await _of_keepers(settings, role, wires, connected, servers)
         empty = await read_empty_accounts(wires)
     except (TollkeeperError, OSError, TimeoutError) as error:
-        why = str(error).rstrip(": ") or f"no answer within {ANSWER_MAX_S:g} s"
-        yield Finding(False, "redis", f"{shown}: {why}; {hints.redis_hint(why)}")
+        # An outage names no server, and one was named above.
+        if not trouble or str(error) != CountersUnavailable().told:
+            why = _reason(error) or f"no answer within {ANSWER_MAX_S:g} s"
+            yield Finding(False, "redis", f"{shown}: {why}; {hints.redis_hint(why)}")
         return
     finally:
         if wires is not None:
@@ -503,9 +521,8 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
     for finding in (*_slots(servers), *await _replicas(address, wires, servers)):
         yield finding
     ran_before = any(server.confirmed for server in servers.values())
-    for finding in (*_of_accounts(settings, role, empty), *(_missing(lists) if ran_before else ())):
-        yield finding
-    for finding in of_keepers:
+    of_lists = _missing(lists) if ran_before else ()
+    for finding in (*_of_accounts(settings, role, empty), *of_lists, *of_keepers):
         yield finding
     for finding in _services(settings, lists[keys.CATALOGUE]) if role != "keeper" else ():
         yield finding

@@ -29,6 +29,7 @@ from gateway.core.credentials import Failures, peppers_of
 from gateway.core.processes import Found
 from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.status import Activity
+from gateway.counters.redis.address import in_words
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.script_errors import SCRIPT_ERRORS
 from gateway.errors import CountersUnavailable, LoopsSilent, SettingError
@@ -50,10 +51,9 @@ from gateway.run.health import (
     CachedLookup,
     Probe,
     ProcessVitals,
-    all_answer,
     disks,
     has_free_files,
-    one_answers,
+    unanswered,
 )
 from gateway.run.keeper_doors import KeeperDoors, store_over
 from gateway.run.keeper_loops import keep_going
@@ -221,8 +221,6 @@ class Administration:
         self._gauges = Gauges((self._losses.count, *([replica.figures] if replica is not None else [])))
         self._write_trouble = ""
         self._database = Probe(lambda: self._takes_writes(pools.probe))
-        self._redis = Probe(lambda: one_answers(doors.wires.wires))
-        self._every_redis = Probe(lambda: all_answer(doors.wires.wires))
         self._admin_port, self._growth = AdminPort(settings, self._log), metrics.LastGrowth()
         self._snapshot, self._ready = CachedLookup(self._look), CachedLookup(self._look_ready)
         self._written_of: Mapping[str, Any] = {}
@@ -310,8 +308,9 @@ class Administration:
         return not why
 
     async def _look_ready(self) -> tuple[bool, Found]:
-        probes = (self._database, self._redis, self._every_redis)
-        database, redis, every = await asyncio.gather(*(one.answers() for one in probes))
+        wires = self._doors.wires
+        database, silent = await asyncio.gather(self._database.answers(), unanswered(wires.wires))
+        redis, away = len(silent) < len(wires.wires), in_words({**silent, **wires.missing}.items())
         try:
             well = self._facts.last().well
             is_last = not (await self._snapshot.now()).get(STALE, 0)
@@ -322,13 +321,12 @@ class Administration:
             has_free_files(self._admin_port.vitals.snapshot()),
             well.get(EVERY_PARTITION, False),
         )
-        away = self._doors.wires.trouble or (every_well is not True and every_well)
         # If Redis refuses calls, people still need this port: it is reported, and the port stays ready.
         return all(parts.values()), {
             **parts,
             "postgresql": database or self._write_trouble or False,
             "redis": well.get("redis", True) if redis else away,
-            EVERY_PARTITION: every_well if every else away,
+            EVERY_PARTITION: away or every_well,
             **{name: well.get(name, True) for name in (ROWS, DISK, CLOCK)},
             OPEN_FILES: ours and well.get(OPEN_FILES, True),
             CONFIGURATION: is_last,

@@ -24,6 +24,7 @@ from gateway.core.model import PARTITIONS
 from gateway.core.processes import Found, report, there
 from gateway.core.wait import in_task
 from gateway.counters.redis.address import (
+    SILENT,
     WHY,
     facts_of,
     files_failing,
@@ -508,22 +509,16 @@ class CachedLookup(Generic[T]):
             return self._found[1]
 
 
-async def one_answers(wires: Sequence[RedisConnection]) -> bool:
-    """Return whether Redis answers a PING; one primary of a cluster is enough."""
-    asked = [asyncio.create_task(_pinged(wire)) for wire in wires]
-    try:
-        for each in asyncio.as_completed(asked):
-            if await each:
-                return True
-        return False
-    finally:
-        for one in asked:
-            one.cancel()
-
-
-async def all_answer(wires: Sequence[RedisConnection]) -> bool:
-    """Return whether Redis answers a PING; in a cluster each primary must."""
-    return bool(wires) and all(await asyncio.gather(*map(_pinged, wires)))
+async def unanswered(
+    wires: Sequence[RedisConnection], *, answer_s_max: float = ANSWER_S_MAX
+) -> dict[str, str]:
+    """Return by name each server of Redis that answers no PING in time, and why."""
+    asked = {asyncio.create_task(_pinged(wire)): wire for wire in wires}
+    late = (await asyncio.wait(asked, timeout=answer_s_max))[1] if asked else set()
+    for task in late:
+        task.cancel()
+    silent = [wire for task, wire in asked.items() if task in late or not task.result()]
+    return {wire.server: wire.missing.get(wire.server, SILENT) for wire in silent}
 
 
 async def _pinged(wire: RedisConnection) -> bool:

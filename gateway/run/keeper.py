@@ -401,7 +401,9 @@ class Keeper:
             {
                 "redis": self._redis_state.taking > 0 or why,
                 "counters_verified": verified > 0,
-                EVERY_PARTITION: why or verified == PARTITIONS,
+                EVERY_PARTITION: why
+                or verified == PARTITIONS
+                or f"partitions to verify: {PARTITIONS - verified}",
                 ROWS: self._rows_are_stored(),
                 **of_process(snapshot, self._disk),
             },

@@ -466,5 +466,6 @@ def from_json(data: bytes) -> Settings:
 
 
 TYPES = get_type_hints(Settings, include_extras=True) | SETTABLE
+SECONDS = frozenset(name for name in NAMES if TYPES[name] == Seconds)
 LINES = frozenset(name for name in NAMES if has_lines(TYPES[name]))
 SECRETS = frozenset(name for name in NAMES if is_secret(TYPES[name]))

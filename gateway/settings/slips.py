@@ -6,14 +6,17 @@ One list, for the start and for `doctor`. No header or proxy is shown: it may ha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.core.calls.routes import Route, UpstreamTarget
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import GENERIC, Family
-from gateway.settings.settings import Settings
+from gateway.settings.settings import SECONDS, Settings
 
+# So many times its default, a time in seconds may be meant in milliseconds.
+_LONG_TIMES = 100
 # Settings that have no effect without another one, and the roles that read them. `up` knows its own keeper's URL.
 _KEEPERS = ("keeper", "all")
 _NEEDS = {
@@ -96,8 +99,22 @@ def _missing_files(settings: Settings, role: str) -> Iterator[str]:
             yield f"{_variable(name)}={path!r} is no file: expected the path of one"
 
 
+def _milliseconds(settings: Settings, role: str) -> Iterator[str]:
+    """Yield the times that are so long that milliseconds may be meant, those of upstreams included."""
+    values, usual = settings.values(), type(settings)().values()
+    times = [(_variable(name), values[name], usual[name]) for name in sorted(SECONDS)]
+    for target in settings.upstreams if role != "keeper" else ():
+        for name in ("first_byte_s", "idle_s"):
+            own = getattr(target, name) or 0.0
+            times.append((f"upstreams.{target.name}.{name}", own, usual[f"upstream_{name}"]))
+    for place, seconds, default in times:
+        if seconds >= _LONG_TIMES * default:
+            said = f"{place}={seconds:g} is {timedelta(seconds=seconds)} h, where {default:g} s is usual"
+            yield f"{said}: are milliseconds meant?"
+
+
 _CHECKS: tuple[Callable[[Settings, str], Iterator[str]], ...] = (
-    _base_urls, _credentials, _without_effect, _missing_files,
+    _base_urls, _credentials, _without_effect, _missing_files, _milliseconds,
 )  # fmt: skip
 
 

@@ -202,7 +202,7 @@ FILES_MAX = 1_000
 # How to combine values that are not added: the earliest, the latest, the worst.
 TOGETHER: dict[str, Callable[[Any, Any], Any]] = {
     "certificate_expiry_timestamp_seconds": min, LAST: max, "open_files": max, "open_files_max": min,
-    "clock_offset_seconds": partial(max, key=abs), "redis_away": max,
+    "clock_offset_seconds": partial(max, key=abs), "redis_away": max, "partitions_refusing": max,
 }  # fmt: skip
 
 Snapshot = Mapping[str, Any]

@@ -27,7 +27,7 @@ from gateway.core.billing.price_book import PriceBook
 from gateway.core.billing.proration import CARRY
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, as_negotiated, other_currency
 from gateway.core.model import Service
-from gateway.core.times import ms_of
+from gateway.core.times import floor_ms
 from gateway.errors import Unprocessable
 from persistence.billing import charges
 from persistence.billing.credit_balances import OveragePrices, overage_prices
@@ -355,7 +355,7 @@ def _told(data: Mapping[str, Any], at: datetime) -> EventUsage:
     usage = data.get("usage")
     counts, tools = events.counts_of(usage or {}), (usage or {}).get("tools") or {}
     return EventUsage(
-        at_ms=ms_of(at), model=data.get("model") or "", user=data.get("user") or "",
+        at_ms=floor_ms(at), model=data.get("model") or "", user=data.get("user") or "",
         project_id=data.get("project_id"), units=data.get("units") or 1, counts=counts, tools=tools,
         service_tier=data.get("service_tier") or "", is_counted=usage is not None,
     )  # fmt: skip

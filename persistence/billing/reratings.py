@@ -28,7 +28,7 @@ from gateway.core.billing.price_changes import AMOUNTS, amounts_in
 from gateway.core.billing.vector import SAME, Factor
 from gateway.core.calls.tariff import CONSUMPTION, factor_of
 from gateway.core.model import INTEGER_MAX, Service
-from gateway.core.times import moment_of, ms_of, rfc3339
+from gateway.core.times import floor_ms, moment_of, rfc3339
 from gateway.errors import Conflict
 from persistence import entity
 from persistence.billing.amendments import correcting_write
@@ -431,9 +431,9 @@ def _use_of(call: Any) -> JournalUse:
     counts = tuple([getattr(call, kind) for kind in KINDS])
     return JournalUse(
         call.model, call.response_model, call.currency, call.exchange_rate, call.price_id, call.cost,
-        ms_of(call.created_at), counts, call.tools or {}, call.service_tier,
+        floor_ms(call.created_at), counts, call.tools or {}, call.service_tier,
         read_other_models(call.other_models),
-        UseHour.of(call.request_id, ms_of(call.created_at), call.duration_ms, ms_of(call.priced_at)),
+        UseHour.of(call.request_id, floor_ms(call.created_at), call.duration_ms, floor_ms(call.priced_at)),
     )  # fmt: skip
 
 

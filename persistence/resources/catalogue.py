@@ -52,7 +52,7 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.vector import ExchangeRate
 from gateway.core.calls.routes import MODELS_MAX
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
-from gateway.core.times import ms_of
+from gateway.core.times import floor_ms
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
 from persistence.billing import subscriptions
@@ -474,7 +474,7 @@ def find_price(
     rates = [one for one in rates_in_force(connection, at) if one.currency == currency]
     rows = _prices_since(connection, [model], at, [currency, *(one.base for one in rates)])
     prices = list(map(read_price, rows.values()))
-    found = choose_converted(prices, rates, model, currency, ms_of(at), provider)
+    found = choose_converted(prices, rates, model, currency, floor_ms(at), provider)
     return None if found is None else PriceFound(found[0], rows[found[0].vector.price_id], found[1])
 
 

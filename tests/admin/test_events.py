@@ -303,3 +303,21 @@ async def test_usage_event_of_an_at_cost_service_is_priced_by_the_model_price_at
     assert [(each["index"], each["field"]) for each in answer.json["rejected"]] == [(0, "data.model")]
     assert [payload["units"] for _, payload in waiting(api)] == [1_000_000_000, 2_000_000_000]
     assert [payload["money"] for _, payload in waiting(api)] == [1_000_000_000, 2_000_000_000]
+
+
+async def test_usage_event_is_priced_by_the_price_before_a_change_to_its_last_microsecond(api: Api) -> None:
+    made = await tenant(api)
+    [(own,)] = api.rows("select id from business_model where meter = 'pay_per_use'")
+    service = await api.make(
+        "services", name="At cost", key="at-cost", credits=0, service_type="Pay-As-You-Go",
+        business_model_id=own, pricing={"at_cost": {"markup": "1"}},
+    )  # fmt: skip
+    change = datetime.now(UTC).replace(microsecond=0) - timedelta(days=10)
+    for since, price in ((change - timedelta(days=9), "1"), (change, "2")):
+        sent = {"model": "dated", "currency": "USD", "input": price, "effective_from": since.isoformat()}
+        await api.make("prices", **sent)
+    data = {"service": service["key"], "model": "dated", "usage": {"input": 1_000_000}}
+    for at in (change - timedelta(microseconds=1), change):
+        reported = event(f"tenant:{made['id']}", data=data, time=at.isoformat())
+        assert (await api.post("events", reported)).json["accepted"] == 1
+    assert [payload["money"] for _, payload in waiting(api)] == [1_000_000_000, 2_000_000_000]

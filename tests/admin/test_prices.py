@@ -231,7 +231,7 @@ async def test_quote_is_by_the_hour_of_its_time(prices: Prices) -> None:
     for at, cost, factor in (
         ("2026-12-04T20:59:59Z", "2.00", "1.00"), ("2026-12-04T21:00:00Z", "1.00", "0.50"),
         ("2026-12-05T04:59:59Z", "1.00", "0.50"), ("2026-12-05T05:00:00Z", "2.00", "1.00"),
-        ("2026-07-03T19:59:59Z", "2.00", "1.00"), ("2026-07-03T20:00:00Z", "1.00", "0.50"),
+        ("2026-07-03T19:59:59.999999Z", "2.00", "1.00"), ("2026-07-03T20:00:00Z", "1.00", "0.50"),
     ):  # fmt: skip
         quoted = await prices.quoted(million + at)
         assert (Decimal(quoted["cost"]), Decimal(quoted["hour_factor"])) == (
@@ -239,6 +239,15 @@ async def test_quote_is_by_the_hour_of_its_time(prices: Prices) -> None:
             Decimal(factor),
         ), at
         assert sum(Decimal(line["amount"]) for line in quoted["lines"]) == Decimal(cost)
+
+
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+async def test_quote_refuses_a_time_beyond_the_calendar_of_its_hours(prices: Prices, at: str) -> None:
+    span = {**NIGHT, "days": [1, 2, 3, 4, 5, 6, 7]}
+    zones = [span, {**span, "time_zone": "America/New_York", "from": "10:00", "to": "11:00"}]
+    await prices.set(hours=zones, effective_from="0001-01-01T00:00:00Z")
+    answer = await prices.ask(f"gpt-x&at={at}")
+    assert (answer.status, [wrong["field"] for wrong in answer.json["errors"]]) == (422, ["at"])
 
 
 async def test_amendment_keeps_unnamed_hours(prices: Prices) -> None:

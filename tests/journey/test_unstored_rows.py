@@ -100,6 +100,19 @@ def test_doctor_names_the_session_that_has_locked_a_table(
     assert f"SELECT pg_terminate_backend({owner.info.backend_pid})" in wrong
 
 
+def test_doctor_names_the_session_that_holds_rows_a_keeper_waits_for(
+    broken_stack: Stack, owner: psycopg.Connection
+) -> None:
+    tenant, key = broken_stack.tenant(1_000)
+    with owner.transaction():
+        owner.execute("SELECT 1 FROM tenant_quota FOR UPDATE")
+        assert broken_stack.chat(key, "3,4").status_code == 200
+        line = f"WRONG postgresql: rows of tenant_quota are held by pid {owner.info.backend_pid}, for "
+        wrong = wait_until(lambda: line in (said := doctor(broken_stack)[1]) and said)
+    assert [wrong.count(by) for by in (" are held by ", " is locked by ")] == [1, 0]
+    broken_stack.settled(tenant, 1)
+
+
 def test_doctor_names_accounts_in_quarantine_and_dead_letters(
     broken_stack: Stack, owner: psycopg.Connection
 ) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from gateway.ops.doctor_redis import kept
+from gateway.ops.doctor_redis import examine_redis, kept
+from gateway.settings.settings import load
+from tests.conftest import ValkeyServer, free_port
 
 WELL = {
     "maxmemory_policy": "noeviction", "aof_enabled": "1", "maxmemory": "8000000000", "used_memory": "900",
@@ -70,7 +74,7 @@ def test_a_clock_that_is_not_that_of_redis_is_told_with_how_far_it_is_off(off_s:
     assert says in said
 
 
-@pytest.mark.parametrize(("used", "is_wrong"), [(940, False), (950, True), (1000, True)])
+@pytest.mark.parametrize(("used", "is_wrong"), [(940, False), (950, True), (999, True)])
 def test_memory_that_is_almost_used_up_is_wrong(used: int, is_wrong: bool) -> None:
     mebi = 1024 * 1024
     said = wrong(maxmemory=str(1000 * mebi), used_memory=str(used * mebi))
@@ -78,6 +82,19 @@ def test_memory_that_is_almost_used_up_is_wrong(used: int, is_wrong: bool) -> No
         f"{used / 1000:.0%} of its maxmemory of 1000 MiB is used: when it is full, calls are refused. Raise"
     )
     assert said == ([f"{full} maxmemory"] if is_wrong else [])
+
+
+@pytest.mark.parametrize(
+    ("most", "used", "says"),
+    [
+        (1, 205_858_080, "196 MiB of its maxmemory of 1 B is used"),
+        (2_048, 2_048, "100% of its maxmemory of 2 KiB is used"),
+    ],
+)
+def test_full_memory_is_named_with_its_code_and_in_units_that_fit(most: int, used: int, says: str) -> None:
+    """205,858,080 bytes are 196.3 times 1,048,576."""
+    line = f"it refuses calls with OOM: its memory is full: {says}. Raise maxmemory"
+    assert wrong(maxmemory=str(most), used_memory=str(used)) == [line]
 
 
 @pytest.mark.parametrize(
@@ -92,3 +109,12 @@ def test_memory_that_is_almost_used_up_is_wrong(used: int, is_wrong: bool) -> No
 def test_a_server_that_refuses_says_why(info: dict[str, str], says: str) -> None:
     (said,) = wrong(**info)
     assert said.startswith(says)
+
+
+async def test_examine_redis_names_the_server_that_is_away_once(
+    own_valkey: Callable[..., ValkeyServer],
+) -> None:
+    here, away = own_valkey("--appendonly", "yes"), free_port()
+    settings = load({}).with_values(redis_url=f"redis+shards://127.0.0.1:{here.port},127.0.0.1:{away}")
+    found = [finding.says async for finding in examine_redis(settings, "serve") if finding.well is False]
+    assert [f"127.0.0.1:{away}" in says and "start Redis" in says for says in found] == [True]

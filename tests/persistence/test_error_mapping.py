@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+import psycopg
 import pytest
 from sqlalchemy import text
 
 from gateway.errors import StoreTimeout, StoreUnavailable
 from persistence import engine as engines
-from persistence.error_mapping import code_of, translating
+from persistence.error_mapping import code_of, sqlstate, translating
 
 AWAY = "PostgreSQL does not answer; try again in a moment."
 
@@ -32,3 +35,30 @@ async def test_translating_names_the_lack_of_a_server_that_answers(
             await connection.execute(text(f"DO $$ BEGIN RAISE 'no' USING ERRCODE = '{code}'; END $$"))
     await engine.dispose()
     assert (refused.value.message, code_of(refused.value)) == (detail, code)
+
+
+async def test_translating_names_a_connection_refused_for_the_limit_of_a_role(
+    database: str, postgres: str
+) -> None:
+    role = f"full_{os.getpid()}"
+    with psycopg.connect(postgres, autocommit=True) as owner:
+        owner.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 0")
+        try:
+            with pytest.raises(StoreUnavailable, match="PostgreSQL has no connection left") as refused:
+                async with translating(engines.create(database.replace("postgres@", f"{role}@")).connect()):
+                    pass
+        finally:
+            owner.execute(f"DROP ROLE {role}")
+    assert code_of(refused.value) == "53300"
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("sorry, too many clients already", "53300"),
+        ("remaining connection slots are reserved for roles with the SUPERUSER attribute", "53300"),
+        ("Connection refused", ""),
+    ],
+)
+def test_sqlstate_of_a_failed_connection_goes_by_its_text(said: str, code: str) -> None:
+    assert sqlstate(psycopg.OperationalError(f"connection failed: FATAL:  {said}")) == code

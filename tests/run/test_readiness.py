@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -29,10 +30,9 @@ from gateway.run.health import (
     DiskWatch,
     Probe,
     RedisState,
-    all_answer,
     of_gateway,
-    one_answers,
     tell_of_redis,
+    unanswered,
 )
 from gateway.run.lifecycle import ASK_INTERVAL_S, catalogue_of, reached
 from gateway.settings.settings import Settings, load
@@ -87,26 +87,28 @@ async def test_whoever_asks_within_a_moment_has_what_was_found_and_one_at_a_time
     assert await recent.now() == 3, "a failure is not kept"
 
 
-async def test_one_primary_that_answers_is_enough_and_whether_all_do_is_known(
+async def test_unanswered_names_each_server_that_is_dead_or_hangs(
     own_valkey: Callable[..., ValkeyServer],
 ) -> None:
-    first, second = own_valkey(), own_valkey()
-    wires = [RedisConnection(parse_url(one.url), time.monotonic) for one in (first, second)]
+    servers = [own_valkey() for _ in range(3)]
+    _, dead, hung = servers
+    wires = [RedisConnection(parse_url(one.url), time.monotonic) for one in servers]
     try:
         for one in wires:
             await one.open()
-        assert await one_answers(wires)
-        assert await all_answer(wires)
-        second.stop()
-        await eventually(lambda: not wires[1].connected)
-        assert await one_answers(wires)
-        assert not await all_answer(wires)
-        first.stop()
-        await eventually(lambda: not wires[0].connected)
-        assert not await one_answers(wires)
-        assert not await one_answers([])
-        assert not await all_answer([])
+        assert await unanswered(wires) == {}
+        dead.stop()
+        await eventually(lambda: wires[1].cause)
+        assert hung.process
+        hung.process.send_signal(signal.SIGSTOP)
+        found = await unanswered(wires, answer_s_max=0.5)
+        assert found.keys() == {f"127.0.0.1:{dead.port}", f"127.0.0.1:{hung.port}"}
+        assert "Connect" in found[f"127.0.0.1:{dead.port}"]
+        assert found[f"127.0.0.1:{hung.port}"] == "does not answer in time"
+        assert await unanswered([]) == {}
     finally:
+        if hung.process:
+            hung.process.send_signal(signal.SIGCONT)
         for one in wires:
             await one.close()
 

@@ -195,5 +195,20 @@ def test_slips_name_an_absent_file_of_a_keeper(tmp_path: Path) -> None:
     assert told(settings, "keeper") == ""
 
 
+@pytest.mark.parametrize("role", ["serve", "keeper", "all"])
+def test_slips_name_a_time_that_may_be_meant_in_milliseconds(role: str) -> None:
+    """1,000 s are 16 minutes and 40 seconds, and 99 s may be meant, where 1 s is the default."""
+    line = "TOLLKEEPER_REDIS_WAIT_S=1000 is 0:16:40 h, where 1 s is usual: are milliseconds meant?"
+    assert told(load({"TOLLKEEPER_REDIS_WAIT_S": "1000"}), role) == line
+    assert told(load({"TOLLKEEPER_REDIS_WAIT_S": "99"}), role) == ""
+
+
+def test_slips_name_a_time_of_an_upstream_that_may_be_meant_in_milliseconds(written: Written) -> None:
+    """120 s is the default of both times."""
+    settings = written(upstreams={"own": OWN | {"base_url": URL, "first_byte_s": 30_000, "idle_s": 3_600}})
+    line = "upstreams.own.first_byte_s=30000 is 8:20:00 h, where 120 s is usual: are milliseconds meant?"
+    assert (told(settings), told(settings, "keeper")) == (line, "")
+
+
 def test_slips_are_empty_for_the_defaults() -> None:
     assert [*slips(load({}), "serve"), *slips(load({}), "keeper"), *slips(load({}), "all")] == []

@@ -63,6 +63,12 @@ def test_merge_keeps_a_server_away_that_any_worker_misses() -> None:
     assert found["tollkeeper_redis_away", "server=redis-2:6379"] == 0
 
 
+def test_merge_counts_a_refused_partition_of_several_processes_once() -> None:
+    one, another = ({"partitions_refusing": [["OOM", refused]]} for refused in (20, 21))
+    found = samples(scrape.render("", tallies.merge(one, another))[0])
+    assert found["tollkeeper_partitions_refusing", "reason=OOM"] == 21
+
+
 def test_collect_adds_ended_workers_on_a_full_disk(tmp_path: Path) -> None:
     ended = tmp_path / "1-ended.json"
     ended.write_text(json.dumps({"shed": 3}))

@@ -88,7 +88,7 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.vector import IMAGES
 from gateway.core.integrity.reconciliation import RUN_S_MAX as COMPARISON_S_MAX
 from gateway.core.model import INTEGER_MAX
-from gateway.core.times import ms_of
+from gateway.core.times import floor_ms
 from gateway.errors import (
     AdminRefusal,
     Conflict,
@@ -623,7 +623,7 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
             )
             more = f", and no exchange rate from {BASE_CURRENCY} to {currency}" if other else ""
             raise NotFound(f"{why}{more}. The list of prices has those that there are.")
-        return web.json_response(_quoted(asked, found, ms_of(at)))
+        return web.json_response(_quoted(asked, found, floor_ms(at)))
 
     app.router.add_get(f"{root}/prices/{QUOTE.name}", quote)
 

@@ -59,6 +59,7 @@ from gateway.admin.resources.values import (
     Zone,
     must,
     optional,
+    plausible,
 )
 from gateway.admin.resources.values import (
     Rate as CreditRate,
@@ -679,7 +680,7 @@ class QuoteQuery(In):
     """The use of a call to be quoted, and its time."""
 
     model: Text
-    at: Instant | None = optional("By default now.")
+    at: Annotated[Instant, AfterValidator(plausible)] | None = optional("By default now.")
     provider: Text | None = optional("Provider of the model; default: its maker.")
     currency: Currency = BASE_CURRENCY
     input: Amount = Field(default=0, description="Tokens read, but for cached ones.")

@@ -34,7 +34,7 @@ from gateway.core.billing.vector import (
     Vector,
     unit_price,
 )
-from gateway.core.times import ms_of
+from gateway.core.times import floor_ms
 
 # A price as whole numbers for each kind of tokens, as gateways use it to compute costs. Pure.
 #
@@ -122,7 +122,7 @@ def read_price(row: Mapping[str, Any]) -> ModelPrice:
         row["match"] == PREFIX,
         folded(row["provider"] or ""),
         row["source"] == BUNDLED,
-        ms_of(row["effective_from"]),
+        floor_ms(row["effective_from"]),
         _vector(row),
     )
 
@@ -231,7 +231,7 @@ class PriceBook:
 
 
 def read_rate(row: Mapping[str, Any]) -> ExchangeRate:
-    return ExchangeRate(row["currency"], row["base"], f"{row['rate']:f}", ms_of(row["effective_from"]))
+    return ExchangeRate(row["currency"], row["base"], f"{row['rate']:f}", floor_ms(row["effective_from"]))
 
 
 def converted(vector: Vector, rate: ExchangeRate) -> Vector:
