@@ -139,7 +139,8 @@ class ChargedUse:
 def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) -> ChargedUse:
     """Return the charge of a use that ended at `ended_ms` (Unix ms) by the prices at its admission.
 
-    `ended_ms` may be 0 if the prices do not change by the hour. If a model answered that the call did not name, `look_up` finds its price.
+    `ended_ms` may be 0 if the prices do not change by the hour. If a model answered that the call did not name,
+    `look_up` finds its price.
     """
     use = _billed(use)
     detail, counts, used = _with_measured(use), use.counts, use.used

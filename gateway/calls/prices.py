@@ -159,7 +159,7 @@ def named_prices(  # noqa: PLR0917  # as `book_price`
 ) -> tuple[PriceMatch, ...]:
     """Return the prices of all models of a call at a time (Unix ms); `own` excludes foreign currencies.
 
-    They are as a hold that lasts for `life_ms` needs them.
+    A hold that lasts for `life_ms` is taken at these prices.
     """
     if not call.targets and not call.models_beside:
         return (book_price(directory, caller, call.model, own, at_ms, call.upstream, life_ms),)

@@ -178,8 +178,7 @@ class AllShardLoops:
         if not failing:
             return None
         (since, error), wire = min(failing, key=lambda failure: failure[0][0])
-        address = wire.address
-        server = f"{address.host}:{address.port}" if address.members or address.shards else ""
+        server = wire.server if wire.address.members or wire.address.shards else ""
         why = error.message if isinstance(error, TollkeeperError) else type(error).__name__
         return UnstoredRows(why, time.monotonic() - since, code_of(error), server)
 

@@ -608,10 +608,12 @@ class Notices:
         async with self._engine.begin() as connection:
             recent = {*(await connection.execute(_TOLD_EMPTY)).scalars()}
             waiting = {occasion.split(":")[1] for occasion in recent}
+            occasions = {f"upstream.empty:{account[0]}:{account[3]}": account for account in accounts}
             due = {
-                f"upstream.empty:{account[0]}:{account[3]}": account for account in accounts
-                if account[0] not in waiting or f"upstream.empty:{account[0]}:{account[3]}" in recent
-            }  # fmt: skip
+                occasion: account
+                for occasion, account in occasions.items()
+                if account[0] not in waiting or occasion in recent
+            }
             await tell(connection, [
                 News(
                     "upstream.empty", occasion,

@@ -49,7 +49,7 @@ async def dial(exchange: Exchange) -> None:
         use = MeteredUse(
             True, NO_COUNTS, 0, minutes, False, NO_DETAIL, "phone", DIAL.path, GENERIC, 200, NONE
         )
-        made = charge(ports.directory.price, ports.seconds(), use, terms)
+        made = charge(ports.directory.price, ports.refusals.now_ms(), use, terms)
         await ports.counters.settle(made.settlement)
         ports.tally.charged(made.counted)
     own_answer(exchange, 200, [], b"")

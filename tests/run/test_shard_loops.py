@@ -28,9 +28,10 @@ __all__ = ["migrated", "shared", "template"]
 
 @dataclass(frozen=True)
 class Wire:
-    """A connection, of which its address alone is asked."""
+    """A connection, of which its address and its server's name are asked."""
 
     address: Address
+    server: str = ""
 
 
 class LeavingServer:
@@ -71,7 +72,8 @@ def test_unstored_rows_name_the_server_that_has_failed_longest() -> None:
     full.__cause__ = DiskFull()
     asked = CountersRefused("Redis refused: ASK 11214 127.0.0.1:7002")
     for port, trouble in ((7000, None), (7001, (now - 40, asked)), (7002, (now - 20, full))):
-        wire = Wire(Address("127.0.0.1", port, members=(("127.0.0.1", 7000),)))
+        address = Address("127.0.0.1", port, members=(("127.0.0.1", 7000),))
+        wire = Wire(address, f"127.0.0.1:{port}")
         servers._kept[cast("RedisConnection", wire)] = cast("ShardLoops", SimpleNamespace(trouble=trouble))
     said = str(servers.unstored())
     assert said.startswith("no row of 127.0.0.1:7001 could be stored for 4")

@@ -46,6 +46,7 @@ from gateway.core.accounts.administration import (
     Row,
     refused_write,
 )
+from gateway.core.alerts.messages import BLOCKED_BY
 from gateway.core.credentials import Peppers
 from gateway.core.issuers import LIFE_MAX, SUBJECT_CLAIM, VOUCHED, Arrival, Person, PersonIdentity
 from gateway.core.text import visible
@@ -123,8 +124,9 @@ class Pages:
         actions = (action for resource in RESOURCES.values() for action in resource.actions)
         said = {action.name: action.done for action in actions if action.done}
         self._environment.globals.update(
-            asset=assets.address, version=version, examples=EXAMPLES, said_of_actions=said, found=FOUND
-        )
+            asset=assets.address, version=version, examples=EXAMPLES, said_of_actions=said, found=FOUND,
+            blocked_by=BLOCKED_BY,
+        )  # fmt: skip
         self._environment.filters.update(
             number=formatting.number, short=formatting.short, money=formatting.money,
             moment=formatting.moment, day=formatting.day, money_parts=formatting.money_parts,

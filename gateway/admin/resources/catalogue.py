@@ -596,9 +596,9 @@ def _hours_as_stored(hours: list[PriceHour] | None) -> list[dict[str, Any]] | No
 
 
 def _check_hours(hours: list[PriceHour]) -> list[PriceHour]:
-    read = read_hours({"hours": _hours_as_stored(hours)})
-    for one, other in [] if read is None else overlaps(read.spans):
-        raise ValueError(f"must not overlap: number {one} and number {other} have a time in common")
+    price = read_hours({"hours": _hours_as_stored(hours)})
+    for first, second in () if price is None else overlaps(price.spans):
+        raise ValueError(f"must not overlap: number {first} and number {second} have a time in common")
     return hours
 
 

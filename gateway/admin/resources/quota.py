@@ -56,11 +56,12 @@ from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
 from gateway.core.billing.price_book import FALLBACK
 from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
-from gateway.core.model import INTEGER_MAX
+from gateway.core.model import BLOCK_CAUSES, INTEGER_MAX
 
 KINDS = ("consume", "recharge", "reset", "adjust")
 
 
+BlockWord: Any = Literal[tuple(BLOCK_CAUSES)]
 _KINDS = {"time_zone": Text, "anchor_day": AnchorDay}
 
 
@@ -151,7 +152,7 @@ class TenantQuota(Out):
     tokens_held: int = Field(description="Held by calls in flight.")
     is_blocked: bool
     manual_block: bool = Field(description="Whether a block is in force, whatever its cause.")
-    block_cause: Literal["manual", "dunning", "backlog"] | None = Field(
+    block_cause: BlockWord | None = Field(
         description="A person, an unpaid invoice, or too much use that is not stored; null without a block."
     )
     last_reset: Instant | None

@@ -180,7 +180,7 @@ def _resets_on(moment: object, time_zone: object = None) -> str:
 
 
 # How a tenant was blocked, by the cause; without one its tokens are used up.
-_BLOCKED: Final = {
+BLOCKED_BY: Final = {
     "": "as nothing remains of its tokens",
     "manual": "by hand",
     "dunning": "as an invoice is not paid",
@@ -201,7 +201,7 @@ _WORDS: Final[Mapping[str, Callable[[Data], str]]] = {
     "until": lambda data: spoken(data.get("until")),
     "since": lambda data: spoken(data.get("since")),
     "hour": lambda data: spoken(data.get("hour")),
-    "why": lambda data: _BLOCKED[
+    "why": lambda data: BLOCKED_BY[
         plain(data.get("block_cause")) or ("manual" if data.get("manual_block") else "")
     ],
     "when": lambda data: "once their invoice is paid" if data.get("invoicing") == "prepaid" else "now",

@@ -1,9 +1,8 @@
 """When to notify about a budget: at thresholds of its amount, and when its pace will use it up. Pure.
 
 The pace is that of the window so far. In a window that is old enough it is that of the last hours or days: at
-least `look_back_ms` of its interval and at most twice that, so that a week includes a weekend. A pace counts once a tenth of
-the window has passed, a tenth of the amount is used, and use came in three different twentieths of the window:
-one or two bursts are no pace.
+least `look_back_ms` of its interval and at most twice that, so that a week includes a weekend. One or two bursts
+are no pace.
 
 A crossing is reported once. After a raise of the amount, thresholds of the new amount above the largest
 reported value are reported again.

@@ -25,6 +25,7 @@ from gateway.core.accounts.caller_holds import LIFE_S_MAX, CallerHold, HeldAmoun
 from gateway.core.model import Caller
 from gateway.core.shares import leaves_others
 from gateway.core.text import batched
+from gateway.core.times import began_ms
 from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.admission.remembered_holds import RememberedHold, RememberedHolds
 from gateway.counters.admission.stored import UNREADABLE
@@ -66,7 +67,7 @@ IDEMPOTENT_MS: Final = 86_400_000
 RUNNING_MS: Final = 10_000
 ID_CHARACTERS: Final = 36
 # An id begins with the time when it was made, in ms (RFC 9562, version 7).
-_ID = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 # The longest time from the beginning of a hold to its last settlement.
 KNOWN_MS: Final = 1000 * LIFE_S_MAX + ENDED_MS
 # Remembered holds that are stored again by one write.
@@ -233,8 +234,7 @@ class CallerHolds:
             raise CountersUnavailable
         if catalogue == CLOSED:
             raise CountersUnavailable(retry_after_s=1)
-        made = _ID.fullmatch(id_)
-        made_ms = 0 if made is None else int(made[1] + made[2], 16)
+        made_ms = began_ms(id_) if _ID.fullmatch(id_) else 0
         if self.now_ms() - KNOWN_MS < made_ms < _read_since(since)[1]:
             self.forgotten += 1
             self._say(

@@ -114,7 +114,7 @@ class SharedEmptyAccounts:
                     int(other) / 1000 - self._ahead_s if isinstance(other, bytes) and other.isdigit() else 0.0
                 )
                 return max(SAME_S, until - now)
-            for command in self._asked(account, until_ms):
+            for command in self._encode_left_alone(account, until_ms):
                 self._wires.of_key(NAME).send(command)
         except CountersUnavailable:
             pass
@@ -131,7 +131,7 @@ class SharedEmptyAccounts:
         now = self._clock()
         self._ahead_s = int(moment[0]) + int(moment[1]) / 1_000_000 - now  # type: ignore[arg-type]  # two numbers
         for account, report in [*table.reports.items()]:
-            for wait in wire.send_together(*self._written(account, report)):
+            for wait in wire.send_together(*self._encode_report(account, report)):
                 await in_task(wait)
             if table.reports.get(account) is report:
                 del table.reports[account]
@@ -150,7 +150,7 @@ class SharedEmptyAccounts:
             if account not in stored and account not in table.reports:
                 del table.entries[account]
 
-    def _written(self, account: str, report: EmptyReport) -> list[bytes]:
+    def _encode_report(self, account: str, report: EmptyReport) -> list[bytes]:
         """Return the commands that store a report about an account."""
         stored, question = keys.empty_account(account).encode(), keys.empty_account_question(account).encode()
         now_ms = int((self._clock() + self._ahead_s) * 1000)
@@ -165,10 +165,10 @@ class SharedEmptyAccounts:
             encode(b"SET", stored, first, b"NX", b"EX", _FORGOTTEN_S),
             encode(b"SET", question, b"%d" % until_ms, b"PX", _LEFT_ALONE_MS),
             encode(b"ZREMRANGEBYSCORE", NAME, b"-inf", before),
-            *self._asked(account, until_ms),
+            *self._encode_left_alone(account, until_ms),
         ]
 
-    def _asked(self, account: str, until_ms: int) -> list[bytes]:
+    def _encode_left_alone(self, account: str, until_ms: int) -> list[bytes]:
         """Return the commands that store until when an account is left alone, and keep its first answer."""
         return [
             encode(b"ZADD", NAME, b"%d" % until_ms, account.encode()),

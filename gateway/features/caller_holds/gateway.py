@@ -603,7 +603,7 @@ async def _more(
 def _dearer_ms(directory: DirectoryPort, hold: CallerHold, now_ms: int) -> int:
     """Return the time of the prices of a hold that is extended now: now, if one has a dearer hour than before.
 
-    So nobody takes cheap hours along by extending a hold through dear ones.
+    So an extension through dear hours has no cheap price.
     """
     then_ms = hold.priced_ms or hold.created_ms
     named = named_prices(directory, hold.caller, hold.names(), hold.own, then_ms) if hold.model else ()
@@ -628,7 +628,7 @@ def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
 
 
 def _prices_then(ports: Ports, hold: CallerHold) -> CallPrices:
-    """Return the prices at the creation of a hold. The highest of its models' prices counts by default."""
+    """Return the prices of a hold at its `priced_ms`. The highest of its models' prices counts by default."""
     call, at_ms = hold.names(), hold.priced_ms or hold.created_ms
     named = named_prices(ports.directory, hold.caller, call, hold.own, at_ms) if hold.model else ()
     vectors = charging_prices(hold.service, call, named)

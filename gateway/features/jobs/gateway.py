@@ -784,7 +784,7 @@ def _terms(job: Job, id_: str, service: Service, prices: CallPrices) -> UseTerms
 
 
 def _prices_then(ports: Ports, job: Job, service: Service) -> CallPrices:
-    """Return the prices at the creation of a job."""
+    """Return the prices of a job at its `priced_ms`."""
     at_ms = job.priced_ms or job.created_ms
     call = CallRequest("none", GENERIC, b"", model=job.model)
     call.upstream = job.upstream

@@ -8,7 +8,6 @@ would be a second charge upstream. Connections to addresses that a host name has
 from __future__ import annotations
 
 import asyncio
-import hmac
 import socket
 import ssl
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from gateway.core.shares import FairShares
 from gateway.core.wait import AwakeTimeout, Wait
 from gateway.errors import Overloaded, Refusal, UpstreamTimeout, UpstreamUnreachable
 from gateway.files import Seen, https_with, is_readable, require_regular, seen
+from gateway.http.identity import key_digest
 from gateway.http.ports import UpstreamLimiter
 from gateway.http.protocol.answer import AnswerHead, UpstreamSide
 from gateway.http.protocol.framing import AWAITED, BODY, COMPLETE, OWED, Malformed
@@ -340,7 +340,7 @@ def _account(target: UpstreamTarget, key: Fields, pepper: bytes) -> str:
     if target.auth != "header":  # its credential is in no header
         fields += (("auth", target.auth), ("file", str(target.credentials_file)), ("project", target.project))
     said = "\0".join((target.base_url, *(part for field in fields for part in field)))
-    return hmac.digest(pepper, said.encode(errors="surrogatepass"), "sha256").hex()[:16]
+    return key_digest(said.encode(errors="surrogatepass"), pepper)[:16]
 
 
 def _descriptor(link: Link) -> int:
