@@ -73,7 +73,7 @@ def families() -> dict[str, re.Pattern[str]]:
     text = README.read_text().partition("## What calls may add")[2].partition("\n## ")[0]
     found = {}
     for name in re.findall(r"^\| `(tk:\S+)` \|", text, re.MULTILINE):
-        short = name.removeprefix("tk:").removeprefix("{pNN}:").partition(":")
+        short = re.sub(r"^tk:(\{p(NN|00)\}:)?", "", name).partition(":")
         pattern = re.escape(name).replace("NN", r"\d\d")
         # An account of each is named behind the account of all.
         pattern = pattern.replace(":b:<account>", ":b:[^:]+(:[^:]+)?")
@@ -246,7 +246,7 @@ def check(stage: Stage, found: dict[str, dict[str, int]], users: int) -> None:
             elif family in {
                 "a:", "own:", "run:", "runs:", "opened:", "children:", "hold:", "end:", "idem:", "holds:",
                 "mine:", "ended:", "idems:", "job:", "jobs", "open:", "cap:", "caps:", "note:",
-                "since",
+                "since", "empty", "empty:", "empty-asked:", "unstored",
             }:  # fmt: skip
                 assert keys == {}
             else:

@@ -598,7 +598,7 @@ def _hours_as_stored(hours: list[PriceHour] | None) -> list[dict[str, Any]] | No
 def _check_hours(hours: list[PriceHour]) -> list[PriceHour]:
     price = read_hours({"hours": _hours_as_stored(hours)})
     for first, second in () if price is None else overlaps(price.spans):
-        raise ValueError(f"must not overlap: number {first} and number {second} have a time in common")
+        raise ValueError(f"must not overlap: hours[{first}] and hours[{second}] have a time in common")
     return hours
 
 
