@@ -7,7 +7,6 @@ of all workers may ask. While Redis is away, each worker goes by its own table.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,13 +25,14 @@ from gateway.core.empty_accounts import (
     EmptyReport,
 )
 from gateway.core.wait import in_task
+from gateway.counters.admission.key_news import KeyNews
 from gateway.counters.redis import keys
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode
 from gateway.errors import CountersUnavailable
 
-# The pause between two exchanges, and the wait for news if Redis reports changes, and if it does not.
-PAUSE_S, NEWS_S, SILENCE_S = 0.05, 20.0, 5.0
+# The pause between two exchanges.
+PAUSE_S = 0.05
 # Entries whose ends differ by less than this count as the same.
 SAME_S: Final = 0.5
 NAME: Final = keys.EMPTY_ACCOUNTS.encode()
@@ -77,26 +77,13 @@ class SharedEmptyAccounts:
 
     def __init__(self, wires: RedisConnections, clock: Callable[[], float]) -> None:
         self._wires, self._clock = wires, clock
-        self._news = asyncio.Event()
+        self._news = KeyNews(wires, NAME)
         self._ahead_s = time.time() - clock()  # by our clock, until Redis told its time
-        self.table = EmptyAccounts(self._news.set, self.claim)
-        wires.hear(self._hear)
+        self.table = EmptyAccounts(self._news.come, self.claim)
 
     async def keep_sharing(self, pause_s: float = PAUSE_S) -> None:
         """Share empty accounts with other workers until cancelled: on changes, and at intervals."""
-        while True:
-            self._news.clear()
-            with suppress(CountersUnavailable):
-                await self.share()
-            await asyncio.sleep(pause_s)
-            hears = self._wires.of_key(NAME).hearing.since > 0
-            with suppress(TimeoutError):
-                async with asyncio.timeout(NEWS_S if hears else SILENCE_S):
-                    await self._news.wait()
-
-    def _hear(self, name: bytes) -> None:
-        if not name or name == NAME:
-            self._news.set()
+        await self._news.keep_sharing(self.share, pause_s)
 
     async def claim(self, account: str) -> float:
         """Return 0.0 if this worker may ask an account again, else the seconds until another's question is over.

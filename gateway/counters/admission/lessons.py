@@ -7,23 +7,21 @@ some, and learns them again.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Annotated, Final
 
 import msgspec
 
 from gateway.core.calls.estimate import LESSONS_MAX, Estimator, Lesson
 from gateway.core.wait import in_task
+from gateway.counters.admission.key_news import KeyNews
 from gateway.counters.redis import keys
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode
-from gateway.errors import CountersUnavailable
 
-# The pause between two exchanges, and the wait for news if Redis reports changes, and if it does not.
-PAUSE_S, NEWS_S, SILENCE_S = 0.5, 20.0, 5.0
+# The pause between two exchanges.
+PAUSE_S = 0.5
 KEPT_MS: Final = 3_600_000
 STORED_BYTES_MAX: Final = 256 * 1024  # no worker writes a longer value
 NAMES_BYTES_MAX: Final = 160  # of service and model together, each character up to six bytes in JSON
@@ -49,26 +47,13 @@ class SharedLessons:
 
     def __init__(self, wires: RedisConnections, estimator: Estimator) -> None:
         self._wires, self._estimator = wires, estimator
-        self._news = asyncio.Event()
+        self._news = KeyNews(wires, NAME)
         self._raw: object = None
-        estimator.learned = self._news.set
-        wires.hear(self._hear)
+        estimator.learned = self._news.come
 
     async def keep_sharing(self, pause_s: float = PAUSE_S) -> None:
         """Share lessons with other workers until cancelled: on changes of the key, and at intervals."""
-        while True:
-            self._news.clear()
-            with suppress(CountersUnavailable):
-                await self.share()
-            await asyncio.sleep(pause_s)
-            hears = self._wires.of_key(NAME).hearing.since > 0
-            with suppress(TimeoutError):
-                async with asyncio.timeout(NEWS_S if hears else SILENCE_S):
-                    await self._news.wait()
-
-    def _hear(self, name: bytes) -> None:
-        if not name or name == NAME:
-            self._news.set()
+        await self._news.keep_sharing(self.share, pause_s)
 
     async def share(self) -> None:
         """Adopt other workers' lessons (learned uses of calls), and store new ones of this worker.

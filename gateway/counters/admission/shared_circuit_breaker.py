@@ -24,15 +24,14 @@ from gateway.core.circuit_breaker import (
     CircuitBreaker,
 )
 from gateway.core.wait import in_task
+from gateway.counters.admission.key_news import NEWS_S, KeyNews
 from gateway.counters.redis import keys
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode
 from gateway.errors import CountersUnavailable
 
-# The pause after each exchange, and then the longest wait for news.
-PAUSE_S, NEWS_S = 0.05, 0.05
-# The longest wait for news if Redis reports changes.
-TOLD_S = 20.0
+# The pause after each exchange, and then the longest wait for news if Redis reports no changes.
+PAUSE_S, UNREPORTED_S = 0.05, 0.05
 # Entries whose ends differ by less than this count as the same.
 SAME_S = 0.5
 STORED_BYTES_MAX = 512 * 1024
@@ -63,29 +62,22 @@ class SharedCircuitBreaker:
 
     def __init__(self, wires: RedisConnections, clock: Callable[[], float]) -> None:
         self._wires, self._clock = wires, clock
-        self._news = asyncio.Event()
-        self.table = CircuitBreaker(begun=self._news.set)
+        self._news = KeyNews(wires, _NAME)
+        self.table = CircuitBreaker(begun=self._news.come)
         self._raw: object = None
         self._stored: list[_Stored] = []
-        wires.hear(self._told)
 
-    async def keep_sharing(self, pause_s: float = PAUSE_S, news_s: float = NEWS_S) -> None:
+    async def keep_sharing(self, pause_s: float = PAUSE_S, news_s: float = UNREPORTED_S) -> None:
         """Share backoffs of upstreams with other workers until cancelled: on changes, and at intervals."""
         while True:
             self._news.clear()
             shared = False
             with suppress(CountersUnavailable):
                 await self.share()
-                shared = self._wires.of_key(_NAME).hearing.since > 0
+                shared = self._news.is_reported
             self.table.sweep(self._clock())
             await asyncio.sleep(pause_s)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(max(news_s, TOLD_S) if shared else news_s):
-                    await self._news.wait()
-
-    def _told(self, name: bytes) -> None:
-        if not name or name == _NAME:
-            self._news.set()
+            await self._news.wait(max(news_s, NEWS_S) if shared else news_s)
 
     async def share(self) -> None:
         """Adopt other workers' backoffs of upstreams, and add missing ones.
