@@ -73,7 +73,7 @@ def _named(path: str) -> str:
     """Return a path with names for its parameters: `m` for a model, else `x1`, `x2` and so on."""
     numbers = iter(range(1, 9))
     named = _PARAMETER.sub(lambda found: "m" if found[0] == "{model}" else f"x{next(numbers)}", path)
-    return named.replace("/work/", "/%77ork/")  # else it looks like a folder of a machine
+    return re.sub("/w(?=ork/)", "/%77", named)  # else it looks like a folder of a machine
 
 
 def _of_resources(tree: ast.Module) -> Iterator[tuple[str, set[str]]]:

@@ -11,7 +11,7 @@ from gateway.calls.ports import CallPorts, DirectoryPort
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.runs import Run
-from gateway.core.accounts.upstream_jobs import HOLD_S_MAX
+from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.service_tiers import lacks_tier
 from gateway.core.billing.vector import CACHE_HOUR
@@ -91,7 +91,7 @@ def prices_of(  # noqa: PLR0917  # whose call it is, and what it takes from
     own = by_cost or asking is not None
     prices = CallPrices(UNPRICED, (), ports.refusals.now_ms(), own)
     if call.model:
-        life_ms = 1000 * HOLD_S_MAX if call.background else life_ms
+        life_ms = HOLD_MS_MAX if call.background else life_ms
         prices.named = named_prices(directory, caller, call, own, prices.at_ms, life_ms)
         for one in prices.named:
             if one.vector is not None and one.vector.hours is not None:

@@ -38,7 +38,7 @@ from gateway.core.accounts.outbox import (
     stream_place,
 )
 from gateway.core.accounts.runs import prefix_of, stored_run
-from gateway.core.accounts.upstream_jobs import HOLD_S_MAX
+from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import are_money
 from gateway.core.due import beyond
 from gateway.core.model import Caller, Settlement
@@ -430,7 +430,7 @@ RECLAIMED_WEIGHED = b'{"estimated":true,"reclaimed":true,"units":%d,"tokens":%d}
 # Holds of a partition that one look reads, apart from the rest of the last page.
 LOOK_MAX = 2_000
 # The longest distance of a deadline: that of a job. One look in so many asks for deadlines beyond it.
-DEADLINE_MS_MAX, FAR_EACH = 1000 * HOLD_S_MAX, 60
+DEADLINE_MS_MAX, FAR_EACH = HOLD_MS_MAX, 60
 _FIRST = b"-inf"
 # Our names are UTF-8: a name with other bytes is queried unchanged, found missing, and removed.
 STRANGE = "surrogateescape"

@@ -21,7 +21,7 @@ from gateway.core.accounts.outbox import (
     TEXT_CHARACTERS_MAX,
 )
 from gateway.core.accounts.runs import ENDLESS_CALLS
-from gateway.core.accounts.upstream_jobs import HOLD_S_MAX
+from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import ENDLESS, NANO
 from gateway.core.billing.price_book import (
     BASE_CURRENCY,
@@ -175,7 +175,7 @@ class AdmittedCall:
 
         Raise a `Refusal` if a limit refuses; the hold is never less than before.
         """
-        request = replace(self._request, raises=True, ttl_ms=1000 * HOLD_S_MAX)
+        request = replace(self._request, raises=True, ttl_ms=HOLD_MS_MAX)
         return await reserve_hold(self._exchange, request, self.budgets)
 
     def answered_by(self, number: int) -> None:
@@ -345,7 +345,7 @@ class AdmittedCall:
         if charged is not None:
             used = settlement.charge
         if self.call.background:
-            settlement.hold_ttl_ms = 1000 * HOLD_S_MAX
+            settlement.hold_ttl_ms = HOLD_MS_MAX
         self.let_go()
         exchange.shield()
         try:

@@ -232,7 +232,7 @@ async def test_a_single_call_of_many_at_once_asks_again(pair: Pair) -> None:
 async def test_a_question_with_another_answer_is_repeated_by_the_next_call(
     pair: Pair, steps: list[Step]
 ) -> None:
-    """Whoever sends a bad request keeps no account shut."""
+    """A caller of bad requests keeps no account shut."""
     clock = timed(pair)
     pair.stage.upstream.scripts.append([EMPTY])
     await pair.ask(chat())

@@ -1,4 +1,4 @@
-"""Holds by the API whose Redis was killed and came back empty: charged once, whoever ends them, in any order."""
+"""Holds by the API after Redis was killed and came back empty: each is charged once, by any end in any order."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import pytest
 import redis
 
-from gateway.core.accounts.intervals import bounds
+from gateway.core.accounts.intervals import PERIODS, bounds
 from gateway.core.times import CLOCK_OF_UTC, ZoneOffset, clock_of
 from tests.lua.boundaries import boundary_after
 from tests.search import examples
@@ -105,7 +105,6 @@ def test_boundaries_follow_one_another(ask: Ask) -> None:
 
 # --- in a zone ---------------------------------------------------------------------------
 
-OF_BUDGETS = {"daily": "day", "weekly": "week", "monthly": "month"}
 DAY_MS = 86_400_000
 # Set on and back at midnight and over it, by half an hour, by a whole day; far from UTC; not changed at all.
 ZONES = [
@@ -118,7 +117,7 @@ ZONES = [
 
 
 def following(interval: str, zone: str, anchor: int, now: int) -> int:
-    return bounds(OF_BUDGETS[interval], zone, anchor, now)[1]
+    return bounds(PERIODS[interval].name, zone, anchor, now)[1]
 
 
 def exact_until(zone: str, told: int, clock: ZoneOffset) -> int:

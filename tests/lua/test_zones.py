@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from gateway.core.accounts.intervals import bounds
+from gateway.core.accounts.intervals import PERIODS, bounds
 from gateway.core.accounts.outbox import EventKind
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import Verdict
@@ -17,7 +17,6 @@ from tests.builders import Call, World
 
 DAY_MS = 24 * HOUR_MS
 ZONES = ["Europe/Berlin", "Asia/Kolkata", "Pacific/Chatham", "Pacific/Kiritimati", "Pacific/Niue"]
-OF_BUDGETS = {"daily": "day", "weekly": "week", "monthly": "month"}
 
 
 def terms(zone: str, interval: str = "daily", at_ms: int = 0, **more: Any) -> PlanTerms:
@@ -26,7 +25,7 @@ def terms(zone: str, interval: str = "daily", at_ms: int = 0, **more: Any) -> Pl
 
 
 def window(world: World, zone: str, interval: str = "daily", anchor: int = 1) -> tuple[int, int]:
-    return bounds(OF_BUDGETS[interval], zone, anchor, world.now_ms())[:2]
+    return bounds(PERIODS[interval].name, zone, anchor, world.now_ms())[:2]
 
 
 def follow(world: World, zone: str, interval: str = "daily", **more: Any) -> None:

@@ -28,7 +28,7 @@ __all__ = ["migrated", "shared", "template"]
 
 @dataclass(frozen=True)
 class Wire:
-    """A connection, of which its address and its server's name are asked."""
+    """A connection with an address and its server's name."""
 
     address: Address
     server: str = ""

@@ -14,7 +14,7 @@ from tests.settings.test_controls import LINE_BREAK, valid, variables
 
 __all__ = ["valid"]
 
-# What is valid, as docs/settings.md says it, with the settings of which it is said.
+# Valid values in the words of docs/settings.md, each with its settings.
 _SAID = {
     "a URL beginning with redis:// or redis+cluster:// or redis+sentinel:// or redis+shards:// or rediss:// or"
     " rediss+cluster:// or rediss+sentinel:// or rediss+shards:// or unix://": "redis_url",

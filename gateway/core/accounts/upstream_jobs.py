@@ -36,6 +36,7 @@ LINE_ID_CHARACTERS_MAX: Final = 512
 JOB_S_MAX: Final = 48 * 3600
 # The hold lasts longer, so that the last poll charges the job, and not a reclaim.
 HOLD_S_MAX: Final = JOB_S_MAX + 3600
+HOLD_MS_MAX: Final = 1000 * HOLD_S_MAX
 # Seconds to search the upstream's list for a job that was sent and never confirmed, before giving up.
 UNANSWERED_S_MAX: Final = 900.0
 # Seconds until a job that was not found is polled again; after the last it is charged as held.

@@ -20,7 +20,7 @@ from gateway.core.billing.money import EXACT
 from gateway.core.billing.vector import SAME, Factor, PriceHours, PriceSpan
 from gateway.core.times import DAY_MS, offset_at
 
-BEGIN, END = MOMENTS = ("begin", "end")
+BEGIN, END = "begin", "end"
 EXCEPT_MAX: Final = 400
 HOUR_MINUTES: Final = 60
 DAY_MINUTES: Final = 24 * HOUR_MINUTES
@@ -81,10 +81,7 @@ def dearest_factor(hours: PriceHours, since_ms: float, until_ms: float) -> Facto
 
 
 def overlaps(spans: Sequence[PriceSpan]) -> Iterator[tuple[int, int]]:
-    """Yield the numbers of each two spans that share a moment of some week; a span may meet itself."""
-    for number, span in enumerate(spans):
-        if len(set(span.days)) < len(span.days):
-            yield number, number
+    """Yield the numbers of each two spans that share a moment of some week."""
     for (first, span), (second, other) in combinations(enumerate(spans), 2):
         if any(_meet(span, other, shift) for shift in _shifts(span.time_zone, other.time_zone)):
             yield first, second

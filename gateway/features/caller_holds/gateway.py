@@ -50,7 +50,7 @@ from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, re
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.models import named_by
 from gateway.core.calls.routes import Route
-from gateway.core.calls.tariff import CONSUMPTION, CallPrices, factor_of, is_in_money
+from gateway.core.calls.tariff import CONSUMPTION, CallPrices, PriceMatch, factor_of, is_in_money
 from gateway.core.families.family import KEPT_ANSWERS
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import SHAPES
@@ -605,8 +605,7 @@ def _dearer_ms(directory: DirectoryPort, hold: CallerHold, now_ms: int) -> int:
 
     So an extension through dear hours has no cheap price.
     """
-    then_ms = hold.priced_ms or hold.created_ms
-    named = named_prices(directory, hold.caller, hold.names(), hold.own, then_ms) if hold.model else ()
+    then_ms, named = _named_then(directory, hold)
     vectors = [one.vector for one in named if one.vector is not None and one.vector.hours is not None]
     dearer = [at_moment(vector, now_ms).prices > vector.prices for vector in vectors]
     return now_ms if any(dearer) else then_ms
@@ -627,11 +626,16 @@ def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
 # Its end.
 
 
+def _named_then(directory: DirectoryPort, hold: CallerHold) -> tuple[int, tuple[PriceMatch, ...]]:
+    """Return the time of a hold's prices (Unix ms), and the prices of its models then."""
+    at_ms = hold.priced_ms or hold.created_ms
+    return at_ms, named_prices(directory, hold.caller, hold.names(), hold.own, at_ms) if hold.model else ()
+
+
 def _prices_then(ports: Ports, hold: CallerHold) -> CallPrices:
     """Return the prices of a hold at its `priced_ms`. The highest of its models' prices counts by default."""
-    call, at_ms = hold.names(), hold.priced_ms or hold.created_ms
-    named = named_prices(ports.directory, hold.caller, call, hold.own, at_ms) if hold.model else ()
-    vectors = charging_prices(hold.service, call, named)
+    at_ms, named = _named_then(ports.directory, hold)
+    vectors = charging_prices(hold.service, hold.names(), named)
     return CallPrices((dearest(vectors),) if len(vectors) > 1 else vectors, named, at_ms, hold.own, True)
 
 

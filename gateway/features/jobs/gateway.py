@@ -26,7 +26,7 @@ from gateway.core.accounts.outbox import NONE
 from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.upstream_jobs import (
     BATCH,
-    HOLD_S_MAX,
+    HOLD_MS_MAX,
     JOB_S_MAX,
     MARK,
     METADATA_MAX,
@@ -447,7 +447,7 @@ async def _taken(
         run = await ports.runs.find(caller, asked, policies)
     budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
     with _naming(1):
-        prices = prices_of(ports, caller, service, first, budgets, 1000 * HOLD_S_MAX)
+        prices = prices_of(ports, caller, service, first, budgets, HOLD_MS_MAX)
     hold_id = id_of("hold", ports.refusals.now_ms(), of=admitted.request_id)
     request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=OPENING_MS, whole=True)
     if budgets is not None:
@@ -465,7 +465,7 @@ async def _taken(
         keep_run(ports, caller, run)
     except BaseException:
         terms = UseTerms(caller, hold_id, user, service, NO_PRICES, request.names)
-        begin(ports.counters.settle(release(terms, 1000 * HOLD_S_MAX)))
+        begin(ports.counters.settle(release(terms, HOLD_MS_MAX)))
         raise
     job = _job(admitted, hold_id, user, service, decision, prices)
     job.upstream, job.endpoint, job.model, job.input_id = routed.upstream, route.path, first.model, input_id
@@ -474,7 +474,7 @@ async def _taken(
     try:
         # Before the hold lasts, and before the upstream hears of the job: a worker may end at any time.
         await jobs.open(job)
-        await reserve_hold(exchange, replace(request, ttl_ms=1000 * HOLD_S_MAX), budgets)
+        await reserve_hold(exchange, replace(request, ttl_ms=HOLD_MS_MAX), budgets)
     except Exception:
         begin(_given_back(ports, job, jobs))
         raise
@@ -508,7 +508,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
             with _naming(number):
                 await check_objects(ports.objects, caller, one, named)
                 if one.tools or one.models_beside:
-                    prices = prices_of(ports, caller, service, one, budgets, 1000 * HOLD_S_MAX)
+                    prices = prices_of(ports, caller, service, one, budgets, HOLD_MS_MAX)
                     models, prices = prices.named, at_batch_prices(prices)
                 elif ports.refuse_unpriced or by_cost or asking is not None:
                     know_reports(one, check_parts(one, models, asking, by_cost))
@@ -663,7 +663,7 @@ def service_of(ports: Ports, job: Job) -> Service | None:
 
 def release_of(job: Job, service: Service) -> Settlement:
     """Return the settlement that releases the hold of a job."""
-    return release(_terms(job, job.hold_id, service, NO_PRICES), 1000 * HOLD_S_MAX)
+    return release(_terms(job, job.hold_id, service, NO_PRICES), HOLD_MS_MAX)
 
 
 def line_charges(  # noqa: PLR0917  # whose job it is, and its result

@@ -42,7 +42,7 @@ class Worker:
 
 
 async def both(url: str, connect: Connect) -> tuple[Worker, Worker]:
-    """Return two workers, of which the first one noted an empty account."""
+    """Return two workers; the first has noted an empty account."""
     first, second = [await Worker(connect, began).start(url) for began in (1_000, 77)]
     first.note()
     for worker in (first, second):

@@ -50,7 +50,7 @@ async def test_identities_writes_one_command_for_each_slot(world: World, connect
         assert (world.get(name), world.client.ttl(name)) == (encode_identity(as_caller(one)), -1)
     assert world.client.pexpiretime(keys.identity(ends.digest)) == later.expires_ms
     assert not world.client.exists(keys.identity(revoked.digest))
-    # What is there is not written again, and who is gone is not deleted again.
+    # A second run writes no key that is there, and deletes none that is gone.
     world.client.config_resetstat()
     await filling.identities(all_of)
     asked = world.client.info("commandstats")

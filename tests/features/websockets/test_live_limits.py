@@ -152,7 +152,7 @@ async def test_live_session_may_use_all_tokens_held_for_the_session_and_no_more(
 async def test_live_text_is_held_at_its_most_possible_tokens_under_a_strict_limit(
     valkey: str, tmp_path: Path, kind: str, most: int, fits: bool
 ) -> None:
-    """The text has some 4,250 bytes, of which 4,100 are a token each. At three bytes a token 4,000 would cover it."""
+    """The text has some 4,250 bytes, and 4,100 of them are a token each. At three bytes a token 4,000 would be enough."""
     async with limited(valkey, tmp_path, kind, most, 1.0) as (stage, provider, limits):
         budgets = stage.directory.budgets_there
         stage.directory.budgets_there = [replace(budget, hold="maximum") for budget in budgets]
