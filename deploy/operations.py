@@ -12,6 +12,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -48,6 +49,7 @@ SDKS: Final = (
 Operations = Mapping[str, frozenset[str]]
 
 
+@cache
 def operations_of(sdk: Sdk) -> Operations:
     """Return the operations in the source of an SDK, each with the names of its query parameters."""
     spec = find_spec(sdk.package)
