@@ -111,7 +111,7 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
         raise ClientGone
     _send(connection, admitted, upstream, link, opening, last)
     # What opens a WebSocket is no work yet.
-    attempt.forwarded = link.failure is None and not routed.accept
+    attempt.forwarded = link.failure is None and routed.opens is None
     while link.answer is None and link.failure is None:
         await link.arrival()
     answer = link.answer
@@ -170,7 +170,7 @@ def _send(  # noqa: PLR0917  # what goes where
     """
     received, call, routed, side = connection.body, admitted.call, admitted.head.routed, link.side
     model, signer = admitted.attempt.model, upstream.signer
-    if routed.accept:
+    if routed.opens is not None:
         side.upgrades = True
         if signer is not None:
             opening += signer.sign(opening, b"")

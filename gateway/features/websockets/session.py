@@ -114,7 +114,8 @@ class LiveSocket(WebSocket):
     def __init__(
         self, connection: ClientPort, head: CallHead, worker: Worker, caller: Caller, session: LiveSession
     ) -> None:
-        super().__init__(connection, head.routed.family, worker, caller)
+        assert head.routed.opens is not None
+        super().__init__(connection, head.routed.opens, head.routed.family, worker, caller)
         self._session = session
         self._upstream: UpstreamSocket | None = None
         self._aimed, self._key = ("", ""), 0

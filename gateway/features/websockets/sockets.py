@@ -29,7 +29,8 @@ from gateway.core.wait import OVER
 from gateway.errors import InvalidRequest, Overloaded, Refusal, RequestTooLarge, UpstreamUnreachable
 from gateway.http.admission import identify, known
 from gateway.http.protocol.answer import EVENT_STREAM
-from gateway.http.protocol.request import HeadCut, cut_head
+from gateway.http.protocol.request import RequestHead, accept_of
+from gateway.http.routing.head import SocketOpening
 from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.buffers import full
 from gateway.http.server.connection import ReadPause
@@ -48,11 +49,6 @@ BURST_S: Final = 5.0
 COUNTED_BYTES: Final = 4_096  # of text, which take as long as a message
 # Bytes of an answer that is no stream: a refusal, ours or the upstream's.
 REFUSAL_BYTES_MAX: Final = 64 * 1024
-# Headers that belong only to the opening of a socket, or to a request's body.
-_OF_OPENING = (
-    b"connection:", b"upgrade:", b"sec-websocket-key:", b"sec-websocket-version:",
-    b"sec-websocket-extensions:", b"content-type:", b"content-length:", b"expect:", b"http2-settings:",
-)  # fmt: skip
 # Headers of a refusal that its client gets.
 _TOLD = (b"retry-after", b"x-request-id", b"x-should-retry", b"x-tollkeeper-", b"x-ratelimit-", b"ratelimit")
 
@@ -82,15 +78,16 @@ def take_place(exchange: Exchange, caller: Caller) -> None:
 
 def open_as(socket: WebSocket, exchange: Exchange) -> None:
     """Answer 101 with the first offered protocol, and hand the connection over to `socket`."""
-    lines = [line.partition(b":") for line in socket.opening[0].split(b"\r\n")]
-    offered = [said.split(b",") for name, _, said in lines if name.lower() == PROTOCOLS_FIELD]
-    named = [one for each in offered for said in each if not (one := said.strip()).startswith(KEY_PROTOCOLS)]
+    request = exchange.head.routed.opens
+    assert request is not None
+    offered = b",".join(request.all(PROTOCOLS_FIELD)).split(b",")
+    named = [name for text in offered if (name := text.strip()) and not name.startswith(KEY_PROTOCOLS)]
     exchange.status = 101
     exchange.write(
         b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
         b"sec-websocket-accept: %b\r\n%bx-request-id: %b\r\n\r\n"
         % (
-            exchange.head.routed.accept,
+            accept_of(request),
             b"sec-websocket-protocol: %b\r\n" % named[0] if named else b"",
             exchange.request_id.encode(),
         )
@@ -156,12 +153,13 @@ class WebSocket(FrameReader):
 
     busy = ""
 
-    def __init__(self, connection: ClientPort, family: Family, worker: Worker, caller: Caller) -> None:
+    def __init__(
+        self, connection: ClientPort, request: RequestHead, family: Family, worker: Worker, caller: Caller
+    ) -> None:
         super().__init__(connection.transport, ConnectionType.SERVER, worker.frames)
         self._caller, self._worker, self._limits = caller, worker, worker.limits
         self._connection = connection
-        assert connection.opened_by is not None
-        self.opening = connection.opened_by
+        self.opening = SocketOpening(request)
         self.family = family
         self._size = self._frames_here = 0
         self._dropped = False
@@ -410,12 +408,13 @@ class ResponseSocket(WebSocket):
     busy = "A response is being made on this connection: wait for its end."
 
     def __init__(self, connection: ClientPort, routed: RoutedHead, worker: Worker, caller: Caller) -> None:
-        super().__init__(connection, routed.family, worker, caller)
-        route = routed.route
+        opens, route = routed.opens, routed.route
+        assert opens is not None
+        request = replace(opens, method=b"POST", upgrades=False, expects=False)  # of the route's calls
+        super().__init__(connection, request, routed.family, worker, caller)
         made = None if route is None else SHAPES[route.meter].messages
         assert made is not None
         self._messages, self._remembered = made(), 0
-        self._head = turn_head(self.opening)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Drop the remembered messages, and release the connection."""
@@ -427,7 +426,7 @@ class ResponseSocket(WebSocket):
         """Begin a request with the message as its body."""
         self._answer = SocketAnswer(self)
         self._connection.body.messages = self._messages
-        self._connection.ask(self._head, body)
+        self._connection.ask(self.opening, body)
 
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
         for one in events:
@@ -447,15 +446,6 @@ class ResponseSocket(WebSocket):
         if self._remembered and not shares.acquire(organization_id, self._remembered):
             self._messages.forget()
             self._remembered = 0
-
-
-def turn_head(opening: HeadCut) -> HeadCut:
-    """Return the head of a request whose body is a message of the socket with this `opening`."""
-    line, *fields = opening[0][:-4].split(b"\r\n")
-    _, target, version = line.split(b" ")
-    kept = [one for one in fields if not one.lower().startswith(_OF_OPENING)]
-    lines = [b"POST %b %b" % (target, version), *kept, b"content-type: application/json", b"", b""]
-    return cut_head(b"\r\n".join(lines))
 
 
 def refusal_event(status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> str:

@@ -28,6 +28,7 @@ from gateway.http.protocol.request import (
     VARIES,
     HeadCut,
     LruParseCache,
+    RequestHead,
     Values,
     cut_head,
     read_fields,
@@ -241,12 +242,15 @@ class HeadReader:
             rest = b"" if current else rest
         lines = head.split(b"\r\n")
         reading = ParsedHead(rest, lines[0], trace, trace_id)
-        if len(lines) - 3 > self._limits.head_fields_max or not self._sort(lines, reading):
+        if len(lines) - 3 > self._limits.head_fields_max or not self._sort(lines[1:-2], reading):
             call = self._refused(head)
         else:
             if reading.proving != proving or reading.saying != saying:
                 reading.rest = b""
-            call = self._understand(head, reading)
+            call = self._understand(self._route(reading), reading)
+            opens = call.routed.opens
+            if opens is not None:  # it was routed by some of its fields
+                opens.fields, opens.read = read_fields(lines[1:-2])
         if self._cors is not None:
             # CORS: lines for the answer, or the answer to a preflight
             call.cors = self._cors.lines(head)
@@ -259,6 +263,12 @@ class HeadReader:
                     keep_alive=routed.keep_alive, expects=routed.expects,
                 )  # fmt: skip
         return call
+
+    def read_again(self, request: RequestHead) -> CallHead:
+        """Return the head of a call with the fields of a request that was read before."""
+        reading = ParsedHead(b"", b"", b"", "")
+        self._sort([line for _, line in request.fields], reading)
+        return self._understand(self._router.route_read(request), reading)
 
     def remember(self, call: CallHead) -> None:
         """Store those parts of a head in the cache that are new, after the credential was found valid."""
@@ -307,7 +317,7 @@ class HeadReader:
         """Sort header lines into the lists of `reading` by their role; return False if a line is invalid."""
         known_lines, due = self._lines.known, self._lines.due
         passing = reading.passing
-        for line in lines[1:-2]:
+        for line in lines:
             known = known_lines.get(line)
             if known is not None:
                 role = known.role
@@ -333,8 +343,7 @@ class HeadReader:
                 return False
         return True
 
-    def _understand(self, head: bytes, reading: ParsedHead) -> CallHead:
-        routed = self._route(reading)
+    def _understand(self, routed: RoutedHead, reading: ParsedHead) -> CallHead:
         if routed.refusal is not None:
             call = CallHead(routed)
         else:
@@ -350,7 +359,7 @@ class HeadReader:
                 call.others = _ended(others)
             call.passed = _ended(lines)
             refused = call.refusal is not None or call.identity_refusal is not None
-            if reading.is_news and not routed.accept and not refused:
+            if reading.is_news and routed.opens is None and not refused:
                 call.news = reading
         return call
 
@@ -426,6 +435,24 @@ class HeadReader:
         except Refusal as found:
             refusal = bare(found)
         return unreadable(head, refusal)
+
+
+class SocketOpening:
+    """The `request` with whose head each turn of a WebSocket is a call."""
+
+    __slots__ = ("_head", "_heads", "_request")
+
+    _head: CallHead
+
+    def __init__(self, request: RequestHead) -> None:
+        self._request = request
+        self._heads: HeadReader | None = None
+
+    def head(self, heads: HeadReader) -> CallHead:
+        """Return the head of a turn, which another configuration routes again."""
+        if self._heads is not heads or not heads.router.is_current(self._head.routed):
+            self._heads, self._head = heads, heads.read_again(self._request)
+        return self._head
 
 
 def _of_trace(said: HeaderAttribution, trace_id: str) -> Attribution:

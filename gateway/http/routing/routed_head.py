@@ -6,7 +6,7 @@ They are the same for clients of one kind. Credentials and forwarded lines are h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gateway.core.calls.binding import UNREAD_METERS, Binding, is_bound
 from gateway.core.calls.routes import Route, UpstreamTarget, place_of
@@ -69,8 +69,8 @@ class RoutedHead(LruEntry):
     `headers` are names of fields that its API's clients send, None where all are passed as they came.
     `unpassed` are the names of fields that are withdrawn for what they ask.
     `form` is the content type of a form that is read. `asked` is the head of the call that another gateway
-    asks about. `host` is the client's name for this gateway. `accept` opens a WebSocket. `key` is a field
-    with the key from the address.
+    asks about. `host` is the client's name for this gateway. `opens` is the request, if it asks for a
+    WebSocket. `key` is a field with the key from the address.
     """
 
     family: Family
@@ -113,7 +113,7 @@ class RoutedHead(LruEntry):
     form: bytes = b""
     asked: RoutedHead | None = None
     host: bytes = b""
-    accept: bytes = b""
+    opens: RequestHead | None = None
     key: bytes = b""
 
 
@@ -146,7 +146,7 @@ class HeadRouter:
             read = read_request_head(head, self._limits)
         except Refusal as refusal:
             return RoutedHead(family_of_head(head), refusal=bare(refusal), fatal=True)
-        return self._routed(read)
+        return self.route_read(read)
 
     def is_current(self, routed: RoutedHead) -> bool:
         """Return whether the present configuration of services would still route this head the same way."""
@@ -159,13 +159,16 @@ class HeadRouter:
         except CountersUnavailable:
             return False
 
-    def _routed(self, head: RequestHead) -> RoutedHead:
-        head, match = self._table.match_as_spoken(head)
+    def route_read(self, request: RequestHead) -> RoutedHead:
+        """Find the route of a request whose head was read."""
+        # A copy, as the key in the query of a WebSocket is removed from it.
+        head, match = self._table.match_as_spoken(replace(request) if request.upgrades else request)
         routed = self._matched(head, match)
         if head.upgrades or is_live(routed.route):
             try:
                 check_upgrade(None if routed.asked else routed.route)
-                routed.accept = accept_of(head)
+                accept_of(head)
+                routed.opens = request
             except Refusal as refusal:
                 routed.refusal, routed.fatal = bare(refusal), True
         return routed

@@ -21,8 +21,8 @@ from gateway.core.shares import FairShares
 from gateway.core.wait import Wait
 from gateway.errors import MalformedRequest, Refusal, RequestTimeout, RequestTooLarge
 from gateway.http.protocol.framing import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
-from gateway.http.protocol.request import ClientSide, HeadCut
-from gateway.http.routing.head import CallHead, HeadReader, unreadable
+from gateway.http.protocol.request import ClientSide
+from gateway.http.routing.head import CallHead, HeadReader, SocketOpening, unreadable
 from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.routing.routes import is_long_form
 from gateway.http.server.buffers import Buffers, ConnectionBuffers, full
@@ -131,7 +131,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_advancing", "_asked", "_buffered", "_closing", "_discarded", "_ended", "_host", "_kept", "_left_s",
         "_limits", "_lingers", "_queued", "_reading", "_side", "_sink", "_write_wait", "blocked", "body",
-        "deadline", "exchange", "gone", "idle_since", "opened_by", "socket", "transport",
+        "deadline", "exchange", "gone", "idle_since", "socket", "transport",
     )  # fmt: skip
 
     def __init__(self, host: _Host) -> None:
@@ -152,10 +152,9 @@ class ClientConnection(asyncio.Protocol):
         self._lingers = _NOBODY
         self._sink: Link | None = None
         self._write_wait: Wait[None] | None = None
-        # The head that opened a WebSocket, the socket, and the head of a message that waits.
-        self.opened_by: HeadCut | None = None
+        # The WebSocket that has taken over, and its opening while its next turn waits.
         self.socket: TurnSink | None = None
-        self._asked: HeadCut | None = None
+        self._asked: SocketOpening | None = None
 
     # asyncio.Protocol
 
@@ -208,7 +207,7 @@ class ClientConnection(asyncio.Protocol):
         if exchange is None or self._side.state == BODY:
             return False
         self._ended = self._closing = True
-        if exchange.attempt.waits or exchange.head.routed.accept:
+        if exchange.attempt.waits or exchange.head.routed.opens is not None:
             return False
         route = exchange.head.routed.route
         return route is None or route.on_disconnect != "abort"
@@ -267,14 +266,14 @@ class ClientConnection(asyncio.Protocol):
         self._kept.keep_unread(0)
         return early
 
-    def ask(self, head: HeadCut, body: bytes) -> None:
-        """Begin the request of a WebSocket's turn, whose body is whole, after the present request."""
+    def ask(self, opening: SocketOpening, body: bytes) -> None:
+        """Begin the call of a WebSocket's turn, whose body is whole, after the present call."""
         if len(body) > TURN_BYTES_MAX:
             self._wait_for_turn()
         side = self._side
-        self._asked, side.waiting = head, body
+        self._asked, side.waiting = opening, body
         if side.state == IDLE and not self.blocked:
-            self._begin_asked(head)
+            self._begin_asked(opening)
         else:
             self._reading.pause(SUCCESSOR)
             self._keep_unread()
@@ -520,8 +519,6 @@ class ClientConnection(asyncio.Protocol):
             self._kept.keep_unread(0)
         call_head, length = self._host.heads.read_cut(cut), cut[2]
         routed = call_head.routed
-        if routed.accept:
-            self.opened_by = cut
         if length < 0:
             self._begin(call_head, routed.length)
         elif routed.chunked or routed.length is not None:
@@ -535,11 +532,11 @@ class ClientConnection(asyncio.Protocol):
         self._kept.keep_unread(0)
         self._begin(unreadable(head, refusal), None)
 
-    def _begin_asked(self, head: HeadCut) -> None:
+    def _begin_asked(self, opening: SocketOpening) -> None:
         self._asked = None
         self._kept.keep_unread(0)
         self._reading.resume(SUCCESSOR)
-        self._begin(self._host.heads.read_cut(head), len(self._side.waiting))
+        self._begin(opening.head(self._host.heads), len(self._side.waiting))
 
     def _begin(self, head: CallHead, length: int | None) -> None:
         self.exchange = exchange = self._host.exchange(self, head)

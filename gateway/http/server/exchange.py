@@ -23,8 +23,7 @@ from gateway.core.traces import Trace
 from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, RequestTooLarge
 from gateway.http.ports import Ports
-from gateway.http.protocol.request import HeadCut
-from gateway.http.routing.head import CallHead, HeadReader
+from gateway.http.routing.head import CallHead, HeadReader, SocketOpening
 from gateway.http.routing.openings import UpstreamOpening
 from gateway.http.server.buffers import Buffers, RequestDriver, bare
 from gateway.http.tally import NEVER, TickClock
@@ -223,7 +222,6 @@ class ClientPort(Protocol):
     transport: Any
     blocked: bool
     body: RequestBody
-    opened_by: HeadCut | None
     socket: TurnSink | None
     exchange: Exchange | None
 
@@ -239,7 +237,7 @@ class ClientPort(Protocol):
     def keep_untaken(self, size: int) -> bool: ...
     def writable(self) -> Wait[None]: ...
     def splice(self, transport: TurnSink, limits: HttpLimits) -> bytes: ...
-    def ask(self, head: HeadCut, body: bytes) -> None: ...
+    def ask(self, opening: SocketOpening, body: bytes) -> None: ...
     def connection_lost(self, error: Exception | None) -> None: ...
     def pause_writing(self) -> None: ...
     def resume_writing(self) -> None: ...

@@ -526,7 +526,7 @@ class DataPlane:
 
     def tell(self, exchange: Exchange) -> None:
         routed = exchange.head.routed
-        handle = self._open_socket if routed.accept else self._handlers.get(routed.label, proxy)
+        handle = self._open_socket if routed.opens is not None else self._handlers.get(routed.label, proxy)
         exchange.tell(handle(exchange), given_up)
 
     def _ended(self, exchange: Exchange, error: BaseException | None) -> None:
