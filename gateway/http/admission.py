@@ -246,8 +246,9 @@ def read(  # noqa: PLR0917  # what a request has arrived as
         kind, messages = routed.form if routed.metered else b"", received.messages
         params = {**routed.params, **says} if says else routed.params
         call = read_call(
-            routed.route, params, body, bounds, reads=reads, look=look, form=kind, messages=messages
-        )
+            routed.route, params, body, bounds, reads=reads, look=look, form=kind, messages=messages,
+            document=received.document,
+        )  # fmt: skip
     if owned is not None:
         if owned.bare and (received.length or routed.chunked):
             raise InvalidRequest(f"{routed.route.path} takes no body with this method.")

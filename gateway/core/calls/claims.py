@@ -583,12 +583,13 @@ def read_call(
     look: BodyLook | None = None,
     form: bytes = b"",
     messages: SocketMessages | None = None,
+    document: Document | None = None,
 ) -> CallRequest:
     """Return a call from its body, as `route.meter` defines it; `InvalidRequest` names a wrong field.
 
-    `messages` turn a WebSocket message into a body. The meters `generic` and `none` decode no body unless
-    `reads` is set, because it may be of any type and streamed. `look` are known facts about the body, and
-    `form` is the content type of a form.
+    `messages` turn a WebSocket message into a body. A turn of a live session is a `document` without a body.
+    The meters `generic` and `none` decode no body unless `reads` is set, because it may be of any type and
+    streamed. `look` are known facts about the body, and `form` is the content type of a form.
     """
     shape = SHAPES.get(route.meter)
     if shape is None:
@@ -609,7 +610,8 @@ def read_call(
         raise InvalidRequest("A batch is not taken: send each message by itself.")
     look = look or BodyLook(body)
     cut = look.cut if shape.skips_texts and messages is None else None
-    document = read_document(body if cut is None else cut.rest, look)
+    if document is None:
+        document = read_document(body if cut is None else cut.rest, look)
     if messages is not None:
         body, look = _asked_by(messages, document, body, look)
     call = CallRequest(route.meter, route.family, b"", document=document, cut=cut)

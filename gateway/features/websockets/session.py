@@ -1,7 +1,7 @@
 """A WebSocket that is forwarded to its upstream, as for the Realtime API: each turn of it is a call.
 
 Nothing here admits, meters or charges. A turn begins with a message of the client, or with an event that may
-cost something. It is a request with the head that opened the socket, so it is identified, checked, held and
+cost something. It is a call with the head that opened the socket, so it is identified, checked, held and
 refused like any. The events are the stream of its answer, up to one with a report of usage, which the client
 gets after the charge. A family's `LiveSession` decides which messages pass meanwhile, and to which model.
 """
@@ -195,7 +195,7 @@ class LiveSocket(WebSocket):
         before, session = self._admitted, self._session
         try:
             caller = self._caller = known(exchange) or await identify(exchange)
-            exchange.connection.body.add(write_document(session.document()))
+            exchange.connection.body.document = session.document()
             return await admit(exchange, caller)
         except Refusal:
             if self._asked or before is None or not self._is_owed:

@@ -1,7 +1,7 @@
 """A client's WebSocket. In the Responses API, each message is an HTTP call, whose events are its answers.
 
 Nothing here admits, meters or charges. A socket stands between its client, which sends frames, and a
-`ClientConnection`, to which each message is a request with the head that opened the socket. So the call of a
+`ClientConnection`, to which each message is a call with the head that opened the socket. So the call of a
 message is checked, held, sent, charged, drained and cut like a posted one.
 """
 

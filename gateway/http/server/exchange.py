@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.calls.forms import FormReader
 from gateway.core.calls.models import ConfiguredModels
+from gateway.core.families.controlled import Document
 from gateway.core.families.family import SocketMessages
 from gateway.core.http_limits import HttpLimits
 from gateway.core.metering.meter import Meter
@@ -41,12 +42,12 @@ class RequestBody:
     `length` is its stated length, `failure` why it will not arrive in full. `size` are the bytes that have
     arrived, `kept` the bytes counted in a share. A `form` reads them as they arrive; a `long` one is
     forwarded as it arrives. `invited`: its client was sent `100 Continue`. `messages` are the earlier ones of
-    its WebSocket.
+    its WebSocket. `document` is the call of a live session's turn, which has no bytes.
     """
 
     __slots__ = (
-        "_buffers", "_caller", "_enough", "_grace", "_parts", "_wait", "failure", "form", "invited", "kept",
-        "length", "long", "messages", "size",
+        "_buffers", "_caller", "_enough", "_grace", "_parts", "_wait", "document", "failure", "form", "invited",
+        "kept", "length", "long", "messages", "size",
     )  # fmt: skip
 
     def __init__(self, buffers: Buffers) -> None:
@@ -60,6 +61,7 @@ class RequestBody:
         self.form: FormReader | None = None
         self.long = self.invited = False
         self.messages: SocketMessages | None = None
+        self.document: Document | None = None
         self._grace: asyncio.TimerHandle | None = None
 
     @property

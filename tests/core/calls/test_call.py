@@ -34,6 +34,18 @@ def read(meter: str, body: object, bounds: UsageBounds | None = None, model: str
     return read_call(route, params, raw, bounds or UsageBounds())
 
 
+def test_read_call_reads_the_turn_of_a_live_session_from_its_document() -> None:
+    route = Route(("GET",), "/x", "u", "s", Family("openai"), "openai_realtime")
+    document: dict[str, object] = {"model": "é", "input_tokens": 7, "input_beyond": 5, "max_output_tokens": 9}
+    call = read_call(route, {}, b"", document=document)
+    assert (call.model, call.streamed, call.output_max) == ("é", True, 9)
+    assert (call.blob_tokens, call.text_beyond) == (7, 5)
+    written = '{"model":"é","input_tokens":7,"input_beyond":5,"max_output_tokens":9}'.encode()
+    assert (call.body, call.input_bytes, call.rare_bytes) == (written, 70, 2)
+    with pytest.raises(InvalidRequest, match="model"):
+        read_call(route, {}, b"", document={"model": "m", "Model": "n"})
+
+
 def refused(meter: str, body: object) -> str | None:
     with pytest.raises(InvalidRequest) as caught:
         read(meter, body)

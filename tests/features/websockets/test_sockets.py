@@ -211,6 +211,21 @@ async def test_revoked_api_key_gets_no_further_response_and_an_unknown_key_opens
     assert len(stage.upstream.received) == 1
 
 
+async def test_responses_websocket_is_routed_as_the_present_configuration_says(stage: Stage) -> None:
+    stage.upstream.scripts = [[WHOLE], [WHOLE]]
+    plane, target = stage.plane, stage.plane._upstreams["up"].target
+    fields = KEY_FIELD | {"x-tollkeeper-user": "ann", "x-passes": "1"}
+    async with connected(stage, fields) as socket:
+        await turn(socket)
+        plane.renew((), [], plane.limits)
+        await socket.send_json(CREATE)
+        assert (await refused(socket))[:2] == (404, "unknown_route")
+        plane.renew(ROUTES, [replace(target, headers=(*target.headers, ("X-Passes", "2")))], plane.limits)
+        assert await turn(socket) == ["response.output_text.delta", "response.completed"]
+    assert [one.all(b"x-passes") for one in stage.upstream.received] == [[b"1"], [b"2"]]
+    assert [one.user for one in stage.counters.holds] == ["ann", "ann"]
+
+
 @pytest.mark.parametrize(
     ("fields", "status"),
     [

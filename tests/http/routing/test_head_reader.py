@@ -15,7 +15,7 @@ from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.families.family import ApiFamily
 from gateway.core.families.header_fields import is_usual
 from gateway.core.http_limits import HttpLimits
-from gateway.core.model import GENERIC, Attribution
+from gateway.core.model import GENERIC, Attribution, Family
 from gateway.core.traces import FIELD, STATE_FIELD, cut_usual_line, read_parent
 from gateway.errors import Refusal
 from gateway.http.identity import credential_of, key_digest, read_attribution
@@ -34,14 +34,15 @@ TARGETS = {
     name: UpstreamTarget(name, f"http://{name}.test/base", (("Authorization", "Bearer s"), ("X-Ours", "1")))
     for name in {route.upstream for route in ROUTES} - {""}
 }
+SOCKET = (Route(("POST",), "/v1/responses", "up", "chat", Family("openai"), "openai_responses"),)
 Picture = tuple[object, ...]
 
 
-def router(limits: HttpLimits = LIMITS) -> HeadRouter:
+def router(limits: HttpLimits = LIMITS, routes: tuple[Route, ...] = ROUTES) -> HeadRouter:
     bindings = WorkerBindings(
-        ROUTES, TARGETS, ServiceRules(shared="up"), FakeDirectory(), lambda event, **facts: None
+        routes, TARGETS, ServiceRules(shared="up"), FakeDirectory(), lambda event, **facts: None
     )
-    return HeadRouter(ROUTES, TARGETS, bindings, limits)
+    return HeadRouter(routes, TARGETS, bindings, limits)
 
 
 def reader(traced: bool = False) -> HeadReader:
@@ -301,6 +302,23 @@ def test_reader_bounds_new_lines_of_each_head() -> None:
     for _ in range(3):
         memory.remember(memory.read(long))
     assert list(memory.known) == [cut_head(long)[1]]
+
+
+def test_opening_of_a_socket_is_read_again_as_the_head_of_a_posted_call() -> None:
+    fields = AUTH + b"x-tollkeeper-user: ann\r\nX-Passes: 1\r\n" + trace(1)
+    opens = (
+        b"Upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    )
+    # RFC 9110, 7.6.1: what `Connection` names is not forwarded.
+    opens += b"Connection: upgrade, x-hop\r\nx-hop: 1\r\n"
+    for traced in (False, True):
+        memory = HeadReader(router(LIMITS, SOCKET), PEPPER, LIMITS, traced=traced)
+        opened = memory.read(get(b"/v1/responses", fields + opens)).routed.opens
+        assert opened is not None
+        request = replace(opened, method=b"POST", upgrades=False)
+        posted = memory.read(post(b"", b"/v1/responses", fields).replace(b"content-length: 0\r\n", b""))
+        assert picture(memory.read_again(request)) == picture(posted)
+        assert posted.attribution.user == "ann"
 
 
 def test_refused_or_unproven_heads_are_not_cached() -> None:
