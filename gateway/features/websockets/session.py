@@ -116,7 +116,7 @@ class LiveSocket(WebSocket):
     ) -> None:
         assert head.routed.opens is not None
         super().__init__(connection, head.routed.opens, head.routed.family, worker, caller)
-        self._session = session
+        self._session, self.refuses_by_event = session, session.refuses_by_event
         self._upstream: UpstreamSocket | None = None
         self._aimed, self._key = ("", ""), 0
         self._route, self._owned = head.routed.route, head.routed.owned
@@ -359,17 +359,6 @@ class LiveSocket(WebSocket):
         else:
             self._flow()
 
-    def answer(self, data: bytes, last: bool) -> None:
-        """Pass an answer on. If the client is gone, the answer is read to its end."""
-        answer = self._answer
-        if answer is None or not self._closed:
-            super().answer(data, last)
-            return
-        answer.feed(data, last)
-        if last:
-            self._answer = None
-            self._passed([], answer)
-
     def pause_writing(self) -> None:
         """Pause the upstream while the client reads slowly."""
         super().pause_writing()
@@ -528,7 +517,7 @@ class LiveSocket(WebSocket):
             self._pass(0)
             return
         self._take_back()
-        self._refuse(charge.short_of(), 0 if self._session.refuses_by_event else _REFUSED)
+        self._refuse(charge.short_of(), 0 if self.refuses_by_event else _REFUSED)
         self.go_on(WAITING)
 
     def _take_back(self) -> None:
@@ -598,13 +587,10 @@ class LiveSocket(WebSocket):
             self.go_on(WAITING)
 
     def _refuse(self, refusal: Refusal, code: int = 0) -> None:
-        if self._session.refuses_by_event:
+        if self.refuses_by_event:
             super()._refuse(refusal, code)
         else:
             self._close(code or _BAD, refusal.told)
-
-    def _told(self, refused: str) -> list[str]:
-        return [refused] if self._session.refuses_by_event else []
 
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
         """Note that events were sent to the client; `answer.over` means that the turn is over.
@@ -622,14 +608,14 @@ class LiveSocket(WebSocket):
                 else:
                     self._session.forget()
                 error = msgspec.json.decode(answer.refused)["error"]
-                self._close(_REFUSED, "" if self._session.refuses_by_event else str(error.get("message", "")))
+                self._close(_REFUSED, "" if self.refuses_by_event else str(error.get("message", "")))
             self._loop.call_soon(self._flow)
 
     def _may_go_on(self, answer: SocketAnswer) -> bool:
         """Return whether a refusal concerns a message alone, which may be sent again later."""
-        if not (self._asked and self._session.refuses_by_event) or self.is_closing():
-            return False
-        return msgspec.json.decode(answer.refused).get("status") in _LATER
+        return (
+            bool(self._asked) and self.refuses_by_event and not self.is_closing() and answer.status in _LATER
+        )
 
     def _say_end(self, event: CloseConnection) -> None:
         super()._say_end(event)

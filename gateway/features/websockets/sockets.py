@@ -152,6 +152,7 @@ class WebSocket(FrameReader):
     """The protocol of a client's socket, and the transport of its connection."""
 
     busy = ""
+    refuses_by_event = True  # else a refusal is the reason of the close frame
 
     def __init__(
         self, connection: ClientPort, request: RequestHead, family: Family, worker: Worker, caller: Caller
@@ -228,11 +229,13 @@ class WebSocket(FrameReader):
     def answer(self, data: bytes, last: bool) -> None:
         """Send the complete events of an answer to the client."""
         answer = self._answer
-        if answer is None or self._closed:
+        if answer is None:
             return
         events = answer.feed(data, last)
-        if last and answer.refused:
-            events += self._told(answer.refused)
+        if self._closed:  # nobody gets them
+            events = []
+        elif answer.refused and self.refuses_by_event:
+            events = [answer.refused]
         written = b"".join([self._frames.send(TextMessage(data=one)) for one in events])
         if last:
             self._answer = None
@@ -365,10 +368,6 @@ class WebSocket(FrameReader):
         """Process a complete message."""
         raise NotImplementedError
 
-    def _told(self, refused: str) -> list[str]:
-        """Return the events that tell a client of a refusal."""
-        return [refused]
-
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
         """Handle that `events` of an answer were sent; they are the last ones if `answer.over`."""
 
@@ -470,8 +469,8 @@ def _is_told(name: bytes) -> bool:
 class SocketAnswer:
     """An answer that becomes events.
 
-    `kept` are bytes of incomplete events, and `over` marks its end. An answer that is no stream is a refusal:
-    `refused` is its event.
+    `kept` are bytes of incomplete events, and `over` marks its end. An answer that is no stream is a refusal
+    of this `status`: `refused` is its event.
     """
 
     def __init__(self, socket: WebSocket) -> None:
@@ -480,13 +479,13 @@ class SocketAnswer:
         self.kept = 0
         self._socket = socket
         self._splitter = Splitter()
-        self._status, self._head = 0, b""
+        self.status, self._head = 0, b""
         self._parts: list[bytes] = []
         self._tail = b""
 
     def begin(self, status: int, content_type: bytes, head: bytes) -> None:
         """Note the status, the head, and whether the answer is a stream."""
-        self._status, self._head = status, head
+        self.status, self._head = status, head
         self.is_stream = status == HTTPStatus.OK and content_type.lower().startswith(EVENT_STREAM)
 
     def feed(self, data: bytes, last: bool) -> list[str]:
@@ -514,13 +513,13 @@ class SocketAnswer:
             self._keep(REFUSAL_BYTES_MAX)
         if not last:
             return
-        status, body, lines = self._status, self._take_parts(), self._head.split(b"\r\n")[1:]
+        body, lines = self._take_parts(), self._head.split(b"\r\n")[1:]
         fields = [(name.lower(), value.strip()) for name, _, value in [one.partition(b":") for one in lines]]
-        if status < HTTPStatus.MULTIPLE_CHOICES:
+        if self.status < HTTPStatus.MULTIPLE_CHOICES:
             fault = UpstreamUnreachable("The upstream's answer is no stream of events.")
-            status = fault.status
+            self.status = fault.status
             fields, body = render(fault, self._socket.family, "")
-        self.refused = refusal_event(status, fields, body)
+        self.refused = refusal_event(self.status, fields, body)
 
     def _keep(self, size: int) -> None:
         self.kept += size
