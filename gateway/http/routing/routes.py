@@ -220,11 +220,8 @@ def asking(head: RequestHead) -> RequestHead:
 
 
 def _at(head: RequestHead, path: str) -> RequestHead:
-    """Return a copy of the head with another path."""
-    return RequestHead(
-        head.method, path.encode(), head.query, head.minor, head.fields, head.read, head.length, head.chunked,
-        head.keep_alive, head.expects, head.nominated,
-    )  # fmt: skip
+    """Return a copy of the head with another path, which opens no WebSocket."""
+    return replace(head, path=path.encode(), upgrades=False)
 
 
 def slashes_decoded(path: str) -> str:
