@@ -70,7 +70,9 @@ def _require_own(change: EntityWrite, realm: Realm) -> None:
         if realm.tenant_id is not None and change.command.verb in change.subject.of_owner:
             whole = change.subject.within(Realm(realm.organization_id))
             fetch(change.connection, whole, change.row_id)
-            raise Forbidden(f"This {change.subject.table.name} is not of this token's tenant alone.") from None
+            raise Forbidden(
+                f"This {change.subject.table.name} is not of this token's tenant alone."
+            ) from None
         raise
 
 

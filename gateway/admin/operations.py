@@ -162,7 +162,13 @@ class Operations:
         return rows, encode_cursor(page.next_after, mark) if page.next_after is not None else None
 
     async def write_part(  # noqa: PLR0917  # a part of a row, its name, and the body
-        self, part: SubResource, action: Action, asked: WriteRequest, row_id: int, named: str, sent: requests.Body
+        self,
+        part: SubResource,
+        action: Action,
+        asked: WriteRequest,
+        row_id: int,
+        named: str,
+        sent: requests.Body,
     ) -> WriteResult:
         """Set or delete a part of a row by its name; the result is the part, or status 204 without a body."""
         require_write(self._actor, self.resource, action.name)

@@ -102,9 +102,7 @@ CAPABILITIES: Mapping[str, Capability] = {
         schema="0134",
     ),
     "budget_webhooks": Capability("Webhooks of budgets", {"webhooks": _of_budgets}, schema="0125"),
-    "amended_prices": Capability(
-        "Amended prices", {"prices": _does("amend")}, layout=133, schema="0131"
-    ),
+    "amended_prices": Capability("Amended prices", {"prices": _does("amend")}, layout=133, schema="0131"),
     "cache_prices": Capability(
         "Prices of kept contents and of cached sound",
         {"prices": _sets("cache_hour", "cache_audio")},

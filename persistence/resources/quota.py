@@ -214,7 +214,10 @@ def _unknown_owner(change: EntityWrite, row: Row, current: Budget, who: str) -> 
     owner = change.connection.execute(_OWNERS[kind], {"id": int(who)}).first()
     is_in = owner is not None and owner.organization_id == row["organization_id"]
     if owner is None or not is_in or current.tenant_id not in {0, owner.tenant_id}:
-        yield "who", f"there is no {kind.removesuffix('_id').replace('_', ' ')} {who} that this budget applies to"
+        yield (
+            "who",
+            f"there is no {kind.removesuffix('_id').replace('_', ' ')} {who} that this budget applies to",
+        )
 
 
 def _raise_one(change: EntityWrite, row: Row, who: str, values: dict[str, object]) -> None:

@@ -38,8 +38,14 @@ async def writes(api: Api) -> dict[str, tuple[str, str, dict[str, Any]]]:
 @pytest.mark.parametrize(
     "name",
     [
-        "large_budgets", "personal_raises", "overrides", "tenant_budgets", "budget_webhooks",
-        "amended_prices", "cache_prices", "run_policies",
+        "large_budgets",
+        "personal_raises",
+        "overrides",
+        "tenant_budgets",
+        "budget_webhooks",
+        "amended_prices",
+        "cache_prices",
+        "run_policies",
     ],
 )
 async def test_write_of_a_capability_is_409_with_the_programs_to_replace_and_changes_no_row(

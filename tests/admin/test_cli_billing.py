@@ -246,12 +246,18 @@ async def test_cli_budget_accounts_command_prints_the_use_of_each_user_as_a_tabl
 async def test_cli_overrides_amounts_of_single_users_and_tenants(run: Run, api: Api) -> None:
     await from_json(run, "org", "create", "acme")
     await from_json(run, "budget", "create", "acme", "team", "tokens", "5M", "day", "--each", "user")
-    made = await from_json(run, "budget", "override", "team", "a/b", "6M", "--until", UNTIL, "--reason", "a fair")
+    made = await from_json(
+        run, "budget", "override", "team", "a/b", "6M", "--until", UNTIL, "--reason", "a fair"
+    )
     assert made == {"who": "a/b", "amount": 6_000_000, "until": UNTIL, "reason": "a fair"}
     for who, amount, told in (("bob", "0", 0), ("cay", "none", None)):
         assert (await from_json(run, "budget", "override", "team", who, amount))["amount"] == told
     listed = await from_json(run, "budget", "overrides", "team")
-    assert [(one["who"], one["amount"]) for one in listed["items"]] == [("a/b", 6_000_000), ("bob", 0), ("cay", None)]
+    assert [(one["who"], one["amount"]) for one in listed["items"]] == [
+        ("a/b", 6_000_000),
+        ("bob", 0),
+        ("cay", None),
+    ]
     assert (await run("budget", "remove-override", "team", "a/b")).exit_code == 0
     said = await run("budget", "override", "team", "ada")
     assert (said.exit_code, "AMOUNT" in said.stderr) == (1, True)

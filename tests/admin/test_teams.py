@@ -252,7 +252,9 @@ async def test_lead_overrides_in_budgets_of_the_own_tenant_alone(api: Api) -> No
     whose = {"given": (of, tenant), "theirs": (of, other), "all": (of, None)}
     whose["foreign"] = elsewhere["organization_id"], None
     budgets = {
-        name: await api.make("budgets", name=name, organization_id=owner, tenant_id=team, each="user", **BUDGET)
+        name: await api.make(
+            "budgets", name=name, organization_id=owner, tenant_id=team, each="user", **BUDGET
+        )
         for name, (owner, team) in whose.items()
     }
 

@@ -295,7 +295,9 @@ class BudgetCreate(In):
     unit: Unit = Field(description="Money is in the organization's currency; tokens are of all kinds.")
     amount: BudgetAmount = Field(description="Amount per interval: money such as 12.50, else a whole number.")
     interval: Interval = Field(description="How often it resets. total never resets.")
-    each: Each | None = optional("Give each user, key, project, session or tenant this amount; null: share it.")
+    each: Each | None = optional(
+        "Give each user, key, project, session or tenant this amount; null: share it."
+    )
     tenant_id: Id | None = None
     user: ExternalId | None = optional("The caller's own name for a user.")
     api_key_id: Id | None = None
@@ -428,9 +430,7 @@ _LEADS = ("create", "change", "delete", "raise", "reset", "override", "remove-ov
 
 
 # A budget with `each` as one of these has it: the limit is that of the account.
-OwnBudget = create_model(
-    "OwnBudget", __base__=Budget, limit=(BudgetAmount | None, ...), limit_by=(str, ...)
-)
+OwnBudget = create_model("OwnBudget", __base__=Budget, limit=(BudgetAmount | None, ...), limit_by=(str, ...))
 BUDGET_RESOURCES = (
     Resource(
         name="budgets",

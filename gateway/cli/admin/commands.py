@@ -243,21 +243,24 @@ class CliCommand:
         elif self._lists:
             rows = api.items(f"{where}/{self.does}", typed["limit"])
             output.rows(rows, self.resource.parts[self.does], as_json=as_json)
-        elif self.part is not None:
-            part, method, key = self.part
-            body = with_owner(api, where, with_amounts(self.fields, body, lambda: api.get(where)))
-            named = str(body.pop(key))
-            place = f"{where}/{part}/{quote(named, safe='')}"
-            if method == "DELETE":
-                api.delete(place)
-                output.deleted(named, as_json=as_json)
-            else:
-                output.row(api.put(place, body), as_json=as_json)
         else:
             body = with_owner(api, where, with_amounts(self.fields, body, lambda: api.get(where)))
+            self._act(api, where, body, as_json=as_json)
+
+    def _act(self, api: AdminClient, where: str, body: Json, *, as_json: bool) -> None:
+        if self.part is None:
             mints = self.does in self.resource.mints
             note = self.resource.secret.note if self.resource.secret and mints else None
             output.row(api.post(f"{where}/{self.does}", body), as_json=as_json, note=note)
+            return
+        name, method, key = self.part
+        named = str(body.pop(key))
+        place = f"{where}/{name}/{quote(named, safe='')}"
+        if method == "DELETE":
+            api.delete(place)
+            output.deleted(named, as_json=as_json)
+        else:
+            output.row(api.put(place, body), as_json=as_json)
 
     @property
     def _asks(self) -> bool:

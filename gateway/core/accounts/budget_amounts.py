@@ -69,7 +69,10 @@ def wrong_amount(unit: str, amount: object, field: str, least: int = 1) -> Wrong
         most = ", ".join(
             f"{digits} decimals up to {most}" for digits, most in MONEY_DIGITS_MAX.items() if digits
         )
-        yield field, f"must be {'above 0' if least else '0 or more'} and at most {MONEY_MAX}, with at most {most}"
+        yield (
+            field,
+            f"must be {'above 0' if least else '0 or more'} and at most {MONEY_MAX}, with at most {most}",
+        )
 
 
 def wrong_raise(

@@ -254,9 +254,7 @@ def defined(budgets: Iterable[Budget], at_ms: int, owner: str = "") -> bytes:
     packed = list[bytes]()
     for one in sorted(budgets, key=lambda one: one.id):
         amount, flags = one.limit_of(owner, at_ms).amount, flags_of(one)
-        limit, flags = (
-            (INTEGER_MAX, flags & ~FLAG_ENFORCE) if amount is None else packed_limit(amount, flags)
-        )
+        limit, flags = (INTEGER_MAX, flags & ~FLAG_ENFORCE) if amount is None else packed_limit(amount, flags)
         times = (
             (0, 0, EACH_UNUSED_DAYS * DAY_MS)
             if is_forgotten_unused(one)

@@ -168,7 +168,14 @@ async def test_an_account_with_an_override_is_measured_by_its_own_limit(desk: De
     """Of 100 Ada has 20, Bob 400, Cay no limit and Dan nothing; Eve's 20 is over, and Fay is raised to 30."""
     budget = desk.budget(each="user", thresholds="[0.5, 0.8]")
     names = {name[0]: name for name in ("ada", "bob", "cay", "dan", "eve", "fay")}
-    for value, amount, ends in (("a", 20, 1), ("b", 400, 1), ("c", None, 1), ("d", 0, 1), ("e", 20, 0), ("f", 20, 1)):
+    for value, amount, ends in (
+        ("a", 20, 1),
+        ("b", 400, 1),
+        ("c", None, 1),
+        ("d", 0, 1),
+        ("e", 20, 0),
+        ("f", 20, 1),
+    ):
         desk.do(
             "INSERT INTO budget_override (budget_id, value, name, amount, until) VALUES (%s, %s, %s, %s, %s)",
             budget, value, names[value], amount, NOW + timedelta(hours=ends),

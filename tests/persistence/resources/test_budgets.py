@@ -242,7 +242,9 @@ async def test_overrides_that_are_over_are_not_told_and_go_with_the_next(desk: D
     desk.now = datetime.now(UTC) - timedelta(days=9)
     await overridden(desk, budget_id, "ada", Decimal(5), 1)
     assert (await desk.told())[0].overrides == {}
-    assert (await desk.store.page("budget-overrides", Query({"budget_id": budget_id}, None, None, None, 9))).rows == ()
+    assert (
+        await desk.store.page("budget-overrides", Query({"budget_id": budget_id}, None, None, None, 9))
+    ).rows == ()
     with pytest.raises(NotFound):
         await desk.do("remove-override", budget_id, who="ada")
     desk.now = datetime.now(UTC)
