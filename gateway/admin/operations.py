@@ -161,12 +161,13 @@ class Operations:
         rows = [part.render(each) for each in page.rows]
         return rows, encode_cursor(page.next_after, mark) if page.next_after is not None else None
 
-    async def write_part(  # noqa: PLR0917  # a part of a row, its name, and the body
+    async def write_part(
         self,
         part: SubResource,
         action: Action,
         asked: WriteRequest,
         row_id: int,
+        *,
         named: str,
         sent: requests.Body,
     ) -> WriteResult:

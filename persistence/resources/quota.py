@@ -266,10 +266,12 @@ def remove_override(change: EntityWrite) -> Row:
     change.before = None
     of = budget_override.c
     its = (of.budget_id == change.row_id, of.value == owner_of(who), _is_in_force)
-    if not change.connection.execute(delete(budget_override).where(*its)).rowcount:
+    removed = delete(budget_override).where(*its).returning(of.amount, of.until, of.reason)
+    own = change.connection.execute(removed).mappings().first()
+    if own is None:
         raise NotFound
     _defined(change)
-    return row
+    return {**row, **own, "name": who}
 
 
 def reset(change: EntityWrite) -> Row:

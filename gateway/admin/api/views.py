@@ -164,7 +164,9 @@ class ResourceHandlers:
         return await self._write(
             request,
             action.name,
-            lambda on, asked, sent: on.write_part(part, action, asked, row_id(request), named, sent),
+            lambda on, asked, sent: on.write_part(
+                part, action, asked, row_id(request), named=named, sent=sent
+            ),
         )
 
     async def _reading(self, request: web.Request) -> Operations:

@@ -422,15 +422,31 @@ OVERRIDES = SubResource(
     "by who",
     ("who", "amount", "until", "reason"),
     OverrideOwner,
-    put=Action("override", "Give one alone another amount: 0 is nothing, null no limit", Override),
-    delete=Action("remove-override", "Let one have the budget's own amount again"),
+    put=Action(
+        "override",
+        "Give one alone another amount in place of the budget's",
+        Override,
+        done="This one has its own amount now.",
+    ),
+    delete=Action(
+        "remove-override",
+        "Let one have the budget's own amount again",
+        done="This one has the budget's own amount again.",
+    ),
 )
 # What leads may do with budgets of their tenant; all but overrides: with those that a lead of it made.
 _LEADS = ("create", "change", "delete", "raise", "reset", "override", "remove-override")
 
 
-# A budget with `each` as one of these has it: the limit is that of the account.
-OwnBudget = create_model("OwnBudget", __base__=Budget, limit=(BudgetAmount | None, ...), limit_by=(str, ...))
+# A budget as one of `each` has it: the limit is that of the account.
+_OwnBudget = create_model("OwnBudget", __base__=Budget, limit=(BudgetAmount | None, ...), limit_by=(str, ...))
+
+
+def render_budget(row: Row) -> Row:
+    """Return a budget for people; one with the figures of an account says `limit` and `limit_by` too."""
+    return (_OwnBudget if "limit_by" in row else Budget).model_validate(row).model_dump(mode="json")
+
+
 BUDGET_RESOURCES = (
     Resource(
         name="budgets",

@@ -112,6 +112,13 @@ class SubResource:
         both = (("PUT", self.put), ("DELETE", self.delete))
         return tuple((method, action) for method, action in both if action is not None)
 
+    def form_of(self, action: Action) -> type[In]:
+        """Return the model of a form or command of an action: the path's last field, then those of the body."""
+        assert self.named is not None
+        models = (self.named,) if action.body is None else (action.body, self.named)
+        made: type[In] = create_model(action.name, __base__=models)
+        return made
+
     def render(self, row: Row) -> Row:
         return self.out.model_validate(row).model_dump(mode="json")
 

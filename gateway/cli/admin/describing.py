@@ -94,8 +94,7 @@ def _commands(resource: Resource) -> dict[str, CommandParts]:
     for part in resource.parts:
         made[part.name] = CommandParts(part.name, f"{part.summary}.")
         for method, action in part.writes:
-            models = [model for model in (part.named, action.body) if model is not None]
-            fields = tuple(field for model in models for field in fields_of(resource, model))
+            fields = fields_of(resource, part.form_of(action))
             where = part.name, method, part.key
             summary = f"{action.summary}."
             made[action.name] = CommandParts(action.name, summary, fields, _required(fields), where)
