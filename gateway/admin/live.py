@@ -68,7 +68,7 @@ async def most_used_accounts(ports: AdminPorts, row: Row, rows_max: int) -> list
 async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> list[Row]:
     """Return budgets that have an account for each user or key, with the use of the account `whose`.
 
-    `limit` and `limit_by` are the account's; the fields about a raise are of what decides that limit.
+    `limit` and `limit_by` are the account's. The fields about a raise are those of its own raise or override.
     """
     at_ms, owner = _now_ms(), owner_of(whose)
     names = [account_of(int(str(row["organization_id"])), read_budget(row), whose) for row in rows]

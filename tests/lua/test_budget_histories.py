@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gateway.core.accounts.budgets import (
     DEFINED_WINDOW,
     Budget,
-    Override,
+    PersonalOverride,
     PersonalRaise,
     account_of,
     defined,
@@ -137,7 +137,7 @@ class Life:
         for one in which:
             owner = owner_in(NAMES[one])
             raises = {name: PersonalRaise(*said) for name, said in self.raised.items()}
-            overrides = {name: Override(*said) for name, said in self.overridden.items()}
+            overrides = {name: PersonalOverride(*said) for name, said in self.overridden.items()}
             group = [
                 replace(
                     each,

@@ -159,7 +159,7 @@ class ResourceHandlers:
         )
 
     async def write_part(self, request: web.Request, part: SubResource, action: Action) -> web.Response:
-        """`PUT` or `DELETE /<resource>/{id}/<part>/{name}`: set or delete one part of a row."""
+        """Set or delete one part of a row: `PUT` or `DELETE /<resource>/{id}/<part>/{name}`."""
         named = request.match_info[part.key]
         return await self._write(
             request,

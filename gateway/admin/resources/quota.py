@@ -48,7 +48,7 @@ from gateway.admin.resources.values import (
     optional,
     show_decimal,
 )
-from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, RowScope, access
+from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, Row, RowScope, access
 from gateway.core.accounts.budget_amounts import THRESHOLDS, THRESHOLDS_MAX
 from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import EACH, ENFORCE, FINISH, HOLDS, MODES, MONEY, ON_EXHAUSTED, UNITS

@@ -19,7 +19,7 @@ from gateway.core.accounts.budgets import (
     TENANT,
     USER,
     Budget,
-    Override,
+    PersonalOverride,
     PersonalRaise,
     owner_of,
 )
@@ -148,7 +148,7 @@ def read_budget(row: Mapping[str, Any]) -> Budget:
         for owner, (amount, until_ms, *_) in (row.get("raises") or {}).items()
     }
     said["overrides"] = {
-        owner: Override(None if amount is None else counted(unit, amount), until_ms or 0)
+        owner: PersonalOverride(None if amount is None else counted(unit, amount), until_ms or 0)
         for owner, (amount, until_ms, *_) in (row.get("overrides") or {}).items()
     }
     return Budget(

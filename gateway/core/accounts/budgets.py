@@ -66,7 +66,7 @@ class PersonalRaise(NamedTuple):
     until_ms: int
 
 
-class Override(NamedTuple):
+class PersonalOverride(NamedTuple):
     """The amount of one owner in place of the budget's, None for no limit, until `until_ms` (0: for ever)."""
 
     amount: int | None
@@ -116,7 +116,7 @@ class Budget:
     tool: str = ""
     server: str = ""
     raises: dict[str, PersonalRaise] = field(default_factory=dict, hash=False)
-    overrides: dict[str, Override] = field(default_factory=dict, hash=False)
+    overrides: dict[str, PersonalOverride] = field(default_factory=dict, hash=False)
 
     @property
     def selector(self) -> tuple[object, ...]:

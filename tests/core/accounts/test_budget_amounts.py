@@ -17,7 +17,7 @@ from gateway.core.accounts.budget_amounts import (
     wrong_raise,
     wrong_window,
 )
-from gateway.core.accounts.budgets import Budget, Override, PersonalRaise, owner_of
+from gateway.core.accounts.budgets import Budget, PersonalOverride, PersonalRaise, owner_of
 from gateway.core.model import INTEGER_MAX
 
 
@@ -204,7 +204,7 @@ def test_raise_of_owner_is_not_below_its_raise_in_force(
     ],
 )  # fmt: skip
 def test_raise_of_owner_is_not_below_its_override(amount: int | None, raised: int, found: list[str]) -> None:
-    overrides = {owner_of("ada"): Override(amount)}
+    overrides = {owner_of("ada"): PersonalOverride(amount)}
     budget = Budget(1, "each", "requests", 20, "day", each="user", overrides=overrides)
     later = NOW + timedelta(days=1)
     assert [field for field, _ in wrong_raise(budget, raised, later, NOW, "ada")] == found
@@ -243,4 +243,7 @@ def test_override_names_the_field_that_is_wrong(  # noqa: PLR0917  # columns of 
 def test_overrides_of_a_row_are_read_by_owner() -> None:
     ada, bob = owner_of("ada"), owner_of("bob")
     row = {**STORED, "each": "user", "overrides": {ada: ["20.5", None], bob: [None, 7]}}
-    assert read_budget(row).overrides == {ada: Override(20_500_000_000, 0), bob: Override(None, 7)}
+    assert read_budget(row).overrides == {
+        ada: PersonalOverride(20_500_000_000, 0),
+        bob: PersonalOverride(None, 7),
+    }

@@ -17,7 +17,7 @@ from gateway.core.accounts.budgets import (
     FLAG_TOKENS,
     Budget,
     CallAttributes,
-    Override,
+    PersonalOverride,
     PersonalRaise,
     account_of,
     accounts_of,
@@ -194,20 +194,22 @@ def test_limit_of_owner_is_its_raise_then_its_override_then_the_budgets(
 ) -> None:
     budget = Budget(
         1, "each", "requests", 20, "day", each="user", raised_to=60, raised_until_ms=6,
-        overrides={ADA: Override(amount, 8)}, raises={} if own is None else {ADA: PersonalRaise(own, 10)},
+        overrides={ADA: PersonalOverride(amount, 8)}, raises={} if own is None else {ADA: PersonalRaise(own, 10)},
     )  # fmt: skip
     assert budget.limit_of(ADA, at) == limit
     assert budget.limit_of(owner_of("bob"), at) == budget.limit_of("", at) == (60 if at < 6 else 20, "budget")
 
 
 def test_override_without_an_end_stays() -> None:
-    budget = replace(BUDGET, each="user", overrides={ADA: Override(5)})
+    budget = replace(BUDGET, each="user", overrides={ADA: PersonalOverride(5)})
     assert budget.limit_of(ADA, 2**52) == (5, "override")
     assert windows_valid_until([replace(budget, interval="total")], 1, ADA) == 0
 
 
-def test_owner_without_a_limit_has_a_window_that_counts_and_enforces_nothing() -> None:
-    budget = Budget(1, "each", "money", 20, "total", each="user", cut=True, overrides={ADA: Override(None)})
+def test_window_of_an_owner_without_a_limit_counts_and_enforces_nothing() -> None:
+    budget = Budget(
+        1, "each", "money", 20, "total", each="user", cut=True, overrides={ADA: PersonalOverride(None)}
+    )
     [(_, limit, *_, flags)] = DEFINED_WINDOW.struct.iter_unpack(defined([budget], 1, ADA))
     assert (limit, flags & FLAG_ENFORCE, flags & FLAG_MONEY) == (INTEGER_MAX, 0, FLAG_MONEY)
     [(*_, flags)] = DEFINED_WINDOW.struct.iter_unpack(defined([budget], 1, owner_of("bob")))
@@ -215,6 +217,6 @@ def test_owner_without_a_limit_has_a_window_that_counts_and_enforces_nothing() -
 
 
 def test_budget_is_large_by_its_largest_override() -> None:
-    usual = Budget(1, "each", "money", 20, "day", each="user", overrides={ADA: Override(None)})
+    usual = Budget(1, "each", "money", 20, "day", each="user", overrides={ADA: PersonalOverride(None)})
     assert not usual.is_large
-    assert replace(usual, overrides={ADA: Override(2**53)}).is_large
+    assert replace(usual, overrides={ADA: PersonalOverride(2**53)}).is_large

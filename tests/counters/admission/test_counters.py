@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.budgets import Budget, CallAttributes, Override, account_of, owner_of
+from gateway.core.accounts.budgets import Budget, CallAttributes, PersonalOverride, account_of, owner_of
 from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.model import (
     NO_SERVICE,
@@ -299,10 +299,11 @@ async def test_settle_charges_service_as_resolved_now(world: World, hire: Hire) 
 
 
 @pytest.mark.parametrize(
-    ("override", "admitted"), [(Override(37), 37), (Override(0), 0), (Override(None), CALLS), (None, 20)]
+    ("override", "admitted"),
+    [(PersonalOverride(37), 37), (PersonalOverride(0), 0), (PersonalOverride(None), CALLS), (None, 20)],
 )
-async def test_reserve_admits_as_many_calls_at_one_instant_as_fit_in_an_override(
-    world: World, hire: Hire, override: Override | None, admitted: int
+async def test_reserve_admits_exactly_the_calls_of_one_instant_that_an_override_covers(
+    world: World, hire: Hire, override: PersonalOverride | None, admitted: int
 ) -> None:
     """Everybody has 20: two workers send Ada's calls, and one of Bob's among each ten of hers."""
     world.plan(None)
@@ -324,7 +325,7 @@ async def test_reserve_admits_as_many_calls_at_one_instant_as_fit_in_an_override
         ("ada", Verdict.ADMITTED): admitted, ("ada", Verdict.QUOTA_HELD): CALLS - admitted,
         ("bob", Verdict.ADMITTED): 20, ("bob", Verdict.QUOTA_HELD): CALLS // 10 - 20,
     }  # fmt: skip
-    if override == Override(0):
+    if override == PersonalOverride(0):
         expected |= {("ada", Verdict.QUOTA_HELD): 0, ("ada", Verdict.BUDGET_EXCEEDED): CALLS}
     assert verdicts == Counter(expected)
     held = [window.held for window in world.windows(account_of(world.caller.organization_id, each, "ada"))]

@@ -218,7 +218,7 @@ async def overridden(desk: Desk, budget_id: int, who: str, amount: object, days:
     await desk.do("override", budget_id, amount=amount, until=until, who=who)
 
 
-async def test_overrides_are_told_beside_the_budgets_own_amount(desk: Desk) -> None:
+async def test_gateways_get_overrides_beside_the_amount_of_the_budget(desk: Desk) -> None:
     desk.now = datetime.now(UTC).replace(microsecond=0)
     budget_id = int(str((await desk.make(each="user"))["id"]))
     for who, amount, days in (("ada", Decimal(9), None), ("ada", Decimal(5), 2), ("bob", None, None)):
@@ -237,7 +237,7 @@ async def test_overrides_are_told_beside_the_budgets_own_amount(desk: Desk) -> N
         await desk.do("remove-override", budget_id, who="bob")
 
 
-async def test_overrides_that_are_over_are_not_told_and_go_with_the_next(desk: Desk) -> None:
+async def test_gateways_get_no_ended_override_and_the_next_write_deletes_it(desk: Desk) -> None:
     budget_id = int(str((await desk.make(each="user"))["id"]))
     desk.now = datetime.now(UTC) - timedelta(days=9)
     await overridden(desk, budget_id, "ada", Decimal(5), 1)
