@@ -335,7 +335,8 @@ class Entity:
     control writes; on a change it runs only if one of the `defining` fields changes. `told` reduces a row to
     what a caller of one organization may see. `veiled` are filters that, for such a caller, find only rows
     where the given column names its organization. `implied` selects, for a filter, other columns' values of
-    its rows: they improve PostgreSQL's estimates.
+    its rows: they improve PostgreSQL's estimates. `of_owner` are verbs that a token of one tenant is refused
+    for other rows of its organization: for any other verb there are no such rows.
     """
 
     table: Table
@@ -354,6 +355,7 @@ class Entity:
     veiled: Mapping[str, ColumnElement[Any]] = field(default_factory=dict)
     defining: frozenset[str] = frozenset()
     implied: Mapping[str, Callable[[Any], Select[*tuple[Any, ...]]]] = field(default_factory=dict)
+    of_owner: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> Select[Any]:

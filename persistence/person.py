@@ -62,7 +62,7 @@ KEPT = {
     ),
     "audit_log": (_THEIR_AUDIT, ()),
     "budget": ('organization_id = %(organization)s AND "user" = %(name)s', ()),
-    "budget_raise": (f"{_OF_THEM} AND name = %(name)s", ()),
+    **dict.fromkeys(("budget_override", "budget_raise"), (f"{_OF_THEM} AND name = %(name)s", ())),
     "raise_request": (f"requested_by IN ({_SCOPES}) OR {_OF_THEM} AND who = %(name)s", ()),
     "control_write": (f"account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s", ()),
     "call": ("user_id = %(id)s", ()),
@@ -103,6 +103,7 @@ _TAKEN_OUT = {
  WHERE state <> 'pending' AND strpos(payload::text, to_jsonb(%(name)s::text)::text) > 0""",
     "audit_log": f"""UPDATE audit_log SET before = before - {_NAMES}, after = after - {_NAMES},
        person = NULL, issuer = NULL, identity = NULL WHERE {_THEIR_AUDIT}""",
+    "budget_override": f"DELETE FROM budget_override WHERE {KEPT['budget_override'][0]}",
     "budget_raise": f"DELETE FROM budget_raise WHERE {KEPT['budget_raise'][0]}",
     "raise_request": f"""UPDATE raise_request SET reason = '-',
        who = CASE WHEN {_OF_THEM} AND who = %(name)s THEN %(none)s ELSE who END

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_amounts import counted, read_budget
 from gateway.core.accounts.budget_balances import window_of
-from gateway.core.accounts.budgets import APPROVED, DENIED, KEY, MONEY, OPEN, USER
+from gateway.core.accounts.budgets import APPROVED, DENIED, KEY, MONEY, OPEN, TENANT, USER
 from gateway.core.times import moment_of, ms_of
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.entity import Entity, EntityWrite, add, alter, delete, id_in, live, lock, require
@@ -50,7 +50,8 @@ def create(change: EntityWrite) -> Row:
         raise Unprocessable(errors=(("who", f"is required: this token has no {here.each} of its own"),))
     if errors := wrong_raise_of(change, row, values["amount"], until, who):
         raise Unprocessable(errors=errors)
-    _refuse_less(change, row, values["amount"])
+    if who is None:
+        _refuse_less(change, row, values["amount"])
     open_ = (raise_request.c.budget_id == here.id) & (raise_request.c.status == OPEN)
     waiting = change.connection.execute(select(func.count()).where(open_)).scalar_one()
     if waiting >= OPEN_MAX:
@@ -63,12 +64,14 @@ def create(change: EntityWrite) -> Row:
 
 
 def _asker(change: EntityWrite, row: Row) -> str | None:
-    """Return the user or key that asks, for a budget with accounts for each; None if there is none."""
+    """Return the user, key or tenant that asks, as `each` is; None if there is none."""
     actor = change.command.actor
     kind, _, number = actor.scope.partition(":")
     key_id = int(number) if kind == "key" else None
     if row["each"] == KEY and key_id is not None:
         return number
+    if row["each"] == TENANT and actor.tenant_id is not None:
+        return str(actor.tenant_id)
     if row["each"] != USER:
         return None
     theirs = app_user.c.organization_id == row["organization_id"]
@@ -90,7 +93,8 @@ def approve(change: EntityWrite) -> Row:
     try:
         # The budget may have been deleted or changed since.
         of_budget = replace(change, subject=BUDGET_SUBJECT, command=command, before=None)
-        _refuse_less(change, lock(of_budget), wanted["amount"])
+        if wanted["who"] is None:
+            _refuse_less(change, lock(of_budget), wanted["amount"])
         raise_amount(of_budget)
     except Unprocessable as error:
         why = "; ".join(f"{field} {said}" for field, said in error.errors)

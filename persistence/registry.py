@@ -44,6 +44,7 @@ SUBJECTS: dict[str, Entity] = {
     "reratings": reratings.SUBJECT,
     "budgets": quota.BUDGET_SUBJECT,
     "budget-accounts": quota.BUDGET_ACCOUNTS,
+    "budget-overrides": quota.BUDGET_OVERRIDES,
     "charges": charges.CHARGE_SUBJECT,
     "events": events.SUBJECT,
     "amendments": amendments.SUBJECT,

@@ -222,6 +222,14 @@ class BudgetColumns(Columns):
     tool: Column[str | None]
     server: Column[str | None]
 
+class BudgetOverrideColumns(Columns):
+    budget_id: Column[int]
+    value: Column[str]
+    name: Column[str]
+    amount: Column[Decimal | None]
+    until: Column[datetime | None]
+    reason: Column[str | None]
+
 class BudgetRaiseColumns(Columns):
     budget_id: Column[int]
     value: Column[str]
@@ -1401,6 +1409,7 @@ archived_run: Table[ArchivedRunColumns]
 audit_log: Table[AuditLogColumns]
 backup_run: Table[BackupRunColumns]
 budget: Table[BudgetColumns]
+budget_override: Table[BudgetOverrideColumns]
 budget_raise: Table[BudgetRaiseColumns]
 budget_told: Table[BudgetToldColumns]
 budget_use: Table[BudgetUseColumns]

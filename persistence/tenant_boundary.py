@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from sqlalchemy import Table
 
-from gateway.core.accounts.administration import CREATE, OWNER, TENANT, Row
+from gateway.core.accounts.administration import CREATE, OWNER, TENANT, Realm, Row
 from gateway.core.capabilities import used_by
-from gateway.errors import CapabilityNeeded, NotFound, Unprocessable
-from persistence.entity import EntityWrite, require
+from gateway.errors import CapabilityNeeded, Forbidden, NotFound, Unprocessable
+from persistence.entity import EntityWrite, fetch, require
 from persistence.row_maxima import refuse_more
 from persistence.tables import organization, tenant
 
@@ -46,7 +46,7 @@ def enter(change: EntityWrite) -> None:
     if (realm := change.realm) is None:
         return
     if change.command.id is not None:
-        change.fetch()
+        _require_own(change, realm)
     _own(change, OWNER, organization, realm.organization_id)
     if realm.tenant_id is not None:
         _own(change, TENANT, tenant, realm.tenant_id)
@@ -60,6 +60,20 @@ def leave(change: EntityWrite, row: Row) -> None:
     for name, within in ((OWNER, realm.organization_id), (TENANT, realm.tenant_id)):
         if within is not None and row.get(name, within) != within:
             raise NotFound
+
+
+def _require_own(change: EntityWrite, realm: Realm) -> None:
+    """Raise `NotFound` for a row of somebody else, or `Forbidden` for another one of a tenant's organization."""
+    try:
+        change.fetch()
+    except NotFound:
+        if realm.tenant_id is not None and change.command.verb in change.subject.of_owner:
+            whole = change.subject.within(Realm(realm.organization_id))
+            fetch(change.connection, whole, change.row_id)
+            raise Forbidden(
+                f"This {change.subject.table.name} is not of this token's tenant alone."
+            ) from None
+        raise
 
 
 def _own(change: EntityWrite, name: str, owner: Table, within: int) -> None:

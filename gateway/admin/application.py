@@ -71,6 +71,9 @@ def build(ports: AdminPorts) -> web.Application:
             app.router.add_delete(one, views.delete)
         for part in resource.parts:
             app.router.add_get(f"{one}/{part.name}", partial(views.part, part=part))
+            for method, action in part.writes:
+                place = f"{one}/{part.name}/{{{part.key}:[^/]+}}"
+                app.router.add_route(method, place, partial(views.write_part, part=part, action=action))
         for action in resource.actions:
             app.router.add_post(f"{one}/{action.name}", partial(views.act, action=action))
     _mount_documents(app, ports)

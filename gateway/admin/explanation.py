@@ -18,12 +18,13 @@ from gateway import errors
 from gateway.admin import live
 from gateway.admin.operations import Operations
 from gateway.admin.ports import AdminPorts
+from gateway.admin.resources.quota import render_budget
 from gateway.admin.resources.registry import RESOURCES
 from gateway.calls.journal import itemize
 from gateway.core.accounts.administration import Query, Row
 from gateway.core.accounts.budget_amounts import read_budget
 from gateway.core.accounts.budget_selectors import BUDGETS_MAX
-from gateway.core.accounts.budgets import CallAttributes
+from gateway.core.accounts.budgets import BY_OVERRIDE, BY_RAISE, CallAttributes
 from gateway.core.billing.price_book import KINDS, TOKENS_A_PRICE, USES_A_PRICE
 from gateway.core.families.mcp import PREFIX
 from gateway.errors import Forbidden, NotFound
@@ -351,19 +352,24 @@ async def _budget(ports: AdminPorts, row: Row, asked: CallAttributes) -> str:
         [now] = await live.own_budgets(ports, [row], who)
     else:
         [now] = await live.overlay_budgets(ports, [row])
-    told = dict(RESOURCES["budgets"].render(now))
+    told = dict(render_budget(now))
     unit = told["currency"] if told["unit"] == "money" else told["unit"]
     left, used, held = (_plain(told[name] or 0) for name in ("remaining", "used", "held"))
-    is_raised = told["raised_to"] is not None
-    amount = _plain(told["raised_to"] if is_raised else told["amount"])
-    raised = f", by a raise until {told['raised_until']}" if is_raised else ""
+    by = BY_RAISE if told["raised_to"] is not None else told["limit_by"]
+    until = f" until {told['raised_until']}" if told["raised_until"] else ""
+    own = f", by {_BY[by]}{until}" if by in _BY else ""
+    if told["limit"] is None:
+        rest = f"no limit ({used} {unit} used"
+    else:
+        rest = f"{left} of {_plain(told['limit'])} {unit} a {told['interval']} are left ({used} used"
     held = "" if held == "0" else f", {held} held by calls in flight"
     resets = f", resets at {told['resets_at']}" if told["resets_at"] else ""
     only = "" if told["mode"] == "enforce" else " It only counts: it refuses nothing."
-    return (
-        f'"{told["name"]}"{whose}: {left} of {amount} {unit} a {told["interval"]} are left '
-        f"({used} used{held}){resets}{raised}.{only}"
-    ).replace(" a total", " in all")
+    return (f'"{told["name"]}"{whose}: {rest}{held}){resets}{own}.{only}').replace(" a total", " in all")
+
+
+# What decides a limit in place of the budget.
+_BY = {BY_RAISE: "a raise", BY_OVERRIDE: "an override"}
 
 
 def _movement(resource: str, row: Json, currency: str | None) -> str:

@@ -17,7 +17,7 @@ from gateway.admin.ports import INLINE_PUSHES_MAX, PEEK_TIMEOUT_S, AdminPorts
 from gateway.core.accounts.administration import Intent, Page, Query, Row
 from gateway.core.accounts.budget_amounts import amount_of, read_budget
 from gateway.core.accounts.budget_balances import LiveWindow, compute_balance, window_of
-from gateway.core.accounts.budgets import BY_RAISE, OTHERS, account_of, owner_in, owner_of
+from gateway.core.accounts.budgets import BY_BUDGET, BY_RAISE, OTHERS, account_of, owner_in, owner_of
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.accounts.runs import account_of as run_account
@@ -68,12 +68,12 @@ async def most_used_accounts(ports: AdminPorts, row: Row, rows_max: int) -> list
 async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> list[Row]:
     """Return budgets that have an account for each user or key, with the use of the account `whose`.
 
-    If a raise of the account alone decides its limit, the fields about a raise are of that raise.
+    `limit` and `limit_by` are the account's. The fields about a raise are those of its own raise or override.
     """
     at_ms, owner = _now_ms(), owner_of(whose)
     names = [account_of(int(str(row["organization_id"])), read_budget(row), whose) for row in rows]
-    raises, live = await asyncio.gather(
-        _raises(ports, rows, [owner]), _peeked_budgets(ports, list(zip(rows, names, strict=True)))
+    limits, live = await asyncio.gather(
+        _own_limits(ports, rows, [owner]), _peeked_budgets(ports, list(zip(rows, names, strict=True)))
     )
     stored = await asyncio.gather(
         *(
@@ -84,21 +84,32 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
     budgets = list[Row]()
     for row, name, page in zip(rows, names, stored, strict=True):
         used = sum(int(str(account["used"])) for account in page.rows)
-        own = _figures({**row, "raises": raises[row["id"]]}, at_ms, (_started(row, at_ms), used), live, name)
-        if own["limit_by"] == BY_RAISE:
-            own |= raises[row["id"]][owner].fields
+        its = limits[row["id"]]
+        own = _figures({**row, **its}, at_ms, (_started(row, at_ms), used), live, name)
+        if own["limit_by"] != BY_BUDGET:
+            of = its["raises" if own["limit_by"] == BY_RAISE else "overrides"][owner]
+            own |= {"raised_to": None, "raised_until": of.until, "raise_reason": of.reason}
+            if own["limit_by"] == BY_RAISE:
+                own["raised_to"] = of.amount
         budgets.append({**row, **own})
     return budgets
+
+
+async def budget_overrides(ports: AdminPorts, row: Row, query: Query) -> Page:
+    """Return the overrides of a budget that are in force, by owner."""
+    wanted = Query({"budget_id": row["id"]}, None, None, query.after, query.limit, query.descending)
+    page = await ports.store.page("budget-overrides", wanted)
+    return Page(tuple({**own, "unit": row["unit"]} for own in page.rows), page.next_after)
 
 
 async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: int) -> list[Row]:
     """Return stored accounts of a budget with their current use."""
     names = [f"{_account(row)}:{each['value']}" for each in stored]
-    raises, live = await asyncio.gather(
-        _raises(ports, [row], [str(account["value"]) for account in stored]),
+    limits, live = await asyncio.gather(
+        _own_limits(ports, [row], [str(account["value"]) for account in stored]),
         _peeked_budgets(ports, [(row, name) for name in names]),
     )
-    row = {**row, "raises": raises[row["id"]]}
+    row = {**row, **limits[row["id"]]}
     return [
         {"unit": row["unit"], "who": each["name"], "shared": each["value"] == OTHERS}
         | _figures(row, at_ms, (each["start"], each["used"]), live, name)
@@ -106,24 +117,29 @@ async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: 
     ]
 
 
-class _OwnersRaise(NamedTuple):
-    """A raise of one owner: its amount and end (Unix ms), and the fields of a budget that tell it."""
+class _OwnLimit(NamedTuple):
+    """A raise or an override of one owner: its amount, its end (Unix ms; 0: never), the same as a time, and why."""
 
     amount: object
     until_ms: int
-    fields: Row
+    until: datetime | None
+    reason: object
 
 
-async def _raises(
+async def _own_limits(
     ports: AdminPorts, rows: Sequence[Row], owners: Sequence[str]
-) -> Mapping[object, Mapping[str, _OwnersRaise]]:
-    """Return the raises of these owners, by budget and by owner as accounts name it."""
-    raises: dict[object, dict[str, _OwnersRaise]] = {row["id"]: {} for row in rows}
-    for own in await ports.figures.raises([int(str(row["id"])) for row in rows], owners):
-        fields = {"raised_to": own["amount"], "raised_until": own["until"], "raise_reason": own["reason"]}
-        until_ms = ms_of(cast("datetime", own["until"]))
-        raises[own["budget_id"]][str(own["value"])] = _OwnersRaise(own["amount"], until_ms, fields)
-    return raises
+) -> Mapping[object, Mapping[str, Mapping[str, _OwnLimit]]]:
+    """Return `raises` and `overrides` of these owners, by budget and by owner as accounts name it."""
+    limits: dict[object, dict[str, dict[str, _OwnLimit]]] = {
+        row["id"]: {"raises": {}, "overrides": {}} for row in rows
+    }
+    found = await ports.figures.own_limits([int(str(row["id"])) for row in rows], owners)
+    for name, stored in zip(("raises", "overrides"), found, strict=True):
+        for own in stored:
+            until = cast("datetime | None", own["until"])
+            limit = _OwnLimit(own["amount"], ms_of(until), until, own["reason"])
+            limits[own["budget_id"]][name][str(own["value"])] = limit
+    return limits
 
 
 def _of(row: Row, account: str, at_ms: int) -> Row:
@@ -147,11 +163,11 @@ def _figures(
     known = None if start is None else (ms_of(start), int(used))
     now = compute_balance(budget, at_ms, known, live.get(name), owner_in(name))
     return {
-        "limit": amount_of(budget.unit, now.limit),
+        "limit": None if now.limit is None else amount_of(budget.unit, now.limit),
         "limit_by": now.limit_by,
         "used": amount_of(budget.unit, now.used),
         "held": amount_of(budget.unit, now.held),
-        "remaining": amount_of(budget.unit, now.limit - now.used),
+        "remaining": None if now.remaining is None else amount_of(budget.unit, now.remaining),
         "resets_at": budget_moment(now.resets_ms),
         "is_current": name in live,
     }

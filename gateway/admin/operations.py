@@ -39,7 +39,10 @@ T = TypeVar("T")
 _log = logging.getLogger("tollkeeper.admin")
 
 # The functions that read parts of a row.
-PARTS = {("budgets", "accounts"): live.budget_accounts, ("organizations", "unbilled"): live.unbilled}
+PARTS = {
+    ("budgets", "accounts"): live.budget_accounts, ("budgets", "overrides"): live.budget_overrides,
+    ("organizations", "unbilled"): live.unbilled,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +158,27 @@ class Operations:
         require_read(self._actor, self.resource)
         row = await self._ports.store.get(self._read, row_id)
         page = await PARTS[self.resource.name, part.name](self._ports, row, query)
-        rows = [part.out.model_validate(each).model_dump(mode="json") for each in page.rows]
+        rows = [part.render(each) for each in page.rows]
         return rows, encode_cursor(page.next_after, mark) if page.next_after is not None else None
+
+    async def write_part(
+        self,
+        part: SubResource,
+        action: Action,
+        asked: WriteRequest,
+        row_id: int,
+        *,
+        named: str,
+        sent: requests.Body,
+    ) -> WriteResult:
+        """Set or delete a part of a row by its name; the result is the part, or status 204 without a body."""
+        require_write(self._actor, self.resource, action.name)
+        assert part.named is not None
+        values = requests.check_body(part.named, dict.fromkeys(part.named.model_fields, named))
+        if action.body is not None:
+            values = {**values, **requests.check_body(action.body, sent)}
+        command = replace(self._command(asked, action.name, row_id, values), render=part.render)
+        return await self._do(command, part, 204 if action.body is None else 200)
 
     async def create(self, asked: WriteRequest, sent: requests.Body) -> WriteResult:
         """Create a row from a JSON body; a new secret is only in this answer."""
@@ -238,8 +260,9 @@ class Operations:
         )
 
     async def _do(
-        self, command: Command, answers: Resource, status: int, once: Mapping[str, object] | None = None
-    ) -> WriteResult:
+        self, command: Command, answers: Resource | SubResource, status: int,
+        once: Mapping[str, object] | None = None,
+    ) -> WriteResult:  # fmt: skip
         store = self._ports.store
         done = await write_closed(self._ports, lambda closed: store.write(replace(command, closed=closed)))
         if isinstance(done, Replay):
@@ -263,6 +286,6 @@ class Operations:
         if command.claim is not None:
             await finish(self._ports, command.claim, status, content, command.request_id)
 
-    async def _render(self, resource: Resource, row: Row) -> Row:
+    async def _render(self, resource: Resource | SubResource, row: Row) -> Row:
         [row] = await live.overlay(self._ports, resource.live, [row])
         return resource.render(row)

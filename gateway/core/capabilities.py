@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.core.accounts.budget_amounts import MONEY_DIGITS_MAX
-from gateway.core.accounts.budgets import MONEY
+from gateway.core.accounts.budgets import MONEY, TENANT
 from gateway.core.processes import Program
 
 # The largest amount of money that programs before layout 133 count.
@@ -62,6 +62,10 @@ def _above(amount: object) -> bool:
     return amount is not None and amount > USUAL_MONEY_MAX  # type: ignore[operator]  # a number of money
 
 
+def _does(*verbs: str) -> Uses:
+    return lambda verb, *_: verb in verbs
+
+
 def _sets(*names: str) -> Uses:
     return lambda verb, values, row: any(values.get(name) is not None for name in names)
 
@@ -83,15 +87,22 @@ CAPABILITIES: Mapping[str, Capability] = {
     "personal_raises": Capability(
         "Raises of one user, session, key or project",
         {
-            "budgets": _sets("who"),
+            "budgets": lambda verb, values, _: verb == "raise" and values.get("who") is not None,
             "raise-requests": lambda verb, _, row: verb == "approve" and row["who"] is not None,
         },
         layout=133,
     ),
-    "budget_webhooks": Capability("Webhooks of budgets", {"webhooks": _of_budgets}, schema="0125"),
-    "amended_prices": Capability(
-        "Amended prices", {"prices": lambda verb, *_: verb == "amend"}, layout=133, schema="0131"
+    "overrides": Capability(
+        "Overrides of budgets", {"budgets": _does("override")}, layout=133, schema="0134"
     ),
+    "tenant_budgets": Capability(
+        "Budgets with an amount for each tenant",
+        {"budgets": lambda verb, values, row: values.get("each") == TENANT},
+        layout=133,
+        schema="0134",
+    ),
+    "budget_webhooks": Capability("Webhooks of budgets", {"webhooks": _of_budgets}, schema="0125"),
+    "amended_prices": Capability("Amended prices", {"prices": _does("amend")}, layout=133, schema="0131"),
     "cache_prices": Capability(
         "Prices of kept contents and of cached sound",
         {"prices": _sets("cache_hour", "cache_audio")},

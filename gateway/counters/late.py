@@ -16,8 +16,8 @@ from gateway.core.accounts.budgets import (
     Budget,
     account_of,
     accounts_of,
-    are_raised,
     defined,
+    have_own,
     owner_in,
 )
 from gateway.core.accounts.holds import (
@@ -411,7 +411,7 @@ async def windows(
             prefix, packed = name.partition(":")[0], None
             if prefix in alike_as:
                 (budgets, usual), owner = alike_as[prefix], owner_in(name)
-                found[name] = defined(budgets, now_ms, owner) if are_raised(budgets, owner) else usual
+                found[name] = defined(budgets, now_ms, owner) if have_own(budgets, owner) else usual
             elif prefix == of_runs:
                 packed = await client.ask(b"GET", keys.run(caller.partition, name).encode())
             if isinstance(packed, bytes):

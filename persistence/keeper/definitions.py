@@ -164,10 +164,14 @@ _SHARES = """
 SELECT id, upstream, model, organization_id, tenant_id, weight, guaranteed, priority FROM share ORDER BY id"""
 
 _BUDGETS = """
-SELECT budget.*, r.raises FROM budget
+SELECT budget.*, r.raises, o.overrides FROM budget
  CROSS JOIN LATERAL (
     SELECT jsonb_object_agg(value, jsonb_build_array(amount::text, floor(extract(epoch FROM until) * 1000)))
            AS raises FROM budget_raise WHERE budget_id = budget.id AND until > now()) AS r
+ CROSS JOIN LATERAL (
+    SELECT jsonb_object_agg(value, jsonb_build_array(amount::text, floor(extract(epoch FROM until) * 1000)))
+           AS overrides FROM budget_override
+     WHERE budget_id = budget.id AND coalesce(until > now(), true)) AS o
  WHERE organization_id = ANY(:ids) AND deleted_at IS NULL ORDER BY organization_id, id"""
 
 

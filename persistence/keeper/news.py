@@ -135,18 +135,19 @@ WITH calendar AS (
 ), live AS MATERIALIZED (
     SELECT b.id, b.name, b.organization_id, o.name AS organization, o.currency, b.unit, b.each, b.mode,
            b."interval", b.time_zone, b.thresholds, c.start, c.next, greatest(c.start, b.created_at) AS began,
-           c.look_back, l.usual, p.parts
+           c.look_back, f.factor, l.usual, p.parts
       FROM calendar AS c
       JOIN budget AS b USING ("interval", time_zone, anchor_day)
       JOIN organization AS o ON o.id = b.organization_id
+     CROSS JOIN LATERAL (SELECT CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END AS factor) AS f
      CROSS JOIN LATERAL (SELECT trunc(CASE WHEN b.raised_until > :now THEN b.raised_to ELSE b.amount END
-                               * CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END) AS usual) AS l
+                               * f.factor) AS usual) AS l
      CROSS JOIN LATERAL (SELECT array_agg(x::float8 * {ROUNDED}) AS parts
                            FROM jsonb_array_elements_text(b.thresholds) AS x) AS p
      WHERE b.deleted_at IS NULL AND b.id >= :id AND {_WANTED}
 )"""  # our own words, here and below
-# Their accounts with at least `least` used, the limit of each, which is never below the usual one, and the
-# news reported of each.
+# Their accounts with at least `least` used, or with an override below the usual limit; the limit of each, and
+# the news reported of each. Accounts without a limit, or with 0, are left out: there is nothing to use up.
 _ACCOUNTS = """
 SELECT b.*, l."limit", u.value, u.name AS account, u.used,
        coalesce(t.part, 0) AS part, coalesce(t.level, 0) AS level,
@@ -154,12 +155,18 @@ SELECT b.*, l."limit", u.value, u.name AS account, u.used,
        coalesce(t.came_at, '{{}}') AS came_at, t.looked_used
   FROM live AS b
  CROSS JOIN LATERAL (SELECT value, name, used FROM budget_use
-                      WHERE budget_id = b.id AND start = b.start AND used >= {least} OFFSET 0) AS u
+                      WHERE budget_id = b.id AND start = b.start AND used >= {least}
+                      UNION ALL
+                     SELECT u.value, u.name, u.used FROM budget_override AS o
+                       JOIN budget_use AS u ON u.budget_id = b.id AND u.start = b.start AND u.value = o.value
+                      WHERE o.budget_id = b.id AND o.amount * b.factor < b.usual AND u.used < {least}
+                     OFFSET 0) AS u
   LEFT JOIN budget_raise AS r ON r.budget_id = b.id AND r.value = u.value AND r.until > :now
- CROSS JOIN LATERAL (SELECT greatest(b.usual, trunc(r.amount
-                               * CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END)) AS "limit") AS l
+  LEFT JOIN budget_override AS o ON o.budget_id = b.id AND o.value = u.value AND coalesce(o.until > :now, true)
+ CROSS JOIN LATERAL (SELECT CASE WHEN o.value IS NULL THEN greatest(b.usual, trunc(r.amount * b.factor))
+                                 ELSE trunc(coalesce(r.amount, o.amount) * b.factor) END AS "limit") AS l
   LEFT JOIN budget_told AS t ON t.budget_id = b.id AND t.start = b.start AND t.value = u.value
- WHERE (b.id, b.start, u.value) > (:id, :start, :value)"""
+ WHERE (b.id, b.start, u.value) > (:id, :start, :value) AND l."limit" > 0"""
 _IN_ORDER = f" ORDER BY b.id, b.start, u.value LIMIT {ACCOUNTS_MAX}"
 _REACHED = text(f"""{_LIVE}
 {_ACCOUNTS.format(least="b.usual * least(1, (SELECT min(x) FROM unnest(b.parts) AS x))")}

@@ -298,6 +298,7 @@ def _row(window: WindowKey, money: int, tokens: int, requests: int, event: Outbo
         window.budget_id, window.start_ms, stored_text(window.value), event.organization_id,
         money, *(bounded(sum_, INTEGER_MAX) for sum_ in (tokens, requests)),
         stored_text(event.user), str(event.key_id or ""), project, stored_text(facts_of(event).session),
+        str(event.tenant_id or ""),
     )  # fmt: skip
 
 

@@ -205,12 +205,13 @@ SELECT budget_id, start, value, name, used{taken} FROM (
     SELECT n.budget_id, to_timestamp(n.start / 1000.0) AS start, n.value,
            CASE WHEN n.value IN ('', '{others}') THEN '' WHEN b.each = 'user' THEN n.user_name
                 WHEN b.each = 'key' THEN n.key_id WHEN b.each = 'project' THEN n.project
-                WHEN b.each = 'session' THEN n.session ELSE '' END AS name,
+                WHEN b.each = 'session' THEN n.session WHEN b.each = 'tenant' THEN n.tenant_id
+                ELSE '' END AS name,
            CASE b.unit WHEN 'money' THEN n.money WHEN 'tokens' THEN n.tokens ELSE n.requests END AS used
       FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::numeric[], %s::bigint[],
-                  %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[])
+                  %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
         AS n (budget_id, start, value, organization_id, money, tokens, requests,
-              user_name, key_id, project, session)
+              user_name, key_id, project, session, tenant_id)
       JOIN budget AS b ON b.id = n.budget_id AND b.organization_id = n.organization_id) AS moved
  ORDER BY budget_id, start, value
 ON CONFLICT (budget_id, start, value) DO UPDATE SET

@@ -31,13 +31,23 @@ from sqlalchemy import (
 )
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budget_amounts import read_budget, wrong_amount, wrong_raise, wrong_window
+from gateway.core.accounts.budget_amounts import (
+    read_budget,
+    wrong_amount,
+    wrong_override,
+    wrong_raise,
+    wrong_window,
+)
 from gateway.core.accounts.budget_selectors import Selector, selector_of, too_many
 from gateway.core.accounts.budgets import (
     KEY,
     MONEY,
+    ORGANIZATION_OVERRIDES_MAX,
     ORGANIZATION_RAISES_MAX,
+    OVERRIDES_MAX,
     RAISES_MAX,
+    TENANT,
+    Budget,
     account_of,
     owner_of,
 )
@@ -49,7 +59,7 @@ from gateway.core.billing.money import rounded, times
 from gateway.core.billing.payments import NEXT, PREPAID
 from gateway.core.billing.price_book import KINDS
 from gateway.core.times import ms_of
-from gateway.errors import Forbidden, Unprocessable
+from gateway.errors import Forbidden, NotFound, Unprocessable
 from persistence import entity
 from persistence.billing import top_ups
 from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter, id_in, live, lock, require
@@ -60,6 +70,7 @@ from persistence.tables import (
     api_key,
     app_user,
     budget,
+    budget_override,
     budget_raise,
     budget_use,
     call,
@@ -79,15 +90,16 @@ from persistence.tables import (
 # Advisory lock class 7806: writers of budgets of an organization, so that maxima hold. Organizations share
 # 1,024 locks: PostgreSQL has room for a few thousand in all.
 _LOCK = text("SELECT pg_advisory_xact_lock(7806, (CAST(:organization AS bigint) % 1024)::integer)")
-# The raise of one owner. It may be over.
-_OWN = select(budget_raise).where(
-    budget_raise.c.budget_id == bindparam("id"), budget_raise.c.value == bindparam("value")
-)
-# How many raises of single owners are in force, of one budget and of its organization.
-_RAISES = text("""
+# The raise and the override of one owner. They may be over.
+_OWN = [
+    select(of).where(of.c.budget_id == bindparam("id"), of.c.value == bindparam("value"))
+    for of in (budget_raise, budget_override)
+]
+# How many raises or overrides of single owners are in force, of one budget and of its organization.
+_COUNT = """
 SELECT count(*) FILTER (WHERE r.budget_id = :budget_id) AS of_budget, count(*) AS of_all
-  FROM budget AS b JOIN budget_raise AS r ON r.budget_id = b.id
- WHERE b.organization_id = :organization AND b.deleted_at IS NULL AND r.until > :now""")
+  FROM budget AS b JOIN {} AS r ON r.budget_id = b.id
+ WHERE b.organization_id = :organization AND b.deleted_at IS NULL AND coalesce(r.until > :now, true)"""
 _SELECTING = [budget.c[name] for name in Selector._fields]
 
 
@@ -134,7 +146,11 @@ def change_budget(change: EntityWrite) -> Row:
     alter(change, _changed(lock(change), values))
     if "amount" in values:
         its = (budget_raise.c.budget_id == change.row_id, budget_raise.c.amount <= values["amount"])
-        change.connection.execute(delete(budget_raise).where(*its))
+        # A raise of an override may be below the budget's amount.
+        overridden = exists().where(
+            budget_override.c.budget_id == change.row_id, budget_override.c.value == budget_raise.c.value
+        )
+        change.connection.execute(delete(budget_raise).where(*its, ~overridden))
     return _defined(change)
 
 
@@ -172,36 +188,90 @@ def wrong_raise_of(
     change: EntityWrite, row: Row, amount: object, until: datetime, who: object
 ) -> tuple[tuple[str, str], ...]:
     """Return (field, fault) for each error in a raise of a budget, or with `who` of one owner."""
-    own = (
-        () if who is None else change.connection.execute(_OWN, {"id": row["id"], "value": owner_of(str(who))})
+    if who is None:
+        return tuple(wrong_raise(read_budget(row), amount, until, change.now))
+    own = {"id": row["id"], "value": owner_of(str(who))}
+    raises, overrides = [
+        {one.value: (one.amount, ms_of(one.until)) for one in change.connection.execute(of, own)}
+        for of in _OWN
+    ]
+    current = read_budget({**row, "raises": raises, "overrides": overrides})
+    return (
+        *wrong_raise(current, amount, until, change.now, str(who)),
+        *_unknown_owner(change, row, current, str(who)),
     )
-    current = read_budget(
-        {**row, "raises": {raised.value: (raised.amount, ms_of(raised.until)) for raised in own}}
-    )
-    errors = tuple(wrong_raise(current, amount, until, change.now, None if who is None else str(who)))
-    if who is None or current.each != KEY or "who" in dict(errors):
-        return errors
-    owner = change.connection.execute(_OWNERS["api_key_id"], {"id": int(str(who))}).first()
+
+
+# Kinds of `each` whose values are ids of rows, with the field that names such a row.
+_ROWS_OF_EACH = {KEY: "api_key_id", TENANT: "tenant_id"}
+
+
+def _unknown_owner(change: EntityWrite, row: Row, current: Budget, who: str) -> Iterator[tuple[str, str]]:
+    """Yield the fault of an owner that is an id of no row, or of one that the budget does not apply to."""
+    kind = _ROWS_OF_EACH.get(current.each)
+    if kind is None or not who.isdecimal():
+        return
+    owner = change.connection.execute(_OWNERS[kind], {"id": int(who)}).first()
     is_in = owner is not None and owner.organization_id == row["organization_id"]
-    if owner is not None and is_in and current.tenant_id in {0, owner.tenant_id}:
-        return errors
-    return (*errors, ("who", f"there is no api key {who} that this budget applies to"))
+    if owner is None or not is_in or current.tenant_id not in {0, owner.tenant_id}:
+        yield (
+            "who",
+            f"there is no {kind.removesuffix('_id').replace('_', ' ')} {who} that this budget applies to",
+        )
 
 
 def _raise_one(change: EntityWrite, row: Row, who: str, values: dict[str, object]) -> None:
-    """Store the raise of one owner in place of a former one; raises that are over are deleted."""
-    connection, of = change.connection, budget_raise.c
-    gone = (of.budget_id == change.row_id, (of.until <= change.now) | (of.value == owner_of(who)))
+    """Store the raise of one owner in place of a former one."""
+    _store_own(change, row, budget_raise, who, values, "raised", (RAISES_MAX, ORGANIZATION_RAISES_MAX))
+
+
+def _store_own(  # noqa: PLR0917  # a table, an owner's row in it, and how many there may be
+    change: EntityWrite, row: Row, table: Table, who: str, values: Row, word: str, most: tuple[int, int]
+) -> None:
+    """Store the raise or override of one owner in place of a former one; those that are over are deleted."""
+    connection, of = change.connection, table.c
+    gone = (of["budget_id"] == change.row_id, (of["until"] <= change.now) | (of["value"] == owner_of(who)))
     counting = {"organization": row["organization_id"], "budget_id": change.row_id, "now": change.now}
     connection.execute(_LOCK, counting)
-    connection.execute(delete(budget_raise).where(*gone))
-    count = connection.execute(_RAISES, counting).one()
-    if count.of_budget >= RAISES_MAX or count.of_all >= ORGANIZATION_RAISES_MAX:
-        most = f"{RAISES_MAX} of a budget, and {ORGANIZATION_RAISES_MAX} of all budgets"
-        raise Unprocessable(errors=(("who", f"{most} are raised at most: there cannot be more"),))
-    connection.execute(
-        insert(budget_raise).values(budget_id=change.row_id, value=owner_of(who), name=who, **values)
+    connection.execute(delete(table).where(*gone))
+    count = connection.execute(text(_COUNT.format(table.name)), counting).one()
+    if count.of_budget >= most[0] or count.of_all >= most[1]:
+        said = f"{most[0]} of a budget, and {most[1]} of all budgets"
+        raise Unprocessable(errors=(("who", f"{said} are {word} at most: there cannot be more"),))
+    connection.execute(insert(table).values(budget_id=change.row_id, value=owner_of(who), name=who, **values))
+
+
+def override(change: EntityWrite) -> Row:
+    """Store the amount of one owner in place of the budget's; with a token of one tenant in its budgets alone."""
+    row, values = lock(change), change.command.values
+    change.before = None
+    budget_, who, until = read_budget(row), str(values["who"]), values.get("until")
+    assert until is None or isinstance(until, datetime)
+    errors = (
+        *wrong_override(budget_, values["amount"], until, change.now, who),
+        *_unknown_owner(change, row, budget_, who),
     )
+    if errors:
+        raise Unprocessable(errors=errors)
+    own = {name: values.get(name) for name in ("amount", "until", "reason")}
+    most = OVERRIDES_MAX, ORGANIZATION_OVERRIDES_MAX
+    _store_own(change, row, budget_override, who, own, "overridden", most)
+    _defined(change)
+    return {**row, **own, "name": who}
+
+
+def remove_override(change: EntityWrite) -> Row:
+    """Remove the override of one owner; raise `NotFound` if none is in force."""
+    row, who = lock(change), str(change.command.values["who"])
+    change.before = None
+    of = budget_override.c
+    its = (of.budget_id == change.row_id, of.value == owner_of(who), _is_in_force)
+    removed = delete(budget_override).where(*its).returning(of.amount, of.until, of.reason)
+    own = change.connection.execute(removed).mappings().first()
+    if own is None:
+        raise NotFound
+    _defined(change)
+    return {**row, **own, "name": who}
 
 
 def reset(change: EntityWrite) -> Row:
@@ -254,6 +324,7 @@ _OWNERS = {
 }
 _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
+_is_in_force = func.coalesce(budget_override.c.until > func.now(), true())
 # The last stored use and its window; the counters have newer values.
 _last = (
     select(budget_use.c.start, budget_use.c.used)
@@ -281,7 +352,10 @@ BUDGET_SUBJECT = Entity(
         "delete": _unless_organizations(entity.delete),
         "raise": _unless_organizations(raise_amount),
         "reset": _unless_organizations(reset),
+        "override": override,
+        "remove-override": remove_override,
     },
+    of_owner=frozenset({"override", "remove-override"}),
     partitioned=True,
     refers={
         "organization_id": organization,
@@ -293,6 +367,9 @@ BUDGET_SUBJECT = Entity(
     define=people.define_organization,
 )
 BUDGET_ACCOUNTS = Entity(budget_use, time="start", order=("value",))
+BUDGET_OVERRIDES = Entity(
+    budget_override, source=select(budget_override).where(_is_in_force), order=("name",)
+)
 
 
 # Credit additions and removals; the stored balance follows once the counters have applied them.

@@ -22,6 +22,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    true,
     tuple_,
     union_all,
 )
@@ -53,6 +54,7 @@ from persistence.registry import SUBJECTS
 from persistence.tables import (
     api_key,
     app_user,
+    budget_override,
     budget_raise,
     budget_use,
     call,
@@ -347,11 +349,22 @@ class ConsoleQueries:
         most = (budget_use.c.used.desc(), budget_use.c.value)
         return await self._rows(select(budget_use).where(*here).order_by(*most).limit(rows_max))
 
-    async def raises(self, budget_ids: Collection[int], owners: Collection[str]) -> Sequence[Row]:
-        """Return the raises in force of these budgets' owners, which are named as in their accounts."""
-        of, own = budget_raise.c, self._own(budget_raise)
-        which = (of.budget_id.in_(budget_ids), of.value.in_(owners), of.until > func.now(), *own)
-        return await self._rows(select(budget_raise).where(*which)) if owners else []
+    async def own_limits(
+        self, budget_ids: Collection[int], owners: Collection[str]
+    ) -> tuple[Sequence[Row], Sequence[Row]]:
+        """Return raises and overrides in force of these budgets' owners, which are named as in their accounts."""
+        raises, overrides = [
+            await self._rows(
+                select(table).where(
+                    table.c["budget_id"].in_(budget_ids), table.c["value"].in_(owners),
+                    func.coalesce(table.c["until"] > func.now(), true()), *self._own(table),
+                )
+            )
+            if owners
+            else []
+            for table in (budget_raise, budget_override)
+        ]  # fmt: skip
+        return raises, overrides
 
     async def outcomes(
         self, since: datetime, filters: Mapping[str, object], calls_max: int

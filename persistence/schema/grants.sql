@@ -25,7 +25,7 @@ GRANT INSERT, UPDATE ON
     usage_tier, usage_told, webhook, zone_clock
     TO :writer;
 GRANT INSERT, UPDATE, DELETE ON
-    agent_sign_in, api_key, applied_row, budget_raise, budget_told, budget_use, business_model, console_session,
+    agent_sign_in, api_key, applied_row, budget_override, budget_raise, budget_told, budget_use, business_model, console_session,
     credit_allocation, gateway_worker, idempotency_key, invoice, invoice_line, job, keeper, keeper_partition, mail_consent, model,
     organization_service, raise_request, recovered_event, refused_batch, rerating_bill, rerating_left, run, share, subscription_plan, usage_name,
     usage_outbox, webhook_delivery
@@ -35,7 +35,7 @@ GRANT INSERT, UPDATE, DELETE ON
 GRANT SELECT ON
     account_checkpoint, accounting_rate, admin_token, alembic_version, amendment, api_key, app_user, applied_row,
     archive_identity, archived_month, archived_run, audit_log, audit_log_default, backup_run, budget,
-    budget_raise, budget_told, budget_use, business_model, call, call_default, charge, checkout, clock_ahead, control_write,
+    budget_override, budget_raise, budget_told, budget_use, business_model, call, call_default, charge, checkout, clock_ahead, control_write,
     credit_addition, credit_allocation, credit_debt, credit_drawdown, credit_posting, credit_price,
     credit_transaction, credit_transaction_default, dead_letter, dunning_step, exchange_rate, feature_usage,
     feature_usage_default, gateway_worker, handover, handover_event, invoice, invoice_basis,

@@ -1183,7 +1183,7 @@ CREATE TABLE budget (
     -- Exact, or with a * behind its beginning.
     model text CHECK (model <> ''),
     service_id bigint REFERENCES service(id),
-    each text CHECK (each IN ('user', 'key', 'project', 'session')),
+    each text CHECK (each IN ('user', 'key', 'project', 'session', 'tenant')),
     unit text NOT NULL CHECK (unit IN ('money', 'tokens', 'requests')),
     -- Money in the organization's currency, with nine decimals at most; up to 10^15 of it.
     amount numeric NOT NULL CONSTRAINT budget_amount_check CHECK (
@@ -1229,6 +1229,17 @@ CREATE TABLE budget_raise (
     amount numeric NOT NULL CHECK (amount > 0),
     until timestamptz NOT NULL,
     reason text NOT NULL CHECK (reason <> ''),
+    PRIMARY KEY (budget_id, value)
+);
+
+-- The amount of one owner in place of the budget's, null for no limit; until a moment, null for ever.
+CREATE TABLE budget_override (
+    budget_id bigint NOT NULL REFERENCES budget(id),
+    value text NOT NULL,
+    name text NOT NULL CHECK (name <> ''),
+    amount numeric CHECK (amount >= 0),
+    until timestamptz,
+    reason text CHECK (reason <> ''),
     PRIMARY KEY (budget_id, value)
 );
 

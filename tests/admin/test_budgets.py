@@ -238,6 +238,67 @@ async def test_raise_of_a_per_user_budget_for_a_single_user_leaves_the_limit_of_
     assert {(one["limit"], one["limit_by"]) for one in found} == {("60.00", "budget")}
 
 
+async def test_override_of_a_single_user_is_put_listed_shown_and_removed(desk: Desk) -> None:
+    """Of 20 Ada has 50 for a while, Bob nothing and Cay no limit; who is spelled as a path has to."""
+    made = await desk.make(each="user", amount="20")
+    names = {"ada": "ada", "bob": "bob", "cay/{c} %": "cay%2F%7Bc%7D%20%25", "dan": "dan"}
+    for n, name in enumerate(names):
+        desk.store(made, (n + 1) * 1_000_000_000, owner_of(name), name)
+    path = f"budgets/{made['id']}/overrides"
+    said = {"ada": {"amount": "50", "until": LATER, "reason": "a fair"}, "bob": {"amount": "0"}}
+    said["cay/{c} %"] = {"amount": None}
+    whole = {name: {"who": name, "until": None, "reason": None, **body} for name, body in said.items()}
+    for name, body in said.items():
+        answer = await desk.api.call("PUT", f"{path}/{names[name]}", body)
+        assert (answer.status, answer.json) == (200, whole[name])
+    assert f"organization:{desk.organization}" in desk.api.counters.pushed
+    assert (await desk.api.get(path)).json == {"items": [*whole.values()], "next_cursor": None}
+    page = (await desk.api.get(f"{path}?limit=2")).json
+    rest = (await desk.api.get(f"{path}?limit=2&cursor={page['next_cursor']}")).json
+    assert page["items"] + rest["items"] == [*whole.values()]
+    found = (await desk.api.get(f"budgets/{made['id']}/accounts")).json["items"]
+    assert {one["who"]: (one["limit"], one["limit_by"], one["used"], one["remaining"]) for one in found} == {
+        "ada": ("50.00", "override", "1.00", "49.00"), "bob": ("0.00", "override", "2.00", "-2.00"),
+        "cay/{c} %": (None, "override", "3.00", None), "dan": ("20.00", "budget", "4.00", "16.00"),
+    }  # fmt: skip
+    assert (await desk.api.get(f"budgets/{made['id']}")).json == made
+    [entry] = (await desk.api.get("audit-log?resource=budgets&action=override&limit=1")).json["items"]
+    assert (entry["resource_id"], entry["organization_id"]) == (str(made["id"]), desk.organization)
+    assert (entry["after"]["who"], entry["after"]["amount"]) == ("ada", "50")
+    less = {"amount": "49.99", "until": LATER, "reason": "-", "who": "ada"}
+    assert set(await desk.refusals("POST", f"budgets/{made['id']}/raise", less)) == {"amount"}
+    assert (await desk.api.post(f"budgets/{made['id']}/raise", {**less, "amount": "60"})).status == 200
+    everybody = {name: each for name, each in less.items() if name != "who"} | {"amount": "70"}
+    assert (await desk.api.post(f"budgets/{made['id']}/raise", everybody)).json["raised_to"] == "70"
+    found = (await desk.api.get(f"budgets/{made['id']}/accounts")).json["items"]
+    assert {one["who"]: (one["limit"], one["limit_by"]) for one in found} == {
+        "ada": ("60.00", "raise"), "bob": ("0.00", "override"), "cay/{c} %": (None, "override"),
+        "dan": ("70.00", "budget"),
+    }  # fmt: skip
+    removed = await desk.api.delete(f"{path}/{names['cay/{c} %']}")
+    assert (removed.status, removed.raw) == (204, b"")
+    assert [one["who"] for one in (await desk.api.get(path)).json["items"]] == ["ada", "bob"]
+    assert (await desk.api.delete(f"{path}/{names['cay/{c} %']}")).status == 404
+    [entry] = (await desk.api.get("audit-log?resource=budgets&action=remove-override")).json["items"]
+    assert entry["after"] == {"who": "cay/{c} %"}
+
+
+async def test_invalid_override_is_refused_with_the_field_named(desk: Desk) -> None:
+    whole, user = await desk.make(amount="20"), await desk.make(each="user", amount="20")
+    key = await desk.make(each="key", amount="20")
+    good = {"amount": "5"}
+    for budget, who, body, field in (
+        (whole, "ada", good, "who"), (user, "ada", {}, "amount"), (user, "ada", {"amount": 5}, "amount"),
+        (user, "ada", {"amount": "-1"}, "amount"), (user, "ada", {**good, "until": "2020-01-01T00:00:00Z"}, "until"),
+        (user, "ada", {**good, "reason": ""}, "reason"), (user, "ada", {**good, "who": "eve"}, "who"),
+        (user, "group%3A7", good, "who"), (user, "%20", good, "who"), (user, "a%0Ab", good, "who"),
+        (user, "u" * 129, good, "who"), (key, "laptop", good, "who"), (key, "999", good, "who"),
+    ):  # fmt: skip
+        path = f"budgets/{budget['id']}/overrides/{who}"
+        assert set(await desk.refusals("PUT", path, body)) == {field}, (who, body)
+    assert (await desk.api.call("PUT", "budgets/999999/overrides/ada", good)).status == 404
+
+
 async def test_invalid_raise_for_a_single_user_key_or_project_is_refused_with_the_field_named(
     desk: Desk,
 ) -> None:

@@ -26,6 +26,8 @@ async def writes(api: Api) -> dict[str, tuple[str, str, dict[str, Any]]]:
     return {
         "large_budgets": ("POST", "budgets", {**BUDGET, **owner, "amount": "9000001"}),
         "personal_raises": ("POST", f"budgets/{each['id']}/raise", raised),
+        "overrides": ("PUT", f"budgets/{each['id']}/overrides/ada", {"amount": None}),
+        "tenant_budgets": ("POST", "budgets", {**BUDGET, **owner, "amount": "5", "each": "tenant"}),
         "budget_webhooks": ("POST", "webhooks", {"url": "https://hooks.example.com/x", "events": []}),
         "amended_prices": ("POST", f"prices/{price['id']}/amend", {"input": "2.00", "reason": "typo"}),
         "cache_prices": ("POST", "prices", {**PRICE, "model": "other", "cache_hour": "1.00"}),
@@ -35,7 +37,16 @@ async def writes(api: Api) -> dict[str, tuple[str, str, dict[str, Any]]]:
 
 @pytest.mark.parametrize(
     "name",
-    ["large_budgets", "personal_raises", "budget_webhooks", "amended_prices", "cache_prices", "run_policies"],
+    [
+        "large_budgets",
+        "personal_raises",
+        "overrides",
+        "tenant_budgets",
+        "budget_webhooks",
+        "amended_prices",
+        "cache_prices",
+        "run_policies",
+    ],
 )
 async def test_write_of_a_capability_is_409_with_the_programs_to_replace_and_changes_no_row(
     api: Api, name: str

@@ -243,11 +243,41 @@ async def test_cli_budget_accounts_command_prints_the_use_of_each_user_as_a_tabl
     assert [each["who"] for each in some["items"]] == ["user 0", "user 1"]
 
 
+async def test_cli_overrides_amounts_of_single_users_and_tenants(run: Run, api: Api) -> None:
+    await from_json(run, "org", "create", "acme")
+    await from_json(run, "budget", "create", "acme", "team", "tokens", "5M", "day", "--each", "user")
+    made = await from_json(
+        run, "budget", "override", "team", "a/b", "6M", "--until", UNTIL, "--reason", "a fair"
+    )
+    assert made == {"who": "a/b", "amount": 6_000_000, "until": UNTIL, "reason": "a fair"}
+    for who, amount, told in (("bob", "0", 0), ("cay", "none", None)):
+        assert (await from_json(run, "budget", "override", "team", who, amount))["amount"] == told
+    listed = await from_json(run, "budget", "overrides", "team")
+    assert [(one["who"], one["amount"]) for one in listed["items"]] == [
+        ("a/b", 6_000_000),
+        ("bob", 0),
+        ("cay", None),
+    ]
+    assert (await run("budget", "remove-override", "team", "a/b")).exit_code == 0
+    said = await run("budget", "override", "team", "ada")
+    assert (said.exit_code, "AMOUNT" in said.stderr) == (1, True)
+    # Tenants are named as everywhere, keys by their ids.
+    tenant = await from_json(run, "tenant", "create", "web", "--org", "acme")
+    key = await from_json(run, "key", "create", "web", "laptop")
+    for each, name, row in (("tenant", "web", tenant), ("key", str(key["id"]), key)):
+        await from_json(run, "budget", "create", "acme", each, "money", "20", "day", "--each", each)
+        made = await from_json(run, "budget", "override", each, name, "1,250.50")
+        assert (made["who"], made["amount"]) == (str(row["id"]), "1250.50")
+        await from_json(run, "budget", "raise", each, "2000", UNTIL, "a fair", "--who", name)
+    found = api.rows("SELECT name, amount FROM budget_raise ORDER BY name")
+    assert sorted(found) == sorted([(str(tenant["id"]), 2000), (str(key["id"]), 2000)])
+
+
 def test_cli_help_lists_user_key_project_and_session_as_values_of_the_each_option() -> None:
     budgets = RESOURCES["budgets"]
     assert budgets.create is not None
     [each] = (field for field in fields_of(budgets, budgets.create) if field.name == "each")
-    assert option_of(each).__metadata__[0].metavar == "<user|key|project|session>"
+    assert option_of(each).__metadata__[0].metavar == "<user|key|project|session|tenant>"
 
 
 # --- cli prices -------------------------------------------------------------------------

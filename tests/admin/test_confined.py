@@ -41,6 +41,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "organization-subscriptions.terms": {"from": "2999-01-01", "quantity": 2},
     "organization-subscriptions.cancel": {"when": "now"},
     "budgets.change": {"amount": 9},
+    "budgets.override": {"amount": "1"},
     "budgets.raise": {"amount": 900, "until": "2099-01-01T00:00:00Z", "reason": "mine"},
     "invoices.payments": {"amount": "1", "reference": "mine"},
     "invoices.apply": {"invoice_id": 1, "amount": "1"},

@@ -57,7 +57,8 @@ READERS = {"admin-tokens": {"admin", "readonly"}}
 THEIRS = {
     "organizations": "change", "tenants": "create change delete", "users": "create change delete",
     "api-keys": "create change delete rotate revoke", "admin-tokens": "create change delete revoke",
-    "budgets": "create change delete raise reset", "webhooks": "create change delete test",
+    "budgets": "create change delete raise reset override remove-override",
+    "webhooks": "create change delete test",
     "configuration": "apply", "raise-requests": "create delete approve deny", "account": "credits",
 }  # fmt: skip
 OUR_FIELDS = {
@@ -92,6 +93,7 @@ def verbs_of(one: Endpoint) -> set[str]:
         return {one.run.name} if one.run is not None else set()
     assert isinstance(one, Resource)
     found = {action.name for action in one.actions}
+    found |= {action.name for part in one.parts for _, action in part.writes}
     found |= {CREATE} if one.create is not None or one.batch is not None else set()
     found |= {one.patch_verb} if one.patch is not None else set()
     return found | ({DELETE} if one.deletable else set())

@@ -35,7 +35,7 @@ TEAMS: dict[str, dict[str, str]] = {
     "jobs": {},
     "usage": {},
     "api-keys": dict.fromkeys(("operator", "member"), "create change delete rotate revoke"),
-    "budgets": {"operator": "create change delete raise reset"},
+    "budgets": {"operator": "create change delete raise reset override remove-override"},
     "raise-requests": {"operator": "create delete approve deny", "member": "create"},
 }  # fmt: skip
 
@@ -242,6 +242,37 @@ async def test_tenant_operator_can_see_and_limit_only_the_own_tenant(api: Api) -
     assert api.rows("SELECT budget_id, name, amount FROM budget_raise") == [(own["id"], "ann", 99)]
     assert (await lead.get(f"budgets/{own['id']}")).json["raised_to"] is None
     assert (await api.post(f"raise-requests/{asked[0]['id']}/approve")).status == 200
+
+
+async def test_lead_overrides_in_budgets_of_the_own_tenant_alone(api: Api) -> None:
+    of = (await api.make("organizations", name="acme"))["id"]
+    tenant, other = [(await api.make("tenants", name=name, organization_id=of))["id"] for name in "ab"]
+    elsewhere = await api.make("tenants", name="elsewhere")
+    lead, engineer, reader = [await narrowed(api, tenant, role) for role in TEAM_ROLES]
+    whose = {"given": (of, tenant), "theirs": (of, other), "all": (of, None)}
+    whose["foreign"] = elsewhere["organization_id"], None
+    budgets = {
+        name: await api.make(
+            "budgets", name=name, organization_id=owner, tenant_id=team, each="user", **BUDGET
+        )
+        for name, (owner, team) in whose.items()
+    }
+
+    async def statuses(method: str, by: Api) -> dict[str, int]:
+        body = {"amount": 5} if method == "PUT" else None
+        return {
+            name: (await by.call(method, f"budgets/{one['id']}/overrides/ann", body)).status
+            for name, one in budgets.items()
+        }
+
+    assert await statuses("PUT", lead) == {"given": 200, "theirs": 403, "all": 403, "foreign": 404}
+    assert set((await statuses("PUT", engineer)).values()) == {403}
+    assert set((await statuses("DELETE", reader)).values()) == {403}
+    assert api.rows("SELECT budget_id, name FROM budget_override") == [(budgets["given"]["id"], "ann")]
+    # Whoever may not change them may not see others' either.
+    shown = {name: (await lead.get(f"budgets/{one['id']}/overrides")).status for name, one in budgets.items()}
+    assert shown == {"given": 200, "theirs": 404, "all": 404, "foreign": 404}
+    assert await statuses("DELETE", lead) == {"given": 204, "theirs": 403, "all": 403, "foreign": 404}
 
 
 BUDGET: dict[str, Any] = {"unit": "tokens", "amount": 50, "interval": "day"}

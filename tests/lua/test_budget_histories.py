@@ -1,6 +1,6 @@
 """Any life of budgets is what a small model makes of it: calls, time in zones, late and early definitions,
-streams, reclaims, what comes late, replays, resets and raises of one owner. What entries say adds up to what
-windows count.
+streams, reclaims, what comes late, replays, resets, overrides and raises of one owner. What entries say adds up
+to what windows count.
 
 The server's clock goes on by itself: time that passes is taken off what is stored.
 """
@@ -15,7 +15,15 @@ import redis
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.core.accounts.budgets import DEFINED_WINDOW, Budget, PersonalRaise, account_of, defined, owner_in
+from gateway.core.accounts.budgets import (
+    DEFINED_WINDOW,
+    Budget,
+    PersonalOverride,
+    PersonalRaise,
+    account_of,
+    defined,
+    owner_in,
+)
 from gateway.core.accounts.intervals import bounds
 from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import BudgetAccount, HoldExtension, SettleResult, Verdict
@@ -44,7 +52,7 @@ class Window:
     """One window as the model has it; times are the model's."""
 
     budget: Budget
-    limit: int = 0
+    limit: float = 0
     start: int = 0
     next: int = 0
     after: int = 0
@@ -94,6 +102,8 @@ class Life:
     posted: set[tuple[str, str]] = field(default_factory=set)
     # By budget what its owner may use, until when.
     raised: dict[int, tuple[int, int]] = field(default_factory=dict)
+    # By budget what its owner has in place of it, until when.
+    overridden: dict[int, tuple[int | None, int]] = field(default_factory=dict)
     shift: int = 0
     seen: int = 0
 
@@ -126,10 +136,14 @@ class Life:
         found = []
         for one in which:
             owner = owner_in(NAMES[one])
+            raises = {name: PersonalRaise(*said) for name, said in self.raised.items()}
+            overrides = {name: PersonalOverride(*said) for name, said in self.overridden.items()}
             group = [
-                replace(each, raises={owner: PersonalRaise(*self.raised[each.id])})
-                if each.id in self.raised
-                else each
+                replace(
+                    each,
+                    raises={owner: raises[each.id]} if each.id in raises else {},
+                    overrides={owner: overrides[each.id]} if each.id in overrides else {},
+                )
                 for each in GROUPS[one]
             ]
             packed = b"".join(
@@ -150,14 +164,25 @@ class Life:
                     window.start = 0 if start > self.now else start
             for window in self.accounts.get(one, ()):
                 if defined_at is not None:
-                    amount, until = self.raised.get(window.budget.id, (0, 0))
-                    raised_to = amount if defined_at < until else 0
-                    window.limit = max(window.budget.amount, raised_to)
+                    window.limit = self._limit(window.budget, defined_at)
                 yield window.come(self.now, defined_at)
+
+    def _limit(self, budget: Budget, at: int) -> float:
+        """What Ann may use: all she was given that is not over yet, by how far it goes."""
+        raised_to, raised_until = self.raised.get(budget.id, (0, 0))
+        given, given_until = self.overridden.get(budget.id, (0, 0))
+        usual = float(budget.amount) if at >= given_until else float("inf") if given is None else float(given)
+        if at >= raised_until:
+            return usual
+        return raised_to if at < given_until else max(usual, raised_to)
 
     def raise_one(self, budget: Budget, amount: int, steps: int) -> None:
         """Raise Ann alone, from the next definition on."""
         self.raised[budget.id] = amount, self.now + steps * STEP_MS
+
+    def override_one(self, budget: Budget, amount: int | None, steps: int) -> None:
+        """Give Ann alone another amount, from the next definition on."""
+        self.overridden[budget.id] = amount, self.now + steps * STEP_MS
 
     # --- calls ------------------------------------------------------------------------
 
@@ -176,7 +201,7 @@ class Life:
                 continue
             lowest = min(least or need, need) if unit == "money" else need
             if lowest <= left - window.held:
-                got[unit] = left - window.held
+                got[unit] = int(left - window.held)
             elif verdict is not Verdict.BUDGET_EXCEEDED:
                 verdict = Verdict.BUDGET_EXCEEDED if lowest > left else Verdict.QUOTA_HELD
         assert call.verdict is verdict
@@ -204,7 +229,7 @@ class Life:
         for window in windows:
             if window.budget.enforce:
                 left = max(0, window.limit - window.used - window.held)
-                free[window.budget.unit] = min(free[window.budget.unit], left)
+                free[window.budget.unit] = int(min(free[window.budget.unit], left))
         free["requests"] = 0
         for window in windows:
             window.held += free[window.budget.unit]
@@ -323,6 +348,12 @@ others = st.one_of(
     st.tuples(st.just("extend"), calls, st.integers(0, 90)),
     st.tuples(st.just("late"), calls, amounts, amounts, st.sampled_from(["post", "correct"])),
     st.tuples(st.just("raise_one"), st.just(WEEKLY), st.integers(100, 500), st.sampled_from(STEPS)),
+    st.tuples(
+        st.just("override_one"),
+        st.sampled_from([MONTHLY, WEEKLY]),
+        st.sampled_from([None, 0, 60, 150, 400]),
+        st.sampled_from(STEPS),
+    ),
     st.tuples(st.just("reset"), st.sampled_from([HOURLY, DAILY, EVER, WEEKLY])),
 )
 # Most lives have calls in flight while time passes.
@@ -334,6 +365,12 @@ MORE = ("reserve", (1,), 60, 0, 0, 0)
 
 @settings(max_examples=examples(EXAMPLES))
 @example(steps=[("raise_one", WEEKLY, 300, 96), *[MORE] * 4, ("extend", 0, 90), ("passes", 96), MORE])
+@example(
+    steps=[
+        ("override_one", WEEKLY, 60, 96), MORE, MORE, ("raise_one", WEEKLY, 150, 1), MORE, MORE, ("passes", 1), MORE,
+        ("override_one", WEEKLY, None, 96), *[MORE] * 9, ("extend", 0, 90), ("passes", 96), MORE,
+    ]
+)  # fmt: skip
 @given(steps=steps)
 def test_any_life_of_budgets_is_what_the_model_makes_of_it(valkey: str, steps: list[tuple[Any, ...]]) -> None:
     with redis.Redis.from_url(valkey) as client:

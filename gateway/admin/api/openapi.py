@@ -189,6 +189,7 @@ BODIES: Mapping[str, Json] = {
         "thresholds": [0.5, 0.8, 1.0],
     },
     "BudgetPatch": {"amount": "300.00"},
+    "Override": {"amount": "50.00", "until": "2999-01-01T00:00:00Z", "reason": "a large migration"},
     "Raise": {"amount": "400.00", "until": "2999-01-01T00:00:00Z", "reason": "launch week"},
     "CreditAdditionCreate": {"organization_id": 1, "credits_added": 10_000, "unit_cost": "0.01"},
     "OrganizationSubscriptionCreate": {"organization_id": 1, "plan_id": 1, "start_date": "2026-01-01"},
@@ -420,7 +421,9 @@ def _schemas(resources: Mapping[str, Resource], reports: Mapping[str, ReportEndp
     for resource in resources.values():
         models.append((resource.out, "serialization"))
         models += [(question.out, "serialization") for question in resource.questions]
-        models += [(part.out, "serialization") for part in resource.parts]
+        for part in resource.parts:
+            models.append((part.out, "serialization"))
+            models += [(action.body, "validation") for _, action in part.writes if action.body is not None]
         if resource.batch is not None:
             models += [(resource.batch.body, "validation"), (resource.batch.out, "serialization")]
         bodies = (resource.create, resource.patch, *(action.body for action in resource.actions))
@@ -504,6 +507,8 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
         paths[f"{root}/{{id}}/{action.name}"] = {"parameters": [row], "post": act}
     for part in resource.parts:
         paths[f"{root}/{{id}}/{part.name}"] = {"parameters": [row], "get": _part(resource, part)}
+        if part.writes:
+            paths[f"{root}/{{id}}/{part.name}/{{{part.key}}}"] = _one_part(resource, part, row)
     for file in resource.documents:
         paths[f"{root}/{{id}}{file.suffix}"] = {"parameters": [row], "get": _document(resource, file)}
     return paths
@@ -527,6 +532,20 @@ def _part(resource: Resource, part: SubResource) -> Json:
     operation = _operation(resource, part.name, summary, refusals=READ_REFUSALS)
     operation["parameters"] = list(PAGING)
     return _paged(operation, part.out.__name__)
+
+
+def _one_part(resource: Resource, part: SubResource, row: Json) -> Json:
+    assert part.named is not None
+    [said] = query_parameters(part.named)
+    found: Json = {"parameters": [row, {**said, "in": "path", "required": True}]}
+    for method, action in part.writes:
+        title = part.out.__name__
+        operation = _operation(resource, action.name, action.summary, action.body, title=title, later=True)
+        if action.body is None:
+            del operation["responses"]["200"]
+            operation["responses"]["204"] = {"description": "Done."}
+        found[method.lower()] = operation
+    return found
 
 
 def _paged(operation: Json, title: str) -> Json:

@@ -158,6 +158,17 @@ class ResourceHandlers:
             request, action.name, lambda on, asked, sent: on.act(action, asked, row_id(request), sent)
         )
 
+    async def write_part(self, request: web.Request, part: SubResource, action: Action) -> web.Response:
+        """Set or delete one part of a row: `PUT` or `DELETE /<resource>/{id}/<part>/{name}`."""
+        named = request.match_info[part.key]
+        return await self._write(
+            request,
+            action.name,
+            lambda on, asked, sent: on.write_part(
+                part, action, asked, row_id(request), named=named, sent=sent
+            ),
+        )
+
     async def _reading(self, request: web.Request) -> Operations:
         ports = await admit(self._ports, request)
         require_read(ports.actor, self._resource)

@@ -38,7 +38,7 @@ from gateway.admin.console.statements import STATEMENTS, show_statement
 from gateway.admin.http.guard import AS_PAGE, CSV, Files, files_of
 from gateway.admin.http.requests import LIMIT_MAX, require_read, slow_down
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.resource import Action
+from gateway.admin.resources.resource import Action, SubResource
 from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, Query, Row, refused_write
 from gateway.core.alerts.messages import digest_of
 from gateway.core.credentials import Failures
@@ -320,9 +320,10 @@ def _mount_screen(app: web.Application, desk: ConsoleShell, screen: Screen) -> N
         return Records(desk, screen, EXTRAS.get(screen.name))
 
     async def act(
-        desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted, *, action: Action
-    ) -> web.StreamResponse:
-        return await of(desk).act(request, signed, posted, action=action)
+        desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted, *, action: Action,
+        part: SubResource | None = None,
+    ) -> web.StreamResponse:  # fmt: skip
+        return await of(desk).act(request, signed, posted, action=action, part=part)
 
     def writing(address: str, page: Writing, verb: str) -> None:
         router.add_post(address, desk.writing(page, resource, verb))
@@ -339,6 +340,9 @@ def _mount_screen(app: web.Application, desk: ConsoleShell, screen: Screen) -> N
         writing(f"{one}/{DELETE}", lambda desk, *sent: of(desk).delete(*sent), DELETE)
     for action in resource.actions:
         writing(f"{one}/{address_of(action)}", partial(act, action=action), action.name)
+    for part in resource.parts:
+        for _, action in part.writes:
+            writing(f"{one}/{action.name}", partial(act, action=action, part=part), action.name)
 
 
 def _error_page(desk: ConsoleShell, request: web.Request, told: web.Response) -> web.Response | None:

@@ -204,6 +204,9 @@ class BudgetUse:
     tone: str
 
 
+NO_LIMIT = "no limit"
+
+
 def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
     """Return used, held and remaining amounts of a budget, or of one `account` of it.
 
@@ -213,6 +216,9 @@ def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
     if row["used"] is None:
         return None
     most = limit_of(budget) if account is None else account["limit"]
+    if most is None:
+        used_held = bare(budget, row["used"]), bare(budget, row["held"])
+        return BudgetUse(*used_held, NO_LIMIT, NO_LIMIT, 0.0, 0.0, "good")
     limit, used, held = (Decimal(str(value)) for value in (most, row["used"], row["held"]))
     used_share = percent(float(used), float(limit))
     tone = "bad" if used >= limit else "warn" if used_share >= NEARLY else "good"
@@ -228,7 +234,12 @@ def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
 
 
 def limit_of(budget: Row) -> object:
-    """Return the current limit of a budget: its amount, or the raised one."""
+    """Return the current limit of a budget: its amount, the raised one, or that of the account it is shown for.
+
+    None is no limit.
+    """
+    if "limit_by" in budget:
+        return budget["limit"]
     return budget["amount"] if budget.get("raised_to") is None else budget["raised_to"]
 
 
@@ -237,6 +248,8 @@ def limit_text(budget: Row) -> str:
 
 
 def amount(budget: Row, value: object) -> str:
+    if value is None:
+        return NO_LIMIT
     if budget["unit"] == IN_MONEY:
         return about_url(value, str(budget["currency"]))
     return f"{number(value)} {budget['unit']}"

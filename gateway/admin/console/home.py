@@ -121,7 +121,8 @@ class Pages:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        actions = (action for resource in RESOURCES.values() for action in resource.actions)
+        actions = [action for resource in RESOURCES.values() for action in resource.actions]
+        actions += [one for each in RESOURCES.values() for part in each.parts for _, one in part.writes]
         said = {action.name: action.done for action in actions if action.done}
         self._environment.globals.update(
             asset=assets.address, version=version, examples=EXAMPLES, said_of_actions=said, found=FOUND,

@@ -21,9 +21,9 @@ from gateway.core.accounts.usage import UsageQuery, end_of
 from gateway.errors import StoreUnavailable, TollkeeperError, Unprocessable
 
 ROWS_MAX = 5_000
-# The groups of usage reports for budgets with an account for each user, key or project.
-GROUPS_EACH = {"user": "user", "key": "api_key", "project": "project"}
-_COLUMNS = {"user": "user_id", "key": "api_key_id", "project": "project_id"}
+# The groups of usage reports for budgets with an account for each user, key, project or tenant.
+GROUPS_EACH = {"user": "user", "key": "api_key", "project": "project", "tenant": "tenant"}
+_COLUMNS = {"user": "user_id", "key": "api_key_id", "project": "project_id", "tenant": "tenant_id"}
 _MEASURES = {MONEY: "cost", "tokens": "tokens", "requests": "requests"}
 # Selectors that the roll-ups do not distinguish.
 _UNKNOWN = frozenset(SELECTING) - {"tenant_id", "user", "api_key_id", "project_id", "model", "service_id"}

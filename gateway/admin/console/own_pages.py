@@ -28,6 +28,7 @@ from gateway.admin.explanation import explain
 from gateway.admin.http.requests import may_write
 from gateway.admin.operations import finish
 from gateway.admin.resources import form_fields
+from gateway.admin.resources.quota import render_budget
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import (
     BILLING,
@@ -43,7 +44,7 @@ from gateway.core.accounts.administration import (
 )
 from gateway.core.accounts.budget_amounts import read_budget
 from gateway.core.accounts.budget_selectors import BUDGETS_MAX, SELECTING
-from gateway.core.accounts.budgets import KEY, OPEN, USER, is_of
+from gateway.core.accounts.budgets import KEY, OPEN, TENANT, USER, is_of
 from gateway.core.accounts.usage import UsageQuery, end_of
 from gateway.core.billing.payments import purchase_price
 from gateway.core.families.registry import ALL
@@ -236,7 +237,10 @@ async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
         "budgets", query(BUDGETS_MAX, organization_id=scope.tenant["organization_id"])
     )
     mine = [row for row in found.rows if _takes_from(row, scope)]
-    accounts = {KEY: {str(row["id"]): str(row["name"]) for row in scope.keys}}
+    accounts = {
+        KEY: {str(row["id"]): str(row["name"]) for row in scope.keys},
+        TENANT: {str(scope.tenant["id"]): str(scope.tenant["name"])},
+    }
     if scope.user:
         accounts[USER] = {scope.user: scope.user}
     plain = await live.overlay_budgets(wide.ports, [row for row in mine if row["each"] not in accounts])
@@ -259,7 +263,7 @@ async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
 
 
 def _own_budget(row: Row, names: Mapping[tuple[str, int], str], targets: Mapping[str, str]) -> OwnBudget:
-    told = {**RESOURCES["budgets"].render(row)}
+    told = render_budget(row)
     of = formatting.budget_selector(told, names, targets)
     of += f": {row['whose']}" if "whose" in row else ""
     use, state = formatting.use_of(told), formatting.budget_state_of(told)

@@ -12,9 +12,10 @@ from gateway.admin import live
 from gateway.admin.console import formatting
 from gateway.admin.console.home import ConsoleShell
 from gateway.admin.ports import AdminPorts
+from gateway.admin.resources.quota import render_budget
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budgets import KEY
+from gateway.core.accounts.budgets import KEY, TENANT
 from gateway.errors import NotFound
 
 
@@ -26,8 +27,8 @@ async def about_raise(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[s
 async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
     """Return labels and amounts for deciding a raise request: limit, use, and the rest after the raise.
 
-    If the budget has an account for each user or key, the amounts are those of the owner to be raised. For a
-    request without `who`, only the limit is returned.
+    Of a budget with `each` the amounts are those of the owner to be raised. For a request without `who`, only
+    the limit is returned.
     """
     try:
         budget = await ports.store.get("budgets", int(str(row["budget_id"])))
@@ -40,7 +41,7 @@ async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
         [now] = await live.overlay_budgets(ports, [budget])
     else:
         [now] = await live.own_budgets(ports, [budget], who)
-    told = RESOURCES["budgets"].render(now)
+    told = render_budget(now)
     used, held = Decimal(str(told["used"])), Decimal(str(told["held"]))
     left = Decimal(str(row["amount"])) - used - held
     after = formatting.amount(told, max(left, Decimal(0)))
@@ -54,10 +55,12 @@ async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
 
 
 async def _name_of(ports: AdminPorts, kind: object, who: str) -> str:
-    """Return the name of an API key `who` with its id; return any other `who` unchanged."""
-    if kind != KEY:
+    """Return the name of an API key or tenant `who` with its id; return any other `who` unchanged."""
+    if kind not in {KEY, TENANT}:
         return who
     try:
-        return f"{(await ports.store.get('api-keys', int(who)))['name']} ({who})"
+        return (
+            f"{(await ports.store.get('api-keys' if kind == KEY else 'tenants', int(who)))['name']} ({who})"
+        )
     except NotFound:
         return who

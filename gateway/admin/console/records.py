@@ -41,7 +41,8 @@ from gateway.admin.http.requests import Body, id_of
 from gateway.admin.operations import WriteResult
 from gateway.admin.resources import form_fields
 from gateway.admin.resources.form_fields import FormField
-from gateway.admin.resources.resource import Action, fields_of
+from gateway.admin.resources.quota import OVERRIDES, render_budget
+from gateway.admin.resources.resource import Action, SubResource, fields_of
 from gateway.admin.resources.values import In
 from gateway.calls.journal import itemize
 from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, OWNER, Row, refused_write, settable
@@ -79,6 +80,8 @@ TITLES = {
     ("invoices", "payments"): "Record a payment",
     ("invoices", "refund"): "Record a refund",
     ("invoices", "apply"): "Apply its credit",
+    ("budgets", "override"): "Give one another amount",
+    ("budgets", "remove-override"): "Remove such an amount",
     ("invoices", "credit-note"): "Draft a credit note",
     ("invoices", "uncollectible"): "Make uncollectible",
 }
@@ -87,6 +90,8 @@ TICKED = {("invoices", "credit-note")}
 IN_SIGHT = {"api-keys": {"user"}}
 # Forms whose fields beyond the list's columns are always folded.
 FOLDED = frozenset({"invoices"})
+# How a form says null of a field that must be said.
+NONE = "none"
 # A key with one of these fields set cannot be rotated.
 KEPT = ("revoked_at", "replaced_by_id", "issuer")
 # The consequence to be ticked before an action that refuses calls or cannot be undone.
@@ -226,16 +231,23 @@ class Records:
         return see(f"/{self._screen.name}?done=deleted") if isinstance(done, WriteResult) else done
 
     async def act(
-        self, request: web.Request, signed: SignedInPerson, posted: Posted, *, action: Action
-    ) -> web.Response:
-        """`POST /<resource>/{id}/<action>`: run an action and show the row."""
+        self, request: web.Request, signed: SignedInPerson, posted: Posted, *, action: Action,
+        part: SubResource | None = None,
+    ) -> web.Response:  # fmt: skip
+        """`POST /<resource>/{id}/<action>`: run an action on a row, or on a `part` of it, and show the row."""
         acted = row_id(request)
-        form = self._action_form(self._address(acted), action)
+        form = self._action_form(self._address(acted), action, part)
 
         async def act() -> WriteResult:
             sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False), acted)
             asked = self._desk.asked(request, signed, posted, sent)
-            return await self._operations.act(action, asked, acted, sent)
+            if part is None:
+                return await self._operations.act(action, asked, acted, sent)
+            named = str(sent.get(part.key, ""))
+            body = {
+                name: None if value == NONE else value for name, value in sent.items() if name != part.key
+            }
+            return await self._operations.write_part(part, action, asked, acted, named=named, sent=body)
 
         done = await self._done(request, signed, posted, form, act())
         if not isinstance(done, WriteResult):
@@ -312,6 +324,12 @@ class Records:
             for action in resource.actions
             if self._may(action.name) and _is_offered(screen, action, row)
         ]
+        found += [
+            self._action_form(where, action, part)
+            for part in resource.parts
+            for _, action in part.writes
+            if self._may(action.name) and _is_offered(screen, action, row)
+        ]
         if resource.patch is not None and self._may(resource.patch_verb):
             form = self._change_form(where)
             values = forms.fields_in_form(form.fields, row)
@@ -380,9 +398,20 @@ class Records:
             confirmed=f"{CONFIRMED.get((self._screen.name, DELETE), '')} {DELETED}".strip(),
         )
 
-    def _action_form(self, where: str, action: Action) -> PageForm:
+    def _action_form(self, where: str, action: Action, part: SubResource | None = None) -> PageForm:
         title = TITLES.get((self._screen.name, action.name), action.name.replace("-", " ").capitalize())
-        form = self._form(f"{where}/{address_of(action)}", title, title, action.body, action.name)
+        model = action.body if part is None else part.form_of(action)
+        form = self._form(f"{where}/{address_of(action)}", title, title, model, action.name)
+        if (
+            part is not None
+        ):  # an empty field is not sent: what may be null and must be said is said by a word
+            said = [
+                replace(each, hint=each.hint.replace("empty", NONE))
+                if each.required and each.nullable
+                else each
+                for each in form.fields
+            ]
+            form = replace(form, fields=said)
         if (self._screen.name, action.name) in TICKED:
             form = replace(form, fields=[replace(each, kind="ticks") for each in form.fields])
         confirmed = action.confirmed or CONFIRMED.get((self._screen.name, action.name), "")
@@ -432,6 +461,8 @@ def _is_offered(screen: Screen, action: Action, row: Row) -> bool:
         ("invoices", "refund", lambda: _has_credit(row)),
         ("invoices", "uncollectible", lambda: row["payment_status"] in WAITING),
         ("api-keys", "rotate", lambda: not any(row.get(name) for name in KEPT)),
+        ("budgets", "override", lambda: row["each"] is not None),
+        ("budgets", "remove-override", lambda: bool(row.get("overrides"))),
         ("payments", "reverse", lambda: Decimal(str(row["amount_left"])) != 0),
     )
     if action.name == "revoke":
@@ -518,6 +549,7 @@ async def about_budget(desk: ConsoleShell, request: web.Request, row: Row) -> Ma
         "of": formatting.budget_selector(row, names, targets),
         "organization": names.get(("organizations", int(str(row["organization_id"]))), ""),
         **await accounts_of(desk, row),
+        **await overrides_of(desk, row),
     }
 
 
@@ -541,7 +573,7 @@ async def of_account(
 ) -> dict[str, Any]:
     """Return a table of the budgets that select `owner`, and of those with an account for `whose`.
 
-    `whose` is a user or key; `each` is the kind of budgets with such accounts: user or key.
+    `whose` is a user, key or tenant; `each` is the kind of budgets with such accounts.
     """
     named, more = await desk.operations["budgets"].list(query(PREVIEW_ROWS, newest_first=False, **owner))
     rows = [*named, *(await _own(desk, organization_id, each, whose) if each else ())]
@@ -557,10 +589,10 @@ async def of_account(
 
 
 async def _own(desk: ConsoleShell, organization_id: int, each: str, whose: str) -> Sequence[Row]:
-    """Return the budgets with an account for each user or key (`each`), with the use of account `whose`."""
+    """Return the budgets with an account for each of the kind `each`, with the use of account `whose`."""
     wanted = query(PREVIEW_ROWS, organization_id=organization_id, each=each)
     page = await desk.ports.store.page("budgets", wanted)
-    return [SCREEN.resource.render(row) for row in await live.own_budgets(desk.ports, page.rows, whose)]
+    return [render_budget(row) for row in await live.own_budgets(desk.ports, page.rows, whose)]
 
 
 async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) -> dict[str, Any]:
@@ -569,15 +601,44 @@ async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) 
         return {"accounts": (), "accounts_more": 0}
     stored = await desk.ports.store.get("budgets", int(str(row["id"])))
     found = await live.most_used_accounts(desk.ports, stored, most + 1)
-    keys = {int(who) for each in found if row["each"] == "key" and (who := str(each["who"])).isdecimal()}
-    names = await desk.names({"api-keys": keys})
-    called = {str(key_id): name for (_, key_id), name in names.items()}
+    called = await owner_names(desk, row, [each["who"] for each in found])
     shown = [
-        (who, ALL_OTHERS if each["shared"] else called.get(who, ""), formatting.use_of(row, each))
+        (
+            who,
+            ALL_OTHERS if each["shared"] else called.get(who, ""),
+            formatting.use_of(row, each),
+            each["limit_by"],
+        )
         for each in found[:most]
         for who in (str(each["who"]),)
     ]
     return {"accounts": shown, "accounts_more": most if len(found) > most else 0}
+
+
+async def overrides_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) -> dict[str, Any]:
+    """Return owners, names, amounts, ends and reasons of a budget's overrides, and whether more exist."""
+    if row["each"] is None:
+        return {"overrides": (), "overrides_more": 0}
+    page = await live.budget_overrides(desk.ports, row, query(most, newest_first=False))
+    called = await owner_names(desk, row, [own["name"] for own in page.rows])
+    shown = [
+        (own["who"], called.get(str(own["who"]), ""), formatting.amount(row, own["amount"]), own)
+        for own in map(OVERRIDES.render, page.rows)
+    ]
+    return {"overrides": shown, "overrides_more": most if page.next_after is not None else 0}
+
+
+# Resources of owners that are ids, by `each`.
+_NAMED_OWNERS = {"key": "api-keys", "tenant": "tenants"}
+
+
+async def owner_names(desk: ConsoleShell, row: Row, owners: Sequence[object]) -> Mapping[str, str]:
+    """Return the names of those owners of a budget with `each` that are ids of rows, by id."""
+    resource = _NAMED_OWNERS.get(str(row["each"]))
+    if resource is None:
+        return {}
+    names = await desk.names({resource: {int(who) for who in map(str, owners) if who.isdecimal()}})
+    return {str(row_id): name for (_, row_id), name in names.items()}
 
 
 DAYS = 30

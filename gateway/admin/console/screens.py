@@ -93,7 +93,7 @@ SCREENS = {
             sentence=(
                 Slot("Limit", "each", "all calls together", {
                     "user": "each user", "key": "each API key", "project": "each project",
-                    "session": "each session",
+                    "session": "each session", "tenant": "each tenant",
                 }),
                 Slot("of", "tenant_id", "any tenant"), Slot("in", "organization_id", "its organization"),
                 Slot("to", "amount", "20"), Slot("of", "unit", usual="money"),

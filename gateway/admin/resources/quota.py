@@ -48,7 +48,7 @@ from gateway.admin.resources.values import (
     optional,
     show_decimal,
 )
-from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, RowScope, access
+from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, Row, RowScope, access
 from gateway.core.accounts.budget_amounts import THRESHOLDS, THRESHOLDS_MAX
 from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import EACH, ENFORCE, FINISH, HOLDS, MODES, MONEY, ON_EXHAUSTED, UNITS
@@ -295,7 +295,9 @@ class BudgetCreate(In):
     unit: Unit = Field(description="Money is in the organization's currency; tokens are of all kinds.")
     amount: BudgetAmount = Field(description="Amount per interval: money such as 12.50, else a whole number.")
     interval: Interval = Field(description="How often it resets. total never resets.")
-    each: Each | None = optional("Give each user, key, project or session this amount; null: share it.")
+    each: Each | None = optional(
+        "Give each user, key, project, session or tenant this amount; null: share it."
+    )
     tenant_id: Id | None = None
     user: ExternalId | None = optional("The caller's own name for a user.")
     api_key_id: Id | None = None
@@ -328,8 +330,23 @@ class Raise(In):
     until: Instant = Field(description="Then it ends by itself.")
     reason: Text
     who: ExternalId | None = optional(
-        "Of a budget with `each`: the user, session, or id of the key or project that is raised. null: all."
+        "Of a budget with `each`: the user, session, or id of the key, project or tenant that is raised."
+        " null: all."
     )
+
+
+class OverrideOwner(In):
+    """Whose amount of a budget with `each` an override is."""
+
+    who: ExternalId = Field(description="The user, session, or id of the key, project or tenant.")
+
+
+class Override(In):
+    """The amount of one alone, in place of the budget's."""
+
+    amount: BudgetAmount | None = Field(description="0: nothing; null: no limit.")
+    until: Instant | None = optional("Then it ends by itself; null: it stays.")
+    reason: Text | None = None
 
 
 class Amounts(Out):
@@ -374,9 +391,9 @@ BudgetAccount = create_model(
     __base__=Amounts,
     __doc__="One account of a budget: everybody of `each` has one.",
     unit=(str, MONEY),
-    who=(str | None, optional("The user, the key's or project's id, the session.")),
-    limit=(BudgetAmount | None, optional("The most that may be used in this window.")),
-    limit_by=(str | None, optional("What decides `limit`: budget, or raise of this one.")),
+    who=(str | None, optional("The user, the session, the id of the key, project or tenant.")),
+    limit=(BudgetAmount | None, optional("The most that may be used in this window; null: no limit.")),
+    limit_by=(str | None, optional("What decides `limit`: budget, or override or raise of this one.")),
     shared=(bool, Field(default=False, description="Of all others: there are as many accounts as may be.")),
     **COUNTED,
 )
@@ -387,16 +404,56 @@ ACCOUNTS = SubResource(
     "by account",
     ("who", "shared", "limit", "limit_by", "used", "held", "remaining", "resets_at"),
 )
+
+
+class BudgetOverride(Amounts):
+    """An amount of one alone, in place of the budget's."""
+
+    who: str = Field(validation_alias="name")
+    amount: BudgetAmount | None
+    until: Instant | None
+    reason: str | None
+
+
+OVERRIDES = SubResource(
+    "overrides",
+    "List the amounts that single ones have in place of the budget's",
+    BudgetOverride,
+    "by who",
+    ("who", "amount", "until", "reason"),
+    OverrideOwner,
+    put=Action(
+        "override",
+        "Give one alone another amount in place of the budget's",
+        Override,
+        done="This one has its own amount now.",
+    ),
+    delete=Action(
+        "remove-override",
+        "Let one have the budget's own amount again",
+        done="This one has the budget's own amount again.",
+    ),
+)
+# What leads may do with budgets of their tenant; all but overrides: with those that a lead of it made.
+_LEADS = ("create", "change", "delete", "raise", "reset", "override", "remove-override")
+
+
+# A budget as one of `each` has it: the limit is that of the account.
+_OwnBudget = create_model("OwnBudget", __base__=Budget, limit=(BudgetAmount | None, ...), limit_by=(str, ...))
+
+
+def render_budget(row: Row) -> Row:
+    """Return a budget for people; one with the figures of an account says `limit` and `limit_by` too."""
+    return (_OwnBudget if "limit_by" in row else Budget).model_validate(row).model_dump(mode="json")
+
+
 BUDGET_RESOURCES = (
     Resource(
         name="budgets",
         access=access(
             BILLING,
-            theirs=("create", "change", "delete", "raise", "reset"),
-            teams={
-                READ: TEAM_ROLES,
-                **dict.fromkeys(("create", "change", "delete", "raise", "reset"), (OPERATOR,)),
-            },
+            theirs=_LEADS,
+            teams={READ: TEAM_ROLES, **dict.fromkeys(_LEADS, (OPERATOR,))},
         ),
         description="Limits on spend, tokens or requests per period.",
         out=Budget,
@@ -417,7 +474,7 @@ BUDGET_RESOURCES = (
             Action("raise", "Have more until a time; then it ends by itself", Raise),
             Action("reset", "Begin this interval's use at 0 again, of all accounts"),
         ),
-        parts=(ACCOUNTS,),
+        parts=(ACCOUNTS, OVERRIDES),
         declared=ConfigDeclaration(by=("organization_id", "name"), known_by_id=True, unique=True),
     ),
 )

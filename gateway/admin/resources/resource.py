@@ -82,13 +82,45 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class SubResource:
-    """`GET …/{id}/<name>`: a list of a row's parts; a table shows its `columns`."""
+    """`GET …/{id}/<name>`: a list of a row's parts; a table shows its `columns`.
+
+    With `put` and `delete`, `PUT` and `DELETE …/{id}/<name>/{<part>}` run these actions of the resource on one
+    part: `named` is the model of the path's last field. A `put` without a body has no answer.
+    """
 
     name: str
     summary: str
     out: type[Out]
     order: str
     columns: tuple[str, ...]
+    named: type[In] | None = None
+    put: Action | None = None
+    delete: Action | None = None
+
+    live = ""
+
+    @property
+    def key(self) -> str:
+        """The name of the path's last field."""
+        assert self.named is not None
+        [name] = self.named.model_fields
+        return name
+
+    @property
+    def writes(self) -> tuple[tuple[str, Action], ...]:
+        """The actions on one part, by method."""
+        both = (("PUT", self.put), ("DELETE", self.delete))
+        return tuple((method, action) for method, action in both if action is not None)
+
+    def form_of(self, action: Action) -> type[In]:
+        """Return the model of a form or command of an action: the path's last field, then those of the body."""
+        assert self.named is not None
+        models = (self.named,) if action.body is None else (action.body, self.named)
+        made: type[In] = create_model(action.name, __base__=models)
+        return made
+
+    def render(self, row: Row) -> Row:
+        return self.out.model_validate(row).model_dump(mode="json")
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,8 @@ SHORT: Mapping[str, str] = {
 }
 # Lists that show only open rows without `--all`.
 OPEN: Mapping[str, str] = {"dead-letters": "resolved", "quarantine": "released"}
+# Resources with names whose ids are values of a budget's `each`.
+OWNERS: Mapping[str | None, str] = {"tenant": "tenants"}
 # Resources shown together with a row of the same id.
 BESIDE: Mapping[str, tuple[str, str]] = {"tenants": ("quota", "tenant-quotas")}
 
@@ -154,6 +156,9 @@ class AdminClient:
 
     def patch(self, path: str, body: Mapping[str, object]) -> Json:
         return self._call("PATCH", path, body)
+
+    def put(self, path: str, body: Mapping[str, object]) -> Json:
+        return self._call("PUT", path, body)
 
     def delete(self, path: str) -> None:
         self._call("DELETE", path, None)

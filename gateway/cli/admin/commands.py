@@ -16,6 +16,7 @@ from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from typer.core import TyperCommand
@@ -155,10 +156,11 @@ class CliCommand:
     summary: str
     fields: tuple[FormField, ...] = ()
     positional: tuple[str, ...] = ()
+    part: tuple[str, str, str] | None = None
 
     @classmethod
     def of(cls, resource: CliResource, parts: CommandParts) -> CliCommand:
-        return cls(resource, parts.does, parts.summary, parts.fields, parts.positional)
+        return cls(resource, parts.does, parts.summary, parts.fields, parts.positional, parts.part)
 
     def function(self) -> Callable[..., None]:
         takes: dict[str, tuple[Any, Any]] = {}
@@ -242,10 +244,23 @@ class CliCommand:
             rows = api.items(f"{where}/{self.does}", typed["limit"])
             output.rows(rows, self.resource.parts[self.does], as_json=as_json)
         else:
-            body = with_amounts(self.fields, body, lambda: api.get(where))
+            body = with_owner(api, where, with_amounts(self.fields, body, lambda: api.get(where)))
+            self._act(api, where, body, as_json=as_json)
+
+    def _act(self, api: AdminClient, where: str, body: Json, *, as_json: bool) -> None:
+        if self.part is None:
             mints = self.does in self.resource.mints
             note = self.resource.secret.note if self.resource.secret and mints else None
             output.row(api.post(f"{where}/{self.does}", body), as_json=as_json, note=note)
+            return
+        name, method, key = self.part
+        named = str(body.pop(key))
+        place = f"{where}/{name}/{quote(named, safe='')}"
+        if method == "DELETE":
+            api.delete(place)
+            output.deleted(named, as_json=as_json)
+        else:
+            output.row(api.put(place, body), as_json=as_json)
 
     @property
     def _asks(self) -> bool:
@@ -428,6 +443,14 @@ def value(api: AdminClient, field: FormField, said: str | bool | Sequence[str]) 
 def spelled(name: str) -> str:
     """Return the long option of a field, such as `tenant` for `tenant_id`."""
     return name.removesuffix("_id").replace(".", "-").replace("_", "-")
+
+
+def with_owner(api: AdminClient, where: str, body: Json) -> Json:
+    """Return a body with the id of the owner that `who` names, if values of the budget's `each` are ids."""
+    if not isinstance(body.get("who"), str):
+        return body
+    resource = client.OWNERS.get(api.get(where).get("each"))
+    return body if resource is None else {**body, "who": str(api.id_of(resource, body["who"]))}
 
 
 def in_query(body: Json) -> Json:

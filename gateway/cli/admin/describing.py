@@ -93,6 +93,11 @@ def _commands(resource: Resource) -> dict[str, CommandParts]:
         made[each.name] = CommandParts(each.name, f"{each.summary}.", fields, _required(fields))
     for part in resource.parts:
         made[part.name] = CommandParts(part.name, f"{part.summary}.")
+        for method, action in part.writes:
+            fields = fields_of(resource, part.form_of(action))
+            where = part.name, method, part.key
+            summary = f"{action.summary}."
+            made[action.name] = CommandParts(action.name, summary, fields, _required(fields), where)
     if resource.patch is not None:
         fields = fields_of(resource, resource.patch)
         only = tuple(field.name for field in fields) if len(fields) == 1 else ()

@@ -146,7 +146,7 @@ def report(
     row(found, as_json=as_json)
 
 
-def deleted(row_id: int, *, as_json: bool) -> None:
+def deleted(row_id: int | str, *, as_json: bool) -> None:
     if as_json:
         print_json({"id": row_id, "deleted": True})
     else:

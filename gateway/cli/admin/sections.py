@@ -30,12 +30,16 @@ def section_of(resource: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CommandParts:
-    """One command of a resource: its action `does`, its fields, and those given without an option's name."""
+    """One command of a resource: its action `does`, its fields, and those given without an option's name.
+
+    `part` are name, method and path field of a command that writes one part of a row.
+    """
 
     does: str
     summary: str
     fields: tuple[FormField, ...] = ()
     positional: tuple[str, ...] = ()
+    part: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

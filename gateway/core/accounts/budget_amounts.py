@@ -14,9 +14,12 @@ from gateway.core.accounts.budgets import (
     ENFORCE,
     KEY,
     MONEY,
+    OF_GROUP,
     PROJECT,
+    TENANT,
     USER,
     Budget,
+    PersonalOverride,
     PersonalRaise,
     owner_of,
 )
@@ -33,7 +36,9 @@ MONEY_DIGITS_MAX: Final = {9: 9_000_000, 3: 10**12, 2: 10**13, 0: MONEY_MAX}
 THRESHOLDS_MAX: Final = 10
 THRESHOLDS: Final = (0.5, 0.8, 1.0)
 # Selector fields that exclude a value of `each`: one user cannot be split by user.
-_FIXES: Final = {USER: "user", KEY: "api_key_id", PROJECT: "project_id"}
+_FIXES: Final = {USER: "user", KEY: "api_key_id", PROJECT: "project_id", TENANT: "tenant_id"}
+# Values of `each` that are ids.
+_BY_ID: Final = frozenset({KEY, PROJECT, TENANT})
 
 Wrong = Iterator[tuple[str, str]]
 _ID: Final = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
@@ -48,15 +53,15 @@ def wrong_window(values: Mapping[str, Any]) -> Wrong:
     yield from wrong_calendar(values["interval"], values.get("time_zone", "UTC"), values.get("anchor_day"))
 
 
-def wrong_amount(unit: str, amount: object, field: str) -> Wrong:
-    """Yield `field` and the fault of an amount that its unit does not allow."""
+def wrong_amount(unit: str, amount: object, field: str, least: int = 1) -> Wrong:
+    """Yield `field` and the fault of an amount that its unit does not allow; with `least` 0 it may be 0."""
     if unit != MONEY:
-        if not isinstance(amount, int) or not 0 < amount <= INTEGER_MAX:
-            yield field, f"must be a whole number from 1 to {INTEGER_MAX} where the unit is {unit}"
+        if not isinstance(amount, int) or not least <= amount <= INTEGER_MAX:
+            yield field, f"must be a whole number from {least} to {INTEGER_MAX} where the unit is {unit}"
     elif not isinstance(amount, Decimal):
         yield field, 'must be a decimal in a string, such as "12.50", where the unit is money'
     elif not (
-        amount > 0
+        (amount > 0 or amount == least)
         and any(
             amount <= most and amount == round(amount, digits) for digits, most in MONEY_DIGITS_MAX.items()
         )
@@ -64,7 +69,10 @@ def wrong_amount(unit: str, amount: object, field: str) -> Wrong:
         most = ", ".join(
             f"{digits} decimals up to {most}" for digits, most in MONEY_DIGITS_MAX.items() if digits
         )
-        yield field, f"must be above 0 and at most {MONEY_MAX}, with at most {most}"
+        yield (
+            field,
+            f"must be {'above 0' if least else '0 or more'} and at most {MONEY_MAX}, with at most {most}",
+        )
 
 
 def wrong_raise(
@@ -72,20 +80,39 @@ def wrong_raise(
 ) -> Wrong:
     """Yield (field, fault) for each error in a raise of a budget's limit to `amount`, `until` a time.
 
-    With `who`, the raise is of one user, key, project or session, and not below an earlier one of it.
+    With `who`, the raise is of one value of `each`, and not below what this one has.
     """
     found = list(wrong_amount(budget.unit, amount, "amount"))
     yield from found
-    has = 0 if who is None else budget.limit_of(owner_of(who), ms_of(now)).amount
-    if not found and counted(budget.unit, amount) < has:
-        yield "amount", "must not be below what this one has: what it is raised to, not by"
-    elif not found and counted(budget.unit, amount) < budget.amount:
-        yield "amount", "must not be below the budget's own: what it is raised to, not by"
+    has = budget.amount if who is None else budget.limit_of(owner_of(who), ms_of(now)).amount
+    whose = "the budget's own" if who is None else "what this one has"
+    if has is None:
+        yield "amount", "cannot be raised: this one has no limit"
+    elif not found and counted(budget.unit, amount) < has:
+        yield "amount", f"must not be below {whose}: what it is raised to, not by"
     if until <= now:
         yield "until", "must be in the future"
-    if who is not None and not budget.each:
+    if who is not None:
+        yield from wrong_owner(budget, who)
+
+
+def wrong_override(budget: Budget, amount: object, until: datetime | None, now: datetime, who: str) -> Wrong:
+    """Yield (field, fault) for each error in an override of one value of `each`: 0 is nothing, None no limit."""
+    if amount is not None:
+        yield from wrong_amount(budget.unit, amount, "amount", least=0)
+    if until is not None and until <= now:
+        yield "until", "must be in the future"
+    if who.startswith(OF_GROUP):
+        yield "who", f"begins with {OF_GROUP}: that is a group, and no value of `each`"
+    else:
+        yield from wrong_owner(budget, who)
+
+
+def wrong_owner(budget: Budget, who: str) -> Wrong:
+    """Yield the fault of an owner that no account of the budget has."""
+    if not budget.each:
         yield "who", "needs a budget with `each`: this one has one amount for all"
-    elif who is not None and budget.each in {KEY, PROJECT} and _ID.fullmatch(who) is None:
+    elif budget.each in _BY_ID and _ID.fullmatch(who) is None:
         yield "who", f"must be the id of a {budget.each}, such as 7"
 
 
@@ -109,7 +136,7 @@ def render_amount(unit: str, number: int) -> str | int:
 def read_budget(row: Mapping[str, Any]) -> Budget:
     """Return the budget of a database row. Fields that are null get the default.
 
-    `raises` of the row are by owner, each beginning with the amount and its end, in Unix ms.
+    `raises` and `overrides` of the row are by owner, each beginning with the amount and its end, in Unix ms.
     """
     unit = row["unit"]
     said: dict[str, Any] = {
@@ -119,6 +146,10 @@ def read_budget(row: Mapping[str, Any]) -> Budget:
     said["raises"] = {
         owner: PersonalRaise(counted(unit, amount), until_ms)
         for owner, (amount, until_ms, *_) in (row.get("raises") or {}).items()
+    }
+    said["overrides"] = {
+        owner: PersonalOverride(None if amount is None else counted(unit, amount), until_ms or 0)
+        for owner, (amount, until_ms, *_) in (row.get("overrides") or {}).items()
     }
     return Budget(
         **said, enforce=row["mode"] == ENFORCE, cut=row["on_exhausted"] == CUT,

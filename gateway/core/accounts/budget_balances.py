@@ -23,14 +23,19 @@ class LiveWindow:
 class BudgetBalance:
     """The limit, used and held amounts of a budget in its current window, and its end; 0 is never.
 
-    `limit_by` is the origin of the limit, one of `LIMITS_BY`.
+    `limit` is None for no limit. `limit_by` is the origin of the limit, one of `LIMITS_BY`.
     """
 
-    limit: int
+    limit: int | None
     used: int
     held: int
     resets_ms: int
     limit_by: str
+
+    @property
+    def remaining(self) -> int | None:
+        """The settled rest, below 0 if the limit is passed; None for no limit."""
+        return None if self.limit is None else self.limit - self.used
 
 
 def window_of(budget: Budget, at_ms: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from gateway.core.model import INTEGER_MAX
 from gateway.core.times import DAY_MS
 
 MONEY, TOKENS, REQUESTS = UNITS = ("money", "tokens", "requests")
-USER, KEY, PROJECT, SESSION = EACH = ("user", "key", "project", "session")
+USER, KEY, PROJECT, SESSION, TENANT = EACH = ("user", "key", "project", "session", "tenant")
 ENFORCE, AUDIT = MODES = ("enforce", "audit")
 FINISH, CUT = ON_EXHAUSTED = ("finish", "cut")
 LIKELY, MAXIMUM = HOLDS = ("likely", "maximum")
@@ -33,8 +33,13 @@ EACH_UNUSED_DAYS: Final = 30
 # worker has those of the organizations that call.
 RAISES_MAX: Final = 10_000
 ORGANIZATION_RAISES_MAX: Final = 20_000
+# Most overrides of a budget, and of all budgets of an organization: these too are in each gateway worker.
+OVERRIDES_MAX: Final = 10_000
+ORGANIZATION_OVERRIDES_MAX: Final = 20_000
+# How the owner of an override begins that is a group: no value of `each` that begins so has one of its own.
+OF_GROUP: Final = "group:"
 # Origins of the limit of an account.
-BY_BUDGET, BY_RAISE = LIMITS_BY = ("budget", "raise")
+BY_BUDGET, BY_OVERRIDE, BY_RAISE = LIMITS_BY = ("budget", "override", "raise")
 
 # One window as it is sent with a call. Its flags are the unit, and what happens once it is used up. In an
 # endless window `after` is how long (ms) an unused account is kept: 0 is for ever.
@@ -61,10 +66,17 @@ class PersonalRaise(NamedTuple):
     until_ms: int
 
 
-class Limit(NamedTuple):
-    """The limit of an account, and its origin, one of `LIMITS_BY`."""
+class PersonalOverride(NamedTuple):
+    """The amount of one owner in place of the budget's, None for no limit, until `until_ms` (0: for ever)."""
 
-    amount: int
+    amount: int | None
+    until_ms: int = 0
+
+
+class Limit(NamedTuple):
+    """The limit of an account, None for no limit, and its origin, one of `LIMITS_BY`."""
+
+    amount: int | None
     by: str
 
 
@@ -74,11 +86,11 @@ class Budget:
 
     The selector is `tenant_id`, `user`, `api_key_id`, `project_id`, `model` (exact, or `prefix*`),
     `service_id`, `tool` and the tool's `server`: 0, empty text or None match any call. With `each`, every
-    user, key, project or session has a separate amount. `amount` and `raised_to` are nano-units of the
+    user, key, project, session or tenant has a separate amount. `amount` and `raised_to` are nano-units of the
     organization's currency if the unit is money. `raised_to` replaces the amount until `raised_until_ms` (0:
     not raised). Without `enforce` the use is only counted and reported. With `cut` the budget ends the stream
     that uses it up. `hold` is how much of a call is held, `likely` or `maximum`; empty means that the
-    tenant's plan decides. `raises` are those of single owners, by the owner's part of the account's name.
+    tenant's plan decides. `raises` and `overrides` are of single owners, by the owner's part of the account's name.
     """
 
     id: int
@@ -104,6 +116,7 @@ class Budget:
     tool: str = ""
     server: str = ""
     raises: dict[str, PersonalRaise] = field(default_factory=dict, hash=False)
+    overrides: dict[str, PersonalOverride] = field(default_factory=dict, hash=False)
 
     @property
     def selector(self) -> tuple[object, ...]:
@@ -123,20 +136,29 @@ class Budget:
         return self.raised_to if at_ms < self.raised_until_ms else self.amount
 
     def limit_of(self, owner: str, at_ms: int) -> Limit:
-        """Return the limit of one owner's account at a time (Unix ms); a raise of the owner never lowers it.
+        """Return the limit of one owner's account at a time (Unix ms): its raise, its override, or the budget's.
 
-        `owner` is a result of `owner_in`; empty for the account of all, and the shared one.
+        A raise is never below the budget's, unless it is of an override. `owner` is a result of `owner_in`;
+        empty for the account of all, and the shared one.
         """
-        usual, own = self.limit_at(at_ms), self.raises.get(owner)
-        if own is None or at_ms >= own.until_ms or own.amount <= usual:
-            return Limit(usual, BY_BUDGET)
-        return Limit(own.amount, BY_RAISE)
+        usual, own, override = self.limit_at(at_ms), self.raises.get(owner), self.overrides.get(owner)
+        is_overridden = override is not None and (override.until_ms == 0 or at_ms < override.until_ms)
+        if own is not None and at_ms < own.until_ms and (is_overridden or own.amount > usual):
+            return Limit(own.amount, BY_RAISE)
+        if override is not None and is_overridden:
+            return Limit(override.amount, BY_OVERRIDE)
+        return Limit(usual, BY_BUDGET)
+
+    @property
+    def has_own(self) -> bool:
+        """Whether single owners have limits of their own."""
+        return bool(self.raises or self.overrides)
 
     @property
     def is_large(self) -> bool:
         """Whether a limit of money is more than one number counts, so that windows are wide."""
-        amounts = (self.amount, self.raised_to, *[own.amount for own in self.raises.values()])
-        return self.unit == MONEY and max(amounts) > INTEGER_MAX
+        own = [own.amount or 0 for owners in (self.raises, self.overrides) for own in owners.values()]
+        return self.unit == MONEY and max(self.amount, self.raised_to, *own) > INTEGER_MAX
 
     def matches(self, asked: CallAttributes) -> bool:
         """Return whether this budget applies to a call: each field that it sets must match the call's."""
@@ -152,7 +174,7 @@ class Budget:
         )
 
     def value_of(self, asked: CallAttributes) -> str:
-        """Return the user, key, project or session that has its own account in this budget, of a call.
+        """Return the value of `each` that has its own account in this budget, of a call.
 
         Empty if all calls share one account, or if the call does not name one.
         """
@@ -160,6 +182,8 @@ class Budget:
             return asked.user
         if self.each == KEY:
             return str(asked.api_key_id)
+        if self.each == TENANT:
+            return str(asked.tenant_id)
         if self.each == PROJECT:
             return "" if asked.project_id is None else str(asked.project_id)
         return asked.session if self.each == SESSION else ""
@@ -208,7 +232,7 @@ def account_of(organization_id: int, budget: Budget, value: str = "") -> str:
 
 
 def owner_of(value: str) -> str:
-    """Return the owner's part of an account's name: a hash of the user, key, project or session `value`."""
+    """Return the owner's part of an account's name: a hash of the user, key, project, session or tenant."""
     return _digest(value)[:24]
 
 
@@ -217,19 +241,20 @@ def owner_in(account: str) -> str:
     return account.partition(":")[2]
 
 
-def are_raised(budgets: Iterable[Budget], owner: str) -> bool:
-    """Return whether one of these budgets has a raise of this owner, in force or over."""
-    return any(owner in budget.raises for budget in budgets)
+def have_own(budgets: Iterable[Budget], owner: str) -> bool:
+    """Return whether one of these budgets has a raise or an override of this owner, in force or over."""
+    return any(owner in budget.raises or owner in budget.overrides for budget in budgets)
 
 
 def defined(budgets: Iterable[Budget], at_ms: int, owner: str = "") -> bytes:
     """Return the current windows of one account's budgets at `at_ms` (Unix ms), packed for Lua scripts.
 
-    The limits are those of `owner`, a result of `owner_in`.
+    The limits are those of `owner`, a result of `owner_in`. A window without a limit enforces nothing.
     """
     packed = list[bytes]()
     for one in sorted(budgets, key=lambda one: one.id):
-        limit, flags = packed_limit(one.limit_of(owner, at_ms).amount, flags_of(one))
+        amount, flags = one.limit_of(owner, at_ms).amount, flags_of(one)
+        limit, flags = (INTEGER_MAX, flags & ~FLAG_ENFORCE) if amount is None else packed_limit(amount, flags)
         times = (
             (0, 0, EACH_UNUSED_DAYS * DAY_MS)
             if is_forgotten_unused(one)
@@ -280,12 +305,12 @@ def is_forgotten_unused(budget: Budget) -> bool:
 def windows_valid_until(budgets: Iterable[Budget], at_ms: int, owner: str = "") -> int:
     """Return the Unix ms at which the result of `defined` next changes; 0 is never.
 
-    It changes when a window ends, or when a limit that was raised for a time falls back.
+    It changes when a window ends, or when a limit that was raised or overridden for a time falls back.
     """
     ends = [0]
     for one in budgets:
         ends += [bounds(one.interval, one.time_zone, one.anchor_day, at_ms)[1], one.raised_until_ms]
-        ends += [one.raises[owner].until_ms] if owner in one.raises else []
+        ends += [own[owner].until_ms for own in (one.raises, one.overrides) if owner in own]
     return min((end for end in ends if end > at_ms), default=0)
 
 

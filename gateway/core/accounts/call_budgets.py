@@ -15,18 +15,20 @@ from zoneinfo import ZoneInfoNotFoundError
 from gateway.core.accounts.budgets import (
     BUDGET_ACCOUNTS_MAX,
     DEFINED_WINDOW,
+    FLAG_ENFORCE,
     KEY,
     LIKELY,
     MAXIMUM,
     PROJECT,
     SESSION,
+    TENANT,
     USER,
     Budget,
     CallAttributes,
     account_of,
     accounts_of,
-    are_raised,
     defined,
+    have_own,
     owner_in,
     windows_valid_until,
 )
@@ -87,7 +89,7 @@ class CallBudgets(LruEntry):
         for account in self.accounts:
             for window in DEFINED_WINDOW.struct.iter_unpack(account.defined):
                 budget = self.by_id.get(int(window[0]))
-                if budget is not None and budget.enforce and budget.unit == unit:
+                if budget is not None and window[-1] & FLAG_ENFORCE and budget.unit == unit:
                     return budget.name
         return ""
 
@@ -114,11 +116,11 @@ class OrganizationBudgets:
     """The budgets of one organization, in groups that share an account.
 
     Budgets of a call name the `version` of these, an object without contents: so cached calls keep no raises
-    alive that a later version replaced.
+    or overrides alive that a later version replaced.
     """
 
     __slots__ = (
-        "_by_id", "_defined", "_groups", "_raised", "_says", "_some", "by_caller", "currency",
+        "_by_id", "_defined", "_groups", "_has_own", "_says", "_some", "by_caller", "currency",
         "organization_id", "version",
     )  # fmt: skip
 
@@ -126,14 +128,15 @@ class OrganizationBudgets:
         self.organization_id, self.currency = organization_id, currency
         self.version = BudgetsVersion()
         self._groups = accounts_of(budgets)
-        # Whether a group has raises of single owners.
-        self._raised = [any(budget.raises for budget in group) for group in self._groups]
+        # Whether a group has raises or overrides of single owners.
+        self._has_own = [any(budget.has_own for budget in group) for group in self._groups]
         # The windows of each group: valid since, valid until, and packed.
         self._defined: list[tuple[int, int, bytes] | None] = [None] * len(self._groups)
         self._says = _says(budgets)
         # Sets that many calls share are stored once.
         self._by_id = {
-            budget.id: replace(budget, raises={}) if budget.raises else budget for budget in budgets
+            budget.id: replace(budget, raises={}, overrides={}) if budget.has_own else budget
+            for budget in budgets
         }
         self._some: dict[frozenset[str], frozenset[str]] = {}
         # Whether only tenant, key, service and user matter: the first four fields of `Said`.
@@ -173,13 +176,15 @@ class OrganizationBudgets:
                 continue
             begun, until, packed = self._definition(place, now_ms)
             name, usual = account_of(self.organization_id, first, first.value_of(asked)), b""
-            if self._raised[place] and are_raised(group, owner := owner_in(name)):
+            enforcing = [budget for budget in group if budget.enforce]
+            if self._has_own[place] and have_own(group, owner := owner_in(name)):
                 usual = packed
                 begun, until, packed = _defined_at(group, now_ms, owner)
+                enforcing = [one for one in enforcing if one.limit_of(owner, now_ms).amount is not None]
             since = max(since, begun)
-            accounts.append(BudgetAccount(name, packed, any(budget.enforce for budget in group), usual))
+            accounts.append(BudgetAccount(name, packed, bool(enforcing), usual))
             units.update([one.unit for one in group])
-            enforced.update([one.unit for one in group if one.enforce])
+            enforced.update([one.unit for one in enforcing])
             holds.update([one.hold for one in group])
             ends += [until] if until else []
         if len(accounts) > BUDGET_ACCOUNTS_MAX:
@@ -328,7 +333,7 @@ def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
     """Return for each field of `CallAttributes`, in order, whether one of `budgets` depends on it."""
     kinds = {one.each for one in budgets}
     return (
-        any(one.tenant_id for one in budgets),
+        any(one.tenant_id for one in budgets) or TENANT in kinds,
         any(one.api_key_id for one in budgets) or KEY in kinds,
         any(one.service_id for one in budgets),
         any(one.user for one in budgets) or USER in kinds,

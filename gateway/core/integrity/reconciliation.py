@@ -18,8 +18,8 @@ from gateway.core.accounts.budgets import (
     Budget,
     account_of,
     accounts_of,
-    are_raised,
     defined,
+    have_own,
     is_forgotten_unused,
 )
 from gateway.core.accounts.intervals import bounds
@@ -365,7 +365,7 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
                 for budget, one in zip(alike, own, strict=True)
             )
             moved_ms = max(now_ms if one in waiting else moved.get(one, 0) for one in own)
-            its = defined(alike, now_ms, value) if are_raised(alike, value) else packed
+            its = defined(alike, now_ms, value) if have_own(alike, value) else packed
             yield BudgetAccountUse(f"{prefix}:{value}" if somebody else name, its, own, used, moved_ms)
 
 

@@ -21,7 +21,7 @@ from gateway.core.layout import UnknownLayout
 from gateway.core.model import INTERACTIVE, UNSETTLED_CHARGED, USER_ACCEPTED, Caller, Service
 
 _NO_DEFAULT = object()
-_BUDGET_DEFAULTS = {field.name: field.default for field in fields(Budget)} | {"raises": {}}
+_BUDGET_DEFAULTS = {field.name: field.default for field in fields(Budget)} | {"raises": {}, "overrides": {}}
 # Errors of decoding a value that another version, or another program, has stored.
 UNREADABLE = (ValueError, RecursionError)
 # The layout of prices: a list with a newer layout is not read.

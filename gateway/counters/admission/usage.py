@@ -50,14 +50,15 @@ async def budget_limits(
 
 def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
     """Return one budget as JSON values; the amounts held by running calls are taken off the rest."""
+    limit, left = now.limit, now.remaining
     return {
         "scope": "budget",
         "name": budget.name,
         "unit": budget.unit,
-        "limit": render_amount(budget.unit, now.limit),
+        "limit": None if limit is None else render_amount(budget.unit, limit),
         "limit_by": now.limit_by,
         "used": render_amount(budget.unit, now.used),
-        "remaining": render_amount(budget.unit, max(0, now.limit - now.used - now.held)),
+        "remaining": None if left is None else render_amount(budget.unit, max(0, left - now.held)),
         "reset_at": moment(now.resets_ms),
         "interval": budget.interval,
     }

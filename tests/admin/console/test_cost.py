@@ -304,6 +304,35 @@ async def test_raising_a_per_key_budget_for_a_single_key_leaves_the_limit_of_oth
     assert "$5.00 of $50.00" in own
 
 
+async def test_override_of_a_single_key_is_given_shown_with_its_reason_and_removed(
+    desk: Desk, admin: Person
+) -> None:
+    made = await desk.make(each="key", amount="20", interval="day")
+    where, key = f"/budgets/{made['id']}", str(desk.key)
+    desk.store(made, 5 * NANO, owner_of(key), key)
+    assert f'action="{where}/remove-override"' not in (await admin.open(where)).text
+    given = await admin.fill(where, f"{where}/override", who=key, amount="50", reason="a migration")
+    assert given.status == 303, words_of(given)
+    page = await admin.open(where)
+    well_formed(page)
+    assert "Actions" in page.text
+    shown = words_of(page, "overrides")
+    assert [word in shown for word in ("$50.00", "for ever", "a migration")] == [True] * 3
+    assert ["$5.00 of $50.00" in words_of(page, "use"), "override" in words_of(page, "use")] == [True] * 2
+    own = words_of(await admin.open(f"/api-keys/{desk.key}"), "budgets")
+    assert "$5.00 of $50.00" in own
+    assert (await admin.fill(where, f"{where}/override", who=key, amount="none")).status == 303
+    page = await admin.open(where)
+    assert "no limit" in words_of(page, "overrides")
+    assert "$5.00 of no limit" in words_of(page, "use")
+    assert "$5.00 of no limit" in words_of(await admin.open(f"/api-keys/{desk.key}"), "budgets")
+    refused = await admin.fill(where, f"{where}/override", who=key, amount="")
+    assert refused.status == 422
+    assert (await admin.fill(where, f"{where}/remove-override", who=key)).status == 303
+    assert 'id="overrides"' not in (await admin.open(where)).text
+    assert "$5.00 of $20.00" in words_of(await admin.open(where), "use")
+
+
 async def test_budget_is_created_changed_raised_and_deleted_through_console_forms(
     desk: Desk, admin: Person
 ) -> None:

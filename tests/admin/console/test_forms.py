@@ -337,6 +337,7 @@ def writes() -> list[str]:
         found += [f"/{name}/1/{CHANGE}"] if resource.patch is not None else []
         found += [f"/{name}/1/{DELETE}"] if resource.deletable else []
         found += [f"/{name}/1/{address_of(action)}" for action in resource.actions]
+        found += [f"/{name}/1/{action.name}" for part in resource.parts for _, action in part.writes]
     return found
 
 

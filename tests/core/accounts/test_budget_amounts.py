@@ -13,10 +13,11 @@ from gateway.core.accounts.budget_amounts import (
     format_amount,
     read_budget,
     wrong_amount,
+    wrong_override,
     wrong_raise,
     wrong_window,
 )
-from gateway.core.accounts.budgets import Budget, PersonalRaise, owner_of
+from gateway.core.accounts.budgets import Budget, PersonalOverride, PersonalRaise, owner_of
 from gateway.core.model import INTEGER_MAX
 
 
@@ -192,3 +193,57 @@ def test_raise_of_owner_is_not_below_its_raise_in_force(
     )  # fmt: skip
     now = datetime.fromtimestamp(now_s, UTC)
     assert [field for field, _ in wrong_raise(budget, amount, now + timedelta(seconds=1), now, who)] == found
+
+
+@pytest.mark.parametrize(
+    ("amount", "raised", "found"),
+    [
+        (5, 4, ["amount"]), (5, 5, []), (5, 19, []),  # below everybody's 20, and above his own
+        (50, 49, ["amount"]), (50, 50, []),
+        (None, INTEGER_MAX, ["amount"]),  # more than no limit there is not
+    ],
+)  # fmt: skip
+def test_raise_of_owner_is_not_below_its_override(amount: int | None, raised: int, found: list[str]) -> None:
+    overrides = {owner_of("ada"): PersonalOverride(amount)}
+    budget = Budget(1, "each", "requests", 20, "day", each="user", overrides=overrides)
+    later = NOW + timedelta(days=1)
+    assert [field for field, _ in wrong_raise(budget, raised, later, NOW, "ada")] == found
+    assert [field for field, _ in wrong_raise(budget, 19, later, NOW, "bob")] == ["amount"]
+
+
+@pytest.mark.parametrize(
+    ("each", "unit", "who", "amount", "seconds", "found"),
+    [
+        ("user", "tokens", "ada", 0, None, []),
+        ("user", "tokens", "ada", None, 1, []),
+        ("user", "tokens", "ada", INTEGER_MAX, 1, []),
+        ("user", "money", "ada", Decimal(0), 1, []),
+        ("user", "money", "ada", 0, 1, ["amount"]),
+        ("user", "money", "ada", Decimal("-0.01"), 1, ["amount"]),
+        ("user", "tokens", "ada", -1, 1, ["amount"]),
+        ("user", "tokens", "ada", INTEGER_MAX + 1, 1, ["amount"]),
+        ("user", "tokens", "ada", Decimal(5), 1, ["amount"]),
+        ("user", "tokens", "ada", 5, 0, ["until"]),
+        ("", "tokens", "ada", 5, 1, ["who"]),
+        ("tenant", "tokens", "7", 5, 1, []),
+        ("tenant", "tokens", "ada", 5, 1, ["who"]),
+        ("key", "tokens", "07", 5, 1, ["who"]),
+        ("user", "tokens", "group:7", 5, 1, ["who"]),
+        ("user", "tokens", "groups", 5, 1, []),
+    ],
+)
+def test_override_names_the_field_that_is_wrong(  # noqa: PLR0917  # columns of a table
+    each: str, unit: str, who: str, amount: object, seconds: int | None, found: list[str]
+) -> None:
+    until = None if seconds is None else NOW + timedelta(seconds=seconds)
+    budget = Budget(1, "each", unit, 20, "day", each=each)
+    assert [field for field, _ in wrong_override(budget, amount, until, NOW, who)] == found
+
+
+def test_overrides_of_a_row_are_read_by_owner() -> None:
+    ada, bob = owner_of("ada"), owner_of("bob")
+    row = {**STORED, "each": "user", "overrides": {ada: ["20.5", None], bob: [None, 7]}}
+    assert read_budget(row).overrides == {
+        ada: PersonalOverride(20_500_000_000, 0),
+        bob: PersonalOverride(None, 7),
+    }

@@ -17,6 +17,7 @@ from gateway.core.accounts.budgets import (
     FLAG_TOKENS,
     Budget,
     CallAttributes,
+    PersonalOverride,
     PersonalRaise,
     account_of,
     accounts_of,
@@ -26,6 +27,7 @@ from gateway.core.accounts.budgets import (
     windows_valid_until,
 )
 from gateway.core.accounts.intervals import bounds
+from gateway.core.model import INTEGER_MAX
 
 BUDGET = Budget(7, "all", "money", 5_000_000_000, "month")
 CALL = CallAttributes(3, 40, 2, "ada", 9, ("gpt-5-mini", "gpt-5"), "s-1")
@@ -102,7 +104,9 @@ def test_account_of_each_is_shared_by_calls_without_user() -> None:
     nobody = account_of(1, each, each.value_of(CallAttributes(3, 40, 2)))
     assert nobody == account_of(1, each, each.value_of(CallAttributes(3, 41, 5)))
     assert nobody != account_of(1, each, each.value_of(CALL))
-    for kind, value in (("user", "ada"), ("key", "40"), ("project", "9"), ("session", "s-1"), ("", "")):
+    for kind, value in (
+        ("user", "ada"), ("key", "40"), ("project", "9"), ("session", "s-1"), ("tenant", "3"), ("", ""),
+    ):  # fmt: skip
         assert replace(BUDGET, each=kind).value_of(CALL) == value
 
 
@@ -166,3 +170,53 @@ def test_limit_of_owner_is_never_lowered_by_raise(
     assert budget.limit_of(ADA, at) == limit
     others = (raised_to if at < 5 else 20, "budget")
     assert budget.limit_of(owner_of("bob"), at) == budget.limit_of("", at) == others
+
+
+@pytest.mark.parametrize(
+    ("amount", "own", "at", "limit"),
+    [
+        (5, None, 0, (5, "override")),
+        (500, None, 0, (500, "override")),
+        (0, None, 0, (0, "override")),
+        (None, None, 0, (None, "override")),
+        # The override ends at 8, everybody is raised to 60 until 6, the own raise ends at 10.
+        (5, None, 7, (5, "override")),
+        (5, None, 8, (20, "budget")),
+        (5, 10, 0, (10, "raise")),
+        (5, 10, 8, (20, "budget")),
+        (5, 30, 8, (30, "raise")),
+        (500, 30, 0, (30, "raise")),
+        (5, 10, 10, (20, "budget")),
+    ],
+)
+def test_limit_of_owner_is_its_raise_then_its_override_then_the_budgets(
+    amount: int | None, own: int | None, at: int, limit: tuple[int | None, str]
+) -> None:
+    budget = Budget(
+        1, "each", "requests", 20, "day", each="user", raised_to=60, raised_until_ms=6,
+        overrides={ADA: PersonalOverride(amount, 8)}, raises={} if own is None else {ADA: PersonalRaise(own, 10)},
+    )  # fmt: skip
+    assert budget.limit_of(ADA, at) == limit
+    assert budget.limit_of(owner_of("bob"), at) == budget.limit_of("", at) == (60 if at < 6 else 20, "budget")
+
+
+def test_override_without_an_end_stays() -> None:
+    budget = replace(BUDGET, each="user", overrides={ADA: PersonalOverride(5)})
+    assert budget.limit_of(ADA, 2**52) == (5, "override")
+    assert windows_valid_until([replace(budget, interval="total")], 1, ADA) == 0
+
+
+def test_window_of_an_owner_without_a_limit_counts_and_enforces_nothing() -> None:
+    budget = Budget(
+        1, "each", "money", 20, "total", each="user", cut=True, overrides={ADA: PersonalOverride(None)}
+    )
+    [(_, limit, *_, flags)] = DEFINED_WINDOW.struct.iter_unpack(defined([budget], 1, ADA))
+    assert (limit, flags & FLAG_ENFORCE, flags & FLAG_MONEY) == (INTEGER_MAX, 0, FLAG_MONEY)
+    [(*_, flags)] = DEFINED_WINDOW.struct.iter_unpack(defined([budget], 1, owner_of("bob")))
+    assert flags & FLAG_ENFORCE
+
+
+def test_budget_is_large_by_its_largest_override() -> None:
+    usual = Budget(1, "each", "money", 20, "day", each="user", overrides={ADA: PersonalOverride(None)})
+    assert not usual.is_large
+    assert replace(usual, overrides={ADA: PersonalOverride(2**53)}).is_large

@@ -15,6 +15,7 @@ from gateway.core.accounts.budgets import (
     TOKENS,
     Budget,
     CallAttributes,
+    PersonalOverride,
     PersonalRaise,
     account_of,
     owner_in,
@@ -130,14 +131,53 @@ def test_a_raised_owner_without_a_place_has_the_limit_of_the_shared_account() ->
     assert DEFINED_WINDOW.read(shared.defined)["limit"] == 10
 
 
+def test_override_of_a_user_limits_that_user_until_it_ends() -> None:
+    """Everybody has 10 a day, Ada 3 for five milliseconds; nobody else has another definition for it."""
+    known, budgets = (
+        BudgetCache(),
+        of(replace(EACH, overrides={owner_of("ada"): PersonalOverride(3, NOW + 5)})),
+    )
+    eve = CALL._replace(user="eve")
+    assert [limits_of(known.find(budgets, CALL, NOW + at)) for at in (0, 4, 5)] == [[3], [3], [10]]
+    assert known.find(budgets, eve, NOW).accounts[0].defined == of(EACH).find(eve, NOW).accounts[0].defined
+    [account] = known.find(budgets, CALL, NOW).accounts
+    assert DEFINED_WINDOW.read(replaced((account,), 1)[0].defined)["limit"] == 10
+
+
+def test_a_call_of_an_owner_without_a_limit_needs_no_price() -> None:
+    """Of tokens it is limited as before: what is beside a limit of money stays."""
+    tokens = replace(EACH, id=7, name="tokens", unit=TOKENS)
+    budgets = of(replace(EACH, overrides={owner_of("ada"): PersonalOverride(None)}), tokens)
+    found, eve = budgets.find(CALL, NOW), budgets.find(CALL._replace(user="eve"), NOW)
+    assert (found.units, found.enforced, eve.enforced) == ({MONEY, TOKENS}, {TOKENS}, {MONEY, TOKENS})
+    assert (found.refusing(MONEY), found.refusing(TOKENS), eve.refusing(MONEY)) == ("", "tokens", "everybody")
+    alone = of(replace(EACH, overrides={owner_of("ada"): PersonalOverride(None)})).find(CALL, NOW)
+    assert [one.enforced for one in alone.accounts] == [False]
+
+
+def test_each_tenant_has_an_account_of_its_own() -> None:
+    """Whatever else a call says."""
+    teams = of(replace(EACH, each="tenant", overrides={owner_of("3"): PersonalOverride(30)}))
+    key, call = Caller(1, 3, 40, 0), CallRequest("m", GENERIC, b"", user="ada")
+    names = [
+        BudgetCache().find_by_caller(teams, caller, 2, Attribution(user=user), call, NOW).names
+        for caller, user in ((key, "ada"), (key, "bob"), (replace(key, key_id=41), ""))
+    ]
+    assert set(names) == {(account_of(1, replace(EACH, each="tenant"), "3"),)}
+    other = teams.find(CALL._replace(tenant_id=4), NOW)
+    assert (other.names[0], limits_of(other)) == (account_of(1, replace(EACH, each="tenant"), "4"), [10])
+    assert limits_of(teams.find(CALL, NOW)) == [30]
+
+
 def test_calls_that_are_kept_keep_no_raises_alive() -> None:
     """A caller who never comes again would keep those of thousands in memory."""
-    raised = replace(EACH, raises={owner_of("ada"): PersonalRaise(50, NOW + 5)})
+    own = {owner_of("ada"): PersonalRaise(50, NOW + 5)}, {owner_of("ada"): PersonalOverride(9)}
+    raised = replace(EACH, raises=own[0], overrides=own[1])
     budgets = of(raised)
     found = BudgetCache().find(budgets, CALL, NOW)
     parts: list[Any] = [getattr(found, one.name) for one in fields(found)]
     assert budgets not in parts
-    assert [one.raises for one in found.by_id.values()] == [{}]
+    assert [(one.raises, one.overrides) for one in found.by_id.values()] == [({}, {})]
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["by caller", "by what it says"])

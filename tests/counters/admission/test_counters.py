@@ -6,6 +6,7 @@ import asyncio
 import signal
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from gateway.core.accounts.budgets import Budget, CallAttributes, PersonalOverride, account_of, owner_of
+from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.model import (
     NO_SERVICE,
     BudgetAccount,
@@ -39,6 +42,8 @@ from tests.counters.fake_redis import bulk, fake_redis
 from tests.waiting import eventually
 
 __all__ = ["hire"]
+# Calls at one instant.
+CALLS = 500
 
 
 async def test_reserve_and_settle_move_account(world: World, hire: Hire) -> None:
@@ -291,3 +296,37 @@ async def test_settle_charges_service_as_resolved_now(world: World, hire: Hire) 
         await worker.reserve(request)
         await worker.settle(request, 5, credits=5)
     assert (world.tenant.used, world.organization.balance) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("override", "admitted"),
+    [(PersonalOverride(37), 37), (PersonalOverride(0), 0), (PersonalOverride(None), CALLS), (None, 20)],
+)
+async def test_reserve_admits_exactly_the_calls_of_one_instant_that_an_override_covers(
+    world: World, hire: Hire, override: PersonalOverride | None, admitted: int
+) -> None:
+    """Everybody has 20: two workers send Ada's calls, and one of Bob's among each ten of hers."""
+    world.plan(None)
+    own = {} if override is None else {owner_of("ada"): override}
+    each = Budget(1, "each", "requests", 20, "total", each="user", overrides=own)
+    budgets = OrganizationBudgets(world.caller.organization_id, (each,), "USD")
+    workers, users = [await hire(world) for _ in range(2)], (["ada"] * 10 + ["bob"]) * (CALLS // 10)
+    asked = {"ada": list[HoldRequest](), "bob": list[HoldRequest]()}
+    for user in users:
+        asked[user].append(request := workers[0].request(user=user))
+        attributes = CallAttributes(world.caller.tenant_id, world.caller.key_id, 0, user)
+        request.budgets = budgets.find(attributes, world.now_ms()).accounts
+    sent = [request for user in ("ada", "bob") for request in asked[user]]
+    decisions = await asyncio.gather(*[workers[at % 2].reserve(one) for at, one in enumerate(sent)])
+    verdicts = Counter(
+        (request.user, decision.verdict) for request, decision in zip(sent, decisions, strict=True)
+    )
+    expected = {
+        ("ada", Verdict.ADMITTED): admitted, ("ada", Verdict.QUOTA_HELD): CALLS - admitted,
+        ("bob", Verdict.ADMITTED): 20, ("bob", Verdict.QUOTA_HELD): CALLS // 10 - 20,
+    }  # fmt: skip
+    if override == PersonalOverride(0):
+        expected |= {("ada", Verdict.QUOTA_HELD): 0, ("ada", Verdict.BUDGET_EXCEEDED): CALLS}
+    assert verdicts == Counter(expected)
+    held = [window.held for window in world.windows(account_of(world.caller.organization_id, each, "ada"))]
+    assert held == ([] if admitted == 0 else [admitted])

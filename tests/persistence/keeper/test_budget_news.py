@@ -164,6 +164,39 @@ async def test_an_account_that_is_raised_is_measured_by_its_own_limit(desk: Desk
     assert later == [("threshold", "ada"), ("exceeded", "ada")]
 
 
+async def test_an_account_with_an_override_is_measured_by_its_own_limit(desk: Desk) -> None:
+    """Of 100 Ada has 20, Bob 400, Cay no limit and Dan nothing; Eve's 20 is over, and Fay is raised to 30."""
+    budget = desk.budget(each="user", thresholds="[0.5, 0.8]")
+    names = {name[0]: name for name in ("ada", "bob", "cay", "dan", "eve", "fay")}
+    for value, amount, ends in (
+        ("a", 20, 1),
+        ("b", 400, 1),
+        ("c", None, 1),
+        ("d", 0, 1),
+        ("e", 20, 0),
+        ("f", 20, 1),
+    ):
+        desk.do(
+            "INSERT INTO budget_override (budget_id, value, name, amount, until) VALUES (%s, %s, %s, %s, %s)",
+            budget, value, names[value], amount, NOW + timedelta(hours=ends),
+        )  # fmt: skip
+    desk.do(
+        "INSERT INTO budget_raise (budget_id, value, name, amount, until, reason)"
+        " VALUES (%s, 'f', 'fay', 30, %s, 'a fair')",
+        budget, NOW + timedelta(hours=1),
+    )  # fmt: skip
+    for value, name in names.items():
+        desk.use(budget, (120 if value in "bcd" else 16) * UNIT, value=value, name=name)
+    await desk.look()
+    found = [
+        (event.removeprefix("budget."), data["account"], data["percent"], data["amount"])
+        for event, data in desk.told()
+    ]
+    assert found == [
+        ("threshold", "ada", 50, "20"), ("threshold", "ada", 80, "20"), ("threshold", "fay", 50, "30"),
+    ]  # fmt: skip
+
+
 async def test_a_raise_counts_while_it_lasts(desk: Desk) -> None:
     budget = desk.budget(thresholds="[0.8]", raised_to=200, raised_until=NOW + timedelta(hours=1))
     desk.use(budget, 120 * UNIT)

@@ -13,9 +13,16 @@ import pytest
 
 from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Query, Realm, Row
 from gateway.core.accounts.budget_selectors import BUDGETS_MAX
-from gateway.core.accounts.budgets import ORGANIZATION_RAISES_MAX, RAISES_MAX, Budget, owner_of
+from gateway.core.accounts.budgets import (
+    ORGANIZATION_OVERRIDES_MAX,
+    ORGANIZATION_RAISES_MAX,
+    OVERRIDES_MAX,
+    RAISES_MAX,
+    Budget,
+    owner_of,
+)
 from gateway.core.times import ms_of
-from gateway.errors import Conflict, Unprocessable
+from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence import engine as engines
 from persistence.keeper.definitions import of_accounts
 from persistence.store import Store
@@ -204,6 +211,89 @@ async def test_so_many_of_a_budget_and_of_an_organization_are_raised(desk: Desk)
     fill(second, ORGANIZATION_RAISES_MAX - RAISES_MAX)
     assert set(await desk.refused("raise", third, **said)) == {"who"}
     assert len((await desk.told())[0].raises) == RAISES_MAX
+
+
+async def overridden(desk: Desk, budget_id: int, who: str, amount: object, days: int | None = None) -> None:
+    until = None if days is None else desk.now + timedelta(days=days)
+    await desk.do("override", budget_id, amount=amount, until=until, who=who)
+
+
+async def test_gateways_get_overrides_beside_the_amount_of_the_budget(desk: Desk) -> None:
+    desk.now = datetime.now(UTC).replace(microsecond=0)
+    budget_id = int(str((await desk.make(each="user"))["id"]))
+    for who, amount, days in (("ada", Decimal(9), None), ("ada", Decimal(5), 2), ("bob", None, None)):
+        await overridden(desk, budget_id, who, amount, days)
+    await overridden(desk, budget_id, "eve", Decimal(0))
+    [budget] = await desk.told()
+    assert budget.overrides == {
+        owner_of("ada"): (5_000_000_000, ms_of(desk.now + timedelta(days=2))),
+        owner_of("bob"): (None, 0),
+        owner_of("eve"): (0, 0),
+    }
+    done = await desk.do("remove-override", budget_id, who="bob")
+    assert [intent.account for intent in done.intents] == [f"organization:{ORGANIZATION}"]
+    assert (await desk.told())[0].overrides.keys() == {owner_of("ada"), owner_of("eve")}
+    with pytest.raises(NotFound):
+        await desk.do("remove-override", budget_id, who="bob")
+
+
+async def test_gateways_get_no_ended_override_and_the_next_write_deletes_it(desk: Desk) -> None:
+    budget_id = int(str((await desk.make(each="user"))["id"]))
+    desk.now = datetime.now(UTC) - timedelta(days=9)
+    await overridden(desk, budget_id, "ada", Decimal(5), 1)
+    assert (await desk.told())[0].overrides == {}
+    assert (
+        await desk.store.page("budget-overrides", Query({"budget_id": budget_id}, None, None, None, 9))
+    ).rows == ()
+    with pytest.raises(NotFound):
+        await desk.do("remove-override", budget_id, who="ada")
+    desk.now = datetime.now(UTC)
+    await overridden(desk, budget_id, "bob", Decimal(5))
+    assert desk.rows("SELECT name FROM budget_override") == [("bob",)]
+
+
+async def test_a_raise_of_an_override_outlives_a_change_of_the_amount(desk: Desk) -> None:
+    """Ada has 5 of 12.50 and is raised to 8: everybody's 13 is not hers. Bob's raise to 13 is nothing more."""
+    desk.now = datetime.now(UTC)
+    budget_id = int(str((await desk.make(each="user"))["id"]))
+    await overridden(desk, budget_id, "ada", Decimal(5))
+    less = {"until": desk.now + timedelta(days=1), "reason": "-", "who": "ada"}
+    assert set(await desk.refused("raise", budget_id, amount=Decimal("4.99"), **less)) == {"amount"}
+    for who, amount in (("ada", 8), ("bob", 13)):
+        await raised(desk, budget_id, who, amount)
+    await desk.do("change", budget_id, amount=Decimal(13))
+    assert (await desk.told())[0].raises.keys() == {owner_of("ada")}
+
+
+async def test_an_override_names_a_key_or_tenant_that_the_budget_applies_to(desk: Desk) -> None:
+    of_keys, of_tenants = [int(str((await desk.make(each=each))["id"])) for each in ("key", "tenant")]
+    team = int(str((await desk.make(each="key", tenant_id=3))["id"]))
+    for budget_id, who in ((of_keys, "1"), (of_tenants, "1"), (of_tenants, "3")):
+        await overridden(desk, budget_id, who, Decimal(5))
+    for budget_id, who in ((of_keys, "2"), (of_keys, "9"), (of_tenants, "2"), (of_tenants, "9"), (team, "1")):
+        said = {"amount": Decimal(5), "until": None, "who": who}
+        assert set(await desk.refused("override", budget_id, **said)) == {"who"}, (budget_id, who)
+
+
+async def test_so_many_of_a_budget_and_of_an_organization_are_overridden(desk: Desk) -> None:
+    first, second, third = [int(str((await desk.make(each="user"))["id"])) for _ in range(3)]
+
+    def fill(budget_id: int, count: int) -> None:
+        with connected(desk.url) as connection:
+            connection.execute(
+                "INSERT INTO budget_override (budget_id, value, name, amount)"
+                " SELECT %s, n, n, 20 FROM generate_series(1, %s) AS n",
+                (budget_id, count),
+            )
+
+    fill(first, OVERRIDES_MAX - 1)
+    await overridden(desk, first, "ada", Decimal(20))
+    await overridden(desk, first, "ada", None)
+    said = {"amount": Decimal(20), "until": None, "who": "bob"}
+    assert set(await desk.refused("override", first, **said)) == {"who"}
+    fill(second, ORGANIZATION_OVERRIDES_MAX - OVERRIDES_MAX)
+    assert set(await desk.refused("override", third, **said)) == {"who"}
+    assert len((await desk.told())[0].overrides) == OVERRIDES_MAX
 
 
 async def test_a_raise_that_is_over_is_not_shown(desk: Desk) -> None:
