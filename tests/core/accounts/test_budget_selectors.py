@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.core.accounts.budget_selectors import BUDGETS_MAX, Selector, may_meet_more, selector_of, too_many
 from gateway.core.accounts.budgets import Budget, CallAttributes
 
-ANY = Selector(None, None, None, None, None, None, None, None, None)
+ANY = Selector(None, None, None, None, None, None, None, None, (), None)
 VALUES: dict[str, list[Any]] = {
     "tenant_id": [1, 2], "user": ["ada", "bob"], "api_key_id": [3], "project_id": [0, 1],
     "model": ["gpt-5", "gpt-5-mini", "gpt-*", "gpt-5*"], "service_id": [7], "each": ["user", "session"],
