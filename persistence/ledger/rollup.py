@@ -135,6 +135,8 @@ _STARTS = {
     "half_week": "greatest(date_trunc('week', start, 'UTC'),"
     " date_trunc('week', start - interval '72 hours', 'UTC') + interval '72 hours')"
 }
+
+
 def start_of(unit: str) -> str:
     """Return SQL for the start, in UTC, of the unit (such as week) that contains the column `start`."""
     return _STARTS.get(unit, f"date_trunc('{unit}', start, 'UTC')")

@@ -53,7 +53,7 @@ from gateway.core.times import ms_of
 from gateway.errors import Forbidden, Unprocessable
 from persistence import entity
 from persistence.billing import top_ups
-from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter, id_in, live, lock, require
+from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter, id_in, lock, require
 from persistence.keeper.retention import not_before
 from persistence.resources import people
 from persistence.resources.app_users import acting
@@ -94,7 +94,11 @@ def check_values(change: EntityWrite) -> None:
     values = change.command.values
     owner = id_in(values, "organization_id")
     lock_budgets(change.connection, owner)
-    errors = [*wrong_window(values), *_foreign(change.connection, values), *_undeclared(change.connection, values)]
+    errors = [
+        *wrong_window(values),
+        *_foreign(change.connection, values),
+        *_undeclared(change.connection, values),
+    ]
     others, fixed = selectors_of(change.connection, owner), fixed_tags(change.connection, owner)
     beyond = [*too_many(others, selector_of(values), fixed)]
     if beyond and change.by_team:

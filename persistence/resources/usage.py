@@ -116,7 +116,7 @@ def tags_since(connection: Connection, asked: UsageQuery) -> Mapping[str, str]:
     of = of.where(since.c.key.in_([tag_in(name) for name in asked.tags])).group_by(since.c.key)
     if "organization_id" in asked.filters:
         of = of.where(organization.c.id == asked.filters["organization_id"])
-    return {name: at for name, at in connection.execute(of)}
+    return dict(connection.execute(of).tuples().all())
 
 
 def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:
@@ -172,7 +172,12 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
         select(began, *(column for column in added.c if column.name != "began"))
         # Sums that are all zero are left out.
         .where(or_(*(added.c[name] != 0 for name in SUMS)))
-        .order_by(*(text(f"{_quoted(name)} DESC" if name in ("cost", "tokens") else _quoted(name)) for name in order))
+        .order_by(
+            *(
+                text(f"{_quoted(name)} DESC" if name in ("cost", "tokens") else _quoted(name))
+                for name in order
+            )
+        )
         .limit(asked.rows_max)
         .offset(asked.skip)
         .subquery("page")
@@ -266,9 +271,7 @@ def _column(columns: Any, name: str, *, tagged: bool) -> Any:
     return columns[name]
 
 
-def _began(
-    interval: str, piece: ReportPiece, start: ColumnElement[datetime]
-) -> ColumnElement[datetime]:
+def _began(interval: str, piece: ReportPiece, start: ColumnElement[datetime]) -> ColumnElement[datetime]:
     """Return SQL for the start of the report's interval that a row belongs to.
 
     It is a constant or a column where possible, because a function for each row costs as much as summing it.

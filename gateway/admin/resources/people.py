@@ -333,7 +333,8 @@ class ApiKeyCreate(_TokenCredential):
     spent_status: SpentStatus | None = optional(f"{SPENT_STATUS}; null: as the organization says.")
     retry_after_max_s: RetryAfter | None = optional(f"{RETRY_AFTER_MAX}; null: as the organization says.")
     tags: TagValues = Field(
-        default={}, description="Tags of all its calls, before what callers say: NAME=VALUE of declared names."
+        default={},
+        description="Tags of all its calls, before what callers say: NAME=VALUE of declared names.",
     )
     expires_at: Instant | None = None
     issuer: Issuer | None = optional(

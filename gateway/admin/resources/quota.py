@@ -42,7 +42,6 @@ from gateway.admin.resources.values import (
     ModelText,
     Money,
     Out,
-    TagGroup,
     TagValues,
     Text,
     TokenUnitPrice,
@@ -56,6 +55,8 @@ from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import EACH, ENFORCE, FINISH, HOLDS, MODES, MONEY, ON_EXHAUSTED, UNITS
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
+from gateway.core.accounts.tags import GROUP as TAG_GROUP
+from gateway.core.accounts.tags import TAG
 from gateway.core.billing.price_book import FALLBACK
 from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
 from gateway.core.model import BLOCK_CAUSES, INTEGER_MAX
@@ -234,7 +235,22 @@ WINDOW = ("organization_id", *SELECTING, "tags", "each", "unit", "interval", "ti
 # The choices come from the domain's own constants.
 Unit: Any = Literal[UNITS]
 Interval: Any = Literal[tuple(INTERVALS)]
-Each: Any = Literal[EACH] | TagGroup
+Each: Any = Annotated[
+    str,
+    Field(strict=True),
+    must(
+        lambda each: each in EACH or TAG_GROUP.fullmatch(each) is not None,
+        f"be {', '.join(EACH)}, or {TAG}NAME of a tag",
+    ),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": list(EACH)},
+                {"type": "string", "pattern": f"^{TAG_GROUP.pattern}$"},
+            ]
+        }
+    ),
+]
 Mode: Any = Literal[MODES]
 OnExhausted: Any = Literal[ON_EXHAUSTED]
 Holds: Any = Literal[HOLDS]

@@ -32,15 +32,14 @@ from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from gateway.core.accounts.outbox import read_facts, told_of
+from gateway.core.accounts.tags import CHARACTERS_MAX as TAG_CHARACTERS_MAX
+from gateway.core.accounts.tags import NAME as TAG_NAME
+from gateway.core.accounts.tags import TAGS_MAX, read_value
 from gateway.core.billing.charges import TOKEN_PRICE_MAX
 from gateway.core.billing.document import ADDRESS_LINES_MAX, ENDPOINT, MAIL, countries
 from gateway.core.billing.money import EXACT, MICRO, MINOR_DIGITS, NANO
 from gateway.core.calls.routes import PATTERN_SCHEMA, read_pattern
 from gateway.core.model import INTEGER_MAX
-from gateway.core.accounts.tags import CHARACTERS_MAX as TAG_CHARACTERS_MAX
-from gateway.core.accounts.tags import GROUP as TAG_GROUP
-from gateway.core.accounts.tags import NAME as TAG_NAME
-from gateway.core.accounts.tags import TAGS_MAX, read_value
 from gateway.core.text import hidden_in
 from gateway.core.times import is_zone, rfc3339
 
@@ -261,8 +260,6 @@ UpstreamName = Annotated[str, Field(strict=True), _word("A-Za-z0-9", "A-Z, a-z, 
 TagName = Annotated[
     str, Field(strict=True), _PatternText(TAG_NAME, "1 to 64 of letters, digits, '_', '-' and '.'")
 ]
-# A tag as reports, and budgets that give each value an amount, name it.
-TagGroup = Annotated[str, Field(strict=True), _PatternText(TAG_GROUP.pattern, "tag: and the name of a tag")]
 TagNames = Annotated[
     list[TagName],
     Field(max_length=TAGS_MAX, json_schema_extra={"uniqueItems": True}),

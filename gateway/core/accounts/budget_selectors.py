@@ -67,7 +67,9 @@ def too_many_by_tags(selectors: Mapping[str, Selector], key: Selector) -> Iterat
 
     `key` has what all calls of the key have: its tenant, its id, its user, and `tags`.
     """
-    mine = {name: one for name, one in selectors.items() if set(one.tags) <= set(key.tags) and _meet(one, key)}
+    mine = {
+        name: one for name, one in selectors.items() if set(one.tags) <= set(key.tags) and _meet(one, key)
+    }
     for new in {one for one in mine.values() if one.tags}:
         if met := may_meet_more(mine.values(), new):
             yield "tags", _names_met(mine, met)
@@ -79,9 +81,7 @@ def _names_met(selectors: Mapping[str, Selector], met: Collection[Selector]) -> 
     return f"a call could then meet budgets of more than {BUDGET_ACCOUNTS_MAX} different selectors, with: {names}"
 
 
-def _met_by_tags(
-    others: Collection[Selector], new: Selector, fixed: Iterable[Tags]
-) -> frozenset[Selector]:
+def _met_by_tags(others: Collection[Selector], new: Selector, fixed: Iterable[Tags]) -> frozenset[Selector]:
     """Return the result of `may_meet_more` for calls without tags, or with those that some API key fixes.
 
     Tags that callers say are no reason to refuse a budget: their calls are refused.

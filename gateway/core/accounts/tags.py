@@ -23,7 +23,7 @@ _NAME: Final = re.compile(NAME, re.ASCII)
 # Control characters, and those of Unicode that end a line or change its direction (Bidi_Control); halves of
 # characters, which mypyc takes in no literal.
 _UNFIT: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069" f"{chr(0xD800)}-{chr(0xDFFF)}]"
+    f"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069{chr(0xD800)}-{chr(0xDFFF)}]"
 )
 
 # Names with values.
