@@ -113,7 +113,8 @@ _TAKEN_OUT = {
        payload = CASE WHEN payload ? 'user' THEN payload || jsonb_build_object('user', %(none)s::text)
                       ELSE payload END
  WHERE account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s""",
-    "call": "UPDATE call SET session = NULL, upstream_request_id = NULL WHERE user_id = %(id)s",
+    "call": "UPDATE call SET session = NULL, upstream_request_id = NULL, tags = NULL WHERE user_id = %(id)s",
+    "usage_tag": "UPDATE usage_tag SET tags = '{}' WHERE user_id = %(id)s AND tags <> '{}'",
     "budget": f"""UPDATE budget SET "user" = %(none)s, name = %(none)s WHERE {KEPT["budget"][0]}""",
     "admin_token": """UPDATE admin_token SET name = %(none)s, issuer = NULL, subject = NULL
  WHERE user_id = %(id)s""",

@@ -6,7 +6,7 @@ Serialization failures and deadlocks are retried. Other database errors become e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -262,6 +262,16 @@ class Store:
 
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Sum the calls of a usage query; at most `rows_max` rows."""
+        mine = self._readable(asked)
+        return await self._read(lambda connection: usage.used(connection, mine))
+
+    async def tags_since(self, asked: UsageQuery) -> Mapping[str, str]:
+        """Return since when calls have each tag of a usage query."""
+        mine = self._readable(asked)
+        return await self._read(lambda connection: usage.tags_since(connection, mine))
+
+    def _readable(self, asked: UsageQuery) -> UsageQuery:
+        """Return a usage query of those calls alone that its reader may see."""
         if self._within is not None:
             named, own = asked.filters.get("organization_id"), self._within.organization_id
             owner = NOBODYS if named not in {None, own} else own
@@ -272,7 +282,7 @@ class Store:
                 asked = replace(asked, filters={**asked.filters, "tenant_id": team})
             if (key := self._within.api_key_id) is not None:
                 asked = replace(asked, filters={**asked.filters, "api_key_id": key})
-        return await self._read(lambda connection: usage.used(connection, asked))
+        return asked
 
     async def unbilled(self, organization_id: int) -> Sequence[Row]:
         """Return the charges of an organization that no invoice contains, by kind."""

@@ -115,6 +115,7 @@ class ApiKeyColumns(Columns):
     runs: Column[Any | None]
     spent_status: Column[int | None]
     retry_after_max_s: Column[int | None]
+    tags: Column[Any]
 
 class AppUserColumns(Columns):
     id: Column[int]
@@ -221,6 +222,7 @@ class BudgetColumns(Columns):
     of_team: Column[bool]
     tool: Column[str | None]
     server: Column[str | None]
+    tags: Column[Any]
 
 class BudgetOverrideColumns(Columns):
     budget_id: Column[int]
@@ -323,6 +325,7 @@ class CallColumns(Columns):
     refused_by: Column[int | None]
     priced_at: Column[datetime | None]
     hour_factor: Column[str | None]
+    tags: Column[Any | None]
 
 class ChargeColumns(Columns):
     id: Column[int]
@@ -796,6 +799,8 @@ class OrganizationColumns(Columns):
     contact: Column[Any | None]
     buyer_reference: Column[str | None]
     endpoint_id: Column[str | None]
+    tags: Column[Any]
+    tags_since: Column[Any]
 
 class OrganizationServiceColumns(Columns):
     id: Column[int]
@@ -1288,6 +1293,7 @@ class UsageOutboxColumns(Columns):
     error: Column[str | None]
     created_at: Column[datetime]
     feed_id: Column[int]
+    tags: Column[Any]
 
 class UsageRollupColumns(Columns):
     span: Column[str]
@@ -1300,6 +1306,34 @@ class UsageRollupColumns(Columns):
     service_id: Column[int]
     model: Column[str]
     currency: Column[str]
+    requests: Column[int]
+    refused: Column[int]
+    input: Column[int]
+    cache_read: Column[int]
+    cache_write: Column[int]
+    output: Column[int]
+    reasoning: Column[int]
+    tokens: Column[int]
+    credits: Column[int]
+    units: Column[int]
+    cost: Column[int]
+    estimated: Column[int]
+    unpriced: Column[int]
+    cache_write_1h: Column[int]
+
+class UsageTagColumns(Columns):
+    span: Column[str]
+    start: Column[datetime]
+    organization_id: Column[int]
+    tenant_id: Column[int]
+    api_key_id: Column[int]
+    user_id: Column[int]
+    project_id: Column[int]
+    service_id: Column[int]
+    model: Column[str]
+    currency: Column[str]
+    tags_hash: Column[bytes]
+    tags: Column[Any]
     requests: Column[int]
     refused: Column[int]
     input: Column[int]
@@ -1488,6 +1522,7 @@ usage_feed: Table[UsageFeedColumns]
 usage_name: Table[UsageNameColumns]
 usage_outbox: Table[UsageOutboxColumns]
 usage_rollup: Table[UsageRollupColumns]
+usage_tag: Table[UsageTagColumns]
 usage_tier: Table[UsageTierColumns]
 usage_told: Table[UsageToldColumns]
 use_event: Table[UseEventColumns]

@@ -192,6 +192,7 @@ class Explanation:
             said.append(f"user {self._user or call['user_id']}")
         said += [f"project {call['project_id']}"] if call["project_id"] is not None else []
         said += [f"session {call['session']}"] if call["session"] else []
+        said += [f"tag {name} {value}" for name, value in call["tags"].items()]
         facts = []
         if models := self._key.get("models"):
             facts.append(f"the key may use {', '.join(models)}")
@@ -259,6 +260,7 @@ class Explanation:
             call["tenant_id"], call["api_key_id"] or 0, call["service_id"] or 0,
             self._user or str(self._key.get("user") or ""), call["project_id"],
             tuple(filter(None, (call["model"], call["response_model"]))), call["session"] or "", tool, server,
+            tuple(call["tags"].items()),
         )  # fmt: skip
         query = _query(BUDGETS_MAX, organization_id=call["organization_id"])
         rows = (await self._wide.store.page("budgets", query)).rows

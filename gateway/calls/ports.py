@@ -12,6 +12,7 @@ from gateway.core.accounts.refusals import Refusals
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
 from gateway.core.accounts.spent_answers import SpentAnswer
+from gateway.core.accounts.tags import Tags
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import ModelRule
@@ -89,6 +90,9 @@ class DirectoryPort(Protocol):
 
     def spent_answer(self, caller: Caller) -> SpentAnswer:
         """Return the HTTP status and maximum wait in this caller's refusals for a used-up amount."""
+
+    def tags(self, caller: Caller, said: Attribution) -> Tags:
+        """Return the declared tags of a call with the attribution `said`, by the key and the caller."""
 
     def pays_in(self, caller: Caller) -> str:
         """Return the currency that a caller's organization pays in."""

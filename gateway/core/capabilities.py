@@ -13,6 +13,7 @@ from typing import Any
 
 from gateway.core.accounts.budget_amounts import MONEY_DIGITS_MAX
 from gateway.core.accounts.budgets import MONEY, TENANT
+from gateway.core.accounts.tags import tag_in
 from gateway.core.processes import Program
 
 # The largest amount of money that programs before layout 133 count.
@@ -77,6 +78,10 @@ def _of_budgets(verb: str, values: Row, row: Row) -> bool:
     return not events or any(event.startswith("budget.") for event in events)
 
 
+def _names_tags(verb: str, values: Row, row: Row) -> bool:
+    return bool(values.get("tags")) or tag_in(str(values.get("each") or "")) != ""
+
+
 # Names are said by running programs, so none is ever removed.
 CAPABILITIES: Mapping[str, Capability] = {
     "large_budgets": Capability(
@@ -113,6 +118,12 @@ CAPABILITIES: Mapping[str, Capability] = {
         {"prices": lambda verb, values, row: bool(values.get("hours"))},
         layout=133,
         schema="0133",
+    ),
+    "tags": Capability(
+        "Tags",
+        dict.fromkeys(("organizations", "api-keys", "budgets"), _names_tags),
+        layout=133,
+        schema="0136",
     ),
     "run_policies": Capability(
         "Policies of runs", dict.fromkeys(("organizations", "tenants", "api-keys"), _sets("runs")), layout=133

@@ -153,7 +153,7 @@ class Caller:
 
     `user` is the user of all its calls; if empty, `user_header` says whether calls may name one. `unsettled`
     says what its unsettled holds cost, `priority` is the highest that its calls may claim, `runs` its policy
-    of runs, and `spent` the answer when an amount is used up.
+    of runs, `spent` the answer when an amount is used up, and `tags` are those that its calls always have.
     """
 
     organization_id: int
@@ -167,6 +167,7 @@ class Caller:
     priority: str = INTERACTIVE
     runs: RunPolicy | None = None
     spent: SpentAnswer = UNSAID
+    tags: tuple[tuple[str, str], ...] = ()
 
     def acts_for(self, named: str, in_body: str = "") -> str:
         """Return the user for whom a call is made; empty for none.
@@ -197,7 +198,10 @@ class RunRequest:
 
 @dataclass(slots=True)
 class Attribution:
-    """Facts that a request states about itself: its user, and columns for its rows."""
+    """Facts that a request states about itself: its user, and columns for its rows.
+
+    `tags` are the members of `metadata` that can be tags, whatever the organization declares.
+    """
 
     user: str = ""
     content_id: int | None = None
@@ -207,6 +211,7 @@ class Attribution:
     session: str = ""
     run: RunRequest | None = None
     priority: str = ""
+    tags: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(slots=True)

@@ -95,7 +95,7 @@ class AdmittedCall:
     """
 
     __slots__ = (
-        "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request",
+        "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request", "_tags",
         "attempt", "binds", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "head",
         "meter", "prices", "request_id", "room", "service", "upstream_id", "user", "worker",
     )  # fmt: skip
@@ -118,6 +118,8 @@ class AdmittedCall:
         self.prices = prices
         self.budgets = budgets
         self.user = ""
+        # Those declared at the moment of admission.
+        self._tags = self.worker.ports.directory.tags(caller, self.head.attribution)
         self._raises = raises
         self._accounts: tuple[str, ...] = ()
         # The watched extension of the hold. Then, once computed: the tokens that the hold covers (-1 before),
@@ -390,7 +392,7 @@ class AdmittedCall:
         return UseTerms(
             self.caller, self.request_id, self.user, self.service, self.prices, self._accounts,
             budgets is not None, "" if budgets is None else budgets.currency, None,
-            self.head.said.columns,
+            self.head.said.columns, self._tags,
         )  # fmt: skip
 
     def _charged(self, usage: TokenUsage, status: int, reason: str, used: bool) -> ChargedUse:

@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 from gateway.core.accounts.outbox import ROW_MARKERS
 from gateway.core.accounts.runs import FIELD_BYTES_MAX, ID_CHARACTERS_MAX, is_id, read_run
+from gateway.core.accounts.tags import Tags, read_values
 from gateway.core.calls.routes import Route
 from gateway.core.families.header_fields import (
     BAGGAGE_FIELD,
@@ -140,7 +141,7 @@ def read_attribution(said: Values, family: Family) -> tuple[Attribution, str]:
     content_id = _integer(said, "content-id")
     project_id = _integer(said, "project-id")
     feature_version = _text(said, "feature-version", FEATURE_VERSION_CHARACTERS_MAX)
-    metadata = _metadata(said)
+    metadata, tags = _metadata(said)
     session = _text(said, "session", SESSION_CHARACTERS_MAX) or _their_session(said, family)
     parts = (content_id, project_id, feature_version or None)
     columns = (
@@ -150,7 +151,7 @@ def read_attribution(said: Values, family: Family) -> tuple[Attribution, str]:
     if priority and priority not in PRIORITIES:
         name = "x-tollkeeper-priority"
         raise InvalidRequest(f"{name} must be {' or '.join(PRIORITIES)}.", param=name)
-    said_of = (user, content_id, project_id, feature_version, metadata, session, run, priority)
+    said_of = (user, content_id, project_id, feature_version, metadata, session, run, priority, tags)
     return Attribution(*said_of), columns
 
 
@@ -258,10 +259,11 @@ def _integer(said: Values, suffix: str) -> int | None:
     return int(value)
 
 
-def _metadata(said: Values) -> bytes:
+def _metadata(said: Values) -> tuple[bytes, Tags]:
+    """Return the caller's metadata as JSON, and those of its members that can be tags."""
     name, value = _one(said, "metadata")
     if value is None:
-        return b""
+        return b"", ()
     if len(value) > METADATA_BYTES_MAX:
         raise InvalidRequest(f"{name} must be at most {METADATA_BYTES_MAX} bytes.", param=name)
     try:
@@ -277,7 +279,7 @@ def _metadata(said: Values) -> bytes:
         raise InvalidRequest(f"{name} must be a JSON object.", param=name) from error
     if b"\\u0000" in written:
         raise InvalidRequest(f"{name} must be a JSON object without NUL.", param=name)
-    return written
+    return written, read_values(read)
 
 
 def _within(value: object, depth: int) -> bool:

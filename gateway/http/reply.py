@@ -320,5 +320,6 @@ def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> 
             head.attribution.session, routed.label, "" if call is None else call.model,
             call is not None and call.streamed, refusal.status, refusal.reason,
             int((ports.seconds() - exchange.started) * 1000), "" if run is None else run.id, kind, by,
+            dict(ports.directory.tags(caller, head.attribution)),
         )
     )  # fmt: skip

@@ -87,6 +87,7 @@ SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id,
        coalesce(c.exchange_rate, '') AS exchange_rate, c.price_id, c.tools, c.duration_ms, c.priced_at,
        coalesce(c.service_tier, '') AS service_tier, c.content_id, c.project_id, c.api_key_id,
        coalesce(p.external_id, '') AS "user", coalesce(c.session, '') AS session,
+       coalesce(c.tags, jsonb_build_object()) AS tags,
        u.units + coalesce(w.units, 0)::bigint AS units, u.day AS told_on, c.credits,
        coalesce(u.others, l.others, k.others) AS other_models, a.id IS NOT NULL AS is_amended,
        NOT :amends AND u.day IS NOT NULL AND (

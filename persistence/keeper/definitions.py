@@ -75,7 +75,7 @@ SELECT id, (extract(epoch FROM created_at) * 1000000)::bigint AS created,
                                            n.counts_tokens) ORDER BY n.service_id)
           FROM organization_service AS n LEFT JOIN business_model AS b ON b.id = n.business_model_id
          WHERE n.organization_id = organization.id) AS negotiated,
-       models, spent_status, retry_after_max_s,
+       models, spent_status, retry_after_max_s, tags,
        (SELECT jsonb_object_agg(t.id, t.models) FROM tenant AS t
          WHERE t.organization_id = organization.id AND t.models IS NOT NULL
            AND t.deleted_at IS NULL) AS tenant_models,
@@ -135,7 +135,7 @@ _KEYS = """
 SELECT k.id, k.tenant_id, t.organization_id, (extract(epoch FROM k.created_at) * 1000000)::bigint AS created,
        k.digest, CAST(k.limits AS text) AS limits, k.user, k.models,
        k.revoked_at, k.expires_at, k.user_header, k.unsettled, k.priority, k.runs,
-       k.spent_status, k.retry_after_max_s,
+       k.spent_status, k.retry_after_max_s, k.tags,
        k.issuer IS NOT NULL AND NOT starts_with(k.digest, :given_up) AS of_tokens
   FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id WHERE {where} ORDER BY k.id"""
 _USERS = """
@@ -255,6 +255,7 @@ async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any
             expires_ms=ms_of(row["expires_at"]),
             runs=_run_policy(row["runs"]),
             spent=_spent_answer(row),
+            tags=tuple(sorted((row["tags"] or {}).items())),
         )
         for row in await _rows(connection, _KEYS, where, {**values, "given_up": GIVEN_UP})
     ]
@@ -355,7 +356,7 @@ def _plain_terms(currency: str, *, subscribed: bool, listed: bool) -> Organizati
 
 def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> OrganizationTerms:
     lists, runs, spent = _model_lists(row), _run_policies(row), _spent_answer(row)
-    plain = lists is NO_LISTS and runs is NO_POLICIES and spent is UNSAID
+    plain = lists is NO_LISTS and runs is NO_POLICIES and spent is UNSAID and not row["tags"]
     if plain and not (row["negotiated"] or row["subscription"] or budgets):
         return _plain_terms(row["currency"], subscribed=row["subscribed"], listed=row["listed"])
     subscription = row["subscription"] or {"features": (), "since": 0, "until": 0}
@@ -374,6 +375,7 @@ def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> Organiz
         models=lists,
         runs=runs,
         spent=spent,
+        tags=tuple(row["tags"] or ()),
     )
 
 

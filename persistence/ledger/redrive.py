@@ -31,6 +31,7 @@ from gateway.core.accounts.outbox import (
     moved,
 )
 from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount, RefusingLimit, others
+from gateway.core.accounts.tags import Tags
 from gateway.core.accounts.usage import SUMS
 from gateway.core.billing.price_book import KINDS
 from gateway.core.times import DAY_MS, moment_of
@@ -62,8 +63,10 @@ from persistence.tables import call
 # A worker numbers its batches: a number that is stored already is skipped, so that a batch counts once. Names
 # that callers invent are limited by organization and day; a refused call creates no user.
 
-# Maximum of one organization and day: combinations of user, project and model.
+# Maximum of one organization and day: combinations of user, project, model and tags.
 NAMED_A_DAY_MAX = 1_000
+# A user, project, model and tags.
+CountedName = tuple[int, int, str, Tags]
 ORGANIZATIONS_MAX = 10_000
 _REFUSED = SUMS.index("refused")
 _CLAIM = text("""
@@ -130,9 +133,11 @@ class RefusedJournal:
         """Return the hour, owner and names to count refused calls by; too many names a day share one."""
         owner, hour_ms = count.organization_id, count.hour_ms
         user, project, model = users.get((owner, count.user), 0), count.project_id, stored_text(count.model)
-        if not self._named.known(owner, hour_ms // DAY_MS, (user, project, model)):
-            user, (project, model) = 0, others(project, model)
-        return owner, hour_ms, count.tenant_id, count.key_id, user, project, count.service_id, model, ""
+        tags = count.tags
+        if not self._named.known(owner, hour_ms // DAY_MS, (user, project, model, tags)):
+            user, (project, model), tags = 0, others(project, model), ()
+        own = (owner, hour_ms, count.tenant_id, count.key_id, user, project, count.service_id, model, "")
+        return *own, rollup.tags_json(tags)
 
 
 class RefusalNames:
@@ -140,10 +145,10 @@ class RefusalNames:
 
     def __init__(self, a_day_max: int) -> None:
         self._a_day_max = a_day_max
-        self._known: dict[tuple[int, int], set[tuple[int, int, str]]] = {}
+        self._known: dict[tuple[int, int], set[CountedName]] = {}
 
-    def known(self, organization_id: int, day: int, name: tuple[int, int, str]) -> bool:
-        """Return whether calls of this user, project and model are counted by these names.
+    def known(self, organization_id: int, day: int, name: CountedName) -> bool:
+        """Return whether calls of this user, project, model and tags are counted by these names.
 
         New names are accepted up to a maximum a day; later ones are counted together.
         """
@@ -218,6 +223,7 @@ def _row(
         "run_id": run_id,
         "refused_kind": one.refused_kind if by and one.refused_kind in _REFUSED_BY else None,
         "refused_by": by if one.refused_kind in _REFUSED_BY else None,
+        "tags": one.tags or None,
     }
 
 

@@ -5,7 +5,8 @@ Pure. Only entries that become rows are passed in, so nothing is counted twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -31,7 +32,17 @@ from gateway.core.accounts.outbox import (
     stream_place,
 )
 from gateway.core.accounts.runs import is_run, read_news
-from gateway.core.accounts.usage import DIMENSIONS, NO_PROJECT, OTHER, OTHER_PROJECTS, SPANS, SUMS
+from gateway.core.accounts.tags import Tags
+from gateway.core.accounts.usage import (
+    DIMENSIONS,
+    NO_PROJECT,
+    OTHER,
+    OTHER_PROJECTS,
+    SPANS,
+    SUMS,
+    TAG_SPANS,
+    UNTAGGED,
+)
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import DAY_MS, HOUR_MS
 from persistence.ledger import statements
@@ -52,8 +63,9 @@ from persistence.ledger.statements import SUM_MAX, added, bounded, columns_of
 # Pure. Each call is in one row of its hour; a correction subtracts the call's old row and adds the new one.
 # PostgreSQL sums hours into longer spans (`usage_spans.ROLL_UP_CALLS`).
 
-# Organization, start in ms, tenant, key, user (0: none), project (-1: none), service, model, currency.
-UsageBucket = tuple[int, int, int, int, int, int, int, str, str]
+# Organization, start in ms, tenant, key, user (0: none), project (-1: none), service, model, currency, tags as
+# JSON.
+UsageBucket = tuple[int, int, int, int, int, int, int, str, str, str]
 Rollup = dict[UsageBucket, list[int]]
 
 
@@ -64,7 +76,7 @@ def add_call(hours: Rollup, event: OutboxEntry, facts: CallFacts, user_id: int |
     bucket = (
         event.organization_id, at_ms - at_ms % HOUR_MS, event.tenant_id, event.key_id,
         user_id or 0, int(project) if project else NO_PROJECT, event.service_id,
-        stored_text(facts.model), stored_text(facts.currency),
+        stored_text(facts.model), stored_text(facts.currency), tags_json(facts.tags),
     )  # fmt: skip
     more = (
         1, 0, counts[INPUT], counts[CACHE_READ], counts[CACHE_WRITE] + counts[CACHE_WRITE_1H],
@@ -78,6 +90,10 @@ def add_call(hours: Rollup, event: OutboxEntry, facts: CallFacts, user_id: int |
     else:
         for at, count in enumerate(more):
             sums[at] += count
+
+
+def tags_json(tags: Mapping[str, str] | Tags) -> str:
+    return json.dumps(dict(tags)) if tags else "{}"
 
 
 def usage_rows_of(hours: Rollup) -> list[tuple[object, ...]]:
@@ -109,16 +125,16 @@ def moved_columns(calls: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> tuple
 #
 # There is only one statement, so that all writers limit names and reach every span.
 
-# The maximum of models and of projects that are counted by name for an organization's day.
+# The maximum of models, of projects and of values of each tag that are counted by name for an organization's day.
 MODELS_A_DAY_MAX = 500
 PROJECTS_A_DAY_MAX = 5_000
-_ARRAYS = {"model": "text", "currency": "text"}
+TAG_VALUES_A_DAY_MAX = 5_000
+_ARRAYS = {"model": "text", "currency": "text", "tags": "jsonb"}
 # The start of a span that contains an hour, for spans that PostgreSQL's `date_trunc` does not know.
 _STARTS = {
     "half_week": "greatest(date_trunc('week', start, 'UTC'),"
     " date_trunc('week', start - interval '72 hours', 'UTC') + interval '72 hours')"
 }
-_OF_SPAN = "SELECT '{span}', {dimensions}, {sums} FROM hours GROUP BY {groups}"
 
 
 def start_of(unit: str) -> str:
@@ -126,31 +142,49 @@ def start_of(unit: str) -> str:
     return _STARTS.get(unit, f"date_trunc('{unit}', start, 'UTC')")
 
 
-def _of_span(span: str) -> str:
-    """Return SQL for the sums of a batch's hours by a longer span, such as days."""
-    unit, whole = SPANS[span]
-    kept = [each for each in DIMENSIONS if each not in whole]
+def _of_span(span: str, whole: Sequence[str] = (), tags: str = "") -> str:
+    """Return SQL for the sums of a batch's hours by a longer span, such as days; with `tags`, of tagged calls."""
     none = {each: f"{NO_PROJECT if each == 'project_id' else 0} AS {each}" for each in whole}
-    own = {each: none.get(each, each) for each in DIMENSIONS}
-    own["start"] = f"{start_of(unit)} AS start"
+    own = {each: none.get(each, each) for each in UNTAGGED}
+    own["start"] = f"{start_of(SPANS[span].unit)} AS start"
+    groups = [str(2 + at) for at, each in enumerate(UNTAGGED) if each not in whole]
     sums = (f"least(greatest(sum({each}), -{SUM_MAX}), {SUM_MAX})::bigint" for each in SUMS)
-    groups = ", ".join(str(2 + DIMENSIONS.index(each)) for each in kept)
-    return _OF_SPAN.format(span=span, dimensions=", ".join(own.values()), sums=", ".join(sums), groups=groups)
+    return (
+        f"SELECT '{span}', {', '.join(own.values())}, {tags} {', '.join(sums)} FROM hours"
+        f" {_TAGGED if tags else ''} GROUP BY {', '.join([*groups, *(['tags'] if tags else [])])}"
+    )
 
 
-# Adds `hours` to every span, in the order in which writers lock rows.
-ADD_HOURS = f"""
-INSERT INTO usage_rollup AS u (span, {", ".join(DIMENSIONS)}, {", ".join(SUMS)})
-{" UNION ALL ".join(map(_of_span, SPANS))}
- ORDER BY {", ".join(str(1 + at) for at in range(1 + len(DIMENSIONS)))}
-ON CONFLICT (span, {", ".join(DIMENSIONS)}) DO UPDATE SET
+def _added(table: str, key: Sequence[str], columns: Sequence[str], sums: Iterable[str]) -> str:
+    """Return SQL that adds `sums` to the roll-ups of a table, in the order in which writers lock rows."""
+    return f"""
+INSERT INTO {table} AS u (span, {", ".join(columns)}, {", ".join(SUMS)})
+{" UNION ALL ".join(sums)}
+ ORDER BY {", ".join(str(1 + at) for at in range(1 + len(key)))}
+ON CONFLICT (span, {", ".join(key)}) DO UPDATE SET
        {", ".join(f"{each} = {added(each)}" for each in SUMS)}"""
+
+
+# Adds `hours` to every span. Tags of a call are together too long for a key: their hash stands there.
+ADD_HOURS = _added(
+    "usage_rollup", UNTAGGED, UNTAGGED, [_of_span(span, level.whole) for span, level in SPANS.items()]
+)
+_TAGGED = "WHERE tags <> '{}'"
+_HASH = "sha256(convert_to(tags::text, 'UTF8')), tags,"
+ADD_TAGS = _added(
+    "usage_tag", (*UNTAGGED, "tags_hash"), (*UNTAGGED, "tags_hash", "tags"),
+    [_of_span(span, tags=_HASH) for span in TAG_SPANS],
+)  # fmt: skip
 _NAMED = "organization_id, day, kind, name"
-_KEPT = "(organization_id, day, '{0}', {1}) IN (SELECT * FROM kept)"
+_KEPT = "(organization_id, day, {}, {}) IN (SELECT * FROM kept)"
+_MODEL, _PROJECT = _KEPT.format("'model'", "model"), _KEPT.format("'project'", "project_id::text")
+_TAG = _KEPT.format("'tag:' || t.key", "t.value")
 _SHOWN = {
-    "model": f"CASE WHEN model = '' OR {_KEPT.format('model', 'model')} THEN model ELSE '{OTHER}' END",
-    "project_id": f"CASE WHEN project_id < 0 OR {_KEPT.format('project', 'project_id::text')} THEN project_id"
-    f" ELSE {OTHER_PROJECTS} END",
+    "model": f"CASE WHEN model = '' OR {_MODEL} THEN model ELSE '{OTHER}' END",
+    "project_id": f"CASE WHEN project_id < 0 OR {_PROJECT} THEN project_id ELSE {OTHER_PROJECTS} END",
+    "tags": f"""CASE WHEN tags = '{{}}' THEN tags ELSE (
+       SELECT jsonb_object_agg(t.key, CASE WHEN {_TAG} THEN t.value ELSE '{OTHER}' END)
+         FROM jsonb_each_text(tags) AS t) END""",
 }
 # Use without a price has the organization's currency.
 _GIVEN = {
@@ -168,6 +202,7 @@ SELECT {", ".join(_GIVEN.get(each, f"n.{each}") for each in DIMENSIONS)},
 ), named AS MATERIALIZED (
 SELECT DISTINCT organization_id, day, kind, name, most FROM given, LATERAL (
        VALUES ('model', model, {MODELS_A_DAY_MAX}), ('project', project_id::text, {PROJECTS_A_DAY_MAX})
+       UNION ALL SELECT 'tag:' || t.key, t.value, {TAG_VALUES_A_DAY_MAX} FROM jsonb_each_text(tags) AS t
        ) AS n (kind, name, most) WHERE name <> '' AND (kind, project_id) NOT IN (('project', {NO_PROJECT}))
 ), fresh AS MATERIALIZED (
 SELECT n.*, row_number() OVER (PARTITION BY organization_id, day, kind ORDER BY name) AS place FROM named AS n
@@ -185,7 +220,9 @@ ON CONFLICT ({_NAMED}) DO UPDATE SET name = excluded.name RETURNING {_NAMED}
 SELECT {_NAMED} FROM named JOIN usage_name USING ({_NAMED}) UNION ALL SELECT {_NAMED} FROM taken
 ), hours AS MATERIALIZED (
 SELECT {", ".join(f"{_SHOWN[each]} AS {each}" if each in _SHOWN else each for each in DIMENSIONS)},
-       {", ".join(SUMS)} FROM given)
+       {", ".join(SUMS)} FROM given
+), tagged AS (
+{ADD_TAGS})
 {ADD_HOURS}"""
 
 
@@ -294,11 +331,12 @@ def _rows_of(moves: Iterable[Move]) -> list[tuple[Any, ...]]:
 
 def _row(window: WindowKey, money: int, tokens: int, requests: int, event: OutboxEntry) -> tuple[Any, ...]:
     _, project, _ = attributed(event.attribution)
+    facts = facts_of(event)
     return (
         window.budget_id, window.start_ms, stored_text(window.value), event.organization_id,
         money, *(bounded(sum_, INTEGER_MAX) for sum_ in (tokens, requests)),
-        stored_text(event.user), str(event.key_id or ""), project, stored_text(facts_of(event).session),
-        str(event.tenant_id or ""),
+        stored_text(event.user), str(event.key_id or ""), project, stored_text(facts.session),
+        str(event.tenant_id or ""), tags_json(facts.tags),
     )  # fmt: skip
 
 

@@ -206,12 +206,12 @@ SELECT budget_id, start, value, name, used{taken} FROM (
            CASE WHEN n.value IN ('', '{others}') THEN '' WHEN b.each = 'user' THEN n.user_name
                 WHEN b.each = 'key' THEN n.key_id WHEN b.each = 'project' THEN n.project
                 WHEN b.each = 'session' THEN n.session WHEN b.each = 'tenant' THEN n.tenant_id
-                ELSE '' END AS name,
+                ELSE coalesce(n.tags::jsonb ->> substr(b.each, 5), '') END AS name,
            CASE b.unit WHEN 'money' THEN n.money WHEN 'tokens' THEN n.tokens ELSE n.requests END AS used
       FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::numeric[], %s::bigint[],
-                  %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
+                  %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
         AS n (budget_id, start, value, organization_id, money, tokens, requests,
-              user_name, key_id, project, session, tenant_id)
+              user_name, key_id, project, session, tenant_id, tags)
       JOIN budget AS b ON b.id = n.budget_id AND b.organization_id = n.organization_id) AS moved
  ORDER BY budget_id, start, value
 ON CONFLICT (budget_id, start, value) DO UPDATE SET
@@ -315,7 +315,7 @@ SELECT request_id::text FROM call
 SUMS_OF_CALL = f"""
        organization_id, (extract(epoch FROM date_trunc('hour', created_at, 'UTC')) * 1000)::bigint, tenant_id,
        api_key_id, coalesce(user_id, 0), coalesce(project_id, {NO_PROJECT}), coalesce(service_id, 0),
-       coalesce(model, ''), coalesce(currency, ''),
+       coalesce(model, ''), coalesce(currency, ''), coalesce(tags::text, '{{}}'),
        1, 0, input, cache_read, cache_write + cache_write_1h, output, reasoning, tokens, credits, units,
        coalesce(cost, 0), estimated::integer,
        (unpriced IS NOT NULL OR (cost IS NULL AND tokens > 0))::integer, cache_write_1h,
@@ -333,7 +333,8 @@ UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
        tools = %(tools)s::jsonb, first_token_ms = %(first_token_ms)s, unknown_usage = %(unknown_usage)s,
        upstream_request_id = %(upstream_request_id)s, unpriced = %(unpriced)s,
        response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s,
-       exchange_rate = %(exchange_rate)s, priced_at = %(priced_at)s, hour_factor = %(hour_factor)s
+       exchange_rate = %(exchange_rate)s, priced_at = %(priced_at)s, hour_factor = %(hour_factor)s,
+       tags = %(tags)s::jsonb
  WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""
 REFUND_CALL = f"""
 UPDATE call SET credits = credits - %(amount)s

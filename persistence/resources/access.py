@@ -51,6 +51,7 @@ from gateway.errors import Conflict, Forbidden, Unprocessable
 from persistence import entity
 from persistence.entity import THIS, Entity, EntityWrite, Verb, add, alter, live, lock, require
 from persistence.resources.quota import forget_key
+from persistence.resources.tags import check_key_tags, lock_budgets
 from persistence.tables import (
     admin_token,
     api_key,
@@ -450,7 +451,7 @@ MEMBERS_KEYS_MAX = 1_000
 # The columns that a rotated key takes over.
 TAKEN_OVER = (
     "tenant_id", "name", "user", "user_header", "unsettled", "priority", "limits", "models", "runs",
-    "spent_status", "retry_after_max_s",
+    "spent_status", "retry_after_max_s", "tags",
 )  # fmt: skip
 
 
@@ -460,6 +461,7 @@ def create(change: EntityWrite) -> Row:
     require(change)
     refuse_many(change, tenant_id)
     claim_subject(change, api_key, "key")
+    check_key_tags(change, {"user": None, "tags": None, **change.command.values})
     row = change.fetch(add(change, name=change.command.values.get("name") or "API key"))
     define(change, row)
     return row
@@ -551,12 +553,17 @@ def _refuse_multiplying(change: EntityWrite, old: Row) -> None:
 
 def change_key(change: EntityWrite) -> Row:
     """Change a key; a replaced key's end can only be moved earlier."""
-    old, values = lock(change), change.command.values
+    values = change.command.values
+    if {"tags", "user"} & values.keys():
+        lock_budgets(change.connection, int(str(change.fetch()["organization_id"])))
+    old = lock(change)
     if old["replaced_by_id"] is not None and "expires_at" in values:
         ends, wanted = old["expires_at"], values["expires_at"]
         if isinstance(ends, datetime) and not (isinstance(wanted, datetime) and wanted <= ends):
             said = f"Key {old['replaced_by_id']} stands in its place, and this one ends"
             raise Conflict(f"{said} at {ends.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}: no later end can be set.")
+    if {"tags", "user"} & values.keys():
+        check_key_tags(change, {**old, **values})
     return entity.change_row(change)
 
 

@@ -30,6 +30,7 @@ from persistence.entity import (
     require,
 )
 from persistence.resources.app_users import define_lists
+from persistence.resources.tags import declares_tags
 from persistence.tables import (
     admin_token,
     api_key,
@@ -180,7 +181,12 @@ ORGANIZATION_SUBJECT = Entity(
         organization.c.id.label("organization_id"),
     ),
     conditions={"search": named(organization)},
-    verbs={**entity.VERBS, "change": invoice_lines.change_tax_of_organization, "delete": delete},
+    verbs={
+        **entity.VERBS,
+        "create": declares_tags(entity.create),
+        "change": declares_tags(invoice_lines.change_tax_of_organization),
+        "delete": delete,
+    },
     partitioned=True,
     referenced={
         "The organization still has tenants; delete them first.": live(tenant).where(
@@ -214,6 +220,7 @@ ORGANIZATION_SUBJECT = Entity(
             "runs",
             "spent_status",
             "retry_after_max_s",
+            "tags",
         }
     ),
 )

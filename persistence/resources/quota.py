@@ -38,7 +38,7 @@ from gateway.core.accounts.budget_amounts import (
     wrong_raise,
     wrong_window,
 )
-from gateway.core.accounts.budget_selectors import Selector, selector_of, too_many
+from gateway.core.accounts.budget_selectors import selector_of, too_many
 from gateway.core.accounts.budgets import (
     KEY,
     MONEY,
@@ -54,6 +54,7 @@ from gateway.core.accounts.budgets import (
 from gateway.core.accounts.outbox import SEPARATOR
 from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
+from gateway.core.accounts.tags import tag_in
 from gateway.core.billing.charges import too_many as too_much_money
 from gateway.core.billing.money import rounded, times
 from gateway.core.billing.payments import NEXT, PREPAID
@@ -62,10 +63,11 @@ from gateway.core.times import ms_of
 from gateway.errors import Forbidden, NotFound, Unprocessable
 from persistence import entity
 from persistence.billing import top_ups
-from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter, id_in, live, lock, require
+from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter, id_in, lock, require
 from persistence.keeper.retention import not_before
 from persistence.resources import people
 from persistence.resources.app_users import acting
+from persistence.resources.tags import fixed_tags, lock_budgets, selectors_of, undeclared
 from persistence.tables import (
     api_key,
     app_user,
@@ -87,9 +89,6 @@ from persistence.tables import (
     token_plan,
 )
 
-# Advisory lock class 7806: writers of budgets of an organization, so that maxima hold. Organizations share
-# 1,024 locks: PostgreSQL has room for a few thousand in all.
-_LOCK = text("SELECT pg_advisory_xact_lock(7806, (CAST(:organization AS bigint) % 1024)::integer)")
 # The raise and the override of one owner. They may be over.
 _OWN = [
     select(of).where(of.c.budget_id == bindparam("id"), of.c.value == bindparam("value"))
@@ -100,16 +99,20 @@ _COUNT = """
 SELECT count(*) FILTER (WHERE r.budget_id = :budget_id) AS of_budget, count(*) AS of_all
   FROM budget AS b JOIN {} AS r ON r.budget_id = b.id
  WHERE b.organization_id = :organization AND b.deleted_at IS NULL AND coalesce(r.until > :now, true)"""
-_SELECTING = [budget.c[name] for name in Selector._fields]
 
 
 def check_values(change: EntityWrite) -> None:
     """Raise `Unprocessable` if a new budget is invalid, names another owner's object, or is one too many."""
     values = change.command.values
     owner = id_in(values, "organization_id")
-    change.connection.execute(_LOCK, {"organization": owner})
-    errors = [*wrong_window(values), *_foreign(change.connection, values)]
-    beyond = [*too_many(_others(change.connection, owner), selector_of(values))]
+    lock_budgets(change.connection, owner)
+    errors = [
+        *wrong_window(values),
+        *_foreign(change.connection, values),
+        *_undeclared(change.connection, values),
+    ]
+    others, fixed = selectors_of(change.connection, owner), fixed_tags(change.connection, owner)
+    beyond = [*too_many(others, selector_of(values), fixed)]
     if beyond and change.by_team:
         # The names of other budgets are not disclosed.
         beyond = [("tenant_id", "its organization has as many budgets as may be of such calls")]
@@ -232,7 +235,7 @@ def _store_own(  # noqa: PLR0917  # a table, an owner's row in it, and how many 
     connection, of = change.connection, table.c
     gone = (of["budget_id"] == change.row_id, (of["until"] <= change.now) | (of["value"] == owner_of(who)))
     counting = {"organization": row["organization_id"], "budget_id": change.row_id, "now": change.now}
-    connection.execute(_LOCK, counting)
+    lock_budgets(connection, id_in(row, "organization_id"))
     connection.execute(delete(table).where(*gone))
     count = connection.execute(text(_COUNT.format(table.name)), counting).one()
     if count.of_budget >= most[0] or count.of_all >= most[1]:
@@ -297,9 +300,14 @@ def _defined(change: EntityWrite) -> Row:
     return row
 
 
-def _others(connection: Connection, owner: int) -> dict[str, Selector]:
-    there = live(budget, budget.c.name, *_SELECTING).where(budget.c.organization_id == owner)
-    return {row["name"]: selector_of(dict(row)) for row in connection.execute(there).mappings()}
+def _undeclared(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
+    """Yield the fields of a budget that name a tag which its organization does not declare."""
+    owner, tags = id_in(values, "organization_id"), values.get("tags") or {}
+    assert isinstance(tags, dict)
+    named = {"tags": [*tags], "each": [tag] if (tag := tag_in(str(values.get("each") or ""))) else []}
+    for name, names in named.items():
+        if names and (why := undeclared(connection, owner, names)):
+            yield name, why
 
 
 def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
@@ -588,7 +596,7 @@ _USAGE = func.jsonb_build_object(
     func.coalesce(call.c.tools, text("'{}'::jsonb")),
 ).op("||")(func.jsonb_strip_nulls(func.jsonb_build_object(literal("unknown"), call.c.unknown_usage)))
 _OTHERWISE = {
-    "tools", "unknown_usage", "unpriced", "cost", "api_key_id", "run_id", "refused_kind", "refused_by",
+    "tools", "unknown_usage", "unpriced", "cost", "api_key_id", "run_id", "refused_kind", "refused_by", "tags",
     *KINDS,
 }  # fmt: skip
 # The current name of the budget, run or plan that refused a call; null if the row is gone.
@@ -610,6 +618,7 @@ CALLS = Entity(
     source=select(
         *(column for column in call.c if column.name not in _OTHERWISE),
         func.nullif(call.c.api_key_id, 0).label("api_key_id"),
+        func.coalesce(call.c.tags, text("'{}'::jsonb")).label("tags"),
         _USAGE.label("usage"),
         money(call.c.cost).label("cost"),
         select(run.c.name).where(run.c.id == call.c.run_id).scalar_subquery().label("run"),

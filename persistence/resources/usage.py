@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import (
@@ -26,18 +27,21 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Realm, Row
+from gateway.core.accounts.tags import tag_in
 from gateway.core.accounts.usage import (
-    GROUPS,
     OTHER,
     OTHER_PROJECTS,
     SPANS,
     SUMS,
+    TAGS,
     ReportPiece,
     UsageQuery,
+    column_of,
     hourly_parts,
     in_parts,
     pieces,
@@ -65,6 +69,7 @@ from persistence.tables import (
     service,
     tenant,
     usage_rollup,
+    usage_tag,
 )
 
 # JIT compilation takes longer than these reports. Tens of thousands of groups fit into this memory; with the
@@ -80,7 +85,7 @@ PLAIN = text(
     "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in SETTINGS.items())
 )
 
-_here = usage_rollup.c
+_here, _tagged = usage_rollup.c, usage_tag.c
 # The name of a group's rows.
 _NAMES = {
     "organization": (organization, organization.c.name),
@@ -105,12 +110,25 @@ def used(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
     return found
 
 
+def tags_since(connection: Connection, asked: UsageQuery) -> Mapping[str, str]:
+    """Return since when calls have each tag of a query, in the organization that it filters by or in any."""
+    since = func.jsonb_each_text(organization.c.tags_since).table_valued("key", "value", name="t")
+    of = select(since.c.key, func.min(since.c.value).label("since")).select_from(
+        organization.join(since, true())
+    )
+    of = of.where(since.c.key.in_([tag_in(name) for name in asked.tags])).group_by(since.c.key)
+    if "organization_id" in asked.filters:
+        of = of.where(organization.c.id == asked.filters["organization_id"])
+    return {row.key: row.since for row in connection.execute(of)}
+
+
 def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:
     """Raise `Unprocessable`, naming the field, if hours are requested that are no longer stored."""
     asking = hourly_parts(asked)
     if not asking:
         return
-    span = f"usage_rollup_{span_of(asked, 'hour')}"
+    # Hours of calls with tags are kept as long as those of all groups.
+    span = f"usage_rollup_{'hour' if asked.tags else span_of(asked, 'hour')}"
     since = connection.scalar(select(kept_since.c.since).where(kept_since.c.ledger == span))
     if since is None:
         return
@@ -142,7 +160,7 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
 
     `total` is the SQL function that sums.
     """
-    columns = [GROUPS[group] for group in asked.groups]
+    columns = [column_of(group) for group in asked.groups]
     apart = ["currency", *columns] if asked.interval == "none" else ["began", "currency", *columns]
     here = _rows(asked, apart).c
     told_apart = [here[name] for name in apart]
@@ -157,7 +175,12 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
         select(began, *(column for column in added.c if column.name != "began"))
         # Sums that are all zero are left out.
         .where(or_(*(added.c[name] != 0 for name in SUMS)))
-        .order_by(*(text(f"{name} DESC" if name in ("cost", "tokens") else name) for name in order))
+        .order_by(
+            *(
+                text(f"{_quoted(name)} DESC" if name in ("cost", "tokens") else _quoted(name))
+                for name in order
+            )
+        )
         .limit(asked.rows_max)
         .offset(asked.skip)
         .subquery("page")
@@ -170,7 +193,7 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
         *(each[name] for name in SUMS if name != "cost"),
         *(_id(each[column]) for column in columns),
         *(
-            _name(group, each[GROUPS[group]])
+            _name(group, each[column_of(group)])
             for group in asked.groups
             if group in _NAMES or group == "project"
         ),
@@ -184,7 +207,10 @@ def _id(column: ColumnElement[Any]) -> Label[Any]:
     """Return the report's column for an id; null for 0 (no owner), and for projects summed together."""
     if column.name == "project_id":
         return case((column >= 0, column)).label(column.name)
-    return func.nullif(column, "" if column.name == "model" else 0).label(column.name)
+    if column.name == TAGS:
+        return column.label(TAGS)
+    is_text = column.name == "model" or tag_in(column.name)
+    return func.nullif(column, "" if is_text else 0).label(column.name)
 
 
 def _name(group: str, id_: ColumnElement[int]) -> Label[str]:
@@ -194,6 +220,11 @@ def _name(group: str, id_: ColumnElement[int]) -> Label[str]:
     return select(name).where(named.c["id"] == id_).scalar_subquery().label(group)
 
 
+def _quoted(name: str) -> str:
+    """Return the name of an output column, which may be a tag's, as SQL of a statement's text."""
+    return '"{}"'.format(name.replace(":", r"\:"))
+
+
 def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
     """Return the roll-ups that cover the requested time, each hour exactly once.
 
@@ -201,30 +232,58 @@ def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
     column makes PostgreSQL take half as long again.
     """
     found = []
-    groups = tuple_(*(_here[GROUPS[group]] for group in asked.groups))
-    among = [groups.in_(asked.only)] if asked.only else []
     for piece in pieces(asked):
         # Labelled, since a column's name in GROUP BY would mean the column.
-        began = _began(asked.interval, piece).label("began")
-        found.append(
-            select(*(began if name == "began" else _here[name] for name in (*apart, *SUMS))).where(
-                _here.span == piece.span, _here.start >= piece.since, _here.start < piece.until,
-                *(_here[name] == value for name, value in asked.filters.items()), *among,
-            )
-        )  # fmt: skip
+        for columns, span, factor in _sources(asked, piece):
+            began = _began(asked.interval, piece, columns.start).label("began")
+            value = partial(_column, columns, tagged=factor > 0)
+            groups = tuple_(*(value(column_of(group)) for group in asked.groups))
+            among = [groups.in_(asked.only)] if asked.only else []
+            sums = [columns[name] if factor > 0 else (-columns[name]).label(name) for name in SUMS]
+            found.append(
+                select(*(began if name == "began" else value(name).label(name) for name in apart), *sums).where(
+                    columns.span == span, columns.start >= piece.since, columns.start < piece.until,
+                    *(value(name) == wanted for name, wanted in asked.filters.items()), *among,
+                )
+            )  # fmt: skip
     return union_all(*found).subquery("rows")
 
 
-def _began(interval: str, piece: ReportPiece) -> ColumnElement[datetime]:
+def _sources(asked: UsageQuery, piece: ReportPiece) -> list[tuple[Any, str, int]]:
+    """Return the columns to read for a piece of a report, with their span and the sign of their sums.
+
+    Where tags matter, calls that have some are added with them and taken off those without.
+    """
+    everything = (_here, piece.span, 1)
+    if not asked.tags:
+        return [everything]
+    unit = SPANS[piece.span].unit
+    tagged = (_tagged, unit, 1)
+    if any(asked.filters.get(name) for name in asked.tags):
+        return [tagged]
+    return [everything, tagged, (_tagged, unit, -1)]
+
+
+def _column(columns: Any, name: str, *, tagged: bool) -> Any:
+    """Return a column of the roll-ups; rows of calls that are not `tagged` have no tags."""
+    has_tags = tagged and columns is _tagged
+    if name == TAGS:
+        return columns.tags if has_tags else literal({}, JSONB)
+    if tag := tag_in(name):
+        return func.coalesce(columns.tags[tag].astext, "") if has_tags else literal("")
+    return columns[name]
+
+
+def _began(interval: str, piece: ReportPiece, start: ColumnElement[datetime]) -> ColumnElement[datetime]:
     """Return SQL for the start of the report's interval that a row belongs to.
 
     It is a constant or a column where possible, because a function for each row costs as much as summing it.
     """
     if SPANS[piece.span].unit == interval:
-        return _here.start
+        return start
     if start_of(interval, piece.until - timedelta(hours=1)) == (since := start_of(interval, piece.since)):
         return literal(since, DateTime(timezone=True))
-    return func.date_trunc(interval, _here.start, "UTC")
+    return func.date_trunc(interval, start, "UTC")
 
 
 # Figures for pages: names by id, quotas by tenant, use by day and service.

@@ -38,6 +38,11 @@ SELECT drop_months(:ledger, least(now() - make_interval(days => :days),
                                   cast(:until AS date)::timestamp AT TIME ZONE 'UTC'))""")
 # The roll-ups of single hours: of all groups, and of teams.
 HOURS = ("usage_rollup_hour", "usage_rollup_team_hour")
+# Hours of calls with tags are no partitions.
+FORGET_TAGS = text(
+    "DELETE FROM usage_tag WHERE span = 'hour'"
+    " AND start < (SELECT since FROM kept_since WHERE ledger = 'usage_rollup_hour')"
+)
 # Only corrections of calls need these names, so they are deleted with the calls of their day.
 FORGET_NAMES = text(
     "DELETE FROM usage_name"
@@ -162,7 +167,10 @@ async def drop_hours(engine: AsyncEngine, days: int) -> list[str]:
 
     Daily, weekly and monthly sums are kept.
     """
-    return [name for span in HOURS for name in await _drop(engine, span, days)]
+    dropped = [name for span in HOURS for name in await _drop(engine, span, days)]
+    async with engine.begin() as connection:
+        await connection.execute(FORGET_TAGS)
+    return dropped
 
 
 async def _first_that_stays(

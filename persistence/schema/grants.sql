@@ -28,7 +28,7 @@ GRANT INSERT, UPDATE, DELETE ON
     agent_sign_in, api_key, applied_row, budget_override, budget_raise, budget_told, budget_use, business_model, console_session,
     credit_allocation, gateway_worker, idempotency_key, invoice, invoice_line, job, keeper, keeper_partition, mail_consent, model,
     organization_service, raise_request, recovered_event, refused_batch, rerating_bill, rerating_left, run, share, subscription_plan, usage_name,
-    usage_outbox, webhook_delivery
+    usage_outbox, usage_tag, webhook_delivery
     TO :writer;
 
 -- All of these are read; of default partitions those whose rows are looked for, lest nobody archives them.
@@ -46,7 +46,7 @@ GRANT SELECT ON
     refused_batch, rerating, rerating_bill, rerating_left, run, service, service_activation, share, subscription_plan,
     subscription_plan_price, subscription_segment, subscription_term, tax_rate, tenant, tenant_quota,
     token_ledger, token_ledger_default, token_plan, token_plan_price, told_sign_out, top_up_order,
-    usage_daily, usage_feed, usage_name, usage_outbox, usage_rollup, usage_tier, usage_told, use_event,
+    usage_daily, usage_feed, usage_name, usage_outbox, usage_rollup, usage_tag, usage_tier, usage_told, use_event,
     used_sign_in, webhook_delivery, zone_clock
     TO :writer, :reader;
 GRANT SELECT ON

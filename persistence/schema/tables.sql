@@ -285,6 +285,9 @@ CREATE TABLE organization (
     contact jsonb CHECK (jsonb_typeof(contact) = 'object'),
     buyer_reference text,
     endpoint_id text,
+    -- Names of metadata that are tags of its calls, and since when each is.
+    tags jsonb DEFAULT '[]' NOT NULL CHECK (jsonb_typeof(tags) = 'array'),
+    tags_since jsonb DEFAULT '{}' NOT NULL CHECK (jsonb_typeof(tags_since) = 'object'),
     CONSTRAINT organization_invoicing_left_check CHECK ((invoicing_left IS NULL) = (invoicing_left_reason IS
         NULL))
 );
@@ -760,6 +763,8 @@ CREATE TABLE api_key (
     -- The status by which it is told that an amount is spent, and the longest time to wait that it is told.
     spent_status smallint CHECK (spent_status IN (402, 429)),
     retry_after_max_s integer CHECK (retry_after_max_s > 0),
+    -- Tags that all its calls have, whatever they say.
+    tags jsonb DEFAULT '{}' NOT NULL CHECK (jsonb_typeof(tags) = 'object'),
     CONSTRAINT api_key_subject_check CHECK ((issuer IS NULL) = (subject IS NULL))
 );
 CREATE INDEX api_key_tenant_id_idx ON api_key (tenant_id);
@@ -1042,6 +1047,8 @@ CREATE TABLE call (
     -- Where its price changes by the hour: the time by which it was charged, and the factor of that hour.
     priced_at timestamptz,
     hour_factor text,
+    -- Those that its organization had declared; null for none.
+    tags jsonb,
     CONSTRAINT call_counts_check CHECK (LEAST(input, cache_read, cache_write, cache_write_1h, output,
         reasoning, audio_input, audio_output, image_input, image_output, tokens) >= 0)
 ) PARTITION BY RANGE (created_at);
@@ -1147,12 +1154,45 @@ CREATE TABLE usage_rollup (
 ) PARTITION BY LIST (span);
 CREATE INDEX usage_rollup_start_idx ON usage_rollup (start);
 
--- The models and projects of an organization's day counted each by itself in its roll-ups: the first ones,
+-- Roll-ups of calls that have tags, besides those above. The hash is of the tags, which are too long for a key.
+CREATE TABLE usage_tag (
+    span text NOT NULL CHECK (span IN ('hour', 'day')),
+    start timestamptz NOT NULL,
+    organization_id bigint NOT NULL,
+    tenant_id bigint NOT NULL,
+    api_key_id bigint NOT NULL,
+    user_id bigint NOT NULL,
+    project_id bigint NOT NULL,
+    service_id bigint NOT NULL,
+    model text NOT NULL,
+    currency text NOT NULL,
+    tags_hash bytea NOT NULL,
+    tags jsonb NOT NULL,
+    requests bigint NOT NULL,
+    refused bigint NOT NULL,
+    input bigint NOT NULL,
+    cache_read bigint NOT NULL,
+    cache_write bigint NOT NULL,
+    output bigint NOT NULL,
+    reasoning bigint NOT NULL,
+    tokens bigint NOT NULL,
+    credits bigint NOT NULL,
+    units bigint NOT NULL,
+    cost bigint NOT NULL,
+    estimated bigint NOT NULL,
+    unpriced bigint NOT NULL,
+    cache_write_1h bigint NOT NULL,
+    PRIMARY KEY (span, organization_id, start, tenant_id, api_key_id, user_id, project_id, service_id, model,
+        currency, tags_hash)
+);
+CREATE INDEX usage_tag_start_idx ON usage_tag (start);
+
+-- The models, projects and values of tags of an organization's day counted each by itself in its roll-ups: the first ones,
 -- up to a maximum. Calls of others are added up under one name; the journal has the name of each.
 CREATE TABLE usage_name (
     organization_id bigint NOT NULL,
     day date NOT NULL,
-    kind text NOT NULL CHECK (kind IN ('model', 'project')),
+    kind text NOT NULL CHECK (kind IN ('model', 'project') OR kind LIKE 'tag:%'),
     name text NOT NULL,
     PRIMARY KEY (organization_id, day, kind, name)
 );
@@ -1183,7 +1223,8 @@ CREATE TABLE budget (
     -- Exact, or with a * behind its beginning.
     model text CHECK (model <> ''),
     service_id bigint REFERENCES service(id),
-    each text CHECK (each IN ('user', 'key', 'project', 'session', 'tenant')),
+    each text CHECK (each IN ('user', 'key', 'project', 'session', 'tenant')
+        OR each ~ '^tag:[A-Za-z0-9_.-]{1,64}$'),
     unit text NOT NULL CHECK (unit IN ('money', 'tokens', 'requests')),
     -- Money in the organization's currency, with nine decimals at most; up to 10^15 of it.
     amount numeric NOT NULL CONSTRAINT budget_amount_check CHECK (
@@ -1213,6 +1254,8 @@ CREATE TABLE budget (
     -- Of calls of tools alone: the tool's name, and that of its server.
     tool text CHECK (tool <> ''),
     server text CHECK (server <> ''),
+    -- All of which a call must have.
+    tags jsonb DEFAULT '{}' NOT NULL CHECK (jsonb_typeof(tags) = 'object'),
     CONSTRAINT budget_raised_check CHECK ((raised_to IS NULL) = (raised_until IS NULL))
 );
 CREATE UNIQUE INDEX budget_organization_id_name_key
@@ -1921,7 +1964,8 @@ CREATE TABLE usage_outbox (
     folding boolean DEFAULT false NOT NULL,
     error text,
     created_at timestamptz DEFAULT now() NOT NULL,
-    feed_id bigint NOT NULL
+    feed_id bigint NOT NULL,
+    tags jsonb DEFAULT '{}' NOT NULL
 );
 CREATE INDEX usage_outbox_organization_id_idx ON usage_outbox (organization_id, id);
 CREATE INDEX usage_outbox_waiting ON usage_outbox (feed_id, place, id) WHERE state = 'waiting';

@@ -45,6 +45,7 @@ Told = tuple[object, ...]
 
 _ARRAYS = {
     "name": "text", "kind": "text", "request_id": "uuid", "model": "text", "currency": "text",
+    "tags": "jsonb",
 }  # fmt: skip
 _OWN = tuple(each for each in DIMENSIONS if each != "start")
 _COLUMNS = ("name", "kind", "request_id", "used_ms", *_OWN, *AMOUNTS)
@@ -55,11 +56,11 @@ _AMOUNTS_AT = tuple(SUMS.index(each) for each in AMOUNTS)
 _USED_AT = tuple(at for each, at in zip(AMOUNTS, _AMOUNTS_AT, strict=True) if each != "requests")
 _SHOWN = {"currency": "coalesce(nullif(n.currency, ''), o.currency)"}
 _FOLD = ("feed_id", "organization_id", "at", "tenant_id", "service_id", "model", "currency")
-# Hourly sums have no users, keys and projects; with twice as many waiting, no models either.
+# Hourly sums have no users, keys, projects and tags; with twice as many waiting, no models either.
 _FOLDED = {
     "name": "gen_random_uuid()::text", "kind": f"'{FOLDED}'", "at": "date_trunc('hour', at, 'UTC')",
     "request_id": "NULL::uuid", "used_at": "NULL::timestamptz", "api_key_id": "0", "user_id": "0",
-    "project_id": "-1", "model": f"CASE WHEN waiting >= 2 * waiting_max THEN '{OTHER}' ELSE model END",
+    "project_id": "-1", "tags": "'{}'::jsonb", "model": f"CASE WHEN waiting >= 2 * waiting_max THEN '{OTHER}' ELSE model END",
 }  # fmt: skip
 _WRITTEN = ("feed_id", "name", "kind", "at", "request_id", "used_at", *_OWN, *AMOUNTS)
 _GROUPS = ", ".join(str(1 + _WRITTEN.index(each)) for each in _FOLD)

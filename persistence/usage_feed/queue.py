@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from gateway.core.accounts.tags import TAG
 from gateway.core.accounts.usage import NO_PROJECT
 from gateway.core.times import rfc3339
 from gateway.features.usage_feed.events import (
@@ -196,5 +197,6 @@ def _event(row: Any) -> FeedEvent:
         "currency": row.currency,
     }  # fmt: skip
     properties = {name: str(value) for name, value in said.items() if value is not None}
+    properties |= {TAG + name: value for name, value in row.tags.items()}
     properties |= {name: amount_of(name, getattr(row, name)) for name in AMOUNTS}
     return FeedEvent(row.id, row.name, str(row.organization_id), row.at, properties)

@@ -42,6 +42,10 @@ class Desk:
             "interval": "month",
         }  # fmt: skip
 
+    async def declare(self, *names: str) -> None:
+        answer = await self.api.patch(f"organizations/{self.organization}", {"tags": list(names)})
+        assert answer.status == 200, answer.json
+
     async def refused(self, **over: Any) -> dict[str, str]:
         """The fields a budget is refused for."""
         return await self.refusals("POST", "budgets", {**self.usual, **over})
@@ -391,3 +395,95 @@ async def test_page_cursor_of_budget_use_is_refused_by_another_budget_and_by_the
     cursor = (await desk.api.get(f"budgets/{first['id']}/accounts?limit=1")).json["next_cursor"]
     for path in (f"budgets/{second['id']}/accounts", "budgets"):
         assert set(await desk.refusals("GET", f"{path}?cursor={cursor}", None)) == {"cursor"}
+
+
+# --- tags -------------------------------------------------------------------------------------
+
+
+async def test_budget_names_declared_tags_alone(desk: Desk) -> None:
+    assert await desk.refused(tags={"feature": "search"}) == {
+        "tags": "its organization declares no tag feature"
+    }
+    assert await desk.refused(each="tag:feature") == {"each": "its organization declares no tag feature"}
+    await desk.declare("feature", "team")
+    found = await desk.make(tags={"feature": True}, each="tag:team")
+    assert (found["tags"], found["each"]) == ({"feature": "true"}, "tag:team")
+    assert (await desk.make())["tags"] == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "fields"),
+    [
+        ({"tags": {"feature": ""}}, {"tags.feature"}), ({"tags": {"feature": "x" * 65}}, {"tags.feature"}),
+        ({"tags": {"feature": ["x"]}}, {"tags.feature"}), ({"tags": {"feature": "a\u202eb"}}, {"tags.feature"}),
+        ({"tags": ["feature"]}, {"tags"}), ({"tags": {f"t{n}": "x" for n in range(9)}}, {"tags"}),
+        ({"each": "tag:"}, {"each"}), ({"each": "feature"}, {"each"}), ({"each": "tag:a b"}, {"each"}),
+        ({"each": "tag:feature", "tags": {"feature": "search"}}, {"each"}),
+    ],
+)  # fmt: skip
+async def test_budget_of_wrong_tags_is_422(desk: Desk, said: dict[str, Any], fields: set[str]) -> None:
+    await desk.declare("feature")
+    assert {name.removesuffix(".[key]") for name in await desk.refused(**said)} == fields
+
+
+async def test_tags_of_budget_never_change(desk: Desk) -> None:
+    await desk.declare("feature")
+    made = await desk.make(tags={"feature": "search"})
+    for body in ({"tags": {"feature": "chat"}}, {"each": "tag:feature"}):
+        assert await desk.refusals("PATCH", f"budgets/{made['id']}", body)
+
+
+async def test_tag_that_budget_names_stays_declared(desk: Desk) -> None:
+    await desk.declare("feature", "team", "free")
+    of = await desk.make(tags={"feature": "search"})
+    each = await desk.make(each="tag:team")
+    await desk.declare("team", "feature")
+    where = f"organizations/{desk.organization}"
+    for names, budget in ((["team"], of), (["feature"], each)):
+        answer = await desk.api.patch(where, {"tags": names})
+        assert answer.status == 409, answer.json
+        assert budget["name"] in answer.json["detail"]
+    assert (await desk.api.get(where)).json["tags"] == ["team", "feature"]
+    for one in (of, each):
+        assert (await desk.api.delete(f"budgets/{one['id']}")).status == 204
+    await desk.declare()
+    assert (await desk.api.get(where)).json["tags_since"] == {}
+
+
+@pytest.mark.parametrize(
+    "names", [["a", "a"], ["a b"], [""], ["n" * 65], [f"t{n}" for n in range(9)], "a", [1]]
+)
+async def test_organization_of_wrong_tags_is_422(desk: Desk, names: Any) -> None:
+    fields = await desk.refusals("PATCH", f"organizations/{desk.organization}", {"tags": names})
+    assert all(field.startswith("tags") for field in fields)
+
+
+async def test_key_fixes_declared_tags_alone_and_a_rotated_one_keeps_them(desk: Desk) -> None:
+    body = {"tenant_id": desk.tenant, "tags": {"team": "red"}}
+    assert await desk.refusals("POST", "api-keys", body) == {"tags": "its organization declares no tag team"}
+    await desk.declare("team")
+    made = (await desk.api.post("api-keys", body)).json
+    assert made["tags"] == {"team": "red"}
+    rotated = await desk.api.post(f"api-keys/{made['id']}/rotate", {})
+    assert rotated.json["tags"] == {"team": "red"}
+    assert await desk.refusals("PATCH", f"api-keys/{made['id']}", {"tags": {"other": "x"}})
+    assert (await desk.api.patch(f"api-keys/{made['id']}", {"tags": {}})).json["tags"] == {}
+
+
+async def test_tags_of_key_that_meet_too_many_budgets_are_422(desk: Desk) -> None:
+    """Sixteen of a feature may be met, and one of a team, but not by one call."""
+    await desk.declare("feature", "team")
+    for at in range(16):
+        narrowed = {"tenant_id": desk.tenant, "user": "ada", "project_id": 1, "model": "m"}
+        chosen = {name: value for bit, (name, value) in enumerate(narrowed.items()) if at >> bit & 1}
+        await desk.make(name=f"b{at}", tags={"feature": "search"}, **chosen)
+    tags = {"feature": "search", "team": "red"}
+    made = await desk.api.post("api-keys", {"tenant_id": desk.tenant, "tags": tags})
+    assert made.status == 201
+    field = await desk.refused(tags={"team": "red"})
+    assert list(field) == ["organization_id"]
+    assert (await desk.api.patch(f"api-keys/{made.json['id']}", {"tags": {}})).status == 200
+    assert (await desk.make(tags={"team": "red"}))["tags"] == {"team": "red"}
+    refused = await desk.refusals("PATCH", f"api-keys/{made.json['id']}", {"tags": tags})
+    assert list(refused) == ["tags"]
+    assert "b15" in refused["tags"]

@@ -47,6 +47,7 @@ async def calls(api: Api, admin_database: str) -> list[dict[str, Any]]:
                 model=f"m{number % 3}", status=200, counts=(7, 3, 2, 1, 5, 4, 0, 0, 0, 0), total=18, units=1,
                 estimated=number % 7 == 0, cost=random.randrange(10**9) if priced else None,
                 currency="USD" if priced else "",
+                tags={"feature": f"f{number % 4}", **({"team": "red"} if number % 3 else {})} if number % 2 else {},
             )  # fmt: skip
             project = f"\t{number % 2}\t" if number % 3 else ""
             account.consume(18, user=f"u{number % 4}", attribution=project, metadata=write_facts(facts))
@@ -123,6 +124,92 @@ async def test_usage_report_groups_add_up_to_the_individual_calls(
     assert len(items) == len(wanted)
     assert found == {key: dict.fromkeys(found[key], 0) | sums for key, sums in wanted.items()}
     assert {item["currency"] for item in items} == {"USD"}
+
+
+def by_tags(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {**call, **{f"tag:{name}": call["tags"].get(name) for name in ("feature", "team")}} for call in calls
+    ]
+
+
+@in_turn("interval", STARTS)
+@in_turn("groups", ["tag:feature", "tag:team,tag:feature,model", "user_id,tag:team", "tag:absent"])
+async def test_usage_report_by_tags_adds_up_to_the_individual_calls(
+    api: Api, calls: list[dict[str, Any]], interval: str, groups: str
+) -> None:
+    """Calls without a tag are in a row of their own, as those are from before it was declared."""
+    named = groups.replace("_id", "")
+    items = (await api.get(f"usage?{SPAN}&interval={interval}&group_by={named}")).json["items"]
+    columns = groups.split(",")
+    found = {
+        (datetime.fromisoformat(item["start"]), *(item[name] for name in columns)): (
+            item["requests"], item["tokens"], Decimal(item["cost"]),
+        )
+        for item in items
+    }  # fmt: skip
+    told = [{"tag:absent": None, **call} for call in by_tags(calls)]
+    wanted = expected(told, STARTS[interval], *columns)
+    assert len(items) == len(wanted)
+    assert found == {key: (sums["requests"], sums["tokens"], sums["cost"]) for key, sums in wanted.items()}
+
+
+@in_turn(
+    ("sent", "holds"),
+    [
+        ("tag:feature=f1", {"feature": {"f1"}}), ("tag:feature=f1&tag:team=red", {"feature": {"f1"}, "team": {"red"}}),
+        ("tag:team=", {"team": {None}}), ("tag:feature=f3&tag:team=", {"feature": {"f3"}, "team": {None}}),
+        ("tag:feature=F1", {"feature": {"F1"}}),
+    ],
+)  # fmt: skip
+async def test_usage_report_is_filtered_by_tags(
+    api: Api, calls: list[dict[str, Any]], sent: str, holds: dict[str, set[str | None]]
+) -> None:
+    items = (await api.get(f"usage?from=2026-03-30&to=2026-04-09&{sent}")).json["items"]
+    wanted = sum(all(call["tags"].get(name) in some for name, some in holds.items()) for call in calls)
+    assert sum(item["requests"] for item in items) == wanted
+
+
+async def test_usage_report_by_tags_is_a_column_in_csv_and_parquet(
+    api: Api, calls: list[dict[str, Any]]
+) -> None:
+    answer = await api.get(f"usage.csv?{SPAN}&group_by=tag:feature&tag:team=red")
+    rows = list(csv.DictReader(io.StringIO(answer.raw.decode())))
+    assert list(rows[0])[:3] == ["start", "tag:feature", "requests"]
+    assert {row["tag:feature"] for row in rows} == {"f1", "f3"}
+    content = (await api.get(f"usage.parquet?{SPAN}&group_by=tag:feature&tag:team=red")).raw
+    assert sorted(pq.read_table(io.BytesIO(content)).column("tag:feature").to_pylist()) == ["f1", "f3"]
+
+
+@in_turn(
+    ("sent", "field"),
+    [("group_by=tag:a%20b", "group_by"), ("group_by=tag:a,tag:a", "group_by"), ("tag:a%20b=c", "tag:a b"),
+     ("group_by=tags", "group_by"), ("group_by=" + ",".join(f"tag:t{n}" for n in range(9)), "group_by")],
+)  # fmt: skip
+async def test_usage_report_by_what_is_no_tag_is_422(api: Api, sent: str, field: str) -> None:
+    answer = await api.get(f"usage?{sent}")
+    assert (answer.status, [each["field"] for each in answer.json["errors"]]) == (422, [field])
+
+
+async def test_usage_report_says_since_when_there_are_tags(api: Api, calls: list[dict[str, Any]]) -> None:
+    own, other = sorted({call["organization_id"] for call in calls})
+    assert (await api.patch(f"organizations/{own}", {"tags": ["feature"]})).status == 200
+    since = (await api.get(f"organizations/{own}")).json["tags_since"]
+    assert list(since) == ["feature"]
+    asked = "usage?group_by=tag:feature,tag:absent"
+    assert (await api.get(asked)).json["tags_since"] == since
+    assert (await api.get(f"{asked}&organization_id={other}")).json["tags_since"] == {}
+    assert "tags_since" not in (await api.get("usage?group_by=model")).json
+    assert (await api.patch(f"organizations/{own}", {"tags": ["feature", "team"]})).status == 200
+    assert (await api.get(f"organizations/{own}")).json["tags_since"]["feature"] == since["feature"]
+
+
+async def test_focus_report_has_the_tags_of_calls(api: Api, calls: list[dict[str, Any]]) -> None:
+    rows = list(csv.DictReader(io.StringIO((await api.get(f"usage/focus.csv?{SPAN}")).raw.decode())))
+    costs = Counter[str]()
+    for row in rows:
+        costs[json.loads(row["Tags"]).get("feature", "")] += Decimal(row["BilledCost"])  # type: ignore[assignment]
+    wanted = expected(by_tags(calls), STARTS["none"], "tag:feature")
+    assert costs == {key[1] or "": sums["cost"] for key, sums in wanted.items()}
 
 
 async def test_api_key_shows_the_day_of_the_last_call(api: Api, calls: list[dict[str, Any]]) -> None:

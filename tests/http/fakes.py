@@ -17,6 +17,7 @@ from gateway.core.accounts.outbox import read_facts, told_of
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
 from gateway.core.accounts.spent_answers import SpentAnswer
+from gateway.core.accounts.tags import Tags, tags_of
 from gateway.core.billing.stand_ins import NO_STAND_INS
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
@@ -213,6 +214,7 @@ class FakeDirectory:
         self.models_there: tuple[ModelRule, ...] = ()
         self.shares_there: tuple[Share, ...] = ()
         self.budgets_there: list[Budget] = []
+        self.tag_names: tuple[str, ...] = ()
         self.remembered: list[str] = []
         self.then: Callable[[], None] = lambda: None
 
@@ -273,6 +275,9 @@ class FakeDirectory:
 
     def spent_answer(self, caller: Caller) -> SpentAnswer:
         return caller.spent
+
+    def tags(self, caller: Caller, said: Attribution) -> Tags:
+        return tags_of(self.tag_names, caller.tags, said.tags)
 
     def pays_in(self, caller: Caller) -> str:
         return self.currency

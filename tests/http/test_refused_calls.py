@@ -120,3 +120,17 @@ async def test_an_admitted_call_that_fails_tells_of_itself_by_its_release(
     assert (facts.cost, release.attribution) == (None, "\t8\t")
     assert stage.refusals.take(WORKER, 1) == b""
     assert not stage.counters.charges
+
+
+async def test_refused_calls_are_counted_by_tags(stage: Stage) -> None:
+    stage.directory.tag_names = ("feature",)
+    stage.counters.decision = Decision(
+        Verdict.RATE_LIMITED, Scope.TENANT, LimitKind.REQUESTS, 5, 5, 60_000, 1
+    )
+    for feature in (b"search", b"chat", b"search"):
+        said = b'x-tollkeeper-metadata: {"feature":"%b"}\r\n' % feature
+        assert (await stage.ask(call(fields=said))).status == 429
+    batch = told(stage)
+    counts = {one.tags: one.refused for one in batch.counts}
+    assert counts == {(("feature", "search"),): 2, (("feature", "chat"),): 1}
+    assert [one.tags for one in batch.calls] == [{"feature": name} for name in ("search", "chat", "search")]

@@ -162,3 +162,42 @@ def test_small_calls_without_a_budget_teach_nobody_to_pass_a_new_one(agent: Spen
     served = outcomes[200, ""]
     assert agent.used(budget) == served * Decimal("0.1005")
     assert 1 <= served <= (32 if hold == "likely" else 9)
+
+
+# --- tags -------------------------------------------------------------------------------------
+
+
+def test_each_value_of_tag_is_limited_by_itself_and_key_fixes_it(spender: Spender) -> None:
+    """Two requests a feature. Calls without one share an amount, and a key's own value goes before theirs."""
+    path = f"/organizations/{spender.organization}"
+    assert spender.stack.admin("PATCH", path, {"tags": ["feature", "team"]})[0] == 200
+    each = spender.budget(2, "requests", each="tag:feature")
+    red = spender.budget(1, "requests", tags={"team": "red"})
+    _, fixed = spender.another_key(tags={"feature": "search"})
+    search, chat, of_red = (
+        json.dumps(one)
+        for one in ({"feature": "search"}, {"feature": "chat"}, {"feature": "x", "team": "red"})
+    )
+    spender.known(each)
+    spender.known(each, red, metadata=of_red)
+    answers = [spender.chat(metadata=search).status_code, spender.chat(key=fixed, metadata=chat).status_code]
+    assert answers == [200, 200]
+    assert reasons([spender.chat(metadata=search), spender.chat(key=fixed, metadata=chat)]) == [USED_UP] * 2
+    assert spender.chat(metadata=chat).status_code == 200
+    assert [spender.chat(metadata='{"feature":[1]}').status_code, spender.chat().status_code] == [200, 200]
+    assert reasons([spender.chat()]) == [USED_UP]
+    assert spender.chat(metadata=of_red).status_code == 200
+    assert reasons([spender.chat(metadata=of_red)]) == [USED_UP]
+    wait_until(lambda: len(spender.accounts(each)) == 4)
+    assert {one["who"]: one["used"] for one in spender.accounts(each)} == {
+        "search": 2,
+        "chat": 1,
+        "": 2,
+        "x": 1,
+    }
+    rows = spender.stack.admin("GET", f"/usage?group_by=tag:feature&organization_id={spender.organization}")[
+        1
+    ]
+    assert {one["tag:feature"]: one["requests"] for one in rows["items"]} == {
+        "search": 2, "chat": 1, None: 2, "x": 1,
+    }  # fmt: skip

@@ -33,7 +33,8 @@ from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.reports import REPORTS, UsageItem, UsagePage, UsageReportQuery
 from gateway.admin.resources.values import plausible
 from gateway.core.accounts.administration import Place, Row, count_rows
-from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, end_of, following
+from gateway.core.accounts.tags import GROUP, TAGS_MAX, tag_in
+from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, column_of, end_of, following
 from gateway.core.billing.money import EXACT
 from gateway.core.text import csv
 from gateway.errors import Unprocessable
@@ -64,6 +65,7 @@ def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
             {
                 "items": [shown(item, page.groups) for item in told],
                 "next_cursor": encode_cursor(_place(following(page, told)), mark) if more else None,
+                **({"tags_since": await mine.store.tags_since(page)} if page.tags else {}),
             }
         )
 
@@ -105,10 +107,20 @@ def _resumed(page: UsageQuery, place: Place) -> UsageQuery:
 
 
 def _checked(model: type[UsageReportQuery], sent: Mapping[str, str]) -> dict[str, object]:
-    values = {name: number_or_text(text) if name in _NUMBERS else text for name, text in sent.items()}
-    return requests.check_body(
-        model, values | {name: with_plus(sent[name]) for name in ("from", "to") if name in sent}
-    )
+    tags = {name: text for name, text in sent.items() if GROUP.fullmatch(name)}
+    if len(tags) > TAGS_MAX:
+        raise _wrong(next(iter(tags)), f"is one of more than {TAGS_MAX} tags, which no call has")
+    values = {
+        name: number_or_text(text) if name in _NUMBERS else text
+        for name, text in sent.items()
+        if name not in tags
+    }
+    return {
+        **requests.check_body(
+            model, values | {name: with_plus(sent[name]) for name in ("from", "to") if name in sent}
+        ),
+        **tags,
+    }
 
 
 def _query(asked: dict[str, object], rows_max: int) -> UsageQuery:
@@ -131,13 +143,15 @@ def _wrong(name: str, reason: str) -> Unprocessable:
 
 
 def columns_of(groups: tuple[str, ...]) -> tuple[str, ...]:
-    told = {name for group in groups for name in (group, GROUPS[group])}
+    told = {name for group in groups for name in (group, column_of(group))}
     apart = {name for group, column in GROUPS.items() for name in (group, column)}
-    return tuple(name for name in UsageItem.model_fields if name in told or name not in apart)
+    names = tuple(name for name in UsageItem.model_fields if name in told or name not in apart)
+    at = names.index("requests")
+    return (*names[:at], *(group for group in groups if tag_in(group)), *names[at:])
 
 
 def shown(row: Row, groups: tuple[str, ...]) -> Row:
-    item = UsageItem.model_validate(row).model_dump(mode="json")
+    item = {**row, **UsageItem.model_validate(row).model_dump(mode="json")}
     return {name: item[name] for name in columns_of(groups)}
 
 
@@ -179,7 +193,9 @@ class Parquet:
         }
         self._arrow = arrow
         other = arrow.int64() if counts else arrow.string()
-        self._schema = arrow.schema([(name, types.get(name, other)) for name in columns])
+        self._schema = arrow.schema(
+            [(name, arrow.string() if tag_in(name) else types.get(name, other)) for name in columns]
+        )
         self._written = _ByteSink()
         self._writer = parquet.ParquetWriter(arrow.PythonFile(self._written, "w"), self._schema)
 

@@ -18,6 +18,7 @@ from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import ENFORCE
 from gateway.core.accounts.budgets import MONEY as IN_MONEY
 from gateway.core.accounts.plans import TERMS
+from gateway.core.accounts.tags import tag_in
 from gateway.core.billing.price_book import KINDS
 
 NOTHING_TO_SHOW = "—"
@@ -283,9 +284,18 @@ def budget_selector(budget: Row, names: Mapping[tuple[str, int], str], targets: 
                 names.get((targets.get(name, ""), value), str(value)) if isinstance(value, int) else value
             )
             parts.append(f"{words(name).lower()} {called}".replace("api key", "API key"))
+    tags: Any = budget.get("tags") or {}
+    parts += [f"tag {name} {value}" for name, value in tags.items()]
     if budget["each"]:
         parts.append(f"each {budget['each']}")
     return ", ".join(parts) or "everything"
+
+
+def each_in_words(each: object, *, many: bool = False) -> str:
+    """Return whom a budget with `each` gives an amount, such as API key, or of a tag its value."""
+    tag = tag_in(str(each))
+    word = "value" if tag else {"key": "API key"}.get(str(each), str(each))
+    return f"{word}{'s' if many else ''}{f' of {tag}' if tag else ''}"
 
 
 # The contents of a cell: each field of a row as a kind, a text and perhaps an address.

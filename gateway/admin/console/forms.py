@@ -35,6 +35,7 @@ EXAMPLES = {
     "contact": "name: Ada\nphone: +49 30 1\nemail: ada@example.com",
     "images": "1024x1024/high: 0.167",
     "tools": "web_search: 10",
+    "tags": "feature: search",
     "context_tiers": "- above: 200000\n  input: 6\n  output: 22.5",
     "service_tiers": "batch: 0.5\npriority:\n  input: 5\n  output: 20",
     "hours": "- days: [1, 2, 3, 4, 5]\n  from: 01:00\n  to: 04:00\n  time_zone: UTC\n  factor: 2\n  except: [2026-12-25]",
@@ -225,6 +226,8 @@ def _value(each: FormField, typed: Any) -> object:
             for at, said in typed.items()
         ] or None
     if typed == "":
+        if each.kind == "json" and each.of_texts and not each.nullable:
+            return {}
         return [] if each.kind in {"lines", "numbers"} and not each.nullable else None
     if each.kind == "whole":
         count = typed_as.whole(typed)

@@ -55,6 +55,7 @@ from gateway.errors import (
     Forbidden,
     Forged,
     IssuerUnavailable,
+    NotFound,
     SignInRefused,
     StoreUnavailable,
     TollkeeperError,
@@ -579,6 +580,17 @@ class ConsoleShell:
         wanted = sorted(resources & LISTED)
         found = await asyncio.gather(*(self._short_list(name) for name in wanted))
         return {name: rows for name, rows in zip(wanted, found, strict=True) if rows is not None}
+
+    async def tags(self, organization_id: int) -> Sequence[str]:
+        """Return the tags that an organization declares; none if the reader is of another one."""
+        own = self.ports.actor.organization_id
+        if own not in {None, organization_id}:
+            return []
+        try:
+            found: Any = (await self.whole.ports.store.get("organizations", organization_id))["tags"]
+        except NotFound:
+            return []
+        return list(found)
 
     async def _short_list(self, name: str) -> list[tuple[str, str]] | None:
         rows, more = await self.operations[name].list(query(limit=CHOICES_MAX))

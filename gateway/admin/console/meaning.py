@@ -10,13 +10,21 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-from gateway.admin.console.formatting import amount, budget_selector, limit_of, limit_text, references
+from gateway.admin.console.formatting import (
+    amount,
+    budget_selector,
+    each_in_words,
+    limit_of,
+    limit_text,
+    references,
+)
 from gateway.admin.console.home import ConsoleShell, query
 from gateway.admin.console.screens import SCREENS
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import ENFORCE, MONEY
 from gateway.core.accounts.intervals import INTERVALS
+from gateway.core.accounts.tags import TAG, tag_in
 from gateway.core.accounts.usage import UsageQuery, end_of
 from gateway.errors import StoreUnavailable, TollkeeperError, Unprocessable
 
@@ -27,13 +35,12 @@ _COLUMNS = {"user": "user_id", "key": "api_key_id", "project": "project_id", "te
 _MEASURES = {MONEY: "cost", "tokens": "tokens", "requests": "requests"}
 # Selectors that the roll-ups do not distinguish.
 _UNKNOWN = frozenset(SELECTING) - {"tenant_id", "user", "api_key_id", "project_id", "model", "service_id"}
-_EACH = {"key": "API key"}
 
 
 def sentence_of(budget: Row, of: str) -> str:
     """Return the sentence of a budget: its limit and the effect of reaching it; `of` is its selector."""
     each, interval = budget.get("each"), INTERVALS[str(budget["interval"])]
-    who = f"Each {_EACH.get(str(each), each)}" if each else "All calls together"
+    who = f"Each {each_in_words(each)}" if each else "All calls together"
     whose = "" if of in {"everything", f"each {each}"} else f" of {of.removesuffix(f', each {each}')}"
     until = "somebody raises or resets it" if interval.is_endless else f"the next {interval.name} begins"
     then = "Alerts are sent, and no call is refused."
@@ -86,11 +93,11 @@ async def _past(desk: ConsoleShell, budget: Row) -> str:
     past, each = INTERVALS[str(budget["interval"])].past, budget["each"]
     if past is None or any(budget.get(name) is not None for name in _UNKNOWN):
         return ""
-    if each is not None and each not in GROUPS_EACH:
+    if each is not None and each not in GROUPS_EACH and not tag_in(str(each)):
         return ""
     days, by = past
     end = end_of("day", datetime.now(UTC)) - timedelta(days=1)
-    groups = (GROUPS_EACH[str(each)],) if each else ()
+    groups = (GROUPS_EACH.get(str(each), str(each)),) if each else ()
     filters = await _filters(desk, budget)
     if filters is None:
         return ""
@@ -112,7 +119,7 @@ def _told(budget: Row, rows: object, days: int, model: str) -> str:
     each, measure, limit = budget["each"], _MEASURES[str(budget["unit"])], Decimal(str(limit_of(budget)))
     used: dict[tuple[object, object], Decimal] = defaultdict(Decimal)
     for row in rows:
-        who = row[_COLUMNS[str(each)]] if each else ""
+        who = row[_COLUMNS.get(str(each), str(each))] if each else ""
         if who is None or (measure == "cost" and row["currency"] != budget["currency"]):
             continue
         name = str(row.get("model") or "").casefold()
@@ -126,7 +133,8 @@ def _told(budget: Row, rows: object, days: int, model: str) -> str:
     if not beyond:
         return f"{lately} it would have refused nothing: the most was {amount(budget, max(used.values()))}."
     people = len({who for _, who in beyond})
-    whom = f" for {people} of {len({who for _, who in used})} {_EACH.get(str(each), each)}s" if each else ""
+    owners = len({who for _, who in used})
+    whom = f" for {people} of {owners} {each_in_words(each, many=True)}" if each else ""
     return (
         f"{lately} it would have been used up {len(beyond)} {'time' if len(beyond) == 1 else 'times'}{whom}:"
         f" {amount(budget, sum(beyond.values(), Decimal(0)))} of {amount(budget, whole)} came after that."
@@ -137,6 +145,9 @@ async def _filters(desk: ConsoleShell, budget: Row) -> Mapping[str, object] | No
     """Return the usage filters for the calls that a budget selects; None if it names an unknown user."""
     names = ("organization_id", "tenant_id", "api_key_id", "project_id", "service_id")
     filters = {name: budget[name] for name in names if budget.get(name) is not None}
+    tags = budget.get("tags") or {}
+    assert isinstance(tags, dict)
+    filters |= {TAG + name: value for name, value in tags.items()}
     if budget["user"] is None:
         return filters
     own = {"organization_id": budget["organization_id"], "external_id": budget["user"]}

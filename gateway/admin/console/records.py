@@ -48,6 +48,7 @@ from gateway.calls.journal import itemize
 from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, OWNER, Row, refused_write, settable
 from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import ALL_OTHERS
+from gateway.core.accounts.tags import TAG
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.finance import ReportPeriod
 from gateway.core.billing.payments import PAID, WAITING
@@ -315,7 +316,18 @@ class Records:
     async def _with_choices(self, form: PageForm) -> PageForm:
         """Return a form with choices for those fields of ids whose resources have few rows."""
         targets = {each.refers for each in form.fields if each.refers}
-        return replace(form, choices=await self._desk.choices(targets))
+        form = replace(form, choices=await self._desk.choices(targets))
+        if self._screen.name != "budgets" or all(each.name != "each" for each in form.fields):
+            return form
+        named = self._desk.ports.actor.organization_id or id_of(str(form.values.get("organization_id", "")))
+        tags = [] if named is None else [TAG + name for name in await self._desk.tags(named)]
+        return replace(
+            form,
+            fields=[
+                replace(each, choices=(*each.choices, *tags)) if each.name == "each" else each
+                for each in form.fields
+            ],
+        )
 
     async def _forms(self, row: Row) -> list[PageForm]:
         screen, resource, where = self._screen, self._screen.resource, self._address(row["id"])

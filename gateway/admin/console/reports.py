@@ -26,7 +26,8 @@ from gateway.admin.resources.form_fields import REFERS
 from gateway.admin.resources.reports import REPORTS, UsageReportQuery
 from gateway.admin.resources.values import show_instant
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.usage import GROUPS, NO_PROJECT, SUMS, UsageQuery, end_of, starts
+from gateway.core.accounts.tags import GROUP, TAG, tag_in
+from gateway.core.accounts.usage import GROUPS, NO_PROJECT, SUMS, UsageQuery, column_of, end_of, starts
 from gateway.core.histograms import quantile_of
 from gateway.errors import Unprocessable
 
@@ -100,7 +101,7 @@ def added(rows: Iterable[Row], groups: Sequence[str]) -> list[Row]:
 
 
 def group_key(row: Row, groups: Sequence[str]) -> Key:
-    return tuple(row[GROUPS[group]] for group in groups)
+    return tuple(row[column_of(group)] for group in groups)
 
 
 def name_of(row: Row, groups: Sequence[str]) -> str:
@@ -108,10 +109,10 @@ def name_of(row: Row, groups: Sequence[str]) -> str:
 
 
 def part_name(row: Row, group: str) -> str:
-    value = row[GROUPS[group]]
+    value, tag = row[column_of(group)], tag_in(group)
     if value is None:
-        return _NONE.get(group, f"no {group.replace('_', ' ')}")
-    named = str(value) if group == "model" else row.get(group)
+        return _NONE.get(group, f"no {tag or group.replace('_', ' ')}")
+    named = str(value) if group == "model" or tag else row.get(group)
     return str(named) if named is not None else f"{group.replace('_', ' ')} {value}"
 
 
@@ -150,8 +151,11 @@ async def _over_time(
 
 def _stored(row: Row, groups: Sequence[str]) -> tuple[object, ...]:
     """Return a row's group values as stored in the roll-ups (sums of usage), where 0 or "" stand for none."""
-    columns = [GROUPS[group] for group in groups]
-    return tuple(row[name] if row[name] is not None else _NOBODY.get(name, 0) for name in columns)
+    columns = [column_of(group) for group in groups]
+    return tuple(
+        row[name] if row[name] is not None else _NOBODY.get(name, "" if tag_in(name) else 0)
+        for name in columns
+    )
 
 
 def _groups_of(rows: Iterable[Row], groups: Sequence[str], measure: str, currency: str) -> list[Used]:
@@ -201,7 +205,7 @@ class ReportQuery:
 
     def __init__(self, sent: Mapping[str, str], groups: Sequence[str], now: datetime) -> None:
         self.groups = tuple(groups)
-        self.filters = {name: sent[name] for name in FILTERS if sent.get(name)}
+        self.filters = {name: sent[name] for name in sent if is_filter(name) and sent[name]}
         self.since, self.until = sent.get("from", ""), sent.get("to", "")
         is_free = bool(self.since or self.until)
         self.range = "" if is_free else sent.get("range", "") or USUAL_RANGE
@@ -209,6 +213,7 @@ class ReportQuery:
         self.measure = sent.get("measure", "") if sent.get("measure") in MEASURES else MEASURES[0]
         self.shape = sent.get("shape", "") if sent.get("shape") in SHAPES else SHAPES[0]
         self.sort = sent.get("sort", "") if sent.get("sort") in COLUMNS else COLUMNS[0]
+        self.tags: tuple[str, ...] = ()  # those that are offered
         self._now = now
 
     @property
@@ -265,11 +270,13 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
     """`GET /usage`: the page of the usage explorer."""
     sent = {name: text.strip() for name, text in request.query.items()}
     ids, errors = await find_names(desk, sent, REFERS)
-    errors |= unknown(sent, PARAMETERS)
+    errors |= unknown([name for name in sent if not is_filter(name)], PARAMETERS)
     sent |= ids
     groups = ",".join(request.query.getall("group_by", [USUAL_GROUP])).split(",")
     groups = [each for each in groups if each not in {"", NO_GROUP}]
     asked = ReportQuery(sent, groups, datetime.now(UTC))
+    said = [name for name in (*asked.groups, *asked.filters) if tag_in(name)]
+    asked.tags = tuple(dict.fromkeys((*await _declared_tags(desk, asked), *said)))
     typed = (asked.since, asked.until)
     found, facts = SpendSummary((), (), None), {}
     try:
@@ -295,9 +302,24 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
         places=_places([line.row for line in lines]), labels=[(name, label_of(name)) for name in COLUMNS],
         chips=await _chips(desk, asked, errors), controls=_controls(asked, choices, errors),
         ranges=RANGES, measures=MEASURES, shapes=SHAPES, intervals=INTERVALS,
-        typed=typed, titles={group: label_of(column) for group, column in GROUPS.items()},
+        typed=typed, titles={**{group: label_of(column) for group, column in GROUPS.items()}, **{tag: _label(tag) for tag in asked.tags}},
         **({"span": None, "files": []} | facts),
     )  # fmt: skip
+
+
+def is_filter(name: str) -> bool:
+    return name in FILTERS or GROUP.fullmatch(name) is not None
+
+
+def _label(name: str) -> str:
+    """Return the label of a filter or group; a tag's is its name as it is declared."""
+    return f"Tag {tag}" if (tag := tag_in(name)) else label_of(name)
+
+
+async def _declared_tags(desk: ConsoleShell, asked: ReportQuery) -> list[str]:
+    """Return the tags of the organization that the reader is of, or that the report is narrowed to."""
+    named = desk.ports.actor.organization_id or id_of(asked.filters.get("organization_id", ""))
+    return [] if named is None else [TAG + name for name in await desk.tags(named)]
 
 
 def _files(interval: str) -> list[tuple[str, str]]:
@@ -321,7 +343,7 @@ def _lines(found: SpendSummary, asked: ReportQuery) -> list[ReportRow]:
 
 def _narrowed(asked: ReportQuery, row: Row, group: str) -> str:
     """Return the explorer's address for one value of a group; "" if the row has none."""
-    column = GROUPS[group]
+    column = column_of(group)
     if row[column] is None:
         return ""
     others = ",".join(each for each in asked.groups if each != group)
@@ -331,8 +353,10 @@ def _narrowed(asked: ReportQuery, row: Row, group: str) -> str:
 
 def _calls(asked: ReportQuery, row: Row) -> str:
     """Return the address of the calls of a row; "" if the list of calls has no such filter."""
-    columns = [GROUPS[group] for group in asked.groups]
+    columns = [column_of(group) for group in asked.groups]
     if any(row[name] is None for name in columns) or "currency" in asked.filters:
+        return ""
+    if any(map(tag_in, (*columns, *asked.filters))):
         return ""
     wanted = {**asked.filters, **{name: row[name] for name in columns}}
     since, until = asked.span
@@ -354,7 +378,7 @@ async def _chips(
     names = await desk.names(wanted)
     return [
         (
-            label_of(name),
+            _label(name),
             names.get((REFERS.get(name, ""), ids.get(name, 0)), text),
             asked.address(**{name: None}),
         )
@@ -366,13 +390,13 @@ def _controls(
     asked: ReportQuery, choices: Mapping[str, Sequence[tuple[str, str]]], errors: Mapping[str, str]
 ) -> list[FilterControl]:
     found = []
-    for name in FILTERS:
+    for name in (*FILTERS, *asked.tags):
         refers = REFERS.get(name, "")
         offered = choices.get(refers, ())
         kind = "choice" if offered else "named" if refers in FOUND else "id"
         kind = kind if name.endswith("_id") else "text"
         value, error = asked.filters.get(name, ""), errors.get(name, "")
-        found.append(FilterControl(name, label_of(name), kind, value, offered, refers, error))
+        found.append(FilterControl(name, _label(name), kind, value, offered, refers, error))
     return found
 
 

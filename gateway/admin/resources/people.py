@@ -41,6 +41,8 @@ from gateway.admin.resources.values import (
     Out,
     PositiveAmount,
     RunAmount,
+    TagNames,
+    TagValues,
     Text,
     Zone,
     must,
@@ -115,6 +117,10 @@ class OrganizationCreate(In):
     runs: Runs | None = optional(RUNS)
     spent_status: SpentStatus | None = optional(f"{SPENT_STATUS}; null: the default of the settings.")
     retry_after_max_s: RetryAfter | None = optional(f"{RETRY_AFTER_MAX}; null: no bound.")
+    tags: TagNames = Field(
+        default=[],
+        description="Names of members of `x-tollkeeper-metadata` by which budgets select, and usage is grouped.",
+    )
     due_days: Annotated[int, Field(strict=True, ge=0, le=DUE_DAYS_MAX)] | None = optional(
         "Days until its invoices are due; null: the default of the settings."
     )
@@ -142,12 +148,13 @@ class OrganizationCreate(In):
 # Fields that an organization may change itself. Its name is not among them, as files and staff use it.
 THEIR_FIELDS = {
     "limits", "models", "runs", "spent_status", "retry_after_max_s", "address", "country", "tax_number",
-    "contact", "buyer_reference", "endpoint_id",
+    "contact", "buyer_reference", "endpoint_id", "tags",
 }  # fmt: skip
 
 Organization = answer_of(
     OrganizationCreate,
     "Who is billed: the owner of credits, of a spend cap and of tenants.",
+    tags_since=(dict[str, str], Field(description="Since when calls have each tag.")),
     credit_balance=(int, Field(description="Credits as the counters hold them now.")),
     balance_is_current=(bool, Field(default=False, description=IS_CURRENT)),
     credit_ahead=(Exactly, Field(description="Part of a credit that is paid and not used yet.")),
@@ -325,6 +332,10 @@ class ApiKeyCreate(_TokenCredential):
     runs: Runs | None = optional(RUNS)
     spent_status: SpentStatus | None = optional(f"{SPENT_STATUS}; null: as the organization says.")
     retry_after_max_s: RetryAfter | None = optional(f"{RETRY_AFTER_MAX}; null: as the organization says.")
+    tags: TagValues = Field(
+        default={},
+        description="Tags of all its calls, before what callers say: NAME=VALUE of declared names.",
+    )
     expires_at: Instant | None = None
     issuer: Issuer | None = optional(
         "With `subject`: use signed tokens (JWTs) of this issuer instead of a key."

@@ -42,6 +42,7 @@ from gateway.admin.resources.values import (
     ModelText,
     Money,
     Out,
+    TagValues,
     Text,
     TokenUnitPrice,
     must,
@@ -54,6 +55,8 @@ from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import EACH, ENFORCE, FINISH, HOLDS, MODES, MONEY, ON_EXHAUSTED, UNITS
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
+from gateway.core.accounts.tags import GROUP as TAG_GROUP
+from gateway.core.accounts.tags import TAG
 from gateway.core.billing.price_book import FALLBACK
 from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
 from gateway.core.model import BLOCK_CAUSES, INTEGER_MAX
@@ -228,11 +231,26 @@ RESOURCES = (
 
 ANY_NAME = "*"
 # Fields that define a budget's windows; they never change.
-WINDOW = ("organization_id", *SELECTING, "each", "unit", "interval", "time_zone", "anchor_day")
+WINDOW = ("organization_id", *SELECTING, "tags", "each", "unit", "interval", "time_zone", "anchor_day")
 # The choices come from the domain's own constants.
 Unit: Any = Literal[UNITS]
 Interval: Any = Literal[tuple(INTERVALS)]
-Each: Any = Literal[EACH]
+Each: Any = Annotated[
+    str,
+    Field(strict=True),
+    must(
+        lambda each: each in EACH or TAG_GROUP.fullmatch(each) is not None,
+        f"be {', '.join(EACH)}, or {TAG}NAME of a tag",
+    ),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": list(EACH)},
+                {"type": "string", "pattern": f"^{TAG_GROUP.pattern}$"},
+            ]
+        }
+    ),
+]
 Mode: Any = Literal[MODES]
 OnExhausted: Any = Literal[ON_EXHAUSTED]
 Holds: Any = Literal[HOLDS]
@@ -296,7 +314,7 @@ class BudgetCreate(In):
     amount: BudgetAmount = Field(description="Amount per interval: money such as 12.50, else a whole number.")
     interval: Interval = Field(description="How often it resets. total never resets.")
     each: Each | None = optional(
-        "Give each user, key, project, session or tenant this amount; null: share it."
+        "Give each user, key, project, session, tenant, or value of a tag (tag:NAME) this amount; null: share it."
     )
     tenant_id: Id | None = None
     user: ExternalId | None = optional("The caller's own name for a user.")
@@ -306,6 +324,7 @@ class BudgetCreate(In):
     service_id: Id | None = None
     tool: Text | None = optional("A tool of an MCP server. Case is ignored.")
     server: Text | None = optional("An MCP server, by its upstream's name.")
+    tags: TagValues = Field(default={}, description="Tags that a call must have, all of them: NAME=VALUE.")
     time_zone: Text = Field(default="UTC", description="An IANA name: whose days it counts.")
     anchor_day: AnchorDay = Field(
         default=1, description="The day it begins on: 1 to 31 of a month, 1 (Monday) to 7 of a week."
@@ -592,6 +611,7 @@ class Call(Out):
         description="The time by which it was charged; null where no price of it changes by the hour."
     )
     hour_factor: str | None = Field(description="What its price was multiplied by at that time.")
+    tags: dict[str, str] = Field(description="Those that its organization had declared when it came.")
     status: int
     reason: str | None = Field(description="Why it was refused or failed; null where it was not.")
     run: str | None = Field(description="The id that the caller gave to its run; null of a call without one.")

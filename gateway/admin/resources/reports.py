@@ -33,6 +33,8 @@ from gateway.admin.resources.values import (
     read_moment,
 )
 from gateway.core.accounts.administration import OPERATOR, READ, TEAM_ROLES, RowScope, access
+from gateway.core.accounts.tags import GROUP as TAG_GROUP
+from gateway.core.accounts.tags import TAG, TAGS_MAX
 from gateway.core.accounts.usage import GROUPS
 from gateway.core.billing.finance import ACCOUNT_CHARS_MAX, ACCOUNTS, SUPPLY
 
@@ -336,9 +338,11 @@ class Reconciliation(Out):
 
 def _groups(text: str) -> str:
     names = text.split(",")
-    unknown = [name for name in names if name not in GROUPS]
+    unknown = [name for name in names if name not in GROUPS and TAG_GROUP.fullmatch(name) is None]
     if unknown or len(set(names)) < len(names):
-        raise ValueError(f"must be some of {', '.join(GROUPS)}, each once, with commas between")
+        raise ValueError(f"must be some of {', '.join(GROUPS)} or {TAG}NAME, each once, with commas between")
+    if sum(name not in GROUPS for name in names) > TAGS_MAX:
+        raise ValueError(f"has more than {TAGS_MAX} tags, which no call has")
     return text
 
 
@@ -370,7 +374,8 @@ class UsageReportQuery(In):
     )
     interval: Literal["hour", "day", "month", "none"] = Field(default="none", description="In UTC.")
     group_by: Annotated[Text, AfterValidator(_groups)] | None = optional(
-        f"Some of {', '.join(GROUPS)}, with commas between."
+        f"Some of {', '.join(GROUPS)} and {TAG}NAME, with commas between. A filter by a tag is {TAG}NAME=VALUE;"
+        " no value is none."
     )
     organization_id: Id | None = None
     tenant_id: Id | None = None
@@ -387,7 +392,10 @@ class UsagePage(UsageReportQuery, PageQuery):
 
 
 class UsageItem(Out):
-    """The sums of the calls of one group. Fields of groups that were not requested are left out."""
+    """The sums of the calls of one group. Fields of groups that were not requested are left out.
+
+    The value of a tag is in the field `tag:NAME`: null for none, `other` beyond the number counted by name in a day.
+    """
 
     start: Instant
     organization_id: int | None = None
@@ -427,6 +435,9 @@ class Usage(Out):
 
     items: list[UsageItem]
     next_cursor: str | None = Field(description=_NEXT)
+    tags_since: dict[str, str] | None = optional(
+        "Since when calls have each of the tags that were asked for; those before have none."
+    )
 
 
 REPORTS = {

@@ -32,6 +32,9 @@ from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from gateway.core.accounts.outbox import read_facts, told_of
+from gateway.core.accounts.tags import CHARACTERS_MAX as TAG_CHARACTERS_MAX
+from gateway.core.accounts.tags import NAME as TAG_NAME
+from gateway.core.accounts.tags import TAGS_MAX, read_value
 from gateway.core.billing.charges import TOKEN_PRICE_MAX
 from gateway.core.billing.document import ADDRESS_LINES_MAX, ENDPOINT, MAIL, countries
 from gateway.core.billing.money import EXACT, MICRO, MINOR_DIGITS, NANO
@@ -221,6 +224,15 @@ def _word(characters: str, right: str) -> _PatternText:
     return _PatternText(pattern, f"1 to 64 of {right}, '.', '_' and '-', beginning with a letter or digit")
 
 
+def _tag(value: object) -> str:
+    if text := read_value(value):
+        return text
+    raise ValueError(
+        f"must be a text of 1 to {TAG_CHARACTERS_MAX} characters without control or direction characters,"
+        " a number, true or false"
+    )
+
+
 # Standard base64 with its padding (RFC 4648, 4).
 BASE64 = _PatternText(r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", "base64")
 
@@ -245,6 +257,20 @@ LongText = Annotated[str, Field(strict=True, max_length=LONG_TEXT_CHARS_MAX), Af
 Metadata = Annotated[dict[str, Any], BeforeValidator(_told)]
 ServiceKey = Annotated[str, Field(strict=True), _word("a-z0-9", "a-z, 0-9")]
 UpstreamName = Annotated[str, Field(strict=True), _word("A-Za-z0-9", "A-Z, a-z, 0-9")]
+TagName = Annotated[
+    str, Field(strict=True), _PatternText(TAG_NAME, "1 to 64 of letters, digits, '_', '-' and '.'")
+]
+TagNames = Annotated[
+    list[TagName],
+    Field(max_length=TAGS_MAX, json_schema_extra={"uniqueItems": True}),
+    must(lambda names: len(set(names)) == len(names), "have each name once"),
+]
+TagValue = Annotated[
+    str,
+    BeforeValidator(_tag),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": TAG_CHARACTERS_MAX}),
+]
+TagValues = Annotated[dict[TagName, TagValue], Field(max_length=TAGS_MAX)]
 PathPattern = Annotated[
     str,
     Field(strict=True),

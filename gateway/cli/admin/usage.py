@@ -50,7 +50,9 @@ def usage(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant: id or name.")] = None,
     limit: Annotated[int, typer.Option(help="Most tenants to show.", min=1, max=100_000)] = 100,
     recent: Annotated[int, typer.Option(help="Latest ledger rows to show.", min=0, max=1_000)] = 10,
-    by: Annotated[str | None, typer.Option(help=f"Group by {', '.join(GROUPS)}, with commas.")] = None,
+    by: Annotated[
+        str | None, typer.Option(help=f"Group by {', '.join(GROUPS)}, tag:NAME, with commas.")
+    ] = None,
     since: Annotated[str | None, typer.Option("--from", help="From this day or time on, UTC.")] = None,
     until: Annotated[str | None, typer.Option("--to", help="Before this day or time, UTC.")] = None,
     interval: Annotated[str | None, typer.Option(help="hour, day, month or none.")] = None,

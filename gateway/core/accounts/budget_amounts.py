@@ -24,6 +24,7 @@ from gateway.core.accounts.budgets import (
     owner_of,
 )
 from gateway.core.accounts.intervals import wrong_calendar
+from gateway.core.accounts.tags import tag_in
 from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import money
 from gateway.core.model import INTEGER_MAX
@@ -50,6 +51,8 @@ def wrong_window(values: Mapping[str, Any]) -> Wrong:
     each = values.get("each")
     if each in _FIXES and values.get(_FIXES[each]) is not None:
         yield "each", f"there is one {each} alone: {_FIXES[each]} names it"
+    if each is not None and tag_in(each) in (values.get("tags") or {}):
+        yield "each", f"there is one {each} alone: tags names it"
     yield from wrong_calendar(values["interval"], values.get("time_zone", "UTC"), values.get("anchor_day"))
 
 
@@ -143,6 +146,8 @@ def read_budget(row: Mapping[str, Any]) -> Budget:
         one.name: row[one.name] for one in fields(Budget) if row.get(one.name) is not None
     }
     said |= {name: counted(unit, said[name]) for name in ("amount", "raised_to") if name in said}
+    if "tags" in said:
+        said["tags"] = tuple(sorted(said["tags"].items()))
     said["raises"] = {
         owner: PersonalRaise(counted(unit, amount), until_ms)
         for owner, (amount, until_ms, *_) in (row.get("raises") or {}).items()

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from gateway.core.accounts.budgets import BUDGET_ACCOUNTS_MAX, WINDOWS_MAX, is_of
+from gateway.core.accounts.tags import Tags
 
 # Most budgets of one organization: gateways hold them all in memory.
 BUDGETS_MAX: Final = 1_000
@@ -24,7 +25,7 @@ _FOLDED: Final = ("model", "tool", "server")  # compared without case
 class Selector(NamedTuple):
     """The fields by which a budget selects calls; None matches any call.
 
-    Budgets with another `each` have separate accounts.
+    Budgets with another `each` have separate accounts. `tags` are sorted.
     """
 
     tenant_id: int | None
@@ -35,30 +36,62 @@ class Selector(NamedTuple):
     service_id: int | None
     tool: str | None
     server: str | None
+    tags: Tags
     each: str | None
 
 
 def selector_of(values: Mapping[str, Any]) -> Selector:
     said = {name: values.get(name) for name in Selector._fields}
+    said["tags"] = tuple(sorted((said["tags"] or {}).items()))
     return Selector(**{**said, **{name: value.lower() for name in _FOLDED if (value := said[name])}})
 
 
-def too_many(others: Mapping[str, Selector], new: Selector) -> Iterator[tuple[str, str]]:
+def too_many(
+    others: Mapping[str, Selector], new: Selector, fixed: Iterable[Tags] = ()
+) -> Iterator[tuple[str, str]]:
     """Yield (field, reason) if an organization may not have a budget with the selector `new` too.
 
-    `others` are the selectors of the organization's existing budgets by name.
+    `others` are the selectors of the organization's existing budgets by name, `fixed` the tags of its API
+    keys.
     """
     if len(others) >= BUDGETS_MAX:
         yield "organization_id", f"it has {BUDGETS_MAX} budgets: there cannot be more"
     elif sum(one == new for one in others.values()) >= WINDOWS_MAX:
         yield "name", f"there are {WINDOWS_MAX} budgets of just these calls: there cannot be more"
-    elif met := may_meet_more(others.values(), new):
-        most = BUDGET_ACCOUNTS_MAX
-        names = ", ".join([name for name, one in others.items() if one in met][:NAMES_MAX])
-        yield (
-            "organization_id",
-            f"a call could then meet budgets of more than {most} different selectors, with: {names}",
-        )
+    elif met := _met_by_tags(others.values(), new, fixed):
+        yield "organization_id", _names_met(others, met)
+
+
+def too_many_by_tags(selectors: Mapping[str, Selector], key: Selector) -> Iterator[tuple[str, str]]:
+    """Yield (field, reason) if a call of one API key could meet too many budgets by the tags that it fixes.
+
+    `key` has what all calls of the key have: its tenant, its id, its user, and `tags`.
+    """
+    mine = {
+        name: one for name, one in selectors.items() if set(one.tags) <= set(key.tags) and _meet(one, key)
+    }
+    for new in {one for one in mine.values() if one.tags}:
+        if met := may_meet_more(mine.values(), new):
+            yield "tags", _names_met(mine, met)
+            return
+
+
+def _names_met(selectors: Mapping[str, Selector], met: Collection[Selector]) -> str:
+    names = ", ".join([name for name, one in selectors.items() if one in met][:NAMES_MAX])
+    return f"a call could then meet budgets of more than {BUDGET_ACCOUNTS_MAX} different selectors, with: {names}"
+
+
+def _met_by_tags(others: Collection[Selector], new: Selector, fixed: Iterable[Tags]) -> frozenset[Selector]:
+    """Return the result of `may_meet_more` for calls without tags, or with those that some API key fixes.
+
+    Tags that callers say are no reason to refuse a budget: their calls are refused.
+    """
+    named = frozenset(tag for one in (*others, new) for tag in one.tags)
+    of_calls = {named & frozenset(one) for one in ((), *fixed)}
+    for tags in (one for one in of_calls if one.issuperset(new.tags)):
+        if met := may_meet_more([one for one in others if tags.issuperset(one.tags)], new):
+            return met
+    return frozenset()
 
 
 def may_meet_more(
@@ -67,7 +100,7 @@ def may_meet_more(
     """Return the selectors that one call could match at once if they need more than `most` accounts.
 
     They include `new`; the result is empty if no call can match so many. A call has one tenant, one user
-    and so on, and is assumed to name one model. `looks_max` bounds the comparisons.
+    and so on, and is assumed to name one model and to have all tags. `looks_max` bounds the comparisons.
     """
     met = {new, *(one for one in others if _meet(one, new))}
     return frozenset(_exceeding(list(met), 0, most, [looks_max]) if len(_shapes(met, 0)) > most else ())
@@ -105,12 +138,14 @@ def _shapes(selectors: Iterable[Selector], at: int) -> set[object]:
 
     A shape has the values of the fields before position `at`, and tells which later fields are set. For a
     model with `*` it includes the length of the prefix: a call matches at most one prefix of each length.
+    It includes the tags, because a call may match selectors of several.
     """
     return {
         (
             one[:at],
-            *(part is not None for part in one[at:-1]),
+            *(part is not None for part in one[at : len(SELECTING)]),
             _length(one.model) if at <= _MODEL else 0,
+            one.tags,
             one.each,
         )
         for one in selectors

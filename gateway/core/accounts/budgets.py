@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from gateway.core.accounts.intervals import TOTAL, bounds
+from gateway.core.accounts.tags import Tags, tag_in
 from gateway.core.layout import Layout
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import DAY_MS
@@ -85,10 +86,10 @@ class Budget:
     """A limit on a `unit` in each interval, for all calls that match its selector.
 
     The selector is `tenant_id`, `user`, `api_key_id`, `project_id`, `model` (exact, or `prefix*`),
-    `service_id`, `tool` and the tool's `server`: 0, empty text or None match any call. With `each`, every
-    user, key, project, session or tenant has a separate amount. `amount` and `raised_to` are nano-units of the
-    organization's currency if the unit is money. `raised_to` replaces the amount until `raised_until_ms` (0:
-    not raised). Without `enforce` the use is only counted and reported. With `cut` the budget ends the stream
+    `service_id`, `tool`, the tool's `server` and `tags`, all of them: 0, empty text, None or no tags match
+    any call. With `each`, every user, key, project, session, tenant or value of a tag has a separate amount.
+    `amount` and `raised_to` are nano-units of the organization's currency if the unit is money. `raised_to`
+    replaces the amount until `raised_until_ms` (0: not raised). Without `enforce` the use is only counted and reported. With `cut` the budget ends the stream
     that uses it up. `hold` is how much of a call is held, `likely` or `maximum`; empty means that the
     tenant's plan decides. `raises` and `overrides` are of single owners, by the owner's part of the account's name.
     """
@@ -115,6 +116,7 @@ class Budget:
     hold: str = ""
     tool: str = ""
     server: str = ""
+    tags: Tags = ()
     raises: dict[str, PersonalRaise] = field(default_factory=dict, hash=False)
     overrides: dict[str, PersonalOverride] = field(default_factory=dict, hash=False)
 
@@ -123,12 +125,13 @@ class Budget:
         """The fields that select calls, and the kind of users with an account each, as a key for comparison.
 
         Budgets with equal keys share their accounts. Names of accounts are hashes of this tuple, so
-        the rarely used tool and server are appended only if set.
+        the rarely used tool and server, and tags, are appended only if set.
         """
         of_tools = (self.tool.lower(), self.server.lower()) if self.tool or self.server else ()
+        of_tags = (self.tags,) if self.tags else ()
         return (
             self.tenant_id, self.user, self.api_key_id, self.project_id, self.model.lower(), self.service_id,
-            self.each, *of_tools,
+            self.each, *of_tools, *of_tags,
         )  # fmt: skip
 
     def limit_at(self, at_ms: int) -> int:
@@ -171,6 +174,7 @@ class Budget:
             and (not self.model or any(model and is_of(model, self.model) for model in asked.models))
             and self.tool.lower() in {"", asked.tool.lower()}
             and self.server.lower() in {"", asked.server.lower()}
+            and (not self.tags or set(self.tags) <= set(asked.tags))
         )
 
     def value_of(self, asked: CallAttributes) -> str:
@@ -186,7 +190,9 @@ class Budget:
             return str(asked.tenant_id)
         if self.each == PROJECT:
             return "" if asked.project_id is None else str(asked.project_id)
-        return asked.session if self.each == SESSION else ""
+        if self.each == SESSION:
+            return asked.session
+        return dict(asked.tags).get(tag_in(self.each), "")
 
 
 # The owner of the account that is shared beyond the maximum of accounts of `each`; see lua/lib/short.lua.
@@ -197,7 +203,7 @@ ALL_OTHERS = "all others"  # its name for people
 class CallAttributes(NamedTuple):
     """Attributes of a call that select its budgets. `models` are all models that may answer the call.
 
-    `tool` and its `server` are set for calls of a tool.
+    `tool` and its `server` are set for calls of a tool. `tags` are those that budgets depend on.
     """
 
     tenant_id: int
@@ -209,6 +215,7 @@ class CallAttributes(NamedTuple):
     session: str = ""
     tool: str = ""
     server: str = ""
+    tags: Tags = ()
 
 
 def is_of(model: str, pattern: str) -> bool:

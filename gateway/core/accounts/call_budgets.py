@@ -33,6 +33,7 @@ from gateway.core.accounts.budgets import (
     windows_valid_until,
 )
 from gateway.core.accounts.runs import FIELD, Run
+from gateway.core.accounts.tags import METADATA_FIELD, Tags, tag_in, tags_of
 from gateway.core.calls.call import CallRequest
 from gateway.core.lru import LruCache, LruEntry
 from gateway.core.model import Attribution, BudgetAccount, BudgetWindow, Caller
@@ -47,7 +48,7 @@ CALLERS_MAX: Final = 1_021
 
 
 # The attributes that select the budgets of a call: the fields of `CallAttributes`.
-Said = tuple[int, int, int, str, int | None, tuple[str, ...], str, str, str]
+Said = tuple[int, int, int, str, int | None, tuple[str, ...], str, str, str, Tags]
 
 
 class BudgetsVersion:
@@ -120,7 +121,7 @@ class OrganizationBudgets:
     """
 
     __slots__ = (
-        "_by_id", "_defined", "_groups", "_has_own", "_says", "_some", "by_caller", "currency",
+        "_by_id", "_defined", "_groups", "_has_own", "_says", "_some", "_tags", "by_caller", "currency",
         "organization_id", "version",
     )  # fmt: skip
 
@@ -133,6 +134,7 @@ class OrganizationBudgets:
         # The windows of each group: valid since, valid until, and packed.
         self._defined: list[tuple[int, int, bytes] | None] = [None] * len(self._groups)
         self._says = _says(budgets)
+        self._tags = _tags_in(budgets)
         # Sets that many calls share are stored once.
         self._by_id = {
             budget.id: replace(budget, raises={}, overrides={}) if budget.has_own else budget
@@ -140,7 +142,7 @@ class OrganizationBudgets:
         }
         self._some: dict[frozenset[str], frozenset[str]] = {}
         # Whether only tenant, key, service and user matter: the first four fields of `Said`.
-        self.by_caller = not any(self._says[4:])
+        self.by_caller = not any(self._says[4:]) and not self._tags
 
     def asked(self, caller: Caller, service_id: int, said: Attribution, call: CallRequest) -> Said:
         """Return the attributes by which a call selects its budgets, empty where no budget depends on them.
@@ -159,6 +161,7 @@ class OrganizationBudgets:
             said.session if session else "",
             call.tool if tool else "",
             call.server if server else "",
+            tags_of(self._tags, caller.tags, said.tags) if self._tags else (),
         )
 
     def find(self, asked: CallAttributes, now_ms: int) -> CallBudgets:
@@ -188,11 +191,7 @@ class OrganizationBudgets:
             holds.update([one.hold for one in group])
             ends += [until] if until else []
         if len(accounts) > BUDGET_ACCOUNTS_MAX:
-            count, most = len(accounts), BUDGET_ACCOUNTS_MAX
-            raise TooManyBudgets(
-                f"This call would take from {count} budgets, of {most} at most: ask for fewer models.",
-                param="model",
-            )
+            raise self._exceeding(asked, len(accounts))
         return CallBudgets(
             tuple(accounts),
             tuple([one.name for one in accounts]),
@@ -204,6 +203,19 @@ class OrganizationBudgets:
             self.currency,
             self.version,
             MAXIMUM if MAXIMUM in holds else LIKELY if LIKELY in holds else "",
+        )
+
+    def _exceeding(self, asked: CallAttributes, count: int) -> TooManyBudgets:
+        """Return the error of a call that meets too many budgets; it names the tags, if these bring it about."""
+        most = BUDGET_ACCOUNTS_MAX
+        met = [group[0] for group in self._groups if group[0].matches(asked)]
+        by_tags = {name for first in met for name, _ in first.tags}
+        if by_tags and sum(not first.tags for first in met) <= most:
+            what, param = f"name fewer of the tags {', '.join(sorted(by_tags))}", METADATA_FIELD
+        else:
+            what, param = "ask for fewer models", "model"
+        return TooManyBudgets(
+            f"This call would take from {count} budgets, of {most} at most: {what}.", param=param
         )
 
     def _same(self, units: frozenset[str]) -> frozenset[str]:
@@ -329,8 +341,14 @@ class BudgetCache:
         return len(self.known)
 
 
+def _tags_in(budgets: Sequence[Budget]) -> tuple[str, ...]:
+    """Return the names of tags on which one of `budgets` depends."""
+    names = {name for budget in budgets for name, _ in budget.tags} | {tag_in(one.each) for one in budgets}
+    return tuple(sorted(names - {""}))
+
+
 def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
-    """Return for each field of `CallAttributes`, in order, whether one of `budgets` depends on it."""
+    """Return for each field of `CallAttributes` but tags, in order, whether one of `budgets` depends on it."""
     kinds = {one.each for one in budgets}
     return (
         any(one.tenant_id for one in budgets) or TENANT in kinds,

@@ -17,6 +17,7 @@ from gateway.core.accounts.budget_amounts import render_amount
 from gateway.core.accounts.budgets import MONEY, TOKENS
 from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.runs import FIELD_BYTES_MAX
+from gateway.core.accounts.tags import Tags
 from gateway.core.billing.price_book import (
     KINDS,
     NANO_DIGITS,
@@ -159,7 +160,7 @@ class CallerHold(msgspec.Struct):
     """A hold as it is stored. `asked` is the requested amount in `unit`, `held` what is reserved.
 
     `weights` are those of its plan, `budgets` the names of its accounts. `own` excludes prices in currencies
-    other than the organization's. `columns`, `session` and `metadata` come from the request. `call` is the
+    other than the organization's. `columns`, `session`, `metadata` and `tags` come from the request. `call` is the
     call that the hold is for, None if the request states only an amount. The models in `beside`, or the
     configured `targets`, may answer the call too, and one of them sets the price. `run` is the id of the run
     that pays. `priced_ms` is the time of its prices by its gateway's clock, 0 for `created_ms`.
@@ -191,6 +192,7 @@ class CallerHold(msgspec.Struct):
     targets: tuple[str, ...] = ()
     run: str = ""
     priced_ms: int = 0
+    tags: Tags = ()
 
     def names(self, output_max: int | None = None) -> CallRequest:
         """Return a `CallRequest` with the hold's models, for looking up prices."""

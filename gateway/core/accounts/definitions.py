@@ -12,6 +12,7 @@ from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicies, RunPolicy
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
+from gateway.core.accounts.tags import Tags
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.price_book import BASE_CURRENCY
 from gateway.core.billing.vector import ExchangeRate, ModelPrice
@@ -74,7 +75,7 @@ class OrganizationTerms:
     `subscribed` says that one was in force earlier. `currency` is the organization's. `budgets` are all of
     its budgets. With `listed` it may use only negotiated services. `models` are the lists of allowed models,
     and `runs` the policies of runs, besides those of keys. `spent` is the answer sent when an amount is used
-    up.
+    up. `tags` are the names of its tags.
     """
 
     negotiated: tuple[NegotiatedTerms, ...] = ()
@@ -88,6 +89,7 @@ class OrganizationTerms:
     models: ModelLists = NO_LISTS
     runs: RunPolicies = NO_POLICIES
     spent: SpentAnswer = UNSAID
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ class KeyDefinition:
     priority: str = INTERACTIVE
     runs: RunPolicy | None = None
     spent: SpentAnswer = UNSAID
+    tags: Tags = ()
     of_tokens: bool = False
     gone: bool = False
     created: int = 0

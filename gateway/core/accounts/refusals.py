@@ -15,6 +15,7 @@ from typing import Annotated
 import msgspec
 
 from gateway.core.accounts.outbox import TEXT_CHARACTERS_MAX, attributed
+from gateway.core.accounts.tags import Tags
 from gateway.core.accounts.usage import NO_PROJECT, OTHER, OTHER_PROJECTS
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import HOUR_MS
@@ -51,7 +52,7 @@ class RefusedCall(msgspec.Struct, array_like=True):
     """One refused call with its reason. `user` is the caller's own id; `attribution` as in `OutboxEntry`.
 
     `run` is the caller's id for its run. The limit that refused it has a `refused_kind` (`RefusingLimit`) and
-    an id, 0 if the writer has to look it up.
+    an id, 0 if the writer has to look it up. `tags` are those that the organization declares.
     """
 
     request_id: str
@@ -72,6 +73,7 @@ class RefusedCall(msgspec.Struct, array_like=True):
     run: str = ""
     refused_kind: str = ""
     refused_by: _Number = 0
+    tags: dict[str, str] = {}
 
 
 class RefusedCount(msgspec.Struct, array_like=True):
@@ -86,6 +88,7 @@ class RefusedCount(msgspec.Struct, array_like=True):
     project_id: _Project
     model: str
     refused: _Number = 0
+    tags: Tags = ()
 
 
 class RefusedBatch(msgspec.Struct, array_like=True):
@@ -97,7 +100,7 @@ class RefusedBatch(msgspec.Struct, array_like=True):
     calls: list[RefusedCall]
 
 
-_Key = tuple[int, int, int, int, int, str, int, str]
+_Key = tuple[int, int, int, int, int, str, int, str, Tags]
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(RefusedBatch).decode
 
@@ -159,7 +162,7 @@ class Refusals:
         """Return all noted calls as one encoded batch and start over; empty if there are none."""
         if not self._counts:
             return b""
-        counts = [RefusedCount(*key, refused) for key, refused in self._counts.items()]
+        counts = [RefusedCount(*key[:-1], refused, key[-1]) for key, refused in self._counts.items()]
         batch = _encode(RefusedBatch(worker, number, counts, self._rows))
         self._counts, self._named, self._rows, self._rows_bytes = {}, {}, [], 0
         return batch
@@ -169,14 +172,15 @@ class Refusals:
         owner, tenant, key_id, service = call.organization_id, call.tenant_id, call.key_id, call.service_id
         counts = self._counts
         key: _Key = (
-            owner, hour_ms, tenant, key_id, service, call.user, _project(call.attribution), call.model
+            owner, hour_ms, tenant, key_id, service, call.user, _project(call.attribution), call.model,
+            tuple(call.tags.items()),
         )  # fmt: skip
         if key in counts:
             counts[key] += 1
             return True
         named = self._named.get(owner, 0)
         if named >= self._named_max or len(counts) >= self._counts_max // 2:
-            key = (owner, hour_ms, tenant, key_id, service, "", *others(key[6], key[7]))
+            key = (owner, hour_ms, tenant, key_id, service, "", *others(key[6], key[7]), ())
         if key not in counts and len(counts) >= self._counts_max:
             self.uncounted += 1
             return False
@@ -190,7 +194,7 @@ class Refusals:
             self._minute = minute
             told.clear()
         owner = call.organization_id
-        texts = (call.model, call.user, call.session, call.attribution, call.run)
+        texts = (call.model, call.user, call.session, call.attribution, call.run, *call.tags.values())
         size = ROW_BYTES + 4 * sum(map(len, texts))
         within = told.get(owner, 0) < self._rows_a_minute_max and len(self._rows) < self._rows_max
         if not within or self._rows_bytes + size > ROWS_BYTES_MAX:

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from gateway.core.accounts.plans import Weights
+from gateway.core.accounts.tags import Tags
 from gateway.core.calls.call import check_names
 from gateway.core.metering.reading import UNREADABLE, decoded, integer
 from gateway.core.model import Caller
@@ -127,6 +128,7 @@ class Job(msgspec.Struct):
     output_max: int = 0
     tiers: tuple[str, ...] = ()
     priced_ms: int = 0
+    tags: Tags = ()
 
     @property
     def is_charged(self) -> bool:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
+from gateway.core.accounts.tags import tag_in
+
 # The groups of a report by name, with their columns.
 GROUPS: Final = {
     "organization": "organization_id",
@@ -20,6 +22,8 @@ GROUPS: Final = {
     "service": "service_id",
     "model": "model",
 }
+# The group and column of all tags of a call.
+TAGS: Final = "tags"
 # The value for calls without a project, where null would mean something else. Other ids use 0.
 NO_PROJECT: Final = -1
 # Names beyond the number that is counted separately in a day.
@@ -27,8 +31,10 @@ OTHER: Final = "other"
 OTHER_PROJECTS: Final = -2
 DIMENSIONS: Final = (
     "organization_id", "start", "tenant_id", "api_key_id", "user_id", "project_id", "service_id", "model",
-    "currency",
+    "currency", "tags",
 )  # fmt: skip
+# Those of the roll-ups of all calls; calls with tags are in roll-ups of their own besides.
+UNTAGGED: Final = DIMENSIONS[:-1]
 SUMS: Final = (
     "requests", "refused", "input", "cache_read", "cache_write", "output", "reasoning", "tokens", "credits",
     "units", "cost", "estimated", "unpriced", "cache_write_1h",
@@ -55,6 +61,8 @@ SPANS: Final = {
     "key_day": RollupLevel("day", ("user_id", "project_id")),
     "model_hour": RollupLevel("hour", ("tenant_id", *PEOPLE, "project_id")),
 }
+# The spans of calls with tags.
+TAG_SPANS: Final = ("hour", "day")
 # Roll-ups of a unit, those with fewest rows first.
 _OF_UNIT: Final = {"hour": ("model_hour", "team_hour", "hour"), "day": ("team_day", "key_day", "day")}
 
@@ -86,12 +94,22 @@ class UsageQuery:
     @property
     def apart(self) -> frozenset[str]:
         """The columns that must be stored separately, because rows are grouped or filtered by them."""
-        return frozenset({*self.filters, *(GROUPS[group] for group in self.groups)})
+        return frozenset({*self.filters, *map(column_of, self.groups)})
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """The columns of tags, `tag:NAME`, or `tags` for all of them, by which rows are grouped or filtered."""
+        return frozenset(name for name in self.apart if name == TAGS or tag_in(name))
 
     @property
     def people(self) -> bool:
         """Whether rows are grouped or filtered by users or API keys."""
         return not self.apart.isdisjoint(PEOPLE)
+
+
+def column_of(group: str) -> str:
+    """Return the column of a group; a tag's has its name, as each organization declares others."""
+    return GROUPS.get(group, group)
 
 
 def following(asked: UsageQuery, told: Sequence[Mapping[str, object]]) -> UsageQuery:
@@ -119,7 +137,8 @@ def pieces(asked: UsageQuery) -> list[ReportPiece]:
     if asked.interval == "hour":
         return [ReportPiece(span_of(asked, "hour"), asked.since, asked.until)]
     found: list[ReportPiece] = []
-    for unit, since, until in _units(asked.since, asked.until, asked.interval, weeks=asked.people):
+    weeks = asked.people and not asked.tags  # calls with tags are summed by hours and days
+    for unit, since, until in _units(asked.since, asked.until, asked.interval, weeks=weeks):
         span = span_of(asked, unit)
         if found and found[-1].span == span and found[-1].until == since:
             found[-1] = found[-1]._replace(until=until)

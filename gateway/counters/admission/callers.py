@@ -24,6 +24,7 @@ from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
+from gateway.core.accounts.tags import Tags, tags_of
 from gateway.core.billing.price_book import BASE_CURRENCY
 from gateway.core.billing.sellers import Seller
 from gateway.core.billing.stand_ins import NO_STAND_INS, StandIns
@@ -283,7 +284,7 @@ class CallerCache(Catalogue):
             models = frozenset(found.m) if found.m is not None else None
             caller = Caller(
                 found.o, found.t, found.k, found.p, found.u, models, found.h, found.n, found.y, found.r,
-                found.s,
+                found.s, tuple(found.g.items()),
             )  # fmt: skip
             if known is not None and known == caller:
                 caller = known
@@ -484,8 +485,20 @@ class Directory(CallerCache):
         if terms is None or terms.budgets is None:
             return []
         user = caller.acts_for(said.user)
-        asked = CallAttributes(caller.tenant_id, caller.key_id, 0, user, said.project_id, (), said.session)
+        asked = CallAttributes(
+            caller.tenant_id, caller.key_id, 0, user, said.project_id, (), said.session,
+            tags=self.tags(caller, said),
+        )  # fmt: skip
         return terms.budgets.of_caller(asked)
+
+    def tags(self, caller: Caller, said: Attribution) -> Tags:
+        """Return the tags of a call that its organization declares."""
+        if not (caller.tags or said.tags):
+            return ()
+        terms = self._terms.find(caller.organization_id)
+        if terms is None or not terms.tags:
+            return ()
+        return tags_of(terms.tags, caller.tags, said.tags)
 
     def pays_in(self, caller: Caller) -> str:
         terms = self._terms.find(caller.organization_id)

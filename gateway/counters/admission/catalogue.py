@@ -149,6 +149,7 @@ class CachedTerms(CachedValue):
         self.models = None if self._terms.models == NO_LISTS else self._terms.models
         self.runs = None if self._terms.runs == NO_POLICIES else self._terms.runs
         self.spent = self._terms.spent
+        self.tags = self._terms.tags
         budgets = self._terms.budgets
         self.budgets = OrganizationBudgets(organization_id, budgets, self.currency) if budgets else None
         self._organization_id = organization_id

@@ -37,7 +37,7 @@ class Identity(msgspec.Struct):
 
     Then its expiry in ms since the epoch (0: never), which user its requests may name (`user_header`), what
     happens to unsettled holds (`unsettled`), the highest priority of its calls, its policy of runs, and the
-    answer to a spent limit. `e` is set for a subject of tokens whose key was revoked.
+    answer to a spent limit; `g` are the tags of all its calls. `e` is set for a subject of tokens whose key was revoked.
     """
 
     o: int
@@ -53,6 +53,7 @@ class Identity(msgspec.Struct):
     r: RunPolicy | None = None
     s: SpentAnswer = UNSAID
     e: bool = False
+    g: dict[str, str] = {}
 
     def has_ended(self, now_ms: float) -> bool:
         """Return whether the key was revoked or has expired."""
@@ -153,6 +154,8 @@ def encode_identity(caller: Caller, expires_ms: int = 0, *, revoked: bool = Fals
         more["r"] = caller.runs
     if caller.spent != UNSAID:
         more["s"] = caller.spent
+    if caller.tags:
+        more["g"] = dict(caller.tags)
     return msgspec.json.encode(
         {
             **more,
@@ -187,6 +190,8 @@ def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
         del written["runs"]
     if terms.spent == UNSAID:
         del written["spent"]
+    if not terms.tags:
+        del written["tags"]
     return msgspec.json.encode({"version": version, "terms": written})
 
 

@@ -294,6 +294,7 @@ class ControlClient(Client):
             definition.priority,
             definition.runs,
             definition.spent,
+            definition.tags,
         )
         raw = encode_identity(caller, definition.expires_ms, revoked=definition.revoked)
         until: list[bytes] = []

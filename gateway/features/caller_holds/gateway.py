@@ -413,7 +413,7 @@ async def _taken(
         prices.own, decision.weights, head.said.columns, attribution.session,
         attribution.metadata.decode(), None if route is None else held_call(route, call),
         call.models_beside, tuple([one.model for one in call.targets]), "" if run is None else run.id,
-        prices.at_ms,
+        prices.at_ms, ports.directory.tags(caller, attribution),
     )  # fmt: skip
     if unit == TOKENS and service.counts_tokens and decision.weights is None:
         hold.asked = decision.held_tokens
@@ -580,7 +580,7 @@ async def _more(
     if hold.run:
         run = RunRequest(hold.run)
         opened = ports.runs.cached(caller, run) or await ports.runs.find(caller, run, ())
-    said = replace(attribution, user=hold.user, session=hold.session, run=None)
+    said = replace(attribution, user=hold.user, session=hold.session, run=None, tags=hold.tags)
     budgets = ports.directory.budgets(caller, service.id, said, call, False, opened) if hold.budgets else None
     prices = prices_of(ports, caller, service, call, budgets)
     amount = more if isinstance(more, str) else None

@@ -14,7 +14,7 @@ from multidict import MultiDict, MultiMapping
 from gateway.admin.api.usage import CsvFile, File, Parquet, read, serve_file
 from gateway.admin.ports import AdminPorts, Admit
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.usage import UsageQuery
+from gateway.core.accounts.usage import TAGS, UsageQuery
 from gateway.errors import Unprocessable
 from gateway.features.finance.focus import (
     FOCUS_GROUPED_BY,
@@ -38,7 +38,7 @@ def mount_focus(app: web.Application, ports: AdminPorts, root: str, admitted: Ad
         if version not in VERSIONS:
             wrong = ("version", f"must be one of {', '.join(VERSIONS)}")
             raise Unprocessable("Some query parameters are wrong.", (wrong,))
-        asked = replace(read(others), interval=FOCUS_INTERVAL, groups=FOCUS_GROUPED_BY)
+        asked = replace(read(others), interval=FOCUS_INTERVAL, groups=(*FOCUS_GROUPED_BY, TAGS))
         seller = ports.store.letterhead.seller
 
         def charge(row: Row) -> Row:

@@ -568,7 +568,7 @@ def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
         raw_tokens=decision.raw_held, currency="" if vector is None else vector.currency,
         columns=head.said.columns, session=attribution.session,
         metadata=attribution.metadata.decode(), own=prices.own, weights=_packed(decision.weights),
-        priced_ms=prices.at_ms,
+        priced_ms=prices.at_ms, tags=admitted.worker.ports.directory.tags(caller, attribution),
     )  # fmt: skip
 
 
@@ -779,7 +779,7 @@ def _use(job: Job, family: str, line: BatchResult, ago_s: float, detail: Detail)
 def _terms(job: Job, id_: str, service: Service, prices: CallPrices) -> UseTerms:
     return UseTerms(
         job.caller, id_, job.user, service, prices, job.accounts, bool(job.accounts), job.currency,
-        job.weighing, job.columns,
+        job.weighing, job.columns, job.tags,
     )  # fmt: skip
 
 

@@ -53,6 +53,7 @@ class UsageEvent(Out):
     service_id: Id | None
     model: str
     currency: str
+    tags: dict[str, str] = Field(description="Those of its call; none of an hour.")
     requests: int
     input: int
     cache_read: int

@@ -88,7 +88,11 @@ class _Limits:
 
 
 def _is_limit(row: Row) -> bool:
-    narrowed = [name for name in (*SELECTING, "each") if name not in _SCOPES and row.get(name) is not None]
+    narrowed = [
+        name
+        for name in (*SELECTING, "tags", "each")
+        if name not in _SCOPES and row.get(name) not in (None, {})
+    ]
     plain = (row["mode"], row["time_zone"], row["anchor_day"]) == (ENFORCE, "UTC", 1)
     in_period = INTERVALS[str(row["interval"])].period != ""
     return plain and in_period and not narrowed and not (row["tenant_id"] and row["user"])

@@ -9,14 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.budget_selectors import BUDGETS_MAX, Selector, may_meet_more, selector_of, too_many
+from gateway.core.accounts.budget_selectors import (
+    BUDGETS_MAX,
+    Selector,
+    may_meet_more,
+    selector_of,
+    too_many,
+    too_many_by_tags,
+)
 from gateway.core.accounts.budgets import Budget, CallAttributes
 
-ANY = Selector(None, None, None, None, None, None, None, None, None)
+ANY = Selector(None, None, None, None, None, None, None, None, (), None)
 VALUES: dict[str, list[Any]] = {
     "tenant_id": [1, 2], "user": ["ada", "bob"], "api_key_id": [3], "project_id": [0, 1],
     "model": ["gpt-5", "gpt-5-mini", "gpt-*", "gpt-5*"], "service_id": [7], "each": ["user", "session"],
-    "tool": ["search"], "server": ["git"],
+    "tool": ["search"], "server": ["git"], "tags": [(("feature", "a"),), (("team", "b"),)],
 }  # fmt: skip
 MODELS = ("gpt-5", "gpt-5-mini", "gpt-4", "other")
 
@@ -27,7 +34,8 @@ def matching(selectors: set[Selector]) -> int:
     for tenant, user, key, project, service, model, tool, server in product(
         (1, 2), ("ada", "bob"), (3, 4), (0, 1), (7, 8), MODELS, ("search", ""), ("git", "")
     ):
-        asked = CallAttributes(tenant, key, service, user, project, (model,), "", tool, server)
+        tags = (("feature", "a"), ("team", "b"))
+        asked = CallAttributes(tenant, key, service, user, project, (model,), "", tool, server, tags)
         most = max(most, sum(budget.matches(asked) for budget in budgets))
     return most
 
@@ -37,12 +45,13 @@ def budget_of(one: Selector) -> Budget:
         1, "", "tokens", 1, "day", tenant_id=one.tenant_id or 0, user=one.user or "",
         api_key_id=one.api_key_id or 0, project_id=one.project_id, model=one.model or "",
         service_id=one.service_id or 0, each=one.each or "", tool=one.tool or "", server=one.server or "",
+        tags=one.tags,
     )  # fmt: skip
 
 
 @given(
     st.sets(
-        st.builds(Selector, **{name: st.sampled_from([None, *some]) for name, some in VALUES.items()}),
+        st.builds(Selector, **{name: st.sampled_from([() if name == "tags" else None, *some]) for name, some in VALUES.items()}),
         min_size=1, max_size=9,
     ),
     st.integers(1, 5),
@@ -98,3 +107,43 @@ def test_too_many_refuses_more_budgets_than_windows_of_account() -> None:
 def test_too_many_refuses_more_budgets_than_maximum_of_organization(there: int, found: list[str]) -> None:
     others = {str(n): ANY._replace(tenant_id=n) for n in range(there)}
     assert [field for field, _ in too_many(others, ANY._replace(tenant_id=-1))] == found
+
+
+# --- tags -------------------------------------------------------------------------------------
+
+
+def sixteen() -> dict[str, Selector]:
+    """As many selectors as a call may meet, half of them of a tag."""
+    fields = ("tenant_id", "user", "project_id")
+    found = {}
+    for at, some in enumerate(product((False, True), repeat=4)):
+        names = [name for name, is_set in zip(fields, some, strict=False) if is_set]
+        tags = (("feature", "a"),) if some[-1] else ()
+        found[f"budget {at}"] = ANY._replace(**dict.fromkeys(names, 1), tags=tags)
+    return found
+
+
+def test_too_many_counts_budgets_of_tags_where_api_key_fixes_them() -> None:
+    """A caller's own tags are no reason: the call is refused, and not the budget."""
+    new = ANY._replace(tags=(("team", "b"),))
+    assert list(too_many(sixteen(), new)) == []
+    assert list(too_many(sixteen(), new, [(("feature", "a"),), (("team", "b"),)])) == []
+    [(field, why)] = too_many(sixteen(), new, [(("feature", "a"), ("other", "x"), ("team", "b"))])
+    assert field == "organization_id"
+    assert "budget 15" in why
+
+
+def test_too_many_by_tags_names_budgets_that_calls_of_key_would_meet() -> None:
+    budgets = {**sixteen(), "of team": ANY._replace(tags=(("team", "b"),))}
+    key = ANY._replace(tenant_id=1, api_key_id=3, tags=(("feature", "a"), ("team", "b")))
+    [(field, why)] = too_many_by_tags(budgets, key)
+    assert field == "tags"
+    assert "of team" in why
+    assert list(too_many_by_tags(budgets, key._replace(tags=key.tags[:1]))) == []
+    assert list(too_many_by_tags(budgets, key._replace(tenant_id=2))) == []
+    assert list(too_many_by_tags(budgets, key._replace(user="2"))) == []
+
+
+def test_selector_of_sorts_tags() -> None:
+    assert selector_of({"tags": {"b": "1", "a": "2"}}).tags == (("a", "2"), ("b", "1"))
+    assert selector_of({"tags": {}}) == selector_of({}) == ANY

@@ -334,3 +334,63 @@ def test_a_window_is_named() -> None:
     found.name_in(unknown)
     assert known == BudgetWindow(1, 5, 1, 0, 1, "all, a month", "EUR", "month")
     assert unknown.name == "99"
+
+
+# --- tags -------------------------------------------------------------------------------------
+
+SEARCH = Budget(7, "search", TOKENS, 10, "day", tags=(("feature", "search"), ("team", "red")))
+FEATURES = Budget(8, "each feature", TOKENS, 10, "day", each="tag:feature")
+
+
+def tagged(caller_tags: dict[str, str], said: dict[str, str], *budgets: Budget) -> list[str]:
+    caller = Caller(1, 3, 40, 0, tags=tuple(caller_tags.items()))
+    call, attribution = CallRequest("chat", GENERIC, b""), Attribution(tags=tuple(said.items()))
+    found = BudgetCache().find_by_caller(of(*budgets), caller, 2, attribution, call, NOW)
+    return list(found.names)
+
+
+def test_budget_of_tags_applies_to_calls_that_have_all_of_them() -> None:
+    both = {"feature": "search", "team": "red", "more": "x"}
+    assert tagged({}, both, SEARCH) == [account_of(1, SEARCH)]
+    assert tagged({}, {"feature": "search"}, SEARCH) == []
+    assert tagged({}, both | {"team": "Red"}, SEARCH) == []
+
+
+def test_tags_of_key_go_before_those_of_call() -> None:
+    said = {"feature": "search", "team": "blue"}
+    assert tagged({"team": "red"}, said, SEARCH) == [account_of(1, SEARCH)]
+    assert tagged({"feature": "chat"}, said | {"team": "red"}, SEARCH) == []
+
+
+def test_each_value_of_tag_has_account_and_calls_without_share_one() -> None:
+    found = [tagged({}, {"feature": name} if name else {}, FEATURES) for name in ("a", "b", "a", "")]
+    assert found == [[account_of(1, FEATURES, name)] for name in ("a", "b", "a", "")]
+    assert len({names[0] for names in found}) == 3
+
+
+def test_budget_of_tags_has_account_of_its_own() -> None:
+    """An account without tags is called as before: it is counted on in Redis."""
+    plain = replace(SEARCH, tags=())
+    assert account_of(1, plain) == account_of(1, Budget(9, "other", TOKENS, 1, "day"))
+    assert len({account_of(1, one) for one in (plain, SEARCH, replace(SEARCH, tags=SEARCH.tags[:1]))}) == 3
+
+
+def test_call_whose_tags_meet_too_many_budgets_is_told_them() -> None:
+    many = [
+        replace(
+            SEARCH,
+            id=n,
+            tags=(("feature", "search"),),
+            project_id=None,
+            service_id=2 if n % 2 else 0,
+            each=each,
+        )
+        for n, each in enumerate(
+            ("", "", "user", "user", "key", "key", "project", "project", "session", "session"), 20
+        )
+    ]
+    more = [replace(one, id=one.id + 20, tags=(("team", "red"),)) for one in many]
+    assert len(tagged({}, {"feature": "search"}, *many, *more)) == 10
+    with pytest.raises(TooManyBudgets, match="tags feature, team") as refused:
+        tagged({}, {"feature": "search", "team": "red"}, *many, *more)
+    assert refused.value.param == "x-tollkeeper-metadata"

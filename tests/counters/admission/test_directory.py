@@ -107,6 +107,16 @@ async def test_a_key_says_how_a_spent_amount_is_told_before_its_organization_doe
         desk.clock.now += IDENTITY_S + 0.1
 
 
+async def test_tags_are_those_that_the_organization_declares(desk: Desk) -> None:
+    desk.know(replace(CALLER, tags=(("team", "red"), ("undeclared", "x"))))
+    said = Attribution(tags=(("feature", "search"), ("other", "y"), ("team", "blue")))
+    for names, tags in (((), ()), (("team", "feature"), (("feature", "search"), ("team", "red")))):
+        desk.client.set(keys.organization_terms(1), encode_terms(1, OrganizationTerms(tags=names)))
+        caller = await desk.identify()
+        assert desk.directory.tags(caller, said) == tags
+        desk.clock.now += IDENTITY_S + 0.1
+
+
 async def test_an_identity_written_before_keys_spoke_of_users_accepts_them(desk: Desk) -> None:
     desk.client.set(keys.identity(DIGEST), b'{"o":1,"t":7,"k":3,"p":0,"u":"","m":null}')
     assert (await desk.identify()).user_header == "accept"

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms
 from gateway.core.billing.money import CreditRates, PriceTier, ServicePricing
 from gateway.core.model import Service
 from gateway.counters.admission.catalogue import CachedTerms
-from gateway.counters.admission.stored import encode_terms, version_of
+from gateway.counters.admission.stored import decode_terms, encode_terms, version_of
 from gateway.errors import ServiceNotIncluded
 
 CHAT = Service(1, "chat", "subscription", counts_tokens=False)
@@ -140,3 +141,12 @@ def test_a_price_in_another_currency_is_no_price_for_this_organization() -> None
     assert terms(own, currency="EUR").resolve(yen, 0).pricing.currency == "EUR"
     # Credits are no money: what they are paid with has no currency.
     assert usable(terms(currency="EUR"), CHAT, IMAGES) == {"chat", "images"}
+
+
+def test_names_of_tags_and_budgets_of_tags_are_read_as_they_were_written() -> None:
+    budget = Budget(1, "b", "tokens", 1, "day", each="tag:team", tags=(("feature", "search"),))
+    found = terms(tags=("feature", "team"), budgets=(budget,))
+    assert found.tags == ("feature", "team")
+    assert found.budgets is not None
+    assert [one.budgets for one in [decode_terms(found.raw)]] == [(budget,)]
+    assert b"tags" not in encode_terms(7, OrganizationTerms(budgets=(replace(budget, tags=()),)))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from tests.http.fakes import post
+from tests.http.fakes import CALLER, post
 from tests.http.stage import Stage
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -126,3 +127,27 @@ async def test_baggage_names_a_run_by_its_id(stage: Stage, fields: bytes, run: s
             assert [one.id for one in asked] == ([] if run is None else [run])
             assert [one.amount for one in asked] == [5 * 10**9 if run == "own" else -1] * len(asked)
         asked.clear()
+
+
+# --- tags -------------------------------------------------------------------------------------
+
+
+async def test_call_has_declared_members_of_its_metadata_as_tags(stage: Stage) -> None:
+    stage.directory.tag_names = ("feature", "level", "plan", "absent")
+    fields = b'x-tollkeeper-metadata: {"feature":"search","level":2,"plan":["x"],"other":"y"}\r\n'
+    for _ in range(2):  # and again where the line is remembered
+        assert (await stage.ask(call(fields + PARENT))).status == 200
+        assert stage.facts().tags == {"feature": "search", "level": "2"}
+
+
+async def test_tags_of_key_go_before_those_of_call(stage: Stage) -> None:
+    stage.directory.tag_names = ("feature", "team")
+    stage.directory.caller = replace(CALLER, tags=(("team", "red"), ("undeclared", "x")))
+    fields = b'x-tollkeeper-metadata: {"feature":"search","team":"blue"}\r\n'
+    assert (await stage.ask(call(fields))).status == 200
+    assert stage.facts().tags == {"feature": "search", "team": "red"}
+
+
+async def test_call_of_organization_without_tags_has_none(stage: Stage) -> None:
+    assert (await stage.ask(call(b'x-tollkeeper-metadata: {"feature":"search"}\r\n'))).status == 200
+    assert stage.facts().tags == {}

@@ -27,7 +27,9 @@ from tests.search import histories
 START = 1_789_776_000_000
 NOBODY = "e3b0c44298fc1c149afbf4c8"
 ADA, BOB = "a" * 24, "b" * 24
-FACTS = CallFacts(model="m", status=200, counts=(7, 0, 0, 0, 0, 0, 0, 0, 0, 0), total=7, session="s-1")
+FACTS = CallFacts(model="m", status=200, counts=(7, 0, 0, 0, 0, 0, 0, 0, 0, 0), total=7, session="s-1",
+    tags={"feature": "search"},
+)  # fmt: skip
 
 
 def budget_of(url: str, account: Account, unit: str = "money", each: str | None = None) -> int:
@@ -79,7 +81,7 @@ async def test_each_window_has_its_row(migrated: str, writer: LedgerWriter) -> N
 async def test_accounts_of_each_say_whose_they_are(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     said = {"user": "ada", "attribution": "\t12\t", "metadata": write_facts(FACTS)}
-    for each in ("user", "key", "project", "session"):
+    for each in ("user", "key", "project", "session", "tag:feature"):
         account.consume(7, **moves(budget_of(migrated, account, each=each), value=ADA), **said)
     by_user = budget_of(migrated, account, each="user")
     account.consume(7, **moves(by_user, value=BOB), user="bob")
@@ -88,7 +90,7 @@ async def test_accounts_of_each_say_whose_they_are(migrated: str, writer: Ledger
     account.consume(7, **moves(by_user, value=BOB), user="bob")
     await writer.write(batch_of(account))
     assert rows_of(migrated, "SELECT value, name, used FROM budget_use ORDER BY budget_id, value") == [
-        (ADA, "ada", 5), (ADA, "5", 5), (ADA, "12", 5), (ADA, "s-1", 5),
+        (ADA, "ada", 5), (ADA, "5", 5), (ADA, "12", 5), (ADA, "s-1", 5), (ADA, "search", 5),
         (BOB, "bob", 10), (NOBODY, "", 5), ("other", "", 5),
     ]  # fmt: skip
 

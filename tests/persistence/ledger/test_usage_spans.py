@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
 from gateway.core.accounts.usage import NO_PROJECT, OTHER, OTHER_PROJECTS, SPANS
-from persistence.ledger.rollup import MODELS_A_DAY_MAX, PROJECTS_A_DAY_MAX
+from persistence.ledger.rollup import MODELS_A_DAY_MAX, PROJECTS_A_DAY_MAX, TAG_VALUES_A_DAY_MAX
 from persistence.ledger.writer import LedgerWriter
 from tests.connections import connected
 from tests.persistence.ledger.test_calls import added, calls_in, rollup_in
@@ -139,3 +139,74 @@ async def test_two_writers_that_learn_a_name_at_once_put_it_into_one_row(
         other.commit()
         await writing
     assert [row["model"] for row in rollup_in(migrated, "hour")] == ["both"]
+
+
+# --- tags -------------------------------------------------------------------------------------
+
+
+def tagged(url: str, span: str) -> dict[tuple[str, ...], int]:
+    """The requests of calls with tags, by the values of feature and team."""
+    rows = rows_of(
+        url,
+        "SELECT coalesce(tags->>'feature', ''), coalesce(tags->>'team', ''), requests FROM usage_tag WHERE span = %s",
+        (span,),
+    )
+    return {(feature, team): requests for feature, team, requests in rows}
+
+
+def of_tags(**tags: str) -> bytes:
+    return write_facts(msgspec.structs.replace(FACTS, tags=tags))
+
+
+async def test_calls_with_tags_are_added_up_by_hour_and_day_and_others_are_not(
+    migrated: str, writer: LedgerWriter
+) -> None:
+    account = opened(migrated)
+    account.at_ms -= account.at_ms % A_DAY_MS
+    for feature in ("a", "b", "a"):
+        account.consume(7, metadata=of_tags(feature=feature, team="x"))
+        account.at_ms += 3_600_000
+    account.consume(7, metadata=named("m"))
+    await writer.write(batch_of(account))
+    assert rows_of(migrated, "SELECT count(*), sum(requests) FROM usage_tag WHERE span = 'hour'") == [(3, 3)]
+    assert tagged(migrated, "day") == {("a", "x"): 2, ("b", "x"): 1}
+    assert [row["requests"] for row in rollup_in(migrated, "day")] == [4]
+
+
+async def test_values_of_each_tag_are_bounded_by_day(migrated: str, writer: LedgerWriter) -> None:
+    """Values that a caller makes up for one tag leave the values of another as they are."""
+    account = opened(migrated)
+    rows_of(
+        migrated,
+        "INSERT INTO usage_name (organization_id, day, kind, name)"
+        " SELECT %s, to_timestamp(%s / 1000) AT TIME ZONE 'UTC', 'tag:feature', n"
+        " FROM generate_series(1, %s) AS n RETURNING 1",
+        (account.organization_id, account.at_ms, TAG_VALUES_A_DAY_MAX - 1),
+    )
+    for feature in ("one", "two", "three", "17"):
+        account.consume(7, metadata=of_tags(feature=feature, team=feature))
+        await writer.write(batch_of(account))
+    teams = {("one", "one"): 1, (OTHER, "two"): 1, (OTHER, "three"): 1, ("17", "17"): 1}
+    assert tagged(migrated, "day") == teams
+    assert await broken(migrated) == []
+
+
+async def test_a_correction_moves_a_call_to_its_own_tags(migrated: str, writer: LedgerWriter) -> None:
+    account = opened(migrated)
+    request = str(uuid.uuid4())
+    account.consume(5, request_id=request, metadata=of_tags(feature="a"))
+    account.consume(5, metadata=of_tags(feature="a"))
+    await writer.write(batch_of(account))
+    account.consume(
+        2, kind=EventKind.ADJUST, metadata=corrected(of_tags(feature="b"), request, "settled late")
+    )
+    await writer.write(batch_of(account))
+    assert tagged(migrated, "hour") == tagged(migrated, "day") == {("a", ""): 1, ("b", ""): 1}
+    assert [call["tags"] for call in calls_in(migrated)] == [{"feature": "b"}, {"feature": "a"}]
+
+
+async def test_longest_tags_of_a_call_are_stored(migrated: str, writer: LedgerWriter) -> None:
+    account = opened(migrated)
+    account.consume(5, metadata=of_tags(**{f"{n}" * 64: "\U0001f600" * 64 for n in range(8)}))
+    await writer.write(batch_of(account))
+    assert rows_of(migrated, "SELECT requests FROM usage_tag") == [(1,), (1,)]

@@ -1,0 +1,118 @@
+"""Tags that organizations declare: budgets and API keys name declared ones alone, and keep them declared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection, select, text
+
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.budget_selectors import NAMES_MAX, Selector, selector_of, too_many_by_tags
+from gateway.core.accounts.tags import TAG, Tags
+from gateway.core.times import rfc3339
+from gateway.errors import Conflict, Unprocessable
+from persistence.entity import EntityWrite, Verb, live
+from persistence.tables import api_key, budget, organization, tenant
+
+# Advisory lock class 7806: writers of budgets of an organization, and of what budgets depend on, so that
+# maxima hold. Organizations share 1,024 locks: PostgreSQL has room for a few thousand in all.
+_LOCK = text("SELECT pg_advisory_xact_lock(7806, (CAST(:organization AS bigint) % 1024)::integer)")
+_MANY = "a call could then meet more budgets than it may"
+_SELECTING = [budget.c[name] for name in Selector._fields]
+
+
+def lock_budgets(connection: Connection, organization_id: int) -> None:
+    """Block other writers of an organization's budgets and tags until the transaction ends."""
+    connection.execute(_LOCK, {"organization": organization_id})
+
+
+def selectors_of(connection: Connection, organization_id: int) -> dict[str, Selector]:
+    """Return the selectors of an organization's budgets by name."""
+    there = live(budget, budget.c.name, *_SELECTING).where(budget.c.organization_id == organization_id)
+    return {row["name"]: selector_of(dict(row)) for row in connection.execute(there).mappings()}
+
+
+def declares_tags(verb: Verb) -> Verb:
+    """Return a verb of organizations that stores since when tags are declared.
+
+    It raises `Conflict` if a budget names a tag that would be declared no more.
+    """
+
+    def do(change: EntityWrite) -> Row:
+        names: Any = change.command.values.get("tags")
+        if names is not None:
+            since = {} if change.command.id is None else _declared(change, names)
+            now = rfc3339(change.now, "seconds")
+            values = {**change.command.values, "tags_since": {name: since.get(name, now) for name in names}}
+            change.command = replace(change.command, values=values)
+        return verb(change)
+
+    return do
+
+
+def _declared(change: EntityWrite, names: Iterable[str]) -> dict[str, str]:
+    """Return since when the tags of the command's organization are declared, if all but `names` may go."""
+    lock_budgets(change.connection, change.row_id)
+    of = select(organization.c.tags_since).where(organization.c.id == change.row_id)
+    since: dict[str, str] = change.connection.execute(of).scalar() or {}
+    gone = since.keys() - set(names)
+    if gone:
+        held = [
+            name
+            for name, one in selectors_of(change.connection, change.row_id).items()
+            if gone & dict(one.tags).keys() or one.each in {TAG + tag for tag in gone}
+        ]
+        if held:
+            raise Conflict(f"Budgets name tags that would be gone: {', '.join(sorted(held)[:NAMES_MAX])}.")
+    return since
+
+
+def undeclared(connection: Connection, organization_id: int, names: Iterable[str]) -> str:
+    """Return why these names are no tags of an organization; empty if they are."""
+    of = select(organization.c.tags).where(organization.c.id == organization_id)
+    declared: list[str] = connection.execute(of).scalar() or []
+    unknown = sorted(set(names).difference(declared))
+    return f"its organization declares no tag {', '.join(unknown)}" if unknown else ""
+
+
+def fixed_tags(connection: Connection, organization_id: int) -> list[Tags]:
+    """Return the tags that the API keys of an organization fix."""
+    there = (
+        select(api_key.c.tags)
+        .join(tenant, tenant.c.id == api_key.c.tenant_id)
+        .where(tenant.c.organization_id == organization_id, api_key.c.revoked_at.is_(None))
+        .where(api_key.c.tags != text("'{}'::jsonb"))
+        .distinct()
+    )
+    return [tuple(tags.items()) for tags in connection.execute(there).scalars()]
+
+
+def check_key_tags(change: EntityWrite, key: Row) -> None:
+    """Raise `Unprocessable` if an API key fixes an undeclared tag, or could meet too many budgets by its tags.
+
+    `key` is the key as it will be; `lock_budgets` blocks writers of budgets meanwhile.
+    """
+    tags: Any = key["tags"]
+    if not tags:
+        return
+    of_tenant = select(tenant.c.organization_id).where(tenant.c.id == key["tenant_id"])
+    owner = int(change.connection.execute(of_tenant).scalar_one())
+    lock_budgets(change.connection, owner)
+    errors = [*_wrong_key_tags(change, owner, key, tags)]
+    if errors:
+        raise Unprocessable(errors=tuple(errors))
+
+
+def _wrong_key_tags(
+    change: EntityWrite, owner: int, key: Row, tags: dict[str, str]
+) -> Iterator[tuple[str, str]]:
+    if why := undeclared(change.connection, owner, tags):
+        yield "tags", why
+        return
+    its = {name: key.get(name) for name in ("tenant_id", "user")}
+    mine = selector_of({**its, "api_key_id": key.get("id"), "tags": tags})
+    for name, reason in too_many_by_tags(selectors_of(change.connection, owner), mine):
+        # The names of other budgets are not disclosed.
+        yield name, _MANY if change.by_team else reason
