@@ -57,6 +57,7 @@ from gateway.counters.layouts.states import WindowState, pack_windows, unpack_wi
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import FIRST_PLACE
 from gateway.counters.redis.scripts import library
+from gateway.counters.redis.settle_results import SETTLE_RESULTS
 from gateway.counters.settlement_log.log import BOUNDS, LogLimits, SettlementLog
 from tests.older_layouts import changed_state
 
@@ -324,8 +325,7 @@ class World:
         call = packing.settle(
             self.run_id, TOMBSTONE_MS, settlement, mode, entry, requests=requests, definitions=definitions
         )
-        answer = self.run("settle", call)
-        return SettleResult(packing.code_of(answer))
+        return SETTLE_RESULTS.read(self.run("settle", call), request.request_id)
 
     def extend(self, calls: list[Call], observed: int, margin: int = 0) -> list[tuple[int, int]]:
         live = [(HoldExtension(call.request.caller, call.id, 0, observed), margin) for call in calls]
