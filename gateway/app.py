@@ -40,6 +40,7 @@ from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.cluster import RedisConnections, wires_to
 from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.script_errors import SCRIPT_ERRORS
+from gateway.counters.redis.settle_results import SETTLE_RESULTS
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import StartError
@@ -326,6 +327,7 @@ def _snapshot(
     return {
         **tally.snapshot(),
         "script_errors": SCRIPT_ERRORS.snapshot(),
+        "settlements_unmatched": SETTLE_RESULTS.snapshot(),
         "script_seconds": {verb: histogram.snapshot() for verb, histogram in scripts.items()},
         "certificate_expiry_timestamp_seconds": certificate_ends,
     }

@@ -22,9 +22,11 @@
 --   by the shape. Returns a list: each call's own answer or error
 -- Returns packed: 1 done, now, seq, remaining (-1 unlimited), credits charged, epoch, how far seq moved, credit seq,
 --     spend seq (0: not moved)
---   | 0 unverified | -1 reclaimed before or -2 unknown, now, epoch
---   -2 too if the hold of a call's head (service 0) is to be given back and was raised meanwhile.
---   -1 and -2 append the call to the late queue, where the keeper decides it; recover always does.
+--   | 3 as 1, and an account held less than was given back
+--   | 0 unverified
+--   | why nothing was settled, now, epoch: -1 reclaimed before, -2 no hold of this id, -3 an account is unknown, -4 the hold of a
+--     call's head (service 0) was raised meanwhile.
+--   A charge of these is appended to the late queue, where the keeper decides it; recover always is.
 --   1 too if the late queue's entry is gone, or its request was settled and is not in PostgreSQL yet
 -- Example: remaining 100, hold 50, charge 70 which count 70 -> used + 70, remaining 30, held - 50, one outbox entry
 if #KEYS < 9 or #ARGV < 4 then return redis.error_reply('ERR settle takes 9 or more keys and 4 or more arguments') end

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -57,6 +58,7 @@ from gateway.counters.layouts.states import WindowState, pack_windows, unpack_wi
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import FIRST_PLACE
 from gateway.counters.redis.scripts import library
+from gateway.counters.redis.settle_results import SETTLE_RESULTS
 from gateway.counters.settlement_log.log import BOUNDS, LogLimits, SettlementLog
 from tests.older_layouts import changed_state
 
@@ -239,6 +241,15 @@ class Granted:
     credit_seq: int = 0
 
 
+@contextmanager
+def located() -> Iterator[None]:
+    """Raise errors of scripts with files and lines in their messages."""
+    try:
+        yield
+    except redis.ResponseError as error:
+        raise type(error)(library().located(str(error))) from error
+
+
 class World:
     """One organization (1), tenant (7) and key (3) in a verified partition, without limits or plan.
 
@@ -277,12 +288,14 @@ class World:
     def load_library(self) -> None:
         """Make the scripts' functions known to the server, as each connection does."""
         if not self.client.function_list(library().name):
-            self.client.function_load(library().text)
+            with located():
+                self.client.function_load(library().text)
 
     def run(self, verb: str, call: packing.Call) -> Any:
         """Run one script as packed; a ResponseError where it raises."""
         names, arguments = call
-        return self.client.fcall(library().functions[verb], len(names), *names, *arguments)
+        with located():
+            return self.client.fcall(library().functions[verb], len(names), *names, *arguments)
 
     def reserve(
         self, need: int = 0, *, ceiling: int | None = None, service: Service = CHAT, user: str = "",
@@ -324,8 +337,7 @@ class World:
         call = packing.settle(
             self.run_id, TOMBSTONE_MS, settlement, mode, entry, requests=requests, definitions=definitions
         )
-        answer = self.run("settle", call)
-        return SettleResult(packing.code_of(answer))
+        return SETTLE_RESULTS.read(self.run("settle", call), request.request_id)
 
     def extend(self, calls: list[Call], observed: int, margin: int = 0) -> list[tuple[int, int]]:
         live = [(HoldExtension(call.request.caller, call.id, 0, observed), margin) for call in calls]

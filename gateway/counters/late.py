@@ -41,16 +41,17 @@ from gateway.core.accounts.runs import prefix_of, stored_run
 from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import are_money
 from gateway.core.due import beyond
-from gateway.core.model import Caller, Settlement
+from gateway.core.model import Settlement, SettleResult
 from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.caller_holds import read_hold
 from gateway.counters.admission.stored import decode_terms
-from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client, are_any_there, each, with_late
+from gateway.counters.keeper.client import Client, are_any_there, each, with_late
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.packing import KEPT
 from gateway.counters.leases.allowance import IF_OVER, NONE, lease
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import TOMBSTONE_MS, AnotherType, Reply
+from gateway.counters.redis.settle_results import SETTLE_RESULTS
 from gateway.counters.settlement_log.settlement_record import (
     acknowledged,
     record_of,
@@ -66,7 +67,7 @@ START: StreamPlace = (0, 0)
 # The owner in an outbox entry; an entry of a newer version may belong to any organization.
 _OWNER, _OWNER_AT = ENTRY.part("organization_id", "organization_id"), ENTRY.offset("organization_id")
 ANYBODYS = -1
-# The fields of every entry of the queue; see `late` in lua/lib/settlement.lua.
+# The fields of every entry of the queue; see `queue_late` in lua/lib/settle.lua.
 _FIELDS = frozenset({b"a", b"u", b"c", b"m", b"charged"})
 
 
@@ -569,18 +570,19 @@ class ReclaimClient:
             self._client.run_id, TOMBSTONE_MS, settlement, packing.MODE_RECLAIM, requests=charge.requests
         )
         try:
-            code = packing.code_of(await self._client.run("settle", call))
+            answer = await self._client.run("settle", call)
         except NewerLayout as error:
             name = f"{hold.release.caller.partition} {hold.release.request_id}"
             self._client.left_alone.note("hold", name, error.message)
             return False
-        if code == UNVERIFIED:
+        result = SETTLE_RESULTS.read(answer, hold.release.request_id)
+        if result is SettleResult.UNVERIFIED:
             raise CountersUnavailable
-        if code == APPLIED and hold.unsettled:  # its caller may correct it until then
+        if result is SettleResult.DONE and hold.unsettled:  # its caller may correct it until then
             caller = hold.release.caller
             record = keys.caller_hold(caller.partition, hold.release.request_id).encode()
             await self._client.ask(b"EXPIRE", record, b"%d" % (TOMBSTONE_MS // 1000))
-        return code == APPLIED  # no other process knows of it, so its loss is counted
+        return result is SettleResult.DONE  # no other process knows of it, so its loss is counted
 
     async def late(self, count: int) -> Sequence[LateSettlement]:
         """Return up to `count` late settlements that can be decided, because all earlier entries are rows."""
@@ -605,7 +607,7 @@ class ReclaimClient:
         unavailable = None
         for one, wait in zip(charges, waits, strict=True):
             try:
-                charged[one] = self._applied(one.late.settlement.caller, cast("bytes", await in_task(wait)))
+                charged[one] = self._applied(one.late.settlement, cast("bytes", await in_task(wait)))
             except CountersRefused:
                 charged[one] = False
             except CountersUnavailable as error:
@@ -646,13 +648,13 @@ class ReclaimClient:
             for partition, ids in by_lane.items()
         ]
 
-    def _applied(self, caller: Caller, answer: bytes) -> bool:
-        """Return whether a late charge was applied, and add its movements to `moved`."""
-        code = packing.code_of(answer)
-        if code == UNVERIFIED:
+    def _applied(self, late: Settlement, answer: bytes) -> bool:
+        """Return whether the charge of a late settlement was applied, and add its movements to `moved`."""
+        result = SETTLE_RESULTS.read(answer, late.request_id)
+        if result is SettleResult.UNVERIFIED:
             raise CountersUnavailable
-        self._client.moved += acknowledged(caller, answer)
-        return code == APPLIED
+        self._client.moved += acknowledged(late.caller, answer)
+        return result is SettleResult.DONE
 
 
 def _expired(request_id: str, packed: bytes) -> ExpiredHold:

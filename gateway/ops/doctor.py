@@ -13,7 +13,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +26,7 @@ from gateway.core.credentials import peppers_of
 from gateway.core.issuers import Issuer
 from gateway.core.model import GENERIC, Family
 from gateway.core.network import without_password
+from gateway.counters.redis.settle_results import FAULTS
 from gateway.errors import SchemaUnavailable, SettingError, StartError
 from gateway.extras import install, is_installed
 from gateway.feature import features
@@ -118,7 +119,7 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             yield finding
     for target in _called(settings) if role != "keeper" else ():
         yield await _upstream_in_use(target)
-    for finding in await listed("data directory", _of_fields, settings) if role != "keeper" else ():
+    for finding in await listed("data directory", _of_workers, settings) if role != "keeper" else ():
         yield finding
     async for finding in _issuers(settings, role):
         yield finding
@@ -304,12 +305,18 @@ async def _issuer(issuer: Issuer, named: str = "", read: Read = read_keys) -> Fi
     return Finding(True, subject, f"{len(found.keys)} keys were read, for {', '.join(usable)}")
 
 
-def _of_fields(settings: Settings) -> Iterator[Finding]:
-    """Yield findings on the header fields that running workers did not pass to their upstreams."""
+def _of_workers(settings: Settings) -> Iterator[Finding]:
+    """Yield findings on what this machine's workers counted: withheld header fields, and faults of holds."""
     names: dict[str, list[str]] = {}
+    counted: Mapping[str, Any] = {}
     with suppress(OSError):
-        for upstream, name, _ in collect(settings.metrics_dir).get(WITHHELD_NAMES, ()):
-            names.setdefault(upstream, []).append(name)
+        counted = collect(settings.metrics_dir)
+    results = {result: count for result, count in counted.get("settlements_unmatched", ()) if count}
+    for result, fault in FAULTS.items():
+        if count := results.get(result.name.lower()):
+            yield Finding(None, "redis", f"{fault}: {count:,} times; {hints.UNMATCHED}")
+    for upstream, name, _ in counted.get(WITHHELD_NAMES, ()):
+        names.setdefault(upstream, []).append(name)
     for upstream, fields in sorted(names.items()):
         said = f"it did not get these header fields of calls: {', '.join(sorted(fields))}"
         wants = "; name those that it needs in its `headers_pass`"

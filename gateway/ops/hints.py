@@ -59,6 +59,7 @@ QUARANTINE = (
     " TollkeeperAccountsQuarantined)"
 )
 LETTERS = "see why by tollkeeper deadletter list (deploy/README.md, TollkeeperDeadLetters)"
+UNMATCHED = "the log has a request of it (docs/counters.md, Holds that do not fit)"
 _RIGHTS = (
     "migrate needs the owner of the database, a keeper one who is in the role <database>_writer"
     " (deploy/README.md, PostgreSQL)"

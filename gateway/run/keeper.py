@@ -35,6 +35,7 @@ from gateway.counters.keeper.status import Presence, UnstoredRows, say_unstored
 from gateway.counters.redis.cluster import Shards
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.script_errors import SCRIPT_ERRORS
+from gateway.counters.redis.settle_results import SETTLE_RESULTS
 from gateway.errors import CountersUnavailable, StartError
 from gateway.feature import features
 from gateway.ops import hints
@@ -427,6 +428,10 @@ class Keeper:
             snapshot["quarantined_accounts"] = quarantined
         snapshot |= {**self._redis_state.snapshot(), **self._redis_state.figures()}
         snapshot = metrics.merge(snapshot, self._gauges.latest)
-        counted = {"counters_exchanged": self._fences.noticed, "script_errors": SCRIPT_ERRORS.snapshot()}
+        counted = {
+            "counters_exchanged": self._fences.noticed,
+            "script_errors": SCRIPT_ERRORS.snapshot(),
+            "settlements_unmatched": SETTLE_RESULTS.snapshot(),
+        }
         grown = self._growth.added(counted)
         return {**metrics.merge(snapshot, grown), **self._waiting}

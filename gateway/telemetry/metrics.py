@@ -77,6 +77,8 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "holds_forgotten": "Requests for holds by the API that Redis lost and nobody remembers.",
         "settlements_refused": "Settlements kept nowhere: their answers were cut.",
         "settlements_set_aside": "Settlements that a script refused: they stay in the local log.",
+        "settlements_unmatched result":
+            "Settlements that met no hold to settle, or accounts that held less than was given back.",
         "script_errors script": "Errors that scripts answered, outages left out.",
         "settlements_unlogged": "Acknowledged settlements the local log had no room for.",
         "settlements_dropped_early": "Acknowledged settlements a full local log kept too short.",

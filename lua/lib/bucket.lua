@@ -56,5 +56,6 @@ local function give(account, now, slots, taken, used)
     tokens_used = tokens_used + (used - taken) * UNIT
     if tokens_used < 0 then tokens_used = 0 end
   end
-  account.tokens_used, account.inflight = tokens_used, inflight < 0 and 0 or inflight
+  if inflight < 0 then inflight, unheld = 0, true end
+  account.tokens_used, account.inflight = tokens_used, inflight
 end

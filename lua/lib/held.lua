@@ -46,7 +46,7 @@ local function give_back(accounts, packed_hold, exactly)
   if budgets == 0 then return no_windows end
   for i = 1, #accounts do
     local account = accounts[i]
-    if account[IS_EACH] then account[CALLS], account[HEAD] = max(0, account[CALLS] - 1), false end
+    if account[IS_EACH] then account[CALLS], account[HEAD] = held_after(account[CALLS], 1), false end
   end
   if not exactly and sub(packed_hold, #packed_hold - budgets + 1) == held_as(accounts) then
     backs[FLAG_MONEY], backs[FLAG_TOKENS] = money, raw_tokens
@@ -56,7 +56,8 @@ local function give_back(accounts, packed_hold, exactly)
         local units = definition[UNITS]
         for place = 1, definition[LIVE_COUNT] do
           local held = meters[place * 2] - backs[units[place]]
-          meters[place * 2] = held < 0 and 0 or held
+          if held < 0 then held, unheld = 0, true end
+          meters[place * 2] = held
         end
         if definition[WIDES] then wide.hold_some(definition, meters, -money) end
       end

@@ -3,6 +3,17 @@ local SETTLE_SHARED = 5
 local late_told, ended_keys, tombstone_of, life_of, ended_of, post_of, entry_of, posted = {}, {}, {}, {}, {}, {}, {}, {}
 local told_count, post_count = 0, 0
 
+-- Makes the late queue's entry of a call that the keeper decides by the ledger, with a reclaim's charge of it; the batch number is
+-- omitted. The entry is added with those of its part.
+local function queue_late(argv, a, count, mode, flags, paid, reclaimed_hold)
+  local kept = SETTLEMENT.since(argv[a], 'layout')
+  told_count = told_count + 1
+  late_told[told_count] = {'a', written_as == TODAY and kept or KEPT.earlier(kept), 'u', argv[a + 1], 'c', argv[a + 2], 'm', argv[a + 3],
+    't', has(flags, FLAG_USES) and argv[a + 4] or '', 'b', paid or '',
+    'charged', format('%.0f', reclaimed_hold and HOLD.field(reclaimed_hold, 'charged') or 0),
+    'acknowledged', mode == MODE_RECOVER and argv[a + count - 1] or ''}
+end
+
 -- Settles one call, whose arguments begin at `a`; returns the answer. If many calls share its part, the places of its accounts begin
 -- at `first` in the shape.
 local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first, group)
@@ -49,8 +60,7 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
     end
   end
   if mode == MODE_RECOVER or (gone and mode == MODE_CHARGE) then
-    told_count = told_count + 1
-    late_told[told_count] = late_entry(argv, a, count, mode, flags, paid, reclaimed and packed_hold)
+    queue_late(argv, a, count, mode, flags, paid, reclaimed and packed_hold)
   end
   if gone then return GONE.pack{code = gone, now = now, epoch = epoch} end
   local counted = with_user and has(hold_flags, HOLD_USER)
@@ -92,7 +102,9 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   if one_time and mode ~= MODE_CORRECT then
     activates, credits = leave(activation, organization, credits, free, has(hold_flags, HOLD_ONE_TIME) and slots or 0)
   end
-  if uses and has(hold_flags, HOLD_USES) and hold_credits == 0 then units_back(activation, HOLD.field(packed_hold, 'units')) end
+  if uses and has(hold_flags, HOLD_USES) and hold_credits == 0 then -- before units were counted, holds had a price and no units
+    activation.held = held_after(activation.held, HOLD.field(packed_hold, 'units'))
+  end
   local entry, facts = nil, no_facts
   if not free then
     local budgets = accounts and pay_windows(accounts, held, money, raw_tokens, requests, since) or ''
@@ -134,7 +146,9 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
     if activation then moved_of[at_activation] = true end
     if accounts then keep_accounts(accounts) end
   else part_is = PART_ALONE end
-  return SETTLED.span('', 'credits', {code = SETTLED_DONE, now = now, seq = tenant.seq,
+  local code = SETTLED_DONE
+  if unheld then code, unheld = SETTLED_UNHELD, false end
+  return SETTLED.span('', 'credits', {code = code, now = now, seq = tenant.seq,
     remaining = tenant.total < 0 and -1 or tenant.limit - tenant.used}) .. answer_ends(epoch, tenant.seq - seq, facts)
 end
 

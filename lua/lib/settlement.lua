@@ -19,17 +19,8 @@ end
 local function why_gone(entry_id, packed_hold, reclaimed, accounts, service_id)
   if not entry_id and not packed_hold then return SETTLED_UNKNOWN end
   if not entry_id and reclaimed then return SETTLED_RECLAIMED end
-  if not accounts then return SETTLED_UNKNOWN end
-  if packed_hold and service_id == 0 and HOLD.field(packed_hold, 'service_id') ~= 0 then return SETTLED_UNKNOWN end
-end
-
--- The late queue's entry of a call that the keeper decides by the ledger, with a reclaim's charge of it; the batch number is omitted.
-local function late_entry(argv, a, count, mode, flags, paid, reclaimed_hold)
-  local kept = SETTLEMENT.since(argv[a], 'layout')
-  return {'a', written_as == TODAY and kept or KEPT.earlier(kept), 'u', argv[a + 1], 'c', argv[a + 2], 'm', argv[a + 3],
-    't', has(flags, FLAG_USES) and argv[a + 4] or '', 'b', paid or '',
-    'charged', format('%.0f', reclaimed_hold and HOLD.field(reclaimed_hold, 'charged') or 0),
-    'acknowledged', mode == MODE_RECOVER and argv[a + count - 1] or ''}
+  if not accounts then return SETTLED_UNKNOWN_ACCOUNT end
+  if packed_hold and service_id == 0 and HOLD.field(packed_hold, 'service_id') ~= 0 then return SETTLED_RAISED end
 end
 
 -- Adds such entries to the late queue, all or none; returns the error if that fails.
@@ -47,10 +38,10 @@ end
 -- One-Time: the first successful call charges and activates the service, the last failed one (`free`) releases the price. Returns
 -- whether it activates, and the credits to charge.
 local function leave(activation, organization, credits, free, slots)
-  activation.waiting = max(0, activation.waiting - slots)
+  activation.waiting = held_after(activation.waiting, slots)
   if activation.flags == ACTIVE or (free and activation.waiting > 0) then return false, credits end
   if activation.flags == PENDING then
-    organization.credits_held = max(0, organization.credits_held - activation.price)
+    organization.credits_held = held_after(organization.credits_held, activation.price)
     credits = activation.price
   end
   activation.flags = free and 0 or ACTIVE

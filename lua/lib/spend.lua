@@ -18,14 +18,13 @@ local function spend_keep(organization, activation, tiers, now)
   activation.held_price = price
 end
 
--- Gives back the units of a hold. A hold from before units were counted has a price of its own, and no units.
-local function units_back(activation, units) activation.held = max(0, activation.held - units) end
-
 -- Holds units, and of the cap what they add to the cost of those held; or returns the refusal: -11 the cap does not cover this, -9
 -- calls in flight hold the rest, or there would be more units than can be counted. It has the spend of this month and the start of
 -- the next. Without a cap nothing is refused, and the held units end at the largest number.
 local function spend_hold(organization, activation, raised_hold, tiers, units, now)
-  if raised_hold and has(raised_hold.flags, HOLD_USES) and raised_hold.credits == 0 then units_back(activation, raised_hold.units) end
+  if raised_hold and has(raised_hold.flags, HOLD_USES) and raised_hold.credits == 0 then
+    activation.held = held_after(activation.held, raised_hold.units)
+  end
   local before = activation.held
   activation.held = before + units
   local most = min(activation.held, INTEGER_MAX)

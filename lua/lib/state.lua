@@ -66,6 +66,17 @@ local function earlier(raw, name)
   return HOLD.earlier(raw)
 end
 
+-- Whether an account held less than a hold gave back: a hold ended twice, or its account is a new one. The next answer of `settle`
+-- says so.
+local unheld = false
+
+-- Returns the rest of a held amount after a hold gave a part of it back, at least 0.
+local function held_after(held, amount)
+  local left = held - amount
+  if left < 0 then left, unheld = 0, true end
+  return left
+end
+
 -- The partition's marker, and then states and holds in today's layout.
 local function stored(keys, first)
   local raw = call('MGET', values(keys, first))

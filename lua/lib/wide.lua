@@ -38,7 +38,7 @@ end
 function wide.hold(meters, window, amount)
   local at, below = window[WIDE_PLACE] * 2, window[WIDE_BELOW] + 1
   wide.move(meters, at, below, amount)
-  if meters[at] < 0 then meters[at], meters[below] = 0, 0 end
+  if meters[at] < 0 then meters[at], meters[below], unheld = 0, 0, true end
 end
 
 function wide.use(meters, window, amount) wide.move(meters, window[WIDE_PLACE] * 2 - 1, window[WIDE_BELOW], amount) end

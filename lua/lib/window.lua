@@ -7,7 +7,8 @@ local function free_of(meters, at, limit) return limit - meters[at] - meters[at 
 
 local function hold_more(meters, at, amount)
   local held = meters[at + 1] + amount
-  meters[at + 1] = held < 0 and 0 or held > INTEGER_MAX and INTEGER_MAX or held
+  if held < 0 then held, unheld = 0, true end
+  meters[at + 1] = held > INTEGER_MAX and INTEGER_MAX or held
 end
 
 -- The part of an amount that a window has free, and whether that is too little.

@@ -1,9 +1,9 @@
 """Makes what a tree's gateway would send: `reserve` and `settle` of calls that leave in one write.
 
 Runs in the tree it is asked about, whatever that one's layouts and packing are: `tests.bench.scripts` gives
-its text to a python there. It defines the accounts on a server, then reads (organizations, calls a write,
-writes, kind) and answers as many pairs of lists of commands, both pickled, until its input ends; none of a
-kind that this tree does not know.
+its text to a python there. It reads (organizations, calls a write, writes, scene), defines these accounts
+on a server once, and answers as many pairs of lists of commands, both pickled, until its input ends; none of
+a scene that this tree does not know.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import uuid
 from decimal import Decimal
 from importlib.util import find_spec
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.core.billing.money import PriceTier, ServicePricing
 from gateway.core.model import HoldRequest, Limits, Service, Settlement
@@ -30,53 +30,83 @@ TIERED = Service(
     id=4, key="search", meter="pay_per_use", counts_tokens=True,
     pricing=ServicePricing(tiers=(PriceTier(10_000, Decimal("0.001")), PriceTier(None, Decimal("0.0008")))),
 )  # fmt: skip
-KINDS = {"chat": (CHAT, 0), "credits": (PAID, 1), "tiers": (TIERED, 0)}
-# Of each organization, by turns, in the kind `users`.
+# Of each organization, by turns, where a scene has users.
 USERS = 32
-# Windows of each account of budgets that a call has, where this tree has budgets; and which of them are
-# somebody's, of budgets for each.
-BUDGETS = {
-    "one window": (1,), "eight windows": (8,), "four accounts": (1, 1, 1, 1), "four scopes": (1, 1, 1, 1),
-    "one run": (2,), "eight runs": (2,) * 8,
-}  # fmt: skip
-EACH = {"four scopes": (2, 3)}
+
+
+class Scene(NamedTuple):
+    """What calls have: limits at every scope, budget accounts by their number of windows, users.
+
+    The accounts in `each` are one owner's; with users, the last of them is the user's. With `in_turn` a write
+    begins behind the organizations of the one before.
+    """
+
+    service: Service = CHAT
+    credits: int = 0
+    limited: bool = True
+    accounts: tuple[int, ...] = ()
+    each: tuple[int, ...] = ()
+    users: bool = False
+    in_turn: bool = False
+
+
+MONEY = (1, 1, 1, 1)
+SCENES = {
+    "ledger": Scene(limited=False),
+    "limits": Scene(),
+    "credits": Scene(PAID, 1),
+    "tiers": Scene(TIERED),
+    "one window": Scene(accounts=(1,)),
+    "eight windows": Scene(accounts=(8,)),
+    "four accounts": Scene(accounts=MONEY),
+    "money": Scene(accounts=MONEY, each=(2, 3)),
+    "one run": Scene(accounts=(2,)),
+    "eight runs": Scene(accounts=(2,) * 8),
+    "users": Scene(users=True),
+    "users, money": Scene(accounts=MONEY, each=(2, 3), users=True),
+    "users in turn": Scene(users=True, in_turn=True),
+}
 # Calls of as many organizations that are one call: each has four accounts (`gateway.counters.redis.calls`).
 SPREAD = 32
+# The ids of organizations without limits: behind those of all others.
+UNLIMITED_FROM = 20_001
 DAY_MS = 86_400_000
 METADATA = b'{"model":"m","streamed":false,"status":200,"duration_ms":812,"input":20,"output":250}'
 NUMBERS = count(1)
 
 
-def world_of(url: str, organization: int) -> World:
-    """One caller of one organization, limited at every scope."""
+def world_of(url: str, organization: int, limits: Limits) -> World:
+    """One caller of one organization, with the same limits at every scope."""
     world = World(
-        url, organization_id=organization, tenant_id=organization + 1000, key_id=organization + 2000
+        url, organization_id=organization, tenant_id=organization + 10**5, key_id=organization + 2 * 10**5
     )
-    world.define_organization(WIDE, cap=10**15)
-    world.define_tenant(WIDE, users=WIDE)
-    world.define_key(WIDE)
+    world.define_organization(limits, cap=10**15)
+    world.define_tenant(limits, users=limits)
+    world.define_key(limits)
     world.plan(10**15, reset_interval="monthly")
     world.grant("credits", 10**12)
+    world.client.close()
     return world
 
 
-def write_of(worlds: list[World], size: int, kind: str) -> tuple[list[Any], list[Any]]:
+def write_of(worlds: list[World], size: int, scene: Scene) -> tuple[list[Any], list[Any]]:
     """What one write of reserves and the one of their settlements are; calls together, or those of each
     partition, as far as this tree has calls that are.
     """
-    service, credits_ = KINDS.get(kind, (CHAT, 0))
     number, reserves, settles = next(NUMBERS), [], []
     for at in range(size):
-        world = worlds[at % len(worlds)]
-        user = f"user{(number * size + at) // len(worlds) % USERS}" if kind == "users" else "ann"
-        request = HoldRequest(world.caller, str(uuid.uuid4()), user, service, 300, 300, credits_)
+        turn = number * size + at
+        world = worlds[(turn if scene.in_turn else at) % len(worlds)]
+        user = 0 if scene.in_turn else turn // len(worlds) % USERS
+        named = f"user{user}" if scene.users else "ann"
+        request = HoldRequest(world.caller, str(uuid.uuid4()), named, scene.service, 300, 300, scene.credits)
         used = Settlement(
-            world.caller, request.request_id, user, service, charge=True, tokens=270, credits=credits_,
-            metadata=METADATA,
+            world.caller, request.request_id, named, scene.service, charge=True, tokens=270,
+            credits=scene.credits, metadata=METADATA,
         )  # fmt: skip
         budgets = [
-            _account(at, windows, world.caller.organization_id, each=at in EACH.get(kind, ()))
-            for at, windows in enumerate(BUDGETS.get(kind, ()))
+            _account(place, windows, world.caller.organization_id, _owner(scene, place, user))
+            for place, windows in enumerate(scene.accounts)
         ]
         if budgets:
             request.budgets, request.money, request.raw_tokens = tuple(budgets), 900, 300
@@ -88,7 +118,14 @@ def write_of(worlds: list[World], size: int, kind: str) -> tuple[list[Any], list
     return _commands("reserve", reserves), _commands("settle", settles)
 
 
-def _account(number: int, windows: int, organization: int, *, each: bool) -> Any:
+def _owner(scene: Scene, place: int, user: int) -> str:
+    """Return whose the account at a place is; empty for an account that is no single owner's."""
+    if place not in scene.each:
+        return ""
+    return f"{user:024x}" if scene.users and place == scene.each[-1] else "a" * 24
+
+
+def _account(number: int, windows: int, organization: int, owner: str) -> Any:
     """An account with so many windows of money, tokens and requests by turns; they enforce."""
     from gateway.core.accounts import budgets  # an older tree has none
     from gateway.core.model import BudgetAccount  # the same
@@ -100,7 +137,7 @@ def _account(number: int, windows: int, organization: int, *, each: bool) -> Any
         budgets.DEFINED_WINDOW.pack(at + 1, 10**15, *times, budgets.FLAG_ENFORCE | units[at % len(units)])
         for at in range(windows)
     ]
-    name = f"{windows:04x}{organization:04x}{number:08x}" + (":" + "a" * 24 if each else "")
+    name = f"{windows:04x}{organization:04x}{number:08x}" + (f":{owner}" if owner else "")
     return BudgetAccount(name, b"".join(packed), enforced=True)
 
 
@@ -121,17 +158,22 @@ def _commands(verb: str, calls: list[tuple[int, packing.Call]]) -> list[Any]:
 
 
 def main() -> None:
-    """Serve until the input ends; asked with the server's address and how many organizations there are."""
-    url, most = sys.argv[1], int(sys.argv[2])
-    worlds = [world_of(url, one) for one in range(1, most + 1)]
+    """Serve until the input ends; the argument is the server's address."""
+    url, worlds = sys.argv[1], dict[Limits, list[World]]()
     has_budgets = find_spec("gateway.core.accounts.budgets") is not None
     while True:
         try:
-            organizations, size, writes, kind = pickle.load(sys.stdin.buffer)  # our parent's
+            organizations, size, writes, name = pickle.load(sys.stdin.buffer)  # our parent's
         except EOFError:
             return
-        known = kind not in BUDGETS or has_budgets
-        made = [write_of(worlds[:organizations], size, kind) for _ in range(writes)] if known else []
+        scene = SCENES[name]
+        limits = WIDE if scene.limited else Limits()
+        known = worlds.setdefault(limits, [])
+        first = UNLIMITED_FROM if not scene.limited else 1
+        known += [world_of(url, first + at, limits) for at in range(len(known), organizations)]
+        made = []
+        if has_budgets or not scene.accounts:
+            made = [write_of(known[:organizations], size, scene) for _ in range(writes)]
         pickle.dump(made, sys.stdout.buffer)
         sys.stdout.buffer.flush()
 

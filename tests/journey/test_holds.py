@@ -91,6 +91,18 @@ def test_what_is_released_costs_nothing_and_is_over(stage: Stage) -> None:
     assert stage.quota(holder.tenant)["tokens_held"] == 0
 
 
+def test_hold_without_its_account_is_not_released(stage: Stage) -> None:
+    holder = Holder(stage, 1000)
+    id_ = holder.take()["id"]
+    with redis.Redis.from_url(stage.redis_url) as client:
+        (name,) = client.keys(f"tk:*:t:{holder.tenant}")
+        raw = client.getdel(name)
+        answers = [holder.ask("DELETE", f"/{id_}").status_code]
+        client.set(name, raw)
+        answers.append(holder.ask("DELETE", f"/{id_}").status_code)
+    assert (answers, stage.quota(holder.tenant)["tokens_held"]) == ([503, 204], 0)
+
+
 def test_many_at_once_never_hold_more_than_there_is(stage: Stage) -> None:
     holder = Holder(stage, WORTH * TOKENS)
     said = {"service": "chat", "max_tokens": TOKENS, "ttl_s": 600}

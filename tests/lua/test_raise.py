@@ -164,7 +164,7 @@ def test_a_raised_hold_is_not_given_back_as_its_heads(world: World) -> None:
     first = head(world)
     raised = first.raised(service=UNITS, units=3)
     before = world.everything()
-    assert first.release() is SettleResult.UNKNOWN
+    assert first.release() is SettleResult.RAISED
     assert world.everything() == before
     assert raised.release() is SettleResult.DONE
     assert head(world).raised(service=UNITS).release() is SettleResult.DONE

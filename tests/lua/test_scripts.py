@@ -313,7 +313,7 @@ def test_what_only_one_file_names_takes_no_place_among_the_locals_of_all() -> No
         "local function mine() return alone end\nlocal function ours() end"
     )
     scoped = scripts._scoped(text, {"told", "soon", "ours", "print"})
-    assert scoped.splitlines() == [
+    assert "".join(scoped).splitlines() == [
         "local kept, told, later, soon, ours", "do", "kept, told = 1", "local alone = 2", "",
         "local function mine() return alone end", "function ours() end", "end",
     ]  # fmt: skip
@@ -325,6 +325,43 @@ def test_a_flag_is_asked_for_without_a_call(world: World) -> None:
     assert "has(" not in text
     for flags in range(16):
         assert world.client.eval(text, 0, flags) == ([0, 2] if flags & 4 else [1, 0])
+
+
+def test_library_places_each_function_at_line_of_its_file() -> None:
+    library = scripts.library()
+    lines, placed = library.text.split("\n"), 0
+    for begin, file in library.begins:
+        for at, line in enumerate((LUA / file).read_text().split("\n")):
+            if named := re.match(r"local (function \w+\()", line):
+                assert named[1] in lines[begin - 1 + at], f"{file}:{at + 1}"
+                placed += 1
+    assert placed > 100
+    assert {file for _, file in library.begins} == {str(path.relative_to(LUA)) for path in LUA.rglob("*.lua")}
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("settle.lua", "if #ARGV[1] == SETTLEMENT_BYTES then"),
+        ("lib/state.lua", "  try, pack, parse, values"),
+        ("lib/settle.lua", "  return SETTLED.span('', 'credits', {code = code"),
+        ("lib/write.lua", "  if gone_count > 0 then call('DEL'"),
+    ],
+)
+def test_error_of_script_names_line_of_its_file(world: World, file: str, line: str) -> None:
+    world.plan(100)
+    call = world.reserve(need=5)
+    before, found, _ = scripts.read(file).partition(f"\n{line}")
+    assert found
+    broken = {file: scripts.read(file).replace(f"\n{line}", f"\n error('broken') {line}", 1)}
+    library = scripts.assemble(lambda name: broken.get(name) or scripts.read(name))
+    world.client.function_load(library.text)
+    names, arguments = packing.settle(
+        world.run_id, 0, Settlement(world.caller, call.id, "", call.request.service, charge=True), 1
+    )
+    with pytest.raises(redis.ResponseError) as raised:
+        world.client.fcall(library.functions["settle"], len(names), *names, *arguments)
+    assert f"lua/{file}:{before.count(chr(10)) + 2}: broken" in library.located(str(raised.value))
 
 
 def test_the_library_carries_no_function_nobody_calls() -> None:

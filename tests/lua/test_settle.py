@@ -177,7 +177,7 @@ def test_an_unknown_account_goes_to_the_late_lane(world: World) -> None:
     world.plan(100)
     call = world.reserve(need=10)
     world.client.delete(world.tenant_key)
-    assert call.settle(tokens=9) is SettleResult.UNKNOWN
+    assert call.settle(tokens=9) is SettleResult.UNKNOWN_ACCOUNT
     assert len(world.late()) == 1
 
 
@@ -315,7 +315,7 @@ def test_post_to_an_unknown_account_does_nothing(world: World) -> None:
     call = world.reserve(need=10)
     world.client.delete(world.tenant_key, keys.hold(world.p, call.id))
     before = world.everything()
-    assert call.post(tokens=9) is SettleResult.UNKNOWN
+    assert call.post(tokens=9) is SettleResult.UNKNOWN_ACCOUNT
     after = world.everything()
     assert after.pop(keys.late(world.p).encode())[0] is not None  # its entry stays
     assert after == before

@@ -334,6 +334,19 @@ async def test_fields_that_an_upstream_did_not_get_are_named(tmp_path: Path) -> 
     assert [(one.well, "of calls: cookie, x-team; name" in one.says) for one in found] == [(True, True)]
 
 
+async def test_doctor_names_faults_of_holds_with_their_number(tmp_path: Path) -> None:
+    results = [("unknown", 5), ("unheld", 2), ("unknown_account", 0)]
+    given = settings(tmp_path)
+    counted = {"settlements_unmatched": results}
+    telling = asyncio.create_task(publish(given.metrics_dir, lambda: counted))
+    await eventually(lambda: any(given.metrics_dir.glob("*.json")))
+    telling.cancel()
+    found = [each async for each in examine(given, "serve") if hints.UNMATCHED in each.says]
+    assert [(one.well, one.says.partition(";")[0]) for one in found] == [
+        (None, "an account held less than was given back: 2 times")
+    ]
+
+
 @pytest.mark.parametrize(
     ("family", "status", "well", "said"),
     [

@@ -37,6 +37,7 @@ from gateway.counters.redis.calls import (
     bulk_head,
 )
 from gateway.counters.redis.connection import RedisConnection
+from gateway.counters.redis.settle_results import SETTLE_RESULTS
 from gateway.counters.settlement_log.log import RELEASE, SettlementLog
 from gateway.errors import CountersRefused, CountersUnavailable
 
@@ -44,7 +45,7 @@ from gateway.errors import CountersRefused, CountersUnavailable
 RESERVE_TRIES = 4
 _AGAIN = frozenset({Verdict.STALE, Verdict.OTHER_PLAN, Verdict.OTHER_ACCOUNT})
 _ADMITTED, _DONE, _UNVERIFIED = Verdict.ADMITTED, SettleResult.DONE, SettleResult.UNVERIFIED
-_SETTLED = {struct.pack("<d", settled): settled for settled in SettleResult}
+_DONE_CODE = struct.pack("<d", _DONE)
 
 
 class Counters(LiveHolds):
@@ -161,7 +162,9 @@ class Counters(LiveHolds):
             wait = wire.send_call(frame.settle, settlement.request_id.encode(), arguments)
             asked_at = wire.asked_at
             answer = cast("bytes", await wait)
-            settled = _SETTLED[answer[:8]]
+            settled = (
+                _DONE if answer[:8] == _DONE_CODE else SETTLE_RESULTS.read(answer, settlement.request_id)
+            )
             self._settle_took(wire.answered_at - asked_at)
         except CountersUnavailable:
             answer = b""

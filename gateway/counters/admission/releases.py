@@ -15,9 +15,9 @@ from typing import cast
 
 from gateway.core.model import HoldRequest, Settlement, SettleResult
 from gateway.core.wait import Wait, in_task
-from gateway.counters.layouts.packing import code_of
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.settle_results import SETTLE_RESULTS
 from gateway.errors import CountersUnavailable
 
 RELEASES_MAX = 10_000
@@ -25,6 +25,8 @@ BATCH_MAX = 500
 AGAIN_S, AGAIN_S_MAX = 0.1, 1.0
 # A broken connection's last commands may run after the first release on the next one.
 ASKED_MAX = 5
+# Results of a release that is sent again: the hold or its account may appear.
+_MAY_COME = frozenset({SettleResult.UNKNOWN, SettleResult.UNKNOWN_ACCOUNT})
 
 
 @dataclass(slots=True)
@@ -95,9 +97,9 @@ class Releases:
         for (request_id, one), wait in zip(some.items(), waits, strict=True):
             one.sent = None
             try:
-                code = code_of(cast("bytes", await in_task(wait)))
+                result = SETTLE_RESULTS.read(cast("bytes", await in_task(wait)), request_id)
             except CountersUnavailable:
                 continue
-            one.asked += code == SettleResult.UNKNOWN
-            if code not in {SettleResult.UNVERIFIED, SettleResult.UNKNOWN} or one.asked >= ASKED_MAX:
+            one.asked += result in _MAY_COME
+            if result not in {SettleResult.UNVERIFIED, *_MAY_COME} or one.asked >= ASKED_MAX:
                 self._owed.pop(request_id, None)

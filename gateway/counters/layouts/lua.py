@@ -90,7 +90,10 @@ def constants(layouts: Sequence[Layout]) -> dict[str, str]:
 
 
 def expanded(text: str, layouts: Sequence[Layout]) -> str:
-    """Return a script with its layout operations written out; KeyError or ValueError for an unknown one."""
+    """Return a script with its layout operations written out; KeyError or ValueError for an unknown one.
+
+    The script has as many lines as before.
+    """
     by_name = {one.name: one for one in layouts}
     # The last first: an operation inside another's arguments is written out before it.
     for match in reversed(list(_CALL.finditer(text))):
@@ -105,7 +108,8 @@ def expanded(text: str, layouts: Sequence[Layout]) -> str:
             if names is None:
                 raise ValueError(f"{match[0]} has no names to read into")
             begin, arguments = names.start(), [names["made"] or "", names["names"], *arguments]
-        text = text[:begin] + write(layout, *arguments) + text[end:]
+        lines = "\n" * text.count("\n", begin, end)
+        text = text[:begin] + write(layout, *arguments) + lines + text[end:]
 
     def place(match: re.Match[str]) -> str:
         if match["record"] in _TABLES:

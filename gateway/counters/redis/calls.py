@@ -216,8 +216,10 @@ Waiting = Wait[Reply] | BatchWaiters | Hop
 def refused(message: str, script: str = "") -> CountersRefused:
     """Return the exception for an error of Redis, by the code at the start of its message.
 
-    An error of the verb `script`, empty for another command, is counted and logged here.
+    An error of the verb `script`, empty for another command, is counted and logged here, with its file and
+    line.
     """
+    message = library().located(message) if script else message
     failed = SCRIPT_ERRORS.note(script, message)
     kind = _KINDS.get(message.partition(" ")[0], ScriptFailed if failed else CountersRefused)
     return kind(f"Redis refused: {message[:200]}")

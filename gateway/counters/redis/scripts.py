@@ -9,6 +9,7 @@ runs when memory is full (`-- allows: oom`). Only this module knows how they are
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ _CONSTANTS = re.compile(
 # `has(flags, FLAG)` of a simple expression and a constant flag, which is written out: that takes a third of
 # the time of a call.
 _HAS = re.compile(r"\bhas\((?P<place>[\w.]+(?:\[\d+\])?), (?P<flag>\d+)\)")
-_COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
+_COMMENT = re.compile(r"^[ \t]*--.*$", re.MULTILINE)
+# A place in the library, as errors of Lua and Redis name it.
+_LINE = re.compile(r"@?\buser_function:(\d+)")
 _LOCAL = re.compile(
     r"^local (?P<function>(?:function )?)(?P<names>\w+(?:, \w+)*)(?P<value>(?: =)?)", re.MULTILINE
 )
@@ -54,11 +57,23 @@ _FLAGS = {"oom": "'allow-oom'", "nothing": "'no-writes'"}
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """All verbs as one library: its name, its text, and the function name of each verb."""
+    """All verbs as one library: its name, its text, and the function name of each verb.
+
+    `begins` has the line of the text at which each file begins, in their order.
+    """
 
     name: str
     text: str
     functions: dict[str, str]
+    begins: tuple[tuple[int, str], ...]
+
+    def located(self, message: str) -> str:
+        """Return an error's message with files and their lines in place of lines of this library."""
+        return _LINE.sub(lambda match: self._place(int(match[1])), message)
+
+    def _place(self, line: int) -> str:
+        begin, file = self.begins[max(0, bisect(self.begins, line, key=lambda one: one[0]) - 1)]
+        return f"lua/{file}:{line - begin + 1}"
 
 
 @cache
@@ -83,18 +98,26 @@ def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) ->
         raise ValueError(f"two files of lua/lib declare {', '.join(twice)}")
     words = [set(_WORD.findall(_COMMENT.sub("", text))) for text in (*texts, _BIND, *bodies.values())]
     words.append(set(lua.EMITTED_NAMES))
-    texts = [_scoped(text, set().union(*words[:at], *words[at + 1 :])) for at, text in enumerate(texts)]
-    texts.append("local verbs = {}")
     first = _BIND if any("function bind()" in text for text in texts) else ""
-    texts += [
-        f"verbs['{verb}'] = function(KEYS, ARGV)\n{first}\n{body}\nend\n" for verb, body in bodies.items()
+    parts = [
+        (f"lib/{name}.lua", *_scoped(text, set().union(*words[:at], *words[at + 1 :])))
+        for at, (name, text) in enumerate(zip(shared, texts, strict=True))
     ]
-    text = _fold("\n".join(texts), layouts)
+    parts += [
+        (f"{verb}.lua", f"verbs['{verb}'] = function(KEYS, ARGV)\n{first}\n", f"{body}\nend\n")
+        for verb, body in bodies.items()
+    ]
+    text, begins = "local verbs = {}\n", []
+    for file, head, rest in parts:
+        text += head
+        begins.append((text.count("\n") + 2, file))  # the library's first line is not part of the text
+        text += f"{rest}\n"
+    text = _fold(text, layouts)
     digest = sha1(text.encode(), usedforsecurity=False).hexdigest()[:DIGEST_LENGTH]
     functions = {verb: f"tk_{verb}_{digest}" for verb in VERBS}
     registered = [_registration(verb, functions[verb], body) for verb, body in bodies.items()]
     name = f"tollkeeper_{digest}"
-    return Library(name, "\n".join([f"#!lua name={name}", text, *registered]), functions)
+    return Library(name, "\n".join([f"#!lua name={name}", text, *registered]), functions, tuple(begins))
 
 
 def _names_of(text: str) -> set[str]:
@@ -103,10 +126,10 @@ def _names_of(text: str) -> set[str]:
     return {name for names in found for name in names.split(", ")}
 
 
-def _scoped(text: str, used: set[str]) -> str:
+def _scoped(text: str, used: set[str]) -> tuple[str, str]:
     """Return a file's text whose top-level names are local to it, except those used elsewhere.
 
-    Lua allows 200 local names in one scope.
+    The part before the file's first line comes first. Lua allows 200 local names in one scope.
     """
     shared: list[str] = []
 
@@ -119,7 +142,7 @@ def _scoped(text: str, used: set[str]) -> str:
         return match["function"] + match["names"] + match["value"] if said else ""
 
     inner = _LOCAL.sub(share, text)
-    return (f"local {', '.join(shared)}\n" if shared else "") + f"do\n{inner}\nend"
+    return (f"local {', '.join(shared)}\n" if shared else "") + "do\n", f"{inner}\nend"
 
 
 def _registration(verb: str, function: str, body: str) -> str:
@@ -133,8 +156,8 @@ def _fold(text: str, layouts: Sequence[Layout] = LAYOUTS) -> str:
     """Replace constants by their values, and calls of `has` by arithmetic.
 
     Lua has no constants: a local at the top level is looked up by every function that uses it, and a function
-    may use only sixty. A constant is a top-level `local NAME, … =` with upper-case names and literals.
-    ValueError for a name with two values.
+    may use only sixty. A constant is a top-level `local NAME, … =` with upper-case names and literals. No
+    line is added or removed. ValueError for a name with two values.
     """
     values = lua.constants(layouts)
 

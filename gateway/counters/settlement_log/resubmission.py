@@ -23,6 +23,7 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.calls import TOMBSTONE_MS, Reply
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import RedisConnection, encode, encode_script
+from gateway.counters.redis.settle_results import SETTLE_RESULTS
 from gateway.counters.settlement_log.log import (
     ACKNOWLEDGED,
     BOUNDS,
@@ -172,7 +173,6 @@ TURN_MAX = 500
 REFUSALS_MAX = 10
 SET_ASIDE_AGAIN_S = 60.0
 
-_FINAL = frozenset({int(SettleResult.DONE), int(SettleResult.RECLAIMED), int(SettleResult.UNKNOWN)})
 
 # For a log with settlements only.
 NOTHING_ELSE: Final[Mapping[int, Callable[[bytes], Awaitable[None]]]] = MappingProxyType({})
@@ -494,7 +494,7 @@ class Resubmitter:
             if not any(one.available for one in self._wires.wires):
                 raise
             return False
-        if packing.code_of(answer) not in _FINAL:
+        if SETTLE_RESULTS.read(answer, unpack(record.arguments).request_id) is SettleResult.UNVERIFIED:
             return False
         if notes:
             self._log.note(record.arguments, noted(answer, record.answer))

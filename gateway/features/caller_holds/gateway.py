@@ -316,6 +316,8 @@ async def _given_back(ports: Ports, hold: CallerHold, end: HoldEnd) -> bool:
     Then its stored end is deleted again.
     """
     settled = await _settled(ports, hold, end)
+    if settled is SettleResult.UNKNOWN_ACCOUNT:  # it is still held
+        raise CountersUnavailable(retry_after_s=1)
     if settled is SettleResult.RECLAIMED and hold.unsettled == UNSETTLED_CHARGED:
         await ports.holds.undecide(hold)
         return False
@@ -642,7 +644,8 @@ def _prices_then(ports: Ports, hold: CallerHold) -> CallPrices:
 async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> None:
     """Settle a hold in Redis as `end` has decided.
 
-    If Redis does not know the hold, it was settled before, or the keeper restores it.
+    If Redis does not know the hold, it was settled before, or the keeper restores it. Without its account the
+    keeper charges it once that is stored.
     """
     settled = await _settled(ports, hold, end)
     await ports.holds.ended(hold, end)

@@ -390,7 +390,7 @@ class Jobs:
     async def _charge(self, job: Job, charge: ChargedUse) -> None:
         """Settle a job's hold by a charge, and count that.
 
-        If the hold is gone, it was charged and counted before, and the cost is unknown here.
+        If Redis does not know the hold, it was charged and counted before, and the cost is unknown here.
         """
         assert self._ports is not None
         settled = await in_task(self._ports.counters.settle(charge.settlement))

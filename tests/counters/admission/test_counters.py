@@ -33,6 +33,7 @@ from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import FRAME_BYTES, TOMBSTONE_MS, USER_COPIES, Frames
+from gateway.counters.redis.settle_results import SETTLE_RESULTS
 from gateway.errors import CountersUnavailable
 from tests.builders import CHAT, CREDITS, ONE_TIME, TTL_MS, UNITS, World, driven, new_id, settlement_log
 from tests.conftest import ValkeyServer
@@ -58,6 +59,18 @@ async def test_reserve_and_settle_move_account(world: World, hire: Hire) -> None
     assert (event.amount, event.remaining, event.source, event.user) == (55, 45, request.request_id, "ann")
     assert (event.metadata, event.attribution) == (metadata, attribution)
     assert worker.took == ["reserve", "settle"]
+
+
+async def test_settle_counts_account_that_held_less(world: World, hire: Hire) -> None:
+    worker = await hire(world)
+    world.plan(100)
+    request = worker.request(40)
+    await worker.reserve(request)
+    world.put_tenant(held=0)
+    before = dict(SETTLE_RESULTS.snapshot())
+    assert await worker.settle(request, 55) is SettleResult.DONE
+    assert dict(SETTLE_RESULTS.snapshot()) == before | {"unheld": before["unheld"] + 1}
+    assert (world.tenant.used, world.tenant.held) == (55, 0)
 
 
 async def test_reserve_raises_hold_of_head_after_its_body(world: World, hire: Hire) -> None:

@@ -11,7 +11,7 @@ import pytest
 from gateway.core.model import SettleResult
 from gateway.core.wait import in_task
 from gateway.counters.redis.address import WHY
-from gateway.counters.redis.calls import verb_in
+from gateway.counters.redis.calls import refused, verb_in
 from gateway.counters.redis.connection import encode, encode_script
 from gateway.counters.redis.script_errors import LOG_INTERVAL_S, OUTAGES, SCRIPT_ERRORS, ScriptErrors
 from gateway.counters.redis.scripts import VERBS, library
@@ -69,6 +69,17 @@ def test_errors_are_counted_each_and_logged_once_an_interval(lines: Lines) -> No
     assert errors.note("settle", "ERR " + "x" * 500)
     assert lines.records[-1] == ("a script failed", "ERROR", {"script": "settle", "why": "ERR " + "x" * 196})
     assert dict(errors.snapshot()) == dict.fromkeys(VERBS, 0) | {"extend": 1, "settle": 4}
+
+
+def test_error_of_script_is_logged_and_raised_with_its_file_and_line(lines: Lines) -> None:
+    (begin, _), (behind, file) = library().begins[1], library().begins[2]
+    assert begin < behind
+    raised = refused(
+        f"ERR user_function:{behind + 4}: no number script: tk_note, on @user_function:9.", "note"
+    )
+    assert isinstance(raised, ScriptFailed)
+    assert f"Redis refused: ERR lua/{file}:5: no number script: tk_note, on lua/" in raised.message
+    assert str(lines.records[-1][2]["why"]).startswith(f"ERR lua/{file}:5: no number")
 
 
 def test_outages_and_other_commands_are_no_errors_of_scripts(lines: Lines) -> None:
