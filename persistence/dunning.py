@@ -21,7 +21,7 @@ from gateway.errors import Conflict
 from persistence.billing import charges, payments
 from persistence.billing.invoice_build import rest_of
 from persistence.entity import Entity, EntityWrite, id_in
-from persistence.keeper.news import told
+from persistence.keeper.occasions import data_of, message_query
 from persistence.tables import dunning_step
 
 REMINDER, BLOCK, UNBLOCK = "reminder", "block", "unblock"
@@ -75,17 +75,22 @@ SELECT w.id, w.verb FROM control_write AS w
  WHERE w.account = :account AND w.verb IN ('block', 'unblock') AND w.state <> 'refused'
  ORDER BY w.position DESC LIMIT 1""")
 _THERE = text("SELECT id FROM tenant WHERE id = :tenant AND deleted_at IS NULL FOR UPDATE")
-_TELL = told("""
+_DATA = data_of(
+    "invoice.reminder", "invoice.blocked", "invoice.unblocked",
+    invoice_id="i.id", organization_id="i.organization_id", organization="o.name", number="i.number",
+    currency="i.currency", total_amount="trim_scale(i.total_amount)::text",
+    amount_due="trim_scale(cast(:rest AS numeric))::text", due_date="i.due_date",
+    days_overdue="cast(:days AS bigint)", block_date="i.due_date + cast(:block AS integer)",
+)  # fmt: skip
+_TELL = message_query(
+    "dunning",
+    "Create messages about a reminder, or about calls that are refused for an unpaid invoice",
+    f"""
 WITH news AS (
-    SELECT cast(:event AS text) AS event, 'dunning:' || cast(:step AS bigint) AS occasion,
-           jsonb_build_object('invoice_id', i.id, 'organization_id', i.organization_id,
-               'organization', o.name, 'number', i.number, 'currency', i.currency,
-               'total_amount', trim_scale(i.total_amount)::text,
-               'amount_due', trim_scale(cast(:rest AS numeric))::text,
-               'due_date', i.due_date, 'days_overdue', cast(:days AS bigint),
-               'block_date', i.due_date + cast(:block AS integer)) AS data
+    SELECT cast(:event AS text) AS event, 'dunning:' || cast(:step AS bigint) AS occasion, {_DATA} AS data
       FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id WHERE i.id = :invoice
-)""")
+)""",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from gateway.errors import Conflict
 from persistence.billing.charges import PREPAID, driver_level, insert_of
 from persistence.entity import EntityWrite
-from persistence.keeper.news import told
+from persistence.keeper.occasions import data_of, message_query
 
 ADDITIONS_DUE = text("""
 SELECT a.id, a.organization_id FROM credit_addition AS a
@@ -138,18 +138,24 @@ SELECT t.id, t.organization_id, t.seq, o.auto_top_up AS terms FROM top_up_order 
  WHERE t.id = :id AND t.closed_at IS NULL AND t.credit_addition_id IS NULL FOR UPDATE""")
 _MADE = text("UPDATE top_up_order SET credit_addition_id = :addition WHERE id = :id")
 _CROSSED = text("UPDATE credit_addition SET crossed_seq = :seq WHERE id = :addition")
-_TELL = told("""
+_DATA = data_of(
+    "credits.topped_up",
+    organization_id="o.id", organization="o.name", credit_balance="t.balance", credit_addition_id="a.id",
+    credits_added="a.credits_added", invoicing="a.invoicing", unit_cost="trim_scale(a.unit_cost)::text",
+    currency="o.currency", monthly_max="(o.auto_top_up->>'monthly_max')::bigint",
+    of_month="""(SELECT count(*) FROM top_up_order AS m WHERE m.organization_id = o.id
+                    AND m.created_at >= date_trunc('month', t.created_at, 'UTC') AND m.id <= t.id)""",
+)  # fmt: skip
+_TELL = message_query(
+    "top-ups",
+    "Create messages about credits that were bought automatically",
+    f"""
 WITH news AS (
-    SELECT 'credits.topped_up' AS event, 'topped_up:' || t.id AS occasion,
-           jsonb_build_object('organization_id', o.id, 'organization', o.name, 'credit_balance', t.balance,
-               'credit_addition_id', a.id, 'credits_added', a.credits_added, 'invoicing', a.invoicing,
-               'unit_cost', trim_scale(a.unit_cost)::text, 'currency', o.currency,
-               'monthly_max', (o.auto_top_up->>'monthly_max')::bigint, 'of_month', (
-                   SELECT count(*) FROM top_up_order AS m WHERE m.organization_id = o.id
-                      AND m.created_at >= date_trunc('month', t.created_at, 'UTC') AND m.id <= t.id)) AS data
+    SELECT 'credits.topped_up' AS event, 'topped_up:' || t.id AS occasion, {_DATA} AS data
       FROM top_up_order AS t JOIN organization AS o ON o.id = t.organization_id
       JOIN credit_addition AS a ON a.id = t.credit_addition_id WHERE t.id = :id
-)""")
+)""",
+)
 
 
 def order_top_up(connection: Connection, organization_id: int) -> None:

@@ -1,12 +1,9 @@
-"""News: messages for every webhook that wants an event, once for each occasion.
-
-An occasion is a name that never repeats (a tenant's cycle and threshold, an invoice), so that repeated checks
-create one message.
-"""
+"""News: events of budgets, of sudden use, of invoices and of upstreams, and the delivery of messages."""
 
 from __future__ import annotations
 
 import json
+import pkgutil
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -14,7 +11,9 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final, NamedTuple
+from functools import cache
+from importlib import import_module
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Row, TextClause, text
@@ -23,14 +22,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.core.accounts.budget_amounts import format_number
 from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OTHERS
 from gateway.core.accounts.intervals import INTERVALS, bounds
+from gateway.core.alerts.events.event import KEPT_DAYS
+from gateway.core.alerts.events.registry import all_events
+from gateway.core.alerts.events.webhooks import CONSENT_EVENT, LINK_DAYS, TEST_EVENT
 from gateway.core.alerts.messages import (
-    CONSENT_EVENT,
     HOURLY_OF_ORGANIZATION_MAX,
     HOURLY_OF_WEBHOOK_MAX,
-    LINK_DAYS,
     RETRIES,
     SCHEME,
-    TEST_EVENT,
     Delivery,
     DeliveryOutcome,
     digest_of,
@@ -55,55 +54,8 @@ from gateway.core.alerts.thresholds import (
     same_hours,
 )
 from gateway.core.times import EPOCH, MILLISECOND, moment_of, ms_of, rfc3339
-from persistence.billing.quotas import block_cause
-
-# A webhook with this many pending messages gets no new ones until some are delivered or given up.
-WAITING_MAX = 10_000
-
-# Messages for all webhooks that want the events of `news` (event, occasion, data).
-_TELL = f""", listening AS MATERIALIZED (
-    SELECT id, events, organization_id FROM webhook AS w WHERE enabled AND deleted_at IS NULL
-       AND (SELECT count(*) FROM (SELECT FROM webhook_delivery WHERE webhook_id = w.id AND state = 'pending'
-                                   LIMIT {WAITING_MAX}) AS waiting) < {WAITING_MAX}
-)
-INSERT INTO webhook_delivery (webhook_id, event, payload, occasion)
-SELECT w.id, n.event, n.data, n.occasion FROM news AS n
-  JOIN listening AS w ON (w.events = '[]'::jsonb OR w.events ? n.event)
-   AND (w.organization_id IS NULL OR w.organization_id = (n.data->>'organization_id')::bigint)
-ON CONFLICT (webhook_id, occasion) DO NOTHING"""
-
-
-class News(NamedTuple):
-    """An event; `data` contains its organization's id, `occasion` identifies it."""
-
-    event: str
-    occasion: str
-    data: dict[str, object]
-
-
-def told(news: str) -> TextClause:
-    """Return a statement that creates webhook messages for the events found by the WITH clause `news`."""
-    return text(f"{news}{_TELL}")
-
-
-_SAID = told("""
-WITH news AS (
-    SELECT * FROM jsonb_to_recordset(cast(:news AS jsonb)) AS n (event text, occasion text, data jsonb)
-)""")
-
-
-async def tell(connection: AsyncConnection, news: Sequence[News]) -> None:
-    if news:
-        await connection.execute(_SAID, {"news": json.dumps([each._asdict() for each in news])})
-
-
-def wanted(events: Sequence[str], organization: str) -> str:
-    """Return an SQL condition: a webhook of an `organization` (SQL of its id) wants one of these events."""
-    names = ", ".join(f"'{event}'" for event in events)
-    return f"""EXISTS (SELECT FROM webhook AS h WHERE h.enabled AND h.deleted_at IS NULL
-       AND (h.organization_id IS NULL OR h.organization_id = {organization})
-       AND (h.events = '[]'::jsonb OR h.events ?| array[{names}]))"""
-
+from persistence.keeper import events
+from persistence.keeper.occasions import News, Notice, create_messages, data_of, message_query, wanted
 
 # News of budgets: reached thresholds, each second, and forecasts of their end, each minute.
 #
@@ -229,7 +181,7 @@ async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
             rows.append((found.id, found.start, found.value, *now_told))
         names = ("ids", "starts", "values", "parts", "levels", "exceeded")
         await connection.execute(_TOLD, _columns(names, rows))
-        await tell(connection, news)
+        await create_messages(connection, news)
 
     await _each_page(engine, _REACHED, now, tell_of, over=OVER)
 
@@ -262,7 +214,7 @@ async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
                 "looked_used", "came_at",
             )  # fmt: skip
             await connection.execute(_FORESEEN, _columns(names, rows))
-        await tell(connection, news)
+        await create_messages(connection, news)
 
     await _each_page(engine, _RUNNING, now, tell_of)
     async with engine.begin() as connection:
@@ -445,7 +397,7 @@ async def look_for_sudden_use(engine: AsyncEngine, now: datetime) -> None:
     }  # fmt: skip
     async with engine.begin() as connection:
         found = (await connection.execute(_HOURS, sought)).all()
-        await tell(
+        await create_messages(
             connection, [_news_of_sudden_use(each, hour) for each in found if is_sudden(_hour(each), now)]
         )
 
@@ -474,89 +426,44 @@ def _news_of_sudden_use(found: Found, hour: datetime) -> News:
 
 # News for webhooks: present states are read from the tables each second, forecasts each minute.
 
-THRESHOLDS = (50, 80, 100)
-# Credits are low at a tenth of the last addition.
-CREDITS_LOW_DIVISOR = 10
-ENDING_DAYS = 7
-KEPT_DAYS = 30
-# Longer states are stored for longer, or they would be reported again.
-KEPT_LONG_DAYS = 400
-# A row may become visible this long after the time written in it.
-OVERLAP = timedelta(minutes=2)
-
-_QUOTAS = told("""
+_INVOICE_DATA = data_of(
+    "invoice.finalized",
+    invoice_id="i.id", organization_id="i.organization_id", organization="o.name", kind="i.kind",
+    number="i.number", currency="i.currency", total_amount="trim_scale(i.total_amount)::text",
+)  # fmt: skip
+_INVOICE = message_query(
+    "invoices",
+    "Create messages about final invoices",
+    f"""
 WITH news AS (
-    SELECT 'quota.' || p.percent AS event,
-           format('quota:%s:%s:%s', q.tenant_id, q.cycle, p.percent) AS occasion,
-           jsonb_build_object('organization_id', t.organization_id,
-               'tenant_id', q.tenant_id, 'tenant', t.name,
-               'percent', p.percent, 'tokens_used', q.tokens_used, 'tokens_remaining', q.tokens_remaining,
-               'cycle', q.cycle, 'next_reset_at', q.next_reset_at) AS data
-      FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
-     CROSS JOIN unnest(cast(:thresholds AS bigint[])) AS p (percent)
-     WHERE q.updated_at >= :since AND q.plan_id IS NOT NULL AND q.tokens_remaining IS NOT NULL
-       AND q.tokens_used * 100 >= p.percent * (q.tokens_used + q.tokens_remaining)
-)""")
-_BLOCKS = told(f"""
-WITH changed AS (
-    UPDATE tenant_quota SET noticed_blocked = is_blocked WHERE is_blocked <> noticed_blocked
-    RETURNING tenant_id, is_blocked, manual_block, tokens_remaining
-), news AS (
-    SELECT CASE WHEN c.is_blocked THEN 'tenant.blocked' ELSE 'tenant.unblocked' END AS event,
-           'blocked:' || gen_random_uuid() AS occasion,
-           jsonb_build_object('organization_id', t.organization_id,
-               'tenant_id', c.tenant_id, 'tenant', t.name,
-               'manual_block', c.manual_block, 'block_cause', {block_cause("t.id", "c.manual_block")},
-               'tokens_remaining', c.tokens_remaining) AS data
-      FROM changed AS c JOIN tenant AS t ON t.id = c.tenant_id
-)""")
-_CREDITS = told("""
-WITH news AS (
-    SELECT 'credits.low' AS event, format('credits:%s:%s', o.id, a.id) AS occasion,
-           jsonb_build_object('organization_id', o.id, 'organization', o.name,
-               'credit_balance', o.credit_balance, 'last_added', a.credits_added) AS data
-      FROM organization AS o
-     CROSS JOIN LATERAL (
-           SELECT c.id, c.credits_added FROM credit_addition AS c
-             JOIN credit_posting AS p ON p.organization_id = o.id AND p.credit_addition_id = c.id
-              AND p.kind = 'addition'
-            WHERE c.organization_id = o.id AND c.credits_added > 0 ORDER BY c.id DESC LIMIT 1) AS a
-     WHERE o.deleted_at IS NULL AND o.credit_balance * :divisor <= a.credits_added
-)""")
-_ENDING = told("""
-WITH news AS (
-    SELECT 'subscription.ending' AS event, format('ending:%s:%s', s.id, s.end_date) AS occasion,
-           jsonb_build_object('organization_subscription_id', s.id, 'organization_id', s.organization_id,
-               'organization', o.name, 'plan_id', s.plan_id, 'end_date', s.end_date) AS data
-      FROM organization_subscription AS s JOIN organization AS o ON o.id = s.organization_id
-     WHERE s.status = 'active' AND s.end_date <= cast(:until AS date)
-)""")
-_INVOICE = told("""
-WITH news AS (
-    SELECT 'invoice.finalized' AS event, 'invoice:' || i.id AS occasion,
-           jsonb_build_object('invoice_id', i.id, 'organization_id', i.organization_id,
-               'organization', o.name, 'kind', i.kind, 'number', i.number, 'currency', i.currency,
-               'total_amount', trim_scale(i.total_amount)::text) AS data
+    SELECT 'invoice.finalized' AS event, 'invoice:' || i.id AS occasion, {_INVOICE_DATA} AS data
       FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id WHERE i.id = ANY(:ids)
-)""")
-# The new payment status of invoices; an invoice that is open again is no news.
-_PAYMENT_STATUS = told("""
+)""",
+)
+_PAYMENT_STATUS_DATA = data_of(
+    "invoice.paid", "invoice.overdue", "invoice.uncollectible",
+    invoice_id="i.id", organization_id="i.organization_id", organization="o.name", number="i.number",
+    currency="i.currency", total_amount="trim_scale(i.total_amount)::text",
+    payment_status="i.payment_status", due_date="i.due_date",
+)  # fmt: skip
+# An invoice that is open again is no news.
+_PAYMENT_STATUS = message_query(
+    "payment status",
+    "Create messages about invoices that became paid, overdue or given up",
+    f"""
 WITH news AS (
     SELECT 'invoice.' || i.payment_status AS event,
-           format('invoice:%s:%s', i.id, gen_random_uuid()) AS occasion,
-           jsonb_build_object('invoice_id', i.id, 'organization_id', i.organization_id,
-               'organization', o.name, 'number', i.number, 'currency', i.currency,
-               'total_amount', trim_scale(i.total_amount)::text, 'payment_status', i.payment_status,
-               'due_date', i.due_date) AS data
+           format('invoice:%s:%s', i.id, gen_random_uuid()) AS occasion, {_PAYMENT_STATUS_DATA} AS data
       FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id
      WHERE i.id = ANY(:ids) AND i.payment_status <> 'open'
-)""")
+)""",
+)
 LISTENING = "SELECT FROM webhook WHERE enabled AND deleted_at IS NULL"
 _NOBODY = text(f"SELECT NOT EXISTS ({LISTENING})")
 _PRUNE = text("""
 DELETE FROM webhook_delivery
  WHERE state <> 'pending' AND created_at < now() - make_interval(days =>
-       CASE WHEN event LIKE 'quota.%' OR event IN ('credits.low', 'upstream.empty') THEN cast(:long AS integer) ELSE :days END)""")
+       coalesce((cast(:kept_days AS jsonb)->>event)::integer, :days))""")
 _TOLD_EMPTY = text("""
 SELECT DISTINCT occasion FROM webhook_delivery
  WHERE event = 'upstream.empty' AND created_at > now() - interval '1 hour'""")
@@ -574,6 +481,19 @@ def tell_payment_status(connection: Connection, invoice_ids: Sequence[int]) -> N
     connection.execute(_PAYMENT_STATUS, {"ids": list(invoice_ids)})
 
 
+@cache
+def _notices() -> Sequence[Notice]:
+    """Return the notices of the modules in `persistence/keeper/events/`."""
+    modules = pkgutil.iter_modules(events.__path__)
+    return [import_module(f"{events.__name__}.{module.name}").NOTICE for module in modules]
+
+
+@cache
+def _kept_days() -> str:
+    """Return how long messages are stored, as JSON: days by event."""
+    return json.dumps({event.name: event.kept_days for event in all_events().values()})
+
+
 class Notices:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -586,16 +506,14 @@ class Notices:
         async with self._engine.begin() as connection:
             if (await connection.execute(_NOBODY)).scalar_one():
                 return
-            await connection.execute(_QUOTAS, {"since": since - OVERLAP, "thresholds": list(THRESHOLDS)})
-            await connection.execute(_BLOCKS)
-            await connection.execute(_CREDITS, {"divisor": CREDITS_LOW_DIVISOR})
-            await connection.execute(_ENDING, {"until": now.date() + timedelta(days=ENDING_DAYS)})
+            for notice in _notices():
+                await connection.execute(notice.statement, notice.parameters(since, now))
         await reached_budgets(self._engine, now)
 
     async def forget(self) -> None:
         """Delete old messages, also of deleted webhooks, and consents that were never given."""
         async with self._engine.begin() as connection:
-            await connection.execute(_PRUNE, {"days": KEPT_DAYS, "long": KEPT_LONG_DAYS})
+            await connection.execute(_PRUNE, {"days": KEPT_DAYS, "kept_days": _kept_days()})
             await connection.execute(_UNANSWERED, {"days": KEPT_DAYS})
 
     async def tell_empty(
@@ -614,7 +532,7 @@ class Notices:
                 for occasion, account in occasions.items()
                 if account[0] not in waiting or occasion in recent
             }
-            await tell(connection, [
+            await create_messages(connection, [
                 News(
                     "upstream.empty", occasion,
                     {"upstream": upstream, "status": status, "since": rfc3339(moment_of(since_ms))},
