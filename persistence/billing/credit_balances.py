@@ -31,6 +31,7 @@ from gateway.core.billing.charges import (
 from gateway.core.times import moment_of, ms_of
 from gateway.errors import Conflict, Unprocessable
 from persistence.entity import EntityWrite, id_in
+from persistence.queries import query
 from persistence.resources.app_users import acting
 from persistence.tables import credit_addition, credit_price
 
@@ -171,8 +172,8 @@ MOVEMENTS_A_PAGE = 20_000
 
 # Advisory lock class 7802: allocation of one organization's credits.
 _LOCK = text("SELECT pg_advisory_xact_lock(7802, hashint8(:organization))")
-BEHIND = text("""
-SELECT id FROM organization WHERE credit_last_seq > allocated_seq ORDER BY id LIMIT :n""")
+BEHIND = query("credit_balances.behind", "Select organizations whose credits have new movements", """
+SELECT id FROM organization WHERE credit_last_seq > allocated_seq ORDER BY id LIMIT :n""")  # fmt: skip
 _CURSOR = text("SELECT allocated_seq, credit_last_seq FROM organization WHERE id = :organization")
 _GRANTS = text("""
 SELECT a.id, a.credits_added AS amount, a.priority, a.expires_at, a.category, a.spent
@@ -218,12 +219,12 @@ _SPENT = text("""
 UPDATE credit_addition AS a SET spent = a.spent + k.n
   FROM unnest(cast(:grants AS bigint[]), cast(:amounts AS bigint[])) AS k (g, n) WHERE a.id = k.g""")
 _MOVE = text("UPDATE organization SET allocated_seq = :until WHERE id = :organization")
-EXPIRED = text("""
+EXPIRED = query("credit_balances.expired", "Select credits that have expired", """
 SELECT a.id, a.organization_id FROM credit_addition AS a
  WHERE a.expires_at <= :now AND a.expiry_write_id IS NULL AND a.credits_added > 0
    AND EXISTS (SELECT FROM credit_posting AS p WHERE p.organization_id = a.organization_id
                   AND p.credit_addition_id = a.id)
- ORDER BY a.expires_at LIMIT :n""")
+ ORDER BY a.expires_at LIMIT :n""")  # fmt: skip
 _REST = text("""
 SELECT a.credits_added - a.spent AS rest, o.allocated_seq FROM credit_addition AS a
   JOIN organization AS o ON o.id = a.organization_id

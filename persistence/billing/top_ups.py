@@ -14,12 +14,13 @@ from gateway.errors import Conflict
 from persistence.billing.charges import PREPAID, driver_level, insert_of
 from persistence.entity import EntityWrite
 from persistence.keeper.occasions import data_of, message_query
+from persistence.queries import query
 
-ADDITIONS_DUE = text("""
+ADDITIONS_DUE = query("top_ups.additions_due", "Select top-ups whose credits are due", """
 SELECT a.id, a.organization_id FROM credit_addition AS a
  WHERE a.invoicing <> 'next' AND a.invoice_id IS NULL AND a.id > :after
    AND (a.invoicing = 'prepaid' OR EXISTS (SELECT FROM charge AS c WHERE c.fact = 'addition:' || a.id))
- ORDER BY a.id LIMIT :count""")
+ ORDER BY a.id LIMIT :count""")  # fmt: skip
 _CHARGE = text(insert_of(PREPAID))
 # A person may have billed it before: that is its invoice then.
 _BILLED = text("""

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Connection, Row, TextClause, text
+from sqlalchemy import Connection, Row, TextClause
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.budget_amounts import format_number
@@ -56,6 +56,7 @@ from gateway.core.alerts.thresholds import (
 from gateway.core.times import EPOCH, MILLISECOND, moment_of, ms_of, rfc3339
 from persistence.keeper import events
 from persistence.keeper.occasions import News, Notice, create_messages, data_of, message_query, wanted
+from persistence.queries import query
 
 # News of budgets: reached thresholds, each second, and forecasts of their end, each minute.
 #
@@ -74,9 +75,9 @@ ROUNDED: Final = 1 - 1e-12
 _AHEAD: Final = TOTAL_AHEAD_MS * MILLISECOND
 
 _WANTED = wanted(EVENTS, "b.organization_id")
-_CALENDARS = text(f"""
+_CALENDARS = query("news.calendars", "Select the calendars of budgets that webhooks want", f"""
 SELECT DISTINCT b."interval", b.time_zone, b.anchor_day FROM budget AS b
- WHERE b.deleted_at IS NULL AND {_WANTED} LIMIT {CALENDARS_MAX}""")
+ WHERE b.deleted_at IS NULL AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # fmt: skip
 # All wanted budgets in their windows; the limit of a raised budget is the raised amount.
 _LIVE = f"""
 WITH calendar AS (
@@ -113,14 +114,14 @@ SELECT b.*, l."limit", u.value, u.name AS account, u.used,
   LEFT JOIN budget_told AS t ON t.budget_id = b.id AND t.start = b.start AND t.value = u.value
  WHERE (b.id, b.start, u.value) > (:id, :start, :value)"""
 _IN_ORDER = f" ORDER BY b.id, b.start, u.value LIMIT {ACCOUNTS_MAX}"
-_REACHED = text(f"""{_LIVE}
+_REACHED = query("news.reached", "Select accounts of budgets that have reached a threshold", f"""{_LIVE}
 {_ACCOUNTS.format(least="b.usual * least(1, (SELECT min(x) FROM unnest(b.parts) AS x))")}
    AND (u.used >= l."limit" AND (NOT coalesce(t.exceeded, false) OR l."limit" > t.level)
         OR u.used >= l."limit" * (SELECT min(x) FROM unnest(b.parts) AS x
                                    WHERE x > coalesce(t.part, 0) OR x * l."limit" > t.level))
-{_IN_ORDER}""")
+{_IN_ORDER}""")  # fmt: skip
 # Accounts whose pace may give a forecast, or whose next sample is due; the rule in the core decides.
-_RUNNING = text(f"""{_LIVE}
+_RUNNING = query("news.running", "Select accounts of budgets that may run out", f"""{_LIVE}
 {_ACCOUNTS.format(least="b.usual / 10")}
    AND u.used < l."limit" AND NOT coalesce(t.foreseen, false)
    AND (t.seen_at IS NULL OR :now - t.seen_at >= b.look_back OR u.used < t.seen_used
@@ -129,15 +130,15 @@ _RUNNING = text(f"""{_LIVE}
            * extract(epoch FROM :now - coalesce(t.before_at, b.began))::float8
            <= (u.used - coalesce(t.before_used, 0))::float8
            * extract(epoch FROM coalesce(b.next - :now, :ahead))::float8)
-{_IN_ORDER}""")
-_TOLD = text("""
+{_IN_ORDER}""")  # fmt: skip
+_TOLD = query("news.told", "Store the reported thresholds of budgets", """
 INSERT INTO budget_told AS t (budget_id, start, value, part, level, exceeded)
 SELECT * FROM unnest(cast(:ids AS bigint[]), cast(:starts AS timestamptz[]), cast(:values AS text[]),
                      cast(:parts AS numeric[]), cast(:levels AS numeric[]), cast(:exceeded AS boolean[]))
 ON CONFLICT (budget_id, start, value) DO UPDATE
    SET part = greatest(t.part, excluded.part), level = greatest(t.level, excluded.level),
-       exceeded = t.exceeded OR excluded.exceeded""")
-_FORESEEN = text("""
+       exceeded = t.exceeded OR excluded.exceeded""")  # fmt: skip
+_FORESEEN = query("news.foreseen", "Store forecasts and samples of budgets", """
 INSERT INTO budget_told AS t (budget_id, start, value, foreseen, before_used, before_at, seen_used, seen_at,
                               looked_used, came_at)
 SELECT id, start, value, foreseen, before_used, before_at, seen_used, seen_at, looked_used,
@@ -150,14 +151,14 @@ SELECT id, start, value, foreseen, before_used, before_at, seen_used, seen_at, l
 ON CONFLICT (budget_id, start, value) DO UPDATE
    SET foreseen = t.foreseen OR excluded.foreseen, before_used = excluded.before_used,
        before_at = excluded.before_at, seen_used = excluded.seen_used, seen_at = excluded.seen_at,
-       looked_used = excluded.looked_used, came_at = excluded.came_at""")
-_FORGET = text("""
+       looked_used = excluded.looked_used, came_at = excluded.came_at""")  # fmt: skip
+_FORGET = query("news.forget", "Delete reports of earlier windows of budgets", """
 DELETE FROM budget_told AS t USING budget AS b
  WHERE b.id = t.budget_id AND (b.deleted_at IS NOT NULL OR EXISTS (
        SELECT FROM unnest(cast(:intervals AS text[]), cast(:zones AS text[]), cast(:anchors AS integer[]),
                           cast(:starts AS timestamptz[])) AS c ("interval", time_zone, anchor_day, start)
         WHERE (c."interval", c.time_zone, c.anchor_day) = (b."interval", b.time_zone, b.anchor_day)
-          AND t.start < c.start))""")
+          AND t.start < c.start))""")  # fmt: skip
 
 Found = Row[Any]
 
@@ -355,7 +356,7 @@ _SUBJECTS = """GROUPING SETS (
     (organization_id, currency{by}), (organization_id, tenant_id, currency{by}),
     (organization_id, tenant_id, api_key_id, currency{by}))"""
 # The subjects with enough cost in this hour, and the earlier costs of their organizations, read once.
-_HOURS = text(f"""
+_HOURS = query("news.hours", "Select organizations, tenants and keys with a high cost in this hour", f"""
 WITH running AS MATERIALIZED (
     SELECT organization_id, tenant_id, api_key_id, currency, sum(cost) AS cost FROM usage_rollup AS u
      WHERE span = 'hour' AND start = :hour AND {wanted((EVENT,), "u.organization_id")}
@@ -385,7 +386,7 @@ SELECT r.*, o.name AS organization, t.name AS tenant, k.name AS api_key,
   LEFT JOIN api_key AS k ON k.id = r.api_key_id
   LEFT JOIN same_hours AS h ON h.organization_id = r.organization_id AND h.currency = r.currency
    AND h.tenant_id = coalesce(r.tenant_id, -1) AND h.api_key_id = coalesce(r.api_key_id, -1)
-  LEFT JOIN days AS d ON d.organization_id = r.organization_id AND d.currency = r.currency""")
+  LEFT JOIN days AS d ON d.organization_id = r.organization_id AND d.currency = r.currency""")  # fmt: skip
 
 
 async def look_for_sudden_use(engine: AsyncEngine, now: datetime) -> None:
@@ -459,17 +460,18 @@ WITH news AS (
 )""",
 )
 LISTENING = "SELECT FROM webhook WHERE enabled AND deleted_at IS NULL"
-_NOBODY = text(f"SELECT NOT EXISTS ({LISTENING})")
-_PRUNE = text("""
+_NOBODY = query("news.nobody", "Select whether there is no webhook",
+    f"SELECT NOT EXISTS ({LISTENING})")  # fmt: skip
+_PRUNE = query("news.prune", "Delete old messages of webhooks", """
 DELETE FROM webhook_delivery
  WHERE state <> 'pending' AND created_at < now() - make_interval(days =>
-       coalesce((cast(:kept_days AS jsonb)->>event)::integer, :days))""")
-_TOLD_EMPTY = text("""
+       coalesce((cast(:kept_days AS jsonb)->>event)::integer, :days))""")  # fmt: skip
+_TOLD_EMPTY = query("news.told_empty", "Select the reported empty accounts of upstreams", """
 SELECT DISTINCT occasion FROM webhook_delivery
- WHERE event = 'upstream.empty' AND created_at > now() - interval '1 hour'""")
-_UNANSWERED = text("""
+ WHERE event = 'upstream.empty' AND created_at > now() - interval '1 hour'""")  # fmt: skip
+_UNANSWERED = query("news.unanswered", "Delete consents to mail that were never given", """
 DELETE FROM mail_consent
- WHERE given_at IS NULL AND coalesce(expires_at, asked_at + make_interval(days => :days)) < now()""")
+ WHERE given_at IS NULL AND coalesce(expires_at, asked_at + make_interval(days => :days)) < now()""")  # fmt: skip
 
 
 def tell_invoices(connection: Connection, invoice_ids: Sequence[int]) -> None:
@@ -559,7 +561,7 @@ SELECT FROM webhook AS w CROSS JOIN LATERAL (
         AND next_attempt_at <= now() + make_interval(secs => :ahead_s) LIMIT 1) AS d"""
 # Some of each webhook, in random order: no slow or busy webhook is always first. Materialized: otherwise
 # PostgreSQL may search due ones again for each joined row, and find more each time.
-_TAKE = text("""
+_TAKE = query("news.take", "Claim due messages of webhooks", """
 WITH busy AS (
     SELECT organization_id FROM webhook WHERE hour = date_trunc('hour', now())
      GROUP BY organization_id HAVING sum(hourly) > :of_organization
@@ -578,27 +580,27 @@ UPDATE webhook_delivery AS d
   FROM due, webhook AS w
  WHERE d.id = due.id AND w.id = d.webhook_id
 RETURNING d.id, d.event, d.payload, d.created_at, d.attempts, d.webhook_id, w.url, w.secret,
-          w.ours, w.organization_id, w.enabled AND w.deleted_at IS NULL AS wanted""")
-_DONE = text("""
+          w.ours, w.organization_id, w.enabled AND w.deleted_at IS NULL AS wanted""")  # fmt: skip
+_DONE = query("news.done", "Store the outcome of a message", """
 UPDATE webhook_delivery
    SET state = :state, response_status = :status, error = :error,
        delivered_at = CASE WHEN :state = 'delivered' THEN now() END,
        next_attempt_at = now() + make_interval(secs => :retry)
- WHERE id = :id""")
+ WHERE id = :id""")  # fmt: skip
 
 
-_COUNT = text("""
+_COUNT = query("news.count", "Count the mails of a webhook in this hour", """
 UPDATE webhook SET hour = date_trunc('hour', now()),
        hourly = CASE WHEN hour = date_trunc('hour', now()) THEN hourly ELSE 0 END + :more
- WHERE id = :id""")
-_AGREED = text("""
+ WHERE id = :id""")  # fmt: skip
+_AGREED = query("news.agreed", "Select the mail addresses that agreed", """
 SELECT organization_id, address FROM mail_consent
- WHERE given_at IS NOT NULL AND organization_id = ANY(cast(:whose AS bigint[]))""")
-_LINK = text("""
+ WHERE given_at IS NOT NULL AND organization_id = ANY(cast(:whose AS bigint[]))""")  # fmt: skip
+_LINK = query("news.link", "Store the link by which a mail address agrees", """
 UPDATE mail_consent AS c SET digest = :digest, expires_at = now() + make_interval(days => :days)
   FROM organization AS o
  WHERE o.id = c.organization_id AND c.organization_id = :whose AND c.address = :address AND given_at IS NULL
-RETURNING o.name""")
+RETURNING o.name""")  # fmt: skip
 NOBODY_AGREED = "none of its addresses has agreed to get mail"
 
 
