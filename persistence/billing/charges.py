@@ -20,7 +20,7 @@ from gateway.core.billing.charges import DEBT, SupplyCharge, due, spread_amount
 from gateway.core.billing.money import EXACT
 from gateway.core.billing.subscription import PlanSegment, midnight
 from gateway.errors import Conflict
-from persistence.billing import credit_balances, proration
+from persistence.billing import credit_balances, proration, service_discounts
 from persistence.billing.proration import NamedCharge, segment_of
 from persistence.entity import Entity, hold_flushes
 from persistence.error_mapping import statements_within
@@ -377,6 +377,9 @@ def accrue(
     for organization_id in proration.waiting_early_uses(connection, organization_ids):
         while ends := proration.owed_early_use(connection, organization_id):
             _settle_ends(connection, organization_id, ends)
+    rates = service_discounts.read_rates(connection, organization_ids, held=True)
+    proration.add_fees(connection, service_discounts.owed_discounts(connection, rates, {}), "fact")
+    service_discounts.settle(connection, rates)
     proration.add_fees(connection, _missing(connection, rows, min(until, today), {}), "fact")
 
 
@@ -431,6 +434,9 @@ def open_charges(
         found[named.organization_id].append(named.charge)
     for owner in proration.waiting_early_uses(connection, organization_ids):
         found[owner] += [each.named[1] for each in proration.owed_early_use(connection, owner) if each.named]
+    rates = service_discounts.read_rates(connection, organization_ids)
+    for named in service_discounts.owed_discounts(connection, rates, found):
+        found[named.organization_id].append(named.charge)
     for named in _missing(connection, rows, min(until, today), found):
         found[named.organization_id].append(named.charge)
     return found
@@ -512,6 +518,8 @@ SELECT id FROM (
     SELECT organization_id FROM usage_told WHERE quantity <> charged_quantity AND organization_id > :after
     UNION
     SELECT organization_id FROM credit_debt WHERE quantity <> charged_quantity AND organization_id > :after
+    UNION
+    {service_discounts.DUE} AND organization_id > :after
     UNION
     SELECT e.organization_id FROM plan_end AS e
      WHERE e.quantity IS NULL AND e.organization_id > :after AND {proration.KNOWN_EARLY_USES}

@@ -15,13 +15,21 @@ from sqlalchemy.dialects.postgresql import dialect
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.charges import ADDITION, SEGMENT, USAGE, SupplyCharge, Wanted, borne, gathered
+from gateway.core.billing.charge_kinds import ADDITION, SEGMENT
+from gateway.core.billing.charges import (
+    REDUCTIONS,
+    USAGE,
+    SupplyCharge,
+    Wanted,
+    borne,
+    gathered,
+)
 from gateway.core.billing.document import EffectiveTax, Tax, misfits
 from gateway.core.billing.invoice import BillLine, Fee, InvoiceFacts, bill, is_back
 from gateway.core.billing.subscription import midnight
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
-from persistence.billing import charges
+from persistence.billing import charges, service_discounts
 from persistence.billing.proration import segment_of
 from persistence.entity import Entity, EntityWrite, id_in, lock, require
 from persistence.tables import invoice, invoice_line, invoice_sequence, organization, tax_rate
@@ -147,15 +155,16 @@ FIRST_DAY = date(1970, 1, 1)
 _HOLD = select(organization.c.tax_rate).with_for_update()
 _COUNT = select(func.count()).select_from(tax_rate)
 _today: ColumnClause[date] = literal_column("(now() AT TIME ZONE 'UTC')::date")
+_REDUCTIONS = ", ".join(f"'{kind}'" for kind in REDUCTIONS)
 # The tax with which supplies were billed, by the columns of `SupplyCharge.supply`.
-_TAX_BILLED = text("""
+_TAX_BILLED = text(f"""
 SELECT DISTINCT ON (c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end)
        c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end,
        l.tax_rate, l.tax_category, l.tax_reason
   FROM charge AS c
   JOIN invoice AS i ON i.id = c.invoice_id AND i.status = 'finalized'
   JOIN invoice_line AS l ON l.invoice_id = i.id AND l.position = c.line AND l.tax_rate IS NOT NULL
- WHERE c.organization_id = :organization AND (c.amount > 0) <> (c.kind = 'discount')
+ WHERE c.organization_id = :organization AND (c.amount > 0) <> (c.kind IN ({_REDUCTIONS}))
    AND c.period_start >= :since
  ORDER BY c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end,
        c.id DESC""")
@@ -375,6 +384,7 @@ def read_facts(connection: Connection, wanted: Sequence[InvoiceCharges]) -> dict
     names = {what: _names(connection, what, its) for what, its in named.items()}
     fees = _fees(connection, every)
     rest, before = _carried(connection, ids), _units_before(connection, wanted)
+    discounts = service_discounts.read_rates(connection, ids)
     rows = {row.id: row for row in connection.execute(_ORGANIZATIONS, _spans(wanted))}
     found = {}
     for of, start, until, taken in wanted:
@@ -394,6 +404,7 @@ def read_facts(connection: Connection, wanted: Sequence[InvoiceCharges]) -> dict
             carried=rest.get(of, {}),
             units_before=before.get(of, {}),
             since=start,
+            discounts=discounts.get(of, {}),
         )
         found[of] = InvoiceInputs(facts, row, row.since)
     return found

@@ -88,15 +88,16 @@ UPDATE subscription_segment AS s SET charged_until = n.until
   FROM unnest(cast(:segments AS bigint[]), cast(:until AS date[])) AS n (id, until) WHERE s.id = n.id""")
 _ADD = text("""
 INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
-                    source, source_id, reason, fact, tenant_id)
+                    source, source_id, reason, fact, tenant_id, service_id)
 SELECT o.id, n.kind, n.start, n.upto, n.quantity, n.unit_price, n.amount, o.currency, n.source, n.source_id,
-       :reason, n.fact, n.tenant_id
+       :reason, n.fact, n.tenant_id, n.service_id
   FROM unnest(cast(:organizations AS bigint[]), cast(:kinds AS text[]), cast(:starts AS timestamptz[]),
               cast(:ends AS timestamptz[]), cast(:quantities AS numeric[]), cast(:unit_prices AS numeric[]),
               cast(:amounts AS numeric[]), cast(:sources AS text[]), cast(:source_ids AS bigint[]),
-              cast(:facts AS text[]), cast(:tenants AS bigint[])) WITH ORDINALITY
+              cast(:facts AS text[]), cast(:tenants AS bigint[]),
+              cast(:services AS bigint[])) WITH ORDINALITY
     AS n (organization_id, kind, start, upto, quantity, unit_price, amount, source, source_id, fact,
-          tenant_id, place)
+          tenant_id, service_id, place)
   JOIN organization AS o ON o.id = n.organization_id ORDER BY n.place
 ON CONFLICT (fact) DO NOTHING""")
 
@@ -200,6 +201,7 @@ def add_fees(connection: Connection, named: Sequence[NamedCharge], reason: str) 
         "unit_prices": [each.unit_price for each in charges], "amounts": [each.amount for each in charges],
         "tenants": [each.tenant_id for each in charges], "sources": [each.source for each in charges],
         "source_ids": [each.source_id for each in charges], "reason": reason,
+        "services": [each.service_id for each in charges],
     })  # fmt: skip
 
 

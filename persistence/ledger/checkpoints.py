@@ -250,6 +250,7 @@ INVARIANTS = (
     "invoice",
     "payments",
     "owed",
+    "service_discounts",
     "days",
     "usage_adds_up",
     "budgets",

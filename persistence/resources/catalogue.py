@@ -55,7 +55,7 @@ from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
 from gateway.core.times import floor_ms
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
-from persistence.billing import subscriptions
+from persistence.billing import service_discounts, subscriptions
 from persistence.billing.plans import priced_in
 from persistence.entity import (
     THIS,
@@ -334,7 +334,11 @@ _here = organization_subscription.c
 
 ORGANIZATION_SERVICES = Entity(
     organization_service,
-    verbs=entity.VERBS,
+    verbs={
+        "create": service_discounts.create,
+        "change": service_discounts.change_row,
+        "delete": service_discounts.delete,
+    },
     refers={
         "organization_id": organization,
         "service_id": service,
