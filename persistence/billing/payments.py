@@ -444,30 +444,33 @@ SELECT l.corrects_position AS position, -sum(l.amount) AS amount
   FROM invoice_line AS l JOIN invoice AS n ON n.id = l.invoice_id
  WHERE n.corrects_id = :id AND (n.status = 'finalized' OR n.id = :note) GROUP BY 1""")
 # What final notes of an amended price gave back of an invoice's lines: of each supply, the latest charges
-# first, as far as notes by hand left them.
+# first, as far as notes by hand left them. The discount on a use follows it, with the other sign.
 _GIVEN_BY_AMENDMENTS = text("""
 WITH back AS (
-    SELECT c.kind, c.source, c.tenant_id, c.service_id, c.period_start, -sum(c.amount) AS amount
+    SELECT c.kind, c.source, c.tenant_id, c.service_id, c.period_start, sign, -sum(sign * c.amount) AS amount
       FROM charge AS c JOIN invoice AS n ON n.id = c.invoice_id
+     CROSS JOIN LATERAL (SELECT CASE c.kind WHEN 'discount' THEN -1 ELSE 1 END AS sign) AS s
      WHERE n.organization_id = :organization AND n.kind = 'credit_note' AND n.corrects_id IS NULL
-       AND n.status = 'finalized' AND c.kind = 'usage' GROUP BY 1, 2, 3, 4, 5 HAVING sum(c.amount) < 0
+       AND n.status = 'finalized' AND (c.kind = 'usage' OR c.kind = 'discount' AND c.service_id IS NOT NULL)
+     GROUP BY 1, 2, 3, 4, 5, 6 HAVING sum(sign * c.amount) < 0
 ), kept AS (
-    SELECT o.invoice_id, o.line, o.id, b.*, o.amount + coalesce((
+    SELECT o.invoice_id, o.line, o.id, b.*, sign * (o.amount + coalesce((
                SELECT sum(c.amount) FROM charge AS c JOIN invoice AS n ON n.id = c.invoice_id
-                WHERE c.corrects_id = o.id AND c.reason = 'credited' AND n.status = 'finalized'), 0) AS rest
+                WHERE c.corrects_id = o.id AND c.reason = 'credited' AND n.status = 'finalized'), 0)) AS rest
       FROM back AS b JOIN charge AS o ON (o.kind, o.source, o.period_start) = (b.kind, b.source, b.period_start)
        AND o.tenant_id IS NOT DISTINCT FROM b.tenant_id AND o.service_id IS NOT DISTINCT FROM b.service_id
       JOIN invoice AS i ON i.id = o.invoice_id
-     WHERE i.organization_id = :organization AND i.kind = 'invoice' AND i.status = 'finalized' AND o.amount > 0
+     WHERE i.organization_id = :organization AND i.kind = 'invoice' AND i.status = 'finalized'
+       AND sign * o.amount > 0
 ), spread AS (
     SELECT *, sum(rest) OVER (PARTITION BY kind, source, tenant_id, service_id, period_start ORDER BY id DESC)
               - rest AS later FROM kept
 )
-SELECT line AS position, sum(least(rest, greatest(amount - later, 0))) AS amount
+SELECT line AS position, sum(sign * least(rest, greatest(amount - later, 0))) AS amount
   FROM spread WHERE invoice_id = :id AND line IS NOT NULL
    AND EXISTS (SELECT FROM invoice AS n WHERE n.organization_id = :organization  -- asked first, and seldom true
                   AND n.kind = 'credit_note' AND n.corrects_id IS NULL AND n.status = 'finalized') GROUP BY 1
-HAVING sum(least(rest, greatest(amount - later, 0))) > 0""")
+HAVING sum(sign * least(rest, greatest(amount - later, 0))) <> 0""")
 _THERE = {
     "finalized": "A credit note gives this invoice back already.",
     "draft": "There is a draft of a credit note for this invoice; delete it.",

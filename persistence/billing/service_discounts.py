@@ -9,22 +9,15 @@ from decimal import Decimal
 
 from sqlalchemy import Connection
 
-from gateway.core.accounts.administration import Row
 from gateway.core.billing.charge_kinds import USES
 from gateway.core.billing.charges import SupplyCharge
 from gateway.core.billing.service_discounts import ChargedDay, DayOfUse, DiscountFrom, missing_discounts
-from persistence import entity
 from persistence.billing.proration import NamedCharge
-from persistence.entity import EntityWrite, lock
 from persistence.queries import query
 
 # By organization and service.
 Rates = Mapping[int, Mapping[int, Sequence[DiscountFrom]]]
 
-_NOTE = query("service_discounts.note", "Store a discount on a service from a month on", """
-INSERT INTO service_discount (organization_id, service_id, month, rate)
-VALUES (:organization, :service, :month, :rate)
-ON CONFLICT (organization_id, service_id, month) DO UPDATE SET rate = excluded.rate, is_due = true""")  # fmt: skip
 _READ = """
 SELECT organization_id, service_id, month, rate FROM service_discount
  WHERE organization_id = ANY(cast(:organizations AS bigint[])) ORDER BY organization_id, service_id, month"""
@@ -60,38 +53,6 @@ SELECT d.organization_id, d.tenant_id, d.service_id, d.period_start,
    AND c.kind IN ('usage', 'discount') AND c.reason NOT IN ('credited', 'credit_void')
  GROUP BY 1, 2, 3, 4""")  # fmt: skip
 DUE = "SELECT organization_id FROM service_discount WHERE is_due"
-
-
-def create(change: EntityWrite) -> Row:
-    """Store what an organization negotiated for a service; a discount holds from this month on."""
-    row = entity.create(change)
-    if row["discount"] is not None:
-        _note(change, row, row["discount"])
-    return row
-
-
-def change_row(change: EntityWrite) -> Row:
-    """Change what an organization negotiated for a service; another discount holds from this month on."""
-    before = lock(change)
-    row = entity.change_row(change)
-    if row["discount"] != before["discount"]:
-        _note(change, row, row["discount"])
-    return row
-
-
-def delete(change: EntityWrite) -> Row:
-    """Delete what an organization negotiated for a service; its discount ends with the month before."""
-    row = entity.delete(change)
-    if row["discount"] is not None:
-        _note(change, row, None)
-    return row
-
-
-def _note(change: EntityWrite, row: Row, rate: object) -> None:
-    change.connection.execute(_NOTE, {
-        "organization": row["organization_id"], "service": row["service_id"],
-        "month": change.today.replace(day=1), "rate": Decimal(0) if rate is None else rate,
-    })  # fmt: skip
 
 
 def read_rates(connection: Connection, organization_ids: Sequence[int], *, held: bool = False) -> Rates:

@@ -55,7 +55,7 @@ from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
 from gateway.core.times import floor_ms
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
-from persistence.billing import service_discounts, subscriptions
+from persistence.billing import subscriptions
 from persistence.billing.plans import priced_in
 from persistence.entity import (
     THIS,
@@ -66,7 +66,7 @@ from persistence.entity import (
     lock,
     refuse_while_referenced,
 )
-from persistence.resources import people
+from persistence.resources import negotiated_prices, people
 from persistence.tables import (
     budget,
     business_model,
@@ -335,9 +335,9 @@ _here = organization_subscription.c
 ORGANIZATION_SERVICES = Entity(
     organization_service,
     verbs={
-        "create": service_discounts.create,
-        "change": service_discounts.change_row,
-        "delete": service_discounts.delete,
+        "create": negotiated_prices.create,
+        "change": negotiated_prices.change_row,
+        "delete": negotiated_prices.delete,
     },
     refers={
         "organization_id": organization,

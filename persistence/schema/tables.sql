@@ -851,15 +851,15 @@ CREATE TABLE organization_service (
     created_at timestamptz DEFAULT now() NOT NULL,
     updated_at timestamptz DEFAULT now() NOT NULL,
     counts_tokens boolean,
-    -- What is off its use now; `service_discount` has it by month.
+    -- The fraction that is off its use now; `service_discount` has it by month.
     discount numeric CHECK (discount BETWEEN 0 AND 1),
     UNIQUE (organization_id, service_id)
 );
 CREATE INDEX organization_service_business_model_id_idx ON organization_service (business_model_id);
 CREATE INDEX organization_service_service_id_idx ON organization_service (service_id);
 
--- What is off an organization's use of a service, from a month on until the next row. While it is due, its
--- days are not charged yet.
+-- An organization's discount on a service, from a month on until the next row. While it is due, its days are not
+-- charged yet.
 CREATE TABLE service_discount (
     organization_id bigint NOT NULL REFERENCES organization(id),
     service_id bigint NOT NULL REFERENCES service(id),

@@ -17,8 +17,8 @@ SEGMENT, TOKENS, ADDITION, UNITS = "subscription_segment", "token_ledger", "cred
 class ChargeKind:
     """One kind of charge.
 
-    `basis` is the prefix of the key under which the rounding difference of its lines is carried. `source` is
-    only set for kinds that share a name.
+    `basis` is the prefix of a key: its lines' rounding difference is carried under that. `source` is only set
+    for kinds that share a name.
     """
 
     name: str

@@ -626,8 +626,9 @@ def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, 
 def _turned(line: BillLine, amount: Decimal) -> BillLine:
     """Return a line of a credit note that gives back `amount` of an invoice line.
 
-    For a part of the line, the quantity is -1 and the price is the amount.
+    For a part of the line, the quantity is -1 and the price is the amount. For a part of a discount it is 1.
     """
     if amount == line.amount:
         return replace(line, quantity=-line.quantity, amount=-amount)
-    return replace(line, quantity=-QUANTITY_ONE, unit_price=amount, amount=-amount)
+    quantity = QUANTITY_ONE if amount < 0 else -QUANTITY_ONE
+    return replace(line, quantity=quantity, unit_price=abs(amount), amount=-amount)

@@ -18,7 +18,7 @@ def test_order_of_invoice_lines_has_each_kind_of_charge_once() -> None:
     assert tuple(kind for _, kind in _ORDER if kind is not None) == CHARGE_KINDS
 
 
-def test_kinds_of_one_name_are_told_apart_by_their_source() -> None:
+def test_charge_kind_of_a_shared_name_depends_on_the_source() -> None:
     assert kind_of("discount", "subscription_segment") is FEE_DISCOUNTS
     assert kind_of("discount", "usage_tier") is SERVICE_DISCOUNTS
     assert kind_of("usage", "usage_tier") is kind_of("usage", "usage_told") is USES

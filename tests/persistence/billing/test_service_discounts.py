@@ -35,9 +35,9 @@ __all__ = ["april"]
 APRIL, MAY, JUNE = (date(2026, month, 1) for month in (4, 5, 6))
 
 
-async def buyer(april: April, **terms: object) -> dict[str, int]:
-    """A customer with a plan of 29.00 a month, and the service without a discount."""
-    starter = await plan(april, "Starter", "29.00", 2_000_000)
+async def buyer(april: April, fee: str = "29.00", **terms: object) -> dict[str, int]:
+    """A customer with a plan of this fee a month, and the service without a discount."""
+    starter = await plan(april, "Starter", fee, 2_000_000)
     ids = await customer(april, starter, APRIL, None, **terms)
     tiers = [{"up_to": tier.up_to, "unit_price": str(tier.unit_price)} for tier in TIERS]
     rerank = await service(april, "rerank", "Pay-Per-Use", pricing={"tiers": tiers})
@@ -91,7 +91,7 @@ async def test_discount_on_a_service_comes_after_tiers_and_before_minimum_and_ta
     assert description == "Discount 10 %, rerank, April 2026"
 
 
-async def test_discount_on_a_service_holds_for_the_whole_month_in_which_it_is_set(april: April) -> None:
+async def test_discount_on_a_service_holds_for_the_whole_month_of_its_setting(april: April) -> None:
     ids = await buyer(april)
     for month, discount, used in ((4, None, 1_000), (5, "0.10", 2_000), (6, "0.50", 3_000), (7, None, 4_000)):
         await april.on(at(month, 3))
@@ -213,6 +213,26 @@ async def test_use_taken_back_after_its_invoice_takes_its_discount_back(april: A
     assert description == "Discount 10 %, rerank, April 2026, taken back"
 
 
+async def test_credit_note_gives_the_rest_of_a_discount_back_after_use_was_taken_back(april: April) -> None:
+    ids = await buyer(april, fee="0.00")
+    await agree(april, ids, "0.10")
+    request_id = "00000000-0000-4000-8000-000000000001"
+    use(april.account, ids["rerank"], units=5_000, request_id=request_id)
+    april.flush()
+    first = await invoiced(april, ids, APRIL, date(2026, 4, 11))
+    assert total(first) == Decimal("4.50")
+    corrects = b'{"corrects":"%s","reason":"counted twice"}' % request_id.encode()
+    use(april.account, ids["rerank"], units=-2_000, kind=EventKind.ADJUST, metadata=corrects)
+    april.flush()
+    second = await invoiced(april, ids, date(2026, 4, 11), MAY)
+    assert (second["kind"], total(second)) == ("credit_note", Decimal("-1.80"))
+    note = await april.do("invoices", "credit-note", first["id"])
+    done = await april.do("invoices", "finalize", note["id"])
+    # Of 5.00 and 0.50 off, 3.00 and 0.30 are left.
+    assert [line[3] for line in lines_of(done, "usage", "discount")] == ["-3.00", "0.30"]
+    assert [line["unit_price"] for line in done["lines"] if line["kind"] == "discount"] == ["0.300000000000"]
+
+
 STEPS = st.lists(
     st.tuples(
         st.integers(0, 40),
@@ -227,7 +247,7 @@ STEPS = st.lists(
 
 @some(3)
 @given(steps=STEPS)
-def test_discount_of_any_history_is_its_month_rate_of_what_the_month_costs(
+def test_discount_of_any_history_is_the_rate_of_the_month_times_its_cost(
     migrated: str, steps: list[tuple[int, int, str | None, bool]]
 ) -> None:
     asyncio.run(live(migrated, steps))
