@@ -31,7 +31,7 @@ from gateway.core.accounts.outbox import (
     moved,
 )
 from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount, RefusingLimit, others
-from gateway.core.accounts.usage import SUMS
+from gateway.core.accounts.usage_sums import SUMS
 from gateway.core.billing.price_book import KINDS
 from gateway.core.times import DAY_MS, moment_of
 from gateway.errors import Conflict, LedgerUnavailable, Unprocessable

@@ -14,12 +14,6 @@ from typing import Any
 from psycopg import Connection
 
 from gateway.core.accounts.outbox import (
-    CACHE_READ,
-    CACHE_WRITE,
-    CACHE_WRITE_1H,
-    INPUT,
-    OUTPUT,
-    REASONING,
     CallFacts,
     EventFlag,
     EventKind,
@@ -31,7 +25,8 @@ from gateway.core.accounts.outbox import (
     stream_place,
 )
 from gateway.core.accounts.runs import is_run, read_news
-from gateway.core.accounts.usage import DIMENSIONS, NO_PROJECT, OTHER, OTHER_PROJECTS, SPANS, SUMS
+from gateway.core.accounts.usage import DIMENSIONS, NO_PROJECT, OTHER, OTHER_PROJECTS, SPANS
+from gateway.core.accounts.usage_sums import SUMS, USAGE_SUMS, CallAmounts
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import DAY_MS, HOUR_MS
 from persistence.ledger import statements
@@ -66,15 +61,14 @@ def add_call(hours: Rollup, event: OutboxEntry, facts: CallFacts, user_id: int |
         user_id or 0, int(project) if project else NO_PROJECT, event.service_id,
         stored_text(facts.model), stored_text(facts.currency),
     )  # fmt: skip
-    more = (
-        1, 0, counts[INPUT], counts[CACHE_READ], counts[CACHE_WRITE] + counts[CACHE_WRITE_1H],
-        counts[OUTPUT], counts[REASONING], tokens, credits_, units,
-        bounded(cost or 0), facts.estimated, bool(facts.unpriced) or (cost is None and tokens > 0),
-        counts[CACHE_WRITE_1H],
+    call = CallAmounts(
+        counts, tokens, credits_, units, bounded(cost or 0), facts.estimated,
+        bool(facts.unpriced) or (cost is None and tokens > 0),
     )  # fmt: skip
+    more = [usage_sum.read(call) for usage_sum in USAGE_SUMS]
     sums = hours.get(bucket)
     if sums is None:
-        hours[bucket] = list(map(int, more))
+        hours[bucket] = more
     else:
         for at, count in enumerate(more):
             sums[at] += count

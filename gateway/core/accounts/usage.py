@@ -29,10 +29,6 @@ DIMENSIONS: Final = (
     "organization_id", "start", "tenant_id", "api_key_id", "user_id", "project_id", "service_id", "model",
     "currency",
 )  # fmt: skip
-SUMS: Final = (
-    "requests", "refused", "input", "cache_read", "cache_write", "output", "reasoning", "tokens", "credits",
-    "units", "cost", "estimated", "unpriced", "cache_write_1h",
-)  # fmt: skip
 
 
 class RollupLevel(NamedTuple):
