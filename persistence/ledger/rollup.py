@@ -14,6 +14,8 @@ from typing import Any
 from psycopg import Connection
 
 from gateway.core.accounts.outbox import (
+    CACHE_WRITE,
+    CACHE_WRITE_1H,
     CallFacts,
     EventFlag,
     EventKind,
@@ -26,7 +28,7 @@ from gateway.core.accounts.outbox import (
 )
 from gateway.core.accounts.runs import is_run, read_news
 from gateway.core.accounts.usage import DIMENSIONS, NO_PROJECT, OTHER, OTHER_PROJECTS, SPANS
-from gateway.core.accounts.usage_sums import SUMS, USAGE_SUMS, CallAmounts
+from gateway.core.accounts.usage_sums import SUMS, read_sums
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import DAY_MS, HOUR_MS
 from persistence.ledger import statements
@@ -61,14 +63,14 @@ def add_call(hours: Rollup, event: OutboxEntry, facts: CallFacts, user_id: int |
         user_id or 0, int(project) if project else NO_PROJECT, event.service_id,
         stored_text(facts.model), stored_text(facts.currency),
     )  # fmt: skip
-    call = CallAmounts(
-        counts, tokens, credits_, units, bounded(cost or 0), facts.estimated,
-        bool(facts.unpriced) or (cost is None and tokens > 0),
-    )  # fmt: skip
-    more = [usage_sum.read(call) for usage_sum in USAGE_SUMS]
+    is_unpriced = bool(facts.unpriced) or (cost is None and tokens > 0)
+    more = read_sums([
+        *counts, counts[CACHE_WRITE] + counts[CACHE_WRITE_1H], tokens, credits_, units, bounded(cost or 0),
+        +facts.estimated, +is_unpriced, 1, 0,
+    ])  # fmt: skip
     sums = hours.get(bucket)
     if sums is None:
-        hours[bucket] = more
+        hours[bucket] = list(more)
     else:
         for at, count in enumerate(more):
             sums[at] += count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from itertools import product
 
 from msgspec.structs import replace
@@ -31,7 +30,7 @@ def calls() -> list[CallFacts]:
     ]  # fmt: skip
 
 
-async def test_sums_of_a_new_call_are_those_of_its_stored_row(migrated: str, writer: LedgerWriter) -> None:
+async def test_sums_of_a_new_call_equal_the_sums_of_its_row(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     for facts in calls():
         account.consume(facts.total, credits_=3 if facts.estimated else None, metadata=write_facts(facts))
