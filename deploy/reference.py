@@ -27,6 +27,7 @@ from gateway import errors  # noqa: E402
 from gateway.admin.configuration.words import schema  # noqa: E402
 from gateway.cli import main as cli  # noqa: E402
 from gateway.cli.admin import program as cli_admin  # noqa: E402
+from gateway.core.alerts.events.registry import all_events  # noqa: E402
 from gateway.settings import settings  # noqa: E402
 from gateway.settings.checking import wanted_of  # noqa: E402
 
@@ -66,6 +67,13 @@ percent-encoded where that is not visible ASCII. An upstream's own refusals pass
 upstream that refused [is left alone](../upstream-limits.md), the gateway answers `rate_limited` for it, by
 `upstream`.
 """
+EVENTS = """# Events
+
+What [webhooks and mail](../webhooks.md) tell of. An event is reported once for each occasion, to each webhook
+that wants it. Its message, and so the knowledge that it was reported, is stored for the days named here.
+
+| Event | When | Once | Days | Fields of `data` |
+|---|---|---|---:|---|"""
 ADMIN_REFUSALS = """Bytes that are not acceptable HTTP are `invalid_request` with the nearer status where
 HTTP has one: 408, 414, 417, 426, 431, 501 or 505. What broke off an answer that had begun is in the metric
 alone: `answer_cut`, `client_gone`.
@@ -89,7 +97,7 @@ def main() -> int:
 
 def pages() -> dict[str, str]:
     """Return the text of each page by file name."""
-    made = {"commands.md": commands(), "refusals.md": refusals()}
+    made = {"commands.md": commands(), "refusals.md": refusals(), "events.md": events()}
     written = {name: "\n".join([MADE, "", *lines]).rstrip() + "\n" for name, lines in made.items()}
     written["../../gateway/cli/help.txt"] = help_text()
     written["../../persistence/tables.pyi"] = stub()
@@ -134,6 +142,16 @@ def help_text() -> str:
         cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True,
     ).stdout  # fmt: skip
     return "".join(f"{line.rstrip()}\n" for line in said.strip().splitlines())
+
+
+def events() -> list[str]:
+    """Return the lines of the page that lists each event that a webhook may select, with its fields."""
+    lines = EVENTS.splitlines()
+    for event in all_events().values():
+        if event.is_selectable:
+            fields = ", ".join(f"`{name}`" for name in event.schema())
+            lines.append(f"| `{event.name}` | {event.when} | {event.once} | {event.kept_days} | {fields} |")
+    return lines
 
 
 # --- commands ---------------------------------------------------------------------------

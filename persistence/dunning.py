@@ -12,7 +12,7 @@ from datetime import UTC, date
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, insert, text
+from sqlalchemy import Connection, insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
@@ -21,7 +21,8 @@ from gateway.errors import Conflict
 from persistence.billing import charges, payments
 from persistence.billing.invoice_build import rest_of
 from persistence.entity import Entity, EntityWrite, id_in
-from persistence.keeper.news import told
+from persistence.keeper.occasions import data_of, message_query
+from persistence.queries import query
 from persistence.tables import dunning_step
 
 REMINDER, BLOCK, UNBLOCK = "reminder", "block", "unblock"
@@ -40,7 +41,7 @@ _UNTOUCHED = f"""
 SELECT t.id FROM tenant AS t WHERE t.organization_id = {{organization}} AND t.deleted_at IS NULL
    AND NOT EXISTS (SELECT FROM ({_OPEN} AND b.tenant_id = t.id) AS open)"""
 _BLOCKING_OF_O, _UNTOUCHED_OF_O = (each.format(organization="o.id") for each in (_BLOCKING, _UNTOUCHED))
-_DUE = text(f"""
+_DUE = query("dunning.due", "Select organizations with due steps of dunning", f"""
 SELECT o.id FROM organization AS o
  WHERE o.id > :after AND o.deleted_at IS NULL AND (
     o.dunning AND EXISTS (
@@ -54,38 +55,47 @@ SELECT o.id FROM organization AS o
     OR EXISTS ({_BLOCKING_OF_O}) AND EXISTS ({_UNTOUCHED_OF_O})
     OR EXISTS (SELECT FROM ({_OPEN} AND b.organization_id = o.id) AS open)
        AND NOT EXISTS ({_BLOCKING_OF_O}))
- ORDER BY o.id LIMIT :count""")
-_OVERDUE = text("""
+ ORDER BY o.id LIMIT :count""")  # fmt: skip
+_OVERDUE = query("dunning.overdue", "Select overdue invoices with their reminders", """
 SELECT i.id, i.number, i.due_date,
        coalesce(array_agg(s.days) FILTER (WHERE s.action = 'reminder'), '{}') AS told,
        max(s.created_at) FILTER (WHERE s.action = 'reminder') AS last_told
   FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id AND o.dunning
   LEFT JOIN dunning_step AS s ON s.invoice_id = i.id
  WHERE i.organization_id = :organization AND i.payment_status = 'overdue' AND i.due_date IS NOT NULL
- GROUP BY i.id ORDER BY i.due_date, i.id""")
-_BLOCKING_NOW = text(f"{_BLOCKING.format(organization=':organization')} ORDER BY i.due_date, i.id LIMIT 1")
-_UNTOUCHED_NOW = text(
+ GROUP BY i.id ORDER BY i.due_date, i.id""")  # fmt: skip
+_BLOCKING_NOW = query("dunning.blocking_now", "Select the invoice that blocks an organization",
+    f"{_BLOCKING.format(organization=':organization')} ORDER BY i.due_date, i.id LIMIT 1")  # fmt: skip
+_UNTOUCHED_NOW = query("dunning.untouched_now", "Lock tenants to block",
     f"{_UNTOUCHED.format(organization=':organization')} ORDER BY t.id LIMIT :count FOR UPDATE OF t"
-)
-_OPEN_NOW = text(f"{_OPEN} AND b.organization_id = :organization ORDER BY b.id LIMIT :count")
-_BLOCKED = text(f"SELECT count(*) FROM ({_OPEN} AND b.control_write_id IS NOT NULL) AS open")
+)  # fmt: skip
+_OPEN_NOW = query("dunning.open_now", "Select blocks of an organization",
+    f"{_OPEN} AND b.organization_id = :organization ORDER BY b.id LIMIT :count")  # fmt: skip
+_BLOCKED = query("dunning.blocked", "Count blocked tenants",
+    f"SELECT count(*) FROM ({_OPEN} AND b.control_write_id IS NOT NULL) AS open")  # fmt: skip
 # The last block or unblock of a tenant; and whether the tenant still exists.
-_LAST = text("""
+_LAST = query("dunning.last", "Select the last block of a tenant", """
 SELECT w.id, w.verb FROM control_write AS w
  WHERE w.account = :account AND w.verb IN ('block', 'unblock') AND w.state <> 'refused'
- ORDER BY w.position DESC LIMIT 1""")
-_THERE = text("SELECT id FROM tenant WHERE id = :tenant AND deleted_at IS NULL FOR UPDATE")
-_TELL = told("""
+ ORDER BY w.position DESC LIMIT 1""")  # fmt: skip
+_THERE = query("dunning.there", "Lock a tenant",
+    "SELECT id FROM tenant WHERE id = :tenant AND deleted_at IS NULL FOR UPDATE")  # fmt: skip
+_DATA = data_of(
+    "invoice.reminder", "invoice.blocked", "invoice.unblocked",
+    invoice_id="i.id", organization_id="i.organization_id", organization="o.name", number="i.number",
+    currency="i.currency", total_amount="trim_scale(i.total_amount)::text",
+    amount_due="trim_scale(cast(:rest AS numeric))::text", due_date="i.due_date",
+    days_overdue="cast(:days AS bigint)", block_date="i.due_date + cast(:block AS integer)",
+)  # fmt: skip
+_TELL = message_query(
+    "dunning",
+    "Create messages about a reminder, or about calls that are refused for an unpaid invoice",
+    f"""
 WITH news AS (
-    SELECT cast(:event AS text) AS event, 'dunning:' || cast(:step AS bigint) AS occasion,
-           jsonb_build_object('invoice_id', i.id, 'organization_id', i.organization_id,
-               'organization', o.name, 'number', i.number, 'currency', i.currency,
-               'total_amount', trim_scale(i.total_amount)::text,
-               'amount_due', trim_scale(cast(:rest AS numeric))::text,
-               'due_date', i.due_date, 'days_overdue', cast(:days AS bigint),
-               'block_date', i.due_date + cast(:block AS integer)) AS data
+    SELECT cast(:event AS text) AS event, 'dunning:' || cast(:step AS bigint) AS occasion, {_DATA} AS data
       FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id WHERE i.id = :invoice
-)""")
+)""",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from gateway.errors import StoreUnavailable
 from gateway.files import UrlFile, is_readable
 from persistence.address import CONNECT, dialect_url, plain_url
 from persistence.error_mapping import QUERY_CANCELED, complaint, quiet, sqlstate, translated, translating
+from persistence.queries import SlowQueries, SlowQuery
 
 # Counted connections to PostgreSQL: busy ones, waiting requests, and failures.
 
@@ -163,13 +164,22 @@ class Pools:
     share: AsyncEngine
 
     @classmethod
-    def create(cls, url: str | UrlFile, batches: int) -> Pools:
-        """Return the pools; `batches` is the number of batches of invoices that are made at once."""
-        return cls(
+    def create(
+        cls, url: str | UrlFile, batches: int, report: Callable[[SlowQuery], None] = lambda _: None
+    ) -> Pools:
+        """Return the pools; `batches` is the number of batches of invoices that are made at once.
+
+        `report` is called with slow queries.
+        """
+        pools = cls(
             create(url, connections_max=LOOPS_CONNECTIONS_MAX),
             create(url, connections_max=BILLING_CONNECTIONS_MAX + batches),
             create(url, connections_max=SHARE_CONNECTIONS_MAX),
         )
+        slow = SlowQueries(report)
+        for engine in (pools.loops, pools.billing, pools.share):
+            slow.watch(engine)
+        return pools
 
     async def dispose(self) -> None:
         for engine in (self.loops, self.billing, self.share):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -15,10 +15,11 @@ from persistence.entity import Entity
 from persistence.error_mapping import complaint, refuses_values
 from persistence.keeper import retention
 from persistence.ledger.rows import stored_text
+from persistence.queries import query
 from persistence.tables import job, money
 
 # A settled job never changes, but by its cost that was not known. A job of an unknown organization is skipped.
-_STORE = text("""
+_STORE = query("jobs.store", "Store jobs", """
 INSERT INTO job AS j (request_id, organization_id, tenant_id, name, kind, model, status, held, cost, currency,
                       lines, created_at, expires_at, settled_at)
 SELECT cast(:request_id AS uuid), t.organization_id, t.id, :name, :kind, :model, :status, :held, :cost,
@@ -27,17 +28,17 @@ SELECT cast(:request_id AS uuid), t.organization_id, t.id, :name, :kind, :model,
   FROM tenant AS t WHERE t.id = :tenant_id AND t.organization_id = :organization_id
 ON CONFLICT (request_id) DO UPDATE SET name = excluded.name, status = excluded.status, held = excluded.held,
     cost = excluded.cost, settled_at = excluded.settled_at
- WHERE j.settled_at IS NULL OR (j.cost IS NULL AND excluded.cost IS NOT NULL)""")
+ WHERE j.settled_at IS NULL OR (j.cost IS NULL AND excluded.cost IS NOT NULL)""")  # fmt: skip
 # A reclaimed call is corrected later by what it used.
-_COSTS = text(f"""
+_COSTS = query("jobs.costs", "Select the costs of jobs", f"""
 SELECT request_id::text AS request, max(cost) AS cost FROM call
  WHERE request_id = ANY(cast(:ids AS uuid[])) AND NOT refused AND reason IS DISTINCT FROM 'reclaimed'
-   AND created_at >= {retention.SINCE} GROUP BY request_id""")
+   AND created_at >= {retention.SINCE} GROUP BY request_id""")  # fmt: skip
 
 # A job expires within two days; older ones are left to the loops of jobs.
-_OPEN = text("""
+_OPEN = query("jobs.open", "Count open jobs", """
 SELECT count(*) AS open, coalesce(extract(epoch FROM now() - min(created_at)), 0) AS oldest
-  FROM job WHERE settled_at IS NULL AND expires_at > now() - interval '1 day'""")
+  FROM job WHERE settled_at IS NULL AND expires_at > now() - interval '1 day'""")  # fmt: skip
 
 JOBS = Entity(
     job,

@@ -15,21 +15,27 @@ from gateway.core.accounts.budgets import APPROVED, DENIED, KEY, MONEY, OPEN, TE
 from gateway.core.times import moment_of, ms_of
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.entity import Entity, EntityWrite, add, alter, delete, id_in, live, lock, require
-from persistence.keeper.news import told
+from persistence.keeper.occasions import data_of, message_query
 from persistence.resources.quota import BUDGET_SUBJECT, raise_amount, refuse_organizations, wrong_raise_of
 from persistence.tables import api_key, app_user, budget, organization, raise_request
 
-_TELL = told("""
+_DATA = data_of(
+    "raise.requested",
+    raise_request_id="r.id", organization_id="o.id", organization="o.name", budget_id="b.id", budget="b.name",
+    each="b.each", account="r.who", amount="trim_scale(r.amount)::text", unit="b.unit",
+    currency="CASE WHEN b.unit = 'money' THEN o.currency END", until="r.until", reason="r.reason",
+    requested_by="r.requested_by",
+)  # fmt: skip
+_TELL = message_query(
+    "raise requests",
+    "Create messages about a request for more of a budget",
+    f"""
 WITH news AS (
-    SELECT 'raise.requested' AS event, 'raise:' || r.id AS occasion,
-           jsonb_build_object('raise_request_id', r.id, 'organization_id', o.id, 'organization', o.name,
-               'budget_id', b.id, 'budget', b.name, 'each', b.each, 'account', r.who,
-               'amount', trim_scale(r.amount)::text, 'unit', b.unit,
-               'currency', CASE WHEN b.unit = 'money' THEN o.currency END, 'until', r.until,
-               'reason', r.reason, 'requested_by', r.requested_by) AS data
+    SELECT 'raise.requested' AS event, 'raise:' || r.id AS occasion, {_DATA} AS data
       FROM raise_request AS r JOIN budget AS b ON b.id = r.budget_id
       JOIN organization AS o ON o.id = r.organization_id WHERE r.id = :id
-)""")
+)""",
+)
 OPEN_MAX = 100  # requests of one budget that nobody has decided yet
 
 

@@ -812,6 +812,7 @@ class OrganizationServiceColumns(Columns):
     created_at: Column[datetime]
     updated_at: Column[datetime]
     counts_tokens: Column[bool | None]
+    discount: Column[Decimal | None]
 
 class OrganizationSubscriptionColumns(Columns):
     id: Column[int]
@@ -1060,6 +1061,13 @@ class ServiceActivationColumns(Columns):
     service_id: Column[int]
     request_id: Column[UUID | None]
     activated_at: Column[datetime]
+
+class ServiceDiscountColumns(Columns):
+    organization_id: Column[int]
+    service_id: Column[int]
+    month: Column[date]
+    rate: Column[Decimal]
+    is_due: Column[bool]
 
 class ShareColumns(Columns):
     id: Column[int]
@@ -1504,6 +1512,7 @@ rerating_left: Table[ReratingLeftColumns]
 run: Table[RunColumns]
 service: Table[ServiceColumns]
 service_activation: Table[ServiceActivationColumns]
+service_discount: Table[ServiceDiscountColumns]
 share: Table[ShareColumns]
 subscription_plan: Table[SubscriptionPlanColumns]
 subscription_plan_price: Table[SubscriptionPlanPriceColumns]

@@ -17,7 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 from aiosmtplib import SMTP, SMTPException, SMTPRecipientRefused, SMTPResponseException
 
-from gateway.core.alerts.messages import DeliveryOutcome, Mail, plain
+from gateway.core.alerts.messages import DeliveryOutcome, Mail
+from gateway.core.alerts.words import plain
 from gateway.core.network import literal
 from gateway.errors import SettingError
 from gateway.files import require_regular

@@ -125,6 +125,9 @@ CAPABILITIES: Mapping[str, Capability] = {
         layout=133,
         schema="0136",
     ),
+    "service_discounts": Capability(
+        "Discounts on services", {"organization-services": _sets("discount")}, schema="0138"
+    ),
     "run_policies": Capability(
         "Policies of runs", dict.fromkeys(("organizations", "tenants", "api-keys"), _sets("runs")), layout=133
     ),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gateway.admin.console.timeline import InvoiceHistory
     from gateway.admin.resources.resource import Action, Resource
     from gateway.cli.admin.commands import ListSource
+    from gateway.core.alerts.events.event import Event
     from gateway.core.alerts.messages import Delivery
     from gateway.core.calls.routes import Route as CallRoute
     from gateway.http.ports import Answerer, Log, Ports
@@ -124,7 +125,8 @@ class Feature:
     worker_loops: Callable[[DataPlane, Ports], Mapping[str, Callable[[], Awaitable[None]]]] = lambda *_: {}
     # Handlers of records in a gateway's settlement log, by kind.
     log_handlers: Callable[[Ports], Mapping[int, Callable[[bytes], Awaitable[None]]]] = lambda _: {}
-    # The link in messages to webhooks, by event.
+    # Its events, and the link in messages to webhooks about them.
+    events: Callable[[], Sequence[Event]] = tuple
     links: Callable[[Settings], Mapping[str, Callable[[Delivery], str]]] = lambda _: {}
     # Its findings in `tollkeeper doctor`.
     findings: Callable[[Settings], AsyncIterator[Finding]] = _no_findings

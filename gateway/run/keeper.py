@@ -85,6 +85,7 @@ from persistence.keeper.sweeps import KeeperShares, Losses, Sweeps
 from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
 from persistence.ledger.redrive import RefusedJournal
+from persistence.queries import SlowQuery
 from persistence.resources.catalogue import PriceTable
 from persistence.resources.integrity import Quarantines, ReconciliationResults
 from persistence.schedule import Schedule
@@ -106,6 +107,15 @@ def housekeeping(
         call(Notices(engine).forget),
         *(call(one) for one in more),
     ))  # fmt: skip
+
+
+def log_slow_query(log: Callable[..., None], slow: SlowQuery) -> None:
+    """Log a query that took longer than usual: its name and sentence, without values."""
+    name, sentence, usual_s = slow.query
+    log(
+        "slow query", query=name, sentence=sentence, seconds=round(slow.seconds, 3), usual_s=usual_s,
+        runs=slow.runs, level="warning",
+    )  # fmt: skip
 
 
 async def drop_old_months(engine: Engine, settings: Settings, log: Callable[..., None]) -> None:
@@ -174,7 +184,9 @@ class Keeper:
         self._log = log
         self._people = AdminProcess(settings, self._facts, log, loading=people)
         later = self._later = KeeperSettings(settings, source, log, self._people.renew)
-        self._pools = engines.Pools.create(settings.url_file("database_url"), settings.invoices_at_once)
+        self._pools = engines.Pools.create(
+            settings.url_file("database_url"), settings.invoices_at_once, partial(log_slow_query, log)
+        )
         self._engine, doors = self._pools.loops, KeeperDoors(settings, log, UnsupportedVersions(log))
         self._fences, self._wires, self._counters = doors.fences, doors.wires, doors.counters
         isolation = self._isolation = doors.isolation

@@ -13,17 +13,18 @@ from decimal import ROUND_CEILING, Decimal
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, select
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.charges import DEBT, SupplyCharge, due, spread_amount
 from gateway.core.billing.money import EXACT
 from gateway.core.billing.subscription import PlanSegment, midnight
 from gateway.errors import Conflict
-from persistence.billing import credit_balances, proration
+from persistence.billing import credit_balances, proration, service_discounts
 from persistence.billing.proration import NamedCharge, segment_of
 from persistence.entity import Entity, hold_flushes
 from persistence.error_mapping import statements_within
+from persistence.queries import query
 from persistence.tables import charge as table
 from persistence.tables import organization
 
@@ -36,11 +37,14 @@ INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, u
 SELECT organization_id, kind, period_start, period_end, {sign}quantity, unit_price, {sign}amount, currency,
        source, source_id, {reason}, id, format('{fact}:%s', id), tenant_id, service_id, place, {invoice}
   FROM charge WHERE invoice_id = :invoice AND reason NOT IN ('void', 'credit_void')"""
-_VOID = text(_COUNTER.format(sign="-", reason="'void'", fact="void", invoice="invoice_id, line"))
-_OWED_AGAIN = text(_COUNTER.format(sign="", reason="'reissued'", fact="reissued", invoice="NULL, NULL"))
-_VOID_NOTE = text(_COUNTER.format(sign="-", reason="'credit_void'", fact="void", invoice="invoice_id, line"))
+_VOID = query("charges.void", "Take the charges of an invoice back",
+    _COUNTER.format(sign="-", reason="'void'", fact="void", invoice="invoice_id, line"))  # fmt: skip
+_OWED_AGAIN = query("charges.owed_again", "Add the charges of a void invoice again",
+    _COUNTER.format(sign="", reason="'reissued'", fact="reissued", invoice="NULL, NULL"))  # fmt: skip
+_VOID_NOTE = query("charges.void_note", "Take the charges of a credit note back",
+    _COUNTER.format(sign="-", reason="'credit_void'", fact="void", invoice="invoice_id, line"))  # fmt: skip
 # The charges of an invoice line, less the amounts that other credit notes refunded.
-_BEHIND = text("""
+_BEHIND = query("charges.behind", "Select the charges of an invoice line", """
 SELECT id, max(source) AS source, max(unit_price) AS unit_price, sum(quantity) AS quantity,
        sum(amount) AS amount
   FROM (SELECT id, source, unit_price, quantity, amount FROM charge
@@ -50,8 +54,8 @@ SELECT id, max(source) AS source, max(unit_price) AS unit_price, sum(quantity) A
           FROM invoice AS n JOIN invoice_line AS l ON l.invoice_id = n.id AND l.corrects_position = :line
           JOIN charge AS c ON c.invoice_id = n.id AND c.line = l.position AND c.reason = 'credited'
          WHERE n.corrects_id = :invoice AND n.status = 'finalized') AS c
- GROUP BY id ORDER BY id""")
-_CREDIT = text("""
+ GROUP BY id ORDER BY id""")  # fmt: skip
+_CREDIT = query("charges.credit", "Add the charges of a credit note", """
 INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
                     source, source_id, reason, corrects_id, fact, tenant_id, service_id, place, invoice_id,
                     line)
@@ -60,10 +64,10 @@ SELECT c.organization_id, c.kind, c.period_start, c.period_end, n.quantity, c.un
        format('credited:%s:%s', cast(:note AS bigint), c.id), c.tenant_id, c.service_id, c.place, :note, :line
   FROM unnest(cast(:ids AS bigint[]), cast(:quantities AS numeric[]), cast(:amounts AS numeric[]))
     AS n (id, quantity, amount) JOIN charge AS c ON c.id = n.id
- WHERE c.invoice_id = :invoice AND c.line = :position""")
+ WHERE c.invoice_id = :invoice AND c.line = :position""")  # fmt: skip
 
 # What unbilled use gives back of supplies that final notes by hand have given back: once, so it is owed again.
-_OWED_AFTER_NOTES = text("""
+_OWED_AFTER_NOTES = query("charges.owed_after_notes", "Add use again that notes by hand gave back", """
 WITH back AS (
     SELECT organization_id, source, tenant_id, service_id, period_start, -sum(amount) AS amount, max(id) AS id
       FROM charge WHERE organization_id = :organization AND invoice_id IS NULL AND kind = 'usage'
@@ -84,7 +88,7 @@ INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, u
 SELECT organization_id, kind, period_start, period_end, coalesce(again / nullif(unit_price, 0), 0), unit_price,
        again, currency, source, source_id, 'credit_void', id, format('noted:%s:%s', back_id, id), tenant_id,
        service_id, place
-  FROM spread WHERE again > 0""")
+  FROM spread WHERE again > 0""")  # fmt: skip
 
 
 def void_charges(connection: Connection, invoice_id: int) -> None:
@@ -278,11 +282,13 @@ ALL_THAT_RUNS = datetime(9999, 12, 30, tzinfo=UTC)
 STATEMENT_S_MAX, STATEMENT_OF_MANY_S_MAX = 10.0, 5.0
 
 # Advisory lock class 7803: charges and invoices of one organization.
-_LOCK = text("SELECT pg_advisory_xact_lock(7803, hashint8(:organization))")
-_FREE = text("""
+_LOCK = query("charges.lock", "Wait for charges of an organization",
+    "SELECT pg_advisory_xact_lock(7803, hashint8(:organization))")  # fmt: skip
+_FREE = query("charges.free", "Lock organizations for charges", """
 SELECT id FROM unnest(cast(:organizations AS bigint[])) AS id
- WHERE pg_try_advisory_xact_lock(7803, hashint8(id))""")
-_TENANTS = text("SELECT id FROM tenant WHERE organization_id = ANY(cast(:organizations AS bigint[]))")
+ WHERE pg_try_advisory_xact_lock(7803, hashint8(id))""")  # fmt: skip
+_TENANTS = query("charges.tenants", "Select the tenants of organizations",
+    "SELECT id FROM tenant WHERE organization_id = ANY(cast(:organizations AS bigint[]))")  # fmt: skip
 _OF = {
     # Of the cycle that runs nothing is charged before an invoice reaches what was used of it last. Named by
     # tenants, or the turns of everybody's plan were put in order.
@@ -294,10 +300,16 @@ _OF = {
     "uses": USES,
     "debts": DEBTS,
 }
-_READ = {name: text(select) for name, select in _OF.items()}
-_WRITE = [text(insert_of(_OF["overages"])), text(insert_of(_OF["purchases"]))]
+_READ = {
+    name: query(f"charges.read_{name}", "Select facts that are not charged yet", select)
+    for name, select in _OF.items()
+}
+_WRITE = [
+    query(f"charges.write_{name}", "Charge facts that are not charged yet", insert_of(_OF[name]))
+    for name in ("overages", "purchases")
+]
 # The roll-ups store how much of them is charged: one statement updates them and stores the charges.
-_WRITE_USES = text(f"""
+_WRITE_USES = query("charges.write_uses", "Charge the use of organizations", f"""
 WITH due AS (
     SELECT t.tenant_id, t.day, t.service_id, t.unit_price
       FROM {DUE_USES} AS d JOIN usage_tier AS t USING (tenant_id, day, service_id, unit_price)
@@ -310,27 +322,27 @@ WITH due AS (
      WHERE u.tenant_id = due.tenant_id AND u.day = due.day AND u.service_id = due.service_id
        AND u.unit_price = due.unit_price
 )
-SELECT count(*) FROM due""")
+SELECT count(*) FROM due""")  # fmt: skip
 # Allocation of debt is locked meanwhile.
-_WRITE_DEBTS = text(f"""
+_WRITE_DEBTS = query("charges.write_debts", "Charge credits beyond the balance", f"""
 WITH made AS ({insert_of(DEBTS)})
 UPDATE credit_debt SET charged_quantity = quantity, charges = charges + 1
  WHERE organization_id = ANY(cast(:organizations AS bigint[]))
-   AND quantity <> charged_quantity""")
-_UNBILLED = text("""
+   AND quantity <> charged_quantity""")  # fmt: skip
+_UNBILLED = query("charges.unbilled", "Select charges that no invoice has", """
 SELECT * FROM charge WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND invoice_id IS NULL
- ORDER BY id""")
-_BILL = text("""
+ ORDER BY id""")  # fmt: skip
+_BILL = query("charges.bill", "Store the invoices of charges", """
 UPDATE charge AS c SET invoice_id = n.invoice_id, line = n.line
   FROM unnest(cast(:ids AS bigint[]), cast(:invoices AS bigint[]), cast(:lines AS integer[]))
     AS n (id, invoice_id, line)
- WHERE c.id = n.id AND c.invoice_id IS NULL""")
+ WHERE c.id = n.id AND c.invoice_id IS NULL""")  # fmt: skip
 
 
 # The day behind the last one whose use an invoice has.
-_USE_BILLED = text("""
+_USE_BILLED = query("charges.use_billed", "Select the last day of use on an invoice", """
 SELECT (max(period_end) AT TIME ZONE 'UTC')::date FROM charge
- WHERE organization_id = :organization AND kind = 'usage' AND invoice_id IS NOT NULL""")
+ WHERE organization_id = :organization AND kind = 'usage' AND invoice_id IS NOT NULL""")  # fmt: skip
 
 
 def billed_use_end(connection: Connection, organization_id: int) -> date | None:
@@ -377,6 +389,9 @@ def accrue(
     for organization_id in proration.waiting_early_uses(connection, organization_ids):
         while ends := proration.owed_early_use(connection, organization_id):
             _settle_ends(connection, organization_id, ends)
+    rates = service_discounts.read_rates(connection, organization_ids, held=True)
+    proration.add_fees(connection, service_discounts.owed_discounts(connection, rates, {}), "fact")
+    service_discounts.settle(connection, rates)
     proration.add_fees(connection, _missing(connection, rows, min(until, today), {}), "fact")
 
 
@@ -431,6 +446,9 @@ def open_charges(
         found[named.organization_id].append(named.charge)
     for owner in proration.waiting_early_uses(connection, organization_ids):
         found[owner] += [each.named[1] for each in proration.owed_early_use(connection, owner) if each.named]
+    rates = service_discounts.read_rates(connection, organization_ids)
+    for named in service_discounts.owed_discounts(connection, rates, found):
+        found[named.organization_id].append(named.charge)
     for named in _missing(connection, rows, min(until, today), found):
         found[named.organization_id].append(named.charge)
     return found
@@ -504,7 +522,7 @@ def _missing(
 _BEGUN = "cast(:today AS date) + CASE WHEN billing = 'advance' THEN 1 ELSE 0 END"
 # Used units, credits beyond the balance, days that are over or were lost, and ended plans. Tokens beyond
 # plans and sold credits are charged when they are stored.
-_DUE = text(f"""
+_DUE = query("charges.due", "Select organizations with facts to charge", f"""
 SELECT id FROM (
     SELECT organization_id AS id FROM usage_tier
      WHERE quantity <> charged_quantity AND organization_id > :after
@@ -513,6 +531,8 @@ SELECT id FROM (
     UNION
     SELECT organization_id FROM credit_debt WHERE quantity <> charged_quantity AND organization_id > :after
     UNION
+    {service_discounts.DUE} AND organization_id > :after
+    UNION
     SELECT e.organization_id FROM plan_end AS e
      WHERE e.quantity IS NULL AND e.organization_id > :after AND {proration.KNOWN_EARLY_USES}
     UNION
@@ -520,7 +540,7 @@ SELECT id FROM (
      WHERE organization_id > :after AND start_date < least(end_date, {_BEGUN})
        AND (charged_until IS NULL OR charged_until < least(end_date, {_BEGUN})
             OR charged_until > end_date)) AS due
- ORDER BY id LIMIT :count""")
+ ORDER BY id LIMIT :count""")  # fmt: skip
 
 
 def charges_due(connection: Connection, today: date, after: int, count: int) -> Sequence[int]:

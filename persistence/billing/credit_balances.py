@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Connection, insert, text
+from sqlalchemy import Connection, insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
@@ -31,6 +31,7 @@ from gateway.core.billing.charges import (
 from gateway.core.times import moment_of, ms_of
 from gateway.errors import Conflict, Unprocessable
 from persistence.entity import EntityWrite, id_in
+from persistence.queries import query
 from persistence.resources.app_users import acting
 from persistence.tables import credit_addition, credit_price
 
@@ -42,45 +43,45 @@ from persistence.tables import credit_addition, credit_price
 
 POSTPAID = "postpaid"
 
-_PRICES = text("""
-SELECT since, unit_cost FROM credit_price WHERE organization_id = :organization ORDER BY since""")
-_PRICED = text("""
+_PRICES = query("credit_balances.prices", "Select the prices of credits of an organization", """
+SELECT since, unit_cost FROM credit_price WHERE organization_id = :organization ORDER BY since""")  # fmt: skip
+_PRICED = query("credit_balances.priced", "Select organizations with prices of credits", """
 SELECT DISTINCT organization_id FROM credit_price
- WHERE organization_id = ANY(cast(:organizations AS bigint[])) ORDER BY 1""")
+ WHERE organization_id = ANY(cast(:organizations AS bigint[])) ORDER BY 1""")  # fmt: skip
 # The oldest debt is covered first, so on one day billed debt before unbilled debt.
-_COVER_DEBT = text("""
+_COVER_DEBT = query("credit_balances.cover_debt", "Cover the oldest debt of credits", """
 UPDATE credit_debt AS d SET open_quantity = d.open_quantity - n.quantity,
        quantity = d.billed_quantity + least(d.quantity - d.billed_quantity, d.open_quantity - n.quantity)
   FROM unnest(cast(:days AS date[]), cast(:costs AS numeric[]), cast(:quantities AS bigint[]))
     AS n (day, unit_cost, quantity)
- WHERE d.organization_id = :organization AND d.day = n.day AND d.unit_cost = n.unit_cost""")
-_GROW = text("""
+ WHERE d.organization_id = :organization AND d.day = n.day AND d.unit_cost = n.unit_cost""")  # fmt: skip
+_GROW = query("credit_balances.grow", "Add debt of credits", """
 INSERT INTO credit_debt AS d (organization_id, day, unit_cost, open_quantity, quantity)
 SELECT :organization, day, unit_cost, quantity, quantity
   FROM unnest(cast(:days AS date[]), cast(:costs AS numeric[]), cast(:quantities AS bigint[]))
     AS n (day, unit_cost, quantity) ORDER BY day, unit_cost
 ON CONFLICT (organization_id, day, unit_cost) DO UPDATE SET
-    open_quantity = d.open_quantity + excluded.open_quantity, quantity = d.quantity + excluded.quantity""")
+    open_quantity = d.open_quantity + excluded.open_quantity, quantity = d.quantity + excluded.quantity""")  # fmt: skip
 _OF_INVOICE = """
   FROM (SELECT organization_id, (period_start AT TIME ZONE 'UTC')::date AS day, unit_price,
                sum(quantity) AS quantity
           FROM charge WHERE invoice_id = ANY(cast(:invoices AS bigint[])) AND source = 'credit_debt'
            AND reason NOT IN ('void', 'credited', 'credit_void') GROUP BY 1, 2, 3) AS n
  WHERE d.organization_id = n.organization_id AND d.day = n.day AND d.unit_cost = n.unit_price"""
-_BILL = text(f"""
+_BILL = query("credit_balances.bill", "Store that debt of credits is billed", f"""
 UPDATE credit_debt AS d SET billed_quantity = d.billed_quantity + n.quantity
-{_OF_INVOICE}""")
-_UNBILL = text(f"""
+{_OF_INVOICE}""")  # fmt: skip
+_UNBILL = query("credit_balances.unbill", "Store that debt of credits is not billed", f"""
 UPDATE credit_debt AS d SET billed_quantity = d.billed_quantity - n.quantity,
        quantity = d.billed_quantity - n.quantity
            + least(d.quantity - d.billed_quantity + n.quantity, d.open_quantity)
-{_OF_INVOICE}""")
-_BILLED = text("""
+{_OF_INVOICE}""")  # fmt: skip
+_BILLED = query("credit_balances.billed", "Select the days of billed debt of credits", """
 SELECT DISTINCT (period_start AT TIME ZONE 'UTC')::date AS day, unit_price FROM charge
  WHERE invoice_id = :invoice AND source = 'credit_debt'
-   AND reason NOT IN ('void', 'credited', 'credit_void')""")
+   AND reason NOT IN ('void', 'credited', 'credit_void')""")  # fmt: skip
 # The credits that an invoice billed, less those that valid credit notes refunded.
-_TO_GIVE = text("""
+_TO_GIVE = query("credit_balances.to_give", "Add up the credits that an invoice billed", """
 SELECT coalesce(sum(quantity), 0)::bigint FROM (
     SELECT quantity FROM charge WHERE invoice_id = :invoice AND source = 'credit_debt'
        AND reason NOT IN ('void', 'credited', 'credit_void')
@@ -88,9 +89,9 @@ SELECT coalesce(sum(quantity), 0)::bigint FROM (
     SELECT c.quantity FROM charge AS o JOIN charge AS c ON c.corrects_id = o.id AND c.reason = 'credited'
      WHERE o.invoice_id = :invoice AND o.source = 'credit_debt'
        AND NOT EXISTS (SELECT FROM charge AS v
-                        WHERE v.corrects_id = c.id AND v.reason = 'credit_void')) AS n""")
-_GIVEN = text("""
-SELECT EXISTS (SELECT FROM credit_addition WHERE invoice_id = :invoice AND invoicing = 'postpaid')""")
+                        WHERE v.corrects_id = c.id AND v.reason = 'credit_void')) AS n""")  # fmt: skip
+_GIVEN = query("credit_balances.given", "Select whether credits of an invoice were added", """
+SELECT EXISTS (SELECT FROM credit_addition WHERE invoice_id = :invoice AND invoicing = 'postpaid')""")  # fmt: skip
 
 # A day, and the price of a credit on that day.
 Lot = tuple[date, Decimal]
@@ -170,18 +171,20 @@ def _move(connection: Connection, statement: object, organization_id: int, moved
 MOVEMENTS_A_PAGE = 20_000
 
 # Advisory lock class 7802: allocation of one organization's credits.
-_LOCK = text("SELECT pg_advisory_xact_lock(7802, hashint8(:organization))")
-BEHIND = text("""
-SELECT id FROM organization WHERE credit_last_seq > allocated_seq ORDER BY id LIMIT :n""")
-_CURSOR = text("SELECT allocated_seq, credit_last_seq FROM organization WHERE id = :organization")
-_GRANTS = text("""
+_LOCK = query("credit_balances.lock", "Wait for allocations of an organization",
+    "SELECT pg_advisory_xact_lock(7802, hashint8(:organization))")  # fmt: skip
+BEHIND = query("credit_balances.behind", "Select organizations whose credits have new movements", """
+SELECT id FROM organization WHERE credit_last_seq > allocated_seq ORDER BY id LIMIT :n""")  # fmt: skip
+_CURSOR = query("credit_balances.cursor", "Select the last allocated movement",
+    "SELECT allocated_seq, credit_last_seq FROM organization WHERE id = :organization")  # fmt: skip
+_GRANTS = query("credit_balances.grants", "Select grants of credits with their rest", """
 SELECT a.id, a.credits_added AS amount, a.priority, a.expires_at, a.category, a.spent
   FROM credit_addition AS a JOIN credit_posting AS p ON p.credit_addition_id = a.id AND p.kind = 'addition'
- WHERE p.organization_id = :organization AND p.seq <= :cursor AND a.credits_added > a.spent""")
-_DEBTS = text("""
+ WHERE p.organization_id = :organization AND p.seq <= :cursor AND a.credits_added > a.spent""")  # fmt: skip
+_DEBTS = query("credit_balances.debts", "Select uncovered credits", """
 SELECT seq, amount, day, unit_cost FROM credit_allocation
- WHERE organization_id = :organization AND credit_addition_id IS NULL ORDER BY seq""")
-_MOVEMENTS = text("""
+ WHERE organization_id = :organization AND credit_addition_id IS NULL ORDER BY seq""")  # fmt: skip
+_MOVEMENTS = query("credit_balances.movements", "Select movements of credits to allocate", """
 SELECT seq, "timestamp" AS at, -credits_used AS amount, NULL AS kind, NULL::bigint AS addition,
        NULL::bigint AS priority, NULL::timestamptz AS expires_at, NULL AS category, NULL::bigint AS invoice
   FROM credit_transaction WHERE organization_id = :organization AND seq > :cursor AND seq <= :until
@@ -191,14 +194,14 @@ SELECT p.seq, p.created_at, p.amount, p.kind, p.credit_addition_id, a.priority, 
   FROM credit_posting AS p LEFT JOIN credit_addition AS a ON a.id = p.credit_addition_id
  WHERE p.organization_id = :organization AND p.seq > :cursor AND p.seq <= :until
    AND p.kind <> 'correction'
- ORDER BY seq""")
-_KEEP = text("""
+ ORDER BY seq""")  # fmt: skip
+_KEEP = query("credit_balances.keep", "Store allocations of credits", """
 INSERT INTO credit_allocation (organization_id, seq, credit_addition_id, amount, day, unit_cost)
 SELECT :organization, s, nullif(g, 0), n, d, c
   FROM unnest(cast(:seqs AS bigint[]), cast(:grants AS bigint[]), cast(:amounts AS bigint[]),
               cast(:days AS date[]), cast(:costs AS numeric[]))
-    AS k (s, g, n, d, c)""")
-_COVER = text("""
+    AS k (s, g, n, d, c)""")  # fmt: skip
+_COVER = query("credit_balances.cover", "Store covered credits", """
 WITH covered AS (
     UPDATE credit_allocation AS c SET amount = c.amount - k.n
       FROM unnest(cast(:seqs AS bigint[]), cast(:amounts AS bigint[])) AS k (s, n)
@@ -207,31 +210,33 @@ WITH covered AS (
  RETURNING c.seq)
 DELETE FROM credit_allocation AS c
  WHERE c.organization_id = :organization AND c.credit_addition_id IS NULL
-   AND c.seq = ANY(cast(:seqs AS bigint[])) AND c.seq NOT IN (SELECT seq FROM covered)""")
+   AND c.seq = ANY(cast(:seqs AS bigint[])) AND c.seq NOT IN (SELECT seq FROM covered)""")  # fmt: skip
 # The covered debt that has a price.
-_COVERED = text("""
+_COVERED = query("credit_balances.covered", "Add up covered credits with a price", """
 SELECT c.day, c.unit_cost, sum(k.n)::bigint AS amount FROM credit_allocation AS c
   JOIN unnest(cast(:seqs AS bigint[]), cast(:amounts AS bigint[])) AS k (s, n) ON k.s = c.seq
  WHERE c.organization_id = :organization AND c.credit_addition_id IS NULL AND c.unit_cost IS NOT NULL
- GROUP BY 1, 2""")
-_SPENT = text("""
+ GROUP BY 1, 2""")  # fmt: skip
+_SPENT = query("credit_balances.spent", "Store the use of grants", """
 UPDATE credit_addition AS a SET spent = a.spent + k.n
-  FROM unnest(cast(:grants AS bigint[]), cast(:amounts AS bigint[])) AS k (g, n) WHERE a.id = k.g""")
-_MOVE = text("UPDATE organization SET allocated_seq = :until WHERE id = :organization")
-EXPIRED = text("""
+  FROM unnest(cast(:grants AS bigint[]), cast(:amounts AS bigint[])) AS k (g, n) WHERE a.id = k.g""")  # fmt: skip
+_MOVE = query("credit_balances.move", "Store the last allocated movement",
+    "UPDATE organization SET allocated_seq = :until WHERE id = :organization")  # fmt: skip
+EXPIRED = query("credit_balances.expired", "Select credits that have expired", """
 SELECT a.id, a.organization_id FROM credit_addition AS a
  WHERE a.expires_at <= :now AND a.expiry_write_id IS NULL AND a.credits_added > 0
    AND EXISTS (SELECT FROM credit_posting AS p WHERE p.organization_id = a.organization_id
                   AND p.credit_addition_id = a.id)
- ORDER BY a.expires_at LIMIT :n""")
-_REST = text("""
+ ORDER BY a.expires_at LIMIT :n""")  # fmt: skip
+_REST = query("credit_balances.rest", "Select the rest of an expired grant", """
 SELECT a.credits_added - a.spent AS rest, o.allocated_seq FROM credit_addition AS a
   JOIN organization AS o ON o.id = a.organization_id
- WHERE a.id = :addition AND a.expiry_write_id IS NULL""")
-_INTEND = text("""
+ WHERE a.id = :addition AND a.expiry_write_id IS NULL""")  # fmt: skip
+_INTEND = query("credit_balances.intend", "Add the control write of an expiry", """
 INSERT INTO control_write (id, partition, account, verb, payload)
-VALUES (:id, :partition, :account, 'credits', jsonb_build_object('amount', cast(:amount AS bigint)))""")
-_EXPIRE = text("UPDATE credit_addition SET expiry_write_id = :id WHERE id = :addition")
+VALUES (:id, :partition, :account, 'credits', jsonb_build_object('amount', cast(:amount AS bigint)))""")  # fmt: skip
+_EXPIRE = query("credit_balances.expire", "Store the control write of an expiry",
+    "UPDATE credit_addition SET expiry_write_id = :id WHERE id = :addition")  # fmt: skip
 
 
 class Allocations:
@@ -398,14 +403,14 @@ def _grant(addition_id: int, row: Any) -> CreditGrant:
 #
 # Such use is reported after the fact and cannot be refused later, so it is checked on arrival.
 
-_OVERAGE_PRICES = text("""
+_OVERAGE_PRICES = query("credit_balances.overage_prices", "Select the prices beyond plans and balances", """
 SELECT t.id, CASE WHEN p.overage_policy = 'bill' THEN
             coalesce(CASE WHEN t.plan_id IS NULL THEN s.overage_unit_price END, p.overage_unit_price) END
            AS token, o.credit_unit_cost AS credit
   FROM tenant AS t JOIN organization AS o ON o.id = t.organization_id
   LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
   LEFT JOIN organization_subscription AS s ON s.organization_id = o.id
- WHERE t.id = ANY(:tenants)""")
+ WHERE t.id = ANY(:tenants)""")  # fmt: skip
 
 
 class OveragePrices(NamedTuple):

@@ -26,7 +26,6 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
-    text,
     true,
     update,
 )
@@ -72,6 +71,7 @@ from persistence.billing.invoice_lines import (
 from persistence.billing.listeners import invoice_listeners
 from persistence.entity import Entity, EntityWrite, json_of
 from persistence.keeper.news import tell_invoices
+from persistence.queries import query
 from persistence.tables import (
     invoice,
     invoice_document,
@@ -193,10 +193,11 @@ def rest_of(connection: Connection, invoice_id: int) -> Decimal:
 
 # Data copied into an invoice besides its lines: seller, buyer, terms, and the invoices that it corrects.
 
-_CORRECTED = text("SELECT number, finalized_at FROM invoice WHERE id = :id")
+_CORRECTED = query("invoice_build.corrected", "Select a corrected invoice",
+    "SELECT number, finalized_at FROM invoice WHERE id = :id")  # fmt: skip
 # The invoices that billed the supplies that this one refunds: the same supply, or the latest of the kind.
 # Both are found by sorting the organization's charges of these kinds, not by comparing all pairs.
-_GIVEN_BACK = text("""
+_GIVEN_BACK = query("invoice_build.given_back", "Select the invoices that a note corrects", """
 WITH charged AS (
     SELECT c.kind, i.number, i.finalized_at, c.invoice_id = :id AS back,
            bool_or(c.invoice_id = :id) OVER (PARTITION BY c.kind, c.source, c.source_id, c.tenant_id,
@@ -213,7 +214,7 @@ WITH charged AS (
 )
 SELECT DISTINCT b.number, b.finalized_at FROM billed AS b JOIN of_kind AS k ON k.kind = b.kind
  WHERE b.same OR (NOT k.same AND b.finalized_at = k.latest)
- ORDER BY b.finalized_at, b.number LIMIT :most""")
+ ORDER BY b.finalized_at, b.number LIMIT :most""")  # fmt: skip
 
 
 def document_of(
@@ -259,20 +260,22 @@ def corrected_by(connection: Connection, row: Row) -> Sequence[InvoiceReference]
     ]
 
 
-_CLEAR = text("DELETE FROM invoice_line WHERE invoice_id = ANY(cast(:ids AS bigint[]))")
-_KEEP = text("""
+_CLEAR = query("invoice_build.clear", "Delete the lines of drafts",
+    "DELETE FROM invoice_line WHERE invoice_id = ANY(cast(:ids AS bigint[]))")  # fmt: skip
+_KEEP = query("invoice_build.keep", "Store totals of drafts", """
 UPDATE invoice AS i SET total_amount = n.total, kind = n.kind, currency = n.currency, customer = n.customer,
        document = n.document
   FROM unnest(cast(:ids AS bigint[]), cast(:totals AS numeric[]), cast(:kinds AS text[]),
               cast(:currencies AS text[]), cast(:customers AS text[]), cast(:documents AS jsonb[]))
-    AS n (id, total, kind, currency, customer, document) WHERE i.id = n.id""")
-_DOCUMENT = text("UPDATE invoice SET document = cast(:document AS jsonb) WHERE id = :id")
-_FINAL = text("""
+    AS n (id, total, kind, currency, customer, document) WHERE i.id = n.id""")  # fmt: skip
+_DOCUMENT = query("invoice_build.document", "Store the document of an invoice",
+    "UPDATE invoice SET document = cast(:document AS jsonb) WHERE id = :id")  # fmt: skip
+_FINAL = query("invoice_build.final", "Make invoices final", """
 UPDATE invoice AS i SET status = 'finalized', number = n.number, finalized_at = :now, covers = n.covers,
        due_date = n.due_date, payment_status = n.payment_status
   FROM unnest(cast(:ids AS bigint[]), cast(:numbers AS text[]), cast(:covers AS jsonb[]),
               cast(:due_dates AS date[]), cast(:statuses AS text[]))
-    AS n (id, number, covers, due_date, payment_status) WHERE i.id = n.id""")
+    AS n (id, number, covers, due_date, payment_status) WHERE i.id = n.id""")  # fmt: skip
 
 
 class Draft(NamedTuple):

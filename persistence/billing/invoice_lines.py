@@ -15,15 +15,24 @@ from sqlalchemy.dialects.postgresql import dialect
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.charges import ADDITION, SEGMENT, USAGE, SupplyCharge, Wanted, borne, gathered
+from gateway.core.billing.charge_kinds import ADDITION, SEGMENT
+from gateway.core.billing.charges import (
+    REDUCTIONS,
+    USAGE,
+    SupplyCharge,
+    Wanted,
+    borne,
+    gathered,
+)
 from gateway.core.billing.document import EffectiveTax, Tax, misfits
 from gateway.core.billing.invoice import BillLine, Fee, InvoiceFacts, bill, is_back
 from gateway.core.billing.subscription import midnight
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
-from persistence.billing import charges
+from persistence.billing import charges, service_discounts
 from persistence.billing.proration import segment_of
 from persistence.entity import Entity, EntityWrite, id_in, lock, require
+from persistence.queries import query
 from persistence.tables import invoice, invoice_line, invoice_sequence, organization, tax_rate
 
 # Invoice numbers: assigned in the transaction that finalizes, so that a year's numbers have no gap.
@@ -44,7 +53,7 @@ def next_numbers(connection: Connection, now: datetime, count: int) -> Sequence[
 
 # The uses of a final invoice: the credits that it mentions, and the covered movements of its accounts.
 
-_TELL = text("""
+_TELL = query("invoice_lines.tell", "Store credits that invoices mention", """
 WITH told AS (
     SELECT n.invoice_id, u.tenant_id, u.day, u.service_id, u.credits - u.billed_credits AS credits
       FROM unnest(cast(:invoices AS bigint[]), cast(:organizations AS bigint[]), cast(:ends AS date[]))
@@ -57,20 +66,20 @@ WITH told AS (
       FROM told AS b WHERE u.tenant_id = b.tenant_id AND u.day = b.day AND u.service_id = b.service_id
 )
 INSERT INTO invoice_basis (invoice_id, kind, quantity, tenant_id, day, service_id)
-SELECT invoice_id, 'credits_consumed', credits, tenant_id, day, nullif(service_id, 0) FROM told""")
-_FORGET = text("""
+SELECT invoice_id, 'credits_consumed', credits, tenant_id, day, nullif(service_id, 0) FROM told""")  # fmt: skip
+_FORGET = query("invoice_lines.forget", "Release credits that an invoice mentioned", """
 UPDATE usage_daily AS u SET billed_credits = u.billed_credits - b.quantity
   FROM invoice_basis AS b
  WHERE b.invoice_id = :invoice AND b.kind = 'credits_consumed' AND u.tenant_id = b.tenant_id
-   AND u.day = b.day AND u.service_id = coalesce(b.service_id, 0)""")
-_COVERS = text("""
+   AND u.day = b.day AND u.service_id = coalesce(b.service_id, 0)""")  # fmt: skip
+_COVERS = query("invoice_lines.covers", "Select movements that invoices cover", """
 SELECT o.id, jsonb_build_object('since', cast(n.since AS text), 'credits', o.credit_last_seq,
        'spend', o.spend_last_seq, 'tenants', coalesce((
            SELECT jsonb_object_agg(t.id, coalesce(q.last_seq, 0))
              FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id
             WHERE t.organization_id = o.id), '{}'::jsonb)) AS covers
   FROM unnest(cast(:organizations AS bigint[]), cast(:since AS date[])) AS n (organization_id, since)
-  JOIN organization AS o ON o.id = n.organization_id""")
+  JOIN organization AS o ON o.id = n.organization_id""")  # fmt: skip
 
 
 def tell_credits(connection: Connection, told: Iterable[tuple[int, int, date]]) -> None:
@@ -147,18 +156,19 @@ FIRST_DAY = date(1970, 1, 1)
 _HOLD = select(organization.c.tax_rate).with_for_update()
 _COUNT = select(func.count()).select_from(tax_rate)
 _today: ColumnClause[date] = literal_column("(now() AT TIME ZONE 'UTC')::date")
+_REDUCTIONS = ", ".join(f"'{kind}'" for kind in REDUCTIONS)
 # The tax with which supplies were billed, by the columns of `SupplyCharge.supply`.
-_TAX_BILLED = text("""
+_TAX_BILLED = query("invoice_lines.tax_billed", "Select the tax of billed supplies", f"""
 SELECT DISTINCT ON (c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end)
        c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end,
        l.tax_rate, l.tax_category, l.tax_reason
   FROM charge AS c
   JOIN invoice AS i ON i.id = c.invoice_id AND i.status = 'finalized'
   JOIN invoice_line AS l ON l.invoice_id = i.id AND l.position = c.line AND l.tax_rate IS NOT NULL
- WHERE c.organization_id = :organization AND (c.amount > 0) <> (c.kind = 'discount')
+ WHERE c.organization_id = :organization AND (c.amount > 0) <> (c.kind IN ({_REDUCTIONS}))
    AND c.period_start >= :since
  ORDER BY c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end,
-       c.id DESC""")
+       c.id DESC""")  # fmt: skip
 
 # Values in force today, of organizations as they are read.
 TODAY = func.coalesce(
@@ -258,12 +268,12 @@ _NAMES = (
 _DIALECT = dialect()  # type: ignore[no-untyped-call]  # as the library has it
 _ARRAYS = ", ".join(f"cast(:{name} AS {invoice_line.c[name].type.compile(_DIALECT)}[])" for name in _NAMES)
 # Stored with the current names of tenant and service.
-_KEEP = text(f"""
+_KEEP = query("invoice_lines.keep", "Store lines of invoices", f"""
 INSERT INTO invoice_line ({", ".join(_NAMES)}, tenant, service)
 SELECT {", ".join(f"n.{name}" for name in _NAMES)}, t.name, s.name
   FROM unnest({_ARRAYS}) WITH ORDINALITY AS n ({", ".join(_NAMES)}, place)
   LEFT JOIN tenant AS t ON t.id = n.tenant_id LEFT JOIN service AS s ON s.id = n.service_id
- ORDER BY n.place""")
+ ORDER BY n.place""")  # fmt: skip
 
 
 def lines_of(change: EntityWrite, invoice_id: int) -> Sequence[Any]:
@@ -312,30 +322,30 @@ def keep_lines(
 _WANTED = """unnest(cast(:organizations AS bigint[]), cast(:starts AS date[]), cast(:ends AS date[]))
     AS w (organization_id, start, until)"""
 # The next invoice covers uses since then that no invoice covers yet.
-_ORGANIZATIONS = text(f"""
+_ORGANIZATIONS = query("invoice_lines.organizations", "Select organizations to invoice", f"""
 SELECT o.id, o.name, o.currency, o.tax_rate, o.address, o.country, o.tax_number, o.due_days,
        o.contact, o.buyer_reference, o.endpoint_id,
        (SELECT coalesce(sum(u.credits - u.billed_credits), 0)::bigint FROM usage_daily AS u
          WHERE u.organization_id = o.id AND u.day < w.until AND u.credits <> u.billed_credits) AS consumed,
        least(w.start, (SELECT min(u.day) FROM usage_daily AS u WHERE u.organization_id = o.id),
              (SELECT min(u.supplied_on) FROM usage_told AS u WHERE u.organization_id = o.id)) AS since
-  FROM {_WANTED} JOIN organization AS o ON o.id = w.organization_id""")
-_FEES = text("""
+  FROM {_WANTED} JOIN organization AS o ON o.id = w.organization_id""")  # fmt: skip
+_FEES = query("invoice_lines.fees", "Select segments of fees", """
 SELECT s.*, p.name FROM subscription_segment AS s JOIN subscription_plan AS p ON p.id = s.plan_id
- WHERE s.id = ANY(cast(:ids AS bigint[]))""")
+ WHERE s.id = ANY(cast(:ids AS bigint[]))""")  # fmt: skip
 _LINE_NAMES = {
     "tenant": text("SELECT id, name FROM tenant WHERE id = ANY(cast(:ids AS bigint[]))"),
     "service": text("SELECT id, name FROM service WHERE id = ANY(cast(:ids AS bigint[]))"),
     "addition": text("SELECT id, remark AS name FROM credit_addition WHERE id = ANY(cast(:ids AS bigint[]))"),
 }
-_CARRIED = text("""
+_CARRIED = query("invoice_lines.carried", "Add up rounding differences", """
 SELECT i.organization_id, l.basis, sum(l.exact - l.amount) AS rest
   FROM invoice AS i JOIN invoice_line AS l ON l.invoice_id = i.id AND l.exact IS NOT NULL
  WHERE i.organization_id = ANY(cast(:organizations AS bigint[])) AND i.status = 'finalized'
- GROUP BY 1, 2 HAVING sum(l.exact - l.amount) <> 0""")
+ GROUP BY 1, 2 HAVING sum(l.exact - l.amount) <> 0""")  # fmt: skip
 # The units of each month billed so far, which decide the price tier of further ones. Billed charges are
 # searched by organization: the index by invoice would read everybody's while few were billed.
-_UNITS_BEFORE = text("""
+_UNITS_BEFORE = query("invoice_lines.units_before", "Add up billed units of months", """
 SELECT c.organization_id, c.service_id, date_trunc('month', c.period_start, 'UTC')::date AS month,
        sum(c.quantity)::bigint AS units
   FROM unnest(cast(:organizations AS bigint[]), cast(:since AS date[])) AS w (organization_id, since)
@@ -343,7 +353,7 @@ SELECT c.organization_id, c.service_id, date_trunc('month', c.period_start, 'UTC
    AND num_nulls(c.invoice_id) = 0 AND c.unit_price <> 0.000000001
    AND c.reason NOT IN ('credited', 'credit_void')
    AND c.period_start >= cast(w.since AS timestamp) AT TIME ZONE 'UTC'
- GROUP BY 1, 2, 3""")
+ GROUP BY 1, 2, 3""")  # fmt: skip
 
 
 class InvoiceCharges(NamedTuple):
@@ -375,6 +385,7 @@ def read_facts(connection: Connection, wanted: Sequence[InvoiceCharges]) -> dict
     names = {what: _names(connection, what, its) for what, its in named.items()}
     fees = _fees(connection, every)
     rest, before = _carried(connection, ids), _units_before(connection, wanted)
+    discounts = service_discounts.read_rates(connection, ids)
     rows = {row.id: row for row in connection.execute(_ORGANIZATIONS, _spans(wanted))}
     found = {}
     for of, start, until, taken in wanted:
@@ -394,6 +405,7 @@ def read_facts(connection: Connection, wanted: Sequence[InvoiceCharges]) -> dict
             carried=rest.get(of, {}),
             units_before=before.get(of, {}),
             since=start,
+            discounts=discounts.get(of, {}),
         )
         found[of] = InvoiceInputs(facts, row, row.since)
     return found
@@ -446,12 +458,12 @@ def _units_before(
 # The charges of an invoice, each with its line: as stored for a final one, as of today for a draft.
 
 # Charges reversed because it was voided were on it all the same.
-_BILLED = text("""
+_BILLED = query("invoice_lines.billed", "Select the charges of an invoice", """
 SELECT * FROM charge WHERE invoice_id = :invoice AND reason NOT IN ('void', 'credit_void')
- ORDER BY line, id""")
-_LINES = text("""
+ ORDER BY line, id""")  # fmt: skip
+_LINES = query("invoice_lines.lines", "Select the lines of an invoice", """
 SELECT position, kind, description, amount, tenant_id, service_id FROM invoice_line
- WHERE invoice_id = :invoice ORDER BY position""")
+ WHERE invoice_id = :invoice ORDER BY position""")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

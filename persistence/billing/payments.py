@@ -13,7 +13,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, case, func, insert, select, text, update
+from sqlalchemy import Connection, case, func, insert, select, update
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.invoice import BillLine, amended_back, partial_note, whole_note
@@ -40,6 +40,7 @@ from persistence.billing.invoice_lines import keep_lines, line_of, lines_of
 from persistence.billing.listeners import invoice_listeners
 from persistence.entity import Entity, EntityWrite, id_in, lock
 from persistence.keeper.news import tell_payment_status
+from persistence.queries import query
 from persistence.tables import invoice, invoice_line, note_application, payment
 
 
@@ -66,14 +67,15 @@ _NOTE = "i.kind = 'credit_note' AND i.status = 'finalized' AND NOT i.used_up"
 _NOTES = f"""
 SELECT i.id, i.organization_id, i.currency, i.corrects_id, -({_LEFT}) AS open
   FROM invoice AS i WHERE {_NOTE}"""
-_OPEN = text(f"""
+_OPEN = query("payments.open", "Select open notes of organizations", f"""
 {_NOTES} AND i.organization_id = ANY(cast(:organizations AS bigint[])) AND {_HERE}
- ORDER BY i.finalized_at, i.id""")
-_OWN = text(f"""
-{_NOTES} AND i.corrects_id = :invoice ORDER BY i.finalized_at, i.id""")
-_USED_UP = text("UPDATE invoice SET used_up = :used_up WHERE id = ANY(cast(:notes AS bigint[]))")
+ ORDER BY i.finalized_at, i.id""")  # fmt: skip
+_OWN = query("payments.own", "Select open notes of an invoice", f"""
+{_NOTES} AND i.corrects_id = :invoice ORDER BY i.finalized_at, i.id""")  # fmt: skip
+_USED_UP = query("payments.used_up", "Store whether notes are used up",
+    "UPDATE invoice SET used_up = :used_up WHERE id = ANY(cast(:notes AS bigint[]))")  # fmt: skip
 # Few organizations have overdue invoices, so their notes are searched, not all notes.
-_WAITING = text(f"""
+_WAITING = query("payments.waiting", "Select notes that overdue invoices wait for", f"""
 WITH late AS MATERIALIZED (
     SELECT DISTINCT i.organization_id, i.currency FROM invoice AS i
      WHERE i.organization_id > :after AND {_HERE} AND (i.payment_status IN ('overdue', 'uncollectible')
@@ -81,27 +83,29 @@ WITH late AS MATERIALIZED (
 )
 SELECT DISTINCT i.organization_id FROM late AS l
   JOIN invoice AS i ON i.organization_id = l.organization_id AND i.currency = l.currency
- WHERE {_NOTE} AND {_HERE} AND {_LEFT} < 0 ORDER BY 1 LIMIT :count""")
-_LEFT_OF = text(f"SELECT {_LEFT} FROM invoice AS i WHERE i.id = :invoice")
-_DUE = text(f"""
+ WHERE {_NOTE} AND {_HERE} AND {_LEFT} < 0 ORDER BY 1 LIMIT :count""")  # fmt: skip
+_LEFT_OF = query("payments.left_of", "Select the amount due of an invoice",
+    f"SELECT {_LEFT} FROM invoice AS i WHERE i.id = :invoice")  # fmt: skip
+_DUE = query("payments.due", "Select invoices that are due", f"""
 SELECT * FROM (
     SELECT i.id, i.organization_id, i.currency, i.due_date, {_LEFT} AS due FROM invoice AS i
      WHERE i.organization_id = ANY(cast(:organizations AS bigint[])) AND {_HERE}
        AND (i.payment_status IN ('open', 'overdue', 'uncollectible') OR i.id = ANY(cast(:also AS bigint[])))
        AND i.payment_status IS NOT NULL
        AND (NOT :past_due OR i.due_date < :today OR i.uncollectible_at IS NOT NULL)) AS d
- WHERE due > 0 ORDER BY due_date NULLS FIRST, id""")
-_ADD = text("""
+ WHERE due > 0 ORDER BY due_date NULLS FIRST, id""")  # fmt: skip
+_ADD = query("payments.add", "Add applications of notes", """
 INSERT INTO note_application (organization_id, note_id, invoice_id, amount, currency, reason, actor,
                               created_at)
 SELECT n.organization_id, n.id, a.invoice_id, a.amount, n.currency, :reason, :actor, :now
   FROM unnest(cast(:notes AS bigint[]), cast(:invoices AS bigint[]), cast(:amounts AS numeric[]))
        WITH ORDINALITY AS a (note_id, invoice_id, amount, place) JOIN invoice AS n ON n.id = a.note_id
- ORDER BY a.place""")
-_APPLIED = text("""
+ ORDER BY a.place""")  # fmt: skip
+_APPLIED = query("payments.applied", "Select the applications of a document", """
 SELECT note_id, invoice_id, -sum(amount) AS amount FROM note_application
- WHERE note_id = :document OR invoice_id = :document GROUP BY 1, 2 HAVING sum(amount) <> 0 ORDER BY 1, 2""")
-_IS_HERE = text(f"SELECT {_HERE} FROM invoice AS i WHERE i.id = :document")
+ WHERE note_id = :document OR invoice_id = :document GROUP BY 1, 2 HAVING sum(amount) <> 0 ORDER BY 1, 2""")  # fmt: skip
+_IS_HERE = query("payments.is_here", "Select whether an invoice counts",
+    f"SELECT {_HERE} FROM invoice AS i WHERE i.id = :document")  # fmt: skip
 
 
 def open_credit_due(connection: Connection, today: date, after: int, count: int) -> list[int]:
@@ -191,15 +195,15 @@ def _by_currency(rows: Iterable[Any], amount: str) -> dict[str, list[Left]]:
     return found
 
 
-_OVERDUE = text("""
+_OVERDUE = query("payments.overdue", "Mark invoices as overdue", """
 UPDATE invoice SET payment_status = 'overdue'
  WHERE payment_status = 'open' AND id = ANY(ARRAY(
        SELECT id FROM invoice WHERE payment_status = 'open' AND due_date < :today
         ORDER BY due_date, id LIMIT :count FOR UPDATE SKIP LOCKED))
-RETURNING id""")
+RETURNING id""")  # fmt: skip
 # The state of an invoice: the amount due, the amounts received as payments and as credit of other invoices'
 # notes, and its total less the amounts that its own notes refund.
-_STANDS = text(f"""
+_STANDS = query("payments.stands", "Select the state of an invoice", f"""
 SELECT i.organization_id, i.number, i.payment_status, i.due_date, i.uncollectible_at,
        {rest_before("'infinity'")} AS rest,
        coalesce((SELECT sum(p.amount) FROM payment AS p WHERE p.invoice_id = i.id), 0)
@@ -207,10 +211,10 @@ SELECT i.organization_id, i.number, i.payment_status, i.due_date, i.uncollectibl
                         WHERE a.invoice_id = i.id AND n.corrects_id IS DISTINCT FROM i.id), 0) AS came,
        i.total_amount + coalesce((SELECT sum(n.total_amount) FROM invoice AS n
                                    WHERE n.corrects_id = i.id AND n.status = 'finalized'), 0) AS wanted
-  FROM invoice AS i WHERE i.id = :id FOR UPDATE OF i""")
-_TO_APPLY = text("""
+  FROM invoice AS i WHERE i.id = :id FOR UPDATE OF i""")  # fmt: skip
+_TO_APPLY = query("payments.to_apply", "Select the invoice that a note is applied to", """
 SELECT id FROM invoice WHERE id = :id AND organization_id = :organization AND currency = :currency
-   AND payment_status IS NOT NULL""")
+   AND payment_status IS NOT NULL""")  # fmt: skip
 
 
 def held(change: EntityWrite) -> Row:
@@ -435,39 +439,42 @@ APPLICATIONS = Entity(
 
 # Credit notes: a draft has the invoice's lines with the opposite sign, a final note refunds their charges.
 
-_GIVEN = text("""
+_GIVEN = query("payments.given", "Add up notes of an invoice by line", """
 SELECT l.corrects_position AS position, -sum(l.amount) AS amount
   FROM invoice_line AS l JOIN invoice AS n ON n.id = l.invoice_id
- WHERE n.corrects_id = :id AND n.status <> 'void' GROUP BY 1""")
-_GIVEN_BY = text("""
+ WHERE n.corrects_id = :id AND n.status <> 'void' GROUP BY 1""")  # fmt: skip
+_GIVEN_BY = query("payments.given_by", "Add up final notes of an invoice by line", """
 SELECT l.corrects_position AS position, -sum(l.amount) AS amount
   FROM invoice_line AS l JOIN invoice AS n ON n.id = l.invoice_id
- WHERE n.corrects_id = :id AND (n.status = 'finalized' OR n.id = :note) GROUP BY 1""")
+ WHERE n.corrects_id = :id AND (n.status = 'finalized' OR n.id = :note) GROUP BY 1""")  # fmt: skip
 # What final notes of an amended price gave back of an invoice's lines: of each supply, the latest charges
-# first, as far as notes by hand left them.
-_GIVEN_BY_AMENDMENTS = text("""
+# first, as far as notes by hand left them. The discount on a use follows it, with the other sign.
+_GIVEN_BY_AMENDMENTS = query("payments.given_by_amendments", "Add up amended notes of an invoice by line", """
 WITH back AS (
-    SELECT c.kind, c.source, c.tenant_id, c.service_id, c.period_start, -sum(c.amount) AS amount
+    SELECT c.kind, c.source, c.tenant_id, c.service_id, c.period_start, sign, -sum(sign * c.amount) AS amount
       FROM charge AS c JOIN invoice AS n ON n.id = c.invoice_id
+     CROSS JOIN LATERAL (SELECT CASE c.kind WHEN 'discount' THEN -1 ELSE 1 END AS sign) AS s
      WHERE n.organization_id = :organization AND n.kind = 'credit_note' AND n.corrects_id IS NULL
-       AND n.status = 'finalized' AND c.kind = 'usage' GROUP BY 1, 2, 3, 4, 5 HAVING sum(c.amount) < 0
+       AND n.status = 'finalized' AND (c.kind = 'usage' OR c.kind = 'discount' AND c.service_id IS NOT NULL)
+     GROUP BY 1, 2, 3, 4, 5, 6 HAVING sum(sign * c.amount) < 0
 ), kept AS (
-    SELECT o.invoice_id, o.line, o.id, b.*, o.amount + coalesce((
+    SELECT o.invoice_id, o.line, o.id, b.*, sign * (o.amount + coalesce((
                SELECT sum(c.amount) FROM charge AS c JOIN invoice AS n ON n.id = c.invoice_id
-                WHERE c.corrects_id = o.id AND c.reason = 'credited' AND n.status = 'finalized'), 0) AS rest
+                WHERE c.corrects_id = o.id AND c.reason = 'credited' AND n.status = 'finalized'), 0)) AS rest
       FROM back AS b JOIN charge AS o ON (o.kind, o.source, o.period_start) = (b.kind, b.source, b.period_start)
        AND o.tenant_id IS NOT DISTINCT FROM b.tenant_id AND o.service_id IS NOT DISTINCT FROM b.service_id
       JOIN invoice AS i ON i.id = o.invoice_id
-     WHERE i.organization_id = :organization AND i.kind = 'invoice' AND i.status = 'finalized' AND o.amount > 0
+     WHERE i.organization_id = :organization AND i.kind = 'invoice' AND i.status = 'finalized'
+       AND sign * o.amount > 0
 ), spread AS (
     SELECT *, sum(rest) OVER (PARTITION BY kind, source, tenant_id, service_id, period_start ORDER BY id DESC)
               - rest AS later FROM kept
 )
-SELECT line AS position, sum(least(rest, greatest(amount - later, 0))) AS amount
+SELECT line AS position, sum(sign * least(rest, greatest(amount - later, 0))) AS amount
   FROM spread WHERE invoice_id = :id AND line IS NOT NULL
    AND EXISTS (SELECT FROM invoice AS n WHERE n.organization_id = :organization  -- asked first, and seldom true
                   AND n.kind = 'credit_note' AND n.corrects_id IS NULL AND n.status = 'finalized') GROUP BY 1
-HAVING sum(least(rest, greatest(amount - later, 0))) > 0""")
+HAVING sum(sign * least(rest, greatest(amount - later, 0))) <> 0""")  # fmt: skip
 _THERE = {
     "finalized": "A credit note gives this invoice back already.",
     "draft": "There is a draft of a credit note for this invoice; delete it.",

@@ -33,6 +33,7 @@ from gateway.core.times import moment_of
 from gateway.errors import Unprocessable
 from persistence import entity
 from persistence.entity import THIS, Entity, EntityWrite, live
+from persistence.queries import query
 from persistence.tables import organization, subscription_plan, tenant, token_plan
 
 WEIGHTS = "weights"
@@ -131,14 +132,15 @@ SELECT r.created_at, r.seq, r.transaction_type = 'reset' AS is_reset, r.total_re
 _UPTO = """
    AND r.seq <= (SELECT w.seq FROM token_ledger AS w WHERE w.tenant_id = :tenant
                     AND w.transaction_type <> 'consume' AND w.control_write_id = :write)"""
-_TURNS = text(_SELECT.format(upto=_UPTO))
+_TURNS = query("plans.turns", "Add up the use of an ended plan", _SELECT.format(upto=_UPTO))  # fmt: skip
 # For a deleted tenant: the rest of its last cycle.
-_GONE_TURNS = text(_SELECT.format(upto=""))
-_LAST = text("""
+_GONE_TURNS = query("plans.gone_turns", "Add up the use of a deleted tenant",
+    _SELECT.format(upto=""))  # fmt: skip
+_LAST = query("plans.last", "Select the last movement of a tenant", """
 SELECT seq, created_at, total_remaining FROM token_ledger WHERE tenant_id = :tenant
- ORDER BY seq DESC LIMIT 1""")
+ ORDER BY seq DESC LIMIT 1""")  # fmt: skip
 # Calls of a period that were counted after a sequence number, or that moved no quota.
-_BEHIND = text("""
+_BEHIND = query("plans.behind", "Add up late tokens of a period", """
 SELECT coalesce(sum((CASE WHEN u.is_more THEN 1 ELSE -1 END) * (u.late_tokens + CASE
            WHEN u.quota_tokens = 0 OR EXISTS (
                 SELECT FROM token_ledger AS b
@@ -148,20 +150,20 @@ SELECT coalesce(sum((CASE WHEN u.is_more THEN 1 ELSE -1 END) * (u.late_tokens + 
            THEN 0 ELSE u.quota_tokens END)), 0)::bigint
   FROM told_use AS u
  WHERE u.tenant_id = :tenant AND (u.used_at >= :since AND u.used_at < :until
-                                  OR u.counted_at >= :since AND u.counted_at < :until)""")
+                                  OR u.counted_at >= :since AND u.counted_at < :until)""")  # fmt: skip
 
 
 # A tenant's ended plans whose debt was carried until the same plan ended, in order.
-_LOTS = text("""
+_LOTS = query("plans.lots", "Select ended plans with carried debt", """
 SELECT * FROM plan_end WHERE tenant_id = :tenant AND carries
-   AND debt_write_id IS NOT DISTINCT FROM cast(:write AS uuid) ORDER BY id""")
-_FORGIVEN = text("""
+   AND debt_write_id IS NOT DISTINCT FROM cast(:write AS uuid) ORDER BY id""")  # fmt: skip
+_FORGIVEN = query("plans.forgiven", "Select when debt was forgiven", """
 SELECT min(seq) FROM token_ledger
  WHERE tenant_id = :tenant AND transaction_type = 'reset' AND metadata->'forgiven' IS NOT NULL
-   AND seq > :first AND seq <= coalesce(cast(:end AS bigint), 9223372036854775807)""")
+   AND seq > :first AND seq <= coalesce(cast(:end AS bigint), 9223372036854775807)""")  # fmt: skip
 # Only tokens that are given reduce a tenant's excess over its plan. So the rest of a debt is the minimum
 # after any of them, plus late reports of its period. A reset that comes with another plan gave nothing.
-_DEBT = text("""
+_DEBT = query("plans.debt", "Select the least debt since a movement", """
 WITH given AS (
     SELECT r.seq, -r.total_remaining AS debt FROM token_ledger AS r
      WHERE r.tenant_id = :tenant AND r.transaction_type <> 'consume' AND r.total_remaining IS NOT NULL
@@ -182,7 +184,7 @@ WITH given AS (
 SELECT min(g.debt + (SELECT coalesce(sum(t.sign * (t.late_tokens + CASE
                             WHEN t.seq IS NULL OR t.seq > g.seq THEN t.quota_tokens ELSE 0 END)), 0)
                        FROM told AS t))::bigint
-  FROM given AS g""")
+  FROM given AS g""")  # fmt: skip
 
 
 class _Lot(NamedTuple):
@@ -415,15 +417,15 @@ _SOLD = ("total_amount", "overage_policy", "reset_interval", "time_zone", "ancho
 
 # The last value suffices if it is older than the cycle.
 SAID_MAX = 1_000
-_SAID = text("""
+_SAID = query("plans.said", "Select the terms of a plan by time", """
 SELECT since, total_amount, overage_policy, reset_interval, time_zone, anchor_day FROM token_plan_price
- WHERE plan_id = :plan AND reset_interval IS NOT NULL ORDER BY since DESC LIMIT :count""")
-_GIVEN = text("""
+ WHERE plan_id = :plan AND reset_interval IS NOT NULL ORDER BY since DESC LIMIT :count""")  # fmt: skip
+_GIVEN = query("plans.given", "Select the last plan of a tenant", """
 SELECT payload, created_at FROM control_write WHERE account = :account AND verb = 'plan'
- ORDER BY position DESC LIMIT 1""")
-_RENEWED = text("""
+ ORDER BY position DESC LIMIT 1""")  # fmt: skip
+_RENEWED = query("plans.renewed", "Select the last reset of a tenant", """
 SELECT max(created_at) FROM control_write
- WHERE account = :account AND verb = 'reset' AND state <> 'refused' AND created_at <= :at""")
+ WHERE account = :account AND verb = 'reset' AND state <> 'refused' AND created_at <= :at""")  # fmt: skip
 
 # A row of token plans.
 TokenPlan = Mapping[str, Any]

@@ -16,7 +16,7 @@ from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, insert, text
+from sqlalchemy import Connection, insert
 
 from gateway.core.billing.charges import (
     COMMITMENT,
@@ -47,6 +47,7 @@ from gateway.core.billing.proration import (
 from gateway.core.billing.subscription import PlanSegment, SegmentTerms, cycle_of, midnight
 from persistence.billing import plans
 from persistence.billing.plans import TokenPlan, terms_of
+from persistence.queries import query
 from persistence.tables import plan_end as table
 
 
@@ -63,42 +64,43 @@ def segment_of(row: Any) -> PlanSegment:
 
 # Days of subscriptions as charges: days not charged yet, and days that a segment lost.
 
-_SEGMENTS = text("""
+_SEGMENTS = query("proration.segments", "Select segments of subscriptions", """
 SELECT * FROM subscription_segment WHERE organization_id = ANY(cast(:organizations AS bigint[]))
- ORDER BY organization_id, start_date, id""")
+ ORDER BY organization_id, start_date, id""")  # fmt: skip
 # The charges for days of segments since a day: net, and without corrections.
-_DAYS = text("""
+_DAYS = query("proration.days", "Add up the charges of days of segments", """
 SELECT c.source_id, c.kind, (c.period_start AT TIME ZONE 'UTC')::date AS day, count(*) AS rows,
        coalesce(sum(c.quantity) FILTER (WHERE c.reason NOT IN ('credited', 'credit_void')), 0) AS quantity,
        coalesce(sum(c.amount) FILTER (WHERE c.reason NOT IN ('credited', 'credit_void')), 0) AS amount
   FROM unnest(cast(:segments AS bigint[]), cast(:since AS date[])) AS s (id, since)
   JOIN charge AS c ON c.source = 'subscription_segment' AND c.source_id = s.id
-   AND c.period_start >= cast(s.since AS timestamp) AT TIME ZONE 'UTC' GROUP BY 1, 2, 3""")
+   AND c.period_start >= cast(s.since AS timestamp) AT TIME ZONE 'UTC' GROUP BY 1, 2, 3""")  # fmt: skip
 # Days that a segment lost and that have charges which do not cancel out.
-_LOST = text("""
+_LOST = query("proration.lost", "Select charges of days that segments lost", """
 SELECT s.organization_id, c.source_id, c.kind, (c.period_start AT TIME ZONE 'UTC')::date AS day,
        count(*) AS rows, sum(c.quantity) AS quantity, sum(c.amount) AS amount
   FROM subscription_segment AS s
   JOIN charge AS c ON c.source = 'subscription_segment' AND c.source_id = s.id
    AND c.period_start >= cast(s.end_date AS timestamp) AT TIME ZONE 'UTC'
  WHERE s.organization_id = ANY(cast(:organizations AS bigint[]))
- GROUP BY 1, 2, 3, 4 HAVING sum(c.quantity) <> 0 OR sum(c.amount) <> 0 ORDER BY 1, 2, 3, 4""")
-_MOVE = text("""
+ GROUP BY 1, 2, 3, 4 HAVING sum(c.quantity) <> 0 OR sum(c.amount) <> 0 ORDER BY 1, 2, 3, 4""")  # fmt: skip
+_MOVE = query("proration.move", "Store how far segments are charged", """
 UPDATE subscription_segment AS s SET charged_until = n.until
-  FROM unnest(cast(:segments AS bigint[]), cast(:until AS date[])) AS n (id, until) WHERE s.id = n.id""")
-_ADD = text("""
+  FROM unnest(cast(:segments AS bigint[]), cast(:until AS date[])) AS n (id, until) WHERE s.id = n.id""")  # fmt: skip
+_ADD = query("proration.add", "Add charges", """
 INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
-                    source, source_id, reason, fact, tenant_id)
+                    source, source_id, reason, fact, tenant_id, service_id)
 SELECT o.id, n.kind, n.start, n.upto, n.quantity, n.unit_price, n.amount, o.currency, n.source, n.source_id,
-       :reason, n.fact, n.tenant_id
+       :reason, n.fact, n.tenant_id, n.service_id
   FROM unnest(cast(:organizations AS bigint[]), cast(:kinds AS text[]), cast(:starts AS timestamptz[]),
               cast(:ends AS timestamptz[]), cast(:quantities AS numeric[]), cast(:unit_prices AS numeric[]),
               cast(:amounts AS numeric[]), cast(:sources AS text[]), cast(:source_ids AS bigint[]),
-              cast(:facts AS text[]), cast(:tenants AS bigint[])) WITH ORDINALITY
+              cast(:facts AS text[]), cast(:tenants AS bigint[]),
+              cast(:services AS bigint[])) WITH ORDINALITY
     AS n (organization_id, kind, start, upto, quantity, unit_price, amount, source, source_id, fact,
-          tenant_id, place)
+          tenant_id, service_id, place)
   JOIN organization AS o ON o.id = n.organization_id ORDER BY n.place
-ON CONFLICT (fact) DO NOTHING""")
+ON CONFLICT (fact) DO NOTHING""")  # fmt: skip
 
 
 class NamedCharge(NamedTuple):
@@ -200,6 +202,7 @@ def add_fees(connection: Connection, named: Sequence[NamedCharge], reason: str) 
         "unit_prices": [each.unit_price for each in charges], "amounts": [each.amount for each in charges],
         "tenants": [each.tenant_id for each in charges], "sources": [each.source for each in charges],
         "source_ids": [each.source_id for each in charges], "reason": reason,
+        "services": [each.service_id for each in charges],
     })  # fmt: skip
 
 
@@ -224,43 +227,43 @@ KNOWN_EARLY_USES = """(e.is_gone OR EXISTS (SELECT FROM token_ledger AS w WHERE 
                         THEN r.created_at >= e.cycle_ends_at ELSE r.metadata->'forgiven' IS NOT NULL END
               WHERE w.tenant_id = e.tenant_id AND w.transaction_type <> 'consume'
                 AND w.control_write_id = e.control_write_id))"""
-_OPEN = text(f"""
+_OPEN = query("proration.open", "Select ended plans that are not settled", f"""
 SELECT e.id, e.paid_from, e.cycle_ends_at FROM plan_end AS e
  WHERE e.organization_id = :organization AND e.quantity IS NULL AND {KNOWN_EARLY_USES}
- ORDER BY e.id LIMIT :count""")
+ ORDER BY e.id LIMIT :count""")  # fmt: skip
 # Ended plans that are settled, and whose sum may change by uses reported since a moment.
-_TOLD = text("""
+_TOLD = query("proration.told", "Select settled plans that late use may change", """
 SELECT e.id, e.paid_from, e.cycle_ends_at
   FROM unnest(cast(:tenants AS bigint[]), cast(:since AS timestamptz[])) AS n (tenant_id, since)
   JOIN plan_end AS e ON e.tenant_id = n.tenant_id AND coalesce(e.cycle_ends_at, 'infinity') > n.since
- WHERE e.organization_id = :organization AND e.used IS NOT NULL ORDER BY e.id""")
+ WHERE e.organization_id = :organization AND e.used IS NOT NULL ORDER BY e.id""")  # fmt: skip
 # Cycles whose days or plans changed from a day on.
-_MOVED = text("""
+_MOVED = query("proration.moved", "Select cycles of tokens that changed", """
 SELECT DISTINCT paid_from, cycle_ends_at FROM plan_end
  WHERE organization_id = :organization AND coalesce(cycle_ends_at, 'infinity') > :since AND used IS NOT NULL
- ORDER BY 1, 2""")
+ ORDER BY 1, 2""")  # fmt: skip
 # All ended plans of these cycles: each of their tokens is charged once.
-_CYCLES = text("""
+_CYCLES = query("proration.cycles", "Select the ended plans of cycles", """
 SELECT e.* FROM plan_end AS e
   JOIN (SELECT DISTINCT * FROM unnest(cast(:days AS date[]), cast(:ends AS timestamptz[])) AS n (day, ends))
     AS n
     ON n.day = e.paid_from AND n.ends IS NOT DISTINCT FROM e.cycle_ends_at
- WHERE e.organization_id = :organization ORDER BY e.paid_from, e.cycle_ends_at, e.id""")
-_WAITING = text("""
+ WHERE e.organization_id = :organization ORDER BY e.paid_from, e.cycle_ends_at, e.id""")  # fmt: skip
+_WAITING = query("proration.waiting", "Select organizations with ended plans", """
 SELECT DISTINCT organization_id FROM plan_end
- WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity IS NULL ORDER BY 1""")
-_END_DEBT = text("""
+ WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity IS NULL ORDER BY 1""")  # fmt: skip
+_END_DEBT = query("proration.end_debt", "Store the end of carried debt", """
 UPDATE plan_end SET debt_write_id = cast(:write AS uuid), debt_ends_at = cast(:ends AS timestamptz),
        debt_counted = :counted
- WHERE tenant_id = :tenant AND carries AND debt_counted IS NULL""")
-_REGAIN = text("""
+ WHERE tenant_id = :tenant AND carries AND debt_counted IS NULL""")  # fmt: skip
+_REGAIN = query("proration.regain", "Store tokens that a new plan has again", """
 UPDATE plan_end SET regained = greatest(coalesce(regained, 0), :tokens)
  WHERE tenant_id = :tenant AND paid_from = :day
    AND cycle_ends_at IS NOT DISTINCT FROM cast(:ends AS timestamptz)
-   AND counted < :tokens AND coalesce(regained, 0) < :tokens""")
-_SETTLE = text("""
+   AND counted < :tokens AND coalesce(regained, 0) < :tokens""")  # fmt: skip
+_SETTLE = query("proration.settle", "Store the result of an ended plan", """
 UPDATE plan_end SET used = :used, began = :began, debt = cast(:debt AS bigint), quantity = :quantity,
-       amount = :amount, charges = charges + :charges WHERE id = :id""")
+       amount = :amount, charges = charges + :charges WHERE id = :id""")  # fmt: skip
 
 # The name of a fact, and its charge.
 EarlyCharge = tuple[str, SupplyCharge]
@@ -465,22 +468,23 @@ def _charge(row: Any, rest: EarlyUse) -> SupplyCharge:
 #
 # Late reports count on the day of supply: then a part of the charge is refunded by another row.
 
-_COMMITTED_SEGMENTS = text("""
+_COMMITTED_SEGMENTS = query("proration.committed_segments", "Select segments with a minimum", """
 SELECT * FROM subscription_segment AS s
  WHERE organization_id = :organization AND end_date > start_date
    AND EXISTS (SELECT FROM subscription_segment AS m
                 WHERE m.organization_id = s.organization_id AND m.anchor_date = s.anchor_date
                   AND m.minimum_commitment IS NOT NULL)
- ORDER BY start_date, id""")
-_SUBSCRIPTION = text("SELECT id FROM organization_subscription WHERE organization_id = :organization")
+ ORDER BY start_date, id""")  # fmt: skip
+_SUBSCRIPTION = query("proration.subscription", "Select the subscription of an organization",
+    "SELECT id FROM organization_subscription WHERE organization_id = :organization")  # fmt: skip
 # By day of supply; credit notes are not included.
-_CHARGED = text("""
+_CHARGED = query("proration.charged", "Add up the charges that count toward a minimum", """
 SELECT (period_start AT TIME ZONE 'UTC')::date AS day, kind, sum(amount) AS amount, count(*) AS rows
   FROM charge
  WHERE organization_id = :organization AND kind = ANY(cast(:kinds AS text[]))
    AND reason NOT IN ('credited', 'credit_void')
    AND period_start >= cast(cast(:since AS date) AS timestamp) AT TIME ZONE 'UTC'
- GROUP BY 1, 2""")
+ GROUP BY 1, 2""")  # fmt: skip
 
 
 def missing_to_commitments(

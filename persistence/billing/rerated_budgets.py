@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfoNotFoundError
 
-from sqlalchemy import bindparam, select, text
+from sqlalchemy import bindparam, select
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_amounts import read_budget
@@ -20,15 +20,16 @@ from gateway.core.model import INTEGER_MAX
 from gateway.core.text import batched
 from gateway.core.times import ms_of
 from persistence.entity import EntityWrite, write_of
+from persistence.queries import query
 from persistence.tables import budget
 
 # Accounts of a budget that one control write moves: one script does, so that it is done once or not at all.
 BUDGET_ACCOUNTS_A_WRITE = 250
 # When the use of budgets was reset last.
-_RESETS = text("""
+_RESETS = query("rerated_budgets.resets", "Select the last resets of budgets", """
 SELECT (payload->>'budget_id')::bigint AS budget_id, max(coalesce(applied_at, now())) AS at
   FROM control_write WHERE verb = 'budget' AND state <> 'refused' AND account = ANY(:accounts)
- GROUP BY 1""")
+ GROUP BY 1""")  # fmt: skip
 
 
 def budget_writes(change: EntityWrite, rated: Iterable[tuple[Any, int]], reason: str) -> Iterator[Row]:

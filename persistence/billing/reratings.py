@@ -37,6 +37,7 @@ from persistence.billing.rerated_budgets import budget_writes
 from persistence.entity import Entity, EntityWrite
 from persistence.ledger import listeners, rollup, statements
 from persistence.ledger.rows import stored_text
+from persistence.queries import query
 from persistence.resources import catalogue
 from persistence.resources.access import STAFF
 from persistence.resources.app_users import acting
@@ -123,44 +124,49 @@ SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id,
 _PAGES = {is_parts: text(_OPEN.format(of=_OF_PARTS if is_parts else _OF_MODEL)) for is_parts in (False, True)}
 # Prices that are not done: first those whose stored calls are not all rated. The others are looked at again,
 # ever more rarely.
-_LEFT = text("""
+_LEFT = query("reratings.left", "Select prices whose calls are not rated", """
 SELECT price_id FROM rerating_left
  WHERE rated_at IS NULL OR looked_at < now() - least(interval '1 hour', (now() - rated_at) / 10)
- ORDER BY rated_at IS NOT NULL, price_id LIMIT :count""")
-_HOLD = text("SELECT * FROM rerating_left WHERE price_id = :price FOR UPDATE")
-_MOVE = text("""
+ ORDER BY rated_at IS NOT NULL, price_id LIMIT :count""")  # fmt: skip
+_HOLD = query("reratings.hold", "Lock a price whose calls are rated",
+    "SELECT * FROM rerating_left WHERE price_id = :price FOR UPDATE")  # fmt: skip
+_MOVE = query("reratings.move", "Store how far calls are rated", """
 UPDATE rerating_left SET after_id = :after, of_parts = :of_parts, rated_at = :rated_at, looked_at = now()
- WHERE price_id = :price""")
+ WHERE price_id = :price""")  # fmt: skip
 # The prices in whose place a price stands, and those of names that a price may be for.
-_AMENDED = text("""
+_AMENDED = query("reratings.amended", "Select amended prices", """
 WITH RECURSIVE amended AS (
     SELECT amends_id AS id FROM price WHERE id = :price
      UNION ALL SELECT p.amends_id FROM price AS p JOIN amended AS a ON p.id = a.id)
-SELECT id FROM amended WHERE id IS NOT NULL""")
-_REPLACEABLE = text("""
+SELECT id FROM amended WHERE id IS NOT NULL""")  # fmt: skip
+_REPLACEABLE = query("reratings.replaceable", "Select prices that a price may replace", """
 SELECT p.id FROM price AS p JOIN price AS n ON n.id = :price AND p.id <> n.id,
        lower(p.model COLLATE "C") AS theirs, lower(n.model COLLATE "C") AS ours
  WHERE theirs = ours OR (n.match = 'prefix' AND starts_with(theirs, ours))
-    OR (p.match = 'prefix' AND starts_with(ours, theirs))""")
-_ANY_CALL = text("SELECT FROM call WHERE created_at >= :since AND cost IS NOT NULL LIMIT 1")
+    OR (p.match = 'prefix' AND starts_with(ours, theirs))""")  # fmt: skip
+_ANY_CALL = query("reratings.any_call", "Select whether a call has a cost",
+    "SELECT FROM call WHERE created_at >= :since AND cost IS NOT NULL LIMIT 1")  # fmt: skip
 # Organizations whose charges have moved, once all of that is stored.
-_BILLS = text("""
+_BILLS = query("reratings.bills", "Select organizations whose charges moved", """
 SELECT b.price_id, b.organization_id FROM rerating_bill AS b
  WHERE NOT EXISTS (SELECT FROM rerating_left AS l WHERE l.price_id = b.price_id AND l.rated_at IS NULL)
    AND NOT EXISTS (SELECT FROM control_write AS w WHERE w.state IN ('pending', 'applied')
                       AND w.verb = 'amend' AND w.account = 'organization:' || b.organization_id)
- ORDER BY b.price_id, b.organization_id LIMIT :count""")
-_BILLED = text("DELETE FROM rerating_bill WHERE price_id = :price AND organization_id = :organization")
-_DONE = text("DELETE FROM rerating_left WHERE price_id = :price")
-_NEWEST = text("SELECT max(id) FROM call WHERE created_at >= :since")
-_ARCHIVED = text("""
+ ORDER BY b.price_id, b.organization_id LIMIT :count""")  # fmt: skip
+_BILLED = query("reratings.billed", "Delete an organization whose charges moved",
+    "DELETE FROM rerating_bill WHERE price_id = :price AND organization_id = :organization")  # fmt: skip
+_DONE = query("reratings.done", "Delete a price whose calls are rated",
+    "DELETE FROM rerating_left WHERE price_id = :price")  # fmt: skip
+_NEWEST = query("reratings.newest", "Select the last call",
+    "SELECT max(id) FROM call WHERE created_at >= :since")  # fmt: skip
+_ARCHIVED = query("reratings.archived", "Select from when on the ledgers are stored", """
 SELECT max(since) FROM kept_since
- WHERE ledger IN ('call', 'token_ledger', 'credit_transaction', 'feature_usage')""")
-_TOTALS = text("""
+ WHERE ledger IN ('call', 'token_ledger', 'credit_transaction', 'feature_usage')""")  # fmt: skip
+_TOTALS = query("reratings.totals", "Add up ratings of a price", """
 SELECT count(*) AS calls, count(*) FILTER (WHERE reason LIKE '%: left out, %') AS left_out, currency,
        sum(cost_before) AS cost_before, sum(cost_after) AS cost_after, sum(charged) AS charged,
        sum(credits) AS credits
-  FROM rerating WHERE price_id = :price GROUP BY currency ORDER BY currency""")
+  FROM rerating WHERE price_id = :price GROUP BY currency ORDER BY currency""")  # fmt: skip
 _SUMS = f"""
 SELECT {statements.SUMS_OF_CALL} FROM call
  WHERE request_id = ANY(%(ids)s::uuid[]) AND created_at BETWEEN %(first)s AND %(last)s FOR UPDATE"""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from gateway.core.billing.charges import ONE_DAY, Wanted
 from gateway.core.billing.document import Letterhead, UnseenLetters
@@ -21,6 +21,7 @@ from persistence.billing.invoice_build import Draft, DraftWithLines, Final
 from persistence.billing.invoice_lines import NOTHING_OWED
 from persistence.billing.invoices import overlapping
 from persistence.entity import EntityWrite, hold_flushes
+from persistence.queries import query
 from persistence.resources import access
 
 # A month is over when it is over both in UTC, by whose days invoices are made, and in the customer's time
@@ -66,12 +67,15 @@ SELECT id AS organization_id, draft_id, period_start, period_end, source, ripe
   FROM (SELECT * FROM ahead UNION ALL SELECT * FROM monthly) AS due
  WHERE draft_id IS NULL OR (ripe AND :finalize)
  ORDER BY id, source NULLS LAST LIMIT :count"""
-_NEXT = text(_DUE.format(which="o.id > :after"))
-_THESE = text(_DUE.format(which="o.id = ANY(cast(:organizations AS bigint[]))"))
+_NEXT = query("schedule.next", "Select the next organizations with due invoices",
+    _DUE.format(which="o.id > :after"))  # fmt: skip
+_THESE = query("schedule.these", "Select the due invoices of organizations",
+    _DUE.format(which="o.id = ANY(cast(:organizations AS bigint[]))"))  # fmt: skip
 # Advisory lock class 7808: invoices on schedule of one partition's organizations.
-_CLAIM = text("SELECT pg_try_advisory_xact_lock(7808, :partition)")
+_CLAIM = query("schedule.claim", "Lock the schedule of a partition",
+    "SELECT pg_try_advisory_xact_lock(7808, :partition)")  # fmt: skip
 # Only changed rows, locked in order, since flushes update organizations too.
-_LEAVE = text("""
+_LEAVE = query("schedule.leave", "Store why invoicing left organizations out", """
 WITH other AS (
     SELECT o.id, n.reason, n.why
       FROM unnest(cast(:organizations AS bigint[]), cast(:reasons AS text[]), cast(:whys AS text[]))
@@ -80,8 +84,9 @@ WITH other AS (
      ORDER BY o.id FOR NO KEY UPDATE OF o
 )
 UPDATE organization AS o SET invoicing_left = n.why, invoicing_left_reason = n.reason
-  FROM other AS n WHERE o.id = n.id""")
-_LEFT = text("SELECT id FROM organization WHERE invoicing_left IS NOT NULL ORDER BY id LIMIT :count")
+  FROM other AS n WHERE o.id = n.id""")  # fmt: skip
+_LEFT = query("schedule.left", "Select organizations that invoicing left out",
+    "SELECT id FROM organization WHERE invoicing_left IS NOT NULL ORDER BY id LIMIT :count")  # fmt: skip
 WHY_CHARACTERS_MAX = 500
 # An organization has at most a month and a fee in advance due.
 DUE_OF_ONE_MAX = 2
@@ -143,19 +148,20 @@ def _at(now: datetime, grace_hours: int) -> dict[str, Any]:
 # A query costs the same for one organization and for many, so each reads a batch. Numbers are assigned last,
 # as others wait for them until the commit.
 
-_NEW = text("""
+_NEW = query("schedule.new", "Add drafts of a period", """
 INSERT INTO invoice (organization_id, period_start, period_end, currency)
 SELECT id, :start, :until, currency FROM organization
  WHERE id = ANY(cast(:organizations AS bigint[])) AND deleted_at IS NULL ORDER BY id
-RETURNING id, organization_id""")
-_NEW_AHEAD = text("""
+RETURNING id, organization_id""")  # fmt: skip
+_NEW_AHEAD = query("schedule.new_ahead", "Add drafts of fees in advance", """
 INSERT INTO invoice (organization_id, period_start, period_end, currency, source)
 SELECT o.id, n.start, n.until, o.currency, :source
   FROM unnest(cast(:organizations AS bigint[]), cast(:starts AS date[]), cast(:ends AS date[]))
     AS n (id, start, until) JOIN organization AS o ON o.id = n.id
  WHERE o.deleted_at IS NULL ORDER BY o.id
-RETURNING id, organization_id, period_start, period_end""")
-_REMOVE = text("DELETE FROM invoice WHERE id = ANY(cast(:ids AS bigint[]))")
+RETURNING id, organization_id, period_start, period_end""")  # fmt: skip
+_REMOVE = query("schedule.remove", "Delete drafts",
+    "DELETE FROM invoice WHERE id = ANY(cast(:ids AS bigint[]))")  # fmt: skip
 
 # The source whose charges in advance get an invoice of their own.
 AHEAD: Wanted = ("subscription_segment", None)

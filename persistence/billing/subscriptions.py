@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Text, cast, func, insert, select, text, update
+from sqlalchemy import Connection, Text, cast, func, insert, select, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.dialects.postgresql import insert as insert_or_update
 
@@ -26,6 +26,7 @@ from persistence import entity
 from persistence.billing import charges, quotas
 from persistence.billing.proration import segment_of
 from persistence.entity import Entity, EntityWrite, add, day_in, id_in, json_of, live, lock, require
+from persistence.queries import query
 from persistence.tables import (
     organization,
     organization_subscription,
@@ -45,10 +46,10 @@ from persistence.tables import (
 COSTS = {"monthly": ("monthly_cost", 1), "quarterly": ("monthly_cost", 3), "annual": ("annual_cost", 1)}
 _NAMES = ("monthly_cost", "annual_cost")
 _plan, _price = subscription_plan, subscription_plan_price
-PLAN_PRICES_DUE = text("""
+PLAN_PRICES_DUE = query("subscriptions.plan_prices_due", "Select plans whose next prices are due", """
 SELECT DISTINCT plan_id FROM subscription_plan_price
- WHERE number IS NULL AND effective_from <= :today ORDER BY 1 LIMIT :count""")
-DUE = text("""
+ WHERE number IS NULL AND effective_from <= :today ORDER BY 1 LIMIT :count""")  # fmt: skip
+DUE = query("subscriptions.due", "Select subscriptions that are due to change", """
 SELECT s.id FROM organization_subscription AS s
  WHERE s.change_at <= :today OR s.status = 'future' AND s.start_date <= :today
     OR s.status <> 'over' AND (s.end_date <= :today
@@ -56,7 +57,7 @@ SELECT s.id FROM organization_subscription AS s
                    WHERE t.subscription_id = s.id AND t.anchor_date = s.start_date AND NOT t.in_force
                      AND t.starts_on <= :today AND t.starts_on < s.end_date)
        OR EXISTS (SELECT FROM subscription_plan AS p WHERE p.id = s.plan_id AND p.reprices > s.reprices))
- ORDER BY s.id LIMIT :count""")
+ ORDER BY s.id LIMIT :count""")  # fmt: skip
 
 
 def reprice(change: EntityWrite) -> Row:

@@ -8,31 +8,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from gateway.errors import Conflict
 from persistence.billing.charges import PREPAID, driver_level, insert_of
 from persistence.entity import EntityWrite
-from persistence.keeper.news import told
+from persistence.keeper.occasions import data_of, message_query
+from persistence.queries import query
 
-ADDITIONS_DUE = text("""
+ADDITIONS_DUE = query("top_ups.additions_due", "Select top-ups whose credits are due", """
 SELECT a.id, a.organization_id FROM credit_addition AS a
  WHERE a.invoicing <> 'next' AND a.invoice_id IS NULL AND a.id > :after
    AND (a.invoicing = 'prepaid' OR EXISTS (SELECT FROM charge AS c WHERE c.fact = 'addition:' || a.id))
- ORDER BY a.id LIMIT :count""")
-_CHARGE = text(insert_of(PREPAID))
+ ORDER BY a.id LIMIT :count""")  # fmt: skip
+_CHARGE = query("top_ups.charge", "Charge a prepaid addition", insert_of(PREPAID))  # fmt: skip
 # A person may have billed it before: that is its invoice then.
-_BILLED = text("""
+_BILLED = query("top_ups.billed", "Select the invoice of an addition", """
 SELECT coalesce(a.invoice_id, c.invoice_id) FROM credit_addition AS a
-  LEFT JOIN charge AS c ON c.fact = 'addition:' || a.id WHERE a.id = :addition""")
-_KEEP = text("""
-UPDATE credit_addition SET invoice_id = :invoice WHERE id = :addition AND invoice_id IS NULL""")
+  LEFT JOIN charge AS c ON c.fact = 'addition:' || a.id WHERE a.id = :addition""")  # fmt: skip
+_KEEP = query("top_ups.keep", "Store the invoice of an addition", """
+UPDATE credit_addition SET invoice_id = :invoice WHERE id = :addition AND invoice_id IS NULL""")  # fmt: skip
 _WAITING = """
   FROM credit_addition AS a WHERE a.invoice_id = :invoice AND a.invoicing = 'prepaid'
    AND a.control_write_id IS NULL"""
-_RELEASED = text(f"SELECT a.id, a.organization_id, a.credits_added {_WAITING} ORDER BY a.id FOR UPDATE")
-_IN_FORCE = text("UPDATE credit_addition SET control_write_id = :write WHERE id = :addition")
-_WAITS = text(f"SELECT EXISTS (SELECT {_WAITING})")
+_RELEASED = query("top_ups.released", "Select paid additions",
+    f"SELECT a.id, a.organization_id, a.credits_added {_WAITING} ORDER BY a.id FOR UPDATE")  # fmt: skip
+_IN_FORCE = query("top_ups.in_force", "Store the control write of an addition",
+    "UPDATE credit_addition SET control_write_id = :write WHERE id = :addition")  # fmt: skip
+_WAITS = query("top_ups.waits", "Select whether an addition waits",
+    f"SELECT EXISTS (SELECT {_WAITING})")  # fmt: skip
 
 
 class TopUp(NamedTuple):
@@ -102,18 +106,19 @@ UPDATE top_up_order AS t SET closed_at = now()
 # For a flush: for organizations whose credit movements it stored.
 ORDER_AFTER = driver_level(ORDER, which="o.id = ANY(%s)")
 CLOSE_AFTER = driver_level(CLOSE, which="t.organization_id = ANY(%s)")
-_ORDER = text(ORDER.format(which="o.id = :organization"))
+_ORDER = query("top_ups.order", "Order credits of an organization",
+    ORDER.format(which="o.id = :organization"))  # fmt: skip
 # An order that was abandoned at this movement is not repeated within the month: somebody cancelled it.
-_ORDER_LOW = text(
+_ORDER_LOW = query("top_ups.order_low", "Order credits of organizations with a low balance",
     ORDER.format(
         which="""NOT EXISTS (SELECT FROM top_up_order AS t
          WHERE t.organization_id = o.id AND t.seq = o.credit_last_seq
            AND t.created_at >= date_trunc('month', now(), 'UTC'))"""
     )
-)
+)  # fmt: skip
 # Orders that will never give credits: automatic top-ups are off, the counters refused, or a note refunded the
 # invoice that they wait for.
-_ABANDON = text("""
+_ABANDON = query("top_ups.abandon", "Close orders that will give no credits", """
 UPDATE top_up_order AS t SET closed_at = now()
  WHERE t.closed_at IS NULL AND (
     t.credit_addition_id IS NULL AND EXISTS (
@@ -123,33 +128,41 @@ UPDATE top_up_order AS t SET closed_at = now()
         SELECT FROM credit_addition AS a LEFT JOIN control_write AS w ON w.id = a.control_write_id
           LEFT JOIN invoice AS i ON i.id = a.invoice_id
          WHERE a.id = t.credit_addition_id
-           AND (w.state = 'refused' OR w.id IS NULL AND i.payment_status = 'paid')))""")
+           AND (w.state = 'refused' OR w.id IS NULL AND i.payment_status = 'paid')))""")  # fmt: skip
 # Open orders and low balances are checked repeatedly.
 ORDERS_WAIT = """
 SELECT FROM top_up_order WHERE closed_at IS NULL
  UNION ALL SELECT FROM organization WHERE auto_top_up IS NOT NULL AND deleted_at IS NULL
    AND credit_balance <= (auto_top_up->>'threshold')::bigint"""
-_ORDERS_DUE = text("""
+_ORDERS_DUE = query("top_ups.orders_due", "Select open orders of credits", """
 SELECT id FROM top_up_order WHERE closed_at IS NULL AND credit_addition_id IS NULL AND id > :after
- ORDER BY id LIMIT :count""")
-_TAKE = text("""
+ ORDER BY id LIMIT :count""")  # fmt: skip
+_TAKE = query("top_ups.take", "Lock an order of credits", """
 SELECT t.id, t.organization_id, t.seq, o.auto_top_up AS terms FROM top_up_order AS t
   JOIN organization AS o ON o.id = t.organization_id AND o.auto_top_up IS NOT NULL AND o.deleted_at IS NULL
- WHERE t.id = :id AND t.closed_at IS NULL AND t.credit_addition_id IS NULL FOR UPDATE""")
-_MADE = text("UPDATE top_up_order SET credit_addition_id = :addition WHERE id = :id")
-_CROSSED = text("UPDATE credit_addition SET crossed_seq = :seq WHERE id = :addition")
-_TELL = told("""
+ WHERE t.id = :id AND t.closed_at IS NULL AND t.credit_addition_id IS NULL FOR UPDATE""")  # fmt: skip
+_MADE = query("top_ups.made", "Store the addition of an order",
+    "UPDATE top_up_order SET credit_addition_id = :addition WHERE id = :id")  # fmt: skip
+_CROSSED = query("top_ups.crossed", "Store the movement that crossed the threshold",
+    "UPDATE credit_addition SET crossed_seq = :seq WHERE id = :addition")  # fmt: skip
+_DATA = data_of(
+    "credits.topped_up",
+    organization_id="o.id", organization="o.name", credit_balance="t.balance", credit_addition_id="a.id",
+    credits_added="a.credits_added", invoicing="a.invoicing", unit_cost="trim_scale(a.unit_cost)::text",
+    currency="o.currency", monthly_max="(o.auto_top_up->>'monthly_max')::bigint",
+    of_month="""(SELECT count(*) FROM top_up_order AS m WHERE m.organization_id = o.id
+                    AND m.created_at >= date_trunc('month', t.created_at, 'UTC') AND m.id <= t.id)""",
+)  # fmt: skip
+_TELL = message_query(
+    "top-ups",
+    "Create messages about credits that were bought automatically",
+    f"""
 WITH news AS (
-    SELECT 'credits.topped_up' AS event, 'topped_up:' || t.id AS occasion,
-           jsonb_build_object('organization_id', o.id, 'organization', o.name, 'credit_balance', t.balance,
-               'credit_addition_id', a.id, 'credits_added', a.credits_added, 'invoicing', a.invoicing,
-               'unit_cost', trim_scale(a.unit_cost)::text, 'currency', o.currency,
-               'monthly_max', (o.auto_top_up->>'monthly_max')::bigint, 'of_month', (
-                   SELECT count(*) FROM top_up_order AS m WHERE m.organization_id = o.id
-                      AND m.created_at >= date_trunc('month', t.created_at, 'UTC') AND m.id <= t.id)) AS data
+    SELECT 'credits.topped_up' AS event, 'topped_up:' || t.id AS occasion, {_DATA} AS data
       FROM top_up_order AS t JOIN organization AS o ON o.id = t.organization_id
       JOIN credit_addition AS a ON a.id = t.credit_addition_id WHERE t.id = :id
-)""")
+)""",
+)
 
 
 def order_top_up(connection: Connection, organization_id: int) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from persistence.billing import subscriptions, top_ups
@@ -19,6 +18,7 @@ from persistence.engine import looking
 from persistence.keeper.definitions import PENDING
 from persistence.keeper.news import DELIVERIES_DUE, LISTENING
 from persistence.keeper.sweeps import RESETS_DUE
+from persistence.queries import query
 
 # Queries by the name of a loop: any row means that the loop has work.
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
@@ -40,11 +40,12 @@ def _asked(name: str, reads: tuple[str, ...]) -> str:
     return f"SELECT '{name}' WHERE {' OR '.join(f'EXISTS ({one})' for one in reads)}"
 
 
-_ASK = text(" UNION ALL ".join(_asked(*one) for one in QUESTIONS.items()))
-_LOOK = text("""
+_ASK = query("agenda.ask", "Select the loops that have work",
+    " UNION ALL ".join(_asked(*one) for one in QUESTIONS.items()))  # fmt: skip
+_LOOK = query("agenda.look", "Select the numbers of the last transactions", """
 SELECT pg_snapshot_xmin(s)::text::bigint AS done, pg_snapshot_xmax(s)::text::bigint AS next,
        ARRAY(SELECT xmin::text::bigint FROM keeper) AS renewals
-  FROM pg_current_snapshot() AS s""")
+  FROM pg_current_snapshot() AS s""")  # fmt: skip
 _XID_MASK = 0xFFFFFFFF  # a row stores the lower half of its transaction's number
 
 

@@ -57,6 +57,7 @@ from gateway.core.times import ZoneOffset, ms_of
 from persistence import ids
 from persistence.billing.quotas import block_cause
 from persistence.engine import looking
+from persistence.queries import query
 from persistence.resources.access import GIVEN_UP
 from persistence.resources.catalogue import KEPT, in_force, rates_in_force
 
@@ -478,34 +479,35 @@ BUSY_S = 0.05
 
 PENDING = "SELECT FROM control_write WHERE state = 'pending'"
 # The catalogue and the prices have no partition: the first keeper pushes them.
-_WAITING = text("""
+_WAITING = query("definitions.waiting", "Select accounts with pending control writes", """
 SELECT account FROM control_write
  WHERE state = 'pending' AND (cast(:partitions AS smallint[]) IS NULL OR partition IS NULL
                               OR partition = ANY(cast(:partitions AS smallint[])))
- GROUP BY account ORDER BY min(position) LIMIT :n""")
-_LOCK = text("""
+ GROUP BY account ORDER BY min(position) LIMIT :n""")  # fmt: skip
+_LOCK = query("definitions.lock", "Lock accounts of control writes", """
 SELECT account FROM unnest(cast(:accounts AS text[])) AS account
- WHERE pg_try_advisory_xact_lock(hashtextextended('control:' || account, 0))""")
-_TAKE = text("""
+ WHERE pg_try_advisory_xact_lock(hashtextextended('control:' || account, 0))""")  # fmt: skip
+_TAKE = query("definitions.take", "Select the first pending control writes of each account", """
 SELECT w.id, w.position, w.account, w.verb, w.payload, t.turn FROM control_write AS w JOIN (
        SELECT id, row_number() OVER (PARTITION BY account ORDER BY position) AS turn
          FROM control_write WHERE account = ANY(cast(:accounts AS text[])) AND state = 'pending') AS t
     ON t.id = w.id
- WHERE t.turn <= :n AND w.state = 'pending' ORDER BY w.position FOR NO KEY UPDATE OF w SKIP LOCKED""")
-_APPLIED = text("""
+ WHERE t.turn <= :n AND w.state = 'pending' ORDER BY w.position FOR NO KEY UPDATE OF w SKIP LOCKED""")  # fmt: skip
+_APPLIED = query("definitions.applied", "Store that control writes are applied", """
 UPDATE control_write SET applied_at = coalesce(applied_at, now()),
        state = CASE WHEN verb = 'define' THEN 'done' ELSE 'applied' END,
        done_at = CASE WHEN verb = 'define' THEN now() END
- WHERE id = ANY(cast(:ids AS uuid[])) AND state = 'pending'""")
-_REFUSED = text("""
+ WHERE id = ANY(cast(:ids AS uuid[])) AND state = 'pending'""")  # fmt: skip
+_REFUSED = query("definitions.refused", "Store that control writes were refused", """
 UPDATE control_write AS w SET state = 'refused', result = jsonb_build_object('reason', r.reason)
   FROM unnest(cast(:ids AS uuid[]), cast(:reasons AS text[])) AS r (id, reason)
- WHERE w.id = r.id AND w.state = 'pending'""")
-_UNKNOWN_CREDENTIALS = text("""
+ WHERE w.id = r.id AND w.state = 'pending'""")  # fmt: skip
+_UNKNOWN_CREDENTIALS = query("definitions.unknown_credentials", "Select digests that no key has", """
 SELECT digest FROM unnest(cast(:digests AS text[])) AS digest
- WHERE NOT EXISTS (SELECT FROM api_key AS k WHERE k.digest = digest.digest)""")
+ WHERE NOT EXISTS (SELECT FROM api_key AS k WHERE k.digest = digest.digest)""")  # fmt: skip
 _TENANT = "tenant:"
-_OWNERS = text("SELECT id, organization_id FROM tenant WHERE id = ANY(:ids)")
+_OWNERS = query("definitions.owners", "Select the organizations of tenants",
+    "SELECT id, organization_id FROM tenant WHERE id = ANY(:ids)")  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
@@ -666,13 +668,13 @@ def _gone(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
 # restarted keeper continues. In a new zone all tenants are written, as its plans may be older than its clock.
 
 # Clocks of UTC never change.
-_ZONES = text("""
-SELECT DISTINCT time_zone FROM token_plan WHERE deleted_at IS NULL AND time_zone <> 'UTC' ORDER BY 1""")
-_TOLD = text("""
+_ZONES = query("definitions.zones", "Select the time zones of plans", """
+SELECT DISTINCT time_zone FROM token_plan WHERE deleted_at IS NULL AND time_zone <> 'UTC' ORDER BY 1""")  # fmt: skip
+_TOLD = query("definitions.told", "Select whether a time zone has this clock", """
 SELECT FROM zone_clock WHERE time_zone = :zone AND tenant_id IS NULL
-   AND ("offset", turns_at, offset_after) = (:offset, :turns_at, :offset_after)""")
+   AND ("offset", turns_at, offset_after) = (:offset, :turns_at, :offset_after)""")  # fmt: skip
 # Waits for another keeper that does the same. New zones begin at the first tenant.
-_BEGIN = text("""
+_BEGIN = query("definitions.begin", "Store a new clock of a time zone", """
 INSERT INTO zone_clock AS z (time_zone, "offset", turns_at, offset_after, tenant_id)
 VALUES (:zone, :offset, :turns_at, :offset_after, 0)
 ON CONFLICT (time_zone) DO UPDATE SET
@@ -680,15 +682,16 @@ ON CONFLICT (time_zone) DO UPDATE SET
        tenant_id = CASE WHEN (z."offset", z.turns_at, z.offset_after)
                            = (excluded."offset", excluded.turns_at, excluded.offset_after)
                         THEN z.tenant_id ELSE 0 END
-RETURNING tenant_id""")
-_CLOCK_TENANTS = text("""
+RETURNING tenant_id""")  # fmt: skip
+_CLOCK_TENANTS = query("definitions.clock_tenants", "Select tenants of a time zone whose clock changed", """
 SELECT t.id, t.organization_id FROM tenant AS t
   JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
- WHERE p.time_zone = :zone AND t.deleted_at IS NULL AND t.id > :after ORDER BY t.id LIMIT :n""")
-_DEFINE = text("""
+ WHERE p.time_zone = :zone AND t.deleted_at IS NULL AND t.id > :after ORDER BY t.id LIMIT :n""")  # fmt: skip
+_DEFINE = query("definitions.define", "Add the control write that defines a tenant again", """
 INSERT INTO control_write (id, partition, account, verb, payload)
-VALUES (:id, :partition, :account, 'define', '{}')""")
-_UP_TO = text("UPDATE zone_clock SET tenant_id = :tenant WHERE time_zone = :zone")
+VALUES (:id, :partition, :account, 'define', '{}')""")  # fmt: skip
+_UP_TO = query("definitions.up_to", "Store the last tenant that has the new clock",
+    "UPDATE zone_clock SET tenant_id = :tenant WHERE time_zone = :zone")  # fmt: skip
 
 
 class ClockReports:

@@ -1,12 +1,9 @@
-"""News: messages for every webhook that wants an event, once for each occasion.
-
-An occasion is a name that never repeats (a tenant's cycle and threshold, an invoice), so that repeated checks
-create one message.
-"""
+"""News: events of budgets, of sudden use, of invoices and of upstreams, and the delivery of messages."""
 
 from __future__ import annotations
 
 import json
+import pkgutil
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -14,23 +11,25 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final, NamedTuple
+from functools import cache
+from importlib import import_module
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Connection, Row, TextClause, text
+from sqlalchemy import Connection, Row, TextClause
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.budget_amounts import format_number
 from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OTHERS
 from gateway.core.accounts.intervals import INTERVALS, bounds
+from gateway.core.alerts.events.event import KEPT_DAYS
+from gateway.core.alerts.events.registry import all_events
+from gateway.core.alerts.events.webhooks import CONSENT_EVENT, LINK_DAYS, TEST_EVENT
 from gateway.core.alerts.messages import (
-    CONSENT_EVENT,
     HOURLY_OF_ORGANIZATION_MAX,
     HOURLY_OF_WEBHOOK_MAX,
-    LINK_DAYS,
     RETRIES,
     SCHEME,
-    TEST_EVENT,
     Delivery,
     DeliveryOutcome,
     digest_of,
@@ -55,55 +54,9 @@ from gateway.core.alerts.thresholds import (
     same_hours,
 )
 from gateway.core.times import EPOCH, MILLISECOND, moment_of, ms_of, rfc3339
-from persistence.billing.quotas import block_cause
-
-# A webhook with this many pending messages gets no new ones until some are delivered or given up.
-WAITING_MAX = 10_000
-
-# Messages for all webhooks that want the events of `news` (event, occasion, data).
-_TELL = f""", listening AS MATERIALIZED (
-    SELECT id, events, organization_id FROM webhook AS w WHERE enabled AND deleted_at IS NULL
-       AND (SELECT count(*) FROM (SELECT FROM webhook_delivery WHERE webhook_id = w.id AND state = 'pending'
-                                   LIMIT {WAITING_MAX}) AS waiting) < {WAITING_MAX}
-)
-INSERT INTO webhook_delivery (webhook_id, event, payload, occasion)
-SELECT w.id, n.event, n.data, n.occasion FROM news AS n
-  JOIN listening AS w ON (w.events = '[]'::jsonb OR w.events ? n.event)
-   AND (w.organization_id IS NULL OR w.organization_id = (n.data->>'organization_id')::bigint)
-ON CONFLICT (webhook_id, occasion) DO NOTHING"""
-
-
-class News(NamedTuple):
-    """An event; `data` contains its organization's id, `occasion` identifies it."""
-
-    event: str
-    occasion: str
-    data: dict[str, object]
-
-
-def told(news: str) -> TextClause:
-    """Return a statement that creates webhook messages for the events found by the WITH clause `news`."""
-    return text(f"{news}{_TELL}")
-
-
-_SAID = told("""
-WITH news AS (
-    SELECT * FROM jsonb_to_recordset(cast(:news AS jsonb)) AS n (event text, occasion text, data jsonb)
-)""")
-
-
-async def tell(connection: AsyncConnection, news: Sequence[News]) -> None:
-    if news:
-        await connection.execute(_SAID, {"news": json.dumps([each._asdict() for each in news])})
-
-
-def wanted(events: Sequence[str], organization: str) -> str:
-    """Return an SQL condition: a webhook of an `organization` (SQL of its id) wants one of these events."""
-    names = ", ".join(f"'{event}'" for event in events)
-    return f"""EXISTS (SELECT FROM webhook AS h WHERE h.enabled AND h.deleted_at IS NULL
-       AND (h.organization_id IS NULL OR h.organization_id = {organization})
-       AND (h.events = '[]'::jsonb OR h.events ?| array[{names}]))"""
-
+from persistence.keeper import events
+from persistence.keeper.occasions import News, Notice, create_messages, data_of, message_query, wanted
+from persistence.queries import query
 
 # News of budgets: reached thresholds, each second, and forecasts of their end, each minute.
 #
@@ -122,9 +75,9 @@ ROUNDED: Final = 1 - 1e-12
 _AHEAD: Final = TOTAL_AHEAD_MS * MILLISECOND
 
 _WANTED = wanted(EVENTS, "b.organization_id")
-_CALENDARS = text(f"""
+_CALENDARS = query("news.calendars", "Select the calendars of budgets that webhooks want", f"""
 SELECT DISTINCT b."interval", b.time_zone, b.anchor_day FROM budget AS b
- WHERE b.deleted_at IS NULL AND {_WANTED} LIMIT {CALENDARS_MAX}""")
+ WHERE b.deleted_at IS NULL AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # fmt: skip
 # All wanted budgets in their windows; the limit of a raised budget is the raised amount.
 _LIVE = f"""
 WITH calendar AS (
@@ -168,14 +121,14 @@ SELECT b.*, l."limit", u.value, u.name AS account, u.used,
   LEFT JOIN budget_told AS t ON t.budget_id = b.id AND t.start = b.start AND t.value = u.value
  WHERE (b.id, b.start, u.value) > (:id, :start, :value) AND l."limit" > 0"""
 _IN_ORDER = f" ORDER BY b.id, b.start, u.value LIMIT {ACCOUNTS_MAX}"
-_REACHED = text(f"""{_LIVE}
+_REACHED = query("news.reached", "Select accounts of budgets that have reached a threshold", f"""{_LIVE}
 {_ACCOUNTS.format(least="b.usual * least(1, (SELECT min(x) FROM unnest(b.parts) AS x))")}
    AND (u.used >= l."limit" AND (NOT coalesce(t.exceeded, false) OR l."limit" > t.level)
         OR u.used >= l."limit" * (SELECT min(x) FROM unnest(b.parts) AS x
                                    WHERE x > coalesce(t.part, 0) OR x * l."limit" > t.level))
-{_IN_ORDER}""")
+{_IN_ORDER}""")  # fmt: skip
 # Accounts whose pace may give a forecast, or whose next sample is due; the rule in the core decides.
-_RUNNING = text(f"""{_LIVE}
+_RUNNING = query("news.running", "Select accounts of budgets that may run out", f"""{_LIVE}
 {_ACCOUNTS.format(least="b.usual / 10")}
    AND u.used < l."limit" AND NOT coalesce(t.foreseen, false)
    AND (t.seen_at IS NULL OR :now - t.seen_at >= b.look_back OR u.used < t.seen_used
@@ -184,15 +137,15 @@ _RUNNING = text(f"""{_LIVE}
            * extract(epoch FROM :now - coalesce(t.before_at, b.began))::float8
            <= (u.used - coalesce(t.before_used, 0))::float8
            * extract(epoch FROM coalesce(b.next - :now, :ahead))::float8)
-{_IN_ORDER}""")
-_TOLD = text("""
+{_IN_ORDER}""")  # fmt: skip
+_TOLD = query("news.told", "Store the reported thresholds of budgets", """
 INSERT INTO budget_told AS t (budget_id, start, value, part, level, exceeded)
 SELECT * FROM unnest(cast(:ids AS bigint[]), cast(:starts AS timestamptz[]), cast(:values AS text[]),
                      cast(:parts AS numeric[]), cast(:levels AS numeric[]), cast(:exceeded AS boolean[]))
 ON CONFLICT (budget_id, start, value) DO UPDATE
    SET part = greatest(t.part, excluded.part), level = greatest(t.level, excluded.level),
-       exceeded = t.exceeded OR excluded.exceeded""")
-_FORESEEN = text("""
+       exceeded = t.exceeded OR excluded.exceeded""")  # fmt: skip
+_FORESEEN = query("news.foreseen", "Store forecasts and samples of budgets", """
 INSERT INTO budget_told AS t (budget_id, start, value, foreseen, before_used, before_at, seen_used, seen_at,
                               looked_used, came_at)
 SELECT id, start, value, foreseen, before_used, before_at, seen_used, seen_at, looked_used,
@@ -205,14 +158,14 @@ SELECT id, start, value, foreseen, before_used, before_at, seen_used, seen_at, l
 ON CONFLICT (budget_id, start, value) DO UPDATE
    SET foreseen = t.foreseen OR excluded.foreseen, before_used = excluded.before_used,
        before_at = excluded.before_at, seen_used = excluded.seen_used, seen_at = excluded.seen_at,
-       looked_used = excluded.looked_used, came_at = excluded.came_at""")
-_FORGET = text("""
+       looked_used = excluded.looked_used, came_at = excluded.came_at""")  # fmt: skip
+_FORGET = query("news.forget", "Delete reports of earlier windows of budgets", """
 DELETE FROM budget_told AS t USING budget AS b
  WHERE b.id = t.budget_id AND (b.deleted_at IS NOT NULL OR EXISTS (
        SELECT FROM unnest(cast(:intervals AS text[]), cast(:zones AS text[]), cast(:anchors AS integer[]),
                           cast(:starts AS timestamptz[])) AS c ("interval", time_zone, anchor_day, start)
         WHERE (c."interval", c.time_zone, c.anchor_day) = (b."interval", b.time_zone, b.anchor_day)
-          AND t.start < c.start))""")
+          AND t.start < c.start))""")  # fmt: skip
 
 Found = Row[Any]
 
@@ -236,7 +189,7 @@ async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
             rows.append((found.id, found.start, found.value, *now_told))
         names = ("ids", "starts", "values", "parts", "levels", "exceeded")
         await connection.execute(_TOLD, _columns(names, rows))
-        await tell(connection, news)
+        await create_messages(connection, news)
 
     await _each_page(engine, _REACHED, now, tell_of, over=OVER)
 
@@ -269,7 +222,7 @@ async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
                 "looked_used", "came_at",
             )  # fmt: skip
             await connection.execute(_FORESEEN, _columns(names, rows))
-        await tell(connection, news)
+        await create_messages(connection, news)
 
     await _each_page(engine, _RUNNING, now, tell_of)
     async with engine.begin() as connection:
@@ -410,7 +363,7 @@ _SUBJECTS = """GROUPING SETS (
     (organization_id, currency{by}), (organization_id, tenant_id, currency{by}),
     (organization_id, tenant_id, api_key_id, currency{by}))"""
 # The subjects with enough cost in this hour, and the earlier costs of their organizations, read once.
-_HOURS = text(f"""
+_HOURS = query("news.hours", "Select organizations, tenants and keys with a high cost in this hour", f"""
 WITH running AS MATERIALIZED (
     SELECT organization_id, tenant_id, api_key_id, currency, sum(cost) AS cost FROM usage_rollup AS u
      WHERE span = 'hour' AND start = :hour AND {wanted((EVENT,), "u.organization_id")}
@@ -440,7 +393,7 @@ SELECT r.*, o.name AS organization, t.name AS tenant, k.name AS api_key,
   LEFT JOIN api_key AS k ON k.id = r.api_key_id
   LEFT JOIN same_hours AS h ON h.organization_id = r.organization_id AND h.currency = r.currency
    AND h.tenant_id = coalesce(r.tenant_id, -1) AND h.api_key_id = coalesce(r.api_key_id, -1)
-  LEFT JOIN days AS d ON d.organization_id = r.organization_id AND d.currency = r.currency""")
+  LEFT JOIN days AS d ON d.organization_id = r.organization_id AND d.currency = r.currency""")  # fmt: skip
 
 
 async def look_for_sudden_use(engine: AsyncEngine, now: datetime) -> None:
@@ -452,7 +405,7 @@ async def look_for_sudden_use(engine: AsyncEngine, now: datetime) -> None:
     }  # fmt: skip
     async with engine.begin() as connection:
         found = (await connection.execute(_HOURS, sought)).all()
-        await tell(
+        await create_messages(
             connection, [_news_of_sudden_use(each, hour) for each in found if is_sudden(_hour(each), now)]
         )
 
@@ -481,95 +434,51 @@ def _news_of_sudden_use(found: Found, hour: datetime) -> News:
 
 # News for webhooks: present states are read from the tables each second, forecasts each minute.
 
-THRESHOLDS = (50, 80, 100)
-# Credits are low at a tenth of the last addition.
-CREDITS_LOW_DIVISOR = 10
-ENDING_DAYS = 7
-KEPT_DAYS = 30
-# Longer states are stored for longer, or they would be reported again.
-KEPT_LONG_DAYS = 400
-# A row may become visible this long after the time written in it.
-OVERLAP = timedelta(minutes=2)
-
-_QUOTAS = told("""
+_INVOICE_DATA = data_of(
+    "invoice.finalized",
+    invoice_id="i.id", organization_id="i.organization_id", organization="o.name", kind="i.kind",
+    number="i.number", currency="i.currency", total_amount="trim_scale(i.total_amount)::text",
+)  # fmt: skip
+_INVOICE = message_query(
+    "invoices",
+    "Create messages about final invoices",
+    f"""
 WITH news AS (
-    SELECT 'quota.' || p.percent AS event,
-           format('quota:%s:%s:%s', q.tenant_id, q.cycle, p.percent) AS occasion,
-           jsonb_build_object('organization_id', t.organization_id,
-               'tenant_id', q.tenant_id, 'tenant', t.name,
-               'percent', p.percent, 'tokens_used', q.tokens_used, 'tokens_remaining', q.tokens_remaining,
-               'cycle', q.cycle, 'next_reset_at', q.next_reset_at) AS data
-      FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
-     CROSS JOIN unnest(cast(:thresholds AS bigint[])) AS p (percent)
-     WHERE q.updated_at >= :since AND q.plan_id IS NOT NULL AND q.tokens_remaining IS NOT NULL
-       AND q.tokens_used * 100 >= p.percent * (q.tokens_used + q.tokens_remaining)
-)""")
-_BLOCKS = told(f"""
-WITH changed AS (
-    UPDATE tenant_quota SET noticed_blocked = is_blocked WHERE is_blocked <> noticed_blocked
-    RETURNING tenant_id, is_blocked, manual_block, tokens_remaining
-), news AS (
-    SELECT CASE WHEN c.is_blocked THEN 'tenant.blocked' ELSE 'tenant.unblocked' END AS event,
-           'blocked:' || gen_random_uuid() AS occasion,
-           jsonb_build_object('organization_id', t.organization_id,
-               'tenant_id', c.tenant_id, 'tenant', t.name,
-               'manual_block', c.manual_block, 'block_cause', {block_cause("t.id", "c.manual_block")},
-               'tokens_remaining', c.tokens_remaining) AS data
-      FROM changed AS c JOIN tenant AS t ON t.id = c.tenant_id
-)""")
-_CREDITS = told("""
-WITH news AS (
-    SELECT 'credits.low' AS event, format('credits:%s:%s', o.id, a.id) AS occasion,
-           jsonb_build_object('organization_id', o.id, 'organization', o.name,
-               'credit_balance', o.credit_balance, 'last_added', a.credits_added) AS data
-      FROM organization AS o
-     CROSS JOIN LATERAL (
-           SELECT c.id, c.credits_added FROM credit_addition AS c
-             JOIN credit_posting AS p ON p.organization_id = o.id AND p.credit_addition_id = c.id
-              AND p.kind = 'addition'
-            WHERE c.organization_id = o.id AND c.credits_added > 0 ORDER BY c.id DESC LIMIT 1) AS a
-     WHERE o.deleted_at IS NULL AND o.credit_balance * :divisor <= a.credits_added
-)""")
-_ENDING = told("""
-WITH news AS (
-    SELECT 'subscription.ending' AS event, format('ending:%s:%s', s.id, s.end_date) AS occasion,
-           jsonb_build_object('organization_subscription_id', s.id, 'organization_id', s.organization_id,
-               'organization', o.name, 'plan_id', s.plan_id, 'end_date', s.end_date) AS data
-      FROM organization_subscription AS s JOIN organization AS o ON o.id = s.organization_id
-     WHERE s.status = 'active' AND s.end_date <= cast(:until AS date)
-)""")
-_INVOICE = told("""
-WITH news AS (
-    SELECT 'invoice.finalized' AS event, 'invoice:' || i.id AS occasion,
-           jsonb_build_object('invoice_id', i.id, 'organization_id', i.organization_id,
-               'organization', o.name, 'kind', i.kind, 'number', i.number, 'currency', i.currency,
-               'total_amount', trim_scale(i.total_amount)::text) AS data
+    SELECT 'invoice.finalized' AS event, 'invoice:' || i.id AS occasion, {_INVOICE_DATA} AS data
       FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id WHERE i.id = ANY(:ids)
-)""")
-# The new payment status of invoices; an invoice that is open again is no news.
-_PAYMENT_STATUS = told("""
+)""",
+)
+_PAYMENT_STATUS_DATA = data_of(
+    "invoice.paid", "invoice.overdue", "invoice.uncollectible",
+    invoice_id="i.id", organization_id="i.organization_id", organization="o.name", number="i.number",
+    currency="i.currency", total_amount="trim_scale(i.total_amount)::text",
+    payment_status="i.payment_status", due_date="i.due_date",
+)  # fmt: skip
+# An invoice that is open again is no news.
+_PAYMENT_STATUS = message_query(
+    "payment status",
+    "Create messages about invoices that became paid, overdue or given up",
+    f"""
 WITH news AS (
     SELECT 'invoice.' || i.payment_status AS event,
-           format('invoice:%s:%s', i.id, gen_random_uuid()) AS occasion,
-           jsonb_build_object('invoice_id', i.id, 'organization_id', i.organization_id,
-               'organization', o.name, 'number', i.number, 'currency', i.currency,
-               'total_amount', trim_scale(i.total_amount)::text, 'payment_status', i.payment_status,
-               'due_date', i.due_date) AS data
+           format('invoice:%s:%s', i.id, gen_random_uuid()) AS occasion, {_PAYMENT_STATUS_DATA} AS data
       FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id
      WHERE i.id = ANY(:ids) AND i.payment_status <> 'open'
-)""")
+)""",
+)
 LISTENING = "SELECT FROM webhook WHERE enabled AND deleted_at IS NULL"
-_NOBODY = text(f"SELECT NOT EXISTS ({LISTENING})")
-_PRUNE = text("""
+_NOBODY = query("news.nobody", "Select whether there is no webhook",
+    f"SELECT NOT EXISTS ({LISTENING})")  # fmt: skip
+_PRUNE = query("news.prune", "Delete old messages of webhooks", """
 DELETE FROM webhook_delivery
  WHERE state <> 'pending' AND created_at < now() - make_interval(days =>
-       CASE WHEN event LIKE 'quota.%' OR event IN ('credits.low', 'upstream.empty') THEN cast(:long AS integer) ELSE :days END)""")
-_TOLD_EMPTY = text("""
+       coalesce((cast(:kept_days AS jsonb)->>event)::integer, :days))""")  # fmt: skip
+_TOLD_EMPTY = query("news.told_empty", "Select the reported empty accounts of upstreams", """
 SELECT DISTINCT occasion FROM webhook_delivery
- WHERE event = 'upstream.empty' AND created_at > now() - interval '1 hour'""")
-_UNANSWERED = text("""
+ WHERE event = 'upstream.empty' AND created_at > now() - interval '1 hour'""")  # fmt: skip
+_UNANSWERED = query("news.unanswered", "Delete consents to mail that were never given", """
 DELETE FROM mail_consent
- WHERE given_at IS NULL AND coalesce(expires_at, asked_at + make_interval(days => :days)) < now()""")
+ WHERE given_at IS NULL AND coalesce(expires_at, asked_at + make_interval(days => :days)) < now()""")  # fmt: skip
 
 
 def tell_invoices(connection: Connection, invoice_ids: Sequence[int]) -> None:
@@ -579,6 +488,19 @@ def tell_invoices(connection: Connection, invoice_ids: Sequence[int]) -> None:
 def tell_payment_status(connection: Connection, invoice_ids: Sequence[int]) -> None:
     """Create messages about invoices that became paid, overdue or given up, in the same transaction."""
     connection.execute(_PAYMENT_STATUS, {"ids": list(invoice_ids)})
+
+
+@cache
+def _notices() -> Sequence[Notice]:
+    """Return the notices of the modules in `persistence/keeper/events/`."""
+    modules = pkgutil.iter_modules(events.__path__)
+    return [import_module(f"{events.__name__}.{module.name}").NOTICE for module in modules]
+
+
+@cache
+def _kept_days() -> str:
+    """Return how long messages are stored, as JSON: days by event."""
+    return json.dumps({event.name: event.kept_days for event in all_events().values()})
 
 
 class Notices:
@@ -593,16 +515,14 @@ class Notices:
         async with self._engine.begin() as connection:
             if (await connection.execute(_NOBODY)).scalar_one():
                 return
-            await connection.execute(_QUOTAS, {"since": since - OVERLAP, "thresholds": list(THRESHOLDS)})
-            await connection.execute(_BLOCKS)
-            await connection.execute(_CREDITS, {"divisor": CREDITS_LOW_DIVISOR})
-            await connection.execute(_ENDING, {"until": now.date() + timedelta(days=ENDING_DAYS)})
+            for notice in _notices():
+                await connection.execute(notice.statement, notice.parameters(since, now))
         await reached_budgets(self._engine, now)
 
     async def forget(self) -> None:
         """Delete old messages, also of deleted webhooks, and consents that were never given."""
         async with self._engine.begin() as connection:
-            await connection.execute(_PRUNE, {"days": KEPT_DAYS, "long": KEPT_LONG_DAYS})
+            await connection.execute(_PRUNE, {"days": KEPT_DAYS, "kept_days": _kept_days()})
             await connection.execute(_UNANSWERED, {"days": KEPT_DAYS})
 
     async def tell_empty(
@@ -621,7 +541,7 @@ class Notices:
                 for occasion, account in occasions.items()
                 if account[0] not in waiting or occasion in recent
             }
-            await tell(connection, [
+            await create_messages(connection, [
                 News(
                     "upstream.empty", occasion,
                     {"upstream": upstream, "status": status, "since": rfc3339(moment_of(since_ms))},
@@ -648,7 +568,7 @@ SELECT FROM webhook AS w CROSS JOIN LATERAL (
         AND next_attempt_at <= now() + make_interval(secs => :ahead_s) LIMIT 1) AS d"""
 # Some of each webhook, in random order: no slow or busy webhook is always first. Materialized: otherwise
 # PostgreSQL may search due ones again for each joined row, and find more each time.
-_TAKE = text("""
+_TAKE = query("news.take", "Claim due messages of webhooks", """
 WITH busy AS (
     SELECT organization_id FROM webhook WHERE hour = date_trunc('hour', now())
      GROUP BY organization_id HAVING sum(hourly) > :of_organization
@@ -667,27 +587,27 @@ UPDATE webhook_delivery AS d
   FROM due, webhook AS w
  WHERE d.id = due.id AND w.id = d.webhook_id
 RETURNING d.id, d.event, d.payload, d.created_at, d.attempts, d.webhook_id, w.url, w.secret,
-          w.ours, w.organization_id, w.enabled AND w.deleted_at IS NULL AS wanted""")
-_DONE = text("""
+          w.ours, w.organization_id, w.enabled AND w.deleted_at IS NULL AS wanted""")  # fmt: skip
+_DONE = query("news.done", "Store the outcome of a message", """
 UPDATE webhook_delivery
    SET state = :state, response_status = :status, error = :error,
        delivered_at = CASE WHEN :state = 'delivered' THEN now() END,
        next_attempt_at = now() + make_interval(secs => :retry)
- WHERE id = :id""")
+ WHERE id = :id""")  # fmt: skip
 
 
-_COUNT = text("""
+_COUNT = query("news.count", "Count the mails of a webhook in this hour", """
 UPDATE webhook SET hour = date_trunc('hour', now()),
        hourly = CASE WHEN hour = date_trunc('hour', now()) THEN hourly ELSE 0 END + :more
- WHERE id = :id""")
-_AGREED = text("""
+ WHERE id = :id""")  # fmt: skip
+_AGREED = query("news.agreed", "Select the mail addresses that agreed", """
 SELECT organization_id, address FROM mail_consent
- WHERE given_at IS NOT NULL AND organization_id = ANY(cast(:whose AS bigint[]))""")
-_LINK = text("""
+ WHERE given_at IS NOT NULL AND organization_id = ANY(cast(:whose AS bigint[]))""")  # fmt: skip
+_LINK = query("news.link", "Store the link by which a mail address agrees", """
 UPDATE mail_consent AS c SET digest = :digest, expires_at = now() + make_interval(days => :days)
   FROM organization AS o
  WHERE o.id = c.organization_id AND c.organization_id = :whose AND c.address = :address AND given_at IS NULL
-RETURNING o.name""")
+RETURNING o.name""")  # fmt: skip
 NOBODY_AGREED = "none of its addresses has agreed to get mail"
 
 

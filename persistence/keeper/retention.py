@@ -21,21 +21,22 @@ from sqlalchemy import (
     literal,
     literal_column,
     select,
-    text,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.times import AHEAD_MAX, AHEAD_MAX_MS, began, is_of_gateway, ms_of
+from persistence.queries import query
 from persistence.tables import clock_ahead, use_event
 
 # Requests of this many newest months are searched month by month; older ones together.
 MONTHS_ALONE_MAX = 3
 
 # Days whose ids came from a clock that was further ahead, and the time of their earliest rows.
-_AHEAD = text("SELECT day, since FROM clock_ahead WHERE day = ANY(cast(:days AS date[]))")
-_KEPT = text("""
+_AHEAD = query("retention.ahead", "Select days with ids of a clock that was ahead",
+    "SELECT day, since FROM clock_ahead WHERE day = ANY(cast(:days AS date[]))")  # fmt: skip
+_KEPT = query("retention.kept", "Select from when on the ledgers are stored", """
 SELECT max(since) FILTER (WHERE ledger <> 'call') AS movements, max(since) AS calls FROM kept_since
- WHERE ledger IN ('token_ledger', 'credit_transaction', 'feature_usage', 'call')""")
+ WHERE ledger IN ('token_ledger', 'credit_transaction', 'feature_usage', 'call')""")  # fmt: skip
 # The parameter `:since` as a time; minus infinity if it is NULL.
 SINCE = "coalesce(cast(:since AS timestamptz), timestamptz '-infinity')"
 
@@ -169,7 +170,7 @@ async def delete(engine: AsyncEngine, statement: TextClause, of: Mapping[str, ob
 
 ROWS_AT_ONCE = 1_000
 
-_EVENTS = text("""
+_EVENTS = query("retention.events", "Delete old events of use", """
 DELETE FROM use_event WHERE id = ANY(ARRAY(
     SELECT e.id FROM use_event AS e
      WHERE e.created_at < now() - make_interval(days => :days)
@@ -184,12 +185,12 @@ DELETE FROM use_event WHERE id = ANY(ARRAY(
                         WHERE t.request_id = e.request_id AND t."timestamp" >= e.used_at - interval '1 day')
        AND NOT EXISTS (SELECT FROM feature_usage AS t
                         WHERE t.request_id = e.request_id AND t."timestamp" >= e.used_at - interval '1 day')
-     ORDER BY e.created_at LIMIT :n))""")
-_RERATINGS = text("""
+     ORDER BY e.created_at LIMIT :n))""")  # fmt: skip
+_RERATINGS = query("retention.reratings", "Delete old ratings of calls", """
 DELETE FROM rerating WHERE id = ANY(ARRAY(
     SELECT id FROM rerating
      WHERE created_at < now() - make_interval(days => :days) AND created_at < (SELECT all_kept_since())
-     ORDER BY created_at LIMIT :n))""")
+     ORDER BY created_at LIMIT :n))""")  # fmt: skip
 
 
 async def forget_events(engine: AsyncEngine, days: int, at_once: int = ROWS_AT_ONCE) -> int:

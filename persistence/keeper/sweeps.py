@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import CursorResult, Row, TextClause, text
+from sqlalchemy import CursorResult, Row, TextClause
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -35,6 +35,7 @@ from persistence.error_mapping import complaint
 from persistence.keeper import retention
 from persistence.keeper.retention import SINCE
 from persistence.ledger import listeners, rollup, statements
+from persistence.queries import query
 from persistence.schema.standing import NEEDED
 
 # The present keepers, and which of them flushes a partition, in PostgreSQL.
@@ -46,7 +47,7 @@ from persistence.schema.standing import NEEDED
 
 # A digest of the other keepers' registrations.
 _OTHERS = "coalesce(md5(string_agg(concat_ws(' ', id, place, reached), ',' ORDER BY id)), '')"
-_KEEP = text(f"""
+_KEEP = query("sweeps.keep", "Register a keeper and share the partitions", f"""
 WITH here AS (
     INSERT INTO keeper (id, place, reached, until, schema_version)
     VALUES (:id, :place, cast(:reached AS smallint[]),
@@ -83,17 +84,17 @@ WITH here AS (
 SELECT partition, m.partition IS NOT NULL AS is_mine, d.keeper_id IS NULL OR d.keeper_id = :id AS is_due,
        (SELECT {_OTHERS} FROM other) AS others
   FROM mine AS m FULL JOIN due AS d USING (partition)
- WHERE m.partition IS NOT NULL OR d.keeper_id = :id""")
+ WHERE m.partition IS NOT NULL OR d.keeper_id = :id""")  # fmt: skip
 # A renewal if nothing has changed since the last registration of all keepers.
-_RENEW = text(f"""
+_RENEW = query("sweeps.renew", "Renew the registration of a keeper", f"""
 UPDATE keeper SET until = clock_timestamp() + make_interval(secs => :held_s)
  WHERE id = :id AND NOT EXISTS (SELECT FROM keeper WHERE until <= clock_timestamp())
    AND (SELECT {_OTHERS} FROM keeper WHERE id <> :id) = :others
    AND ARRAY(SELECT partition FROM keeper_partition WHERE keeper_id = :id ORDER BY partition)
-       = cast(:own AS smallint[])""")
-_LEAVE = text("""
+       = cast(:own AS smallint[])""")  # fmt: skip
+_LEAVE = query("sweeps.leave", "Delete the registration of a keeper", """
 WITH gone AS (DELETE FROM keeper WHERE id = :id)
-DELETE FROM keeper_partition WHERE keeper_id = :id""")
+DELETE FROM keeper_partition WHERE keeper_id = :id""")  # fmt: skip
 
 
 class KeeperShares:
@@ -158,21 +159,25 @@ class KeeperShares:
 SSL_REQUEST = (8).to_bytes(4) + (80_877_103).to_bytes(4)
 SSL_ANSWER_S_MAX = 5.0
 
-_DEAD = text("SELECT count(*) FROM dead_letter WHERE resolved_at IS NULL")
+_DEAD = query("sweeps.dead", "Count open dead letters",
+    "SELECT count(*) FROM dead_letter WHERE resolved_at IS NULL")  # fmt: skip
 # Messages for a deleted or disabled webhook are not late: they are given up when they are due.
-_WAITING = text("""
+_WAITING = query("sweeps.waiting", "Count messages of webhooks that wait", """
 SELECT count(*) AS waiting,
        coalesce(extract(epoch FROM now() - min(d.created_at)
                                            FILTER (WHERE w.enabled AND w.deleted_at IS NULL)), 0) AS oldest
-  FROM webhook_delivery AS d JOIN webhook AS w ON w.id = d.webhook_id WHERE d.state = 'pending'""")
-_OVERDUE = text("SELECT count(*) FROM invoice WHERE payment_status = 'overdue'")
-_LEFT = text("""
+  FROM webhook_delivery AS d JOIN webhook AS w ON w.id = d.webhook_id WHERE d.state = 'pending'""")  # fmt: skip
+_OVERDUE = query("sweeps.overdue", "Count overdue invoices",
+    "SELECT count(*) FROM invoice WHERE payment_status = 'overdue'")  # fmt: skip
+_LEFT = query("sweeps.left", "Count organizations that invoicing left out", """
 SELECT invoicing_left_reason AS reason, count(*) AS count FROM organization
- WHERE invoicing_left IS NOT NULL AND deleted_at IS NULL GROUP BY 1""")
-_CLOCK = text("SELECT extract(epoch FROM clock_timestamp())")
-_LOST = text("SELECT extract(epoch FROM max(updated_at)) FROM redis_loss WHERE lost > 0")
+ WHERE invoicing_left IS NOT NULL AND deleted_at IS NULL GROUP BY 1""")  # fmt: skip
+_CLOCK = query("sweeps.clock", "Select the time of the server",
+    "SELECT extract(epoch FROM clock_timestamp())")  # fmt: skip
+_LOST = query("sweeps.lost", "Select the time of the last loss of Redis",
+    "SELECT extract(epoch FROM max(updated_at)) FROM redis_loss WHERE lost > 0")  # fmt: skip
 # Movements without evidence before the last one with evidence, in losses that are not counted yet.
-_PENDING = text("""
+_PENDING = query("sweeps.pending", "Count movements that may be lost", """
 WITH open AS MATERIALIZED (
     SELECT account, epoch, stored_seq(account, epoch) AS stored
       FROM (SELECT DISTINCT account, epoch FROM recovered_event WHERE counted_at IS NULL) AS accounts
@@ -181,9 +186,9 @@ WITH open AS MATERIALIZED (
       FROM open AS o JOIN recovered_event AS r USING (account, epoch) WHERE r.seq > o.stored
      GROUP BY account, epoch, o.stored
 )
-SELECT coalesce(sum(missing), 0) FROM gap""")
+SELECT coalesce(sum(missing), 0) FROM gap""")  # fmt: skip
 # Differences in the last stored comparison; contradictions of rows from the last one that compared rows.
-_DIFFERS = text("""
+_DIFFERS = query("sweeps.differs", "Count accounts that differ in the last comparison", """
 WITH last AS (SELECT items FROM reconciliation ORDER BY id DESC LIMIT 1),
      asked AS (SELECT items FROM reconciliation WHERE NOT items @> '[{"kind": "unasked"}]'
                 ORDER BY id DESC LIMIT 1)
@@ -193,13 +198,13 @@ SELECT item->>'kind' AS kind, count(*) AS n
         UNION ALL
         SELECT i.item FROM asked CROSS JOIN LATERAL jsonb_array_elements(asked.items) AS i (item)
          WHERE i.item->>'kind' = 'contradiction') AS found
- GROUP BY 1""")
-_ENDS = text("""
+ GROUP BY 1""")  # fmt: skip
+_ENDS = query("sweeps.ends", "Select when the next key, token or session expires", """
 SELECT 'api_key', extract(epoch FROM min(expires_at)) FROM api_key
  WHERE revoked_at IS NULL AND expires_at > now()
 UNION ALL
 SELECT 'admin_token', extract(epoch FROM min(expires_at)) FROM admin_token
- WHERE revoked_at IS NULL AND expires_at > now()""")
+ WHERE revoked_at IS NULL AND expires_at > now()""")  # fmt: skip
 
 
 async def watch_gauges(
@@ -273,7 +278,7 @@ AWAITED_S_MAX = 600
 KEPT_DAYS = 7
 MOVEMENTS_MAX = 5_000
 
-_REMEMBER = text("""
+_REMEMBER = query("sweeps.remember", "Store the movements that Redis has brought", """
 WITH brought AS MATERIALIZED (
     SELECT DISTINCT * FROM unnest(
         cast(:accounts AS text[]), cast(:partitions AS smallint[]), cast(:epochs AS bigint[]),
@@ -284,12 +289,12 @@ WITH brought AS MATERIALIZED (
 )
 INSERT INTO recovered_event (account, partition, epoch, seq)
 SELECT account, partition, epoch, seq FROM brought JOIN stored USING (account, epoch) WHERE seq > upto
-ON CONFLICT DO NOTHING""")
+ON CONFLICT DO NOTHING""")  # fmt: skip
 
-_OPEN = text("""
-SELECT DISTINCT account, epoch FROM recovered_event WHERE counted_at IS NULL""")
+_OPEN = query("sweeps.open", "Select accounts whose losses are not counted", """
+SELECT DISTINCT account, epoch FROM recovered_event WHERE counted_at IS NULL""")  # fmt: skip
 
-_COUNT = text("""
+_COUNT = query("sweeps.count", "Count the losses of accounts", """
 WITH quiet AS (
     SELECT account, epoch, min(partition) AS partition, max(seq) AS last_seq,
            stored_seq(account, epoch) AS stored
@@ -312,12 +317,13 @@ ON CONFLICT (account, epoch) DO UPDATE SET first_seq = excluded.first_seq, last_
        recovered = excluded.recovered, lost = excluded.lost, updated_at = now()
 RETURNING account, epoch, first_seq, last_seq, recovered, lost
 )
-SELECT f.*, f.lost - coalesce(b.lost, 0) FROM found AS f LEFT JOIN redis_loss AS b USING (account, epoch)""")
+SELECT f.*, f.lost - coalesce(b.lost, 0) FROM found AS f LEFT JOIN redis_loss AS b USING (account, epoch)""")  # fmt: skip
 
-_FORGET = text("""
-DELETE FROM recovered_event WHERE counted_at < now() - make_interval(days => :days)""")
+_FORGET = query("sweeps.forget", "Delete old movements of counted losses", """
+DELETE FROM recovered_event WHERE counted_at < now() - make_interval(days => :days)""")  # fmt: skip
 # One keeper counts at a time, so that each loss is reported and added by the keeper that found it.
-_TURN = text("SELECT pg_advisory_xact_lock(7804, 1)")
+_TURN = query("sweeps.turn", "Wait for another keeper, which counts losses",
+    "SELECT pg_advisory_xact_lock(7804, 1)", usual_s=30.0)  # fmt: skip
 
 
 async def remember_losses(connection: AsyncConnection, movements: Sequence[MovementRange]) -> None:
@@ -369,12 +375,13 @@ class Losses:
 # Deleted tenants keep their due reset. So only one check in this many reads from the beginning; the others
 # start after the time at which the last check found only deleted tenants.
 LOOKS_A_ROUND = 60
-RESETS_DUE = text("""
+RESETS_DUE = query("sweeps.resets_due", "Select tenants whose tokens are due to be reset", """
 SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
  WHERE q.next_reset_at > cast(:since AS timestamptz) AND q.next_reset_at <= cast(:until AS timestamptz)
-   AND t.deleted_at IS NULL ORDER BY q.next_reset_at LIMIT :n""")
-_NOW, _FIRST = text("SELECT now()"), datetime.min.replace(tzinfo=UTC)
-_CHARGED = text(f"""
+   AND t.deleted_at IS NULL ORDER BY q.next_reset_at LIMIT :n""")  # fmt: skip
+_NOW = query("sweeps.now", "Select the time of the transaction", "SELECT now()")
+_FIRST = datetime.min.replace(tzinfo=UTC)
+_CHARGED = query("sweeps.charged", "Select the charges of requests that settle late", f"""
 SELECT request, sum(tokens)::bigint AS weighed, sum(credits)::bigint AS credits, sum(units)::bigint AS units,
        bool_or(reclaimed) AS reclaimed, sum(carried)::bigint AS over,
        (SELECT max(c.tokens) FROM call AS c WHERE c.request_id = cast(request AS uuid)
@@ -402,20 +409,20 @@ SELECT request, sum(tokens)::bigint AS weighed, sum(credits)::bigint AS credits,
     SELECT request_id::text, 0, 0, 0, reason IS NOT DISTINCT FROM 'reclaimed', 0 FROM call
      WHERE request_id = ANY(cast(:ids AS uuid[])) AND NOT refused AND created_at >= {SINCE}
        AND (reason IS DISTINCT FROM 'reclaimed' OR tokens <> 0 OR cost > 0)
-  ) AS rows GROUP BY request""")
+  ) AS rows GROUP BY request""")  # fmt: skip
 # The control write and its credit addition, both once.
-_REFUND = text("""
+_REFUND = query("sweeps.refund", "Add a refund of credits", """
 WITH intent AS (
     INSERT INTO control_write (id, partition, account, verb, payload)
     VALUES (:id, :partition, :account, 'credits', jsonb_build_object('amount', cast(:amount AS bigint)))
     ON CONFLICT (id) DO NOTHING RETURNING id)
 INSERT INTO credit_addition (organization_id, credits_added, category, remark, control_write_id)
-SELECT :organization, :amount, 'refund', :remark, intent.id FROM intent RETURNING id""")
+SELECT :organization, :amount, 'refund', :remark, intent.id FROM intent RETURNING id""")  # fmt: skip
 # Stores an entry of the late queue as a dead letter.
-_SET_ASIDE = text("""
+_SET_ASIDE = query("sweeps.set_aside", "Store an entry of the late queue as a dead letter", """
 INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id, tenant_id)
 VALUES (:partition, :entry, :raw, :reason, :organization, :tenant)
-ON CONFLICT (partition, entry_id) DO NOTHING""")
+ON CONFLICT (partition, entry_id) DO NOTHING""")  # fmt: skip
 _GONE = (
     "request {} settles late, and may be charged in a month that is archived:"
     " look there, then redrive or resolve it"

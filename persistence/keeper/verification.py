@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row, text
+from sqlalchemy import Row
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -35,6 +35,10 @@ from persistence.keeper.definitions import budgets_of
 from persistence.keeper.retention import SINCE
 from persistence.ledger.checkpoints import closed, disproved, sums, violations
 from persistence.ledger.rows import is_uuid
+from persistence.queries import query
+
+# Usual seconds of a query that reads ledgers whole, or waits for flushes.
+LONG_S = 30.0
 
 # Stored use of budgets: Redis is rebuilt from it and compared with it, in one snapshot.
 
@@ -48,33 +52,34 @@ RUNS_KEPT_S = 86_400
 # Accounts of sessions that Redis has dropped as unused; it counts days in UTC.
 _FORGOTTEN = """b."interval" = 'total' AND b.each = 'session'
            AND u.moved_at < date_trunc('day', now(), 'UTC') - make_interval(days => :unused_days)"""
-_USED = text(f"""
+_USED = query("verification.used", "Select the use of accounts of budgets", f"""
 SELECT u.budget_id, k.start AS start_ms, u.value, u.used,
        floor(extract(epoch FROM u.moved_at) * 1000)::bigint AS moved_ms
   FROM unnest(cast(:ids AS bigint[]), cast(:starts AS bigint[])) AS k (id, start)
   JOIN budget_use AS u ON u.budget_id = k.id AND u.start = to_timestamp(k.start / 1000.0)
   LEFT JOIN budget AS b ON b.id = u.budget_id AND {_FORGOTTEN}
- WHERE b.id IS NULL""")
-_FORGET_WINDOWS = text("""
+ WHERE b.id IS NULL""")  # fmt: skip
+_FORGET_WINDOWS = query("verification.forget_windows", "Delete the use of old windows of budgets", """
 DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
     SELECT u.ctid FROM budget_use AS u JOIN budget AS b ON b.id = u.budget_id
      WHERE u.start > 'epoch' AND u.start < now() - make_interval(days => :days)
-       AND u.moved_at < now() - make_interval(days => :days) LIMIT :n))""")
+       AND u.moved_at < now() - make_interval(days => :days) LIMIT :n))""")  # fmt: skip
 # Windows without end are kept, except those of sessions, and of budgets that were deleted long ago.
-_FORGET_ENDLESS = text(f"""
+_FORGET_ENDLESS = query(
+    "verification.forget_endless", "Delete the use of old sessions and of deleted budgets", f"""
 DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
     SELECT u.ctid FROM budget AS b
      CROSS JOIN LATERAL (SELECT ctid, moved_at FROM budget_use
                           WHERE budget_id = b.id AND start = 'epoch' OFFSET 0) AS u
      WHERE (b.each = 'session' OR b.deleted_at < now() - make_interval(days => :days))
-       AND ({_FORGOTTEN} OR b.deleted_at < now() - make_interval(days => :days)) LIMIT :n))""")
+       AND ({_FORGOTTEN} OR b.deleted_at < now() - make_interval(days => :days)) LIMIT :n))""")  # fmt: skip
 # Runs that Redis keeps.
-_RUNS = text("""
+_RUNS = query("verification.runs", "Select runs that Redis keeps", """
 SELECT r.*, coalesce(u.used, 0)::bigint AS calls FROM run AS r
   LEFT JOIN budget_use AS u ON u.budget_id = r.id AND u.start = r.created_at
  WHERE r.organization_id = ANY(:ids) AND r.expires_at > now() - make_interval(secs => :kept_s)
- ORDER BY r.created_at, r.id""")
-_FORGET_RUNS = text("""
+ ORDER BY r.created_at, r.id""")  # fmt: skip
+_FORGET_RUNS = query("verification.forget_runs", "Delete expired runs", """
 WITH gone AS (
     SELECT id, created_at FROM run WHERE expires_at < now() - make_interval(days => :days) LIMIT :n
 ), uses AS (
@@ -83,13 +88,14 @@ WITH gone AS (
          CROSS JOIN LATERAL (SELECT ctid FROM budget_use
                               WHERE budget_id IN (g.id, g.id + 1) AND start = g.created_at OFFSET 0) AS u))
 )
-DELETE FROM run WHERE id = ANY(ARRAY(SELECT id FROM gone))""")
-_FORGET_JOBS = text("""
+DELETE FROM run WHERE id = ANY(ARRAY(SELECT id FROM gone))""")  # fmt: skip
+_FORGET_JOBS = query("verification.forget_jobs", "Delete expired jobs", """
 DELETE FROM job WHERE ctid = ANY(ARRAY(
-    SELECT ctid FROM job WHERE expires_at < now() - make_interval(days => :days) LIMIT :n))""")
-_MARK = text("SELECT last_entry_id FROM partition_state WHERE partition = :partition")
-_ASIDE = text("""
-SELECT raw FROM dead_letter WHERE resolved_at IS NULL AND organization_id = ANY(:organizations) LIMIT :n""")
+    SELECT ctid FROM job WHERE expires_at < now() - make_interval(days => :days) LIMIT :n))""")  # fmt: skip
+_MARK = query("verification.mark", "Select the last stored entry of a partition",
+    "SELECT last_entry_id FROM partition_state WHERE partition = :partition")  # fmt: skip
+_ASIDE = query("verification.aside", "Select open dead letters of organizations", """
+SELECT raw FROM dead_letter WHERE resolved_at IS NULL AND organization_id = ANY(:organizations) LIMIT :n""")  # fmt: skip
 
 
 class BudgetUses:
@@ -154,36 +160,41 @@ CREDENTIALS_MAX = 5_000
 # Maximum of later definitions that are checked one by one; if there are more, all accounts are.
 CHANGES_MAX = 20_000
 
-_APPLIED = text(
+_APPLIED = query("verification.applied", "Select control writes that are applied and not stored",
     "SELECT id, partition FROM control_write WHERE state = 'applied' AND partition = ANY(:partitions)"
-)
-_AGAIN = text(
+)  # fmt: skip
+_AGAIN = query("verification.again", "Store that control writes are pending again",
     "UPDATE control_write SET state = 'pending' WHERE state = 'applied' AND id = ANY(cast(:ids AS uuid[]))"
-)
-_NOTED = text("SELECT partition, run_id, epoch FROM partition_state WHERE run_id IS NOT NULL")
-_SETTLED = text(f"""
+)  # fmt: skip
+_NOTED = query("verification.noted", "Select the verified histories of partitions",
+    "SELECT partition, run_id, epoch FROM partition_state WHERE run_id IS NOT NULL")  # fmt: skip
+_SETTLED = query("verification.settled", "Select which requests are settled", f"""
 SELECT request_id::text AS request FROM token_ledger
  WHERE request_id = ANY(cast(:ids AS uuid[])) AND created_at >= {SINCE}
  UNION SELECT request_id::text FROM credit_transaction
         WHERE request_id = ANY(cast(:ids AS uuid[])) AND "timestamp" >= {SINCE}
  UNION SELECT request_id::text FROM feature_usage
-        WHERE request_id = ANY(cast(:ids AS uuid[])) AND "timestamp" >= {SINCE}""")
-_WORKERS = text("SELECT worker_slot FROM gateway_worker")
-_CAME = text(
+        WHERE request_id = ANY(cast(:ids AS uuid[])) AND "timestamp" >= {SINCE}""")  # fmt: skip
+_WORKERS = query("verification.workers", "Select the slots of gateway workers",
+    "SELECT worker_slot FROM gateway_worker")  # fmt: skip
+_CAME = query("verification.came", "Add the slots of gateway workers",
     "INSERT INTO gateway_worker (worker_slot) SELECT unnest(cast(:worker_slots AS text[]))"
     " ON CONFLICT DO NOTHING"
-)
-_GONE = text("DELETE FROM gateway_worker WHERE worker_slot = ANY(:worker_slots)")
-_ORGANIZATIONS = text("SELECT id FROM organization")
-_CREDENTIALS = text(
+)  # fmt: skip
+_GONE = query("verification.gone", "Delete the slots of gateway workers",
+    "DELETE FROM gateway_worker WHERE worker_slot = ANY(:worker_slots)")  # fmt: skip
+_ORGANIZATIONS = query("verification.organizations", "Select all organizations",
+    "SELECT id FROM organization")  # fmt: skip
+_CREDENTIALS = query("verification.credentials", "Select the digests of all keys",
     "SELECT k.id AS key_id, k.digest, t.organization_id"
     " FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id"
-)
+)  # fmt: skip
 # Organizations and keys defined after a position. Other writes to an account are entries of its partition,
 # too: data that continues contains them, or they are stored nowhere, and are pushed again.
 _DEFINED = "FROM control_write WHERE verb = 'define' AND position > :position"
-_CHANGES = text(f"SELECT count(*) FROM (SELECT {_DEFINED} LIMIT :n) AS w")
-_CHANGED = text(f"""
+_CHANGES = query("verification.changes", "Count definitions that changed since a position",
+    f"SELECT count(*) FROM (SELECT {_DEFINED} LIMIT :n) AS w")  # fmt: skip
+_CHANGED = query("verification.changed", "Select the objects whose definition changed since a position", f"""
 WITH w AS (SELECT DISTINCT split_part(account, ':', 1) AS kind, split_part(account, ':', 2)::bigint AS id
              {_DEFINED} AND account ~ '^(organization|tenant|key|user):[0-9]{{1,18}}(:|$)')
 SELECT id AS organization_id, NULL::bigint AS key_id, NULL AS digest FROM w WHERE kind = 'organization'
@@ -191,25 +202,26 @@ UNION ALL SELECT t.organization_id, NULL, NULL FROM w JOIN tenant AS t ON t.id =
            WHERE kind IN ('tenant', 'user')
 UNION ALL SELECT t.organization_id, k.id, k.digest
             FROM w JOIN api_key AS k ON k.id = w.id JOIN tenant AS t ON t.id = k.tenant_id
-           WHERE kind = 'key'""")
+           WHERE kind = 'key'""")  # fmt: skip
 _LIMITED = "u.organization_id = ANY(:ids) AND u.deleted_at IS NULL AND u.limits <> '{}'"
-_VERSION = text("SELECT coalesce(max(position), 1) FROM control_write")
+_VERSION = query("verification.version", "Select the position of the last control write",
+    "SELECT coalesce(max(position), 1) FROM control_write")  # fmt: skip
 # A concurrent transaction may have a lower position; none takes as long as this.
-_POSITION = text("""
+_POSITION = query("verification.position", "Select a position that no open transaction is before", """
 SELECT coalesce((SELECT position FROM control_write WHERE created_at < now() - interval '10 minutes'
-                  ORDER BY position DESC LIMIT 1), 0)""")
-_COMPARED = text("""
+                  ORDER BY position DESC LIMIT 1), 0)""")  # fmt: skip
+_COMPARED = query("verification.compared", "Select the partitions whose definitions were compared", """
 SELECT partition, compared_run_id, compared_epoch, compared_position FROM partition_state
- WHERE compared_position IS NOT NULL AND NOT older""")
-_NOTE_COMPARED = text("""
+ WHERE compared_position IS NOT NULL AND NOT older""")  # fmt: skip
+_NOTE_COMPARED = query("verification.note_compared", "Store that definitions of partitions were compared", """
 UPDATE partition_state AS s
    SET compared_run_id = :run_id, compared_epoch = n.epoch, compared_position = :position, updated_at = now()
   FROM unnest(cast(:partitions AS smallint[]), cast(:epochs AS bigint[])) AS n (partition, epoch)
- WHERE s.partition = n.partition AND s.run_id = :run_id AND s.epoch = n.epoch""")
+ WHERE s.partition = n.partition AND s.run_id = :run_id AND s.epoch = n.epoch""")  # fmt: skip
 # The flusher's locks: their holder knows that every earlier flush has ended.
-_BARRIER = text("""
-SELECT pg_advisory_xact_lock(7800, p) FROM unnest(cast(:partitions AS integer[])) AS p ORDER BY p""")
-_NOTE = text("""
+_BARRIER = query("verification.barrier", "Wait for the flushes of partitions", """
+SELECT pg_advisory_xact_lock(7800, p) FROM unnest(cast(:partitions AS integer[])) AS p ORDER BY p""", usual_s=LONG_S)  # fmt: skip
+_NOTE = query("verification.note", "Store that partitions are verified", """
 INSERT INTO partition_state (partition, run_id, epoch, verified_at, updated_at)
 SELECT n.partition, :run_id, n.epoch, now(), now()
   FROM unnest(cast(:partitions AS smallint[]), cast(:epochs AS bigint[])) AS n (partition, epoch) ORDER BY 1
@@ -217,7 +229,7 @@ ON CONFLICT (partition) DO UPDATE SET run_id = excluded.run_id, epoch = excluded
        verified_at = excluded.verified_at, updated_at = excluded.updated_at
  WHERE excluded.epoch > partition_state.epoch
     OR (excluded.epoch = partition_state.epoch AND excluded.run_id = partition_state.run_id)
-RETURNING partition""")
+RETURNING partition""")  # fmt: skip
 
 
 class LedgerReader(BudgetUses):
@@ -400,7 +412,8 @@ class LedgerReader(BudgetUses):
 # Everything is read in one snapshot. `deep` also counts and sums all movements, with checkpoints for past
 # months; without it the balance of an account's last row is trusted.
 
-_WITHIN = text("SELECT set_config('statement_timeout', :ms, true)")
+_WITHIN = query("verification.within", "Limit the time of statements",
+    "SELECT set_config('statement_timeout', :ms, true)")  # fmt: skip
 # The part of a ledger after the last checkpoint.
 _OPEN = {"since": "c.last_seq", "until": str(INTEGER_MAX), "month": "o.spend_month"}
 
@@ -409,11 +422,14 @@ SELECT o.id, coalesce(array_agg(t.id ORDER BY t.id) FILTER (WHERE t.id IS NOT NU
   FROM (SELECT id FROM organization WHERE {where} ORDER BY id LIMIT :n) AS o
   LEFT JOIN tenant AS t ON t.organization_id = o.id
  GROUP BY o.id ORDER BY o.id"""
-_EVERY = text(_OWNERS.format(where="id > :after"))
-_THESE = text(_OWNERS.format(where="id = ANY(cast(:ids AS bigint[]))"))
-_ANYBODY = text("SELECT id FROM organization ORDER BY random() LIMIT 1")
+_EVERY = query("verification.every", "Select accounts after an organization",
+    _OWNERS.format(where="id > :after"))  # fmt: skip
+_THESE = query("verification.these", "Select accounts of organizations",
+    _OWNERS.format(where="id = ANY(cast(:ids AS bigint[]))"))  # fmt: skip
+_ANYBODY = query("verification.anybody", "Select a random organization",
+    "SELECT id FROM organization ORDER BY random() LIMIT 1")  # fmt: skip
 
-_TENANTS = text("""
+_TENANTS = query("verification.tenants", "Select balances of tenants", """
 SELECT 'tenant:' || k.id AS account, q.last_seq, q.tokens_remaining AS head, found.seq IS NOT NULL AS found,
        found.total_remaining + coalesce(d.difference, 0) AS at_seq, last.total_remaining AS last_row
   FROM unnest(cast(:ids AS bigint[]), cast(:seqs AS bigint[])) AS k (id, seq)
@@ -421,10 +437,10 @@ SELECT 'tenant:' || k.id AS account, q.last_seq, q.tokens_remaining AS head, fou
   LEFT JOIN token_ledger AS found ON found.tenant_id = k.id AND found.seq = k.seq
   LEFT JOIN LATERAL (SELECT total_remaining FROM token_ledger WHERE tenant_id = k.id AND seq <= q.last_seq
                       ORDER BY seq DESC LIMIT 1) AS last ON true
-  LEFT JOIN known_drift AS d ON d.account = 'tenant:' || k.id AND d.seq = k.seq""")
+  LEFT JOIN known_drift AS d ON d.account = 'tenant:' || k.id AND d.seq = k.seq""")  # fmt: skip
 # An unlimited account has no balance: the movements since it became limited count. A known drift is contained
 # in the next row; until there is one, only Redis contains it.
-_TENANT_SUMS = text(f"""
+_TENANT_SUMS = query("verification.tenant_sums", "Add up the movements of tenants", f"""
 SELECT 'tenant:' || k.id AS account, c.movements + s.movements AS rows,
        u.last IS NOT DISTINCT FROM u.unlimited AS unlimited,
        (s.amount + CASE WHEN s.since_seq IS NULL THEN c.amount ELSE 0 END)::bigint AS summed,
@@ -434,8 +450,8 @@ SELECT 'tenant:' || k.id AS account, c.movements + s.movements AS rows,
  CROSS JOIN LATERAL ({closed("tenant", "")}) AS c
  CROSS JOIN LATERAL ({sums("tenant", **_OPEN)}) AS s
  CROSS JOIN LATERAL (SELECT coalesce(s.since_seq, c.since_seq) AS unlimited,
-                            greatest(s.last_seq, nullif(c.last_seq, 0)) AS last) AS u""")
-_CREDITS = text("""
+                            greatest(s.last_seq, nullif(c.last_seq, 0)) AS last) AS u""", usual_s=LONG_S)  # fmt: skip
+_CREDITS = query("verification.credits", "Select balances of credits", """
 SELECT 'credits:' || k.id AS account, o.credit_last_seq AS last_seq, o.credit_balance AS head,
        found.seq IS NOT NULL AS found, found.balance_after + coalesce(d.difference, 0) AS at_seq,
        coalesce(last.balance_after, 0) AS last_row
@@ -454,8 +470,8 @@ SELECT 'credits:' || k.id AS account, o.credit_last_seq AS last_seq, o.credit_ba
         WHERE organization_id = k.id AND seq <= o.credit_last_seq ORDER BY seq DESC LIMIT 1)
       ORDER BY seq DESC LIMIT 1
   ) AS last ON true
-  LEFT JOIN known_drift AS d ON d.account = 'credits:' || k.id AND d.seq = k.seq""")
-_CREDIT_SUMS = text(f"""
+  LEFT JOIN known_drift AS d ON d.account = 'credits:' || k.id AND d.seq = k.seq""")  # fmt: skip
+_CREDIT_SUMS = query("verification.credit_sums", "Add up the movements of credits", f"""
 SELECT 'credits:' || k.id AS account, c.movements + s.movements AS rows, false AS unlimited,
        (c.amount + s.amount)::bigint AS summed,
        coalesce((SELECT sum(d.difference) FROM known_drift AS d
@@ -463,8 +479,8 @@ SELECT 'credits:' || k.id AS account, c.movements + s.movements AS rows, false A
   FROM unnest(cast(:ids AS bigint[])) AS k (id)
   JOIN organization AS o ON o.id = k.id
  CROSS JOIN LATERAL ({closed("credits", "")}) AS c
- CROSS JOIN LATERAL ({sums("credits", **_OPEN)}) AS s""")
-_SPENDS = text("""
+ CROSS JOIN LATERAL ({sums("credits", **_OPEN)}) AS s""", usual_s=LONG_S)  # fmt: skip
+_SPENDS = query("verification.spends", "Select the spend of organizations", """
 SELECT 'spend:' || k.id AS account, o.spend_last_seq AS last_seq, o.spent AS head,
        found.seq IS NOT NULL AS found, found.spent_after + coalesce(d.difference, 0) AS at_seq,
        coalesce(last.spent_after, 0) AS last_row
@@ -473,9 +489,9 @@ SELECT 'spend:' || k.id AS account, o.spend_last_seq AS last_seq, o.spent AS hea
   LEFT JOIN feature_usage AS found ON found.organization_id = k.id AND found.seq = k.seq
   LEFT JOIN LATERAL (SELECT spent_after FROM feature_usage WHERE organization_id = k.id
                         AND seq <= o.spend_last_seq ORDER BY seq DESC LIMIT 1) AS last ON true
-  LEFT JOIN known_drift AS d ON d.account = 'spend:' || k.id AND d.seq = k.seq""")
+  LEFT JOIN known_drift AS d ON d.account = 'spend:' || k.id AND d.seq = k.seq""")  # fmt: skip
 # Spend starts at zero each month, whatever drift is known after the last movement before.
-_SPEND_SUMS = text(f"""
+_SPEND_SUMS = query("verification.spend_sums", "Add up the spend of organizations", f"""
 SELECT 'spend:' || k.id AS account, c.movements + s.movements AS rows, false AS unlimited,
        (c.amount + s.amount)::bigint AS summed,
        coalesce((SELECT sum(d.difference) FROM known_drift AS d WHERE d.account = 'spend:' || k.id
@@ -485,19 +501,21 @@ SELECT 'spend:' || k.id AS account, c.movements + s.movements AS rows, false AS 
   JOIN organization AS o ON o.id = k.id
  CROSS JOIN LATERAL ({closed("spend", "o.spend_month")}) AS c
  CROSS JOIN LATERAL ({sums("spend", **_OPEN)}) AS s
- CROSS JOIN LATERAL (SELECT least(c.since_seq, s.since_seq) AS since_seq) AS b""")
-_LISTED = text("SELECT account, count(*) AS n FROM listed_gap GROUP BY account")
-_STOPPED = text("SELECT account, reason FROM quarantine WHERE released_at IS NULL")
-_UNRESOLVED = text("""
+ CROSS JOIN LATERAL (SELECT least(c.since_seq, s.since_seq) AS since_seq) AS b""", usual_s=LONG_S)  # fmt: skip
+_LISTED = query("verification.listed", "Count the known gaps of accounts",
+    "SELECT account, count(*) AS n FROM listed_gap GROUP BY account")  # fmt: skip
+_STOPPED = query("verification.stopped", "Select accounts in quarantine",
+    "SELECT account, reason FROM quarantine WHERE released_at IS NULL")  # fmt: skip
+_UNRESOLVED = query("verification.unresolved", "Select dead letters that stop an invoice", """
 SELECT o.id, 'entry ' || d.entry_id || ' could not be stored: ' || d.reason AS why
   FROM unnest(cast(:ids AS bigint[])) AS o (id)
  CROSS JOIN LATERAL (
        SELECT entry_id, reason FROM dead_letter WHERE resolved_at IS NULL
           AND (organization_id = o.id OR tenant_id IN (SELECT id FROM tenant WHERE organization_id = o.id))
-        LIMIT 10) AS d""")
-_DUE = text("""
+        LIMIT 10) AS d""")  # fmt: skip
+_DUE = query("verification.due", "Select tenants of organizations whose tokens are due to be reset", """
 SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
- WHERE t.organization_id = ANY(cast(:ids AS bigint[])) AND q.next_reset_at <= now() ORDER BY 1""")
+ WHERE t.organization_id = ANY(cast(:ids AS bigint[])) AND q.next_reset_at <= now() ORDER BY 1""")  # fmt: skip
 
 # By kind of account: the queries of heads and of sums.
 _READS = {

@@ -15,11 +15,13 @@ from sqlalchemy import ColumnElement, Connection, column, literal, select, table
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.integrity.reconciliation import DifferenceKind, Item
+from persistence.queries import query
 
 # The maximum of movements of one checkpoint; a longer month has several.
 MOVEMENTS_MAX = 1_000_000
 # Advisory lock class 7807: checkpoints, so that none is made while a movement takes an earlier seq.
-_LOCK = text("SELECT pg_advisory_xact_lock(7807, 1)")
+_LOCK = query("checkpoints.lock", "Wait for another checkpoint",
+    "SELECT pg_advisory_xact_lock(7807, 1)")  # fmt: skip
 
 # Movements of `k.id` after the seq `{since}` up to `{until}`: number, sum, and the seq before them. For
 # tenants only those after the last unlimited balance count, for spend those of the month.
@@ -128,13 +130,14 @@ _AGAIN = """
 INSERT INTO account_checkpoint ({columns})
 SELECT account, first_seq, last_seq, version + 1, month, found, came_to, found_since
   FROM ({in_force}) AS again"""
-_ORGANIZATIONS = text("SELECT id FROM organization WHERE id > :after ORDER BY id LIMIT :count")
-_TENANTS = text(
+_ORGANIZATIONS = query("checkpoints.organizations", "Select the next organizations",
+    "SELECT id FROM organization WHERE id > :after ORDER BY id LIMIT :count")  # fmt: skip
+_TENANTS = query("checkpoints.tenants", "Select the tenants of organizations",
     "SELECT id FROM tenant WHERE organization_id = ANY(cast(:organizations AS bigint[])) ORDER BY id"
-)
-_SOME = text("""
+)  # fmt: skip
+_SOME = query("checkpoints.some", "Select random checkpoints", """
 SELECT account, last_seq FROM account_checkpoint
- WHERE account = ANY(cast(:accounts AS text[])) ORDER BY random() LIMIT :count""")
+ WHERE account = ANY(cast(:accounts AS text[])) ORDER BY random() LIMIT :count""")  # fmt: skip
 
 
 def sums(kind: str, since: str, until: str, month: str) -> str:
@@ -250,6 +253,7 @@ INVARIANTS = (
     "invoice",
     "payments",
     "owed",
+    "service_discounts",
     "days",
     "usage_adds_up",
     "budgets",

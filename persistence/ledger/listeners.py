@@ -14,7 +14,8 @@ import psycopg
 from sqlalchemy import Connection
 
 from gateway.core.accounts.outbox import OutboxEntry
-from gateway.core.accounts.usage import DIMENSIONS, SUMS
+from gateway.core.accounts.usage import DIMENSIONS
+from gateway.core.accounts.usage_sums import SUMS
 from gateway.feature import features
 
 # Why a call's row changed: a late report, an amendment by a person, a late settlement, or a price.

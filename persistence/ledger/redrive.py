@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import Any, cast
 
 import psycopg
-from sqlalchemy import Connection, insert, text
+from sqlalchemy import Connection, insert
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import await_only
@@ -32,7 +32,7 @@ from gateway.core.accounts.outbox import (
 )
 from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount, RefusingLimit, others
 from gateway.core.accounts.tags import Tags
-from gateway.core.accounts.usage import SUMS
+from gateway.core.accounts.usage_sums import SUMS
 from gateway.core.billing.price_book import KINDS
 from gateway.core.times import DAY_MS, moment_of
 from gateway.errors import Conflict, LedgerUnavailable, Unprocessable
@@ -56,6 +56,7 @@ from persistence.ledger.guard import (
 )
 from persistence.ledger.rollup import RollupDelta, add_up
 from persistence.ledger.rows import stored_text
+from persistence.queries import query
 from persistence.tables import call
 
 # Refused calls: rows of the journal, and counts of the roll-ups, stored in one transaction.
@@ -69,21 +70,22 @@ NAMED_A_DAY_MAX = 1_000
 CountedName = tuple[int, int, str, Tags]
 ORGANIZATIONS_MAX = 10_000
 _REFUSED = SUMS.index("refused")
-_CLAIM = text("""
+_CLAIM = query("redrive.claim", "Store a refused batch", """
 INSERT INTO refused_batch AS b (worker, number) VALUES (cast(:worker AS uuid), :number)
 ON CONFLICT (worker) DO UPDATE SET number = excluded.number, stored_at = now()
  WHERE b.number < excluded.number
-RETURNING number""")
-_RUNS = text("""
+RETURNING number""")  # fmt: skip
+_RUNS = query("redrive.runs", "Select runs by name", """
 SELECT DISTINCT ON (tenant_id, name) tenant_id, name, id FROM run
  WHERE (tenant_id, name) IN (SELECT * FROM unnest(cast(:tenants AS bigint[]), cast(:names AS text[])))
- ORDER BY tenant_id, name, created_at DESC""")
-_PLANS = text("""
+ ORDER BY tenant_id, name, created_at DESC""")  # fmt: skip
+_PLANS = query("redrive.plans", "Select the plans of tenants", """
 SELECT tenant_id, plan_id FROM tenant_quota
- WHERE tenant_id = ANY(cast(:tenants AS bigint[])) AND plan_id IS NOT NULL""")
+ WHERE tenant_id = ANY(cast(:tenants AS bigint[])) AND plan_id IS NOT NULL""")  # fmt: skip
 _REFUSED_BY = frozenset(RefusingLimit)
 # Of workers that ended long ago: a running one has stored something since, or repeats nothing.
-_FORGET = text("DELETE FROM refused_batch WHERE stored_at < now() - interval '30 days'")
+_FORGET = query("redrive.forget", "Delete refused batches of ended workers",
+    "DELETE FROM refused_batch WHERE stored_at < now() - interval '30 days'")  # fmt: skip
 
 
 class RefusedJournal:

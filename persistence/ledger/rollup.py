@@ -15,12 +15,8 @@ from typing import Any
 from psycopg import Connection
 
 from gateway.core.accounts.outbox import (
-    CACHE_READ,
     CACHE_WRITE,
     CACHE_WRITE_1H,
-    INPUT,
-    OUTPUT,
-    REASONING,
     CallFacts,
     EventFlag,
     EventKind,
@@ -39,10 +35,10 @@ from gateway.core.accounts.usage import (
     OTHER,
     OTHER_PROJECTS,
     SPANS,
-    SUMS,
     TAG_SPANS,
     UNTAGGED,
 )
+from gateway.core.accounts.usage_sums import SUMS, read_sums
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import DAY_MS, HOUR_MS
 from persistence.ledger import statements
@@ -78,15 +74,14 @@ def add_call(hours: Rollup, event: OutboxEntry, facts: CallFacts, user_id: int |
         user_id or 0, int(project) if project else NO_PROJECT, event.service_id,
         stored_text(facts.model), stored_text(facts.currency), tags_json(facts.tags),
     )  # fmt: skip
-    more = (
-        1, 0, counts[INPUT], counts[CACHE_READ], counts[CACHE_WRITE] + counts[CACHE_WRITE_1H],
-        counts[OUTPUT], counts[REASONING], tokens, credits_, units,
-        bounded(cost or 0), facts.estimated, bool(facts.unpriced) or (cost is None and tokens > 0),
-        counts[CACHE_WRITE_1H],
-    )  # fmt: skip
+    is_unpriced = bool(facts.unpriced) or (cost is None and tokens > 0)
+    more = read_sums([
+        *counts, counts[CACHE_WRITE] + counts[CACHE_WRITE_1H], tokens, credits_, units, bounded(cost or 0),
+        +facts.estimated, +is_unpriced, 1, 0,
+    ])  # fmt: skip
     sums = hours.get(bucket)
     if sums is None:
-        hours[bucket] = list(map(int, more))
+        hours[bucket] = list(more)
     else:
         for at, count in enumerate(more):
             sums[at] += count

@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.core.accounts.budgets import OTHERS
 from gateway.core.accounts.usage import NO_PROJECT
+from gateway.core.accounts.usage_sums import USAGE_SUMS
 from gateway.core.billing.price_book import KINDS
 from gateway.core.model import INTEGER_MAX, PARTITIONS
 from persistence.billing.charges import OVERAGES, PURCHASES, driver_level, insert_of
@@ -316,9 +317,7 @@ SUMS_OF_CALL = f"""
        organization_id, (extract(epoch FROM date_trunc('hour', created_at, 'UTC')) * 1000)::bigint, tenant_id,
        api_key_id, coalesce(user_id, 0), coalesce(project_id, {NO_PROJECT}), coalesce(service_id, 0),
        coalesce(model, ''), coalesce(currency, ''), coalesce(tags::text, '{{}}'),
-       1, 0, input, cache_read, cache_write + cache_write_1h, output, reasoning, tokens, credits, units,
-       coalesce(cost, 0), estimated::integer,
-       (unpriced IS NOT NULL OR (cost IS NULL AND tokens > 0))::integer, cache_write_1h,
+        {", ".join(usage_sum.sql for usage_sum in USAGE_SUMS)},
        request_id::text, (extract(epoch FROM created_at) * 1000)::bigint"""
 # Its row is locked.
 CALL_SUMS = f"SELECT {SUMS_OF_CALL} FROM call WHERE {_CALL} FOR UPDATE"

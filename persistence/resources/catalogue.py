@@ -66,7 +66,7 @@ from persistence.entity import (
     lock,
     refuse_while_referenced,
 )
-from persistence.resources import people
+from persistence.resources import negotiated_prices, people
 from persistence.tables import (
     budget,
     business_model,
@@ -334,7 +334,11 @@ _here = organization_subscription.c
 
 ORGANIZATION_SERVICES = Entity(
     organization_service,
-    verbs=entity.VERBS,
+    verbs={
+        "create": negotiated_prices.create,
+        "change": negotiated_prices.change_row,
+        "delete": negotiated_prices.delete,
+    },
     refers={
         "organization_id": organization,
         "service_id": service,

@@ -37,7 +37,6 @@ from gateway.core.accounts.usage import (
     OTHER,
     OTHER_PROJECTS,
     SPANS,
-    SUMS,
     TAGS,
     ReportPiece,
     UsageQuery,
@@ -48,6 +47,7 @@ from gateway.core.accounts.usage import (
     span_of,
     start_of,
 )
+from gateway.core.accounts.usage_sums import SUMS
 from gateway.errors import StoreUnavailable, Unprocessable
 from persistence.billing import quotas
 from persistence.billing.invoice_build import LINES

@@ -16,12 +16,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from gateway.core import network
 from gateway.core.accounts.administration import Row
 from gateway.core.alerts import messages
-from gateway.core.alerts.messages import (
-    CONSENT_EVENT,
-    HOURLY_OF_ORGANIZATION_MAX,
-    HOURLY_OF_WEBHOOK_MAX,
-    TEST_EVENT,
-)
+from gateway.core.alerts.events.webhooks import CONSENT_EVENT, TEST_EVENT
+from gateway.core.alerts.messages import HOURLY_OF_ORGANIZATION_MAX, HOURLY_OF_WEBHOOK_MAX
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
 from persistence.entity import Entity, EntityWrite, json_of, live, lock

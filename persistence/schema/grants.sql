@@ -20,7 +20,7 @@ GRANT INSERT, UPDATE ON
     admin_token, app_user, budget, call, charge, checkout, clock_ahead, control_write, credit_addition,
     credit_debt, credit_drawdown, dead_letter, handover, invoice_sequence, known_drift, organization,
     organization_subscription, partition_state, plan_end, quarantine, redis_loss, service,
-    service_activation, subscription_plan_price, subscription_segment, subscription_term, tenant,
+    service_activation, service_discount, subscription_plan_price, subscription_segment, subscription_term, tenant,
     tenant_quota, token_plan, token_plan_price, top_up_order, usage_daily, usage_feed, usage_rollup,
     usage_tier, usage_told, webhook, zone_clock
     TO :writer;
@@ -43,7 +43,7 @@ GRANT SELECT ON
     ledger_head, ledger_segment,
     lost_event, model, note_application, organization, organization_service, organization_subscription,
     partition_state, payment, plan_end, price, quarantine, raise_request, reconciliation, recovered_event, redis_loss,
-    refused_batch, rerating, rerating_bill, rerating_left, run, service, service_activation, share, subscription_plan,
+    refused_batch, rerating, rerating_bill, rerating_left, run, service, service_activation, service_discount, share, subscription_plan,
     subscription_plan_price, subscription_segment, subscription_term, tax_rate, tenant, tenant_quota,
     token_ledger, token_ledger_default, token_plan, token_plan_price, told_sign_out, top_up_order,
     usage_daily, usage_feed, usage_name, usage_outbox, usage_rollup, usage_tag, usage_tier, usage_told, use_event,
@@ -53,7 +53,7 @@ GRANT SELECT ON
     listed_gap, account_movement, overage_span, told_use, checkpoint_in_force, invariant_chain,
     invariant_gapless, invariant_checkpoints, invariant_quota, invariant_blocked, invariant_credits,
     invariant_carried, invariant_request_once, invariant_rollup, invariant_allocations, invariant_drawn,
-    invariant_invoice, invariant_payments, invariant_owed, invariant_days, invariant_usage_adds_up,
+    invariant_invoice, invariant_payments, invariant_owed, invariant_days, invariant_service_discounts, invariant_usage_adds_up,
     invariant_budgets
     TO :writer, :reader;
 -- Secrets that stand there as they were given out: sessions, first answers, links, the secrets webhooks are

@@ -16,7 +16,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from gateway.core.accounts.outbox import CallFacts, OutboxEntry
-from gateway.core.accounts.usage import DIMENSIONS, OTHER, SUMS
+from gateway.core.accounts.usage import DIMENSIONS, OTHER
+from gateway.core.accounts.usage_sums import SUMS
 from gateway.errors import Conflict
 from gateway.features.usage_feed.events import AMOUNTS, FOLDED, LATE, USE, Kind
 from persistence.error_mapping import QUERY_CANCELED, sqlstate

@@ -13,7 +13,6 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -33,16 +32,18 @@ from gateway.features.usage_feed.events import (
     pause_s,
 )
 from persistence.keeper.retention import DELETED_ROWS_AT_ONCE, delete
+from persistence.queries import query
 from persistence.usage_feed.outbox import BORDER, hold_flushes
 
-_GO_ON = text("""
-UPDATE usage_feed SET service = :service, waiting_max = :waiting_max WHERE ended_at IS NULL RETURNING id""")
+_GO_ON = query("usage_feed.go_on", "Store the settings of a feed", """
+UPDATE usage_feed SET service = :service, waiting_max = :waiting_max WHERE ended_at IS NULL RETURNING id""")  # fmt: skip
 # A person ended the feed: a keeper's restart must not undo that.
-_ENDED = text("SELECT EXISTS (SELECT FROM usage_feed WHERE service = :service)")
-_BEGIN = text(f"""
+_ENDED = query("usage_feed.ended", "Select whether a person ended a feed",
+    "SELECT EXISTS (SELECT FROM usage_feed WHERE service = :service)")  # fmt: skip
+_BEGIN = query("usage_feed.begin", "Begin a feed", f"""
 INSERT INTO usage_feed (service, waiting_max, begun_at) VALUES (:service, :waiting_max, {BORDER})
-ON CONFLICT ((true)) WHERE ended_at IS NULL DO NOTHING""")
-_LEASE = text("""
+ON CONFLICT ((true)) WHERE ended_at IS NULL DO NOTHING""")  # fmt: skip
+_LEASE = query("usage_feed.lease", "Lease a feed", """
 UPDATE usage_feed SET leased_by = :me, leased_until = now() + make_interval(secs => :lease)
  WHERE id = (
        SELECT f.id FROM usage_feed AS f
@@ -53,40 +54,43 @@ UPDATE usage_feed SET leased_by = :me, leased_until = now() + make_interval(secs
           AND (SELECT count(*) FROM (SELECT FROM usage_outbox WHERE feed_id = f.id AND state = 'failed'
                                       LIMIT :failed_max) AS failed) < :failed_max
         ORDER BY f.id LIMIT 1 FOR UPDATE OF f SKIP LOCKED)
-RETURNING id""")
+RETURNING id""")  # fmt: skip
 # Rows that are being added to are skipped until the next time.
-_TAKE = text("""
+_TAKE = query("usage_feed.take", "Lock events of a feed", """
 SELECT id FROM usage_outbox WHERE feed_id = :feed AND state = 'waiting'
- ORDER BY place, id LIMIT :n FOR UPDATE SKIP LOCKED""")
-_CLOSE = text("UPDATE usage_outbox SET folding = false WHERE id = ANY(:ids) AND folding")
-_READ = text("""
+ ORDER BY place, id LIMIT :n FOR UPDATE SKIP LOCKED""")  # fmt: skip
+_CLOSE = query("usage_feed.close", "Close events that are added to",
+    "UPDATE usage_outbox SET folding = false WHERE id = ANY(:ids) AND folding")  # fmt: skip
+_READ = query("usage_feed.read", "Select events of a feed", """
 SELECT u.*, o.name AS organization, t.name AS tenant, s.key AS service, a.external_id AS "user"
   FROM usage_outbox AS u JOIN organization AS o ON o.id = u.organization_id
   LEFT JOIN tenant AS t ON t.id = u.tenant_id LEFT JOIN service AS s ON s.id = u.service_id
   LEFT JOIN app_user AS a ON a.id = u.user_id
- WHERE u.id = ANY(:ids) ORDER BY u.place, u.id""")
-_TAKEN = text("""
+ WHERE u.id = ANY(:ids) ORDER BY u.place, u.id""")  # fmt: skip
+_TAKEN = query("usage_feed.taken", "Delete sent events", """
 WITH gone AS (DELETE FROM usage_outbox WHERE id = ANY(:ids) RETURNING feed_id)
 UPDATE usage_feed AS f SET sent = f.sent + g.count, attempts = 0, paused_until = NULL, error = NULL
-  FROM (SELECT feed_id, count(*) AS count FROM gone GROUP BY 1) AS g WHERE f.id = g.feed_id""")
-_REFUSED = text("""
+  FROM (SELECT feed_id, count(*) AS count FROM gone GROUP BY 1) AS g WHERE f.id = g.feed_id""")  # fmt: skip
+_REFUSED = query("usage_feed.refused", "Store refused events", """
 UPDATE usage_outbox AS u SET state = 'failed', error = n.error
   FROM unnest(cast(:ids AS bigint[]), cast(:errors AS text[])) AS n (id, error)
- WHERE u.id = n.id AND u.state = 'waiting'""")
+ WHERE u.id = n.id AND u.state = 'waiting'""")  # fmt: skip
 # The feed, if no other keeper has its lease.
-_ATTEMPTS = text("SELECT attempts FROM usage_feed WHERE leased_by = :me ORDER BY id FOR UPDATE")
-_PAUSE = text("""
+_ATTEMPTS = query("usage_feed.attempts", "Lock the leased feed",
+    "SELECT attempts FROM usage_feed WHERE leased_by = :me ORDER BY id FOR UPDATE")  # fmt: skip
+_PAUSE = query("usage_feed.pause", "Pause the leased feed", """
 UPDATE usage_feed SET attempts = attempts + 1, error = :error,
        paused_until = now() + make_interval(secs => :seconds)
- WHERE leased_by = :me""")
-_RELEASE = text("UPDATE usage_feed SET leased_by = NULL, leased_until = NULL WHERE leased_by = :me")
-_FORGET = text("""
+ WHERE leased_by = :me""")  # fmt: skip
+_RELEASE = query("usage_feed.release", "Release the leased feed",
+    "UPDATE usage_feed SET leased_by = NULL, leased_until = NULL WHERE leased_by = :me")  # fmt: skip
+_FORGET = query("usage_feed.forget", "Delete events of dropped feeds", """
 DELETE FROM usage_outbox WHERE id IN (
        SELECT u.id FROM usage_feed AS f JOIN usage_outbox AS u ON u.feed_id = f.id
-        WHERE f.dropped_at IS NOT NULL LIMIT :n)""")
+        WHERE f.dropped_at IS NOT NULL LIMIT :n)""")  # fmt: skip
 
 # Metrics of feeds that are not dropped. Above `most`, events are counted by their positions.
-_USAGE_FEEDS = text("""
+_USAGE_FEEDS = query("usage_feed.usage_feeds", "Count the events of feeds", """
 SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
                          ELSE greatest(w.count, p.last - p.first + 1) END), 0) AS waiting,
        coalesce(sum(x.count), 0) AS failed,
@@ -102,7 +106,7 @@ SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
                     ORDER BY place DESC LIMIT 1) AS last, min(o.place) AS first, min(o.created_at) AS since
              FROM (SELECT place, created_at FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting'
                     ORDER BY place, id LIMIT 1) AS o) AS p
- WHERE f.dropped_at IS NULL""")
+ WHERE f.dropped_at IS NULL""")  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)

@@ -106,6 +106,19 @@ async def test_second_negotiated_price_of_an_organization_for_the_same_service_i
     assert (await api.delete(f"services/{service['id']}")).status == 204
 
 
+async def test_discount_of_a_negotiated_price_is_a_fraction(api: Api) -> None:
+    organization = await api.make("organizations", name="Acme")
+    service = await api.make("services", **SERVICE, business_model_id=await model(api))
+    sent = {"organization_id": organization["id"], "service_id": service["id"], "negotiated_credits": 1}
+    refused = await api.post("organization-services", sent | {"discount": "1.1"})
+    assert (refused.status, refused.json["errors"][0]["field"]) == (422, "discount")
+    made = await api.make("organization-services", **sent, discount="0.10")
+    assert made["discount"] == "0.10"
+    where = f"organization-services/{made['id']}"
+    assert (await api.patch(where, {"negotiated_credits": 2})).json["discount"] == "0.10"
+    assert (await api.patch(where, {"discount": None})).json["discount"] is None
+
+
 async def test_subscription_plan_that_includes_an_unknown_service_is_refused(api: Api) -> None:
     sent = {"name": "Gold", "monthly_cost": "10.00", "annual_cost": "99.00", "feature_access": ["chat"]}
     made = await api.make("subscription-plans", **sent)

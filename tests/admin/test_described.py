@@ -157,6 +157,25 @@ def test_openapi_document_declares_the_items_of_every_array(described: Json) -> 
     assert all("items" in each for each in lists(described))
 
 
+def test_openapi_document_describes_the_message_of_an_event(described: Json) -> None:
+    post = described["webhooks"]["api_key.expiring"]["post"]
+    body = post["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert body["type"] == {"const": "api_key.expiring"}
+    assert body["data"]["properties"] == {
+        "organization_id": {"type": "integer"},
+        "api_key_id": {"type": "integer"},
+        "name": {"type": "string"},
+        "prefix": {"type": "string"},
+        "tenant": {"type": "string"},
+        "expires_at": {"type": "string", "format": "date-time"},
+        "days": {"type": "integer"},
+    }
+    sudden = described["webhooks"]["usage.sudden"]["post"]["description"]
+    assert sudden == (
+        "An hour of an organization, a tenant or a key costs many times the usual. Once: an hour each."
+    )
+
+
 def test_openapi_example_of_each_request_body_is_accepted_by_the_api() -> None:
     bodies: list[type[In] | None] = []
     for resource in RESOURCES.values():

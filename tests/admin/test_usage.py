@@ -20,7 +20,8 @@ import pytest
 from gateway.admin.api import usage
 from gateway.admin.http.requests import encode_cursor
 from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
-from gateway.core.accounts.usage import GROUPS, SUMS
+from gateway.core.accounts.usage import GROUPS
+from gateway.core.accounts.usage_sums import SUMS
 from gateway.features.finance import focus
 from persistence import engine as engines
 from persistence.ledger.writer import LedgerWriter

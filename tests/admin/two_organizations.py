@@ -16,7 +16,8 @@ from uuid import uuid4
 
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import RowScope
-from gateway.core.accounts.usage import SPANS, SUMS
+from gateway.core.accounts.usage import SPANS
+from gateway.core.accounts.usage_sums import SUMS
 from gateway.core.billing.price_book import KINDS
 from gateway.features.usage_feed.events import AMOUNTS
 from tests.admin.conftest import Api

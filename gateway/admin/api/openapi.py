@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from hashlib import sha256
@@ -31,6 +32,8 @@ from gateway.admin.resources.resource import (
     SubResource,
 )
 from gateway.core.accounts.administration import ROLES
+from gateway.core.alerts.events.event import Event
+from gateway.core.alerts.events.registry import all_events
 
 _TEMPLATES = Environment(
     loader=PackageLoader("gateway.admin.api"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -328,6 +331,8 @@ def _merged(parts: list[Any]) -> Json:
 Json = dict[str, Any]  # JSON as OpenAPI has it: any shape
 
 _REF = "#/components/schemas/"
+# A link of the docs, whose text is in the first group.
+_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 
 PROBLEM: Json = {
     "type": "object",
@@ -395,6 +400,7 @@ def document(
             for each in (*resources.values(), *reports.values())
         ],
         "paths": paths,
+        "webhooks": {event.name: _message(event) for event in all_events().values()},
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "schemas": schemas,
@@ -407,6 +413,29 @@ def document(
                 for code, text in REFUSALS.items()
             },
         },
+    }
+
+
+def _message(event: Event) -> Json:
+    """Return the OpenAPI path item of the messages about an event, which receivers get."""
+    sentence = _LINK.sub(r"\1", event.when) + f". Once: {event.once}."
+    body: Json = {
+        "type": "object",
+        "properties": {
+            "type": {"const": event.name},
+            "timestamp": {"type": "string", "format": "date-time"},
+            "text": {"type": "string", "description": "The event in words."},
+            "data": {"type": "object", "properties": event.schema(), "required": [*event.schema()]},
+        },
+        "required": ["type", "timestamp", "text", "data"],
+    }
+    return {
+        "post": {
+            "summary": event.name,
+            "description": sentence[0].upper() + sentence[1:],
+            "requestBody": {"content": {"application/json": {"schema": body}}},
+            "responses": {"2XX": {"description": "The message has arrived."}},
+        }
     }
 
 

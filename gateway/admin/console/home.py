@@ -46,7 +46,7 @@ from gateway.core.accounts.administration import (
     Row,
     refused_write,
 )
-from gateway.core.alerts.messages import BLOCKED_BY
+from gateway.core.alerts.events.tenants import BLOCKED_BY
 from gateway.core.credentials import Peppers
 from gateway.core.issuers import LIFE_MAX, SUBJECT_CLAIM, VOUCHED, Arrival, Person, PersonIdentity
 from gateway.core.text import visible

@@ -27,7 +27,8 @@ from gateway.admin.resources.reports import REPORTS, UsageReportQuery
 from gateway.admin.resources.values import show_instant
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.tags import GROUP, TAG, tag_in
-from gateway.core.accounts.usage import GROUPS, NO_PROJECT, SUMS, UsageQuery, column_of, end_of, starts
+from gateway.core.accounts.usage import GROUPS, NO_PROJECT, UsageQuery, column_of, end_of, starts
+from gateway.core.accounts.usage_sums import SUMS, USAGE_SUMS
 from gateway.core.histograms import quantile_of
 from gateway.errors import Unprocessable
 
@@ -185,7 +186,9 @@ SHAPES = ("stacked", "lines")
 INTERVALS = ("hour", "day", "month", "none")
 FILTERS = (*(name for name in UsageReportQuery.model_fields if name.endswith("_id")), "model", "currency")
 PARAMETERS = frozenset({*FILTERS, "from", "to", "range", "group_by", "interval", "measure", "shape", "sort"})
-COLUMNS = ("cost", "requests", "refused", "tokens", "input", "cache_read", "cache_write", "output")
+_SHOWN = [each.name for each in USAGE_SUMS if each.on_page]
+# What people look for first, then the others in the order of reports.
+COLUMNS = tuple(dict.fromkeys(("cost", "requests", "refused", "tokens", *_SHOWN)))
 _LOCAL = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?)?", re.ASCII)
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 

@@ -42,6 +42,7 @@ from gateway.admin.resources.values import (
     Day,
     Exactly,
     Flag,
+    Fraction,
     Id,
     In,
     Instant,
@@ -260,6 +261,9 @@ class OrganizationServiceCreate(In):
     business_model_id: Id | None = optional("Instead of the service's own.")
     counts_tokens: Flag | None = optional("Debit the tenant's tokens; null is as the service says.")
     pricing: PricingField | None = None
+    discount: Fraction | None = optional(
+        "The fraction that is off its use, of the month in which it is set and of later ones: 0.10 is 10 %."
+    )
 
 
 OrganizationService = answer_of(

@@ -32,7 +32,8 @@ from gateway.admin.resources.values import (
     optional,
 )
 from gateway.core.accounts.administration import BILLING, access
-from gateway.core.alerts.messages import CONSENT_EVENT, EVENTS, SECRET_PREFIX, TEST_EVENT
+from gateway.core.alerts.events.registry import all_events, selectable_events
+from gateway.core.alerts.messages import SECRET_PREFIX
 from gateway.core.billing.events import AGE_DAYS_MAX, AMOUNT_MAX, EVENTS_MAX
 from gateway.core.billing.price_book import KINDS
 from gateway.core.families.controlled import is_model_name
@@ -176,6 +177,7 @@ RESOURCES = (
 
 # Webhooks: receivers and deliveries.
 
+EVENTS = selectable_events()
 Event: Any = Literal[EVENTS]
 STATES = ("pending", "delivered", "failed")
 
@@ -255,6 +257,6 @@ WEBHOOK_RESOURCES = (
         access=access(),
         description="Messages to webhooks, kept 30 days.",
         out=WebhookDelivery,
-        filters=filters("webhook_id event state", event=(*EVENTS, TEST_EVENT, CONSENT_EVENT), state=STATES),
+        filters=filters("webhook_id event state", event=tuple(all_events()), state=STATES),
     ),
 )

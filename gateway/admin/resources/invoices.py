@@ -24,7 +24,9 @@ from gateway.admin.resources.values import (
     show_decimal,
 )
 from gateway.core.accounts.administration import BILLING, RowScope, access
+from gateway.core.billing.charges import KINDS as CHARGE_NAMES
 from gateway.core.billing.document import CATEGORIES, Contact, PostalAddress
+from gateway.core.billing.invoice import INFORMATION
 from gateway.core.billing.payments import APPLY_REASONS, PAYMENT_STATUSES
 from gateway.core.model import INTEGER_MAX
 
@@ -142,10 +144,7 @@ class InvoiceLine(Out):
     """A line of an invoice; `quantity` counts days or periods, tokens, credits or units."""
 
     position: int
-    kind: str = Field(
-        description="subscription, discount, early_use, overage, credits_purchased, credits_postpaid, "
-        "credits_consumed (information), usage, minimum_commitment or tax."
-    )
+    kind: str = Field(description=f"{', '.join(CHARGE_NAMES)}, {INFORMATION} (information) or tax.")
     description: str
     service_id: Id | None
     service: str | None = Field(description="Its name then.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from functools import partial
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, create_model
 
@@ -36,6 +37,7 @@ from gateway.core.accounts.administration import OPERATOR, READ, TEAM_ROLES, Row
 from gateway.core.accounts.tags import GROUP as TAG_GROUP
 from gateway.core.accounts.tags import TAG, TAGS_MAX
 from gateway.core.accounts.usage import GROUPS
+from gateway.core.accounts.usage_sums import USAGE_SUMS
 from gateway.core.billing.finance import ACCOUNT_CHARS_MAX, ACCOUNTS, SUPPLY
 
 # Finance reports: amounts due, deferred, earned and taxed, and journal entries for an accounting system.
@@ -391,8 +393,8 @@ class UsagePage(UsageReportQuery, PageQuery):
     """The query of one page of the usage report."""
 
 
-class UsageItem(Out):
-    """The sums of the calls of one group. Fields of groups that were not requested are left out.
+class UsageGroup(Out):
+    """The group of the sums of a usage report.
 
     The value of a tag is in the field `tag:NAME`: null for none, `other` beyond the number counted by name in a day.
     """
@@ -413,27 +415,29 @@ class UsageItem(Out):
     model: str | None = optional(
         "As it was asked for; `other`: models beyond the number counted each by itself in a day."
     )
-    requests: int
-    refused: int
-    input: int = Field(description="Tokens read, but for what a cache had or was written into one.")
-    cache_read: int
-    cache_write: int = Field(description="Of both lifetimes.")
-    cache_write_1h: int = Field(description="Those of it that are kept for an hour.")
-    output: int
-    reasoning: int = Field(description="Of the output.")
-    tokens: int
-    credits: int
-    units: int
-    cost: Exactly
-    currency: str
-    estimated: int = Field(description="Calls whose use was counted, not reported.")
-    unpriced: int = Field(description="Calls that used something without a price: a model, or a tool.")
+
+
+def _usage_fields() -> Iterator[tuple[str, Any]]:
+    """Yield the field of each sum; the currency stands behind the cost, which is in it."""
+    for usage_sum in USAGE_SUMS:
+        kind = Exactly if usage_sum.name == "cost" else int
+        yield usage_sum.name, (kind, Field(description=usage_sum.says or None))
+        if usage_sum.name == "cost":
+            yield "currency", (str, ...)
+
+
+UsageItem: type[UsageGroup] = create_model(
+    "UsageItem",
+    __base__=UsageGroup,
+    __doc__="The sums of the calls of one group. Fields of groups that were not requested are left out.",
+    **dict(_usage_fields()),
+)
 
 
 class Usage(Out):
     """Sums of calls in whole hours, by group."""
 
-    items: list[UsageItem]
+    items: list[UsageItem]  # type: ignore[valid-type]  # made of the rows of sums
     next_cursor: str | None = Field(description=_NEXT)
     tags_since: dict[str, str] | None = optional(
         "Since when calls have each of the tags that were asked for; those before have none."

@@ -20,7 +20,8 @@ import typer
 
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.output import AsJson, admin, console, escape, print_json, rows
-from gateway.core.accounts.usage import GROUPS, SUMS
+from gateway.core.accounts.usage import GROUPS
+from gateway.core.accounts.usage_sums import SUMS, USAGE_SUMS
 from gateway.core.histograms import quantile_of
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ RECENT = (
     "tenant", "seq", "created_at", "transaction_type", "direction", "amount", "total_remaining", "request_id",
 )  # fmt: skip
 # Columns of a table of sums; JSON and CSV have all columns.
-ADDED = ("requests", "input", "cache_read", "output", "tokens", "cost", "currency")
+ADDED = (*(each.name for each in USAGE_SUMS if each.in_table), "currency")
 # The options of a report's query parameters, for messages.
 CALLED = {
     "from": "--from", "to": "--to", "group_by": "--by", "interval": "--interval", "tenant_id": "--tenant",

@@ -35,10 +35,6 @@ DIMENSIONS: Final = (
 )  # fmt: skip
 # Those of the roll-ups of all calls; calls with tags are in roll-ups of their own besides.
 UNTAGGED: Final = DIMENSIONS[:-1]
-SUMS: Final = (
-    "requests", "refused", "input", "cache_read", "cache_write", "output", "reasoning", "tokens", "credits",
-    "units", "cost", "estimated", "unpriced", "cache_write_1h",
-)  # fmt: skip
 
 
 class RollupLevel(NamedTuple):

@@ -21,18 +21,14 @@ from email.policy import SMTP, EmailPolicy
 from email.utils import format_datetime
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo
 
+from gateway.core.alerts.events.event import Data
+from gateway.core.alerts.events.registry import all_events
+from gateway.core.alerts.words import WORDS, cut, plain
 from gateway.core.circuit_breaker import RetryPolicy
 from gateway.core.network import URL_CHARS_MAX, is_full_name
-from gateway.core.text import visible
 from gateway.core.times import rfc3339
 
-TEST_EVENT = "webhook.test"
-# A mail address is asked for consent to messages.
-CONSENT_EVENT = "webhook.consent"
-# Days that the link for consent is valid.
-LINK_DAYS = 7
 # Most mails and test messages per hour: of one webhook, and of all webhooks of an organization.
 HOURLY_OF_WEBHOOK_MAX, HOURLY_OF_ORGANIZATION_MAX = 60, 200
 SECRET_PREFIX = "whsec_"  # noqa: S105  # the prefix of a secret
@@ -101,10 +97,7 @@ def signature(secret: str, identity: str, timestamp: str, body: bytes) -> str:
 # Names in them come from others: a user's name is any text of a call. Names are shortened and made visible
 # here, and escaped if a format has control characters.
 
-Data = Mapping[str, object]
-
 TITLE_CHARS_MAX: Final = 120
-VALUE_CHARS_MAX: Final = 200
 FACTS_MAX: Final = 20
 
 
@@ -121,28 +114,15 @@ def worded(event: str, data: Data) -> AlertText:
 
     Any field of `data` may be missing, because an older version may have stored the message.
     """
-    title, sentence = (said.format_map(_Fields(data)) for said in _SAID.get(event, ("", "")))
+    row = all_events().get(event)
+    title, sentence = (
+        ("", "")
+        if row is None
+        else (text.format_map(_Fields(data, row.words)) for text in (row.title, row.sentence))
+    )
     shown = ((name.replace("_", " "), plain(value)) for name, value in sorted(data.items()) if name != "link")
     facts = tuple((name, value) for name, value in shown if value)[:FACTS_MAX]
-    return AlertText(_cut(title, TITLE_CHARS_MAX) or event, sentence, facts)
-
-
-def plain(value: object) -> str:
-    """Return a value as one line of visible text; empty for None, lists and mappings."""
-    if value is None or isinstance(value, Mapping | list | tuple):
-        return ""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return _cut(visible(" ".join(text[: VALUE_CHARS_MAX + 1].split())))
-
-
-def spoken(moment: object, time_zone: object = "UTC") -> str:
-    """Return a moment (RFC 3339) as text in a time zone; unchanged if moment or zone is invalid."""
-    zone = str(time_zone or "UTC")
-    try:
-        at = datetime.fromisoformat(str(moment)).astimezone(ZoneInfo(zone))
-    except (ValueError, KeyError):
-        return plain(moment)
-    return f"{at.day} {at:%B %Y, %H:%M} ({zone})"
+    return AlertText(cut(title, TITLE_CHARS_MAX) or event, sentence, facts)
 
 
 def _link_of(data: Data, said: AlertText) -> str:
@@ -151,182 +131,14 @@ def _link_of(data: Data, said: AlertText) -> str:
     return "" if link in said.sentence else link
 
 
-def _cut(text: str, most: int = VALUE_CHARS_MAX) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _who(data: Data, kind: str) -> str:
-    """Return the name of a tenant, for example (`kind`), from the event's data; without one, kind and id."""
-    return plain(data.get(kind)) or f"{kind} {plain(data.get(f'{kind}_id'))}".strip()
-
-
-def _budget_of(data: Data) -> str:
-    whom, each = plain(data.get("account")), plain(data.get("each"))
-    of = f" of {each} {whom}" if whom else ""
-    return f"“{_who(data, 'budget')}”{of} ({_who(data, 'organization')})"
-
-
-def _somebody(data: Data) -> str:
-    kind = plain(data.get("scope"))
-    return f"{kind.replace('_', ' ')} {_who(data, kind)}"
-
-
-def _unit(data: Data) -> str:
-    return plain(data.get("currency")) or plain(data.get("unit"))
-
-
-def _resets_on(moment: object, time_zone: object = None) -> str:
-    return f" It resets on {spoken(moment, time_zone)}." if moment else ""
-
-
-# How a tenant was blocked, by the cause; without one its tokens are used up.
-BLOCKED_BY: Final = {
-    "": "as nothing remains of its tokens",
-    "manual": "by hand",
-    "dunning": "as an invoice is not paid",
-    "backlog": "as too much of its use waits to be stored",
-}
-
-# Values for placeholders in sentences; any other placeholder is a field of the event.
-_WORDS: Final[Mapping[str, Callable[[Data], str]]] = {
-    "tenant": lambda data: _who(data, "tenant"),
-    "organization": lambda data: _who(data, "organization"),
-    "budget": _budget_of,
-    "somebody": _somebody,
-    "unit": _unit,
-    "so_much": lambda data: f"{plain(data.get('used'))} of {plain(data.get('amount'))} {_unit(data)}",
-    "next_reset": lambda data: _resets_on(data.get("next_reset_at")),
-    "again": lambda data: _resets_on(data.get("resets_at"), data.get("time_zone")),
-    "exhausted_at": lambda data: spoken(data.get("exhausted_at"), data.get("time_zone")),
-    "until": lambda data: spoken(data.get("until")),
-    "since": lambda data: spoken(data.get("since")),
-    "hour": lambda data: spoken(data.get("hour")),
-    "why": lambda data: BLOCKED_BY[
-        plain(data.get("block_cause")) or ("manual" if data.get("manual_block") else "")
-    ],
-    "when": lambda data: "once their invoice is paid" if data.get("invoicing") == "prepaid" else "now",
-    "block": lambda data: (
-        f" Calls are refused from {block} on." if (block := plain(data.get("block_date"))) else ""
-    ),
-    "refused": lambda data: " Its calls are refused." if data.get("mode") == "enforce" else "",
-    "days": lambda _: str(LINK_DAYS),
-    "link": lambda data: str(data.get("link")),
-}
-
-
 @dataclass(frozen=True, slots=True)
 class _Fields:
     data: Data
+    words: Mapping[str, Callable[[Data], str]]
 
     def __getitem__(self, name: str) -> str:
-        word = _WORDS.get(name)
+        word = self.words.get(name) or WORDS.get(name)
         return plain(self.data.get(name)) if word is None else word(self.data)
-
-
-_QUOTA: Final = (
-    "{percent} % of the tokens are used: {tenant}",
-    (
-        "{tenant} has used {percent} % of its tokens: {tokens_used} are used, {tokens_remaining} remain."
-        "{next_reset}"
-    ),
-)
-# The title and the sentence of each event.
-_SAID: Final = {
-    "quota.50": _QUOTA,
-    "quota.80": _QUOTA,
-    "quota.100": _QUOTA,
-    "credits.low": (
-        "Credits are low: {organization}",
-        "{organization} has {credit_balance} credits left, of {last_added} last added.",
-    ),
-    "credits.topped_up": (
-        "Credits were bought automatically: {organization}",
-        (
-            "{organization} had {credit_balance} credits left and gets {credits_added} {when}, at "
-            "{unit_cost} {currency} each: number {of_month} of {monthly_max} this month."
-        ),
-    ),
-    "tenant.blocked": (
-        "Blocked: {tenant}",
-        "Calls of {tenant} are refused from now on: it was blocked {why}.",
-    ),
-    "tenant.unblocked": ("No longer blocked: {tenant}", "Calls of {tenant} are admitted again."),
-    "invoice.finalized": (
-        "Invoice {number} is final",
-        "Invoice {number} of {organization} is final: {total_amount} {currency}.",
-    ),
-    "invoice.paid": (
-        "Invoice {number} is paid",
-        "Nothing is left to pay of invoice {number} of {organization}.",
-    ),
-    "invoice.overdue": (
-        "Invoice {number} is overdue",
-        "Invoice {number} of {organization} was due on {due_date} and is unpaid.",
-    ),
-    "invoice.uncollectible": (
-        "Invoice {number} is uncollectible",
-        "Invoice {number} of {organization} is marked as uncollectible.",
-    ),
-    "invoice.reminder": (
-        "Please pay invoice {number}",
-        (
-            "{amount_due} {currency} of invoice {number} of {organization} was due on {due_date} "
-            "and is unpaid.{block}"
-        ),
-    ),
-    "invoice.blocked": (
-        "Blocked: {organization}",
-        "Calls of {organization} are refused from now on: invoice {number} is not paid.",
-    ),
-    "invoice.unblocked": (
-        "No longer blocked: {organization}",
-        "Calls of {organization} are no longer refused for unpaid invoices.",
-    ),
-    "subscription.ending": (
-        "A subscription ends: {organization}",
-        "The subscription of {organization} ends on {end_date}.",
-    ),
-    "budget.threshold": (
-        "{percent} % of a budget are used: {budget}",
-        "Of the budget {budget}, {so_much} are used, {percent} % or more.{again}",
-    ),
-    "budget.exceeded": (
-        "A budget is used up: {budget}",
-        "Of the budget {budget}, {so_much} are used.{refused}{again}",
-    ),
-    "budget.forecast": (
-        "A budget will not last: {budget}",
-        "At this pace the budget {budget} is used up on {exhausted_at}: {so_much} are used.{again}",
-    ),
-    "raise.requested": (
-        "More is asked for of {budget}",
-        "The budget {budget} should be raised to {amount} {unit} until {until}: {reason}",
-    ),
-    "usage.sudden": (
-        "Sudden use: {somebody}",
-        (
-            "The {somebody} has used {cost} {currency} since {hour}; in the last 7 days it was {usual} "
-            "{currency} at most at this time of day."
-        ),
-    ),
-    "upstream.empty": (
-        "Out of money or quota: the upstream {upstream}",
-        (
-            "The upstream {upstream} has said with {status} since {since} that an account is out of money or "
-            "quota. Calls go to the next target, where their model has one."
-        ),
-    ),
-    "webhook.test": ("A test", "Messages arrive here: this one was sent to try it."),
-    "webhook.consent": (
-        "May {organization} have messages sent to you?",
-        (
-            "{organization} wants messages about its use and bills to be sent to {address}. "
-            "If you agree, say so within {days} days:\n\n{link}\n\nIf you do not, do nothing."
-        ),
-    ),
-}
-# Events that a webhook may select.
-EVENTS = tuple(event for event in _SAID if event not in {TEST_EVENT, CONSENT_EVENT})
 
 
 # The body of a message, in the form of its receiver.

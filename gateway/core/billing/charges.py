@@ -14,17 +14,31 @@ from decimal import Decimal
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from gateway.core.billing.charge_kinds import (
+    CHARGE_KINDS,
+    COMMITMENTS,
+    EARLY_USES,
+    FEE_DISCOUNTS,
+    FEES,
+    OVERAGES,
+    POSTPAID_CREDITS,
+    PURCHASES,
+    SEGMENT,
+    USES,
+    ChargeKind,
+    kind_of,
+)
 from gateway.core.billing.money import EXACT, NANO, ONE_NANO, times
 from gateway.core.billing.subscription import ADVANCE, ARREARS, PlanSegment, cycle_of, midnight
 
-FEE, OVERAGE, PURCHASE, USAGE = "subscription", "overage", "credits_purchased", "usage"
-DISCOUNT, COMMITMENT, POSTPAID = "discount", "minimum_commitment", "credits_postpaid"
-EARLY_USE = "early_use"
-SEGMENT, TOKENS, ADDITION, UNITS = "subscription_segment", "token_ledger", "credit_addition", "usage_tier"
+FEE, DISCOUNT, COMMITMENT = FEES.name, FEE_DISCOUNTS.name, COMMITMENTS.name
+EARLY_USE, OVERAGE, USAGE = EARLY_USES.name, OVERAGES.name, USES.name
+PURCHASE, POSTPAID = PURCHASES.name, POSTPAID_CREDITS.name
 SUBSCRIPTION, DEBT = "organization_subscription", "credit_debt"
-KINDS = (FEE, DISCOUNT, EARLY_USE, OVERAGE, PURCHASE, POSTPAID, USAGE, COMMITMENT)
-# Charges that count toward a minimum.
-COMMITTED = (FEE, DISCOUNT, EARLY_USE, OVERAGE, USAGE)
+KINDS = tuple(dict.fromkeys(kind.name for kind in CHARGE_KINDS))
+# Charges that count toward a minimum, and those that lower what is owed.
+COMMITTED = tuple(dict.fromkeys(kind.name for kind in CHARGE_KINDS if kind.is_committed))
+REDUCTIONS = tuple(dict.fromkeys(kind.name for kind in CHARGE_KINDS if kind.is_reduction))
 # Reasons of charges: all but `fact` take another charge back, or owe it again.
 REASONS = ("fact", "returned", "void", "reissued", "credited", "credit_void")
 ONE_DAY = timedelta(days=1)
@@ -59,6 +73,10 @@ class SupplyCharge:
     def day(self) -> date:
         """The UTC day on which the supply begins."""
         return self.start.astimezone(UTC).date()
+
+    @property
+    def charge_kind(self) -> ChargeKind:
+        return kind_of(self.kind, self.source)
 
     @property
     def supply(self) -> Supply:
@@ -166,7 +184,7 @@ def gathered(
     later: defaultdict[object, Decimal] = defaultdict(Decimal)
     for charge, is_later in zip(charges, waits, strict=True):
         if is_later:
-            later[charge.supply] += -charge.amount if charge.kind == DISCOUNT else charge.amount
+            later[charge.supply] += -charge.amount if charge.kind in REDUCTIONS else charge.amount
     return [
         charge
         for charge, is_later, is_replaced in zip(charges, waits, replaced, strict=True)

@@ -15,6 +15,19 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from itertools import groupby
 from typing import NamedTuple
 
+from gateway.core.billing.charge_kinds import (
+    CHARGE_KINDS,
+    COMMITMENTS,
+    EARLY_USES,
+    FEE_DISCOUNTS,
+    FEES,
+    OVERAGES,
+    POSTPAID_CREDITS,
+    PURCHASES,
+    SERVICE_DISCOUNTS,
+    USES,
+    ChargeKind,
+)
 from gateway.core.billing.charges import (
     COMMITMENT,
     DISCOUNT,
@@ -29,6 +42,7 @@ from gateway.core.billing.charges import (
 )
 from gateway.core.billing.document import EffectiveTax, Tax, in_force, taxes_of
 from gateway.core.billing.money import EXACT, IN_MONEY, ONE_NANO, rounded
+from gateway.core.billing.service_discounts import DiscountFrom, rate_on
 from gateway.core.billing.subscription import PlanSegment, cycle_of
 from gateway.errors import Conflict, CountersUnavailable, StoreTimeout, TollkeeperError, Unprocessable
 
@@ -72,6 +86,8 @@ class InvoiceFacts:
     since: date = date.min
     taxes: Sequence[EffectiveTax] = ()
     taxed_before: Mapping[object, Tax] = field(default_factory=dict)
+    # Discounts by service, in the order of months.
+    discounts: Mapping[int, Sequence[DiscountFrom]] = field(default_factory=dict)
 
     def tax_on(self, day: date) -> Tax:
         return in_force(self.taxes, Tax(self.tax_rate), day)
@@ -108,11 +124,12 @@ class BillLine:
 
 # A line that is not rounded yet, and its charges.
 Drawn = tuple[BillLine, Sequence[SupplyCharge]]
+Draw = Callable[[InvoiceFacts, Sequence[SupplyCharge]], Iterator[Drawn]]
 
 
 def is_back(charge: SupplyCharge) -> bool:
     """Return whether a charge takes back an earlier one. The amount of a normal discount is negative."""
-    return charge.amount > 0 if charge.kind == DISCOUNT else charge.amount < 0
+    return charge.amount > 0 if charge.charge_kind.is_reduction else charge.amount < 0
 
 
 def span(start: date, end: date) -> str:
@@ -264,14 +281,16 @@ def discounts(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[
         if not exact:
             continue
         first, last = min(each.day for each in of_one), max(each.day for each in of_one)
-        percent = f"{((fee.segment.terms.discount_rate or Decimal(0)) * 100).normalize():f}"
-        description = f"Discount {percent} %, {fee.plan}, {span(first, last + timedelta(days=1))}"
-        if exact > 0:
-            description += ", taken back"
-        line = BillLine(
-            DISCOUNT, description, QUANTITY_ONE if exact > 0 else -QUANTITY_ONE, abs(exact), exact
-        )
-        yield drawn(line, of_one, f"discount:{of_one[0].source_id}")
+        rate = fee.segment.terms.discount_rate or Decimal(0)
+        line = _discount(rate, f"{fee.plan}, {span(first, last + timedelta(days=1))}", exact)
+        yield drawn(line, of_one, f"{FEE_DISCOUNTS.basis}:{of_one[0].source_id}")
+
+
+def _discount(rate: Decimal, what: str, exact: Decimal, service_id: int | None = None) -> BillLine:
+    percent = f"{(rate * 100).normalize():f}"
+    description = f"Discount {percent} %, {what}" + (", taken back" if exact > 0 else "")
+    quantity = QUANTITY_ONE if exact > 0 else -QUANTITY_ONE
+    return BillLine(DISCOUNT, description, quantity, abs(exact), exact, service_id=service_id)
 
 
 def commitments(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
@@ -293,7 +312,7 @@ __all__ = ["Bill", "BillLine", "Fee", "InvoiceFacts", "bill", "span"]
 
 INFORMATION = "credits_consumed"
 # Prefixes of bases that count toward a minimum.
-_COMMITTED = frozenset({"segment", "discount", "early", "tokens", "usage"})
+_COMMITTED = frozenset(kind.basis for kind in CHARGE_KINDS if kind.is_committed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,15 +328,15 @@ def bill(facts: InvoiceFacts) -> Bill:
     lines: list[BillLine] = []
     placed: list[tuple[SupplyCharge, int | None]] = []
     carried = dict(facts.carried)
-    of_kind = defaultdict[str, list[SupplyCharge]](list)
+    of_kind = defaultdict[ChargeKind | None, list[SupplyCharge]](list)
     for charge in facts.charges:
-        of_kind[charge.kind].append(charge)
+        of_kind[charge.charge_kind].append(charge)
     for draw, kind in _ORDER:
         for tax, taxed in _by_tax(facts, of_kind[kind]):
             for line, charges in draw(facts, taxed):
                 lines.append(replace(_rounded(line, carried, facts.currency), tax=tax))
                 placed += [(charge, len(lines)) for charge in charges]
-            if kind == USAGE:
+            if kind is USES:
                 facts = _behind(facts, taxed)
     seen = {id(charge) for charge, _ in placed}
     placed += [(charge, None) for charge in facts.charges if id(charge) not in seen]
@@ -460,6 +479,18 @@ def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Draw
             yield drawn(line, portion, f"usage:{first.service_id}")
 
 
+def _service_discounts(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
+    """Yield one line for the discount on the use of each service in each month."""
+    for of_month in by(charges, lambda each: (each.day.replace(day=1), each.service_id or 0)):
+        first, exact = of_month[0], sum_of(of_month)
+        if exact:
+            service_id, month = first.service_id or 0, first.day.replace(day=1)
+            name = facts.services.get(service_id, f"service {service_id}")
+            rate = rate_on(facts.discounts.get(service_id, ()), month)
+            line = _discount(rate, f"{name}, {month:%B %Y}", exact, service_id)
+            yield drawn(line, of_month, f"{SERVICE_DISCOUNTS.basis}:{service_id}")
+
+
 def _late(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> str:
     """Return a note on use in the period's first month that was reported after its invoice; else empty."""
     units = count_of(each for each in charges if each.day < facts.since)
@@ -487,16 +518,18 @@ def _taxes(lines: Sequence[BillLine], currency: str) -> list[BillLine]:
     return found
 
 
-_ORDER = (
-    (fees, FEE),
-    (discounts, DISCOUNT),
-    (_early_uses, EARLY_USE),
-    (_overages, OVERAGE),
-    (_purchases, PURCHASE),
-    (_postpaid, POSTPAID),
-    (_consumed, INFORMATION),
-    (_uses, USAGE),
-    (commitments, COMMITMENT),
+# How the charges of each kind become lines, in order; information has no charges.
+_ORDER: tuple[tuple[Draw, ChargeKind | None], ...] = (
+    (fees, FEES),
+    (discounts, FEE_DISCOUNTS),
+    (_early_uses, EARLY_USES),
+    (_overages, OVERAGES),
+    (_purchases, PURCHASES),
+    (_postpaid, POSTPAID_CREDITS),
+    (_consumed, None),
+    (_uses, USES),
+    (_service_discounts, SERVICE_DISCOUNTS),
+    (commitments, COMMITMENTS),
 )
 
 
@@ -593,8 +626,9 @@ def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, 
 def _turned(line: BillLine, amount: Decimal) -> BillLine:
     """Return a line of a credit note that gives back `amount` of an invoice line.
 
-    For a part of the line, the quantity is -1 and the price is the amount.
+    For a part of the line, the quantity is -1 and the price is the amount. For a part of a discount it is 1.
     """
     if amount == line.amount:
         return replace(line, quantity=-line.quantity, amount=-amount)
-    return replace(line, quantity=-QUANTITY_ONE, unit_price=amount, amount=-amount)
+    quantity = QUANTITY_ONE if amount < 0 else -QUANTITY_ONE
+    return replace(line, quantity=quantity, unit_price=abs(amount), amount=-amount)

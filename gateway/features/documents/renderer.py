@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 from gateway.core.accounts.administration import Row
+from gateway.core.billing.charge_kinds import CHARGE_KINDS
 from gateway.core.billing.document import (
     CREDIT_NOTE,
     NO_LETTERHEAD,
@@ -23,7 +25,7 @@ from gateway.core.billing.document import (
     Tax,
     document_of,
 )
-from gateway.core.billing.invoice import span
+from gateway.core.billing.invoice import INFORMATION, span
 from gateway.extras import loading
 from gateway.features.documents.e_invoice import (
     EN_16931,
@@ -92,17 +94,8 @@ LOGO_KINDS = frozenset({".svg", ".png", ".jpg", ".jpeg"})
 ENDLESS = 10
 ADOPTED = "Seller and terms were not copied when this became final; they are as they were when it was set."
 
-GROUPS = {
-    "subscription": "Subscription",
-    "discount": "Discounts",
-    "early_use": "Tokens used ahead of their days",
-    "overage": "Tokens beyond the plan",
-    "credits_purchased": "Credits",
-    "credits_postpaid": "Credits beyond the balance",
-    "credits_consumed": "Credits used",
-    "usage": "Usage",
-    "minimum_commitment": "Minimum commitment",
-}
+# Headings of lines by their kind.
+HEADINGS = {kind.name: kind.heading for kind in CHARGE_KINDS} | {INFORMATION: "Credits used"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,20 +238,19 @@ def _facts(invoice: Any, document: Document) -> list[tuple[str, str]]:
 
 def _groups(lines: Sequence[Any]) -> list[dict[str, Any]]:
     found = []
-    for kind, name in GROUPS.items():
+    lines_of_supply = (line for line in lines if line["kind"] in HEADINGS)
+    for kind, of_kind in groupby(lines_of_supply, key=lambda line: line["kind"]):
         entries = [
             {
                 "description": line["description"],
                 "quantity": _grouped(f"{line['quantity']}"),
-                "unit_price": "" if kind == "credits_consumed" else _grouped(_short(line["unit_price"])),
+                "unit_price": "" if kind == INFORMATION else _grouped(_short(line["unit_price"])),
                 "tax": _rate(line),
                 "amount": _grouped(line["amount"]),
             }
-            for line in lines
-            if line["kind"] == kind
+            for line in of_kind
         ]
-        if entries:
-            found.append({"name": name, "lines": entries})
+        found.append({"name": HEADINGS[kind], "lines": entries})
     return found
 
 

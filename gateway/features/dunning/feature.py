@@ -67,5 +67,6 @@ FEATURE = Feature(
         },
     ),
     is_on=lambda settings: bool(settings.dunning_reminder_days or settings.dunning_block_days),
+    events=lazy("gateway.features.dunning.events:EVENTS"),
     work=_work,
 )  # fmt: skip

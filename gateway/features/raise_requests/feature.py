@@ -39,5 +39,6 @@ FEATURE = Feature(
         },
     ),
     routes=mounts(mount="gateway.features.raise_requests.links:mount_links"),
+    events=lazy("gateway.features.raise_requests.events:EVENTS"),
     links=_links,
 )  # fmt: skip

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from gateway.core.alerts.messages import LINK_DAYS, Delivery
+from gateway.core.alerts.events.webhooks import LINK_DAYS
+from gateway.core.alerts.messages import Delivery
 
 PAGE: Final = "/raise/{token}"
 

@@ -70,7 +70,7 @@ WORLD: Objects = {
         {"name": "Bare", "monthly_cost": "0", "annual_cost": "0", "feature_access": [], "currency": "EUR"},
     ],
     "organization-services": [
-        {"organization": "Globex", "service": "sms", "negotiated_credits": 3, "counts_tokens": False},
+        {"organization": "Globex", "service": "sms", "negotiated_credits": 3, "counts_tokens": False, "discount": "0.1"},
         {"organization": "Acme", "service": "sms", "negotiated_credits": 0, "business_model": "Metered",
          "pricing": {"tiers": [{"up_to": 10, "unit_price": "0.5"}, {"up_to": None, "unit_price": "0.25"}]}},
     ],

@@ -12,27 +12,25 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gateway.core.alerts.events.registry import selectable_events
+from gateway.core.alerts.events.webhooks import TEST_EVENT
 from gateway.core.alerts.messages import (
-    EVENTS,
     FACTS_MAX,
     RECIPIENTS_MAX,
     RETRIES,
-    TEST_EVENT,
     TITLE_CHARS_MAX,
-    VALUE_CHARS_MAX,
     Delivery,
     DeliveryOutcome,
     body_of,
     headers_of,
     is_mail,
     mail_of,
-    plain,
     recipient_refusal,
     recipients_of,
     signature,
-    spoken,
     worded,
 )
+from gateway.core.alerts.words import VALUE_CHARS_MAX, plain, spoken
 from gateway.core.text import hidden_in
 
 NOW = datetime(2026, 4, 1, 12, tzinfo=UTC)
@@ -358,6 +356,20 @@ SUDDEN = {
                 "in the last 7 days it was 0.5 EUR at most at this time of day."
             ),
         ),
+        (
+            "api_key.expiring",
+            {
+                "name": "CI",
+                "prefix": "tk-ab",
+                "days": 7,
+                "tenant": "Red",
+                "expires_at": "2026-11-24T13:00:00Z",
+            },
+            (
+                "An API key expires: CI. The API key CI (tk-ab…) of Red expires on 24 November 2026, 13:00"
+                " (UTC), within 7 days."
+            ),
+        ),
         ("webhook.test", {"webhook_id": 3}, "A test. Messages arrive here: this one was sent to try it."),
     ],
 )
@@ -385,7 +397,7 @@ VALUES = st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.tex
 
 
 @given(
-    st.sampled_from((*EVENTS, TEST_EVENT, "of.another.version")),
+    st.sampled_from((*selectable_events(), TEST_EVENT, "of.another.version")),
     st.dictionaries(
         st.sampled_from([*BUDGET, "scope", "hour", "next_reset_at", "tenant"]) | st.text(), VALUES
     ),

@@ -13,13 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.billing.charge_kinds import ADDITION, TOKENS, UNITS
 from gateway.core.billing.charges import (
-    ADDITION,
     FEE,
     OVERAGE,
     PURCHASE,
-    TOKENS,
-    UNITS,
     USAGE,
     SupplyCharge,
     day_fees,

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.core.accounts.budgets import EACH_UNUSED_DAYS
 from persistence import engine
 from persistence.keeper import news as keeper_news
-from persistence.keeper.news import WAITING_MAX
+from persistence.keeper.occasions import WAITING_MAX
 from persistence.keeper.verification import KEPT_DAYS, forget_budget_uses
 from tests.connections import connected
 from tests.persistence.scenario import insert_budget, rows_of, settle_in

@@ -11,7 +11,8 @@ from psycopg.rows import dict_row
 
 from gateway.core.accounts.outbox import CallFacts, EventKind, WindowKey, corrected, write_facts
 from gateway.core.accounts.runs import BUDGET_ID_MIN
-from gateway.core.accounts.usage import SPANS, SUMS
+from gateway.core.accounts.usage import SPANS
+from gateway.core.accounts.usage_sums import SUMS
 from gateway.core.times import DAY_MS, HOUR_MS, moment_of
 from persistence.ledger.rows import NULL, json_field
 from persistence.ledger.writer import LedgerWriter
