@@ -17,11 +17,12 @@ from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import ModelRule
 from gateway.core.families.family import KEPT_OBJECTS
 from gateway.core.model import (
+    Admitted,
     Attribution,
     Caller,
-    Decision,
     HoldExtension,
     HoldRequest,
+    Refused,
     RunRequest,
     Service,
     Settlement,
@@ -201,7 +202,7 @@ class RefusedRuns:
 class CountersPort(Protocol):
     """The limits and the ledger in Redis."""
 
-    def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
+    def reserve(self, request: HoldRequest) -> Awaitable[Admitted | Refused]:
         """Reserve a hold on every limit or on none. Fails with `CountersUnavailable`."""
 
     def settle(self, settlement: Settlement) -> Awaitable[SettleResult]:

@@ -42,17 +42,18 @@ from gateway.core.calls.tariff import (
     covered,
     rate_of,
 )
-from gateway.core.families.refusal import from_decision
+from gateway.core.families.refusal import from_refused
 from gateway.core.metering.meter import Detail, Meter
 from gateway.core.model import (
     BY_BUDGETS,
     BY_CREDITS,
     BY_QUOTA,
     INTEGER_MAX,
+    Admitted,
     Caller,
-    Decision,
     HoldExtension,
     HoldRequest,
+    Refused,
     Service,
     SettleResult,
     TokenUsage,
@@ -68,7 +69,6 @@ _UNUSED = TokenUsage(units=0)
 OPENING_MS: Final = 60_000
 _NO_FIELDS: frozenset[str] = frozenset()
 NO_UNITS: frozenset[str] = frozenset()
-_ADMITTED = Verdict.ADMITTED
 _SHORT: Final = {
     BY_QUOTA: Verdict.QUOTA_EXCEEDED,
     BY_CREDITS: Verdict.INSUFFICIENT_CREDITS,
@@ -101,7 +101,7 @@ class AdmittedCall:
     )  # fmt: skip
 
     claim: CallClaim
-    decision: Decision
+    decision: Admitted
     _request: HoldRequest
 
     def __init__(  # noqa: PLR0917  # who asks for what, and what it costs
@@ -170,7 +170,7 @@ class AdmittedCall:
             if claim.budget is not None and head.attribution.run is not None:
                 lower_task(call, claim.budget, decision)
 
-    async def outlast(self) -> Decision:
+    async def outlast(self) -> Admitted:
         """Extend the hold to last as long as a background job, and return what it holds now.
 
         Raise a `Refusal` if a limit refuses; the hold is never less than before.
@@ -263,18 +263,17 @@ class AdmittedCall:
         verdict = _SHORT[short] if short != BY_BUDGETS or budget is not None else _SHORT[BY_QUOTA]
         spent = self.worker.ports.directory.spent_answer
         there = self.decision
-        decision = Decision(
-            verdict, there.scope, there.kind, there.used, there.limit, there.until_ms, there.now_ms,
-            budget=budget,
-        )  # fmt: skip
-        refusal = from_decision(decision, lambda: spent(self.caller))
+        refused = Refused(
+            verdict, limit=there.limit, until_ms=there.until_ms, now_ms=there.now_ms, budget=budget
+        )
+        refusal = from_refused(refused, lambda: spent(self.caller))
         refusal.args = ("The amount left does not cover this message.",)
         return refusal
 
     def owe(self, before: AdmittedCall) -> None:
         """Charge this call to the hold of `before`, an earlier call on the same WebSocket."""
         self.user, self.claim, self._accounts = before.user, before.claim, before._accounts
-        self.decision, self.due, self.binds = Decision(_ADMITTED), True, before.binds
+        self.decision, self.due, self.binds = Admitted(), True, before.binds
         self._exchange.charge = self
 
     def _watch(self) -> HoldExtension:
@@ -544,32 +543,34 @@ def fields_allowed(worker: Worker, call: CallRequest, upstream: str) -> frozense
     return found[0].intersection(*found[1:]) if found else _NO_FIELDS
 
 
-async def reserve_hold(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Decision:
+async def reserve_hold(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Admitted:
     """Reserve a hold without interruption; raise the `Refusal` of a limit that has too little left."""
     ports = exchange.worker.ports
     exchange.shield()
     try:
-        decision = await ports.counters.reserve(request)
+        answer = await ports.counters.reserve(request)
     finally:
         exchange.unshield()
-    check_admitted(decision, budgets, ports, request.caller)
-    return decision
+    return check_admitted(answer, budgets, ports, request.caller)
 
 
-def check_admitted(decision: Decision, budgets: CallBudgets | None, ports: Ports, caller: Caller) -> None:
-    """Raise the `Refusal` of a decision that refuses a call; otherwise add its budget's name to it."""
-    window = decision.budget
+def check_admitted(
+    answer: Admitted | Refused, budgets: CallBudgets | None, ports: Ports, caller: Caller
+) -> Admitted:
+    """Return an admission with its budget's name; raise the `Refusal` of an answer that refuses the call."""
+    window = answer.budget
     if budgets is not None and window is not None:
-        if decision.verdict is _ADMITTED and window.limit == ENDLESS_CALLS:
-            decision.budget = None  # this run has no limit
+        if isinstance(answer, Admitted) and window.limit == ENDLESS_CALLS:
+            answer.budget = None  # this run has no limit
         else:
             budgets.name_in(window)
-    if decision.verdict is not _ADMITTED:
-        refusal = from_decision(decision, lambda: ports.directory.spent_answer(caller))
-        budget = None if budgets is None or window is None else budgets.by_id.get(window.budget_id)
-        if budget is not None:
-            ports.tally.budget_refused(refusal.reason, budget.unit, budget.interval)
-        raise refusal
+    if isinstance(answer, Admitted):
+        return answer
+    refusal = from_refused(answer, lambda: ports.directory.spent_answer(caller))
+    budget = None if budgets is None or window is None else budgets.by_id.get(window.budget_id)
+    if budget is not None:
+        ports.tally.budget_refused(refusal.reason, budget.unit, budget.interval)
+    raise refusal
 
 
 # Whether a call without a reported use may have cost its upstream something.

@@ -10,7 +10,7 @@ import pytest
 from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.accounts.refusals import RefusedBatch, read_batch
-from gateway.core.model import Decision, LimitKind, Scope, Verdict
+from gateway.core.model import LimitKind, Refused, Scope, Verdict
 from tests.http.fakes import CALLER, answer, get, post
 from tests.http.stage import Stage
 from tests.waiting import eventually
@@ -32,9 +32,7 @@ def told(stage: Stage) -> RefusedBatch:
 
 async def test_a_refused_call_is_told_whole(stage: Stage) -> None:
     stage.directory.caller = replace(CALLER, user="")
-    stage.counters.decision = Decision(
-        Verdict.RATE_LIMITED, Scope.TENANT, LimitKind.REQUESTS, 5, 5, 60_000, 1
-    )
+    stage.counters.decision = Refused(Verdict.RATE_LIMITED, Scope.TENANT, LimitKind.REQUESTS, 5, 5, 60_000, 1)
     said = b"x-tollkeeper-project-id: 8\r\nx-tollkeeper-user: ann\r\nx-tollkeeper-session: s\r\n"
     for _ in range(2):
         assert (await stage.ask(call(fields=said))).status == 429

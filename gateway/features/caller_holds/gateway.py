@@ -58,9 +58,9 @@ from gateway.core.model import (
     GENERIC,
     INTEGER_MAX,
     UNSETTLED_CHARGED,
+    Admitted,
     Attribution,
     Caller,
-    Decision,
     HoldRequest,
     RunRequest,
     Service,
@@ -343,7 +343,7 @@ async def _keep(ports: Ports, hold: CallerHold, key: str, body: bytes, told: byt
 async def _taken(
     exchange: Exchange, caller: Caller, said: HoldBody, id_: str, *, again: bool = False,
     authorized: CallRequest | None = None,
-) -> tuple[CallerHold, Decision, int | None]:  # fmt: skip
+) -> tuple[CallerHold, Admitted, int | None]:  # fmt: skip
     """Acquire a hold; return its record, the decision, and the amount that remains, in the hold's unit.
 
     `said` is the request; `again` is set if it was sent before. A hold of an `authorized` call covers its
@@ -394,8 +394,8 @@ async def _taken(
     request.ttl_ms = 1000 * said.ttl_s
     request.whole = call.output_max is not None and said.request is None
     request.raises = again or exchange.charge is not None
-    decision = await ports.counters.reserve(request)
-    check_admitted(decision, budgets, ports, caller)
+    answer = await ports.counters.reserve(request)
+    decision = check_admitted(answer, budgets, ports, caller)
     keep_run(ports, caller, run)
     if exchange.charge is not None:  # the new hold replaces the amounts held before its body was read
         if id_ != exchange.request_id:
@@ -425,7 +425,7 @@ async def _taken(
 
 
 def _overruling(  # noqa: PLR0917  # a call, and the decision on it
-    worker: Worker, call: CallRequest, claim: CallClaim, decision: Decision,
+    worker: Worker, call: CallRequest, claim: CallClaim, decision: Admitted,
     budgets: CallBudgets | None, route: Route | None,
 ) -> InvalidRequest | None:  # fmt: skip
     """Return the refusal of a call with a number in its body that may overrule the maximum of its answer.
@@ -549,7 +549,7 @@ def _asked(  # noqa: PLR0917  # whose hold it is, and what it takes
     return claim, request, nano
 
 
-def _remaining(decision: Decision, service: Service, unit: str) -> int | None:
+def _remaining(decision: Admitted, service: Service, unit: str) -> int | None:
     """Return the amount in `unit` that the caller may still hold, by the limit that leaves the least.
 
     None if no limit has this unit.

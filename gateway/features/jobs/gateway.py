@@ -61,8 +61,8 @@ from gateway.core.model import (
     GENERIC,
     INTEGER_MAX,
     USER_REQUIRED,
+    Admitted,
     Caller,
-    Decision,
     HoldRequest,
     Service,
     Settlement,
@@ -483,7 +483,7 @@ async def _taken(
 
 async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is held for
     exchange: Exchange, request: HoldRequest, renewed: HoldRequest, route: Route, lines: list[BatchLine],
-    prices: CallPrices, budgets: CallBudgets | None, decision: Decision,
+    prices: CallPrices, budgets: CallBudgets | None, decision: Admitted,
 ) -> tuple[int, CallPrices]:  # fmt: skip
     """Add each line of a batch to a hold request, in pieces that alternate with other organizations' work.
 
@@ -555,7 +555,7 @@ def _calls_of(
 
 
 def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
-    admitted: AdmittedCall, hold_id: str, user: str, service: Service, decision: Decision,
+    admitted: AdmittedCall, hold_id: str, user: str, service: Service, decision: Admitted,
     prices: CallPrices,
 ) -> Job:  # fmt: skip
     """Return a new job with the amounts that a decision held; its creation time is that of Redis' clock."""
@@ -587,7 +587,7 @@ def _call_of(
 
 def _add(  # noqa: PLR0917  # a call, and what holds it
     worker: Worker, request: HoldRequest, call: CallRequest, prices: CallPrices, budgets: CallBudgets | None,
-    decision: Decision,
+    decision: Admitted,
 ) -> int:  # fmt: skip
     """Add one more call to a hold request; return the call's likely cost in nano-units.
 
