@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,7 +14,8 @@ from gateway.core.accounts.runs import Run
 from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.routes import ModelRule
+from gateway.core.calls.models import ConfiguredModels
+from gateway.core.calls.routes import ModelRule, UpstreamFacts, UpstreamTarget
 from gateway.core.families.family import KEPT_OBJECTS
 from gateway.core.model import (
     Admitted,
@@ -234,3 +235,27 @@ class CallPorts:
     refusals: Refusals
     runs: RunsPort = field(default_factory=RefusedRuns, kw_only=True)
     refuse_unpriced: bool = field(default=False, kw_only=True)
+
+
+class UpstreamPort(Protocol):
+    """What admission asks of an upstream."""
+
+    @property
+    def target(self) -> UpstreamTarget:
+        """Its configuration."""
+
+    def facts_of(self, model: str, rule: ModelRule | None) -> UpstreamFacts | None:
+        """Return the known facts about a model, such as its maxima, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionPorts:
+    """Everything that an admission asks: limits and prices, models, and the upstreams by name.
+
+    `budget_refused` is told of each refusal by a budget: the reason, the budget's unit and its interval.
+    """
+
+    calls: CallPorts
+    models: ConfiguredModels
+    upstreams: Mapping[str, UpstreamPort]
+    budget_refused: Callable[[str, str, str], None]

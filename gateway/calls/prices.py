@@ -10,7 +10,6 @@ from typing import Final
 from gateway.calls.ports import CallPorts, DirectoryPort
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.accounts.runs import Run
 from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.service_tiers import lacks_tier
@@ -30,7 +29,7 @@ from gateway.core.calls.tariff import (
     vectors_of,
 )
 from gateway.core.families.registry import SHAPES
-from gateway.core.model import Attribution, Caller, Service
+from gateway.core.model import Caller, Service
 from gateway.core.times import HOUR_MS
 from gateway.errors import ModelNotPriced, ServiceNotIncluded, UnknownRoute
 
@@ -38,27 +37,7 @@ from gateway.errors import ModelNotPriced, ServiceNotIncluded, UnknownRoute
 CALL_LIFE_MS: Final = HOUR_MS
 
 
-def price_call(  # noqa: PLR0917  # as `prices_of`
-    ports: CallPorts, caller: Caller, service_key: str, overlapping: tuple[str, ...], attribution: Attribution,
-    call: CallRequest, run: Run | None,
-) -> tuple[Service, CallPrices, CallBudgets | None]:  # fmt: skip
-    """Return the service of a call, its prices, and the budgets that it takes from.
-
-    Raise `ServiceNotIncluded` if there is no service `service_key`, and `UnknownRoute` if one of the services
-    `overlapping` has the same paths at another price.
-    """
-    directory, budgets = ports.directory, None
-    service = directory.resolve(caller, service_key)
-    if service is None:
-        raise ServiceNotIncluded
-    if overlapping:
-        _check_overlapping(directory, caller, service, overlapping)
-    if service.id:
-        budgets = directory.budgets(caller, service.id, attribution, call, run=run)
-    return service, prices_of(ports, caller, service, call, budgets), budgets
-
-
-def _check_overlapping(
+def check_overlapping(
     directory: DirectoryPort, caller: Caller, service: Service, overlapping: tuple[str, ...]
 ) -> None:
     """Raise `UnknownRoute` if one of the services `overlapping` has the same paths at another price.

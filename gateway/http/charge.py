@@ -1,7 +1,7 @@
 """One admitted call, and the end of its hold: charged once, or released.
 
 `gateway/calls/charge.py` computes the charge. The holder of an `AdmittedCall` ends it with exactly one
-`settle`; `settle` and `reserve` are never interrupted, and both are bounded in time.
+`settle`; `settle` and `reserve_shielded` are never interrupted, and both are bounded in time.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Final
 
 import msgspec
 
+from gateway.calls.admit import Admission, check_admitted
+from gateway.calls.aim import fields_allowed
 from gateway.calls.charge import NO_DETAIL, ChargedUse, Counted, MeteredUse, UseTerms, charge, release
-from gateway.calls.claim import hold_request
-from gateway.core.accounts.budgets import MAXIMUM, TOKENS
+from gateway.core.accounts.budgets import TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.outbox import (
     NONE,
     TEXT_CHARACTERS_MAX,
 )
-from gateway.core.accounts.runs import ENDLESS_CALLS
 from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import ENDLESS, NANO
 from gateway.core.billing.price_book import (
@@ -35,7 +35,6 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.reported_cost import REPORTED, ReportedCost
 from gateway.core.calls.call import TIMED_OUT, CallRequest, input_tokens
 from gateway.core.calls.claims import CallClaim, answer_bound, bind_output, bind_uses, lower_task, unheld_rate
-from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.tariff import (
     NO_PRICES,
     CallPrices,
@@ -60,14 +59,12 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.errors import CountersUnavailable, Refusal
-from gateway.http.ports import Ports
 from gateway.http.protocol.answer import refuses
-from gateway.http.server.exchange import Attempt, Exchange, Worker
+from gateway.http.server.exchange import Attempt, Exchange
 
 _UNUSED = TokenUsage(units=0)
 # The life of a hold until its job is stored; no lease admits it.
 OPENING_MS: Final = 60_000
-_NO_FIELDS: frozenset[str] = frozenset()
 NO_UNITS: frozenset[str] = frozenset()
 _SHORT: Final = {
     BY_QUOTA: Verdict.QUOTA_EXCEEDED,
@@ -88,8 +85,8 @@ class AdmittedCall:
     """A call with all results of its admission; `settle` ends it exactly once.
 
     `head` and `call` are its request, `attempt` is the side of its upstream. `service`, `prices` and
-    `budgets` are those of the moment of admission. `reserve` sets `claim` and `decision`; `meter` exists once
-    an answer is metered. `due` is True between `reserve` and `settle`. `upstream_id` is the upstream's own id
+    `budgets` are those of the moment of admission. `take` sets `claim` and `decision`; `meter` exists once an
+    answer is metered. `due` is True between `take` and `settle`. `upstream_id` is the upstream's own id
     of the call. `first_token` is the time in seconds at which a stream produced its first output, 0 before. A
     call that `raises` another one replaces its hold, which was taken by the head alone.
     """
@@ -133,29 +130,21 @@ class AdmittedCall:
         self.first_token = 0.0
         self.due = False
 
-    async def reserve(self) -> None:
-        """Reserve a hold on every limit; raise the `Refusal` of a limit with too little left."""
-        exchange, worker, service, head = self._exchange, self.worker, self.service, self.head
-        call, caller, ports = self.call, self.caller, worker.ports
-        budgets, vectors = self.budgets, self.prices.vectors
-        user = self.user = caller.acts_for(head.attribution.user, call.user)
-        estimate = NO_ESTIMATE
-        if service.counts_tokens or vectors or budgets is not None:
-            binds = bool(vectors) or caller.tenant_id not in ports.estimator.unbound
-            self.binds = binds or (budgets is not None and budgets.hold == MAXIMUM)
-            estimate = ports.estimator.hold(
-                call, caller.organization_id, service.key, caller.key_id, binds=self.binds
-            )
-        claim, request = hold_request(
-            caller, self.request_id, user, service, call, estimate, self.prices, budgets, head.routed.units,
-            self._raises is not None, OPENING_MS if call.background else 0,
-        )  # fmt: skip
+    def take(self, admission: Admission, binds: bool) -> None:
+        """Take over an admission of the call, and bind its body to the hold.
+
+        `binds`: the hold may be the limit of the call. Raise `InvalidRequest` for a body that cannot be bound.
+        """
+        worker, head, budgets = self.worker, self.head, self.budgets
+        call, caller, vectors = self.call, self.caller, self.prices.vectors
+        _, claim, request, decision = admission
+        self.user, self.binds = request.user, binds
         self.claim, self._request = claim, request
-        decision = await reserve_hold(exchange, request, budgets)
         self.decision, self.due = decision, True
-        exchange.charge = self
-        if request.ceiling and decision.bounded == (caller.tenant_id in ports.estimator.unbound):
-            ports.estimator.note_plan(caller.tenant_id, binds=decision.bounded)
+        self._exchange.charge = self
+        estimator = worker.ports.estimator
+        if request.ceiling and decision.bounded == (caller.tenant_id in estimator.unbound):
+            estimator.note_plan(caller.tenant_id, binds=decision.bounded)
         if self._raises is not None:
             self._raises.let_go()
             self._raises = None
@@ -166,7 +155,7 @@ class AdmittedCall:
             bind_uses(call, claim, vectors, enforced)
             bound = answer_bound(call, claim, decision, enforced)
             if bound is not None:
-                bind_output(call, bound, fields_allowed(worker, call, self.attempt.name))
+                bind_output(call, bound, fields_allowed(worker.admission, call, self.attempt.name))
             if claim.budget is not None and head.attribution.run is not None:
                 lower_task(call, claim.budget, decision)
 
@@ -535,42 +524,19 @@ def _metadata_of(said: bytes, attempt: Attempt) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(document))
 
 
-# The reservation of a hold: for calls, and for holds through the API.
-def fields_allowed(worker: Worker, call: CallRequest, upstream: str) -> frozenset[str]:
-    """Return the names of numeric body fields that every upstream of this call accepts."""
-    names = [one.upstream for one in call.targets] or [upstream]
-    found = [worker.upstreams[name].target.fields for name in names if name in worker.upstreams]
-    return found[0].intersection(*found[1:]) if found else _NO_FIELDS
+async def reserve_shielded(exchange: Exchange, request: HoldRequest) -> Admitted | Refused:
+    """Reserve a hold on every limit or on none, without interruption."""
+    exchange.shield()
+    try:
+        return await exchange.worker.ports.counters.reserve(request)
+    finally:
+        exchange.unshield()
 
 
 async def reserve_hold(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Admitted:
     """Reserve a hold without interruption; raise the `Refusal` of a limit that has too little left."""
-    ports = exchange.worker.ports
-    exchange.shield()
-    try:
-        answer = await ports.counters.reserve(request)
-    finally:
-        exchange.unshield()
-    return check_admitted(answer, budgets, ports, request.caller)
-
-
-def check_admitted(
-    answer: Admitted | Refused, budgets: CallBudgets | None, ports: Ports, caller: Caller
-) -> Admitted:
-    """Return an admission with its budget's name; raise the `Refusal` of an answer that refuses the call."""
-    window = answer.budget
-    if budgets is not None and window is not None:
-        if isinstance(answer, Admitted) and window.limit == ENDLESS_CALLS:
-            answer.budget = None  # this run has no limit
-        else:
-            budgets.name_in(window)
-    if isinstance(answer, Admitted):
-        return answer
-    refusal = from_refused(answer, lambda: ports.directory.spent_answer(caller))
-    budget = None if budgets is None or window is None else budgets.by_id.get(window.budget_id)
-    if budget is not None:
-        ports.tally.budget_refused(refusal.reason, budget.unit, budget.interval)
-    raise refusal
+    answer = await reserve_shielded(exchange, request)
+    return check_admitted(exchange.worker.admission, request.caller, budgets, answer)
 
 
 # Whether a call without a reported use may have cost its upstream something.

@@ -16,11 +16,12 @@ from urllib.parse import quote
 
 import msgspec
 
-from gateway.calls.call_run import keep_run
+from gateway.calls.admit import LINE, Terms, Use, check_line
+from gateway.calls.admit import admit as admit_use
+from gateway.calls.aim import fields_allowed
 from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
 from gateway.calls.claim import hold_request
-from gateway.calls.permit import check_batch_models, check_objects, named_objects, run_policies
-from gateway.calls.prices import charging_prices, check_parts, money_budgets, named_prices, prices_of
+from gateway.calls.prices import charging_prices, named_prices
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.outbox import NONE
 from gateway.core.accounts.plans import Weights
@@ -47,10 +48,17 @@ from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, UsageBounds, write_document
-from gateway.core.calls.claims import answer_bound, budget_claim, check_numbers, measure_media, read_call
-from gateway.core.calls.estimate import Estimate
+from gateway.core.calls.claims import (
+    CallClaim,
+    answer_bound,
+    budget_claim,
+    check_numbers,
+    measure_media,
+    read_call,
+)
+from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.routes import ModelTarget, Route
-from gateway.core.calls.tariff import NO_PRICES, CallPrices, know_reports
+from gateway.core.calls.tariff import NO_PRICES, CallPrices
 from gateway.core.families.family import BatchPaths, JobPaths, objects_in
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import BATCH_AT, JOBS, RESULTS
@@ -60,24 +68,24 @@ from gateway.core.metering.reading import loose_document
 from gateway.core.model import (
     GENERIC,
     INTEGER_MAX,
-    USER_REQUIRED,
     Admitted,
     Caller,
     HoldRequest,
+    Refused,
     Service,
     Settlement,
 )
 from gateway.core.wait import OVER, begin
 from gateway.errors import (
     InvalidRequest,
+    ModelNotAllowed,
     ModelNotPriced,
     ObjectNotFound,
     ServiceNotIncluded,
     UnknownRoute,
-    UserRequired,
 )
-from gateway.http.admission import NO_WORDS, admit, identify, know_upstreams, known
-from gateway.http.charge import NO_UNITS, OPENING_MS, AdmittedCall, fields_allowed, reserve_hold
+from gateway.http.admission import NO_WORDS, admit, identify, known
+from gateway.http.charge import NO_UNITS, OPENING_MS, AdmittedCall, reserve_hold, reserve_shielded
 from gateway.http.collections import at_collection
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
@@ -434,40 +442,25 @@ async def _taken(
     document = admitted.call.document or {}
     input_id, route, lines = await _lines(worker, routed, caller, document, jobs, arrive)
     first = _call_of(route, lines[0], 1, worker.bounds, routed.params)
-    asked, run = attribution.run, None
-    policies = run_policies(ports.directory, caller, asked)
-    user = caller.acts_for(attribution.user, first.user)
-    if caller.user_header == USER_REQUIRED and not user:
-        raise UserRequired(param="x-tollkeeper-user")
-    check_batch_models(worker.models, ports.directory, attribution, caller, first, 1)
-    service = ports.directory.resolve(caller, route.service)
-    if service is None:
-        raise ServiceNotIncluded
-    if asked is not None:  # after the checks of the first line: a refused batch opens no run
-        run = await ports.runs.find(caller, asked, policies)
-    budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
-    with _naming(1):
-        prices = prices_of(ports, caller, service, first, budgets, HOLD_MS_MAX)
     hold_id = id_of("hold", ports.refusals.now_ms(), of=admitted.request_id)
-    request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=OPENING_MS, whole=True)
-    if budgets is not None:
-        request.budgets, request.names = budgets.accounts, budgets.names
-    least = replace(request)
-    if service.counts_tokens:  # each line has at least one input token
-        least.need = least.ceiling = least.read = least.read_likely = len(lines)
-    decision = await reserve_hold(exchange, least, budgets)
-    request.budgets, request.names = least.budgets, least.names
+    use = Use(LINE, caller, attribution, first, route.service, "")
+    with _naming(1):
+        terms, _, least, decision = await admit_use(
+            worker.admission, use, _BatchEntrance(exchange, use, hold_id, len(lines))
+        )
+    service, prices, budgets, _ = terms
+    request = replace(least, need=0, ceiling=0, read=0, read_likely=0)
     try:
         renewed = replace(least, raises=True)
-        likely, prices = await _add_lines(exchange, request, renewed, route, lines, prices, budgets, decision)
+        likely, prices = await _add_lines(exchange, request, renewed, route, lines, terms, decision)
         request.raises = True
         decision = await reserve_hold(exchange, request, budgets)
-        keep_run(ports, caller, run)
     except BaseException:
-        terms = UseTerms(caller, hold_id, user, service, NO_PRICES, request.names)
-        begin(ports.counters.settle(release(terms, HOLD_MS_MAX)))
+        begin(ports.counters.settle(release(
+            UseTerms(caller, hold_id, use.user, service, NO_PRICES, request.names), HOLD_MS_MAX
+        )))  # fmt: skip
         raise
-    job = _job(admitted, hold_id, user, service, decision, prices)
+    job = _job(admitted, hold_id, use.user, service, decision, prices)
     job.upstream, job.endpoint, job.model, job.input_id = routed.upstream, route.path, first.model, input_id
     job.batches = BATCH_AT[routed.label].batches
     job.lines, job.held, job.units, job.accounts = len(lines), likely, request.units, request.names
@@ -481,19 +474,53 @@ async def _taken(
     return job
 
 
+class _BatchEntrance:
+    """The door by which a batch comes in, a call that was admitted itself: its hold is at first the smallest."""
+
+    def __init__(self, exchange: Exchange, first: Use, hold_id: str, lines: int) -> None:
+        self._exchange, self._first, self._hold_id, self._lines = exchange, first, hold_id, lines
+
+    def check_target(self) -> None:
+        """Return at once: its upstream begins each line when there is room."""
+
+    def claim(self, terms: Terms) -> tuple[CallClaim, HoldRequest]:
+        """Return the claim of the first line, and a hold of one input token for each line."""
+        use, (service, prices, budgets, _) = self._first, terms
+        claim, _ = hold_request(
+            use.caller, self._hold_id, use.user, service, use.call, NO_ESTIMATE, prices, budgets, 1, False
+        )
+        least = self._lines if service.counts_tokens else 0
+        request = HoldRequest(
+            use.caller, self._hold_id, use.user, service, least, least, units=0, read=least, read_likely=least,
+            ttl_ms=OPENING_MS, whole=True,
+        )  # fmt: skip
+        if budgets is not None:
+            request.budgets, request.names = budgets.accounts, budgets.names
+        return claim, request
+
+    def enter(self) -> None:
+        """Return at once: jobs are counted when they are stored."""
+
+    async def hold_by_head(self) -> None:
+        """Return at once: the call that brought the batch is admitted."""
+
+    def reserve(self, request: HoldRequest) -> Awaitable[Admitted | Refused]:
+        """Reserve the first hold of the batch."""
+        return reserve_shielded(self._exchange, request)
+
+
 async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is held for
     exchange: Exchange, request: HoldRequest, renewed: HoldRequest, route: Route, lines: list[BatchLine],
-    prices: CallPrices, budgets: CallBudgets | None, decision: Admitted,
+    terms: Terms, decision: Admitted,
 ) -> tuple[int, CallPrices]:  # fmt: skip
     """Add each line of a batch to a hold request, in pieces that alternate with other organizations' work.
 
     Meanwhile `renewed` keeps the small hold that was reserved first, by `decision`. Return the likely cost of
     all lines in nano-units, and the prices of the last line.
     """
-    worker, head, caller, service = exchange.worker, exchange.head, request.caller, request.service
-    ports, routed, attribution = worker.ports, head.routed, head.attribution
-    likely, models, prices, number = 0, prices.named, at_batch_prices(prices), 0
-    asking, by_cost = money_budgets(budgets), service.pricing.at_cost is not None
+    worker, head, caller = exchange.worker, exchange.head, request.caller
+    ports, routed, budgets = worker.ports, head.routed, terms.budgets
+    likely, models, prices, number = 0, terms.prices.named, at_batch_prices(terms.prices), 0
     due_s = ports.seconds() + _RENEWED_S
     for piece in _pieces(lines):
         read = partial(_calls_of, route, piece, number + 1, worker.bounds, routed.params)
@@ -501,18 +528,13 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
         began_s = ports.seconds()
         for one in calls:
             number += 1
-            check_batch_models(worker.models, ports.directory, attribution, caller, one, number)
-            if caller.acts_for(attribution.user, one.user) != request.user:
+            use = Use(LINE, caller, head.attribution, one, route.service, routed.upstream, routed.owned)
+            if use.user != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
-            named = named_objects(worker.models, routed.owned, caller, one)
             with _naming(number):
-                await check_objects(ports.objects, caller, one, named)
-                if one.tools or one.models_beside:
-                    prices = prices_of(ports, caller, service, one, budgets, HOLD_MS_MAX)
-                    models, prices = prices.named, at_batch_prices(prices)
-                elif ports.refuse_unpriced or by_cost or asking is not None:
-                    know_reports(one, check_parts(one, models, asking, by_cost))
-                know_upstreams(worker, one, None, routed.upstream)
+                own = await check_line(worker.admission, use, terms, models)
+                if own is not None:
+                    models, prices = own.named, at_batch_prices(own)
                 likely += _add(worker, request, one, prices, budgets, decision)
         await worker.bodies.rest(ports.seconds() - began_s)
         if ports.seconds() > due_s:
@@ -526,7 +548,7 @@ def _naming(number: int) -> Iterator[None]:
     """Name a line of a batch in its refusal."""
     try:
         yield
-    except (InvalidRequest, ModelNotPriced, ObjectNotFound) as error:
+    except (InvalidRequest, ModelNotAllowed, ModelNotPriced, ObjectNotFound) as error:
         raise type(error)(f"Line {number}: {error.told}", param=error.param) from error
 
 
@@ -605,7 +627,7 @@ def _add(  # noqa: PLR0917  # a call, and what holds it
     )  # fmt: skip
     bound = answer_bound(call, claim, share, NO_UNITS if budgets is None else budgets.enforced)
     if bound is not None:
-        check_numbers(call, fields_allowed(worker, call, call.upstream), bound)
+        check_numbers(call, fields_allowed(worker.admission, call, call.upstream), bound)
     for name in _SUMMED:
         setattr(request, name, min(getattr(request, name) + getattr(one, name), INTEGER_MAX))
     return _likely(prices, estimate, call, budgets)

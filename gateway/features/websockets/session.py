@@ -21,8 +21,8 @@ import msgspec
 from wsproto import ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 
-from gateway.calls.permit import check_objects, judge, named_objects
-from gateway.calls.prices import prices_of
+from gateway.calls.admit import check_models
+from gateway.calls.permit import check_objects, named_objects
 from gateway.core.calls.call import (
     BodyLook,
     CallRequest,
@@ -555,9 +555,10 @@ class LiveSocket(WebSocket):
         owned = named_objects(models, routed.owned, caller, call)
         before, call.models_beside = call.models_beside, self._session.models
         try:
-            ports = charge.worker.ports
-            judge(models, ports.directory, charge.head.attribution, caller, call, charge.user)
-            prices = prices_of(ports, caller, charge.service, call, charge.budgets)
+            prices = check_models(
+                charge.worker.admission, charge.head.attribution, caller, charge.user, call, charge.service,
+                charge.budgets,
+            )  # fmt: skip
             if len(named_objects(models, routed.owned, caller, call)) > len(owned):
                 raise InvalidRequest(
                     "A trained model cannot be named in a message: name it in the address that opens the connection.",
