@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gateway.calls.ports import AdmissionPorts
+from gateway.calls.ports import AdmissionPorts, UpstreamPort
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.facts import NO_FACTS, take_facts
+from gateway.core.calls.facts import NO_FACTS, known_facts, take_facts
 from gateway.core.calls.models import fitting, is_repeatable
-from gateway.core.calls.routes import ModelRule
+from gateway.core.calls.routes import ModelRule, UpstreamFacts
 
 
 def aim_at(ports: AdmissionPorts, call: CallRequest, rule: ModelRule, once: bool) -> None:
@@ -27,15 +27,26 @@ def know_upstreams(ports: AdmissionPorts, call: CallRequest, rule: ModelRule | N
     """Set the known facts about a call's targets; without targets, about its model at the upstream `name`."""
     upstreams = ports.upstreams
     if not call.targets:
-        upstream = upstreams.get(name)
-        facts = None if upstream is None else upstream.facts_of(call.model, None)
+        facts = _facts_of(upstreams.get(name), call.model, None)
         if facts is not None:
             take_facts(call, (facts,))
         return
-    asked = [(upstreams.get(one.upstream), one.model) for one in call.targets]
-    found = [None if upstream is None else upstream.facts_of(model, rule) for upstream, model in asked]
-    if any(one is not None for one in found):
-        take_facts(call, tuple([one or NO_FACTS for one in found]))
+    known = [_facts_of(upstreams.get(one.upstream), one.model, rule) for one in call.targets]
+    if any(one is not None for one in known):
+        take_facts(call, tuple([one or NO_FACTS for one in known]))
+
+
+def _facts_of(upstream: UpstreamPort | None, model: str, rule: ModelRule | None) -> UpstreamFacts | None:
+    """Return the known facts about a model, such as its maxima, or None.
+
+    `model` is its name at the upstream, and `rule` its configuration.
+    """
+    if upstream is None:
+        return None
+    facts = upstream.target.facts
+    if facts is None and rule is None and not upstream.contexts:
+        return None
+    return known_facts(facts, rule, upstream.contexts.get(model))
 
 
 _NO_FIELDS: frozenset[str] = frozenset()

@@ -14,8 +14,10 @@ from gateway.core.accounts.runs import Run
 from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
+from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.models import ConfiguredModels
-from gateway.core.calls.routes import ModelRule, UpstreamFacts, UpstreamTarget
+from gateway.core.calls.routes import ModelRule, UpstreamTarget
+from gateway.core.circuit_breaker import CircuitBreaker
 from gateway.core.families.family import KEPT_OBJECTS
 from gateway.core.model import (
     Admitted,
@@ -238,19 +240,15 @@ class CallPorts:
 
 
 class UpstreamPort(Protocol):
-    """What admission asks of an upstream."""
+    """What admission asks of an upstream: `contexts` are context lengths of models from its own list."""
 
-    @property
-    def target(self) -> UpstreamTarget:
-        """Its configuration."""
-
-    def facts_of(self, model: str, rule: ModelRule | None) -> UpstreamFacts | None:
-        """Return the known facts about a model, such as its maxima, or None."""
+    target: UpstreamTarget
+    contexts: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionPorts:
-    """Everything that an admission asks: limits and prices, models, and the upstreams by name.
+    """Everything that an admission asks: limits and prices, models, the upstreams by name, and estimates.
 
     `budget_refused` is told of each refusal by a budget: the reason, the budget's unit and its interval.
     """
@@ -258,4 +256,6 @@ class AdmissionPorts:
     calls: CallPorts
     models: ConfiguredModels
     upstreams: Mapping[str, UpstreamPort]
+    estimator: Estimator
+    breaker: CircuitBreaker
     budget_refused: Callable[[str, str, str], None]

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from gateway.calls.ports import CallPorts, DirectoryPort
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
@@ -14,6 +12,7 @@ from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.service_tiers import lacks_tier
 from gateway.core.billing.vector import CACHE_HOUR
+from gateway.core.calls.asked import CALL_LIFE_MS
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import find_tool, unpriced_tools
 from gateway.core.calls.routes import ModelTarget
@@ -30,11 +29,7 @@ from gateway.core.calls.tariff import (
 )
 from gateway.core.families.registry import SHAPES
 from gateway.core.model import Caller, Service
-from gateway.core.times import HOUR_MS
 from gateway.errors import ModelNotPriced, ServiceNotIncluded, UnknownRoute
-
-# How long the hold of a usual call may last, for prices that go by the end of a call.
-CALL_LIFE_MS: Final = HOUR_MS
 
 
 def check_overlapping(

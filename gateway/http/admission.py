@@ -6,19 +6,19 @@ that refusal first, and a refused request still counts as one of its sender's re
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from gateway.calls.admit import CALL, FREE_CALL, Admission, Terms, Use
+from gateway.calls.admit import Admission, Terms
 from gateway.calls.admit import admit as admit_use
 from gateway.calls.claim import hold_request
 from gateway.calls.permit import check_batch_models
 from gateway.calls.ports import DirectoryPort
-from gateway.core.accounts.budgets import MAXIMUM
 from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
+from gateway.core.calls.asked import CALL, FREE_CALL, Asked
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, look_out_of_turn
-from gateway.core.calls.claims import CallClaim, find_tools, measure_media, read_call, read_form
+from gateway.core.calls.claims import find_tools, measure_media, read_call, read_form
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.tariff import NO_PRICES
@@ -26,7 +26,7 @@ from gateway.core.credentials import WORKLOAD
 from gateway.core.families.controlled import models_counted, models_stored
 from gateway.core.families.objects import read_objects
 from gateway.core.families.registry import BATCH_AT, FAMILIES, SHAPES
-from gateway.core.model import GENERIC, NO_SERVICE, Admitted, Caller, HoldRequest, Refused
+from gateway.core.model import GENERIC, NO_SERVICE, Caller
 from gateway.errors import (
     InvalidApiKey,
     InvalidRequest,
@@ -35,7 +35,7 @@ from gateway.errors import (
     TooManyBudgets,
     UnknownRoute,
 )
-from gateway.http.charge import OPENING_MS, AdmittedCall, reserve_hold, reserve_shielded
+from gateway.http.charge import AdmittedCall, reserve_hold
 from gateway.http.forward import check_circuit
 from gateway.http.identity import passed_digest
 from gateway.http.model_lists import narrow
@@ -138,82 +138,54 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
         if held is None:
             await by_head(exchange, caller)
         raise
-    entrance = CallEntrance(exchange, caller, call, held)
+    entrance = CallEntrance(exchange, caller, held)
     try:
-        admission = await admit_use(worker.admission, use_of(exchange, caller, call), entrance)
+        admission = await admit_use(worker.admission, asked_of(exchange, caller, call), entrance)
     except TooManyBudgets:
         ports.tally.budgets_exceeding += 1
         raise
+    finally:
+        exchange.unshield()
+        note_target(exchange.attempt, call)
     service, prices, budgets, _ = admission.terms
     admitted = AdmittedCall(exchange, caller, service, call, entrance.held, prices, budgets)
-    admitted.take(admission, entrance.binds)
+    admitted.take(admission)
     return admitted
 
 
-def use_of(exchange: Exchange, caller: Caller, call: CallRequest) -> Use:
+def asked_of(exchange: Exchange, caller: Caller, call: CallRequest) -> Asked:
     """Return the use that a call of an exchange asks for."""
     head, routed = exchange.head, exchange.head.routed
     is_free = call.free or not routed.metered
     overlapping = () if is_free or routed.binding is None else routed.binding.overlapping
-    return Use(
-        FREE_CALL if is_free else CALL, caller, head.attribution, call,
+    return Asked(
+        FREE_CALL if is_free else CALL, exchange.request_id, caller, head.attribution, call,
         routed.service_key if routed.metered else "", exchange.attempt.name, routed.owned,
         "this route does not read which one" if routed.any_model else "", overlapping, routed.listed,
-        exchange.connection.body.long,
+        exchange.connection.body.long, routed.units,
     )  # fmt: skip
 
 
 class CallEntrance:
-    """The door by which a call comes in: over a connection, perhaps `held` by its head before.
+    """The door by which a call comes in: over a connection, perhaps `held` by its head before."""
 
-    `binds`: its hold may be the limit of the call.
-    """
+    __slots__ = ("_caller", "_exchange", "held", "is_held", "shield")
 
-    __slots__ = ("_call", "_caller", "_exchange", "binds", "held")
+    def __init__(self, exchange: Exchange, caller: Caller, held: AdmittedCall | None) -> None:
+        self._exchange, self._caller = exchange, caller
+        self.held, self.is_held, self.shield = held, held is not None, exchange.shield
 
-    def __init__(
-        self, exchange: Exchange, caller: Caller, call: CallRequest, held: AdmittedCall | None
-    ) -> None:
-        self._exchange, self._caller, self._call = exchange, caller, call
-        self.held, self.binds = held, False
-
-    def check_target(self) -> None:
-        """Take the first target, or raise `UpstreamLimited` if the circuit breaker pauses all of them."""
-        exchange, call = self._exchange, self._call
+    def check_paused(self) -> None:
+        """Raise `UpstreamLimited` if the circuit breaker pauses all upstreams of the call."""
+        exchange, call = self._exchange, self._exchange.call
+        assert call is not None
         note_target(exchange.attempt, call)
-        worker = exchange.worker
-        if worker.ports.cooling.entries:
-            check_circuit(worker, exchange.head.routed, exchange.attempt, self._caller, call)
-
-    def claim(self, terms: Terms) -> tuple[CallClaim, HoldRequest]:
-        """Return the claim of the call, whose hold covers its estimate or all that it could use."""
-        exchange, call, caller = self._exchange, self._call, self._caller
-        head, estimator = exchange.head, exchange.worker.ports.estimator
-        service, prices, budgets, _ = terms
-        estimate = NO_ESTIMATE
-        if service.counts_tokens or prices.vectors or budgets is not None:
-            binds = bool(prices.vectors) or caller.tenant_id not in estimator.unbound
-            self.binds = binds or (budgets is not None and budgets.hold == MAXIMUM)
-            estimate = estimator.hold(
-                call, caller.organization_id, service.key, caller.key_id, binds=self.binds
-            )
-        user = caller.acts_for(head.attribution.user, call.user)
-        return hold_request(
-            caller, exchange.request_id, user, service, call, estimate, prices, budgets, head.routed.units,
-            self.held is not None, OPENING_MS if call.background else 0,
-        )  # fmt: skip
-
-    def enter(self) -> None:
-        """Return at once: calls are counted by their limits alone."""
+        check_circuit(exchange.worker, exchange.head.routed, exchange.attempt, self._caller, call)
 
     async def hold_by_head(self) -> None:
         """Reserve by the head, unless that is done."""
         if self.held is None:
-            self.held = await by_head(self._exchange, self._caller)
-
-    def reserve(self, request: HoldRequest) -> Awaitable[Admitted | Refused]:
-        """Reserve the hold of the call, though its client may be gone meanwhile."""
-        return reserve_shielded(self._exchange, request)
+            self.held, self.is_held = await by_head(self._exchange, self._caller), True
 
 
 def note_target(attempt: Attempt, call: CallRequest) -> None:
@@ -225,11 +197,14 @@ def note_target(attempt: Attempt, call: CallRequest) -> None:
 
 async def by_head(exchange: Exchange, caller: Caller) -> AdmittedCall:
     """Reserve one request and one concurrency slot in every limit of the caller, before the body is known."""
-    entrance = CallEntrance(exchange, caller, _UNREAD, None)
-    claim, request = entrance.claim(_HEAD_ALONE)
+    user = caller.acts_for(exchange.head.attribution.user)
+    claim, request = hold_request(
+        caller, exchange.request_id, user, NO_SERVICE, _UNREAD, NO_ESTIMATE, NO_PRICES, None,
+        exchange.head.routed.units, False,
+    )  # fmt: skip
     admitted = await reserve_hold(exchange, request, None)
     held = AdmittedCall(exchange, caller, NO_SERVICE, _UNREAD)
-    held.take(Admission(_HEAD_ALONE, claim, request, admitted), False)
+    held.take(Admission(_HEAD_ALONE, claim, request, admitted, False))
     return held
 
 

@@ -1,7 +1,7 @@
 """One admitted call, and the end of its hold: charged once, or released.
 
 `gateway/calls/charge.py` computes the charge. The holder of an `AdmittedCall` ends it with exactly one
-`settle`; `settle` and `reserve_shielded` are never interrupted, and both are bounded in time.
+`settle`; `settle` and `reserve_hold` are never interrupted, and both are bounded in time.
 """
 
 from __future__ import annotations
@@ -63,8 +63,6 @@ from gateway.http.protocol.answer import refuses
 from gateway.http.server.exchange import Attempt, Exchange
 
 _UNUSED = TokenUsage(units=0)
-# The life of a hold until its job is stored; no lease admits it.
-OPENING_MS: Final = 60_000
 NO_UNITS: frozenset[str] = frozenset()
 _SHORT: Final = {
     BY_QUOTA: Verdict.QUOTA_EXCEEDED,
@@ -130,15 +128,15 @@ class AdmittedCall:
         self.first_token = 0.0
         self.due = False
 
-    def take(self, admission: Admission, binds: bool) -> None:
+    def take(self, admission: Admission) -> None:
         """Take over an admission of the call, and bind its body to the hold.
 
-        `binds`: the hold may be the limit of the call. Raise `InvalidRequest` for a body that cannot be bound.
+        Raise `InvalidRequest` for a body that cannot be bound.
         """
         worker, head, budgets = self.worker, self.head, self.budgets
         call, caller, vectors = self.call, self.caller, self.prices.vectors
-        _, claim, request, decision = admission
-        self.user, self.binds = request.user, binds
+        _, claim, request, decision, self.binds = admission
+        self.user = request.user
         self.claim, self._request = claim, request
         self.decision, self.due = decision, True
         self._exchange.charge = self
@@ -524,18 +522,13 @@ def _metadata_of(said: bytes, attempt: Attempt) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(document))
 
 
-async def reserve_shielded(exchange: Exchange, request: HoldRequest) -> Admitted | Refused:
-    """Reserve a hold on every limit or on none, without interruption."""
-    exchange.shield()
-    try:
-        return await exchange.worker.ports.counters.reserve(request)
-    finally:
-        exchange.unshield()
-
-
 async def reserve_hold(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Admitted:
     """Reserve a hold without interruption; raise the `Refusal` of a limit that has too little left."""
-    answer = await reserve_shielded(exchange, request)
+    exchange.shield()
+    try:
+        answer = await exchange.worker.ports.counters.reserve(request)
+    finally:
+        exchange.unshield()
     return check_admitted(exchange.worker.admission, request.caller, budgets, answer)
 
 

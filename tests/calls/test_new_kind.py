@@ -6,18 +6,15 @@ All that it needs is in this file: no file of the product names it.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable
 
-from gateway.calls.admit import KindOfUse, Terms, Use, admit
+from gateway.calls.admit import admit
 from gateway.calls.charge import NO_DETAIL, MeteredUse, UseTerms, charge, release
-from gateway.calls.claim import hold_request
 from gateway.core.accounts.outbox import NONE
 from gateway.core.billing.price_book import NO_COUNTS
+from gateway.core.calls.asked import Asked, KindOfUse
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import CallClaim
-from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.routes import Route
-from gateway.core.model import GENERIC, Admitted, HoldRequest, Refused
+from gateway.core.model import GENERIC
 from gateway.features.record import Feature
 from gateway.http.admission import identify, known
 from gateway.http.relay import own_answer
@@ -34,35 +31,25 @@ MINUTES_MAX = 60
 class Dialed:
     """The door by which a phone call comes in."""
 
-    def __init__(self, exchange: Exchange, use: Use) -> None:
-        self._exchange, self._use = exchange, use
+    is_held = False
 
-    def check_target(self) -> None:
+    def __init__(self, exchange: Exchange) -> None:
+        self.shield = exchange.shield
+
+    def check_paused(self) -> None:
         """Return at once: nobody is asked for it."""
-
-    def claim(self, terms: Terms) -> tuple[CallClaim, HoldRequest]:
-        service, prices, budgets, _ = terms
-        use, id_ = self._use, self._exchange.request_id
-        return hold_request(
-            use.caller, id_, use.user, service, use.call, NO_ESTIMATE, prices, budgets, MINUTES_MAX, False
-        )
-
-    def enter(self) -> None:
-        """Return at once: its limits count it."""
 
     async def hold_by_head(self) -> None:
         """Return at once: a refused one is no request."""
-
-    def reserve(self, request: HoldRequest) -> Awaitable[Admitted | Refused]:
-        return self._exchange.worker.ports.counters.reserve(request)
 
 
 async def dial(exchange: Exchange) -> None:
     """Hold an hour of a phone call, then charge the minutes that it took."""
     caller, ports = known(exchange) or await identify(exchange), exchange.worker.ports
     body = await exchange.whole_body(caller, 1_024)
-    use = Use(PHONE, caller, exchange.head.attribution, CallRequest("none", GENERIC, b""), "search", "")
-    service, prices, _, _ = (await admit(exchange.worker.admission, use, Dialed(exchange, use))).terms
+    call, said = CallRequest("none", GENERIC, b""), exchange.head.attribution
+    use = Asked(PHONE, exchange.request_id, caller, said, call, "search", units=MINUTES_MAX)
+    service, prices, _, _ = (await admit(exchange.worker.admission, use, Dialed(exchange))).terms
     terms = UseTerms(caller, exchange.request_id, "", service, prices)
     minutes = json.loads(body)["minutes"]
     if not minutes:

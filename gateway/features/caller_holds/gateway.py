@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from gateway.calls.admit import HOLD, Terms, Use, admit, check_listed, consider
+from gateway.calls.admit import Terms, admit, check_listed, consider
 from gateway.calls.aim import fields_allowed
 from gateway.calls.claim import hold_request
 from gateway.calls.hold_ends import counted_of, end_released, end_settled
@@ -44,6 +44,7 @@ from gateway.core.accounts.limits import limit_headers
 from gateway.core.accounts.runs import read_run
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import at_moment, charged, dearest
+from gateway.core.calls.asked import HOLD, Asked
 from gateway.core.calls.call import CallRequest, write_document
 from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, read_call
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
@@ -60,7 +61,6 @@ from gateway.core.model import (
     Attribution,
     Caller,
     HoldRequest,
-    Refused,
     RunRequest,
     Service,
     Settlement,
@@ -80,14 +80,13 @@ from gateway.errors import (
     ServiceNotIncluded,
 )
 from gateway.http.admission import (
+    asked_of,
     by_head,
     check_route,
     count_in_turn,
     identify,
     known,
-    note_target,
     read,
-    use_of,
 )
 from gateway.http.charge import NO_UNITS
 from gateway.http.model_lists import narrow
@@ -159,7 +158,7 @@ async def authorize(exchange: Exchange) -> None:
             call = read(worker, head, received, caller, b"")
             if routed.listing is not None:
                 narrow(worker, head, caller, call, routed.listing)
-            await check_listed(worker.admission, use_of(exchange, caller, call))
+            await check_listed(worker.admission, asked_of(exchange, caller, call))
             if call.narrow is not None or call.listing:
                 raise ModelNotAllowed("Nobody here narrows this list of models: ask for one by its name.")
         else:
@@ -351,7 +350,7 @@ async def _taken(
     worker, head = exchange.worker, exchange.head
     try:
         route, use, unit = (
-            await _use(worker, head.attribution, caller, said)
+            await _use(worker, id_, head.attribution, caller, said)
             if authorized is None
             else _authorized_use(exchange, caller, said, authorized)
         )
@@ -360,8 +359,10 @@ async def _taken(
         raise
     call, attribution = use.call, use.attribution
     exchange.call = call
-    entrance = _HoldEntrance(exchange, use, said, id_, again, authorized is not None)
-    (service, prices, budgets, run), claim, request, admitted = await admit(worker.admission, use, entrance)
+    entrance = _HoldEntrance(exchange, use, said, again, authorized is not None)
+    (service, prices, budgets, run), claim, request, admitted, _ = await admit(
+        worker.admission, use, entrance, entrance
+    )
     asked = entrance.asked
     if said.amount is None:
         asked = entrance.need if unit == TOKENS else request.units
@@ -398,17 +399,16 @@ class _HoldEntrance:
     `need` are the tokens of its estimate, and `asked` is its amount in its unit.
     """
 
-    def __init__(  # noqa: PLR0917  # as `_taken`
-        self, exchange: Exchange, use: Use, said: HoldBody, id_: str, again: bool, is_authorized: bool
+    def __init__(  # as `_taken`
+        self, exchange: Exchange, use: Asked, said: HoldBody, again: bool, is_authorized: bool
     ) -> None:
-        self._exchange, self._use, self._said, self._id = exchange, use, said, id_
+        self._exchange, self._use, self._said = exchange, use, said
         self._again, self._is_authorized = again, is_authorized
         self.need = self.asked = 0
+        self.is_held, self.shield = exchange.charge is not None, exchange.shield
 
-    def check_target(self) -> None:
-        """Note the first target: its caller hears by himself which upstream is paused."""
-        if self._is_authorized:
-            note_target(self._exchange.attempt, self._use.call)
+    def check_paused(self) -> None:
+        """Return at once: its caller makes the call, and hears of a paused upstream there."""
 
     def claim(self, terms: Terms) -> tuple[CallClaim, HoldRequest]:
         """Return what the hold takes of each limit: what it says, or what its request may use."""
@@ -419,7 +419,7 @@ class _HoldEntrance:
             most = estimate.need if call.output_max is None else estimate.ceiling
             estimate = replace(estimate, need=most, least=0)
         claim, request, self.asked = _asked(
-            use.caller, self._id, use.user, service, call, estimate, prices, budgets, said.amount, self._again
+            use.caller, use.id, use.user, service, call, estimate, prices, budgets, said.amount, self._again
         )
         self.need, request.ttl_ms = estimate.need, 1000 * said.ttl_s
         request.whole = call.output_max is not None and said.request is None
@@ -427,19 +427,14 @@ class _HoldEntrance:
 
     def enter(self) -> Awaitable[None]:
         """Count the hold among its caller's open holds."""
-        return self._exchange.worker.ports.holds.enter(self._use.caller, self._id)
+        return self._exchange.worker.ports.holds.enter(self._use.caller, self._use.id)
 
     async def hold_by_head(self) -> None:
         """Reserve by the head, unless that is done."""
-        exchange = self._exchange
-        if exchange.charge is None:
-            await by_head(exchange, self._use.caller)
-            exchange.shield()
-
-    def reserve(self, request: HoldRequest) -> Awaitable[Admitted | Refused]:
-        """Reserve the hold, in place of what was reserved by its head."""
-        request.raises = self._again or self._exchange.charge is not None
-        return self._exchange.worker.ports.counters.reserve(request)
+        if not self.is_held:
+            await by_head(self._exchange, self._use.caller)
+            self.is_held = True
+            self.shield()
 
 
 def _overruling(  # noqa: PLR0917  # a call, and the decision on it
@@ -463,17 +458,17 @@ def _overruling(  # noqa: PLR0917  # a call, and the decision on it
 
 def _authorized_use(
     exchange: Exchange, caller: Caller, said: HoldBody, call: CallRequest
-) -> tuple[Route | None, Use, str]:
+) -> tuple[Route | None, Asked, str]:
     """Return the route, the use and the unit of a hold for a call that another gateway describes."""
     return (
-        exchange.head.routed.route, use_of(exchange, caller, call),
+        exchange.head.routed.route, asked_of(exchange, caller, call),
         TOKENS if call.has_input else unit_of(said),
     )  # fmt: skip
 
 
 async def _use(
-    worker: Worker, attribution: Attribution, caller: Caller, said: HoldBody
-) -> tuple[Route | None, Use, str]:
+    worker: Worker, id_: str, attribution: Attribution, caller: Caller, said: HoldBody
+) -> tuple[Route | None, Asked, str]:
     """Return the route (if any), the use and the unit of the hold that `said` requests."""
     ports = worker.ports
     if sum(one is not None for one in (said.max_tokens, said.amount, said.request)) > 1:
@@ -502,8 +497,8 @@ async def _use(
         except ValueError as error:
             raise InvalidRequest(f"run {error}.", param="run") from error
     user = caller.acts_for(said.user or attribution.user, call.user)
-    use = Use(
-        HOLD, caller, replace(attribution, user=user), call, said.service,
+    use = Asked(
+        HOLD, id_, caller, replace(attribution, user=user), call, said.service,
         "" if route is None else route.upstream, None if reader is None else _access(reader),
         "this hold names none",
     )  # fmt: skip

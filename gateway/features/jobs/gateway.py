@@ -16,11 +16,11 @@ from urllib.parse import quote
 
 import msgspec
 
-from gateway.calls.admit import LINE, Terms, Use, check_line
+from gateway.calls.admit import Terms, check_line
 from gateway.calls.admit import admit as admit_use
 from gateway.calls.aim import fields_allowed
 from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
-from gateway.calls.claim import hold_request
+from gateway.calls.claim import OPENING_MS, hold_request
 from gateway.calls.prices import charging_prices, named_prices
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.outbox import NONE
@@ -47,6 +47,7 @@ from gateway.core.accounts.upstream_jobs import (
 from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector
+from gateway.core.calls.asked import LINE, Asked
 from gateway.core.calls.call import CallRequest, UsageBounds, write_document
 from gateway.core.calls.claims import (
     CallClaim,
@@ -71,7 +72,6 @@ from gateway.core.model import (
     Admitted,
     Caller,
     HoldRequest,
-    Refused,
     Service,
     Settlement,
 )
@@ -85,7 +85,7 @@ from gateway.errors import (
     UnknownRoute,
 )
 from gateway.http.admission import NO_WORDS, admit, identify, known
-from gateway.http.charge import NO_UNITS, OPENING_MS, AdmittedCall, reserve_hold, reserve_shielded
+from gateway.http.charge import NO_UNITS, AdmittedCall, reserve_hold
 from gateway.http.collections import at_collection
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
@@ -443,11 +443,10 @@ async def _taken(
     input_id, route, lines = await _lines(worker, routed, caller, document, jobs, arrive)
     first = _call_of(route, lines[0], 1, worker.bounds, routed.params)
     hold_id = id_of("hold", ports.refusals.now_ms(), of=admitted.request_id)
-    use = Use(LINE, caller, attribution, first, route.service, "")
-    with _naming(1):
-        terms, _, least, decision = await admit_use(
-            worker.admission, use, _BatchEntrance(exchange, use, hold_id, len(lines))
-        )
+    use = Asked(LINE, hold_id, caller, attribution, first, route.service)
+    with _naming(1), exchange.uninterrupted():
+        entrance = _BatchEntrance(exchange, use, len(lines))
+        terms, _, least, decision, _ = await admit_use(worker.admission, use, entrance, entrance)
     service, prices, budgets, _ = terms
     request = replace(least, need=0, ceiling=0, read=0, read_likely=0)
     try:
@@ -477,21 +476,23 @@ async def _taken(
 class _BatchEntrance:
     """The door by which a batch comes in, a call that was admitted itself: its hold is at first the smallest."""
 
-    def __init__(self, exchange: Exchange, first: Use, hold_id: str, lines: int) -> None:
-        self._exchange, self._first, self._hold_id, self._lines = exchange, first, hold_id, lines
+    is_held = False
 
-    def check_target(self) -> None:
+    def __init__(self, exchange: Exchange, first: Asked, lines: int) -> None:
+        self._first, self._lines, self.shield = first, lines, exchange.shield
+
+    def check_paused(self) -> None:
         """Return at once: its upstream begins each line when there is room."""
 
     def claim(self, terms: Terms) -> tuple[CallClaim, HoldRequest]:
         """Return the claim of the first line, and a hold of one input token for each line."""
         use, (service, prices, budgets, _) = self._first, terms
         claim, _ = hold_request(
-            use.caller, self._hold_id, use.user, service, use.call, NO_ESTIMATE, prices, budgets, 1, False
+            use.caller, use.id, use.user, service, use.call, NO_ESTIMATE, prices, budgets, 1, False
         )
         least = self._lines if service.counts_tokens else 0
         request = HoldRequest(
-            use.caller, self._hold_id, use.user, service, least, least, units=0, read=least, read_likely=least,
+            use.caller, use.id, use.user, service, least, least, units=0, read=least, read_likely=least,
             ttl_ms=OPENING_MS, whole=True,
         )  # fmt: skip
         if budgets is not None:
@@ -503,10 +504,6 @@ class _BatchEntrance:
 
     async def hold_by_head(self) -> None:
         """Return at once: the call that brought the batch is admitted."""
-
-    def reserve(self, request: HoldRequest) -> Awaitable[Admitted | Refused]:
-        """Reserve the first hold of the batch."""
-        return reserve_shielded(self._exchange, request)
 
 
 async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is held for
@@ -528,7 +525,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
         began_s = ports.seconds()
         for one in calls:
             number += 1
-            use = Use(LINE, caller, head.attribution, one, route.service, routed.upstream, routed.owned)
+            use = Asked(LINE, "", caller, head.attribution, one, route.service, routed.upstream, routed.owned)
             if use.user != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
             with _naming(number):

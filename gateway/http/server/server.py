@@ -401,7 +401,9 @@ class DataPlane:
             self.sockets,
             self.sockets_keep,
             self.frames,
-            AdmissionPorts(ports, configured, upstreams, ports.tally.budget_refused),
+            AdmissionPorts(
+                ports, configured, upstreams, ports.estimator, ports.cooling, ports.tally.budget_refused
+            ),
         )
 
     @property

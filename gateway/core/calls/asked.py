@@ -1,0 +1,74 @@
+"""A use as it is asked for: by whom, of which kind, of which service."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from gateway.core.accounts.runs import FIELD
+from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
+from gateway.core.calls.call import CallRequest
+from gateway.core.families.objects import ObjectAccess
+from gateway.core.model import Attribution, Caller
+from gateway.core.times import HOUR_MS
+
+# How long the hold of a usual call may last, for prices that go by the end of a call.
+CALL_LIFE_MS: Final = HOUR_MS
+
+
+class KindOfUse(NamedTuple):
+    """What differs on purpose between kinds of use.
+
+    Where a key requires a user, `user_field` is the field that names it; where a policy requires a run,
+    `run_field`. `life_ms` is how long a hold may last. `is_aimed`: it goes to a target of its model.
+    `is_sent`: it is written for its targets, which must speak its API. `is_free`: it takes from no limit but
+    requests, so that it needs neither user nor run.
+    """
+
+    user_field: str = "x-tollkeeper-user"
+    run_field: str = FIELD
+    life_ms: int = CALL_LIFE_MS
+    is_aimed: bool = True
+    is_sent: bool = True
+    is_free: bool = False
+
+
+CALL: Final = KindOfUse()
+FREE_CALL: Final = KindOfUse("", is_free=True)
+HOLD: Final = KindOfUse("user", "run", is_sent=False)  # its caller sends it
+LINE: Final = KindOfUse(life_ms=HOLD_MS_MAX, is_aimed=False, is_sent=False)  # all are sent to one upstream
+
+
+class Asked:
+    """What is asked for. Nothing changes it once it is read.
+
+    `id` becomes that of its hold, and `units` are those that it states. `service_key` is its service, empty
+    on a route that charges nothing. `upstream` is the one that its route names. `owned` says how its API
+    keeps objects, `listed` is a model that the path of a list names. Its service may share paths with those
+    of `overlapping`. If a list allows some models alone, a use that names none is refused with the words
+    `without_model`, empty if it passes. What is sent `once` has no second target.
+    """
+
+    __slots__ = (
+        "attribution", "call", "caller", "id", "kind", "listed", "once", "overlapping", "owned", "service_key",
+        "units", "upstream", "user", "without_model",
+    )  # fmt: skip
+
+    def __init__(  # noqa: PLR0917  # what is asked by whom
+        self, kind: KindOfUse, id_: str, caller: Caller, attribution: Attribution, call: CallRequest,
+        service_key: str, upstream: str = "", owned: ObjectAccess | None = None, without_model: str = "",
+        overlapping: tuple[str, ...] = (), listed: str = "", once: bool = False, units: int = 1,
+    ) -> None:  # fmt: skip
+        self.kind: Final = kind
+        self.id: Final = id_
+        self.caller: Final = caller
+        self.attribution: Final = attribution
+        self.call: Final = call
+        self.user: Final = caller.acts_for(attribution.user, call.user)
+        self.service_key: Final = service_key
+        self.upstream: Final = upstream
+        self.owned: Final = owned
+        self.without_model: Final = without_model
+        self.overlapping: Final = overlapping
+        self.listed: Final = listed
+        self.once: Final = once
+        self.units: Final = units
