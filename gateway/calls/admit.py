@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import NamedTuple, Protocol
 
-from gateway.calls.aim import aim_at, know_upstreams
+from gateway.calls.aim import aim_at
 from gateway.calls.claim import OPENING_MS, hold_request
 from gateway.calls.permit import check_objects, judge, named_objects, run_policies
 from gateway.calls.ports import AdmissionPorts, CallPorts
@@ -28,7 +28,6 @@ from gateway.core.calls.asked import Asked
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import CallClaim
 from gateway.core.calls.estimate import NO_ESTIMATE
-from gateway.core.calls.models import named_by
 from gateway.core.calls.tariff import NO_PRICES, CallPrices, PriceMatch, know_reports
 from gateway.core.families.refusal import from_refused
 from gateway.core.model import NO_SERVICE, Admitted, Attribution, Caller, HoldRequest, Refused, Service
@@ -161,18 +160,10 @@ def find_terms(ports: AdmissionPorts, asked: Asked) -> tuple[Terms, CallRunPolic
         asked.without_model,
         kind.user_field,
     )
-    if rule is not None and kind.is_aimed:
-        if kind.is_sent:
-            aim_at(ports, call, rule, asked.once)
-        else:
-            call.targets = named_by(rule, call.model)
+    call.take_aim(aim_at(ports, asked, rule))
     if kind.is_free:
         prices = prices_of(calls, caller, NO_SERVICE, call, None) if asked.service_key else NO_PRICES
         return Terms(NO_SERVICE, prices, None, None), None
-    if kind.is_sent and not call.targets:
-        call.upstream = asked.upstream
-    if kind.is_sent or asked.upstream:
-        know_upstreams(ports, call, rule, asked.upstream)
     service = directory.resolve(caller, asked.service_key)
     if service is None:
         raise ServiceNotIncluded
@@ -209,6 +200,7 @@ async def check_line(
     """
     calls, caller, call = ports.calls, asked.caller, asked.call
     judge(ports.models, calls.directory, asked.attribution, caller, call, asked.user)
+    call.take_aim(aim_at(ports, asked, None))
     await check_objects(calls.objects, caller, call, named_objects(ports.models, asked.owned, caller, call))
     service, _, budgets, _ = terms
     asking, by_cost = money_budgets(budgets), service.pricing.at_cost is not None
@@ -217,7 +209,6 @@ async def check_line(
         prices = prices_of(calls, caller, service, call, budgets, asked.kind.life_ms)
     elif calls.refuse_unpriced or by_cost or asking is not None:
         know_reports(call, check_parts(call, named, asking, by_cost))
-    know_upstreams(ports, call, None, asked.upstream)
     return prices
 
 

@@ -96,7 +96,7 @@ def check_parts(
     tools, makers = unpriced_tools(call, vectors), None
     shape = SHAPES.get(call.meter) if call.models_beside else None
     if shape is not None and shape.live is not None:  # the others write transcripts
-        makers = [price.vector for price in named[: len(call.targets) or 1] if price.vector is not None]
+        makers = [price.vector for price in named[: len(call.aim.targets) or 1] if price.vector is not None]
     part: tuple[str, str] | None
     right = ""
     later = STORED_UNITS.get(tools[0]) if tools and call.measured else None
@@ -135,18 +135,18 @@ def named_prices(  # noqa: PLR0917  # as `book_price`
 
     A hold that lasts for `life_ms` is taken at these prices.
     """
-    if not call.targets and not call.models_beside:
-        return (book_price(directory, caller, call.model, own, at_ms, call.upstream, life_ms),)
+    if not call.aim.targets and not call.models_beside:
+        return (book_price(directory, caller, call.model, own, at_ms, call.aim.upstream, life_ms),)
     models = [*dict.fromkeys((call.model, *call.models_beside))]
     found: tuple[PriceMatch, ...] = ()
-    if call.targets:
-        theirs = [one.model for one in call.targets]
+    if call.aim.targets:
+        theirs = [one.model for one in call.aim.targets]
         found = tuple(
-            [_target_price(directory, caller, call, one, own, at_ms, life_ms) for one in call.targets]
+            [_target_price(directory, caller, call, one, own, at_ms, life_ms) for one in call.aim.targets]
         )
         models = [one for one in models[1:] if one not in theirs]
     return found + tuple([
-        book_price(directory, caller, model, own, at_ms, call.upstream, life_ms) for model in models
+        book_price(directory, caller, model, own, at_ms, call.aim.upstream, life_ms) for model in models
     ])  # fmt: skip
 
 
@@ -155,10 +155,12 @@ def charging_prices(service: Service, call: CallRequest, named: tuple[PriceMatch
     pricing = service.pricing
     if pricing.at_cost is None and pricing.per_million is None and not pricing.tiers:
         return UNPRICED
-    asked = [one.model for one in named] if call.targets else [call.model, *call.models_beside]
-    if call.targets and pricing.per_million is not None:
+    asked = [one.model for one in named] if call.aim.targets else [call.model, *call.models_beside]
+    if call.aim.targets and pricing.per_million is not None:
         asked = [_name_priced(pricing, call, one) for one in asked]
-    return vectors_of(service, asked, {one.model: one.vector for one in named}.get, apart=len(call.targets))
+    return vectors_of(
+        service, asked, {one.model: one.vector for one in named}.get, apart=len(call.aim.targets)
+    )
 
 
 def _check_currency(

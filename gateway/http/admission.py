@@ -190,8 +190,8 @@ class CallEntrance:
 
 def note_target(attempt: Attempt, call: CallRequest) -> None:
     """Set `attempt` to the first target of a call with targets."""
-    if call.targets:
-        first = call.targets[0]
+    if call.aim.targets:
+        first = call.aim.targets[0]
         attempt.name, attempt.model = first.upstream, first.model
 
 

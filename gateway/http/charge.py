@@ -167,7 +167,7 @@ class AdmittedCall:
 
     def answered_by(self, number: int) -> None:
         """Drop the prices of all targets but the one that answered, whose index is `number`."""
-        prices, targets = self.prices, len(self.call.targets)
+        prices, targets = self.prices, len(self.call.aim.targets)
         if targets < 2:
             return
         named, vectors = prices.named, prices.vectors

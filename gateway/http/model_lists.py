@@ -7,6 +7,7 @@ from typing import Final
 from gateway.calls.admit import consider
 from gateway.calls.permit import lists_of
 from gateway.core.calls.call import CallRequest, NameCheck
+from gateway.core.calls.facts import aim_of
 from gateway.core.calls.models import ModelTable, named_by
 from gateway.core.families.family import Listing, narrowed
 from gateway.core.families.registry import FAMILIES
@@ -102,7 +103,7 @@ def _may_call(worker: Worker, head: CallHead, caller: Caller, service: Service, 
     try:
         if (table := worker.models.table()).rules:
             rule = table.find(model, caller.organization_id)
-            call.targets = () if rule is None else named_by(rule, model)
+            call.take_aim(aim_of(call, targets=() if rule is None else named_by(rule, model)))
         consider(ports, caller, said, call, service)
     except (ModelNotPriced, ModelNotAllowed, TooManyBudgets):
         return False

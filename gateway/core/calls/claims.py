@@ -779,7 +779,7 @@ def limit_output(call: CallRequest, tokens: int) -> None:
         return
     place = document if shape.place is None else shape.place(document)
     if call.output_max is None:
-        tokens = max(min(tokens, call.output_default or tokens), call.output_least)
+        tokens = max(min(tokens, call.output_default or tokens), call.aim.output_least)
         place[shape.maximum] = call.output_max = tokens
         call.put_in += (shape.maximum,)
         call.changed = True

@@ -47,6 +47,7 @@ from gateway.core.accounts.upstream_jobs import (
 from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector
+from gateway.core.calls.aim import Aim
 from gateway.core.calls.asked import LINE, Asked
 from gateway.core.calls.call import CallRequest, UsageBounds, write_document
 from gateway.core.calls.claims import (
@@ -58,6 +59,7 @@ from gateway.core.calls.claims import (
     read_call,
 )
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
+from gateway.core.calls.facts import aim_of
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.calls.tariff import NO_PRICES, CallPrices
 from gateway.core.families.family import BatchPaths, JobPaths, objects_in
@@ -153,7 +155,7 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
     worker, attempt = admitted.worker, admitted.attempt
     paths, jobs = JOBS.get(admitted.head.routed.label), _jobs(worker.ports)
     upstreams = worker.upstreams
-    names = [one.upstream for one in admitted.call.targets] or [attempt.name]
+    names = [one.upstream for one in admitted.call.aim.targets] or [attempt.name]
     if paths is None or any(name in upstreams and upstreams[name].target.path for name in names):
         raise InvalidRequest("Nobody can look at its result on this route.", param="background")
     job = _job_of(admitted, paths)
@@ -228,7 +230,7 @@ def _job_of(admitted: AdmittedCall, paths: JobPaths) -> Job:
     job.output_max, job.tiers = admitted.call.output_max or 0, admitted.call.tiers
     job.units, job.accounts = claim.units, () if budgets is None else budgets.names
     job.held = _likely(prices, claim.estimate, admitted.call, budgets)
-    targets = admitted.call.targets
+    targets = admitted.call.aim.targets
     if targets:  # with several targets, the upstream is not known yet
         job.upstream, job.sent = (targets[0].upstream, targets[0].model) if len(targets) == 1 else ("", "")
     return job
@@ -281,7 +283,7 @@ async def tell_job(exchange: Exchange) -> None:
         id_ = admitted.call.named[0]
         job = await jobs.find(caller, id_)
         if job is not None and job.upstream != exchange.attempt.name:
-            admitted.call.targets = (ModelTarget(job.upstream, ""),)
+            admitted.call.take_aim(aim_of(admitted.call, targets=(ModelTarget(job.upstream, ""),)))
         shows = routed.label in RESULTS
         if (shows or routed.method == b"DELETE") and not await _looked(jobs, caller, id_, []):
             what = "has no results" if shows else "cannot be deleted: cancel it first, or wait"
@@ -600,7 +602,7 @@ def _call_of(
         raise InvalidRequest(f"Line {number}: {error.told}", param=error.param) from error
     if call.streamed:
         raise InvalidRequest(f"Line {number}: a call of a batch is not streamed.", param="stream")
-    call.upstream = route.upstream
+    call.take_aim(aim_of(call, upstream=route.upstream))
     return call
 
 
@@ -624,7 +626,7 @@ def _add(  # noqa: PLR0917  # a call, and what holds it
     )  # fmt: skip
     bound = answer_bound(call, claim, share, NO_UNITS if budgets is None else budgets.enforced)
     if bound is not None:
-        check_numbers(call, fields_allowed(worker.admission, call, call.upstream), bound)
+        check_numbers(call, fields_allowed(worker.admission, call, call.aim.upstream), bound)
     for name in _SUMMED:
         setattr(request, name, min(getattr(request, name) + getattr(one, name), INTEGER_MAX))
     return _likely(prices, estimate, call, budgets)
@@ -736,7 +738,8 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
     `id_` becomes the id of the charge. `each`: the upstream reports every choice by itself.
     """
     call = CallRequest(route.meter, route.family, b"", model=job.model)
-    call.reports, call.reports_each, call.output_max = True, each, job.output_max or None
+    call.reports, call.output_max = True, job.output_max or None
+    call.aim = Aim(call.said, reports_each=each)
     if each:
         call.choices = max(1, len(objects_in(loose_document(line.body), "choices")))
     if job.kind == VIDEO:
@@ -806,8 +809,7 @@ def _prices_then(ports: Ports, job: Job, service: Service) -> CallPrices:
     """Return the prices of a job at its `priced_ms`."""
     at_ms = job.priced_ms or job.created_ms
     call = CallRequest("none", GENERIC, b"", model=job.model)
-    call.upstream = job.upstream
-    if job.sent:
-        call.targets = (ModelTarget(job.upstream, job.sent),)
+    targets = (ModelTarget(job.upstream, job.sent),) if job.sent else ()
+    call.take_aim(aim_of(call, targets=targets, upstream=job.upstream))
     named = named_prices(ports.directory, job.caller, call, job.own, at_ms)
     return CallPrices(charging_prices(service, call, named), named, at_ms, job.own, True)
