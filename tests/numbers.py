@@ -208,39 +208,46 @@ CARRIED_FIELDS, CARRIED_FUNCTIONS, CARRIED_MODULES = 12, 20, 3
 @cache
 def carriers() -> list[Carrier]:
     """Every class that is changed where it is handed to, the one that is written at most places first."""
-    found = dict[str, Carrier]()
+    found = {one.name: one for one in _changing()}
+    names: dict[str, set[str]] = {name: set() for name in found}
+    for module, tree in modules_with("def "):
+        for function, named, kind in _parameters(tree):
+            if kind in found:
+                found[kind].functions.append(f"{module}:{function}")
+                names[kind].add(named)
+    for module, tree in modules_with(" = "):
+        stored = [
+            one for one in ast.walk(tree) if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store)
+        ]
+        for one in stored:
+            holder = ast.unparse(one.value).rpartition(".")[2]
+            for kind, carrier in found.items():
+                if one.attr in carrier.fields and holder in names[kind] and module != carrier.module:
+                    carrier.writes.append(f"{module}:{one.lineno}")
+    large = [
+        one for one in found.values()
+        if len(set(one.functions)) >= CARRIED_FUNCTIONS and len(one.modules) >= CARRIED_MODULES
+    ]  # fmt: skip
+    return sorted(large, key=lambda one: len(one.writes), reverse=True)
+
+
+def _changing() -> Iterator[Carrier]:
+    """Yield every class of the product with many fields, which are not frozen."""
     for module, tree in modules_with("class "):
         for one in ast.walk(tree):
             if isinstance(one, ast.ClassDef) and not _is_frozen(one) and one.name not in DOORS:
                 fields = _fields_of(one)
                 if len(fields) > CARRIED_FIELDS:
-                    found[one.name] = Carrier(one.name, module, fields, [])
-    names = dict[str, set[str]]()
-    for module, tree in modules_with("def "):
-        for one in ast.walk(tree):
-            if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
-                for each in (*one.args.posonlyargs, *one.args.args, *one.args.kwonlyargs):
-                    kind = (
-                        ""
-                        if each.annotation is None
-                        else ast.unparse(each.annotation).removesuffix(" | None")
-                    )
-                    if kind in found:
-                        found[kind].functions.append(f"{module}:{one.name}")
-                        names.setdefault(kind, set()).add(each.arg)
-    for module, tree in modules_with(" = "):
-        for one in ast.walk(tree):
-            if not (isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store)):
-                continue
-            holder = ast.unparse(one.value).rpartition(".")[2]
-            for kind, carrier in found.items():
-                if one.attr in carrier.fields and holder in names.get(kind, ()) and module != carrier.module:
-                    carrier.writes.append(f"{module}:{one.lineno}")
-    large = [
-        one for one in found.values()
-        if len(one.functions) >= CARRIED_FUNCTIONS and len(one.modules) >= CARRIED_MODULES
-    ]  # fmt: skip
-    return sorted(large, key=lambda one: len(one.writes), reverse=True)
+                    yield Carrier(one.name, module, fields, [])
+
+
+def _parameters(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
+    """Yield each parameter of each function: the function, the parameter, and its type."""
+    for one in ast.walk(tree):
+        if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
+            for each in (*one.args.posonlyargs, *one.args.args, *one.args.kwonlyargs):
+                if each.annotation is not None:
+                    yield one.name, each.arg, ast.unparse(each.annotation).removesuffix(" | None")
 
 
 def _is_frozen(declared: ast.ClassDef) -> bool:
@@ -318,6 +325,11 @@ def main() -> None:
     print(f"fields of an exchange: {len(Exchange.__slots__)}")
     walked = walk()
     print(f"stays of a request: {walked.stays}, in {len(walked.files)} files")
+    largest = carriers()[0]
+    print(
+        f"largest carrier: {largest.name}, {len(largest.fields)} fields, written at {len(largest.writes)} places"
+    )
+    print(f"makers of an admission: {len(makers_of_admissions())}, stays of it: {stays_of_admission()[0]}")
     print(f"makers of the facts of a use: {len(makers_of_facts())}, of a price: {len(makers_of_prices())}")
     print(f"files that a new kind of use touches: {len(files_of_a_kind())}")
     most = max(headings().values())

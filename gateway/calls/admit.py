@@ -1,6 +1,6 @@
 """The one admission of a use: whether it may begin, at which prices, and what it holds of each limit.
 
-A use is a call, a turn of a socket, a hold of a caller, a job or a line of one. Its module reads it (`Asked`) and
+A use is a call, a turn of a socket, a hold of a caller, a job or a line of one. Its module reads it (`UseRequest`) and
 knows how it came (`Entrance`) and, if it is no call, its claim (`OwnClaim`). docs/internals/request.md has the order of the checks. No
 socket, no clock.
 """
@@ -13,9 +13,8 @@ from typing import NamedTuple, Protocol
 from gateway.calls.aim import aim_at
 from gateway.calls.claim import OPENING_MS, hold_request
 from gateway.calls.permit import check_objects, judge, named_objects, run_policies
-from gateway.calls.ports import AdmissionPorts, CallPorts
+from gateway.calls.ports import AdmissionPorts, CallPorts, DirectoryPort
 from gateway.calls.prices import (
-    check_overlapping,
     check_parts,
     money_budgets,
     prices_of,
@@ -24,17 +23,17 @@ from gateway.core.accounts.budgets import MAXIMUM
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import ENDLESS_CALLS, Run, make_provisional
-from gateway.core.calls.asked import Asked
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import CallClaim
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.tariff import NO_PRICES, CallPrices, PriceMatch, know_reports
+from gateway.core.calls.use_request import UseRequest
 from gateway.core.families.refusal import from_refused
 from gateway.core.model import NO_SERVICE, Admitted, Attribution, Caller, HoldRequest, Refused, Service
-from gateway.errors import Refusal, ServiceNotIncluded
+from gateway.errors import Refusal, ServiceNotIncluded, UnknownRoute
 
 
-class Terms(NamedTuple):
+class AdmissionTerms(NamedTuple):
     """What a use takes from and costs, as its admission found it; the same until it is charged."""
 
     service: Service
@@ -49,7 +48,7 @@ class Admission(NamedTuple):
     `binds`: the hold may be the limit of the use.
     """
 
-    terms: Terms
+    terms: AdmissionTerms
     claim: CallClaim
     request: HoldRequest
     admitted: Admitted
@@ -68,13 +67,13 @@ class Entrance(Protocol):
         """Reserve by the head, unless that is done: no run opens and nothing is told before."""
 
     def shield(self) -> None:
-        """Let nothing interrupt what follows, until the use is admitted or refused."""
+        """Stop interruptions until the use is admitted or refused."""
 
 
 class OwnClaim(Protocol):
     """The claim of a use that does not hold the estimate of a call."""
 
-    def claim(self, terms: Terms) -> tuple[CallClaim, HoldRequest]:
+    def claim(self, terms: AdmissionTerms) -> tuple[CallClaim, HoldRequest]:
         """Return the claim of the use on each limit, and the request that reserves it."""
 
     def enter(self) -> Awaitable[None] | None:
@@ -82,7 +81,7 @@ class OwnClaim(Protocol):
 
 
 async def admit(
-    ports: AdmissionPorts, asked: Asked, entrance: Entrance, own: OwnClaim | None = None
+    ports: AdmissionPorts, asked: UseRequest, entrance: Entrance, own: OwnClaim | None = None
 ) -> Admission:
     """Admit a use: reserve its hold on every limit; raise the `Refusal` of the first check that it fails.
 
@@ -95,7 +94,7 @@ async def admit(
         named = named_objects(ports.models, asked.owned, asked.caller, call, asked.listed)
         if named or call.unsure:  # most calls name none, and make no coroutine
             await check_objects(ports.calls.objects, asked.caller, call, named)
-        if ports.breaker.entries and asked.kind.is_sent:
+        if ports.breaker.entries and asked.kind.is_called:
             entrance.check_paused()
         if own is not None:
             claim, request = own.claim(terms)
@@ -120,7 +119,9 @@ async def admit(
     return Admission(terms, claim, request, admitted, binds)
 
 
-def _claim(ports: AdmissionPorts, asked: Asked, terms: Terms) -> tuple[CallClaim, HoldRequest, bool]:
+def _claim(
+    ports: AdmissionPorts, asked: UseRequest, terms: AdmissionTerms
+) -> tuple[CallClaim, HoldRequest, bool]:
     """Return the claim of a call, the request for its hold, and whether that may be the limit of the call."""
     call, caller, estimator, binds = asked.call, asked.caller, ports.estimator, False
     service, prices, budgets, _ = terms
@@ -136,7 +137,7 @@ def _claim(ports: AdmissionPorts, asked: Asked, terms: Terms) -> tuple[CallClaim
     return claim, request, binds
 
 
-def find_terms(ports: AdmissionPorts, asked: Asked) -> tuple[Terms, CallRunPolicies | None]:
+def find_terms(ports: AdmissionPorts, asked: UseRequest) -> tuple[AdmissionTerms, CallRunPolicies | None]:
     """Return the terms of a use, and the policies by which its run is opened; None if it is cached or none.
 
     Its targets are set. Raise a `Refusal` if its key, models or prices do not allow it. If its run is not
@@ -163,25 +164,46 @@ def find_terms(ports: AdmissionPorts, asked: Asked) -> tuple[Terms, CallRunPolic
     call.take_aim(aim_at(ports, asked, rule))
     if kind.is_free:
         prices = prices_of(calls, caller, NO_SERVICE, call, None) if asked.service_key else NO_PRICES
-        return Terms(NO_SERVICE, prices, None, None), None
+        return AdmissionTerms(NO_SERVICE, prices, None, None), None
     service = directory.resolve(caller, asked.service_key)
     if service is None:
         raise ServiceNotIncluded
     if asked.overlapping:
-        check_overlapping(directory, caller, service, asked.overlapping)
+        _check_overlapping(directory, caller, service, asked.overlapping)
     return _priced(calls, asked, service, run), opening
 
 
-def _priced(calls: CallPorts, asked: Asked, service: Service, run: Run | None) -> Terms:
+def _check_overlapping(
+    directory: DirectoryPort, caller: Caller, service: Service, overlapping: tuple[str, ...]
+) -> None:
+    """Raise `UnknownRoute` if one of the services `overlapping` has the same paths at another price.
+
+    Only services that the caller may use are compared.
+    """
+    for key in overlapping:
+        try:
+            other = directory.resolve(caller, key)
+        except ServiceNotIncluded:
+            continue
+        if other is not None and not service.costs_as(other):
+            raise UnknownRoute(
+                f"The services {service.key} and {key} share paths of an upstream at different prices: "
+                "both are refused until each has paths of its own."
+            )
+
+
+def _priced(calls: CallPorts, asked: UseRequest, service: Service, run: Run | None) -> AdmissionTerms:
     budgets, caller = None, asked.caller
     if service.id:
         budgets = calls.directory.budgets(caller, service.id, asked.attribution, asked.call, run=run)
-    return Terms(
+    return AdmissionTerms(
         service, prices_of(calls, caller, service, asked.call, budgets, asked.kind.life_ms), budgets, run
     )
 
 
-async def _open_run(calls: CallPorts, asked: Asked, terms: Terms, policies: CallRunPolicies) -> Terms:
+async def _open_run(
+    calls: CallPorts, asked: UseRequest, terms: AdmissionTerms, policies: CallRunPolicies
+) -> AdmissionTerms:
     """Open or find the run of a checked use, and return the terms with it.
 
     If reserving the hold fails afterwards, the run soon expires.
@@ -192,7 +214,7 @@ async def _open_run(calls: CallPorts, asked: Asked, terms: Terms, policies: Call
 
 
 async def check_line(
-    ports: AdmissionPorts, asked: Asked, terms: Terms, named: tuple[PriceMatch, ...]
+    ports: AdmissionPorts, asked: UseRequest, terms: AdmissionTerms, named: tuple[PriceMatch, ...]
 ) -> CallPrices | None:
     """Check a further line of an admitted batch; return its own prices, None if it costs what `named` are.
 
@@ -224,15 +246,15 @@ def check_models(  # noqa: PLR0917  # as `judge`
 def consider(  # noqa: PLR0917  # as `judge`
     calls: CallPorts, caller: Caller, said: Attribution, call: CallRequest, service: Service,
     run: Run | None = None, budgeted: bool = True,
-) -> Terms:  # fmt: skip
+) -> AdmissionTerms:  # fmt: skip
     """Return the terms that a use would have, which is not made; raise `ModelNotPriced` if it would have none."""
     budgets = None
     if service.id and budgeted:
         budgets = calls.directory.budgets(caller, service.id, said, call, False, run)
-    return Terms(service, prices_of(calls, caller, service, call, budgets), budgets, run)
+    return AdmissionTerms(service, prices_of(calls, caller, service, call, budgets), budgets, run)
 
 
-async def check_listed(ports: AdmissionPorts, asked: Asked) -> None:
+async def check_listed(ports: AdmissionPorts, asked: UseRequest) -> None:
     """Check a use that takes from no limit and is not sent from here, as `admit` does."""
     find_terms(ports, asked)
     named = named_objects(ports.models, asked.owned, asked.caller, asked.call, asked.listed)

@@ -1,20 +1,20 @@
-"""Where a use goes: the targets of its configured model, and what is known of the upstreams there."""
+"""The aim of a use: the targets of its configured model, and the known facts of their upstreams."""
 
 from __future__ import annotations
 
 from gateway.calls.ports import AdmissionPorts, UpstreamPort
-from gateway.core.calls.aim import Aim
-from gateway.core.calls.asked import Asked
+from gateway.core.calls.aim import UNAIMED, Aim, SaidBounds
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.facts import NO_FACTS, aim_of, known_facts
 from gateway.core.calls.models import fitting, is_repeatable, named_by
 from gateway.core.calls.routes import ModelRule, ModelTarget, UpstreamFacts
+from gateway.core.calls.use_request import UseRequest
 
 _NO_NAMES: frozenset[str] = frozenset()
 _NOTHING: tuple[UpstreamFacts, ...] = ()
 
 
-def aim_at(ports: AdmissionPorts, asked: Asked, rule: ModelRule | None) -> Aim:
+def aim_at(ports: AdmissionPorts, asked: UseRequest, rule: ModelRule | None) -> Aim:
     """Return where a use goes by the `rule` of its configured model, None for another model.
 
     Raise `InvalidRequest` if it is sent, and no target speaks its API.
@@ -24,6 +24,11 @@ def aim_at(ports: AdmissionPorts, asked: Asked, rule: ModelRule | None) -> Aim:
     if rule is None or not kind.is_aimed:
         upstream = asked.upstream if kind.is_sent and not kind.is_free else call.aim.upstream
         facts = _facts_of(ports.upstreams.get(asked.upstream), call.model, None) if is_known else None
+        if facts is None and call.aim is UNAIMED:  # most calls
+            said = SaidBounds(call.output_max, call.output_default, call.reports)
+            return Aim(
+                said, upstream=upstream, output_max=said.output_max, output_default=said.output_default
+            )
         return aim_of(call, _NOTHING if facts is None else (facts,), upstream=upstream)
     targets = _targets_of(ports, asked, rule) if kind.is_sent else named_by(rule, call.model)
     known = [_facts_of(ports.upstreams.get(one.upstream), one.model, rule) for one in targets]
@@ -34,7 +39,7 @@ def aim_at(ports: AdmissionPorts, asked: Asked, rule: ModelRule | None) -> Aim:
     )  # fmt: skip
 
 
-def _targets_of(ports: AdmissionPorts, asked: Asked, rule: ModelRule) -> tuple[ModelTarget, ...]:
+def _targets_of(ports: AdmissionPorts, asked: UseRequest, rule: ModelRule) -> tuple[ModelTarget, ...]:
     """Return the targets that a use may be sent to: those that speak its API, or the first of them."""
     call, upstreams = asked.call, ports.upstreams
     names = {target.upstream for target in rule.targets}

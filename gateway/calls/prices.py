@@ -12,7 +12,6 @@ from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.service_tiers import lacks_tier
 from gateway.core.billing.vector import CACHE_HOUR
-from gateway.core.calls.asked import CALL_LIFE_MS
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import find_tool, unpriced_tools
 from gateway.core.calls.routes import ModelTarget
@@ -27,28 +26,10 @@ from gateway.core.calls.tariff import (
     unpriced_part,
     vectors_of,
 )
+from gateway.core.calls.use_request import CALL_LIFE_MS
 from gateway.core.families.registry import SHAPES
 from gateway.core.model import Caller, Service
-from gateway.errors import ModelNotPriced, ServiceNotIncluded, UnknownRoute
-
-
-def check_overlapping(
-    directory: DirectoryPort, caller: Caller, service: Service, overlapping: tuple[str, ...]
-) -> None:
-    """Raise `UnknownRoute` if one of the services `overlapping` has the same paths at another price.
-
-    Only services that the caller may use are compared.
-    """
-    for key in overlapping:
-        try:
-            other = directory.resolve(caller, key)
-        except ServiceNotIncluded:
-            continue
-        if other is not None and not service.costs_as(other):
-            raise UnknownRoute(
-                f"The services {service.key} and {key} share paths of an upstream at different prices: "
-                "both are refused until each has paths of its own."
-            )
+from gateway.errors import ModelNotPriced
 
 
 def prices_of(  # noqa: PLR0917  # whose call it is, and what it takes from

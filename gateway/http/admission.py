@@ -10,18 +10,18 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from gateway.calls.admit import Admission, Terms
+from gateway.calls.admit import Admission, AdmissionTerms
 from gateway.calls.admit import admit as admit_use
 from gateway.calls.claim import hold_request
 from gateway.calls.permit import check_batch_models
 from gateway.calls.ports import DirectoryPort
 from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
-from gateway.core.calls.asked import CALL, FREE_CALL, Asked
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, look_out_of_turn
 from gateway.core.calls.claims import find_tools, measure_media, read_call, read_form
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.tariff import NO_PRICES
+from gateway.core.calls.use_request import AUTHORIZED, CALL, FREE_AUTHORIZED, FREE_CALL, UseRequest
 from gateway.core.credentials import WORKLOAD
 from gateway.core.families.controlled import models_counted, models_stored
 from gateway.core.families.objects import read_objects
@@ -35,7 +35,7 @@ from gateway.errors import (
     TooManyBudgets,
     UnknownRoute,
 )
-from gateway.http.charge import AdmittedCall, reserve_hold
+from gateway.http.charge import AdmittedCall
 from gateway.http.forward import check_circuit
 from gateway.http.identity import passed_digest
 from gateway.http.model_lists import narrow
@@ -47,7 +47,7 @@ from gateway.http.server.exchange import Attempt, ClientPort, Exchange, RequestB
 
 # The request of a call whose body was not read yet.
 _UNREAD: Final = CallRequest("none", GENERIC, b"")
-_HEAD_ALONE: Final = Terms(NO_SERVICE, NO_PRICES, None, None)
+_HEAD_ALONE: Final = AdmissionTerms(NO_SERVICE, NO_PRICES, None, None)
 # Without path parameters from a job.
 NO_WORDS: Final[Mapping[str, str]] = {}
 
@@ -140,7 +140,7 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
         raise
     entrance = CallEntrance(exchange, caller, held)
     try:
-        admission = await admit_use(worker.admission, asked_of(exchange, caller, call), entrance)
+        admission = await admit_use(worker.admission, entrance.request_of(call), entrance)
     except TooManyBudgets:
         ports.tally.budgets_exceeding += 1
         raise
@@ -153,19 +153,6 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
     return admitted
 
 
-def asked_of(exchange: Exchange, caller: Caller, call: CallRequest) -> Asked:
-    """Return the use that a call of an exchange asks for."""
-    head, routed = exchange.head, exchange.head.routed
-    is_free = call.free or not routed.metered
-    overlapping = () if is_free or routed.binding is None else routed.binding.overlapping
-    return Asked(
-        FREE_CALL if is_free else CALL, exchange.request_id, caller, head.attribution, call,
-        routed.service_key if routed.metered else "", exchange.attempt.name, routed.owned,
-        "this route does not read which one" if routed.any_model else "", overlapping, routed.listed,
-        exchange.connection.body.long, routed.units,
-    )  # fmt: skip
-
-
 class CallEntrance:
     """The door by which a call comes in: over a connection, perhaps `held` by its head before."""
 
@@ -174,6 +161,19 @@ class CallEntrance:
     def __init__(self, exchange: Exchange, caller: Caller, held: AdmittedCall | None) -> None:
         self._exchange, self._caller = exchange, caller
         self.held, self.is_held, self.shield = held, held is not None, exchange.shield
+
+    def request_of(self, call: CallRequest, is_called: bool = True) -> UseRequest:
+        """Return the request for the use of a call; `is_called`: it is called from here."""
+        exchange, head, routed = self._exchange, self._exchange.head, self._exchange.head.routed
+        is_free = call.free or not routed.metered
+        kinds = (CALL, FREE_CALL) if is_called else (AUTHORIZED, FREE_AUTHORIZED)
+        overlapping = () if is_free or routed.binding is None else routed.binding.overlapping
+        return UseRequest(
+            kinds[is_free], exchange.request_id, self._caller, head.attribution, call,
+            routed.service_key if routed.metered else "", exchange.attempt.name, routed.owned,
+            "this route does not read which one" if routed.any_model else "", overlapping, routed.listed,
+            exchange.connection.body.long, routed.units,
+        )  # fmt: skip
 
     def check_paused(self) -> None:
         """Raise `UpstreamLimited` if the circuit breaker pauses all upstreams of the call."""
@@ -202,9 +202,8 @@ async def by_head(exchange: Exchange, caller: Caller) -> AdmittedCall:
         caller, exchange.request_id, user, NO_SERVICE, _UNREAD, NO_ESTIMATE, NO_PRICES, None,
         exchange.head.routed.units, False,
     )  # fmt: skip
-    admitted = await reserve_hold(exchange, request, None)
     held = AdmittedCall(exchange, caller, NO_SERVICE, _UNREAD)
-    held.take(Admission(_HEAD_ALONE, claim, request, admitted, False))
+    held.take(Admission(_HEAD_ALONE, claim, request, await held.reserve(request, None), False))
     return held
 
 

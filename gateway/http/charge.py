@@ -1,7 +1,7 @@
 """One admitted call, and the end of its hold: charged once, or released.
 
 `gateway/calls/charge.py` computes the charge. The holder of an `AdmittedCall` ends it with exactly one
-`settle`; `settle` and `reserve_hold` are never interrupted, and both are bounded in time.
+`settle`; `settle` and `reserve` are never interrupted, and both are bounded in time.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class AdmittedCall:
         self.due = False
 
     def take(self, admission: Admission) -> None:
-        """Take over an admission of the call, and bind its body to the hold.
+        """Set the decisions of an admission of the call, and bind its body to the hold.
 
         Raise `InvalidRequest` for a body that cannot be bound.
         """
@@ -157,13 +157,24 @@ class AdmittedCall:
             if claim.budget is not None and head.attribution.run is not None:
                 lower_task(call, claim.budget, decision)
 
+    async def reserve(self, request: HoldRequest, budgets: CallBudgets | None) -> Admitted:
+        """Reserve a hold without interruption; raise the `Refusal` of a limit that has too little left."""
+        exchange, is_shielded = self._exchange, self._exchange.shielded
+        exchange.shield()
+        try:
+            answer = await self.worker.ports.counters.reserve(request)
+        finally:
+            if not is_shielded:
+                exchange.unshield()
+        return check_admitted(self.worker.admission, request.caller, budgets, answer)
+
     async def outlast(self) -> Admitted:
         """Extend the hold to last as long as a background job, and return what it holds now.
 
         Raise a `Refusal` if a limit refuses; the hold is never less than before.
         """
         request = replace(self._request, raises=True, ttl_ms=HOLD_MS_MAX)
-        return await reserve_hold(self._exchange, request, self.budgets)
+        return await self.reserve(request, self.budgets)
 
     def answered_by(self, number: int) -> None:
         """Drop the prices of all targets but the one that answered, whose index is `number`."""
@@ -520,16 +531,6 @@ def _metadata_of(said: bytes, attempt: Attempt) -> msgspec.Raw:
     document: dict[str, object] = msgspec.json.decode(said) if said else {}
     document["attempts"] = [*attempts, {"upstream": attempt.name}]
     return msgspec.Raw(msgspec.json.encode(document))
-
-
-async def reserve_hold(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Admitted:
-    """Reserve a hold without interruption; raise the `Refusal` of a limit that has too little left."""
-    exchange.shield()
-    try:
-        answer = await exchange.worker.ports.counters.reserve(request)
-    finally:
-        exchange.unshield()
-    return check_admitted(exchange.worker.admission, request.caller, budgets, answer)
 
 
 # Whether a call without a reported use may have cost its upstream something.

@@ -10,10 +10,10 @@ from gateway.calls.ports import AdmissionPorts
 from gateway.calls.prices import prices_of
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.aim import Aim
-from gateway.core.calls.asked import CALL, Asked
 from gateway.core.calls.claims import read_call
 from gateway.core.calls.facts import fit_body
 from gateway.core.calls.routes import ModelRule, TokenCounts, UpstreamFacts
+from gateway.core.calls.use_request import CALL, UseRequest
 from gateway.core.model import Attribution
 from tests.core.billing.prices import price_row
 from tests.http.fakes import CALLER, ROUTES
@@ -27,17 +27,19 @@ STATED: dict[str, Any] = {"model": "fast", "messages": MESSAGES, "max_tokens": 9
 BARE: dict[str, Any] = {"model": "fast", "messages": MESSAGES}
 
 
-def asked_of(body: dict[str, Any]) -> Asked:
+def asked_of(body: dict[str, Any]) -> UseRequest:
     route = next(one for one in ROUTES if one.path == "/v1/chat/completions")
     call = read_call(route, {}, json.dumps(body).encode())
-    return Asked(CALL, "1", CALLER, Attribution(), call, route.service, "up")
+    return UseRequest(CALL, "1", CALLER, Attribution(), call, route.service, "up")
 
 
 def values(aim: Aim) -> list[object]:
     return [getattr(aim, name) for name in Aim.__slots__]
 
 
-def aimed(ports: AdmissionPorts, asked: Asked, at: ModelRule) -> tuple[list[object], list[object], bytes]:
+def aimed(
+    ports: AdmissionPorts, asked: UseRequest, at: ModelRule
+) -> tuple[list[object], list[object], bytes]:
     """Aim a call; return the aim, the ids of its prices with what it holds, and the body that is sent."""
     call = asked.call
     aim = aim_at(ports, asked, at)

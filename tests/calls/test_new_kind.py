@@ -11,9 +11,9 @@ from gateway.calls.admit import admit
 from gateway.calls.charge import NO_DETAIL, MeteredUse, UseTerms, charge, release
 from gateway.core.accounts.outbox import NONE
 from gateway.core.billing.price_book import NO_COUNTS
-from gateway.core.calls.asked import Asked, KindOfUse
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import Route
+from gateway.core.calls.use_request import KindOfUse, UseRequest
 from gateway.core.model import GENERIC
 from gateway.features.record import Feature
 from gateway.http.admission import identify, known
@@ -48,7 +48,7 @@ async def dial(exchange: Exchange) -> None:
     caller, ports = known(exchange) or await identify(exchange), exchange.worker.ports
     body = await exchange.whole_body(caller, 1_024)
     call, said = CallRequest("none", GENERIC, b""), exchange.head.attribution
-    use = Asked(PHONE, exchange.request_id, caller, said, call, "search", units=MINUTES_MAX)
+    use = UseRequest(PHONE, exchange.request_id, caller, said, call, "search", units=MINUTES_MAX)
     service, prices, _, _ = (await admit(exchange.worker.admission, use, Dialed(exchange))).terms
     terms = UseTerms(caller, exchange.request_id, "", service, prices)
     minutes = json.loads(body)["minutes"]

@@ -32,7 +32,7 @@ class Aim:
         "targets", "upstream",
     )  # fmt: skip
 
-    def __init__(  # noqa: PLR0917  # where it goes, and what is known there
+    def __init__(  # noqa: PLR0917  # the targets, and facts of their upstreams
         self, said: SaidBounds, targets: tuple[ModelTarget, ...] = (), fallback: frozenset[str] = _NO_KINDS,
         repeats: bool = False, upstream: str = "", facts: tuple[UpstreamFacts, ...] = (),
         reports_each: bool = False, output_max: int | None = None, output_default: int = 0,

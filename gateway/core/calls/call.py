@@ -868,7 +868,7 @@ class CallRequest:
         return SaidBounds(self.output_max, self.output_default, self.reports)
 
     def take_aim(self, aim: Aim) -> None:
-        """Aim the call, which may be aimed elsewhere; its body is not bound yet."""
+        """Set where the call goes, in place of an earlier aim; its body is not bound yet."""
         self.aim = aim
         self.output_max, self.output_default, self.reports = (
             aim.output_max, aim.output_default, aim.said.reports,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from gateway.calls.admit import Terms, admit, check_listed, consider
+from gateway.calls.admit import AdmissionTerms, admit, check_listed, consider
 from gateway.calls.aim import fields_allowed
 from gateway.calls.claim import hold_request
 from gateway.calls.hold_ends import counted_of, end_released, end_settled
@@ -44,12 +44,12 @@ from gateway.core.accounts.limits import limit_headers
 from gateway.core.accounts.runs import read_run
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import at_moment, charged, dearest
-from gateway.core.calls.asked import HOLD, Asked
 from gateway.core.calls.call import CallRequest, write_document
 from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, read_call
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.routes import Route
 from gateway.core.calls.tariff import CONSUMPTION, CallPrices, PriceMatch, factor_of, is_in_money
+from gateway.core.calls.use_request import HOLD, UseRequest
 from gateway.core.families.family import KEPT_ANSWERS
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import SHAPES
@@ -80,7 +80,7 @@ from gateway.errors import (
     ServiceNotIncluded,
 )
 from gateway.http.admission import (
-    asked_of,
+    CallEntrance,
     by_head,
     check_route,
     count_in_turn,
@@ -158,7 +158,7 @@ async def authorize(exchange: Exchange) -> None:
             call = read(worker, head, received, caller, b"")
             if routed.listing is not None:
                 narrow(worker, head, caller, call, routed.listing)
-            await check_listed(worker.admission, asked_of(exchange, caller, call))
+            await check_listed(worker.admission, CallEntrance(exchange, caller, None).request_of(call, False))
             if call.narrow is not None or call.listing:
                 raise ModelNotAllowed("Nobody here narrows this list of models: ask for one by its name.")
         else:
@@ -348,24 +348,25 @@ async def _taken(
     highest possible use, because no maximum can be written into its body.
     """
     worker, head = exchange.worker, exchange.head
+    entrance = CallEntrance(exchange, caller, None)
     try:
         route, use, unit = (
             await _use(worker, id_, head.attribution, caller, said)
             if authorized is None
-            else _authorized_use(exchange, caller, said, authorized)
+            else (head.routed.route, entrance.request_of(authorized, False), _unit(authorized, said))
         )
     except Refusal:
         await by_head(exchange, caller)
         raise
     call, attribution = use.call, use.attribution
     exchange.call = call
-    entrance = _HoldEntrance(exchange, use, said, again, authorized is not None)
+    own = _HoldClaim(worker.ports, use, said, again, authorized is not None)
     (service, prices, budgets, run), claim, request, admitted, _ = await admit(
-        worker.admission, use, entrance, entrance
+        worker.admission, use, entrance, own
     )
-    asked = entrance.asked
+    asked = own.asked
     if said.amount is None:
-        asked = entrance.need if unit == TOKENS else request.units
+        asked = own.need if unit == TOKENS else request.units
     if exchange.charge is not None:  # the new hold replaces the amounts held before its body was read
         if id_ != exchange.request_id:
             await exchange.charge.settle(0, False, False, (0, ""))
@@ -393,28 +394,24 @@ async def _taken(
     return hold, admitted, _remaining(admitted, service, unit)
 
 
-class _HoldEntrance:
-    """The door by which a hold comes in: `said` by its caller, or as a call that another gateway describes.
+class _HoldClaim:
+    """The claim of a hold: as `said` by its caller, or as much as a call may use that another gateway describes.
 
     `need` are the tokens of its estimate, and `asked` is its amount in its unit.
     """
 
-    def __init__(  # as `_taken`
-        self, exchange: Exchange, use: Asked, said: HoldBody, again: bool, is_authorized: bool
+    def __init__(
+        self, ports: Ports, use: UseRequest, said: HoldBody, again: bool, is_authorized: bool
     ) -> None:
-        self._exchange, self._use, self._said = exchange, use, said
+        self._ports, self._use, self._said = ports, use, said
         self._again, self._is_authorized = again, is_authorized
         self.need = self.asked = 0
-        self.is_held, self.shield = exchange.charge is not None, exchange.shield
 
-    def check_paused(self) -> None:
-        """Return at once: its caller makes the call, and hears of a paused upstream there."""
-
-    def claim(self, terms: Terms) -> tuple[CallClaim, HoldRequest]:
+    def claim(self, terms: AdmissionTerms) -> tuple[CallClaim, HoldRequest]:
         """Return what the hold takes of each limit: what it says, or what its request may use."""
         service, prices, budgets, _ = terms
         use, said = self._use, self._said
-        call, estimate = use.call, _estimate(self._exchange.worker.ports, use.caller, service, said, use.call)
+        call, estimate = use.call, _estimate(self._ports, use.caller, service, said, use.call)
         if self._is_authorized:
             most = estimate.need if call.output_max is None else estimate.ceiling
             estimate = replace(estimate, need=most, least=0)
@@ -427,14 +424,7 @@ class _HoldEntrance:
 
     def enter(self) -> Awaitable[None]:
         """Count the hold among its caller's open holds."""
-        return self._exchange.worker.ports.holds.enter(self._use.caller, self._use.id)
-
-    async def hold_by_head(self) -> None:
-        """Reserve by the head, unless that is done."""
-        if not self.is_held:
-            await by_head(self._exchange, self._use.caller)
-            self.is_held = True
-            self.shield()
+        return self._ports.holds.enter(self._use.caller, self._use.id)
 
 
 def _overruling(  # noqa: PLR0917  # a call, and the decision on it
@@ -456,19 +446,14 @@ def _overruling(  # noqa: PLR0917  # a call, and the decision on it
     return None
 
 
-def _authorized_use(
-    exchange: Exchange, caller: Caller, said: HoldBody, call: CallRequest
-) -> tuple[Route | None, Asked, str]:
-    """Return the route, the use and the unit of a hold for a call that another gateway describes."""
-    return (
-        exchange.head.routed.route, asked_of(exchange, caller, call),
-        TOKENS if call.has_input else unit_of(said),
-    )  # fmt: skip
+def _unit(call: CallRequest, said: HoldBody) -> str:
+    """Return the unit of a hold for a call."""
+    return TOKENS if call.has_input else unit_of(said)
 
 
 async def _use(
     worker: Worker, id_: str, attribution: Attribution, caller: Caller, said: HoldBody
-) -> tuple[Route | None, Asked, str]:
+) -> tuple[Route | None, UseRequest, str]:
     """Return the route (if any), the use and the unit of the hold that `said` requests."""
     ports = worker.ports
     if sum(one is not None for one in (said.max_tokens, said.amount, said.request)) > 1:
@@ -497,12 +482,12 @@ async def _use(
         except ValueError as error:
             raise InvalidRequest(f"run {error}.", param="run") from error
     user = caller.acts_for(said.user or attribution.user, call.user)
-    use = Asked(
+    use = UseRequest(
         HOLD, id_, caller, replace(attribution, user=user), call, said.service,
         "" if route is None else route.upstream, None if reader is None else _access(reader),
         "this hold names none",
     )  # fmt: skip
-    return route, use, TOKENS if call.has_input else unit_of(said)
+    return route, use, _unit(call, said)
 
 
 def _access(route: Route) -> ObjectAccess:

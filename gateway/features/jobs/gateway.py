@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from gateway.calls.admit import Terms, check_line
+from gateway.calls.admit import AdmissionTerms, check_line
 from gateway.calls.admit import admit as admit_use
 from gateway.calls.aim import fields_allowed
 from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
@@ -48,7 +48,6 @@ from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.aim import Aim
-from gateway.core.calls.asked import LINE, Asked
 from gateway.core.calls.call import CallRequest, UsageBounds, write_document
 from gateway.core.calls.claims import (
     CallClaim,
@@ -62,6 +61,7 @@ from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.facts import aim_of
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.calls.tariff import NO_PRICES, CallPrices
+from gateway.core.calls.use_request import LINE, UseRequest
 from gateway.core.families.family import BatchPaths, JobPaths, objects_in
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import BATCH_AT, JOBS, RESULTS
@@ -87,7 +87,7 @@ from gateway.errors import (
     UnknownRoute,
 )
 from gateway.http.admission import NO_WORDS, admit, identify, known
-from gateway.http.charge import NO_UNITS, AdmittedCall, reserve_hold
+from gateway.http.charge import NO_UNITS, AdmittedCall
 from gateway.http.collections import at_collection
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
@@ -445,17 +445,17 @@ async def _taken(
     input_id, route, lines = await _lines(worker, routed, caller, document, jobs, arrive)
     first = _call_of(route, lines[0], 1, worker.bounds, routed.params)
     hold_id = id_of("hold", ports.refusals.now_ms(), of=admitted.request_id)
-    use = Asked(LINE, hold_id, caller, attribution, first, route.service)
+    use = UseRequest(LINE, hold_id, caller, attribution, first, route.service)
     with _naming(1), exchange.uninterrupted():
-        entrance = _BatchEntrance(exchange, use, len(lines))
+        entrance = _BatchEntrance(use, len(lines), exchange.shield)
         terms, _, least, decision, _ = await admit_use(worker.admission, use, entrance, entrance)
     service, prices, budgets, _ = terms
     request = replace(least, need=0, ceiling=0, read=0, read_likely=0)
     try:
         renewed = replace(least, raises=True)
-        likely, prices = await _add_lines(exchange, request, renewed, route, lines, terms, decision)
+        likely, prices = await _add_lines(admitted, request, renewed, route, lines, terms, decision)
         request.raises = True
-        decision = await reserve_hold(exchange, request, budgets)
+        decision = await admitted.reserve(request, budgets)
     except BaseException:
         begin(ports.counters.settle(release(
             UseTerms(caller, hold_id, use.user, service, NO_PRICES, request.names), HOLD_MS_MAX
@@ -468,7 +468,7 @@ async def _taken(
     try:
         # Before the hold lasts, and before the upstream hears of the job: a worker may end at any time.
         await jobs.open(job)
-        await reserve_hold(exchange, replace(request, ttl_ms=HOLD_MS_MAX), budgets)
+        await admitted.reserve(replace(request, ttl_ms=HOLD_MS_MAX), budgets)
     except Exception:
         begin(_given_back(ports, job, jobs))
         raise
@@ -480,13 +480,13 @@ class _BatchEntrance:
 
     is_held = False
 
-    def __init__(self, exchange: Exchange, first: Asked, lines: int) -> None:
-        self._first, self._lines, self.shield = first, lines, exchange.shield
+    def __init__(self, first: UseRequest, lines: int, shield: Callable[[], None]) -> None:
+        self._first, self._lines, self.shield = first, lines, shield
 
     def check_paused(self) -> None:
         """Return at once: its upstream begins each line when there is room."""
 
-    def claim(self, terms: Terms) -> tuple[CallClaim, HoldRequest]:
+    def claim(self, terms: AdmissionTerms) -> tuple[CallClaim, HoldRequest]:
         """Return the claim of the first line, and a hold of one input token for each line."""
         use, (service, prices, budgets, _) = self._first, terms
         claim, _ = hold_request(
@@ -509,15 +509,15 @@ class _BatchEntrance:
 
 
 async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is held for
-    exchange: Exchange, request: HoldRequest, renewed: HoldRequest, route: Route, lines: list[BatchLine],
-    terms: Terms, decision: Admitted,
+    admitted: AdmittedCall, request: HoldRequest, renewed: HoldRequest, route: Route, lines: list[BatchLine],
+    terms: AdmissionTerms, decision: Admitted,
 ) -> tuple[int, CallPrices]:  # fmt: skip
     """Add each line of a batch to a hold request, in pieces that alternate with other organizations' work.
 
     Meanwhile `renewed` keeps the small hold that was reserved first, by `decision`. Return the likely cost of
     all lines in nano-units, and the prices of the last line.
     """
-    worker, head, caller = exchange.worker, exchange.head, request.caller
+    worker, head, caller = admitted.worker, admitted.head, request.caller
     ports, routed, budgets = worker.ports, head.routed, terms.budgets
     likely, models, prices, number = 0, terms.prices.named, at_batch_prices(terms.prices), 0
     due_s = ports.seconds() + _RENEWED_S
@@ -527,7 +527,9 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
         began_s = ports.seconds()
         for one in calls:
             number += 1
-            use = Asked(LINE, "", caller, head.attribution, one, route.service, routed.upstream, routed.owned)
+            use = UseRequest(
+                LINE, "", caller, head.attribution, one, route.service, routed.upstream, routed.owned
+            )
             if use.user != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
             with _naming(number):
@@ -538,7 +540,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
         await worker.bodies.rest(ports.seconds() - began_s)
         if ports.seconds() > due_s:
             due_s = ports.seconds() + _RENEWED_S
-            await reserve_hold(exchange, renewed, budgets)
+            await admitted.reserve(renewed, budgets)
     return likely, prices
 
 
