@@ -169,7 +169,8 @@ class CallEntrance:
         kinds = (CALL, FREE_CALL) if is_called else (AUTHORIZED, FREE_AUTHORIZED)
         overlapping = () if is_free or routed.binding is None else routed.binding.overlapping
         return UseRequest(
-            kinds[is_free], exchange.request_id, self._caller, head.attribution, call,
+            kinds[is_free], exchange.request_id, self._caller,
+            self._caller.acts_for(head.attribution.user, call.user), head.attribution, call,
             routed.service_key if routed.metered else "", exchange.attempt.name, routed.owned,
             "this route does not read which one" if routed.any_model else "", overlapping, routed.listed,
             exchange.connection.body.long, routed.units,

@@ -30,16 +30,10 @@ BARE: dict[str, Any] = {"model": "fast", "messages": MESSAGES}
 def asked_of(body: dict[str, Any]) -> UseRequest:
     route = next(one for one in ROUTES if one.path == "/v1/chat/completions")
     call = read_call(route, {}, json.dumps(body).encode())
-    return UseRequest(CALL, "1", CALLER, Attribution(), call, route.service, "up")
+    return UseRequest(CALL, "1", CALLER, "", Attribution(), call, route.service, "up")
 
 
-def values(aim: Aim) -> list[object]:
-    return [getattr(aim, name) for name in Aim.__slots__]
-
-
-def aimed(
-    ports: AdmissionPorts, asked: UseRequest, at: ModelRule
-) -> tuple[list[object], list[object], bytes]:
+def aimed(ports: AdmissionPorts, asked: UseRequest, at: ModelRule) -> tuple[Aim, list[Any], bytes]:
     """Aim a call; return the aim, the ids of its prices with what it holds, and the body that is sent."""
     call = asked.call
     aim = aim_at(ports, asked, at)
@@ -50,7 +44,7 @@ def aimed(
     estimate = ports.estimator.hold(call, 1, service.key)
     ids = [one.vector.price_id for one in prices.named if one.vector is not None]
     fit_body(call, aim.facts[0])
-    return values(aim), [ids, estimate, call.output_max], call.write_for(aim.targets[0].model)
+    return aim, [ids, estimate, call.output_max], call.write_for(aim.targets[0].model)
 
 
 async def test_call_aimed_twice_is_as_a_fresh_call_at_each_target() -> None:

@@ -48,7 +48,7 @@ async def dial(exchange: Exchange) -> None:
     caller, ports = known(exchange) or await identify(exchange), exchange.worker.ports
     body = await exchange.whole_body(caller, 1_024)
     call, said = CallRequest("none", GENERIC, b""), exchange.head.attribution
-    use = UseRequest(PHONE, exchange.request_id, caller, said, call, "search", units=MINUTES_MAX)
+    use = UseRequest(PHONE, exchange.request_id, caller, "", said, call, "search", units=MINUTES_MAX)
     service, prices, _, _ = (await admit(exchange.worker.admission, use, Dialed(exchange))).terms
     terms = UseTerms(caller, exchange.request_id, "", service, prices)
     minutes = json.loads(body)["minutes"]

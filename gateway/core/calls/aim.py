@@ -6,8 +6,6 @@ from typing import Final, NamedTuple
 
 from gateway.core.calls.routes import ModelTarget, UpstreamFacts
 
-_NO_KINDS: frozenset[str] = frozenset()
-
 
 class SaidBounds(NamedTuple):
     """What a body says of its answer: its maximum of tokens, that of its API, and whether usage is reported."""
@@ -17,7 +15,7 @@ class SaidBounds(NamedTuple):
     reports: bool
 
 
-class Aim:
+class Aim(NamedTuple):
     """Where a call goes: a value, which nothing changes.
 
     `targets` are those of its configured model in order; without them it goes to `upstream`, empty if that is
@@ -27,27 +25,16 @@ class Aim:
     maximum that all take. `reports_each`: a usage report is about one choice.
     """
 
-    __slots__ = (
-        "facts", "fallback", "output_default", "output_least", "output_max", "repeats", "reports_each", "said",
-        "targets", "upstream",
-    )  # fmt: skip
-
-    def __init__(  # noqa: PLR0917  # the targets, and facts of their upstreams
-        self, said: SaidBounds, targets: tuple[ModelTarget, ...] = (), fallback: frozenset[str] = _NO_KINDS,
-        repeats: bool = False, upstream: str = "", facts: tuple[UpstreamFacts, ...] = (),
-        reports_each: bool = False, output_max: int | None = None, output_default: int = 0,
-        output_least: int = 1,
-    ) -> None:  # fmt: skip
-        self.said: Final = said
-        self.targets: Final = targets
-        self.fallback: Final = fallback
-        self.repeats: Final = repeats
-        self.upstream: Final = upstream
-        self.facts: Final = facts
-        self.reports_each: Final = reports_each
-        self.output_max: Final = output_max
-        self.output_default: Final = output_default
-        self.output_least: Final = output_least
+    said: SaidBounds
+    targets: tuple[ModelTarget, ...] = ()
+    fallback: frozenset[str] = frozenset()
+    repeats: bool = False
+    upstream: str = ""
+    facts: tuple[UpstreamFacts, ...] = ()
+    reports_each: bool = False
+    output_max: int | None = None
+    output_default: int = 0
+    output_least: int = 1
 
 
 UNAIMED: Final = Aim(SaidBounds(None, 0, False))

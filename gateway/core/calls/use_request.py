@@ -41,37 +41,27 @@ HOLD: Final = KindOfUse("user", "run", is_sent=False, is_called=False)
 LINE: Final = KindOfUse(life_ms=HOLD_MS_MAX, is_aimed=False, is_sent=False, is_called=False)
 
 
-class UseRequest:
+class UseRequest(NamedTuple):
     """A request for a use. Nothing changes it once it is read.
 
-    `id` becomes that of its hold, and `units` are those that it states. `service_key` is its service, empty
+    `id` becomes that of its hold, `user` is the one it is made for, and `units` are those that it states. `service_key` is its service, empty
     on a route that charges nothing. `upstream` is the one that its route names. `owned` says how its API
     keeps objects, `listed` is a model that the path of a list names. Its service may share paths with those
     of `overlapping`. If a list allows some models alone, a use that names none is refused with the words
     `without_model`, empty if it passes. A body that is sent `once` has no second target.
     """
 
-    __slots__ = (
-        "attribution", "call", "caller", "id", "kind", "listed", "once", "overlapping", "owned", "service_key",
-        "units", "upstream", "user", "without_model",
-    )  # fmt: skip
-
-    def __init__(  # noqa: PLR0917  # what is asked by whom
-        self, kind: KindOfUse, id_: str, caller: Caller, attribution: Attribution, call: CallRequest,
-        service_key: str, upstream: str = "", owned: ObjectAccess | None = None, without_model: str = "",
-        overlapping: tuple[str, ...] = (), listed: str = "", once: bool = False, units: int = 1,
-    ) -> None:  # fmt: skip
-        self.kind: Final = kind
-        self.id: Final = id_
-        self.caller: Final = caller
-        self.attribution: Final = attribution
-        self.call: Final = call
-        self.user: Final = caller.acts_for(attribution.user, call.user)
-        self.service_key: Final = service_key
-        self.upstream: Final = upstream
-        self.owned: Final = owned
-        self.without_model: Final = without_model
-        self.overlapping: Final = overlapping
-        self.listed: Final = listed
-        self.once: Final = once
-        self.units: Final = units
+    kind: KindOfUse
+    id: str
+    caller: Caller
+    user: str
+    attribution: Attribution
+    call: CallRequest
+    service_key: str
+    upstream: str = ""
+    owned: ObjectAccess | None = None
+    without_model: str = ""
+    overlapping: tuple[str, ...] = ()
+    listed: str = ""
+    once: bool = False
+    units: int = 1

@@ -483,7 +483,7 @@ async def _use(
             raise InvalidRequest(f"run {error}.", param="run") from error
     user = caller.acts_for(said.user or attribution.user, call.user)
     use = UseRequest(
-        HOLD, id_, caller, replace(attribution, user=user), call, said.service,
+        HOLD, id_, caller, user, replace(attribution, user=user), call, said.service,
         "" if route is None else route.upstream, None if reader is None else _access(reader),
         "this hold names none",
     )  # fmt: skip

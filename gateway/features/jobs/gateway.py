@@ -445,7 +445,8 @@ async def _taken(
     input_id, route, lines = await _lines(worker, routed, caller, document, jobs, arrive)
     first = _call_of(route, lines[0], 1, worker.bounds, routed.params)
     hold_id = id_of("hold", ports.refusals.now_ms(), of=admitted.request_id)
-    use = UseRequest(LINE, hold_id, caller, attribution, first, route.service)
+    user = caller.acts_for(attribution.user, first.user)
+    use = UseRequest(LINE, hold_id, caller, user, attribution, first, route.service)
     with _naming(1), exchange.uninterrupted():
         entrance = _BatchEntrance(use, len(lines), exchange.shield)
         terms, _, least, decision, _ = await admit_use(worker.admission, use, entrance, entrance)
@@ -527,11 +528,19 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
         began_s = ports.seconds()
         for one in calls:
             number += 1
-            use = UseRequest(
-                LINE, "", caller, head.attribution, one, route.service, routed.upstream, routed.owned
-            )
-            if use.user != request.user:
+            if caller.acts_for(head.attribution.user, one.user) != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
+            use = UseRequest(
+                LINE,
+                "",
+                caller,
+                request.user,
+                head.attribution,
+                one,
+                route.service,
+                routed.upstream,
+                routed.owned,
+            )
             with _naming(number):
                 own = await check_line(worker.admission, use, terms, models)
                 if own is not None:
