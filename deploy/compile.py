@@ -33,13 +33,13 @@ KEPT = ROOT / "build" / "c"
 KEPT_MAX = 6  # builds of one name: more than there are flags of it
 # Modules whose annotations msgspec reads, and modules that run once per client, are not compiled.
 MODULES = {
-    "gateway/calls": ("call_run", "charge", "claim", "permit", "ports", "prices", "rating"),
+    "gateway/calls": ("admit", "aim", "charge", "claim", "permit", "ports", "prices", "rating"),
     "gateway/core": (
         "circuit_breaker", "histograms", "http_limits", "lru", "model", "shares", "traces", "wait",
     ),
     "gateway/core/accounts": ("call_budgets", "limits"),
     "gateway/core/billing": ("price_book", "sellers", "service_tiers", "stand_ins", "token_prices"),
-    "gateway/core/calls": ("alphabets", "call", "claims", "estimate", "models", "tariff"),
+    "gateway/core/calls": ("aim", "alphabets", "call", "claims", "estimate", "models", "tariff", "use_request"),
     "gateway/core/families": ("controlled", "family", "hearing", "objects", "references", "tools"),
     "gateway/core/families/anthropic": ("calls",),
     "gateway/core/families/gemini": ("array", "calls"),

@@ -42,11 +42,12 @@ from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import charge_of, vectors_of
 from gateway.core.metering.meter import Detail
 from gateway.core.model import (
+    Admitted,
     Caller,
-    Decision,
     HoldExtension,
     HoldRequest,
     Limits,
+    Refused,
     Service,
     Settlement,
     SettleResult,
@@ -180,7 +181,7 @@ class Call:
 
     world: World
     request: HoldRequest
-    decision: Decision
+    decision: Admitted | Refused
 
     @property
     def id(self) -> str:

@@ -10,7 +10,9 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 
 import grimp
 
@@ -172,6 +174,118 @@ def makers_of_prices() -> list[str]:
     ]
 
 
+def makers_of_admissions() -> list[str]:
+    """Modules that ask for the prices of a use, but for the one that finds them."""
+    return [
+        name
+        for name, tree in modules_with("prices_of(")
+        if name.startswith("gateway/") and name != "gateway/calls/prices.py"
+        and any(isinstance(one, ast.Call) and ast.unparse(one.func) == "prices_of" for one in ast.walk(tree))
+    ]  # fmt: skip
+
+
+@dataclass
+class Carrier:
+    """A class whose objects are handed on and changed: its `fields`, the functions that take it, and `writes`."""
+
+    name: str
+    module: str
+    fields: frozenset[str]
+    functions: list[str]
+    writes: list[str] = field(default_factory=list)
+
+    @property
+    def modules(self) -> set[str]:
+        """The modules of the functions that take it."""
+        return {function.partition(":")[0] for function in self.functions}
+
+
+# Carriers of a door: they are written as they are read, from a socket or an answer.
+DOORS = frozenset({"RedisConnection", "RoutedHead", "Meter"})
+CARRIED_FIELDS, CARRIED_FUNCTIONS, CARRIED_MODULES = 12, 20, 3
+
+
+@cache
+def carriers() -> list[Carrier]:
+    """Every class that is changed where it is handed to, the one that is written at most places first."""
+    found = {one.name: one for one in _changing()}
+    names: dict[str, set[str]] = {name: set() for name in found}
+    for module, tree in modules_with("def "):
+        for function, named, kind in _parameters(tree):
+            if kind in found:
+                found[kind].functions.append(f"{module}:{function}")
+                names[kind].add(named)
+    for module, tree in modules_with(" = "):
+        stored = [
+            one for one in ast.walk(tree) if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store)
+        ]
+        for one in stored:
+            holder = ast.unparse(one.value).rpartition(".")[2]
+            for kind, carrier in found.items():
+                if one.attr in carrier.fields and holder in names[kind] and module != carrier.module:
+                    carrier.writes.append(f"{module}:{one.lineno}")
+    large = [
+        one for one in found.values()
+        if len(set(one.functions)) >= CARRIED_FUNCTIONS and len(one.modules) >= CARRIED_MODULES
+    ]  # fmt: skip
+    return sorted(large, key=lambda one: len(one.writes), reverse=True)
+
+
+def _changing() -> Iterator[Carrier]:
+    """Yield every class of the product with many fields, which are not frozen."""
+    for module, tree in modules_with("class "):
+        for one in ast.walk(tree):
+            if isinstance(one, ast.ClassDef) and not _is_frozen(one) and one.name not in DOORS:
+                fields = _fields_of(one)
+                if len(fields) > CARRIED_FIELDS:
+                    yield Carrier(one.name, module, fields, [])
+
+
+def _parameters(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
+    """Yield each parameter of each function: the function, the parameter, and its type."""
+    for one in ast.walk(tree):
+        if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
+            for each in (*one.args.posonlyargs, *one.args.args, *one.args.kwonlyargs):
+                if each.annotation is not None:
+                    yield one.name, each.arg, ast.unparse(each.annotation).removesuffix(" | None")
+
+
+def _is_frozen(declared: ast.ClassDef) -> bool:
+    """Return whether no field of a class changes: as a value, a port or an exception has none that do."""
+    said = [ast.unparse(one) for one in (*declared.decorator_list, *declared.bases, *declared.keywords)]
+    finals = [one for one in ast.walk(declared) if isinstance(one, ast.AnnAssign) and _is_final(one)]
+    return bool(finals) or any(
+        "frozen=True" in one or one in {"NamedTuple", "Protocol", "TypedDict"} for one in said
+    )
+
+
+def _is_final(one: ast.AnnAssign) -> bool:
+    return isinstance(one.target, ast.Attribute) and ast.unparse(one.annotation).startswith("Final")
+
+
+def _fields_of(declared: ast.ClassDef) -> frozenset[str]:
+    """Return the fields of a class: those of a dataclass, and the slots of any other."""
+    found = {
+        one.target.id
+        for one in declared.body
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
+    }
+    for one in declared.body:
+        if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == "__slots__":
+            found |= {each.value for each in ast.walk(one.value) if isinstance(each, ast.Constant)}
+    return frozenset(found)
+
+
+def stays_of_admission() -> tuple[int, int]:
+    """Return how often a usual request goes between `http/` and `calls/` to be admitted, and enters its module."""
+    places = [name.removeprefix(f"{ROOT}/gateway/") for name in walk().places]
+    admission, charge = "calls/admit.py", "calls/charge.py"
+    places = places[: places.index(charge) - 1]
+    pairs = [*pairwise(places)]
+    doors = [{before.split("/")[0], after.split("/")[0]} == {"http", "calls"} for before, after in pairs]
+    return sum(doors), pairs.count(("http/admission.py", admission))
+
+
 def files_of_a_kind() -> list[str]:
     """Where a kind of use stands that a test makes up: its file, and those of the product that name it."""
     return ["tests/calls/test_new_kind.py", *files_naming("/v9/dial")]
@@ -211,6 +325,11 @@ def main() -> None:
     print(f"fields of an exchange: {len(Exchange.__slots__)}")
     walked = walk()
     print(f"stays of a request: {walked.stays}, in {len(walked.files)} files")
+    largest = carriers()[0]
+    print(
+        f"largest carrier: {largest.name}, {len(largest.fields)} fields, written at {len(largest.writes)} places"
+    )
+    print(f"makers of an admission: {len(makers_of_admissions())}, stays of it: {stays_of_admission()[0]}")
     print(f"makers of the facts of a use: {len(makers_of_facts())}, of a price: {len(makers_of_prices())}")
     print(f"files that a new kind of use touches: {len(files_of_a_kind())}")
     most = max(headings().values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from gateway.core.accounts.budgets import MONEY, TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.calls.call import CallRequest
@@ -10,6 +12,9 @@ from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.tariff import CallPrices
 from gateway.core.model import Caller, HoldRequest, Service
 from gateway.errors import InvalidRequest
+
+# The life of a hold until its job is stored; no lease admits it.
+OPENING_MS: Final = 60_000
 
 
 def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs

@@ -81,8 +81,8 @@ def named_objects(
     if not rules.models or owned is None or not owned.apart:
         return call.named
     begins, asked = rules.models, (call.model, *call.models_beside, listed)
-    if call.targets:
-        asked = (*asked, *[one.model for one in call.targets])
+    if call.aim.targets:
+        asked = (*asked, *[one.model for one in call.aim.targets])
     made = [one for one in asked if one.lower().startswith(begins)]
     if not made:
         return call.named

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,14 +15,18 @@ from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.accounts.tags import Tags
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.routes import ModelRule
+from gateway.core.calls.estimate import Estimator
+from gateway.core.calls.models import ConfiguredModels
+from gateway.core.calls.routes import ModelRule, UpstreamTarget
+from gateway.core.circuit_breaker import CircuitBreaker
 from gateway.core.families.family import KEPT_OBJECTS
 from gateway.core.model import (
+    Admitted,
     Attribution,
     Caller,
-    Decision,
     HoldExtension,
     HoldRequest,
+    Refused,
     RunRequest,
     Service,
     Settlement,
@@ -205,7 +209,7 @@ class RefusedRuns:
 class CountersPort(Protocol):
     """The limits and the ledger in Redis."""
 
-    def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
+    def reserve(self, request: HoldRequest) -> Awaitable[Admitted | Refused]:
         """Reserve a hold on every limit or on none. Fails with `CountersUnavailable`."""
 
     def settle(self, settlement: Settlement) -> Awaitable[SettleResult]:
@@ -237,3 +241,25 @@ class CallPorts:
     refusals: Refusals
     runs: RunsPort = field(default_factory=RefusedRuns, kw_only=True)
     refuse_unpriced: bool = field(default=False, kw_only=True)
+
+
+class UpstreamPort(Protocol):
+    """What admission asks of an upstream: `contexts` are context lengths of models from its own list."""
+
+    target: UpstreamTarget
+    contexts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionPorts:
+    """Everything that an admission asks: limits and prices, models, the upstreams by name, and estimates.
+
+    `budget_refused` is told of each refusal by a budget: the reason, the budget's unit and its interval.
+    """
+
+    calls: CallPorts
+    models: ConfiguredModels
+    upstreams: Mapping[str, UpstreamPort]
+    estimator: Estimator
+    breaker: CircuitBreaker
+    budget_refused: Callable[[str, str, str], None]

@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from gateway.calls.ports import CallPorts, DirectoryPort
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.accounts.runs import Run
 from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.service_tiers import lacks_tier
@@ -29,52 +26,10 @@ from gateway.core.calls.tariff import (
     unpriced_part,
     vectors_of,
 )
+from gateway.core.calls.use_request import CALL_LIFE_MS
 from gateway.core.families.registry import SHAPES
-from gateway.core.model import Attribution, Caller, Service
-from gateway.core.times import HOUR_MS
-from gateway.errors import ModelNotPriced, ServiceNotIncluded, UnknownRoute
-
-# How long the hold of a usual call may last, for prices that go by the end of a call.
-CALL_LIFE_MS: Final = HOUR_MS
-
-
-def price_call(  # noqa: PLR0917  # as `prices_of`
-    ports: CallPorts, caller: Caller, service_key: str, overlapping: tuple[str, ...], attribution: Attribution,
-    call: CallRequest, run: Run | None,
-) -> tuple[Service, CallPrices, CallBudgets | None]:  # fmt: skip
-    """Return the service of a call, its prices, and the budgets that it takes from.
-
-    Raise `ServiceNotIncluded` if there is no service `service_key`, and `UnknownRoute` if one of the services
-    `overlapping` has the same paths at another price.
-    """
-    directory, budgets = ports.directory, None
-    service = directory.resolve(caller, service_key)
-    if service is None:
-        raise ServiceNotIncluded
-    if overlapping:
-        _check_overlapping(directory, caller, service, overlapping)
-    if service.id:
-        budgets = directory.budgets(caller, service.id, attribution, call, run=run)
-    return service, prices_of(ports, caller, service, call, budgets), budgets
-
-
-def _check_overlapping(
-    directory: DirectoryPort, caller: Caller, service: Service, overlapping: tuple[str, ...]
-) -> None:
-    """Raise `UnknownRoute` if one of the services `overlapping` has the same paths at another price.
-
-    Only services that the caller may use are compared.
-    """
-    for key in overlapping:
-        try:
-            other = directory.resolve(caller, key)
-        except ServiceNotIncluded:
-            continue
-        if other is not None and not service.costs_as(other):
-            raise UnknownRoute(
-                f"The services {service.key} and {key} share paths of an upstream at different prices: "
-                "both are refused until each has paths of its own."
-            )
+from gateway.core.model import Caller, Service
+from gateway.errors import ModelNotPriced
 
 
 def prices_of(  # noqa: PLR0917  # whose call it is, and what it takes from
@@ -122,7 +77,7 @@ def check_parts(
     tools, makers = unpriced_tools(call, vectors), None
     shape = SHAPES.get(call.meter) if call.models_beside else None
     if shape is not None and shape.live is not None:  # the others write transcripts
-        makers = [price.vector for price in named[: len(call.targets) or 1] if price.vector is not None]
+        makers = [price.vector for price in named[: len(call.aim.targets) or 1] if price.vector is not None]
     part: tuple[str, str] | None
     right = ""
     later = STORED_UNITS.get(tools[0]) if tools and call.measured else None
@@ -161,18 +116,18 @@ def named_prices(  # noqa: PLR0917  # as `book_price`
 
     A hold that lasts for `life_ms` is taken at these prices.
     """
-    if not call.targets and not call.models_beside:
-        return (book_price(directory, caller, call.model, own, at_ms, call.upstream, life_ms),)
+    if not call.aim.targets and not call.models_beside:
+        return (book_price(directory, caller, call.model, own, at_ms, call.aim.upstream, life_ms),)
     models = [*dict.fromkeys((call.model, *call.models_beside))]
     found: tuple[PriceMatch, ...] = ()
-    if call.targets:
-        theirs = [one.model for one in call.targets]
+    if call.aim.targets:
+        theirs = [one.model for one in call.aim.targets]
         found = tuple(
-            [_target_price(directory, caller, call, one, own, at_ms, life_ms) for one in call.targets]
+            [_target_price(directory, caller, call, one, own, at_ms, life_ms) for one in call.aim.targets]
         )
         models = [one for one in models[1:] if one not in theirs]
     return found + tuple([
-        book_price(directory, caller, model, own, at_ms, call.upstream, life_ms) for model in models
+        book_price(directory, caller, model, own, at_ms, call.aim.upstream, life_ms) for model in models
     ])  # fmt: skip
 
 
@@ -181,10 +136,12 @@ def charging_prices(service: Service, call: CallRequest, named: tuple[PriceMatch
     pricing = service.pricing
     if pricing.at_cost is None and pricing.per_million is None and not pricing.tiers:
         return UNPRICED
-    asked = [one.model for one in named] if call.targets else [call.model, *call.models_beside]
-    if call.targets and pricing.per_million is not None:
+    asked = [one.model for one in named] if call.aim.targets else [call.model, *call.models_beside]
+    if call.aim.targets and pricing.per_million is not None:
         asked = [_name_priced(pricing, call, one) for one in asked]
-    return vectors_of(service, asked, {one.model: one.vector for one in named}.get, apart=len(call.targets))
+    return vectors_of(
+        service, asked, {one.model: one.vector for one in named}.get, apart=len(call.aim.targets)
+    )
 
 
 def _check_currency(

@@ -289,22 +289,20 @@ class BudgetWindow:
 
 
 @dataclass(slots=True)
-class Decision:
-    """The answer of `reserve`. `bounded` means that the call may not use more tokens than it holds.
+class Admitted:
+    """The answer of `reserve` to a use that it admits: the hold, and what its limits have left.
 
-    `held_tokens`, `tokens_remaining` and a quota's `limit` are quota tokens by the plan's `weights`, None if
-    it has none. `budget` is the tightest one that enforces, or the one that refused; windows of budgets hold
-    `money_held` nano-units and `raw_held` tokens. `leases` asks the worker to get a lease. `frame` is the
-    cache entry for such calls, if there is one: the call's settlement returns it.
+    `limit` is the quota of the plan (0 if it has none), which resets at `until_ms`. It, `held_tokens` and
+    `tokens_remaining` are quota tokens by the plan's `weights`, None if it has none. Amounts that remain are
+    None where nothing limits them. `bounded`: the call may not use more tokens than it holds. `budget` is the
+    tightest one that enforces, None without one; windows of budgets hold `money_held` nano-units and
+    `raw_held` tokens. `leases` asks the worker to get a lease. `frame` is the cache entry for such calls, if
+    there is one: the call's settlement returns it.
     """
 
-    verdict: Verdict
-    scope: int = 0
-    kind: int = 0
-    used: int = 0
     limit: int = 0
     until_ms: int = 0
-    now_ms: int = 0
+    now_ms: int = 0  # by Redis' clock, 0 on a lease
     held_tokens: int = 0
     tokens_remaining: int | None = None
     credits_remaining: int | None = None
@@ -318,6 +316,29 @@ class Decision:
     raw_held: int = 0
     leases: bool = False
     frame: LruEntry | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict.ADMITTED
+
+
+@dataclass(slots=True)
+class Refused:
+    """The answer of `reserve` to a use that it refuses: nothing is held, and nothing has changed.
+
+    `scope` and `kind` name the limit that refused, 0 if none did; `used` and `limit` are its amounts, which
+    reset at `until_ms` (0 if unknown). `used` is the cause of a blocked tenant, or the accounts to replace
+    of OTHER_ACCOUNT; `limit` is the plan of OTHER_PLAN. `budget` is set if a budget or a run refused.
+    """
+
+    verdict: Verdict  # any but ADMITTED
+    scope: int = 0
+    kind: int = 0
+    used: int = 0
+    limit: int = 0
+    until_ms: int = 0
+    now_ms: int = 0
+    budget: BudgetWindow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +432,7 @@ class Settlement:
     of quota tokens that `tokens` count as; None means the same number. `budgets` are the accounts that its
     hold used: their windows count `money` in nano-units, `raw_tokens` of all kinds, or one request.
     `attribution` is `content_id TAB project_id TAB feature_version` or empty, `metadata` a JSON object or
-    empty; scripts pass both on unread. `frame` is that of the hold's `Decision`. `hold_ttl_ms` is the longest
+    empty; scripts pass both on unread. `frame` is that of the hold's `Admitted`. `hold_ttl_ms` is the longest
     life of the hold that a release ends, if it is longer than a call's.
     """
 

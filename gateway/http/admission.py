@@ -10,25 +10,23 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from gateway.calls.call_run import keep_run, open_run, run_to_judge
-from gateway.calls.permit import check_batch_models, check_objects, judge, named_objects, run_policies
+from gateway.calls.admit import Admission, AdmissionTerms
+from gateway.calls.admit import admit as admit_use
+from gateway.calls.claim import hold_request
+from gateway.calls.permit import check_batch_models
 from gateway.calls.ports import DirectoryPort
-from gateway.calls.prices import price_call, prices_of
-from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.accounts.runs import Run
 from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, look_out_of_turn
 from gateway.core.calls.claims import find_tools, measure_media, read_call, read_form
-from gateway.core.calls.facts import NO_FACTS, take_facts
+from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.forms import FormReader, boundary_of
-from gateway.core.calls.models import fitting, is_repeatable
-from gateway.core.calls.routes import ModelRule
-from gateway.core.calls.tariff import NO_PRICES, CallPrices
+from gateway.core.calls.tariff import NO_PRICES
+from gateway.core.calls.use_request import AUTHORIZED, CALL, FREE_AUTHORIZED, FREE_CALL, UseRequest
 from gateway.core.credentials import WORKLOAD
 from gateway.core.families.controlled import models_counted, models_stored
 from gateway.core.families.objects import read_objects
 from gateway.core.families.registry import BATCH_AT, FAMILIES, SHAPES
-from gateway.core.model import GENERIC, NO_SERVICE, Caller, Service
+from gateway.core.model import GENERIC, NO_SERVICE, Caller
 from gateway.errors import (
     InvalidApiKey,
     InvalidRequest,
@@ -46,10 +44,10 @@ from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.routing.routes import upload_named
 from gateway.http.server.buffers import full
 from gateway.http.server.exchange import Attempt, ClientPort, Exchange, RequestBody, Worker
-from gateway.http.upstream.pool import Upstream
 
 # The request of a call whose body was not read yet.
 _UNREAD: Final = CallRequest("none", GENERIC, b"")
+_HEAD_ALONE: Final = AdmissionTerms(NO_SERVICE, NO_PRICES, None, None)
 # Without path parameters from a job.
 NO_WORDS: Final[Mapping[str, str]] = {}
 
@@ -134,35 +132,79 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
         if call.documents or call.recordings:
             held = held or await by_head(exchange, caller)
             await count_in_turn(worker, caller, call)
-        attribution, attempt = head.attribution, exchange.attempt
-        asked, run, opening = attribution.run, None, None
-        if routed.metered and not call.free:
-            policies = run_policies(ports.directory, caller, asked)
-            run, opening = run_to_judge(ports, caller, asked, policies)
-        service, prices, budgets = priced(worker, head, attempt, caller, call, run, received.long)
-        named = named_objects(worker.models, routed.owned, caller, call, routed.listed)
-        if named or call.unsure:  # most calls name none, and make no coroutine
-            await check_objects(ports.objects, caller, call, named)
-        if ports.cooling.entries:
-            check_circuit(worker, routed, attempt, caller, call)
-        if opening is not None:
-            held = held or await by_head(exchange, caller)  # a caller that is over a limit opens none
-            run, prices, budgets = await open_run(ports, opening, service, attribution, call)
-    except Refusal as refusal:
-        ports.tally.budgets_exceeding += isinstance(refusal, TooManyBudgets)
+        if routed.listing is not None:
+            narrow(worker, head, caller, call, routed.listing)
+    except Refusal:
         if held is None:
             await by_head(exchange, caller)
         raise
-    admitted = AdmittedCall(exchange, caller, service, call, held, prices, budgets)
-    await admitted.reserve()
-    keep_run(ports, caller, run)
+    entrance = CallEntrance(exchange, caller, held)
+    try:
+        admission = await admit_use(worker.admission, entrance.request_of(call), entrance)
+    except TooManyBudgets:
+        ports.tally.budgets_exceeding += 1
+        raise
+    finally:
+        exchange.unshield()
+        note_target(exchange.attempt, call)
+    service, prices, budgets, _ = admission.terms
+    admitted = AdmittedCall(exchange, caller, service, call, entrance.held, prices, budgets)
+    admitted.take(admission)
     return admitted
+
+
+class CallEntrance:
+    """The door by which a call comes in: over a connection, perhaps `held` by its head before."""
+
+    __slots__ = ("_caller", "_exchange", "held", "is_held", "shield")
+
+    def __init__(self, exchange: Exchange, caller: Caller, held: AdmittedCall | None) -> None:
+        self._exchange, self._caller = exchange, caller
+        self.held, self.is_held, self.shield = held, held is not None, exchange.shield
+
+    def request_of(self, call: CallRequest, is_called: bool = True) -> UseRequest:
+        """Return the request for the use of a call; `is_called`: it is called from here."""
+        exchange, head, routed = self._exchange, self._exchange.head, self._exchange.head.routed
+        is_free = call.free or not routed.metered
+        kinds = (CALL, FREE_CALL) if is_called else (AUTHORIZED, FREE_AUTHORIZED)
+        overlapping = () if is_free or routed.binding is None else routed.binding.overlapping
+        return UseRequest(
+            kinds[is_free], exchange.request_id, self._caller,
+            self._caller.acts_for(head.attribution.user, call.user), head.attribution, call,
+            routed.service_key if routed.metered else "", exchange.attempt.name, routed.owned,
+            "this route does not read which one" if routed.any_model else "", overlapping, routed.listed,
+            exchange.connection.body.long, routed.units,
+        )  # fmt: skip
+
+    def check_paused(self) -> None:
+        """Raise `UpstreamLimited` if the circuit breaker pauses all upstreams of the call."""
+        exchange, call = self._exchange, self._exchange.call
+        assert call is not None
+        note_target(exchange.attempt, call)
+        check_circuit(exchange.worker, exchange.head.routed, exchange.attempt, self._caller, call)
+
+    async def hold_by_head(self) -> None:
+        """Reserve by the head, unless that is done."""
+        if self.held is None:
+            self.held, self.is_held = await by_head(self._exchange, self._caller), True
+
+
+def note_target(attempt: Attempt, call: CallRequest) -> None:
+    """Set `attempt` to the first target of a call with targets."""
+    if call.aim.targets:
+        first = call.aim.targets[0]
+        attempt.name, attempt.model = first.upstream, first.model
 
 
 async def by_head(exchange: Exchange, caller: Caller) -> AdmittedCall:
     """Reserve one request and one concurrency slot in every limit of the caller, before the body is known."""
+    user = caller.acts_for(exchange.head.attribution.user)
+    claim, request = hold_request(
+        caller, exchange.request_id, user, NO_SERVICE, _UNREAD, NO_ESTIMATE, NO_PRICES, None,
+        exchange.head.routed.units, False,
+    )  # fmt: skip
     held = AdmittedCall(exchange, caller, NO_SERVICE, _UNREAD)
-    await held.reserve()
+    held.take(Admission(_HEAD_ALONE, claim, request, await held.reserve(request, None), False))
     return held
 
 
@@ -264,76 +306,6 @@ def read(  # noqa: PLR0917  # what a request has arrived as
             find_tools(call, document)
         read_objects(owned, call)
     return call
-
-
-# The checks of a call's models, and the current prices of all models that it names.
-def priced(  # noqa: PLR0917  # what is asked by whom
-    worker: Worker, head: CallHead, attempt: Attempt, caller: Caller, call: CallRequest, run: Run | None,
-    once: bool = False,
-) -> tuple[Service, CallPrices, CallBudgets | None]:  # fmt: skip
-    """Return the service, prices and budgets of a call. They stay the same until the call is charged.
-
-    Set `attempt` to the first target of the call's model; with `once` the call has no other target.
-
-    Raise 403 if the key may not use every model that may answer, or if a required price is missing; raise 400
-    if the key requires a user and the call names none.
-    """
-    ports, routed, attribution = worker.ports, head.routed, head.attribution
-    metered = routed.metered and not call.free
-    rule = judge(
-        worker.models, ports.directory, attribution, caller, call,
-        caller.acts_for(attribution.user, call.user),
-        "this route does not read which one" if routed.any_model else "",
-        "x-tollkeeper-user" if metered else "",
-    )  # fmt: skip
-    if rule is not None:
-        _aim(worker.upstreams, attempt, call, rule, once)
-    service, prices, budgets = NO_SERVICE, NO_PRICES, None
-    if metered:
-        if not call.targets:
-            call.upstream = attempt.name
-        know_upstreams(worker, call, rule, attempt.name)
-        overlapping = () if routed.binding is None else routed.binding.overlapping
-        service, prices, budgets = price_call(
-            ports, caller, routed.service_key, overlapping, attribution, call, run
-        )
-    elif routed.metered:
-        prices = prices_of(ports, caller, service, call, None)
-    elif routed.listing is not None:
-        narrow(worker, head, caller, call, routed.listing)
-    return service, prices, budgets
-
-
-def _aim(
-    upstreams: Mapping[str, Upstream], attempt: Attempt, call: CallRequest, rule: ModelRule, once: bool
-) -> None:
-    """Set a call's targets by the `rule` of its configured model, and `attempt` to the first of them.
-
-    Raise `InvalidRequest` if no target speaks the API of the call.
-    """
-    names = {target.upstream for target in rule.targets}
-    there = {name: upstream.target for name in names if (upstream := upstreams.get(name)) is not None}
-    call.targets = fitting(rule, call.model, call.family, there)
-    call.fallback, call.repeats = rule.fallback, is_repeatable(call)
-    if call.named or once:  # the objects are kept by one upstream, or the body is sent as it comes
-        call.targets = call.targets[:1]
-    first = call.targets[0]
-    attempt.name, attempt.model = first.upstream, first.model
-
-
-def know_upstreams(worker: Worker, call: CallRequest, rule: ModelRule | None, name: str) -> None:
-    """Set the known facts about a call's targets; without targets, about its model at the upstream `name`."""
-    upstreams = worker.upstreams
-    if not call.targets:
-        upstream = upstreams.get(name)
-        facts = None if upstream is None else upstream.facts_of(call.model, None)
-        if facts is not None:
-            take_facts(call, (facts,))
-        return
-    asked = [(upstreams.get(one.upstream), one.model) for one in call.targets]
-    found = [None if upstream is None else upstream.facts_of(model, rule) for upstream, model in asked]
-    if any(one is not None for one in found):
-        take_facts(call, tuple([one or NO_FACTS for one in found]))
 
 
 async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) -> Caller:

@@ -12,15 +12,15 @@ from typing import Final
 
 import msgspec
 
+from gateway.calls.admit import Admission, check_admitted
+from gateway.calls.aim import fields_allowed
 from gateway.calls.charge import NO_DETAIL, ChargedUse, Counted, MeteredUse, UseTerms, charge, release
-from gateway.calls.claim import hold_request
-from gateway.core.accounts.budgets import MAXIMUM, TOKENS
+from gateway.core.accounts.budgets import TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.outbox import (
     NONE,
     TEXT_CHARACTERS_MAX,
 )
-from gateway.core.accounts.runs import ENDLESS_CALLS
 from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import ENDLESS, NANO
 from gateway.core.billing.price_book import (
@@ -35,40 +35,35 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.reported_cost import REPORTED, ReportedCost
 from gateway.core.calls.call import TIMED_OUT, CallRequest, input_tokens
 from gateway.core.calls.claims import CallClaim, answer_bound, bind_output, bind_uses, lower_task, unheld_rate
-from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.tariff import (
     NO_PRICES,
     CallPrices,
     covered,
     rate_of,
 )
-from gateway.core.families.refusal import from_decision
+from gateway.core.families.refusal import from_refused
 from gateway.core.metering.meter import Detail, Meter
 from gateway.core.model import (
     BY_BUDGETS,
     BY_CREDITS,
     BY_QUOTA,
     INTEGER_MAX,
+    Admitted,
     Caller,
-    Decision,
     HoldExtension,
     HoldRequest,
+    Refused,
     Service,
     SettleResult,
     TokenUsage,
     Verdict,
 )
 from gateway.errors import CountersUnavailable, Refusal
-from gateway.http.ports import Ports
 from gateway.http.protocol.answer import refuses
-from gateway.http.server.exchange import Attempt, Exchange, Worker
+from gateway.http.server.exchange import Attempt, Exchange
 
 _UNUSED = TokenUsage(units=0)
-# The life of a hold until its job is stored; no lease admits it.
-OPENING_MS: Final = 60_000
-_NO_FIELDS: frozenset[str] = frozenset()
 NO_UNITS: frozenset[str] = frozenset()
-_ADMITTED = Verdict.ADMITTED
 _SHORT: Final = {
     BY_QUOTA: Verdict.QUOTA_EXCEEDED,
     BY_CREDITS: Verdict.INSUFFICIENT_CREDITS,
@@ -88,8 +83,8 @@ class AdmittedCall:
     """A call with all results of its admission; `settle` ends it exactly once.
 
     `head` and `call` are its request, `attempt` is the side of its upstream. `service`, `prices` and
-    `budgets` are those of the moment of admission. `reserve` sets `claim` and `decision`; `meter` exists once
-    an answer is metered. `due` is True between `reserve` and `settle`. `upstream_id` is the upstream's own id
+    `budgets` are those of the moment of admission. `take` sets `claim` and `decision`; `meter` exists once an
+    answer is metered. `due` is True between `take` and `settle`. `upstream_id` is the upstream's own id
     of the call. `first_token` is the time in seconds at which a stream produced its first output, 0 before. A
     call that `raises` another one replaces its hold, which was taken by the head alone.
     """
@@ -101,7 +96,7 @@ class AdmittedCall:
     )  # fmt: skip
 
     claim: CallClaim
-    decision: Decision
+    decision: Admitted
     _request: HoldRequest
 
     def __init__(  # noqa: PLR0917  # who asks for what, and what it costs
@@ -135,29 +130,21 @@ class AdmittedCall:
         self.first_token = 0.0
         self.due = False
 
-    async def reserve(self) -> None:
-        """Reserve a hold on every limit; raise the `Refusal` of a limit with too little left."""
-        exchange, worker, service, head = self._exchange, self.worker, self.service, self.head
-        call, caller, ports = self.call, self.caller, worker.ports
-        budgets, vectors = self.budgets, self.prices.vectors
-        user = self.user = caller.acts_for(head.attribution.user, call.user)
-        estimate = NO_ESTIMATE
-        if service.counts_tokens or vectors or budgets is not None:
-            binds = bool(vectors) or caller.tenant_id not in ports.estimator.unbound
-            self.binds = binds or (budgets is not None and budgets.hold == MAXIMUM)
-            estimate = ports.estimator.hold(
-                call, caller.organization_id, service.key, caller.key_id, binds=self.binds
-            )
-        claim, request = hold_request(
-            caller, self.request_id, user, service, call, estimate, self.prices, budgets, head.routed.units,
-            self._raises is not None, OPENING_MS if call.background else 0,
-        )  # fmt: skip
+    def take(self, admission: Admission) -> None:
+        """Set the decisions of an admission of the call, and bind its body to the hold.
+
+        Raise `InvalidRequest` for a body that cannot be bound.
+        """
+        worker, head, budgets = self.worker, self.head, self.budgets
+        call, caller, vectors = self.call, self.caller, self.prices.vectors
+        _, claim, request, decision, self.binds = admission
+        self.user = request.user
         self.claim, self._request = claim, request
-        decision = await reserve_hold(exchange, request, budgets)
         self.decision, self.due = decision, True
-        exchange.charge = self
-        if request.ceiling and decision.bounded == (caller.tenant_id in ports.estimator.unbound):
-            ports.estimator.note_plan(caller.tenant_id, binds=decision.bounded)
+        self._exchange.charge = self
+        estimator = worker.ports.estimator
+        if request.ceiling and decision.bounded == (caller.tenant_id in estimator.unbound):
+            estimator.note_plan(caller.tenant_id, binds=decision.bounded)
         if self._raises is not None:
             self._raises.let_go()
             self._raises = None
@@ -168,21 +155,32 @@ class AdmittedCall:
             bind_uses(call, claim, vectors, enforced)
             bound = answer_bound(call, claim, decision, enforced)
             if bound is not None:
-                bind_output(call, bound, fields_allowed(worker, call, self.attempt.name))
+                bind_output(call, bound, fields_allowed(worker.admission, call, self.attempt.name))
             if claim.budget is not None and head.attribution.run is not None:
                 lower_task(call, claim.budget, decision)
 
-    async def outlast(self) -> Decision:
+    async def reserve(self, request: HoldRequest, budgets: CallBudgets | None) -> Admitted:
+        """Reserve a hold without interruption; raise the `Refusal` of a limit that has too little left."""
+        exchange, is_shielded = self._exchange, self._exchange.shielded
+        exchange.shield()
+        try:
+            answer = await self.worker.ports.counters.reserve(request)
+        finally:
+            if not is_shielded:
+                exchange.unshield()
+        return check_admitted(self.worker.admission, request.caller, budgets, answer)
+
+    async def outlast(self) -> Admitted:
         """Extend the hold to last as long as a background job, and return what it holds now.
 
         Raise a `Refusal` if a limit refuses; the hold is never less than before.
         """
         request = replace(self._request, raises=True, ttl_ms=HOLD_MS_MAX)
-        return await reserve_hold(self._exchange, request, self.budgets)
+        return await self.reserve(request, self.budgets)
 
     def answered_by(self, number: int) -> None:
         """Drop the prices of all targets but the one that answered, whose index is `number`."""
-        prices, targets = self.prices, len(self.call.targets)
+        prices, targets = self.prices, len(self.call.aim.targets)
         if targets < 2:
             return
         named, vectors = prices.named, prices.vectors
@@ -265,18 +263,17 @@ class AdmittedCall:
         verdict = _SHORT[short] if short != BY_BUDGETS or budget is not None else _SHORT[BY_QUOTA]
         spent = self.worker.ports.directory.spent_answer
         there = self.decision
-        decision = Decision(
-            verdict, there.scope, there.kind, there.used, there.limit, there.until_ms, there.now_ms,
-            budget=budget,
-        )  # fmt: skip
-        refusal = from_decision(decision, lambda: spent(self.caller))
+        refused = Refused(
+            verdict, limit=there.limit, until_ms=there.until_ms, now_ms=there.now_ms, budget=budget
+        )
+        refusal = from_refused(refused, lambda: spent(self.caller))
         refusal.args = ("The amount left does not cover this message.",)
         return refusal
 
     def owe(self, before: AdmittedCall) -> None:
         """Charge this call to the hold of `before`, an earlier call on the same WebSocket."""
         self.user, self.claim, self._accounts = before.user, before.claim, before._accounts
-        self.decision, self.due, self.binds = Decision(_ADMITTED), True, before.binds
+        self.decision, self.due, self.binds = Admitted(), True, before.binds
         self._exchange.charge = self
 
     def _watch(self) -> HoldExtension:
@@ -536,42 +533,6 @@ def _metadata_of(said: bytes, attempt: Attempt) -> msgspec.Raw:
     document: dict[str, object] = msgspec.json.decode(said) if said else {}
     document["attempts"] = [*attempts, {"upstream": attempt.name}]
     return msgspec.Raw(msgspec.json.encode(document))
-
-
-# The reservation of a hold: for calls, and for holds through the API.
-def fields_allowed(worker: Worker, call: CallRequest, upstream: str) -> frozenset[str]:
-    """Return the names of numeric body fields that every upstream of this call accepts."""
-    names = [one.upstream for one in call.targets] or [upstream]
-    found = [worker.upstreams[name].target.fields for name in names if name in worker.upstreams]
-    return found[0].intersection(*found[1:]) if found else _NO_FIELDS
-
-
-async def reserve_hold(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Decision:
-    """Reserve a hold without interruption; raise the `Refusal` of a limit that has too little left."""
-    ports = exchange.worker.ports
-    exchange.shield()
-    try:
-        decision = await ports.counters.reserve(request)
-    finally:
-        exchange.unshield()
-    check_admitted(decision, budgets, ports, request.caller)
-    return decision
-
-
-def check_admitted(decision: Decision, budgets: CallBudgets | None, ports: Ports, caller: Caller) -> None:
-    """Raise the `Refusal` of a decision that refuses a call; otherwise add its budget's name to it."""
-    window = decision.budget
-    if budgets is not None and window is not None:
-        if decision.verdict is _ADMITTED and window.limit == ENDLESS_CALLS:
-            decision.budget = None  # this run has no limit
-        else:
-            budgets.name_in(window)
-    if decision.verdict is not _ADMITTED:
-        refusal = from_decision(decision, lambda: ports.directory.spent_answer(caller))
-        budget = None if budgets is None or window is None else budgets.by_id.get(window.budget_id)
-        if budget is not None:
-            ports.tally.budget_refused(refusal.reason, budget.unit, budget.interval)
-        raise refusal
 
 
 # Whether a call without a reported use may have cost its upstream something.

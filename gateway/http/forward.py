@@ -73,10 +73,10 @@ UPGRADE: Final = (
 def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]:
     """Forward a call and return the head of its answer. If this fails, the hold still has to be settled."""
     call = admitted.call
-    if call.targets:
+    if call.aim.targets:
         return _ask_in_order(exchange, admitted)
-    if call.facts:
-        fit_body(call, call.facts[0])
+    if call.aim.facts:
+        fit_body(call, call.aim.facts[0])
     if admitted.worker.ports.empty.entries:
         asked = _ask_unless_empty(admitted, 0, partial(_ask, exchange, admitted))
         return cast("Awaitable[AnswerHead]", asked)  # there is no next target
@@ -90,7 +90,7 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
     upstream = worker.upstreams.get(attempt.name)
     if upstream is None:
         raise UpstreamUnreachable(f"No upstream {attempt.name} is configured.")
-    if call.targets or routed.varies:
+    if call.aim.targets or routed.varies:
         _begin(admitted, upstream)
     opening = _opening(admitted, upstream, exchange.trace)
     if not routed.buffered or received.long:
@@ -100,7 +100,7 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
     if received.failure is not None:
         raise received.failure
     if upstream.limiter is not None and admitted.charges:
-        waits = last or FALLBACK_LIMITED not in call.fallback
+        waits = last or FALLBACK_LIMITED not in call.aim.fallback
         await upstream.limiter.take(admitted, upstream, waits)
     upstream.admit(caller.organization_id)
     attempt.upstream = upstream
@@ -143,7 +143,7 @@ async def late_answer(admitted: AdmittedCall) -> AnswerHead:
         raise link.failure or UpstreamUnreachable()
     if admitted.meter is None:
         _take_head(admitted, upstream, answer)
-        targets = [(one.upstream, one.model) for one in admitted.call.targets]
+        targets = [(one.upstream, one.model) for one in admitted.call.aim.targets]
         if targets:
             admitted.answered_by(targets.index((attempt.name, attempt.model)))
     return answer
@@ -177,14 +177,14 @@ def _send(  # noqa: PLR0917  # what goes where
         key = socket_key(admitted.request_id)
         link.begin_request(side.ask(b"%b%b%b\r\n" % (opening, UPGRADE, key), None, False))
     elif routed.buffered and not received.long:
-        body = call.write_for(model) if call.targets else call.take_body()
+        body = call.write_for(model) if call.aim.targets else call.take_body()
         if signer is not None:
             opening += signer.sign(opening, body)
         if len(body) <= JOINED_BYTES_MAX:
             link.begin_request(side.ask(opening, body, False))
         else:
             link.begin_request(side.ask_before(opening, len(body)), body)
-        if last and call.targets:
+        if last and call.aim.targets:
             call.let_go(body)
     elif connection.body_complete:
         body = _renamed(call, model, received.take_parts())
@@ -210,7 +210,7 @@ def socket_key(request_id: str) -> bytes:
 
 def _renamed(call: CallRequest, model: str, begun: bytes) -> bytes:
     """Return the beginning of a form with the upstream's name of the model; other bodies are unchanged."""
-    if not call.targets or call.model_at is None:
+    if not call.aim.targets or call.model_at is None:
         return begun
     call.body = begun
     begun = call.write_for(model)
@@ -302,15 +302,15 @@ def _tell_of_fields(admitted: AdmittedCall, status: int, answer: bytes) -> None:
 async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
     """Forward a call to the targets of its model in order, until one answers."""
     worker, attempt, call = admitted.worker, admitted.attempt, admitted.call
-    connection, targets = exchange.connection, call.targets
+    connection, targets = exchange.connection, call.aim.targets
     for number, target in enumerate(targets):
         last = number + 1 == len(targets)
         answer: AnswerHead | None = None
         failure: Refusal | None = None
         cause: str
         attempt.name, attempt.model, attempt.key = target.upstream, target.model, 0
-        if call.facts:
-            fit_body(call, call.facts[number])
+        if call.aim.facts:
+            fit_body(call, call.aim.facts[number])
         cooling = None
         if worker.ports.cooling.entries:
             cooling = _cooling(worker, admitted.head.routed, attempt, admitted.caller, call)
@@ -332,8 +332,8 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
             cause = (
                 FALLBACK_LIMITED if isinstance(failure, UpstreamFull) else _cause_of(answer, attempt, call)
             )
-        passes = not last and not exchange.gone and cause in call.fallback
-        passes = passes and (call.repeats or cause in {FALLBACK_LIMITED, CREDIT} or not attempt.forwarded)
+        passes = not last and not exchange.gone and cause in call.aim.fallback
+        passes = passes and (call.aim.repeats or cause in {FALLBACK_LIMITED, CREDIT} or not attempt.forwarded)
         passes = passes and (not attempt.empty or _may_go_on(admitted, number))
         if answer is not None and not passes:
             if not last:
@@ -351,7 +351,7 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
 
 def _cause_of(answer: AnswerHead | None, attempt: Attempt, call: CallRequest) -> str:
     """Return the reason to try the next target after this answer (None: no answer); "" if it is final."""
-    if attempt.empty and CREDIT in call.fallback:
+    if attempt.empty and CREDIT in call.aim.fallback:
         return CREDIT
     if answer is None:
         return UNREACHABLE
@@ -414,7 +414,7 @@ async def _ask_unless_empty(
         if not left or _stays(admitted):
             attempt.key, attempt.chosen = key, True
             break
-    if left and CREDIT in admitted.call.fallback and _may_go_on(admitted, number):
+    if left and CREDIT in admitted.call.aim.fallback and _may_go_on(admitted, number):
         attempt.empty = ACCOUNT
         return None
     try:
@@ -489,9 +489,9 @@ async def _short_body(link: Link, answer: AnswerHead) -> bytes:
 def _may_go_on(admitted: AdmittedCall, number: int) -> bool:
     """Return whether a target is behind `number`, and takes all that an account of this one may have sealed."""
     call = admitted.call
-    if number + 1 >= len(call.targets):
+    if number + 1 >= len(call.aim.targets):
         return False
-    models = call.targets[number].model, call.targets[number + 1].model
+    models = call.aim.targets[number].model, call.aim.targets[number + 1].model
     return can_open(FAMILIES[admitted.head.routed.family].seals, call.body, models)
 
 
@@ -602,12 +602,12 @@ def check_circuit(
     refusal = _cooling(worker, routed, attempt, caller, call)
     if refusal is None:
         return
-    if FALLBACK_LIMITED in call.fallback:
-        for target in call.targets[1:]:
+    if FALLBACK_LIMITED in call.aim.fallback:
+        for target in call.aim.targets[1:]:
             attempt.name, attempt.model = target.upstream, target.model
             if _cooling(worker, routed, attempt, caller, call) is None:
                 return
-        first = call.targets[0]
+        first = call.aim.targets[0]
         attempt.name, attempt.model = first.upstream, first.model
     worker.ports.tally.cooled_calls[attempt.name] += 1
     raise refusal

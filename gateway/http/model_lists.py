@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from gateway.calls.admit import consider
 from gateway.calls.permit import lists_of
-from gateway.calls.prices import prices_of
 from gateway.core.calls.call import CallRequest, NameCheck
+from gateway.core.calls.facts import aim_of
 from gateway.core.calls.models import ModelTable, named_by
 from gateway.core.families.family import Listing, narrowed
 from gateway.core.families.registry import FAMILIES
@@ -102,11 +103,8 @@ def _may_call(worker: Worker, head: CallHead, caller: Caller, service: Service, 
     try:
         if (table := worker.models.table()).rules:
             rule = table.find(model, caller.organization_id)
-            call.targets = () if rule is None else named_by(rule, model)
-        budgets = None
-        if service.id:
-            budgets = ports.directory.budgets(caller, service.id, said, call, False)
-        prices_of(ports, caller, service, call, budgets)
+            call.take_aim(aim_of(call, targets=() if rule is None else named_by(rule, model)))
+        consider(ports, caller, said, call, service)
     except (ModelNotPriced, ModelNotAllowed, TooManyBudgets):
         return False
     return True

@@ -28,9 +28,9 @@ from gateway.core.model import (
     BY_BUDGETS,
     USER_REQUIRED,
     BudgetWindow,
-    Decision,
     HoldExtension,
     LimitKind,
+    Refused,
     Scope,
     Service,
     Verdict,
@@ -169,7 +169,7 @@ def _breaker(scene: Scene) -> None:
 
 
 def _budgets(scene: Scene) -> None:
-    scene.stage.counters.decision = Decision(
+    scene.stage.counters.decision = Refused(
         Verdict.BUDGET_EXCEEDED, Scope.BUDGET, LimitKind.BUDGET, 100, 100, 61_000, 1_000, budget=SPENT
     )
 

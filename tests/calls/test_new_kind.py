@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import json
 
+from gateway.calls.admit import admit
 from gateway.calls.charge import NO_DETAIL, MeteredUse, UseTerms, charge, release
-from gateway.calls.claim import hold_request
-from gateway.calls.prices import prices_of
 from gateway.core.accounts.outbox import NONE
 from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.routes import Route
+from gateway.core.calls.use_request import KindOfUse, UseRequest
 from gateway.core.model import GENERIC
 from gateway.features.record import Feature
 from gateway.http.admission import identify, known
-from gateway.http.charge import check_admitted
 from gateway.http.relay import own_answer
 from gateway.http.server.exchange import Exchange
 from tests.features.websockets.test_live import REFUSAL
@@ -26,21 +24,32 @@ from tests.http.fakes import SERVICES, post
 from tests.http.stage import staged
 
 DIAL = Route(("POST",), "/v9/dial", "")
+PHONE = KindOfUse(is_aimed=False, is_sent=False)
 MINUTES_MAX = 60
+
+
+class Dialed:
+    """The door by which a phone call comes in."""
+
+    is_held = False
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.shield = exchange.shield
+
+    def check_paused(self) -> None:
+        """Return at once: nobody is asked for it."""
+
+    async def hold_by_head(self) -> None:
+        """Return at once: a refused one is no request."""
 
 
 async def dial(exchange: Exchange) -> None:
     """Hold an hour of a phone call, then charge the minutes that it took."""
     caller, ports = known(exchange) or await identify(exchange), exchange.worker.ports
     body = await exchange.whole_body(caller, 1_024)
-    service = ports.directory.resolve(caller, "search")
-    assert service is not None
-    call = CallRequest("none", GENERIC, b"")
-    prices = prices_of(ports, caller, service, call, None)
-    _, request = hold_request(
-        caller, exchange.request_id, "", service, call, NO_ESTIMATE, prices, None, MINUTES_MAX, False
-    )
-    check_admitted(await ports.counters.reserve(request), None, ports, caller)
+    call, said = CallRequest("none", GENERIC, b""), exchange.head.attribution
+    use = UseRequest(PHONE, exchange.request_id, caller, "", said, call, "search", units=MINUTES_MAX)
+    service, prices, _, _ = (await admit(exchange.worker.admission, use, Dialed(exchange))).terms
     terms = UseTerms(caller, exchange.request_id, "", service, prices)
     minutes = json.loads(body)["minutes"]
     if not minutes:

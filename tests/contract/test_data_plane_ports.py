@@ -13,11 +13,12 @@ import pytest
 
 from gateway.calls import ports
 from gateway.core.model import (
+    Admitted,
     Caller,
-    Decision,
     HoldExtension,
     HoldRequest,
     Limits,
+    Refused,
     Scope,
     Service,
     Settlement,
@@ -147,7 +148,7 @@ async def test_services_are_found_by_key_or_not_at_all(stand: Stand) -> None:
 
 
 async def test_an_admission_says_what_is_held_and_the_windows(stand: Stand) -> None:
-    decision: Decision = await driven(stand.counters.reserve(hold(stand)))
+    decision: Admitted | Refused = await driven(stand.counters.reserve(hold(stand)))
     assert (decision.verdict, decision.held_tokens) == (Verdict.ADMITTED, 20)
     assert decision.requests is not None
     assert decision.tokens is not None

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.core.model import (
-    Decision,
+    Admitted,
     HoldRequest,
+    Refused,
     Settlement,
     SettleResult,
 )
@@ -80,7 +81,7 @@ class Worker:
         ceiling, credits_ = more.pop("ceiling", need), more.pop("credits_", 0)
         return HoldRequest(self.world.caller, new_id(), "", service, need, ceiling, credits_, **more)
 
-    async def reserve(self, need: int = 0, **more: Any) -> tuple[HoldRequest, Decision]:
+    async def reserve(self, need: int = 0, **more: Any) -> tuple[HoldRequest, Admitted | Refused]:
         request = self.request(need, **more)
         return request, await driven(self.counters.reserve(request))
 

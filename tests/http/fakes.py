@@ -24,12 +24,13 @@ from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import ModelRule, Route
 from gateway.core.families.family import KEPT_OBJECTS
 from gateway.core.model import (
+    Admitted,
     Attribution,
     Caller,
-    Decision,
     Family,
     HoldExtension,
     HoldRequest,
+    Refused,
     RunRequest,
     Scope,
     Service,
@@ -342,8 +343,7 @@ class FakeCounters:
         self.unwatched: list[HoldExtension] = []
         self.outgrowths: list[int] = []
         self.extension: tuple[int, bool, bool] | None = None
-        self.decision: Decision | None = Decision(
-            Verdict.ADMITTED,
+        self.decision: Admitted | Refused | None = Admitted(
             held_tokens=20,
             tokens_remaining=90,
             limit=100,
@@ -353,17 +353,17 @@ class FakeCounters:
             tokens=Window(Scope.TENANT, 1000, 20, 1200),
         )
         # What is answered to a call by its head alone, and on a route that charges nothing.
-        self.by_head: Decision | None = self.decision
+        self.by_head: Admitted | Refused | None = self.decision
         # Whether budgets hold just what they are asked for, and not what the decision says.
         self.holds_asked = False
         self.settled: SettleResult | None = SettleResult.DONE
         self.silent = self.slow = False
-        self.admitting: list[tuple[Wait[Decision], Decision]] = []
+        self.admitting: list[tuple[Wait[Admitted | Refused], Admitted | Refused]] = []
         self.asked = asyncio.Event()
         self.waiting: list[Wait[SettleResult]] = []
 
-    async def reserve(self, request: HoldRequest) -> Decision:
-        wait: Wait[Decision] = Wait()
+    async def reserve(self, request: HoldRequest) -> Admitted | Refused:
+        wait: Wait[Admitted | Refused] = Wait()
         if request.service.id:
             self.holds.append(request)
             decision = self.decision

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.model import USER_REQUIRED, Decision, LimitKind, Scope, Verdict
+from gateway.core.model import USER_REQUIRED, LimitKind, Refused, Scope, Verdict
 from gateway.errors import RateLimited, ServiceNotIncluded
 from tests.core.calls.test_documents import of_pages, packed
 from tests.features.caller_holds.test_authorized import Holds
@@ -18,10 +18,10 @@ from tests.http.fakes import AUTH, CALLER, CHAT, answer, chunks, get, post
 from tests.http.stage import Client, Stage, staged
 from tests.waiting import eventually
 
-BLOCKED = Decision(Verdict.TENANT_BLOCKED, scope=Scope.TENANT)
-BUSY = Decision(Verdict.CONCURRENCY_LIMITED, Scope.KEY, LimitKind.CONCURRENCY, 1, 1, 61_000, 1000)
-LIMITED = Decision(Verdict.RATE_LIMITED, Scope.TENANT, LimitKind.REQUESTS, 1, 1, 61_000, 1000)
-NOTHING_LEFT = Decision(Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 10, 10, 61_000, 1000)
+BLOCKED = Refused(Verdict.TENANT_BLOCKED, scope=Scope.TENANT)
+BUSY = Refused(Verdict.CONCURRENCY_LIMITED, Scope.KEY, LimitKind.CONCURRENCY, 1, 1, 61_000, 1000)
+LIMITED = Refused(Verdict.RATE_LIMITED, Scope.TENANT, LimitKind.REQUESTS, 1, 1, 61_000, 1000)
+NOTHING_LEFT = Refused(Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 10, 10, 61_000, 1000)
 TOLD = {
     Verdict.TENANT_BLOCKED: (403, "tenant_blocked"),
     Verdict.CONCURRENCY_LIMITED: (429, "concurrency_limited"),
@@ -59,7 +59,7 @@ GOOD = {
 
 @pytest.mark.parametrize("decision", [BLOCKED, BUSY, LIMITED])
 @pytest.mark.parametrize("name", [*BAD, *GOOD])
-async def test_the_head_decides_first_whatever_comes_behind_it(name: str, decision: Decision) -> None:
+async def test_the_head_decides_first_whatever_comes_behind_it(name: str, decision: Refused) -> None:
     request = BAD[name][0] if name in BAD else GOOD[name]
     async with staged() as stage:
         stage.counters.by_head = stage.counters.decision = decision
@@ -220,7 +220,7 @@ async def test_what_is_no_small_body_on_its_way_is_asked_about_at_once(which: st
 @pytest.mark.parametrize("decision", [BLOCKED, BUSY, LIMITED])
 @pytest.mark.parametrize("name", [*(name for name in BAD if b"content-length" in BAD[name][0]), "chat"])
 async def test_the_head_decides_first_where_its_body_is_written_behind_it(
-    name: str, decision: Decision
+    name: str, decision: Refused
 ) -> None:
     request = BAD[name][0] if name in BAD else post(CHAT)
     head, end, body = request.partition(b"\r\n\r\n")
@@ -256,7 +256,7 @@ async def test_a_client_that_leaves_before_its_body_has_cost_nothing() -> None:
 
 
 async def test_a_raise_that_is_refused_gives_back_what_the_head_took(stage: Stage) -> None:
-    stage.counters.decision = Decision(Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 9, 9, 0, 1000)
+    stage.counters.decision = Refused(Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 9, 9, 0, 1000)
     client = await stage.client()
     await client.send(HALF)
     await eventually(lambda: stage.counters.heads)

@@ -29,7 +29,7 @@ from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.tariff import NO_PRICES
-from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
+from gateway.core.model import Admitted, BudgetWindow, Family, LimitKind, Refused, Scope, Verdict
 from gateway.errors import ModelNotPriced
 from tests.http.fakes import (
     ANSWER,
@@ -61,15 +61,13 @@ def budgeted(stage: Stage, *budgets: Budget) -> None:
     stage.directory.budgets_there = list(budgets)
 
 
-def admitted(money: int = 0, raw: int = 0, window: BudgetWindow | None = None) -> Decision:
-    return Decision(
-        Verdict.ADMITTED, now_ms=NOW, held_tokens=10**6, money_held=money, raw_held=raw, budget=window
-    )
+def admitted(money: int = 0, raw: int = 0, window: BudgetWindow | None = None) -> Admitted:
+    return Admitted(now_ms=NOW, held_tokens=10**6, money_held=money, raw_held=raw, budget=window)
 
 
-def refused(verdict: Verdict, used: int, limit: int, until: int = RESET, unit: int = FLAG_MONEY) -> Decision:
+def refused(verdict: Verdict, used: int, limit: int, until: int = RESET, unit: int = FLAG_MONEY) -> Refused:
     window = BudgetWindow(1, limit, used, until, unit)
-    return Decision(verdict, Scope.BUDGET, LimitKind.BUDGET, used, limit, until, NOW, budget=window)
+    return Refused(verdict, Scope.BUDGET, LimitKind.BUDGET, used, limit, until, NOW, budget=window)
 
 
 async def test_a_call_without_budgets_asks_for_none(stage: Stage) -> None:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from gateway.core.model import Decision, HoldRequest, SettleResult
+from gateway.core.model import Admitted, HoldRequest, Refused, SettleResult
 from gateway.core.wait import Wait
 from tests.http.fakes import ANSWER, AUTH, CHAT, CHAT_STREAM, EVENT, STREAM_HEAD, answer, chunks, get, post
 from tests.http.stage import Stage, staged
@@ -466,7 +466,7 @@ async def test_a_client_gone_while_its_hold_was_taken_or_its_upstream_called_is_
 ) -> None:
     real, held = stage.counters.reserve, asyncio.Event()
 
-    async def slow(request: HoldRequest) -> Decision:
+    async def slow(request: HoldRequest) -> Admitted | Refused:
         decision = await real(request)
         wait: Wait[None] = Wait()
         waiter = asyncio.ensure_future(held.wait())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.model import Decision, Verdict
+from gateway.core.model import Refused, Verdict
 from gateway.http.protocol.answer import EXPOSED
 from tests.http.fakes import (
     ANSWER,
@@ -66,7 +66,7 @@ async def test_every_answer_to_a_named_origin_may_be_read_by_its_page() -> None:
         assert b"[DONE]" in streamed.body
         usage = await client.ask(get(b"/.tollkeeper/usage", AUTH + FROM), "GET")
         nowhere = await client.ask(get(b"/nope", FROM), "GET")
-        stage.counters.decision = Decision(Verdict.RATE_LIMITED, now_ms=1000, until_ms=2000)
+        stage.counters.decision = Refused(Verdict.RATE_LIMITED, now_ms=1000, until_ms=2000)
         limited = await client.ask(post(CHAT, fields=FROM))
         nobody = await client.ask(get(b"/v1/models", FROM), "GET")
         seen = [whole, again, streamed, usage, nowhere, limited, nobody]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from gateway.core.calls.routes import ModelRule, Route, UpstreamTarget
-from gateway.core.model import Decision, Family, Verdict
+from gateway.core.model import Family, Refused, Verdict
 from tests.http.fakes import (
     ANSWER,
     CALLER,
@@ -179,7 +179,7 @@ async def test_the_last_answer_is_relayed_where_all_accounts_are_empty(pair: Pai
 
 
 async def test_our_own_402_asks_no_upstream(pair: Pair) -> None:
-    pair.stage.counters.decision = Decision(Verdict.INSUFFICIENT_CREDITS)
+    pair.stage.counters.decision = Refused(Verdict.INSUFFICIENT_CREDITS)
     assert (await pair.ask(chat())).status == 402
     assert (pair.asked, pair.stage.empty.entries) == ((0, 0), {})
 

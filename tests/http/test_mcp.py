@@ -20,7 +20,7 @@ from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import Vector
 from gateway.core.families.mcp import TASKS, routes_of, task_key
 from gateway.core.families.objects import session_of
-from gateway.core.model import Verdict
+from gateway.core.model import Refused, Verdict
 from tests.http.fakes import CALLER, ROUTES, STREAM_HEAD, answer, chunks, get, post
 from tests.http.stage import Stage, staged
 
@@ -256,7 +256,7 @@ async def test_a_batch_and_a_request_without_an_id_are_refused(stage: Stage) -> 
 
 async def test_a_limit_is_told_to_who_waits_for_the_answer(stage: Stage) -> None:
     assert stage.counters.decision is not None
-    stage.counters.decision = replace(stage.counters.decision, verdict=Verdict.RATE_LIMITED)
+    stage.counters.decision = Refused(Verdict.RATE_LIMITED)
     got = await stage.ask(post(message(id="a-1"), b"/mcp/up"))
     said = error_of(got.body)
     assert (got.status, said["id"], said["code"], said["data"]["reason"]) == (

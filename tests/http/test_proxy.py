@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX
-from gateway.core.model import Decision, SettleResult, Verdict
+from gateway.core.model import Refused, SettleResult, Verdict
 from gateway.errors import CountersRefused, InternalError
 from gateway.http.reply import LINES_MAX
 from tests.http.fakes import (
@@ -378,8 +378,8 @@ async def test_an_error_of_our_own_is_a_request_of_its_caller() -> None:
         assert len(lines) == LINES_MAX
         assert "prompt" not in str(stage.logged)
         assert lines[0]["error"] == "ValueError"
-        assert str(lines[0]["place"]).startswith("gateway.calls.prices:")
-        stage.counters.by_head = Decision(Verdict.RATE_LIMITED)
+        assert str(lines[0]["place"]).startswith("gateway.calls.admit:")
+        stage.counters.by_head = Refused(Verdict.RATE_LIMITED)
         assert (await stage.ask(post(CHAT))).status == 429
         assert not stage.counters.holds
         stage.logged.clear()

@@ -10,7 +10,7 @@ import pytest
 from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.accounts.refusals import RefusedBatch, read_batch
-from gateway.core.model import Decision, LimitKind, Scope, Verdict
+from gateway.core.model import LimitKind, Refused, Scope, Verdict
 from tests.http.fakes import CALLER, answer, get, post
 from tests.http.stage import Stage
 from tests.waiting import eventually
@@ -32,9 +32,7 @@ def told(stage: Stage) -> RefusedBatch:
 
 async def test_a_refused_call_is_told_whole(stage: Stage) -> None:
     stage.directory.caller = replace(CALLER, user="")
-    stage.counters.decision = Decision(
-        Verdict.RATE_LIMITED, Scope.TENANT, LimitKind.REQUESTS, 5, 5, 60_000, 1
-    )
+    stage.counters.decision = Refused(Verdict.RATE_LIMITED, Scope.TENANT, LimitKind.REQUESTS, 5, 5, 60_000, 1)
     said = b"x-tollkeeper-project-id: 8\r\nx-tollkeeper-user: ann\r\nx-tollkeeper-session: s\r\n"
     for _ in range(2):
         assert (await stage.ask(call(fields=said))).status == 429
@@ -124,9 +122,7 @@ async def test_an_admitted_call_that_fails_tells_of_itself_by_its_release(
 
 async def test_refused_calls_are_counted_by_tags(stage: Stage) -> None:
     stage.directory.tag_names = ("feature",)
-    stage.counters.decision = Decision(
-        Verdict.RATE_LIMITED, Scope.TENANT, LimitKind.REQUESTS, 5, 5, 60_000, 1
-    )
+    stage.counters.decision = Refused(Verdict.RATE_LIMITED, Scope.TENANT, LimitKind.REQUESTS, 5, 5, 60_000, 1)
     for feature in (b"search", b"chat", b"search"):
         said = b'x-tollkeeper-metadata: {"feature":"%b"}\r\n' % feature
         assert (await stage.ask(call(fields=said))).status == 429

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.core.accounts.refusals import read_batch
 from gateway.core.calls.routes import UpstreamTarget
-from gateway.core.model import Decision, Verdict
+from gateway.core.model import Refused, Verdict
 from gateway.errors import CountersUnavailable, RateLimited
 from gateway.http.protocol.answer import LIMITED
 from tests.http.fakes import CALLER, ROUTES, answer, get, post
@@ -262,7 +262,7 @@ async def test_the_gateway_says_what_it_refuses_itself() -> None:
     async with staged() as stage:
         counters, directory = stage.counters, stage.directory
         for verdict in (Verdict.UNVERIFIED, Verdict.STALE, Verdict.UNKNOWN_ACCOUNT):
-            counters.decision = Decision(verdict)
+            counters.decision = Refused(verdict)
             assert await told_by(stage) == (503, b"gateway")
         counters.decision = None
         assert await told_by(stage) == (503, b"gateway")

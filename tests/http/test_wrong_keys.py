@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from gateway.core.credentials import FREE_MAX
-from gateway.core.model import Decision, Verdict
+from gateway.core.model import Refused, Verdict
 from tests.http.fakes import CHAT, answer, post
 from tests.http.stage import Client, Stage, staged
 from tests.waiting import eventually
@@ -33,7 +33,7 @@ async def test_each_kind_is_counted(stage: Stage) -> None:
     stage.directory.known = False
     assert (await stage.ask(post(CHAT))).status == 401
     stage.directory.known = True
-    stage.counters.decision = Decision(Verdict.REVOKED, 1)
+    stage.counters.decision = Refused(Verdict.REVOKED, 1)
     assert (await stage.ask(post(CHAT))).status == 401
     counted = {reason: count for reason, count in stage.failures.counts.items() if count}
     assert counted == {"missing": 1, "malformed": 1, "unknown": 1, "revoked": 1}

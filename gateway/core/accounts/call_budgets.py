@@ -157,7 +157,7 @@ class OrganizationBudgets:
             service_id if service else 0,
             caller.acts_for(said.user, call.user) if user else "",
             said.project_id if project else None,
-            (call.model, *call.models_beside, *[one.model for one in call.targets]) if models else (),
+            (call.model, *call.models_beside, *[one.model for one in call.aim.targets]) if models else (),
             said.session if session else "",
             call.tool if tool else "",
             call.server if server else "",

@@ -25,6 +25,7 @@ from gateway.core.billing.price_book import (
     WHOLES,
     Counts,
 )
+from gateway.core.calls.aim import Aim
 from gateway.core.calls.call import TIMED_OUT, CallRequest, UsageBounds, read_document
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.families.controlled import model_name
@@ -129,14 +130,15 @@ class HeldCall(msgspec.Struct, array_like=True):
     reports_each: bool = False
 
     def request(self, model: str) -> CallRequest:
-        return CallRequest(
+        call = CallRequest(
             self.meter, Family(self.family), b"", model, self.streamed, self.output_max, self.choices,
             blob_tokens=self.input_estimate, output_bytes_per_token=self.output_bytes_per_token,
             units_pointer=self.units_pointer, input_ceiling=self.input_ceiling,
             output_ceiling=self.output_ceiling, reports=self.reports, gives_up=self.gives_up,
             measured=self.measured, keeps=self.keeps, named=self.named, brought=frozenset(self.brought),
-            reports_each=self.reports_each,
         )  # fmt: skip
+        call.aim = Aim(call.said, reports_each=self.reports_each)
+        return call
 
 
 def held_call(route: Route, call: CallRequest) -> HeldCall:
@@ -152,7 +154,7 @@ def held_call(route: Route, call: CallRequest) -> HeldCall:
         route.path, call.meter, call.family, call.streamed, call.input_estimate, call.output_bytes_per_token,
         call.units_pointer, call.output_max, call.choices, call.input_ceiling, call.output_ceiling,
         call.reports and not call.strip_usage, call.gives_up, call.measured, keeps, named, brought,
-        call.reports_each,
+        call.aim.reports_each,
     )  # fmt: skip
 
 
@@ -196,10 +198,9 @@ class CallerHold(msgspec.Struct):
 
     def names(self, output_max: int | None = None) -> CallRequest:
         """Return a `CallRequest` with the hold's models, for looking up prices."""
-        return CallRequest(
-            "none", GENERIC, b"", self.model, output_max=output_max, models_beside=self.beside,
-            targets=tuple([ModelTarget("", one) for one in self.targets]),
-        )  # fmt: skip
+        call = CallRequest("none", GENERIC, b"", self.model, output_max=output_max, models_beside=self.beside)
+        call.aim = Aim(call.said, tuple([ModelTarget("", one) for one in self.targets]))
+        return call
 
     @property
     def caller(self) -> Caller:

@@ -16,7 +16,7 @@ from gateway.core.accounts.budget_amounts import format_number
 from gateway.core.accounts.budgets import FLAG_MONEY, UNIT_OF
 from gateway.core.billing.money import NANO
 from gateway.core.joined import Part, said
-from gateway.core.model import BudgetWindow, Decision, LimitKind, Verdict, Window
+from gateway.core.model import Admitted, BudgetWindow, LimitKind, Refused, Verdict, Window
 
 WINDOW_S = 60
 # Slots of a direct-mapped cache. A prime, because limits are round numbers and would collide otherwise.
@@ -34,36 +34,36 @@ _VISIBLE: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) !
 Header = tuple[bytes, bytes]
 
 
-def limit_headers(decision: Decision) -> list[Header]:
+def limit_headers(admitted: Admitted) -> list[Header]:
     """Return the header fields that state an admitted call's limits, such as requests left; maybe none."""
-    fields = [line.partition(b": ") for line in limit_lines(decision).split(b"\r\n") if line]
+    fields = [line.partition(b": ") for line in limit_lines(admitted).split(b"\r\n") if line]
     return [(name, value) for name, _, value in fields]
 
 
-def refusal_headers(decision: Decision) -> list[Header]:
+def refusal_headers(refused: Refused) -> list[Header]:
     """Return the fields of the limit that refused a call, if its remaining amount is known."""
-    limit, used, kind = decision.limit, decision.used, decision.kind
-    told = Decision(Verdict.ADMITTED)
-    if decision.verdict is Verdict.RATE_LIMITED and limit:
-        window = Window(decision.scope, limit, used, used * WINDOW_S * 1000 // limit)
+    limit, used, kind = refused.limit, refused.used, refused.kind
+    told = Admitted()
+    if refused.verdict is Verdict.RATE_LIMITED and limit:
+        window = Window(refused.scope, limit, used, used * WINDOW_S * 1000 // limit)
         if kind == LimitKind.TOKENS:
             told.tokens = window
         else:
             told.requests = window
-    elif decision.verdict is Verdict.QUOTA_EXCEEDED and used >= limit:
-        told.limit, told.until_ms, told.now_ms = limit, decision.until_ms, decision.now_ms
+    elif refused.verdict is Verdict.QUOTA_EXCEEDED and used >= limit:
+        told.limit, told.until_ms, told.now_ms = limit, refused.until_ms, refused.now_ms
         told.tokens_remaining = 0
     elif kind == LimitKind.CREDITS:
         told.credits_remaining = limit - used
     return limit_headers(told)
 
 
-def budget_headers(decision: Decision) -> list[Header]:
+def budget_headers(refused: Refused) -> list[Header]:
     """Return fields with the budget that refused a call, the amount needed, and the amount left.
 
     Empty if no budget refused it. Amounts are decimals in the budget's unit.
     """
-    window = decision.budget
+    window = refused.budget
     if window is None:
         return []
     unit = UNIT_OF[window.unit]
@@ -72,17 +72,17 @@ def budget_headers(decision: Decision) -> list[Header]:
         (b"x-tollkeeper-needed", format_number(unit, window.need).encode()),
         (b"x-tollkeeper-left", format_number(unit, window.left).encode()),
     ]
-    if decision.verdict is Verdict.BUDGET_EXCEEDED:
+    if refused.verdict is Verdict.BUDGET_EXCEEDED:
         policy = _budget_policy(window)
-        item = _budget_item(b"", window, decision.now_ms)
+        item = _budget_item(b"", window, refused.now_ms)
         fields += [(b"ratelimit-policy", policy.encode()), (b"ratelimit", item)]
     return fields
 
 
-def limit_lines(decision: Decision) -> bytes:
+def limit_lines(admitted: Admitted) -> bytes:
     """Return the limit fields for an admitted call as lines joined by CRLF; empty if nothing limits it."""
-    requests, tokens, budget = decision.requests, decision.tokens, decision.budget
-    quota, remaining, credits_left = decision.limit, decision.tokens_remaining, decision.credits_remaining
+    requests, tokens, budget = admitted.requests, admitted.tokens, admitted.budget
+    quota, remaining, credits_left = admitted.limit, admitted.tokens_remaining, admitted.credits_remaining
     texts = _texts(
         -1 if requests is None else requests.limit, -1 if tokens is None else tokens.limit, quota, budget
     )
@@ -103,7 +103,7 @@ def limit_lines(decision: Decision) -> bytes:
         time_t, unit_t = duration(ms)
     if remaining is not None:
         if quota:
-            left_q, ms = remaining, decision.until_ms - decision.now_ms
+            left_q, ms = remaining, admitted.until_ms - admitted.now_ms
             item_q, comma = b', "quota";r=' if comma else b'"quota";r=', b", "
             if ms > 0:
                 until_q, second_q = b";t=", _seconds(ms)
@@ -112,7 +112,7 @@ def limit_lines(decision: Decision) -> bytes:
                 time_t, unit_t = duration(ms)
         rest, left = b"\r\nx-tollkeeper-tokens-remaining: ", remaining
     if budget is not None:
-        of_budget, comma = _budget_item(comma, budget, decision.now_ms), b", "
+        of_budget, comma = _budget_item(comma, budget, admitted.now_ms), b", "
     if credits_left is not None:
         of_credits, balance = b"\r\nx-tollkeeper-credits-remaining: ", credits_left
     if not comma:

@@ -15,10 +15,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gateway.core.billing.vector import CACHE_HOUR
+from gateway.core.calls.aim import UNAIMED, Aim, SaidBounds
 from gateway.core.calls.forms import FormFile
 from gateway.core.calls.pictures import size_of
 from gateway.core.calls.recordings import is_recording
-from gateway.core.calls.routes import ModelTarget, UpstreamFacts
 from gateway.core.calls.storage import StorageTime
 from gateway.core.families.controlled import (
     ID_ENDS,
@@ -823,9 +823,6 @@ class CallRequest:
     # requested units by name, charged unless the answer reports others
     measured: dict[str, int] | None = None
     measured_most: dict[str, int] | None = None  # those of them that may be more, at most
-    targets: tuple[ModelTarget, ...] = ()  # targets of a configured model, in order
-    fallback: frozenset[str] = frozenset()  # kinds of failures that lead to the next target
-    repeats: bool = False  # it may be sent twice
     written_as: str = ""  # the model's name in `document`
     listing: bytes = b""  # an answer that the gateway itself has
     tool: str = ""  # tool of an MCP server
@@ -840,11 +837,8 @@ class CallRequest:
     learned: LruEntry | None = None  # what the estimator learned of similar calls
     prompts: int = 1  # prompts that share the choices
     first_part: float = 1.0  # share of the first prompt in all of them
-    facts: tuple[UpstreamFacts, ...] = ()  # of the upstream, or of each target
     output_default: int = 0  # the upstream's maximum of a choice if none is stated, 0 if unknown
-    output_least: int = 1  # the smallest maximum that the upstream accepts
     bound: bool = False  # its hold is the most that it may use
-    reports_each: bool = False  # a usage report is about one choice
     put_in: tuple[str, ...] = ()  # fields that the gateway added
     stated: dict[str, int] | None = None  # the client's maxima, by field
     renamed: str = ""  # the maximum's field name at the upstream
@@ -862,15 +856,30 @@ class CallRequest:
     heard: int = 0  # part of `blob_tokens` that is sound
     text_beyond: int = 0  # tokens that texts in `blob_tokens` may have beyond it: of a live session
     mute: bool = False  # all of `blob_tokens` is text: of a live session without sound and pictures
-    upstream: str = ""  # the upstream without targets, empty if unknown
     tiers: tuple[str, ...] = ()  # service tiers that it asks for
     storage: StorageTime | None = None  # of contents that its upstream bills by time
+    aim: Aim = UNAIMED  # where it goes
+
+    @property
+    def said(self) -> SaidBounds:
+        """What the body says of its answer, wherever the call goes."""
+        if self.aim is not UNAIMED:
+            return self.aim.said
+        return SaidBounds(self.output_max, self.output_default, self.reports)
+
+    def take_aim(self, aim: Aim) -> None:
+        """Set where the call goes, in place of an earlier aim; its body is not bound yet."""
+        self.aim = aim
+        self.output_max, self.output_default, self.reports = (
+            aim.output_max, aim.output_default, aim.said.reports,
+        )  # fmt: skip
 
     @property
     def models(self) -> tuple[str, ...]:
         """All models that may answer: those that the call names, and those of its targets."""
         models = (self.model, *self.models_beside)
-        return (*models, *[target.model for target in self.targets]) if self.targets else models
+        targets = self.aim.targets
+        return (*models, *[target.model for target in targets]) if targets else models
 
     @property
     def unmeasured(self) -> bool:

@@ -77,7 +77,7 @@ from gateway.core.families.family import CallKind, SocketMessages
 from gateway.core.families.objects import unit_later
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.families.tools import kinds_of, path_to, tools_of
-from gateway.core.model import INTEGER_MAX, Decision, Service
+from gateway.core.model import INTEGER_MAX, Admitted, Service
 from gateway.errors import InvalidRequest
 
 # How often a call may use tools with a price or a model: as often as it states, or up to a ceiling.
@@ -343,15 +343,15 @@ def claimed(service: Service, rate: TokenRate | None, estimate: Estimate, units:
 
 
 def output_bound(
-    rate: TokenRate | None, call: CallRequest, estimate: Estimate, decision: Decision
+    rate: TokenRate | None, call: CallRequest, estimate: Estimate, admitted: Admitted
 ) -> int | None:
     """Return the most output tokens of one choice that the call's hold covers; None if unbounded."""
     most = ENDLESS
-    if decision.bounded:
-        held, weights = decision.held_tokens, decision.weights
+    if admitted.bounded:
+        held, weights = admitted.held_tokens, admitted.weights
         most = held if weights is None else weights.covered(held, estimate.read)
     if rate is not None:
-        most = min(most, rate.covered(decision.held_credits))
+        most = min(most, rate.covered(admitted.held_credits))
     return None if most >= ENDLESS else estimate.bound(most, call)
 
 
@@ -488,7 +488,7 @@ def unheld_rate(vectors: Sequence[Vector], estimate: Estimate, call: CallRequest
 
 
 def budget_bound(
-    claim: BudgetClaim, call: CallRequest, estimate: Estimate, decision: Decision, enforced: Collection[str]
+    claim: BudgetClaim, call: CallRequest, estimate: Estimate, admitted: Admitted, enforced: Collection[str]
 ) -> int | None:
     """Return the most output tokens of one choice that the call's budgets allow; None if unbounded.
 
@@ -496,22 +496,22 @@ def budget_bound(
     most that the call could use.
     """
     most, strict = ENDLESS, claim.holds_most
-    if MONEY in enforced and claim.dearest is not None and (strict or decision.money_held != claim.money):
-        most = claim.dearest.paid(decision.money_held)
-    if TOKENS in enforced and (strict or decision.raw_held != claim.raw_tokens):
-        most = min(most, decision.raw_held)
+    if MONEY in enforced and claim.dearest is not None and (strict or admitted.money_held != claim.money):
+        most = claim.dearest.paid(admitted.money_held)
+    if TOKENS in enforced and (strict or admitted.raw_held != claim.raw_tokens):
+        most = min(most, admitted.raw_held)
     return None if most >= ENDLESS else estimate.bound(most, call)
 
 
 def answer_bound(
-    call: CallRequest, claim: CallClaim, decision: Decision, enforced: Collection[str]
+    call: CallRequest, claim: CallClaim, admitted: Admitted, enforced: Collection[str]
 ) -> int | None:
     """Return the most output tokens of one choice by the hold and budgets in `enforced` units, or None."""
     bound = None
-    if decision.bounded or claim.dearest is not None:
-        bound = output_bound(claim.dearest, call, claim.estimate, decision)
+    if admitted.bounded or claim.dearest is not None:
+        bound = output_bound(claim.dearest, call, claim.estimate, admitted)
     if claim.budget is not None:
-        of_budgets = budget_bound(claim.budget, call, claim.estimate, decision, enforced)
+        of_budgets = budget_bound(claim.budget, call, claim.estimate, admitted, enforced)
         if bound is None or (of_budgets is not None and of_budgets < bound):
             bound = of_budgets
     return bound
@@ -541,12 +541,12 @@ def bind_output(call: CallRequest, bound: int, allowed: frozenset[str]) -> None:
 TASK_STEPS: Final = 16
 
 
-def lower_task(call: CallRequest, claim: BudgetClaim, decision: Decision) -> None:
+def lower_task(call: CallRequest, claim: BudgetClaim, admitted: Admitted) -> None:
     """Lower the task budget in a call's body to the tokens left in its tightest budget.
 
     The model then ends its work before it is cut off: for its API this field is advice.
     """
-    window, config = decision.budget, (call.document or {}).get("output_config")
+    window, config = admitted.budget, (call.document or {}).get("output_config")
     task = config.get("task_budget") if isinstance(config, dict) else None
     if window is None or not isinstance(task, dict) or task.get("type") != TOKENS:
         return
@@ -556,9 +556,9 @@ def lower_task(call: CallRequest, claim: BudgetClaim, decision: Decision) -> Non
         return  # its upstream refuses it
     rate, unit, there = claim.likely, UNIT_OF[window.unit], window.limit - window.used
     if unit == TOKENS:
-        left = there + decision.raw_held - call.input_estimate
+        left = there + admitted.raw_held - call.input_estimate
     elif unit == MONEY and rate is not None:
-        left = rate.paid(there + decision.money_held) - rate.read
+        left = rate.paid(there + admitted.money_held) - rate.read
     else:
         return
     if left < stated:
@@ -781,7 +781,7 @@ def limit_output(call: CallRequest, tokens: int) -> None:
         return
     place = document if shape.place is None else shape.place(document)
     if call.output_max is None:
-        tokens = max(min(tokens, call.output_default or tokens), call.output_least)
+        tokens = max(min(tokens, call.output_default or tokens), call.aim.output_least)
         place[shape.maximum] = call.output_max = tokens
         call.put_in += (shape.maximum,)
         call.changed = True

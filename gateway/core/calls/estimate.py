@@ -272,7 +272,7 @@ class Estimator:
             most, likely = stated, min(stated, likely)
         need = min(used + likely * choices, INTEGER_MAX)
         ceiling = max(need, min(read + most * answers + beside, INTEGER_MAX))
-        least = min(read + answers * call.output_least + beside, ceiling) if stated is None else 0
+        least = min(read + answers * call.aim.output_least + beside, ceiling) if stated is None else 0
         return Estimate(need, ceiling, least, read, answers, beside, share)
 
     def learn(
@@ -353,7 +353,7 @@ class Estimator:
         rare = len(body) - len(body.translate(None, NOT_ASCII))
         message = CallRequest("", GENERIC, body, input_bytes=size, rare_bytes=min(rare, size))
         if call is not None:
-            message.model, message.targets = call.model, call.targets
+            message.model, message.aim = call.model, call.aim
             message.models_beside = call.models_beside
         return min(self._most_text(message, "" if call is None else _tokenizer_of_all(message)), size)
 
@@ -445,10 +445,10 @@ def _within(call: CallRequest, ceiling: int) -> int:
     `ceiling` is the maximum of the model. Where the size of an upstream's context is known, the output
     has only the rest after the prompt.
     """
-    if not call.facts:
+    if not call.aim.facts:
         return ceiling
     found = 1
-    for one in call.facts:
+    for one in call.aim.facts:
         most = ceiling if one.output_max is None else one.output_max
         found = max(found, most if one.context is None else min(most, one.context - call.input_estimate))
     return found
@@ -556,7 +556,7 @@ def _tokenizer_of_all(call: CallRequest) -> str:
 
 def _answering(call: CallRequest) -> set[str]:
     """Return the models that may answer, as the upstreams call them."""
-    return ({one.model or call.model for one in call.targets} or {call.model}).union(call.models_beside)
+    return ({one.model or call.model for one in call.aim.targets} or {call.model}).union(call.models_beside)
 
 
 def tokenizer_of(model: str) -> str:
@@ -577,7 +577,7 @@ def _media_beyond(call: CallRequest) -> int:
     patches = (
         [_by_name(model, _PATCHES, _NO_PATCH) for model in _answering(call)] if call.picture_sizes else []
     )
-    configured = [upstream.context for upstream in call.facts]
+    configured = [upstream.context for upstream in call.aim.facts]
     if configured and None not in configured:
         most = max([context or 0 for context in configured])
     if not call.endless and not call.unmeasured:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from gateway.core.calls.aim import Aim
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import ask_for_usage
-from gateway.core.calls.routes import ADDED, ModelRule, UpstreamFacts
+from gateway.core.calls.routes import ADDED, ModelRule, ModelTarget, UpstreamFacts
 from gateway.core.families.controlled import Document
 from gateway.core.families.registry import SHAPES
 
 NO_FACTS: Final = UpstreamFacts()
+_NO_KINDS: frozenset[str] = frozenset()
 STREAM_OPTIONS, MAX_COMPLETION_TOKENS = ADDED
 # The older name of the field, which all servers of OpenAI's API know.
 MAX_TOKENS: Final = "max_tokens"
@@ -46,27 +48,29 @@ def known_facts(
     )
 
 
-def take_facts(call: CallRequest, facts: tuple[UpstreamFacts, ...]) -> None:
-    """Set a call's bounds of output to the widest of all upstreams that it may go to; `facts` are theirs."""
-    shape = SHAPES.get(call.meter)
-    if shape is None or call.document is None:
-        return
-    call.facts = facts
-    call.reports_each = call.reports_each or any(one.choices == "each" for one in facts)
-    if not shape.maximum:
-        return
-    stated, meter = call.output_max, call.meter
-    call.output_least = max([one.output_min.of(meter) or 1 for one in facts])
-    if stated is not None:
-        call.output_max = max([bounded(one, meter, stated) for one in facts])
-        return
-    defaults = [one.output_default.of(meter) for one in facts]
-    known = [call.output_default if one is None else one for one in defaults]
-    call.output_default = (
-        0
-        if 0 in known
-        else max([bounded(one, meter, tokens) for one, tokens in zip(facts, known, strict=True)])
-    )
+def aim_of(  # noqa: PLR0917  # as `Aim`
+    call: CallRequest, facts: tuple[UpstreamFacts, ...] = (), targets: tuple[ModelTarget, ...] = (),
+    fallback: frozenset[str] = _NO_KINDS, repeats: bool = False, upstream: str = "",
+) -> Aim:  # fmt: skip
+    """Return the aim of a call at targets with these facts: its bounds are the widest of all that may answer."""
+    said, meter, shape = call.said, call.meter, SHAPES.get(call.meter)
+    stated, default, least, each = said.output_max, said.output_default, 1, False
+    if not facts or shape is None or call.document is None:
+        return Aim(said, targets, fallback, repeats, upstream, (), False, stated, default)
+    each = any(one.choices == "each" for one in facts)
+    if shape.maximum:
+        least = max([one.output_min.of(meter) or 1 for one in facts])
+        if stated is not None:
+            stated = max([bounded(one, meter, stated) for one in facts])
+        else:
+            defaults = [one.output_default.of(meter) for one in facts]
+            known = [default if one is None else one for one in defaults]
+            default = (
+                0
+                if 0 in known
+                else max([bounded(one, meter, tokens) for one, tokens in zip(facts, known, strict=True)])
+            )
+    return Aim(said, targets, fallback, repeats, upstream, facts, each, stated, default, least)
 
 
 def bounded(facts: UpstreamFacts, meter: str, tokens: int) -> int:

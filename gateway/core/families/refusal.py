@@ -21,7 +21,7 @@ from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED_CALLS, counts_calls, is_run, run_of
 from gateway.core.accounts.spent_answers import SPENT, UNSAID, SpentAnswer, is_read_as_status
 from gateway.core.families.registry import FAMILIES
-from gateway.core.model import BlockCause, BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
+from gateway.core.model import BlockCause, BudgetWindow, Family, LimitKind, Refused, Scope, Verdict
 from gateway.errors import Refusal
 
 RETRY_HELPS_S = 60
@@ -40,21 +40,21 @@ SIGNS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥"}
 _HELD = {int(LimitKind.CREDITS): "organization's credits", int(LimitKind.SPEND): "organization's spend cap"}
 
 
-def from_decision(decision: Decision, spent: Callable[[], SpentAnswer] = lambda: UNSAID) -> Refusal:
+def from_refused(refused: Refused, spent: Callable[[], SpentAnswer] = lambda: UNSAID) -> Refusal:
     """Return the refusal for a call that admission did not admit: with the limit, its use and its reset.
 
     `spent` returns the configured status and longest `Retry-After` for a used up amount.
     """
-    refusal = _MAKERS[decision.verdict](decision)
+    refusal = _MAKERS[refused.verdict](refused)
     if refusal.reason in SPENT:
         _tell_as(refusal, spent())
     if is_read_as_status(refusal.status, refusal.message):
-        refusal.args = (_without_amounts(refusal, decision),)
-    refusal.fields = (*refusal_headers(decision), *budget_headers(decision))
-    refusal.budget = decision.budget
-    refusal.policy = _POLICIES.get(decision.kind, "")
-    if decision.scope:
-        refusal.scope = Scope(decision.scope).name.lower()
+        refusal.args = (_without_amounts(refusal, refused),)
+    refusal.fields = (*refusal_headers(refused), *budget_headers(refused))
+    refusal.budget = refused.budget
+    refusal.policy = _POLICIES.get(refused.kind, "")
+    if refused.scope:
+        refusal.scope = Scope(refused.scope).name.lower()
     return refusal
 
 
@@ -67,13 +67,13 @@ def _tell_as(refusal: Refusal, answer: SpentAnswer) -> None:
         refusal.retry_helps = False
 
 
-def _without_amounts(refusal: Refusal, decision: Decision) -> str:
+def _without_amounts(refusal: Refusal, refused: Refused) -> str:
     """Return the message of a refusal without amounts, because agents mistake some for HTTP statuses."""
     said = (type(refusal).__doc__ or "").strip()
-    window = decision.budget
+    window = refused.budget
     if window is not None and not is_read_as_status(refusal.status, window.name):
         said = f"{_named_budget(window)}: too little is left for this request."
-    return f"{said} {_resets(decision)}" if refusal.reason in SPENT else said
+    return f"{said} {_resets(refused)}" if refusal.reason in SPENT else said
 
 
 def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
@@ -125,82 +125,82 @@ def refused_by(refusal: Refusal) -> tuple[str, int]:
     return (RefusingLimit.PLAN.value if refusal.policy == _POLICIES[LimitKind.QUOTA] else ""), 0
 
 
-def _wait_s(decision: Decision) -> int | None:
+def _wait_s(refused: Refused) -> int | None:
     """Return the whole seconds until the limit resets, at least 1; None if that time is unknown."""
-    if decision.until_ms <= 0:
+    if refused.until_ms <= 0:
         return None
-    return max(1, -(-(decision.until_ms - decision.now_ms) // 1000))
+    return max(1, -(-(refused.until_ms - refused.now_ms) // 1000))
 
 
-def _until(decision: Decision) -> str:
-    if decision.until_ms <= 0:
+def _until(refused: Refused) -> str:
+    if refused.until_ms <= 0:
         return ""
-    at = datetime.fromtimestamp(-(-decision.until_ms // 1000), UTC)
+    at = datetime.fromtimestamp(-(-refused.until_ms // 1000), UTC)
     return f" until {at:%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _resets(decision: Decision) -> str:
+def _resets(refused: Refused) -> str:
     """Return a sentence about the reset of a used up limit, in words that make agents stop retrying."""
-    if decision.until_ms <= 0:
+    if refused.until_ms <= 0:
         return "Quota exceeded; no interval will reset it."
-    return f"Quota exceeded; it will reset at{_until(decision).removeprefix(' until')}."
+    return f"Quota exceeded; it will reset at{_until(refused).removeprefix(' until')}."
 
 
-def _scope(decision: Decision) -> str:
-    scope = Scope(decision.scope or Scope.KEY)
+def _scope(refused: Refused) -> str:
+    scope = Scope(refused.scope or Scope.KEY)
     return "this API key" if scope is Scope.KEY else f"this {scope.name.lower()}"
 
 
-def _amount(decision: Decision, count: int) -> str:
+def _amount(refused: Refused, count: int) -> str:
     """Return a number of the limit's unit as text; a spend cap counts millionths of a currency."""
-    return f"{Decimal(count).scaleb(-6).normalize():f}" if decision.kind == LimitKind.SPEND else str(count)
+    return f"{Decimal(count).scaleb(-6).normalize():f}" if refused.kind == LimitKind.SPEND else str(count)
 
 
-def _rate_limited(decision: Decision) -> Refusal:
-    wait = _wait_s(decision) or 1
-    unit = "tokens" if decision.kind == LimitKind.TOKENS else "requests"
+def _rate_limited(refused: Refused) -> Refusal:
+    wait = _wait_s(refused) or 1
+    unit = "tokens" if refused.kind == LimitKind.TOKENS else "requests"
     return errors.RateLimited(
-        f"Rate limit of {_scope(decision)}: {decision.used} of {decision.limit} {unit} a minute "
-        f"are used{_until(decision)}. Try again in {wait} s.",
+        f"Rate limit of {_scope(refused)}: {refused.used} of {refused.limit} {unit} a minute "
+        f"are used{_until(refused)}. Try again in {wait} s.",
         retry_after_s=wait,
         retry_helps=wait <= RETRY_HELPS_S,
     )
 
 
-def _quota_exceeded(decision: Decision) -> Refusal:
-    wait = _wait_s(decision)
+def _quota_exceeded(refused: Refused) -> Refusal:
+    wait = _wait_s(refused)
     # Not all is used: the plan admits strictly, or the cycle before left a debt.
-    few = "" if decision.used >= decision.limit else "Too few are left for this request. "
-    resets = _until(decision).replace(" until", "It will reset at") + ", when the next cycle begins."
+    few = "" if refused.used >= refused.limit else "Too few are left for this request. "
+    resets = _until(refused).replace(" until", "It will reset at") + ", when the next cycle begins."
     return errors.QuotaExceeded(
-        f"Token quota exceeded: {decision.used} of {decision.limit} tokens of this tenant's cycle are used. "
+        f"Token quota exceeded: {refused.used} of {refused.limit} tokens of this tenant's cycle are used. "
         f"{few}{resets if wait else 'No cycle will reset it.'}",
         retry_after_s=wait,
         retry_helps=wait is not None and wait < RETRY_HELPS_S,
     )
 
 
-def _budget_exceeded(decision: Decision) -> Refusal:
-    if decision.budget is not None and is_run(decision.budget.budget_id):
-        window = decision.budget
+def _budget_exceeded(refused: Refused) -> Refusal:
+    if refused.budget is not None and is_run(refused.budget.budget_id):
+        window = refused.budget
         assert window is not None
-        if counts_calls(window.budget_id) and decision.used >= ENDED_CALLS:
+        if counts_calls(window.budget_id) and refused.used >= ENDED_CALLS:
             return errors.RunEnded(f"The run {window.name} has ended.", retry_helps=False)
-        said = f"{_of_budget(decision)}. {_resets(decision)}"
+        said = f"{_of_budget(refused)}. {_resets(refused)}"
         return errors.RunExceeded(said, retry_helps=False)
-    wait = _wait_s(decision)
+    wait = _wait_s(refused)
     return errors.BudgetExceeded(
-        f"{_of_budget(decision)}. {_resets(decision)}",
+        f"{_of_budget(refused)}. {_resets(refused)}",
         retry_after_s=wait,
         retry_helps=wait is not None and wait < RETRY_HELPS_S,
     )
 
 
-def _of_budget(decision: Decision) -> str:
+def _of_budget(refused: Refused) -> str:
     """Return what is left of a budget and what a request needs: `Budget "x": $0.0043 of $0.01 left; …`."""
-    window = decision.budget
+    window = refused.budget
     if window is None:
-        return f"Budget: {max(0, decision.limit - decision.used)} of {decision.limit} left"
+        return f"Budget: {max(0, refused.limit - refused.used)} of {refused.limit} left"
     unit = UNIT_OF[window.unit]
     left, limit = _shown(unit, window.left, window.currency), _shown(unit, window.limit, window.currency)
     left = left.removesuffix(f" {unit}").removesuffix(f" {window.currency}")
@@ -224,16 +224,16 @@ def _shown(unit: str, amount: int, currency: str) -> str:
     return f"{number} {currency}" if sign is None else f"{sign}{number}"
 
 
-def _quota_held(decision: Decision) -> Refusal:
-    if decision.kind == LimitKind.BUDGET:
+def _quota_held(refused: Refused) -> Refusal:
+    if refused.kind == LimitKind.BUDGET:
         return errors.QuotaHeld(
-            f"{_of_budget(decision)}. Calls in flight hold the rest until they end. Try again in 1 s.",
+            f"{_of_budget(refused)}. Calls in flight hold the rest until they end. Try again in 1 s.",
             retry_after_s=1,
             retry_helps=True,
         )
-    what = _HELD.get(decision.kind, "tenant's tokens")
-    counted = "held" if decision.kind == LimitKind.CREDITS else "used"
-    used, limit = _amount(decision, decision.used), _amount(decision, decision.limit)
+    what = _HELD.get(refused.kind, "tenant's tokens")
+    counted = "held" if refused.kind == LimitKind.CREDITS else "used"
+    used, limit = _amount(refused, refused.used), _amount(refused, refused.limit)
     return errors.QuotaHeld(
         f"Of this {what}, {used} of {limit} are {counted}. "
         "Calls in flight hold what remains until they end. Try again in 1 s.",
@@ -242,11 +242,11 @@ def _quota_held(decision: Decision) -> Refusal:
     )
 
 
-def _spend_cap_reached(decision: Decision) -> Refusal:
-    left, until = _amount(decision, max(0, decision.limit - decision.used)), _until(decision)
+def _spend_cap_reached(refused: Refused) -> Refusal:
+    left, until = _amount(refused, max(0, refused.limit - refused.used)), _until(refused)
     resets = until.replace(" until", " It resets at") + "." if until else ""
     return errors.SpendCapReached(
-        f"Spend cap of this organization: {left} of {_amount(decision, decision.limit)} left. "
+        f"Spend cap of this organization: {left} of {_amount(refused, refused.limit)} left. "
         f"This request may need more.{resets}",
         retry_helps=False,
     )
@@ -260,33 +260,33 @@ _BLOCKED: dict[int, str] = {
 }
 
 
-def _revoked(decision: Decision) -> Refusal:
+def _revoked(refused: Refused) -> Refusal:
     refusal = errors.InvalidApiKey()
     refusal.failure = "revoked"
     return refusal
 
 
-_MAKERS: dict[Verdict, Callable[[Decision], Refusal]] = {
+_MAKERS: dict[Verdict, Callable[[Refused], Refusal]] = {
     **dict.fromkeys(
         (Verdict.UNVERIFIED, Verdict.STALE, Verdict.UNKNOWN_ACCOUNT),
-        lambda decision: errors.CountersUnavailable(retry_after_s=1),
+        lambda refused: errors.CountersUnavailable(retry_after_s=1),
     ),
     Verdict.REVOKED: _revoked,
-    Verdict.TENANT_BLOCKED: lambda decision: errors.TenantBlocked(
-        _BLOCKED.get(decision.used), retry_helps=False
+    Verdict.TENANT_BLOCKED: lambda refused: errors.TenantBlocked(
+        _BLOCKED.get(refused.used), retry_helps=False
     ),
-    Verdict.NOT_INCLUDED: lambda decision: errors.ServiceNotIncluded(retry_helps=False),
+    Verdict.NOT_INCLUDED: lambda refused: errors.ServiceNotIncluded(retry_helps=False),
     Verdict.RATE_LIMITED: _rate_limited,
-    Verdict.CONCURRENCY_LIMITED: lambda decision: errors.ConcurrencyLimited(
-        f"Concurrency limit of {_scope(decision)}: {decision.used} of {decision.limit} requests "
+    Verdict.CONCURRENCY_LIMITED: lambda refused: errors.ConcurrencyLimited(
+        f"Concurrency limit of {_scope(refused)}: {refused.used} of {refused.limit} requests "
         "at once are in flight. Try again when one of them has ended.",
         retry_after_s=1,
         retry_helps=True,
     ),
     Verdict.QUOTA_EXCEEDED: _quota_exceeded,
     Verdict.QUOTA_HELD: _quota_held,
-    Verdict.INSUFFICIENT_CREDITS: lambda decision: errors.InsufficientCredits(
-        f"Credits of this organization: {decision.limit} remain ({decision.used} of them held). "
+    Verdict.INSUFFICIENT_CREDITS: lambda refused: errors.InsufficientCredits(
+        f"Credits of this organization: {refused.limit} remain ({refused.used} of them held). "
         "They do not cover this request until credits are added.",
         retry_helps=False,
     ),

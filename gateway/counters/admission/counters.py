@@ -15,7 +15,7 @@ from typing import cast
 from gateway.core.accounts.plans import Weights
 from gateway.core.joined import packed
 from gateway.core.layout import LAYOUT
-from gateway.core.model import Decision, HoldRequest, Settlement, SettleResult, Verdict
+from gateway.core.model import Admitted, HoldRequest, Refused, Settlement, SettleResult, Verdict
 from gateway.core.wait import Wait
 from gateway.counters.admission.account_limit import AccountLimit
 from gateway.counters.admission.callers import Directory
@@ -44,7 +44,7 @@ from gateway.errors import CountersRefused, CountersUnavailable
 # Each is reported once: a newer catalogue, another plan of the tenant, accounts that cannot be made.
 RESERVE_TRIES = 4
 _AGAIN = frozenset({Verdict.STALE, Verdict.OTHER_PLAN, Verdict.OTHER_ACCOUNT})
-_ADMITTED, _DONE, _UNVERIFIED = Verdict.ADMITTED, SettleResult.DONE, SettleResult.UNVERIFIED
+_DONE, _UNVERIFIED = SettleResult.DONE, SettleResult.UNVERIFIED
 _DONE_CODE = struct.pack("<d", _DONE)
 
 
@@ -81,7 +81,7 @@ class Counters(LiveHolds):
         self.releases = Releases(wire, self.send_release, hold_ttl_ms / 1000, clock)
         self._reserve_took, self._settle_took = took["reserve"], took["settle"]
 
-    async def reserve(self, request: HoldRequest) -> Decision:
+    async def reserve(self, request: HoldRequest) -> Admitted | Refused:
         """Reserve on all limits or on none; CountersUnavailable if the outcome cannot be known.
 
         While Redis is away, unverified or closed to admission, this worker's lease decides.
@@ -115,11 +115,11 @@ class Counters(LiveHolds):
                 answer = await wait
                 self._reserve_took(wire.answered_at - asked_at)
                 decision = packing.decision(cast("bytes", answer), service)
-                verdict = decision.verdict
-                if verdict is _ADMITTED:
+                if isinstance(decision, Admitted):
                     self._allowances.admitted_there(request, decision)
                     decision.weights, decision.frame = weights, frame
                     return decision
+                verdict = decision.verdict
                 if verdict is Verdict.OTHER_PLAN or verdict is Verdict.OTHER_ACCOUNT:
                     self._learn(request, decision)
                 elif verdict is Verdict.STALE and not refreshed:
@@ -184,7 +184,7 @@ class Counters(LiveHolds):
 
     # --- one method a script ------------------------------------------------------------
 
-    def _learn(self, request: HoldRequest, decision: Decision) -> None:
+    def _learn(self, request: HoldRequest, decision: Refused) -> None:
         """Change a request to be sent again: note its tenant's plan, or use the budgets' shared account."""
         if decision.verdict is Verdict.OTHER_PLAN:
             self._directory.weighing.learn(request.caller.tenant_id, decision.limit)
@@ -225,7 +225,9 @@ class Counters(LiveHolds):
         other = self.of_new_primary(partition) if self.of_new_primary is not None else self
         return None if other is self else other
 
-    async def _decide_by_lease(self, request: HoldRequest, by_plan: Mapping[int, Weights]) -> Decision:
+    async def _decide_by_lease(
+        self, request: HoldRequest, by_plan: Mapping[int, Weights]
+    ) -> Admitted | Refused:
         """Decide a request of an unverified partition: by the partition's new primary, or by the lease."""
         partition = request.caller.partition
         if self.wait_for_handover is not None:

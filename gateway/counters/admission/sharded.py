@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from gateway.core.model import Decision, HoldExtension, HoldRequest, Settlement, SettleResult
+from gateway.core.model import Admitted, HoldExtension, HoldRequest, Refused, Settlement, SettleResult
 from gateway.core.wait import Wait
 from gateway.counters.admission.account_limit import AccountLimit
 from gateway.counters.admission.counters import Counters
@@ -61,7 +61,7 @@ class ShardedCounters:
         self._of = _PerConnection(shards, self._begun).of
         self._releases = Releases(shards, self._send_release, hold_ttl_s, clock)
 
-    def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
+    def reserve(self, request: HoldRequest) -> Awaitable[Admitted | Refused]:
         return self._of(request.caller.partition).reserve(request)
 
     def settle(self, settlement: Settlement) -> Awaitable[SettleResult]:

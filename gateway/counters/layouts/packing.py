@@ -29,13 +29,14 @@ from gateway.core.joined import numbers
 from gateway.core.layout import EARLIER, KINDS, LAYOUT, Layout, UnknownLayout
 from gateway.core.model import (
     INTEGER_MAX,
+    Admitted,
     BudgetAccount,
     BudgetWindow,
     Caller,
-    Decision,
     HoldExtension,
     HoldRequest,
     Limits,
+    Refused,
     Service,
     Settlement,
     Verdict,
@@ -317,15 +318,14 @@ def pack_run_id(run_id: bytes) -> bytes:
     return run_id if len(run_id) == _RUN_ID_BYTES else run_id[:_RUN_ID_BYTES].ljust(_RUN_ID_BYTES, b"\0")
 
 
-def decision(answer: bytes, service: Service) -> Decision:
+def decision(answer: bytes, service: Service) -> Admitted | Refused:
     """Return the decision in an answer of `reserve`, without amounts that the service does not count."""
     if len(answer) >= _ADMITTED_SIZE:
         # By index: 0 to 15 are the fields of ADMITTED, 16 to 24 those of BUDGETS after them.
         field = numbers(answer)
         verdict, total, free = field[0], field[3], field[4]
         counts, pays = service.counts_tokens, service.meter == "consumption"
-        decision = Decision(
-            Verdict.ADMITTED, 0, 0, 0,
+        admitted = Admitted(
             total if counts and total > 0 else 0,
             field[5], field[1], field[2],
             free if counts and free >= 0 else None,
@@ -336,13 +336,13 @@ def decision(answer: bytes, service: Service) -> Decision:
             verdict in (BOUNDED, BOUNDED + LEASES), leases=verdict > LEASES,
         )  # fmt: skip
         if len(answer) > _ADMITTED_SIZE:
-            decision.money_held, decision.raw_held = field[16], field[17]
+            admitted.money_held, admitted.raw_held = field[16], field[17]
             if field[18]:
-                decision.budget = BudgetWindow(field[18], field[19], field[20], field[21], field[22])
+                admitted.budget = BudgetWindow(field[18], field[19], field[20], field[21], field[22])
                 if field[22] == WIDE:
                     limit, used = field[19] * NANO + field[23], field[20] * NANO + field[24]
-                    decision.budget = BudgetWindow(field[18], limit, used, field[21], FLAG_MONEY)
-        return decision
+                    admitted.budget = BudgetWindow(field[18], limit, used, field[21], FLAG_MONEY)
+        return admitted
     if len(answer) == _REFUSED.size:
         code, now, scope, kind, used, limit, until, budget_id, unit, held, need, *rests = _REFUSED.unpack(
             answer
@@ -352,11 +352,11 @@ def decision(answer: bytes, service: Service) -> Decision:
                 one * NANO + rest for one, rest in zip((limit, used, held), rests, strict=True)
             )
             unit = FLAG_MONEY
-        refused = Decision(Verdict(code), scope, kind, used, limit, until, now)
+        refused = Refused(Verdict(code), scope, kind, used, limit, until, now)
         if budget_id:
             refused.budget = BudgetWindow(budget_id, limit, used, until, unit, held=held, need=need)
         return refused
-    return Decision(Verdict(int(_CODE.unpack(answer)[0])))
+    return Refused(Verdict(int(_CODE.unpack(answer)[0])))
 
 
 def is_admitted(answer: bytes) -> bool:

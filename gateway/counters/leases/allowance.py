@@ -15,8 +15,8 @@ from uuid import UUID, uuid4, uuid5
 from gateway.core.accounts.plans import Weights
 from gateway.core.calls.tariff import CONSUMPTION, extended
 from gateway.core.model import (
+    Admitted,
     Caller,
-    Decision,
     HoldExtension,
     HoldRequest,
     Service,
@@ -268,7 +268,7 @@ class Allowances:
             if verdict is Verdict.TENANT_BLOCKED:
                 one.until = 0.0
 
-    def admit(self, request: HoldRequest, by_plan: Mapping[int, Weights] = _NO_WEIGHTS) -> Decision:
+    def admit(self, request: HoldRequest, by_plan: Mapping[int, Weights] = _NO_WEIGHTS) -> Admitted:
         """Admit a call on its tenant's lease; CountersUnavailable without one, or if too little is left."""
         caller, service = request.caller, request.service
         one = self._tenants.get(caller.tenant_id)
@@ -291,7 +291,7 @@ class Allowances:
         self.admitted += head is None
         return _decision(one, service, tokens, credits_, weights)
 
-    def admitted_there(self, request: HoldRequest, decision: Decision) -> None:
+    def admitted_there(self, request: HoldRequest, decision: Admitted) -> None:
         """Note that Redis has a hold of this call, even if its first part was admitted on the lease.
 
         Request a renewed lease if the decision allows one.
@@ -375,11 +375,10 @@ def _credits_for(one: Allowance, request: HoldRequest) -> int:
 
 def _decision(
     one: Allowance, service: Service, tokens: int, credits_: int, weights: Weights | None
-) -> Decision:
+) -> Admitted:
     """Return an admission on the lease `one`, whose remaining amounts it has instead of the account's."""
     limited = service.counts_tokens and not one.unlimited
-    return Decision(
-        Verdict.ADMITTED,
+    return Admitted(
         limit=one.tokens.kept if limited else 0,
         held_tokens=tokens,
         tokens_remaining=max(0, one.tokens.left) if limited else None,

@@ -7,18 +7,17 @@ halfway.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Final
 
-from gateway.calls.call_run import keep_run, open_run, run_to_judge
+from gateway.calls.admit import AdmissionTerms, admit, check_listed, consider
+from gateway.calls.aim import fields_allowed
 from gateway.calls.claim import hold_request
 from gateway.calls.hold_ends import counted_of, end_released, end_settled
-from gateway.calls.permit import check_objects, judge, named_objects, run_policies
 from gateway.calls.ports import DirectoryPort
-from gateway.calls.prices import charging_prices, named_prices, price_call, prices_of
+from gateway.calls.prices import charging_prices, named_prices
 from gateway.core.accounts.budgets import MONEY, TOKENS, UNIT_OF
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import (
@@ -42,15 +41,15 @@ from gateway.core.accounts.caller_holds import (
     whole_in,
 )
 from gateway.core.accounts.limits import limit_headers
-from gateway.core.accounts.runs import FIELD, read_run
+from gateway.core.accounts.runs import read_run
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import at_moment, charged, dearest
 from gateway.core.calls.call import CallRequest, write_document
 from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, read_call
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
-from gateway.core.calls.models import named_by
 from gateway.core.calls.routes import Route
 from gateway.core.calls.tariff import CONSUMPTION, CallPrices, PriceMatch, factor_of, is_in_money
+from gateway.core.calls.use_request import HOLD, UseRequest
 from gateway.core.families.family import KEPT_ANSWERS
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import SHAPES
@@ -58,9 +57,9 @@ from gateway.core.model import (
     GENERIC,
     INTEGER_MAX,
     UNSETTLED_CHARGED,
+    Admitted,
     Attribution,
     Caller,
-    Decision,
     HoldRequest,
     RunRequest,
     Service,
@@ -81,19 +80,18 @@ from gateway.errors import (
     ServiceNotIncluded,
 )
 from gateway.http.admission import (
+    CallEntrance,
     by_head,
     check_route,
     count_in_turn,
     identify,
-    know_upstreams,
     known,
-    priced,
     read,
 )
-from gateway.http.charge import NO_UNITS, check_admitted, fields_allowed
+from gateway.http.charge import NO_UNITS
+from gateway.http.model_lists import narrow
 from gateway.http.ports import Ports
 from gateway.http.relay import own_answer
-from gateway.http.routing.head import CallHead
 from gateway.http.server.exchange import Exchange, Worker
 
 # Bytes of a request that is decoded at once. The body of a call may be larger, and is decoded in steps.
@@ -158,9 +156,9 @@ async def authorize(exchange: Exchange) -> None:
             await free.settle(0, False, False, (0, ""))
             exchange.charge = None
             call = read(worker, head, received, caller, b"")
-            priced(worker, head, exchange.attempt, caller, call, None)
-            named = named_objects(worker.models, routed.owned, caller, call, routed.listed)
-            await check_objects(ports.objects, caller, call, named)
+            if routed.listing is not None:
+                narrow(worker, head, caller, call, routed.listing)
+            await check_listed(worker.admission, CallEntrance(exchange, caller, None).request_of(call, False))
             if call.narrow is not None or call.listing:
                 raise ModelNotAllowed("Nobody here narrows this list of models: ask for one by its name.")
         else:
@@ -345,60 +343,32 @@ async def _keep(ports: Ports, hold: CallerHold, key: str, body: bytes, told: byt
 async def _taken(
     exchange: Exchange, caller: Caller, said: HoldBody, id_: str, *, again: bool = False,
     authorized: CallRequest | None = None,
-) -> tuple[CallerHold, Decision, int | None]:  # fmt: skip
-    """Acquire a hold; return its record, the decision, and the amount that remains, in the hold's unit.
+) -> tuple[CallerHold, Admitted, int | None]:  # fmt: skip
+    """Acquire a hold; return its record, its admission, and the amount that remains, in the hold's unit.
 
     `said` is the request; `again` is set if it was sent before. A hold of an `authorized` call covers its
     highest possible use, because no maximum can be written into its body.
     """
     worker, head = exchange.worker, exchange.head
-    ports = worker.ports
+    entrance = CallEntrance(exchange, caller, None)
     try:
-        route, call, attribution, unit = (
-            await _call(worker, head.attribution, caller, said)
+        route, use, unit = (
+            await _use(worker, id_, head.attribution, caller, said)
             if authorized is None
-            else _asked_call(head, caller, said, authorized)
+            else (head.routed.route, entrance.request_of(authorized, False), _unit(authorized, said))
         )
-        exchange.call = call
-        asked_run = attribution.run
-        policies = () if call.free else run_policies(
-            ports.directory, caller, asked_run, "run" if authorized is None else FIELD
-        )  # fmt: skip
-        run, opening = run_to_judge(ports, caller, asked_run, policies)
-        budgets: CallBudgets | None
-        if authorized is None:
-            _judge(worker, attribution, caller, route, call)
-            service, prices, budgets = price_call(ports, caller, said.service, (), attribution, call, run)
-        else:
-            service, prices, budgets = priced(worker, head, exchange.attempt, caller, call, run)
-        reader = worker.heads.bindings.read_by(said.service) if authorized is None else None
-        owned = head.routed.owned if reader is None else _access(reader)
-        named = named_objects(worker.models, owned, caller, call)
-        await check_objects(ports.objects, caller, call, named)
-        estimate = _estimate(ports, caller, service, said, call)
-        if authorized is not None:
-            most = estimate.need if call.output_max is None else estimate.ceiling
-            estimate = replace(estimate, need=most, least=0)
-        ask = partial(_asked, caller, id_, attribution.user, service, call, estimate)
-        claim, request, asked = ask(prices, budgets, said.amount, again)
-        await ports.holds.enter(caller, id_)
-        if opening is not None:
-            await by_head(exchange, caller)  # a caller that is over a limit opens no run
-            exchange.shield()
-            run, prices, budgets = await open_run(ports, opening, service, attribution, call)
-            claim, request, asked = ask(prices, budgets, said.amount, again)
     except Refusal:
-        if exchange.charge is None:
-            await by_head(exchange, caller)
+        await by_head(exchange, caller)
         raise
+    call, attribution = use.call, use.attribution
+    exchange.call = call
+    own = _HoldClaim(worker.ports, use, said, again, authorized is not None)
+    (service, prices, budgets, run), claim, request, admitted, _ = await admit(
+        worker.admission, use, entrance, own
+    )
+    asked = own.asked
     if said.amount is None:
-        asked = estimate.need if unit == TOKENS else request.units
-    request.ttl_ms = 1000 * said.ttl_s
-    request.whole = call.output_max is not None and said.request is None
-    request.raises = again or exchange.charge is not None
-    decision = await ports.counters.reserve(request)
-    check_admitted(decision, budgets, ports, caller)
-    keep_run(ports, caller, run)
+        asked = own.need if unit == TOKENS else request.units
     if exchange.charge is not None:  # the new hold replaces the amounts held before its body was read
         if id_ != exchange.request_id:
             await exchange.charge.settle(0, False, False, (0, ""))
@@ -407,27 +377,60 @@ async def _taken(
     hold = CallerHold(
         id_, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, service, unit, asked,
         HeldAmounts(
-            decision.held_tokens, decision.held_credits, request.units, decision.money_held,
-            decision.raw_held,
+            admitted.held_tokens, admitted.held_credits, request.units, admitted.money_held,
+            admitted.raw_held,
         ),
-        decision.now_ms, decision.now_ms + request.ttl_ms, caller.unsettled, request.user, call.model,
+        admitted.now_ms, admitted.now_ms + request.ttl_ms, caller.unsettled, request.user, call.model,
         request.names if budgets is not None else (), "" if budgets is None else budgets.currency,
-        prices.own, decision.weights, head.said.columns, attribution.session,
+        prices.own, admitted.weights, head.said.columns, attribution.session,
         attribution.metadata.decode(), None if route is None else held_call(route, call),
-        call.models_beside, tuple([one.model for one in call.targets]), "" if run is None else run.id,
-        prices.at_ms, ports.directory.tags(caller, attribution),
+        call.models_beside, tuple([one.model for one in call.aim.targets]), "" if run is None else run.id,
+        prices.at_ms, worker.ports.directory.tags(caller, attribution),
     )  # fmt: skip
-    if unit == TOKENS and service.counts_tokens and decision.weights is None:
-        hold.asked = decision.held_tokens
-    refusal = _overruling(worker, call, claim, decision, budgets, route)
+    if unit == TOKENS and service.counts_tokens and admitted.weights is None:
+        hold.asked = admitted.held_tokens
+    refusal = _overruling(worker, call, claim, admitted, budgets, route)
     if refusal is not None:
-        await _give_back(ports, hold)
+        await _give_back(worker.ports, hold)
         raise refusal
-    return hold, decision, _remaining(decision, service, unit)
+    return hold, admitted, _remaining(admitted, service, unit)
+
+
+class _HoldClaim:
+    """The claim of a hold: as `said` by its caller, or as much as a call may use that another gateway describes.
+
+    `need` are the tokens of its estimate, and `asked` is its amount in its unit.
+    """
+
+    def __init__(
+        self, ports: Ports, use: UseRequest, said: HoldBody, again: bool, is_authorized: bool
+    ) -> None:
+        self._ports, self._use, self._said = ports, use, said
+        self._again, self._is_authorized = again, is_authorized
+        self.need = self.asked = 0
+
+    def claim(self, terms: AdmissionTerms) -> tuple[CallClaim, HoldRequest]:
+        """Return what the hold takes of each limit: what it says, or what its request may use."""
+        service, prices, budgets, _ = terms
+        use, said = self._use, self._said
+        call, estimate = use.call, _estimate(self._ports, use.caller, service, said, use.call)
+        if self._is_authorized:
+            most = estimate.need if call.output_max is None else estimate.ceiling
+            estimate = replace(estimate, need=most, least=0)
+        claim, request, self.asked = _asked(
+            use.caller, use.id, use.user, service, call, estimate, prices, budgets, said.amount, self._again
+        )
+        self.need, request.ttl_ms = estimate.need, 1000 * said.ttl_s
+        request.whole = call.output_max is not None and said.request is None
+        return claim, request
+
+    def enter(self) -> Awaitable[None]:
+        """Count the hold among its caller's open holds."""
+        return self._ports.holds.enter(self._use.caller, self._use.id)
 
 
 def _overruling(  # noqa: PLR0917  # a call, and the decision on it
-    worker: Worker, call: CallRequest, claim: CallClaim, decision: Decision,
+    worker: Worker, call: CallRequest, claim: CallClaim, decision: Admitted,
     budgets: CallBudgets | None, route: Route | None,
 ) -> InvalidRequest | None:  # fmt: skip
     """Return the refusal of a call with a number in its body that may overrule the maximum of its answer.
@@ -439,25 +442,21 @@ def _overruling(  # noqa: PLR0917  # a call, and the decision on it
     if route is None or bound is None:
         return None
     try:
-        check_numbers(call, fields_allowed(worker, call, route.upstream), bound)
+        check_numbers(call, fields_allowed(worker.admission, call, route.upstream), bound)
     except InvalidRequest as refusal:
         return refusal
     return None
 
 
-def _asked_call(
-    head: CallHead, caller: Caller, said: HoldBody, call: CallRequest
-) -> tuple[Route | None, CallRequest, Attribution, str]:
-    """Return the route, call, attribution and unit of a hold for a call that another gateway describes."""
-    attribution, unit = head.attribution, TOKENS if call.has_input else unit_of(said)
-    attribution = replace(attribution, user=caller.acts_for(attribution.user, call.user))
-    return head.routed.route, call, attribution, unit
+def _unit(call: CallRequest, said: HoldBody) -> str:
+    """Return the unit of a hold for a call."""
+    return TOKENS if call.has_input else unit_of(said)
 
 
-async def _call(
-    worker: Worker, attribution: Attribution, caller: Caller, said: HoldBody
-) -> tuple[Route | None, CallRequest, Attribution, str]:
-    """Return the route (if any), the call, the attribution and the unit of the hold that `said` requests."""
+async def _use(
+    worker: Worker, id_: str, attribution: Attribution, caller: Caller, said: HoldBody
+) -> tuple[Route | None, UseRequest, str]:
+    """Return the route (if any), the use and the unit of the hold that `said` requests."""
     ports = worker.ports
     if sum(one is not None for one in (said.max_tokens, said.amount, said.request)) > 1:
         raise InvalidRequest("A hold states one of max_tokens, amount and request.", param="max_tokens")
@@ -485,22 +484,12 @@ async def _call(
         except ValueError as error:
             raise InvalidRequest(f"run {error}.", param="run") from error
     user = caller.acts_for(said.user or attribution.user, call.user)
-    unit = TOKENS if call.has_input else unit_of(said)
-    return route, call, replace(attribution, user=user), unit
-
-
-def _judge(
-    worker: Worker, attribution: Attribution, caller: Caller, route: Route | None, call: CallRequest
-) -> None:
-    """Check the models, user and priority of a hold, and set the targets of its model."""
-    rule = judge(
-        worker.models, worker.ports.directory, attribution, caller, call, attribution.user,
-        "this hold names none", "user",
+    use = UseRequest(
+        HOLD, id_, caller, user, replace(attribution, user=user), call, said.service,
+        "" if route is None else route.upstream, None if reader is None else _access(reader),
+        "this hold names none",
     )  # fmt: skip
-    if rule is not None:
-        call.targets = named_by(rule, call.model)
-    if route is not None:
-        know_upstreams(worker, call, rule, route.upstream)
+    return route, use, _unit(call, said)
 
 
 def _access(route: Route) -> ObjectAccess:
@@ -551,7 +540,7 @@ def _asked(  # noqa: PLR0917  # whose hold it is, and what it takes
     return claim, request, nano
 
 
-def _remaining(decision: Decision, service: Service, unit: str) -> int | None:
+def _remaining(decision: Admitted, service: Service, unit: str) -> int | None:
     """Return the amount in `unit` that the caller may still hold, by the limit that leaves the least.
 
     None if no limit has this unit.
@@ -583,8 +572,7 @@ async def _more(
         run = RunRequest(hold.run)
         opened = ports.runs.cached(caller, run) or await ports.runs.find(caller, run, ())
     said = replace(attribution, user=hold.user, session=hold.session, run=None, tags=hold.tags)
-    budgets = ports.directory.budgets(caller, service.id, said, call, False, opened) if hold.budgets else None
-    prices = prices_of(ports, caller, service, call, budgets)
+    _, prices, budgets, _ = consider(ports, caller, said, call, service, opened, bool(hold.budgets))
     amount = more if isinstance(more, str) else None
     _, request, asked = _asked(
         caller, hold.id, hold.user, service, call, estimate, prices, budgets, amount, True

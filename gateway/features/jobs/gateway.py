@@ -16,11 +16,12 @@ from urllib.parse import quote
 
 import msgspec
 
-from gateway.calls.call_run import keep_run
+from gateway.calls.admit import AdmissionTerms, check_line
+from gateway.calls.admit import admit as admit_use
+from gateway.calls.aim import fields_allowed
 from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
-from gateway.calls.claim import hold_request
-from gateway.calls.permit import check_batch_models, check_objects, named_objects, run_policies
-from gateway.calls.prices import charging_prices, check_parts, money_budgets, named_prices, prices_of
+from gateway.calls.claim import OPENING_MS, hold_request
+from gateway.calls.prices import charging_prices, named_prices
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.outbox import NONE
 from gateway.core.accounts.plans import Weights
@@ -46,11 +47,21 @@ from gateway.core.accounts.upstream_jobs import (
 from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector
+from gateway.core.calls.aim import Aim
 from gateway.core.calls.call import CallRequest, UsageBounds, write_document
-from gateway.core.calls.claims import answer_bound, budget_claim, check_numbers, measure_media, read_call
-from gateway.core.calls.estimate import Estimate
+from gateway.core.calls.claims import (
+    CallClaim,
+    answer_bound,
+    budget_claim,
+    check_numbers,
+    measure_media,
+    read_call,
+)
+from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
+from gateway.core.calls.facts import aim_of
 from gateway.core.calls.routes import ModelTarget, Route
-from gateway.core.calls.tariff import NO_PRICES, CallPrices, know_reports
+from gateway.core.calls.tariff import NO_PRICES, CallPrices
+from gateway.core.calls.use_request import LINE, UseRequest
 from gateway.core.families.family import BatchPaths, JobPaths, objects_in
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import BATCH_AT, JOBS, RESULTS
@@ -60,9 +71,8 @@ from gateway.core.metering.reading import loose_document
 from gateway.core.model import (
     GENERIC,
     INTEGER_MAX,
-    USER_REQUIRED,
+    Admitted,
     Caller,
-    Decision,
     HoldRequest,
     Service,
     Settlement,
@@ -70,14 +80,14 @@ from gateway.core.model import (
 from gateway.core.wait import OVER, begin
 from gateway.errors import (
     InvalidRequest,
+    ModelNotAllowed,
     ModelNotPriced,
     ObjectNotFound,
     ServiceNotIncluded,
     UnknownRoute,
-    UserRequired,
 )
-from gateway.http.admission import NO_WORDS, admit, identify, know_upstreams, known
-from gateway.http.charge import NO_UNITS, OPENING_MS, AdmittedCall, fields_allowed, reserve_hold
+from gateway.http.admission import NO_WORDS, admit, identify, known
+from gateway.http.charge import NO_UNITS, AdmittedCall
 from gateway.http.collections import at_collection
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
@@ -145,7 +155,7 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
     worker, attempt = admitted.worker, admitted.attempt
     paths, jobs = JOBS.get(admitted.head.routed.label), _jobs(worker.ports)
     upstreams = worker.upstreams
-    names = [one.upstream for one in admitted.call.targets] or [attempt.name]
+    names = [one.upstream for one in admitted.call.aim.targets] or [attempt.name]
     if paths is None or any(name in upstreams and upstreams[name].target.path for name in names):
         raise InvalidRequest("Nobody can look at its result on this route.", param="background")
     job = _job_of(admitted, paths)
@@ -220,7 +230,7 @@ def _job_of(admitted: AdmittedCall, paths: JobPaths) -> Job:
     job.output_max, job.tiers = admitted.call.output_max or 0, admitted.call.tiers
     job.units, job.accounts = claim.units, () if budgets is None else budgets.names
     job.held = _likely(prices, claim.estimate, admitted.call, budgets)
-    targets = admitted.call.targets
+    targets = admitted.call.aim.targets
     if targets:  # with several targets, the upstream is not known yet
         job.upstream, job.sent = (targets[0].upstream, targets[0].model) if len(targets) == 1 else ("", "")
     return job
@@ -273,7 +283,7 @@ async def tell_job(exchange: Exchange) -> None:
         id_ = admitted.call.named[0]
         job = await jobs.find(caller, id_)
         if job is not None and job.upstream != exchange.attempt.name:
-            admitted.call.targets = (ModelTarget(job.upstream, ""),)
+            admitted.call.take_aim(aim_of(admitted.call, targets=(ModelTarget(job.upstream, ""),)))
         shows = routed.label in RESULTS
         if (shows or routed.method == b"DELETE") and not await _looked(jobs, caller, id_, []):
             what = "has no results" if shows else "cannot be deleted: cancel it first, or wait"
@@ -434,66 +444,83 @@ async def _taken(
     document = admitted.call.document or {}
     input_id, route, lines = await _lines(worker, routed, caller, document, jobs, arrive)
     first = _call_of(route, lines[0], 1, worker.bounds, routed.params)
-    asked, run = attribution.run, None
-    policies = run_policies(ports.directory, caller, asked)
-    user = caller.acts_for(attribution.user, first.user)
-    if caller.user_header == USER_REQUIRED and not user:
-        raise UserRequired(param="x-tollkeeper-user")
-    check_batch_models(worker.models, ports.directory, attribution, caller, first, 1)
-    service = ports.directory.resolve(caller, route.service)
-    if service is None:
-        raise ServiceNotIncluded
-    if asked is not None:  # after the checks of the first line: a refused batch opens no run
-        run = await ports.runs.find(caller, asked, policies)
-    budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
-    with _naming(1):
-        prices = prices_of(ports, caller, service, first, budgets, HOLD_MS_MAX)
     hold_id = id_of("hold", ports.refusals.now_ms(), of=admitted.request_id)
-    request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=OPENING_MS, whole=True)
-    if budgets is not None:
-        request.budgets, request.names = budgets.accounts, budgets.names
-    least = replace(request)
-    if service.counts_tokens:  # each line has at least one input token
-        least.need = least.ceiling = least.read = least.read_likely = len(lines)
-    decision = await reserve_hold(exchange, least, budgets)
-    request.budgets, request.names = least.budgets, least.names
+    user = caller.acts_for(attribution.user, first.user)
+    use = UseRequest(LINE, hold_id, caller, user, attribution, first, route.service)
+    with _naming(1), exchange.uninterrupted():
+        entrance = _BatchEntrance(use, len(lines), exchange.shield)
+        terms, _, least, decision, _ = await admit_use(worker.admission, use, entrance, entrance)
+    service, prices, budgets, _ = terms
+    request = replace(least, need=0, ceiling=0, read=0, read_likely=0)
     try:
         renewed = replace(least, raises=True)
-        likely, prices = await _add_lines(exchange, request, renewed, route, lines, prices, budgets, decision)
+        likely, prices = await _add_lines(admitted, request, renewed, route, lines, terms, decision)
         request.raises = True
-        decision = await reserve_hold(exchange, request, budgets)
-        keep_run(ports, caller, run)
+        decision = await admitted.reserve(request, budgets)
     except BaseException:
-        terms = UseTerms(caller, hold_id, user, service, NO_PRICES, request.names)
-        begin(ports.counters.settle(release(terms, HOLD_MS_MAX)))
+        begin(ports.counters.settle(release(
+            UseTerms(caller, hold_id, use.user, service, NO_PRICES, request.names), HOLD_MS_MAX
+        )))  # fmt: skip
         raise
-    job = _job(admitted, hold_id, user, service, decision, prices)
+    job = _job(admitted, hold_id, use.user, service, decision, prices)
     job.upstream, job.endpoint, job.model, job.input_id = routed.upstream, route.path, first.model, input_id
     job.batches = BATCH_AT[routed.label].batches
     job.lines, job.held, job.units, job.accounts = len(lines), likely, request.units, request.names
     try:
         # Before the hold lasts, and before the upstream hears of the job: a worker may end at any time.
         await jobs.open(job)
-        await reserve_hold(exchange, replace(request, ttl_ms=HOLD_MS_MAX), budgets)
+        await admitted.reserve(replace(request, ttl_ms=HOLD_MS_MAX), budgets)
     except Exception:
         begin(_given_back(ports, job, jobs))
         raise
     return job
 
 
+class _BatchEntrance:
+    """The door by which a batch comes in, a call that was admitted itself: its hold is at first the smallest."""
+
+    is_held = False
+
+    def __init__(self, first: UseRequest, lines: int, shield: Callable[[], None]) -> None:
+        self._first, self._lines, self.shield = first, lines, shield
+
+    def check_paused(self) -> None:
+        """Return at once: its upstream begins each line when there is room."""
+
+    def claim(self, terms: AdmissionTerms) -> tuple[CallClaim, HoldRequest]:
+        """Return the claim of the first line, and a hold of one input token for each line."""
+        use, (service, prices, budgets, _) = self._first, terms
+        claim, _ = hold_request(
+            use.caller, use.id, use.user, service, use.call, NO_ESTIMATE, prices, budgets, 1, False
+        )
+        least = self._lines if service.counts_tokens else 0
+        request = HoldRequest(
+            use.caller, use.id, use.user, service, least, least, units=0, read=least, read_likely=least,
+            ttl_ms=OPENING_MS, whole=True,
+        )  # fmt: skip
+        if budgets is not None:
+            request.budgets, request.names = budgets.accounts, budgets.names
+        return claim, request
+
+    def enter(self) -> None:
+        """Return at once: jobs are counted when they are stored."""
+
+    async def hold_by_head(self) -> None:
+        """Return at once: the call that brought the batch is admitted."""
+
+
 async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is held for
-    exchange: Exchange, request: HoldRequest, renewed: HoldRequest, route: Route, lines: list[BatchLine],
-    prices: CallPrices, budgets: CallBudgets | None, decision: Decision,
+    admitted: AdmittedCall, request: HoldRequest, renewed: HoldRequest, route: Route, lines: list[BatchLine],
+    terms: AdmissionTerms, decision: Admitted,
 ) -> tuple[int, CallPrices]:  # fmt: skip
     """Add each line of a batch to a hold request, in pieces that alternate with other organizations' work.
 
     Meanwhile `renewed` keeps the small hold that was reserved first, by `decision`. Return the likely cost of
     all lines in nano-units, and the prices of the last line.
     """
-    worker, head, caller, service = exchange.worker, exchange.head, request.caller, request.service
-    ports, routed, attribution = worker.ports, head.routed, head.attribution
-    likely, models, prices, number = 0, prices.named, at_batch_prices(prices), 0
-    asking, by_cost = money_budgets(budgets), service.pricing.at_cost is not None
+    worker, head, caller = admitted.worker, admitted.head, request.caller
+    ports, routed, budgets = worker.ports, head.routed, terms.budgets
+    likely, models, prices, number = 0, terms.prices.named, at_batch_prices(terms.prices), 0
     due_s = ports.seconds() + _RENEWED_S
     for piece in _pieces(lines):
         read = partial(_calls_of, route, piece, number + 1, worker.bounds, routed.params)
@@ -501,23 +528,28 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
         began_s = ports.seconds()
         for one in calls:
             number += 1
-            check_batch_models(worker.models, ports.directory, attribution, caller, one, number)
-            if caller.acts_for(attribution.user, one.user) != request.user:
+            if caller.acts_for(head.attribution.user, one.user) != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
-            named = named_objects(worker.models, routed.owned, caller, one)
+            use = UseRequest(
+                LINE,
+                "",
+                caller,
+                request.user,
+                head.attribution,
+                one,
+                route.service,
+                routed.upstream,
+                routed.owned,
+            )
             with _naming(number):
-                await check_objects(ports.objects, caller, one, named)
-                if one.tools or one.models_beside:
-                    prices = prices_of(ports, caller, service, one, budgets, HOLD_MS_MAX)
-                    models, prices = prices.named, at_batch_prices(prices)
-                elif ports.refuse_unpriced or by_cost or asking is not None:
-                    know_reports(one, check_parts(one, models, asking, by_cost))
-                know_upstreams(worker, one, None, routed.upstream)
+                own = await check_line(worker.admission, use, terms, models)
+                if own is not None:
+                    models, prices = own.named, at_batch_prices(own)
                 likely += _add(worker, request, one, prices, budgets, decision)
         await worker.bodies.rest(ports.seconds() - began_s)
         if ports.seconds() > due_s:
             due_s = ports.seconds() + _RENEWED_S
-            await reserve_hold(exchange, renewed, budgets)
+            await admitted.reserve(renewed, budgets)
     return likely, prices
 
 
@@ -526,7 +558,7 @@ def _naming(number: int) -> Iterator[None]:
     """Name a line of a batch in its refusal."""
     try:
         yield
-    except (InvalidRequest, ModelNotPriced, ObjectNotFound) as error:
+    except (InvalidRequest, ModelNotAllowed, ModelNotPriced, ObjectNotFound) as error:
         raise type(error)(f"Line {number}: {error.told}", param=error.param) from error
 
 
@@ -555,7 +587,7 @@ def _calls_of(
 
 
 def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
-    admitted: AdmittedCall, hold_id: str, user: str, service: Service, decision: Decision,
+    admitted: AdmittedCall, hold_id: str, user: str, service: Service, decision: Admitted,
     prices: CallPrices,
 ) -> Job:  # fmt: skip
     """Return a new job with the amounts that a decision held; its creation time is that of Redis' clock."""
@@ -581,13 +613,13 @@ def _call_of(
         raise InvalidRequest(f"Line {number}: {error.told}", param=error.param) from error
     if call.streamed:
         raise InvalidRequest(f"Line {number}: a call of a batch is not streamed.", param="stream")
-    call.upstream = route.upstream
+    call.take_aim(aim_of(call, upstream=route.upstream))
     return call
 
 
 def _add(  # noqa: PLR0917  # a call, and what holds it
     worker: Worker, request: HoldRequest, call: CallRequest, prices: CallPrices, budgets: CallBudgets | None,
-    decision: Decision,
+    decision: Admitted,
 ) -> int:  # fmt: skip
     """Add one more call to a hold request; return the call's likely cost in nano-units.
 
@@ -605,7 +637,7 @@ def _add(  # noqa: PLR0917  # a call, and what holds it
     )  # fmt: skip
     bound = answer_bound(call, claim, share, NO_UNITS if budgets is None else budgets.enforced)
     if bound is not None:
-        check_numbers(call, fields_allowed(worker, call, call.upstream), bound)
+        check_numbers(call, fields_allowed(worker.admission, call, call.aim.upstream), bound)
     for name in _SUMMED:
         setattr(request, name, min(getattr(request, name) + getattr(one, name), INTEGER_MAX))
     return _likely(prices, estimate, call, budgets)
@@ -717,7 +749,8 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
     `id_` becomes the id of the charge. `each`: the upstream reports every choice by itself.
     """
     call = CallRequest(route.meter, route.family, b"", model=job.model)
-    call.reports, call.reports_each, call.output_max = True, each, job.output_max or None
+    call.reports, call.output_max = True, job.output_max or None
+    call.aim = Aim(call.said, reports_each=each)
     if each:
         call.choices = max(1, len(objects_in(loose_document(line.body), "choices")))
     if job.kind == VIDEO:
@@ -787,8 +820,7 @@ def _prices_then(ports: Ports, job: Job, service: Service) -> CallPrices:
     """Return the prices of a job at its `priced_ms`."""
     at_ms = job.priced_ms or job.created_ms
     call = CallRequest("none", GENERIC, b"", model=job.model)
-    call.upstream = job.upstream
-    if job.sent:
-        call.targets = (ModelTarget(job.upstream, job.sent),)
+    targets = (ModelTarget(job.upstream, job.sent),) if job.sent else ()
+    call.take_aim(aim_of(call, targets=targets, upstream=job.upstream))
     named = named_prices(ports.directory, job.caller, call, job.own, at_ms)
     return CallPrices(charging_prices(service, call, named), named, at_ms, job.own, True)

@@ -21,8 +21,8 @@ import msgspec
 from wsproto import ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 
-from gateway.calls.permit import check_objects, judge, named_objects
-from gateway.calls.prices import prices_of
+from gateway.calls.admit import check_models
+from gateway.calls.permit import check_objects, named_objects
 from gateway.core.calls.call import (
     BodyLook,
     CallRequest,
@@ -244,7 +244,7 @@ class LiveSocket(WebSocket):
     async def _aim(self, admitted: AdmittedCall) -> None:
         """Send a later turn to the socket's upstream; refuse it if the model now has other upstreams."""
         attempt = admitted.attempt
-        targets = [(one.upstream, one.model) for one in admitted.call.targets]
+        targets = [(one.upstream, one.model) for one in admitted.call.aim.targets]
         there = targets or [(attempt.name, attempt.model)]
         if self._aimed not in there and not self._is_due:
             raise ModelNotAllowed(f"The model {admitted.call.model} leads elsewhere by now: connect again.")
@@ -545,9 +545,10 @@ class LiveSocket(WebSocket):
         owned = named_objects(models, routed.owned, caller, call)
         before, call.models_beside = call.models_beside, self._session.models
         try:
-            ports = charge.worker.ports
-            judge(models, ports.directory, charge.head.attribution, caller, call, charge.user)
-            prices = prices_of(ports, caller, charge.service, call, charge.budgets)
+            prices = check_models(
+                charge.worker.admission, charge.head.attribution, caller, charge.user, call, charge.service,
+                charge.budgets,
+            )  # fmt: skip
             if len(named_objects(models, routed.owned, caller, call)) > len(owned):
                 raise InvalidRequest(
                     "A trained model cannot be named in a message: name it in the address that opens the connection.",
@@ -557,7 +558,7 @@ class LiveSocket(WebSocket):
             call.models_beside = before
             raise
         charge.prices = prices
-        targets = [(one.upstream, one.model) for one in call.targets]
+        targets = [(one.upstream, one.model) for one in call.aim.targets]
         if targets:
             charge.answered_by(targets.index(self._aimed))
 

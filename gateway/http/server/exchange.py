@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gateway.calls.ports import AdmissionPorts
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.calls.forms import FormReader
 from gateway.core.calls.models import ConfiguredModels
@@ -183,7 +184,7 @@ class Worker:
     `bounds` are the maxima that meters believe. `heads` reads heads with its cache. `buffers` counts bytes
     for slow connections, `bodies` queues large bodies. `workloads` has digests of keys by the URI of a client
     certificate. `models` are the configured models. `sockets` counts WebSockets, and `sockets_keep` the bytes
-    that they store; `frames` queues what they send.
+    that they store; `frames` queues what they send. `admission` is what admissions ask.
     """
 
     ports: Ports
@@ -199,6 +200,7 @@ class Worker:
     sockets: FairShares
     sockets_keep: FairShares
     frames: FairQueue
+    admission: AdmissionPorts
 
     def produced(self, started: float) -> float:
         """Record the time to the first output of a stream requested at `started`; return the present time."""

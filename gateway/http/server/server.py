@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from gateway.calls.ports import AdmissionPorts
 from gateway.core.calls.call import DEFAULT_BOUNDS, UsageBounds
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
@@ -400,6 +401,9 @@ class DataPlane:
             self.sockets,
             self.sockets_keep,
             self.frames,
+            AdmissionPorts(
+                ports, configured, upstreams, ports.estimator, ports.cooling, ports.tally.budget_refused
+            ),
         )
 
     @property

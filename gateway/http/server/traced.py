@@ -16,7 +16,7 @@ from gateway.calls.ports import CountersPort
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.calls.routes import Route
 from gateway.core.families.registry import OF_METER, SHAPES
-from gateway.core.model import Decision, HoldRequest, Settlement, SettleResult, Verdict
+from gateway.core.model import Admitted, HoldRequest, Refused, Settlement, SettleResult
 from gateway.core.traces import Span, SpanKind, Trace, Value
 from gateway.http.ports import Ports, Tracer
 from gateway.http.routing.head import CallHead
@@ -63,7 +63,7 @@ class TimedCounters:
         self.seconds = seconds
         self.traces: dict[str, Trace] = {}
 
-    def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
+    def reserve(self, request: HoldRequest) -> Awaitable[Admitted | Refused]:
         trace = self.traces.get(request.request_id)
         if trace is None:
             return self._counters.reserve(request)
@@ -75,7 +75,7 @@ class TimedCounters:
             return self._counters.settle(settlement)
         return self._settle(settlement, trace)
 
-    async def _reserve(self, request: HoldRequest, trace: Trace) -> Decision:
+    async def _reserve(self, request: HoldRequest, trace: Trace) -> Admitted | Refused:
         # A call with a late body is first admitted by its head: one span for both.
         span = next((child for child in trace.children if child.name == "reserve"), None)
         if span is None:
@@ -89,7 +89,7 @@ class TimedCounters:
         }
         decision = await self._timed(span, self._counters.reserve(request))
         span.attributes["tollkeeper.verdict"] = decision.verdict.name.lower()
-        if decision.verdict is Verdict.ADMITTED:
+        if isinstance(decision, Admitted):
             span.attributes["tollkeeper.tokens.held"] = decision.held_tokens
         return decision
 

@@ -17,8 +17,7 @@ from importlib import import_module
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from gateway.core.calls.facts import known_facts
-from gateway.core.calls.routes import ModelRule, UpstreamFacts, UpstreamTarget
+from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.circuit_breaker import CONNECT_TIMEOUT, PROXY
 from gateway.core.credentials import end_of
 from gateway.core.http_limits import HttpLimits
@@ -163,16 +162,6 @@ class Upstream:
         self._idle: list[Link] = []
         self._links: set[Link] = set()
         self._connecting: set[asyncio.Task[None]] = set()
-
-    def facts_of(self, model: str, rule: ModelRule | None) -> UpstreamFacts | None:
-        """Return the known facts about a model, such as its maxima, or None.
-
-        `model` is its name at the upstream, and `rule` its configuration.
-        """
-        facts = self.target.facts
-        if facts is None and rule is None and not self.contexts:
-            return None
-        return known_facts(facts, rule, self.contexts.get(model))
 
     @property
     def idle_connections(self) -> int:

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_TOKENS
 from gateway.core.accounts.limits import CACHED_MAX, duration, limit_headers, limit_lines, refusal_headers
-from gateway.core.model import BudgetWindow, Decision, LimitKind, Scope, Verdict, Window
+from gateway.core.model import Admitted, BudgetWindow, LimitKind, Refused, Scope, Verdict, Window
 
 NOW = 1_700_000_000_000
 
 
-def decision(requests: Window | None = None, tokens: Window | None = None, **more: int | None) -> Decision:
-    return Decision(Verdict.ADMITTED, now_ms=NOW, requests=requests, tokens=tokens, **more)  # type: ignore[arg-type] # every field here is a number
+def decision(requests: Window | None = None, tokens: Window | None = None, **more: int | None) -> Admitted:
+    return Admitted(now_ms=NOW, requests=requests, tokens=tokens, **more)  # type: ignore[arg-type] # every field here is a number
 
 
-def told(made: Decision) -> dict[bytes, bytes]:
+def told(made: Admitted) -> dict[bytes, bytes]:
     """The fields by name, each of which is there once."""
     fields = limit_headers(made)
     assert len(dict(fields)) == len(fields)
@@ -110,7 +110,7 @@ def test_debt_is_nothing_left() -> None:
 
 
 def refused(verdict: Verdict, kind: LimitKind, used: int, limit: int) -> dict[bytes, bytes]:
-    decision = Decision(verdict, Scope.TENANT, kind, used, limit, until_ms=NOW + 3000, now_ms=NOW)
+    decision = Refused(verdict, Scope.TENANT, kind, used, limit, until_ms=NOW + 3000, now_ms=NOW)
     return dict(refusal_headers(decision))
 
 

@@ -11,6 +11,7 @@ import pytest
 from gateway.core.calls.alphabets import CL100K, O200K, rare_tokens
 from gateway.core.calls.claims import read_call
 from gateway.core.calls.estimate import Estimator, tokenizer_of
+from gateway.core.calls.facts import aim_of
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.model import Family
 
@@ -69,7 +70,7 @@ def test_models_of_several_tokenizers_are_held_by_none() -> None:
     assert other > 2 * alone
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": text}]}
     aimed = read_call(ROUTE, {}, json.dumps(body).encode())
-    aimed.targets = (ModelTarget("up", "claude-5"),)
+    aimed.take_aim(aim_of(aimed, targets=(ModelTarget("up", "claude-5"),)))
     assert Estimator().hold(aimed, 1, "chat", binds=False).read > 2 * alone
 
 

@@ -15,7 +15,7 @@ from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.calls.claims import BudgetClaim, budget_bound, budget_claim
 from gateway.core.calls.estimate import Estimate
 from gateway.core.families.registry import OF_METER
-from gateway.core.model import INTEGER_MAX, Decision, Family, Verdict
+from gateway.core.model import INTEGER_MAX, Admitted, Family
 
 MILLION = 1_000_000
 MONEY, TOKENS = frozenset({"money"}), frozenset({"tokens"})
@@ -36,8 +36,8 @@ OPEN = Estimate(need=300, ceiling=1_150, least=151, read=150)
 STATED = Estimate(need=1_100, ceiling=1_150, least=0, read=150)
 
 
-def held(money: int = 0, raw: int = 0) -> Decision:
-    return Decision(Verdict.ADMITTED, money_held=money, raw_held=raw)
+def held(money: int = 0, raw: int = 0) -> Admitted:
+    return Admitted(money_held=money, raw_held=raw)
 
 
 def test_what_is_likely_is_claimed_and_all_it_could_use_under_a_strict_plan() -> None:

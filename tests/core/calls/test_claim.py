@@ -20,7 +20,7 @@ from gateway.core.calls.estimate import Estimate
 from gateway.core.calls.tariff import charge_of
 from gateway.core.families.controlled import elements
 from gateway.core.families.registry import OF_METER, SHAPES
-from gateway.core.model import GENERIC, Decision, Family, Service, TokenUsage, Verdict
+from gateway.core.model import GENERIC, Admitted, Family, Service, TokenUsage
 from tests.builders import credits_of, prices_of
 from tests.search import examples
 
@@ -56,7 +56,7 @@ def test_a_price_by_token_is_claimed_for_all_a_call_could_use() -> None:
 
 
 def test_only_a_hold_that_bounds_says_how_much_may_be_written() -> None:
-    held = Decision(Verdict.ADMITTED, held_tokens=500)
+    held = Admitted(held_tokens=500)
     assert output_bound(None, call(), UNBOUND, held) is None
     held.bounded = True
     assert output_bound(None, call(), UNBOUND, held) == 400
@@ -82,7 +82,7 @@ def test_no_call_costs_more_than_it_holds(
     estimate = Estimate(read, read + choices + beyond, read + choices, read)
     dear = rate(one, estimate)
     most, least, _ = claimed(one, dear, estimate, 1)
-    held = Decision(Verdict.ADMITTED, held_credits=max(least, most * cut // 100))
+    held = Admitted(held_credits=max(least, most * cut // 100))
     bound = output_bound(dear, call(choices), estimate, held)
     assert bound is not None
     written = data.draw(st.integers(0, bound)) * choices
@@ -94,7 +94,7 @@ def test_no_call_costs_more_than_it_holds(
 @pytest.mark.parametrize("choices", [1, 4])
 def test_the_least_lets_each_answer_have_a_token(choices: int) -> None:
     estimate = Estimate(100, 1_000, 100 + choices, 100)
-    held = Decision(Verdict.ADMITTED, held_tokens=100 + choices, bounded=True)
+    held = Admitted(held_tokens=100 + choices, bounded=True)
     assert output_bound(None, call(choices), estimate, held) == 1
 
 

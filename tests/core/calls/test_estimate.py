@@ -21,6 +21,7 @@ from gateway.core.calls.estimate import (
     Estimator,
     limit_models,
 )
+from gateway.core.calls.facts import aim_of
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.families.controlled import elements, models_beside
 from gateway.core.families.registry import OF_METER
@@ -413,7 +414,8 @@ def test_a_picture_of_an_unknown_model_holds_the_dearest_of_its_api_at_most(
 
 def test_a_picture_of_a_name_that_targets_replace_holds_what_they_take() -> None:
     asked = call("fast", output_max=0)
-    asked.targets = (ModelTarget("up", "gpt-5.1"), ModelTarget("up", "claude-opus-4-7"))
+    targets = (ModelTarget("up", "gpt-5.1"), ModelTarget("up", "claude-opus-4-7"))
+    asked.take_aim(aim_of(asked, targets=targets))
     plain = Estimator().hold(asked, 1, "chat")
     asked.blob_tokens, asked.pictures = 1_600, 1
     assert Estimator().hold(asked, 1, "chat").ceiling - plain.ceiling == 4_784

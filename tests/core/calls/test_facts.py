@@ -10,7 +10,7 @@ import pytest
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import limit_output
 from gateway.core.calls.estimate import CEILING, Estimate, Estimator
-from gateway.core.calls.facts import NO_FACTS, fit_body, known_facts, take_facts
+from gateway.core.calls.facts import NO_FACTS, aim_of, fit_body, known_facts
 from gateway.core.calls.routes import ModelRule, TokenCounts, UpstreamFacts
 from tests.core.calls.test_call import read
 
@@ -20,7 +20,7 @@ OLDER, NEWER = "max_tokens", "max_completion_tokens"
 
 def held(call: CallRequest, *facts: UpstreamFacts) -> Estimate:
     if facts:
-        take_facts(call, facts)
+        call.take_aim(aim_of(call, facts))
     return Estimator().hold(call, 1, "chat")
 
 
@@ -146,8 +146,8 @@ def test_each_target_is_sent_what_it_takes_whichever_was_asked_before() -> None:
 )
 def test_usage_is_not_asked_for_where_an_upstream_does_not_take_that(options: dict[str, Any]) -> None:
     call = read("openai_chat", CHAT | {"stream": True} | options)
-    take_facts(call, (UpstreamFacts(adds=frozenset()),))
-    assert sent(call, call.facts[0]) == {"stream": True}
+    call.take_aim(aim_of(call, (UpstreamFacts(adds=frozenset()),)))
+    assert sent(call, call.aim.facts[0]) == {"stream": True}
     asked = read("openai_chat", CHAT | {"stream": True, "stream_options": {"include_usage": True}})
     assert sent(asked, UpstreamFacts(adds=frozenset())) == {
         "stream": True,

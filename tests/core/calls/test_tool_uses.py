@@ -20,6 +20,7 @@ from gateway.core.calls.claims import (
     uses_of,
 )
 from gateway.core.calls.estimate import TOOL_USES_MAX
+from gateway.core.calls.facts import aim_of
 from gateway.core.calls.routes import ModelTarget
 from gateway.core.calls.tariff import makes, unpriced_part
 from gateway.core.families.controlled import elements
@@ -434,7 +435,7 @@ def test_seconds_that_nobody_knows_are_likely_by_the_bytes_and_at_most_what_the_
 )
 def test_a_configured_model_makes_pictures_as_a_target_does(target: str, *, is_made: bool) -> None:
     call = asked(GEMINI, {}, "drawer")
-    call.targets = (ModelTarget("up", target),)
+    call.take_aim(aim_of(call, targets=(ModelTarget("up", target),)))
     assert ("image_output" in makes(call)) is is_made
 
 

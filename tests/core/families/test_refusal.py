@@ -14,9 +14,9 @@ import pytest
 from gateway import errors
 from gateway.core.accounts.runs import BUDGET_ID_MIN
 from gateway.core.accounts.spent_answers import SpentAnswer
-from gateway.core.families.refusal import from_decision, refused_by, render
+from gateway.core.families.refusal import from_refused, refused_by, render
 from gateway.core.families.registry import FAMILIES
-from gateway.core.model import BlockCause, BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
+from gateway.core.model import BlockCause, BudgetWindow, Family, LimitKind, Refused, Scope, Verdict
 from gateway.errors import Refusal
 
 NOW = 1_700_000_000_000
@@ -38,13 +38,13 @@ def refused(
     wait_ms: int | None = 90_000,
 ) -> Refusal:
     until = 0 if wait_ms is None else NOW + wait_ms
-    return from_decision(Decision(verdict, scope, kind, used, limit, until, NOW))
+    return from_refused(Refused(verdict, scope, kind, used, limit, until, NOW))
 
 
 def test_what_refused_has_a_row_where_it_is_a_budget_a_run_or_a_plan() -> None:
     def by(verdict: Verdict, kind: LimitKind, budget_id: int = 0) -> tuple[str, int]:
         window = BudgetWindow(budget_id, 10, 10, 0, 1) if budget_id else None
-        return refused_by(from_decision(Decision(verdict, 3, kind, 10, 10, 0, NOW, budget=window)))
+        return refused_by(from_refused(Refused(verdict, 3, kind, 10, 10, 0, NOW, budget=window)))
 
     exceeded, run = Verdict.BUDGET_EXCEEDED, BUDGET_ID_MIN + 6
     assert by(exceeded, LimitKind.BUDGET, 7) == ("budget", 7)
@@ -90,7 +90,7 @@ def test_every_verdict_has_its_refusal(verdict: Verdict, error: type[Refusal]) -
     ],
 )
 def test_refusal_of_a_blocked_tenant_names_the_cause_of_the_block(cause: BlockCause, message: str) -> None:
-    refusal = from_decision(Decision(Verdict.TENANT_BLOCKED, scope=int(Scope.TENANT), used=cause))
+    refusal = from_refused(Refused(Verdict.TENANT_BLOCKED, scope=int(Scope.TENANT), used=cause))
     headers, body = render(refusal, Family("openai"), ID)
     assert (refusal.status, dict(headers)[b"x-tollkeeper-reason"]) == (403, b"tenant_blocked")
     assert json.loads(body)["error"]["message"] == message
@@ -109,7 +109,7 @@ def test_refusal_of_a_blocked_tenant_names_the_cause_of_the_block(cause: BlockCa
 def test_a_spent_amount_is_told_as_its_caller_wants(
     verdict: Verdict, said: SpentAnswer, status: int, wait_s: int
 ) -> None:
-    refusal = from_decision(Decision(verdict, 3, 4, 12, 10, NOW + 90_000, NOW), lambda: said)
+    refusal = from_refused(Refused(verdict, 3, 4, 12, 10, NOW + 90_000, NOW), lambda: said)
     headers = dict(render(refusal, Family("gemini"), ID)[0])
     assert (refusal.status, headers[b"retry-after"], headers[b"x-tollkeeper-refused-by"]) == (
         status, b"%d" % wait_s, b"tenant",
@@ -119,8 +119,8 @@ def test_a_spent_amount_is_told_as_its_caller_wants(
 
 def test_who_says_nothing_of_spent_amounts_is_told_as_those_above_say() -> None:
     assert SpentAnswer(0, 60).else_of(SpentAnswer(402, 5)).else_of(SpentAnswer(429)) == SpentAnswer(402, 60)
-    limited = Decision(Verdict.RATE_LIMITED, 1, 1, 12, 10, NOW + 1, NOW)
-    assert from_decision(limited, lambda: SpentAnswer(402)).status == 429
+    limited = Refused(Verdict.RATE_LIMITED, 1, 1, 12, 10, NOW + 1, NOW)
+    assert from_refused(limited, lambda: SpentAnswer(402)).status == 429
 
 
 def test_gemini_names_a_quota_that_waiting_does_not_help() -> None:
@@ -255,8 +255,8 @@ DAY = BudgetWindow(7, 3 * 10**9, 2_950_000_000, NOW + 37_800_000, 1, "mine", "US
 
 
 def spent(verdict: Verdict = Verdict.BUDGET_EXCEEDED, window: BudgetWindow = DAY) -> Refusal:
-    return from_decision(
-        Decision(verdict, 5, LimitKind.BUDGET, window.used, window.limit, window.reset_ms, NOW, budget=window)
+    return from_refused(
+        Refused(verdict, 5, LimitKind.BUDGET, window.used, window.limit, window.reset_ms, NOW, budget=window)
     )
 
 
@@ -455,8 +455,8 @@ def by_402(verdict: Verdict, name: str, limit: int) -> Refusal:
     """Return the refusal by a budget of tokens, or by what an organization owns, of which nothing is left."""
     window = BudgetWindow(7, limit, limit, 0, 2, name) if name else None
     kind = LimitKind.BUDGET if name else LimitKind.CREDITS
-    decision = Decision(verdict, 5, kind, limit, limit, 0, NOW, budget=window)
-    return from_decision(decision, lambda: SpentAnswer(402))
+    decision = Refused(verdict, 5, kind, limit, limit, 0, NOW, budget=window)
+    return from_refused(decision, lambda: SpentAnswer(402))
 
 
 NEVER = " Quota exceeded; no interval will reset it."

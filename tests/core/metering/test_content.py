@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from openai.types.responses import Response
 
+from gateway.core.calls.aim import Aim
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.estimate import Estimator
 from gateway.core.metering.content import UNCOUNTED, LooseContent, content_bytes, generated, is_generated
@@ -380,7 +381,7 @@ def test_reports_of_fewer_than_the_choices_are_flagged_however_long_the_texts(
 def test_a_report_of_each_choice_is_that_of_one_in_a_stream_as_well() -> None:
     def stream(*, each: bool) -> Meter:
         asking = asked("openai_chat", streamed=True, choices=2)
-        asking.reports_each = each
+        asking.aim = Aim(asking.said, reports_each=each)
         events = [frame(delta(TEXT, index)) for index in (0, 1)]
         ends = [frame(chat_chunk(choices=[{"index": index, "delta": {}, "finish_reason": "stop"}]))
                 for index in (0, 1)]  # fmt: skip

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.facts import aim_of
 from gateway.core.calls.routes import ModelTarget
 from gateway.core.metering.meter import TOOLS_MAX, Detail, Meter
 from gateway.core.metering.meters import make_meter
@@ -682,7 +683,7 @@ def test_a_configured_model_searches_as_its_targets_do(
 ) -> None:
     asked = call("openai_chat")
     asked.model = "mine"
-    asked.targets = tuple(ModelTarget("up", model) for model in targets)
+    asked.take_aim(aim_of(asked, targets=tuple(ModelTarget("up", model) for model in targets)))
     usage = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
     made = make_meter(asked, 200, JSON)
     answer = {"model": answered, "choices": [{"message": {"content": "hi"}}], "usage": usage}

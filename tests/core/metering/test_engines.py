@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import read_call
-from gateway.core.calls.facts import take_facts
+from gateway.core.calls.facts import aim_of
 from gateway.core.calls.routes import Route, UpstreamFacts
 from gateway.core.families.openai.reports import _Sum
 from gateway.core.metering.meter import Meter
@@ -72,7 +72,7 @@ def counted_answers() -> list[EngineAnswer]:
     for server, file, api, asked, counts, body in zip(*(iter(parts),) * 6, strict=True):
         made = called(api, json.loads(asked))
         [upstream] = (one for one in load(ENVIRON, SHIPPED / f"{file}.yaml").upstreams if one.name == file)
-        take_facts(made, (upstream.facts,))
+        made.take_aim(aim_of(made, (upstream.facts,)))
         found.append(EngineAnswer(f"{server} | {asked[:99]}", made, counts.split(), body.encode()))
     return found
 
@@ -93,7 +93,7 @@ def test_choices_that_end_by_themselves_are_as_dense_as_the_densest_known_one() 
     Another four may be its end and shorter words.
     """
     made = called("completions", {"model": "m", "prompt": "x", "n": 3, "max_tokens": 20})
-    take_facts(made, (UpstreamFacts(choices="each"),))
+    made.take_aim(aim_of(made, (UpstreamFacts(choices="each"),)))
     ends = [("a" * 12, "stop"), ("b" * 10, "length"), ("c" * 5, "stop")]
     said = [{"index": at, "text": text, "finish_reason": end} for at, (text, end) in enumerate(ends)]
     meter = make_meter(made, 200, JSON)
@@ -108,7 +108,7 @@ def test_choices_that_end_by_themselves_are_as_dense_as_the_model_s_answers_were
     Two bytes for a token are learned of the model, so 12 letters are six tokens, and three are its margin.
     """
     made = called("completions", {"model": "m", "prompt": ["x", "y"], "max_tokens": 20})
-    take_facts(made, (UpstreamFacts(choices="each"),))
+    made.take_aim(aim_of(made, (UpstreamFacts(choices="each"),)))
     made.output_bytes_per_token = 2.0
     said = [{"index": at, "text": "a" * size, "finish_reason": "stop"} for at, size in enumerate((40, 12))]
     meter = make_meter(made, 200, JSON)
@@ -123,7 +123,7 @@ def test_an_upstream_says_that_its_reports_are_about_each_choice(
 ) -> None:
     """LiteLLM 1.109.0 before llama.cpp: nothing in its answer shows that it is of one of three choices."""
     made = called("chat", {"model": "m", "messages": [], "n": 3, "max_tokens": 9})
-    take_facts(made, (UpstreamFacts(choices=choices),))
+    made.take_aim(aim_of(made, (UpstreamFacts(choices=choices),)))
     said = [
         {"index": number, "finish_reason": "stop", "message": {"content": "one two"}} for number in range(3)
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.model import Decision, HoldRequest, Service, Settlement, SettleResult
+from gateway.core.model import Admitted, HoldRequest, Refused, Service, Settlement, SettleResult
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.counters import Counters
 from gateway.counters.admission.stored import encode_catalogue
@@ -38,8 +38,8 @@ class Worker:
     ) -> HoldRequest:
         return HoldRequest(self.world.caller, new_id(), user, service, need, need, credits_)
 
-    async def reserve(self, request: HoldRequest) -> Decision:
-        decision: Decision = await driven(self.counters.reserve(request))
+    async def reserve(self, request: HoldRequest) -> Admitted | Refused:
+        decision: Admitted | Refused = await driven(self.counters.reserve(request))
         return decision
 
     async def settle(

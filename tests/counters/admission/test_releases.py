@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 
 from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
-from gateway.core.model import NO_SERVICE, Decision, HoldRequest, Limits, SettleResult, Verdict
+from gateway.core.model import NO_SERVICE, Admitted, HoldRequest, Limits, Refused, SettleResult, Verdict
 from gateway.core.wait import in_task
 from gateway.counters.admission.caller_holds import CallerHolds
 from gateway.counters.admission.counters import _release_of
@@ -59,7 +59,7 @@ def thaw(server: ValkeyServer) -> None:
     server.process.send_signal(signal.SIGCONT)
 
 
-async def reserve(worker: Worker, request: HoldRequest) -> Decision | None:
+async def reserve(worker: Worker, request: HoldRequest) -> Admitted | Refused | None:
     try:
         return await worker.reserve(request)
     except CountersUnavailable:

@@ -11,7 +11,16 @@ from gateway.core.accounts.plans import Weights, millionths
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import output_bound
 from gateway.core.calls.estimate import Estimate
-from gateway.core.model import GENERIC, Caller, Decision, HoldRequest, Settlement, SettleResult, Verdict
+from gateway.core.model import (
+    GENERIC,
+    Admitted,
+    Caller,
+    HoldRequest,
+    Refused,
+    Settlement,
+    SettleResult,
+    Verdict,
+)
 from gateway.counters.admission.catalogue import WeightCache
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.layouts.packing import ANY_PLAN
@@ -149,7 +158,7 @@ async def test_a_strict_plan_is_never_overshot_whatever_kinds_come(
         most = stated or 4_000
         least = 0 if stated else read + 1
         request = worker.request(read + 9, ceiling=read + most, least=least, read=read, read_likely=read)
-        decision: Decision = await driven(worker.counters.reserve(request))
+        decision: Admitted | Refused = await driven(worker.counters.reserve(request))
         if decision.verdict is not Verdict.ADMITTED:
             return 0
         assert decision.bounded

@@ -9,7 +9,7 @@ import pytest
 from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_TOKENS, MONEY, TOKENS
 from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldBody, read_body
 from gateway.core.billing.price_book import read_price
-from gateway.core.model import BudgetWindow, Decision, Service, Verdict
+from gateway.core.model import Admitted, BudgetWindow, Service
 from gateway.errors import InvalidRequest
 from gateway.features.caller_holds.gateway import UNITS, _dearer_ms, _remaining
 from tests.core.billing.prices import price_row
@@ -30,12 +30,12 @@ MONEY_LEFT, TOKENS_LEFT = BudgetWindow(1, 100, 70, 0, FLAG_MONEY), BudgetWindow(
 def test_remaining_amount_of_a_hold_is_the_smallest_limit_in_the_unit_of_the_hold(
     unit: str, service: Service, window: BudgetWindow | None, remaining: int | None
 ) -> None:
-    decision = Decision(Verdict.ADMITTED, tokens_remaining=40, credits_remaining=20, budget=window)
+    decision = Admitted(tokens_remaining=40, credits_remaining=20, budget=window)
     assert _remaining(decision, service, unit) == remaining
 
 
 def test_remaining_units_of_a_hold_are_zero_with_a_negative_credit_balance() -> None:
-    assert _remaining(Decision(Verdict.ADMITTED, credits_remaining=-4), PRICED, UNITS) == 0
+    assert _remaining(Admitted(credits_remaining=-4), PRICED, UNITS) == 0
 
 
 @pytest.mark.parametrize("name", ["gpt-4o\0x", "gpt\u202eo4", "gpt\n", "a,b", " gpt"])

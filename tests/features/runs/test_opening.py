@@ -25,7 +25,7 @@ from gateway.core.accounts.runs import (
     read_run,
     wanted_run,
 )
-from gateway.core.families.refusal import from_decision
+from gateway.core.families.refusal import from_refused
 from gateway.core.model import PARTITIONS, SettleResult, Verdict
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
@@ -93,7 +93,7 @@ async def another(world: World, connect: Connect) -> Worker:
 
 
 def refusal_of(call: Call) -> Refusal:
-    return from_decision(call.decision)
+    return from_refused(call.decision)
 
 
 # --- what a run is -------------------------------------------------------------------------------

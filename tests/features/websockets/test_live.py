@@ -25,7 +25,7 @@ from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import KINDS, read_price
 from gateway.core.calls.routes import ModelRule, ModelTarget, Route, UpstreamTarget
 from gateway.core.families.gemini.live import GeminiLiveSession
-from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
+from gateway.core.model import Admitted, Family, LimitKind, Refused, Scope, Verdict
 from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable
 from tests.certificates import issued, trusting
@@ -56,7 +56,7 @@ USAGE = {
 }  # fmt: skip
 HEARD = "conversation.item.input_audio_transcription.completed"
 CREATE = {"type": "response.create", "response": {"output_modalities": ["text"]}}
-REFUSAL = Decision(Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 100, 100, 0, 1_000)
+REFUSAL = Refused(Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 100, 100, 0, 1_000)
 
 
 def done(
@@ -623,7 +623,7 @@ async def test_second_of_two_concurrent_sockets_is_429_when_tokens_suffice_for_a
     async with live() as (stage, _):
         left, admitted, reserve = 1, stage.counters.decision, stage.counters.reserve
 
-        async def limited(request: Any) -> Decision:
+        async def limited(request: Any) -> Admitted | Refused:
             nonlocal left
             left -= 1
             stage.counters.decision = admitted if left >= 0 else REFUSAL

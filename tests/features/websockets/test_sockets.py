@@ -16,7 +16,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from gateway.core.calls.routes import Route
-from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
+from gateway.core.model import Family, LimitKind, Refused, Scope, Verdict
 from tests.http.fakes import AUTH, CALLER, KEY, STREAM_HEAD, answer, chunks, post
 from tests.http.stage import WITHIN_S, Close, Stage, staged
 from tests.waiting import eventually
@@ -175,7 +175,7 @@ async def test_invalid_message_on_a_responses_websocket_is_refused_and_the_socke
 async def test_rate_limit_refuses_a_websocket_message_like_a_posted_call() -> None:
     async with staged(ROUTES) as stage, connected(stage) as socket:
         admitted = stage.counters.decision
-        stage.counters.decision = Decision(
+        stage.counters.decision = Refused(
             Verdict.RATE_LIMITED, Scope.KEY, LimitKind.REQUESTS, 60, 60, 31_000, 1_000
         )
         await socket.send_json(CREATE)

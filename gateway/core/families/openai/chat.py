@@ -212,7 +212,7 @@ def _reports_of(meter: Meter) -> ChoiceReports:
 def _name(meter: Meter, model: object, tier: object) -> None:
     meter.detail.answered_by(model)
     meter.detail.served_as(tier)
-    targets = meter.call.targets
+    targets = meter.call.aim.targets
     if _searches(meter.call.model) or (targets and _searches_under_another_name(meter)):
         meter.detail.used_tool(SEARCH, 1)
 
@@ -227,7 +227,7 @@ def _searches(model: str) -> bool:
 
 def _searches_under_another_name(meter: Meter) -> bool:
     """Return whether a model searches by itself: the one that answered, or all to which the call may go."""
-    targets = meter.call.targets
+    targets = meter.call.aim.targets
     return _searches(meter.detail.model) or all(_searches(target.model) for target in targets)
 
 

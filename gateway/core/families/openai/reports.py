@@ -221,7 +221,7 @@ class ChoiceReports:
         most = max(self._largest, meter.output_most)
         used, output = max(whole[0], own.read), min(max(whole[1], own.written), most)
         counted = output >= meter.content_events
-        of_one = meter.call.reports_each and 0 < len(alone) < len(self._seen)
+        of_one = meter.call.aim.reports_each and 0 < len(alone) < len(self._seen)
         tells_all = not of_one and (len(alone) > 1 or (counted and whole[1] >= own.written))
         meter.reported_part = 1.0 if tells_all else meter.call.first_part
         final = counted and (
@@ -238,7 +238,7 @@ class ChoiceReports:
     def _check(self, meter: Meter) -> None:
         """Mark the output as uncounted if fewer choices have a report of their own than have text."""
         reports = len(self._alone) or len(self._own)
-        of_all = len(self._alone) == 1 and not meter.call.reports_each
+        of_all = len(self._alone) == 1 and not meter.call.aim.reports_each
         meter.uncounted = 0 < reports < len(self._seen) and not of_all
 
 
@@ -257,7 +257,7 @@ def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> N
     stated = call.output_max or 0
     at_most = [place for place, one in enumerate(choices) if stated and one.get("finish_reason") == _LENGTH]
     of_one = completion <= stated and completion < stated * len(at_most)
-    if not (call.reports_each or _TIMINGS in document or of_one):
+    if not (call.aim.reports_each or _TIMINGS in document or of_one):
         meter.detail.contradicted = sum(texts) > _TOKEN_CHARACTERS * completion
         return numbers
     meter.marked = meter.detail.contradicted = True

@@ -1,0 +1,67 @@
+"""The request for a use: its caller, kind and service."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from gateway.core.accounts.runs import FIELD
+from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
+from gateway.core.calls.call import CallRequest
+from gateway.core.families.objects import ObjectAccess
+from gateway.core.model import Attribution, Caller
+from gateway.core.times import HOUR_MS
+
+# How long the hold of a usual call may last, for prices that go by the end of a call.
+CALL_LIFE_MS: Final = HOUR_MS
+
+
+class KindOfUse(NamedTuple):
+    """The differences on purpose between kinds of use.
+
+    Where a key requires a user, `user_field` is the field that names it; where a policy requires a run,
+    `run_field`. `life_ms` is how long a hold may last. `is_aimed`: it goes to a target of its model.
+    `is_sent`: it is written for its targets, which must speak its API. `is_free`: it takes from no limit but
+    requests, so that it needs neither user nor run. `is_called`: it is called from here, so that the circuit
+    breaker may refuse it; others wait at their provider, or their caller hears the upstream's refusal.
+    """
+
+    user_field: str = "x-tollkeeper-user"
+    run_field: str = FIELD
+    life_ms: int = CALL_LIFE_MS
+    is_aimed: bool = True
+    is_sent: bool = True
+    is_free: bool = False
+    is_called: bool = True
+
+
+CALL: Final = KindOfUse()
+FREE_CALL: Final = KindOfUse("", is_free=True)
+AUTHORIZED, FREE_AUTHORIZED = CALL._replace(is_called=False), FREE_CALL._replace(is_called=False)
+HOLD: Final = KindOfUse("user", "run", is_sent=False, is_called=False)
+LINE: Final = KindOfUse(life_ms=HOLD_MS_MAX, is_aimed=False, is_sent=False, is_called=False)
+
+
+class UseRequest(NamedTuple):
+    """A request for a use. Nothing changes it once it is read.
+
+    `id` becomes that of its hold, `user` is the one it is made for, and `units` are those that it states. `service_key` is its service, empty
+    on a route that charges nothing. `upstream` is the one that its route names. `owned` says how its API
+    keeps objects, `listed` is a model that the path of a list names. Its service may share paths with those
+    of `overlapping`. If a list allows some models alone, a use that names none is refused with the words
+    `without_model`, empty if it passes. A body that is sent `once` has no second target.
+    """
+
+    kind: KindOfUse
+    id: str
+    caller: Caller
+    user: str
+    attribution: Attribution
+    call: CallRequest
+    service_key: str
+    upstream: str = ""
+    owned: ObjectAccess | None = None
+    without_model: str = ""
+    overlapping: tuple[str, ...] = ()
+    listed: str = ""
+    once: bool = False
+    units: int = 1
