@@ -356,7 +356,9 @@ async def test_usage_report_file_contains_all_rows_even_if_more_than_a_page(
     count = usage.PAGE_ROWS * 2 + 7
     sums = ", ".join("n" if name == "cost" else "1" for name in SUMS)
     api.rows(
-        f"INSERT INTO usage_rollup SELECT 'team_day', '2026-03-31Z'::timestamptz + n %% 3 * interval '1 day',"
+        "INSERT INTO usage_rollup (span, start, organization_id, tenant_id, api_key_id, user_id, project_id,"
+        f" service_id, model, currency, {', '.join(SUMS)})"
+        f" SELECT 'team_day', '2026-03-31Z'::timestamptz + n %% 3 * interval '1 day',"
         f" {account.organization_id}, {account.tenant_id}, 0, 0, -1, 1, 'm' || n, 'USD', {sums}"
         f" FROM generate_series(1, {count}) AS n"
     )
