@@ -251,16 +251,9 @@ def _parameters(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
 
 
 def _is_frozen(declared: ast.ClassDef) -> bool:
-    """Return whether no field of a class changes: as a value, a port or an exception has none that do."""
+    """Return whether no field of a class changes, as of a value or a port."""
     said = [ast.unparse(one) for one in (*declared.decorator_list, *declared.bases, *declared.keywords)]
-    finals = [one for one in ast.walk(declared) if isinstance(one, ast.AnnAssign) and _is_final(one)]
-    return bool(finals) or any(
-        "frozen=True" in one or one in {"NamedTuple", "Protocol", "TypedDict"} for one in said
-    )
-
-
-def _is_final(one: ast.AnnAssign) -> bool:
-    return isinstance(one.target, ast.Attribute) and ast.unparse(one.annotation).startswith("Final")
+    return any("frozen=True" in one or one in {"NamedTuple", "Protocol", "TypedDict"} for one in said)
 
 
 def _fields_of(declared: ast.ClassDef) -> frozenset[str]:

@@ -152,15 +152,9 @@ def find_terms(ports: AdmissionPorts, asked: UseRequest) -> tuple[AdmissionTerms
             if run is None:
                 run, opening = make_provisional(caller, named, policies), policies
     rule = judge(
-        ports.models,
-        directory,
-        asked.attribution,
-        caller,
-        call,
-        asked.user,
-        asked.without_model,
+        ports.models, directory, asked.attribution, caller, call, asked.user, asked.without_model,
         kind.user_field,
-    )
+    )  # fmt: skip
     call.take_aim(aim_at(ports, asked, rule))
     if kind.is_free:
         prices = prices_of(calls, caller, NO_SERVICE, call, None) if asked.service_key else NO_PRICES
@@ -264,7 +258,7 @@ async def check_listed(ports: AdmissionPorts, asked: UseRequest) -> None:
 def check_admitted(
     ports: AdmissionPorts, caller: Caller, budgets: CallBudgets | None, answer: Admitted | Refused
 ) -> Admitted:
-    """Return an admission with its budget's name; raise the `Refusal` of an answer that refuses the asked."""
+    """Return an admission with its budget's name; raise the `Refusal` of an answer that refuses the use."""
     window = answer.budget
     if budgets is not None and window is not None:
         if isinstance(answer, Admitted) and window.limit == ENDLESS_CALLS:

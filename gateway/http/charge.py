@@ -166,8 +166,9 @@ class AdmittedCall:
         try:
             answer = await self.worker.ports.counters.reserve(request)
         finally:
-            if not is_shielded:
-                exchange.unshield()
+            exchange.unshield()
+            if is_shielded:
+                exchange.shield()  # for as long again
         return check_admitted(self.worker.admission, request.caller, budgets, answer)
 
     async def outlast(self) -> Admitted:

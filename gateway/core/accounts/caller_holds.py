@@ -26,7 +26,7 @@ from gateway.core.billing.price_book import (
     Counts,
 )
 from gateway.core.calls.aim import Aim
-from gateway.core.calls.call import TIMED_OUT, CallRequest, UsageBounds, read_document
+from gateway.core.calls.call import TIMED_OUT, CallRequest, Learned, UsageBounds, read_document
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.families.controlled import model_name
 from gateway.core.metering.meter import Detail
@@ -132,12 +132,13 @@ class HeldCall(msgspec.Struct, array_like=True):
     def request(self, model: str) -> CallRequest:
         call = CallRequest(
             self.meter, Family(self.family), b"", model, self.streamed, self.output_max, self.choices,
-            blob_tokens=self.input_estimate, output_bytes_per_token=self.output_bytes_per_token,
+            blob_tokens=self.input_estimate,
             units_pointer=self.units_pointer, input_ceiling=self.input_ceiling,
             output_ceiling=self.output_ceiling, reports=self.reports, gives_up=self.gives_up,
             measured=self.measured, keeps=self.keeps, named=self.named, brought=frozenset(self.brought),
         )  # fmt: skip
         call.aim = Aim(call.said, reports_each=self.reports_each)
+        call.learned = Learned(self.output_bytes_per_token)
         return call
 
 
@@ -151,7 +152,7 @@ def held_call(route: Route, call: CallRequest) -> HeldCall:
     if not keeps or sum([len(one) for one in named + brought]) > IDS_CHARACTERS_MAX:
         keeps, named, brought = False, (), ()
     return HeldCall(
-        route.path, call.meter, call.family, call.streamed, call.input_estimate, call.output_bytes_per_token,
+        route.path, call.meter, call.family, call.streamed, call.input_estimate, call.learned.output_bytes_per_token,
         call.units_pointer, call.output_max, call.choices, call.input_ceiling, call.output_ceiling,
         call.reports and not call.strip_usage, call.gives_up, call.measured, keeps, named, brought,
         call.aim.reports_each,

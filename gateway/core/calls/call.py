@@ -779,6 +779,18 @@ class NameCheck:
         self.own: frozenset[str] = frozenset()
 
 
+class Learned(NamedTuple):
+    """The densities of text that the estimator learned of similar calls; `entry` is what it keeps of them."""
+
+    output_bytes_per_token: float = 4.0
+    input_tokens_per_byte: float = 1 / BYTES_PER_TOKEN
+    tokens_of: CountTokens | None = None  # the model's tokenizer, if known
+    entry: LruEntry | None = None
+
+
+UNLEARNED: Final = Learned()
+
+
 @dataclass(slots=True)
 class CallRequest:
     """One call as it is sent to its upstream: what it asks for, and the estimates for its hold."""
@@ -793,9 +805,6 @@ class CallRequest:
     input_bytes: int = 0  # bytes of text
     blob_tokens: int = 0  # tokens for images, sound and files
     strip_usage: bool = False  # the client did not ask for a usage frame; send `accept-encoding: identity`
-    output_bytes_per_token: float = 4.0  # learned by the estimator
-    input_tokens_per_byte: float = 1 / BYTES_PER_TOKEN  # learned too
-    tokens_of: CountTokens | None = None  # the model's tokenizer, if known
     units_pointer: str = ""
     text_bytes: int = 0  # produced text, set by the meter
     document: Document | None = None  # the decoded body
@@ -834,7 +843,6 @@ class CallRequest:
     model_at: tuple[int, int] | None = None  # position of the model's name in a form
     cut: CutParts | None = None  # parts that `document` lacks
     asks: bool | None = None  # it may ask for tools or a search; None if unknown
-    learned: LruEntry | None = None  # what the estimator learned of similar calls
     prompts: int = 1  # prompts that share the choices
     first_part: float = 1.0  # share of the first prompt in all of them
     output_default: int = 0  # the upstream's maximum of a choice if none is stated, 0 if unknown
@@ -859,6 +867,7 @@ class CallRequest:
     tiers: tuple[str, ...] = ()  # service tiers that it asks for
     storage: StorageTime | None = None  # of contents that its upstream bills by time
     aim: Aim = UNAIMED  # where it goes
+    learned: Learned = UNLEARNED  # by the estimator
 
     @property
     def said(self) -> SaidBounds:
@@ -910,7 +919,7 @@ class CallRequest:
     @property
     def input_estimate(self) -> int:
         """The likely input tokens: by size, with the mean tokens a byte that were learned, and by media."""
-        return _whole(self.input_bytes * self.input_tokens_per_byte) + self.blob_tokens
+        return _whole(self.input_bytes * self.learned.input_tokens_per_byte) + self.blob_tokens
 
     @property
     def most(self) -> int:
@@ -953,7 +962,7 @@ class CallRequest:
         """Release the document and other decoded parts, after `body` was sent for the last time."""
         if self.document is not None:
             # A prompt may have to be counted at the end of the answer.
-            self.body = body if self.tokens_of is not None and len(body) <= PROMPT_BYTES_MAX else b""
+            self.body = body if self.learned.tokens_of is not None and len(body) <= PROMPT_BYTES_MAX else b""
         self.document, self.tools, self.plugins, self.cut = None, (), (), None
 
 
@@ -968,5 +977,6 @@ def _whole(tokens: float) -> int:
 
 def input_tokens(call: CallRequest) -> int:
     """Return the input tokens by the model's own tokenizer if it is known, else by size."""
-    counted = prompt_tokens(call.body, call.tokens_of) if call.tokens_of is not None else None
+    tokens_of = call.learned.tokens_of
+    counted = prompt_tokens(call.body, tokens_of) if tokens_of is not None else None
     return call.input_estimate if counted is None else counted + call.blob_tokens

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
 from gateway.core.calls.alphabets import rare_tokens
-from gateway.core.calls.call import BLOB_TOKENS, BYTES_PER_TOKEN, NOT_ASCII, CallRequest, dense_bytes
+from gateway.core.calls.call import BLOB_TOKENS, BYTES_PER_TOKEN, NOT_ASCII, CallRequest, Learned, dense_bytes
 from gateway.core.calls.text_bound import bound_tokens, counted, load
 from gateway.core.families.controlled import Document, Tokenizer, elements, models_of
 from gateway.core.families.costs import tool_costs, tool_tokens
@@ -231,12 +231,10 @@ class Estimator:
         """
         if not call.input_bytes and not call.blob_tokens:
             return NO_ESTIMATE
-        kept = call.learned = self._learned_of(call, organization_id, service_key)
+        kept = self._learned_of(call, organization_id, service_key)
         learned = kept or self._first(call.model)
-        call.output_bytes_per_token = learned.bytes_per_output_token
-        call.input_tokens_per_byte = learned.input_mean
-        if self._tokenizer is not None:
-            call.tokens_of = self._tokenizer(call.model)
+        tokens_of = None if self._tokenizer is None else self._tokenizer(call.model)
+        call.learned = Learned(learned.bytes_per_output_token, learned.input_mean, tokens_of, kept)
         blobs, choices = call.blob_tokens, call.choices
         used = math.ceil(call.input_bytes * learned.input_ratio.level) + blobs
         tokenizer = _tokenizer_of_all(call) if call.body and (binds or call.rare_bytes) else ""
@@ -289,7 +287,7 @@ class Estimator:
             return
         if usage.input <= call.blob_tokens and usage.output <= 0:
             return
-        learned = call.learned
+        learned = call.learned.entry
         if not isinstance(learned, _Learned):
             learned = self._learned_of(call, organization_id, service_key)
         if learned is None:
@@ -359,7 +357,7 @@ class Estimator:
 
     def speed(self, call: CallRequest) -> float:
         """Return the likely speed of one answer, in output tokens a second."""
-        learned = call.learned
+        learned = call.learned.entry
         return learned.speed if isinstance(learned, _Learned) else OUTPUT_PER_SECOND_FIRST
 
     def take_lessons(self) -> list[Lesson]:

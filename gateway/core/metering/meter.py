@@ -263,7 +263,7 @@ class Meter:
             each = call.output_ceiling or most
         self.output_most = min(each * call.choices, most)
         # From so many bytes on the text is probably longer than the maximum, and its words are counted.
-        self._dense_from, self.words = int(self.output_most * call.output_bytes_per_token), 0
+        self._dense_from, self.words = int(self.output_most * call.learned.output_bytes_per_token), 0
         self.reported = self.partial = self.uncounted = self.marked = self.final = False
         self.ended = self.last_word = self.failed = self.surplus = self.by_units = False
         self.unread = self.broke = False
@@ -272,7 +272,9 @@ class Meter:
         self.opening: bytes | None = None  # the first event, empty if it is long
         self.position = -1  # the open block, or the last sequence number
         # Pieces of several choices are interleaved, so they are no text together.
-        self.texts: list[str] | None = [] if call.tokens_of is not None and call.choices == 1 else None
+        self.texts: list[str] | None = (
+            [] if call.learned.tokens_of is not None and call.choices == 1 else None
+        )
 
     def feed(self, chunk: bytes) -> bytes:
         """Read the next bytes of the answer, and return those that may pass now.
@@ -393,7 +395,7 @@ class Meter:
 
     def counted(self) -> int:
         """Return the output tokens by the size of the text, at least one for each event with content."""
-        size = int(-(-self.seen_bytes // self.call.output_bytes_per_token))
+        size = int(-(-self.seen_bytes // self.call.learned.output_bytes_per_token))
         return min(max(self.content_events, size), self.output_most)
 
     def _running(self) -> int:
@@ -520,7 +522,7 @@ class Meter:
 
     def _produced_tokens(self) -> int:
         """Return the output tokens by the model's own tokenizer if it is known, else by `counted`."""
-        tokens_of = self.call.tokens_of
+        tokens_of = self.call.learned.tokens_of
         if self.texts and tokens_of is not None and self.whole_bytes <= self.text_bytes:
             return min(tokens_of("".join(self.texts)), self.output_most)
         return self.counted()

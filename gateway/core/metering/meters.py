@@ -353,7 +353,7 @@ class WholeMeter(Meter):
             return 0
         # A client that asked for a stream reads the answer while it comes.
         passed = self._kept_bytes if self.call.streamed else 0
-        produced = int(passed // self.call.output_bytes_per_token)
+        produced = int(passed // self.call.learned.output_bytes_per_token)
         return self.call.input_estimate + min(produced, self.output_most)
 
     def _judge(self, document: bytes) -> None:

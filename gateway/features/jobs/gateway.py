@@ -531,16 +531,9 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
             if caller.acts_for(head.attribution.user, one.user) != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
             use = UseRequest(
-                LINE,
-                "",
-                caller,
-                request.user,
-                head.attribution,
-                one,
-                route.service,
-                routed.upstream,
+                LINE, "", caller, request.user, head.attribution, one, route.service, routed.upstream,
                 routed.owned,
-            )
+            )  # fmt: skip
             with _naming(number):
                 own = await check_line(worker.admission, use, terms, models)
                 if own is not None:

@@ -268,7 +268,7 @@ def test_what_was_learned_makes_nothing_cheaper_than_first_values(tokens: tuple[
     after = call(output_max=0)
     assert estimator.hold(after, 1, "chat") == before
     assert after.input_estimate == first.input_estimate
-    assert after.output_bytes_per_token == first.output_bytes_per_token
+    assert after.learned[:2] == first.learned[:2]
     assert estimator.hold(call(), 1, "chat").need >= unstated == 100 + OUTPUT_TOKENS_FIRST
     for _ in range(300):
         estimator.learn(call("small"), 1, "chat", used(1, 1))
@@ -289,7 +289,7 @@ def test_text_per_token_is_learned_for_counting() -> None:
         estimator.learn(answered, 1, "chat", used(100, 100))
     asked = call()
     estimator.hold(asked, 1, "chat")
-    assert asked.output_bytes_per_token == pytest.approx(2.0, abs=0.1)
+    assert asked.learned.output_bytes_per_token == pytest.approx(2.0, abs=0.1)
 
 
 def test_input_that_nobody_reports_is_counted_by_the_mean_of_what_was() -> None:

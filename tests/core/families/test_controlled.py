@@ -397,7 +397,7 @@ def test_a_stream_without_use_is_charged_by_the_tokenizer() -> None:
 
 def test_a_model_nobody_can_tokenize_is_charged_by_what_was_learned() -> None:
     made = asked("claude-x")
-    assert made.tokens_of is None
+    assert made.learned.tokens_of is None
     assert input_tokens(made) == made.input_estimate
 
 

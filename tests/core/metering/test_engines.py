@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.calls.call import CallRequest
+from gateway.core.calls.call import CallRequest, Learned
 from gateway.core.calls.claims import read_call
 from gateway.core.calls.facts import aim_of
 from gateway.core.calls.routes import Route, UpstreamFacts
@@ -109,7 +109,7 @@ def test_choices_that_end_by_themselves_are_as_dense_as_the_model_s_answers_were
     """
     made = called("completions", {"model": "m", "prompt": ["x", "y"], "max_tokens": 20})
     made.take_aim(aim_of(made, (UpstreamFacts(choices="each"),)))
-    made.output_bytes_per_token = 2.0
+    made.learned = Learned(2.0)
     said = [{"index": at, "text": "a" * size, "finish_reason": "stop"} for at, size in enumerate((40, 12))]
     meter = make_meter(made, 200, JSON)
     meter.feed(json.dumps({"choices": said, "usage": {"prompt_tokens": 1, "completion_tokens": 4}}).encode())

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.calls.call import UsageBounds
+from gateway.core.calls.call import Learned, UsageBounds
 from gateway.core.metering.meter import SLIM_BYTES_MAX, TEXTS_MAX, Meter
 from gateway.core.metering.meters import make_meter
 from gateway.core.metering.stream import StreamMeter
@@ -158,7 +158,7 @@ def test_a_long_event_passes_unread_while_memory_is_short_and_counts_as_text() -
 
 def test_pieces_of_text_are_kept_as_one_before_long() -> None:
     asked = call("openai_chat")
-    asked.tokens_of = len
+    asked.learned = Learned(tokens_of=len)
     meter = make_meter(asked, 200, SSE, b"", UsageBounds())
     assert isinstance(meter, StreamMeter)
     for _ in range(3 * TEXTS_MAX):

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.call import CallRequest, Learned, UsageBounds
 from gateway.core.metering.meter import SLIM_BYTES_MAX
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import TokenUsage
@@ -270,7 +270,7 @@ def test_broken_compression_is_counted_by_size(broken: bytes) -> None:
 
 def test_counting_uses_what_was_learned_of_the_model() -> None:
     asked: CallRequest = call("openai_chat", streamed=False)
-    asked.output_bytes_per_token = 1.5
+    asked.learned = Learned(1.5)
     made = make_meter(asked, 200, JSON)
     made.feed(b'{"choices":[{"message":{"content":"123456"}}]}')
     made.finish()

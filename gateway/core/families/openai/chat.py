@@ -101,7 +101,7 @@ def _report_inside(meter: Meter, choices: list[dict[str, object]]) -> None:
         else:
             untold.append(choice)
     if meter.reported and untold:
-        counted = ceil(sum(map(content_bytes, untold)) / meter.call.output_bytes_per_token)
+        counted = ceil(sum(map(content_bytes, untold)) / meter.call.learned.output_bytes_per_token)
         output = max(meter.output, min(meter.output + counted, meter.output_most))
         read = ceil(meter.input / meter.call.first_part)
         meter.report(read, output, meter.cached, meter.reasoning, read + output, final=True)

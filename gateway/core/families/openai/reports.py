@@ -262,7 +262,7 @@ def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> N
         return numbers
     meter.marked = meter.detail.contradicted = True
     known = dict.fromkeys(at_most, stated) | {0: completion}
-    counted = _count_tokens(texts, known, stated, call.output_bytes_per_token)
+    counted = _count_tokens(texts, known, stated, call.learned.output_bytes_per_token)
     most = max(completion, stated * len(texts)) if stated else meter.bounds.usage_tokens_max
     output = min(max(completion, counted), most)
     return ceil(max(0, prompt) / call.first_part), output, cached, reasoning
