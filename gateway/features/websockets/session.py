@@ -600,7 +600,8 @@ class LiveSocket(WebSocket):
         """
         if answer.over:
             self._turning = False
-            if not answer.is_stream and self._may_go_on(answer):
+            passes_by = answer.status in _LATER and self.refuses_by_event and not self.is_closing()
+            if not answer.is_stream and self._asked and passes_by:
                 self._take_back()
                 self.go_on(WAITING)
             elif not answer.is_stream:
@@ -611,12 +612,6 @@ class LiveSocket(WebSocket):
                 error = msgspec.json.decode(answer.refused)["error"]
                 self._close(_REFUSED, "" if self.refuses_by_event else str(error.get("message", "")))
             self._loop.call_soon(self._flow)
-
-    def _may_go_on(self, answer: SocketAnswer) -> bool:
-        """Return whether a refusal concerns a message alone, which may be sent again later."""
-        return (
-            bool(self._asked) and self.refuses_by_event and not self.is_closing() and answer.status in _LATER
-        )
 
     def _say_end(self, event: CloseConnection) -> None:
         super()._say_end(event)

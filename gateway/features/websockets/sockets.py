@@ -456,14 +456,12 @@ def refusal_event(status: int, fields: list[tuple[bytes, bytes]], body: bytes) -
     if not isinstance(error, dict):
         message = body.decode("utf-8", "replace") or HTTPStatus(status).phrase
         error = {"message": message, "type": "server_error", "param": None, "code": None}
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields if _is_told(name)}
+    headers = {
+        name.decode("latin-1"): value.decode("latin-1") for name, value in fields if name.startswith(_TOLD)
+    }
     return msgspec.json.encode(
         {"type": "error", "status": status, "error": {**error, "headers": headers}}
     ).decode()
-
-
-def _is_told(name: bytes) -> bool:
-    return name.startswith(_TOLD)
 
 
 class SocketAnswer:

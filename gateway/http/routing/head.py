@@ -268,7 +268,9 @@ class HeadReader:
         """Return the head of a call with the fields of a request that was read before."""
         reading = ParsedHead(b"", b"", b"", "")
         self._sort([line for _, line in request.fields], reading)
-        return self._understand(self._router.route_read(request), reading)
+        call = self._understand(self._router.route_read(request), reading)
+        call.news = None  # no other socket has its key
+        return call
 
     def remember(self, call: CallHead) -> None:
         """Store those parts of a head in the cache that are new, after the credential was found valid."""

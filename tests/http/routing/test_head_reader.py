@@ -317,8 +317,9 @@ def test_opening_of_a_socket_is_read_again_as_the_head_of_a_posted_call() -> Non
         assert opened is not None
         request = replace(opened, method=b"POST", upgrades=False)
         posted = memory.read(post(b"", b"/v1/responses", fields).replace(b"content-length: 0\r\n", b""))
-        assert picture(memory.read_again(request)) == picture(posted)
-        assert posted.attribution.user == "ann"
+        turn = memory.read_again(request)
+        assert picture(turn) == picture(posted)
+        assert (turn.attribution.user, turn.news) == ("ann", None)  # no other socket has its key
 
 
 def test_refused_or_unproven_heads_are_not_cached() -> None:
