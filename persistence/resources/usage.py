@@ -112,7 +112,9 @@ def used(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
 def tags_since(connection: Connection, asked: UsageQuery) -> Mapping[str, str]:
     """Return since when calls have each tag of a query, in the organization that it filters by or in any."""
     since = func.jsonb_each_text(organization.c.tags_since).table_valued("key", "value", name="t")
-    of = select(since.c.key, func.min(since.c.value).label("since")).select_from(organization.join(since, true()))
+    of = select(since.c.key, func.min(since.c.value).label("since")).select_from(
+        organization.join(since, true())
+    )
     of = of.where(since.c.key.in_([tag_in(name) for name in asked.tags])).group_by(since.c.key)
     if "organization_id" in asked.filters:
         of = of.where(organization.c.id == asked.filters["organization_id"])

@@ -175,7 +175,8 @@ def test_each_value_of_tag_is_limited_by_itself_and_key_fixes_it(spender: Spende
     red = spender.budget(1, "requests", tags={"team": "red"})
     _, fixed = spender.another_key(tags={"feature": "search"})
     search, chat, of_red = (
-        json.dumps(one) for one in ({"feature": "search"}, {"feature": "chat"}, {"feature": "x", "team": "red"})
+        json.dumps(one)
+        for one in ({"feature": "search"}, {"feature": "chat"}, {"feature": "x", "team": "red"})
     )
     spender.known(each)
     spender.known(each, red, metadata=of_red)
@@ -188,8 +189,15 @@ def test_each_value_of_tag_is_limited_by_itself_and_key_fixes_it(spender: Spende
     assert spender.chat(metadata=of_red).status_code == 200
     assert reasons([spender.chat(metadata=of_red)]) == [USED_UP]
     wait_until(lambda: len(spender.accounts(each)) == 4)
-    assert {one["who"]: one["used"] for one in spender.accounts(each)} == {"search": 2, "chat": 1, "": 2, "x": 1}
-    rows = spender.stack.admin("GET", f"/usage?group_by=tag:feature&organization_id={spender.organization}")[1]
+    assert {one["who"]: one["used"] for one in spender.accounts(each)} == {
+        "search": 2,
+        "chat": 1,
+        "": 2,
+        "x": 1,
+    }
+    rows = spender.stack.admin("GET", f"/usage?group_by=tag:feature&organization_id={spender.organization}")[
+        1
+    ]
     assert {one["tag:feature"]: one["requests"] for one in rows["items"]} == {
         "search": 2, "chat": 1, None: 2, "x": 1,
     }  # fmt: skip
