@@ -1253,7 +1253,7 @@ CREATE TABLE budget (
     -- Of calls of tools alone: the tool's name, and that of its server.
     tool text CHECK (tool <> ''),
     server text CHECK (server <> ''),
-    -- All of which a call must have.
+    -- A call must have all of them.
     tags jsonb DEFAULT '{}' NOT NULL CHECK (jsonb_typeof(tags) = 'object'),
     CONSTRAINT budget_raised_check CHECK ((raised_to IS NULL) = (raised_until IS NULL))
 );

@@ -308,12 +308,12 @@ class Records:
         if self._screen.name != "budgets" or all(each.name != "each" for each in form.fields):
             return form
         named = {"organization_id": str(form.values.get("organization_id") or "")}
-        found, _ = await lists.find_names(self._desk, named, form_fields.REFERS)
-        owner = self._desk.ports.actor.organization_id or id_of((named | found)["organization_id"])
+        ids, _ = await lists.find_names(self._desk, named, form_fields.REFERS)
+        owner = self._desk.ports.actor.organization_id or id_of((named | ids)["organization_id"])
         tags = [] if owner is None else [TAG + name for name in await self._desk.tags(owner)]
         fields = [
-            replace(each, choices=(*each.choices, *tags)) if each.name == "each" else each
-            for each in form.fields
+            replace(field, choices=(*field.choices, *tags)) if field.name == "each" else field
+            for field in form.fields
         ]
         return replace(form, fields=fields)
 

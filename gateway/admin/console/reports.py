@@ -275,8 +275,8 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
     groups = ",".join(request.query.getall("group_by", [USUAL_GROUP])).split(",")
     groups = [each for each in groups if each not in {"", NO_GROUP}]
     asked = ReportQuery(sent, groups, datetime.now(UTC))
-    said = [name for name in (*asked.groups, *asked.filters) if tag_in(name)]
-    asked.tags = tuple(dict.fromkeys((*await _declared_tags(desk, asked), *said)))
+    stated = [name for name in (*asked.groups, *asked.filters) if tag_in(name)]
+    asked.tags = tuple(dict.fromkeys((*await _declared_tags(desk, asked), *stated)))
     typed = (asked.since, asked.until)
     found, facts = SpendSummary((), (), None), {}
     try:

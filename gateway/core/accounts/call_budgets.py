@@ -338,7 +338,9 @@ class BudgetCache:
 
 def _tags_in(budgets: Sequence[Budget]) -> tuple[str, ...]:
     """Return the names of tags on which one of `budgets` depends."""
-    names = {name for budget in budgets for name, _ in budget.tags} | {tag_in(one.each) for one in budgets}
+    names = {name for budget in budgets for name, _ in budget.tags} | {
+        tag_in(budget.each) for budget in budgets
+    }
     return tuple(sorted(names - {""}))
 
 

@@ -114,10 +114,10 @@ def _tags(row: Mapping[str, object]) -> str:
     """Return the dimensions of a charge besides accounts and resources, and its calls' tags, as JSON."""
     project = row["project"] or row["project_id"]
     tags = {"user": row["user"], "project": None if project is None else str(project), "model": row["model"]}
-    said = row["tags"]
-    assert isinstance(said, dict)
+    of_calls = row["tags"]
+    assert isinstance(of_calls, dict)
     known = {name: value for name, value in tags.items() if value is not None}
-    return json.dumps({**said, **known}, ensure_ascii=False)
+    return json.dumps({**of_calls, **known}, ensure_ascii=False)
 
 
 def _exact(amount: Decimal) -> str:

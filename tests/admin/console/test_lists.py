@@ -372,7 +372,7 @@ async def test_usage_report_offers_and_shows_tags_of_the_organization(
     assert (wrong.status, "is not a filter" in wrong.text) == (422, True)
 
 
-async def test_budget_form_offers_tags_and_its_sentence_names_them(
+async def test_budget_form_offers_tags_and_sentence_of_budget_names_tags(
     api: Api, admin: Person, made: dict[str, Any]
 ) -> None:
     own = made["search"]["organization_id"]
