@@ -92,7 +92,7 @@ class DirectoryPort(Protocol):
         """Return the HTTP status and maximum wait in this caller's refusals for a used-up amount."""
 
     def tags(self, caller: Caller, attribution: Attribution) -> Tags:
-        """Return the declared tags of a call with the attribution `attribution`, by the key and the caller."""
+        """Return the tags of a call that its organization declares, by its key and its `attribution`."""
 
     def pays_in(self, caller: Caller) -> str:
         """Return the currency that a caller's organization pays in."""

@@ -96,7 +96,8 @@ class AdmittedCall:
     """
 
     __slots__ = (
-        "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request", "_tags",
+        "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request",
+        "_tags",
         "attempt", "binds", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "head",
         "meter", "prices", "request_id", "room", "service", "upstream_id", "user", "worker",
     )  # fmt: skip

@@ -1187,8 +1187,8 @@ CREATE TABLE usage_tag (
 );
 CREATE INDEX usage_tag_start_idx ON usage_tag (start);
 
--- The models, projects and values of tags of an organization's day counted each by itself in its roll-ups: the first ones,
--- up to a maximum. Calls of others are added up under one name; the journal has the name of each.
+-- The models, projects and values of tags of an organization's day counted each by itself in its roll-ups: the
+-- first ones, up to a maximum. Calls of others are added up under one name; the journal has the name of each.
 CREATE TABLE usage_name (
     organization_id bigint NOT NULL,
     day date NOT NULL,

@@ -374,8 +374,8 @@ class UsageReportQuery(In):
     )
     interval: Literal["hour", "day", "month", "none"] = Field(default="none", description="In UTC.")
     group_by: Annotated[Text, AfterValidator(_groups)] | None = optional(
-        f"Some of {', '.join(GROUPS)} and {TAG}NAME, with commas between. A filter by a tag is {TAG}NAME=VALUE;"
-        " no value is none."
+        f"Some of {', '.join(GROUPS)} and {TAG}NAME, with commas between. A filter by a tag is"
+        f" {TAG}NAME=VALUE; no value is none."
     )
     organization_id: Id | None = None
     tenant_id: Id | None = None
@@ -394,7 +394,8 @@ class UsagePage(UsageReportQuery, PageQuery):
 class UsageItem(Out):
     """The sums of the calls of one group. Fields of groups that were not requested are left out.
 
-    The value of a tag is in the field `tag:NAME`: null for none, `other` beyond the number counted by name in a day.
+    The value of a tag is in the field `tag:NAME`: null for none, `other` beyond the number counted by name
+    in a day.
     """
 
     start: Instant

@@ -80,7 +80,8 @@ def too_many_by_tags(selectors: Mapping[str, Selector], key: Selector) -> Iterat
 
 def _names_met(selectors: Mapping[str, Selector], met: Collection[Selector]) -> str:
     names = ", ".join([name for name, other in selectors.items() if other in met][:NAMES_MAX])
-    return f"a call could then meet budgets of more than {BUDGET_ACCOUNTS_MAX} different selectors, with: {names}"
+    most = BUDGET_ACCOUNTS_MAX
+    return f"a call could then meet budgets of more than {most} different selectors, with: {names}"
 
 
 def _met_by_tags(others: Collection[Selector], new: Selector, fixed: Iterable[Tags]) -> frozenset[Selector]:
